@@ -1,0 +1,88 @@
+"""Single measurements, each with its answer checked first and every figure kept in the report."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.processes import BenchmarkError, pinned
+from benchmarks.report import Report, Run
+from benchmarks.sample import sample_for
+from benchmarks.servers import Launcher, Server
+from benchmarks.wrk import Figures, Load, Mode, run_wrk, wrk_command
+
+ORT_LOOP = Path(__file__).with_name("ort_loop.py")
+WARM_UP_SECONDS = 2
+
+
+@dataclass(frozen=True)
+class Bench:
+    launcher: Launcher
+    report: Report
+    mlp: Path
+    slow: Path
+    seconds: int
+    pairs_wanted: int | None
+
+    def pairs(self, default: int) -> int:
+        return self.pairs_wanted or default
+
+    def load(self, connections: int, model: Path, mode: Mode = "same") -> Load:
+        return Load(connections, self.seconds, sample_for(model, with_id=mode == "unique"), mode)
+
+    def measure(self, scenario: str, subject: str, what: str, server: Server, load: Load) -> Run:
+        server.child.wait_until_idle()
+        if load.sample is not None:
+            load.sample.check_answer(server.port)
+        command = self._wrk_command(server, load)
+        return self._keep(Run(scenario, subject, what, run_wrk(command, load), command, server.child.command))
+
+    def measure_bare(self, scenario: str, what: str, model: Path, load: Load) -> Run:
+        """In a fresh process: the server that the yardstick is modelled on hangs once clients have left it."""
+        with self.launcher.bare(model) as server:
+            return self.measure(scenario, "bare", what, server, load)
+
+    def measure_ort_loop(self, scenario: str, what: str, model: Path) -> Run:
+        command = [sys.executable, str(ORT_LOOP), str(model), "--seconds", str(self.seconds)]
+        command = pinned(self.launcher.cores.server, command)
+        child = self.launcher.children.start("ort_loop", command)
+        try:
+            status = child.process.wait()
+        finally:
+            self.launcher.children.stop(child)
+        if status != 0:
+            raise BenchmarkError(f"the ONNX Runtime loop failed: {child.log_tail()}")
+        figures = Figures(**json.loads(child.log_tail().splitlines()[-1]))
+        return self._keep(Run(scenario, "ORT loop", what, figures, command))
+
+    def warm_up(self, server: Server, load: Load) -> None:
+        """An unmeasured run for a server that is kept over several: it may still be tuning itself."""
+        if load.sample is not None:
+            load.sample.check_answer(server.port)
+        short = replace(load, seconds=min(self.seconds, WARM_UP_SECONDS))
+        run_wrk(self._wrk_command(server, short), short)
+
+    def beside_idle(self, dlproxy: Server, measure: Callable[[], Run]) -> Run:
+        """Measures another subject and notes how much of the core an idle dlproxy took from it meanwhile."""
+        dlproxy.child.wait_until_idle()
+        before = dlproxy.child.cpu_seconds()
+        run = measure()
+        after = dlproxy.child.cpu_seconds()
+        if before is not None and after is not None:
+            run.idle_dlproxy_cpu_share = (after - before) / run.figures.seconds
+        return run
+
+    def _wrk_command(self, server: Server, load: Load) -> list[str]:
+        path = "/" if load.sample is None else load.sample.path
+        return wrk_command(server.url(path), load, self.launcher.cores, self.launcher.work_directory)
+
+    def _keep(self, run: Run) -> Run:
+        self.report.runs.append(run)
+        figures = run.figures
+        print(
+            f"{run.scenario}  {run.subject}: {run.what}: {figures.requests_per_s:,.1f}/s, "
+            f"p50 {figures.p50_ms:.3f} ms, p99 {figures.p99_ms:.3f} ms",
+            flush=True,
+        )
+        return run

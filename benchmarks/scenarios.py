@@ -1,0 +1,123 @@
+"""The comparisons A to G: the two subjects of each take turns, so that a noisy machine disturbs both alike."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from benchmarks.bench import Bench
+from benchmarks.processes import BenchmarkError
+from benchmarks.report import Goal, Run
+from benchmarks.sample import sample_for
+from benchmarks.servers import find_nginx
+from benchmarks.wrk import Load
+
+DIGITS = Path(__file__).parent.parent / "src" / "dlproxy" / "lab" / "digits" / "digits.onnx"
+BUSY_CONNECTIONS = 64
+MANY_CONNECTIONS = 256
+SLOW_CONNECTIONS = 8
+LAUNCHES = 5
+SERVED_SECONDS = 1
+
+
+def _pairs_with_bare(bench: Bench, scenario: str, what: str, load: Load, pairs: int) -> Iterator[tuple[Run, Run]]:
+    with bench.launcher.dlproxy({"mlp": bench.mlp}) as proxy:
+        bench.warm_up(proxy, load)
+        for _ in range(bench.pairs(pairs)):
+            ours = bench.measure(scenario, "dlproxy", what, proxy, load)
+            bare = bench.beside_idle(proxy, lambda: bench.measure_bare(scenario, what, bench.mlp, load))
+            yield ours, bare
+
+
+def busy(bench: Bench) -> None:
+    what = f"mlp, {BUSY_CONNECTIONS} connections"
+    load = bench.load(BUSY_CONNECTIONS, bench.mlp)
+    for ours, bare in _pairs_with_bare(bench, "A", what, load, pairs=5):
+        rate = ours.figures.requests_per_s / bare.figures.requests_per_s
+        bench.report.add_ratio("A", f"{what}: dlproxy / bare", rate, Goal(0.6, at_least=True, aim=0.72))
+        tail = ours.figures.p99_ms / ours.figures.p50_ms
+        bench.report.add_ratio("A", f"{what}: dlproxy p99 / p50", tail, Goal(5, at_least=False))
+
+
+def many_connections(bench: Bench) -> None:
+    few, many = bench.load(BUSY_CONNECTIONS, bench.mlp), bench.load(MANY_CONNECTIONS, bench.mlp)
+    with bench.launcher.dlproxy({"mlp": bench.mlp}) as proxy:
+        bench.warm_up(proxy, many)
+        for _ in range(bench.pairs(3)):
+            at_few = bench.measure("B", "dlproxy", f"mlp, {few.connections} connections", proxy, few)
+            at_many = bench.measure("B", "dlproxy", f"mlp, {many.connections} connections", proxy, many)
+            kept = at_many.figures.requests_per_s / at_few.figures.requests_per_s
+            what = f"mlp: dlproxy at {many.connections} / at {few.connections} connections"
+            bench.report.add_ratio("B", what, kept, Goal(0.9, at_least=True))
+
+
+def one_connection(bench: Bench) -> None:
+    what = "mlp, one connection"
+    for ours, bare in _pairs_with_bare(bench, "C", what, bench.load(1, bench.mlp), pairs=5):
+        slower = ours.figures.p50_ms / bare.figures.p50_ms
+        bench.report.add_ratio("C", f"{what}: p50 dlproxy / bare", slower, Goal(1.15, at_least=False))
+
+
+def slow_model(bench: Bench) -> None:
+    what = f"slow, {SLOW_CONNECTIONS} connections"
+    load = bench.load(SLOW_CONNECTIONS, bench.slow, "steady")
+    with bench.launcher.dlproxy({"slow": bench.slow}) as proxy:
+        bench.warm_up(proxy, load)
+        for _ in range(bench.pairs(3)):
+            ours = bench.measure("D", "dlproxy", what, proxy, load)
+            loop = bench.beside_idle(proxy, lambda: bench.measure_ort_loop("D", "slow", bench.slow))
+            used = ours.figures.requests_per_s / loop.figures.requests_per_s
+            bench.report.add_ratio("D", f"{what}: dlproxy / ORT loop", used, Goal(0.97, at_least=True))
+
+
+def unique_requests(bench: Bench) -> None:
+    what = f"mlp, unique ids and tensors, {BUSY_CONNECTIONS} connections"
+    load = bench.load(BUSY_CONNECTIONS, bench.mlp, "unique")
+    for ours, bare in _pairs_with_bare(bench, "E", what, load, pairs=3):
+        rate = ours.figures.requests_per_s / bare.figures.requests_per_s
+        bench.report.add_ratio("E", "mlp, unique ids and tensors: dlproxy / bare", rate)
+
+
+def other_ceilings(bench: Bench) -> None:
+    bench.measure_ort_loop("F", "mlp, one item at a time", bench.mlp)
+    if find_nginx() is None:
+        bench.report.notes.append("F  nginx: not installed")
+        return
+    load = bench.load(BUSY_CONNECTIONS, bench.mlp)
+    get = Load(BUSY_CONNECTIONS, bench.seconds)
+    with bench.launcher.dlproxy({"mlp": bench.mlp}) as proxy:
+        bench.warm_up(proxy, load)
+        with bench.launcher.nginx(sample_for(bench.mlp).check_answer(proxy.port)) as nginx:
+            for _ in range(bench.pairs(3)):
+                ours = bench.measure("F", "dlproxy", f"mlp, {load.connections} connections", proxy, load)
+                static = bench.beside_idle(
+                    proxy,
+                    lambda: bench.measure("F", "nginx", f"equal reply, {get.connections} connections", nginx, get),
+                )
+                share = ours.figures.requests_per_s / static.figures.requests_per_s
+                bench.report.add_ratio("F", "mlp: dlproxy / nginx static", share)
+
+
+def footprint(bench: Bench) -> None:
+    if not DIGITS.exists():
+        raise BenchmarkError(f"the digits model is missing: {DIGITS}")
+    load = Load(BUSY_CONNECTIONS, SERVED_SECONDS, sample_for(DIGITS))
+    for _ in range(bench.pairs(LAUNCHES)):
+        with bench.launcher.dlproxy({"digits": DIGITS}) as proxy:
+            what = "digits: dlproxy, launch to ready"
+            bench.report.add_ratio("G", what, proxy.seconds_to_ready, Goal(1.5, at_least=False), "s")
+            bench.warm_up(proxy, load)  # memory counts once it has served, not when it has only started
+            resident = proxy.child.resident_megabytes()
+            if resident is None:
+                raise BenchmarkError("resident memory needs /proc")
+            what = "digits: dlproxy, resident memory after serving"
+            bench.report.add_ratio("G", what, resident, Goal(130, at_least=False), "MB")
+
+
+SCENARIOS: Mapping[str, Callable[[Bench], None]] = {
+    "A": busy,
+    "B": many_connections,
+    "C": one_connection,
+    "D": slow_model,
+    "E": unique_requests,
+    "F": other_ceilings,
+    "G": footprint,
+}

@@ -1,0 +1,26 @@
+"""dlproxy: a self-tuning inference proxy. The public names are loaded on first use, so that `import dlproxy` stays fast."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Failure", "FailureKind", "InferenceError", "Model", "Proxy", "__version__"]
+
+if TYPE_CHECKING:
+    from dlproxy.message import Failure, FailureKind, InferenceError
+    from dlproxy.serve.proxy import Model, Proxy
+
+_HOME = {
+    "Failure": "dlproxy.message",
+    "FailureKind": "dlproxy.message",
+    "InferenceError": "dlproxy.message",
+    "Model": "dlproxy.serve.proxy",
+    "Proxy": "dlproxy.serve.proxy",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dlproxy' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

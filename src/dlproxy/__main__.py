@@ -1,0 +1,5 @@
+"""`python -m dlproxy` is `dlproxy`."""
+
+from dlproxy.cli import main
+
+raise SystemExit(main())

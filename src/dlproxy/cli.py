@@ -1,0 +1,159 @@
+"""The command line: `dlproxy serve | demo`. Parses, calls, prints; every other part of dlproxy is imported when needed.
+
+Exit codes: 0 done, 2 the user can mend it (message on stderr, no traceback), 130 interrupted.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dlproxy import __version__
+
+if TYPE_CHECKING:
+    from dlproxy.config import Config
+    from dlproxy.message import TensorSpec
+    from dlproxy.serve.assemble import LoadedModel
+    from dlproxy.serve.server import Server
+
+OK, USER_ERROR, INTERRUPTED = 0, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        code: int = args.command(args)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dlproxy", description="A self-tuning inference proxy for deep-learning models.")
+    parser.add_argument("--version", action="version", version=f"dlproxy {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve models over HTTP", description="Serve ONNX models over HTTP.")
+    serve.add_argument("models", nargs="*", metavar="MODEL", help="path of an .onnx file, or NAME=PATH")
+    serve.add_argument("--config", type=Path, metavar="FILE", help="a dlproxy.toml; the options below override it")
+    serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    serve.add_argument("--http-port", type=int, metavar="PORT", help="inference port (default 8000, 0: any)")
+    serve.add_argument("--control-port", type=int, metavar="PORT", help="metrics and health port (default 8002, 0: any)")
+    serve.add_argument("--slo", metavar="p99=20ms", help="latency objective of the models given here")
+    serve.add_argument("--event-log", metavar="FOLDER", help="record every lane event and command, to replay")
+    serve.set_defaults(command=_serve)
+
+    demo = commands.add_parser("demo", help="serve handwritten digits and classify real ones")
+    demo.add_argument("--seconds", type=float, default=10.0, help="length of the load (default 10)")
+    demo.add_argument("--concurrency", type=int, default=64, help="clients at a time (default 64)")
+    demo.add_argument("--exit", action="store_true", help="end after the load instead of serving on")
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def _serve(args: argparse.Namespace) -> int:
+    import asyncio
+
+    from dlproxy.config import ConfigError
+    from dlproxy.instance.runtime import ModelError
+    from dlproxy.serve.server import PortError, Server
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        config = _config(args)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(Server(config).run(_report))
+    except (ConfigError, ModelError, PortError) as error:
+        _say(f"dlproxy: {error}", sys.stderr)
+        return USER_ERROR
+    return OK
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from dlproxy.lab.demo import run
+
+    return run(seconds=args.seconds, concurrency=args.concurrency, keep_serving=not args.exit)
+
+
+def _config(args: argparse.Namespace) -> "Config":
+    """The file's configuration with the command line's on top. Raises ConfigError."""
+    import msgspec
+
+    from dlproxy.config import Config, ConfigError, ModelConfig, ServerConfig, load, parse_slo
+
+    config = load(args.config) if args.config else Config()
+    given = {
+        name: value for name in ("host", "http_port", "control_port", "event_log") if (value := getattr(args, name)) is not None
+    }
+    try:
+        server = msgspec.convert({**msgspec.to_builtins(config.server), **given}, ServerConfig)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        raise ConfigError(f"--{where.strip('`').replace('_', '-')}: {what[0].lower()}{what[1:]}") from None
+    parse_slo(args.slo or "")
+    models = dict(config.models)
+    for argument in args.models:
+        name, _, path = argument.rpartition("=")
+        name = name or Path(path).stem
+        if name in models:
+            raise ConfigError(f"two models are named '{name}'; give them names: NAME=PATH")
+        models[name] = ModelConfig(path=path, slo=args.slo or "")
+    if not models:
+        raise ConfigError("no model given; try: dlproxy serve MODEL.onnx")
+    for name in models:
+        if not name or not all(char.isalnum() or char in "-_." for char in name):
+            raise ConfigError(f"{name!r} cannot be a model's name: use letters, digits, '-', '_' and '.'")
+    return msgspec.structs.replace(config, server=server, models=models)
+
+
+def _loop_factory() -> "type | None":
+    try:
+        import uvloop
+    except ImportError:  # uvloop does not exist for Windows
+        return None
+    factory: type = uvloop.Loop
+    return factory
+
+
+def _report(server: "Server") -> None:
+    """What was inferred about each model, and where to send requests."""
+    for model in server.models:
+        for line in _describe(model):
+            _say(line)
+    host = server.host
+    _say(f"inference  http://{host}:{server.http_port}/v2   (plain JSON: POST /predict/MODEL)")
+    _say(f"metrics    http://{host}:{server.control_port}/metrics")
+    _say("ready; Ctrl-C stops")
+
+
+def _describe(model: "LoadedModel") -> list[str]:
+    served, calibration = model.served, model.calibration
+    where = "inline on the event loop" if model.inline else f"on {model.instances} thread{'s' * (model.instances > 1)}"
+    single = "unknown" if calibration.single_s is None else f"{calibration.single_s * 1e3:.3g} ms"
+    batching = f"up to {model.lane.batching.limit} rows a batch" if served.signature.batched else "one request at a time"
+    lines = [
+        f"model {served.name} version {served.version}",
+        f"  takes    {', '.join(map(_show, served.signature.inputs))}",
+        f"  gives    {', '.join(map(_show, served.signature.outputs))}",
+        f"  runs     {where}, {model.threads} ONNX Runtime thread{'s' * (model.threads > 1)}, {single} a row, {batching}",
+    ]
+    if served.slo_s is not None:
+        lines.append(f"  aims at  p99 = {served.slo_s * 1e3:g} ms")
+        if calibration.single_s is not None and calibration.single_s > served.slo_s:
+            lines.append(f"  warning  one row alone takes {single}: this objective cannot be met")
+    if calibration.warning:
+        lines.append(f"  warning  {calibration.warning}")
+    return lines
+
+
+def _show(spec: "TensorSpec") -> str:
+    return f"{spec.name} {spec.dtype.value} [{','.join('N' if size < 0 else str(size) for size in spec.shape)}]"
+
+
+def _say(text: str, stream: "object | None" = None) -> None:
+    target = sys.stdout if stream is None else sys.stderr
+    target.write(text + "\n")
+    target.flush()

@@ -1,0 +1,163 @@
+"""Every knob once: name, type, range, default and what it does. TOML, the command line and docs/reference come from here.
+
+Called by cli.py and serve/. Not aware of: what reads the values.
+"""
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+_SLO = re.compile(r"\s*p99\s*=\s*([0-9.]+)\s*(us|ms|s)\s*")
+_UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the message says where, what is wrong and what would be right."""
+
+
+def _knob(description: str, **limits: Any) -> Meta:
+    return Meta(description=description, **limits)
+
+
+class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[server]: where dlproxy listens and how it starts and stops."""
+
+    host: Annotated[str, _knob("address to listen on; 0.0.0.0 for every interface")] = "127.0.0.1"
+    http_port: Annotated[int, _knob("port for inference; 0 picks a free one", ge=0, le=65535)] = 8000
+    control_port: Annotated[int, _knob("port for metrics and health; 0 picks a free one", ge=0, le=65535)] = 8002
+    server_timing: Annotated[bool, _knob("tell each client queue, batch and compute time in a Server-Timing header")] = True
+    drain_s: Annotated[float, _knob("seconds that requests under way get to finish after SIGTERM", ge=0, le=3600)] = 30.0
+    event_log: Annotated[str, _knob("record every lane event and command in this folder, to replay; empty: off")] = ""
+
+
+class HttpLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[http]: what one client may ask of the server."""
+
+    max_header_bytes: Annotated[int, _knob("names and values of a request's header fields, in bytes", ge=1024)] = 32 * 1024
+    max_headers: Annotated[int, _knob("header fields of a request", ge=8)] = 100
+    max_body_bytes: Annotated[int, _knob("body of a request, in bytes (Triton's default)", ge=1)] = 64 * 1024 * 1024
+    max_connections: Annotated[int, _knob("connections at a time; one more is answered 503", ge=1)] = 4096
+    max_pipelined: Annotated[int, _knob("requests of one connection that are worked on at a time", ge=1)] = 32
+    header_timeout_s: Annotated[float, _knob("seconds within which a begun header must be complete", gt=0)] = 10.0
+    body_timeout_s: Annotated[float, _knob("seconds for a body, on top of its size / min_body_bytes_per_s", gt=0)] = 30.0
+    min_body_bytes_per_s: Annotated[int, _knob("the slowest upload that is waited for", ge=1)] = 16 * 1024
+    idle_timeout_s: Annotated[float, _knob("seconds after which a silent connection is closed (nginx's default)", gt=0)] = 75.0
+    write_timeout_s: Annotated[float, _knob("seconds that a client may leave a reply unread", gt=0)] = 30.0
+
+
+class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[models.NAME]: one model."""
+
+    path: Annotated[str, _knob("the .onnx file; relative paths start at the configuration file's folder")]
+    version: Annotated[str, _knob("the version that clients see", pattern="^[0-9]+$")] = "1"
+    slo: Annotated[str, _knob('latency objective such as "p99=20ms"; empty: none declared, p99 = 5 x L(1) is aimed at')] = ""
+    max_batch: Annotated[int, _knob("rows that no batch and no request exceeds", ge=1, le=65536)] = 256
+    max_queue_rows: Annotated[int, _knob("rows that may wait; more are answered 503", ge=1)] = 8192
+    max_wait_s: Annotated[float, _knob("seconds that a batch may wait to fill while an instance idles", ge=0, le=60)] = 0.0
+    instances: Annotated[int, _knob("copies of the model that run side by side", ge=1, le=256)] = 1
+    threads: Annotated[int, _knob("ONNX Runtime threads per instance; 0: measured at load", ge=0, le=1024)] = 0
+    run: Annotated[
+        Literal["auto", "inline", "thread"],
+        _knob("where batches run: on the event loop, on a thread, or whichever the warm-up finds better"),
+    ] = "auto"
+
+    @property
+    def slo_s(self) -> float | None:
+        """The objective in seconds."""
+        return parse_slo(self.slo)
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of dlproxy.toml."""
+
+    server: ServerConfig = ServerConfig()
+    http: HttpLimits = HttpLimits()
+    models: dict[str, ModelConfig] = {}
+
+
+def parse_slo(text: str) -> float | None:
+    """Seconds of an objective like "p99=20ms"; None for the empty text. Raises ConfigError."""
+    if not text.strip():
+        return None
+    match = _SLO.fullmatch(text)
+    try:
+        seconds = float(match[1]) * _UNIT_S[match[2]] if match else 0.0
+    except ValueError:
+        seconds = 0.0
+    if seconds <= 0.0:
+        raise ConfigError(f"slo {text!r} is not understood; write it like p99=20ms (us, ms or s)")
+    return seconds
+
+
+def load(path: Path) -> Config:
+    """Read a TOML file. Raises ConfigError naming the line and, for an unknown key, the nearest known one."""
+    try:
+        text = path.read_text("utf-8")
+        data = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    try:
+        config = msgspec.convert(data, Config)
+        for model in config.models.values():
+            parse_slo(model.slo)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_located(path, text, data, str(error))) from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}{_line(text, ['slo'])}: {error}") from None
+    folder = path.parent
+    models = {name: msgspec.structs.replace(model, path=str(folder / model.path)) for name, model in config.models.items()}
+    return msgspec.structs.replace(config, models=models)
+
+
+def _located(path: Path, text: str, data: dict[str, Any], message: str) -> str:
+    """Turn msgspec's JSON path (`$.server.port`) into a line of the file and a suggestion."""
+    what, _, where = message.partition(" - at ")
+    keys = [part for part in where.strip("`$").replace("[...]", ".*").split(".") if part]
+    if keys[:2] == ["models", "*"]:
+        keys[1] = _faulty_model(data)
+    unknown = re.search(r"unknown field `(.+)`", what)
+    if unknown is None:
+        return f"{path}{_line(text, keys)}: {'.'.join(keys)}: {what[0].lower()}{what[1:]}"
+    known = _known_fields(keys)
+    near = difflib.get_close_matches(unknown[1], known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+    section = f" in [{'.'.join(keys)}]" if keys else ""
+    return f"{path}{_line(text, [*keys, unknown[1]])}: unknown key '{unknown[1]}'{section}; {hint}"
+
+
+def _faulty_model(data: dict[str, Any]) -> str:
+    """msgspec does not say which entry of a dict it means: check the models one by one."""
+    for name, model in data["models"].items():
+        try:
+            msgspec.convert(model, ModelConfig)
+        except msgspec.ValidationError:
+            return str(name)
+    return "*"
+
+
+def _known_fields(keys: list[str]) -> tuple[str, ...]:
+    sections: dict[str, type[Struct]] = {"server": ServerConfig, "http": HttpLimits, "models": ModelConfig}
+    return sections[keys[0]].__struct_fields__ if keys else Config.__struct_fields__
+
+
+def _line(text: str, keys: list[str]) -> str:
+    """ ":LINE" of a key in TOML text, as far as it can be found; the last key wins over its section."""
+    found, section = 0, ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        header = re.match(r"\s*\[\s*(.+?)\s*\]", line)
+        if header:
+            section = header[1].replace('"', "")
+            if section == ".".join(keys):
+                return f":{number}"
+        elif keys and re.match(rf'\s*"?{re.escape(keys[-1])}"?\s*=', line):
+            if section == ".".join(keys[:-1]):
+                return f":{number}"
+            found = found or number
+    return f":{found}" if found else ""

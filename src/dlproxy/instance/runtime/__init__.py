@@ -1,0 +1,26 @@
+"""How a batch runs: one file per framework. A runtime is synchronous and used by one batch at a time.
+
+Called by instance/batch.py. Not aware of: threads, batches, requests.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlproxy.message import Signature
+
+
+class ModelError(Exception):
+    """A model that cannot be loaded; the message says which file, what is wrong with it and what would be right."""
+
+
+class Runtime(Protocol):
+    """A loaded model."""
+
+    signature: Signature
+
+    def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        """Compute. Inputs and outputs in signature order; may raise anything, which fails this batch only."""
+        ...

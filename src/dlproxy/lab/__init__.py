@@ -1,0 +1,1 @@
+"""Experiments: they use the server, the server never imports them."""

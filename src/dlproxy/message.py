@@ -1,0 +1,151 @@
+"""The vocabulary that every part of dlproxy speaks: tensors, requests, tickets, responses, failures.
+
+Hot-path messages are msgspec Structs: built in C, about three times faster than a slotted dataclass.
+Not aware of: wire formats, runtimes, policies.
+"""
+
+from collections.abc import Sequence
+from enum import Enum
+from math import inf, prod
+from typing import Any
+
+from msgspec import Struct
+
+
+class DType(Enum):
+    """An element type by its Open Inference Protocol name; `itemsize` is bytes per element, 0 for BYTES (it varies)."""
+
+    BOOL = "BOOL"
+    UINT8 = "UINT8"
+    UINT16 = "UINT16"
+    UINT32 = "UINT32"
+    UINT64 = "UINT64"
+    INT8 = "INT8"
+    INT16 = "INT16"
+    INT32 = "INT32"
+    INT64 = "INT64"
+    FP16 = "FP16"
+    BF16 = "BF16"
+    FP32 = "FP32"
+    FP64 = "FP64"
+    BYTES = "BYTES"
+
+    itemsize: int
+
+    def __init__(self, code: str) -> None:
+        bits = "".join(filter(str.isdigit, code))
+        self.itemsize = 1 if code == "BOOL" else int(bits or 0) // 8
+
+
+class Tensor(Struct):
+    """Elements in C order, little-endian, as a zero-copy view. BYTES elements are each a u32 length and that many bytes."""
+
+    name: str
+    dtype: DType
+    shape: Sequence[int]
+    data: memoryview | bytes
+
+
+class TensorSpec(Struct, frozen=True):
+    """One input or output as a model declares it. -1 in `shape` stands for any size; axis 0 is the batch axis if batched."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+
+class Signature(Struct, frozen=True):
+    """What a loaded model takes and gives.
+
+    `batched`: axis 0 of every tensor counts independent rows and may be any size. `utf8`: BYTES elements must be UTF-8.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batched: bool
+    platform: str
+    utf8: bool = False
+
+
+class Ticket(Struct, eq=False):
+    """All that a policy may see of a request: no tensors, so traces and simulators can make tickets.
+
+    Tickets with equal `shape_key` may share a batch. `deadline_at` is +inf when the request has no deadline.
+    """
+
+    id: int
+    arrived_at: float
+    deadline_at: float = inf
+    rows: int = 1
+    priority: int = 0
+    tenant: str = ""
+    shape_key: tuple[int, ...] = ()
+    fingerprint: bytes | None = None
+
+
+class Request(Struct, eq=False):
+    """A checked request: `inputs` stand in the order of the model's signature, `outputs` index the wanted outputs."""
+
+    ticket: Ticket
+    model: str
+    inputs: list[Tensor]
+    outputs: Sequence[int]
+    id: str = ""
+    params: dict[str, Any] = {}
+
+
+class Timing(Struct):
+    """Where a request's time went, in seconds: waiting in the lane, gathering and splitting its batch, the model itself."""
+
+    queue_s: float
+    batch_s: float
+    compute_s: float
+
+
+class Response(Struct, eq=False):
+    """The answer to one request; `outputs` in the order that the request named."""
+
+    id: str
+    model: str
+    version: str
+    outputs: list[Tensor]
+    timing: Timing
+
+
+class FailureKind(Enum):
+    """Why a request got no answer; each protocol's codec maps these to its own status codes."""
+
+    INVALID_ARGUMENT = "invalid_argument"
+    NOT_FOUND = "not_found"
+    QUEUE_FULL = "queue_full"
+    DEADLINE = "deadline"
+    UNAVAILABLE = "unavailable"
+    MODEL_FAILED = "model_failed"
+    CANCELLED = "cancelled"
+    UNSUPPORTED = "unsupported"
+
+
+class Failure(Struct, frozen=True):
+    """What went wrong, in words for the client; `retry_after_s` when trying again later may help."""
+
+    kind: FailureKind
+    message: str
+    retry_after_s: float | None = None
+
+
+class InferenceError(Exception):
+    """Raised towards callers of the Python API and by codecs; carries one Failure."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def invalid(message: str) -> InferenceError:
+    """The error for a request that can never succeed as it is."""
+    return InferenceError(Failure(FailureKind.INVALID_ARGUMENT, message))
+
+
+def element_count(shape: Sequence[int]) -> int:
+    """Number of elements of a tensor of this shape (1 for a scalar)."""
+    return prod(shape)

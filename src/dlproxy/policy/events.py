@@ -1,0 +1,88 @@
+"""What happens to a lane (events) and what it wants done (commands): plain data, so that a log of them replays.
+
+Written by serve/driver.py and lab/simulate, answered by policy/lane.py, stored by telemetry/event_log.py.
+"""
+
+from msgspec import Struct
+
+from dlproxy.message import Failure, Ticket
+from dlproxy.policy.knobs import LaneKnobs
+
+
+class Arrived(Struct, tag="arrived"):
+    """Requests that came in one turn of the event loop, oldest first."""
+
+    tickets: list[Ticket]
+
+
+class Cancelled(Struct, tag="cancelled"):
+    """The client of this ticket has gone."""
+
+    ticket_id: int
+
+
+class BatchDone(Struct, tag="batch_done"):
+    """An instance finished a batch in `service_s` seconds; `error` says why it has no answers."""
+
+    batch_id: int
+    service_s: float
+    error: str | None = None
+
+
+class InstanceUp(Struct, tag="instance_up"):
+    """An instance is ready and takes up to `capacity` batches at a time."""
+
+    instance: str
+    capacity: int = 1
+
+
+class InstanceLost(Struct, tag="instance_lost"):
+    """An instance is gone, with whatever it was running."""
+
+    instance: str
+    reason: str
+
+
+class TimerFired(Struct, tag="timer"):
+    """The time that the last WakeAt named has come."""
+
+
+class KnobsChanged(Struct, tag="knobs"):
+    """New values for the lane's knobs; they hold from now on, for queued requests too."""
+
+    knobs: LaneKnobs
+
+
+Event = Arrived | Cancelled | BatchDone | InstanceUp | InstanceLost | TimerFired | KnobsChanged
+
+
+class Dispatch(Struct, tag="dispatch"):
+    """Run these tickets as one batch on this instance; answer with BatchDone (or InstanceLost)."""
+
+    batch_id: int
+    instance: str
+    tickets: list[Ticket]
+    reason: str
+
+
+class Complete(Struct, tag="complete"):
+    """Send these tickets of a finished batch their answers."""
+
+    batch_id: int
+    tickets: list[Ticket]
+
+
+class Reject(Struct, tag="reject"):
+    """Send this ticket a failure."""
+
+    ticket: Ticket
+    failure: Failure
+
+
+class WakeAt(Struct, tag="wake_at"):
+    """Send TimerFired at this time; it replaces an earlier WakeAt."""
+
+    at: float
+
+
+Command = Dispatch | Complete | Reject | WakeAt

@@ -1,0 +1,221 @@
+"""Runs one Lane on the event loop: turns requests into events, carries out the commands. One driver per model.
+
+Called by wire/ (through Service) and serve/proxy.py. Not aware of: wire formats, which kinds of instances there are.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from math import ceil
+
+from msgspec import Struct
+
+from dlproxy.instance import Instance
+from dlproxy.instance.batch import BatchResult, Cutter
+from dlproxy.message import Request, Response, Signature, Timing
+from dlproxy.policy.events import (
+    Arrived,
+    BatchDone,
+    Cancelled,
+    Command,
+    Complete,
+    Dispatch,
+    Event,
+    InstanceLost,
+    InstanceUp,
+    KnobsChanged,
+    Reject,
+    TimerFired,
+    WakeAt,
+)
+from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.service import ReplyTo
+from dlproxy.telemetry.stats import ModelStats
+
+log = logging.getLogger(__name__)
+
+
+class _Flight(Struct):
+    """A batch that runs: its requests in gathering order, and its result once there is one."""
+
+    requests: list[Request]
+    dispatched_at: float
+    result: BatchResult | None = None
+
+
+class Driver:
+    """A Service for one model. Everything happens on one event loop, so there are no locks.
+
+    Requests that arrive in one turn of the loop reach the lane as one event: that is how batches form when the model is
+    so quick that no queue does. `lane_on` is Lane.on, or a recorder around it.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        version: str,
+        signature: Signature,
+        lane_on: Callable[[Event, float], list[Command]],
+        stats: ModelStats,
+        clock: Callable[[], float],
+    ) -> None:
+        self._model = model
+        self._version = version
+        self._signature = signature
+        self._lane_on = lane_on
+        self._stats = stats
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._instances: dict[str, Instance] = {}
+        self._inbox: list[Request] = []
+        self._waiting: dict[int, tuple[Request, ReplyTo]] = {}
+        self._flights: dict[int, _Flight] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._finishing = False
+        self._idle: asyncio.Event | None = None  # set when nothing is unanswered, if somebody waits for that
+        self._carry_out: dict[type, Callable[..., None]] = {
+            Dispatch: self._dispatch,
+            Complete: self._complete,
+            Reject: self._reject,
+            WakeAt: self._wake_at,
+        }
+
+    # Service
+
+    def submit(self, request: Request, reply: ReplyTo) -> None:
+        self._waiting[request.ticket.id] = (request, reply)
+        if not self._inbox:
+            self._loop.call_soon(self._take_arrivals)
+        self._inbox.append(request)
+
+    def cancel(self, request: Request) -> None:
+        if self._inbox and request in self._inbox:  # the lane must hear of it before it hears that it was cancelled
+            self._take_arrivals()
+        if request.ticket.id in self._waiting:
+            self._tell_lane(Cancelled(request.ticket.id))
+
+    # Control
+
+    def add_instance(self, instance: Instance) -> None:
+        """From now on the lane may dispatch to it."""
+        self._instances[instance.name] = instance
+        self._tell_lane(InstanceUp(instance.name))
+
+    def lose_instance(self, name: str, reason: str) -> None:
+        """The instance has died; what it ran is retried elsewhere or fails."""
+        self._instances.pop(name, None)
+        self._tell_lane(InstanceLost(name, reason))
+
+    def change_knobs(self, knobs: LaneKnobs) -> None:
+        self._tell_lane(KnobsChanged(knobs))
+
+    @property
+    def ready(self) -> bool:
+        """True while at least one instance is up."""
+        return bool(self._instances)
+
+    @property
+    def unanswered(self) -> int:
+        """Requests that are queued or run."""
+        return len(self._waiting)
+
+    async def stop(self, drain_s: float) -> None:
+        """Wait up to `drain_s` seconds for what is unanswered, then stop the instances and fail the rest."""
+        if self._waiting:
+            self._idle = asyncio.Event()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), drain_s)
+        if self._timer is not None:
+            self._timer.cancel()
+        stopping = list(self._instances.values())
+        for instance in stopping:
+            self.lose_instance(instance.name, "the server is shutting down")
+        await asyncio.gather(*(instance.stop() for instance in stopping))
+
+    # Events
+
+    def _take_arrivals(self) -> None:
+        if self._inbox:
+            arrived, self._inbox = self._inbox, []
+            self._tell_lane(Arrived([request.ticket for request in arrived]))
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self._tell_lane(TimerFired())
+
+    def _batch_done(self, batch_id: int, result: BatchResult) -> None:
+        flight = self._flights.get(batch_id)
+        if flight is not None:
+            flight.result = result
+        self._finishing = True
+        try:
+            self._tell_lane(BatchDone(batch_id, result.batch_s + result.compute_s, result.error))
+        finally:
+            self._finishing = False
+        self._flights.pop(batch_id, None)
+
+    def _tell_lane(self, event: Event) -> None:
+        for command in self._lane_on(event, self._clock()):
+            self._carry_out[type(command)](command)
+        if self._idle is not None and not self._waiting:
+            self._idle.set()
+
+    # Commands
+
+    def _dispatch(self, command: Dispatch) -> None:
+        requests = [self._waiting[ticket.id][0] for ticket in command.tickets]
+        self._flights[command.batch_id] = _Flight(requests, self._clock())
+        instance = self._instances[command.instance]
+        done = partial(self._batch_done, command.batch_id)
+        if instance.inline and self._finishing:  # sockets get a turn between two batches that block the loop
+            self._loop.call_soon(instance.run, requests, done)
+        else:
+            instance.run(requests, done)
+
+    def _complete(self, command: Complete) -> None:
+        flight = self._flights[command.batch_id]
+        result = flight.result
+        assert result is not None
+        split_at = self._clock()
+        dispatched_at = flight.dispatched_at
+        cutter = Cutter(self._signature, result.outputs)
+        queued_s = []
+        start = 0
+        for request in flight.requests:
+            ticket = request.ticket
+            waiting = self._waiting.pop(ticket.id, None)
+            if waiting is not None:  # else its client left while it ran, and it was rejected then
+                queue_s = dispatched_at - ticket.arrived_at
+                queued_s.append(queue_s)
+                outputs = cutter.cut(start, ticket.rows, request.outputs)
+                timing = Timing(queue_s, result.batch_s, result.compute_s)
+                response = Response(request.id, self._model, self._version, outputs, timing)
+                try:
+                    waiting[1].completed(response)
+                except Exception:
+                    log.exception("model %s: could not hand over the answer to request %d", self._model, ticket.id)
+            start += ticket.rows
+        self._count(start, queued_s, dispatched_at, split_at, result)
+
+    def _count(self, rows: int, queued_s: Sequence[float], dispatched_at: float, split_at: float, result: BatchResult) -> None:
+        now = self._clock()
+        self._stats.batch_ran(rows, queued_s, result.batch_s, result.compute_s)
+        after_s = now - dispatched_at
+        self._stats.batch_answered(rows, [queue_s + after_s for queue_s in queued_s], now - split_at)
+
+    def _reject(self, command: Reject) -> None:
+        request, reply = self._waiting.pop(command.ticket.id)
+        self._stats.failed(command.failure.kind, self._clock() - request.ticket.arrived_at)
+        try:
+            reply.failed(command.failure)
+        except Exception:
+            log.exception("model %s: could not hand over the failure of request %d", self._model, request.ticket.id)
+
+    def _wake_at(self, command: WakeAt) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        delay_s = ceil((command.at - self._clock()) * 1e3) / 1e3  # uvloop's timers count whole milliseconds
+        self._timer = self._loop.call_later(max(delay_s, 0.0), self._timer_fired)

@@ -1,0 +1,109 @@
+"""dlproxy as a library: the same lanes, batching and checks without sockets.
+
+Not aware of: HTTP.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlproxy import service, tensors
+from dlproxy.config import ModelConfig, parse_slo
+from dlproxy.instance.runtime import ModelError
+from dlproxy.message import DType, Tensor, invalid
+from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
+from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.checks import RequestChecker
+
+
+class Model:
+    """A model to serve. `name` defaults to the file's stem; further settings are those of [models.NAME] in dlproxy.toml."""
+
+    def __init__(self, path: str | Path, *, name: str = "", slo: str = "", **settings: Any) -> None:
+        self.name = name or Path(path).stem
+        parse_slo(slo)
+        self.config = ModelConfig(path=str(path), slo=slo, **settings)
+
+
+class Proxy:
+    """`async with Proxy([Model("digits.onnx", slo="p99=20ms")]) as proxy: await proxy.infer("digits", {"image": x})`"""
+
+    def __init__(self, models: Sequence[Model], *, drain_s: float = 30.0) -> None:
+        self._models = models
+        self._drain_s = drain_s
+        self._catalog = Catalog()
+        self._checkers: dict[tuple[str, str], RequestChecker] = {}
+        self._loaded: list[LoadedModel] = []
+
+    async def __aenter__(self) -> "Proxy":
+        """Loads and warms up every model. Raises ModelError if one cannot be loaded."""
+        try:
+            for model in self._models:
+                loaded = await load_model(model.name, model.config)
+                self._loaded.append(loaded)
+                self._catalog.add(loaded.served)
+                self._checkers[model.name, model.config.version] = RequestChecker(loaded.served)
+        except ModelError:
+            await self._unload()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._unload()
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        version: str = "",
+        outputs: Sequence[str] = (),
+        timeout_s: float | None = None,
+        priority: int = 0,
+    ) -> dict[str, NDArray[Any]]:
+        """One request; axis 0 of every input is the batch. Arrays are converted to the declared types where that is exact.
+
+        Returns the named outputs (all if none is named). Raises InferenceError. Cancelling cancels the request.
+        """
+        served = self._catalog.get(model, version)
+        checker = self._checkers[served.name, served.version]
+        wanted = [checker.output_index(name) for name in outputs] or checker.all_outputs
+        params: dict[str, Any] = {"priority": priority} if priority else {}
+        if timeout_s is not None:
+            params["timeout"] = max(1, round(timeout_s * 1e6))
+        request = checker.request(
+            [_tensor(name, checker.spec_of(name).dtype, value) for name, value in inputs.items()],
+            wanted,
+            ticket_id=next(self._catalog.ticket_ids),
+            request_id="",
+            params=params,
+            now=monotonic(),
+        )
+        response = await service.infer(served.service, request)
+        return {tensor.name: tensors.to_array(tensor.dtype, tensor.shape, tensor.data) for tensor in response.outputs}
+
+    @property
+    def models(self) -> list[LoadedModel]:
+        """What is up, with what the warm-ups found."""
+        return self._loaded
+
+    async def _unload(self) -> None:
+        while self._loaded:
+            await unload_model(self._loaded.pop(), self._drain_s)
+
+
+def _tensor(name: str, dtype: DType, value: Any) -> Tensor:
+    array = np.asarray(value)
+    if dtype is not DType.BYTES and dtype is not DType.BF16:
+        wanted = tensors.NUMPY[dtype]
+        if array.dtype != wanted and not np.can_cast(array.dtype, wanted, "same_kind"):
+            raise invalid(f"input '{name}' is {array.dtype}, which {dtype.value} cannot hold exactly; convert it first")
+        array = array.astype(wanted, copy=False)
+    return Tensor(name, dtype, array.shape, tensors.to_bytes(dtype, array))

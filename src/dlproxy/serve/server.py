@@ -1,0 +1,126 @@
+"""A running dlproxy: the inference port, the control port and the models behind them, from start to drained stop.
+
+Called by cli.py. Not aware of: command-line arguments.
+"""
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+
+from dlproxy.config import Config, ServerConfig
+from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
+from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.control_http import ControlServer, control_app
+from dlproxy.wire.http_server import HttpServer
+from dlproxy.wire.oip_http import OipApp
+
+log = logging.getLogger(__name__)
+
+
+class PortError(Exception):
+    """A port that cannot be listened on; the message says which and what to do."""
+
+
+class Server:
+    """One dlproxy process. `start`, then `run` until SIGTERM or SIGINT; or `start` and `stop` by hand."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.models: list[LoadedModel] = []
+        self._catalog = Catalog()
+        self.host = config.server.host
+
+    async def start(self) -> None:
+        """Bind both ports, load every model, listen. Raises PortError, ModelError."""
+        server = self._config.server
+        with _Listeners(server) as listeners:
+            event_log = Path(server.event_log) if server.event_log else None
+            for name, model in self._config.models.items():
+                loaded = await load_model(name, model, event_log=event_log)
+                self.models.append(loaded)
+                self._catalog.add(loaded.served)
+            app = OipApp(
+                self._catalog,
+                clock=monotonic,
+                server_timing=server.server_timing,
+                max_body_bytes=self._config.http.max_body_bytes,
+            )
+            self._http = HttpServer(app, self._config.http)
+            self._control = ControlServer(control_app(self._catalog, lambda: len(self._http.connections)))
+            self.http_port, self.control_port = listeners.ports
+            http, control = listeners.take()
+            await self._http.start(http)
+            self._control.start(control)
+        gc.collect()
+        gc.freeze()  # models and code live for ever: collections need not look at them again
+
+    async def run(self, on_ready: Callable[["Server"], None]) -> None:
+        """Start, call `on_ready`, serve until SIGTERM or SIGINT, then drain. A second signal cuts the drain short."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        await self.start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        on_ready(self)
+        await stop.wait()
+        drain = loop.create_task(self.stop())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, drain.cancel)
+        try:
+            await drain
+        except asyncio.CancelledError:
+            log.warning("stopped by a second signal, requests under way were cut")
+
+    async def stop(self) -> None:
+        """Take no new connections, answer what is under way (at most drain_s seconds), stop everything."""
+        await self._http.drain(self._config.server.drain_s)
+        for model in self.models:
+            await unload_model(model, drain_s=1.0)
+        await self._control.stop()
+
+
+class _Listeners:
+    """Both listening sockets: bound before models load, so that a taken port is reported at once; closed if start fails."""
+
+    def __init__(self, server: ServerConfig) -> None:
+        self._sockets: list[socket.socket] = []
+        try:
+            for port in (server.http_port, server.control_port):
+                self._sockets.append(_bind(server.host, port))
+        except PortError:
+            self.__exit__()
+            raise
+        self.ports = [listener.getsockname()[1] for listener in self._sockets]
+
+    def __enter__(self) -> "_Listeners":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for listener in self._sockets:
+            listener.close()
+
+    def take(self) -> list[socket.socket]:
+        """Hand the sockets over to the servers."""
+        taken, self._sockets = self._sockets, []
+        return taken
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise PortError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        hint = "; is another server running? 0 picks a free port" if error.errno == 98 else ""
+        raise PortError(f"cannot listen on {host}:{port}: {error.strerror}{hint}") from None
+    return listener

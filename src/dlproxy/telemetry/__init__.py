@@ -1,0 +1,1 @@
+"""What happened, counted and recorded: metrics and the event log. Nothing here decides anything."""

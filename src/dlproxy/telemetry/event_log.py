@@ -1,0 +1,105 @@
+"""Records what a lane was told and what it answered, and replays such a recording against a fresh lane.
+
+Because a lane decides from events alone, a replay gives the very commands of the live run: an incident can be run again.
+Called by serve/assemble.py when `event_log` is set. Format: length-prefixed msgpack, first a Header, then Entries.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from msgspec import Struct
+
+from dlproxy.policy.events import Command, Event
+from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.policy.lane import Lane
+
+FORMAT = 1
+
+
+class LogError(Exception):
+    """A recording that cannot be read; the message says where it breaks off or what it is instead."""
+
+
+class Header(Struct):
+    """How the recorded lane was made."""
+
+    model: str
+    knobs: LaneKnobs
+    prior: list[tuple[int, float]]
+    format: int = FORMAT
+
+
+class Entry(Struct, array_like=True):
+    """One event, its time on the lane's clock, and the lane's answer."""
+
+    at: float
+    event: Event
+    commands: list[Command]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_header = msgspec.msgpack.Decoder(Header).decode
+_decode_entry = msgspec.msgpack.Decoder(Entry).decode
+
+
+class Recorder:
+    """Stands before Lane.on and writes every call to a file."""
+
+    def __init__(self, path: Path, header: Header, lane: Lane) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: BinaryIO = path.open("wb")
+        self._lane = lane
+        self._write(_encode(header))
+
+    def on(self, event: Event, now: float) -> list[Command]:
+        commands = self._lane.on(event, now)
+        self._write(_encode(Entry(now, event, commands)))
+        return commands
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, record: bytes) -> None:
+        self._file.write(len(record).to_bytes(4, "little") + record)
+
+
+class Replay(Struct):
+    """Outcome of a replay: how many entries were compared, and the first that differed, if one did."""
+
+    entries: int
+    first_difference: str | None
+
+
+def replay(path: Path, make_lane: Callable[[LaneKnobs, list[tuple[int, float]]], Lane] = Lane) -> Replay:
+    """Feed the recorded events to a fresh lane and compare its commands, byte for byte. Raises LogError."""
+    records = _records(path)
+    try:
+        header = _decode_header(next(records))
+    except (StopIteration, msgspec.DecodeError) as error:
+        raise LogError(f"{path} is no dlproxy event log: {error}") from None
+    if header.format != FORMAT:
+        raise LogError(f"{path} has format {header.format}; this version reads {FORMAT}")
+    lane = make_lane(header.knobs, header.prior)
+    count = 0
+    for record in records:
+        try:
+            entry = _decode_entry(record)
+        except msgspec.DecodeError as error:
+            raise LogError(f"{path}: entry {count + 1} is damaged: {error}") from None
+        count += 1
+        commands = lane.on(entry.event, entry.at)
+        if _encode(commands) != _encode(entry.commands):
+            return Replay(count, f"entry {count} ({type(entry.event).__name__}): live {entry.commands}, replayed {commands}")
+    return Replay(count, None)
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while prefix := file.read(4):
+            size = int.from_bytes(prefix, "little")
+            record = file.read(size)
+            if len(prefix) < 4 or len(record) < size:
+                raise LogError(f"{path} breaks off in the middle of an entry")
+            yield record

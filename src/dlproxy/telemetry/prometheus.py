@@ -1,0 +1,123 @@
+"""The metrics page: reads the models' counters when it is scraped, so that counting costs the hot path plain ints only.
+
+`nv_inference_*` are Triton's names, which Model Analyzer, KEDA scalers and dashboards read; `dlproxy_*` are ours.
+Called by wire/control_http.py. Not aware of: HTTP.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric, UnknownMetricFamily
+from prometheus_client.registry import Collector
+
+from dlproxy.message import FailureKind
+from dlproxy.telemetry.stats import BOUNDS_S, Histogram, ModelStats
+
+# Triton's reasons for a failed request
+_REASONS = {
+    FailureKind.CANCELLED: "CANCELED",
+    FailureKind.MODEL_FAILED: "BACKEND",
+    FailureKind.QUEUE_FULL: "REJECTED",
+    FailureKind.DEADLINE: "REJECTED",
+}
+_LABELS = ("model", "version")
+
+
+class ModelView(Protocol):
+    """What the page shows of a model."""
+
+    name: str
+    version: str
+    stats: ModelStats
+    queued_rows: Callable[[], int]
+    batch_limit: Callable[[], int]
+    is_ready: Callable[[], bool]
+
+
+class ModelCollector(Collector):
+    """Turns models' counters into metric families at scrape time. Durations of Triton's names are in microseconds."""
+
+    def __init__(self, models: Iterable[ModelView], connections: Callable[[], int]) -> None:
+        self._models = models
+        self._connections = connections
+
+    def collect(self) -> Iterator[Metric]:
+        models = list(self._models)
+        yield from self._triton(models)
+        yield from self._own(models)
+
+    def _triton(self, models: Sequence[ModelView]) -> Iterator[Metric]:
+        yield _family("nv_inference_request_success", "Requests answered", models, lambda s: s.request.count)
+        failures = UnknownMetricFamily("nv_inference_request_failure", "Requests failed", labels=(*_LABELS, "reason"))
+        for model in models:
+            totals = dict.fromkeys(("REJECTED", "CANCELED", "BACKEND", "OTHER"), 0)
+            for kind, number in model.stats.failures.items():
+                totals[_REASONS.get(kind, "OTHER")] += number
+            for reason, number in totals.items():
+                failures.add_metric((model.name, model.version, reason), number)
+        yield failures
+        yield _family("nv_inference_count", "Rows inferred", models, lambda s: s.rows)
+        yield _family("nv_inference_exec_count", "Batches run", models, lambda s: s.batches)
+        for name, phase in (
+            ("request", "request"),
+            ("queue", "queue"),
+            ("compute_input", "batch"),
+            ("compute_infer", "compute"),
+            ("compute_output", "split"),
+        ):
+            yield _family(
+                f"nv_inference_{name}_duration_us",
+                f"Microseconds spent: {name}, summed over requests",
+                models,
+                lambda stats, phase=phase: getattr(stats, phase).total_s * 1e6,  # type: ignore[misc]
+            )
+        pending = UnknownMetricFamily("nv_inference_pending_request_count", "Rows waiting in the queue", labels=_LABELS)
+        for model in models:
+            pending.add_metric((model.name, model.version), model.queued_rows())
+        yield pending
+
+    def _own(self, models: Sequence[ModelView]) -> Iterator[Metric]:
+        phases = HistogramMetricFamily(
+            "dlproxy_phase_seconds", "Time of answered requests by phase", labels=(*_LABELS, "phase")
+        )
+        depth = GaugeMetricFamily("dlproxy_queue_rows", "Rows waiting in the queue", labels=_LABELS)
+        limit = GaugeMetricFamily("dlproxy_batch_limit_rows", "Rows that a batch takes at most now", labels=_LABELS)
+        ready = GaugeMetricFamily("dlproxy_model_ready", "1 while an instance is live", labels=_LABELS)
+        for model in models:
+            labels = (model.name, model.version)
+            for phase in ("queue", "batch", "compute", "split", "request"):
+                histogram: Histogram = getattr(model.stats, phase)
+                phases.add_metric((*labels, phase), _cumulative(histogram), histogram.total_s)
+            depth.add_metric(labels, model.queued_rows())
+            limit.add_metric(labels, model.batch_limit())
+            ready.add_metric(labels, model.is_ready())
+        yield from (phases, depth, limit, ready)
+        yield GaugeMetricFamily("dlproxy_http_connections", "Open connections", value=self._connections())
+
+
+def registry(models: Iterable[ModelView], connections: Callable[[], int]) -> CollectorRegistry:
+    """Everything that the metrics page shows, including the process's memory, CPU time and file descriptors."""
+    registry = CollectorRegistry()
+    registry.register(ModelCollector(models, connections))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return registry
+
+
+def _family(
+    name: str, help_text: str, models: Sequence[ModelView], value: Callable[[ModelStats], float]
+) -> UnknownMetricFamily:
+    """Triton's counters lack the `_total` that the client library would append to a counter, hence "unknown"."""
+    family = UnknownMetricFamily(name, help_text, labels=_LABELS)
+    for model in models:
+        family.add_metric((model.name, model.version), value(model.stats))
+    return family
+
+
+def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
+    buckets, total = [], 0
+    for bound, count in zip((*BOUNDS_S, float("inf")), histogram.counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound == float("inf") else repr(bound), float(total)))
+    return buckets

@@ -1,0 +1,94 @@
+"""Plain counters of one model, written by serve/driver.py once per batch, read by the metrics page and the OIP statistics.
+
+Not aware of: Prometheus, JSON. Durations are kept in seconds.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from time import time
+
+from dlproxy.message import FailureKind
+
+BOUNDS_S = (
+    *(1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3),
+    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+
+
+class Histogram:
+    """Counts per bucket (not cumulative; the last one is open) and the sum, in seconds."""
+
+    __slots__ = ("counts", "total_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BOUNDS_S) + 1)
+        self.total_s = 0.0
+
+    def add(self, seconds: float, times: int = 1) -> None:
+        """Count `times` observations of the same length."""
+        self.counts[bisect_left(BOUNDS_S, seconds)] += times
+        self.total_s += seconds * times
+
+    def add_all(self, durations_s: Sequence[float]) -> None:
+        """Count one observation each."""
+        counts = self.counts
+        for seconds in durations_s:
+            counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self.total_s += sum(durations_s)
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+
+class BatchSize:
+    """What batches of one size cost together."""
+
+    __slots__ = ("batch_s", "batches", "compute_s", "split_s")
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.batch_s = self.compute_s = self.split_s = 0.0
+
+
+class ModelStats:
+    """Counts since the model was loaded. `rows` are inferences in Triton's sense, `queue` to `request` are per request."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.batches = 0
+        self.queue = Histogram()
+        self.batch = Histogram()
+        self.compute = Histogram()
+        self.split = Histogram()
+        self.request = Histogram()
+        self.failures: dict[FailureKind, int] = dict.fromkeys(FailureKind, 0)
+        self.failed_s = 0.0
+        self.batch_sizes: dict[int, BatchSize] = {}
+        self.last_at_ms = 0
+
+    def batch_ran(self, rows: int, queued_s: Sequence[float], batch_s: float, compute_s: float) -> None:
+        """A batch gave answers to len(queued_s) requests, which had waited that long each."""
+        requests = len(queued_s)
+        self.rows += rows
+        self.batches += 1
+        self.queue.add_all(queued_s)
+        self.batch.add(batch_s, requests)
+        self.compute.add(compute_s, requests)
+        size = self.batch_sizes.get(rows)
+        if size is None:
+            size = self.batch_sizes[rows] = BatchSize()
+        size.batches += 1
+        size.batch_s += batch_s
+        size.compute_s += compute_s
+
+    def batch_answered(self, rows: int, requests_s: Sequence[float], split_s: float) -> None:
+        """The same batch's answers were cut apart and handed over; the requests took that long in all."""
+        self.request.add_all(requests_s)
+        self.split.add(split_s, len(requests_s))
+        self.batch_sizes[rows].split_s += split_s
+        self.last_at_ms = int(time() * 1e3)
+
+    def failed(self, kind: FailureKind, seconds: float) -> None:
+        self.failures[kind] += 1
+        self.failed_s += seconds

@@ -1,0 +1,85 @@
+"""The models that can be asked for, by name and version. Filled by serve/assemble.py, read by every protocol.
+
+Not aware of: how a model runs; it knows the Service that takes requests for it.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+from dlproxy.message import Failure, FailureKind, InferenceError, Signature
+from dlproxy.service import Service
+from dlproxy.telemetry.stats import ModelStats
+
+
+class ServedModel:
+    """One version of one model, as protocols see it. `max_batch`: rows that one request may have."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        version: str,
+        signature: Signature,
+        service: Service,
+        stats: ModelStats,
+        max_batch: int,
+        slo_s: float | None,
+        is_ready: Callable[[], bool],
+        queued_rows: Callable[[], int],
+        batch_limit: Callable[[], int],
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.signature = signature
+        self.service = service
+        self.stats = stats
+        self.max_batch = max_batch
+        self.slo_s = slo_s
+        self.is_ready = is_ready
+        self.queued_rows = queued_rows
+        self.batch_limit = batch_limit
+
+
+class Catalog:
+    """Every served model. Ticket ids are drawn here, so they are unique and ascending in one process."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, dict[str, ServedModel]] = {}
+        self.ticket_ids = count(1)
+
+    def add(self, model: ServedModel) -> None:
+        """Offer a model; the version added last is the one that a request without a version gets."""
+        self._models.setdefault(model.name, {})[model.version] = model
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        for versions in self._models.values():
+            yield from versions.values()
+
+    def versions(self, name: str) -> list[str]:
+        """Versions of one model, oldest first."""
+        return list(self._models.get(name, ()))
+
+    def get(self, name: str, version: str = "") -> ServedModel:
+        """The model, or InferenceError NOT_FOUND."""
+        versions = self._models.get(name)
+        if versions is None:
+            raise _not_found(f"Request for unknown model: '{name}' is not found; served are {self._names()}")
+        if not version:
+            return next(reversed(versions.values()))
+        if version not in versions:
+            raise _not_found(
+                f"Request for unknown model: '{name}' version {version} is not found; served are {', '.join(versions)}"
+            )
+        return versions[version]
+
+    @property
+    def ready(self) -> bool:
+        """True if every model has a live instance."""
+        return all(model.is_ready() for model in self)
+
+    def _names(self) -> str:
+        return ", ".join(f"'{name}'" for name in self._models) or "none"
+
+
+def _not_found(message: str) -> InferenceError:
+    return InferenceError(Failure(FailureKind.NOT_FOUND, message))

@@ -1,0 +1,211 @@
+"""Checks a decoded request against its model's signature and makes it a Request. The same for every protocol.
+
+The error texts that start like Triton's are matched by its clients' tests. Not aware of: JSON, HTTP.
+"""
+
+from collections.abc import Sequence
+from math import inf
+from typing import Any
+
+from dlproxy.message import DType, Request, Tensor, TensorSpec, Ticket, element_count, invalid
+from dlproxy.tensors import split_elements
+from dlproxy.wire.catalog import ServedModel
+
+
+class RequestChecker:
+    """Everything about one model that a check needs, worked out once."""
+
+    def __init__(self, model: ServedModel) -> None:
+        signature = model.signature
+        self._name = model.name
+        self._specs = signature.inputs
+        self._batched = signature.batched
+        self._utf8 = signature.utf8
+        self._max_batch = model.max_batch
+        self._slo_s = model.slo_s
+        self._tails = tuple(_fixed_tail(spec, batched=signature.batched) for spec in signature.inputs)
+        self._row_bytes = tuple(
+            0 if tail is None else element_count(tail) * spec.dtype.itemsize
+            for spec, tail in zip(signature.inputs, self._tails, strict=True)
+        )
+        self._one_shape = all(tail is not None for tail in self._tails)
+        self._output_specs = signature.outputs
+        self._outputs = {spec.name: index for index, spec in enumerate(signature.outputs)}
+        self.all_outputs = tuple(range(len(signature.outputs)))
+
+    def request(
+        self,
+        inputs: list[Tensor],
+        outputs: Sequence[int],
+        *,
+        ticket_id: int,
+        request_id: str,
+        params: dict[str, Any],
+        now: float,
+    ) -> Request:
+        """The checked request. Raises InferenceError(INVALID_ARGUMENT). Allocates nothing that depends on shapes."""
+        if len(inputs) != len(self._specs):
+            raise self._wrong_count(inputs, request_id)
+        rows = 0
+        for index, spec in enumerate(self._specs):
+            tensor = inputs[index]
+            if tensor.name != spec.name:
+                inputs = self._in_order(inputs)
+                tensor = inputs[index]
+            shape, tail = tensor.shape, self._tails[index]
+            if (
+                tail is None
+                or tensor.dtype is not spec.dtype
+                or shape[1:] != tail
+                or shape[0] < 1
+                or len(tensor.data) != shape[0] * self._row_bytes[index]
+                or not self._row_bytes[index]
+            ):
+                self._check_slowly(tensor, spec)
+            if not index:
+                rows = shape[0] if self._batched else 1
+            elif self._batched and shape[0] != rows:
+                raise invalid(
+                    f"input '{spec.name}' has {shape[0]} rows where input '{self._specs[0].name}' has {rows}: "
+                    f"the first dimension of every input is the batch and must agree"
+                )
+        if rows > self._max_batch:
+            raise invalid(f"inference request batch-size must be <= {self._max_batch} for '{self._name}', got {rows}")
+        ticket = Ticket(ticket_id, now, inf if self._slo_s is None else now + self._slo_s, rows)
+        if not self._one_shape:
+            ticket.shape_key = tuple([size for tensor in inputs for size in (len(tensor.shape), *tensor.shape[1:])])
+        if params:
+            _apply_params(ticket, params, now)
+        return Request(ticket, self._name, inputs, outputs, request_id, params)
+
+    def output_index(self, name: str) -> int:
+        """Raises InferenceError for an output that the model does not have."""
+        index = self._outputs.get(name)
+        if index is None:
+            known = ", ".join(f"'{known}'" for known in self._outputs)
+            raise invalid(f"unexpected inference output '{name}' for model '{self._name}'; it gives {known}")
+        return index
+
+    def raw_input(self, body: bytes) -> Tensor:
+        """The tensor that a body without any header means: the model's one input, as many rows as the bytes make."""
+        if len(self._specs) != 1:
+            raise invalid(f"a raw binary request needs a model with one input; '{self._name}' takes {len(self._specs)}")
+        spec = self._specs[0]
+        if spec.dtype is DType.BYTES:
+            shape: tuple[int, ...] = (1,) * len(spec.shape)
+            return Tensor(spec.name, spec.dtype, shape, len(body).to_bytes(4, "little") + body)
+        if spec.shape.count(-1) > 1:
+            raise invalid(f"a raw binary request cannot say the shape of input '{spec.name}', {_show(spec.shape)}")
+        known_bytes = element_count([size for size in spec.shape if size >= 0]) * spec.dtype.itemsize
+        if not known_bytes or len(body) % known_bytes:
+            raise invalid(f"a raw binary request for '{self._name}' takes a multiple of {known_bytes} bytes, got {len(body)}")
+        shape = tuple([len(body) // known_bytes if size < 0 else size for size in spec.shape])
+        return Tensor(spec.name, spec.dtype, shape, body)
+
+    def check_json_form(self, wanted: Sequence[int], binary: Sequence[bool], without: Sequence[DType]) -> None:
+        """Refuse an output as JSON whose type has no JSON form."""
+        for index, as_binary in zip(wanted, binary, strict=True):
+            spec = self._output_specs[index]
+            if not as_binary and spec.dtype in without:
+                raise invalid(
+                    f"output '{spec.name}': {spec.dtype.value} has no JSON form; ask for it with parameters.binary_data = true"
+                )
+
+    def spec_of(self, name: str) -> TensorSpec:
+        """The declared input of this name. Raises InferenceError if there is none."""
+        for spec in self._specs:
+            if spec.name == name:
+                return spec
+        raise self._unknown_input(name)
+
+    def _check_slowly(self, tensor: Tensor, spec: TensorSpec) -> None:
+        name = spec.name
+        if tensor.dtype is not spec.dtype:
+            raise invalid(
+                f"inference input '{name}' data-type is '{tensor.dtype.value}', but model '{self._name}' expects "
+                f"'{spec.dtype.value}'"
+            )
+        if any(size < 0 for size in tensor.shape):
+            raise invalid(f"input '{name}': shape {list(tensor.shape)} has a negative dimension")
+        fits = len(tensor.shape) == len(spec.shape) and all(
+            want in (-1, size) for size, want in zip(tensor.shape, spec.shape, strict=True)
+        )
+        if not fits:
+            hint = ""
+            if len(tensor.shape) != len(spec.shape):
+                hint = f" The shape has {len(tensor.shape)} dims, the model takes {len(spec.shape)}."
+            elif spec.shape and spec.shape[0] not in (-1, tensor.shape[0]):
+                hint = f" The model's batch size is fixed to {spec.shape[0]}."
+            raise invalid(
+                f"unexpected shape for input '{name}' for model '{self._name}'. Expected {_show(spec.shape)}, "
+                f"got {_show(tensor.shape)}.{hint}"
+            )
+        if self._batched and tensor.shape[0] < 1:
+            raise invalid(f"input '{name}': shape {list(tensor.shape)} has no rows; a batch has at least one")
+        count = element_count(tensor.shape)
+        if spec.dtype is DType.BYTES:
+            self._check_elements(tensor, count)
+        elif len(tensor.data) != count * spec.dtype.itemsize:
+            raise invalid(
+                f"input '{name}': shape {list(tensor.shape)} of {spec.dtype.value} takes {count * spec.dtype.itemsize} bytes, "
+                f"got {len(tensor.data)}"
+            )
+
+    def _check_elements(self, tensor: Tensor, count: int) -> None:
+        try:
+            elements = split_elements(tensor.data)
+        except ValueError as error:
+            raise invalid(f"input '{tensor.name}': {error}") from None
+        if len(elements) != count:
+            raise invalid(f"input '{tensor.name}': shape {list(tensor.shape)} takes {count} elements, got {len(elements)}")
+        if not self._utf8:
+            return
+        for index, element in enumerate(elements):
+            try:
+                str(element, "utf-8")
+            except UnicodeDecodeError as error:
+                message = f"input '{tensor.name}': element {index} is not UTF-8, as this model's text must be: {error}"
+                raise invalid(message) from None
+
+    def _in_order(self, inputs: list[Tensor]) -> list[Tensor]:
+        by_name = {tensor.name: tensor for tensor in inputs}
+        if len(by_name) != len(inputs):
+            raise invalid(f"an input is given twice for model '{self._name}': {', '.join(tensor.name for tensor in inputs)}")
+        for tensor in inputs:
+            self.spec_of(tensor.name)
+        return [by_name[spec.name] for spec in self._specs]
+
+    def _wrong_count(self, inputs: Sequence[Tensor], request_id: str) -> Exception:
+        wanted = ", ".join(f"'{spec.name}'" for spec in self._specs)
+        return invalid(
+            f"[request id: {request_id or '<id_unknown>'}] expected {len(self._specs)} inputs but got {len(inputs)} inputs "
+            f"for model '{self._name}'; it takes {wanted}"
+        )
+
+    def _unknown_input(self, name: str) -> Exception:
+        wanted = ", ".join(f"'{spec.name}'" for spec in self._specs)
+        return invalid(f"unexpected inference input '{name}' for model '{self._name}'; it takes {wanted}")
+
+
+def _fixed_tail(spec: TensorSpec, *, batched: bool) -> tuple[int, ...] | None:
+    """The dimensions after the first if all of them are fixed and the first is free; None sends the input the slow way."""
+    tail = spec.shape[1:]
+    return tail if batched and -1 not in tail else None
+
+
+def _show(shape: Sequence[int]) -> str:
+    return "[" + ",".join(map(str, shape)) + "]"
+
+
+def _apply_params(ticket: Ticket, params: dict[str, Any], now: float) -> None:
+    timeout_us = params.get("timeout")
+    if timeout_us is not None:
+        if not isinstance(timeout_us, int) or isinstance(timeout_us, bool) or timeout_us < 0:
+            raise invalid(f"parameter 'timeout' is {timeout_us!r}; it takes microseconds as a non-negative integer")
+        if timeout_us:  # 0: no timeout of its own, as in Triton
+            ticket.deadline_at = min(ticket.deadline_at, now + timeout_us * 1e-6)
+    priority = params.get("priority")
+    if priority is not None:
+        if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority < 2**32:
+            raise invalid(f"parameter 'priority' is {priority!r}; it takes a non-negative integer, 0 for the default")
+        ticket.priority = priority

@@ -1,0 +1,398 @@
+"""An HTTP/1.1 server for small, frequent requests: asyncio.Protocol over llhttp (httptools), no task per request.
+
+Requests of one connection are answered in order (pipelining), whoever finishes first. llhttp refuses what smuggling needs
+(both lengths, duplicate or malformed lengths, bare CR or LF); what it leaves unbounded is bounded here.
+Called by serve/assemble.py; hands each complete request to `app`. Not aware of: models, routes.
+"""
+
+import asyncio
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import cast
+
+import httptools
+import msgspec
+
+from dlproxy.config import HttpLimits
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 0.5  # how often timeouts are looked at: the hot path pays for none of them
+LINGER_S = 2.0  # after a refusal, how long to swallow what the client still sends, so that a reset cannot eat the reply
+DRAIN_GRACE_S = 0.3  # while draining, how long an idle connection may still bring a request that was on its way
+ONE_PIECE = 64 * 1024  # replies up to this size are sent in one piece with their head
+MAX_CHUNK_OVERHEAD = 512 * 1024  # bytes of chunk framing or trailers without any body in between
+MAX_TARGET = 8 * 1024
+
+IDLE, HEADERS, BODY, REFUSED = range(4)
+CLOSE = b"connection: close\r\n"
+KEEP_ALIVE = b"connection: keep-alive\r\n"  # HTTP/1.0 wants it said; HTTP/1.1 takes it for granted
+
+REASONS = {
+    200: b"200 OK",
+    400: b"400 Bad Request",
+    404: b"404 Not Found",
+    405: b"405 Method Not Allowed",
+    408: b"408 Request Timeout",
+    413: b"413 Content Too Large",
+    414: b"414 URI Too Long",
+    415: b"415 Unsupported Media Type",
+    417: b"417 Expectation Failed",
+    429: b"429 Too Many Requests",
+    431: b"431 Request Header Fields Too Large",
+    500: b"500 Internal Server Error",
+    501: b"501 Not Implemented",
+    503: b"503 Service Unavailable",
+}
+
+
+class Exchange:
+    """One request and the place for its reply, which is given exactly once, now or later."""
+
+    __slots__ = ("body", "connection", "connection_line", "headers", "method", "on_abandoned", "reply_parts", "target")
+
+    def __init__(
+        self,
+        connection: "HttpConnection",
+        method: bytes,
+        target: bytes,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        connection_line: bytes,
+    ) -> None:
+        self.connection = connection
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.body = body
+        self.connection_line = connection_line
+        self.reply_parts: tuple[bytes | memoryview, ...] | None = None
+        self.on_abandoned: Callable[[], None] | None = None
+        """Called if the client leaves before the reply."""
+
+    def reply(self, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:
+        """Send the reply or, behind slower requests of the connection, queue it. `extra`: whole header lines."""
+        connection = self.connection
+        if connection.server.draining and connection.is_last(self):
+            self.connection_line = CLOSE
+        head = b"HTTP/1.1 %b\r\ncontent-type: %b\r\n%b%b%bcontent-length: %d\r\n\r\n" % (
+            REASONS[status],
+            content_type,
+            connection.server.date_line,
+            extra,
+            self.connection_line,
+            len(body),
+        )
+        if self.method == b"HEAD":
+            self.reply_parts = (head,)
+        elif len(body) <= ONE_PIECE:
+            self.reply_parts = (head + body,)
+        else:
+            self.reply_parts = (head, body)
+        connection.send_ready()
+
+    def fail(self, status: int, message: str, extra: bytes = b"") -> None:
+        """Reply with the JSON error that every route uses."""
+        self.reply(status, b"application/json", msgspec.json.encode({"error": message}), extra)
+
+
+class _RefusedError(Exception):
+    """Raised inside a parser callback: the request breaks a limit and the connection ends after this reply."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class HttpConnection(asyncio.Protocol):
+    """One client. `age` is called by the server's sweep; `waited_s` counts the time since the last step forward."""
+
+    def __init__(self, server: "HttpServer") -> None:
+        self.server = server
+        self._limits = server.limits
+        self._app = server.app
+        self._parser = httptools.HttpRequestParser(self)
+        self._pipeline: deque[Exchange] = deque()  # in order of arrival; replies leave from the left
+        self._backlog: deque[Exchange] = deque()  # the tail of the pipeline that the app has not seen yet
+        self._write_paused = False
+        self._starting = False
+        self._phase = IDLE
+        self._waited_s = 0.0
+        self._received = 0  # bytes in the read that is being parsed
+        self._reset()
+
+    def _reset(self) -> None:
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._silent_bytes = 0  # since the header or the last piece of body began, not counting the read it began in
+        self._began_now = False
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.server.connections.add(self)
+        if len(self.server.connections) > self._limits.max_connections:
+            self._refuse(503, f"the server has its {self._limits.max_connections} connections", b"retry-after: 1\r\n")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._phase = REFUSED
+        self.server.connection_closed(self)
+        abandoned = [exchange for exchange in self._pipeline if exchange.reply_parts is None]
+        self._pipeline.clear()  # before anybody is told: a reply given from now on goes nowhere
+        self._backlog.clear()
+        for exchange in abandoned:
+            if exchange.on_abandoned is not None:
+                exchange.on_abandoned()
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase == REFUSED:
+            return
+        self._received = len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:  # may be ignored (RFC 9110 section 7.8), but llhttp has stopped: end here
+            self._end_after_last()
+        except httptools.HttpParserCallbackError as error:
+            if not isinstance(error.__context__, _RefusedError):
+                raise
+            self._refuse(error.__context__.status, error.__context__.message)
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"malformed HTTP: {error}")
+        else:
+            if self._phase != IDLE:
+                self._bound_incomplete()
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        self._waited_s = 0.0
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self._waited_s = 0.0
+        self._start_backlog()
+
+    # httptools callbacks
+
+    def on_url(self, url: bytes) -> None:
+        if self._phase != HEADERS:
+            self._phase = HEADERS
+            self._waited_s = 0.0
+            self._began_now = True
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._phase == BODY:  # a trailer: nothing here needs one
+            return
+        headers = self._headers
+        name = name.lower()
+        headers[name] = headers[name] + b", " + value if name in headers else value
+
+    def on_headers_complete(self) -> None:
+        headers, limits = self._headers, self._limits
+        if len(headers) > limits.max_headers:
+            raise _RefusedError(431, f"{len(headers)} header fields; at most {limits.max_headers} are taken")
+        if self._received > MAX_TARGET or self._silent_bytes:
+            self._bound_header()
+        self._phase = BODY
+        self._waited_s = 0.0
+        length = headers.get(b"content-length")
+        if length is not None:
+            if int(length) > limits.max_body_bytes:
+                raise _RefusedError(413, f"the body is {int(length)} bytes; at most {limits.max_body_bytes} are taken")
+        elif headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            raise _RefusedError(501, "the only transfer encoding understood is chunked")
+        if b"host" not in headers and self._parser.get_http_version() == "1.1":
+            raise _RefusedError(400, "an HTTP/1.1 request needs a Host header")
+        if b"expect" in headers:
+            if headers[b"expect"].lower() != b"100-continue":
+                raise _RefusedError(417, "the only expectation understood is 100-continue")
+            if not self._pipeline:
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+        self._body_bytes += len(body)
+        self._silent_bytes = 0
+        if self._body_bytes > self._limits.max_body_bytes:
+            raise _RefusedError(413, f"the body is longer than {self._limits.max_body_bytes} bytes")
+
+    def on_message_complete(self) -> None:
+        parser = self._parser
+        connection_line = b""
+        if not parser.should_keep_alive():
+            connection_line = CLOSE
+        elif parser.get_http_version() == "1.0":
+            connection_line = KEEP_ALIVE
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        exchange = Exchange(self, parser.get_method(), self._target, self._headers, body, connection_line)
+        self._reset()
+        self._phase = IDLE
+        self._waited_s = 0.0
+        self._pipeline.append(exchange)
+        if self._write_paused or self._backlog or len(self._pipeline) > self._limits.max_pipelined:
+            self._backlog.append(exchange)
+            self._transport.pause_reading()
+        else:
+            self._app(exchange)
+
+    # Replies
+
+    def is_last(self, exchange: Exchange) -> bool:
+        """No other request of this connection stands behind it."""
+        return not self._pipeline or self._pipeline[-1] is exchange
+
+    def send_ready(self) -> None:
+        """Write the replies that are due, in the order of their requests."""
+        pipeline, transport = self._pipeline, self._transport
+        while pipeline and (parts := pipeline[0].reply_parts) is not None:
+            exchange = pipeline.popleft()
+            for part in parts:
+                transport.write(part)
+            if exchange.connection_line is CLOSE:
+                self._close()
+                return
+        if self._phase == IDLE:
+            self._waited_s = 0.0
+        if self._backlog and not self._starting:
+            self._start_backlog()
+
+    def _start_backlog(self) -> None:
+        """Hand the app what had to wait, as far as there is room now; read on once nothing waits."""
+        self._starting = True
+        while self._backlog and not self._write_paused and self._started < self._limits.max_pipelined:
+            self._app(self._backlog.popleft())
+        self._starting = False
+        if not self._backlog and not self._write_paused and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    @property
+    def _started(self) -> int:
+        return len(self._pipeline) - len(self._backlog)
+
+    def _close(self) -> None:
+        if self._phase == REFUSED and self._transport.can_write_eof():
+            self._waited_s = 0.0
+            self._transport.write_eof()  # the client may still be sending: linger until it has read the reply
+        else:
+            self._phase = REFUSED
+            self._transport.close()
+
+    # Limits
+
+    def _refuse(self, status: int, message: str, extra: bytes = b"") -> None:
+        """Answer, after everything that came before, that nothing more is taken on this connection."""
+        self._phase = REFUSED
+        self._waited_s = 0.0
+        if self._transport.is_closing() or (self._pipeline and self._pipeline[-1].connection_line is CLOSE):
+            return
+        exchange = Exchange(self, b"", b"", {}, b"", CLOSE)
+        self._pipeline.append(exchange)
+        exchange.fail(status, message, extra)
+
+    def _end_after_last(self) -> None:
+        self._phase = REFUSED
+        self._waited_s = 0.0
+        if self._pipeline:
+            self._pipeline[-1].connection_line = CLOSE
+        else:
+            self._close()
+
+    def _bound_header(self) -> None:
+        if len(self._target) > MAX_TARGET:
+            raise _RefusedError(414, f"the request target is {len(self._target)} bytes; at most {MAX_TARGET} are taken")
+        total = sum(len(name) + len(value) for name, value in self._headers.items())
+        if total > self._limits.max_header_bytes:
+            raise _RefusedError(431, f"the header is {total} bytes; at most {self._limits.max_header_bytes} are taken")
+
+    def _bound_incomplete(self) -> None:
+        """llhttp buffers header fields and trailers without limit: count what came without finishing anything."""
+        if self._began_now:
+            self._began_now = False
+            return
+        self._silent_bytes += self._received
+        if self._phase == HEADERS and self._silent_bytes > self._limits.max_header_bytes:
+            self._refuse(431, f"the header is longer than {self._limits.max_header_bytes} bytes")
+        elif self._silent_bytes > MAX_CHUNK_OVERHEAD:
+            self._refuse(400, "chunk framing without content")
+
+    def age(self, seconds: float) -> None:
+        """Called by the sweep: act on what has waited too long."""
+        self._waited_s += seconds
+        waited_s, limits = self._waited_s, self._limits
+        if self._write_paused:
+            if waited_s > limits.write_timeout_s:
+                self._transport.abort()
+        elif self._phase == REFUSED:
+            if waited_s > LINGER_S and not self._pipeline:
+                self._transport.abort()
+        elif self._phase == HEADERS:
+            if waited_s > limits.header_timeout_s:
+                self._refuse(408, f"the header did not arrive within {limits.header_timeout_s:g} s")
+        elif self._phase == BODY:
+            if waited_s > limits.body_timeout_s + self._body_bytes / limits.min_body_bytes_per_s:
+                self._refuse(408, f"only {self._body_bytes} bytes of the body arrived within {waited_s:.1f} s")
+        elif not self._pipeline and waited_s > (DRAIN_GRACE_S if self.server.draining else limits.idle_timeout_s):
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End the connection now, whatever is under way."""
+        self._transport.abort()
+
+
+class HttpServer:
+    """Listens on one socket and hands every complete request to `app`, which replies through the exchange."""
+
+    def __init__(self, app: Callable[[Exchange], None], limits: HttpLimits) -> None:
+        self.app = app
+        self.limits = limits
+        self.connections: set[HttpConnection] = set()
+        self.draining = False
+        self.date_line = b""
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    async def start(self, listener: socket.socket) -> None:
+        """Serve on a bound socket; returns once connections are taken."""
+        self._loop = asyncio.get_running_loop()
+        self._sweep_at = self._loop.time()
+        self._sweep()
+        self._server = await self._loop.create_server(lambda: HttpConnection(self), sock=listener, backlog=1024)
+
+    def connection_closed(self, connection: HttpConnection) -> None:
+        self.connections.discard(connection)
+        if not self.connections:
+            self._empty.set()
+
+    async def drain(self, timeout_s: float) -> int:
+        """Take no new connections, finish what is under way, close. Returns how many connections had to be cut."""
+        self.draining = True
+        self._server.close()
+        self._next_sweep.cancel()
+        self._sweep()
+        if self.connections:
+            self._empty.clear()
+            try:
+                await asyncio.wait_for(self._empty.wait(), timeout_s)
+            except TimeoutError:
+                log.warning("%d connections were still busy after %g s and are cut", len(self.connections), timeout_s)
+        cut = list(self.connections)
+        for connection in cut:
+            connection.abort()
+        self._next_sweep.cancel()
+        return len(cut)
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        elapsed_s, self._sweep_at = now - self._sweep_at, now
+        self.date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
+        for connection in list(self.connections):
+            connection.age(elapsed_s)
+        self._next_sweep = self._loop.call_later(DRAIN_GRACE_S / 3 if self.draining else SWEEP_S, self._sweep)

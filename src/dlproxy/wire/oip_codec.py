@@ -1,0 +1,267 @@
+"""The Open Inference Protocol's REST bodies, JSON and binary tensor extension, to Request and back. Sans-I/O.
+
+Called by wire/oip_http.py. Not aware of: connections, status lines, routes.
+Non-finite floats: binary carries them exactly; JSON has none, so requests with them are refused and replies hold null.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from dlproxy.message import DType, Request, Response, Tensor, element_count, invalid
+from dlproxy.tensors import NUMPY, join_elements, to_array, to_bytes
+from dlproxy.wire.checks import RequestChecker
+
+NO_JSON_FORM = (DType.FP16, DType.BF16)
+_SHARED_MEMORY = "shared memory regions are not served; send the tensor in the body"
+
+
+class _TensorParams(Struct):
+    binary_data_size: int | None = None
+    binary_data: bool | None = None
+    classification: int | None = None
+    shared_memory_region: str | None = None
+
+
+class _InputHead(Struct):
+    name: str
+    shape: tuple[int, ...]
+    datatype: DType
+    parameters: _TensorParams | None = None
+    data: msgspec.Raw | None = None
+
+
+class _OutputHead(Struct):
+    name: str
+    parameters: _TensorParams | None = None
+
+
+class _InferHead(Struct):
+    inputs: list[_InputHead]
+    id: str = ""
+    parameters: dict[str, Any] | None = None
+    outputs: list[_OutputHead] | None = None
+
+
+class _BinarySize(Struct):
+    binary_data_size: int
+
+
+class _ReplyOutput(Struct, omit_defaults=True):
+    name: str
+    datatype: str
+    shape: Sequence[int]
+    parameters: _BinarySize | None = None
+    data: Any = None
+
+
+class _ReplyHead(Struct, omit_defaults=True):
+    model_name: str
+    model_version: str
+    outputs: list[_ReplyOutput]
+    id: str = ""
+
+
+_decode_head = msgspec.json.Decoder(_InferHead).decode
+_encode_head = msgspec.json.Encoder().encode
+_decode_any = msgspec.json.Decoder().decode
+
+
+class WireRequest(Struct):
+    """A checked request and, for each output that it wants, whether the reply carries it as binary."""
+
+    request: Request
+    binary: tuple[bool, ...]
+
+
+def decode(checker: RequestChecker, body: bytes, json_bytes: int | None, *, ticket_id: int, now: float) -> WireRequest:
+    """One infer body. `json_bytes`: the Inference-Header-Content-Length; None if the whole body is JSON.
+
+    Raises InferenceError(INVALID_ARGUMENT) for whatever is wrong with it.
+    """
+    if json_bytes is None:
+        head, binary = _head(body), None
+    elif json_bytes == 0:
+        return _decode_raw(checker, body, ticket_id=ticket_id, now=now)
+    elif 0 < json_bytes <= len(body):
+        view = memoryview(body)
+        head, binary = _head(view[:json_bytes]), view[json_bytes:]
+    else:
+        raise invalid(f"Inference-Header-Content-Length is {json_bytes}, the body has {len(body)} bytes")
+    inputs = []
+    at = 0
+    for tensor in head.inputs:
+        size = None if tensor.parameters is None else tensor.parameters.binary_data_size
+        if size is not None:
+            if binary is None or size < 0 or at + size > len(binary):
+                raise _binary_overrun(tensor.name, size, None if binary is None else len(binary) - at)
+            inputs.append(Tensor(tensor.name, tensor.datatype, tensor.shape, binary[at : at + size]))
+            at += size
+        else:
+            inputs.append(_json_input(tensor))
+    if binary is not None and at != len(binary):
+        raise invalid(f"{len(binary) - at} bytes follow the last input's binary data; the sizes of the inputs must add up")
+    params = head.parameters
+    outputs, as_binary = _wanted(checker, head.outputs, params)
+    request = checker.request(inputs, outputs, ticket_id=ticket_id, request_id=head.id, params=params or {}, now=now)
+    return WireRequest(request, as_binary)
+
+
+def encode(response: Response, binary: Sequence[bool]) -> tuple[bytes, int | None]:
+    """The body of a reply and its Inference-Header-Content-Length, None if all of it is JSON."""
+    parts: list[bytes | memoryview] = [b""]
+    outputs = []
+    for tensor, as_binary in zip(response.outputs, binary, strict=True):
+        if as_binary:
+            parts.append(tensor.data)
+            size = _BinarySize(len(tensor.data))
+            outputs.append(_ReplyOutput(tensor.name, tensor.dtype.value, tensor.shape, size))
+        else:
+            outputs.append(_ReplyOutput(tensor.name, tensor.dtype.value, tensor.shape, None, json_data(tensor, flat=True)))
+    head = _encode_head(_ReplyHead(response.model, response.version, outputs, response.id))
+    if len(parts) == 1:
+        return head, None
+    parts[0] = head
+    return b"".join(parts), len(head)
+
+
+def json_data(tensor: Tensor, *, flat: bool) -> Any:
+    """The elements as JSON values, nested as the shape says unless `flat`. BYTES must be UTF-8."""
+    array = to_array(tensor.dtype, tensor.shape, tensor.data)
+    return (array.ravel() if flat else array).tolist()
+
+
+def json_tensor(name: str, dtype: DType, shape: Sequence[int] | None, data: Any) -> Tensor:
+    """A tensor from JSON values, flat or nested; `shape` None takes the nesting's own. Raises InferenceError."""
+    found = _nesting(data, name)
+    if shape is None:
+        shape = found
+    elif any(size < 0 for size in shape):
+        raise invalid(f"input '{name}': shape {list(shape)} has a negative dimension")
+    elif element_count(found) != element_count(shape) or (len(found) > 1 and tuple(shape) != found):
+        raise invalid(f"input '{name}': the data's shape is {list(found)}, 'shape' says {list(shape)}")
+    values = _flatten(data, found, name)
+    if dtype is DType.BYTES:
+        for value in values:
+            if not isinstance(value, str):
+                raise invalid(f"input '{name}': {value!r} is no string, as the data of BYTES must be")
+        return Tensor(name, dtype, tuple(shape), join_elements(values))
+    return Tensor(name, dtype, tuple(shape), _pack(name, dtype, values))
+
+
+def _head(data: bytes | memoryview) -> _InferHead:
+    try:
+        head = _decode_head(data)
+    except msgspec.ValidationError as error:
+        raise invalid(f"not an inference request: {_with_hint(str(error))}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise invalid(f"malformed JSON: {error}") from None
+    for tensor in (*head.inputs, *(head.outputs or ())):
+        if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
+            raise invalid(f"'{tensor.name}': {_SHARED_MEMORY}")
+    return head
+
+
+def _with_hint(message: str) -> str:
+    if "enum value" in message:
+        return f"{message}; datatypes are {', '.join(dtype.value for dtype in DType)}"
+    return message
+
+
+def _decode_raw(checker: RequestChecker, body: bytes, *, ticket_id: int, now: float) -> WireRequest:
+    """Header length 0: the body is the one input's elements; all outputs come back as binary."""
+    tensor = checker.raw_input(body)
+    outputs = checker.all_outputs
+    request = checker.request([tensor], outputs, ticket_id=ticket_id, request_id="", params={}, now=now)
+    return WireRequest(request, (True,) * len(outputs))
+
+
+def _binary_overrun(name: str, size: int, left: int | None) -> Exception:
+    if left is None:
+        return invalid(
+            f"input '{name}' has binary_data_size, but the request has no Inference-Header-Content-Length header "
+            f"to say where the JSON ends"
+        )
+    return invalid(f"input '{name}': binary_data_size is {size}, the body has {left} bytes left")
+
+
+def _json_input(tensor: _InputHead) -> Tensor:
+    if tensor.data is None:
+        raise invalid(f"input '{tensor.name}' has neither 'data' nor parameters.binary_data_size")
+    if tensor.datatype in NO_JSON_FORM:
+        raise invalid(f"input '{tensor.name}': {tensor.datatype.value} has no JSON form; send it as binary data")
+    try:
+        data = _decode_any(tensor.data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid(f"input '{tensor.name}': {error or 'the data is nested too deeply'}") from None
+    return json_tensor(tensor.name, tensor.datatype, tensor.shape, data)
+
+
+def _wanted(
+    checker: RequestChecker, outputs: list[_OutputHead] | None, params: dict[str, Any] | None
+) -> tuple[Sequence[int], tuple[bool, ...]]:
+    binary_default = bool(params and params.get("binary_data_output"))
+    if not outputs:
+        wanted: Sequence[int] = checker.all_outputs
+        binary = (binary_default,) * len(wanted)
+    else:
+        wanted = [checker.output_index(output.name) for output in outputs]
+        binary = tuple([_is_binary(output, binary_default) for output in outputs])
+    if not all(binary):
+        checker.check_json_form(wanted, binary, NO_JSON_FORM)
+    return wanted, binary
+
+
+def _is_binary(output: _OutputHead, default: bool) -> bool:
+    params = output.parameters
+    if params is None:
+        return default
+    if params.classification is not None:
+        raise invalid(f"output '{output.name}': the classification extension is not served; ask for the tensor itself")
+    return default if params.binary_data is None else params.binary_data
+
+
+def _nesting(data: Any, name: str) -> tuple[int, ...]:
+    shape = []
+    while isinstance(data, list):
+        shape.append(len(data))
+        if not data:
+            break
+        data = data[0]
+    if not shape:
+        raise invalid(f"input '{name}': the data is {type(data).__name__}, it must be a list")
+    return tuple(shape)
+
+
+def _flatten(data: Any, shape: tuple[int, ...], name: str) -> list[Any]:
+    for depth, size in enumerate(shape[1:], start=2):
+        flat = []
+        for part in data:
+            if not isinstance(part, list) or len(part) != size:
+                got = f"a list of {len(part)}" if isinstance(part, list) else repr(part)
+                raise invalid(f"input '{name}': ragged data: dimension {depth} has {size} elements here and {got} there")
+            flat += part
+        data = flat
+    values: list[Any] = data
+    return values
+
+
+def _pack(name: str, dtype: DType, values: list[Any]) -> memoryview:
+    """JSON numbers to elements, exactly: no silent truncation, wrap-around or bool for number."""
+    kinds = set(map(type, values))
+    allowed = {DType.BOOL: {bool}}.get(dtype, {int, float} if NUMPY[dtype].kind == "f" else {int})
+    if not kinds <= allowed:
+        wrong = next(value for value in values if type(value) not in allowed)
+        wanted = "true or false" if dtype is DType.BOOL else "a number" if float in allowed else "an integer"
+        raise invalid(f"input '{name}': {wrong!r} is not {wanted}, as {dtype.value} takes")
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(values, dtype=NUMPY[dtype])
+    except OverflowError:
+        raise invalid(f"input '{name}': a number does not fit {dtype.value}, which has {dtype.itemsize * 8} bits") from None
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise invalid(f"input '{name}': a number is too large for {dtype.value}")
+    return to_bytes(dtype, array)

@@ -1,0 +1,123 @@
+"""What the Open Inference Protocol tells about the server and its models: metadata, configuration, statistics, index.
+
+Field names are those of Triton's model_config.proto and statistics extension. Called by wire/oip_http.py.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from dlproxy.message import DType, FailureKind, TensorSpec
+from dlproxy.telemetry.stats import BatchSize, Histogram
+from dlproxy.wire.catalog import Catalog, ServedModel
+
+EXTENSIONS = ("model_configuration", "binary_tensor_data", "parameters", "statistics")
+
+
+def welcome(catalog: Catalog, version: str) -> dict[str, Any]:
+    """For whoever opens the server's address in a browser."""
+    return {
+        "name": "dlproxy",
+        "version": version,
+        "models": [model.name for model in catalog],
+        "try": ["/v2/models/{model}", "POST /v2/models/{model}/infer", "POST /predict/{model}"],
+    }
+
+
+def server(version: str) -> dict[str, Any]:
+    return {"name": "dlproxy", "version": version, "extensions": EXTENSIONS}
+
+
+def metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
+    signature = model.signature
+    return {
+        "name": model.name,
+        "versions": versions,
+        "platform": signature.platform,
+        "inputs": [_tensor(spec) for spec in signature.inputs],
+        "outputs": [_tensor(spec) for spec in signature.outputs],
+    }
+
+
+def config(model: ServedModel) -> dict[str, Any]:
+    """ModelConfig as JSON; as in Triton, `dims` leave out the batch dimension of a model that batches."""
+    signature = model.signature
+    described: dict[str, Any] = {
+        "name": model.name,
+        "platform": signature.platform,
+        "backend": "onnxruntime",
+        "version_policy": {"specific": {"versions": [int(model.version)]}},
+        "max_batch_size": model.max_batch if signature.batched else 0,
+        "input": [_io(spec, batched=signature.batched) for spec in signature.inputs],
+        "output": [_io(spec, batched=signature.batched) for spec in signature.outputs],
+    }
+    if signature.batched:
+        described["dynamic_batching"] = {"max_queue_delay_microseconds": 0}
+    return described
+
+
+def statistics(models: Iterable[ServedModel]) -> dict[str, Any]:
+    return {"model_stats": [_model_stats(model) for model in models]}
+
+
+def repository_index(catalog: Catalog) -> list[dict[str, str]]:
+    return [
+        {
+            "name": model.name,
+            "version": model.version,
+            "state": "READY" if model.is_ready() else "UNAVAILABLE",
+            "reason": "" if model.is_ready() else "no live instance",
+        }
+        for model in catalog
+    ]
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.dtype.value, "shape": spec.shape}
+
+
+def _io(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
+    name = "TYPE_STRING" if spec.dtype is DType.BYTES else f"TYPE_{spec.dtype.value}"
+    return {"name": spec.name, "data_type": name, "dims": spec.shape[1:] if batched else spec.shape}
+
+
+def _model_stats(model: ServedModel) -> dict[str, Any]:
+    stats = model.stats
+    failures = sum(stats.failures.values())
+    return {
+        "name": model.name,
+        "version": model.version,
+        "last_inference": stats.last_at_ms,
+        "inference_count": stats.rows,
+        "execution_count": stats.batches,
+        "inference_stats": {
+            "success": _durations(stats.request),
+            "fail": {"count": failures, "ns": _ns(stats.failed_s)},
+            "queue": _durations(stats.queue),
+            "compute_input": _durations(stats.batch),
+            "compute_infer": _durations(stats.compute),
+            "compute_output": _durations(stats.split),
+            "cache_hit": {"count": 0, "ns": 0},
+            "cache_miss": {"count": 0, "ns": 0},
+        },
+        "response_stats": {},
+        "batch_stats": [_batch_stats(rows, size) for rows, size in sorted(stats.batch_sizes.items())],
+        "memory_usage": [],
+        "failures": {kind.value: stats.failures[kind] for kind in FailureKind if stats.failures[kind]},
+    }
+
+
+def _batch_stats(rows: int, size: BatchSize) -> dict[str, Any]:
+    return {
+        "batch_size": rows,
+        "compute_input": {"count": size.batches, "ns": _ns(size.batch_s)},
+        "compute_infer": {"count": size.batches, "ns": _ns(size.compute_s)},
+        "compute_output": {"count": size.batches, "ns": _ns(size.split_s)},
+    }
+
+
+def _durations(histogram: Histogram) -> dict[str, int]:
+    return {"count": histogram.count, "ns": _ns(histogram.total_s)}
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)

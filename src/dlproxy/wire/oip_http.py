@@ -1,0 +1,291 @@
+"""Routes of the Open Inference Protocol (as Triton serves it) and of `POST /predict/{model}`, over http_server.
+
+One request's way: Exchange -> oip_codec.decode -> Service.submit -> InferReply.completed -> oip_codec.encode -> Exchange.reply.
+Not aware of: sockets, lanes.
+"""
+
+import logging
+import re
+import zlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from dlproxy import __version__
+from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Timing, invalid
+from dlproxy.wire import oip_codec, oip_describe
+from dlproxy.wire.catalog import Catalog, ServedModel
+from dlproxy.wire.checks import RequestChecker
+from dlproxy.wire.http_server import Exchange
+
+log = logging.getLogger(__name__)
+
+JSON = b"application/json"
+BINARY = b"application/octet-stream"
+STATUS = {
+    FailureKind.INVALID_ARGUMENT: 400,
+    FailureKind.NOT_FOUND: 404,
+    FailureKind.QUEUE_FULL: 503,
+    FailureKind.DEADLINE: 503,
+    FailureKind.UNAVAILABLE: 503,
+    FailureKind.MODEL_FAILED: 500,
+    FailureKind.CANCELLED: 503,
+    FailureKind.UNSUPPORTED: 501,
+}
+
+
+class _PredictBody(Struct):
+    inputs: Any
+
+
+class OipApp:
+    """Answers every request of the inference port. `server_timing`: add the Server-Timing header to answers."""
+
+    def __init__(self, catalog: Catalog, *, clock: Callable[[], float], server_timing: bool, max_body_bytes: int) -> None:
+        self._catalog = catalog
+        self._max_body_bytes = max_body_bytes
+        self._endpoints = {
+            (model.name, model.version): _Endpoint(catalog, model, clock, server_timing=server_timing) for model in catalog
+        }
+        self._infer: dict[bytes, _Endpoint] = {}
+        for model in catalog:
+            endpoint = self._endpoints[model.name, model.version]
+            self._infer[f"/v2/models/{model.name}/infer".encode()] = endpoint
+            self._infer[f"/v2/models/{model.name}/versions/{model.version}/infer".encode()] = endpoint
+        model_path = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[0-9]+))?"
+        self._routes: list[tuple[re.Pattern[str], dict[bytes, Callable[..., None]]]] = [
+            (re.compile(pattern), {method: handler, **({b"HEAD": handler} if method == b"GET" else {})})
+            for pattern, method, handler in (
+                (r"/", b"GET", self._welcome),
+                (r"/v2/?", b"GET", self._server_metadata),
+                (r"/v2/health/live", b"GET", self._live),
+                (r"/v2/health/ready", b"GET", self._ready),
+                (r"/v2/models/stats", b"GET", self._all_stats),
+                (r"/v2/repository/index", b"POST", self._index),
+                (model_path, b"GET", self._metadata),
+                (model_path + "/ready", b"GET", self._model_ready),
+                (model_path + "/config", b"GET", self._config),
+                (model_path + "/stats", b"GET", self._stats),
+                (model_path + "/infer", b"POST", self._infer_any),
+                (r"/predict/(?P<name>[^/]+)(?:/versions/(?P<version>[0-9]+))?", b"POST", self._predict),
+            )
+        ]
+
+    def __call__(self, exchange: Exchange) -> None:
+        try:
+            endpoint = self._infer.get(exchange.target)
+            if endpoint is not None and exchange.method == b"POST":
+                if b"content-encoding" in exchange.headers:
+                    self._decompress(exchange)
+                endpoint.infer(exchange)
+            else:
+                self._route(exchange)
+        except InferenceError as error:
+            fail(exchange, error.failure)
+        except Exception:
+            log.exception("%s %s failed", exchange.method, exchange.target)
+            exchange.fail(500, "internal error; the server's log has the details")
+
+    def _route(self, exchange: Exchange) -> None:
+        path = exchange.target.partition(b"?")[0].decode("latin-1")
+        for pattern, handlers in self._routes:
+            match = pattern.fullmatch(path)
+            if match is None:
+                continue
+            handler = handlers.get(exchange.method)
+            if handler is None:
+                allowed = ", ".join(method.decode() for method in handlers)
+                extra = f"allow: {allowed}\r\n".encode()
+                exchange.fail(405, f"Method Not Allowed: {path} takes {allowed}, not {exchange.method.decode()}", extra)
+                return
+            if b"content-encoding" in exchange.headers:
+                self._decompress(exchange)
+            handler(exchange, **match.groupdict(default=""))
+            return
+        exchange.fail(404, f"Not Found: there is no {path}; inference is at /v2/models/{{model}}/infer or /predict/{{model}}")
+
+    def _decompress(self, exchange: Exchange) -> None:
+        encoding = exchange.headers[b"content-encoding"].lower()
+        if encoding == b"identity":
+            return
+        if encoding not in (b"gzip", b"deflate"):
+            message = f"content-encoding {encoding.decode('latin-1')!r} is not served; use gzip or deflate"
+            raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))
+        inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: tell gzip and zlib apart by their headers
+        try:
+            exchange.body = inflater.decompress(exchange.body, self._max_body_bytes)
+        except zlib.error as error:
+            raise invalid(f"the body is not {encoding.decode()}: {error}") from None
+        if inflater.unconsumed_tail:
+            raise invalid(f"the body inflates to more than {self._max_body_bytes} bytes")
+        if not inflater.eof:
+            raise invalid(f"the {encoding.decode()} body ends in the middle")
+
+    # Routes
+
+    def _endpoint(self, name: str, version: str) -> "_Endpoint":
+        model = self._catalog.get(name, version)
+        return self._endpoints[model.name, model.version]
+
+    def _infer_any(self, exchange: Exchange, name: str, version: str) -> None:
+        self._endpoint(name, version).infer(exchange)
+
+    def _predict(self, exchange: Exchange, name: str, version: str) -> None:
+        self._endpoint(name, version).predict(exchange)
+
+    def _welcome(self, exchange: Exchange) -> None:
+        _json(exchange, oip_describe.welcome(self._catalog, __version__))
+
+    def _server_metadata(self, exchange: Exchange) -> None:
+        _json(exchange, oip_describe.server(__version__))
+
+    def _live(self, exchange: Exchange) -> None:
+        _json(exchange, {"live": True})
+
+    def _ready(self, exchange: Exchange) -> None:
+        ready = self._catalog.ready
+        _json(exchange, {"ready": ready, "live": True}, status=200 if ready else 503)
+
+    def _model_ready(self, exchange: Exchange, name: str, version: str) -> None:
+        model = self._catalog.get(name, version)
+        ready = model.is_ready()
+        _json(exchange, {"name": model.name, "ready": ready}, status=200 if ready else 503)
+
+    def _metadata(self, exchange: Exchange, name: str, version: str) -> None:
+        model = self._catalog.get(name, version)
+        _json(exchange, oip_describe.metadata(model, self._catalog.versions(name)))
+
+    def _config(self, exchange: Exchange, name: str, version: str) -> None:
+        _json(exchange, oip_describe.config(self._catalog.get(name, version)))
+
+    def _stats(self, exchange: Exchange, name: str, version: str) -> None:
+        models = [self._catalog.get(name, version or found) for found in self._catalog.versions(name) or [version]]
+        _json(exchange, oip_describe.statistics(models[:1] if version else models))
+
+    def _all_stats(self, exchange: Exchange) -> None:
+        _json(exchange, oip_describe.statistics(self._catalog))
+
+    def _index(self, exchange: Exchange) -> None:
+        _json(exchange, oip_describe.repository_index(self._catalog))
+
+
+class _Endpoint:
+    """Inference of one version of one model."""
+
+    def __init__(self, catalog: Catalog, model: ServedModel, clock: Callable[[], float], *, server_timing: bool) -> None:
+        self._ticket_ids = catalog.ticket_ids
+        self._model = model
+        self._service = model.service
+        self._checker = RequestChecker(model)
+        self._clock = clock
+        self._server_timing = server_timing
+
+    def infer(self, exchange: Exchange) -> None:
+        size = exchange.headers.get(b"inference-header-content-length")
+        wire = oip_codec.decode(
+            self._checker,
+            exchange.body,
+            None if size is None else _header_length(size),
+            ticket_id=next(self._ticket_ids),
+            now=self._clock(),
+        )
+        self._submit(exchange, wire.request, InferReply(exchange, wire.binary, server_timing=self._server_timing))
+
+    def predict(self, exchange: Exchange) -> None:
+        """Plain JSON: `{"inputs": {name: nested list}}`, or the nested list itself where the model has one input."""
+        try:
+            inputs = msgspec.json.decode(exchange.body, type=_PredictBody).inputs
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise invalid(f'not a predict request, which looks like {{"inputs": …}}: {error}') from None
+        specs = self._model.signature.inputs
+        if not isinstance(inputs, dict):
+            if len(specs) > 1:
+                names = ", ".join(f"'{spec.name}'" for spec in specs)
+                raise invalid(f"'inputs' must be an object, because '{self._model.name}' takes {names}")
+            inputs = {specs[0].name: inputs}
+        tensors = [oip_codec.json_tensor(name, self._checker.spec_of(name).dtype, None, data) for name, data in inputs.items()]
+        request = self._checker.request(
+            tensors,
+            self._checker.all_outputs,
+            ticket_id=next(self._ticket_ids),
+            request_id="",
+            params={},
+            now=self._clock(),
+        )
+        self._submit(exchange, request, PredictReply(exchange, server_timing=self._server_timing))
+
+    def _submit(self, exchange: Exchange, request: Request, reply: "InferReply | PredictReply") -> None:
+        exchange.on_abandoned = partial(self._service.cancel, request)
+        self._service.submit(request, reply)
+
+
+class InferReply:
+    """Where one infer request's answer goes: encoded, onto its exchange. A ReplyTo."""
+
+    __slots__ = ("_binary", "_exchange", "_server_timing")
+
+    def __init__(self, exchange: Exchange, binary: tuple[bool, ...], *, server_timing: bool) -> None:
+        self._exchange = exchange
+        self._binary = binary
+        self._server_timing = server_timing
+
+    def completed(self, response: Response) -> None:
+        try:
+            body, json_bytes = oip_codec.encode(response, self._binary)
+        except UnicodeDecodeError as error:
+            self._exchange.fail(500, f"an output is not UTF-8 text; ask for it as binary: {error}")
+            return
+        extra = timing_line(response.timing) if self._server_timing else b""
+        if json_bytes is None:
+            self._exchange.reply(200, JSON, body, extra)
+        else:
+            self._exchange.reply(200, BINARY, body, b"inference-header-content-length: %d\r\n%b" % (json_bytes, extra))
+
+    def failed(self, failure: Failure) -> None:
+        fail(self._exchange, failure)
+
+
+class PredictReply:
+    """Where one plain-JSON request's answer goes. A ReplyTo."""
+
+    __slots__ = ("_exchange", "_server_timing")
+
+    def __init__(self, exchange: Exchange, *, server_timing: bool) -> None:
+        self._exchange = exchange
+        self._server_timing = server_timing
+
+    def completed(self, response: Response) -> None:
+        outputs = {tensor.name: oip_codec.json_data(tensor, flat=False) for tensor in response.outputs}
+        body = msgspec.json.encode({"model": response.model, "version": response.version, "outputs": outputs})
+        self._exchange.reply(200, JSON, body, timing_line(response.timing) if self._server_timing else b"")
+
+    def failed(self, failure: Failure) -> None:
+        fail(self._exchange, failure)
+
+
+def timing_line(timing: Timing) -> bytes:
+    """The Server-Timing header line (W3C), in milliseconds."""
+    return b"server-timing: queue;dur=%.3f, batch;dur=%.3f, compute;dur=%.3f\r\n" % (
+        timing.queue_s * 1e3,
+        timing.batch_s * 1e3,
+        timing.compute_s * 1e3,
+    )
+
+
+def fail(exchange: Exchange, failure: Failure) -> None:
+    """Send a failure with its status and, where trying again helps, a Retry-After in whole seconds (at least 1)."""
+    extra = b"" if failure.retry_after_s is None else b"retry-after: %d\r\n" % max(1, round(failure.retry_after_s))
+    exchange.fail(STATUS[failure.kind], failure.message, extra)
+
+
+def _header_length(value: bytes) -> int:
+    if not value.isdigit() or len(value) > 12:
+        raise invalid(f"Inference-Header-Content-Length is {value.decode('latin-1')!r}; it takes a number of bytes")
+    return int(value)
+
+
+def _json(exchange: Exchange, value: Any, status: int = 200) -> None:
+    exchange.reply(status, JSON, msgspec.json.encode(value))
