@@ -32,6 +32,8 @@ class DType(Enum):
 
     itemsize: int
 
+    __hash__ = object.__hash__  # Enum's own hashes the name in Python code; members are singletons, so identity will do
+
     def __init__(self, code: str) -> None:
         bits = "".join(filter(str.isdigit, code))
         self.itemsize = 1 if code == "BOOL" else int(bits or 0) // 8

@@ -43,7 +43,8 @@ def to_bytes(dtype: DType, array: Array) -> memoryview:
     """The elements of `array` in C order; BYTES elements (str or bytes) with their length prefixes."""
     if dtype is DType.BYTES:
         return memoryview(join_elements(array.ravel().tolist()))
-    return memoryview(np.ascontiguousarray(array, NUMPY[dtype]).reshape(-1).view(np.uint8).data)
+    array = np.ascontiguousarray(array, NUMPY[dtype])
+    return memoryview(array).cast("B") if array.size else memoryview(b"")
 
 
 def bytes_per_row(dtype: DType, array: Array) -> tuple[memoryview | None, int]:

@@ -3,16 +3,19 @@
 Not aware of: which tickets (the queue discipline orders them), which instance.
 """
 
+from math import inf
 from typing import Protocol
 
 from msgspec import Struct
 
 from dlproxy.policy.cost import LatencyModel
 from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.policy.queueing import QueueDiscipline
 
 SLO_SHARE = 0.92 / 2  # a request may wait for one whole batch before its own (Nexus); 8 % stay for everything else (Clipper)
 DEFAULT_STRETCH = 5.0  # without an objective: p99 = 5 * L(1)
 FREE_BATCH_S = 1e-3  # without an objective: nobody notices a batch of 1 ms, so small models are not held to 5 * L(1)
+OBSERVE_EVERY_S = 1e-3  # of batches quicker than this a sample is learned from: a fit costs as much as such a batch's overhead
 REFIT_EVERY = 50  # batches between two looks at the limit, so that it moves rarely and explainably
 
 
@@ -31,9 +34,9 @@ class Wait(Struct, frozen=True):
 class BatchPolicy(Protocol):
     """Asked only while an instance idles and something waits."""
 
-    def decide(self, queued_rows: int, oldest_at: float, now: float) -> Take | Wait: ...
+    def decide(self, queue: QueueDiscipline, now: float) -> Take | Wait: ...
 
-    def observe(self, rows: int, service_s: float) -> None:
+    def observe(self, rows: int, service_s: float, now: float) -> None:
         """One batch ran. Called once per batch that gave answers."""
         ...
 
@@ -47,6 +50,7 @@ class FittedBatching:
     def __init__(self, knobs: LaneKnobs, model: LatencyModel) -> None:
         self._model = model
         self._since_refit = 0
+        self._observe_at = -inf
         self.limit = 1
         self.configure(knobs)
 
@@ -54,13 +58,18 @@ class FittedBatching:
         self._knobs = knobs
         self._refit()
 
-    def decide(self, queued_rows: int, oldest_at: float, now: float) -> Take | Wait:
+    def decide(self, queue: QueueDiscipline, now: float) -> Take | Wait:
         wait_s = self._knobs.max_wait_s
-        if wait_s > 0.0 and queued_rows < self.limit and now < oldest_at + wait_s:
-            return Wait(oldest_at + wait_s)
-        return Take(self.limit)
+        if wait_s > 0.0 and queue.rows < self.limit:
+            head = queue.head()
+            if head is not None and now < head.arrived_at + wait_s:
+                return Wait(head.arrived_at + wait_s)
+        return self._take
 
-    def observe(self, rows: int, service_s: float) -> None:
+    def observe(self, rows: int, service_s: float, now: float) -> None:
+        if now < self._observe_at:
+            return
+        self._observe_at = now + OBSERVE_EVERY_S
         self._model.observe(rows, service_s)
         self._since_refit += 1
         if self._since_refit >= REFIT_EVERY:
@@ -76,3 +85,4 @@ class FittedBatching:
     def _refit(self) -> None:
         self._since_refit = 0
         self.limit = self._model.rows_within(self.budget_s(), most=self._knobs.max_batch)
+        self._take = Take(self.limit)

@@ -78,7 +78,7 @@ class Lane:
         self._rules[type(event)](event, now, commands)
         if self._idle and (self.queue.rows or self._retries):
             self._dispatch(now, commands)
-        if self.queue.rows:
+        if self.queue.rows and self.queue.may_expire:
             self._arm_expiry(commands)
         return commands
 
@@ -116,9 +116,10 @@ class Lane:
             return
         self._release(batch.instance)
         tickets = self._still_wanted(batch.tickets)
-        self._balancer.observe(batch.instance, event.service_s, ok=event.error is None, now=now)
+        if len(self._capacity) > 1:
+            self._balancer.observe(batch.instance, event.service_s, ok=event.error is None, now=now)
         if event.error is None:
-            self.batching.observe(batch.rows, event.service_s)
+            self.batching.observe(batch.rows, event.service_s, now)
             if self._retried:
                 self._retried.difference_update(ticket.id for ticket in tickets)
             if tickets:
@@ -164,13 +165,14 @@ class Lane:
         while self._idle:
             if self._retries:
                 tickets, reason = self._unexpired(self._retries.popleft(), now, commands), "retry"
-            elif (head := self.queue.head()) is not None:
-                decision = self.batching.decide(self.queue.rows, head.arrived_at, now)
+            elif self.queue.rows:
+                decision = self.batching.decide(self.queue, now)
                 if isinstance(decision, Wait):
                     self._arm(decision.until, commands)
                     return
-                tickets = self._feasible(self.queue.pop(decision.rows), now, commands)
-                reason = "instance idle"
+                tickets, reason = self.queue.pop(decision.rows), "instance idle"
+                if self.queue.may_expire:
+                    tickets = self._feasible(tickets, now, commands)
             else:
                 return
             if tickets:
@@ -193,8 +195,6 @@ class Lane:
         The last ticket at hand is shed only if its deadline has passed: it makes nobody late, and running it is what
         corrects a prediction that was wrong.
         """
-        if all(ticket.deadline_at == inf for ticket in tickets):
-            return tickets
         finish_at = now + self.model.p99(sum([ticket.rows for ticket in tickets]))
         kept = []
         left = len(tickets) + len(self.queue)

@@ -19,6 +19,10 @@ class QueueDiscipline(Protocol):
 
     def push(self, ticket: Ticket) -> None: ...
 
+    def head(self) -> Ticket | None:
+        """The ticket that the next pop begins with."""
+        ...
+
     def pop(self, rows: int) -> list[Ticket]:
         """Take the next tickets, all of one shape_key, of at most `rows` rows in sum; a larger first ticket comes alone."""
         ...
@@ -47,6 +51,8 @@ class Fcfs:
     def push(self, ticket: Ticket) -> None:
         line = self._shapes.get(ticket.shape_key)
         if line is None:
+            if not self.rows:
+                self._shapes.clear()  # the emptied line that pop and remove left for the next of its shape
             line = self._shapes[ticket.shape_key] = OrderedDict()
         line[ticket.id] = ticket
         self._shape_of[ticket.id] = ticket.shape_key
@@ -78,9 +84,9 @@ class Fcfs:
             room -= ticket.rows
             if room <= 0:
                 break
-        if not line:
-            del self._shapes[taken[0].shape_key]
         self.rows -= sum([ticket.rows for ticket in taken])
+        if not line and self.rows:
+            del self._shapes[taken[0].shape_key]
         return taken
 
     def remove(self, ticket_id: int) -> Ticket | None:
@@ -89,10 +95,15 @@ class Fcfs:
             return None
         line = self._shapes[shape_key]
         ticket = line.pop(ticket_id)
-        if not line:
-            del self._shapes[shape_key]
         self.rows -= ticket.rows
+        if not line and self.rows:
+            del self._shapes[shape_key]
         return ticket
+
+    @property
+    def may_expire(self) -> bool:
+        """False if no waiting ticket has a deadline; True if one may have."""
+        return bool(self._deadlines)
 
     def next_deadline(self) -> float:
         """The earliest deadline of a waiting ticket, +inf if none has one."""
@@ -111,8 +122,10 @@ class Fcfs:
 
     def _oldest_line(self) -> OrderedDict[int, Ticket] | None:
         lines = self._shapes
-        if len(lines) <= 1:
-            return next(iter(lines.values()), None)
+        if not self.rows:
+            return None
+        if len(lines) == 1:
+            return next(iter(lines.values()))
         return min(lines.values(), key=lambda line: next(iter(line)))
 
     def _forget_departed(self) -> None:

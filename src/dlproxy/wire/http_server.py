@@ -15,6 +15,7 @@ from typing import cast
 
 import httptools
 import msgspec
+from msgspec import Struct
 
 from dlproxy.config import HttpLimits
 
@@ -99,6 +100,28 @@ class Exchange:
         self.reply(status, b"application/json", msgspec.json.encode({"error": message}), extra)
 
 
+class _Seen(Struct):
+    """The last request of a connection that came whole in one read. A client that sends tensors of one shape sends the
+    same header every time; llhttp, at the start of a message, would find the same in the same bytes, so it is not asked.
+    """
+
+    head: bytes
+    length: int
+    method: bytes
+    target: bytes
+    headers: dict[bytes, bytes]
+
+    @staticmethod
+    def of(exchange: Exchange, data: bytes) -> "_Seen | None":
+        """None unless `data` is this one request with a plain Content-Length, after which the connection goes on."""
+        body, headers = exchange.body, exchange.headers
+        head = data[: len(data) - len(body)]
+        plain = b"content-length" in headers and not {b"connection", b"upgrade", b"expect"} & headers.keys()
+        if not plain or not body or not head.endswith(b"\r\n\r\n") or head.count(b"\r\n\r\n") > 1:
+            return None
+        return _Seen(head, len(data), exchange.method, exchange.target, headers)
+
+
 class _RefusedError(Exception):
     """Raised inside a parser callback: the request breaks a limit and the connection ends after this reply."""
 
@@ -123,6 +146,7 @@ class HttpConnection(asyncio.Protocol):
         self._phase = IDLE
         self._waited_s = 0.0
         self._received = 0  # bytes in the read that is being parsed
+        self._seen: _Seen | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -152,9 +176,15 @@ class HttpConnection(asyncio.Protocol):
                 exchange.on_abandoned()
 
     def data_received(self, data: bytes) -> None:
+        seen = self._seen
+        if seen is not None and self._phase == IDLE and len(data) == seen.length and data.startswith(seen.head):
+            self._take(Exchange(self, seen.method, seen.target, seen.headers, data[len(seen.head) :], b""))
+            return
         if self._phase == REFUSED:
             return
         self._received = len(data)
+        self._whole: Exchange | None = None
+        fresh = self._phase == IDLE
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:  # may be ignored (RFC 9110 section 7.8), but llhttp has stopped: end here
@@ -168,6 +198,8 @@ class HttpConnection(asyncio.Protocol):
         else:
             if self._phase != IDLE:
                 self._bound_incomplete()
+            elif fresh and self._whole is not None:
+                self._seen = _Seen.of(self._whole, data)
 
     def pause_writing(self) -> None:
         self._write_paused = True
@@ -181,11 +213,12 @@ class HttpConnection(asyncio.Protocol):
 
     # httptools callbacks
 
+    def on_message_begin(self) -> None:
+        self._phase = HEADERS
+        self._waited_s = 0.0
+        self._began_now = True
+
     def on_url(self, url: bytes) -> None:
-        if self._phase != HEADERS:
-            self._phase = HEADERS
-            self._waited_s = 0.0
-            self._began_now = True
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -193,7 +226,8 @@ class HttpConnection(asyncio.Protocol):
             return
         headers = self._headers
         name = name.lower()
-        headers[name] = headers[name] + b", " + value if name in headers else value
+        if headers.setdefault(name, value) is not value:
+            headers[name] += b", " + value
 
     def on_headers_complete(self) -> None:
         headers, limits = self._headers, self._limits
@@ -225,15 +259,20 @@ class HttpConnection(asyncio.Protocol):
             raise _RefusedError(413, f"the body is longer than {self._limits.max_body_bytes} bytes")
 
     def on_message_complete(self) -> None:
-        parser = self._parser
+        parser, headers = self._parser, self._headers
         connection_line = b""
         if not parser.should_keep_alive():
             connection_line = CLOSE
-        elif parser.get_http_version() == "1.0":
+        elif b"connection" in headers and parser.get_http_version() == "1.0":
             connection_line = KEEP_ALIVE
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        exchange = Exchange(self, parser.get_method(), self._target, self._headers, body, connection_line)
+        exchange = Exchange(self, parser.get_method(), self._target, headers, body, connection_line)
+        self._whole = exchange
         self._reset()
+        self._take(exchange)
+
+    def _take(self, exchange: Exchange) -> None:
+        """A request is complete: hand it to the app, or keep it if the connection has enough under way."""
         self._phase = IDLE
         self._waited_s = 0.0
         self._pipeline.append(exchange)

@@ -4,17 +4,19 @@ Called by wire/oip_http.py. Not aware of: connections, status lines, routes.
 Non-finite floats: binary carries them exactly; JSON has none, so requests with them are refused and replies hold null.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 
-from dlproxy.message import DType, Request, Response, Tensor, element_count, invalid
+from dlproxy.message import DType, Request, Response, Tensor, Ticket, element_count, invalid
 from dlproxy.tensors import NUMPY, join_elements, to_array, to_bytes
 from dlproxy.wire.checks import RequestChecker
 
+MAX_MEMOS = 256
+MAX_MEMO_BYTES = 4096
 NO_JSON_FORM = (DType.FP16, DType.BF16)
 _SHARED_MEMORY = "shared memory regions are not served; send the tensor in the body"
 
@@ -75,57 +77,129 @@ class WireRequest(Struct):
 
     request: Request
     binary: tuple[bool, ...]
+    memo: "_Memo | None" = None
 
 
-def decode(checker: RequestChecker, body: bytes, json_bytes: int | None, *, ticket_id: int, now: float) -> WireRequest:
-    """One infer body. `json_bytes`: the Inference-Header-Content-Length; None if the whole body is JSON.
+class _Memo:
+    """What one JSON head was found to say. A client that sends tensors of one shape sends the same head every time.
 
-    Raises InferenceError(INVALID_ARGUMENT) for whatever is wrong with it.
+    Only heads without an id, with every input binary and of fixed element size are remembered: all else depends on more
+    than the head and the body's length. The reply's head is remembered with it, for as long as the output shapes repeat.
     """
-    if json_bytes is None:
-        head, binary = _head(body), None
-    elif json_bytes == 0:
-        return _decode_raw(checker, body, ticket_id=ticket_id, now=now)
-    elif 0 < json_bytes <= len(body):
+
+    __slots__ = (
+        *("binary", "body_bytes", "inputs", "model", "outputs", "params", "priority"),
+        *("reply_head", "reply_shapes", "rows", "shape_key", "timeout_s"),
+    )
+
+    def __init__(self, wire: WireRequest, slices: Mapping[str, slice], body_bytes: int) -> None:
+        request, ticket = wire.request, wire.request.ticket
+        self.body_bytes = body_bytes
+        self.inputs = [(tensor.name, tensor.dtype, tensor.shape, slices[tensor.name]) for tensor in request.inputs]
+        self.rows, self.priority, self.shape_key = ticket.rows, ticket.priority, ticket.shape_key
+        self.timeout_s = ticket.deadline_at - ticket.arrived_at
+        self.model, self.outputs, self.params = request.model, request.outputs, request.params
+        self.binary = wire.binary
+        self.reply_shapes: list[Sequence[int]] | None = None
+        self.reply_head = b""
+
+    def request(self, body: bytes, ticket_id: int, now: float) -> WireRequest:
+        """The request that this head makes of another body of the same length."""
         view = memoryview(body)
-        head, binary = _head(view[:json_bytes]), view[json_bytes:]
-    else:
-        raise invalid(f"Inference-Header-Content-Length is {json_bytes}, the body has {len(body)} bytes")
-    inputs = []
-    at = 0
-    for tensor in head.inputs:
-        size = None if tensor.parameters is None else tensor.parameters.binary_data_size
-        if size is not None:
-            if binary is None or size < 0 or at + size > len(binary):
-                raise _binary_overrun(tensor.name, size, None if binary is None else len(binary) - at)
-            inputs.append(Tensor(tensor.name, tensor.datatype, tensor.shape, binary[at : at + size]))
+        inputs = [Tensor(name, dtype, shape, view[part]) for name, dtype, shape, part in self.inputs]
+        ticket = Ticket(ticket_id, now, now + self.timeout_s, self.rows, self.priority, "", self.shape_key)
+        return WireRequest(Request(ticket, self.model, inputs, self.outputs, "", self.params), self.binary, self)
+
+
+class InferDecoder:
+    """Decodes infer bodies for one model. Remembers up to MAX_MEMOS heads, oldest first out."""
+
+    def __init__(self, checker: RequestChecker) -> None:
+        self._checker = checker
+        self._memos: dict[bytes, _Memo] = {}
+
+    def decode(self, body: bytes, json_bytes: int | None, *, ticket_id: int, now: float) -> WireRequest:
+        """One infer body. `json_bytes`: the Inference-Header-Content-Length; None if the whole body is JSON.
+
+        Raises InferenceError(INVALID_ARGUMENT) for whatever is wrong with it.
+        """
+        if not json_bytes:
+            if json_bytes is None:
+                return self._decode(_head(body), None, ticket_id=ticket_id, now=now)
+            return self._decode_raw(body, ticket_id=ticket_id, now=now)
+        if json_bytes > len(body):
+            raise invalid(f"Inference-Header-Content-Length is {json_bytes}, the body has {len(body)} bytes")
+        head_text = body[:json_bytes]
+        memo = self._memos.get(head_text)
+        if memo is not None and memo.body_bytes == len(body):
+            return memo.request(body, ticket_id, now)
+        head = _head(head_text)
+        wire = self._decode(head, memoryview(body)[json_bytes:], ticket_id=ticket_id, now=now)
+        if not head.id:
+            self._remember(head_text, head, wire, len(body))
+        return wire
+
+    def _decode(self, head: _InferHead, binary: memoryview | None, *, ticket_id: int, now: float) -> WireRequest:
+        inputs = []
+        at = 0
+        for tensor in head.inputs:
+            size = None if tensor.parameters is None else tensor.parameters.binary_data_size
+            if size is not None:
+                if binary is None or size < 0 or at + size > len(binary):
+                    raise _binary_overrun(tensor.name, size, None if binary is None else len(binary) - at)
+                inputs.append(Tensor(tensor.name, tensor.datatype, tensor.shape, binary[at : at + size]))
+                at += size
+            else:
+                inputs.append(_json_input(tensor))
+        if binary is not None and at != len(binary):
+            raise invalid(f"{len(binary) - at} bytes follow the last input's binary data; the inputs' sizes must add up")
+        params = head.parameters
+        outputs, as_binary = _wanted(self._checker, head.outputs, params)
+        request = self._checker.request(inputs, outputs, ticket_id=ticket_id, request_id=head.id, params=params or {}, now=now)
+        return WireRequest(request, as_binary)
+
+    def _decode_raw(self, body: bytes, *, ticket_id: int, now: float) -> WireRequest:
+        """Header length 0: the body is the one input's elements; all outputs come back as binary."""
+        tensor = self._checker.raw_input(body)
+        outputs = self._checker.all_outputs
+        request = self._checker.request([tensor], outputs, ticket_id=ticket_id, request_id="", params={}, now=now)
+        return WireRequest(request, (True,) * len(outputs))
+
+    def _remember(self, head_text: bytes, head: _InferHead, wire: WireRequest, body_bytes: int) -> None:
+        if len(head_text) > MAX_MEMO_BYTES:
+            return
+        at, slices = len(head_text), {}
+        for tensor in head.inputs:
+            size = None if tensor.parameters is None else tensor.parameters.binary_data_size
+            if size is None or tensor.datatype is DType.BYTES:
+                return
+            slices[tensor.name] = slice(at, at + size)
             at += size
-        else:
-            inputs.append(_json_input(tensor))
-    if binary is not None and at != len(binary):
-        raise invalid(f"{len(binary) - at} bytes follow the last input's binary data; the sizes of the inputs must add up")
-    params = head.parameters
-    outputs, as_binary = _wanted(checker, head.outputs, params)
-    request = checker.request(inputs, outputs, ticket_id=ticket_id, request_id=head.id, params=params or {}, now=now)
-    return WireRequest(request, as_binary)
+        if len(self._memos) >= MAX_MEMOS:
+            del self._memos[next(iter(self._memos))]
+        self._memos[head_text] = _Memo(wire, slices, body_bytes)
 
 
-def encode(response: Response, binary: Sequence[bool]) -> tuple[bytes, int | None]:
+def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None]:
     """The body of a reply and its Inference-Header-Content-Length, None if all of it is JSON."""
-    parts: list[bytes | memoryview] = [b""]
-    outputs = []
-    for tensor, as_binary in zip(response.outputs, binary, strict=True):
-        if as_binary:
-            parts.append(tensor.data)
-            size = _BinarySize(len(tensor.data))
-            outputs.append(_ReplyOutput(tensor.name, tensor.dtype.value, tensor.shape, size))
-        else:
-            outputs.append(_ReplyOutput(tensor.name, tensor.dtype.value, tensor.shape, None, json_data(tensor, flat=True)))
-    head = _encode_head(_ReplyHead(response.model, response.version, outputs, response.id))
-    if len(parts) == 1:
-        return head, None
-    parts[0] = head
-    return b"".join(parts), len(head)
+    outputs, binary, memo = response.outputs, wire.binary, wire.memo
+    shapes = [tensor.shape for tensor in outputs]
+    if memo is not None and shapes == memo.reply_shapes:
+        head = memo.reply_head
+    else:
+        described = [
+            _ReplyOutput(tensor.name, tensor.dtype.value, tensor.shape, _BinarySize(len(tensor.data)))
+            if as_binary
+            else _ReplyOutput(tensor.name, tensor.dtype.value, tensor.shape, None, json_data(tensor, flat=True))
+            for tensor, as_binary in zip(outputs, binary, strict=True)
+        ]
+        head = _encode_head(_ReplyHead(response.model, response.version, described, response.id))
+        if True not in binary:
+            return head, None
+        if memo is not None and all(binary) and DType.BYTES not in [tensor.dtype for tensor in outputs]:
+            memo.reply_shapes, memo.reply_head = shapes, head
+    data = [tensor.data for tensor, as_binary in zip(outputs, binary, strict=True) if as_binary]
+    return b"".join([head, *data]), len(head)
 
 
 def json_data(tensor: Tensor, *, flat: bool) -> Any:
@@ -159,9 +233,6 @@ def _head(data: bytes | memoryview) -> _InferHead:
         raise invalid(f"not an inference request: {_with_hint(str(error))}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid(f"malformed JSON: {error}") from None
-    for tensor in (*head.inputs, *(head.outputs or ())):
-        if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
-            raise invalid(f"'{tensor.name}': {_SHARED_MEMORY}")
     return head
 
 
@@ -169,14 +240,6 @@ def _with_hint(message: str) -> str:
     if "enum value" in message:
         return f"{message}; datatypes are {', '.join(dtype.value for dtype in DType)}"
     return message
-
-
-def _decode_raw(checker: RequestChecker, body: bytes, *, ticket_id: int, now: float) -> WireRequest:
-    """Header length 0: the body is the one input's elements; all outputs come back as binary."""
-    tensor = checker.raw_input(body)
-    outputs = checker.all_outputs
-    request = checker.request([tensor], outputs, ticket_id=ticket_id, request_id="", params={}, now=now)
-    return WireRequest(request, (True,) * len(outputs))
 
 
 def _binary_overrun(name: str, size: int, left: int | None) -> Exception:
@@ -190,6 +253,8 @@ def _binary_overrun(name: str, size: int, left: int | None) -> Exception:
 
 def _json_input(tensor: _InputHead) -> Tensor:
     if tensor.data is None:
+        if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
+            raise invalid(f"input '{tensor.name}': {_SHARED_MEMORY}")
         raise invalid(f"input '{tensor.name}' has neither 'data' nor parameters.binary_data_size")
     if tensor.datatype in NO_JSON_FORM:
         raise invalid(f"input '{tensor.name}': {tensor.datatype.value} has no JSON form; send it as binary data")
@@ -219,6 +284,8 @@ def _is_binary(output: _OutputHead, default: bool) -> bool:
     params = output.parameters
     if params is None:
         return default
+    if params.shared_memory_region is not None:
+        raise invalid(f"output '{output.name}': {_SHARED_MEMORY}")
     if params.classification is not None:
         raise invalid(f"output '{output.name}': the classification extension is not served; ask for the tensor itself")
     return default if params.binary_data is None else params.binary_data

@@ -180,19 +180,15 @@ class _Endpoint:
         self._model = model
         self._service = model.service
         self._checker = RequestChecker(model)
+        self._decoder = oip_codec.InferDecoder(self._checker)
         self._clock = clock
         self._server_timing = server_timing
 
     def infer(self, exchange: Exchange) -> None:
         size = exchange.headers.get(b"inference-header-content-length")
-        wire = oip_codec.decode(
-            self._checker,
-            exchange.body,
-            None if size is None else _header_length(size),
-            ticket_id=next(self._ticket_ids),
-            now=self._clock(),
-        )
-        self._submit(exchange, wire.request, InferReply(exchange, wire.binary, server_timing=self._server_timing))
+        json_bytes = None if size is None else _header_length(size)
+        wire = self._decoder.decode(exchange.body, json_bytes, ticket_id=next(self._ticket_ids), now=self._clock())
+        self._submit(exchange, wire.request, InferReply(exchange, wire, server_timing=self._server_timing))
 
     def predict(self, exchange: Exchange) -> None:
         """Plain JSON: `{"inputs": {name: nested list}}`, or the nested list itself where the model has one input."""
@@ -225,16 +221,16 @@ class _Endpoint:
 class InferReply:
     """Where one infer request's answer goes: encoded, onto its exchange. A ReplyTo."""
 
-    __slots__ = ("_binary", "_exchange", "_server_timing")
+    __slots__ = ("_exchange", "_server_timing", "_wire")
 
-    def __init__(self, exchange: Exchange, binary: tuple[bool, ...], *, server_timing: bool) -> None:
+    def __init__(self, exchange: Exchange, wire: oip_codec.WireRequest, *, server_timing: bool) -> None:
         self._exchange = exchange
-        self._binary = binary
+        self._wire = wire
         self._server_timing = server_timing
 
     def completed(self, response: Response) -> None:
         try:
-            body, json_bytes = oip_codec.encode(response, self._binary)
+            body, json_bytes = oip_codec.encode(response, self._wire)
         except UnicodeDecodeError as error:
             self._exchange.fail(500, f"an output is not UTF-8 text; ask for it as binary: {error}")
             return
