@@ -3,7 +3,7 @@
 BF16 has no numpy type: it travels as uint16 bit patterns. BYTES arrays hold Python str (see Signature.utf8).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from struct import Struct as Layout
 
 import numpy as np
@@ -35,7 +35,7 @@ _LENGTH = Layout("<I")
 def to_array(dtype: DType, shape: Sequence[int], data: memoryview | bytes) -> Array:
     """An array over `data` (read-only, not copied); BYTES elements become str."""
     if dtype is DType.BYTES:
-        return np.array([str(element, "utf-8") for element in split_elements(data)], dtype=object).reshape(shape)
+        return np.array([str(element, "utf-8") for element in elements_of(data)], dtype=object).reshape(shape)
     return np.frombuffer(data, NUMPY[dtype]).reshape(shape)
 
 
@@ -44,7 +44,7 @@ def to_bytes(dtype: DType, array: Array) -> memoryview:
     if dtype is DType.BYTES:
         return memoryview(join_elements(array.ravel().tolist()))
     array = np.ascontiguousarray(array, NUMPY[dtype])
-    return memoryview(array).cast("B") if array.size else memoryview(b"")
+    return array.data.cast("B") if array.size else memoryview(b"")
 
 
 def bytes_per_row(dtype: DType, array: Array) -> tuple[memoryview | None, int]:
@@ -55,10 +55,13 @@ def bytes_per_row(dtype: DType, array: Array) -> tuple[memoryview | None, int]:
     return data, len(data) // array.shape[0] if array.shape[0] else 0
 
 
-def split_elements(data: memoryview | bytes) -> list[memoryview]:
-    """The elements of BYTES data. Raises ValueError where a length prefix does not fit."""
+def elements_of(data: memoryview | bytes) -> Iterator[memoryview]:
+    """The elements of BYTES data. Raises ValueError where a length prefix does not fit.
+
+    One by one: 64 MiB of empty elements, all held at once, would take 3 GiB of views.
+    """
     view = memoryview(data)
-    elements, at, end = [], 0, len(view)
+    at, end = 0, len(view)
     while at < end:
         if end - at < 4:
             raise ValueError(f"{end - at} stray bytes at offset {at} where a 4-byte length prefix should stand")
@@ -66,9 +69,8 @@ def split_elements(data: memoryview | bytes) -> list[memoryview]:
         at += 4
         if length > end - at:
             raise ValueError(f"the length prefix at offset {at - 4} says {length} bytes, only {end - at} are left")
-        elements.append(view[at : at + length])
+        yield view[at : at + length]
         at += length
-    return elements
 
 
 def join_elements(elements: Sequence[str | bytes]) -> bytes:

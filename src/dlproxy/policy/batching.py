@@ -79,8 +79,10 @@ class FittedBatching:
         """Seconds that one batch may take at the 99th percentile."""
         slo_s = self._knobs.slo_s
         if slo_s is not None:
-            return SLO_SHARE * slo_s
-        return max(SLO_SHARE * DEFAULT_STRETCH * self._model.mean(1), FREE_BATCH_S)
+            budget_s = SLO_SHARE * slo_s
+        else:
+            budget_s = max(SLO_SHARE * DEFAULT_STRETCH * self._model.mean(1), FREE_BATCH_S)
+        return min(budget_s, self._knobs.max_batch_s)
 
     def _refit(self) -> None:
         self._since_refit = 0

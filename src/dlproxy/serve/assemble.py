@@ -6,6 +6,7 @@ Called by serve/server.py (sockets) and serve/proxy.py (library). Not aware of: 
 import asyncio
 import os
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from time import monotonic
 
@@ -26,6 +27,7 @@ from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import ServedModel
 
 INLINE_BELOW_S = 200e-6  # a batch of one quicker than this runs on the loop: a hand-over to a thread costs 50 to 100 us
+INLINE_HOLD_S = 1e-3  # the loop may stand still this long at most: every other connection and model waits meanwhile
 MANY_THREADS_ABOVE_S = 2e-3  # quicker models gain nothing from a second ONNX Runtime thread
 MANY_THREADS_GAIN = 1.2  # further threads must make a batch of one this much quicker to be kept
 
@@ -59,11 +61,13 @@ async def load_model(
         runtime.signature = msgspec.structs.replace(runtime.signature, batched=False)
     signature = runtime.signature
 
+    inline = _runs_inline(config, calibration)
     knobs = LaneKnobs(
         max_batch=config.max_batch if signature.batched else 1,
         max_queue_rows=config.max_queue_rows,
         slo_s=config.slo_s,
         max_wait_s=config.max_wait_s,
+        max_batch_s=INLINE_HOLD_S if inline else inf,
     )
     prior = list(calibration.points)
     lane = Lane(knobs, prior)
@@ -80,7 +84,6 @@ async def load_model(
         stats=stats,
         clock=clock,
     )
-    inline = _runs_inline(config, calibration)
     for number in range(1 if inline else config.instances):
         driver.add_instance(_instance(f"{name}-{number}", runtime, inline=inline))
 

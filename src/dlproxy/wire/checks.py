@@ -5,10 +5,11 @@ The error texts that start like Triton's are matched by its clients' tests. Not 
 
 from collections.abc import Sequence
 from math import inf
+from reprlib import repr as brief  # bounds depth and length: the value is the client's
 from typing import Any
 
 from dlproxy.message import DType, Request, Tensor, TensorSpec, Ticket, element_count, invalid
-from dlproxy.tensors import split_elements
+from dlproxy.tensors import elements_of
 from dlproxy.wire.catalog import ServedModel
 
 
@@ -57,6 +58,7 @@ class RequestChecker:
                 tail is None
                 or tensor.dtype is not spec.dtype
                 or shape[1:] != tail
+                or not shape
                 or shape[0] < 1
                 or len(tensor.data) != shape[0] * self._row_bytes[index]
                 or not self._row_bytes[index]
@@ -152,20 +154,19 @@ class RequestChecker:
             )
 
     def _check_elements(self, tensor: Tensor, count: int) -> None:
+        found = 0
         try:
-            elements = split_elements(tensor.data)
+            for element in elements_of(tensor.data):
+                if self._utf8:
+                    str(element, "utf-8")
+                found += 1
+        except UnicodeDecodeError as error:
+            message = f"input '{tensor.name}': element {found} is not UTF-8, as this model's text must be: {error}"
+            raise invalid(message) from None
         except ValueError as error:
             raise invalid(f"input '{tensor.name}': {error}") from None
-        if len(elements) != count:
-            raise invalid(f"input '{tensor.name}': shape {list(tensor.shape)} takes {count} elements, got {len(elements)}")
-        if not self._utf8:
-            return
-        for index, element in enumerate(elements):
-            try:
-                str(element, "utf-8")
-            except UnicodeDecodeError as error:
-                message = f"input '{tensor.name}': element {index} is not UTF-8, as this model's text must be: {error}"
-                raise invalid(message) from None
+        if found != count:
+            raise invalid(f"input '{tensor.name}': shape {list(tensor.shape)} takes {count} elements, got {found}")
 
     def _in_order(self, inputs: list[Tensor]) -> list[Tensor]:
         by_name = {tensor.name: tensor for tensor in inputs}
@@ -200,12 +201,12 @@ def _show(shape: Sequence[int]) -> str:
 def _apply_params(ticket: Ticket, params: dict[str, Any], now: float) -> None:
     timeout_us = params.get("timeout")
     if timeout_us is not None:
-        if not isinstance(timeout_us, int) or isinstance(timeout_us, bool) or timeout_us < 0:
-            raise invalid(f"parameter 'timeout' is {timeout_us!r}; it takes microseconds as a non-negative integer")
+        if not isinstance(timeout_us, int) or isinstance(timeout_us, bool) or not 0 <= timeout_us < 2**63:
+            raise invalid(f"parameter 'timeout' is {brief(timeout_us)}; it takes microseconds as a non-negative integer")
         if timeout_us:  # 0: no timeout of its own, as in Triton
             ticket.deadline_at = min(ticket.deadline_at, now + timeout_us * 1e-6)
     priority = params.get("priority")
     if priority is not None:
         if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority < 2**32:
-            raise invalid(f"parameter 'priority' is {priority!r}; it takes a non-negative integer, 0 for the default")
+            raise invalid(f"parameter 'priority' is {brief(priority)}; it takes a non-negative integer, 0 for the default")
         ticket.priority = priority

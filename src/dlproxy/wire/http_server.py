@@ -27,9 +27,12 @@ DRAIN_GRACE_S = 0.3  # while draining, how long an idle connection may still bri
 ONE_PIECE = 64 * 1024  # replies up to this size are sent in one piece with their head
 MAX_CHUNK_OVERHEAD = 512 * 1024  # bytes of chunk framing or trailers without any body in between
 MAX_TARGET = 8 * 1024
+MAX_ERROR = 2000  # characters of an error message
+SMALL_PIECE = 1024  # bytes; smaller pieces of a body are gathered: as objects of their own they could take 20 times that
 
 IDLE, HEADERS, BODY, REFUSED = range(4)
 CLOSE = b"connection: close\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 KEEP_ALIVE = b"connection: keep-alive\r\n"  # HTTP/1.0 wants it said; HTTP/1.1 takes it for granted
 
 REASONS = {
@@ -97,6 +100,8 @@ class Exchange:
 
     def fail(self, status: int, message: str, extra: bytes = b"") -> None:
         """Reply with the JSON error that every route uses."""
+        if len(message) > MAX_ERROR:  # what a message quotes is the client's and may be megabytes long
+            message = f"{message[:MAX_ERROR]}…"
         self.reply(status, b"application/json", msgspec.json.encode({"error": message}), extra)
 
 
@@ -117,7 +122,7 @@ class _Seen(Struct):
         body, headers = exchange.body, exchange.headers
         head = data[: len(data) - len(body)]
         plain = b"content-length" in headers and not {b"connection", b"upgrade", b"expect"} & headers.keys()
-        if not plain or not body or not head.endswith(b"\r\n\r\n") or head.count(b"\r\n\r\n") > 1:
+        if not plain or exchange.connection_line or not body or head.find(b"\r\n\r\n") != len(head) - 4:
             return None
         return _Seen(head, len(data), exchange.method, exchange.target, headers)
 
@@ -137,6 +142,7 @@ class HttpConnection(asyncio.Protocol):
     def __init__(self, server: "HttpServer") -> None:
         self.server = server
         self._limits = server.limits
+        self._small_header = min(MAX_TARGET, server.limits.max_header_bytes)  # a read this short breaks no limit
         self._app = server.app
         self._parser = httptools.HttpRequestParser(self)
         self._pipeline: deque[Exchange] = deque()  # in order of arrival; replies leave from the left
@@ -152,7 +158,8 @@ class HttpConnection(asyncio.Protocol):
     def _reset(self) -> None:
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
-        self._body: list[bytes] = []
+        self._repeats = 0  # header fields whose name came before
+        self._body: list[bytes | bytearray] = []
         self._body_bytes = 0
         self._silent_bytes = 0  # since the header or the last piece of body began, not counting the read it began in
         self._began_now = False
@@ -168,6 +175,10 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = REFUSED
         self.server.connection_closed(self)
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Whatever is still under way gets no reply."""
         abandoned = [exchange for exchange in self._pipeline if exchange.reply_parts is None]
         self._pipeline.clear()  # before anybody is told: a reply given from now on goes nowhere
         self._backlog.clear()
@@ -228,12 +239,16 @@ class HttpConnection(asyncio.Protocol):
         name = name.lower()
         if headers.setdefault(name, value) is not value:
             headers[name] += b", " + value
+            self._repeats += 1
+            if self._repeats > self._limits.max_headers:  # joining is quadratic, so this cannot wait for the end
+                raise _RefusedError(431, f"more than {self._limits.max_headers} header fields; no more are taken")
 
     def on_headers_complete(self) -> None:
         headers, limits = self._headers, self._limits
-        if len(headers) > limits.max_headers:
-            raise _RefusedError(431, f"{len(headers)} header fields; at most {limits.max_headers} are taken")
-        if self._received > MAX_TARGET or self._silent_bytes:
+        if len(headers) + self._repeats > limits.max_headers:
+            fields = len(headers) + self._repeats
+            raise _RefusedError(431, f"{fields} header fields; at most {limits.max_headers} are taken")
+        if self._received > self._small_header or self._silent_bytes:
             self._bound_header()
         self._phase = BODY
         self._waited_s = 0.0
@@ -245,14 +260,20 @@ class HttpConnection(asyncio.Protocol):
             raise _RefusedError(501, "the only transfer encoding understood is chunked")
         if b"host" not in headers and self._parser.get_http_version() == "1.1":
             raise _RefusedError(400, "an HTTP/1.1 request needs a Host header")
-        if b"expect" in headers:
+        if b"expect" in headers and self._parser.get_http_version() != "1.0":
             if headers[b"expect"].lower() != b"100-continue":
                 raise _RefusedError(417, "the only expectation understood is 100-continue")
-            if not self._pipeline:
-                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if not self._pipeline:  # else send_ready says it, after the replies that are due before
+                self._transport.write(CONTINUE)
 
     def on_body(self, body: bytes) -> None:
-        self._body.append(body)
+        pieces = self._body
+        if not pieces or len(body) >= SMALL_PIECE:
+            pieces.append(body)
+        elif type(pieces[-1]) is bytearray:
+            pieces[-1] += body
+        else:
+            pieces.append(bytearray(body))
         self._body_bytes += len(body)
         self._silent_bytes = 0
         if self._body_bytes > self._limits.max_body_bytes:
@@ -261,11 +282,12 @@ class HttpConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         parser, headers = self._parser, self._headers
         connection_line = b""
-        if not parser.should_keep_alive():
+        if not parser.should_keep_alive() or (b"upgrade" in headers and parser.should_upgrade()):
             connection_line = CLOSE
+            self._seen = None  # llhttp must see, and refuse, whatever follows
         elif b"connection" in headers and parser.get_http_version() == "1.0":
             connection_line = KEEP_ALIVE
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        body = bytes(self._body[0]) if len(self._body) == 1 else b"".join(self._body)
         exchange = Exchange(self, parser.get_method(), self._target, headers, body, connection_line)
         self._whole = exchange
         self._reset()
@@ -296,10 +318,13 @@ class HttpConnection(asyncio.Protocol):
             for part in parts:
                 transport.write(part)
             if exchange.connection_line is CLOSE:
+                self._abandon()  # while draining, a request may have come after the one that turned out to be the last
                 self._close()
                 return
         if self._phase == IDLE:
             self._waited_s = 0.0
+        elif self._phase == BODY and not pipeline and b"expect" in self._headers:
+            transport.write(CONTINUE)
         if self._backlog and not self._starting:
             self._start_backlog()
 
@@ -317,8 +342,9 @@ class HttpConnection(asyncio.Protocol):
         return len(self._pipeline) - len(self._backlog)
 
     def _close(self) -> None:
-        if self._phase == REFUSED and self._transport.can_write_eof():
-            self._waited_s = 0.0
+        self._waited_s = 0.0
+        if self._phase != IDLE and self._transport.can_write_eof():
+            self._phase = REFUSED
             self._transport.write_eof()  # the client may still be sending: linger until it has read the reply
         else:
             self._phase = REFUSED
@@ -370,8 +396,11 @@ class HttpConnection(asyncio.Protocol):
             if waited_s > limits.write_timeout_s:
                 self._transport.abort()
         elif self._phase == REFUSED:
-            if waited_s > LINGER_S and not self._pipeline:
+            unread = self._transport.get_write_buffer_size()
+            if waited_s > (limits.write_timeout_s if unread else LINGER_S) and not self._pipeline:
                 self._transport.abort()
+        elif self._backlog:
+            self._waited_s = 0.0  # it is not the client who waits: reading is paused
         elif self._phase == HEADERS:
             if waited_s > limits.header_timeout_s:
                 self._refuse(408, f"the header did not arrive within {limits.header_timeout_s:g} s")
@@ -379,7 +408,7 @@ class HttpConnection(asyncio.Protocol):
             if waited_s > limits.body_timeout_s + self._body_bytes / limits.min_body_bytes_per_s:
                 self._refuse(408, f"only {self._body_bytes} bytes of the body arrived within {waited_s:.1f} s")
         elif not self._pipeline and waited_s > (DRAIN_GRACE_S if self.server.draining else limits.idle_timeout_s):
-            self._transport.close()
+            self._close()
 
     def abort(self) -> None:
         """End the connection now, whatever is under way."""

@@ -5,6 +5,7 @@ Non-finite floats: binary carries them exactly; JSON has none, so requests with 
 """
 
 from collections.abc import Mapping, Sequence
+from reprlib import repr as brief  # bounds depth and length: the value is the client's
 from typing import Any
 
 import msgspec
@@ -17,8 +18,10 @@ from dlproxy.wire.checks import RequestChecker
 
 MAX_MEMOS = 256
 MAX_MEMO_BYTES = 4096
+MAX_DIMS = 64  # as in numpy
 NO_JSON_FORM = (DType.FP16, DType.BF16)
 _SHARED_MEMORY = "shared memory regions are not served; send the tensor in the body"
+_NO_DATA = msgspec.Raw()
 
 
 class _TensorParams(Struct):
@@ -33,7 +36,7 @@ class _InputHead(Struct):
     shape: tuple[int, ...]
     datatype: DType
     parameters: _TensorParams | None = None
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = _NO_DATA  # `Raw | None` would take nothing but null
 
 
 class _OutputHead(Struct):
@@ -215,13 +218,15 @@ def json_tensor(name: str, dtype: DType, shape: Sequence[int] | None, data: Any)
         shape = found
     elif any(size < 0 for size in shape):
         raise invalid(f"input '{name}': shape {list(shape)} has a negative dimension")
+    elif len(shape) > MAX_DIMS:  # before the product: that of a million sizes takes hours
+        raise invalid(f"input '{name}': the shape has {len(shape)} dims, no tensor has more than {MAX_DIMS}")
     elif element_count(found) != element_count(shape) or (len(found) > 1 and tuple(shape) != found):
         raise invalid(f"input '{name}': the data's shape is {list(found)}, 'shape' says {list(shape)}")
     values = _flatten(data, found, name)
     if dtype is DType.BYTES:
         for value in values:
             if not isinstance(value, str):
-                raise invalid(f"input '{name}': {value!r} is no string, as the data of BYTES must be")
+                raise invalid(f"input '{name}': {brief(value)} is no string, as the data of BYTES must be")
         return Tensor(name, dtype, tuple(shape), join_elements(values))
     return Tensor(name, dtype, tuple(shape), _pack(name, dtype, values))
 
@@ -233,6 +238,8 @@ def _head(data: bytes | memoryview) -> _InferHead:
         raise invalid(f"not an inference request: {_with_hint(str(error))}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid(f"malformed JSON: {error}") from None
+    except RecursionError:
+        raise invalid("malformed JSON: nested too deeply") from None
     return head
 
 
@@ -252,7 +259,7 @@ def _binary_overrun(name: str, size: int, left: int | None) -> Exception:
 
 
 def _json_input(tensor: _InputHead) -> Tensor:
-    if tensor.data is None:
+    if tensor.data is _NO_DATA:
         if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
             raise invalid(f"input '{tensor.name}': {_SHARED_MEMORY}")
         raise invalid(f"input '{tensor.name}' has neither 'data' nor parameters.binary_data_size")
@@ -268,7 +275,9 @@ def _json_input(tensor: _InputHead) -> Tensor:
 def _wanted(
     checker: RequestChecker, outputs: list[_OutputHead] | None, params: dict[str, Any] | None
 ) -> tuple[Sequence[int], tuple[bool, ...]]:
-    binary_default = bool(params and params.get("binary_data_output"))
+    binary_default = params.get("binary_data_output", False) if params else False
+    if binary_default is not True and binary_default is not False:
+        raise invalid(f"parameter 'binary_data_output' is {brief(binary_default)}; it takes true or false")
     if not outputs:
         wanted: Sequence[int] = checker.all_outputs
         binary = (binary_default,) * len(wanted)
@@ -308,7 +317,7 @@ def _flatten(data: Any, shape: tuple[int, ...], name: str) -> list[Any]:
         flat = []
         for part in data:
             if not isinstance(part, list) or len(part) != size:
-                got = f"a list of {len(part)}" if isinstance(part, list) else repr(part)
+                got = f"a list of {len(part)}" if isinstance(part, list) else brief(part)
                 raise invalid(f"input '{name}': ragged data: dimension {depth} has {size} elements here and {got} there")
             flat += part
         data = flat
@@ -323,7 +332,7 @@ def _pack(name: str, dtype: DType, values: list[Any]) -> memoryview:
     if not kinds <= allowed:
         wrong = next(value for value in values if type(value) not in allowed)
         wanted = "true or false" if dtype is DType.BOOL else "a number" if float in allowed else "an integer"
-        raise invalid(f"input '{name}': {wrong!r} is not {wanted}, as {dtype.value} takes")
+        raise invalid(f"input '{name}': {brief(wrong)} is not {wanted}, as {dtype.value} takes")
     try:
         with np.errstate(over="ignore"):
             array = np.array(values, dtype=NUMPY[dtype])

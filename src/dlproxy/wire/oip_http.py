@@ -116,13 +116,15 @@ class OipApp:
             raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))
         inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: tell gzip and zlib apart by their headers
         try:
-            exchange.body = inflater.decompress(exchange.body, self._max_body_bytes)
+            exchange.body = inflater.decompress(exchange.body, self._max_body_bytes + 1)
         except zlib.error as error:
             raise invalid(f"the body is not {encoding.decode()}: {error}") from None
-        if inflater.unconsumed_tail:
+        if len(exchange.body) > self._max_body_bytes:
             raise invalid(f"the body inflates to more than {self._max_body_bytes} bytes")
         if not inflater.eof:
             raise invalid(f"the {encoding.decode()} body ends in the middle")
+        if inflater.unused_data:
+            raise invalid(f"{len(inflater.unused_data)} bytes follow the {encoding.decode()} data of the body")
 
     # Routes
 
