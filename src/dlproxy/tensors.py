@@ -55,6 +55,19 @@ def bytes_per_row(dtype: DType, array: Array) -> tuple[memoryview | None, int]:
     return data, len(data) // array.shape[0] if array.shape[0] else 0
 
 
+def bf16_to_fp32(bits: Array) -> Array:
+    """The values of BF16 bit patterns: BF16 is the upper half of an FP32."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def fp32_to_bf16(values: Array) -> Array:
+    """The nearest BF16 bit patterns, ties to even; a NaN stays one."""
+    exact = np.ascontiguousarray(values, np.float32)
+    bits = exact.view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(exact), 0x7FC0, rounded).astype(np.uint16)
+
+
 def elements_of(data: memoryview | bytes) -> Iterator[memoryview]:
     """The elements of BYTES data. Raises ValueError where a length prefix does not fit.
 

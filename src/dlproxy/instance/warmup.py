@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dlproxy.instance.runtime import Runtime
 from dlproxy.message import DType, TensorSpec
-from dlproxy.tensors import NUMPY
+from dlproxy.tensors import NUMPY, bf16_to_fp32, fp32_to_bf16
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 REPEATS = 5  # the least of five: what a batch costs when nothing else disturbs it
@@ -65,7 +65,7 @@ def made_up(specs: Sequence[TensorSpec], rows: int, free: int) -> list[NDArray[n
         if spec.dtype is DType.BYTES:
             arrays.append(np.full(shape, "0", dtype=object))
         elif spec.dtype is DType.BF16:
-            arrays.append((random.random(shape, np.float32).view(np.uint32) >> 16).astype(np.uint16))
+            arrays.append(fp32_to_bf16(random.random(shape, np.float32)))
         elif dtype.kind == "f":
             arrays.append(random.random(shape).astype(dtype))
         else:
@@ -101,7 +101,7 @@ def _close(a: NDArray[np.generic], b: NDArray[np.generic], spec: TensorSpec) -> 
     if a.shape != b.shape:
         return False
     if spec.dtype is DType.BF16:
-        a, b = ((bits.astype(np.uint32) << 16).view(np.float32) for bits in (a, b))
+        a, b = bf16_to_fp32(a), bf16_to_fp32(b)
     if a.dtype.kind != "f":
         return bool(np.array_equal(a, b))
     scale = float(np.max(np.abs(a), initial=0.0)) if np.isfinite(a).all() else 1.0

@@ -68,7 +68,8 @@ class Proxy:
         timeout_s: float | None = None,
         priority: int = 0,
     ) -> dict[str, NDArray[Any]]:
-        """One request; axis 0 of every input is the batch. Arrays are converted to the declared types where that is exact.
+        """One request; axis 0 of every input is the batch. Numbers of the declared kind are converted to the declared type,
+        those of another kind (float for an integer) are refused. BF16 goes in and comes out as float32.
 
         Returns the named outputs (all if none is named). Raises InferenceError. Cancelling cancels the request.
         """
@@ -87,7 +88,7 @@ class Proxy:
             now=monotonic(),
         )
         response = await service.infer(served.service, request)
-        return {tensor.name: tensors.to_array(tensor.dtype, tensor.shape, tensor.data) for tensor in response.outputs}
+        return {tensor.name: _array(tensor) for tensor in response.outputs}
 
     @property
     def models(self) -> list[LoadedModel]:
@@ -99,11 +100,18 @@ class Proxy:
             await unload_model(self._loaded.pop(), self._drain_s)
 
 
+def _array(tensor: Tensor) -> NDArray[Any]:
+    array = tensors.to_array(tensor.dtype, tensor.shape, tensor.data)
+    return tensors.bf16_to_fp32(array) if tensor.dtype is DType.BF16 else array
+
+
 def _tensor(name: str, dtype: DType, value: Any) -> Tensor:
     array = np.asarray(value)
-    if dtype is not DType.BYTES and dtype is not DType.BF16:
+    if dtype is DType.BF16:
+        array = tensors.fp32_to_bf16(array)
+    elif dtype is not DType.BYTES:
         wanted = tensors.NUMPY[dtype]
         if array.dtype != wanted and not np.can_cast(array.dtype, wanted, "same_kind"):
-            raise invalid(f"input '{name}' is {array.dtype}, which {dtype.value} cannot hold exactly; convert it first")
+            raise invalid(f"input '{name}' is {array.dtype}, which is no kind of {dtype.value}; convert it first")
         array = array.astype(wanted, copy=False)
     return Tensor(name, dtype, array.shape, tensors.to_bytes(dtype, array))

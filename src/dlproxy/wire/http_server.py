@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import cast
+from typing import Any, cast
 
 import httptools
 import msgspec
@@ -159,7 +159,7 @@ class HttpConnection(asyncio.Protocol):
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._repeats = 0  # header fields whose name came before
-        self._body: list[bytes | bytearray] = []
+        self._body: list[Any] = []  # bytes, and bytearrays of what came in small pieces
         self._body_bytes = 0
         self._silent_bytes = 0  # since the header or the last piece of body began, not counting the read it began in
         self._began_now = False
@@ -287,7 +287,7 @@ class HttpConnection(asyncio.Protocol):
             self._seen = None  # llhttp must see, and refuse, whatever follows
         elif b"connection" in headers and parser.get_http_version() == "1.0":
             connection_line = KEEP_ALIVE
-        body = bytes(self._body[0]) if len(self._body) == 1 else b"".join(self._body)
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         exchange = Exchange(self, parser.get_method(), self._target, headers, body, connection_line)
         self._whole = exchange
         self._reset()
@@ -367,7 +367,7 @@ class HttpConnection(asyncio.Protocol):
         self._waited_s = 0.0
         if self._pipeline:
             self._pipeline[-1].connection_line = CLOSE
-        else:
+        elif not self._transport.is_closing():
             self._close()
 
     def _bound_header(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Struct
 
 from dlproxy.message import DType, Request, Response, Tensor, Ticket, element_count, invalid
-from dlproxy.tensors import NUMPY, join_elements, to_array, to_bytes
+from dlproxy.tensors import NUMPY, bf16_to_fp32, fp32_to_bf16, join_elements, to_array, to_bytes
 from dlproxy.wire.checks import RequestChecker
 
 MAX_MEMOS = 256
@@ -208,6 +208,8 @@ def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None]:
 def json_data(tensor: Tensor, *, flat: bool) -> Any:
     """The elements as JSON values, nested as the shape says unless `flat`. BYTES must be UTF-8."""
     array = to_array(tensor.dtype, tensor.shape, tensor.data)
+    if tensor.dtype is DType.BF16:
+        array = bf16_to_fp32(array)
     return (array.ravel() if flat else array).tolist()
 
 
@@ -327,17 +329,20 @@ def _flatten(data: Any, shape: tuple[int, ...], name: str) -> list[Any]:
 
 def _pack(name: str, dtype: DType, values: list[Any]) -> memoryview:
     """JSON numbers to elements, exactly: no silent truncation, wrap-around or bool for number."""
+    number = np.dtype(np.float32) if dtype is DType.BF16 else NUMPY[dtype]
     kinds = set(map(type, values))
-    allowed = {DType.BOOL: {bool}}.get(dtype, {int, float} if NUMPY[dtype].kind == "f" else {int})
+    allowed = {DType.BOOL: {bool}}.get(dtype, {int, float} if number.kind == "f" else {int})
     if not kinds <= allowed:
         wrong = next(value for value in values if type(value) not in allowed)
         wanted = "true or false" if dtype is DType.BOOL else "a number" if float in allowed else "an integer"
         raise invalid(f"input '{name}': {brief(wrong)} is not {wanted}, as {dtype.value} takes")
     try:
         with np.errstate(over="ignore"):
-            array = np.array(values, dtype=NUMPY[dtype])
+            array = np.array(values, dtype=number)
     except OverflowError:
         raise invalid(f"input '{name}': a number does not fit {dtype.value}, which has {dtype.itemsize * 8} bits") from None
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise invalid(f"input '{name}': a number is too large for {dtype.value}")
+    if dtype is DType.BF16:
+        array = fp32_to_bf16(array)
     return to_bytes(dtype, array)
