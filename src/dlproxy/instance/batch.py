@@ -27,15 +27,14 @@ class BatchResult(Struct):
 
 
 def run_batch(runtime: Runtime, requests: Sequence[Request]) -> BatchResult:
-    """Gather, compute, check the row count. Errors of the model become `error`: only the instance's own death raises."""
+    """Gather, compute, check the outputs. Errors of the model become `error`: only the instance's own death raises."""
     started_at = perf_counter()
     try:
         inputs = gather(runtime.signature, requests)
         compute_at = perf_counter()
         outputs = runtime.run(inputs)
         finished_at = perf_counter()
-        if runtime.signature.batched:
-            _check_rows(runtime.signature, outputs, inputs[0].shape[0])
+        _check_outputs(runtime.signature, outputs, inputs)
     except Exception as error:
         return BatchResult([], 0.0, perf_counter() - started_at, str(error) or type(error).__name__)
     return BatchResult(outputs, finished_at - compute_at, compute_at - started_at)
@@ -81,7 +80,13 @@ class Cutter:
         return cut
 
 
-def _check_rows(signature: Signature, outputs: Sequence[Array], rows: int) -> None:
+def _check_outputs(signature: Signature, outputs: Sequence[Array], inputs: Sequence[Array]) -> None:
+    """What passes here can be cut apart. Raises ValueError."""
+    if len(outputs) != len(signature.outputs):
+        raise ValueError(f"the model gave {len(outputs)} outputs where it declares {len(signature.outputs)}")
     for spec, array in zip(signature.outputs, outputs, strict=True):
-        if not array.shape or array.shape[0] != rows:
+        if array.dtype != tensors.NUMPY[spec.dtype]:
+            raise ValueError(f"output '{spec.name}' is {array.dtype} where the model declares {spec.dtype.value}")
+        if signature.batched and (not array.shape or array.shape[0] != inputs[0].shape[0]):
+            rows = inputs[0].shape[0]
             raise ValueError(f"output '{spec.name}' has shape {list(array.shape)} for a batch of {rows} rows")

@@ -3,7 +3,7 @@
 Not aware of: what happens to those refused, protocols' status codes.
 """
 
-from math import ceil, inf
+from math import inf
 from typing import Protocol
 
 from msgspec import Struct
@@ -32,7 +32,8 @@ class Admission(Protocol):
 class DeadlineAdmission:
     """Refuses at once what the queue cannot hold or what would be late: better now than after it cost a place.
 
-    A ticket is late if ceil(queued / b) * L(b) / instances + time to a free instance + p99(its rows) exceeds its time left.
+    A ticket is late if (time of the queued rows in batches of b) / instances + time to a free instance + p99(its rows)
+    exceeds its time left. The last batch counts as what it holds, not as a full one.
     With an idle instance and an empty queue only a deadline that has passed counts: a prediction may be wrong, and only
     running can correct it.
     """
@@ -70,5 +71,6 @@ class DeadlineAdmission:
         return None
 
     def _wait_s(self, backlog: Backlog) -> float:
-        batches = ceil(backlog.queued_rows / backlog.batch_limit)
-        return batches * self._model.mean(backlog.batch_limit) / max(backlog.instances, 1) + backlog.busy_s
+        full, rest = divmod(backlog.queued_rows, backlog.batch_limit)
+        queued_s = full * self._model.mean(backlog.batch_limit) + (self._model.mean(rest) if rest else 0.0)
+        return queued_s / max(backlog.instances, 1) + backlog.busy_s

@@ -10,6 +10,7 @@ from typing import Protocol
 INITIAL_S = 0.030  # an unknown instance is taken for this slow (linkerd's default_rtt), so that it is tried but not flooded
 DECAY_S = 10.0  # time constant with which an old peak is forgotten (linkerd's default)
 ERROR_PENALTY = 10.0  # a failure counts as a batch this many times slower: errors must not look fast (no sinkholing)
+MAX_PENALTY_S = 60.0  # failures in a row multiply up to here; forgotten within about 80 s, and never infinite
 
 
 class Balancer(Protocol):
@@ -37,7 +38,7 @@ class LeastPeakEwma:
     def observe(self, instance: str, service_s: float, *, ok: bool, now: float) -> None:
         value, at = self._ewma.get(instance, (0.0, now))
         if not ok:
-            service_s = max(service_s, ERROR_PENALTY * (value or INITIAL_S))
+            service_s = max(service_s, min(ERROR_PENALTY * (value or INITIAL_S), MAX_PENALTY_S))
         if service_s < value:
             keep = exp((at - now) / DECAY_S)
             service_s = keep * value + (1.0 - keep) * service_s

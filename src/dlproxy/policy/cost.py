@@ -1,7 +1,7 @@
 """Fitted latency: L(b) = b0 + a*b seconds for a batch of b rows, learned from the batches that ran.
 
 Recursive least squares with forgetting, kept as decayed sums (the information form), so it cannot wind up when every batch
-has the same size; the calibrated line is a weak prior. Called by policy/lane.py. Not aware of: why a batch had its size.
+has the same size; the calibrated line is where it starts. Called by policy/lane.py. Not aware of: why a batch had its size.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,8 @@ from math import sqrt
 FORGETTING = 0.98  # per batch: a memory of about 50 batches (ALGORITHMS of Clipper and BentoML use 50 samples too)
 PRIOR_WEIGHT = 1.0  # batches' worth of belief in the calibrated line
 SIGMAS = 3.0  # p99 = fit * (1 + 3 * relative deviation): pooled over sizes, as in Clipper's shipped code
-OUTLIER = 5.0  # an observation counts as at most 5 times its prediction: one preempted batch must not move the limit
+OUTLIER = 5.0  # an observation counts as at most 5 times its prediction: one preempted batch must not move the line
+LEAST_DEVIATION = 0.05  # a residual counts as at most 3 deviations, taken as no less than this: nor may it blow up the p99
 
 
 class LatencyModel:
@@ -25,10 +26,10 @@ class LatencyModel:
         self._variance = 0.0
         for rows, seconds in points:
             self._add(rows, seconds)
-        self._prior = tuple(
-            PRIOR_WEIGHT * total / len(points) for total in (self._weight, self._rows, self._rows2, self._seconds, self._cross)
-        )
-        self._weight, self._rows, self._rows2, self._seconds, self._cross = self._prior
+        share = PRIOR_WEIGHT / len(points)
+        self._weight, self._rows, self._rows2 = self._prior = (self._weight * share, self._rows * share, self._rows2 * share)
+        self._seconds *= share
+        self._cross *= share
         self.base_s = self.per_row_s = 0.0
         self._solve()
         self._variance = sum((s / self.mean(r) - 1) ** 2 for r, s in points) / len(points)
@@ -53,16 +54,17 @@ class LatencyModel:
         """Learn from one batch that ran."""
         expected = self.mean(rows)
         seconds = min(max(seconds, 1e-9), OUTLIER * expected)
-        residual = seconds / expected - 1.0
+        residual = min(abs(seconds / expected - 1.0), SIGMAS * max(self._deviation, LEAST_DEVIATION))
         self._variance = FORGETTING * self._variance + (1.0 - FORGETTING) * residual * residual
         self._deviation = sqrt(self._variance)
         keep, prior = FORGETTING, self._prior
-        renew = 1.0 - FORGETTING  # forgetting moves the sums towards the prior's, never towards nothing
+        renew = 1.0 - FORGETTING  # what is forgotten of the batches comes back as the prior's sizes, on the line as it is now:
+        base_s, per_row_s = self.base_s, self.per_row_s  # the sums keep their spread, and a wrong calibration does not last
         self._weight = keep * self._weight + renew * prior[0]
         self._rows = keep * self._rows + renew * prior[1]
         self._rows2 = keep * self._rows2 + renew * prior[2]
-        self._seconds = keep * self._seconds + renew * prior[3]
-        self._cross = keep * self._cross + renew * prior[4]
+        self._seconds = keep * self._seconds + renew * (prior[0] * base_s + prior[1] * per_row_s)
+        self._cross = keep * self._cross + renew * (prior[1] * base_s + prior[2] * per_row_s)
         self._add(rows, seconds)
         self._solve()
 

@@ -50,6 +50,7 @@ class Lane:
         self.batching = FittedBatching(knobs, self.model)
         self._admission = DeadlineAdmission(knobs, self.model)
         self._balancer = LeastPeakEwma()
+        self._max_batch = knobs.max_batch
         self._capacity: dict[str, int] = {}
         self._in_flight: dict[str, int] = {}
         self._idle: dict[str, None] = {}  # instances with capacity left, in the order in which they came up
@@ -78,8 +79,8 @@ class Lane:
         self._rules[type(event)](event, now, commands)
         if self._idle and (self.queue.rows or self._retries):
             self._dispatch(now, commands)
-        if self.queue.rows and self.queue.may_expire:
-            self._arm_expiry(commands)
+        if self._retries or (self.queue.rows and self.queue.may_expire):
+            self._arm_expiry(now, commands)
         return commands
 
     @property
@@ -154,17 +155,20 @@ class Lane:
         self._wake_at = inf
         for ticket in self.queue.expire(now):
             self._reject(ticket, _expired(ticket, now), commands)
+        if self._retries:
+            self._retries = deque([self._unexpired(batch, now, commands) for batch in self._retries])
 
     def _knobs_changed(self, event: KnobsChanged, now: float, commands: list[Command]) -> None:
         self.batching.configure(event.knobs)
         self._admission.configure(event.knobs)
+        self._max_batch = event.knobs.max_batch
 
     # What is to be done
 
     def _dispatch(self, now: float, commands: list[Command]) -> None:
         while self._idle:
             if self._retries:
-                tickets, reason = self._unexpired(self._retries.popleft(), now, commands), "retry"
+                tickets, reason = self._unexpired(self._next_retry(), now, commands), "retry"
             elif self.queue.rows:
                 decision = self.batching.decide(self.queue, now)
                 if isinstance(decision, Wait):
@@ -195,16 +199,33 @@ class Lane:
         The last ticket at hand is shed only if its deadline has passed: it makes nobody late, and running it is what
         corrects a prediction that was wrong.
         """
-        finish_at = now + self.model.p99(sum([ticket.rows for ticket in tickets]))
-        kept = []
-        left = len(tickets) + len(self.queue)
-        for ticket in tickets:
-            if ticket.deadline_at <= now or (ticket.deadline_at < finish_at and left > 1):
-                self._reject(ticket, _expired(ticket, now), commands)
-                left -= 1
-            else:
-                kept.append(ticket)
-        return kept
+        room = sum([ticket.rows for ticket in tickets])
+        finish_at = now + self.model.p99(room)
+        kept: list[Ticket] = []
+        while True:
+            left = len(kept) + len(tickets) + len(self.queue)
+            for ticket in tickets:
+                if ticket.deadline_at <= now or (ticket.deadline_at < finish_at and left > 1):
+                    self._reject(ticket, _expired(ticket, now), commands)
+                    left -= 1
+                else:
+                    kept.append(ticket)
+                    room -= ticket.rows
+            head = self.queue.head() if kept and room else None
+            if head is None or head.rows > room or head.shape_key != kept[0].shape_key:
+                return kept
+            tickets = self.queue.pop(room)  # those next in line take the places of those shed
+
+    def _next_retry(self) -> list[Ticket]:
+        """The next batch to run again: as it was, unless max_batch has shrunk since."""
+        tickets = self._retries.popleft()
+        rows = 0
+        for index, ticket in enumerate(tickets):
+            rows += ticket.rows
+            if rows > self._max_batch and index:
+                self._retries.appendleft(tickets[index:])
+                return tickets[:index]
+        return tickets
 
     def _unexpired(self, tickets: list[Ticket], now: float, commands: list[Command]) -> list[Ticket]:
         kept = []
@@ -280,10 +301,13 @@ class Lane:
                     return ticket
         return None
 
-    def _arm_expiry(self, commands: list[Command]) -> None:
+    def _arm_expiry(self, now: float, commands: list[Command]) -> None:
         deadline_at = self.queue.next_deadline()
+        for batch in self._retries:
+            for ticket in batch:
+                deadline_at = min(deadline_at, ticket.deadline_at)
         if deadline_at < self._wake_at:
-            self._arm(deadline_at, commands)
+            self._arm(max(deadline_at, now), commands)
 
     def _arm(self, at: float, commands: list[Command]) -> None:
         if at < self._wake_at:  # an earlier wake-up looks again anyway

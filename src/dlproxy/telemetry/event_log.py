@@ -77,7 +77,9 @@ def replay(path: Path, make_lane: Callable[[LaneKnobs, list[tuple[int, float]]],
     records = _records(path)
     try:
         header = _decode_header(next(records))
-    except (StopIteration, msgspec.DecodeError) as error:
+    except StopIteration:
+        raise LogError(f"{path} is no dlproxy event log: it is empty") from None
+    except msgspec.DecodeError as error:
         raise LogError(f"{path} is no dlproxy event log: {error}") from None
     if header.format != FORMAT:
         raise LogError(f"{path} has format {header.format}; this version reads {FORMAT}")
@@ -96,10 +98,16 @@ def replay(path: Path, make_lane: Callable[[LaneKnobs, list[tuple[int, float]]],
 
 
 def _records(path: Path) -> Iterator[bytes]:
+    """The header and then the entries, still encoded."""
     with path.open("rb") as file:
+        left = path.stat().st_size
+        entry = 0  # 0 is the header
         while prefix := file.read(4):
             size = int.from_bytes(prefix, "little")
-            record = file.read(size)
-            if len(prefix) < 4 or len(record) < size:
-                raise LogError(f"{path} breaks off in the middle of an entry")
-            yield record
+            left -= 4
+            if size > left:  # also keeps a wrong length from claiming gigabytes
+                where = f"in the middle of entry {entry}" if entry else "within its header, if it is a dlproxy event log"
+                raise LogError(f"{path} breaks off {where}")
+            yield file.read(size)
+            left -= size
+            entry += 1

@@ -248,7 +248,7 @@ class HttpConnection(asyncio.Protocol):
         if len(headers) + self._repeats > limits.max_headers:
             fields = len(headers) + self._repeats
             raise _RefusedError(431, f"{fields} header fields; at most {limits.max_headers} are taken")
-        if self._received > self._small_header or self._silent_bytes:
+        if self._received > self._small_header or not self._began_now:
             self._bound_header()
         self._phase = BODY
         self._waited_s = 0.0

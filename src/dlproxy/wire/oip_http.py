@@ -200,9 +200,9 @@ class _Endpoint:
             raise invalid(f'not a predict request, which looks like {{"inputs": …}}: {error}') from None
         specs = self._model.signature.inputs
         if not isinstance(inputs, dict):
-            if len(specs) > 1:
+            if len(specs) != 1:
                 names = ", ".join(f"'{spec.name}'" for spec in specs)
-                raise invalid(f"'inputs' must be an object, because '{self._model.name}' takes {names}")
+                raise invalid(f"'inputs' must be an object, because '{self._model.name}' takes {names or 'none'}")
             inputs = {specs[0].name: inputs}
         tensors = [oip_codec.json_tensor(name, self._checker.spec_of(name).dtype, None, data) for name, data in inputs.items()]
         request = self._checker.request(
@@ -256,7 +256,11 @@ class PredictReply:
         self._server_timing = server_timing
 
     def completed(self, response: Response) -> None:
-        outputs = {tensor.name: oip_codec.json_data(tensor, flat=False) for tensor in response.outputs}
+        try:
+            outputs = {tensor.name: oip_codec.json_data(tensor, flat=False) for tensor in response.outputs}
+        except UnicodeDecodeError as error:
+            self._exchange.fail(500, f"an output is not UTF-8 text; ask for it as binary over /v2: {error}")
+            return
         body = msgspec.json.encode({"model": response.model, "version": response.version, "outputs": outputs})
         self._exchange.reply(200, JSON, body, timing_line(response.timing) if self._server_timing else b"")
 

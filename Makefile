@@ -1,0 +1,54 @@
+# What to use when: CONTRIBUTING.md. PYTHON picks the interpreter for the environment, ARGS goes to the tool behind a target.
+PYTHON ?= python3
+VENV ?= .venv
+PY = $(VENV)/bin/python
+PIP = $(PY) -m pip --disable-pip-version-check -qq
+.PHONY: help setup demo test test-extras check fmt bench docs clean
+
+help:
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | check | fmt | bench | docs | clean"
+
+setup: $(VENV)/.installed
+
+demo: setup
+	@$(PY) -m dlproxy demo $(if $(SECONDS),--seconds $(SECONDS)) $(if $(filter-out 0,$(EXIT)),--exit) $(ARGS)
+
+test: setup
+	@$(PY) -m pytest $(ARGS)
+
+test-extras: $(VENV)/.installed-extras
+	@$(PY) -m pytest -m extras $(ARGS)
+
+check: setup
+	@$(PY) -m ruff format --check --output-format concise . || { echo "not formatted; run: make fmt"; exit 1; }
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m mypy --no-error-summary
+	@$(VENV)/bin/lint-imports --no-logo
+	@$(PY) docs/generate.py --check
+
+fmt: setup
+	@$(PY) -m ruff format --quiet . && $(PY) -m ruff check --quiet --fix .
+
+bench: setup
+	@$(PY) -m benchmarks.serving $(ARGS)
+
+docs: setup
+	@$(PY) docs/generate.py
+
+clean:
+	@rm -rf $(VENV) dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
+	    "dlproxy needs Python 3.11 or later; $(PYTHON) is %d.%d. Try: make $(MAKECMDGOALS) PYTHON=python3.12" % v[:2])'
+	@echo "setting up $(VENV); this is done once and takes about a minute"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install 'pip>=25.1'
+	@$(PIP) install --editable . --group dev
+	@touch $@
+
+$(VENV)/.installed-extras: $(VENV)/.installed
+	@echo "installing the torch extra into $(VENV)"
+	@$(PIP) install --editable '.[torch]'
+	@touch $@

@@ -1,0 +1,256 @@
+"""What every kind of instance must do, whatever it runs on: `await check_instance(make)` in a test of the kind.
+
+Raises AssertionError naming the rule that is broken. Not aware of: lanes, drivers, models beyond its own small ones.
+"""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from time import sleep
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlproxy.instance import Instance
+from dlproxy.instance.batch import BatchResult, Cutter
+from dlproxy.instance.runtime import Runtime
+from dlproxy.message import DType, Request, Signature, Tensor, TensorSpec, Ticket
+from dlproxy.tensors import to_array, to_bytes
+from dlproxy.testing.fake_runtime import FakeRuntime, Function
+
+Array = NDArray[np.generic]
+MakeInstance = Callable[[Runtime], Instance]
+
+HANG_S = 30.0  # a batch of these models takes microseconds: whoever takes this long will never be done
+
+
+async def check_instance(make: MakeInstance) -> None:
+    """Run every rule against fresh instances. `make` gives a started instance around a runtime."""
+    for rule in RULES:
+        await rule(make)
+
+
+async def gives_each_request_its_own_rows(make: MakeInstance) -> None:
+    """Alone or with others, of one row or several, with inputs and outputs of different row shapes."""
+    instance = make(_runtime(_PAIR, _pair))
+    for sizes in ([1], [3], [1, 1], [2, 1, 3], [1] * 17):
+        requests = [_pair_request(number, rows) for number, rows in enumerate(sizes)]
+        result = await _run(instance, requests)
+        assert result.error is None, f"{instance.name}: a batch of {sizes} rows failed: {result.error}"
+        for request, outputs in zip(requests, _cut(_PAIR, result, requests), strict=True):
+            expected = _pair([to_array(tensor.dtype, tensor.shape, tensor.data) for tensor in request.inputs])
+            for got, want in zip(outputs, expected, strict=True):
+                assert got.shape == want.shape, f"{instance.name}: {sizes}: shape {got.shape}, expected {want.shape}"
+                assert np.array_equal(got, want), f"{instance.name}: {sizes}: a request got others' rows"
+    await instance.stop()
+
+
+async def carries_every_type_bit_for_bit(make: MakeInstance) -> None:
+    """What an identity model gives back is what went in, for every element type, NaN payloads and empty text included."""
+    for dtype in DType:
+        signature = _identity(dtype)
+        instance = make(_runtime(signature, _same))
+        requests = [_request(number, [_sample(dtype, rows)]) for number, rows in enumerate((2, 1))]
+        result = await _run(instance, requests)
+        assert result.error is None, f"{instance.name}: {dtype.value} failed: {result.error}"
+        cutter = Cutter(signature, result.outputs)
+        for start, request in zip((0, 2), requests, strict=True):
+            (output,) = cutter.cut(start, request.ticket.rows, (0,))
+            assert bytes(output.data) == bytes(request.inputs[0].data), f"{instance.name}: {dtype.value} was changed"
+            assert tuple(output.shape) == tuple(request.inputs[0].shape)
+        await instance.stop()
+
+
+async def runs_models_without_a_batch_axis(make: MakeInstance) -> None:
+    """One request at a time, whose output may have any shape, a scalar too."""
+    instance = make(_runtime(_SUM, _sum))
+    result = await _run(instance, [_sum_request()])
+    assert result.error is None, f"{instance.name}: {result.error}"
+    assert result.outputs[0].shape == ()
+    assert result.outputs[0] == 42
+    await instance.stop()
+
+
+async def turns_errors_into_results(make: MakeInstance) -> None:
+    """Whatever the model raises or returns: `run` does not raise, the error says something, the next batch is unharmed."""
+    wrong: list[tuple[Function, str]] = [
+        (_raise_with_text, "out of luck"),
+        (_raise_without_text, "RuntimeError"),
+        (_too_few_rows, "rows"),
+        (_no_outputs, "output"),
+    ]
+    for function, clue in wrong:
+        instance = make(_runtime(_PAIR, function))
+        result = await _run(instance, [_pair_request(1, 2), _pair_request(2, 1)])
+        assert result.error, f"{instance.name}: {function.__name__} gave a result without an error"
+        assert clue in result.error, f"{instance.name}: the error {result.error!r} does not say {clue!r}"
+        assert not result.outputs, f"{instance.name}: a failed batch has outputs"
+        await instance.stop()
+
+    instance = make(_runtime(_SUM, _no_outputs))
+    result = await _run(instance, [_sum_request()])
+    assert result.error, f"{instance.name}: no outputs of a model without a batch axis passed for an answer"
+    await instance.stop()
+
+    instance = make(FakeRuntime(_PAIR, _pair, errors=[ValueError("once")]))
+    assert (await _run(instance, [_pair_request(1, 1)])).error == "once"
+    assert (await _run(instance, [_pair_request(2, 1)])).error is None, f"{instance.name}: one error broke the instance"
+    await instance.stop()
+
+
+async def reports_once_on_the_event_loop(make: MakeInstance) -> None:
+    """`done` comes exactly once per batch, in the loop's thread; before `run` returns if and only if it is inline."""
+    instance = make(_runtime(_PAIR, _pair))
+    home = threading.get_ident()
+    calls: list[int] = []
+    for number in range(3):
+        arrived = asyncio.Event()
+
+        def done(result: BatchResult, arrived: asyncio.Event = arrived) -> None:
+            calls.append(threading.get_ident())
+            arrived.set()
+
+        instance.run([_pair_request(number, 1)], done)
+        assert not instance.inline or arrived.is_set(), f"{instance.name} calls itself inline and computes later"
+        await asyncio.wait_for(arrived.wait(), HANG_S)
+    await instance.stop()
+    assert calls == [home] * 3, f"{instance.name} reported {len(calls)} times for 3 batches, or from another thread"
+
+
+async def lets_a_running_batch_finish_before_it_stops(make: MakeInstance) -> None:
+    """`stop` returns after the report of the batch that runs; an instance that never ran stops too."""
+    instance = make(_runtime(_PAIR, _slow_pair))
+    results: list[BatchResult] = []
+    instance.run([_pair_request(1, 1)], results.append)
+    await asyncio.wait_for(instance.stop(), HANG_S)
+    assert len(results) == 1, f"{instance.name} stopped without reporting the batch that ran"
+    assert results[0].error is None
+    await asyncio.wait_for(make(_runtime(_PAIR, _pair)).stop(), HANG_S)
+
+
+async def measures_the_time_it_took(make: MakeInstance) -> None:
+    """Times are seconds, never negative: policies learn from them."""
+    instance = make(_runtime(_PAIR, _pair))
+    result = await _run(instance, [_pair_request(1, 1)])
+    assert result.compute_s >= 0.0
+    assert result.batch_s >= 0.0
+    await instance.stop()
+
+
+RULES: Sequence[Callable[[MakeInstance], Awaitable[None]]] = (
+    gives_each_request_its_own_rows,
+    carries_every_type_bit_for_bit,
+    runs_models_without_a_batch_axis,
+    turns_errors_into_results,
+    reports_once_on_the_event_loop,
+    lets_a_running_batch_finish_before_it_stops,
+    measures_the_time_it_took,
+)
+
+
+# The models: module-level functions, so that a process can be told of them
+
+_PAIR = Signature(
+    (TensorSpec("image", DType.FP32, (-1, 2, 2)), TensorSpec("id", DType.INT32, (-1,))),
+    (TensorSpec("total", DType.FP32, (-1,)), TensorSpec("tagged", DType.INT32, (-1, 2))),
+    batched=True,
+    platform="fake",
+)
+_SUM = Signature((TensorSpec("x", DType.INT64, (3,)),), (TensorSpec("sum", DType.INT64, ()),), batched=False, platform="fake")
+
+
+def _pair(inputs: Sequence[Array]) -> list[Array]:
+    image, number = inputs
+    total = np.asarray(image, np.float32).sum(axis=(1, 2))
+    return [total, np.stack([number, number], axis=1)]
+
+
+def _slow_pair(inputs: Sequence[Array]) -> list[Array]:
+    sleep(0.01)  # long enough that a stop which does not wait is seen
+    return _pair(inputs)
+
+
+def _same(inputs: Sequence[Array]) -> list[Array]:
+    return list(inputs)
+
+
+def _sum(inputs: Sequence[Array]) -> list[Array]:
+    return [np.asarray(np.asarray(inputs[0], np.int64).sum())]
+
+
+def _raise_with_text(inputs: Sequence[Array]) -> list[Array]:
+    raise ValueError("out of luck")
+
+
+def _raise_without_text(inputs: Sequence[Array]) -> list[Array]:
+    raise RuntimeError
+
+
+def _too_few_rows(inputs: Sequence[Array]) -> list[Array]:
+    return [output[:-1] for output in _pair(inputs)]
+
+
+def _no_outputs(inputs: Sequence[Array]) -> list[Array]:
+    return []
+
+
+def _text_for_numbers(inputs: Sequence[Array]) -> list[Array]:
+    return [np.full(len(inputs[0]), "many", object), _pair(inputs)[1]]
+
+
+def _runtime(signature: Signature, function: Function) -> Runtime:
+    return FakeRuntime(signature, function)
+
+
+def _identity(dtype: DType) -> Signature:
+    return Signature((TensorSpec("x", dtype, (-1, 3)),), (TensorSpec("y", dtype, (-1, 3)),), True, "fake", utf8=True)
+
+
+def _sample(dtype: DType, rows: int) -> Tensor:
+    """Every bit pattern is fair for a number; BOOL takes 0 and 1; text is any Unicode."""
+    if dtype is DType.BYTES:
+        texts = np.array([["", "zwölf \N{GRINNING FACE}", "a\0b"]] * rows, dtype=object)
+        return Tensor("x", dtype, (rows, 3), to_bytes(dtype, texts))
+    noise = np.random.default_rng(rows).integers(0, 256, rows * 3 * dtype.itemsize, np.uint8)
+    if dtype is DType.BOOL:
+        noise &= 1
+    return Tensor("x", dtype, (rows, 3), noise.tobytes())
+
+
+def _pair_request(number: int, rows: int) -> Request:
+    image = np.arange(rows * 4, dtype=np.float32).reshape(rows, 2, 2) + 100 * number
+    ids = np.arange(rows, dtype=np.int32) + 1000 * number
+    tensors = [
+        Tensor("image", DType.FP32, image.shape, to_bytes(DType.FP32, image)),
+        Tensor("id", DType.INT32, ids.shape, to_bytes(DType.INT32, ids)),
+    ]
+    return _request(number, tensors)
+
+
+def _sum_request() -> Request:
+    return _request(1, [Tensor("x", DType.INT64, (3,), to_bytes(DType.INT64, np.array([1, 2, 39])))])
+
+
+def _request(number: int, inputs: list[Tensor]) -> Request:
+    ticket = Ticket(number, arrived_at=0.0, rows=inputs[0].shape[0])
+    return Request(ticket, "fake", inputs, (0,))
+
+
+def _cut(signature: Signature, result: BatchResult, requests: Iterable[Request]) -> list[list[Array]]:
+    cutter = Cutter(signature, result.outputs)
+    start, parts = 0, []
+    for request in requests:
+        tensors = cutter.cut(start, request.ticket.rows, range(len(signature.outputs)))
+        parts.append([to_array(tensor.dtype, tensor.shape, tensor.data) for tensor in tensors])
+        start += request.ticket.rows
+    return parts
+
+
+async def _run(instance: Instance, requests: Sequence[Request]) -> BatchResult:
+    """One batch; hands back what `done` got. Asserts that `run` itself does not raise."""
+    future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
+    try:
+        instance.run(requests, future.set_result)
+    except Exception as error:
+        raise AssertionError(f"{instance.name}: run raised {error!r} instead of reporting it") from error
+    return await asyncio.wait_for(future, HANG_S)

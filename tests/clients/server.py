@@ -1,0 +1,114 @@
+"""A real `dlproxy serve` process on free ports, for tests of whole servers."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.request import urlopen
+
+from prometheus_client.parser import text_string_to_metric_families
+
+HANG_S = 60.0  # a server that is silent this long is killed, so that no test waits for ever
+
+
+class ServerProcess:
+    """Started and ready when made; `stop` ends it with SIGTERM. `report` is what it printed until it was ready."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
+        command = [sys.executable, "-m", "dlproxy", "serve", *map(str, arguments), "--http-port", "0", "--control-port", "0"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._stderr, text=True)
+        self.report = self._read_until_ready()
+        ports = re.findall(r"http://127\.0\.0\.1:(\d+)/", self.report)
+        if len(ports) != 2:
+            self.kill()
+            raise AssertionError(f"the server did not start: {self.report}\n{self.errors()}")
+        self.http_port, self.control_port = map(int, ports)
+
+    def _read_until_ready(self) -> str:
+        assert self.process.stdout is not None
+        guard = threading.Timer(HANG_S, self.process.kill)
+        guard.start()
+        lines = []
+        for line in self.process.stdout:
+            lines.append(line)
+            if line.startswith("ready"):
+                break
+        guard.cancel()
+        guard.join()
+        return "".join(lines)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.http_port}"
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit code; kills a server that does not end."""
+        assert self.process.stdout is not None
+        try:
+            return self.process.wait(HANG_S)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.wait()
+
+    def errors(self) -> str:
+        """What it wrote to stderr so far."""
+        return os.pread(self._stderr.fileno(), 1 << 20, 0).decode()  # the process shares the file's offset: leave it alone
+
+    def __enter__(self) -> "ServerProcess":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+        self._stderr.close()
+
+    def stats(self, model: str) -> dict[str, Any]:
+        """The statistics extension's entry of one model."""
+        with urlopen(f"http://{self.address}/v2/models/{model}/stats", timeout=HANG_S) as reply:
+            entry: dict[str, Any] = json.load(reply)["model_stats"][0]
+            return entry
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample of the metrics page."""
+        with urlopen(f"http://127.0.0.1:{self.control_port}/metrics", timeout=HANG_S) as reply:
+            page = reply.read().decode()
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    return float(sample.value)
+        raise AssertionError(f"no metric {name} {labels}")
+
+
+def write_config(path: Path, models: dict[str, dict[str, Any]], **server: Any) -> Path:
+    """A dlproxy.toml with these models' settings; values are texts and numbers."""
+    lines = []
+    for name, settings in (("server", server), *((f"models.{name}", of_model) for name, of_model in models.items())):
+        lines.append(f"[{name}]")
+        lines += [f"{key} = {json.dumps(str(v) if isinstance(v, Path) else v)}" for key, v in settings.items()]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def environment() -> dict[str, str]:
+    """For subprocesses that are not servers: as here, with plain output."""
+    return {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}

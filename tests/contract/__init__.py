@@ -1,0 +1,1 @@
+"""Contract suites of dlproxy.testing, run on every implementation."""

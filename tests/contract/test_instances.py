@@ -1,0 +1,58 @@
+"""Every kind of instance keeps the contract of instance/__init__.py."""
+
+from collections.abc import Callable
+from itertools import count
+
+import pytest
+
+from dlproxy.instance import Instance
+from dlproxy.instance.inline import InlineInstance
+from dlproxy.instance.runtime import Runtime
+from dlproxy.instance.thread import ThreadInstance
+from dlproxy.testing import FakeInstance, check_instance
+from dlproxy.testing.instance_contract import RULES, reports_once_on_the_event_loop
+
+numbers = count(1)
+
+
+def _inline(runtime: Runtime) -> Instance:
+    return InlineInstance(f"inline-{next(numbers)}", runtime)
+
+
+def _thread(runtime: Runtime) -> Instance:
+    return ThreadInstance(f"thread-{next(numbers)}", runtime)
+
+
+def _fake(runtime: Runtime) -> Instance:
+    return FakeInstance(f"fake-{next(numbers)}", runtime, service_s=lambda rows: 0.001 * rows)
+
+
+KINDS = [pytest.param(_inline, id="inline"), pytest.param(_thread, id="thread"), pytest.param(_fake, id="fake")]
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+async def test_rule_holds(rule: Callable[..., object], make: Callable[[Runtime], Instance]) -> None:
+    await rule(make)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("make", KINDS)
+async def test_whole_suite_passes(make: Callable[[Runtime], Instance]) -> None:
+    await check_instance(make)
+
+
+async def test_suite_catches_an_instance_that_forgets_to_report() -> None:
+    class Forgetful(InlineInstance):
+        def run(self, requests: object, done: object) -> None: ...
+
+    with pytest.raises(AssertionError, match="calls itself inline and computes later"):
+        await reports_once_on_the_event_loop(lambda runtime: Forgetful("forgetful", runtime))
+
+
+async def test_suite_catches_an_instance_that_raises() -> None:
+    class Raising(InlineInstance):
+        def run(self, requests: object, done: object) -> None:
+            raise RuntimeError("boom")
+
+    with pytest.raises(AssertionError, match="instead of reporting it"):
+        await check_instance(lambda runtime: Raising("raising", runtime))

@@ -1,0 +1,43 @@
+"""One server with models that are slow, fussy or large, for the faults that it must survive."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from dlproxy.message import DType
+from tests import models
+from tests.clients import raw
+from tests.clients.server import ServerProcess, write_config
+
+
+@pytest.fixture(scope="session")
+def fault_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """slow: 35 ms a row on a thread, small queue; lookup: fails for indexes above 7; wide: identity of any size; digits."""
+    folder = tmp_path_factory.mktemp("faults")
+    config = write_config(
+        folder / "dlproxy.toml",
+        {
+            "slow": {"path": models.save(models.slow(), folder / "slow.onnx"), "threads": 1, "max_queue_rows": 24},
+            "lookup": {"path": models.save(models.lookup(), folder / "lookup.onnx"), "threads": 1},
+            "wide": {"path": models.save(models.identity(DType.INT64, ("N", "M")), folder / "wide.onnx"), "threads": 1},
+            "digits": {"path": models.DIGITS, "threads": 1},
+        },
+    )
+    with ServerProcess("--config", config) as process:
+        yield process
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[raw.Connect]:
+    """raw.connect, with whatever is still open cut at the end of the test."""
+    opened: list[raw.RawConnection] = []
+
+    async def open_one(port: int, on_reply: raw.OnReply | None = None) -> raw.RawConnection:
+        connection = await raw.connect(port, on_reply)
+        opened.append(connection)
+        return connection
+
+    yield open_one
+    for connection in opened:
+        connection.transport.abort()
+        await connection.ended

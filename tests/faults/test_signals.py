@@ -1,0 +1,138 @@
+"""SIGTERM and SIGINT under load: whoever was heard is answered, connections end cleanly, a second signal cuts."""
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import models
+from tests.clients.raw import Connect, RawConnection, RawReply, binary_infer, binary_output
+from tests.clients.server import HANG_S, ServerProcess, write_config
+
+CLIENTS = 64
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("signals")
+    slow = models.save(models.slow(), folder / "slow.onnx")
+    settings = {"digits": {"path": models.DIGITS, "threads": 1}, "slow": {"path": slow, "threads": 1, "slo": "p99=1s"}}
+    return write_config(folder / "dlproxy.toml", settings)
+
+
+@pytest.fixture
+def server(config: Path) -> Iterator[ServerProcess]:
+    with ServerProcess("--config", config) as process:
+        yield process
+
+
+class Load:
+    """CLIENTS connections that each ask again as soon as they are answered, until the server says that it closes."""
+
+    def __init__(self) -> None:
+        self.connections: list[RawConnection] = []
+        self.last: dict[RawConnection, RawReply] = {}
+        self.statuses: set[int] = set()
+        self.answered = 0
+        self.warm = asyncio.Event()
+        self._request = binary_infer("digits", "image", "FP32", np.zeros((1, 1, 8, 8), np.float32))
+
+    async def start(self, connect: Connect, port: int) -> None:
+        self.connections = [await connect(port, self._on_reply) for _ in range(CLIENTS)]
+        for connection in self.connections:
+            connection.send(self._request)
+
+    def _on_reply(self, connection: RawConnection, reply: RawReply) -> None:
+        self.last[connection] = reply
+        self.statuses.add(reply.status)
+        self.answered += 1
+        if self.answered > 20 * CLIENTS:
+            self.warm.set()
+        if not reply.closes:
+            connection.send(self._request)
+
+
+async def _all_ended(connections: list[RawConnection]) -> None:
+    await asyncio.wait_for(asyncio.gather(*(connection.ended for connection in connections)), HANG_S)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+async def test_under_load_every_request_is_answered_before_the_end(
+    server: ServerProcess, connect: Connect, number: signal.Signals
+) -> None:
+    load = Load()
+    await load.start(connect, server.http_port)
+    await asyncio.wait_for(load.warm.wait(), HANG_S)
+    idle = await connect(server.http_port)
+    server.send_signal(number)
+    await _all_ended([*load.connections, idle])
+
+    assert load.statuses == {200}
+    for connection in load.connections:
+        assert connection.sent == connection.received, "a request was lost"
+        assert not connection.was_reset
+        assert not connection.partial
+        assert load.last[connection].closes, "the connection ended without saying so"
+    assert not idle.was_reset
+    assert server.wait() == 0
+    assert "Traceback" not in server.errors()
+
+
+async def test_what_is_queued_and_pipelined_behind_a_slow_model_is_answered(server: ServerProcess, connect: Connect) -> None:
+    connections = [await connect(server.http_port) for _ in range(12)]
+    for number, connection in enumerate(connections):
+        connection.send(binary_infer("slow", "x", "FP32", np.array([[number]], np.float32)))
+        connection.send(binary_infer("slow", "x", "FP32", np.array([[100 + number]], np.float32)))
+    await connections[0].replies.get()  # so all of them have been read: the server reads while the model runs
+    server.send_signal(signal.SIGTERM)
+    await _all_ended(connections)
+
+    for number, connection in enumerate(connections):
+        replies = [connection.replies.get_nowait() for _ in range(connection.replies.qsize())]
+        values = [binary_output(reply, np.float32).tolist() for reply in replies]
+        assert values == ([[100 + number]] if number == 0 else [[number], [100 + number]])
+        assert not connection.was_reset
+    assert replies[-1].closes, "the last to be answered was not told that its connection ends"
+    assert server.wait() == 0
+
+
+async def test_a_request_on_its_way_when_the_signal_comes_is_still_taken(server: ServerProcess, connect: Connect) -> None:
+    kept_alive, busy = await connect(server.http_port), await connect(server.http_port)
+    request = binary_infer("digits", "image", "FP32", np.zeros((1, 1, 8, 8), np.float32))
+    await kept_alive.ask(request)
+    busy.send(binary_infer("slow", "x", "FP32", np.ones((8, 1), np.float32)))
+    half = len(request) // 2
+    kept_alive.send(request[:half])
+    server.send_signal(signal.SIGTERM)
+    while True:  # the listening socket closes: the signal has been heard
+        try:
+            probe = await connect(server.http_port)
+        except ConnectionRefusedError:
+            break
+        probe.close()
+        await probe.ended
+    kept_alive.transport.write(request[half:])
+    reply = await asyncio.wait_for(kept_alive.replies.get(), HANG_S)
+    assert (reply.status, reply.closes) == (200, True)
+    assert (await asyncio.wait_for(busy.replies.get(), HANG_S)).status == 200
+    await _all_ended([kept_alive, busy])
+    assert server.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+async def test_a_second_signal_cuts_what_is_under_way(server: ServerProcess, connect: Connect, number: signal.Signals) -> None:
+    first, *others = [await connect(server.http_port) for _ in range(CLIENTS)]
+    for connection in (first, *others):
+        connection.send(binary_infer("slow", "x", "FP32", np.ones((8, 1), np.float32)))  # 20 s of work in all
+    idle = await connect(server.http_port)
+    server.send_signal(signal.SIGTERM)
+    await asyncio.wait_for(idle.ended, HANG_S)  # the drain is under way
+    server.send_signal(number)
+    await _all_ended([first, *others])
+    assert sum(connection.received for connection in (first, *others)) < CLIENTS
+    assert server.wait() == 0
+    assert "second signal" in server.errors()
+    assert "Traceback" not in server.errors()

@@ -1,0 +1,1 @@
+"""Tests of what runs a batch: runtimes, warm-up, gathering and cutting."""

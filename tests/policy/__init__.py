@@ -1,0 +1,1 @@
+"""Each policy by itself: tables of cases and properties."""

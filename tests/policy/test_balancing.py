@@ -1,0 +1,127 @@
+"""Peak-EWMA: rises at once, decays with time, never takes errors for speed, and forgets the dead."""
+
+from math import exp, isfinite
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlproxy.policy.balancing import DECAY_S, INITIAL_S, MAX_PENALTY_S, LeastPeakEwma
+
+NONE_RUNNING = {"a": 0, "b": 0, "c": 0}
+
+
+def choose(balancer: LeastPeakEwma, now: float = 0.0, **in_flight: int) -> str:
+    return balancer.choose(in_flight or ["a", "b"], in_flight or NONE_RUNNING, now)
+
+
+def test_an_unknown_instance_is_taken_for_thirty_milliseconds() -> None:
+    assert LeastPeakEwma().expected_s("new", 0.0) == INITIAL_S
+
+
+def test_a_peak_counts_at_once() -> None:
+    balancer = LeastPeakEwma()
+    balancer.observe("a", 0.010, ok=True, now=0.0)
+    balancer.observe("a", 2.0, ok=True, now=0.1)
+    assert balancer.expected_s("a", 0.1) == 2.0
+
+
+def test_a_peak_decays_with_time_not_with_the_number_of_batches() -> None:
+    balancer = LeastPeakEwma()
+    balancer.observe("a", 2.0, ok=True, now=0.0)
+    for _ in range(1000):
+        balancer.observe("a", 0.010, ok=True, now=0.0)
+    assert balancer.expected_s("a", 0.0) == 2.0
+    balancer.observe("a", 0.010, ok=True, now=DECAY_S)
+    assert balancer.expected_s("a", DECAY_S) == pytest.approx(2.0 * exp(-1) + 0.010 * (1 - exp(-1)))
+
+
+def test_the_peak_of_a_silent_instance_decays_so_that_it_is_tried_again() -> None:
+    balancer = LeastPeakEwma()
+    balancer.observe("a", 2.0, ok=True, now=0.0)
+    balancer.observe("b", 0.010, ok=True, now=0.0)
+    now = 0.0
+    while choose(balancer, now) == "b":
+        now += 1.0
+        balancer.observe("b", 0.010, ok=True, now=now)
+        assert now < 6 * DECAY_S
+    assert now > DECAY_S
+
+
+@pytest.mark.parametrize(
+    ("a_s", "b_s", "in_flight", "chosen"),
+    [
+        pytest.param(0.02, 0.01, {"a": 0, "b": 0}, "b", id="the quicker one"),
+        pytest.param(0.02, 0.01, {"a": 0, "b": 2}, "a", id="the one with less to do: 1 x 20 ms before 3 x 10 ms"),
+        pytest.param(0.02, 0.01, {"a": 0, "b": 1}, "a", id="ties go to the first listed"),
+        pytest.param(0.02, 0.01, {"a": 1, "b": 2}, "b", id="a second batch on the slow one: 2 x 20 ms after 3 x 10 ms"),
+    ],
+)
+def test_least_load_wins(a_s: float, b_s: float, in_flight: dict[str, int], chosen: str) -> None:
+    balancer = LeastPeakEwma()
+    balancer.observe("a", a_s, ok=True, now=0.0)
+    balancer.observe("b", b_s, ok=True, now=0.0)
+    assert choose(balancer, **in_flight) == chosen
+
+
+@pytest.mark.parametrize("healthy_s", [0.001, 0.050, 0.200])
+def test_an_instance_that_fails_fast_is_not_preferred(healthy_s: float) -> None:
+    balancer = LeastPeakEwma()
+    sent = {"healthy": 0, "broken": 0}
+    for batch in range(1000):  # one batch at a time, for as long as each takes
+        now = batch * healthy_s
+        instance = balancer.choose(sent, {"healthy": 0, "broken": 0}, now)
+        sent[instance] += 1
+        broken = instance == "broken"
+        balancer.observe(instance, 1e-4 if broken else healthy_s, ok=not broken, now=now)
+    assert sent["broken"] <= 0.02 * 1000
+
+
+@given(
+    known_s=st.none() | st.floats(1e-6, 10.0),
+    failed_after_s=st.floats(0.0, 10.0),
+    now=st.floats(0.0, 100.0),
+)
+def test_a_failure_never_makes_an_instance_look_faster(known_s: float | None, failed_after_s: float, now: float) -> None:
+    balancer = LeastPeakEwma()
+    if known_s is not None:
+        balancer.observe("a", known_s, ok=True, now=0.0)
+    before = balancer.expected_s("a", now)
+    balancer.observe("a", failed_after_s, ok=False, now=now)
+    assert balancer.expected_s("a", now) >= before
+
+
+def test_failures_without_end_stay_finite_and_are_forgiven() -> None:
+    balancer = LeastPeakEwma()
+    for failure in range(1000):
+        balancer.observe("a", 0.001, ok=False, now=failure * 0.001)
+    assert isfinite(balancer.expected_s("a", 1.0))
+    assert balancer.expected_s("a", 1.0) <= MAX_PENALTY_S
+    assert choose(balancer, 1.0) == "b"
+    assert choose(balancer, 101.0) == "a", "after some minute and a half it is tried again"
+    balancer.observe("a", 0.010, ok=True, now=200.0)
+    assert balancer.expected_s("a", 200.0) == pytest.approx(0.010, rel=0.01)
+
+
+def test_an_instance_of_the_same_name_starts_anew() -> None:
+    balancer = LeastPeakEwma()
+    balancer.observe("a", 5.0, ok=True, now=0.0)
+    balancer.forget("a")
+    balancer.forget("never seen")
+    assert balancer.expected_s("a", 0.0) == INITIAL_S
+
+
+@given(
+    observed=st.lists(
+        st.tuples(st.sampled_from("abc"), st.floats(0.0, 100.0), st.booleans(), st.floats(0.0, 50.0)), max_size=40
+    ),
+    ready=st.sets(st.sampled_from("abc"), min_size=1),
+)
+def test_chooses_one_that_is_ready_whatever_it_saw(observed: list[tuple[str, float, bool, float]], ready: set[str]) -> None:
+    balancer = LeastPeakEwma()
+    now = 0.0
+    for instance, service_s, ok, step_s in observed:
+        now += step_s
+        balancer.observe(instance, service_s, ok=ok, now=now)
+        assert isfinite(balancer.expected_s(instance, now))
+    assert balancer.choose(sorted(ready), NONE_RUNNING, now) in ready

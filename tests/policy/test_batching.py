@@ -1,0 +1,121 @@
+"""The batch limit: what follows from the objective and the fitted line, when it moves, and when a batch waits."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlproxy.message import Ticket
+from dlproxy.policy.batching import FREE_BATCH_S, OBSERVE_EVERY_S, REFIT_EVERY, FittedBatching, Take, Wait
+from dlproxy.policy.cost import LatencyModel
+from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.policy.queueing import Fcfs
+
+GPU_LIKE = [(rows, 0.010 + 0.0005 * rows) for rows in (1, 2, 4, 8)]
+CPU_LIKE = [(rows, 0.001 + 0.004 * rows) for rows in (1, 2, 4, 8)]
+TINY = [(rows, 20e-6 + 2e-6 * rows) for rows in (1, 2, 4, 8)]
+
+
+def knobs(*, max_batch: int = 256, slo_s: float | None = None, max_wait_s: float = 0.0) -> LaneKnobs:
+    return LaneKnobs(max_batch=max_batch, max_queue_rows=1000, slo_s=slo_s, max_wait_s=max_wait_s)
+
+
+def queue_of(*tickets: Ticket) -> Fcfs:
+    queue = Fcfs()
+    for ticket in tickets:
+        queue.push(ticket)
+    return queue
+
+
+@pytest.mark.parametrize(
+    ("prior", "slo_s", "max_batch", "limit"),
+    [
+        pytest.param(GPU_LIKE, 0.100, 256, 72, id="(46 ms - 10 ms) / 0.5 ms per row"),
+        pytest.param(GPU_LIKE, 0.100, 64, 64, id="never more than max_batch"),
+        pytest.param(GPU_LIKE, 0.0315, 256, 8, id="a tight objective"),
+        pytest.param(GPU_LIKE, 0.001, 256, 1, id="an objective that cannot be met leaves batches of one"),
+        pytest.param(CPU_LIKE, 0.050, 256, 5, id="little gain from batching"),
+        pytest.param(GPU_LIKE, None, 256, 28, id="no objective: 5 x L(1), half of it, less 8 %: (24.15 ms - 10 ms) / 0.5 ms"),
+        pytest.param(TINY, None, 1024, 490, id="no objective and a tiny model: a batch of 1 ms is free"),
+        pytest.param(GPU_LIKE, None, 1, 1, id="a model that does not batch"),
+    ],
+)
+def test_limit_follows_from_the_objective(
+    prior: list[tuple[int, float]], slo_s: float | None, max_batch: int, limit: int
+) -> None:
+    assert FittedBatching(knobs(max_batch=max_batch, slo_s=slo_s), LatencyModel(prior)).limit == limit
+
+
+def test_budget_is_half_the_objective_less_eight_percent() -> None:
+    assert FittedBatching(knobs(slo_s=0.1), LatencyModel(GPU_LIKE)).budget_s() == pytest.approx(0.1 / 2 * 0.92)
+
+
+def test_budget_without_an_objective_is_a_multiple_of_one_row_and_at_least_a_millisecond() -> None:
+    assert FittedBatching(knobs(), LatencyModel(GPU_LIKE)).budget_s() == pytest.approx(5 * 0.0105 / 2 * 0.92)
+    assert FittedBatching(knobs(), LatencyModel(TINY)).budget_s() == FREE_BATCH_S
+
+
+@given(
+    prior=st.lists(st.tuples(st.integers(1, 256), st.floats(1e-6, 10.0)), max_size=6),
+    slo_s=st.none() | st.floats(1e-4, 100.0),
+    max_batch=st.integers(1, 4096),
+    history=st.lists(st.tuples(st.integers(1, 256), st.floats(0.0, 10.0)), max_size=120),
+)
+def test_limit_is_within_one_and_max_batch_and_its_p99_in_budget(
+    prior: list[tuple[int, float]], slo_s: float | None, max_batch: int, history: list[tuple[int, float]]
+) -> None:
+    model = LatencyModel(prior)
+    batching = FittedBatching(knobs(max_batch=max_batch, slo_s=slo_s), model)
+    now = 0.0
+    for rows, service_s in history:
+        now += max(service_s, OBSERVE_EVERY_S)
+        batching.observe(rows, service_s, now)
+        assert 1 <= batching.limit <= max_batch
+    batching.configure(knobs(max_batch=max_batch, slo_s=slo_s))  # looks at the limit afresh
+    assert batching.limit == 1 or model.p99(batching.limit) <= batching.budget_s() * (1 + 1e-9)
+
+
+@given(waiting=st.integers(1, 40), now=st.floats(0.0, 100.0))
+def test_never_waits_by_default(waiting: int, now: float) -> None:
+    batching = FittedBatching(knobs(max_batch=16), LatencyModel(GPU_LIKE))
+    queue = queue_of(*(Ticket(number, now) for number in range(waiting)))
+    assert batching.decide(queue, now) == Take(16)
+
+
+def test_waits_for_a_full_batch_until_the_head_has_waited_max_wait() -> None:
+    batching = FittedBatching(knobs(max_batch=4, max_wait_s=0.5), LatencyModel(GPU_LIKE))
+    queue = queue_of(Ticket(1, 10.0), Ticket(2, 10.2))
+    assert batching.decide(queue, 10.2) == Wait(10.5)
+    assert batching.decide(queue, 10.5) == Take(4), "a Wait is over at the very time that it names"
+    queue.push(Ticket(3, 10.3, rows=2))
+    assert batching.decide(queue, 10.3) == Take(4), "a full batch does not wait"
+
+
+def test_new_knobs_hold_at_once() -> None:
+    batching = FittedBatching(knobs(max_batch=4, max_wait_s=0.5), LatencyModel(GPU_LIKE))
+    queue = queue_of(Ticket(1, 10.0))
+    batching.configure(knobs(max_batch=8))
+    assert batching.decide(queue, 10.0) == Take(8)
+    batching.configure(knobs(max_batch=8, slo_s=0.001))
+    assert batching.decide(queue, 10.0) == Take(1)
+
+
+def test_limit_moves_only_every_so_many_batches() -> None:
+    batching = FittedBatching(knobs(slo_s=0.1), LatencyModel(GPU_LIKE))
+    for batch in range(1, REFIT_EVERY):
+        batching.observe(8, 3 * 0.014, float(batch))
+        assert batching.limit == 72
+    batching.observe(8, 3 * 0.014, float(REFIT_EVERY))
+    assert batching.limit < 50
+
+
+def test_of_quick_batches_a_sample_is_learned_from() -> None:
+    model = LatencyModel(TINY)
+    batching = FittedBatching(knobs(), model)
+    before = model.mean(1)
+    batching.observe(1, before * 2, 5.0)
+    learned = model.mean(1)
+    assert learned > before
+    batching.observe(1, before * 2, 5.0 + 0.9 * OBSERVE_EVERY_S)
+    assert model.mean(1) == learned
+    batching.observe(1, before * 2, 5.0 + 1.1 * OBSERVE_EVERY_S)
+    assert model.mean(1) > learned

@@ -1,0 +1,1 @@
+"""Counters, the metrics page, and the event log."""

@@ -1,0 +1,161 @@
+"""The metrics page: it parses, its names are Triton's and ours, and its values are the counters'."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from dlproxy.message import FailureKind
+from dlproxy.telemetry.prometheus import registry
+from dlproxy.telemetry.stats import BOUNDS_S, ModelStats
+
+TRITON = {
+    "nv_inference_request_success",
+    "nv_inference_request_failure",
+    "nv_inference_count",
+    "nv_inference_exec_count",
+    "nv_inference_request_duration_us",
+    "nv_inference_queue_duration_us",
+    "nv_inference_compute_input_duration_us",
+    "nv_inference_compute_infer_duration_us",
+    "nv_inference_compute_output_duration_us",
+    "nv_inference_pending_request_count",
+}
+OURS = {
+    "dlproxy_phase_seconds",
+    "dlproxy_queue_rows",
+    "dlproxy_batch_limit_rows",
+    "dlproxy_model_ready",
+    "dlproxy_http_connections",
+}
+
+
+@dataclass
+class Model:
+    name: str = "digits"
+    version: str = "1"
+    stats: ModelStats = field(default_factory=ModelStats)
+    queued_rows: Callable[[], int] = lambda: 7
+    batch_limit: Callable[[], int] = lambda: 32
+    is_ready: Callable[[], bool] = lambda: True
+
+
+def busy_model() -> Model:
+    model = Model()
+    model.stats.batch_ran(5, [0.001, 0.002, 0.003], 0.010, 0.200)
+    model.stats.batch_answered(5, [0.301, 0.302, 0.303], 0.004)
+    model.stats.batch_ran(1, [20.0], 0.010, 0.100)
+    model.stats.batch_answered(1, [20.2], 0.001)
+    for kind in FailureKind:
+        model.stats.failed(kind, 0.1)
+    model.stats.failed(FailureKind.QUEUE_FULL, 0.1)
+    return model
+
+
+class Page:
+    """A scraped page, by sample name and labels."""
+
+    def __init__(self, *models: Model, connections: int = 3) -> None:
+        self.text = generate_latest(registry(models, lambda: connections)).decode()
+        self.families = {family.name: family for family in text_string_to_metric_families(self.text)}
+        self.values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+        for family in self.families.values():
+            for sample in family.samples:
+                key = (sample.name, frozenset(sample.labels.items()))
+                assert key not in self.values, f"{sample.name} {sample.labels} is on the page twice"
+                self.values[key] = sample.value
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.values[name, frozenset(labels.items())]
+
+    def of(self, name: str, model: str = "digits", **labels: str) -> float:
+        return self.value(name, model=model, version="1", **labels)
+
+
+def test_has_the_names_that_tritons_users_look_for() -> None:
+    names = {name for name, _ in Page(busy_model()).values if name.startswith("nv_")}
+    assert names == TRITON, "and none with _total"
+
+
+def test_has_our_names_and_the_processs() -> None:
+    families = Page(busy_model()).families
+    assert set(families) >= OURS
+    assert {"process_resident_memory_bytes", "process_open_fds"} <= set(families)
+
+
+def test_every_metric_is_explained() -> None:
+    for family in Page(busy_model()).families.values():
+        assert family.documentation, family.name
+
+
+def test_tritons_values_are_the_counters() -> None:
+    page, stats = Page(model := busy_model()), model.stats
+    assert page.of("nv_inference_request_success") == 4
+    assert page.of("nv_inference_count") == stats.rows == 6
+    assert page.of("nv_inference_exec_count") == stats.batches == 2
+    assert page.of("nv_inference_pending_request_count") == 7
+    for name, histogram in (
+        ("request", stats.request),
+        ("queue", stats.queue),
+        ("compute_input", stats.batch),
+        ("compute_infer", stats.compute),
+        ("compute_output", stats.split),
+    ):
+        assert page.of(f"nv_inference_{name}_duration_us") == pytest.approx(histogram.total_s * 1e6)
+
+
+def test_failures_have_tritons_reasons_and_none_is_lost() -> None:
+    page, stats = Page(model := busy_model()), model.stats
+    by_reason = {
+        reason: page.of("nv_inference_request_failure", reason=reason)
+        for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+    }
+    assert by_reason == {"REJECTED": 3, "CANCELED": 1, "BACKEND": 1, "OTHER": len(FailureKind) - 4}
+    assert sum(by_reason.values()) == sum(stats.failures.values())
+
+
+@pytest.mark.parametrize("phase", ["queue", "batch", "compute", "split", "request"])
+def test_histograms_are_cumulative_and_end_with_all(phase: str) -> None:
+    page, histogram = Page(model := busy_model()), getattr(model.stats, phase)
+    total = 0
+    for bound, count in zip((*map(repr, BOUNDS_S), "+Inf"), histogram.counts, strict=True):
+        total += count
+        assert page.of("dlproxy_phase_seconds_bucket", phase=phase, le=bound) == total
+    assert page.of("dlproxy_phase_seconds_count", phase=phase) == total == 4
+    assert page.of("dlproxy_phase_seconds_sum", phase=phase) == pytest.approx(histogram.total_s)
+
+
+def test_gauges_are_read_at_the_scrape() -> None:
+    queued = [1]
+    model = Model(queued_rows=lambda: queued[0], is_ready=lambda: False)
+    assert Page(model).of("dlproxy_queue_rows") == 1
+    queued[0] = 9
+    page = Page(model, connections=12)
+    assert page.of("dlproxy_queue_rows") == 9
+    assert page.of("dlproxy_batch_limit_rows") == 32
+    assert page.of("dlproxy_model_ready") == 0
+    assert page.value("dlproxy_http_connections") == 12
+    assert Page(Model()).of("dlproxy_model_ready") == 1
+
+
+def test_models_have_their_own_rows() -> None:
+    page = Page(busy_model(), Model(name='odd "name"\\n'))
+    assert page.of("nv_inference_count") == 6
+    assert page.of("nv_inference_count", model='odd "name"\\n') == 0
+
+
+def test_without_a_model_the_page_still_parses() -> None:
+    page = Page()
+    assert page.value("dlproxy_http_connections") == 3
+    assert not any(name.startswith("nv_") for name, _ in page.values)
+
+
+def test_the_openmetrics_form_parses_too() -> None:
+    text = generate_openmetrics(registry([busy_model()], lambda: 1)).decode()
+    families = {family.name: family for family in parse_openmetrics(text)}
+    assert "nv_inference_count" in families
+    assert families["dlproxy_phase_seconds"].type == "histogram"

@@ -1,0 +1,97 @@
+"""The counters of one model: buckets, sums, what a batch adds."""
+
+from bisect import bisect_left
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlproxy.message import FailureKind
+from dlproxy.telemetry.stats import BOUNDS_S, Histogram, ModelStats
+
+durations = st.floats(0.0, 100.0)
+
+
+def test_bounds_rise() -> None:
+    assert list(BOUNDS_S) == sorted(set(BOUNDS_S))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bucket"),
+    [
+        pytest.param(0.0, 0, id="nothing"),
+        pytest.param(1e-5, 0, id="a bound belongs to its bucket (le)"),
+        pytest.param(1.1e-5, 1, id="just above"),
+        pytest.param(10.0, len(BOUNDS_S) - 1, id="the last bound"),
+        pytest.param(10.1, len(BOUNDS_S), id="the open bucket"),
+    ],
+)
+def test_counts_into_the_bucket_whose_bound_is_not_below(seconds: float, bucket: int) -> None:
+    histogram = Histogram()
+    histogram.add(seconds)
+    assert histogram.counts.index(1) == bucket
+    assert histogram.count == 1
+
+
+@given(observed=st.lists(durations, max_size=50))
+def test_add_all_is_add_one_by_one(observed: list[float]) -> None:
+    together, apart = Histogram(), Histogram()
+    together.add_all(observed)
+    for seconds in observed:
+        apart.add(seconds)
+    assert together.counts == apart.counts
+    assert together.count == len(observed)
+    assert together.total_s == pytest.approx(apart.total_s)
+    for bound in BOUNDS_S:
+        assert sum(together.counts[: bisect_left(BOUNDS_S, bound) + 1]) == sum(seconds <= bound for seconds in observed)
+
+
+@given(seconds=durations, times=st.integers(0, 1000))
+def test_add_counts_many_of_one_length(seconds: float, times: int) -> None:
+    histogram = Histogram()
+    histogram.add(seconds, times)
+    assert histogram.count == times
+    assert histogram.total_s == pytest.approx(seconds * times)
+
+
+def test_a_new_model_has_counted_nothing() -> None:
+    stats = ModelStats()
+    assert (stats.rows, stats.batches, stats.last_at_ms) == (0, 0, 0)
+    assert set(stats.failures) == set(FailureKind)
+    assert not any(stats.failures.values())
+    for histogram in (stats.queue, stats.batch, stats.compute, stats.split, stats.request):
+        assert (histogram.count, histogram.total_s) == (0, 0.0)
+
+
+def test_a_batch_counts_once_per_request_and_by_its_size() -> None:
+    stats = ModelStats()
+    stats.batch_ran(5, [0.001, 0.002, 0.003], 0.010, 0.200)
+    stats.batch_answered(5, [0.301, 0.302, 0.303], 0.004)
+    stats.batch_ran(5, [0.0], 0.010, 0.300)
+    stats.batch_answered(5, [0.320], 0.001)
+    stats.batch_ran(1, [0.0], 0.010, 0.100)
+    stats.batch_answered(1, [0.120], 0.001)
+    assert (stats.rows, stats.batches) == (11, 3)
+    counts = {name: getattr(stats, name).count for name in ("queue", "batch", "compute", "split", "request")}
+    assert counts == dict.fromkeys(counts, 5), "every phase counts requests, so that their sums can be compared"
+    assert stats.queue.total_s == pytest.approx(0.006)
+    assert stats.batch.total_s == pytest.approx(3 * 0.010 + 0.010 + 0.010), "each request waited for its whole batch"
+    assert stats.compute.total_s == pytest.approx(3 * 0.200 + 0.300 + 0.100)
+    assert stats.split.total_s == pytest.approx(3 * 0.004 + 0.001 + 0.001)
+    assert stats.request.total_s == pytest.approx(0.906 + 0.320 + 0.120)
+    assert set(stats.batch_sizes) == {1, 5}
+    of_five = stats.batch_sizes[5]
+    assert of_five.batches == 2
+    assert (of_five.batch_s, of_five.compute_s, of_five.split_s) == pytest.approx((0.020, 0.500, 0.005)), "once per batch"
+    assert stats.last_at_ms > 0
+
+
+def test_failures_count_by_kind() -> None:
+    stats = ModelStats()
+    stats.failed(FailureKind.DEADLINE, 0.5)
+    stats.failed(FailureKind.DEADLINE, 0.25)
+    stats.failed(FailureKind.CANCELLED, 1.0)
+    assert stats.failures[FailureKind.DEADLINE] == 2
+    assert stats.failures[FailureKind.CANCELLED] == 1
+    assert sum(stats.failures.values()) == 3
+    assert stats.failed_s == pytest.approx(1.75)

@@ -1,0 +1,180 @@
+"""House rules that no linter knows: banned calls with what to use instead, lengths, module docstrings, links, documented knobs.
+
+Reads source text only. Every exception is listed here with its reason.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from dlproxy.config import Config, HttpLimits, ModelConfig, ServerConfig, load
+
+ROOT = Path(__file__).parents[1]
+CODE = ("src", "tests", "benchmarks", "examples", "docs")
+MAX_FILE_LINES = 600
+MAX_FUNCTION_LINES = 60
+MAX_DOCSTRING_LINES = 6
+
+# (call, folders it is banned in, what to use instead)
+BANS = (
+    ("time.time", ("src", "tests"), "time.monotonic, or the `now` that is passed in"),
+    ("random.", ("src", "tests"), "random.Random(seed): the global generator is nobody's and everybody's"),
+    ("print", ("src",), "sys.stdout.write in cli.py and lab/, logging elsewhere"),
+    ("asyncio.sleep", ("tests",), "an event to wait for, or looptime; asyncio.sleep(0) is fine"),
+    ("unittest.mock.", ("src", "tests"), "a fake from dlproxy.testing, or a small one beside the test"),
+)
+EXCEPTIONS = {
+    (
+        "src/dlproxy/telemetry/stats.py",
+        "time.time",
+    ): "the statistics extension reports the wall-clock time of the last inference",
+    ("tests/wire/fixtures.py", "asyncio.sleep"): "the one helper that waits until a condition holds on real sockets",
+    ("tests/wire/test_http_sockets.py", "asyncio.sleep"): "real sockets: no event says that bytes have arrived, or have not",
+}
+FINE = ("random.Random", "random.SystemRandom")
+
+PYTHON = sorted(path for folder in CODE for path in (ROOT / folder).rglob("*.py") if "results" not in path.parts)
+MARKDOWN = sorted([*ROOT.glob("*.md"), *(path for folder in CODE for path in (ROOT / folder).rglob("*.md"))])
+TEXT = [*PYTHON, *MARKDOWN, ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / ".ci" / "run"]
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+python_file = pytest.mark.parametrize("path", PYTHON, ids=_name)
+markdown_file = pytest.mark.parametrize("path", MARKDOWN, ids=_name)
+
+
+@python_file
+def test_calls_nothing_that_is_banned(path: Path) -> None:
+    folder = _name(path).partition("/")[0]
+    for line, call, argument in _calls(_tree(path)):
+        for banned, folders, instead in BANS:
+            hit = call.startswith(banned) and call not in FINE if banned.endswith(".") else call == banned
+            if not hit or folder not in folders or (call == "asyncio.sleep" and argument == 0):
+                continue
+            assert (_name(path), banned) in EXCEPTIONS, f"{_name(path)}:{line}: {call} is banned; use {instead}"
+
+
+def test_every_exception_is_still_needed() -> None:
+    for name, banned in EXCEPTIONS:
+        assert banned in {call for _, call, _ in _calls(_tree(ROOT / name))}, f"{name} no longer calls {banned}"
+
+
+@python_file
+def test_file_and_functions_are_short(path: Path) -> None:
+    lines = len(path.read_text("utf-8").splitlines())
+    assert lines <= MAX_FILE_LINES, f"{_name(path)} has {lines} lines, at most {MAX_FILE_LINES} are allowed: split it"
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= MAX_FUNCTION_LINES, f"{_name(path)}:{node.lineno}: {node.name} has {length} lines: split it"
+
+
+@python_file
+def test_module_says_what_it_is_in_a_few_lines(path: Path) -> None:
+    if path.name == "__init__.py" and not _tree(path).body:
+        return
+    docstring = ast.get_docstring(_tree(path))
+    assert docstring, f"{_name(path)} has no module docstring: what is it, what calls it, what is it not aware of?"
+    lines = len(docstring.splitlines())
+    assert lines <= MAX_DOCSTRING_LINES, f"{_name(path)}: the docstring has {lines} lines; move the detail to docs/internals"
+
+
+@markdown_file
+def test_links_resolve(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", _without_code(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        assert linked.exists(), f"{_name(path)} links to {target}, which does not exist"
+        assert not anchor or anchor in _anchors(linked), f"{_name(path)} links to {target}: no such heading"
+
+
+@markdown_file
+def test_examples_are_valid(path: Path, tmp_path: Path) -> None:
+    text = path.read_text("utf-8")
+    for code in re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        compile(code, _name(path), "exec")
+    for number, toml in enumerate(re.findall(r"^```toml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)):
+        (tmp_path / f"{number}.toml").write_text(toml, "utf-8")
+        load(tmp_path / f"{number}.toml")
+
+
+def test_every_knob_is_in_the_reference() -> None:
+    page = (ROOT / "docs" / "reference" / "configuration.md").read_text("utf-8")
+    for struct in (ServerConfig, HttpLimits, ModelConfig):
+        for knob in struct.__struct_fields__:
+            assert f"| `{knob}` |" in page, f"{knob} of {struct.__name__} is not in docs/reference; run: make docs"
+    assert len(Config.__struct_fields__) == 3, "config.py has a new section: name its struct in this test"
+
+
+def test_the_references_toml_is_the_default_configuration(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "reference" / "configuration.md").read_text("utf-8")
+    (tmp_path / "dlproxy.toml").write_text(page.partition("```toml\n")[2].partition("```")[0], "utf-8")
+    read = load(tmp_path / "dlproxy.toml")
+    model = ModelConfig(path=str(tmp_path / "digits.onnx"))
+    assert msgspec.to_builtins(read) == msgspec.to_builtins(Config(models={"digits": model}))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "src" / "dlproxy").rglob("*.py")), ids=_name)
+def test_architecture_names_every_module(path: Path) -> None:
+    if path.name not in ("__init__.py", "__main__.py"):
+        text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+        assert f"{path.stem}" in re.findall(r"\w+", text), f"ARCHITECTURE.md does not mention {_name(path)}"
+
+
+@pytest.mark.parametrize("path", TEXT, ids=_name)
+def test_names_no_machine(path: Path) -> None:
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        found = re.search(r"(?<![\w.])/(?:home|Users|root|work)/\w", line)
+        assert found is None, f"{_name(path)}:{number}: an absolute path of one machine: {line.strip()}"
+
+
+def _calls(tree: ast.Module) -> Iterator[tuple[int, str, object]]:
+    """(line, dotted name with import aliases resolved, first argument if constant) of every call."""
+    aliases: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                aliases[alias.asname or alias.name.partition(".")[0]] = alias.name if alias.asname else alias.name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            for alias in node.names:
+                aliases[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and (name := _dotted(node.func)):
+            first, _, rest = name.partition(".")
+            argument = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+            if first in aliases or not rest:
+                yield node.lineno, ".".join(filter(None, (aliases.get(first, first), rest))), argument
+
+
+def _dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (owner := _dotted(node.value)):
+        return f"{owner}.{node.attr}"
+    return ""
+
+
+def _without_code(path: Path) -> str:
+    text = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def _anchors(path: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
