@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Failure", "FailureKind", "InferenceError", "Model", "Proxy", "__version__"]
+__all__ = ["Failure", "FailureKind", "InferenceError", "Model", "ModelError", "Proxy", "__version__"]
 
 if TYPE_CHECKING:
+    from dlproxy.instance.runtime import ModelError
     from dlproxy.message import Failure, FailureKind, InferenceError
     from dlproxy.serve.proxy import Model, Proxy
 
@@ -14,6 +15,7 @@ _HOME = {
     "FailureKind": "dlproxy.message",
     "InferenceError": "dlproxy.message",
     "Model": "dlproxy.serve.proxy",
+    "ModelError": "dlproxy.instance.runtime",
     "Proxy": "dlproxy.serve.proxy",
 }
 

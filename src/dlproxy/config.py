@@ -55,7 +55,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     path: Annotated[str, _knob("the .onnx file; relative paths start at the configuration file's folder")]
     version: Annotated[str, _knob("the version that clients see", pattern="^[0-9]+$")] = "1"
-    slo: Annotated[str, _knob('latency objective such as "p99=20ms"; empty: none declared, p99 = 5 x L(1) is aimed at')] = ""
+    slo: Annotated[str, _knob('latency objective such as "p99=20ms"; empty: a batch takes at most 2.3 x L(1) or 1 ms')] = ""
     max_batch: Annotated[int, _knob("rows that no batch and no request exceeds", ge=1, le=65536)] = 256
     max_queue_rows: Annotated[int, _knob("rows that may wait; more are answered 503", ge=1)] = 8192
     max_wait_s: Annotated[float, _knob("seconds that a batch may wait to fill while an instance idles", ge=0, le=60)] = 0.0

@@ -62,7 +62,7 @@ def bf16_to_fp32(bits: Array) -> Array:
 
 def fp32_to_bf16(values: Array) -> Array:
     """The nearest BF16 bit patterns, ties to even; a NaN stays one."""
-    exact = np.ascontiguousarray(values, np.float32)
+    exact = np.asarray(values, np.float32, order="C")  # ascontiguousarray would give a scalar a dimension
     bits = exact.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(exact), 0x7FC0, rounded).astype(np.uint16)

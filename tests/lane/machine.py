@@ -199,6 +199,9 @@ class LaneMachine(RuleBasedStateMachine):
         for command in self.lane.on(event, self.now):
             completed += self.follow(command, event)
         assert completed == expected, f"{event} should complete {expected}"
+        if isinstance(event, TimerFired):
+            late = [number for number in self.waiting() if self.tickets[number].deadline_at <= self.now]
+            assert not late, f"{late} wait on although their deadline has passed"
         self.check(rows_before)
         self.sound = True
 
@@ -290,7 +293,7 @@ class LaneMachine(RuleBasedStateMachine):
         assert len(self.lane.queue) == len(queued)
         assert self.lane.queue.rows == sum(ticket.rows for ticket in queued)
         assert self.lane.queue.rows <= max(self.knobs.max_queue_rows, rows_before), "the queue is over its bound"
-        assert all(losses <= 2 for losses in self.losses.values())
+        assert all(self.losses.get(number, 0) <= 1 for number in waiting), "a third try"
         if not self.capacity:
             assert not waiting, f"{waiting} wait for nobody"
         elif waiting and any(self.busy[name] < self.capacity[name] for name in self.capacity):

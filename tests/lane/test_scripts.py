@@ -80,6 +80,14 @@ def test_a_deadline_that_has_passed_rejects_at_arrival() -> None:
     assert Script().arrive(1, left_s=0.0) == ["reject 1: deadline"]
 
 
+def test_time_to_a_free_instance_counts_at_arrival() -> None:
+    lane = Script()
+    lane.arrive(1)  # runs until 11 ms
+    assert lane.arrive(2, at=0.002, left_s=0.019) == ["reject 2: deadline"], "9 ms to wait and 11 ms to run"
+    assert lane.arrive(3, at=0.002, left_s=0.021) == ["wake at 0.023"]
+    assert lane.arrive(4, at=0.002, left_s=0.030) == ["reject 4: deadline"], "11 ms more behind another"
+
+
 def test_expires_at_its_deadline_while_the_instance_is_busy() -> None:
     lane = Script()
     lane.arrive(1)
@@ -332,6 +340,14 @@ def test_halves_are_not_run_past_their_deadline() -> None:
     assert lane.fail(1, 0.031) == ["reject 1: deadline", "reject 2: deadline", "run #2 on a: 3"]
 
 
+def test_a_failed_batch_whose_other_client_has_gone_is_run_again_alone() -> None:
+    lane = Script()
+    lane.arrive(1, 2)
+    lane.cancel(1)
+    assert lane.fail(1) == ["run #2 on a: 2"], "it may have been the other one's fault"
+    assert lane.done(2) == ["done #2: 2"]
+
+
 # Instances that come and go
 
 
@@ -435,6 +451,17 @@ def test_two_instances_share_the_work_and_the_quicker_is_preferred() -> None:
     lane.done(2, 0.050, service_s=0.005)
     assert lane.arrive(3) == ["run #3 on b: 3"]
     assert lane.arrive(4) == ["run #4 on a: 4"], "the slower one rather than nobody"
+
+
+def test_an_instance_that_comes_back_starts_anew() -> None:
+    lane = Script(instances="ab")
+    lane.arrive(1)
+    lane.arrive(2)
+    lane.done(1, 1.0, service_s=1.0)
+    lane.done(2, 1.0, service_s=0.1)
+    lane.lose("a")
+    lane.up("a")
+    assert lane.arrive(3) == ["run #3 on a: 3"], "30 ms are assumed of it, its second is forgotten"
 
 
 def test_with_two_instances_each_gets_a_batch_at_once() -> None:

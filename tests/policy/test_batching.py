@@ -49,6 +49,12 @@ def test_budget_is_half_the_objective_less_eight_percent() -> None:
     assert FittedBatching(knobs(slo_s=0.1), LatencyModel(GPU_LIKE)).budget_s() == pytest.approx(0.1 / 2 * 0.92)
 
 
+@pytest.mark.parametrize(("slo_s", "budget_s"), [(None, 0.002), (0.1, 0.002), (0.002, 0.00092)])
+def test_a_bound_on_a_batchs_time_holds_whatever_the_objective_allows(slo_s: float | None, budget_s: float) -> None:
+    bounded = LaneKnobs(max_batch=1024, max_queue_rows=1000, slo_s=slo_s, max_batch_s=0.002)
+    assert FittedBatching(bounded, LatencyModel(GPU_LIKE)).budget_s() == pytest.approx(budget_s)
+
+
 def test_budget_without_an_objective_is_a_multiple_of_one_row_and_at_least_a_millisecond() -> None:
     assert FittedBatching(knobs(), LatencyModel(GPU_LIKE)).budget_s() == pytest.approx(5 * 0.0105 / 2 * 0.92)
     assert FittedBatching(knobs(), LatencyModel(TINY)).budget_s() == FREE_BATCH_S

@@ -6,8 +6,8 @@ Replies are parsed strictly: whatever is no well-formed HTTP/1.1 fails the test.
 import asyncio
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -141,12 +141,12 @@ class Reply(msgspec.Struct):
         return self.headers.get("connection") == "close"
 
 
-def parse_replies(data: bytes, *, heads: Iterator[bool] = iter(())) -> list[Reply]:
+def parse_replies(data: bytes, *, heads: Iterable[bool] = ()) -> list[Reply]:
     """Every reply in `data`, which must end with the last one. `heads`: for each, whether it answers a HEAD request.
 
     An interim reply (100) is kept, without asking `heads`. Raises AssertionError for malformed HTTP.
     """
-    replies = []
+    replies, is_head = [], iter(heads)
     while data:
         head, end, data = data.partition(b"\r\n\r\n")
         assert end, f"the reply's header does not end: {head[:200]!r}"
@@ -161,20 +161,22 @@ def parse_replies(data: bytes, *, heads: Iterator[bool] = iter(())) -> list[Repl
             assert colon, line
             assert name, line
             assert name.strip() == name, line
-            assert "\n" not in line.decode() and "\r" not in line.decode(), line
+            assert not {10, 13} & set(line), line
             assert name.lower() not in headers, f"{name} twice"
             headers[name.lower()] = value.strip()
         body = b""
         if status != b"100":
             length = int(headers["content-length"])
-            if not next(heads, False):
+            if not next(is_head, False):
                 body, data = data[:length], data[length:]
                 assert len(body) == length, f"{length} bytes of body announced, {len(body)} came"
         replies.append(Reply(int(status), headers, body))
     return replies
 
 
-def request(target: str = "/", method: str = "GET", headers: Mapping[str, str] | None = None, body: bytes | None = None) -> bytes:
+def request(
+    target: str = "/", method: str = "GET", headers: Mapping[str, str] | None = None, body: bytes | None = None
+) -> bytes:
     """One request, with Host, and Content-Length if there is a body."""
     lines = {"Host": "test", **({} if body is None else {"Content-Length": str(len(body))}), **(headers or {})}
     text = f"{method} {target} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
@@ -256,7 +258,9 @@ class FakeTransport(asyncio.Transport):
 class Wire:
     """One client of an HttpConnection without sockets: `feed` it bytes, look at `replies`."""
 
-    def __init__(self, app: Callable[[Exchange], None], limits: HttpLimits | None = None, server: HttpServer | None = None) -> None:
+    def __init__(
+        self, app: Callable[[Exchange], None], limits: HttpLimits | None = None, server: HttpServer | None = None
+    ) -> None:
         self.exchanges: list[Exchange] = []
         self._app = app
         self.server = server or HttpServer(self._record, limits or HttpLimits())
@@ -307,7 +311,7 @@ class Wire:
 
     @property
     def replies(self) -> list[Reply]:
-        return parse_replies(bytes(self.transport.written), heads=iter([e.method == b"HEAD" for e in self.exchanges]))
+        return parse_replies(bytes(self.transport.written), heads=[e.method == b"HEAD" for e in self.exchanges])
 
     def take(self) -> list[Reply]:
         """The replies since the last call, on a connection without HEAD requests."""
@@ -360,10 +364,8 @@ class Client:
 
     async def close(self) -> None:
         self.writer.close()
-        try:
+        with suppress(ConnectionError):
             await self.writer.wait_closed()
-        except ConnectionError:
-            pass
 
 
 class Running:
@@ -379,9 +381,9 @@ class Running:
         return client
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Let the loop run until something holds."""
+        """Let the loop run until something holds; what it is, no event tells."""
         async with asyncio.timeout(10):
-            while not condition():
+            while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
     async def close_clients(self) -> None:

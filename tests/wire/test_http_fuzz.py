@@ -72,7 +72,9 @@ def test_random_splits_of_random_sequences_mean_the_same(data: st.DataObject) ->
 
 # Reads that each hold one whole request take a short cut past the parser: they must mean what they mean without it.
 
-WHOLE = st.sampled_from([*CORPUS.values(), post("/same", b"\r\n") + b"\r\n", post("/same", b"abcd"), post("/same", b"\r\n\r\n")])
+WHOLE = st.sampled_from(
+    [*CORPUS.values(), post("/same", b"\r\n") + b"\r\n", post("/same", b"abcd"), post("/same", b"\r\n\r\n")]
+)
 
 
 @settings(max_examples=500, deadline=None)
@@ -92,9 +94,37 @@ def test_a_read_means_the_same_whatever_was_read_before(reads: list[bytes], at_o
 # Mutations
 
 SNIPPETS = [
-    *(b"\r\n", b"\r\n\r\n", b"\n", b"\r", b"\0", b" ", b":", b",", b";", b"chunked", b"Content-Length: 3\r\n", b"\xff", b"HTTP/1.1"),
-    *(b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n", b"Host: x\r\n", b"GET / ", b"HEAD / ", b"Upgrade: x\r\nConnection: upgrade\r\n"),
-    *(b"Connection: close\r\n", b"Expect: 100-continue\r\n", b"HTTP/1.0", b"99999999999999999999", b"-1", b"ffffffffffffffff\r\n"),
+    *(
+        b"\r\n",
+        b"\r\n\r\n",
+        b"\n",
+        b"\r",
+        b"\0",
+        b" ",
+        b":",
+        b",",
+        b";",
+        b"chunked",
+        b"Content-Length: 3\r\n",
+        b"\xff",
+        b"HTTP/1.1",
+    ),
+    *(
+        b"Transfer-Encoding: chunked\r\n",
+        b"0\r\n\r\n",
+        b"Host: x\r\n",
+        b"GET / ",
+        b"HEAD / ",
+        b"Upgrade: x\r\nConnection: upgrade\r\n",
+    ),
+    *(
+        b"Connection: close\r\n",
+        b"Expect: 100-continue\r\n",
+        b"HTTP/1.0",
+        b"99999999999999999999",
+        b"-1",
+        b"ffffffffffffffff\r\n",
+    ),
 ]
 
 

@@ -3,6 +3,8 @@
 test_http_sockets.py has what needs a real connection.
 """
 
+import tracemalloc
+
 import pytest
 
 from dlproxy.config import HttpLimits
@@ -74,6 +76,24 @@ def test_a_chunked_body_arrives_whole(pieces: tuple[bytes, ...]) -> None:
     assert wire.exchanges[0].body == b"".join(pieces)
     assert type(wire.exchanges[0].body) is bytes
     assert wire.replies[0].status == 200
+
+
+def test_a_body_of_tiny_chunks_takes_little_more_memory_than_its_bytes() -> None:
+    answers = Answers()
+    wire = Wire(answers).feed(request("/", "POST", CHUNKED))
+    data = chunked(b"ab", b"cd") * 2000
+    data = data.replace(b"0\r\n\r\n", b"")
+    wire.feed(data)
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            wire.feed(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    wire.feed(b"0\r\n\r\n")
+    assert answers.seen[0].body == b"abcd" * 22_000
+    assert peak < 400_000
 
 
 def test_chunk_extensions_and_trailers_are_ignored() -> None:
@@ -151,6 +171,12 @@ def test_nothing_after_the_last_request_is_taken_for_a_request(last: bytes, spli
         answers.answer(exchange)
     assert [reply.closes for reply in wire.replies] == [False, True]
     assert wire.ended
+
+
+def test_a_repeated_request_after_one_that_closes_is_not_taken_by_the_short_cut() -> None:
+    answers, last = Answers(at_once=False), b"POST / HTTP/1.0\r\nContent-Length: 4\r\n\r\nbody"
+    Wire(answers).feed(last, last)
+    assert len(answers.seen) == 1
 
 
 @pytest.mark.parametrize("connection", ["Upgrade", "keep-alive, Upgrade, HTTP2-Settings"])

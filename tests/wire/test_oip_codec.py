@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dlproxy.message import DType, InferenceError, Response, Signature, Tensor, TensorSpec
-from dlproxy.tensors import bf16_to_fp32, elements_of, fp32_to_bf16, join_elements, to_array, to_bytes
+from dlproxy.tensors import bf16_to_fp32, elements_of, fp32_to_bf16, join_elements
 from dlproxy.wire import oip_codec
 from dlproxy.wire.checks import RequestChecker
 from dlproxy.wire.oip_codec import InferDecoder, WireRequest, encode
@@ -28,7 +28,7 @@ SAMPLES: dict[DType, list[Any]] = {
     DType.INT16: [0, -1, -(2**15), 2**15 - 1],
     DType.INT32: [0, -1, -(2**31), 2**31 - 1],
     DType.INT64: [0, -1, -(2**63), 2**63 - 1],
-    DType.FP32: [0.0, -0.5, 3.4028234663852886e38, 1e-45],
+    DType.FP32: [0.0, -0.5, 3.4028234663852886e38, 2.0**-149],
     DType.FP64: [0.0, -0.5, 1.7976931348623157e308, 5e-324],
     DType.BYTES: ["", "plain", "Grüße \U0001f600", "nul\0inside"],
 }
@@ -173,7 +173,12 @@ def test_elements_come_apart_as_they_were_joined() -> None:
 
 def test_binary_and_json_inputs_mix_in_any_order() -> None:
     raw_a, raw_c = np.arange(4, dtype=np.float32).tobytes(), join_elements([b"x", b"yy"])
-    body = Body().add("c", DType.BYTES, [2, 1], raw=raw_c).add("b", DType.INT64, [2, 1], [5, 6]).add("a", DType.FP32, [2, 2], raw=raw_a)
+    body = (
+        Body()
+        .add("c", DType.BYTES, [2, 1], raw=raw_c)
+        .add("b", DType.INT64, [2, 1], [5, 6])
+        .add("a", DType.FP32, [2, 2], raw=raw_a)
+    )
     wire = decode(PAIR, *body.parts())
     assert [(tensor.name, bytes(tensor.data)) for tensor in wire.request.inputs] == [
         ("a", raw_a),
@@ -202,6 +207,21 @@ def test_the_same_head_before_a_body_of_another_length_is_refused_each_time() ->
         decoder.decode(body, json_bytes, ticket_id=1, now=0.0)
         with pytest.raises(InferenceError):
             decoder.decode(wrong, json_bytes, ticket_id=1, now=0.0)
+
+
+def test_elements_of_free_length_are_checked_each_time() -> None:
+    decoder = InferDecoder(checker_of(echo_signature(("x", DType.BYTES, (-1, 1)))))
+    body, json_bytes = Body().add("x", DType.BYTES, [1, 1], raw=join_elements(["abcd"])).parts()
+    assert json_bytes is not None
+    decoder.decode(body, json_bytes, ticket_id=1, now=0.0)
+    with pytest.raises(InferenceError, match="takes 1 elements, got 2"):
+        decoder.decode(body[:json_bytes] + bytes(8), json_bytes, ticket_id=1, now=0.0)
+
+
+def test_a_repeated_id_is_repeated_each_time() -> None:
+    decoder = InferDecoder(checker_of(echo_signature(("x", DType.FP32, (-1, 2)))))
+    body, json_bytes = Body(id="same").add("x", DType.FP32, [1, 2], raw=bytes(8)).parts()
+    assert [decoder.decode(body, json_bytes, ticket_id=1, now=0.0).request.id for _ in range(3)] == ["same"] * 3
 
 
 def test_heads_without_end_do_not_fill_memory() -> None:
@@ -276,7 +296,12 @@ def test_outputs_come_as_asked_for_in_the_order_asked_for(outputs: Any, default:
             {"name": name} if isinstance(name, str) else {"name": name[0], "parameters": {"binary_data": name[1]}}
             for name in outputs
         ]
-    body = Body(**head).add("a", DType.FP32, [1, 2], [1, 2]).add("b", DType.INT64, [1, 1], [3]).add("c", DType.BYTES, [1, 1], ["t"])
+    body = (
+        Body(**head)
+        .add("a", DType.FP32, [1, 2], [1, 2])
+        .add("b", DType.INT64, [1, 1], [3])
+        .add("c", DType.BYTES, [1, 1], ["t"])
+    )
     reply = ask(PAIR, body.post())
     assert list(tensors_of(reply).items()) == list(expected.items())
 

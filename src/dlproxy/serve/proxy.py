@@ -4,17 +4,18 @@ Not aware of: HTTP.
 """
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from dlproxy import service, tensors
-from dlproxy.config import ModelConfig, parse_slo
-from dlproxy.instance.runtime import ModelError
+from dlproxy.config import ConfigError, ModelConfig, parse_slo
 from dlproxy.message import DType, Tensor, invalid
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
 from dlproxy.wire.catalog import Catalog
@@ -25,15 +26,26 @@ class Model:
     """A model to serve. `name` defaults to the file's stem; further settings are those of [models.NAME] in dlproxy.toml."""
 
     def __init__(self, path: str | Path, *, name: str = "", slo: str = "", **settings: Any) -> None:
+        """Raises ConfigError for an unknown setting or a value out of its range."""
         self.name = name or Path(path).stem
         parse_slo(slo)
-        self.config = ModelConfig(path=str(path), slo=slo, **settings)
+        try:
+            self.config = msgspec.convert({"path": str(path), "slo": slo, **settings}, ModelConfig)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"model '{self.name}': {error}") from None
 
 
 class Proxy:
     """`async with Proxy([Model("digits.onnx", slo="p99=20ms")]) as proxy: await proxy.infer("digits", {"image": x})`"""
 
     def __init__(self, models: Sequence[Model], *, drain_s: float = 30.0) -> None:
+        """Raises ConfigError if two models have the same name and version."""
+        keys = [(model.name, model.config.version) for model in models]
+        for name, version in keys:
+            if keys.count((name, version)) > 1:
+                raise ConfigError(
+                    f"two models are named '{name}' in version {version}; give them names or versions of their own"
+                )
         self._models = models
         self._drain_s = drain_s
         self._catalog = Catalog()
@@ -48,7 +60,7 @@ class Proxy:
                 self._loaded.append(loaded)
                 self._catalog.add(loaded.served)
                 self._checkers[model.name, model.config.version] = RequestChecker(loaded.served)
-        except ModelError:
+        except BaseException:  # cancellation too: what is up already has threads
             await self._unload()
             raise
         return self
@@ -77,7 +89,7 @@ class Proxy:
         checker = self._checkers[served.name, served.version]
         wanted = [checker.output_index(name) for name in outputs] or checker.all_outputs
         params: dict[str, Any] = {"priority": priority} if priority else {}
-        if timeout_s is not None:
+        if timeout_s is not None and timeout_s != inf:
             params["timeout"] = max(1, round(timeout_s * 1e6))
         request = checker.request(
             [_tensor(name, checker.spec_of(name).dtype, value) for name, value in inputs.items()],
@@ -106,12 +118,31 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 
 def _tensor(name: str, dtype: DType, value: Any) -> Tensor:
-    array = np.asarray(value)
-    if dtype is DType.BF16:
-        array = tensors.fp32_to_bf16(array)
-    elif dtype is not DType.BYTES:
-        wanted = tensors.NUMPY[dtype]
-        if array.dtype != wanted and not np.can_cast(array.dtype, wanted, "same_kind"):
-            raise invalid(f"input '{name}' is {array.dtype}, which is no kind of {dtype.value}; convert it first")
-        array = array.astype(wanted, copy=False)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise invalid(f"input '{name}' makes no array: {error}") from None
+    if dtype is DType.BYTES:
+        for element in array.ravel().tolist():
+            if not isinstance(element, str | bytes):
+                raise invalid(f"input '{name}': {element!r} is no text, as BYTES takes; give str or bytes")
+    elif dtype is DType.BF16:
+        array = tensors.fp32_to_bf16(_converted(name, array, np.dtype(np.float32), dtype))
+    else:
+        array = _converted(name, array, tensors.NUMPY[dtype], dtype)
     return Tensor(name, dtype, array.shape, tensors.to_bytes(dtype, array))
+
+
+def _converted(name: str, array: NDArray[Any], wanted: np.dtype[Any], dtype: DType) -> NDArray[Any]:
+    """Of the wanted type: numbers to floats by rounding, integers to integers that hold them. Raises InferenceError."""
+    if array.dtype == wanted:
+        return array
+    if array.dtype.kind not in {"b": "b", "i": "biu", "u": "biu", "f": "biuf"}[wanted.kind]:
+        raise invalid(f"input '{name}' is {array.dtype}, which is no kind of {dtype.value}; convert it first")
+    with np.errstate(over="ignore"):
+        converted = array.astype(wanted)
+    if wanted.kind != "f" and (converted != array).any():
+        raise invalid(f"input '{name}' has numbers that do not fit {dtype.value}")
+    if wanted.kind == "f" and not (np.isfinite(converted) == np.isfinite(array)).all():
+        raise invalid(f"input '{name}' has numbers that are too large for {dtype.value}")
+    return converted

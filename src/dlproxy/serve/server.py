@@ -4,6 +4,7 @@ Called by cli.py. Not aware of: command-line arguments.
 """
 
 import asyncio
+import errno
 import gc
 import logging
 import signal
@@ -81,6 +82,7 @@ class Server:
 
     async def stop(self) -> None:
         """Take no new connections, answer what is under way (at most drain_s seconds), stop everything."""
+        self._catalog.draining = True
         await self._http.drain(self._config.server.drain_s)
         for model in self.models:
             await unload_model(model, drain_s=1.0)
@@ -124,6 +126,6 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        hint = "; is another server running? 0 picks a free port" if error.errno == 98 else ""
+        hint = "; is another server running? 0 picks a free port" if error.errno == errno.EADDRINUSE else ""
         raise PortError(f"cannot listen on {host}:{port}: {error.strerror}{hint}") from None
     return listener

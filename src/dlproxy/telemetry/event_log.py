@@ -4,6 +4,7 @@ Because a lane decides from events alone, a replay gives the very commands of th
 Called by serve/assemble.py when `event_log` is set. Format: length-prefixed msgpack, first a Header, then Entries.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -15,11 +16,13 @@ from dlproxy.policy.events import Command, Event
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
 
 
 class LogError(Exception):
-    """A recording that cannot be read; the message says where it breaks off or what it is instead."""
+    """A recording that cannot be begun or read; the message says where it breaks off or what it is instead."""
 
 
 class Header(Struct):
@@ -45,24 +48,43 @@ _decode_entry = msgspec.msgpack.Decoder(Entry).decode
 
 
 class Recorder:
-    """Stands before Lane.on and writes every call to a file."""
+    """Stands before Lane.on and writes every call to a file. Raises LogError if the file cannot be opened."""
 
     def __init__(self, path: Path, header: Header, lane: Lane) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = path.open("wb")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: BinaryIO = path.open("wb")
+        except OSError as error:
+            raise LogError(f"cannot record to {path}: {error.strerror}") from None
         self._lane = lane
+        self._recording = True
         self._write(_encode(header))
 
     def on(self, event: Event, now: float) -> list[Command]:
         commands = self._lane.on(event, now)
-        self._write(_encode(Entry(now, event, commands)))
+        if self._recording:
+            self._write(_encode(Entry(now, event, commands)))
         return commands
 
     def close(self) -> None:
-        self._file.close()
+        """Events that come later are passed on and not recorded."""
+        try:
+            self._file.close()
+        except OSError as error:
+            self._give_up(error)
+        self._recording = False
 
     def _write(self, record: bytes) -> None:
-        self._file.write(len(record).to_bytes(4, "little") + record)
+        try:
+            self._file.write(len(record).to_bytes(4, "little") + record)
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """A full disk ends the recording, not the service."""
+        if self._recording:
+            log.error("the recording %s ends here: %s", self._file.name, error.strerror)
+        self._recording = False
 
 
 class Replay(Struct):
@@ -99,7 +121,11 @@ def replay(path: Path, make_lane: Callable[[LaneKnobs, list[tuple[int, float]]],
 
 def _records(path: Path) -> Iterator[bytes]:
     """The header and then the entries, still encoded."""
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise LogError(f"{path} cannot be read: {error.strerror}") from None
+    with file:
         left = path.stat().st_size
         entry = 0  # 0 is the header
         while prefix := file.read(4):

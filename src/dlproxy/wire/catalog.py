@@ -46,6 +46,7 @@ class Catalog:
     def __init__(self) -> None:
         self._models: dict[str, dict[str, ServedModel]] = {}
         self.ticket_ids = count(1)
+        self.draining = False
 
     def add(self, model: ServedModel) -> None:
         """Offer a model; the version added last is the one that a request without a version gets."""
@@ -74,8 +75,8 @@ class Catalog:
 
     @property
     def ready(self) -> bool:
-        """True if every model has a live instance."""
-        return all(model.is_ready() for model in self)
+        """True if every model has a live instance and the server is not about to stop."""
+        return not self.draining and all(model.is_ready() for model in self)
 
     def _names(self) -> str:
         return ", ".join(f"'{name}'" for name in self._models) or "none"

@@ -195,7 +195,7 @@ def _fixed_tail(spec: TensorSpec, *, batched: bool) -> tuple[int, ...] | None:
 
 
 def _show(shape: Sequence[int]) -> str:
-    return "[" + ",".join(map(str, shape)) + "]"
+    return "[" + ",".join(map(str, shape[:16])) + (",…]" if len(shape) > 16 else "]")
 
 
 def _apply_params(ticket: Ticket, params: dict[str, Any], now: float) -> None:

@@ -341,8 +341,7 @@ def _pack(name: str, dtype: DType, values: list[Any]) -> memoryview:
             array = np.array(values, dtype=number)
     except OverflowError:
         raise invalid(f"input '{name}': a number does not fit {dtype.value}, which has {dtype.itemsize * 8} bits") from None
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    bits = fp32_to_bf16(array) if dtype is DType.BF16 else array
+    if number.kind == "f" and not np.isfinite(array if bits is array else bf16_to_fp32(bits)).all():
         raise invalid(f"input '{name}': a number is too large for {dtype.value}")
-    if dtype is DType.BF16:
-        array = fp32_to_bf16(array)
-    return to_bytes(dtype, array)
+    return to_bytes(dtype, bits)

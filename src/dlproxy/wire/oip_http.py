@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Callable
 from functools import partial
+from reprlib import repr as brief  # bounds the length: the value is the client's
 from typing import Any
 
 import msgspec
@@ -187,15 +188,28 @@ class _Endpoint:
         self._server_timing = server_timing
 
     def infer(self, exchange: Exchange) -> None:
+        """An Open Inference Protocol request. Raises InferenceError if it is refused."""
         size = exchange.headers.get(b"inference-header-content-length")
-        json_bytes = None if size is None else _header_length(size)
-        wire = self._decoder.decode(exchange.body, json_bytes, ticket_id=next(self._ticket_ids), now=self._clock())
+        try:
+            json_bytes = None if size is None else _header_length(size)
+            wire = self._decoder.decode(exchange.body, json_bytes, ticket_id=next(self._ticket_ids), now=self._clock())
+        except InferenceError as error:
+            self._model.stats.failed(error.failure.kind, 0.0)
+            raise
         self._submit(exchange, wire.request, InferReply(exchange, wire, server_timing=self._server_timing))
 
     def predict(self, exchange: Exchange) -> None:
         """Plain JSON: `{"inputs": {name: nested list}}`, or the nested list itself where the model has one input."""
         try:
-            inputs = msgspec.json.decode(exchange.body, type=_PredictBody).inputs
+            request = self._plain_request(exchange.body)
+        except InferenceError as error:
+            self._model.stats.failed(error.failure.kind, 0.0)
+            raise
+        self._submit(exchange, request, PredictReply(exchange, server_timing=self._server_timing))
+
+    def _plain_request(self, body: bytes) -> Request:
+        try:
+            inputs = msgspec.json.decode(body, type=_PredictBody).inputs
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise invalid(f'not a predict request, which looks like {{"inputs": …}}: {error}') from None
         specs = self._model.signature.inputs
@@ -205,7 +219,7 @@ class _Endpoint:
                 raise invalid(f"'inputs' must be an object, because '{self._model.name}' takes {names or 'none'}")
             inputs = {specs[0].name: inputs}
         tensors = [oip_codec.json_tensor(name, self._checker.spec_of(name).dtype, None, data) for name, data in inputs.items()]
-        request = self._checker.request(
+        return self._checker.request(
             tensors,
             self._checker.all_outputs,
             ticket_id=next(self._ticket_ids),
@@ -213,7 +227,6 @@ class _Endpoint:
             params={},
             now=self._clock(),
         )
-        self._submit(exchange, request, PredictReply(exchange, server_timing=self._server_timing))
 
     def _submit(self, exchange: Exchange, request: Request, reply: "InferReply | PredictReply") -> None:
         exchange.on_abandoned = partial(self._service.cancel, request)
@@ -285,7 +298,7 @@ def fail(exchange: Exchange, failure: Failure) -> None:
 
 def _header_length(value: bytes) -> int:
     if not value.isdigit() or len(value) > 12:
-        raise invalid(f"Inference-Header-Content-Length is {value.decode('latin-1')!r}; it takes a number of bytes")
+        raise invalid(f"Inference-Header-Content-Length is {brief(value.decode('latin-1'))}; it takes a number of bytes")
     return int(value)
 
 

@@ -64,7 +64,7 @@ class OnnxRuntime:
         feed = {}
         for spec, array in zip(self.signature.inputs, inputs, strict=True):
             if spec.dtype is DType.BF16:
-                bits = np.ascontiguousarray(array)
+                bits = np.asarray(array, order="C")  # ascontiguousarray would give a scalar a dimension
                 feed[spec.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BFLOAT16)
             else:
                 feed[spec.name] = ort.OrtValue.ortvalue_from_numpy(array)

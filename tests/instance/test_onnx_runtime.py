@@ -1,0 +1,155 @@
+"""ONNX Runtime behind the Runtime protocol: every element type, and clear words for whatever cannot be loaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.onnx import OnnxRuntime
+from dlproxy.message import DType, TensorSpec
+from dlproxy.tensors import NUMPY
+from tests import models
+
+
+def _load(made: models.Model, folder: Path) -> OnnxRuntime:
+    return OnnxRuntime(models.save(made, folder / "m.onnx"), threads=1)
+
+
+@pytest.mark.parametrize("dtype", list(DType), ids=lambda dtype: dtype.value)
+def test_every_element_type_passes_through_unchanged(tmp_path: Path, dtype: DType) -> None:
+    runtime = _load(models.identity(dtype), tmp_path)
+    assert runtime.signature.inputs == (TensorSpec("x", dtype, (-1, 3)),)
+    assert runtime.signature.batched
+    if dtype is DType.BYTES:
+        array = np.array([["", "zwölf \N{GRINNING FACE}", "a\0b"]], dtype=object)
+    else:
+        noise = np.random.default_rng(0).integers(0, 2 if dtype is DType.BOOL else 256, 6 * dtype.itemsize, np.uint8)
+        array = np.frombuffer(noise.tobytes(), NUMPY[dtype]).reshape(2, 3)
+    (output,) = runtime.run([array])
+    assert output.dtype == array.dtype
+    assert output.shape == array.shape
+    assert output.tolist() == array.tolist() if dtype is DType.BYTES else output.tobytes() == array.tobytes()
+
+
+def test_bf16_beside_other_types(tmp_path: Path) -> None:
+    made = models.model(
+        [helper.make_node("Identity", ["a"], ["x"]), helper.make_node("Cast", ["a"], ["y"], to=TensorProto.FLOAT)],
+        [models.value("a", DType.BF16, ("N",)), models.value("b", DType.INT64, ("N",))],
+        [models.value("x", DType.BF16, ("N",)), models.value("y", DType.FP32, ("N",))],
+    )
+    bits = np.array([0x3FC0, 0xC000, 0x7F80], np.uint16)  # 1.5, -2, infinity
+    x, y = _load(made, tmp_path).run([bits, np.arange(3)])
+    assert x.tolist() == bits.tolist()
+    assert y.tolist() == [1.5, -2.0, float("inf")]
+
+
+@pytest.mark.parametrize("dtype", [DType.FP32, DType.BF16], ids=lambda dtype: dtype.value)
+def test_scalars_keep_their_shape(tmp_path: Path, dtype: DType) -> None:
+    runtime = _load(models.identity(dtype, ()), tmp_path)
+    assert runtime.signature.inputs[0].shape == ()
+    assert not runtime.signature.batched
+    (output,) = runtime.run([np.zeros((), NUMPY[dtype])])
+    assert output.shape == ()
+
+
+def test_outputs_stay_valid_after_the_next_run(tmp_path: Path) -> None:
+    for dtype in (DType.FP32, DType.BF16):
+        runtime = _load(models.identity(dtype), tmp_path)
+        (first,) = runtime.run([np.ones((2, 3), NUMPY[dtype])])
+        for _ in range(5):
+            runtime.run([np.zeros((2, 3), NUMPY[dtype])])
+        assert first.tolist() == [[1, 1, 1]] * 2
+
+
+@pytest.mark.parametrize(
+    ("dims", "batched"),
+    [
+        (("N", 3), True),
+        ((None, 3), True),
+        (("N", "M"), True),
+        ((1, 3), False),
+        ((4, 3), False),
+        ((3, "N"), False),
+        ((), False),
+    ],
+)
+def test_a_model_batches_if_axis_0_is_free(tmp_path: Path, dims: models.Dims, batched: bool) -> None:
+    runtime = _load(models.identity(DType.FP32, dims), tmp_path)
+    assert runtime.signature.batched is batched
+    assert runtime.signature.inputs[0].shape == tuple(size if isinstance(size, int) else -1 for size in dims)
+
+
+def test_a_model_with_one_fixed_input_does_not_batch(tmp_path: Path) -> None:
+    made = models.model(
+        [helper.make_node("Add", ["a", "b"], ["y"])],
+        [models.value("a", DType.FP32, ("N", 3)), models.value("b", DType.FP32, (1, 3))],
+        [models.value("y", DType.FP32, ("N", 3))],
+    )
+    assert not _load(made, tmp_path).signature.batched
+
+
+def test_an_error_at_run_time_says_what_the_model_says(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="99"):
+        _load(models.lookup(), tmp_path).run([np.array([99])])
+
+
+# What cannot be loaded
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nowhere\.onnx does not exist"):
+        OnnxRuntime(tmp_path / "nowhere.onnx", threads=1)
+
+
+def test_a_directory_is_named_as_one(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"is a directory; dlproxy takes the path of an \.onnx file"):
+        OnnxRuntime(tmp_path, threads=1)
+
+
+def _truncated() -> bytes:
+    return models.DIGITS.read_bytes()[:100_000]
+
+
+def _unknown_operator() -> bytes:
+    node = helper.make_node("Frobnicate", ["x"], ["y"])
+    values = [models.value("x", DType.FP32, ("N",))], [models.value("y", DType.FP32, ("N",))]
+    return models.model([node], *values).SerializeToString()
+
+
+def _future_opset() -> bytes:
+    made = models.identity(DType.FP32)
+    made.opset_import[0].version = 999
+    return made.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [lambda: b"", lambda: b"not a model at all", lambda: bytes(range(256)) * 8, _truncated, _unknown_operator, _future_opset],
+    ids=["empty", "text", "noise", "truncated", "unknown operator", "future opset"],
+)
+def test_what_is_no_model_is_refused_with_its_name_and_the_reason(tmp_path: Path, content: Callable[[], bytes]) -> None:
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(content())
+    with pytest.raises(ModelError) as caught:
+        OnnxRuntime(path, threads=1)
+    text = str(caught.value)
+    assert str(path) in text
+    assert "\n" not in text, "an error message is one line"
+    assert len(text) < 1000
+
+
+def test_a_model_without_inputs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="takes no inputs"):
+        _load(models.without_inputs(), tmp_path)
+
+
+def test_a_sequence_is_refused_by_its_type(tmp_path: Path) -> None:
+    sequence = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
+    made = models.model(
+        [helper.make_node("SequenceConstruct", ["x"], ["y"])], [models.value("x", DType.FP32, ("N",))], [sequence]
+    )
+    with pytest.raises(ModelError, match=r"'y' is a seq\(tensor\(float\)\)"):
+        _load(made, tmp_path)

@@ -1,0 +1,201 @@
+"""The command line: quick to help, and whatever is wrong is said in one line that names the remedy; exit code 2."""
+
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dlproxy import __version__
+from dlproxy.cli import USER_ERROR, main
+from dlproxy.message import DType
+from tests import models
+from tests.clients.server import HANG_S, ServerProcess, environment, write_config
+
+
+def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=HANG_S, env=environment(), check=False
+    )
+
+
+def _complaint(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """What `dlproxy serve ARGUMENTS` says when it refuses to start."""
+    assert main(["serve", *map(str, arguments), "--http-port=0", "--control-port=0"]) == USER_ERROR
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("dlproxy: ")
+    return lines[0]
+
+
+# Help
+
+
+def test_help_names_the_commands_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from dlproxy.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'numpy', 'onnxruntime', 'uvicorn', 'starlette', 'asyncio', 'msgspec', 'prometheus_client'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = _python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\bserve\b", done.stdout)
+    assert re.search(r"\bdemo\b", done.stdout)
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    done = _python("-c", "import sys, dlproxy; assert not {'numpy', 'onnxruntime', 'msgspec'} & set(sys.modules)")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_is_the_command() -> None:
+    done = _python("-m", "dlproxy", "--version")
+    assert (done.returncode, done.stdout) == (0, f"dlproxy {__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["sevre"], ["serve", "--bogus"], ["serve", "--http-port", "eighty"]])
+def test_arguments_that_make_no_sense_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == USER_ERROR
+    assert "usage: dlproxy" in capsys.readouterr().err
+
+
+# serve refuses
+
+
+def _truncated(folder: Path) -> Path:
+    path = folder / "cut.onnx"
+    path.write_bytes(models.DIGITS.read_bytes()[:1000])
+    return path
+
+
+def _text(folder: Path) -> Path:
+    path = folder / "notes.onnx"
+    path.write_text("dear diary")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "clues"),
+    [
+        pytest.param(lambda folder: folder / "nowhere.onnx", ["nowhere.onnx", "does not exist"], id="missing"),
+        pytest.param(lambda folder: folder, ["is a directory", ".onnx file"], id="directory"),
+        pytest.param(_truncated, ["cut.onnx", "is not a model that ONNX Runtime"], id="truncated"),
+        pytest.param(_text, ["notes.onnx", "is not a model that ONNX Runtime"], id="text"),
+        pytest.param(
+            lambda folder: models.save(models.without_inputs(), folder / "none.onnx"), ["takes no inputs"], id="no inputs"
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], Path], clues: list[str]
+) -> None:
+    complaint = _complaint(capsys, f"m={make(tmp_path)}")
+    for clue in clues:
+        assert clue in complaint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "clues"),
+    [
+        ([], ["no model given", "dlproxy serve MODEL.onnx"]),
+        (["--slo", "fast", models.DIGITS], ["slo 'fast'", "p99=20ms"]),
+        ([models.DIGITS, models.DIGITS], ["two models are named 'digits'", "NAME=PATH"]),
+        ([f"a={models.DIGITS}", f"a={models.DIGITS}"], ["two models are named 'a'"]),
+        ([f"a b={models.DIGITS}"], ["'a b' cannot be a model's name", "letters, digits"]),
+        ([f"a/b={models.DIGITS}"], ["'a/b' cannot be a model's name"]),
+        ([f"zwölf={models.DIGITS}"], ["'zwölf' cannot be a model's name"]),
+        (["--config", "nowhere.toml"], ["nowhere.toml", "cannot be read"]),
+        (["--host", "no.such.host.invalid", models.DIGITS], ["cannot listen on no.such.host.invalid"]),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_answered_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str | Path], clues: list[str]
+) -> None:
+    complaint = _complaint(capsys, *arguments)
+    for clue in clues:
+        assert clue in complaint
+
+
+@pytest.mark.parametrize("option", ["--http-port", "--control-port"])
+@pytest.mark.parametrize("port", ["70000", "-1"])
+def test_a_port_out_of_range_is_named(capsys: pytest.CaptureFixture[str], option: str, port: str) -> None:
+    assert main(["serve", str(models.DIGITS), f"{option}={port}"]) == USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert option in line
+    assert "65535" in line or "0" in line
+
+
+@pytest.mark.parametrize("option", ["--http-port", "--control-port"])
+def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    other = {"--http-port": "--control-port=0", "--control-port": "--http-port=0"}[option]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", str(models.DIGITS), f"{option}={port}", other]) == USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"cannot listen on 127.0.0.1:{port}" in line
+    assert "0 picks a free port" in line
+
+
+def test_an_event_log_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot record to" in _complaint(capsys, models.DIGITS, "--event-log", tmp_path / "file")
+
+
+def test_mistakes_in_the_file_are_named_with_their_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "dlproxy.toml"
+    for text, clue in (
+        ("[server\n", "line 1"),
+        ("[server]\nhttp_prot = 1\n", "dlproxy.toml:2: unknown key 'http_prot'"),
+        (f"[models.a]\npath = '{models.DIGITS}'\nslo = 'fast'\n", "dlproxy.toml:3: slo 'fast'"),
+    ):
+        path.write_text(text, "utf-8")
+        assert clue in _complaint(capsys, "--config", path)
+
+
+def test_the_second_of_two_models_that_is_broken_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "notes.onnx" in _complaint(capsys, models.DIGITS, _text(tmp_path))
+
+
+def test_a_refusal_shows_no_traceback_to_the_shell(tmp_path: Path) -> None:
+    done = _python("-m", "dlproxy", "serve", str(_truncated(tmp_path)), "--http-port=0", "--control-port=0")
+    assert done.returncode == USER_ERROR
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+# serve reports
+
+
+def test_the_report_says_what_was_found_and_where_to_ask(tmp_path: Path) -> None:
+    settings = {
+        "digits": {"path": models.DIGITS, "slo": "p99=20ms", "threads": 1},
+        "rows": {"path": models.save(models.softmax_over_rows(), tmp_path / "s.onnx"), "threads": 1},
+        "text": {"path": models.save(models.identity(DType.BYTES), tmp_path / "t.onnx"), "run": "thread", "instances": 2},
+    }
+    with ServerProcess("--config", write_config(tmp_path / "dlproxy.toml", settings), f"eq=2={models.DIGITS}") as server:
+        report = server.report
+        assert re.search(r"^model digits version 1$", report, re.MULTILINE)
+        assert re.search(r"takes +image FP32 \[N,1,8,8\]", report)
+        assert re.search(r"gives +probabilities FP32 \[N,10\]", report)
+        assert re.search(r"inline on the event loop, 1 ONNX Runtime thread, [\d.e-]+ ms a row, up to \d+ rows a batch", report)
+        assert re.search(r"aims at +p99 = 20 ms", report)
+        assert re.search(r"warning +a row's answer depends on its neighbours", report)
+        assert re.search(r"one request at a time", report)
+        assert re.search(r"on 2 threads", report)
+        assert re.search(rf"inference +http://127\.0\.0\.1:{server.http_port}/v2", report)
+        assert re.search(rf"metrics +http://127\.0\.0\.1:{server.control_port}/metrics", report)
+        assert report.endswith("ready; Ctrl-C stops\n")
+        assert server.stop() == 0
+        assert "Traceback" not in server.errors()

@@ -1,0 +1,196 @@
+"""Every knob has a sane default and a range, and a mistake in dlproxy.toml is answered with its line and its remedy."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from dlproxy.config import Config, ConfigError, HttpLimits, ModelConfig, ServerConfig, load, parse_slo
+
+
+def _load(text: str | bytes, folder: Path) -> Config:
+    path = folder / "dlproxy.toml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return load(path)
+
+
+def _mistake(text: str | bytes, folder: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        _load(text, folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(folder / "dlproxy.toml") in message
+    return message
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    assert _load("", tmp_path) == Config()
+
+
+@pytest.mark.parametrize("struct", [ServerConfig, HttpLimits])
+def test_defaults_are_within_their_own_ranges(struct: type[msgspec.Struct]) -> None:
+    assert msgspec.convert(msgspec.to_builtins(struct()), struct) == struct()
+
+
+@pytest.mark.parametrize("struct", [ServerConfig, HttpLimits, ModelConfig])
+def test_every_knob_is_described(struct: type[msgspec.Struct]) -> None:
+    for field in msgspec.inspect.type_info(struct).fields:  # type: ignore[union-attr, attr-defined]
+        extra = field.type.extra_json_schema if isinstance(field.type, msgspec.inspect.Metadata) else None
+        assert extra, f"{field.name} has no description"
+        assert extra["description"], field.name
+
+
+def test_values_are_read(tmp_path: Path) -> None:
+    config = _load(
+        """
+        [server]
+        host = "0.0.0.0"
+        http_port = 0
+        server_timing = false
+        drain_s = 5
+        [http]
+        max_connections = 10
+        [models.digits]
+        path = "digits.onnx"
+        slo = "p99=20ms"
+        [models."a.b"]
+        path = "/models/ab.onnx"
+        version = "7"
+        run = "thread"
+        """,
+        tmp_path,
+    )
+    assert (config.server.host, config.server.http_port, config.server.drain_s) == ("0.0.0.0", 0, 5.0)
+    assert config.server.server_timing is False
+    assert config.http.max_connections == 10
+    assert config.models["digits"].slo_s == pytest.approx(0.02)
+    assert config.models["a.b"].slo_s is None
+    assert (config.models["a.b"].version, config.models["a.b"].run) == ("7", "thread")
+
+
+def test_relative_paths_start_at_the_files_folder(tmp_path: Path) -> None:
+    config = _load('[models.a]\npath = "sub/a.onnx"\n[models.b]\npath = "/abs/b.onnx"\n', tmp_path)
+    assert Path(config.models["a"].path) == tmp_path / "sub" / "a.onnx"
+    assert config.models["b"].path == "/abs/b.onnx"
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "clues"),
+    [
+        ("[sever]\nhost = 'x'\n", 1, ["unknown key 'sever'", "did you mean 'server'?"]),
+        ("\n[server]\nhttp_prot = 80\n", 3, ["unknown key 'http_prot' in [server]", "did you mean 'http_port'?"]),
+        ("[http]\n\nmax_conections = 3\n", 3, ["unknown key 'max_conections' in [http]", "'max_connections'"]),
+        ("[models.a]\npath = 'a'\nmaxbatch = 3\n", 3, ["unknown key 'maxbatch' in [models.a]", "did you mean 'max_batch'?"]),
+        ("[server]\nzzz = 80\n", 2, ["unknown key 'zzz' in [server]", "known are host, http_port"]),
+        ("port = 80\n", 1, ["unknown key 'port'", "known are server, http, models"]),
+        (
+            "[models.a]\npath = 'a'\n[models.b]\npath = 'b'\nmax_bach = 1\n",
+            5,
+            ["unknown key 'max_bach' in [models.b]", "did you mean 'max_batch'?"],
+        ),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
+    tmp_path: Path, text: str, line: int, clues: list[str]
+) -> None:
+    message = _mistake(text, tmp_path)
+    assert f"dlproxy.toml:{line}: " in message
+    for clue in clues:
+        assert clue in message
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "clues"),
+    [
+        ("[server]\nhttp_port = 70000\n", 2, ["server.http_port", "65535"]),
+        ("[server]\nhttp_port = '80'\n", 2, ["server.http_port", "int", "str"]),
+        ("[server]\ndrain_s = -1\n", 2, ["server.drain_s", ">= 0"]),
+        ("[http]\nidle_timeout_s = 0\n", 2, ["http.idle_timeout_s", "> 0"]),
+        ("[models.a]\npath = 'a'\nmax_batch = 0\n", 3, ["models.a.max_batch", ">= 1"]),
+        ("[models.a]\npath = 'a'\nversion = 1\n", 3, ["models.a.version", "str", "int"]),
+        ("[models.a]\npath = 'a'\nversion = 'one'\n", 3, ["models.a.version", "[0-9]"]),
+        ("[models.a]\npath = 'a'\nrun = 'gpu'\n", 3, ["models.a.run", "gpu"]),
+        ("[models.a]\nmax_batch = 4\n", 1, ["models.a", "path"]),
+        ("[models]\na = 'a.onnx'\n", 2, ["models.a", "object", "str"]),
+        ("models = 3\n", 1, ["models", "object", "int"]),
+        (
+            "[models.a]\npath = 'a'\nmax_batch = 4\n[models.b]\npath = 'b'\nmax_batch = -4\n",
+            6,
+            ["models.b.max_batch", ">= 1"],
+        ),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_line(tmp_path: Path, text: str, line: int, clues: list[str]) -> None:
+    message = _mistake(text, tmp_path)
+    assert f"dlproxy.toml:{line}: " in message
+    for clue in clues:
+        assert clue in message
+
+
+@pytest.mark.parametrize(
+    ("text", "clue"),
+    [
+        ("[server\nhost = 1\n", "line 1"),
+        ("[server]\nhost = 'a'\nhost = 'b'\n", "line 3"),
+        ("[server]\nhost = \n", "line 2"),
+        ("[server]\n[server]\n", "line 2"),
+    ],
+)
+def test_a_syntax_error_is_named_with_its_line(tmp_path: Path, text: str, clue: str) -> None:
+    message = _mistake(text, tmp_path)
+    assert "is not TOML" in message
+    assert clue in message
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    assert "cannot be read" in _mistake(b"\xff\xfe\x00", tmp_path)
+
+
+def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere.toml", tmp_path):
+        with pytest.raises(ConfigError, match=f"{path} cannot be read"):
+            load(path)
+
+
+# Objectives
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("p99=20ms", 0.02),
+        ("p99=0.5s", 0.5),
+        (" p99 = 250 us ", 250e-6),
+        ("p99=1s", 1.0),
+        ("p99=1.5ms", 1.5e-3),
+        ("", None),
+        ("  ", None),
+    ],
+)
+def test_objectives_are_read(text: str, seconds: float | None) -> None:
+    assert parse_slo(text) == (None if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize(
+    "text", ["20ms", "p99=20", "p95=20ms", "p99=0ms", "p99=-5ms", "p99=.ms", "p99=1.2.3ms", "p99=20 min", "fast", "p99=nans"]
+)
+def test_an_objective_that_makes_no_sense_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match="p99=20ms"):
+        parse_slo(text)
+
+
+def test_a_wrong_objective_in_a_file_is_named_with_its_own_line(tmp_path: Path) -> None:
+    text = "[models.a]\npath = 'a'\nslo = 'p99=5ms'\n[models.b]\npath = 'b'\nslo = 'quick'\n"
+    message = _mistake(text, tmp_path)
+    assert "dlproxy.toml:6: " in message
+    assert "'quick'" in message
+
+
+def test_config_is_frozen() -> None:
+    config: Any = Config()
+    with pytest.raises(AttributeError):
+        config.server = ServerConfig()

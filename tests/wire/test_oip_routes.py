@@ -1,0 +1,294 @@
+"""Every route of the inference port but infer: the JSON that clients parse, /predict, wrong methods and paths."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from dlproxy import __version__
+from dlproxy.message import DType
+from dlproxy.tensors import join_elements
+
+from .fixtures import EchoService, Reply, Wire, app_of, echo_signature, post, request, served
+
+SIGNATURE = echo_signature(("image", DType.FP32, (-1, 3, -1)), ("text", DType.BYTES, (-1, 1)))
+ONE = echo_signature(("x", DType.FP32, (-1, 2)))
+UNBATCHED = echo_signature(("x", DType.INT32, (2, 2)), batched=False)
+
+
+def ask(data: bytes, *, ready: bool = True) -> Reply:
+    """The answer of a server with the models m (versions 1 and 2) and plain."""
+    models = [
+        served(EchoService(SIGNATURE), ready=ready),
+        served(EchoService(SIGNATURE, version="2"), ready=ready),
+        served(EchoService(UNBATCHED, model="plain", version="7"), max_batch=1),
+    ]
+    (reply,) = Wire(app_of(*models)).feed(data).replies
+    assert reply.headers["content-type"] == "application/json"
+    return reply
+
+
+# Server
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v2/", "/v2?verbose=1"])
+def test_server_metadata(path: str) -> None:
+    found = ask(request(path)).json()
+    assert (found["name"], found["version"]) == ("dlproxy", __version__)
+    assert {"binary_tensor_data", "model_configuration", "statistics", "parameters"} <= set(found["extensions"])
+
+
+def test_live_and_ready_say_it_under_both_keys_that_clients_read() -> None:
+    assert ask(request("/v2/health/live")).json()["live"] is True
+    ready = ask(request("/v2/health/ready"))
+    assert (ready.status, ready.json()) == (200, {"ready": True, "live": True})
+
+
+def test_a_server_whose_model_is_down_is_live_and_not_ready() -> None:
+    assert ask(request("/v2/health/live"), ready=False).status == 200
+    ready = ask(request("/v2/health/ready"), ready=False)
+    assert (ready.status, ready.json()["ready"]) == (503, False)
+
+
+def test_the_front_page_says_what_there_is() -> None:
+    found = ask(request("/")).json()
+    assert found["name"] == "dlproxy"
+    assert "plain" in found["models"]
+
+
+# Models
+
+
+@pytest.mark.parametrize(("path", "ready", "status"), [("m", True, 200), ("m/versions/1", False, 503), ("plain", False, 200)])
+def test_model_ready(path: str, ready: bool, status: int) -> None:
+    reply = ask(request(f"/v2/models/{path}/ready"), ready=ready)
+    assert (reply.status, reply.json()) == (status, {"name": path.partition("/")[0], "ready": status == 200})
+
+
+@pytest.mark.parametrize("path", ["m", "m/versions/1"])
+def test_model_metadata(path: str) -> None:
+    assert ask(request(f"/v2/models/{path}")).json() == {
+        "name": "m",
+        "versions": ["1", "2"],
+        "platform": "fake",
+        "inputs": [
+            {"name": "image", "datatype": "FP32", "shape": [-1, 3, -1]},
+            {"name": "text", "datatype": "BYTES", "shape": [-1, 1]},
+        ],
+        "outputs": [
+            {"name": "out_image", "datatype": "FP32", "shape": [-1, 3, -1]},
+            {"name": "out_text", "datatype": "BYTES", "shape": [-1, 1]},
+        ],
+    }
+
+
+def test_model_config_leaves_the_batch_dimension_out() -> None:
+    config = ask(request("/v2/models/m/config")).json()
+    assert (config["name"], config["max_batch_size"]) == ("m", 8)
+    assert config["input"] == [
+        {"name": "image", "data_type": "TYPE_FP32", "dims": [3, -1]},
+        {"name": "text", "data_type": "TYPE_STRING", "dims": [1]},
+    ]
+    assert "dynamic_batching" in config
+
+
+def test_model_config_of_a_model_that_does_not_batch() -> None:
+    config = ask(request("/v2/models/plain/config")).json()
+    assert config["max_batch_size"] == 0
+    assert config["input"] == [{"name": "x", "data_type": "TYPE_INT32", "dims": [2, 2]}]
+    assert "dynamic_batching" not in config
+
+
+@pytest.mark.parametrize(
+    ("path", "versions"),
+    [("/v2/models/stats", ["1", "2", "7"]), ("/v2/models/m/stats", ["1", "2"]), ("/v2/models/m/versions/1/stats", ["1"])],
+)
+def test_statistics_have_what_perf_analyzer_reads(path: str, versions: list[str]) -> None:
+    found = ask(request(path)).json()["model_stats"]
+    assert [model["version"] for model in found] == versions
+    for model in found:
+        assert {"name", "last_inference", "inference_count", "execution_count", "batch_stats"} <= set(model)
+        stats = model["inference_stats"]
+        for part in ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss"):
+            assert stats[part] == {"count": 0, "ns": 0}
+
+
+def test_statistics_count_what_was_served() -> None:
+    service = EchoService(ONE)
+    model = served(service)
+    model.stats.batch_ran(3, [0.001, 0.002], 0.0005, 0.004)
+    model.stats.batch_answered(3, [0.006, 0.007], 0.0001)
+    found = Wire(app_of(model)).feed(request("/v2/models/m/stats")).replies[0].json()["model_stats"][0]
+    assert (found["inference_count"], found["execution_count"]) == (3, 1)
+    assert found["inference_stats"]["success"] == {"count": 2, "ns": 13_000_000}
+    assert found["inference_stats"]["queue"] == {"count": 2, "ns": 3_000_000}
+    assert found["batch_stats"] == [
+        {
+            "batch_size": 3,
+            "compute_input": {"count": 1, "ns": 500_000},
+            "compute_infer": {"count": 1, "ns": 4_000_000},
+            "compute_output": {"count": 1, "ns": 100_000},
+        }
+    ]
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"ready":true}'])
+def test_repository_index(body: bytes) -> None:
+    assert ask(post("/v2/repository/index", body), ready=False).json() == [
+        {"name": "m", "version": "1", "state": "UNAVAILABLE", "reason": "no live instance"},
+        {"name": "m", "version": "2", "state": "UNAVAILABLE", "reason": "no live instance"},
+        {"name": "plain", "version": "7", "state": "READY", "reason": ""},
+    ]
+
+
+# /predict
+
+
+def predict(signature: Any, body: bytes | str, path: str = "/predict/m", **model: Any) -> Reply:
+    service = EchoService(signature)
+    wire = Wire(app_of(served(service, **model))).feed(post(path, body.encode() if isinstance(body, str) else body))
+    service.answer_all()
+    return wire.replies[0]
+
+
+@pytest.mark.parametrize(
+    "body", ['{"inputs":{"x":[[1,2],[3,4]]}}', '{"inputs":[[1,2],[3,4]]}', '{"more":1,"inputs":[[1.0,2],[3,4]]}']
+)
+@pytest.mark.parametrize("path", ["/predict/m", "/predict/m/versions/1"])
+def test_predict_takes_an_object_or_the_bare_list(body: str, path: str) -> None:
+    reply = predict(ONE, body, path)
+    assert reply.status == 200
+    assert reply.json() == {"model": "m", "version": "1", "outputs": {"out_x": [[1.0, 2.0], [3.0, 4.0]]}}
+
+
+def test_predict_takes_several_inputs_by_name_in_any_order() -> None:
+    reply = predict(SIGNATURE, '{"inputs":{"text":[["é"]],"image":[[[1],[2],[3]]]}}')
+    assert reply.json()["outputs"] == {"out_image": [[[1.0], [2.0], [3.0]]], "out_text": [["é"]]}
+
+
+@pytest.mark.parametrize("dtype", [DType.FP16, DType.BF16])
+def test_predict_takes_and_gives_half_floats_as_numbers(dtype: DType) -> None:
+    reply = predict(echo_signature(("x", dtype, (-1, 2))), '{"inputs":[[1.5,-2]]}')
+    assert reply.json()["outputs"] == {"out_x": [[1.5, -2.0]]}
+
+
+@pytest.mark.parametrize(
+    ("signature", "body", "says"),
+    [
+        (ONE, "", '{"inputs": …}'),
+        (ONE, "[1,2]", '{"inputs": …}'),
+        (ONE, "{}", "inputs"),
+        (ONE, b'{"inputs":"\xff"}', "utf-8"),
+        (ONE, '{"inputs":null}', "must be a list"),
+        (ONE, '{"inputs":5}', "must be a list"),
+        (ONE, '{"inputs":[]}', "[0]"),
+        (ONE, '{"inputs":[1,2]}', "has 1 dims, the model takes 2"),
+        (ONE, '{"inputs":[[1,2,3]]}', "Expected [-1,2], got [1,3]"),
+        (ONE, '{"inputs":[[1,2],[3]]}', "ragged"),
+        (ONE, '{"inputs":[[1,"2"]]}', "is not a number"),
+        (ONE, '{"inputs":{}}', "expected 1 inputs but got 0"),
+        (ONE, '{"inputs":{"y":[[1,2]]}}', "'y'"),
+        (ONE, '{"inputs":{"x":[[1,2]],"y":[[1,2]]}}', "'y'"),
+        (ONE, '{"inputs":' + "[" * 100_000 + "]" * 100_000 + "}", "recursion"),
+        (ONE, '{"inputs":[[NaN,1]]}', "malformed"),
+        (ONE, f'{{"inputs":{[[1, 2]] * 9}}}', "batch-size must be <= 8"),
+        (SIGNATURE, '{"inputs":[[1,2]]}', "'inputs' must be an object, because 'm' takes 'image', 'text'"),
+        (echo_signature(batched=False), '{"inputs":[1]}', "'m' takes none"),
+        (echo_signature(("x", DType.FP16, (-1, 2))), '{"inputs":[[1,70000]]}', "too large for FP16"),
+        (echo_signature(("x", DType.BF16, (-1, 2))), '{"inputs":[[1,3.4e38]]}', "too large for BF16"),
+        (echo_signature(("x", DType.UINT8, (-1, 2))), '{"inputs":[[1,256]]}', "does not fit UINT8"),
+    ],
+)
+def test_predict_says_what_is_wrong(signature: Any, body: bytes | str, says: str) -> None:
+    reply = predict(signature, body)
+    assert reply.status == 400
+    assert says in reply.error
+
+
+def test_predict_answers_also_where_the_output_is_no_text() -> None:
+    class Binary(EchoService):
+        def echo(self, request: Any) -> Any:
+            response = super().echo(request)
+            response.outputs[0].data = join_elements([b"\xff"])
+            return response
+
+    service = Binary(echo_signature(("x", DType.BYTES, (-1, 1))))
+    wire = Wire(app_of(served(service))).feed(post("/predict/m", b'{"inputs":[["a"]]}'))
+    service.answer_all()
+    assert wire.replies[0].status == 500
+    assert "UTF-8" in wire.replies[0].error
+
+
+def test_answers_say_where_the_time_went() -> None:
+    service = EchoService(ONE)
+    wire = Wire(app_of(served(service), server_timing=True)).feed(post("/predict/m", b'{"inputs":[[1,2]]}'))
+    service.answer_all()
+    assert wire.replies[0].headers["server-timing"] == "queue;dur=1.000, batch;dur=2.000, compute;dur=3.000"
+
+
+# Methods and paths
+
+GETS = [
+    *("/", "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats"),
+    *("/v2/models/m", "/v2/models/m/ready", "/v2/models/m/config", "/v2/models/m/stats", "/v2/models/m/versions/1/stats"),
+]
+POSTS = ["/v2/repository/index", "/v2/models/m/infer", "/v2/models/m/versions/1/infer", "/predict/m", "/predict/m/versions/1"]
+
+
+@pytest.mark.parametrize("path", GETS)
+def test_head_answers_like_get_without_the_body(path: str) -> None:
+    head, get = ask(request(path, "HEAD")), ask(request(path))
+    assert head.body == b""
+    assert (head.status, head.headers) == (get.status, get.headers)
+    assert get.body
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
+@pytest.mark.parametrize("path", GETS)
+def test_another_method_than_get_is_405_with_allow(path: str, method: str) -> None:
+    reply = ask(request(path, method))
+    assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD")
+    assert method in reply.error
+    assert "Method Not Allowed" in reply.error
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
+@pytest.mark.parametrize("path", POSTS)
+def test_another_method_than_post_is_405_with_allow(path: str, method: str) -> None:
+    reply = ask(request(path, method))
+    assert (reply.status, reply.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1", "/v2/v2", "//v2", "/V2", "/v2/health", "/v2/health/live/", "/v2/models", "/v2/models/", "/v2/models/m/", "*"),
+        *("/v2/models/m/versions", "/v2/models/m/versions/", "/v2/models/m/versions/x", "/v2/models/m/versions/1/x"),
+        *("/v2/models//infer", "/v2/models/m/infer/", "/v2/models/m/n/infer", "/predict", "/predict/", "/predict/m/n", "/%2F"),
+        *("/v2/%6Dodels/m", "/v2/health/%6Cive", "/../v2", "/v2/../v2", "/v2/./health/live", "/v2%00"),
+        *("/v2;a", "/v2/models/m/versions/-1", "/v2/models/m/versions/1.0", "/v2/models/m/versions/+1", "/~x", "/favicon.ico"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_path_that_is_no_route_is_404(path: str, method: str) -> None:
+    reply = ask(request(path, method))
+    assert reply.status == 404
+    assert "Not Found" in reply.error
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2/models/%6D", "/v2/models/m%2Finfer", "/v2/models/m%20", "/v2/models/..", "/v2/models/%", "/v2/models/'\"<>"]
+)
+def test_a_name_that_is_no_model_is_404_and_only_quoted_in_json(path: str) -> None:
+    reply = ask(request(path))
+    assert reply.status == 404
+    assert path.removeprefix("/v2/models/") in reply.error
+
+
+def test_names_are_matched_as_they_are_not_as_patterns() -> None:
+    service = EchoService(ONE, model="a.b+c")
+    wire = Wire(app_of(served(service)))
+    body = msgspec.json.encode({"inputs": [[1, 2]]})
+    wire.feed(post("/predict/a.b+c", body), post("/predict/aXb+c", body), request("/v2/models/a.b+c?x=/y"))
+    service.answer_all()
+    assert [reply.status for reply in wire.replies] == [200, 404, 200]
