@@ -18,9 +18,7 @@ SLOW_CHANNELS = 256
 SLOW_CONVOLUTIONS = 4
 
 
-def _save(
-    path: Path, nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto], sizes: tuple[list[int], int]
-) -> Path:
+def _save(path: Path, nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto], sizes: tuple[list[int], int]) -> Path:
     input_sizes, output_size = sizes
     graph = helper.make_graph(
         nodes,

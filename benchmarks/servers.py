@@ -16,9 +16,7 @@ daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn; events {{ 
 http {{ access_log off; keepalive_requests 1000000000; {temporary_paths}
 server {{ listen 127.0.0.1:{port}; return 200 "{reply}"; }} }}
 """
-NGINX_TEMPORARY_PATHS = " ".join(
-    f"{kind}_temp_path {kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-)
+NGINX_TEMPORARY_PATHS = " ".join(f"{kind}_temp_path {kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,7 @@ class Launcher:
         prefix = self.work_directory / "nginx"
         prefix.mkdir(exist_ok=True)
         config = prefix / "nginx.conf"
-        config.write_text(
-            NGINX_CONFIG.format(port=port, reply="x" * reply_bytes, temporary_paths=NGINX_TEMPORARY_PATHS)
-        )
+        config.write_text(NGINX_CONFIG.format(port=port, reply="x" * reply_bytes, temporary_paths=NGINX_TEMPORARY_PATHS))
         with self._child("nginx", [program, "-p", str(prefix), "-c", str(config)]) as child:
             yield Server(child, port, child.wait_until(lambda: accepts_connections(port)))
 

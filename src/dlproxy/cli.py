@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 the user can mend it (message on stderr, no traceback), 13
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,13 +61,14 @@ def _serve(args: argparse.Namespace) -> int:
     from dlproxy.config import ConfigError
     from dlproxy.instance.runtime import ModelError
     from dlproxy.serve.server import PortError, Server
+    from dlproxy.telemetry.event_log import LogError
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         config = _config(args)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(Server(config).run(_report))
-    except (ConfigError, ModelError, PortError) as error:
+    except (ConfigError, LogError, ModelError, PortError) as error:
         _say(f"dlproxy: {error}", sys.stderr)
         return USER_ERROR
     return OK
@@ -96,7 +98,9 @@ def _config(args: argparse.Namespace) -> "Config":
     parse_slo(args.slo or "")
     models = dict(config.models)
     for argument in args.models:
-        name, _, path = argument.rpartition("=")
+        name, equals, path = argument.partition("=")
+        if not equals or "/" in name:  # an equals sign in a folder's name
+            name, path = "", argument
         name = name or Path(path).stem
         if name in models:
             raise ConfigError(f"two models are named '{name}'; give them names: NAME=PATH")
@@ -104,8 +108,10 @@ def _config(args: argparse.Namespace) -> "Config":
     if not models:
         raise ConfigError("no model given; try: dlproxy serve MODEL.onnx")
     for name in models:
-        if not name or not all(char.isalnum() or char in "-_." for char in name):
-            raise ConfigError(f"{name!r} cannot be a model's name: use letters, digits, '-', '_' and '.'")
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):  # other letters reach a server percent-encoded
+            raise ConfigError(
+                f"{name!r} cannot be a model's name: use letters A to Z, digits, '-', '_' and '.', as in NAME=PATH"
+            )
     return msgspec.structs.replace(config, server=server, models=models)
 
 

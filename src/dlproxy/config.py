@@ -41,6 +41,9 @@ class HttpLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_header_bytes: Annotated[int, _knob("names and values of a request's header fields, in bytes", ge=1024)] = 32 * 1024
     max_headers: Annotated[int, _knob("header fields of a request", ge=8)] = 100
     max_body_bytes: Annotated[int, _knob("body of a request, in bytes (Triton's default)", ge=1)] = 64 * 1024 * 1024
+    max_json_bytes: Annotated[int, _knob("JSON in a body, in bytes: decoding it blocks all; binary tensors do not", ge=1)] = (
+        8 * 1024 * 1024
+    )
     max_connections: Annotated[int, _knob("connections at a time; one more is answered 503", ge=1)] = 4096
     max_pipelined: Annotated[int, _knob("requests of one connection that are worked on at a time", ge=1)] = 32
     header_timeout_s: Annotated[float, _knob("seconds within which a begun header must be complete", gt=0)] = 10.0
@@ -105,12 +108,13 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     try:
         config = msgspec.convert(data, Config)
-        for model in config.models.values():
-            parse_slo(model.slo)
     except msgspec.ValidationError as error:
         raise ConfigError(_located(path, text, data, str(error))) from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}{_line(text, ['slo'])}: {error}") from None
+    for name, model in config.models.items():
+        try:
+            parse_slo(model.slo)
+        except ConfigError as error:
+            raise ConfigError(f"{path}{_line(text, ['models', name, 'slo'])}: {error}") from None
     folder = path.parent
     models = {name: msgspec.structs.replace(model, path=str(folder / model.path)) for name, model in config.models.items()}
     return msgspec.structs.replace(config, models=models)

@@ -125,6 +125,7 @@ class FailureKind(Enum):
     MODEL_FAILED = "model_failed"
     CANCELLED = "cancelled"
     UNSUPPORTED = "unsupported"
+    TOO_LARGE = "too_large"
 
 
 class Failure(Struct, frozen=True):

@@ -115,7 +115,7 @@ def app_of(*models: ServedModel, max_body_bytes: int = 1 << 20, server_timing: b
     catalog = Catalog()
     for model in models:
         catalog.add(model)
-    return OipApp(catalog, clock=lambda: 100.0, server_timing=server_timing, max_body_bytes=max_body_bytes)
+    return OipApp(catalog, HttpLimits(max_body_bytes=max_body_bytes), clock=lambda: 100.0, server_timing=server_timing)
 
 
 # HTTP as a client sees it

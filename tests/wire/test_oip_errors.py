@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from dlproxy.config import HttpLimits
 from dlproxy.message import DType, Failure, FailureKind
 from dlproxy.tensors import join_elements
 
@@ -108,7 +109,7 @@ BAD: list[tuple[str, Any, bytes, tuple[str, ...]]] = [
         "huge BYTES",
         TEXT,
         raw(5, join_elements(["t"]), shape=f"[{1 << 62},1]", dtype="BYTES"),
-        (f"takes {1 << 62} elements, got 1",),
+        ("at most 1048576 BYTES elements", str(1 << 62)),
     ),
     ("dim of 400 digits", ONE, one("[1,2]", shape=f"[{10**400},2]"), ("shape",)),
     ("dim of 5000 digits", ONE, one("[1,2]", shape=f"[{'9' * 5000},2]"), ("out of range",)),
@@ -310,6 +311,7 @@ FAILURES: list[tuple[FailureKind, int]] = [
     (FailureKind.INVALID_ARGUMENT, 400),
     (FailureKind.NOT_FOUND, 404),
     (FailureKind.UNSUPPORTED, 501),
+    (FailureKind.TOO_LARGE, 413),
 ]
 
 
@@ -364,3 +366,20 @@ def test_many_small_elements_are_checked_without_holding_them_all(make: Callable
         tracemalloc.stop()
     assert msgspec.json.decode(wire.replies[0].body)["error"].startswith("input 'x': shape [1, 3] takes 3 elements")
     assert peak < 5_000_000
+
+
+def test_json_over_its_limit_is_refused_before_it_is_decoded_whatever_the_body_may_hold() -> None:
+    app = app_of(served(EchoService(ONE)), max_body_bytes=1 << 26)
+    wire = Wire(app, HttpLimits(max_body_bytes=1 << 26))
+    wire.feed(one("[" + " " * 9_000_000 + "1,2]"), GOOD.post())
+    (refused,) = wire.replies
+    assert refused.status == 413
+    assert "send tensors as binary data" in refused.error
+    assert len(wire.exchanges) == 2  # and the connection's next request reached the model
+
+
+def test_a_million_elements_of_text_are_the_most() -> None:
+    signature = echo_signature(("x", DType.BYTES, (-1, -1)))
+    reply = ask(signature, raw(8, bytes(8), shape="[1,1048577]", dtype="BYTES"))
+    assert reply.status == 400
+    assert "at most 1048576 BYTES elements" in reply.error

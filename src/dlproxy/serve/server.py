@@ -47,12 +47,7 @@ class Server:
                 loaded = await load_model(name, model, event_log=event_log)
                 self.models.append(loaded)
                 self._catalog.add(loaded.served)
-            app = OipApp(
-                self._catalog,
-                clock=monotonic,
-                server_timing=server.server_timing,
-                max_body_bytes=self._config.http.max_body_bytes,
-            )
+            app = OipApp(self._catalog, self._config.http, clock=monotonic, server_timing=server.server_timing)
             self._http = HttpServer(app, self._config.http)
             self._control = ControlServer(control_app(self._catalog, lambda: len(self._http.connections)))
             self.http_port, self.control_port = listeners.ports

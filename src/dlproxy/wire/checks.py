@@ -12,6 +12,8 @@ from dlproxy.message import DType, Request, Tensor, TensorSpec, Ticket, element_
 from dlproxy.tensors import elements_of
 from dlproxy.wire.catalog import ServedModel
 
+MAX_ELEMENTS = 1 << 20  # BYTES elements of one input
+
 
 class RequestChecker:
     """Everything about one model that a check needs, worked out once."""
@@ -154,19 +156,24 @@ class RequestChecker:
             )
 
     def _check_elements(self, tensor: Tensor, count: int) -> None:
+        if count > MAX_ELEMENTS:  # each becomes an object: seconds of blocked loop for 64 MiB of empty ones
+            raise invalid(f"input '{tensor.name}': at most {MAX_ELEMENTS} BYTES elements are taken, got {count}")
         found = 0
         try:
             for element in elements_of(tensor.data):
                 if self._utf8:
                     str(element, "utf-8")
                 found += 1
+                if found > count:
+                    break
         except UnicodeDecodeError as error:
             message = f"input '{tensor.name}': element {found} is not UTF-8, as this model's text must be: {error}"
             raise invalid(message) from None
         except ValueError as error:
             raise invalid(f"input '{tensor.name}': {error}") from None
         if found != count:
-            raise invalid(f"input '{tensor.name}': shape {list(tensor.shape)} takes {count} elements, got {found}")
+            more = " or more" if found > count else ""
+            raise invalid(f"input '{tensor.name}': shape {list(tensor.shape)} takes {count} elements, got {found}{more}")
 
     def _in_order(self, inputs: list[Tensor]) -> list[Tensor]:
         by_name = {tensor.name: tensor for tensor in inputs}

@@ -45,7 +45,9 @@ class ControlServer:
     """Serves the control port on a bound socket, in this event loop."""
 
     def __init__(self, app: Starlette) -> None:
-        config = uvicorn.Config(app, log_config=None, access_log=False, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, log_level="warning", lifespan="off", timeout_graceful_shutdown=1
+        )
         self._server = _EmbeddedServer(config)
         self._task: asyncio.Task[None] | None = None
 

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy import __version__
+from dlproxy.config import HttpLimits
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Timing, invalid
 from dlproxy.wire import oip_codec, oip_describe
 from dlproxy.wire.catalog import Catalog, ServedModel
@@ -35,6 +36,7 @@ STATUS = {
     FailureKind.MODEL_FAILED: 500,
     FailureKind.CANCELLED: 503,
     FailureKind.UNSUPPORTED: 501,
+    FailureKind.TOO_LARGE: 413,
 }
 
 
@@ -45,11 +47,14 @@ class _PredictBody(Struct):
 class OipApp:
     """Answers every request of the inference port. `server_timing`: add the Server-Timing header to answers."""
 
-    def __init__(self, catalog: Catalog, *, clock: Callable[[], float], server_timing: bool, max_body_bytes: int) -> None:
+    def __init__(self, catalog: Catalog, limits: HttpLimits, *, clock: Callable[[], float], server_timing: bool) -> None:
         self._catalog = catalog
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes = limits.max_body_bytes
         self._endpoints = {
-            (model.name, model.version): _Endpoint(catalog, model, clock, server_timing=server_timing) for model in catalog
+            (model.name, model.version): _Endpoint(
+                catalog, model, clock, server_timing=server_timing, max_json_bytes=limits.max_json_bytes
+            )
+            for model in catalog
         }
         self._infer: dict[bytes, _Endpoint] = {}
         for model in catalog:
@@ -178,7 +183,15 @@ class OipApp:
 class _Endpoint:
     """Inference of one version of one model."""
 
-    def __init__(self, catalog: Catalog, model: ServedModel, clock: Callable[[], float], *, server_timing: bool) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        model: ServedModel,
+        clock: Callable[[], float],
+        *,
+        server_timing: bool,
+        max_json_bytes: int,
+    ) -> None:
         self._ticket_ids = catalog.ticket_ids
         self._model = model
         self._service = model.service
@@ -186,12 +199,15 @@ class _Endpoint:
         self._decoder = oip_codec.InferDecoder(self._checker)
         self._clock = clock
         self._server_timing = server_timing
+        self._max_json_bytes = max_json_bytes
 
     def infer(self, exchange: Exchange) -> None:
         """An Open Inference Protocol request. Raises InferenceError if it is refused."""
         size = exchange.headers.get(b"inference-header-content-length")
         try:
             json_bytes = None if size is None else _header_length(size)
+            body_bytes = len(exchange.body)
+            self._check_json_size(body_bytes if json_bytes is None else min(json_bytes, body_bytes))
             wire = self._decoder.decode(exchange.body, json_bytes, ticket_id=next(self._ticket_ids), now=self._clock())
         except InferenceError as error:
             self._model.stats.failed(error.failure.kind, 0.0)
@@ -207,7 +223,13 @@ class _Endpoint:
             raise
         self._submit(exchange, request, PredictReply(exchange, server_timing=self._server_timing))
 
+    def _check_json_size(self, json_bytes: int) -> None:
+        if json_bytes > self._max_json_bytes:
+            message = f"the JSON is {json_bytes} bytes; at most {self._max_json_bytes} are taken, send tensors as binary data"
+            raise InferenceError(Failure(FailureKind.TOO_LARGE, message))
+
     def _plain_request(self, body: bytes) -> Request:
+        self._check_json_size(len(body))
         try:
             inputs = msgspec.json.decode(body, type=_PredictBody).inputs
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
