@@ -220,3 +220,10 @@ def test_the_report_says_what_was_found_and_where_to_ask(tmp_path: Path) -> None
         assert report.endswith("ready; Ctrl-C stops\n")
         assert server.stop() == 0
         assert "Traceback" not in server.errors()
+
+
+def test_ready_is_true_of_both_ports() -> None:
+    with ServerProcess(models.DIGITS) as server:
+        for port in (server.control_port, server.http_port):
+            socket.create_connection(("127.0.0.1", port), timeout=HANG_S).close()
+        assert server.metric("dlproxy_model_ready", model="digits") == 1

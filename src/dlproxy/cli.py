@@ -109,9 +109,7 @@ def _config(args: argparse.Namespace) -> "Config":
         raise ConfigError("no model given; try: dlproxy serve MODEL.onnx")
     for name in models:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):  # other letters reach a server percent-encoded
-            raise ConfigError(
-                f"{name!r} cannot be a model's name: use letters A to Z, digits, '-', '_' and '.', as in NAME=PATH"
-            )
+            raise ConfigError(f"{name!r} cannot be a model's name: use letters a to z, digits, '-', '_' and '.' (NAME=PATH)")
     return msgspec.structs.replace(config, server=server, models=models)
 
 

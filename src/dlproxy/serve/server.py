@@ -53,6 +53,7 @@ class Server:
             self.http_port, self.control_port = listeners.ports
             http, control = listeners.take()
             await self._http.start(http)
+            control.listen()  # uvicorn gets to it some turns later, and "ready" must be true of both ports
             self._control.start(control)
         gc.collect()
         gc.freeze()  # models and code live for ever: collections need not look at them again
