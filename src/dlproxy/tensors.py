@@ -90,7 +90,9 @@ def join_elements(elements: Sequence[str | bytes]) -> bytes:
     """BYTES data of these elements; str is encoded as UTF-8."""
     parts = []
     for element in elements:
-        encoded = element.encode() if isinstance(element, str) else bytes(element)
+        encoded = element.encode() if isinstance(element, str) else element
+        if not isinstance(encoded, bytes):
+            raise TypeError(f"{type(element).__name__} is no element of BYTES, which holds str or bytes")
         parts.append(_LENGTH.pack(len(encoded)))
         parts.append(encoded)
     return b"".join(parts)

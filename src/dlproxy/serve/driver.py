@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import BatchResult, Cutter
-from dlproxy.message import Request, Response, Signature, Timing
+from dlproxy.message import Failure, FailureKind, Request, Response, Signature, Timing
 from dlproxy.policy.events import (
     Arrived,
     BatchDone,
@@ -41,6 +41,7 @@ class _Flight(Struct):
     """A batch that runs: its requests in gathering order, and its result once there is one."""
 
     requests: list[Request]
+    instance: str
     dispatched_at: float
     result: BatchResult | None = None
 
@@ -107,6 +108,7 @@ class Driver:
     def lose_instance(self, name: str, reason: str) -> None:
         """The instance has died; what it ran is retried elsewhere or fails."""
         self._instances.pop(name, None)
+        self._flights = {number: flight for number, flight in self._flights.items() if flight.instance != name}
         self._tell_lane(InstanceLost(name, reason))
 
     def change_knobs(self, knobs: LaneKnobs) -> None:
@@ -167,7 +169,7 @@ class Driver:
 
     def _dispatch(self, command: Dispatch) -> None:
         requests = [self._waiting[ticket.id][0] for ticket in command.tickets]
-        self._flights[command.batch_id] = _Flight(requests, self._clock())
+        self._flights[command.batch_id] = _Flight(requests, command.instance, self._clock())
         instance = self._instances[command.instance]
         done = partial(self._batch_done, command.batch_id)
         if instance.inline and self._finishing:  # sockets get a turn between two batches that block the loop
@@ -183,22 +185,26 @@ class Driver:
         dispatched_at = flight.dispatched_at
         cutter = Cutter(self._signature, result.outputs)
         queued_s = []
-        start = 0
+        end = 0
         for request in flight.requests:
             ticket = request.ticket
+            start, end = end, end + ticket.rows
             waiting = self._waiting.pop(ticket.id, None)
             if waiting is not None:  # else its client left while it ran, and it was rejected then
                 queue_s = dispatched_at - ticket.arrived_at
+                try:
+                    outputs = cutter.cut(start, ticket.rows, request.outputs)
+                except Exception as error:  # the model gave elements that are none of the declared type
+                    self._fail(request, waiting[1], Failure(FailureKind.MODEL_FAILED, str(error)))
+                    continue
                 queued_s.append(queue_s)
-                outputs = cutter.cut(start, ticket.rows, request.outputs)
                 timing = Timing(queue_s, result.batch_s, result.compute_s)
                 response = Response(request.id, self._model, self._version, outputs, timing)
                 try:
                     waiting[1].completed(response)
                 except Exception:
                     log.exception("model %s: could not hand over the answer to request %d", self._model, ticket.id)
-            start += ticket.rows
-        self._count(start, queued_s, dispatched_at, split_at, result)
+        self._count(end, queued_s, dispatched_at, split_at, result)
 
     def _count(self, rows: int, queued_s: Sequence[float], dispatched_at: float, split_at: float, result: BatchResult) -> None:
         now = self._clock()
@@ -208,9 +214,12 @@ class Driver:
 
     def _reject(self, command: Reject) -> None:
         request, reply = self._waiting.pop(command.ticket.id)
-        self._stats.failed(command.failure.kind, self._clock() - request.ticket.arrived_at)
+        self._fail(request, reply, command.failure)
+
+    def _fail(self, request: Request, reply: ReplyTo, failure: Failure) -> None:
+        self._stats.failed(failure.kind, self._clock() - request.ticket.arrived_at)
         try:
-            reply.failed(command.failure)
+            reply.failed(failure)
         except Exception:
             log.exception("model %s: could not hand over the failure of request %d", self._model, request.ticket.id)
 
