@@ -11,7 +11,7 @@ from dlproxy.message import Failure, InferenceError, Request, Response
 
 
 class ReplyTo(Protocol):
-    """Where the answer goes. Exactly one of the two is called, once, on the event loop, never inside `submit`."""
+    """Where the answer goes. Exactly one of the two is called, once, on the event loop, perhaps before `submit` returns."""
 
     def completed(self, response: Response) -> None: ...
 

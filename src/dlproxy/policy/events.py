@@ -80,7 +80,7 @@ class Reject(Struct, tag="reject"):
 
 
 class WakeAt(Struct, tag="wake_at"):
-    """Send TimerFired at this time; it replaces an earlier WakeAt."""
+    """Send TimerFired at this time, or before if an earlier one is pending; one is pending at a time."""
 
     at: float
 

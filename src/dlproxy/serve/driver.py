@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from math import ceil
+from math import ceil, inf
 
 from msgspec import Struct
 
@@ -34,6 +34,9 @@ from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.service import ReplyTo
 from dlproxy.telemetry.stats import ModelStats
 
+GATHER_MOST = 32  # requests of one turn told to the lane at a time: 6 to 8 % more at 256 clients than all at once, whose
+# memory no longer fits the core's cache; 16 cost 14 % at 64 clients (docs/adr/0003)
+
 log = logging.getLogger(__name__)
 
 
@@ -49,8 +52,8 @@ class _Flight(Struct):
 class Driver:
     """A Service for one model. Everything happens on one event loop, so there are no locks.
 
-    Requests that arrive in one turn of the loop reach the lane as one event: that is how batches form when the model is
-    so quick that no queue does. `lane_on` is Lane.on, or a recorder around it.
+    Requests that arrive in one turn of the loop reach the lane together: that is how batches form when the model is so
+    quick that no queue does. `lane_on` is Lane.on, or a recorder around it.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Driver:
         self._waiting: dict[int, tuple[Request, ReplyTo]] = {}
         self._flights: dict[int, _Flight] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = inf
         self._finishing = False
         self._idle: asyncio.Event | None = None  # set when nothing is unanswered, if somebody waits for that
         self._carry_out: dict[type, Callable[..., None]] = {
@@ -88,9 +92,12 @@ class Driver:
 
     def submit(self, request: Request, reply: ReplyTo) -> None:
         self._waiting[request.ticket.id] = (request, reply)
-        if not self._inbox:
+        inbox = self._inbox
+        if not inbox:
             self._loop.call_soon(self._take_arrivals)
-        self._inbox.append(request)
+        inbox.append(request)
+        if len(inbox) >= GATHER_MOST and not self._finishing:
+            self._take_arrivals()
 
     def cancel(self, request: Request) -> None:
         if self._inbox and request in self._inbox:  # the lane must hear of it before it hears that it was cancelled
@@ -225,6 +232,9 @@ class Driver:
 
     def _wake_at(self, command: WakeAt) -> None:
         if self._timer is not None:
+            if self._wakes_at <= command.at:  # an inline batch ended, and asked for less, while these commands were under way
+                return
             self._timer.cancel()
+        self._wakes_at = command.at
         delay_s = ceil((command.at - self._clock()) * 1e3) / 1e3  # uvloop's timers count whole milliseconds
         self._timer = self._loop.call_later(max(delay_s, 0.0), self._timer_fired)
