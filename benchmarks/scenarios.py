@@ -1,6 +1,7 @@
 """The comparisons A to G: the two subjects of each take turns, so that a noisy machine disturbs both alike."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from benchmarks.bench import Bench
@@ -28,8 +29,8 @@ def _pairs_with_bare(bench: Bench, scenario: str, what: str, load: Load, pairs: 
 
 
 def busy(bench: Bench) -> None:
-    what = f"mlp, {BUSY_CONNECTIONS} connections"
     load = bench.load(BUSY_CONNECTIONS, bench.mlp)
+    what = _mlp(load)
     for ours, bare in _pairs_with_bare(bench, "A", what, load, pairs=5):
         rate = ours.figures.requests_per_s / bare.figures.requests_per_s
         bench.report.add_ratio("A", f"{what}: dlproxy / bare", rate, Goal(0.6, at_least=True, aim=0.72))
@@ -42,11 +43,20 @@ def many_connections(bench: Bench) -> None:
     with bench.launcher.dlproxy({"mlp": bench.mlp}) as proxy:
         bench.warm_up(proxy, many)
         for _ in range(bench.pairs(3)):
-            at_few = bench.measure("B", "dlproxy", f"mlp, {few.connections} connections", proxy, few)
-            at_many = bench.measure("B", "dlproxy", f"mlp, {many.connections} connections", proxy, many)
-            kept = at_many.figures.requests_per_s / at_few.figures.requests_per_s
-            what = f"mlp: dlproxy at {many.connections} / at {few.connections} connections"
-            bench.report.add_ratio("B", what, kept, Goal(0.9, at_least=True))
+            ours = [bench.measure("B", "dlproxy", _mlp(load), proxy, load) for load in (few, many)]
+            bare = [
+                bench.beside_idle(proxy, partial(bench.measure_bare, "B", _mlp(load), bench.mlp, load)) for load in (few, many)
+            ]
+            kept, kept_bare = (
+                at_many.figures.requests_per_s / at_few.figures.requests_per_s for at_few, at_many in (ours, bare)
+            )
+            what = f"at {many.connections} / at {few.connections} connections"
+            bench.report.add_ratio("B", f"mlp: dlproxy {what}", kept, Goal(0.9, at_least=True))
+            bench.report.add_ratio("B", f"mlp: bare {what}", kept_bare)
+
+
+def _mlp(load: Load) -> str:
+    return f"mlp, {load.connections} connections"
 
 
 def one_connection(bench: Bench) -> None:
