@@ -15,7 +15,7 @@ from dlproxy.policy.queueing import QueueDiscipline
 SLO_SHARE = 0.92 / 2  # a request may wait for one whole batch before its own (Nexus); 8 % stay for everything else (Clipper)
 DEFAULT_STRETCH = 5.0  # without an objective: p99 = 5 * L(1)
 FREE_BATCH_S = 1e-3  # without an objective: nobody notices a batch of 1 ms, so small models are not held to 5 * L(1)
-OBSERVE_EVERY_S = 1e-3  # of batches quicker than this a sample is learned from: a fit costs as much as such a batch's overhead
+OBSERVE_EVERY_S = 1e-3  # of quicker batches a sample is learned from: a fit costs 2 us, and they follow by the thousand
 REFIT_EVERY = 50  # batches between two looks at the limit, so that it moves rarely and explainably
 
 

@@ -26,9 +26,9 @@ from dlproxy.telemetry.event_log import Header, Recorder
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import ServedModel
 
-INLINE_BELOW_S = 200e-6  # a batch of one quicker than this runs on the loop: a hand-over to a thread costs 50 to 100 us
+INLINE_BELOW_S = 200e-6  # a batch of one quicker than this runs on the loop: a hand-over to a thread costs 50 to 75 us
 INLINE_HOLD_S = 1e-3  # the loop may stand still this long at most: every other connection and model waits meanwhile
-MANY_THREADS_ABOVE_S = 2e-3  # quicker models gain nothing from a second ONNX Runtime thread
+MANY_THREADS_ABOVE_S = 2e-3  # quicker models stay at one thread and are not loaded twice to find out
 MANY_THREADS_GAIN = 1.2  # further threads must make a batch of one this much quicker to be kept
 
 
