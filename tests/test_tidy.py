@@ -24,7 +24,7 @@ MAX_DOCSTRING_LINES = 6
 BANS = (
     ("time.time", ("src", "tests"), "time.monotonic, or the `now` that is passed in"),
     ("random.", ("src", "tests"), "random.Random(seed): the global generator is nobody's and everybody's"),
-    ("print", ("src",), "sys.stdout.write in cli.py and lab/, logging elsewhere"),
+    ("print", ("src",), "sys.stdout.write in cli/ and lab/, logging elsewhere"),
     ("asyncio.sleep", ("tests",), "an event to wait for, or looptime; asyncio.sleep(0) is fine"),
     ("unittest.mock.", ("src", "tests"), "a fake from dlproxy.testing, or a small one beside the test"),
 )

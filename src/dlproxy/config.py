@@ -1,6 +1,6 @@
 """Every knob once: name, type, range, default and what it does. TOML, the command line and docs/reference come from here.
 
-Called by cli.py and serve/. Not aware of: what reads the values.
+Called by cli/ and serve/. Not aware of: what reads the values.
 """
 
 import difflib

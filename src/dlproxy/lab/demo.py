@@ -1,6 +1,6 @@
 """`dlproxy demo`: serves the packaged digits model in a child process, sends it real images, shows what it read and how fast.
 
-Called by cli.py. Exit codes: 0 all answered (and Ctrl-C while it serves on), 1 errors, 2 the user can mend it, 130 interrupted.
+Called by cli/. Exit codes: 0 all answered (and Ctrl-C while it serves on), 1 errors, 2 the user can mend it, 130 interrupted.
 Not aware of: how dlproxy works inside; it is an ordinary client of an ordinary server.
 """
 

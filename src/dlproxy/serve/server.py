@@ -1,6 +1,6 @@
 """A running dlproxy: the inference port, the control port and the models behind them, from start to drained stop.
 
-Called by cli.py. Not aware of: command-line arguments.
+Called by cli/. Not aware of: command-line arguments.
 """
 
 import asyncio

@@ -1,17 +1,16 @@
-"""The command line: `dlproxy serve | demo`. Parses, calls, prints; every other part of dlproxy is imported when needed.
+"""`dlproxy serve`: options and dlproxy.toml make a Config, serve/server.py does the rest, and what was inferred is printed.
 
-Exit codes: 0 done, 2 the user can mend it (message on stderr, no traceback), 130 interrupted.
+Not aware of: how a model is loaded or a port served.
 """
 
 import argparse
 import logging
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlproxy import __version__
+from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
     from dlproxy.config import Config
@@ -19,24 +18,9 @@ if TYPE_CHECKING:
     from dlproxy.serve.assemble import LoadedModel
     from dlproxy.serve.server import Server
 
-OK, USER_ERROR, INTERRUPTED = 0, 2, 130
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    args = _parser().parse_args(arguments)
-    try:
-        code: int = args.command(args)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dlproxy", description="A self-tuning inference proxy for deep-learning models.")
-    parser.add_argument("--version", action="version", version=f"dlproxy {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
+def add_to(commands: Commands) -> None:
+    """Declare the command and its options."""
     serve = commands.add_parser("serve", help="serve models over HTTP", description="Serve ONNX models over HTTP.")
     serve.add_argument("models", nargs="*", metavar="MODEL", help="path of an .onnx file, or NAME=PATH")
     serve.add_argument("--config", type=Path, metavar="FILE", help="a dlproxy.toml; the options below override it")
@@ -46,13 +30,6 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--slo", metavar="p99=20ms", help="latency objective of the models given here")
     serve.add_argument("--event-log", metavar="FOLDER", help="record every lane event and command, to replay")
     serve.set_defaults(command=_serve)
-
-    demo = commands.add_parser("demo", help="serve handwritten digits and classify real ones")
-    demo.add_argument("--seconds", type=float, default=10.0, help="length of the load (default 10)")
-    demo.add_argument("--concurrency", type=int, default=64, help="clients at a time (default 64)")
-    demo.add_argument("--exit", action="store_true", help="end after the load instead of serving on")
-    demo.set_defaults(command=_demo)
-    return parser
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -69,15 +46,9 @@ def _serve(args: argparse.Namespace) -> int:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(Server(config).run(_report))
     except (ConfigError, LogError, ModelError, PortError) as error:
-        _say(f"dlproxy: {error}", sys.stderr)
+        complain(str(error))
         return USER_ERROR
     return OK
-
-
-def _demo(args: argparse.Namespace) -> int:
-    from dlproxy.lab.demo import run
-
-    return run(seconds=args.seconds, concurrency=args.concurrency, keep_serving=not args.exit)
 
 
 def _config(args: argparse.Namespace) -> "Config":
@@ -126,11 +97,11 @@ def _report(server: "Server") -> None:
     """What was inferred about each model, and where to send requests."""
     for model in server.models:
         for line in _describe(model):
-            _say(line)
+            say(line)
     host = server.host
-    _say(f"inference  http://{host}:{server.http_port}/v2   (plain JSON: POST /predict/MODEL)")
-    _say(f"metrics    http://{host}:{server.control_port}/metrics")
-    _say("ready; Ctrl-C stops")
+    say(f"inference  http://{host}:{server.http_port}/v2   (plain JSON: POST /predict/MODEL)")
+    say(f"metrics    http://{host}:{server.control_port}/metrics")
+    say("ready; Ctrl-C stops")
 
 
 def _describe(model: "LoadedModel") -> list[str]:
@@ -155,9 +126,3 @@ def _describe(model: "LoadedModel") -> list[str]:
 
 def _show(spec: "TensorSpec") -> str:
     return f"{spec.name} {spec.dtype.value} [{','.join('N' if size < 0 else str(size) for size in spec.shape)}]"
-
-
-def _say(text: str, stream: "object | None" = None) -> None:
-    target = sys.stdout if stream is None else sys.stderr
-    target.write(text + "\n")
-    target.flush()

@@ -1,0 +1,32 @@
+"""The command line: `dlproxy serve | demo`, one file each. Parses, calls, prints; everything else is imported when needed.
+
+Exit codes: 0 done, 1 the run itself failed, 2 the user can mend it (message on stderr, no traceback), 130 interrupted.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from dlproxy import __version__
+from dlproxy.cli import demo, serve
+from dlproxy.cli.terminal import INTERRUPTED, USER_ERROR
+
+__all__ = ["USER_ERROR", "main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        code: int = args.command(args)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dlproxy", description="A self-tuning inference proxy for deep-learning models.")
+    parser.add_argument("--version", action="version", version=f"dlproxy {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in (serve, demo):
+        command.add_to(commands)
+    return parser

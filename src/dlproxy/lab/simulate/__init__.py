@@ -1,0 +1,1 @@
+"""The production lanes in virtual time: `dlproxy simulate` and the tuner's experiments."""
