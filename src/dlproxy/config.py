@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-_SLO = re.compile(r"\s*p99\s*=\s*([0-9.]+)\s*(us|ms|s)\s*")
+_DURATION = re.compile(r"\s*([0-9.]+)\s*(us|ms|s)\s*")
+SLEEP = "sleep:"  # the "path" of a model that only takes time
 _UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -56,7 +57,9 @@ class HttpLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[models.NAME]: one model."""
 
-    path: Annotated[str, _knob("the .onnx file; relative paths start at the configuration file's folder")]
+    path: Annotated[
+        str, _knob("the .onnx file, relative to the configuration file's folder; sleep:base=10ms,row=1ms: only takes that time")
+    ]
     version: Annotated[str, _knob("the version that clients see", pattern="^[0-9]+$")] = "1"
     slo: Annotated[str, _knob('latency objective such as "p99=20ms"; empty: a batch takes at most 2.3 x L(1) or 1 ms')] = ""
     max_batch: Annotated[int, _knob("rows that no batch and no request exceeds", ge=1, le=65536)] = 256
@@ -87,14 +90,28 @@ def parse_slo(text: str) -> float | None:
     """Seconds of an objective like "p99=20ms"; None for the empty text. Raises ConfigError."""
     if not text.strip():
         return None
-    match = _SLO.fullmatch(text)
-    try:
-        seconds = float(match[1]) * _UNIT_S[match[2]] if match else 0.0
-    except ValueError:
-        seconds = 0.0
+    quantile, _, duration = text.partition("=")
+    seconds = _seconds(duration) if quantile.strip() == "p99" else 0.0
     if seconds <= 0.0:
         raise ConfigError(f"slo {text!r} is not understood; write it like p99=20ms (us, ms or s)")
     return seconds
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration like "20ms", above 0. Raises ConfigError."""
+    seconds = _seconds(text)
+    if seconds <= 0.0:
+        raise ConfigError(f"duration {text!r} is not understood; write it like 20ms (us, ms or s)")
+    return seconds
+
+
+def _seconds(text: str) -> float:
+    """0 for what is no duration."""
+    match = _DURATION.fullmatch(text)
+    try:
+        return float(match[1]) * _UNIT_S[match[2]] if match else 0.0
+    except ValueError:
+        return 0.0
 
 
 def load(path: Path) -> Config:
@@ -116,7 +133,10 @@ def load(path: Path) -> Config:
         except ConfigError as error:
             raise ConfigError(f"{path}{_line(text, ['models', name, 'slo'])}: {error}") from None
     folder = path.parent
-    models = {name: msgspec.structs.replace(model, path=str(folder / model.path)) for name, model in config.models.items()}
+    models = {
+        name: model if model.path.startswith(SLEEP) else msgspec.structs.replace(model, path=str(folder / model.path))
+        for name, model in config.models.items()
+    }
     return msgspec.structs.replace(config, models=models)
 
 

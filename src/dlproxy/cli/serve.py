@@ -5,11 +5,11 @@ Not aware of: how a model is loaded or a port served.
 
 import argparse
 import logging
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dlproxy.cli.models import add_models
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _config(args: argparse.Namespace) -> "Config":
     """The file's configuration with the command line's on top. Raises ConfigError."""
     import msgspec
 
-    from dlproxy.config import Config, ConfigError, ModelConfig, ServerConfig, load, parse_slo
+    from dlproxy.config import Config, ConfigError, ServerConfig, load
 
     config = load(args.config) if args.config else Config()
     given = {
@@ -66,21 +66,7 @@ def _config(args: argparse.Namespace) -> "Config":
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")
         raise ConfigError(f"--{where.strip('`').replace('_', '-')}: {what[0].lower()}{what[1:]}") from None
-    parse_slo(args.slo or "")
-    models = dict(config.models)
-    for argument in args.models:
-        name, equals, path = argument.partition("=")
-        if not equals or "/" in name:  # an equals sign in a folder's name
-            name, path = "", argument
-        name = name or Path(path).stem
-        if name in models:
-            raise ConfigError(f"two models are named '{name}'; give them names: NAME=PATH")
-        models[name] = ModelConfig(path=path, slo=args.slo or "")
-    if not models:
-        raise ConfigError("no model given; try: dlproxy serve MODEL.onnx")
-    for name in models:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):  # other letters reach a server percent-encoded
-            raise ConfigError(f"{name!r} cannot be a model's name: use letters a to z, digits, '-', '_' and '.' (NAME=PATH)")
+    models = add_models(dict(config.models), args.models, args.slo or "", command="serve")
     return msgspec.structs.replace(config, server=server, models=models)
 
 

@@ -1,9 +1,10 @@
-"""Balancers: which instance of a lane gets the next batch. Called by policy/lane.py.
+"""Balancers: which instance of a lane gets the next batch, which simulated node the next request.
 
-Not aware of: what the instances are, where they run.
+Called by policy/lane.py and lab/simulate. Not aware of: what the instances are, where they run.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from itertools import islice
 from math import exp
 from typing import Protocol
 
@@ -16,9 +17,11 @@ MAX_PENALTY_S = 60.0  # failures in a row multiply up to here; forgotten within 
 class Balancer(Protocol):
     """`choose` is never called with no instance ready."""
 
-    def choose(self, ready: Iterable[str], in_flight: Mapping[str, int], now: float) -> str: ...
+    def choose(self, ready: Collection[str], in_flight: Mapping[str, int], now: float) -> str: ...
 
-    def observe(self, instance: str, service_s: float, *, ok: bool, now: float) -> None: ...
+    def observe(self, instance: str, service_s: float, *, ok: bool, now: float) -> None:
+        """A batch (or request) ended, well or not, after so many seconds."""
+        ...
 
     def forget(self, instance: str) -> None: ...
 
@@ -32,7 +35,7 @@ class LeastPeakEwma:
     def __init__(self) -> None:
         self._ewma: dict[str, tuple[float, float]] = {}
 
-    def choose(self, ready: Iterable[str], in_flight: Mapping[str, int], now: float) -> str:
+    def choose(self, ready: Collection[str], in_flight: Mapping[str, int], now: float) -> str:
         return min(ready, key=lambda instance: (in_flight[instance] + 1) * self.expected_s(instance, now))
 
     def observe(self, instance: str, service_s: float, *, ok: bool, now: float) -> None:
@@ -53,3 +56,73 @@ class LeastPeakEwma:
 
     def forget(self, instance: str) -> None:
         self._ewma.pop(instance, None)
+
+
+class RoundRobin:
+    """Each in turn, whatever it does: the baseline, and what most load balancers are set to."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def choose(self, ready: Collection[str], in_flight: Mapping[str, int], now: float) -> str:
+        self._next += 1
+        return _nth(ready, (self._next - 1) % len(ready))
+
+    def observe(self, instance: str, service_s: float, *, ok: bool, now: float) -> None:
+        """Looks at nothing."""
+
+    def forget(self, instance: str) -> None:
+        """Remembers nothing."""
+
+
+class LeastLoaded:
+    """The fewest in flight; equals take turns, or an idle fleet would send everything to the first."""
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def choose(self, ready: Collection[str], in_flight: Mapping[str, int], now: float) -> str:
+        least = min(in_flight[instance] for instance in ready)
+        equals = [instance for instance in ready if in_flight[instance] == least]
+        self._turn += 1
+        return equals[self._turn % len(equals)]
+
+    def observe(self, instance: str, service_s: float, *, ok: bool, now: float) -> None:
+        """Looks at what is in flight only."""
+
+    def forget(self, instance: str) -> None:
+        """Remembers nothing."""
+
+
+class PowerOfTwo:
+    """The better of two drawn at random: by in-flight alone, or by in-flight times peak-EWMA if `latency_aware`.
+
+    O(1) for any number of instances. `draw` gives uniform numbers in [0, 1). Source: Mitzenmacher, "The power of two choices
+    in randomized load balancing", IEEE TPDS 2001.
+    """
+
+    def __init__(self, draw: Callable[[], float], *, latency_aware: bool = False) -> None:
+        self._draw = draw
+        self._latency = LeastPeakEwma() if latency_aware else None
+
+    def choose(self, ready: Collection[str], in_flight: Mapping[str, int], now: float) -> str:
+        first, others = int(self._draw() * len(ready)), len(ready) - 1
+        if not others:
+            return _nth(ready, 0)
+        second = int(self._draw() * others)
+        pair = (_nth(ready, first), _nth(ready, second + (second >= first)))
+        if self._latency is not None:
+            return self._latency.choose(pair, in_flight, now)
+        return pair[0] if in_flight[pair[0]] <= in_flight[pair[1]] else pair[1]
+
+    def observe(self, instance: str, service_s: float, *, ok: bool, now: float) -> None:
+        if self._latency is not None:
+            self._latency.observe(instance, service_s, ok=ok, now=now)
+
+    def forget(self, instance: str) -> None:
+        if self._latency is not None:
+            self._latency.forget(instance)
+
+
+def _nth(ready: Collection[str], index: int) -> str:
+    return ready[index] if isinstance(ready, list) else next(islice(ready, index, None))

@@ -13,10 +13,12 @@ from time import monotonic
 import msgspec
 from msgspec import Struct
 
-from dlproxy.config import ModelConfig
+from dlproxy.config import SLEEP, ModelConfig
 from dlproxy.instance import Instance
 from dlproxy.instance.inline import InlineInstance
+from dlproxy.instance.runtime import Runtime
 from dlproxy.instance.runtime.onnx import OnnxRuntime
+from dlproxy.instance.runtime.sleep import SleepRuntime
 from dlproxy.instance.thread import ThreadInstance
 from dlproxy.instance.warmup import Calibration, calibrate
 from dlproxy.policy.knobs import LaneKnobs
@@ -45,35 +47,48 @@ class LoadedModel(Struct):
     recorder: Recorder | None
 
 
-class _Warm(Struct):
-    runtime: OnnxRuntime
+class WarmModel(Struct):
+    """A model that is loaded and calibrated. `threads`: those of ONNX Runtime."""
+
+    runtime: Runtime
     calibration: Calibration
     threads: int
+
+
+class LanePlan(Struct, frozen=True):
+    """How a model's lane is made from its configuration and calibration, served or simulated."""
+
+    knobs: LaneKnobs
+    prior: list[tuple[int, float]]
+    inline: bool
+    instances: list[str]
+
+
+def plan_lane(name: str, config: ModelConfig, calibration: Calibration, *, batched: bool) -> LanePlan:
+    """The lane's knobs, what it knows of latency at the start, and its instances' names."""
+    inline = _runs_inline(config, calibration)
+    knobs = LaneKnobs(
+        max_batch=config.max_batch if batched else 1,
+        max_queue_rows=config.max_queue_rows,
+        slo_s=config.slo_s,
+        max_wait_s=config.max_wait_s,
+        max_batch_s=INLINE_HOLD_S if inline else inf,
+    )
+    instances = [f"{name}-{number}" for number in range(1 if inline else config.instances)]
+    return LanePlan(knobs, list(calibration.points), inline, instances)
 
 
 async def load_model(
     name: str, config: ModelConfig, *, event_log: Path | None = None, clock: Callable[[], float] = monotonic
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ModelError if it cannot be loaded."""
-    warm = await asyncio.to_thread(_warm_up, Path(config.path), config.threads)
-    runtime, calibration = warm.runtime, warm.calibration
-    if not calibration.independent_rows:
-        runtime.signature = msgspec.structs.replace(runtime.signature, batched=False)
-    signature = runtime.signature
-
-    inline = _runs_inline(config, calibration)
-    knobs = LaneKnobs(
-        max_batch=config.max_batch if signature.batched else 1,
-        max_queue_rows=config.max_queue_rows,
-        slo_s=config.slo_s,
-        max_wait_s=config.max_wait_s,
-        max_batch_s=INLINE_HOLD_S if inline else inf,
-    )
-    prior = list(calibration.points)
-    lane = Lane(knobs, prior)
+    warm = await asyncio.to_thread(warm_up, config)
+    runtime, calibration, signature = warm.runtime, warm.calibration, warm.runtime.signature
+    plan = plan_lane(name, config, calibration, batched=signature.batched)
+    lane = Lane(plan.knobs, plan.prior)
     recorder = None
     if event_log is not None:
-        recorder = Recorder(event_log / f"{name}-{config.version}.dlog", Header(name, knobs, prior), lane)
+        recorder = Recorder(event_log / f"{name}-{config.version}.dlog", Header(name, plan.knobs, plan.prior), lane)
 
     stats = ModelStats()
     driver = Driver(
@@ -84,8 +99,8 @@ async def load_model(
         stats=stats,
         clock=clock,
     )
-    for number in range(1 if inline else config.instances):
-        driver.add_instance(_instance(f"{name}-{number}", runtime, inline=inline))
+    for instance in plan.instances:
+        driver.add_instance(_instance(instance, runtime, inline=plan.inline))
 
     served = ServedModel(
         name=name,
@@ -104,7 +119,7 @@ async def load_model(
         driver=driver,
         lane=lane,
         calibration=calibration,
-        inline=inline,
+        inline=plan.inline,
         threads=warm.threads,
         instances=lane.instances,
         recorder=recorder,
@@ -118,10 +133,22 @@ async def unload_model(model: LoadedModel, drain_s: float) -> None:
         model.recorder.close()
 
 
-def _warm_up(path: Path, threads: int) -> _Warm:
-    """Load and calibrate; with `threads` 0, more than one thread is used only if that is measured to pay."""
+def warm_up(config: ModelConfig) -> WarmModel:
+    """Load and calibrate. Blocks for as long as that takes. Raises ModelError."""
+    warm = _calibrated(config)
+    if not warm.calibration.independent_rows:
+        warm.runtime.signature = msgspec.structs.replace(warm.runtime.signature, batched=False)
+    return warm
+
+
+def _calibrated(config: ModelConfig) -> WarmModel:
+    """With `threads` 0, more than one thread is used only if that is measured to pay."""
+    if config.path.startswith(SLEEP):
+        sleeper = SleepRuntime(config.path)
+        return WarmModel(sleeper, calibrate(sleeper), 1)
+    path, threads = Path(config.path), config.threads
     runtime = OnnxRuntime(path, threads=threads or 1)
-    warm = _Warm(runtime, calibrate(runtime), threads or 1)
+    warm = WarmModel(runtime, calibrate(runtime), threads or 1)
     cores = _usable_cores()
     single_s = warm.calibration.single_s
     if threads or cores == 1 or single_s is None or single_s < MANY_THREADS_ABOVE_S:
@@ -129,7 +156,7 @@ def _warm_up(path: Path, threads: int) -> _Warm:
     wide = OnnxRuntime(path, threads=cores)
     calibration = calibrate(wide)
     if calibration.single_s is not None and calibration.single_s * MANY_THREADS_GAIN < single_s:
-        return _Warm(wide, calibration, cores)
+        return WarmModel(wide, calibration, cores)
     return warm
 
 
@@ -140,7 +167,7 @@ def _runs_inline(config: ModelConfig, calibration: Calibration) -> bool:
     return config.instances == 1 and single_s is not None and single_s < INLINE_BELOW_S
 
 
-def _instance(name: str, runtime: OnnxRuntime, *, inline: bool) -> Instance:
+def _instance(name: str, runtime: Runtime, *, inline: bool) -> Instance:
     """Instances of one model share its session: ONNX Runtime sessions take concurrent calls, and the weights exist once."""
     return InlineInstance(name, runtime) if inline else ThreadInstance(name, runtime)
 

@@ -87,15 +87,8 @@ class Recorder:
         self._recording = False
 
 
-class Replay(Struct):
-    """Outcome of a replay: how many entries were compared, and the first that differed, if one did."""
-
-    entries: int
-    first_difference: str | None
-
-
-def replay(path: Path, make_lane: Callable[[LaneKnobs, list[tuple[int, float]]], Lane] = Lane) -> Replay:
-    """Feed the recorded events to a fresh lane and compare its commands, byte for byte. Raises LogError."""
+def read(path: Path) -> tuple[Header, Iterator[Entry]]:
+    """The recording's header and its entries, one by one; what is damaged raises LogError when it is reached."""
     records = _records(path)
     try:
         header = _decode_header(next(records))
@@ -105,13 +98,30 @@ def replay(path: Path, make_lane: Callable[[LaneKnobs, list[tuple[int, float]]],
         raise LogError(f"{path} is no dlproxy event log: {error}") from None
     if header.format != FORMAT:
         raise LogError(f"{path} has format {header.format}; this version reads {FORMAT}")
+    return header, _entries(path, records)
+
+
+def _entries(path: Path, records: Iterator[bytes]) -> Iterator[Entry]:
+    for number, record in enumerate(records, start=1):
+        try:
+            yield _decode_entry(record)
+        except msgspec.DecodeError as error:
+            raise LogError(f"{path}: entry {number} is damaged: {error}") from None
+
+
+class Replay(Struct):
+    """Outcome of a replay: how many entries were compared, and the first that differed, if one did."""
+
+    entries: int
+    first_difference: str | None
+
+
+def replay(path: Path, make_lane: Callable[[LaneKnobs, list[tuple[int, float]]], Lane] = Lane) -> Replay:
+    """Feed the recorded events to a fresh lane and compare its commands, byte for byte. Raises LogError."""
+    header, entries = read(path)
     lane = make_lane(header.knobs, header.prior)
     count = 0
-    for record in records:
-        try:
-            entry = _decode_entry(record)
-        except msgspec.DecodeError as error:
-            raise LogError(f"{path}: entry {count + 1} is damaged: {error}") from None
+    for entry in entries:
         count += 1
         commands = lane.on(entry.event, entry.at)
         if _encode(commands) != _encode(entry.commands):

@@ -238,6 +238,18 @@ def save(result: Result, path: Path) -> None:
         raise ResultError(f"cannot write {path}: {error.strerror}") from None
 
 
+def ensure_writable(path: Path) -> None:
+    """Raise ResultError if a report could not be written there: better before a long run than after it."""
+    existed = path.exists()
+    try:
+        with path.open("ab"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise ResultError(f"cannot write {path}: {error.strerror}") from None
+
+
 def load(path: Path) -> Result:
     """Read what `save` wrote. Raises ResultError."""
     try:

@@ -1,0 +1,226 @@
+"""`dlproxy simulate`: the production lanes in virtual time, under load of any kind, on any number of nodes; or a log replayed.
+
+Not aware of: how time passes in it (lab/simulate), how a report looks (lab/report).
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, complain, say
+
+if TYPE_CHECKING:
+    from dlproxy.config import ModelConfig
+    from dlproxy.lab.load.arrivals import Arrivals
+    from dlproxy.lab.report.result import Result
+    from dlproxy.lab.simulate.engine import LoopCosts
+    from dlproxy.lab.simulate.run import Scenario
+
+MOST_NODES = 100_000
+
+
+def add_to(commands: Commands) -> None:
+    """Declare the command and its options."""
+    simulate = commands.add_parser(
+        "simulate",
+        help="run the same scheduling in virtual time",
+        description="Serve made-up requests by the production scheduling code in virtual time: what-if questions in seconds.",
+    )
+    simulate.add_argument("models", nargs="*", metavar="MODEL", help="path of a model, or NAME=PATH; NAME=SHARE weighs the mix")
+    simulate.add_argument("--config", type=Path, metavar="FILE", help="a dlproxy.toml with the models")
+    simulate.add_argument("--slo", metavar="p99=20ms", help="latency objective of the models given here")
+    simulate.add_argument(
+        "--service",
+        action="append",
+        default=[],
+        metavar="NAME=TIMES",
+        help="service times: NAME=base=10ms,row=0.5ms,cv=0.1 or NAME=EVENT.dlog of a live run; without it the model is loaded "
+        "and measured here",
+    )
+    load = simulate.add_argument_group("load")
+    load.add_argument("--rate", type=float, metavar="R", help="requests per second over all nodes")
+    load.add_argument("--duration", type=float, metavar="SECONDS", help="virtual seconds (default 60, or the trace's length)")
+    load.add_argument("--arrivals", metavar="KIND", help="constant, poisson (default), gamma:cv=4, mmpp:…, daily:…")
+    load.add_argument("--trace", type=Path, metavar="FILE", help="arrival times from a CSV file instead")
+    load.add_argument("--speed", type=float, default=1.0, help="replay the trace this many times as fast")
+    load.add_argument("--rows", type=int, default=1, help="rows of each request (default 1)")
+    load.add_argument("--mix", metavar="A=3,B=1", help="shares of the models in the load (default equal)")
+    load.add_argument("--deadline", metavar="50ms", help="deadline of each request; what cannot meet it is shed")
+    load.add_argument("--objective", metavar="20ms", help="latency that counts as good (default: the deadline)")
+    load.add_argument("--seed", type=int, default=0, help="the same seed gives the same output (default 0)")
+    fleet = simulate.add_argument_group("fleet")
+    fleet.add_argument("--nodes", type=int, default=1, help="dlproxy nodes behind one balancer (default 1)")
+    fleet.add_argument("--balancer", default="peak-ewma", help="peak-ewma, p2c, p2c-least-loaded, least-loaded, round-robin")
+    fleet.add_argument("--fault", action="append", default=[], metavar="FAULT", help="slow:node=node-0,at=10,for=30,factor=12")
+    fleet.add_argument(
+        "--loop", metavar="read=20us,write=15us,path=100us", help="time per request on a node's loop and network"
+    )
+    simulate.add_argument("--replay", type=Path, metavar="EVENT.dlog", help="replay a recorded live run instead, and compare")
+    simulate.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+    simulate.add_argument("--html", type=Path, metavar="FILE", help="write a report to look at")
+    simulate.set_defaults(command=_simulate)
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    from dlproxy.config import ConfigError
+    from dlproxy.instance.runtime import ModelError
+    from dlproxy.lab.load.arrivals import ArrivalsError
+    from dlproxy.lab.report.result import ResultError, ensure_writable, save
+    from dlproxy.lab.report.table import table
+    from dlproxy.lab.simulate.faults import FaultError
+    from dlproxy.telemetry.event_log import LogError
+
+    try:
+        for path in (args.json, args.html):
+            if path is not None:
+                ensure_writable(path)
+        result = _replay(args) if args.replay else _run(args)
+        if args.json is not None:
+            save(result, args.json)
+        if args.html is not None:
+            from dlproxy.lab.report.html import save_html
+
+            save_html(result, args.html)
+    except (ArrivalsError, ConfigError, FaultError, LogError, ModelError, ResultError) as error:
+        complain(str(error))
+        return USER_ERROR
+    say(table(result))
+    if args.replay:
+        return FAILED if result.warnings else OK
+    return INTERRUPTED if result.interrupted else OK
+
+
+def _replay(args: argparse.Namespace) -> "Result":
+    from dlproxy.config import ConfigError
+    from dlproxy.lab.simulate.recording import replayed
+
+    if args.models or args.config or args.rate or args.trace:
+        raise ConfigError("--replay takes its requests and its model from the recording; leave the load options away")
+    return replayed(args.replay, objective_s=_seconds(args.objective))
+
+
+def _run(args: argparse.Namespace) -> "Result":
+    from tqdm import tqdm
+
+    from dlproxy.lab.simulate.run import simulate
+
+    scenario = _scenario(args)
+    with tqdm(
+        total=round(scenario.duration_s, 1), unit="s", desc="virtual time", disable=None, leave=False, delay=1.0
+    ) as progress:
+        return simulate(scenario, lambda seconds: progress.update(seconds - progress.n) and None)
+
+
+def _scenario(args: argparse.Namespace) -> "Scenario":
+    """Raises ArrivalsError, ConfigError, FaultError, LogError, ModelError."""
+    from math import inf
+
+    from dlproxy.config import ConfigError
+    from dlproxy.lab.simulate import faults
+    from dlproxy.lab.simulate.run import BALANCERS, Scenario, plan_model
+
+    if not 1 <= args.nodes <= MOST_NODES:
+        raise ConfigError(f"--nodes {args.nodes} is impossible: give 1 to {MOST_NODES}")
+    if args.rows < 1:
+        raise ConfigError(f"--rows {args.rows} is impossible: a request has at least one row")
+    if args.balancer not in BALANCERS:
+        raise ConfigError(f"no balancer '{args.balancer}'; there are {', '.join(BALANCERS)}")
+    planned_faults = [faults.parse(text) for text in args.fault]
+    arrivals, duration_s = _arrivals(args)
+    configs = _models(args)
+    services = _named(args.service, configs, "--service")
+    shares = _shares(args.mix, configs)
+    models = {name: plan_model(name, config, services.get(name, "")) for name, config in configs.items()}
+    for name, share in shares.items():
+        models[name].share = share
+    for name, model in models.items():
+        if args.rows > model.plan.knobs.max_batch:
+            raise ConfigError(f"--rows {args.rows} is more than max_batch {model.plan.knobs.max_batch} of model {name}")
+    deadline_s = _seconds(args.deadline)
+    return Scenario(
+        models=models,
+        arrivals=arrivals,
+        duration_s=duration_s,
+        nodes=args.nodes,
+        balancer=args.balancer,
+        costs=_loop_costs(args.loop),
+        rows=args.rows,
+        timeout_s=inf if deadline_s is None else deadline_s,
+        objective_s=deadline_s if args.objective is None else _seconds(args.objective),
+        faults=planned_faults,
+        seed=args.seed,
+    )
+
+
+def _arrivals(args: argparse.Namespace) -> "tuple[Arrivals, float]":
+    from math import inf
+
+    from dlproxy.config import ConfigError
+    from dlproxy.lab.load.arrivals import make_arrivals, read_trace
+
+    if args.duration is not None and not 0.0 < args.duration < inf:
+        raise ConfigError(f"--duration {args.duration:g} is impossible: give seconds above 0")
+    if args.trace is not None:
+        if args.rate is not None or args.arrivals is not None:
+            raise ConfigError("--trace says when requests arrive; leave --rate and --arrivals away (--speed changes its rate)")
+        trace = read_trace(args.trace, speed=args.speed)
+        assert trace.duration_s is not None
+        return trace, args.duration or trace.duration_s + 1e-9  # the last arrival belongs to it
+    if args.rate is None:
+        raise ConfigError("no load given; try --rate 500 --duration 60, or --trace FILE")
+    return make_arrivals(args.arrivals or "poisson", rate=args.rate, seed=args.seed), args.duration or 60.0
+
+
+def _models(args: argparse.Namespace) -> "dict[str, ModelConfig]":
+    from dlproxy.cli.models import add_models
+    from dlproxy.config import Config, load
+
+    config = load(args.config) if args.config else Config()
+    return add_models(dict(config.models), args.models, args.slo or "", command="simulate")
+
+
+def _named(pairs: list[str], known: "dict[str, ModelConfig]", option: str) -> dict[str, str]:
+    from dlproxy.config import ConfigError
+
+    named = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if name not in known or not equals or not value:
+            raise ConfigError(f"{option} {pair}: begin with a model's name and '='; models are {', '.join(known)}")
+        named[name] = value
+    return named
+
+
+def _shares(text: str | None, known: "dict[str, ModelConfig]") -> dict[str, float]:
+    from math import inf
+
+    from dlproxy.config import ConfigError
+
+    shares = {}
+    for name, value in _named(text.split(",") if text else [], known, "--mix").items():
+        try:
+            shares[name] = float(value)
+        except ValueError:
+            shares[name] = 0.0
+        if not 0.0 < shares[name] < inf:
+            raise ConfigError(f"--mix {text}: the share of {name} must be a number above 0")
+    return shares
+
+
+def _seconds(text: str | None) -> float | None:
+    from dlproxy.config import parse_duration
+
+    return None if text is None else parse_duration(text.removeprefix("p99="))
+
+
+def _loop_costs(text: str | None) -> "LoopCosts":
+    from dlproxy.config import ConfigError, parse_duration
+    from dlproxy.lab.simulate.engine import LoopCosts
+
+    costs = {}
+    for part in filter(None, (text or "").split(",")):
+        name, _, value = part.partition("=")
+        if name not in ("read", "write", "path"):
+            raise ConfigError(f"--loop {text}: no '{name}'; write it like read=20us,write=15us,path=100us")
+        costs[f"{name}_s"] = parse_duration(value)
+    return LoopCosts(**costs)

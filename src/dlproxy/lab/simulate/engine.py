@@ -1,0 +1,305 @@
+"""Nodes in virtual time: a heap of what happens next drives the production lanes, as serve/driver.py does from the loop.
+
+Called by lab/simulate/run.py, experiments and tests. Not aware of: configuration files, reports.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from heapq import heappop, heappush
+from math import inf
+from typing import Any
+
+from msgspec import Struct
+
+from dlproxy.lab.report.result import Tally
+from dlproxy.lab.simulate.service_times import ServiceTimes
+from dlproxy.message import FailureKind, Ticket
+from dlproxy.policy.balancing import Balancer
+from dlproxy.policy.events import (
+    Arrived,
+    BatchDone,
+    Command,
+    Complete,
+    Dispatch,
+    Event,
+    InstanceLost,
+    InstanceUp,
+    Reject,
+    TimerFired,
+)
+from dlproxy.policy.lane import Lane
+from dlproxy.serve.driver import GATHER_MOST
+
+
+class LoopCosts(Struct, frozen=True):
+    """Seconds that a node's event loop spends on a request: reading and checking it, and writing its answer.
+
+    `path_s` is spent outside of the node, in the network and the client. All 0: the loop is infinitely quick.
+    """
+
+    read_s: float = 0.0
+    write_s: float = 0.0
+    path_s: float = 0.0
+
+
+class Call(Struct, eq=False):
+    """One simulated request: what it asks for, and when it was due."""
+
+    model: str
+    rows: int
+    timeout_s: float
+    due_at: float
+
+
+class Usage(Struct):
+    """What one simulated instance did."""
+
+    batches: int = 0
+    rows: int = 0
+    busy_s: float = 0.0
+
+
+class Heap:
+    """Virtual time: actions in the order of their instants, those of one instant in the order in which they were put."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Callable[[Any, float], None], Any]] = []
+        self._count = 0
+
+    def at(self, instant: float, action: Callable[[Any, float], None], argument: Any) -> None:
+        """Call `action(argument, instant)` then."""
+        self._count += 1
+        heappush(self._heap, (instant, self._count, action, argument))
+
+    def run_until(self, instant: float) -> None:
+        """Everything that happens up to this instant."""
+        heap = self._heap
+        while heap and heap[0][0] <= instant:
+            now, _, action, argument = heappop(heap)
+            action(argument, now)
+
+
+class SimulatedModel:
+    """One lane of one node with its instances. `inline`: batches run on the node's loop and hold it up."""
+
+    def __init__(self, name: str, lane: Lane, times: ServiceTimes, instances: Iterable[str], *, inline: bool = False) -> None:
+        self.name = name
+        self.lane = lane
+        self.times = times
+        self.inline = inline
+        self.usage = {instance: Usage() for instance in instances}
+        self.batch_sizes: dict[int, int] = {}
+        self.slowed: dict[str, float] = {}  # factor of instances that are slow now
+        self.failing: dict[str, float] = {}  # seconds to the error of instances that fail now
+        self.wakes_at = inf
+
+
+class Node:
+    """One dlproxy process: models on one event loop. `finished(ticket id, failure kind or None, instant)` hears of each end."""
+
+    def __init__(
+        self,
+        name: str,
+        models: Iterable[SimulatedModel],
+        heap: Heap,
+        finished: Callable[[int, FailureKind | None, float], None],
+        costs: LoopCosts = LoopCosts(),  # noqa: B008  frozen
+    ) -> None:
+        self.name = name
+        self.models = {model.name: model for model in models}
+        self._heap = heap
+        self._finished = finished
+        self._costs = costs
+        self._has_loop = costs.read_s > 0.0 or costs.write_s > 0.0 or any(model.inline for model in self.models.values())
+        self._inbox: list[tuple[SimulatedModel, Ticket, float]] = []
+        self._later: list[tuple[SimulatedModel, Event | Dispatch]] = []  # what the loop finds ready at its next turn
+        self._free_at = 0.0
+        self._turn_set = False
+        self._finishing = False
+        for model in self.models.values():
+            for instance in model.usage:
+                model.lane.on(InstanceUp(instance), 0.0)
+
+    def arrive(self, number: int, call: Call, now: float) -> None:
+        """A request reaches the node."""
+        model = self.models[call.model]
+        ticket = Ticket(number, now, now + call.timeout_s, call.rows)
+        if self._has_loop:
+            self._inbox.append((model, ticket, call.timeout_s))
+            self._set_turn(now)
+        else:
+            self._tell(model, Arrived([ticket]), now)
+
+    def happen(self, what: tuple[SimulatedModel, Event], now: float) -> None:
+        """An event for a lane, which the loop gets to when it is free."""
+        if self._has_loop:
+            self._later.append(what)
+            self._set_turn(now)
+        else:
+            self._tell(*what, now)
+
+    def _set_turn(self, now: float) -> None:
+        if not self._turn_set:
+            self._turn_set = True
+            self._heap.at(max(now, self._free_at), self._turn, None)
+
+    def _turn(self, _: None, now: float) -> None:
+        """One turn of the loop: read what has come, tell the lanes, run what was ready. Time passes meanwhile."""
+        self._turn_set = False
+        inbox, self._inbox = self._inbox, []
+        later, self._later = self._later, []
+        gathered: dict[str, list[Ticket]] = {}
+        for model, ticket, timeout_s in inbox:
+            now += self._costs.read_s
+            ticket.arrived_at, ticket.deadline_at = now, now + timeout_s
+            tickets = gathered.setdefault(model.name, [])
+            tickets.append(ticket)
+            if len(tickets) >= GATHER_MOST:
+                now = self._tell(model, Arrived(gathered.pop(model.name)), now)
+        for what in later:
+            model, event = what
+            now = self._run_inline(model, event, now) if isinstance(event, Dispatch) else self._tell(model, event, now)
+        for name, tickets in gathered.items():
+            now = self._tell(self.models[name], Arrived(tickets), now)
+        self._free_at = now
+        if self._inbox or self._later:
+            self._set_turn(now)
+
+    def _tell(self, model: SimulatedModel, event: Event, now: float) -> float:
+        """Carry out what the lane answers; returns when the loop is done with it."""
+        if type(event) is TimerFired:
+            if model.wakes_at > now:  # an earlier wake-up took its place
+                return now
+            model.wakes_at = inf
+        for command in model.lane.on(event, now):
+            now = self._carry_out(model, command, now)
+        return now
+
+    def _carry_out(self, model: SimulatedModel, command: Command, now: float) -> float:
+        if isinstance(command, Dispatch):
+            return self._dispatch(model, command, now)
+        if isinstance(command, Complete):
+            write_s = self._costs.write_s
+            for ticket in command.tickets:
+                now += write_s
+                self._finished(ticket.id, None, now)
+        elif isinstance(command, Reject):
+            now += self._costs.write_s
+            self._finished(command.ticket.id, command.failure.kind, now)
+        elif command.at < model.wakes_at:
+            model.wakes_at = command.at
+            self._heap.at(max(command.at, now), self.happen, (model, TimerFired()))
+        return now
+
+    def _dispatch(self, model: SimulatedModel, command: Dispatch, now: float) -> float:
+        if model.inline:
+            if not self._finishing:
+                return self._run_inline(model, command, now)
+            self._later.append((model, command))  # sockets get a turn between two batches that hold the loop
+            return now
+        done, hand_over_s = self._service(model, command)
+        self._heap.at(now + done.service_s + hand_over_s, self.happen, (model, done))
+        return now
+
+    def _run_inline(self, model: SimulatedModel, command: Dispatch, now: float) -> float:
+        done, hand_over_s = self._service(model, command)
+        self._finishing = True
+        now = self._tell(model, done, now + done.service_s + hand_over_s)
+        self._finishing = False
+        return now
+
+    def _service(self, model: SimulatedModel, command: Dispatch) -> tuple[BatchDone, float]:
+        instance, tickets = command.instance, command.tickets
+        rows = sum([ticket.rows for ticket in tickets])
+        service_s, hand_over_s = model.times.draw(rows)
+        error = None
+        if model.slowed:
+            service_s *= model.slowed.get(instance, 1.0)
+        if instance in model.failing:
+            service_s, error = model.failing[instance], "the simulated instance fails"
+        usage = model.usage[instance]
+        usage.batches += 1
+        usage.rows += rows
+        usage.busy_s += service_s
+        model.batch_sizes[rows] = model.batch_sizes.get(rows, 0) + 1
+        return BatchDone(command.batch_id, service_s, error), hand_over_s
+
+    # Faults
+
+    def lose(self, model: SimulatedModel, instance: str, now: float) -> None:
+        """An instance dies."""
+        self.happen((model, InstanceLost(instance, "the simulated instance died")), now)
+
+    def revive(self, model: SimulatedModel, instance: str, now: float) -> None:
+        """An instance that died is up again."""
+        self.happen((model, InstanceUp(instance)), now)
+
+
+class Simulation:
+    """Nodes behind one balancer, and the tally of what became of every request."""
+
+    def __init__(self, tally: Tally, *, balancer: Balancer, path_s: float = 0.0) -> None:
+        self.heap = Heap()
+        self.nodes: dict[str, Node] = {}
+        self._names: list[str] = []
+        self._tally = tally
+        self._balancer = balancer
+        self._path_s = path_s
+        self._open: dict[int, tuple[float, str]] = {}
+        self._in_flight: dict[str, int] = {}
+        self._count = 0
+
+    def add(self, name: str, models: Iterable[SimulatedModel], costs: LoopCosts = LoopCosts()) -> Node:  # noqa: B008  frozen
+        """One more node behind the balancer."""
+        node = self.nodes[name] = Node(name, models, self.heap, self._finished, costs)
+        self._names.append(name)
+        self._in_flight[name] = 0
+        return node
+
+    def send(self, call: Call, now: float) -> None:
+        """A client sends a request; what was due before it has happened."""
+        names = self._names
+        name = names[0] if len(names) == 1 else self._balancer.choose(names, self._in_flight, now)
+        self._count = number = self._count + 1
+        self._open[number] = (call.due_at, name)
+        self._in_flight[name] += 1
+        self._tally.sent_one(call.due_at, now)
+        self.nodes[name].arrive(number, call, now)
+
+    def run(self, calls: Iterable[Call], *, drain_s: float = inf) -> None:
+        """Send every call when it is due, then let what is under way end, for at most `drain_s` seconds."""
+        run_until, send = self.heap.run_until, self.send
+        due_at = 0.0
+        for call in calls:
+            due_at = call.due_at
+            run_until(due_at)
+            send(call, due_at)
+        self.heap.run_until(due_at + drain_s)
+        for due_at_, _ in self._open.values():
+            self._tally.failed("no answer", due_at_, max(due_at + drain_s, due_at_))
+
+    def _finished(self, number: int, failure: FailureKind | None, now: float) -> None:
+        due_at, name = self._open.pop(number)
+        self._in_flight[name] -= 1
+        now += self._path_s
+        if failure is None:
+            self._tally.answered(due_at, now)
+        else:
+            self._tally.failed(failure.value, due_at, now)
+        if len(self._names) > 1:
+            self._balancer.observe(name, now - due_at, ok=failure is None, now=now)
+
+
+def utilisation(nodes: Mapping[str, Node], seconds: float) -> dict[str, dict[str, dict[str, float]]]:
+    """Per node and instance: batches, mean batch size in rows, and the share of the time that it was busy."""
+    return {
+        name: {
+            instance: {
+                "batches": usage.batches,
+                "mean_batch": usage.rows / usage.batches if usage.batches else 0.0,
+                "utilisation": usage.busy_s / seconds if seconds else 0.0,
+            }
+            for model in node.models.values()
+            for instance, usage in model.usage.items()
+        }
+        for name, node in nodes.items()
+    }

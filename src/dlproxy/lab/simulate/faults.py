@@ -1,0 +1,107 @@
+"""Faults of a simulation: an instance slows down, dies and comes back, or fails fast, at given times.
+
+Written like `slow:node=node-0,at=10,for=30,factor=12`. Called by lab/simulate/run.py. Not aware of: why things break.
+"""
+
+from math import inf
+from typing import Literal
+
+from msgspec import Struct
+
+from dlproxy.lab.simulate.engine import Node, SimulatedModel, Simulation
+
+Kind = Literal["slow", "die", "fail"]
+EXAMPLES = (
+    "slow:node=node-0,at=10,for=30,factor=12; die:node=node-0,instance=digits-0,at=10,for=5; fail:node=node-1,at=10,for=30"
+)
+
+
+class FaultError(ValueError):
+    """A fault that is not understood or names what does not exist."""
+
+
+class Fault(Struct, frozen=True, kw_only=True):
+    """One fault. `instance`: empty for every one of the node's. Seconds from the start of the run; `for_s` may be infinite.
+
+    slow: batches take `factor` times as long. die: the instance is lost and comes up again. fail: batches end with an
+    error after `after_s`.
+    """
+
+    text: str = ""
+    kind: Kind
+    node: str
+    instance: str = ""
+    at_s: float = 0.0
+    for_s: float = inf
+    factor: float = 10.0
+    after_s: float = 0.001
+
+
+_OPTIONS = {"at": "at_s", "for": "for_s", "factor": "factor", "after": "after_s"}
+
+
+def parse(text: str) -> Fault:
+    """A fault from its description. Raises FaultError."""
+    kind, _, rest = text.partition(":")
+    if kind not in ("slow", "die", "fail"):
+        raise FaultError(f"fault '{text}': no kind '{kind}'; there are slow, die and fail. Examples: {EXAMPLES}")
+    names: dict[str, str] = {}
+    numbers: dict[str, float] = {}
+    for part in filter(None, rest.split(",")):
+        name, _, value = part.partition("=")
+        if name in ("node", "instance"):
+            names[name] = value
+        elif name in _OPTIONS:
+            try:
+                numbers[_OPTIONS[name]] = float(value)
+            except ValueError:
+                raise FaultError(f"fault '{text}': {name} takes a number, not '{value}'") from None
+            if not numbers[_OPTIONS[name]] >= 0.0:
+                raise FaultError(f"fault '{text}': {name} must not be negative")
+        else:
+            raise FaultError(f"fault '{text}': no option '{name}'; there are node, instance, {', '.join(_OPTIONS)}")
+    if not names.get("node"):
+        raise FaultError(f"fault '{text}' does not say which node, such as node=node-0")
+    return Fault(text=text, kind=kind, node=names["node"], instance=names.get("instance", ""), **numbers)  # type: ignore[arg-type]
+
+
+def plan_fault(simulation: Simulation, fault: Fault) -> None:
+    """Put the fault's beginning and end on the simulation's heap. Raises FaultError for an unknown node or instance."""
+    node = simulation.nodes.get(fault.node)
+    if node is None:
+        names = list(simulation.nodes)
+        raise FaultError(f"no node '{fault.node}'; there are {names[0]}" + (f" to {names[-1]}" if len(names) > 1 else ""))
+    hit = [(model, instance) for model in node.models.values() for instance in model.usage if fault.instance in ("", instance)]
+    if not hit:
+        known = ", ".join(instance for model in node.models.values() for instance in model.usage)
+        raise FaultError(f"no instance '{fault.instance}' on {fault.node}; there are {known}")
+    for model, instance in hit:
+        effect = _Effect(fault, node, model, instance)
+        simulation.heap.at(fault.at_s, effect.begin, None)
+        if fault.for_s != inf:
+            simulation.heap.at(fault.at_s + fault.for_s, effect.end, None)
+
+
+class _Effect(Struct):
+    """A fault on one instance."""
+
+    fault: Fault
+    node: Node
+    model: SimulatedModel
+    instance: str
+
+    def begin(self, _: None, now: float) -> None:
+        if self.fault.kind == "slow":
+            self.model.slowed[self.instance] = self.fault.factor
+        elif self.fault.kind == "fail":
+            self.model.failing[self.instance] = self.fault.after_s
+        else:
+            self.node.lose(self.model, self.instance, now)
+
+    def end(self, _: None, now: float) -> None:
+        if self.fault.kind == "slow":
+            self.model.slowed.pop(self.instance, None)
+        elif self.fault.kind == "fail":
+            self.model.failing.pop(self.instance, None)
+        else:
+            self.node.revive(self.model, self.instance, now)

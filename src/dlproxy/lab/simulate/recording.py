@@ -1,0 +1,66 @@
+"""What a live run's event log tells a simulation: how long batches took, and, replayed, what became of every request.
+
+Called by lab/simulate/run.py and cli/simulate.py. Not aware of: nodes, arrival processes.
+"""
+
+from pathlib import Path
+
+from dlproxy.lab.report.result import Result, Tally, make_result
+from dlproxy.policy.events import Arrived, BatchDone, Complete, Dispatch, Reject
+from dlproxy.telemetry.event_log import Header, LogError, read, replay
+
+
+class Batches:
+    """The batches of a recording: (rows, service seconds, seconds more until the lane heard of it), in order of their ends."""
+
+    def __init__(self, path: Path) -> None:
+        header, entries = read(path)
+        self.header: Header = header
+        self.samples: list[tuple[int, float, float]] = []
+        running: dict[int, tuple[int, float]] = {}
+        for entry in entries:
+            if isinstance(entry.event, BatchDone) and entry.event.batch_id in running:
+                rows, dispatched_at = running.pop(entry.event.batch_id)
+                if entry.event.error is None:
+                    service_s = entry.event.service_s
+                    self.samples.append((rows, service_s, max(entry.at - dispatched_at - service_s, 0.0)))
+            for command in entry.commands:
+                if isinstance(command, Dispatch):
+                    running[command.batch_id] = (sum(ticket.rows for ticket in command.tickets), entry.at)
+        if not self.samples:
+            raise LogError(f"{path} holds no batch that was answered: there are no service times to learn from it")
+
+
+def replayed(path: Path, *, objective_s: float | None = None) -> Result:
+    """Replay a recording and report it: latencies are those of the lane, from arrival to completion. Raises LogError.
+
+    A difference between the replayed commands and the live ones is the result's first warning.
+    """
+    header, entries = read(path)
+    span = [entry.at for entry in entries]
+    if not span:
+        raise LogError(f"{path} holds no events")
+    start_at, end_at = span[0], span[-1]
+    tally = Tally(start_at, end_at + 1e-9, objective_s)
+    sizes: dict[int, int] = {}
+    for entry in read(path)[1]:
+        if isinstance(entry.event, Arrived):
+            for ticket in entry.event.tickets:
+                tally.sent_one(ticket.arrived_at, entry.at)
+        for command in entry.commands:
+            if isinstance(command, Complete):
+                for ticket in command.tickets:
+                    tally.answered(ticket.arrived_at, entry.at)
+            elif isinstance(command, Reject):
+                tally.failed(command.failure.kind.value, command.ticket.arrived_at, entry.at)
+            elif isinstance(command, Dispatch):
+                rows = sum(ticket.rows for ticket in command.tickets)
+                sizes[rows] = sizes.get(rows, 0) + 1
+    setup = {"log": path.name, "model": header.model, "max_batch": header.knobs.max_batch, "slo_s": header.knobs.slo_s}
+    result = make_result(tally, kind="replay", started="", target=header.model, setup=setup)
+    result.batch_sizes = dict(sorted(sizes.items()))
+    outcome = replay(path)
+    result.setup["entries"] = outcome.entries
+    if outcome.first_difference is not None:
+        result.warnings = [f"the replay differs from the recording at {outcome.first_difference}"]
+    return result

@@ -1,0 +1,220 @@
+"""A simulation from its description to its Result: plans the lanes as the server would, builds the nodes, sends the load.
+
+Called by cli/simulate.py, benchmarks and tests. Not aware of: the command line, files of results.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec import Struct, field
+
+from dlproxy.config import ConfigError, ModelConfig, parse_duration
+from dlproxy.instance.warmup import Calibration
+from dlproxy.lab.load.arrivals import Arrivals
+from dlproxy.lab.report.result import Result, Tally, make_result
+from dlproxy.lab.simulate.engine import Call, LoopCosts, SimulatedModel, Simulation, utilisation
+from dlproxy.lab.simulate.faults import Fault, plan_fault
+from dlproxy.lab.simulate.recording import Batches
+from dlproxy.lab.simulate.service_times import Fitted, Measured, ServiceTimes
+from dlproxy.policy.balancing import Balancer, LeastLoaded, LeastPeakEwma, PowerOfTwo, RoundRobin
+from dlproxy.policy.lane import Lane
+from dlproxy.serve.assemble import LanePlan, plan_lane, warm_up
+
+LARGEST_CALIBRATED = 64  # rows; a described line is calibrated at 1 and at this size, as warm-up would
+MANY_NODES = 64  # above, peak-EWMA compares two nodes drawn at random instead of all
+DRAWS = 4096
+
+BALANCERS: dict[str, Callable[[Callable[[], float]], Balancer]] = {
+    "peak-ewma": lambda draw: LeastPeakEwma(),
+    "p2c": lambda draw: PowerOfTwo(draw, latency_aware=True),
+    "p2c-least-loaded": PowerOfTwo,
+    "least-loaded": lambda draw: LeastLoaded(),
+    "round-robin": lambda draw: RoundRobin(),
+}
+
+
+class ModelPlan(Struct):
+    """One model of a simulation: its lane, and service times for a seed. `service` says where these come from, in words."""
+
+    plan: LanePlan
+    times: Callable[[int], ServiceTimes]
+    service: str
+    share: float = 1.0
+
+
+class Scenario(Struct, kw_only=True):
+    """What is simulated. `timeout_s`: each request's deadline; `rows`: of each request; shares weigh the models."""
+
+    models: dict[str, ModelPlan]
+    arrivals: Arrivals
+    duration_s: float
+    nodes: int = 1
+    balancer: str = "peak-ewma"
+    costs: LoopCosts = LoopCosts()
+    rows: int = 1
+    timeout_s: float = inf
+    objective_s: float | None = None
+    faults: Sequence[Fault] = ()
+    seed: int = 0
+    setup: dict[str, Any] = field(default_factory=dict)
+
+
+def plan_model(name: str, config: ModelConfig, service: str = "") -> ModelPlan:
+    """How a model would be served, and how long its batches take. Raises ConfigError, LogError, ModelError.
+
+    `service`: "base=10ms,row=0.5ms,cv=0.1" describes a line, a path of an event log gives what was measured live, and
+    nothing loads and calibrates the model itself.
+    """
+    if service and ("=" not in service.partition(",")[0] or Path(service).exists()):
+        batches = Batches(Path(service))
+        calibration = Calibration(tuple(batches.header.prior), True)
+        plan = plan_lane(name, config, calibration, batched=batches.header.knobs.max_batch > 1)
+        return ModelPlan(
+            plan, lambda seed: Measured(batches.samples, seed=seed), f"{len(batches.samples)} batches of {Path(service).name}"
+        )
+    if service:
+        base_s, row_s, cv = _line(service)
+        points = tuple((rows, base_s + row_s * rows) for rows in (1, LARGEST_CALIBRATED))
+        plan = plan_lane(name, config, Calibration(points, True), batched=True)
+        return ModelPlan(plan, lambda seed: Fitted(base_s, row_s, cv=cv, seed=seed), service)
+    warm = warm_up(config)
+    signature, calibration = warm.runtime.signature, warm.calibration
+    if not calibration.points:
+        raise ConfigError(f"model {name}: {calibration.warning}; describe its times: --service {name}=base=10ms,row=0.5ms")
+    plan = plan_lane(name, config, calibration, batched=signature.batched)
+    samples = [(rows, seconds, 0.0) for rows, seconds in calibration.points]
+    return ModelPlan(plan, lambda seed: Measured(samples, seed=seed), f"calibrated here at {len(samples)} batch sizes")
+
+
+def _line(text: str) -> tuple[float, float, float]:
+    values = {"base": 0.0, "row": 0.0, "cv": 0.0}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in values:
+            raise ConfigError(f"service '{text}': no option '{name}'; write it like base=10ms,row=0.5ms,cv=0.1")
+        try:
+            values[name] = float(value) if name == "cv" else parse_duration(value)
+        except (ConfigError, ValueError):
+            raise ConfigError(f"service '{text}': {part} is not understood; write it like base=10ms,row=0.5ms,cv=0.1") from None
+    if values["base"] + values["row"] <= 0.0 or not 0.0 <= values["cv"] < inf:
+        raise ConfigError(f"service '{text}': base or row must be above 0, and cv not negative")
+    return values["base"], values["row"], values["cv"]
+
+
+def simulate(scenario: Scenario, on_progress: Callable[[float], None] = lambda seconds: None) -> Result:
+    """Run it. `on_progress` gets the virtual seconds that have passed. Raises FaultError.
+
+    Ctrl-C ends it early: the result then covers what was simulated, and says `interrupted`.
+    """
+    tally = Tally(0.0, scenario.duration_s, scenario.objective_s)
+    simulation = build(scenario, tally)
+    last_due_s = 0.0
+
+    def calls() -> Iterator[Call]:
+        nonlocal last_due_s
+        for call in make_calls(scenario, on_progress):
+            last_due_s = call.due_at
+            yield call
+
+    interrupted = False
+    try:
+        simulation.run(calls())
+    except KeyboardInterrupt:
+        interrupted = True
+        tally.cut(last_due_s)
+    setup = {**_setup(scenario), **scenario.setup}
+    target = ", ".join(scenario.models)
+    result = make_result(tally, kind="simulation", started="", target=target, setup=setup)
+    result.instances = utilisation(simulation.nodes, tally.duration_s)
+    result.batch_sizes = _batch_sizes(simulation)
+    result.interrupted = interrupted
+    return result
+
+
+def build(scenario: Scenario, tally: Tally) -> Simulation:
+    """The nodes, each with a lane per model, and the faults to come."""
+    seeds = iter(np.random.SeedSequence(scenario.seed).generate_state(1 + scenario.nodes * len(scenario.models)).tolist())
+    name = scenario.balancer
+    if name == "peak-ewma" and scenario.nodes > MANY_NODES:
+        name = "p2c"
+    balancer = BALANCERS[name](uniform(next(seeds)).__next__)
+    simulation = Simulation(tally, balancer=balancer, path_s=scenario.costs.path_s)
+    for number in range(scenario.nodes):
+        models = [
+            SimulatedModel(
+                name,
+                Lane(model.plan.knobs, model.plan.prior),
+                model.times(next(seeds)),
+                model.plan.instances,
+                inline=model.plan.inline,
+            )
+            for name, model in scenario.models.items()
+        ]
+        simulation.add(f"node-{number}", models, scenario.costs)
+    for fault in scenario.faults:
+        plan_fault(simulation, fault)
+    return simulation
+
+
+def make_calls(scenario: Scenario, on_progress: Callable[[float], None] = lambda seconds: None) -> Iterator[Call]:
+    """The scenario's requests in the order in which they are due."""
+    names = list(scenario.models)
+    rows, timeout_s = scenario.rows, scenario.timeout_s
+    shares = np.cumsum([scenario.models[name].share for name in names])
+    random = np.random.default_rng((scenario.seed, 1))
+    for chunk in scenario.arrivals.chunks(scenario.duration_s):
+        if len(names) == 1:
+            chosen = [names[0]] * chunk.size
+        else:
+            indices = np.searchsorted(shares / shares[-1], random.random(chunk.size), side="right")
+            chosen = [names[index] for index in indices.tolist()]
+        for due_at, name in zip(chunk.tolist(), chosen, strict=True):
+            yield Call(name, rows, timeout_s, due_at)
+        if chunk.size:
+            on_progress(float(chunk[-1]))
+
+
+def uniform(seed: int) -> Iterator[float]:
+    """Endless uniform numbers in [0, 1)."""
+    random = np.random.default_rng(seed)
+    while True:
+        yield from random.random(DRAWS).tolist()
+
+
+def _batch_sizes(simulation: Simulation) -> dict[int, int]:
+    sizes: dict[int, int] = {}
+    for node in simulation.nodes.values():
+        for model in node.models.values():
+            for rows, times in model.batch_sizes.items():
+                sizes[rows] = sizes.get(rows, 0) + times
+    return dict(sorted(sizes.items()))
+
+
+def _setup(scenario: Scenario) -> Mapping[str, Any]:
+    costs = scenario.costs
+    return {
+        "arrivals": scenario.arrivals.label,
+        "rate": scenario.arrivals.rate,
+        "duration_s": scenario.duration_s,
+        "nodes": scenario.nodes,
+        "balancer": scenario.balancer,
+        "rows": scenario.rows,
+        "timeout_s": None if scenario.timeout_s == inf else scenario.timeout_s,
+        "loop_us": {"read": costs.read_s * 1e6, "write": costs.write_s * 1e6, "path": costs.path_s * 1e6},
+        "seed": scenario.seed,
+        "models": {
+            name: {
+                "service": model.service,
+                "share": model.share,
+                "instances": len(model.plan.instances),
+                "inline": model.plan.inline,
+                "max_batch": model.plan.knobs.max_batch,
+                "slo_s": model.plan.knobs.slo_s,
+            }
+            for name, model in scenario.models.items()
+        },
+        "faults": [fault.text for fault in scenario.faults],
+    }
