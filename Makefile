@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-.PHONY: help setup demo test test-extras check fmt bench docs clean
+.PHONY: help setup demo test test-extras check fmt bench fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | check | fmt | bench | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | check | fmt | bench | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -31,6 +31,9 @@ fmt: setup
 
 bench: setup
 	@$(PY) -m benchmarks.serving $(ARGS)
+
+fidelity: setup
+	@$(PY) -m benchmarks.fidelity $(ARGS)
 
 docs: setup
 	@$(PY) docs/generate.py

@@ -1,0 +1,1 @@
+"""How far the simulator is from the server that it simulates: `python -m benchmarks.fidelity`."""
