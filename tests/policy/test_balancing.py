@@ -98,9 +98,19 @@ def test_failures_without_end_stay_finite_and_are_forgiven() -> None:
     assert isfinite(balancer.expected_s("a", 1.0))
     assert balancer.expected_s("a", 1.0) <= MAX_PENALTY_S
     assert choose(balancer, 1.0) == "b"
+    balancer.observe("b", 0.010, ok=True, now=101.0)
     assert choose(balancer, 101.0) == "a", "after some minute and a half it is tried again"
     balancer.observe("a", 0.010, ok=True, now=200.0)
     assert balancer.expected_s("a", 200.0) == pytest.approx(0.010, rel=0.01)
+
+
+def test_an_instance_that_was_never_tried_is_tried_in_time() -> None:
+    balancer = LeastPeakEwma()
+    for tenth in range(120):
+        balancer.observe("a", INITIAL_S / 3, ok=True, now=tenth / 10)
+        if choose(balancer, tenth / 10) == "b":
+            return
+    pytest.fail("b was taken for slow for ever, though nobody had tried it")
 
 
 def test_an_instance_of_the_same_name_starts_anew() -> None:

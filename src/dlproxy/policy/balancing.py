@@ -34,12 +34,14 @@ class LeastPeakEwma:
 
     def __init__(self) -> None:
         self._ewma: dict[str, tuple[float, float]] = {}
+        self._met_at: dict[str, float] = {}  # when those that were never observed came into view
 
     def choose(self, ready: Collection[str], in_flight: Mapping[str, int], now: float) -> str:
         return min(ready, key=lambda instance: (in_flight[instance] + 1) * self.expected_s(instance, now))
 
     def observe(self, instance: str, service_s: float, *, ok: bool, now: float) -> None:
         value, at = self._ewma.get(instance, (0.0, now))
+        self._met_at.pop(instance, None)
         if not ok:
             service_s = max(service_s, min(ERROR_PENALTY * (value or INITIAL_S), MAX_PENALTY_S))
         if service_s < value:
@@ -48,14 +50,16 @@ class LeastPeakEwma:
         self._ewma[instance] = (service_s, now)
 
     def expected_s(self, instance: str, now: float) -> float:
-        """The peak-EWMA as it stands now; a silent instance's peak decays too, so it is tried again."""
-        if instance not in self._ewma:
-            return INITIAL_S
-        value, at = self._ewma[instance]
+        """The peak-EWMA as it stands now; a silent or unknown instance's decays too, so that it is tried (again)."""
+        if instance in self._ewma:
+            value, at = self._ewma[instance]
+        else:
+            value, at = INITIAL_S, self._met_at.setdefault(instance, now)
         return value * exp((at - now) / DECAY_S)
 
     def forget(self, instance: str) -> None:
         self._ewma.pop(instance, None)
+        self._met_at.pop(instance, None)
 
 
 class RoundRobin:
@@ -82,10 +86,11 @@ class LeastLoaded:
         self._turn = 0
 
     def choose(self, ready: Collection[str], in_flight: Mapping[str, int], now: float) -> str:
-        least = min(in_flight[instance] for instance in ready)
-        equals = [instance for instance in ready if in_flight[instance] == least]
-        self._turn += 1
-        return equals[self._turn % len(equals)]
+        names, first = list(ready), self._turn % len(ready)
+        in_turn = [*range(first, len(names)), *range(first)]
+        chosen: int = min(in_turn, key=lambda index: in_flight[names[index]])
+        self._turn = chosen + 1
+        return names[chosen]
 
     def observe(self, instance: str, service_s: float, *, ok: bool, now: float) -> None:
         """Looks at what is in flight only."""

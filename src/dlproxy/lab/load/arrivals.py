@@ -4,9 +4,8 @@ Called by lab/load (live) and lab/simulate (virtual time), so that both see the 
 """
 
 import csv
-import re
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from math import exp, inf
 from pathlib import Path
 
@@ -17,6 +16,7 @@ Instants = NDArray[np.float64]
 Gaps = Callable[[int], Instants]  # so many inter-arrival times with mean 1
 
 CHUNK = 8192  # arrivals drawn at a time
+LEAST_CV, MOST_CV = 1e-3, 100.0
 
 
 class ArrivalsError(ValueError):
@@ -70,7 +70,7 @@ def make_arrivals(spec: str, *, rate: float, seed: int) -> Arrivals:
         except ValueError:
             raise ArrivalsError(f"arrivals '{spec}': {name} takes a number, not '{value}'") from None
         if not 0.0 < options[name] < inf:
-            raise ArrivalsError(f"arrivals '{spec}': {name} must be above 0")
+            raise ArrivalsError(f"arrivals '{spec}': {name} must be a number above 0")
     return Arrivals(spec, rate, build(rate, seed, options))
 
 
@@ -99,7 +99,7 @@ def read_trace(path: Path, *, speed: float = 1.0) -> Arrivals:
 
 def _trace_seconds(path: Path) -> list[float]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             return _seconds_of(csv.reader(file), path)
     except OSError as error:
         raise ArrivalsError(f"trace {path} cannot be read: {error.strerror}") from None
@@ -133,10 +133,11 @@ def _seconds(text: str) -> float | None:
         value = float(text)
     except ValueError:
         try:
-            # fractions of any length: Python 3.11 takes them, cut after microseconds
-            return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text)).timestamp()
+            when = datetime.fromisoformat(text)
         except ValueError:
             return None
+        # without a zone it is UTC, on every machine: local time would jump where daylight saving begins
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
     return value if abs(value) < inf else None
 
 
@@ -173,6 +174,10 @@ def _gamma(rate: float, seed: int, options: dict[str, float]) -> Callable[[], It
 
 
 def _gamma_gaps(cv: float) -> Callable[[np.random.Generator], Gaps]:
+    if not LEAST_CV <= cv <= MOST_CV:
+        raise ArrivalsError(
+            f"arrivals: cv {cv:g} is out of range: {LEAST_CV:g} (nearly even) to {MOST_CV:g} (rare large bursts)"
+        )
     shape = 1.0 / cv**2
     return lambda random: lambda count: random.gamma(shape, 1.0 / shape, count)
 
@@ -187,11 +192,15 @@ def _mmpp(rate: float, seed: int, options: dict[str, float]) -> Callable[[], Ite
     def draw() -> Iterator[Instants]:
         random = np.random.default_rng(seed)
         at = 0.0
+        is_high = random.random() < share  # as after a long time; always low first would be too few arrivals in a short run
         while True:
-            for spell_rate, mean_s in spells:
-                length_s = random.exponential(mean_s)
+            spell_rate, mean_s = spells[is_high]
+            end = at + random.exponential(mean_s)
+            while at < end:  # in pieces, so that a long spell is no huge array
+                length_s = min(end - at, CHUNK / spell_rate)
                 yield at + np.sort(random.uniform(0.0, length_s, random.poisson(spell_rate * length_s)))
-                at += length_s
+                at = end if length_s == end - at else at + length_s
+            is_high = not is_high
 
     return draw
 

@@ -4,7 +4,7 @@ Filled by lab/load and lab/simulate, shown by table.py, html.py and compare.py. 
 """
 
 from array import array
-from math import floor, inf
+from math import floor, inf, nextafter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from dlproxy.lab.report.histogram import Histogram
+from dlproxy.lab.report.histogram import Histogram, HistogramError
 
 FORMAT = 1
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
@@ -21,6 +21,10 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99_9": 0.999}
 
 class ResultError(ValueError):
     """A result file that cannot be read; the message says why."""
+
+
+class _Format(Struct):
+    format: int
 
 
 class Second(Struct, kw_only=True):
@@ -40,6 +44,18 @@ class Generator(Struct, kw_only=True):
     cpu_share: float
     late_p99_ms: float
     late_max_ms: float
+
+
+class Trial(Struct, kw_only=True):
+    """One run of a search for the highest rate: whether `rate` requests per second met the objective, and if not, why."""
+
+    rate: float
+    duration_s: float
+    sent: int
+    failed: int
+    p99_ms: float | None
+    passed: bool
+    reason: str = ""
 
 
 class Result(Struct, kw_only=True):
@@ -67,6 +83,7 @@ class Result(Struct, kw_only=True):
     timeline: list[Second]
     histogram: str
     generator: Generator | None = None
+    trials: list[Trial] = []
     instances: dict[str, Any] = {}
     warnings: list[str] = []
     interrupted: bool = False
@@ -95,10 +112,11 @@ class Tally:
         self._row = _Row()
         self._latencies = array("d")
         self._close_at = -inf
+        self._due_before = end_at
 
     def sent_one(self, due_at: float, now: float) -> None:
         """A request went out."""
-        if self.start_at <= due_at < self.end_at:
+        if self.start_at <= due_at < self._due_before:
             if now >= self._close_at:
                 self._next_second(now)
             self.sent += 1
@@ -106,7 +124,7 @@ class Tally:
 
     def answered(self, due_at: float, now: float) -> None:
         """A request succeeded: its latency counts from when it was due, not from when it was sent."""
-        if self.start_at <= due_at < self.end_at:
+        if self.start_at <= due_at < self._due_before:
             if now >= self._close_at:
                 self._next_second(now)
             latency_s = now - due_at
@@ -119,15 +137,16 @@ class Tally:
 
     def failed(self, kind: str, due_at: float, now: float) -> None:
         """A request did not succeed."""
-        if self.start_at <= due_at < self.end_at:
+        if self.start_at <= due_at < self._due_before:
             if now >= self._close_at:
                 self._next_second(now)
             self.errors[kind] = self.errors.get(kind, 0) + 1
             self._row.failed += 1
 
     def cut(self, now: float) -> None:
-        """The run ends here, before its time."""
+        """The run ends here, before its time. What is due at this very instant may have been sent, so it still belongs."""
         self.end_at = max(min(self.end_at, now), self.start_at)
+        self._due_before = min(self._due_before, nextafter(now, inf))
 
     def merge(self, other: "Tally") -> None:
         """Add what another process counted; both are closed for further counting."""
@@ -201,7 +220,7 @@ class _Row:
         order = np.argsort(values)
         reached = np.cumsum(np.concatenate([times for _, times in self._steps])[order])
         p50, p99 = (
-            float(values[order][np.searchsorted(reached, np.ceil(share * reached[-1]))]) * 1e-3 for share in (0.5, 0.99)
+            float(values[order][np.searchsorted(reached, np.ceil(share * reached[-1] - 1e-9))]) * 1e-3 for share in (0.5, 0.99)
         )
         return Second(at_s=at_s, sent=self.sent, ok=int(reached[-1]), failed=self.failed, p50_ms=p50, p99_ms=p99)
 
@@ -253,11 +272,16 @@ def ensure_writable(path: Path) -> None:
 def load(path: Path) -> Result:
     """Read what `save` wrote. Raises ResultError."""
     try:
-        result = msgspec.json.decode(path.read_bytes(), type=Result)
+        encoded = path.read_bytes()
+        written_as = msgspec.json.decode(encoded, type=_Format).format
+        if written_as != FORMAT:
+            raise ResultError(f"{path} has format {written_as}; this version reads {FORMAT}")
+        result = msgspec.json.decode(encoded, type=Result)
+        Histogram.decode(result.histogram)
     except OSError as error:
         raise ResultError(f"cannot read {path}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ResultError(f"{path} is no result of dlproxy bench or simulate: {error}") from None
-    if result.format != FORMAT:
-        raise ResultError(f"{path} has format {result.format}; this version reads {FORMAT}")
+    except HistogramError as error:
+        raise ResultError(f"{path} is damaged: {error}") from None
     return result

@@ -1,0 +1,160 @@
+"""Two results side by side: their figures with ratios, what differed in their setup, and how far one pair can be trusted.
+
+Called by cli/. Not aware of: files, and whether a larger figure is the better one for the reader.
+"""
+
+import textwrap
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlproxy.lab.report import words
+from dlproxy.lab.report.result import Result, Second
+
+WIDTH = 100
+_LEAST_SECONDS = 5  # whole seconds in each run, below which their spread says nothing
+_ALIKE = 0.05  # durations and offered rates that differ by less are called the same
+
+
+def compare(a: Result, b: Result) -> str:
+    """Lines of text of at most 100 columns, without a newline at the end."""
+    sections = [_what(a, b), _figures(a, b), _noise(a, b), _remarks(a, b)]
+    return "\n\n".join("\n".join(lines) for lines in map(list, sections) if lines)
+
+
+def _wrapped(start: str, text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
+
+
+def _what(a: Result, b: Result) -> Iterator[str]:
+    for name, result in (("a", a), ("b", b)):
+        started = f", started {result.started}" if result.started else ""
+        length = words.duration(result.duration_s * 1e3)
+        yield f"{name}  " + words.plain(f"{result.kind} of {words.plain(result.target)}: {length}{started}", WIDTH - 3)
+    options_a, options_b = words.setup_rows(a.setup, 40), words.setup_rows(b.setup, 40)
+    differing = [name for name in {**options_a, **options_b} if options_a.get(name) != options_b.get(name)]
+    if not differing:
+        yield "same options"
+    for name in differing:
+        yield from _wrapped("   ", f"{name}: {options_a.get(name, 'not given')} in a, {options_b.get(name, 'not given')} in b")
+
+
+def _figures(a: Result, b: Result) -> Iterator[str]:
+    rows: list[tuple[str, ...]] = [("", "a", "b", "b / a")]
+    rows.append(("offered", words.rate(a.offered_rps), words.rate(b.offered_rps), _ratio(a.offered_rps, b.offered_rps)))
+    rows.append(("answered", words.rate(a.rate_rps), words.rate(b.rate_rps), _ratio(a.rate_rps, b.rate_rps)))
+    goodputs = [None if result.objective_ms is None else result.goodput_rps for result in (a, b)]
+    if goodputs != [None, None]:
+        cells = ["-" if known is None else words.rate(known) for known in goodputs]
+        rows.append(("within objective", *cells, _ratio(*goodputs)))
+    for key, label in words.QUANTILE_NAMES.items():
+        known_a, known_b = _latency(a, key), _latency(b, key)
+        if known_a is not None or known_b is not None:
+            rows.append((label, *(_said(known) for known in (known_a, known_b)), _ratio(known_a, known_b)))
+    shares = [result.failed / ended if (ended := words.finished(result)) else None for result in (a, b)]
+    rows.append(("errors", *("-" if known is None else words.share(known, 1.0) for known in shares), _ratio(*shares)))
+    batch_a, batch_b = words.mean_batch(a), words.mean_batch(b)
+    if batch_a is not None or batch_b is not None:
+        means = ("-" if known is None else words.number(known) for known in (batch_a, batch_b))
+        rows.append(("mean batch", *means, _ratio(batch_a, batch_b)))
+    yield from _aligned(rows)
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for name, *cells in rows:
+        line = "".join(f"   {cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        yield f"{name:<{widths[0]}}{line}".rstrip()
+
+
+def _latency(result: Result, key: str) -> float | None:
+    return result.latency_ms.get(key) if result.ok else None
+
+
+def _said(ms: float | None) -> str:
+    return "-" if ms is None else words.duration(ms)
+
+
+def _ratio(a: float | None, b: float | None) -> str:
+    if a is None or b is None or a <= 0.0:
+        return "-"
+    ratio = b / a
+    return f"{ratio:.2f}" if 0.1 <= ratio < 100.0 else words.number(ratio)
+
+
+def _noise(a: Result, b: Result) -> Iterator[str]:
+    """What the spread of the single seconds says about each difference, without claiming more."""
+    seconds_a, seconds_b = _whole_seconds(a), _whole_seconds(b)
+    if min(len(seconds_a), len(seconds_b)) < _LEAST_SECONDS:
+        yield f"Too short to tell a difference from noise: {_LEAST_SECONDS} whole seconds with answers are needed."
+        return
+    rows: list[tuple[str, ...]] = [("second by second", "median", "from", "to", "worst", "")]
+    for name, field in (("answered", "ok"), ("p50", "p50_ms"), ("p99", "p99_ms")):
+        of_a, of_b = (np.array([float(getattr(second, field)) for second in known]) for known in (seconds_a, seconds_b))
+        rows.append((f"{name:<13}a", *_spread(of_a, field), ""))
+        rows.append((f"{'':<13}b", *_spread(of_b, field), _verdict(of_a, of_b)))
+    yield from _aligned(rows)
+    yield ""
+    yield from _wrapped(
+        "",
+        "Nine in ten seconds lie within from and to. Where these overlap, the difference may be noise. How much whole runs "
+        "differ cannot be seen in one pair: repeat both before you rely on it.",
+    )
+
+
+def _spread(values: NDArray[np.float64], field: str) -> list[str]:
+    unit, worst = (words.rate, values.min()) if field == "ok" else (words.duration, values.max())
+    return [unit(float(value)) for value in (*np.quantile(values, (0.5, 0.05, 0.95)), worst)]
+
+
+def _whole_seconds(result: Result) -> list[Second]:
+    return [second for second in result.timeline if second.ok and second.at_s >= 0.0 and second.at_s + 1.0 <= result.duration_s]
+
+
+def _verdict(a: NDArray[np.float64], b: NDArray[np.float64]) -> str:
+    (low_a, middle_a, high_a), (low_b, middle_b, high_b) = (np.quantile(values, (0.05, 0.5, 0.95)) for values in (a, b))
+    if low_b > high_a or high_b < low_a:
+        return "clear of each other"
+    if not (low_a <= middle_b <= high_a or low_b <= middle_a <= high_b):
+        return "mostly apart"
+    return "overlap: may be noise"
+
+
+def _remarks(a: Result, b: Result) -> Iterator[str]:
+    for text in _doubts(a, b):
+        yield from _wrapped("warning  ", text)
+
+
+def _doubts(a: Result, b: Result) -> Iterator[str]:
+    if a.kind != b.kind:
+        yield f"not comparable: a is a {words.plain(a.kind, 40)}, b a {words.plain(b.kind, 40)}"
+    if _models(a) != _models(b):
+        yield f"not comparable: the model is {_models(a) or 'unknown'} in a, {_models(b) or 'unknown'} in b"
+    loops = [result.setup.get("loop", "open") for result in (a, b)]
+    if loops[0] != loops[1]:
+        yield "not comparable: in an open loop requests come at their rate, in a closed loop each waits for an answer"
+    elif loops[0] == "open" and _differ(a.offered_rps, b.offered_rps):
+        yield "the offered rates differ, and latency depends on the load: compare at the same rate"
+    if a.objective_ms != b.objective_ms:
+        yield "the objectives differ, so what is within them cannot be compared"
+    if _differ(a.duration_s, b.duration_s):
+        yield f"the runs lasted {words.duration(a.duration_s * 1e3)} and {words.duration(b.duration_s * 1e3)}"
+    for name, result in (("a", a), ("b", b)):
+        if result.interrupted:
+            yield f"{name} was interrupted"
+        if not result.ok:
+            yield f"{name} has no successful request"
+        yield from (f"{name}: {words.plain(text, 1000)}" for text in result.warnings)
+
+
+def _models(result: Result) -> str:
+    """The models' names, as a load test, a simulation or a replay says them."""
+    one, many = result.setup.get("model"), result.setup.get("models")
+    if isinstance(many, dict):
+        return words.plain(", ".join(sorted(many)))
+    return words.plain(one.get("name", "") if isinstance(one, dict) else one or "")
+
+
+def _differ(a: float, b: float) -> bool:
+    return abs(a - b) > _ALIKE * max(abs(a), abs(b))
