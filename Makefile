@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-.PHONY: help setup demo test test-extras check fmt bench fidelity docs clean
+.PHONY: help setup demo test test-extras check fmt bench bench-peers bench-known fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | check | fmt | bench | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | check | fmt | bench | bench-peers | bench-known | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -31,6 +31,12 @@ fmt: setup
 
 bench: setup
 	@$(PY) -m benchmarks.serving $(ARGS)
+
+bench-peers: setup
+	@$(PY) -m benchmarks.peers $(ARGS)
+
+bench-known: setup
+	@$(PY) -m benchmarks.known_results $(ARGS)
 
 fidelity: setup
 	@$(PY) -m benchmarks.fidelity $(ARGS)

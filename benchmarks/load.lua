@@ -2,6 +2,7 @@
 --   wrk -t1 ... -s load.lua URL [-- BODY_FILE JSON_BYTES MODE [CONNECTIONS]]
 -- No BODY_FILE: plain GET. MODE "same": one request over and over. "unique": each has its own id and tensor.
 -- "steady": also times the answers, to leave the first and the cut-off last batch of a slow model out of the rate.
+-- JSON_BYTES 0: a body of another kind, whose headers are given to wrk with -H.
 
 local ID = "00000000" -- what the body has where a unique id belongs; a tensor's first 8 bytes are overwritten too
 local SAME_BATCH_SECONDS = 0.005 -- answers closer than this came from one batch: a steady model takes longer
@@ -59,8 +60,10 @@ function init(args)
   local json_bytes = tonumber(args[2])
   wrk.method = "POST"
   wrk.body = read_file(args[1])
-  wrk.headers["Content-Type"] = "application/octet-stream"
-  wrk.headers["Inference-Header-Content-Length"] = tostring(json_bytes)
+  if json_bytes > 0 then
+    wrk.headers["Content-Type"] = "application/octet-stream"
+    wrk.headers["Inference-Header-Content-Length"] = tostring(json_bytes)
+  end
   if args[3] == "unique" then
     send_unique_requests(json_bytes)
   elseif args[3] == "steady" then

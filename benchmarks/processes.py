@@ -84,13 +84,13 @@ class Child:
             except OSError as error:
                 raise BenchmarkError(f"cannot start {name}: {error}") from error
 
-    def wait_until(self, is_ready: Callable[[], bool]) -> float:
+    def wait_until(self, is_ready: Callable[[], bool], limit_s: float = READY_SECONDS) -> float:
         """Seconds from launch until `is_ready`."""
         while not is_ready():
             if self.process.poll() is not None:
                 raise BenchmarkError(f"{self.name} ended with status {self.process.returncode}: {self.log_tail()}")
-            if time.perf_counter() - self.launched_at > READY_SECONDS:
-                raise BenchmarkError(f"{self.name} was not ready after {READY_SECONDS:.0f} s: {self.log_tail()}")
+            if time.perf_counter() - self.launched_at > limit_s:
+                raise BenchmarkError(f"{self.name} was not ready after {limit_s:.0f} s: {self.log_tail()}")
             time.sleep(POLL_SECONDS)
         return time.perf_counter() - self.launched_at
 

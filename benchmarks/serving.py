@@ -6,13 +6,12 @@ Prints one table, ratios last, and keeps every single run in a JSON file. Only r
 import argparse
 import datetime
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
-from types import FrameType
 
 from benchmarks.bench import Bench
+from benchmarks.interrupts import EXIT_INTERRUPTED, interrupt_once
 from benchmarks.machine import describe_machine, summary
 from benchmarks.models import build_mlp, build_slow
 from benchmarks.processes import BenchmarkError, Children, Cores, choose_cores, stay_off_the_servers_core
@@ -24,8 +23,6 @@ from benchmarks.wrk import wrk_is_installed
 HERE = Path(__file__).parent
 EXIT_FAILED = 1
 EXIT_UNUSABLE = 2
-EXIT_INTERRUPTED = 130
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _scenario_letters(text: str) -> list[str]:
@@ -65,16 +62,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parsed
 
 
-def _ignore(_signal: int, _frame: FrameType | None) -> None:
-    """Not SIG_IGN: Python complains when a signal that is already on its way finds its handler gone."""
-
-
-def _interrupt_once(_signal: int, _frame: FrameType | None) -> None:
-    for number in INTERRUPTS:
-        signal.signal(number, _ignore)  # a second Ctrl-C must not keep the children from being ended
-    raise KeyboardInterrupt
-
-
 def _run_scenarios(bench: Bench, letters: list[str]) -> None:
     for letter in letters:
         try:
@@ -98,8 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not wrk_is_installed():
         print("wrk is not installed; on Debian: apt-get install wrk nginx-light", file=sys.stderr)
         return EXIT_UNUSABLE
-    for number in INTERRUPTS:
-        signal.signal(number, _interrupt_once)
+    interrupt_once()
     cores = choose_cores()
     report = Report(describe_machine(cores), vars(options))
     print(summary(report.machine), flush=True)
