@@ -85,7 +85,8 @@ def test_time_to_a_free_instance_counts_at_arrival() -> None:
     lane.arrive(1)  # runs until 11 ms
     assert lane.arrive(2, at=0.002, left_s=0.019) == ["reject 2: deadline"], "9 ms to wait and 11 ms to run"
     assert lane.arrive(3, at=0.002, left_s=0.021) == ["wake at 0.023"]
-    assert lane.arrive(4, at=0.002, left_s=0.030) == ["reject 4: deadline"], "11 ms more behind another"
+    assert lane.arrive(4, at=0.002, left_s=0.0205) == ["reject 4: deadline"], "9 ms to wait and 12 ms to run with the other"
+    assert lane.arrive(5, at=0.002, left_s=0.0215) == []
 
 
 def test_expires_at_its_deadline_while_the_instance_is_busy() -> None:

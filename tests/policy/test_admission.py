@@ -54,7 +54,7 @@ def test_queue_is_bounded_in_rows(queued: int, rows: int, refused: bool) -> None
 def test_a_full_queue_says_how_full_and_when_to_come_back() -> None:
     failure = refusal(Ticket(1, 0.0), backlog(20, busy_s=0.005))
     assert "20 rows wait, the limit is 20" in failure.message
-    assert failure.retry_after_s == pytest.approx(2 * 0.018 + 0.014 + 0.005), "two batches of 8, one of 4, the running one"
+    assert failure.retry_after_s == pytest.approx(2 * 0.018 + 0.005), "two batches of 8 and the running one; with the 4 left over it would run"
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,11 @@ def test_a_full_queue_says_how_full_and_when_to_come_back() -> None:
         pytest.param(0.030, backlog(8), False, id="after a full batch of 18 ms"),
         pytest.param(0.028, backlog(8), True, id="late after a full batch of 18 ms"),
         pytest.param(0.028, backlog(8, instances=2), False, id="two instances halve the wait"),
-        pytest.param(0.023, backlog(1), False, id="one row before it takes 11 ms, not as long as a full batch"),
-        pytest.param(0.021, backlog(1), True, id="late by that too"),
+        pytest.param(0.0125, backlog(1), False, id="it rides with the row before it, 12 ms for both"),
+        pytest.param(0.0115, backlog(1), True, id="late with that row, though not alone"),
+        pytest.param(0.0305, backlog(9), False, id="after a full batch, with the row that is left over"),
+        pytest.param(0.0295, backlog(9), True, id="late by that too"),
+        pytest.param(0.026, backlog(7, limit=7), True, id="the limit counts: 17 ms before it and 11 ms of its own"),
         pytest.param(inf, backlog(19, busy_s=100.0), False, id="no deadline, no hurry"),
     ],
 )
@@ -78,9 +81,17 @@ def test_refuses_what_would_be_late(left_s: float, before: Backlog, refused: boo
     assert (failure is not None and failure.kind is FailureKind.DEADLINE) is refused
 
 
+def test_many_rows_that_do_not_fit_beside_those_left_over_get_a_batch_of_their_own() -> None:
+    rule = admission()
+    assert rule.admit(Ticket(1, 0.0, 0.029, rows=6), backlog(3), 0.0) is not None, "13 ms before it and 16 ms of its own"
+    assert rule.admit(Ticket(1, 0.0, 0.0295, rows=6), backlog(3), 0.0) is None
+
+
 def test_a_late_ticket_is_told_what_is_left_and_what_it_takes() -> None:
     failure = refusal(Ticket(1, 0.0, 0.020), backlog(8))
-    assert failure.message == "Request timeout expired: 20.0 ms are left, the queue alone takes about 18.0 ms"
+    assert failure.message == (
+        "Request timeout expired: 20.0 ms are left, it would wait about 18.0 ms and run up to 11.0 ms"
+    )
     assert failure.retry_after_s == pytest.approx(0.018)
 
 

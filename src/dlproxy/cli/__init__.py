@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from dlproxy import __version__
-from dlproxy.cli import demo, serve, simulate
+from dlproxy.cli import bench, demo, serve, simulate
 from dlproxy.cli.terminal import INTERRUPTED, USER_ERROR
 
 __all__ = ["USER_ERROR", "main"]
@@ -27,6 +27,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dlproxy", description="A self-tuning inference proxy for deep-learning models.")
     parser.add_argument("--version", action="version", version=f"dlproxy {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (serve, demo, simulate):
+    for command in (serve, demo, bench, simulate):
         command.add_to(commands)
     return parser

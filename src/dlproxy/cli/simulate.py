@@ -26,7 +26,7 @@ def add_to(commands: Commands) -> None:
         help="run the same scheduling in virtual time",
         description="Serve made-up requests by the production scheduling code in virtual time: what-if questions in seconds.",
     )
-    simulate.add_argument("models", nargs="*", metavar="MODEL", help="path of a model, or NAME=PATH; NAME=SHARE weighs the mix")
+    simulate.add_argument("models", nargs="*", metavar="MODEL", help="path of a model, or NAME=PATH")
     simulate.add_argument("--config", type=Path, metavar="FILE", help="a dlproxy.toml with the models")
     simulate.add_argument("--slo", metavar="p99=20ms", help="latency objective of the models given here")
     simulate.add_argument(
@@ -45,8 +45,8 @@ def add_to(commands: Commands) -> None:
     load.add_argument("--speed", type=float, default=1.0, help="replay the trace this many times as fast")
     load.add_argument("--rows", type=int, default=1, help="rows of each request (default 1)")
     load.add_argument("--mix", metavar="A=3,B=1", help="shares of the models in the load (default equal)")
-    load.add_argument("--deadline", metavar="50ms", help="deadline of each request; what cannot meet it is shed")
-    load.add_argument("--objective", metavar="20ms", help="latency that counts as good (default: the deadline)")
+    load.add_argument("--deadline", metavar="50ms", help="deadline of each request, if before its model's objective")
+    load.add_argument("--objective", metavar="20ms", help="latency that counts as good (default: the deadline, else --slo)")
     load.add_argument("--seed", type=int, default=0, help="the same seed gives the same output (default 0)")
     fleet = simulate.add_argument_group("fleet")
     fleet.add_argument("--nodes", type=int, default=1, help="dlproxy nodes behind one balancer (default 1)")
@@ -75,6 +75,7 @@ def _simulate(args: argparse.Namespace) -> int:
             if path is not None:
                 ensure_writable(path)
         result = _replay(args) if args.replay else _run(args)
+        say(table(result))
         if args.json is not None:
             save(result, args.json)
         if args.html is not None:
@@ -84,7 +85,6 @@ def _simulate(args: argparse.Namespace) -> int:
     except (ArrivalsError, ConfigError, FaultError, LogError, ModelError, ResultError) as error:
         complain(str(error))
         return USER_ERROR
-    say(table(result))
     if args.replay:
         return FAILED if result.warnings else OK
     return INTERRUPTED if result.interrupted else OK
@@ -94,9 +94,10 @@ def _replay(args: argparse.Namespace) -> "Result":
     from dlproxy.config import ConfigError
     from dlproxy.lab.simulate.recording import replayed
 
-    if args.models or args.config or args.rate or args.trace:
-        raise ConfigError("--replay takes its requests and its model from the recording; leave the load options away")
-    return replayed(args.replay, objective_s=_seconds(args.objective))
+    given = (args.models, args.config, args.service, args.rate, args.trace, args.arrivals, args.duration, args.mix, args.fault)
+    if any(given):
+        raise ConfigError("--replay takes its requests and its model from the recording; leave models, load and faults away")
+    return replayed(args.replay, objective_s=_seconds(args.objective, "--objective"))
 
 
 def _run(args: argparse.Namespace) -> "Result":
@@ -123,6 +124,8 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
         raise ConfigError(f"--nodes {args.nodes} is impossible: give 1 to {MOST_NODES}")
     if args.rows < 1:
         raise ConfigError(f"--rows {args.rows} is impossible: a request has at least one row")
+    if args.seed < 0:
+        raise ConfigError(f"--seed {args.seed} is impossible: give 0 or more")
     if args.balancer not in BALANCERS:
         raise ConfigError(f"no balancer '{args.balancer}'; there are {', '.join(BALANCERS)}")
     planned_faults = [faults.parse(text) for text in args.fault]
@@ -136,7 +139,9 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
     for name, model in models.items():
         if args.rows > model.plan.knobs.max_batch:
             raise ConfigError(f"--rows {args.rows} is more than max_batch {model.plan.knobs.max_batch} of model {name}")
-    deadline_s = _seconds(args.deadline)
+    deadline_s = _seconds(args.deadline, "--deadline")
+    aims = {model.plan.knobs.slo_s for model in models.values()}
+    objective_s = deadline_s if deadline_s is not None else aims.pop() if len(aims) == 1 else None
     return Scenario(
         models=models,
         arrivals=arrivals,
@@ -146,7 +151,7 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
         costs=_loop_costs(args.loop),
         rows=args.rows,
         timeout_s=inf if deadline_s is None else deadline_s,
-        objective_s=deadline_s if args.objective is None else _seconds(args.objective),
+        objective_s=objective_s if args.objective is None else _seconds(args.objective, "--objective"),
         faults=planned_faults,
         seed=args.seed,
     )
@@ -207,14 +212,24 @@ def _shares(text: str | None, known: "dict[str, ModelConfig]") -> dict[str, floa
     return shares
 
 
-def _seconds(text: str | None) -> float | None:
-    from dlproxy.config import parse_duration
+def _seconds(text: str | None, option: str) -> float | None:
+    from math import inf
 
-    return None if text is None else parse_duration(text.removeprefix("p99="))
+    from dlproxy.config import ConfigError, parse_duration
+
+    if text is None:
+        return None
+    try:
+        seconds = parse_duration(text.removeprefix("p99="))
+    except ConfigError as error:
+        raise ConfigError(f"{option}: {error}") from None
+    if seconds == inf:
+        raise ConfigError(f"{option}: this is too long for a duration")
+    return seconds
 
 
 def _loop_costs(text: str | None) -> "LoopCosts":
-    from dlproxy.config import ConfigError, parse_duration
+    from dlproxy.config import ConfigError
     from dlproxy.lab.simulate.engine import LoopCosts
 
     costs = {}
@@ -222,5 +237,5 @@ def _loop_costs(text: str | None) -> "LoopCosts":
         name, _, value = part.partition("=")
         if name not in ("read", "write", "path"):
             raise ConfigError(f"--loop {text}: no '{name}'; write it like read=20us,write=15us,path=100us")
-        costs[f"{name}_s"] = parse_duration(value)
+        costs[f"{name}_s"] = _seconds(value, f"--loop {name}") or 0.0
     return LoopCosts(**costs)

@@ -32,8 +32,8 @@ class Admission(Protocol):
 class DeadlineAdmission:
     """Refuses at once what the queue cannot hold or what would be late: better now than after it cost a place.
 
-    A ticket is late if (time of the queued rows in batches of b) / instances + time to a free instance + p99(its rows)
-    exceeds its time left. The last batch counts as what it holds, not as a full one.
+    A ticket is late if (time of the full batches before its own) / instances + time to a free instance + p99(its own batch)
+    exceeds its time left. Its own batch is the last one: the queued rows that are left over, and its own.
     With an idle instance and an empty queue only a deadline that has passed counts: a prediction may be wrong, and only
     running can correct it.
     """
@@ -52,7 +52,7 @@ class DeadlineAdmission:
             return Failure(
                 FailureKind.QUEUE_FULL,
                 f"Exceeds maximum queue size: {backlog.queued_rows} rows wait, the limit is {self._max_queue_rows}",
-                retry_after_s=self._wait_s(backlog),
+                retry_after_s=self._wait(backlog, ticket.rows)[0],
             )
         if ticket.deadline_at == inf:
             return None
@@ -61,16 +61,22 @@ class DeadlineAdmission:
             return Failure(FailureKind.DEADLINE, "Request timeout expired before the request could be queued")
         if backlog.idle and not backlog.queued_rows:
             return None
-        wait_s = self._wait_s(backlog)
-        if wait_s + self._model.p99(ticket.rows) > left_s:
+        wait_s, own_rows = self._wait(backlog, ticket.rows)
+        run_s = self._model.p99(own_rows)
+        if wait_s + run_s > left_s:
             return Failure(
                 FailureKind.DEADLINE,
-                f"Request timeout expired: {left_s * 1e3:.1f} ms are left, the queue alone takes about {wait_s * 1e3:.1f} ms",
+                f"Request timeout expired: {left_s * 1e3:.1f} ms are left, "
+                f"it would wait about {wait_s * 1e3:.1f} ms and run up to {run_s * 1e3:.1f} ms",
                 retry_after_s=wait_s,
             )
         return None
 
-    def _wait_s(self, backlog: Backlog) -> float:
-        full, rest = divmod(backlog.queued_rows, backlog.batch_limit)
-        queued_s = full * self._model.mean(backlog.batch_limit) + (self._model.mean(rest) if rest else 0.0)
-        return queued_s / max(backlog.instances, 1) + backlog.busy_s
+    def _wait(self, backlog: Backlog, rows: int) -> tuple[float, int]:
+        """Seconds until the batch of a ticket of so many rows begins, and how many rows that batch has."""
+        before, left_over = divmod(backlog.queued_rows, backlog.batch_limit)
+        wait_s = before * self._model.mean(backlog.batch_limit)
+        if left_over + rows > backlog.batch_limit and left_over:
+            wait_s += self._model.mean(left_over)
+            left_over = 0
+        return wait_s / max(backlog.instances, 1) + backlog.busy_s, left_over + rows

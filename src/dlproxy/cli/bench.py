@@ -1,0 +1,261 @@
+"""`dlproxy bench`: load on a server of the Open Inference Protocol, and the comparison of two results.
+
+Not aware of: how load is made (lab/load), how a report looks (lab/report).
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, complain, say
+
+if TYPE_CHECKING:
+    from dlproxy.lab.load.run import Interrupt, LoadTest, Watch
+    from dlproxy.lab.load.settings import Settings
+    from dlproxy.lab.report.result import Result, Trial
+
+COMPARE = "compare"
+
+
+def add_to(commands: Commands) -> None:
+    """Declare the command and its options."""
+    bench = commands.add_parser(
+        "bench",
+        help="send load to a server and measure it",
+        usage="dlproxy bench URL --model NAME [options]\n       dlproxy bench compare A.json B.json",
+        description="Send inference requests to any server of the Open Inference Protocol and measure how it answers. "
+        "Latency counts from when a request was due.",
+    )
+    bench.add_argument("url", metavar="URL", help="the server, like http://127.0.0.1:8000; or the word compare")
+    bench.add_argument("files", nargs="*", metavar="FILE", help="with compare: two results that --json wrote")
+    bench.add_argument("--model", metavar="NAME", help="the model to ask; may be left out if the server has only one")
+    _add_load(bench.add_argument_group("load", "a closed loop of 64 clients, unless --rate or --trace ask for an open loop"))
+    _add_requests(bench.add_argument_group("requests"))
+    generator = bench.add_argument_group("generator and report")
+    generator.add_argument("--processes", type=int, default=1, metavar="N", help="processes that send (default 1)")
+    generator.add_argument(
+        "--max-connections", type=int, metavar="N", help="most connections of an open loop, over all processes (default 1024)"
+    )
+    generator.add_argument("--drain", type=float, metavar="SECONDS", help="how long to wait for the last answers (default 5)")
+    generator.add_argument("--objective", metavar="p99=20ms", help="latency that counts as good")
+    generator.add_argument("--json", type=Path, metavar="FILE", help="write the result")
+    generator.add_argument("--html", type=Path, metavar="FILE", help="write a report to look at")
+    bench.set_defaults(command=_bench)
+
+
+def _add_load(load: Any) -> None:
+    load.add_argument("--concurrency", type=int, metavar="N", help="closed loop: requests under way at a time (default 64)")
+    load.add_argument("--rate", type=float, metavar="R", help="open loop: requests per second, whatever the answers do")
+    load.add_argument(
+        "--arrivals", metavar="KIND", help="with --rate: poisson (default), constant, gamma:cv=4, mmpp:high=5, daily:peak=3"
+    )
+    load.add_argument("--trace", type=Path, metavar="FILE", help="open loop: arrival times from a CSV file")
+    load.add_argument("--speed", type=float, metavar="X", help="replay the trace X times as fast (default 1)")
+    load.add_argument("--duration", type=float, metavar="SECONDS", help="what is measured (default 10, or the trace's length)")
+    load.add_argument("--warmup", type=float, metavar="SECONDS", help="load before that (default 1; 0 for a trace)")
+    load.add_argument(
+        "--find-peak", metavar="p99=20ms", help="search the highest Poisson rate that meets this; --rate says where to begin"
+    )
+    load.add_argument("--trials", type=int, metavar="N", help="with --find-peak: runs at most (default 30)")
+    load.add_argument("--seed", type=int, default=0, help="the same seed gives the same arrivals and requests (default 0)")
+
+
+def _add_requests(requests: Any) -> None:
+    requests.add_argument(
+        "--input", type=Path, metavar="FILE", help=".npy of samples, or .npz with an array per input; else inputs are made up"
+    )
+    requests.add_argument("--rows", type=int, metavar="K", help="rows of each request (default 1)")
+    requests.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="NAME:D,D",
+        help="sizes of an input's open dimensions, without the batch axis",
+    )
+    requests.add_argument("--keys", type=int, metavar="N", help="distinct requests (default 64, or all samples of the file)")
+    requests.add_argument("--zipf", type=float, metavar="S", help="choose them by Zipf's law with this exponent, not in turn")
+    requests.add_argument("--protocol", default="binary", metavar="KIND", help="tensors as binary (default) or json")
+    requests.add_argument("--deadline", metavar="50ms", help="timeout parameter of each request")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from dlproxy.config import ConfigError
+    from dlproxy.lab.load.settings import LoadError
+    from dlproxy.lab.report.result import ResultError
+
+    try:
+        if args.url == COMPARE:
+            return _compare(args.files)
+        if args.files:
+            raise LoadError(f"'{args.files[0]}' is too much: give one URL, and everything else as options")
+        return _load(args)
+    except (ConfigError, LoadError, ResultError) as error:
+        complain(str(error))
+        return USER_ERROR
+
+
+def _compare(files: list[str]) -> int:
+    from dlproxy.lab.load.settings import LoadError
+    from dlproxy.lab.report.compare import compare
+    from dlproxy.lab.report.result import load
+
+    if len(files) != 2:
+        raise LoadError("compare takes two results: dlproxy bench compare A.json B.json")
+    say(compare(load(Path(files[0])), load(Path(files[1]))))
+    return OK
+
+
+def _load(args: argparse.Namespace) -> int:
+    from dlproxy.lab.load.run import Interrupt, LoadTest
+    from dlproxy.lab.report.result import ensure_writable
+
+    settings = _settings(args)
+    for path in (args.json, args.html):
+        if path is not None:
+            ensure_writable(path)
+    with Interrupt() as interrupt:
+        test = LoadTest(settings)
+        if args.find_peak is not None:
+            return _find_peak(args, test, interrupt)
+        with _Bar(test.settings.ramp_s + test.settings.length_s) as bar:
+            result = test.run(interrupt, bar.watch)
+        _report(result, args)
+        if result.interrupted:
+            return INTERRUPTED
+        return OK if result.ok and not test.gave_up else FAILED
+
+
+def _find_peak(args: argparse.Namespace, test: "LoadTest", interrupt: "Interrupt") -> int:
+    from dlproxy.lab.load.peak import MAX_TRIALS, Search
+    from dlproxy.lab.load.settings import LoadError
+
+    objective_s = _seconds(args.find_peak)
+    assert objective_s is not None
+    most = MAX_TRIALS if args.trials is None else args.trials
+    if most < 2:
+        raise LoadError(f"--trials {most} is impossible: a search takes at least 2")
+    number = 0
+
+    def tell(trial: "Trial") -> None:
+        nonlocal number
+        number += 1
+        p99 = "no answers" if trial.p99_ms is None else f"p99 {trial.p99_ms:.3g} ms"
+        verdict = "passed" if trial.passed else f"failed: {trial.reason}"
+        say(f"trial {number:>2}  {trial.rate:>9,.6g}/s for {trial.duration_s:>5.2f} s  {p99:>14}  {verdict}")
+
+    search = Search(test, objective_s, interrupt, tell, _keep_going)
+    result = search.run(args.rate, most)
+    say("")
+    _report(result, args)
+    say("")
+    if search.peak is None:
+        say(f"peak         not found for p99 = {objective_s * 1e3:g} ms")
+        return INTERRUPTED if result.interrupted else FAILED
+    said = f"{search.peak:,.6g} requests/s with p99 = {objective_s * 1e3:g} ms"
+    say(f"peak         {said}, confirmed over {result.duration_s:g} s")
+    return OK
+
+
+def _settings(args: argparse.Namespace) -> "Settings":
+    """Raises ConfigError and LoadError."""
+    from dlproxy.lab.load.settings import DRAIN_S, MAX_CONNECTIONS, LoadError, Settings, check
+
+    peak = args.find_peak is not None
+    for option in ("concurrency", "trace", "arrivals", "objective"):
+        if peak and getattr(args, option) is not None:
+            raise LoadError(f"--find-peak tries Poisson rates against its own objective; leave --{option} away")
+    if args.trials is not None and not peak:
+        raise LoadError("--trials belongs to --find-peak")
+    settings = Settings(
+        url=args.url,
+        model=args.model,
+        concurrency=args.concurrency,
+        rate=args.rate,
+        arrivals=args.arrivals,
+        trace=args.trace,
+        speed=args.speed,
+        duration_s=args.duration,
+        warmup_s=args.warmup,
+        drain_s=DRAIN_S if args.drain is None else args.drain,
+        seed=args.seed,
+        input=args.input,
+        rows=args.rows,
+        shapes=dict(_shape(text) for text in args.shape),
+        keys=args.keys,
+        zipf=args.zipf,
+        protocol=args.protocol,
+        deadline_s=_seconds(args.deadline),
+        objective_s=_seconds(args.find_peak if peak else args.objective),
+        processes=args.processes,
+        max_connections=MAX_CONNECTIONS if args.max_connections is None else args.max_connections,
+    )
+    if args.max_connections is not None and not settings.open_loop and not peak:
+        raise LoadError("--max-connections is for an open loop; the connections of a closed loop are its --concurrency")
+    return check(settings)
+
+
+def _seconds(text: str | None) -> float | None:
+    """Of "p99=20ms" or "20ms". Raises ConfigError."""
+    from dlproxy.config import parse_duration
+
+    return None if text is None else parse_duration(text.strip().removeprefix("p99=").strip())
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    from dlproxy.lab.load.settings import LoadError
+
+    name, colon, sizes = text.rpartition(":")
+    if not colon or not name or not re.fullmatch(r"\d{1,9}(,\d{1,9})*", sizes) or "0" in sizes.split(","):
+        raise LoadError(f"--shape {text} is not understood; write it like --shape tokens:128 or --shape image:224,224,3")
+    return name, tuple(map(int, sizes.split(",")))
+
+
+def _report(result: "Result", args: argparse.Namespace) -> None:
+    """Show it first, so that a file that cannot be written loses nothing."""
+    from dlproxy.lab.report.result import save
+    from dlproxy.lab.report.table import table
+
+    say(table(result))
+    if args.json is not None:
+        save(result, args.json)
+    if args.html is not None:
+        from dlproxy.lab.report.html import save_html
+
+        save_html(result, args.html)
+
+
+def _keep_going(progress: Any) -> bool:
+    return True
+
+
+class _Bar:
+    """A progress bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, seconds: float) -> None:
+        from time import monotonic
+
+        from tqdm import tqdm
+
+        form = "{l_bar}{bar}| {n:.1f}/{total:.1f} s{postfix}"
+        self._bar = tqdm(total=seconds, bar_format=form, leave=False, disable=None, file=sys.stderr)
+        self._clock = monotonic
+        self._started_at: float | None = None
+        self.watch: Watch = self._show
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def _show(self, progress: Any) -> bool:
+        now = self._clock()
+        if self._started_at is None:
+            self._started_at = now
+        self._bar.set_postfix_str(
+            f" {progress.ok:,} answered, {progress.failed:,} failed, {progress.under_way:,} under way", refresh=False
+        )
+        self._bar.update(min(now - self._started_at, self._bar.total or 0.0) - self._bar.n)
+        return True

@@ -1,0 +1,144 @@
+"""The search for the highest rate, with runs that a formula answers: where it ends, and what ends it early."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dlproxy.lab.load.generator import Progress
+from dlproxy.lab.load.peak import MAX_TRIALS, Search
+from dlproxy.lab.load.settings import LoadError, Settings, check
+from dlproxy.lab.report.result import Result, Tally, Trial, make_result
+
+Outcome = tuple[float, dict[str, int]]  # p99 in seconds, errors
+
+
+class FakeTest:
+    """Runs that take no time; `respond` says how the server does at a rate."""
+
+    def __init__(self, respond: Callable[[float], Outcome], duration_s: float = 10.0) -> None:
+        self.settings = check(Settings(url="http://h", duration_s=duration_s))
+        self.respond = respond
+        self.alive = True
+        self.runs: list[dict[str, Any]] = []
+        self.model = SimpleNamespace(name="m")
+        self.target = SimpleNamespace(model=self._describe)
+
+    def _describe(self, name: str) -> None:
+        if not self.alive:
+            raise LoadError("cannot reach it")
+
+    def run(self, interrupt: Any, watch: Callable[[Progress], bool], **changes: Any) -> Result:
+        self.runs.append(changes)
+        rate = changes["rate"] or 200.0
+        p99_s, errors = self.respond(rate)
+        tally = Tally(0.0, changes["duration_s"], 0.02)
+        failed = sum(errors.values())
+        sent = max(int(rate * changes["duration_s"]), 1)
+        for number in range(sent):
+            due_at = number / sent * changes["duration_s"]
+            tally.sent_one(due_at, due_at)
+            if number >= failed:
+                tally.answered(due_at, due_at + p99_s)
+        for kind, times in errors.items():
+            for _ in range(min(times, sent)):
+                tally.failed(kind, 0.0, changes["duration_s"])
+        return make_result(tally, kind="load test", started="", target="m", setup={})
+
+
+class Pressed:
+    pressed = False
+
+
+def _search(test: FakeTest, interrupt: Any = None) -> tuple[Search, list[Trial]]:
+    told: list[Trial] = []
+    made: Any = test
+    return Search(made, 0.02, interrupt or Pressed(), told.append, lambda progress: True), told
+
+
+@pytest.mark.parametrize("capacity", [3.0, 117.0, 2500.0])
+def test_it_ends_just_below_the_capacity_with_a_full_run(capacity: float) -> None:
+    test = FakeTest(lambda rate: (0.005 if rate <= capacity else 0.1, {}))
+    search, told = _search(test)
+    result = search.run()
+    assert search.peak is not None
+    assert capacity / 1.06 <= search.peak <= capacity
+    assert result.trials == told
+    assert told[-1].passed
+    assert test.runs[-1]["duration_s"] == 10.0
+    assert test.runs[-1]["objective_s"] == 0.02
+    assert len(told) <= MAX_TRIALS
+    assert {run["arrivals"] for run in test.runs[1:]} == {"poisson"}
+
+
+def test_one_error_fails_a_trial() -> None:
+    search, told = _search(FakeTest(lambda rate: (0.001, {"503 Service Unavailable": 1} if rate > 50.0 else {})))
+    search.run()
+    assert search.peak is not None
+    assert search.peak <= 50.0
+    assert any("503 Service Unavailable: 1 of" in trial.reason for trial in told)
+
+
+def test_one_spoilt_trial_is_no_limit() -> None:
+    count = 0
+
+    def respond(rate: float) -> Outcome:
+        nonlocal count
+        count += 1
+        return 0.5 if count % 3 == 0 or rate > 1000.0 else 0.001, {}
+
+    search, _ = _search(FakeTest(respond))
+    search.run()
+    assert search.peak is not None
+    assert search.peak > 900.0
+
+
+def test_a_full_run_that_fails_lowers_the_rate() -> None:
+    test = FakeTest(lambda rate: (0.001, {}))
+    test.respond = lambda rate: (0.001 if rate <= (1000.0 if test.runs[-1]["duration_s"] < 10.0 else 700.0) else 1.0, {})
+    search, _ = _search(test)
+    search.run()
+    assert search.peak is not None
+    assert 500.0 < search.peak <= 700.0
+
+
+def test_it_says_when_no_rate_will_do_and_stops_at_the_trials_that_it_was_given() -> None:
+    search, told = _search(FakeTest(lambda rate: (1.0, {})))
+    result = search.run(most=6)
+    assert search.peak is None
+    assert len(told) <= 6
+    assert "no rate met the objective" in " ".join(result.warnings)
+
+
+def test_a_server_that_goes_away_ends_it() -> None:
+    test = FakeTest(lambda rate: (0.001, {}))
+
+    def respond(rate: float) -> Outcome:
+        if len(test.runs) >= 4:
+            test.alive = False
+            return 0.0, {"connection refused": int(rate * 100)}
+        return 0.001, {}
+
+    test.respond = respond
+    search, told = _search(test)
+    result = search.run()
+    assert search.peak is None
+    assert len(told) == 3
+    assert "cannot reach it" in " ".join(result.warnings)
+
+
+def test_ctrl_c_ends_it_with_what_was_found() -> None:
+    interrupt = Pressed()
+    test = FakeTest(lambda rate: (0.001, {}))
+
+    def respond(rate: float) -> Outcome:
+        interrupt.pressed = len(test.runs) >= 4
+        return 0.001, {}
+
+    test.respond = respond
+    search, told = _search(test, interrupt)
+    result = search.run()
+    assert result.interrupted
+    assert len(told) == 2
+    assert "interrupted; the highest rate that passed a trial is 200/s" in " ".join(result.warnings)
