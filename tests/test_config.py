@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dlproxy.config import Config, ConfigError, HttpLimits, ModelConfig, ServerConfig, load, parse_slo
+from dlproxy.config import Config, ConfigError, HttpLimits, ModelConfig, ServerConfig, load, parse_duration, parse_slo
 
 
 def _load(text: str | bytes, folder: Path) -> Config:
@@ -73,6 +73,12 @@ def test_relative_paths_start_at_the_files_folder(tmp_path: Path) -> None:
     config = _load('[models.a]\npath = "sub/a.onnx"\n[models.b]\npath = "/abs/b.onnx"\n', tmp_path)
     assert Path(config.models["a"].path) == tmp_path / "sub" / "a.onnx"
     assert config.models["b"].path == "/abs/b.onnx"
+
+
+def test_a_model_that_only_takes_time_has_no_path_to_complete(tmp_path: Path) -> None:
+    config = _load("[models.a]\npath = 'sleep:base=10ms,row=1ms'\n[models.b]\npath = 'sleep.onnx'\n", tmp_path)
+    assert config.models["a"].path == "sleep:base=10ms,row=1ms"
+    assert Path(config.models["b"].path) == tmp_path / "sleep.onnx"
 
 
 # Mistakes
@@ -181,6 +187,21 @@ def test_objectives_are_read(text: str, seconds: float | None) -> None:
 def test_an_objective_that_makes_no_sense_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ConfigError, match="p99=20ms"):
         parse_slo(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("20ms", 0.02), ("0.5s", 0.5), (" 250 us ", 250e-6), ("1.5ms", 1.5e-3), ("3600s", 3600.0)]
+)
+def test_durations_are_read(text: str, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "20", "ms", "0ms", "-5ms", "1e3s", ".ms", "1.2.3ms", "20 min", "p99=20ms", "nans", "infs"]
+)
+def test_a_duration_that_makes_no_sense_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match="write it like 20ms"):
+        parse_duration(text)
 
 
 def test_a_wrong_objective_in_a_file_is_named_with_its_own_line(tmp_path: Path) -> None:

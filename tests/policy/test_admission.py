@@ -54,7 +54,9 @@ def test_queue_is_bounded_in_rows(queued: int, rows: int, refused: bool) -> None
 def test_a_full_queue_says_how_full_and_when_to_come_back() -> None:
     failure = refusal(Ticket(1, 0.0), backlog(20, busy_s=0.005))
     assert "20 rows wait, the limit is 20" in failure.message
-    assert failure.retry_after_s == pytest.approx(2 * 0.018 + 0.005), "two batches of 8 and the running one; with the 4 left over it would run"
+    assert failure.retry_after_s == pytest.approx(2 * 0.018 + 0.005), (
+        "two batches of 8 and the running one; with the 4 left over it would run"
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,9 +91,7 @@ def test_many_rows_that_do_not_fit_beside_those_left_over_get_a_batch_of_their_o
 
 def test_a_late_ticket_is_told_what_is_left_and_what_it_takes() -> None:
     failure = refusal(Ticket(1, 0.0, 0.020), backlog(8))
-    assert failure.message == (
-        "Request timeout expired: 20.0 ms are left, it would wait about 18.0 ms and run up to 11.0 ms"
-    )
+    assert failure.message == ("Request timeout expired: 20.0 ms are left, it would wait about 18.0 ms and run up to 11.0 ms")
     assert failure.retry_after_s == pytest.approx(0.018)
 
 

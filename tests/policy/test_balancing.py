@@ -1,12 +1,25 @@
-"""Peak-EWMA: rises at once, decays with time, never takes errors for speed, and forgets the dead."""
+"""Peak-EWMA rises at once, decays, never takes errors for speed, forgets the dead; the others take turns, count and draw."""
 
+from collections import Counter
+from collections.abc import Callable
+from itertools import cycle
 from math import exp, isfinite
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlproxy.policy.balancing import DECAY_S, INITIAL_S, MAX_PENALTY_S, LeastPeakEwma
+from dlproxy.policy.balancing import (
+    DECAY_S,
+    INITIAL_S,
+    MAX_PENALTY_S,
+    Balancer,
+    LeastLoaded,
+    LeastPeakEwma,
+    PowerOfTwo,
+    RoundRobin,
+)
 
 NONE_RUNNING = {"a": 0, "b": 0, "c": 0}
 
@@ -135,3 +148,115 @@ def test_chooses_one_that_is_ready_whatever_it_saw(observed: list[tuple[str, flo
         balancer.observe(instance, service_s, ok=ok, now=now)
         assert isfinite(balancer.expected_s(instance, now))
     assert balancer.choose(sorted(ready), NONE_RUNNING, now) in ready
+
+
+# Balancers for fleets
+
+FLEET = ["a", "b", "c"]
+
+
+def spread(balancer: Balancer, rounds: int, *, at_a_time: int) -> Counter[str]:
+    """Requests per instance if so many come at a time, and all end before the next ones come."""
+    chosen: Counter[str] = Counter()
+    for now in range(rounds):
+        in_flight = dict.fromkeys(FLEET, 0)
+        for _ in range(at_a_time):
+            instance = balancer.choose(FLEET, in_flight, float(now))
+            in_flight[instance] += 1
+            chosen[instance] += 1
+        for instance, times in in_flight.items():
+            for _ in range(times):
+                balancer.observe(instance, 0.010, ok=True, now=float(now))
+    return chosen
+
+
+def test_round_robin_gives_each_its_turn_whatever_it_does() -> None:
+    balancer = RoundRobin()
+    balancer.observe("a", 60.0, ok=False, now=0.0)
+    balancer.forget("b")
+    assert [balancer.choose(FLEET, {"a": 99, "b": 0, "c": 0}, 0.0) for _ in range(7)] == ["a", "b", "c", "a", "b", "c", "a"]
+
+
+def test_round_robin_goes_on_when_some_are_not_ready() -> None:
+    balancer = RoundRobin()
+    assert [balancer.choose(ready, NONE_RUNNING, 0.0) for ready in (FLEET, ["b"], FLEET, ["a", "c"])] == ["a", "b", "c", "c"]
+
+
+def test_the_least_loaded_has_the_fewest_in_flight_whatever_its_latency() -> None:
+    balancer = LeastLoaded()
+    balancer.observe("b", 60.0, ok=False, now=0.0)
+    balancer.forget("b")
+    for in_flight, expected in (
+        ({"a": 2, "b": 0, "c": 1}, "b"),
+        ({"a": 2, "b": 3, "c": 1}, "c"),
+        ({"a": 0, "b": 3, "c": 1}, "a"),
+    ):
+        assert [balancer.choose(FLEET, in_flight, 0.0) for _ in range(4)] == [expected] * 4
+    assert balancer.choose(["a", "c"], {"a": 5, "b": 0, "c": 6}, 0.0) == "a"
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("make", [RoundRobin, LeastLoaded])
+def test_among_equals_everybody_gets_the_same(make: Callable[[], Balancer], at_a_time: int) -> None:
+    assert spread(make(), 300, at_a_time=at_a_time) == dict.fromkeys(FLEET, 100 * at_a_time)
+
+
+def draws(*numbers: float) -> Callable[[], float]:
+    return cycle(numbers).__next__
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "in_flight", "chosen"),
+    [
+        pytest.param(0.0, 0.0, {"a": 1, "b": 0, "c": 0}, "b", id="the first and the one after it"),
+        pytest.param(0.0, 0.99, {"a": 1, "b": 0, "c": 0}, "c", id="the first and the last"),
+        pytest.param(0.5, 0.0, {"a": 0, "b": 1, "c": 0}, "a", id="the one before"),
+        pytest.param(0.5, 0.99, {"a": 0, "b": 1, "c": 2}, "b", id="the third is not looked at, nor the first"),
+        pytest.param(0.99, 0.5, {"a": 0, "b": 1, "c": 1}, "c", id="of equals the first drawn"),
+    ],
+)
+def test_of_two_drawn_the_one_with_less_in_flight_is_chosen(
+    first: float, second: float, in_flight: dict[str, int], chosen: str
+) -> None:
+    assert PowerOfTwo(draws(first, second)).choose(FLEET, in_flight, 0.0) == chosen
+    assert PowerOfTwo(draws(first, second)).choose(dict.fromkeys(FLEET), in_flight, 0.0) == chosen
+
+
+def test_of_two_drawn_the_quicker_is_chosen_if_latency_counts() -> None:
+    balancer = PowerOfTwo(draws(0.0, 0.0), latency_aware=True)
+    for instance, service_s in (("a", 0.010), ("b", 0.035), ("c", 1e-6)):
+        balancer.observe(instance, service_s, ok=True, now=0.0)
+    assert balancer.choose(FLEET, {"a": 2, "b": 0, "c": 0}, 0.0) == "a"
+    assert balancer.choose(FLEET, {"a": 3, "b": 0, "c": 0}, 0.0) == "b"
+    balancer.forget("b")
+    assert balancer.choose(FLEET, {"a": 2, "b": 0, "c": 0}, 0.0) == "a"
+    assert balancer.choose(FLEET, {"a": 3, "b": 0, "c": 0}, 0.0) == "b", "taken for 30 ms again"
+
+
+def test_one_alone_is_chosen_and_two_are_always_compared() -> None:
+    assert PowerOfTwo(Random(1).random).choose(["a"], {"a": 99}, 0.0) == "a"
+    balancer = PowerOfTwo(Random(1).random)
+    assert {balancer.choose(["a", "b"], {"a": 1, "b": 0}, 0.0) for _ in range(100)} == {"b"}
+
+
+def test_the_power_of_two_choices_spreads_a_burst_far_better_than_chance() -> None:
+    names = [str(number) for number in range(1000)]
+    in_flight = dict.fromkeys(names, 0)
+    balancer = PowerOfTwo(Random(7).random)
+    for _ in range(1000):
+        in_flight[balancer.choose(names, in_flight, 0.0)] += 1
+    assert max(in_flight.values()) <= 4, "log log n; one choice gives 5 to 7"
+    assert len({name for name, times in in_flight.items() if times}) > 700
+
+
+@given(
+    in_flight=st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 5), min_size=1),
+    seed=st.integers(0, 100),
+)
+def test_all_choose_one_that_is_ready(in_flight: dict[str, int], seed: int) -> None:
+    random = Random(seed).random
+    for balancer in (RoundRobin(), LeastLoaded(), PowerOfTwo(random), PowerOfTwo(random, latency_aware=True)):
+        for now in range(5):
+            chosen = balancer.choose(list(in_flight), in_flight, float(now))
+            assert chosen in in_flight
+            balancer.observe(chosen, 0.1 * now, ok=bool(now % 2), now=float(now))

@@ -22,7 +22,7 @@ from dlproxy.policy.events import (
 )
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
-from dlproxy.telemetry.event_log import FORMAT, Header, LogError, Recorder, Replay, replay
+from dlproxy.telemetry.event_log import FORMAT, Header, LogError, Recorder, Replay, read, replay
 
 KNOBS = LaneKnobs(max_batch=4, max_queue_rows=6, slo_s=0.100)
 PRIOR = [(1, 0.011), (2, 0.012), (4, 0.014)]
@@ -85,6 +85,35 @@ def test_a_recorder_passes_on_what_the_lane_answers(tmp_path: Path) -> None:
 
 def test_a_replay_gives_the_recorded_commands(log: Path) -> None:
     assert replay(log) == Replay(len(SESSION), None)
+
+
+def test_what_is_read_is_what_was_recorded(log: Path) -> None:
+    header, entries = read(log)
+    assert (header.model, header.knobs, header.prior) == ("digits", KNOBS, PRIOR)
+    lane = Lane(KNOBS, PRIOR)
+    for (at, event), entry in zip(SESSION, entries, strict=True):
+        assert entry.at == at
+        assert msgspec.msgpack.encode(entry.event) == msgspec.msgpack.encode(event)
+        assert msgspec.msgpack.encode(entry.commands) == msgspec.msgpack.encode(lane.on(event, at))
+
+
+def test_entries_are_read_one_by_one_up_to_what_is_damaged(log: Path) -> None:
+    log.write_bytes(log.read_bytes()[: ends(log)[3] + 7])
+    _, entries = read(log)
+    assert [next(entries).at for _ in range(3)] == [at for at, _ in SESSION[:3]]
+    with pytest.raises(LogError, match="breaks off in the middle of entry 4"):
+        next(entries)
+
+
+def test_a_header_that_cannot_be_read_is_said_so_at_once(tmp_path: Path) -> None:
+    (tmp_path / "text.dlog").write_text("dear diary")
+    for path, message in (
+        (tmp_path / "text.dlog", "within its header"),
+        (tmp_path, "cannot be read"),
+        (tmp_path / "no", "cannot be"),
+    ):
+        with pytest.raises(LogError, match=message):
+            read(path)
 
 
 def test_a_session_without_events_replays(tmp_path: Path) -> None:

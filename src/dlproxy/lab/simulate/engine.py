@@ -5,7 +5,7 @@ Called by lab/simulate/run.py, experiments and tests. Not aware of: configuratio
 
 from collections.abc import Callable, Iterable, Mapping
 from heapq import heappop, heappush
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 from msgspec import Struct
@@ -51,11 +51,12 @@ class Call(Struct, eq=False):
 
 
 class Usage(Struct):
-    """What one simulated instance did."""
+    """What one simulated instance did. `busy_s` is of batches begun while it is measured, the last ends `busy_until`."""
 
     batches: int = 0
     rows: int = 0
     busy_s: float = 0.0
+    busy_until: float = 0.0
 
 
 class Heap:
@@ -90,11 +91,16 @@ class SimulatedModel:
         self.batch_sizes: dict[int, int] = {}
         self.slowed: dict[str, float] = {}  # factor of instances that are slow now
         self.failing: dict[str, float] = {}  # seconds to the error of instances that fail now
-        self.wakes_at = inf
+        self.wakes_at = inf  # what the lane asked for last
+        self.rings_at = inf  # when the timer for that goes off
+        self.planned_faults: list[tuple[str, str, float, float]] = []  # kind, instance, begin, end
 
 
 class Node:
-    """One dlproxy process: models on one event loop. `finished(ticket id, failure kind or None, instant)` hears of each end."""
+    """One dlproxy process: models on one event loop. `finished(ticket id, failure kind or None, instant)` hears of each end.
+
+    Instances count as busy up to `measured_until`: what a drain takes after the run is no part of their utilisation.
+    """
 
     def __init__(
         self,
@@ -103,13 +109,16 @@ class Node:
         heap: Heap,
         finished: Callable[[int, FailureKind | None, float], None],
         costs: LoopCosts = LoopCosts(),  # noqa: B008  frozen
+        measured_until: float = inf,
     ) -> None:
         self.name = name
         self.models = {model.name: model for model in models}
         self._heap = heap
-        self._finished = finished
         self._costs = costs
+        self._measured_until = measured_until
         self._has_loop = costs.read_s > 0.0 or costs.write_s > 0.0 or any(model.inline for model in self.models.values())
+        self._heard = finished
+        self._finished = self._finish_later if self._has_loop or costs.path_s > 0.0 else finished
         self._inbox: list[tuple[SimulatedModel, Ticket, float]] = []
         self._later: list[tuple[SimulatedModel, Event | Dispatch]] = []  # what the loop finds ready at its next turn
         self._free_at = 0.0
@@ -123,11 +132,19 @@ class Node:
         """A request reaches the node."""
         model = self.models[call.model]
         ticket = Ticket(number, now, now + call.timeout_s, call.rows)
+        self._inbox.append((model, ticket, call.timeout_s))
         if self._has_loop:
-            self._inbox.append((model, ticket, call.timeout_s))
             self._set_turn(now)
-        else:
-            self._tell(model, Arrived([ticket]), now)
+        elif len(self._inbox) == 1:
+            self._heap.at(now, self._take, None)  # not at once: what comes at one instant is found in one turn
+
+    def _take(self, _: None, now: float) -> None:
+        """The infinitely quick loop takes what has come at this instant."""
+        if len(self._inbox) > 1:
+            self._turn(None, now)
+            return
+        model, ticket, _timeout_s = self._inbox.pop()
+        self._tell(model, Arrived([ticket]), now)
 
     def happen(self, what: tuple[SimulatedModel, Event], now: float) -> None:
         """An event for a lane, which the loop gets to when it is free."""
@@ -154,22 +171,30 @@ class Node:
             tickets = gathered.setdefault(model.name, [])
             tickets.append(ticket)
             if len(tickets) >= GATHER_MOST:
-                now = self._tell(model, Arrived(gathered.pop(model.name)), now)
-        for what in later:
-            model, event = what
-            now = self._run_inline(model, event, now) if isinstance(event, Dispatch) else self._tell(model, event, now)
+                gathered[model.name] = []  # keeps its place among the models
+                now = self._tell(model, Arrived(tickets), now)
+        deferred, self._later = self._later, []  # by batches that ended while the loop still read
+        later.sort(key=_is_no_timer)  # timers come before what else is ready
+        now = self._do(later, now)
         for name, tickets in gathered.items():
-            now = self._tell(self.models[name], Arrived(tickets), now)
+            if tickets:
+                now = self._tell(self.models[name], Arrived(tickets), now)
+        now = self._do(deferred, now)
         self._free_at = now
         if self._inbox or self._later:
             self._set_turn(now)
 
+    def _do(self, what: Iterable[tuple[SimulatedModel, Event | Dispatch]], now: float) -> float:
+        for model, event in what:
+            now = self._run_inline(model, event, now) if isinstance(event, Dispatch) else self._tell(model, event, now)
+        return now
+
     def _tell(self, model: SimulatedModel, event: Event, now: float) -> float:
         """Carry out what the lane answers; returns when the loop is done with it."""
         if type(event) is TimerFired:
-            if model.wakes_at > now:  # an earlier wake-up took its place
+            if model.rings_at > now:  # another timer took its place
                 return now
-            model.wakes_at = inf
+            model.wakes_at = model.rings_at = inf
         for command in model.lane.on(event, now):
             now = self._carry_out(model, command, now)
         return now
@@ -187,8 +212,16 @@ class Node:
             self._finished(command.ticket.id, command.failure.kind, now)
         elif command.at < model.wakes_at:
             model.wakes_at = command.at
-            self._heap.at(max(command.at, now), self.happen, (model, TimerFired()))
+            model.rings_at = now + max(ceil((command.at - now) * 1e3) / 1e3, 0.0)  # whole milliseconds, as the driver's timers
+            self._heap.at(model.rings_at, self.happen, (model, TimerFired()))
         return now
+
+    def _finish_later(self, number: int, failure: FailureKind | None, now: float) -> None:
+        """A loop in its turn is ahead of the others' time, and the path takes its own."""
+        self._heap.at(now + self._costs.path_s, self._reached_client, (number, failure))
+
+    def _reached_client(self, what: tuple[int, FailureKind | None], now: float) -> None:
+        self._heard(*what, now)
 
     def _dispatch(self, model: SimulatedModel, command: Dispatch, now: float) -> float:
         if model.inline:
@@ -196,18 +229,18 @@ class Node:
                 return self._run_inline(model, command, now)
             self._later.append((model, command))  # sockets get a turn between two batches that hold the loop
             return now
-        done, hand_over_s = self._service(model, command)
+        done, hand_over_s = self._service(model, command, now)
         self._heap.at(now + done.service_s + hand_over_s, self.happen, (model, done))
         return now
 
     def _run_inline(self, model: SimulatedModel, command: Dispatch, now: float) -> float:
-        done, hand_over_s = self._service(model, command)
+        done, hand_over_s = self._service(model, command, now)
         self._finishing = True
         now = self._tell(model, done, now + done.service_s + hand_over_s)
         self._finishing = False
         return now
 
-    def _service(self, model: SimulatedModel, command: Dispatch) -> tuple[BatchDone, float]:
+    def _service(self, model: SimulatedModel, command: Dispatch, now: float) -> tuple[BatchDone, float]:
         instance, tickets = command.instance, command.tickets
         rows = sum([ticket.rows for ticket in tickets])
         service_s, hand_over_s = model.times.draw(rows)
@@ -219,7 +252,9 @@ class Node:
         usage = model.usage[instance]
         usage.batches += 1
         usage.rows += rows
-        usage.busy_s += service_s
+        if now < self._measured_until:
+            usage.busy_s += service_s
+            usage.busy_until = now + service_s
         model.batch_sizes[rows] = model.batch_sizes.get(rows, 0) + 1
         return BatchDone(command.batch_id, service_s, error), hand_over_s
 
@@ -227,6 +262,9 @@ class Node:
 
     def lose(self, model: SimulatedModel, instance: str, now: float) -> None:
         """An instance dies."""
+        usage = model.usage[instance]
+        usage.busy_s -= max(usage.busy_until - now, 0.0)
+        usage.busy_until = min(usage.busy_until, now)
         self.happen((model, InstanceLost(instance, "the simulated instance died")), now)
 
     def revive(self, model: SimulatedModel, instance: str, now: float) -> None:
@@ -234,23 +272,26 @@ class Node:
         self.happen((model, InstanceUp(instance)), now)
 
 
+def _is_no_timer(what: tuple[SimulatedModel, Event | Dispatch]) -> bool:
+    return not isinstance(what[1], TimerFired)
+
+
 class Simulation:
     """Nodes behind one balancer, and the tally of what became of every request."""
 
-    def __init__(self, tally: Tally, *, balancer: Balancer, path_s: float = 0.0) -> None:
+    def __init__(self, tally: Tally, *, balancer: Balancer) -> None:
         self.heap = Heap()
         self.nodes: dict[str, Node] = {}
         self._names: list[str] = []
         self._tally = tally
         self._balancer = balancer
-        self._path_s = path_s
         self._open: dict[int, tuple[float, str]] = {}
         self._in_flight: dict[str, int] = {}
         self._count = 0
 
     def add(self, name: str, models: Iterable[SimulatedModel], costs: LoopCosts = LoopCosts()) -> Node:  # noqa: B008  frozen
         """One more node behind the balancer."""
-        node = self.nodes[name] = Node(name, models, self.heap, self._finished, costs)
+        node = self.nodes[name] = Node(name, models, self.heap, self._finished, costs, self._tally.end_at)
         self._names.append(name)
         self._in_flight[name] = 0
         return node
@@ -268,10 +309,11 @@ class Simulation:
     def run(self, calls: Iterable[Call], *, drain_s: float = inf) -> None:
         """Send every call when it is due, then let what is under way end, for at most `drain_s` seconds."""
         run_until, send = self.heap.run_until, self.send
-        due_at = 0.0
+        due_at = -1.0  # before everything
         for call in calls:
-            due_at = call.due_at
-            run_until(due_at)
+            if call.due_at > due_at:  # what is due at one instant is sent before anybody gets to it
+                due_at = call.due_at
+                run_until(due_at)
             send(call, due_at)
         self.heap.run_until(due_at + drain_s)
         for due_at_, _ in self._open.values():
@@ -280,7 +322,6 @@ class Simulation:
     def _finished(self, number: int, failure: FailureKind | None, now: float) -> None:
         due_at, name = self._open.pop(number)
         self._in_flight[name] -= 1
-        now += self._path_s
         if failure is None:
             self._tally.answered(due_at, now)
         else:
@@ -290,13 +331,13 @@ class Simulation:
 
 
 def utilisation(nodes: Mapping[str, Node], seconds: float) -> dict[str, dict[str, dict[str, float]]]:
-    """Per node and instance: batches, mean batch size in rows, and the share of the time that it was busy."""
+    """Per node and instance: batches, mean batch size in rows, and the share of the first `seconds` that it was busy."""
     return {
         name: {
             instance: {
                 "batches": usage.batches,
                 "mean_batch": usage.rows / usage.batches if usage.batches else 0.0,
-                "utilisation": usage.busy_s / seconds if seconds else 0.0,
+                "utilisation": (usage.busy_s - max(usage.busy_until - seconds, 0.0)) / seconds if seconds else 0.0,
             }
             for model in node.models.values()
             for instance, usage in model.usage.items()

@@ -56,8 +56,9 @@ def parse(text: str) -> Fault:
                 numbers[_OPTIONS[name]] = float(value)
             except ValueError:
                 raise FaultError(f"fault '{text}': {name} takes a number, not '{value}'") from None
-            if not numbers[_OPTIONS[name]] >= 0.0:
-                raise FaultError(f"fault '{text}': {name} must not be negative")
+            number = numbers[_OPTIONS[name]]
+            if not number >= 0.0 or (number == inf and name != "for"):
+                raise FaultError(f"fault '{text}': {name} must be a number of 0 or more, not '{value}'")
         else:
             raise FaultError(f"fault '{text}': no option '{name}'; there are node, instance, {', '.join(_OPTIONS)}")
     if not names.get("node"):
@@ -66,7 +67,10 @@ def parse(text: str) -> Fault:
 
 
 def plan_fault(simulation: Simulation, fault: Fault) -> None:
-    """Put the fault's beginning and end on the simulation's heap. Raises FaultError for an unknown node or instance."""
+    """Put the fault's beginning and end on the simulation's heap.
+
+    Raises FaultError for an unknown node or instance, and for a second fault of a kind while the first one lasts.
+    """
     node = simulation.nodes.get(fault.node)
     if node is None:
         names = list(simulation.nodes)
@@ -76,10 +80,22 @@ def plan_fault(simulation: Simulation, fault: Fault) -> None:
         known = ", ".join(instance for model in node.models.values() for instance in model.usage)
         raise FaultError(f"no instance '{fault.instance}' on {fault.node}; there are {known}")
     for model, instance in hit:
+        _reserve(fault, model, instance)
         effect = _Effect(fault, node, model, instance)
         simulation.heap.at(fault.at_s, effect.begin, None)
         if fault.for_s != inf:
             simulation.heap.at(fault.at_s + fault.for_s, effect.end, None)
+
+
+def _reserve(fault: Fault, model: SimulatedModel, instance: str) -> None:
+    end_s = fault.at_s + fault.for_s
+    for kind, other, other_at_s, other_end_s in model.planned_faults:
+        if (kind, other) == (fault.kind, instance) and fault.at_s <= other_end_s and other_at_s <= end_s:
+            raise FaultError(
+                f"fault '{fault.text}': another '{fault.kind}' on {instance} lasts from {other_at_s:g} to {other_end_s:g} s; "
+                "let one end before the next begins"
+            )
+    model.planned_faults.append((fault.kind, instance, fault.at_s, end_s))
 
 
 class _Effect(Struct):

@@ -3,6 +3,7 @@
 Called by cli/simulate.py, benchmarks and tests. Not aware of: the command line, files of results.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
@@ -26,6 +27,8 @@ from dlproxy.serve.assemble import LanePlan, plan_lane, warm_up
 LARGEST_CALIBRATED = 64  # rows; a described line is calibrated at 1 and at this size, as warm-up would
 MANY_NODES = 64  # above, peak-EWMA compares two nodes drawn at random instead of all
 DRAWS = 4096
+SERVICE_EXAMPLE = "base=10ms,row=0.5ms,cv=0.1"
+MOST_CV = 100.0  # of a log-normal spread: more is nothing that a model does, and at some point no longer a number
 
 BALANCERS: dict[str, Callable[[Callable[[], float]], Balancer]] = {
     "peak-ewma": lambda draw: LeastPeakEwma(),
@@ -46,7 +49,10 @@ class ModelPlan(Struct):
 
 
 class Scenario(Struct, kw_only=True):
-    """What is simulated. `timeout_s`: each request's deadline; `rows`: of each request; shares weigh the models."""
+    """What is simulated. `timeout_s`: each request's deadline, unless its model's objective is earlier, as when served.
+
+    `rows`: of each request; shares weigh the models.
+    """
 
     models: dict[str, ModelPlan]
     arrivals: Arrivals
@@ -68,7 +74,9 @@ def plan_model(name: str, config: ModelConfig, service: str = "") -> ModelPlan:
     `service`: "base=10ms,row=0.5ms,cv=0.1" describes a line, a path of an event log gives what was measured live, and
     nothing loads and calibrates the model itself.
     """
-    if service and ("=" not in service.partition(",")[0] or Path(service).exists()):
+    if service and (os.path.exists(service) or "=" not in service.partition(",")[0]):
+        if not os.path.exists(service):
+            raise ConfigError(f"service '{service}': no event log is there; times are written like {SERVICE_EXAMPLE}")
         batches = Batches(Path(service))
         calibration = Calibration(tuple(batches.header.prior), True)
         plan = plan_lane(name, config, calibration, batched=batches.header.knobs.max_batch > 1)
@@ -94,13 +102,13 @@ def _line(text: str) -> tuple[float, float, float]:
     for part in text.split(","):
         name, _, value = part.partition("=")
         if name not in values:
-            raise ConfigError(f"service '{text}': no option '{name}'; write it like base=10ms,row=0.5ms,cv=0.1")
+            raise ConfigError(f"service '{text}': no option '{name}'; write it like {SERVICE_EXAMPLE}")
         try:
             values[name] = float(value) if name == "cv" else parse_duration(value)
         except (ConfigError, ValueError):
-            raise ConfigError(f"service '{text}': {part} is not understood; write it like base=10ms,row=0.5ms,cv=0.1") from None
-    if values["base"] + values["row"] <= 0.0 or not 0.0 <= values["cv"] < inf:
-        raise ConfigError(f"service '{text}': base or row must be above 0, and cv not negative")
+            raise ConfigError(f"service '{text}': {part} is not understood; write it like {SERVICE_EXAMPLE}") from None
+    if not 0.0 < values["base"] + values["row"] < inf or not 0.0 <= values["cv"] <= MOST_CV:
+        raise ConfigError(f"service '{text}': base or row must be above 0, and cv between 0 and {MOST_CV:g}")
     return values["base"], values["row"], values["cv"]
 
 
@@ -141,7 +149,7 @@ def build(scenario: Scenario, tally: Tally) -> Simulation:
     if name == "peak-ewma" and scenario.nodes > MANY_NODES:
         name = "p2c"
     balancer = BALANCERS[name](uniform(next(seeds)).__next__)
-    simulation = Simulation(tally, balancer=balancer, path_s=scenario.costs.path_s)
+    simulation = Simulation(tally, balancer=balancer)
     for number in range(scenario.nodes):
         models = [
             SimulatedModel(
@@ -162,7 +170,8 @@ def build(scenario: Scenario, tally: Tally) -> Simulation:
 def make_calls(scenario: Scenario, on_progress: Callable[[float], None] = lambda seconds: None) -> Iterator[Call]:
     """The scenario's requests in the order in which they are due."""
     names = list(scenario.models)
-    rows, timeout_s = scenario.rows, scenario.timeout_s
+    rows = scenario.rows
+    timeouts_s = {name: min(scenario.timeout_s, model.plan.knobs.slo_s or inf) for name, model in scenario.models.items()}
     shares = np.cumsum([scenario.models[name].share for name in names])
     random = np.random.default_rng((scenario.seed, 1))
     for chunk in scenario.arrivals.chunks(scenario.duration_s):
@@ -172,7 +181,7 @@ def make_calls(scenario: Scenario, on_progress: Callable[[float], None] = lambda
             indices = np.searchsorted(shares / shares[-1], random.random(chunk.size), side="right")
             chosen = [names[index] for index in indices.tolist()]
         for due_at, name in zip(chunk.tolist(), chosen, strict=True):
-            yield Call(name, rows, timeout_s, due_at)
+            yield Call(name, rows, timeouts_s[name], due_at)
         if chunk.size:
             on_progress(float(chunk[-1]))
 
