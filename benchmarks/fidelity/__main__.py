@@ -124,10 +124,10 @@ def _measure(args: argparse.Namespace, bench: Bench) -> list[Row]:
         if args.only not in (None, subject.name):
             continue
         calibration = calibrate(bench, subject)
-        costs = calibration.costs
+        loop_us = (calibration.costs.read_s + calibration.costs.write_s) * 1e6
         print(
-            f"{subject.name}: capacity {calibration.capacity_rps:,.0f} requests/s, loop {(costs.read_s + costs.write_s) * 1e6:.0f} us,"
-            f" path {costs.path_s * 1e6:.0f} us, {calibration.batches} batches recorded",
+            f"{subject.name}: capacity {calibration.capacity_rps:,.0f} requests/s, loop {loop_us:.0f} us, "
+            f"path {calibration.costs.path_s * 1e6:.0f} us, {calibration.batches} batches recorded",
             flush=True,
         )
         with bench.serve(subject, record=False) as (_, url):

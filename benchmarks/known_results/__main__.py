@@ -1,0 +1,82 @@
+"""Known results, measured again by simulation: `python -m benchmarks.known_results` (or `make bench-known ARGS=...`).
+
+Prints one table; ends with 1 if a figure is outside of its band and nobody said why. Needs no server, no network, no model.
+"""
+
+import argparse
+import datetime
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import perf_counter
+
+import msgspec
+
+from benchmarks.known_results import closed_loops, early_drop, slow_backend, two_choices, waits
+from benchmarks.known_results.checks import Outcome, as_text
+from benchmarks.known_results.page import Run, page
+
+RESULTS: Mapping[str, Callable[[int], Outcome]] = {
+    "waits": waits.run,
+    "two-choices": two_choices.run,
+    "slow-backend": slow_backend.run,
+    "early-drop": early_drop.run,
+    "closed-loops": closed_loops.run,
+}
+PAGE = Path(__file__).parent / "RESULTS.md"
+EXIT_MISSED = 1
+EXIT_INTERRUPTED = 130
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.known_results", description=__doc__)
+    parser.add_argument("--only", action="append", choices=list(RESULTS), help="one result; may be given several times")
+    parser.add_argument("--seed", type=int, default=1, help="of every random number (default 1)")
+    parser.add_argument("--json", type=Path, help="keep the figures in this file")
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}; needs a run of everything")
+    options = parser.parse_args(arguments)
+    if options.write and options.only:
+        parser.error("--write needs a run of everything: leave out --only")
+    return options
+
+
+def measure(options: argparse.Namespace, run: Run) -> None:
+    for name in options.only or RESULTS:
+        print(f"{name} ...", end=" ", flush=True, file=sys.stderr)
+        began = perf_counter()
+        outcome = RESULTS[name](options.seed)
+        seconds = perf_counter() - began
+        run.checks += outcome.checks
+        run.requests += outcome.requests
+        run.seconds += seconds
+        print(f"{seconds:.0f} s, {outcome.requests / seconds:,.0f} requests per second", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_options(arguments)
+    given = "python -m benchmarks.known_results" + "".join(f" --only {name}" for name in options.only or ())
+    run = Run(
+        date=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        command=f"{given} --seed {options.seed}",
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        seed=options.seed,
+    )
+    try:
+        measure(options, run)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(as_text(run.checks))
+    missed = sum(check.missed for check in run.checks)
+    print(f"\n{run.summary()}")
+    if options.json:
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(run.with_verdicts()), indent=1) + b"\n")
+    if options.write:
+        PAGE.write_text(page(run), "utf-8")
+        print(f"page: {PAGE.name}")
+    return EXIT_MISSED if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

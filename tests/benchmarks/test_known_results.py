@@ -1,0 +1,65 @@
+"""Quick runs of benchmarks/known_results with fixed seeds, and that a wrong result would be noticed."""
+
+from math import inf
+
+import pytest
+
+from benchmarks.known_results import closed_loops, early_drop, slow_backend, two_choices, waits
+from benchmarks.known_results.__main__ import main
+from benchmarks.known_results.checks import Check, as_text
+from dlproxy.lab.simulate.service_times import Fitted
+from dlproxy.policy.balancing import RoundRobin
+
+
+def test_waits_follow_pollaczek_khinchine_and_lindley() -> None:
+    outcome = waits.run(1, 0.1, waits.SERVICES[:2])
+    assert not [check.result for check in outcome.checks if not check.within]
+
+
+def test_waits_of_too_long_services_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = Fitted.draw
+
+    def longer_in_the_simulator(self: Fitted, rows: int) -> tuple[float, float]:
+        service_s, hand_over_s = drawn(self, rows)
+        return service_s, hand_over_s + 0.1  # Lindley's recursion reads the service only
+
+    monkeypatch.setattr(Fitted, "draw", longer_in_the_simulator)
+    outcome = waits.run(1, 0.02, waits.SERVICES[:1])
+    assert all(check.missed for check in outcome.checks)
+
+
+@pytest.mark.parametrize(
+    ("load", "choices", "expected"), [(0.9, 1, 10.0), (0.9, 2, 2.614), (0.95, 2, 3.383), (0.99, 2, 5.432), (0.9, 3, 2.028)]
+)
+def test_closed_form_of_two_choices(load: float, choices: int, expected: float) -> None:
+    assert two_choices.mean_response(load, choices) == pytest.approx(expected, abs=2e-3)
+
+
+def test_round_robin_sends_an_eleventh_to_the_slow_backend() -> None:
+    late = 1.0 - slow_backend.simulate(lambda draw: RoundRobin(), 1).share_within(slow_backend.TIMEOUT_S)
+    assert late == pytest.approx(0.5 / 11, abs=5e-4)
+
+
+def test_early_drop_stays_near_the_floor_where_others_collapse() -> None:
+    case = early_drop.CASES["1.2"]
+    missed = {name: early_drop.repeat(case, name, 1, 4000).missed.mean() for name in (early_drop.DLPROXY, early_drop.SHRINK)}
+    assert early_drop.FLOOR < missed[early_drop.DLPROXY] < early_drop.FLOOR + 10.0 < 60.0 < missed[early_drop.SHRINK]
+
+
+def test_closed_loops_follow_their_sources() -> None:
+    outcome = closed_loops.run(1, 0.2)
+    assert not [check.result for check in outcome.checks if not check.within]
+
+
+def test_a_miss_ends_with_1_and_a_known_difference_does_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(differs: str) -> Check:
+        return Check(group="group", result="wait", expected=1.0, low=0.9, high=inf, measured=0.5, differs=differs)
+
+    for differs, code, verdict in (("", 1, "MISS"), ("a reason", 0, "differs")):
+        outcome = waits.Outcome([check(differs)], 1)
+        monkeypatch.setattr("benchmarks.known_results.__main__.RESULTS", {"waits": lambda seed, outcome=outcome: outcome})
+        assert main(["--only", "waits"]) == code
+        assert verdict in capsys.readouterr().out
+    assert as_text([check("")]).splitlines()[-1].split()[-1] == "MISS"
