@@ -8,16 +8,19 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
+from time import monotonic
 
 from benchmarks.processes import BenchmarkError, Child, Children, Cores, free_ports, pinned
 from benchmarks.servers import answers_ready
 from dlproxy.lab.report.result import Result, load
-from dlproxy.lab.simulate.engine import LoopCosts
 from dlproxy.lab.simulate.recording import Batches
+from dlproxy.lab.simulate.service_times import Sample
 
 SPARE_SECONDS = 60
 CALIBRATION_SECONDS = 4
+SEED = 99
 SWEEP = (0.2, 0.5, 0.8, 1.1)  # loads at which batch times are recorded: small batches and full ones
 
 
@@ -29,6 +32,11 @@ class Subject:
     path: str
     rows: int
     deadline_s: float
+
+    @property
+    def computes(self) -> bool:
+        """Whether a batch takes CPU time, and not just time."""
+        return not self.path.startswith("sleep:")
 
     @property
     def toml(self) -> str:
@@ -78,52 +86,51 @@ class Bench:
             raise BenchmarkError(f"dlproxy bench failed: {(finished.stderr or finished.stdout).strip()[-500:]}")
         return load(path)
 
+    def recorded(self, subject: Subject, since: float, until: float = inf) -> list[Sample]:
+        """The batches that the last server of this subject began in that time of the monotonic clock, which all share."""
+        return Batches(self.log(subject), since, until).samples
+
+    def log(self, subject: Subject) -> Path:
+        """Where its last server recorded; complete once that has ended."""
+        return self.directory / "log" / f"{subject.name}-1.dlog"
+
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured of the pair before anything is predicted."""
+    """What was measured of the pair before anything is predicted. `batches`: recorded in the closed loop and at SWEEP's loads.
+
+    `quiet`: the run at the least of these, from which the path outside of the server is worked out.
+    """
 
     capacity_rps: float
-    costs: LoopCosts
-    log: Path
-    batches: int
+    loop_s: float
+    batches: list[Sample]
+    quiet: Result
+    quiet_batches: list[Sample]
+    quiet_rate: float
 
 
 def calibrate(bench: Bench, subject: Subject) -> Calibration:
-    """Loop and path costs from one connection and from many, then batch times from a recorded sweep of loads."""
-    log = bench.directory / "log" / f"{subject.name}-1.dlog"
-    closed = ["--duration", str(CALIBRATION_SECONDS), "--concurrency"]
-    with bench.serve(subject, record=False) as (child, url):
-        bench.load(url, subject, [*closed, "4"], CALIBRATION_SECONDS)
-        one = bench.load(url, subject, [*closed, "1"], CALIBRATION_SECONDS)
-        before_s = child.cpu_seconds() or 0.0
-        many = bench.load(url, subject, [*closed, "64"], CALIBRATION_SECONDS)
+    """Capacity and the loop's time per request from a closed loop, batch times from a recorded sweep of loads."""
+    clients = ["--duration", str(CALIBRATION_SECONDS), "--concurrency"]
+    with bench.serve(subject, record=True) as (child, url):
+        bench.load(url, subject, [*clients, "4"], CALIBRATION_SECONDS)
+        began_at, before_s = monotonic(), child.cpu_seconds() or 0.0
+        many = bench.load(url, subject, [*clients, "64"], CALIBRATION_SECONDS)
         cpu_s = (child.cpu_seconds() or 0.0) - before_s
-    with bench.serve(subject, record=True) as (_, url):
+        sweep_at = quiet_until = monotonic()
+        swept: list[Result] = []
         for load in SWEEP:
-            rate = load * many.rate_rps
-            options = ["--rate", f"{rate:.6g}", "--duration", str(CALIBRATION_SECONDS), "--seed", "99"]
-            bench.load(url, subject, [*options, "--deadline", f"{subject.deadline_s * 1e3:g}ms"], CALIBRATION_SECONDS)
-    batches = Batches(log)
-    sleeps = subject.path.startswith("sleep:")
-    computed_s = 0.0 if sleeps else sum(times * _mean_service(batches, rows) for rows, times in many.batch_sizes.items())
-    loop_s = max((cpu_s - computed_s) / max(many.sent, 1), 0.0)
-    alone_s = _mean_service(batches, subject.rows) + _mean_hand_over(batches, subject.rows)
-    path_s = max(one.latency_ms["p50"] * 1e-3 - alone_s - loop_s, 0.0)
-    return Calibration(many.rate_rps, LoopCosts(loop_s / 2, loop_s / 2, path_s), log, len(batches.samples))
-
-
-def _mean_service(batches: Batches, rows: int) -> float:
-    return _median([service for size, service, _ in batches.samples if size == _nearest(batches, rows)])
-
-
-def _mean_hand_over(batches: Batches, rows: int) -> float:
-    return _median([extra for size, _, extra in batches.samples if size == _nearest(batches, rows)])
-
-
-def _nearest(batches: Batches, rows: int) -> int:
-    return min({size for size, _, _ in batches.samples}, key=lambda size: abs(size - rows))
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
+            options = ["--rate", repr(load * many.rate_rps), "--duration", str(CALIBRATION_SECONDS), "--seed", str(SEED)]
+            options += ["--deadline", f"{subject.deadline_s * 1e3:g}ms"]
+            swept.append(bench.load(url, subject, options, CALIBRATION_SECONDS))
+            quiet_until = monotonic() if len(swept) == 1 else quiet_until
+    batches = bench.recorded(subject, began_at)
+    if subject.computes:  # 64 clients keep its loop busy: what batches do not take, requests take
+        inside_s = sum(batch.service_s + batch.hand_over_s for batch in bench.recorded(subject, began_at, sweep_at))
+        loop_s = max(many.duration_s - inside_s, 0.0) / many.sent
+    else:
+        loop_s = cpu_s / many.sent
+    return Calibration(
+        many.rate_rps, loop_s, batches, swept[0], bench.recorded(subject, sweep_at, quiet_until), SWEEP[0] * many.rate_rps
+    )

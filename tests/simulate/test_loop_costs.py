@@ -5,7 +5,7 @@ from math import inf
 import pytest
 
 from dlproxy.lab.simulate.engine import Call, LoopCosts
-from dlproxy.lab.simulate.service_times import Fitted, Measured
+from dlproxy.lab.simulate.service_times import Fitted, Measured, Sample
 from dlproxy.message import FailureKind
 from dlproxy.policy.events import Arrived, BatchDone
 from dlproxy.policy.knobs import LaneKnobs
@@ -88,7 +88,7 @@ def test_a_deadline_counts_from_when_the_request_was_read() -> None:
 
 @pytest.mark.parametrize("inline", [False, True])
 def test_the_lane_hears_of_a_batch_after_its_hand_over_which_is_no_part_of_its_service(inline: bool) -> None:
-    model = make_model("m", Measured([(1, 0.5, 0.25)]), knobs=LaneKnobs(max_batch=1, max_queue_rows=9), inline=inline)
+    model = make_model("m", Measured([Sample(1, 0.5, 0.25)]), knobs=LaneKnobs(max_batch=1, max_queue_rows=9), inline=inline)
     simulation, _ = run_calls([model], calls(2, 0.0))
     assert simulation.ends == {1: (None, 0.75), 2: (None, 1.5)}
     assert [event.service_s for _, event in noted(model).told if isinstance(event, BatchDone)] == [0.5, 0.5]

@@ -68,14 +68,15 @@ async def test_service_times_are_those_of_the_batches_that_ran(tmp_path: Path) -
     log, _ = await recorded(tmp_path)
     samples = Batches(log).samples
     assert len(samples) == sum(replayed(log).batch_sizes.values())
-    for rows, service_s, hand_over_s in samples:
+    for rows, service_s, hand_over_s, idle_s in samples:
+        assert idle_s >= 0.0
         assert service_s >= BASE_S + ROW_S * rows
         assert hand_over_s >= 0.0
-    assert max(hand_over_s for _, _, hand_over_s in samples) > 0.0
+    assert max(hand_over_s for _, _, hand_over_s, _ in samples) > 0.0
 
     model = plan_model("m", ModelConfig(path="m.onnx", max_batch=8), str(log))
     drawn = model.times(0).draw(samples[0][0])
-    assert drawn in [(service_s, hand_over_s) for _, service_s, hand_over_s in samples]
+    assert drawn in [(service_s, hand_over_s) for _, service_s, hand_over_s, _ in samples]
     assert model.service == f"{len(samples)} batches of m-1.dlog"
 
 
@@ -102,13 +103,17 @@ def test_failed_and_lost_batches_teach_nothing(tmp_path: Path) -> None:
         (3.0, arrived(3, at=3.0)),
         (3.5, InstanceLost("a", "killed")),
         (4.0, BatchDone(99, 0.5)),
+        (5.0, InstanceUp("a")),
+        (6.0, arrived(4, at=6.0)),
+        (6.5, BatchDone(4, 0.5)),
     )
-    assert Batches(log).samples == [(3, 0.375, 0.125)]
+    assert Batches(log).samples == [(3, 0.375, 0.125, 0.0), (1, 0.5, 0.0, 3.5)], "idle since the batch that failed"
+    assert Batches(log, since=2.0).samples == [(1, 0.5, 0.0, 3.5)]
     result = replayed(log)
-    assert (result.sent, result.ok, result.errors) == (3, 1, {"model_failed": 1, "unavailable": 1})
+    assert (result.sent, result.ok, result.errors) == (4, 2, {"model_failed": 1, "unavailable": 1})
     assert result.latency_ms["max"] == pytest.approx(600.0), "from arrival to the end"
-    assert result.batch_sizes == {1: 2, 3: 1}
-    assert (result.kind, result.target, result.duration_s) == ("replay", "m", pytest.approx(4.0))
+    assert result.batch_sizes == {1: 3, 3: 1}
+    assert (result.kind, result.target, result.duration_s) == ("replay", "m", pytest.approx(6.5))
 
 
 def test_a_log_without_an_answered_batch_or_any_event_is_refused(tmp_path: Path) -> None:

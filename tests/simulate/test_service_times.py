@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlproxy.lab.simulate.service_times import Fitted, Measured
+from dlproxy.lab.simulate.service_times import FEWEST, Fitted, Measured, Sample
 
 DRAWN = 20_000
-SAMPLES = [(1, 0.010, 1e-4), (1, 0.014, 2e-4), (4, 0.020, 3e-4), (8, 0.040, 4e-4)]
+SAMPLES = [Sample(1, 0.010, 1e-4), Sample(1, 0.014, 2e-4), Sample(4, 0.020, 3e-4), Sample(8, 0.040, 4e-4)]
 
 
 def test_a_line_without_spread_is_the_line() -> None:
@@ -66,20 +66,20 @@ def test_between_two_measured_sizes_means_lie_on_a_line_and_draws_are_those_of_t
 
 
 def test_beyond_the_largest_measured_size_times_rise_as_the_line_through_all_of_them() -> None:
-    measured = Measured([(1, 0.011, 0.0), (2, 0.012, 0.0), (4, 0.014, 0.0)])
+    measured = Measured([Sample(1, 0.011), Sample(2, 0.012), Sample(4, 0.014)])
     assert measured.mean(14) == pytest.approx(0.024)
     assert measured.draw(14) == (pytest.approx(0.024), 0.0)
 
 
 def test_below_the_smallest_measured_size_times_fall_no_steeper_than_in_proportion() -> None:
-    measured = Measured([(4, 0.014, 0.0), (8, 0.018, 0.0)])
+    measured = Measured([Sample(4, 0.014), Sample(8, 0.018)])
     assert measured.mean(1) == pytest.approx(0.011)
-    steep = Measured([(4, 0.004, 0.0), (8, 0.100, 0.0)])
+    steep = Measured([Sample(4, 0.004), Sample(8, 0.100)])
     assert steep.mean(1) == pytest.approx(0.001)
 
 
 def test_one_measured_size_says_nothing_of_batching_gains() -> None:
-    measured = Measured([(4, 0.020, 0.0)])
+    measured = Measured([Sample(4, 0.020)])
     assert [measured.mean(rows) for rows in (1, 4, 8)] == pytest.approx([0.005, 0.020, 0.040])
     assert measured.draw(8)[0] == pytest.approx(0.040)
 
@@ -89,8 +89,19 @@ def test_means_rise_with_the_rows_if_the_measured_ones_do(steps: list[tuple[int,
     samples, rows, seconds = [], 0, 0.0
     for more_rows, more_s in steps:
         rows, seconds = rows + more_rows, seconds + more_s
-        samples.append((rows, seconds, 0.0))
+        samples.append(Sample(rows, seconds))
     measured = Measured(samples)
     means = [measured.mean(size) for size in range(1, rows + 30)]
     assert min(means) > 0.0
     assert all(before <= after * (1 + 1e-9) for before, after in pairwise(means))
+
+
+def test_a_batch_after_a_rest_is_drawn_from_those_after_as_long_a_rest() -> None:
+    warm = [Sample(1, 0.001, idle_s=0.0)] * FEWEST
+    cold = [Sample(1, 0.002, idle_s=0.010)] * FEWEST
+    few = [Sample(1, 0.009, idle_s=0.002)] * (FEWEST - 1)
+    measured = Measured([*warm, *few, *cold])
+    drawn = {idle_s: {measured.draw(1, idle_s)[0] for _ in range(200)} for idle_s in (0.0, 0.0002, 0.008, 0.1, 1000.0)}
+    assert drawn == {0.0: {0.001}, 0.0002: {0.001}, 0.008: {0.002}, 0.1: {0.002}, 1000.0: {0.002}}
+    assert len({measured.draw(1, 0.002)[0] for _ in range(200)}) == 1, "too few of its kind: those of a neighbouring one"
+    assert {Measured(few).draw(1, 0.1)[0] for _ in range(50)} == {0.009}, "too few of every kind: all"

@@ -57,6 +57,7 @@ class Usage(Struct):
     rows: int = 0
     busy_s: float = 0.0
     busy_until: float = 0.0
+    idle_since: float = 0.0
 
 
 class Heap:
@@ -243,13 +244,14 @@ class Node:
     def _service(self, model: SimulatedModel, command: Dispatch, now: float) -> tuple[BatchDone, float]:
         instance, tickets = command.instance, command.tickets
         rows = sum([ticket.rows for ticket in tickets])
-        service_s, hand_over_s = model.times.draw(rows)
+        usage = model.usage[instance]
+        service_s, hand_over_s = model.times.draw(rows, now - usage.idle_since)
         error = None
         if model.slowed:
             service_s *= model.slowed.get(instance, 1.0)
         if instance in model.failing:
             service_s, error = model.failing[instance], "the simulated instance fails"
-        usage = model.usage[instance]
+        usage.idle_since = now + service_s + hand_over_s
         usage.batches += 1
         usage.rows += rows
         if now < self._measured_until:

@@ -3,30 +3,35 @@
 Called by lab/simulate/run.py and cli/simulate.py. Not aware of: nodes, arrival processes.
 """
 
+from math import inf
 from pathlib import Path
 
 from dlproxy.lab.report.result import Result, Tally, make_result
+from dlproxy.lab.simulate.service_times import Sample
 from dlproxy.policy.events import Arrived, BatchDone, Complete, Dispatch, Reject
 from dlproxy.telemetry.event_log import Header, LogError, read, replay
 
 
 class Batches:
-    """The batches of a recording: (rows, service seconds, seconds more until the lane heard of it), in order of their ends."""
+    """The batches of a recording that gave answers, in the order of their ends; of those begun from `since` to `until`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, since: float = -inf, until: float = inf) -> None:
         header, entries = read(path)
         self.header: Header = header
-        self.samples: list[tuple[int, float, float]] = []
-        running: dict[int, tuple[int, float]] = {}
+        self.samples: list[Sample] = []
+        running: dict[int, tuple[str, int, float]] = {}
+        ended_at: dict[str, float] = {}
         for entry in entries:
             if isinstance(entry.event, BatchDone) and entry.event.batch_id in running:
-                rows, dispatched_at = running.pop(entry.event.batch_id)
-                if entry.event.error is None:
-                    service_s = entry.event.service_s
-                    self.samples.append((rows, service_s, max(entry.at - dispatched_at - service_s, 0.0)))
+                instance, rows, begun_at = running.pop(entry.event.batch_id)
+                service_s = entry.event.service_s
+                idle_s = begun_at - ended_at.get(instance, begun_at)
+                ended_at[instance] = entry.at
+                if entry.event.error is None and since <= begun_at < until:
+                    self.samples.append(Sample(rows, service_s, max(entry.at - begun_at - service_s, 0.0), idle_s))
             for command in entry.commands:
                 if isinstance(command, Dispatch):
-                    running[command.batch_id] = (sum(ticket.rows for ticket in command.tickets), entry.at)
+                    running[command.batch_id] = (command.instance, sum(ticket.rows for ticket in command.tickets), entry.at)
         if not self.samples:
             raise LogError(f"{path} holds no batch that was answered: there are no service times to learn from it")
 

@@ -19,7 +19,7 @@ from dlproxy.lab.report.result import Result, Tally, make_result
 from dlproxy.lab.simulate.engine import Call, LoopCosts, SimulatedModel, Simulation, utilisation
 from dlproxy.lab.simulate.faults import Fault, plan_fault
 from dlproxy.lab.simulate.recording import Batches
-from dlproxy.lab.simulate.service_times import Fitted, Measured, ServiceTimes
+from dlproxy.lab.simulate.service_times import Fitted, Measured, Sample, ServiceTimes
 from dlproxy.policy.balancing import Balancer, LeastLoaded, LeastPeakEwma, PowerOfTwo, RoundRobin
 from dlproxy.policy.lane import Lane
 from dlproxy.serve.assemble import LanePlan, plan_lane, warm_up
@@ -93,7 +93,7 @@ def plan_model(name: str, config: ModelConfig, service: str = "") -> ModelPlan:
     if not calibration.points:
         raise ConfigError(f"model {name}: {calibration.warning}; describe its times: --service {name}=base=10ms,row=0.5ms")
     plan = plan_lane(name, config, calibration, batched=signature.batched)
-    samples = [(rows, seconds, 0.0) for rows, seconds in calibration.points]
+    samples = [Sample(rows, seconds) for rows, seconds in calibration.points]
     return ModelPlan(plan, lambda seed: Measured(samples, seed=seed), f"calibrated here at {len(samples)} batch sizes")
 
 

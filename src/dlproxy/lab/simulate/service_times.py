@@ -6,19 +6,28 @@ Called by lab/simulate/engine.py once per batch. Not aware of: instances, faults
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from math import log, sqrt
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from dlproxy.policy.cost import LatencyModel
 
 DRAWS = 4096  # random numbers drawn at a time
+REST_S = (
+    0.00025,
+    0.001,
+    0.004,
+    0.016,
+)  # between these an instance has rested about equally: caches and clocks go cold in steps
+FEWEST = 20  # batches after rests of one kind that are enough to draw from
 
 
 class ServiceTimes(Protocol):
-    """Draws (service, hand-over): seconds that the batch runs, and seconds more until the lane hears that it is done."""
+    """How long batches take, on an instance that has stood idle for so long."""
 
-    def draw(self, rows: int) -> tuple[float, float]: ...
+    def draw(self, rows: int, idle_s: float = 0.0) -> tuple[float, float]:
+        """(service, hand-over): seconds that the batch runs, and seconds more until the lane hears that it is done."""
+        ...
 
     def mean(self, rows: int) -> float:
         """Expected seconds for a batch of so many rows."""
@@ -33,7 +42,7 @@ class Fitted:
         self.row_s = row_s
         self._factors = _factors(cv, exponential, seed) if cv or exponential else None
 
-    def draw(self, rows: int) -> tuple[float, float]:
+    def draw(self, rows: int, idle_s: float = 0.0) -> tuple[float, float]:
         seconds = self.base_s + self.row_s * rows
         return (seconds if self._factors is None else seconds * next(self._factors)), 0.0
 
@@ -41,28 +50,38 @@ class Fitted:
         return self.base_s + self.row_s * rows
 
 
+class Sample(NamedTuple):
+    """One batch of a live run: its size, its times in seconds, and how long its instance had stood idle before."""
+
+    rows: int
+    service_s: float
+    hand_over_s: float = 0.0
+    idle_s: float = 0.0
+
+
 class Measured:
     """Draws among the batches that were measured: those of the nearest size, scaled to the size asked for.
 
-    `samples` are (rows, service seconds, hand-over seconds), at least one. Mean times lie on straight lines between the
-    measured sizes; beyond them they rise as the line fitted to all of them does.
+    A batch after a rest of several milliseconds finds cold caches and takes longer (a quick model by 40 %), so one is drawn
+    that came after a rest as long, if there are FEWEST such. Mean times lie on straight lines between the measured sizes;
+    beyond them they rise as the line fitted to all of them does.
     """
 
-    def __init__(self, samples: Iterable[tuple[int, float, float]], *, seed: int = 0) -> None:
-        by_size: dict[int, list[tuple[float, float]]] = {}
-        for rows, service_s, hand_over_s in samples:
-            by_size.setdefault(rows, []).append((service_s, hand_over_s))
+    def __init__(self, samples: Iterable[Sample], *, seed: int = 0) -> None:
+        by_size: dict[int, list[Sample]] = {}
+        for sample in samples:
+            by_size.setdefault(sample.rows, []).append(sample)
         self._sizes = sorted(by_size)
-        self._samples = by_size
-        self._means = {rows: sum(service for service, _ in times) / len(times) for rows, times in by_size.items()}
+        self._pools = {rows: _by_rest(sized) for rows, sized in by_size.items()}
+        self._means = {rows: sum(sample.service_s for sample in sized) / len(sized) for rows, sized in by_size.items()}
         self._row_s = LatencyModel(self._means.items()).per_row_s
         self._random = np.random.default_rng(seed)
         self._uniform = self._draws()
 
-    def draw(self, rows: int) -> tuple[float, float]:
+    def draw(self, rows: int, idle_s: float = 0.0) -> tuple[float, float]:
         size = self._nearest(rows)
-        samples = self._samples[size]
-        service_s, hand_over_s = samples[int(next(self._uniform) * len(samples))]
+        pool = self._pools[size][bisect_left(REST_S, idle_s)]
+        _, service_s, hand_over_s, _ = pool[int(next(self._uniform) * len(pool))]
         return (service_s if size == rows else service_s * self.mean(rows) / self._means[size]), hand_over_s
 
     def mean(self, rows: int) -> float:
@@ -79,7 +98,7 @@ class Measured:
         return means[low] + (means[high] - means[low]) * (rows - low) / (high - low)
 
     def _nearest(self, rows: int) -> int:
-        if rows in self._samples:
+        if rows in self._pools:
             return rows
         index = bisect_left(self._sizes, rows)
         return min(self._sizes[max(index - 1, 0) : index + 1], key=lambda size: abs(size - rows))
@@ -87,6 +106,17 @@ class Measured:
     def _draws(self) -> Iterator[float]:
         while True:
             yield from self._random.random(DRAWS).tolist()
+
+
+def _by_rest(samples: list[Sample]) -> list[list[Sample]]:
+    """The samples after rests of each kind; of the nearest kind that has enough, or all, where there are too few."""
+    kinds: list[list[Sample]] = [[] for _ in range(len(REST_S) + 1)]
+    for sample in samples:
+        kinds[bisect_left(REST_S, sample.idle_s)].append(sample)
+    enough = [kind for kind, found in enumerate(kinds) if len(found) >= FEWEST]
+    if not enough:
+        return [samples] * len(kinds)
+    return [kinds[min(enough, key=lambda other: abs(other - kind))] for kind in range(len(kinds))]
 
 
 def _factors(cv: float, exponential: bool, seed: int) -> Iterator[float]:
