@@ -4,6 +4,7 @@ Called by benchmarks/fidelity/__main__.py. Not aware of: the simulator's results
 """
 
 import contextlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,17 @@ class Subject:
     @property
     def toml(self) -> str:
         return f'[models.{self.name}]\npath = "{self.path}"\nslo = "p99={self.deadline_s * 1e3:g}ms"\n'
+
+
+def keep_awake(children: Children, cores: Cores) -> None:
+    """Spin on both cores at idle priority: a virtual machine that sleeps takes a tenth of a millisecond to wake, now and then.
+
+    Whatever is measured displaces the spinner at once. Without `chrt` or two cores nothing is done.
+    """
+    if shutil.which("chrt") is None or cores.server is None:
+        return
+    for core in cores:
+        children.start("spinner", pinned(core, ["chrt", "--idle", "0", sys.executable, "-c", "while True: pass"]))
 
 
 @dataclass
