@@ -14,7 +14,7 @@ from math import inf
 from pathlib import Path
 from time import monotonic
 
-from benchmarks.fidelity.live import CALIBRATION_SECONDS, SEED, Bench, Calibration, Subject, calibrate, keep_awake
+from benchmarks.fidelity.live import CALIBRATION_SECONDS, SEED, Bench, Calibration, Subject, calibrate
 from benchmarks.interrupts import EXIT_INTERRUPTED, interrupt_once
 from benchmarks.machine import describe_machine, summary
 from benchmarks.processes import BenchmarkError, Children, choose_cores, stay_off_the_servers_core
@@ -218,7 +218,6 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[Row] = []
     try:
         with tempfile.TemporaryDirectory(prefix="dlproxy-fidelity-") as directory, Children(Path(directory)) as children:
-            keep_awake(children, cores)
             bench = Bench(children, cores, Path(directory))
             for subject in SUBJECTS:
                 if args.only in (None, subject.name):

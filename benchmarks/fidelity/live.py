@@ -4,7 +4,6 @@ Called by benchmarks/fidelity/__main__.py. Not aware of: the simulator's results
 """
 
 import contextlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -42,17 +41,6 @@ class Subject:
     @property
     def toml(self) -> str:
         return f'[models.{self.name}]\npath = "{self.path}"\nslo = "p99={self.deadline_s * 1e3:g}ms"\n'
-
-
-def keep_awake(children: Children, cores: Cores) -> None:
-    """Spin on both cores at idle priority: a virtual machine that sleeps takes a tenth of a millisecond to wake, now and then.
-
-    Whatever is measured displaces the spinner at once. Without `chrt` or two cores nothing is done.
-    """
-    if shutil.which("chrt") is None or cores.server is None:
-        return
-    for core in cores:
-        children.start("spinner", pinned(core, ["chrt", "--idle", "0", sys.executable, "-c", "while True: pass"]))
 
 
 @dataclass
@@ -139,7 +127,7 @@ def calibrate(bench: Bench, subject: Subject) -> Calibration:
             quiet_until = monotonic() if len(swept) == 1 else quiet_until
     batches = bench.recorded(subject, began_at)
     if subject.computes:  # 64 clients keep its loop busy: what batches do not take, requests take
-        inside_s = sum(batch.service_s + batch.hand_over_s for batch in bench.recorded(subject, began_at, sweep_at))
+        inside_s = sum(batch.service_s for batch in bench.recorded(subject, began_at, sweep_at))
         loop_s = max(many.duration_s - inside_s, 0.0) / many.sent
     else:
         loop_s = cpu_s / many.sent

@@ -149,3 +149,18 @@ def test_the_command_ends_with_0_if_the_replay_is_the_recording_and_with_1_if_no
     (warning,) = load(out).warnings
     assert "differs from the recording at entry 2 (Arrived)" in warning
     assert "differs" in capsys.readouterr().out
+
+
+def test_a_batch_on_the_loop_begins_when_it_runs_not_when_it_is_dispatched(tmp_path: Path) -> None:
+    knobs = LaneKnobs(max_batch=8, max_queue_rows=100, max_batch_s=0.001)
+    recorder = Recorder(tmp_path / "a.dlog", Header("m", knobs, LINE), Lane(knobs, LINE))
+    for at, event in [
+        (0.0, InstanceUp("a")),
+        (1.0, arrived(1, at=1.0)),
+        (1.25, arrived(2, at=1.25)),
+        (1.5, BatchDone(1, 0.25)),  # dispatches the second, which runs after the sockets' turn
+        (2.0, BatchDone(2, 0.25)),
+    ]:
+        recorder.on(event, at)
+    recorder.close()
+    assert Batches(tmp_path / "a.dlog").samples == [(1, 0.25, 0.0, 0.0), (1, 0.25, 0.0, 0.25)]

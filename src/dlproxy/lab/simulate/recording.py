@@ -21,11 +21,14 @@ class Batches:
         self.samples: list[Sample] = []
         running: dict[int, tuple[str, int, float]] = {}
         ended_at: dict[str, float] = {}
+        inline = header.knobs.max_batch_s < inf  # the bound that only models on the event loop have
         for entry in entries:
             if isinstance(entry.event, BatchDone) and entry.event.batch_id in running:
                 instance, rows, begun_at = running.pop(entry.event.batch_id)
                 service_s = entry.event.service_s
-                idle_s = begun_at - ended_at.get(instance, begun_at)
+                if inline:  # it may have waited for the sockets' turn after its dispatch, which the simulated loop does too
+                    begun_at = entry.at - service_s
+                idle_s = max(begun_at - ended_at.get(instance, begun_at), 0.0)
                 ended_at[instance] = entry.at
                 if entry.event.error is None and since <= begun_at < until:
                     self.samples.append(Sample(rows, service_s, max(entry.at - begun_at - service_s, 0.0), idle_s))
