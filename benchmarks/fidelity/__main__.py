@@ -1,6 +1,6 @@
 """The same requests live and simulated, and how far apart rate, p50 and p99 are: `python -m benchmarks.fidelity`.
 
-Prints one table; exits with 1 if a figure is outside of its band. The live half needs two cores.
+Prints one table; exits with 1 if a prediction is outside of its band. The live half needs two cores.
 """
 
 import argparse
@@ -204,7 +204,7 @@ def _conclude(args: argparse.Namespace, machine: dict[str, object], rows: list[R
     explained = sum(row.passes(row.explained) for row in rows)
     print(f"bands: {BANDS['rate']:.0%} of the rate, {BANDS['p50']:.0%} of p50 and of p99")
     print(f"of {len(rows)} rows {predicted} are predicted (batch times measured before), {explained} explained (the run's own)")
-    return 0 if explained == len(rows) else 1
+    return 0 if predicted == len(rows) else 1
 
 
 def main(arguments: list[str] | None = None) -> int:
