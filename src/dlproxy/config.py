@@ -6,6 +6,7 @@ Called by cli/ and serve/. Not aware of: what reads the values.
 import difflib
 import re
 import tomllib
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -106,12 +107,13 @@ def parse_duration(text: str) -> float:
 
 
 def _seconds(text: str) -> float:
-    """0 for what is no duration."""
+    """0 for what is no duration, or too long for a number."""
     match = _DURATION.fullmatch(text)
     try:
-        return float(match[1]) * _UNIT_S[match[2]] if match else 0.0
+        value = float(match[1]) * _UNIT_S[match[2]] if match else 0.0
     except ValueError:
         return 0.0
+    return value if value < inf else 0.0
 
 
 def load(path: Path) -> Config:

@@ -170,7 +170,7 @@ def test_without_a_description_the_model_itself_is_measured() -> None:
         ("base=10ms,cv=nan", "cv between 0 and 100"),
         ("base=10ms,cv=1e200", "cv between 0 and 100"),
         ("base=10ms,cv=much", "cv=much is not understood"),
-        ("base=" + "9" * 400 + "s", "base or row must be above 0"),
+        ("base=" + "9" * 400 + "s", "s is not understood; write it like base=10ms"),
     ],
 )
 def test_service_times_that_make_no_sense_are_refused(service: str, clue: str) -> None:

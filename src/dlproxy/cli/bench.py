@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlproxy.cli.durations import seconds
 from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _find_peak(args: argparse.Namespace, test: "LoadTest", interrupt: "Interrupt
     from dlproxy.lab.load.peak import MAX_TRIALS, Search
     from dlproxy.lab.load.settings import LoadError
 
-    objective_s = _seconds(args.find_peak)
+    objective_s = seconds(args.find_peak, "--find-peak")
     assert objective_s is not None
     most = MAX_TRIALS if args.trials is None else args.trials
     if most < 2:
@@ -186,21 +187,14 @@ def _settings(args: argparse.Namespace) -> "Settings":
         keys=args.keys,
         zipf=args.zipf,
         protocol=args.protocol,
-        deadline_s=_seconds(args.deadline),
-        objective_s=_seconds(args.find_peak if peak else args.objective),
+        deadline_s=seconds(args.deadline, "--deadline"),
+        objective_s=seconds(args.find_peak, "--find-peak") if peak else seconds(args.objective, "--objective"),
         processes=args.processes,
         max_connections=MAX_CONNECTIONS if args.max_connections is None else args.max_connections,
     )
     if args.max_connections is not None and not settings.open_loop and not peak:
         raise LoadError("--max-connections is for an open loop; the connections of a closed loop are its --concurrency")
     return check(settings)
-
-
-def _seconds(text: str | None) -> float | None:
-    """Of "p99=20ms" or "20ms". Raises ConfigError."""
-    from dlproxy.config import parse_duration
-
-    return None if text is None else parse_duration(text.strip().removeprefix("p99=").strip())
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -37,13 +37,14 @@ def _serve(args: argparse.Namespace) -> int:
 
     from dlproxy.config import ConfigError
     from dlproxy.instance.runtime import ModelError
+    from dlproxy.serve.event_loop import loop_factory
     from dlproxy.serve.server import PortError, Server
     from dlproxy.telemetry.event_log import LogError
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         config = _config(args)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(Server(config).run(_report))
     except (ConfigError, LogError, ModelError, PortError) as error:
         complain(str(error))
@@ -68,15 +69,6 @@ def _config(args: argparse.Namespace) -> "Config":
         raise ConfigError(f"--{where.strip('`').replace('_', '-')}: {what[0].lower()}{what[1:]}") from None
     models = add_models(dict(config.models), args.models, args.slo or "", command="serve")
     return msgspec.structs.replace(config, server=server, models=models)
-
-
-def _loop_factory() -> "type | None":
-    try:
-        import uvloop
-    except ImportError:  # uvloop does not exist for Windows
-        return None
-    factory: type = uvloop.Loop
-    return factory
 
 
 def _report(server: "Server") -> None:

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dlproxy.cli.durations import seconds
 from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _replay(args: argparse.Namespace) -> "Result":
     given = (args.models, args.config, args.service, args.rate, args.trace, args.arrivals, args.duration, args.mix, args.fault)
     if any(given):
         raise ConfigError("--replay takes its requests and its model from the recording; leave models, load and faults away")
-    return replayed(args.replay, objective_s=_seconds(args.objective, "--objective"))
+    return replayed(args.replay, objective_s=seconds(args.objective, "--objective"))
 
 
 def _run(args: argparse.Namespace) -> "Result":
@@ -139,7 +140,7 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
     for name, model in models.items():
         if args.rows > model.plan.knobs.max_batch:
             raise ConfigError(f"--rows {args.rows} is more than max_batch {model.plan.knobs.max_batch} of model {name}")
-    deadline_s = _seconds(args.deadline, "--deadline")
+    deadline_s = seconds(args.deadline, "--deadline")
     aims = {model.plan.knobs.slo_s for model in models.values()}
     objective_s = deadline_s if deadline_s is not None else aims.pop() if len(aims) == 1 else None
     return Scenario(
@@ -151,7 +152,7 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
         costs=_loop_costs(args.loop),
         rows=args.rows,
         timeout_s=inf if deadline_s is None else deadline_s,
-        objective_s=objective_s if args.objective is None else _seconds(args.objective, "--objective"),
+        objective_s=objective_s if args.objective is None else seconds(args.objective, "--objective"),
         faults=planned_faults,
         seed=args.seed,
     )
@@ -212,22 +213,6 @@ def _shares(text: str | None, known: "dict[str, ModelConfig]") -> dict[str, floa
     return shares
 
 
-def _seconds(text: str | None, option: str) -> float | None:
-    from math import inf
-
-    from dlproxy.config import ConfigError, parse_duration
-
-    if text is None:
-        return None
-    try:
-        seconds = parse_duration(text.removeprefix("p99="))
-    except ConfigError as error:
-        raise ConfigError(f"{option}: {error}") from None
-    if seconds == inf:
-        raise ConfigError(f"{option}: this is too long for a duration")
-    return seconds
-
-
 def _loop_costs(text: str | None) -> "LoopCosts":
     from dlproxy.config import ConfigError
     from dlproxy.lab.simulate.engine import LoopCosts
@@ -237,5 +222,5 @@ def _loop_costs(text: str | None) -> "LoopCosts":
         name, _, value = part.partition("=")
         if name not in ("read", "write", "path"):
             raise ConfigError(f"--loop {text}: no '{name}'; write it like read=20us,write=15us,path=100us")
-        costs[f"{name}_s"] = _seconds(value, f"--loop {name}") or 0.0
+        costs[f"{name}_s"] = seconds(value, f"--loop {name}") or 0.0
     return LoopCosts(**costs)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dlproxy.lab.demo_client import Load, LoadError, Results
+from dlproxy.serve.event_loop import loop_factory
 
 DIGITS = Path(__file__).with_name("digits")
 START_S = 60.0  # far beyond a slow machine's second or two: only a server that hangs takes longer
@@ -60,7 +61,7 @@ def run(*, seconds: float, concurrency: int, keep_serving: bool) -> int:
         return USER_ERROR
     demo = _Demo(seconds, concurrency, keep_serving)
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(demo.run())
     except (asyncio.CancelledError, KeyboardInterrupt):
         return OK if demo.serving_on else INTERRUPTED
@@ -263,15 +264,6 @@ def _tail(log: BinaryIO) -> str:
     """The last of what the server wrote to stderr."""
     log.seek(0)
     return "\n".join(log.read().decode(errors="replace").splitlines()[-10:])
-
-
-def _loop_factory() -> "type | None":
-    try:
-        import uvloop
-    except ImportError:  # uvloop does not exist for Windows
-        return None
-    factory: type = uvloop.Loop
-    return factory
 
 
 def _say(*lines: str) -> None:

@@ -5,6 +5,7 @@ Single thread, no task or future per request. Called by worker.py. Not aware of:
 
 import select
 import selectors
+from abc import ABC, abstractmethod
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -53,7 +54,7 @@ class Outcome(Struct):
     gave_up: bool = False
 
 
-class Load:
+class Load(ABC):
     """What both loops share: the connections, the clock, what is counted. Instants are those of time.monotonic."""
 
     precise = False
@@ -145,16 +146,17 @@ class Load:
     def _first_connections(self) -> int:
         return self._limit
 
+    @abstractmethod
     def _begin(self, start_at: float) -> None:
-        raise NotImplementedError
+        """Send the first requests, or say when they are due."""
 
+    @abstractmethod
     def _pump(self, now: float) -> None:
         """Send what is due."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _next_at(self) -> float:
         """When there is something to send again."""
-        raise NotImplementedError
 
     def _behind(self) -> int:
         """Requests that are due and have not left."""
@@ -164,6 +166,7 @@ class Load:
         """Whether there are any such."""
         return False
 
+    @abstractmethod
     def _never_sent(self, now: float) -> None:
         """Count what has not left at the very end as failed."""
 
@@ -196,9 +199,9 @@ class Load:
     def dropped(self, connection: Connection) -> None:
         self._gone(connection, monotonic())
 
+    @abstractmethod
     def _free(self, connection: Connection, now: float) -> None:
         """The connection may take another request, if it is usable."""
-        raise NotImplementedError
 
     def _gone(self, connection: Connection, now: float) -> None:
         self._connections.discard(connection)
@@ -287,6 +290,9 @@ class ClosedLoop(Load):
     def _behind(self) -> int:
         self._retries.clear()
         return 0
+
+    def _never_sent(self, now: float) -> None:
+        """Nothing waits to be sent in a closed loop."""
 
 
 class OpenLoop(Load):

@@ -35,7 +35,7 @@ class ServiceTimes(Protocol):
 
 
 class Fitted:
-    """base_s + row_s * rows, times a factor of mean 1 and coefficient of variation `cv` (log-normal; cv 1 is `exponential`)."""
+    """base_s + row_s * rows, times a factor of mean 1 and coefficient of variation `cv`: log-normal, or `exponential`."""
 
     def __init__(self, base_s: float, row_s: float, *, cv: float = 0.0, exponential: bool = False, seed: int = 0) -> None:
         self.base_s = base_s
