@@ -39,7 +39,7 @@ def test_a_description_is_read(path: str, line: Line) -> None:
         ("sleep:base=10ms;row=1ms", "duration '10ms;row=1ms'"),
         ("sleep:slope=10ms", "'slope=10ms' is not understood"),
         ("sleep:base=7200s", "more than an hour"),
-        ("sleep:base=" + "9" * 400 + "s", "more than an hour"),
+        ("sleep:base=" + "9" * 400 + "s", "999s' is not understood; write it like 20ms"),
     ],
 )
 def test_a_description_that_makes_no_sense_is_refused_with_an_example(path: str, clue: str) -> None:
