@@ -49,7 +49,8 @@ class Cell:
 class Row:
     """One comparison. Live figures are medians of the repeats; so are the explained ones, as each run has its own batch times.
 
-    `predicted`: simulated with the batch times of the calibration. `explained`: with those of the run itself.
+    `predicted`: simulated with the batch times of the calibration. `explained`: with those of the run itself. `again`: the
+    live run that is farthest from their median, which is how well the machine predicts itself.
     """
 
     subject: str
@@ -58,6 +59,7 @@ class Row:
     live: dict[str, float]
     predicted: dict[str, float]
     explained: dict[str, float]
+    again: dict[str, float]
 
     def apart(self, simulated: dict[str, float]) -> dict[str, float]:
         return {name: simulated[name] / self.live[name] - 1.0 if self.live[name] else inf for name in BANDS}
@@ -136,7 +138,18 @@ def _compare(bench: Bench, subject: Subject, calibration: Calibration, simulator
         _figures([live for live, _, _ in cell.lives]),
         _figures([simulator.run(cell.arrivals, cell.seconds, calibration.batches)]),
         _figures([simulator.run(cell.arrivals, cell.seconds, batches) for batches in own]),
+        _farthest([_figures([live]) for live, _, _ in cell.lives]),
     )
+
+
+def _farthest(lives: list[dict[str, float]]) -> dict[str, float]:
+    """For each figure the repeat that differs most from the others, on the scale of their median."""
+    farthest = {}
+    for name in lives[0]:
+        values = [live[name] for live in lives]
+        middle = statistics.median(values)
+        farthest[name] = max(values, key=lambda value: abs(value - middle))
+    return farthest
 
 
 def _measure(args: argparse.Namespace, bench: Bench, subject: Subject) -> list[Row]:
@@ -163,7 +176,7 @@ def _measure(args: argparse.Namespace, bench: Bench, subject: Subject) -> list[R
 
 
 HEADING = "model    arrivals load    rate/s   p50 ms   p99 ms   shed" + "".join(
-    f" | {name:<10}{'rate':>7}{'p50':>8}{'p99':>8}   shed      " for name in ("predicted", "explained")
+    f" | {name:<10}{'rate':>7}{'p50':>8}{'p99':>8}   shed      " for name in ("predicted", "explained", "live again")
 )
 
 
@@ -171,7 +184,7 @@ def _line(row: Row) -> str:
     live = row.live
     text = f"{row.subject:<8} {row.arrivals:<8} {row.load:<4g} {live['rate']:>9,.1f} {live['p50']:>8.4g} {live['p99']:>8.4g}"
     text += f" {live['shed']:>6.1%}"
-    for simulated in (row.predicted, row.explained):
+    for simulated in (row.predicted, row.explained, row.again):
         apart = row.apart(simulated)
         text += f" | {apart['rate']:>+17.1%} {apart['p50']:>+7.1%} {apart['p99']:>+7.1%} {simulated['shed']:>6.1%}"
         text += "  pass" if row.passes(simulated) else "  MISS"
@@ -198,12 +211,17 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _conclude(args: argparse.Namespace, machine: dict[str, object], rows: list[Row]) -> int:
     if args.json:
-        kept = [{**vars(row), "apart": [row.apart(row.predicted), row.apart(row.explained)]} for row in rows]
+        kept = [
+            {**vars(row), "apart": [row.apart(row.predicted), row.apart(row.explained), row.apart(row.again)]} for row in rows
+        ]
         args.json.write_text(json.dumps({"machine": machine, "rows": kept}, indent=1))
     predicted = sum(row.passes(row.predicted) for row in rows)
     explained = sum(row.passes(row.explained) for row in rows)
+    again = sum(row.passes(row.again) for row in rows)
     print(f"bands: {BANDS['rate']:.0%} of the rate, {BANDS['p50']:.0%} of p50 and of p99")
     print(f"of {len(rows)} rows {predicted} are predicted (batch times measured before), {explained} explained (the run's own)")
+    if args.repeats > 1:
+        print(f"in {again} of {len(rows)} rows the live runs agree with one another that closely: no simulator can do better")
     return 0 if predicted == len(rows) else 1
 
 
