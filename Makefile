@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-.PHONY: help setup demo test test-extras check fmt bench bench-peers bench-known fidelity docs clean
+.PHONY: help setup demo test test-extras check fmt bench bench-peers bench-known bench-placement bench-pressure fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | check | fmt | bench | bench-peers | bench-known | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-pressure | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -38,6 +38,12 @@ bench-peers: setup
 bench-known: setup
 	@$(PY) -m benchmarks.known_results $(ARGS)
 
+bench-placement: setup
+	@$(PY) -m benchmarks.placement $(ARGS)
+
+bench-pressure: setup
+	@$(PY) -m benchmarks.pressure $(ARGS)
+
 fidelity: setup
 	@$(PY) -m benchmarks.fidelity $(ARGS)
 
@@ -58,6 +64,6 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 $(VENV)/.installed-extras: $(VENV)/.installed
-	@echo "installing the torch extra into $(VENV)"
-	@$(PIP) install --editable '.[torch]'
+	@echo "installing the torch and tensorflow extras into $(VENV)"
+	@$(PIP) install --editable '.[torch,tensorflow]'
 	@touch $@

@@ -21,6 +21,7 @@ BEGIN = """\
 
 Generated from `src/dlproxy/config.py` by `make docs`; do not edit. How to use it: [the guide](../guides/configuration.md).
 """
+NAMES = {"models.NAME": "digits", "tenants.NAME": "shop"}  # in the example
 TYPES = {str: "text", int: "integer", float: "number", bool: "true or false"}
 
 
@@ -82,7 +83,7 @@ def _toml() -> Iterator[str]:
     for number, (name, struct) in enumerate(_sections()):
         if number:
             yield ""
-        yield f"[{name.replace('NAME', 'digits')}]"
+        yield f"[{name.replace('NAME', NAMES.get(name, ''))}]"
         for field, _ in _fields(struct):
             yield f"{field.name} = {json.dumps('digits.onnx' if field.required else field.default)}"
 

@@ -1,5 +1,6 @@
 """The command line: quick to help, and whatever is wrong is said in one line that names the remedy; exit code 2."""
 
+import gc
 import os
 import re
 import shutil
@@ -174,9 +175,26 @@ def test_mistakes_in_the_file_are_named_with_their_line(tmp_path: Path, capsys: 
         ("[server\n", "line 1"),
         ("[server]\nhttp_prot = 1\n", "dlproxy.toml:2: unknown key 'http_prot'"),
         (f"[models.a]\npath = '{models.DIGITS}'\nslo = 'fast'\n", "dlproxy.toml:3: slo 'fast'"),
+        (f"[models.a]\npath = '{models.DIGITS}'\nbalancer = 'pequal'\n", "dlproxy.toml:3: models.a.balancer: 'pequal' is none"),
+        (f"[tenants.a]\nrows_per_s = 1e-9\n[models.a]\npath = '{models.DIGITS}'\n", "tenants.a: rows_per_s is 1e-09"),
     ):
         path.write_text(text, "utf-8")
         assert clue in _complaint(capsys, "--config", path)
+
+
+def test_cores_that_do_not_suffice_are_named_and_nothing_is_left_running(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sleeper = {"path": "sleep:base=1ms", "run": "thread", "instances": 3}
+    server = {"cores": 2, "reserved_cores": 2, "event_log": str(tmp_path / "log")}
+    path = write_config(tmp_path / "dlproxy.toml", {"a": sleeper, "b": sleeper}, **server)
+    before = set(threading.enumerate())
+    complaint = _complaint(capsys, "--config", path)
+    assert "a batch of model a takes 1 cores, but of 2 cores 2 are reserved" in complaint
+    gc.collect()
+    assert set(threading.enumerate()) <= before
+    for log in (tmp_path / "log").iterdir():
+        assert log.read_bytes(), "a recording that was begun is closed"
 
 
 def test_the_second_of_two_models_that_is_broken_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

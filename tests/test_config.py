@@ -6,7 +6,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from dlproxy.config import Config, ConfigError, HttpLimits, ModelConfig, ServerConfig, load, parse_duration, parse_slo
+from dlproxy.config import (
+    Config,
+    ConfigError,
+    HttpLimits,
+    ModelConfig,
+    ServerConfig,
+    TenantConfig,
+    load,
+    parse_duration,
+    parse_slo,
+)
+from dlproxy.policy.balancing import BALANCERS
+from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.policy.queueing import DISCIPLINES
+from dlproxy.serve.assemble import make_quotas
 
 
 def _load(text: str | bytes, folder: Path) -> Config:
@@ -28,12 +42,12 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     assert _load("", tmp_path) == Config()
 
 
-@pytest.mark.parametrize("struct", [ServerConfig, HttpLimits])
+@pytest.mark.parametrize("struct", [ServerConfig, HttpLimits, TenantConfig])
 def test_defaults_are_within_their_own_ranges(struct: type[msgspec.Struct]) -> None:
     assert msgspec.convert(msgspec.to_builtins(struct()), struct) == struct()
 
 
-@pytest.mark.parametrize("struct", [ServerConfig, HttpLimits, ModelConfig])
+@pytest.mark.parametrize("struct", [ServerConfig, HttpLimits, ModelConfig, TenantConfig])
 def test_every_knob_is_described(struct: type[msgspec.Struct]) -> None:
     for field in msgspec.inspect.type_info(struct).fields:  # type: ignore[union-attr, attr-defined]
         extra = field.type.extra_json_schema if isinstance(field.type, msgspec.inspect.Metadata) else None
@@ -121,6 +135,18 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
         ("[models.a]\npath = 'a'\nversion = 'one'\n", 3, ["models.a.version", "[0-9]"]),
         ("[models.a]\npath = 'a'\nrun = 'gpu'\n", 3, ["models.a.run", "gpu"]),
         ("[models.a]\nmax_batch = 4\n", 1, ["models.a", "path"]),
+        ("[models.a]\npath = 'a'\nstarvation_s = 0\n", 3, ["models.a.starvation_s", "> 0"]),
+        ("[models.a]\npath = 'a'\nretry_budget = 1.5\n", 3, ["models.a.retry_budget", "<= 1"]),
+        ("[models.a]\npath = 'a'\nretry_budget = nan\n", 3, ["models.a.retry_budget"]),
+        ("[models.a]\npath = 'a'\nsticky = 'header:'\n", 3, ["models.a.sticky", "header:[A-Za-z0-9-]+"]),
+        ("[server]\ncores = -1\n", 2, ["server.cores", ">= 0"]),
+        ("[server]\ntenant_header = 'x tenant'\n", 2, ["server.tenant_header", "[A-Za-z0-9_-]+"]),
+        ("[server]\ntenant_header = '顧客'\n", 2, ["server.tenant_header", "[A-Za-z0-9_-]+"]),
+        ("[tenants.a]\nweight = 1\n[tenants.b]\nrows_per_s = -1\n", 4, ["tenants.b.rows_per_s", ">= 0"]),
+        ("[tenants.a]\nweight = 0\n", 2, ["tenants.a.weight", ">= 0.001"]),
+        ("[tenants.a]\nweight = inf\n", 2, ["tenants.a.weight", "<= 1000"]),
+        ("[tenants.a]\nburst_s = nan\n", 2, ["tenants.a.burst_s", "> 0"]),
+        ("[tenants]\na = 5\n", 2, ["tenants.a", "object", "int"]),
         ("[models]\na = 'a.onnx'\n", 2, ["models.a", "object", "str"]),
         ("models = 3\n", 1, ["models", "object", "int"]),
         (
@@ -135,6 +161,72 @@ def test_a_value_out_of_range_is_named_with_its_line(tmp_path: Path, text: str, 
     assert f"dlproxy.toml:{line}: " in message
     for clue in clues:
         assert clue in message
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "clues"),
+    [
+        ("[models.a]\npath = 'a'\nrun = 'tread'\n", 3, ["models.a.run: 'tread'", "did you mean 'thread'?"]),
+        ("[models.a]\npath = 'a'\ndiscipline = 'EDF'\n", 3, ["models.a.discipline: 'EDF'", "it takes edf, fcfs, sjf"]),
+        ("[models.a]\npath = 'a'\ndiscipline = 'prority'\n", 3, ["did you mean 'priority'?"]),
+        ("[models.a]\npath = 'a'\nbalancer = 'round_robin'\n", 3, ["models.a.balancer", "did you mean 'round-robin'?"]),
+        ("[models.a]\npath = 'a'\nbalancer = \"it's\"\n", 3, ["'it's' is none of its values", "peak-ewma"]),
+        ("[models.a]\npath = 'a'\nbalancer = \"a\\nb\"\n", 3, ["'a\\nb' is none of its values"]),
+        ("[server]\narbiter = 'yes'\n", 2, ["server.arbiter: 'yes'", "it takes auto, on, off"]),
+        ("[server]\narbiter_discipline = 'fare'\n", 2, ["server.arbiter_discipline", "did you mean 'fair'?"]),
+        ("[tenants.a]\nweigth = 2\n", 2, ["unknown key 'weigth' in [tenants.a]", "did you mean 'weight'?"]),
+        ("[tennants.a]\nweight = 2\n", 1, ["unknown key 'tennants'", "did you mean 'tenants'?"]),
+    ],
+)
+def test_a_wrong_choice_is_named_with_the_nearest_right_one(tmp_path: Path, text: str, line: int, clues: list[str]) -> None:
+    message = _mistake(text, tmp_path)
+    assert f"dlproxy.toml:{line}: " in message
+    for clue in clues:
+        assert clue in message
+
+
+@pytest.mark.parametrize("sticky", ["tenant", "input", "header:X-User"])
+def test_stickiness_without_the_balancer_that_keeps_to_it_is_named_with_its_line(tmp_path: Path, sticky: str) -> None:
+    text = f"[models.a]\npath = 'a'\nbalancer = 'prequal'\nsticky = '{sticky}'\n"
+    message = _mistake(text, tmp_path)
+    assert "dlproxy.toml:4: " in message
+    assert "needs balancer = 'consistent-hash', not 'prequal'" in message
+    config = _load(text.replace("prequal", "consistent-hash"), tmp_path)
+    assert config.models["a"].sticky == sticky
+
+
+@pytest.mark.parametrize(("field", "choices"), [("discipline", DISCIPLINES), ("balancer", tuple(BALANCERS))])
+def test_the_choices_are_those_that_there_are(field: str, choices: tuple[str, ...]) -> None:
+    for choice in choices:
+        assert getattr(msgspec.convert({"path": "a", field: choice}, ModelConfig), field) == choice
+    schema = msgspec.json.schema(ModelConfig)["$defs"]["ModelConfig"]["properties"][field]
+    assert set(schema["enum"]) == set(choices)
+    for choice in msgspec.json.schema(ServerConfig)["$defs"]["ServerConfig"]["properties"]["arbiter_discipline"]["enum"]:
+        assert choice in DISCIPLINES
+
+
+def test_a_lane_that_is_made_without_a_file_has_the_same_defaults() -> None:
+    model, lane = ModelConfig(path="a"), LaneKnobs(max_batch=1, max_queue_rows=1)
+    for name in set(ModelConfig.__struct_fields__) & set(LaneKnobs.__struct_fields__) - {"max_batch", "max_queue_rows"}:
+        assert getattr(model, name) == getattr(lane, name), name
+
+
+def test_tenants_are_read_and_quotas_are_theirs(tmp_path: Path) -> None:
+    config = _load('[tenants.a]\nrequests_per_s = 5\n[tenants."*"]\nrows_per_s = 2.5\n[tenants.b]\nweight = 3\n', tmp_path)
+    assert config.tenants == {
+        "a": TenantConfig(requests_per_s=5.0),
+        "*": TenantConfig(rows_per_s=2.5),
+        "b": TenantConfig(weight=3.0),
+    }
+    assert make_quotas(config.tenants) is not None
+    assert make_quotas({"b": config.tenants["b"]}) is None
+    assert make_quotas({}) is None
+
+
+@pytest.mark.parametrize("knob", ["requests_per_s", "rows_per_s"])
+def test_a_quota_that_never_admits_is_refused(knob: str) -> None:
+    with pytest.raises(ConfigError, match=f"tenants.a: {knob} is 1e-09.*0 for no limit"):
+        make_quotas({"a": TenantConfig(**{knob: 1e-9})})
 
 
 @pytest.mark.parametrize(

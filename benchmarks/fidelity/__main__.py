@@ -124,7 +124,7 @@ def _live(bench: Bench, url: str, subject: Subject, rate: float, load: float, ar
     cell = Cell(arrivals, "trace" if trace else "poisson", load, seconds, [])
     for _ in range(args.repeats):
         began_at = monotonic()
-        result = bench.load(url, subject, options, seconds)
+        result = bench.load_subject(url, subject, options, seconds)
         cell.lives.append((result, began_at, monotonic()))
     return cell
 
@@ -161,8 +161,8 @@ def _measure(args: argparse.Namespace, bench: Bench, subject: Subject) -> list[R
         f"{len(calibration.batches):,} batches recorded",
         flush=True,
     )
-    with bench.serve(subject, record=True) as (_, url):
-        bench.load(url, subject, ["--concurrency", "8", "--duration", "2"], 2)
+    with bench.serve_subject(subject, record=True) as (_, url):
+        bench.load_subject(url, subject, ["--concurrency", "8", "--duration", "2"], 2)
         cells = [
             _live(bench, url, subject, load * calibration.capacity_rps, load, args, trace=trace)
             for trace in ((False, True) if args.trace else (False,))

@@ -4,21 +4,18 @@ Called by benchmarks/fidelity/__main__.py. Not aware of: the simulator's results
 """
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from time import monotonic
 
-from benchmarks.processes import BenchmarkError, Child, Children, Cores, free_ports, pinned
-from benchmarks.servers import answers_ready
-from dlproxy.lab.report.result import Result, load
+from benchmarks.live import Live
+from benchmarks.processes import Child
+from dlproxy.lab.report.result import Result
 from dlproxy.lab.simulate.recording import Batches
 from dlproxy.lab.simulate.service_times import Sample
 
-SPARE_SECONDS = 60
 CALIBRATION_SECONDS = 4
 SEED = 99
 SWEEP = (0.2, 0.5, 0.8, 1.1)  # loads at which batch times are recorded: small batches and full ones
@@ -43,48 +40,18 @@ class Subject:
         return f'[models.{self.name}]\npath = "{self.path}"\nslo = "p99={self.deadline_s * 1e3:g}ms"\n'
 
 
-@dataclass
-class Bench:
+class Bench(Live):
     """Runs the server and the load, pinned apart."""
 
-    children: Children
-    cores: Cores
-    directory: Path
-    runs: int = field(default=0)
-
     @contextlib.contextmanager
-    def serve(self, subject: Subject, *, record: bool) -> Iterator[tuple[Child, str]]:
+    def serve_subject(self, subject: Subject, *, record: bool) -> Iterator[tuple[Child, str]]:
         """A server with this model: the child and its URL."""
-        port, control_port = free_ports(2)
-        lines = ["[server]", f"http_port = {port}", f"control_port = {control_port}"]
-        if record:
-            lines.append(f'event_log = "{self.directory / "log"}"')
-        config = self.directory / f"{subject.name}.toml"
-        config.write_text("\n".join([*lines, subject.toml]))
-        command = [sys.executable, "-m", "dlproxy", "serve", "--config", str(config)]
-        child = self.children.start("dlproxy", pinned(self.cores.server, command))
-        try:
-            child.wait_until(lambda: answers_ready(port))
-            yield child, f"http://127.0.0.1:{port}"
-        finally:
-            self.children.stop(child)
+        with self.serve(subject.toml, [f'event_log = "{self.directory / "log"}"'] if record else []) as served:
+            yield served.child, served.url
 
-    def load(self, url: str, subject: Subject, options: Sequence[str], seconds: float) -> Result:
+    def load_subject(self, url: str, subject: Subject, options: Sequence[str], seconds: float) -> Result:
         """One `dlproxy bench` of about so many seconds."""
-        self.runs += 1
-        path = self.directory / f"run-{self.runs}.json"
-        command = [sys.executable, "-m", "dlproxy", "bench", url, "--model", subject.name, "--rows", str(subject.rows)]
-        command += ["--warmup", "0", "--json", str(path), *options]
-        limit = seconds + SPARE_SECONDS
-        try:
-            finished = subprocess.run(
-                pinned(self.cores.load, command), capture_output=True, text=True, timeout=limit, start_new_session=True
-            )
-        except subprocess.TimeoutExpired as error:
-            raise BenchmarkError(f"dlproxy bench did not end within {limit:.0f} s") from error
-        if not path.exists():
-            raise BenchmarkError(f"dlproxy bench failed: {(finished.stderr or finished.stdout).strip()[-500:]}")
-        return load(path)
+        return self.load(url, subject.name, ["--rows", str(subject.rows), *options], seconds)
 
     def recorded(self, subject: Subject, since: float, until: float = inf) -> list[Sample]:
         """The batches that the last server of this subject began in that time of the monotonic clock, which all share."""
@@ -113,17 +80,17 @@ class Calibration:
 def calibrate(bench: Bench, subject: Subject) -> Calibration:
     """Capacity and the loop's time per request from a closed loop, batch times from a recorded sweep of loads."""
     clients = ["--duration", str(CALIBRATION_SECONDS), "--concurrency"]
-    with bench.serve(subject, record=True) as (child, url):
-        bench.load(url, subject, [*clients, "4"], CALIBRATION_SECONDS)
+    with bench.serve_subject(subject, record=True) as (child, url):
+        bench.load_subject(url, subject, [*clients, "4"], CALIBRATION_SECONDS)
         began_at, before_s = monotonic(), child.cpu_seconds() or 0.0
-        many = bench.load(url, subject, [*clients, "64"], CALIBRATION_SECONDS)
+        many = bench.load_subject(url, subject, [*clients, "64"], CALIBRATION_SECONDS)
         cpu_s = (child.cpu_seconds() or 0.0) - before_s
         sweep_at = quiet_until = monotonic()
         swept: list[Result] = []
         for load in SWEEP:
             options = ["--rate", repr(load * many.rate_rps), "--duration", str(CALIBRATION_SECONDS), "--seed", str(SEED)]
             options += ["--deadline", f"{subject.deadline_s * 1e3:g}ms"]
-            swept.append(bench.load(url, subject, options, CALIBRATION_SECONDS))
+            swept.append(bench.load_subject(url, subject, options, CALIBRATION_SECONDS))
             quiet_until = monotonic() if len(swept) == 1 else quiet_until
     batches = bench.recorded(subject, began_at)
     if subject.computes:  # 64 clients keep its loop busy: what batches do not take, requests take

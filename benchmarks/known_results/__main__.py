@@ -13,7 +13,7 @@ from time import perf_counter
 
 import msgspec
 
-from benchmarks.known_results import closed_loops, early_drop, slow_backend, two_choices, waits
+from benchmarks.known_results import closed_loops, early_drop, prequal, slow_backend, two_choices, waits
 from benchmarks.known_results.checks import Outcome, as_text
 from benchmarks.known_results.page import Run, page
 
@@ -21,6 +21,7 @@ RESULTS: Mapping[str, Callable[[int], Outcome]] = {
     "waits": waits.run,
     "two-choices": two_choices.run,
     "slow-backend": slow_backend.run,
+    "prequal": prequal.run,
     "early-drop": early_drop.run,
     "closed-loops": closed_loops.run,
 }

@@ -23,7 +23,7 @@ class FixedDelay:
         self._delay_s = delay_s
 
     def decide(self, queue: QueueDiscipline, now: float) -> Take | Wait:
-        head = queue.head()
+        head = queue.head(now)
         if head is not None and queue.rows < self.limit and now < head.arrived_at + self._delay_s:
             return Wait(head.arrived_at + self._delay_s)
         return Take(self.limit)
@@ -50,7 +50,7 @@ class ShrinkToFit(FittedLimit):
     """The largest batch with which the oldest request is still in time, at least one row."""
 
     def decide(self, queue: QueueDiscipline, now: float) -> Take | Wait:
-        head = queue.head()
+        head = queue.head(now)
         left_s = 0.0 if head is None else head.deadline_at - now
         return Take(self._model.rows_within(left_s, most=self.limit))
 
@@ -76,7 +76,7 @@ class EndToEndAimd(Aimd):
     """As Aimd, but driven by the latency of the batch's oldest request. For one instance: batches end as they began."""
 
     def decide(self, queue: QueueDiscipline, now: float) -> Take | Wait:
-        head = queue.head()
+        head = queue.head(now)
         self._oldest_at = now if head is None else head.arrived_at
         return super().decide(queue, now)
 
@@ -92,7 +92,7 @@ class Deferral(FittedLimit):
         self._margin_s = DEFERRAL_MARGIN * slo_s
 
     def decide(self, queue: QueueDiscipline, now: float) -> Take | Wait:
-        head = queue.head()
+        head = queue.head(now)
         if head is not None and queue.rows < self.limit:
             until = head.deadline_at - self._model.p99(queue.rows + 1) - self._margin_s
             if now < until:

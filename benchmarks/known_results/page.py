@@ -9,13 +9,15 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from benchmarks.known_results import closed_loops, early_drop, slow_backend, two_choices, waits
+from benchmarks.known_results import closed_loops, early_drop, prequal, slow_backend, two_choices, waits
 from benchmarks.known_results.checks import Check, as_markdown
 
 ABOUT = {
     waits.TITLE: waits.ABOUT,
     two_choices.TITLE: two_choices.ABOUT,
     slow_backend.TITLE: slow_backend.ABOUT,
+    slow_backend.FAILING_TITLE: slow_backend.FAILING_ABOUT,
+    prequal.TITLE: prequal.ABOUT,
     early_drop.TITLE: early_drop.ABOUT,
     early_drop.TABLE_TITLE: early_drop.TABLE_ABOUT,
     closed_loops.TRITON_TITLE: closed_loops.TRITON_ABOUT,

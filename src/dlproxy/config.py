@@ -8,7 +8,7 @@ import re
 import tomllib
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -35,6 +35,19 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     server_timing: Annotated[bool, _knob("tell each client queue, batch and compute time in a Server-Timing header")] = True
     drain_s: Annotated[float, _knob("seconds that requests under way get to finish after SIGTERM", ge=0, le=3600)] = 30.0
     event_log: Annotated[str, _knob("record every lane event and command in this folder, to replay; empty: off")] = ""
+    arbiter: Annotated[
+        Literal["auto", "on", "off"],
+        _knob("let batches of different models take turns on the cores; auto: if their threads outnumber the cores"),
+    ] = "auto"
+    arbiter_discipline: Annotated[
+        Literal["fair", "fcfs", "edf", "sjf", "hrrn", "mlfq", "priority"],
+        _knob("whose batch runs next; fair: equal shares of the cores' time, however heavy a model's batches are"),
+    ] = "fair"
+    cores: Annotated[int, _knob("cores that batches share under the arbiter; 0: those that this process may use", ge=0)] = 0
+    reserved_cores: Annotated[int, _knob("cores that only batches with a request of priority 1 may use", ge=0)] = 0
+    tenant_header: Annotated[
+        str, _knob("header that names a request's tenant, for quotas and fair shares", pattern="^[A-Za-z0-9_-]+$")
+    ] = "x-tenant-id"
 
 
 class HttpLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,11 +85,64 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Literal["auto", "inline", "thread"],
         _knob("where batches run: on the event loop, on a thread, or whichever the warm-up finds better"),
     ] = "auto"
+    discipline: Annotated[
+        Literal["edf", "fcfs", "sjf", "hrrn", "mlfq", "priority", "fair"],
+        _knob("which waiting request is next: earliest deadline, first come, shortest, highest response ratio, …"),
+    ] = "edf"
+    starvation_s: Annotated[float, _knob("seconds after which a request that others overtook goes first", gt=0, le=3600)] = 10.0
+    ageing_s: Annotated[float, _knob("seconds of waiting that one level of priority is worth", ge=0, le=3600)] = 1.0
+    balancer: Annotated[
+        Literal[
+            "peak-ewma",
+            "round-robin",
+            "weighted-round-robin",
+            "least-connections",
+            "fastest-response",
+            "consistent-hash",
+            "power-of-two",
+            "prequal",
+        ],
+        _knob("which instance gets the next batch"),
+    ] = "peak-ewma"
+    sticky: Annotated[
+        str,
+        _knob(
+            "what the consistent-hash balancer keeps on one instance: tenant, input or header:NAME; a batch follows its first "
+            "request",
+            pattern="^(|tenant|input|header:[A-Za-z0-9-]+)$",
+        ),
+    ] = ""
+    slow_start_s: Annotated[
+        float, _knob("seconds in which a new instance's share of the work grows to full", ge=0, le=3600)
+    ] = 0.0
+    codel_target_s: Annotated[
+        float, _knob("queueing delay that may stand; requests that waited twice as long are shed (CoDel); 0: off", ge=0, le=60)
+    ] = 0.0
+    adaptive_limit: Annotated[
+        bool, _knob("bound the requests without a deadline that are under way by how latency answers to them (Gradient2)")
+    ] = False
+    retry_budget: Annotated[
+        float,
+        _knob("share of requests that may run a second time when an instance fails or is late; 0: none ever", ge=0, le=1),
+    ] = 0.2
+    hedge: Annotated[bool, _knob("run a batch that is later than 95 % of its like again on an idle instance")] = False
+    eject_after: Annotated[int, _knob("errors in a row that take an instance out for a while; 0: never", ge=0)] = 5
 
     @property
     def slo_s(self) -> float | None:
         """The objective in seconds."""
         return parse_slo(self.slo)
+
+
+class TenantConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[tenants.NAME]: what one tenant may ask for; `"*"` stands for each one that is not named."""
+
+    requests_per_s: Annotated[float, _knob("requests per second; more are answered 429; 0: no limit", ge=0)] = 0.0
+    rows_per_s: Annotated[float, _knob("rows per second, in all of a tenant's requests; 0: no limit", ge=0)] = 0.0
+    burst_s: Annotated[float, _knob("seconds' worth of both that may come at once", gt=0, le=3600)] = 1.0
+    weight: Annotated[
+        float, _knob("share of a model under the fair discipline, beside tenants of weight 1", ge=0.001, le=1000)
+    ] = 1.0
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,6 +151,18 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     server: ServerConfig = ServerConfig()
     http: HttpLimits = HttpLimits()
     models: dict[str, ModelConfig] = {}
+    tenants: dict[str, TenantConfig] = {}
+
+
+def check_slo(model: ModelConfig) -> None:
+    """Raises ConfigError for an objective that is not understood."""
+    parse_slo(model.slo)
+
+
+def check_sticky(model: ModelConfig) -> None:
+    """Raises ConfigError for stickiness under a balancer that does not keep to it."""
+    if model.sticky and model.balancer != "consistent-hash":
+        raise ConfigError(f"sticky = {model.sticky!r} needs balancer = 'consistent-hash', not '{model.balancer}'")
 
 
 def parse_slo(text: str) -> float | None:
@@ -130,10 +208,11 @@ def load(path: Path) -> Config:
     except msgspec.ValidationError as error:
         raise ConfigError(_located(path, text, data, str(error))) from None
     for name, model in config.models.items():
-        try:
-            parse_slo(model.slo)
-        except ConfigError as error:
-            raise ConfigError(f"{path}{_line(text, ['models', name, 'slo'])}: {error}") from None
+        for knob, check_knob in (("slo", check_slo), ("sticky", check_sticky)):
+            try:
+                check_knob(model)
+            except ConfigError as error:
+                raise ConfigError(f"{path}{_line(text, ['models', name, knob])}: {error}") from None
     folder = path.parent
     models = {
         name: model if model.path.startswith(SLEEP) else msgspec.structs.replace(model, path=str(folder / model.path))
@@ -146,11 +225,11 @@ def _located(path: Path, text: str, data: dict[str, Any], message: str) -> str:
     """Turn msgspec's JSON path (`$.server.port`) into a line of the file and a suggestion."""
     what, _, where = message.partition(" - at ")
     keys = [part for part in where.strip("`$").replace("[...]", ".*").split(".") if part]
-    if keys[:2] == ["models", "*"]:
-        keys[1] = _faulty_model(data)
+    if keys[1:2] == ["*"]:
+        keys[1] = _faulty_entry(data[keys[0]], ModelConfig if keys[0] == "models" else TenantConfig)
     unknown = re.search(r"unknown field `(.+)`", what)
     if unknown is None:
-        return f"{path}{_line(text, keys)}: {'.'.join(keys)}: {what[0].lower()}{what[1:]}"
+        return f"{path}{_line(text, keys)}: {'.'.join(keys)}: {explain(what, _struct_of(keys), keys[-1] if keys else '')}"
     known = _known_fields(keys)
     near = difflib.get_close_matches(unknown[1], known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
@@ -158,19 +237,41 @@ def _located(path: Path, text: str, data: dict[str, Any], message: str) -> str:
     return f"{path}{_line(text, [*keys, unknown[1]])}: unknown key '{unknown[1]}'{section}; {hint}"
 
 
-def _faulty_model(data: dict[str, Any]) -> str:
-    """msgspec does not say which entry of a dict it means: check the models one by one."""
-    for name, model in data["models"].items():
+def _faulty_entry(entries: dict[str, Any], struct: type[Struct]) -> str:
+    """msgspec does not say which entry of a dict it means: check them one by one."""
+    for name, entry in entries.items():
         try:
-            msgspec.convert(model, ModelConfig)
+            msgspec.convert(entry, struct)
         except msgspec.ValidationError:
             return str(name)
     return "*"
 
 
+def explain(what: str, struct: type[Struct], knob: str) -> str:
+    """msgspec's complaint about a knob, and what the knob takes, or the nearest of its choices."""
+    words = what[:1].lower() + what[1:]
+    wrong = re.match(r"""Invalid enum value ['"](.*)['"]""", what)
+    hints = get_type_hints(struct)
+    if wrong is None or knob not in hints:
+        return words
+    choices = [str(choice) for choice in get_args(hints[knob])]
+    near = difflib.get_close_matches(wrong[1], choices, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(choices)}"
+    return f"'{wrong[1]}' is none of its values; {hint}"
+
+
+def _struct_of(keys: list[str]) -> type[Struct]:
+    sections: dict[str, type[Struct]] = {
+        "server": ServerConfig,
+        "http": HttpLimits,
+        "models": ModelConfig,
+        "tenants": TenantConfig,
+    }
+    return sections.get(keys[0], Config) if keys else Config
+
+
 def _known_fields(keys: list[str]) -> tuple[str, ...]:
-    sections: dict[str, type[Struct]] = {"server": ServerConfig, "http": HttpLimits, "models": ModelConfig}
-    return sections[keys[0]].__struct_fields__ if keys else Config.__struct_fields__
+    return _struct_of(keys).__struct_fields__
 
 
 def _line(text: str, keys: list[str]) -> str:
@@ -180,7 +281,7 @@ def _line(text: str, keys: list[str]) -> str:
         header = re.match(r"\s*\[\s*(.+?)\s*\]", line)
         if header:
             section = header[1].replace('"', "")
-            if section == ".".join(keys):
+            if f"{section}.".startswith(f"{'.'.join(keys)}."):
                 return f":{number}"
         elif keys and re.match(rf'\s*"?{re.escape(keys[-1])}"?\s*=', line):
             if section == ".".join(keys[:-1]):

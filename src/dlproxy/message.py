@@ -72,7 +72,8 @@ class Signature(Struct, frozen=True):
 class Ticket(Struct, eq=False):
     """All that a policy may see of a request: no tensors, so traces and simulators can make tickets.
 
-    Tickets with equal `shape_key` may share a batch. `deadline_at` is +inf when the request has no deadline.
+    Tickets with equal `shape_key` may share a batch. `deadline_at` is +inf when the request has no deadline. `priority`: 1 is
+    the most urgent, larger is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
     """
 
     id: int
@@ -83,6 +84,7 @@ class Ticket(Struct, eq=False):
     tenant: str = ""
     shape_key: tuple[int, ...] = ()
     fingerprint: bytes | None = None
+    affinity: str = ""
 
 
 class Request(Struct, eq=False):
@@ -120,6 +122,8 @@ class FailureKind(Enum):
     INVALID_ARGUMENT = "invalid_argument"
     NOT_FOUND = "not_found"
     QUEUE_FULL = "queue_full"
+    OVERLOADED = "overloaded"
+    QUOTA = "quota"
     DEADLINE = "deadline"
     UNAVAILABLE = "unavailable"
     MODEL_FAILED = "model_failed"

@@ -4,9 +4,10 @@ from math import inf
 
 import pytest
 
-from benchmarks.known_results import closed_loops, early_drop, slow_backend, two_choices, waits
+from benchmarks.known_results import closed_loops, early_drop, prequal, slow_backend, two_choices, waits
 from benchmarks.known_results.__main__ import main
 from benchmarks.known_results.checks import Check, as_text
+from dlproxy.lab.simulate.engine import Heap
 from dlproxy.lab.simulate.service_times import Fitted
 from dlproxy.policy.balancing import RoundRobin
 
@@ -38,6 +39,37 @@ def test_closed_form_of_two_choices(load: float, choices: int, expected: float) 
 def test_round_robin_sends_an_eleventh_to_the_slow_backend() -> None:
     late = 1.0 - slow_backend.simulate(lambda draw: RoundRobin(), 1).share_within(slow_backend.TIMEOUT_S)
     assert late == pytest.approx(0.5 / 11, abs=5e-4)
+
+
+def test_peak_ewma_is_no_sinkhole_for_what_fails_at_once_and_counting_is() -> None:
+    shares = {}
+    for name in ("peak-EWMA", "least loaded"):
+        make = slow_backend.BALANCERS[name][0]
+        shares[name] = slow_backend.simulate(make, 1, slow_backend.FAILING).share_within(slow_backend.TIMEOUT_S)
+    assert shares["peak-EWMA"] >= 0.999
+    assert shares["least loaded"] == pytest.approx(0.53, abs=0.01)
+
+
+def test_prequal_stays_far_below_round_robin_on_a_short_ramp() -> None:
+    ramp = prequal.Ramp(1, 1.0)
+    tail = {name: prequal.tail_ms(prequal.simulate(name, ramp, 1)) for name in (prequal.ROUND_ROBIN, prequal.PREQUAL)}
+    assert tail[prequal.PREQUAL] < 0.25 * tail[prequal.ROUND_ROBIN]
+
+
+def test_a_server_shares_its_cores_and_gives_up_after_five_seconds() -> None:
+    heap, ended = Heap(), {}
+
+    def finished(server: str, number: int, now: float, ok: bool) -> None:
+        ended[number] = (round(now, 9), ok)
+
+    server = prequal.Server("s", 1.0, heap, finished)
+    server.arrive(1, 1.0, 0.0)  # alone for half a second, then at half speed for one
+    heap.run_until(0.5)
+    server.arrive(2, 2.0, 0.5)  # half a second of it done at 1.5, the rest takes until 3 ...
+    heap.run_until(2.0)
+    server.left(0.1, 2.0)  # ... but not with a tenth of a core: 1 second is left, 0.35 are done at 5.5
+    heap.run_until(10.0)
+    assert ended == {1: (1.5, True), 2: (5.5, False)}
 
 
 def test_early_drop_stays_near_the_floor_where_others_collapse() -> None:

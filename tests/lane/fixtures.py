@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from math import inf
+from typing import Any
+
+import msgspec
 
 from dlproxy.message import Ticket
 from dlproxy.policy.events import (
@@ -15,29 +18,36 @@ from dlproxy.policy.events import (
     InstanceLost,
     InstanceUp,
     KnobsChanged,
+    PassTurn,
     Reject,
     TimerFired,
+    TurnGranted,
+    WantTurn,
 )
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 
 # An exact line, so that p99(b) = L(b) = 10 ms + 1 ms per row
 LINE = [(rows, 0.010 + 0.001 * rows) for rows in (1, 2, 4, 8)]
+PLAIN = LaneKnobs(max_batch=4, max_queue_rows=100)
 
 
-def knobs(*, max_batch: int = 4, max_queue_rows: int = 100, slo_s: float | None = None, max_wait_s: float = 0.0) -> LaneKnobs:
-    return LaneKnobs(max_batch=max_batch, max_queue_rows=max_queue_rows, slo_s=slo_s, max_wait_s=max_wait_s)
+def knobs(**changes: Any) -> LaneKnobs:
+    """Batches of 4 and 100 rows in the queue, unless changed; else the defaults."""
+    return msgspec.structs.replace(PLAIN, **changes)
 
 
 def write(command: Command) -> str:
-    """One line per command: `run #1 on a: 1 2`, `done #1: 1 2`, `reject 3: deadline`, `wake at 0.05`."""
+    """One line per command, as `run #1 on a: 1 2` or `want a turn: 14 ms, due 0.05, level 4`."""
     if isinstance(command, Dispatch):
         return f"run #{command.batch_id} on {command.instance}: {_ids(command.tickets)}"
     if isinstance(command, Complete):
         return f"done #{command.batch_id}: {_ids(command.tickets)}"
     if isinstance(command, Reject):
         return f"reject {command.ticket.id}: {command.failure.kind.value}"
-    return f"wake at {command.at:.6g}"
+    if isinstance(command, WantTurn):
+        return f"want a turn: {command.cost_s * 1e3:.6g} ms, due {command.deadline_at:.6g}, level {command.priority}"
+    return "pass" if isinstance(command, PassTurn) else f"wake at {command.at:.6g}"
 
 
 def _ids(tickets: Sequence[Ticket]) -> str:
@@ -66,11 +76,11 @@ class Script:
         self.commands = self.lane.on(event, self._now)
         return [write(command) for command in self.commands]
 
-    def arrive(
-        self, *ids: int, at: float | None = None, left_s: float = inf, rows: int = 1, shape: tuple[int, ...] = ()
-    ) -> list[str]:
+    def arrive(self, *ids: int, at: float | None = None, left_s: float = inf, **rest: Any) -> list[str]:
+        """Tickets with these ids; `rest`: other fields of Ticket, `shape` for short."""
         now = self._now if at is None else at
-        return self.tell(Arrived([Ticket(number, now, now + left_s, rows, shape_key=shape) for number in ids]), now)
+        shape = rest.pop("shape", ())
+        return self.tell(Arrived([Ticket(number, now, now + left_s, shape_key=shape, **rest) for number in ids]), now)
 
     def done(self, batch_id: int, at: float | None = None, *, service_s: float = 0.011) -> list[str]:
         return self.tell(BatchDone(batch_id, service_s), at)
@@ -90,6 +100,9 @@ class Script:
     def timer(self, at: float | None = None) -> list[str]:
         return self.tell(TimerFired(), at)
 
+    def grant(self, at: float | None = None) -> list[str]:
+        return self.tell(TurnGranted(), at)
+
     def turn(self, new: LaneKnobs, at: float | None = None) -> list[str]:
         return self.tell(KnobsChanged(new), at)
 
@@ -97,7 +110,13 @@ class Script:
         """The clients' messages of the last event's rejects."""
         return [command.failure.message for command in self.commands if isinstance(command, Reject)]
 
+    def circuits(self) -> dict[str, str]:
+        """How far each instance is trusted."""
+        return {state.name: state.circuit.value for state in self.lane.instances}
+
 
 def remembered(lane: Lane) -> int:
     """Tickets that the lane still keeps a note of, wherever; 0 once all are answered."""
-    return lane.in_flight + len(lane.queue) + len(lane._retries) + len(lane._retried) + len(lane._abandoned)
+    taken = sum(state.in_flight for state in lane.instances)
+    overdue = lane._deadlines.next_at(lane.queue) < inf  # looking clears it
+    return lane.in_flight + taken + len(lane.queue) + lane.queue.rows + len(lane._again) + overdue

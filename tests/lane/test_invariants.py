@@ -1,12 +1,15 @@
 """The invariants hold whatever happens, and the machine that says so does find lanes that break them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from dlproxy.message import FailureKind, Ticket
+from dlproxy.policy.balancing import BALANCERS
 from dlproxy.policy.events import (
     Cancelled,
     Command,
@@ -16,24 +19,60 @@ from dlproxy.policy.events import (
     InstanceLost,
     InstanceUp,
     KnobsChanged,
+    PassTurn,
     Reject,
     WakeAt,
+    WantTurn,
 )
 from dlproxy.policy.lane import Lane
+from dlproxy.policy.queueing import DISCIPLINES, make_queue
 
-from .machine import LaneMachine
+from .machine import CHANGES, VALUES, Change, LaneMachine
 
-EXAMPLES = 2000
 LENGTH = 30
+COMBINATIONS = list(product(DISCIPLINES, BALANCERS))
+EXAMPLES = 36  # of each of the 56 combinations: 2,016
 
 
-class TestLaneKeepsItsInvariants(LaneMachine.TestCase):
-    settings = settings(
+@pytest.mark.parametrize(("discipline", "balancer"), COMBINATIONS)
+def test_the_lane_keeps_its_invariants(discipline: str, balancer: str) -> None:
+    """Under each discipline with each balancer; the other knobs vary, and after a while these two may change as well."""
+
+    class Machine(LaneMachine):
+        begins_with: ClassVar[dict[str, Any]] = {"discipline": discipline, "balancer": balancer}
+
+    thorough = settings(
         max_examples=EXAMPLES,
         stateful_step_count=LENGTH,
         deadline=None,
         print_blob=True,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(Machine, settings=thorough)
+
+
+def test_the_machine_draws_every_value_of_every_knob() -> None:
+    drawn: set[str] = set()
+
+    @settings(max_examples=500, derandomize=True, database=None)
+    @given(changes=CHANGES)
+    def draw(changes: list[Change]) -> None:
+        drawn.update(map(repr, changes))
+
+    draw()
+    assert drawn == {repr((name, value)) for name, values in VALUES.items() for value in values}
+
+
+def quick(examples: int) -> settings:
+    """The same examples in every run, and the first failure as it comes."""
+    return settings(
+        max_examples=examples,
+        stateful_step_count=LENGTH,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
 
 
@@ -50,11 +89,25 @@ class CompletesCancelled(Lane):
         ]
 
 
-class NeverWakes(Lane):
-    """Leaves expired tickets in the queue until something else happens."""
+class Drops(Lane):
+    """Loses all commands of one kind."""
+
+    drops: type[Command]
 
     def on(self, event: Event, now: float) -> list[Command]:
-        return [command for command in super().on(event, now) if not isinstance(command, WakeAt)]
+        return [command for command in super().on(event, now) if not isinstance(command, self.drops)]
+
+
+class NeverWakes(Drops):
+    drops = WakeAt
+
+
+class ForgetsToPass(Drops):
+    drops = PassTurn
+
+
+class NeverWants(Drops):
+    drops = WantTurn
 
 
 class OverCapacity(Lane):
@@ -99,36 +152,230 @@ class CancelsTwice(Lane):
         return commands
 
 
+class LosesTheQueueWithItsDiscipline(Lane):
+    """Begins the new discipline with an empty queue."""
+
+    def _knobs_changed(self, event: KnobsChanged, *rest: Any) -> None:
+        changed = event.knobs.discipline != self._knobs.discipline
+        super()._knobs_changed(event, *rest)
+        if changed:
+            self.queue = make_queue(event.knobs, self.model.mean)
+
+
+class CompletesHedgedTwice(Lane):
+    """Lets the slower run answer as well."""
+
+    def _batch_done(self, event: Any, *rest: Any) -> None:
+        batch = self._running.get(event.batch_id)
+        twin = self._running.get(batch.twin) if batch is not None else None
+        tickets = [] if twin is None else twin.tickets
+        super()._batch_done(event, *rest)
+        if twin is not None:
+            twin.tickets = tickets
+
+
+class FailsWithTheFirstOfTwo(Lane):
+    """Fails or retries what a hedged batch held although its other run goes on."""
+
+    def _batch_done(self, event: Any, *rest: Any) -> None:
+        batch = self._running.get(event.batch_id)
+        if batch is not None and event.error is not None:
+            batch.twin = 0
+        super()._batch_done(event, *rest)
+
+
+class HedgesPastDeadlines(Lane):
+    """Runs a late batch again although its deadline has passed, or max_batch has shrunk."""
+
+    def _may_run_twice(self, tickets: list[Ticket], now: float) -> bool:
+        return bool(tickets)
+
+
+class RemembersThoseWhoLeft(Lane):
+    """Keeps a note of those who left before the hedge for ever."""
+
+    def _hedge(self, *rest: Any) -> None:
+        before = {number: batch.tickets for number, batch in self._running.items()}
+        super()._hedge(*rest)
+        for number, tickets in before.items():
+            gone = {ticket.id for ticket in tickets} - {ticket.id for ticket in self._running[number].tickets}
+            self._again._abandoned |= gone
+
+
+class IgnoresTheBudget(Lane):
+    """Runs what a lost instance ran again, whatever the knobs say."""
+
+    def _run_elsewhere(self, tickets: list[Ticket], *rest: Any) -> None:
+        self._again.add(tickets) if tickets else None
+
+
+class NeverRetries(Lane):
+    """Saves all of its budget."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._budget.spend = lambda requests, now: False  # type: ignore[method-assign]
+
+
+class TrustsTheEjected(Lane):
+    """Gives batches to instances that are ejected."""
+
+    def on(self, event: Event, now: float) -> list[Command]:
+        self.pool._ejection.available = lambda instance: True  # type: ignore[method-assign]
+        self.pool._ejection.dispatched = lambda instance: None  # type: ignore[method-assign]
+        return super().on(event, now)
+
+
+class ProbesTwice(Lane):
+    """Forgets that the probe of a half-open instance is under way."""
+
+    def on(self, event: Event, now: float) -> list[Command]:
+        for record in self.pool._ejection._records.values():
+            record.probing = False
+        self.pool._look_again(self.pool._capacity)
+        return super().on(event, now)
+
+
+class NeverEjects(Lane):
+    """Trusts every instance whatever it does."""
+
+    def on(self, event: Event, now: float) -> list[Command]:
+        self.pool._ejection._after = 0
+        return super().on(event, now)
+
+
+class ForgetsTheProbe(Lane):
+    """Never looks at an ejected instance again."""
+
+    def on(self, event: Event, now: float) -> list[Command]:
+        commands = super().on(event, now)
+        return [command for command in commands if not (isinstance(command, WakeAt) and command.at == self.pool.probe_at)]
+
+
+class HoldsBackForEver(Lane):
+    """Waits for a quicker instance without a limit."""
+
+    def _holds_back(self, avoided: str, now: float, commands: list[Command]) -> bool:
+        return self.pool.worth_waiting_s(self.model.mean(self.batching.limit), now, avoided=avoided) > 0.0
+
+
+class DisplacesForNothing(Lane):
+    """Does not put back what made room for a ticket that was refused all the same."""
+
+    def _displace(self, ticket: Ticket, now: float) -> list[Ticket]:
+        displaced = super()._displace(ticket, now)
+        return displaced if self.queue.rows + ticket.rows <= self._knobs.max_queue_rows else []
+
+
+class DisplacesEquals(Lane):
+    """Lets the last in the queue give way to anybody."""
+
+    def _displace(self, ticket: Ticket, now: float) -> list[Ticket]:
+        last = self.queue.last(now)
+        return [] if last is None or self.queue.remove(last.id) is None else [last]
+
+
+class StartsTwoInATurn(Lane):
+    """Keeps its turn while there is work."""
+
+    def _start(self, *args: Any) -> int:
+        number = super()._start(*args)
+        self._turn = True
+        return number
+
+
+class KeepsALateTurn(Lane):
+    """Says nothing to a turn that comes when nothing waits for turns any more."""
+
+    def on(self, event: Event, now: float) -> list[Command]:
+        commands = super().on(event, now)
+        return commands if self._knobs.arbitrated else [command for command in commands if not isinstance(command, PassTurn)]
+
+
+class WantsAgainAndAgain(Lane):
+    """Tells the arbiter the same thing at every event."""
+
+    def on(self, event: Event, now: float) -> list[Command]:
+        self._wanted = None
+        return super().on(event, now)
+
+
+class LimitsThoseWithDeadlines(Lane):
+    """Refuses by the adaptive limit what admission has judged already."""
+
+    def _arrived(self, event: Any, now: float, commands: list[Command]) -> None:
+        for ticket in event.tickets if self._limit is not None else ():
+            failure = self._above_limit(self._limit)
+            if failure is not None:
+                commands.append(Reject(ticket, failure))
+                return
+        super()._arrived(event, now, commands)
+
+
+class DrawsItsOwnNumbers(Lane):
+    """Names its batches' reasons by how many lanes were made before it, so that no log replays."""
+
+    made = 0
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        DrawsItsOwnNumbers.made += 1
+        self.late_s = 1e-9 * DrawsItsOwnNumbers.made
+
+    def _arm(self, at: float, commands: list[Command]) -> None:
+        super()._arm(max(at - self.late_s, self._now), commands)
+
+
 @dataclass
 class Caught:
+    """A lane with a bug, what is said of it, and knobs without which the bug shows too rarely."""
+
     lane: type[Lane]
     says: str
+    always: dict[str, Any] = field(default_factory=dict)
 
 
-@pytest.mark.parametrize(
-    "caught",
-    [
-        Caught(CompletesCancelled, "should complete|is completed, but is"),
-        Caught(NeverWakes, "no wake-up for|nothing ends the wait"),
-        Caught(OverCapacity, "over its capacity"),
-        Caught(DeafToKnobs, "rows in a batch of|wait while an instance idles|over its bound|nothing ends the wait"),
-        Caught(LosesWithTheInstance, "in_flight is|wait while"),
-        Caught(CancelsTwice, "is rejected, but is"),
-    ],
-    ids=lambda caught: caught.lane.__name__,
-)
+HEDGED = {"hedge": True, "arbitrated": False, "retry_budget": 1.0}
+LIVELY = {"eject_after": 1, "arbitrated": False}
+QUEUEING = {"balancer": "fastest-response", "arbitrated": False, "max_batch": 1, "max_wait_s": 0.0, "max_queue_rows": 100}
+BUGS = [
+    Caught(CompletesCancelled, "should complete|is completed, but is"),
+    Caught(NeverWakes, "no wake-up for|nothing ends the wait"),
+    Caught(OverCapacity, "capacity of"),
+    Caught(
+        DeafToKnobs, "rows in a batch|while an instance idles|over its bound|nothing ends the wait|starts a batch|wants a turn"
+    ),
+    Caught(LosesWithTheInstance, "in_flight is|wait while"),
+    Caught(CancelsTwice, "is rejected, but is"),
+    Caught(LosesTheQueueWithItsDiscipline, "are queued, not"),
+    Caught(CompletesHedgedTwice, "should complete|but is Where.ANSWERED", HEDGED),
+    Caught(FailsWithTheFirstOfTwo, "while it runs|but is Where.RUNS", HEDGED),
+    Caught(HedgesPastDeadlines, "past its deadline|rows in a batch", HEDGED),
+    Caught(RemembersThoseWhoLeft, "a ticket is remembered", HEDGED),
+    Caught(IgnoresTheBudget, "runs again, which nothing may|a third run"),
+    Caught(NeverRetries, "fails without a second try|another one's fault"),
+    Caught(TrustsTheEjected, "is ejected, but gets a batch|are ready, not", LIVELY),
+    Caught(ProbesTwice, "is half-open, but gets a second batch|are ready, not", LIVELY),
+    Caught(NeverEjects, "is not ejected", LIVELY),
+    Caught(ForgetsTheProbe, "no wake-up for", LIVELY),
+    Caught(HoldsBackForEver, "while an instance idles", QUEUEING),
+    Caught(DisplacesForNothing, "are queued, not", {"max_queue_rows": 4}),
+    Caught(DisplacesEquals, "gave way to nobody", {"max_queue_rows": 4}),
+    Caught(StartsTwoInATurn, "a turn led to", {"arbitrated": True}),
+    Caught(ForgetsToPass, "passed on 0 times", {"arbitrated": True}),
+    Caught(KeepsALateTurn, "passed on 0 times"),
+    Caught(NeverWants, "while an instance idles|nothing ends the wait", {"arbitrated": True}),
+    Caught(WantsAgainAndAgain, "knows already", {"arbitrated": True}),
+    Caught(LimitsThoseWithDeadlines, "without a deadline|are queued, not", {"adaptive_limit": True, "max_batch": 1}),
+    Caught(DrawsItsOwnNumbers, "answered otherwise in a replay"),
+]
+
+
+@pytest.mark.parametrize("caught", BUGS, ids=lambda caught: caught.lane.__name__)
 def test_a_lane_with_a_seeded_bug_is_found(caught: Caught) -> None:
     class Machine(LaneMachine):
         lane_class = caught.lane
+        always: ClassVar[dict[str, Any]] = caught.always
 
-    quick = settings(
-        max_examples=500,
-        stateful_step_count=LENGTH,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
     with pytest.raises(AssertionError, match=caught.says):
-        run_state_machine_as_test(Machine, settings=quick)
+        run_state_machine_as_test(Machine, settings=quick(500))

@@ -375,7 +375,7 @@ def test_a_second_loss_rejects() -> None:
     lane.arrive(1)
     assert lane.lose("a") == ["run #2 on b: 1"]
     assert lane.lose("b") == ["reject 1: unavailable"]
-    assert lane.reasons() == ["the instance was lost while it ran the request, twice: killed"]
+    assert lane.reasons() == ["the instance was lost while it ran the request a second time: killed"]
     assert remembered(lane.lane) == 0
 
 

@@ -84,6 +84,27 @@ def test_two_processes_send_the_stream_of_one_and_the_deadline_with_each_request
     assert {request.json["parameters"]["timeout"] for request in asked} == {50_000}
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_headers_go_with_each_request_and_their_values_into_no_report(tmp_path: Path, processes: str) -> None:
+    given = ("--header", "x-tenant-id:shop", "--header", "Authorization: Bearer s3cret:x", "--header", "X-Empty:")
+    with FakeServer() as server:
+        options = ("--rate", "60", "--processes", processes, "--json", tmp_path / "r.json", "--html", tmp_path / "r.html")
+        assert _bench(server, *QUICK, *given, *options) == 0
+    assert len(server.asked) > 5
+    for asked in server.asked:  # the probe among them: it must be let in too
+        lines = asked.head.lower().split("\r\n")
+        assert [lines.count(line) for line in ("x-tenant-id: shop", "authorization: bearer s3cret:x", "x-empty: ")] == [1, 1, 1]
+    assert load(tmp_path / "r.json").setup["headers"] == "x-tenant-id, Authorization, X-Empty"
+    for report in ("r.json", "r.html"):
+        assert "s3cret" not in (tmp_path / report).read_text("utf-8")
+
+
+def test_a_run_without_headers_says_nothing_of_them(tmp_path: Path) -> None:
+    with FakeServer() as server:
+        assert _bench(server, *QUICK, "--json", tmp_path / "r.json") == 0
+    assert "headers" not in load(tmp_path / "r.json").setup
+
+
 def test_a_trace_is_replayed_with_its_last_arrival(tmp_path: Path) -> None:
     (tmp_path / "trace.csv").write_text("TIMESTAMP,tokens\n10.0,5\n10.4,5\n11.0,5\n")
     with FakeServer() as server:
@@ -293,6 +314,17 @@ def test_a_server_that_dies_ends_the_run_with_a_report(tmp_path: Path) -> None:
         (["--json", "nowhere/r.json"], ["cannot write nowhere/r.json"]),
         (["--html", "."], ["cannot write ."]),
         (["--model", "nope"], ["has no model 'nope'", "it has m, other"]),
+        (["--header", "x-tenant-id"], ["--header 'x-tenant-id' is none", "x-tenant-id:shop"]),
+        (["--header", ":shop"], ["--header ':shop' is none"]),
+        (["--header", "x tenant:shop"], ["--header 'x tenant:shop' is none"]),
+        (["--header", "x-tenant:zürich"], ["is none", "x-tenant-id:shop"]),
+        (["--header", "x-a:b\r\nx-c: d"], ["is none", "x-tenant-id:shop"]),
+        (["--header", "x-a:b\0"], ["is none"]),
+        (["--header", ""], ["--header '' is none"]),
+        (["--header", "Content-Length:5"], ["--header Content-Length", "load test itself"]),
+        (["--header", "content-type:text/plain"], ["--header content-type", "load test itself"]),
+        (["--header", "Expect:100-continue"], ["--header Expect", "load test itself"]),
+        (["--header", "x-a:b", "--header", "X-A:c"], ["--header X-A is given twice", "commas"]),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(

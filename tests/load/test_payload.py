@@ -121,6 +121,16 @@ def test_shape_gives_open_dimensions_and_nothing_else() -> None:
         payload.samples(model, _settings(shapes={"x": (100_000_000, 8)}), 1)
 
 
+@pytest.mark.parametrize("protocol", ["binary", "json"])
+def test_more_headers_stand_beside_those_of_the_protocol(protocol: str) -> None:
+    (sample,) = payload.samples(ONE, _settings(keys=1), 1)
+    body, headers = payload.encode(protocol, sample, None)
+    more = (("x-tenant-id", "shop"), ("x-request-priority", "1"))
+    assert payload.encode(protocol, sample, None, more) == (body, {**headers, **dict(more)})
+    head = payload.whole_request("/p", "h", payload.encode(protocol, sample, None, more)).partition(b"\r\n\r\n")[0]
+    assert b"\r\nx-tenant-id: shop\r\nx-request-priority: 1\r\n" in head
+
+
 def test_binary_and_json_say_the_same() -> None:
     ((tensor,),) = payload.samples(ONE, _settings(keys=1, rows=2), 1)
     body, headers = payload.encode("binary", [tensor], 0.05)

@@ -1,5 +1,6 @@
 """Admission: who is refused, with which words and advice, and who never is."""
 
+from dataclasses import dataclass
 from math import inf, isfinite
 
 import pytest
@@ -7,24 +8,47 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlproxy.message import Failure, FailureKind, Ticket
-from dlproxy.policy.admission import Backlog, DeadlineAdmission
+from dlproxy.policy.admission import Admission, Backlog
 from dlproxy.policy.cost import LatencyModel
 from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.policy.queueing import QueueDiscipline, make_queue
 
 LINE = [(rows, 0.010 + 0.001 * rows) for rows in (1, 2, 4, 8)]  # exact, so that p99 = mean = 10 ms + 1 ms per row
 MAX_QUEUE_ROWS = 20
 
 
-def admission(max_queue_rows: int = MAX_QUEUE_ROWS, prior: list[tuple[int, float]] | None = None) -> DeadlineAdmission:
-    return DeadlineAdmission(LaneKnobs(max_batch=8, max_queue_rows=max_queue_rows), LatencyModel(prior or LINE))
+@dataclass
+class Before:
+    """What a ticket finds: so many queued rows, and the rest."""
+
+    queued_rows: int
+    rest: Backlog
 
 
-def backlog(queued_rows: int = 0, *, instances: int = 1, idle: bool = False, busy_s: float = 0.0, limit: int = 8) -> Backlog:
-    return Backlog(queued_rows=queued_rows, batch_limit=limit, instances=instances, idle=idle, busy_s=busy_s)
+class Rule(Admission):
+    """Admission behind tickets of one row each, first come, first served."""
+
+    def judge(self, ticket: Ticket, before: Before, now: float) -> Failure | None:
+        return self.admit(ticket, waiting(*[Ticket(-number, now) for number in range(before.queued_rows)]), before.rest, now)
 
 
-def refusal(ticket: Ticket, before: Backlog, now: float = 0.0) -> Failure:
-    failure = admission().admit(ticket, before, now)
+def waiting(*tickets: Ticket, discipline: str = "fcfs") -> QueueDiscipline:
+    queue = make_queue(LaneKnobs(max_batch=8, max_queue_rows=100, discipline=discipline), lambda rows: 0.010 + 0.001 * rows)
+    for ticket in tickets:
+        queue.push(ticket, ticket.arrived_at)
+    return queue
+
+
+def admission(max_queue_rows: int = MAX_QUEUE_ROWS, prior: list[tuple[int, float]] | None = None) -> Rule:
+    return Rule(LaneKnobs(max_batch=8, max_queue_rows=max_queue_rows), LatencyModel(prior or LINE))
+
+
+def backlog(queued_rows: int = 0, *, instances: int = 1, idle: bool = False, busy_s: float = 0.0, limit: int = 8) -> Before:
+    return Before(queued_rows, Backlog(batch_limit=limit, instances=instances, idle=idle, busy_s=busy_s))
+
+
+def refusal(ticket: Ticket, before: Before, now: float = 0.0) -> Failure:
+    failure = admission().judge(ticket, before, now)
     assert failure is not None
     return failure
 
@@ -47,7 +71,7 @@ def test_refuses_all_without_a_live_instance() -> None:
     ],
 )
 def test_queue_is_bounded_in_rows(queued: int, rows: int, refused: bool) -> None:
-    failure = admission().admit(Ticket(1, 0.0, rows=rows), backlog(queued), 0.0)
+    failure = admission().judge(Ticket(1, 0.0, rows=rows), backlog(queued), 0.0)
     assert (failure is not None and failure.kind is FailureKind.QUEUE_FULL) is refused
 
 
@@ -78,15 +102,15 @@ def test_a_full_queue_says_how_full_and_when_to_come_back() -> None:
         pytest.param(inf, backlog(19, busy_s=100.0), False, id="no deadline, no hurry"),
     ],
 )
-def test_refuses_what_would_be_late(left_s: float, before: Backlog, refused: bool) -> None:
-    failure = admission().admit(Ticket(1, 5.0, 5.0 + left_s), before, 5.0)
+def test_refuses_what_would_be_late(left_s: float, before: Before, refused: bool) -> None:
+    failure = admission().judge(Ticket(1, 5.0, 5.0 + left_s), before, 5.0)
     assert (failure is not None and failure.kind is FailureKind.DEADLINE) is refused
 
 
 def test_many_rows_that_do_not_fit_beside_those_left_over_get_a_batch_of_their_own() -> None:
     rule = admission()
-    assert rule.admit(Ticket(1, 0.0, 0.029, rows=6), backlog(3), 0.0) is not None, "13 ms before it and 16 ms of its own"
-    assert rule.admit(Ticket(1, 0.0, 0.0295, rows=6), backlog(3), 0.0) is None
+    assert rule.judge(Ticket(1, 0.0, 0.029, rows=6), backlog(3), 0.0) is not None, "13 ms before it and 16 ms of its own"
+    assert rule.judge(Ticket(1, 0.0, 0.0295, rows=6), backlog(3), 0.0) is None
 
 
 def test_a_late_ticket_is_told_what_is_left_and_what_it_takes() -> None:
@@ -97,9 +121,9 @@ def test_a_late_ticket_is_told_what_is_left_and_what_it_takes() -> None:
 
 def test_new_knobs_hold_at_once() -> None:
     rule = admission()
-    assert rule.admit(Ticket(1, 0.0), backlog(10), 0.0) is None
+    assert rule.judge(Ticket(1, 0.0), backlog(10), 0.0) is None
     rule.configure(LaneKnobs(max_batch=8, max_queue_rows=10))
-    assert rule.admit(Ticket(1, 0.0), backlog(10), 0.0) is not None
+    assert rule.judge(Ticket(1, 0.0), backlog(10), 0.0) is not None
 
 
 tickets = st.builds(
@@ -110,9 +134,9 @@ tickets = st.builds(
     rows=st.integers(1, 40),
 )
 backlogs = st.builds(
-    Backlog,
-    queued_rows=st.integers(0, 40),
-    batch_limit=st.integers(1, 16),
+    backlog,
+    st.integers(0, 40),
+    limit=st.integers(1, 16),
     instances=st.integers(0, 4),
     idle=st.booleans(),
     busy_s=st.floats(0.0, 10.0),
@@ -122,19 +146,19 @@ priors = st.lists(st.tuples(st.integers(1, 64), st.floats(1e-6, 1000.0)), max_si
 
 @given(ticket=tickets, before=backlogs, prior=priors, now=st.floats(0.0, 10.0))
 def test_an_idle_instance_and_an_empty_queue_never_refuse_unless_the_deadline_passed(
-    ticket: Ticket, before: Backlog, prior: list[tuple[int, float]], now: float
+    ticket: Ticket, before: Before, prior: list[tuple[int, float]], now: float
 ) -> None:
-    before = Backlog(0, before.batch_limit, before.instances + 1, True, 0.0)
-    assert (admission(prior=prior).admit(ticket, before, now) is not None) == (ticket.deadline_at <= now)
+    before = backlog(0, limit=before.rest.batch_limit, instances=before.rest.instances + 1, idle=True)
+    assert (admission(prior=prior).judge(ticket, before, now) is not None) == (ticket.deadline_at <= now)
 
 
 @given(ticket=tickets, before=backlogs, prior=priors, now=st.floats(0.0, 10.0))
 def test_every_refusal_names_its_reason_and_sane_advice(
-    ticket: Ticket, before: Backlog, prior: list[tuple[int, float]], now: float
+    ticket: Ticket, before: Before, prior: list[tuple[int, float]], now: float
 ) -> None:
-    failure = admission(prior=prior).admit(ticket, before, now)
+    failure = admission(prior=prior).judge(ticket, before, now)
     if failure is None:
-        assert before.instances
+        assert before.rest.instances
         assert ticket.deadline_at > now
         assert not before.queued_rows or before.queued_rows + ticket.rows <= MAX_QUEUE_ROWS
         return
@@ -146,7 +170,23 @@ def test_every_refusal_names_its_reason_and_sane_advice(
 
 
 @given(ticket=tickets, before=backlogs, now=st.floats(0.0, 10.0))
-def test_less_before_it_never_turns_a_yes_into_a_no(ticket: Ticket, before: Backlog, now: float) -> None:
-    if before.queued_rows and admission().admit(ticket, before, now) is None:
-        fewer = Backlog(before.queued_rows - 1, before.batch_limit, before.instances, before.idle, before.busy_s)
-        assert admission().admit(ticket, fewer, now) is None
+def test_less_before_it_never_turns_a_yes_into_a_no(ticket: Ticket, before: Before, now: float) -> None:
+    if before.queued_rows and admission().judge(ticket, before, now) is None:
+        fewer = Before(before.queued_rows - 1, before.rest)
+        assert admission().judge(ticket, fewer, now) is None
+
+
+@pytest.mark.parametrize(
+    ("discipline", "ticket", "refused"),
+    [
+        pytest.param("fcfs", Ticket(9, 0.0, 0.030), True, id="behind 16 rows by order of arrival: 36 ms"),
+        pytest.param("edf", Ticket(9, 0.0, 0.030), False, id="before all of them, with 7 that ride along: 18 ms"),
+        pytest.param("edf", Ticket(9, 0.0, 0.017), True, id="those that ride along make its batch longer"),
+        pytest.param("edf", Ticket(9, 0.0, 60.0, priority=7), False, id="last, but there is time"),
+        pytest.param("priority", Ticket(9, 0.0, 0.030, priority=1), False, id="the most urgent waits for nobody"),
+    ],
+)
+def test_only_what_goes_before_it_counts(discipline: str, ticket: Ticket, refused: bool) -> None:
+    queue = waiting(*[Ticket(number, 0.0, 0.5) for number in range(16)], discipline=discipline)
+    rest = Backlog(batch_limit=8, instances=1, idle=False, busy_s=0.0)
+    assert (admission(max_queue_rows=100).admit(ticket, queue, rest, 0.0) is not None) is refused

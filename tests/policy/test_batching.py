@@ -22,7 +22,7 @@ def knobs(*, max_batch: int = 256, slo_s: float | None = None, max_wait_s: float
 def queue_of(*tickets: Ticket) -> Fcfs:
     queue = Fcfs()
     for ticket in tickets:
-        queue.push(ticket)
+        queue.push(ticket, ticket.arrived_at)
     return queue
 
 
@@ -92,7 +92,7 @@ def test_waits_for_a_full_batch_until_the_head_has_waited_max_wait() -> None:
     queue = queue_of(Ticket(1, 10.0), Ticket(2, 10.2))
     assert batching.decide(queue, 10.2) == Wait(10.5)
     assert batching.decide(queue, 10.5) == Take(4), "a Wait is over at the very time that it names"
-    queue.push(Ticket(3, 10.3, rows=2))
+    queue.push(Ticket(3, 10.3, rows=2), 10.3)
     assert batching.decide(queue, 10.3) == Take(4), "a full batch does not wait"
 
 

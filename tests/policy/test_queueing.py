@@ -1,167 +1,129 @@
-"""The queue: order, shapes, sums and deadlines, each step compared with a plain list that holds the same tickets."""
-
-from math import inf
+"""What all queue disciplines have in common: batches, shapes, names, refilling, memory."""
 
 import pytest
-from hypothesis import settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dlproxy.message import Ticket
-from dlproxy.policy.queueing import Fcfs
+from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.policy.queueing import DISCIPLINES, make_queue, refill
+from tests.policy.queues import cost_s, drain, ids, knobs, queue_of
+
+every_discipline = pytest.mark.parametrize("discipline", DISCIPLINES)
+tickets = st.builds(
+    Ticket,
+    id=st.just(0),
+    arrived_at=st.sampled_from([0.0, 0.25, 0.5]),
+    deadline_at=st.sampled_from([1.0, 2.0, 3.5, 1e9]),
+    rows=st.integers(1, 5),
+    priority=st.integers(0, 9),
+    tenant=st.sampled_from(["", "gold", "tin"]),
+    shape_key=st.sampled_from([(), (3,), (3, 224)]),
+)
 
 
-def queue_of(*tickets: Ticket) -> Fcfs:
-    queue = Fcfs()
-    for ticket in tickets:
-        queue.push(ticket)
-    return queue
+def numbered(drawn: list[Ticket]) -> list[Ticket]:
+    """The same tickets as they would come: ids in order of arrival."""
+    drawn.sort(key=lambda ticket: ticket.arrived_at)
+    for number, ticket in enumerate(drawn, start=1):
+        ticket.id = number
+    return drawn
 
 
-def ids(tickets: list[Ticket]) -> list[int]:
-    return [ticket.id for ticket in tickets]
-
-
+@every_discipline
 @pytest.mark.parametrize(
     ("waiting", "rows", "taken"),
     [
         pytest.param([1, 1, 1], 2, [1, 2], id="oldest first"),
         pytest.param([1, 1, 1], 9, [1, 2, 3], id="all that there is"),
         pytest.param([2, 2, 2], 5, [1, 2], id="never more rows than asked for"),
-        pytest.param([2, 4, 1], 5, [1], id="nobody overtakes the next in line"),
-        pytest.param([7, 1], 4, [1], id="a larger first ticket comes alone"),
-        pytest.param([4, 1], 4, [1], id="exactly full"),
+        pytest.param([4, 4], 3, [1], id="a larger first ticket comes alone"),
+        pytest.param([4, 4], 4, [1], id="exactly full"),
         pytest.param([], 4, [], id="nothing waits"),
     ],
 )
-def test_pop_takes_the_oldest_that_fit(waiting: list[int], rows: int, taken: list[int]) -> None:
-    queue = queue_of(*(Ticket(number, 0.0, rows=size) for number, size in enumerate(waiting, start=1)))
-    assert ids(queue.pop(rows)) == taken
+def test_pop_takes_what_fits(discipline: str, waiting: list[int], rows: int, taken: list[int]) -> None:
+    queue = queue_of(discipline, *(Ticket(number, 0.0, rows=size) for number, size in enumerate(waiting, start=1)))
+    assert ids(queue.pop(rows, 0.0)) == taken
+    assert len(queue) == len(waiting) - len(taken)
 
 
-def test_a_batch_has_one_shape_and_the_oldest_shape_goes_first() -> None:
+@every_discipline
+def test_nobody_overtakes_the_next_in_line_by_being_smaller(discipline: str) -> None:
+    queue = queue_of(discipline, Ticket(1, 0.0, rows=2), Ticket(2, 1.0, rows=4), Ticket(3, 49.5, rows=1))
+    now = 50.0  # the first two have waited so long that they go first by any rule
+    assert ids(queue.pop(5, now)) == [1]
+    assert ids(queue.pop(5, now)) == [2, 3]
+
+
+@every_discipline
+def test_a_batch_has_one_shape_and_the_first_shape_in_line_goes_first(discipline: str) -> None:
     shapes = [(1, (8,)), (2, (9,)), (3, (8,)), (4, (9,)), (5, (8,))]
-    queue = queue_of(*(Ticket(number, 0.0, shape_key=shape) for number, shape in shapes))
-    assert ids(queue.pop(2)) == [1, 3]
-    assert ids(queue.pop(9)) == [2, 4]
-    assert ids(queue.pop(9)) == [5]
+    queue = queue_of(discipline, *(Ticket(number, 0.0, shape_key=shape) for number, shape in shapes))
+    assert ids(queue.pop(2, 0.0)) == [1, 3]
+    assert ids(queue.pop(9, 0.0)) == [2, 4]
+    assert ids(queue.pop(9, 0.0)) == [5]
     assert queue.rows == len(queue) == 0
+    assert queue.head(0.0) is queue.last(0.0) is None
 
 
-def test_a_shape_that_was_emptied_comes_back_behind_the_others() -> None:
-    queue = queue_of(Ticket(1, 0.0, shape_key=(8,)), Ticket(2, 0.0, shape_key=(9,)))
-    assert ids(queue.pop(1)) == [1]
-    queue.push(Ticket(3, 0.0, shape_key=(8,)))
-    assert ids(queue.pop(1)) == [2]
-    queue.push(Ticket(4, 0.0, shape_key=(9,)))
-    assert ids(queue.pop(2)) == [3]
-    assert ids(queue.pop(2)) == [4]
+@every_discipline
+def test_a_ticket_can_be_taken_out_from_anywhere_once(discipline: str) -> None:
+    waiting = [Ticket(number, 0.0, rows=2, shape_key=(number % 2,)) for number in range(6)]
+    queue = queue_of(discipline, *waiting)
+    for gone in (2, 5, 0):
+        assert gone in queue
+        assert queue.remove(gone) is waiting[gone]
+        assert gone not in queue
+        assert queue.remove(gone) is None
+    assert (queue.rows, ids(drain(queue, 0.0))) == (6, [1, 3, 4])
 
 
-def test_shapes_that_come_and_go_leave_nothing_behind() -> None:
-    queue = Fcfs()
-    for number in range(1000):
-        queue.push(Ticket(number, 0.0, shape_key=(number,)))
-        queue.pop(1) if number % 2 else queue.remove(number)
-    assert len(queue._shapes) <= 1
+@every_discipline
+def test_an_older_ticket_that_comes_late_is_served_by_its_age(discipline: str) -> None:
+    queue = queue_of(discipline, *(Ticket(number, 0.0, tenant=str(number)) for number in (5, 9, 3, 7, 1)))
+    assert ids(drain(queue, 0.0)) == [1, 3, 5, 7, 9]
 
 
-def test_head_is_what_the_next_pop_begins_with() -> None:
-    queue = queue_of(Ticket(1, 0.0), Ticket(2, 0.0))
-    head = queue.head()
-    assert head is not None
-    assert head.id == 1
-    assert queue.pop(1) == [head]
-    queue.pop(1)
-    assert queue.head() is None
+def test_an_unknown_discipline_is_refused_with_the_names_that_there_are() -> None:
+    with pytest.raises(ValueError, match=r"unknown queue discipline 'lifo': it is one of edf, fcfs, sjf, .*fair"):
+        make_queue(LaneKnobs(max_batch=1, max_queue_rows=1, discipline="lifo"), cost_s)
 
 
-def test_expire_takes_out_whose_time_has_come_earliest_deadline_first() -> None:
-    queue = queue_of(Ticket(1, 0.0, 5.0), Ticket(2, 0.0, 3.0), Ticket(3, 0.0), Ticket(4, 0.0, 3.5), Ticket(5, 0.0, 5.1))
-    assert queue.next_deadline() == 3.0
-    assert ids(queue.expire(2.9)) == []
-    assert ids(queue.expire(5.0)) == [2, 4, 1], "a deadline that is now has passed"
-    assert queue.next_deadline() == 5.1
-    assert ids(queue.pop(9)) == [3, 5]
-    assert queue.next_deadline() == inf
+def test_the_default_of_the_knobs_is_a_discipline() -> None:
+    assert LaneKnobs(max_batch=1, max_queue_rows=1).discipline == DISCIPLINES[0] == "edf"
 
 
-def test_remove_takes_out_one_and_only_once() -> None:
-    queue = queue_of(Ticket(1, 0.0, rows=2), Ticket(2, 0.0, rows=3))
-    removed = queue.remove(1)
-    assert removed is not None
-    assert (removed.id, queue.rows, len(queue)) == (1, 3, 1)
-    assert queue.remove(1) is None
-    assert queue.remove(99) is None
+@given(drawn=st.lists(tickets, max_size=12), old=st.sampled_from(DISCIPLINES), new=st.sampled_from(DISCIPLINES))
+def test_a_change_of_discipline_loses_nothing_and_orders_anew(drawn: list[Ticket], old: str, new: str) -> None:
+    waiting = numbered(drawn)
+    before, after = queue_of(old, *waiting), make_queue(knobs(new), cost_s)
+    assert refill(before, after, 1.0) is after
+    assert (len(before), before.rows) == (0, 0)
+    assert (len(after), after.rows) == (len(waiting), sum(ticket.rows for ticket in waiting))
+    assert ids(drain(after, 1.0)) == ids(drain(queue_of(new, *waiting), 1.0))
 
 
-@pytest.mark.parametrize("standing", [0, 1, 50])
-def test_deadlines_of_departed_tickets_are_forgotten(standing: int) -> None:
-    queue = queue_of(*(Ticket(-1 - number, 0.0, 1e9) for number in range(standing)))
-    for number in range(10_000):  # timeouts of an hour at 1,000 requests a second
-        queue.push(Ticket(number, number / 1e3, number / 1e3 + 3600.0))
-        queue.remove(number)
-    assert len(queue._deadlines) <= 2 * (standing + 1) + 65
+@every_discipline
+def test_what_has_left_leaves_nothing_behind(discipline: str) -> None:
+    """Shapes, sizes and tenants come and go, while one ticket waits on."""
+    queue = queue_of(discipline, Ticket(10_000, 1e6, 1e9, priority=8))
+    for number in range(3000):
+        queue.push(Ticket(number, 0.0, 0.0, number % 300 + 1, tenant=str(number), shape_key=(number % 77,)), 0.0)
+        queue.remove(number) if number % 2 else queue.pop(1, 0.0)
+    held = {name: len(value) for name, value in vars(queue).items() if isinstance(value, (dict, list))}
+    accounts = held.pop("_finish", 0)
+    assert held
+    assert max(held.values()) <= 3, held
+    assert accounts <= 1025
 
 
-class FcfsAgainstAList(RuleBasedStateMachine):
-    """Whatever is done to the queue is done to a list of tickets too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.queue = Fcfs()
-        self.waiting: list[Ticket] = []
-        self.pushed = 0
-        self.now = 0.0
-
-    @rule(
-        rows=st.integers(1, 4),
-        shape=st.sampled_from([(), (3,), (3, 224), (5,)]),
-        patience_s=st.sampled_from([inf, 0.5, 1.0, 3.0]),
-    )
-    def push(self, rows: int, shape: tuple[int, ...], patience_s: float) -> None:
-        self.pushed += 1
-        ticket = Ticket(self.pushed, self.now, self.now + patience_s, rows, shape_key=shape)
-        self.waiting.append(ticket)
-        self.queue.push(ticket)
-
-    @rule(rows=st.integers(1, 8))
-    def pop(self, rows: int) -> None:
-        expected: list[Ticket] = []
-        for ticket in [other for other in self.waiting if other.shape_key == self.waiting[0].shape_key]:
-            if expected and sum(taken.rows for taken in expected) + ticket.rows > rows:
-                break
-            expected.append(ticket)
-        self.waiting = [ticket for ticket in self.waiting if ticket not in expected]
-        assert ids(self.queue.pop(rows)) == ids(expected)
-
-    @precondition(lambda self: self.pushed)
-    @rule(data=st.data())
-    def remove(self, data: st.DataObject) -> None:
-        ticket_id = data.draw(st.integers(1, self.pushed))
-        expected = next((ticket for ticket in self.waiting if ticket.id == ticket_id), None)
-        assert self.queue.remove(ticket_id) is expected
-        if expected is not None:
-            self.waiting.remove(expected)
-
-    @rule(step_s=st.sampled_from([0.0, 0.3, 0.5, 2.0]))
-    def expire(self, step_s: float) -> None:
-        self.now += step_s
-        expected = [ticket for ticket in self.waiting if ticket.deadline_at <= self.now]
-        self.waiting = [ticket for ticket in self.waiting if ticket.deadline_at > self.now]
-        expired = self.queue.expire(self.now)
-        assert sorted(ids(expired)) == ids(expected)
-        assert [ticket.deadline_at for ticket in expired] == sorted(ticket.deadline_at for ticket in expected)
-
-    @invariant()
-    def agrees_with_the_list(self) -> None:
-        assert len(self.queue) == len(self.waiting)
-        assert self.queue.rows == sum(ticket.rows for ticket in self.waiting)
-        assert self.queue.head() is (self.waiting[0] if self.waiting else None)
-        earliest = min((ticket.deadline_at for ticket in self.waiting), default=inf)
-        assert earliest == inf or self.queue.may_expire
-        assert self.queue.next_deadline() == earliest
-
-
-FcfsAgainstAList.TestCase.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
-TestFcfsAgainstAList = FcfsAgainstAList.TestCase
+@every_discipline
+def test_rows_before_samples_many_shapes(discipline: str) -> None:
+    waiting = [Ticket(number, number / 64, rows=2, tenant="gold", shape_key=(number % 50,)) for number in range(1, 401)]
+    queue = queue_of(discipline, *waiting)
+    newcomer = Ticket(401, 401 / 64, rows=2, tenant="gold")
+    assert queue.rows_before(newcomer, newcomer.arrived_at) == 800
+    if discipline != "fair":  # there the place of a newcomer is by its tenant
+        assert queue.rows_before(Ticket(0, 0.0, rows=2), 401 / 64) == 0
+        assert queue.rows_before(Ticket(200, 200 / 64, rows=2), 401 / 64) == pytest.approx(400, abs=20)

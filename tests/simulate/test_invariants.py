@@ -12,9 +12,9 @@ from dlproxy.lab.load.arrivals import make_arrivals
 from dlproxy.lab.simulate import run
 from dlproxy.lab.simulate.engine import Call, LoopCosts, SimulatedModel, Simulation, utilisation
 from dlproxy.lab.simulate.faults import Fault
-from dlproxy.lab.simulate.run import BALANCERS, ModelPlan, Scenario, build, make_calls
+from dlproxy.lab.simulate.run import ModelPlan, Scenario, build, make_calls
 from dlproxy.lab.simulate.service_times import Fitted
-from dlproxy.policy.balancing import RoundRobin
+from dlproxy.policy.balancing import BALANCERS, RoundRobin
 from dlproxy.policy.events import BatchDone
 from dlproxy.serve.assemble import plan_lane
 
@@ -150,7 +150,7 @@ def check_that_all_is_well_again(simulation: Simulation, tally: NotedTally, scen
         for name, model in node.models.items():
             assert not model.slowed
             assert not model.failing
-            assert noted(model).instances == len(scenario.models[name].plan.instances)
+            assert len(noted(model).instances) == len(scenario.models[name].plan.instances)
     answered = len(tally.answers)
     for number, name in enumerate(scenario.models):
         simulation.run(Call(name, scenario.rows, inf, 1000.0 + 100.0 * number + node) for node in range(scenario.nodes))

@@ -304,6 +304,8 @@ def test_an_unknown_content_encoding_is_501(encoding: str) -> None:
 
 FAILURES: list[tuple[FailureKind, int]] = [
     (FailureKind.QUEUE_FULL, 503),
+    (FailureKind.OVERLOADED, 503),
+    (FailureKind.QUOTA, 429),
     (FailureKind.DEADLINE, 503),
     (FailureKind.UNAVAILABLE, 503),
     (FailureKind.CANCELLED, 503),

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from dlproxy.lab.report.result import Result, Trial
 
 COMPARE = "compare"
+OWN_HEADERS = (
+    *("content-length", "content-type", "content-encoding", "transfer-encoding", "host", "connection", "expect", "upgrade"),
+    "inference-header-content-length",
+)
 
 
 def add_to(commands: Commands) -> None:
@@ -79,6 +83,9 @@ def _add_requests(requests: Any) -> None:
     requests.add_argument("--zipf", type=float, metavar="S", help="choose them by Zipf's law with this exponent, not in turn")
     requests.add_argument("--protocol", default="binary", metavar="KIND", help="tensors as binary (default) or json")
     requests.add_argument("--deadline", metavar="50ms", help="timeout parameter of each request")
+    requests.add_argument(
+        "--header", action="append", default=[], metavar="NAME:VALUE", help="sent with each request; may be given several times"
+    )
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -187,6 +194,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
         keys=args.keys,
         zipf=args.zipf,
         protocol=args.protocol,
+        headers=_headers(args.header),
         deadline_s=seconds(args.deadline, "--deadline"),
         objective_s=seconds(args.find_peak, "--find-peak") if peak else seconds(args.objective, "--objective"),
         processes=args.processes,
@@ -195,6 +203,29 @@ def _settings(args: argparse.Namespace) -> "Settings":
     if args.max_connections is not None and not settings.open_loop and not peak:
         raise LoadError("--max-connections is for an open loop; the connections of a closed loop are its --concurrency")
     return check(settings)
+
+
+def _headers(texts: list[str]) -> tuple[tuple[str, str], ...]:
+    from dlproxy.lab.load.settings import LoadError
+
+    headers = {}
+    for name, value in map(_header, texts):
+        if name.lower() in headers:
+            raise LoadError(f"--header {name} is given twice; give its values in one, with commas between them")
+        headers[name.lower()] = name, value
+    return tuple(headers.values())
+
+
+def _header(text: str) -> tuple[str, str]:
+    from dlproxy.lab.load.settings import LoadError
+
+    name, colon, value = text.partition(":")
+    fit = re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) and value.isascii() and value.isprintable()
+    if not colon or not fit:
+        raise LoadError(f"--header {text!r} is none; write it like x-tenant-id:shop")
+    if name.lower() in OWN_HEADERS:
+        raise LoadError(f"--header {name} is what the load test itself has to say")
+    return name, value.strip()
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -13,6 +13,8 @@ from dlproxy.cli.models import add_models
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
+    from asyncio import Runner
+
     from dlproxy.config import Config
     from dlproxy.message import TensorSpec
     from dlproxy.serve.assemble import LoadedModel
@@ -45,11 +47,23 @@ def _serve(args: argparse.Namespace) -> int:
     try:
         config = _config(args)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(Server(config).run(_report))
+            _run(Server(config), runner)
     except (ConfigError, LogError, ModelError, PortError) as error:
         complain(str(error))
         return USER_ERROR
     return OK
+
+
+def _run(server: "Server", runner: "Runner") -> None:
+    """Serve until told to stop. What was up before a start failed is stopped: threads end, recordings are written."""
+    from dlproxy.serve.assemble import unload_model
+
+    try:
+        runner.run(server.run(_report))
+    except Exception:
+        for model in server.models:
+            runner.run(unload_model(model, drain_s=0.0))
+        raise
 
 
 def _config(args: argparse.Namespace) -> "Config":
@@ -76,9 +90,11 @@ def _report(server: "Server") -> None:
     for model in server.models:
         for line in _describe(model):
             say(line)
+    if server.shares_cores:
+        say("batches of these models take turns on the cores (arbiter)")
     host = server.host
     say(f"inference  http://{host}:{server.http_port}/v2   (plain JSON: POST /predict/MODEL)")
-    say(f"metrics    http://{host}:{server.control_port}/metrics")
+    say(f"metrics    http://{host}:{server.control_port}/metrics   (state and knobs: /models)")
     say("ready; Ctrl-C stops")
 
 

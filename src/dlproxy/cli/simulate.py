@@ -51,7 +51,13 @@ def add_to(commands: Commands) -> None:
     load.add_argument("--seed", type=int, default=0, help="the same seed gives the same output (default 0)")
     fleet = simulate.add_argument_group("fleet")
     fleet.add_argument("--nodes", type=int, default=1, help="dlproxy nodes behind one balancer (default 1)")
-    fleet.add_argument("--balancer", default="peak-ewma", help="peak-ewma, p2c, p2c-least-loaded, least-loaded, round-robin")
+    fleet.add_argument(
+        "--balancer",
+        metavar="NAME",
+        default="peak-ewma",
+        help="peak-ewma (default), round-robin, weighted-round-robin, least-connections, fastest-response, consistent-hash, "
+        "power-of-two, prequal",
+    )
     fleet.add_argument("--fault", action="append", default=[], metavar="FAULT", help="slow:node=node-0,at=10,for=30,factor=12")
     fleet.add_argument(
         "--loop", metavar="read=20us,write=15us,path=100us", help="time per request on a node's loop and network"
@@ -119,7 +125,8 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
 
     from dlproxy.config import ConfigError
     from dlproxy.lab.simulate import faults
-    from dlproxy.lab.simulate.run import BALANCERS, Scenario, plan_model
+    from dlproxy.lab.simulate.run import Scenario, plan_model
+    from dlproxy.policy.balancing import BALANCERS
 
     if not 1 <= args.nodes <= MOST_NODES:
         raise ConfigError(f"--nodes {args.nodes} is impossible: give 1 to {MOST_NODES}")

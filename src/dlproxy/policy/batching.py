@@ -61,7 +61,7 @@ class FittedBatching:
     def decide(self, queue: QueueDiscipline, now: float) -> Take | Wait:
         wait_s = self._knobs.max_wait_s
         if wait_s > 0.0 and queue.rows < self.limit:
-            head = queue.head()
+            head = queue.head(now)
             if head is not None and now < head.arrived_at + wait_s:
                 return Wait(head.arrived_at + wait_s)
         return self._take

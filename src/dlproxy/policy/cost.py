@@ -41,7 +41,11 @@ class LatencyModel:
 
     def p99(self, rows: int) -> float:
         """Seconds within which about 99 % of such batches finish."""
-        return (self.base_s + self.per_row_s * rows) * (1.0 + SIGMAS * self._deviation)
+        return self.quantile(rows, SIGMAS)
+
+    def quantile(self, rows: int, sigmas: float) -> float:
+        """Seconds for such a batch, so many relative deviations above the expected."""
+        return (self.base_s + self.per_row_s * rows) * (1.0 + sigmas * self._deviation)
 
     def rows_within(self, seconds: float, *, most: int) -> int:
         """The largest batch whose p99 is within `seconds`: at least 1, at most `most`."""

@@ -30,10 +30,11 @@ class BatchDone(Struct, tag="batch_done"):
 
 
 class InstanceUp(Struct, tag="instance_up"):
-    """An instance is ready and takes up to `capacity` batches at a time."""
+    """An instance is ready and takes up to `capacity` batches at a time; `weight` is its share of the work beside others."""
 
     instance: str
     capacity: int = 1
+    weight: float = 1.0
 
 
 class InstanceLost(Struct, tag="instance_lost"):
@@ -47,13 +48,17 @@ class TimerFired(Struct, tag="timer"):
     """The time that the last WakeAt named has come."""
 
 
+class TurnGranted(Struct, tag="turn"):
+    """The arbiter lets the lane start one batch now: the answer to a WantTurn. Dispatch or PassTurn is among the commands."""
+
+
 class KnobsChanged(Struct, tag="knobs"):
     """New values for the lane's knobs; they hold from now on, for queued requests too."""
 
     knobs: LaneKnobs
 
 
-Event = Arrived | Cancelled | BatchDone | InstanceUp | InstanceLost | TimerFired | KnobsChanged
+Event = Arrived | Cancelled | BatchDone | InstanceUp | InstanceLost | TimerFired | TurnGranted | KnobsChanged
 
 
 class Dispatch(Struct, tag="dispatch"):
@@ -85,4 +90,19 @@ class WakeAt(Struct, tag="wake_at"):
     at: float
 
 
-Command = Dispatch | Complete | Reject | WakeAt
+class WantTurn(Struct, tag="want_turn"):
+    """The lane has a batch for an instance and waits for the arbiter; replaces what it wanted before.
+
+    `cost_s`: how long the batch will take; deadline and priority are those of its most urgent request.
+    """
+
+    cost_s: float
+    deadline_at: float
+    priority: int
+
+
+class PassTurn(Struct, tag="pass_turn"):
+    """The lane has nothing to run any more: the turn is somebody else's."""
+
+
+Command = Dispatch | Complete | Reject | WakeAt | WantTurn | PassTurn

@@ -4,16 +4,14 @@ Driven by serve/driver.py from the event loop, by a simulator from a heap, by te
 Not aware of: clocks, tensors, threads, sockets. Invariant: every ticket ends in exactly one of Complete or Reject.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from math import inf
 
 from msgspec import Struct
 
 from dlproxy.message import Failure, FailureKind, Ticket
-from dlproxy.policy.admission import Backlog, DeadlineAdmission
-from dlproxy.policy.balancing import LeastPeakEwma
-from dlproxy.policy.batching import FittedBatching, Wait
+from dlproxy.policy.admission import Admission, Backlog
+from dlproxy.policy.batching import FittedBatching, Take, Wait
 from dlproxy.policy.cost import LatencyModel
 from dlproxy.policy.events import (
     Arrived,
@@ -26,19 +24,34 @@ from dlproxy.policy.events import (
     InstanceLost,
     InstanceUp,
     KnobsChanged,
+    PassTurn,
     Reject,
     TimerFired,
+    TurnGranted,
     WakeAt,
+    WantTurn,
 )
+from dlproxy.policy.expiry import Deadlines
 from dlproxy.policy.knobs import LaneKnobs
-from dlproxy.policy.queueing import Fcfs
+from dlproxy.policy.overload import CoDel, Gradient2
+from dlproxy.policy.pool import InstancePool, InstanceState
+from dlproxy.policy.queueing import DEFAULT_LEVEL, level, make_queue, refill
+from dlproxy.policy.retry_budget import RetryBudget
+from dlproxy.policy.second_runs import SecondRuns
+
+LIMIT_BATCHES = 2  # the adaptive limit never falls below two batches per instance: one runs, one is ready (Triton's rule)
+HEDGE_SIGMAS = 1.645  # a batch longer than 95 % of its like gets a second run (Dean and Barroso, "The tail at scale", 2013)
 
 
-class _Running(Struct):
+class _Running(Struct, eq=False):
+    """A batch that runs. `hedge_at`: when it is late enough for a second run. `twin`: the other run of the same tickets."""
+
     instance: str
     tickets: list[Ticket]
     rows: int
     started_at: float
+    hedge_at: float = inf
+    twin: int = 0
 
 
 class Lane:
@@ -46,20 +59,21 @@ class Lane:
 
     def __init__(self, knobs: LaneKnobs, prior: Sequence[tuple[int, float]] = ()) -> None:
         self.model = LatencyModel(prior)
-        self.queue = Fcfs()
+        self.queue = make_queue(knobs, self.model.mean)
         self.batching = FittedBatching(knobs, self.model)
-        self._admission = DeadlineAdmission(knobs, self.model)
-        self._balancer = LeastPeakEwma()
-        self._max_batch = knobs.max_batch
-        self._capacity: dict[str, int] = {}
-        self._in_flight: dict[str, int] = {}
-        self._idle: dict[str, None] = {}  # instances with capacity left, in the order in which they came up
+        self.pool = InstancePool(knobs)
+        self._knobs = knobs
+        self._admission = Admission(knobs, self.model)
+        self._deadlines = Deadlines()
+        self._codel = CoDel(knobs.codel_target_s) if knobs.codel_target_s else None
+        self._limit = Gradient2(least=LIMIT_BATCHES * knobs.max_batch) if knobs.adaptive_limit else None
+        self._budget = RetryBudget(knobs.retry_budget)
+        self._again = SecondRuns()
         self._running: dict[int, _Running] = {}
-        self._retries: deque[list[Ticket]] = deque()  # batches to run again as they are, before anything queued
-        self._retried: set[int] = set()  # tickets that lost an instance once; they get no third try
-        self._abandoned: set[int] = set()  # tickets whose client left while they ran
         self._next_batch_id = 1
         self._wake_at = inf
+        self._turn = not knobs.arbitrated  # whether a batch may start now
+        self._wanted: WantTurn | None = None
         self._now = -inf
         self._rules: dict[type, Callable[..., None]] = {
             Arrived: self._arrived,
@@ -68,6 +82,7 @@ class Lane:
             InstanceUp: self._instance_up,
             InstanceLost: self._instance_lost,
             TimerFired: self._timer_fired,
+            TurnGranted: self._turn_granted,
             KnobsChanged: self._knobs_changed,
         }
 
@@ -76,11 +91,22 @@ class Lane:
         assert now >= self._now, f"time went back from {self._now} to {now}"
         self._now = now
         commands: list[Command] = []
+        pool = self.pool
+        if pool.probe_at <= now:
+            pool.probe(now)
         self._rules[type(event)](event, now, commands)
-        if self._idle and (self.queue.rows or self._retries):
+        if pool.ready and (self.queue.rows or self._again):
             self._dispatch(now, commands)
-        if self._retries or (self.queue.rows and self.queue.may_expire):
+        if len(pool) > 1:
+            if self._knobs.hedge and not self._knobs.arbitrated:
+                self._hedge(now, commands)
+            if pool.probe_at < inf and (self.queue.rows or self._again):
+                self._arm(pool.probe_at, commands)
+        if self._again or (self.queue.rows and self._deadlines):
             self._arm_expiry(now, commands)
+        if self._turn and self._knobs.arbitrated:
+            self._turn = False
+            commands.append(PassTurn())
         return commands
 
     @property
@@ -89,9 +115,9 @@ class Lane:
         return len(self._running)
 
     @property
-    def instances(self) -> int:
-        """Instances that are up."""
-        return len(self._capacity)
+    def instances(self) -> list[InstanceState]:
+        """Every instance that is up."""
+        return self.pool.states()
 
     # What happens
 
@@ -99,15 +125,29 @@ class Lane:
         queue, admission = self.queue, self._admission
         backlog = self._backlog(now)
         for ticket in event.tickets:
-            failure = admission.admit(ticket, backlog, now)
+            full = queue.rows + ticket.rows > self._knobs.max_queue_rows
+            displaced = self._displace(ticket, now) if full else None
+            failure = admission.admit(ticket, queue, backlog, now)
+            if failure is None and self._limit is not None and ticket.deadline_at == inf:
+                failure = self._above_limit(self._limit)
             if failure is None:
-                queue.push(ticket)
-                backlog.queued_rows += ticket.rows
+                queue.push(ticket, now)
+                self._deadlines.add(ticket, queue)
             else:
                 commands.append(Reject(ticket, failure))
+            for other in displaced or ():
+                if failure is None:
+                    self._reject(other, _displaced(), commands)
+                else:  # room was not all that the ticket lacked
+                    queue.push(other, now)
+        if len(self.pool) > 1:
+            self._budget.earn(len(event.tickets), now)
 
     def _cancelled(self, event: Cancelled, now: float, commands: list[Command]) -> None:
-        ticket = self.queue.remove(event.ticket_id) or self._remove_unqueued(event.ticket_id)
+        ticket = self.queue.remove(event.ticket_id) or self._again.remove(event.ticket_id)
+        if ticket is None:
+            running = [ticket for batch in self._running.values() for ticket in batch.tickets]
+            ticket = self._again.abandon(event.ticket_id, running)
         if ticket is not None:
             commands.append(Reject(ticket, Failure(FailureKind.CANCELLED, "the client has gone")))
 
@@ -115,197 +155,301 @@ class Lane:
         batch = self._running.pop(event.batch_id, None)
         if batch is None:  # its instance was declared lost before; the tickets have gone elsewhere
             return
-        self._release(batch.instance)
-        tickets = self._still_wanted(batch.tickets)
-        if len(self._capacity) > 1:
-            self._balancer.observe(batch.instance, event.service_s, ok=event.error is None, now=now)
+        predicted_s = self.model.mean(batch.rows)
+        self.pool.release(batch.instance, event.service_s, predicted_s=predicted_s, ok=event.error is None, now=now)
         if event.error is None:
             self.batching.observe(batch.rows, event.service_s, now)
-            if self._retried:
-                self._retried.difference_update(ticket.id for ticket in tickets)
+        if batch.twin:
+            twin = self._running[batch.twin]
+            twin.twin = 0
+            if event.error is not None:  # the other run may yet succeed
+                return
+            twin.tickets = []
+        tickets = self._again.still_wanted(batch.tickets)
+        if event.error is None:
+            self._again.finished(tickets)
             if tickets:
+                if self._limit is not None:
+                    self._observe_limit(self._limit, tickets, now)
                 commands.append(Complete(event.batch_id, tickets))
-        elif len(batch.tickets) == 1:
-            for ticket in tickets:
-                self._reject(ticket, Failure(FailureKind.MODEL_FAILED, event.error), commands)
-        else:  # one bad item must not fail its neighbours: halve until it stands alone
-            middle = (len(tickets) + 1) // 2
-            self._retries.extendleft(half for half in (tickets[middle:], tickets[:middle]) if half)
+        elif tickets:
+            self._failed(batch, tickets, event.error, now, commands)
 
     def _instance_up(self, event: InstanceUp, now: float, commands: list[Command]) -> None:
-        assert event.instance not in self._capacity, f"instance {event.instance} is up already"
-        assert event.capacity >= 1
-        self._capacity[event.instance] = event.capacity
-        self._in_flight[event.instance] = 0
-        self._idle[event.instance] = None
+        self.pool.add(event.instance, event.capacity, event.weight, now)
+        self._size_limit()
 
     def _instance_lost(self, event: InstanceLost, now: float, commands: list[Command]) -> None:
-        if self._capacity.pop(event.instance, None) is None:
+        if event.instance not in self.pool:
             return
-        self._in_flight.pop(event.instance)
-        self._idle.pop(event.instance, None)
-        self._balancer.forget(event.instance)
+        self.pool.remove(event.instance)
+        self._size_limit()
         lost = [batch_id for batch_id, batch in self._running.items() if batch.instance == event.instance]
         for batch_id in lost:
-            self._retry_elsewhere(self._still_wanted(self._running.pop(batch_id).tickets), event.reason, commands)
-        if not self._capacity:
+            batch = self._running.pop(batch_id)
+            if batch.twin:
+                self._running[batch.twin].twin = 0
+            else:
+                self._run_elsewhere(self._again.still_wanted(batch.tickets), event.reason, commands)
+        if not len(self.pool):
             self._reject_all(f"the model has no live instance: {event.instance} was lost ({event.reason})", commands)
 
     def _timer_fired(self, event: TimerFired, now: float, commands: list[Command]) -> None:
         self._wake_at = inf
-        for ticket in self.queue.expire(now):
+        for ticket in self._deadlines.expired(self.queue, now):
             self._reject(ticket, _expired(ticket, now), commands)
-        if self._retries:
-            self._retries = deque([self._unexpired(batch, now, commands) for batch in self._retries])
+        for ticket in self._again.expired(now):
+            self._reject(ticket, _expired(ticket, now), commands)
+
+    def _turn_granted(self, event: TurnGranted, now: float, commands: list[Command]) -> None:
+        self._wanted = None
+        if self._knobs.arbitrated:
+            self._turn = True
+        else:  # the knobs have changed since it was wanted; nothing waits for turns any more
+            commands.append(PassTurn())
 
     def _knobs_changed(self, event: KnobsChanged, now: float, commands: list[Command]) -> None:
-        self.batching.configure(event.knobs)
-        self._admission.configure(event.knobs)
-        self._max_batch = event.knobs.max_batch
+        before, knobs = self._knobs, event.knobs
+        self._knobs = knobs
+        self.batching.configure(knobs)
+        self._admission.configure(knobs)
+        self.pool.configure(knobs, now)
+        self._budget.configure(knobs.retry_budget)
+        if _order(before) != _order(knobs):
+            self.queue = refill(self.queue, make_queue(knobs, self.model.mean), now)
+        if before.codel_target_s != knobs.codel_target_s:
+            self._codel = CoDel(knobs.codel_target_s) if knobs.codel_target_s else None
+        if before.adaptive_limit != knobs.adaptive_limit:
+            self._limit = Gradient2(least=LIMIT_BATCHES * knobs.max_batch) if knobs.adaptive_limit else None
+        self._size_limit()
+        if before.arbitrated != knobs.arbitrated:
+            self._turn, self._wanted = not knobs.arbitrated, None
+        if not knobs.retry_budget:
+            message = "the instance failed while it ran the request, which may not run again now"
+            for ticket in self._again.drain():
+                self._reject(ticket, Failure(FailureKind.UNAVAILABLE, message, retry_after_s=1.0), commands)
 
     # What is to be done
 
     def _dispatch(self, now: float, commands: list[Command]) -> None:
-        while self._idle:
-            if self._retries:
-                tickets, reason = self._unexpired(self._next_retry(), now, commands), "retry"
-            elif self.queue.rows:
-                decision = self.batching.decide(self.queue, now)
-                if isinstance(decision, Wait):
-                    self._arm(decision.until, commands)
-                    return
-                tickets, reason = self.queue.pop(decision.rows), "instance idle"
-                if self.queue.may_expire:
-                    tickets = self._feasible(tickets, now, commands)
-            else:
+        pool = self.pool
+        while pool.ready:
+            retry = self._again.runnable(pool) if self._again else None
+            take = None if retry is not None else self._decide(now, commands)
+            if retry is None and take is None:
                 return
+            if len(pool) > 1 and self._holds_back("" if retry is None else retry.avoided, now, commands):
+                return
+            if not self._turn:
+                self._want_turn(now, commands)
+                return
+            if take is None:
+                assert retry is not None
+                tickets, avoided, reason = self._again.take(retry, self._knobs.max_batch), retry.avoided, "retry"
+                tickets = self._unexpired(tickets, now, commands)
+            else:
+                tickets, avoided, reason = self.queue.pop(take.rows, now), "", "instance idle"
+                if self._deadlines or self._codel is not None:
+                    tickets = self._feasible(tickets, now, commands)
             if tickets:
-                self._start(tickets, reason, now, commands)
+                self._start(tickets, reason, avoided, now, commands)
 
-    def _start(self, tickets: list[Ticket], reason: str, now: float, commands: list[Command]) -> None:
-        alone = len(self._idle) == 1
-        instance = next(iter(self._idle)) if alone else self._balancer.choose(self._idle, self._in_flight, now)
-        self._in_flight[instance] += 1
-        if self._in_flight[instance] >= self._capacity[instance]:
-            del self._idle[instance]
+    def _decide(self, now: float, commands: list[Command]) -> Take | None:
+        """What to take from the queue now; None if nothing is there, or a batch still waits to fill."""
+        if not self.queue.rows:
+            return None
+        decision = self.batching.decide(self.queue, now)
+        if isinstance(decision, Wait):
+            self._arm(decision.until, commands)
+            return None
+        return decision
+
+    def _holds_back(self, avoided: str, now: float, commands: list[Command]) -> bool:
+        """Only slow instances are idle, and the oldest request gains by waiting for another than `avoided`."""
+        wait_s = self.pool.worth_waiting_s(self.model.mean(self.batching.limit), now, avoided=avoided)
+        if not wait_s:
+            return False
+        head = self.queue.head(now)
+        arrived_at = [batch.arrived_at for batch in self._again.waiting()]
+        if head is not None:
+            arrived_at.append(head.arrived_at)
+        until = min(arrived_at) + wait_s
+        if until <= now:
+            return False
+        self._arm(until, commands)
+        return True
+
+    def _start(self, tickets: list[Ticket], reason: str, avoided: str, now: float, commands: list[Command]) -> int:
+        instance = self.pool.take(now, affinity=tickets[0].affinity, avoided=avoided)
         batch_id = self._next_batch_id
         self._next_batch_id += 1
-        self._running[batch_id] = _Running(instance, tickets, sum([ticket.rows for ticket in tickets]), now)
+        batch = self._running[batch_id] = _Running(instance, tickets, sum([ticket.rows for ticket in tickets]), now)
+        if self._knobs.hedge and reason == "instance idle":
+            batch.hedge_at = now + self.model.quantile(batch.rows, HEDGE_SIGMAS)
+        if self._knobs.arbitrated:
+            self._turn = False
         commands.append(Dispatch(batch_id, instance, tickets, reason))
+        return batch_id
 
     def _feasible(self, tickets: list[Ticket], now: float, commands: list[Command]) -> list[Ticket]:
         """Early drop: shed what would be late even if it started now, rather than shrink the batch for it (Nexus).
 
         The last ticket at hand is shed only if its deadline has passed: it makes nobody late, and running it is what
-        corrects a prediction that was wrong.
+        corrects a prediction that was wrong. CoDel sheds what waited too long in a queue that does not drain.
         """
         room = sum([ticket.rows for ticket in tickets])
         finish_at = now + self.model.p99(room)
+        came_after = -inf
+        if self._codel is not None:
+            self._codel.observe(now - max(ticket.arrived_at for ticket in tickets), now)
+            came_after = now - self._codel.shed_above_s(now)
         kept: list[Ticket] = []
         while True:
             left = len(kept) + len(tickets) + len(self.queue)
             for ticket in tickets:
+                failure = None
                 if ticket.deadline_at <= now or (ticket.deadline_at < finish_at and left > 1):
-                    self._reject(ticket, _expired(ticket, now), commands)
-                    left -= 1
-                else:
+                    failure = _expired(ticket, now)
+                elif ticket.arrived_at < came_after and left > 1 and level(ticket) >= DEFAULT_LEVEL:
+                    failure = _stood_too_long(ticket, now)
+                if failure is None:
                     kept.append(ticket)
                     room -= ticket.rows
-            head = self.queue.head() if kept and room else None
+                else:
+                    self._reject(ticket, failure, commands)
+                    left -= 1
+            head = self.queue.head(now) if kept and room else None
             if head is None or head.rows > room or head.shape_key != kept[0].shape_key:
                 return kept
-            tickets = self.queue.pop(room)  # those next in line take the places of those shed
-
-    def _next_retry(self) -> list[Ticket]:
-        """The next batch to run again: as it was, unless max_batch has shrunk since."""
-        tickets = self._retries.popleft()
-        rows = 0
-        for index, ticket in enumerate(tickets):
-            rows += ticket.rows
-            if rows > self._max_batch and index:
-                self._retries.appendleft(tickets[index:])
-                return tickets[:index]
-        return tickets
+            tickets = self.queue.pop(room, now)  # those next in line take the places of those shed
 
     def _unexpired(self, tickets: list[Ticket], now: float, commands: list[Command]) -> list[Ticket]:
-        kept = []
         for ticket in tickets:
             if ticket.deadline_at <= now:
                 self._reject(ticket, _expired(ticket, now), commands)
-            else:
-                kept.append(ticket)
-        return kept
+        return [ticket for ticket in tickets if ticket.deadline_at > now]
 
-    def _retry_elsewhere(self, tickets: list[Ticket], reason: str, commands: list[Command]) -> None:
-        again = []
+    def _displace(self, ticket: Ticket, now: float) -> list[Ticket]:
+        """Make room for an urgent ticket in a full queue: less urgent ones that would be served last give way.
+
+        Takes them out and returns them; they go back if the ticket is refused all the same.
+        """
+        displaced: list[Ticket] = []
+        while self.queue.rows + ticket.rows > self._knobs.max_queue_rows:
+            last = self.queue.last(now)
+            if last is None or level(last) <= level(ticket):
+                break
+            self.queue.remove(last.id)
+            displaced.append(last)
+        return displaced
+
+    # Second runs
+
+    def _failed(self, batch: _Running, tickets: list[Ticket], error: str, now: float, commands: list[Command]) -> None:
+        """The instance or one of the items is bad: try another instance once; then halve until a bad item stands alone."""
+        again, may_retry = self._again, self._knobs.retry_budget > 0.0
+        fresh = may_retry and not any(again.ran_twice(ticket) for ticket in tickets)
+        if fresh and self.pool.has_other(batch.instance) and self._budget.spend(len(tickets), now):
+            again.add(tickets, avoided=batch.instance)
+        elif len(batch.tickets) == 1 or not may_retry:
+            for ticket in tickets:
+                self._reject(ticket, Failure(FailureKind.MODEL_FAILED, error), commands)
+        else:
+            again.halve(tickets)
+
+    def _run_elsewhere(self, tickets: list[Ticket], reason: str, commands: list[Command]) -> None:
+        """Tickets of a lost instance run again, once; not under the budget, as instances are not lost by the dozen."""
+        fresh = []
         for ticket in tickets:
-            if ticket.id in self._retried:
-                message = f"the instance was lost while it ran the request, twice: {reason}"
-                self._reject(ticket, Failure(FailureKind.UNAVAILABLE, message, retry_after_s=1.0), commands)
+            if self._again.ran_twice(ticket):
+                message = f"the instance was lost while it ran the request a second time: {reason}"
+            elif not self._knobs.retry_budget:
+                message = f"the instance was lost while it ran the request, which may not run again: {reason}"
             else:
-                self._retried.add(ticket.id)
-                again.append(ticket)
-        if again:
-            self._retries.append(again)
+                fresh.append(ticket)
+                continue
+            self._reject(ticket, Failure(FailureKind.UNAVAILABLE, message, retry_after_s=1.0), commands)
+        if fresh:
+            self._again.add(fresh)
+
+    def _hedge(self, now: float, commands: list[Command]) -> None:
+        """A batch that is late runs again where an instance would idle."""
+        for batch_id, batch in list(self._running.items()):
+            if batch.hedge_at == inf or all(name == batch.instance for name in self.pool.ready):
+                continue
+            if batch.hedge_at > now:
+                self._arm(batch.hedge_at, commands)
+                continue
+            batch.hedge_at = inf
+            tickets = self._again.not_abandoned(batch.tickets)
+            if self._may_run_twice(tickets, now) and self._budget.spend(len(tickets), now):
+                self._again.mark(tickets)
+                batch.tickets = self._again.still_wanted(batch.tickets)  # both runs are of the same ones from now on
+                batch.twin = self._start(tickets, "hedge", batch.instance, now, commands)
+                self._running[batch.twin].twin = batch_id
+
+    def _may_run_twice(self, tickets: list[Ticket], now: float) -> bool:
+        """Someone waits for it, no deadline has passed meanwhile, and max_batch has not become too small for it."""
+        fits = sum([ticket.rows for ticket in tickets]) <= self._knobs.max_batch or len(tickets) == 1
+        return bool(tickets) and fits and min([ticket.deadline_at for ticket in tickets]) > now
 
     def _reject_all(self, message: str, commands: list[Command]) -> None:
-        waiting = [ticket for batch in self._retries for ticket in batch]
-        self._retries.clear()
+        waiting = self._again.drain()
         while self.queue.rows:
-            waiting += self.queue.pop(self.queue.rows)
+            waiting += self.queue.pop(self.queue.rows, self._now)
         for ticket in waiting:
             self._reject(ticket, Failure(FailureKind.UNAVAILABLE, message, retry_after_s=1.0), commands)
 
     def _reject(self, ticket: Ticket, failure: Failure, commands: list[Command]) -> None:
-        self._retried.discard(ticket.id)
+        self._again.finished((ticket,))
         commands.append(Reject(ticket, failure))
 
     # Bookkeeping
 
     def _backlog(self, now: float) -> Backlog:
         busy_s = 0.0
-        if not self._idle and self._running:
+        if not self.pool.ready and self._running:
             ends = [run.started_at + self.model.mean(run.rows) for run in self._running.values()]
             busy_s = max(min(ends) - now, 0.0)
-        return Backlog(
-            queued_rows=self.queue.rows,
-            batch_limit=self.batching.limit,
-            instances=len(self._capacity),
-            idle=bool(self._idle),
-            busy_s=busy_s,
-        )
+        return Backlog(batch_limit=self.batching.limit, instances=len(self.pool), idle=bool(self.pool.ready), busy_s=busy_s)
 
-    def _release(self, instance: str) -> None:
-        self._in_flight[instance] -= 1
-        self._idle[instance] = None
+    def _want_turn(self, now: float, commands: list[Command]) -> None:
+        """Tell the arbiter, unless it knows already."""
+        again, head = self._again.waiting(), self.queue.head(now)
+        rows = min(self.queue.rows + sum([batch.rows for batch in again]), self.batching.limit)
+        deadline_at = min(self._deadlines.next_at(self.queue), self._again.next_deadline())
+        levels = [batch.level for batch in again]
+        if head is not None:
+            levels.append(level(head))
+        want = WantTurn(self.model.mean(rows), deadline_at, min(levels))
+        known = self._wanted
+        if known is None or want.deadline_at < known.deadline_at or want.priority < known.priority:
+            self._wanted = want
+            commands.append(want)
 
-    def _still_wanted(self, tickets: list[Ticket]) -> list[Ticket]:
-        if not self._abandoned:
-            return tickets
-        gone = self._abandoned.intersection(ticket.id for ticket in tickets)
-        self._abandoned -= gone
-        return [ticket for ticket in tickets if ticket.id not in gone]
+    def _above_limit(self, limit: Gradient2) -> Failure | None:
+        under_way = self._under_way()
+        if under_way < limit.limit:
+            return None
+        message = f"{under_way} requests are under way, the model answers {limit.limit} in good time"
+        return Failure(FailureKind.OVERLOADED, message, retry_after_s=1.0)
 
-    def _remove_unqueued(self, ticket_id: int) -> Ticket | None:
-        """Find a ticket that runs or waits for its retry, and see to it that it is answered no more."""
-        self._retried.discard(ticket_id)
-        for batch in self._retries:
-            for ticket in batch:
-                if ticket.id == ticket_id:
-                    batch.remove(ticket)
-                    return ticket
-        for running in self._running.values():
-            for ticket in running.tickets:
-                if ticket.id == ticket_id and ticket_id not in self._abandoned:
-                    self._abandoned.add(ticket_id)
-                    return ticket
-        return None
+    def _observe_limit(self, limit: Gradient2, tickets: list[Ticket], now: float) -> None:
+        self._size_limit()  # batches may have grown
+        latency_s = now - sum([ticket.arrived_at for ticket in tickets]) / len(tickets)
+        limit.observe(latency_s, len(tickets) + self._under_way(), now)
+
+    def _under_way(self) -> int:
+        """Requests that wait or run; one that runs twice counts once."""
+        running = sum([len(batch.tickets) for number, batch in self._running.items() if batch.twin < number])
+        return len(self.queue) + running + sum([len(batch.tickets) for batch in self._again.waiting()])
+
+    def _size_limit(self) -> None:
+        if self._limit is not None:
+            self._limit.configure(least=LIMIT_BATCHES * self.batching.limit * max(len(self.pool), 1))
 
     def _arm_expiry(self, now: float, commands: list[Command]) -> None:
-        deadline_at = self.queue.next_deadline()
-        for batch in self._retries:
-            for ticket in batch:
-                deadline_at = min(deadline_at, ticket.deadline_at)
+        deadline_at = min(self._deadlines.next_at(self.queue), self._again.next_deadline())
         if deadline_at < self._wake_at:
             self._arm(max(deadline_at, now), commands)
 
@@ -315,7 +459,22 @@ class Lane:
             commands.append(WakeAt(at))
 
 
+def _order(knobs: LaneKnobs) -> tuple[object, ...]:
+    """What makes another queue."""
+    return knobs.discipline, knobs.starvation_s, knobs.ageing_s, knobs.tenant_weights
+
+
 def _expired(ticket: Ticket, now: float) -> Failure:
     waited_ms = (now - ticket.arrived_at) * 1e3
     message = f"Request timeout expired: it had waited {waited_ms:.1f} ms"
     return Failure(FailureKind.DEADLINE, message, retry_after_s=waited_ms / 1e3)
+
+
+def _displaced() -> Failure:
+    return Failure(FailureKind.QUEUE_FULL, "displaced from a full queue by a more urgent request", retry_after_s=1.0)
+
+
+def _stood_too_long(ticket: Ticket, now: float) -> Failure:
+    waited_ms = (now - ticket.arrived_at) * 1e3
+    message = f"shed after {waited_ms:.1f} ms, because the queue does not drain"
+    return Failure(FailureKind.OVERLOADED, message, retry_after_s=waited_ms / 1e3)

@@ -5,7 +5,7 @@ Called by wire/ (through Service) and serve/proxy.py. Not aware of: wire formats
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import ceil, inf
@@ -15,6 +15,7 @@ from msgspec import Struct
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import BatchResult, Cutter
 from dlproxy.message import Failure, FailureKind, Request, Response, Signature, Timing
+from dlproxy.policy.arbiter import Want
 from dlproxy.policy.events import (
     Arrived,
     BatchDone,
@@ -26,11 +27,15 @@ from dlproxy.policy.events import (
     InstanceLost,
     InstanceUp,
     KnobsChanged,
+    PassTurn,
     Reject,
     TimerFired,
+    TurnGranted,
     WakeAt,
+    WantTurn,
 )
 from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.serve.turns import Turns
 from dlproxy.service import ReplyTo
 from dlproxy.telemetry.stats import ModelStats
 
@@ -46,6 +51,7 @@ class _Flight(Struct):
     requests: list[Request]
     instance: str
     dispatched_at: float
+    lease: int | None = None
     result: BatchResult | None = None
 
 
@@ -68,6 +74,7 @@ class Driver:
     ) -> None:
         self._model = model
         self._version = version
+        self._lane_name = f"{model}/{version}"
         self._signature = signature
         self._lane_on = lane_on
         self._stats = stats
@@ -80,12 +87,17 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = inf
         self._finishing = False
+        self._turns: Turns | None = None
+        self._needs: Mapping[str, float] = {}
+        self._lease: int | None = None  # granted, not yet used
         self._idle: asyncio.Event | None = None  # set when nothing is unanswered, if somebody waits for that
         self._carry_out: dict[type, Callable[..., None]] = {
             Dispatch: self._dispatch,
             Complete: self._complete,
             Reject: self._reject,
             WakeAt: self._wake_at,
+            WantTurn: self._want_turn,
+            PassTurn: self._pass_turn,
         }
 
     # Service
@@ -115,10 +127,20 @@ class Driver:
     def lose_instance(self, name: str, reason: str) -> None:
         """The instance has died; what it ran is retried elsewhere or fails."""
         self._instances.pop(name, None)
-        self._flights = {number: flight for number, flight in self._flights.items() if flight.instance != name}
+        lost = [number for number, flight in self._flights.items() if flight.instance == name]
+        flights = [self._flights.pop(number) for number in lost]
         self._tell_lane(InstanceLost(name, reason))
+        for flight in flights:
+            self._release(flight, self._clock() - flight.dispatched_at)
+
+    def take_turns(self, turns: Turns, needs: Mapping[str, float]) -> None:
+        """Batches need so much of the machine's resources each; before the lane's knobs say that it is arbitrated."""
+        self._turns = turns
+        self._needs = needs
+        turns.join(self._lane_name, self._on_turn)
 
     def change_knobs(self, knobs: LaneKnobs) -> None:
+        """New values, for queued requests too."""
         self._tell_lane(KnobsChanged(knobs))
 
     @property
@@ -142,6 +164,8 @@ class Driver:
         stopping = list(self._instances.values())
         for instance in stopping:
             self.lose_instance(instance.name, "the server is shutting down")
+        if self._turns is not None:
+            self._turns.leave(self._lane_name)
         await asyncio.gather(*(instance.stop() for instance in stopping))
 
     # Events
@@ -164,7 +188,13 @@ class Driver:
             self._tell_lane(BatchDone(batch_id, result.batch_s + result.compute_s, result.error))
         finally:
             self._finishing = False
-        self._flights.pop(batch_id, None)
+        flight = self._flights.pop(batch_id, None)
+        if flight is not None:
+            self._release(flight, result.batch_s + result.compute_s)
+
+    def _on_turn(self, lease: int) -> None:
+        self._lease = lease
+        self._tell_lane(TurnGranted())
 
     def _tell_lane(self, event: Event) -> None:
         for command in self._lane_on(event, self._clock()):
@@ -176,7 +206,8 @@ class Driver:
 
     def _dispatch(self, command: Dispatch) -> None:
         requests = [self._waiting[ticket.id][0] for ticket in command.tickets]
-        self._flights[command.batch_id] = _Flight(requests, command.instance, self._clock())
+        lease, self._lease = self._lease, None
+        self._flights[command.batch_id] = _Flight(requests, command.instance, self._clock(), lease)
         instance = self._instances[command.instance]
         done = partial(self._batch_done, command.batch_id)
         if instance.inline and self._finishing:  # sockets get a turn between two batches that block the loop
@@ -229,6 +260,19 @@ class Driver:
             reply.failed(failure)
         except Exception:
             log.exception("model %s: could not hand over the failure of request %d", self._model, request.ticket.id)
+
+    def _want_turn(self, command: WantTurn) -> None:
+        assert self._turns is not None
+        self._turns.want(Want(self._lane_name, self._needs, command.cost_s, command.deadline_at, command.priority))
+
+    def _pass_turn(self, command: PassTurn) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None and self._turns is not None:
+            self._turns.release(lease, 0.0)
+
+    def _release(self, flight: _Flight, used_s: float) -> None:
+        if flight.lease is not None and self._turns is not None:
+            self._turns.release(flight.lease, used_s)
 
     def _wake_at(self, command: WakeAt) -> None:
         if self._timer is not None:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlproxy import service, tensors
-from dlproxy.config import ConfigError, ModelConfig, parse_slo
+from dlproxy.config import ConfigError, ModelConfig, ServerConfig, check_sticky, parse_slo
 from dlproxy.message import DType, Tensor, invalid
-from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
+from dlproxy.serve.assemble import LoadedModel, load_model, share_cores, unload_model
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.checks import RequestChecker
 
@@ -33,6 +33,7 @@ class Model:
             self.config = msgspec.convert({"path": str(path), "slo": slo, **settings}, ModelConfig)
         except msgspec.ValidationError as error:
             raise ConfigError(f"model '{self.name}': {error}") from None
+        check_sticky(self.config)
 
 
 class Proxy:
@@ -60,6 +61,7 @@ class Proxy:
                 self._loaded.append(loaded)
                 self._catalog.add(loaded.served)
                 self._checkers[model.name, model.config.version] = RequestChecker(loaded.served)
+            share_cores(self._loaded, ServerConfig())
         except BaseException:  # cancellation too: what is up already has threads
             await self._unload()
             raise
@@ -79,6 +81,7 @@ class Proxy:
         outputs: Sequence[str] = (),
         timeout_s: float | None = None,
         priority: int = 0,
+        tenant: str = "",
     ) -> dict[str, NDArray[Any]]:
         """One request; axis 0 of every input is the batch. Numbers of the declared kind are converted to the declared type,
         those of another kind (float for an integer) are refused. BF16 goes in and comes out as float32.
@@ -99,6 +102,7 @@ class Proxy:
             params=params,
             now=monotonic(),
         )
+        request.ticket.tenant = tenant
         response = await service.infer(served.service, request)
         return {tensor.name: _array(tensor) for tensor in response.outputs}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 
 from dlproxy.config import Config, ServerConfig
-from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
+from dlproxy.serve.assemble import LoadedModel, load_model, make_quotas, share_cores, unload_model
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.control_http import ControlServer, control_app
 from dlproxy.wire.http_server import HttpServer
@@ -46,11 +46,20 @@ class Server:
         server = self._config.server
         with _Listeners(server) as listeners:
             event_log = Path(server.event_log) if server.event_log else None
+            tenants = self._config.tenants
+            quotas = make_quotas(tenants)
             for name, model in self._config.models.items():
-                loaded = await load_model(name, model, event_log=event_log)
+                loaded = await load_model(name, model, tenants=tenants, quotas=quotas, event_log=event_log)
                 self.models.append(loaded)
                 self._catalog.add(loaded.served)
-            app = OipApp(self._catalog, self._config.http, clock=monotonic, server_timing=server.server_timing)
+            self.shares_cores = share_cores(self.models, server)
+            app = OipApp(
+                self._catalog,
+                self._config.http,
+                clock=monotonic,
+                server_timing=server.server_timing,
+                tenant_header=server.tenant_header,
+            )
             self._http = HttpServer(app, self._config.http)
             self._control = ControlServer(control_app(self._catalog, lambda: len(self._http.connections)))
             self.http_port, self.control_port = listeners.ports

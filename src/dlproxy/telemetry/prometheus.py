@@ -20,6 +20,8 @@ _REASONS = {
     FailureKind.MODEL_FAILED: "BACKEND",
     FailureKind.QUEUE_FULL: "REJECTED",
     FailureKind.DEADLINE: "REJECTED",
+    FailureKind.OVERLOADED: "REJECTED",
+    FailureKind.QUOTA: "REJECTED",
 }
 _LABELS = ("model", "version")
 

@@ -7,7 +7,9 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from time import sleep
+from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,20 +21,23 @@ from dlproxy.tensors import to_array, to_bytes
 from dlproxy.testing.fake_runtime import FakeRuntime, Function
 
 Array = NDArray[np.generic]
-MakeInstance = Callable[[Runtime], Instance]
+MakeInstance = Callable[[Runtime], Instance | Awaitable[Instance]]
 
 HANG_S = 30.0  # a batch of these models takes microseconds: whoever takes this long will never be done
 
 
 async def check_instance(make: MakeInstance) -> None:
-    """Run every rule against fresh instances. `make` gives a started instance around a runtime."""
+    """Run every rule against fresh instances. `make` gives a started instance around a runtime, at once or to await.
+
+    What cannot take the runtime along makes it again where it runs: `rebuild(**describe(runtime))`.
+    """
     for rule in RULES:
         await rule(make)
 
 
 async def gives_each_request_its_own_rows(make: MakeInstance) -> None:
     """Alone or with others, of one row or several, with inputs and outputs of different row shapes."""
-    instance = make(_runtime(_PAIR, _pair))
+    instance = await _started(make, _runtime(_PAIR, _pair))
     for sizes in ([1], [3], [1, 1], [2, 1, 3], [1] * 17):
         requests = [_pair_request(number, rows) for number, rows in enumerate(sizes)]
         result = await _run(instance, requests)
@@ -49,7 +54,7 @@ async def carries_every_type_bit_for_bit(make: MakeInstance) -> None:
     """What an identity model gives back is what went in, for every element type, NaN payloads and empty text included."""
     for dtype in DType:
         signature = _identity(dtype)
-        instance = make(_runtime(signature, _same))
+        instance = await _started(make, _runtime(signature, _same))
         requests = [_request(number, [_sample(dtype, rows)]) for number, rows in enumerate((2, 1))]
         result = await _run(instance, requests)
         assert result.error is None, f"{instance.name}: {dtype.value} failed: {result.error}"
@@ -63,7 +68,7 @@ async def carries_every_type_bit_for_bit(make: MakeInstance) -> None:
 
 async def runs_models_without_a_batch_axis(make: MakeInstance) -> None:
     """One request at a time, whose output may have any shape, a scalar too."""
-    instance = make(_runtime(_SUM, _sum))
+    instance = await _started(make, _runtime(_SUM, _sum))
     result = await _run(instance, [_sum_request()])
     assert result.error is None, f"{instance.name}: {result.error}"
     assert result.outputs[0].shape == ()
@@ -80,19 +85,19 @@ async def turns_errors_into_results(make: MakeInstance) -> None:
         (_no_outputs, "output"),
     ]
     for function, clue in wrong:
-        instance = make(_runtime(_PAIR, function))
+        instance = await _started(make, _runtime(_PAIR, function))
         result = await _run(instance, [_pair_request(1, 2), _pair_request(2, 1)])
         assert result.error, f"{instance.name}: {function.__name__} gave a result without an error"
         assert clue in result.error, f"{instance.name}: the error {result.error!r} does not say {clue!r}"
         assert not result.outputs, f"{instance.name}: a failed batch has outputs"
         await instance.stop()
 
-    instance = make(_runtime(_SUM, _no_outputs))
+    instance = await _started(make, _runtime(_SUM, _no_outputs))
     result = await _run(instance, [_sum_request()])
     assert result.error, f"{instance.name}: no outputs of a model without a batch axis passed for an answer"
     await instance.stop()
 
-    instance = make(FakeRuntime(_PAIR, _pair, errors=[ValueError("once")]))
+    instance = await _started(make, _runtime(_PAIR, _pair, ["once"]))
     assert (await _run(instance, [_pair_request(1, 1)])).error == "once"
     assert (await _run(instance, [_pair_request(2, 1)])).error is None, f"{instance.name}: one error broke the instance"
     await instance.stop()
@@ -100,7 +105,7 @@ async def turns_errors_into_results(make: MakeInstance) -> None:
 
 async def reports_once_on_the_event_loop(make: MakeInstance) -> None:
     """`done` comes exactly once per batch, in the loop's thread; before `run` returns if and only if it is inline."""
-    instance = make(_runtime(_PAIR, _pair))
+    instance = await _started(make, _runtime(_PAIR, _pair))
     home = threading.get_ident()
     calls: list[int] = []
     for number in range(3):
@@ -119,18 +124,19 @@ async def reports_once_on_the_event_loop(make: MakeInstance) -> None:
 
 async def lets_a_running_batch_finish_before_it_stops(make: MakeInstance) -> None:
     """`stop` returns after the report of the batch that runs; an instance that never ran stops too."""
-    instance = make(_runtime(_PAIR, _slow_pair))
+    instance = await _started(make, _runtime(_PAIR, _slow_pair))
     results: list[BatchResult] = []
     instance.run([_pair_request(1, 1)], results.append)
     await asyncio.wait_for(instance.stop(), HANG_S)
     assert len(results) == 1, f"{instance.name} stopped without reporting the batch that ran"
     assert results[0].error is None
-    await asyncio.wait_for(make(_runtime(_PAIR, _pair)).stop(), HANG_S)
+    idle = await _started(make, _runtime(_PAIR, _pair))
+    await asyncio.wait_for(idle.stop(), HANG_S)
 
 
 async def measures_the_time_it_took(make: MakeInstance) -> None:
     """Times are seconds, never negative: policies learn from them."""
-    instance = make(_runtime(_PAIR, _pair))
+    instance = await _started(make, _runtime(_PAIR, _pair))
     result = await _run(instance, [_pair_request(1, 1)])
     assert result.compute_s >= 0.0
     assert result.batch_s >= 0.0
@@ -149,6 +155,30 @@ RULES: Sequence[Callable[[MakeInstance], Awaitable[None]]] = (
 
 
 # The models: module-level functions, so that a process can be told of them
+
+
+class _Described(FakeRuntime):
+    """A fake that knows what it was made of. `errors`: what the first runs raise."""
+
+    def __init__(self, signature: Signature, function: Function, errors: Sequence[str]) -> None:
+        super().__init__(signature, function, errors=[ValueError(error) for error in errors])
+        self.description = {
+            "signature": msgspec.to_builtins(signature),
+            "function": function.__name__,
+            "errors": list(errors),
+        }
+
+
+def describe(runtime: Runtime) -> dict[str, Any]:
+    """One of this suite's models as plain data."""
+    assert isinstance(runtime, _Described), f"{runtime!r} is no model of this suite"
+    return runtime.description
+
+
+def rebuild(signature: dict[str, Any], function: str, errors: Sequence[str]) -> Runtime:
+    """The model that was described so."""
+    return _Described(msgspec.convert(signature, Signature), globals()[function], errors)
+
 
 _PAIR = Signature(
     (TensorSpec("image", DType.FP32, (-1, 2, 2)), TensorSpec("id", DType.INT32, (-1,))),
@@ -198,8 +228,13 @@ def _text_for_numbers(inputs: Sequence[Array]) -> list[Array]:
     return [np.full(len(inputs[0]), "many", object), _pair(inputs)[1]]
 
 
-def _runtime(signature: Signature, function: Function) -> Runtime:
-    return FakeRuntime(signature, function)
+def _runtime(signature: Signature, function: Function, errors: Sequence[str] = ()) -> Runtime:
+    return _Described(signature, function, errors)
+
+
+async def _started(make: MakeInstance, runtime: Runtime) -> Instance:
+    made = make(runtime)
+    return await made if isinstance(made, Awaitable) else made
 
 
 def _identity(dtype: DType) -> Signature:

@@ -3,16 +3,32 @@
 Not aware of: how a model runs; it knows the Service that takes requests for it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
+from typing import Any, Protocol
 
 from dlproxy.message import Failure, FailureKind, InferenceError, Signature
 from dlproxy.service import Service
 from dlproxy.telemetry.stats import ModelStats
 
 
+class ModelControl(Protocol):
+    """What the control port may see and change of a model. Called on the event loop; neither method blocks."""
+
+    def state(self) -> dict[str, Any]:
+        """JSON: the knobs that hold, what waits and runs, and how every instance is."""
+        ...
+
+    def change(self, changes: Mapping[str, Any]) -> None:
+        """New values for knobs of [models.NAME], for queued requests too. Raises ConfigError and then changes nothing."""
+        ...
+
+
 class ServedModel:
-    """One version of one model, as protocols see it. `max_batch`: rows that one request may have."""
+    """One version of one model, as protocols see it. `max_batch`: rows that one request may have.
+
+    `sticky`: what its requests stick to, as the knob has it. `control` is None where nobody may look or change.
+    """
 
     def __init__(
         self,
@@ -27,6 +43,8 @@ class ServedModel:
         is_ready: Callable[[], bool],
         queued_rows: Callable[[], int],
         batch_limit: Callable[[], int],
+        sticky: str = "",
+        control: ModelControl | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -34,10 +52,12 @@ class ServedModel:
         self.service = service
         self.stats = stats
         self.max_batch = max_batch
-        self.slo_s = slo_s
+        self.slo_s = slo_s  # may change while the model runs
         self.is_ready = is_ready
         self.queued_rows = queued_rows
         self.batch_limit = batch_limit
+        self.sticky = sticky
+        self.control = control
 
 
 class Catalog:

@@ -25,7 +25,7 @@ class RequestChecker:
         self._batched = signature.batched
         self._utf8 = signature.utf8
         self._max_batch = model.max_batch
-        self._slo_s = model.slo_s
+        self._model = model
         self._tails = tuple(_fixed_tail(spec, batched=signature.batched) for spec in signature.inputs)
         self._row_bytes = tuple(
             0 if tail is None else element_count(tail) * spec.dtype.itemsize
@@ -75,7 +75,8 @@ class RequestChecker:
                 )
         if rows > self._max_batch:
             raise invalid(f"inference request batch-size must be <= {self._max_batch} for '{self._name}', got {rows}")
-        ticket = Ticket(ticket_id, now, inf if self._slo_s is None else now + self._slo_s, rows)
+        slo_s = self._model.slo_s
+        ticket = Ticket(ticket_id, now, inf if slo_s is None else now + slo_s, rows)
         if not self._one_shape:
             ticket.shape_key = tuple([size for tensor in inputs for size in (len(tensor.shape), *tensor.shape[1:])])
         if params:

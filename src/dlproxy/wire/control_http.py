@@ -1,26 +1,34 @@
-"""The control port: metrics and health, as an ordinary Starlette application. No inference passes here.
+"""The control port: metrics, health, state and knobs of the models, as an ordinary Starlette application.
 
-Called by serve/server.py. Not aware of: the inference port's protocol.
+No inference passes here. Called by serve/server.py. Not aware of: the inference port's protocol.
 """
 
 import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import msgspec
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from dlproxy.config import ConfigError
+from dlproxy.message import InferenceError
 from dlproxy.telemetry import prometheus
-from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.catalog import Catalog, ServedModel
+
+MOST_BODY = 64 * 1024  # bytes of a change of knobs
 
 
 def control_app(catalog: Catalog, connections: Callable[[], int]) -> Starlette:
-    """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503)."""
+    """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state),
+    /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued requests too).
+    """
     registry = prometheus.registry(catalog, connections)
 
     async def metrics(_: Request) -> Response:
@@ -30,7 +38,57 @@ def control_app(catalog: Catalog, connections: Callable[[], int]) -> Starlette:
         models = {model.name: model.is_ready() for model in catalog}
         return JSONResponse({"ready": catalog.ready, "models": models}, status_code=200 if catalog.ready else 503)
 
-    return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz)])
+    async def models(_: Request) -> Response:
+        return JSONResponse([_state(model) for model in catalog])
+
+    async def model(request: Request) -> Response:
+        try:
+            found = catalog.get(request.path_params["name"], request.query_params.get("version", ""))
+            if request.method == "PATCH":
+                _change(found, await _body(request))
+        except InferenceError as error:
+            return JSONResponse({"error": error.failure.message}, status_code=404)
+        except ConfigError as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
+        except ClientDisconnect:
+            return Response(status_code=400)  # which nobody reads
+        return JSONResponse(_state(found))
+
+    return Starlette(
+        routes=[
+            Route("/metrics", metrics),
+            Route("/healthz", healthz),
+            Route("/models", models),
+            Route("/models/{name}", model, methods=["GET", "PATCH"]),
+        ]
+    )
+
+
+def _state(model: ServedModel) -> dict[str, Any]:
+    state = {} if model.control is None else model.control.state()
+    return {"name": model.name, "version": model.version, "ready": model.is_ready(), **state}
+
+
+async def _body(request: Request) -> bytes:
+    """Raises ConfigError for one that is longer than any object of knobs."""
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MOST_BODY:
+            raise ConfigError(f"the body is longer than {MOST_BODY} bytes")
+    return body
+
+
+def _change(model: ServedModel, body: bytes) -> None:
+    try:
+        changes = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"the body is not JSON: {error}") from None
+    if not isinstance(changes, dict):
+        raise ConfigError('the body is no object of knobs, such as {"discipline": "edf"}')
+    if model.control is None:
+        raise ConfigError(f"model '{model.name}' cannot be changed")
+    model.control.change(changes)
 
 
 class _EmbeddedServer(uvicorn.Server):

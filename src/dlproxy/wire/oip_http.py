@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Callable
 from functools import partial
+from math import ceil
 from reprlib import repr as brief  # bounds the length: the value is the client's
 from typing import Any
 
@@ -22,6 +23,7 @@ from dlproxy.wire import oip_codec, oip_describe
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.checks import RequestChecker
 from dlproxy.wire.http_server import Exchange
+from dlproxy.wire.terms import Terms
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ STATUS = {
     FailureKind.INVALID_ARGUMENT: 400,
     FailureKind.NOT_FOUND: 404,
     FailureKind.QUEUE_FULL: 503,
+    FailureKind.OVERLOADED: 503,
+    FailureKind.QUOTA: 429,
     FailureKind.DEADLINE: 503,
     FailureKind.UNAVAILABLE: 503,
     FailureKind.MODEL_FAILED: 500,
@@ -47,12 +51,25 @@ class _PredictBody(Struct):
 class OipApp:
     """Answers every request of the inference port. `server_timing`: add the Server-Timing header to answers."""
 
-    def __init__(self, catalog: Catalog, limits: HttpLimits, *, clock: Callable[[], float], server_timing: bool) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        limits: HttpLimits,
+        *,
+        clock: Callable[[], float],
+        server_timing: bool,
+        tenant_header: str = "x-tenant-id",
+    ) -> None:
         self._catalog = catalog
         self._max_body_bytes = limits.max_body_bytes
         self._endpoints = {
             (model.name, model.version): _Endpoint(
-                catalog, model, clock, server_timing=server_timing, max_json_bytes=limits.max_json_bytes
+                catalog,
+                model,
+                clock,
+                Terms(tenant_header=tenant_header, sticky=model.sticky),
+                server_timing=server_timing,
+                max_json_bytes=limits.max_json_bytes,
             )
             for model in catalog
         }
@@ -188,10 +205,12 @@ class _Endpoint:
         catalog: Catalog,
         model: ServedModel,
         clock: Callable[[], float],
+        terms: Terms,
         *,
         server_timing: bool,
         max_json_bytes: int,
     ) -> None:
+        self._terms = terms
         self._ticket_ids = catalog.ticket_ids
         self._model = model
         self._service = model.service
@@ -208,7 +227,9 @@ class _Endpoint:
             json_bytes = None if size is None else _header_length(size)
             body_bytes = len(exchange.body)
             self._check_json_size(body_bytes if json_bytes is None else min(json_bytes, body_bytes))
-            wire = self._decoder.decode(exchange.body, json_bytes, ticket_id=next(self._ticket_ids), now=self._clock())
+            now = self._clock()
+            wire = self._decoder.decode(exchange.body, json_bytes, ticket_id=next(self._ticket_ids), now=now)
+            self._terms.apply(exchange.headers, wire.request, now)
         except InferenceError as error:
             self._model.stats.failed(error.failure.kind, 0.0)
             raise
@@ -218,6 +239,7 @@ class _Endpoint:
         """Plain JSON: `{"inputs": {name: nested list}}`, or the nested list itself where the model has one input."""
         try:
             request = self._plain_request(exchange.body)
+            self._terms.apply(exchange.headers, request, request.ticket.arrived_at)
         except InferenceError as error:
             self._model.stats.failed(error.failure.kind, 0.0)
             raise
@@ -314,7 +336,7 @@ def timing_line(timing: Timing) -> bytes:
 
 def fail(exchange: Exchange, failure: Failure) -> None:
     """Send a failure with its status and, where trying again helps, a Retry-After in whole seconds (at least 1)."""
-    extra = b"" if failure.retry_after_s is None else b"retry-after: %d\r\n" % max(1, round(failure.retry_after_s))
+    extra = b"" if failure.retry_after_s is None else b"retry-after: %d\r\n" % max(1, ceil(failure.retry_after_s))
     exchange.fail(STATUS[failure.kind], failure.message, extra)
 
 

@@ -46,10 +46,11 @@ def open_dimensions(model: Model, settings: Settings) -> bool:
     return any(min(spec.shape[1:], default=0) < 0 and spec.name not in settings.shapes for spec in model.inputs)
 
 
-def encode(protocol: str, sample: Sample, deadline_s: float | None) -> Body:
-    """Body and headers of an inference request. Raises LoadError."""
+def encode(protocol: str, sample: Sample, deadline_s: float | None, more: Sequence[tuple[str, str]] = ()) -> Body:
+    """Body and headers of an inference request, `more` headers among them. Raises LoadError."""
     parameters = {} if deadline_s is None else {"timeout": max(round(deadline_s * 1e6), 1)}
-    return _ENCODERS[protocol](sample, parameters)
+    body, headers = _ENCODERS[protocol](sample, parameters)
+    return body, {**headers, **dict(more)}
 
 
 def whole_request(path: str, host: str, body: Body) -> bytes:

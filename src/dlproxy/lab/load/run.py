@@ -110,7 +110,7 @@ class LoadTest:
         complaint: LoadError | None = None
         for size in sizes:
             made = payload.samples(self.model, self.settings, size)
-            body, headers = payload.encode(self.settings.protocol, made[0], None)
+            body, headers = payload.encode(self.settings.protocol, made[0], None, self.settings.headers)
             answer = self.target.ask("POST", self.target.infer_path(self.model.name), body, headers)
             try:
                 check_answer(answer, self.model)
@@ -130,7 +130,7 @@ class LoadTest:
 
     def _setup(self, settings: Settings) -> dict[str, Any]:
         options = structs.asdict(settings)
-        for name in ("url", "model", "shapes", "deadline_s", "objective_s"):
+        for name in ("url", "model", "shapes", "deadline_s", "objective_s", "headers"):
             del options[name]
         given = {
             name: str(value) if name in ("input", "trace") else value for name, value in options.items() if value is not None
@@ -138,6 +138,8 @@ class LoadTest:
         for name in ("deadline", "objective"):
             if (seconds := getattr(settings, f"{name}_s")) is not None:
                 given[f"{name}_ms"] = seconds * 1e3
+        if settings.headers:  # their values may be secrets
+            given["headers"] = ", ".join(name for name, _ in settings.headers)
         if not settings.open_loop:
             given.pop("max_connections")
         return {

@@ -30,7 +30,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     """A load test. Closed loop if `concurrency` is set, open loop if `rate` or `trace` is; `check` makes one of them so.
 
     `keys`: distinct requests, None for as many as the input file holds (64 made-up ones). `zipf`: the exponent of the
-    skew with which they are chosen, None for in turn. `deadline_s`: sent with each request. `objective_s`: what is good.
+    skew with which they are chosen, None for in turn. `deadline_s`, `headers`: sent with each request. `objective_s`: what is
+    good.
     """
 
     url: str
@@ -51,6 +52,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     zipf: float | None = None
     protocol: str = "binary"
     deadline_s: float | None = None
+    headers: tuple[tuple[str, str], ...] = ()
     objective_s: float | None = None
     processes: int = 1
     max_connections: int = MAX_CONNECTIONS

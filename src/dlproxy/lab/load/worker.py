@@ -54,7 +54,9 @@ def make_load(plan: Plan, tell: Any) -> Load:
     """The loop that a plan describes, with all requests made. Raises LoadError."""
     settings, index = plan.settings, plan.index
     made = [
-        payload.whole_request(plan.path, plan.host, payload.encode(settings.protocol, sample, settings.deadline_s))
+        payload.whole_request(
+            plan.path, plan.host, payload.encode(settings.protocol, sample, settings.deadline_s, settings.headers)
+        )
         for sample in payload.samples(plan.model, settings, plan.open_size)
     ]
     requests = map(made.__getitem__, payload.in_order(len(made), settings, index))

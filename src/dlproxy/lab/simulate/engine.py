@@ -4,6 +4,7 @@ Called by lab/simulate/run.py, experiments and tests. Not aware of: configuratio
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from heapq import heappop, heappush
 from math import ceil, inf
 from typing import Any
@@ -13,6 +14,7 @@ from msgspec import Struct
 from dlproxy.lab.report.result import Tally
 from dlproxy.lab.simulate.service_times import ServiceTimes
 from dlproxy.message import FailureKind, Ticket
+from dlproxy.policy.arbiter import Arbiter, Want
 from dlproxy.policy.balancing import Balancer
 from dlproxy.policy.events import (
     Arrived,
@@ -23,11 +25,16 @@ from dlproxy.policy.events import (
     Event,
     InstanceLost,
     InstanceUp,
+    PassTurn,
     Reject,
     TimerFired,
+    TurnGranted,
+    WakeAt,
+    WantTurn,
 )
 from dlproxy.policy.lane import Lane
 from dlproxy.serve.driver import GATHER_MOST
+from dlproxy.serve.turns import Turns
 
 
 class LoopCosts(Struct, frozen=True):
@@ -81,13 +88,28 @@ class Heap:
 
 
 class SimulatedModel:
-    """One lane of one node with its instances. `inline`: batches run on the node's loop and hold it up."""
+    """One lane of one node with its instances. `inline`: batches run on the node's loop and hold it up.
 
-    def __init__(self, name: str, lane: Lane, times: ServiceTimes, instances: Iterable[str], *, inline: bool = False) -> None:
+    `needs`: what each batch takes of the node's resources, if its lane is arbitrated.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        lane: Lane,
+        times: ServiceTimes,
+        instances: Iterable[str],
+        *,
+        inline: bool = False,
+        needs: Mapping[str, float] | None = None,
+    ) -> None:
         self.name = name
         self.lane = lane
         self.times = times
         self.inline = inline
+        self.needs = needs or {}
+        self.lease: int | None = None  # granted, not yet used
+        self.leases: dict[int, tuple[str, int, float]] = {}  # of the batches that run: instance, lease, when it began
         self.usage = {instance: Usage() for instance in instances}
         self.batch_sizes: dict[int, int] = {}
         self.slowed: dict[str, float] = {}  # factor of instances that are slow now
@@ -111,8 +133,11 @@ class Node:
         finished: Callable[[int, FailureKind | None, float], None],
         costs: LoopCosts = LoopCosts(),  # noqa: B008  frozen
         measured_until: float = inf,
+        arbiter: Arbiter | None = None,
     ) -> None:
         self.name = name
+        self._now = 0.0  # for what the arbiter grants
+        self._turns = Turns(arbiter, lambda: self._now) if arbiter is not None else None
         self.models = {model.name: model for model in models}
         self._heap = heap
         self._costs = costs
@@ -126,6 +151,8 @@ class Node:
         self._turn_set = False
         self._finishing = False
         for model in self.models.values():
+            if self._turns is not None:
+                self._turns.join(model.name, partial(self._granted, model))
             for instance in model.usage:
                 model.lane.on(InstanceUp(instance), 0.0)
 
@@ -198,6 +225,8 @@ class Node:
             model.wakes_at = model.rings_at = inf
         for command in model.lane.on(event, now):
             now = self._carry_out(model, command, now)
+        if model.leases:
+            now = self._release_ended(model, event, now)
         return now
 
     def _carry_out(self, model: SimulatedModel, command: Command, now: float) -> float:
@@ -211,11 +240,43 @@ class Node:
         elif isinstance(command, Reject):
             now += self._costs.write_s
             self._finished(command.ticket.id, command.failure.kind, now)
+        elif not isinstance(command, WakeAt):
+            return self._arbitrate(model, command, now)
         elif command.at < model.wakes_at:
             model.wakes_at = command.at
             model.rings_at = now + max(ceil((command.at - now) * 1e3) / 1e3, 0.0)  # whole milliseconds, as the driver's timers
             self._heap.at(model.rings_at, self.happen, (model, TimerFired()))
         return now
+
+    # Turns on shared resources, as serve/driver.py takes them
+
+    def _arbitrate(self, model: SimulatedModel, command: WantTurn | PassTurn, now: float) -> float:
+        assert self._turns is not None
+        self._now = now
+        if isinstance(command, WantTurn):
+            self._turns.want(Want(model.name, model.needs, command.cost_s, command.deadline_at, command.priority))
+        elif model.lease is not None:
+            lease, model.lease = model.lease, None
+            self._turns.release(lease, 0.0)
+        return self._now
+
+    def _granted(self, model: SimulatedModel, lease: int) -> None:
+        model.lease = lease
+        self._now = self._tell(model, TurnGranted(), self._now)
+
+    def _release_ended(self, model: SimulatedModel, event: Event, now: float) -> float:
+        assert self._turns is not None
+        ended: list[int] = []
+        if isinstance(event, BatchDone):
+            ended = [event.batch_id] if event.batch_id in model.leases else []
+        elif isinstance(event, InstanceLost):
+            ended = [batch_id for batch_id, (instance, _, _) in model.leases.items() if instance == event.instance]
+        self._now = now
+        for batch_id in ended:
+            _, lease, began_at = model.leases.pop(batch_id)
+            used_s = event.service_s if isinstance(event, BatchDone) else self._now - began_at
+            self._turns.release(lease, used_s)
+        return self._now
 
     def _finish_later(self, number: int, failure: FailureKind | None, now: float) -> None:
         """A loop in its turn is ahead of the others' time, and the path takes its own."""
@@ -225,6 +286,9 @@ class Node:
         self._heard(*what, now)
 
     def _dispatch(self, model: SimulatedModel, command: Dispatch, now: float) -> float:
+        if model.lease is not None:
+            model.leases[command.batch_id] = (command.instance, model.lease, now)
+            model.lease = None
         if model.inline:
             if not self._finishing:
                 return self._run_inline(model, command, now)
@@ -291,11 +355,18 @@ class Simulation:
         self._in_flight: dict[str, int] = {}
         self._count = 0
 
-    def add(self, name: str, models: Iterable[SimulatedModel], costs: LoopCosts = LoopCosts()) -> Node:  # noqa: B008  frozen
-        """One more node behind the balancer."""
-        node = self.nodes[name] = Node(name, models, self.heap, self._finished, costs, self._tally.end_at)
+    def add(
+        self,
+        name: str,
+        models: Iterable[SimulatedModel],
+        costs: LoopCosts = LoopCosts(),  # noqa: B008  frozen
+        arbiter: Arbiter | None = None,
+    ) -> Node:
+        """One more node behind the balancer. Its models share what `arbiter` grants."""
+        node = self.nodes[name] = Node(name, models, self.heap, self._finished, costs, self._tally.end_at, arbiter)
         self._names.append(name)
         self._in_flight[name] = 0
+        self._balancer.add(name, 0.0)
         return node
 
     def send(self, call: Call, now: float) -> None:

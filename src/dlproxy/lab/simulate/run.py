@@ -20,7 +20,7 @@ from dlproxy.lab.simulate.engine import Call, LoopCosts, SimulatedModel, Simulat
 from dlproxy.lab.simulate.faults import Fault, plan_fault
 from dlproxy.lab.simulate.recording import Batches
 from dlproxy.lab.simulate.service_times import Fitted, Measured, Sample, ServiceTimes
-from dlproxy.policy.balancing import Balancer, LeastLoaded, LeastPeakEwma, PowerOfTwo, RoundRobin
+from dlproxy.policy.balancing import make_balancer
 from dlproxy.policy.lane import Lane
 from dlproxy.serve.assemble import LanePlan, plan_lane, warm_up
 
@@ -29,14 +29,6 @@ MANY_NODES = 64  # above, peak-EWMA compares two nodes drawn at random instead o
 DRAWS = 4096
 SERVICE_EXAMPLE = "base=10ms,row=0.5ms,cv=0.1"
 MOST_CV = 100.0  # of a log-normal spread: more is nothing that a model does, and at some point no longer a number
-
-BALANCERS: dict[str, Callable[[Callable[[], float]], Balancer]] = {
-    "peak-ewma": lambda draw: LeastPeakEwma(),
-    "p2c": lambda draw: PowerOfTwo(draw, latency_aware=True),
-    "p2c-least-loaded": PowerOfTwo,
-    "least-loaded": lambda draw: LeastLoaded(),
-    "round-robin": lambda draw: RoundRobin(),
-}
 
 
 class ModelPlan(Struct):
@@ -147,8 +139,8 @@ def build(scenario: Scenario, tally: Tally) -> Simulation:
     seeds = iter(np.random.SeedSequence(scenario.seed).generate_state(1 + scenario.nodes * len(scenario.models)).tolist())
     name = scenario.balancer
     if name == "peak-ewma" and scenario.nodes > MANY_NODES:
-        name = "p2c"
-    balancer = BALANCERS[name](uniform(next(seeds)).__next__)
+        name = "power-of-two"
+    balancer = make_balancer(name, draw=uniform(next(seeds)).__next__)
     simulation = Simulation(tally, balancer=balancer)
     for number in range(scenario.nodes):
         models = [

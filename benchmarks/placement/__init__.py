@@ -1,0 +1,1 @@
+"""Solvers of the placement problem beside each other: `python -m benchmarks.placement`."""

@@ -1,0 +1,1 @@
+"""How dlproxy does under pressure: overload, bad instances, mixed deadlines, unequal models."""

@@ -1,0 +1,1 @@
+"""Tuning ahead of time: which copies of which models run on which nodes (placement/)."""

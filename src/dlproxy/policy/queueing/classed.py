@@ -1,0 +1,217 @@
+"""Disciplines in which tickets move past one another while they wait: shortest job, highest response ratio, feedback levels.
+
+Made by make_queue() in this package, called by policy/lane.py. Not aware of: deadlines, priorities, how costs are predicted.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
+from heapq import merge
+from itertools import islice
+from math import inf
+from operator import attrgetter
+
+from msgspec import Struct
+
+from dlproxy.message import Ticket
+from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.policy.queueing.protocol import SAMPLED_LINES, Cost
+
+EXACT_CLASSES = 256  # while there are fewer, each number of rows is a class of its own; beyond, sizes are rounded down
+ROUNDED_BITS = 5  # to these leading bits: by 6 % at most
+LEVELS = 4  # of feedback, each with twice the quantum of the one before, as in FastServe
+
+_by_id = attrgetter("id")
+
+
+class _Line(Struct, eq=False):
+    """The waiting tickets of one shape and class, ascending by id."""
+
+    shape_key: tuple[int, ...]
+    kind: int
+    tickets: list[Ticket]
+    rows: int = 0
+
+
+class ClassedQueue:
+    """Within a class tickets are served by id, so only the first ones of the classes need comparing, whenever asked.
+
+    A subclass names the class of a ticket and says which key a ticket has now: lowest first, ties by id. Along a class the
+    keys never fall, as older tickets are never worse off. Push and remove are O(log n); the rest looks at each class of
+    each shape that waits, at about 0.2 us each.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._line_of: dict[int, _Line] = {}
+        self._lines: dict[tuple[tuple[int, ...], int], _Line] = {}  # by shape and class; none of them empty
+
+    def __len__(self) -> int:
+        return len(self._line_of)
+
+    def __contains__(self, ticket_id: int) -> bool:
+        return ticket_id in self._line_of
+
+    def push(self, ticket: Ticket, now: float) -> None:
+        key = (ticket.shape_key, self._kind(ticket))
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = _Line(*key, [ticket])
+        elif line.tickets[-1].id < ticket.id:
+            line.tickets.append(ticket)
+        else:
+            insort(line.tickets, ticket, key=_by_id)
+        line.rows += ticket.rows
+        self._line_of[ticket.id] = line
+        self.rows += ticket.rows
+
+    def head(self, now: float) -> Ticket | None:
+        firsts = ((self._key(line.kind, first := line.tickets[0], now), first.id, first) for line in self._lines.values())
+        return min(firsts)[2] if self._line_of else None
+
+    def pop(self, rows: int, now: float) -> list[Ticket]:
+        head = self.head(now)
+        if head is None:
+            return []
+        taken: list[Ticket] = []
+        room = rows
+        for ticket in self._ordered(head.shape_key, now):
+            if ticket.rows > room and taken:
+                break
+            taken.append(ticket)
+            room -= ticket.rows
+            if room <= 0:
+                break
+        self._drop(taken)
+        return taken
+
+    def remove(self, ticket_id: int) -> Ticket | None:
+        line = self._line_of.get(ticket_id)
+        if line is None:
+            return None
+        index = bisect_left(line.tickets, ticket_id, key=_by_id)
+        ticket = line.tickets[index]
+        del self._line_of[ticket_id]
+        self._cut(line, index, index + 1, ticket.rows)
+        return ticket
+
+    def rows_before(self, ticket: Ticket, now: float) -> int:
+        """Exact for up to SAMPLED_LINES classes (per shape) of one size each; else by the mean rows of those looked at."""
+        return self._rows_before_at(ticket, now)
+
+    def last(self, now: float) -> Ticket | None:
+        lasts = ((self._key(line.kind, last := line.tickets[-1], now), last.id, last) for line in self._lines.values())
+        return max(lasts)[2] if self._line_of else None
+
+    def _rows_before_at(self, ticket: Ticket, at: float) -> int:
+        """Rows that go before the ticket by the order that will hold at the time `at`."""
+        place = (self._key(self._kind(ticket), ticket, at), ticket.id)
+        before = among = 0
+        for line in islice(self._lines.values(), SAMPLED_LINES):
+            kind, tickets = line.kind, line.tickets
+            ahead = bisect_left(tickets, place, key=lambda other: (self._key(kind, other, at), other.id))
+            before += line.rows * ahead // len(tickets)
+            among += line.rows
+        return self.rows * before // among if among else 0
+
+    def _drop(self, taken: list[Ticket]) -> None:
+        """Take these out, which are the first ones of their lines."""
+        taken_of: dict[int, tuple[_Line, int, int]] = {}  # by class: how many tickets and rows of its line
+        for ticket in taken:
+            line = self._line_of.pop(ticket.id)
+            _, count, rows = taken_of.get(line.kind, (line, 0, 0))
+            taken_of[line.kind] = (line, count + 1, rows + ticket.rows)
+        for line, count, rows in taken_of.values():
+            self._cut(line, 0, count, rows)
+
+    def _cut(self, line: _Line, start: int, stop: int, rows: int) -> None:
+        del line.tickets[start:stop]
+        line.rows -= rows
+        self.rows -= rows
+        if not line.tickets:
+            del self._lines[line.shape_key, line.kind]
+
+    def _ordered(self, shape_key: tuple[int, ...], now: float) -> Iterable[Ticket]:
+        """The tickets of a shape as they would be served."""
+        lines = [line for line in self._lines.values() if line.shape_key == shape_key]
+        if len(lines) == 1:
+            return lines[0].tickets
+        return (ticket for _, _, ticket in merge(*[self._keyed(line, now) for line in lines]))
+
+    def _keyed(self, line: _Line, now: float) -> Iterator[tuple[float, int, Ticket]]:
+        kind = line.kind
+        for ticket in line.tickets:
+            yield self._key(kind, ticket, now), ticket.id, ticket
+
+    def _kind(self, ticket: Ticket) -> int:
+        """The class: by rows, named after the fewest rows that belong to it."""
+        if len(self._lines) < EXACT_CLASSES:
+            return ticket.rows
+        shift = max(ticket.rows.bit_length() - ROUNDED_BITS, 0)
+        return ticket.rows >> shift << shift
+
+    def _key(self, kind: int, ticket: Ticket, now: float) -> float:
+        raise NotImplementedError
+
+
+class ShortestJob(ClassedQueue):
+    """The lowest predicted cost first: the least mean waiting time that is possible without preemption (Smith 1956).
+
+    A ticket that has waited `starvation_s` goes before all that have not, oldest first, so from then on nothing that came
+    after it begins a batch before it. More load than the model can bear therefore turns this into FCFS.
+    """
+
+    def __init__(self, knobs: LaneKnobs, cost_s: Cost) -> None:
+        super().__init__()
+        self._starvation_s = knobs.starvation_s
+        self._cost_s = cost_s
+
+    def _key(self, kind: int, ticket: Ticket, now: float) -> float:
+        return -inf if now - ticket.arrived_at >= self._starvation_s else self._cost_s(kind)
+
+
+class HighestResponseRatio(ClassedQueue):
+    """The highest (waited + cost) / cost first (Brinch Hansen 1971): short jobs go first, but long ones catch up.
+
+    It needs no rule against starvation as long as the queue is bounded, which a lane's is. Say that a full queue is served
+    within D seconds and that no cost is below c. A ticket of cost C that has waited W cannot be overtaken by one that comes
+    only now before W * c / (C - c) have passed. Once that is D, what waits now is done by then, so it waits D * C / c at
+    most. Unlike SJF's, this bound has no knob.
+    """
+
+    def __init__(self, cost_s: Cost) -> None:
+        super().__init__()
+        self._cost_s = cost_s
+
+    def rows_before(self, ticket: Ticket, now: float) -> int:
+        """An estimate: by the ratios when all that waits would be served. Now, the newest has the lowest ratio of all."""
+        return self._rows_before_at(ticket, now + self._cost_s(max(self.rows, 1)))
+
+    def _key(self, kind: int, ticket: Ticket, now: float) -> float:
+        return (ticket.arrived_at - now) / self._cost_s(kind)  # the ratio less 1, negated: lowest first
+
+
+class Feedback(ClassedQueue):
+    """Multi-level feedback with skip-join (FastServe, Wu et al. 2023): lower levels first, FCFS within a level.
+
+    The quantum of level k is 2^k times the cost of one row. A ticket joins the first level whose quantum covers its
+    predicted cost; the last level takes all others. Batches run to their end here, so nothing is ever moved down.
+
+    At every multiple of `starvation_s` all that waits moves to level 0. So nothing that comes `starvation_s` or more after
+    a ticket goes before it. That bounds how long it is overtaken, not how long it waits behind those before it.
+    """
+
+    def __init__(self, knobs: LaneKnobs, cost_s: Cost) -> None:
+        super().__init__()
+        self._starvation_s = knobs.starvation_s
+        self._cost_s = cost_s
+
+    def _kind(self, ticket: Ticket) -> int:
+        cost_s, quantum_s, level = self._cost_s(ticket.rows), self._cost_s(1), 0
+        while cost_s > quantum_s and level < LEVELS - 1:
+            level += 1
+            quantum_s *= 2.0
+        return level
+
+    def _key(self, kind: int, ticket: Ticket, now: float) -> float:
+        boosted_at = now - now % self._starvation_s
+        return 0 if ticket.arrived_at < boosted_at else kind

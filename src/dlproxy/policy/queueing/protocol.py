@@ -1,0 +1,65 @@
+"""What a queue discipline is: it holds the tickets of one lane that wait and says in which order they are served.
+
+Called by policy/lane.py and policy/batching.py. Not aware of: how many rows a batch should have, deadlines that pass
+(policy/expiry.py keeps those), instances.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from dlproxy.message import Ticket
+
+Cost = Callable[[int], float]
+"""Seconds that a batch of this many rows takes, as predicted; above 0, and no less for more rows."""
+
+DEFAULT_LEVEL = 4  # of a request that names no priority: there is room above and below it
+LOWEST_LEVEL = 8  # what is less urgent than this is treated as this, so that ageing always gets there
+SAMPLED_LINES = 16  # rows_before looks into as many and scales up: an arrival must not pay for every shape that waits
+
+
+def level(ticket: Ticket) -> int:
+    """The urgency of a ticket: 1 is the most urgent, LOWEST_LEVEL the least."""
+    return min(ticket.priority, LOWEST_LEVEL) if ticket.priority > 0 else DEFAULT_LEVEL
+
+
+class QueueDiscipline(Protocol):
+    """The waiting tickets of one lane. Every `now` is in monotonic seconds and never decreases."""
+
+    rows: int
+    """Rows that wait now."""
+
+    def __len__(self) -> int:
+        """Tickets that wait now."""
+        ...
+
+    def __contains__(self, ticket_id: int) -> bool: ...
+
+    def push(self, ticket: Ticket, now: float) -> None:
+        """Let a ticket wait. Its id is not among those that wait already."""
+        ...
+
+    def head(self, now: float) -> Ticket | None:
+        """The ticket that the next pop begins with."""
+        ...
+
+    def pop(self, rows: int, now: float) -> list[Ticket]:
+        """Take the next tickets of the head's shape_key, of at most `rows` rows in sum; a larger head comes alone.
+
+        Stops at the first one of the shape that does not fit: nobody overtakes it by being smaller.
+        """
+        ...
+
+    def remove(self, ticket_id: int) -> Ticket | None:
+        """Take out one ticket; None if it is not here."""
+        ...
+
+    def rows_before(self, ticket: Ticket, now: float) -> int:
+        """Rows that would be served before `ticket`, which does not wait here, if nothing else came.
+
+        By the discipline's order alone: that it may ride along with an earlier ticket of its shape is not counted.
+        """
+        ...
+
+    def last(self, now: float) -> Ticket | None:
+        """The ticket that would be served last, so the first to be displaced when there is no room."""
+        ...

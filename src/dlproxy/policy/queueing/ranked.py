@@ -1,0 +1,161 @@
+"""Disciplines in which a ticket's place is settled when it comes: first come first served, earliest deadline, priority.
+
+Made by make_queue() in this package, called by policy/lane.py; fair.py builds on RankedQueue.
+Not aware of: how long batches take, deadlines that pass.
+"""
+
+from bisect import bisect_left, insort
+from itertools import islice
+from operator import itemgetter
+
+from dlproxy.message import Ticket
+from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.policy.queueing.protocol import DEFAULT_LEVEL, SAMPLED_LINES, level
+
+Entry = tuple[float, int, Ticket]
+"""(rank, ticket id, ticket). Ids differ, so comparing two entries never gets as far as the tickets."""
+
+
+class RankedQueue:
+    """Serves the lowest rank first, ties by id. A subclass says what the rank is.
+
+    Each shape has its line, a list of entries in ascending order. A ticket that goes behind all others of its shape is
+    appended, anything else is inserted by bisection (the memmove of 10,000 pointers costs about a microsecond). The first
+    entries of all lines make a sorted list of their own, so the cost of a pop does not depend on the number of shapes.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._entries: dict[int, Entry] = {}
+        self._lines: dict[tuple[int, ...], list[Entry]] = {}  # none of them empty
+        self._heads: list[Entry] = []
+        self._served_rank = 0.0  # of the last ticket that was popped
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, ticket_id: int) -> bool:
+        return ticket_id in self._entries
+
+    def push(self, ticket: Ticket, now: float) -> None:
+        entry = (self._rank(ticket), ticket.id, ticket)
+        line = self._lines.get(ticket.shape_key)
+        if line is None:
+            self._lines[ticket.shape_key] = [entry]
+            insort(self._heads, entry)
+        elif line[-1] < entry:
+            line.append(entry)
+        else:
+            head = line[0]
+            insort(line, entry)
+            if line[0] is entry:
+                del self._heads[bisect_left(self._heads, head)]
+                insort(self._heads, entry)
+        self._entries[ticket.id] = entry
+        self.rows += ticket.rows
+
+    def head(self, now: float) -> Ticket | None:
+        return self._heads[0][2] if self._heads else None
+
+    def pop(self, rows: int, now: float) -> list[Ticket]:
+        heads, entries = self._heads, self._entries
+        if not heads:
+            return []
+        shape_key = heads[0][2].shape_key
+        line = self._lines[shape_key]
+        taken: list[Ticket] = []
+        room = rows
+        for _, ticket_id, ticket in line:
+            if ticket.rows > room and taken:
+                break
+            taken.append(ticket)
+            del entries[ticket_id]
+            room -= ticket.rows
+            if room <= 0:
+                break
+        self.rows -= rows - room
+        self._served_rank = line[len(taken) - 1][0]
+        del line[: len(taken)], heads[0]
+        if line:
+            insort(heads, line[0])
+        else:
+            del self._lines[shape_key]
+        return taken
+
+    def remove(self, ticket_id: int) -> Ticket | None:
+        entry = self._entries.pop(ticket_id, None)
+        if entry is None:
+            return None
+        ticket = entry[2]
+        line = self._lines[ticket.shape_key]
+        index = bisect_left(line, entry)
+        del line[index]
+        if index == 0:
+            del self._heads[bisect_left(self._heads, entry)]
+            if line:
+                insort(self._heads, line[0])
+            else:
+                del self._lines[ticket.shape_key]
+        self.rows -= ticket.rows
+        return ticket
+
+    def rows_before(self, ticket: Ticket, now: float) -> int:
+        """Exact if all tickets have as many rows and no more than SAMPLED_LINES shapes; else position times mean rows."""
+        place = (self._rank(ticket), ticket.id)
+        before = among = 0
+        for line in islice(self._lines.values(), SAMPLED_LINES):
+            among += len(line)
+            before += len(line) if line[-1] < place else bisect_left(line, place)
+        return self.rows * before // among if among else 0
+
+    def last(self, now: float) -> Ticket | None:
+        """Costs a look at every shape: it is asked only when there is no room."""
+        return max(map(itemgetter(-1), self._lines.values()))[2] if self._lines else None
+
+    def _rank(self, ticket: Ticket) -> float:
+        raise NotImplementedError
+
+
+class Fcfs(RankedQueue):
+    """First come, first served."""
+
+    def _rank(self, ticket: Ticket) -> float:
+        return 0.0  # ties by id
+
+
+class EarliestDeadline(RankedQueue):
+    """Earliest deadline first (Liu and Layland 1973); one level of priority is worth `ageing_s` of deadline.
+
+    Nobody is due later than `starvation_s` after arrival: a request without a deadline must not wait for ever, nor fare
+    better than one with a generous deadline. So what comes later than `starvation_s` after a ticket, plus `ageing_s` for
+    each level that it is more urgent by, does not overtake the ticket. Without priorities and with objectives below
+    `starvation_s` this is plain EDF, and with one objective for all it is first come, first served.
+    """
+
+    def __init__(self, knobs: LaneKnobs) -> None:
+        super().__init__()
+        self._starvation_s = knobs.starvation_s
+        self._ageing_s = knobs.ageing_s
+
+    def _rank(self, ticket: Ticket) -> float:
+        due_at = ticket.arrived_at + self._starvation_s
+        if ticket.deadline_at < due_at:
+            due_at = ticket.deadline_at
+        if ticket.priority:
+            due_at += (level(ticket) - DEFAULT_LEVEL) * self._ageing_s
+        return due_at
+
+
+class Priority(RankedQueue):
+    """The most urgent level first, FCFS within a level, where `ageing_s` of waiting makes up for one level.
+
+    A ticket is overtaken only by those that come within (difference of levels) * `ageing_s` after it. All tickets age
+    alike, so who goes before whom never changes (urgency numbers: Jackson 1960).
+    """
+
+    def __init__(self, knobs: LaneKnobs) -> None:
+        super().__init__()
+        self._ageing_s = knobs.ageing_s
+
+    def _rank(self, ticket: Ticket) -> float:
+        return ticket.arrived_at + level(ticket) * self._ageing_s

@@ -1,0 +1,75 @@
+"""What the control port sees and changes of one lane. Called by wire/control_http.py through ModelControl.
+
+Not aware of: HTTP.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from dlproxy.config import ConfigError, ModelConfig, check_slo, check_sticky, explain
+from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.policy.lane import Lane
+from dlproxy.serve.driver import Driver
+
+CHANGEABLE = (
+    *("slo", "max_batch", "max_queue_rows", "max_wait_s", "discipline", "starvation_s", "ageing_s", "balancer"),
+    *("slow_start_s", "codel_target_s", "adaptive_limit", "retry_budget", "hedge", "eject_after"),
+)
+
+
+class LaneControl:
+    """A ModelControl. What is changed here is lost when the process ends; dlproxy.toml is what it starts with."""
+
+    def __init__(self, config: ModelConfig, lane: Lane, driver: Driver, knobs: LaneKnobs) -> None:
+        self._config = msgspec.structs.replace(config, max_batch=knobs.max_batch)  # 1 where the model has no batch axis
+        self._lane = lane
+        self._driver = driver
+        self._knobs = knobs
+        self._most_batch = knobs.max_batch
+        self.on_slo: Callable[[float | None], None] | None = None
+        """Told of the objective whenever knobs change: it gives requests their deadlines."""
+
+    @property
+    def slo_s(self) -> float | None:
+        return self._knobs.slo_s
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "knobs": {name: getattr(self._config, name) for name in CHANGEABLE},
+            "arbitrated": self._knobs.arbitrated,
+            "batch_limit_rows": self._lane.batching.limit,
+            "queued_requests": len(self._lane.queue),
+            "queued_rows": self._lane.queue.rows,
+            "running_batches": self._lane.in_flight,
+            "instances": msgspec.to_builtins(self._lane.instances),
+        }
+
+    def change(self, changes: Mapping[str, Any]) -> None:
+        for name in changes:
+            if name not in CHANGEABLE:
+                near = difflib.get_close_matches(name, CHANGEABLE, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"these can: {', '.join(CHANGEABLE)}"
+                raise ConfigError(f"'{name}' cannot be changed while the model runs; {hint}")
+        try:
+            config = msgspec.convert({**msgspec.to_builtins(self._config), **changes}, ModelConfig)
+        except msgspec.ValidationError as error:
+            what, _, where = str(error).partition(" - at `$.")
+            knob = where.rstrip("`")
+            raise ConfigError(f"{knob}: {explain(what, ModelConfig, knob)}") from None
+        check_slo(config)
+        check_sticky(config)
+        if config.max_batch > self._most_batch:
+            raise ConfigError(f"max_batch {config.max_batch} is above {self._most_batch}, which the model was loaded with")
+        self._config = config
+        values = {name: getattr(config, name) for name in CHANGEABLE if name != "slo"}
+        self.turn_knobs(slo_s=config.slo_s, **values)
+
+    def turn_knobs(self, **values: Any) -> None:
+        """New values of LaneKnobs, unchecked."""
+        self._knobs = msgspec.structs.replace(self._knobs, **values)
+        self._driver.change_knobs(self._knobs)
+        if self.on_slo is not None:
+            self.on_slo(self._knobs.slo_s)

@@ -1,0 +1,54 @@
+"""Lets the lanes of one machine take turns on its cores: carries wants to the arbiter and its grants back.
+
+Called by serve/driver.py for models whose batches are arbitrated. Not aware of: lanes, instances, what a batch is.
+"""
+
+from collections.abc import Callable, Mapping
+
+from dlproxy.policy.arbiter import Arbiter, Want
+
+
+class Turns:
+    """One per process; everything happens on the event loop."""
+
+    def __init__(self, arbiter: Arbiter, clock: Callable[[], float]) -> None:
+        self._arbiter = arbiter
+        self._clock = clock
+        self._takers: dict[str, Callable[[int], None]] = {}
+        self._granting = False
+
+    def join(self, lane: str, on_turn: Callable[[int], None]) -> None:
+        """`on_turn(lease)` is called when the lane may start a batch; `release` must follow once, sooner or later."""
+        self._takers[lane] = on_turn
+
+    def leave(self, lane: str) -> None:
+        """It wants nothing more. What it has leased it must still release."""
+        self._takers.pop(lane, None)
+        self._arbiter.forget(lane)
+        self._grant()
+
+    def want(self, want: Want) -> None:
+        """In place of what the lane wanted before."""
+        self._arbiter.want(want, self._clock())
+        self._grant()
+
+    def release(self, lease: int, used_s: float) -> None:
+        """The batch of this lease ended after so many seconds; 0 if none was started."""
+        self._arbiter.release(lease, self._clock(), used_s)
+        self._grant()
+
+    @property
+    def free(self) -> Mapping[str, float]:
+        """What nobody has leased."""
+        return self._arbiter.free
+
+    def _grant(self) -> None:
+        if self._granting:  # a turn that was passed on, or a batch that began, wants more: the loop below goes on
+            return
+        self._granting = True
+        try:
+            while leases := self._arbiter.grants(self._clock()):
+                for lease in leases:
+                    self._takers[lease.lane](lease.id)
+        finally:
+            self._granting = False

@@ -1,0 +1,197 @@
+"""Knobs that are changed while a model runs: they hold at once, or the change is refused whole."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.message import DType, FailureKind, Tensor
+from dlproxy.policy.balancing import BALANCERS
+from dlproxy.policy.queueing import DISCIPLINES
+from dlproxy.serve.assemble import load_model, unload_model
+from dlproxy.serve.control import CHANGEABLE, LaneControl
+from dlproxy.wire.checks import RequestChecker
+from tests import models
+from tests.serve.rig import KNOBS, Rig, pass_time, turns
+
+pytestmark = pytest.mark.looptime(idle_step=0.1, idle_timeout=1.0)  # whoever waits for ever fails, and does not hang
+
+
+class Controlled(Rig):
+    """A rig whose lane has a control; `settings` as in [models.m]."""
+
+    def __init__(self, *, most_batch: int = 64, instances: int = 1, service_s: float = 0.01, **settings: Any) -> None:
+        super().__init__(instances=instances, service_s=service_s, knobs=replace(KNOBS, max_batch=most_batch))
+        config = ModelConfig(path="m.onnx", **{"max_batch": 64, "max_queue_rows": 1000, **settings})
+        self.control = LaneControl(config, self.lane, self.driver, replace(KNOBS, max_batch=most_batch))
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        shown: dict[str, Any] = self.control.state()["knobs"]
+        return shown
+
+
+async def test_the_state_says_what_holds_waits_and_runs() -> None:
+    rig = Controlled(instances=2, service_s=1.0)
+    replies = [rig.send(rows=64), rig.send(rows=64), rig.send(rows=2), rig.send(rows=1)]
+    await turns()
+    state = rig.control.state()
+    assert set(state["knobs"]) == set(CHANGEABLE)
+    assert state["knobs"]["discipline"] == "edf"
+    assert (state["running_batches"], state["queued_requests"], state["queued_rows"]) == (2, 2, 3)
+    assert state["instances"] == [
+        {"name": f"m-{number}", "circuit": "closed", "in_flight": 1, "capacity": 1} for number in range(2)
+    ]
+    assert state["arbitrated"] is False
+    for reply in replies:
+        await reply.wait()
+
+
+async def test_every_choice_of_discipline_and_balancer_can_be_changed_to_while_requests_wait() -> None:
+    rig = Controlled(instances=2, service_s=0.5)
+    replies = []
+    for changes in (
+        *({"discipline": discipline} for discipline in (*DISCIPLINES, "edf")),
+        *({"balancer": balancer} for balancer in (*BALANCERS, "peak-ewma")),
+        {"starvation_s": 1, "ageing_s": 0, "hedge": True, "eject_after": 0, "codel_target_s": 1.5, "adaptive_limit": True},
+    ):
+        replies += [rig.send(float(len(replies) + more)) for more in range(2)]
+        await turns()
+        rig.control.change(changes)
+        assert {name: rig.knobs[name] for name in changes} == changes
+    for number, reply in enumerate(replies):
+        assert (await reply.wait()).values == [2.0 * number]
+    await pass_time(1.0)  # a second run of the last batch may still be under way
+    assert rig.is_at_rest()
+
+
+REFUSED: list[tuple[dict[str, Any], list[str]]] = [
+    ({"disciplin": "edf"}, ["'disciplin'", "did you mean 'discipline'?"]),
+    ({"zzz": 1}, ["'zzz' cannot be changed", "these can: slo, max_batch"]),
+    ({"instances": 2}, ["'instances' cannot be changed while the model runs"]),
+    ({"path": "other.onnx"}, ["'path' cannot be changed"]),
+    ({"sticky": "tenant"}, ["'sticky' cannot be changed"]),
+    ({"discipline": "edff"}, ["discipline: 'edff' is none", "did you mean 'edf'?"]),
+    ({"balancer": "zzz"}, ["balancer: 'zzz' is none", "it takes peak-ewma, round-robin"]),
+    ({"discipline": 3}, ["discipline: ", "str", "int"]),
+    ({"discipline": None}, ["discipline: ", "str", "null"]),
+    ({"max_batch": 0}, ["max_batch: ", ">= 1"]),
+    ({"max_batch": "8"}, ["max_batch: ", "int", "str"]),
+    ({"max_batch": 2.5}, ["max_batch: ", "int"]),
+    ({"max_batch": True}, ["max_batch: ", "int", "bool"]),
+    ({"max_batch": 65}, ["max_batch 65 is above 64", "loaded with"]),
+    ({"max_wait_s": -1}, ["max_wait_s: ", ">= 0"]),
+    ({"starvation_s": 0}, ["starvation_s: ", "> 0"]),
+    ({"retry_budget": 2}, ["retry_budget: ", "<= 1"]),
+    ({"hedge": "yes"}, ["hedge: ", "bool", "str"]),
+    ({"hedge": {"a": [1]}}, ["hedge: ", "bool", "object"]),
+    ({"slo": "fast"}, ["slo 'fast' is not understood", "p99=20ms"]),
+    ({"slo": 20}, ["slo: ", "str", "int"]),
+]
+
+
+@pytest.mark.parametrize(("changes", "clues"), REFUSED)
+async def test_a_change_that_is_refused_changes_nothing(changes: dict[str, Any], clues: list[str]) -> None:
+    rig = Controlled()
+    before = rig.control.state()
+    for asked in (changes, {"discipline": "sjf", "slo": "p99=1s", **changes}, {**changes, "max_queue_rows": 5}):
+        with pytest.raises(ConfigError) as caught:
+            rig.control.change(asked)
+        for clue in clues:
+            assert clue in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert rig.control.state() == before
+    assert rig.control.slo_s is None
+    rig.control.change({"max_wait_s": 0.0})
+    assert rig.control.state() == before, "nor does it come back with the next change"
+
+
+async def test_a_refused_queue_length_would_have_shown() -> None:
+    """The counterpart: an accepted one refuses requests at once."""
+    rig = Controlled(service_s=1.0)
+    rig.control.change({"max_queue_rows": 2, "retry_budget": 0})
+    running = rig.send()
+    await turns()
+    kinds = [rig.send().kind for _ in range(2)]
+    await turns()
+    refused = await rig.send().wait()
+    assert (kinds, refused.kind) == ([None, None], FailureKind.QUEUE_FULL)
+    await running.wait()
+
+
+async def test_batches_shrink_and_grow_back_to_what_the_model_was_loaded_with() -> None:
+    rig = Controlled()
+    for most, batches in ((2, [2, 2, 2, 2]), (64, [8])):
+        rig.control.change({"max_batch": most})
+        replies = [rig.send() for _ in range(8)]
+        for reply in replies:
+            await reply.wait()
+        assert [len(batch) for batch in rig.batches] == batches
+        rig.batches.clear()
+
+
+async def test_an_objective_changes_how_large_batches_may_be_and_the_deadline_of_requests() -> None:
+    rig = Controlled()  # a row takes 10 ms, 64 take 11
+    tight, wide = "p99=22ms", "p99=100ms"  # of which 0.46 are for a batch: 10.1 and 46 ms
+    rig.control.change({"slo": wide})
+    assert (rig.control.state()["batch_limit_rows"], rig.control.slo_s) == (64, 0.1)
+    rig.control.change({"slo": tight})
+    assert rig.control.state()["batch_limit_rows"] < 64
+    assert rig.control.slo_s == pytest.approx(0.022)
+    rig.control.change({"slo": ""})
+    assert rig.control.slo_s is None
+
+
+async def test_a_model_without_a_batch_axis_stays_at_one_row() -> None:
+    rig = Controlled(most_batch=1, max_batch=256)
+    assert rig.knobs["max_batch"] == 1, "what holds, not what the file says"
+    rig.control.change({"discipline": "fcfs", "slo": "p99=10s"})
+    assert (rig.knobs["max_batch"], rig.control.state()["batch_limit_rows"]) == (1, 1)
+    with pytest.raises(ConfigError, match="max_batch 8 is above 1"):
+        rig.control.change({"max_batch": 8})
+    rig.control.change({"max_batch": 1})
+    replies = [rig.send() for _ in range(3)]
+    for reply in replies:
+        await reply.wait()
+    assert rig.batches == [[1], [2], [3]]
+
+
+async def test_a_sticky_model_keeps_the_balancer_that_it_needs() -> None:
+    rig = Controlled(sticky="tenant", balancer="consistent-hash")
+    with pytest.raises(ConfigError, match="needs balancer = 'consistent-hash', not 'round-robin'"):
+        rig.control.change({"balancer": "round-robin"})
+    rig.control.change({"balancer": "consistent-hash", "discipline": "sjf"})
+    assert (rig.knobs["balancer"], rig.knobs["discipline"]) == ("consistent-hash", "sjf")
+
+
+async def test_a_change_leaves_alone_what_the_arbiter_has_set() -> None:
+    rig = Controlled()
+    rig.control.turn_knobs(arbitrated=True)
+    rig.control.change({"max_batch": 4})
+    assert rig.control.state()["arbitrated"] is True
+    rig.control.turn_knobs(arbitrated=False)
+    assert rig.knobs["max_batch"] == 4
+
+
+@pytest.mark.looptime(False)
+async def test_a_loaded_model_is_under_control() -> None:
+    clock = asyncio.get_running_loop().time
+    model = await load_model("digits", ModelConfig(path=str(models.DIGITS), threads=1, slo="p99=50ms"), clock=clock)
+    assert model.served.control is model.control
+    checker = RequestChecker(model.served)
+    assert _left_s(checker) == pytest.approx(0.05)
+    model.control.change({"slo": "p99=20ms", "max_batch": 3})
+    assert model.served.slo_s == pytest.approx(0.02)
+    assert _left_s(checker) == pytest.approx(0.02), "requests get the new deadline"
+    assert model.served.batch_limit() <= 3
+    assert model.lane.batching.limit == model.control.state()["batch_limit_rows"]
+    await unload_model(model, drain_s=1.0)
+
+
+def _left_s(checker: RequestChecker) -> float:
+    """How long a request that comes now may take."""
+    image = Tensor("image", DType.FP32, (1, 1, 8, 8), bytes(256))
+    request = checker.request([image], checker.all_outputs, ticket_id=1, request_id="", params={}, now=5.0)
+    return request.ticket.deadline_at - 5.0

@@ -1,0 +1,186 @@
+"""The control port's models: what they look like, and that a change is taken whole or refused with a clear message."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+
+from dlproxy.config import ConfigError
+from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.control_http import MOST_BODY, control_app
+
+from .fixtures import PLAIN, EchoService, served
+
+
+class Control:
+    """A ModelControl with one knob, `speed`, of which it takes whole numbers."""
+
+    slo_s: float | None = None
+
+    def __init__(self) -> None:
+        self.speed = 1
+        self.asked: list[Mapping[str, Any]] = []
+
+    def state(self) -> dict[str, Any]:
+        return {"knobs": {"speed": self.speed}}
+
+    def change(self, changes: Mapping[str, Any]) -> None:
+        self.asked.append(changes)
+        if not isinstance(changes.get("speed", 1), int):
+            raise ConfigError("speed: expected `int`")
+        self.speed = changes.get("speed", self.speed)
+
+
+class Port:
+    """The application, asked as uvicorn asks it; models m (versions 1 and 2) and fixed, which nobody may change."""
+
+    def __init__(self) -> None:
+        self.controls = {"1": Control(), "2": Control()}
+        catalog = Catalog()
+        for version, control in self.controls.items():
+            model = served(EchoService(PLAIN, version=version))
+            model.control = control
+            catalog.add(model)
+        catalog.add(served(EchoService(PLAIN, model="fixed")))
+        self.app: Starlette = control_app(catalog, lambda: 0)
+
+    def __call__(self, method: str, path: str, *pieces: bytes, leaves: bool = False) -> tuple[int, Any]:
+        """Status and JSON (or text) of the answer. `leaves`: the client goes before its body has ended."""
+        path, _, query = path.partition("?")
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "scheme": "http",
+            "root_path": "",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "headers": [],
+            "server": ("127.0.0.1", 8002),
+        }
+        inbox = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+        inbox.append({"type": "http.disconnect"} if leaves else {"type": "http.request", "body": b"", "more_body": False})
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return inbox.pop(0)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        asyncio.run(self.app(scope, receive, send))
+        body = b"".join(message.get("body", b"") for message in sent[1:])
+        try:
+            return sent[0]["status"], json.loads(body)
+        except ValueError:
+            return sent[0]["status"], body.decode()
+
+
+def state(version: str, speed: int = 1) -> dict[str, Any]:
+    return {"name": "m", "version": version, "ready": True, "knobs": {"speed": speed}}
+
+
+def test_all_models_are_shown() -> None:
+    fixed = {"name": "fixed", "version": "1", "ready": True}
+    assert Port()("GET", "/models") == (200, [state("1"), state("2"), fixed])
+
+
+@pytest.mark.parametrize(("path", "version"), [("/models/m", "2"), ("/models/m?version=1", "1"), ("/models/m?version=", "2")])
+def test_one_model_is_shown_in_its_latest_version_or_the_one_asked_for(path: str, version: str) -> None:
+    assert Port()("GET", path) == (200, state(version))
+
+
+@pytest.mark.parametrize("method", ["GET", "PATCH"])
+@pytest.mark.parametrize(
+    ("path", "clues"), [("/models/n", ["'n'", "'m', 'fixed'"]), ("/models/m?version=7", ["'m' version 7", "1, 2"])]
+)
+def test_a_model_that_is_not_there_is_404(method: str, path: str, clues: list[str]) -> None:
+    port = Port()
+    status, body = port(method, path, b'{"speed": 2}')
+    assert status == 404
+    for clue in clues:
+        assert clue in body["error"]
+    assert not any(control.asked for control in port.controls.values())
+
+
+def test_a_change_is_answered_with_the_new_state() -> None:
+    port = Port()
+    assert port("PATCH", "/models/m", b'{"spe', b'ed": 4}') == (200, state("2", speed=4))
+    assert port("GET", "/models/m?version=1") == (200, state("1"))
+    assert port("PATCH", "/models/m?version=1", b'{"speed": 3}') == (200, state("1", speed=3))
+    assert port("PATCH", "/models/m", b"{}") == (200, state("2", speed=4))
+
+
+@pytest.mark.parametrize(
+    ("body", "clue"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"discipline=edf", "not JSON"),
+        (b"{'speed': 2}", "not JSON"),
+        (b'{"speed": NaN}', "not JSON"),
+        (b'{"speed": 1e400}', "not JSON"),
+        (b'{"speed": "\xff"}', "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 60_000, "not JSON"),
+        (b'{"a":' * 10_000, "not JSON"),
+        (b"[]", "no object of knobs"),
+        (b'[{"speed": 2}]', "no object of knobs"),
+        (b'"speed"', "no object of knobs"),
+        (b"null", "no object of knobs"),
+        (b"3", "no object of knobs"),
+    ],
+)
+def test_a_body_that_is_no_object_is_refused(body: bytes, clue: str) -> None:
+    port = Port()
+    status, answer = port("PATCH", "/models/m", body)
+    assert status == 400
+    assert clue in answer["error"]
+    assert len(answer["error"]) < 300
+    assert port.controls["2"].asked == []
+
+
+def test_a_refusal_says_what_the_model_says_of_it() -> None:
+    port = Port()
+    assert port("PATCH", "/models/m", b'{"speed": "quick"}') == (400, {"error": "speed: expected `int`"})
+    assert port("GET", "/models/m") == (200, state("2"))
+
+
+def test_a_body_may_be_as_long_as_any_object_of_knobs_and_no_longer() -> None:
+    body = b'{"speed": 2}'.ljust(MOST_BODY)
+    port = Port()
+    assert port("PATCH", "/models/m", body)[0] == 200
+    status, answer = port("PATCH", "/models/m", body[:100], body[100:], b" ")
+    assert (status, answer) == (400, {"error": f"the body is longer than {MOST_BODY} bytes"})
+    assert len(port.controls["2"].asked) == 1
+
+
+def test_a_model_without_control_cannot_be_changed() -> None:
+    assert Port()("PATCH", "/models/fixed", b"{}") == (400, {"error": "model 'fixed' cannot be changed"})
+
+
+def test_a_client_that_leaves_in_the_middle_changes_nothing() -> None:
+    port = Port()
+    port("PATCH", "/models/m", b'{"speed": 2}', leaves=True)
+    assert port.controls["2"].asked == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/models/m"), ("PUT", "/models/m"), ("DELETE", "/models/m"), ("PATCH", "/models"), ("POST", "/models")],
+)
+def test_other_methods_are_refused(method: str, path: str) -> None:
+    port = Port()
+    assert port(method, path, b'{"speed": 2}')[0] == 405
+    assert port.controls["2"].asked == []
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/metrics"])
+def test_the_other_pages_stand_beside(path: str) -> None:
+    ask: Callable[..., tuple[int, Any]] = Port()
+    assert ask("GET", path)[0] == 200
