@@ -22,7 +22,14 @@ BEGIN = """\
 Generated from `src/dlproxy/config.py` by `make docs`; do not edit. How to use it: [the guide](../guides/configuration.md).
 """
 NAMES = {"models.NAME": "digits", "tenants.NAME": "shop"}  # in the example
-TYPES = {str: "text", int: "integer", float: "number", bool: "true or false"}
+TYPES = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    dict[str, str]: "table of texts",
+    list[str]: "list of texts",
+}
 
 
 def page() -> str:
@@ -53,8 +60,12 @@ def _section(struct: type[Struct]) -> Iterator[str]:
     yield "|---|---|---|---|"
     for field, hint in _fields(struct):
         kind, meta = get_args(hint) if get_origin(hint) is Annotated else (hint, Meta())
-        default = "required" if field.required else f"`{json.dumps(field.default)}`"
+        default = "required" if field.required else f"`{json.dumps(_default(field))}`"
         yield f"| `{field.name}` | {_takes(kind, meta)} | {default} | {_cell(meta.description or '')} |"
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    return field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
 
 
 def _fields(struct: type[Struct]) -> list[tuple[msgspec.structs.FieldInfo, Any]]:
@@ -85,7 +96,7 @@ def _toml() -> Iterator[str]:
             yield ""
         yield f"[{name.replace('NAME', NAMES.get(name, ''))}]"
         for field, _ in _fields(struct):
-            yield f"{field.name} = {json.dumps('digits.onnx' if field.required else field.default)}"
+            yield f"{field.name} = {json.dumps('digits.onnx' if field.required else _default(field))}"
 
 
 def main() -> int:

@@ -104,7 +104,7 @@ def _text(folder: Path) -> Path:
     ("make", "clues"),
     [
         pytest.param(lambda folder: folder / "nowhere.onnx", ["nowhere.onnx", "does not exist"], id="missing"),
-        pytest.param(lambda folder: folder, ["is a directory", ".onnx file"], id="directory"),
+        pytest.param(lambda folder: folder, ["is a directory", "dlproxy takes"], id="directory"),
         pytest.param(_truncated, ["cut.onnx", "is not a model that ONNX Runtime"], id="truncated"),
         pytest.param(_text, ["notes.onnx", "is not a model that ONNX Runtime"], id="text"),
         pytest.param(
@@ -186,7 +186,7 @@ def test_cores_that_do_not_suffice_are_named_and_nothing_is_left_running(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sleeper = {"path": "sleep:base=1ms", "run": "thread", "instances": 3}
-    server = {"cores": 2, "reserved_cores": 2, "event_log": str(tmp_path / "log")}
+    server = {"arbiter": "auto", "cores": 2, "reserved_cores": 2, "event_log": str(tmp_path / "log")}
     path = write_config(tmp_path / "dlproxy.toml", {"a": sleeper, "b": sleeper}, **server)
     before = set(threading.enumerate())
     complaint = _complaint(capsys, "--config", path)
@@ -228,7 +228,7 @@ def test_the_report_says_what_was_found_and_where_to_ask(tmp_path: Path) -> None
         assert re.search(r"^model copied version 1$", report, re.MULTILINE)
         assert re.search(r"takes +image FP32 \[N,1,8,8\]", report)
         assert re.search(r"gives +probabilities FP32 \[N,10\]", report)
-        assert re.search(r"inline on the event loop, 1 ONNX Runtime thread, [\d.e-]+ ms a row, up to \d+ rows a batch", report)
+        assert re.search(r"inline on the event loop, 1 thread each, [\d.e-]+ ms a row, up to \d+ rows a batch", report)
         assert re.search(r"aims at +p99 = 20 ms", report)
         assert re.search(r"warning +a row's answer depends on its neighbours", report)
         assert re.search(r"one request at a time", report)

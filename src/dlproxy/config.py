@@ -38,7 +38,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     arbiter: Annotated[
         Literal["auto", "on", "off"],
         _knob("let batches of different models take turns on the cores; auto: if their threads outnumber the cores"),
-    ] = "auto"
+    ] = "off"
     arbiter_discipline: Annotated[
         Literal["fair", "fcfs", "edf", "sjf", "hrrn", "mlfq", "priority"],
         _knob("whose batch runs next; fair: equal shares of the cores' time, however heavy a model's batches are"),
@@ -72,7 +72,11 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """[models.NAME]: one model."""
 
     path: Annotated[
-        str, _knob("the .onnx file, relative to the configuration file's folder; sleep:base=10ms,row=1ms: only takes that time")
+        str,
+        _knob(
+            "the model: .onnx, .pt, .pt2, .keras, a SavedModel's folder, file.py:MyModel (relative to the configuration file's "
+            "folder), my_module:MyModel, the address of a model on another server, or sleep:base=10ms,row=1ms"
+        ),
     ]
     version: Annotated[str, _knob("the version that clients see", pattern="^[0-9]+$")] = "1"
     slo: Annotated[str, _knob('latency objective such as "p99=20ms"; empty: a batch takes at most 2.3 x L(1) or 1 ms')] = ""
@@ -80,11 +84,27 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     max_queue_rows: Annotated[int, _knob("rows that may wait; more are answered 503", ge=1)] = 8192
     max_wait_s: Annotated[float, _knob("seconds that a batch may wait to fill while an instance idles", ge=0, le=60)] = 0.0
     instances: Annotated[int, _knob("copies of the model that run side by side", ge=1, le=256)] = 1
-    threads: Annotated[int, _knob("ONNX Runtime threads per instance; 0: measured at load", ge=0, le=1024)] = 0
+    threads: Annotated[int, _knob("threads that an instance computes with; 0: measured at load", ge=0, le=1024)] = 0
     run: Annotated[
-        Literal["auto", "inline", "thread"],
-        _knob("where batches run: on the event loop, on a thread, or whichever the warm-up finds better"),
+        Literal["auto", "inline", "thread", "process"],
+        _knob(
+            "where batches run: on the event loop, on a thread, in a process of their own, or whichever suits: processes for "
+            "Python, torch and TensorFlow, else what the warm-up finds better"
+        ),
     ] = "auto"
+    device: Annotated[str, _knob("where torch and TensorFlow compute", pattern="^(cpu|cuda(:[0-9]+)?)$")] = "cpu"
+    inputs: Annotated[
+        dict[str, str],
+        _knob('inputs of models that do not say theirs, as {x = "FP32[-1,784]"}; -1: any size, first: the batch'),
+    ] = {}
+    outputs: Annotated[dict[str, str], _knob("the same for outputs")] = {}
+    batch_timeout_s: Annotated[
+        float, _knob("seconds after which a batch in a process or on another server has failed", gt=0, le=86400)
+    ] = 120.0
+    memory_limit_mb: Annotated[int, _knob("MiB that a worker process may allocate; 0: no limit", ge=0)] = 0
+    pin: Annotated[bool, _knob("keep each worker process on cores of its own")] = False
+    upstreams: Annotated[list[str], _knob("further servers with the same model, where path is the address of one")] = []
+    upstream_headers: Annotated[dict[str, str], _knob("sent to other servers with each request, such as authorization")] = {}
     discipline: Annotated[
         Literal["edf", "fcfs", "sjf", "hrrn", "mlfq", "priority", "fair"],
         _knob("which waiting request is next: earliest deadline, first come, shortest, highest response ratio, …"),
@@ -215,7 +235,7 @@ def load(path: Path) -> Config:
                 raise ConfigError(f"{path}{_line(text, ['models', name, knob])}: {error}") from None
     folder = path.parent
     models = {
-        name: model if model.path.startswith(SLEEP) else msgspec.structs.replace(model, path=str(folder / model.path))
+        name: msgspec.structs.replace(model, path=str(folder / model.path)) if _is_file(model.path) else model
         for name, model in config.models.items()
     }
     return msgspec.structs.replace(config, models=models)
@@ -245,6 +265,13 @@ def _faulty_entry(entries: dict[str, Any], struct: type[Struct]) -> str:
         except msgspec.ValidationError:
             return str(name)
     return "*"
+
+
+def _is_file(path: str) -> bool:
+    """Whether a model's path is one in the file system."""
+    return not (
+        path.startswith(SLEEP) or re.match(r"[a-z]+://", path) or re.fullmatch(r"(?!.*\.py:)[A-Za-z_][\w.]*:[A-Za-z_]\w*", path)
+    )
 
 
 def explain(what: str, struct: type[Struct], knob: str) -> str:

@@ -159,6 +159,7 @@ async def test_changing_knobs_under_load_loses_no_request_and_replays(tmp_path: 
     """Two models of two instances each share a core: batches wait for turns meanwhile."""
     text = f"""
         [server]
+        arbiter = "auto"
         event_log = {str(tmp_path / "log")!r}
         cores = 1
         [tenants.a]

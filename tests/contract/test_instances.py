@@ -7,10 +7,13 @@ import pytest
 
 from dlproxy.instance import Instance
 from dlproxy.instance.inline import InlineInstance
+from dlproxy.instance.process.instance import ProcessInstance
 from dlproxy.instance.runtime import Runtime
+from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.thread import ThreadInstance
 from dlproxy.testing import FakeInstance, check_instance
-from dlproxy.testing.instance_contract import RULES, reports_once_on_the_event_loop
+from dlproxy.testing.instance_contract import RULES, MakeInstance, describe, reports_once_on_the_event_loop
+from tests.instance.upstreams import WithUpstream
 
 numbers = count(1)
 
@@ -27,17 +30,29 @@ def _fake(runtime: Runtime) -> Instance:
     return FakeInstance(f"fake-{next(numbers)}", runtime, service_s=lambda rows: 0.001 * rows)
 
 
-KINDS = [pytest.param(_inline, id="inline"), pytest.param(_thread, id="thread"), pytest.param(_fake, id="fake")]
+async def _process(runtime: Runtime) -> Instance:
+    spec = PythonSpec("dlproxy.testing.instance_contract:rebuild", describe(runtime))
+    instance = ProcessInstance(f"process-{next(numbers)}", spec)
+    await instance.start()
+    return instance
+
+
+async def _remote(runtime: Runtime) -> Instance:
+    return await WithUpstream.around(f"remote-{next(numbers)}", runtime)
+
+
+HERE = [pytest.param(_inline, id="inline"), pytest.param(_thread, id="thread"), pytest.param(_fake, id="fake")]
+KINDS = [*HERE, pytest.param(_process, id="process"), pytest.param(_remote, id="remote")]
 
 
 @pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-async def test_rule_holds(rule: Callable[..., object], make: Callable[[Runtime], Instance]) -> None:
+async def test_rule_holds(rule: Callable[..., object], make: MakeInstance) -> None:
     await rule(make)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("make", KINDS)
-async def test_whole_suite_passes(make: Callable[[Runtime], Instance]) -> None:
+@pytest.mark.parametrize("make", HERE)
+async def test_whole_suite_passes(make: MakeInstance) -> None:
     await check_instance(make)
 
 

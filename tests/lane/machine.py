@@ -128,10 +128,10 @@ class LaneMachine(RuleBasedStateMachine):
         if pick not in self.observer.running:
             self.tell(BatchDone(pick, 0.010))
 
-    @precondition(lambda self: len(self.observer.instances) < len(NAMES))
+    @precondition(lambda self: len(self.observer.names_in_use()) < len(NAMES))
     @rule(pick=PICK, capacity=st.integers(1, 2), weight=WEIGHTS)
     def instance_comes_up(self, pick: int, capacity: int, weight: float) -> None:
-        down = [name for name in NAMES if name not in self.observer.instances]
+        down = [name for name in NAMES if name not in self.observer.names_in_use()]
         self.tell(InstanceUp(down[pick % len(down)], capacity, weight))
 
     @precondition(lambda self: self.observer.instances)

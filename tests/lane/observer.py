@@ -21,6 +21,7 @@ from dlproxy.policy.events import (
     Dispatch,
     Event,
     InstanceLost,
+    InstanceRetired,
     InstanceUp,
     KnobsChanged,
     PassTurn,
@@ -35,7 +36,7 @@ from dlproxy.policy.lane import HEDGE_SIGMAS, Lane
 from dlproxy.policy.overload import SHED_TARGETS
 from dlproxy.policy.pool import LATENCY_AWARE
 from dlproxy.policy.queueing import DEFAULT_LEVEL, level
-from dlproxy.policy.slowness import SLOW
+from dlproxy.policy.slowness import PAUSE_S, SLOW
 
 FREE_SECOND_RUNS = 30  # the retry budget's floor, 3 a second over 10 s: until then no error goes without its retry
 ROUNDING_S = 1e-9
@@ -69,7 +70,8 @@ class Seen:
     capacity: int
     in_flight: int = 0
     errors_in_a_row: int = 0
-    factors: tuple[float, float] = (1.0, 1.0)  # service time by predicted time of the last two batches
+    last_factor: float = 1.0  # service time by predicted time of the latest batch
+    slowness: float = 1.0
     probe: int | None = None
 
 
@@ -142,8 +144,10 @@ class Observer:
             self.knobs = event.knobs
         elif isinstance(event, TurnGranted):
             self.wanted, self.at_arbiter = None, False
-        elif isinstance(event, InstanceLost) and event.instance in self.instances:
-            del self.instances[event.instance]
+        elif isinstance(event, InstanceRetired):
+            self.instances.pop(event.instance, None)
+        elif isinstance(event, InstanceLost):
+            self.instances.pop(event.instance, None)
             for batch_id in [number for number, run in self.running.items() if run.batch.instance == event.instance]:
                 for number in self.come_back(self.running.pop(batch_id)):
                     self.losses[number] = self.losses.get(number, 0) + 1
@@ -151,14 +155,21 @@ class Observer:
             return self.batch_ends(self.running.pop(event.batch_id), event)
         return []
 
+    def names_in_use(self) -> set[str]:
+        """Those that are up, and those that were retired and still run a batch."""
+        return {*self.instances, *(run.batch.instance for run in self.running.values())}
+
     def batch_ends(self, run: Run, event: BatchDone) -> list[int]:
         self.ended_on = run.batch.instance
-        seen = self.instances[self.ended_on]
+        seen = self.instances.get(self.ended_on, Seen(1))  # it may have been retired meanwhile
         seen.in_flight -= 1
         if len(self.instances) > 1:
             seen.errors_in_a_row = 0 if event.error is None else seen.errors_in_a_row + 1
             if event.error is None:
-                seen.factors = (seen.factors[1], event.service_s / self.lane.model.mean(run.rows))
+                predicted_s = self.lane.model.mean(run.rows)
+                factor = event.service_s / predicted_s
+                seen.slowness = factor if event.service_s - predicted_s > PAUSE_S else min(seen.last_factor, factor)
+                seen.last_factor = factor
         if event.error is not None:
             for number in self.come_back(run):
                 self.failed[number] = Failed(len(run.batch.tickets), self.ended_on, number not in self.second_tries)
@@ -285,7 +296,7 @@ class Observer:
         assert event.error == message
         failed = self.failed[ticket.id]
         assert self.where[ticket.id] is Where.COMES_BACK
-        assert failed.size == 1 or not self.knobs.retry_budget, "it may have been another one's fault"
+        assert failed.size == 1 or not self.knobs.retry_budget or not self.instances, "it may have been another one's fault"
         retried = self.knobs.retry_budget and self.runs[ticket.id] == 1 and len(self.second_tries) < FREE_SECOND_RUNS
         assert not (retried and self.trusted(failed.instance)), f"{ticket.id} fails without a second try"
 
@@ -293,6 +304,8 @@ class Observer:
         if isinstance(event, InstanceLost):
             lost = ticket.id in self.losses and self.where[ticket.id] is Where.COMES_BACK
             assert not self.instances or (lost and (self.runs[ticket.id] > 1 or not self.knobs.retry_budget))
+        elif isinstance(event, InstanceRetired):
+            assert not self.instances
         elif isinstance(event, KnobsChanged):
             assert self.where[ticket.id] is Where.COMES_BACK
             assert not self.knobs.retry_budget
@@ -383,7 +396,7 @@ class Observer:
 
     def holds_back(self, ready: Collection[str]) -> bool:
         """Only slow instances are ready, a better one is busy, and the oldest request has not waited for too long."""
-        slowest = min(min(self.instances[name].factors) for name in ready)
+        slowest = min(self.instances[name].slowness for name in ready)
         if slowest <= SLOW or self.knobs.balancer not in LATENCY_AWARE:
             return False
         if not any(name not in ready and self.available(name) for name in self.instances):
@@ -405,6 +418,7 @@ class Observer:
                 and not self.knobs.arbitrated
                 and self.now < run.hedge_at < inf
                 and ready - {run.batch.instance}
+                and len(self.instances) > 1
             ):
                 assert self.wake_at <= run.hedge_at, "no wake-up for a hedge"
 

@@ -386,7 +386,7 @@ SHARED: list[tuple[dict[str, Any], dict[str, Mapping[str, Any]], bool]] = [
     ({"cores": 2}, {"a": {**THREAD, "instances": 2}, "b": THREAD}, True),
     ({"cores": 1}, {"a": {**THREAD, "instances": 4}}, False),
     ({"cores": 1}, {"a": THREAD, "b": INLINE}, False),
-    ({"cores": 1, "arbiter": "off"}, {"a": THREAD, "b": THREAD}, False),
+    ({"cores": 1, "arbiter": ServerConfig().arbiter}, {"a": THREAD, "b": THREAD}, False),  # the default
     ({"cores": 8, "arbiter": "on"}, {"a": THREAD, "b": THREAD}, True),
     ({"cores": 8, "arbiter": "on"}, {"a": THREAD}, True),
     ({"cores": 8, "arbiter": "on"}, {"a": INLINE}, False),
@@ -402,7 +402,7 @@ SHARED: list[tuple[dict[str, Any], dict[str, Mapping[str, Any]], bool]] = [
 async def test_who_takes_turns(server: dict[str, Any], models: dict[str, Mapping[str, Any]], shares: bool) -> None:
     made = await loaded(**models)
     try:
-        assert share_cores(made, ServerConfig(**server), clock=asyncio.get_running_loop().time) is shares
+        assert share_cores(made, ServerConfig(**{"arbiter": "auto", **server}), clock=asyncio.get_running_loop().time) is shares
         arbitrated = {model.served.name for model in made if model.control.state()["arbitrated"]}
         assert arbitrated == ({name for name, settings in models.items() if settings != INLINE} if shares else set())
     finally:
@@ -414,8 +414,8 @@ async def test_who_takes_turns(server: dict[str, Any], models: dict[str, Mapping
 async def test_a_model_with_more_threads_than_cores_takes_them_all() -> None:
     """It did run before there were turns, only not well: it may not keep the server from starting."""
     made = await loaded(a=THREAD, b=THREAD)
-    made[0].threads = 7
-    assert share_cores(made, ServerConfig(cores=2), clock=asyncio.get_running_loop().time)
+    made[0].hosting.cores = 7
+    assert share_cores(made, ServerConfig(cores=2, arbiter="auto"), clock=asyncio.get_running_loop().time)
     assert made[0].driver._needs == {"cores": 2}
     for model in made:
         await unload_model(model, drain_s=1.0)
@@ -435,9 +435,9 @@ async def test_cores_that_do_not_suffice_are_an_error_that_names_the_model(
     threads: int, server: dict[str, Any], clues: list[str]
 ) -> None:
     made = await loaded(a=THREAD, b=THREAD)
-    made[0].threads = threads
+    made[0].hosting.cores = threads
     with pytest.raises(ConfigError) as caught:
-        share_cores(made, ServerConfig(**server), clock=asyncio.get_running_loop().time)
+        share_cores(made, ServerConfig(**{"arbiter": "auto", **server}), clock=asyncio.get_running_loop().time)
     for clue in clues:
         assert clue in str(caught.value)
     for model in made:

@@ -211,6 +211,7 @@ class BlockingInstance:
     """Holds the loop up for as long as its batch takes."""
 
     inline = True
+    capacity = 1
 
     def __init__(self, name: str, runtime: FakeRuntime, service_s: Planned, loop: UvLoop) -> None:
         self.name = name

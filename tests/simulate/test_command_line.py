@@ -124,7 +124,7 @@ def _simulate(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProc
 
 def test_one_seed_writes_one_file_whatever_the_process_and_another_seed_another(folder: Path) -> None:
     what = ["a", "b", "--service=a=base=5ms,cv=0.5", "--service=b=base=2ms,row=1ms,cv=1", "--mix=a=3,b=1", "--rate=2000"]
-    fleet = ["--nodes=4", "--balancer=power-of-two", "--duration=3", "--deadline=50ms", "--fault=die:node=node-1,at=1,for=1"]
+    fleet = ["--nodes=4", "--balancer=power-of-two", "--duration=3", "--deadline=12ms", "--fault=die:node=node-1,at=1,for=1"]
     written = []
     for number, (seed, hash_seed) in enumerate([("7", "1"), ("7", "2"), ("8", "1")]):
         done = _simulate(*what, *fleet, f"--seed={seed}", f"--json={number}.json", hash_seed=hash_seed)

@@ -17,6 +17,7 @@ from dlproxy.lab.simulate.service_times import Fitted
 from dlproxy.policy.balancing import BALANCERS, RoundRobin
 from dlproxy.policy.events import BatchDone
 from dlproxy.serve.assemble import plan_lane
+from dlproxy.serve.hosting import runs_inline
 
 from .fixtures import NotedLane, NotedTally, noted
 
@@ -82,7 +83,8 @@ def model_plans(draw: st.DrawFn, name: str) -> ModelPlan:
         run=draw(st.sampled_from(["thread", "thread", "inline"])),
     )
     points = tuple((rows, base_s + row_s * rows) for rows in (1, 64))
-    plan = plan_lane(name, config, Calibration(points, True), batched=True)
+    calibration = Calibration(points, True)
+    plan = plan_lane(name, config, calibration, batched=True, inline=runs_inline(config, calibration))
     return ModelPlan(
         plan, lambda seed: Fitted(base_s, row_s, cv=cv, seed=seed), f"{base_s} {row_s} {cv}", share=draw(st.integers(1, 3))
     )
@@ -159,7 +161,9 @@ def check_that_all_is_well_again(simulation: Simulation, tally: NotedTally, scen
 
 def test_the_share_of_time_that_an_instance_was_busy_ends_with_the_run() -> None:
     """A second of load that takes a minute to work off, and one instance that dies in the middle of its batch."""
-    plan = plan_lane("m", ModelConfig(path="m", max_batch=1), Calibration(((1, 0.1), (2, 0.2)), True), batched=True)
+    plan = plan_lane(
+        "m", ModelConfig(path="m", max_batch=1), Calibration(((1, 0.1), (2, 0.2)), True), batched=True, inline=False
+    )
     scenario = Scenario(
         models={"m": ModelPlan(plan, lambda seed: Fitted(0.1, 0.0), "")},
         arrivals=make_arrivals("constant", rate=500.0, seed=0),
@@ -177,7 +181,7 @@ def test_the_share_of_time_that_an_instance_was_busy_ends_with_the_run() -> None
 def test_what_runs_after_the_end_is_no_part_of_the_share() -> None:
     tally = NotedTally(1.0)
     simulation = Simulation(tally, balancer=RoundRobin())
-    plan = plan_lane("m", ModelConfig(path="m"), Calibration(((1, 0.25), (2, 0.5)), True), batched=True)
+    plan = plan_lane("m", ModelConfig(path="m"), Calibration(((1, 0.25), (2, 0.5)), True), batched=True, inline=False)
     simulation.add("node-0", [SimulatedModel("m", NotedLane(plan.knobs), Fitted(0.25, 0.0), ["m-0"])])
     simulation.run(Call("m", 1, inf, at) for at in (0.0, 0.875, 5.0, 9.0))
     assert len(tally.answers) == 4

@@ -20,7 +20,7 @@ def add_models(
         name, equals, path = argument.partition("=")
         if not equals or "/" in name or argument.startswith(SLEEP):  # an equals sign in a folder's name
             name, path = "", argument
-        name = name or (SLEEP.strip(":") if path.startswith(SLEEP) else Path(path).stem)
+        name = name or (SLEEP.strip(":") if path.startswith(SLEEP) else Path(path).stem.partition(":")[0])
         if name in models:
             raise ConfigError(f"two models are named '{name}'; give them names: NAME=PATH")
         models[name] = ModelConfig(path=path, slo=slo)

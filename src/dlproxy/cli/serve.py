@@ -99,15 +99,16 @@ def _report(server: "Server") -> None:
 
 
 def _describe(model: "LoadedModel") -> list[str]:
-    served, calibration = model.served, model.calibration
-    where = "inline on the event loop" if model.inline else f"on {model.instances} thread{'s' * (model.instances > 1)}"
+    served, hosting = model.served, model.hosting
+    calibration = hosting.calibration
+    threads = f", {hosting.cores} thread{'s' * (hosting.cores > 1)} each" if hosting.cores else ""
     single = "unknown" if calibration.single_s is None else f"{calibration.single_s * 1e3:.3g} ms"
     batching = f"up to {model.lane.batching.limit} rows a batch" if served.signature.batched else "one request at a time"
     lines = [
         f"model {served.name} version {served.version}",
         f"  takes    {', '.join(map(_show, served.signature.inputs))}",
         f"  gives    {', '.join(map(_show, served.signature.outputs))}",
-        f"  runs     {where}, {model.threads} ONNX Runtime thread{'s' * (model.threads > 1)}, {single} a row, {batching}",
+        f"  runs     {hosting.describe()}{threads}, {single} a row, {batching}",
     ]
     if served.slo_s is not None:
         lines.append(f"  aims at  p99 = {served.slo_s * 1e3:g} ms")

@@ -19,6 +19,11 @@ class Instance(Protocol):
     inline: bool
     """True if `run` computes before it returns, so that the event loop stands still meanwhile."""
 
+    @property
+    def capacity(self) -> int:
+        """Batches that it takes at a time; does not change."""
+        ...
+
     def run(self, requests: Sequence[Request], done: Callable[[BatchResult], None]) -> None:
         """Start a batch; `done` is called exactly once, on the event loop, possibly before this returns. Never raises."""
         ...

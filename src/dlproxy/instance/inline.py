@@ -11,6 +11,7 @@ class InlineInstance:
     """Blocks the loop for the length of one batch, so the warm-up chooses it only below a threshold."""
 
     inline = True
+    capacity = 1
 
     def __init__(self, name: str, runtime: Runtime) -> None:
         self.name = name

@@ -13,6 +13,7 @@ class ThreadInstance:
     """One thread, one batch at a time."""
 
     inline = False
+    capacity = 1
 
     def __init__(self, name: str, runtime: Runtime) -> None:
         self.name = name

@@ -44,6 +44,12 @@ class InstanceLost(Struct, tag="instance_lost"):
     reason: str
 
 
+class InstanceRetired(Struct, tag="instance_retired"):
+    """An instance takes no more batches; what it runs will end as usual."""
+
+    instance: str
+
+
 class TimerFired(Struct, tag="timer"):
     """The time that the last WakeAt named has come."""
 
@@ -58,7 +64,7 @@ class KnobsChanged(Struct, tag="knobs"):
     knobs: LaneKnobs
 
 
-Event = Arrived | Cancelled | BatchDone | InstanceUp | InstanceLost | TimerFired | TurnGranted | KnobsChanged
+Event = Arrived | Cancelled | BatchDone | InstanceUp | InstanceLost | InstanceRetired | TimerFired | TurnGranted | KnobsChanged
 
 
 class Dispatch(Struct, tag="dispatch"):

@@ -22,6 +22,7 @@ from dlproxy.policy.events import (
     Dispatch,
     Event,
     InstanceLost,
+    InstanceRetired,
     InstanceUp,
     KnobsChanged,
     PassTurn,
@@ -44,11 +45,14 @@ HEDGE_SIGMAS = 1.645  # a batch longer than 95 % of its like gets a second run (
 
 
 class _Running(Struct, eq=False):
-    """A batch that runs. `hedge_at`: when it is late enough for a second run. `twin`: the other run of the same tickets."""
+    """A batch that runs. `size`: tickets that it began with. `hedge_at`: when it is late enough for a second run. `twin`: the
+    other run of the same tickets.
+    """
 
     instance: str
     tickets: list[Ticket]
     rows: int
+    size: int
     started_at: float
     hedge_at: float = inf
     twin: int = 0
@@ -81,6 +85,7 @@ class Lane:
             BatchDone: self._batch_done,
             InstanceUp: self._instance_up,
             InstanceLost: self._instance_lost,
+            InstanceRetired: self._instance_retired,
             TimerFired: self._timer_fired,
             TurnGranted: self._turn_granted,
             KnobsChanged: self._knobs_changed,
@@ -97,7 +102,7 @@ class Lane:
         self._rules[type(event)](event, now, commands)
         if pool.ready and (self.queue.rows or self._again):
             self._dispatch(now, commands)
-        if len(pool) > 1:
+        if pool.several:
             if self._knobs.hedge and not self._knobs.arbitrated:
                 self._hedge(now, commands)
             if pool.probe_at < inf and (self.queue.rows or self._again):
@@ -122,25 +127,20 @@ class Lane:
     # What happens
 
     def _arrived(self, event: Arrived, now: float, commands: list[Command]) -> None:
-        queue, admission = self.queue, self._admission
+        queue, admission, limit = self.queue, self._admission, self._limit
         backlog = self._backlog(now)
         for ticket in event.tickets:
-            full = queue.rows + ticket.rows > self._knobs.max_queue_rows
-            displaced = self._displace(ticket, now) if full else None
             failure = admission.admit(ticket, queue, backlog, now)
-            if failure is None and self._limit is not None and ticket.deadline_at == inf:
-                failure = self._above_limit(self._limit)
+            if failure is None and limit is not None:
+                failure = self._above_limit(ticket, limit)
+            elif failure is not None and failure.kind is FailureKind.QUEUE_FULL:
+                failure = self._displace(ticket, failure, backlog, now, commands)
             if failure is None:
                 queue.push(ticket, now)
                 self._deadlines.add(ticket, queue)
             else:
                 commands.append(Reject(ticket, failure))
-            for other in displaced or ():
-                if failure is None:
-                    self._reject(other, _displaced(), commands)
-                else:  # room was not all that the ticket lacked
-                    queue.push(other, now)
-        if len(self.pool) > 1:
+        if self.pool.several:
             self._budget.earn(len(event.tickets), now)
 
     def _cancelled(self, event: Cancelled, now: float, commands: list[Command]) -> None:
@@ -155,8 +155,9 @@ class Lane:
         batch = self._running.pop(event.batch_id, None)
         if batch is None:  # its instance was declared lost before; the tickets have gone elsewhere
             return
-        predicted_s = self.model.mean(batch.rows)
-        self.pool.release(batch.instance, event.service_s, predicted_s=predicted_s, ok=event.error is None, now=now)
+        predicted_s = self.model.mean(batch.rows) if self.pool.several else 0.0
+        if batch.instance in self.pool:  # else it was retired while it ran
+            self.pool.release(batch.instance, event.service_s, predicted_s=predicted_s, ok=event.error is None, now=now)
         if event.error is None:
             self.batching.observe(batch.rows, event.service_s, now)
         if batch.twin:
@@ -180,10 +181,9 @@ class Lane:
         self._size_limit()
 
     def _instance_lost(self, event: InstanceLost, now: float, commands: list[Command]) -> None:
-        if event.instance not in self.pool:
-            return
-        self.pool.remove(event.instance)
-        self._size_limit()
+        if event.instance in self.pool:  # else it was retired, and may have run a batch still
+            self.pool.remove(event.instance)
+            self._size_limit()
         lost = [batch_id for batch_id, batch in self._running.items() if batch.instance == event.instance]
         for batch_id in lost:
             batch = self._running.pop(batch_id)
@@ -193,6 +193,13 @@ class Lane:
                 self._run_elsewhere(self._again.still_wanted(batch.tickets), event.reason, commands)
         if not len(self.pool):
             self._reject_all(f"the model has no live instance: {event.instance} was lost ({event.reason})", commands)
+
+    def _instance_retired(self, event: InstanceRetired, now: float, commands: list[Command]) -> None:
+        if event.instance in self.pool:
+            self.pool.remove(event.instance)
+            self._size_limit()
+            if not len(self.pool):
+                self._reject_all("the model has no instance any more: it was scaled to none", commands)
 
     def _timer_fired(self, event: TimerFired, now: float, commands: list[Command]) -> None:
         self._wake_at = inf
@@ -238,7 +245,7 @@ class Lane:
             take = None if retry is not None else self._decide(now, commands)
             if retry is None and take is None:
                 return
-            if len(pool) > 1 and self._holds_back("" if retry is None else retry.avoided, now, commands):
+            if pool.several and self._holds_back("" if retry is None else retry.avoided, now, commands):
                 return
             if not self._turn:
                 self._want_turn(now, commands)
@@ -248,7 +255,8 @@ class Lane:
                 tickets, avoided, reason = self._again.take(retry, self._knobs.max_batch), retry.avoided, "retry"
                 tickets = self._unexpired(tickets, now, commands)
             else:
-                tickets, avoided, reason = self.queue.pop(take.rows, now), "", "instance idle"
+                rows = 1 if pool.several and pool.only_suspects else take.rows
+                tickets, avoided, reason = self.queue.pop(rows, now), "", "instance idle"
                 if self._deadlines or self._codel is not None:
                     tickets = self._feasible(tickets, now, commands)
             if tickets:
@@ -283,7 +291,9 @@ class Lane:
         instance = self.pool.take(now, affinity=tickets[0].affinity, avoided=avoided)
         batch_id = self._next_batch_id
         self._next_batch_id += 1
-        batch = self._running[batch_id] = _Running(instance, tickets, sum([ticket.rows for ticket in tickets]), now)
+        batch = self._running[batch_id] = _Running(
+            instance, tickets, sum([ticket.rows for ticket in tickets]), len(tickets), now
+        )
         if self._knobs.hedge and reason == "instance idle":
             batch.hedge_at = now + self.model.quantile(batch.rows, HEDGE_SIGMAS)
         if self._knobs.arbitrated:
@@ -329,19 +339,32 @@ class Lane:
                 self._reject(ticket, _expired(ticket, now), commands)
         return [ticket for ticket in tickets if ticket.deadline_at > now]
 
-    def _displace(self, ticket: Ticket, now: float) -> list[Ticket]:
-        """Make room for an urgent ticket in a full queue: less urgent ones that would be served last give way.
+    def _displace(self, ticket: Ticket, full: Failure, backlog: Backlog, now: float, commands: list[Command]) -> Failure | None:
+        """A full queue has room for an urgent ticket if less urgent ones give way, and they do if nothing else refuses it."""
+        displaced = self._make_room(ticket, now)
+        if not displaced:
+            return full
+        failure = self._admission.admit(ticket, self.queue, backlog, now)
+        if failure is None and self._limit is not None:
+            failure = self._above_limit(ticket, self._limit)
+        for other in displaced:
+            if failure is None:
+                message = "displaced from a full queue by a more urgent request"
+                self._reject(other, Failure(FailureKind.QUEUE_FULL, message, retry_after_s=1.0), commands)
+            else:
+                self.queue.push(other, now)
+        return failure
 
-        Takes them out and returns them; they go back if the ticket is refused all the same.
-        """
-        displaced: list[Ticket] = []
+    def _make_room(self, ticket: Ticket, now: float) -> list[Ticket]:
+        """Take out those that would be served last, as far as they are less urgent and as long as it takes."""
+        taken_out: list[Ticket] = []
         while self.queue.rows + ticket.rows > self._knobs.max_queue_rows:
             last = self.queue.last(now)
             if last is None or level(last) <= level(ticket):
                 break
             self.queue.remove(last.id)
-            displaced.append(last)
-        return displaced
+            taken_out.append(last)
+        return taken_out
 
     # Second runs
 
@@ -351,7 +374,7 @@ class Lane:
         fresh = may_retry and not any(again.ran_twice(ticket) for ticket in tickets)
         if fresh and self.pool.has_other(batch.instance) and self._budget.spend(len(tickets), now):
             again.add(tickets, avoided=batch.instance)
-        elif len(batch.tickets) == 1 or not may_retry:
+        elif batch.size == 1 or not may_retry or not len(self.pool):
             for ticket in tickets:
                 self._reject(ticket, Failure(FailureKind.MODEL_FAILED, error), commands)
         else:
@@ -427,8 +450,8 @@ class Lane:
             self._wanted = want
             commands.append(want)
 
-    def _above_limit(self, limit: Gradient2) -> Failure | None:
-        under_way = self._under_way()
+    def _above_limit(self, ticket: Ticket, limit: Gradient2) -> Failure | None:
+        under_way = self._under_way() if ticket.deadline_at == inf else 0
         if under_way < limit.limit:
             return None
         message = f"{under_way} requests are under way, the model answers {limit.limit} in good time"
@@ -468,10 +491,6 @@ def _expired(ticket: Ticket, now: float) -> Failure:
     waited_ms = (now - ticket.arrived_at) * 1e3
     message = f"Request timeout expired: it had waited {waited_ms:.1f} ms"
     return Failure(FailureKind.DEADLINE, message, retry_after_s=waited_ms / 1e3)
-
-
-def _displaced() -> Failure:
-    return Failure(FailureKind.QUEUE_FULL, "displaced from a full queue by a more urgent request", retry_after_s=1.0)
 
 
 def _stood_too_long(ticket: Ticket, now: float) -> Failure:

@@ -28,11 +28,13 @@ class InstanceState(Struct):
 class InstancePool:
     """`ready` are the instances that may get a batch now.
 
-    `probe_at`: when `probe` has something to do; +inf for never.
+    `several`: whether there is more than one, so whether anything needs choosing. `probe_at`: when `probe` has something to
+    do; +inf for never.
     """
 
     def __init__(self, knobs: LaneKnobs) -> None:
         self.ready: dict[str, None] = {}
+        self.several = False
         self.probe_at = inf
         self._capacity: dict[str, int] = {}
         self._weights: dict[str, float] = {}
@@ -64,6 +66,7 @@ class InstancePool:
         assert instance not in self._capacity, f"instance {instance} is up already"
         assert capacity >= 1
         self._capacity[instance] = capacity
+        self.several = len(self._capacity) > 1
         self._weights[instance] = weight
         self._in_flight[instance] = 0
         self._ejection.add(instance, now)
@@ -73,6 +76,7 @@ class InstancePool:
     def remove(self, instance: str) -> None:
         """It is gone, with whatever it ran."""
         del self._capacity[instance], self._weights[instance], self._in_flight[instance]
+        self.several = len(self._capacity) > 1
         self.ready.pop(instance, None)
         self._ejection.forget(instance)
         self._slowness.forget(instance)
@@ -94,12 +98,20 @@ class InstancePool:
                 choice = [name for name in self._capacity if name in ready and name != avoided]
             instance = self._balancer.choose(choice, self._in_flight, now, affinity)
         self._in_flight[instance] += 1
-        if len(self._capacity) > 1:
+        if self.several:
             self._ejection.dispatched(instance)
             self._look_again((instance,))
         elif self._in_flight[instance] >= self._capacity[instance]:
             del ready[instance]
         return instance
+
+    @property
+    def only_suspects(self) -> bool:
+        """Nobody is ready but instances that were slow when they last ran, and others were not: one row tells whether
+        they still are."""
+        if not self.several or self._knobs.balancer not in LATENCY_AWARE:
+            return False
+        return self._slowness.suspects(self.ready) and not self._slowness.suspects(self._capacity)
 
     def worth_waiting_s(self, batch_s: float, now: float, *, avoided: str) -> float:
         """How long a batch of `batch_s` may wait for a busy instance rather than start now on one that is slow; 0: not at all.
@@ -115,14 +127,14 @@ class InstancePool:
         return self._slowness.excess(self.ready, busy, now) * batch_s
 
     def release(self, instance: str, service_s: float, *, predicted_s: float, ok: bool, now: float) -> None:
-        """Its batch ended, well or not, after so many seconds."""
+        """Its batch ended, well or not, after so many seconds; `predicted_s` matters only if there are several instances."""
         self._in_flight[instance] -= 1
-        if len(self._capacity) == 1:  # nobody to compare it with, nobody to send its work to
+        if not self.several:  # nobody to compare it with, nobody to send its work to
             self.ready[instance] = None
             return
         self._balancer.observe(instance, service_s, ok=ok, now=now)
         if ok:
-            self._slowness.observe(instance, service_s / predicted_s, now)
+            self._slowness.observe(instance, service_s, predicted_s=predicted_s, now=now)
         if self._ejection.observe(instance, ok=ok, now=now):
             self._circuits_changed()
         else:
@@ -147,7 +159,7 @@ class InstancePool:
     def _look_again(self, instances: Iterable[str]) -> None:
         for instance in instances:
             room = self._in_flight[instance] < self._capacity[instance]
-            if room and (len(self._capacity) == 1 or self._ejection.available(instance)):
+            if room and (not self.several or self._ejection.available(instance)):
                 self.ready.setdefault(instance)
             else:
                 self.ready.pop(instance, None)

@@ -159,6 +159,8 @@ class SecondRuns:
 
     def still_wanted(self, tickets: list[Ticket]) -> list[Ticket]:
         """Those of a batch that ended whose clients wait; the others are forgotten."""
+        if not self._abandoned:
+            return tickets
         kept = self.not_abandoned(tickets)
         if len(kept) < len(tickets):
             self._abandoned.difference_update([ticket.id for ticket in tickets])

@@ -9,12 +9,13 @@ from math import exp
 from msgspec import Struct
 
 SLOW = 4.0  # times as long as the others' batches; machines that share cores differ by 2 to 3 from batch to batch
+PAUSE_S = 0.25  # no machine that can serve pauses for longer: one batch that was so much later tells enough
 DECAY_S = 10.0  # time constant with which slowness is forgotten, so that the instance is tried again (as in peak-EWMA)
 
 
 class _Record(Struct):
     last: float = 1.0  # batch time by predicted time of the latest batch
-    factor: float = 1.0  # of the last two batches the lesser one: a single late batch may be the machine's fault
+    factor: float = 1.0  # of the last two batches the lesser one: a batch late by less than PAUSE_S may be the machine's fault
     at: float = 0.0
 
 
@@ -24,10 +25,12 @@ class Slowness:
     def __init__(self) -> None:
         self._records: dict[str, _Record] = {}
 
-    def observe(self, instance: str, factor: float, now: float) -> None:
-        """A batch took `factor` times what was predicted for its size."""
+    def observe(self, instance: str, service_s: float, *, predicted_s: float, now: float) -> None:
+        """A batch took so many seconds, where `predicted_s` is what its size takes."""
         record = self._records.setdefault(instance, _Record())
-        record.factor = max(min(record.last, factor), 1.0)
+        factor = service_s / predicted_s
+        late = service_s - predicted_s > PAUSE_S
+        record.factor = max(factor if late else min(record.last, factor), 1.0)
         record.last = factor
         record.at = now
 
@@ -37,6 +40,10 @@ class Slowness:
         if record is None or record.factor <= SLOW:
             return 1.0
         return max(record.factor * exp((record.at - now) / DECAY_S), 1.0)
+
+    def suspects(self, instances: Iterable[str]) -> bool:
+        """All of them were slow when they last ran, however long ago."""
+        return all(instance in self._records and self._records[instance].factor > SLOW for instance in instances)
 
     def excess(self, idle: Iterable[str], busy: Iterable[str], now: float) -> float:
         """Predicted batch times that the best idle instance takes longer than the best busy one; 0 if it is not slow."""

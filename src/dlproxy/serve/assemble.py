@@ -3,8 +3,6 @@
 Called by serve/server.py (sockets) and serve/proxy.py (library). Not aware of: protocols.
 """
 
-import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
@@ -15,14 +13,8 @@ from types import MappingProxyType
 import msgspec
 from msgspec import Struct
 
-from dlproxy.config import SLEEP, ConfigError, ModelConfig, ServerConfig, TenantConfig
-from dlproxy.instance import Instance
-from dlproxy.instance.inline import InlineInstance
-from dlproxy.instance.runtime import Runtime
-from dlproxy.instance.runtime.onnx import OnnxRuntime
-from dlproxy.instance.runtime.sleep import SleepRuntime
-from dlproxy.instance.thread import ThreadInstance
-from dlproxy.instance.warmup import Calibration, calibrate
+from dlproxy.config import ConfigError, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Failure, Request
 from dlproxy.policy.arbiter import Arbiter
 from dlproxy.policy.knobs import LaneKnobs
@@ -30,6 +22,7 @@ from dlproxy.policy.lane import Lane
 from dlproxy.policy.quota import Quota, Quotas
 from dlproxy.serve.control import LaneControl
 from dlproxy.serve.driver import Driver
+from dlproxy.serve.hosting import Hosting, start_hosting, usable_cores
 from dlproxy.serve.layers import QuotaLayer
 from dlproxy.serve.turns import Turns
 from dlproxy.service import Service
@@ -37,11 +30,8 @@ from dlproxy.telemetry.event_log import Header, Recorder
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import ServedModel
 
-INLINE_BELOW_S = 200e-6  # a batch of one quicker than this runs on the loop: a hand-over to a thread costs 50 to 75 us
 INLINE_HOLD_S = 1e-3  # the loop may stand still this long at most: every other connection and model waits meanwhile
-MANY_THREADS_ABOVE_S = 2e-3  # quicker models stay at one thread and are not loaded twice to find out
 EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
-MANY_THREADS_GAIN = 1.2  # further threads must make a batch of one this much quicker to be kept
 
 
 class LoadedModel(Struct):
@@ -50,20 +40,10 @@ class LoadedModel(Struct):
     served: ServedModel
     driver: Driver
     lane: Lane
-    calibration: Calibration
-    inline: bool
-    threads: int
+    hosting: Hosting
     instances: int
     recorder: Recorder | None
-    control: "LaneControl"
-
-
-class WarmModel(Struct):
-    """A model that is loaded and calibrated. `threads`: those of ONNX Runtime."""
-
-    runtime: Runtime
-    calibration: Calibration
-    threads: int
+    control: LaneControl
 
 
 class LanePlan(Struct, frozen=True):
@@ -81,10 +61,10 @@ def plan_lane(
     calibration: Calibration,
     *,
     batched: bool,
+    inline: bool,
     tenants: Mapping[str, TenantConfig] = EMPTY,
 ) -> LanePlan:
     """The lane's knobs, what it knows of latency at the start, and its instances' names."""
-    inline = _runs_inline(config, calibration)
     knobs = LaneKnobs(
         max_batch=config.max_batch if batched else 1,
         max_queue_rows=config.max_queue_rows,
@@ -117,9 +97,11 @@ async def load_model(
     clock: Callable[[], float] = monotonic,
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ModelError if it cannot be loaded."""
-    warm = await asyncio.to_thread(warm_up, config)
-    runtime, calibration, signature = warm.runtime, warm.calibration, warm.runtime.signature
-    plan = plan_lane(name, config, calibration, batched=signature.batched, tenants=tenants)
+    hosting = await start_hosting(name, config)
+    signature = hosting.signature
+    if hosting.most_rows is not None:
+        config = msgspec.structs.replace(config, max_batch=min(config.max_batch, hosting.most_rows))
+    plan = plan_lane(name, config, hosting.calibration, batched=signature.batched, inline=hosting.inline, tenants=tenants)
     lane = Lane(plan.knobs, plan.prior)
     recorder = None
     if event_log is not None:
@@ -134,10 +116,9 @@ async def load_model(
         stats=stats,
         clock=clock,
     )
-    for instance in plan.instances:
-        driver.add_instance(_instance(instance, runtime, inline=plan.inline))
+    hosting.attach(driver)
 
-    control = LaneControl(config, lane, driver, plan.knobs)
+    control = LaneControl(config, lane, driver, plan.knobs, hosting)
     served = ServedModel(
         name=name,
         version=config.version,
@@ -157,9 +138,7 @@ async def load_model(
         served=served,
         driver=driver,
         lane=lane,
-        calibration=calibration,
-        inline=plan.inline,
-        threads=warm.threads,
+        hosting=hosting,
         instances=len(plan.instances),
         recorder=recorder,
         control=control,
@@ -191,8 +170,8 @@ def share_cores(models: Sequence[LoadedModel], server: ServerConfig, *, clock: C
     A batch takes as many cores as it has threads, or all of them. Batches that run on the event loop take no turns: the
     loop runs one at a time as it is.
     """
-    cores = server.cores or _usable_cores()
-    sharing = [(model, min(model.threads, cores)) for model in models if not model.inline]
+    cores = server.cores or usable_cores()
+    sharing = [(model, min(model.hosting.cores, cores)) for model in models if model.hosting.cores and not model.hosting.inline]
     busiest = sum(need * model.instances for model, need in sharing)
     if not sharing or server.arbiter == "off" or (server.arbiter == "auto" and (len(sharing) < 2 or busiest <= cores)):
         return False
@@ -213,50 +192,6 @@ def share_cores(models: Sequence[LoadedModel], server: ServerConfig, *, clock: C
 async def unload_model(model: LoadedModel, drain_s: float) -> None:
     """Finish what is under way, stop the instances, close the recording."""
     await model.driver.stop(drain_s)
+    await model.hosting.stop()
     if model.recorder is not None:
         model.recorder.close()
-
-
-def warm_up(config: ModelConfig) -> WarmModel:
-    """Load and calibrate. Blocks for as long as that takes. Raises ModelError."""
-    warm = _calibrated(config)
-    if not warm.calibration.independent_rows:
-        warm.runtime.signature = msgspec.structs.replace(warm.runtime.signature, batched=False)
-    return warm
-
-
-def _calibrated(config: ModelConfig) -> WarmModel:
-    """With `threads` 0, more than one thread is used only if that is measured to pay."""
-    if config.path.startswith(SLEEP):
-        sleeper = SleepRuntime(config.path)
-        return WarmModel(sleeper, calibrate(sleeper), 1)
-    path, threads = Path(config.path), config.threads
-    runtime = OnnxRuntime(path, threads=threads or 1)
-    warm = WarmModel(runtime, calibrate(runtime), threads or 1)
-    cores = _usable_cores()
-    single_s = warm.calibration.single_s
-    if threads or cores == 1 or single_s is None or single_s < MANY_THREADS_ABOVE_S:
-        return warm
-    wide = OnnxRuntime(path, threads=cores)
-    calibration = calibrate(wide)
-    if calibration.single_s is not None and calibration.single_s * MANY_THREADS_GAIN < single_s:
-        return WarmModel(wide, calibration, cores)
-    return warm
-
-
-def _runs_inline(config: ModelConfig, calibration: Calibration) -> bool:
-    if config.run != "auto":
-        return config.run == "inline"
-    single_s = calibration.single_s
-    return config.instances == 1 and single_s is not None and single_s < INLINE_BELOW_S
-
-
-def _instance(name: str, runtime: Runtime, *, inline: bool) -> Instance:
-    """Instances of one model share its session: ONNX Runtime sessions take concurrent calls, and the weights exist once."""
-    return InlineInstance(name, runtime) if inline else ThreadInstance(name, runtime)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

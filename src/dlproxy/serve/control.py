@@ -10,10 +10,13 @@ from typing import Any
 import msgspec
 
 from dlproxy.config import ConfigError, ModelConfig, check_slo, check_sticky, explain
+from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.serve.driver import Driver
+from dlproxy.serve.hosting import Hosting
 
+MOST_INSTANCES = 256  # as the knob `instances` has it
 CHANGEABLE = (
     *("slo", "max_batch", "max_queue_rows", "max_wait_s", "discipline", "starvation_s", "ageing_s", "balancer"),
     *("slow_start_s", "codel_target_s", "adaptive_limit", "retry_budget", "hedge", "eject_after"),
@@ -23,7 +26,10 @@ CHANGEABLE = (
 class LaneControl:
     """A ModelControl. What is changed here is lost when the process ends; dlproxy.toml is what it starts with."""
 
-    def __init__(self, config: ModelConfig, lane: Lane, driver: Driver, knobs: LaneKnobs) -> None:
+    def __init__(
+        self, config: ModelConfig, lane: Lane, driver: Driver, knobs: LaneKnobs, hosting: Hosting | None = None
+    ) -> None:
+        self._hosting = hosting
         self._config = msgspec.structs.replace(config, max_batch=knobs.max_batch)  # 1 where the model has no batch axis
         self._lane = lane
         self._driver = driver
@@ -66,6 +72,15 @@ class LaneControl:
         self._config = config
         values = {name: getattr(config, name) for name in CHANGEABLE if name != "slo"}
         self.turn_knobs(slo_s=config.slo_s, **values)
+
+    async def scale(self, count: int) -> None:
+        """Run so many instances; returns when they are up, or gone. Raises ConfigError, also if one cannot be started."""
+        if self._hosting is None or count < 0 or count > MOST_INSTANCES:
+            raise ConfigError(f"instances {count} is impossible; give 0 to {MOST_INSTANCES}")
+        try:
+            await self._hosting.scale(count)
+        except ModelError as error:
+            raise ConfigError(str(error)) from None
 
     def turn_knobs(self, **values: Any) -> None:
         """New values of LaneKnobs, unchecked."""

@@ -25,6 +25,7 @@ from dlproxy.policy.events import (
     Dispatch,
     Event,
     InstanceLost,
+    InstanceRetired,
     InstanceUp,
     KnobsChanged,
     PassTurn,
@@ -122,7 +123,7 @@ class Driver:
     def add_instance(self, instance: Instance) -> None:
         """From now on the lane may dispatch to it."""
         self._instances[instance.name] = instance
-        self._tell_lane(InstanceUp(instance.name))
+        self._tell_lane(InstanceUp(instance.name, instance.capacity))
 
     def lose_instance(self, name: str, reason: str) -> None:
         """The instance has died; what it ran is retried elsewhere or fails."""
@@ -132,6 +133,11 @@ class Driver:
         self._tell_lane(InstanceLost(name, reason))
         for flight in flights:
             self._release(flight, self._clock() - flight.dispatched_at)
+
+    def retire_instance(self, name: str) -> None:
+        """No more batches for it; one that runs is let finish. Unknown names are ignored."""
+        if self._instances.pop(name, None) is not None:
+            self._tell_lane(InstanceRetired(name))
 
     def take_turns(self, turns: Turns, needs: Mapping[str, float]) -> None:
         """Batches need so much of the machine's resources each; before the lane's knobs say that it is arbitrated."""

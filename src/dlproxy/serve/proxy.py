@@ -27,7 +27,7 @@ class Model:
 
     def __init__(self, path: str | Path, *, name: str = "", slo: str = "", **settings: Any) -> None:
         """Raises ConfigError for an unknown setting or a value out of its range."""
-        self.name = name or Path(path).stem
+        self.name = name or Path(path).stem.partition(":")[0]
         parse_slo(slo)
         try:
             self.config = msgspec.convert({"path": str(path), "slo": slo, **settings}, ModelConfig)

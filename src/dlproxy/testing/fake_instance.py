@@ -27,6 +27,7 @@ class FakeInstance:
     """
 
     inline = False
+    capacity = 1
 
     def __init__(self, name: str, runtime: Runtime, *, service_s: Callable[[int], float] | None = None) -> None:
         self.name = name

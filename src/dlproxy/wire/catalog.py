@@ -19,6 +19,10 @@ class ModelControl(Protocol):
         """JSON: the knobs that hold, what waits and runs, and how every instance is."""
         ...
 
+    async def scale(self, count: int) -> None:
+        """Run so many instances; returns when they are up, or gone. Raises ConfigError."""
+        ...
+
     def change(self, changes: Mapping[str, Any]) -> None:
         """New values for knobs of [models.NAME], for queued requests too. Raises ConfigError and then changes nothing."""
         ...

@@ -6,7 +6,7 @@ No inference passes here. Called by serve/server.py. Not aware of: the inference
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -20,14 +20,17 @@ from starlette.routing import Route
 from dlproxy.config import ConfigError
 from dlproxy.message import InferenceError
 from dlproxy.telemetry import prometheus
-from dlproxy.wire.catalog import Catalog, ServedModel
+from dlproxy.wire.catalog import Catalog, ModelControl, ServedModel
+
+Action = Callable[[ModelControl, dict[str, Any]], Awaitable[None]]
 
 MOST_BODY = 64 * 1024  # bytes of a change of knobs
 
 
 def control_app(catalog: Catalog, connections: Callable[[], int]) -> Starlette:
     """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state),
-    /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued requests too).
+    /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued requests too), and POST to
+    /models/NAME/scale with {"instances": N}.
     """
     registry = prometheus.registry(catalog, connections)
 
@@ -42,17 +45,10 @@ def control_app(catalog: Catalog, connections: Callable[[], int]) -> Starlette:
         return JSONResponse([_state(model) for model in catalog])
 
     async def model(request: Request) -> Response:
-        try:
-            found = catalog.get(request.path_params["name"], request.query_params.get("version", ""))
-            if request.method == "PATCH":
-                _change(found, await _body(request))
-        except InferenceError as error:
-            return JSONResponse({"error": error.failure.message}, status_code=404)
-        except ConfigError as error:
-            return JSONResponse({"error": str(error)}, status_code=400)
-        except ClientDisconnect:
-            return Response(status_code=400)  # which nobody reads
-        return JSONResponse(_state(found))
+        return await _answer(catalog, request, _change if request.method == "PATCH" else None)
+
+    async def scale(request: Request) -> Response:
+        return await _answer(catalog, request, _scale)
 
     return Starlette(
         routes=[
@@ -60,6 +56,7 @@ def control_app(catalog: Catalog, connections: Callable[[], int]) -> Starlette:
             Route("/healthz", healthz),
             Route("/models", models),
             Route("/models/{name}", model, methods=["GET", "PATCH"]),
+            Route("/models/{name}/scale", scale, methods=["POST"]),
         ]
     )
 
@@ -79,16 +76,42 @@ async def _body(request: Request) -> bytes:
     return body
 
 
-def _change(model: ServedModel, body: bytes) -> None:
+async def _answer(catalog: Catalog, request: Request, act: Action | None) -> Response:
+    """The state of the model that the path names, after what was asked for was done."""
     try:
-        changes = msgspec.json.decode(body)
+        found = catalog.get(request.path_params["name"], request.query_params.get("version", ""))
+        if act is not None:
+            if found.control is None:
+                raise ConfigError(f"model '{found.name}' cannot be changed")
+            await act(found.control, _object(await _body(request)))
+    except InferenceError as error:
+        return JSONResponse({"error": error.failure.message}, status_code=404)
+    except ConfigError as error:
+        return JSONResponse({"error": str(error)}, status_code=400)
+    except ClientDisconnect:
+        return Response(status_code=400)  # which nobody reads
+    return JSONResponse(_state(found))
+
+
+async def _change(control: ModelControl, changes: dict[str, Any]) -> None:
+    control.change(changes)
+
+
+async def _scale(control: ModelControl, wanted: dict[str, Any]) -> None:
+    count = wanted.get("instances")
+    if len(wanted) != 1 or not isinstance(count, int) or isinstance(count, bool):
+        raise ConfigError('scale takes {"instances": N}')
+    await control.scale(count)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        found = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"the body is not JSON: {error}") from None
-    if not isinstance(changes, dict):
-        raise ConfigError('the body is no object of knobs, such as {"discipline": "edf"}')
-    if model.control is None:
-        raise ConfigError(f"model '{model.name}' cannot be changed")
-    model.control.change(changes)
+    if not isinstance(found, dict):
+        raise ConfigError('the body is no object, such as {"discipline": "edf"}')
+    return found
 
 
 class _EmbeddedServer(uvicorn.Server):

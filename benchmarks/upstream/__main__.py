@@ -1,0 +1,113 @@
+"""dlproxy in front of a real Triton, beside Triton asked directly: `python -m benchmarks.upstream`.
+
+Triton is PyTriton's, with its Python backend and its own dynamic batching. All servers share one core, the load has another.
+Exits with 1 if an answer is wrong or the ratio of the rates at 64 connections misses its goal.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.interrupts import EXIT_INTERRUPTED, interrupt_once
+from benchmarks.machine import describe_machine, summary
+from benchmarks.peers import MAX_BATCH, venvs
+from benchmarks.peers.registry import DLPROXY, PEERS, Launch, System
+from benchmarks.peers.running import Running, question_for, run_system
+from benchmarks.peers.workloads import WORKLOADS, Workload, model_path
+from benchmarks.processes import BenchmarkError, Children, Cores, choose_cores, stay_off_the_servers_core
+from benchmarks.wrk import Figures, wrk_is_installed
+
+GOAL = 1.0
+GOAL_WORKLOAD = "mlp64"
+WARM_UP_SECONDS = 1
+TRITON = next(peer for peer in PEERS if peer.name == "pytriton")
+
+
+def _front(port: int, capacity: int) -> System:
+    """dlproxy over the Triton that listens on this port."""
+
+    def command(launch: Launch) -> list[str]:
+        url = f"http://127.0.0.1:{port}/v2/models/model"
+        return [sys.executable, "-m", "benchmarks.upstream.front", url, str(launch.port), str(MAX_BATCH), str(capacity)]
+
+    return replace(DLPROXY, title="dlproxy before Triton", command=command)
+
+
+def _load(side: Running, workload: Workload, seconds: int, cores: Cores, folder: Path) -> Figures:
+    side.settle()
+    return side.load(workload, seconds, cores, folder)
+
+
+def _ratio(sides: Sequence[Running], workload: Workload, options: argparse.Namespace, cores: Cores, folder: Path) -> float:
+    """Median over the pairs of the rate through dlproxy by the direct one; Triton, which both need, is never paused."""
+    for side in sides:
+        _load(side, workload, WARM_UP_SECONDS, cores, folder)
+    ratios = []
+    for number in range(options.repeats):
+        order = sides if number % 2 else sides[::-1]
+        figures = {side.port: _load(side, workload, options.seconds, cores, folder) for side in order}
+        direct, through = (figures[side.port] for side in sides)
+        ratios.append(through.requests_per_s / direct.requests_per_s)
+        print(f"  direct {_words(direct)}   through dlproxy {_words(through)}   ratio {ratios[-1]:.2f}", flush=True)
+    return statistics.median(ratios)
+
+
+def _words(figures: Figures) -> str:
+    return f"{figures.requests_per_s:,.0f}/s, p50 {figures.p50_ms:.2f} ms, p99 {figures.p99_ms:.2f} ms"
+
+
+def _measure(options: argparse.Namespace, cores: Cores, folder: Path, children: Children) -> bool:
+    venvs.ensure(TRITON, children, fresh=False)
+    versions = venvs.versions(TRITON)
+    print(f"nvidia-pytriton {versions['nvidia-pytriton']}: {TRITON.batching}; dlproxy: {options.capacity} batches under way")
+    stay_off_the_servers_core(cores)
+    reached = True
+    for name in options.workloads:
+        workload = WORKLOADS[name]
+        model = model_path(workload.model)
+        question = question_for(model)
+        with (
+            run_system(TRITON, model, question, children, cores.server) as triton,
+            run_system(_front(triton.port, options.capacity), model, question, children, cores.server) as front,
+        ):
+            apart = triton.check(), front.check()
+            print(f"{workload.title}: answers differ from ONNX Runtime's by {apart[0]:.1g} direct, {apart[1]:.1g} through")
+            ratio = _ratio([triton, front], workload, options, cores, folder)
+        goal = f" (goal: more than {GOAL:g})" if name == GOAL_WORKLOAD else ""
+        print(f"{workload.title}: through dlproxy / direct {ratio:.2f}{goal}", flush=True)
+        reached = reached and (name != GOAL_WORKLOAD or ratio > GOAL)
+    return reached
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.upstream", description=__doc__)
+    parser.add_argument("--workloads", type=lambda text: text.split(","), default=[GOAL_WORKLOAD], help="such as mlp64,cnn64")
+    parser.add_argument("--seconds", type=int, default=4, help="of each load (default 4)")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs of loads (default 5)")
+    parser.add_argument("--capacity", type=int, default=2, help="batches under way to Triton at a time (default 2)")
+    options = parser.parse_args(arguments)
+    unknown = set(options.workloads) - set(WORKLOADS)
+    if unknown:
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
+    if not wrk_is_installed():
+        print("wrk is not installed; on Debian: apt-get install wrk", file=sys.stderr)
+        return 2
+    interrupt_once()
+    cores = choose_cores()
+    print(summary(describe_machine(cores)))
+    try:
+        with tempfile.TemporaryDirectory(prefix="dlproxy-upstream-") as folder, Children(Path(folder)) as children:
+            return 0 if _measure(options, cores, Path(folder), children) else 1
+    except BenchmarkError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Runs batches in a process of its own, so that a model which crashes, hangs or holds the GIL harms nobody else.
+
+Started and stopped by serve/supervisor.py, given batches by serve/driver.py. Not aware of: other instances, restarts.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
+
+from msgspec import Struct
+
+from dlproxy.instance.batch import BatchResult
+from dlproxy.instance.process.child import THREAD_COUNTS, Child
+from dlproxy.instance.process.messages import Done, Load, Loaded, NotLoaded, Report, Run, Stop
+from dlproxy.instance.process.slots import OutputSlots, Slot, create_slots, write_inputs
+from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.specs import PythonSpec
+from dlproxy.instance.warmup import Calibration
+from dlproxy.message import Request, Signature
+
+log = logging.getLogger(__name__)
+
+
+class WorkerSettings(Struct, frozen=True, kw_only=True):
+    """How a worker process lives. 0 or empty means no limit, or what the system chooses."""
+
+    warm_up: bool = False
+    """Run made-up batches before it counts as ready; see `ProcessInstance.calibration`."""
+    threads: int = 0
+    """OMP_NUM_THREADS and its like, for runtimes that take their number of threads from there."""
+    cores: tuple[int, ...] = ()
+    """The cores that it may run on, by number."""
+    environment: Mapping[str, str] = {}
+    """Further variables, such as CUDA_VISIBLE_DEVICES."""
+    memory_limit_bytes: int = 0
+    """What the process may allocate; shared slots, code and files that are mapped do not count."""
+    max_slot_bytes: int = 256 * 2**20
+    """Inputs of a batch, or outputs: four times the largest body that the server takes by default."""
+    batch_timeout_s: float = 120.0
+    """A batch that takes longer has hung (TorchServe's default_response_timeout)."""
+    start_timeout_s: float = 300.0
+    """Large models are read from slow disks."""
+    stop_timeout_s: float = 10.0
+    """How long a worker without work may take to end."""
+
+
+class ProcessInstance:
+    """One worker process, one batch at a time, one life: once it is lost or stopped, make another.
+
+    Not before `start` has returned does it take batches. `on_lost` is called once, on the event loop, with the reason, if the
+    process ends without having been told to; `done` of a batch that ran then is never called.
+    """
+
+    inline = False
+    capacity = 1
+
+    def __init__(self, name: str, spec: PythonSpec, settings: WorkerSettings | None = None) -> None:
+        self.name = name
+        self.on_lost: Callable[[str], None] | None = None
+        self.calibration: Calibration | None = None
+        """What warm-up found, if it was asked for; rows that depend on each other make the signature one without batches."""
+        self._spec = spec
+        self._settings = settings or WorkerSettings()
+        self._child: Child | None = None
+        self._slots: list[Slot] = []
+        self._signature: Signature | None = None
+        self._loading: asyncio.Future[Signature] | None = None
+        self._done: Callable[[BatchResult], None] | None = None
+        self._output = 0  # the slot for the running batch's
+        self._began_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._ended = asyncio.Event()
+        self._may_end = False
+
+    @property
+    def pid(self) -> int | None:
+        """Of the worker, while there is one."""
+        return None if self._child is None or self._ended.is_set() else self._child.pid
+
+    async def start(self) -> Signature:
+        """Start the process and wait until its model is loaded. Raises ModelError in the worker's own words if it is not.
+
+        Cancelling it ends the process.
+        """
+        assert self._child is None, f"{self.name} has had its life; make another instance"
+        settings = self._settings
+        self._loop = asyncio.get_running_loop()
+        self._loading = self._loop.create_future()
+        threads = dict.fromkeys(THREAD_COUNTS, str(settings.threads)) if settings.threads else {}
+        try:
+            self._slots = create_slots(settings.max_slot_bytes)
+            self._outputs = OutputSlots(self._slots[1:])
+            self._child = Child(
+                self.name,
+                [slot.fd for slot in self._slots],
+                environment={**threads, **settings.environment},
+                on_report=self._on_report,
+                on_exit=self._on_exit,
+            )
+        except OSError as error:
+            self._close_slots()
+            raise ModelError(f"{self.name}: cannot start a process: {error}") from error
+        try:
+            self._child.send(
+                Load(self._spec, settings.warm_up, settings.cores, settings.memory_limit_bytes, settings.max_slot_bytes)
+            )
+            async with asyncio.timeout(settings.start_timeout_s):
+                self._signature = await self._loading
+        except BaseException as error:
+            self._may_end = True
+            said = self._last_words()  # before it is killed, and says no more
+            self._child.kill("it was not needed any more")
+            await self._ended.wait()
+            if not isinstance(error, TimeoutError):
+                raise
+            message = f"{self.name}: did not load its model within {settings.start_timeout_s:g} s (start_timeout_s){said}"
+            raise ModelError(message) from None
+        return self._signature
+
+    def run(self, requests: Sequence[Request], done: Callable[[BatchResult], None]) -> None:
+        assert self._done is None, f"{self.name} got a batch while it runs one"
+        child, signature = self._child, self._signature
+        assert child is not None, f"{self.name} got a batch before it was started"
+        assert signature is not None, f"{self.name} got a batch before it was ready"
+        self._began_at = perf_counter()
+        try:
+            parts = write_inputs(self._slots[0], signature.inputs, requests)
+        except Exception as error:
+            result = BatchResult([], 0.0, perf_counter() - self._began_at, str(error) or type(error).__name__)
+            self._loop.call_soon(done, result)
+            return
+        self._done = done
+        self._output = self._outputs.next
+        self._idle.clear()
+        self._timer = self._loop.call_later(self._settings.batch_timeout_s, self._hangs)
+        child.send(Run(parts, self._slots[0].size, self._output, self._outputs.slots[self._output].size))
+
+    async def stop(self) -> None:
+        """Let a running batch finish, then end the process: by asking it and, if it does not listen, by force."""
+        child = self._child
+        if child is None or self._ended.is_set():
+            return
+        if self._signature is None:
+            child.kill("it was stopped")
+        await self._idle.wait()
+        if not self._may_end:
+            self._may_end = True
+            child.send(Stop())
+        try:
+            async with asyncio.timeout(self._settings.stop_timeout_s):
+                await self._ended.wait()
+        except TimeoutError:
+            log.warning("%s: did not end within %g s, so it is killed", self.name, self._settings.stop_timeout_s)
+            child.kill("it did not stop")
+            await self._ended.wait()
+
+    def _hangs(self) -> None:
+        assert self._child is not None
+        self._done = None
+        self._child.kill(f"it did not finish a batch within {self._settings.batch_timeout_s:g} s (batch_timeout_s)")
+
+    # What the worker says
+
+    def _on_report(self, report: Report) -> None:
+        if isinstance(report, Done):
+            self._on_done(report)
+        elif self._loading is not None and not self._loading.done():
+            if isinstance(report, NotLoaded):
+                self._loading.set_exception(ModelError(report.reason))
+            elif isinstance(report, Loaded):
+                self.calibration = report.calibration
+                self._loading.set_result(report.signature)
+
+    def _on_done(self, report: Done) -> None:
+        done, timer, signature = self._done, self._timer, self._signature
+        assert done is not None
+        assert timer is not None
+        assert signature is not None
+        timer.cancel()
+        self._done = self._timer = None
+        self._idle.set()
+        error, outputs = report.error, []
+        if error is None:
+            try:
+                outputs = self._outputs.read(self._output, report.output_bytes, signature.outputs, report.outputs)
+            except Exception as problem:  # memory for the copy, or a worker whose memory the model has overwritten
+                error = f"the outputs cannot be read: {problem}"
+        elapsed_s = perf_counter() - self._began_at
+        done(BatchResult(outputs, report.compute_s, max(elapsed_s - report.compute_s, 0.0), error))
+
+    def _on_exit(self, how: str) -> None:
+        while_it = " while it ran a batch" if self._done is not None else ""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._done = self._timer = None
+        self._close_slots()
+        self._ended.set()
+        self._idle.set()
+        if self._loading is not None and not self._loading.done():
+            self._loading.set_exception(ModelError(f"{self.name}: {how} while it loaded its model{self._last_words()}"))
+        elif not self._may_end:
+            self._may_end = True
+            if self.on_lost is not None:
+                self.on_lost(how + while_it)
+
+    def _close_slots(self) -> None:
+        for slot in self._slots:
+            slot.close()
+
+    def _last_words(self) -> str:
+        assert self._child is not None
+        return f"; the last that it printed: {self._child.last_words}" if self._child.last_words else ""

@@ -1,0 +1,112 @@
+"""Calibrates a model that runs on an upstream: how long batches take there, network included, and whether rows are independent.
+
+Called by serve/assemble.py before the model is announced. Not aware of: lanes.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from time import perf_counter
+
+from dlproxy import tensors
+from dlproxy.instance.batch import Array, BatchResult
+from dlproxy.instance.remote.remote import RemoteInstance
+from dlproxy.instance.warmup import FREE_DIMS, Calibration, calibrate, made_up
+from dlproxy.message import Request, Tensor, Ticket
+
+SIZES = (1, 4, 16, 64)
+ROUNDS = 10
+BUDGET_S = 0.5  # no further round begins after it
+
+
+class BlockingUpstream:
+    """The upstream as a Runtime, for any thread but the one of `loop`, on which the instance lives."""
+
+    def __init__(self, instance: RemoteInstance, loop: asyncio.AbstractEventLoop) -> None:
+        self.signature = instance.model.signature
+        self._instance = instance
+        self._loop = loop
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Raises RuntimeError with the upstream's words."""
+        result = asyncio.run_coroutine_threadsafe(self._result(inputs), self._loop).result()
+        if result.error is not None:
+            raise RuntimeError(result.error)
+        return result.outputs
+
+    async def _result(self, inputs: Sequence[Array]) -> BatchResult:
+        given = [
+            Tensor(spec.name, spec.dtype, array.shape, tensors.to_bytes(spec.dtype, array))
+            for spec, array in zip(self.signature.inputs, inputs, strict=True)
+        ]
+        future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
+        request = Request(Ticket(0, 0.0, rows=inputs[0].shape[0] if inputs[0].shape else 1), "", given, ())
+        self._instance.run([request], future.set_result)
+        return await future
+
+
+async def calibrate_upstream(instance: RemoteInstance) -> Calibration:
+    """Takes about a second, or two batches of each size if that is longer.
+
+    Where made-up inputs do not suit the model, or the upstream goes meanwhile, its word on batching is taken. If its rows
+    turn out to depend on one another, the instance goes over to single requests.
+    """
+    runtime = BlockingUpstream(instance, asyncio.get_running_loop())
+    reason = "made-up inputs do not suit the model"
+    try:
+        calibration = await asyncio.to_thread(_calibrated, runtime, instance.model.max_batch)
+    except RuntimeError as error:
+        reason = str(error)
+    else:
+        if calibration.points:
+            if runtime.signature.batched and not calibration.independent_rows:
+                instance.go_single()
+            return calibration
+    return Calibration((), instance.model.signature.batched, f"the upstream's latency is learned in service: {reason}")
+
+
+def _calibrated(runtime: BlockingUpstream, max_batch: int | None) -> Calibration:
+    calibration = calibrate(runtime)
+    if not calibration.independent_rows or not calibration.points:
+        return calibration
+    most = min(max_batch or SIZES[-1], SIZES[-1])
+    return Calibration(_points(runtime, [size for size in SIZES if size <= most]), True)
+
+
+def _points(runtime: BlockingUpstream, sizes: list[int]) -> tuple[tuple[int, float], ...]:
+    """The least time of each size; a larger batch bounds what a smaller one takes.
+
+    Sizes take turns: noise of a network or a busy server outlasts a batch, and would else look like a slope.
+    """
+    free = _working_size(runtime)
+    least: dict[int, float] = {}
+    began_at = perf_counter()
+    for turn in range(ROUNDS):
+        if turn > 1 and perf_counter() - began_at > BUDGET_S:
+            break
+        for rows in sizes:
+            inputs = made_up(runtime.signature.inputs, rows, free)
+            started_at = perf_counter()
+            try:
+                runtime.run(inputs)
+            except RuntimeError:
+                if rows == 1:
+                    raise
+                sizes = [size for size in sizes if size < rows]  # too large for the upstream; in service such a batch is halved
+                break
+            least[rows] = min(least.get(rows, float("inf")), perf_counter() - started_at)
+    bound, points = float("inf"), []
+    for rows in sorted(least, reverse=True):
+        bound = min(bound, least[rows])
+        points.append((rows, bound))
+    return tuple(reversed(points))
+
+
+def _working_size(runtime: BlockingUpstream) -> int:
+    """What to take for open dimensions. Raises RuntimeError if the upstream, which took one before, takes none now."""
+    for free in FREE_DIMS[:-1]:
+        try:
+            runtime.run(made_up(runtime.signature.inputs, 1, free))
+        except RuntimeError:
+            continue
+        return free
+    return FREE_DIMS[-1]

@@ -1,0 +1,277 @@
+"""An instance whose batches run on another model server. Knows that server's health and says when it goes and comes.
+
+Made by serve/assemble.py. Not aware of: lanes; which protocol it is (codec.py).
+"""
+
+import asyncio
+import random
+import ssl
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import perf_counter
+
+import msgspec
+
+from dlproxy.instance.batch import BatchResult
+from dlproxy.instance.remote.address import Address
+from dlproxy.instance.remote.codec import Codec, UpstreamModel
+from dlproxy.instance.remote.failures import RemoteResult, UpstreamError, failed, refusal
+from dlproxy.instance.remote.health import Watch
+from dlproxy.instance.remote.http_client import HttpClient, Outcome, Reply, Server
+from dlproxy.instance.remote.oip import OipCodec
+from dlproxy.instance.remote.settings import RemoteSettings
+from dlproxy.instance.remote.tfs import TfsCodec
+from dlproxy.instance.runtime import ModelError
+from dlproxy.message import FailureKind, Request, Signature
+
+DEFAULTS = RemoteSettings()
+
+
+class RemoteInstance:
+    """Takes `capacity` batches at a time, over at most as many connections, and one more for checks.
+
+    `on_lost` and `on_up` are called on the event loop: the lane must no longer, or may again, dispatch to it. A batch that
+    fails because the upstream is gone is reported after `on_lost`. `described`: what `start` would find out.
+    """
+
+    inline = False
+
+    def __init__(
+        self,
+        name: str,
+        address: Address,
+        settings: RemoteSettings = DEFAULTS,
+        *,
+        described: UpstreamModel | None = None,
+        draw: Callable[[], float] | None = None,
+    ) -> None:
+        """Raises ModelError for settings that cannot be used."""
+        self.name = name
+        self.address = address
+        self.on_lost: Callable[[str], None] | None = None
+        self.on_up: Callable[[], None] | None = None
+        self._settings = settings
+        self._codec = _codec(address, settings)
+        self._server = Server(address.host, address.port, _tls(settings) if address.tls else None)
+        self._watch = Watch(
+            f"{name} ({address.authority})",
+            self._probe,
+            settings,
+            on_lost=self._tell_lost,
+            on_up=self._tell_up,
+            draw=draw or random.Random().random,
+        )
+        self._checks = self._client(1)
+        self._batches: HttpClient | None = None
+        self._model: UpstreamModel | None = None
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        if described is not None:
+            self._take(described)
+
+    # What it is
+
+    @property
+    def model(self) -> UpstreamModel:
+        """What the upstream said of its model. Known once it was started, or told."""
+        assert self._model is not None, f"{self.name} was not started"
+        return self._model
+
+    @property
+    def capacity(self) -> int:
+        """Batches under way at a time."""
+        return self._settings.slots(batched=self.model.signature.batched)
+
+    @property
+    def up(self) -> bool:
+        """As last seen."""
+        return self._watch.up
+
+    @property
+    def connections(self) -> int:
+        """Those open now, for batches and for checks."""
+        return self._checks.connections + (0 if self._batches is None else self._batches.connections)
+
+    # Instance
+
+    async def start(self) -> Signature:
+        """Ask the upstream what its model takes, and watch it from now on.
+
+        Raises UpstreamError if it cannot be used now, another ModelError for a model that cannot be served.
+        """
+        await self._check_ready()
+        self._take(await self._describe())
+        self._watch.start(up=True)
+        return self.model.signature
+
+    def start_lost(self, expected: UpstreamModel) -> None:
+        """It cannot be used now: watch for it; `on_up` is called once it serves this model."""
+        self._take(expected)
+        self._watch.start(up=False)
+
+    def run(self, requests: Sequence[Request], done: Callable[[BatchResult], None]) -> None:
+        started_at = perf_counter()
+        client, model = self._batches, self.model
+        assert client is not None
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            if len(requests) > 1 and not model.signature.batched:
+                raise UpstreamError("the upstream takes no batches", FailureKind.INVALID_ARGUMENT)
+            parts = self._codec.encode(model, requests)
+        except UpstreamError as error:
+            asyncio.get_running_loop().call_soon(self._report, done, failed(error, perf_counter() - started_at))
+            return
+        rows = sum([request.inputs[0].shape[0] for request in requests]) if model.signature.batched else 1
+        sent_at = perf_counter()
+        answered = partial(self._answered, done, rows, sent_at, sent_at - started_at)
+        client.call(parts, answered, timeout_s=self._settings.response_timeout_s)
+
+    async def stop(self) -> None:
+        await self._watch.stop()
+        await self._idle.wait()  # every batch ends within response_timeout_s
+        await self._checks.close()
+        if self._batches is not None:
+            await self._batches.close()
+
+    def go_single(self) -> None:
+        """Send each request alone from now on: its rows depend on one another."""
+        self._settings = msgspec.structs.replace(self._settings, batched=False)
+        self._codec = _codec(self.address, self._settings)
+        signature = msgspec.structs.replace(self.model.signature, batched=False)
+        self._take(msgspec.structs.replace(self.model, signature=signature))
+
+    # Batches
+
+    def _answered(
+        self, done: Callable[[BatchResult], None], rows: int, sent_at: float, batch_s: float, outcome: Outcome
+    ) -> None:
+        answered_at = perf_counter()
+        try:
+            if isinstance(outcome, UpstreamError):
+                raise outcome
+            if outcome.status != 200:
+                raise refusal(outcome.status, outcome.body, outcome.headers.get(b"retry-after"))
+            outputs = self._codec.decode(self.model, outcome, rows)
+        except UpstreamError as error:
+            self._went_wrong(error)
+            result = failed(error, batch_s)
+        else:
+            result = RemoteResult(outputs, answered_at - sent_at, batch_s + perf_counter() - answered_at)
+        self._report(done, result)
+
+    def _went_wrong(self, error: UpstreamError) -> None:
+        if error.gone:
+            self._watch.lost(str(error))
+        elif error.failure.kind is FailureKind.UNAVAILABLE:
+            self._watch.suspect()
+
+    def _report(self, done: Callable[[BatchResult], None], result: RemoteResult) -> None:
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._idle.set()
+        done(result)
+
+    # Health
+
+    async def _probe(self, was_lost: bool) -> None:
+        await self._check_ready()
+        if was_lost:
+            found, known = await self._describe(), self.model
+            smaller = found.max_batch is not None and (known.max_batch or found.max_batch + 1) > found.max_batch
+            if not found.same_as(known) or smaller:
+                raise ModelError("it has come back with another signature, or takes smaller batches; restart to use it")
+
+    async def _check_ready(self) -> None:
+        reply = await self._checks.fetch(self._codec.readiness, timeout_s=self._settings.check_timeout_s)
+        if not self._codec.is_ready(reply):
+            why = refusal(reply.status, reply.body, None) if reply.status != 200 else "the upstream says that it is not"
+            raise UpstreamError(f"the model is not ready: {why}", FailureKind.UNAVAILABLE, gone=True)
+
+    async def _describe(self) -> UpstreamModel:
+        replies: dict[str, Reply] = {}
+        for name, question in self._codec.questions.items():
+            replies[name] = await self._checks.fetch(question, timeout_s=self._settings.check_timeout_s)
+        return self._codec.described(replies)
+
+    def _tell_lost(self, reason: str) -> None:
+        if self.on_lost is not None:
+            self.on_lost(reason)
+
+    def _tell_up(self) -> None:
+        if self.on_up is not None:
+            self.on_up()
+
+    # Inside
+
+    def _take(self, model: UpstreamModel) -> None:
+        self._model = model
+        if self._batches is None:
+            self._batches = self._client(self.capacity)
+        self._batches.most = self.capacity
+
+    def _client(self, connections: int) -> HttpClient:
+        settings = self._settings
+        return HttpClient(
+            self._server,
+            connections=connections,
+            connect_timeout_s=settings.connect_timeout_s,
+            max_reply_bytes=settings.max_reply_bytes,
+            on_dropped=self._watch.suspect,
+        )
+
+
+async def start_upstreams(instances: Sequence[RemoteInstance]) -> UpstreamModel:
+    """Start the instances of one lane; those that cannot be used now are watched for, if another can.
+
+    Returns what holds for all: the signature, and the fewest rows that any takes. Raises ModelError if none can be used,
+    or if they do not serve the same model.
+    """
+    try:
+        return await _started(instances)
+    except BaseException:
+        await asyncio.gather(*(instance.stop() for instance in instances))
+        raise
+
+
+async def _started(instances: Sequence[RemoteInstance]) -> UpstreamModel:
+    outcomes = await asyncio.gather(*(instance.start() for instance in instances), return_exceptions=True)
+    missing = []
+    for instance, outcome in zip(instances, outcomes, strict=True):
+        if isinstance(outcome, UpstreamError):
+            missing.append((instance, outcome))
+        elif isinstance(outcome, ModelError):
+            raise ModelError(f"upstream {instance.address.authority}: {outcome}") from outcome
+        elif isinstance(outcome, BaseException):
+            raise outcome
+    if len(missing) == len(instances):
+        reasons = "; ".join(f"{instance.address.authority}: {error}" for instance, error in missing)
+        raise ModelError(f"no upstream can be used: {reasons}")
+    lost = {instance.name for instance, _ in missing}
+    found = [instance for instance in instances if instance.name not in lost]
+    first = found[0].model
+    for instance in found[1:]:
+        if not instance.model.same_as(first):
+            places = f"{found[0].address.authority} and {instance.address.authority}"
+            raise ModelError(f"upstreams {places} do not serve the same model: their inputs, outputs or batching differ")
+    known = [instance.model.max_batch for instance in found if instance.model.max_batch is not None]
+    model = msgspec.structs.replace(first, max_batch=min(known, default=None))
+    for instance, _ in missing:
+        instance.start_lost(model)
+    return model
+
+
+def _codec(address: Address, settings: RemoteSettings) -> Codec:
+    return OipCodec(address, settings) if address.protocol == "oip" else TfsCodec(address, settings)
+
+
+def _tls(settings: RemoteSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file or None)
+    except OSError as error:  # ssl.SSLError is one
+        raise ModelError(f"the authorities of {settings.ca_file} cannot be loaded: {error}") from None
+    if not settings.verify_tls:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -1,0 +1,35 @@
+"""What an operator may say about an upstream, beside its address. Read by every other file of this folder."""
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+BATCHED_CAPACITY = 2  # one batch computes there while the next is on its way: one alone leaves the model idle for a round trip
+SINGLE_CAPACITY = 8  # single requests under way to an upstream that takes no batches: its own queue must not run dry
+
+
+class RemoteSettings(Struct, frozen=True, kw_only=True):
+    """Seconds and bytes. `capacity`: batches under way at a time, 0 for 2, or 8 if the upstream takes no batches.
+
+    `batched`, `binary`: whether rows may be gathered and tensors sent as binary; None for what the upstream says of itself.
+    `fall`: failed checks in a row that take it out of service (as HAProxy's), if it is not plainly gone. `ca_file`: PEM of
+    the authorities to trust, empty for the system's. `verify_tls` False takes any certificate: for tests only.
+    """
+
+    capacity: int = 0
+    connect_timeout_s: float = 2.0
+    response_timeout_s: float = 60.0  # nginx's proxy_read_timeout
+    max_reply_bytes: int = 256 * 1024 * 1024
+    check_interval_s: float = 5.0  # nginx's and Traefik's default lies between 5 and 30 s; HAProxy's is 2 s
+    check_timeout_s: float = 2.0
+    recheck_s: float = 0.1  # after an error, and the first of the steps by which reconnecting backs off
+    fall: int = 2
+    batched: bool | None = None
+    binary: bool | None = None
+    ca_file: str = ""
+    verify_tls: bool = True
+    headers: Mapping[str, str] = {}
+
+    def slots(self, *, batched: bool) -> int:
+        """Batches under way at a time."""
+        return self.capacity or (BATCHED_CAPACITY if batched else SINGLE_CAPACITY)
