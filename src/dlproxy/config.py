@@ -75,7 +75,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         str,
         _knob(
             "the model: .onnx, .pt, .pt2, .keras, a SavedModel's folder, file.py:MyModel (relative to the configuration file's "
-            "folder), my_module:MyModel, the address of a model on another server, or sleep:base=10ms,row=1ms"
+            "folder), my_module:MyModel, addresses of models on other servers, or sleep:base=10ms,row=1ms"
         ),
     ]
     version: Annotated[str, _knob("the version that clients see", pattern="^[0-9]+$")] = "1"
@@ -103,7 +103,6 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 120.0
     memory_limit_mb: Annotated[int, _knob("MiB that a worker process may allocate; 0: no limit", ge=0)] = 0
     pin: Annotated[bool, _knob("keep each worker process on cores of its own")] = False
-    upstreams: Annotated[list[str], _knob("further servers with the same model, where path is the address of one")] = []
     upstream_headers: Annotated[dict[str, str], _knob("sent to other servers with each request, such as authorization")] = {}
     discipline: Annotated[
         Literal["edf", "fcfs", "sjf", "hrrn", "mlfq", "priority", "fair"],

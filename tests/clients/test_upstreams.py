@@ -11,7 +11,7 @@ import tritonclient.http as triton
 
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import BatchResult, Cutter
-from dlproxy.instance.remote import RemoteInstance, RemoteResult, parse_address, start_upstreams
+from dlproxy.instance.remote import RemoteInstance, parse_address, start_upstreams
 from dlproxy.message import DType, FailureKind, Request
 from dlproxy.testing import FakeRuntime
 from tests import models
@@ -35,11 +35,11 @@ async def _started(server: ServerProcess, model: str) -> AsyncIterator[RemoteIns
         await instance.stop()
 
 
-async def _run(instance: RemoteInstance, *requests: Request) -> RemoteResult:
+async def _run(instance: RemoteInstance, *requests: Request) -> BatchResult:
     future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
     instance.run(requests, future.set_result)
     result = await asyncio.wait_for(future, 60.0)
-    assert isinstance(result, RemoteResult)
+    assert isinstance(result, BatchResult)
     return result
 
 

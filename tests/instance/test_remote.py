@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from dlproxy.instance.batch import Array, BatchResult
-from dlproxy.instance.remote import RemoteInstance, RemoteResult, RemoteSettings, UpstreamError, parse_address, start_upstreams
+from dlproxy.instance.remote import RemoteInstance, RemoteSettings, UpstreamError, parse_address, start_upstreams
 from dlproxy.instance.remote.calibration import calibrate_upstream
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, FailureKind, Request, Signature, TensorSpec
@@ -69,11 +69,11 @@ def rows_of(*values: float) -> Request:
     return request(("x", DType.FP32, np.repeat(np.array(values, np.float32)[:, None], 2, axis=1)))
 
 
-async def run(instance: RemoteInstance, *requests: Request) -> RemoteResult:
+async def run(instance: RemoteInstance, *requests: Request) -> BatchResult:
     future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
     instance.run(requests, future.set_result)
     result = await asyncio.wait_for(future, 30.0)
-    assert isinstance(result, RemoteResult)
+    assert isinstance(result, BatchResult)
     return result
 
 

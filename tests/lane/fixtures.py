@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from dlproxy.message import Ticket
+from dlproxy.message import Failure, FailureKind, Ticket
 from dlproxy.policy.events import (
     Arrived,
     BatchDone,
@@ -85,8 +85,10 @@ class Script:
     def done(self, batch_id: int, at: float | None = None, *, service_s: float = 0.011) -> list[str]:
         return self.tell(BatchDone(batch_id, service_s), at)
 
-    def fail(self, batch_id: int, at: float | None = None) -> list[str]:
-        return self.tell(BatchDone(batch_id, 0.011, "the model raised ValueError"), at)
+    def fail(self, batch_id: int, at: float | None = None, kind: FailureKind | None = None) -> list[str]:
+        """The model's own failure, or one that another server classed as `kind`."""
+        error = "the model raised ValueError"
+        return self.tell(BatchDone(batch_id, 0.011, error, None if kind is None else Failure(kind, error)), at)
 
     def cancel(self, ticket_id: int, at: float | None = None) -> list[str]:
         return self.tell(Cancelled(ticket_id), at)

@@ -2,6 +2,8 @@
 
 import pytest
 
+from dlproxy.message import FailureKind
+
 from .fixtures import Script, knobs, remembered
 
 HEDGED = knobs(hedge=True)
@@ -32,6 +34,24 @@ def test_one_request_on_a_bad_instance_is_answered_by_another() -> None:
     assert lane.arrive(1) == ["run #1 on a: 1"]
     assert lane.fail(1) == ["run #2 on b: 1"]
     assert lane.done(2) == ["done #2: 1"]
+
+
+def test_what_another_server_had_no_room_for_runs_elsewhere_and_is_not_halved() -> None:
+    lane = Script(instances="ab")
+    lane.arrive(1, 2)
+    assert lane.fail(1, kind=FailureKind.UNAVAILABLE) == ["run #2 on b: 1 2"]
+    assert lane.fail(2, kind=FailureKind.OVERLOADED) == ["reject 1: overloaded", "reject 2: overloaded"]
+    assert remembered(lane.lane) == 0
+
+
+@pytest.mark.parametrize("kind", [FailureKind.INVALID_ARGUMENT, FailureKind.TOO_LARGE, FailureKind.UNSUPPORTED])
+def test_what_another_server_refused_is_halved_and_not_tried_elsewhere(kind: FailureKind) -> None:
+    lane = Script(instances="ab", lane_knobs=knobs(eject_after=1))
+    lane.arrive(1, 2)
+    assert lane.fail(1, kind=kind) == ["run #2 on a: 1", "run #3 on b: 2"]
+    assert lane.fail(2, kind=kind) == [f"reject 1: {kind.value}"]
+    assert lane.done(3) == ["done #3: 2"]
+    assert lane.circuits() == {"a": "closed", "b": "closed"}, "the server is well: it was the request"
 
 
 def test_one_bad_request_fails_after_its_second_try() -> None:

@@ -12,18 +12,22 @@ from numpy.typing import NDArray
 
 from dlproxy import tensors
 from dlproxy.instance.runtime import Runtime
-from dlproxy.message import Request, Signature, Tensor
+from dlproxy.message import Failure, Request, Signature, Tensor
 
 Array = NDArray[np.generic]
 
 
 class BatchResult(Struct):
-    """Outputs in signature order, or the reason why there are none. Times in seconds."""
+    """Outputs in signature order, or the reason why there are none. Times in seconds.
+
+    `failure`: the error with its kind, where another server said so; None is the model's own failure.
+    """
 
     outputs: list[Array]
     compute_s: float
     batch_s: float
     error: str | None = None
+    failure: Failure | None = None
 
 
 def run_batch(runtime: Runtime, requests: Sequence[Request]) -> BatchResult:

@@ -22,11 +22,15 @@ class Cancelled(Struct, tag="cancelled"):
 
 
 class BatchDone(Struct, tag="batch_done"):
-    """An instance finished a batch in `service_s` seconds; `error` says why it has no answers."""
+    """An instance finished a batch in `service_s` seconds; `error` says why it has no answers.
+
+    `failure`: the error as another server classed it; None is the model's own failure.
+    """
 
     batch_id: int
     service_s: float
     error: str | None = None
+    failure: Failure | None = None
 
 
 class InstanceUp(Struct, tag="instance_up"):

@@ -157,7 +157,8 @@ class Lane:
             return
         predicted_s = self.model.mean(batch.rows) if self.pool.several else 0.0
         if batch.instance in self.pool:  # else it was retired while it ran
-            self.pool.release(batch.instance, event.service_s, predicted_s=predicted_s, ok=event.error is None, now=now)
+            ok = event.error is None or _requests_fault(event.failure)
+            self.pool.release(batch.instance, event.service_s, predicted_s=predicted_s, ok=ok, now=now)
         if event.error is None:
             self.batching.observe(batch.rows, event.service_s, now)
         if batch.twin:
@@ -174,7 +175,7 @@ class Lane:
                     self._observe_limit(self._limit, tickets, now)
                 commands.append(Complete(event.batch_id, tickets))
         elif tickets:
-            self._failed(batch, tickets, event.error, now, commands)
+            self._failed(batch, tickets, event.failure or Failure(FailureKind.MODEL_FAILED, event.error), now, commands)
 
     def _instance_up(self, event: InstanceUp, now: float, commands: list[Command]) -> None:
         self.pool.add(event.instance, event.capacity, event.weight, now)
@@ -368,15 +369,20 @@ class Lane:
 
     # Second runs
 
-    def _failed(self, batch: _Running, tickets: list[Ticket], error: str, now: float, commands: list[Command]) -> None:
-        """The instance or one of the items is bad: try another instance once; then halve until a bad item stands alone."""
+    def _failed(self, batch: _Running, tickets: list[Ticket], failure: Failure, now: float, commands: list[Command]) -> None:
+        """The instance or one of the items is bad: try another instance once; then halve until a bad item stands alone.
+
+        Not elsewhere what another server refused as it is; not in halves what it had no capacity for.
+        """
         again, may_retry = self._again, self._knobs.retry_budget > 0.0
         fresh = may_retry and not any(again.ran_twice(ticket) for ticket in tickets)
-        if fresh and self.pool.has_other(batch.instance) and self._budget.spend(len(tickets), now):
+        elsewhere = fresh and not _requests_fault(failure) and self.pool.has_other(batch.instance)
+        divisible = failure.kind is FailureKind.MODEL_FAILED or _requests_fault(failure)
+        if elsewhere and self._budget.spend(len(tickets), now):
             again.add(tickets, avoided=batch.instance)
-        elif batch.size == 1 or not may_retry or not len(self.pool):
+        elif batch.size == 1 or not divisible or not may_retry or not len(self.pool):
             for ticket in tickets:
-                self._reject(ticket, Failure(FailureKind.MODEL_FAILED, error), commands)
+                self._reject(ticket, failure, commands)
         else:
             again.halve(tickets)
 
@@ -480,6 +486,15 @@ class Lane:
         if at < self._wake_at:  # an earlier wake-up looks again anyway
             self._wake_at = at
             commands.append(WakeAt(at))
+
+
+def _requests_fault(failure: Failure | None) -> bool:
+    """A request of the batch can never succeed as it is, wherever it runs."""
+    return failure is not None and failure.kind in (
+        FailureKind.INVALID_ARGUMENT,
+        FailureKind.TOO_LARGE,
+        FailureKind.UNSUPPORTED,
+    )
 
 
 def _order(knobs: LaneKnobs) -> tuple[object, ...]:

@@ -191,7 +191,7 @@ class Driver:
             flight.result = result
         self._finishing = True
         try:
-            self._tell_lane(BatchDone(batch_id, result.batch_s + result.compute_s, result.error))
+            self._tell_lane(BatchDone(batch_id, result.batch_s + result.compute_s, result.error, result.failure))
         finally:
             self._finishing = False
         flight = self._flights.pop(batch_id, None)

@@ -21,7 +21,7 @@ from dlproxy.instance.remote import (
     RemoteSettings,
     calibrate_upstream,
     is_address,
-    parse_address,
+    parse_addresses,
     start_upstreams,
 )
 from dlproxy.instance.runtime import ModelError, Runtime
@@ -251,8 +251,8 @@ async def _remote(name: str, config: ModelConfig) -> "RemoteHosting":
     if config.run not in ("auto", "remote"):
         raise ModelError(f"model {name} runs on another server ({config.path}): leave run = {config.run!r} out")
     settings = RemoteSettings(response_timeout_s=config.batch_timeout_s, headers=config.upstream_headers)
-    addresses = [config.path, *config.upstreams]
-    instances = [RemoteInstance(f"{name}-{number}", parse_address(text), settings) for number, text in enumerate(addresses)]
+    addresses = parse_addresses(config.path)
+    instances = [RemoteInstance(f"{name}-{number}", address, settings) for number, address in enumerate(addresses)]
     model = await start_upstreams(instances)
     try:
         calibration = await calibrate_upstream(next(instance for instance in instances if instance.up))
@@ -293,7 +293,7 @@ class RemoteHosting:
                 driver.add_instance(instance)
 
     async def scale(self, count: int) -> None:
-        raise ConfigError(f"model {self._name} runs on other servers: name them in upstreams")
+        raise ConfigError(f"model {self._name} runs on other servers: its path names them")
 
     async def stop(self) -> None:
         await asyncio.gather(*(instance.stop() for instance in self._instances))

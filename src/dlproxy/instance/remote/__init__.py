@@ -5,14 +5,13 @@ Not aware of: lanes, drivers, whoever serves beside it.
 
 from dlproxy.instance.remote.address import Address, is_address, parse_address, parse_addresses
 from dlproxy.instance.remote.calibration import calibrate_upstream
-from dlproxy.instance.remote.failures import RemoteResult, UpstreamError
+from dlproxy.instance.remote.failures import UpstreamError
 from dlproxy.instance.remote.remote import RemoteInstance, start_upstreams
 from dlproxy.instance.remote.settings import RemoteSettings
 
 __all__ = [
     "Address",
     "RemoteInstance",
-    "RemoteResult",
     "RemoteSettings",
     "UpstreamError",
     "calibrate_upstream",

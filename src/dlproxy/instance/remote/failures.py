@@ -39,19 +39,13 @@ class UpstreamError(ModelError):
         self.gone = gone
 
 
-class RemoteResult(BatchResult, kw_only=True):
-    """`failure`: the error with its kind. UNAVAILABLE and OVERLOADED say nothing about the batch, which another may run."""
-
-    failure: Failure | None = None
-
-
 class _ErrorBody(Struct):
     error: Any
 
 
-def failed(error: UpstreamError, batch_s: float) -> RemoteResult:
+def failed(error: UpstreamError, batch_s: float) -> BatchResult:
     """The result of a batch that has no answer."""
-    return RemoteResult([], 0.0, batch_s, str(error), failure=error.failure)
+    return BatchResult([], 0.0, batch_s, str(error), failure=error.failure)
 
 
 def refusal(status: int, body: bytes | bytearray, retry_after: bytes | None) -> UpstreamError:

@@ -15,7 +15,7 @@ import msgspec
 from dlproxy.instance.batch import BatchResult
 from dlproxy.instance.remote.address import Address
 from dlproxy.instance.remote.codec import Codec, UpstreamModel
-from dlproxy.instance.remote.failures import RemoteResult, UpstreamError, failed, refusal
+from dlproxy.instance.remote.failures import UpstreamError, failed, refusal
 from dlproxy.instance.remote.health import Watch
 from dlproxy.instance.remote.http_client import HttpClient, Outcome, Reply, Server
 from dlproxy.instance.remote.oip import OipCodec
@@ -158,7 +158,7 @@ class RemoteInstance:
             self._went_wrong(error)
             result = failed(error, batch_s)
         else:
-            result = RemoteResult(outputs, answered_at - sent_at, batch_s + perf_counter() - answered_at)
+            result = BatchResult(outputs, answered_at - sent_at, batch_s + perf_counter() - answered_at)
         self._report(done, result)
 
     def _went_wrong(self, error: UpstreamError) -> None:
@@ -167,7 +167,7 @@ class RemoteInstance:
         elif error.failure.kind is FailureKind.UNAVAILABLE:
             self._watch.suspect()
 
-    def _report(self, done: Callable[[BatchResult], None], result: RemoteResult) -> None:
+    def _report(self, done: Callable[[BatchResult], None], result: BatchResult) -> None:
         self._in_flight -= 1
         if not self._in_flight:
             self._idle.set()
