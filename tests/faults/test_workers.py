@@ -24,7 +24,7 @@ from dlproxy.serve.driver import Driver
 from dlproxy.serve.supervisor import Supervisor
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.tensors import to_bytes
-from tests.instance.process_models import EXIT, GATE, HANG, descriptors, model_at, no_children, wait_for_death
+from tests.instance.process_models import EXIT, GATE, HANG, children, descriptors, model_at, wait_for_death
 from tests.serve.rig import Reply
 
 HANG_S = 30.0
@@ -97,6 +97,7 @@ class Fleet:
 @pytest.fixture
 async def fleets() -> AsyncIterator[list[Fleet]]:
     """Stops them at the end; afterwards all is as it was before."""
+    children_before = children()
     before = descriptors()
     made: list[Fleet] = []
     yield made
@@ -104,7 +105,7 @@ async def fleets() -> AsyncIterator[list[Fleet]]:
         await fleet.stop()
     gc.collect()
     assert descriptors() == before
-    assert no_children()
+    assert children() == children_before
 
 
 def moody(fifo: Path | str = "") -> PythonSpec:
@@ -200,13 +201,13 @@ async def test_thirty_lives_leave_no_descriptor_no_process_and_no_mapping(fleets
 
     await one_life()
     gc.collect()
-    before = descriptors(), _slots_mapped()
+    before, children_before = (descriptors(), _slots_mapped()), children()
     for _ in range(10):
         await asyncio.gather(*(one_life() for _ in range(3)))
     gc.collect()
     assert (descriptors(), _slots_mapped()) == before
     assert _slots_mapped() == 0
-    assert no_children()
+    assert children() == children_before
 
 
 def test_workers_die_with_the_server_however_it_ends() -> None:
