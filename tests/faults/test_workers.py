@@ -24,7 +24,7 @@ from dlproxy.serve.driver import Driver
 from dlproxy.serve.supervisor import Supervisor
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.tensors import to_bytes
-from tests.instance.process_models import EXIT, GATE, HANG, children, descriptors, model_at, wait_for_death
+from tests.instance.process_models import EXIT, GATE, HANG, children, descriptors, model_at, soon_as_before, wait_for_death
 from tests.serve.rig import Reply
 
 HANG_S = 30.0
@@ -104,8 +104,8 @@ async def fleets() -> AsyncIterator[list[Fleet]]:
     for fleet in made:
         await fleet.stop()
     gc.collect()
-    assert descriptors() == before
-    assert children() == children_before
+    assert soon_as_before(descriptors, before)
+    assert soon_as_before(children, children_before)
 
 
 def moody(fifo: Path | str = "") -> PythonSpec:

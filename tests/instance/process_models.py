@@ -126,6 +126,12 @@ def children() -> set[int]:
     return found
 
 
+def soon_as_before(measure: Callable[[], object], before: object) -> bool:
+    """Whether what was there before is there again within two seconds: a leak stays, what is about to end does not."""
+    pause = threading.Event()
+    return any(measure() == before or pause.wait(0.02) for _ in range(100)) or measure() == before
+
+
 def wait_for_death(pid: int) -> None:
     """Blocks until this child has ended, and leaves it to be collected."""
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)

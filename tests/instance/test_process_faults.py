@@ -14,7 +14,7 @@ from dlproxy.instance.process.instance import ProcessInstance, WorkerSettings
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.specs import PythonSpec
 from tests.instance import process_models as m
-from tests.instance.process_models import children, descriptors, model_at, moody, request, wait_for_death
+from tests.instance.process_models import children, descriptors, model_at, moody, request, soon_as_before, wait_for_death
 from tests.instance.test_process import run, values
 
 HANG_S = 30.0
@@ -43,8 +43,8 @@ async def no_leaks() -> AsyncIterator[None]:
     """No test leaves a descriptor or a child process behind."""
     before, children_before = descriptors(), children()
     yield
-    assert descriptors() == before
-    assert children() == children_before
+    assert soon_as_before(descriptors, before)
+    assert soon_as_before(children, children_before)
 
 
 @pytest.mark.parametrize(
