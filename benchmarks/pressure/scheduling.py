@@ -43,12 +43,12 @@ def run(seed: int, requests: int = REQUESTS) -> list[Check]:
 
 
 def mixed(
-    seed: int, requests: int, *, mean_s: float, row_s: float, load: float, cv: float
+    seed: int, requests: int, *, mean_s: float, row_s: float, load: float, cv: float, most_s: float = MOST_S
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """When requests are due, in seconds, and their rows: Poisson, and log-normal sizes of this mean and CV below MOST_S."""
+    """When requests are due, in seconds, and their rows: Poisson, and log-normal sizes of this mean and CV up to most_s."""
     random = np.random.default_rng(seed)
     sigma = sqrt(log(1.0 + cv * cv))
-    sizes_s = np.minimum(random.lognormal(log(mean_s) - sigma * sigma / 2, sigma, requests), MOST_S)
+    sizes_s = np.minimum(random.lognormal(log(mean_s) - sigma * sigma / 2, sigma, requests), most_s)
     rows = np.maximum(np.rint(sizes_s / row_s), 1).astype(np.int64)
     return np.cumsum(random.exponential(float(rows.mean()) * row_s / load, requests)), rows
 

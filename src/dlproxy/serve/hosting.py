@@ -7,7 +7,7 @@ Not aware of: lanes, requests, protocols.
 import asyncio
 import os
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -15,15 +15,6 @@ from msgspec import Struct
 from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.instance import Instance
 from dlproxy.instance.inline import InlineInstance
-from dlproxy.instance.process.instance import ProcessInstance, WorkerSettings
-from dlproxy.instance.remote import (
-    RemoteInstance,
-    RemoteSettings,
-    calibrate_upstream,
-    is_address,
-    parse_addresses,
-    start_upstreams,
-)
 from dlproxy.instance.runtime import ModelError, Runtime
 from dlproxy.instance.runtime.formats import Kind, open_runtime, runtime_kind
 from dlproxy.instance.runtime.specs import PythonSpec
@@ -31,7 +22,10 @@ from dlproxy.instance.thread import ThreadInstance
 from dlproxy.instance.warmup import Calibration, calibrate
 from dlproxy.message import Signature
 from dlproxy.serve.driver import Driver
-from dlproxy.serve.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from dlproxy.instance.remote import RemoteInstance
+    from dlproxy.serve.supervisor import Supervisor
 
 INLINE_BELOW_S = 200e-6  # a batch of one quicker than this runs on the loop: a hand-over to a thread costs 50 to 75 us
 MANY_THREADS_ABOVE_S = 2e-3  # quicker models stay at one thread and are not loaded twice to find out
@@ -70,7 +64,7 @@ class Hosting(Protocol):
 
 async def start_hosting(name: str, config: ModelConfig) -> Hosting:
     """Load and calibrate a model where its configuration says. Raises ModelError."""
-    if is_address(config.path):
+    if "://" in config.path:
         return await _remote(name, config)
     kind = await asyncio.to_thread(runtime_kind, config.path)
     if config.run == "process" or (config.run == "auto" and kind in OF_OTHERS):
@@ -184,6 +178,9 @@ class LocalHosting:
 
 
 async def _processes(name: str, config: ModelConfig, kind: Kind) -> "ProcessHosting":
+    from dlproxy.instance.process.instance import ProcessInstance, WorkerSettings  # most servers start without these
+    from dlproxy.serve.supervisor import Supervisor
+
     cores = usable_cores()
     threads = config.threads or max(cores // config.instances, 1)
     options = {
@@ -224,7 +221,7 @@ class ProcessHosting:
     inline = False
     most_rows: int | None = None
 
-    def __init__(self, supervisor: Supervisor, signature: Signature, calibration: Calibration, cores: int) -> None:
+    def __init__(self, supervisor: "Supervisor", signature: Signature, calibration: Calibration, cores: int) -> None:
         self.signature = signature
         self.calibration = calibration
         self.cores = cores
@@ -248,6 +245,8 @@ class ProcessHosting:
 
 
 async def _remote(name: str, config: ModelConfig) -> "RemoteHosting":
+    from dlproxy.instance.remote import RemoteInstance, RemoteSettings, calibrate_upstream, parse_addresses, start_upstreams
+
     if config.run not in ("auto", "remote"):
         raise ModelError(f"model {name} runs on another server ({config.path}): leave run = {config.run!r} out")
     settings = RemoteSettings(response_timeout_s=config.batch_timeout_s, headers=config.upstream_headers)
@@ -274,7 +273,7 @@ class RemoteHosting:
     def __init__(
         self,
         name: str,
-        instances: list[RemoteInstance],
+        instances: "list[RemoteInstance]",
         signature: Signature,
         most_rows: int | None,
         calibration: Calibration,
