@@ -266,11 +266,15 @@ def _faulty_entry(entries: dict[str, Any], struct: type[Struct]) -> str:
     return "*"
 
 
+def is_address(path: str) -> bool:
+    """Whether a model's path names a server rather than a file."""
+    return re.match(r"(?:https?|grpcs?)://", path) is not None
+
+
 def _is_file(path: str) -> bool:
-    """Whether a model's path is one in the file system."""
-    return not (
-        path.startswith(SLEEP) or re.match(r"[a-z]+://", path) or re.fullmatch(r"(?!.*\.py:)[A-Za-z_][\w.]*:[A-Za-z_]\w*", path)
-    )
+    """Whether a model's path is one in the file system, and not my_module:MyModel."""
+    in_module = re.fullmatch(r"(?!.*\.py:)[A-Za-z_][\w.]*:[A-Za-z_]\w*", path) is not None
+    return not (path.startswith(SLEEP) or is_address(path) or in_module)
 
 
 def explain(what: str, struct: type[Struct], knob: str) -> str:

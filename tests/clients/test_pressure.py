@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -36,22 +36,6 @@ def ask_control(server: ServerProcess, path: str, changes: dict[str, Any] | None
     except HTTPError as error:
         with error:
             return error.code, json.load(error)
-
-
-@pytest.fixture
-async def connect() -> AsyncIterator[raw.Connect]:
-    """raw.connect, with whatever is still open cut at the end of the test."""
-    opened: list[raw.RawConnection] = []
-
-    async def open_one(port: int, on_reply: raw.OnReply | None = None) -> raw.RawConnection:
-        connection = await raw.connect(port, on_reply)
-        opened.append(connection)
-        return connection
-
-    yield open_one
-    for connection in opened:
-        connection.transport.abort()
-        await connection.ended
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """One server with models that are slow, fussy or large, for the faults that it must survive."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from dlproxy.message import DType
 from tests import models
-from tests.clients import raw
 from tests.clients.server import ServerProcess, write_config
 
 
@@ -25,19 +24,3 @@ def fault_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPro
     )
     with ServerProcess("--config", config) as process:
         yield process
-
-
-@pytest.fixture
-async def connect() -> AsyncIterator[raw.Connect]:
-    """raw.connect, with whatever is still open cut at the end of the test."""
-    opened: list[raw.RawConnection] = []
-
-    async def open_one(port: int, on_reply: raw.OnReply | None = None) -> raw.RawConnection:
-        connection = await raw.connect(port, on_reply)
-        opened.append(connection)
-        return connection
-
-    yield open_one
-    for connection in opened:
-        connection.transport.abort()
-        await connection.ended

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dlproxy.instance.remote.address import Address, is_address, parse_address, parse_addresses
+from dlproxy.config import is_address
+from dlproxy.instance.remote.address import Address, parse_address, parse_addresses
 from dlproxy.instance.runtime import ModelError
 
 

@@ -41,7 +41,6 @@ class LoadedModel(Struct):
     driver: Driver
     lane: Lane
     hosting: Hosting
-    instances: int
     recorder: Recorder | None
     control: LaneControl
 
@@ -139,7 +138,6 @@ async def load_model(
         driver=driver,
         lane=lane,
         hosting=hosting,
-        instances=len(plan.instances),
         recorder=recorder,
         control=control,
     )
@@ -172,7 +170,7 @@ def share_cores(models: Sequence[LoadedModel], server: ServerConfig, *, clock: C
     """
     cores = server.cores or usable_cores()
     sharing = [(model, min(model.hosting.cores, cores)) for model in models if model.hosting.cores and not model.hosting.inline]
-    busiest = sum(need * model.instances for model, need in sharing)
+    busiest = sum(need * len(model.lane.instances) for model, need in sharing)
     if not sharing or server.arbiter == "off" or (server.arbiter == "auto" and (len(sharing) < 2 or busiest <= cores)):
         return False
     for model, need in sharing:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 from msgspec import Struct
 
-from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.config import ConfigError, ModelConfig, is_address
 from dlproxy.instance import Instance
 from dlproxy.instance.inline import InlineInstance
 from dlproxy.instance.runtime import ModelError, Runtime
@@ -64,7 +64,7 @@ class Hosting(Protocol):
 
 async def start_hosting(name: str, config: ModelConfig) -> Hosting:
     """Load and calibrate a model where its configuration says. Raises ModelError."""
-    if "://" in config.path:
+    if is_address(config.path):
         return await _remote(name, config)
     kind = await asyncio.to_thread(runtime_kind, config.path)
     if config.run == "process" or (config.run == "auto" and kind in OF_OTHERS):
@@ -247,7 +247,7 @@ class ProcessHosting:
 async def _remote(name: str, config: ModelConfig) -> "RemoteHosting":
     from dlproxy.instance.remote import RemoteInstance, RemoteSettings, calibrate_upstream, parse_addresses, start_upstreams
 
-    if config.run not in ("auto", "remote"):
+    if config.run != "auto":
         raise ModelError(f"model {name} runs on another server ({config.path}): leave run = {config.run!r} out")
     settings = RemoteSettings(response_timeout_s=config.batch_timeout_s, headers=config.upstream_headers)
     addresses = parse_addresses(config.path)

@@ -40,7 +40,7 @@ class QuotaLayer:
         self._on_refused(failure, request)
         try:
             reply.failed(failure)
-        except Exception:
+        except Exception:  # submit never raises: the client of one request must not harm the caller
             log.exception("model %s: could not hand over the failure of request %d", request.model, request.ticket.id)
 
     def cancel(self, request: Request) -> None:

@@ -171,7 +171,7 @@ class Supervisor:
                 await self._bring_up(place)
             except ModelError as error:
                 log.error("%s: did not start: %s", place.name, error)
-            except Exception:
+            except Exception:  # whatever it was, the next try may do better, and nobody else would make one
                 log.exception("%s: did not start", place.name)
 
     async def _bring_up(self, place: _Place) -> None:

@@ -3,7 +3,7 @@
 Not aware of: lanes, drivers, whoever serves beside it.
 """
 
-from dlproxy.instance.remote.address import Address, is_address, parse_address, parse_addresses
+from dlproxy.instance.remote.address import Address, parse_address, parse_addresses
 from dlproxy.instance.remote.calibration import calibrate_upstream
 from dlproxy.instance.remote.failures import UpstreamError
 from dlproxy.instance.remote.remote import RemoteInstance, start_upstreams
@@ -15,7 +15,6 @@ __all__ = [
     "RemoteSettings",
     "UpstreamError",
     "calibrate_upstream",
-    "is_address",
     "parse_address",
     "parse_addresses",
     "start_upstreams",

@@ -39,11 +39,6 @@ class Address(Struct, frozen=True):
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
 
-def is_address(text: str) -> bool:
-    """Whether a model's path names a server rather than a file."""
-    return re.match(r"(?:https?|grpcs?)://", text) is not None
-
-
 def parse_addresses(text: str) -> list[Address]:
     """Those of one model's replicas, separated by commas. Raises ModelError."""
     addresses = [parse_address(part.strip()) for part in text.split(",")]

@@ -3,6 +3,7 @@
 Made by make_queue() in this package, called by policy/lane.py. Not aware of: deadlines, priorities, how costs are predicted.
 """
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from heapq import merge
@@ -32,7 +33,7 @@ class _Line(Struct, eq=False):
     rows: int = 0
 
 
-class ClassedQueue:
+class ClassedQueue(ABC):
     """Within a class tickets are served by id, so only the first ones of the classes need comparing, whenever asked.
 
     A subclass names the class of a ticket and says which key a ticket has now: lowest first, ties by id. Along a class the
@@ -149,8 +150,9 @@ class ClassedQueue:
         shift = max(ticket.rows.bit_length() - ROUNDED_BITS, 0)
         return ticket.rows >> shift << shift
 
+    @abstractmethod
     def _key(self, kind: int, ticket: Ticket, now: float) -> float:
-        raise NotImplementedError
+        """The place of a class's first ticket among those of the other classes: the lowest is served first."""
 
 
 class ShortestJob(ClassedQueue):

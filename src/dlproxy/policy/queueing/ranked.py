@@ -4,6 +4,7 @@ Made by make_queue() in this package, called by policy/lane.py; fair.py builds o
 Not aware of: how long batches take, deadlines that pass.
 """
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from itertools import islice
 from operator import itemgetter
@@ -16,7 +17,7 @@ Entry = tuple[float, int, Ticket]
 """(rank, ticket id, ticket). Ids differ, so comparing two entries never gets as far as the tickets."""
 
 
-class RankedQueue:
+class RankedQueue(ABC):
     """Serves the lowest rank first, ties by id. A subclass says what the rank is.
 
     Each shape has its line, a list of entries in ascending order. A ticket that goes behind all others of its shape is
@@ -112,8 +113,9 @@ class RankedQueue:
         """Costs a look at every shape: it is asked only when there is no room."""
         return max(map(itemgetter(-1), self._lines.values()))[2] if self._lines else None
 
+    @abstractmethod
     def _rank(self, ticket: Ticket) -> float:
-        raise NotImplementedError
+        """Its place in the order: the lowest is served first."""
 
 
 class Fcfs(RankedQueue):
