@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-.PHONY: help setup demo test test-extras check fmt bench bench-peers bench-known bench-placement bench-pressure fidelity docs clean
+.PHONY: help setup demo test test-extras check fmt bench bench-peers bench-known bench-placement bench-pressure bench-instances fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-pressure | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-pressure | bench-instances | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -43,6 +43,9 @@ bench-placement: setup
 
 bench-pressure: setup
 	@$(PY) -m benchmarks.pressure $(ARGS)
+
+bench-instances: setup
+	@$(PY) -m benchmarks.instances $(ARGS)
 
 fidelity: setup
 	@$(PY) -m benchmarks.fidelity $(ARGS)

@@ -4,6 +4,7 @@ Weights are random with a fixed seed and scaled to keep activations near one, so
 """
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,14 @@ def _save(path: Path, nodes: list[onnx.NodeProto], weights: list[onnx.TensorProt
     return path
 
 
-def build_mlp(path: Path) -> Path:
-    """Three fully connected layers: some 25 microseconds an item, so a server's own work dominates."""
+def build_mlp(path: Path, widths: Sequence[int] = MLP_WIDTHS) -> Path:
+    """Fully connected layers: these three take some 25 microseconds an item, so a server's own work dominates."""
     random = np.random.default_rng(784)
     nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []
     previous = "input"
-    last = len(MLP_WIDTHS) - 2
-    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(MLP_WIDTHS)):
+    last = len(widths) - 2
+    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
         matrix = random.normal(0, np.sqrt(2 / fan_in), (fan_in, fan_out)).astype(np.float32)
         weights.append(numpy_helper.from_array(matrix, f"weight{layer}"))
         weights.append(numpy_helper.from_array(np.zeros(fan_out, np.float32), f"bias{layer}"))
@@ -59,7 +60,7 @@ def build_mlp(path: Path) -> Path:
         if layer != last:
             nodes.append(helper.make_node("Relu", [result], [f"relu{layer}"]))
             previous = f"relu{layer}"
-    return _save(path, nodes, weights, ([MLP_WIDTHS[0]], MLP_WIDTHS[-1]))
+    return _save(path, nodes, weights, ([widths[0]], widths[-1]))
 
 
 def build_slow(path: Path) -> Path:

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -48,6 +48,20 @@ def choose_cores() -> Cores:
 def stay_off_the_servers_core(cores: Cores) -> None:
     if cores.load is not None:
         os.sched_setaffinity(0, {cores.load})
+
+
+@contextlib.contextmanager
+def on_all_cores() -> Iterator[None]:
+    """What is started meanwhile, and not pinned, may use every core, although this process keeps off the servers'."""
+    if not hasattr(os, "sched_getaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def pinned(core: int | None, command: Sequence[str]) -> list[str]:

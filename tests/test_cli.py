@@ -108,7 +108,7 @@ def _text(folder: Path) -> Path:
         pytest.param(_truncated, ["cut.onnx", "is not a model that ONNX Runtime"], id="truncated"),
         pytest.param(_text, ["notes.onnx", "is not a model that ONNX Runtime"], id="text"),
         pytest.param(
-            lambda folder: models.save(models.without_inputs(), folder / "none.onnx"), ["takes no inputs"], id="no inputs"
+            lambda folder: models.save(models.without_inputs(), folder / "none.onnx"), ["declares no inputs"], id="no inputs"
         ),
     ],
 )
@@ -197,6 +197,43 @@ def test_cores_that_do_not_suffice_are_named_and_nothing_is_left_running(
         assert log.read_bytes(), "a recording that was begun is closed"
 
 
+CLASSES = """
+class Base:
+    inputs = outputs = {"x": "FP32[-1]"}
+
+class MyModel(Base):
+    def __init__(self, size): ...
+    def predict(self, batch): return batch
+
+class Loads(Base):
+    def load(self): open("/no/where")
+    def predict(self, batch): return batch
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("modle.py:MyModel", "model file modle.py does not exist; did you mean model.py?"),
+        ("modle:MyModel", "there is no module modle in {folder} or among the installed packages; did you mean model?"),
+        ("model.py:MyModle", "model.py has no class MyModle; did you mean MyModel?"),
+        ("model:MyModel", "model:MyModel: MyModel() wants size; dlproxy calls it without arguments"),
+        ("model:Base", "model:Base: Base has no method predict(self, batch) that gives a dict of arrays"),
+        (
+            "model.py:Loads",
+            "model.py:Loads: Loads.load() raised FileNotFoundError: [Errno 2] No such file or directory: '/no/where' "
+            "(model.py, line 10)",
+        ),
+    ],
+)
+def test_a_class_that_cannot_be_served_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: str, complaint: str
+) -> None:
+    (tmp_path / "model.py").write_text(CLASSES)
+    monkeypatch.chdir(tmp_path)
+    assert _complaint(capsys, path) == f"dlproxy: {complaint.format(folder=tmp_path)}"
+
+
 def test_the_second_of_two_models_that_is_broken_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "notes.onnx" in _complaint(capsys, models.DIGITS, _text(tmp_path))
 
@@ -245,3 +282,17 @@ def test_ready_is_true_of_both_ports() -> None:
         for port in (server.control_port, server.http_port):
             socket.create_connection(("127.0.0.1", port), timeout=HANG_S).close()
         assert server.metric("dlproxy_model_ready", model="digits") == 1
+
+
+def test_a_reader_that_leaves_early_as_head_does_is_no_error() -> None:
+    code = "from dlproxy.cli.terminal import say\nfor line in range(100_000): say('a line of some length')\n"
+    reader = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    assert reader.stdout is not None
+    assert reader.stderr is not None
+    with reader:
+        assert reader.stdout.readline() == "a line of some length\n"
+        reader.stdout.close()
+        assert reader.stderr.read() == ""
+        assert reader.wait(HANG_S) == 0

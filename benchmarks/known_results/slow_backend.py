@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from benchmarks.known_results.checks import Check, Outcome, around
 from benchmarks.known_results.simulating import MODEL, Latencies, calls, instants, seeds, serial_lane
 from dlproxy.lab.load.arrivals import make_arrivals
-from dlproxy.lab.simulate.engine import SimulatedModel, Simulation, Usage
+from dlproxy.lab.simulate.engine import SimulatedModel, Simulation
 from dlproxy.lab.simulate.faults import Fault, plan_fault
 from dlproxy.lab.simulate.run import uniform
 from dlproxy.lab.simulate.service_times import Fitted
@@ -21,7 +21,6 @@ from dlproxy.policy.balancing import (
     Prequal,
     RoundRobin,
 )
-from dlproxy.policy.events import InstanceUp
 
 TITLE = "One slow backend of eleven: answers within a second"
 ABOUT = """\
@@ -111,10 +110,7 @@ def simulate(make: Maker, seed: int, fault: Fault = SLOW) -> Latencies:
     simulation = Simulation(tally, balancer=make(uniform(numbers[0]).__next__))
     times = Fitted(NORMAL_S, 0.0, cv=DEVIATION_S / NORMAL_S, seed=numbers[1])
     for number in range(BACKENDS):
-        model = SimulatedModel(MODEL, serial_lane(), times, ())
-        node = simulation.add(f"node-{number}", [model])
-        model.usage["pool"] = Usage()
-        node.happen((model, InstanceUp("pool", capacity=CAPACITY)), 0.0)
+        simulation.add(f"node-{number}", [SimulatedModel(MODEL, serial_lane(), times, ["pool"], capacity=CAPACITY)])
     plan_fault(simulation, fault)
     simulation.run(calls(instants(make_arrivals("constant", rate=RATE, seed=0), int(RATE * SECONDS))))
     return tally

@@ -11,7 +11,7 @@ from math import inf
 from benchmarks.known_results.checks import Check
 from benchmarks.live import Live
 from benchmarks.models import build_cnn, build_slow
-from benchmarks.processes import Cores
+from benchmarks.processes import Cores, on_all_cores
 
 TITLE = "A light and a heavy model on the same cores"
 ABOUT = """\
@@ -32,8 +32,9 @@ def run(live: Live, seed: int) -> list[Check]:
     light, heavy = build_cnn(live.directory / "light.onnx"), build_slow(live.directory / "heavy.onnx")
     toml = f'[models.light]\npath = "{light}"\n{SETTINGS}[models.heavy]\npath = "{heavy}"\n{SETTINGS}'
     checks: list[Check] = []
-    for arbiter in ("off", "on"):
-        checks += _beside(live, toml, arbiter, seed)
+    with on_all_cores():
+        for arbiter in ("off", "on"):
+            checks += _beside(live, toml, arbiter, seed)
     return checks
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.interrupts import EXIT_INTERRUPTED, interrupt_once
 from benchmarks.machine import describe_machine, summary
-from benchmarks.peers import MAX_BATCH, venvs
+from benchmarks.peers import venvs
 from benchmarks.peers.registry import DLPROXY, PEERS, Launch, System
 from benchmarks.peers.running import Running, question_for, run_system
 from benchmarks.peers.workloads import WORKLOADS, Workload, model_path
@@ -27,12 +27,13 @@ WARM_UP_SECONDS = 1
 TRITON = next(peer for peer in PEERS if peer.name == "pytriton")
 
 
-def _front(port: int, capacity: int) -> System:
-    """dlproxy over the Triton that listens on this port."""
+def _front(port: int) -> System:
+    """dlproxy over the Triton that listens on this port, whose own limit on a batch is dlproxy's too."""
 
     def command(launch: Launch) -> list[str]:
-        url = f"http://127.0.0.1:{port}/v2/models/model"
-        return [sys.executable, "-m", "benchmarks.upstream.front", url, str(launch.port), str(MAX_BATCH), str(capacity)]
+        model = f"model=http://127.0.0.1:{port}/v2/models/model"
+        ports = ["--http-port", str(launch.port), "--control-port", "0"]
+        return [sys.executable, "-m", "dlproxy", "serve", model, "--host", "127.0.0.1", *ports]
 
     return replace(DLPROXY, title="dlproxy before Triton", command=command)
 
@@ -63,7 +64,7 @@ def _words(figures: Figures) -> str:
 def _measure(options: argparse.Namespace, cores: Cores, folder: Path, children: Children) -> bool:
     venvs.ensure(TRITON, children, fresh=False)
     versions = venvs.versions(TRITON)
-    print(f"nvidia-pytriton {versions['nvidia-pytriton']}: {TRITON.batching}; dlproxy: {options.capacity} batches under way")
+    print(f"nvidia-pytriton {versions['nvidia-pytriton']}: {TRITON.batching}; dlproxy: defaults")
     stay_off_the_servers_core(cores)
     reached = True
     for name in options.workloads:
@@ -72,7 +73,7 @@ def _measure(options: argparse.Namespace, cores: Cores, folder: Path, children: 
         question = question_for(model)
         with (
             run_system(TRITON, model, question, children, cores.server) as triton,
-            run_system(_front(triton.port, options.capacity), model, question, children, cores.server) as front,
+            run_system(_front(triton.port), model, question, children, cores.server) as front,
         ):
             apart = triton.check(), front.check()
             print(f"{workload.title}: answers differ from ONNX Runtime's by {apart[0]:.1g} direct, {apart[1]:.1g} through")
@@ -88,7 +89,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workloads", type=lambda text: text.split(","), default=[GOAL_WORKLOAD], help="such as mlp64,cnn64")
     parser.add_argument("--seconds", type=int, default=4, help="of each load (default 4)")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of loads (default 5)")
-    parser.add_argument("--capacity", type=int, default=2, help="batches under way to Triton at a time (default 2)")
     options = parser.parse_args(arguments)
     unknown = set(options.workloads) - set(WORKLOADS)
     if unknown:

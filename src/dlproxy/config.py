@@ -15,6 +15,8 @@ from msgspec import Meta, Struct
 
 _DURATION = re.compile(r"\s*([0-9.]+)\s*(us|ms|s)\s*")
 SLEEP = "sleep:"  # the "path" of a model that only takes time
+DEVICE = r"auto|cpu|(cuda|tensorrt)(:[0-9]+)?|openvino(:(CPU|GPU|NPU)(\.[0-9]+)?)?"
+DEVICES = "auto, cpu, cuda, cuda:N, tensorrt, tensorrt:N, openvino or openvino:GPU"  # for messages
 _UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -92,7 +94,21 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             "Python, torch and TensorFlow, else what the warm-up finds better"
         ),
     ] = "auto"
-    device: Annotated[str, _knob("where torch and TensorFlow compute", pattern="^(cpu|cuda(:[0-9]+)?)$")] = "cpu"
+    device: Annotated[
+        str,
+        _knob(
+            "where it computes: auto (the first NVIDIA GPU if the runtime can use it, else the CPU), cpu, cuda:N, for ONNX "
+            "tensorrt:N or openvino:GPU; of several, as cuda:0,cuda:1, each instance gets the next"
+        ),
+    ] = "auto"
+    gpu_memory_limit_mb: Annotated[
+        int,
+        _knob(
+            "MiB of a GPU that a worker process, or the ONNX session of all threads, may allocate; 0: no limit",
+            ge=0,
+            le=1 << 24,
+        ),
+    ] = 0
     inputs: Annotated[
         dict[str, str],
         _knob('inputs of models that do not say theirs, as {x = "FP32[-1,784]"}; -1: any size, first: the batch'),
@@ -101,7 +117,12 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     batch_timeout_s: Annotated[
         float, _knob("seconds after which a batch in a process or on another server has failed", gt=0, le=86400)
     ] = 120.0
-    memory_limit_mb: Annotated[int, _knob("MiB that a worker process may allocate; 0: no limit", ge=0)] = 0
+    memory_limit_mb: Annotated[
+        int,
+        _knob(
+            "MiB that a worker process may allocate, the 50 to 100 of Python and numpy included; 0: no limit", ge=0, le=1 << 24
+        ),
+    ] = 0
     pin: Annotated[bool, _knob("keep each worker process on cores of its own")] = False
     upstream_headers: Annotated[dict[str, str], _knob("sent to other servers with each request, such as authorization")] = {}
     discipline: Annotated[
@@ -146,6 +167,12 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 0.2
     hedge: Annotated[bool, _knob("run a batch that is later than 95 % of its like again on an idle instance")] = False
     eject_after: Annotated[int, _knob("errors in a row that take an instance out for a while; 0: never", ge=0)] = 5
+    outage_wait_s: Annotated[
+        float, _knob("seconds that requests wait for the last worker process to be started again; 0: they fail", ge=0, le=600)
+    ] = 2.0
+    quarantine_s: Annotated[
+        float, _knob("seconds for which an input that has ended worker processes is refused; 0: never", ge=0, le=864000)
+    ] = 600.0
 
     @property
     def slo_s(self) -> float | None:
@@ -182,6 +209,20 @@ def check_sticky(model: ModelConfig) -> None:
     """Raises ConfigError for stickiness under a balancer that does not keep to it."""
     if model.sticky and model.balancer != "consistent-hash":
         raise ConfigError(f"sticky = {model.sticky!r} needs balancer = 'consistent-hash', not '{model.balancer}'")
+
+
+def check_device(model: ModelConfig) -> None:
+    """Raises ConfigError for a device that is not understood."""
+    parse_devices(model.device)
+
+
+def parse_devices(text: str) -> list[str]:
+    """The devices of a list like "cuda:0,cuda:1". Raises ConfigError."""
+    devices = [device.strip() for device in text.split(",")]
+    for device in devices:
+        if not re.fullmatch(DEVICE, device):
+            raise ConfigError(f"device {device!r} is not understood; it is {DEVICES}, or several with commas between them")
+    return devices
 
 
 def parse_slo(text: str) -> float | None:
@@ -227,7 +268,7 @@ def load(path: Path) -> Config:
     except msgspec.ValidationError as error:
         raise ConfigError(_located(path, text, data, str(error))) from None
     for name, model in config.models.items():
-        for knob, check_knob in (("slo", check_slo), ("sticky", check_sticky)):
+        for knob, check_knob in (("slo", check_slo), ("sticky", check_sticky), ("device", check_device)):
             try:
                 check_knob(model)
             except ConfigError as error:
@@ -271,9 +312,16 @@ def is_address(path: str) -> bool:
     return re.match(r"(?:https?|grpcs?)://", path) is not None
 
 
+def python_place(path: str) -> str | None:
+    """The module or .py file of a path like my_module:MyModel, folder/file.py:MyModel or file.py; None for any other path."""
+    match = re.fullmatch(r"(.+):[A-Za-z_]\w*|(.+\.py)", path)
+    return None if match is None else match[1] or match[2]
+
+
 def _is_file(path: str) -> bool:
     """Whether a model's path is one in the file system, and not my_module:MyModel."""
-    in_module = re.fullmatch(r"(?!.*\.py:)[A-Za-z_][\w.]*:[A-Za-z_]\w*", path) is not None
+    place = python_place(path)
+    in_module = place is not None and not place.endswith(".py") and "/" not in place
     return not (path.startswith(SLEEP) or is_address(path) or in_module)
 
 

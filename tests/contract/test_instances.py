@@ -11,9 +11,12 @@ from dlproxy.instance.process.instance import ProcessInstance
 from dlproxy.instance.runtime import Runtime
 from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.thread import ThreadInstance
+from dlproxy.lab.simulate.instance import SimulatedInstance
+from dlproxy.lab.simulate.service_times import Fitted
 from dlproxy.testing import FakeInstance, check_instance
 from dlproxy.testing.instance_contract import RULES, MakeInstance, describe, reports_once_on_the_event_loop
-from tests.instance.upstreams import WithUpstream
+from tests.instance.remote_grpc import GrpcUpstream
+from tests.instance.upstreams import DlproxyUpstream, WithUpstream
 
 numbers = count(1)
 
@@ -30,6 +33,10 @@ def _fake(runtime: Runtime) -> Instance:
     return FakeInstance(f"fake-{next(numbers)}", runtime, service_s=lambda rows: 0.001 * rows)
 
 
+def _simulated(runtime: Runtime) -> Instance:
+    return SimulatedInstance(f"simulated-{next(numbers)}", Fitted(0.001, 0.001, cv=0.5), runtime=runtime)
+
+
 async def _process(runtime: Runtime) -> Instance:
     spec = PythonSpec("dlproxy.testing.instance_contract:rebuild", describe(runtime))
     instance = ProcessInstance(f"process-{next(numbers)}", spec)
@@ -38,11 +45,25 @@ async def _process(runtime: Runtime) -> Instance:
 
 
 async def _remote(runtime: Runtime) -> Instance:
-    return await WithUpstream.around(f"remote-{next(numbers)}", runtime)
+    return await WithUpstream.around(f"remote-{next(numbers)}", DlproxyUpstream(runtime))
 
 
-HERE = [pytest.param(_inline, id="inline"), pytest.param(_thread, id="thread"), pytest.param(_fake, id="fake")]
-KINDS = [*HERE, pytest.param(_process, id="process"), pytest.param(_remote, id="remote")]
+async def _remote_grpc(runtime: Runtime) -> Instance:
+    return await WithUpstream.around(f"remote-{next(numbers)}", GrpcUpstream(runtime))
+
+
+HERE = [
+    pytest.param(_inline, id="inline"),
+    pytest.param(_thread, id="thread"),
+    pytest.param(_fake, id="fake"),
+    pytest.param(_simulated, id="simulated"),
+]
+KINDS = [
+    *HERE,
+    pytest.param(_process, id="process"),
+    pytest.param(_remote, id="remote"),
+    pytest.param(_remote_grpc, id="remote-grpc"),
+]
 
 
 @pytest.mark.parametrize("make", KINDS)

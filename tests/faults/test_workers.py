@@ -75,11 +75,20 @@ class Fleet:
         self.driver.add_instance(instance)
         self._added.set()
 
-    def lose_instance(self, name: str, reason: str) -> None:
-        self.driver.lose_instance(name, reason)
+    def lose_instance(self, name: str, reason: str, *, crashed: bool) -> None:
+        self.driver.lose_instance(name, reason, crashed=crashed)
 
     def retire_instance(self, name: str) -> None:
         self.driver.retire_instance(name)
+
+    def instance_starts(self, instance: Instance) -> None:
+        pass
+
+    def instance_failed(self, instance: Instance, reason: str) -> None:
+        pass
+
+    def instance_waits(self, name: str, delay_s: float) -> None:
+        pass
 
     def pids(self) -> list[int]:
         """Of the workers that are up."""

@@ -92,6 +92,12 @@ class Environment:
         return [np.array([row] * len(inputs[0]), object)]
 
 
+class OnAGpu(Environment):
+    """Says that it computes on a GPU."""
+
+    device = "cuda:7"
+
+
 class EveryType:
     """One input and one output of every type, [N, M]; outputs have their columns turned round: they are not contiguous."""
 

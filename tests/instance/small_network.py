@@ -7,12 +7,16 @@ from threading import Barrier, Thread
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
 from dlproxy.instance.batch import run_batch
-from dlproxy.instance.runtime import Runtime
+from dlproxy.instance.runtime import ModelError, Runtime
+from dlproxy.instance.runtime.formats import open_runtime
+from dlproxy.instance.warmup import calibrate
 from dlproxy.message import DType, Request, Tensor, Ticket
+from dlproxy.tensors import NUMPY
 from tests import models
 
 Array = NDArray[Any]
@@ -102,6 +106,38 @@ def assert_right_from_two_threads(runtime: Runtime) -> None:
         thread.join(30)
         assert not thread.is_alive(), "a thread hangs"
     assert found == [None, None]
+
+
+def assert_as_every_runtime(runtime: Runtime, clue: str) -> None:
+    """Right, alone and from two threads; rows are found independent; a batch of another width fails alone, with the clue."""
+    assert_right(runtime)
+    assert_right_from_two_threads(runtime)
+    assert calibrate(runtime).independent_rows
+    wrong = run_batch(runtime, [request(("x", DType.FP32, np.zeros((2, WIDTH + 1), np.float32)))])
+    assert wrong.error is not None
+    assert "\n" not in wrong.error
+    assert clue in wrong.error
+    (first,) = runtime.run([rows(7)])
+    for _ in range(5):
+        runtime.run([np.zeros((7, WIDTH), np.float32)])
+    np.testing.assert_allclose(first, answer(rows(7)), atol=TOLERANCE, err_msg="a later run changed it")
+
+
+def assert_passes_unchanged(runtime: Runtime, dtype: DType) -> None:
+    """Any bytes of this type come out of an identity model [N, 3] as they went in, and not in the same memory."""
+    noise = np.random.default_rng(0).integers(0, 2 if dtype is DType.BOOL else 256, 12 * dtype.itemsize, np.uint8)
+    array = np.frombuffer(noise.tobytes(), NUMPY[dtype]).reshape(4, 3)
+    (output,) = runtime.run([array])
+    assert (output.dtype, output.shape, output.tobytes()) == (array.dtype, array.shape, array.tobytes())
+    assert not np.shares_memory(output, array)
+
+
+def refusal(path: object, **options: Any) -> str:
+    """Why the model cannot be opened, in a line."""
+    with pytest.raises(ModelError) as caught:
+        open_runtime(str(path), **options)
+    assert_a_line(str(caught.value), path)
+    return str(caught.value)
 
 
 def assert_a_line(message: str, path: object) -> None:

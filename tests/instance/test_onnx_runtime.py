@@ -12,6 +12,8 @@ from dlproxy.instance.runtime.onnx import OnnxRuntime
 from dlproxy.message import DType, TensorSpec
 from dlproxy.tensors import NUMPY
 from tests import models
+from tests.instance import small_network
+from tests.instance.small_network import assert_passes_unchanged
 
 
 def _load(made: models.Model, folder: Path) -> OnnxRuntime:
@@ -24,14 +26,11 @@ def test_every_element_type_passes_through_unchanged(tmp_path: Path, dtype: DTyp
     assert runtime.signature.inputs == (TensorSpec("x", dtype, (-1, 3)),)
     assert runtime.signature.batched
     if dtype is DType.BYTES:
-        array = np.array([["", "zwölf \N{GRINNING FACE}", "a\0b"]], dtype=object)
+        texts = [["", "zwölf \N{GRINNING FACE}", "a\0b"]]
+        (output,) = runtime.run([np.array(texts, dtype=object)])
+        assert (output.dtype, output.tolist()) == (object, texts)
     else:
-        noise = np.random.default_rng(0).integers(0, 2 if dtype is DType.BOOL else 256, 6 * dtype.itemsize, np.uint8)
-        array = np.frombuffer(noise.tobytes(), NUMPY[dtype]).reshape(2, 3)
-    (output,) = runtime.run([array])
-    assert output.dtype == array.dtype
-    assert output.shape == array.shape
-    assert output.tolist() == array.tolist() if dtype is DType.BYTES else output.tobytes() == array.tobytes()
+        assert_passes_unchanged(runtime, dtype)
 
 
 def test_bf16_beside_other_types(tmp_path: Path) -> None:
@@ -92,8 +91,13 @@ def test_a_model_with_one_fixed_input_does_not_batch(tmp_path: Path) -> None:
 
 
 def test_an_error_at_run_time_says_what_the_model_says(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="99"):
+    with pytest.raises(RuntimeError, match="99") as caught:
         _load(models.lookup(), tmp_path).run([np.array([99])])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_small_network(tmp_path: Path) -> None:
+    small_network.assert_as_every_runtime(OnnxRuntime(small_network.save_onnx(tmp_path), threads=1), "Got: 9 Expected: 8")
 
 
 # What cannot be loaded
@@ -142,7 +146,7 @@ def test_what_is_no_model_is_refused_with_its_name_and_the_reason(tmp_path: Path
 
 
 def test_a_model_without_inputs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="takes no inputs"):
+    with pytest.raises(ModelError, match="it declares no inputs; dlproxy serves models with at least one"):
         _load(models.without_inputs(), tmp_path)
 
 

@@ -116,6 +116,21 @@ async def test_a_batch_that_hangs_costs_the_worker_its_life() -> None:
     assert not results
 
 
+async def test_each_batch_has_its_own_time() -> None:
+    limit_s = 0.4
+    instance = moody(batch_timeout_s=limit_s)
+    losses = Losses(instance)
+    await instance.start()
+    loop = asyncio.get_running_loop()
+    first_runs_out_at = loop.time() + limit_s
+    while loop.time() < first_runs_out_at - 0.5 * limit_s:
+        assert values(await run(instance, request(1.0))) == [[2.0, 2.0]]
+    began_at = loop.time()
+    instance.run([request(m.HANG)], lambda result: None)
+    await losses.first()
+    assert loop.time() - began_at > limit_s - 0.01  # event loops count in milliseconds
+
+
 async def test_a_worker_that_closes_its_socket_is_lost() -> None:
     instance = moody()
     losses = Losses(instance)
@@ -173,14 +188,22 @@ async def test_a_memory_limit_fails_the_batch_that_meets_it() -> None:
     error = (await run(instance, request(m.ALLOCATE))).error
     assert error is not None
     assert "Unable to allocate 2.00 GiB" in error
-    assert f"the worker may use 700 MiB, memory_limit_bytes = {LIMIT}" in error
+    assert "(memory_limit_mb = 700; a worker without a model takes" in error
     assert values(await run(instance, request(1.0))) == [[2.0, 2.0]]
     await instance.stop()
 
 
 async def test_a_model_too_large_for_the_limit_says_so() -> None:
-    with pytest.raises(ModelError, match=f"Unable to allocate.*memory_limit_bytes = {LIMIT}"):
+    with pytest.raises(ModelError, match=r"no memory is left to load the model: Unable to allocate.*memory_limit_mb = 700;"):
         await _loads("allocates", memory_limit_bytes=LIMIT).start()
+
+
+@pytest.mark.parametrize("mib", [1, 20])
+async def test_a_limit_that_no_worker_can_live_with_is_refused_in_a_line(mib: int) -> None:
+    with pytest.raises(
+        ModelError, match=rf"^too little memory: memory_limit_mb = {mib}; a worker without a model takes \d+; give"
+    ):
+        await moody(memory_limit_bytes=mib * 2**20).start()
 
 
 # Loading

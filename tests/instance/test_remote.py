@@ -4,9 +4,7 @@ import asyncio
 import gc
 import os
 import re
-import shutil
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, FailureKind, Request, Signature, TensorSpec
 from dlproxy.testing import FakeRuntime
 from tests.instance.remote_cases import request, tensor
+from tests.instance.remote_tls import make_certificate
 from tests.instance.upstreams import QUICK, Asked, DlproxyUpstream, ScriptedUpstream, until
 
 PAIR = Signature(
@@ -468,16 +467,7 @@ async def test_calibration_keeps_to_the_upstreams_limits() -> None:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Key and certificate of 127.0.0.1, in one file."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl makes the certificate")
-    folder = tmp_path_factory.mktemp("tls")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(folder / "key"), "-out", str(folder / "cert")]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    both = folder / "both.pem"
-    both.write_bytes((folder / "key").read_bytes() + (folder / "cert").read_bytes())
-    return both
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 async def test_tls_verifies_certificates(certificate: Path) -> None:

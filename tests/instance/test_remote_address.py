@@ -14,14 +14,24 @@ from dlproxy.instance.runtime import ModelError
         ("https://h/v2/models/m/", Address("oip", True, "h", 443, "/v2", "/v2/models/m", "m"), "h"),
         (
             "http://[::1]:80/a/b/v2/models/m/versions/7",
-            Address("oip", False, "::1", 80, "/a/b/v2", "/a/b/v2/models/m/versions/7", "m"),
+            Address("oip", False, "::1", 80, "/a/b/v2", "/a/b/v2/models/m/versions/7", "m", version="7"),
             "[::1]",
         ),
         ("http://h:8501/v1/models/half", Address("tfs", False, "h", 8501, "/v1", "/v1/models/half", "half"), "h:8501"),
         (
             "http://h/v1/models/half/labels/stable?signature=classify",
-            Address("tfs", False, "h", 80, "/v1", "/v1/models/half/labels/stable", "half", "classify"),
+            Address("tfs", False, "h", 80, "/v1", "/v1/models/half/labels/stable", "half", "classify", label="stable"),
             "h",
+        ),
+        (
+            "grpc://h:8001/v2/models/m/versions/3",
+            Address("oip", False, "h", 8001, "/v2", "/v2/models/m/versions/3", "m", transport="grpc", version="3"),
+            "h:8001",
+        ),
+        (
+            "grpcs://[::1]:443/v1/models/a%20b?signature=classify",
+            Address("tfs", True, "::1", 443, "/v1", "/v1/models/a%20b", "a b", "classify", "grpc"),
+            "[::1]:443",
         ),
     ],
 )
@@ -44,7 +54,9 @@ def test_understood(text: str, expected: Address, authority: str) -> None:
         ("http://h/v2/models/m?x=1", "only .signature"),
         ("http://h/v1/models/m?signature=", "only .signature"),
         ("http://user:secret@h/v2/models/m", "passwords do not belong"),
-        ("grpc://h:8001/m", "gRPC is not spoken"),
+        ("grpc://h:8001/m", "names no model"),
+        ("grpc://h/v2/models/m", "gRPC needs a port"),
+        ("grpc://h:8001/a/v2/models/m", "nothing before /v1 or /v2"),
     ],
 )
 def test_refused(text: str, clue: str) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dlproxy import Model
+from dlproxy.config import ConfigError, load, parse_devices
 from dlproxy.instance.runtime import ModelError, formats
 from dlproxy.instance.runtime.declared import Found, parse_spec, refine, written
 from dlproxy.instance.runtime.formats import open_runtime, runtime_kind
@@ -152,8 +154,6 @@ def test_open_runtime_opens_each_light_kind(tmp_path: Path) -> None:
         open_runtime("m:M", inputs={"x": "FP32"})
     with pytest.raises(ModelError, match="sleep:row=1ms says its own inputs and outputs"):
         open_runtime("sleep:row=1ms", outputs={"x": "FP32[-1]"})
-    with pytest.raises(ModelError, match="m:M runs on the CPU; device = 'cuda:0' is for models of torch and TensorFlow"):
-        open_runtime("m:M", device="cuda:0")
 
 
 def test_deciding_imports_no_framework() -> None:
@@ -210,3 +210,37 @@ def test_the_configuration_may_narrow_what_a_file_says_but_not_contradict_it() -
             refine(found, given, "inputs")
     with pytest.raises(ModelError, match=r"FP32\[-1\] in the configuration, but FP32\[3\] in the model"):
         refine([Found("x", DType.FP32, (3,))], [TensorSpec("x", DType.FP32, (-1,))], "inputs")
+
+
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        ("my_module:MyModel", True),
+        ("my.package.module:MyModel", True),
+        ("my-module:MyModel", True),
+        ("sleep:base=1ms", True),
+        ("http://localhost:8000/m", True),
+        ("file.py:MyModel", False),
+        ("folder/file.py:MyModel", False),
+        ("file.py", False),
+        ("folder/m.onnx", False),
+        ("net", False),
+    ],
+)
+def test_a_configurations_paths_are_relative_to_it_but_for_modules(tmp_path: Path, path: str, kept: bool) -> None:
+    (tmp_path / "dlproxy.toml").write_text(f'[models.m]\npath = "{path}"\n', "utf-8")
+    assert load(tmp_path / "dlproxy.toml").models["m"].path == (path if kept else str(tmp_path / path))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:0,gpu", "cuda:x", ""])
+def test_a_configurations_device_is_checked_where_it_stands(tmp_path: Path, device: str) -> None:
+    (tmp_path / "dlproxy.toml").write_text(f'[models.m]\npath = "m.onnx"\ndevice = "{device}"\n', "utf-8")
+    with pytest.raises(ConfigError, match=r"dlproxy\.toml:3: device '.*' is not understood; it is auto, cpu, cuda, cuda:N"):
+        load(tmp_path / "dlproxy.toml")
+    with pytest.raises(ConfigError, match="is not understood"):
+        Model("m.onnx", device=device)
+
+
+def test_several_devices_are_a_list(tmp_path: Path) -> None:
+    (tmp_path / "dlproxy.toml").write_text('[models.m]\npath = "m.onnx"\ndevice = "cuda:0, openvino:GPU.1,auto"\n', "utf-8")
+    assert parse_devices(load(tmp_path / "dlproxy.toml").models["m"].device) == ["cuda:0", "openvino:GPU.1", "auto"]

@@ -7,10 +7,12 @@ from pathlib import Path
 from textwrap import dedent
 from threading import Thread, get_ident
 
+import msgspec
 import numpy as np
 import pytest
 
-from dlproxy.instance.batch import run_batch
+from dlproxy.instance.batch import BatchResult, run_batch
+from dlproxy.instance.process.instance import ProcessInstance, WorkerSettings
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.onnx import OnnxRuntime
 from dlproxy.instance.runtime.python import PythonRuntime
@@ -230,14 +232,20 @@ def test_a_plain_predict_runs_on_the_callers_thread(tmp_path: Path) -> None:
 # Mistakes in the class
 
 
-def test_a_class_that_is_not_there(tmp_path: Path) -> None:
+def test_a_class_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _write(tmp_path, "def predict(self, batch): ...")
     file = path.removesuffix(":Model")
     assert _error(f"{file}:Modle") == f"{file} has no class Modle; did you mean Model?"
     assert _error(f"{file}:np") == f"{file}:np: np is a module; dlproxy wants a class with predict(self, batch)"
     assert _error(file) == f"'{file}' names no class; write {path}"
     assert _error(f"{tmp_path}/no.py:Model") == f"model file {tmp_path}/no.py does not exist"
-    assert "there is no module nowhere_at_all in" in _error("nowhere_at_all:Model")
+    assert _error(f"{tmp_path}/modle.py:Model") == f"model file {tmp_path}/modle.py does not exist; did you mean {file}?"
+    assert _error("nowhere_at_all:Model").endswith("or among the installed packages")
+    monkeypatch.chdir(tmp_path)
+    assert (
+        _error("modle:Model") == f"there is no module modle in {tmp_path} or among the installed packages; did you mean model?"
+    )
+    assert _error("./modle:Model") == "model file ./modle does not exist; did you mean model.py?"
     assert "write my_module:MyModel" in _error("nonsense")
 
 
@@ -246,8 +254,6 @@ def test_a_class_that_is_not_there(tmp_path: Path) -> None:
     [
         ("def forecast(self): ...", "Model has no method predict(self, batch)"),
         ("predict = 3", "Model has no method predict(self, batch)"),
-        ("def predict(self, batch): yield {}", "streams are not served yet"),
-        ("async def predict(self, batch): yield {}", "streams are not served yet"),
         ("def __init__(self, size): ...\ndef predict(self, b): ...", "Model() wants size; dlproxy calls it without arguments"),
         ("def __init__(self): self.a = {}['b']\ndef predict(self, b): ...", "Model() raised KeyError: 'b' (model.py, line 4)"),
         ("def load(self): open('/no/where')\ndef predict(self, b): ...", "Model.load() raised FileNotFoundError: [Errno 2]"),
@@ -313,18 +319,159 @@ def test_a_file_that_cannot_be_imported(tmp_path: Path, content: str, clue: str)
     assert not [name for name in sys.modules if name.startswith("dlproxy_model_model_")], "a broken module stayed behind"
 
 
+# Answers in parts
+
+GROWS = 'inputs, outputs = {"x": "FP32[-1,2]"}, {"y": "FP32[-1,-1]", "n": "INT64[-1]"}'
+KINDS = pytest.mark.parametrize("word", ["def", "async def"])
+
+
+@KINDS
+def test_parts_are_laid_end_to_end_and_what_cannot_grow_keeps_its_last_value(tmp_path: Path, word: str) -> None:
+    body = f"""
+        {word} predict(self, batch):
+            piece = np.zeros((len(batch['x']), 1), np.float32)
+            for step in range(3):
+                piece[:] = batch['x'][:, :1] * step
+                yield {{'y': piece}}
+                yield {{'n': np.full(len(batch['x']), step)}}
+            yield {{}}
+            yield {{'y': batch['x']}}
+    """
+    runtime = PythonRuntime(_write(tmp_path, body, declared=GROWS))
+    y, n = runtime.run([X2])
+    assert y.tolist() == [[0, 1, 2, 1, 2], [0, 3, 6, 3, 4]], "a buffer that is filled again is no excuse"
+    assert (y.dtype, n.tolist()) == (np.float32, [2, 2])
+    runtime.close()
+
+
+def test_a_predict_that_returns_a_generator_is_one(tmp_path: Path) -> None:
+    body = """
+        def predict(self, batch): return self.steps(batch) if batch['x'][0, 0] else {'y': batch['x']}
+        async def steps(self, batch):
+            for _ in range(2):
+                await asyncio.sleep(0)
+                yield {'y': batch['x'] + 1}
+    """
+    runtime = PythonRuntime(_write(tmp_path, body, before="import asyncio"))
+    assert [runtime.run([x])[0].tolist() for x in (X2, 0 * X2)] == [(X2 + 1).tolist(), (0 * X2).tolist()]
+    runtime.close()
+
+
+@pytest.mark.parametrize(
+    ("declared", "pieces", "joined"),
+    [
+        ("FP32[-1,-1,2]", "[[[1, 2]]], [[[3, 4]]]", [[[1, 2], [3, 4]]]),
+        ("FP32[-1,2,-1]", "[[[1], [2]]], [[[3], [4]]]", [[[1, 3], [2, 4]]]),
+        ("FP32[-1,-1,-1]", "[[[1, 2]]], [[[3, 4]]]", [[[1, 2], [3, 4]]]),
+        ("FP32[-1,2]", "[[1, 2]], [[3, 4]]", [[3, 4]]),
+    ],
+)
+def test_the_first_open_axis_after_the_rows_is_the_one_that_grows(
+    tmp_path: Path, declared: str, pieces: str, joined: object
+) -> None:
+    body = f"def predict(self, batch):\n    for piece in ({pieces}): yield {{'y': np.array(piece, np.float32)}}"
+    declares = f'inputs, outputs = {{"x": "FP32[-1,2]"}}, {{"y": "{declared}"}}'
+    runtime = PythonRuntime(_write(tmp_path, body, declared=declares))
+    assert runtime.run([X2[:1]])[0].tolist() == joined
+    runtime.signature = msgspec.structs.replace(runtime.signature, batched=False)  # as warm-up does for rows that depend
+    assert runtime.run([X2[:1]])[0].tolist() == joined
+
+
+def test_without_rows_the_first_open_axis_grows(tmp_path: Path) -> None:
+    declared = 'inputs, outputs = {"x": "FP32[2,2]"}, {"words": "BYTES[-1]", "score": "FP32[]"}'
+    body = """
+        def predict(self, batch):
+            for number, word in enumerate(['zwölf', 'b', 'c']):
+                yield {'words': np.array([word]), 'score': np.array(number, np.float32)}
+    """
+    words, score = PythonRuntime(_write(tmp_path, body, declared=declared)).run([X2])
+    assert (words.tolist(), words.dtype, score.tolist()) == (["zwölf", "b", "c"], np.dtype(object), 2.0)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("yields", "clue"),
+    [
+        ("return", "predict ended without yielding y, n"),
+        ("yield {'y': x}", "predict ended without yielding n"),
+        ("yield x", "part 1 of the answer: predict gave a ndarray; it must give a dict of output names to numpy arrays"),
+        ("yield {}; yield {'z': x}", "part 2 of the answer: there is no output 'z'; the model declares y, n"),
+        ("yield {'y': x.tolist()}", "part 1 of the answer: output 'y' is a list; predict must give numpy arrays"),
+        (
+            "yield {'y': x}; yield {'y': x[:1]}",
+            "part 2 of the answer: output 'y' is FP32[1,2] where the model declares FP32[-1,-1] with 2 rows for this batch",
+        ),
+        ("yield {'y': x}; yield {'y': x > 1}", "part 2 of the answer: output 'y' is BOOL[2,2] where the model declares FP32"),
+        ("yield {'n': x}", "part 1 of the answer: output 'n' is FP32[2,2] where the model declares INT64[-1]"),
+        ("yield {'y': x}; {}['k']", "Model.predict raised KeyError: 'k' (model.py, line 8)"),
+        ("yield {'y': x}; exit(3)", "Model.predict raised SystemExit: 3 (model.py, line 8)"),
+    ],
+)
+def test_parts_that_go_wrong_say_how_and_the_generator_is_closed(tmp_path: Path, word: str, yields: str, clue: str) -> None:
+    body = f"""
+        closed = 0
+        {word} predict(self, batch):
+            x = batch['x']
+            try:
+                {yields}
+                yield {{}}
+            finally:
+                self.closed += 1
+                {"await asyncio.sleep(0)" if word == "async def" else ""}
+    """
+    runtime = PythonRuntime(_write(tmp_path, body, declared=GROWS, before="import asyncio"))
+    assert clue in _run_error(runtime)
+    assert runtime._model.closed == 1
+    runtime.close()
+
+
+def test_pieces_may_differ_only_where_they_are_joined(tmp_path: Path) -> None:
+    body = """
+        def predict(self, batch):
+            yield {'y': np.zeros((2, 3, 2), np.float32)}
+            yield {'y': np.zeros((2, 1, 4), np.float32)}
+    """
+    declared = 'inputs, outputs = {"x": "FP32[-1,2]"}, {"y": "FP32[-1,-1,-1]"}'
+    assert _run_error(PythonRuntime(_write(tmp_path, body, declared=declared))) == (
+        "part 2 of the answer: output 'y' is FP32[2,1,4] after FP32[2,3,2] in an earlier part; "
+        "parts are joined along axis 1, and only there may they differ"
+    )
+
+
+async def test_an_answer_without_end_costs_the_worker_its_life(tmp_path: Path) -> None:
+    body = """
+        def predict(self, batch):
+            yield {'y': batch['x']}
+            while batch['x'][0, 0]: yield {}
+    """
+    options = {"path": _write(tmp_path, body)}
+    spec = PythonSpec("dlproxy.instance.runtime.formats:open_runtime", options)
+    instance = ProcessInstance("m-0", spec, WorkerSettings(batch_timeout_s=0.2))
+    lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    instance.on_lost = lost.set_result
+    await instance.start()
+    ended: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
+    instance.run([request(("x", DType.FP32, 0 * X2))], ended.set_result)
+    assert (await asyncio.wait_for(ended, 30)).outputs[0].tolist() == (0 * X2).tolist()
+    results: list[BatchResult] = []
+    instance.run([request(("x", DType.FP32, X2))], results.append)
+    assert await asyncio.wait_for(lost, 30) == "it did not finish a batch within 0.2 s (batch_timeout_s)"
+    await instance.stop()
+    assert not results
+
+
 # Mistakes of a batch
 
 
 @pytest.mark.parametrize(
     ("returned", "clue"),
     [
-        ("None", "predict gave a NoneType; it must return a dict of output names to numpy arrays"),
+        ("None", "predict gave a NoneType; it must give a dict of output names to numpy arrays"),
         ("batch['x']", "predict gave a ndarray"),
         ("{}", "the model gave nothing where it declares y"),
         ("{'z': batch['x']}", "the model gave z where it declares y"),
         ("{'y': batch['x'], 'z': batch['x']}", "the model gave y, z where it declares y"),
-        ("{'y': batch['x'].tolist()}", "output 'y' is a list; predict must return numpy arrays"),
+        ("{'y': batch['x'].tolist()}", "output 'y' is a list; predict must give numpy arrays"),
         ("{'y': batch['x'].astype('f8')}", "output 'y' is FP64[2,2] where the model declares FP32[-1,2] with 2 rows"),
         ("{'y': batch['x'].astype('>f4')}", "output 'y' is >f4[2,2] where"),
         ("{'y': batch['x'][:1]}", "output 'y' is FP32[1,2] where the model declares FP32[-1,2] with 2 rows for this batch"),
@@ -333,7 +480,7 @@ def test_a_file_that_cannot_be_imported(tmp_path: Path, content: str, clue: str)
         ("{'y': batch['x']['a']}", "Model.predict raised IndexError"),
         ("{}['k']", "Model.predict raised KeyError: 'k' (model.py, line 4)"),
         ("exit(4)", "Model.predict raised SystemExit: 4"),
-        ("(batch for _ in [1])", "predict yields its answer in parts; streams are not served yet"),
+        ("(batch for _ in [1])", "part 1 of the answer: there is no output 'x'; the model declares y"),
     ],
 )
 @pytest.mark.parametrize("word", ["def", "async def"])

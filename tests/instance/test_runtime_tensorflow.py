@@ -12,14 +12,12 @@ import numpy as np
 import pytest
 
 from dlproxy.instance.batch import run_batch
-from dlproxy.instance.runtime import ModelError, Runtime
+from dlproxy.instance.runtime import Runtime
 from dlproxy.instance.runtime.formats import open_runtime
 from dlproxy.instance.runtime.specs import PythonSpec, load
-from dlproxy.instance.warmup import calibrate
 from dlproxy.message import DType, TensorSpec
-from dlproxy.tensors import NUMPY
 from tests.instance import small_network
-from tests.instance.small_network import assert_a_line, keras_model, request
+from tests.instance.small_network import assert_passes_unchanged, keras_model, refusal, request
 
 pytestmark = [pytest.mark.extras, pytest.mark.filterwarnings("ignore")]
 
@@ -50,13 +48,6 @@ def _keras(folder: Path, model: Any) -> Path:
     return folder / "m.keras"
 
 
-def _error(path: Path, **options: Any) -> str:
-    with pytest.raises(ModelError) as caught:
-        open_runtime(str(path), **options)
-    assert_a_line(str(caught.value), path)
-    return str(caught.value)
-
-
 # The small network
 
 
@@ -76,15 +67,7 @@ def _keras_export(folder: Path) -> Runtime:
 
 @pytest.mark.parametrize("made", [_saved_model, _keras_file, _keras_export])
 def test_the_small_network(tmp_path: Path, made: Callable[[Path], Runtime]) -> None:
-    runtime = made(tmp_path)
-    small_network.assert_right(runtime)
-    small_network.assert_right_from_two_threads(runtime)
-    assert calibrate(runtime).independent_rows
-    wrong = run_batch(runtime, [request(("x", DType.FP32, np.zeros((2, 9), np.float32)))])
-    assert wrong.error is not None
-    assert "\n" not in wrong.error
-    assert "9" in wrong.error
-    small_network.assert_right(runtime)
+    small_network.assert_as_every_runtime(made(tmp_path), "9")
 
 
 # Signatures
@@ -126,7 +109,7 @@ def test_an_unknown_number_of_axes_must_be_declared(tmp_path: Path) -> None:
     import tensorflow as tf
 
     path = _saved(tmp_path, lambda x: {"y": x + 1}, tf.TensorSpec(None, tf.float32, name="x"))
-    assert "'x' may have any number of axes; give its shape: inputs = { x = 'FP32[-1,784]' }" in _error(path)
+    assert "'x' may have any number of axes; give its shape: inputs = { x = 'FP32[-1,784]' }" in refusal(path)
     runtime = open_runtime(str(path), inputs={"x": "FP32[-1,2]"}, outputs={"y": "FP32[-1,2]"})
     assert runtime.signature.batched
     assert runtime.run([X3])[0].tolist() == (X3 + 1).tolist()
@@ -139,9 +122,9 @@ def test_a_saved_model_with_no_signature_to_serve(tmp_path: Path) -> None:
     spec = tf.TensorSpec([None], tf.float32, name="x")
     module.one, module.two = (tf.function(lambda x: {"y": x}, input_signature=[spec]) for _ in range(2))
     tf.saved_model.save(module, str(tmp_path / "two"), signatures={"one": module.one, "two": module.two})
-    assert "has no signature serving_default; it has one, two" in _error(tmp_path / "two")
+    assert "has no signature serving_default; it has one, two" in refusal(tmp_path / "two")
     tf.saved_model.save(tf.Module(), str(tmp_path / "none"))
-    assert "has no signature serving_default: save it with signatures=" in _error(tmp_path / "none")
+    assert "has no signature serving_default: save it with signatures=" in refusal(tmp_path / "none")
 
 
 def test_keras_models_with_several_inputs_and_outputs(tmp_path: Path) -> None:
@@ -200,19 +183,7 @@ def test_every_element_type_passes_through(tmp_path: Path, dtype: DType) -> None
         (texts,) = runtime.run([np.array([["", "zwölf", "a\0b"]], dtype=object)])
         assert texts.tolist() == [[b"", "zwölf".encode(), b"a\0b"]]
         return
-    noise = np.random.default_rng(0).integers(0, 2 if dtype is DType.BOOL else 256, 12 * dtype.itemsize, np.uint8)
-    array = np.frombuffer(noise.tobytes(), NUMPY[dtype]).reshape(4, 3)
-    (output,) = runtime.run([array])
-    assert (output.dtype, output.shape, output.tobytes()) == (array.dtype, array.shape, array.tobytes())
-    assert not np.shares_memory(output, array)
-
-
-def test_outputs_stay_valid_after_the_next_run(tmp_path: Path) -> None:
-    runtime = _saved_model(tmp_path)
-    (first,) = runtime.run([small_network.rows(7)])
-    for _ in range(5):
-        runtime.run([np.zeros((7, 8), np.float32)])
-    np.testing.assert_allclose(first, small_network.answer(small_network.rows(7)), atol=1e-4)
+    assert_passes_unchanged(runtime, dtype)
 
 
 def test_the_first_models_threads_stay(tmp_path: Path) -> None:
@@ -241,10 +212,69 @@ def test_a_model_that_raises_says_why_in_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("device", "clue"),
-    [("cuda:99", "device 'cuda:99' is not there: TensorFlow"), ("gpu", "there is no device 'gpu'"), ("cuda:x", "no device")],
+    [
+        ("cuda:99", "device 'cuda:99' is not there: TensorFlow"),
+        ("gpu", "'gpu' is not understood"),
+        ("openvino", "for ONNX models"),
+    ],
 )
 def test_a_device_that_is_not_there(tmp_path: Path, device: str, clue: str) -> None:
-    assert clue in _error(small_network.save_saved_model(tmp_path), device=device)
+    assert clue in refusal(small_network.save_saved_model(tmp_path), device=device)
+
+
+class FakeGpus:
+    """TensorFlow's settings of two GPUs, of which it says what was set; it computes on the CPU."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        import tensorflow as tf
+
+        self.growing: list[str] = []
+        self.limits: dict[str, list[Any]] = {}
+        self.running = False
+        patch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu-0", "gpu-1"])
+        patch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, on: self._set(self.growing.append, gpu))
+        patch.setattr(tf.config, "set_logical_device_configuration", lambda gpu, to: self._set(self.limits.update, {gpu: to}))
+        patch.setattr(tf.config, "get_logical_device_configuration", self.limits.get)
+        self.used: list[str] = []
+        self._real = tf.device
+        patch.setattr(tf, "device", self._use)
+
+    def _use(self, name: str) -> Any:
+        self.used.append(name)
+        return self._real("/CPU:0")
+
+    def _set(self, how: Callable[[Any], None], what: Any) -> None:
+        if self.running:
+            raise RuntimeError("Physical devices cannot be modified after being initialized")
+        how(what)
+
+
+def test_gpus_are_chosen_and_their_memory_is_taken_as_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(small_network.save_saved_model(tmp_path))
+    machine = FakeGpus(monkeypatch)
+    for device, place, name in (("auto", "cuda:0", "/GPU:0"), ("cuda:1", "cuda:1", "/GPU:1"), ("cpu", "cpu", "/CPU:0")):
+        machine.used.clear()
+        runtime = open_runtime(path, device=device)
+        small_network.assert_right(runtime)
+        assert (getattr(runtime, "device", None), set(machine.used)) == (place, {name})
+    assert set(machine.growing) == {"gpu-0", "gpu-1"}
+    assert not machine.limits
+
+
+def test_a_gpus_memory_limit_is_set_before_tensorflow_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small_network.save_saved_model(tmp_path)
+    machine = FakeGpus(monkeypatch)
+    open_runtime(str(path), device="cuda:1", gpu_memory_limit_mb=512)
+    assert {gpu: [one.memory_limit for one in parts] for gpu, parts in machine.limits.items()} == {
+        "gpu-0": [512],
+        "gpu-1": [512],
+    }
+    machine.running = True
+    open_runtime(str(path), device="cuda:1", gpu_memory_limit_mb=512)
+    open_runtime(str(path), device="cuda:0")
+    assert "gpu_memory_limit_mb = 100 comes too late: TensorFlow uses cuda:1" in refusal(
+        path, device="cuda:1", gpu_memory_limit_mb=100
+    )
 
 
 # What cannot be loaded
@@ -253,14 +283,14 @@ def test_a_device_that_is_not_there(tmp_path: Path, device: str, clue: str) -> N
 @pytest.mark.parametrize("content", [b"", b"garbage" * 20, bytes(range(256))])
 def test_a_saved_model_that_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "saved_model.pb").write_bytes(content)
-    assert "not a SavedModel that TensorFlow" in _error(tmp_path)
+    assert "not a SavedModel that TensorFlow" in refusal(tmp_path)
 
 
 def test_a_saved_model_without_its_weights(tmp_path: Path) -> None:
     path = small_network.save_saved_model(tmp_path)
     for file in (path / "variables").iterdir():
         file.unlink()
-    assert "not a SavedModel that TensorFlow" in _error(path)
+    assert "not a SavedModel that TensorFlow" in refusal(path)
 
 
 def _zip(**members: bytes) -> bytes:
@@ -276,7 +306,7 @@ def _zip(**members: bytes) -> bytes:
 )
 def test_a_keras_file_that_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.keras").write_bytes(content)
-    assert "not a model that Keras" in _error(tmp_path / "m.keras")
+    assert "not a model that Keras" in refusal(tmp_path / "m.keras")
 
 
 def test_a_keras_file_with_damaged_weights(tmp_path: Path) -> None:
@@ -286,14 +316,14 @@ def test_a_keras_file_with_damaged_weights(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for member, content in members.items():
             archive.writestr(member, content[:1000] if member.endswith(".h5") else content)
-    assert "not a model that Keras" in _error(path)
+    assert "not a model that Keras" in refusal(path)
 
 
 def test_lambdas_and_unknown_classes_in_a_keras_file_are_refused(tmp_path: Path) -> None:
     import keras
 
     x = keras.Input((2,), name="x")
-    assert "`Lambda` layer" in _error(_keras(tmp_path, keras.Model(x, keras.layers.Lambda(lambda v: v + 1)(x))))
+    assert "`Lambda` layer" in refusal(_keras(tmp_path, keras.Model(x, keras.layers.Lambda(lambda v: v + 1)(x))))
     path = _keras(tmp_path, keras_model())
     with zipfile.ZipFile(path) as archive:
         members = {member: archive.read(member) for member in archive.namelist()}
@@ -303,12 +333,12 @@ def test_lambdas_and_unknown_classes_in_a_keras_file_are_refused(tmp_path: Path)
     with zipfile.ZipFile(path, "w") as archive:
         for member, content in members.items():
             archive.writestr(member, content)
-    assert "TypeError: Could not locate class 'Mine'" in _error(path)
+    assert "TypeError: Could not locate class 'Mine'" in refusal(path)
 
 
 def test_a_keras_model_that_was_never_built_is_refused(tmp_path: Path) -> None:
     import keras
 
-    assert "does not know its inputs: build() it before save()" in _error(
+    assert "does not know its inputs: build() it before save()" in refusal(
         _keras(tmp_path, keras.Sequential([keras.layers.Dense(2)]))
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,18 @@ from dlproxy.instance.batch import run_batch
 from dlproxy.instance.runtime import ModelError, Runtime
 from dlproxy.instance.runtime.formats import open_runtime
 from dlproxy.instance.runtime.specs import PythonSpec, load
-from dlproxy.instance.warmup import calibrate
 from dlproxy.message import DType, TensorSpec
 from dlproxy.tensors import bf16_to_fp32, fp32_to_bf16
 from tests.instance import small_network
-from tests.instance.small_network import INPUTS, OUTPUTS, assert_a_line, request, save_torch_export, save_torchscript
+from tests.instance.small_network import (
+    INPUTS,
+    OUTPUTS,
+    assert_passes_unchanged,
+    refusal,
+    request,
+    save_torch_export,
+    save_torchscript,
+)
 
 pytestmark = [pytest.mark.extras, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 
@@ -57,13 +65,6 @@ def _traced(path: Path, forward: Callable[..., Any], *example: Any, inputs: dict
     return open_runtime(str(save_torchscript(_module(forward), path / "m.pt", example)), inputs=inputs, outputs=outputs)
 
 
-def _error(path: Path, **options: Any) -> str:
-    with pytest.raises(ModelError) as caught:
-        open_runtime(str(path), **options)
-    assert_a_line(str(caught.value), path)
-    return str(caught.value)
-
-
 # The small network
 
 
@@ -90,15 +91,7 @@ def _program(folder: Path) -> Runtime:
 
 @pytest.mark.parametrize("made", [_script, _program])
 def test_the_small_network(tmp_path: Path, made: Callable[[Path], Runtime]) -> None:
-    runtime = made(tmp_path)
-    small_network.assert_right(runtime)
-    small_network.assert_right_from_two_threads(runtime)
-    assert calibrate(runtime).independent_rows
-    wrong = run_batch(runtime, [request(("x", DType.FP32, np.zeros((2, 9), np.float32)))])
-    assert wrong.error is not None
-    assert "\n" not in wrong.error
-    assert "8" in wrong.error, "the size that would be right"
-    small_network.assert_right(runtime)
+    small_network.assert_as_every_runtime(made(tmp_path), "8")
 
 
 def test_a_module_in_a_python_class(tmp_path: Path) -> None:
@@ -173,7 +166,7 @@ def test_the_configuration_narrows_a_program(tmp_path: Path) -> None:
     runtime = open_runtime(str(path), inputs={"x": "FP32[-1,2]"}, outputs={"output": "FP32[-1,2]"})
     assert runtime.signature.batched
     assert runtime.signature.inputs[0].shape == (-1, 2)
-    assert "but FP32[-1,-1] in the model" in _error(path, inputs={"x": "INT8[-1,2]"})
+    assert "but FP32[-1,-1] in the model" in refusal(path, inputs={"x": "INT8[-1,2]"})
 
 
 def test_what_was_no_tensor_when_a_program_was_exported_stays_as_it_was(tmp_path: Path) -> None:
@@ -188,19 +181,19 @@ def test_a_program_that_gives_more_than_tensors_is_refused(tmp_path: Path) -> No
     import torch
 
     path = save_torch_export(_module(lambda self, x: (x, 3)), tmp_path / "m.pt2", [torch.zeros(3, 2)], None)
-    assert "'output_1' is a int; dlproxy serves dense tensors" in _error(path)
+    assert "'output_1' is a int; dlproxy serves dense tensors" in refusal(path)
     path = save_torch_export(_module(lambda self, x: x.to(torch.complex64)), tmp_path / "m.pt2", [torch.zeros(3, 2)], None)
-    assert "'output' is torch.complex64; dlproxy serves dense tensors" in _error(path)
+    assert "'output' is torch.complex64; dlproxy serves dense tensors" in refusal(path)
     path = save_torch_export(_module(lambda self, x: {"a": [x]}), tmp_path / "m.pt2", [torch.zeros(3, 2)], None)
-    assert "'a' is a list; dlproxy serves dense tensors" in _error(path)
+    assert "'a' is a list; dlproxy serves dense tensors" in refusal(path)
 
 
 def test_torchscript_wants_its_shapes_declared(tmp_path: Path) -> None:
     path = save_torchscript(small_network.torch_module(), tmp_path / "m.pt")
-    assert "like inputs = { x = 'FP32[-1,784]' }" in _error(path)
-    assert "declare inputs and outputs" in _error(path, inputs=INPUTS)
-    assert "the configuration's inputs are a; forward takes x" in _error(path, inputs={"a": "FP32[-1,8]"}, outputs=OUTPUTS)
-    assert "'x' is declared as BYTES" in _error(path, inputs={"x": "BYTES[-1]"}, outputs=OUTPUTS)
+    assert "like inputs = { x = 'FP32[-1,784]' }" in refusal(path)
+    assert "declare inputs and outputs" in refusal(path, inputs=INPUTS)
+    assert "the configuration's inputs are a; forward takes x" in refusal(path, inputs={"a": "FP32[-1,8]"}, outputs=OUTPUTS)
+    assert "'x' is declared as BYTES" in refusal(path, inputs={"x": "BYTES[-1]"}, outputs=OUTPUTS)
 
 
 @pytest.mark.parametrize(
@@ -246,17 +239,13 @@ def test_every_element_type_passes_through(tmp_path: Path, dtype: DType) -> None
     import torch
 
     from dlproxy.instance.runtime.torch import _DTYPES
-    from dlproxy.tensors import NUMPY
 
     theirs = next(their for their, ours in _DTYPES.items() if ours is dtype)
     dynamic = {"x": {0: torch.export.Dim("batch")}}
     runtime = _exported(tmp_path, lambda self, x: x.clone(), torch.zeros(2, 3).to(theirs), dynamic=dynamic)
     assert runtime.signature.inputs == (TensorSpec("x", dtype, (-1, 3)),)
     assert runtime.signature.batched
-    noise = np.random.default_rng(0).integers(0, 2 if dtype is DType.BOOL else 256, 12 * dtype.itemsize, np.uint8)
-    array = np.frombuffer(noise.tobytes(), NUMPY[dtype]).reshape(4, 3)
-    (output,) = runtime.run([array])
-    assert (output.dtype, output.shape, output.tobytes()) == (array.dtype, array.shape, array.tobytes())
+    assert_passes_unchanged(runtime, dtype)
 
 
 def test_bf16_is_computed_with(tmp_path: Path) -> None:
@@ -275,14 +264,6 @@ def test_a_model_that_writes_to_its_input_or_gives_it_back_leaves_the_request_al
     x = np.frombuffer(X3.tobytes(), np.float32).reshape(3, 2)
     assert runtime.run([x])[0].tolist() == (X3 + 1).tolist()
     assert x.tolist() == X3.tolist()
-
-
-def test_outputs_stay_valid_after_the_next_run(tmp_path: Path) -> None:
-    runtime = _script(tmp_path)
-    (first,) = runtime.run([small_network.rows(7)])
-    for _ in range(5):
-        runtime.run([np.zeros((7, 8), np.float32)])
-    np.testing.assert_allclose(first, small_network.answer(small_network.rows(7)), atol=1e-4)
 
 
 def test_each_model_runs_with_its_own_threads(tmp_path: Path) -> None:
@@ -320,13 +301,32 @@ def test_a_model_that_raises_says_why_in_a_line(tmp_path: Path) -> None:
     ("device", "clue"),
     [
         ("cuda:99", "device 'cuda:99' is not there: torch"),
-        ("gpu", "there is no device 'gpu'; it is cpu, cuda or cuda:N"),
-        ("meta", "no device"),
+        ("gpu", "device 'gpu' is not understood"),
+        ("tensorrt", "device 'tensorrt' is for ONNX models"),
     ],
 )
 def test_a_device_that_is_not_there(tmp_path: Path, device: str, clue: str) -> None:
     path = save_torchscript(small_network.torch_module(), tmp_path / "m.pt")
-    assert clue in _error(path, inputs=INPUTS, outputs=OUTPUTS, device=device)
+    assert clue in refusal(path, inputs=INPUTS, outputs=OUTPUTS, device=device)
+
+
+def test_a_gpu_is_chosen_and_its_memory_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from dlproxy.instance.runtime.torch import _device, _limit_memory
+
+    path = save_torchscript(small_network.torch_module(), tmp_path / "m.pt")
+    runtime = open_runtime(str(path), device="cpu", gpu_memory_limit_mb=100, inputs=INPUTS, outputs=OUTPUTS)
+    assert getattr(runtime, "device", None) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [str(_device(path, device)) for device in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda:0", "cuda:0", "cuda:1", "cpu"]
+    set_to: list[tuple[float, str]] = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000 * 2**20))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, on: set_to.append((share, str(on))))
+    for limit_mb in (250, 4000):
+        _limit_memory(torch.device("cuda:1"), limit_mb * 2**20)
+    assert set_to == [(0.25, "cuda:1"), (1.0, "cuda:1")]
 
 
 def test_a_gpus_steps_are_taken_in_order_on_a_stream_of_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +392,7 @@ def test_pickles_are_refused_unread(tmp_path: Path) -> None:
 
     for name, new in (("new.pt", True), ("old.pth", False)):
         torch.save(Evil(), tmp_path / name, _use_new_zipfile_serialization=new)
-        assert "reading it would run whatever code it names" in _error(tmp_path / name)
+        assert "reading it would run whatever code it names" in refusal(tmp_path / name)
 
 
 def _repacked(source: Path, target: Path, change: Callable[[str, bytes], bytes], extra: dict[str, bytes] | None = None) -> Path:
@@ -425,14 +425,14 @@ def test_pickles_and_compiled_code_inside_an_exported_program_are_refused_unread
         return content
 
     target = tmp_path / "odd.pt2"
-    assert "its example inputs are a pickle of more than tensors" in _error(_repacked(source, target, sample))
-    assert "first.weight is pickled, and reading a pickle runs code" in _error(_repacked(source, target, pickled))
+    assert "its example inputs are a pickle of more than tensors" in refusal(_repacked(source, target, sample))
+    assert "first.weight is pickled, and reading a pickle runs code" in refusal(_repacked(source, target, pickled))
     for member in ("data/aotinductor/model/a.so", "data/weights/model.pt", "data/constants/opaque_obj_0"):
-        found = _error(_repacked(source, target, same, {member: pickle.dumps(Evil())}))
+        found = refusal(_repacked(source, target, same, {member: pickle.dumps(Evil())}))
         assert f"its archive holds {member}, which may be code" in found
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert "two members of one name" in _error(_repacked(source, target, same, {"models/model.json": b"{}"}))
+        assert "two members of one name" in refusal(_repacked(source, target, same, {"models/model.json": b"{}"}))
     assert open_runtime(str(_repacked(source, target, same))).run([np.zeros((2, 8), np.float32)])[0].shape == (2, 4)
 
 
@@ -455,5 +455,5 @@ def test_a_damaged_model_is_refused_in_a_line(tmp_path: Path, name: str, capfd: 
         def change(member: str, content: bytes, wrong: str = wrong) -> bytes:
             return b"{garbage" if member == wrong else content
 
-        assert str(tmp_path / name) in _error(_repacked(source, tmp_path / name, change), **options)
+        assert str(tmp_path / name) in refusal(_repacked(source, tmp_path / name, change), **options)
     assert capfd.readouterr() == ("", "")

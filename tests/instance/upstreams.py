@@ -5,7 +5,7 @@ import json
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from dlproxy.config import HttpLimits
 from dlproxy.instance import Instance
@@ -141,7 +141,8 @@ class DlproxyUpstream:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v2/models/{self.model}"
 
-    async def start(self) -> None:
+    def app(self, limits: HttpLimits) -> OipApp:
+        """The lane, with its routes."""
         signature = self.runtime.signature
         lane = Lane(LaneKnobs(max_batch=self.max_batch if signature.batched else 1, max_queue_rows=10_000), [(1, 1e-4)])
         driver = Driver(model=self.model, version="1", signature=signature, lane_on=lane.on, stats=self.stats, clock=monotonic)
@@ -149,8 +150,11 @@ class DlproxyUpstream:
             driver.add_instance(instance)
         catalog = Catalog()
         catalog.add(_served(self, driver, signature))
+        return OipApp(catalog, limits, clock=monotonic, server_timing=False)
+
+    async def start(self) -> None:
         limits = HttpLimits()
-        self.server = HttpServer(OipApp(catalog, limits, clock=monotonic, server_timing=False), limits)
+        self.server = HttpServer(self.app(limits), limits)
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))
@@ -180,14 +184,24 @@ def _served(upstream: DlproxyUpstream, driver: Driver, signature: Signature) -> 
     )
 
 
+class Upstream(Protocol):
+    """A server of a model named "m"."""
+
+    @property
+    def url(self) -> str: ...
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
 class WithUpstream(RemoteInstance):
     """A started remote instance with an upstream of its own, which ends with it."""
 
-    upstream: DlproxyUpstream
+    upstream: Upstream
 
     @classmethod
-    async def around(cls, name: str, runtime: Runtime) -> "WithUpstream":
-        upstream = DlproxyUpstream(runtime)
+    async def around(cls, name: str, upstream: Upstream) -> "WithUpstream":
         await upstream.start()
         instance = cls(name, parse_address(upstream.url), QUICK)
         instance.upstream = upstream

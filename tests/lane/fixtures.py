@@ -99,6 +99,14 @@ class Script:
     def lose(self, instance: str, at: float | None = None) -> list[str]:
         return self.tell(InstanceLost(instance, "killed"), at)
 
+    def crash(self, instance: str, at: float | None = None) -> list[str]:
+        return self.tell(InstanceLost(instance, "killed", crashed=True), at)
+
+    @property
+    def quarantined(self) -> list[int]:
+        """Tickets that the last event's rejects blame."""
+        return [command.ticket.id for command in self.commands if isinstance(command, Reject) and command.quarantine]
+
     def timer(self, at: float | None = None) -> list[str]:
         return self.tell(TimerFired(), at)
 

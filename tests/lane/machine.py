@@ -50,6 +50,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "retry_budget": (0.0, 1.0),
     "hedge": (True,),
     "eject_after": (1, 0),
+    "outage_wait_s": (0.0, 0.020),
     "arbitrated": (True,),
 }
 CHANGES = st.lists(st.sampled_from([(name, value) for name, values in VALUES.items() for value in values]), max_size=8)
@@ -135,9 +136,18 @@ class LaneMachine(RuleBasedStateMachine):
         self.tell(InstanceUp(down[pick % len(down)], capacity, weight))
 
     @precondition(lambda self: self.observer.instances)
-    @rule(name=st.sampled_from(NAMES))
-    def instance_is_lost(self, name: str) -> None:
-        self.tell(InstanceLost(name, "killed"))  # which may be down already
+    @rule(name=st.sampled_from(NAMES), crashed=st.booleans())
+    def instance_is_lost(self, name: str, crashed: bool) -> None:
+        self.tell(InstanceLost(name, "killed", crashed))  # which may be down already
+
+    @precondition(lambda self: self.observer.running)
+    @rule(pick=PICK, back=st.booleans())
+    def instance_crashes_in_mid_batch(self, pick: int, back: bool) -> None:
+        batches = list(self.observer.running.values())
+        name = batches[pick % len(batches)].batch.instance
+        self.tell(InstanceLost(name, "killed", crashed=True))
+        if back:
+            self.tell(InstanceUp(name))
 
     @rule(changes=CHANGES, anew=st.booleans())
     def knobs_change(self, changes: list[Change], anew: bool) -> None:

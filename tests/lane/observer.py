@@ -97,7 +97,8 @@ class Observer:
     tickets: dict[int, Ticket] = field(default_factory=dict)
     where: dict[int, Where] = field(default_factory=dict)
     runs: dict[int, int] = field(default_factory=dict)
-    losses: dict[int, int] = field(default_factory=dict)
+    losses: dict[int, list[tuple[int, bool]]] = field(default_factory=dict)  # of each: the batch's size, whether it crashed
+    down_since: float = -inf  # when the last instance crashed, if it is being replaced
     failed: dict[int, Failed] = field(default_factory=dict)
     second_tries: set[int] = field(default_factory=set)  # had their one other try of the whole batch, or a hedge
     running: dict[int, Run] = field(default_factory=dict)
@@ -138,6 +139,7 @@ class Observer:
             self.where.update({ticket.id: Where.QUEUED for ticket in event.tickets})
         elif isinstance(event, InstanceUp):
             self.instances[event.instance] = Seen(event.capacity)
+            self.down_since = -inf
         elif isinstance(event, KnobsChanged):
             if event.knobs.arbitrated != self.knobs.arbitrated:
                 self.wanted = None
@@ -147,10 +149,13 @@ class Observer:
         elif isinstance(event, InstanceRetired):
             self.instances.pop(event.instance, None)
         elif isinstance(event, InstanceLost):
-            self.instances.pop(event.instance, None)
+            known = self.instances.pop(event.instance, None)
             for batch_id in [number for number, run in self.running.items() if run.batch.instance == event.instance]:
-                for number in self.come_back(self.running.pop(batch_id)):
-                    self.losses[number] = self.losses.get(number, 0) + 1
+                run = self.running.pop(batch_id)
+                for number in self.come_back(run):
+                    self.losses.setdefault(number, []).append((len(run.batch.tickets), event.crashed))
+            if not self.instances and (known or not event.crashed):
+                self.down_since = self.now if event.crashed else -inf
         elif isinstance(event, BatchDone) and event.batch_id in self.running:
             return self.batch_ends(self.running.pop(event.batch_id), event)
         return []
@@ -245,11 +250,15 @@ class Observer:
             assert self.where[number] is Where.QUEUED, f"{number} is dispatched, but is {self.where[number]}"
 
     def check_retry(self, batch: Dispatch, numbers: list[int]) -> None:
-        """One more try of the whole batch, and as many as it takes of smaller and smaller parts after errors."""
+        """One more try of the whole batch, as many as it takes of smaller and smaller parts after errors, one alone after
+        two crashes.
+        """
         for number in numbers:
             assert self.where[number] is Where.COMES_BACK, f"{number} is retried, but is {self.where[number]}"
             failed = self.failed.pop(number, None)
-            if failed is None or len(numbers) >= failed.size:
+            if failed is None and self.crashes(number) == 2 and self.losses[number][-1][0] > 1:
+                assert len(numbers) == 1, f"{number} is run in company after two crashes"
+            elif failed is None or len(numbers) >= failed.size:
                 assert number not in self.second_tries, f"a third run of {number}"
                 self.second_tries.add(number)
 
@@ -278,7 +287,7 @@ class Observer:
             assert isinstance(event, Cancelled)
             assert event.ticket_id == ticket.id
         elif kind is FailureKind.MODEL_FAILED:
-            self.check_model_failed(ticket, command.failure.message, event)
+            self.check_model_failed(command, event)
         elif kind is FailureKind.UNAVAILABLE:
             self.check_unavailable(ticket, event)
         elif kind is FailureKind.QUEUE_FULL:
@@ -291,27 +300,33 @@ class Observer:
             assert was is Where.QUEUED or ticket.deadline_at <= self.now, "a prediction is no reason to drop a retry"
         self.where[ticket.id] = Where.ANSWERED
 
-    def check_model_failed(self, ticket: Ticket, message: str, event: Event) -> None:
-        assert isinstance(event, BatchDone)
-        assert event.error == message
-        failed = self.failed[ticket.id]
+    def check_model_failed(self, command: Reject, event: Event) -> None:
+        ticket = command.ticket
         assert self.where[ticket.id] is Where.COMES_BACK
+        if isinstance(event, InstanceLost):
+            assert command.quarantine
+            assert self.crashes(ticket.id) >= 2, f"{ticket.id} is blamed for one crash"
+            assert self.losses[ticket.id][-1] == (1, True), "it may have been another one's fault"
+            return
+        assert isinstance(event, BatchDone)
+        assert event.error == command.failure.message
+        failed = self.failed[ticket.id]
         assert failed.size == 1 or not self.knobs.retry_budget or not self.instances, "it may have been another one's fault"
         retried = self.knobs.retry_budget and self.runs[ticket.id] == 1 and len(self.second_tries) < FREE_SECOND_RUNS
         assert not (retried and self.trusted(failed.instance)), f"{ticket.id} fails without a second try"
 
     def check_unavailable(self, ticket: Ticket, event: Event) -> None:
-        if isinstance(event, InstanceLost):
-            lost = ticket.id in self.losses and self.where[ticket.id] is Where.COMES_BACK
-            assert not self.instances or (lost and (self.runs[ticket.id] > 1 or not self.knobs.retry_budget))
-        elif isinstance(event, InstanceRetired):
-            assert not self.instances
-        elif isinstance(event, KnobsChanged):
+        if not self.instances and not self.outage_is_borne():
+            assert isinstance(event, InstanceLost | InstanceRetired | TimerFired | KnobsChanged | Arrived)
+        elif isinstance(event, InstanceLost):
+            assert self.where[ticket.id] is Where.COMES_BACK
+            size, _ = self.losses[ticket.id][-1]
+            twice = self.runs[ticket.id] > 1 and (self.crashes(ticket.id) < 2 or size == 1)
+            assert twice or not self.knobs.retry_budget, f"{ticket.id} fails without another try"
+        else:
+            assert isinstance(event, KnobsChanged)
             assert self.where[ticket.id] is Where.COMES_BACK
             assert not self.knobs.retry_budget
-        else:
-            assert isinstance(event, Arrived)
-            assert not self.instances
 
     def check_queue_full(self, ticket: Ticket, message: str, event: Event) -> None:
         assert isinstance(event, Arrived)
@@ -382,7 +397,8 @@ class Observer:
         """Nothing waits while an instance is ready, unless one of four reasons explains it."""
         ready, waiting = self.ready(), self.waiting()
         assert set(self.lane.pool.ready) == ready, f"{set(self.lane.pool.ready)} are ready, not {ready}"
-        assert self.instances or not waiting, f"{waiting} wait for nobody"
+        borne = self.down_since > -inf and self.wake_at <= self.down_since + self.knobs.outage_wait_s  # or its end is late
+        assert self.instances or not waiting or borne, f"{waiting} wait for nobody"
         if not ready or not waiting or (self.knobs.arbitrated and self.wanted is not None) or self.holds_back(ready):
             return
         for number in self.among(Where.COMES_BACK):
@@ -409,6 +425,8 @@ class Observer:
     def check_wake_ups(self) -> None:
         deadline_at = self.next_deadline()
         assert deadline_at == inf or self.wake_at <= max(deadline_at, self.now), f"no wake-up for {deadline_at}"
+        if not self.instances and self.outage_is_borne():
+            assert self.wake_at <= self.down_since + self.knobs.outage_wait_s, "no wake-up for the end of the outage"
         ready = self.ready()
         if self.waiting() and Circuit.OPEN in self.circuits().values():
             assert self.wake_at <= max(self.lane.pool.probe_at, self.now), "no wake-up for a probe"
@@ -432,6 +450,14 @@ class Observer:
 
     def unanswered(self) -> list[int]:
         return [number for number, where in self.where.items() if where is not Where.ANSWERED]
+
+    def crashes(self, number: int) -> int:
+        """Instances that crashed while they ran this ticket."""
+        return sum(crashed for _, crashed in self.losses.get(number, ()))
+
+    def outage_is_borne(self) -> bool:
+        """No instance is up, but one is on its way, and not for too long yet."""
+        return self.down_since + self.knobs.outage_wait_s > self.now
 
     def next_deadline(self) -> float:
         return min((self.tickets[number].deadline_at for number in self.waiting()), default=inf)

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 from itertools import product
+from math import inf
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -205,7 +207,7 @@ class RemembersThoseWhoLeft(Lane):
 class IgnoresTheBudget(Lane):
     """Runs what a lost instance ran again, whatever the knobs say."""
 
-    def _run_elsewhere(self, tickets: list[Ticket], *rest: Any) -> None:
+    def _run_elsewhere(self, batch: Any, tickets: list[Ticket], *rest: Any) -> None:
         self._again.add(tickets) if tickets else None
 
 
@@ -321,6 +323,44 @@ class DrawsItsOwnNumbers(Lane):
         super()._arm(max(at - self.late_s, self._now), commands)
 
 
+class BlamesCompany(Lane):
+    """Takes every ticket of a batch in which an instance crashed twice for the reason."""
+
+    def _run_elsewhere(self, batch: Any, *rest: Any) -> None:
+        super()._run_elsewhere(msgspec.structs.replace(batch, size=1), *rest)
+
+
+class ForgetsTheIsolated(Lane):
+    """Loses what is to run alone."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._again.isolate = lambda ticket: None  # type: ignore[method-assign]
+
+
+class ForgivesCrashes(Lane):
+    """Runs what crashes instances again and again."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._again.crashed = lambda ticket: 0  # type: ignore[method-assign]
+
+
+class WaitsOutOutages(Lane):
+    """Lets requests wait for however long it takes until an instance is up again."""
+
+    def _bear_outage(self, now: float, commands: list[Command]) -> None:
+        if self._down_since == -inf:
+            super()._bear_outage(now, commands)
+
+
+class FailsAtOnce(Lane):
+    """Fails what waits as soon as the last instance has crashed."""
+
+    def _bear_outage(self, now: float, commands: list[Command]) -> None:
+        self._reject_all("gone", commands)
+
+
 @dataclass
 class Caught:
     """A lane with a bug, what is said of it, and knobs without which the bug shows too rarely."""
@@ -334,12 +374,14 @@ class Caught:
 HEDGED = {"hedge": True, "arbitrated": False, "retry_budget": 1.0}
 LIVELY = {"eject_after": 1, "arbitrated": False}
 QUEUEING = {"balancer": "fastest-response", "arbitrated": False, "max_batch": 1, "max_wait_s": 0.0, "max_queue_rows": 100}
+CRASHING = {"retry_budget": 1.0, "outage_wait_s": 5.0, "arbitrated": False, "hedge": False, "max_batch": 8}
 BUGS = [
     Caught(CompletesCancelled, "should complete|is completed, but is"),
     Caught(NeverWakes, "no wake-up for|nothing ends the wait"),
     Caught(OverCapacity, "capacity of"),
     Caught(
-        DeafToKnobs, "rows in a batch|while an instance idles|over its bound|nothing ends the wait|starts a batch|wants a turn"
+        DeafToKnobs,
+        "rows in a batch|while an instance idles|over its bound|nothing ends the wait|starts a batch|wants a turn|another try",
     ),
     Caught(LosesWithTheInstance, "in_flight is|wait while"),
     Caught(CancelsTwice, "is rejected, but is"),
@@ -363,7 +405,12 @@ BUGS = [
     Caught(NeverWants, "while an instance idles|nothing ends the wait", {"arbitrated": True}),
     Caught(WantsAgainAndAgain, "knows already", {"arbitrated": True}),
     Caught(LimitsThoseWithDeadlines, "without a deadline", {"adaptive_limit": True, "max_batch": 1}),
-    Caught(DrawsItsOwnNumbers, "answered otherwise in a replay"),
+    Caught(BlamesCompany, "another one's fault", CRASHING),
+    Caught(ForgetsTheIsolated, "while an instance idles|never answered|no wake-up", CRASHING),
+    Caught(ForgivesCrashes, "fails without another try", CRASHING),
+    Caught(WaitsOutOutages, "wait for nobody|no wake-up|past its deadline", CRASHING),
+    Caught(FailsAtOnce, "isinstance|fails without another try", CRASHING),
+    Caught(DrawsItsOwnNumbers, "answered otherwise in a replay|never answered"),
 ]
 
 

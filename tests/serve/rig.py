@@ -90,13 +90,20 @@ class Rig:
         function: Callable[[Sequence[Array]], list[Array]] = double,
         knobs: LaneKnobs = KNOBS,
         signature: Signature = SIGNATURE,
+        quarantine_s: float = 0.0,
     ) -> None:
         self.runtime = FakeRuntime(signature, function)
         self.stats = ModelStats()
         self.lane = Lane(knobs, PRIOR)
         self.now = asyncio.get_running_loop().time
         self.driver = Driver(
-            model="m", version="1", signature=signature, lane_on=self.lane.on, stats=self.stats, clock=self.now
+            model="m",
+            version="1",
+            signature=signature,
+            lane_on=self.lane.on,
+            stats=self.stats,
+            clock=self.now,
+            quarantine_s=quarantine_s,
         )
         self._service_s = None if service_s is None else lambda rows: service_s
         self.fakes = [self.fake(f"m-{number}") for number in range(instances)]

@@ -7,11 +7,13 @@ import pytest
 from msgspec.structs import replace
 
 from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, FailureKind, Tensor
 from dlproxy.policy.balancing import BALANCERS
 from dlproxy.policy.queueing import DISCIPLINES
 from dlproxy.serve.assemble import load_model, unload_model
 from dlproxy.serve.control import CHANGEABLE, LaneControl
+from dlproxy.serve.roster import Roster
 from dlproxy.wire.checks import RequestChecker
 from tests import models
 from tests.serve.rig import KNOBS, Rig, pass_time, turns
@@ -19,13 +21,34 @@ from tests.serve.rig import KNOBS, Rig, pass_time, turns
 pytestmark = pytest.mark.looptime(idle_step=0.1, idle_timeout=1.0)  # whoever waits for ever fails, and does not hang
 
 
+class Rented:
+    """As much of a hosting as a control uses; `problem`: why it cannot scale."""
+
+    run = "process"
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+        self.problem: Exception | None = None
+
+    async def scale(self, count: int) -> None:
+        self.counts.append(count)
+        if self.problem is not None:
+            raise self.problem
+
+
 class Controlled(Rig):
     """A rig whose lane has a control; `settings` as in [models.m]."""
 
     def __init__(self, *, most_batch: int = 64, instances: int = 1, service_s: float = 0.01, **settings: Any) -> None:
-        super().__init__(instances=instances, service_s=service_s, knobs=replace(KNOBS, max_batch=most_batch))
+        knobs = replace(KNOBS, max_batch=most_batch)
+        super().__init__(instances=0, service_s=service_s, knobs=knobs)
         config = ModelConfig(path="m.onnx", **{"max_batch": 64, "max_queue_rows": 1000, **settings})
-        self.control = LaneControl(config, self.lane, self.driver, replace(KNOBS, max_batch=most_batch))
+        self.roster = Roster(self.driver, self.stats, self.now)
+        self.hosting = Rented()
+        self.control = LaneControl(config, self.lane, self.driver, knobs, self.hosting, self.roster)
+        self.fakes = [self.fake(f"m-{number}") for number in range(instances)]
+        for fake in self.fakes:
+            self.roster.add_instance(fake)
 
     @property
     def knobs(self) -> dict[str, Any]:
@@ -41,12 +64,50 @@ async def test_the_state_says_what_holds_waits_and_runs() -> None:
     assert set(state["knobs"]) == set(CHANGEABLE)
     assert state["knobs"]["discipline"] == "edf"
     assert (state["running_batches"], state["queued_requests"], state["queued_rows"]) == (2, 2, 3)
-    assert state["instances"] == [
-        {"name": f"m-{number}", "circuit": "closed", "in_flight": 1, "capacity": 1} for number in range(2)
-    ]
+    for number, instance in enumerate(state["instances"]):
+        now = {"name": f"m-{number}", "state": "up", "circuit": "closed", "in_flight": 1, "capacity": 1}
+        assert now.items() <= instance.items()
+    assert len(state["instances"]) == 2
+    assert state["run"] == "process"
     assert state["arbitrated"] is False
     for reply in replies:
         await reply.wait()
+
+
+async def test_an_instance_that_is_down_is_shown_beside_those_that_are_up() -> None:
+    rig = Controlled(instances=2)
+    rig.roster.lose_instance("m-0", "killed by SIGKILL")
+    rig.roster.instance_waits("m-0", 5.0)
+    await pass_time(2.0)
+    down, up = rig.control.state()["instances"]
+    assert down == {
+        "name": "m-0",
+        "state": "waiting",
+        "for_s": 2.0,
+        "again_in_s": 3.0,
+        "restarts": 0,
+        "last_problem": "killed by SIGKILL",
+        "pid": None,
+        "address": None,
+        "circuit": None,
+        "in_flight": 0,
+        "capacity": 0,
+    }
+    assert {"name": "m-1", "state": "up", "again_in_s": None, "circuit": "closed", "capacity": 1}.items() <= up.items()
+    assert up.keys() == down.keys()
+
+
+async def test_scaling_takes_counts_that_make_sense_and_says_why_it_failed() -> None:
+    rig = Controlled()
+    for count in (0, 256):
+        await rig.control.scale(count)
+    for count in (-1, 257):
+        with pytest.raises(ConfigError, match=f"instances {count} is impossible; give 0 to 256"):
+            await rig.control.scale(count)
+    rig.hosting.problem = ModelError("no memory for a third")
+    with pytest.raises(ConfigError, match="no memory for a third"):
+        await rig.control.scale(3)
+    assert rig.hosting.counts == [0, 256, 3]
 
 
 async def test_every_choice_of_discipline_and_balancer_can_be_changed_to_while_requests_wait() -> None:

@@ -51,7 +51,10 @@ class Life(FakeInstance):
 
 
 class Home:
-    """Makes lives, and is their host: a real driver, with notes of what it is told. `problems`: by name, one for each start."""
+    """Makes lives, and is their host: a real driver, with notes of what it is told. `problems`: by name, one for each start.
+
+    `told`: who came and went. `heard`: everything else.
+    """
 
     def __init__(self, *, service_s: float | None = 0.010) -> None:
         self.rig = Rig(instances=0)
@@ -60,6 +63,7 @@ class Home:
         self.problems: dict[str, list[Exception | None]] = defaultdict(list)
         self.signature = SIGNATURE
         self.told: list[str] = []
+        self.heard: list[str] = []
         self.supervisor = Supervisor("m", self.make)
 
     def make(self, name: str) -> Life:
@@ -78,13 +82,22 @@ class Home:
         self.told.append(f"+{instance.name}")
         self.rig.driver.add_instance(instance)
 
-    def lose_instance(self, name: str, reason: str) -> None:
+    def lose_instance(self, name: str, reason: str, *, crashed: bool) -> None:
         self.told.append(f"-{name}: {reason}")
-        self.rig.driver.lose_instance(name, reason)
+        self.rig.driver.lose_instance(name, reason, crashed=crashed)
 
     def retire_instance(self, name: str) -> None:
         self.told.append(f"-{name}")
         self.rig.driver.retire_instance(name)
+
+    def instance_starts(self, instance: Instance) -> None:
+        self.heard.append(f"{instance.name} starts")
+
+    def instance_failed(self, instance: Instance, reason: str) -> None:
+        self.heard.append(f"{instance.name} failed: {reason}")
+
+    def instance_waits(self, name: str, delay_s: float) -> None:
+        self.heard.append(f"{name} waits {delay_s:g} s")
 
     @property
     def up(self) -> list[str]:
@@ -195,6 +208,11 @@ async def test_restarts_that_fail_are_tried_again_and_told(caplog: pytest.LogCap
     assert home.up == ["m-0"]
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert warnings == ["m-0: lost: killed by SIGKILL", "m-0: did not start: the disk is full", "m-0: did not start"]
+    assert home.heard == [
+        *("m-0 waits 0.1 s", "m-0 starts", "m-0 failed: the disk is full"),
+        *("m-0 waits 0.2 s", "m-0 starts", "m-0 failed: odd"),
+        *("m-0 waits 0.4 s", "m-0 starts"),
+    ]
     await home.supervisor.stop()
 
 
@@ -304,7 +322,8 @@ async def test_growth_that_fails_leaves_what_was() -> None:
     with pytest.raises(ModelError, match="third"):
         await home.supervisor.scale(3)
     assert home.up == ["m-0"]
-    assert home.told == ["+m-0", "+m-1", "-m-1"]
+    assert sorted(home.told) == ["+m-0", "+m-1", "-m-1", "-m-2"]
+    assert "m-2 failed: no memory for a third" in home.heard
     await home.supervisor.stop()
 
 

@@ -12,6 +12,7 @@ from msgspec import Struct, field
 
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import BatchResult, run_batch
+from dlproxy.instance.runtime import Runtime
 from dlproxy.lab.report.result import Tally
 from dlproxy.lab.simulate.engine import Call, LoopCosts, SimulatedModel, Simulation
 from dlproxy.lab.simulate.service_times import ServiceTimes
@@ -141,19 +142,29 @@ class NotedSimulation(Simulation):
         super()._finished(number, failure, now)
 
 
-def live(scene: Scene) -> Outcome:
-    """The scene through serve/driver.py, with fake instances, on an event loop whose time is virtual."""
+MakeInstance = Callable[[str, Runtime, Planned], Instance]
+
+
+def fake_instance(name: str, runtime: Runtime, times: Planned) -> Instance:
+    return FakeInstance(name, runtime, service_s=times)
+
+
+def live(
+    scene: Scene, make: MakeInstance = fake_instance, meanwhile: Callable[[Driver], None] = lambda driver: None
+) -> Outcome:
+    """The scene through serve/driver.py on an event loop whose time is virtual. `meanwhile` is called at its beginning."""
     with asyncio.Runner(loop_factory=lambda: looptime.new_event_loop(resolution=NANO, noop_cycles=3)) as runner:
-        return runner.run(_live(scene))
+        return runner.run(_live(scene, make, meanwhile))
 
 
-async def _live(scene: Scene) -> Outcome:
+async def _live(scene: Scene, make: MakeInstance, meanwhile: Callable[[Driver], None]) -> Outcome:
     loop = asyncio.get_running_loop()
     lane, times = NotedLane(scene.knobs), scene.times()
     driver = Driver(model="m", version="1", signature=SIGNATURE, lane_on=lane.on, stats=ModelStats(), clock=loop.time)
     runtime = FakeRuntime(SIGNATURE, double)
     for number in range(scene.instances):
-        driver.add_instance(FakeInstance(f"m-{number}", runtime, service_s=times))
+        driver.add_instance(make(f"m-{number}", runtime, times))
+    meanwhile(driver)
     replies: list[Reply] = []
     bursts: dict[float, list[Call]] = {}
     for call in scene.calls:

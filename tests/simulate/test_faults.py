@@ -14,7 +14,7 @@ from dlproxy.policy.knobs import LaneKnobs
 
 from .fixtures import NotedSimulation, NotedTally, make_model, noted
 
-KNOBS = LaneKnobs(max_batch=1, max_queue_rows=100)
+KNOBS = LaneKnobs(max_batch=1, max_queue_rows=100, outage_wait_s=0.0)
 
 
 class Fleet:
@@ -136,6 +136,14 @@ def test_a_request_that_loses_two_instances_fails() -> None:
     assert len(noted(fleet.models[0]).dispatched) == 2
 
 
+def test_requests_wait_for_an_instance_that_comes_back_in_time_and_not_for_one_that_does_not() -> None:
+    waiting = LaneKnobs(max_batch=1, max_queue_rows=100)
+    assert Fleet("die:node=node-0,at=0.5,for=1", knobs=waiting).run(0.0, 1.0) == [(None, 2.5), (None, 3.5)]
+    for fault in ("die:node=node-0,at=0.5,for=4", "die:node=node-0,at=0.5"):
+        at = 2.5 if "for" in fault else 0.5
+        assert Fleet(fault, knobs=waiting).run(0.0, 3.0) == [(FailureKind.UNAVAILABLE, at), (FailureKind.UNAVAILABLE, 3.0)]
+
+
 def test_without_an_instance_requests_are_refused_until_it_is_back() -> None:
     fleet = Fleet("die:node=node-0,at=0.5,for=10")
     unavailable = FailureKind.UNAVAILABLE
@@ -155,7 +163,7 @@ def test_a_fault_at_the_instant_of_an_arrival_comes_first() -> None:
 def test_the_lost_batch_is_not_counted_as_work_after_the_death() -> None:
     fleet = Fleet("die:node=node-0,at=0.25,for=0.25")
     fleet.run(0.0)
-    assert fleet.models[0].usage["m-0"].busy_s == pytest.approx(0.25)
+    assert fleet.models[0].instances["m-0"].busy_s == pytest.approx(0.25)
 
 
 def test_an_inline_model_dies_and_comes_back_too() -> None:

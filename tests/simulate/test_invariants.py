@@ -1,5 +1,6 @@
 """Whatever is simulated: each request ends once, time goes on, no instance does more than fits in, and faults pass."""
 
+from collections import Counter
 from math import inf
 
 import pytest
@@ -138,8 +139,7 @@ def check_lanes(scenario: Scenario, simulation: Simulation) -> None:
             knobs = scenario.models[name].plan.knobs
             sizes = [sum(ticket.rows for ticket in batch.tickets) for batch in lane.dispatched]
             assert max(sizes, default=0) <= knobs.max_batch
-            assert sum(times * rows for rows, times in model.batch_sizes.items()) == sum(sizes)
-            assert sum(usage.batches for usage in model.usage.values()) == len(sizes)
+            assert sum((Counter(instance.batch_sizes) for instance in model.instances.values()), Counter()) == Counter(sizes)
             assert lane.timers <= lane.wakes
             assert (lane.in_flight, len(lane.queue)) == (0, 0)
             done = [event.batch_id for _, event in lane.told if isinstance(event, BatchDone)]
@@ -150,8 +150,8 @@ def check_that_all_is_well_again(simulation: Simulation, tally: NotedTally, scen
     """Long after the last fault each model of each node answers."""
     for node in simulation.nodes.values():
         for name, model in node.models.items():
-            assert not model.slowed
-            assert not model.failing
+            for instance in model.instances.values():
+                assert (instance.slowed_by, instance.fails_after_s) == (1.0, None)
             assert len(noted(model).instances) == len(scenario.models[name].plan.instances)
     answered = len(tally.answers)
     for number, name in enumerate(scenario.models):

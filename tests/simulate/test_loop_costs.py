@@ -92,4 +92,4 @@ def test_the_lane_hears_of_a_batch_after_its_hand_over_which_is_no_part_of_its_s
     simulation, _ = run_calls([model], calls(2, 0.0))
     assert simulation.ends == {1: (None, 0.75), 2: (None, 1.5)}
     assert [event.service_s for _, event in noted(model).told if isinstance(event, BatchDone)] == [0.5, 0.5]
-    assert model.usage["m-0"].busy_s == 1.0
+    assert model.instances["m-0"].busy_s == 1.0

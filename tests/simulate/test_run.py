@@ -118,7 +118,7 @@ def test_one_seed_gives_one_result_and_another_another() -> None:
 
 def test_no_two_nodes_draw_the_same_service_times() -> None:
     nodes = build(scenario(service=f"{TIMES},cv=0.5", nodes=3), Tally(0.0, 1.0)).nodes.values()
-    assert len({node.models["m"].times.draw(1) for node in nodes}) == 3
+    assert len({node.models["m"].instances["m-0"].times.draw(1) for node in nodes}) == 3
 
 
 def test_uniform_numbers_are_endless_and_seeded() -> None:

@@ -212,7 +212,7 @@ def test_an_instance_that_dies_gives_its_cores_back(costs: LoopCosts) -> None:
     }
     simulation = NotedSimulation(NotedTally(inf), balancer=LeastPeakEwma())
     node = simulation.add("node-0", models.values(), costs, Arbiter({"cores": 1}))
-    simulation.heap.at(0.5, lambda _, now: node.lose(models["a"], "a-0", now), None)
+    simulation.heap.at(0.5, lambda _, now: node.lose(models["a"], models["a"].instances["a-0"], now), None)
     simulation.run([Call("a", 1, inf, 0.0), Call("b", 1, inf, 0.1), Call("b", 1, inf, 0.2)])
     assert simulation.ends[1] == (FailureKind.UNAVAILABLE, pytest.approx(0.5, abs=0.001))
     assert [simulation.ends[number][0] for number in (2, 3)] == [None, None]

@@ -22,7 +22,7 @@ from dlproxy.policy.events import (
 )
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
-from dlproxy.telemetry.event_log import FORMAT, Header, LogError, Recorder, Replay, read, replay
+from dlproxy.telemetry.event_log import FORMAT, Header, LogError, Note, Recorder, Replay, read, replay
 
 KNOBS = LaneKnobs(max_batch=4, max_queue_rows=6, slo_s=0.100)
 PRIOR = [(1, 0.011), (2, 0.012), (4, 0.014)]
@@ -95,6 +95,24 @@ def test_what_is_read_is_what_was_recorded(log: Path) -> None:
         assert entry.at == at
         assert msgspec.msgpack.encode(entry.event) == msgspec.msgpack.encode(event)
         assert msgspec.msgpack.encode(entry.commands) == msgspec.msgpack.encode(lane.on(event, at))
+
+
+def test_notes_stand_among_the_events_and_change_no_replay(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "log", Header("digits", KNOBS, PRIOR), Lane(KNOBS, PRIOR))
+    note = Note("c", "failed_to_start", "out of memory")
+    for now, event in SESSION:
+        recorder.on(event, now)
+        recorder.note(note, now)
+    recorder.close()
+    recorder.note(note, 1.0)
+    _, entries = read(tmp_path / "log")
+    kept = list(entries)
+    assert [entry.at for entry in kept[1::2]] == [at for at, _ in SESSION]
+    assert all(entry.event == note and not entry.commands for entry in kept[1::2])
+    assert replay(tmp_path / "log") == Replay(2 * len(SESSION), None)
+    changed = replay(tmp_path / "log", Renames)
+    assert changed.first_difference is not None
+    assert changed.first_difference.startswith("entry 7 (Arrived)"), "entries are counted as they stand in the log"
 
 
 def test_entries_are_read_one_by_one_up_to_what_is_damaged(log: Path) -> None:

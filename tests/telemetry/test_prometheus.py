@@ -30,6 +30,8 @@ OURS = {
     "dlproxy_queue_rows",
     "dlproxy_batch_limit_rows",
     "dlproxy_model_ready",
+    "dlproxy_instances",
+    "dlproxy_instance_changes",
     "dlproxy_http_connections",
 }
 
@@ -140,6 +142,21 @@ def test_gauges_are_read_at_the_scrape() -> None:
     assert page.of("dlproxy_model_ready") == 0
     assert page.value("dlproxy_http_connections") == 12
     assert Page(Model()).of("dlproxy_model_ready") == 1
+
+
+def test_instances_are_counted_by_state_and_by_change() -> None:
+    model = Model()
+    page = Page(model)
+    for state in ("up", "starting", "waiting", "lost"):
+        assert page.of("dlproxy_instances", state=state) == 0, "a row is there before the first instance is"
+    for change in ("up", "lost", "retired", "failed_to_start"):
+        assert page.of("dlproxy_instance_changes_total", change=change) == 0
+    model.stats.instance_states.update(up=2, waiting=1)
+    model.stats.instance_changes["lost"] += 3
+    page = Page(model)
+    assert page.of("dlproxy_instances", state="up") == 2
+    assert page.of("dlproxy_instances", state="waiting") == 1
+    assert page.of("dlproxy_instance_changes_total", change="lost") == 3
 
 
 def test_models_have_their_own_rows() -> None:

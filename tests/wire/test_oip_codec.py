@@ -329,7 +329,7 @@ def test_reply_heads_remembered_for_one_shape_are_not_given_for_another() -> Non
     for size in (1, 1, 3, 3, 1, 2):
         wire = decoder.decode(body, json_bytes, ticket_id=1, now=0.0)
         response = Response("", "m", "1", [Tensor("y", DType.FP32, (1, size), bytes(4 * size))], TIMING)
-        text, head_bytes = encode(response, wire)
+        text, head_bytes, _ = encode(response, wire)
         assert head_bytes is not None
         (output,) = msgspec.json.decode(text[:head_bytes])["outputs"]
         assert output["shape"] == [1, size]

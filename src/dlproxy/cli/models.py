@@ -1,32 +1,195 @@
-"""Models as the command line names them: PATH or NAME=PATH. Called by cli/serve.py and cli/simulate.py."""
+"""`dlproxy models`: what a running server's models do, how many instances each has, and its knobs; shown and changed.
 
-import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+Not aware of: HTTP (control_port.py).
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
-    from dlproxy.config import ModelConfig
+    from dlproxy.cli.control_port import ControlPort, InstanceState, ModelState
+
+    Ask: TypeAlias = Callable[[ControlPort, argparse.Namespace], Any]
+    View: TypeAlias = Callable[[list[ModelState], argparse.Namespace], Iterator[str]]
+
+HEADINGS = ("model", "version", "ready", "up", "run", "queued rows", "batch limit", "objective")
+INSTANCE_HEADINGS = ("instance", "state", "for", "restarts", "circuit", "batches", "where", "last problem")
 
 
-def add_models(
-    models: "dict[str, ModelConfig]", arguments: Sequence[str], slo: str, *, command: str
-) -> "dict[str, ModelConfig]":
-    """The models of the file and those of the command line (PATH or NAME=PATH). Raises ConfigError."""
-    from dlproxy.config import SLEEP, ConfigError, ModelConfig, parse_slo
+def add_to(commands: Commands) -> None:
+    """Declare the command and its actions."""
+    models = commands.add_parser(
+        "models",
+        help="show and change the models of a running server",
+        description="Show and change the models of a running server, through its control port.",
+    )
+    _add_options(models, control="http://127.0.0.1:8002", json=False)
+    models.set_defaults(command=_models, ask=_all, view=_overview)
+    actions = models.add_subparsers(title="actions (default: list)", metavar="ACTION")
 
-    parse_slo(slo)
-    for argument in arguments:
-        name, equals, path = argument.partition("=")
-        if not equals or "/" in name or argument.startswith(SLEEP):  # an equals sign in a folder's name
-            name, path = "", argument
-        name = name or (SLEEP.strip(":") if path.startswith(SLEEP) else Path(path).stem.partition(":")[0])
-        if name in models:
-            raise ConfigError(f"two models are named '{name}'; give them names: NAME=PATH")
-        models[name] = ModelConfig(path=path, slo=slo)
-    if not models:
-        raise ConfigError(f"no model given; try: dlproxy {command} MODEL.onnx")
-    for name in models:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):  # other letters reach a server percent-encoded
-            raise ConfigError(f"{name!r} cannot be a model's name: use letters a to z, digits, '-', '_' and '.' (NAME=PATH)")
-    return models
+    def action(name: str, ask: "Ask", view: "View", help_text: str) -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, help=help_text, description=help_text.capitalize() + ".")
+        _add_options(parser, control=argparse.SUPPRESS, json=argparse.SUPPRESS)  # else they would undo what stands before
+        parser.set_defaults(ask=ask, view=view)
+        return parser
+
+    action("list", _all, _overview, "all models in a table")
+    show = action("show", _one, _page, "one model with its instances and knobs")
+    scale = action("scale", _scale, _scaled, "run so many instances of a model, and wait until it is done")
+    change = action("set", _set, _changed, "change knobs of a model while it serves")
+    for parser in (show, scale, change):
+        parser.add_argument("model", metavar="NAME")
+    scale.add_argument("count", type=int, metavar="COUNT", help="instances to run from now on; 0: none")
+    change.add_argument(
+        "knobs", nargs="+", metavar="KNOB=VALUE", help="as in dlproxy.toml: max_batch=32 slo=p99=20ms hedge=true"
+    )
+
+
+def _add_options(parser: argparse.ArgumentParser, *, control: str, json: bool | str) -> None:
+    parser.add_argument("--control", default=control, metavar="URL", help="the control port (default http://127.0.0.1:8002)")
+    parser.add_argument("--json", action="store_true", default=json, help="print JSON, for scripts")
+
+
+def _models(args: argparse.Namespace) -> int:
+    import msgspec
+
+    from dlproxy.cli.control_port import ControlError, ControlPort
+
+    try:
+        port = ControlPort(args.control)
+        told = args.ask(port, args)
+        lines = [msgspec.json.format(msgspec.json.encode(told)).decode()] if args.json else args.view(port.states(told), args)
+    except ControlError as error:
+        complain(str(error))
+        return USER_ERROR
+    for line in lines:
+        say(line)
+    return OK
+
+
+# What is asked
+
+
+def _all(port: "ControlPort", args: argparse.Namespace) -> Any:
+    return port.models()
+
+
+def _one(port: "ControlPort", args: argparse.Namespace) -> Any:
+    return port.model(args.model)
+
+
+def _scale(port: "ControlPort", args: argparse.Namespace) -> Any:
+    try:
+        return port.scale(args.model, args.count)
+    except KeyboardInterrupt:
+        complain(f"interrupted; the server goes on with it, as this shows: dlproxy models show {args.model}")
+        raise
+
+
+def _set(port: "ControlPort", args: argparse.Namespace) -> Any:
+    return port.change(args.model, _knobs(args.knobs))
+
+
+def _knobs(texts: Sequence[str]) -> dict[str, Any]:
+    """Raises ControlError. What is no JSON is a text: discipline=edf."""
+    import msgspec
+
+    from dlproxy.cli.control_port import ControlError
+
+    knobs: dict[str, Any] = {}
+    for text in texts:
+        knob, equals, value = text.partition("=")
+        if not equals:
+            raise ControlError(f"'{text}' has no value; write it like max_batch=32 or slo=p99=20ms")
+        if not text.isprintable():
+            raise ControlError(f"{text!r} holds characters that no knob has")
+        if knob in knobs:
+            raise ControlError(f"{knob} is given twice")
+        try:
+            knobs[knob] = msgspec.json.decode(value)
+        except (msgspec.DecodeError, RecursionError):
+            knobs[knob] = value
+    return knobs
+
+
+# What is shown of the answer
+
+
+def _overview(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]:
+    return _table([HEADINGS, *map(_row, models)])
+
+
+def _row(model: "ModelState") -> tuple[str, ...]:
+    return (
+        model.name,
+        model.version,
+        "yes" if model.ready else "no",
+        f"{model.up}/{len(model.instances)}",
+        model.run,
+        str(model.queued_rows),
+        str(model.batch_limit_rows),
+        str(model.knobs.get("slo", "")),
+    )
+
+
+def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]:
+    (model,) = models
+    yield f"model {model.name} version {model.version}, {'ready' if model.ready else 'not ready'}"
+    yield f"  run      {model.run}"
+    yield f"  running  {model.running_batches} batches, each of at most {model.batch_limit_rows} rows"
+    yield f"  waiting  {model.queued_requests} requests, {model.queued_rows} rows"
+    yield ""
+    yield from _table([INSTANCE_HEADINGS, *map(_instance_row, model.instances)])
+    yield ""
+    yield from _table([("knob", "value"), *((name, _toml(value)) for name, value in model.knobs.items())])
+
+
+def _scaled(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]:
+    (model,) = models
+    yield f"{model.name}: {model.up} of {len(model.instances)} instances up"
+
+
+def _changed(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]:
+    (model,) = models
+    for knob in _knobs(args.knobs):
+        yield f"{model.name}: {knob} = {_toml(model.knobs.get(knob))}"
+
+
+def _instance_row(instance: "InstanceState") -> tuple[str, ...]:
+    state = instance.state
+    if instance.again_in_s is not None:
+        state += f", starts in {_duration(instance.again_in_s)}"
+    return (
+        instance.name,
+        state,
+        _duration(instance.for_s),
+        str(instance.restarts),
+        instance.circuit or "",
+        f"{instance.in_flight}/{instance.capacity}",
+        instance.address or ("" if instance.pid is None else f"pid {instance.pid}"),
+        " ".join((instance.last_problem or "").split()),
+    )
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Columns as wide as their longest cell, the headings first."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(f"{cell or '-':<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _toml(value: Any) -> str:
+    """A knob's value as dlproxy.toml has it."""
+    import msgspec
+
+    return msgspec.json.encode(value).decode()

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlproxy.cli.models import add_models
+from dlproxy.cli.model_names import add_models
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 
 def add_to(commands: Commands) -> None:
     """Declare the command and its options."""
-    serve = commands.add_parser("serve", help="serve models over HTTP", description="Serve ONNX models over HTTP.")
-    serve.add_argument("models", nargs="*", metavar="MODEL", help="path of an .onnx file, or NAME=PATH")
+    serve = commands.add_parser("serve", help="serve models over HTTP", description="Serve models over HTTP.")
+    serve.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="a model file, file.py:MyModel, or the address of a model on another server; NAME=... gives it a name",
+    )
     serve.add_argument("--config", type=Path, metavar="FILE", help="a dlproxy.toml; the options below override it")
     serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     serve.add_argument("--http-port", type=int, metavar="PORT", help="inference port (default 8000, 0: any)")
@@ -94,7 +99,7 @@ def _report(server: "Server") -> None:
         say("batches of these models take turns on the cores (arbiter)")
     host = server.host
     say(f"inference  http://{host}:{server.http_port}/v2   (plain JSON: POST /predict/MODEL)")
-    say(f"metrics    http://{host}:{server.control_port}/metrics   (state and knobs: /models)")
+    say(f"metrics    http://{host}:{server.control_port}/metrics   (state and knobs: dlproxy models)")
     say("ready; Ctrl-C stops")
 
 

@@ -185,7 +185,7 @@ def _arrivals(args: argparse.Namespace) -> "tuple[Arrivals, float]":
 
 
 def _models(args: argparse.Namespace) -> "dict[str, ModelConfig]":
-    from dlproxy.cli.models import add_models
+    from dlproxy.cli.model_names import add_models
     from dlproxy.config import Config, load
 
     config = load(args.config) if args.config else Config()

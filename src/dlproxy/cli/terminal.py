@@ -1,6 +1,7 @@
 """What the commands share: exit codes and lines of text on the terminal. Not aware of: commands."""
 
 import argparse
+import os
 import sys
 from typing import TypeAlias
 
@@ -11,8 +12,11 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # t
 
 def say(text: str) -> None:
     """One line on stdout, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has gone, as head does: the command goes on without
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(text: str) -> None:

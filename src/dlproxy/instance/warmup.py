@@ -11,6 +11,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from dlproxy.instance.runtime import Runtime
+from dlproxy.instance.runtime.declared import one_line
 from dlproxy.message import DType, TensorSpec
 from dlproxy.tensors import NUMPY, bf16_to_fp32, fp32_to_bf16
 
@@ -36,9 +37,10 @@ class Calibration(Struct, frozen=True):
 
 def calibrate(runtime: Runtime) -> Calibration:
     """Run the model on made-up inputs for at most about BUDGET_S, or one run if that takes longer."""
-    free = _working_size(runtime)
-    if free is None:
-        return Calibration((), False, "made-up inputs do not suit the model: latency is learned in service, batching is off")
+    free, error = _working_size(runtime)
+    if error is not None:
+        why = f"made-up inputs do not suit the model ({one_line(error)})"
+        return Calibration((), False, f"{why}: latency is learned in service, batching is off")
     if not runtime.signature.batched:
         return Calibration(((1, _least_time(runtime, 1, free)),), False)
     if not _rows_independent(runtime, free):
@@ -84,14 +86,17 @@ def made_up(specs: Sequence[TensorSpec], rows: int, free: int) -> list[NDArray[n
     return arrays
 
 
-def _working_size(runtime: Runtime) -> int | None:
+def _working_size(runtime: Runtime) -> tuple[int, Exception | None]:
+    """A size for open dimensions that the model takes, or the last of them and what the model said to it."""
+    last: Exception | None = None
     for free in FREE_DIMS:
         try:
             runtime.run(made_up(runtime.signature.inputs, 1, free))
-        except Exception:  # whatever the model raises, the next size may suit it
+        except Exception as error:  # whatever the model raises, the next size may suit it
+            last = error
             continue
-        return free
-    return None
+        return free, None
+    return FREE_DIMS[-1], last
 
 
 def _rows_independent(runtime: Runtime, free: int) -> bool:

@@ -14,7 +14,9 @@ from dlproxy.policy.queueing import QueueDiscipline
 
 
 class Backlog(Struct):
-    """What a new request finds besides the queue: instances up, whether one is idle, seconds until the first is free."""
+    """What a new request finds besides the queue: instances up (or one that is being replaced), whether one is idle, seconds
+    until the first is free.
+    """
 
     batch_limit: int
     instances: int

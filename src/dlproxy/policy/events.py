@@ -42,10 +42,14 @@ class InstanceUp(Struct, tag="instance_up"):
 
 
 class InstanceLost(Struct, tag="instance_lost"):
-    """An instance is gone, with whatever it was running."""
+    """An instance is gone, with whatever it was running.
+
+    `crashed`: it ended by itself, perhaps because of what it ran, and another is being started in its place.
+    """
 
     instance: str
     reason: str
+    crashed: bool = False
 
 
 class InstanceRetired(Struct, tag="instance_retired"):
@@ -88,10 +92,11 @@ class Complete(Struct, tag="complete"):
 
 
 class Reject(Struct, tag="reject"):
-    """Send this ticket a failure."""
+    """Send this ticket a failure. `quarantine`: refuse its like from now on, for it has ended two instances."""
 
     ticket: Ticket
     failure: Failure
+    quarantine: bool = False
 
 
 class WakeAt(Struct, tag="wake_at"):

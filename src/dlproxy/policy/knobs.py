@@ -17,7 +17,8 @@ class LaneKnobs(Struct, frozen=True):
     Overload: `codel_target_s` (0: off) is the queueing delay that may stand; `adaptive_limit` bounds the requests without a
     deadline that are under way.
     Faults: `retry_budget` is the share of requests that may run a second time (0: never), `hedge` runs a batch that is late a
-    second time on an idle instance, `eject_after` errors in a row take an instance out (0: never).
+    second time on an idle instance, `eject_after` errors in a row take an instance out (0: never). `outage_wait_s`: how long
+    requests wait when the last instance has crashed and is being replaced (0: they fail at once).
     `arbitrated`: every batch waits for the arbiter's turn, because lanes share the machine's cores.
     """
 
@@ -37,4 +38,5 @@ class LaneKnobs(Struct, frozen=True):
     retry_budget: float = 0.2
     hedge: bool = False
     eject_after: int = 5
+    outage_wait_s: float = 2.0
     arbitrated: bool = False

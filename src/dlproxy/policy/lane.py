@@ -78,6 +78,8 @@ class Lane:
         self._wake_at = inf
         self._turn = not knobs.arbitrated  # whether a batch may start now
         self._wanted: WantTurn | None = None
+        self._down_since = -inf  # when the last instance crashed, if it is being replaced
+        self._down_because = ""
         self._now = -inf
         self._rules: dict[type, Callable[..., None]] = {
             Arrived: self._arrived,
@@ -179,10 +181,12 @@ class Lane:
 
     def _instance_up(self, event: InstanceUp, now: float, commands: list[Command]) -> None:
         self.pool.add(event.instance, event.capacity, event.weight, now)
+        self._down_since = -inf
         self._size_limit()
 
     def _instance_lost(self, event: InstanceLost, now: float, commands: list[Command]) -> None:
-        if event.instance in self.pool:  # else it was retired, and may have run a batch still
+        known = event.instance in self.pool
+        if known:  # else it was retired, and may have run a batch still
             self.pool.remove(event.instance)
             self._size_limit()
         lost = [batch_id for batch_id, batch in self._running.items() if batch.instance == event.instance]
@@ -191,9 +195,12 @@ class Lane:
             if batch.twin:
                 self._running[batch.twin].twin = 0
             else:
-                self._run_elsewhere(self._again.still_wanted(batch.tickets), event.reason, commands)
+                self._run_elsewhere(batch, self._again.still_wanted(batch.tickets), event, commands)
         if not len(self.pool):
-            self._reject_all(f"the model has no live instance: {event.instance} was lost ({event.reason})", commands)
+            if known or not event.crashed:  # one that was scaled away is not replaced
+                self._down_since = now if event.crashed else -inf
+            self._down_because = f"the model has no live instance: {event.instance} was lost ({event.reason})"
+            self._bear_outage(now, commands)
 
     def _instance_retired(self, event: InstanceRetired, now: float, commands: list[Command]) -> None:
         if event.instance in self.pool:
@@ -208,6 +215,8 @@ class Lane:
             self._reject(ticket, _expired(ticket, now), commands)
         for ticket in self._again.expired(now):
             self._reject(ticket, _expired(ticket, now), commands)
+        if not len(self.pool):
+            self._bear_outage(now, commands)
 
     def _turn_granted(self, event: TurnGranted, now: float, commands: list[Command]) -> None:
         self._wanted = None
@@ -236,6 +245,8 @@ class Lane:
             message = "the instance failed while it ran the request, which may not run again now"
             for ticket in self._again.drain():
                 self._reject(ticket, Failure(FailureKind.UNAVAILABLE, message, retry_after_s=1.0), commands)
+        if not len(self.pool):
+            self._bear_outage(now, commands)
 
     # What is to be done
 
@@ -386,20 +397,28 @@ class Lane:
         else:
             again.halve(tickets)
 
-    def _run_elsewhere(self, tickets: list[Ticket], reason: str, commands: list[Command]) -> None:
-        """Tickets of a lost instance run again, once; not under the budget, as instances are not lost by the dozen."""
-        fresh = []
+    def _run_elsewhere(self, batch: _Running, tickets: list[Ticket], event: InstanceLost, commands: list[Command]) -> None:
+        """Tickets of a lost instance run again, once; not under the budget, as instances are not lost by the dozen.
+
+        If instances crash, one of the tickets may be the reason: after the second crash each runs alone, and one that was
+        alone in a crash after another is not run any more.
+        """
+        again, fresh = self._again, []
         for ticket in tickets:
-            if self._again.ran_twice(ticket):
-                message = f"the instance was lost while it ran the request a second time: {reason}"
-            elif not self._knobs.retry_budget:
-                message = f"the instance was lost while it ran the request, which may not run again: {reason}"
-            else:
+            crashes = again.crashed(ticket) if event.crashed else 0
+            if not self._knobs.retry_budget:
+                self._reject(ticket, _lost(event, ", which may not run again"), commands)
+            elif not again.ran_twice(ticket):
                 fresh.append(ticket)
-                continue
-            self._reject(ticket, Failure(FailureKind.UNAVAILABLE, message, retry_after_s=1.0), commands)
+            elif crashes < 2:
+                self._reject(ticket, _lost(event, " a second time"), commands)
+            elif batch.size > 1:
+                again.isolate(ticket)
+            else:
+                message = f"{crashes} instances crashed while they ran this request: {event.reason}"
+                self._reject(ticket, Failure(FailureKind.MODEL_FAILED, message), commands, quarantine=True)
         if fresh:
-            self._again.add(fresh)
+            again.add(fresh)
 
     def _hedge(self, now: float, commands: list[Command]) -> None:
         """A batch that is late runs again where an instance would idle."""
@@ -422,6 +441,17 @@ class Lane:
         fits = sum([ticket.rows for ticket in tickets]) <= self._knobs.max_batch or len(tickets) == 1
         return bool(tickets) and fits and min([ticket.deadline_at for ticket in tickets]) > now
 
+    def _bear_outage(self, now: float, commands: list[Command]) -> None:
+        """No instance is up: requests wait for the one that is being started in a crashed one's place, but not for long."""
+        if self._outage_until > now:
+            self._arm(self._outage_until, commands)
+        else:
+            self._reject_all(self._down_because, commands)
+
+    @property
+    def _outage_until(self) -> float:
+        return self._down_since + self._knobs.outage_wait_s
+
     def _reject_all(self, message: str, commands: list[Command]) -> None:
         waiting = self._again.drain()
         while self.queue.rows:
@@ -429,9 +459,9 @@ class Lane:
         for ticket in waiting:
             self._reject(ticket, Failure(FailureKind.UNAVAILABLE, message, retry_after_s=1.0), commands)
 
-    def _reject(self, ticket: Ticket, failure: Failure, commands: list[Command]) -> None:
+    def _reject(self, ticket: Ticket, failure: Failure, commands: list[Command], *, quarantine: bool = False) -> None:
         self._again.finished((ticket,))
-        commands.append(Reject(ticket, failure))
+        commands.append(Reject(ticket, failure, quarantine))
 
     # Bookkeeping
 
@@ -440,7 +470,8 @@ class Lane:
         if not self.pool.ready and self._running:
             ends = [run.started_at + self.model.mean(run.rows) for run in self._running.values()]
             busy_s = max(min(ends) - now, 0.0)
-        return Backlog(batch_limit=self.batching.limit, instances=len(self.pool), idle=bool(self.pool.ready), busy_s=busy_s)
+        instances = len(self.pool) or int(self._outage_until > now)
+        return Backlog(batch_limit=self.batching.limit, instances=instances, idle=bool(self.pool.ready), busy_s=busy_s)
 
     def _want_turn(self, now: float, commands: list[Command]) -> None:
         """Tell the arbiter, unless it knows already."""
@@ -500,6 +531,11 @@ def _requests_fault(failure: Failure | None) -> bool:
 def _order(knobs: LaneKnobs) -> tuple[object, ...]:
     """What makes another queue."""
     return knobs.discipline, knobs.starvation_s, knobs.ageing_s, knobs.tenant_weights
+
+
+def _lost(event: InstanceLost, how: str) -> Failure:
+    message = f"the instance was lost while it ran the request{how}: {event.reason}"
+    return Failure(FailureKind.UNAVAILABLE, message, retry_after_s=1.0)
 
 
 def _expired(ticket: Ticket, now: float) -> Failure:

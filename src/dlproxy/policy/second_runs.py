@@ -1,4 +1,4 @@
-"""What runs a second time: batches of lost or failing instances, halves of failed batches; and who no longer waits for one.
+"""What runs again: batches of lost or failing instances, parts of batches that fail; and who no longer waits for one.
 
 Called by policy/lane.py. Not aware of: why something failed, which instance is well.
 """
@@ -53,6 +53,7 @@ class SecondRuns:
     def __init__(self) -> None:
         self._batches: deque[Batch] = deque()
         self._ran_twice: set[int] = set()  # tickets whose instance failed or was lost once; they get no third try
+        self._crashes: dict[int, int] = {}  # tickets that ran in instances which crashed, and how many did
         self._abandoned: set[int] = set()  # tickets whose client left while they ran
 
     def __bool__(self) -> bool:
@@ -60,12 +61,21 @@ class SecondRuns:
 
     def __len__(self) -> int:
         """Notes kept of any ticket: batches that wait and tickets remembered."""
-        return len(self._batches) + len(self._ran_twice) + len(self._abandoned)
+        return len(self._batches) + len(self._ran_twice) + len(self._crashes) + len(self._abandoned)
 
     def add(self, tickets: list[Ticket], *, avoided: str = "") -> None:
         """The one second try of these tickets."""
         self.mark(tickets)
         self._batches.append(Batch(tickets, avoided))
+
+    def isolate(self, ticket: Ticket) -> None:
+        """It runs once more, alone: that tells whether it is what crashes instances."""
+        self._batches.append(Batch([ticket]))
+
+    def crashed(self, ticket: Ticket) -> int:
+        """Another instance crashed while it ran this ticket; how many have."""
+        crashes = self._crashes[ticket.id] = self._crashes.get(ticket.id, 0) + 1
+        return crashes
 
     def mark(self, tickets: Iterable[Ticket]) -> None:
         """They run, or ran, twice."""
@@ -102,6 +112,9 @@ class SecondRuns:
         """They have their answers: forget them."""
         if self._ran_twice:
             self._ran_twice.difference_update([ticket.id for ticket in tickets])
+        if self._crashes:
+            for ticket in tickets:
+                self._crashes.pop(ticket.id, None)
 
     def remove(self, ticket_id: int) -> Ticket | None:
         """Take out a ticket that waits for its second run; None if it does not."""
@@ -151,6 +164,7 @@ class SecondRuns:
         if ticket_id in self._abandoned:
             return None
         self._ran_twice.discard(ticket_id)
+        self._crashes.pop(ticket_id, None)
         for ticket in running:
             if ticket.id == ticket_id:
                 self._abandoned.add(ticket_id)

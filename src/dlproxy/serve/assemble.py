@@ -24,6 +24,7 @@ from dlproxy.serve.control import LaneControl
 from dlproxy.serve.driver import Driver
 from dlproxy.serve.hosting import Hosting, start_hosting, usable_cores
 from dlproxy.serve.layers import QuotaLayer
+from dlproxy.serve.roster import Roster
 from dlproxy.serve.turns import Turns
 from dlproxy.service import Service
 from dlproxy.telemetry.event_log import Header, Recorder
@@ -81,6 +82,7 @@ def plan_lane(
         retry_budget=config.retry_budget,
         hedge=config.hedge,
         eject_after=config.eject_after,
+        outage_wait_s=config.outage_wait_s,
     )
     instances = [f"{name}-{number}" for number in range(1 if inline else config.instances)]
     return LanePlan(knobs, list(calibration.points), inline, instances)
@@ -114,10 +116,12 @@ async def load_model(
         lane_on=lane.on if recorder is None else recorder.on,
         stats=stats,
         clock=clock,
+        quarantine_s=config.quarantine_s,
     )
-    hosting.attach(driver)
+    roster = Roster(driver, stats, clock, None if recorder is None else recorder.note)
+    hosting.attach(roster)
 
-    control = LaneControl(config, lane, driver, plan.knobs, hosting)
+    control = LaneControl(config, lane, driver, plan.knobs, hosting, roster)
     served = ServedModel(
         name=name,
         version=config.version,

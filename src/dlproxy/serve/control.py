@@ -15,11 +15,12 @@ from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.serve.driver import Driver
 from dlproxy.serve.hosting import Hosting
+from dlproxy.serve.roster import Roster
 
 MOST_INSTANCES = 256  # as the knob `instances` has it
 CHANGEABLE = (
     *("slo", "max_batch", "max_queue_rows", "max_wait_s", "discipline", "starvation_s", "ageing_s", "balancer"),
-    *("slow_start_s", "codel_target_s", "adaptive_limit", "retry_budget", "hedge", "eject_after"),
+    *("slow_start_s", "codel_target_s", "adaptive_limit", "retry_budget", "hedge", "eject_after", "outage_wait_s"),
 )
 
 
@@ -27,9 +28,10 @@ class LaneControl:
     """A ModelControl. What is changed here is lost when the process ends; dlproxy.toml is what it starts with."""
 
     def __init__(
-        self, config: ModelConfig, lane: Lane, driver: Driver, knobs: LaneKnobs, hosting: Hosting | None = None
+        self, config: ModelConfig, lane: Lane, driver: Driver, knobs: LaneKnobs, hosting: Hosting, roster: Roster
     ) -> None:
         self._hosting = hosting
+        self._roster = roster
         self._config = msgspec.structs.replace(config, max_batch=knobs.max_batch)  # 1 where the model has no batch axis
         self._lane = lane
         self._driver = driver
@@ -44,14 +46,21 @@ class LaneControl:
 
     def state(self) -> dict[str, Any]:
         return {
+            "run": self._hosting.run,
             "knobs": {name: getattr(self._config, name) for name in CHANGEABLE},
             "arbitrated": self._knobs.arbitrated,
             "batch_limit_rows": self._lane.batching.limit,
             "queued_requests": len(self._lane.queue),
             "queued_rows": self._lane.queue.rows,
             "running_batches": self._lane.in_flight,
-            "instances": msgspec.to_builtins(self._lane.instances),
+            "instances": self._instances(),
         }
+
+    def _instances(self) -> list[dict[str, Any]]:
+        """Every instance that is wanted; the lane knows more of those that are up."""
+        up = {instance.name: msgspec.to_builtins(instance) for instance in self._lane.instances}
+        nothing = {"circuit": None, "in_flight": 0, "capacity": 0}
+        return [{**place, **up.get(place["name"], nothing)} for place in self._roster.places()]
 
     def change(self, changes: Mapping[str, Any]) -> None:
         for name in changes:
@@ -75,7 +84,7 @@ class LaneControl:
 
     async def scale(self, count: int) -> None:
         """Run so many instances; returns when they are up, or gone. Raises ConfigError, also if one cannot be started."""
-        if self._hosting is None or count < 0 or count > MOST_INSTANCES:
+        if not 0 <= count <= MOST_INSTANCES:
             raise ConfigError(f"instances {count} is impossible; give 0 to {MOST_INSTANCES}")
         try:
             await self._hosting.scale(count)

@@ -36,6 +36,7 @@ from dlproxy.policy.events import (
     WantTurn,
 )
 from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.serve.quarantine import Quarantine
 from dlproxy.serve.turns import Turns
 from dlproxy.service import ReplyTo
 from dlproxy.telemetry.stats import ModelStats
@@ -72,6 +73,7 @@ class Driver:
         lane_on: Callable[[Event, float], list[Command]],
         stats: ModelStats,
         clock: Callable[[], float],
+        quarantine_s: float = 0.0,
     ) -> None:
         self._model = model
         self._version = version
@@ -80,6 +82,7 @@ class Driver:
         self._lane_on = lane_on
         self._stats = stats
         self._clock = clock
+        self._quarantine = Quarantine(quarantine_s, clock)
         self._loop = asyncio.get_running_loop()
         self._instances: dict[str, Instance] = {}
         self._inbox: list[Request] = []
@@ -104,6 +107,8 @@ class Driver:
     # Service
 
     def submit(self, request: Request, reply: ReplyTo) -> None:
+        if self._quarantine and self._is_quarantined(request, reply):
+            return
         self._waiting[request.ticket.id] = (request, reply)
         inbox = self._inbox
         if not inbox:
@@ -125,12 +130,12 @@ class Driver:
         self._instances[instance.name] = instance
         self._tell_lane(InstanceUp(instance.name, instance.capacity))
 
-    def lose_instance(self, name: str, reason: str) -> None:
-        """The instance has died; what it ran is retried elsewhere or fails."""
+    def lose_instance(self, name: str, reason: str, *, crashed: bool = False) -> None:
+        """The instance has died; what it ran is retried elsewhere or fails. `crashed`: as InstanceLost has it."""
         self._instances.pop(name, None)
         lost = [number for number, flight in self._flights.items() if flight.instance == name]
         flights = [self._flights.pop(number) for number in lost]
-        self._tell_lane(InstanceLost(name, reason))
+        self._tell_lane(InstanceLost(name, reason, crashed))
         for flight in flights:
             self._release(flight, self._clock() - flight.dispatched_at)
 
@@ -168,8 +173,8 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
         stopping = list(self._instances.values())
-        for instance in stopping:
-            self.lose_instance(instance.name, "the server is shutting down")
+        for name in [instance.name for instance in stopping] or [self._model]:  # with none up, requests may wait for one
+            self.lose_instance(name, "the server is shutting down")
         if self._turns is not None:
             self._turns.leave(self._lane_name)
         await asyncio.gather(*(instance.stop() for instance in stopping))
@@ -258,7 +263,17 @@ class Driver:
 
     def _reject(self, command: Reject) -> None:
         request, reply = self._waiting.pop(command.ticket.id)
+        if command.quarantine:
+            log.error("model %s: request %d is quarantined: %s", self._model, request.ticket.id, command.failure.message)
+            self._quarantine.add(request)
         self._fail(request, reply, command.failure)
+
+    def _is_quarantined(self, request: Request, reply: ReplyTo) -> bool:
+        left_s = self._quarantine.left_s(request)
+        if left_s:
+            message = f"instances crashed while they ran this very input, so it is refused for {left_s:.0f} s (quarantine_s)"
+            self._fail(request, reply, Failure(FailureKind.MODEL_FAILED, message))
+        return left_s > 0.0
 
     def _fail(self, request: Request, reply: ReplyTo, failure: Failure) -> None:
         self._stats.failed(failure.kind, self._clock() - request.ticket.arrived_at)

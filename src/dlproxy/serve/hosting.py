@@ -1,27 +1,29 @@
 """Where the instances of one model run: on the event loop, on threads, in worker processes, on other servers.
 
-Each way starts them, tells the driver of them, changes their number and stops them. Made by serve/assemble.py.
+Each way starts them, tells the roster of them, changes their number and stops them. Made by serve/assemble.py.
 Not aware of: lanes, requests, protocols.
 """
 
 import asyncio
 import os
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from msgspec import Struct
 
-from dlproxy.config import ConfigError, ModelConfig, is_address
+from dlproxy.config import ConfigError, ModelConfig, is_address, parse_devices
 from dlproxy.instance import Instance
 from dlproxy.instance.inline import InlineInstance
 from dlproxy.instance.runtime import ModelError, Runtime
+from dlproxy.instance.runtime.devices import CPU, in_words, visible_gpus
 from dlproxy.instance.runtime.formats import Kind, open_runtime, runtime_kind
 from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.thread import ThreadInstance
 from dlproxy.instance.warmup import Calibration, calibrate
 from dlproxy.message import Signature
-from dlproxy.serve.driver import Driver
+from dlproxy.serve.roster import Roster
 
 if TYPE_CHECKING:
     from dlproxy.instance.remote import RemoteInstance
@@ -40,13 +42,15 @@ class Hosting(Protocol):
 
     signature: Signature
     calibration: Calibration
+    run: str
+    """inline, thread or process, as the knob has it; upstream for other servers."""
     inline: bool
     cores: int
     most_rows: int | None
     """Rows that no batch may exceed, whatever the knob says."""
 
-    def attach(self, driver: Driver) -> None:
-        """The driver hears of every instance from now on, beginning with those that are up."""
+    def attach(self, roster: Roster) -> None:
+        """The roster, and through it the driver, hears of every instance from now on, beginning with how each is."""
         ...
 
     async def scale(self, count: int) -> None:
@@ -63,13 +67,20 @@ class Hosting(Protocol):
 
 
 async def start_hosting(name: str, config: ModelConfig) -> Hosting:
-    """Load and calibrate a model where its configuration says. Raises ModelError."""
+    """Load and calibrate a model where its configuration says. Raises ModelError, ConfigError."""
     if is_address(config.path):
         return await _remote(name, config)
     kind = await asyncio.to_thread(runtime_kind, config.path)
     if config.run == "process" or (config.run == "auto" and kind in OF_OTHERS):
         return await _processes(name, config, kind)
-    return LocalHosting(name, config, await asyncio.to_thread(warm_up, config))
+    places = 1 if config.run == "inline" else len(parse_devices(config.device))
+    return LocalHosting(name, config, [await asyncio.to_thread(warm_up, config, number) for number in range(places)])
+
+
+def device_of(config: ModelConfig, number: int) -> str:
+    """The device of the instance with this number: each gets the next of those configured. Raises ConfigError."""
+    devices = parse_devices(config.device)
+    return devices[number % len(devices)]
 
 
 # In this process
@@ -82,95 +93,129 @@ class WarmModel(Struct):
     calibration: Calibration
     threads: int
 
+    @property
+    def device(self) -> str:
+        """Where it computes, in words."""
+        device: str = getattr(self.runtime, "device", CPU)
+        return device
 
-def warm_up(config: ModelConfig) -> WarmModel:
-    """Load and calibrate in this process. Blocks for as long as that takes. Raises ModelError."""
-    warm = _calibrated(config)
+
+def warm_up(config: ModelConfig, number: int = 0) -> WarmModel:
+    """Load and calibrate in this process, where the instance with this number shall be. Blocks meanwhile. Raises ModelError."""
+    warm = _calibrated(config, device_of(config, number))
     if not warm.calibration.independent_rows:
         warm.runtime.signature = msgspec.structs.replace(warm.runtime.signature, batched=False)
     return warm
 
 
-def _calibrated(config: ModelConfig) -> WarmModel:
-    """With `threads` 0, more than one thread is used only if that is measured to pay."""
+def _calibrated(config: ModelConfig, device: str) -> WarmModel:
+    """With `threads` 0, more than one thread is used only if that is measured to pay, and never beside a GPU."""
     threads, cores = config.threads, usable_cores()
-    runtime = _open(config, threads or 1)
+    runtime = _open(config, threads or 1, device)
     threads_now = getattr(runtime, "threads", threads or 1)  # TensorFlow fixes them once per process
     warm = WarmModel(runtime, calibrate(runtime), threads_now)
     single_s = warm.calibration.single_s
-    if threads or cores == 1 or single_s is None or single_s < MANY_THREADS_ABOVE_S:
+    if threads or cores == 1 or single_s is None or single_s < MANY_THREADS_ABOVE_S or warm.device != CPU:
         return warm
     if runtime_kind(config.path) not in THREADS_PAY:
         return warm
-    wide = _open(config, cores)
+    wide = _open(config, cores, CPU)
     calibration = calibrate(wide)
     if calibration.single_s is not None and calibration.single_s * MANY_THREADS_GAIN < single_s:
         return WarmModel(wide, calibration, cores)
     return warm
 
 
-def _open(config: ModelConfig, threads: int) -> Runtime:
-    return open_runtime(config.path, threads=threads, device=config.device, inputs=config.inputs, outputs=config.outputs)
+def _open(config: ModelConfig, threads: int, device: str) -> Runtime:
+    return open_runtime(config.path, **_options(config, threads, device))
 
 
-def runs_inline(config: ModelConfig, calibration: Calibration) -> bool:
-    """Whether batches run on the event loop: if that is asked for, or one row is quick enough."""
+def _options(config: ModelConfig, threads: int, device: str) -> dict[str, Any]:
+    """What `open_runtime` takes besides the path, as plain data."""
+    return {
+        "threads": threads,
+        "device": device,
+        "gpu_memory_limit_mb": config.gpu_memory_limit_mb,
+        "max_batch": config.max_batch,
+        "inputs": dict(config.inputs),
+        "outputs": dict(config.outputs),
+    }
+
+
+def runs_inline(config: ModelConfig, calibration: Calibration, device: str = CPU) -> bool:
+    """Whether batches run on the event loop: if that is asked for, or one row is quick enough on the CPU.
+
+    Whoever waits for a GPU must not stop the loop, which has time meanwhile to gather a larger batch.
+    """
     if config.run != "auto":
         return config.run == "inline"
     single_s = calibration.single_s
-    return config.instances == 1 and single_s is not None and single_s < INLINE_BELOW_S
+    return config.instances == 1 and device == CPU and single_s is not None and single_s < INLINE_BELOW_S
 
 
 class LocalHosting:
-    """Instances that share one loaded model: sessions take concurrent calls, and the weights exist once."""
+    """Instances that share a loaded model: sessions take concurrent calls, and the weights exist once on each device.
+
+    `warm`: the model on each of the configured devices.
+    """
 
     most_rows: int | None = None
 
-    def __init__(self, name: str, config: ModelConfig, warm: WarmModel) -> None:
-        self.signature = warm.runtime.signature
-        self.calibration = warm.calibration
-        self.inline = runs_inline(config, warm.calibration)
-        self.cores = warm.threads
+    def __init__(self, name: str, config: ModelConfig, warm: Sequence[WarmModel]) -> None:
+        self.signature = next(
+            (one.runtime.signature for one in warm if not one.runtime.signature.batched), warm[0].runtime.signature
+        )
+        for one in warm:
+            one.runtime.signature = self.signature
+        self.calibration = warm[0].calibration
+        self.inline = runs_inline(config, self.calibration, warm[0].device)
+        self.run = "inline" if self.inline else "thread"
+        self.cores = warm[0].threads
         self._name = name
-        self._runtime = warm.runtime
+        self._warm = warm
         self._instances: dict[str, Instance] = {}
         self._wanted = 1 if self.inline else config.instances
-        self._driver: Driver | None = None
+        self._roster: Roster | None = None
+        self._scaling = asyncio.Lock()
 
-    def attach(self, driver: Driver) -> None:
-        self._driver = driver
+    def attach(self, roster: Roster) -> None:
+        self._roster = roster
         for number in range(self._wanted):
             self._add(number)
 
     async def scale(self, count: int) -> None:
         if self.inline:
             raise ConfigError(f"model {self._name} runs on the event loop, one batch at a time: set run = 'thread' for more")
-        for number in range(count):
-            if f"{self._name}-{number}" not in self._instances:
-                self._add(number)
-        leaving = [name for name in self._instances if int(name.rpartition("-")[2]) >= count]
-        await asyncio.gather(*(self._remove(name) for name in leaving))
+        async with self._scaling:  # a name is free again when its instance has finished its last batch
+            for number in range(count):
+                if f"{self._name}-{number}" not in self._instances:
+                    self._add(number)
+            leaving = [name for name in self._instances if int(name.rpartition("-")[2]) >= count]
+            await asyncio.gather(*(self._remove(name) for name in leaving))
 
     async def stop(self) -> None:
         self._instances.clear()  # the driver has stopped them
-        close = getattr(self._runtime, "close", None)
-        if close is not None:
-            await asyncio.to_thread(close)
+        for one in self._warm:
+            close = getattr(one.runtime, "close", None)
+            if close is not None:
+                await asyncio.to_thread(close)
 
     def describe(self) -> str:
         count = self._wanted
-        return "inline on the event loop" if self.inline else f"on {count} thread{'s' * (count > 1)}"
+        where = in_words([one.device for one in self._warm])
+        return ("inline on the event loop" if self.inline else f"on {count} thread{'s' * (count > 1)}") + where
 
     def _add(self, number: int) -> None:
         name = f"{self._name}-{number}"
-        instance: Instance = InlineInstance(name, self._runtime) if self.inline else ThreadInstance(name, self._runtime)
+        runtime = self._warm[number % len(self._warm)].runtime
+        instance: Instance = InlineInstance(name, runtime) if self.inline else ThreadInstance(name, runtime)
         self._instances[name] = instance
-        assert self._driver is not None
-        self._driver.add_instance(instance)
+        assert self._roster is not None
+        self._roster.add_instance(instance)
 
     async def _remove(self, name: str) -> None:
-        assert self._driver is not None
-        self._driver.retire_instance(name)
+        assert self._roster is not None
+        self._roster.retire_instance(name)
         await self._instances.pop(name).stop()
 
 
@@ -183,21 +228,20 @@ async def _processes(name: str, config: ModelConfig, kind: Kind) -> "ProcessHost
 
     cores = usable_cores()
     threads = config.threads or max(cores // config.instances, 1)
-    options = {
-        "path": config.path,
-        "threads": threads,
-        "device": config.device,
-        "inputs": dict(config.inputs),
-        "outputs": dict(config.outputs),
-    }
-    spec = PythonSpec("dlproxy.instance.runtime.formats:open_runtime", options)
 
     def make(instance: str) -> ProcessInstance:
         number = int(instance.rpartition("-")[2])
+        device = device_of(config, number)
+        environment: Mapping[str, str] = {}
+        if kind == "python":  # which finds its GPU by itself
+            environment, device = visible_gpus(device, os.environ), "auto"
+        options = {"path": config.path, **_options(config, threads, device)}
+        spec = PythonSpec("dlproxy.instance.runtime.formats:open_runtime", options)
         settings = WorkerSettings(
             warm_up=True,
             threads=threads,
             cores=_cores_of(number, threads) if config.pin else (),
+            environment=environment,
             memory_limit_bytes=config.memory_limit_mb * 2**20,
             batch_timeout_s=config.batch_timeout_s,
         )
@@ -218,6 +262,7 @@ def _cores_of(number: int, threads: int) -> tuple[int, ...]:
 class ProcessHosting:
     """Worker processes under a supervisor, which replaces those that die."""
 
+    run = "process"
     inline = False
     most_rows: int | None = None
 
@@ -227,8 +272,8 @@ class ProcessHosting:
         self.cores = cores
         self._supervisor = supervisor
 
-    def attach(self, driver: Driver) -> None:
-        self._supervisor.attach(driver)
+    def attach(self, roster: Roster) -> None:
+        self._supervisor.attach(roster)
 
     async def scale(self, count: int) -> None:
         await self._supervisor.scale(count)
@@ -237,8 +282,9 @@ class ProcessHosting:
         await self._supervisor.stop()
 
     def describe(self) -> str:
-        count = len(self._supervisor.instances)
-        return f"in {count} worker process{'es' * (count > 1)}"
+        instances = self._supervisor.instances
+        where = in_words([getattr(instance, "device", CPU) for instance in instances])
+        return f"in {len(instances)} worker process{'es' * (len(instances) > 1)}{where}"
 
 
 # On other servers
@@ -267,6 +313,7 @@ async def _remote(name: str, config: ModelConfig) -> "RemoteHosting":
 class RemoteHosting:
     """Upstream servers, each an instance that comes and goes."""
 
+    run = "upstream"
     inline = False
     cores = 0
 
@@ -284,12 +331,14 @@ class RemoteHosting:
         self._name = name
         self._instances = instances
 
-    def attach(self, driver: Driver) -> None:
+    def attach(self, roster: Roster) -> None:
         for instance in self._instances:
-            instance.on_lost = partial(driver.lose_instance, instance.name)
-            instance.on_up = partial(driver.add_instance, instance)
+            instance.on_lost = partial(roster.lose_instance, instance.name)
+            instance.on_up = partial(roster.add_instance, instance)
             if instance.up:
-                driver.add_instance(instance)
+                roster.add_instance(instance)
+            else:
+                roster.instance_failed(instance, "it could not be used when the server started")
 
     async def scale(self, count: int) -> None:
         raise ConfigError(f"model {self._name} runs on other servers: its path names them")

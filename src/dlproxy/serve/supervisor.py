@@ -16,7 +16,7 @@ from dlproxy.message import Signature
 
 FIRST_DELAY_S = 0.1
 MOST_DELAY_S = 10.0
-HEALTHY_S = 10.0  # whoever lived so long did not die of its start: the next delay is the first again
+HEALTHY_S = 1.0  # whoever lived so long did not die of its start: the next delay is the first again
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +33,28 @@ class Startable(Instance, Protocol):
 
 
 class Host(Protocol):
-    """Who gives the instances their batches: a Driver."""
+    """Who gives the instances their batches and knows how each is: a Roster before a Driver."""
 
-    def add_instance(self, instance: Instance) -> None: ...
+    def instance_starts(self, instance: Instance) -> None: ...
 
-    def lose_instance(self, name: str, reason: str) -> None: ...
+    def instance_failed(self, instance: Instance, reason: str) -> None:
+        """Its start did."""
+        ...
+
+    def add_instance(self, instance: Instance) -> None:
+        """It has started."""
+        ...
+
+    def lose_instance(self, name: str, reason: str, *, crashed: bool) -> None:
+        """It was added and has died."""
+        ...
+
+    def instance_waits(self, name: str, delay_s: float) -> None:
+        """It will be started then."""
+        ...
 
     def retire_instance(self, name: str) -> None:
-        """No more batches for it; one that runs is let finish. Unknown names are ignored."""
+        """Added or not, it will not come back: no more batches for it; one that runs is let finish."""
         ...
 
 
@@ -89,11 +103,13 @@ class Supervisor:
         return self._signature
 
     def attach(self, host: Host) -> None:
-        """From now on `host` hears of every instance, beginning with those that are up."""
+        """From now on `host` hears of every instance, beginning with how each is."""
         self._host = host
         for place in self._places.values():
             if place.instance is not None:
                 self._tell(place, place.instance)
+            else:  # lost while the others started, and on its way back
+                host.instance_waits(place.name, 0.0)
 
     async def scale(self, count: int) -> None:
         """Keep so many from now on; returns when they are up, and when those too many have finished their batches.
@@ -145,9 +161,9 @@ class Supervisor:
         if place.keeper is not None:
             place.keeper.cancel()
             await asyncio.wait([place.keeper])
+        if self._host is not None:
+            self._host.retire_instance(place.name)
         if place.instance is not None:
-            if place.known and self._host is not None:
-                self._host.retire_instance(place.name)
             await place.instance.stop()
             log.info("%s: stopped", place.name)
         self._places.pop(place.name, None)
@@ -165,6 +181,8 @@ class Supervisor:
                 if loop.time() - up_at >= HEALTHY_S:
                     delay_s = FIRST_DELAY_S
             log.info("%s: starts again in %g s", place.name, delay_s)
+            if self._host is not None:
+                self._host.instance_waits(place.name, delay_s)
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, MOST_DELAY_S)
             try:
@@ -181,6 +199,19 @@ class Supervisor:
         lost = place.lost = loop.create_future()
         instance.on_lost = lambda reason: self._lost(place, lost, reason)
         log.info("%s: starting", place.name)
+        if self._host is not None:
+            self._host.instance_starts(instance)
+        try:
+            await self._start(instance, lost)
+        except Exception as error:  # whoever asked for it handles it
+            if self._host is not None:
+                self._host.instance_failed(instance, str(error) or type(error).__name__)
+            raise
+        place.instance = instance
+        log.info("%s: up after %.2f s", place.name, loop.time() - began_at)
+        self._tell(place, instance)
+
+    async def _start(self, instance: Startable, lost: "asyncio.Future[str]") -> None:
         signature = await instance.start()
         if lost.done() and not lost.cancelled():
             raise ModelError(f"it was lost as soon as it had started: {lost.result()}")
@@ -189,15 +220,12 @@ class Supervisor:
         elif signature != self._signature:
             await instance.stop()
             raise ModelError("its inputs or outputs are not those that are served: has the model's file changed?")
-        place.instance = instance
-        log.info("%s: up after %.2f s", place.name, loop.time() - began_at)
-        self._tell(place, instance)
 
     def _lost(self, place: _Place, lost: asyncio.Future[str], reason: str) -> None:
         log.warning("%s: lost: %s", place.name, reason)
         known, place.known, place.instance = place.known, False, None
         if known and self._host is not None:
-            self._host.lose_instance(place.name, reason)
+            self._host.lose_instance(place.name, reason, crashed=True)
         if not lost.done():  # cancelled: nobody waits for it, it was leaving anyway
             lost.set_result(reason)
 

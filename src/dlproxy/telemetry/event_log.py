@@ -34,11 +34,19 @@ class Header(Struct):
     format: int = FORMAT
 
 
+class Note(Struct, tag="note"):
+    """What became of an instance that the lane does not hear of, such as a start that failed; a replay passes over it."""
+
+    instance: str
+    change: str
+    reason: str = ""
+
+
 class Entry(Struct, array_like=True):
-    """One event, its time on the lane's clock, and the lane's answer."""
+    """One event, its time on the lane's clock, and the lane's answer. A note has no answer."""
 
     at: float
-    event: Event
+    event: Event | Note
     commands: list[Command]
 
 
@@ -65,6 +73,11 @@ class Recorder:
         if self._recording:
             self._write(_encode(Entry(now, event, commands)))
         return commands
+
+    def note(self, note: Note, now: float) -> None:
+        """Keep it among the events."""
+        if self._recording:
+            self._write(_encode(Entry(now, note, [])))
 
     def close(self) -> None:
         """Events that come later are passed on and not recorded."""
@@ -110,7 +123,7 @@ def _entries(path: Path, records: Iterator[bytes]) -> Iterator[Entry]:
 
 
 class Replay(Struct):
-    """Outcome of a replay: how many entries were compared, and the first that differed, if one did."""
+    """Outcome of a replay: how many entries were read, notes included, and the first that differed, if one did."""
 
     entries: int
     first_difference: str | None
@@ -123,6 +136,8 @@ def replay(path: Path, make_lane: Callable[[LaneKnobs, list[tuple[int, float]]],
     count = 0
     for entry in entries:
         count += 1
+        if isinstance(entry.event, Note):
+            continue
         commands = lane.on(entry.event, entry.at)
         if _encode(commands) != _encode(entry.commands):
             return Replay(count, f"entry {count} ({type(entry.event).__name__}): live {entry.commands}, replayed {commands}")

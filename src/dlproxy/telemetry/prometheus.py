@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric, UnknownMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric, UnknownMetricFamily
 from prometheus_client.registry import Collector
 
 from dlproxy.message import FailureKind
@@ -86,6 +86,12 @@ class ModelCollector(Collector):
         depth = GaugeMetricFamily("dlproxy_queue_rows", "Rows waiting in the queue", labels=_LABELS)
         limit = GaugeMetricFamily("dlproxy_batch_limit_rows", "Rows that a batch takes at most now", labels=_LABELS)
         ready = GaugeMetricFamily("dlproxy_model_ready", "1 while an instance is live", labels=_LABELS)
+        states = GaugeMetricFamily("dlproxy_instances", "Instances in each state", labels=(*_LABELS, "state"))
+        changes = CounterMetricFamily(
+            "dlproxy_instance_changes",
+            "Instances that came up, were lost, were retired or did not start",
+            labels=(*_LABELS, "change"),
+        )
         for model in models:
             labels = (model.name, model.version)
             for phase in ("queue", "batch", "compute", "split", "request"):
@@ -94,7 +100,11 @@ class ModelCollector(Collector):
             depth.add_metric(labels, model.queued_rows())
             limit.add_metric(labels, model.batch_limit())
             ready.add_metric(labels, model.is_ready())
-        yield from (phases, depth, limit, ready)
+            for state, number in model.stats.instance_states.items():
+                states.add_metric((*labels, state), number)
+            for change, times in model.stats.instance_changes.items():
+                changes.add_metric((*labels, change), times)
+        yield from (phases, depth, limit, ready, states, changes)
         yield GaugeMetricFamily("dlproxy_http_connections", "Open connections", value=self._connections())
 
 

@@ -1,4 +1,5 @@
-"""Plain counters of one model, written by serve/driver.py once per batch, read by the metrics page and the OIP statistics.
+"""Plain counters of one model, written by serve/driver.py once per batch and by serve/roster.py, read by the metrics page and
+the OIP statistics.
 
 Not aware of: Prometheus, JSON. Durations are kept in seconds.
 """
@@ -6,8 +7,12 @@ Not aware of: Prometheus, JSON. Durations are kept in seconds.
 from bisect import bisect_left
 from collections.abc import Sequence
 from time import time
+from typing import Literal, get_args
 
 from dlproxy.message import FailureKind
+
+InstanceState = Literal["up", "starting", "waiting", "lost"]
+InstanceChange = Literal["up", "lost", "retired", "failed_to_start"]
 
 BOUNDS_S = (
     *(1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3),
@@ -66,6 +71,8 @@ class ModelStats:
         self.failed_s = 0.0
         self.batch_sizes: dict[int, BatchSize] = {}
         self.last_at_ms = 0
+        self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now
+        self.instance_changes: dict[InstanceChange, int] = dict.fromkeys(get_args(InstanceChange), 0)
 
     def batch_ran(self, rows: int, queued_s: Sequence[float], batch_s: float, compute_s: float) -> None:
         """A batch gave answers to len(queued_s) requests, which had waited that long each."""

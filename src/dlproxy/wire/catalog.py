@@ -16,7 +16,7 @@ class ModelControl(Protocol):
     """What the control port may see and change of a model. Called on the event loop; neither method blocks."""
 
     def state(self) -> dict[str, Any]:
-        """JSON: the knobs that hold, what waits and runs, and how every instance is."""
+        """JSON: the knobs that hold, where batches run, what waits and runs, and how every instance is."""
         ...
 
     async def scale(self, count: int) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from typing import Any, cast
 
@@ -77,8 +77,13 @@ class Exchange:
         self.on_abandoned: Callable[[], None] | None = None
         """Called if the client leaves before the reply."""
 
-    def reply(self, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:
-        """Send the reply or, behind slower requests of the connection, queue it. `extra`: whole header lines."""
+    def reply(
+        self, status: int, content_type: bytes, body: bytes, extra: bytes = b"", rest: Sequence[bytes | memoryview] = ()
+    ) -> None:
+        """Send the reply or, behind slower requests of the connection, queue it. `extra`: whole header lines.
+
+        `rest`: more of the body, too large to be copied.
+        """
         connection = self.connection
         if connection.server.draining and connection.is_last(self):
             self.connection_line = CLOSE
@@ -88,10 +93,12 @@ class Exchange:
             connection.server.date_line,
             extra,
             self.connection_line,
-            len(body),
+            len(body) + sum(map(len, rest)) if rest else len(body),
         )
         if self.method == b"HEAD":
             self.reply_parts = (head,)
+        elif rest:
+            self.reply_parts = (head, body, *rest)
         elif len(body) <= ONE_PIECE:
             self.reply_parts = (head + body,)
         else:
@@ -153,6 +160,7 @@ class HttpConnection(asyncio.Protocol):
         self._waited_s = 0.0
         self._received = 0  # bytes in the read that is being parsed
         self._seen: _Seen | None = None
+        self._whole: Exchange | None = None  # the request that the read which is being parsed completed last
         self._reset()
 
     def _reset(self) -> None:
@@ -176,6 +184,9 @@ class HttpConnection(asyncio.Protocol):
         self._phase = REFUSED
         self.server.connection_closed(self)
         self._abandon()
+        del self._parser  # refers back to this, as does what is left of a request: all would stay for the garbage collector
+        self._whole = None
+        self._body = []
 
     def _abandon(self) -> None:
         """Whatever is still under way gets no reply."""
@@ -194,7 +205,6 @@ class HttpConnection(asyncio.Protocol):
         if self._phase == REFUSED:
             return
         self._received = len(data)
-        self._whole: Exchange | None = None
         fresh = self._phase == IDLE
         try:
             self._parser.feed_data(data)
@@ -211,6 +221,7 @@ class HttpConnection(asyncio.Protocol):
                 self._bound_incomplete()
             elif fresh and self._whole is not None:
                 self._seen = _Seen.of(self._whole, data)
+            self._whole = None  # an idle connection keeps no body
 
     def pause_writing(self) -> None:
         self._write_paused = True

@@ -19,6 +19,7 @@ from dlproxy.wire.checks import RequestChecker
 MAX_MEMOS = 256
 MAX_MEMO_BYTES = 4096
 MAX_DIMS = 64  # as in numpy
+LARGE = 64 * 1024  # bytes of an output; copying a larger one costs more than writing it by itself
 NO_JSON_FORM = (DType.FP16, DType.BF16)
 _SHARED_MEMORY = "shared memory regions are not served; send the tensor in the body"
 _NO_DATA = msgspec.Raw()
@@ -183,12 +184,16 @@ class InferDecoder:
         self._memos[head_text] = _Memo(wire, slices, body_bytes)
 
 
-def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None]:
-    """The body of a reply and its Inference-Header-Content-Length, None if all of it is JSON."""
+def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None, Sequence[memoryview | bytes]]:
+    """The body of a reply, its Inference-Header-Content-Length (None if all of it is JSON), and outputs that follow the body.
+
+    These are too large to be copied.
+    """
     outputs, binary, memo = response.outputs, wire.binary, wire.memo
     shapes = [tensor.shape for tensor in outputs]
     if memo is not None and shapes == memo.reply_shapes:
         head = memo.reply_head
+        data = [tensor.data for tensor in outputs]
     else:
         described = [
             _ReplyOutput(tensor.name, tensor.dtype.value, tensor.shape, _BinarySize(len(tensor.data)))
@@ -197,12 +202,19 @@ def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None]:
             for tensor, as_binary in zip(outputs, binary, strict=True)
         ]
         head = _encode_head(_ReplyHead(response.model, response.version, described, response.id))
-        if True not in binary:
-            return head, None
+        data = [tensor.data for tensor, as_binary in zip(outputs, binary, strict=True) if as_binary]
+        if not data:
+            return head, None, ()
         if memo is not None and all(binary) and DType.BYTES not in [tensor.dtype for tensor in outputs]:
             memo.reply_shapes, memo.reply_head = shapes, head
-    data = [tensor.data for tensor, as_binary in zip(outputs, binary, strict=True) if as_binary]
-    return b"".join([head, *data]), len(head)
+    if max(map(len, data)) > LARGE and not any(map(_is_part, data)):
+        return head, len(head), data
+    return b"".join([head, *data]), len(head), ()
+
+
+def _is_part(data: memoryview | bytes) -> bool:
+    """A slow client would keep more than twice as much in memory: the rows of others in its batch."""
+    return isinstance(data, memoryview) and memoryview(data.obj).nbytes > 2 * len(data)
 
 
 def json_data(tensor: Tensor, *, flat: bool) -> Any:

@@ -289,7 +289,7 @@ class InferReply:
 
     def completed(self, response: Response) -> None:
         try:
-            body, json_bytes = oip_codec.encode(response, self._wire)
+            body, json_bytes, rest = oip_codec.encode(response, self._wire)
         except UnicodeDecodeError as error:
             self._exchange.fail(500, f"an output is not UTF-8 text; ask for it as binary: {error}")
             return
@@ -297,7 +297,7 @@ class InferReply:
         if json_bytes is None:
             self._exchange.reply(200, JSON, body, extra)
         else:
-            self._exchange.reply(200, BINARY, body, b"inference-header-content-length: %d\r\n%b" % (json_bytes, extra))
+            self._exchange.reply(200, BINARY, body, b"inference-header-content-length: %d\r\n%b" % (json_bytes, extra), rest)
 
     def failed(self, failure: Failure) -> None:
         fail(self._exchange, failure)

@@ -15,6 +15,7 @@ from dlproxy.instance.process.child import THREAD_COUNTS, Child
 from dlproxy.instance.process.messages import Done, Load, Loaded, NotLoaded, Report, Run, Stop
 from dlproxy.instance.process.slots import OutputSlots, Slot, create_slots, write_inputs
 from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Request, Signature
@@ -60,6 +61,8 @@ class ProcessInstance:
         self.on_lost: Callable[[str], None] | None = None
         self.calibration: Calibration | None = None
         """What warm-up found, if it was asked for; rows that depend on each other make the signature one without batches."""
+        self.device = CPU
+        """Where the model computes, in words."""
         self._spec = spec
         self._settings = settings or WorkerSettings()
         self._child: Child | None = None
@@ -69,7 +72,7 @@ class ProcessInstance:
         self._done: Callable[[BatchResult], None] | None = None
         self._output = 0  # the slot for the running batch's
         self._began_at = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None  # not one per batch: setting and cancelling it would cost 5 us
         self._idle = asyncio.Event()
         self._idle.set()
         self._ended = asyncio.Event()
@@ -135,7 +138,8 @@ class ProcessInstance:
         self._done = done
         self._output = self._outputs.next
         self._idle.clear()
-        self._timer = self._loop.call_later(self._settings.batch_timeout_s, self._hangs)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._settings.batch_timeout_s, self._look_whether_it_hangs)
         child.send(Run(parts, self._slots[0].size, self._output, self._outputs.slots[self._output].size))
 
     async def stop(self) -> None:
@@ -157,8 +161,15 @@ class ProcessInstance:
             child.kill("it did not stop")
             await self._ended.wait()
 
-    def _hangs(self) -> None:
+    def _look_whether_it_hangs(self) -> None:
         assert self._child is not None
+        self._timer = None
+        if self._done is None:
+            return
+        left_s = self._began_at + self._settings.batch_timeout_s - perf_counter()
+        if left_s > 0.0:  # the batch that the timer was set for has ended, and another runs
+            self._timer = self._loop.call_later(left_s, self._look_whether_it_hangs)
+            return
         self._done = None
         self._child.kill(f"it did not finish a batch within {self._settings.batch_timeout_s:g} s (batch_timeout_s)")
 
@@ -171,16 +182,14 @@ class ProcessInstance:
             if isinstance(report, NotLoaded):
                 self._loading.set_exception(ModelError(report.reason))
             elif isinstance(report, Loaded):
-                self.calibration = report.calibration
+                self.calibration, self.device = report.calibration, report.device
                 self._loading.set_result(report.signature)
 
     def _on_done(self, report: Done) -> None:
-        done, timer, signature = self._done, self._timer, self._signature
+        done, signature = self._done, self._signature
         assert done is not None
-        assert timer is not None
         assert signature is not None
-        timer.cancel()
-        self._done = self._timer = None
+        self._done = None
         self._idle.set()
         error, outputs = report.error, []
         if error is None:

@@ -43,10 +43,11 @@ class Stop(Struct, tag="stop", array_like=True):
 
 
 class Loaded(Struct, tag="loaded", array_like=True):
-    """The model is ready. `calibration`: what warm-up found, if it was asked for."""
+    """The model is ready. `calibration`: what warm-up found, if it was asked for; `device`: where it computes, in words."""
 
     signature: Signature
     calibration: Calibration | None
+    device: str
 
 
 class NotLoaded(Struct, tag="not_loaded", array_like=True):

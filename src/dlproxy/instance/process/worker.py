@@ -20,6 +20,7 @@ from dlproxy.instance.batch import Array, run_batch
 from dlproxy.instance.process.messages import Done, Frames, Load, Loaded, NotLoaded, Order, Report, Run, frame
 from dlproxy.instance.process.slots import Slot, SlotTooSmall, read_inputs, write_outputs
 from dlproxy.instance.runtime import ModelError, Runtime
+from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import load
 from dlproxy.instance.warmup import Calibration, calibrate
 from dlproxy.message import Request, Ticket
@@ -50,9 +51,9 @@ class Channel:
 
 
 class WithinLimit:
-    """A runtime whose complaints about missing memory say which limit it met."""
+    """A runtime whose complaints about missing memory say which limit it met: `limit`, in words."""
 
-    def __init__(self, runtime: Runtime, limit: int) -> None:
+    def __init__(self, runtime: Runtime, limit: str) -> None:
         self.signature = runtime.signature
         self._runtime = runtime
         self._limit = limit
@@ -62,20 +63,22 @@ class WithinLimit:
             return self._runtime.run(inputs)
         except Exception as error:
             if ran_out_of_memory(error):
-                raise MemoryError(f"{_words(error)} ({_limit_words(self._limit)})") from error
+                raise MemoryError(f"{_words(error)} ({self._limit})") from error
             raise
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Python's and numpy's own error, and what ONNX Runtime and C++ say in others."""
+    """Python's and numpy's own error, and what ONNX Runtime, C++ and the C library say in others."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "bad_alloc" in text or "failed to allocate memory" in text
+    signs = ("bad_alloc", "failed to allocate memory", "cannot allocate memory")
+    caused = isinstance(error.__cause__, MemoryError)  # as runtimes wrap what a model raises
+    return caused or isinstance(error, MemoryError) or any(sign in text for sign in signs)
 
 
 class Worker:
-    """One model in one process."""
+    """One model in one process. `limit`: of its memory, in words; empty if there is none."""
 
-    def __init__(self, channel: Channel, slots: Sequence[int], order: Load) -> None:
+    def __init__(self, channel: Channel, slots: Sequence[int], order: Load, limit: str) -> None:
         self._channel = channel
         self._input, *self._outputs = [Slot(fd, order.max_slot_bytes) for fd in slots]
         runtime = load(order.spec)
@@ -83,11 +86,12 @@ class Worker:
         if self._calibration is not None and not self._calibration.independent_rows:
             runtime.signature = msgspec.structs.replace(runtime.signature, batched=False)
         self._close: Callable[[], None] | None = getattr(runtime, "close", None)
-        self._runtime = WithinLimit(runtime, order.memory_limit_bytes) if order.memory_limit_bytes else runtime
+        self._device: str = getattr(runtime, "device", CPU)
+        self._runtime = WithinLimit(runtime, limit) if limit else runtime
 
     def serve(self) -> None:
         """Run batches until told to stop, or until the server has gone; then let the model give back what it holds."""
-        self._channel.send(Loaded(self._runtime.signature, self._calibration))
+        self._channel.send(Loaded(self._runtime.signature, self._calibration, self._device))
         while isinstance(order := self._channel.receive(), Run):
             self._channel.send(self._run(order))
         if self._close is not None:
@@ -121,37 +125,61 @@ def main() -> None:
     order = channel.receive()
     if not isinstance(order, Load):
         return
+    limit = ""
     try:
-        _confine(order)
-        worker = Worker(channel, descriptors[1:], order)
+        _keep_to_cores(order.cores)
+        limit = _limit_memory(order.memory_limit_bytes)
+        worker = Worker(channel, descriptors[1:], order, limit)
     except Exception as error:
-        _give_up(channel, order, error)
+        _give_up(channel, limit, error)
     worker.serve()
 
 
-def _give_up(channel: Channel, order: Load, error: Exception) -> NoReturn:
-    reason = str(error)
-    if not isinstance(error, ModelError):
+def _give_up(channel: Channel, limit: str, error: Exception) -> NoReturn:
+    reason = _words(error)
+    if limit and ran_out_of_memory(error):  # where it happened to run out says nothing
+        reason = f"no memory is left to load the model: {reason} ({limit})"
+    elif not isinstance(error, ModelError):
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"
-    if order.memory_limit_bytes and ran_out_of_memory(error):
-        reason += f" ({_limit_words(order.memory_limit_bytes)})"
     channel.send(NotLoaded(reason[:MAX_ERROR_CHARS]))
     sys.exit(1)
 
 
-def _confine(order: Load) -> None:
-    """To the cores and the memory that it was given."""
-    if order.cores:
-        if not hasattr(os, "sched_setaffinity"):
-            raise ModelError("this system does not let a process choose its cores; leave `cores` empty")
-        for thread in os.listdir("/proc/self/task"):  # numpy's threads exist already
-            try:
-                os.sched_setaffinity(int(thread), order.cores)
-            except OSError as error:
-                raise ModelError(f"cannot run on cores {list(order.cores)}: {error.strerror}") from None
-    if order.memory_limit_bytes:  # what the process may change: unlike RLIMIT_AS, without code and shared slots
-        resource.setrlimit(resource.RLIMIT_DATA, (order.memory_limit_bytes, order.memory_limit_bytes))
+def _keep_to_cores(cores: Sequence[int]) -> None:
+    if not cores:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise ModelError("this system does not let a process choose its cores; leave `cores` empty")
+    for thread in os.listdir("/proc/self/task"):  # numpy's threads exist already
+        try:
+            os.sched_setaffinity(int(thread), cores)
+        except OSError as error:
+            raise ModelError(f"cannot run on cores {list(cores)}: {error.strerror}") from None
+
+
+def _limit_memory(limit_bytes: int) -> str:
+    """The limit in words, empty for 0, which is none. Raises ModelError for one that the process cannot even start with."""
+    if not limit_bytes:
+        return ""
+    held = _held_mib()
+    words = f"memory_limit_mb = {limit_bytes / 2**20:g}; a worker without a model takes {held:.0f}"
+    if held * 2**20 >= limit_bytes:
+        raise ModelError(f"too little memory: {words}; give it more, or 0 for no limit")
+    try:  # what the process may change: unlike RLIMIT_AS, without code and shared slots
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+    except (OSError, ValueError, OverflowError) as error:
+        raise ModelError(f"the system does not take memory_limit_mb = {limit_bytes / 2**20:g}: {error}") from None
+    return words
+
+
+def _held_mib() -> float:
+    """What RLIMIT_DATA counts of this process, where the kernel tells."""
+    try:
+        with open("/proc/self/status", encoding="utf-8") as status:
+            return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmData:"))
+    except FileNotFoundError:
+        return 0.0
 
 
 def _die_with_the_server() -> None:
@@ -164,10 +192,6 @@ def _die_with_the_server() -> None:
 
 def _words(error: Exception) -> str:
     return str(error) or type(error).__name__
-
-
-def _limit_words(limit: int) -> str:
-    return f"the worker may use {limit / 2**20:.0f} MiB, memory_limit_bytes = {limit}"
 
 
 if __name__ == "__main__":

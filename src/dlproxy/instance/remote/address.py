@@ -1,27 +1,44 @@
 """Where an upstream's model is: `http://host:8000/v2/models/NAME` (Open Inference Protocol), `/v1/models/NAME` (TF Serving).
 
-Called by whoever reads a configuration. Not aware of: connections.
+The same with grpc:// for their gRPC ports. Called by whoever reads a configuration. Not aware of: connections.
 """
 
 import re
 from typing import Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from msgspec import Struct
 
 from dlproxy.instance.runtime import ModelError
 
 _PATHS: tuple[tuple[Literal["oip", "tfs"], re.Pattern[str]], ...] = (
-    ("oip", re.compile(r"(?P<prefix>(?:/[^/]+)*)/v2/models/(?P<model>[^/]+)(?:/versions/[0-9]+)?")),
-    ("tfs", re.compile(r"(?P<prefix>(?:/[^/]+)*)/v1/models/(?P<model>[^/:]+)(?:/versions/[0-9]+|/labels/[^/:]+)?")),
+    ("oip", re.compile(r"(?P<prefix>(?:/[^/]+)*)/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[0-9]+))?")),
+    (
+        "tfs",
+        re.compile(
+            r"(?P<prefix>(?:/[^/]+)*)/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
+        ),
+    ),
 )
 _PLAIN = re.compile(r"[!-~]+")  # nothing that could end a line of a request
-_FORMS = "http://HOST:8000/v2/models/NAME (Open Inference Protocol) or http://HOST:8501/v1/models/NAME (TensorFlow Serving)"
+_FORMS = (
+    "http://HOST:8000/v2/models/NAME (Open Inference Protocol) or http://HOST:8501/v1/models/NAME (TensorFlow Serving), "
+    "or with grpc:// and the gRPC port, 8001 or 8500"
+)
+_SCHEMES: dict[str, tuple[Literal["http", "grpc"], bool]] = {
+    "http": ("http", False),
+    "https": ("http", True),
+    "grpc": ("grpc", False),
+    "grpcs": ("grpc", True),
+}
 DEFAULT_SIGNATURE = "serving_default"
 
 
 class Address(Struct, frozen=True):
-    """`base` is the path before `/models`, `path` all of it. `signature`: which of a SavedModel's signatures."""
+    """`base` is the path before `/models`, `path` all of it. `signature`: which of a SavedModel's signatures.
+
+    `model`, `version` and `label` are plain text, the version a number; empty for none.
+    """
 
     protocol: Literal["oip", "tfs"]
     tls: bool
@@ -31,12 +48,16 @@ class Address(Struct, frozen=True):
     path: str
     model: str
     signature: str = DEFAULT_SIGNATURE
+    transport: Literal["http", "grpc"] = "http"
+    version: str = ""
+    label: str = ""
 
     @property
     def authority(self) -> str:
-        """For the Host header."""
+        """For the Host header; for gRPC, whom to connect to."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+        usual = self.transport == "http" and self.port == (443 if self.tls else 80)
+        return host if usual else f"{host}:{self.port}"
 
 
 def parse_addresses(text: str) -> list[Address]:
@@ -55,20 +76,32 @@ def parse_address(text: str) -> Address:
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise ModelError(f"upstream {text!r}: {error}") from None
-    if parts.scheme in ("grpc", "grpcs"):
-        raise ModelError(f"upstream {text!r}: gRPC is not spoken to upstreams yet; give their HTTP port: {_FORMS}")
-    if parts.scheme not in ("http", "https") or not host or not _PLAIN.fullmatch(text):
+    if parts.scheme not in _SCHEMES or not host or not _PLAIN.fullmatch(text):
         raise ModelError(f"upstream {text!r} is not understood; write it like {_FORMS}")
     if "@" in parts.netloc:
         raise ModelError(f"upstream of host {host!r}: passwords do not belong in the address; give an authorization header")
+    transport, tls = _SCHEMES[parts.scheme]
     path = parts.path.rstrip("/")
-    tls = parts.scheme == "https"
     for protocol, pattern in _PATHS:
         match = pattern.fullmatch(path)
-        if match is not None:
-            base = f"{match['prefix']}/{'v2' if protocol == 'oip' else 'v1'}"
-            signature = _signature(text, parts.query, protocol)
-            return Address(protocol, tls, host, port or (443 if tls else 80), base, path, match["model"], signature)
+        if match is None:
+            continue
+        found = {name: unquote(value or "") for name, value in match.groupdict().items()}
+        if transport == "grpc" and (match["prefix"] or not port):
+            raise ModelError(f"upstream {text!r}: gRPC needs a port, and nothing before /v1 or /v2; write it like {_FORMS}")
+        return Address(
+            protocol,
+            tls,
+            host,
+            port or (443 if tls else 80),
+            f"{match['prefix']}/{'v2' if protocol == 'oip' else 'v1'}",
+            path,
+            found["model"],
+            _signature(text, parts.query, protocol),
+            transport,
+            found["version"],
+            found.get("label", ""),
+        )
     raise ModelError(f"upstream {text!r} names no model; write it like {_FORMS}")
 
 

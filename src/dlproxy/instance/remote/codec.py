@@ -1,23 +1,24 @@
-"""What a protocol must do for an instance, and how an upstream describes its model. Implemented by oip.py and tfs.py. Sans-I/O.
+"""What a protocol must do for an instance, and how an upstream describes its model. Sans-I/O.
 
-Called by remote.py. Not aware of: connections, health.
+Implemented by oip.py, tfs.py, oip_grpc.py and tfs_grpc.py. Called by remote.py. Not aware of: connections, health.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 from msgspec import Struct
 
 from dlproxy import tensors
 from dlproxy.instance.batch import Array
-from dlproxy.instance.remote.address import Address
+from dlproxy.instance.remote.channel import Answer
 from dlproxy.instance.remote.failures import UpstreamError
-from dlproxy.instance.remote.http_client import Part, Reply
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, Request, Signature, TensorSpec, element_count
 
-Lines = Sequence[Part]
+Ask_co = TypeVar("Ask_co", covariant=True)
+Answer_contra = TypeVar("Answer_contra", bound=Answer, contravariant=True)
+Given = TypeVar("Given")
 
 
 class UpstreamModel(Struct, frozen=True):
@@ -33,53 +34,61 @@ class UpstreamModel(Struct, frozen=True):
         return (a.inputs, a.outputs, a.batched, self.binary) == (b.inputs, b.outputs, b.batched, other.binary)
 
 
-class Codec(Protocol):
-    """Requests are given as parts to be written one after the other."""
+class Codec(Protocol[Ask_co, Answer_contra]):
+    """Asks and answers are those of a channel."""
 
-    questions: Mapping[str, Lines]
-    """The GET requests whose answers describe the model, by name."""
+    @property
+    def questions(self) -> Mapping[str, Ask_co]:
+        """What to ask for a description of the model, by name."""
+        ...
 
-    readiness: Lines
-    """The GET request that asks whether the model can be used now."""
+    @property
+    def readiness(self) -> Ask_co:
+        """What to ask to know whether the model can be used now."""
+        ...
 
-    def is_ready(self, reply: Reply) -> bool: ...
+    def is_ready(self, reply: Answer_contra) -> bool: ...
 
-    def described(self, replies: Mapping[str, Reply]) -> UpstreamModel:
+    def described(self, replies: Mapping[str, Answer_contra]) -> UpstreamModel:
         """Raises UpstreamError for what the upstream should mend, ModelError for a model that cannot be served."""
         ...
 
-    def encode(self, model: UpstreamModel, requests: Sequence[Request]) -> Lines:
+    def encode(self, model: UpstreamModel, requests: Sequence[Request]) -> Ask_co:
         """One request with the rows of all. Raises UpstreamError."""
         ...
 
-    def decode(self, model: UpstreamModel, reply: Reply, rows: int) -> list[Array]:
-        """The outputs in signature order, checked so far that they can be cut. Raises UpstreamError."""
+    def decode(self, model: UpstreamModel, reply: Answer_contra, rows: int) -> list[Array]:
+        """The outputs of an answer that is no refusal, in signature order, checked so far that they can be cut.
+
+        Raises UpstreamError.
+        """
         ...
 
 
-class Heads:
-    """Request heads for one server."""
+def gathered_shape(requests: Sequence[Request], index: int) -> Sequence[int]:
+    """Of input `index` of all requests, one below the other."""
+    shape = requests[0].inputs[index].shape
+    if len(requests) == 1:
+        return shape
+    return (sum([request.inputs[index].shape[0] for request in requests]), *shape[1:])
 
-    def __init__(self, address: Address, headers: Mapping[str, str]) -> None:
-        """Raises ModelError for headers that are none."""
-        for name, value in headers.items():
-            if not name.isascii() or not value.isascii() or not name.isprintable() or not value.isprintable() or ":" in name:
-                raise ModelError(f"header {name!r} cannot be sent: names and values are one line of ASCII")
-        own = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self._common = f"host: {address.authority}\r\nuser-agent: dlproxy\r\n{own}"
 
-    def get(self, path: str) -> Lines:
-        return (f"GET {path} HTTP/1.1\r\n{self._common}\r\n".encode(),)
+def output_of(given: Mapping[str, Given], spec: TensorSpec) -> Given:
+    """By its name. Raises UpstreamError."""
+    if spec.name not in given:
+        raise UpstreamError(f"the upstream gave no output '{spec.name}'; it gave {', '.join(given) or 'none'}")
+    return given[spec.name]
 
-    def post(self, path: str) -> bytes:
-        """Without its end: content type, length and an empty line are to follow."""
-        return f"POST {path} HTTP/1.1\r\n{self._common}".encode()
+
+def check_type(spec: TensorSpec, given: str) -> None:
+    """Raises UpstreamError for an output of another type than is declared."""
+    if given != spec.dtype.value:
+        raise UpstreamError(f"the upstream gave output '{spec.name}' as {given}, it declares {spec.dtype.value}")
 
 
 def reported(spec: TensorSpec, dtype: DType, array: Array, rows: int | None) -> Array:
     """An output as it came, if it is what the model declares. `rows`: of the batch, None where there is no batch axis."""
-    if dtype is not spec.dtype:
-        raise UpstreamError(f"the upstream gave output '{spec.name}' as {dtype.value}, it declares {spec.dtype.value}")
+    check_type(spec, dtype.value)
     shape = array.shape
     fits = len(shape) == len(spec.shape) and all(want in (-1, got) for got, want in zip(shape, spec.shape, strict=True))
     if not fits or (rows is not None and shape[0] != rows):
@@ -99,6 +108,22 @@ def from_bytes(spec: TensorSpec, shape: Sequence[int], data: memoryview) -> Arra
     if element_count(shape) * spec.dtype.itemsize != len(data):
         raise ValueError(f"{len(data)} bytes do not make the shape {list(shape)}")
     return tensors.to_array(spec.dtype, shape, data)
+
+
+def from_values(spec: TensorSpec, shape: Sequence[int], values: Iterable[object]) -> Array:
+    """The array of numbers, or bytes, that stand one after the other; 16-bit floats as bit patterns. Raises ValueError."""
+    if any(size < 0 for size in shape):
+        raise ValueError(f"its shape is {list(shape)}")
+    given = list(values)
+    if spec.dtype is DType.BYTES:
+        return objects(given).reshape(shape)
+    wanted = tensors.NUMPY[spec.dtype]
+    try:
+        if spec.dtype in (DType.FP16, DType.BF16):
+            return np.array(given, np.uint16).view(wanted).reshape(shape)
+        return np.array(given, wanted).reshape(shape)
+    except OverflowError:
+        raise ValueError(f"its values do not fit {spec.dtype.value}") from None
 
 
 def objects(values: Sequence[object]) -> Array:

@@ -3,6 +3,7 @@
 Called by the other files of this folder. Not aware of: protocols, connections.
 """
 
+import re
 from typing import Any
 
 import msgspec
@@ -24,6 +25,18 @@ _KINDS = {
     500: FailureKind.MODEL_FAILED,
     501: FailureKind.UNSUPPORTED,
 }
+_GRPC_KINDS = {  # each as the HTTP status that TensorFlow Serving gives for it (model_servers/http_server.cc)
+    "INVALID_ARGUMENT": FailureKind.INVALID_ARGUMENT,
+    "FAILED_PRECONDITION": FailureKind.INVALID_ARGUMENT,
+    "OUT_OF_RANGE": FailureKind.INVALID_ARGUMENT,
+    "RESOURCE_EXHAUSTED": FailureKind.OVERLOADED,
+    "INTERNAL": FailureKind.MODEL_FAILED,
+    "UNKNOWN": FailureKind.MODEL_FAILED,  # what Python's and Java's servers make of an exception
+    "DATA_LOSS": FailureKind.MODEL_FAILED,
+    "UNIMPLEMENTED": FailureKind.UNSUPPORTED,
+}
+_TOO_LARGE = re.compile(r"larger than max|exceeds maximum size")  # what C++ and Go, and Java, say of a message
+_BROKEN = re.compile(r"RST_STREAM|Stream removed")  # INTERNAL and UNKNOWN also stand for a connection that broke
 
 
 class UpstreamError(ModelError):
@@ -49,20 +62,32 @@ def failed(error: UpstreamError, batch_s: float) -> BatchResult:
 
 
 def refusal(status: int, body: bytes | bytearray, retry_after: bytes | None) -> UpstreamError:
-    """The error that an answer of another status than 200 stands for, in the upstream's own words.
+    """The error that an answer of another HTTP status than 200 stands for, in the upstream's own words.
 
     A 500 is the model's own failure and passes as it is, as if the model ran here. What is no fault of the batch
     (busy, gone, behind a gateway, not let in) is UNAVAILABLE or OVERLOADED.
     """
-    kind = _KINDS.get(status, FailureKind.UNAVAILABLE)
-    words = words_of(body)
-    if kind is FailureKind.MODEL_FAILED and words:
-        return UpstreamError(words, kind)
-    error = UpstreamError(f"the upstream answered {status}: {words or 'without a reason'}", kind)
+    error = _refused(_KINDS.get(status, FailureKind.UNAVAILABLE), status, words_of(body))
     if error.failure.retry_after_s is not None and retry_after is not None and retry_after.isdigit():
         seconds = min(float(retry_after[:9]), MAX_RETRY_S)
         error.failure = msgspec.structs.replace(error.failure, retry_after_s=seconds)
     return error
+
+
+def grpc_refusal(status: str, words: str) -> UpstreamError:
+    """The same for the name of a gRPC status and the text that came with it."""
+    kind = _GRPC_KINDS.get(status, FailureKind.UNAVAILABLE)
+    if kind is FailureKind.OVERLOADED and _TOO_LARGE.search(words):
+        kind = FailureKind.TOO_LARGE
+    elif kind is FailureKind.MODEL_FAILED and _BROKEN.search(words):
+        kind = FailureKind.UNAVAILABLE
+    return _refused(kind, status, shortened(words))
+
+
+def _refused(kind: FailureKind, status: int | str, words: str) -> UpstreamError:
+    if kind is FailureKind.MODEL_FAILED and words:
+        return UpstreamError(words, kind)
+    return UpstreamError(f"the upstream answered {status}: {words or 'without a reason'}", kind)
 
 
 def words_of(body: bytes | bytearray) -> str:
@@ -72,5 +97,10 @@ def words_of(body: bytes | bytearray) -> str:
         text = said if isinstance(said, str) else str(said)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         text = bytes(body[: 4 * MAX_WORDS]).decode("utf-8", errors="replace")
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """On one line, and no longer than is passed on."""
     text = " ".join(text.split())
     return text if len(text) <= MAX_WORDS else f"{text[:MAX_WORDS]}…"

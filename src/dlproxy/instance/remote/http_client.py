@@ -13,7 +13,7 @@ from typing import Any, cast
 import httptools
 from msgspec import Struct
 
-from dlproxy.instance.remote.failures import UpstreamError
+from dlproxy.instance.remote.failures import UpstreamError, refusal
 from dlproxy.message import FailureKind
 
 MAX_OVERHEAD = 64 * 1024  # bytes of a reply's head, chunk framing and trailers
@@ -29,6 +29,10 @@ class Reply(Struct):
     status: int
     headers: dict[bytes, bytes]
     body: bytes | bytearray
+
+    def refusal(self) -> UpstreamError | None:
+        """What another status than 200 says."""
+        return None if self.status == 200 else refusal(self.status, self.body, self.headers.get(b"retry-after"))
 
 
 Outcome = Reply | UpstreamError

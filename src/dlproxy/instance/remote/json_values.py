@@ -14,7 +14,7 @@ import numpy as np
 
 from dlproxy import tensors
 from dlproxy.instance.batch import Array
-from dlproxy.instance.remote.codec import objects
+from dlproxy.instance.remote.codec import gathered_shape, objects
 from dlproxy.instance.remote.failures import UpstreamError
 from dlproxy.message import DType, FailureKind, Request, TensorSpec
 
@@ -26,9 +26,7 @@ _encode = msgspec.json.Encoder().encode
 def gathered(spec: TensorSpec, index: int, requests: Sequence[Request]) -> Array:
     """Input `index` of all requests, one below the other; BYTES as bytes, BF16 as float32."""
     parts = [request.inputs[index] for request in requests]
-    shape = parts[0].shape
-    if len(parts) > 1:
-        shape = (sum([part.shape[0] for part in parts]), *shape[1:])
+    shape = gathered_shape(requests, index)
     if spec.dtype is DType.BYTES:
         elements = [bytes(element) for part in parts for element in tensors.elements_of(part.data)]
         return objects(elements).reshape(shape)

@@ -13,15 +13,15 @@ from msgspec import Struct
 from dlproxy.instance.batch import Array
 from dlproxy.instance.remote import json_values
 from dlproxy.instance.remote.address import Address
-from dlproxy.instance.remote.codec import Heads, Lines, UpstreamModel, batched_by, from_bytes, reported, require
-from dlproxy.instance.remote.failures import UpstreamError, refusal
+from dlproxy.instance.remote.codec import UpstreamModel, check_type, from_bytes, gathered_shape, output_of, reported
+from dlproxy.instance.remote.failures import UpstreamError
+from dlproxy.instance.remote.http_channel import Heads, Lines
 from dlproxy.instance.remote.http_client import Reply
+from dlproxy.instance.remote.oip_model import Config, Metadata, model_of
 from dlproxy.instance.remote.settings import RemoteSettings
-from dlproxy.instance.runtime import ModelError
-from dlproxy.message import DType, FailureKind, Request, Signature, TensorSpec
+from dlproxy.message import DType, FailureKind, Request, TensorSpec
 
 BINARY = "binary_tensor_data"
-_NO_JSON_FORM = (DType.FP16, DType.BF16)
 _LENGTH = b"inference-header-content-length"
 _NO_DATA = msgspec.Raw()
 _Told = TypeVar("_Told", bound=Struct)
@@ -68,28 +68,6 @@ class _Server(Struct):
     extensions: list[str] = []
 
 
-class _Tensor(Struct):
-    name: str
-    datatype: DType
-    shape: tuple[int, ...]
-
-
-class _Metadata(Struct):
-    inputs: list[_Tensor]
-    outputs: list[_Tensor]
-    platform: str = ""
-
-
-class _Transactions(Struct, frozen=True):
-    decoupled: bool = False
-
-
-class _Config(Struct):
-    max_batch_size: int | None = None
-    model_transaction_policy: _Transactions = _Transactions()
-    sequence_batching: Any = None
-
-
 _encode = msgspec.json.Encoder().encode
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 
@@ -122,39 +100,16 @@ class OipCodec:
 
     def described(self, replies: Mapping[str, Reply]) -> UpstreamModel:
         reply = replies["model"]
-        if reply.status != 200:
-            raise refusal(reply.status, reply.body, None)
+        if (refused := reply.refusal()) is not None:
+            raise refused
         try:
-            metadata = msgspec.json.decode(reply.body, type=_Metadata)
+            metadata = msgspec.json.decode(reply.body, type=Metadata)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UpstreamError(f"the upstream's description of the model is not understood: {error}") from None
         binary = self._settings.binary
         if binary is None:
             binary = BINARY in _optional(replies["server"], _Server, _Server()).extensions
-        config = _optional(replies["config"], _Config, _Config())
-        if config.model_transaction_policy.decoupled or config.sequence_batching is not None:
-            raise ModelError("the upstream's model keeps state or answers in parts (sequences, decoupled); that is not served")
-        signature = require(self._signature(metadata, config, binary=binary))
-        return UpstreamModel(signature, config.max_batch_size or None, binary)
-
-    def _signature(self, metadata: _Metadata, config: _Config, *, binary: bool) -> Signature:
-        inputs, outputs = (
-            tuple(TensorSpec(tensor.name, tensor.datatype, tuple(max(size, -1) for size in tensor.shape)) for tensor in tensors)
-            for tensors in (metadata.inputs, metadata.outputs)
-        )
-        specs = (*inputs, *outputs)
-        if not binary:
-            for spec in specs:
-                if spec.dtype in _NO_JSON_FORM:
-                    raise ModelError(
-                        f"'{spec.name}' is {spec.dtype.value}, which JSON cannot carry, and the upstream takes JSON only"
-                    )
-        batched = self._settings.batched
-        if batched is None:  # Triton: max_batch_size 0 says that axis 0 is no batch axis, even where it is free
-            batched = config.max_batch_size != 0 and batched_by(specs)
-        elif batched and not batched_by(specs):
-            raise ModelError("the upstream is to take batches, but it declares a tensor whose first dimension is fixed")
-        return Signature(inputs, outputs, batched, metadata.platform or "oip", utf8=not binary)
+        return model_of(metadata, _optional(replies["config"], Config, Config()), self._settings, binary=binary)
 
     def encode(self, model: UpstreamModel, requests: Sequence[Request]) -> Lines:
         return self._encode_binary(model, requests) if model.binary else self._encode_json(model, requests)
@@ -162,12 +117,10 @@ class OipCodec:
     def _encode_binary(self, model: UpstreamModel, requests: Sequence[Request]) -> Lines:
         """Gathered by writing the clients' bytes one after the other: no copy."""
         inputs, data = [], []
-        rows = sum([request.inputs[0].shape[0] for request in requests]) if len(requests) > 1 else 0
         for index, spec in enumerate(model.signature.inputs):
-            shape = requests[0].inputs[index].shape
             parts = [request.inputs[index].data for request in requests]
             size = _Size(sum(map(len, parts)))
-            inputs.append(_Input(spec.name, (rows, *shape[1:]) if rows else shape, spec.dtype.value, size))
+            inputs.append(_Input(spec.name, gathered_shape(requests, index), spec.dtype.value, size))
             data += parts
         head = _encode(_AskBinary(inputs, {"binary_data_output": True}))
         body_bytes = len(head) + sum(map(len, data))
@@ -203,9 +156,7 @@ class OipCodec:
         expected = rows if signature.batched else None
         outputs = []
         for spec in signature.outputs:
-            if spec.name not in given:
-                raise UpstreamError(f"the upstream gave no output '{spec.name}'; it gave {', '.join(given) or 'none'}")
-            output, data = given[spec.name]
+            output, data = output_of(given, spec)
             outputs.append(reported(spec, output.datatype, _array(spec, output, data), expected))
         return outputs
 
@@ -229,10 +180,7 @@ def _sliced(answer: _Answer, binary: memoryview) -> dict[str, tuple[_Output, mem
 
 
 def _array(spec: TensorSpec, output: _Output, data: memoryview | None) -> Array:
-    if output.datatype is not spec.dtype:  # before its bytes are taken for what they are not
-        raise UpstreamError(
-            f"the upstream gave output '{spec.name}' as {output.datatype.value}, it declares {spec.dtype.value}"
-        )
+    check_type(spec, output.datatype.value)  # before its bytes are taken for what they are not
     try:
         if data is not None:
             return from_bytes(spec, output.shape, data)

@@ -1,26 +1,25 @@
 """An instance whose batches run on another model server. Knows that server's health and says when it goes and comes.
 
-Made by serve/assemble.py. Not aware of: lanes; which protocol it is (codec.py).
+Made by serve/hosting.py. Not aware of: lanes; which protocol it is (codec.py), over which transport (channel.py).
 """
 
 import asyncio
 import random
-import ssl
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import msgspec
 
 from dlproxy.instance.batch import BatchResult
 from dlproxy.instance.remote.address import Address
-from dlproxy.instance.remote.codec import Codec, UpstreamModel
-from dlproxy.instance.remote.failures import UpstreamError, failed, refusal
+from dlproxy.instance.remote.channel import Answer
+from dlproxy.instance.remote.codec import UpstreamModel
+from dlproxy.instance.remote.failures import UpstreamError, failed
 from dlproxy.instance.remote.health import Watch
-from dlproxy.instance.remote.http_client import HttpClient, Outcome, Reply, Server
-from dlproxy.instance.remote.oip import OipCodec
+from dlproxy.instance.remote.protocols import channel_for, codec_for
 from dlproxy.instance.remote.settings import RemoteSettings
-from dlproxy.instance.remote.tfs import TfsCodec
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import FailureKind, Request, Signature
 
@@ -28,7 +27,7 @@ DEFAULTS = RemoteSettings()
 
 
 class RemoteInstance:
-    """Takes `capacity` batches at a time, over at most as many connections, and one more for checks.
+    """Takes `capacity` batches at a time, and checks the upstream beside them.
 
     `on_lost` and `on_up` are called on the event loop: the lane must no longer, or may again, dispatch to it. A batch that
     fails because the upstream is gone is reported after `on_lost`. `described`: what `start` would find out.
@@ -51,8 +50,7 @@ class RemoteInstance:
         self.on_lost: Callable[[str], None] | None = None
         self.on_up: Callable[[], None] | None = None
         self._settings = settings
-        self._codec = _codec(address, settings)
-        self._server = Server(address.host, address.port, _tls(settings) if address.tls else None)
+        self._codec = codec_for(address, settings)
         self._watch = Watch(
             f"{name} ({address.authority})",
             self._probe,
@@ -61,8 +59,7 @@ class RemoteInstance:
             on_up=self._tell_up,
             draw=draw or random.Random().random,
         )
-        self._checks = self._client(1)
-        self._batches: HttpClient | None = None
+        self._channel = channel_for(address, settings, self._watch.suspect)
         self._model: UpstreamModel | None = None
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -91,7 +88,7 @@ class RemoteInstance:
     @property
     def connections(self) -> int:
         """Those open now, for batches and for checks."""
-        return self._checks.connections + (0 if self._batches is None else self._batches.connections)
+        return self._channel.connections
 
     # Instance
 
@@ -112,47 +109,48 @@ class RemoteInstance:
 
     def run(self, requests: Sequence[Request], done: Callable[[BatchResult], None]) -> None:
         started_at = perf_counter()
-        client, model = self._batches, self.model
-        assert client is not None
+        model = self.model
         self._in_flight += 1
         self._idle.clear()
         try:
             if len(requests) > 1 and not model.signature.batched:
                 raise UpstreamError("the upstream takes no batches", FailureKind.INVALID_ARGUMENT)
-            parts = self._codec.encode(model, requests)
+            ask = self._codec.encode(model, requests)
         except UpstreamError as error:
             asyncio.get_running_loop().call_soon(self._report, done, failed(error, perf_counter() - started_at))
             return
         rows = sum([request.inputs[0].shape[0] for request in requests]) if model.signature.batched else 1
         sent_at = perf_counter()
         answered = partial(self._answered, done, rows, sent_at, sent_at - started_at)
-        client.call(parts, answered, timeout_s=self._settings.response_timeout_s)
+        self._channel.call(ask, answered, timeout_s=self._settings.response_timeout_s)
 
     async def stop(self) -> None:
         await self._watch.stop()
         await self._idle.wait()  # every batch ends within response_timeout_s
-        await self._checks.close()
-        if self._batches is not None:
-            await self._batches.close()
+        await self._channel.close()
 
     def go_single(self) -> None:
         """Send each request alone from now on: its rows depend on one another."""
         self._settings = msgspec.structs.replace(self._settings, batched=False)
-        self._codec = _codec(self.address, self._settings)
+        self._codec = codec_for(self.address, self._settings)
         signature = msgspec.structs.replace(self.model.signature, batched=False)
         self._take(msgspec.structs.replace(self.model, signature=signature))
 
     # Batches
 
     def _answered(
-        self, done: Callable[[BatchResult], None], rows: int, sent_at: float, batch_s: float, outcome: Outcome
+        self,
+        done: Callable[[BatchResult], None],
+        rows: int,
+        sent_at: float,
+        batch_s: float,
+        outcome: Answer | UpstreamError,
     ) -> None:
         answered_at = perf_counter()
         try:
-            if isinstance(outcome, UpstreamError):
-                raise outcome
-            if outcome.status != 200:
-                raise refusal(outcome.status, outcome.body, outcome.headers.get(b"retry-after"))
+            error = outcome if isinstance(outcome, UpstreamError) else outcome.refusal()
+            if error is not None:
+                raise error
             outputs = self._codec.decode(self.model, outcome, rows)
         except UpstreamError as error:
             self._went_wrong(error)
@@ -184,15 +182,15 @@ class RemoteInstance:
                 raise ModelError("it has come back with another signature, or takes smaller batches; restart to use it")
 
     async def _check_ready(self) -> None:
-        reply = await self._checks.fetch(self._codec.readiness, timeout_s=self._settings.check_timeout_s)
+        reply = await self._channel.fetch(self._codec.readiness, timeout_s=self._settings.check_timeout_s)
         if not self._codec.is_ready(reply):
-            why = refusal(reply.status, reply.body, None) if reply.status != 200 else "the upstream says that it is not"
+            why = reply.refusal() or "the upstream says that it is not"
             raise UpstreamError(f"the model is not ready: {why}", FailureKind.UNAVAILABLE, gone=True)
 
     async def _describe(self) -> UpstreamModel:
-        replies: dict[str, Reply] = {}
+        replies: dict[str, Any] = {}
         for name, question in self._codec.questions.items():
-            replies[name] = await self._checks.fetch(question, timeout_s=self._settings.check_timeout_s)
+            replies[name] = await self._channel.fetch(question, timeout_s=self._settings.check_timeout_s)
         return self._codec.described(replies)
 
     def _tell_lost(self, reason: str) -> None:
@@ -207,19 +205,7 @@ class RemoteInstance:
 
     def _take(self, model: UpstreamModel) -> None:
         self._model = model
-        if self._batches is None:
-            self._batches = self._client(self.capacity)
-        self._batches.most = self.capacity
-
-    def _client(self, connections: int) -> HttpClient:
-        settings = self._settings
-        return HttpClient(
-            self._server,
-            connections=connections,
-            connect_timeout_s=settings.connect_timeout_s,
-            max_reply_bytes=settings.max_reply_bytes,
-            on_dropped=self._watch.suspect,
-        )
+        self._channel.widen(self.capacity)
 
 
 async def start_upstreams(instances: Sequence[RemoteInstance]) -> UpstreamModel:
@@ -254,24 +240,9 @@ async def _started(instances: Sequence[RemoteInstance]) -> UpstreamModel:
     for instance in found[1:]:
         if not instance.model.same_as(first):
             places = f"{found[0].address.authority} and {instance.address.authority}"
-            raise ModelError(f"upstreams {places} do not serve the same model: their inputs, outputs or batching differ")
+            raise ModelError(f"upstreams {places} do not serve the same model: their inputs, outputs, batching or form differ")
     known = [instance.model.max_batch for instance in found if instance.model.max_batch is not None]
     model = msgspec.structs.replace(first, max_batch=min(known, default=None))
     for instance, _ in missing:
         instance.start_lost(model)
     return model
-
-
-def _codec(address: Address, settings: RemoteSettings) -> Codec:
-    return OipCodec(address, settings) if address.protocol == "oip" else TfsCodec(address, settings)
-
-
-def _tls(settings: RemoteSettings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=settings.ca_file or None)
-    except OSError as error:  # ssl.SSLError is one
-        raise ModelError(f"the authorities of {settings.ca_file} cannot be loaded: {error}") from None
-    if not settings.verify_tls:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context

@@ -13,7 +13,8 @@ class RemoteSettings(Struct, frozen=True, kw_only=True):
 
     `batched`, `binary`: whether rows may be gathered and tensors sent as binary; None for what the upstream says of itself.
     `fall`: failed checks in a row that take it out of service (as HAProxy's), if it is not plainly gone. `ca_file`: PEM of
-    the authorities to trust, empty for the system's. `verify_tls` False takes any certificate: for tests only.
+    the authorities to trust, empty for the system's. `verify_tls` False takes any certificate: for tests only. gRPC is always
+    binary, and always verifies.
     """
 
     capacity: int = 0

@@ -12,52 +12,17 @@ from msgspec import Struct
 from dlproxy.instance.batch import Array
 from dlproxy.instance.remote import json_values
 from dlproxy.instance.remote.address import Address
-from dlproxy.instance.remote.codec import Heads, Lines, UpstreamModel, batched_by, reported, require
-from dlproxy.instance.remote.failures import UpstreamError, refusal
+from dlproxy.instance.remote.codec import UpstreamModel, reported
+from dlproxy.instance.remote.failures import UpstreamError
+from dlproxy.instance.remote.http_channel import Heads, Lines
 from dlproxy.instance.remote.http_client import Reply
 from dlproxy.instance.remote.settings import RemoteSettings
-from dlproxy.instance.runtime import ModelError
-from dlproxy.message import DType, Request, Signature, TensorSpec
-
-_DTYPES = {
-    "DT_BOOL": DType.BOOL,
-    "DT_UINT8": DType.UINT8,
-    "DT_UINT16": DType.UINT16,
-    "DT_UINT32": DType.UINT32,
-    "DT_UINT64": DType.UINT64,
-    "DT_INT8": DType.INT8,
-    "DT_INT16": DType.INT16,
-    "DT_INT32": DType.INT32,
-    "DT_INT64": DType.INT64,
-    "DT_HALF": DType.FP16,
-    "DT_BFLOAT16": DType.BF16,
-    "DT_FLOAT": DType.FP32,
-    "DT_DOUBLE": DType.FP64,
-    "DT_STRING": DType.BYTES,
-}
-
-
-class _Dim(Struct):
-    size: int | str = 0
-
-
-class _Shape(Struct, frozen=True):
-    dim: list[_Dim] = []
-    unknown_rank: bool = False
-
-
-class _Tensor(Struct, frozen=True):
-    dtype: str
-    tensor_shape: _Shape = _Shape()
-
-
-class _Definition(Struct):
-    inputs: dict[str, _Tensor] = {}
-    outputs: dict[str, _Tensor] = {}
+from dlproxy.instance.remote.tfs_model import Definition, model_of
+from dlproxy.message import DType, Request, TensorSpec
 
 
 class _Definitions(Struct):
-    signature_def: dict[str, _Definition]
+    signature_def: dict[str, Definition]
 
 
 class _Details(Struct):
@@ -96,25 +61,13 @@ class TfsCodec:
 
     def described(self, replies: Mapping[str, Reply]) -> UpstreamModel:
         reply = replies["model"]
-        if reply.status != 200:
-            raise refusal(reply.status, reply.body, None)
+        if (refused := reply.refusal()) is not None:
+            raise refused
         try:
             known = msgspec.json.decode(reply.body, type=_Metadata).metadata.signature_def.signature_def
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UpstreamError(f"the upstream's description of the model is not understood: {error}") from None
-        definition = known.get(self._signature_name)
-        if definition is None:
-            raise ModelError(
-                f"the upstream's model has no signature '{self._signature_name}'; it has {', '.join(known) or 'none'}"
-            )
-        # maps come in any order, so replicas of one model would differ
-        inputs = tuple(_spec(name, definition.inputs[name]) for name in sorted(definition.inputs))
-        outputs = tuple(_spec(name, definition.outputs[name]) for name in sorted(definition.outputs))
-        free = batched_by((*inputs, *outputs))
-        batched = free if self._settings.batched is None else self._settings.batched
-        if batched and not free:
-            raise ModelError("the upstream is to take batches, but it declares a tensor whose first dimension is fixed")
-        return UpstreamModel(require(Signature(inputs, outputs, batched, "tensorflow_savedmodel")), None, binary=False)
+        return model_of(known, self._signature_name, self._settings, binary=False)
 
     def encode(self, model: UpstreamModel, requests: Sequence[Request]) -> Lines:
         inputs: dict[str, Any] = {}
@@ -153,14 +106,3 @@ def _array(spec: TensorSpec, data: Any) -> Array:
         return json_values.to_array(spec, data, None)
     except (ValueError, TypeError, OverflowError) as error:
         raise UpstreamError(f"the upstream's output '{spec.name}' cannot be read: {error}") from None
-
-
-def _spec(name: str, tensor: _Tensor) -> TensorSpec:
-    if tensor.dtype not in _DTYPES:
-        raise ModelError(f"'{name}' is {tensor.dtype}; dlproxy serves dense tensors of the standard types")
-    if tensor.tensor_shape.unknown_rank:
-        raise ModelError(
-            f"'{name}' may have any number of dimensions; dlproxy serves tensors whose number of dimensions is known"
-        )
-    sizes = [int(dim.size) if str(dim.size).lstrip("-").isdigit() else -1 for dim in tensor.tensor_shape.dim]
-    return TensorSpec(name, _DTYPES[tensor.dtype], tuple(max(size, -1) for size in sizes))

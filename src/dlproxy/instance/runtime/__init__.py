@@ -17,7 +17,7 @@ class ModelError(Exception):
 
 
 class Runtime(Protocol):
-    """A loaded model."""
+    """A loaded model. It may say where it computes (`device: str`), and have a `close()` to call at the end."""
 
     signature: Signature
 

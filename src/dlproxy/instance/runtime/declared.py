@@ -96,17 +96,18 @@ def check_outputs(signature: Signature, outputs: Mapping[str, NDArray[np.generic
     if set(outputs) != set(declared):
         gave = ", ".join(map(str, outputs)) or "nothing"
         raise ValueError(f"the model gave {gave} where it declares {', '.join(declared)}")
-    checked = []
-    for spec in signature.outputs:
-        array = outputs[spec.name]
-        if array.dtype.kind in "SU" and spec.dtype is DType.BYTES:
-            array = array.astype(object)
-        whole = (rows, *spec.shape[1:]) if signature.batched else spec.shape
-        if array.dtype != NUMPY[spec.dtype] or not fits(array.shape, whole):
-            hint = f" with {rows} rows for this batch" if signature.batched else ""
-            raise ValueError(f"output '{spec.name}' is {_described(array)} where the model declares {written(spec)}{hint}")
-        checked.append(array)
-    return checked
+    return [check_output(spec, outputs[spec.name], rows if signature.batched else None) for spec in signature.outputs]
+
+
+def check_output(spec: TensorSpec, array: NDArray[np.generic], rows: int | None) -> NDArray[np.generic]:
+    """One of them, text as objects. `rows`: those of the batch, None for a model that counts none. Raises ValueError."""
+    if array.dtype.kind in "SU" and spec.dtype is DType.BYTES:
+        array = array.astype(object)
+    whole = spec.shape if rows is None else (rows, *spec.shape[1:])
+    if array.dtype != NUMPY[spec.dtype] or not fits(array.shape, whole):
+        hint = "" if rows is None else f" with {rows} rows for this batch"
+        raise ValueError(f"output '{spec.name}' is {described(array)} where the model declares {written(spec)}{hint}")
+    return array
 
 
 def fits(shape: Sequence[int], declared: Sequence[int]) -> bool:
@@ -117,6 +118,12 @@ def fits(shape: Sequence[int], declared: Sequence[int]) -> bool:
 def written(spec: TensorSpec) -> str:
     """The text that `parse_spec` reads."""
     return f"{spec.dtype.value}{_sizes(spec.shape)}"
+
+
+def described(array: NDArray[np.generic]) -> str:
+    """Its element type and shape, in the words of `written`."""
+    dtype = _BY_NUMPY.get(array.dtype)
+    return f"{dtype.value if dtype else array.dtype}{_sizes(array.shape)}"
 
 
 def one_line(error: BaseException) -> str:
@@ -159,11 +166,6 @@ def _shape(name: str, sizes: Sequence[Any]) -> tuple[int, ...]:
         if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < -1):
             raise ModelError(f"'{name}' is declared with the size {size!r}; sizes are whole numbers, -1 for any")
     return tuple(-1 if size is None else size for size in sizes)
-
-
-def _described(array: NDArray[np.generic]) -> str:
-    dtype = _BY_NUMPY.get(array.dtype)
-    return f"{dtype.value if dtype else array.dtype}{_sizes(array.shape)}"
 
 
 def _sizes(shape: Sequence[int]) -> str:

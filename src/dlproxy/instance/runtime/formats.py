@@ -5,21 +5,20 @@ Called by whatever loads models. Not aware of: how a model runs. Imports no fram
 
 import difflib
 import importlib
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from dlproxy.config import SLEEP
+from dlproxy.config import SLEEP, python_place
 from dlproxy.instance.runtime import ModelError, Runtime
 from dlproxy.instance.runtime.declared import parse_specs
+from dlproxy.instance.runtime.devices import CPU
 
 Kind = Literal["onnx", "torchscript", "torch_export", "saved_model", "keras", "python", "sleep"]
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
-PYTHON = re.compile(r".+:[A-Za-z_]\w*|.+\.py")
 SUFFIXES = {
     ".onnx": "an ONNX model",
     ".pt2": "a program saved by torch.export.save",
@@ -55,12 +54,17 @@ _RUNTIMES: dict[Kind, tuple[str, str]] = {  # the module, and the extra that it 
     "sleep": ("sleep", ""),
 }
 
+_IMMOVABLE = {
+    "python": "a Python class, which chooses by itself; in a process of its own (run = 'process') it sees that GPU alone",
+    "sleep": "a model that only takes time; leave it out",
+}
+
 
 def runtime_kind(path: str) -> Kind:
     """The kind of model at this path. Raises ModelError for one that is not there, or that dlproxy cannot run."""
     if path.startswith(SLEEP):
         return "sleep"
-    if PYTHON.fullmatch(path):
+    if python_place(path) is not None:
         return "python"
     file = Path(path)
     if not file.exists():
@@ -91,12 +95,15 @@ def open_runtime(
     path: str,
     *,
     threads: int = 1,
-    device: str = "cpu",
+    device: str = CPU,
+    gpu_memory_limit_mb: int = 0,
+    max_batch: int = 256,
     inputs: Mapping[str, str] = EMPTY,
     outputs: Mapping[str, str] = EMPTY,
 ) -> Runtime:
     """Load the model. `inputs`, `outputs`: what the configuration declares, as {"x": "FP32[-1,784]"}. Raises ModelError.
 
+    `device`, `gpu_memory_limit_mb`, `max_batch`: as in the configuration, but of several devices one.
     Takes plain data only, so that a spec can name it: PythonSpec("dlproxy.instance.runtime.formats:open_runtime", options).
     """
     kind = runtime_kind(path)
@@ -106,20 +113,23 @@ def open_runtime(
         raise ModelError(f"{path}: {error}") from None
     if (inputs or outputs) and kind in ("onnx", "sleep"):
         raise ModelError(f"{path} says its own inputs and outputs; take them out of the configuration")
-    if device != "cpu" and kind in ("onnx", "sleep", "python"):
-        raise ModelError(f"{path} runs on the CPU; device = {device!r} is for models of torch and TensorFlow")
+    if kind in ("sleep", "python") and device not in ("auto", CPU):
+        raise ModelError(f"{path}: device = {device!r} does not move {_IMMOVABLE[kind]}")
+    if kind == "python" and gpu_memory_limit_mb:
+        raise ModelError(f"{path}: gpu_memory_limit_mb cannot bind a Python class; limit its framework in load()")
     module = _runtime_module(kind, path)
+    placed: dict[str, Any] = {"threads": threads, "device": device, "gpu_memory_limit_mb": gpu_memory_limit_mb}
     runtime: Runtime
     if kind == "sleep":
         runtime = module.SleepRuntime(path)
     elif kind == "python":
         runtime = module.PythonRuntime(path, **declared)
     elif kind == "onnx":
-        runtime = module.OnnxRuntime(Path(path), threads=threads)
+        runtime = module.OnnxRuntime(Path(path), max_batch=max_batch, **placed)
     elif kind in ("torchscript", "torch_export"):
-        runtime = module.TorchRuntime(Path(path), kind=kind, threads=threads, device=device, **declared)
+        runtime = module.TorchRuntime(Path(path), kind=kind, **placed, **declared)
     else:
-        runtime = module.TensorFlowRuntime(Path(path), kind=kind, threads=threads, device=device, **declared)
+        runtime = module.TensorFlowRuntime(Path(path), kind=kind, **placed, **declared)
     return runtime
 
 

@@ -1,11 +1,17 @@
-"""ONNX models in ONNX Runtime, on the CPU.
+"""ONNX models in ONNX Runtime, on the CPU, on NVIDIA GPUs or through OpenVINO.
 
-Called by serve/assemble.py to load and by instance/batch.py to run. Not aware of: threads other than ONNX Runtime's own.
+Called by runtime/formats.py to load and by instance/batch.py to run. Not aware of: threads other than ONNX Runtime's own.
 """
 
 import ctypes
+import io
+import logging
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,6 +19,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.declared import signature_of
+from dlproxy.instance.runtime.devices import CPU, CUDA_PROVIDER, EMPTY, ON_CPU, Plan, onnx_plans, tensorrt_rows
 from dlproxy.message import DType, Signature, TensorSpec, element_count
 
 _DTYPES = {
@@ -33,17 +41,37 @@ _DTYPES = {
 }
 _ONNX_BFLOAT16 = 16  # TensorProto.DataType of the ONNX specification
 _QUIET = 4  # log severity "fatal": every other problem reaches us as an exception and is reported once
+_loading = Lock()  # of CUDA's libraries, during which standard output is ours
+
+log = logging.getLogger(__name__)
 
 
 class OnnxRuntime:
-    """One inference session. `threads`: intra-op threads; operators run one after the other (inter-op 1)."""
+    """One inference session, which takes concurrent calls; on a GPU each of them computes on a CUDA stream of its own.
 
-    def __init__(self, path: Path, *, threads: int) -> None:
+    `threads`: intra-op threads; operators run one after the other (inter-op 1). `device`: see devices.py; the attribute says
+    where it is, in words, "cpu" for ONNX Runtime's own kernels. `max_batch`: the rows for which TensorRT builds its engine.
+    """
+
+    def __init__(
+        self, path: Path, *, threads: int, device: str = CPU, gpu_memory_limit_mb: int = 0, max_batch: int = 256
+    ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _QUIET
-        self._session = _open(path, options)
+        _check_file(path)
+        rows = _tensorrt_rows(path, options, max_batch) if device.startswith("tensorrt") else EMPTY
+        available = ort.get_available_providers()
+        gpus = _gpus() if CUDA_PROVIDER in available else 0
+        try:
+            plans = onnx_plans(device, available, gpus, threads=threads, memory_limit_mb=gpu_memory_limit_mb, rows=rows)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from None
+        if device == "auto" and CUDA_PROVIDER in available and not gpus:
+            _warn("the NVIDIA driver sees no GPU")
+        self._session, plan = _first(path, options, plans)
+        self.device = CPU if plan.place == CPU else f"{plan.place} ({plan.main})"
         self.signature = _signature(self._session, path)
         self._input_names = [spec.name for spec in self.signature.inputs]
         self._output_names = [spec.name for spec in self.signature.outputs]
@@ -52,11 +80,14 @@ class OnnxRuntime:
 
     def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """One forward pass. Arrays in signature order; BF16 as uint16 bit patterns."""
-        if self._has_bf16:
-            return self._run_bf16(inputs)
-        outputs: list[NDArray[np.generic]] = self._session.run(
-            self._output_names, dict(zip(self._input_names, inputs, strict=True))
-        )
+        try:
+            if self._has_bf16:
+                return self._run_bf16(inputs)
+            outputs: list[NDArray[np.generic]] = self._session.run(
+                self._output_names, dict(zip(self._input_names, inputs, strict=True))
+            )
+        except Exception as error:  # of any type, and of several lines
+            raise RuntimeError(_in_a_line(error)) from error
         return outputs
 
     def _run_bf16(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
@@ -81,26 +112,89 @@ def _bf16_bits(value: Any) -> NDArray[np.generic]:
     return np.frombuffer(bits, np.uint16).reshape(shape)
 
 
-def _open(path: Path, options: Any) -> Any:
+def _check_file(path: Path) -> None:
     if not path.exists():
         raise ModelError(f"model file {path} does not exist")
     if path.is_dir():
         raise ModelError(f"{path} is a directory; dlproxy takes the path of an .onnx file")
+
+
+def _tensorrt_rows(path: Path, options: Any, most_rows: int) -> dict[str, str]:
+    inputs = _signature(_open(path, options, ON_CPU), path).inputs
+    rows = tensorrt_rows(inputs, most_rows)
+    if not rows and any(-1 in spec.shape for spec in inputs):
+        log.warning("%s has open axes besides the rows: TensorRT stops service to build an engine for each larger input", path)
+    return rows
+
+
+def _first(path: Path, options: Any, plans: Sequence[Plan]) -> tuple[Any, Plan]:
+    """The first plan that works out, with its session. Raises ModelError in the words of the last."""
+    for plan in plans[:-1]:
+        try:
+            return _open(path, options, plan), plan
+        except ModelError as error:
+            _warn(str(error))
+    return _open(path, options, plans[-1]), plans[-1]
+
+
+def _open(path: Path, options: Any, plan: Plan) -> Any:
+    """A session that has the plan's main provider: ONNX Runtime leaves out one that it cannot use, and says so nowhere else."""
+    complaint = ""
+    if any(name == CUDA_PROVIDER for name, _ in plan.providers):
+        with _loading:
+            complaint = _preload_cuda()
+    by = f"ONNX Runtime {ort.__version__}"
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=plan.providers, enable_fallback=False)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
-        reason = str(error).split("failed:", 1)[-1].strip()
-        raise ModelError(f"{path} is not a model that ONNX Runtime {ort.__version__} can load: {reason}") from error
+        what = f"is not a model that {by} can load" if plan.place == CPU else f"cannot be loaded on {plan.place} by {by}"
+        raise ModelError(f"{path} {what}: {_in_a_line(error).split('failed:', 1)[-1].strip()}") from error
+    if plan.main not in session.get_providers():
+        reason = complaint or f"it left {plan.main} out, and says why on standard error"
+        raise ModelError(f"{path} cannot be loaded on {plan.place} by {by}: {reason}")
+    return session
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+@cache
+def _preload_cuda() -> str:
+    """Load CUDA's libraries from NVIDIA's packages, where ONNX Runtime alone does not look; what is missing, if anything."""
+    preload = getattr(ort, "preload_dlls", None)  # since ONNX Runtime 1.21
+    if preload is None:
+        return ""
+    with redirect_stdout(io.StringIO()) as said:
+        preload()
+    return next(iter(said.getvalue().splitlines()), "")
+
+
+@cache
+def _warn(reason: str) -> None:
+    """Once for each reason: every model and every number of threads that is tried would say the same."""
+    log.warning('ONNX Runtime can use CUDA, but models with device = "auto" run on the CPU: %s', reason)
+
+
+def _gpus() -> int:
+    """How many the NVIDIA driver shows to this process; none without a driver."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):  # CUDA_ERROR_NO_DEVICE, or a driver that is too old
+        return 0
+    return count.value
 
 
 def _signature(session: Any, path: Path) -> Signature:
     inputs = tuple(_spec(node, path) for node in session.get_inputs())
     outputs = tuple(_spec(node, path) for node in session.get_outputs())
-    if not inputs:
-        raise ModelError(f"{path} takes no inputs; dlproxy serves models with at least one")
-    specs = (*inputs, *outputs)
-    batched = all(spec.shape and spec.shape[0] == -1 for spec in specs)
-    return Signature(inputs, outputs, batched=batched, platform="onnxruntime_onnx", utf8=True)
+    try:
+        return signature_of(inputs, outputs, platform="onnxruntime_onnx")
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
 
 
 def _spec(node: Any, path: Path) -> TensorSpec:

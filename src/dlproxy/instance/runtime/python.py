@@ -4,66 +4,60 @@ Called by whatever loads models, and by instance/batch.py to run. Not aware of: 
 """
 
 import asyncio
-import difflib
-import importlib
-import importlib.util
 import inspect
-import os
-import re
 import sys
 from collections.abc import Coroutine, Sequence
-from contextlib import nullcontext
-from pathlib import Path
+from contextlib import aclosing, closing, nullcontext
 from threading import Lock, Thread
-from types import ModuleType
+from types import AsyncGeneratorType
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dlproxy.instance.runtime import ModelError
-from dlproxy.instance.runtime.declared import check_outputs, one_line, signature_of, spec_of, written
+from dlproxy.instance.runtime.classes import find_class, located
+from dlproxy.instance.runtime.declared import check_outputs, signature_of, spec_of, written
+from dlproxy.instance.runtime.parts import AnswerError, Parts, arrays_of
 from dlproxy.message import Signature, TensorSpec
+
+Array = NDArray[np.generic]
 
 HOW = (
     'inputs = {"x": "FP32[-1,784]"} and outputs likewise as attributes of the class, '
     "or a method signature(self) that returns both"
 )
-NO_STREAMS = (
-    "predict yields its answer in parts; streams are not served yet, and parts cannot be joined for you, since only the model "
-    "knows whether they are more rows, more columns or newer versions: return one complete dict"
-)
-_TARGET = re.compile(r"(?P<place>.+):(?P<name>[A-Za-z_]\w*)")
 
 
 class PythonRuntime:
     """One object of the class. `inputs`, `outputs`: the configuration's, for a class that declares none.
 
     Calls are made one at a time unless the class says `thread_safe = True`: few classes are written for more. The arrays
-    that `predict` gets are its own to write to, and those that it gives must not be written to later.
+    that `predict` gets are its own to write to, and those that it returns must not be written to later.
     """
 
     def __init__(self, path: str, *, inputs: Sequence[TensorSpec] = (), outputs: Sequence[TensorSpec] = ()) -> None:
         self._class = find_class(path)
+        self._file: str | None = getattr(sys.modules.get(self._class.__module__), "__file__", None)
         self._loop: _Loop | None = None
         self._model = self._made(path)
-        self.signature = self._signature(path, inputs, outputs)
+        self.signature = self._declared = self._signature(path, inputs, outputs)
         self._input_names = [spec.name for spec in self.signature.inputs]
         self._turn = nullcontext() if getattr(self._model, "thread_safe", False) else Lock()
         self._closed = False
 
-    def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
         """One call of `predict`. Raises RuntimeError for what it raises, ValueError for what it should not have given."""
         batch = {name: array.copy() for name, array in zip(self._input_names, inputs, strict=True)}
+        rows = len(inputs[0]) if inputs[0].shape else 1
         with self._turn:
             try:
-                outputs = self._finished(self._model.predict(batch))
-            except KeyboardInterrupt:
+                outputs = self._answer(batch, rows)
+            except (KeyboardInterrupt, AnswerError):
                 raise
             except BaseException as error:  # sys.exit() in a model must not end the worker
-                raise RuntimeError(f"{self._class.__name__}.predict raised {_located(error, self._class)}") from error
-        return check_outputs(self.signature, _arrays(outputs), len(inputs[0]) if inputs[0].shape else 1)
+                raise RuntimeError(f"{self._class.__name__}.predict raised {located(error, self._file)}") from error
+        return check_outputs(self.signature, outputs, rows)
 
     def close(self) -> None:
         """Call the class's `unload`, if it has one, and stop its event loop. A second call does nothing."""
@@ -81,9 +75,7 @@ class PythonRuntime:
         name = self._class.__name__
         predict = getattr(self._class, "predict", None)
         if not callable(predict):
-            raise ModelError(f"{path}: {name} has no method predict(self, batch) that returns a dict of arrays")
-        if inspect.isgeneratorfunction(predict) or inspect.isasyncgenfunction(predict):
-            raise ModelError(f"{path}: {NO_STREAMS}")
+            raise ModelError(f"{path}: {name} has no method predict(self, batch) that gives a dict of arrays")
         needed = _needed(self._class)
         if needed:
             raise ModelError(f"{path}: {name}() wants {', '.join(needed)}; dlproxy calls it without arguments")
@@ -94,7 +86,7 @@ class PythonRuntime:
                 step = f"{name}.load()"
                 self._finished(model.load())
         except (Exception, SystemExit) as error:
-            raise ModelError(f"{path}: {step} raised {_located(error, self._class)}") from error
+            raise ModelError(f"{path}: {step} raised {located(error, self._file)}") from error
         return model
 
     def _signature(self, path: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Signature:
@@ -102,7 +94,7 @@ class PythonRuntime:
         try:
             declared = model.signature() if hasattr(model, "signature") else _attributes(model)
         except (Exception, SystemExit) as error:
-            raise ModelError(f"{path}: {self._class.__name__}.signature() raised {_located(error, self._class)}") from error
+            raise ModelError(f"{path}: {self._class.__name__}.signature() raised {located(error, self._file)}") from error
         if isinstance(declared, Signature):
             declared = ({spec.name: spec for spec in declared.inputs}, {spec.name: spec for spec in declared.outputs})
         if not (isinstance(declared, tuple | list) and len(declared) == 2 and all(isinstance(one, dict) for one in declared)):
@@ -121,6 +113,20 @@ class PythonRuntime:
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
 
+    def _answer(self, batch: dict[str, Array], rows: int) -> dict[str, Array]:
+        """What `predict` gives: a dict, at once or awaited, or the parts that it yields, joined."""
+        given = self._finished(self._model.predict(batch))
+        if not (inspect.isgenerator(given) or inspect.isasyncgen(given)):
+            return arrays_of(given)
+        parts = Parts(self._declared, rows)  # warm-up may turn batching off, but rows stay on axis 0
+        if inspect.isasyncgen(given):
+            self._finished(_add_all(given, parts))
+        else:
+            with closing(given):
+                for part in given:
+                    parts.add(part)
+        return parts.joined()
+
     def _finished(self, result: Any) -> Any:
         """What a call gave; a coroutine is run to its end on the model's own loop, the same for all of its calls."""
         if not inspect.iscoroutine(result):
@@ -128,6 +134,12 @@ class PythonRuntime:
         if self._loop is None:
             self._loop = _Loop(self._class.__name__)
         return self._loop.run(result)
+
+
+async def _add_all(yielded: AsyncGeneratorType[Any, Any], parts: Parts) -> None:
+    async with aclosing(yielded):
+        async for part in yielded:
+            parts.add(part)
 
 
 class _Loop:
@@ -156,66 +168,6 @@ class _Loop:
         self._loop.close()
 
 
-def find_class(path: str) -> type[Any]:
-    """Import what the path names. Raises ModelError."""
-    match = _TARGET.fullmatch(path)
-    if match is None:
-        classes = _predicting(_imported(path)) if Path(path).is_file() else []
-        example = f"{path}:{classes[0]}" if classes else "my_module:MyModel or path/to/file.py:MyModel"
-        raise ModelError(f"{path!r} names no class; write {example}")
-    module = _imported(match["place"])
-    found = getattr(module, match["name"], None)
-    if found is None:
-        classes = _predicting(module) or [name for name, one in vars(module).items() if inspect.isclass(one)]
-        near = difflib.get_close_matches(match["name"], classes, n=1) or classes[:1]
-        hint = f"; did you mean {near[0]}?" if near else ", nor any other class"
-        raise ModelError(f"{match['place']} has no class {match['name']}{hint}")
-    if not inspect.isclass(found):
-        raise ModelError(
-            f"{path}: {match['name']} is a {type(found).__name__}; dlproxy wants a class with predict(self, batch)"
-        )
-    return found
-
-
-def _imported(place: str) -> ModuleType:
-    """The module of that name, or of that file. What stands beside the file, or in the working folder, can be imported."""
-    is_file = place.endswith(".py") or os.sep in place
-    file = Path(place).resolve()
-    if is_file and not file.is_file():
-        raise ModelError(f"model file {place} does not exist")
-    folder = str(file.parent if is_file else Path.cwd())
-    if folder not in sys.path:
-        sys.path.append(folder)  # at the end: a neighbour called queue.py must not replace the library's
-    try:
-        return _executed(file) if is_file else importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if not is_file and error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
-            raise ModelError(f"there is no module {place} in {folder} or among the installed packages") from None
-        raise ModelError(f"importing {place} raised {one_line(error)}; install it where dlproxy runs") from error
-    except (Exception, SystemExit) as error:
-        raise ModelError(f"importing {place} raised {_located(error, file=str(file))}") from error
-
-
-def _executed(file: Path) -> ModuleType:
-    name = f"dlproxy_model_{file.stem}_{crc32(str(file).encode()):08x}"  # two files may have one name
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"{file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _predicting(module: ModuleType) -> list[str]:
-    classes = ((name, one) for name, one in vars(module).items() if inspect.isclass(one))
-    return [name for name, one in classes if hasattr(one, "predict")]
-
-
 def _needed(made: type[Any]) -> list[str]:
     """The arguments without which the class cannot be called."""
     try:
@@ -228,33 +180,6 @@ def _needed(made: type[Any]) -> list[str]:
 
 def _attributes(model: Any) -> tuple[Any, Any]:
     return getattr(model, "inputs", {}), getattr(model, "outputs", {})
-
-
-def _arrays(outputs: Any) -> dict[str, NDArray[np.generic]]:
-    if inspect.isgenerator(outputs) or inspect.isasyncgen(outputs):
-        raise ValueError(NO_STREAMS)
-    if not isinstance(outputs, dict):
-        raise ValueError(f"predict gave a {type(outputs).__name__}; it must return a dict of output names to numpy arrays")
-    for name, array in outputs.items():
-        if not isinstance(array, np.ndarray):
-            kind = f"{type(array).__module__}.{type(array).__name__}".removeprefix("builtins.")
-            raise ValueError(f"output '{name}' is a {kind}; predict must return numpy arrays")
-    return outputs
-
-
-def _located(error: BaseException, owner: type[Any] | None = None, *, file: str = "") -> str:
-    """The error in a line, with the last line of the model's own file that it passed through."""
-    if owner is not None:
-        module = sys.modules.get(owner.__module__)
-        file = getattr(module, "__file__", None) or ""
-    where, step = "", error.__traceback__
-    while step is not None:
-        if file and step.tb_frame.f_code.co_filename == file:
-            where = f" ({Path(file).name}, line {step.tb_lineno})"
-        step = step.tb_next
-    if not where and isinstance(error, SyntaxError) and error.lineno:
-        where = f" (line {error.lineno})"
-    return f"{one_line(error)}{where}"
 
 
 def _listed(specs: Sequence[TensorSpec]) -> str:

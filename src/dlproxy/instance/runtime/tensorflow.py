@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.declared import Found, check_outputs, one_line, refine, signature_of
+from dlproxy.instance.runtime.devices import CPU, gpu_of
 from dlproxy.message import DType, TensorSpec
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when it is imported; every problem reaches us as an exception
@@ -54,7 +55,8 @@ class TensorFlowRuntime:
     """One model. `threads`: intra-op threads; operators run one after the other (inter-op 1).
 
     TensorFlow takes both once per process: a second model there runs with those of the first, see the attribute `threads`.
-    `device`: "cpu", "cuda" or "cuda:N". `inputs`, `outputs`: the configuration's, where the model leaves shapes open.
+    `device`: "auto", "cpu", "cuda" or "cuda:N"; the attribute says which it is. `gpu_memory_limit_mb` is for each GPU and,
+    like the threads, settled by the first model. `inputs`, `outputs`: the configuration's, where the model leaves shapes open.
     """
 
     def __init__(
@@ -63,14 +65,16 @@ class TensorFlowRuntime:
         *,
         kind: Literal["saved_model", "keras"],
         threads: int,
-        device: str = "cpu",
+        device: str = CPU,
+        gpu_memory_limit_mb: int = 0,
         inputs: Sequence[TensorSpec] = (),
         outputs: Sequence[TensorSpec] = (),
     ) -> None:
         self.threads = _set_threads(threads)
-        self._device = _device(path, device)
         load = _load_saved_model if kind == "saved_model" else _load_keras
         try:
+            gpu = _gpu(device, gpu_memory_limit_mb)
+            self.device, self._device = (CPU, "/CPU:0") if gpu is None else (f"cuda:{gpu}", f"/GPU:{gpu}")
             with tf.device(self._device):
                 self._loaded = load(path)
             self.signature = signature_of(
@@ -203,17 +207,25 @@ def _set_threads(threads: int) -> int:
     return int(threading.get_intra_op_parallelism_threads()) or cores
 
 
-def _device(path: Path, device: str) -> str:
-    """TensorFlow's name of it. On a GPU, memory is taken as it is needed, since other processes may use it too."""
-    name, _, index = device.partition(":")
-    if device == "cpu":
-        return "/CPU:0"
-    if name != "cuda" or not (index or "0").isdigit():
-        raise ModelError(f"{path}: there is no device {device!r}; it is cpu, cuda or cuda:N")
+def _gpu(device: str, memory_limit_mb: int) -> int | None:
+    """The GPU's number, None for the CPU. Memory is taken as it is needed or, under a limit, all at once. Raises ModelError."""
     gpus = tf.config.list_physical_devices("GPU")
-    if int(index or 0) >= len(gpus):
-        raise ModelError(f"{path}: device {device!r} is not there: TensorFlow {tf.__version__} sees {len(gpus)} GPUs")
-    for gpu in gpus:
-        with suppress(RuntimeError):  # it runs already: this was set when the first model was loaded
-            tf.config.experimental.set_memory_growth(gpu, True)
-    return f"/GPU:{index or 0}"
+    number = gpu_of(device, len(gpus), f"TensorFlow {tf.__version__}")
+    if number is None:
+        return None
+    if not memory_limit_mb:
+        for gpu in gpus:
+            with suppress(RuntimeError, ValueError):  # it runs already, or within a limit: the first model's settings stay
+                tf.config.experimental.set_memory_growth(gpu, True)
+        return number
+    for gpu in gpus:  # of those without a limit it would take all
+        with suppress(RuntimeError, ValueError):  # it runs already, or takes memory as it is needed
+            within = tf.config.LogicalDeviceConfiguration(memory_limit=memory_limit_mb)
+            tf.config.set_logical_device_configuration(gpu, [within])
+    found = tf.config.get_logical_device_configuration(gpus[number]) or []
+    if [one.memory_limit for one in found] != [memory_limit_mb]:
+        raise ModelError(
+            f"gpu_memory_limit_mb = {memory_limit_mb} comes too late: TensorFlow uses cuda:{number} in this process already; "
+            "set run = 'process'"
+        )
+    return number

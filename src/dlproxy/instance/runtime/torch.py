@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.declared import EXAMPLE, Found, check_outputs, one_line, refine, signature_of
+from dlproxy.instance.runtime.devices import CPU, gpu_of
 from dlproxy.message import DType, Signature, TensorSpec
 
 _DTYPES = {
@@ -55,7 +56,8 @@ class _Loaded(Struct):
 class TorchRuntime:
     """One model. `threads`: torch's intra-op threads while it runs; the setting is the process's, so it is made for each run.
 
-    `device`: "cpu", "cuda" or "cuda:N". `inputs`, `outputs`: the configuration's, without which TorchScript has no shapes.
+    `device`: "auto", "cpu", "cuda" or "cuda:N"; the attribute says which it is. `gpu_memory_limit_mb` holds for all models of
+    the process on that GPU. `inputs`, `outputs`: the configuration's, without which TorchScript has no shapes.
     """
 
     def __init__(
@@ -64,12 +66,16 @@ class TorchRuntime:
         *,
         kind: Literal["torchscript", "torch_export"],
         threads: int,
-        device: str = "cpu",
+        device: str = CPU,
+        gpu_memory_limit_mb: int = 0,
         inputs: Sequence[TensorSpec] = (),
         outputs: Sequence[TensorSpec] = (),
     ) -> None:
         self._threads = threads
         on = _device(path, device)
+        if gpu_memory_limit_mb and on.type == "cuda":
+            _limit_memory(on, gpu_memory_limit_mb * 2**20)
+        self.device = str(on)
         self._run_on = _Cuda(on).run if on.type == "cuda" else _run_on_cpu
         load = _load_script if kind == "torchscript" else _load_program
         try:
@@ -284,14 +290,15 @@ def _no_text(specs: Sequence[TensorSpec]) -> None:
 
 
 def _device(path: Path, device: str) -> Any:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
-        on = torch.device(device)
-    except RuntimeError:
-        on = None
-    if on is None or on.type not in ("cpu", "cuda"):
-        raise ModelError(f"{path}: there is no device {device!r}; it is cpu, cuda or cuda:N")
-    if on.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (on.index or 0) >= count:
-            raise ModelError(f"{path}: device {device!r} is not there: torch {torch.__version__} sees {count} CUDA GPUs")
-    return on
+        gpu = gpu_of(device, count, f"torch {torch.__version__}")
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    return torch.device(CPU if gpu is None else f"cuda:{gpu}")
+
+
+def _limit_memory(device: Any, limit_bytes: int) -> None:
+    """Of what torch's allocator takes; CUDA itself takes some hundred MiB besides."""
+    whole = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(limit_bytes / whole, 1.0), device)

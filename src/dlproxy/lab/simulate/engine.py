@@ -12,6 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from dlproxy.lab.report.result import Tally
+from dlproxy.lab.simulate.instance import SimulatedInstance
 from dlproxy.lab.simulate.service_times import ServiceTimes
 from dlproxy.message import FailureKind, Ticket
 from dlproxy.policy.arbiter import Arbiter, Want
@@ -57,16 +58,6 @@ class Call(Struct, eq=False):
     due_at: float
 
 
-class Usage(Struct):
-    """What one simulated instance did. `busy_s` is of batches begun while it is measured, the last ends `busy_until`."""
-
-    batches: int = 0
-    rows: int = 0
-    busy_s: float = 0.0
-    busy_until: float = 0.0
-    idle_since: float = 0.0
-
-
 class Heap:
     """Virtual time: actions in the order of their instants, those of one instant in the order in which they were put."""
 
@@ -88,8 +79,9 @@ class Heap:
 
 
 class SimulatedModel:
-    """One lane of one node with its instances. `inline`: batches run on the node's loop and hold it up.
+    """One lane of one node with its instances, which draw their service times in turn.
 
+    `inline`: batches run on the node's loop and hold it up. `capacity`: batches that each instance takes at a time.
     `needs`: what each batch takes of the node's resources, if its lane is arbitrated.
     """
 
@@ -101,22 +93,18 @@ class SimulatedModel:
         instances: Iterable[str],
         *,
         inline: bool = False,
+        capacity: int = 1,
         needs: Mapping[str, float] | None = None,
     ) -> None:
         self.name = name
         self.lane = lane
-        self.times = times
+        self.instances = {instance: SimulatedInstance(instance, times, capacity=capacity) for instance in instances}
         self.inline = inline
         self.needs = needs or {}
         self.lease: int | None = None  # granted, not yet used
         self.leases: dict[int, tuple[str, int, float]] = {}  # of the batches that run: instance, lease, when it began
-        self.usage = {instance: Usage() for instance in instances}
-        self.batch_sizes: dict[int, int] = {}
-        self.slowed: dict[str, float] = {}  # factor of instances that are slow now
-        self.failing: dict[str, float] = {}  # seconds to the error of instances that fail now
         self.wakes_at = inf  # what the lane asked for last
         self.rings_at = inf  # when the timer for that goes off
-        self.planned_faults: list[tuple[str, str, float, float]] = []  # kind, instance, begin, end
 
 
 class Node:
@@ -141,7 +129,6 @@ class Node:
         self.models = {model.name: model for model in models}
         self._heap = heap
         self._costs = costs
-        self._measured_until = measured_until
         self._has_loop = costs.read_s > 0.0 or costs.write_s > 0.0 or any(model.inline for model in self.models.values())
         self._heard = finished
         self._finished = self._finish_later if self._has_loop or costs.path_s > 0.0 else finished
@@ -153,8 +140,9 @@ class Node:
         for model in self.models.values():
             if self._turns is not None:
                 self._turns.join(model.name, partial(self._granted, model))
-            for instance in model.usage:
-                model.lane.on(InstanceUp(instance), 0.0)
+            for instance in model.instances.values():
+                instance.measured_until = measured_until
+                model.lane.on(InstanceUp(instance.name, instance.capacity), 0.0)
 
     def arrive(self, number: int, call: Call, now: float) -> None:
         """A request reaches the node."""
@@ -294,48 +282,32 @@ class Node:
                 return self._run_inline(model, command, now)
             self._later.append((model, command))  # sockets get a turn between two batches that hold the loop
             return now
-        done, hand_over_s = self._service(model, command, now)
-        self._heap.at(now + done.service_s + hand_over_s, self.happen, (model, done))
+        done, heard_at = self._begin(model, command, now)
+        self._heap.at(heard_at, self.happen, (model, done))
         return now
 
     def _run_inline(self, model: SimulatedModel, command: Dispatch, now: float) -> float:
-        done, hand_over_s = self._service(model, command, now)
+        done, heard_at = self._begin(model, command, now)
         self._finishing = True
-        now = self._tell(model, done, now + done.service_s + hand_over_s)
+        now = self._tell(model, done, heard_at)
         self._finishing = False
         return now
 
-    def _service(self, model: SimulatedModel, command: Dispatch, now: float) -> tuple[BatchDone, float]:
-        instance, tickets = command.instance, command.tickets
-        rows = sum([ticket.rows for ticket in tickets])
-        usage = model.usage[instance]
-        service_s, hand_over_s = model.times.draw(rows, now - usage.idle_since)
-        error = None
-        if model.slowed:
-            service_s *= model.slowed.get(instance, 1.0)
-        if instance in model.failing:
-            service_s, error = model.failing[instance], "the simulated instance fails"
-        usage.idle_since = now + service_s + hand_over_s
-        usage.batches += 1
-        usage.rows += rows
-        if now < self._measured_until:
-            usage.busy_s += service_s
-            usage.busy_until = now + service_s
-        model.batch_sizes[rows] = model.batch_sizes.get(rows, 0) + 1
-        return BatchDone(command.batch_id, service_s, error), hand_over_s
+    def _begin(self, model: SimulatedModel, command: Dispatch, now: float) -> tuple[BatchDone, float]:
+        rows = sum([ticket.rows for ticket in command.tickets])
+        service_s, heard_at, error = model.instances[command.instance].begin(rows, now)
+        return BatchDone(command.batch_id, service_s, error), heard_at
 
     # Faults
 
-    def lose(self, model: SimulatedModel, instance: str, now: float) -> None:
-        """An instance dies."""
-        usage = model.usage[instance]
-        usage.busy_s -= max(usage.busy_until - now, 0.0)
-        usage.busy_until = min(usage.busy_until, now)
-        self.happen((model, InstanceLost(instance, "the simulated instance died")), now)
+    def lose(self, model: SimulatedModel, instance: SimulatedInstance, now: float, *, returns: bool = False) -> None:
+        """An instance dies. If it `returns`, it is a worker process that crashed and is started again."""
+        instance.lose(now)
+        self.happen((model, InstanceLost(instance.name, "the simulated instance died", returns)), now)
 
-    def revive(self, model: SimulatedModel, instance: str, now: float) -> None:
+    def revive(self, model: SimulatedModel, instance: SimulatedInstance, now: float) -> None:
         """An instance that died is up again."""
-        self.happen((model, InstanceUp(instance)), now)
+        self.happen((model, InstanceUp(instance.name, instance.capacity)), now)
 
 
 def _is_no_timer(what: tuple[SimulatedModel, Event | Dispatch]) -> bool:
@@ -404,16 +376,10 @@ class Simulation:
 
 
 def utilisation(nodes: Mapping[str, Node], seconds: float) -> dict[str, dict[str, dict[str, float]]]:
-    """Per node and instance: batches, mean batch size in rows, and the share of the first `seconds` that it was busy."""
+    """What each instance of each node did in the first `seconds`."""
     return {
         name: {
-            instance: {
-                "batches": usage.batches,
-                "mean_batch": usage.rows / usage.batches if usage.batches else 0.0,
-                "utilisation": (usage.busy_s - max(usage.busy_until - seconds, 0.0)) / seconds if seconds else 0.0,
-            }
-            for model in node.models.values()
-            for instance, usage in model.usage.items()
+            instance.name: instance.usage(seconds) for model in node.models.values() for instance in model.instances.values()
         }
         for name, node in nodes.items()
     }

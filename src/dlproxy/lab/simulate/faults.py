@@ -9,6 +9,7 @@ from typing import Literal
 from msgspec import Struct
 
 from dlproxy.lab.simulate.engine import Node, SimulatedModel, Simulation
+from dlproxy.lab.simulate.instance import SimulatedInstance
 
 Kind = Literal["slow", "die", "fail"]
 EXAMPLES = (
@@ -75,27 +76,28 @@ def plan_fault(simulation: Simulation, fault: Fault) -> None:
     if node is None:
         names = list(simulation.nodes)
         raise FaultError(f"no node '{fault.node}'; there are {names[0]}" + (f" to {names[-1]}" if len(names) > 1 else ""))
-    hit = [(model, instance) for model in node.models.values() for instance in model.usage if fault.instance in ("", instance)]
+    instances = [(model, instance) for model in node.models.values() for instance in model.instances.values()]
+    hit = [(model, instance) for model, instance in instances if fault.instance in ("", instance.name)]
     if not hit:
-        known = ", ".join(instance for model in node.models.values() for instance in model.usage)
+        known = ", ".join(instance.name for _, instance in instances)
         raise FaultError(f"no instance '{fault.instance}' on {fault.node}; there are {known}")
     for model, instance in hit:
-        _reserve(fault, model, instance)
+        _reserve(fault, instance)
         effect = _Effect(fault, node, model, instance)
         simulation.heap.at(fault.at_s, effect.begin, None)
         if fault.for_s != inf:
             simulation.heap.at(fault.at_s + fault.for_s, effect.end, None)
 
 
-def _reserve(fault: Fault, model: SimulatedModel, instance: str) -> None:
+def _reserve(fault: Fault, instance: SimulatedInstance) -> None:
     end_s = fault.at_s + fault.for_s
-    for kind, other, other_at_s, other_end_s in model.planned_faults:
-        if (kind, other) == (fault.kind, instance) and fault.at_s <= other_end_s and other_at_s <= end_s:
+    for kind, other_at_s, other_end_s in instance.planned_faults:
+        if kind == fault.kind and fault.at_s <= other_end_s and other_at_s <= end_s:
             raise FaultError(
-                f"fault '{fault.text}': another '{fault.kind}' on {instance} lasts from {other_at_s:g} to {other_end_s:g} s; "
+                f"fault '{fault.text}': another '{kind}' on {instance.name} lasts from {other_at_s:g} to {other_end_s:g} s; "
                 "let one end before the next begins"
             )
-    model.planned_faults.append((fault.kind, instance, fault.at_s, end_s))
+    instance.planned_faults.append((fault.kind, fault.at_s, end_s))
 
 
 class _Effect(Struct):
@@ -104,20 +106,20 @@ class _Effect(Struct):
     fault: Fault
     node: Node
     model: SimulatedModel
-    instance: str
+    instance: SimulatedInstance
 
     def begin(self, _: None, now: float) -> None:
         if self.fault.kind == "slow":
-            self.model.slowed[self.instance] = self.fault.factor
+            self.instance.slowed_by = self.fault.factor
         elif self.fault.kind == "fail":
-            self.model.failing[self.instance] = self.fault.after_s
+            self.instance.fails_after_s = self.fault.after_s
         else:
-            self.node.lose(self.model, self.instance, now)
+            self.node.lose(self.model, self.instance, now, returns=self.fault.for_s != inf)
 
     def end(self, _: None, now: float) -> None:
         if self.fault.kind == "slow":
-            self.model.slowed.pop(self.instance, None)
+            self.instance.slowed_by = 1.0
         elif self.fault.kind == "fail":
-            self.model.failing.pop(self.instance, None)
+            self.instance.fails_after_s = None
         else:
             self.node.revive(self.model, self.instance, now)

@@ -4,6 +4,7 @@ Called by cli/simulate.py, benchmarks and tests. Not aware of: the command line,
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
@@ -89,7 +90,8 @@ def plan_model(name: str, config: ModelConfig, service: str = "") -> ModelPlan:
     signature, calibration = warm.runtime.signature, warm.calibration
     if not calibration.points:
         raise ConfigError(f"model {name}: {calibration.warning}; describe its times: --service {name}=base=10ms,row=0.5ms")
-    plan = plan_lane(name, config, calibration, batched=signature.batched, inline=runs_inline(config, calibration))
+    inline = runs_inline(config, calibration, warm.device)
+    plan = plan_lane(name, config, calibration, batched=signature.batched, inline=inline)
     samples = [Sample(rows, seconds) for rows, seconds in calibration.points]
     return ModelPlan(plan, lambda seed: Measured(samples, seed=seed), f"calibrated here at {len(samples)} batch sizes")
 
@@ -191,11 +193,11 @@ def uniform(seed: int) -> Iterator[float]:
 
 
 def _batch_sizes(simulation: Simulation) -> dict[int, int]:
-    sizes: dict[int, int] = {}
+    sizes: Counter[int] = Counter()
     for node in simulation.nodes.values():
         for model in node.models.values():
-            for rows, times in model.batch_sizes.items():
-                sizes[rows] = sizes.get(rows, 0) + times
+            for instance in model.instances.values():
+                sizes.update(instance.batch_sizes)
     return dict(sorted(sizes.items()))
 
 

@@ -1,6 +1,6 @@
 """How long a simulated batch takes: the fitted line L(b) = base + row * b with a spread, or what a live run measured.
 
-Called by lab/simulate/engine.py once per batch. Not aware of: instances, faults, clocks.
+Called by lab/simulate/instance.py once per batch. Not aware of: instances, faults, clocks.
 """
 
 from bisect import bisect_left

@@ -1,0 +1,149 @@
+"""The control port of a running server, asked over http.client: the models' state, and its changes. Called by cli/models.py.
+
+Not aware of: command-line arguments, how a state is shown.
+"""
+
+import difflib
+import http.client
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import msgspec
+from msgspec import Struct
+
+PORT = 8002
+PATIENCE_S = 10.0
+SCALE_PATIENCE_S = 900.0  # a worker may take start_timeout_s (300 s) to load, and one that leaves first ends its batch
+
+
+class ControlError(Exception):
+    """What was asked cannot be done; the message says why and what would be right."""
+
+
+class InstanceState(Struct):
+    """One instance that is wanted. Durations are in seconds; what does not apply is None."""
+
+    name: str
+    state: str
+    for_s: float
+    again_in_s: float | None = None
+    restarts: int = 0
+    last_problem: str | None = None
+    pid: int | None = None
+    address: str | None = None
+    circuit: str | None = None
+    in_flight: int = 0
+    capacity: int = 0
+
+
+class ModelState(Struct):
+    """As GET /models/NAME tells it; a model that nobody may look into has only name, version and ready."""
+
+    name: str
+    version: str
+    ready: bool
+    run: str = ""
+    knobs: dict[str, Any] = {}
+    batch_limit_rows: int = 0
+    queued_requests: int = 0
+    queued_rows: int = 0
+    running_batches: int = 0
+    instances: list[InstanceState] = []
+
+    @property
+    def up(self) -> int:
+        """Instances that are."""
+        return sum(instance.state == "up" for instance in self.instances)
+
+
+class ControlPort:
+    """A control port by its URL. Every method raises ControlError; what they return is JSON, which `states` reads."""
+
+    def __init__(self, url: str) -> None:
+        self.url = (url if "://" in url else f"http://{url}").rstrip("/")
+        try:
+            parts = urlsplit(self.url)
+            host, port = parts.hostname, parts.port
+            http.client.HTTPConnection(host or "", port)
+        except (ValueError, http.client.InvalidURL) as error:
+            raise ControlError(
+                f"--control '{url}' is not understood ({error}); write it like http://127.0.0.1:{PORT}"
+            ) from None
+        if parts.scheme != "http" or not host or parts.path or parts.query or parts.fragment:
+            raise ControlError(f"--control '{url}' cannot be used; write it like http://127.0.0.1:{PORT} (plain HTTP only)")
+        self._host, self._port = host, PORT if port is None else port
+
+    def models(self) -> Any:
+        """All that are served."""
+        status, body = self._ask("GET", "/models")
+        if status != 200:
+            raise ControlError(self._no_control_port())
+        return self._decoded(body)
+
+    def model(self, name: str) -> Any:
+        return self._one("GET", name)
+
+    def change(self, name: str, knobs: dict[str, Any]) -> Any:
+        """The model with these knobs."""
+        return self._one("PATCH", name, body=knobs)
+
+    def scale(self, name: str, count: int) -> Any:
+        """The model once so many instances run; waits for that."""
+        return self._one("POST", name, "/scale", body={"instances": count}, patience_s=SCALE_PATIENCE_S)
+
+    def states(self, told: Any) -> list[ModelState]:
+        """One model or all, as another method returned them."""
+        try:
+            return msgspec.convert(told if isinstance(told, list) else [told], list[ModelState])
+        except msgspec.ValidationError as error:
+            raise ControlError(self._strange(error)) from None
+
+    def _one(self, method: str, name: str, action: str = "", **request: Any) -> Any:
+        status, body = self._ask(method, f"/models/{quote(name, safe='', errors='replace')}{action}", **request)
+        if status == 404:
+            raise ControlError(self._unknown(name))
+        told = self._decoded(body)
+        if status != 200:
+            raise ControlError(told["error"] if isinstance(told, dict) and "error" in told else f"{self.url} answered {status}")
+        return told
+
+    def _unknown(self, name: str) -> str:
+        served = [model.name for model in self.states(self.models())]
+        near = difflib.get_close_matches(name, served, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"it serves {', '.join(served) or 'none'}"
+        return f"{self.url} serves no model {name!r}; {hint}"
+
+    def _no_control_port(self) -> str:
+        live, _ = self._ask("GET", "/v2/health/live")
+        what = "an inference port" if live == 200 else "no control port of dlproxy"
+        return f"{self.url} is {what}; give the port on which `dlproxy serve` reports its metrics: --control http://HOST:{PORT}"
+
+    def _decoded(self, body: bytes) -> Any:
+        try:
+            return msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ControlError(self._strange(error)) from None
+
+    def _strange(self, error: Exception) -> str:
+        return f"what {self.url} answers is not understood: {error}; is it a control port of this version of dlproxy?"
+
+    def _ask(
+        self, method: str, path: str, *, body: dict[str, Any] | None = None, patience_s: float = PATIENCE_S
+    ) -> tuple[int, bytes]:
+        """Status and body of the answer."""
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=PATIENCE_S)
+        try:
+            connection.connect()
+            connection.sock.settimeout(patience_s)
+            connection.request(method, path, None if body is None else msgspec.json.encode(body))
+            reply = connection.getresponse()
+            return reply.status, reply.read()
+        except TimeoutError:
+            raise ControlError(f"{self.url} did not answer within {patience_s:g} s") from None
+        except (OSError, UnicodeError) as error:
+            reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+            raise ControlError(f"cannot reach {self.url}: {reason}; is dlproxy running there?") from None
+        except (http.client.HTTPException, ValueError):
+            raise ControlError(f"what {self.url} answers is no HTTP, or breaks off; is the port right?") from None
+        finally:
+            connection.close()

@@ -1,0 +1,32 @@
+"""Models as the command line names them: PATH or NAME=PATH. Called by cli/serve.py and cli/simulate.py."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dlproxy.config import ModelConfig
+
+
+def add_models(
+    models: "dict[str, ModelConfig]", arguments: Sequence[str], slo: str, *, command: str
+) -> "dict[str, ModelConfig]":
+    """The models of the file and those of the command line (PATH or NAME=PATH). Raises ConfigError."""
+    from dlproxy.config import SLEEP, ConfigError, ModelConfig, parse_slo
+
+    parse_slo(slo)
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        if not equals or "/" in name or argument.startswith(SLEEP):  # an equals sign in a folder's name
+            name, path = "", argument
+        name = name or (SLEEP.strip(":") if path.startswith(SLEEP) else Path(path).stem.partition(":")[0])
+        if name in models:
+            raise ConfigError(f"two models are named '{name}'; give them names: NAME=PATH")
+        models[name] = ModelConfig(path=path, slo=slo)
+    if not models:
+        raise ConfigError(f"no model given; try: dlproxy {command} MODEL.onnx")
+    for name in models:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):  # other letters reach a server percent-encoded
+            raise ConfigError(f"{name!r} cannot be a model's name: use letters a to z, digits, '-', '_' and '.' (NAME=PATH)")
+    return models

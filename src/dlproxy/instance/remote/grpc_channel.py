@@ -1,0 +1,197 @@
+"""gRPC to one upstream: one connection, on which calls run side by side. Made by protocols.py; the one file that imports grpc.
+
+Not aware of: models, what the messages hold.
+"""
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
+
+from msgspec import Struct
+
+from dlproxy.instance.remote.address import Address
+from dlproxy.instance.remote.channel import check_headers
+from dlproxy.instance.remote.failures import UpstreamError, shortened
+from dlproxy.instance.remote.rpc import OK, Rpc, RpcReply
+from dlproxy.instance.remote.settings import RemoteSettings
+from dlproxy.instance.remote.tls import authorities_of
+from dlproxy.instance.runtime import ModelError
+from dlproxy.message import FailureKind
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when it is imported; every problem reaches us as an exception
+
+import grpc
+from grpc import ChannelConnectivity, StatusCode, aio
+
+_NAME = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)")  # of metadata that is text
+_WHY = re.compile(r"(?:.*last error: )?(?:[A-Z_]+: )?(?:ipv[46]:\S+: )?(?P<why>.*)", re.DOTALL)  # without the addresses tried
+
+log = logging.getLogger(__name__)
+
+
+class _Connection(Struct, eq=False):
+    """`watch` ends when it breaks. `retired`: takes no further call, and is closed once its last one has ended."""
+
+    channel: Any
+    calls: int = 0
+    watch: "asyncio.Task[None] | None" = None
+    retired: bool = False
+
+
+class GrpcChannel:
+    """After a failure the next call connects anew: grpc itself would pause, and answer in the upstream's place meanwhile."""
+
+    def __init__(self, address: Address, settings: RemoteSettings, on_dropped: Callable[[], None]) -> None:
+        """Raises ModelError for headers that cannot be sent, and for authorities that cannot be used."""
+        self._target = f"dns:///{address.authority}"
+        self._metadata = _metadata(settings)
+        self._credentials = _credentials(settings) if address.tls else None
+        self._max_reply_bytes = settings.max_reply_bytes
+        self._options = [
+            ("grpc.max_receive_message_length", settings.max_reply_bytes),
+            ("grpc.min_reconnect_backoff_ms", round(settings.connect_timeout_s * 1000)),  # connecting may take so long
+            ("grpc.use_local_subchannel_pool", 1),  # shares neither connections nor pauses with another instance
+            ("grpc.enable_http_proxy", 0),  # as over HTTP: the address says where to go
+            ("grpc.primary_user_agent", "dlproxy"),
+        ]
+        self._on_dropped = on_dropped
+        self._current: _Connection | None = None
+        self._open: set[_Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def connections(self) -> int:
+        return len(self._open)
+
+    def widen(self, batches: int) -> None:
+        """One connection carries them all."""
+
+    def call(self, ask: Rpc, done: Callable[[RpcReply | UpstreamError], None], *, timeout_s: float) -> None:
+        self._begin(self._call(ask, done, timeout_s))
+
+    async def fetch(self, ask: Rpc, *, timeout_s: float) -> RpcReply:
+        outcome = await self._outcome(ask, timeout_s)
+        if isinstance(outcome, UpstreamError):
+            raise outcome
+        return outcome
+
+    async def close(self) -> None:
+        self._closed = True
+        self._current = None
+        while self._open:
+            await self._end(self._open.pop())
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # Calls
+
+    async def _call(self, ask: Rpc, done: Callable[[RpcReply | UpstreamError], None], timeout_s: float) -> None:
+        try:
+            outcome = await self._outcome(ask, timeout_s)
+        except Exception as error:  # a mistake in here, or in grpc, must not lose the batch
+            log.exception("upstream %s could not be called", self._target)
+            outcome = _unavailable(f"{type(error).__name__}: {error}")
+        done(outcome)
+
+    async def _outcome(self, ask: Rpc, timeout_s: float) -> RpcReply | UpstreamError:
+        if self._closed:
+            return _unavailable("the connection to the upstream is closed")
+        connection = self._connected()
+        connection.calls += 1
+        try:
+            return await self._answer(connection, ask, timeout_s)
+        finally:
+            connection.calls -= 1
+            if connection.retired and not connection.calls and connection in self._open:
+                self._open.discard(connection)
+                self._begin(self._end(connection))
+
+    async def _answer(self, connection: _Connection, ask: Rpc, timeout_s: float) -> RpcReply | UpstreamError:
+        """Errors are given back: raised, their traceback would keep the call, and that the connection."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                message = await connection.channel.unary_unary(ask.method)(b"".join(ask.parts), metadata=self._metadata)
+        except TimeoutError:
+            self._retire(connection)  # if the way is cut, it can take TCP a quarter of an hour to say so
+            return _unavailable(f"no answer from the upstream within {timeout_s:g} s")
+        except aio.AioRpcError as error:
+            return self._refused(connection, error.code(), error.details() or "")
+        except asyncio.CancelledError:
+            if cast("asyncio.Task[Any]", asyncio.current_task()).cancelling():
+                raise
+            return _unavailable("the connection to the upstream was closed here")
+        if connection.watch is None and not connection.retired:
+            connection.watch = self._begin(self._watch(connection))
+        return RpcReply(OK, message)
+
+    def _refused(self, connection: _Connection, status: Any, words: str) -> RpcReply | UpstreamError:
+        """An answer proper, unless grpc itself said no."""
+        state = connection.channel.get_state()
+        if status is StatusCode.UNAVAILABLE and state is ChannelConnectivity.TRANSIENT_FAILURE:
+            self._retire(connection)
+            match = _WHY.fullmatch(words)
+            return _unavailable(f"no connection to the upstream: {shortened(match['why'] if match else words)}", gone=True)
+        if status is StatusCode.UNAVAILABLE and state is not ChannelConnectivity.READY:
+            return _unavailable(f"the connection to the upstream broke: {shortened(words)}")
+        if status is StatusCode.RESOURCE_EXHAUSTED and f"vs. {self._max_reply_bytes})" in words:
+            return _unavailable(f"the upstream's answer cannot be used: it has more than {self._max_reply_bytes} bytes")
+        return RpcReply(status.name, words=words)
+
+    # Connections
+
+    def _connected(self) -> _Connection:
+        if self._current is None:
+            if self._credentials is None:
+                channel = aio.insecure_channel(self._target, options=self._options)
+            else:
+                channel = aio.secure_channel(self._target, self._credentials, options=self._options)
+            self._current = _Connection(channel)
+            self._open.add(self._current)
+        return self._current
+
+    def _retire(self, connection: _Connection) -> None:
+        connection.retired = True
+        if self._current is connection:
+            self._current = None
+
+    async def _watch(self, connection: _Connection) -> None:
+        await connection.channel.wait_for_state_change(ChannelConnectivity.READY)
+        connection.watch = None
+        if not connection.retired:
+            self._on_dropped()
+
+    async def _end(self, connection: _Connection) -> None:
+        if connection.watch is not None:
+            connection.watch.cancel()
+        await connection.channel.close()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _unavailable(message: str, *, gone: bool = False) -> UpstreamError:
+    return UpstreamError(message, FailureKind.UNAVAILABLE, gone=gone)
+
+
+def _metadata(settings: RemoteSettings) -> list[tuple[str, str]]:
+    check_headers(settings.headers)
+    for name in settings.headers:
+        if not _NAME.fullmatch(name.lower()):
+            raise ModelError(
+                f"header {name!r} cannot be sent by gRPC: names are letters, digits, '_', '-' and '.', "
+                "do not begin with grpc- and do not end in -bin"
+            )
+    return [(name.lower(), value) for name, value in settings.headers.items()]
+
+
+def _credentials(settings: RemoteSettings) -> Any:
+    if not settings.verify_tls:
+        raise ModelError("gRPC over TLS always verifies the server's certificate: name its authority in ca_file")
+    return grpc.ssl_channel_credentials(authorities_of(settings))

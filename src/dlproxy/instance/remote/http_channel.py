@@ -1,0 +1,67 @@
+"""HTTP/1.1 to one upstream: connections for batches, one more for checks, and the heads of requests. Made by protocols.py.
+
+Not aware of: models, what the bodies hold.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from dlproxy.instance.remote.address import Address
+from dlproxy.instance.remote.channel import check_headers
+from dlproxy.instance.remote.http_client import HttpClient, Outcome, Part, Reply, Server
+from dlproxy.instance.remote.settings import RemoteSettings
+from dlproxy.instance.remote.tls import context_of
+
+Lines = Sequence[Part]
+"""A request, as parts to be written one after the other."""
+
+
+class HttpChannel:
+    """At most as many connections as batches under way, and one for checks."""
+
+    def __init__(self, address: Address, settings: RemoteSettings, on_dropped: Callable[[], None]) -> None:
+        """Raises ModelError for authorities that cannot be loaded."""
+        server = Server(address.host, address.port, context_of(settings) if address.tls else None)
+        self._checks, self._batches = (
+            HttpClient(
+                server,
+                connections=1,
+                connect_timeout_s=settings.connect_timeout_s,
+                max_reply_bytes=settings.max_reply_bytes,
+                on_dropped=on_dropped,
+            )
+            for _ in range(2)
+        )
+
+    @property
+    def connections(self) -> int:
+        return self._checks.connections + self._batches.connections
+
+    def widen(self, batches: int) -> None:
+        self._batches.most = batches
+
+    def call(self, ask: Lines, done: Callable[[Outcome], None], *, timeout_s: float) -> None:
+        self._batches.call(ask, done, timeout_s=timeout_s)
+
+    async def fetch(self, ask: Lines, *, timeout_s: float) -> Reply:
+        return await self._checks.fetch(ask, timeout_s=timeout_s)
+
+    async def close(self) -> None:
+        await self._checks.close()
+        await self._batches.close()
+
+
+class Heads:
+    """Request heads for one server."""
+
+    def __init__(self, address: Address, headers: Mapping[str, str]) -> None:
+        """Raises ModelError for headers that are none."""
+        check_headers(headers)
+        own = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self._common = f"host: {address.authority}\r\nuser-agent: dlproxy\r\n{own}"
+
+    def get(self, path: str) -> Lines:
+        return (f"GET {path} HTTP/1.1\r\n{self._common}\r\n".encode(),)
+
+    def post(self, path: str) -> bytes:
+        """Without its end: content type, length and an empty line are to follow."""
+        return f"POST {path} HTTP/1.1\r\n{self._common}".encode()

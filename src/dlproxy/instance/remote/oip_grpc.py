@@ -1,0 +1,115 @@
+"""The Open Inference Protocol over gRPC, as a client: Triton, KServe, OpenVINO Model Server, MLServer. Sans-I/O.
+
+Tensors go as they came, as raw contents; answers may hold raw or typed contents. Called by remote.py.
+Not aware of: connections.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dlproxy.instance.batch import Array
+from dlproxy.instance.remote.address import Address
+from dlproxy.instance.remote.codec import (
+    UpstreamModel,
+    check_type,
+    from_bytes,
+    from_values,
+    gathered_shape,
+    output_of,
+    reported,
+)
+from dlproxy.instance.remote.failures import UpstreamError
+from dlproxy.instance.remote.oip_model import Config, Described, Metadata, Transactions, model_of
+from dlproxy.instance.remote.rpc import OK, Part, Rpc, RpcReply, parsed
+from dlproxy.instance.remote.settings import RemoteSettings
+from dlproxy.message import DType, Request, TensorSpec
+from dlproxy.protos.oip import RAW_INPUTS, RAW_OUTPUTS, SERVICE, oip
+from dlproxy.protos.raw import before, take_out
+
+_TYPED = {  # the field of InferTensorContents for each type; 16-bit floats have none
+    DType.BOOL: "bool_contents",
+    DType.INT8: "int_contents",
+    DType.INT16: "int_contents",
+    DType.INT32: "int_contents",
+    DType.INT64: "int64_contents",
+    DType.UINT8: "uint_contents",
+    DType.UINT16: "uint_contents",
+    DType.UINT32: "uint_contents",
+    DType.UINT64: "uint64_contents",
+    DType.FP32: "fp32_contents",
+    DType.FP64: "fp64_contents",
+    DType.BYTES: "bytes_contents",
+}
+
+
+class OipGrpcCodec:
+    """For one model at one address."""
+
+    def __init__(self, address: Address, settings: RemoteSettings) -> None:
+        named = {"name": address.model, "version": address.version}
+        self._settings = settings
+        self._target = {"model_name": address.model, "model_version": address.version}
+        self.readiness = _rpc("ModelReady", oip.ModelReadyRequest(**named))
+        self.questions: Mapping[str, Rpc] = {
+            "model": _rpc("ModelMetadata", oip.ModelMetadataRequest(**named)),
+            "config": _rpc("ModelConfig", oip.ModelConfigRequest(**named)),
+        }
+
+    def is_ready(self, reply: RpcReply) -> bool:
+        return reply.status == OK and bool(parsed(oip.ModelReadyResponse, reply.message).ready)
+
+    def described(self, replies: Mapping[str, RpcReply]) -> UpstreamModel:
+        reply, config = replies["model"], Config()
+        if (refused := reply.refusal()) is not None:
+            raise refused
+        said = parsed(oip.ModelMetadataResponse, reply.message)
+        try:
+            inputs, outputs = (
+                [Described(tensor.name, DType(tensor.datatype), tuple(tensor.shape)) for tensor in tensors]
+                for tensors in (said.inputs, said.outputs)
+            )
+        except ValueError as error:
+            raise UpstreamError(f"the upstream's description of the model is not understood: {error}") from None
+        if replies["config"].status == OK:  # not every server has it
+            told = parsed(oip.ModelConfigResponse, replies["config"].message).config
+            stateful = True if told.HasField("sequence_batching") else None
+            config = Config(told.max_batch_size, Transactions(told.model_transaction_policy.decoupled), stateful)
+        return model_of(Metadata(inputs, outputs, said.platform), config, self._settings, binary=True)
+
+    def encode(self, model: UpstreamModel, requests: Sequence[Request]) -> Rpc:
+        """Gathered by writing the clients' bytes one after the other: no copy."""
+        message = oip.ModelInferRequest(**self._target)
+        data: list[Part] = []
+        for index, spec in enumerate(model.signature.inputs):
+            message.inputs.add(name=spec.name, datatype=spec.dtype.value, shape=gathered_shape(requests, index))
+            parts = [request.inputs[index].data for request in requests]
+            data += [before(RAW_INPUTS, sum(map(len, parts))), *parts]
+        return Rpc(f"{SERVICE}/ModelInfer", [message.SerializeToString(), *data])
+
+    def decode(self, model: UpstreamModel, reply: RpcReply, rows: int) -> list[Array]:
+        try:
+            head, raw = take_out(reply.message, RAW_OUTPUTS)
+        except ValueError as error:
+            raise UpstreamError(f"the upstream's answer is no inference.ModelInferResponse: {error}") from None
+        answer = parsed(oip.ModelInferResponse, head)
+        if raw and len(raw) != len(answer.outputs):
+            raise UpstreamError(f"the upstream gave {len(raw)} raw contents for {len(answer.outputs)} outputs")
+        given = {output.name: (output, raw[index] if raw else None) for index, output in enumerate(answer.outputs)}
+        expected = rows if model.signature.batched else None
+        return [reported(spec, spec.dtype, _array(spec, *output_of(given, spec)), expected) for spec in model.signature.outputs]
+
+
+def _array(spec: TensorSpec, output: Any, data: memoryview | None) -> Array:
+    check_type(spec, output.datatype)
+    try:
+        if data is not None:
+            return from_bytes(spec, output.shape, data)
+        if not output.HasField("contents") or spec.dtype not in _TYPED:
+            raise ValueError("it has no contents")
+        return from_values(spec, output.shape, getattr(output.contents, _TYPED[spec.dtype]))
+    except ValueError as error:
+        raise UpstreamError(f"the upstream's output '{spec.name}' cannot be read: {error}") from None
+
+
+def _rpc(method: str, message: Any) -> Rpc:
+    return Rpc(f"{SERVICE}/{method}", [message.SerializeToString()])

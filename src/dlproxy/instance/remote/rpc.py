@@ -1,0 +1,42 @@
+"""One gRPC call as bytes: what is asked and what came back. Made by the gRPC codecs and grpc_channel.py.
+
+Not aware of: the gRPC library, what the messages hold.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.message import DecodeError, Message
+from msgspec import Struct
+
+from dlproxy.instance.remote.failures import UpstreamError, grpc_refusal
+
+OK = "OK"
+Part = bytes | memoryview
+
+
+class Rpc(Struct, frozen=True):
+    """`method`: /package.Service/Method. `parts`: the message, to be sent one after the other."""
+
+    method: str
+    parts: Sequence[Part]
+
+
+class RpcReply(Struct):
+    """`status`: the name of the gRPC status. `words`: what came with it, where it is not OK."""
+
+    status: str
+    message: bytes = b""
+    words: str = ""
+
+    def refusal(self) -> UpstreamError | None:
+        """What another status than OK says."""
+        return None if self.status == OK else grpc_refusal(self.status, self.words)
+
+
+def parsed(kind: type[Message], message: bytes) -> Any:
+    """Raises UpstreamError for what is none of this kind."""
+    try:
+        return kind.FromString(message)
+    except DecodeError:
+        raise UpstreamError(f"the upstream's answer is no {kind.DESCRIPTOR.full_name}") from None

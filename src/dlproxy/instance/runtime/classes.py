@@ -1,0 +1,102 @@
+"""Finds and imports the Python class that a path names: `my_module:MyModel` or `path/to/file.py:MyModel`.
+
+Called by runtime/python.py. Not aware of: what a model must be able to do, beyond having a `predict`.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from zlib import crc32
+
+from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.declared import one_line
+
+_TARGET = re.compile(r"(?P<place>.+):(?P<name>[A-Za-z_]\w*)")
+
+
+def find_class(path: str) -> type[Any]:
+    """Import what the path names. Raises ModelError."""
+    match = _TARGET.fullmatch(path)
+    if match is None:
+        classes = _predicting(_imported(path)) if Path(path).is_file() else []
+        example = f"{path}:{classes[0]}" if classes else "my_module:MyModel or path/to/file.py:MyModel"
+        raise ModelError(f"{path!r} names no class; write {example}")
+    module = _imported(match["place"])
+    found = getattr(module, match["name"], None)
+    if found is None:
+        classes = _predicting(module) or [name for name, one in vars(module).items() if inspect.isclass(one)]
+        near = difflib.get_close_matches(match["name"], classes, n=1) or classes[:1]
+        hint = f"; did you mean {near[0]}?" if near else ", nor any other class"
+        raise ModelError(f"{match['place']} has no class {match['name']}{hint}")
+    if not inspect.isclass(found):
+        raise ModelError(
+            f"{path}: {match['name']} is a {type(found).__name__}; dlproxy wants a class with predict(self, batch)"
+        )
+    return found
+
+
+def located(error: BaseException, file: str | None) -> str:
+    """The error in a line, with the last line of the model's own file that it passed through."""
+    where, step = "", error.__traceback__
+    while step is not None:
+        if file and step.tb_frame.f_code.co_filename == file:
+            where = f" ({Path(file).name}, line {step.tb_lineno})"
+        step = step.tb_next
+    if not where and isinstance(error, SyntaxError) and error.lineno:
+        where = f" (line {error.lineno})"
+    return f"{one_line(error)}{where}"
+
+
+def _imported(place: str) -> ModuleType:
+    """The module of that name, or of that file. What stands beside the file, or in the working folder, can be imported."""
+    is_file = place.endswith(".py") or os.sep in place
+    file = Path(place).resolve()
+    if is_file and not file.is_file():
+        near = _near(file.stem, file.parent)
+        hint = f"; did you mean {Path(place).with_name(near)}.py?" if near else ""
+        raise ModelError(f"model file {place} does not exist{hint}")
+    folder = str(file.parent if is_file else Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)  # at the end: a neighbour called queue.py must not replace the library's
+    try:
+        return _executed(file) if is_file else importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if not is_file and error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
+            near = _near(place, Path(folder))
+            hint = f"; did you mean {near}?" if near else ""
+            raise ModelError(f"there is no module {place} in {folder} or among the installed packages{hint}") from None
+        raise ModelError(f"importing {place} raised {one_line(error)}; install it where dlproxy runs") from error
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"importing {place} raised {located(error, str(file))}") from error
+
+
+def _near(name: str, folder: Path) -> str:
+    """The module in the folder that was probably meant, empty if none is like it."""
+    return next(iter(difflib.get_close_matches(name, [file.stem for file in folder.glob("*.py")], n=1)), "")
+
+
+def _executed(file: Path) -> ModuleType:
+    name = f"dlproxy_model_{file.stem}_{crc32(str(file).encode()):08x}"  # two files may have one name
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _predicting(module: ModuleType) -> list[str]:
+    classes = ((name, one) for name, one in vars(module).items() if inspect.isclass(one))
+    return [name for name, one in classes if hasattr(one, "predict")]

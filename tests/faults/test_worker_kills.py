@@ -1,0 +1,130 @@
+"""Workers of a real server killed while clients ask: every request gets its own answer once, and readiness tells the truth."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+
+from tests.clients.raw import Connect, RawConnection, RawReply, binary_infer, binary_output
+from tests.clients.server import HANG_S, ServerProcess, write_config
+
+CLIENTS, KILLS = 16, 3
+BETWEEN = 20 * CLIENTS  # answers before each kill
+READY_WITHIN_S = 5.0  # benchmarks/instances holds it to 2 s; the machine of a test may be busy
+
+
+@pytest.fixture(params=[2, 1], ids=["two instances", "one instance"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerProcess]:
+    settings = {"path": "sleep:base=5ms", "run": "process", "instances": request.param}
+    with ServerProcess("--config", write_config(tmp_path / "dlproxy.toml", {"m": settings})) as process:
+        yield process
+
+
+class Load:
+    """CLIENTS connections that ask again when they are answered, each time for another number to be given back."""
+
+    def __init__(self) -> None:
+        self.connections: list[RawConnection] = []
+        self.failures: set[str] = set()
+        self.answered = 0
+        self._asked: dict[RawConnection, float] = {}
+        self._enough = asyncio.Event()
+        self._wanted = 0
+        self._stopping = False
+
+    async def start(self, connect: Connect, port: int) -> None:
+        for number in range(CLIENTS):
+            connection = await connect(port, self._on_reply)
+            self.connections.append(connection)
+            self._ask(connection, 1000.0 * number)
+
+    async def more(self, count: int) -> None:
+        """Until so many further answers have come."""
+        self._wanted = self.answered + count
+        self._enough.clear()
+        await asyncio.wait_for(self._enough.wait(), HANG_S)
+
+    async def stop(self) -> None:
+        """Ask no more; returns when nothing is under way."""
+        self._stopping = True
+        await self.more(CLIENTS)
+
+    def _ask(self, connection: RawConnection, value: float) -> None:
+        self._asked[connection] = value
+        connection.send(binary_infer("m", "x", "FP32", np.array([[value]], np.float32)))
+
+    def _on_reply(self, connection: RawConnection, reply: RawReply) -> None:
+        value = self._asked[connection]
+        if reply.status != 200:
+            self.failures.add(f"{reply.status} {reply.json()['error']}")
+        elif binary_output(reply, np.float32).tolist() != [[value]]:
+            self.failures.add(f"another's answer, or its own a second time: {reply.body!r}")
+        self.answered += 1
+        if not self._stopping:
+            self._ask(connection, value + 1.0)
+        if self.answered >= self._wanted:
+            self._enough.set()
+
+
+async def test_workers_killed_in_the_middle_of_batches_cost_no_request(server: ServerProcess, connect: Connect) -> None:
+    count = len(_instances(server))
+    load = Load()
+    await load.start(connect, server.http_port)
+    for _ in range(KILLS):
+        await load.more(BETWEEN)
+        victim = await asyncio.to_thread(_busy_worker, server)
+        killed_at = monotonic()
+        os.kill(victim, signal.SIGKILL)
+        await asyncio.to_thread(_until, lambda pid=victim: pid not in _workers_up(server))
+        assert await asyncio.to_thread(_readiness, server) == (200 if count > 1 else 503)
+        await asyncio.to_thread(_until, lambda: len(_workers_up(server)) == count)
+        assert monotonic() - killed_at < READY_WITHIN_S
+        assert await asyncio.to_thread(_readiness, server) == 200
+    await load.more(BETWEEN)
+    await load.stop()
+    assert load.failures == set()
+    assert all(connection.sent == connection.received for connection in load.connections)
+    assert server.errors().count("killed by SIGKILL") == KILLS
+
+
+def _busy_worker(server: ServerProcess) -> int:
+    while True:  # under load one is busy at almost every look
+        for instance in _instances(server):
+            if instance["state"] == "up" and instance["in_flight"]:
+                return int(instance["pid"])
+
+
+def _workers_up(server: ServerProcess) -> set[int]:
+    return {instance["pid"] for instance in _instances(server) if instance["state"] == "up"}
+
+
+def _instances(server: ServerProcess) -> list[dict[str, Any]]:
+    with urlopen(f"http://127.0.0.1:{server.control_port}/models/m", timeout=HANG_S) as reply:
+        found: list[dict[str, Any]] = json.load(reply)["instances"]
+        return found
+
+
+def _readiness(server: ServerProcess) -> int:
+    """The status that a load balancer sees."""
+    try:
+        with urlopen(f"http://{server.address}/v2/health/ready", timeout=HANG_S) as reply:
+            return int(reply.status)
+    except HTTPError as error:
+        with error:
+            return error.code
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    """Ask again until it holds; each look is a request to the server, which paces the loop."""
+    deadline = monotonic() + HANG_S
+    while not condition():
+        assert monotonic() < deadline, "the server did not come back"
