@@ -18,9 +18,11 @@ class Findings:
     checks: list[Check] = field(default_factory=list)
     details: list[str] = field(default_factory=list)
 
-    def at_most(self, what: str, limit: float, measured: float, *, unit: str = "", digits: int = 2, note: str = "") -> None:
-        """One more figure that passes up to `limit`."""
-        self._add(what, -inf, limit, measured, unit, digits, note)
+    def at_most(
+        self, what: str, limit: float, measured: float, *, unit: str = "", digits: int = 2, note: str = "", differs: str = ""
+    ) -> None:
+        """One more figure that passes up to `limit`. `differs`: why it is known to lie above, on some machines."""
+        self._add(what, -inf, limit, measured, unit, digits, note, differs)
 
     def at_least(self, what: str, limit: float, measured: float, *, unit: str = "", digits: int = 2, note: str = "") -> None:
         """One that passes from `limit` on."""
@@ -30,7 +32,9 @@ class Findings:
         """Something that must not happen at all."""
         self._add(what, -inf, 0.0, float(count), "", 0, note)
 
-    def _add(self, what: str, low: float, high: float, measured: float, unit: str, digits: int, note: str) -> None:
+    def _add(
+        self, what: str, low: float, high: float, measured: float, unit: str, digits: int, note: str, differs: str = ""
+    ) -> None:
         check = Check(
             group=self.title,
             result=what,
@@ -41,6 +45,7 @@ class Findings:
             unit=unit,
             digits=digits,
             note=note,
+            differs=differs,
         )
         self.checks.append(check)
 

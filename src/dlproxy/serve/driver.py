@@ -82,7 +82,8 @@ class Driver:
         self._lane_on = lane_on
         self._stats = stats
         self._clock = clock
-        self._quarantine = Quarantine(quarantine_s, clock)
+        self._quarantine_s = quarantine_s
+        self._quarantine: Quarantine | None = None  # there is one only while something is in it
         self._loop = asyncio.get_running_loop()
         self._instances: dict[str, Instance] = {}
         self._inbox: list[Request] = []
@@ -107,7 +108,7 @@ class Driver:
     # Service
 
     def submit(self, request: Request, reply: ReplyTo) -> None:
-        if self._quarantine and self._is_quarantined(request, reply):
+        if self._quarantine is not None and self._is_quarantined(self._quarantine, request, reply):
             return
         self._waiting[request.ticket.id] = (request, reply)
         inbox = self._inbox
@@ -263,16 +264,19 @@ class Driver:
 
     def _reject(self, command: Reject) -> None:
         request, reply = self._waiting.pop(command.ticket.id)
-        if command.quarantine:
+        if command.quarantine and self._quarantine_s:
             log.error("model %s: request %d is quarantined: %s", self._model, request.ticket.id, command.failure.message)
+            self._quarantine = self._quarantine or Quarantine(self._quarantine_s, self._clock)
             self._quarantine.add(request)
         self._fail(request, reply, command.failure)
 
-    def _is_quarantined(self, request: Request, reply: ReplyTo) -> bool:
-        left_s = self._quarantine.left_s(request)
+    def _is_quarantined(self, quarantine: Quarantine, request: Request, reply: ReplyTo) -> bool:
+        left_s = quarantine.left_s(request)
         if left_s:
             message = f"instances crashed while they ran this very input, so it is refused for {left_s:.0f} s (quarantine_s)"
             self._fail(request, reply, Failure(FailureKind.MODEL_FAILED, message))
+        elif not quarantine:
+            self._quarantine = None
         return left_s > 0.0
 
     def _fail(self, request: Request, reply: ReplyTo, failure: Failure) -> None:

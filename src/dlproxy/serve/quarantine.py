@@ -12,7 +12,7 @@ MOST = 1024  # inputs remembered; the oldest goes first
 
 
 class Quarantine:
-    """Remembers inputs for `hold_s` seconds each (0: not at all). True while there is one, or was when it last looked."""
+    """Remembers inputs for `hold_s` seconds each. True while there is one, or was when it last looked."""
 
     def __init__(self, hold_s: float, clock: Callable[[], float]) -> None:
         self._hold_s = hold_s
@@ -24,8 +24,6 @@ class Quarantine:
 
     def add(self, request: Request) -> None:
         """Its like is refused from now on."""
-        if not self._hold_s:
-            return
         key = fingerprint(request)
         self._until.pop(key, None)
         self._until[key] = self._clock() + self._hold_s

@@ -28,6 +28,7 @@ ONE_PIECE = 64 * 1024  # replies up to this size are sent in one piece with thei
 MAX_CHUNK_OVERHEAD = 512 * 1024  # bytes of chunk framing or trailers without any body in between
 MAX_TARGET = 8 * 1024
 MAX_ERROR = 2000  # characters of an error message
+MAX_SEEN = 1024  # heads that are remembered for all connections, some kilobytes each
 SMALL_PIECE = 1024  # bytes; smaller pieces of a body are gathered: as objects of their own they could take 20 times that
 
 IDLE, HEADERS, BODY, REFUSED = range(4)
@@ -146,6 +147,32 @@ class _RefusedError(Exception):
 class HttpConnection(asyncio.Protocol):
     """One client. `age` is called by the server's sweep; `waited_s` counts the time since the last step forward."""
 
+    __slots__ = (  # noqa: RUF023  in the order of use: with hundreds of clients each cache line counts
+        "server",
+        "_seen",
+        "_phase",
+        "_waited_s",
+        "_pipeline",
+        "_write_paused",
+        "_unseen",
+        "_limits",
+        "_transport",
+        "_app",
+        "_headers",
+        "_parser",
+        "_received",
+        "_whole",
+        "_starting",
+        "_small_header",
+        "_target",
+        "_repeats",
+        "_body",
+        "_body_bytes",
+        "_silent_bytes",
+        "_began_now",
+        "__weakref__",
+    )
+
     def __init__(self, server: "HttpServer") -> None:
         self.server = server
         self._limits = server.limits
@@ -153,7 +180,7 @@ class HttpConnection(asyncio.Protocol):
         self._app = server.app
         self._parser = httptools.HttpRequestParser(self)
         self._pipeline: deque[Exchange] = deque()  # in order of arrival; replies leave from the left
-        self._backlog: deque[Exchange] = deque()  # the tail of the pipeline that the app has not seen yet
+        self._unseen = 0  # so many at the pipeline's end the app has not seen yet
         self._write_paused = False
         self._starting = False
         self._phase = IDLE
@@ -192,7 +219,7 @@ class HttpConnection(asyncio.Protocol):
         """Whatever is still under way gets no reply."""
         abandoned = [exchange for exchange in self._pipeline if exchange.reply_parts is None]
         self._pipeline.clear()  # before anybody is told: a reply given from now on goes nowhere
-        self._backlog.clear()
+        self._unseen = 0
         for exchange in abandoned:
             if exchange.on_abandoned is not None:
                 exchange.on_abandoned()
@@ -220,7 +247,7 @@ class HttpConnection(asyncio.Protocol):
             if self._phase != IDLE:
                 self._bound_incomplete()
             elif fresh and self._whole is not None:
-                self._seen = _Seen.of(self._whole, data)
+                self._seen = self.server.remember(_Seen.of(self._whole, data))
             self._whole = None  # an idle connection keeps no body
 
     def pause_writing(self) -> None:
@@ -231,7 +258,7 @@ class HttpConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._write_paused = False
         self._waited_s = 0.0
-        self._start_backlog()
+        self._start_unseen()
 
     # httptools callbacks
 
@@ -309,8 +336,8 @@ class HttpConnection(asyncio.Protocol):
         self._phase = IDLE
         self._waited_s = 0.0
         self._pipeline.append(exchange)
-        if self._write_paused or self._backlog or len(self._pipeline) > self._limits.max_pipelined:
-            self._backlog.append(exchange)
+        if self._write_paused or self._unseen or len(self._pipeline) > self._limits.max_pipelined:
+            self._unseen += 1
             self._transport.pause_reading()
         else:
             self._app(exchange)
@@ -336,21 +363,23 @@ class HttpConnection(asyncio.Protocol):
             self._waited_s = 0.0
         elif self._phase == BODY and not pipeline and b"expect" in self._headers:
             transport.write(CONTINUE)
-        if self._backlog and not self._starting:
-            self._start_backlog()
+        if self._unseen and not self._starting:
+            self._start_unseen()
 
-    def _start_backlog(self) -> None:
+    def _start_unseen(self) -> None:
         """Hand the app what had to wait, as far as there is room now; read on once nothing waits."""
         self._starting = True
-        while self._backlog and not self._write_paused and self._started < self._limits.max_pipelined:
-            self._app(self._backlog.popleft())
+        while self._unseen and not self._write_paused and self._started < self._limits.max_pipelined:
+            exchange = self._pipeline[-self._unseen]
+            self._unseen -= 1
+            self._app(exchange)
         self._starting = False
-        if not self._backlog and not self._write_paused and not self._transport.is_closing():
+        if not self._unseen and not self._write_paused and not self._transport.is_closing():
             self._transport.resume_reading()
 
     @property
     def _started(self) -> int:
-        return len(self._pipeline) - len(self._backlog)
+        return len(self._pipeline) - self._unseen
 
     def _close(self) -> None:
         self._waited_s = 0.0
@@ -410,7 +439,7 @@ class HttpConnection(asyncio.Protocol):
             unread = self._transport.get_write_buffer_size()
             if waited_s > (limits.write_timeout_s if unread else LINGER_S) and not self._pipeline:
                 self._transport.abort()
-        elif self._backlog:
+        elif self._unseen:
             self._waited_s = 0.0  # it is not the client who waits: reading is paused
         elif self._phase == HEADERS:
             if waited_s > limits.header_timeout_s:
@@ -435,8 +464,19 @@ class HttpServer:
         self.connections: set[HttpConnection] = set()
         self.draining = False
         self.date_line = b""
+        self._seen: dict[bytes, _Seen] = {}
         self._empty = asyncio.Event()
         self._empty.set()
+
+    def remember(self, seen: _Seen | None) -> _Seen | None:
+        """The same, or what another connection has seen with the same head: hundreds of clients then share what is read of it,
+        which stays in the core's cache.
+        """
+        if seen is None:
+            return None
+        if len(self._seen) >= MAX_SEEN:
+            self._seen.clear()
+        return self._seen.setdefault(seen.head, seen)
 
     async def start(self, listener: socket.socket) -> None:
         """Serve on a bound socket; returns once connections are taken."""

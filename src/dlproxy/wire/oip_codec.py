@@ -93,7 +93,7 @@ class _Memo:
 
     __slots__ = (
         *("binary", "body_bytes", "inputs", "model", "outputs", "params", "priority"),
-        *("reply_head", "reply_shapes", "rows", "shape_key", "timeout_s"),
+        *("reply_head", "reply_is_large", "reply_shapes", "rows", "shape_key", "timeout_s"),
     )
 
     def __init__(self, wire: WireRequest, slices: Mapping[str, slice], body_bytes: int) -> None:
@@ -106,6 +106,7 @@ class _Memo:
         self.binary = wire.binary
         self.reply_shapes: list[Sequence[int]] | None = None
         self.reply_head = b""
+        self.reply_is_large = False
 
     def request(self, body: bytes, ticket_id: int, now: float) -> WireRequest:
         """The request that this head makes of another body of the same length."""
@@ -192,7 +193,7 @@ def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None, Se
     outputs, binary, memo = response.outputs, wire.binary, wire.memo
     shapes = [tensor.shape for tensor in outputs]
     if memo is not None and shapes == memo.reply_shapes:
-        head = memo.reply_head
+        head, is_large = memo.reply_head, memo.reply_is_large
         data = [tensor.data for tensor in outputs]
     else:
         described = [
@@ -205,9 +206,10 @@ def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None, Se
         data = [tensor.data for tensor, as_binary in zip(outputs, binary, strict=True) if as_binary]
         if not data:
             return head, None, ()
+        is_large = max(map(len, data)) > LARGE
         if memo is not None and all(binary) and DType.BYTES not in [tensor.dtype for tensor in outputs]:
-            memo.reply_shapes, memo.reply_head = shapes, head
-    if max(map(len, data)) > LARGE and not any(map(_is_part, data)):
+            memo.reply_shapes, memo.reply_head, memo.reply_is_large = shapes, head, is_large
+    if is_large and not any(map(_is_part, data)):
         return head, len(head), data
     return b"".join([head, *data]), len(head), ()
 
