@@ -3,16 +3,20 @@
 test_http_sockets.py has what needs a real connection.
 """
 
-import gc
 import tracemalloc
-import weakref
 
 import pytest
 
 from dlproxy.config import HttpLimits
-from dlproxy.wire.http_server import DRAIN_GRACE_S, LINGER_S, MAX_CHUNK_OVERHEAD, MAX_TARGET, HttpConnection, HttpServer
+from dlproxy.wire.http_server import (
+    DRAIN_GRACE_S,
+    LINGER_S,
+    MAX_CHUNK_OVERHEAD,
+    MAX_TARGET,
+    HttpServer,
+)
 
-from .fixtures import Answers, FakeTransport, Wire, chunked, post, request
+from .fixtures import Answers, Wire, chunked, post, request
 
 SMALL = HttpLimits(max_header_bytes=1024, max_headers=10, max_body_bytes=1000, max_pipelined=4)
 CHUNKED = {"Transfer-Encoding": "chunked"}
@@ -67,38 +71,6 @@ def test_stray_newlines_after_a_body_do_not_shift_the_next_one() -> None:
     wire.feed(post("/", b"\r\n") + b"\r\n")
     wire.feed(post("/", b"\r\n") + b"GE", b"T /next HTTP/1.1\r\nHost: x\r\n\r\n")
     assert [(exchange.target, exchange.body) for exchange in wire.exchanges] == [(b"/", b"\r\n")] * 2 + [(b"/next", b"")]
-
-
-# What is kept
-
-
-def test_an_idle_connection_keeps_no_body() -> None:
-    answers = Answers()
-    wire = Wire(answers)
-    tracemalloc.start()
-    try:
-        for size in (1_000_000, 1_100_000):
-            wire.feed(post("/", bytes(size)))
-        answers.seen.clear()
-        wire.exchanges.clear()
-        assert tracemalloc.get_traced_memory()[0] < 500_000
-    finally:
-        tracemalloc.stop()
-
-
-def test_a_closed_connection_goes_without_the_garbage_collector() -> None:
-    connection = HttpConnection(HttpServer(lambda exchange: exchange.reply(200, b"text/plain", b""), HttpLimits()))
-    connection.connection_made(FakeTransport())
-    for data in (post("/", b"whole"), post("/", b"broken off")[:-1]):
-        connection.data_received(data)
-    gone = weakref.ref(connection)
-    connection.connection_lost(None)
-    gc.disable()
-    try:
-        del connection
-        assert gone() is None
-    finally:
-        gc.enable()
 
 
 # Framing

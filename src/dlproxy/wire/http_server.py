@@ -28,7 +28,7 @@ ONE_PIECE = 64 * 1024  # replies up to this size are sent in one piece with thei
 MAX_CHUNK_OVERHEAD = 512 * 1024  # bytes of chunk framing or trailers without any body in between
 MAX_TARGET = 8 * 1024
 MAX_ERROR = 2000  # characters of an error message
-MAX_SEEN = 1024  # heads that are remembered for all connections, some kilobytes each
+MAX_SEEN, MAX_SEEN_BYTES = 1024, 4096  # heads that are remembered for all connections, and the largest of them
 SMALL_PIECE = 1024  # bytes; smaller pieces of a body are gathered: as objects of their own they could take 20 times that
 
 IDLE, HEADERS, BODY, REFUSED = range(4)
@@ -472,8 +472,8 @@ class HttpServer:
         """The same, or what another connection has seen with the same head: hundreds of clients then share what is read of it,
         which stays in the core's cache.
         """
-        if seen is None:
-            return None
+        if seen is None or len(seen.head) > MAX_SEEN_BYTES:
+            return seen
         if len(self._seen) >= MAX_SEEN:
             self._seen.clear()
         return self._seen.setdefault(seen.head, seen)
