@@ -160,7 +160,7 @@ def _torch_kind(file: Path) -> Kind:
     try:
         with zipfile.ZipFile(file) as archive:
             members = {name.partition("/")[2] or name for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:  # each of which damaged archives raise
         with file.open("rb") as stream:
             if stream.read(2)[:1] == b"\x80":  # the first byte of every pickle since protocol 2
                 raise ModelError(f"{file} is a pickle; {_no_pickles()}") from None
