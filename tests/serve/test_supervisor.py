@@ -13,7 +13,7 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.message import FailureKind, Signature
 from dlproxy.serve.supervisor import FIRST_DELAY_S, HEALTHY_S, MOST_DELAY_S, Supervisor
 from dlproxy.testing import FakeInstance
-from tests.serve.rig import SIGNATURE, Rig, pass_time
+from tests.serve.rig import SIGNATURE, Reply, Rig, pass_time
 
 pytestmark = pytest.mark.looptime
 
@@ -273,15 +273,21 @@ async def test_shrinking_takes_those_that_are_down_first() -> None:
     await home.supervisor.stop()
 
 
+async def shrink_while_both_run(home: Home) -> tuple[list[Reply], "asyncio.Task[None]"]:
+    """Two instances run a request each when one of them is told to leave."""
+    replies = []
+    for value in (1.0, 2.0):
+        replies.append(home.rig.send(value))
+        await pass_time(0.01)
+    shrinking = asyncio.create_task(home.supervisor.scale(1))
+    await pass_time(0.01)
+    return replies, shrinking
+
+
 async def test_shrinking_loses_no_request() -> None:
     home = Home(service_s=None)
     await home.open(2)
-    first = [home.rig.send(1.0)]
-    await pass_time(0.01)
-    first.append(home.rig.send(2.0))
-    await pass_time(0.01)
-    shrinking = asyncio.create_task(home.supervisor.scale(1))
-    await pass_time(0.01)
+    first, shrinking = await shrink_while_both_run(home)
     assert not shrinking.done(), "m-1 runs a batch"
     queued = home.rig.send(3.0)
     home.life("m-1").finish()
@@ -298,12 +304,7 @@ async def test_shrinking_loses_no_request() -> None:
 async def test_a_batch_lost_while_its_instance_leaves_runs_elsewhere() -> None:
     home = Home(service_s=None)
     await home.open(2)
-    replies = [home.rig.send(1.0)]
-    await pass_time(0.01)
-    replies.append(home.rig.send(2.0))
-    await pass_time(0.01)
-    shrinking = asyncio.create_task(home.supervisor.scale(1))
-    await pass_time(0.01)
+    replies, shrinking = await shrink_while_both_run(home)
     home.life("m-1").die()
     await shrinking
     home.life("m-0").finish()
