@@ -129,4 +129,4 @@ def remembered(lane: Lane) -> int:
     """Tickets that the lane still keeps a note of, wherever; 0 once all are answered."""
     taken = sum(state.in_flight for state in lane.instances)
     overdue = lane._deadlines.next_at(lane.queue) < inf  # looking clears it
-    return lane.in_flight + taken + len(lane.queue) + lane.queue.rows + len(lane._again) + overdue
+    return lane.in_flight + taken + len(lane.queue) + lane.queue.rows + lane._again.notes + overdue

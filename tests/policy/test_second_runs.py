@@ -41,14 +41,14 @@ def test_batches_run_in_order_and_halves_before_them() -> None:
     again.add(tickets(2))
     again.halve(tickets(3, 4, 5))
     assert [take(again) for _ in range(4)] == [[3, 4], [5], [1], [2]]
-    assert not again
+    assert not again.waiting
 
 
 def test_the_half_of_one_is_one() -> None:
     again = SecondRuns()
     again.halve(tickets(1))
     assert take(again) == [1]
-    assert not again
+    assert not again.waiting
 
 
 def test_an_avoided_instance_is_no_choice_unless_there_is_no_other() -> None:
@@ -68,7 +68,7 @@ def test_a_batch_that_is_too_large_by_now_runs_in_parts() -> None:
     again.add(tickets(1, 2, rows=3), avoided="")
     assert take(again, max_batch=2) == [1], "one request is never split"
     assert take(again, max_batch=2) == [2]
-    assert not again
+    assert not again.waiting
 
 
 def test_who_ran_twice_is_remembered_until_answered() -> None:
@@ -80,7 +80,7 @@ def test_who_ran_twice_is_remembered_until_answered() -> None:
     again.finished([first])
     assert not again.ran_twice(first)
     assert again.ran_twice(second)
-    assert len(again) == 1
+    assert again.notes == 1
 
 
 def test_who_left_while_running_is_told_once_and_forgotten_with_the_batch() -> None:
@@ -91,7 +91,18 @@ def test_who_left_while_running_is_told_once_and_forgotten_with_the_batch() -> N
     assert again.abandon(9, running) is None
     assert again.not_abandoned(running) == running[1:]
     assert again.still_wanted(running) == running[1:]
-    assert len(again) == 0
+    assert again.notes == 0
+
+
+def test_who_was_answered_is_forgotten_with_who_left() -> None:
+    again = SecondRuns()
+    running = tickets(1, 2, 3)
+    again.add(running[:2])
+    again.crashed(running[1])
+    take(again)
+    again.abandon(3, running)
+    assert again.answered(running) == running[:2]
+    assert again.notes == 0
 
 
 def test_the_lists_of_its_callers_stay_as_they_are() -> None:
@@ -131,16 +142,14 @@ def test_notes_are_true_whatever_happens(steps: list[tuple[str, int]], deadlines
             expired = {ticket.id for ticket in again.expired(float(number))}
             assert expired == {ticket.id for ticket in waiting.values() if ticket.deadline_at <= number}
             waiting = {ticket_id: ticket for ticket_id, ticket in waiting.items() if ticket_id not in expired}
-        elif again:
+        elif again.waiting:
             for ticket_id in take(again, max_batch=number):
                 again.finished([waiting.pop(ticket_id)])
-        batches = list(again.waiting())
-        assert bool(again) == bool(waiting)
-        assert sorted(ticket.id for batch in batches for ticket in batch.tickets) == sorted(waiting)
+        assert sorted(ticket.id for batch in again.waiting for ticket in batch.tickets) == sorted(waiting)
         assert again.next_deadline() == min((ticket.deadline_at for ticket in waiting.values()), default=inf)
-        for batch in batches:
+        for batch in again.waiting:
             assert batch.rows == sum(ticket.rows for ticket in batch.tickets)
             assert batch.arrived_at == min(ticket.arrived_at for ticket in batch.tickets)
             assert batch.level == min(level(ticket) for ticket in batch.tickets)
     assert {ticket.id for ticket in again.drain()} == set(waiting)
-    assert len(again) == 0
+    assert again.notes == 0

@@ -22,7 +22,7 @@ async def check_at_rest(rig: Rig) -> None:
     assert rig.is_at_rest()
     assert not rig.driver._waiting
     assert not rig.driver._flights
-    assert len(rig.lane._again) == 0
+    assert rig.lane._again.notes == 0
 
 
 def now() -> float:

@@ -48,10 +48,9 @@ class Model:
 
 def busy_model() -> Model:
     model = Model()
-    model.stats.batch_ran(5, [0.001, 0.002, 0.003], 0.010, 0.200)
-    model.stats.batch_answered(5, [0.301, 0.302, 0.303], 0.004)
-    model.stats.batch_ran(1, [20.0], 0.010, 0.100)
-    model.stats.batch_answered(1, [20.2], 0.001)
+    three_s = [0.001, 0.002, 0.003]
+    model.stats.batch_answered(5, three_s, [0.301, 0.302, 0.303], batch_s=0.010, compute_s=0.200, split_s=0.004)
+    model.stats.batch_answered(1, [20.0], [20.2], batch_s=0.010, compute_s=0.100, split_s=0.001)
     for kind in FailureKind:
         model.stats.failed(kind, 0.1)
     model.stats.failed(FailureKind.QUEUE_FULL, 0.1)

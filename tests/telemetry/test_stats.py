@@ -65,12 +65,10 @@ def test_a_new_model_has_counted_nothing() -> None:
 
 def test_a_batch_counts_once_per_request_and_by_its_size() -> None:
     stats = ModelStats()
-    stats.batch_ran(5, [0.001, 0.002, 0.003], 0.010, 0.200)
-    stats.batch_answered(5, [0.301, 0.302, 0.303], 0.004)
-    stats.batch_ran(5, [0.0], 0.010, 0.300)
-    stats.batch_answered(5, [0.320], 0.001)
-    stats.batch_ran(1, [0.0], 0.010, 0.100)
-    stats.batch_answered(1, [0.120], 0.001)
+    three_s = [0.001, 0.002, 0.003]
+    stats.batch_answered(5, three_s, [0.301, 0.302, 0.303], batch_s=0.010, compute_s=0.200, split_s=0.004)
+    stats.batch_answered(5, [0.0], [0.320], batch_s=0.010, compute_s=0.300, split_s=0.001)
+    stats.batch_answered(1, [0.0], [0.120], batch_s=0.010, compute_s=0.100, split_s=0.001)
     assert (stats.rows, stats.batches) == (11, 3)
     counts = {name: getattr(stats, name).count for name in ("queue", "batch", "compute", "split", "request")}
     assert counts == dict.fromkeys(counts, 5), "every phase counts requests, so that their sums can be compared"

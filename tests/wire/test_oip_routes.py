@@ -116,8 +116,7 @@ def test_statistics_have_what_perf_analyzer_reads(path: str, versions: list[str]
 def test_statistics_count_what_was_served() -> None:
     service = EchoService(ONE)
     model = served(service)
-    model.stats.batch_ran(3, [0.001, 0.002], 0.0005, 0.004)
-    model.stats.batch_answered(3, [0.006, 0.007], 0.0001)
+    model.stats.batch_answered(3, [0.001, 0.002], [0.006, 0.007], batch_s=0.0005, compute_s=0.004, split_s=0.0001)
     found = Wire(app_of(model)).feed(request("/v2/models/m/stats")).replies[0].json()["model_stats"][0]
     assert (found["inference_count"], found["execution_count"]) == (3, 1)
     assert found["inference_stats"]["success"] == {"count": 2, "ns": 13_000_000}

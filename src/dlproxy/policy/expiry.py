@@ -13,24 +13,20 @@ SLACK = 64  # entries of departed tickets that are never worth clearing away
 
 
 class Deadlines:
-    """A list of (deadline, id), ascending. Tickets leave the queue unnoticed; their entries go when they come up.
+    """`pending` is a list of (deadline, id), ascending, and empty if no waiting ticket has a deadline.
+
+    Tickets leave the queue unnoticed; their entries go when they come up.
 
     A sorted list, not a heap: deadlines come nearly in order, so one is an append, and those that come up go as one slice.
     """
 
     def __init__(self) -> None:
-        self._entries: list[tuple[float, int]] = []
+        self.pending: list[tuple[float, int]] = []
         self._clear_above = SLACK
 
-    def __bool__(self) -> bool:
-        """False if no waiting ticket has a deadline; True if one may have."""
-        return bool(self._entries)
-
     def add(self, ticket: Ticket, queue: QueueDiscipline) -> None:
-        """Remember the deadline, if any, of a ticket that was pushed on `queue`."""
-        if ticket.deadline_at == inf:
-            return
-        entries = self._entries
+        """Remember the deadline of a ticket that was pushed on `queue` and has one."""
+        entries = self.pending
         entry = (ticket.deadline_at, ticket.id)
         if not entries or entries[-1] < entry:
             entries.append(entry)
@@ -42,16 +38,16 @@ class Deadlines:
 
     def next_at(self, queue: QueueDiscipline) -> float:
         """The earliest deadline of a ticket that waits in `queue`, +inf if none has one."""
-        for departed, (deadline_at, ticket_id) in enumerate(self._entries):
+        for departed, (deadline_at, ticket_id) in enumerate(self.pending):
             if ticket_id in queue:
-                del self._entries[:departed]
+                del self.pending[:departed]
                 return deadline_at
-        self._entries.clear()
+        self.pending.clear()
         return inf
 
     def expired(self, queue: QueueDiscipline, now: float) -> list[Ticket]:
         """Take out of `queue` every ticket whose deadline is not after `now`, earliest deadline first."""
-        passed = bisect_right(self._entries, (now, inf))
-        removed = [queue.remove(ticket_id) for _, ticket_id in self._entries[:passed]]
-        del self._entries[:passed]
+        passed = bisect_right(self.pending, (now, inf))
+        removed = [queue.remove(ticket_id) for _, ticket_id in self.pending[:passed]]
+        del self.pending[:passed]
         return [ticket for ticket in removed if ticket is not None]

@@ -102,14 +102,14 @@ class Lane:
         if pool.probe_at <= now:
             pool.probe(now)
         self._rules[type(event)](event, now, commands)
-        if pool.ready and (self.queue.rows or self._again):
+        if pool.ready and (self.queue.rows or self._again.waiting):
             self._dispatch(now, commands)
         if pool.several:
             if self._knobs.hedge and not self._knobs.arbitrated:
                 self._hedge(now, commands)
-            if pool.probe_at < inf and (self.queue.rows or self._again):
+            if pool.probe_at < inf and (self.queue.rows or self._again.waiting):
                 self._arm(pool.probe_at, commands)
-        if self._again or (self.queue.rows and self._deadlines):
+        if self._again.waiting or (self.queue.rows and self._deadlines.pending):
             self._arm_expiry(now, commands)
         if self._turn and self._knobs.arbitrated:
             self._turn = False
@@ -139,7 +139,8 @@ class Lane:
                 failure = self._displace(ticket, failure, backlog, now, commands)
             if failure is None:
                 queue.push(ticket, now)
-                self._deadlines.add(ticket, queue)
+                if ticket.deadline_at < inf:
+                    self._deadlines.add(ticket, queue)
             else:
                 commands.append(Reject(ticket, failure))
         if self.pool.several:
@@ -169,14 +170,13 @@ class Lane:
             if event.error is not None:  # the other run may yet succeed
                 return
             twin.tickets = []
-        tickets = self._again.still_wanted(batch.tickets)
         if event.error is None:
-            self._again.finished(tickets)
+            tickets = self._again.answered(batch.tickets)
             if tickets:
                 if self._limit is not None:
                     self._observe_limit(self._limit, tickets, now)
                 commands.append(Complete(event.batch_id, tickets))
-        elif tickets:
+        elif tickets := self._again.still_wanted(batch.tickets):
             self._failed(batch, tickets, event.failure or Failure(FailureKind.MODEL_FAILED, event.error), now, commands)
 
     def _instance_up(self, event: InstanceUp, now: float, commands: list[Command]) -> None:
@@ -253,7 +253,7 @@ class Lane:
     def _dispatch(self, now: float, commands: list[Command]) -> None:
         pool = self.pool
         while pool.ready:
-            retry = self._again.runnable(pool) if self._again else None
+            retry = self._again.runnable(pool) if self._again.waiting else None
             take = None if retry is not None else self._decide(now, commands)
             if retry is None and take is None:
                 return
@@ -269,7 +269,7 @@ class Lane:
             else:
                 rows = 1 if pool.several and pool.only_suspects else take.rows
                 tickets, avoided, reason = self.queue.pop(rows, now), "", "instance idle"
-                if self._deadlines or self._codel is not None:
+                if self._deadlines.pending or self._codel is not None:
                     tickets = self._feasible(tickets, now, commands)
             if tickets:
                 self._start(tickets, reason, avoided, now, commands)
@@ -290,7 +290,7 @@ class Lane:
         if not wait_s:
             return False
         head = self.queue.head(now)
-        arrived_at = [batch.arrived_at for batch in self._again.waiting()]
+        arrived_at = [batch.arrived_at for batch in self._again.waiting]
         if head is not None:
             arrived_at.append(head.arrived_at)
         until = min(arrived_at) + wait_s
@@ -475,7 +475,7 @@ class Lane:
 
     def _want_turn(self, now: float, commands: list[Command]) -> None:
         """Tell the arbiter, unless it knows already."""
-        again, head = self._again.waiting(), self.queue.head(now)
+        again, head = self._again.waiting, self.queue.head(now)
         rows = min(self.queue.rows + sum([batch.rows for batch in again]), self.batching.limit)
         deadline_at = min(self._deadlines.next_at(self.queue), self._again.next_deadline())
         levels = [batch.level for batch in again]
@@ -502,7 +502,7 @@ class Lane:
     def _under_way(self) -> int:
         """Requests that wait or run; one that runs twice counts once."""
         running = sum([len(batch.tickets) for number, batch in self._running.items() if batch.twin < number])
-        return len(self.queue) + running + sum([len(batch.tickets) for batch in self._again.waiting()])
+        return len(self.queue) + running + sum([len(batch.tickets) for batch in self._again.waiting])
 
     def _size_limit(self) -> None:
         if self._limit is not None:

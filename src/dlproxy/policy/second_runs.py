@@ -48,29 +48,27 @@ class Batch(Struct, eq=False):
 
 
 class SecondRuns:
-    """Batches that run again, before anything queued. True while there is one."""
+    """Batches that run again, before anything queued: `waiting`, in the order in which they will."""
 
     def __init__(self) -> None:
-        self._batches: deque[Batch] = deque()
+        self.waiting: deque[Batch] = deque()
         self._ran_twice: set[int] = set()  # tickets whose instance failed or was lost once; they get no third try
         self._crashes: dict[int, int] = {}  # tickets that ran in instances which crashed, and how many did
         self._abandoned: set[int] = set()  # tickets whose client left while they ran
 
-    def __bool__(self) -> bool:
-        return bool(self._batches)
-
-    def __len__(self) -> int:
-        """Notes kept of any ticket: batches that wait and tickets remembered."""
-        return len(self._batches) + len(self._ran_twice) + len(self._crashes) + len(self._abandoned)
+    @property
+    def notes(self) -> int:
+        """Kept of any ticket: batches that wait and tickets remembered."""
+        return len(self.waiting) + len(self._ran_twice) + len(self._crashes) + len(self._abandoned)
 
     def add(self, tickets: list[Ticket], *, avoided: str = "") -> None:
         """The one second try of these tickets."""
         self.mark(tickets)
-        self._batches.append(Batch(tickets, avoided))
+        self.waiting.append(Batch(tickets, avoided))
 
     def isolate(self, ticket: Ticket) -> None:
         """It runs once more, alone: that tells whether it is what crashes instances."""
-        self._batches.append(Batch([ticket]))
+        self.waiting.append(Batch([ticket]))
 
     def crashed(self, ticket: Ticket) -> int:
         """Another instance crashed while it ran this ticket; how many have."""
@@ -84,11 +82,11 @@ class SecondRuns:
     def halve(self, tickets: Sequence[Ticket]) -> None:
         """One bad item must not fail its neighbours: both halves run before anything else."""
         middle = (len(tickets) + 1) // 2
-        self._batches.extendleft(Batch(list(half)) for half in (tickets[middle:], tickets[:middle]) if half)
+        self.waiting.extendleft(Batch(list(half)) for half in (tickets[middle:], tickets[:middle]) if half)
 
     def runnable(self, pool: Instances) -> Batch | None:
         """The first batch that an instance can take now."""
-        for batch in self._batches:
+        for batch in self.waiting:
             if not batch.avoided or any(name != batch.avoided for name in pool.ready) or not pool.has_other(batch.avoided):
                 return batch
         return None
@@ -102,11 +100,18 @@ class SecondRuns:
                 taken = batch.tickets[:index]
                 batch.keep(batch.tickets[index:])
                 return taken
-        self._batches.remove(batch)
+        self.waiting.remove(batch)
         return batch.tickets
 
     def ran_twice(self, ticket: Ticket) -> bool:
         return ticket.id in self._ran_twice
+
+    def answered(self, tickets: list[Ticket]) -> list[Ticket]:
+        """Those of a batch that ran well whose clients wait; all of them are forgotten."""
+        kept = self.still_wanted(tickets) if self._abandoned else tickets
+        if self._ran_twice or self._crashes:
+            self.finished(kept)
+        return kept
 
     def finished(self, tickets: Iterable[Ticket]) -> None:
         """They have their answers: forget them."""
@@ -118,7 +123,7 @@ class SecondRuns:
 
     def remove(self, ticket_id: int) -> Ticket | None:
         """Take out a ticket that waits for its second run; None if it does not."""
-        for batch in self._batches:
+        for batch in self.waiting:
             for ticket in batch.tickets:
                 if ticket.id == ticket_id:
                     self._take_out(batch, [ticket])
@@ -128,7 +133,7 @@ class SecondRuns:
     def expired(self, now: float) -> list[Ticket]:
         """Take out the tickets whose deadline is not after `now`."""
         expired: list[Ticket] = []
-        for batch in [batch for batch in self._batches if batch.deadline_at <= now]:
+        for batch in [batch for batch in self.waiting if batch.deadline_at <= now]:
             gone = [ticket for ticket in batch.tickets if ticket.deadline_at <= now]
             self._take_out(batch, gone)
             expired += gone
@@ -137,25 +142,21 @@ class SecondRuns:
     def drain(self) -> list[Ticket]:
         """Take out all that wait."""
         drained: list[Ticket] = []
-        for batch in list(self._batches):
+        for batch in list(self.waiting):
             drained += batch.tickets
             self._take_out(batch, batch.tickets)
         return drained
 
-    def waiting(self) -> Iterable[Batch]:
-        """All that wait for a second run."""
-        return self._batches
-
     def next_deadline(self) -> float:
         """The earliest deadline of those that wait, +inf if none has one."""
-        return min([batch.deadline_at for batch in self._batches], default=inf)
+        return min([batch.deadline_at for batch in self.waiting], default=inf)
 
     def _take_out(self, batch: Batch, gone: Sequence[Ticket]) -> None:
         self.finished(gone)
         gone_ids = {ticket.id for ticket in gone}
         batch.keep([ticket for ticket in batch.tickets if ticket.id not in gone_ids])
         if not batch.tickets:
-            self._batches.remove(batch)
+            self.waiting.remove(batch)
 
     # Clients that left
 

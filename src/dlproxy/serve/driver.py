@@ -48,13 +48,20 @@ log = logging.getLogger(__name__)
 
 
 class _Flight(Struct):
-    """A batch that runs: its requests in gathering order, and its result once there is one."""
+    """A batch that runs: its requests in gathering order, and its result once there is one.
+
+    `rows` to `answered_at` are known once the result was cut apart. `queued_s`: of those answered, seconds each.
+    """
 
     requests: list[Request]
     instance: str
     dispatched_at: float
     lease: int | None = None
     result: BatchResult | None = None
+    rows: int = 0
+    queued_s: Sequence[float] = ()
+    split_at: float = 0.0
+    answered_at: float = 0.0
 
 
 class Driver:
@@ -231,10 +238,11 @@ class Driver:
         flight = self._flights[command.batch_id]
         result = flight.result
         assert result is not None
-        split_at = self._clock()
+        self._loop.call_soon(self._count, flight, result)  # when the replies have left, before whoever awaits one here goes on
+        flight.split_at = self._clock()
         dispatched_at = flight.dispatched_at
         cutter = Cutter(self._signature, result.outputs)
-        queued_s = []
+        queued_s = flight.queued_s = []
         end = 0
         for request in flight.requests:
             ticket = request.ticket
@@ -254,13 +262,19 @@ class Driver:
                     waiting[1].completed(response)
                 except Exception:
                     log.exception("model %s: could not hand over the answer to request %d", self._model, ticket.id)
-        self._count(end, queued_s, dispatched_at, split_at, result)
+        flight.rows = end
+        flight.answered_at = self._clock()
 
-    def _count(self, rows: int, queued_s: Sequence[float], dispatched_at: float, split_at: float, result: BatchResult) -> None:
-        now = self._clock()
-        self._stats.batch_ran(rows, queued_s, result.batch_s, result.compute_s)
-        after_s = now - dispatched_at
-        self._stats.batch_answered(rows, [queue_s + after_s for queue_s in queued_s], now - split_at)
+    def _count(self, flight: _Flight, result: BatchResult) -> None:
+        after_s = flight.answered_at - flight.dispatched_at
+        self._stats.batch_answered(
+            flight.rows,
+            flight.queued_s,
+            [queue_s + after_s for queue_s in flight.queued_s],
+            batch_s=result.batch_s,
+            compute_s=result.compute_s,
+            split_s=flight.answered_at - flight.split_at,
+        )
 
     def _reject(self, command: Reject) -> None:
         request, reply = self._waiting.pop(command.ticket.id)

@@ -74,26 +74,35 @@ class ModelStats:
         self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now
         self.instance_changes: dict[InstanceChange, int] = dict.fromkeys(get_args(InstanceChange), 0)
 
-    def batch_ran(self, rows: int, queued_s: Sequence[float], batch_s: float, compute_s: float) -> None:
-        """A batch gave answers to len(queued_s) requests, which had waited that long each."""
+    def batch_answered(
+        self,
+        rows: int,
+        queued_s: Sequence[float],
+        requests_s: Sequence[float],
+        *,
+        batch_s: float,
+        compute_s: float,
+        split_s: float,
+    ) -> None:
+        """A batch was gathered, run, cut apart and handed over in so many seconds.
+
+        It gave answers to requests that had waited `queued_s` each, and took `requests_s` each in all.
+        """
         requests = len(queued_s)
         self.rows += rows
         self.batches += 1
         self.queue.add_all(queued_s)
+        self.request.add_all(requests_s)
         self.batch.add(batch_s, requests)
         self.compute.add(compute_s, requests)
+        self.split.add(split_s, requests)
         size = self.batch_sizes.get(rows)
         if size is None:
             size = self.batch_sizes[rows] = BatchSize()
         size.batches += 1
         size.batch_s += batch_s
         size.compute_s += compute_s
-
-    def batch_answered(self, rows: int, requests_s: Sequence[float], split_s: float) -> None:
-        """The same batch's answers were cut apart and handed over; the requests took that long in all."""
-        self.request.add_all(requests_s)
-        self.split.add(split_s, len(requests_s))
-        self.batch_sizes[rows].split_s += split_s
+        size.split_s += split_s
         self.last_at_ms = int(time() * 1e3)
 
     def failed(self, kind: FailureKind, seconds: float) -> None:

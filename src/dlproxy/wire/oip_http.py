@@ -226,7 +226,8 @@ class _Endpoint:
         try:
             json_bytes = None if size is None else _header_length(size)
             body_bytes = len(exchange.body)
-            self._check_json_size(body_bytes if json_bytes is None else min(json_bytes, body_bytes))
+            if body_bytes > self._max_json_bytes:
+                self._check_json_size(body_bytes if json_bytes is None else min(json_bytes, body_bytes))
             now = self._clock()
             wire = self._decoder.decode(exchange.body, json_bytes, ticket_id=next(self._ticket_ids), now=now)
             self._terms.apply(exchange.headers, wire.request, now)
