@@ -23,12 +23,16 @@ SWEEP = (0.2, 0.5, 0.8, 1.1)  # loads at which batch times are recorded: small b
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is served live and simulated. `rows`: of each request; `deadline_s`: of each request, and its objective."""
+    """A model that is served live and simulated. `rows`: of each request; `deadline_s`: of each request, and its objective.
+
+    `clients`: so many keep it busy, and get their answers in good time.
+    """
 
     name: str
     path: str
     rows: int
     deadline_s: float
+    clients: int
 
     @property
     def computes(self) -> bool:
@@ -36,8 +40,12 @@ class Subject:
         return not self.path.startswith("sleep:")
 
     @property
+    def knobs(self) -> dict[str, str]:
+        return {"path": self.path, "slo": f"p99={self.deadline_s * 1e3:g}ms", "run": "thread"}
+
+    @property
     def toml(self) -> str:
-        return f'[models.{self.name}]\npath = "{self.path}"\nslo = "p99={self.deadline_s * 1e3:g}ms"\n'
+        return f"[models.{self.name}]\n" + "".join(f'{knob} = "{value}"\n' for knob, value in self.knobs.items())
 
 
 class Bench(Live):
@@ -83,7 +91,7 @@ def calibrate(bench: Bench, subject: Subject) -> Calibration:
     with bench.serve_subject(subject, record=True) as (child, url):
         bench.load_subject(url, subject, [*clients, "4"], CALIBRATION_SECONDS)
         began_at, before_s = monotonic(), child.cpu_seconds() or 0.0
-        many = bench.load_subject(url, subject, [*clients, "64"], CALIBRATION_SECONDS)
+        many = bench.load_subject(url, subject, [*clients, str(subject.clients)], CALIBRATION_SECONDS)
         cpu_s = (child.cpu_seconds() or 0.0) - before_s
         sweep_at = quiet_until = monotonic()
         swept: list[Result] = []
@@ -93,11 +101,7 @@ def calibrate(bench: Bench, subject: Subject) -> Calibration:
             swept.append(bench.load_subject(url, subject, options, CALIBRATION_SECONDS))
             quiet_until = monotonic() if len(swept) == 1 else quiet_until
     batches = bench.recorded(subject, began_at)
-    if subject.computes:  # 64 clients keep its loop busy: what batches do not take, requests take
-        inside_s = sum(batch.service_s for batch in bench.recorded(subject, began_at, sweep_at))
-        loop_s = max(many.duration_s - inside_s, 0.0) / many.sent
-    else:
-        loop_s = cpu_s / many.sent
+    loop_s = 0.0 if subject.computes else cpu_s / many.sent  # the loop that shares a core with its batches lengthens them
     return Calibration(
         many.rate_rps, loop_s, batches, swept[0], bench.recorded(subject, sweep_at, quiet_until), SWEEP[0] * many.rate_rps
     )

@@ -20,7 +20,7 @@ def test_waits_follow_pollaczek_khinchine_and_lindley() -> None:
 def test_waits_of_too_long_services_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = Fitted.draw
 
-    def longer_in_the_simulator(self: Fitted, rows: int, idle_s: float = 0.0) -> tuple[float, float]:
+    def longer_in_the_simulator(self: Fitted, rows: int, idle_s: float = 0.0, at_s: float = 0.0) -> tuple[float, float]:
         service_s, hand_over_s = drawn(self, rows, idle_s)
         return service_s, hand_over_s + 0.1  # Lindley's recursion reads the service only
 

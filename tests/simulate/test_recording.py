@@ -68,15 +68,15 @@ async def test_service_times_are_those_of_the_batches_that_ran(tmp_path: Path) -
     log, _ = await recorded(tmp_path)
     samples = Batches(log).samples
     assert len(samples) == sum(replayed(log).batch_sizes.values())
-    for rows, service_s, hand_over_s, idle_s in samples:
-        assert idle_s >= 0.0
-        assert service_s >= BASE_S + ROW_S * rows
-        assert hand_over_s >= 0.0
-    assert max(hand_over_s for _, _, hand_over_s, _ in samples) > 0.0
+    for sample in samples:
+        assert sample.idle_s >= 0.0
+        assert sample.service_s >= BASE_S + ROW_S * sample.rows
+        assert sample.hand_over_s >= 0.0
+    assert max(sample.hand_over_s for sample in samples) > 0.0
 
     model = plan_model("m", ModelConfig(path="m.onnx", max_batch=8), str(log))
-    drawn = model.times(0).draw(samples[0][0])
-    assert drawn in [(service_s, hand_over_s) for _, service_s, hand_over_s, _ in samples]
+    drawn = model.times(0).draw(samples[0].rows)
+    assert drawn in [(sample.service_s, sample.hand_over_s) for sample in samples]
     assert model.service == f"{len(samples)} batches of m-1.dlog"
 
 
@@ -107,8 +107,8 @@ def test_failed_and_lost_batches_teach_nothing(tmp_path: Path) -> None:
         (6.0, arrived(4, at=6.0)),
         (6.5, BatchDone(4, 0.5)),
     )
-    assert Batches(log).samples == [(3, 0.375, 0.125, 0.0), (1, 0.5, 0.0, 3.5)], "idle since the batch that failed"
-    assert Batches(log, since=2.0).samples == [(1, 0.5, 0.0, 3.5)]
+    assert Batches(log).samples == [(3, 0.375, 0.125, 0.0, 0.0), (1, 0.5, 0.0, 3.5, 5.0)], "idle since the batch that failed"
+    assert Batches(log, since=2.0).samples == [(1, 0.5, 0.0, 3.5, 0.0)]
     result = replayed(log)
     assert (result.sent, result.ok, result.errors) == (4, 2, {"model_failed": 1, "unavailable": 1})
     assert result.latency_ms["max"] == pytest.approx(600.0), "from arrival to the end"
@@ -163,4 +163,4 @@ def test_a_batch_on_the_loop_begins_when_it_runs_not_when_it_is_dispatched(tmp_p
     ]:
         recorder.on(event, at)
     recorder.close()
-    assert Batches(tmp_path / "a.dlog").samples == [(1, 0.25, 0.0, 0.0), (1, 0.25, 0.0, 0.25)]
+    assert Batches(tmp_path / "a.dlog").samples == [(1, 0.25, 0.0, 0.0, 0.0), (1, 0.25, 0.0, 0.25, 0.5)]

@@ -84,6 +84,22 @@ def test_one_measured_size_says_nothing_of_batching_gains() -> None:
     assert measured.draw(8)[0] == pytest.approx(0.040)
 
 
+def test_a_run_is_explained_by_each_of_its_batches_once_at_its_own_moment() -> None:
+    recorded = [Sample(1, 0.001 + number / 1e6, at_s=number / 100) for number in range(300)]
+    measured = Measured(reversed(recorded), near_s=0.5, seed=1)
+    assert [measured.draw(1, 0.0, sample.at_s + 0.1)[0] for sample in recorded] == [sample.service_s for sample in recorded]
+    assert measured.draw(1, 0.0, 3.1)[0] in {sample.service_s for sample in recorded}, "none is left: any"
+
+
+def test_batches_of_moments_that_are_over_or_to_come_explain_nothing() -> None:
+    recorded = [Sample(1, 0.001, at_s=1.0), Sample(1, 0.002, at_s=2.0), Sample(1, 0.003, at_s=9.0), Sample(4, 0.008, at_s=1.9)]
+    measured = Measured(recorded, near_s=0.5, seed=1)
+    assert measured.draw(1, 0.0, 2.2)[0] == 0.002
+    assert {measured.draw(1, 0.0, 2.3)[0] for _ in range(100)} == {0.001, 0.002, 0.003}
+    assert measured.draw(3, 0.0, 2.3)[0] == pytest.approx(0.008 * measured.mean(3) / 0.008), "the nearest size, scaled"
+    assert measured.draw(1, 0.0, 8.6)[0] == 0.003
+
+
 @given(steps=st.lists(st.tuples(st.integers(1, 20), st.floats(1e-6, 1e-2)), min_size=1, max_size=8))
 def test_means_rise_with_the_rows_if_the_measured_ones_do(steps: list[tuple[int, float]]) -> None:
     samples, rows, seconds = [], 0, 0.0

@@ -50,7 +50,7 @@ class SimulatedInstance:
 
     def begin(self, rows: int, now: float) -> tuple[float, float, str | None]:
         """Begin a batch: the seconds that it runs, the instant at which its end is heard of, and the error it ends with."""
-        service_s, hand_over_s = self.times.draw(rows, now - self._rests_since)
+        service_s, hand_over_s = self.times.draw(rows, now - self._rests_since, now)
         service_s *= self.slowed_by
         error = None
         if self.fails_after_s is not None:

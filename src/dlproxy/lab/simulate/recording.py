@@ -21,6 +21,7 @@ class Batches:
         self.samples: list[Sample] = []
         running: dict[int, tuple[str, int, float]] = {}
         ended_at: dict[str, float] = {}
+        first_at = inf
         inline = header.knobs.max_batch_s < inf  # the bound that only models on the event loop have
         for entry in entries:
             if isinstance(entry.event, BatchDone) and entry.event.batch_id in running:
@@ -31,7 +32,9 @@ class Batches:
                 idle_s = max(begun_at - ended_at.get(instance, begun_at), 0.0)
                 ended_at[instance] = entry.at
                 if entry.event.error is None and since <= begun_at < until:
-                    self.samples.append(Sample(rows, service_s, max(entry.at - begun_at - service_s, 0.0), idle_s))
+                    first_at = min(first_at, begun_at)
+                    hand_over_s = max(entry.at - begun_at - service_s, 0.0)
+                    self.samples.append(Sample(rows, service_s, hand_over_s, idle_s, begun_at - first_at))
             for command in entry.commands:
                 if isinstance(command, Dispatch):
                     running[command.batch_id] = (command.instance, sum(ticket.rows for ticket in command.tickets), entry.at)

@@ -23,9 +23,9 @@ FEWEST = 20  # batches after rests of one kind that are enough to draw from
 
 
 class ServiceTimes(Protocol):
-    """How long batches take, on an instance that has stood idle for so long."""
+    """How long batches take, on an instance that has stood idle for so long, so many seconds into the run."""
 
-    def draw(self, rows: int, idle_s: float = 0.0) -> tuple[float, float]:
+    def draw(self, rows: int, idle_s: float = 0.0, at_s: float = 0.0) -> tuple[float, float]:
         """(service, hand-over): seconds that the batch runs, and seconds more until the lane hears that it is done."""
         ...
 
@@ -42,7 +42,7 @@ class Fitted:
         self.row_s = row_s
         self._factors = _factors(cv, exponential, seed) if cv or exponential else None
 
-    def draw(self, rows: int, idle_s: float = 0.0) -> tuple[float, float]:
+    def draw(self, rows: int, idle_s: float = 0.0, at_s: float = 0.0) -> tuple[float, float]:
         seconds = self.base_s + self.row_s * rows
         return (seconds if self._factors is None else seconds * next(self._factors)), 0.0
 
@@ -51,12 +51,15 @@ class Fitted:
 
 
 class Sample(NamedTuple):
-    """One batch of a live run: its size, its times in seconds, and how long its instance had stood idle before."""
+    """One batch of a live run: its size, its times in seconds, how long its instance had stood idle before, and when it
+    began, in seconds from the run's first.
+    """
 
     rows: int
     service_s: float
     hand_over_s: float = 0.0
     idle_s: float = 0.0
+    at_s: float = 0.0
 
 
 class Measured:
@@ -65,24 +68,40 @@ class Measured:
     A batch after a rest of several milliseconds finds cold caches and takes longer (a quick model by 40 %), so one is drawn
     that came after a rest as long, if there are FEWEST such. Mean times lie on straight lines between the measured sizes;
     beyond them they rise as the line fitted to all of them does.
+
+    A machine has slow seconds and quick ones, and a queue feels the difference between ten slow batches in a row and ten
+    over the hour. With `near_s` above 0, so with a run to be explained by its own batches, each is drawn once, within so many
+    seconds of its own moment; only if none is left there, any. (The nearest would favour slow ones: they are near for longer.)
     """
 
-    def __init__(self, samples: Iterable[Sample], *, seed: int = 0) -> None:
+    def __init__(self, samples: Iterable[Sample], *, near_s: float = 0.0, seed: int = 0) -> None:
         by_size: dict[int, list[Sample]] = {}
         for sample in samples:
             by_size.setdefault(sample.rows, []).append(sample)
         self._sizes = sorted(by_size)
         self._pools = {rows: _by_rest(sized) for rows, sized in by_size.items()}
         self._means = {rows: sum(sample.service_s for sample in sized) / len(sized) for rows, sized in by_size.items()}
+        self._near_s = near_s
+        self._unused = {rows: sorted(sized, key=_began_at, reverse=True) for rows, sized in by_size.items()} if near_s else {}
         self._row_s = LatencyModel(self._means.items()).per_row_s
         self._random = np.random.default_rng(seed)
         self._uniform = self._draws()
 
-    def draw(self, rows: int, idle_s: float = 0.0) -> tuple[float, float]:
+    def draw(self, rows: int, idle_s: float = 0.0, at_s: float = 0.0) -> tuple[float, float]:
         size = self._nearest(rows)
-        pool = self._pools[size][bisect_left(REST_S, idle_s)]
-        _, service_s, hand_over_s, _ = pool[int(next(self._uniform) * len(pool))]
-        return (service_s if size == rows else service_s * self.mean(rows) / self._means[size]), hand_over_s
+        sample = self._of_the_moment(size, at_s) if self._unused else None
+        if sample is None:
+            pool = self._pools[size][bisect_left(REST_S, idle_s)]
+            sample = pool[int(next(self._uniform) * len(pool))]
+        service_s = sample.service_s
+        return (service_s if size == rows else service_s * self.mean(rows) / self._means[size]), sample.hand_over_s
+
+    def _of_the_moment(self, size: int, at_s: float) -> Sample | None:
+        """The next batch of this size that was not drawn yet, if it began near this moment."""
+        unused = self._unused[size]
+        while unused and unused[-1].at_s < at_s - self._near_s:
+            unused.pop()
+        return unused.pop() if unused and unused[-1].at_s <= at_s + self._near_s else None
 
     def mean(self, rows: int) -> float:
         sizes, means = self._sizes, self._means
@@ -106,6 +125,10 @@ class Measured:
     def _draws(self) -> Iterator[float]:
         while True:
             yield from self._random.random(DRAWS).tolist()
+
+
+def _began_at(sample: Sample) -> float:
+    return sample.at_s
 
 
 def _by_rest(samples: list[Sample]) -> list[list[Sample]]:
