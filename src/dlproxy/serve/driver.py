@@ -238,10 +238,10 @@ class Driver:
         flight = self._flights[command.batch_id]
         result = flight.result
         assert result is not None
-        self._loop.call_soon(self._count, flight, result)  # when the replies have left, before whoever awaits one here goes on
         flight.split_at = self._clock()
         dispatched_at = flight.dispatched_at
         cutter = Cutter(self._signature, result.outputs)
+        self._loop.call_soon(self._count, flight, result)  # when the replies have left, before whoever awaits one here goes on
         queued_s = flight.queued_s = []
         end = 0
         for request in flight.requests:
