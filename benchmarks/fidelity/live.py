@@ -35,11 +35,6 @@ class Subject:
     clients: int
 
     @property
-    def computes(self) -> bool:
-        """Whether a batch takes CPU time, and not just time."""
-        return not self.path.startswith("sleep:")
-
-    @property
     def knobs(self) -> dict[str, str]:
         return {"path": self.path, "slo": f"p99={self.deadline_s * 1e3:g}ms", "run": "thread"}
 
@@ -78,7 +73,6 @@ class Calibration:
     """
 
     capacity_rps: float
-    loop_s: float
     batches: list[Sample]
     quiet: Result
     quiet_batches: list[Sample]
@@ -86,13 +80,12 @@ class Calibration:
 
 
 def calibrate(bench: Bench, subject: Subject) -> Calibration:
-    """Capacity and the loop's time per request from a closed loop, batch times from a recorded sweep of loads."""
+    """Capacity from a closed loop, batch times from a recorded sweep of loads."""
     clients = ["--duration", str(CALIBRATION_SECONDS), "--concurrency"]
-    with bench.serve_subject(subject, record=True) as (child, url):
+    with bench.serve_subject(subject, record=True) as (_, url):
         bench.load_subject(url, subject, [*clients, "4"], CALIBRATION_SECONDS)
-        began_at, before_s = monotonic(), child.cpu_seconds() or 0.0
+        began_at = monotonic()
         many = bench.load_subject(url, subject, [*clients, str(subject.clients)], CALIBRATION_SECONDS)
-        cpu_s = (child.cpu_seconds() or 0.0) - before_s
         sweep_at = quiet_until = monotonic()
         swept: list[Result] = []
         for load in SWEEP:
@@ -101,7 +94,6 @@ def calibrate(bench: Bench, subject: Subject) -> Calibration:
             swept.append(bench.load_subject(url, subject, options, CALIBRATION_SECONDS))
             quiet_until = monotonic() if len(swept) == 1 else quiet_until
     batches = bench.recorded(subject, began_at)
-    loop_s = 0.0 if subject.computes else cpu_s / many.sent  # the loop that shares a core with its batches lengthens them
     return Calibration(
-        many.rate_rps, loop_s, batches, swept[0], bench.recorded(subject, sweep_at, quiet_until), SWEEP[0] * many.rate_rps
+        many.rate_rps, batches, swept[0], bench.recorded(subject, sweep_at, quiet_until), SWEEP[0] * many.rate_rps
     )
