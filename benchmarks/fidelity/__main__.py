@@ -1,6 +1,6 @@
 """The same requests live and simulated, and how far apart rate, p50 and p99 are: `python -m benchmarks.fidelity`.
 
-Prints one table; exits with 1 if a run is not explained within the bands. The live half needs two cores.
+Prints one table; exits with 1 if a prediction is outside of its band. The live half needs two cores.
 """
 
 import argparse
@@ -222,7 +222,7 @@ def _conclude(args: argparse.Namespace, machine: dict[str, object], rows: list[R
     print(f"of {len(rows)} rows {predicted} are predicted (batch times measured before), {explained} explained (the run's own)")
     if args.repeats > 1:
         print(f"in {again} of {len(rows)} rows the live runs agree with one another that closely: no simulator can do better")
-    return 0 if explained == len(rows) else 1
+    return 0 if predicted == len(rows) else 1
 
 
 def main(arguments: list[str] | None = None) -> int:
