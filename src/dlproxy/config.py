@@ -35,6 +35,14 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     http_port: Annotated[int, _knob("port for inference; 0 picks a free one", ge=0, le=65535)] = 8000
     control_port: Annotated[int, _knob("port for metrics and health; 0 picks a free one", ge=0, le=65535)] = 8002
     server_timing: Annotated[bool, _knob("tell each client queue, batch and compute time in a Server-Timing header")] = True
+    idle_poll_s: Annotated[
+        float,
+        _knob(
+            "seconds that an idle core polls for the next request before it sleeps, while they keep coming that soon; 0: never",
+            ge=0,
+            le=0.01,
+        ),
+    ] = 0.0002
     drain_s: Annotated[float, _knob("seconds that requests under way get to finish after SIGTERM", ge=0, le=3600)] = 30.0
     event_log: Annotated[str, _knob("record every lane event and command in this folder, to replay; empty: off")] = ""
     arbiter: Annotated[

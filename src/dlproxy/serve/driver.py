@@ -36,6 +36,7 @@ from dlproxy.policy.events import (
     WantTurn,
 )
 from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.serve.idle_poll import IdlePoll
 from dlproxy.serve.quarantine import Quarantine
 from dlproxy.serve.turns import Turns
 from dlproxy.service import ReplyTo
@@ -102,6 +103,7 @@ class Driver:
         self._turns: Turns | None = None
         self._needs: Mapping[str, float] = {}
         self._lease: int | None = None  # granted, not yet used
+        self._idle_poll: IdlePoll | None = None
         self._idle: asyncio.Event | None = None  # set when nothing is unanswered, if somebody waits for that
         self._carry_out: dict[type, Callable[..., None]] = {
             Dispatch: self._dispatch,
@@ -121,6 +123,8 @@ class Driver:
         inbox = self._inbox
         if not inbox:
             self._loop.call_soon(self._take_arrivals)
+            if self._idle_poll is not None:
+                self._idle_poll.busy(self)
         inbox.append(request)
         if len(inbox) >= GATHER_MOST and not self._finishing:
             self._take_arrivals()
@@ -157,6 +161,10 @@ class Driver:
         self._turns = turns
         self._needs = needs
         turns.join(self._lane_name, self._on_turn)
+
+    def poll_when_idle(self, idle_poll: IdlePoll) -> None:
+        """From now on it is told whether anything is unanswered here."""
+        self._idle_poll = idle_poll
 
     def change_knobs(self, knobs: LaneKnobs) -> None:
         """New values, for queued requests too."""
@@ -218,8 +226,14 @@ class Driver:
     def _tell_lane(self, event: Event) -> None:
         for command in self._lane_on(event, self._clock()):
             self._carry_out[type(command)](command)
-        if self._idle is not None and not self._waiting:
+        if not self._waiting:
+            self._all_answered()
+
+    def _all_answered(self) -> None:
+        if self._idle is not None:
             self._idle.set()
+        if self._idle_poll is not None:
+            self._idle_poll.idle(self)
 
     # Commands
 

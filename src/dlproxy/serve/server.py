@@ -16,6 +16,7 @@ from time import monotonic
 
 from dlproxy.config import Config, ServerConfig
 from dlproxy.serve.assemble import LoadedModel, load_model, make_quotas, share_cores, unload_model
+from dlproxy.serve.idle_poll import IdlePoll, may_poll
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.control_http import ControlServer, control_app
 from dlproxy.wire.http_server import HttpServer
@@ -53,6 +54,7 @@ class Server:
                 self.models.append(loaded)
                 self._catalog.add(loaded.served)
             self.shares_cores = share_cores(self.models, server)
+            self._poll_when_idle(server.idle_poll_s)
             app = OipApp(
                 self._catalog,
                 self._config.http,
@@ -70,6 +72,12 @@ class Server:
         gc.collect()
         gc.freeze()  # models and code live for ever: collections need not look at them again
         gc.set_threshold(GC_ALLOCATIONS, 20, 20)
+
+    def _poll_when_idle(self, most_s: float) -> None:
+        if most_s and may_poll():
+            idle_poll = IdlePoll(most_s, clock=monotonic, call_soon=asyncio.get_running_loop().call_soon)
+            for model in self.models:
+                model.driver.poll_when_idle(idle_poll)
 
     async def run(self, on_ready: Callable[["Server"], None]) -> None:
         """Start, call `on_ready`, serve until SIGTERM or SIGINT, then drain. A second signal cuts the drain short."""

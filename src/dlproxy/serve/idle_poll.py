@@ -1,0 +1,65 @@
+"""Polls for the next request instead of sleeping, for the moment in which callers that wait for each answer send it.
+
+Called by serve/driver.py, made by serve/server.py. Not aware of: sockets, lanes, what a request is.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+STREAK = 16  # requests in a row that must have come soon: of random arrivals at half the rate that fills a core few do
+QUOTA_CORES = 2.0  # a group of processes that may use less would be held up later for what was spent on polling
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+
+class IdlePoll:
+    """One per process. A core that sleeps wakes late (on virtual machines by tens of microseconds); one that polls does not.
+
+    While the loop has nothing to do, but each of the last 16 requests came within `most_s` seconds of the answers before,
+    it turns on without sleeping for so long. Whenever none comes in that time it sleeps, and the count starts anew.
+    The rule is that of Linux' cpuidle-haltpoll (Documentation/virt/guest-halt-polling.rst), whose limit is 200 us too,
+    but for the count, which keeps a server that is half idle from looking busy.
+    """
+
+    def __init__(self, most_s: float, *, clock: Callable[[], float], call_soon: Callable[[Callable[[], None]], object]) -> None:
+        self._most_s = most_s
+        self._clock = clock
+        self._call_soon = call_soon
+        self._busy: set[object] = set()
+        self._idle_since: float | None = None
+        self._streak = 0
+        self._polling = False
+
+    def busy(self, who: object) -> None:
+        """It has requests to answer again."""
+        if self._idle_since is not None:
+            self._streak = self._streak + 1 if self._clock() - self._idle_since <= self._most_s else 0
+            self._idle_since = None
+        self._busy.add(who)
+
+    def idle(self, who: object) -> None:
+        """It has answered everything. May be said again."""
+        self._busy.discard(who)
+        if not self._busy and self._idle_since is None:
+            self._idle_since = self._clock()
+            if self._streak >= STREAK and not self._polling:
+                self._polling = True
+                self._call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """One turn of the loop, which looks at every socket."""
+        if self._idle_since is None:
+            self._polling = False
+        elif self._clock() - self._idle_since > self._most_s:
+            self._polling = False
+            self._streak = 0
+        else:
+            self._call_soon(self._turn)
+
+
+def may_poll(cpu_max: Path = CPU_MAX) -> bool:
+    """False where the kernel allots this process less than two cores' time: it counts polling as work (cgroup v2)."""
+    try:
+        quota, period = cpu_max.read_text().split()
+    except OSError:  # no such limit, or no Linux
+        return True
+    return quota == "max" or float(quota) / float(period) >= QUOTA_CORES
