@@ -5,202 +5,71 @@ Prints one table; exits with 1 if a prediction is outside of its band. The live 
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from math import inf
 from pathlib import Path
-from time import monotonic
 
-from benchmarks.fidelity.live import CALIBRATION_SECONDS, SEED, Bench, Calibration, Subject, calibrate
+from benchmarks.fidelity.live import Bench, Subject
+from benchmarks.fidelity.simulated import BANDS, Row, Simulator, agrees, apart
 from benchmarks.interrupts import EXIT_INTERRUPTED, interrupt_once
 from benchmarks.machine import describe_machine, summary
 from benchmarks.processes import BenchmarkError, Children, choose_cores, stay_off_the_servers_core
-from dlproxy.config import ModelConfig
 from dlproxy.lab import digits
-from dlproxy.lab.load.arrivals import Arrivals, ArrivalsError, make_arrivals, read_trace
-from dlproxy.lab.report.result import Result
-from dlproxy.lab.simulate.engine import LoopCosts
-from dlproxy.lab.simulate.run import ModelPlan, Scenario, plan_model, simulate
-from dlproxy.lab.simulate.service_times import Measured, Sample
+from dlproxy.lab.load.arrivals import ArrivalsError, read_trace
 
-BANDS = {"rate": 0.05, "p50": 0.15, "p99": 0.15}
 LOADS = (0.3, 0.7, 0.9, 1.2)
-NEAR_S = 0.2  # a batch that explains the run is drawn within so many seconds of its own moment
 SUBJECTS = (
-    Subject("sleeper", "sleep:base=10ms,row=0.5ms", rows=1, deadline_s=0.1, clients=64),
-    Subject("digits", str(Path(digits.__path__[0]) / "digits.onnx"), rows=128, deadline_s=0.06, clients=16),
+    Subject("sleeper", "sleep:base=10ms,row=0.5ms", rows=1, deadline_s=0.1, clients=120),
+    Subject("digits", str(Path(digits.__path__[0]) / "digits.onnx"), rows=128, deadline_s=0.015, clients=8),
 )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One load, sent live as often as asked for, with when each run began and ended; to be simulated."""
-
-    arrivals: Arrivals
-    kind: str
-    load: float
-    seconds: float
-    lives: list[tuple[Result, float, float]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison. Live figures are medians of the repeats; so are the explained ones, as each run has its own batch times.
-
-    `predicted`: simulated with the batch times of the calibration. `explained`: with those that the run itself had at
-    the time. `again`: the live run that is farthest from their median, which is how well the machine predicts itself.
-    """
-
-    subject: str
-    arrivals: str
-    load: float
-    live: dict[str, float]
-    predicted: dict[str, float]
-    explained: dict[str, float]
-    again: dict[str, float]
-
-    def apart(self, simulated: dict[str, float]) -> dict[str, float]:
-        return {name: simulated[name] / self.live[name] - 1.0 if self.live[name] else inf for name in BANDS}
-
-    def passes(self, simulated: dict[str, float]) -> bool:
-        return all(abs(difference) <= BANDS[name] for name, difference in self.apart(simulated).items())
-
-
-class Simulator:
-    """Simulates a subject with any batch times. The path outside takes what the quiet run took and its simulation does not."""
-
-    def __init__(self, bench: Bench, subject: Subject, calibration: Calibration) -> None:
-        self._subject = subject
-        config = ModelConfig(**subject.knobs)
-        self._plan = plan_model(subject.name, config, str(bench.log(subject))).plan
-        self.costs = LoopCosts()  # what the loop takes is in the batches' recorded times, and must not count twice
-        arrivals = make_arrivals("poisson", rate=calibration.quiet_rate, seed=SEED)
-        inside = self.run(arrivals, CALIBRATION_SECONDS, calibration.quiet_batches)
-        path_ms = calibration.quiet.latency_ms["p50"] - inside.latency_ms["p50"]
-        self.costs = LoopCosts(path_s=max(path_ms, 0.0) * 1e-3)
-
-    def run(self, arrivals: Arrivals, seconds: float, batches: list[Sample], *, near_s: float = 0.0) -> Result:
-        subject = self._subject
-        model = ModelPlan(self._plan, lambda seed: Measured(batches, near_s=near_s, seed=seed), f"{len(batches)} batches")
-        return simulate(
-            Scenario(
-                models={subject.name: model},
-                arrivals=arrivals,
-                duration_s=seconds,
-                costs=self.costs,
-                rows=subject.rows,
-                timeout_s=subject.deadline_s,
-                objective_s=subject.deadline_s,
-            )
-        )
-
-
-def _figures(results: list[Result]) -> dict[str, float]:
-    def median(figure: Callable[[Result], float]) -> float:
-        return statistics.median(figure(result) for result in results)
-
-    return {
-        "rate": median(lambda result: result.rate_rps),
-        "p50": median(lambda result: result.latency_ms.get("p50", 0.0)),
-        "p99": median(lambda result: result.latency_ms.get("p99", 0.0)),
-        "shed": median(lambda result: result.failed / result.sent if result.sent else 0.0),
-    }
-
-
-def _live(bench: Bench, url: str, subject: Subject, rate: float, load: float, args: argparse.Namespace, *, trace: bool) -> Cell:
-    options = ["--deadline", f"{subject.deadline_s * 1e3:g}ms", "--seed", "7"]
-    if trace:
-        speed = rate / read_trace(args.trace).rate
-        arrivals = read_trace(args.trace, speed=speed)
-        seconds = (arrivals.duration_s or 0.0) + 1e-6
-        options += ["--trace", str(args.trace), "--speed", repr(speed)]
-    else:
-        seconds = args.seconds
-        arrivals = make_arrivals("poisson", rate=rate, seed=7)
-        options += ["--rate", repr(rate), "--duration", repr(seconds)]
-    cell = Cell(arrivals, "trace" if trace else "poisson", load, seconds, [])
-    for _ in range(args.repeats):
-        began_at = monotonic()
-        result = bench.load_subject(url, subject, options, seconds)
-        cell.lives.append((result, began_at, monotonic()))
-    return cell
-
-
-def _compare(bench: Bench, subject: Subject, calibration: Calibration, simulator: Simulator, cell: Cell) -> Row:
-    own = [bench.recorded(subject, began_at, ended_at) for _, began_at, ended_at in cell.lives]
-    return Row(
-        subject.name,
-        cell.kind,
-        cell.load,
-        _figures([live for live, _, _ in cell.lives]),
-        _figures([simulator.run(cell.arrivals, cell.seconds, calibration.batches)]),
-        _figures([simulator.run(cell.arrivals, cell.seconds, batches, near_s=NEAR_S) for batches in own]),
-        _farthest([_figures([live]) for live, _, _ in cell.lives]),
-    )
-
-
-def _farthest(lives: list[dict[str, float]]) -> dict[str, float]:
-    """For each figure the repeat that differs most from the others, on the scale of their median."""
-    farthest = {}
-    for name in lives[0]:
-        values = [live[name] for live in lives]
-        middle = statistics.median(values)
-        farthest[name] = max(values, key=lambda value: abs(value - middle))
-    return farthest
-
-
-def _measure(args: argparse.Namespace, bench: Bench, subject: Subject) -> list[Row]:
-    calibration = calibrate(bench, subject)
-    simulator = Simulator(bench, subject, calibration)
-    print(
-        f"{subject.name}: {subject.rows} rows a request, capacity {calibration.capacity_rps:,.0f} requests/s, "
-        f"path {simulator.costs.path_s * 1e6:.0f} us, "
-        f"{len(calibration.batches):,} batches recorded",
-        flush=True,
-    )
-    with bench.serve_subject(subject, record=True) as (_, url):
-        bench.load_subject(url, subject, ["--concurrency", "8", "--duration", "2"], 2)
-        cells = [
-            _live(bench, url, subject, load * calibration.capacity_rps, load, args, trace=trace)
-            for trace in ((False, True) if args.trace else (False,))
-            for load in LOADS
-        ]
-    rows = []
-    for cell in cells:
-        rows.append(_compare(bench, subject, calibration, simulator, cell))
-        print(_line(rows[-1]), flush=True)
-    return rows
-
-
 HEADING = "model    arrivals load    rate/s   p50 ms   p99 ms   shed" + "".join(
     f" | {name:<10}{'rate':>7}{'p50':>8}{'p99':>8}   shed      " for name in ("predicted", "explained", "live again")
 )
+
+
+def _measure(args: argparse.Namespace, bench: Bench, subject: Subject) -> list[Row]:
+    recording = bench.record(subject, LOADS, parts=args.parts, seconds=args.seconds, repeats=args.repeats, trace=args.trace)
+    simulator = Simulator(subject, recording, bench.log(subject))
+    print(
+        f"{subject.name}: {subject.rows} rows a request, capacity {recording.capacity_rps:,.0f} requests/s, "
+        f"path {simulator.path_s * 1e6:.0f} us, {len(recording.batches):,} batches recorded",
+        flush=True,
+    )
+    rows = []
+    for cell, runs in zip(recording.cells, recording.runs, strict=True):
+        rows.append(simulator.compare(cell, runs))
+        print(_line(rows[-1]), flush=True)
+    return rows
 
 
 def _line(row: Row) -> str:
     live = row.live
     text = f"{row.subject:<8} {row.arrivals:<8} {row.load:<4g} {live['rate']:>9,.1f} {live['p50']:>8.4g} {live['p99']:>8.4g}"
     text += f" {live['shed']:>6.1%}"
-    for simulated in (row.predicted, row.explained, row.again):
-        apart = row.apart(simulated)
-        text += f" | {apart['rate']:>+17.1%} {apart['p50']:>+7.1%} {apart['p99']:>+7.1%} {simulated['shed']:>6.1%}"
-        text += "  pass" if row.passes(simulated) else "  MISS"
+    for figures, reference in _comparisons(row):
+        differences = apart(figures, reference)
+        text += (
+            f" | {differences['rate']:>+17.1%} {differences['p50']:>+7.1%} {differences['p99']:>+7.1%} {figures['shed']:>6.1%}"
+        )
+        text += "  pass" if agrees(figures, reference) else "  MISS"
     return text
+
+
+def _comparisons(row: Row) -> list[tuple[dict[str, float], dict[str, float]]]:
+    return [(row.predicted, row.live), (row.explained, row.live), (row.again, row.first)]
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fidelity", description=__doc__)
     parser.add_argument("--trace", type=Path, help="also replay this trace (CSV), sped up to each load")
-    parser.add_argument("--seconds", type=float, default=12.0, help="length of each Poisson run (default 12)")
-    parser.add_argument("--repeats", type=int, default=3, help="live runs of each, whose median counts (default 3)")
+    parser.add_argument("--seconds", type=float, default=24.0, help="length of each Poisson load (default 24)")
+    parser.add_argument("--parts", type=int, default=4, help="runs that each load is cut into, in turn with others (default 4)")
+    parser.add_argument("--repeats", type=int, default=2, help="how often all of that is sent (default 2)")
     parser.add_argument("--only", choices=[subject.name for subject in SUBJECTS], help="one model only")
     parser.add_argument("--json", type=Path, help="keep every figure")
     args = parser.parse_args(arguments)
-    if args.seconds <= 0.0 or args.repeats < 1:
-        parser.error("--seconds must be above 0 and --repeats at least 1")
+    if args.repeats < 1 or args.parts < 2 or args.seconds < args.parts:
+        parser.error("--repeats must be at least 1, --parts 2 (one is predicted by others), and --seconds 1 for each part")
     if args.trace is not None:
         try:
             read_trace(args.trace)
@@ -211,17 +80,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _conclude(args: argparse.Namespace, machine: dict[str, object], rows: list[Row]) -> int:
     if args.json:
-        kept = [
-            {**vars(row), "apart": [row.apart(row.predicted), row.apart(row.explained), row.apart(row.again)]} for row in rows
-        ]
+        kept = [{**vars(row), "apart": [apart(*pair) for pair in _comparisons(row)]} for row in rows]
         args.json.write_text(json.dumps({"machine": machine, "rows": kept}, indent=1))
-    predicted = sum(row.passes(row.predicted) for row in rows)
-    explained = sum(row.passes(row.explained) for row in rows)
-    again = sum(row.passes(row.again) for row in rows)
+    predicted, explained, again = (sum(agrees(*pair) for pair in pairs) for pairs in zip(*map(_comparisons, rows), strict=True))
     print(f"bands: {BANDS['rate']:.0%} of the rate, {BANDS['p50']:.0%} of p50 and of p99")
-    print(f"of {len(rows)} rows {predicted} are predicted (batch times measured before), {explained} explained (the run's own)")
+    print(
+        f"of {len(rows)} rows {predicted} are predicted (each part by the parts around it), "
+        f"{explained} explained (by its own batches)"
+    )
     if args.repeats > 1:
-        print(f"in {again} of {len(rows)} rows the live runs agree with one another that closely: no simulator can do better")
+        print(f"in {again} of {len(rows)} rows the last live repeat is that near to the first")
     return 0 if predicted == len(rows) else 1
 
 
@@ -240,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
             for subject in SUBJECTS:
                 if args.only in (None, subject.name):
                     rows += _measure(args, bench, subject)
-    except BenchmarkError as error:
+    except (BenchmarkError, ArrivalsError) as error:  # the latter: a part of the trace with a single arrival
         print(f"failed: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -181,13 +181,14 @@ def test_options_reach_the_result(folder: Path, capsys: pytest.CaptureFixture[st
         "--nodes=3",
         "--balancer=round-robin",
         "--rows=2",
-        "--loop=read=20us,write=15us,path=1ms",
+        "--loop=read=20us,write=15us,path=1ms,shared",
         "--arrivals=gamma:cv=2",
     ]
     assert main(["simulate", "--config=dlproxy.toml", TIMES, RATE, SHORT, *options, "--json=out.json"]) == OK
     result = load(folder / "out.json")
     assert result.setup["nodes"] == 3
     assert result.setup["loop_us"] == {"read": pytest.approx(20.0), "write": pytest.approx(15.0), "path": pytest.approx(1000.0)}
+    assert result.setup["loop_shares_core"] is True
     assert result.setup["arrivals"] == "gamma:cv=2"
     assert result.setup["models"]["m"]["slo_s"] == 0.08
     assert list(result.instances["node-2"]) == ["m-0", "m-1"]

@@ -93,3 +93,37 @@ def test_the_lane_hears_of_a_batch_after_its_hand_over_which_is_no_part_of_its_s
     assert simulation.ends == {1: (None, 0.75), 2: (None, 1.5)}
     assert [event.service_s for _, event in noted(model).told if isinstance(event, BatchDone)] == [0.5, 0.5]
     assert model.instances["m-0"].busy_s == 1.0
+
+
+def test_on_a_shared_core_a_batch_lasts_longer_by_what_the_loop_did_meanwhile() -> None:
+    model = make_model("m", Fitted(1.0, 0.0), knobs=KNOBS)
+    due = [Call("m", 1, inf, at) for at in (0.0, 0.5, 0.75, 1.1)]  # the last comes in the time that the others took
+    simulation, _ = run_calls([model], due, costs=LoopCosts(0.125, 0.0, shares_core=True))
+    assert simulation.ends[1] == (None, pytest.approx(0.125 + 1.0 + 3 * 0.125))
+    (first, second) = [event.service_s for _, event in noted(model).told if isinstance(event, BatchDone)]
+    assert (first, second) == (pytest.approx(1.375), pytest.approx(1.0))
+    assert model.instances["m-0"].usage(2.5)["utilisation"] == pytest.approx((1.375 + 1.0) / 2.5)
+
+
+@pytest.mark.parametrize(("shares_core", "per_second"), [(False, 1 / 0.010), (True, 1 / (0.010 + 0.003))])
+def test_on_a_shared_core_batches_and_loop_share_its_capacity(shares_core: bool, per_second: float) -> None:
+    model = make_model("m", Fitted(0.010, 0.0), knobs=LaneKnobs(max_batch=1, max_queue_rows=100_000))
+    costs = LoopCosts(0.002, 0.001, shares_core=shares_core)
+    simulation, _ = run_calls([model], calls(2000, 0.012), costs=costs)  # each is read while another one runs
+    last = max(at for _, at in simulation.ends.values())
+    assert 2000 / last == pytest.approx(min(per_second, 1 / 0.012), rel=0.01)
+
+
+def test_on_a_shared_core_a_batch_waits_for_one_on_the_loop() -> None:
+    thread = make_model("thread", Fitted(1.0, 0.0), knobs=KNOBS)
+    inline = make_model("inline", Fitted(0.5, 0.0), knobs=KNOBS, inline=True)
+    due = [Call("thread", 1, inf, 0.0), Call("inline", 1, inf, 0.25)]
+    simulation, _ = run_calls([thread, inline], due, costs=LoopCosts(shares_core=True))
+    assert simulation.ends == {1: (None, pytest.approx(1.5)), 2: (None, pytest.approx(0.75))}
+
+
+def test_after_a_batch_that_was_held_up_the_instance_has_not_rested() -> None:
+    samples = [*[Sample(1, 0.5, idle_s=0.0)] * 20, *[Sample(1, 5.0, idle_s=1.0)] * 20]
+    model = make_model("m", Measured(samples), knobs=LaneKnobs(max_batch=1, max_queue_rows=9))
+    simulation, _ = run_calls([model], calls(3, 0.1), costs=LoopCosts(0.1, 0.0, shares_core=True))
+    assert simulation.ends[3] == (None, pytest.approx(0.1 + (5.0 + 2 * 0.1) + 0.5 + 0.5)), "only the first came after a rest"

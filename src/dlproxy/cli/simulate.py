@@ -60,7 +60,9 @@ def add_to(commands: Commands) -> None:
     )
     fleet.add_argument("--fault", action="append", default=[], metavar="FAULT", help="slow:node=node-0,at=10,for=30,factor=12")
     fleet.add_argument(
-        "--loop", metavar="read=20us,write=15us,path=100us", help="time per request on a node's loop and network"
+        "--loop",
+        metavar="read=20us,write=15us,path=100us,shared",
+        help="time per request on a node's loop and network; shared: the loop's core is that of the batches, too",
     )
     simulate.add_argument("--replay", type=Path, metavar="EVENT.dlog", help="replay a recorded live run instead, and compare")
     simulate.add_argument("--json", type=Path, metavar="FILE", help="write the result")
@@ -224,10 +226,11 @@ def _loop_costs(text: str | None) -> "LoopCosts":
     from dlproxy.config import ConfigError
     from dlproxy.lab.simulate.engine import LoopCosts
 
+    parts = list(filter(None, (text or "").split(",")))
+    shares_core = "shared" in parts
     costs = {}
-    for part in filter(None, (text or "").split(",")):
-        name, _, value = part.partition("=")
+    for name, _, value in (part.partition("=") for part in parts if part != "shared"):
         if name not in ("read", "write", "path"):
-            raise ConfigError(f"--loop {text}: no '{name}'; write it like read=20us,write=15us,path=100us")
+            raise ConfigError(f"--loop {text}: no '{name}'; write it like read=20us,write=15us,path=100us,shared")
         costs[f"{name}_s"] = seconds(value, f"--loop {name}") or 0.0
-    return LoopCosts(**costs)
+    return LoopCosts(**costs, shares_core=shares_core)

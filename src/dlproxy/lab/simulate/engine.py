@@ -42,11 +42,14 @@ class LoopCosts(Struct, frozen=True):
     """Seconds that a node's event loop spends on a request: reading and checking it, and writing its answer.
 
     `path_s` is spent outside of the node, in the network and the client. All 0: the loop is infinitely quick.
+    `shares_core`: batches on threads run on the loop's own core, and last longer by what it does meanwhile. Two such batches
+    do not slow one another.
     """
 
     read_s: float = 0.0
     write_s: float = 0.0
     path_s: float = 0.0
+    shares_core: bool = False
 
 
 class Call(Struct, eq=False):
@@ -135,6 +138,7 @@ class Node:
         self._inbox: list[tuple[SimulatedModel, Ticket, float]] = []
         self._later: list[tuple[SimulatedModel, Event | Dispatch]] = []  # what the loop finds ready at its next turn
         self._free_at = 0.0
+        self._worked_s = 0.0  # by the loop, so far
         self._turn_set = False
         self._finishing = False
         for model in self.models.values():
@@ -183,6 +187,7 @@ class Node:
         gathered: dict[str, list[Ticket]] = {}
         for model, ticket, timeout_s in inbox:
             now += self._costs.read_s
+            self._worked_s += self._costs.read_s
             ticket.arrived_at, ticket.deadline_at = now, now + timeout_s
             tickets = gathered.setdefault(model.name, [])
             tickets.append(ticket)
@@ -224,9 +229,11 @@ class Node:
             write_s = self._costs.write_s
             for ticket in command.tickets:
                 now += write_s
+                self._worked_s += write_s
                 self._finished(ticket.id, None, now)
         elif isinstance(command, Reject):
             now += self._costs.write_s
+            self._worked_s += self._costs.write_s
             self._finished(command.ticket.id, command.failure.kind, now)
         elif not isinstance(command, WakeAt):
             return self._arbitrate(model, command, now)
@@ -283,11 +290,26 @@ class Node:
             self._later.append((model, command))  # sockets get a turn between two batches that hold the loop
             return now
         done, heard_at = self._begin(model, command, now)
-        self._heap.at(heard_at, self.happen, (model, done))
+        if self._costs.shares_core:
+            self._heap.at(heard_at, self._end_unless_held_up, (model, command.instance, done, self._worked_s))
+        else:
+            self._heap.at(heard_at, self.happen, (model, done))
         return now
+
+    def _end_unless_held_up(self, what: tuple[SimulatedModel, str, BatchDone, float], now: float) -> None:
+        """A batch has had its time, but for what the loop has worked since."""
+        model, instance, done, worked_s = what
+        held_up_s = self._worked_s - worked_s
+        if held_up_s > 0.0:
+            model.instances[instance].hold_up(held_up_s)
+            done = BatchDone(done.batch_id, done.service_s + held_up_s, done.error)
+            self._heap.at(now + held_up_s, self._end_unless_held_up, (model, instance, done, self._worked_s))
+        else:
+            self.happen((model, done), now)
 
     def _run_inline(self, model: SimulatedModel, command: Dispatch, now: float) -> float:
         done, heard_at = self._begin(model, command, now)
+        self._worked_s += heard_at - now
         self._finishing = True
         now = self._tell(model, done, heard_at)
         self._finishing = False

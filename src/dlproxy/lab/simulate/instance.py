@@ -62,6 +62,13 @@ class SimulatedInstance:
         self._rests_since = heard_at = now + service_s + hand_over_s
         return service_s, heard_at, error
 
+    def hold_up(self, seconds: float) -> None:
+        """The batch that was begun last takes so much longer; the caller says when it has ended."""
+        if self.busy_until < self.measured_until:
+            self.busy_s += seconds
+        self.busy_until += seconds
+        self._rests_since += seconds
+
     def lose(self, now: float) -> None:
         """It dies: what it runs is never reported. Whoever calls this tells the lane."""
         self.busy_s -= max(self.busy_until - now, 0.0)

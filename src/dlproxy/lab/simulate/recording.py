@@ -13,33 +13,40 @@ from dlproxy.telemetry.event_log import Header, LogError, read, replay
 
 
 class Batches:
-    """The batches of a recording that gave answers, in the order of their ends; of those begun from `since` to `until`."""
+    """The batches of a recording that gave answers, in the order of their ends.
 
-    def __init__(self, path: Path, since: float = -inf, until: float = inf) -> None:
+    `first_at`: when the first of them began, on the recorded clock.
+    """
+
+    def __init__(self, path: Path) -> None:
         header, entries = read(path)
         self.header: Header = header
-        self.samples: list[Sample] = []
-        running: dict[int, tuple[str, int, float]] = {}
+        running: dict[int, tuple[str, int, float, int]] = {}
+        arrived = 0
         ended_at: dict[str, float] = {}
-        first_at = inf
+        samples: list[Sample] = []
         inline = header.knobs.max_batch_s < inf  # the bound that only models on the event loop have
         for entry in entries:
-            if isinstance(entry.event, BatchDone) and entry.event.batch_id in running:
-                instance, rows, begun_at = running.pop(entry.event.batch_id)
+            if isinstance(entry.event, Arrived):
+                arrived += len(entry.event.tickets)
+            elif isinstance(entry.event, BatchDone) and entry.event.batch_id in running:
+                instance, rows, begun_at, arrived_before = running.pop(entry.event.batch_id)
                 service_s = entry.event.service_s
                 if inline:  # it may have waited for the sockets' turn after its dispatch, which the simulated loop does too
                     begun_at = entry.at - service_s
                 idle_s = max(begun_at - ended_at.get(instance, begun_at), 0.0)
                 ended_at[instance] = entry.at
-                if entry.event.error is None and since <= begun_at < until:
-                    first_at = min(first_at, begun_at)
+                if entry.event.error is None:
                     hand_over_s = max(entry.at - begun_at - service_s, 0.0)
-                    self.samples.append(Sample(rows, service_s, hand_over_s, idle_s, begun_at - first_at))
+                    samples.append(Sample(rows, service_s, hand_over_s, idle_s, begun_at, arrived - arrived_before))
             for command in entry.commands:
                 if isinstance(command, Dispatch):
-                    running[command.batch_id] = (command.instance, sum(ticket.rows for ticket in command.tickets), entry.at)
-        if not self.samples:
+                    rows = sum(ticket.rows for ticket in command.tickets)
+                    running[command.batch_id] = (command.instance, rows, entry.at, arrived)
+        if not samples:
             raise LogError(f"{path} holds no batch that was answered: there are no service times to learn from it")
+        self.first_at = min(sample.at_s for sample in samples)
+        self.samples = [sample._replace(at_s=sample.at_s - self.first_at) for sample in samples]
 
 
 def replayed(path: Path, *, objective_s: float | None = None) -> Result:

@@ -212,6 +212,7 @@ def _setup(scenario: Scenario) -> Mapping[str, Any]:
         "rows": scenario.rows,
         "timeout_s": None if scenario.timeout_s == inf else scenario.timeout_s,
         "loop_us": {"read": costs.read_s * 1e6, "write": costs.write_s * 1e6, "path": costs.path_s * 1e6},
+        "loop_shares_core": costs.shares_core,
         "seed": scenario.seed,
         "models": {
             name: {

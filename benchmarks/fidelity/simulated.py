@@ -1,0 +1,169 @@
+"""The simulated half: every part of a recording again in virtual time, and both halves' figures over all parts.
+
+Called by benchmarks/fidelity/__main__.py. Not aware of: servers, processes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+import numpy as np
+from msgspec import structs
+from numpy.typing import NDArray
+
+from benchmarks.fidelity.live import Cell, Recording, Run, Subject
+from dlproxy.config import ModelConfig
+from dlproxy.lab.report.histogram import Histogram
+from dlproxy.lab.report.result import Result
+from dlproxy.lab.simulate.run import ModelPlan, Scenario, plan_model, simulate
+from dlproxy.lab.simulate.service_times import Measured, Sample
+from dlproxy.policy.events import Complete
+from dlproxy.telemetry.event_log import read
+
+Seconds = NDArray[np.float64]
+
+BANDS = {"rate": 0.05, "p50": 0.15, "p99": 0.15}
+NEAR_S = 0.2  # a batch that explains a run is drawn within so many seconds of its own moment
+SEED = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One load: figures over all runs of its parts, live and simulated.
+
+    `predicted`: each part with the batch times of the parts before and after it. `explained`: with its own, each at its moment.
+    `again`: the last repeat alone, beside `first`: how well the machine predicts itself.
+    """
+
+    subject: str
+    arrivals: str
+    load: float
+    live: dict[str, float]
+    predicted: dict[str, float]
+    explained: dict[str, float]
+    first: dict[str, float]
+    again: dict[str, float]
+
+
+def apart(figures: dict[str, float], reference: dict[str, float]) -> dict[str, float]:
+    """By how much of the reference the figures differ from it."""
+    return {name: figures[name] / reference[name] - 1.0 if reference[name] else inf for name in BANDS}
+
+
+def agrees(figures: dict[str, float], reference: dict[str, float]) -> bool:
+    """Every one of them is within its band."""
+    return all(abs(difference) <= BANDS[name] for name, difference in apart(figures, reference).items())
+
+
+def figures(results: Sequence[Result]) -> dict[str, float]:
+    """Rate in 1/s, quantiles in ms and the share of failures, as if the runs had been one."""
+    histogram = Histogram.decode(results[0].histogram)
+    for result in results[1:]:
+        histogram.merge(Histogram.decode(result.histogram))
+    sent = sum(result.sent for result in results)
+    return {
+        "rate": sum(result.rate_rps * result.duration_s for result in results) / sum(result.duration_s for result in results),
+        "p50": histogram.quantile_s(0.5) * 1e3,
+        "p99": histogram.quantile_s(0.99) * 1e3,
+        "shed": sum(result.failed for result in results) / sent if sent else 0.0,
+    }
+
+
+def _latencies(result: Result) -> Seconds:
+    """Of each answer, in rising order."""
+    steps = Histogram.decode(result.histogram).steps()
+    return np.repeat([latency_s for latency_s, _ in steps], [times for _, times in steps])
+
+
+class Simulator:
+    """Simulates the runs of a recording.
+
+    Batch times come from the event log, with what the loop did on the same core meanwhile. The path of a request, between
+    client and lane and back, is what the clients of the least load saw beyond what the lane did, quantile by quantile. Each
+    simulated latency gets a time on top, drawn from the paths of the two runs at the least load that were next to it.
+    """
+
+    def __init__(self, subject: Subject, recording: Recording, log: Path) -> None:
+        self._subject = subject
+        self._recording = recording
+        self._plan = plan_model(subject.name, ModelConfig(**subject.knobs), str(log)).plan
+        answers = _answers(log)
+        self._paths = [(run, _paths_s(run, answers)) for run in recording.runs[0]]
+
+    @property
+    def path_s(self) -> float:
+        """Median of the seconds that a request spends between client and lane, both ways."""
+        return float(np.median(np.concatenate([paths_s for _, paths_s in self._paths])))
+
+    def predict(self, run: Run, others: Sequence[Run]) -> Result:
+        """With the batch times of the two runs of other parts that were next to it."""
+        batches = [sample for other in _nearest(run, others) for sample in self._during(other)]
+        return self._simulate(run, batches)
+
+    def explain(self, run: Run) -> Result:
+        """With its own."""
+        return self._simulate(run, self._during(run), NEAR_S)
+
+    def compare(self, cell: Cell, runs: Sequence[Run]) -> Row:
+        """All runs of one cell."""
+        return Row(
+            self._subject.name,
+            cell.kind,
+            cell.load,
+            figures([run.result for run in runs]),
+            figures([self.predict(run, runs) for run in runs]),
+            figures([self.explain(run) for run in runs]),
+            figures([run.result for run in runs[: len(cell.parts)]]),
+            figures([run.result for run in runs[-len(cell.parts) :]]),
+        )
+
+    def _during(self, run: Run) -> list[Sample]:
+        """The batches that began in its time, with instants from the first on."""
+        batches = [sample for sample in self._recording.batches if run.began_at <= sample.at_s < run.ended_at]
+        first_at = min((sample.at_s for sample in batches), default=0.0)
+        return [sample._replace(at_s=sample.at_s - first_at) for sample in batches]
+
+    def _simulate(self, run: Run, batches: list[Sample], near_s: float = 0.0) -> Result:
+        subject, part = self._subject, run.part
+        model = ModelPlan(self._plan, lambda seed: Measured(batches, near_s=near_s, seed=seed), f"{len(batches)} batches")
+        result = simulate(
+            Scenario(
+                models={subject.name: model},
+                arrivals=part.arrivals,
+                duration_s=part.seconds,
+                rows=subject.rows,
+                timeout_s=subject.deadline_s,
+                objective_s=subject.deadline_s,
+            )
+        )
+        inside = _latencies(result)
+        quiet = _nearest(run, self._recording.runs[0])
+        paths_s = np.concatenate([paths_s for other, paths_s in self._paths if any(other is near for near in quiet)])
+        histogram = Histogram()
+        histogram.add(inside + np.random.default_rng(SEED).choice(paths_s, inside.size))
+        return structs.replace(result, histogram=histogram.encode())
+
+
+def _nearest(run: Run, others: Sequence[Run]) -> list[Run]:
+    """The two that began next to it, which it is none of itself."""
+    return sorted((other for other in others if other is not run), key=lambda other: abs(other.began_at - run.began_at))[:2]
+
+
+def _paths_s(run: Run, answers: Seconds) -> Seconds:
+    seen = _latencies(run.result)
+    inside = answers[(answers[:, 0] >= run.began_at) & (answers[:, 0] < run.ended_at), 1]
+    return np.maximum(seen - np.quantile(inside, (np.arange(seen.size) + 0.5) / seen.size), 0.0)
+
+
+def _answers(log: Path) -> Seconds:
+    """A row for each request that was answered: when the lane heard of it, and after how many seconds its batch was done."""
+    return np.array(
+        [
+            (ticket.arrived_at, entry.at - ticket.arrived_at)
+            for entry in read(log)[1]
+            for command in entry.commands
+            if isinstance(command, Complete)
+            for ticket in command.tickets
+        ]
+    )
