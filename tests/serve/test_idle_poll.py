@@ -40,11 +40,11 @@ class Loop:
                 callback()
         self.now = max(self.now, until)
 
-    def answer(self, who: str = "a", *, after_s: float = SOON_S) -> None:
+    def answer(self, who: str = "a", *, after_s: float = SOON_S, takes_s: float = 30e-6) -> None:
         """A request comes after so long, and is answered."""
         self.pass_time(after_s)
         self.poll.busy(who)
-        self.now += 30e-6
+        self.now += takes_s
         self.poll.idle(who)
 
 
@@ -92,6 +92,14 @@ def test_one_that_comes_late_starts_it_anew_although_nobody_polled() -> None:
             loop.answer()
         loop.answer(after_s=2 * MOST_S)
         assert loop.asleep
+
+
+@pytest.mark.parametrize(("takes_s", "asleep"), [(0.9 * MOST_S, False), (1.1 * MOST_S, True)])
+def test_answers_that_take_long_are_not_worth_it(takes_s: float, asleep: bool) -> None:
+    loop = Loop()
+    for _ in range(5 * STREAK):
+        loop.answer(takes_s=takes_s)
+    assert loop.asleep is asleep
 
 
 def test_nobody_polls_while_another_model_works(loop: Loop) -> None:

@@ -16,8 +16,9 @@ OWN_CGROUP = Path("/proc/self/cgroup")
 class IdlePoll:
     """One per process. A core that sleeps wakes late (on virtual machines by tens of microseconds); one that polls does not.
 
-    While the loop has nothing to do, but each of the last 16 requests came within `most_s` seconds of the answers before,
-    it turns on without sleeping for so long. Whenever none comes in that time it sleeps, and the count starts anew.
+    While the loop has nothing to do, but each of the last 16 requests came within `most_s` seconds of the answers before, and
+    was answered in as short a time, it turns on without sleeping for so long. If none comes in that time it sleeps, and the
+    count starts anew. So it does where answers take longer (many clients, slow models): waking late is little beside that.
     The rule is that of Linux' cpuidle-haltpoll (Documentation/virt/guest-halt-polling.rst), whose limit is 200 us too,
     but for the count, which keeps a server that is half idle from looking busy.
     """
@@ -27,29 +28,33 @@ class IdlePoll:
         self._clock = clock
         self._call_soon = call_soon
         self._busy: set[object] = set()
-        self._idle_since: float | None = None
+        self._busy_since = self._idle_since = -inf
         self._streak = 0
         self._polling = False
 
     def busy(self, who: object) -> None:
         """It has requests to answer again."""
-        if self._idle_since is not None:
-            self._streak = self._streak + 1 if self._clock() - self._idle_since <= self._most_s else 0
-            self._idle_since = None
+        if not self._busy:
+            self._busy_since = now = self._clock()
+            self._streak = self._streak + 1 if now - self._idle_since <= self._most_s else 0
         self._busy.add(who)
 
     def idle(self, who: object) -> None:
         """It has answered everything. May be said again."""
+        if not self._busy:
+            return
         self._busy.discard(who)
-        if not self._busy and self._idle_since is None:
-            self._idle_since = self._clock()
+        if not self._busy:
+            self._idle_since = now = self._clock()
+            if now - self._busy_since > self._most_s:
+                self._streak = 0
             if self._streak >= STREAK and not self._polling:
                 self._polling = True
                 self._call_soon(self._turn)
 
     def _turn(self) -> None:
         """One turn of the loop, which looks at every socket."""
-        if self._idle_since is None:
+        if self._busy:
             self._polling = False
         elif self._clock() - self._idle_since > self._most_s:
             self._polling = False
