@@ -62,7 +62,9 @@ def _comparisons(row: Row) -> list[tuple[dict[str, float], dict[str, float]]]:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fidelity", description=__doc__)
     parser.add_argument("--trace", type=Path, help="also replay this trace (CSV), sped up to each load")
-    parser.add_argument("--seconds", type=float, default=24.0, help="length of each Poisson load (default 24)")
+    parser.add_argument(
+        "--seconds", type=float, default=17.0, help="of Poisson arrivals at load 1, longer at less (default 17)"
+    )
     parser.add_argument("--parts", type=int, default=4, help="runs that each load is cut into, in turn with others (default 4)")
     parser.add_argument("--repeats", type=int, default=2, help="how often all of that is sent (default 2)")
     parser.add_argument("--only", choices=[subject.name for subject in SUBJECTS], help="one model only")

@@ -92,7 +92,7 @@ class Bench(Live):
     def record(
         self, subject: Subject, loads: Sequence[float], *, parts: int, seconds: float, repeats: int, trace: Path | None
     ) -> Recording:
-        """Every load in so many parts, as often as asked for.
+        """Every load in so many parts, as often as asked for; `seconds` at load 1, longer at less: all send as many requests.
 
         The parts of different loads take turns, so that all of them see the machine's quick minutes and its slow ones.
         """
@@ -138,7 +138,7 @@ class Bench(Live):
             Cell(
                 "poisson",
                 load,
-                tuple(_poisson(load * capacity_rps, seconds / parts, FIRST_SEED + number) for number in range(parts)),
+                tuple(_poisson(load * capacity_rps, seconds / load / parts, FIRST_SEED + number) for number in range(parts)),
             )
             for load in loads
         ]

@@ -25,7 +25,7 @@ Seconds = NDArray[np.float64]
 
 BANDS = {"rate": 0.05, "p50": 0.15, "p99": 0.15}
 NEAR_S = 0.2  # a batch that explains a run is drawn within so many seconds of its own moment
-SEED = 1
+QUANTILES = 1000  # at which the path is known
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Simulator:
     """Simulates the runs of a recording.
 
     Batch times come from the event log, with what the loop did on the same core meanwhile. The path of a request, between
-    client and lane and back, is what the clients of the least load saw beyond what the lane did, quantile by quantile. Each
-    simulated latency gets a time on top, drawn from the paths of the two runs at the least load that were next to it.
+    client and lane and back, is what the clients of the least load saw beyond what the lane did, quantile by quantile; so it is
+    added to the simulated latencies, from the two runs at the least load that were next to each.
     """
 
     def __init__(self, subject: Subject, recording: Recording, log: Path) -> None:
@@ -89,12 +89,12 @@ class Simulator:
         self._recording = recording
         self._plan = plan_model(subject.name, ModelConfig(**subject.knobs), str(log)).plan
         answers = _answers(log)
-        self._paths = [(run, _paths_s(run, answers)) for run in recording.runs[0]]
+        self._paths_s = [_path_s(run, answers) for run in recording.runs[0]]
 
     @property
     def path_s(self) -> float:
         """Median of the seconds that a request spends between client and lane, both ways."""
-        return float(np.median(np.concatenate([paths_s for _, paths_s in self._paths])))
+        return float(np.median(self._paths_s))
 
     def predict(self, run: Run, others: Sequence[Run]) -> Result:
         """With the batch times of the two runs of other parts that were next to it."""
@@ -138,10 +138,10 @@ class Simulator:
             )
         )
         inside = _latencies(result)
-        quiet = _nearest(run, self._recording.runs[0])
-        paths_s = np.concatenate([paths_s for other, paths_s in self._paths if any(other is near for near in quiet)])
+        quiet = self._recording.runs[0]
+        path_s = np.mean([self._paths_s[quiet.index(near)] for near in _nearest(run, quiet)], axis=0)
         histogram = Histogram()
-        histogram.add(inside + np.random.default_rng(SEED).choice(paths_s, inside.size))
+        histogram.add(inside + np.interp(_shares(inside.size), _shares(QUANTILES), path_s))
         return structs.replace(result, histogram=histogram.encode())
 
 
@@ -150,10 +150,17 @@ def _nearest(run: Run, others: Sequence[Run]) -> list[Run]:
     return sorted((other for other in others if other is not run), key=lambda other: abs(other.began_at - run.began_at))[:2]
 
 
-def _paths_s(run: Run, answers: Seconds) -> Seconds:
-    seen = _latencies(run.result)
+def _path_s(run: Run, answers: Seconds) -> Seconds:
+    """At each of so many quantiles: what the clients saw, less what the lane did."""
     inside = answers[(answers[:, 0] >= run.began_at) & (answers[:, 0] < run.ended_at), 1]
-    return np.maximum(seen - np.quantile(inside, (np.arange(seen.size) + 0.5) / seen.size), 0.0)
+    shares = _shares(QUANTILES)
+    return np.maximum(np.quantile(_latencies(run.result), shares) - np.quantile(inside, shares), 0.0)
+
+
+def _shares(count: int) -> Seconds:
+    """So many shares of a distribution, evenly spaced."""
+    shares: Seconds = (np.arange(count) + 0.5) / count
+    return shares
 
 
 def _answers(log: Path) -> Seconds:
