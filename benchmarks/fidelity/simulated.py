@@ -154,7 +154,8 @@ def _path_s(run: Run, answers: Seconds) -> Seconds:
     """At each of so many quantiles: what the clients saw, less what the lane did."""
     inside = answers[(answers[:, 0] >= run.began_at) & (answers[:, 0] < run.ended_at), 1]
     shares = _shares(QUANTILES)
-    return np.maximum(np.quantile(_latencies(run.result), shares) - np.quantile(inside, shares), 0.0)
+    path_s: Seconds = np.quantile(_latencies(run.result), shares) - np.quantile(inside, shares)
+    return path_s.clip(min=0.0)
 
 
 def _shares(count: int) -> Seconds:
