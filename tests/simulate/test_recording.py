@@ -108,7 +108,7 @@ def test_failed_and_lost_batches_teach_nothing(tmp_path: Path) -> None:
         (6.5, BatchDone(4, 0.5)),
     )
     assert Batches(log).first_at == 1.0
-    expected = [(3, 0.375, 0.125, 0.0, 0.0, 0), (1, 0.5, 0.0, 3.5, 5.0, 0)]
+    expected = [(3, 0.375, 0.125, 0.0, 0.0), (1, 0.5, 0.0, 3.5, 5.0)]
     assert Batches(log).samples == expected, "idle since the batch that failed"
     result = replayed(log)
     assert (result.sent, result.ok, result.errors) == (4, 2, {"model_failed": 1, "unavailable": 1})
@@ -164,4 +164,4 @@ def test_a_batch_on_the_loop_begins_when_it_runs_not_when_it_is_dispatched(tmp_p
     ]:
         recorder.on(event, at)
     recorder.close()
-    assert Batches(tmp_path / "a.dlog").samples == [(1, 0.25, 0.0, 0.0, 0.0, 1), (1, 0.25, 0.0, 0.25, 0.5, 0)]
+    assert Batches(tmp_path / "a.dlog").samples == [(1, 0.25, 0.0, 0.0, 0.0), (1, 0.25, 0.0, 0.25, 0.5)]

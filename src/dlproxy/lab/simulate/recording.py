@@ -21,16 +21,13 @@ class Batches:
     def __init__(self, path: Path) -> None:
         header, entries = read(path)
         self.header: Header = header
-        running: dict[int, tuple[str, int, float, int]] = {}
-        arrived = 0
+        running: dict[int, tuple[str, int, float]] = {}
         ended_at: dict[str, float] = {}
         samples: list[Sample] = []
         inline = header.knobs.max_batch_s < inf  # the bound that only models on the event loop have
         for entry in entries:
-            if isinstance(entry.event, Arrived):
-                arrived += len(entry.event.tickets)
-            elif isinstance(entry.event, BatchDone) and entry.event.batch_id in running:
-                instance, rows, begun_at, arrived_before = running.pop(entry.event.batch_id)
+            if isinstance(entry.event, BatchDone) and entry.event.batch_id in running:
+                instance, rows, begun_at = running.pop(entry.event.batch_id)
                 service_s = entry.event.service_s
                 if inline:  # it may have waited for the sockets' turn after its dispatch, which the simulated loop does too
                     begun_at = entry.at - service_s
@@ -38,11 +35,11 @@ class Batches:
                 ended_at[instance] = entry.at
                 if entry.event.error is None:
                     hand_over_s = max(entry.at - begun_at - service_s, 0.0)
-                    samples.append(Sample(rows, service_s, hand_over_s, idle_s, begun_at, arrived - arrived_before))
+                    samples.append(Sample(rows, service_s, hand_over_s, idle_s, begun_at))
             for command in entry.commands:
                 if isinstance(command, Dispatch):
                     rows = sum(ticket.rows for ticket in command.tickets)
-                    running[command.batch_id] = (command.instance, rows, entry.at, arrived)
+                    running[command.batch_id] = (command.instance, rows, entry.at)
         if not samples:
             raise LogError(f"{path} holds no batch that was answered: there are no service times to learn from it")
         self.first_at = min(sample.at_s for sample in samples)

@@ -51,8 +51,8 @@ class Fitted:
 
 
 class Sample(NamedTuple):
-    """One batch of a live run: its size, its times in seconds, how long its instance had stood idle before, when it
-    began, in seconds from the run's first, and how many requests arrived while it ran.
+    """One batch of a live run: its size, its times in seconds, how long its instance had stood idle before, and when it
+    began, in seconds from the run's first.
     """
 
     rows: int
@@ -60,7 +60,6 @@ class Sample(NamedTuple):
     hand_over_s: float = 0.0
     idle_s: float = 0.0
     at_s: float = 0.0
-    arrived: int = 0
 
 
 class Measured:
