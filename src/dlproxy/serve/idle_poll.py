@@ -7,7 +7,7 @@ from collections.abc import Callable
 from math import inf
 from pathlib import Path
 
-STREAK = 16  # requests in a row that must have come soon: of random arrivals at half the rate that fills a core few do
+STREAK = 16  # requests in a row that must have come soon; random arrivals seldom do unless they fill the core anyway
 QUOTA_CORES = 2.0  # a group of processes that may use less would be held up later for what was spent on polling
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
