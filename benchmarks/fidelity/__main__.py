@@ -65,7 +65,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=17.0, help="of Poisson arrivals at load 1, longer at less (default 17)"
     )
-    parser.add_argument("--parts", type=int, default=4, help="runs that each load is cut into, in turn with others (default 4)")
+    parser.add_argument("--parts", type=int, default=8, help="runs that each load is cut into, in turn with others (default 8)")
     parser.add_argument("--repeats", type=int, default=2, help="how often all of that is sent (default 2)")
     parser.add_argument("--only", choices=[subject.name for subject in SUBJECTS], help="one model only")
     parser.add_argument("--json", type=Path, help="keep every figure")

@@ -11,6 +11,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks.live import Live, Served
 from dlproxy.lab.load.arrivals import Arrivals, make_arrivals, read_trace
 from dlproxy.lab.report.result import Result
@@ -77,13 +80,14 @@ class Run:
 class Recording:
     """What was measured of a subject. `runs`: of each cell, in the order of time; the first cell's load is the least.
 
-    `batches` begin at instants of the monotonic clock.
+    `batches` begin, and `arrivals` are, at instants of the monotonic clock.
     """
 
     capacity_rps: float
     cells: list[Cell]
     runs: list[list[Run]]
     batches: list[Sample]
+    arrivals: NDArray[np.float64]
 
 
 class Bench(Live):
@@ -113,6 +117,7 @@ class Bench(Live):
             cells,
             runs,
             [sample._replace(at_s=sample.at_s + batches.first_at) for sample in batches.samples],
+            batches.arrivals + batches.first_at,
         )
 
     def log(self, subject: Subject) -> Path:

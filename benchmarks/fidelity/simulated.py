@@ -16,15 +16,16 @@ from benchmarks.fidelity.live import Cell, Recording, Run, Subject
 from dlproxy.config import ModelConfig
 from dlproxy.lab.report.histogram import Histogram
 from dlproxy.lab.report.result import Result
+from dlproxy.lab.simulate.engine import LoopCosts
 from dlproxy.lab.simulate.run import ModelPlan, Scenario, plan_model, simulate
 from dlproxy.lab.simulate.service_times import Measured, Sample
+from dlproxy.lab.simulate.shared_core import separate
 from dlproxy.policy.events import Complete
 from dlproxy.telemetry.event_log import read
 
 Seconds = NDArray[np.float64]
 
 BANDS = {"rate": 0.05, "p50": 0.15, "p99": 0.15}
-NEAR_S = 0.2  # a batch that explains a run is drawn within so many seconds of its own moment
 QUANTILES = 1000  # at which the path is known
 
 
@@ -32,7 +33,7 @@ QUANTILES = 1000  # at which the path is known
 class Row:
     """One load: figures over all runs of its parts, live and simulated.
 
-    `predicted`: each part with the batch times of the parts before and after it. `explained`: with its own, each at its moment.
+    `predicted`: each part with the batch times of the parts before and after it. `explained`: with its own.
     `again`: the last repeat alone, beside `first`: how well the machine predicts itself.
     """
 
@@ -79,9 +80,9 @@ def _latencies(result: Result) -> Seconds:
 class Simulator:
     """Simulates the runs of a recording.
 
-    Batch times come from the event log, with what the loop did on the same core meanwhile. The path of a request, between
-    client and lane and back, is what the clients of the least load saw beyond what the lane did, quantile by quantile; so it is
-    added to the simulated latencies, from the two runs at the least load that were next to each.
+    Batch times come from the event log, less what the loop did on the same core meanwhile, which is simulated. The path of a
+    request, between client and loop and back, is what the clients of the least load saw beyond what the loop and the lane did,
+    quantile by quantile; so it is added to the simulated latencies, from the two runs at the least load next to each.
     """
 
     def __init__(self, subject: Subject, recording: Recording, log: Path) -> None:
@@ -89,7 +90,7 @@ class Simulator:
         self._recording = recording
         self._plan = plan_model(subject.name, ModelConfig(**subject.knobs), str(log)).plan
         answers = _answers(log)
-        self._paths_s = [_path_s(run, answers) for run in recording.runs[0]]
+        self._paths_s = [_path_s(run, answers, separate(self._during(run), recording.arrivals)[0]) for run in recording.runs[0]]
 
     @property
     def path_s(self) -> float:
@@ -103,7 +104,7 @@ class Simulator:
 
     def explain(self, run: Run) -> Result:
         """With its own."""
-        return self._simulate(run, self._during(run), NEAR_S)
+        return self._simulate(run, self._during(run))
 
     def compare(self, cell: Cell, runs: Sequence[Run]) -> Row:
         """All runs of one cell."""
@@ -119,14 +120,13 @@ class Simulator:
         )
 
     def _during(self, run: Run) -> list[Sample]:
-        """The batches that began in its time, with instants from the first on."""
-        batches = [sample for sample in self._recording.batches if run.began_at <= sample.at_s < run.ended_at]
-        first_at = min((sample.at_s for sample in batches), default=0.0)
-        return [sample._replace(at_s=sample.at_s - first_at) for sample in batches]
+        """The batches that began in its time."""
+        return [sample for sample in self._recording.batches if run.began_at <= sample.at_s < run.ended_at]
 
-    def _simulate(self, run: Run, batches: list[Sample], near_s: float = 0.0) -> Result:
+    def _simulate(self, run: Run, batches: list[Sample]) -> Result:
         subject, part = self._subject, run.part
-        model = ModelPlan(self._plan, lambda seed: Measured(batches, near_s=near_s, seed=seed), f"{len(batches)} batches")
+        arrival_s, alone = separate(batches, self._recording.arrivals)
+        model = ModelPlan(self._plan, lambda seed: Measured(alone, seed=seed), f"{len(batches)} batches")
         result = simulate(
             Scenario(
                 models={subject.name: model},
@@ -135,6 +135,7 @@ class Simulator:
                 rows=subject.rows,
                 timeout_s=subject.deadline_s,
                 objective_s=subject.deadline_s,
+                costs=LoopCosts(read_s=arrival_s, shares_core=True),
             )
         )
         inside = _latencies(result)
@@ -150,11 +151,11 @@ def _nearest(run: Run, others: Sequence[Run]) -> list[Run]:
     return sorted((other for other in others if other is not run), key=lambda other: abs(other.began_at - run.began_at))[:2]
 
 
-def _path_s(run: Run, answers: Seconds) -> Seconds:
-    """At each of so many quantiles: what the clients saw, less what the lane did."""
+def _path_s(run: Run, answers: Seconds, arrival_s: float) -> Seconds:
+    """At each of so many quantiles: what the clients saw, less what the loop and the lane did."""
     inside = answers[(answers[:, 0] >= run.began_at) & (answers[:, 0] < run.ended_at), 1]
     shares = _shares(QUANTILES)
-    path_s: Seconds = np.quantile(_latencies(run.result), shares) - np.quantile(inside, shares)
+    path_s: Seconds = np.quantile(_latencies(run.result), shares) - np.quantile(inside, shares) - arrival_s
     return path_s.clip(min=0.0)
 
 

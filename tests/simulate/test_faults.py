@@ -4,7 +4,7 @@ from math import inf
 
 import pytest
 
-from dlproxy.lab.simulate.engine import Call, SimulatedModel, Simulation
+from dlproxy.lab.simulate.engine import Call, LoopCosts, SimulatedModel, Simulation
 from dlproxy.lab.simulate.faults import Fault, FaultError, parse, plan_fault
 from dlproxy.lab.simulate.service_times import Fitted
 from dlproxy.message import FailureKind
@@ -21,13 +21,19 @@ class Fleet:
     """`nodes` nodes with one model of so many instances, whose batches take a second."""
 
     def __init__(
-        self, *faults: str, nodes: int = 1, instances: int = 1, knobs: LaneKnobs = KNOBS, inline: bool = False
+        self,
+        *faults: str,
+        nodes: int = 1,
+        instances: int = 1,
+        knobs: LaneKnobs = KNOBS,
+        inline: bool = False,
+        costs: LoopCosts = LoopCosts(),  # noqa: B008  frozen
     ) -> None:
         self.simulation = NotedSimulation(NotedTally(inf), balancer=RoundRobin())
         self.models: list[SimulatedModel] = []
         for number in range(nodes):
             self.models.append(make_model("m", Fitted(1.0, 0.0), knobs=knobs, instances=instances, inline=inline))
-            self.simulation.add(f"node-{number}", [self.models[-1]])
+            self.simulation.add(f"node-{number}", [self.models[-1]], costs)
         for text in faults:
             plan_fault(self.simulation, parse(text))
 
@@ -164,6 +170,12 @@ def test_the_lost_batch_is_not_counted_as_work_after_the_death() -> None:
     fleet = Fleet("die:node=node-0,at=0.25,for=0.25")
     fleet.run(0.0)
     assert fleet.models[0].instances["m-0"].busy_s == pytest.approx(0.25)
+
+
+def test_what_the_loop_does_after_the_death_holds_up_no_batch_that_is_gone() -> None:
+    fleet = Fleet("die:node=node-0,at=0.75", costs=LoopCosts(0.125, shares_core=True))
+    fleet.run(0.0, 0.25, 0.875)  # the first begins at 0.125; reading the others would have held it up
+    assert fleet.models[0].instances["m-0"].busy_s == pytest.approx(0.625)
 
 
 def test_an_inline_model_dies_and_comes_back_too() -> None:

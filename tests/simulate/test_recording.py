@@ -15,6 +15,7 @@ from dlproxy.config import ModelConfig
 from dlproxy.lab.report.result import load
 from dlproxy.lab.simulate.recording import Batches, replayed
 from dlproxy.lab.simulate.run import plan_model
+from dlproxy.lab.simulate.shared_core import separate
 from dlproxy.message import DType, Request, Tensor, Ticket
 from dlproxy.policy.events import Arrived, BatchDone, Dispatch, InstanceLost, InstanceUp
 from dlproxy.policy.knobs import LaneKnobs
@@ -80,6 +81,22 @@ async def test_service_times_are_those_of_the_batches_that_ran(tmp_path: Path) -
     assert model.service == f"{len(samples)} batches of m-1.dlog"
 
 
+async def test_what_requests_cost_the_loop_is_learnt_and_simulated(tmp_path: Path) -> None:
+    log, _ = await recorded(tmp_path)
+    batches = Batches(log)
+    arrival_s, alone = separate(batches.samples, batches.arrivals)
+    model = plan_model("m", ModelConfig(path="m.onnx", max_batch=8), str(log), without_loop=True)
+    assert model.arrival_s == arrival_s
+    assert model.times(0).draw(alone[0].rows) in [(sample.service_s, sample.hand_over_s) for sample in alone]
+    assert plan_model("m", ModelConfig(path="m.onnx", max_batch=8), str(log)).arrival_s is None, "nobody asked"
+
+    out = tmp_path / "out.json"
+    assert main(["simulate", "m", f"--service=m={log}", "--loop=recorded", "--rate=50", "--duration=5", f"--json={out}"]) == OK
+    setup = load(out).setup
+    assert setup["loop_us"] == {"read": pytest.approx(arrival_s * 1e6), "write": 0.0, "path": 0.0}
+    assert setup["loop_shares_core"] is True
+
+
 def record(path: Path, *events: tuple[float, Arrived | BatchDone | InstanceLost | InstanceUp]) -> Path:
     recorder = Recorder(path, Header("m", KNOBS, LINE), Lane(KNOBS, LINE))
     for at, event in events:
@@ -110,6 +127,7 @@ def test_failed_and_lost_batches_teach_nothing(tmp_path: Path) -> None:
     assert Batches(log).first_at == 1.0
     expected = [(3, 0.375, 0.125, 0.0, 0.0), (1, 0.5, 0.0, 3.5, 5.0)]
     assert Batches(log).samples == expected, "idle since the batch that failed"
+    assert Batches(log).arrivals == pytest.approx([-0.1, 1.0, 2.0, 5.0]), "when each came, not when the lane heard of it"
     result = replayed(log)
     assert (result.sent, result.ok, result.errors) == (4, 2, {"model_failed": 1, "unavailable": 1})
     assert result.latency_ms["max"] == pytest.approx(600.0), "from arrival to the end"

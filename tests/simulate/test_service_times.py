@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlproxy.lab.simulate.service_times import FEWEST, Fitted, Measured, Sample
+from dlproxy.lab.simulate.service_times import FEWEST, STRETCH, Fitted, Measured, Sample
 
 DRAWN = 20_000
 SAMPLES = [Sample(1, 0.010, 1e-4), Sample(1, 0.014, 2e-4), Sample(4, 0.020, 3e-4), Sample(8, 0.040, 4e-4)]
@@ -84,20 +84,24 @@ def test_one_measured_size_says_nothing_of_batching_gains() -> None:
     assert measured.draw(8)[0] == pytest.approx(0.040)
 
 
-def test_a_run_is_explained_by_each_of_its_batches_once_at_its_own_moment() -> None:
+def test_batches_are_drawn_in_stretches_as_they_were_recorded_and_all_equally_often() -> None:
     recorded = [Sample(1, 0.001 + number / 1e6, at_s=number / 100) for number in range(300)]
-    measured = Measured(reversed(recorded), near_s=0.5, seed=1)
-    assert [measured.draw(1, 0.0, sample.at_s + 0.1)[0] for sample in recorded] == [sample.service_s for sample in recorded]
-    assert measured.draw(1, 0.0, 3.1)[0] in {sample.service_s for sample in recorded}, "none is left: any"
+    measured = Measured(reversed(recorded), seed=1)
+    drawn = [round((measured.draw(1)[0] - 0.001) * 1e6) for _ in range(300 * 2000)]
+    follows = sum((before + 1) % 300 == after for before, after in pairwise(drawn)) / len(drawn)
+    assert follows == pytest.approx(1 - 1 / STRETCH, abs=0.005)
+    times = Counter(drawn)
+    assert sorted(times) == list(range(300))
+    assert stdev(times.values()) / 2000 < 0.10, "a stretch ends anywhere, so none is left out"
+    assert fmean(drawn) == pytest.approx(149.5, rel=0.02)
 
 
-def test_batches_of_moments_that_are_over_or_to_come_explain_nothing() -> None:
-    recorded = [Sample(1, 0.001, at_s=1.0), Sample(1, 0.002, at_s=2.0), Sample(1, 0.003, at_s=9.0), Sample(4, 0.008, at_s=1.9)]
-    measured = Measured(recorded, near_s=0.5, seed=1)
-    assert measured.draw(1, 0.0, 2.2)[0] == 0.002
-    assert {measured.draw(1, 0.0, 2.3)[0] for _ in range(100)} == {0.001, 0.002, 0.003}
-    assert measured.draw(3, 0.0, 2.3)[0] == pytest.approx(0.008 * measured.mean(3) / 0.008), "the nearest size, scaled"
-    assert measured.draw(1, 0.0, 8.6)[0] == 0.003
+def test_each_size_has_stretches_of_its_own() -> None:
+    recorded = [Sample(1 + number % 2, 0.001 * (1 + number), at_s=float(number)) for number in range(10)]
+    measured = Measured(recorded, seed=1)
+    small, large = zip(*[(measured.draw(1)[0], measured.draw(2)[0]) for _ in range(1000)], strict=True)
+    assert set(small) == {sample.service_s for sample in recorded if sample.rows == 1}
+    assert set(large) == {sample.service_s for sample in recorded if sample.rows == 2}
 
 
 @given(steps=st.lists(st.tuples(st.integers(1, 20), st.floats(1e-6, 1e-2)), min_size=1, max_size=8))

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from dlproxy.lab.load.arrivals import Arrivals
     from dlproxy.lab.report.result import Result
     from dlproxy.lab.simulate.engine import LoopCosts
-    from dlproxy.lab.simulate.run import Scenario
+    from dlproxy.lab.simulate.run import ModelPlan, Scenario
 
+RECORDED = "recorded"
 MOST_NODES = 100_000
 
 
@@ -62,7 +63,8 @@ def add_to(commands: Commands) -> None:
     fleet.add_argument(
         "--loop",
         metavar="read=20us,write=15us,path=100us,shared",
-        help="time per request on a node's loop and network; shared: the loop's core is that of the batches, too",
+        help="time per request on a node's loop and network; shared: the loop's core is that of the batches, too; "
+        "--loop recorded: shared, as the EVENT.dlog of --service tells",
     )
     simulate.add_argument("--replay", type=Path, metavar="EVENT.dlog", help="replay a recorded live run instead, and compare")
     simulate.add_argument("--json", type=Path, metavar="FILE", help="write the result")
@@ -143,7 +145,10 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
     configs = _models(args)
     services = _named(args.service, configs, "--service")
     shares = _shares(args.mix, configs)
-    models = {name: plan_model(name, config, services.get(name, "")) for name, config in configs.items()}
+    recorded = args.loop == RECORDED
+    if recorded and len(configs) > 1:
+        raise ConfigError("--loop recorded: what one model's requests cost the loop is not what another's do; give one model")
+    models = {name: plan_model(name, config, services.get(name, ""), without_loop=recorded) for name, config in configs.items()}
     for name, share in shares.items():
         models[name].share = share
     for name, model in models.items():
@@ -158,7 +163,7 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
         duration_s=duration_s,
         nodes=args.nodes,
         balancer=args.balancer,
-        costs=_loop_costs(args.loop),
+        costs=_recorded_costs(models) if recorded else _loop_costs(args.loop),
         rows=args.rows,
         timeout_s=inf if deadline_s is None else deadline_s,
         objective_s=objective_s if args.objective is None else seconds(args.objective, "--objective"),
@@ -222,6 +227,12 @@ def _shares(text: str | None, known: "dict[str, ModelConfig]") -> dict[str, floa
     return shares
 
 
+def _recorded_costs(models: "dict[str, ModelPlan]") -> "LoopCosts":
+    from dlproxy.lab.simulate.engine import LoopCosts
+
+    return LoopCosts(read_s=sum(model.arrival_s or 0.0 for model in models.values()), shares_core=True)
+
+
 def _loop_costs(text: str | None) -> "LoopCosts":
     from dlproxy.config import ConfigError
     from dlproxy.lab.simulate.engine import LoopCosts
@@ -231,6 +242,6 @@ def _loop_costs(text: str | None) -> "LoopCosts":
     costs = {}
     for name, _, value in (part.partition("=") for part in parts if part != "shared"):
         if name not in ("read", "write", "path"):
-            raise ConfigError(f"--loop {text}: no '{name}'; write it like read=20us,write=15us,path=100us,shared")
+            raise ConfigError(f"--loop {text}: no '{name}'; write it like read=20us,write=15us,path=100us,shared, or recorded")
         costs[f"{name}_s"] = seconds(value, f"--loop {name}") or 0.0
     return LoopCosts(**costs, shares_core=shares_core)

@@ -291,19 +291,20 @@ class Node:
             return now
         done, heard_at = self._begin(model, command, now)
         if self._costs.shares_core:
-            self._heap.at(heard_at, self._end_unless_held_up, (model, command.instance, done, self._worked_s))
+            instance = model.instances[command.instance]
+            self._heap.at(heard_at, self._end_unless_held_up, (model, instance, instance.deaths, done, self._worked_s))
         else:
             self._heap.at(heard_at, self.happen, (model, done))
         return now
 
-    def _end_unless_held_up(self, what: tuple[SimulatedModel, str, BatchDone, float], now: float) -> None:
-        """A batch has had its time, but for what the loop has worked since."""
-        model, instance, done, worked_s = what
+    def _end_unless_held_up(self, what: tuple[SimulatedModel, SimulatedInstance, int, BatchDone, float], now: float) -> None:
+        """A batch has had its time, but for what the loop has worked since; or its instance has died since."""
+        model, instance, deaths, done, worked_s = what
         held_up_s = self._worked_s - worked_s
-        if held_up_s > 0.0:
-            model.instances[instance].hold_up(held_up_s)
+        if held_up_s > 0.0 and instance.deaths == deaths:
+            instance.hold_up(held_up_s)
             done = BatchDone(done.batch_id, done.service_s + held_up_s, done.error)
-            self._heap.at(now + held_up_s, self._end_unless_held_up, (model, instance, done, self._worked_s))
+            self._heap.at(now + held_up_s, self._end_unless_held_up, (model, instance, deaths, done, self._worked_s))
         else:
             self.happen((model, done), now)
 

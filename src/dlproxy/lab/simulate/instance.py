@@ -39,6 +39,8 @@ class SimulatedInstance:
         """Batches of each size in rows."""
         self.measured_until = inf
         """Batches that begin later count as no work."""
+        self.deaths = 0
+        """How often it was lost."""
         self.busy_s = 0.0
         self.busy_until = 0.0
         """When the last batch that counts as work ends."""
@@ -50,7 +52,7 @@ class SimulatedInstance:
 
     def begin(self, rows: int, now: float) -> tuple[float, float, str | None]:
         """Begin a batch: the seconds that it runs, the instant at which its end is heard of, and the error it ends with."""
-        service_s, hand_over_s = self.times.draw(rows, now - self._rests_since, now)
+        service_s, hand_over_s = self.times.draw(rows, now - self._rests_since)
         service_s *= self.slowed_by
         error = None
         if self.fails_after_s is not None:
@@ -71,6 +73,7 @@ class SimulatedInstance:
 
     def lose(self, now: float) -> None:
         """It dies: what it runs is never reported. Whoever calls this tells the lane."""
+        self.deaths += 1
         self.busy_s -= max(self.busy_until - now, 0.0)
         self.busy_until = min(self.busy_until, now)
         for timer in self._running:

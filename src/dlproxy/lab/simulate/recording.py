@@ -6,6 +6,8 @@ Called by lab/simulate/run.py and cli/simulate.py. Not aware of: nodes, arrival 
 from math import inf
 from pathlib import Path
 
+import numpy as np
+
 from dlproxy.lab.report.result import Result, Tally, make_result
 from dlproxy.lab.simulate.service_times import Sample
 from dlproxy.policy.events import Arrived, BatchDone, Complete, Dispatch, Reject
@@ -13,9 +15,9 @@ from dlproxy.telemetry.event_log import Header, LogError, read, replay
 
 
 class Batches:
-    """The batches of a recording that gave answers, in the order of their ends.
+    """The batches of a recording that gave answers, in the order of their ends, and when its requests came, in theirs.
 
-    `first_at`: when the first of them began, on the recorded clock.
+    `first_at`: when the first of the batches began, on the recorded clock; all other instants count from it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,9 +26,12 @@ class Batches:
         running: dict[int, tuple[str, int, float]] = {}
         ended_at: dict[str, float] = {}
         samples: list[Sample] = []
+        arrivals: list[float] = []
         inline = header.knobs.max_batch_s < inf  # the bound that only models on the event loop have
         for entry in entries:
-            if isinstance(entry.event, BatchDone) and entry.event.batch_id in running:
+            if isinstance(entry.event, Arrived):
+                arrivals += [ticket.arrived_at for ticket in entry.event.tickets]
+            elif isinstance(entry.event, BatchDone) and entry.event.batch_id in running:
                 instance, rows, begun_at = running.pop(entry.event.batch_id)
                 service_s = entry.event.service_s
                 if inline:  # it may have waited for the sockets' turn after its dispatch, which the simulated loop does too
@@ -44,6 +49,7 @@ class Batches:
             raise LogError(f"{path} holds no batch that was answered: there are no service times to learn from it")
         self.first_at = min(sample.at_s for sample in samples)
         self.samples = [sample._replace(at_s=sample.at_s - self.first_at) for sample in samples]
+        self.arrivals = np.sort(np.array(arrivals) - self.first_at)
 
 
 def replayed(path: Path, *, objective_s: float | None = None) -> Result:

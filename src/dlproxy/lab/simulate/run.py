@@ -21,6 +21,7 @@ from dlproxy.lab.simulate.engine import Call, LoopCosts, SimulatedModel, Simulat
 from dlproxy.lab.simulate.faults import Fault, plan_fault
 from dlproxy.lab.simulate.recording import Batches
 from dlproxy.lab.simulate.service_times import Fitted, Measured, Sample, ServiceTimes
+from dlproxy.lab.simulate.shared_core import separate
 from dlproxy.policy.balancing import make_balancer
 from dlproxy.policy.lane import Lane
 from dlproxy.serve.assemble import LanePlan, plan_lane
@@ -34,12 +35,16 @@ MOST_CV = 100.0  # of a log-normal spread: more is nothing that a model does, an
 
 
 class ModelPlan(Struct):
-    """One model of a simulation: its lane, and service times for a seed. `service` says where these come from, in words."""
+    """One model of a simulation: its lane, and service times for a seed. `service` says where these come from, in words.
+
+    `arrival_s`: what the loop does for a request, which the service times are without; None: nobody asked for that.
+    """
 
     plan: LanePlan
     times: Callable[[int], ServiceTimes]
     service: str
     share: float = 1.0
+    arrival_s: float | None = None
 
 
 class Scenario(Struct, kw_only=True):
@@ -62,11 +67,12 @@ class Scenario(Struct, kw_only=True):
     setup: dict[str, Any] = field(default_factory=dict)
 
 
-def plan_model(name: str, config: ModelConfig, service: str = "") -> ModelPlan:
+def plan_model(name: str, config: ModelConfig, service: str = "", *, without_loop: bool = False) -> ModelPlan:
     """How a model would be served, and how long its batches take. Raises ConfigError, LogError, ModelError.
 
     `service`: "base=10ms,row=0.5ms,cv=0.1" describes a line, a path of an event log gives what was measured live, and
-    nothing loads and calibrates the model itself.
+    nothing loads and calibrates the model itself. `without_loop`: what the live loop took of the batches' core is taken out of
+    them, which needs a log.
     """
     if service and (os.path.exists(service) or "=" not in service.partition(",")[0]):
         if not os.path.exists(service):
@@ -76,9 +82,17 @@ def plan_model(name: str, config: ModelConfig, service: str = "") -> ModelPlan:
         plan = plan_lane(
             name, config, calibration, batched=batches.header.knobs.max_batch > 1, inline=runs_inline(config, calibration)
         )
+        samples, arrival_s = batches.samples, None
+        if without_loop:
+            arrival_s, samples = separate(samples, batches.arrivals)
         return ModelPlan(
-            plan, lambda seed: Measured(batches.samples, seed=seed), f"{len(batches.samples)} batches of {Path(service).name}"
+            plan,
+            lambda seed: Measured(samples, seed=seed),
+            f"{len(samples)} batches of {Path(service).name}",
+            arrival_s=arrival_s,
         )
+    if without_loop:
+        raise ConfigError(f"model {name}: only a recording tells what the loop costs; give it with --service {name}=EVENT.dlog")
     if service:
         base_s, row_s, cv = _line(service)
         points = tuple((rows, base_s + row_s * rows) for rows in (1, LARGEST_CALIBRATED))

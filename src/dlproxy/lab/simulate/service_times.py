@@ -19,13 +19,14 @@ REST_S = (
     0.004,
     0.016,
 )  # between these an instance has rested about equally: caches and clocks go cold in steps
+STRETCH = 30  # batches in a row that are drawn as they were recorded: a machine's slow tenths of a second come in a row
 FEWEST = 20  # batches after rests of one kind that are enough to draw from
 
 
 class ServiceTimes(Protocol):
-    """How long batches take, on an instance that has stood idle for so long, so many seconds into the run."""
+    """How long batches take, on an instance that has stood idle for so long."""
 
-    def draw(self, rows: int, idle_s: float = 0.0, at_s: float = 0.0) -> tuple[float, float]:
+    def draw(self, rows: int, idle_s: float = 0.0) -> tuple[float, float]:
         """(service, hand-over): seconds that the batch runs, and seconds more until the lane hears that it is done."""
         ...
 
@@ -42,7 +43,7 @@ class Fitted:
         self.row_s = row_s
         self._factors = _factors(cv, exponential, seed) if cv or exponential else None
 
-    def draw(self, rows: int, idle_s: float = 0.0, at_s: float = 0.0) -> tuple[float, float]:
+    def draw(self, rows: int, idle_s: float = 0.0) -> tuple[float, float]:
         seconds = self.base_s + self.row_s * rows
         return (seconds if self._factors is None else seconds * next(self._factors)), 0.0
 
@@ -69,39 +70,26 @@ class Measured:
     that came after a rest as long, if there are FEWEST such. Mean times lie on straight lines between the measured sizes;
     beyond them they rise as the line fitted to all of them does.
 
-    A machine has slow seconds and quick ones, and a queue feels the difference between ten slow batches in a row and ten
-    over the hour. With `near_s` above 0, so with a run to be explained by its own batches, each is drawn once, within so many
-    seconds of its own moment; only if none is left there, any. (The nearest would favour slow ones: they are near for longer.)
+    A machine has slow moments and quick ones, and a queue feels the difference between ten slow batches in a row and ten
+    over the hour. So batches are drawn in stretches of those that were recorded one after the other.
     """
 
-    def __init__(self, samples: Iterable[Sample], *, near_s: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, samples: Iterable[Sample], *, seed: int = 0) -> None:
         by_size: dict[int, list[Sample]] = {}
         for sample in samples:
             by_size.setdefault(sample.rows, []).append(sample)
         self._sizes = sorted(by_size)
         self._pools = {rows: _by_rest(sized) for rows, sized in by_size.items()}
         self._means = {rows: sum(sample.service_s for sample in sized) / len(sized) for rows, sized in by_size.items()}
-        self._near_s = near_s
-        self._unused = {rows: sorted(sized, key=_began_at, reverse=True) for rows, sized in by_size.items()} if near_s else {}
         self._row_s = LatencyModel(self._means.items()).per_row_s
         self._random = np.random.default_rng(seed)
         self._uniform = self._draws()
 
-    def draw(self, rows: int, idle_s: float = 0.0, at_s: float = 0.0) -> tuple[float, float]:
+    def draw(self, rows: int, idle_s: float = 0.0) -> tuple[float, float]:
         size = self._nearest(rows)
-        sample = self._of_the_moment(size, at_s) if self._unused else None
-        if sample is None:
-            pool = self._pools[size][bisect_left(REST_S, idle_s)]
-            sample = pool[int(next(self._uniform) * len(pool))]
+        sample = self._pools[size][bisect_left(REST_S, idle_s)].draw(self._uniform)
         service_s = sample.service_s
         return (service_s if size == rows else service_s * self.mean(rows) / self._means[size]), sample.hand_over_s
-
-    def _of_the_moment(self, size: int, at_s: float) -> Sample | None:
-        """The next batch of this size that was not drawn yet, if it began near this moment."""
-        unused = self._unused[size]
-        while unused and unused[-1].at_s < at_s - self._near_s:
-            unused.pop()
-        return unused.pop() if unused and unused[-1].at_s <= at_s + self._near_s else None
 
     def mean(self, rows: int) -> float:
         sizes, means = self._sizes, self._means
@@ -127,19 +115,41 @@ class Measured:
             yield from self._random.random(DRAWS).tolist()
 
 
+class _Pool:
+    """Samples in order of time, as a circle, drawn in stretches that may begin anywhere, of STRETCH samples on average.
+
+    So each is as likely as any other: the stationary bootstrap (Politis and Romano, JASA 1994).
+    """
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self._samples = sorted(samples, key=_began_at)
+        self._position = -1
+
+    def draw(self, uniform: Iterator[float]) -> Sample:
+        samples = self._samples
+        if len(samples) == 1:
+            return samples[0]
+        if self._position < 0 or next(uniform) * STRETCH < 1.0:
+            self._position = int(next(uniform) * len(samples))
+        else:
+            self._position = (self._position + 1) % len(samples)
+        return samples[self._position]
+
+
 def _began_at(sample: Sample) -> float:
     return sample.at_s
 
 
-def _by_rest(samples: list[Sample]) -> list[list[Sample]]:
+def _by_rest(samples: list[Sample]) -> list[_Pool]:
     """The samples after rests of each kind; of the nearest kind that has enough, or all, where there are too few."""
     kinds: list[list[Sample]] = [[] for _ in range(len(REST_S) + 1)]
     for sample in samples:
         kinds[bisect_left(REST_S, sample.idle_s)].append(sample)
     enough = [kind for kind, found in enumerate(kinds) if len(found) >= FEWEST]
     if not enough:
-        return [samples] * len(kinds)
-    return [kinds[min(enough, key=lambda other: abs(other - kind))] for kind in range(len(kinds))]
+        return [_Pool(samples)] * len(kinds)
+    pools = {kind: _Pool(kinds[kind]) for kind in enough}
+    return [pools[min(enough, key=lambda other: abs(other - kind))] for kind in range(len(kinds))]
 
 
 def _factors(cv: float, exponential: bool, seed: int) -> Iterator[float]:
