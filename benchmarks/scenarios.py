@@ -16,7 +16,8 @@ DIGITS = Path(__file__).parent.parent / "src" / "dlproxy" / "lab" / "digits" / "
 BUSY_CONNECTIONS = 64
 MANY_CONNECTIONS = 256
 SLOW_CONNECTIONS = 8
-SHORTER = 3  # one connection is timed in so many times more, shorter pairs: how fast an idle core wakes changes by the second
+SHORTER = 3  # one connection and many are timed in so many times more, shorter pairs: how fast an idle core wakes, and how
+# much of the last-level cache is left, changes by the second
 LAUNCHES = 5
 SERVED_SECONDS = 1
 
@@ -41,17 +42,16 @@ def busy(bench: Bench) -> None:
 
 
 def many_connections(bench: Bench) -> None:
-    few, many = bench.load(BUSY_CONNECTIONS, bench.mlp), bench.load(MANY_CONNECTIONS, bench.mlp)
+    few, many = (_shorter(bench, connections) for connections in (BUSY_CONNECTIONS, MANY_CONNECTIONS))
     with bench.launcher.dlproxy({"mlp": bench.mlp}) as proxy:
         bench.warm_up(proxy, many)
-        for _ in range(bench.pairs(3)):
-            ours = [bench.measure("B", "dlproxy", _mlp(load), proxy, load) for load in (few, many)]
-            bare = [
-                bench.beside_idle(proxy, partial(bench.measure_bare, "B", _mlp(load), bench.mlp, load)) for load in (few, many)
-            ]
-            kept, kept_bare = (
-                at_many.figures.requests_per_s / at_few.figures.requests_per_s for at_few, at_many in (ours, bare)
-            )
+        for number in range(SHORTER * bench.pairs(3)):
+            order = (few, many) if number % 2 else (many, few)
+            ours = {load: bench.measure("B", "dlproxy", _mlp(load), proxy, load) for load in order}
+            bare = {
+                load: bench.beside_idle(proxy, partial(bench.measure_bare, "B", _mlp(load), bench.mlp, load)) for load in order
+            }
+            kept, kept_bare = (runs[many].figures.requests_per_s / runs[few].figures.requests_per_s for runs in (ours, bare))
             what = f"at {many.connections} / at {few.connections} connections"
             bench.report.add_ratio("B", f"mlp: dlproxy {what}", kept, Goal(0.9, at_least=True))
             bench.report.add_ratio("B", f"mlp: bare {what}", kept_bare)
@@ -61,9 +61,13 @@ def _mlp(load: Load) -> str:
     return f"mlp, {load.connections} connections"
 
 
+def _shorter(bench: Bench, connections: int) -> Load:
+    return replace(bench.load(connections, bench.mlp), seconds=max(1, bench.seconds // SHORTER))
+
+
 def one_connection(bench: Bench) -> None:
     what = "mlp, one connection"
-    load = replace(bench.load(1, bench.mlp), seconds=max(1, bench.seconds // SHORTER))
+    load = _shorter(bench, 1)
     for ours, bare in _pairs_with_bare(bench, "C", what, load, SHORTER * bench.pairs(5)):
         slower = ours.figures.p50_ms / bare.figures.p50_ms
         bench.report.add_ratio("C", f"{what}: p50 dlproxy / bare", slower, Goal(1.15, at_least=False))

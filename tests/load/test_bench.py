@@ -20,7 +20,7 @@ from tests import models
 from tests.clients.server import HANG_S, ServerProcess, environment
 from tests.load.fake import METADATA, OK, REPLY, Asked, FakeServer, http, one_at_a_time, silent_port
 
-QUICK = ("--model", "m", "--warmup", "0", "--duration", "0.3", "--keys", "4")
+QUICK = ("--model", "m", "--warmup", "0", "--duration", "300ms", "--keys", "4")
 
 
 def _bench(server: FakeServer | str, *arguments: str | Path) -> int:
@@ -297,6 +297,8 @@ def test_a_server_that_dies_ends_the_run_with_a_report(tmp_path: Path) -> None:
         (["--concurrency", "0"], ["--concurrency 0 is impossible"]),
         (["--concurrency", "2", "--processes", "3"], ["less than one for each of 3 processes"]),
         (["--duration", "0"], ["--duration 0 is impossible"]),
+        (["--duration", "soon"], ["--duration soon is no time", "10, 10s or 500ms"]),
+        (["--warmup", "2h"], ["--warmup 2h is no time"]),
         (["--duration", "nan"], ["--duration nan is impossible"]),
         (["--warmup", "-1"], ["--warmup -1 is impossible"]),
         (["--protocol", "telepathy"], ["no protocol 'telepathy'", "binary, json"]),

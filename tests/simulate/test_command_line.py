@@ -16,7 +16,7 @@ from tests.clients.server import HANG_S, environment
 
 TIMES = "--service=m=base=10ms,row=0.5ms"
 RATE = "--rate=50"
-SHORT = "--duration=5"
+SHORT = "--duration=5s"
 M = ["m", TIMES, RATE, SHORT]
 
 
@@ -49,6 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["m", TIMES, "--rate=-1"], ["rate -1 is impossible"]),
         (["m", TIMES], ["no load given", "--rate 500 --duration 60", "--trace FILE"]),
         (["m", TIMES, RATE, "--duration=0"], ["--duration 0 is impossible"]),
+        (["m", TIMES, RATE, "--duration=soon"], ["--duration soon is no time", "10, 10s or 500ms"]),
         (["m", TIMES, RATE, "--duration=nan"], ["--duration nan is impossible"]),
         (["m", TIMES, RATE, "--trace=malformed.csv"], ["--trace says when requests arrive", "leave --rate"]),
         (["m", TIMES, "--trace=empty.csv"], ["empty.csv holds no arrivals"]),

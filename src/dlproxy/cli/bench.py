@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlproxy.cli.durations import seconds
+from dlproxy.cli.durations import seconds, span
 from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def add_to(commands: Commands) -> None:
     generator.add_argument(
         "--max-connections", type=int, metavar="N", help="most connections of an open loop, over all processes (default 1024)"
     )
-    generator.add_argument("--drain", type=float, metavar="SECONDS", help="how long to wait for the last answers (default 5)")
+    generator.add_argument("--drain", metavar="SECONDS", help="how long to wait for the last answers (default 5)")
     generator.add_argument("--objective", metavar="p99=20ms", help="latency that counts as good")
     generator.add_argument("--json", type=Path, metavar="FILE", help="write the result")
     generator.add_argument("--html", type=Path, metavar="FILE", help="write a report to look at")
@@ -58,8 +58,8 @@ def _add_load(load: Any) -> None:
     )
     load.add_argument("--trace", type=Path, metavar="FILE", help="open loop: arrival times from a CSV file")
     load.add_argument("--speed", type=float, metavar="X", help="replay the trace X times as fast (default 1)")
-    load.add_argument("--duration", type=float, metavar="SECONDS", help="what is measured (default 10, or the trace's length)")
-    load.add_argument("--warmup", type=float, metavar="SECONDS", help="load before that (default 1; 0 for a trace)")
+    load.add_argument("--duration", metavar="SECONDS", help="what is measured (default 10, or the trace's length)")
+    load.add_argument("--warmup", metavar="SECONDS", help="load before that (default 1; 0 for a trace)")
     load.add_argument(
         "--find-peak", metavar="p99=20ms", help="search the highest Poisson rate that meets this; --rate says where to begin"
     )
@@ -176,6 +176,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
             raise LoadError(f"--find-peak tries Poisson rates against its own objective; leave --{option} away")
     if args.trials is not None and not peak:
         raise LoadError("--trials belongs to --find-peak")
+    drain_s = span(args.drain, "--drain")
     settings = Settings(
         url=args.url,
         model=args.model,
@@ -184,9 +185,9 @@ def _settings(args: argparse.Namespace) -> "Settings":
         arrivals=args.arrivals,
         trace=args.trace,
         speed=args.speed,
-        duration_s=args.duration,
-        warmup_s=args.warmup,
-        drain_s=DRAIN_S if args.drain is None else args.drain,
+        duration_s=span(args.duration, "--duration"),
+        warmup_s=span(args.warmup, "--warmup"),
+        drain_s=DRAIN_S if drain_s is None else drain_s,
         seed=args.seed,
         input=args.input,
         rows=args.rows,

@@ -1,4 +1,4 @@
-"""Durations as options take them: 20ms or p99=20ms. Called by cli/bench.py and cli/simulate.py."""
+"""Durations as options take them: 20ms, p99=20ms, or a bare number of seconds. Called by cli/bench.py and cli/simulate.py."""
 
 
 def seconds(text: str | None, option: str) -> float | None:
@@ -11,3 +11,18 @@ def seconds(text: str | None, option: str) -> float | None:
         return parse_duration(text.strip().removeprefix("p99="))
     except ConfigError as error:
         raise ConfigError(f"{option}: {error}") from None
+
+
+def span(text: str | None, option: str) -> float | None:
+    """Seconds of an option's value that may do without its unit, None if it was not given. Raises ConfigError."""
+    from dlproxy.config import ConfigError, parse_duration
+
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        try:
+            return parse_duration(text.strip())
+        except ConfigError:
+            raise ConfigError(f"{option} {text} is no time; write it like 10, 10s or 500ms") from None

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlproxy.cli.durations import seconds
+from dlproxy.cli.durations import seconds, span
 from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def add_to(commands: Commands) -> None:
     )
     load = simulate.add_argument_group("load")
     load.add_argument("--rate", type=float, metavar="R", help="requests per second over all nodes")
-    load.add_argument("--duration", type=float, metavar="SECONDS", help="virtual seconds (default 60, or the trace's length)")
+    load.add_argument("--duration", metavar="SECONDS", help="virtual seconds (default 60, or the trace's length)")
     load.add_argument("--arrivals", metavar="KIND", help="constant, poisson (default), gamma:cv=4, mmpp:…, daily:…")
     load.add_argument("--trace", type=Path, metavar="FILE", help="arrival times from a CSV file instead")
     load.add_argument("--speed", type=float, default=1.0, help="replay the trace this many times as fast")
@@ -178,17 +178,18 @@ def _arrivals(args: argparse.Namespace) -> "tuple[Arrivals, float]":
     from dlproxy.config import ConfigError
     from dlproxy.lab.load.arrivals import make_arrivals, read_trace
 
-    if args.duration is not None and not 0.0 < args.duration < inf:
-        raise ConfigError(f"--duration {args.duration:g} is impossible: give seconds above 0")
+    duration_s = span(args.duration, "--duration")
+    if duration_s is not None and not 0.0 < duration_s < inf:
+        raise ConfigError(f"--duration {duration_s:g} is impossible: give seconds above 0")
     if args.trace is not None:
         if args.rate is not None or args.arrivals is not None:
             raise ConfigError("--trace says when requests arrive; leave --rate and --arrivals away (--speed changes its rate)")
         trace = read_trace(args.trace, speed=args.speed)
         assert trace.duration_s is not None
-        return trace, args.duration or trace.duration_s + 1e-9  # the last arrival belongs to it
+        return trace, duration_s or trace.duration_s + 1e-9  # the last arrival belongs to it
     if args.rate is None:
         raise ConfigError("no load given; try --rate 500 --duration 60, or --trace FILE")
-    return make_arrivals(args.arrivals or "poisson", rate=args.rate, seed=args.seed), args.duration or 60.0
+    return make_arrivals(args.arrivals or "poisson", rate=args.rate, seed=args.seed), duration_s or 60.0
 
 
 def _models(args: argparse.Namespace) -> "dict[str, ModelConfig]":
