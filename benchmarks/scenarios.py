@@ -47,11 +47,9 @@ def many_connections(bench: Bench) -> None:
         bench.warm_up(proxy, many)
         for number in range(SHORTER * bench.pairs(3)):
             order = (few, many) if number % 2 else (many, few)
-            ours = {load: bench.measure("B", "dlproxy", _mlp(load), proxy, load) for load in order}
-            bare = {
-                load: bench.beside_idle(proxy, partial(bench.measure_bare, "B", _mlp(load), bench.mlp, load)) for load in order
-            }
-            kept, kept_bare = (runs[many].figures.requests_per_s / runs[few].figures.requests_per_s for runs in (ours, bare))
+            ours = [bench.measure("B", "dlproxy", _mlp(load), proxy, load) for load in order]
+            bare = [bench.beside_idle(proxy, partial(bench.measure_bare, "B", _mlp(load), bench.mlp, load)) for load in order]
+            kept, kept_bare = (_rate(runs[order.index(many)]) / _rate(runs[order.index(few)]) for runs in (ours, bare))
             what = f"at {many.connections} / at {few.connections} connections"
             bench.report.add_ratio("B", f"mlp: dlproxy {what}", kept, Goal(0.9, at_least=True))
             bench.report.add_ratio("B", f"mlp: bare {what}", kept_bare)
@@ -59,6 +57,10 @@ def many_connections(bench: Bench) -> None:
 
 def _mlp(load: Load) -> str:
     return f"mlp, {load.connections} connections"
+
+
+def _rate(run: Run) -> float:
+    return run.figures.requests_per_s
 
 
 def _shorter(bench: Bench, connections: int) -> Load:
