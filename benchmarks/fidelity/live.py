@@ -78,7 +78,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Recording:
-    """What was measured of a subject. `runs`: of each cell, in the order of time; the first cell's load is the least.
+    """What was measured of a subject. `runs`: of each cell, in the order of time, as many in each repeat; the first cell's load
+    is the least.
 
     `batches` begin, and `arrivals` are, at instants of the monotonic clock.
     """
@@ -88,6 +89,7 @@ class Recording:
     runs: list[list[Run]]
     batches: list[Sample]
     arrivals: NDArray[np.float64]
+    repeats: int
 
 
 class Bench(Live):
@@ -108,9 +110,8 @@ class Bench(Live):
             cells = self._cells(loads, capacity_rps, parts, seconds, trace)
             runs: list[list[Run]] = [[] for _ in cells]
             for _ in range(repeats):
-                for number in range(parts):
-                    for cell, sent in zip(cells, runs, strict=True):
-                        sent.append(self._run(served, subject, cell.parts[number]))
+                for cell, part in order(cells, parts):
+                    runs[cell].append(self._run(served, subject, cells[cell].parts[part]))
         batches = Batches(self.log(subject))
         return Recording(
             capacity_rps,
@@ -118,6 +119,7 @@ class Bench(Live):
             runs,
             [sample._replace(at_s=sample.at_s + batches.first_at) for sample in batches.samples],
             batches.arrivals + batches.first_at,
+            repeats,
         )
 
     def log(self, subject: Subject) -> Path:
@@ -152,6 +154,13 @@ class Bench(Live):
             files = cut_trace(trace, parts, self.directory)
             cells += [Cell("trace", load, tuple(_replay(file, load * capacity_rps / rate) for file in files)) for load in loads]
         return cells
+
+
+def order(cells: Sequence[Cell], parts: int) -> Iterator[tuple[int, int]]:
+    """Numbers of a cell and of its part, in turn. Those of the trace come twice, half of all turns apart: it has few bursts."""
+    for turn in range(parts):
+        yield from ((number, turn) for number in range(len(cells)))
+        yield from ((number, (turn + parts // 2) % parts) for number, cell in enumerate(cells) if cell.kind == "trace")
 
 
 def _poisson(rate: float, seconds: float, seed: int) -> Part:

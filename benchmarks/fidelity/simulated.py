@@ -99,7 +99,7 @@ class Simulator:
 
     def predict(self, run: Run, others: Sequence[Run]) -> Result:
         """With the batch times of the two runs of other parts that were next to it."""
-        batches = [sample for other in _nearest(run, others) for sample in self._during(other)]
+        batches = [sample for other in nearest(run, others) for sample in self._during(other)]
         return self._simulate(run, batches)
 
     def explain(self, run: Run) -> Result:
@@ -108,6 +108,7 @@ class Simulator:
 
     def compare(self, cell: Cell, runs: Sequence[Run]) -> Row:
         """All runs of one cell."""
+        once = len(runs) // self._recording.repeats
         return Row(
             self._subject.name,
             cell.kind,
@@ -115,8 +116,8 @@ class Simulator:
             figures([run.result for run in runs]),
             figures([self.predict(run, runs) for run in runs]),
             figures([self.explain(run) for run in runs]),
-            figures([run.result for run in runs[: len(cell.parts)]]),
-            figures([run.result for run in runs[-len(cell.parts) :]]),
+            figures([run.result for run in runs[:once]]),
+            figures([run.result for run in runs[-once:]]),
         )
 
     def _during(self, run: Run) -> list[Sample]:
@@ -140,15 +141,17 @@ class Simulator:
         )
         inside = _latencies(result)
         quiet = self._recording.runs[0]
-        path_s = np.mean([self._paths_s[quiet.index(near)] for near in _nearest(run, quiet)], axis=0)
+        path_s = np.mean([self._paths_s[quiet.index(near)] for near in nearest(run, quiet)], axis=0)
         histogram = Histogram()
         histogram.add(inside + np.interp(_shares(inside.size), _shares(QUANTILES), path_s))
         return structs.replace(result, histogram=histogram.encode())
 
 
-def _nearest(run: Run, others: Sequence[Run]) -> list[Run]:
-    """The two that began next to it, which it is none of itself."""
-    return sorted((other for other in others if other is not run), key=lambda other: abs(other.began_at - run.began_at))[:2]
+def nearest(run: Run, others: Sequence[Run]) -> list[Run]:
+    """The two of other parts that began next to it."""
+    return sorted(
+        (other for other in others if other.part is not run.part), key=lambda other: abs(other.began_at - run.began_at)
+    )[:2]
 
 
 def _path_s(run: Run, answers: Seconds, arrival_s: float) -> Seconds:

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.fidelity.live import cut_trace
-from benchmarks.fidelity.simulated import agrees, apart, figures
-from dlproxy.lab.load.arrivals import read_trace
+from benchmarks.fidelity.live import Cell, Part, Run, cut_trace, order
+from benchmarks.fidelity.simulated import agrees, apart, figures, nearest
+from dlproxy.lab.load.arrivals import make_arrivals, read_trace
 from dlproxy.lab.report.result import Result, Tally, make_result
 
 
@@ -35,6 +35,19 @@ def test_a_trace_in_parts_keeps_every_gap_within_them(tmp_path: Path, parts: int
     for piece in pieces:
         assert piece == pytest.approx(instants[first : first + piece.size] - instants[first])
         first += piece.size
+
+
+@pytest.mark.parametrize("parts", [2, 5, 8])
+def test_each_part_has_its_turn_and_those_of_the_trace_have_two_far_apart(parts: int) -> None:
+    cells = [Cell("poisson", 0.3, ()), Cell("trace", 0.3, ()), Cell("trace", 1.2, ())]
+    sent = list(order(cells, parts))
+    assert sorted(sent) == sorted([(cell, part) for cell in (0, 1, 1, 2, 2) for part in range(parts)])
+
+
+def test_the_nearest_runs_are_those_of_other_parts_next_in_time() -> None:
+    parts = [Part(make_arrivals("poisson", rate=1.0, seed=seed), 1.0, ()) for seed in range(3)]
+    runs = [Run(parts[part], result([0.001]), float(at), at + 1.0) for at, part in enumerate((0, 1, 1, 2, 0))]
+    assert [[other.began_at for other in nearest(run, runs)] for run in runs] == [[1, 2], [0, 3], [3, 0], [2, 4], [3, 2]]
 
 
 def test_figures_of_several_runs_are_those_of_one_long_run() -> None:
