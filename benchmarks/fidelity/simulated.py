@@ -81,30 +81,29 @@ class Simulator:
     """Simulates the runs of a recording.
 
     Batch times come from the event log, less what the loop did on the same core meanwhile, which is simulated. The path of a
-    request, between client and loop and back, is what the clients of the least load saw beyond what the loop and the lane did,
-    quantile by quantile; so it is added to the simulated latencies, from the two runs at the least load next to each.
+    request, between client and loop and back, is what the clients of the runs next to it saw beyond what the loop and the lane
+    did, quantile by quantile; so it is added to the simulated latencies.
     """
 
     def __init__(self, subject: Subject, recording: Recording, log: Path) -> None:
         self._subject = subject
         self._recording = recording
         self._plan = plan_model(subject.name, ModelConfig(**subject.knobs), str(log)).plan
-        answers = _answers(log)
-        self._paths_s = [_path_s(run, answers, separate(self._during(run), recording.arrivals)[0]) for run in recording.runs[0]]
+        self._answers = _answers(log)
 
     @property
     def path_s(self) -> float:
-        """Median of the seconds that a request spends between client and lane, both ways."""
-        return float(np.median(self._paths_s))
+        """Median of the seconds that a request spends between client and loop, both ways, at the least load."""
+        return float(np.median([self._path_s(run) for run in self._recording.runs[0]]))
 
     def predict(self, run: Run, others: Sequence[Run]) -> Result:
         """With the batch times of the two runs of other parts that were next to it."""
-        batches = [sample for other in nearest(run, others) for sample in self._during(other)]
-        return self._simulate(run, batches)
+        around = nearest(run, others)
+        return self._simulate(run, [sample for other in around for sample in self._during(other)], around)
 
-    def explain(self, run: Run) -> Result:
-        """With its own."""
-        return self._simulate(run, self._during(run))
+    def explain(self, run: Run, others: Sequence[Run]) -> Result:
+        """With its own; the path is that of the others."""
+        return self._simulate(run, self._during(run), nearest(run, others))
 
     def compare(self, cell: Cell, runs: Sequence[Run]) -> Row:
         """All runs of one cell."""
@@ -115,7 +114,7 @@ class Simulator:
             cell.load,
             figures([run.result for run in runs]),
             figures([self.predict(run, runs) for run in runs]),
-            figures([self.explain(run) for run in runs]),
+            figures([self.explain(run, runs) for run in runs]),
             figures([run.result for run in runs[:once]]),
             figures([run.result for run in runs[-once:]]),
         )
@@ -124,7 +123,15 @@ class Simulator:
         """The batches that began in its time."""
         return [sample for sample in self._recording.batches if run.began_at <= sample.at_s < run.ended_at]
 
-    def _simulate(self, run: Run, batches: list[Sample]) -> Result:
+    def _path_s(self, run: Run) -> Seconds:
+        """At each of so many quantiles: what the clients saw, less what the loop and the lane did."""
+        answers, shares = self._answers, _shares(QUANTILES)
+        inside = answers[(answers[:, 0] >= run.began_at) & (answers[:, 0] < run.ended_at), 1]
+        arrival_s, _ = separate(self._during(run), self._recording.arrivals)
+        path_s: Seconds = np.quantile(_latencies(run.result), shares) - np.quantile(inside, shares) - arrival_s
+        return path_s.clip(min=0.0)
+
+    def _simulate(self, run: Run, batches: list[Sample], around: Sequence[Run]) -> Result:
         subject, part = self._subject, run.part
         arrival_s, alone = separate(batches, self._recording.arrivals)
         model = ModelPlan(self._plan, lambda seed: Measured(alone, seed=seed), f"{len(batches)} batches")
@@ -140,8 +147,7 @@ class Simulator:
             )
         )
         inside = _latencies(result)
-        quiet = self._recording.runs[0]
-        path_s = np.mean([self._paths_s[quiet.index(near)] for near in nearest(run, quiet)], axis=0)
+        path_s = np.mean([self._path_s(other) for other in around], axis=0)
         histogram = Histogram()
         histogram.add(inside + np.interp(_shares(inside.size), _shares(QUANTILES), path_s))
         return structs.replace(result, histogram=histogram.encode())
@@ -152,14 +158,6 @@ def nearest(run: Run, others: Sequence[Run]) -> list[Run]:
     return sorted(
         (other for other in others if other.part is not run.part), key=lambda other: abs(other.began_at - run.began_at)
     )[:2]
-
-
-def _path_s(run: Run, answers: Seconds, arrival_s: float) -> Seconds:
-    """At each of so many quantiles: what the clients saw, less what the loop and the lane did."""
-    inside = answers[(answers[:, 0] >= run.began_at) & (answers[:, 0] < run.ended_at), 1]
-    shares = _shares(QUANTILES)
-    path_s: Seconds = np.quantile(_latencies(run.result), shares) - np.quantile(inside, shares) - arrival_s
-    return path_s.clip(min=0.0)
 
 
 def _shares(count: int) -> Seconds:
