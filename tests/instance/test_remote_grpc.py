@@ -25,6 +25,8 @@ from dlproxy.instance.remote import (
     parse_address,
     start_upstreams,
 )
+from dlproxy.instance.remote.grpc_channel import GrpcChannel
+from dlproxy.instance.remote.rpc import Rpc
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, FailureKind, Signature, TensorSpec
 from dlproxy.protos.oip import oip
@@ -353,6 +355,27 @@ async def test_a_batch_on_a_connection_that_breaks_fails_at_once(rig: Rig) -> No
     assert (await run(instance, rows_of(3))).error is None
     await instance.stop()
     await way.stop()
+
+
+async def test_a_break_is_never_taken_for_an_answer(rig: Rig) -> None:
+    """grpc may end the call before the state of its channel says why; not in every break, hence thirty."""
+    way, asked_for = Way(rig.upstream.port), asyncio.Event()
+
+    async def hang(message: bytes, context: Any) -> bytes:
+        asked_for.set()
+        return await _hangs(message, context)
+
+    rig.upstream.behave = hang
+    for _ in range(30):
+        await way.start()
+        channel = GrpcChannel(parse_address(rig.upstream.address(port=way.port)), QUICK, lambda: None)
+        asked_for.clear()
+        fetched = asyncio.create_task(channel.fetch(Rpc("/inference.GRPCInferenceService/ModelInfer", [b""]), timeout_s=60.0))
+        await asked_for.wait()
+        await way.stop()
+        with pytest.raises(UpstreamError, match="the connection to the upstream broke: "):
+            await fetched
+        await channel.close()
 
 
 async def test_a_connection_that_falls_silent_is_replaced(rig: Rig) -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, cast
 
 from msgspec import Struct
@@ -28,6 +29,8 @@ from grpc import ChannelConnectivity, StatusCode, aio
 
 _NAME = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)")  # of metadata that is text
 _WHY = re.compile(r"(?:.*last error: )?(?:[A-Z_]+: )?(?:ipv[46]:\S+: )?(?P<why>.*)", re.DOTALL)  # without the addresses tried
+_SETTLES_S = 0.05
+"""A call on a connection that breaks can end before the channel's state says so, by up to a few ms."""
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +122,7 @@ class GrpcChannel:
             self._retire(connection)  # if the way is cut, it can take TCP a quarter of an hour to say so
             return _unavailable(f"no answer from the upstream within {timeout_s:g} s")
         except aio.AioRpcError as error:
-            return self._refused(connection, error.code(), error.details() or "")
+            return await self._refused(connection, error.code(), error.details() or "")
         except asyncio.CancelledError:
             if cast("asyncio.Task[Any]", asyncio.current_task()).cancelling():
                 raise
@@ -128,9 +131,14 @@ class GrpcChannel:
             connection.watch = self._begin(self._watch(connection))
         return RpcReply(OK, message)
 
-    def _refused(self, connection: _Connection, status: Any, words: str) -> RpcReply | UpstreamError:
+    async def _refused(self, connection: _Connection, status: Any, words: str) -> RpcReply | UpstreamError:
         """An answer proper, unless grpc itself said no."""
         state = connection.channel.get_state()
+        if status is StatusCode.UNAVAILABLE and state is ChannelConnectivity.READY:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SETTLES_S):
+                    await connection.channel.wait_for_state_change(ChannelConnectivity.READY)
+            state = connection.channel.get_state()
         if status is StatusCode.UNAVAILABLE and state is ChannelConnectivity.TRANSIENT_FAILURE:
             self._retire(connection)
             match = _WHY.fullmatch(words)
