@@ -225,7 +225,10 @@ def _setup(scenario: Scenario) -> Mapping[str, Any]:
         "balancer": scenario.balancer,
         "rows": scenario.rows,
         "timeout_s": None if scenario.timeout_s == inf else scenario.timeout_s,
-        "loop_us": {"read": costs.read_s * 1e6, "write": costs.write_s * 1e6, "path": costs.path_s * 1e6},
+        "loop_us": {
+            name: round(seconds * 1e6, 1)
+            for name, seconds in (("read", costs.read_s), ("write", costs.write_s), ("path", costs.path_s))
+        },
         "loop_shares_core": costs.shares_core,
         "seed": scenario.seed,
         "models": {
