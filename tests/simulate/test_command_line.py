@@ -47,6 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["m", TIMES, "--rate=nan"], ["rate nan is impossible"]),
         (["m", TIMES, "--rate=inf"], ["rate inf is impossible"]),
         (["m", TIMES, "--rate=-1"], ["rate -1 is impossible"]),
+        (["m", TIMES, "--rate=1e12"], ["--rate 1e+12 for 60 s is impossible", "at most 1,000,000,000 requests"]),
         (["m", TIMES], ["no load given", "--rate 500 --duration 60", "--trace FILE"]),
         (["m", TIMES, RATE, "--duration=0"], ["--duration 0 is impossible"]),
         (["m", TIMES, RATE, "--duration=soon"], ["--duration soon is no time", "10, 10s or 500ms"]),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RECORDED = "recorded"
 MOST_NODES = 100_000
+MOST_REQUESTS = 1_000_000_000  # hours of a core
 
 
 def add_to(commands: Commands) -> None:
@@ -189,7 +190,12 @@ def _arrivals(args: argparse.Namespace) -> "tuple[Arrivals, float]":
         return trace, duration_s or trace.duration_s + 1e-9  # the last arrival belongs to it
     if args.rate is None:
         raise ConfigError("no load given; try --rate 500 --duration 60, or --trace FILE")
-    return make_arrivals(args.arrivals or "poisson", rate=args.rate, seed=args.seed), duration_s or 60.0
+    arrivals, duration_s = make_arrivals(args.arrivals or "poisson", rate=args.rate, seed=args.seed), duration_s or 60.0
+    if args.rate * duration_s > MOST_REQUESTS:
+        raise ConfigError(
+            f"--rate {args.rate:g} for {duration_s:g} s is impossible: give at most {MOST_REQUESTS:,} requests in all"
+        )
+    return arrivals, duration_s
 
 
 def _models(args: argparse.Namespace) -> "dict[str, ModelConfig]":
