@@ -224,6 +224,70 @@ def test_a_repeated_id_is_repeated_each_time() -> None:
     assert [decoder.decode(body, json_bytes, ticket_id=1, now=0.0).request.id for _ in range(3)] == ["same"] * 3
 
 
+@pytest.mark.parametrize("start", [b'{"id":"%b"', b'{"id": "%b"', b'{"id" : "%b"', b'{ "id":"%b"'])
+@pytest.mark.parametrize("ids", [["r1", "r2", "request 300", "~"], ["a", "\\u00e4", "a", "ä", "\\"], ["", "a", "", "b"]])
+def test_a_head_that_differs_only_in_its_id_is_read_as_if_it_came_first(start: bytes, ids: list[str]) -> None:
+    signature = echo_signature(("x", DType.FP32, (-1, 2)), ("y", DType.INT64, (-1, 1)), ("e", DType.FP32, (-1, 0)))
+    decoder = InferDecoder(checker_of(signature))
+    body, json_bytes = Body().add("x", DType.FP32, [1, 2], raw=bytes(8)).add("y", DType.INT64, [1, 1], raw=b"12345678").parts()
+    assert json_bytes is not None
+    rest = (
+        b"," + body[1 : json_bytes - 2] + b',{"name":"e","datatype":"FP32","shape":[1,0],"parameters":{"binary_data_size":0}}]}'
+    )
+    for number, name in enumerate(ids * 2):
+        head = (start % name.encode()) + rest
+        sent = head + np.full(2, number, np.float32).tobytes() + body[-8:]
+        heard = _heard(decoder, signature, sent, len(head))
+        assert heard == _heard(InferDecoder(checker_of(signature)), signature, sent, len(head))
+        assert isinstance(heard, str) or heard[0] == msgspec.json.decode(head)["id"]
+
+
+def _heard(decoder: InferDecoder, signature: Signature, body: bytes, json_bytes: int) -> Any:
+    """The request's id and tensors and the reply's bytes, twice the same; or why it is refused."""
+    try:
+        wire = decoder.decode(body, json_bytes, ticket_id=1, now=0.0)
+    except InferenceError as error:
+        return error.failure.message
+    outputs = [Tensor(f"out_{tensor.name}", tensor.dtype, tensor.shape, tensor.data) for tensor in wire.request.inputs]
+    replies = [encode(Response(wire.request.id, "m", "1", outputs, TIMING), wire)[:2] for _ in range(2)]
+    assert replies[0] == replies[1]
+    return wire.request.id, [bytes(tensor.data) for tensor in wire.request.inputs], replies[0]
+
+
+@pytest.mark.parametrize("again", [b'"id":"later"', b'"\\u0069d":"later"', b'"id":""', b'"parameters":{"id":"inner"}'])
+def test_of_several_ids_the_last_counts_each_time(again: bytes) -> None:
+    signature = echo_signature(("x", DType.FP32, (-1, 2)))
+    decoder = InferDecoder(checker_of(signature))
+    body, json_bytes = Body().add("x", DType.FP32, [1, 2], raw=bytes(8)).parts()
+    assert json_bytes is not None
+    for name in (b"later", b"a", b"later", b"b"):
+        head = b'{"id":"%b",' % name + body[1 : json_bytes - 1] + b"," + again + b"}"
+        wire = decoder.decode(head + bytes(8), len(head), ticket_id=1, now=0.0)
+        assert wire.request.id == msgspec.json.decode(head)["id"]
+
+
+@pytest.mark.parametrize("end", [b"", b',"id":""'])
+def test_what_follows_an_id_is_no_head_by_itself(end: bytes) -> None:
+    decoder = InferDecoder(checker_of(echo_signature(("x", DType.FP32, (-1, 2)))))
+    body, json_bytes = Body().add("x", DType.FP32, [1, 2], raw=bytes(8)).parts()
+    assert json_bytes is not None
+    rest = b"," + body[1 : json_bytes - 1] + end + b"}"
+    decoder.decode(b'{"id":"a"' + rest + bytes(8), 9 + len(rest), ticket_id=1, now=0.0)
+    with pytest.raises(InferenceError, match="malformed JSON"):
+        decoder.decode(rest + bytes(8), len(rest), ticket_id=1, now=0.0)
+
+
+def test_a_head_with_an_id_is_remembered_once() -> None:
+    decoder = InferDecoder(checker_of(echo_signature(("x", DType.FP32, (-1, 2)))))
+    body, json_bytes = Body().add("x", DType.FP32, [1, 2], raw=bytes(8)).parts()
+    assert json_bytes is not None
+    for number in range(300):
+        start = b'{"id":"request-%d",' % number
+        wire = decoder.decode(start + body[1:], len(start) + json_bytes - 1, ticket_id=1, now=0.0)
+        assert (wire.request.id, wire.memo is not None) == (f"request-{number}", number > 0)
+    assert len(decoder._memos) == 1
+
+
 def test_heads_without_end_do_not_fill_memory() -> None:
     decoder = InferDecoder(checker_of(echo_signature(("x", DType.FP32, (-1, 2)))))
     for number in range(3 * oip_codec.MAX_MEMOS):

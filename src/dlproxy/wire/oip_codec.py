@@ -4,6 +4,7 @@ Called by wire/oip_http.py. Not aware of: connections, status lines, routes.
 Non-finite floats: binary carries them exactly; JSON has none, so requests with them are refused and replies hold null.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from reprlib import repr as brief  # bounds depth and length: the value is the client's
 from typing import Any
@@ -23,6 +24,8 @@ LARGE = 64 * 1024  # bytes of an output; copying a larger one costs more than wr
 NO_JSON_FORM = (DType.FP16, DType.BF16)
 _SHARED_MEMORY = "shared memory regions are not served; send the tensor in the body"
 _NO_DATA = msgspec.Raw()
+_ID_FIRST = re.compile(rb'\{"id": ?"([ !#-\[\]-~]+)"')  # of printable ASCII without escapes; as Triton's clients write it
+_ID_AGAIN = re.compile(rb'"id"|\\')  # perhaps: of several, JSON readers take the last
 
 
 class _TensorParams(Struct):
@@ -85,20 +88,23 @@ class WireRequest(Struct):
 
 
 class _Memo:
-    """What one JSON head was found to say. A client that sends tensors of one shape sends the same head every time.
+    """What one JSON head was found to say. A client that sends tensors of one shape sends the same head every time, but for an
+    id, which is cut out if it comes first.
 
-    Only heads without an id, with every input binary and of fixed element size are remembered: all else depends on more
-    than the head and the body's length. The reply's head is remembered with it, for as long as the output shapes repeat.
+    Only heads with every input binary and of fixed element size are remembered: all else depends on more than the head and
+    the body's length. The reply's head (without an id) is remembered with it, for as long as the output shapes repeat.
     """
 
     __slots__ = (
-        *("binary", "body_bytes", "inputs", "model", "outputs", "params", "priority"),
+        *("binary", "binary_bytes", "has_id", "inputs", "model", "outputs", "params", "priority"),
         *("reply_head", "reply_is_large", "reply_shapes", "rows", "shape_key", "timeout_s"),
     )
 
-    def __init__(self, wire: WireRequest, slices: Mapping[str, slice], body_bytes: int) -> None:
+    def __init__(self, wire: WireRequest, slices: Mapping[str, slice], binary_bytes: int) -> None:
+        """`slices`: where each input is, counted from the body's end: what comes before it may hold a longer id."""
         request, ticket = wire.request, wire.request.ticket
-        self.body_bytes = body_bytes
+        self.binary_bytes = binary_bytes
+        self.has_id = bool(request.id)
         self.inputs = [(tensor.name, tensor.dtype, tensor.shape, slices[tensor.name]) for tensor in request.inputs]
         self.rows, self.priority, self.shape_key = ticket.rows, ticket.priority, ticket.shape_key
         self.timeout_s = ticket.deadline_at - ticket.arrived_at
@@ -108,12 +114,12 @@ class _Memo:
         self.reply_head = b""
         self.reply_is_large = False
 
-    def request(self, body: bytes, ticket_id: int, now: float) -> WireRequest:
-        """The request that this head makes of another body of the same length."""
+    def request(self, body: bytes, request_id: str, ticket_id: int, now: float) -> WireRequest:
+        """The request that this head makes of another body with as many binary bytes."""
         view = memoryview(body)
         inputs = [Tensor(name, dtype, shape, view[part]) for name, dtype, shape, part in self.inputs]
         ticket = Ticket(ticket_id, now, now + self.timeout_s, self.rows, self.priority, "", self.shape_key)
-        return WireRequest(Request(ticket, self.model, inputs, self.outputs, "", self.params), self.binary, self)
+        return WireRequest(Request(ticket, self.model, inputs, self.outputs, request_id, self.params), self.binary, self)
 
 
 class InferDecoder:
@@ -134,14 +140,18 @@ class InferDecoder:
             return self._decode_raw(body, ticket_id=ticket_id, now=now)
         if json_bytes > len(body):
             raise invalid(f"Inference-Header-Content-Length is {json_bytes}, the body has {len(body)} bytes")
-        head_text = body[:json_bytes]
-        memo = self._memos.get(head_text)
-        if memo is not None and memo.body_bytes == len(body):
-            return memo.request(body, ticket_id, now)
+        text = head_text = body[:json_bytes]
+        request_id = ""
+        memo = self._memos.get(text)
+        if memo is None and (match := _ID_FIRST.match(text)):
+            request_id, text = str(match[1], "ascii"), text[match.end() :]
+            memo = self._memos.get(text)
+        if memo is not None and memo.has_id is bool(request_id) and memo.binary_bytes == len(body) - json_bytes:
+            return memo.request(body, request_id, ticket_id, now)
         head = _head(head_text)
         wire = self._decode(head, memoryview(body)[json_bytes:], ticket_id=ticket_id, now=now)
-        if not head.id:
-            self._remember(head_text, head, wire, len(body))
+        if head.id == request_id and (not request_id or _ID_AGAIN.search(text) is None):
+            self._remember(text, head, wire, len(body) - json_bytes)
         return wire
 
     def _decode(self, head: _InferHead, binary: memoryview | None, *, ticket_id: int, now: float) -> WireRequest:
@@ -170,19 +180,19 @@ class InferDecoder:
         request = self._checker.request([tensor], outputs, ticket_id=ticket_id, request_id="", params={}, now=now)
         return WireRequest(request, (True,) * len(outputs))
 
-    def _remember(self, head_text: bytes, head: _InferHead, wire: WireRequest, body_bytes: int) -> None:
-        if len(head_text) > MAX_MEMO_BYTES:
+    def _remember(self, text: bytes, head: _InferHead, wire: WireRequest, binary_bytes: int) -> None:
+        if len(text) > MAX_MEMO_BYTES:
             return
-        at, slices = len(head_text), {}
+        at, slices = -binary_bytes, {}
         for tensor in head.inputs:
             size = None if tensor.parameters is None else tensor.parameters.binary_data_size
             if size is None or tensor.datatype is DType.BYTES:
                 return
-            slices[tensor.name] = slice(at, at + size)
+            slices[tensor.name] = slice(at, at + size or None) if size else slice(0)
             at += size
         if len(self._memos) >= MAX_MEMOS:
             del self._memos[next(iter(self._memos))]
-        self._memos[head_text] = _Memo(wire, slices, body_bytes)
+        self._memos[text] = _Memo(wire, slices, binary_bytes)
 
 
 def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None, Sequence[memoryview | bytes]]:
@@ -194,6 +204,8 @@ def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None, Se
     shapes = [tensor.shape for tensor in outputs]
     if memo is not None and shapes == memo.reply_shapes:
         head, is_large = memo.reply_head, memo.reply_is_large
+        if memo.has_id:
+            head = b'%b,"id":"%b"}' % (head[:-1], response.id.encode())
         data = [tensor.data for tensor in outputs]
     else:
         described = [
@@ -208,7 +220,8 @@ def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None, Se
             return head, None, ()
         is_large = max(map(len, data)) > LARGE
         if memo is not None and all(binary) and DType.BYTES not in [tensor.dtype for tensor in outputs]:
-            memo.reply_shapes, memo.reply_head, memo.reply_is_large = shapes, head, is_large
+            memo.reply_head = _encode_head(_ReplyHead(response.model, response.version, described)) if memo.has_id else head
+            memo.reply_shapes, memo.reply_is_large = shapes, is_large
     if is_large and not any(map(_is_part, data)):
         return head, len(head), data
     return b"".join([head, *data]), len(head), ()
