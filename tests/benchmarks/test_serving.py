@@ -54,27 +54,37 @@ def _bench(pairs: int = 2, seconds: int = 6) -> Bench:
     return _Bench(_Launcher(), Report({}, {}), Path("mlp.onnx"), Path("slow.onnx"), seconds, pairs)  # type: ignore[arg-type]
 
 
-def _found(bench: Bench) -> dict[str, tuple[Any, str]]:
-    return {ratio.what: (pytest.approx(ratio.median), ratio.verdict) for ratio in bench.report.ratios}
+@pytest.mark.parametrize(
+    ("scenario", "found"),
+    [
+        (
+            busy,
+            {"mlp, 64 connections: dlproxy / bare": (0.625, "pass"), "mlp, 64 connections: dlproxy p99 / p50": (3.0, "pass")},
+        ),
+        (
+            many_connections,
+            {
+                "mlp: dlproxy at 256 / at 64 connections": (0.8, "miss"),
+                "mlp: bare at 256 / at 64 connections": (0.5, "-"),
+            },
+        ),
+        (one_connection, {"mlp, one connection: p50 dlproxy / bare": (50 / 70, "pass")}),
+    ],
+)
+def test_a_comparison_finds_its_ratios_and_judges_them(
+    scenario: Callable[[Bench], None], found: dict[str, tuple[float, str]]
+) -> None:
+    bench = _bench()
+    scenario(bench)
+    ratios = {ratio.what: (ratio.median, ratio.verdict) for ratio in bench.report.ratios}
+    expected: dict[str, Any] = {what: (pytest.approx(median), verdict) for what, (median, verdict) in found.items()}
+    assert ratios == expected
 
 
-def test_a_rate_is_compared_with_the_yardsticks_of_the_same_pair() -> None:
+def test_subjects_take_turns() -> None:
     bench = _bench()
     busy(bench)
-    assert _found(bench) == {
-        "mlp, 64 connections: dlproxy / bare": (0.625, "pass"),
-        "mlp, 64 connections: dlproxy p99 / p50": (3.0, "pass"),
-    }
     assert [run.subject for run in bench.report.runs] == ["dlproxy", "bare"] * 2
-
-
-def test_many_connections_are_compared_with_few_of_the_same_subject() -> None:
-    bench = _bench()
-    many_connections(bench)
-    assert _found(bench) == {
-        "mlp: dlproxy at 256 / at 64 connections": (0.8, "miss"),
-        "mlp: bare at 256 / at 64 connections": (0.5, "-"),
-    }
 
 
 def test_pairs_of_many_and_few_connections_change_their_order() -> None:
@@ -83,12 +93,6 @@ def test_pairs_of_many_and_few_connections_change_their_order() -> None:
     ours = [int(run.command[0]) for run in bench.report.runs if run.subject == "dlproxy"]
     assert ours == [256, 64, 64, 256] * SHORTER
     assert {run.figures.seconds for run in bench.report.runs} == {2}
-
-
-def test_one_connection_is_judged_by_its_latency() -> None:
-    bench = _bench()
-    one_connection(bench)
-    assert _found(bench) == {"mlp, one connection: p50 dlproxy / bare": (50 / 70, "pass")}
 
 
 @pytest.mark.parametrize(("goal", "verdict"), [(Goal(2, at_least=True), "pass"), (Goal(1.9, at_least=False), "miss")])

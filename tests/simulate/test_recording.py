@@ -93,7 +93,7 @@ async def test_what_requests_cost_the_loop_is_learnt_and_simulated(tmp_path: Pat
     out = tmp_path / "out.json"
     assert main(["simulate", "m", f"--service=m={log}", "--loop=recorded", "--rate=50", "--duration=5", f"--json={out}"]) == OK
     setup = load(out).setup
-    assert setup["loop_us"] == {"read": pytest.approx(arrival_s * 1e6, abs=0.05), "write": 0.0, "path": 0.0}
+    assert setup["loop_us"] == {"read": round(arrival_s * 1e6, 1), "write": 0.0, "path": 0.0}
     assert setup["loop_shares_core"] is True
 
 
