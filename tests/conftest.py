@@ -1,6 +1,7 @@
-"""For all tests: no event loop but those that tests ask for, and raw connections that are cut at the end."""
+"""For all tests: no event loop but those that tests ask for, Ctrl-C heard, and raw connections that are cut at the end."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,8 +10,13 @@ from tests.clients import raw
 
 
 def pytest_configure() -> None:
-    """Else looptime's look at the current loop, before the first plain test, makes one that nobody closes."""
+    """Mends two things for the whole suite.
+
+    Looptime's look at the current loop, before the first plain test, would make one that nobody closes. And what a shell
+    starts in the background ignores SIGINT, as do its children: a command that a test interrupts would never end.
+    """
     asyncio.set_event_loop(None)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

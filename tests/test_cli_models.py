@@ -1,7 +1,6 @@
 """`dlproxy models` on a real server: what it shows, what it changes, and that every mistake is one line and exit code 2."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -248,8 +247,11 @@ def test_ctrl_c_ends_the_waiting_and_says_that_the_server_goes_on() -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()) as process:
             connection, _ = listener.accept()
             connection.recv(65536)
-            os.kill(process.pid, signal.SIGINT)
-            out, err = process.communicate(timeout=HANG_S)
+            process.send_signal(signal.SIGINT)
+            try:
+                out, err = process.communicate(timeout=HANG_S)
+            finally:
+                process.kill()
             connection.close()
     assert (process.returncode, out) == (INTERRUPTED, "")
     assert err == "dlproxy: interrupted; the server goes on with it, as this shows: dlproxy models show m\n"
