@@ -12,11 +12,15 @@ from benchmarks.wrk import Figures
 Verdict = Literal["pass", "miss", "-"]
 LABEL_WIDTH = 52
 BUSY_SHARE = 0.02
+STOLEN_SHARE = 0.02
 
 
 @dataclass
 class Run:
-    """One measurement of one subject; `command` made the load, `server_command` answered it."""
+    """One measurement of one subject; `command` made the load, `server_command` answered it.
+
+    `stolen_share`: of the core that lost more of its time to other guests of the hypervisor. `left_out`: it lost too much.
+    """
 
     scenario: str
     subject: str
@@ -25,6 +29,8 @@ class Run:
     command: list[str]
     server_command: list[str] | None = None
     idle_dlproxy_cpu_share: float | None = None
+    stolen_share: float | None = None
+    left_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class Report:
         lines += ["", f"{'median ratio':{LABEL_WIDTH}} {'value':>11} {'lowest':>9} {'highest':>9}  goal"]
         lines += [_ratio_line(ratio) for ratio in self.ratios]
         lines += [f"NOT MEASURED: {failure.splitlines()[0]}" for failure in self.failures]
-        lines += [f"note: {note}" for note in [*self.notes, *self._busy_notes()]]
+        lines += [f"note: {note}" for note in self._all_notes()]
         return "\n".join(lines)
 
     def save(self, path: Path) -> None:
@@ -100,15 +106,31 @@ class Report:
             "medians": [_median_figures(runs) for runs in self._grouped_runs()],
             "ratios": [asdict(ratio) | {"median": ratio.median, "verdict": ratio.verdict} for ratio in self.ratios],
             "failures": self.failures,
-            "notes": [*self.notes, *self._busy_notes()],
+            "notes": self._all_notes(),
         }
         path.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
     def _grouped_runs(self) -> list[list[Run]]:
         groups: dict[tuple[str, str, str], list[Run]] = {}
         for run in self.runs:
-            groups.setdefault((run.scenario, run.subject, run.what), []).append(run)
+            if not run.left_out:
+                groups.setdefault((run.scenario, run.subject, run.what), []).append(run)
         return list(groups.values())
+
+    def _all_notes(self) -> list[str]:
+        return [*self.notes, *self._stolen_notes(), *self._busy_notes()]
+
+    def _stolen_notes(self) -> list[str]:
+        shares = [run.stolen_share for run in self.runs if run.stolen_share is not None and not run.left_out]
+        notes = []
+        if shares and max(shares) > STOLEN_SHARE:
+            median, most = statistics.median(shares), max(shares)
+            notes.append(f"of these runs the hypervisor took a core's time for others: median {median:.0%}, at most {most:.0%}")
+        if left_out := sum(run.left_out for run in self.runs):
+            notes.append(
+                f"{left_out} of {len(self.runs)} runs are left out, because it took more than --max-stolen in their round"
+            )
+        return notes
 
     def _busy_notes(self) -> list[str]:
         shares = [run.idle_dlproxy_cpu_share for run in self.runs if run.idle_dlproxy_cpu_share is not None]

@@ -25,10 +25,12 @@ SERVED_SECONDS = 1
 def _pairs_with_bare(bench: Bench, scenario: str, what: str, load: Load, pairs: int) -> Iterator[tuple[Run, Run]]:
     with bench.launcher.dlproxy({"mlp": bench.mlp}) as proxy:
         bench.warm_up(proxy, load)
-        for _ in range(pairs):
+
+        def one_each(number: int) -> tuple[Run, Run]:
             ours = bench.measure(scenario, "dlproxy", what, proxy, load)
-            bare = bench.beside_idle(proxy, lambda: bench.measure_bare(scenario, what, bench.mlp, load))
-            yield ours, bare
+            return ours, bench.beside_idle(proxy, lambda: bench.measure_bare(scenario, what, bench.mlp, load))
+
+        yield from bench.rounds(pairs, one_each)
 
 
 def busy(bench: Bench) -> None:
@@ -45,22 +47,35 @@ def many_connections(bench: Bench) -> None:
     few, many = (_shorter(bench, connections) for connections in (BUSY_CONNECTIONS, MANY_CONNECTIONS))
     with bench.launcher.dlproxy({"mlp": bench.mlp}) as proxy:
         bench.warm_up(proxy, many)
-        for number in range(SHORTER * bench.pairs(3)):
-            order = (few, many) if number % 2 else (many, few)
-            ours = [bench.measure("B", "dlproxy", _mlp(load), proxy, load) for load in order]
-            bare = [bench.beside_idle(proxy, partial(bench.measure_bare, "B", _mlp(load), bench.mlp, load)) for load in order]
-            kept, kept_bare = (_rate(runs[order.index(many)]) / _rate(runs[order.index(few)]) for runs in (ours, bare))
-            what = f"at {many.connections} / at {few.connections} connections"
-            bench.report.add_ratio("B", f"mlp: dlproxy {what}", kept, Goal(0.9, at_least=True))
-            bench.report.add_ratio("B", f"mlp: bare {what}", kept_bare)
+
+        def ours(load: Load) -> Run:
+            return bench.measure("B", "dlproxy", _mlp(load), proxy, load)
+
+        def bare(load: Load) -> Run:
+            return bench.beside_idle(proxy, lambda: bench.measure_bare("B", _mlp(load), bench.mlp, load))
+
+        def both_loads(measure: Callable[[Load], Run], number: int) -> tuple[Run, Run]:
+            if number % 2:
+                with_few, with_many = measure(few), measure(many)
+            else:
+                with_many, with_few = measure(many), measure(few)
+            return with_few, with_many
+
+        pairs = SHORTER * bench.pairs(3)
+        what = f"at {many.connections} / at {few.connections} connections"
+        for our_pair, bare_pair in zip(
+            bench.rounds(pairs, partial(both_loads, ours)), bench.rounds(pairs, partial(both_loads, bare)), strict=True
+        ):
+            bench.report.add_ratio("B", f"mlp: dlproxy {what}", _kept(*our_pair), Goal(0.9, at_least=True))
+            bench.report.add_ratio("B", f"mlp: bare {what}", _kept(*bare_pair))
+
+
+def _kept(with_few: Run, with_many: Run) -> float:
+    return with_many.figures.requests_per_s / with_few.figures.requests_per_s
 
 
 def _mlp(load: Load) -> str:
     return f"mlp, {load.connections} connections"
-
-
-def _rate(run: Run) -> float:
-    return run.figures.requests_per_s
 
 
 def _shorter(bench: Bench, connections: int) -> Load:
@@ -80,9 +95,12 @@ def slow_model(bench: Bench) -> None:
     load = bench.load(SLOW_CONNECTIONS, bench.slow, "steady")
     with bench.launcher.dlproxy({"slow": bench.slow}) as proxy:
         bench.warm_up(proxy, load)
-        for _ in range(bench.pairs(3)):
+
+        def one_each(number: int) -> tuple[Run, Run]:
             ours = bench.measure("D", "dlproxy", what, proxy, load)
-            loop = bench.beside_idle(proxy, lambda: bench.measure_ort_loop("D", "slow", bench.slow))
+            return ours, bench.beside_idle(proxy, lambda: bench.measure_ort_loop("D", "slow", bench.slow))
+
+        for ours, loop in bench.rounds(bench.pairs(3), one_each):
             used = ours.figures.requests_per_s / loop.figures.requests_per_s
             bench.report.add_ratio("D", f"{what}: dlproxy / ORT loop", used, Goal(0.97, at_least=True))
 
@@ -105,12 +123,13 @@ def other_ceilings(bench: Bench) -> None:
     with bench.launcher.dlproxy({"mlp": bench.mlp}) as proxy:
         bench.warm_up(proxy, load)
         with bench.launcher.nginx(sample_for(bench.mlp).check_answer(proxy.port)) as nginx:
-            for _ in range(bench.pairs(3)):
+
+            def one_each(number: int) -> tuple[Run, Run]:
                 ours = bench.measure("F", "dlproxy", f"mlp, {load.connections} connections", proxy, load)
-                static = bench.beside_idle(
-                    proxy,
-                    lambda: bench.measure("F", "nginx", f"equal reply, {get.connections} connections", nginx, get),
-                )
+                what = f"equal reply, {get.connections} connections"
+                return ours, bench.beside_idle(proxy, lambda: bench.measure("F", "nginx", what, nginx, get))
+
+            for ours, static in bench.rounds(bench.pairs(3), one_each):
                 share = ours.figures.requests_per_s / static.figures.requests_per_s
                 bench.report.add_ratio("F", "mlp: dlproxy / nginx static", share)
 

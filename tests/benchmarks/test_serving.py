@@ -1,7 +1,9 @@
 """`make bench` without servers: which runs its comparisons pair, what they divide, what they judge."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +11,12 @@ from typing import Any
 import pytest
 
 from benchmarks import serving
-from benchmarks.bench import Bench
-from benchmarks.processes import BenchmarkError
+from benchmarks.bench import MOST_TRIES, Bench
+from benchmarks.processes import BenchmarkError, Cores
 from benchmarks.report import Goal, Report, Run
 from benchmarks.scenarios import SHORTER, busy, many_connections, one_connection
 from benchmarks.servers import Server
+from benchmarks.stolen import StolenTime
 from benchmarks.wrk import Figures, Load, Mode
 
 RATES = {("dlproxy", 1): 70.0, ("dlproxy", 64): 100.0, ("dlproxy", 256): 80.0} | {
@@ -115,3 +118,61 @@ def test_a_comparison_that_fails_is_reported_and_the_next_goes_on(
     assert bench.report.failures == ["A  no server"]
     assert "NOT MEASURED: A  no server" in bench.report.table()
     assert [ratio.scenario for ratio in bench.report.ratios] == ["C"]
+
+
+def _disturb(bench: Bench, *numbers: int) -> None:
+    """Half a core is stolen from these runs, the first being 0."""
+    keep = bench._keep
+
+    def keep_disturbed(run: Run) -> Run:
+        run.stolen_share = 0.5 if len(bench.report.runs) in numbers else 0.03
+        return keep(run)
+
+    object.__setattr__(bench, "_keep", keep_disturbed)
+
+
+def test_a_round_that_lost_too_much_of_a_core_is_measured_again() -> None:
+    bench = replace(_bench(pairs=3), max_stolen=0.03)
+    _disturb(bench, 1, 4)
+    busy(bench)
+    assert [run.left_out for run in bench.report.runs] == [True, True, False, False, True, True, False, False, False, False]
+    assert {len(ratio.values) for ratio in bench.report.ratios} == {3}
+    table = bench.report.table()
+    assert re.search(r"A  dlproxy: mlp, 64 connections .* 3\n", table)
+    assert "note: 4 of 10 runs are left out" in table
+    assert "median 3%, at most 3%" in table
+
+
+def test_every_round_counts_unless_told_otherwise() -> None:
+    bench = _bench(pairs=3)
+    _disturb(bench, *range(99))
+    busy(bench)
+    assert (len(bench.report.runs), {len(ratio.values) for ratio in bench.report.ratios}) == (6, {3})
+    assert "median 50%, at most 50%" in bench.report.table()
+
+
+def test_a_machine_that_is_never_quiet_is_given_up_and_what_was_measured_is_kept() -> None:
+    bench = replace(_bench(pairs=2), max_stolen=0.03)
+    _disturb(bench, *range(4, 99))
+    with pytest.raises(BenchmarkError, match=r"only 2 of 6 rounds lost at most 3% of a core"):
+        one_connection(bench)
+    assert len(bench.report.runs) == 2 * MOST_TRIES * 6
+    assert [len(ratio.values) for ratio in bench.report.ratios] == [2]
+
+
+STAT = "cpu  9 0 0 0 0 0 0 {both} 0 0\ncpu0 1 0 0 0 0 0 0 {first} 0 0\ncpu1 8 0 0 0 0 0 0 {second} 0 0\nintr 1\n"
+
+
+@pytest.mark.parametrize(
+    ("cores", "share"), [(Cores(0, 1), 0.25), (Cores(0, None), 0.1), (Cores(None, None), None), (Cores(7, 8), None)]
+)
+def test_stolen_time_is_that_of_the_core_that_lost_more(tmp_path: Path, cores: Cores, share: float | None) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text(STAT.format(both=30, first=10, second=20))
+    stolen = StolenTime(cores, stat)
+    stat.write_text(STAT.format(both=100, first=30, second=70))
+    assert stolen.share(seconds=2.0) == share
+
+
+def test_a_system_without_steal_time_says_nothing_of_it(tmp_path: Path) -> None:
+    assert StolenTime(Cores(0, 1), tmp_path / "missing").share(seconds=1.0) is None
