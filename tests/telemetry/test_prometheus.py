@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dlproxy.message import FailureKind
 from dlproxy.telemetry.prometheus import registry
-from dlproxy.telemetry.stats import BOUNDS_S, ModelStats
+from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, ModelStats
 
 TRITON = {
     "nv_inference_request_success",
@@ -49,8 +49,8 @@ class Model:
 def busy_model() -> Model:
     model = Model()
     three_s = [0.001, 0.002, 0.003]
-    model.stats.batch_answered(5, three_s, [0.301, 0.302, 0.303], batch_s=0.010, compute_s=0.200, split_s=0.004)
-    model.stats.batch_answered(1, [20.0], [20.2], batch_s=0.010, compute_s=0.100, split_s=0.001)
+    model.stats.batch_answered(AnsweredBatch(5, three_s, after_s=0.3, batch_s=0.010, compute_s=0.200, split_s=0.004))
+    model.stats.batch_answered(AnsweredBatch(1, [20.0], after_s=0.2, batch_s=0.010, compute_s=0.100, split_s=0.001))
     for kind in FailureKind:
         model.stats.failed(kind, 0.1)
     model.stats.failed(FailureKind.QUEUE_FULL, 0.1)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlproxy.message import FailureKind
-from dlproxy.telemetry.stats import BOUNDS_S, Histogram, ModelStats
+from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, Histogram, ModelStats
 
 durations = st.floats(0.0, 100.0)
 
@@ -66,9 +66,11 @@ def test_a_new_model_has_counted_nothing() -> None:
 def test_a_batch_counts_once_per_request_and_by_its_size() -> None:
     stats = ModelStats()
     three_s = [0.001, 0.002, 0.003]
-    stats.batch_answered(5, three_s, [0.301, 0.302, 0.303], batch_s=0.010, compute_s=0.200, split_s=0.004)
-    stats.batch_answered(5, [0.0], [0.320], batch_s=0.010, compute_s=0.300, split_s=0.001)
-    stats.batch_answered(1, [0.0], [0.120], batch_s=0.010, compute_s=0.100, split_s=0.001)
+    stats.batch_answered(AnsweredBatch(5, three_s, after_s=0.3, batch_s=0.010, compute_s=0.200, split_s=0.004))
+    stats.batch_answered(AnsweredBatch(5, [0.0], after_s=0.320, batch_s=0.010, compute_s=0.300, split_s=0.001))
+    stats.batch_answered(AnsweredBatch(1, [0.0], after_s=0.120, batch_s=0.010, compute_s=0.100, split_s=0.001))
+    stats.settle()
+    stats.settle()  # and nothing twice
     assert (stats.rows, stats.batches) == (11, 3)
     counts = {name: getattr(stats, name).count for name in ("queue", "batch", "compute", "split", "request")}
     assert counts == dict.fromkeys(counts, 5), "every phase counts requests, so that their sums can be compared"

@@ -7,6 +7,7 @@ import pytest
 
 from dlproxy import __version__
 from dlproxy.message import DType
+from dlproxy.telemetry.stats import AnsweredBatch
 from dlproxy.tensors import join_elements
 
 from .fixtures import EchoService, Reply, Wire, app_of, echo_signature, post, request, served
@@ -116,7 +117,7 @@ def test_statistics_have_what_perf_analyzer_reads(path: str, versions: list[str]
 def test_statistics_count_what_was_served() -> None:
     service = EchoService(ONE)
     model = served(service)
-    model.stats.batch_answered(3, [0.001, 0.002], [0.006, 0.007], batch_s=0.0005, compute_s=0.004, split_s=0.0001)
+    model.stats.batch_answered(AnsweredBatch(3, [0.001, 0.002], after_s=0.005, batch_s=0.0005, compute_s=0.004, split_s=0.0001))
     found = Wire(app_of(model)).feed(request("/v2/models/m/stats")).replies[0].json()["model_stats"][0]
     assert (found["inference_count"], found["execution_count"]) == (3, 1)
     assert found["inference_stats"]["success"] == {"count": 2, "ns": 13_000_000}

@@ -5,7 +5,7 @@ Called by wire/ (through Service) and serve/proxy.py. Not aware of: wire formats
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from math import ceil, inf
@@ -40,7 +40,7 @@ from dlproxy.serve.idle_poll import IdlePoll
 from dlproxy.serve.quarantine import Quarantine
 from dlproxy.serve.turns import Turns
 from dlproxy.service import ReplyTo
-from dlproxy.telemetry.stats import ModelStats
+from dlproxy.telemetry.stats import AnsweredBatch, ModelStats
 
 GATHER_MOST = 64  # requests of one turn told to the lane at a time: at 256 clients 5 % or more over all at once, whose memory
 # no longer fits the core's cache; 32 would halve the batches of 64 clients (docs/adr/0003)
@@ -49,20 +49,13 @@ log = logging.getLogger(__name__)
 
 
 class _Flight(Struct):
-    """A batch that runs: its requests in gathering order, and its result once there is one.
-
-    `rows` to `answered_at` are known once the result was cut apart. `queued_s`: of those answered, seconds each.
-    """
+    """A batch that runs: its requests in gathering order, and its result once there is one."""
 
     requests: list[Request]
     instance: str
     dispatched_at: float
     lease: int | None = None
     result: BatchResult | None = None
-    rows: int = 0
-    queued_s: Sequence[float] = ()
-    split_at: float = 0.0
-    answered_at: float = 0.0
 
 
 class Driver:
@@ -252,11 +245,11 @@ class Driver:
         flight = self._flights[command.batch_id]
         result = flight.result
         assert result is not None
-        flight.split_at = self._clock()
+        split_at = self._clock()
         dispatched_at = flight.dispatched_at
         cutter = Cutter(self._signature, result.outputs)
-        self._loop.call_soon(self._count, flight, result)  # when the replies have left, before whoever awaits one here goes on
-        queued_s = flight.queued_s = []
+        self._loop.call_soon(self._stats.settle)  # when the replies have left, before whoever awaits one here goes on
+        queued_s: list[float] = []
         end = 0
         for request in flight.requests:
             ticket = request.ticket
@@ -276,19 +269,9 @@ class Driver:
                     waiting[1].completed(response)
                 except Exception:
                     log.exception("model %s: could not hand over the answer to request %d", self._model, ticket.id)
-        flight.rows = end
-        flight.answered_at = self._clock()
-
-    def _count(self, flight: _Flight, result: BatchResult) -> None:
-        after_s = flight.answered_at - flight.dispatched_at
-        self._stats.batch_answered(
-            flight.rows,
-            flight.queued_s,
-            [queue_s + after_s for queue_s in flight.queued_s],
-            batch_s=result.batch_s,
-            compute_s=result.compute_s,
-            split_s=flight.answered_at - flight.split_at,
-        )
+        answered_at = self._clock()
+        after_s, split_s = answered_at - dispatched_at, answered_at - split_at
+        self._stats.batch_answered(AnsweredBatch(end, queued_s, after_s, result.batch_s, result.compute_s, split_s))
 
     def _reject(self, command: Reject) -> None:
         request, reply = self._waiting.pop(command.ticket.id)

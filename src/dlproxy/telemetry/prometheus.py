@@ -46,6 +46,8 @@ class ModelCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         models = list(self._models)
+        for model in models:
+            model.stats.settle()
         yield from self._triton(models)
         yield from self._own(models)
 

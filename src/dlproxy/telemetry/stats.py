@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from time import time
 from typing import Literal, get_args
 
+from msgspec import Struct
+
 from dlproxy.message import FailureKind
 
 InstanceState = Literal["up", "starting", "waiting", "lost"]
@@ -56,10 +58,28 @@ class BatchSize:
         self.batch_s = self.compute_s = self.split_s = 0.0
 
 
+class AnsweredBatch(Struct):
+    """A batch that was gathered, run and cut apart in so many seconds; `after_s` from its dispatch all was handed over.
+
+    It gave answers to requests that had waited `queued_s` each before.
+    """
+
+    rows: int
+    queued_s: Sequence[float]
+    after_s: float
+    batch_s: float
+    compute_s: float
+    split_s: float
+
+
 class ModelStats:
-    """Counts since the model was loaded. `rows` are inferences in Triton's sense, `queue` to `request` are per request."""
+    """Counts since the model was loaded. `rows` are inferences in Triton's sense, `queue` to `request` are per request.
+
+    Batches are complete in them after `settle`, which whoever shows them calls first.
+    """
 
     def __init__(self) -> None:
+        self._uncounted: list[AnsweredBatch] = []
         self.rows = 0
         self.batches = 0
         self.queue = Histogram()
@@ -74,35 +94,32 @@ class ModelStats:
         self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now
         self.instance_changes: dict[InstanceChange, int] = dict.fromkeys(get_args(InstanceChange), 0)
 
-    def batch_answered(
-        self,
-        rows: int,
-        queued_s: Sequence[float],
-        requests_s: Sequence[float],
-        *,
-        batch_s: float,
-        compute_s: float,
-        split_s: float,
-    ) -> None:
-        """A batch was gathered, run, cut apart and handed over in so many seconds.
+    def batch_answered(self, batch: AnsweredBatch) -> None:
+        """Counted when `settle` is called: replies that are about to leave need not wait for it."""
+        self._uncounted.append(batch)
 
-        It gave answers to requests that had waited `queued_s` each, and took `requests_s` each in all.
-        """
-        requests = len(queued_s)
+    def settle(self) -> None:
+        """Count what is not yet."""
+        batches, self._uncounted = self._uncounted, []
+        for batch in batches:
+            self._count(batch)
+
+    def _count(self, batch: AnsweredBatch) -> None:
+        rows, requests, after_s = batch.rows, len(batch.queued_s), batch.after_s
         self.rows += rows
         self.batches += 1
-        self.queue.add_all(queued_s)
-        self.request.add_all(requests_s)
-        self.batch.add(batch_s, requests)
-        self.compute.add(compute_s, requests)
-        self.split.add(split_s, requests)
+        self.queue.add_all(batch.queued_s)
+        self.request.add_all([queue_s + after_s for queue_s in batch.queued_s])
+        self.batch.add(batch.batch_s, requests)
+        self.compute.add(batch.compute_s, requests)
+        self.split.add(batch.split_s, requests)
         size = self.batch_sizes.get(rows)
         if size is None:
             size = self.batch_sizes[rows] = BatchSize()
         size.batches += 1
-        size.batch_s += batch_s
-        size.compute_s += compute_s
-        size.split_s += split_s
+        size.batch_s += batch.batch_s
+        size.compute_s += batch.compute_s
+        size.split_s += batch.split_s
         self.last_at_ms = int(time() * 1e3)
 
     def failed(self, kind: FailureKind, seconds: float) -> None:

@@ -82,6 +82,7 @@ def _io(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
 
 def _model_stats(model: ServedModel) -> dict[str, Any]:
     stats = model.stats
+    stats.settle()
     failures = sum(stats.failures.values())
     return {
         "name": model.name,
