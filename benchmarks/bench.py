@@ -16,7 +16,7 @@ from benchmarks.wrk import Figures, Load, Mode, run_wrk, wrk_command
 
 ORT_LOOP = Path(__file__).with_name("ort_loop.py")
 WARM_UP_SECONDS = 2
-MOST_TRIES = 5  # rounds for each that is wanted, where many are left out
+MOST_TRIES = 10  # rounds for each that is wanted, where many are left out
 
 Runs = TypeVar("Runs", bound=tuple[Run, ...])
 
@@ -69,7 +69,7 @@ class Bench:
     def rounds(self, wanted: int, measure: Callable[[int], Runs]) -> Iterator[Runs]:
         """The runs of so many rounds that nobody disturbed; `measure` is told which try this is.
 
-        A round is left out whole, so that whoever was faster in it gains nothing. After five times as many tries it ends.
+        A round is left out whole, so that whoever was faster in it gains nothing. After ten times as many tries it ends.
         """
         kept = 0
         for number in range(MOST_TRIES * wanted):
