@@ -42,7 +42,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             ge=0,
             le=0.01,
         ),
-    ] = 0.0002
+    ] = 0.0003
     drain_s: Annotated[float, _knob("seconds that requests under way get to finish after SIGTERM", ge=0, le=3600)] = 30.0
     event_log: Annotated[str, _knob("record every lane event and command in this folder, to replay; empty: off")] = ""
     arbiter: Annotated[

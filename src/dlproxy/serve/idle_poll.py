@@ -19,7 +19,7 @@ class IdlePoll:
     While the loop has nothing to do, but each of the last 16 requests came within `most_s` seconds of the answers before, and
     was answered in as short a time, it turns on without sleeping for so long. If none comes in that time it sleeps, and the
     count starts anew. So it does where answers take longer (many clients, slow models): waking late is little beside that.
-    The rule is that of Linux' cpuidle-haltpoll (Documentation/virt/guest-halt-polling.rst), whose limit is 200 us too,
+    The rule is that of Linux' cpuidle-haltpoll (Documentation/virt/guest-halt-polling.rst), whose limit is 200 us,
     but for the count, which keeps a server that is half idle from looking busy.
     """
 
