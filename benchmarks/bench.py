@@ -44,7 +44,7 @@ class Bench:
         command = self._wrk_command(server, load)
         stolen = StolenTime(self.launcher.cores)
         run = Run(scenario, subject, what, run_wrk(command, load), command, server.child.command)
-        run.stolen_share = stolen.share(run.figures.seconds)
+        run.stolen_share = stolen.share()
         return self._keep(run)
 
     def measure_bare(self, scenario: str, what: str, model: Path, load: Load) -> Run:
@@ -64,7 +64,7 @@ class Bench:
         if status != 0:
             raise BenchmarkError(f"the ONNX Runtime loop failed: {child.log_tail()}")
         figures = Figures(**json.loads(child.log_tail().splitlines()[-1]))
-        return self._keep(Run(scenario, "ORT loop", what, figures, command, stolen_share=stolen.share(figures.seconds)))
+        return self._keep(Run(scenario, "ORT loop", what, figures, command, stolen_share=stolen.share()))
 
     def rounds(self, wanted: int, measure: Callable[[int], Runs]) -> Iterator[Runs]:
         """The runs of so many rounds that nobody disturbed; `measure` is told which try this is.

@@ -4,6 +4,7 @@ Prints one table, ratios last, and keeps every single run in a JSON file. Only r
 """
 
 import argparse
+import contextlib
 import datetime
 import os
 import sys
@@ -18,6 +19,7 @@ from benchmarks.processes import BenchmarkError, Children, Cores, choose_cores, 
 from benchmarks.report import Report
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.servers import Launcher
+from benchmarks.stolen import StolenTime
 from benchmarks.wrk import wrk_is_installed
 
 HERE = Path(__file__).parent
@@ -41,10 +43,11 @@ def _positive(text: str) -> int:
 
 
 def _share(text: str) -> float:
-    share = float(text)
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError("must be a share of a core, 0 to 1")
-    return share
+    with contextlib.suppress(ValueError):
+        share = float(text)
+        if 0 <= share <= 1:
+            return share
+    raise argparse.ArgumentTypeError("must be a share of a core, 0 to 1")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -99,8 +102,11 @@ def main(arguments: list[str] | None = None) -> int:
     if not wrk_is_installed():
         print("wrk is not installed; on Debian: apt-get install wrk nginx-light", file=sys.stderr)
         return EXIT_UNUSABLE
-    interrupt_once()
     cores = choose_cores()
+    if options.max_stolen is not None and StolenTime(cores).share() is None:
+        print("--max-stolen needs Linux, taskset and two cores", file=sys.stderr)
+        return EXIT_UNUSABLE
+    interrupt_once()
     report = Report(describe_machine(cores), vars(options))
     print(summary(report.machine), flush=True)
     interrupted = False

@@ -1,5 +1,7 @@
 """How much of the cores the hypervisor gave to others: on a shared machine the first reason why two equal runs differ."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.processes import Cores
@@ -12,14 +14,16 @@ TICKS_PER_S = 100.0  # USER_HZ, which is 100 on every Linux that runs Python
 class StolenTime:
     """Begins to count when it is made."""
 
-    def __init__(self, cores: Cores, stat: Path = STAT) -> None:
+    def __init__(self, cores: Cores, stat: Path = STAT, clock: Callable[[], float] = time.perf_counter) -> None:
         self._names = {f"cpu{core}" for core in cores if core is not None}
         self._stat = stat
+        self._clock = clock
+        self._began_at = clock()
         self._before = self._ticks()
 
-    def share(self, seconds: float) -> float | None:
-        """Of the `seconds` since the beginning, on the core that lost most; None where the system does not tell."""
-        after = self._ticks()
+    def share(self) -> float | None:
+        """Of the time since the beginning, on the core that lost most; None where the system does not tell."""
+        seconds, after = self._clock() - self._began_at, self._ticks()
         lost = [after[name] - ticks for name, ticks in self._before.items() if name in after]
         return max(lost) / TICKS_PER_S / seconds if lost else None
 

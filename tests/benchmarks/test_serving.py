@@ -169,10 +169,19 @@ STAT = "cpu  9 0 0 0 0 0 0 {both} 0 0\ncpu0 1 0 0 0 0 0 0 {first} 0 0\ncpu1 8 0 
 def test_stolen_time_is_that_of_the_core_that_lost_more(tmp_path: Path, cores: Cores, share: float | None) -> None:
     stat = tmp_path / "stat"
     stat.write_text(STAT.format(both=30, first=10, second=20))
-    stolen = StolenTime(cores, stat)
+    stolen = StolenTime(cores, stat, clock=iter([5.0, 7.0]).__next__)
     stat.write_text(STAT.format(both=100, first=30, second=70))
-    assert stolen.share(seconds=2.0) == share
+    assert stolen.share() == share
 
 
 def test_a_system_without_steal_time_says_nothing_of_it(tmp_path: Path) -> None:
-    assert StolenTime(Cores(0, 1), tmp_path / "missing").share(seconds=1.0) is None
+    assert StolenTime(Cores(0, 1), tmp_path / "missing").share() is None
+
+
+def test_rounds_cannot_be_left_out_where_nobody_tells_what_is_stolen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(serving, "wrk_is_installed", lambda: True)
+    monkeypatch.setattr(serving, "choose_cores", lambda: Cores(None, None))
+    assert serving.main(["--max-stolen", "0.03", "--json", str(tmp_path / "r.json")]) == serving.EXIT_UNUSABLE
+    assert "--max-stolen needs Linux" in capsys.readouterr().err
