@@ -128,7 +128,7 @@ class Report:
             notes.append(f"of these runs the hypervisor took a core's time for others: median {median:.0%}, at most {most:.0%}")
         if left_out := sum(run.left_out for run in self.runs):
             notes.append(
-                f"{left_out} of {len(self.runs)} runs are left out, because it took more than --max-stolen in their round"
+                f"{left_out} of {len(self.runs)} runs are left out: the hypervisor took more than --max-stolen in their round"
             )
         return notes
 

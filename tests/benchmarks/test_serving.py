@@ -1,9 +1,9 @@
 """`make bench` without servers: which runs its comparisons pair, what they divide, what they judge."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,8 +32,14 @@ class _Launcher:
         yield SimpleNamespace(models=models)
 
 
+@dataclass(frozen=True)
 class _Bench(Bench):
-    """Every subject answers at the rate that RATES has for it, with a latency that is its inverse."""
+    """Every subject answers at the rate that RATES has for it, with a latency that is its inverse.
+
+    Half a core is stolen from the runs `disturbed`, the first being 0.
+    """
+
+    disturbed: Collection[int] = ()
 
     def load(self, connections: int, model: Path, mode: Mode = "same") -> Load:
         return Load(connections, self.seconds)
@@ -41,7 +47,8 @@ class _Bench(Bench):
     def measure(self, scenario: str, subject: str, what: str, server: Server, load: Load) -> Run:
         rate = RATES[subject, load.connections]
         figures = Figures(rate, p50_ms=1000 / rate, p99_ms=3000 / rate, requests=1, seconds=load.seconds)
-        return self._keep(Run(scenario, subject, what, figures, [str(load.connections)]))
+        stolen_share = 0.5 if len(self.report.runs) in self.disturbed else 0.03
+        return self._keep(Run(scenario, subject, what, figures, [str(load.connections)], stolen_share=stolen_share))
 
     def measure_bare(self, scenario: str, what: str, model: Path, load: Load) -> Run:
         return self.measure(scenario, "bare", what, None, load)  # type: ignore[arg-type]
@@ -53,8 +60,9 @@ class _Bench(Bench):
         return measure()
 
 
-def _bench(pairs: int = 2, seconds: int = 6) -> Bench:
-    return _Bench(_Launcher(), Report({}, {}), Path("mlp.onnx"), Path("slow.onnx"), seconds, pairs)  # type: ignore[arg-type]
+def _bench(pairs: int = 2, max_stolen: float | None = None, disturbed: Collection[int] = ()) -> Bench:
+    launcher: Any = _Launcher()
+    return _Bench(launcher, Report({}, {}), Path("mlp.onnx"), Path("slow.onnx"), 6, pairs, max_stolen, disturbed)
 
 
 @pytest.mark.parametrize(
@@ -120,20 +128,8 @@ def test_a_comparison_that_fails_is_reported_and_the_next_goes_on(
     assert [ratio.scenario for ratio in bench.report.ratios] == ["C"]
 
 
-def _disturb(bench: Bench, *numbers: int) -> None:
-    """Half a core is stolen from these runs, the first being 0."""
-    keep = bench._keep
-
-    def keep_disturbed(run: Run) -> Run:
-        run.stolen_share = 0.5 if len(bench.report.runs) in numbers else 0.03
-        return keep(run)
-
-    object.__setattr__(bench, "_keep", keep_disturbed)
-
-
 def test_a_round_that_lost_too_much_of_a_core_is_measured_again() -> None:
-    bench = replace(_bench(pairs=3), max_stolen=0.03)
-    _disturb(bench, 1, 4)
+    bench = _bench(pairs=3, max_stolen=0.03, disturbed=(1, 4))
     busy(bench)
     assert [run.left_out for run in bench.report.runs] == [True, True, False, False, True, True, False, False, False, False]
     assert {len(ratio.values) for ratio in bench.report.ratios} == {3}
@@ -144,16 +140,14 @@ def test_a_round_that_lost_too_much_of_a_core_is_measured_again() -> None:
 
 
 def test_every_round_counts_unless_told_otherwise() -> None:
-    bench = _bench(pairs=3)
-    _disturb(bench, *range(99))
+    bench = _bench(pairs=3, disturbed=range(99))
     busy(bench)
     assert (len(bench.report.runs), {len(ratio.values) for ratio in bench.report.ratios}) == (6, {3})
     assert "median 50%, at most 50%" in bench.report.table()
 
 
 def test_a_machine_that_is_never_quiet_is_given_up_and_what_was_measured_is_kept() -> None:
-    bench = replace(_bench(pairs=2), max_stolen=0.03)
-    _disturb(bench, *range(4, 999))
+    bench = _bench(pairs=2, max_stolen=0.03, disturbed=range(4, 999))
     with pytest.raises(BenchmarkError, match=r"only 2 of 6 rounds lost at most 3% of a core"):
         one_connection(bench)
     assert len(bench.report.runs) == 2 * MOST_TRIES * 6
