@@ -52,8 +52,8 @@ class Bench:
         with self.launcher.bare(model) as server:
             return self.measure(scenario, "bare", what, server, load)
 
-    def measure_ort_loop(self, scenario: str, what: str, model: Path) -> Run:
-        command = [sys.executable, str(ORT_LOOP), str(model), "--seconds", str(self.seconds)]
+    def measure_ort_loop(self, scenario: str, what: str, model: Path, seconds: int) -> Run:
+        command = [sys.executable, str(ORT_LOOP), str(model), "--seconds", str(seconds)]
         command = pinned(self.launcher.cores.server, command)
         stolen = StolenTime(self.launcher.cores)
         child = self.launcher.children.start("ort_loop", command)

@@ -16,8 +16,8 @@ DIGITS = Path(__file__).parent.parent / "src" / "dlproxy" / "lab" / "digits" / "
 BUSY_CONNECTIONS = 64
 MANY_CONNECTIONS = 256
 SLOW_CONNECTIONS = 8
-SHORTER = 3  # one connection and many are timed in so many times more, shorter pairs: how fast an idle core wakes, and how
-# much of the last-level cache is left, changes by the second
+SHORTER = 3  # one connection, many, and the slow model are timed in so many times more, shorter pairs: how fast an idle core
+# wakes, how much of the last-level cache is left and what else computes on the same silicon changes by the second
 LAUNCHES = 5
 SERVED_SECONDS = 1
 
@@ -44,7 +44,7 @@ def busy(bench: Bench) -> None:
 
 
 def many_connections(bench: Bench) -> None:
-    few, many = (_shorter(bench, connections) for connections in (BUSY_CONNECTIONS, MANY_CONNECTIONS))
+    few, many = (_shorter(bench.load(connections, bench.mlp)) for connections in (BUSY_CONNECTIONS, MANY_CONNECTIONS))
     with bench.launcher.dlproxy({"mlp": bench.mlp}) as proxy:
         bench.warm_up(proxy, many)
 
@@ -78,13 +78,13 @@ def _mlp(load: Load) -> str:
     return f"mlp, {load.connections} connections"
 
 
-def _shorter(bench: Bench, connections: int) -> Load:
-    return replace(bench.load(connections, bench.mlp), seconds=max(1, bench.seconds // SHORTER))
+def _shorter(load: Load) -> Load:
+    return replace(load, seconds=max(1, load.seconds // SHORTER))
 
 
 def one_connection(bench: Bench) -> None:
     what = "mlp, one connection"
-    load = _shorter(bench, 1)
+    load = _shorter(bench.load(1, bench.mlp))
     for ours, bare in _pairs_with_bare(bench, "C", what, load, SHORTER * bench.pairs(5)):
         slower = ours.figures.p50_ms / bare.figures.p50_ms
         bench.report.add_ratio("C", f"{what}: p50 dlproxy / bare", slower, Goal(1.15, at_least=False))
@@ -92,15 +92,15 @@ def one_connection(bench: Bench) -> None:
 
 def slow_model(bench: Bench) -> None:
     what = f"slow, {SLOW_CONNECTIONS} connections"
-    load = bench.load(SLOW_CONNECTIONS, bench.slow, "steady")
+    load = _shorter(bench.load(SLOW_CONNECTIONS, bench.slow, "steady"))
     with bench.launcher.dlproxy({"slow": bench.slow}) as proxy:
         bench.warm_up(proxy, load)
 
         def one_each(number: int) -> tuple[Run, Run]:
             ours = bench.measure("D", "dlproxy", what, proxy, load)
-            return ours, bench.beside_idle(proxy, lambda: bench.measure_ort_loop("D", "slow", bench.slow))
+            return ours, bench.beside_idle(proxy, lambda: bench.measure_ort_loop("D", "slow", bench.slow, load.seconds))
 
-        for ours, loop in bench.rounds(bench.pairs(3), one_each):
+        for ours, loop in bench.rounds(SHORTER * bench.pairs(3), one_each):
             used = ours.figures.requests_per_s / loop.figures.requests_per_s
             bench.report.add_ratio("D", f"{what}: dlproxy / ORT loop", used, Goal(0.97, at_least=True))
 
@@ -114,7 +114,7 @@ def unique_requests(bench: Bench) -> None:
 
 
 def other_ceilings(bench: Bench) -> None:
-    bench.measure_ort_loop("F", "mlp, one item at a time", bench.mlp)
+    bench.measure_ort_loop("F", "mlp, one item at a time", bench.mlp, bench.seconds)
     if find_nginx() is None:
         bench.report.notes.append("F  nginx: not installed")
         return

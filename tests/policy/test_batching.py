@@ -125,3 +125,11 @@ def test_of_quick_batches_a_sample_is_learned_from() -> None:
     assert model.mean(1) == learned
     batching.observe(1, before * 2, 5.0 + 1.1 * OBSERVE_EVERY_S)
     assert model.mean(1) > learned
+
+
+def test_without_an_objective_the_spread_of_batches_does_not_move_the_limit() -> None:
+    batching = FittedBatching(knobs(), LatencyModel([(1, 0.025), (2, 0.050)]))
+    for batch in range(6 * REFIT_EVERY):
+        rows = 1 + batch % 2
+        batching.observe(rows, 0.025 * rows * (0.85, 0.85, 1.15, 1.15)[batch % 4], float(batch))
+        assert batching.limit == 2
