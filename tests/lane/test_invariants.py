@@ -406,7 +406,7 @@ BUGS = [
     Caught(WantsAgainAndAgain, "knows already", {"arbitrated": True}),
     Caught(LimitsThoseWithDeadlines, "without a deadline", {"adaptive_limit": True, "max_batch": 1}),
     Caught(BlamesCompany, "another one's fault", CRASHING),
-    Caught(ForgetsTheIsolated, "while an instance idles|never answered|no wake-up", CRASHING),
+    Caught(ForgetsTheIsolated, "while an instance idles|never answered|no wake-up|their deadline has passed", CRASHING),
     Caught(ForgivesCrashes, "fails without another try", CRASHING),
     Caught(WaitsOutOutages, "wait for nobody|no wake-up|past its deadline", CRASHING),
     Caught(FailsAtOnce, "isinstance|fails without another try", CRASHING),

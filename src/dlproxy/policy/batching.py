@@ -13,7 +13,8 @@ from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing import QueueDiscipline
 
 SLO_SHARE = 0.92 / 2  # a request may wait for one whole batch before its own (Nexus); 8 % stay for everything else (Clipper)
-DEFAULT_STRETCH = 5.0  # without an objective: five times the p99 of a single row
+DEFAULT_STRETCH = 5.0  # without an objective: p99 = 5 * L(1)
+MOST_SPREAD = 1.6  # p99 / mean up to which spread shrinks batches: with more of it (other servers) none but ones would be left
 FREE_BATCH_S = 1e-3  # without an objective: nobody notices a batch of 1 ms, so small models are not held to 5 * L(1)
 OBSERVE_EVERY_S = 1e-3  # of quicker batches a sample is learned from: a fit costs 2 us, and they follow by the thousand
 REFIT_EVERY = 50  # batches between two looks at the limit, so that it moves rarely and explainably
@@ -81,10 +82,14 @@ class FittedBatching:
         if slo_s is not None:
             budget_s = SLO_SHARE * slo_s
         else:
-            budget_s = max(SLO_SHARE * DEFAULT_STRETCH * self._model.p99(1), FREE_BATCH_S)
+            single_s = max(self._model.mean(1), self._model.p99(1) / MOST_SPREAD)
+            budget_s = max(SLO_SHARE * DEFAULT_STRETCH * single_s, FREE_BATCH_S)
         return min(budget_s, self._knobs.max_batch_s)
 
     def _refit(self) -> None:
         self._since_refit = 0
-        self.limit = self._model.rows_within(self.budget_s(), most=self._knobs.max_batch)
+        budget_s, most = self.budget_s(), self._knobs.max_batch
+        self.limit = self._model.rows_within(budget_s, most=most)
+        if self.limit < most and self._knobs.slo_s is None and self._model.mean(2) <= budget_s:
+            self.limit = max(self.limit, 2)  # never more than 2 * L(1): else the noise of a machine would move it to and fro
         self._take = Take(self.limit)
