@@ -1,8 +1,9 @@
-"""The thread instance beyond the contract: nobody who waits for a batch is forgotten, whatever ends it."""
+"""The thread instance beyond the contract: nobody who waits for a batch is forgotten, and no batch outlives its answer."""
 
 import asyncio
 from collections.abc import Sequence
 from threading import Event
+from weakref import ref
 
 import numpy as np
 
@@ -36,6 +37,24 @@ async def test_a_model_that_exits_fails_its_batch_and_the_next_one_runs() -> Non
     instance = ThreadInstance("thread", FakeRuntime(SIGNATURE, model))
     assert (await run(instance)).error == "the model raised SystemExit: 3"
     assert (await run(instance)).error is None
+    await instance.stop()
+
+
+async def test_an_idle_thread_keeps_no_batch_alive() -> None:
+    given: list[ref[Array]] = []
+
+    def model(inputs: Sequence[Array]) -> list[Array]:
+        output = inputs[0].copy()
+        given.append(ref(output))
+        return [output]
+
+    instance = ThreadInstance("thread", FakeRuntime(SIGNATURE, model))
+    await run(instance)
+    for _ in range(500):
+        if given[0]() is None:
+            break
+        await asyncio.to_thread(Event().wait, 0.01)  # the thread may still be on its way to the next batch
+    assert given[0]() is None
     await instance.stop()
 
 

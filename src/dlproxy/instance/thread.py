@@ -37,11 +37,18 @@ class ThreadInstance:
         await asyncio.to_thread(self._thread.join)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            requests, done, loop = job
-            try:
-                result = run_batch(self._runtime, requests)
-            except BaseException as error:  # sys.exit() in a model's own code: whoever waits must still hear of it
-                result = BatchResult([], 0.0, 0.0, f"the model raised {type(error).__name__}: {error}")
-            with suppress(RuntimeError):  # the loop has been closed meanwhile: nobody waits
-                loop.call_soon_threadsafe(done, result)
+        while self._serve(self._jobs.get()):
+            pass
+
+    def _serve(self, job: _Job | None) -> bool:
+        """False to end. A method of its own, so that the thread keeps no batch alive while it waits for the next."""
+        if job is None:
+            return False
+        requests, done, loop = job
+        try:
+            result = run_batch(self._runtime, requests)
+        except BaseException as error:  # sys.exit() in a model's own code: whoever waits must still hear of it
+            result = BatchResult([], 0.0, 0.0, f"the model raised {type(error).__name__}: {error}")
+        with suppress(RuntimeError):  # the loop has been closed meanwhile: nobody waits
+            loop.call_soon_threadsafe(done, result)
+        return True
