@@ -7,7 +7,7 @@ import pytest
 
 from dlproxy.config import HttpLimits
 from dlproxy.wire import http_server
-from dlproxy.wire.http_server import HttpServer
+from dlproxy.wire.http_server import SWEEP_S, HttpServer
 
 from .fixtures import PLAIN, Answers, EchoService, app_of, parse_replies, post, request, running, served
 
@@ -159,6 +159,19 @@ async def test_a_request_on_its_way_when_the_drain_begins_is_answered() -> None:
         drain = asyncio.ensure_future(run.server.drain(5))
         await asyncio.sleep(0.01)
         client.send(b"c")
+        assert [(reply.status, reply.closes) for reply in parse_replies(await client.rest())] == [(200, True)]
+        assert await drain == 0
+
+
+async def test_an_idle_connection_has_its_whole_grace_however_long_it_was_idle() -> None:
+    async with running(Answers()) as run:
+        client = await run.connect()
+        client.send(request("/1"))
+        assert not (await client.reply()).closes
+        await asyncio.sleep(SWEEP_S - 0.07)  # nearly as long as passes from one look at the connections to the next
+        drain = asyncio.ensure_future(run.server.drain(5))
+        await asyncio.sleep(0.05)
+        client.send(request("/2"))
         assert [(reply.status, reply.closes) for reply in parse_replies(await client.rest())] == [(200, True)]
         assert await drain == 0
 

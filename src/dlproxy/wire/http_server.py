@@ -428,6 +428,11 @@ class HttpConnection(asyncio.Protocol):
         elif self._silent_bytes > MAX_CHUNK_OVERHEAD:
             self._refuse(400, "chunk framing without content")
 
+    def begin_grace(self) -> None:
+        """The server drains: what an idle connection's client has sent may still be on its way."""
+        if self._phase == IDLE and not self._pipeline:
+            self._waited_s = 0.0
+
     def age(self, seconds: float) -> None:
         """Called by the sweep: act on what has waited too long."""
         self._waited_s += seconds
@@ -495,6 +500,9 @@ class HttpServer:
         self.draining = True
         self._server.close()
         self._next_sweep.cancel()
+        self._sweep_at = self._loop.time()  # what passed before is not the idle connections' grace
+        for connection in self.connections:
+            connection.begin_grace()
         self._sweep()
         if self.connections:
             self._empty.clear()
