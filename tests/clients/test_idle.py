@@ -1,10 +1,7 @@
 """A server that nobody asks leaves its cores alone."""
 
-import sys
 from pathlib import Path
 from threading import Event
-
-import pytest
 
 from tests import models
 from tests.clients.server import ServerProcess
@@ -18,7 +15,6 @@ def _wakes(pid: int) -> int:
     return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_its_loop_wakes_a_few_times_a_second() -> None:
     with ServerProcess(models.DIGITS) as server:
         Event().wait(1.0)  # what it still tidies up after the start

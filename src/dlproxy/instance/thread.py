@@ -16,7 +16,7 @@ _Job = tuple[Sequence[Request], Callable[[BatchResult], None], asyncio.AbstractE
 class ThreadInstance:
     """One thread, one batch at a time.
 
-    Not an executor: its futures and locks cost more than the hand-over, after every batch that has emptied the caches.
+    Not an executor: after a batch that has filled the caches, all that runs before the next one runs cold.
     """
 
     inline = False

@@ -118,7 +118,7 @@ def _object(body: bytes) -> dict[str, Any]:
 class _EmbeddedServer(uvicorn.Server):
     """uvicorn without its own signal handlers: the process belongs to serve/server.py.
 
-    Its loop wakes once a second instead of ten times: each took 0.3 ms from a model that had filled this core's caches.
+    Its loop wakes once a second instead of ten times: each time costs a model that computes on the same core.
     """
 
     def __init__(self, config: uvicorn.Config) -> None:
