@@ -242,7 +242,7 @@ def test_a_bad_request_is_told_what_is_wrong_and_does_not_harm_the_next(
     assert not service.requests
     assert len(bad.error) < 3000
     for words in says:
-        assert words in bad.error
+        assert words.lower() in bad.error.lower()  # msgspec's versions write "utf-8" and "UTF-8"
     assert good.status == 200
     assert not wire.ended
 

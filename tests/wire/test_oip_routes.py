@@ -202,7 +202,7 @@ def test_predict_takes_and_gives_half_floats_as_numbers(dtype: DType) -> None:
 def test_predict_says_what_is_wrong(signature: Any, body: bytes | str, says: str) -> None:
     reply = predict(signature, body)
     assert reply.status == 400
-    assert says in reply.error
+    assert says.lower() in reply.error.lower()  # msgspec's versions write "utf-8" and "UTF-8"
 
 
 def test_predict_answers_also_where_the_output_is_no_text() -> None:

@@ -79,9 +79,17 @@ class RequestChecker:
         ticket = Ticket(ticket_id, now, inf if slo_s is None else now + slo_s, rows)
         if not self._one_shape:
             ticket.shape_key = tuple([size for tensor in inputs for size in (len(tensor.shape), *tensor.shape[1:])])
+            ticket.length = self._length(inputs)
         if params:
             _apply_params(ticket, params, now)
         return Request(ticket, self._name, inputs, outputs, request_id, params)
+
+    def _length(self, inputs: Sequence[Tensor]) -> int:
+        first = int(self._batched)  # the axis of the rows is no part of a row
+        return max(
+            element_count([size for size, want in zip(tensor.shape[first:], spec.shape[first:], strict=True) if want < 0])
+            for tensor, spec in zip(inputs, self._specs, strict=True)
+        )
 
     def output_index(self, name: str) -> int:
         """Raises InferenceError for an output that the model does not have."""

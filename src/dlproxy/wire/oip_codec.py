@@ -97,7 +97,7 @@ class _Memo:
 
     __slots__ = (
         *("binary", "binary_bytes", "has_id", "inputs", "model", "outputs", "params", "priority"),
-        *("reply_head", "reply_is_large", "reply_shapes", "rows", "shape_key", "timeout_s"),
+        *("reply_head", "reply_is_large", "reply_shapes", "rows", "shape_key", "timeout_s", "length"),
     )
 
     def __init__(self, wire: WireRequest, slices: Mapping[str, slice], binary_bytes: int) -> None:
@@ -106,7 +106,7 @@ class _Memo:
         self.binary_bytes = binary_bytes
         self.has_id = bool(request.id)
         self.inputs = [(tensor.name, tensor.dtype, tensor.shape, slices[tensor.name]) for tensor in request.inputs]
-        self.rows, self.priority, self.shape_key = ticket.rows, ticket.priority, ticket.shape_key
+        self.rows, self.priority, self.shape_key, self.length = ticket.rows, ticket.priority, ticket.shape_key, ticket.length
         self.timeout_s = ticket.deadline_at - ticket.arrived_at
         self.model, self.outputs, self.params = request.model, request.outputs, request.params
         self.binary = wire.binary
@@ -118,7 +118,7 @@ class _Memo:
         """The request that this head makes of another body with as many binary bytes."""
         view = memoryview(body)
         inputs = [Tensor(name, dtype, shape, view[part]) for name, dtype, shape, part in self.inputs]
-        ticket = Ticket(ticket_id, now, now + self.timeout_s, self.rows, self.priority, "", self.shape_key)
+        ticket = Ticket(ticket_id, now, now + self.timeout_s, self.rows, self.priority, "", self.shape_key, length=self.length)
         return WireRequest(Request(ticket, self.model, inputs, self.outputs, request_id, self.params), self.binary, self)
 
 
