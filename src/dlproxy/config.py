@@ -91,6 +91,17 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     version: Annotated[str, _knob("the version that clients see", pattern="^[0-9]+$")] = "1"
     slo: Annotated[str, _knob('latency objective such as "p99=20ms"; empty: a batch takes at most 2.3 x L(1) or 1 ms')] = ""
     max_batch: Annotated[int, _knob("rows that no batch and no request exceeds", ge=1, le=65536)] = 256
+    batching: Annotated[
+        Literal["auto", "on", "off"],
+        _knob(
+            "whether requests may share a batch; auto: if the warm-up shows that a row's answer is its own, and for as long as "
+            "nothing in service shows otherwise; on: you know that it is"
+        ),
+    ] = "auto"
+    samples: Annotated[
+        str,
+        _knob("real inputs to warm up with: an .npz file (an array for each input) or a folder of them; empty: made-up inputs"),
+    ] = ""
     max_queue_rows: Annotated[int, _knob("rows that may wait; more are answered 503", ge=1)] = 8192
     max_wait_s: Annotated[float, _knob("seconds that a batch may wait to fill while an instance idles", ge=0, le=60)] = 0.0
     instances: Annotated[int, _knob("copies of the model that run side by side", ge=1, le=256)] = 1
@@ -119,7 +130,10 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 0
     inputs: Annotated[
         dict[str, str],
-        _knob('inputs of models that do not say theirs, as {x = "FP32[-1,784]"}; -1: any size, first: the batch'),
+        _knob(
+            'inputs of models that do not say theirs, or say too little, as {x = "FP32[batch,784]"}; -1 or a name: any size, '
+            "batch, or else the first: the rows"
+        ),
     ] = {}
     outputs: Annotated[dict[str, str], _knob("the same for outputs")] = {}
     batch_timeout_s: Annotated[
@@ -283,7 +297,11 @@ def load(path: Path) -> Config:
                 raise ConfigError(f"{path}{_line(text, ['models', name, knob])}: {error}") from None
     folder = path.parent
     models = {
-        name: msgspec.structs.replace(model, path=str(folder / model.path)) if _is_file(model.path) else model
+        name: msgspec.structs.replace(
+            model,
+            path=str(folder / model.path) if _is_file(model.path) else model.path,
+            samples=str(folder / model.samples) if model.samples else "",
+        )
         for name, model in config.models.items()
     }
     return msgspec.structs.replace(config, models=models)

@@ -49,17 +49,27 @@ class Tensor(Struct):
 
 
 class TensorSpec(Struct, frozen=True):
-    """One input or output as a model declares it. -1 in `shape` stands for any size; axis 0 is the batch axis if batched."""
+    """One input or output as a model declares it. -1 in `shape` stands for any size; `axes` are the names of such sizes, where
+    the model has any: sizes of one name are equal.
+
+    If the model batches, `rows` is the axis that counts rows, None for what all rows of a batch share. `counts`: the output
+    that says how many elements of that axis belong to each row, empty where it is one each. `default`: the elements of an
+    input that may be left out.
+    """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
+    axes: tuple[str, ...] = ()
+    rows: int | None = 0
+    counts: str = ""
+    default: bytes | None = None
 
 
 class Signature(Struct, frozen=True):
     """What a loaded model takes and gives.
 
-    `batched`: axis 0 of every tensor counts independent rows and may be any size. `utf8`: BYTES elements must be UTF-8.
+    `batched`: rows are independent and may be any number; each spec says where they stand. `utf8`: BYTES must be UTF-8.
     """
 
     inputs: tuple[TensorSpec, ...]

@@ -173,7 +173,7 @@ def test_any_batch_gives_what_its_requests_give_alone(batch: tuple[_Made, list[R
     made, requests = batch
     together = run_batch(made, requests)
     assert together.error is None
-    cutter = Cutter(made.signature, together.outputs)
+    cutter = Cutter(made.signature, together.outputs, requests=len(requests))
     start = 0
     for request in requests:
         alone = made.run(gather(made.signature, [request]))
@@ -207,7 +207,7 @@ def test_one_request_alone_is_not_copied() -> None:
 def test_rows_are_cut_without_a_copy() -> None:
     output = np.arange(12, dtype=np.float32).reshape(4, 3)
     signature = Signature((), (TensorSpec("y", DType.FP32, (-1, 3)),), batched=True, platform="fake")
-    (tensor,) = Cutter(signature, [output]).cut(1, 2, (0,))
+    (tensor,) = Cutter(signature, [output], requests=2).cut(1, 2, (0,))
     assert np.shares_memory(np.frombuffer(tensor.data, np.float32), output)
     assert tuple(tensor.shape) == (2, 3)
 
@@ -215,5 +215,5 @@ def test_rows_are_cut_without_a_copy() -> None:
 @pytest.mark.parametrize("output", [np.zeros((4, 0), np.float32), np.zeros((4, 3), np.float32).T.copy().T])
 def test_empty_rows_and_transposed_outputs_are_cut(output: Array) -> None:
     signature = Signature((), (TensorSpec("y", DType.FP32, (-1, -1)),), batched=True, platform="fake")
-    (tensor,) = Cutter(signature, [output]).cut(1, 2, (0,))
+    (tensor,) = Cutter(signature, [output], requests=2).cut(1, 2, (0,))
     assert to_array(tensor.dtype, tensor.shape, tensor.data).tolist() == output[1:3].tolist()

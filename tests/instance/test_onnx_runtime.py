@@ -23,7 +23,7 @@ def _load(made: models.Model, folder: Path) -> OnnxRuntime:
 @pytest.mark.parametrize("dtype", list(DType), ids=lambda dtype: dtype.value)
 def test_every_element_type_passes_through_unchanged(tmp_path: Path, dtype: DType) -> None:
     runtime = _load(models.identity(dtype), tmp_path)
-    assert runtime.signature.inputs == (TensorSpec("x", dtype, (-1, 3)),)
+    assert runtime.signature.inputs == (TensorSpec("x", dtype, (-1, 3), ("N", "")),)
     assert runtime.signature.batched
     if dtype is DType.BYTES:
         texts = [["", "zwölf \N{GRINNING FACE}", "a\0b"]]
@@ -71,7 +71,7 @@ def test_outputs_stay_valid_after_the_next_run(tmp_path: Path) -> None:
         (("N", "M"), True),
         ((1, 3), False),
         ((4, 3), False),
-        ((3, "N"), False),
+        ((3, "N"), True),  # as recurrent networks have it
         ((), False),
     ],
 )
@@ -81,13 +81,15 @@ def test_a_model_batches_if_axis_0_is_free(tmp_path: Path, dims: models.Dims, ba
     assert runtime.signature.inputs[0].shape == tuple(size if isinstance(size, int) else -1 for size in dims)
 
 
-def test_a_model_with_one_fixed_input_does_not_batch(tmp_path: Path) -> None:
+def test_a_fixed_input_is_shared_by_the_rows_of_the_others(tmp_path: Path) -> None:
     made = models.model(
         [helper.make_node("Add", ["a", "b"], ["y"])],
         [models.value("a", DType.FP32, ("N", 3)), models.value("b", DType.FP32, (1, 3))],
         [models.value("y", DType.FP32, ("N", 3))],
     )
-    assert not _load(made, tmp_path).signature.batched
+    signature = _load(made, tmp_path).signature
+    assert signature.batched
+    assert [spec.rows for spec in signature.inputs] == [0, None]
 
 
 def test_an_error_at_run_time_says_what_the_model_says(tmp_path: Path) -> None:
@@ -150,10 +152,10 @@ def test_a_model_without_inputs_is_refused(tmp_path: Path) -> None:
         _load(models.without_inputs(), tmp_path)
 
 
-def test_a_sequence_is_refused_by_its_type(tmp_path: Path) -> None:
+def test_a_model_that_gives_nothing_but_a_sequence_is_refused_by_its_type(tmp_path: Path) -> None:
     sequence = helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)
     made = models.model(
         [helper.make_node("SequenceConstruct", ["x"], ["y"])], [models.value("x", DType.FP32, ("N",))], [sequence]
     )
-    with pytest.raises(ModelError, match=r"'y' is a seq\(tensor\(float\)\)"):
+    with pytest.raises(ModelError, match=r"output 'y' is left out: it is a seq\(tensor\(float\)\)"):
         _load(made, tmp_path)

@@ -3,6 +3,8 @@
 Called by serve/server.py (sockets) and serve/proxy.py (library). Not aware of: protocols.
 """
 
+import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
@@ -24,12 +26,15 @@ from dlproxy.serve.control import LaneControl
 from dlproxy.serve.driver import Driver
 from dlproxy.serve.hosting import Hosting, start_hosting, usable_cores
 from dlproxy.serve.layers import QuotaLayer
+from dlproxy.serve.recheck import Recheck
 from dlproxy.serve.roster import Roster
 from dlproxy.serve.turns import Turns
 from dlproxy.service import Service
 from dlproxy.telemetry.event_log import Header, Recorder
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import ServedModel
+
+log = logging.getLogger(__name__)
 
 INLINE_HOLD_S = 1e-3  # the loop may stand still this long at most: every other connection and model waits meanwhile
 EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
@@ -122,6 +127,8 @@ async def load_model(
     hosting.attach(roster)
 
     control = LaneControl(config, lane, driver, plan.knobs, hosting, roster)
+    if signature.batched and config.batching == "auto":
+        driver.compare_answers(Recheck(driver.submit, stats, clock, partial(_stop_batching, name, control)))
     served = ServedModel(
         name=name,
         version=config.version,
@@ -145,6 +152,11 @@ async def load_model(
         recorder=recorder,
         control=control,
     )
+
+
+def _stop_batching(name: str, control: LaneControl, reason: str) -> None:
+    log.error("model %s: %s: batching is off from now on (batching = 'off' turns it off from the start)", name, reason)
+    asyncio.get_running_loop().call_soon(control.stop_batching, reason)  # not in the midst of a lane's commands
 
 
 def _with_quotas(inner: Service, quotas: Quotas, stats: ModelStats, clock: Callable[[], float]) -> Service:

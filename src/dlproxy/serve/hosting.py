@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-import msgspec
 from msgspec import Struct
 
 from dlproxy.config import ConfigError, ModelConfig, is_address, parse_devices
@@ -20,8 +19,9 @@ from dlproxy.instance.runtime import ModelError, Runtime
 from dlproxy.instance.runtime.devices import CPU, in_words, visible_gpus
 from dlproxy.instance.runtime.formats import Kind, open_runtime, runtime_kind
 from dlproxy.instance.runtime.specs import PythonSpec
+from dlproxy.instance.samples import read_samples
 from dlproxy.instance.thread import ThreadInstance
-from dlproxy.instance.warmup import Calibration, calibrate
+from dlproxy.instance.warmup import Calibration, WarmUp, calibrate
 from dlproxy.message import Signature
 from dlproxy.serve.roster import Roster
 
@@ -102,10 +102,7 @@ class WarmModel(Struct):
 
 def warm_up(config: ModelConfig, number: int = 0) -> WarmModel:
     """Load and calibrate in this process, where the instance with this number shall be. Blocks meanwhile. Raises ModelError."""
-    warm = _calibrated(config, device_of(config, number))
-    if not warm.calibration.independent_rows:
-        warm.runtime.signature = msgspec.structs.replace(warm.runtime.signature, batched=False)
-    return warm
+    return _calibrated(config, device_of(config, number))
 
 
 def _calibrated(config: ModelConfig, device: str) -> WarmModel:
@@ -113,14 +110,15 @@ def _calibrated(config: ModelConfig, device: str) -> WarmModel:
     threads, cores = config.threads, usable_cores()
     runtime = _open(config, threads or 1, device)
     threads_now = getattr(runtime, "threads", threads or 1)  # TensorFlow fixes them once per process
-    warm = WarmModel(runtime, calibrate(runtime), threads_now)
+    samples = read_samples(config.samples, runtime.signature.inputs)
+    warm = WarmModel(runtime, calibrate(runtime, batching=config.batching, samples=samples), threads_now)
     single_s = warm.calibration.single_s
     if threads or cores == 1 or single_s is None or single_s < MANY_THREADS_ABOVE_S or warm.device != CPU:
         return warm
     if runtime_kind(config.path) not in THREADS_PAY:
         return warm
     wide = _open(config, cores, CPU)
-    calibration = calibrate(wide)
+    calibration = calibrate(wide, batching=config.batching, samples=samples)
     if calibration.single_s is not None and calibration.single_s * MANY_THREADS_GAIN < single_s:
         return WarmModel(wide, calibration, cores)
     return warm
@@ -238,7 +236,7 @@ async def _processes(name: str, config: ModelConfig, kind: Kind) -> "ProcessHost
         options = {"path": config.path, **_options(config, threads, device)}
         spec = PythonSpec("dlproxy.instance.runtime.formats:open_runtime", options)
         settings = WorkerSettings(
-            warm_up=True,
+            warm_up=WarmUp(config.batching, config.samples),
             threads=threads,
             cores=_cores_of(number, threads) if config.pin else (),
             environment=environment,
@@ -293,6 +291,8 @@ class ProcessHosting:
 async def _remote(name: str, config: ModelConfig) -> "RemoteHosting":
     from dlproxy.instance.remote import RemoteInstance, RemoteSettings, calibrate_upstream, parse_addresses, start_upstreams
 
+    if config.samples:
+        raise ModelError(f"model {name} runs on another server ({config.path}), which is warmed up there: leave samples out")
     if config.run != "auto":
         raise ModelError(f"model {name} runs on another server ({config.path}): leave run = {config.run!r} out")
     settings = RemoteSettings(response_timeout_s=config.batch_timeout_s, headers=config.upstream_headers)
@@ -300,7 +300,7 @@ async def _remote(name: str, config: ModelConfig) -> "RemoteHosting":
     instances = [RemoteInstance(f"{name}-{number}", address, settings) for number, address in enumerate(addresses)]
     model = await start_upstreams(instances)
     try:
-        calibration = await calibrate_upstream(next(instance for instance in instances if instance.up))
+        calibration = await calibrate_upstream(next(instance for instance in instances if instance.up), config.batching)
     except BaseException:
         await asyncio.gather(*(instance.stop() for instance in instances))
         raise

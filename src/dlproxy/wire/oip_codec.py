@@ -91,8 +91,9 @@ class _Memo:
     """What one JSON head was found to say. A client that sends tensors of one shape sends the same head every time, but for an
     id, which is cut out if it comes first.
 
-    Only heads with every input binary and of fixed element size are remembered: all else depends on more than the head and
-    the body's length. The reply's head (without an id) is remembered with it, for as long as the output shapes repeat.
+    Only heads with every input binary, of fixed element size and not shared by a batch are remembered: all else depends on
+    more than the head and the body's length. The reply's head (without an id) is remembered with it, for as long as the output
+    shapes repeat.
     """
 
     __slots__ = (
@@ -181,7 +182,7 @@ class InferDecoder:
         return WireRequest(request, (True,) * len(outputs))
 
     def _remember(self, text: bytes, head: _InferHead, wire: WireRequest, binary_bytes: int) -> None:
-        if len(text) > MAX_MEMO_BYTES:
+        if len(text) > MAX_MEMO_BYTES or self._checker.shares or len(head.inputs) != len(wire.request.inputs):
             return
         at, slices = -binary_bytes, {}
         for tensor in head.inputs:

@@ -17,7 +17,7 @@ from dlproxy.instance.process.slots import OutputSlots, Slot, create_slots, writ
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import PythonSpec
-from dlproxy.instance.warmup import Calibration
+from dlproxy.instance.warmup import Calibration, WarmUp
 from dlproxy.message import Request, Signature
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 class WorkerSettings(Struct, frozen=True, kw_only=True):
     """How a worker process lives. 0 or empty means no limit, or what the system chooses."""
 
-    warm_up: bool = False
-    """Run made-up batches before it counts as ready; see `ProcessInstance.calibration`."""
+    warm_up: WarmUp | None = None
+    """Examine the model before it counts as ready; see `ProcessInstance.calibration`."""
     threads: int = 0
     """OMP_NUM_THREADS and its like, for runtimes that take their number of threads from there."""
     cores: tuple[int, ...] = ()

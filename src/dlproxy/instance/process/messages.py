@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.instance.runtime.specs import PythonSpec
-from dlproxy.instance.warmup import Calibration
+from dlproxy.instance.warmup import Calibration, WarmUp
 from dlproxy.message import Signature
 
 Part = tuple[tuple[int, ...], int]
@@ -23,7 +23,7 @@ class Load(Struct, tag="load", array_like=True):
     """The first order: become able to run batches; answered by Loaded or NotLoaded."""
 
     spec: PythonSpec
-    warm_up: bool
+    warm_up: WarmUp | None
     cores: tuple[int, ...]
     memory_limit_bytes: int
     max_slot_bytes: int

@@ -14,14 +14,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-import msgspec
-
 from dlproxy.instance.batch import Array, run_batch
 from dlproxy.instance.process.messages import Done, Frames, Load, Loaded, NotLoaded, Order, Report, Run, frame
 from dlproxy.instance.process.slots import Slot, SlotTooSmall, read_inputs, write_outputs
 from dlproxy.instance.runtime import ModelError, Runtime
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import load
+from dlproxy.instance.samples import read_samples
 from dlproxy.instance.warmup import Calibration, calibrate
 from dlproxy.message import Request, Ticket
 
@@ -82,9 +81,10 @@ class Worker:
         self._channel = channel
         self._input, *self._outputs = [Slot(fd, order.max_slot_bytes) for fd in slots]
         runtime = load(order.spec)
-        self._calibration: Calibration | None = calibrate(runtime) if order.warm_up else None
-        if self._calibration is not None and not self._calibration.independent_rows:
-            runtime.signature = msgspec.structs.replace(runtime.signature, batched=False)
+        self._calibration: Calibration | None = None
+        if order.warm_up is not None:
+            samples = read_samples(order.warm_up.samples, runtime.signature.inputs)
+            self._calibration = calibrate(runtime, batching=order.warm_up.batching, samples=samples)
         self._close: Callable[[], None] | None = getattr(runtime, "close", None)
         self._device: str = getattr(runtime, "device", CPU)
         self._runtime = WithinLimit(runtime, limit) if limit else runtime

@@ -8,27 +8,35 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.rows import with_rows
 from dlproxy.message import DType, Signature, TensorSpec
 from dlproxy.tensors import NUMPY
 
 EXAMPLE = "FP32[-1,784]"
 _TEXT = re.compile(r"\s*(\w+)\s*\[([^\[\]]*)\]\s*")
+_COUNTED = re.compile(r"sum\((.+)\)")
 _BY_NUMPY = {dtype: ours for ours, dtype in reversed(NUMPY.items())}  # reversed: uint16 is UINT16, although BF16 travels as one
 _KERAS = "Exception encountered: "
 _MOST_WORDS = 300  # characters of a framework's complaint; TorchScript's and TensorFlow's run to pages
 
 
 class Found(Struct, frozen=True):
-    """An input or output as a model file describes it; `shape` None where the file does not even fix the number of axes."""
+    """An input or output as a model file describes it; `shape` None where the file does not even fix the number of axes.
+
+    `axes`, `default`: as TensorSpec has them.
+    """
 
     name: str
     dtype: DType
     shape: tuple[int, ...] | None
+    axes: tuple[str, ...] = ()
+    default: bytes | None = None
 
 
 def parse_specs(texts: Mapping[str, str]) -> tuple[TensorSpec, ...]:
@@ -37,15 +45,27 @@ def parse_specs(texts: Mapping[str, str]) -> tuple[TensorSpec, ...]:
 
 
 def parse_spec(name: str, text: str) -> TensorSpec:
-    """A spec as text: an element type and a shape, -1 for any size, "FP32[]" for a scalar. Raises ModelError."""
+    """A spec as text: an element type and a shape, -1 or a name for any size, "FP32[]" for a scalar. Raises ModelError.
+
+    The name "batch" says where the rows are. "sum(counts)" as the first size: so many elements belong to each row as the
+    output `counts` says.
+    """
     match = _TEXT.fullmatch(text)
     if match is None:
         raise ModelError(f"'{name}' is declared as {text!r}; write it like {EXAMPLE}")
+    sizes = [size.strip() for size in match[2].split(",")] if match[2].strip() else []
+    counted = _COUNTED.fullmatch(sizes[0]) if sizes else None
+    if counted is not None:
+        sizes[0] = "-1"
     try:
-        shape = [int(size) for size in match[2].split(",")] if match[2].strip() else []
+        shape = [-1 if size.isidentifier() else int(size) for size in sizes]
     except ValueError:
-        raise ModelError(f"'{name}' is declared as {text!r}; sizes are whole numbers, -1 for any: {EXAMPLE}") from None
-    return TensorSpec(name, _dtype(name, match[1]), _shape(name, shape))
+        raise ModelError(
+            f"'{name}' is declared as {text!r}; sizes are whole numbers, or -1 or a name for any: {EXAMPLE}"
+        ) from None
+    axes = tuple(size if size.isidentifier() else "" for size in sizes)
+    counts = counted[1].strip() if counted is not None else ""
+    return TensorSpec(name, _dtype(name, match[1]), _shape(name, shape), axes if any(axes) else (), counts=counts)
 
 
 def spec_of(name: str, declared: object) -> TensorSpec:
@@ -59,21 +79,36 @@ def spec_of(name: str, declared: object) -> TensorSpec:
     return TensorSpec(name, _dtype(name, declared[0]), _shape(name, declared[1]))
 
 
-def signature_of(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, platform: str) -> Signature:
-    """Batched if axis 0 of every tensor is open. Raises ModelError where there is nothing to take or to give."""
+def signature_of(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, platform: str, outputs_hold: bool = True
+) -> Signature:
+    """With the axes that may count rows, until the warm-up knows better: see `with_rows`.
+
+    Raises ModelError where there is nothing to take or to give.
+    """
     for kind, specs in (("inputs", inputs), ("outputs", outputs)):
         if not specs:
             raise ModelError(f"it declares no {kind}; dlproxy serves models with at least one")
-    batched = all(spec.shape and spec.shape[0] == -1 for spec in (*inputs, *outputs))
-    return Signature(tuple(inputs), tuple(outputs), batched=batched, platform=platform, utf8=True)
+    for spec in outputs:
+        if spec.counts and spec.counts not in [other.name for other in outputs if other.dtype in (DType.INT32, DType.INT64)]:
+            raise ModelError(f"'{spec.name}' is counted by '{spec.counts}', which is no output of INT32 or INT64")
+    signature = Signature(tuple(inputs), tuple(outputs), batched=False, platform=platform, utf8=True)
+    return with_rows(signature, outputs_hold=outputs_hold)
 
 
-def refine(found: Sequence[Found], given: Sequence[TensorSpec], kind: str) -> tuple[TensorSpec, ...]:
-    """What the file says, with shapes that the configuration narrows or supplies. Raises ModelError where they disagree."""
+def refine(
+    found: Sequence[Found], given: Sequence[TensorSpec], kind: str, *, some: bool = False, shapes_hold: bool = True
+) -> tuple[TensorSpec, ...]:
+    """What the file says, with shapes that the configuration narrows or supplies. Raises ModelError where they disagree.
+
+    `some`: the configuration need not name all. `shapes_hold`: sizes that the file fixes are true; how many there are is.
+    """
     by_name = {spec.name: spec for spec in given}
-    if given and set(by_name) != {one.name for one in found}:
-        names = ", ".join(one.name for one in found)
-        raise ModelError(f"the configuration's {kind} are {', '.join(by_name)}; the model's are {names}")
+    names = {one.name for one in found}
+    if given and not (set(by_name) <= names if some else set(by_name) == names):
+        raise ModelError(
+            f"the configuration's {kind} are {', '.join(by_name)}; the model's are {', '.join(one.name for one in found)}"
+        )
     specs = []
     for one in found:
         spec = by_name.get(one.name)
@@ -82,37 +117,41 @@ def refine(found: Sequence[Found], given: Sequence[TensorSpec], kind: str) -> tu
                 raise ModelError(
                     f"'{one.name}' may have any number of axes; give its shape: {kind} = {{ {one.name} = {EXAMPLE!r} }}"
                 )
-            spec = TensorSpec(one.name, one.dtype, one.shape)
-        elif spec.dtype is not one.dtype or (one.shape is not None and not fits(spec.shape, one.shape)):
+            spec = TensorSpec(one.name, one.dtype, one.shape, one.axes, default=one.default)
+        elif spec.dtype is not one.dtype or (one.shape is not None and not fits(spec.shape, one.shape, exactly=shapes_hold)):
             theirs = f"{one.dtype.value}{_sizes(one.shape) if one.shape is not None else ' of any shape'}"
             raise ModelError(f"'{one.name}' is {written(spec)} in the configuration, but {theirs} in the model")
+        elif not spec.axes or one.default is not None:
+            spec = msgspec.structs.replace(spec, axes=spec.axes or one.axes, default=one.default)
         specs.append(spec)
     return tuple(specs)
 
 
-def check_outputs(signature: Signature, outputs: Mapping[str, NDArray[np.generic]], rows: int) -> list[NDArray[np.generic]]:
-    """The outputs in signature order. Raises ValueError saying what was given and what is declared."""
+def check_outputs(signature: Signature, outputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    """The outputs in signature order. Raises ValueError saying what was given and what is declared.
+
+    How many rows they have is looked at where a batch is cut apart: alone, a request gets whatever the model gave for it.
+    """
     declared = [spec.name for spec in signature.outputs]
     if set(outputs) != set(declared):
         gave = ", ".join(map(str, outputs)) or "nothing"
         raise ValueError(f"the model gave {gave} where it declares {', '.join(declared)}")
-    return [check_output(spec, outputs[spec.name], rows if signature.batched else None) for spec in signature.outputs]
+    return [check_output(spec, outputs[spec.name]) for spec in signature.outputs]
 
 
-def check_output(spec: TensorSpec, array: NDArray[np.generic], rows: int | None) -> NDArray[np.generic]:
-    """One of them, text as objects. `rows`: those of the batch, None for a model that counts none. Raises ValueError."""
+def check_output(spec: TensorSpec, array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """One of them, text as objects. Raises ValueError."""
     if array.dtype.kind in "SU" and spec.dtype is DType.BYTES:
         array = array.astype(object)
-    whole = spec.shape if rows is None else (rows, *spec.shape[1:])
-    if array.dtype != NUMPY[spec.dtype] or not fits(array.shape, whole):
-        hint = "" if rows is None else f" with {rows} rows for this batch"
-        raise ValueError(f"output '{spec.name}' is {described(array)} where the model declares {written(spec)}{hint}")
+    if array.dtype != NUMPY[spec.dtype] or not fits(array.shape, spec.shape):
+        raise ValueError(f"output '{spec.name}' is {described(array)} where the model declares {written(spec)}")
     return array
 
 
-def fits(shape: Sequence[int], declared: Sequence[int]) -> bool:
-    """Is it a shape that the declared one allows?"""
-    return len(shape) == len(declared) and all(allowed in (-1, size) for size, allowed in zip(shape, declared, strict=True))
+def fits(shape: Sequence[int], declared: Sequence[int], *, exactly: bool = True) -> bool:
+    """Is it a shape that the declared one allows? Not `exactly`: has it as many axes?"""
+    same = len(shape) == len(declared)
+    return same and (not exactly or all(allowed in (-1, size) for size, allowed in zip(shape, declared, strict=True)))
 
 
 def written(spec: TensorSpec) -> str:

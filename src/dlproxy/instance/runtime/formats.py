@@ -111,7 +111,7 @@ def open_runtime(
         declared = {"inputs": parse_specs(inputs), "outputs": parse_specs(outputs)}
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    if (inputs or outputs) and kind in ("onnx", "sleep"):
+    if (inputs or outputs) and kind == "sleep":
         raise ModelError(f"{path} says its own inputs and outputs; take them out of the configuration")
     if kind in ("sleep", "python") and device not in ("auto", CPU):
         raise ModelError(f"{path}: device = {device!r} does not move {_IMMOVABLE[kind]}")
@@ -125,7 +125,7 @@ def open_runtime(
     elif kind == "python":
         runtime = module.PythonRuntime(path, **declared)
     elif kind == "onnx":
-        runtime = module.OnnxRuntime(Path(path), max_batch=max_batch, **placed)
+        runtime = module.OnnxRuntime(Path(path), max_batch=max_batch, **placed, **declared)
     elif kind in ("torchscript", "torch_export"):
         runtime = module.TorchRuntime(Path(path), kind=kind, **placed, **declared)
     else:

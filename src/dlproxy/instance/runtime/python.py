@@ -49,15 +49,14 @@ class PythonRuntime:
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """One call of `predict`. Raises RuntimeError for what it raises, ValueError for what it should not have given."""
         batch = {name: array.copy() for name, array in zip(self._input_names, inputs, strict=True)}
-        rows = len(inputs[0]) if inputs[0].shape else 1
         with self._turn:
             try:
-                outputs = self._answer(batch, rows)
+                outputs = self._answer(batch)
             except (KeyboardInterrupt, AnswerError):
                 raise
             except BaseException as error:  # sys.exit() in a model must not end the worker
                 raise RuntimeError(f"{self._class.__name__}.predict raised {located(error, self._file)}") from error
-        return check_outputs(self.signature, outputs, rows)
+        return check_outputs(self.signature, outputs)
 
     def close(self) -> None:
         """Call the class's `unload`, if it has one, and stop its event loop. A second call does nothing."""
@@ -113,12 +112,12 @@ class PythonRuntime:
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
 
-    def _answer(self, batch: dict[str, Array], rows: int) -> dict[str, Array]:
+    def _answer(self, batch: dict[str, Array]) -> dict[str, Array]:
         """What `predict` gives: a dict, at once or awaited, or the parts that it yields, joined."""
         given = self._finished(self._model.predict(batch))
         if not (inspect.isgenerator(given) or inspect.isasyncgen(given)):
             return arrays_of(given)
-        parts = Parts(self._declared, rows)  # warm-up may turn batching off, but rows stay on axis 0
+        parts = Parts(self._declared)  # warm-up may turn batching off, but rows stay on axis 0
         if inspect.isasyncgen(given):
             self._finished(_add_all(given, parts))
         else:

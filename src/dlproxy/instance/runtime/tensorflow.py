@@ -94,7 +94,7 @@ class TensorFlowRuntime:
         except Exception as error:
             raise RuntimeError(one_line(error)) from error
         arrays = {name: _array(tensor, inputs) for name, tensor in outputs.items()}
-        return check_outputs(self.signature, arrays, len(inputs[0]) if inputs[0].shape else 1)
+        return check_outputs(self.signature, arrays)
 
 
 def _load_saved_model(path: Path) -> _Loaded:

@@ -97,7 +97,7 @@ class TorchRuntime:
         except Exception as error:
             raise RuntimeError(one_line(error)) from error
         arrays = {name: _array(tensor) for name, tensor in outputs.items()}
-        return check_outputs(self.signature, arrays, len(inputs[0]) if inputs[0].shape else 1)
+        return check_outputs(self.signature, arrays)
 
 
 class _Cuda:
