@@ -49,24 +49,24 @@ class Tensor(Struct):
 
 
 class TensorSpec(Struct, frozen=True):
-    """One input or output as a model declares it. -1 in `shape` stands for any size; axis 0 is the batch axis if batched."""
+    """One input or output as a model declares it. -1 in `shape` stands for any size; axis 0 is the batch axis if batched.
+
+    `text`: BYTES elements must be UTF-8, and the model takes them as str; else they are opaque, and it takes bytes.
+    """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
+    text: bool = False
 
 
 class Signature(Struct, frozen=True):
-    """What a loaded model takes and gives.
-
-    `batched`: axis 0 of every tensor counts independent rows and may be any size. `utf8`: BYTES elements must be UTF-8.
-    """
+    """What a loaded model takes and gives. `batched`: axis 0 of every tensor counts independent rows and may be any size."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batched: bool
     platform: str
-    utf8: bool = False
 
 
 class Ticket(Struct, eq=False):

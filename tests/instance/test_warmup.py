@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +67,12 @@ def test_texts_that_depend_on_the_whole_batch_are_found() -> None:
     assert not calibrate(
         FakeRuntime(signature, lambda inputs: [np.full(len(inputs[0]), inputs[0][0], object)])
     ).independent_rows
+
+
+@pytest.mark.parametrize(("text", "given"), [(False, [b"0", b"1", b"0"]), (True, ["0", "1", "0"])])
+def test_made_up_bytes_are_text_where_it_is_declared(text: bool, given: list[Any]) -> None:
+    (array,) = made_up([TensorSpec("x", DType.BYTES, (-1,), text)], 3, 1)
+    assert array.tolist() == given
 
 
 def test_open_dimensions_are_tried_until_one_suits(tmp_path: Path) -> None:

@@ -50,11 +50,11 @@ def gather(signature: Signature, requests: Sequence[Request]) -> list[Array]:
     for index, spec in enumerate(signature.inputs):
         first = requests[0].inputs[index]
         if len(requests) == 1:
-            arrays.append(tensors.to_array(spec.dtype, first.shape, first.data))
+            arrays.append(tensors.to_array(spec.dtype, first.shape, first.data, text=spec.text))
             continue
         rows = sum([request.inputs[index].shape[0] for request in requests])
         data = b"".join([request.inputs[index].data for request in requests])
-        arrays.append(tensors.to_array(spec.dtype, (rows, *first.shape[1:]), data))
+        arrays.append(tensors.to_array(spec.dtype, (rows, *first.shape[1:]), data, text=spec.text))
     return arrays
 
 

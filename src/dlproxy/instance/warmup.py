@@ -59,7 +59,7 @@ def calibrate(runtime: Runtime) -> Calibration:
 
 
 def made_up(specs: Sequence[TensorSpec], rows: int, free: int) -> list[NDArray[np.generic]]:
-    """Inputs of the declared shapes with `free` for open dimensions: random floats, integers and texts of 0 and 1.
+    """Inputs of the declared shapes with `free` for open dimensions: random floats, integers and texts or bytes of 0 and 1.
 
     Neighbouring rows differ, or a model that compares them would look as if it did not.
     """
@@ -71,9 +71,10 @@ def made_up(specs: Sequence[TensorSpec], rows: int, free: int) -> list[NDArray[n
             shape[0] = rows
         dtype = NUMPY[spec.dtype]
         if spec.dtype is DType.BYTES:
-            arrays.append(np.full(shape, "0", dtype=object))
+            zero, one = ("0", "1") if spec.text else (b"0", b"1")
+            arrays.append(np.full(shape, zero, dtype=object))
             if shape:
-                arrays[-1][1::2] = "1"
+                arrays[-1][1::2] = one
         elif spec.dtype is DType.BF16:
             arrays.append(fp32_to_bf16(random.random(shape, np.float32)))
         elif dtype.kind == "f":

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, Signature, TensorSpec
-from dlproxy.tensors import NUMPY
+from dlproxy.tensors import NUMPY, opaque
 
 EXAMPLE = "FP32[-1,784]"
-_TEXT = re.compile(r"\s*(\w+)\s*\[([^\[\]]*)\]\s*")
+TEXT = "TEXT"  # BYTES whose elements are UTF-8; the model takes and gives them as str
+_DECLARED = re.compile(r"\s*(\w+)\s*\[([^\[\]]*)\]\s*")
 _BY_NUMPY = {dtype: ours for ours, dtype in reversed(NUMPY.items())}  # reversed: uint16 is UINT16, although BF16 travels as one
+_WORDS = (*DType.__members__, TEXT)
 _KERAS = "Exception encountered: "
 _MOST_WORDS = 300  # characters of a framework's complaint; TorchScript's and TensorFlow's run to pages
 
@@ -36,16 +38,17 @@ def parse_specs(texts: Mapping[str, str]) -> tuple[TensorSpec, ...]:
     return tuple(parse_spec(name, text) for name, text in texts.items())
 
 
-def parse_spec(name: str, text: str) -> TensorSpec:
+def parse_spec(name: str, declared: str) -> TensorSpec:
     """A spec as text: an element type and a shape, -1 for any size, "FP32[]" for a scalar. Raises ModelError."""
-    match = _TEXT.fullmatch(text)
+    match = _DECLARED.fullmatch(declared)
     if match is None:
-        raise ModelError(f"'{name}' is declared as {text!r}; write it like {EXAMPLE}")
+        raise ModelError(f"'{name}' is declared as {declared!r}; write it like {EXAMPLE}")
     try:
         shape = [int(size) for size in match[2].split(",")] if match[2].strip() else []
     except ValueError:
-        raise ModelError(f"'{name}' is declared as {text!r}; sizes are whole numbers, -1 for any: {EXAMPLE}") from None
-    return TensorSpec(name, _dtype(name, match[1]), _shape(name, shape))
+        raise ModelError(f"'{name}' is declared as {declared!r}; sizes are whole numbers, -1 for any: {EXAMPLE}") from None
+    dtype, text = _element_type(name, match[1])
+    return TensorSpec(name, dtype, _shape(name, shape), text)
 
 
 def spec_of(name: str, declared: object) -> TensorSpec:
@@ -56,7 +59,8 @@ def spec_of(name: str, declared: object) -> TensorSpec:
         return parse_spec(name, declared)
     if not (isinstance(declared, tuple | list) and len(declared) == 2 and isinstance(declared[1], tuple | list)):
         raise ModelError(f"'{name}' is declared as {declared!r}; write {EXAMPLE!r} or ('FP32', (-1, 784))")
-    return TensorSpec(name, _dtype(name, declared[0]), _shape(name, declared[1]))
+    dtype, text = _element_type(name, declared[0])
+    return TensorSpec(name, dtype, _shape(name, declared[1]), text)
 
 
 def signature_of(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, platform: str) -> Signature:
@@ -65,7 +69,7 @@ def signature_of(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *,
         if not specs:
             raise ModelError(f"it declares no {kind}; dlproxy serves models with at least one")
     batched = all(spec.shape and spec.shape[0] == -1 for spec in (*inputs, *outputs))
-    return Signature(tuple(inputs), tuple(outputs), batched=batched, platform=platform, utf8=True)
+    return Signature(tuple(inputs), tuple(outputs), batched=batched, platform=platform)
 
 
 def refine(found: Sequence[Found], given: Sequence[TensorSpec], kind: str) -> tuple[TensorSpec, ...]:
@@ -100,9 +104,15 @@ def check_outputs(signature: Signature, outputs: Mapping[str, NDArray[np.generic
 
 
 def check_output(spec: TensorSpec, array: NDArray[np.generic], rows: int | None) -> NDArray[np.generic]:
-    """One of them, text as objects. `rows`: those of the batch, None for a model that counts none. Raises ValueError."""
-    if array.dtype.kind in "SU" and spec.dtype is DType.BYTES:
-        array = array.astype(object)
+    """One of them, BYTES as tensors.opaque has them. `rows`: those of the batch, None for a model that counts none.
+
+    Raises ValueError.
+    """
+    if spec.dtype is DType.BYTES and array.dtype.kind in "OSTU":
+        try:
+            array = opaque(array, text=spec.text)
+        except ValueError as error:
+            raise ValueError(f"output '{spec.name}': {error}") from None
     whole = spec.shape if rows is None else (rows, *spec.shape[1:])
     if array.dtype != NUMPY[spec.dtype] or not fits(array.shape, whole):
         hint = "" if rows is None else f" with {rows} rows for this batch"
@@ -117,7 +127,7 @@ def fits(shape: Sequence[int], declared: Sequence[int]) -> bool:
 
 def written(spec: TensorSpec) -> str:
     """The text that `parse_spec` reads."""
-    return f"{spec.dtype.value}{_sizes(spec.shape)}"
+    return f"{TEXT if spec.text else spec.dtype.value}{_sizes(spec.shape)}"
 
 
 def described(array: NDArray[np.generic]) -> str:
@@ -142,23 +152,24 @@ def one_line(error: BaseException) -> str:
     return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]}…"
 
 
-def _dtype(name: str, declared: Any) -> DType:
-    text = declared.upper() if isinstance(declared, str) else ""
-    if text in DType.__members__:
-        return DType[text]
+def _element_type(name: str, declared: Any) -> tuple[DType, bool]:
+    """With whether it is text."""
+    word = declared.upper() if isinstance(declared, str) else ""
+    if word == TEXT:
+        return DType.BYTES, True
+    if word in DType.__members__:
+        return DType[word], False
     try:
         dtype = np.dtype(declared if declared is not None else "")  # numpy takes None for float64
     except TypeError:
-        near = difflib.get_close_matches(text, DType.__members__, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(DType.__members__)}"
+        near = difflib.get_close_matches(word, _WORDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_WORDS)}"
         raise ModelError(f"'{name}' is declared with the element type {declared!r}; {hint}") from None
-    if dtype.kind in "SU":
-        return DType.BYTES
+    if dtype.kind in "STU":  # bytes; numpy's two kinds of str
+        return DType.BYTES, dtype.kind != "S"
     if dtype not in _BY_NUMPY:
-        raise ModelError(
-            f"'{name}' is declared as {dtype}, which no protocol can carry; known are {', '.join(DType.__members__)}"
-        )
-    return _BY_NUMPY[dtype]
+        raise ModelError(f"'{name}' is declared as {dtype}, which no protocol can carry; known are {', '.join(_WORDS)}")
+    return _BY_NUMPY[dtype], False
 
 
 def _shape(name: str, sizes: Sequence[Any]) -> tuple[int, ...]:

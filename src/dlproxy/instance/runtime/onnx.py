@@ -201,4 +201,5 @@ def _spec(node: Any, path: Path) -> TensorSpec:
     if node.type not in _DTYPES:
         raise ModelError(f"{path}: '{node.name}' is a {node.type}; dlproxy serves dense tensors of the standard types")
     shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape or ())
-    return TensorSpec(node.name, _DTYPES[node.type], shape)
+    dtype = _DTYPES[node.type]
+    return TensorSpec(node.name, dtype, shape, text=dtype is DType.BYTES)  # of bytes it would take their repr()
