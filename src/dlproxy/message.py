@@ -52,6 +52,7 @@ class TensorSpec(Struct, frozen=True):
     """One input or output as a model declares it. -1 in `shape` stands for any size; `axes` are the names of such sizes, where
     the model has any: sizes of one name are equal.
 
+    `text`: BYTES elements must be UTF-8, and the model takes them as str; else they are opaque, and it takes bytes.
     If the model batches, `rows` is the axis that counts rows, None for what all rows of a batch share. `counts`: the output
     that says how many elements of that axis belong to each row, empty where it is one each. `default`: the elements of an
     input that may be left out.
@@ -60,6 +61,7 @@ class TensorSpec(Struct, frozen=True):
     name: str
     dtype: DType
     shape: tuple[int, ...]
+    text: bool = False
     axes: tuple[str, ...] = ()
     rows: int | None = 0
     counts: str = ""
@@ -69,14 +71,13 @@ class TensorSpec(Struct, frozen=True):
 class Signature(Struct, frozen=True):
     """What a loaded model takes and gives.
 
-    `batched`: rows are independent and may be any number; each spec says where they stand. `utf8`: BYTES must be UTF-8.
+    `batched`: rows are independent and may be any number; each spec says where they stand.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batched: bool
     platform: str
-    utf8: bool = False
 
 
 class Ticket(Struct, eq=False):

@@ -23,14 +23,26 @@ def _load(made: models.Model, folder: Path) -> OnnxRuntime:
 @pytest.mark.parametrize("dtype", list(DType), ids=lambda dtype: dtype.value)
 def test_every_element_type_passes_through_unchanged(tmp_path: Path, dtype: DType) -> None:
     runtime = _load(models.identity(dtype), tmp_path)
-    assert runtime.signature.inputs == (TensorSpec("x", dtype, (-1, 3), ("N", "")),)
+    assert runtime.signature.inputs == (TensorSpec("x", dtype, (-1, 3), text=dtype is DType.BYTES, axes=("N", "")),)
     assert runtime.signature.batched
     if dtype is DType.BYTES:
-        texts = [["", "zwölf \N{GRINNING FACE}", "a\0b"]]
+        texts = [["", "zwölf \N{GRINNING FACE}", "a\0b\0\0"]]
         (output,) = runtime.run([np.array(texts, dtype=object)])
         assert (output.dtype, output.tolist()) == (object, texts)
     else:
         assert_passes_unchanged(runtime, dtype)
+
+
+def test_an_output_that_is_no_text_fails_in_words(tmp_path: Path) -> None:
+    """ONNX Runtime's own strings are bytes, but its Python API gives str."""
+    made = models.model(
+        [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Identity", ["words"], ["z"])],
+        [models.value("x", DType.FP32, ("N",))],
+        [models.value("y", DType.FP32, ("N",)), models.value("z", DType.BYTES, (2,))],
+        [helper.make_tensor("words", TensorProto.STRING, [2], [b"a\0", b"\xff\xd8"])],
+    )
+    with pytest.raises(RuntimeError, match="can't decode byte 0xff"):
+        _load(made, tmp_path).run([np.zeros(1, np.float32)])
 
 
 def test_bf16_beside_other_types(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dlproxy import Model
 from dlproxy.config import ConfigError, load, parse_devices
 from dlproxy.instance.runtime import ModelError, formats
-from dlproxy.instance.runtime.declared import Found, parse_spec, refine, written
+from dlproxy.instance.runtime.declared import Found, parse_spec, refine, spec_of, written
 from dlproxy.instance.runtime.formats import open_runtime, runtime_kind
 from dlproxy.message import DType, TensorSpec
 from tests.instance import small_network
@@ -166,7 +167,7 @@ def test_deciding_imports_no_framework() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "dtype", "shape"),
+    ("written_as", "dtype", "shape"),
     [
         ("FP32[-1,784]", DType.FP32, (-1, 784)),
         ("fp32 [ -1 , 784 ]", DType.FP32, (-1, 784)),
@@ -177,10 +178,24 @@ def test_deciding_imports_no_framework() -> None:
         ("bool[2]", DType.BOOL, (2,)),
     ],
 )
-def test_a_spec_is_read(text: str, dtype: DType, shape: tuple[int, ...]) -> None:
-    spec = parse_spec("x", text)
+def test_a_spec_is_read(written_as: str, dtype: DType, shape: tuple[int, ...]) -> None:
+    spec = parse_spec("x", written_as)
     assert spec == TensorSpec("x", dtype, shape)
     assert parse_spec("x", written(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("declared", "text"),
+    [
+        *(("TEXT[-1]", True), ("text[-1]", True), ("BYTES[-1]", False)),
+        *(((kind, (-1,)), True) for kind in ("TEXT", str, np.str_, "U5", np.dtypes.StringDType())),
+        *(((kind, (-1,)), False) for kind in ("BYTES", bytes, np.bytes_, "S5", object, np.object_)),
+    ],
+)
+def test_bytes_are_text_where_that_is_said(declared: object, text: bool) -> None:
+    spec = spec_of("x", declared)
+    assert spec == TensorSpec("x", DType.BYTES, (-1,), text)
+    assert spec_of("x", written(spec)) == spec
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,13 @@ def test_texts_that_depend_on_the_whole_batch_are_found() -> None:
     ).independent_rows
 
 
+@pytest.mark.parametrize(("text", "kind"), [(False, bytes), (True, str)])
+def test_made_up_bytes_are_text_where_it_is_declared(text: bool, kind: type) -> None:
+    rows = [row_of([TensorSpec("x", DType.BYTES, (-1,), text)], each, 1, {})[0] for each in KINDS]
+    assert {type(row[0]) for row in rows} == {kind}
+    assert len({row[0] for row in rows}) > 2, "rows that are all alike would show nothing"
+
+
 def test_open_dimensions_are_tried_until_one_suits(tmp_path: Path) -> None:
     """A 5x5 convolution without padding takes no 1x1 image."""
     weights = models.constant("w", np.ones((1, 1, 5, 5), np.float32))

@@ -50,16 +50,16 @@ def gather(signature: Signature, requests: Sequence[Request]) -> list[Array]:
     for index, spec in enumerate(signature.inputs):
         first = requests[0].inputs[index]
         if len(requests) == 1 or spec.rows is None:  # what a batch shares is the same in all of its requests
-            arrays.append(tensors.to_array(spec.dtype, first.shape, first.data))
+            arrays.append(tensors.to_array(spec.dtype, first.shape, first.data, text=spec.text))
             continue
         parts = [request.inputs[index] for request in requests]
         if spec.rows:
-            each = [tensors.to_array(spec.dtype, part.shape, part.data) for part in parts]
+            each = [tensors.to_array(spec.dtype, part.shape, part.data, text=spec.text) for part in parts]
             arrays.append(np.concatenate(each, axis=spec.rows))
             continue
         rows = sum([part.shape[0] for part in parts])
         data = b"".join([part.data for part in parts])
-        arrays.append(tensors.to_array(spec.dtype, (rows, *first.shape[1:]), data))
+        arrays.append(tensors.to_array(spec.dtype, (rows, *first.shape[1:]), data, text=spec.text))
     return arrays
 
 

@@ -55,7 +55,7 @@ def row_of(
     for number, spec in enumerate(specs):
         kept = kind if spec.rows is not None else NORMAL
         if spec.default is not None:
-            arrays.append(to_array(spec.dtype, spec.shape, spec.default))
+            arrays.append(to_array(spec.dtype, spec.shape, spec.default, text=spec.text))
         elif sample is not None and spec.name in sample:
             arrays.append(_varied(spec, kept, sample[spec.name], below.get(spec.name, 2)))
         else:
@@ -85,7 +85,7 @@ def _made(spec: TensorSpec, kind: Kind, shape: tuple[int, ...], random: np.rando
     if spec.dtype is DType.BYTES:
         array = np.empty(shape, object)
         word = WORDS[KINDS.index(kind) % len(WORDS)] if kind in KINDS[1:-1] else WORDS[0]
-        array[...] = word
+        array[...] = word if spec.text else word.encode()
         return array
     if is_mask(spec):
         return np.ones(shape, np.float32).astype(dtype) if spec.dtype is not DType.BF16 else fp32_to_bf16(np.ones(shape))

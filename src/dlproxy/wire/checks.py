@@ -24,7 +24,6 @@ class RequestChecker:
         self._name = model.name
         self._specs = signature.inputs
         self._batched = signature.batched
-        self._utf8 = signature.utf8
         self._max_batch = model.max_batch
         self._model = model
         self._tails = tuple(_fixed_tail(spec, batched=signature.batched) for spec in signature.inputs)
@@ -179,20 +178,21 @@ class RequestChecker:
             raise invalid(f"input '{name}': shape {list(tensor.shape)} has no rows; a batch has at least one")
         count = element_count(tensor.shape)
         if spec.dtype is DType.BYTES:
-            self._check_elements(tensor, count)
+            self._check_elements(tensor, count, text=spec.text)
         elif len(tensor.data) != count * spec.dtype.itemsize:
             raise invalid(
                 f"input '{name}': shape {list(tensor.shape)} of {spec.dtype.value} takes {count * spec.dtype.itemsize} bytes, "
                 f"got {len(tensor.data)}"
             )
 
-    def _check_elements(self, tensor: Tensor, count: int) -> None:
+    @staticmethod
+    def _check_elements(tensor: Tensor, count: int, *, text: bool) -> None:
         if count > MAX_ELEMENTS:  # each becomes an object: seconds of blocked loop for 64 MiB of empty ones
             raise invalid(f"input '{tensor.name}': at most {MAX_ELEMENTS} BYTES elements are taken, got {count}")
         found = 0
         try:
             for element in elements_of(tensor.data):
-                if self._utf8:
+                if text:
                     str(element, "utf-8")
                 found += 1
                 if found > count:

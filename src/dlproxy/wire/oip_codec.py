@@ -235,7 +235,7 @@ def _is_part(data: memoryview | bytes) -> bool:
 
 def json_data(tensor: Tensor, *, flat: bool) -> Any:
     """The elements as JSON values, nested as the shape says unless `flat`. BYTES must be UTF-8."""
-    array = to_array(tensor.dtype, tensor.shape, tensor.data)
+    array = to_array(tensor.dtype, tensor.shape, tensor.data, text=True)
     if tensor.dtype is DType.BF16:
         array = bf16_to_fp32(array)
     return (array.ravel() if flat else array).tolist()

@@ -95,7 +95,9 @@ def write_inputs(slot: Slot, specs: Sequence[TensorSpec], requests: Sequence[Req
         shape = tuple(given[0].shape)
         data = [tensor.data for tensor in given]
         if len(given) > 1 and spec.rows:
-            stacked = np.concatenate([tensors.to_array(spec.dtype, one.shape, one.data) for one in given], axis=spec.rows)
+            stacked = np.concatenate(
+                [tensors.to_array(spec.dtype, one.shape, one.data, text=spec.text) for one in given], axis=spec.rows
+            )
             shape, data = stacked.shape, [tensors.to_bytes(spec.dtype, stacked)]
         elif len(given) > 1:
             shape = (sum([tensor.shape[0] for tensor in given]), *shape[1:])

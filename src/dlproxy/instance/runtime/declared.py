@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.rows import with_rows
 from dlproxy.message import DType, Signature, TensorSpec
-from dlproxy.tensors import NUMPY
+from dlproxy.tensors import NUMPY, opaque
 
 EXAMPLE = "FP32[-1,784]"
-_TEXT = re.compile(r"\s*(\w+)\s*\[([^\[\]]*)\]\s*")
+TEXT = "TEXT"  # BYTES whose elements are UTF-8; the model takes and gives them as str
+_DECLARED = re.compile(r"\s*(\w+)\s*\[([^\[\]]*)\]\s*")
 _COUNTED = re.compile(r"sum\((.+)\)")
 _BY_NUMPY = {dtype: ours for ours, dtype in reversed(NUMPY.items())}  # reversed: uint16 is UINT16, although BF16 travels as one
+_WORDS = (*DType.__members__, TEXT)
 _KERAS = "Exception encountered: "
 _MOST_WORDS = 300  # characters of a framework's complaint; TorchScript's and TensorFlow's run to pages
 
@@ -29,12 +31,13 @@ _MOST_WORDS = 300  # characters of a framework's complaint; TorchScript's and Te
 class Found(Struct, frozen=True):
     """An input or output as a model file describes it; `shape` None where the file does not even fix the number of axes.
 
-    `axes`, `default`: as TensorSpec has them.
+    `text`, `axes`, `default`: as TensorSpec has them.
     """
 
     name: str
     dtype: DType
     shape: tuple[int, ...] | None
+    text: bool = False
     axes: tuple[str, ...] = ()
     default: bytes | None = None
 
@@ -44,15 +47,15 @@ def parse_specs(texts: Mapping[str, str]) -> tuple[TensorSpec, ...]:
     return tuple(parse_spec(name, text) for name, text in texts.items())
 
 
-def parse_spec(name: str, text: str) -> TensorSpec:
+def parse_spec(name: str, declared: str) -> TensorSpec:
     """A spec as text: an element type and a shape, -1 or a name for any size, "FP32[]" for a scalar. Raises ModelError.
 
     The name "batch" says where the rows are. "sum(counts)" as the first size: so many elements belong to each row as the
     output `counts` says.
     """
-    match = _TEXT.fullmatch(text)
+    match = _DECLARED.fullmatch(declared)
     if match is None:
-        raise ModelError(f"'{name}' is declared as {text!r}; write it like {EXAMPLE}")
+        raise ModelError(f"'{name}' is declared as {declared!r}; write it like {EXAMPLE}")
     sizes = [size.strip() for size in match[2].split(",")] if match[2].strip() else []
     counted = _COUNTED.fullmatch(sizes[0]) if sizes else None
     if counted is not None:
@@ -61,11 +64,12 @@ def parse_spec(name: str, text: str) -> TensorSpec:
         shape = [-1 if size.isidentifier() else int(size) for size in sizes]
     except ValueError:
         raise ModelError(
-            f"'{name}' is declared as {text!r}; sizes are whole numbers, or -1 or a name for any: {EXAMPLE}"
+            f"'{name}' is declared as {declared!r}; sizes are whole numbers, or -1 or a name for any: {EXAMPLE}"
         ) from None
+    dtype, text = _element_type(name, match[1])
     axes = tuple(size if size.isidentifier() else "" for size in sizes)
     counts = counted[1].strip() if counted is not None else ""
-    return TensorSpec(name, _dtype(name, match[1]), _shape(name, shape), axes if any(axes) else (), counts=counts)
+    return TensorSpec(name, dtype, _shape(name, shape), text, axes if any(axes) else (), counts=counts)
 
 
 def spec_of(name: str, declared: object) -> TensorSpec:
@@ -76,7 +80,8 @@ def spec_of(name: str, declared: object) -> TensorSpec:
         return parse_spec(name, declared)
     if not (isinstance(declared, tuple | list) and len(declared) == 2 and isinstance(declared[1], tuple | list)):
         raise ModelError(f"'{name}' is declared as {declared!r}; write {EXAMPLE!r} or ('FP32', (-1, 784))")
-    return TensorSpec(name, _dtype(name, declared[0]), _shape(name, declared[1]))
+    dtype, text = _element_type(name, declared[0])
+    return TensorSpec(name, dtype, _shape(name, declared[1]), text)
 
 
 def signature_of(
@@ -92,7 +97,7 @@ def signature_of(
     for spec in outputs:
         if spec.counts and spec.counts not in [other.name for other in outputs if other.dtype in (DType.INT32, DType.INT64)]:
             raise ModelError(f"'{spec.name}' is counted by '{spec.counts}', which is no output of INT32 or INT64")
-    signature = Signature(tuple(inputs), tuple(outputs), batched=False, platform=platform, utf8=True)
+    signature = Signature(tuple(inputs), tuple(outputs), batched=False, platform=platform)
     return with_rows(signature, outputs_hold=outputs_hold)
 
 
@@ -117,12 +122,12 @@ def refine(
                 raise ModelError(
                     f"'{one.name}' may have any number of axes; give its shape: {kind} = {{ {one.name} = {EXAMPLE!r} }}"
                 )
-            spec = TensorSpec(one.name, one.dtype, one.shape, one.axes, default=one.default)
+            spec = TensorSpec(one.name, one.dtype, one.shape, one.text, one.axes, default=one.default)
         elif spec.dtype is not one.dtype or (one.shape is not None and not fits(spec.shape, one.shape, exactly=shapes_hold)):
             theirs = f"{one.dtype.value}{_sizes(one.shape) if one.shape is not None else ' of any shape'}"
             raise ModelError(f"'{one.name}' is {written(spec)} in the configuration, but {theirs} in the model")
-        elif not spec.axes or one.default is not None:
-            spec = msgspec.structs.replace(spec, axes=spec.axes or one.axes, default=one.default)
+        else:
+            spec = msgspec.structs.replace(spec, text=one.text, axes=spec.axes or one.axes, default=one.default)
         specs.append(spec)
     return tuple(specs)
 
@@ -140,9 +145,12 @@ def check_outputs(signature: Signature, outputs: Mapping[str, NDArray[np.generic
 
 
 def check_output(spec: TensorSpec, array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """One of them, text as objects. Raises ValueError."""
-    if array.dtype.kind in "SU" and spec.dtype is DType.BYTES:
-        array = array.astype(object)
+    """One of them, BYTES as tensors.opaque has them. Raises ValueError."""
+    if spec.dtype is DType.BYTES and array.dtype.kind in "OSTU":
+        try:
+            array = opaque(array, text=spec.text)
+        except ValueError as error:
+            raise ValueError(f"output '{spec.name}': {error}") from None
     if array.dtype != NUMPY[spec.dtype] or not fits(array.shape, spec.shape):
         raise ValueError(f"output '{spec.name}' is {described(array)} where the model declares {written(spec)}")
     return array
@@ -156,7 +164,7 @@ def fits(shape: Sequence[int], declared: Sequence[int], *, exactly: bool = True)
 
 def written(spec: TensorSpec) -> str:
     """The text that `parse_spec` reads."""
-    return f"{spec.dtype.value}{_sizes(spec.shape)}"
+    return f"{TEXT if spec.text else spec.dtype.value}{_sizes(spec.shape)}"
 
 
 def described(array: NDArray[np.generic]) -> str:
@@ -181,23 +189,24 @@ def one_line(error: BaseException) -> str:
     return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]}…"
 
 
-def _dtype(name: str, declared: Any) -> DType:
-    text = declared.upper() if isinstance(declared, str) else ""
-    if text in DType.__members__:
-        return DType[text]
+def _element_type(name: str, declared: Any) -> tuple[DType, bool]:
+    """With whether it is text."""
+    word = declared.upper() if isinstance(declared, str) else ""
+    if word == TEXT:
+        return DType.BYTES, True
+    if word in DType.__members__:
+        return DType[word], False
     try:
         dtype = np.dtype(declared if declared is not None else "")  # numpy takes None for float64
     except TypeError:
-        near = difflib.get_close_matches(text, DType.__members__, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(DType.__members__)}"
+        near = difflib.get_close_matches(word, _WORDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_WORDS)}"
         raise ModelError(f"'{name}' is declared with the element type {declared!r}; {hint}") from None
-    if dtype.kind in "SU":
-        return DType.BYTES
+    if dtype.kind in "STU":  # bytes; numpy's two kinds of str
+        return DType.BYTES, dtype.kind != "S"
     if dtype not in _BY_NUMPY:
-        raise ModelError(
-            f"'{name}' is declared as {dtype}, which no protocol can carry; known are {', '.join(DType.__members__)}"
-        )
-    return _BY_NUMPY[dtype]
+        raise ModelError(f"'{name}' is declared as {dtype}, which no protocol can carry; known are {', '.join(_WORDS)}")
+    return _BY_NUMPY[dtype], False
 
 
 def _shape(name: str, sizes: Sequence[Any]) -> tuple[int, ...]:

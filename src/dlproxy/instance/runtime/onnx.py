@@ -280,4 +280,6 @@ def _found(node: Any) -> Found | None:
     sizes = node.shape or ()
     shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in sizes)
     axes = tuple(size if isinstance(size, str) else "" for size in sizes)
-    return Found(node.name, _DTYPES[node.type], shape, axes if any(axes) else ())
+    dtype = _DTYPES[node.type]
+    text = dtype is DType.BYTES  # of bytes it would take their repr()
+    return Found(node.name, dtype, shape, text, axes if any(axes) else ())
