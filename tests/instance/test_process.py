@@ -70,7 +70,7 @@ def batches(draw: st.DrawFn) -> list[Request]:
 
 def _cut(signature: Signature, result: BatchResult, requests: Sequence[Request]) -> list[tuple[str, DType, list[int], bytes]]:
     assert result.error is None, result.error
-    cutter, start, cut = Cutter(signature, result.outputs), 0, []
+    cutter, start, cut = Cutter(signature, result.outputs, requests=len(requests)), 0, []
     for one in requests:
         tensors = cutter.cut(start, one.ticket.rows, one.outputs)
         cut += [(tensor.name, tensor.dtype, list(tensor.shape), bytes(tensor.data)) for tensor in tensors]
