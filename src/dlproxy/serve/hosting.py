@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config import ConfigError, ModelConfig, is_address, parse_devices
+from dlproxy.cores import allowed_cores, usable_cores
 from dlproxy.instance import Instance
 from dlproxy.instance.inline import InlineInstance
 from dlproxy.instance.runtime import ModelError, Runtime
@@ -255,7 +256,7 @@ async def _processes(name: str, config: ModelConfig, kind: Kind) -> "ProcessHost
 
 
 def _cores_of(number: int, threads: int) -> tuple[int, ...]:
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    cores = allowed_cores()
     return tuple(cores[(number * threads + offset) % len(cores)] for offset in range(min(threads, len(cores)))) if cores else ()
 
 
@@ -349,10 +350,3 @@ class RemoteHosting:
     def describe(self) -> str:
         places = ", ".join(instance.address.authority for instance in self._instances)
         return f"on {places}"
-
-
-def usable_cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
