@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 from dlproxy.message import Signature
 
+TELEMETRY_OFF = ("ORT_DISABLE_TELEMETRY", "1")
+"""For the environment, before anything imports ONNX Runtime, which else reports to its maker (since 1.29 on Linux too)
+and keeps a device id and a store of events below the home folder. The operator's own setting stays."""
+
 
 class ModelError(Exception):
     """A model that cannot be loaded; the message says which file, what is wrong with it and what would be right."""

@@ -5,6 +5,7 @@ Called by whatever loads models, and by instance/batch.py to run. Not aware of: 
 
 import asyncio
 import inspect
+import os
 import sys
 from collections.abc import Coroutine, Sequence
 from contextlib import aclosing, closing, nullcontext
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime import TELEMETRY_OFF, ModelError
 from dlproxy.instance.runtime.classes import find_class, located
 from dlproxy.instance.runtime.declared import check_outputs, signature_of, spec_of, written
 from dlproxy.instance.runtime.parts import AnswerError, Parts, arrays_of
@@ -37,6 +38,7 @@ class PythonRuntime:
     """
 
     def __init__(self, path: str, *, inputs: Sequence[TensorSpec] = (), outputs: Sequence[TensorSpec] = ()) -> None:
+        os.environ.setdefault(*TELEMETRY_OFF)  # for whatever its file imports
         self._class = find_class(path)
         self._file: str | None = getattr(sys.modules.get(self._class.__module__), "__file__", None)
         self._loop: _Loop | None = None
