@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dlproxy import tensors
 from dlproxy.instance.runtime import Runtime
+from dlproxy.instance.tracebacks import traceback_of
 from dlproxy.message import Failure, Request, Signature, Tensor
 
 Array = NDArray[np.generic]
@@ -20,7 +21,8 @@ Array = NDArray[np.generic]
 class BatchResult(Struct):
     """Outputs in signature order, or the reason why there are none. Times in seconds.
 
-    `failure`: the error with its kind, where another server said so; None is the model's own failure.
+    `failure`: the error with its kind, where another server said so; None is the model's own failure. `traceback`: where in
+    the model's code the error came from, for the log.
     """
 
     outputs: list[Array]
@@ -28,6 +30,7 @@ class BatchResult(Struct):
     batch_s: float
     error: str | None = None
     failure: Failure | None = None
+    traceback: str = ""
 
 
 def run_batch(runtime: Runtime, requests: Sequence[Request]) -> BatchResult:
@@ -40,7 +43,8 @@ def run_batch(runtime: Runtime, requests: Sequence[Request]) -> BatchResult:
         finished_at = perf_counter()
         _check_outputs(runtime.signature, outputs, inputs)
     except Exception as error:
-        return BatchResult([], 0.0, perf_counter() - started_at, str(error) or type(error).__name__)
+        text = str(error) or type(error).__name__
+        return BatchResult([], 0.0, perf_counter() - started_at, text, traceback=traceback_of(error))
     return BatchResult(outputs, finished_at - compute_at, compute_at - started_at)
 
 

@@ -17,6 +17,7 @@ from dlproxy.instance.process.slots import OutputSlots, Slot, create_slots, writ
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import PythonSpec
+from dlproxy.instance.tracebacks import traceback_of
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Request, Signature
 
@@ -132,7 +133,8 @@ class ProcessInstance:
         try:
             parts = write_inputs(self._slots[0], signature.inputs, requests)
         except Exception as error:
-            result = BatchResult([], 0.0, perf_counter() - self._began_at, str(error) or type(error).__name__)
+            text = str(error) or type(error).__name__
+            result = BatchResult([], 0.0, perf_counter() - self._began_at, text, traceback=traceback_of(error))
             self._loop.call_soon(done, result)
             return
         self._done = done
@@ -191,14 +193,14 @@ class ProcessInstance:
         assert signature is not None
         self._done = None
         self._idle.set()
-        error, outputs = report.error, []
+        error, trace, outputs = report.error, report.traceback, []
         if error is None:
             try:
                 outputs = self._outputs.read(self._output, report.output_bytes, signature.outputs, report.outputs)
             except Exception as problem:  # memory for the copy, or a worker whose memory the model has overwritten
-                error = f"the outputs cannot be read: {problem}"
+                error, trace = f"the outputs cannot be read: {problem}", traceback_of(problem)
         elapsed_s = perf_counter() - self._began_at
-        done(BatchResult(outputs, report.compute_s, max(elapsed_s - report.compute_s, 0.0), error))
+        done(BatchResult(outputs, report.compute_s, max(elapsed_s - report.compute_s, 0.0), error, traceback=trace))
 
     def _on_exit(self, how: str) -> None:
         while_it = " while it ran a batch" if self._done is not None else ""

@@ -57,12 +57,16 @@ class NotLoaded(Struct, tag="not_loaded", array_like=True):
 
 
 class Done(Struct, tag="done", array_like=True):
-    """The batch's outputs are in its slot, which is `output_bytes` large by now, or `error` says why not."""
+    """The batch's outputs are in its slot, which is `output_bytes` large by now, or `error` says why not.
+
+    `traceback`: as BatchResult has it.
+    """
 
     outputs: list[Part]
     output_bytes: int
     compute_s: float
     error: str | None = None
+    traceback: str = ""
 
 
 Order = Load | Run | Stop

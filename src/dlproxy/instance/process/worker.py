@@ -22,6 +22,7 @@ from dlproxy.instance.process.slots import Slot, SlotTooSmall, read_inputs, writ
 from dlproxy.instance.runtime import ModelError, Runtime
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import load
+from dlproxy.instance.tracebacks import traceback_of
 from dlproxy.instance.warmup import Calibration, calibrate
 from dlproxy.message import Request, Ticket
 
@@ -103,13 +104,13 @@ class Worker:
         slot.follow(order.output_bytes)
         inputs = read_inputs(self._input, signature.inputs, order.inputs)
         result = run_batch(self._runtime, [Request(Ticket(0, 0.0), "", inputs, ())])
-        parts, error = [], result.error
+        parts, error, trace = [], result.error, result.traceback
         if error is None:
             try:
                 parts = write_outputs(slot, signature.outputs, result.outputs)
             except (SlotTooSmall, OSError, TypeError, ValueError) as problem:
-                error = _words(problem)
-        return Done(parts, slot.size, result.compute_s, error if error is None else error[:MAX_ERROR_CHARS])
+                error, trace = _words(problem), traceback_of(problem)
+        return Done(parts, slot.size, result.compute_s, error if error is None else error[:MAX_ERROR_CHARS], trace)
 
 
 def main() -> None:
