@@ -18,6 +18,7 @@ from dlproxy.cores import allowed_cores, usable_cores
 from dlproxy.instance import Instance
 from dlproxy.instance.inline import InlineInstance
 from dlproxy.instance.runtime import ModelError, Runtime
+from dlproxy.instance.runtime.content import Content
 from dlproxy.instance.runtime.devices import CPU, in_words, visible_gpus
 from dlproxy.instance.runtime.formats import Kind, open_runtime, runtime_kind
 from dlproxy.instance.runtime.specs import PythonSpec
@@ -229,6 +230,7 @@ async def _processes(name: str, config: ModelConfig, kind: Kind) -> "ProcessHost
 
     cores = usable_cores()
     threads = config.threads or max(cores // config.instances, 1)
+    content = Content(config.path)
 
     def make(instance: str) -> ProcessInstance:
         number = int(instance.rpartition("-")[2])
@@ -245,6 +247,7 @@ async def _processes(name: str, config: ModelConfig, kind: Kind) -> "ProcessHost
             environment=environment,
             memory_limit_bytes=config.memory_limit_mb * 2**20,
             batch_timeout_s=config.batch_timeout_s,
+            content=content,
         )
         return ProcessInstance(instance, spec, settings)
 

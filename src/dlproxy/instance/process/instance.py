@@ -15,6 +15,7 @@ from dlproxy.instance.process.child import THREAD_COUNTS, Child
 from dlproxy.instance.process.messages import Done, Load, Loaded, NotLoaded, Report, Run, Stop
 from dlproxy.instance.process.slots import OutputSlots, Slot, create_slots, write_inputs
 from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.content import Content
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.tracebacks import traceback_of
@@ -45,6 +46,8 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
     """Large models are read from slow disks."""
     stop_timeout_s: float = 10.0
     """How long a worker without work may take to end."""
+    content: Content | None = None
+    """What the model's files are: the same object for all its workers, filled in by the first. Others load that or nothing."""
 
 
 class ProcessInstance:
@@ -109,7 +112,14 @@ class ProcessInstance:
             raise ModelError(f"{self.name}: cannot start a process: {error}") from error
         try:
             self._child.send(
-                Load(self._spec, settings.warm_up, settings.cores, settings.memory_limit_bytes, settings.max_slot_bytes)
+                Load(
+                    self._spec,
+                    settings.warm_up,
+                    settings.cores,
+                    settings.memory_limit_bytes,
+                    settings.max_slot_bytes,
+                    settings.content,
+                )
             )
             async with asyncio.timeout(settings.start_timeout_s):
                 self._signature = await self._loading
@@ -185,6 +195,8 @@ class ProcessInstance:
                 self._loading.set_exception(ModelError(report.reason))
             elif isinstance(report, Loaded):
                 self.calibration, self.device = report.calibration, report.device
+                if self._settings.content is not None:
+                    self._settings.content.files = report.files
                 self._loading.set_result(report.signature)
 
     def _on_done(self, report: Done) -> None:

@@ -10,7 +10,7 @@ LINES_PER_S = 1.0  # a model that prints for each batch must not fill the disk, 
 BURST_LINES = 20.0  # what a framework says when it starts
 FINAL_LINES = 20  # of those left out, logged when no more will come: the traceback that explains the end
 LAST_LINES = 5
-WHY = f"(lines are left out: more than {BURST_LINES:g} and then {LINES_PER_S:g} a second; to keep all, let the model log to a file)"
+WHY = f"(lines are left out after {BURST_LINES:g}, but for {LINES_PER_S:g} a second; to keep all, let the model log to a file)"
 
 
 class OutputLines:

@@ -21,7 +21,9 @@ class ModelError(Exception):
 
 
 class Runtime(Protocol):
-    """A loaded model. It may say where it computes (`device: str`), and have a `close()` to call at the end."""
+    """A loaded model. It may say where it computes (`device: str`) and, where its path does not tell, what it was loaded from
+    (`files: list[str]`), and have a `close()` to call at the end.
+    """
 
     signature: Signature
 
