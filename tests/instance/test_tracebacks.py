@@ -2,7 +2,7 @@
 
 import pytest
 
-from dlproxy.instance.tracebacks import MOST_CHARS, printable, traceback_of
+from dlproxy.instance.tracebacks import MOST_CHARS, as_text, origin_of, printable
 
 
 def _caught(depth: int, text: str) -> Exception:
@@ -20,7 +20,7 @@ def _caught(depth: int, text: str) -> Exception:
 
 @pytest.mark.parametrize("text", ["short", "x" * 10 * MOST_CHARS, "many\n" * MOST_CHARS])
 def test_a_long_one_keeps_its_beginning_and_its_end(text: str) -> None:
-    said = traceback_of(_caught(3, f"first {text} last"))
+    said = as_text(origin_of(_caught(3, f"first {text} last")))
     assert len(said) < MOST_CHARS + 100
     assert said.startswith("Traceback (most recent call last):")
     assert said.endswith(" last")
@@ -38,7 +38,7 @@ def test_a_long_one_keeps_its_beginning_and_its_end(text: str) -> None:
 )
 def test_what_a_terminal_would_obey_is_shown(text: str, shown: str) -> None:
     assert printable(text) == shown
-    assert traceback_of(_caught(0, text)).endswith(f"ValueError: {shown}")
+    assert as_text(origin_of(_caught(0, text))).endswith(f"ValueError: {shown}")
     shown.encode()
 
 
@@ -47,5 +47,5 @@ def test_an_error_that_was_never_raised_and_one_that_cannot_be_told() -> None:
         def __str__(self) -> str:
             raise RuntimeError
 
-    assert traceback_of(ValueError("as it is")) == "ValueError: as it is"
-    assert "MuteError" in traceback_of(MuteError())
+    assert as_text(origin_of(ValueError("as it is"))) == "ValueError: as it is"
+    assert "MuteError" in as_text(origin_of(MuteError()))

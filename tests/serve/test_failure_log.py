@@ -1,8 +1,10 @@
 """Failed batches in the log: with the traceback of the model's code, wherever it ran, and never more than can be read."""
 
 import asyncio
+import gc
 import logging
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from dlproxy.instance.batch import BatchResult
 from dlproxy.instance.inline import InlineInstance
 from dlproxy.instance.process.instance import ProcessInstance
 from dlproxy.instance.thread import ThreadInstance
+from dlproxy.instance.tracebacks import as_text
 from dlproxy.message import DType, Failure, FailureKind, Request, Signature, TensorSpec, Ticket
 from dlproxy.serve.failure_log import BURST, IDS, PER_S, REPEAT_S, FailureLimiter, FailureLog, LeftOut
 from dlproxy.testing import FakeRuntime
@@ -177,9 +180,10 @@ async def test_every_kind_of_instance_tells_where_in_the_models_code(how: str) -
     instance.run([rows_of(value)], future.set_result)
     result = await asyncio.wait_for(future, 30)
     await instance.stop()
-    assert clue in result.traceback
-    assert result.traceback.startswith("Traceback (most recent call last):")
-    assert "run_batch" not in result.traceback, "of the model's code, not of dlproxy's"
+    said = as_text(result.origin)
+    assert clue in said
+    assert said.startswith("Traceback (most recent call last):")
+    assert "run_batch" not in said, "of the model's code, not of dlproxy's"
 
 
 async def test_a_python_classes_traceback_is_its_own(tmp_path: Path) -> None:
@@ -197,8 +201,31 @@ async def test_a_python_classes_traceback_is_its_own(tmp_path: Path) -> None:
     await instance.start()
     future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
     instance.run([rows_of(7.0)], future.set_result)
-    said = (await asyncio.wait_for(future, 30)).traceback
+    said = as_text((await asyncio.wait_for(future, 30)).origin)
     await instance.stop()
     assert said.index("KeyError: 'gone'") < said.index("RuntimeError: clear \\x1b[2J")
     assert "dlproxy/instance" not in said
     said.encode()
+
+
+@pytest.mark.parametrize("function", [double_unless_poisoned, _exits])
+async def test_a_failed_batch_is_not_kept_alive_by_what_was_raised(function: Callable[[Sequence[Array]], list[Array]]) -> None:
+    kept: list[weakref.ref[Array]] = []
+
+    def fails(inputs: Sequence[Array]) -> list[Array]:
+        own = np.full((1, 2), POISON, np.float32)
+        kept.append(weakref.ref(own))
+        return function([own])
+
+    instance = ThreadInstance("m-0", FakeRuntime(SIGNATURE, fails))
+    future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
+    gc.collect()
+    gc.disable()
+    try:
+        instance.run([rows_of(POISON)], future.set_result)
+        result = await asyncio.wait_for(future, 30)
+        assert "in fails" in as_text(result.origin)
+        await instance.stop()
+        assert kept[0]() is None
+    finally:
+        gc.enable()

@@ -3,25 +3,35 @@
 Called where a batch fails. Not aware of: batches, logs, processes.
 """
 
-import traceback
-from pathlib import Path
+import os
+from traceback import TracebackException
 from types import TracebackType
 
 import dlproxy
 
 MOST_CHARS = 8000  # of a traceback; its beginning and its end say most
 _HEAD_CHARS = 2000
-_OURS = f"{Path(dlproxy.__file__).parent}/"
+_OURS = os.path.join(os.path.dirname(dlproxy.__file__), "")
 
 
-def traceback_of(error: BaseException) -> str:
-    """Without the steps in dlproxy that led to the model, and without the errors in which dlproxy's runtimes wrap others."""
+def origin_of(error: BaseException) -> TracebackException:
+    """Where it was raised, without the steps in dlproxy that led there, and without the errors in which runtimes wrap others.
+
+    It keeps no frames, and with them no tensors, alive; the source is read only when it is made text, which takes longer.
+    """
     while error.__cause__ is not None and _raised_by_us(error.__traceback__):
         error = error.__cause__
     start = error.__traceback__
     while start is not None and _is_ours(start):
         start = start.tb_next
-    text = "".join(traceback.format_exception(type(error), error, start or error.__traceback__)).rstrip("\n")
+    return TracebackException(type(error), error, start or error.__traceback__, lookup_lines=False, compact=True)
+
+
+def as_text(origin: TracebackException | str) -> str:
+    """As Python writes it, if it is not text already."""
+    if isinstance(origin, str):
+        return origin
+    text = "".join(origin.format()).rstrip("\n")
     if len(text) > MOST_CHARS:
         left_out = len(text) - MOST_CHARS
         text = f"{text[:_HEAD_CHARS]}\n  ({left_out} characters left out)\n{text[_HEAD_CHARS - MOST_CHARS :]}"

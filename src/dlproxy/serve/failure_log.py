@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from dlproxy.instance.batch import BatchResult
-from dlproxy.instance.tracebacks import printable
+from dlproxy.instance.tracebacks import as_text, printable
 from dlproxy.message import FailureKind, Request
 
 BURST = 5.0  # different ones that are logged at once: a failed batch is halved some times, and each half may say it otherwise
@@ -79,6 +79,7 @@ class FailureLog:
         left_out = self._limiter.admit(result.error[:MOST_CHARS], now)
         if left_out is None:
             return
+        traceback = as_text(result.origin)
         kind = FailureKind.MODEL_FAILED if result.failure is None else result.failure.kind
         classed = "" if kind is FailureKind.MODEL_FAILED else f" ({kind.value})"
         log.log(
@@ -90,7 +91,7 @@ class FailureLog:
             _a_line(result.error),
             _named(requests),
             _counted(left_out),
-            f"\n{result.traceback}" if result.traceback else "",
+            f"\n{traceback}" if traceback else "",
         )
 
     def answer_failed(self, instance: str, request: Request, error: Exception, now: float) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
+from traceback import TracebackException
 
 from msgspec import Struct
 
@@ -18,7 +19,7 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.content import Content
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import PythonSpec
-from dlproxy.instance.tracebacks import traceback_of
+from dlproxy.instance.tracebacks import origin_of
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Request, Signature
 
@@ -144,7 +145,7 @@ class ProcessInstance:
             parts = write_inputs(self._slots[0], signature.inputs, requests)
         except Exception as error:
             text = str(error) or type(error).__name__
-            result = BatchResult([], 0.0, perf_counter() - self._began_at, text, traceback=traceback_of(error))
+            result = BatchResult([], 0.0, perf_counter() - self._began_at, text, origin=origin_of(error))
             self._loop.call_soon(done, result)
             return
         self._done = done
@@ -205,14 +206,15 @@ class ProcessInstance:
         assert signature is not None
         self._done = None
         self._idle.set()
-        error, trace, outputs = report.error, report.traceback, []
+        error, outputs = report.error, []
+        origin: TracebackException | str = report.traceback
         if error is None:
             try:
                 outputs = self._outputs.read(self._output, report.output_bytes, signature.outputs, report.outputs)
             except Exception as problem:  # memory for the copy, or a worker whose memory the model has overwritten
-                error, trace = f"the outputs cannot be read: {problem}", traceback_of(problem)
+                error, origin = f"the outputs cannot be read: {problem}", origin_of(problem)
         elapsed_s = perf_counter() - self._began_at
-        done(BatchResult(outputs, report.compute_s, max(elapsed_s - report.compute_s, 0.0), error, traceback=trace))
+        done(BatchResult(outputs, report.compute_s, max(elapsed_s - report.compute_s, 0.0), error, origin=origin))
 
     def _on_exit(self, how: str) -> None:
         while_it = " while it ran a batch" if self._done is not None else ""

@@ -64,7 +64,7 @@ class NotLoaded(Struct, tag="not_loaded", array_like=True):
 class Done(Struct, tag="done", array_like=True):
     """The batch's outputs are in its slot, which is `output_bytes` large by now, or `error` says why not.
 
-    `traceback`: as BatchResult has it.
+    `traceback`: the text of what BatchResult has as `origin`.
     """
 
     outputs: list[Part]

@@ -23,7 +23,7 @@ from dlproxy.instance.runtime import ModelError, Runtime
 from dlproxy.instance.runtime.content import FileState, files_after, stamps_before
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import load
-from dlproxy.instance.tracebacks import traceback_of
+from dlproxy.instance.tracebacks import as_text, origin_of
 from dlproxy.instance.warmup import Calibration, calibrate
 from dlproxy.message import Request, Ticket
 
@@ -105,12 +105,12 @@ class Worker:
         slot.follow(order.output_bytes)
         inputs = read_inputs(self._input, signature.inputs, order.inputs)
         result = run_batch(self._runtime, [Request(Ticket(0, 0.0), "", inputs, ())])
-        parts, error, trace = [], result.error, result.traceback
+        parts, error, trace = [], result.error, as_text(result.origin)
         if error is None:
             try:
                 parts = write_outputs(slot, signature.outputs, result.outputs)
             except (SlotTooSmall, OSError, TypeError, ValueError) as problem:
-                error, trace = _words(problem), traceback_of(problem)
+                error, trace = _words(problem), as_text(origin_of(problem))
         return Done(parts, slot.size, result.compute_s, error if error is None else error[:MAX_ERROR_CHARS], trace)
 
 
