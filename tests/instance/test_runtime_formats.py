@@ -54,8 +54,10 @@ def test_paths_that_need_no_file(path: str, kind: str) -> None:
         ("m.ONNX", b"", "onnx"),
         ("m.keras", b"", "keras"),
         ("m.pt", SCRIPT, "torchscript"),
-        ("m.ts", SCRIPT, "torchscript"),
-        ("m.torchscript", SCRIPT, "torchscript"),
+        *((f"m{ending}", SCRIPT, "torchscript") for ending in formats._TORCH),
+        *((f"m{ending}", PROGRAM, "torch_export") for ending in formats._TORCH),
+        ("m.jit", SCRIPT, "torchscript"),
+        ("m.JIT", SCRIPT, "torchscript"),
         ("m.pt2", PROGRAM, "torch_export"),
         ("m.pt", PROGRAM, "torch_export"),
         ("m.pt2", SCRIPT, "torchscript"),
@@ -86,8 +88,10 @@ def test_a_folder_with_a_saved_model(tmp_path: Path) -> None:
         ("m.pb", b"", "give the folder that holds saved_model.pb"),
         ("m.pkl", b"", "a pickle, which runs code when it is read"),
         ("m.pt", PICKLE, "was written by torch.save and holds a pickle; reading it would run whatever code it names"),
-        ("m.pth", PICKLE, "was written by torch.save and holds a pickle"),
-        ("m.pt2", PICKLE, "was written by torch.save and holds a pickle"),
+        *((f"m{ending}", PICKLE, "was written by torch.save and holds a pickle") for ending in formats._TORCH),
+        *((f"m{ending}", b"no", "is not a model that torch can load: it is no zip archive") for ending in formats._TORCH),
+        ("m.jitt", b"", "did you mean .jit?"),
+        ("m.torchscrip", b"", "did you mean .torchscript?"),
         ("m.pt", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80", "is a pickle; reading it would run whatever code it names"),
         ("m.pt", b"not a model", "is not a model that torch can load: it is no zip archive"),
         ("m.pt2", b"", "is not a model that torch can load"),
@@ -199,7 +203,7 @@ def test_bytes_are_text_where_that_is_said(declared: object, text: bool) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["", "FP32", "[3]", "FP32[3", "FP32[3,]", "FP32[a]", "FP32[1][2]", "FP33[1]", "FP32[-2]", "FP32[1.5]"]
+    "text", ["", "FP32", "[3]", "FP32[3", "FP32[3,]", "FP32[a b]", "FP32[1][2]", "FP33[1]", "FP32[-2]", "FP32[1.5]"]
 )
 def test_a_spec_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(ModelError, match="'x' is declared"):

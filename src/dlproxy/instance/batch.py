@@ -5,6 +5,7 @@ Called by every instance kind, and by serve/driver.py to cut. Not aware of: thre
 
 from collections.abc import Sequence
 from time import perf_counter
+from traceback import TracebackException
 
 import numpy as np
 from msgspec import Struct
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from dlproxy import tensors
 from dlproxy.instance.runtime import Runtime
+from dlproxy.instance.tracebacks import origin_of
 from dlproxy.message import Failure, Request, Signature, Tensor, TensorSpec
 
 Array = NDArray[np.generic]
@@ -20,7 +22,8 @@ Array = NDArray[np.generic]
 class BatchResult(Struct):
     """Outputs in signature order, or the reason why there are none. Times in seconds.
 
-    `failure`: the error with its kind, where another server said so; None is the model's own failure.
+    `failure`: the error with its kind, where another server said so; None is the model's own failure. `origin`:
+    where the error was raised, for the log; text if that was in another process.
     """
 
     outputs: list[Array]
@@ -28,6 +31,7 @@ class BatchResult(Struct):
     batch_s: float
     error: str | None = None
     failure: Failure | None = None
+    origin: TracebackException | str = ""
 
 
 def run_batch(runtime: Runtime, requests: Sequence[Request]) -> BatchResult:
@@ -40,7 +44,8 @@ def run_batch(runtime: Runtime, requests: Sequence[Request]) -> BatchResult:
         finished_at = perf_counter()
         _check_outputs(runtime.signature, outputs)
     except Exception as error:
-        return BatchResult([], 0.0, perf_counter() - started_at, str(error) or type(error).__name__)
+        text = str(error) or type(error).__name__
+        return BatchResult([], 0.0, perf_counter() - started_at, text, origin=origin_of(error))
     return BatchResult(outputs, finished_at - compute_at, compute_at - started_at)
 
 

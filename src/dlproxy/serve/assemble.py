@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.cores import usable_cores
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Failure, Request
 from dlproxy.policy.arbiter import Arbiter
@@ -24,7 +25,7 @@ from dlproxy.policy.lane import Lane
 from dlproxy.policy.quota import Quota, Quotas
 from dlproxy.serve.control import LaneControl
 from dlproxy.serve.driver import Driver
-from dlproxy.serve.hosting import Hosting, start_hosting, usable_cores
+from dlproxy.serve.hosting import Hosting, start_hosting
 from dlproxy.serve.layers import QuotaLayer
 from dlproxy.serve.recheck import Recheck
 from dlproxy.serve.roster import Roster

@@ -36,6 +36,7 @@ from dlproxy.policy.events import (
     WantTurn,
 )
 from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.serve.failure_log import FailureLog
 from dlproxy.serve.idle_poll import IdlePoll
 from dlproxy.serve.quarantine import Quarantine
 from dlproxy.serve.recheck import Recheck
@@ -85,6 +86,7 @@ class Driver:
         self._stats = stats
         self._clock = clock
         self._quarantine_s = quarantine_s
+        self._failure_log = FailureLog(model)
         self._quarantine: Quarantine | None = None  # there is one only while something is in it
         self._loop = asyncio.get_running_loop()
         self._instances: dict[str, Instance] = {}
@@ -211,6 +213,8 @@ class Driver:
             if self._signature.batched and result.error is None:
                 result = self._attributed(flight.requests, result)
             flight.result = result
+            if result.error is not None:
+                self._failure_log.batch_failed(flight.instance, flight.requests, result, self._clock())
         self._finishing = True
         try:
             self._tell_lane(BatchDone(batch_id, result.batch_s + result.compute_s, result.error, result.failure))
@@ -281,6 +285,7 @@ class Driver:
                 try:
                     outputs = cutter.cut(start, ticket.rows, request.outputs)
                 except Exception as error:  # the model gave elements that are none of the declared type
+                    self._failure_log.answer_failed(flight.instance, request, error, split_at)
                     self._fail(request, waiting[1], Failure(FailureKind.MODEL_FAILED, str(error)))
                     continue
                 answer = request, outputs

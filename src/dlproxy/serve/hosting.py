@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgspec import Struct
 
 from dlproxy.config import ConfigError, ModelConfig, is_address, parse_devices
+from dlproxy.cores import allowed_cores, usable_cores
 from dlproxy.instance import Instance
 from dlproxy.instance.inline import InlineInstance
 from dlproxy.instance.runtime import ModelError, Runtime
+from dlproxy.instance.runtime.content import Content
 from dlproxy.instance.runtime.devices import CPU, in_words, visible_gpus
 from dlproxy.instance.runtime.formats import Kind, open_runtime, runtime_kind
 from dlproxy.instance.runtime.specs import PythonSpec
@@ -226,6 +228,7 @@ async def _processes(name: str, config: ModelConfig, kind: Kind) -> "ProcessHost
 
     cores = usable_cores()
     threads = config.threads or max(cores // config.instances, 1)
+    content = Content(config.path)
 
     def make(instance: str) -> ProcessInstance:
         number = int(instance.rpartition("-")[2])
@@ -242,6 +245,7 @@ async def _processes(name: str, config: ModelConfig, kind: Kind) -> "ProcessHost
             environment=environment,
             memory_limit_bytes=config.memory_limit_mb * 2**20,
             batch_timeout_s=config.batch_timeout_s,
+            content=content,
         )
         return ProcessInstance(instance, spec, settings)
 
@@ -253,7 +257,7 @@ async def _processes(name: str, config: ModelConfig, kind: Kind) -> "ProcessHost
 
 
 def _cores_of(number: int, threads: int) -> tuple[int, ...]:
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    cores = allowed_cores()
     return tuple(cores[(number * threads + offset) % len(cores)] for offset in range(min(threads, len(cores)))) if cores else ()
 
 
@@ -349,10 +353,3 @@ class RemoteHosting:
     def describe(self) -> str:
         places = ", ".join(instance.address.authority for instance in self._instances)
         return f"on {places}"
-
-
-def usable_cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -18,9 +18,11 @@ from dlproxy.instance.batch import Array, run_batch
 from dlproxy.instance.process.messages import Done, Frames, Load, Loaded, NotLoaded, Order, Report, Run, frame
 from dlproxy.instance.process.slots import Slot, SlotTooSmall, read_inputs, write_outputs
 from dlproxy.instance.runtime import ModelError, Runtime
+from dlproxy.instance.runtime.content import FileState, files_after, stamps_before
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import load
 from dlproxy.instance.samples import read_samples
+from dlproxy.instance.tracebacks import as_text, origin_of
 from dlproxy.instance.warmup import Calibration, calibrate
 from dlproxy.message import Request, Ticket
 
@@ -80,7 +82,7 @@ class Worker:
     def __init__(self, channel: Channel, slots: Sequence[int], order: Load, limit: str) -> None:
         self._channel = channel
         self._input, *self._outputs = [Slot(fd, order.max_slot_bytes) for fd in slots]
-        runtime = load(order.spec)
+        runtime, self._files = _load(order)
         self._calibration: Calibration | None = None
         if order.warm_up is not None:
             samples = read_samples(order.warm_up.samples, runtime.signature.inputs)
@@ -91,7 +93,7 @@ class Worker:
 
     def serve(self) -> None:
         """Run batches until told to stop, or until the server has gone; then let the model give back what it holds."""
-        self._channel.send(Loaded(self._runtime.signature, self._calibration, self._device))
+        self._channel.send(Loaded(self._runtime.signature, self._calibration, self._device, self._files))
         while isinstance(order := self._channel.receive(), Run):
             self._channel.send(self._run(order))
         if self._close is not None:
@@ -103,13 +105,22 @@ class Worker:
         slot.follow(order.output_bytes)
         inputs = read_inputs(self._input, signature.inputs, order.inputs)
         result = run_batch(self._runtime, [Request(Ticket(0, 0.0), "", inputs, ())])
-        parts, error = [], result.error
+        parts, error, trace = [], result.error, as_text(result.origin)
         if error is None:
             try:
                 parts = write_outputs(slot, signature.outputs, result.outputs)
             except (SlotTooSmall, OSError, TypeError, ValueError) as problem:
-                error = _words(problem)
-        return Done(parts, slot.size, result.compute_s, error if error is None else error[:MAX_ERROR_CHARS])
+                error, trace = _words(problem), as_text(origin_of(problem))
+        return Done(parts, slot.size, result.compute_s, error if error is None else error[:MAX_ERROR_CHARS], trace)
+
+
+def _load(order: Load) -> tuple[Runtime, dict[str, FileState]]:
+    """The model, and what it was loaded from, if that matters. Raises ModelError, or what the model's own code raises."""
+    if order.content is None:
+        return load(order.spec), {}
+    before = stamps_before(order.content)
+    runtime = load(order.spec)
+    return runtime, files_after(order.content, before, getattr(runtime, "files", ()))
 
 
 def main() -> None:

@@ -24,10 +24,13 @@ SUFFIXES = {
     ".pt2": "a program saved by torch.export.save",
     ".pt": "TorchScript",
     ".ts": "TorchScript",
+    ".jit": "TorchScript",
+    ".torchscript": "TorchScript",
     ".keras": "a Keras model",
     ".py": "a Python class, as file.py:MyModel",
 }
-_TORCH = (".pt", ".pt2", ".pth", ".ts", ".torchscript")
+_SAME = (".ts", ".jit", ".torchscript", ".py")  # as others, which the list of all names
+_TORCH = (".pt", ".pt2", ".pth", ".ts", ".jit", ".torchscript", ".traced", ".scripted", ".ptc", ".ptl")  # told apart inside
 _CLASS = "write a Python class that loads it (path file.py:MyModel)"
 _OTHERS = {
     ".safetensors": f"weights without a network: {_CLASS}",
@@ -87,7 +90,7 @@ def runtime_kind(path: str) -> Kind:
 
 def known() -> str:
     """What dlproxy runs, for messages."""
-    files = "; ".join(f"{suffix}, {words}" for suffix, words in SUFFIXES.items() if suffix not in (".ts", ".py"))
+    files = "; ".join(f"{suffix}, {words}" for suffix, words in SUFFIXES.items() if suffix not in _SAME)
     return f"{files}; the folder of a SavedModel; a Python class, as file.py:MyModel or my_module:MyModel"
 
 

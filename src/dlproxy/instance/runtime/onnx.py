@@ -6,6 +6,7 @@ Called by runtime/formats.py to load and by instance/batch.py to run. Not aware 
 import ctypes
 import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -15,15 +16,18 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime import TELEMETRY_OFF, ModelError
 from dlproxy.instance.runtime.declared import Found, refine, signature_of
 from dlproxy.instance.runtime.devices import CPU, CUDA_PROVIDER, EMPTY, ON_CPU, Plan, onnx_plans, tensorrt_rows
 from dlproxy.instance.runtime.onnx_graph import OnnxFile
 from dlproxy.instance.runtime.row_mixing import why_rows_meet
 from dlproxy.message import DType, Signature, TensorSpec, element_count
+
+os.environ.setdefault(*TELEMETRY_OFF)
+
+import onnxruntime as ort
 
 _DTYPES = {
     "tensor(bool)": DType.BOOL,

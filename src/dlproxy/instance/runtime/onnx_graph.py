@@ -1,17 +1,16 @@
 """The operators of an ONNX file and the small defaults of its inputs, read without the weights.
 
 ONNX Runtime does not show its graph, and the onnx package would copy every weight (a second of start-up and the model's size
-in memory). Read is the protobuf wire format, by the field numbers of onnx.proto. Called by onnx.py and row_mixing.py.
+in memory). Read by the field numbers of onnx.proto. Called by onnx.py and row_mixing.py.
 """
 
-from collections.abc import Iterator
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from struct import unpack_from
 
 import numpy as np
 from msgspec import Struct
 
+from dlproxy.instance.runtime.protobuf_fields import Span, fields, varints
 from dlproxy.message import DType, TensorSpec, element_count
 from dlproxy.tensors import NUMPY, join_elements
 
@@ -22,11 +21,7 @@ _NODE_INPUT, _NODE_OUTPUT, _NODE_OP, _NODE_ATTRIBUTE = 1, 2, 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_GRAPH, _ATTRIBUTE_INTS = 1, 3, 6, 8
 _TENSOR_STRINGS, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 6, 8, 9, 14
 _TYPED = {4: "<f4", 5: "<i4", 7: "<i8", 10: "<f8", 11: "<u8"}  # float_data to uint64_data
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _HALVES = (DType.FP16, DType.BF16)  # whose bits stand in int32_data
-
-Span = tuple[int, int]
-"""Where something stands in the file: first byte, and the one after the last."""
 
 
 class Node(Struct):
@@ -56,7 +51,7 @@ class OnnxFile:
         with path.open("rb") as file:
             self._data = mmap(file.fileno(), 0, access=ACCESS_READ)
         try:
-            spans = [span for number, span in _fields(self._data, (0, len(self._data))) if number == _MODEL_GRAPH]
+            spans = [span for number, span in fields(self._data, (0, len(self._data))) if number == _MODEL_GRAPH]
             if not spans or isinstance(spans[-1], int):
                 raise ValueError("it holds no graph")
             self.graph = self._graph(spans[-1])
@@ -69,7 +64,7 @@ class OnnxFile:
         if span is None:
             return None
         typed: list[bytes] = []
-        for number, value in _fields(self._data, span):
+        for number, value in fields(self._data, span):
             if number == _TENSOR_LOCATION and value:
                 return None
             if number == _TENSOR_RAW and not isinstance(value, int):
@@ -89,13 +84,13 @@ class OnnxFile:
             if isinstance(value, int):
                 return value.to_bytes(4 if number == 4 else 8, "little")
             return self._data[slice(*value)]
-        numbers = [value] if isinstance(value, int) else list(_varints(self._data, value))
+        numbers = [value] if isinstance(value, int) else list(varints(self._data, value))
         kept = np.dtype("<u2") if dtype in _HALVES else NUMPY[dtype]
         return np.array(numbers, np.uint64).astype(kept).tobytes()
 
     def _graph(self, span: Span) -> Graph:
         graph = Graph([], [], [], {})
-        for number, value in _fields(self._data, span):
+        for number, value in fields(self._data, span):
             if isinstance(value, int):
                 continue
             if number == _GRAPH_NODE:
@@ -110,7 +105,7 @@ class OnnxFile:
 
     def _node(self, span: Span) -> Node:
         node = Node("", [], [], {}, [])
-        for number, value in _fields(self._data, span):
+        for number, value in fields(self._data, span):
             if isinstance(value, int):
                 continue
             if number == _NODE_INPUT:
@@ -125,62 +120,18 @@ class OnnxFile:
 
     def _attribute(self, span: Span, node: Node) -> None:
         name, numbers = "", []
-        for number, value in _fields(self._data, span):
+        for number, value in fields(self._data, span):
             if number == _ATTRIBUTE_NAME and not isinstance(value, int):
                 name = self._text(value)
             elif number == _ATTRIBUTE_GRAPH and not isinstance(value, int):
                 node.graphs.append(self._graph(value))
             elif number in (_ATTRIBUTE_INT, _ATTRIBUTE_INTS):
-                numbers += [value] if isinstance(value, int) else list(_varints(self._data, value))
+                numbers += [value] if isinstance(value, int) else list(varints(self._data, value))
         node.attributes[name] = [number - (1 << 64) if number >> 63 else number for number in numbers]
 
     def _text_of(self, span: Span, wanted: int) -> str:
-        values = [value for number, value in _fields(self._data, span) if number == wanted and not isinstance(value, int)]
+        values = [value for number, value in fields(self._data, span) if number == wanted and not isinstance(value, int)]
         return self._text(values[-1]) if values else ""
 
     def _text(self, span: Span) -> str:
         return self._data[slice(*span)].decode("utf-8", "replace")
-
-
-def _fields(data: mmap, span: Span) -> Iterator[tuple[int, int | Span]]:
-    """The fields of a message: (number, value); the value of what has a length is where it stands."""
-    at, end = span
-    while at < end:
-        key, at = _varint(data, at)
-        kind = key & 7
-        if kind == _BYTES:
-            size, at = _varint(data, at)
-            if size > end - at:
-                raise ValueError(f"a field at byte {at} is longer than the message around it")
-            yield key >> 3, (at, at + size)
-            at += size
-        elif kind == _VARINT:
-            value, at = _varint(data, at)
-            yield key >> 3, value
-        elif kind in (_FIXED32, _FIXED64):
-            size = 4 if kind == _FIXED32 else 8
-            yield key >> 3, unpack_from("<I" if size == 4 else "<Q", data, at)[0]
-            at += size
-        else:
-            raise ValueError(f"a field at byte {at} has the unknown wire type {kind}")
-
-
-def _varints(data: mmap, span: Span) -> Iterator[int]:
-    at, end = span
-    while at < end:
-        value, at = _varint(data, at)
-        yield value
-
-
-def _varint(data: mmap, at: int) -> tuple[int, int]:
-    """Value and next position. Raises IndexError at the end of the file, ValueError for more than 64 bits."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError(f"the number at byte {at} has more than 64 bits")

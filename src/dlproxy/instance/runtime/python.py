@@ -5,6 +5,7 @@ Called by whatever loads models, and by instance/batch.py to run. Not aware of: 
 
 import asyncio
 import inspect
+import os
 import sys
 from collections.abc import Coroutine, Sequence
 from contextlib import aclosing, closing, nullcontext
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlproxy.instance.runtime import ModelError
-from dlproxy.instance.runtime.classes import find_class, located
+from dlproxy.instance.runtime import TELEMETRY_OFF, ModelError
+from dlproxy.instance.runtime.classes import find_class, located, sources
 from dlproxy.instance.runtime.declared import check_outputs, signature_of, spec_of, written
 from dlproxy.instance.runtime.parts import AnswerError, Parts, arrays_of
 from dlproxy.message import Signature, TensorSpec
@@ -37,6 +38,7 @@ class PythonRuntime:
     """
 
     def __init__(self, path: str, *, inputs: Sequence[TensorSpec] = (), outputs: Sequence[TensorSpec] = ()) -> None:
+        os.environ.setdefault(*TELEMETRY_OFF)  # for whatever its file imports
         self._class = find_class(path)
         self._file: str | None = getattr(sys.modules.get(self._class.__module__), "__file__", None)
         self._loop: _Loop | None = None
@@ -45,6 +47,11 @@ class PythonRuntime:
         self._input_names = [spec.name for spec in self.signature.inputs]
         self._turn = nullcontext() if getattr(self._model, "thread_safe", False) else Lock()
         self._closed = False
+
+    @property
+    def files(self) -> list[str]:
+        """The class's, and those of whatever it has imported from beside or below that."""
+        return sources(self._file)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """One call of `predict`. Raises RuntimeError for what it raises, ValueError for what it should not have given."""
