@@ -71,13 +71,15 @@ class TensorSpec(Struct, frozen=True):
 class Signature(Struct, frozen=True):
     """What a loaded model takes and gives.
 
-    `batched`: rows are independent and may be any number; each spec says where they stand.
+    `batched`: rows are independent and may be any number; each spec says where they stand. `even`: all inputs of a request have
+    equally many; else the model may broadcast one, and such a request runs alone.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batched: bool
     platform: str
+    even: bool = True
 
 
 class Ticket(Struct, eq=False):

@@ -45,6 +45,8 @@ WEAKNESSES = (
     Weakness("large values", {"kinds": _without("large")}, "rarely mixing/if_spread", NO_GRAPH),
     Weakness("negative rows", {"kinds": _without("negative")}, "rarely mixing/if_negative", NO_GRAPH),
     Weakness("rows of ones", {"kinds": _without("ones")}, "rarely mixing/if_a_one", NO_GRAPH),
+    Weakness("rows that are no numbers", {"kinds": _without("nan")}, "rarely mixing/if_anything_is_nan", NO_GRAPH),
+    Weakness("inputs that are not hostile together", {"crossed": False}, "rarely mixing/if_any_mark_is_set", NO_GRAPH),
     Weakness("equal rows", {"kinds": _without("same")}, "rarely mixing/if_equal", FEW_ROWS),
     Weakness("more than two rows", {"kinds": ROW_KINDS[:2], "many_rows": False}, "rarely mixing/if_three_rows", NO_GRAPH),
     Weakness("many rows", {"many_rows": False}, "rarely mixing/if_ten_rows", NO_GRAPH),

@@ -16,9 +16,6 @@ from tests.instance.graphs.kinds import HOSTILE, KINDS, ROW_WISE, Kind
 
 UNTIL_FOUND = 60  # graphs within which a fault must show
 BATCHED = 0.95  # of graphs whose rows stand alone, the share that is batched at least: "never" is no way to be right
-REFUSED = {  # (kind, naming) of graphs that ONNX Runtime answers and dlproxy refuses, with the reason
-    ("inputs of no rows/scored_items", "unnamed"): "first axes without names are taken for rows, and must agree",
-}
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +40,7 @@ def another_court(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Court]:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.id)
 def test_every_request_is_answered_as_it_is_alone(court: Court, kind: Kind) -> None:
     def check(made: Made, verdict: Verdict) -> None:
-        if (kind.id, made.naming) not in REFUSED:
-            assert not verdict.refused, f"{made.words}\n{made.text}\n{verdict.refused[0]}"
+        assert not verdict.refused, f"{made.words}\n{made.text}\n{verdict.refused[0]}"
 
     court.prove(kind, OF_EACH, check)
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
-from dlproxy.instance.made_up import KINDS, Kind, joined, row_of
+from dlproxy.instance.made_up import KINDS, Kind, Known, joined, row_of
 from dlproxy.instance.runtime.onnx import OnnxRuntime
 from dlproxy.instance.warmup import SIZES, Calibration, calibrate
 from dlproxy.message import DType, Signature, TensorSpec
@@ -72,7 +72,7 @@ def test_texts_that_depend_on_the_whole_batch_are_found() -> None:
 
 @pytest.mark.parametrize(("text", "kind"), [(False, bytes), (True, str)])
 def test_made_up_bytes_are_text_where_it_is_declared(text: bool, kind: type) -> None:
-    rows = [row_of([TensorSpec("x", DType.BYTES, (-1,), text)], each, 1, {})[0] for each in KINDS]
+    rows = [row_of([TensorSpec("x", DType.BYTES, (-1,), text)], each, Known(1))[0] for each in KINDS]
     assert {type(row[0]) for row in rows} == {kind}
     assert len({row[0] for row in rows}) > 2, "rows that are all alike would show nothing"
 
@@ -149,7 +149,7 @@ def test_a_wrong_number_of_rows_turns_batching_off() -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_made_up_rows_have_the_declared_types_and_shapes(kind: Kind) -> None:
     specs = [TensorSpec(dtype.value, dtype, (-1, 3, -1)) for dtype in DType]
-    row = row_of(specs, kind, 7, {})
+    row = row_of(specs, kind, Known(7))
     for spec, array, whole in zip(specs, row, joined(specs, [row] * 4), strict=True):
         assert array.dtype == whole.dtype == NUMPY[spec.dtype], spec.name
         assert (array.shape, whole.shape) == ((1, 3, 7), (4, 3, 7)), spec.name
@@ -157,6 +157,6 @@ def test_made_up_rows_have_the_declared_types_and_shapes(kind: Kind) -> None:
 
 def test_what_a_batch_shares_is_the_same_for_every_kind_of_row() -> None:
     specs = [TensorSpec("scale", DType.FP32, (), rows=None), TensorSpec("table", DType.INT64, (2, -1), rows=None)]
-    first, *others = [row_of(specs, kind, 5, {}) for kind in KINDS]
+    first, *others = [row_of(specs, kind, Known(5)) for kind in KINDS]
     assert [array.shape for array in first] == [(), (2, 5)]
     assert all(np.array_equal(a, b) for other in others for a, b in zip(first, other, strict=True))

@@ -5,6 +5,7 @@ in every batch tried. Called by warmup.py. Not aware of: time, requests. Why: do
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from time import perf_counter
 from typing import Literal
 
@@ -13,7 +14,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from dlproxy.instance.made_up import IMAGE_SIZES, KINDS, NORMAL, SIZES, Kind, is_mask, joined, row_of
+from dlproxy.instance.made_up import IMAGE_SIZES, KINDS, NORMAL, SIZES, WORDS, Kind, Known, is_mask, joined, row_of
 from dlproxy.instance.runtime import Runtime
 from dlproxy.instance.runtime.declared import one_line
 from dlproxy.instance.runtime.rows import conflict
@@ -27,18 +28,16 @@ TOLERANCE = 1e-3  # relative; kernels for different batch sizes sum in different
 ENOUGH_S = 2.0  # no further batch is tried after so much time; what was not tried is left to the re-checks in service
 MANY_ROWS = 9
 FIRST = (KINDS[0], KINDS[1], KINDS[3])  # normal, another, large: all that a slow model may have time for
-TOP = KINDS[3]  # whose integers are the highest of their range
+MOST_WORDS = 4  # of the model's own, between others: as many rows have room for
+CROSSED = (1, 4)  # by so many kinds the inputs of a row differ, so that no two are always hostile together
 HIGHEST_IDS = (100_000, 30_000, 8_000, 1_000, 100, 10, 2)  # vocabularies are searched from above: to be refused is quick
 
 
 class Findings(Struct):
-    """`free`: a size for open axes that the model takes. `below`: the range of its integer inputs. `why`: why rows are run
-    one by one, in words, empty if they are not, or if nothing was to be found out.
-    """
+    """`why`: why rows are run one by one, in words, empty if they are not, or if nothing was to be found out."""
 
     signature: Signature
-    free: int
-    below: Mapping[str, int]
+    known: Known
     why: str = ""
 
 
@@ -47,6 +46,7 @@ class Tries(Struct, frozen=True):
 
     kinds: tuple[Kind, ...] = KINDS
     twice: bool = True
+    crossed: bool = True
     more_lengths: bool = True
     many_rows: bool = True
     graph: bool = True
@@ -97,6 +97,8 @@ class _Examination:
         self._tries = tries
         self._started_at = perf_counter()
         self._below: dict[str, int] = {}
+        own = getattr(runtime, "words", ())
+        self._words = [word for pair in zip_longest(own[:MOST_WORDS], WORDS) for word in pair if word is not None]
         self._places: list[set[int]] | None = None  # of each output: the axes that rows may stand on, none seen yet
 
     def findings(self, batching: Batching) -> Findings:
@@ -108,7 +110,7 @@ class _Examination:
         elif signature.batched and self._places is not None:
             outputs = tuple(_placed(spec, places) for spec, places in zip(signature.outputs, self._places, strict=True))
             signature = msgspec.structs.replace(signature, outputs=outputs)
-        return Findings(signature, free, self._below, why)
+        return Findings(signature, self._known(free), why)
 
     def _why_not(self, batching: Batching, free: int) -> str:
         signature, tries = self._signature, self._tries
@@ -131,6 +133,9 @@ class _Examination:
             self._search_ids(free)
         yield self._rows([kind for kind in FIRST if kind in tries.kinds], free)
         yield self._rows(tries.kinds, free)
+        if tries.crossed and sum(spec.rows is not None for spec in self._signature.inputs) > 1:
+            for crossed in CROSSED:
+                yield self._rows(tries.kinds, free, crossed=crossed)
         if tries.more_lengths and self._samples:
             for sample in self._samples[1:4]:
                 yield self._rows(tries.kinds, free, sample)
@@ -141,14 +146,19 @@ class _Examination:
         if tries.many_rows and perf_counter() - self._started_at < ENOUGH_S / 4:
             yield [row for row in self._rows(KINDS[:2], free) for _ in range(MANY_ROWS)]
 
-    def _rows(self, kinds: Sequence[Kind], free: int, sample: Mapping[str, Array] | None = None) -> list[_Alone]:
+    def _rows(
+        self, kinds: Sequence[Kind], free: int, sample: Mapping[str, Array] | None = None, *, crossed: int = 0
+    ) -> list[_Alone]:
         """One row of each kind that the model takes."""
         sample = sample or (self._samples[0] if self._samples else None)
-        rows = [self._alone(kind, free, sample) for kind in kinds]
+        rows = [self._alone(kind, free, sample, crossed) for kind in kinds]
         return [row for row in rows if row is not None]
 
-    def _alone(self, kind: Kind, free: int, sample: Mapping[str, Array] | None) -> _Alone | None:
-        inputs = row_of(self._signature.inputs, kind, free, self._below, sample)
+    def _known(self, free: int) -> Known:
+        return Known(free, self._below, self._words)
+
+    def _alone(self, kind: Kind, free: int, sample: Mapping[str, Array] | None, crossed: int) -> _Alone | None:
+        inputs = row_of(self._signature.inputs, kind, self._known(free), sample, crossed=crossed)
         try:
             outputs = self._runtime.run(inputs)
         except Exception:  # what the model does not take alone, nobody will send it
@@ -214,12 +224,12 @@ class _Examination:
 
     def _working_size(self) -> int:
         last: Exception | None = None
-        if self._samples and self._alone(NORMAL, SIZES[0], self._samples[0]) is not None:
+        if self._samples and self._alone(NORMAL, SIZES[0], self._samples[0], 0) is not None:
             return SIZES[0]
         image = any(len(spec.shape) == 4 and spec.shape[2:] == (-1, -1) for spec in self._signature.inputs)
         for free in IMAGE_SIZES if image else SIZES:
             try:
-                self._runtime.run(row_of(self._signature.inputs, NORMAL, free, self._below))
+                self._runtime.run(row_of(self._signature.inputs, NORMAL, self._known(free)))
             except Exception as error:  # whatever the model raises, the next size may suit it
                 last = error
                 continue
@@ -249,7 +259,7 @@ class _Examination:
     def _takes_ids(self, index: int, free: int, below: int) -> bool:
         """Integers just under this in one input, small ones in the others."""
         specs = self._signature.inputs
-        inputs = row_of(specs, NORMAL, free, {}, self._samples[0] if self._samples else None)
+        inputs = row_of(specs, NORMAL, Known(free), self._samples[0] if self._samples else None)
         inputs[index] = np.full_like(inputs[index], below - 1)
         try:
             self._runtime.run(inputs)

@@ -19,7 +19,7 @@ Numbers = NDArray[Any]
 SIZES = (32, 224, 64, 512, 16, 8, 4, 2, 1)  # tried in turn for open axes; first what is usual for texts
 IMAGE_SIZES = (224, *(size for size in SIZES if size != 224))
 LARGE = 1e4  # of a float: far outside of what any scale was made for, yet within FP16
-WORDS = ("the", "", "quick brown fox", "0", "ünïcode ☃", "1")
+WORDS = ("the", "", "quick brown fox", "0", "ünïcode ☃", "1")  # where the model names none
 
 
 class Kind(Struct, frozen=True):
@@ -38,22 +38,34 @@ KINDS = (
     Kind("large", lambda normal: normal * LARGE, lambda below, drawn: drawn * 0 + (below - 1), flag=True),
     Kind("negative", lambda normal: -abs(normal), lambda below, drawn: drawn * 0 - 1),
     Kind("ones", lambda normal: normal * 0 + 1, lambda below, drawn: drawn * 0 + min(1, below - 1)),
+    Kind("nan", lambda normal: normal * np.float32(np.nan), lambda below, drawn: drawn),
     Kind("small", lambda normal: normal * np.float32(1e-3), lambda below, drawn: drawn // 16),
     Kind("same", lambda normal: normal, lambda below, drawn: drawn),
 )
 NORMAL = KINDS[0]
 
 
+class Known(Struct):
+    """What is known of a model's inputs. `free`: a size for what is open; `below`: the ranges of integer inputs, 2 where there
+    is none; `words`: texts that mean something to it.
+    """
+
+    free: int
+    below: Mapping[str, int] = {}
+    words: Sequence[str] = WORDS
+
+
 def row_of(
-    specs: Sequence[TensorSpec], kind: Kind, free: int, below: Mapping[str, int], sample: Mapping[str, Array] | None = None
+    specs: Sequence[TensorSpec], kind: Kind, known: Known, sample: Mapping[str, Array] | None = None, *, crossed: int = 0
 ) -> list[Array]:
-    """One row of this kind: `free` for open sizes. `below`: the range of integer inputs, 2 where nothing is known.
+    """One row of this kind, or `crossed`: of one that is so many further in the table for each input.
 
     `sample`: a real row, in place of what would be drawn. What all rows of a batch share is the same for every kind.
     """
     arrays = []
+    free, below = known.free, known.below
     for number, spec in enumerate(specs):
-        kept = kind if spec.rows is not None else NORMAL
+        kept = KINDS[(KINDS.index(kind) + crossed * number) % len(KINDS)] if spec.rows is not None else NORMAL
         if spec.default is not None:
             arrays.append(to_array(spec.dtype, spec.shape, spec.default, text=spec.text))
         elif sample is not None and spec.name in sample:
@@ -63,7 +75,7 @@ def row_of(
             if spec.rows is not None and spec.rows < len(shape) and spec.shape[spec.rows] < 0:
                 shape[spec.rows] = 1
             seed = np.random.default_rng(number)  # the same for all kinds, so that "same" is the same
-            arrays.append(_made(spec, kept, tuple(shape), seed, below.get(spec.name, 2)))
+            arrays.append(_made(spec, kept, tuple(shape), seed, known))
     return arrays
 
 
@@ -80,11 +92,11 @@ def is_mask(spec: TensorSpec) -> bool:
     return "mask" in spec.name.lower()
 
 
-def _made(spec: TensorSpec, kind: Kind, shape: tuple[int, ...], random: np.random.Generator, below: int) -> Array:
-    dtype = NUMPY[spec.dtype]
+def _made(spec: TensorSpec, kind: Kind, shape: tuple[int, ...], random: np.random.Generator, known: Known) -> Array:
+    dtype, below = NUMPY[spec.dtype], known.below.get(spec.name, 2)
     if spec.dtype is DType.BYTES:
         array = np.empty(shape, object)
-        word = WORDS[KINDS.index(kind) % len(WORDS)] if kind in KINDS[1:-1] else WORDS[0]
+        word = known.words[(KINDS.index(kind) if kind.name != "same" else 0) % len(known.words)]
         array[...] = word if spec.text else word.encode()
         return array
     if is_mask(spec):

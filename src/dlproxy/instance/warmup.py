@@ -59,7 +59,7 @@ def calibrate(runtime: Runtime, *, batching: Batching = "auto", samples: Sequenc
 
 def _points(runtime: Runtime, found: Findings, samples: Sequence[Mapping[str, Array]]) -> tuple[tuple[int, float], ...]:
     """Seconds of batches of more and more rows, for about BUDGET_S, or of one row if that takes longer."""
-    row = row_of(found.signature.inputs, NORMAL, found.free, found.below, samples[0] if samples else None)
+    row = row_of(found.signature.inputs, NORMAL, found.known, samples[0] if samples else None)
     points = [(1, _least_time(runtime, row))]
     started_at = perf_counter()
     for rows in SIZES[1:] if found.signature.batched else ():

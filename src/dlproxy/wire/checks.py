@@ -13,6 +13,7 @@ from dlproxy.message import DType, Request, Tensor, TensorSpec, Ticket, element_
 from dlproxy.tensors import elements_of
 from dlproxy.wire.catalog import ServedModel
 
+UNEVEN = -1  # begins the shape_key, no other's equal, of a request whose inputs differ in rows
 MAX_ELEMENTS = 1 << 20  # BYTES elements of one input
 
 
@@ -24,6 +25,7 @@ class RequestChecker:
         self._name = model.name
         self._specs = signature.inputs
         self._batched = signature.batched
+        self._even = signature.even
         self._max_batch = model.max_batch
         self._model = model
         self._tails = tuple(_fixed_tail(spec, batched=signature.batched) for spec in signature.inputs)
@@ -56,7 +58,7 @@ class RequestChecker:
         """The checked request. Raises InferenceError(INVALID_ARGUMENT). Allocates nothing that depends on shapes."""
         if len(inputs) != len(self._specs):
             inputs = self._completed(inputs, request_id)
-        rows = 0
+        rows, uneven = 0, False
         for index, spec in enumerate(self._specs):
             tensor = inputs[index]
             if tensor.name != spec.name:
@@ -76,8 +78,10 @@ class RequestChecker:
             if self._batched and spec.rows is not None:
                 count = shape[spec.rows]
                 if rows and count != rows:
-                    raise self._disagreeing(inputs)
-                rows = count
+                    if self._even:
+                        raise self._disagreeing(inputs)
+                    uneven = True
+                rows = max(rows, count)
         rows = rows or 1
         if rows > self._max_batch:
             raise invalid(f"inference request batch-size must be <= {self._max_batch} for '{self._name}', got {rows}")
@@ -86,6 +90,8 @@ class RequestChecker:
         if not self._one_shape:
             ticket.shape_key = self._shape_key(inputs)
             ticket.length = self._length(inputs)
+        if uneven:
+            ticket.shape_key = (UNEVEN, ticket_id)
         if params:
             _apply_params(ticket, params, now)
         return Request(ticket, self._name, inputs, outputs, request_id, params)

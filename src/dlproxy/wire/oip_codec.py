@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from dlproxy.message import DType, Request, Response, Tensor, Ticket, element_count, invalid
 from dlproxy.tensors import NUMPY, bf16_to_fp32, fp32_to_bf16, join_elements, to_array, to_bytes
-from dlproxy.wire.checks import RequestChecker
+from dlproxy.wire.checks import UNEVEN, RequestChecker
 
 MAX_MEMOS = 256
 MAX_MEMO_BYTES = 4096
@@ -182,7 +182,8 @@ class InferDecoder:
         return WireRequest(request, (True,) * len(outputs))
 
     def _remember(self, text: bytes, head: _InferHead, wire: WireRequest, binary_bytes: int) -> None:
-        if len(text) > MAX_MEMO_BYTES or self._checker.shares or len(head.inputs) != len(wire.request.inputs):
+        uneven = UNEVEN in wire.request.ticket.shape_key
+        if len(text) > MAX_MEMO_BYTES or self._checker.shares or uneven or len(head.inputs) != len(wire.request.inputs):
             return
         at, slices = -binary_bytes, {}
         for tensor in head.inputs:

@@ -70,7 +70,7 @@ def _calibrated(runtime: BlockingUpstream, max_batch: int | None, batching: Batc
     rows_first = all(spec.rows == 0 for spec in (*found.signature.inputs, *found.signature.outputs))
     independent = found.signature.batched and rows_first
     most = min(max_batch or SIZES[-1], SIZES[-1]) if independent else 1
-    row = row_of(runtime.signature.inputs, NORMAL, found.free, found.below)
+    row = row_of(runtime.signature.inputs, NORMAL, found.known)
     points = _points(runtime, row, [size for size in SIZES if size <= most])
     warning = f"{found.why}: batching is off" if found.why and batching != "off" else ""
     return Calibration(points, independent, warning)

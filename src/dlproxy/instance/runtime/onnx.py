@@ -95,6 +95,7 @@ class OnnxRuntime:
         except (OSError, ValueError) as error:  # ONNX Runtime read it; what is looked up there can do without
             log.warning("%s: the graph cannot be looked at (%s); only runs will show whether rows are independent", path, error)
             self._file = None
+        self.words = self._file.words if self._file is not None else []
         found = _Found(self._session, self._file, path)
         self.notes = found.notes
         self.signature = found.signature(inputs, outputs)

@@ -14,11 +14,13 @@ from dlproxy.instance.runtime.protobuf_fields import Span, fields, varints
 from dlproxy.message import DType, TensorSpec, element_count
 from dlproxy.tensors import NUMPY, join_elements
 
+MOST_WORDS = 64
+
 # Field numbers of onnx.proto
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OP, _NODE_ATTRIBUTE = 1, 2, 4, 5
-_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_GRAPH, _ATTRIBUTE_INTS = 1, 3, 6, 8
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_INTS, _ATTRIBUTE_STRINGS = 1, 3, 5, 6, 8, 9
 _TENSOR_STRINGS, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 6, 8, 9, 14
 _TYPED = {4: "<f4", 5: "<i4", 7: "<i8", 10: "<f8", 11: "<u8"}  # float_data to uint64_data
 _HALVES = (DType.FP16, DType.BF16)  # whose bits stand in int32_data
@@ -50,6 +52,8 @@ class OnnxFile:
         """Raises OSError, or ValueError where the file is not laid out as onnx.proto says."""
         with path.open("rb") as file:
             self._data = mmap(file.fileno(), 0, access=ACCESS_READ)
+        self.words: list[str] = []
+        """Texts that operators and constants name: what a model of texts knows."""
         try:
             spans = [span for number, span in fields(self._data, (0, len(self._data))) if number == _MODEL_GRAPH]
             if not spans or isinstance(spans[-1], int):
@@ -97,6 +101,7 @@ class OnnxFile:
                 graph.nodes.append(self._node(value))
             elif number == _GRAPH_INITIALIZER:
                 graph.initializers[self._text_of(value, _TENSOR_NAME)] = value
+                self._collect_words(value, _TENSOR_STRINGS)
             elif number == _GRAPH_INPUT:
                 graph.inputs.append(self._text_of(value, 1))
             elif number == _GRAPH_OUTPUT:
@@ -125,9 +130,19 @@ class OnnxFile:
                 name = self._text(value)
             elif number == _ATTRIBUTE_GRAPH and not isinstance(value, int):
                 node.graphs.append(self._graph(value))
+            elif number == _ATTRIBUTE_TENSOR and not isinstance(value, int):
+                self._collect_words(value, _TENSOR_STRINGS)
             elif number in (_ATTRIBUTE_INT, _ATTRIBUTE_INTS):
                 numbers += [value] if isinstance(value, int) else list(varints(self._data, value))
+        self._collect_words(span, _ATTRIBUTE_STRINGS)
         node.attributes[name] = [number - (1 << 64) if number >> 63 else number for number in numbers]
+
+    def _collect_words(self, span: Span, wanted: int) -> None:
+        for number, value in fields(self._data, span):
+            if len(self.words) >= MOST_WORDS:
+                return
+            if number == wanted and not isinstance(value, int):
+                self.words.append(self._text(value))
 
     def _text_of(self, span: Span, wanted: int) -> str:
         values = [value for number, value in fields(self._data, span) if number == wanted and not isinstance(value, int)]

@@ -57,6 +57,8 @@ def _at(node: Node, rows: set[str], counted: set[str]) -> str:
     op, inputs = node.op, node.inputs
     if op in RANDOM:
         return f"the model draws random numbers ({op})"
+    if op == "Dropout" and len(inputs) > 2 and inputs[2]:
+        return "the model may drop elements at random (Dropout with a training mode)"
     touched = any(name in rows for name in inputs)
     for graph in node.graphs:  # they see the names around them; what goes in by position carries rows if anything does
         before = len(rows)

@@ -46,7 +46,8 @@ def with_rows(signature: Signature, *, outputs_hold: bool = True) -> Signature:
         outputs.append(msgspec.structs.replace(spec, rows=places[0] if places else None))
     told = not outputs_hold or all(spec.rows is not None for spec in outputs)
     batched = told and any(spec.rows is not None for spec in inputs)
-    return msgspec.structs.replace(signature, inputs=tuple(inputs), outputs=tuple(outputs), batched=batched)
+    even = outputs_hold or bool(name) or sum(spec.rows is not None for spec in inputs) < 2
+    return msgspec.structs.replace(signature, inputs=tuple(inputs), outputs=tuple(outputs), batched=batched, even=even)
 
 
 def conflict(inputs: Sequence[TensorSpec]) -> str:
