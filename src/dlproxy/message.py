@@ -55,7 +55,8 @@ class TensorSpec(Struct, frozen=True):
     `text`: BYTES elements must be UTF-8, and the model takes them as str; else they are opaque, and it takes bytes.
     If the model batches, `rows` is the axis that counts rows, None for what all rows of a batch share. `counts`: the output
     that says how many elements of that axis belong to each row, empty where it is one each. `default`: the elements of an
-    input that may be left out.
+    input that may be left out. `padded`: the axis along which requests of a batch may differ in length; inputs are filled up
+    with `pad` there, outputs cut back. None where they must be equal.
     """
 
     name: str
@@ -66,6 +67,8 @@ class TensorSpec(Struct, frozen=True):
     rows: int | None = 0
     counts: str = ""
     default: bytes | None = None
+    padded: int | None = None
+    pad: float = 0.0
 
 
 class Signature(Struct, frozen=True):
@@ -81,13 +84,19 @@ class Signature(Struct, frozen=True):
     platform: str
     even: bool = True
 
+    @property
+    def pads(self) -> bool:
+        """Whether requests of different lengths may share a batch."""
+        return any(spec.padded is not None for spec in self.inputs)
+
 
 class Ticket(Struct, eq=False):
     """All that a policy may see of a request: no tensors, so traces and simulators can make tickets.
 
-    Tickets with equal `shape_key` may share a batch. `deadline_at` is +inf when the request has no deadline. `priority`: 1 is
+    Tickets with equal `shape_key` may share a batch, of different `length` if they are padded. `deadline_at` is +inf when the request has no deadline. `priority`: 1 is
     the most urgent, larger is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
-    `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most; 1 if none is open.
+    `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most; 1 if none is open;
+    along the padded axis alone where there is one.
     """
 
     id: int

@@ -92,6 +92,13 @@ def is_mask(spec: TensorSpec) -> bool:
     return "mask" in spec.name.lower()
 
 
+def is_length(spec: TensorSpec) -> bool:
+    """Whether it says, by its name and shape, how long each row is."""
+    one_each = all(size == 1 for axis, size in enumerate(spec.shape) if axis != spec.rows)
+    integer = NUMPY[spec.dtype].kind in "iu" and spec.dtype is not DType.BF16
+    return "len" in spec.name.lower() and integer and spec.rows is not None and one_each
+
+
 def _made(spec: TensorSpec, kind: Kind, shape: tuple[int, ...], random: np.random.Generator, known: Known) -> Array:
     dtype, below = NUMPY[spec.dtype], known.below.get(spec.name, 2)
     if spec.dtype is DType.BYTES:

@@ -113,14 +113,15 @@ def _calibrated(config: ModelConfig, device: str) -> WarmModel:
     runtime = _open(config, threads or 1, device)
     threads_now = getattr(runtime, "threads", threads or 1)  # TensorFlow fixes them once per process
     samples = read_samples(config.samples, runtime.signature.inputs)
-    warm = WarmModel(runtime, calibrate(runtime, batching=config.batching, samples=samples), threads_now)
+    how: dict[str, Any] = {"batching": config.batching, "padding": config.padding, "pad_value": config.pad_value}
+    warm = WarmModel(runtime, calibrate(runtime, **how, samples=samples), threads_now)
     single_s = warm.calibration.single_s
     if threads or cores == 1 or single_s is None or single_s < MANY_THREADS_ABOVE_S or warm.device != CPU:
         return warm
     if runtime_kind(config.path) not in THREADS_PAY:
         return warm
     wide = _open(config, cores, CPU)
-    calibration = calibrate(wide, batching=config.batching, samples=samples)
+    calibration = calibrate(wide, **how, samples=samples)
     if calibration.single_s is not None and calibration.single_s * MANY_THREADS_GAIN < single_s:
         return WarmModel(wide, calibration, cores)
     return warm
@@ -162,9 +163,8 @@ class LocalHosting:
     most_rows: int | None = None
 
     def __init__(self, name: str, config: ModelConfig, warm: Sequence[WarmModel]) -> None:
-        self.signature = next(
-            (one.runtime.signature for one in warm if not one.runtime.signature.batched), warm[0].runtime.signature
-        )
+        signatures = [one.runtime.signature for one in warm]
+        self.signature = min(signatures, key=lambda signature: (signature.batched, signature.pads))
         for one in warm:
             one.runtime.signature = self.signature
         self.calibration = warm[0].calibration
@@ -239,7 +239,7 @@ async def _processes(name: str, config: ModelConfig, kind: Kind) -> "ProcessHost
         options = {"path": config.path, **_options(config, threads, device)}
         spec = PythonSpec("dlproxy.instance.runtime.formats:open_runtime", options)
         settings = WorkerSettings(
-            warm_up=WarmUp(config.batching, config.samples),
+            warm_up=WarmUp(config.batching, config.samples, config.padding, config.pad_value),
             threads=threads,
             cores=_cores_of(number, threads) if config.pin else (),
             environment=environment,
@@ -297,6 +297,8 @@ async def _remote(name: str, config: ModelConfig) -> "RemoteHosting":
 
     if config.samples:
         raise ModelError(f"model {name} runs on another server ({config.path}), which is warmed up there: leave samples out")
+    if config.padding == "on":
+        raise ModelError(f"model {name} runs on another server ({config.path}), where no request is padded: leave padding out")
     if config.run != "auto":
         raise ModelError(f"model {name} runs on another server ({config.path}): leave run = {config.run!r} out")
     settings = RemoteSettings(response_timeout_s=config.batch_timeout_s, headers=config.upstream_headers)

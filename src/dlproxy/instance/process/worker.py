@@ -86,7 +86,10 @@ class Worker:
         self._calibration: Calibration | None = None
         if order.warm_up is not None:
             samples = read_samples(order.warm_up.samples, runtime.signature.inputs)
-            self._calibration = calibrate(runtime, batching=order.warm_up.batching, samples=samples)
+            how = order.warm_up
+            self._calibration = calibrate(
+                runtime, batching=how.batching, padding=how.padding, pad_value=how.pad_value, samples=samples
+            )
         self._close: Callable[[], None] | None = getattr(runtime, "close", None)
         self._device: str = getattr(runtime, "device", CPU)
         self._runtime = WithinLimit(runtime, limit) if limit else runtime
