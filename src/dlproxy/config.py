@@ -104,7 +104,14 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = ""
     max_queue_rows: Annotated[int, _knob("rows that may wait; more are answered 503", ge=1)] = 8192
     max_wait_s: Annotated[float, _knob("seconds that a batch may wait to fill while an instance idles", ge=0, le=60)] = 0.0
-    instances: Annotated[int, _knob("copies of the model that run side by side", ge=1, le=256)] = 1
+    instances: Annotated[
+        int,
+        _knob(
+            "copies of the model that run side by side; 0: one, or one for each core where that is measured to pay",
+            ge=0,
+            le=256,
+        ),
+    ] = 0
     threads: Annotated[int, _knob("threads that an instance computes with; 0: measured at load", ge=0, le=1024)] = 0
     run: Annotated[
         Literal["auto", "inline", "thread", "process"],

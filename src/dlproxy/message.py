@@ -87,7 +87,7 @@ class Ticket(Struct, eq=False):
 
     Tickets with equal `shape_key` may share a batch. `deadline_at` is +inf when the request has no deadline. `priority`: 1 is
     the most urgent, larger is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
-    `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most; 1 if none is open.
+    An id below 0 is of a re-check (serve/recheck.py), no client's. `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most; 1 if none is open.
     """
 
     id: int
@@ -100,6 +100,11 @@ class Ticket(Struct, eq=False):
     fingerprint: bytes | None = None
     affinity: str = ""
     length: int = 1
+
+    @property
+    def of_client(self) -> bool:
+        """Whether somebody waits for it; else it is a comparison of our own."""
+        return self.id >= 0
 
 
 class Request(Struct, eq=False):

@@ -106,7 +106,8 @@ def _report(server: "Server") -> None:
 def _describe(model: "LoadedModel") -> list[str]:
     served, hosting = model.served, model.hosting
     calibration = hosting.calibration
-    threads = f", {hosting.cores} thread{'s' * (hosting.cores > 1)} each" if hosting.cores else ""
+    count = hosting.way.threads
+    threads = f", {count} thread{'s' * (count > 1)} each" if count else ""
     single = "unknown" if calibration.single_s is None else f"{calibration.single_s * 1e3:.3g} ms"
     batching = f"up to {model.lane.batching.limit} rows a batch" if served.signature.batched else "one request at a time"
     lines = [
