@@ -87,7 +87,8 @@ class Ticket(Struct, eq=False):
 
     Tickets with equal `shape_key` may share a batch. `deadline_at` is +inf when the request has no deadline. `priority`: 1 is
     the most urgent, larger is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
-    An id below 0 is of a re-check (serve/recheck.py), no client's. `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most; 1 if none is open.
+    `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most; 1 if none is open.
+    An id below 0 is of a re-check (serve/recheck.py), no client's.
     """
 
     id: int

@@ -42,7 +42,7 @@ class Batches:
                     hand_over_s = max(entry.at - begun_at - service_s, 0.0)
                     samples.append(Sample(rows, service_s, hand_over_s, idle_s, begun_at))
             for command in entry.commands:
-                if isinstance(command, Dispatch):
+                if isinstance(command, Dispatch) and command.tickets[0].of_client:
                     rows = sum(ticket.rows for ticket in command.tickets)
                     running[command.batch_id] = (command.instance, rows, entry.at)
         if not samples:
