@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dlproxy import tensors
 from dlproxy.instance.runtime import Runtime
-from dlproxy.message import Failure, Request, Signature, Tensor
+from dlproxy.message import Failure, Request, Signature, Tensor, text_of
 
 Array = NDArray[np.generic]
 
@@ -40,8 +40,13 @@ def run_batch(runtime: Runtime, requests: Sequence[Request]) -> BatchResult:
         finished_at = perf_counter()
         _check_outputs(runtime.signature, outputs, inputs)
     except Exception as error:
-        return BatchResult([], 0.0, perf_counter() - started_at, str(error) or type(error).__name__)
+        return BatchResult([], 0.0, perf_counter() - started_at, text_of(error))
     return BatchResult(outputs, finished_at - compute_at, compute_at - started_at)
+
+
+def raised(error: BaseException) -> BatchResult:
+    """The result where `run_batch` itself has raised, as by sys.exit() in a model's own code: whoever waits must hear of it."""
+    return BatchResult([], 0.0, 0.0, f"the model raised {type(error).__name__}: {text_of(error)}")
 
 
 def gather(signature: Signature, requests: Sequence[Request]) -> list[Array]:

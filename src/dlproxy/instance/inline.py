@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from dlproxy.instance.batch import BatchResult, run_batch
+from dlproxy.instance.batch import BatchResult, raised, run_batch
 from dlproxy.instance.runtime import Runtime
 from dlproxy.message import Request
 
@@ -18,7 +18,13 @@ class InlineInstance:
         self._runtime = runtime
 
     def run(self, requests: Sequence[Request], done: Callable[[BatchResult], None]) -> None:
-        done(run_batch(self._runtime, requests))
+        try:
+            result = run_batch(self._runtime, requests)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            result = raised(error)
+        done(result)
 
     async def stop(self) -> None:
         """Nothing can be running: `run` does not return before its batch is done."""

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import BatchResult, Cutter
-from dlproxy.message import Failure, FailureKind, Request, Response, Signature, Timing
+from dlproxy.message import Failure, FailureKind, Request, Response, Signature, Timing, text_of
 from dlproxy.policy.arbiter import Want
 from dlproxy.policy.events import (
     Arrived,
@@ -260,7 +260,7 @@ class Driver:
                 try:
                     outputs = cutter.cut(start, ticket.rows, request.outputs)
                 except Exception as error:  # the model gave elements that are none of the declared type
-                    self._fail(request, waiting[1], Failure(FailureKind.MODEL_FAILED, str(error)))
+                    self._fail(request, waiting[1], Failure(FailureKind.MODEL_FAILED, text_of(error)))
                     continue
                 queued_s.append(queue_s)
                 timing = Timing(queue_s, result.batch_s, result.compute_s)

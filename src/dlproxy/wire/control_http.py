@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dlproxy.config import ConfigError
-from dlproxy.message import InferenceError
+from dlproxy.message import InferenceError, encodable
 from dlproxy.telemetry import prometheus
 from dlproxy.wire.catalog import Catalog, ModelControl, ServedModel
 
@@ -86,9 +86,9 @@ async def _answer(catalog: Catalog, request: Request, act: Action | None) -> Res
                 raise ConfigError(f"model '{found.name}' cannot be changed")
             await act(found.control, _object(await _body(request)))
     except InferenceError as error:
-        return JSONResponse({"error": error.failure.message}, status_code=404)
+        return JSONResponse({"error": encodable(error.failure.message)}, status_code=404)
     except ConfigError as error:
-        return JSONResponse({"error": str(error)}, status_code=400)
+        return JSONResponse({"error": encodable(str(error))}, status_code=400)
     except ClientDisconnect:
         return Response(status_code=400)  # which nobody reads
     return JSONResponse(_state(found))

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config import HttpLimits
+from dlproxy.message import encodable
 
 log = logging.getLogger(__name__)
 
@@ -106,13 +107,30 @@ class Exchange:
             self.reply_parts = (head + body,)
         else:
             self.reply_parts = (head, body)
-        connection.send_ready()
+        try:
+            connection.send_ready()
+        except Exception:
+            log.exception("%s %s: the reply could not be sent, so the connection is closed", self.method, self.target)
+            connection.abort()
 
     def fail(self, status: int, message: str, extra: bytes = b"") -> None:
         """Reply with the JSON error that every route uses."""
         if len(message) > MAX_ERROR:  # what a message quotes is the client's and may be megabytes long
             message = f"{message[:MAX_ERROR]}…"
-        self.reply(status, b"application/json", msgspec.json.encode({"error": message}), extra)
+        self.reply(status, b"application/json", msgspec.json.encode({"error": encodable(message)}), extra)
+
+    def give_up(self) -> None:
+        """Answer, from within an exception's handler, that it was a defect of the server; close the connection if that fails.
+
+        So a request ends whatever happens to it. One that was answered already is left alone.
+        """
+        log.exception("%s %s failed", self.method, self.target)
+        if self.reply_parts is None:
+            try:
+                self.fail(500, "internal error; the server's log has the details")
+            except Exception:
+                log.exception("%s %s: the failure could not be told, so the connection is closed", self.method, self.target)
+                self.connection.abort()
 
 
 class _Seen(Struct):
@@ -385,8 +403,11 @@ class HttpConnection(asyncio.Protocol):
         if self._write_paused or self._unseen or len(self._pipeline) > self._limits.max_pipelined:
             self._unseen += 1
             self._transport.pause_reading()
-        else:
+            return
+        try:
             self._app(exchange)
+        except Exception:
+            exchange.give_up()
 
     # Replies
 
@@ -418,7 +439,10 @@ class HttpConnection(asyncio.Protocol):
         while self._unseen and not self._write_paused and self._started < self._limits.max_pipelined:
             exchange = self._pipeline[-self._unseen]
             self._unseen -= 1
-            self._app(exchange)
+            try:
+                self._app(exchange)
+            except Exception:
+                exchange.give_up()
         self._starting = False
         if not self._unseen and not self._write_paused and not self._transport.is_closing():
             self._transport.resume_reading()

@@ -4,7 +4,6 @@ One request's way: Exchange -> oip_codec.decode -> Service.submit -> InferReply.
 Not aware of: sockets, lanes.
 """
 
-import logging
 import re
 import zlib
 from collections.abc import Callable
@@ -24,8 +23,6 @@ from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.checks import RequestChecker
 from dlproxy.wire.http_server import Exchange
 from dlproxy.wire.terms import Terms
-
-log = logging.getLogger(__name__)
 
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
@@ -108,9 +105,6 @@ class OipApp:
                 self._route(exchange)
         except InferenceError as error:
             fail(exchange, error.failure)
-        except Exception:
-            log.exception("%s %s failed", exchange.method, exchange.target)
-            exchange.fail(500, "internal error; the server's log has the details")
 
     def _route(self, exchange: Exchange) -> None:
         path = exchange.target.partition(b"?")[0].decode("latin-1")
@@ -291,14 +285,17 @@ class InferReply:
     def completed(self, response: Response) -> None:
         try:
             body, json_bytes, rest = oip_codec.encode(response, self._wire)
+            extra = timing_line(response.timing) if self._server_timing else b""
+            if json_bytes is None:
+                self._exchange.reply(200, JSON, body, extra)
+            else:
+                self._exchange.reply(
+                    200, BINARY, body, b"inference-header-content-length: %d\r\n%b" % (json_bytes, extra), rest
+                )
         except UnicodeDecodeError as error:
             self._exchange.fail(500, f"an output is not UTF-8 text; ask for it as binary: {error}")
-            return
-        extra = timing_line(response.timing) if self._server_timing else b""
-        if json_bytes is None:
-            self._exchange.reply(200, JSON, body, extra)
-        else:
-            self._exchange.reply(200, BINARY, body, b"inference-header-content-length: %d\r\n%b" % (json_bytes, extra), rest)
+        except Exception:
+            self._exchange.give_up()
 
     def failed(self, failure: Failure) -> None:
         fail(self._exchange, failure)
@@ -316,11 +313,12 @@ class PredictReply:
     def completed(self, response: Response) -> None:
         try:
             outputs = {tensor.name: oip_codec.json_data(tensor, flat=False) for tensor in response.outputs}
+            body = msgspec.json.encode({"model": response.model, "version": response.version, "outputs": outputs})
+            self._exchange.reply(200, JSON, body, timing_line(response.timing) if self._server_timing else b"")
         except UnicodeDecodeError as error:
             self._exchange.fail(500, f"an output is not UTF-8 text; ask for it as binary over /v2: {error}")
-            return
-        body = msgspec.json.encode({"model": response.model, "version": response.version, "outputs": outputs})
-        self._exchange.reply(200, JSON, body, timing_line(response.timing) if self._server_timing else b"")
+        except Exception:
+            self._exchange.give_up()
 
     def failed(self, failure: Failure) -> None:
         fail(self._exchange, failure)
@@ -337,8 +335,11 @@ def timing_line(timing: Timing) -> bytes:
 
 def fail(exchange: Exchange, failure: Failure) -> None:
     """Send a failure with its status and, where trying again helps, a Retry-After in whole seconds (at least 1)."""
-    extra = b"" if failure.retry_after_s is None else b"retry-after: %d\r\n" % max(1, ceil(failure.retry_after_s))
-    exchange.fail(STATUS[failure.kind], failure.message, extra)
+    try:
+        extra = b"" if failure.retry_after_s is None else b"retry-after: %d\r\n" % max(1, ceil(failure.retry_after_s))
+        exchange.fail(STATUS[failure.kind], failure.message, extra)
+    except Exception:
+        exchange.give_up()
 
 
 def _header_length(value: bytes) -> int:
