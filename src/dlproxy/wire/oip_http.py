@@ -11,6 +11,7 @@ from functools import partial
 from math import ceil
 from reprlib import repr as brief  # bounds the length: the value is the client's
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
@@ -22,8 +23,10 @@ from dlproxy.wire import oip_codec, oip_describe
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.checks import RequestChecker
 from dlproxy.wire.http_server import Exchange
+from dlproxy.wire.target import name_in, path_of
 from dlproxy.wire.terms import Terms
 
+MAX_SPELLINGS, MAX_SPELLING = 4096, 512  # infer targets that are remembered as clients write them, and bytes of one
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
 STATUS = {
@@ -73,14 +76,15 @@ class OipApp:
         self._infer: dict[bytes, _Endpoint] = {}
         for model in catalog:
             endpoint = self._endpoints[model.name, model.version]
-            self._infer[f"/v2/models/{model.name}/infer".encode()] = endpoint
-            self._infer[f"/v2/models/{model.name}/versions/{model.version}/infer".encode()] = endpoint
+            path = f"/v2/models/{quote(model.name, safe='')}"
+            self._infer[f"{path}/infer".encode()] = endpoint
+            self._infer[f"{path}/versions/{model.version}/infer".encode()] = endpoint
         model_path = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[0-9]+))?"
         self._routes: list[tuple[re.Pattern[str], dict[bytes, Callable[..., None]]]] = [
             (re.compile(pattern), {method: handler, **({b"HEAD": handler} if method == b"GET" else {})})
             for pattern, method, handler in (
                 (r"/", b"GET", self._welcome),
-                (r"/v2/?", b"GET", self._server_metadata),
+                (r"/v2", b"GET", self._server_metadata),
                 (r"/v2/health/live", b"GET", self._live),
                 (r"/v2/health/ready", b"GET", self._ready),
                 (r"/v2/models/stats", b"GET", self._all_stats),
@@ -107,7 +111,7 @@ class OipApp:
             fail(exchange, error.failure)
 
     def _route(self, exchange: Exchange) -> None:
-        path = exchange.target.partition(b"?")[0].decode("latin-1")
+        path, shown = path_of(exchange.target), exchange.target.partition(b"?")[0].decode("latin-1")
         for pattern, handlers in self._routes:
             match = pattern.fullmatch(path)
             if match is None:
@@ -116,13 +120,13 @@ class OipApp:
             if handler is None:
                 allowed = ", ".join(method.decode() for method in handlers)
                 extra = f"allow: {allowed}\r\n".encode()
-                exchange.fail(405, f"Method Not Allowed: {path} takes {allowed}, not {exchange.method.decode()}", extra)
+                exchange.fail(405, f"Method Not Allowed: {shown} takes {allowed}, not {exchange.method.decode()}", extra)
                 return
             if b"content-encoding" in exchange.headers:
                 self._decompress(exchange)
-            handler(exchange, **match.groupdict(default=""))
+            handler(exchange, **{name: name_in(segment) for name, segment in match.groupdict(default="").items()})
             return
-        exchange.fail(404, f"Not Found: there is no {path}; inference is at /v2/models/{{model}}/infer or /predict/{{model}}")
+        exchange.fail(404, f"Not Found: there is no {shown}; inference is at /v2/models/{{model}}/infer or /predict/{{model}}")
 
     def _decompress(self, exchange: Exchange) -> None:
         encoding = exchange.headers[b"content-encoding"].lower()
@@ -150,7 +154,10 @@ class OipApp:
         return self._endpoints[model.name, model.version]
 
     def _infer_any(self, exchange: Exchange, name: str, version: str) -> None:
-        self._endpoint(name, version).infer(exchange)
+        endpoint = self._endpoint(name, version)
+        if len(self._infer) < MAX_SPELLINGS and len(exchange.target) <= MAX_SPELLING:
+            self._infer[exchange.target] = endpoint
+        endpoint.infer(exchange)
 
     def _predict(self, exchange: Exchange, name: str, version: str) -> None:
         self._endpoint(name, version).predict(exchange)
