@@ -46,6 +46,7 @@ STATUS = {
 
 class _PredictBody(Struct):
     inputs: Any
+    parameters: dict[str, Any] | None = None
 
 
 class OipApp:
@@ -255,22 +256,26 @@ class _Endpoint:
     def _plain_request(self, body: bytes) -> Request:
         self._check_json_size(len(body))
         try:
-            inputs = msgspec.json.decode(body, type=_PredictBody).inputs
+            asked = msgspec.json.decode(body, type=_PredictBody)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise invalid(f'not a predict request, which looks like {{"inputs": …}}: {error}') from None
-        specs = self._model.signature.inputs
+        specs, inputs = self._model.signature.inputs, asked.inputs
         if not isinstance(inputs, dict):
             if len(specs) != 1:
                 names = ", ".join(f"'{spec.name}'" for spec in specs)
                 raise invalid(f"'inputs' must be an object, because '{self._model.name}' takes {names or 'none'}")
             inputs = {specs[0].name: inputs}
-        tensors = [oip_codec.json_tensor(name, self._checker.spec_of(name).dtype, None, data) for name, data in inputs.items()]
+        tensors = []
+        for name, data in inputs.items():
+            spec = self._checker.spec_of(name)
+            shape = None if spec.shape or isinstance(data, list) else ()
+            tensors.append(oip_codec.json_tensor(name, spec.dtype, shape, data))
         return self._checker.request(
             tensors,
             self._checker.all_outputs,
             ticket_id=next(self._ticket_ids),
             request_id="",
-            params={},
+            params=asked.parameters or {},
             now=self._clock(),
         )
 
