@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from dlproxy.config import HttpLimits
 from dlproxy.message import encodable
+from dlproxy.wire.cors import Cors
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +89,15 @@ class Exchange:
 
         `rest`: more of the body, too large to be copied.
         """
-        connection = self.connection
-        if connection.server.draining and connection.is_last(self):
+        connection, server = self.connection, self.connection.server
+        if server.cors is not None:
+            extra += server.cors.lines(self.headers)
+        if server.draining and connection.is_last(self):
             self.connection_line = CLOSE
         head = b"HTTP/1.1 %b\r\ncontent-type: %b\r\n%b%b%bcontent-length: %d\r\n\r\n" % (
             REASONS[status],
             content_type,
-            connection.server.date_line,
+            server.date_line,
             extra,
             self.connection_line,
             len(body) + sum(map(len, rest)) if rest else len(body),
@@ -468,7 +471,7 @@ class HttpConnection(asyncio.Protocol):
         self._waited_s = 0.0
         if self._transport.is_closing() or (self._pipeline and self._pipeline[-1].connection_line is CLOSE):
             return
-        exchange = Exchange(self, b"", b"", {}, b"", CLOSE)
+        exchange = Exchange(self, b"", b"", self._headers, b"", CLOSE)
         self._pipeline.append(exchange)
         exchange.fail(status, message, extra)
 
@@ -526,7 +529,8 @@ class HttpServer:
     """Listens on one socket and hands every complete request to `app`, which replies through the exchange."""
 
     def __init__(self, app: Callable[[Exchange], None], limits: HttpLimits) -> None:
-        self.app = app
+        self.cors = Cors(limits.cors_origins) if limits.cors_origins else None
+        self.app = app if self.cors is None else self.cors.before(app)
         self.limits = limits
         self.connections: set[HttpConnection] = set()
         self.draining = False
