@@ -259,9 +259,13 @@ class HttpConnection(asyncio.Protocol):
             return
         self._received = len(data)
         fresh = self._phase == IDLE
+        stopped_at = None
         try:
-            stopped_at = self._parse(data)
-            if stopped_at is not None:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                stopped_at = offer.args[0]
+            if stopped_at is not None:  # not in the handler: what the parser raises next would have that as its context
                 self._decline(memoryview(data)[stopped_at:])
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, _RefusedError):
@@ -285,28 +289,19 @@ class HttpConnection(asyncio.Protocol):
         A server may ignore the offer (RFC 9110 section 7.8), but not the body: a fresh parser reads the header without it, and
         then the `rest` of what has come, in which there may be further offers.
         """
-        stopped_at: int | None = 0
-        while stopped_at is not None:
-            rest = rest[stopped_at:]
+        offered = True
+        while offered:
             fields = b"".join([b"%b: %b\r\n" % field for field in self._headers.items() if field[0] != b"upgrade"])
             version = self._parser.get_http_version().encode()
             head = b"%b %b HTTP/%b\r\n%b\r\n" % (self._parser.get_method(), self._target, version, fields)
             self._reset()
             self._parser = httptools.HttpRequestParser(self)
             self._parser.feed_data(head)
-            stopped_at = self._parse(rest)
-
-    def _parse(self, data: bytes | memoryview) -> int | None:
-        """Where llhttp has stopped, behind a header that offers another protocol; None if it has not.
-
-        Not left to the caller to catch: what the parser raises next would then name that as its context.
-        """
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            stopped_at: int = offer.args[0]
-            return stopped_at
-        return None
+            try:
+                self._parser.feed_data(rest)
+                offered = False
+            except httptools.HttpParserUpgrade as offer:
+                rest = rest[offer.args[0] :]
 
     def pause_writing(self) -> None:
         self._write_paused = True
