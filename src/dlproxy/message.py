@@ -174,6 +174,23 @@ def invalid(message: str) -> InferenceError:
     return InferenceError(Failure(FailureKind.INVALID_ARGUMENT, message))
 
 
+def encodable(text: str) -> str:
+    """The same as UTF-8 can carry it: a lone surrogate, as in Python's name of a file that is no UTF-8, as a backslash escape.
+
+    For text that is not ours, where it comes in: no encoder of replies, frames or logs takes it as it is.
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception that is not ours says, or its type's name if it says nothing or cannot be asked."""
+    try:
+        text = str(error)
+    except Exception:  # its own __str__ is broken
+        text = ""
+    return encodable(text) or type(error).__name__
+
+
 def element_count(shape: Sequence[int]) -> int:
     """Number of elements of a tensor of this shape (1 for a scalar)."""
     return prod(shape)

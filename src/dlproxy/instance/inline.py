@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from time import thread_time
 
-from dlproxy.instance.batch import BatchResult, run_batch
+from dlproxy.instance.batch import BatchResult, raised, run_batch
 from dlproxy.instance.runtime import Runtime
 from dlproxy.message import Request
 
@@ -31,7 +31,12 @@ class InlineInstance:
 
     def run(self, requests: Sequence[Request], done: Callable[[BatchResult], None]) -> None:
         began_at = thread_time() if self._close_to else 0.0
-        result = run_batch(self._runtime, requests)
+        try:
+            result = run_batch(self._runtime, requests)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            result = raised(error)
         seconds = result.batch_s + result.compute_s
         self._since_long += 1
         if seconds > HOLD_S / 4:

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import BatchResult, Cutter, why_uncut
-from dlproxy.message import Failure, FailureKind, Request, Response, Signature, Tensor, Timing
+from dlproxy.message import Failure, FailureKind, Request, Response, Signature, Tensor, Timing, text_of
 from dlproxy.policy.arbiter import Want
 from dlproxy.policy.events import (
     Arrived,
@@ -294,7 +294,7 @@ class Driver:
                     outputs = cutter.cut(start, ticket.rows, request.outputs)
                 except Exception as error:  # the model gave elements that are none of the declared type
                     self._failure_log.answer_failed(flight.instance, request, error, split_at)
-                    self._fail(request, waiting[1], Failure(FailureKind.MODEL_FAILED, str(error)))
+                    self._fail(request, waiting[1], Failure(FailureKind.MODEL_FAILED, text_of(error)))
                     continue
                 answer = request, outputs
                 queued_s.append(queue_s)
