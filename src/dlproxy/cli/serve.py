@@ -108,7 +108,7 @@ def _describe(model: "LoadedModel") -> list[str]:
     calibration = hosting.calibration
     threads = f", {hosting.cores} thread{'s' * (hosting.cores > 1)} each" if hosting.cores else ""
     single = "unknown" if calibration.single_s is None else f"{calibration.single_s * 1e3:.3g} ms"
-    batching = f"up to {model.lane.batching.limit} rows a batch" if served.signature.batched else "one request at a time"
+    batching = f"up to {model.lane.batching.goal} rows a batch" if served.signature.batched else "one request at a time"
     lines = [
         f"model {served.name} version {served.version}",
         f"  takes    {', '.join(map(_show, served.signature.inputs))}",

@@ -49,7 +49,7 @@ class LaneControl:
             "run": self._hosting.run,
             "knobs": {name: getattr(self._config, name) for name in CHANGEABLE},
             "arbitrated": self._knobs.arbitrated,
-            "batch_limit_rows": self._lane.batching.limit,
+            "batch_limit_rows": self._lane.batching.goal,
             "queued_requests": len(self._lane.queue),
             "queued_rows": self._lane.queue.rows,
             "running_batches": self._lane.in_flight,
