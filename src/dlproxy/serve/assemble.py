@@ -143,7 +143,7 @@ async def load_model(
         slo_s=config.slo_s,
         is_ready=lambda: driver.ready,
         queued_rows=lambda: lane.queue.rows,
-        batch_limit=lambda: lane.batching.limit,
+        batch_limit=lambda: lane.batching.goal,
         sticky=config.sticky,
         control=control,
     )
