@@ -17,6 +17,7 @@ _DURATION = re.compile(r"\s*([0-9.]+)\s*(us|ms|s)\s*")
 SLEEP = "sleep:"  # the "path" of a model that only takes time
 DEVICE = r"auto|cpu|(cuda|tensorrt)(:[0-9]+)?|openvino(:(CPU|GPU|NPU)(\.[0-9]+)?)?"
 DEVICES = "auto, cpu, cuda, cuda:N, tensorrt, tensorrt:N, openvino or openvino:GPU"  # for messages
+ORIGIN = r"\*|null|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"  # as browsers send it
 _UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -76,6 +77,12 @@ class HttpLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_body_bytes_per_s: Annotated[int, _knob("the slowest upload that is waited for", ge=1)] = 16 * 1024
     idle_timeout_s: Annotated[float, _knob("seconds after which a silent connection is closed (nginx's default)", gt=0)] = 75.0
     write_timeout_s: Annotated[float, _knob("seconds that a client may leave a reply unread", gt=0)] = 30.0
+    cors_origins: Annotated[
+        list[str],
+        _knob(
+            'sites whose pages may ask the inference port from a browser, such as "https://shop.example"; "*": all; empty: none'
+        ),
+    ] = []
 
 
 class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,7 +119,14 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = ""
     max_queue_rows: Annotated[int, _knob("rows that may wait; more are answered 503", ge=1)] = 8192
     max_wait_s: Annotated[float, _knob("seconds that a batch may wait to fill while an instance idles", ge=0, le=60)] = 0.0
-    instances: Annotated[int, _knob("copies of the model that run side by side", ge=1, le=256)] = 1
+    instances: Annotated[
+        int,
+        _knob(
+            "copies of the model that run side by side; 0: one, or one for each core where that is measured to pay",
+            ge=0,
+            le=256,
+        ),
+    ] = 0
     threads: Annotated[int, _knob("threads that an instance computes with; 0: measured at load", ge=0, le=1024)] = 0
     run: Annotated[
         Literal["auto", "inline", "thread", "process"],
@@ -241,6 +255,16 @@ def check_sticky(model: ModelConfig) -> None:
         raise ConfigError(f"sticky = {model.sticky!r} needs balancer = 'consistent-hash', not '{model.balancer}'")
 
 
+def check_origins(http: HttpLimits) -> None:
+    """Raises ConfigError for an origin that no browser would send."""
+    for origin in http.cors_origins:
+        if not re.fullmatch(ORIGIN, origin):
+            raise ConfigError(
+                f"{origin!r} is no origin; write it in small letters like https://shop.example:8443, without a path or a "
+                'slash at the end, or "*" for every one'
+            )
+
+
 def check_device(model: ModelConfig) -> None:
     """Raises ConfigError for a device that is not understood."""
     parse_devices(model.device)
@@ -297,6 +321,10 @@ def load(path: Path) -> Config:
         config = msgspec.convert(data, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(_located(path, text, data, str(error))) from None
+    try:
+        check_origins(config.http)
+    except ConfigError as error:
+        raise ConfigError(f"{path}{_line(text, ['http', 'cors_origins'])}: {error}") from None
     for name, model in config.models.items():
         for knob, check_knob in (("slo", check_slo), ("sticky", check_sticky), ("device", check_device)):
             try:

@@ -93,10 +93,11 @@ class Signature(Struct, frozen=True):
 class Ticket(Struct, eq=False):
     """All that a policy may see of a request: no tensors, so traces and simulators can make tickets.
 
-    Tickets with equal `shape_key` may share a batch, of different `length` if they are padded. `deadline_at` is +inf when the request has no deadline. `priority`: 1 is
-    the most urgent, larger is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
-    `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most; 1 if none is open;
-    along the padded axis alone where there is one.
+    Tickets with equal `shape_key` may share a batch, if they are padded or of one `length`. `deadline_at` is +inf when the
+    request has no deadline. `priority`: 1 is the most urgent, larger is less so, 0 stands for the default. `affinity`: what a
+    sticky balancer hashes, empty for nothing. `length`: what one row holds along its open axes (tokens, pixels) in the input
+    that holds the most, or along the padded axis alone if there is one; 1 if none is open. An id below 0 is of a re-check
+    (serve/recheck.py), no client's.
     """
 
     id: int
@@ -109,6 +110,11 @@ class Ticket(Struct, eq=False):
     fingerprint: bytes | None = None
     affinity: str = ""
     length: int = 1
+
+    @property
+    def of_client(self) -> bool:
+        """Whether somebody waits for it; else it is a comparison of our own."""
+        return self.id >= 0
 
 
 class Request(Struct, eq=False):
@@ -175,6 +181,23 @@ class InferenceError(Exception):
 def invalid(message: str) -> InferenceError:
     """The error for a request that can never succeed as it is."""
     return InferenceError(Failure(FailureKind.INVALID_ARGUMENT, message))
+
+
+def encodable(text: str) -> str:
+    """The same as UTF-8 can carry it: a lone surrogate, as in Python's name of a file that is no UTF-8, as a backslash escape.
+
+    For text that is not ours, where it comes in: no encoder of replies, frames or logs takes it as it is.
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception that is not ours says, or its type's name if it says nothing or cannot be asked."""
+    try:
+        text = str(error)
+    except Exception:  # its own __str__ is broken
+        text = ""
+    return encodable(text) or type(error).__name__
 
 
 def element_count(shape: Sequence[int]) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dlproxy import tensors
 from dlproxy.instance.runtime import Runtime
 from dlproxy.instance.tracebacks import origin_of
-from dlproxy.message import Failure, Request, Signature, Tensor, TensorSpec
+from dlproxy.message import Failure, Request, Signature, Tensor, TensorSpec, text_of
 
 Array = NDArray[np.generic]
 
@@ -44,9 +44,14 @@ def run_batch(runtime: Runtime, requests: Sequence[Request]) -> BatchResult:
         finished_at = perf_counter()
         _check_outputs(runtime.signature, outputs)
     except Exception as error:
-        text = str(error) or type(error).__name__
-        return BatchResult([], 0.0, perf_counter() - started_at, text, origin=origin_of(error))
+        return BatchResult([], 0.0, perf_counter() - started_at, text_of(error), origin=origin_of(error))
     return BatchResult(outputs, finished_at - compute_at, compute_at - started_at)
+
+
+def raised(error: BaseException) -> BatchResult:
+    """The result where `run_batch` itself has raised, as by sys.exit() in a model's own code: whoever waits must hear of it."""
+    text = f"the model raised {type(error).__name__}: {text_of(error)}"
+    return BatchResult([], 0.0, 0.0, text, origin=origin_of(error))
 
 
 def gather(signature: Signature, requests: Sequence[Request]) -> list[Array]:

@@ -34,9 +34,9 @@ class Way(Struct, frozen=True):
 
 
 class Measured(Struct, frozen=True):
-    """Seconds a request: one after the other on one thread, the slow ones among them, and on all cores by each way.
+    """Seconds a request: one after the other, the slow ones among them, and by each way of using more cores.
 
-    `beside_s`: a thread for each core, side by side, each with a request; `wide_s`: all cores for one request. inf: not tried.
+    `beside_s`: several side by side, each with a request; `wide_s`: all cores for one request. inf: not tried.
     """
 
     narrow_s: float
@@ -45,29 +45,33 @@ class Measured(Struct, frozen=True):
     wide_s: float
 
 
-def measure(requests: Sequence[Inputs], narrow: Runtime, cores: int, make_wide: Callable[[], Runtime] | None) -> Measured:
-    """Run the requests in every way that is worth a try. `narrow` has one thread; `make_wide` loads one with all cores'."""
+def measure(requests: Sequence[Inputs], narrow: Runtime, side: int, make_wide: Callable[[], Runtime] | None) -> Measured:
+    """Run the requests in every way that is worth a try: one by one, `side` at a time, and on what `make_wide` loads.
+
+    Raises what the model raises, or ModelError.
+    """
     each = [_least(narrow, inputs) for inputs in requests]
     narrow_s, slow_s = float(np.mean(each)), float(np.quantile(each, 0.95))
     beside_s = wide_s = float("inf")
-    if cores > 1 and narrow_s >= SHARED_ABOVE_S:
-        beside_s = _beside(narrow, requests, cores, narrow_s)
-        if make_wide is not None and narrow_s >= WIDE_ABOVE_S:
-            wide = make_wide()
-            wide_s = float(np.mean([_least(wide, inputs) for inputs in requests]))
+    if side > 1 and narrow_s >= SHARED_ABOVE_S:
+        beside_s = _beside(narrow, requests, side, narrow_s)
+    if make_wide is not None and narrow_s >= WIDE_ABOVE_S:
+        wide = make_wide()
+        wide_s = float(np.mean([_least(wide, inputs) for inputs in requests]))
     return Measured(narrow_s, slow_s, beside_s, wide_s)
 
 
-def best_way(found: Measured, cores: int, *, objective_s: float | None, may_inline: bool) -> Way:
-    """The way with the most requests a second that keeps to the objective, if there is one."""
+def best_way(found: Measured, *, cores: int, side: int, threads: int, objective_s: float | None, may_inline: bool) -> Way:
+    """The way with the most requests a second that keeps to the objective, if there is one.
+
+    `side`: how many ran side by side when that was tried, with `threads` each.
+    """
     if may_inline and found.slow_s < INLINE_BELOW_S:
-        return Way(inline=True, instances=1, threads=1)
-    wide = Way(inline=False, instances=1, threads=cores)
+        return Way(inline=True, instances=1, threads=threads)
     late = objective_s is not None and found.narrow_s > objective_s / 2 > found.wide_s
     if late or (found.wide_s * WIDE_GAIN < found.narrow_s and found.wide_s < found.beside_s):
-        return wide
-    beside = found.beside_s < found.narrow_s
-    return Way(inline=False, instances=cores if beside else 1, threads=1)
+        return Way(inline=False, instances=1, threads=cores)
+    return Way(inline=False, instances=side if found.beside_s < found.narrow_s else 1, threads=threads)
 
 
 def _least(runtime: Runtime, inputs: Inputs) -> float:
@@ -82,11 +86,11 @@ def _least(runtime: Runtime, inputs: Inputs) -> float:
     return least
 
 
-def _beside(runtime: Runtime, requests: Sequence[Inputs], cores: int, single_s: float) -> float:
-    """Seconds a request with as many threads as cores, each of which runs the requests from another one on."""
+def _beside(runtime: Runtime, requests: Sequence[Inputs], side: int, single_s: float) -> float:
+    """Seconds a request with so many threads, each of which runs the requests from another one on."""
     most = max(int(TRY_S / max(single_s, 1e-6)), 1)
     count = min(max(most, len(requests)), 4 * most)
-    start = Barrier(cores + 1)
+    start = Barrier(side + 1)
     failed: list[Exception] = []
 
     def work(first: int) -> None:
@@ -97,8 +101,8 @@ def _beside(runtime: Runtime, requests: Sequence[Inputs], cores: int, single_s: 
         except Exception as error:  # told by who waits for it
             failed.append(error)
 
-    step = max(len(requests) // cores, 1)
-    threads = [Thread(target=work, args=(core * step,), daemon=True) for core in range(cores)]
+    step = max(len(requests) // side, 1)
+    threads = [Thread(target=work, args=(core * step,), daemon=True) for core in range(side)]
     for thread in threads:
         thread.start()
     start.wait()
@@ -107,4 +111,4 @@ def _beside(runtime: Runtime, requests: Sequence[Inputs], cores: int, single_s: 
         thread.join()
     if failed:
         raise failed[0]
-    return (perf_counter() - began_at) / (count * cores)
+    return (perf_counter() - began_at) / (count * side)

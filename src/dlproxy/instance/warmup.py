@@ -54,24 +54,33 @@ def calibrate(
     samples: Sequence[Mapping[str, Array]] = (),
 ) -> Calibration:
     """Run the model on samples or made-up inputs; what its rows turned out to be stands in `runtime.signature` then."""
+    return warmed(runtime, WarmUp(batching, padding=padding, pad_value=pad_value), samples)[0]
+
+
+def warmed(
+    runtime: Runtime, how: WarmUp, samples: Sequence[Mapping[str, Array]]
+) -> tuple[Calibration, list[list[Array]]]:
+    """The same, with requests of one row as far as is known what they are like: none if nothing suited the model."""
     notes = list(getattr(runtime, "notes", ()))
     try:
-        found = examine(runtime, batching=batching, padding=padding, pad_value=pad_value, samples=samples)
+        found = examine(runtime, batching=how.batching, padding=how.padding, pad_value=how.pad_value, samples=samples)
     except UnsuitableError as error:
         runtime.signature = msgspec.structs.replace(runtime.signature, batched=False)
         notes.append(f"made-up inputs do not suit the model ({error}): latency is learned in service, batching is off")
-        return Calibration((), False, "; ".join(notes))
+        return Calibration((), False, "; ".join(notes)), []
     runtime.signature = found.signature
-    if found.why and batching != "off":
+    if found.why and how.batching != "off":
         notes.append(f"{found.why}: batching is off")
-    if found.unpadded and padding == "on":
+    if found.unpadded and how.padding == "on":
         notes.append(f"{found.unpadded}: requests of different lengths share no batch")
-    return Calibration(_points(runtime, found, samples), found.signature.batched, "; ".join(notes))
+    specs = found.signature.inputs
+    requests = [row_of(specs, NORMAL, found.known, sample) for sample in samples or (None,)]
+    points = _points(runtime, found, requests[0])
+    return Calibration(points, found.signature.batched, "; ".join(notes)), requests
 
 
-def _points(runtime: Runtime, found: Findings, samples: Sequence[Mapping[str, Array]]) -> tuple[tuple[int, float], ...]:
+def _points(runtime: Runtime, found: Findings, row: Sequence[Array]) -> tuple[tuple[int, float], ...]:
     """Seconds of batches of more and more rows, for about BUDGET_S, or of one row if that takes longer."""
-    row = row_of(found.signature.inputs, NORMAL, found.known, samples[0] if samples else None)
     points = [(1, _least_time(runtime, row))]
     started_at = perf_counter()
     for rows in SIZES[1:] if found.signature.batched else ():

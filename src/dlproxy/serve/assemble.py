@@ -17,6 +17,8 @@ from msgspec import Struct
 
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.cores import usable_cores
+from dlproxy.instance.inline import HOLD_S
+from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Failure, Request
 from dlproxy.policy.arbiter import Arbiter
@@ -27,7 +29,9 @@ from dlproxy.serve.control import LaneControl
 from dlproxy.serve.driver import Driver
 from dlproxy.serve.hosting import Hosting, start_hosting
 from dlproxy.serve.layers import QuotaLayer
+from dlproxy.serve.local import LocalHosting
 from dlproxy.serve.recheck import Recheck
+from dlproxy.serve.reservoir import Reservoir
 from dlproxy.serve.roster import Roster
 from dlproxy.serve.turns import Turns
 from dlproxy.service import Service
@@ -37,7 +41,6 @@ from dlproxy.wire.catalog import ServedModel
 
 log = logging.getLogger(__name__)
 
-INLINE_HOLD_S = 1e-3  # the loop may stand still this long at most: every other connection and model waits meanwhile
 EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
 
 
@@ -67,7 +70,7 @@ def plan_lane(
     calibration: Calibration,
     *,
     batched: bool,
-    inline: bool,
+    way: Way,
     tenants: Mapping[str, TenantConfig] = EMPTY,
 ) -> LanePlan:
     """The lane's knobs, what it knows of latency at the start, and its instances' names."""
@@ -76,7 +79,7 @@ def plan_lane(
         max_queue_rows=config.max_queue_rows,
         slo_s=config.slo_s,
         max_wait_s=config.max_wait_s,
-        max_batch_s=INLINE_HOLD_S if inline else inf,
+        max_batch_s=HOLD_S if way.inline else inf,
         discipline=config.discipline,
         starvation_s=config.starvation_s,
         ageing_s=config.ageing_s,
@@ -90,8 +93,8 @@ def plan_lane(
         eject_after=config.eject_after,
         outage_wait_s=config.outage_wait_s,
     )
-    instances = [f"{name}-{number}" for number in range(1 if inline else config.instances)]
-    return LanePlan(knobs, list(calibration.points), inline, instances)
+    instances = [f"{name}-{number}" for number in range(way.instances)]
+    return LanePlan(knobs, list(calibration.points), way.inline, instances)
 
 
 async def load_model(
@@ -108,7 +111,7 @@ async def load_model(
     signature = hosting.signature
     if hosting.most_rows is not None:
         config = msgspec.structs.replace(config, max_batch=min(config.max_batch, hosting.most_rows))
-    plan = plan_lane(name, config, hosting.calibration, batched=signature.batched, inline=hosting.inline, tenants=tenants)
+    plan = plan_lane(name, config, hosting.calibration, batched=signature.batched, way=hosting.way, tenants=tenants)
     lane = Lane(plan.knobs, plan.prior)
     recorder = None
     if event_log is not None:
@@ -140,10 +143,11 @@ async def load_model(
         slo_s=config.slo_s,
         is_ready=lambda: driver.ready,
         queued_rows=lambda: lane.queue.rows,
-        batch_limit=lambda: lane.batching.limit,
+        batch_limit=lambda: lane.batching.goal,
         sticky=config.sticky,
         control=control,
     )
+    _stay_right(hosting, driver, control)
     control.on_slo = partial(setattr, served, "slo_s")
     return LoadedModel(
         served=served,
@@ -153,6 +157,13 @@ async def load_model(
         recorder=recorder,
         control=control,
     )
+
+
+def _stay_right(hosting: Hosting, driver: Driver, control: LaneControl) -> None:
+    """Let what was measured on made-up inputs be measured again on what clients send, and the lane know what comes of it."""
+    if isinstance(hosting, LocalHosting) and hosting.may_move():
+        hosting.on_moved = lambda way: control.turn_knobs(max_batch_s=HOLD_S if way.inline else inf)
+        driver.keep_requests(Reservoir(hosting.try_again))
 
 
 def _stop_batching(name: str, control: LaneControl, reason: str) -> None:
@@ -186,7 +197,8 @@ def share_cores(models: Sequence[LoadedModel], server: ServerConfig, *, clock: C
     loop runs one at a time as it is.
     """
     cores = server.cores or usable_cores()
-    sharing = [(model, min(model.hosting.cores, cores)) for model in models if model.hosting.cores and not model.hosting.inline]
+    ways = [(model, model.hosting.way) for model in models]
+    sharing = [(model, min(way.threads, cores)) for model, way in ways if way.threads and not way.inline]
     busiest = sum(need * len(model.lane.instances) for model, need in sharing)
     if not sharing or server.arbiter == "off" or (server.arbiter == "auto" and (len(sharing) < 2 or busiest <= cores)):
         return False

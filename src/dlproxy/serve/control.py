@@ -51,7 +51,7 @@ class LaneControl:
             "knobs": {name: getattr(self._config, name) for name in CHANGEABLE},
             "arbitrated": self._knobs.arbitrated,
             "batching": self._batching,
-            "batch_limit_rows": self._lane.batching.limit,
+            "batch_limit_rows": self._lane.batching.goal,
             "queued_requests": len(self._lane.queue),
             "queued_rows": self._lane.queue.rows,
             "running_batches": self._lane.in_flight,

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import BatchResult, Cutter, why_uncut
-from dlproxy.message import Failure, FailureKind, Request, Response, Signature, Tensor, Timing
+from dlproxy.message import Failure, FailureKind, Request, Response, Signature, Tensor, Timing, text_of
 from dlproxy.policy.arbiter import Want
 from dlproxy.policy.events import (
     Arrived,
@@ -40,6 +40,7 @@ from dlproxy.serve.failure_log import FailureLog
 from dlproxy.serve.idle_poll import IdlePoll
 from dlproxy.serve.quarantine import Quarantine
 from dlproxy.serve.recheck import Recheck
+from dlproxy.serve.reservoir import Reservoir
 from dlproxy.serve.turns import Turns
 from dlproxy.service import ReplyTo
 from dlproxy.telemetry.stats import AnsweredBatch, ModelStats
@@ -101,6 +102,7 @@ class Driver:
         self._lease: int | None = None  # granted, not yet used
         self._idle_poll: IdlePoll | None = None
         self._recheck: Recheck | None = None
+        self._reservoir: Reservoir | None = None
         self._idle: asyncio.Event | None = None  # set when nothing is unanswered, if somebody waits for that
         self._carry_out: dict[type, Callable[..., None]] = {
             Dispatch: self._dispatch,
@@ -166,6 +168,10 @@ class Driver:
     def compare_answers(self, recheck: Recheck) -> None:
         """From now on it gets answers that were cut out of batches, when they are due."""
         self._recheck = recheck
+
+    def keep_requests(self, reservoir: Reservoir) -> None:
+        """From now on it gets one request of each batch, for as long as it wants any."""
+        self._reservoir = reservoir
 
     def change_knobs(self, knobs: LaneKnobs) -> None:
         """New values, for queued requests too."""
@@ -256,6 +262,8 @@ class Driver:
 
     def _dispatch(self, command: Dispatch) -> None:
         requests = [self._waiting[ticket.id][0] for ticket in command.tickets]
+        if self._reservoir is not None and not self._reservoir.saw(requests[0]):
+            self._reservoir = None
         lease, self._lease = self._lease, None
         self._flights[command.batch_id] = _Flight(requests, command.instance, self._clock(), lease)
         instance = self._instances[command.instance]
@@ -286,7 +294,7 @@ class Driver:
                     outputs = cutter.cut(start, ticket.rows, request.outputs)
                 except Exception as error:  # the model gave elements that are none of the declared type
                     self._failure_log.answer_failed(flight.instance, request, error, split_at)
-                    self._fail(request, waiting[1], Failure(FailureKind.MODEL_FAILED, str(error)))
+                    self._fail(request, waiting[1], Failure(FailureKind.MODEL_FAILED, text_of(error)))
                     continue
                 answer = request, outputs
                 queued_s.append(queue_s)
@@ -298,7 +306,7 @@ class Driver:
                     log.exception("model %s: could not hand over the answer to request %d", self._model, ticket.id)
         answered_at = self._clock()
         after_s, split_s = answered_at - dispatched_at, answered_at - split_at
-        if flight.requests[0].ticket.id < 0:  # a re-check: no client's
+        if not flight.requests[0].ticket.of_client:
             return
         if self._recheck is not None and answer is not None and len(flight.requests) > 1 and self._recheck.due(answered_at):
             self._recheck.ask_again(*answer, answered_at)
@@ -322,7 +330,7 @@ class Driver:
         return left_s > 0.0
 
     def _fail(self, request: Request, reply: ReplyTo, failure: Failure) -> None:
-        if request.ticket.id >= 0:  # else a re-check: no client's
+        if request.ticket.of_client:
             self._stats.failed(failure.kind, self._clock() - request.ticket.arrived_at)
         try:
             reply.failed(failure)

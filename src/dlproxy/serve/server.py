@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 
 from dlproxy.config import Config, ServerConfig
+from dlproxy.hosts import authority, plain_host
 from dlproxy.serve.assemble import LoadedModel, load_model, make_quotas, share_cores, unload_model
 from dlproxy.serve.idle_poll import IdlePoll, may_poll
 from dlproxy.wire.catalog import Catalog
@@ -138,15 +139,16 @@ class _Listeners:
 
 def _bind(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.getaddrinfo(plain_host(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise PortError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        raise PortError(f"cannot listen on {authority(host, port)}: {error.strerror or error}") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
         listener.close()
         hint = "; is another server running? 0 picks a free port" if error.errno == errno.EADDRINUSE else ""
-        raise PortError(f"cannot listen on {host}:{port}: {error.strerror}{hint}") from None
+        raise PortError(f"cannot listen on {authority(host, port)}: {error.strerror}{hint}") from None
     return listener

@@ -81,6 +81,8 @@ async def turns_errors_into_results(make: MakeInstance) -> None:
     wrong: list[tuple[Function, str]] = [
         (_raise_with_text, "out of luck"),
         (_raise_without_text, "RuntimeError"),
+        (_raise_with_a_file_name, "cannot read caf\\udce9"),
+        (_raise_what_has_no_words, "_WordlessError"),
         (_no_outputs, "output"),
     ]
     for function, clue in wrong:
@@ -209,6 +211,19 @@ def _sum(inputs: Sequence[Array]) -> list[Array]:
 
 def _raise_with_text(inputs: Sequence[Array]) -> list[Array]:
     raise ValueError("out of luck")
+
+
+def _raise_with_a_file_name(inputs: Sequence[Array]) -> list[Array]:
+    raise RuntimeError("cannot read " + b"caf\xe9".decode("utf-8", "surrogateescape"))
+
+
+class _WordlessError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("its own text fails")
+
+
+def _raise_what_has_no_words(inputs: Sequence[Array]) -> list[Array]:
+    raise _WordlessError
 
 
 def _raise_without_text(inputs: Sequence[Array]) -> list[Array]:

@@ -9,11 +9,23 @@ from math import inf
 from reprlib import repr as brief  # bounds depth and length: the value is the client's
 from typing import Any
 
-from dlproxy.message import DType, Request, Tensor, TensorSpec, Ticket, element_count, invalid
+from dlproxy.message import (
+    DType,
+    Failure,
+    FailureKind,
+    InferenceError,
+    Request,
+    Tensor,
+    TensorSpec,
+    Ticket,
+    element_count,
+    invalid,
+)
 from dlproxy.tensors import elements_of
 from dlproxy.wire.catalog import ServedModel
 
 UNEVEN = -1  # begins the shape_key, no other's equal, of a request whose inputs differ in rows
+SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 MAX_ELEMENTS = 1 << 20  # BYTES elements of one input
 
 
@@ -264,6 +276,8 @@ def _show(shape: Sequence[int]) -> str:
 
 
 def _apply_params(ticket: Ticket, params: dict[str, Any], now: float) -> None:
+    if not SEQUENCE.isdisjoint(params):
+        _refuse_sequence(params)
     timeout_us = params.get("timeout")
     if timeout_us is not None:
         if not isinstance(timeout_us, int) or isinstance(timeout_us, bool) or not 0 <= timeout_us < 2**63:
@@ -275,3 +289,10 @@ def _apply_params(ticket: Ticket, params: dict[str, Any], now: float) -> None:
         if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority < 2**32:
             raise invalid(f"parameter 'priority' is {brief(priority)}; it takes a non-negative integer, 0 for the default")
         ticket.priority = priority
+
+
+def _refuse_sequence(params: dict[str, Any]) -> None:
+    for name in sorted(SEQUENCE):
+        if params.get(name):  # 0, "" and false stand for none, as in Triton
+            message = f"parameter '{name}' is {brief(params[name])}, but sequences are not served yet"
+            raise InferenceError(Failure(FailureKind.UNSUPPORTED, f"{message}; stateless requests leave it out"))

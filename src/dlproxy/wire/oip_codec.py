@@ -243,8 +243,12 @@ def json_data(tensor: Tensor, *, flat: bool) -> Any:
 
 
 def json_tensor(name: str, dtype: DType, shape: Sequence[int] | None, data: Any) -> Tensor:
-    """A tensor from JSON values, flat or nested; `shape` None takes the nesting's own. Raises InferenceError."""
-    found = _nesting(data, name)
+    """A tensor from JSON values, flat or nested; `shape` None takes the nesting's own. A scalar may come without a list.
+
+    Raises InferenceError.
+    """
+    bare = shape is not None and not shape and not isinstance(data, list)
+    found = () if bare else _nesting(data, name)
     if shape is None:
         shape = found
     elif any(size < 0 for size in shape):
@@ -253,7 +257,7 @@ def json_tensor(name: str, dtype: DType, shape: Sequence[int] | None, data: Any)
         raise invalid(f"input '{name}': the shape has {len(shape)} dims, no tensor has more than {MAX_DIMS}")
     elif element_count(found) != element_count(shape) or (len(found) > 1 and tuple(shape) != found):
         raise invalid(f"input '{name}': the data's shape is {list(found)}, 'shape' says {list(shape)}")
-    values = _flatten(data, found, name)
+    values = [data] if bare else _flatten(data, found, name)
     if dtype is DType.BYTES:
         for value in values:
             if not isinstance(value, str):

@@ -21,7 +21,7 @@ from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.tracebacks import origin_of
 from dlproxy.instance.warmup import Calibration, WarmUp
-from dlproxy.message import Request, Signature
+from dlproxy.message import Request, Signature, encodable, text_of
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,10 @@ class ProcessInstance:
             said = self._last_words()  # before it is killed, and says no more
             self._child.kill("it was not needed any more")
             await self._ended.wait()
+            if isinstance(error, UnicodeEncodeError):
+                raise ModelError(
+                    f"{self.name}: a worker cannot be told {encodable(error.object)!r}: rename it to be UTF-8"
+                ) from None
             if not isinstance(error, TimeoutError):
                 raise
             message = f"{self.name}: did not load its model within {settings.start_timeout_s:g} s (start_timeout_s){said}"
@@ -147,8 +151,8 @@ class ProcessInstance:
         try:
             parts = write_inputs(self._slots[0], signature.inputs, requests)
         except Exception as error:
-            text = str(error) or type(error).__name__
-            result = BatchResult([], 0.0, perf_counter() - self._began_at, text, origin=origin_of(error))
+            seconds = perf_counter() - self._began_at
+            result = BatchResult([], 0.0, seconds, text_of(error), origin=origin_of(error))
             self._loop.call_soon(done, result)
             return
         self._done = done
@@ -215,7 +219,7 @@ class ProcessInstance:
             try:
                 outputs = self._outputs.read(self._output, report.output_bytes, signature.outputs, report.outputs)
             except Exception as problem:  # memory for the copy, or a worker whose memory the model has overwritten
-                error, origin = f"the outputs cannot be read: {problem}", origin_of(problem)
+                error, origin = f"the outputs cannot be read: {text_of(problem)}", origin_of(problem)
         elapsed_s = perf_counter() - self._began_at
         done(BatchResult(outputs, report.compute_s, max(elapsed_s - report.compute_s, 0.0), error, origin=origin))
 

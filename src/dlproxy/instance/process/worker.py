@@ -16,15 +16,15 @@ from typing import NoReturn
 
 from dlproxy.instance.batch import Array, run_batch
 from dlproxy.instance.process.messages import Done, Frames, Load, Loaded, NotLoaded, Order, Report, Run, frame
-from dlproxy.instance.process.slots import Slot, SlotTooSmall, read_inputs, write_outputs
+from dlproxy.instance.process.slots import Slot, read_inputs, write_outputs
 from dlproxy.instance.runtime import ModelError, Runtime
 from dlproxy.instance.runtime.content import FileState, files_after, stamps_before
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import load
 from dlproxy.instance.samples import read_samples
 from dlproxy.instance.tracebacks import as_text, origin_of
-from dlproxy.instance.warmup import Calibration, calibrate
-from dlproxy.message import Request, Ticket
+from dlproxy.instance.warmup import Calibration, warmed
+from dlproxy.message import Request, Ticket, text_of
 
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 MAX_ERROR_CHARS = 4096  # models are known to print tensors
@@ -64,13 +64,13 @@ class WithinLimit:
             return self._runtime.run(inputs)
         except Exception as error:
             if ran_out_of_memory(error):
-                raise MemoryError(f"{_words(error)} ({self._limit})") from error
+                raise MemoryError(f"{text_of(error)} ({self._limit})") from error
             raise
 
 
 def ran_out_of_memory(error: Exception) -> bool:
     """Python's and numpy's own error, and what ONNX Runtime, C++ and the C library say in others."""
-    text = str(error).lower()
+    text = text_of(error).lower()
     signs = ("bad_alloc", "failed to allocate memory", "cannot allocate memory")
     caused = isinstance(error.__cause__, MemoryError)  # as runtimes wrap what a model raises
     return caused or isinstance(error, MemoryError) or any(sign in text for sign in signs)
@@ -86,10 +86,7 @@ class Worker:
         self._calibration: Calibration | None = None
         if order.warm_up is not None:
             samples = read_samples(order.warm_up.samples, runtime.signature.inputs)
-            how = order.warm_up
-            self._calibration = calibrate(
-                runtime, batching=how.batching, padding=how.padding, pad_value=how.pad_value, samples=samples
-            )
+            self._calibration = warmed(runtime, order.warm_up, samples)[0]
         self._close: Callable[[], None] | None = getattr(runtime, "close", None)
         self._device: str = getattr(runtime, "device", CPU)
         self._runtime = WithinLimit(runtime, limit) if limit else runtime
@@ -112,8 +109,8 @@ class Worker:
         if error is None:
             try:
                 parts = write_outputs(slot, signature.outputs, result.outputs)
-            except (SlotTooSmall, OSError, TypeError, ValueError) as problem:
-                error, trace = _words(problem), as_text(origin_of(problem))
+            except Exception as problem:  # elements that are objects of the model's own may raise anything
+                error, trace = text_of(problem), as_text(origin_of(problem))
         return Done(parts, slot.size, result.compute_s, error if error is None else error[:MAX_ERROR_CHARS], trace)
 
 
@@ -150,12 +147,12 @@ def main() -> None:
 
 
 def _give_up(channel: Channel, limit: str, error: Exception) -> NoReturn:
-    reason = _words(error)
+    reason = text_of(error)
     if limit and ran_out_of_memory(error):  # where it happened to run out says nothing
         reason = f"no memory is left to load the model: {reason} ({limit})"
     elif not isinstance(error, ModelError):
         traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {text_of(error)}"
     channel.send(NotLoaded(reason[:MAX_ERROR_CHARS]))
     sys.exit(1)
 
@@ -202,10 +199,6 @@ def _die_with_the_server() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _words(error: Exception) -> str:
-    return str(error) or type(error).__name__
 
 
 if __name__ == "__main__":

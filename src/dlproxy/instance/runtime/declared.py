@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.rows import with_rows
-from dlproxy.message import DType, Signature, TensorSpec
+from dlproxy.message import DType, Signature, TensorSpec, encodable, text_of
 from dlproxy.tensors import NUMPY, opaque
 
 EXAMPLE = "FP32[-1,784]"
@@ -94,6 +94,9 @@ def signature_of(
     for kind, specs in (("inputs", inputs), ("outputs", outputs)):
         if not specs:
             raise ModelError(f"it declares no {kind}; dlproxy serves models with at least one")
+    for spec in (*inputs, *outputs):
+        if encodable(spec.name) != spec.name:
+            raise ModelError(f"'{encodable(spec.name)}' cannot be a tensor's name: it holds what UTF-8 cannot carry")
     for spec in outputs:
         if spec.counts and spec.counts not in [other.name for other in outputs if other.dtype in (DType.INT32, DType.INT64)]:
             raise ModelError(f"'{spec.name}' is counted by '{spec.counts}', which is no output of INT32 or INT64")
@@ -175,10 +178,11 @@ def described(array: NDArray[np.generic]) -> str:
 
 def one_line(error: BaseException) -> str:
     """A framework's complaint without its traceback: the line that says what is wrong, with the error's type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
+    text = text_of(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines or text == type(error).__name__:
         return type(error).__name__
-    if "Traceback of TorchScript" in str(error):
+    if "Traceback of TorchScript" in text:
         line = lines[-1]  # the interpreter's stack stands before the error
     elif lines[0] == "Graph execution error:":
         line = next((line for line in lines[1:] if not line.startswith(("Detected at", "<stack", "File ", "[["))), lines[0])

@@ -76,8 +76,11 @@ def arrays_of(outputs: Any) -> dict[str, Array]:
     """The same, if it is a dict of arrays. Raises AnswerError."""
     if not isinstance(outputs, dict):
         raise AnswerError(f"predict gave a {type(outputs).__name__}; it must give a dict of output names to numpy arrays")
+    arrays: dict[str, Array] = outputs
     for name, array in outputs.items():
-        if not isinstance(array, np.ndarray):
+        if isinstance(array, np.generic):  # what numpy makes of arithmetic with arrays without dimensions
+            arrays = {**arrays, name: np.asarray(array)}
+        elif not isinstance(array, np.ndarray):
             kind = f"{type(array).__module__}.{type(array).__name__}".removeprefix("builtins.")
             raise AnswerError(f"output '{name}' is a {kind}; predict must give numpy arrays")
-    return outputs
+    return arrays
