@@ -108,8 +108,8 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     padding: Annotated[
         Literal["auto", "on", "off"],
         _knob(
-            "whether requests of different lengths may share a batch, padded to the longest; auto: if the warm-up shows that it "
-            "changes no answer, for as long as nothing in service shows otherwise; on: the same, and start-up says why if they may not"
+            "whether requests of different lengths may share a batch, padded to the longest; auto: if the warm-up shows that "
+            "it changes no answer, and for as long as nothing in service does; on: the same, and start-up says why if it does"
         ),
     ] = "auto"
     pad_value: Annotated[float, _knob("what shorter inputs are filled up with; masks are with 0, whatever this is")] = 0.0

@@ -70,6 +70,18 @@ class TensorSpec(Struct, frozen=True):
     padded: int | None = None
     pad: float = 0.0
 
+    @property
+    def is_mask(self) -> bool:
+        """Whether its name says that it marks what counts."""
+        return "mask" in self.name.lower()
+
+    @property
+    def is_length(self) -> bool:
+        """Whether name, type and shape say that it tells how long each row is."""
+        one_each = all(size == 1 for axis, size in enumerate(self.shape) if axis != self.rows)
+        integer = "INT" in self.dtype.value
+        return integer and self.rows is not None and one_each and "len" in self.name.lower()
+
 
 class Signature(Struct, frozen=True):
     """What a loaded model takes and gives.

@@ -81,7 +81,7 @@ def differ_in_length(spec: TensorSpec, parts: Sequence[Tensor]) -> bool:
     if axis is None:
         return False
     length = parts[0].shape[axis]
-    return any([part.shape[axis] != length for part in parts])
+    return any(part.shape[axis] != length for part in parts)
 
 
 def stacked(spec: TensorSpec, parts: Sequence[Tensor]) -> Array:
@@ -115,7 +115,11 @@ class Cutter:
                 spec,
                 array.shape[1:],
                 array,
-                *((None, 0) if spec.rows or spec.counts or spec.padded is not None else tensors.bytes_per_row(spec.dtype, array)),
+                *(
+                    (None, 0)
+                    if spec.rows or spec.counts or spec.padded is not None
+                    else tensors.bytes_per_row(spec.dtype, array)
+                ),
             )
             for spec, array in zip(signature.outputs, outputs, strict=True)
         ]

@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from dlproxy.instance.made_up import IMAGE_SIZES, KINDS, NORMAL, SIZES, WORDS, Kind, Known, is_mask, joined, row_of
+from dlproxy.instance.made_up import IMAGE_SIZES, KINDS, NORMAL, SIZES, WORDS, Kind, Known, joined, row_of
 from dlproxy.instance.padding import Padding, PaddingTrial, PaddingTries, Same, with_padding
 from dlproxy.instance.runtime import Runtime
 from dlproxy.instance.runtime.declared import one_line
@@ -269,7 +269,7 @@ class _Examination:
     def _search_ids(self, free: int) -> None:
         """How high the integers of each matrix of them may be: as high as the rows of a vocabulary, if they are ids."""
         for index, spec in enumerate(self._signature.inputs):
-            if spec.dtype in (DType.INT32, DType.INT64) and len(spec.shape) > 1 and not is_mask(spec):
+            if spec.dtype in (DType.INT32, DType.INT64) and len(spec.shape) > 1 and not spec.is_mask:
                 self._below[spec.name] = self._highest(index, free)
 
     def _highest(self, index: int, free: int) -> int:

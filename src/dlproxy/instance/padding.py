@@ -15,7 +15,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from dlproxy.instance.batch import stacked
-from dlproxy.instance.made_up import Kind, Known, is_length, is_mask, row_of
+from dlproxy.instance.made_up import Kind, Known, row_of
 from dlproxy.instance.runtime import Runtime
 from dlproxy.message import DType, Signature, Tensor, TensorSpec
 from dlproxy.tensors import NUMPY, to_bytes
@@ -59,7 +59,7 @@ def with_padding(signature: Signature, pad_value: float) -> tuple[Signature, str
         if index not in axes:
             inputs.append(spec)
             continue
-        value = 0.0 if is_mask(spec) or spec.dtype is DType.BOOL else pad_value
+        value = 0.0 if spec.is_mask or spec.dtype is DType.BOOL else pad_value
         why = _unfit(spec, value)
         if why:
             return signature, why
@@ -82,7 +82,7 @@ def _shared_axis(inputs: Sequence[TensorSpec]) -> dict[int, int]:
     names = [name for axes in open_axes.values() for _, name in axes]
     if len(set(names)) == 1:
         chosen = names[0]
-    elif not all(names):  # named here, unnamed there: nobody knows whether they are one
+    elif not names or not all(names):  # named here, unnamed there: nobody knows whether they are one
         return {}
     else:
         chosen = max(dict.fromkeys(names), key=names.count)
@@ -133,8 +133,8 @@ class PaddingTrial:
         self._tries = tries
         self._same = same
         self._axes = {index: spec.padded for index, spec in enumerate(signature.inputs) if spec.padded is not None}
-        self._lengths = [index for index, spec in enumerate(signature.inputs) if is_length(spec)]
-        self._masks = [index for index in self._axes if is_mask(signature.inputs[index])]
+        self._lengths = [index for index, spec in enumerate(signature.inputs) if spec.is_length]
+        self._masks = [index for index in self._axes if signature.inputs[index].is_mask]
         self._places: list[set[int | None]] = []  # of each output: the axes to cut it along, None for not at all
 
     def found(self) -> tuple[Signature, str]:
@@ -238,7 +238,8 @@ class PaddingTrial:
     def _difference(self, rows: Sequence[_Row], together: Sequence[Array]) -> str:
         """Why these rows did not get in the batch what they got alone, in words; empty if they did."""
         if not self._places:
-            self._places = [{None, *range(array.ndim)} - {spec.rows} for spec, array in zip(self._signature.outputs, together)]
+            specs = self._signature.outputs
+            self._places = [{None, *range(array.ndim)} - {spec.rows} for spec, array in zip(specs, together, strict=True)]
         longest = max(row.length for row in rows)
         for index, (spec, whole) in enumerate(zip(self._signature.outputs, together, strict=True)):
             at = spec.rows or 0

@@ -57,9 +57,7 @@ def calibrate(
     return warmed(runtime, WarmUp(batching, padding=padding, pad_value=pad_value), samples)[0]
 
 
-def warmed(
-    runtime: Runtime, how: WarmUp, samples: Sequence[Mapping[str, Array]]
-) -> tuple[Calibration, list[list[Array]]]:
+def warmed(runtime: Runtime, how: WarmUp, samples: Sequence[Mapping[str, Array]]) -> tuple[Calibration, list[list[Array]]]:
     """The same, with requests of one row as far as is known what they are like: none if nothing suited the model."""
     notes = list(getattr(runtime, "notes", ()))
     try:

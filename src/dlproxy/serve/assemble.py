@@ -41,6 +41,7 @@ from dlproxy.wire.catalog import ServedModel
 
 log = logging.getLogger(__name__)
 
+MAX_PADDING = 0.3  # of a batch: docs/internals/batching.md
 EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
 
 
@@ -70,6 +71,7 @@ def plan_lane(
     calibration: Calibration,
     *,
     batched: bool,
+    pads: bool = False,
     way: Way,
     tenants: Mapping[str, TenantConfig] = EMPTY,
 ) -> LanePlan:
@@ -92,6 +94,7 @@ def plan_lane(
         hedge=config.hedge,
         eject_after=config.eject_after,
         outage_wait_s=config.outage_wait_s,
+        max_padding=MAX_PADDING if pads else 0.0,
     )
     instances = [f"{name}-{number}" for number in range(way.instances)]
     return LanePlan(knobs, list(calibration.points), way.inline, instances)
@@ -111,7 +114,9 @@ async def load_model(
     signature = hosting.signature
     if hosting.most_rows is not None:
         config = msgspec.structs.replace(config, max_batch=min(config.max_batch, hosting.most_rows))
-    plan = plan_lane(name, config, hosting.calibration, batched=signature.batched, way=hosting.way, tenants=tenants)
+    plan = plan_lane(
+        name, config, hosting.calibration, batched=signature.batched, pads=signature.pads, way=hosting.way, tenants=tenants
+    )
     lane = Lane(plan.knobs, plan.prior)
     recorder = None
     if event_log is not None:
@@ -131,8 +136,9 @@ async def load_model(
     hosting.attach(roster)
 
     control = LaneControl(config, lane, driver, plan.knobs, hosting, roster)
-    if signature.batched and config.batching == "auto":
-        driver.compare_answers(Recheck(driver.submit, stats, clock, partial(_stop_batching, name, control)))
+    if signature.batched and (config.batching == "auto" or signature.pads):
+        ends = partial(_stop_batching, name, control), partial(_stop_padding, name, control)
+        driver.compare_answers(Recheck(driver.submit, stats, clock, *ends, padded_only=config.batching != "auto"))
     served = ServedModel(
         name=name,
         version=config.version,
@@ -169,6 +175,11 @@ def _stay_right(hosting: Hosting, driver: Driver, control: LaneControl) -> None:
 def _stop_batching(name: str, control: LaneControl, reason: str) -> None:
     log.error("model %s: %s: batching is off from now on (batching = 'off' turns it off from the start)", name, reason)
     asyncio.get_running_loop().call_soon(control.stop_batching, reason)  # not in the midst of a lane's commands
+
+
+def _stop_padding(name: str, control: LaneControl, reason: str) -> None:
+    log.error("model %s: %s: padding is off from now on (padding = 'off' turns it off from the start)", name, reason)
+    asyncio.get_running_loop().call_soon(control.stop_padding, reason)
 
 
 def _with_quotas(inner: Service, quotas: Quotas, stats: ModelStats, clock: Callable[[], float]) -> Service:

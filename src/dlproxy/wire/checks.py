@@ -23,8 +23,9 @@ from dlproxy.message import (
 )
 from dlproxy.tensors import elements_of
 from dlproxy.wire.catalog import ServedModel
+from dlproxy.wire.padded import PaddedShape
 
-UNEVEN = -1  # begins the shape_key, no other's equal, of a request whose inputs differ in rows
+UNEVEN = -1  # begins the shape_key, no other's equal, of a request whose inputs differ in rows, or that cannot be padded
 SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 MAX_ELEMENTS = 1 << 20  # BYTES elements of one input
 
@@ -46,8 +47,10 @@ class RequestChecker:
             for spec, tail in zip(signature.inputs, self._tails, strict=True)
         )
         self._one_shape = all(tail is not None for tail in self._tails)
-        self.shares = self._batched and any(spec.rows is None for spec in signature.inputs)
-        """Whether there are inputs that all requests of a batch share, so that it depends on what is in them who may."""
+        self._shares = self._batched and any(spec.rows is None for spec in signature.inputs)
+        self._padding = PaddedShape(signature.inputs) if self._batched and signature.pads else None
+        self.looks_inside = self._shares or (self._padding is not None and self._padding.looks_inside)
+        """Whether it depends on what is in the inputs which requests may share a batch."""
         self._defaults = {
             spec.name: Tensor(spec.name, spec.dtype, spec.shape, spec.default)
             for spec in signature.inputs
@@ -101,7 +104,11 @@ class RequestChecker:
         ticket = Ticket(ticket_id, now, inf if slo_s is None else now + slo_s, rows)
         if not self._one_shape:
             ticket.shape_key = self._shape_key(inputs)
-            ticket.length = self._length(inputs)
+            if self._padding is None:
+                ticket.length = self._length(inputs)
+            else:
+                ticket.length, alone = self._padding.length(inputs)
+                uneven = uneven or alone
         if uneven:
             ticket.shape_key = (UNEVEN, ticket_id)
         if params:
@@ -109,12 +116,12 @@ class RequestChecker:
         return Request(ticket, self._name, inputs, outputs, request_id, params)
 
     def _shape_key(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
-        """Equal for requests whose rows can be stacked: by their shapes, and by the content of what a batch shares."""
+        """Equal for requests whose rows can be stacked, once padded: by shapes, and by the content of what a batch shares."""
         key: list[int] = []
         for tensor, spec in zip(inputs, self._specs, strict=True):
             key.append(len(tensor.shape))
-            key += [size for axis, size in enumerate(tensor.shape) if axis != spec.rows]
-            if self.shares and spec.rows is None:
+            key += [size for axis, size in enumerate(tensor.shape) if axis != spec.rows and axis != spec.padded]
+            if self._shares and spec.rows is None:
                 key.append(int.from_bytes(blake2b(tensor.data, digest_size=16).digest(), "little"))
         return tuple(key)
 

@@ -183,7 +183,7 @@ class InferDecoder:
 
     def _remember(self, text: bytes, head: _InferHead, wire: WireRequest, binary_bytes: int) -> None:
         uneven = UNEVEN in wire.request.ticket.shape_key
-        if len(text) > MAX_MEMO_BYTES or self._checker.shares or uneven or len(head.inputs) != len(wire.request.inputs):
+        if len(text) > MAX_MEMO_BYTES or self._checker.looks_inside or uneven or len(head.inputs) != len(wire.request.inputs):
             return
         at, slices = -binary_bytes, {}
         for tensor in head.inputs:

@@ -88,7 +88,7 @@ def create_slots(limit: int) -> list[Slot]:
 
 
 def write_inputs(slot: Slot, specs: Sequence[TensorSpec], requests: Sequence[Request]) -> list[Part]:
-    """The requests' rows, stacked input by input: the one copy of the input bytes, but for padded ones. Raises as Slot.reserve."""
+    """The requests' rows, stacked input by input: the one copy of bytes that are not padded. Raises as Slot.reserve."""
     parts: list[Part] = []
     pieces = []
     for index, spec in enumerate(specs):
