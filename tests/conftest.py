@@ -19,6 +19,7 @@ def pytest_configure() -> None:
     Some tests import ONNX Runtime by themselves, which shall report nothing then either.
     """
     os.environ.setdefault(*TELEMETRY_OFF)
+    os.environ["XDG_CACHE_HOME"] = os.devnull  # no test shall know what another has found out, nor leave it in a home
     asyncio.set_event_loop(None)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

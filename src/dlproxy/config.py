@@ -45,6 +45,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         ),
     ] = 0.0003
     drain_s: Annotated[float, _knob("seconds that requests under way get to finish after SIGTERM", ge=0, le=3600)] = 30.0
+    calibration_folder: Annotated[
+        str,
+        _knob(
+            "where to keep what was found out about models, so that the next start need not; auto: dlproxy/calibrations "
+            "in the user's cache folder ($XDG_CACHE_HOME or ~/.cache) if there is one; empty: nowhere"
+        ),
+    ] = "auto"
     event_log: Annotated[str, _knob("record every lane event and command in this folder, to replay; empty: off")] = ""
     arbiter: Annotated[
         Literal["auto", "on", "off"],

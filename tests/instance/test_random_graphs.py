@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from dlproxy.instance.warmup import Calibration
-from dlproxy.serve import hosting
+from dlproxy.serve import local
 from tests.instance.graphs.court import GRAPHS, OF_EACH, Court, WrongAnswerError
 from tests.instance.graphs.draft import Made
 from tests.instance.graphs.judge import Verdict
@@ -69,6 +69,6 @@ def test_rows_that_stand_alone_share_batches(court: Court) -> None:
 def test_a_warm_up_that_believes_every_model_is_found_out(
     another_court: Court, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hosting, "calibrate", lambda runtime, **_: Calibration(((1, 1e-5),), True))
+    monkeypatch.setattr(local, "warmed", lambda runtime, **_: (Calibration(((1, 1e-5),), True), []))
     with pytest.raises(WrongAnswerError):
         another_court.prove(kind, UNTIL_FOUND, explain=False)

@@ -123,6 +123,12 @@ class Rig:
         ticket = Ticket(self._ids, self.now(), self.now() + timeout_s, rows, shape_key=(width,))
         return Request(ticket, "m", [Tensor("x", DType.FP32, array.shape, to_bytes(DType.FP32, array))], self._outputs)
 
+    @staticmethod
+    def plain_request() -> Request:
+        """One row of one value, outside of any loop."""
+        tensor = Tensor("x", DType.FP32, (1, 1), to_bytes(DType.FP32, np.ones((1, 1), np.float32)))
+        return Request(Ticket(1, 0.0), "m", [tensor], (0,))
+
     def send(self, value: float = 1.0, *, rows: int = 1, width: int = 1, timeout_s: float = float("inf")) -> Reply:
         reply = Reply(self.request(value, rows=rows, width=width, timeout_s=timeout_s))
         self.driver.submit(reply.request, reply)

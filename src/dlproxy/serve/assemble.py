@@ -31,6 +31,7 @@ from dlproxy.serve.hosting import Hosting, start_hosting
 from dlproxy.serve.layers import QuotaLayer
 from dlproxy.serve.local import LocalHosting
 from dlproxy.serve.recheck import Recheck
+from dlproxy.serve.remembered import Memory
 from dlproxy.serve.reservoir import Reservoir
 from dlproxy.serve.roster import Roster
 from dlproxy.serve.turns import Turns
@@ -107,10 +108,11 @@ async def load_model(
     tenants: Mapping[str, TenantConfig] = EMPTY,
     quotas: Quotas | None = None,
     event_log: Path | None = None,
+    memory: Memory | None = None,
     clock: Callable[[], float] = monotonic,
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ModelError if it cannot be loaded."""
-    hosting = await start_hosting(name, config)
+    hosting = await start_hosting(name, config, memory)
     signature = hosting.signature
     if hosting.most_rows is not None:
         config = msgspec.structs.replace(config, max_batch=min(config.max_batch, hosting.most_rows))
@@ -136,9 +138,6 @@ async def load_model(
     hosting.attach(roster)
 
     control = LaneControl(config, lane, driver, plan.knobs, hosting, roster)
-    if signature.batched and (config.batching == "auto" or signature.pads):
-        ends = partial(_stop_batching, name, control), partial(_stop_padding, name, control)
-        driver.compare_answers(Recheck(driver.submit, stats, clock, *ends, padded_only=config.batching != "auto"))
     served = ServedModel(
         name=name,
         version=config.version,
@@ -153,33 +152,31 @@ async def load_model(
         sticky=config.sticky,
         control=control,
     )
-    _stay_right(hosting, driver, control)
+    loaded = LoadedModel(served=served, driver=driver, lane=lane, hosting=hosting, recorder=recorder, control=control)
     control.on_slo = partial(setattr, served, "slo_s")
-    return LoadedModel(
-        served=served,
-        driver=driver,
-        lane=lane,
-        hosting=hosting,
-        recorder=recorder,
-        control=control,
-    )
-
-
-def _stay_right(hosting: Hosting, driver: Driver, control: LaneControl) -> None:
-    """Let what was measured on made-up inputs be measured again on what clients send, and the lane know what comes of it."""
-    if isinstance(hosting, LocalHosting) and hosting.may_move():
+    if signature.batched and (config.batching == "auto" or signature.pads):
+        ends = partial(_stop_batching, loaded), partial(_stop_padding, loaded)
+        driver.compare_answers(Recheck(driver.submit, stats, clock, *ends, padded_only=config.batching != "auto"))
+    if isinstance(hosting, LocalHosting) and hosting.may_move():  # what was tried on made-up inputs is tried on real ones
         hosting.on_moved = lambda way: control.turn_knobs(max_batch_s=HOLD_S if way.inline else inf)
         driver.keep_requests(Reservoir(hosting.try_again))
+    return loaded
 
 
-def _stop_batching(name: str, control: LaneControl, reason: str) -> None:
+def _stop_batching(model: LoadedModel, reason: str) -> None:
+    name = model.served.name
     log.error("model %s: %s: batching is off from now on (batching = 'off' turns it off from the start)", name, reason)
-    asyncio.get_running_loop().call_soon(control.stop_batching, reason)  # not in the midst of a lane's commands
+    asyncio.get_running_loop().call_soon(model.control.stop_batching, reason)  # not in the midst of a lane's commands
+    if isinstance(model.hosting, LocalHosting):
+        model.hosting.rows_are_not_independent(reason)
 
 
-def _stop_padding(name: str, control: LaneControl, reason: str) -> None:
+def _stop_padding(model: LoadedModel, reason: str) -> None:
+    name = model.served.name
     log.error("model %s: %s: padding is off from now on (padding = 'off' turns it off from the start)", name, reason)
-    asyncio.get_running_loop().call_soon(control.stop_padding, reason)
+    asyncio.get_running_loop().call_soon(model.control.stop_padding, reason)
+    if isinstance(model.hosting, LocalHosting):
+        model.hosting.padding_changes_answers(reason)
 
 
 def _with_quotas(inner: Service, quotas: Quotas, stats: ModelStats, clock: Callable[[], float]) -> Service:

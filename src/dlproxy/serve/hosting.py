@@ -21,6 +21,7 @@ from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Signature
 from dlproxy.serve.local import LocalHosting, device_of, how_to_warm_up, options, warm_up
+from dlproxy.serve.remembered import Memory
 from dlproxy.serve.roster import Roster
 
 if TYPE_CHECKING:
@@ -60,15 +61,19 @@ class Hosting(Protocol):
         ...
 
 
-async def start_hosting(name: str, config: ModelConfig) -> Hosting:
-    """Load and calibrate a model where its configuration says. Raises ModelError, ConfigError."""
+async def start_hosting(name: str, config: ModelConfig, memory: Memory | None = None) -> Hosting:
+    """Load and calibrate a model where its configuration says. Raises ModelError, ConfigError.
+
+    `memory`: of what was found out about models in earlier lives of the server.
+    """
     if is_address(config.path):
         return await _remote(name, config)
     kind = await asyncio.to_thread(runtime_kind, config.path)
     if config.run == "process" or (config.run == "auto" and kind in OF_OTHERS):
         return await _processes(name, config, kind)
     places = 1 if config.run == "inline" else len(parse_devices(config.device))
-    return LocalHosting(name, config, [await asyncio.to_thread(warm_up, config, number) for number in range(places)])
+    only = memory if places == 1 else None
+    return LocalHosting(name, config, [await asyncio.to_thread(warm_up, config, number, only) for number in range(places)])
 
 
 # In worker processes

@@ -16,6 +16,7 @@ from dlproxy.cores import usable_cores
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import gather
 from dlproxy.instance.inline import InlineInstance
+from dlproxy.instance.padding import without_padding
 from dlproxy.instance.runtime import Runtime
 from dlproxy.instance.runtime.devices import CPU, in_words
 from dlproxy.instance.runtime.formats import Kind, open_runtime, runtime_kind
@@ -23,7 +24,8 @@ from dlproxy.instance.samples import read_samples
 from dlproxy.instance.thread import ThreadInstance
 from dlproxy.instance.trial import INLINE_BELOW_S, Inputs, Way, best_way, measure
 from dlproxy.instance.warmup import Calibration, WarmUp, warmed
-from dlproxy.message import Request
+from dlproxy.message import Request, Signature
+from dlproxy.serve.remembered import Memory, Remembered
 from dlproxy.serve.roster import Roster
 
 THREADS_PAY: tuple[Kind, ...] = ("onnx", "torchscript", "torch_export")  # whose number of threads can be tried out
@@ -36,7 +38,8 @@ log = logging.getLogger(__name__)
 class WarmModel(Struct):
     """A model that is loaded and calibrated. `threads`: those that its runtime computes with; `way`: how it is to run.
 
-    `tried_s`: seconds of a request of those that this was found out with, 0 if nothing was to be found out.
+    `tried_s`: seconds of a request of those that this was found out with, 0 if nothing was to be found out. `key`: under which
+    `memory` keeps it.
     """
 
     runtime: Runtime
@@ -44,6 +47,14 @@ class WarmModel(Struct):
     threads: int
     way: Way
     tried_s: float = 0.0
+    memory: Memory | None = None
+    key: str = ""
+
+    def remember(self) -> None:
+        """Keep it for the next start, if there is a memory."""
+        if self.memory is not None:
+            points, warning = self.calibration.points, self.calibration.warning
+            self.memory.keep(self.key, Remembered(self.runtime.signature, points, warning, self.way, self.tried_s))
 
     @property
     def device(self) -> str:
@@ -69,8 +80,26 @@ def stated_way(config: ModelConfig, single_s: float | None, *, threads: int = 1,
     return Way(inline=False, instances=config.instances or len(parse_devices(config.device)), threads=threads)
 
 
-def warm_up(config: ModelConfig, number: int = 0) -> WarmModel:
-    """Load and calibrate in this process, where the instance with this number shall be. Blocks meanwhile. Raises ModelError."""
+def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None) -> WarmModel:
+    """Load and calibrate in this process, where the instance with this number shall be. Blocks meanwhile. Raises ModelError.
+
+    `memory`: what was found out when the same model was loaded before is not found out again.
+    """
+    key = memory.key(config) if memory is not None and runtime_kind(config.path) == "onnx" else ""
+    found = memory.recall(key) if memory is not None and key else None
+    if found is not None:
+        runtime = open_model(config, found.way.threads, device_of(config, number))
+        runtime.signature = found.signature
+        calibration = Calibration(found.points, found.signature.batched, found.warning)
+        return WarmModel(runtime, calibration, found.way.threads, found.way, found.tried_s, memory, key)
+    warm = _found_out(config, number)
+    if key:
+        warm.memory, warm.key = memory, key
+        warm.remember()
+    return warm
+
+
+def _found_out(config: ModelConfig, number: int) -> WarmModel:
     cores = usable_cores()
     given = config.threads or (max(cores // config.instances, 1) if config.instances > 1 else 1)
     runtime = open_model(config, given, device_of(config, number))
@@ -199,6 +228,25 @@ class LocalHosting:
         where = in_words([one.device for one in self._warm])
         return ("inline on the event loop" if self.way.inline else f"on {count} thread{'s' * (count > 1)}") + where
 
+    def rows_are_not_independent(self, reason: str) -> None:
+        """Service has shown it: the next start is to know."""
+        warm = self._warm[0]
+        signature = msgspec.structs.replace(self.signature, batched=False)
+        calibration = Calibration(warm.calibration.points[:1], False, f"{reason} (seen in service): batching is off")
+        self._remember(signature, calibration)
+
+    def padding_changes_answers(self, reason: str) -> None:
+        """The same of requests of different lengths."""
+        calibration = self._warm[0].calibration
+        warning = "; ".join(filter(None, (calibration.warning, f"{reason} (seen in service): padding is off")))
+        self._remember(without_padding(self.signature), msgspec.structs.replace(calibration, warning=warning))
+
+    def _remember(self, signature: Signature, calibration: Calibration) -> None:
+        warm = self._warm[0]
+        if warm.memory is not None:
+            found = Remembered(signature, calibration.points, calibration.warning, warm.way, warm.tried_s)
+            warm.memory.keep(warm.key, found)
+
     # Another way, while serving
 
     def try_again(self, requests: Sequence[Request]) -> None:
@@ -213,7 +261,7 @@ class LocalHosting:
     async def _try_again(self, requests: Sequence[Request]) -> None:
         warm = self._warm[0]
         real = [gather(self.signature, [request]) for request in requests[:TRIED_AGAIN]]
-        again = WarmModel(warm.runtime, warm.calibration, warm.threads, warm.way, warm.tried_s)
+        again = msgspec.structs.replace(warm)
         try:
             await asyncio.to_thread(self._tried, again, real)
         except Exception as error:  # a request that the model refuses, memory for a second session: it runs on as it does
@@ -238,7 +286,7 @@ class LocalHosting:
             )
             warm = self._warm[0]
             way = Way(inline=False, instances=1, threads=warm.threads)
-            away = WarmModel(warm.runtime, warm.calibration, warm.threads, way, warm.tried_s)
+            away = msgspec.structs.replace(warm, way=way)
             self._moving = asyncio.get_running_loop().create_task(self._move(away))
 
     async def _move(self, warm: WarmModel) -> None:
@@ -252,6 +300,7 @@ class LocalHosting:
                 self._next += 1
             if self.on_moved is not None:
                 self.on_moved(warm.way)
+            await asyncio.to_thread(warm.remember)
             log.info("model %s: runs %s, %d threads each", self._name, self.describe(), warm.threads)
             await asyncio.gather(*(self._remove(name) for name in leaving))
 

@@ -18,6 +18,7 @@ from dlproxy.config import Config, ServerConfig
 from dlproxy.hosts import authority, plain_host
 from dlproxy.serve.assemble import LoadedModel, load_model, make_quotas, share_cores, unload_model
 from dlproxy.serve.idle_poll import IdlePoll, may_poll
+from dlproxy.serve.remembered import memory_in
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.control_http import ControlServer, control_app
 from dlproxy.wire.http_server import HttpServer
@@ -50,8 +51,9 @@ class Server:
             event_log = Path(server.event_log) if server.event_log else None
             tenants = self._config.tenants
             quotas = make_quotas(tenants)
+            memory = memory_in(server.calibration_folder)
             for name, model in self._config.models.items():
-                loaded = await load_model(name, model, tenants=tenants, quotas=quotas, event_log=event_log)
+                loaded = await load_model(name, model, tenants=tenants, quotas=quotas, event_log=event_log, memory=memory)
                 self.models.append(loaded)
                 self._catalog.add(loaded.served)
             self.shares_cores = share_cores(self.models, server)
