@@ -105,10 +105,11 @@ class Signature(Struct, frozen=True):
 class Ticket(Struct, eq=False):
     """All that a policy may see of a request: no tensors, so traces and simulators can make tickets.
 
-    Tickets with equal `shape_key` may share a batch, if they are padded or of one `length`. `deadline_at` is +inf when the
-    request has no deadline. `priority`: 1 is the most urgent, larger is less so, 0 stands for the default. `affinity`: what a
-    sticky balancer hashes, empty for nothing. `length`: what one row holds along its open axes (tokens, pixels) in the input
-    that holds the most, or along the padded axis alone if there is one; 1 if none is open. An id below 0 is of a re-check
+    Tickets with equal `shape_key` may share a batch. `deadline_at` is +inf when the request has no deadline. `priority`: 1 is
+    the most urgent, larger is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
+    `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most, or along the padded axis
+    alone if there is one; 1 if none is open. `family`: equal for tickets that may share a batch if shorter ones are padded, as
+    nothing but this length tells them apart; empty for one that may not be. An id below 0 is of a re-check
     (serve/recheck.py), no client's.
     """
 
@@ -122,6 +123,7 @@ class Ticket(Struct, eq=False):
     fingerprint: bytes | None = None
     affinity: str = ""
     length: int = 1
+    family: tuple[int, ...] = ()
 
     @property
     def of_client(self) -> bool:

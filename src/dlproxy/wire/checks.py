@@ -25,7 +25,7 @@ from dlproxy.tensors import elements_of
 from dlproxy.wire.catalog import ServedModel
 from dlproxy.wire.padded import PaddedShape
 
-UNEVEN = -1  # begins the shape_key, no other's equal, of a request whose inputs differ in rows, or that cannot be padded
+UNEVEN = -1  # begins the shape_key, no other's equal, of a request whose inputs differ in rows
 SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 MAX_ELEMENTS = 1 << 20  # BYTES elements of one input
 
@@ -107,20 +107,19 @@ class RequestChecker:
             if self._padding is None:
                 ticket.length = self._length(inputs)
             else:
-                ticket.length, alone = self._padding.length(inputs)
-                uneven = uneven or alone
+                ticket.length, ticket.family = self._padding.length_and_family(inputs, ticket.shape_key)
         if uneven:
-            ticket.shape_key = (UNEVEN, ticket_id)
+            ticket.shape_key, ticket.family = (UNEVEN, ticket_id), ()
         if params:
             _apply_params(ticket, params, now)
         return Request(ticket, self._name, inputs, outputs, request_id, params)
 
     def _shape_key(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
-        """Equal for requests whose rows can be stacked, once padded: by shapes, and by the content of what a batch shares."""
+        """Equal for requests whose rows can be stacked: by their shapes, and by the content of what a batch shares."""
         key: list[int] = []
         for tensor, spec in zip(inputs, self._specs, strict=True):
             key.append(len(tensor.shape))
-            key += [size for axis, size in enumerate(tensor.shape) if axis != spec.rows and axis != spec.padded]
+            key += [size for axis, size in enumerate(tensor.shape) if axis != spec.rows]
             if self._shares and spec.rows is None:
                 key.append(int.from_bytes(blake2b(tensor.data, digest_size=16).digest(), "little"))
         return tuple(key)
