@@ -75,6 +75,13 @@ def test_what_padding_might_change_is_of_no_family(case: str) -> None:
     assert _ticket(_checker(*specs), specs, *arrays).family == ()
 
 
+def test_what_must_not_be_padded_shares_no_line_with_what_may() -> None:
+    checker = _checker(IDS, MASK)
+    hidden, seen, again = (_ticket(checker, (IDS, MASK), [[1, 2]], [mask]) for mask in ([0, 0], [1, 1], [0, 0]))
+    assert hidden.shape_key == again.shape_key != seen.shape_key
+    assert hidden.family == again.family == ()
+
+
 @pytest.mark.parametrize(("specs", "arrays"), [((IDS, MASK), ([[1, 2]], [[0, 1]])), ((IDS, LENGTHS), ([[1, 2]], [1]))])
 def test_rows_that_hide_some_of_themselves_are_padded(specs: tuple[TensorSpec, ...], arrays: tuple[Any, ...]) -> None:
     assert _ticket(_checker(*specs), specs, *arrays).family != ()

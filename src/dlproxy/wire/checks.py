@@ -26,6 +26,7 @@ from dlproxy.wire.catalog import ServedModel
 from dlproxy.wire.padded import PaddedShape
 
 UNEVEN = -1  # begins the shape_key, no other's equal, of a request whose inputs differ in rows
+UNPADDED = -2  # ends the shape_key of a request that must not be padded, as others of its shape may be
 SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 MAX_ELEMENTS = 1 << 20  # BYTES elements of one input
 
@@ -108,6 +109,8 @@ class RequestChecker:
                 ticket.length = self._length(inputs)
             else:
                 ticket.length, ticket.family = self._padding.length_and_family(inputs, ticket.shape_key)
+                if not ticket.family:
+                    ticket.shape_key = (*ticket.shape_key, UNPADDED)
         if uneven:
             ticket.shape_key, ticket.family = (UNEVEN, ticket_id), ()
         if params:
