@@ -8,6 +8,7 @@ Bodies are JSON, all that its batched APIs take from clients: a tensor is a Base
 import base64
 import os
 import sys
+from typing import Any
 
 import bentoml
 
@@ -18,6 +19,9 @@ MODEL_VARIABLE = "PEER_MODEL"
 # Requests that would take longer are answered 503; the dispatcher does not wait for it, it learns how long waiting pays.
 # The default, so that nothing is refused: https://docs.bentoml.com/en/latest/get-started/adaptive-batching.html
 MAX_LATENCY_MS = 60_000
+BATCHING: dict[str, Any] = {"batchable": True, "max_batch_size": MAX_BATCH, "max_latency_ms": MAX_LATENCY_MS}
+if MAX_BATCH == 1:  # which BentoML does not take for a batch
+    BATCHING = {}
 
 
 # One worker and one thread: https://docs.bentoml.com/en/latest/build-with-bentoml/parallelize-requests.html
@@ -26,7 +30,7 @@ class OnnxService:
     def __init__(self) -> None:
         self.session = open_session(os.environ[MODEL_VARIABLE])
 
-    @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=MAX_LATENCY_MS)
+    @bentoml.api(**BATCHING)
     def predict(self, items: list[str]) -> list[str]:
         rows = self.session.stack([self.session.item(base64.b64decode(item)) for item in items])
         return [base64.b64encode(answer.tobytes()).decode() for answer in self.session.run(rows)]

@@ -47,7 +47,7 @@ def parse_options(arguments: list[str] | None, now: datetime.datetime) -> argpar
     parser.add_argument("--only", type=_names, help="models or kinds, such as minilm,tabular (default: all, and --minilm)")
     parser.add_argument("--minilm", action="store_true", help="MiniLM beside other servers; alone unless --only is given too")
     parser.add_argument("--seconds", type=_positive, default=1.0, help="of each measurement; slow models take longer (1)")
-    parser.add_argument("--pairs", type=int, default=5, help="rounds in which all sides take turns (default 5)")
+    parser.add_argument("--pairs", type=int, default=3, help="rounds in which all sides take turns (default 3)")
     parser.add_argument("--minutes", type=_positive, default=15.0, help="after which no further model is begun (default 15)")
     parser.add_argument("--list", action="store_true", help="list the models, and end")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is missed")

@@ -33,7 +33,7 @@ LOOPS_FROM_S = 2e-3  # a quicker model spends more on being asked than on comput
 WARM_UP_S = 0.3
 SCREENING = 0.6  # of the seconds of a measurement
 LONGEST = 6.0  # times the seconds asked for, where a model is so slow that they would see too few rounds of answers
-ROUNDS = 5  # of answers to all clients
+ROUNDS = 3  # of answers to all clients
 SPARE_S = 60.0
 PROBE_S = 0.4
 DEFAULT = "default"
@@ -131,7 +131,7 @@ class _Measuring:
         loop_rates = {loop.label: self._loop(loop, seconds).requests_per_s for loop in self.loops}
         for label, rate in (rates | loop_rates).items():
             print(f"{self.name}  screening {label}: {rate:,.1f}/s", flush=True)
-        return {"settings": finalists(rates), "loops": finalists(loop_rates) if loop_rates else []}
+        return {"settings": finalists(rates, 2), "loops": finalists(loop_rates, 1)}
 
     def _rounds(self, sides: Mapping[str, Callable[[float], Run]], best: Mapping[str, Sequence[str]]) -> None:
         labels = list(sides)

@@ -61,9 +61,11 @@ def _fastapi(peer: System, cores: int) -> tuple[System, ...]:
 def _infinity(cores: int, texts: Mapping[bytes, str], folder: Path) -> tuple[System, ...]:
     def command(launch: Launch) -> list[str]:
         program = str(launch.python.with_name("infinity_emb"))
-        options = ["--model-id", str(folder), "--served-model-name", "minilm", "--engine", "optimum", "--device", "cpu"]
+        # from inside the folder: optimum takes the name that Infinity finds there only without a path before it
+        options = ["--model-id", ".", "--served-model-name", "minilm", "--engine", "optimum", "--device", "cpu"]
+        options += ["--pooling-method", "mean"]
         address = ["--host", "127.0.0.1", "--port", str(launch.port), "--no-model-warmup"]
-        return [str(launch.python), program, "v2", *options, *address]
+        return ["env", "-C", str(folder), str(launch.python), program, "v2", *options, *address]
 
     system = System(
         name="infinity",

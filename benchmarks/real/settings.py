@@ -5,8 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-NEAR = 0.95  # candidates that a screening finds this close to the best are measured in pairs too
-MOST_FINALISTS = 2
+NEAR = 0.95  # a second candidate that a screening finds this close to the best is measured in pairs too
 
 
 class Setting(NamedTuple):
@@ -53,7 +52,7 @@ def loops(cores: int) -> list[Loop]:
     ]
 
 
-def finalists(rates: Mapping[str, float]) -> Sequence[str]:
-    """The fastest of a screening, and what is so close that the screening cannot tell them apart."""
+def finalists(rates: Mapping[str, float], most: int) -> Sequence[str]:
+    """The fastest of a screening, and what is so close that the screening cannot tell them apart, but no more than `most`."""
     ranked = sorted(rates, key=lambda label: -rates[label])
-    return [label for label in ranked if rates[label] >= NEAR * rates[ranked[0]]][:MOST_FINALISTS]
+    return [label for label in ranked if rates[label] >= NEAR * rates[ranked[0]]][:most]

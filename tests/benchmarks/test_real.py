@@ -76,7 +76,9 @@ def test_loops_use_all_cores() -> None:
     ],
 )
 def test_what_a_screening_cannot_tell_apart_goes_on(rates: Mapping[str, float], expected: Sequence[str]) -> None:
-    assert finalists(rates) == expected
+    assert finalists(rates, 2) == expected
+    assert finalists(rates, 1) == expected[:1]
+    assert finalists({}, 2) == []
 
 
 # Rates

@@ -46,8 +46,7 @@ def minilm_dynamic(places: Places) -> bytes:
 def minilm_more(places: Places, folder: Path) -> None:
     """The model as Hugging Face lays it out, which gives an embedding of each token, and the texts by their tokens."""
     shutil.copytree(places.of(MINILM) / FOLDER, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    (folder / "onnx").mkdir()
-    (folder / "onnx" / "model.onnx").write_bytes(_bert(places).model(pooled=False))
+    (folder / "model.onnx").write_bytes(_bert(places).model(pooled=False))
     texts = {ids.tobytes().hex(): text for ids, text in sentences_with_texts(places)}
     (folder / "texts.json").write_text(json.dumps(texts))
 
