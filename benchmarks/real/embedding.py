@@ -90,6 +90,9 @@ class _Asking:
     def pairs(self, rival: Rival, best: System) -> None:
         with ExitStack() as entered:
             ours, theirs = (entered.enter_context(self._run(system)) for system in (dlproxy(), best))
+            for side, partner in ((ours, theirs), (theirs, ours)):
+                with alone(side, partner):
+                    self._load(side)  # not measured: BentoML and dlproxy learn from what clients send
             for number in range(self.of.pairs):
                 measured: dict[str, Figures] = {}
                 for side, partner in ((ours, theirs), (theirs, ours))[:: 1 if number % 2 else -1]:
@@ -106,6 +109,7 @@ class _Asking:
         command = [sys.executable, "-m", "benchmarks.ort_loop", str(self.made.model), "--inputs", str(self.made.requests)]
         command += ["--seconds", str(self.seconds), *loop.options]
         with self._run(dlproxy()) as ours:
+            self._load(ours)
             for _ in range(self.of.pairs):
                 ours.settle()
                 mine = self._keep(ours, self._load(ours))
