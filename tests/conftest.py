@@ -1,20 +1,25 @@
 """For all tests: no event loop but those that tests ask for, Ctrl-C heard, and raw connections that are cut at the end."""
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator
 
 import pytest
 
+from dlproxy.instance.runtime import TELEMETRY_OFF
 from tests.clients import raw
 
 
 def pytest_configure() -> None:
-    """Mends two things for the whole suite.
+    """Mends three things for the whole suite.
 
     Looptime's look at the current loop, before the first plain test, would make one that nobody closes. And what a shell
     starts in the background ignores SIGINT, as do its children: a command that a test interrupts would never end.
+    Some tests import ONNX Runtime by themselves, which shall report nothing then either.
     """
+    os.environ.setdefault(*TELEMETRY_OFF)
+    os.environ["XDG_CACHE_HOME"] = os.devnull  # no test shall know what another has found out, nor leave it in a home
     asyncio.set_event_loop(None)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -22,6 +22,11 @@ class FixedDelay:
         self.limit = limit
         self._delay_s = delay_s
 
+    @property
+    def goal(self) -> int:
+        """What the lane takes its batches to be on the whole."""
+        return self.limit
+
     def decide(self, queue: QueueDiscipline, now: float) -> Take | Wait:
         head = queue.head(now)
         if head is not None and queue.rows < self.limit and now < head.arrived_at + self._delay_s:

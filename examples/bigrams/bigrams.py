@@ -19,8 +19,8 @@ LETTERS = 4
 class Bigrams:
     """`letters` has a column for each letter that was added, empty after the end of a word; `text` is the whole word."""
 
-    inputs = {"start": "BYTES[-1]"}
-    outputs = {"letters": "BYTES[-1,-1]", "text": "BYTES[-1]"}
+    inputs = {"start": "TEXT[-1]"}
+    outputs = {"letters": "TEXT[-1,-1]", "text": "TEXT[-1]"}
 
     def load(self) -> None:
         """Learn from the words which letter, or end, most often comes next."""

@@ -17,6 +17,7 @@ _DURATION = re.compile(r"\s*([0-9.]+)\s*(us|ms|s)\s*")
 SLEEP = "sleep:"  # the "path" of a model that only takes time
 DEVICE = r"auto|cpu|(cuda|tensorrt)(:[0-9]+)?|openvino(:(CPU|GPU|NPU)(\.[0-9]+)?)?"
 DEVICES = "auto, cpu, cuda, cuda:N, tensorrt, tensorrt:N, openvino or openvino:GPU"  # for messages
+ORIGIN = r"\*|null|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"  # as browsers send it
 _UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -44,6 +45,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         ),
     ] = 0.0003
     drain_s: Annotated[float, _knob("seconds that requests under way get to finish after SIGTERM", ge=0, le=3600)] = 30.0
+    calibration_folder: Annotated[
+        str,
+        _knob(
+            "where to keep what was found out about models, so that the next start need not; auto: dlproxy/calibrations "
+            "in the user's cache folder ($XDG_CACHE_HOME or ~/.cache) if there is one; empty: nowhere"
+        ),
+    ] = "auto"
     event_log: Annotated[str, _knob("record every lane event and command in this folder, to replay; empty: off")] = ""
     arbiter: Annotated[
         Literal["auto", "on", "off"],
@@ -76,6 +84,12 @@ class HttpLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_body_bytes_per_s: Annotated[int, _knob("the slowest upload that is waited for", ge=1)] = 16 * 1024
     idle_timeout_s: Annotated[float, _knob("seconds after which a silent connection is closed (nginx's default)", gt=0)] = 75.0
     write_timeout_s: Annotated[float, _knob("seconds that a client may leave a reply unread", gt=0)] = 30.0
+    cors_origins: Annotated[
+        list[str],
+        _knob(
+            'sites whose pages may ask the inference port from a browser, such as "https://shop.example"; "*": all; empty: none'
+        ),
+    ] = []
 
 
 class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,9 +105,27 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     version: Annotated[str, _knob("the version that clients see", pattern="^[0-9]+$")] = "1"
     slo: Annotated[str, _knob('latency objective such as "p99=20ms"; empty: a batch takes at most 2.3 x L(1) or 1 ms')] = ""
     max_batch: Annotated[int, _knob("rows that no batch and no request exceeds", ge=1, le=65536)] = 256
+    batching: Annotated[
+        Literal["auto", "on", "off"],
+        _knob(
+            "whether requests may share a batch; auto: if the warm-up shows that a row's answer is its own, and for as long as "
+            "nothing in service shows otherwise; on: you know that it is"
+        ),
+    ] = "auto"
+    samples: Annotated[
+        str,
+        _knob("real inputs to warm up with: an .npz file (an array for each input) or a folder of them; empty: made-up inputs"),
+    ] = ""
     max_queue_rows: Annotated[int, _knob("rows that may wait; more are answered 503", ge=1)] = 8192
     max_wait_s: Annotated[float, _knob("seconds that a batch may wait to fill while an instance idles", ge=0, le=60)] = 0.0
-    instances: Annotated[int, _knob("copies of the model that run side by side", ge=1, le=256)] = 1
+    instances: Annotated[
+        int,
+        _knob(
+            "copies of the model that run side by side; 0: one, or one for each core where that is measured to pay",
+            ge=0,
+            le=256,
+        ),
+    ] = 0
     threads: Annotated[int, _knob("threads that an instance computes with; 0: measured at load", ge=0, le=1024)] = 0
     run: Annotated[
         Literal["auto", "inline", "thread", "process"],
@@ -119,7 +151,10 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 0
     inputs: Annotated[
         dict[str, str],
-        _knob('inputs of models that do not say theirs, as {x = "FP32[-1,784]"}; -1: any size, first: the batch'),
+        _knob(
+            'inputs of models that do not say theirs, or say too little, as {x = "FP32[batch,784]"}; -1 or a name: any size, '
+            "batch, or else the first: the rows"
+        ),
     ] = {}
     outputs: Annotated[dict[str, str], _knob("the same for outputs")] = {}
     batch_timeout_s: Annotated[
@@ -219,6 +254,16 @@ def check_sticky(model: ModelConfig) -> None:
         raise ConfigError(f"sticky = {model.sticky!r} needs balancer = 'consistent-hash', not '{model.balancer}'")
 
 
+def check_origins(http: HttpLimits) -> None:
+    """Raises ConfigError for an origin that no browser would send."""
+    for origin in http.cors_origins:
+        if not re.fullmatch(ORIGIN, origin):
+            raise ConfigError(
+                f"{origin!r} is no origin; write it in small letters like https://shop.example:8443, without a path or a "
+                'slash at the end, or "*" for every one'
+            )
+
+
 def check_device(model: ModelConfig) -> None:
     """Raises ConfigError for a device that is not understood."""
     parse_devices(model.device)
@@ -275,6 +320,10 @@ def load(path: Path) -> Config:
         config = msgspec.convert(data, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(_located(path, text, data, str(error))) from None
+    try:
+        check_origins(config.http)
+    except ConfigError as error:
+        raise ConfigError(f"{path}{_line(text, ['http', 'cors_origins'])}: {error}") from None
     for name, model in config.models.items():
         for knob, check_knob in (("slo", check_slo), ("sticky", check_sticky), ("device", check_device)):
             try:
@@ -283,7 +332,11 @@ def load(path: Path) -> Config:
                 raise ConfigError(f"{path}{_line(text, ['models', name, knob])}: {error}") from None
     folder = path.parent
     models = {
-        name: msgspec.structs.replace(model, path=str(folder / model.path)) if _is_file(model.path) else model
+        name: msgspec.structs.replace(
+            model,
+            path=str(folder / model.path) if _is_file(model.path) else model.path,
+            samples=str(folder / model.samples) if model.samples else "",
+        )
         for name, model in config.models.items()
     }
     return msgspec.structs.replace(config, models=models)

@@ -49,24 +49,37 @@ class Tensor(Struct):
 
 
 class TensorSpec(Struct, frozen=True):
-    """One input or output as a model declares it. -1 in `shape` stands for any size; axis 0 is the batch axis if batched."""
+    """One input or output as a model declares it. -1 in `shape` stands for any size; `axes` are the names of such sizes, where
+    the model has any: sizes of one name are equal.
+
+    `text`: BYTES elements must be UTF-8, and the model takes them as str; else they are opaque, and it takes bytes.
+    If the model batches, `rows` is the axis that counts rows, None for what all rows of a batch share. `counts`: the output
+    that says how many elements of that axis belong to each row, empty where it is one each. `default`: the elements of an
+    input that may be left out.
+    """
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
+    text: bool = False
+    axes: tuple[str, ...] = ()
+    rows: int | None = 0
+    counts: str = ""
+    default: bytes | None = None
 
 
 class Signature(Struct, frozen=True):
     """What a loaded model takes and gives.
 
-    `batched`: axis 0 of every tensor counts independent rows and may be any size. `utf8`: BYTES elements must be UTF-8.
+    `batched`: rows are independent and may be any number; each spec says where they stand. `even`: all inputs of a request have
+    equally many; else the model may broadcast one, and such a request runs alone.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batched: bool
     platform: str
-    utf8: bool = False
+    even: bool = True
 
 
 class Ticket(Struct, eq=False):
@@ -74,7 +87,8 @@ class Ticket(Struct, eq=False):
 
     Tickets with equal `shape_key` may share a batch. `deadline_at` is +inf when the request has no deadline. `priority`: 1 is
     the most urgent, larger is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
-    `length`: what one row holds along its open axes (tokens, pixels, steps), of the input that holds the most; 1 if all are fixed.
+    `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most; 1 if none is open.
+    An id below 0 is of a re-check (serve/recheck.py), no client's.
     """
 
     id: int
@@ -87,6 +101,11 @@ class Ticket(Struct, eq=False):
     fingerprint: bytes | None = None
     affinity: str = ""
     length: int = 1
+
+    @property
+    def of_client(self) -> bool:
+        """Whether somebody waits for it; else it is a comparison of our own."""
+        return self.id >= 0
 
 
 class Request(Struct, eq=False):
@@ -153,6 +172,23 @@ class InferenceError(Exception):
 def invalid(message: str) -> InferenceError:
     """The error for a request that can never succeed as it is."""
     return InferenceError(Failure(FailureKind.INVALID_ARGUMENT, message))
+
+
+def encodable(text: str) -> str:
+    """The same as UTF-8 can carry it: a lone surrogate, as in Python's name of a file that is no UTF-8, as a backslash escape.
+
+    For text that is not ours, where it comes in: no encoder of replies, frames or logs takes it as it is.
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception that is not ours says, or its type's name if it says nothing or cannot be asked."""
+    try:
+        text = str(error)
+    except Exception:  # its own __str__ is broken
+        text = ""
+    return encodable(text) or type(error).__name__
 
 
 def element_count(shape: Sequence[int]) -> int:

@@ -1,9 +1,10 @@
 """Wire bytes to numpy arrays and back, without copying where the element type allows it.
 
-BF16 has no numpy type: it travels as uint16 bit patterns. BYTES arrays hold Python str (see Signature.utf8).
+BF16 has no numpy type: it travels as uint16 bit patterns. BYTES arrays hold Python objects, as numpy's own strings lose zeros.
 """
 
 from collections.abc import Iterator, Sequence
+from reprlib import repr as brief
 from struct import Struct as Layout
 
 import numpy as np
@@ -32,10 +33,11 @@ NUMPY: dict[DType, np.dtype[np.generic]] = {
 _LENGTH = Layout("<I")
 
 
-def to_array(dtype: DType, shape: Sequence[int], data: memoryview | bytes) -> Array:
-    """An array over `data` (read-only, not copied); BYTES elements become str."""
+def to_array(dtype: DType, shape: Sequence[int], data: memoryview | bytes, *, text: bool = False) -> Array:
+    """An array over `data` (read-only, not copied); BYTES elements become bytes, or str where they are `text`."""
     if dtype is DType.BYTES:
-        return np.array([str(element, "utf-8") for element in elements_of(data)], dtype=object).reshape(shape)
+        elements = [str(element, "utf-8") if text else bytes(element) for element in elements_of(data)]
+        return np.array(elements, dtype=object).reshape(shape)
     return np.frombuffer(data, NUMPY[dtype]).reshape(shape)
 
 
@@ -45,6 +47,31 @@ def to_bytes(dtype: DType, array: Array) -> memoryview:
         return memoryview(join_elements(array.ravel().tolist()))
     array = np.ascontiguousarray(array, NUMPY[dtype])
     return array.data.cast("B") if array.size else memoryview(b"")
+
+
+def opaque(array: Array, *, text: bool = False) -> Array:
+    """The elements of an object array as bytes, each whole: of str (in UTF-8), bytes, bytearray and memoryview. `text`: they
+    must be UTF-8. Raises ValueError.
+
+    numpy's strings of fixed width (kinds S and U) are refused, whatever they hold. numpy fills them up with zeros and takes
+    zeros off again when it gives an element out, so nobody knows any more which were meant. To take those whose elements all
+    fill the width would let chance decide: one digest in 256 ends in a zero, and labels of different lengths meet in a batch.
+    """
+    if array.dtype.kind in "SU":
+        raise ValueError(
+            f"a numpy array of type {array.dtype.str} loses the zeros at the end of its elements; make it with dtype=object"
+        )
+    elements = array.ravel().tolist()
+    if not text and set(map(type, elements)) <= {bytes}:
+        return array
+    for number, element in enumerate(elements):
+        elements[number] = encoded = _encoded(element)
+        if text and not isinstance(element, str):
+            try:
+                str(encoded, "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"element {number} is not UTF-8, as TEXT must be: {error}") from None
+    return np.array(elements, dtype=object).reshape(array.shape)
 
 
 def bytes_per_row(dtype: DType, array: Array) -> tuple[memoryview | None, int]:
@@ -86,13 +113,19 @@ def elements_of(data: memoryview | bytes) -> Iterator[memoryview]:
         at += length
 
 
-def join_elements(elements: Sequence[str | bytes]) -> bytes:
-    """BYTES data of these elements; str is encoded as UTF-8."""
+def join_elements(elements: Sequence[object]) -> bytes:
+    """BYTES data of these elements; str is encoded as UTF-8. Raises ValueError for what is none."""
     parts = []
     for element in elements:
-        encoded = element.encode() if isinstance(element, str) else element
-        if not isinstance(encoded, bytes):
-            raise TypeError(f"{type(element).__name__} is no element of BYTES, which holds str or bytes")
+        encoded = element if type(element) is bytes else _encoded(element)
         parts.append(_LENGTH.pack(len(encoded)))
         parts.append(encoded)
     return b"".join(parts)
+
+
+def _encoded(element: object) -> bytes:
+    if isinstance(element, str):
+        return element.encode()
+    if isinstance(element, bytes | bytearray | memoryview):  # of numpy's too, which keeps its zeros as an object of its own
+        return bytes(element)
+    raise ValueError(f"{brief(element)} is no element of BYTES, which holds bytes or str")

@@ -104,7 +104,7 @@ class EveryType:
     def __init__(self) -> None:
         inputs = tuple(TensorSpec(f"in_{dtype.value}", dtype, (-1, -1)) for dtype in DType)
         outputs = tuple(TensorSpec(f"out_{dtype.value}", dtype, (-1, -1)) for dtype in DType)
-        self.signature = Signature(inputs, outputs, batched=True, platform="fake", utf8=True)
+        self.signature = Signature(inputs, outputs, batched=True, platform="fake")
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         return [array[:, ::-1] for array in inputs]

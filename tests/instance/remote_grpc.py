@@ -10,7 +10,7 @@ from grpc import aio
 
 from dlproxy.instance.batch import Array
 from dlproxy.instance.runtime import Runtime
-from dlproxy.message import DType, TensorSpec
+from dlproxy.message import DType, TensorSpec, text_of
 from dlproxy.protos.oip import oip
 from dlproxy.protos.tfs import AVAILABLE, DATA_TYPES, SIGNATURES, tfs
 from dlproxy.tensors import join_elements, to_array, to_bytes
@@ -157,7 +157,7 @@ class GrpcUpstream:
         try:
             return self.runtime.run([given[spec.name] for spec in self.runtime.signature.inputs])
         except Exception as error:
-            await context.abort(grpc.StatusCode.INTERNAL, str(error) or type(error).__name__)
+            await context.abort(grpc.StatusCode.INTERNAL, text_of(error))
             raise
 
 

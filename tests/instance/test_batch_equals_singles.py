@@ -38,10 +38,11 @@ class _Made:
         def spec(info: onnx.ValueInfoProto) -> TensorSpec:
             dims = info.type.tensor_type.shape.dim
             shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
-            return TensorSpec(info.name, types[info.type.tensor_type.elem_type], shape)
+            dtype = types[info.type.tensor_type.elem_type]
+            return TensorSpec(info.name, dtype, shape, text=dtype is DType.BYTES)
 
         inputs, outputs = tuple(map(spec, made.graph.input)), tuple(map(spec, made.graph.output))
-        self.signature = Signature(inputs, outputs, batched=True, platform="onnx", utf8=True)
+        self.signature = Signature(inputs, outputs, batched=True, platform="onnx")
 
     def run(self, inputs: Any) -> list[Array]:
         names = [spec.name for spec in self.signature.inputs]
@@ -173,7 +174,7 @@ def test_any_batch_gives_what_its_requests_give_alone(batch: tuple[_Made, list[R
     made, requests = batch
     together = run_batch(made, requests)
     assert together.error is None
-    cutter = Cutter(made.signature, together.outputs)
+    cutter = Cutter(made.signature, together.outputs, requests=len(requests))
     start = 0
     for request in requests:
         alone = made.run(gather(made.signature, [request]))
@@ -181,7 +182,7 @@ def test_any_batch_gives_what_its_requests_give_alone(batch: tuple[_Made, list[R
         start += request.ticket.rows
         assert [tensor.name for tensor in cut] == [made.signature.outputs[index].name for index in request.outputs]
         for tensor, index in zip(cut, request.outputs, strict=True):
-            _assert_same(to_array(tensor.dtype, tensor.shape, tensor.data), alone[index], made.tolerance)
+            _assert_same(to_array(tensor.dtype, tensor.shape, tensor.data, text=True), alone[index], made.tolerance)
 
 
 def _assert_same(got: Array, want: Array, tolerance: float) -> None:
@@ -207,7 +208,7 @@ def test_one_request_alone_is_not_copied() -> None:
 def test_rows_are_cut_without_a_copy() -> None:
     output = np.arange(12, dtype=np.float32).reshape(4, 3)
     signature = Signature((), (TensorSpec("y", DType.FP32, (-1, 3)),), batched=True, platform="fake")
-    (tensor,) = Cutter(signature, [output]).cut(1, 2, (0,))
+    (tensor,) = Cutter(signature, [output], requests=2).cut(1, 2, (0,))
     assert np.shares_memory(np.frombuffer(tensor.data, np.float32), output)
     assert tuple(tensor.shape) == (2, 3)
 
@@ -215,5 +216,5 @@ def test_rows_are_cut_without_a_copy() -> None:
 @pytest.mark.parametrize("output", [np.zeros((4, 0), np.float32), np.zeros((4, 3), np.float32).T.copy().T])
 def test_empty_rows_and_transposed_outputs_are_cut(output: Array) -> None:
     signature = Signature((), (TensorSpec("y", DType.FP32, (-1, -1)),), batched=True, platform="fake")
-    (tensor,) = Cutter(signature, [output]).cut(1, 2, (0,))
+    (tensor,) = Cutter(signature, [output], requests=2).cut(1, 2, (0,))
     assert to_array(tensor.dtype, tensor.shape, tensor.data).tolist() == output[1:3].tolist()

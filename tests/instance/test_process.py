@@ -17,6 +17,7 @@ from dlproxy.instance.process.instance import ProcessInstance, WorkerSettings
 from dlproxy.instance.process.slots import LEND_FROM_BYTES, OUTPUT_SLOTS
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.specs import PythonSpec
+from dlproxy.instance.warmup import WarmUp
 from dlproxy.message import DType, Request, Signature, Tensor, Ticket
 from dlproxy.tensors import NUMPY, to_bytes
 from tests import models
@@ -70,7 +71,7 @@ def batches(draw: st.DrawFn) -> list[Request]:
 
 def _cut(signature: Signature, result: BatchResult, requests: Sequence[Request]) -> list[tuple[str, DType, list[int], bytes]]:
     assert result.error is None, result.error
-    cutter, start, cut = Cutter(signature, result.outputs), 0, []
+    cutter, start, cut = Cutter(signature, result.outputs, requests=len(requests)), 0, []
     for one in requests:
         tensors = cutter.cut(start, one.ticket.rows, one.outputs)
         cut += [(tensor.name, tensor.dtype, list(tensor.shape), bytes(tensor.data)) for tensor in tensors]
@@ -101,7 +102,7 @@ def test_any_batch_gives_what_it_gives_in_this_process() -> None:
 
 
 async def test_an_onnx_model_is_warmed_up_and_runs() -> None:
-    instance = ProcessInstance("digits", model_at(models.DIGITS), WorkerSettings(warm_up=True))
+    instance = ProcessInstance("digits", model_at(models.DIGITS), WorkerSettings(warm_up=WarmUp()))
     signature = await instance.start()
     assert signature.batched
     assert instance.calibration is not None
@@ -117,7 +118,7 @@ async def test_an_onnx_model_is_warmed_up_and_runs() -> None:
 
 async def test_rows_that_depend_on_each_other_make_a_model_without_batches(tmp_path: Path) -> None:
     path = models.save(models.softmax_over_rows(), tmp_path / "softmax.onnx")
-    instance = ProcessInstance("softmax", model_at(path), WorkerSettings(warm_up=True))
+    instance = ProcessInstance("softmax", model_at(path), WorkerSettings(warm_up=WarmUp()))
     assert not (await instance.start()).batched
     await instance.stop()
 

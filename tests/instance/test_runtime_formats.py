@@ -6,12 +6,13 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dlproxy import Model
 from dlproxy.config import ConfigError, load, parse_devices
 from dlproxy.instance.runtime import ModelError, formats
-from dlproxy.instance.runtime.declared import Found, parse_spec, refine, written
+from dlproxy.instance.runtime.declared import Found, parse_spec, refine, spec_of, written
 from dlproxy.instance.runtime.formats import open_runtime, runtime_kind
 from dlproxy.message import DType, TensorSpec
 from tests.instance import small_network
@@ -53,8 +54,10 @@ def test_paths_that_need_no_file(path: str, kind: str) -> None:
         ("m.ONNX", b"", "onnx"),
         ("m.keras", b"", "keras"),
         ("m.pt", SCRIPT, "torchscript"),
-        ("m.ts", SCRIPT, "torchscript"),
-        ("m.torchscript", SCRIPT, "torchscript"),
+        *((f"m{ending}", SCRIPT, "torchscript") for ending in formats._TORCH),
+        *((f"m{ending}", PROGRAM, "torch_export") for ending in formats._TORCH),
+        ("m.jit", SCRIPT, "torchscript"),
+        ("m.JIT", SCRIPT, "torchscript"),
         ("m.pt2", PROGRAM, "torch_export"),
         ("m.pt", PROGRAM, "torch_export"),
         ("m.pt2", SCRIPT, "torchscript"),
@@ -85,8 +88,10 @@ def test_a_folder_with_a_saved_model(tmp_path: Path) -> None:
         ("m.pb", b"", "give the folder that holds saved_model.pb"),
         ("m.pkl", b"", "a pickle, which runs code when it is read"),
         ("m.pt", PICKLE, "was written by torch.save and holds a pickle; reading it would run whatever code it names"),
-        ("m.pth", PICKLE, "was written by torch.save and holds a pickle"),
-        ("m.pt2", PICKLE, "was written by torch.save and holds a pickle"),
+        *((f"m{ending}", PICKLE, "was written by torch.save and holds a pickle") for ending in formats._TORCH),
+        *((f"m{ending}", b"no", "is not a model that torch can load: it is no zip archive") for ending in formats._TORCH),
+        ("m.jitt", b"", "did you mean .jit?"),
+        ("m.torchscrip", b"", "did you mean .torchscript?"),
         ("m.pt", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80", "is a pickle; reading it would run whatever code it names"),
         ("m.pt", b"not a model", "is not a model that torch can load: it is no zip archive"),
         ("m.pt2", b"", "is not a model that torch can load"),
@@ -166,7 +171,7 @@ def test_deciding_imports_no_framework() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "dtype", "shape"),
+    ("written_as", "dtype", "shape"),
     [
         ("FP32[-1,784]", DType.FP32, (-1, 784)),
         ("fp32 [ -1 , 784 ]", DType.FP32, (-1, 784)),
@@ -177,14 +182,28 @@ def test_deciding_imports_no_framework() -> None:
         ("bool[2]", DType.BOOL, (2,)),
     ],
 )
-def test_a_spec_is_read(text: str, dtype: DType, shape: tuple[int, ...]) -> None:
-    spec = parse_spec("x", text)
+def test_a_spec_is_read(written_as: str, dtype: DType, shape: tuple[int, ...]) -> None:
+    spec = parse_spec("x", written_as)
     assert spec == TensorSpec("x", dtype, shape)
     assert parse_spec("x", written(spec)) == spec
 
 
 @pytest.mark.parametrize(
-    "text", ["", "FP32", "[3]", "FP32[3", "FP32[3,]", "FP32[a]", "FP32[1][2]", "FP33[1]", "FP32[-2]", "FP32[1.5]"]
+    ("declared", "text"),
+    [
+        *(("TEXT[-1]", True), ("text[-1]", True), ("BYTES[-1]", False)),
+        *(((kind, (-1,)), True) for kind in ("TEXT", str, np.str_, "U5", np.dtypes.StringDType())),
+        *(((kind, (-1,)), False) for kind in ("BYTES", bytes, np.bytes_, "S5", object, np.object_)),
+    ],
+)
+def test_bytes_are_text_where_that_is_said(declared: object, text: bool) -> None:
+    spec = spec_of("x", declared)
+    assert spec == TensorSpec("x", DType.BYTES, (-1,), text)
+    assert spec_of("x", written(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    "text", ["", "FP32", "[3]", "FP32[3", "FP32[3,]", "FP32[a b]", "FP32[1][2]", "FP33[1]", "FP32[-2]", "FP32[1.5]"]
 )
 def test_a_spec_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(ModelError, match="'x' is declared"):

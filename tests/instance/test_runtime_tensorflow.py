@@ -180,8 +180,9 @@ def test_every_element_type_passes_through(tmp_path: Path, dtype: DType) -> None
     runtime = open_runtime(str(_saved(tmp_path, lambda x: {"y": tf.identity(x)}, tf.TensorSpec([None, 3], theirs, name="x"))))
     assert runtime.signature.inputs == (TensorSpec("x", dtype, (-1, 3)),)
     if dtype is DType.BYTES:
-        (texts,) = runtime.run([np.array([["", "zwölf", "a\0b"]], dtype=object)])
-        assert texts.tolist() == [[b"", "zwölf".encode(), b"a\0b"]]
+        elements = [[b"\xff\xd8", "zwölf".encode(), b"a\0b\0\0"]]
+        (given,) = runtime.run([np.array(elements, dtype=object)])
+        assert given.tolist() == elements
         return
     assert_passes_unchanged(runtime, dtype)
 

@@ -8,9 +8,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
+from dlproxy.instance.made_up import KINDS, Kind, Known, joined, row_of
 from dlproxy.instance.runtime.onnx import OnnxRuntime
-from dlproxy.instance.warmup import SIZES, Calibration, calibrate, made_up
+from dlproxy.instance.warmup import SIZES, Calibration, calibrate
 from dlproxy.message import DType, Signature, TensorSpec
+from dlproxy.tensors import NUMPY
 from dlproxy.testing import FakeRuntime
 from tests import models
 
@@ -66,6 +68,13 @@ def test_texts_that_depend_on_the_whole_batch_are_found() -> None:
     assert not calibrate(
         FakeRuntime(signature, lambda inputs: [np.full(len(inputs[0]), inputs[0][0], object)])
     ).independent_rows
+
+
+@pytest.mark.parametrize(("text", "kind"), [(False, bytes), (True, str)])
+def test_made_up_bytes_are_text_where_it_is_declared(text: bool, kind: type) -> None:
+    rows = [row_of([TensorSpec("x", DType.BYTES, (-1,), text)], each, Known(1))[0] for each in KINDS]
+    assert {type(row[0]) for row in rows} == {kind}
+    assert len({row[0] for row in rows}) > 2, "rows that are all alike would show nothing"
 
 
 def test_open_dimensions_are_tried_until_one_suits(tmp_path: Path) -> None:
@@ -137,11 +146,17 @@ def test_a_wrong_number_of_rows_turns_batching_off() -> None:
     assert not calibrate(FakeRuntime(PLAIN, lambda inputs: [np.zeros((1, 2), np.float32)])).independent_rows
 
 
-def test_made_up_inputs_have_the_declared_types_and_shapes() -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_made_up_rows_have_the_declared_types_and_shapes(kind: Kind) -> None:
     specs = [TensorSpec(dtype.value, dtype, (-1, 3, -1)) for dtype in DType]
-    for spec, array in zip(specs, made_up(specs, rows=4, free=7), strict=True):
-        assert array.shape == (4, 3, 7), spec.name
-    assert [array.shape for array in made_up([TensorSpec("s", DType.FP32, ()), TensorSpec("f", DType.FP32, (2,))], 4, 7)] == [
-        (),
-        (2,),
-    ]
+    row = row_of(specs, kind, Known(7))
+    for spec, array, whole in zip(specs, row, joined(specs, [row] * 4), strict=True):
+        assert array.dtype == whole.dtype == NUMPY[spec.dtype], spec.name
+        assert (array.shape, whole.shape) == ((1, 3, 7), (4, 3, 7)), spec.name
+
+
+def test_what_a_batch_shares_is_the_same_for_every_kind_of_row() -> None:
+    specs = [TensorSpec("scale", DType.FP32, (), rows=None), TensorSpec("table", DType.INT64, (2, -1), rows=None)]
+    first, *others = [row_of(specs, kind, Known(5)) for kind in KINDS]
+    assert [array.shape for array in first] == [(), (2, 5)]
+    assert all(np.array_equal(a, b) for other in others for a, b in zip(first, other, strict=True))

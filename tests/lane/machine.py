@@ -28,7 +28,7 @@ from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.queueing import DISCIPLINES
 
-from .fixtures import LINE, PLAIN, remembered
+from .fixtures import LINE, PLAIN, remembered, warmed
 from .observer import Observer
 
 NAMES = "abcd"
@@ -79,7 +79,7 @@ class LaneMachine(RuleBasedStateMachine):
     @initialize(changes=CHANGES, instances=st.integers(1, len(NAMES)), capacity=st.integers(1, 2))
     def start(self, changes: list[Change], instances: int, capacity: int) -> None:
         self.first_knobs = self.knobs_with([*changes, *self.begins_with.items()])
-        self.observer = Observer(self.lane_class(self.first_knobs, LINE), self.first_knobs)
+        self.observer = Observer(warmed(self.lane_class(self.first_knobs, LINE)), self.first_knobs)
         for name in NAMES[:instances]:
             self.tell(InstanceUp(name, capacity))
 
@@ -189,7 +189,7 @@ class LaneMachine(RuleBasedStateMachine):
                 break
         assert not observer.unanswered(), f"never answered: {observer.unanswered()}"
         assert remembered(observer.lane) == 0, "a ticket is remembered"
-        again = self.lane_class(self.first_knobs, LINE)
+        again = warmed(self.lane_class(self.first_knobs, LINE))
         for event, now, commands in observer.log:
             assert msgspec.msgpack.encode(again.on(event, now)) == commands, f"{event} is answered otherwise in a replay"
 

@@ -181,8 +181,8 @@ class FailsWithTheFirstOfTwo(Lane):
 
     def _batch_done(self, event: Any, *rest: Any) -> None:
         batch = self._running.get(event.batch_id)
-        if batch is not None and event.error is not None:
-            batch.twin = 0
+        if batch is not None and batch.twin and event.error is not None:
+            self._running[batch.twin].twin = batch.twin = 0
         super()._batch_done(event, *rest)
 
 
@@ -387,7 +387,7 @@ BUGS = [
     Caught(CancelsTwice, "is rejected, but is"),
     Caught(LosesTheQueueWithItsDiscipline, "are queued, not"),
     Caught(CompletesHedgedTwice, "should complete|but is Where.ANSWERED", HEDGED),
-    Caught(FailsWithTheFirstOfTwo, "while it runs|but is Where.RUNS", HEDGED),
+    Caught(FailsWithTheFirstOfTwo, "while it runs|but is Where.RUNS|but is Where.ANSWERED", HEDGED),
     Caught(HedgesPastDeadlines, "past its deadline|rows in a batch", HEDGED),
     Caught(RemembersThoseWhoLeft, "a ticket is remembered", HEDGED),
     Caught(IgnoresTheBudget, "runs again, which nothing may|a third run"),
@@ -406,7 +406,11 @@ BUGS = [
     Caught(WantsAgainAndAgain, "knows already", {"arbitrated": True}),
     Caught(LimitsThoseWithDeadlines, "without a deadline", {"adaptive_limit": True, "max_batch": 1}),
     Caught(BlamesCompany, "another one's fault", CRASHING),
-    Caught(ForgetsTheIsolated, "while an instance idles|never answered|no wake-up|their deadline has passed", CRASHING),
+    Caught(
+        ForgetsTheIsolated,
+        "while an instance idles|never answered|no wake-up|their deadline has passed|wait for nobody",
+        CRASHING,
+    ),
     Caught(ForgivesCrashes, "fails without another try", CRASHING),
     Caught(WaitsOutOutages, "wait for nobody|no wake-up|past its deadline", CRASHING),
     Caught(FailsAtOnce, "isinstance|fails without another try", CRASHING),

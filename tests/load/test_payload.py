@@ -42,7 +42,17 @@ def test_an_npz_holds_an_array_for_each_input(tmp_path: Path) -> None:
     made = payload.samples(TWO, _settings(input=tmp_path / "x.npz", keys=2), 1)
     assert len(made) == 2
     assert _arrays(made[1])["a"].tolist() == [1]
-    assert _arrays(made[1])["b"].tolist() == [["", "ü"]]
+    assert _arrays(made[1])["b"].tolist() == [[b"", "ü".encode()]]
+
+
+def test_bytes_of_a_file_are_not_shortened_in_silence(tmp_path: Path) -> None:
+    model = Model("m", (TensorSpec("x", DType.BYTES, (-1,)),), ())
+    np.save(tmp_path / "x.npy", np.array([b"\xff\xd8", b"\xff"]))
+    made = payload.samples(model, _settings(input=tmp_path / "x.npy"), 1)
+    assert [_arrays(sample)["x"].tolist() for sample in made] == [[b"\xff\xd8"], [b"\xff"]]
+    np.save(tmp_path / "x.npy", np.array([b"PK\0\0", b"a\0"]))
+    with pytest.raises(LoadError, match="ends in a zero byte"):
+        payload.samples(model, _settings(input=tmp_path / "x.npy"), 1)
 
 
 @pytest.mark.parametrize(("shape", "requests"), [((6, 3), 3), ((5, 2, 3), 5)])

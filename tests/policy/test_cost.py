@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dlproxy.policy.cost import OUTLIER, SIGMAS, LatencyModel
+from dlproxy.policy.cost import EARLY, OUTLIER, SIGMAS, LatencyModel
 
 SIZES = (1, 2, 4, 8, 16, 32)
 seconds = st.floats(1e-7, 100.0)
@@ -164,7 +164,45 @@ def test_a_wrong_prior_is_overcome_even_though_outliers_are_clipped() -> None:
 
 
 def test_an_observation_counts_at_most_as_outlier_times_the_prediction() -> None:
-    clipped, told = calibrated(0.010, 0.001), calibrated(0.010, 0.001)
-    clipped.observe(4, 99.0)
-    told.observe(4, OUTLIER * 0.014)
-    assert clipped.mean(4) == pytest.approx(told.mean(4))
+    models = calibrated(0.010, 0.001), calibrated(0.010, 0.001)
+    for model, seconds in zip(models, (99.0, OUTLIER * 0.014), strict=True):
+        learn(model, line(0.010, 0.001), batches=EARLY + 1)
+        model.observe(4, seconds)
+    assert models[0].mean(4) == pytest.approx(models[1].mean(4))
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.5, 2.0, 100.0])
+def test_the_first_batch_tells_how_high_the_line_lies(factor: float) -> None:
+    model = calibrated(0.010, 0.001)
+    model.observe(1, 0.011 * factor)
+    for rows in SIZES:
+        assert model.mean(rows) == pytest.approx((0.010 + 0.001 * rows) * factor)
+
+
+@pytest.mark.parametrize("truth", [(0.010, 0.001), (0.0, 0.0115), (0.010, 0.0), (1e-5, 2e-5)])
+@pytest.mark.parametrize("prior", [(1e-5, 1e-3), (1.0, 1e-6), (0.0, 1e-4), (1e-3, 0.0)])
+def test_three_batches_of_different_sizes_are_enough_to_forget_a_wrong_calibration(
+    truth: tuple[float, float], prior: tuple[float, float]
+) -> None:
+    model = calibrated(*prior)
+    for rows in (1, 2, 4):
+        model.observe(rows, line(*truth)(rows))
+    for rows in SIZES:
+        assert model.mean(rows) == pytest.approx(line(*truth)(rows), rel=0.15)
+
+
+def test_a_cold_first_batch_is_soon_forgotten() -> None:
+    model = calibrated(0.010, 0.001)
+    model.observe(1, 0.5)
+    for rows in (1, 2, 4):
+        model.observe(rows, 0.010 + 0.001 * rows)
+    assert model.mean(8) == pytest.approx(0.018, rel=0.1)
+
+
+def test_three_batches_in_a_row_that_are_off_alike_are_a_new_time() -> None:
+    model = calibrated(0.010, 0.001)
+    learn(model, line(0.010, 0.001), batches=300, noise=0.03)
+    for rows in (8, 8, 16):
+        model.observe(rows, 3 * (0.010 + 0.001 * rows))
+    assert model.mean(8) == pytest.approx(3 * 0.018, rel=0.1)
+    assert model.p99(8) < 1.5 * model.mean(8)

@@ -91,7 +91,9 @@ class Rig:
         knobs: LaneKnobs = KNOBS,
         signature: Signature = SIGNATURE,
         quarantine_s: float = 0.0,
+        outputs: Sequence[int] = (0,),
     ) -> None:
+        self._outputs = outputs
         self.runtime = FakeRuntime(signature, function)
         self.stats = ModelStats()
         self.lane = Lane(knobs, PRIOR)
@@ -119,12 +121,24 @@ class Rig:
         self._ids += 1
         array = np.repeat(np.arange(rows, dtype=np.float32)[:, None] + np.float32(value), width, axis=1)
         ticket = Ticket(self._ids, self.now(), self.now() + timeout_s, rows, shape_key=(width,))
-        return Request(ticket, "m", [Tensor("x", DType.FP32, array.shape, to_bytes(DType.FP32, array))], (0,))
+        return Request(ticket, "m", [Tensor("x", DType.FP32, array.shape, to_bytes(DType.FP32, array))], self._outputs)
+
+    @staticmethod
+    def plain_request() -> Request:
+        """One row of one value, outside of any loop."""
+        tensor = Tensor("x", DType.FP32, (1, 1), to_bytes(DType.FP32, np.ones((1, 1), np.float32)))
+        return Request(Ticket(1, 0.0), "m", [tensor], (0,))
 
     def send(self, value: float = 1.0, *, rows: int = 1, width: int = 1, timeout_s: float = float("inf")) -> Reply:
         reply = Reply(self.request(value, rows=rows, width=width, timeout_s=timeout_s))
         self.driver.submit(reply.request, reply)
         return reply
+
+    async def rest(self, seconds: float) -> None:
+        """Let (virtual) time pass."""
+        passed = asyncio.Event()
+        asyncio.get_running_loop().call_later(seconds, passed.set)
+        await passed.wait()
 
     @property
     def batches(self) -> list[list[int]]:

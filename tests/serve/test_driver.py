@@ -286,7 +286,7 @@ async def test_an_item_cancelled_before_its_retry_is_not_run_again() -> None:
 
 
 async def test_a_model_that_gives_nothing_useful_fails_its_requests_instead_of_leaving_them_waiting() -> None:
-    for wrong in ([], [np.full((1, 1), "text", object)], [np.float32(1)]):
+    for wrong in ([], [np.full((1, 1), "text", object)]):
         rig = Rig(function=lambda inputs, wrong=wrong: wrong)
         assert (await rig.send().wait()).kind is FailureKind.MODEL_FAILED
         assert rig.is_at_rest()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
+from math import inf
 
 import pytest
 from msgspec.structs import replace
@@ -168,36 +168,9 @@ async def test_refusals_and_cancelled_requests_leave_a_driver_idle() -> None:
     assert told.states[-1] == "idle"
 
 
-@pytest.mark.parametrize(
-    ("limits", "may"),
-    [
-        ({}, True),
-        ({"": "max 100000"}, True),
-        ({"": "200000 100000"}, True),
-        ({"": "100000 100000"}, False),
-        ({"": "5000 10000"}, False),
-        ({"a.slice/b.service": "max 100000", "a.slice": "150000 100000"}, False),
-        ({"a.slice/b.service": "50000 100000"}, False),
-        ({"a.slice/b.service": "400000 100000", "other.slice": "1000 100000"}, True),
-    ],
-)
-def test_a_share_of_less_than_two_cores_is_not_spent_on_polling(tmp_path: Path, limits: dict[str, str], may: bool) -> None:
-    for group, limit in limits.items():
-        (tmp_path / group).mkdir(parents=True, exist_ok=True)
-        (tmp_path / group / "cpu.max").write_text(limit + "\n")
-    (tmp_path / "own").write_text("1:name=systemd:/x\n0::/a.slice/b.service\n")
-    assert may_poll(tmp_path / "own", tmp_path) is may
-
-
-@pytest.mark.parametrize("own", ["0::/\n", "4:memory:/x\n", ""])  # as a container sees itself; without cgroups v2
-def test_the_root_counts_and_other_groups_do_not(tmp_path: Path, own: str) -> None:
-    (tmp_path / "own").write_text(own)
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "cpu.max").write_text("1000 100000\n")
-    assert may_poll(tmp_path / "own", tmp_path)
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert not may_poll(tmp_path / "own", tmp_path)
-
-
-def test_without_procfs_it_may_poll(tmp_path: Path) -> None:
-    assert may_poll(tmp_path / "own", tmp_path)
+@pytest.mark.parametrize(("cores", "may"), [(0.5, False), (1.99, False), (2.0, True), (inf, True)])
+def test_a_share_of_less_than_two_cores_is_not_spent_on_polling(
+    cores: float, may: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlproxy.serve.idle_poll.quota_cores", lambda: cores)
+    assert may_poll() is may

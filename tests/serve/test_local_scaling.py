@@ -5,8 +5,9 @@ import threading
 from collections.abc import Sequence
 
 from dlproxy.config import ModelConfig
+from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
-from dlproxy.serve.hosting import LocalHosting, WarmModel
+from dlproxy.serve.local import LocalHosting, WarmModel
 from dlproxy.serve.roster import Roster
 from dlproxy.testing import FakeRuntime
 from tests.serve.rig import SIGNATURE, Array, Rig, double, turns
@@ -24,7 +25,7 @@ async def test_a_name_is_given_again_only_when_its_last_batch_has_ended() -> Non
 
     rig = Rig(instances=0)
     roster = Roster(rig.driver, rig.stats, rig.now)
-    warm = [WarmModel(FakeRuntime(SIGNATURE, gated), Calibration((), True), threads=1)]
+    warm = [WarmModel(FakeRuntime(SIGNATURE, gated), Calibration((), True), 1, Way(inline=False, instances=2, threads=1))]
     hosting = LocalHosting("m", ModelConfig(path="m.onnx", run="thread", instances=2), warm)
     hosting.attach(roster)
     replies = [rig.send(float(number), rows=64) for number in range(2)]

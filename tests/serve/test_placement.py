@@ -14,6 +14,7 @@ from dlproxy.instance.batch import BatchResult
 from dlproxy.instance.process.instance import ProcessInstance
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.specs import PythonSpec
+from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import DType
 from dlproxy.serve.hosting import Hosting, ProcessHosting, start_hosting
@@ -89,12 +90,12 @@ async def test_threads_get_the_devices_in_turn(tmp_path: Path, monkeypatch: pyte
 async def test_a_quick_model_on_a_gpu_runs_on_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = small_network.save_onnx(tmp_path)
     hosting, host = await _hosted(path, device="cpu")
-    assert hosting.inline
+    assert hosting.way.inline
     assert hosting.describe() == "inline on the event loop"
     await _stop(hosting, host)
     FakeGpus(monkeypatch)
     hosting, host = await _hosted(path)
-    assert not hosting.inline
+    assert not hosting.way.inline
     assert hosting.describe() == f"on 1 thread on {GPUS[0]}"
     await _stop(hosting, host)
     hosting, host = await _hosted(path, run="inline", device="cuda:1,cuda:0")
@@ -118,7 +119,10 @@ async def test_workers_say_where_they_compute() -> None:
     spec = PythonSpec("tests.instance.process_models:OnAGpu")
     supervisor = Supervisor("m", lambda name: ProcessInstance(name, spec))
     signature = await supervisor.start(1)
-    assert ProcessHosting(supervisor, signature, Calibration((), True), 1).describe() == "in 1 worker process on cuda:7"
+    assert (
+        ProcessHosting(supervisor, signature, Calibration((), True), Way(False, 1, 1)).describe()
+        == "in 1 worker process on cuda:7"
+    )
     await supervisor.stop()
 
 

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig
 from dlproxy.instance.batch import BatchResult
+from dlproxy.instance.trial import Way
 from dlproxy.message import FailureKind, Request
 from dlproxy.policy.arbiter import Arbiter, Want
 from dlproxy.policy.knobs import LaneKnobs
@@ -414,7 +415,7 @@ async def test_who_takes_turns(server: dict[str, Any], models: dict[str, Mapping
 async def test_a_model_with_more_threads_than_cores_takes_them_all() -> None:
     """It did run before there were turns, only not well: it may not keep the server from starting."""
     made = await loaded(a=THREAD, b=THREAD)
-    made[0].hosting.cores = 7
+    made[0].hosting.way = Way(False, 1, 7)
     assert share_cores(made, ServerConfig(cores=2, arbiter="auto"), clock=asyncio.get_running_loop().time)
     assert made[0].driver._needs == {"cores": 2}
     for model in made:
@@ -435,7 +436,7 @@ async def test_cores_that_do_not_suffice_are_an_error_that_names_the_model(
     threads: int, server: dict[str, Any], clues: list[str]
 ) -> None:
     made = await loaded(a=THREAD, b=THREAD)
-    made[0].hosting.cores = threads
+    made[0].hosting.way = Way(False, 1, threads)
     with pytest.raises(ConfigError) as caught:
         share_cores(made, ServerConfig(**{"arbiter": "auto", **server}), clock=asyncio.get_running_loop().time)
     for clue in clues:

@@ -25,7 +25,7 @@ from dlproxy.serve.driver import Driver
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.tensors import to_bytes
 from dlproxy.testing import FakeInstance, FakeRuntime
-from tests.lane.fixtures import write
+from tests.lane.fixtures import warmed, write
 from tests.serve.rig import SIGNATURE, Reply, double
 
 from .uv_loop import UvLoop
@@ -35,10 +35,11 @@ NANO = 1e-9  # the virtual loop's resolution; instants and durations of scenes a
 
 
 class NotedLane(Lane):
-    """A lane that keeps what it was told and what it answered, and checks that it is driven as the driver does."""
+    """A lane past its first batches that keeps what it was told and what it answered."""
 
     def __init__(self, knobs: LaneKnobs, prior: Sequence[tuple[int, float]] = LINE) -> None:
         super().__init__(knobs, prior)
+        warmed(self)
         self.told: list[tuple[float, Event]] = []
         self.said: list[tuple[float, str]] = []
         self.dispatched: list[Dispatch] = []

@@ -218,7 +218,7 @@ def test_what_counts_as_good(folder: Path, options: list[str], objective_ms: flo
 
 
 def test_a_trace_is_simulated_from_its_first_to_its_last_arrival(folder: Path) -> None:
-    (folder / "trace.csv").write_text("\n".join(["time", "100", "100", "100.5", "102", "104"]))
+    (folder / "trace.csv").write_text("\n".join(["time", "100", "100.5", "100.5", "102", "104"]))
     assert main(["simulate", "m", TIMES, "--trace=trace.csv", "--json=out.json"]) == OK
     result = load(folder / "out.json")
     assert (result.sent, result.ok, result.duration_s) == (5, 5, pytest.approx(4.0))

@@ -143,7 +143,7 @@ def test_a_log_without_an_answered_batch_or_any_event_is_refused(tmp_path: Path)
 
 
 def tampered(log: Path) -> Path:
-    """The same log, in which the second of two requests was told of as run on its own."""
+    """The same log, in which the second of two requests that ran together was told of as run on its own."""
     header, entries = read(log)
     records: list[Header | Entry] = [header, *entries]
     for entry in records[1:]:
@@ -160,13 +160,20 @@ def tampered(log: Path) -> Path:
 def test_the_command_ends_with_0_if_the_replay_is_the_recording_and_with_1_if_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = record(tmp_path / "a.dlog", (0.0, InstanceUp("a")), (1.0, arrived(1, 2, at=1.0)), (1.5, BatchDone(1, 0.5)))
+    log = record(
+        tmp_path / "a.dlog",
+        (0.0, InstanceUp("a")),
+        (0.5, arrived(1, at=0.5)),
+        (0.6, BatchDone(1, 0.011)),  # in time, so two may run at once
+        (1.0, arrived(2, 3, at=1.0)),
+        (1.5, BatchDone(2, 0.5)),
+    )
     out = tmp_path / "a.json"
     assert main(["simulate", "--replay", str(log), "--json", str(out), "--objective", "600ms"]) == OK
-    assert (load(out).ok, load(out).warnings, load(out).objective_ms) == (2, [], 600.0)
+    assert (load(out).ok, load(out).warnings, load(out).objective_ms) == (3, [], 600.0)
     assert main(["simulate", "--replay", str(tampered(log)), "--json", str(out)]) == FAILED
     (warning,) = load(out).warnings
-    assert "differs from the recording at entry 2 (Arrived)" in warning
+    assert "differs from the recording at entry 4 (Arrived)" in warning
     assert "differs" in capsys.readouterr().out
 
 

@@ -164,9 +164,9 @@ class Renames(Lane):
 @pytest.mark.parametrize(
     ("make_lane", "entry"),
     [
-        pytest.param(lambda knobs, prior: Lane(msgspec.structs.replace(knobs, max_batch=1), prior), 4, id="smaller batches"),
+        pytest.param(lambda knobs, prior: Lane(msgspec.structs.replace(knobs, max_batch=1), prior), 5, id="smaller batches"),
         pytest.param(lambda knobs, prior: Lane(msgspec.structs.replace(knobs, max_queue_rows=5), prior), 5, id="smaller queue"),
-        pytest.param(lambda knobs, prior: Lane(knobs, [(1, 1.0), (2, 2.0)]), 4, id="another calibration"),
+        pytest.param(lambda knobs, prior: Lane(knobs, [(1, 1.0), (2, 2.0)]), 5, id="another calibration"),
         pytest.param(Renames, 4, id="another reason"),
     ],
 )

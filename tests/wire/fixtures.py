@@ -35,9 +35,9 @@ HIGH_WATER = 64 * 1024
 CANCELLED = Failure(FailureKind.CANCELLED, "cancelled")
 
 
-def specs(*described: tuple[str, DType, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
+def specs(*described: tuple[str, DType, tuple[int, ...]], text: bool = False) -> tuple[TensorSpec, ...]:
     """Tensor specs of (name, type, shape)."""
-    return tuple(TensorSpec(name, dtype, shape) for name, dtype, shape in described)
+    return tuple(TensorSpec(name, dtype, shape, text and dtype is DType.BYTES) for name, dtype, shape in described)
 
 
 class EchoService:
@@ -86,10 +86,10 @@ class EchoService:
         return Response(request.id, self.model, self.version, outputs, TIMING)
 
 
-def echo_signature(*inputs: tuple[str, DType, tuple[int, ...]], batched: bool = True, utf8: bool = False) -> Signature:
-    """A signature whose outputs are its inputs, each with "out_" before its name."""
+def echo_signature(*inputs: tuple[str, DType, tuple[int, ...]], batched: bool = True, text: bool = False) -> Signature:
+    """A signature whose outputs are its inputs, each with "out_" before its name. `text`: its BYTES are."""
     outputs = [(f"out_{name}", dtype, shape) for name, dtype, shape in inputs]
-    return Signature(specs(*inputs), specs(*outputs), batched, "fake", utf8)
+    return Signature(specs(*inputs, text=text), specs(*outputs, text=text), batched, "fake")
 
 
 PLAIN = echo_signature(("x", DType.FP32, (-1, 2)))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,9 +11,9 @@ from starlette.applications import Starlette
 
 from dlproxy.config import ConfigError
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.control_http import MOST_BODY, control_app
+from dlproxy.wire.control_http import MOST_BODY, ControlServer, control_app
 
-from .fixtures import PLAIN, EchoService, served
+from .fixtures import PLAIN, Client, EchoService, post, request, served
 
 
 class Control:
@@ -37,14 +38,15 @@ class Control:
 class Port:
     """The application, asked as uvicorn asks it; models m (versions 1 and 2) and fixed, which nobody may change."""
 
-    def __init__(self) -> None:
+    def __init__(self, *others: str) -> None:
         self.controls = {"1": Control(), "2": Control()}
         catalog = Catalog()
         for version, control in self.controls.items():
             model = served(EchoService(PLAIN, version=version))
             model.control = control
             catalog.add(model)
-        catalog.add(served(EchoService(PLAIN, model="fixed")))
+        for name in ("fixed", *others):
+            catalog.add(served(EchoService(PLAIN, model=name)))
         self.app: Starlette = control_app(catalog, lambda: 0)
 
     def __call__(self, method: str, path: str, *pieces: bytes, leaves: bool = False) -> tuple[int, Any]:
@@ -184,3 +186,48 @@ def test_other_methods_are_refused(method: str, path: str) -> None:
 def test_the_other_pages_stand_beside(path: str) -> None:
     ask: Callable[..., tuple[int, Any]] = Port()
     assert ask("GET", path)[0] == 200
+
+
+# Paths and HTTP
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        *(("m/", "m"), ("%6D", "m"), ("my%20model", "my model"), ("z%C3%BCrich/", "zürich"), ("a+b", "a+b"), ("a%2Bb", "a+b")),
+        *(("a%2Fb", "a/b"), ("100%25", "100%"), ("%2525", "%25")),
+    ],
+)
+def test_a_model_is_found_however_its_name_is_spelt(path: str, name: str) -> None:
+    port = Port("my model", "zürich", "a+b", "a/b", "100%", "%25")
+    status, told = port("GET", f"/models/{path}")
+    assert (status, told["name"]) == (200, name)
+
+
+@pytest.mark.parametrize("path", ["/models/%", "/models/%zz", "/%4", "/models/m%"])
+def test_an_escape_that_is_none_is_400(path: str) -> None:
+    status, told = Port()("GET", path)
+    assert status == 400
+    assert "%25" in told["error"]
+
+
+@pytest.mark.parametrize("path", ["/models%2Fm", "/models//m", "/models/m//", "/models/m%2Fscale"])
+def test_a_slash_that_came_encoded_parts_nothing(path: str) -> None:
+    assert Port()("GET", path)[0] == 404
+
+
+async def test_bodies_arrive_behind_an_offer_to_upgrade_and_targets_with_a_host_are_understood() -> None:
+    port = Port()
+    server, listener = ControlServer(port.app), socket.create_server(("127.0.0.1", 0))
+    server.start(listener)
+    client = Client(*await asyncio.open_connection(*listener.getsockname()))
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQ"}
+    for speed, target in enumerate(("/models/m", "http://127.0.0.1:8002/models/m/?version=1"), start=2):
+        client.send(request(target, "PATCH", {"Content-Length": "11", **offer}, b'{"speed":%d}' % speed))
+        reply = await client.reply()
+        assert (reply.status, reply.json()["knobs"]) == (200, {"speed": speed})
+    assert [control.speed for control in port.controls.values()] == [3, 2]
+    client.send(post("/models/m/scale", b"[]", Connection="Upgrade", Upgrade="websocket"))
+    assert (await client.reply()).status == 400
+    await client.close()
+    await server.stop()

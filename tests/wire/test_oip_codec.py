@@ -432,7 +432,7 @@ def test_a_version_is_named_or_the_one_added_last_answers() -> None:
         ({"timeout": 250_000}, None, 10.25, 0),
         ({"timeout": 250_000}, 0.1, 10.1, 0),
         ({"timeout": 2**63 - 1, "priority": 2**32 - 1}, 1.0, 11.0, 2**32 - 1),
-        ({"priority": 2, "sequence_id": 5, "unknown": [1]}, None, inf, 2),
+        ({"priority": 2, "sequence_id": 0, "sequence_end": False, "unknown": [1]}, None, inf, 2),
         ({"timeout": None, "priority": None, "binary_data_output": False}, None, inf, 0),
     ],
 )

@@ -20,7 +20,7 @@ ONE = echo_signature(("x", DType.FP32, (-1, 2)))
 FREE = echo_signature(("x", DType.FP32, (-1, -1)))
 FLAT = echo_signature(("x", DType.FP32, (-1,)))
 FIXED = echo_signature(("x", DType.FP32, (4, 2)), batched=False)
-TEXT = echo_signature(("x", DType.BYTES, (-1, 1)), utf8=True)
+TEXT = echo_signature(("x", DType.BYTES, (-1, 1)), text=True)
 GOOD = Body().add("x", DType.FP32, [1, 2], [1, 2])
 INFER = "/v2/models/m/infer"
 

@@ -26,7 +26,7 @@ SIGNATURES = {
     "one": echo_signature(("x", DType.FP32, (-1, 2))),
     "pair": PAIR,
     "mixed": MIXED,
-    "text": echo_signature(("x", DType.BYTES, (-1, 1)), utf8=True),
+    "text": echo_signature(("x", DType.BYTES, (-1, 1)), text=True),
     "plain": echo_signature(("x", DType.INT64, (2, -1)), batched=False),
     "scalar": echo_signature(("x", DType.FP64, ()), batched=False),
 }

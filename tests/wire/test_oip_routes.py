@@ -262,10 +262,30 @@ def test_another_method_than_post_is_405_with_allow(path: str, method: str) -> N
 @pytest.mark.parametrize(
     "path",
     [
-        *("/v1", "/v2/v2", "//v2", "/V2", "/v2/health", "/v2/health/live/", "/v2/models", "/v2/models/", "/v2/models/m/", "*"),
+        *(
+            "/v1",
+            "/v2/v2",
+            "//v2",
+            "/V2",
+            "/v2/health",
+            "/v2/health/live//",
+            "/v2/models",
+            "/v2/models/",
+            "/v2/models/m//",
+            "*",
+        ),
         *("/v2/models/m/versions", "/v2/models/m/versions/", "/v2/models/m/versions/x", "/v2/models/m/versions/1/x"),
-        *("/v2/models//infer", "/v2/models/m/infer/", "/v2/models/m/n/infer", "/predict", "/predict/", "/predict/m/n", "/%2F"),
-        *("/v2/%6Dodels/m", "/v2/health/%6Cive", "/../v2", "/v2/../v2", "/v2/./health/live", "/v2%00"),
+        *(
+            "/v2/models//infer",
+            "/v2/models/m/infer//",
+            "/v2/models/m%2Finfer/x",
+            "/v2/models/m/n/infer",
+            "/predict",
+            "/predict/",
+            "/predict/m/n",
+            "/%2F",
+        ),
+        *("/v2/%4Dodels/m", "/v2%2Fhealth/live", "/v2/models%2Fm", "/../v2", "/v2/../v2", "/v2/./health/live", "/v2%00"),
         *("/v2;a", "/v2/models/m/versions/-1", "/v2/models/m/versions/1.0", "/v2/models/m/versions/+1", "/~x", "/favicon.ico"),
     ],
 )
@@ -277,12 +297,22 @@ def test_a_path_that_is_no_route_is_404(path: str, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v2/models/%6D", "/v2/models/m%2Finfer", "/v2/models/m%20", "/v2/models/..", "/v2/models/%", "/v2/models/'\"<>"]
+    ("path", "name"),
+    [
+        ("%4D", "M"),
+        ("m%2Finfer", "m/infer"),
+        ("m%20", "m "),
+        ("..", ".."),
+        ("'\"<>", "'\"<>"),
+        ("%E9", "\\xe9"),
+        ("%25", "%"),
+        ("+", "+"),
+    ],
 )
-def test_a_name_that_is_no_model_is_404_and_only_quoted_in_json(path: str) -> None:
-    reply = ask(request(path))
+def test_a_name_that_is_no_model_is_404_and_only_quoted_in_json(path: str, name: str) -> None:
+    reply = ask(request(f"/v2/models/{path}"))
     assert reply.status == 404
-    assert path.removeprefix("/v2/models/") in reply.error
+    assert f"'{name}' is not found" in reply.error
 
 
 def test_names_are_matched_as_they_are_not_as_patterns() -> None:

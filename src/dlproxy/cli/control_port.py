@@ -11,6 +11,8 @@ from urllib.parse import quote, urlsplit
 import msgspec
 from msgspec import Struct
 
+from dlproxy.hosts import plain_host
+
 PORT = 8002
 PATIENCE_S = 10.0
 SCALE_PATIENCE_S = 900.0  # a worker may take start_timeout_s (300 s) to load, and one that leaves first ends its batch
@@ -64,14 +66,14 @@ class ControlPort:
         try:
             parts = urlsplit(self.url)
             host, port = parts.hostname, parts.port
-            http.client.HTTPConnection(host or "", port)
+            http.client.HTTPConnection(host or "", port or PORT)  # which without a port would look for one in the host
         except (ValueError, http.client.InvalidURL) as error:
             raise ControlError(
                 f"--control '{url}' is not understood ({error}); write it like http://127.0.0.1:{PORT}"
             ) from None
         if parts.scheme != "http" or not host or parts.path or parts.query or parts.fragment:
             raise ControlError(f"--control '{url}' cannot be used; write it like http://127.0.0.1:{PORT} (plain HTTP only)")
-        self._host, self._port = host, PORT if port is None else port
+        self._host, self._port = plain_host(host), PORT if port is None else port
 
     def models(self) -> Any:
         """All that are served."""

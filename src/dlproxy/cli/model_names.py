@@ -1,6 +1,5 @@
 """Models as the command line names them: PATH or NAME=PATH. Called by cli/serve.py and cli/simulate.py."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +26,6 @@ def add_models(
     if not models:
         raise ConfigError(f"no model given; try: dlproxy {command} MODEL.onnx")
     for name in models:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):  # other letters reach a server percent-encoded
-            raise ConfigError(f"{name!r} cannot be a model's name: use letters a to z, digits, '-', '_' and '.' (NAME=PATH)")
+        if "/" in name or not name.isprintable() or name.strip() != name or not name.strip("."):
+            raise ConfigError(f"{name!r} cannot be a model's name: use printable text without a slash (NAME=PATH)")
     return models

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dlproxy.cli.model_names import add_models
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
+from dlproxy.hosts import authority
 
 if TYPE_CHECKING:
     from asyncio import Runner
@@ -97,18 +98,19 @@ def _report(server: "Server") -> None:
             say(line)
     if server.shares_cores:
         say("batches of these models take turns on the cores (arbiter)")
-    host = server.host
-    say(f"inference  http://{host}:{server.http_port}/v2   (plain JSON: POST /predict/MODEL)")
-    say(f"metrics    http://{host}:{server.control_port}/metrics   (state and knobs: dlproxy models)")
+    http, control = (authority(server.host, port) for port in (server.http_port, server.control_port))
+    say(f"inference  http://{http}/v2   (plain JSON: POST /predict/MODEL)")
+    say(f"metrics    http://{control}/metrics   (state and knobs: dlproxy models)")
     say("ready; Ctrl-C stops")
 
 
 def _describe(model: "LoadedModel") -> list[str]:
     served, hosting = model.served, model.hosting
     calibration = hosting.calibration
-    threads = f", {hosting.cores} thread{'s' * (hosting.cores > 1)} each" if hosting.cores else ""
+    count = hosting.way.threads
+    threads = f", {count} thread{'s' * (count > 1)} each" if count else ""
     single = "unknown" if calibration.single_s is None else f"{calibration.single_s * 1e3:.3g} ms"
-    batching = f"up to {model.lane.batching.limit} rows a batch" if served.signature.batched else "one request at a time"
+    batching = f"up to {model.lane.batching.goal} rows a batch" if served.signature.batched else "one request at a time"
     lines = [
         f"model {served.name} version {served.version}",
         f"  takes    {', '.join(map(_show, served.signature.inputs))}",

@@ -5,6 +5,7 @@ Called by every instance kind, and by serve/driver.py to cut. Not aware of: thre
 
 from collections.abc import Sequence
 from time import perf_counter
+from traceback import TracebackException
 
 import numpy as np
 from msgspec import Struct
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 from dlproxy import tensors
 from dlproxy.instance.runtime import Runtime
-from dlproxy.message import Failure, Request, Signature, Tensor
+from dlproxy.instance.tracebacks import origin_of
+from dlproxy.message import Failure, Request, Signature, Tensor, TensorSpec, text_of
 
 Array = NDArray[np.generic]
 
@@ -20,7 +22,8 @@ Array = NDArray[np.generic]
 class BatchResult(Struct):
     """Outputs in signature order, or the reason why there are none. Times in seconds.
 
-    `failure`: the error with its kind, where another server said so; None is the model's own failure.
+    `failure`: the error with its kind, where another server said so; None is the model's own failure. `origin`:
+    where the error was raised, for the log; text if that was in another process.
     """
 
     outputs: list[Array]
@@ -28,6 +31,7 @@ class BatchResult(Struct):
     batch_s: float
     error: str | None = None
     failure: Failure | None = None
+    origin: TracebackException | str = ""
 
 
 def run_batch(runtime: Runtime, requests: Sequence[Request]) -> BatchResult:
@@ -38,59 +42,109 @@ def run_batch(runtime: Runtime, requests: Sequence[Request]) -> BatchResult:
         compute_at = perf_counter()
         outputs = runtime.run(inputs)
         finished_at = perf_counter()
-        _check_outputs(runtime.signature, outputs, inputs)
+        _check_outputs(runtime.signature, outputs)
     except Exception as error:
-        return BatchResult([], 0.0, perf_counter() - started_at, str(error) or type(error).__name__)
+        return BatchResult([], 0.0, perf_counter() - started_at, text_of(error), origin=origin_of(error))
     return BatchResult(outputs, finished_at - compute_at, compute_at - started_at)
 
 
+def raised(error: BaseException) -> BatchResult:
+    """The result where `run_batch` itself has raised, as by sys.exit() in a model's own code: whoever waits must hear of it."""
+    text = f"the model raised {type(error).__name__}: {text_of(error)}"
+    return BatchResult([], 0.0, 0.0, text, origin=origin_of(error))
+
+
 def gather(signature: Signature, requests: Sequence[Request]) -> list[Array]:
-    """The inputs of all requests, stacked along axis 0: one array per input, one copy of the bytes (none if alone)."""
+    """The inputs of all requests, their rows stacked: one array per input, one copy of the bytes (none if alone)."""
     arrays = []
     for index, spec in enumerate(signature.inputs):
         first = requests[0].inputs[index]
-        if len(requests) == 1:
-            arrays.append(tensors.to_array(spec.dtype, first.shape, first.data))
+        if len(requests) == 1 or spec.rows is None:  # what a batch shares is the same in all of its requests
+            arrays.append(tensors.to_array(spec.dtype, first.shape, first.data, text=spec.text))
             continue
-        rows = sum([request.inputs[index].shape[0] for request in requests])
-        data = b"".join([request.inputs[index].data for request in requests])
-        arrays.append(tensors.to_array(spec.dtype, (rows, *first.shape[1:]), data))
+        parts = [request.inputs[index] for request in requests]
+        if spec.rows:
+            each = [tensors.to_array(spec.dtype, part.shape, part.data, text=spec.text) for part in parts]
+            arrays.append(np.concatenate(each, axis=spec.rows))
+            continue
+        rows = sum([part.shape[0] for part in parts])
+        data = b"".join([part.data for part in parts])
+        arrays.append(tensors.to_array(spec.dtype, (rows, *first.shape[1:]), data, text=spec.text))
     return arrays
 
 
 class Cutter:
-    """Cuts each request's rows out of a finished batch, in the order in which they were gathered, without copying."""
+    """Cuts each request's rows out of a finished batch, in the order in which they were gathered.
 
-    def __init__(self, signature: Signature, outputs: Sequence[Array]) -> None:
-        self._batched = signature.batched
+    Without copying where rows stand on axis 0. A batch of one request is not cut at all: it gets everything.
+    """
+
+    def __init__(self, signature: Signature, outputs: Sequence[Array], *, requests: int) -> None:
+        self._whole = requests == 1
         self._parts = [
-            (spec, array.shape[1:], array, *tensors.bytes_per_row(spec.dtype, array))
+            (
+                spec,
+                array.shape[1:],
+                array,
+                *((None, 0) if spec.rows or spec.counts else tensors.bytes_per_row(spec.dtype, array)),
+            )
             for spec, array in zip(signature.outputs, outputs, strict=True)
         ]
+        self._ends = {
+            spec.counts: np.cumsum(_counts(spec, signature, outputs))
+            for spec in signature.outputs
+            if spec.counts and not self._whole
+        }
 
     def cut(self, start: int, rows: int, wanted: Sequence[int]) -> list[Tensor]:
-        """The wanted outputs (by index) of `rows` rows from row `start`; all of it if the model does not batch."""
+        """The wanted outputs (by index) of `rows` rows from row `start`."""
         cut = []
         for index in wanted:
             spec, row_shape, array, data, row_bytes = self._parts[index]
-            if not self._batched:
-                cut.append(Tensor(spec.name, spec.dtype, array.shape, tensors.to_bytes(spec.dtype, array)))
-            elif data is None:  # BYTES: rows differ in length
-                part = array[start : start + rows]
-                cut.append(Tensor(spec.name, spec.dtype, part.shape, tensors.to_bytes(spec.dtype, part)))
-            else:
+            if self._whole:
+                view = tensors.to_bytes(spec.dtype, array) if data is None else data
+                cut.append(Tensor(spec.name, spec.dtype, array.shape, view))
+            elif data is not None:
                 view = data[start * row_bytes : (start + rows) * row_bytes]
                 cut.append(Tensor(spec.name, spec.dtype, (rows, *row_shape), view))
+            else:
+                part = self._part(spec, array, start, start + rows)
+                cut.append(Tensor(spec.name, spec.dtype, part.shape, tensors.to_bytes(spec.dtype, part)))
         return cut
 
+    def _part(self, spec: TensorSpec, array: Array, start: int, end: int) -> Array:
+        """Of an output whose rows differ in length, or do not stand on axis 0."""
+        if spec.counts:
+            ends = self._ends[spec.counts]
+            return array[int(ends[start - 1]) if start else 0 : int(ends[end - 1])]
+        return array[(slice(None),) * (spec.rows or 0) + (slice(start, end),)]
 
-def _check_outputs(signature: Signature, outputs: Sequence[Array], inputs: Sequence[Array]) -> None:
-    """What passes here can be cut apart. Raises ValueError."""
+
+def why_uncut(signature: Signature, outputs: Sequence[Array], rows: int) -> str:
+    """Why a batch of so many rows cannot be cut apart by its outputs; empty if it can."""
+    for spec, array in zip(signature.outputs, outputs, strict=True):
+        if spec.counts:
+            counts = _counts(spec, signature, outputs)
+            if array.ndim and counts.size == rows and counts.min() >= 0 and counts.sum() == len(array):
+                continue
+            said = f"{array.shape[0] if array.ndim else 0} elements where '{spec.counts}' counts {counts.sum()}"
+            return f"output '{spec.name}' has {said} for a batch of {rows} rows"
+        axis = spec.rows
+        if axis is None or axis >= array.ndim or array.shape[axis] != rows:
+            return f"output '{spec.name}' has shape {list(array.shape)} for a batch of {rows} rows"
+    return ""
+
+
+def _counts(spec: TensorSpec, signature: Signature, outputs: Sequence[Array]) -> NDArray[np.int64]:
+    """What the output that counts this one's elements says."""
+    found = next(array for other, array in zip(signature.outputs, outputs, strict=True) if other.name == spec.counts)
+    return found.astype(np.int64).ravel()
+
+
+def _check_outputs(signature: Signature, outputs: Sequence[Array]) -> None:
+    """As many outputs as declared, of the declared types. Raises ValueError."""
     if len(outputs) != len(signature.outputs):
         raise ValueError(f"the model gave {len(outputs)} outputs where it declares {len(signature.outputs)}")
     for spec, array in zip(signature.outputs, outputs, strict=True):
         if array.dtype != tensors.NUMPY[spec.dtype]:
             raise ValueError(f"output '{spec.name}' is {array.dtype} where the model declares {spec.dtype.value}")
-        if signature.batched and (not array.shape or array.shape[0] != inputs[0].shape[0]):
-            rows = inputs[0].shape[0]
-            raise ValueError(f"output '{spec.name}' has shape {list(array.shape)} for a batch of {rows} rows")

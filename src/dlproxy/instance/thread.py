@@ -6,7 +6,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 
-from dlproxy.instance.batch import BatchResult, run_batch
+from dlproxy.instance.batch import BatchResult, raised, run_batch
 from dlproxy.instance.runtime import Runtime
 from dlproxy.message import Request
 
@@ -47,8 +47,8 @@ class ThreadInstance:
         requests, done, loop = job
         try:
             result = run_batch(self._runtime, requests)
-        except BaseException as error:  # sys.exit() in a model's own code: whoever waits must still hear of it
-            result = BatchResult([], 0.0, 0.0, f"the model raised {type(error).__name__}: {error}")
+        except BaseException as error:
+            result = raised(error)
         with suppress(RuntimeError):  # the loop has been closed meanwhile: nobody waits
             loop.call_soon_threadsafe(done, result)
         return True

@@ -21,6 +21,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dlproxy.hosts import authority, plain_host
 from dlproxy.lab.demo_client import Load, LoadError, Results
 from dlproxy.serve.event_loop import loop_factory
 
@@ -186,7 +187,7 @@ def _addresses(report: list[str]) -> tuple[_Addresses, list[str]]:
     if len(found) != 2:
         raise DemoError("the server's addresses are not understood:\n" + "\n".join(report))
     number, host, http_port = found["inference"]
-    return _Addresses(host, http_port, found["metrics"][2]), report[:number]
+    return _Addresses(plain_host(host), http_port, found["metrics"][2]), report[:number]
 
 
 async def _end(process: Process) -> None:
@@ -248,14 +249,14 @@ def _draw(image: NDArray[np.uint8]) -> list[str]:
 
 def _invitation(addresses: _Addresses, image: NDArray[np.uint8], label: int) -> list[str]:
     body = json.dumps({"inputs": [image.tolist()]}, separators=(",", ":"))
-    host, http_port = addresses.host, addresses.http_port
+    http, control = (authority(addresses.host, port) for port in (addresses.http_port, addresses.control_port))
     return [
         f"Try it: this is the digit {label}, and probability number {label} (counted from 0) comes back close to 1.",
         "",
-        f"curl -sw '\\n' http://{host}:{http_port}/predict/digits -d '{body}'",
+        f"curl -sw '\\n' http://{http}/predict/digits -d '{body}'",
         "",
-        f"inference  http://{host}:{http_port}/v2/models/digits",
-        f"metrics    http://{host}:{addresses.control_port}/metrics",
+        f"inference  http://{http}/v2/models/digits",
+        f"metrics    http://{control}/metrics",
         "serving; Ctrl-C stops",
     ]
 

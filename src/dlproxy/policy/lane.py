@@ -471,7 +471,7 @@ class Lane:
             ends = [run.started_at + self.model.mean(run.rows) for run in self._running.values()]
             busy_s = max(min(ends) - now, 0.0)
         instances = len(self.pool) or int(self._outage_until > now)
-        return Backlog(batch_limit=self.batching.limit, instances=instances, idle=bool(self.pool.ready), busy_s=busy_s)
+        return Backlog(batch_limit=self.batching.goal, instances=instances, idle=bool(self.pool.ready), busy_s=busy_s)
 
     def _want_turn(self, now: float, commands: list[Command]) -> None:
         """Tell the arbiter, unless it knows already."""
@@ -506,7 +506,7 @@ class Lane:
 
     def _size_limit(self) -> None:
         if self._limit is not None:
-            self._limit.configure(least=LIMIT_BATCHES * self.batching.limit * max(len(self.pool), 1))
+            self._limit.configure(least=LIMIT_BATCHES * self.batching.goal * max(len(self.pool), 1))
 
     def _arm_expiry(self, now: float, commands: list[Command]) -> None:
         deadline_at = min(self._deadlines.next_at(self.queue), self._again.next_deadline())

@@ -3,6 +3,8 @@
 Called by serve/server.py (sockets) and serve/proxy.py (library). Not aware of: protocols.
 """
 
+import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
@@ -14,6 +16,9 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.cores import usable_cores
+from dlproxy.instance.inline import HOLD_S
+from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Failure, Request
 from dlproxy.policy.arbiter import Arbiter
@@ -22,8 +27,12 @@ from dlproxy.policy.lane import Lane
 from dlproxy.policy.quota import Quota, Quotas
 from dlproxy.serve.control import LaneControl
 from dlproxy.serve.driver import Driver
-from dlproxy.serve.hosting import Hosting, start_hosting, usable_cores
+from dlproxy.serve.hosting import Hosting, start_hosting
 from dlproxy.serve.layers import QuotaLayer
+from dlproxy.serve.local import LocalHosting
+from dlproxy.serve.recheck import Recheck
+from dlproxy.serve.remembered import Memory
+from dlproxy.serve.reservoir import Reservoir
 from dlproxy.serve.roster import Roster
 from dlproxy.serve.turns import Turns
 from dlproxy.service import Service
@@ -31,7 +40,8 @@ from dlproxy.telemetry.event_log import Header, Recorder
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import ServedModel
 
-INLINE_HOLD_S = 1e-3  # the loop may stand still this long at most: every other connection and model waits meanwhile
+log = logging.getLogger(__name__)
+
 EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
 
 
@@ -61,7 +71,7 @@ def plan_lane(
     calibration: Calibration,
     *,
     batched: bool,
-    inline: bool,
+    way: Way,
     tenants: Mapping[str, TenantConfig] = EMPTY,
 ) -> LanePlan:
     """The lane's knobs, what it knows of latency at the start, and its instances' names."""
@@ -70,7 +80,7 @@ def plan_lane(
         max_queue_rows=config.max_queue_rows,
         slo_s=config.slo_s,
         max_wait_s=config.max_wait_s,
-        max_batch_s=INLINE_HOLD_S if inline else inf,
+        max_batch_s=HOLD_S if way.inline else inf,
         discipline=config.discipline,
         starvation_s=config.starvation_s,
         ageing_s=config.ageing_s,
@@ -84,8 +94,8 @@ def plan_lane(
         eject_after=config.eject_after,
         outage_wait_s=config.outage_wait_s,
     )
-    instances = [f"{name}-{number}" for number in range(1 if inline else config.instances)]
-    return LanePlan(knobs, list(calibration.points), inline, instances)
+    instances = [f"{name}-{number}" for number in range(way.instances)]
+    return LanePlan(knobs, list(calibration.points), way.inline, instances)
 
 
 async def load_model(
@@ -95,14 +105,15 @@ async def load_model(
     tenants: Mapping[str, TenantConfig] = EMPTY,
     quotas: Quotas | None = None,
     event_log: Path | None = None,
+    memory: Memory | None = None,
     clock: Callable[[], float] = monotonic,
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ModelError if it cannot be loaded."""
-    hosting = await start_hosting(name, config)
+    hosting = await start_hosting(name, config, memory)
     signature = hosting.signature
     if hosting.most_rows is not None:
         config = msgspec.structs.replace(config, max_batch=min(config.max_batch, hosting.most_rows))
-    plan = plan_lane(name, config, hosting.calibration, batched=signature.batched, inline=hosting.inline, tenants=tenants)
+    plan = plan_lane(name, config, hosting.calibration, batched=signature.batched, way=hosting.way, tenants=tenants)
     lane = Lane(plan.knobs, plan.prior)
     recorder = None
     if event_log is not None:
@@ -132,19 +143,26 @@ async def load_model(
         slo_s=config.slo_s,
         is_ready=lambda: driver.ready,
         queued_rows=lambda: lane.queue.rows,
-        batch_limit=lambda: lane.batching.limit,
+        batch_limit=lambda: lane.batching.goal,
         sticky=config.sticky,
         control=control,
     )
+    loaded = LoadedModel(served=served, driver=driver, lane=lane, hosting=hosting, recorder=recorder, control=control)
     control.on_slo = partial(setattr, served, "slo_s")
-    return LoadedModel(
-        served=served,
-        driver=driver,
-        lane=lane,
-        hosting=hosting,
-        recorder=recorder,
-        control=control,
-    )
+    if signature.batched and config.batching == "auto":
+        driver.compare_answers(Recheck(driver.submit, stats, clock, partial(_stop_batching, loaded)))
+    if isinstance(hosting, LocalHosting) and hosting.may_move():  # what was tried on made-up inputs is tried on real ones
+        hosting.on_moved = lambda way: control.turn_knobs(max_batch_s=HOLD_S if way.inline else inf)
+        driver.keep_requests(Reservoir(hosting.try_again))
+    return loaded
+
+
+def _stop_batching(model: LoadedModel, reason: str) -> None:
+    name = model.served.name
+    log.error("model %s: %s: batching is off from now on (batching = 'off' turns it off from the start)", name, reason)
+    asyncio.get_running_loop().call_soon(model.control.stop_batching, reason)  # not in the midst of a lane's commands
+    if isinstance(model.hosting, LocalHosting):
+        model.hosting.rows_are_not_independent(reason)
 
 
 def _with_quotas(inner: Service, quotas: Quotas, stats: ModelStats, clock: Callable[[], float]) -> Service:
@@ -173,7 +191,8 @@ def share_cores(models: Sequence[LoadedModel], server: ServerConfig, *, clock: C
     loop runs one at a time as it is.
     """
     cores = server.cores or usable_cores()
-    sharing = [(model, min(model.hosting.cores, cores)) for model in models if model.hosting.cores and not model.hosting.inline]
+    ways = [(model, model.hosting.way) for model in models]
+    sharing = [(model, min(way.threads, cores)) for model, way in ways if way.threads and not way.inline]
     busiest = sum(need * len(model.lane.instances) for model, need in sharing)
     if not sharing or server.arbiter == "off" or (server.arbiter == "auto" and (len(sharing) < 2 or busiest <= cores)):
         return False

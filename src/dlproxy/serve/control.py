@@ -37,6 +37,7 @@ class LaneControl:
         self._driver = driver
         self._knobs = knobs
         self._most_batch = knobs.max_batch
+        self._batching = "on" if knobs.max_batch > 1 else "off"
         self.on_slo: Callable[[float | None], None] | None = None
         """Told of the objective whenever knobs change: it gives requests their deadlines."""
 
@@ -49,7 +50,8 @@ class LaneControl:
             "run": self._hosting.run,
             "knobs": {name: getattr(self._config, name) for name in CHANGEABLE},
             "arbitrated": self._knobs.arbitrated,
-            "batch_limit_rows": self._lane.batching.limit,
+            "batching": self._batching,
+            "batch_limit_rows": self._lane.batching.goal,
             "queued_requests": len(self._lane.queue),
             "queued_rows": self._lane.queue.rows,
             "running_batches": self._lane.in_flight,
@@ -81,6 +83,13 @@ class LaneControl:
         self._config = config
         values = {name: getattr(config, name) for name in CHANGEABLE if name != "slo"}
         self.turn_knobs(slo_s=config.slo_s, **values)
+
+    def stop_batching(self, reason: str) -> None:
+        """A row's answer is not its own: from now on requests run one by one."""
+        self._batching = f"off: {reason}"
+        self._most_batch = 1
+        self._config = msgspec.structs.replace(self._config, max_batch=1)
+        self.turn_knobs(max_batch=1)
 
     async def scale(self, count: int) -> None:
         """Run so many instances; returns when they are up, or gone. Raises ConfigError, also if one cannot be started."""

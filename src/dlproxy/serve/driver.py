@@ -5,7 +5,7 @@ Called by wire/ (through Service) and serve/proxy.py. Not aware of: wire formats
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import ceil, inf
@@ -13,8 +13,8 @@ from math import ceil, inf
 from msgspec import Struct
 
 from dlproxy.instance import Instance
-from dlproxy.instance.batch import BatchResult, Cutter
-from dlproxy.message import Failure, FailureKind, Request, Response, Signature, Timing
+from dlproxy.instance.batch import BatchResult, Cutter, why_uncut
+from dlproxy.message import Failure, FailureKind, Request, Response, Signature, Tensor, Timing, text_of
 from dlproxy.policy.arbiter import Want
 from dlproxy.policy.events import (
     Arrived,
@@ -36,8 +36,11 @@ from dlproxy.policy.events import (
     WantTurn,
 )
 from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.serve.failure_log import FailureLog
 from dlproxy.serve.idle_poll import IdlePoll
 from dlproxy.serve.quarantine import Quarantine
+from dlproxy.serve.recheck import Recheck
+from dlproxy.serve.reservoir import Reservoir
 from dlproxy.serve.turns import Turns
 from dlproxy.service import ReplyTo
 from dlproxy.telemetry.stats import AnsweredBatch, ModelStats
@@ -84,6 +87,7 @@ class Driver:
         self._stats = stats
         self._clock = clock
         self._quarantine_s = quarantine_s
+        self._failure_log = FailureLog(model)
         self._quarantine: Quarantine | None = None  # there is one only while something is in it
         self._loop = asyncio.get_running_loop()
         self._instances: dict[str, Instance] = {}
@@ -97,6 +101,8 @@ class Driver:
         self._needs: Mapping[str, float] = {}
         self._lease: int | None = None  # granted, not yet used
         self._idle_poll: IdlePoll | None = None
+        self._recheck: Recheck | None = None
+        self._reservoir: Reservoir | None = None
         self._idle: asyncio.Event | None = None  # set when nothing is unanswered, if somebody waits for that
         self._carry_out: dict[type, Callable[..., None]] = {
             Dispatch: self._dispatch,
@@ -159,6 +165,14 @@ class Driver:
         """From now on it is told whether anything is unanswered here."""
         self._idle_poll = idle_poll
 
+    def compare_answers(self, recheck: Recheck) -> None:
+        """From now on it gets answers that were cut out of batches, when they are due."""
+        self._recheck = recheck
+
+    def keep_requests(self, reservoir: Reservoir) -> None:
+        """From now on it gets one request of each batch, for as long as it wants any."""
+        self._reservoir = reservoir
+
     def change_knobs(self, knobs: LaneKnobs) -> None:
         """New values, for queued requests too."""
         self._tell_lane(KnobsChanged(knobs))
@@ -170,8 +184,8 @@ class Driver:
 
     @property
     def unanswered(self) -> int:
-        """Requests that are queued or run."""
-        return len(self._waiting)
+        """Clients' requests that are queued or run."""
+        return sum([ticket_id >= 0 for ticket_id in self._waiting])
 
     async def stop(self, drain_s: float) -> None:
         """Wait up to `drain_s` seconds for what is unanswered, then stop the instances and fail the rest."""
@@ -202,7 +216,11 @@ class Driver:
     def _batch_done(self, batch_id: int, result: BatchResult) -> None:
         flight = self._flights.get(batch_id)
         if flight is not None:
+            if self._signature.batched and result.error is None:
+                result = self._attributed(flight.requests, result)
             flight.result = result
+            if result.error is not None:
+                self._failure_log.batch_failed(flight.instance, flight.requests, result, self._clock())
         self._finishing = True
         try:
             self._tell_lane(BatchDone(batch_id, result.batch_s + result.compute_s, result.error, result.failure))
@@ -211,6 +229,18 @@ class Driver:
         flight = self._flights.pop(batch_id, None)
         if flight is not None:
             self._release(flight, result.batch_s + result.compute_s)
+
+    def _attributed(self, requests: Sequence[Request], result: BatchResult) -> BatchResult:
+        """The same if each request's rows can be told; else a failure, so that the lane runs the requests in smaller parts.
+
+        One that is alone gets everything: that its output does not count rows is for the next batches to know.
+        """
+        why = why_uncut(self._signature, result.outputs, sum([request.ticket.rows for request in requests]))
+        if not why or (len(requests) == 1 and not self._signature.even):
+            return result
+        if self._recheck is not None:
+            self._recheck.end(why)
+        return result if len(requests) == 1 else BatchResult([], result.compute_s, result.batch_s, why)
 
     def _on_turn(self, lease: int) -> None:
         self._lease = lease
@@ -232,6 +262,8 @@ class Driver:
 
     def _dispatch(self, command: Dispatch) -> None:
         requests = [self._waiting[ticket.id][0] for ticket in command.tickets]
+        if self._reservoir is not None and not self._reservoir.saw(requests[0]):
+            self._reservoir = None
         lease, self._lease = self._lease, None
         self._flights[command.batch_id] = _Flight(requests, command.instance, self._clock(), lease)
         instance = self._instances[command.instance]
@@ -247,10 +279,11 @@ class Driver:
         assert result is not None
         split_at = self._clock()
         dispatched_at = flight.dispatched_at
-        cutter = Cutter(self._signature, result.outputs)
+        cutter = Cutter(self._signature, result.outputs, requests=len(flight.requests))
         self._loop.call_soon(self._stats.settle)  # when the replies have left, before whoever awaits one here goes on
         queued_s: list[float] = []
         end = 0
+        answer: tuple[Request, list[Tensor]] | None = None
         for request in flight.requests:
             ticket = request.ticket
             start, end = end, end + ticket.rows
@@ -260,8 +293,10 @@ class Driver:
                 try:
                     outputs = cutter.cut(start, ticket.rows, request.outputs)
                 except Exception as error:  # the model gave elements that are none of the declared type
-                    self._fail(request, waiting[1], Failure(FailureKind.MODEL_FAILED, str(error)))
+                    self._failure_log.answer_failed(flight.instance, request, error, split_at)
+                    self._fail(request, waiting[1], Failure(FailureKind.MODEL_FAILED, text_of(error)))
                     continue
+                answer = request, outputs
                 queued_s.append(queue_s)
                 timing = Timing(queue_s, result.batch_s, result.compute_s)
                 response = Response(request.id, self._model, self._version, outputs, timing)
@@ -271,6 +306,10 @@ class Driver:
                     log.exception("model %s: could not hand over the answer to request %d", self._model, ticket.id)
         answered_at = self._clock()
         after_s, split_s = answered_at - dispatched_at, answered_at - split_at
+        if not flight.requests[0].ticket.of_client:
+            return
+        if self._recheck is not None and answer is not None and len(flight.requests) > 1 and self._recheck.due(answered_at):
+            self._recheck.ask_again(*answer, answered_at)
         self._stats.batch_answered(AnsweredBatch(end, queued_s, after_s, result.batch_s, result.compute_s, split_s))
 
     def _reject(self, command: Reject) -> None:
@@ -291,7 +330,8 @@ class Driver:
         return left_s > 0.0
 
     def _fail(self, request: Request, reply: ReplyTo, failure: Failure) -> None:
-        self._stats.failed(failure.kind, self._clock() - request.ticket.arrived_at)
+        if request.ticket.of_client:
+            self._stats.failed(failure.kind, self._clock() - request.ticket.arrived_at)
         try:
             reply.failed(failure)
         except Exception:

@@ -5,12 +5,11 @@ Called by serve/driver.py, made by serve/server.py. Not aware of: sockets, lanes
 
 from collections.abc import Callable
 from math import inf
-from pathlib import Path
+
+from dlproxy.cores import quota_cores
 
 STREAK = 16  # requests in a row that must have come soon; random arrivals seldom do unless they fill the core anyway
 QUOTA_CORES = 2.0  # a group of processes that may use less would be held up later for what was spent on polling
-CGROUPS = Path("/sys/fs/cgroup")
-OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 class IdlePoll:
@@ -63,23 +62,6 @@ class IdlePoll:
             self._call_soon(self._turn)
 
 
-def may_poll(own_cgroup: Path = OWN_CGROUP, cgroups: Path = CGROUPS) -> bool:
-    """False where the kernel allots this process, or a group that it is in, less than two cores' time (cgroup v2)."""
-    try:
-        entries = own_cgroup.read_text().splitlines()
-    except OSError:  # no Linux
-        return True
-    group = cgroups
-    groups = [group]
-    for name in next((entry[len("0::/") :] for entry in entries if entry.startswith("0::/")), "").split("/"):
-        group /= name
-        groups.append(group)
-    return all(_quota_cores(group / "cpu.max") >= QUOTA_CORES for group in groups)
-
-
-def _quota_cores(cpu_max: Path) -> float:
-    try:
-        quota, period = cpu_max.read_text().split()
-    except OSError:  # this group has no limit
-        return inf
-    return inf if quota == "max" else float(quota) / float(period)
+def may_poll() -> bool:
+    """False where the kernel allots this process less than two cores' time."""
+    return quota_cores() >= QUOTA_CORES

@@ -85,7 +85,8 @@ class Proxy:
         tenant: str = "",
     ) -> dict[str, NDArray[Any]]:
         """One request; axis 0 of every input is the batch. Numbers of the declared kind are converted to the declared type,
-        those of another kind (float for an integer) are refused. BF16 goes in and comes out as float32.
+        those of another kind (float for an integer) are refused. BF16 goes in and comes out as float32. BYTES take bytes and
+        str, which goes as UTF-8; they come out as bytes, or as str where the model declares text.
 
         Returns the named outputs (all if none is named). Raises InferenceError. Cancelling cancels the request.
         """
@@ -105,7 +106,10 @@ class Proxy:
         )
         request.ticket.tenant = tenant
         response = await service.infer(served.service, request)
-        return {tensor.name: _array(tensor) for tensor in response.outputs}
+        specs = served.signature.outputs
+        return {
+            tensor.name: _array(tensor, text=specs[index].text) for index, tensor in zip(wanted, response.outputs, strict=True)
+        }
 
     @property
     def models(self) -> list[LoadedModel]:
@@ -117,25 +121,40 @@ class Proxy:
             await unload_model(self._loaded.pop(), self._drain_s)
 
 
-def _array(tensor: Tensor) -> NDArray[Any]:
-    array = tensors.to_array(tensor.dtype, tensor.shape, tensor.data)
+def _array(tensor: Tensor, *, text: bool) -> NDArray[Any]:
+    array = tensors.to_array(tensor.dtype, tensor.shape, tensor.data, text=text)
     return tensors.bf16_to_fp32(array) if tensor.dtype is DType.BF16 else array
 
 
 def _tensor(name: str, dtype: DType, value: Any) -> Tensor:
+    if dtype is DType.BYTES:
+        return _opaque(name, value)
     try:
         array = np.asarray(value)
     except ValueError as error:
         raise invalid(f"input '{name}' makes no array: {error}") from None
-    if dtype is DType.BYTES:
-        for element in array.ravel().tolist():
-            if not isinstance(element, str | bytes):
-                raise invalid(f"input '{name}': {element!r} is no text, as BYTES takes; give str or bytes")
-    elif dtype is DType.BF16:
+    if dtype is DType.BF16:
         array = tensors.fp32_to_bf16(_converted(name, array, np.dtype(np.float32), dtype))
     else:
         array = _converted(name, array, tensors.NUMPY[dtype], dtype)
     return Tensor(name, dtype, array.shape, tensors.to_bytes(dtype, array))
+
+
+def _opaque(name: str, value: Any) -> Tensor:
+    """BYTES as they are given: numpy's own strings, which it would make of lists too, lose zeros. Raises InferenceError."""
+    try:
+        fixed_width = _strings_in(value)
+        array = tensors.opaque(np.asarray(value, object) if fixed_width is None else fixed_width)
+    except ValueError as error:
+        raise invalid(f"input '{name}': {error}") from None
+    return Tensor(name, DType.BYTES, array.shape, tensors.to_bytes(DType.BYTES, array))
+
+
+def _strings_in(value: Any) -> NDArray[Any] | None:
+    """The first numpy array of strings of fixed width, itself or somewhere in nested lists."""
+    if isinstance(value, list | tuple):
+        return next((found for found in map(_strings_in, value) if found is not None), None)
+    return value if isinstance(value, np.ndarray) and value.dtype.kind in "SU" else None
 
 
 def _converted(name: str, array: NDArray[Any], wanted: np.dtype[Any], dtype: DType) -> NDArray[Any]:

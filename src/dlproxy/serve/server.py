@@ -15,8 +15,10 @@ from pathlib import Path
 from time import monotonic
 
 from dlproxy.config import Config, ServerConfig
+from dlproxy.hosts import authority, plain_host
 from dlproxy.serve.assemble import LoadedModel, load_model, make_quotas, share_cores, unload_model
 from dlproxy.serve.idle_poll import IdlePoll, may_poll
+from dlproxy.serve.remembered import memory_in
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.control_http import ControlServer, control_app
 from dlproxy.wire.http_server import HttpServer
@@ -49,8 +51,9 @@ class Server:
             event_log = Path(server.event_log) if server.event_log else None
             tenants = self._config.tenants
             quotas = make_quotas(tenants)
+            memory = memory_in(server.calibration_folder)
             for name, model in self._config.models.items():
-                loaded = await load_model(name, model, tenants=tenants, quotas=quotas, event_log=event_log)
+                loaded = await load_model(name, model, tenants=tenants, quotas=quotas, event_log=event_log, memory=memory)
                 self.models.append(loaded)
                 self._catalog.add(loaded.served)
             self.shares_cores = share_cores(self.models, server)
@@ -138,15 +141,16 @@ class _Listeners:
 
 def _bind(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.getaddrinfo(plain_host(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise PortError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        raise PortError(f"cannot listen on {authority(host, port)}: {error.strerror or error}") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
         listener.close()
         hint = "; is another server running? 0 picks a free port" if error.errno == errno.EADDRINUSE else ""
-        raise PortError(f"cannot listen on {host}:{port}: {error.strerror}{hint}") from None
+        raise PortError(f"cannot listen on {authority(host, port)}: {error.strerror}{hint}") from None
     return listener

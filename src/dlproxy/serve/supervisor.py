@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from dlproxy.instance import Instance
 from dlproxy.instance.runtime import ModelError
-from dlproxy.message import Signature
+from dlproxy.message import Signature, text_of
 
 FIRST_DELAY_S = 0.1
 MOST_DELAY_S = 10.0
@@ -205,7 +205,7 @@ class Supervisor:
             await self._start(instance, lost)
         except Exception as error:  # whoever asked for it handles it
             if self._host is not None:
-                self._host.instance_failed(instance, str(error) or type(error).__name__)
+                self._host.instance_failed(instance, text_of(error))
             raise
         place.instance = instance
         log.info("%s: up after %.2f s", place.name, loop.time() - began_at)

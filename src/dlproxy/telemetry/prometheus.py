@@ -94,8 +94,15 @@ class ModelCollector(Collector):
             "Instances that came up, were lost, were retired or did not start",
             labels=(*_LABELS, "change"),
         )
+        rechecks = CounterMetricFamily(
+            "dlproxy_rechecked_answers",
+            "Answers of batches that were computed again, alone, and were the same or different",
+            labels=(*_LABELS, "result"),
+        )
         for model in models:
             labels = (model.name, model.version)
+            for result, times in model.stats.rechecks.items():
+                rechecks.add_metric((*labels, result), times)
             for phase in ("queue", "batch", "compute", "split", "request"):
                 histogram: Histogram = getattr(model.stats, phase)
                 phases.add_metric((*labels, phase), _cumulative(histogram), histogram.total_s)
@@ -106,7 +113,7 @@ class ModelCollector(Collector):
                 states.add_metric((*labels, state), number)
             for change, times in model.stats.instance_changes.items():
                 changes.add_metric((*labels, change), times)
-        yield from (phases, depth, limit, ready, states, changes)
+        yield from (phases, depth, limit, ready, states, changes, rechecks)
         yield GaugeMetricFamily("dlproxy_http_connections", "Open connections", value=self._connections())
 
 

@@ -90,6 +90,7 @@ class ModelStats:
         self.failures: dict[FailureKind, int] = dict.fromkeys(FailureKind, 0)
         self.failed_s = 0.0
         self.batch_sizes: dict[int, BatchSize] = {}
+        self.rechecks = {"same": 0, "different": 0}  # answers from batches, compared with what the request gets alone
         self.last_at_ms = 0
         self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now
         self.instance_changes: dict[InstanceChange, int] = dict.fromkeys(get_args(InstanceChange), 0)

@@ -5,7 +5,7 @@ Raises AssertionError naming the rule that is broken. Not aware of: lanes, drive
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import sleep
 from typing import Any
 
@@ -51,14 +51,14 @@ async def gives_each_request_its_own_rows(make: MakeInstance) -> None:
 
 
 async def carries_every_type_bit_for_bit(make: MakeInstance) -> None:
-    """What an identity model gives back is what went in, for every element type, NaN payloads and empty text included."""
+    """An identity model gives back what went in, of every element type: NaN payloads, empty bytes, zeros at their end."""
     for dtype in DType:
         signature = _identity(dtype)
         instance = await _started(make, _runtime(signature, _same))
         requests = [_request(number, [_sample(dtype, rows)]) for number, rows in enumerate((2, 1))]
         result = await _run(instance, requests)
         assert result.error is None, f"{instance.name}: {dtype.value} failed: {result.error}"
-        cutter = Cutter(signature, result.outputs)
+        cutter = Cutter(signature, result.outputs, requests=len(requests))
         for start, request in zip((0, 2), requests, strict=True):
             (output,) = cutter.cut(start, request.ticket.rows, (0,))
             assert bytes(output.data) == bytes(request.inputs[0].data), f"{instance.name}: {dtype.value} was changed"
@@ -81,7 +81,8 @@ async def turns_errors_into_results(make: MakeInstance) -> None:
     wrong: list[tuple[Function, str]] = [
         (_raise_with_text, "out of luck"),
         (_raise_without_text, "RuntimeError"),
-        (_too_few_rows, "rows"),
+        (_raise_with_a_file_name, "cannot read caf\\udce9"),
+        (_raise_what_has_no_words, "_WordlessError"),
         (_no_outputs, "output"),
     ]
     for function, clue in wrong:
@@ -212,12 +213,21 @@ def _raise_with_text(inputs: Sequence[Array]) -> list[Array]:
     raise ValueError("out of luck")
 
 
+def _raise_with_a_file_name(inputs: Sequence[Array]) -> list[Array]:
+    raise RuntimeError("cannot read " + b"caf\xe9".decode("utf-8", "surrogateescape"))
+
+
+class _WordlessError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("its own text fails")
+
+
+def _raise_what_has_no_words(inputs: Sequence[Array]) -> list[Array]:
+    raise _WordlessError
+
+
 def _raise_without_text(inputs: Sequence[Array]) -> list[Array]:
     raise RuntimeError
-
-
-def _too_few_rows(inputs: Sequence[Array]) -> list[Array]:
-    return [output[:-1] for output in _pair(inputs)]
 
 
 def _no_outputs(inputs: Sequence[Array]) -> list[Array]:
@@ -238,14 +248,14 @@ async def _started(make: MakeInstance, runtime: Runtime) -> Instance:
 
 
 def _identity(dtype: DType) -> Signature:
-    return Signature((TensorSpec("x", dtype, (-1, 3)),), (TensorSpec("y", dtype, (-1, 3)),), True, "fake", utf8=True)
+    return Signature((TensorSpec("x", dtype, (-1, 3)),), (TensorSpec("y", dtype, (-1, 3)),), True, "fake")
 
 
 def _sample(dtype: DType, rows: int) -> Tensor:
-    """Every bit pattern is fair for a number; BOOL takes 0 and 1; text is any Unicode."""
+    """Every bit pattern is fair for a number; BOOL takes 0 and 1; BYTES are any bytes."""
     if dtype is DType.BYTES:
-        texts = np.array([["", "zwölf \N{GRINNING FACE}", "a\0b"]] * rows, dtype=object)
-        return Tensor("x", dtype, (rows, 3), to_bytes(dtype, texts))
+        any_bytes = np.array([[b"", b"\xff\xd8 \0 zw\xc3\xb6lf", b"a\0b\0\0"]] * rows, dtype=object)
+        return Tensor("x", dtype, (rows, 3), to_bytes(dtype, any_bytes))
     noise = np.random.default_rng(rows).integers(0, 256, rows * 3 * dtype.itemsize, np.uint8)
     if dtype is DType.BOOL:
         noise &= 1
@@ -271,8 +281,8 @@ def _request(number: int, inputs: list[Tensor]) -> Request:
     return Request(ticket, "fake", inputs, (0,))
 
 
-def _cut(signature: Signature, result: BatchResult, requests: Iterable[Request]) -> list[list[Array]]:
-    cutter = Cutter(signature, result.outputs)
+def _cut(signature: Signature, result: BatchResult, requests: Sequence[Request]) -> list[list[Array]]:
+    cutter = Cutter(signature, result.outputs, requests=len(requests))
     start, parts = 0, []
     for request in requests:
         tensors = cutter.cut(start, request.ticket.rows, range(len(signature.outputs)))

@@ -4,14 +4,28 @@ The error texts that start like Triton's are matched by its clients' tests. Not 
 """
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from math import inf
 from reprlib import repr as brief  # bounds depth and length: the value is the client's
 from typing import Any
 
-from dlproxy.message import DType, Request, Tensor, TensorSpec, Ticket, element_count, invalid
+from dlproxy.message import (
+    DType,
+    Failure,
+    FailureKind,
+    InferenceError,
+    Request,
+    Tensor,
+    TensorSpec,
+    Ticket,
+    element_count,
+    invalid,
+)
 from dlproxy.tensors import elements_of
 from dlproxy.wire.catalog import ServedModel
 
+UNEVEN = -1  # begins the shape_key, no other's equal, of a request whose inputs differ in rows
+SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 MAX_ELEMENTS = 1 << 20  # BYTES elements of one input
 
 
@@ -23,7 +37,7 @@ class RequestChecker:
         self._name = model.name
         self._specs = signature.inputs
         self._batched = signature.batched
-        self._utf8 = signature.utf8
+        self._even = signature.even
         self._max_batch = model.max_batch
         self._model = model
         self._tails = tuple(_fixed_tail(spec, batched=signature.batched) for spec in signature.inputs)
@@ -32,6 +46,13 @@ class RequestChecker:
             for spec, tail in zip(signature.inputs, self._tails, strict=True)
         )
         self._one_shape = all(tail is not None for tail in self._tails)
+        self.shares = self._batched and any(spec.rows is None for spec in signature.inputs)
+        """Whether there are inputs that all requests of a batch share, so that it depends on what is in them who may."""
+        self._defaults = {
+            spec.name: Tensor(spec.name, spec.dtype, spec.shape, spec.default)
+            for spec in signature.inputs
+            if spec.default is not None
+        }
         self._output_specs = signature.outputs
         self._outputs = {spec.name: index for index, spec in enumerate(signature.outputs)}
         self.all_outputs = tuple(range(len(signature.outputs)))
@@ -48,8 +69,8 @@ class RequestChecker:
     ) -> Request:
         """The checked request. Raises InferenceError(INVALID_ARGUMENT). Allocates nothing that depends on shapes."""
         if len(inputs) != len(self._specs):
-            raise self._wrong_count(inputs, request_id)
-        rows = 0
+            inputs = self._completed(inputs, request_id)
+        rows, uneven = 0, False
         for index, spec in enumerate(self._specs):
             tensor = inputs[index]
             if tensor.name != spec.name:
@@ -66,28 +87,46 @@ class RequestChecker:
                 or not self._row_bytes[index]
             ):
                 self._check_slowly(tensor, spec)
-            if not index:
-                rows = shape[0] if self._batched else 1
-            elif self._batched and shape[0] != rows:
-                raise invalid(
-                    f"input '{spec.name}' has {shape[0]} rows where input '{self._specs[0].name}' has {rows}: "
-                    f"the first dimension of every input is the batch and must agree"
-                )
+            if self._batched and spec.rows is not None:
+                count = shape[spec.rows]
+                if rows and count != rows:
+                    if self._even:
+                        raise self._disagreeing(inputs)
+                    uneven = True
+                rows = max(rows, count)
+        rows = rows or 1
         if rows > self._max_batch:
             raise invalid(f"inference request batch-size must be <= {self._max_batch} for '{self._name}', got {rows}")
         slo_s = self._model.slo_s
         ticket = Ticket(ticket_id, now, inf if slo_s is None else now + slo_s, rows)
         if not self._one_shape:
-            ticket.shape_key = tuple([size for tensor in inputs for size in (len(tensor.shape), *tensor.shape[1:])])
+            ticket.shape_key = self._shape_key(inputs)
             ticket.length = self._length(inputs)
+        if uneven:
+            ticket.shape_key = (UNEVEN, ticket_id)
         if params:
             _apply_params(ticket, params, now)
         return Request(ticket, self._name, inputs, outputs, request_id, params)
 
+    def _shape_key(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
+        """Equal for requests whose rows can be stacked: by their shapes, and by the content of what a batch shares."""
+        key: list[int] = []
+        for tensor, spec in zip(inputs, self._specs, strict=True):
+            key.append(len(tensor.shape))
+            key += [size for axis, size in enumerate(tensor.shape) if axis != spec.rows]
+            if self.shares and spec.rows is None:
+                key.append(int.from_bytes(blake2b(tensor.data, digest_size=16).digest(), "little"))
+        return tuple(key)
+
     def _length(self, inputs: Sequence[Tensor]) -> int:
-        first = int(self._batched)  # the axis of the rows is no part of a row
         return max(
-            element_count([size for size, want in zip(tensor.shape[first:], spec.shape[first:], strict=True) if want < 0])
+            element_count(
+                [
+                    size
+                    for axis, (size, want) in enumerate(zip(tensor.shape, spec.shape, strict=True))
+                    if want < 0 and not (self._batched and axis == spec.rows)  # the axis of the rows is no part of a row
+                ]
+            )
             for tensor, spec in zip(inputs, self._specs, strict=True)
         )
 
@@ -153,24 +192,25 @@ class RequestChecker:
                 f"unexpected shape for input '{name}' for model '{self._name}'. Expected {_show(spec.shape)}, "
                 f"got {_show(tensor.shape)}.{hint}"
             )
-        if self._batched and tensor.shape[0] < 1:
+        if self._batched and spec.rows is not None and tensor.shape[spec.rows] < 1:
             raise invalid(f"input '{name}': shape {list(tensor.shape)} has no rows; a batch has at least one")
         count = element_count(tensor.shape)
         if spec.dtype is DType.BYTES:
-            self._check_elements(tensor, count)
+            self._check_elements(tensor, count, text=spec.text)
         elif len(tensor.data) != count * spec.dtype.itemsize:
             raise invalid(
                 f"input '{name}': shape {list(tensor.shape)} of {spec.dtype.value} takes {count * spec.dtype.itemsize} bytes, "
                 f"got {len(tensor.data)}"
             )
 
-    def _check_elements(self, tensor: Tensor, count: int) -> None:
+    @staticmethod
+    def _check_elements(tensor: Tensor, count: int, *, text: bool) -> None:
         if count > MAX_ELEMENTS:  # each becomes an object: seconds of blocked loop for 64 MiB of empty ones
             raise invalid(f"input '{tensor.name}': at most {MAX_ELEMENTS} BYTES elements are taken, got {count}")
         found = 0
         try:
             for element in elements_of(tensor.data):
-                if self._utf8:
+                if text:
                     str(element, "utf-8")
                 found += 1
                 if found > count:
@@ -192,8 +232,29 @@ class RequestChecker:
             self.spec_of(tensor.name)
         return [by_name[spec.name] for spec in self._specs]
 
+    def _completed(self, inputs: Sequence[Tensor], request_id: str) -> list[Tensor]:
+        """With defaults for what was left out."""
+        given = {tensor.name for tensor in inputs}
+        left_out = [tensor for name, tensor in self._defaults.items() if name not in given]
+        if len(inputs) + len(left_out) != len(self._specs):
+            raise self._wrong_count(inputs, request_id)
+        return [*inputs, *left_out]
+
+    def _disagreeing(self, inputs: Sequence[Tensor]) -> Exception:
+        counts = [
+            (spec.name, tensor.shape[spec.rows])
+            for spec, tensor in zip(self._specs, inputs, strict=True)
+            if spec.rows is not None
+        ]
+        first, rows = counts[0]
+        name, other = next((name, count) for name, count in counts if count != rows)
+        return invalid(
+            f"input '{name}' has {other} rows where input '{first}' has {rows}: "
+            f"the rows of every input are the batch and must agree"
+        )
+
     def _wrong_count(self, inputs: Sequence[Tensor], request_id: str) -> Exception:
-        wanted = ", ".join(f"'{spec.name}'" for spec in self._specs)
+        wanted = ", ".join(f"'{spec.name}'{' (optional)' * (spec.default is not None)}" for spec in self._specs)
         return invalid(
             f"[request id: {request_id or '<id_unknown>'}] expected {len(self._specs)} inputs but got {len(inputs)} inputs "
             f"for model '{self._name}'; it takes {wanted}"
@@ -205,9 +266,9 @@ class RequestChecker:
 
 
 def _fixed_tail(spec: TensorSpec, *, batched: bool) -> tuple[int, ...] | None:
-    """The dimensions after the first if all of them are fixed and the first is free; None sends the input the slow way."""
+    """The dimensions after the rows if all of them are fixed and rows come first; None sends the input the slow way."""
     tail = spec.shape[1:]
-    return tail if batched and -1 not in tail else None
+    return tail if batched and spec.rows == 0 and -1 not in tail else None
 
 
 def _show(shape: Sequence[int]) -> str:
@@ -215,6 +276,8 @@ def _show(shape: Sequence[int]) -> str:
 
 
 def _apply_params(ticket: Ticket, params: dict[str, Any], now: float) -> None:
+    if not SEQUENCE.isdisjoint(params):
+        _refuse_sequence(params)
     timeout_us = params.get("timeout")
     if timeout_us is not None:
         if not isinstance(timeout_us, int) or isinstance(timeout_us, bool) or not 0 <= timeout_us < 2**63:
@@ -226,3 +289,10 @@ def _apply_params(ticket: Ticket, params: dict[str, Any], now: float) -> None:
         if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority < 2**32:
             raise invalid(f"parameter 'priority' is {brief(priority)}; it takes a non-negative integer, 0 for the default")
         ticket.priority = priority
+
+
+def _refuse_sequence(params: dict[str, Any]) -> None:
+    for name in sorted(SEQUENCE):
+        if params.get(name):  # 0, "" and false stand for none, as in Triton
+            message = f"parameter '{name}' is {brief(params[name])}, but sequences are not served yet"
+            raise InferenceError(Failure(FailureKind.UNSUPPORTED, f"{message}; stateless requests leave it out"))

@@ -13,14 +13,17 @@ import msgspec
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dlproxy.config import ConfigError
-from dlproxy.message import InferenceError
+from dlproxy.message import InferenceError, encodable
 from dlproxy.telemetry import prometheus
 from dlproxy.wire.catalog import Catalog, ModelControl, ServedModel
+from dlproxy.wire.target import name_in, path_of
 
 Action = Callable[[ModelControl, dict[str, Any]], Awaitable[None]]
 
@@ -51,15 +54,34 @@ def control_app(catalog: Catalog, connections: Callable[[], int]) -> Starlette:
     async def scale(request: Request) -> Response:
         return await _answer(catalog, request, _scale)
 
-    return Starlette(
+    app = Starlette(
+        middleware=[Middleware(_OnePath)],
         routes=[
             Route("/metrics", metrics),
             Route("/healthz", healthz),
             Route("/models", models),
             Route("/models/{name}", model, methods=["GET", "PATCH"]),
             Route("/models/{name}/scale", scale, methods=["POST"]),
-        ]
+        ],
     )
+    app.router.redirect_slashes = False  # one at the end is cut; more of them are no spelling of anything
+    return app
+
+
+class _OnePath:
+    """Gives the application every path in one spelling, in which a slash that came encoded does not part segments."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                scope = {**scope, "path": path_of(scope["raw_path"])}
+            except InferenceError as error:
+                await JSONResponse({"error": error.failure.message}, status_code=400)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 def _state(model: ServedModel) -> dict[str, Any]:
@@ -80,15 +102,15 @@ async def _body(request: Request) -> bytes:
 async def _answer(catalog: Catalog, request: Request, act: Action | None) -> Response:
     """The state of the model that the path names, after what was asked for was done."""
     try:
-        found = catalog.get(request.path_params["name"], request.query_params.get("version", ""))
+        found = catalog.get(name_in(request.path_params["name"]), request.query_params.get("version", ""))
         if act is not None:
             if found.control is None:
                 raise ConfigError(f"model '{found.name}' cannot be changed")
             await act(found.control, _object(await _body(request)))
     except InferenceError as error:
-        return JSONResponse({"error": error.failure.message}, status_code=404)
+        return JSONResponse({"error": encodable(error.failure.message)}, status_code=404)
     except ConfigError as error:
-        return JSONResponse({"error": str(error)}, status_code=400)
+        return JSONResponse({"error": encodable(str(error))}, status_code=400)
     except ClientDisconnect:
         return Response(status_code=400)  # which nobody reads
     return JSONResponse(_state(found))
@@ -144,7 +166,14 @@ class ControlServer:
 
     def __init__(self, app: Starlette) -> None:
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, log_level="warning", lifespan="off", timeout_graceful_shutdown=1
+            app,
+            http="h11",  # over llhttp, uvicorn loses the body behind an offer to upgrade
+            ws="none",
+            log_config=None,
+            access_log=False,
+            log_level="warning",
+            lifespan="off",
+            timeout_graceful_shutdown=1,
         )
         self._server = _EmbeddedServer(config)
         self._task: asyncio.Task[None] | None = None

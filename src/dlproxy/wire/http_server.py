@@ -18,6 +18,8 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config import HttpLimits
+from dlproxy.message import encodable
+from dlproxy.wire.cors import Cors
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ SMALL_PIECE = 1024  # bytes; smaller pieces of a body are gathered: as objects o
 IDLE, HEADERS, BODY, REFUSED = range(4)
 CLOSE = b"connection: close\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+NO_TUNNEL = b"allow: GET, HEAD, POST\r\n"
 KEEP_ALIVE = b"connection: keep-alive\r\n"  # HTTP/1.0 wants it said; HTTP/1.1 takes it for granted
 
 REASONS = {
@@ -51,6 +54,7 @@ REASONS = {
     500: b"500 Internal Server Error",
     501: b"501 Not Implemented",
     503: b"503 Service Unavailable",
+    505: b"505 HTTP Version Not Supported",
 }
 
 
@@ -85,13 +89,15 @@ class Exchange:
 
         `rest`: more of the body, too large to be copied.
         """
-        connection = self.connection
-        if connection.server.draining and connection.is_last(self):
+        connection, server = self.connection, self.connection.server
+        if server.cors is not None:
+            extra += server.cors.lines(self.headers)
+        if server.draining and connection.is_last(self):
             self.connection_line = CLOSE
         head = b"HTTP/1.1 %b\r\ncontent-type: %b\r\n%b%b%bcontent-length: %d\r\n\r\n" % (
             REASONS[status],
             content_type,
-            connection.server.date_line,
+            server.date_line,
             extra,
             self.connection_line,
             len(body) + sum(map(len, rest)) if rest else len(body),
@@ -104,13 +110,30 @@ class Exchange:
             self.reply_parts = (head + body,)
         else:
             self.reply_parts = (head, body)
-        connection.send_ready()
+        try:
+            connection.send_ready()
+        except Exception:
+            log.exception("%s %s: the reply could not be sent, so the connection is closed", self.method, self.target)
+            connection.abort()
 
     def fail(self, status: int, message: str, extra: bytes = b"") -> None:
         """Reply with the JSON error that every route uses."""
         if len(message) > MAX_ERROR:  # what a message quotes is the client's and may be megabytes long
             message = f"{message[:MAX_ERROR]}…"
-        self.reply(status, b"application/json", msgspec.json.encode({"error": message}), extra)
+        self.reply(status, b"application/json", msgspec.json.encode({"error": encodable(message)}), extra)
+
+    def give_up(self) -> None:
+        """Answer, from within an exception's handler, that it was a defect of the server; close the connection if that fails.
+
+        So a request ends whatever happens to it. One that was answered already is left alone.
+        """
+        log.exception("%s %s failed", self.method, self.target)
+        if self.reply_parts is None:
+            try:
+                self.fail(500, "internal error; the server's log has the details")
+            except Exception:
+                log.exception("%s %s: the failure could not be told, so the connection is closed", self.method, self.target)
+                self.connection.abort()
 
 
 class _Seen(Struct):
@@ -138,10 +161,11 @@ class _Seen(Struct):
 class _RefusedError(Exception):
     """Raised inside a parser callback: the request breaks a limit and the connection ends after this reply."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, extra: bytes = b"") -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.extra = extra
 
 
 class HttpConnection(asyncio.Protocol):
@@ -166,6 +190,7 @@ class HttpConnection(asyncio.Protocol):
         "_small_header",
         "_target",
         "_repeats",
+        "_offered",
         "_body",
         "_body_bytes",
         "_silent_bytes",
@@ -194,6 +219,7 @@ class HttpConnection(asyncio.Protocol):
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._repeats = 0  # header fields whose name came before
+        self._offered = False  # to change the protocol: llhttp takes the header for all of the message
         self._body: list[Any] = []  # bytes, and bytearrays of what came in small pieces
         self._body_bytes = 0
         self._silent_bytes = 0  # since the header or the last piece of body began, not counting the read it began in
@@ -233,22 +259,49 @@ class HttpConnection(asyncio.Protocol):
             return
         self._received = len(data)
         fresh = self._phase == IDLE
+        stopped_at = None
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:  # may be ignored (RFC 9110 section 7.8), but llhttp has stopped: end here
-            self._end_after_last()
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                stopped_at = offer.args[0]
+            if stopped_at is not None:  # not in the handler: what the parser raises next would have that as its context
+                self._decline(memoryview(data)[stopped_at:])
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, _RefusedError):
                 raise
-            self._refuse(error.__context__.status, error.__context__.message)
+            self._refuse(error.__context__.status, error.__context__.message, error.__context__.extra)
         except httptools.HttpParserError as error:
-            self._refuse(400, f"malformed HTTP: {error}")
+            if self._parser.get_method() == b"PRI":  # the preface of a client that takes HTTP/2 for granted
+                self._refuse(505, "HTTP/2 is not spoken here; send HTTP/1.1 (curl: without --http2-prior-knowledge)")
+            else:
+                self._refuse(400, f"malformed HTTP: {error}")
         else:
             if self._phase != IDLE:
                 self._bound_incomplete()
             elif fresh and self._whole is not None:
                 self._seen = self.server.remember(_Seen.of(self._whole, data))
             self._whole = None  # an idle connection keeps no body
+
+    def _decline(self, rest: memoryview) -> None:
+        """Go on in HTTP/1.1 after an offer to change the protocol, at which llhttp has stopped.
+
+        A server may ignore the offer (RFC 9110 section 7.8), but not the body: a fresh parser reads the header without it, and
+        then the `rest` of what has come, in which there may be further offers.
+        """
+        offered = True
+        while offered:
+            fields = b"".join([b"%b: %b\r\n" % field for field in self._headers.items() if field[0] != b"upgrade"])
+            version = self._parser.get_http_version().encode()
+            head = b"%b %b HTTP/%b\r\n%b\r\n" % (self._parser.get_method(), self._target, version, fields)
+            self._reset()
+            self._parser = httptools.HttpRequestParser(self)
+            self._parser.feed_data(head)
+            try:
+                self._parser.feed_data(rest)
+                offered = False
+            except httptools.HttpParserUpgrade as offer:
+                rest = rest[offer.args[0] :]
 
     def pause_writing(self) -> None:
         self._write_paused = True
@@ -275,7 +328,9 @@ class HttpConnection(asyncio.Protocol):
             return
         headers = self._headers
         name = name.lower()
-        if headers.setdefault(name, value) is not value:
+        if name not in headers:
+            headers[name] = value
+        else:
             headers[name] += b", " + value
             self._repeats += 1
             if self._repeats > self._limits.max_headers:  # joining is quadratic, so this cannot wait for the end
@@ -288,6 +343,11 @@ class HttpConnection(asyncio.Protocol):
             raise _RefusedError(431, f"{fields} header fields; at most {limits.max_headers} are taken")
         if self._received > self._small_header or not self._began_now:
             self._bound_header()
+        if self._parser.should_upgrade():
+            if self._parser.get_method() == b"CONNECT":
+                raise _RefusedError(405, "CONNECT opens no tunnel here: this is no proxy to other hosts", NO_TUNNEL)
+            self._offered = True
+            return
         self._phase = BODY
         self._waited_s = 0.0
         length = headers.get(b"content-length")
@@ -318,9 +378,11 @@ class HttpConnection(asyncio.Protocol):
             raise _RefusedError(413, f"the body is longer than {self._limits.max_body_bytes} bytes")
 
     def on_message_complete(self) -> None:
+        if self._offered:  # only its header is
+            return
         parser, headers = self._parser, self._headers
         connection_line = b""
-        if not parser.should_keep_alive() or (b"upgrade" in headers and parser.should_upgrade()):
+        if not parser.should_keep_alive():
             connection_line = CLOSE
             self._seen = None  # llhttp must see, and refuse, whatever follows
         elif b"connection" in headers and parser.get_http_version() == "1.0":
@@ -339,8 +401,11 @@ class HttpConnection(asyncio.Protocol):
         if self._write_paused or self._unseen or len(self._pipeline) > self._limits.max_pipelined:
             self._unseen += 1
             self._transport.pause_reading()
-        else:
+            return
+        try:
             self._app(exchange)
+        except Exception:
+            exchange.give_up()
 
     # Replies
 
@@ -372,7 +437,10 @@ class HttpConnection(asyncio.Protocol):
         while self._unseen and not self._write_paused and self._started < self._limits.max_pipelined:
             exchange = self._pipeline[-self._unseen]
             self._unseen -= 1
-            self._app(exchange)
+            try:
+                self._app(exchange)
+            except Exception:
+                exchange.give_up()
         self._starting = False
         if not self._unseen and not self._write_paused and not self._transport.is_closing():
             self._transport.resume_reading()
@@ -398,17 +466,9 @@ class HttpConnection(asyncio.Protocol):
         self._waited_s = 0.0
         if self._transport.is_closing() or (self._pipeline and self._pipeline[-1].connection_line is CLOSE):
             return
-        exchange = Exchange(self, b"", b"", {}, b"", CLOSE)
+        exchange = Exchange(self, b"", b"", self._headers, b"", CLOSE)
         self._pipeline.append(exchange)
         exchange.fail(status, message, extra)
-
-    def _end_after_last(self) -> None:
-        self._phase = REFUSED
-        self._waited_s = 0.0
-        if self._pipeline:
-            self._pipeline[-1].connection_line = CLOSE
-        elif not self._transport.is_closing():
-            self._close()
 
     def _bound_header(self) -> None:
         if len(self._target) > MAX_TARGET:
@@ -464,7 +524,8 @@ class HttpServer:
     """Listens on one socket and hands every complete request to `app`, which replies through the exchange."""
 
     def __init__(self, app: Callable[[Exchange], None], limits: HttpLimits) -> None:
-        self.app = app
+        self.cors = Cors(limits.cors_origins) if limits.cors_origins else None
+        self.app = app if self.cors is None else self.cors.before(app)
         self.limits = limits
         self.connections: set[HttpConnection] = set()
         self.draining = False

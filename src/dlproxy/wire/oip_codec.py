@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from dlproxy.message import DType, Request, Response, Tensor, Ticket, element_count, invalid
 from dlproxy.tensors import NUMPY, bf16_to_fp32, fp32_to_bf16, join_elements, to_array, to_bytes
-from dlproxy.wire.checks import RequestChecker
+from dlproxy.wire.checks import UNEVEN, RequestChecker
 
 MAX_MEMOS = 256
 MAX_MEMO_BYTES = 4096
@@ -91,8 +91,9 @@ class _Memo:
     """What one JSON head was found to say. A client that sends tensors of one shape sends the same head every time, but for an
     id, which is cut out if it comes first.
 
-    Only heads with every input binary and of fixed element size are remembered: all else depends on more than the head and
-    the body's length. The reply's head (without an id) is remembered with it, for as long as the output shapes repeat.
+    Only heads with every input binary, of fixed element size and not shared by a batch are remembered: all else depends on
+    more than the head and the body's length. The reply's head (without an id) is remembered with it, for as long as the output
+    shapes repeat.
     """
 
     __slots__ = (
@@ -181,7 +182,8 @@ class InferDecoder:
         return WireRequest(request, (True,) * len(outputs))
 
     def _remember(self, text: bytes, head: _InferHead, wire: WireRequest, binary_bytes: int) -> None:
-        if len(text) > MAX_MEMO_BYTES:
+        uneven = UNEVEN in wire.request.ticket.shape_key
+        if len(text) > MAX_MEMO_BYTES or self._checker.shares or uneven or len(head.inputs) != len(wire.request.inputs):
             return
         at, slices = -binary_bytes, {}
         for tensor in head.inputs:
@@ -234,15 +236,19 @@ def _is_part(data: memoryview | bytes) -> bool:
 
 def json_data(tensor: Tensor, *, flat: bool) -> Any:
     """The elements as JSON values, nested as the shape says unless `flat`. BYTES must be UTF-8."""
-    array = to_array(tensor.dtype, tensor.shape, tensor.data)
+    array = to_array(tensor.dtype, tensor.shape, tensor.data, text=True)
     if tensor.dtype is DType.BF16:
         array = bf16_to_fp32(array)
     return (array.ravel() if flat else array).tolist()
 
 
 def json_tensor(name: str, dtype: DType, shape: Sequence[int] | None, data: Any) -> Tensor:
-    """A tensor from JSON values, flat or nested; `shape` None takes the nesting's own. Raises InferenceError."""
-    found = _nesting(data, name)
+    """A tensor from JSON values, flat or nested; `shape` None takes the nesting's own. A scalar may come without a list.
+
+    Raises InferenceError.
+    """
+    bare = shape is not None and not shape and not isinstance(data, list)
+    found = () if bare else _nesting(data, name)
     if shape is None:
         shape = found
     elif any(size < 0 for size in shape):
@@ -251,7 +257,7 @@ def json_tensor(name: str, dtype: DType, shape: Sequence[int] | None, data: Any)
         raise invalid(f"input '{name}': the shape has {len(shape)} dims, no tensor has more than {MAX_DIMS}")
     elif element_count(found) != element_count(shape) or (len(found) > 1 and tuple(shape) != found):
         raise invalid(f"input '{name}': the data's shape is {list(found)}, 'shape' says {list(shape)}")
-    values = _flatten(data, found, name)
+    values = [data] if bare else _flatten(data, found, name)
     if dtype is DType.BYTES:
         for value in values:
             if not isinstance(value, str):

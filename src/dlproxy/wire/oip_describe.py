@@ -47,7 +47,10 @@ def config(model: ServedModel) -> dict[str, Any]:
         "backend": "onnxruntime",
         "version_policy": {"specific": {"versions": [int(model.version)]}},
         "max_batch_size": model.max_batch if signature.batched else 0,
-        "input": [_io(spec, batched=signature.batched) for spec in signature.inputs],
+        "input": [
+            {**_io(spec, batched=signature.batched), **({"optional": True} if spec.default is not None else {})}
+            for spec in signature.inputs
+        ],
         "output": [_io(spec, batched=signature.batched) for spec in signature.outputs],
     }
     if signature.batched:
@@ -77,7 +80,7 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 
 def _io(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
     name = "TYPE_STRING" if spec.dtype is DType.BYTES else f"TYPE_{spec.dtype.value}"
-    return {"name": spec.name, "data_type": name, "dims": spec.shape[1:] if batched else spec.shape}
+    return {"name": spec.name, "data_type": name, "dims": spec.shape[1:] if batched and spec.rows == 0 else spec.shape}
 
 
 def _model_stats(model: ServedModel) -> dict[str, Any]:

@@ -4,7 +4,6 @@ One request's way: Exchange -> oip_codec.decode -> Service.submit -> InferReply.
 Not aware of: sockets, lanes.
 """
 
-import logging
 import re
 import zlib
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from functools import partial
 from math import ceil
 from reprlib import repr as brief  # bounds the length: the value is the client's
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
@@ -23,10 +23,10 @@ from dlproxy.wire import oip_codec, oip_describe
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.checks import RequestChecker
 from dlproxy.wire.http_server import Exchange
+from dlproxy.wire.target import name_in, path_of
 from dlproxy.wire.terms import Terms
 
-log = logging.getLogger(__name__)
-
+MAX_SPELLINGS, MAX_SPELLING = 4096, 512  # infer targets that are remembered as clients write them, and bytes of one
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
 STATUS = {
@@ -46,6 +46,7 @@ STATUS = {
 
 class _PredictBody(Struct):
     inputs: Any
+    parameters: dict[str, Any] | None = None
 
 
 class OipApp:
@@ -76,14 +77,15 @@ class OipApp:
         self._infer: dict[bytes, _Endpoint] = {}
         for model in catalog:
             endpoint = self._endpoints[model.name, model.version]
-            self._infer[f"/v2/models/{model.name}/infer".encode()] = endpoint
-            self._infer[f"/v2/models/{model.name}/versions/{model.version}/infer".encode()] = endpoint
+            path = f"/v2/models/{quote(model.name, safe='')}"
+            self._infer[f"{path}/infer".encode()] = endpoint
+            self._infer[f"{path}/versions/{model.version}/infer".encode()] = endpoint
         model_path = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[0-9]+))?"
         self._routes: list[tuple[re.Pattern[str], dict[bytes, Callable[..., None]]]] = [
             (re.compile(pattern), {method: handler, **({b"HEAD": handler} if method == b"GET" else {})})
             for pattern, method, handler in (
                 (r"/", b"GET", self._welcome),
-                (r"/v2/?", b"GET", self._server_metadata),
+                (r"/v2", b"GET", self._server_metadata),
                 (r"/v2/health/live", b"GET", self._live),
                 (r"/v2/health/ready", b"GET", self._ready),
                 (r"/v2/models/stats", b"GET", self._all_stats),
@@ -108,12 +110,9 @@ class OipApp:
                 self._route(exchange)
         except InferenceError as error:
             fail(exchange, error.failure)
-        except Exception:
-            log.exception("%s %s failed", exchange.method, exchange.target)
-            exchange.fail(500, "internal error; the server's log has the details")
 
     def _route(self, exchange: Exchange) -> None:
-        path = exchange.target.partition(b"?")[0].decode("latin-1")
+        path, shown = path_of(exchange.target), exchange.target.partition(b"?")[0].decode("latin-1")
         for pattern, handlers in self._routes:
             match = pattern.fullmatch(path)
             if match is None:
@@ -122,13 +121,13 @@ class OipApp:
             if handler is None:
                 allowed = ", ".join(method.decode() for method in handlers)
                 extra = f"allow: {allowed}\r\n".encode()
-                exchange.fail(405, f"Method Not Allowed: {path} takes {allowed}, not {exchange.method.decode()}", extra)
+                exchange.fail(405, f"Method Not Allowed: {shown} takes {allowed}, not {exchange.method.decode()}", extra)
                 return
             if b"content-encoding" in exchange.headers:
                 self._decompress(exchange)
-            handler(exchange, **match.groupdict(default=""))
+            handler(exchange, **{name: name_in(segment) for name, segment in match.groupdict(default="").items()})
             return
-        exchange.fail(404, f"Not Found: there is no {path}; inference is at /v2/models/{{model}}/infer or /predict/{{model}}")
+        exchange.fail(404, f"Not Found: there is no {shown}; inference is at /v2/models/{{model}}/infer or /predict/{{model}}")
 
     def _decompress(self, exchange: Exchange) -> None:
         encoding = exchange.headers[b"content-encoding"].lower()
@@ -156,7 +155,10 @@ class OipApp:
         return self._endpoints[model.name, model.version]
 
     def _infer_any(self, exchange: Exchange, name: str, version: str) -> None:
-        self._endpoint(name, version).infer(exchange)
+        endpoint = self._endpoint(name, version)
+        if len(self._infer) < MAX_SPELLINGS and len(exchange.target) <= MAX_SPELLING:
+            self._infer[exchange.target] = endpoint
+        endpoint.infer(exchange)
 
     def _predict(self, exchange: Exchange, name: str, version: str) -> None:
         self._endpoint(name, version).predict(exchange)
@@ -254,22 +256,26 @@ class _Endpoint:
     def _plain_request(self, body: bytes) -> Request:
         self._check_json_size(len(body))
         try:
-            inputs = msgspec.json.decode(body, type=_PredictBody).inputs
+            asked = msgspec.json.decode(body, type=_PredictBody)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise invalid(f'not a predict request, which looks like {{"inputs": …}}: {error}') from None
-        specs = self._model.signature.inputs
+        specs, inputs = self._model.signature.inputs, asked.inputs
         if not isinstance(inputs, dict):
             if len(specs) != 1:
                 names = ", ".join(f"'{spec.name}'" for spec in specs)
                 raise invalid(f"'inputs' must be an object, because '{self._model.name}' takes {names or 'none'}")
             inputs = {specs[0].name: inputs}
-        tensors = [oip_codec.json_tensor(name, self._checker.spec_of(name).dtype, None, data) for name, data in inputs.items()]
+        tensors = []
+        for name, data in inputs.items():
+            spec = self._checker.spec_of(name)
+            shape = None if spec.shape or isinstance(data, list) else ()
+            tensors.append(oip_codec.json_tensor(name, spec.dtype, shape, data))
         return self._checker.request(
             tensors,
             self._checker.all_outputs,
             ticket_id=next(self._ticket_ids),
             request_id="",
-            params={},
+            params=asked.parameters or {},
             now=self._clock(),
         )
 
@@ -291,14 +297,17 @@ class InferReply:
     def completed(self, response: Response) -> None:
         try:
             body, json_bytes, rest = oip_codec.encode(response, self._wire)
+            extra = timing_line(response.timing) if self._server_timing else b""
+            if json_bytes is None:
+                self._exchange.reply(200, JSON, body, extra)
+            else:
+                self._exchange.reply(
+                    200, BINARY, body, b"inference-header-content-length: %d\r\n%b" % (json_bytes, extra), rest
+                )
         except UnicodeDecodeError as error:
             self._exchange.fail(500, f"an output is not UTF-8 text; ask for it as binary: {error}")
-            return
-        extra = timing_line(response.timing) if self._server_timing else b""
-        if json_bytes is None:
-            self._exchange.reply(200, JSON, body, extra)
-        else:
-            self._exchange.reply(200, BINARY, body, b"inference-header-content-length: %d\r\n%b" % (json_bytes, extra), rest)
+        except Exception:
+            self._exchange.give_up()
 
     def failed(self, failure: Failure) -> None:
         fail(self._exchange, failure)
@@ -316,11 +325,12 @@ class PredictReply:
     def completed(self, response: Response) -> None:
         try:
             outputs = {tensor.name: oip_codec.json_data(tensor, flat=False) for tensor in response.outputs}
+            body = msgspec.json.encode({"model": response.model, "version": response.version, "outputs": outputs})
+            self._exchange.reply(200, JSON, body, timing_line(response.timing) if self._server_timing else b"")
         except UnicodeDecodeError as error:
             self._exchange.fail(500, f"an output is not UTF-8 text; ask for it as binary over /v2: {error}")
-            return
-        body = msgspec.json.encode({"model": response.model, "version": response.version, "outputs": outputs})
-        self._exchange.reply(200, JSON, body, timing_line(response.timing) if self._server_timing else b"")
+        except Exception:
+            self._exchange.give_up()
 
     def failed(self, failure: Failure) -> None:
         fail(self._exchange, failure)
@@ -337,8 +347,11 @@ def timing_line(timing: Timing) -> bytes:
 
 def fail(exchange: Exchange, failure: Failure) -> None:
     """Send a failure with its status and, where trying again helps, a Retry-After in whole seconds (at least 1)."""
-    extra = b"" if failure.retry_after_s is None else b"retry-after: %d\r\n" % max(1, ceil(failure.retry_after_s))
-    exchange.fail(STATUS[failure.kind], failure.message, extra)
+    try:
+        extra = b"" if failure.retry_after_s is None else b"retry-after: %d\r\n" % max(1, ceil(failure.retry_after_s))
+        exchange.fail(STATUS[failure.kind], failure.message, extra)
+    except Exception:
+        exchange.give_up()
 
 
 def _header_length(value: bytes) -> int:

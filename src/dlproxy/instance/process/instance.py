@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
+from traceback import TracebackException
 
 from msgspec import Struct
 
@@ -15,10 +16,12 @@ from dlproxy.instance.process.child import THREAD_COUNTS, Child
 from dlproxy.instance.process.messages import Done, Load, Loaded, NotLoaded, Report, Run, Stop
 from dlproxy.instance.process.slots import OutputSlots, Slot, create_slots, write_inputs
 from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.content import Content
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import PythonSpec
-from dlproxy.instance.warmup import Calibration
-from dlproxy.message import Request, Signature
+from dlproxy.instance.tracebacks import origin_of
+from dlproxy.instance.warmup import Calibration, WarmUp
+from dlproxy.message import Request, Signature, encodable, text_of
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +29,8 @@ log = logging.getLogger(__name__)
 class WorkerSettings(Struct, frozen=True, kw_only=True):
     """How a worker process lives. 0 or empty means no limit, or what the system chooses."""
 
-    warm_up: bool = False
-    """Run made-up batches before it counts as ready; see `ProcessInstance.calibration`."""
+    warm_up: WarmUp | None = None
+    """Examine the model before it counts as ready; see `ProcessInstance.calibration`."""
     threads: int = 0
     """OMP_NUM_THREADS and its like, for runtimes that take their number of threads from there."""
     cores: tuple[int, ...] = ()
@@ -44,6 +47,8 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
     """Large models are read from slow disks."""
     stop_timeout_s: float = 10.0
     """How long a worker without work may take to end."""
+    content: Content | None = None
+    """What the model's files are: the same object for all its workers, filled in by the first. Others load that or nothing."""
 
 
 class ProcessInstance:
@@ -108,7 +113,14 @@ class ProcessInstance:
             raise ModelError(f"{self.name}: cannot start a process: {error}") from error
         try:
             self._child.send(
-                Load(self._spec, settings.warm_up, settings.cores, settings.memory_limit_bytes, settings.max_slot_bytes)
+                Load(
+                    self._spec,
+                    settings.warm_up,
+                    settings.cores,
+                    settings.memory_limit_bytes,
+                    settings.max_slot_bytes,
+                    settings.content,
+                )
             )
             async with asyncio.timeout(settings.start_timeout_s):
                 self._signature = await self._loading
@@ -117,6 +129,10 @@ class ProcessInstance:
             said = self._last_words()  # before it is killed, and says no more
             self._child.kill("it was not needed any more")
             await self._ended.wait()
+            if isinstance(error, UnicodeEncodeError):
+                raise ModelError(
+                    f"{self.name}: a worker cannot be told {encodable(error.object)!r}: rename it to be UTF-8"
+                ) from None
             if not isinstance(error, TimeoutError):
                 raise
             message = f"{self.name}: did not load its model within {settings.start_timeout_s:g} s (start_timeout_s){said}"
@@ -132,7 +148,8 @@ class ProcessInstance:
         try:
             parts = write_inputs(self._slots[0], signature.inputs, requests)
         except Exception as error:
-            result = BatchResult([], 0.0, perf_counter() - self._began_at, str(error) or type(error).__name__)
+            seconds = perf_counter() - self._began_at
+            result = BatchResult([], 0.0, seconds, text_of(error), origin=origin_of(error))
             self._loop.call_soon(done, result)
             return
         self._done = done
@@ -183,6 +200,8 @@ class ProcessInstance:
                 self._loading.set_exception(ModelError(report.reason))
             elif isinstance(report, Loaded):
                 self.calibration, self.device = report.calibration, report.device
+                if self._settings.content is not None:
+                    self._settings.content.files = report.files
                 self._loading.set_result(report.signature)
 
     def _on_done(self, report: Done) -> None:
@@ -192,13 +211,14 @@ class ProcessInstance:
         self._done = None
         self._idle.set()
         error, outputs = report.error, []
+        origin: TracebackException | str = report.traceback
         if error is None:
             try:
                 outputs = self._outputs.read(self._output, report.output_bytes, signature.outputs, report.outputs)
             except Exception as problem:  # memory for the copy, or a worker whose memory the model has overwritten
-                error = f"the outputs cannot be read: {problem}"
+                error, origin = f"the outputs cannot be read: {text_of(problem)}", origin_of(problem)
         elapsed_s = perf_counter() - self._began_at
-        done(BatchResult(outputs, report.compute_s, max(elapsed_s - report.compute_s, 0.0), error))
+        done(BatchResult(outputs, report.compute_s, max(elapsed_s - report.compute_s, 0.0), error, origin=origin))
 
     def _on_exit(self, how: str) -> None:
         while_it = " while it ran a batch" if self._done is not None else ""

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from dlproxy.instance.runtime.content import Content, FileState
 from dlproxy.instance.runtime.specs import PythonSpec
-from dlproxy.instance.warmup import Calibration
+from dlproxy.instance.warmup import Calibration, WarmUp
 from dlproxy.message import Signature
 
 Part = tuple[tuple[int, ...], int]
@@ -20,13 +21,14 @@ _LENGTH = Layout("<I")
 
 
 class Load(Struct, tag="load", array_like=True):
-    """The first order: become able to run batches; answered by Loaded or NotLoaded."""
+    """The first order: become able to run batches; answered by Loaded or NotLoaded. `content`: load this and nothing else."""
 
     spec: PythonSpec
-    warm_up: bool
+    warm_up: WarmUp | None
     cores: tuple[int, ...]
     memory_limit_bytes: int
     max_slot_bytes: int
+    content: Content | None = None
 
 
 class Run(Struct, tag="run", array_like=True):
@@ -43,11 +45,14 @@ class Stop(Struct, tag="stop", array_like=True):
 
 
 class Loaded(Struct, tag="loaded", array_like=True):
-    """The model is ready. `calibration`: what warm-up found, if it was asked for; `device`: where it computes, in words."""
+    """The model is ready. `calibration`: what warm-up found, if it was asked for; `device`: where it computes, in words;
+    `files`: what it was loaded from, if `content` was given.
+    """
 
     signature: Signature
     calibration: Calibration | None
     device: str
+    files: dict[str, FileState] = {}
 
 
 class NotLoaded(Struct, tag="not_loaded", array_like=True):
@@ -57,12 +62,16 @@ class NotLoaded(Struct, tag="not_loaded", array_like=True):
 
 
 class Done(Struct, tag="done", array_like=True):
-    """The batch's outputs are in its slot, which is `output_bytes` large by now, or `error` says why not."""
+    """The batch's outputs are in its slot, which is `output_bytes` large by now, or `error` says why not.
+
+    `traceback`: the text of what BatchResult has as `origin`.
+    """
 
     outputs: list[Part]
     output_bytes: int
     compute_s: float
     error: str | None = None
+    traceback: str = ""
 
 
 Order = Load | Run | Stop

@@ -87,22 +87,30 @@ def create_slots(limit: int) -> list[Slot]:
 
 
 def write_inputs(slot: Slot, specs: Sequence[TensorSpec], requests: Sequence[Request]) -> list[Part]:
-    """The requests' rows, stacked along axis 0 input by input: the one copy of the input bytes. Raises as Slot.reserve."""
+    """The requests' rows, stacked input by input: the one copy of the input bytes. Raises as Slot.reserve."""
     parts: list[Part] = []
-    for index in range(len(specs)):
-        shape = tuple(requests[0].inputs[index].shape)
-        if len(requests) > 1:
-            shape = (sum([request.inputs[index].shape[0] for request in requests]), *shape[1:])
-        parts.append((shape, sum([len(request.inputs[index].data) for request in requests])))
+    pieces = []
+    for index, spec in enumerate(specs):
+        given = [request.inputs[index] for request in (requests[:1] if spec.rows is None else requests)]
+        shape = tuple(given[0].shape)
+        data = [tensor.data for tensor in given]
+        if len(given) > 1 and spec.rows:
+            stacked = np.concatenate(
+                [tensors.to_array(spec.dtype, one.shape, one.data, text=spec.text) for one in given], axis=spec.rows
+            )
+            shape, data = stacked.shape, [tensors.to_bytes(spec.dtype, stacked)]
+        elif len(given) > 1:
+            shape = (sum([tensor.shape[0] for tensor in given]), *shape[1:])
+        pieces.append(data)
+        parts.append((shape, sum(map(len, data))))
     slot.reserve(_end(parts), "its inputs")
     memory, at = slot.memory, 0
     assert memory is not None
-    for index, (_, count) in enumerate(parts):
+    for data, (_, count) in zip(pieces, parts, strict=True):
         start = at
-        for request in requests:
-            data = request.inputs[index].data
-            memory[start : start + len(data)] = data
-            start += len(data)
+        for piece in data:
+            memory[start : start + len(piece)] = piece
+            start += len(piece)
         at += _aligned(count)
     return parts
 

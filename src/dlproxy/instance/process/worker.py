@@ -14,16 +14,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-import msgspec
-
 from dlproxy.instance.batch import Array, run_batch
 from dlproxy.instance.process.messages import Done, Frames, Load, Loaded, NotLoaded, Order, Report, Run, frame
-from dlproxy.instance.process.slots import Slot, SlotTooSmall, read_inputs, write_outputs
+from dlproxy.instance.process.slots import Slot, read_inputs, write_outputs
 from dlproxy.instance.runtime import ModelError, Runtime
+from dlproxy.instance.runtime.content import FileState, files_after, stamps_before
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import load
+from dlproxy.instance.samples import read_samples
+from dlproxy.instance.tracebacks import as_text, origin_of
 from dlproxy.instance.warmup import Calibration, calibrate
-from dlproxy.message import Request, Ticket
+from dlproxy.message import Request, Ticket, text_of
 
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 MAX_ERROR_CHARS = 4096  # models are known to print tensors
@@ -63,13 +64,13 @@ class WithinLimit:
             return self._runtime.run(inputs)
         except Exception as error:
             if ran_out_of_memory(error):
-                raise MemoryError(f"{_words(error)} ({self._limit})") from error
+                raise MemoryError(f"{text_of(error)} ({self._limit})") from error
             raise
 
 
 def ran_out_of_memory(error: Exception) -> bool:
     """Python's and numpy's own error, and what ONNX Runtime, C++ and the C library say in others."""
-    text = str(error).lower()
+    text = text_of(error).lower()
     signs = ("bad_alloc", "failed to allocate memory", "cannot allocate memory")
     caused = isinstance(error.__cause__, MemoryError)  # as runtimes wrap what a model raises
     return caused or isinstance(error, MemoryError) or any(sign in text for sign in signs)
@@ -81,17 +82,18 @@ class Worker:
     def __init__(self, channel: Channel, slots: Sequence[int], order: Load, limit: str) -> None:
         self._channel = channel
         self._input, *self._outputs = [Slot(fd, order.max_slot_bytes) for fd in slots]
-        runtime = load(order.spec)
-        self._calibration: Calibration | None = calibrate(runtime) if order.warm_up else None
-        if self._calibration is not None and not self._calibration.independent_rows:
-            runtime.signature = msgspec.structs.replace(runtime.signature, batched=False)
+        runtime, self._files = _load(order)
+        self._calibration: Calibration | None = None
+        if order.warm_up is not None:
+            samples = read_samples(order.warm_up.samples, runtime.signature.inputs)
+            self._calibration = calibrate(runtime, batching=order.warm_up.batching, samples=samples)
         self._close: Callable[[], None] | None = getattr(runtime, "close", None)
         self._device: str = getattr(runtime, "device", CPU)
         self._runtime = WithinLimit(runtime, limit) if limit else runtime
 
     def serve(self) -> None:
         """Run batches until told to stop, or until the server has gone; then let the model give back what it holds."""
-        self._channel.send(Loaded(self._runtime.signature, self._calibration, self._device))
+        self._channel.send(Loaded(self._runtime.signature, self._calibration, self._device, self._files))
         while isinstance(order := self._channel.receive(), Run):
             self._channel.send(self._run(order))
         if self._close is not None:
@@ -103,13 +105,22 @@ class Worker:
         slot.follow(order.output_bytes)
         inputs = read_inputs(self._input, signature.inputs, order.inputs)
         result = run_batch(self._runtime, [Request(Ticket(0, 0.0), "", inputs, ())])
-        parts, error = [], result.error
+        parts, error, trace = [], result.error, as_text(result.origin)
         if error is None:
             try:
                 parts = write_outputs(slot, signature.outputs, result.outputs)
-            except (SlotTooSmall, OSError, TypeError, ValueError) as problem:
-                error = _words(problem)
-        return Done(parts, slot.size, result.compute_s, error if error is None else error[:MAX_ERROR_CHARS])
+            except Exception as problem:  # elements that are objects of the model's own may raise anything
+                error, trace = text_of(problem), as_text(origin_of(problem))
+        return Done(parts, slot.size, result.compute_s, error if error is None else error[:MAX_ERROR_CHARS], trace)
+
+
+def _load(order: Load) -> tuple[Runtime, dict[str, FileState]]:
+    """The model, and what it was loaded from, if that matters. Raises ModelError, or what the model's own code raises."""
+    if order.content is None:
+        return load(order.spec), {}
+    before = stamps_before(order.content)
+    runtime = load(order.spec)
+    return runtime, files_after(order.content, before, getattr(runtime, "files", ()))
 
 
 def main() -> None:
@@ -136,12 +147,12 @@ def main() -> None:
 
 
 def _give_up(channel: Channel, limit: str, error: Exception) -> NoReturn:
-    reason = _words(error)
+    reason = text_of(error)
     if limit and ran_out_of_memory(error):  # where it happened to run out says nothing
         reason = f"no memory is left to load the model: {reason} ({limit})"
     elif not isinstance(error, ModelError):
         traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {text_of(error)}"
     channel.send(NotLoaded(reason[:MAX_ERROR_CHARS]))
     sys.exit(1)
 
@@ -188,10 +199,6 @@ def _die_with_the_server() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _words(error: Exception) -> str:
-    return str(error) or type(error).__name__
 
 
 if __name__ == "__main__":

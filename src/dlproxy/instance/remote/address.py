@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from msgspec import Struct
 
+from dlproxy.hosts import authority, plain_host
 from dlproxy.instance.runtime import ModelError
 
 _PATHS: tuple[tuple[Literal["oip", "tfs"], re.Pattern[str]], ...] = (
@@ -55,9 +56,8 @@ class Address(Struct, frozen=True):
     @property
     def authority(self) -> str:
         """For the Host header; for gRPC, whom to connect to."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
         usual = self.transport == "http" and self.port == (443 if self.tls else 80)
-        return host if usual else f"{host}:{self.port}"
+        return authority(self.host, None if usual else self.port)
 
 
 def parse_addresses(text: str) -> list[Address]:
@@ -92,7 +92,7 @@ def parse_address(text: str) -> Address:
         return Address(
             protocol,
             tls,
-            host,
+            plain_host(host),
             port or (443 if tls else 80),
             f"{match['prefix']}/{'v2' if protocol == 'oip' else 'v1'}",
             path,

@@ -9,8 +9,10 @@ from time import perf_counter
 
 from dlproxy import tensors
 from dlproxy.instance.batch import Array, BatchResult
+from dlproxy.instance.evidence import Batching, UnsuitableError, examine
+from dlproxy.instance.made_up import NORMAL, joined, row_of
 from dlproxy.instance.remote.remote import RemoteInstance
-from dlproxy.instance.warmup import FREE_DIMS, Calibration, calibrate, made_up
+from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Request, Tensor, Ticket
 
 SIZES = (1, 4, 16, 64)
@@ -44,47 +46,48 @@ class BlockingUpstream:
         return await future
 
 
-async def calibrate_upstream(instance: RemoteInstance) -> Calibration:
+async def calibrate_upstream(instance: RemoteInstance, batching: Batching = "auto") -> Calibration:
     """Takes about a second, or two batches of each size if that is longer.
 
     Where made-up inputs do not suit the model, or the upstream goes meanwhile, its word on batching is taken. If its rows
     turn out to depend on one another, the instance goes over to single requests.
     """
     runtime = BlockingUpstream(instance, asyncio.get_running_loop())
-    reason = "made-up inputs do not suit the model"
+    batched = instance.model.signature.batched
     try:
-        calibration = await asyncio.to_thread(_calibrated, runtime, instance.model.max_batch)
-    except RuntimeError as error:
-        reason = str(error)
-    else:
-        if calibration.points:
-            if runtime.signature.batched and not calibration.independent_rows:
-                instance.go_single()
-            return calibration
-    return Calibration((), instance.model.signature.batched, f"the upstream's latency is learned in service: {reason}")
+        calibration = await asyncio.to_thread(_calibrated, runtime, instance.model.max_batch, batching)
+    except (UnsuitableError, RuntimeError) as error:
+        reason = f"made-up inputs do not suit the model ({error})" if isinstance(error, UnsuitableError) else str(error)
+        return Calibration((), batched, f"the upstream's latency is learned in service: {reason}")
+    if batched and not calibration.independent_rows:
+        instance.go_single()
+    return calibration
 
 
-def _calibrated(runtime: BlockingUpstream, max_batch: int | None) -> Calibration:
-    calibration = calibrate(runtime)
-    if not calibration.independent_rows or not calibration.points:
-        return calibration
-    most = min(max_batch or SIZES[-1], SIZES[-1])
-    return Calibration(_points(runtime, [size for size in SIZES if size <= most]), True)
+def _calibrated(runtime: BlockingUpstream, max_batch: int | None, batching: Batching) -> Calibration:
+    """Raises UnsuitableError, or RuntimeError if the upstream, which took inputs before, takes none now."""
+    found = examine(runtime, batching=batching)
+    rows_first = all(spec.rows == 0 for spec in (*found.signature.inputs, *found.signature.outputs))
+    independent = found.signature.batched and rows_first
+    most = min(max_batch or SIZES[-1], SIZES[-1]) if independent else 1
+    row = row_of(runtime.signature.inputs, NORMAL, found.known)
+    points = _points(runtime, row, [size for size in SIZES if size <= most])
+    warning = f"{found.why}: batching is off" if found.why and batching != "off" else ""
+    return Calibration(points, independent, warning)
 
 
-def _points(runtime: BlockingUpstream, sizes: list[int]) -> tuple[tuple[int, float], ...]:
+def _points(runtime: BlockingUpstream, row: list[Array], sizes: list[int]) -> tuple[tuple[int, float], ...]:
     """The least time of each size; a larger batch bounds what a smaller one takes.
 
     Sizes take turns: noise of a network or a busy server outlasts a batch, and would else look like a slope.
     """
-    free = _working_size(runtime)
     least: dict[int, float] = {}
     began_at = perf_counter()
     for turn in range(ROUNDS):
         if turn > 1 and perf_counter() - began_at > BUDGET_S:
             break
         for rows in sizes:
-            inputs = made_up(runtime.signature.inputs, rows, free)
+            inputs = joined(runtime.signature.inputs, [row] * rows) if rows > 1 else row
             started_at = perf_counter()
             try:
                 runtime.run(inputs)
@@ -99,14 +102,3 @@ def _points(runtime: BlockingUpstream, sizes: list[int]) -> tuple[tuple[int, flo
         bound = min(bound, least[rows])
         points.append((rows, bound))
     return tuple(reversed(points))
-
-
-def _working_size(runtime: BlockingUpstream) -> int:
-    """What to take for open dimensions. Raises RuntimeError if the upstream, which took one before, takes none now."""
-    for free in FREE_DIMS[:-1]:
-        try:
-            runtime.run(made_up(runtime.signature.inputs, 1, free))
-        except RuntimeError:
-            continue
-        return free
-    return FREE_DIMS[-1]

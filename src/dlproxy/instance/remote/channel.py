@@ -3,6 +3,7 @@
 Called by remote.py, which takes one together with a codec of the same asks and answers. Not aware of: models, health.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
@@ -50,8 +51,29 @@ class Channel(Protocol[Ask_contra, Answer_co]):
         ...
 
 
-def check_headers(headers: Mapping[str, str]) -> None:
-    """Raises ModelError for headers that are none."""
+OURS = frozenset(
+    {
+        *("content-length", "content-type", "content-encoding", "inference-header-content-length", "accept-encoding", "expect"),
+        *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings"),
+    }
+)
+"""Header names of which each request has its own, or which are about the connection."""
+_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+
+
+def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """What an operator adds to every request, with names in lower case. Raises ModelError for what no request may have."""
+    checked: dict[str, str] = {}
     for name, value in headers.items():
-        if not name.isascii() or not value.isascii() or not name.isprintable() or not value.isprintable() or ":" in name:
-            raise ModelError(f"header {name!r} cannot be sent: names and values are one line of ASCII")
+        if not _NAME.fullmatch(name) or not value.isascii() or not value.isprintable():
+            raise ModelError(f"header {name!r} cannot be sent: names and values are one line of ASCII, names without spaces")
+        lower = name.lower()
+        if lower in OURS:
+            raise ModelError(f"header {name!r} cannot be sent: what it says is for dlproxy to say; leave it out")
+        if lower in checked:
+            raise ModelError(f"header {name!r} cannot be sent twice; give its values in one, with commas between them")
+        if lower == "host" and not _HOST.fullmatch(value.strip()):
+            raise ModelError(f"header {name!r} cannot be sent: {value!r} is no host; write it like models.example or host:8000")
+        checked[lower] = value.strip()
+    return checked

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from dlproxy.instance.batch import BatchResult
 from dlproxy.instance.runtime import ModelError
-from dlproxy.message import Failure, FailureKind
+from dlproxy.message import Failure, FailureKind, encodable
 
 MAX_WORDS = 500  # characters of an upstream's own text that are passed on
 RETRY_S = 1.0
@@ -46,6 +46,7 @@ class UpstreamError(ModelError):
     """
 
     def __init__(self, message: str, kind: FailureKind = FailureKind.MODEL_FAILED, *, gone: bool = False) -> None:
+        message = encodable(message)
         super().__init__(message)
         retry_after_s = RETRY_S if kind in (FailureKind.UNAVAILABLE, FailureKind.OVERLOADED) else None
         self.failure = Failure(kind, message, retry_after_s)

@@ -14,7 +14,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from dlproxy.instance.remote.address import Address
-from dlproxy.instance.remote.channel import check_headers
+from dlproxy.instance.remote.channel import checked_headers
 from dlproxy.instance.remote.failures import UpstreamError, shortened
 from dlproxy.instance.remote.rpc import OK, Rpc, RpcReply
 from dlproxy.instance.remote.settings import RemoteSettings
@@ -50,7 +50,9 @@ class GrpcChannel:
     def __init__(self, address: Address, settings: RemoteSettings, on_dropped: Callable[[], None]) -> None:
         """Raises ModelError for headers that cannot be sent, and for authorities that cannot be used."""
         self._target = f"dns:///{address.authority}"
-        self._metadata = _metadata(settings)
+        headers = _checked(settings)
+        agent, host = headers.pop("user-agent", "dlproxy"), headers.pop("host", "")
+        self._metadata = list(headers.items())
         self._credentials = _credentials(settings) if address.tls else None
         self._max_reply_bytes = settings.max_reply_bytes
         self._options = [
@@ -58,7 +60,8 @@ class GrpcChannel:
             ("grpc.min_reconnect_backoff_ms", round(settings.connect_timeout_s * 1000)),  # connecting may take so long
             ("grpc.use_local_subchannel_pool", 1),  # shares neither connections nor pauses with another instance
             ("grpc.enable_http_proxy", 0),  # as over HTTP: the address says where to go
-            ("grpc.primary_user_agent", "dlproxy"),
+            ("grpc.primary_user_agent", agent),
+            *([("grpc.default_authority", host)] if host else []),  # what HTTP/2 has for a Host header
         ]
         self._on_dropped = on_dropped
         self._current: _Connection | None = None
@@ -188,15 +191,15 @@ def _unavailable(message: str, *, gone: bool = False) -> UpstreamError:
     return UpstreamError(message, FailureKind.UNAVAILABLE, gone=gone)
 
 
-def _metadata(settings: RemoteSettings) -> list[tuple[str, str]]:
-    check_headers(settings.headers)
-    for name in settings.headers:
-        if not _NAME.fullmatch(name.lower()):
+def _checked(settings: RemoteSettings) -> dict[str, str]:
+    headers = checked_headers(settings.headers)
+    for name in headers:
+        if not _NAME.fullmatch(name):
             raise ModelError(
                 f"header {name!r} cannot be sent by gRPC: names are letters, digits, '_', '-' and '.', "
                 "do not begin with grpc- and do not end in -bin"
             )
-    return [(name.lower(), value) for name, value in settings.headers.items()]
+    return headers
 
 
 def _credentials(settings: RemoteSettings) -> Any:

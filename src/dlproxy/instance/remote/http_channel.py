@@ -6,7 +6,7 @@ Not aware of: models, what the bodies hold.
 from collections.abc import Callable, Mapping, Sequence
 
 from dlproxy.instance.remote.address import Address
-from dlproxy.instance.remote.channel import check_headers
+from dlproxy.instance.remote.channel import checked_headers
 from dlproxy.instance.remote.http_client import HttpClient, Outcome, Part, Reply, Server
 from dlproxy.instance.remote.settings import RemoteSettings
 from dlproxy.instance.remote.tls import context_of
@@ -54,10 +54,9 @@ class Heads:
     """Request heads for one server."""
 
     def __init__(self, address: Address, headers: Mapping[str, str]) -> None:
-        """Raises ModelError for headers that are none."""
-        check_headers(headers)
-        own = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self._common = f"host: {address.authority}\r\nuser-agent: dlproxy\r\n{own}"
+        """`headers` replace ours of the same names. Raises ModelError for those that cannot be sent."""
+        fields = {"host": address.authority, "user-agent": "dlproxy", **checked_headers(headers)}
+        self._common = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
 
     def get(self, path: str) -> Lines:
         return (f"GET {path} HTTP/1.1\r\n{self._common}\r\n".encode(),)

@@ -50,8 +50,7 @@ def model_of(metadata: Metadata, config: Config, settings: RemoteSettings, *, bi
     if config.model_transaction_policy.decoupled or config.sequence_batching is not None:
         raise ModelError("the upstream's model keeps state or answers in parts (sequences, decoupled); that is not served")
     inputs, outputs = (
-        tuple(TensorSpec(tensor.name, tensor.datatype, tuple(max(size, -1) for size in tensor.shape)) for tensor in tensors)
-        for tensors in (metadata.inputs, metadata.outputs)
+        tuple(_spec(tensor, binary=binary) for tensor in tensors) for tensors in (metadata.inputs, metadata.outputs)
     )
     specs = (*inputs, *outputs)
     if not binary:
@@ -65,5 +64,11 @@ def model_of(metadata: Metadata, config: Config, settings: RemoteSettings, *, bi
         batched = config.max_batch_size != 0 and batched_by(specs)
     elif batched and not batched_by(specs):
         raise ModelError("the upstream is to take batches, but it declares a tensor whose first dimension is fixed")
-    signature = require(Signature(inputs, outputs, batched, metadata.platform or "oip", utf8=not binary))
+    signature = require(Signature(inputs, outputs, batched, metadata.platform or "oip"))
     return UpstreamModel(signature, config.max_batch_size or None, binary)
+
+
+def _spec(tensor: Described, *, binary: bool) -> TensorSpec:
+    """JSON can carry BYTES only where they are text."""
+    shape = tuple(max(size, -1) for size in tensor.shape)
+    return TensorSpec(tensor.name, tensor.datatype, shape, text=tensor.datatype is DType.BYTES and not binary)

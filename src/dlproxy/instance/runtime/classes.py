@@ -54,6 +54,17 @@ def located(error: BaseException, file: str | None) -> str:
     return f"{one_line(error)}{where}"
 
 
+def sources(file: str | None) -> list[str]:
+    """This file, and those of the modules that were imported from its folder and below, without installed packages."""
+    if file is None or not os.path.isfile(file):
+        return []
+    folder = Path(file).parent
+    found = {one for module in list(sys.modules.values()) if isinstance(one := getattr(module, "__file__", None), str)}
+    near = [one for one in found if Path(one).is_relative_to(folder) and os.path.isfile(one)]
+    others = sorted(one for one in near if "site-packages" not in Path(one).relative_to(folder).parts and one != file)
+    return [file, *others]
+
+
 def _imported(place: str) -> ModuleType:
     """The module of that name, or of that file. What stands beside the file, or in the working folder, can be imported."""
     is_file = place.endswith(".py") or os.sep in place

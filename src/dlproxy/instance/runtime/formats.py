@@ -24,10 +24,13 @@ SUFFIXES = {
     ".pt2": "a program saved by torch.export.save",
     ".pt": "TorchScript",
     ".ts": "TorchScript",
+    ".jit": "TorchScript",
+    ".torchscript": "TorchScript",
     ".keras": "a Keras model",
     ".py": "a Python class, as file.py:MyModel",
 }
-_TORCH = (".pt", ".pt2", ".pth", ".ts", ".torchscript")
+_SAME = (".ts", ".jit", ".torchscript", ".py")  # as others, which the list of all names
+_TORCH = (".pt", ".pt2", ".pth", ".ts", ".jit", ".torchscript", ".traced", ".scripted", ".ptc", ".ptl")  # told apart inside
 _CLASS = "write a Python class that loads it (path file.py:MyModel)"
 _OTHERS = {
     ".safetensors": f"weights without a network: {_CLASS}",
@@ -87,7 +90,7 @@ def runtime_kind(path: str) -> Kind:
 
 def known() -> str:
     """What dlproxy runs, for messages."""
-    files = "; ".join(f"{suffix}, {words}" for suffix, words in SUFFIXES.items() if suffix not in (".ts", ".py"))
+    files = "; ".join(f"{suffix}, {words}" for suffix, words in SUFFIXES.items() if suffix not in _SAME)
     return f"{files}; the folder of a SavedModel; a Python class, as file.py:MyModel or my_module:MyModel"
 
 
@@ -111,7 +114,7 @@ def open_runtime(
         declared = {"inputs": parse_specs(inputs), "outputs": parse_specs(outputs)}
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    if (inputs or outputs) and kind in ("onnx", "sleep"):
+    if (inputs or outputs) and kind == "sleep":
         raise ModelError(f"{path} says its own inputs and outputs; take them out of the configuration")
     if kind in ("sleep", "python") and device not in ("auto", CPU):
         raise ModelError(f"{path}: device = {device!r} does not move {_IMMOVABLE[kind]}")
@@ -125,7 +128,7 @@ def open_runtime(
     elif kind == "python":
         runtime = module.PythonRuntime(path, **declared)
     elif kind == "onnx":
-        runtime = module.OnnxRuntime(Path(path), max_batch=max_batch, **placed)
+        runtime = module.OnnxRuntime(Path(path), max_batch=max_batch, **placed, **declared)
     elif kind in ("torchscript", "torch_export"):
         runtime = module.TorchRuntime(Path(path), kind=kind, **placed, **declared)
     else:

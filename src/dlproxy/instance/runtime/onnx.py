@@ -6,6 +6,7 @@ Called by runtime/formats.py to load and by instance/batch.py to run. Not aware 
 import ctypes
 import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -15,13 +16,18 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from dlproxy.instance.runtime import ModelError
-from dlproxy.instance.runtime.declared import signature_of
+from dlproxy.instance.runtime import TELEMETRY_OFF, ModelError
+from dlproxy.instance.runtime.declared import Found, refine, signature_of
 from dlproxy.instance.runtime.devices import CPU, CUDA_PROVIDER, EMPTY, ON_CPU, Plan, onnx_plans, tensorrt_rows
+from dlproxy.instance.runtime.onnx_graph import OnnxFile
+from dlproxy.instance.runtime.row_mixing import why_rows_meet
 from dlproxy.message import DType, Signature, TensorSpec, element_count
+
+os.environ.setdefault(*TELEMETRY_OFF)
+
+import onnxruntime as ort
 
 _DTYPES = {
     "tensor(bool)": DType.BOOL,
@@ -39,6 +45,8 @@ _DTYPES = {
     "tensor(double)": DType.FP64,
     "tensor(string)": DType.BYTES,
 }
+MOST_DEFAULTS = 16  # inputs with a default; where a file has more, its exporter listed the weights among the inputs
+MOST_DEFAULT_BYTES = 64 * 1024
 _ONNX_BFLOAT16 = 16  # TensorProto.DataType of the ONNX specification
 _QUIET = 4  # log severity "fatal": every other problem reaches us as an exception and is reported once
 _loading = Lock()  # of CUDA's libraries, during which standard output is ours
@@ -51,10 +59,19 @@ class OnnxRuntime:
 
     `threads`: intra-op threads; operators run one after the other (inter-op 1). `device`: see devices.py; the attribute says
     where it is, in words, "cpu" for ONNX Runtime's own kernels. `max_batch`: the rows for which TensorRT builds its engine.
+    `inputs`, `outputs`: the configuration's, for some or all of them.
     """
 
     def __init__(
-        self, path: Path, *, threads: int, device: str = CPU, gpu_memory_limit_mb: int = 0, max_batch: int = 256
+        self,
+        path: Path,
+        *,
+        threads: int,
+        device: str = CPU,
+        gpu_memory_limit_mb: int = 0,
+        max_batch: int = 256,
+        inputs: Sequence[TensorSpec] = (),
+        outputs: Sequence[TensorSpec] = (),
     ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -72,11 +89,28 @@ class OnnxRuntime:
             _warn("the NVIDIA driver sees no GPU")
         self._session, plan = _first(path, options, plans)
         self.device = CPU if plan.place == CPU else f"{plan.place} ({plan.main})"
-        self.signature = _signature(self._session, path)
+        self.checks_indices = plan.place == CPU
+        try:
+            self._file: OnnxFile | None = OnnxFile(path)
+        except (OSError, ValueError) as error:  # ONNX Runtime read it; what is looked up there can do without
+            log.warning("%s: the graph cannot be looked at (%s); only runs will show whether rows are independent", path, error)
+            self._file = None
+        self.words = self._file.words if self._file is not None else []
+        found = _Found(self._session, self._file, path)
+        self.notes = found.notes
+        self.signature = found.signature(inputs, outputs)
         self._input_names = [spec.name for spec in self.signature.inputs]
         self._output_names = [spec.name for spec in self.signature.outputs]
         specs = (*self.signature.inputs, *self.signature.outputs)
         self._has_bf16 = any(spec.dtype is DType.BF16 for spec in specs)
+
+    def why_rows_meet(self) -> str:
+        """What in the graph lets the rows of a batch meet, in words; empty if nothing that shows. Looked up at start only."""
+        file, self._file = self._file, None
+        if file is None:
+            return ""
+        carrying = [spec.name for spec in self.signature.inputs if spec.rows is not None]
+        return why_rows_meet(file.graph, carrying, self._output_names)
 
     def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """One forward pass. Arrays in signature order; BF16 as uint16 bit patterns."""
@@ -120,7 +154,7 @@ def _check_file(path: Path) -> None:
 
 
 def _tensorrt_rows(path: Path, options: Any, most_rows: int) -> dict[str, str]:
-    inputs = _signature(_open(path, options, ON_CPU), path).inputs
+    inputs = _Found(_open(path, options, ON_CPU), None, path).signature((), ()).inputs
     rows = tensorrt_rows(inputs, most_rows)
     if not rows and any(-1 in spec.shape for spec in inputs):
         log.warning("%s has open axes besides the rows: TensorRT stops service to build an engine for each larger input", path)
@@ -188,17 +222,69 @@ def _gpus() -> int:
     return count.value
 
 
-def _signature(session: Any, path: Path) -> Signature:
-    inputs = tuple(_spec(node, path) for node in session.get_inputs())
-    outputs = tuple(_spec(node, path) for node in session.get_outputs())
-    try:
-        return signature_of(inputs, outputs, platform="onnxruntime_onnx")
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
+class _Found:
+    """What a session's model takes and gives. `notes`: what of it is not served and why, for the start-up report."""
+
+    def __init__(self, session: Any, file: OnnxFile | None, path: Path) -> None:
+        """Raises ModelError for an input without which the model cannot run and that no protocol can carry."""
+        self._path = path
+        self.notes: list[str] = []
+        self._inputs = [_found(node) or self._refuse(node) for node in session.get_inputs()]
+        self._inputs += self._with_defaults(session.get_overridable_initializers(), file)
+        self._outputs = []
+        for node in session.get_outputs():
+            found = _found(node)
+            if found is None:
+                self._leave_out(node)
+            else:
+                self._outputs.append(found)
+        if not self._outputs:
+            raise ModelError(f"{path}: none of its outputs can be served: {'; '.join(self.notes)}")
+
+    def signature(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Signature:
+        """With what the configuration says on top. Raises ModelError."""
+        try:
+            takes = refine(self._inputs, inputs, "inputs", some=True)
+            gives = refine(self._outputs, outputs, "outputs", some=True, shapes_hold=False)
+            return signature_of(takes, gives, platform="onnxruntime_onnx", outputs_hold=False)
+        except ModelError as error:
+            raise ModelError(f"{self._path}: {error}") from None
+
+    def _refuse(self, node: Any) -> Found:
+        raise ModelError(
+            f"{self._path}: input '{node.name}' is a {node.type}; dlproxy serves dense tensors of the standard types"
+        )
+
+    def _leave_out(self, node: Any) -> None:
+        remedy = ""
+        if node.type.startswith("seq(map("):
+            remedy = "; to have it, export with zipmap=False (skl2onnx and onnxmltools: options={'zipmap': False})"
+        self.notes.append(f"output '{node.name}' is left out: it is a {node.type}, which no protocol carries{remedy}")
+
+    def _with_defaults(self, nodes: Sequence[Any], file: OnnxFile | None) -> list[Found]:
+        """Inputs that may be left out: initializers that a caller may override (ONNX IR 4)."""
+        if file is None or not nodes:
+            return []
+        optional = [found for node in nodes if (found := _found(node)) is not None and found.shape is not None]
+        named = [
+            Found(one.name, one.dtype, one.shape, default=data)
+            for one in optional[: MOST_DEFAULTS + 1]
+            if one.shape is not None and element_count(one.shape) * max(one.dtype.itemsize, 1) <= MOST_DEFAULT_BYTES
+            if (data := file.default(TensorSpec(one.name, one.dtype, one.shape))) is not None
+        ]
+        if len(optional) > MOST_DEFAULTS:
+            self.notes.append(f"{len(optional)} inputs with defaults are not served: so many are an exporter's weights")
+            return []
+        return named
 
 
-def _spec(node: Any, path: Path) -> TensorSpec:
+def _found(node: Any) -> Found | None:
+    """None for a type that is no dense tensor of a standard type."""
     if node.type not in _DTYPES:
-        raise ModelError(f"{path}: '{node.name}' is a {node.type}; dlproxy serves dense tensors of the standard types")
-    shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape or ())
-    return TensorSpec(node.name, _DTYPES[node.type], shape)
+        return None
+    sizes = node.shape or ()
+    shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in sizes)
+    axes = tuple(size if isinstance(size, str) else "" for size in sizes)
+    dtype = _DTYPES[node.type]
+    text = dtype is DType.BYTES  # of bytes it would take their repr()
+    return Found(node.name, dtype, shape, text, axes if any(axes) else ())

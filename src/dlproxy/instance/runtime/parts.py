@@ -22,13 +22,12 @@ class Parts:
     """The parts of one answer so far: dicts with some or all of the outputs.
 
     Pieces of an output are laid end to end along its first open axis after the rows: the steps of a sequence. An output
-    that has none cannot grow, and the last piece is its value. `rows`: those of the batch.
+    that has none cannot grow, and the last piece is its value.
     """
 
-    def __init__(self, signature: Signature, rows: int) -> None:
+    def __init__(self, signature: Signature) -> None:
         self._specs = {spec.name: spec for spec in signature.outputs}
         self._first_axis = 1 if signature.batched else 0
-        self._rows = rows if signature.batched else None
         self._pieces: dict[str, list[Array]] = {}
         self._count = 0
 
@@ -54,7 +53,7 @@ class Parts:
     def _add(self, name: str, array: Array) -> None:
         if name not in self._specs:
             raise AnswerError(f"there is no output '{name}'; the model declares {', '.join(self._specs)}")
-        piece = check_output(self._specs[name], array, self._rows).copy()
+        piece = check_output(self._specs[name], array).copy()
         axis = self._axis(name)
         if axis is None:
             self._pieces[name] = [piece]
@@ -77,8 +76,11 @@ def arrays_of(outputs: Any) -> dict[str, Array]:
     """The same, if it is a dict of arrays. Raises AnswerError."""
     if not isinstance(outputs, dict):
         raise AnswerError(f"predict gave a {type(outputs).__name__}; it must give a dict of output names to numpy arrays")
+    arrays: dict[str, Array] = outputs
     for name, array in outputs.items():
-        if not isinstance(array, np.ndarray):
+        if isinstance(array, np.generic):  # what numpy makes of arithmetic with arrays without dimensions
+            arrays = {**arrays, name: np.asarray(array)}
+        elif not isinstance(array, np.ndarray):
             kind = f"{type(array).__module__}.{type(array).__name__}".removeprefix("builtins.")
             raise AnswerError(f"output '{name}' is a {kind}; predict must give numpy arrays")
-    return outputs
+    return arrays

@@ -5,6 +5,7 @@ Called by whatever loads models, and by instance/batch.py to run. Not aware of: 
 
 import asyncio
 import inspect
+import os
 import sys
 from collections.abc import Coroutine, Sequence
 from contextlib import aclosing, closing, nullcontext
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlproxy.instance.runtime import ModelError
-from dlproxy.instance.runtime.classes import find_class, located
+from dlproxy.instance.runtime import TELEMETRY_OFF, ModelError
+from dlproxy.instance.runtime.classes import find_class, located, sources
 from dlproxy.instance.runtime.declared import check_outputs, signature_of, spec_of, written
 from dlproxy.instance.runtime.parts import AnswerError, Parts, arrays_of
 from dlproxy.message import Signature, TensorSpec
@@ -37,6 +38,7 @@ class PythonRuntime:
     """
 
     def __init__(self, path: str, *, inputs: Sequence[TensorSpec] = (), outputs: Sequence[TensorSpec] = ()) -> None:
+        os.environ.setdefault(*TELEMETRY_OFF)  # for whatever its file imports
         self._class = find_class(path)
         self._file: str | None = getattr(sys.modules.get(self._class.__module__), "__file__", None)
         self._loop: _Loop | None = None
@@ -46,18 +48,22 @@ class PythonRuntime:
         self._turn = nullcontext() if getattr(self._model, "thread_safe", False) else Lock()
         self._closed = False
 
+    @property
+    def files(self) -> list[str]:
+        """The class's, and those of whatever it has imported from beside or below that."""
+        return sources(self._file)
+
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """One call of `predict`. Raises RuntimeError for what it raises, ValueError for what it should not have given."""
         batch = {name: array.copy() for name, array in zip(self._input_names, inputs, strict=True)}
-        rows = len(inputs[0]) if inputs[0].shape else 1
         with self._turn:
             try:
-                outputs = self._answer(batch, rows)
+                outputs = self._answer(batch)
             except (KeyboardInterrupt, AnswerError):
                 raise
             except BaseException as error:  # sys.exit() in a model must not end the worker
                 raise RuntimeError(f"{self._class.__name__}.predict raised {located(error, self._file)}") from error
-        return check_outputs(self.signature, outputs, rows)
+        return check_outputs(self.signature, outputs)
 
     def close(self) -> None:
         """Call the class's `unload`, if it has one, and stop its event loop. A second call does nothing."""
@@ -113,12 +119,12 @@ class PythonRuntime:
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
 
-    def _answer(self, batch: dict[str, Array], rows: int) -> dict[str, Array]:
+    def _answer(self, batch: dict[str, Array]) -> dict[str, Array]:
         """What `predict` gives: a dict, at once or awaited, or the parts that it yields, joined."""
         given = self._finished(self._model.predict(batch))
         if not (inspect.isgenerator(given) or inspect.isasyncgen(given)):
             return arrays_of(given)
-        parts = Parts(self._declared, rows)  # warm-up may turn batching off, but rows stay on axis 0
+        parts = Parts(self._declared)  # warm-up may turn batching off, but rows stay on axis 0
         if inspect.isasyncgen(given):
             self._finished(_add_all(given, parts))
         else:

@@ -13,6 +13,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from dlproxy.cores import allowed_cores
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.declared import Found, check_outputs, one_line, refine, signature_of
 from dlproxy.instance.runtime.devices import CPU, gpu_of
@@ -94,7 +95,7 @@ class TensorFlowRuntime:
         except Exception as error:
             raise RuntimeError(one_line(error)) from error
         arrays = {name: _array(tensor, inputs) for name, tensor in outputs.items()}
-        return check_outputs(self.signature, arrays, len(inputs[0]) if inputs[0].shape else 1)
+        return check_outputs(self.signature, arrays)
 
 
 def _load_saved_model(path: Path) -> _Loaded:
@@ -203,8 +204,8 @@ def _set_threads(threads: int) -> int:
     with suppress(RuntimeError):  # it has run something already; the first model's threads stay
         threading.set_inter_op_parallelism_threads(1)
         threading.set_intra_op_parallelism_threads(threads)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(threading.get_intra_op_parallelism_threads()) or cores
+    all_of_them = len(allowed_cores()) or os.cpu_count() or 1  # TensorFlow knows of no quota
+    return int(threading.get_intra_op_parallelism_threads()) or all_of_them
 
 
 def _gpu(device: str, memory_limit_mb: int) -> int | None:

@@ -20,7 +20,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from dlproxy.instance.runtime import ModelError
-from dlproxy.instance.runtime.declared import EXAMPLE, Found, check_outputs, one_line, refine, signature_of
+from dlproxy.instance.runtime.declared import EXAMPLE, Found, check_outputs, one_line, refine, signature_of, written
 from dlproxy.instance.runtime.devices import CPU, gpu_of
 from dlproxy.message import DType, Signature, TensorSpec
 
@@ -97,7 +97,7 @@ class TorchRuntime:
         except Exception as error:
             raise RuntimeError(one_line(error)) from error
         arrays = {name: _array(tensor) for name, tensor in outputs.items()}
-        return check_outputs(self.signature, arrays, len(inputs[0]) if inputs[0].shape else 1)
+        return check_outputs(self.signature, arrays)
 
 
 class _Cuda:
@@ -186,7 +186,7 @@ def _load_program(path: Path, device: Any, inputs: Sequence[TensorSpec], outputs
         refine(found_inputs, inputs, "inputs"), refine(found_outputs, outputs, "outputs"), platform="pytorch_export"
     )
     signature = Signature(
-        signature.inputs, signature.outputs, batched=signature.batched and batched, platform=signature.platform, utf8=True
+        signature.inputs, signature.outputs, batched=signature.batched and batched, platform=signature.platform
     )
 
     def call(tensors: list[Any]) -> Any:
@@ -286,7 +286,7 @@ def _array(tensor: Any) -> NDArray[np.generic]:
 def _no_text(specs: Sequence[TensorSpec]) -> None:
     for spec in specs:
         if spec.dtype is DType.BYTES:
-            raise ModelError(f"'{spec.name}' is declared as BYTES; torch has no tensors of text")
+            raise ModelError(f"'{spec.name}' is declared as {written(spec)}; torch has no tensors of bytes or text")
 
 
 def _device(path: Path, device: str) -> Any:

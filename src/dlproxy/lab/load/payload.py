@@ -200,7 +200,13 @@ def _cut(spec: TensorSpec, array: Array, settings: Settings) -> list[Tensor]:
 def _converted(spec: TensorSpec, array: Array, path: Path | None) -> Array:
     """The array in the type that the wire takes: no silent conversions, but texts and BF16 have no exact numpy type."""
     if spec.dtype is DType.BYTES and array.dtype.kind in "US":
-        return array.astype(object)
+        values = array.astype(object)
+        if array.dtype.kind == "S" and array.size and max(map(len, values.flat)) < array.dtype.itemsize:
+            raise LoadError(
+                f"--input {path}: every element for input {_describe(spec)} ends in a zero byte, which numpy's type "
+                f"{array.dtype.str} loses; end one of them otherwise, the others are taken without zeros at their ends"
+            )
+        return values
     wanted = np.dtype(np.float32) if spec.dtype is DType.BF16 else NUMPY[spec.dtype]
     if spec.dtype is DType.BYTES or array.dtype.newbyteorder("<") != wanted:
         needed = "text" if spec.dtype is DType.BYTES else wanted.name

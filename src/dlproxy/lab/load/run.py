@@ -3,7 +3,6 @@
 Called by cli/bench.py and peak.py. Not aware of: the command line, how a result is shown.
 """
 
-import os
 import platform
 import signal
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 from msgspec import structs
 
 from dlproxy import __version__
+from dlproxy.cores import usable_cores
 from dlproxy.lab.load import payload
 from dlproxy.lab.load.generator import Outcome, Progress
 from dlproxy.lab.load.settings import LoadError, Settings, check
@@ -149,7 +149,7 @@ class LoadTest:
             "model": _describe(self.model),
             "dlproxy": __version__,
             "python": platform.python_version(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": usable_cores(),
         }
 
 

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 from msgspec import Struct
 
+from dlproxy.hosts import authority, plain_host
 from dlproxy.lab.load.settings import LoadError
 from dlproxy.message import DType, TensorSpec
 
@@ -115,14 +116,14 @@ class Target:
         try:
             parts = urlsplit(self.url)
             host, port = parts.hostname, parts.port
-            http.client.HTTPConnection(host or "", port)
+            http.client.HTTPConnection(host or "", port or 80)  # which without a port would look for one in the host
         except (ValueError, http.client.InvalidURL) as error:
             raise LoadError(f"URL '{url}' is not understood ({error}); write it like http://127.0.0.1:8000") from None
         if parts.scheme != "http" or not host or parts.query or parts.fragment:
             raise LoadError(f"URL '{url}' cannot be used; write it like http://127.0.0.1:8000 (plain HTTP only)")
-        self._host, self._port = host, 80 if port is None else port
+        self._host, self._port = plain_host(host), 80 if port is None else port
         self._prefix = parts.path.rstrip("/").removesuffix("/v2")
-        self.host_header = f"{f'[{host}]' if ':' in host else host}:{self._port}"
+        self.host_header = authority(host, self._port)
         self.address: tuple[int, Any] = (socket.AF_INET, ())
         """Family and address that answered; set by the first request."""
 

@@ -30,7 +30,7 @@ class Batches:
         inline = header.knobs.max_batch_s < inf  # the bound that only models on the event loop have
         for entry in entries:
             if isinstance(entry.event, Arrived):
-                arrivals += [ticket.arrived_at for ticket in entry.event.tickets]
+                arrivals += [ticket.arrived_at for ticket in entry.event.tickets if ticket.of_client]
             elif isinstance(entry.event, BatchDone) and entry.event.batch_id in running:
                 instance, rows, begun_at = running.pop(entry.event.batch_id)
                 service_s = entry.event.service_s
@@ -42,7 +42,7 @@ class Batches:
                     hand_over_s = max(entry.at - begun_at - service_s, 0.0)
                     samples.append(Sample(rows, service_s, hand_over_s, idle_s, begun_at))
             for command in entry.commands:
-                if isinstance(command, Dispatch):
+                if isinstance(command, Dispatch) and command.tickets[0].of_client:
                     rows = sum(ticket.rows for ticket in command.tickets)
                     running[command.batch_id] = (command.instance, rows, entry.at)
         if not samples:
@@ -66,15 +66,15 @@ def replayed(path: Path, *, objective_s: float | None = None) -> Result:
     sizes: dict[int, int] = {}
     for entry in read(path)[1]:
         if isinstance(entry.event, Arrived):
-            for ticket in entry.event.tickets:
+            for ticket in (ticket for ticket in entry.event.tickets if ticket.of_client):
                 tally.sent_one(ticket.arrived_at, entry.at)
         for command in entry.commands:
             if isinstance(command, Complete):
-                for ticket in command.tickets:
+                for ticket in (ticket for ticket in command.tickets if ticket.of_client):
                     tally.answered(ticket.arrived_at, entry.at)
-            elif isinstance(command, Reject):
+            elif isinstance(command, Reject) and command.ticket.of_client:
                 tally.failed(command.failure.kind.value, command.ticket.arrived_at, entry.at)
-            elif isinstance(command, Dispatch):
+            elif isinstance(command, Dispatch) and command.tickets[0].of_client:
                 rows = sum(ticket.rows for ticket in command.tickets)
                 sizes[rows] = sizes.get(rows, 0) + 1
     setup = {"log": path.name, "model": header.model, "max_batch": header.knobs.max_batch, "slo_s": header.knobs.slo_s}

@@ -25,7 +25,7 @@ from dlproxy.lab.simulate.shared_core import separate
 from dlproxy.policy.balancing import make_balancer
 from dlproxy.policy.lane import Lane
 from dlproxy.serve.assemble import LanePlan, plan_lane
-from dlproxy.serve.hosting import runs_inline, warm_up
+from dlproxy.serve.local import stated_way, warm_up
 
 LARGEST_CALIBRATED = 64  # rows; a described line is calibrated at 1 and at this size, as warm-up would
 MANY_NODES = 64  # above, peak-EWMA compares two nodes drawn at random instead of all
@@ -79,9 +79,8 @@ def plan_model(name: str, config: ModelConfig, service: str = "", *, without_loo
             raise ConfigError(f"service '{service}': no event log is there; times are written like {SERVICE_EXAMPLE}")
         batches = Batches(Path(service))
         calibration = Calibration(tuple(batches.header.prior), True)
-        plan = plan_lane(
-            name, config, calibration, batched=batches.header.knobs.max_batch > 1, inline=runs_inline(config, calibration)
-        )
+        way = stated_way(config, calibration.single_s)
+        plan = plan_lane(name, config, calibration, batched=batches.header.knobs.max_batch > 1, way=way)
         samples, arrival_s = batches.samples, None
         if without_loop:
             arrival_s, samples = separate(samples, batches.arrivals)
@@ -96,16 +95,14 @@ def plan_model(name: str, config: ModelConfig, service: str = "", *, without_loo
     if service:
         base_s, row_s, cv = _line(service)
         points = tuple((rows, base_s + row_s * rows) for rows in (1, LARGEST_CALIBRATED))
-        plan = plan_lane(
-            name, config, Calibration(points, True), batched=True, inline=runs_inline(config, Calibration(points, True))
-        )
+        calibration = Calibration(points, True)
+        plan = plan_lane(name, config, calibration, batched=True, way=stated_way(config, calibration.single_s))
         return ModelPlan(plan, lambda seed: Fitted(base_s, row_s, cv=cv, seed=seed), service)
     warm = warm_up(config)
     signature, calibration = warm.runtime.signature, warm.calibration
     if not calibration.points:
         raise ConfigError(f"model {name}: {calibration.warning}; describe its times: --service {name}=base=10ms,row=0.5ms")
-    inline = runs_inline(config, calibration, warm.device)
-    plan = plan_lane(name, config, calibration, batched=signature.batched, inline=inline)
+    plan = plan_lane(name, config, calibration, batched=signature.batched, way=warm.way)
     samples = [Sample(rows, seconds) for rows, seconds in calibration.points]
     return ModelPlan(plan, lambda seed: Measured(samples, seed=seed), f"calibrated here at {len(samples)} batch sizes")
 

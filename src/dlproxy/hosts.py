@@ -1,0 +1,15 @@
+"""Hosts and ports as addresses write them. Not aware of: sockets, schemes."""
+
+
+def authority(host: str, port: int | None = None) -> str:
+    """As URLs, Host headers and messages have it: an IPv6 address stands in brackets, or its last part would be the port."""
+    host = plain_host(host)
+    if ":" in host:
+        host = f"[{host.replace('%', '%25')}]"  # the zone of a link-local address (RFC 6874)
+    return host if port is None else f"{host}:{port}"
+
+
+def plain_host(host: str) -> str:
+    """As sockets take it: without the brackets, and with a zone behind '%'."""
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    return bare.replace("%25", "%") if ":" in bare else bare

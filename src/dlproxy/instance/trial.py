@@ -1,0 +1,114 @@
+"""How quickly a model answers in each way of running it, tried on real or made-up requests, and which way is best.
+
+Called by serve/hosting.py at start and again, with what clients sent, while serving. Blocks: call it on a thread.
+Not aware of: instances, lanes.
+"""
+
+from collections.abc import Callable, Sequence
+from threading import Barrier, Thread
+from time import perf_counter
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from dlproxy.instance.runtime import Runtime
+
+Array = NDArray[np.generic]
+Inputs = Sequence[Array]
+
+INLINE_BELOW_S = 200e-6  # a request quicker than this runs on the loop: a hand-over to a thread costs 50 to 75 us
+SHARED_ABOVE_S = 300e-6  # from here on cores side by side gain more than the hand-overs between them cost
+WIDE_ABOVE_S = 2e-3  # quicker models are not loaded twice to find out what more threads would give
+WIDE_GAIN = 1.2  # several threads must be so much quicker than one to be kept, for they leave nothing to others
+TRY_S = 0.25  # each way is tried for about so long
+ROUNDS = 3  # the best of three: what a way costs when nothing else disturbs it
+
+
+class Way(Struct, frozen=True):
+    """How a model runs: on the event loop or on so many instances, with so many threads each."""
+
+    inline: bool
+    instances: int
+    threads: int
+
+
+class Measured(Struct, frozen=True):
+    """Seconds a request: one after the other, the slow ones among them, and by each way of using more cores.
+
+    `beside_s`: several side by side, each with a request; `wide_s`: all cores for one request. inf: not tried.
+    """
+
+    narrow_s: float
+    slow_s: float
+    beside_s: float
+    wide_s: float
+
+
+def measure(requests: Sequence[Inputs], narrow: Runtime, side: int, make_wide: Callable[[], Runtime] | None) -> Measured:
+    """Run the requests in every way that is worth a try: one by one, `side` at a time, and on what `make_wide` loads.
+
+    Raises what the model raises, or ModelError.
+    """
+    each = [_least(narrow, inputs) for inputs in requests]
+    narrow_s, slow_s = float(np.mean(each)), float(np.quantile(each, 0.95))
+    beside_s = wide_s = float("inf")
+    if side > 1 and narrow_s >= SHARED_ABOVE_S:
+        beside_s = _beside(narrow, requests, side, narrow_s)
+    if make_wide is not None and narrow_s >= WIDE_ABOVE_S:
+        wide = make_wide()
+        wide_s = float(np.mean([_least(wide, inputs) for inputs in requests]))
+    return Measured(narrow_s, slow_s, beside_s, wide_s)
+
+
+def best_way(found: Measured, *, cores: int, side: int, threads: int, objective_s: float | None, may_inline: bool) -> Way:
+    """The way with the most requests a second that keeps to the objective, if there is one.
+
+    `side`: how many ran side by side when that was tried, with `threads` each.
+    """
+    if may_inline and found.slow_s < INLINE_BELOW_S:
+        return Way(inline=True, instances=1, threads=threads)
+    late = objective_s is not None and found.narrow_s > objective_s / 2 > found.wide_s
+    if late or (found.wide_s * WIDE_GAIN < found.narrow_s and found.wide_s < found.beside_s):
+        return Way(inline=False, instances=1, threads=cores)
+    return Way(inline=False, instances=side if found.beside_s < found.narrow_s else 1, threads=threads)
+
+
+def _least(runtime: Runtime, inputs: Inputs) -> float:
+    least, started_at = float("inf"), perf_counter()
+    for _ in range(ROUNDS):
+        began_at = perf_counter()
+        runtime.run(inputs)
+        ended_at = perf_counter()
+        least = min(least, ended_at - began_at)
+        if ended_at - started_at > TRY_S:
+            break
+    return least
+
+
+def _beside(runtime: Runtime, requests: Sequence[Inputs], side: int, single_s: float) -> float:
+    """Seconds a request with so many threads, each of which runs the requests from another one on."""
+    most = max(int(TRY_S / max(single_s, 1e-6)), 1)
+    count = min(max(most, len(requests)), 4 * most)
+    start = Barrier(side + 1)
+    failed: list[Exception] = []
+
+    def work(first: int) -> None:
+        start.wait()
+        try:
+            for number in range(count):
+                runtime.run(requests[(first + number) % len(requests)])
+        except Exception as error:  # told by who waits for it
+            failed.append(error)
+
+    step = max(len(requests) // side, 1)
+    threads = [Thread(target=work, args=(core * step,), daemon=True) for core in range(side)]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    began_at = perf_counter()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return (perf_counter() - began_at) / (count * side)

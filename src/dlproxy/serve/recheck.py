@@ -1,0 +1,102 @@
+"""Runs now and then one request of a batch again, alone, and compares: what no probe at start has shown, service may.
+
+Fed by serve/driver.py with answers that it has cut out of batches; asks through the driver like any client, but last in line.
+Not aware of: lanes, instances. With n answers alike, the rate of wrong ones is below 3 / n at 95 % (the rule of three).
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from math import inf
+
+from msgspec import Struct
+
+from dlproxy.instance.evidence import close
+from dlproxy.message import DType, Failure, Request, Response, Tensor, Ticket
+from dlproxy.policy.queueing import LOWEST_LEVEL
+from dlproxy.service import ReplyTo
+from dlproxy.telemetry.stats import ModelStats
+from dlproxy.tensors import Array, to_array
+
+FIRST = 10  # batches of which each is looked at; then one at a time,
+EVERY_S = 1.0  # no more often than this,
+COST_SHARE = 0.01  # nor than costs this share of an instance's time
+SURE = 300  # answers alike bound the rate of wrong ones at 1 %: from then on a tenth as often
+
+
+class Kept(Struct):
+    """An answer as its client got it."""
+
+    request: Request
+    outputs: Sequence[Tensor]
+
+
+class Recheck:
+    """`submit`: the driver's. `on_difference` is called, with the reason in words, when batching must end."""
+
+    def __init__(
+        self,
+        submit: Callable[[Request, ReplyTo], None],
+        stats: ModelStats,
+        clock: Callable[[], float],
+        on_difference: Callable[[str], None],
+    ) -> None:
+        self._submit = submit
+        self._stats = stats
+        self._clock = clock
+        self._on_difference = on_difference
+        self._ids = count(-1, -1)  # below those of clients' requests
+        self._kept: Kept | None = None
+        self._next_at = -inf
+        self._ties = 0
+
+    def due(self, now: float) -> bool:
+        """Whether an answer of the batch that has just ended is wanted."""
+        return now >= self._next_at and self._kept is None
+
+    def ask_again(self, request: Request, outputs: Sequence[Tensor], now: float) -> None:
+        """Run it once more, in a batch of its own."""
+        ticket, number = request.ticket, next(self._ids)
+        self._kept = Kept(request, outputs)
+        again = Ticket(number, now, inf, ticket.rows, LOWEST_LEVEL, "", (number,), length=ticket.length)
+        self._submit(Request(again, request.model, request.inputs, request.outputs), self)
+
+    def end(self, reason: str) -> None:
+        """Batching has been shown to be wrong: nothing is left to compare."""
+        self._next_at = inf
+        self._on_difference(reason)
+
+    # ReplyTo
+
+    def completed(self, response: Response) -> None:
+        kept, self._kept = self._kept, None
+        if kept is None or self._next_at == inf:
+            return
+        compared = sum(self._stats.rechecks.values()) + 1
+        if compared >= FIRST:
+            timing = response.timing
+            wait_s = max(EVERY_S, (timing.batch_s + timing.compute_s) / COST_SHARE)
+            self._next_at = self._clock() + (10 * wait_s if compared > SURE else wait_s)
+        differing = [
+            ours.name
+            for ours, alone in zip(kept.outputs, response.outputs, strict=True)
+            if ours.shape != alone.shape or not close(_array(ours), _array(alone), ours.dtype)
+        ]
+        self._stats.rechecks["different" if differing else "same"] += 1
+        if differing and not self._is_tie(kept.outputs, differing):
+            self.end(f"output '{differing[0]}' of a request was different in a batch from what it is alone")
+
+    def failed(self, failure: Failure) -> None:
+        self._kept = None  # overload, or a model that fails: another will do
+
+    def _is_tie(self, outputs: Sequence[Tensor], differing: Sequence[str]) -> bool:
+        """A label may flip where two classes are all but equal, if the numbers that it was chosen by are the same: once."""
+        floats = (DType.FP16, DType.BF16, DType.FP32, DType.FP64)
+        exact = all(tensor.dtype not in floats for tensor in outputs if tensor.name in differing)
+        if not exact or all(tensor.dtype not in floats for tensor in outputs):
+            return False
+        self._ties += 1
+        return self._ties == 1
+
+
+def _array(tensor: Tensor) -> Array:
+    return to_array(tensor.dtype, tensor.shape, tensor.data)

@@ -1,0 +1,77 @@
+"""The way a model runs follows from what it was seen to take in each; the table of what follows from what."""
+
+from collections.abc import Sequence
+from math import inf
+from time import sleep
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dlproxy.instance.trial import Measured, Way, best_way, measure
+from dlproxy.message import DType, Signature, TensorSpec
+from dlproxy.testing import FakeRuntime
+
+Array = NDArray[np.generic]
+
+SIGNATURE = Signature((TensorSpec("x", DType.FP32, (-1, 1)),), (TensorSpec("y", DType.FP32, (-1, 1)),), True, "fake")
+INLINE, ONE = Way(inline=True, instances=1, threads=1), Way(inline=False, instances=1, threads=1)
+BESIDE, WIDE = Way(inline=False, instances=4, threads=1), Way(inline=False, instances=1, threads=4)
+
+
+@pytest.mark.parametrize(
+    ("narrow_ms", "slow_ms", "beside_ms", "wide_ms", "objective_ms", "way"),
+    [
+        (0.02, 0.03, inf, inf, None, INLINE),
+        (0.1, 0.5, inf, inf, None, ONE),  # some requests would hold the loop
+        (0.5, 0.6, 0.15, inf, None, BESIDE),
+        (0.5, 0.6, 0.55, inf, None, ONE),  # side by side gains nothing: the model waits for memory, or for one core
+        (10, 12, 2.6, 4, None, BESIDE),
+        (10, 12, 9, 4, None, WIDE),
+        (10, 12, 9, 8.9, None, BESIDE),  # so little that the other cores are better left to others
+        (10, 12, inf, 4, None, WIDE),
+        (10, 12, inf, 9, None, ONE),
+        (10, 12, 2.6, 4, 50, BESIDE),
+        (10, 12, 2.6, 4, 15, WIDE),  # one core is too late for it, all of them are not
+        (10, 12, 2.6, 9, 15, BESIDE),  # neither is in time
+    ],
+)
+def test_what_is_best(
+    narrow_ms: float, slow_ms: float, beside_ms: float, wide_ms: float, objective_ms: float | None, way: Way
+) -> None:
+    found = Measured(narrow_ms / 1e3, slow_ms / 1e3, beside_ms / 1e3, wide_ms / 1e3)
+    objective_s = None if objective_ms is None else objective_ms / 1e3
+    assert best_way(found, cores=4, side=4, threads=1, objective_s=objective_s, may_inline=True) == way
+    if way.inline:
+        assert best_way(found, cores=4, side=4, threads=1, objective_s=objective_s, may_inline=False) == ONE
+
+
+def _sleeper(seconds: float) -> FakeRuntime:
+    def run(inputs: Sequence[Array]) -> list[Array]:
+        sleep(seconds)
+        return [inputs[0]]
+
+    return FakeRuntime(SIGNATURE, run)
+
+
+def test_every_way_is_measured_where_it_may_pay() -> None:
+    requests = [[np.zeros((1, 1), np.float32)]] * 3
+    found = measure(requests, _sleeper(4e-3), 2, lambda: _sleeper(1e-3))
+    assert found.narrow_s > found.beside_s > found.narrow_s / 3, "a sleeper sleeps as well beside another"
+    assert found.wide_s < found.narrow_s / 2
+    quick = measure(requests, _sleeper(0.0), 2, lambda: pytest.fail("nobody loads a quick model twice"))
+    assert (quick.beside_s, quick.wide_s) == (inf, inf)
+
+
+def test_a_model_that_fails_side_by_side_says_so() -> None:
+    calls = [0]
+
+    def run(inputs: Sequence[Array]) -> list[Array]:
+        calls[0] += 1
+        sleep(1e-3)
+        if calls[0] > 5:
+            raise MemoryError("no more")
+        return [inputs[0]]
+
+    with pytest.raises(MemoryError, match="no more"):
+        measure([[np.zeros((1, 1), np.float32)]], FakeRuntime(SIGNATURE, run), 2, None)

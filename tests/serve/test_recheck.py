@@ -1,0 +1,112 @@
+"""Answers that were cut out of batches are compared with what the request gets alone; a difference ends batching."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dlproxy.message import DType, Signature, TensorSpec
+from dlproxy.serve.recheck import EVERY_S, FIRST, Recheck
+from tests.serve.rig import Rig, double
+
+Array = NDArray[np.generic]
+
+pytestmark = pytest.mark.looptime
+
+
+def _watched(rig: Rig) -> list[str]:
+    """What the rig's driver is told of differences, from now on."""
+    reasons: list[str] = []
+    rig.driver.compare_answers(Recheck(rig.driver.submit, rig.stats, rig.now, reasons.append))
+    return reasons
+
+
+def _less_the_largest(inputs: Sequence[Array]) -> list[Array]:
+    x = np.asarray(inputs[0], np.float32)
+    return [x - x.max()]
+
+
+async def _pair(rig: Rig, rest_s: float = 0.05) -> None:
+    """A batch of one, behind which the next two wait, who then share a batch; and some time after it."""
+    replies = [rig.send(float(value)) for value in (1, 2, 3)]
+    for reply in replies:
+        await reply.wait()
+    await rig.rest(rest_s)
+
+
+async def test_equal_answers_change_nothing_and_are_counted() -> None:
+    rig = Rig()
+    reasons = _watched(rig)
+    await _pair(rig)
+    rig.stats.settle()
+    assert rig.stats.rechecks == {"same": 1, "different": 0}
+    assert rig.stats.rows == 3, "a re-check is no client's inference"
+    assert rig.batches[-1][0] < 0
+    assert not reasons
+    assert rig.is_at_rest()
+
+
+async def test_a_row_that_depends_on_its_neighbours_ends_batching() -> None:
+    rig = Rig(function=_less_the_largest)
+    reasons = _watched(rig)
+    await _pair(rig)
+    assert rig.stats.rechecks["different"] == 0, "the last of the pair is the largest: it gets the same alone"
+    replies = [rig.send(value) for value in (1.0, 9.0, 3.0)]
+    for reply in replies:
+        await reply.wait()
+    await rig.rest(0.05)
+    assert rig.stats.rechecks["different"] == 1
+    assert reasons == ["output 'y' of a request was different in a batch from what it is alone"]
+    await _pair(rig)
+    assert len(reasons) == 1, "nothing is compared any more"
+
+
+async def test_the_first_batches_are_all_looked_at_then_one_a_second() -> None:
+    rig = Rig()
+    _watched(rig)
+    for _ in range(FIRST + 5):
+        await _pair(rig)
+    assert rig.stats.rechecks["same"] == FIRST
+    await rig.rest(EVERY_S)
+    await _pair(rig)
+    assert rig.stats.rechecks["same"] == FIRST + 1
+
+
+async def test_outputs_that_cannot_be_told_apart_are_run_alone_and_end_batching() -> None:
+    """Two requests of which one finds nothing and one finds two: as many finds as rows, but for this once."""
+
+    def positive(inputs: Sequence[Array]) -> list[Array]:
+        x = np.asarray(inputs[0], np.float32)
+        return [x[x[:, 0] > 0]]
+
+    rig = Rig(function=positive)
+    reasons = _watched(rig)
+    replies = [rig.send(value) for value in (5.0, -1.0, 2.0)]
+    for reply in replies:
+        await reply.wait()
+    assert [reply.values for reply in replies] == [[5.0], [], [2.0]]
+    assert reasons[0] == "output 'y' has shape [2, 1] for a batch of 3 rows"
+    assert rig.is_at_rest()
+
+
+async def test_a_label_may_flip_once_where_the_numbers_are_the_same() -> None:
+    """A tie, decided by the order in which a kernel sums."""
+    signature = Signature(
+        (TensorSpec("x", DType.FP32, (-1, -1)),),
+        (TensorSpec("label", DType.INT64, (-1,)), TensorSpec("y", DType.FP32, (-1, -1))),
+        batched=True,
+        platform="fake",
+    )
+
+    def tied(inputs: Sequence[Array]) -> list[Array]:
+        x = np.asarray(inputs[0], np.float32)
+        return [np.full(len(x), len(x), np.int64), *double(inputs)]
+
+    rig = Rig(function=tied, signature=signature, outputs=(0, 1))
+    reasons = _watched(rig)
+    await _pair(rig)
+    assert (rig.stats.rechecks["different"], reasons) == (1, [])
+    await _pair(rig)
+    assert rig.stats.rechecks["different"] == 2
+    assert len(reasons) == 1
