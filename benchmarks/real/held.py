@@ -1,7 +1,7 @@
 """dlproxy that also measures how long batches hold its event loop: `python -m benchmarks.real.held FILE serve ...`.
 
-What it writes into FILE when it ends is the processor time of the loop's own thread for inline batches, gathering and computing,
-in the second half of the time since the first: by then it may have moved them elsewhere. No batch: nothing ran inline.
+What it writes into FILE when it ends is the processor time of the loop's own thread for inline batches, gathering and
+computing, in the second half of the time since the first: by then it may have moved them elsewhere. No batch: none ran inline.
 """
 
 import json
