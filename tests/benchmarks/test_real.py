@@ -3,6 +3,9 @@
 import ast
 import datetime
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +34,7 @@ from benchmarks.report import Goal, Report, Run
 from benchmarks.sample import JSON_LENGTH_HEADER, Sample, sample_of
 from benchmarks.wrk import Figures
 from dlproxy.config import load
+from dlproxy.instance.runtime import TELEMETRY_OFF
 
 FOLDER = Path(program.__file__).parent
 MACHINE = {
@@ -289,6 +293,18 @@ def test_a_model_is_pinned_and_its_functions_exist(model: RealModel) -> None:
         if isinstance(node, ast.FunctionDef)
     }
     assert {model.inputs, model.maker or model.inputs} <= defined
+
+
+@pytest.mark.parametrize(
+    "module", ["benchmarks.peers.onnx_session", "benchmarks.real.catalog", "benchmarks.real.making.places"]
+)
+def test_what_other_environments_import_needs_no_dlproxy(module: str) -> None:
+    """Peers' server programs and the making of models run where dlproxy is not installed."""
+    code = f"import sys; sys.modules['dlproxy'] = None; import {module}, os; print(os.environ['{TELEMETRY_OFF[0]}'])"
+    environment = {name: value for name, value in os.environ.items() if name != TELEMETRY_OFF[0]}
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, cwd=FOLDER.parents[1], env=environment, capture_output=True, text=True)
+    assert (said.returncode, said.stdout.strip()) == (0, TELEMETRY_OFF[1]), said.stderr
 
 
 def test_what_is_made_already_is_not_made_again(tmp_path: Path) -> None:
