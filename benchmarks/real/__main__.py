@@ -5,6 +5,7 @@ Prints a table, keeps every run in a JSON file, and with --write the page RESULT
 
 import argparse
 import datetime
+import os
 import sys
 import tempfile
 from dataclasses import asdict
@@ -65,6 +66,7 @@ def _measure(options: argparse.Namespace, report: Report, findings: Findings) ->
     started_at = monotonic()
     with tempfile.TemporaryDirectory(prefix="dlproxy-real-") as directory, Children(Path(directory)) as children:
         folder = Path(directory)
+        os.environ["XDG_CACHE_HOME"] = directory  # dlproxy must find out about each model, not remember it from another run
         comparison = Comparison(report, findings, children, folder, options.seconds, options.pairs)
         for name in options.only:
             if spent(started_at, options.minutes * 60):
