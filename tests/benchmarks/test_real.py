@@ -159,6 +159,7 @@ def doubler(wrong_from: int = 10**9) -> Iterator[ThreadingHTTPServer]:
     """`wrong_from`: the number of the first request that is answered wrongly; negative to fail all."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Doubler) as server:
         server.seen, server.wrong_from = [], wrong_from  # type: ignore[attr-defined]
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that leaves is no error
         thread = Thread(target=server.serve_forever)
         thread.start()
         try:
