@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-.PHONY: help setup demo test test-extras prove-batching check fmt bench bench-peers bench-known bench-placement bench-pressure bench-instances fidelity docs clean
+.PHONY: help setup demo test test-extras prove-batching check fmt bench bench-peers bench-known bench-placement bench-pressure bench-instances bench-real fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-pressure | bench-instances | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -50,6 +50,9 @@ bench-pressure: setup
 bench-instances: setup
 	@$(PY) -m benchmarks.instances $(ARGS)
 
+bench-real: setup
+	@$(PY) -m benchmarks.real $(ARGS)
+
 fidelity: setup
 	@$(PY) -m benchmarks.fidelity $(ARGS)
 
@@ -57,7 +60,7 @@ docs: setup
 	@$(PY) docs/generate.py
 
 clean:
-	@rm -rf $(VENV) .venv-peers benchmarks/peers/.cache dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) .venv-peers benchmarks/peers/.cache benchmarks/real/.cache dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml

@@ -2,6 +2,6 @@
 
 import os
 
-from dlproxy.instance.runtime import TELEMETRY_OFF
-
-os.environ.setdefault(*TELEMETRY_OFF)  # every server that is measured, and the measuring itself, without reports to anybody
+# Every server that is measured, and the measuring itself, without reports to anybody: dlproxy's TELEMETRY_OFF,
+# written out: the peers' environments, which import this too, have no dlproxy.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

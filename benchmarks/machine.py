@@ -29,7 +29,10 @@ def _package_version(name: str) -> str:
 
 
 def _program_version(*command: str) -> str:
-    finished = subprocess.run(command, capture_output=True, text=True)
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "not installed"
     lines = (finished.stdout + finished.stderr).strip().splitlines()
     return lines[0].strip() if lines else "unknown"
 

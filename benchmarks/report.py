@@ -2,9 +2,10 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from benchmarks.wrk import Figures
@@ -97,9 +98,10 @@ class Report:
         lines += [f"note: {note}" for note in self._all_notes()]
         return "\n".join(lines)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, more: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """`more`: what else this benchmark found."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {
+        content = dict(more) | {
             "machine": self.machine,
             "options": self.options,
             "runs": [asdict(run) for run in self.runs],

@@ -50,12 +50,14 @@ class Launcher:
     cores: Cores
     work_directory: Path
     bare_script: Path
+    program: tuple[str, ...] = ("-m", "dlproxy")
+    """What Python runs as dlproxy: a benchmark may look into it."""
 
     @contextmanager
     def dlproxy(self, models: Mapping[str, Path]) -> Iterator[Server]:
         port, control_port = free_ports(2)
         served = [f"{name}={path}" for name, path in models.items()]
-        command = [sys.executable, "-m", "dlproxy", "serve", *served, "--host", "127.0.0.1"]
+        command = [sys.executable, *self.program, "serve", *served, "--host", "127.0.0.1"]
         command += ["--http-port", str(port), "--control-port", str(control_port)]
         with self._child("dlproxy", command) as child:
             yield Server(child, port, child.wait_until(lambda: answers_ready(port)))

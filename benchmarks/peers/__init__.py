@@ -3,4 +3,7 @@
 A peer is one file NAME_app.py, the server program, and one entry in registry.py.
 """
 
-MAX_BATCH = 64
+import os
+
+MAX_BATCH = int(os.environ.get("PEER_BATCH", "64"))
+WORKERS = int(os.environ.get("PEER_WORKERS", "1"))

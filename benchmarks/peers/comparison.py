@@ -74,13 +74,13 @@ class Comparison:
             # the calmest first: BentoML's learned batch wait outlives a load by minutes, which its single client would pay
             for workload in sorted(workloads, key=lambda found: found.connections):
                 for side, partner in (both, both[::-1]):
-                    with _alone(side, partner):
+                    with alone(side, partner):
                         self._warm_up(side, workload)
                 for repeat in range(self.repeats):
                     self._pair(both if repeat % 2 else both[::-1], workload, f"{peer.name}-{workload.name}-{repeat}")
             if workloads[0].model == FOOTPRINT_MODEL:
                 for side, partner in (both, both[::-1]):
-                    with _alone(side, partner):
+                    with alone(side, partner):
                         self._take_footprint(side)
 
     def _warm_up(self, side: Running, workload: Workload) -> None:
@@ -97,7 +97,7 @@ class Comparison:
         measured = []
         for side, partner in (sides, sides[::-1]):
             try:
-                with _alone(side, partner):
+                with alone(side, partner):
                     side.settle()
                     figures = side.load(workload, self.seconds * workload.longer, self.cores, self.folder)
             except BenchmarkError as error:
@@ -118,7 +118,7 @@ class Comparison:
 
 
 @contextmanager
-def _alone(side: Running, partner: Running) -> Iterator[None]:
+def alone(side: Running, partner: Running) -> Iterator[None]:
     """The partner is stopped meanwhile: some systems poll, and would take up to half of the core when idle.
 
     Not before it is idle: BentoML would take the pause for the time that a batch took, and learn to wait that long.

@@ -44,7 +44,7 @@ def page(results: Results, systems: Mapping[str, System]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [list(head), ["--", *(["--:"] * (len(head) - 1))], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -59,14 +59,14 @@ def _figures(results: Results, chosen: Sequence[System]) -> str:
         cells += [_number(results.footprint(name, "pss_mb"), ".0f"), _number(results.footprint(name, "start_s"), ".2f")]
         cells += [_number(results.footprint(name, "idle_cpu_share"), ".1%"), _number(difference, ".0e")]
         rows.append([f"**{system.title}**" if name == OURS else system.title, *cells])
-    table = _table(head, rows)
+    figures = table(head, rows)
     for name, runs in results.yardsticks.items():
         rates = sorted(figures.requests_per_s for figures in runs)
         middle = rates[len(rates) // 2]
-        table += (
+        figures += (
             f"\n\nYardstick: {name} answering 64 connections with a constant as large as the MLP's answer: {middle:,.0f}/s."
         )
-    return table
+    return figures
 
 
 def _cell(results: Results, system: str, workload: str) -> str:
@@ -93,7 +93,7 @@ def _ratios(results: Results, chosen: Sequence[System]) -> str:
     rows.append(
         ["**the best peer**", *(NONE if found is None else f"**{_times(found[1])}** {titles[found[0]]}" for found in best)]
     )
-    return _table(["dlproxy /", *(WORKLOADS[name].title for name in results.workloads)], rows)
+    return table(["dlproxy /", *(WORKLOADS[name].title for name in results.workloads)], rows)
 
 
 def _failures(results: Results, chosen: Sequence[System]) -> str:
@@ -117,7 +117,7 @@ def clean_reason(text: str) -> str:
 
 def _setups(chosen: Sequence[System]) -> str:
     rows = [[s.title, s.format.description, s.batching, f"[documentation]({s.documentation})"] for s in chosen]
-    return _table(["", "body", "batching", "after"], rows).replace("--:", "--")
+    return table(["", "body", "batching", "after"], rows).replace("--:", "--")
 
 
 def _versions(results: Results, chosen: Sequence[System]) -> str:

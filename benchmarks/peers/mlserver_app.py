@@ -15,7 +15,7 @@ from mlserver.codecs import Base64Codec, NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse
 
 from benchmarks.peers import MAX_BATCH
-from benchmarks.peers.onnx_session import Session
+from benchmarks.peers.onnx_session import open_session
 
 MODEL_VARIABLE = "PEER_MODEL"
 # How long a batch waits to fill. The documentation leaves the values to experiment, and with 64 connections anything from
@@ -26,7 +26,7 @@ MAX_BATCH_SECONDS = 0.0001
 
 class OnnxModel(MLModel):
     async def load(self) -> bool:
-        self.session = Session(os.environ[MODEL_VARIABLE])
+        self.session = open_session(os.environ[MODEL_VARIABLE])
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:

@@ -10,11 +10,11 @@ from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
 from benchmarks.peers import MAX_BATCH
-from benchmarks.peers.onnx_session import Rows, Session
+from benchmarks.peers.onnx_session import Rows, open_session
 
 
 def main(model: str, port: int) -> None:
-    session = Session(model)
+    session = open_session(model)
 
     @batch
     def infer(**inputs: Rows) -> dict[str, Rows]:

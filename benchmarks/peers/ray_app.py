@@ -29,7 +29,7 @@ from starlette.requests import Request  # noqa: E402
 from starlette.responses import Response  # noqa: E402
 
 from benchmarks.peers import MAX_BATCH  # noqa: E402
-from benchmarks.peers.onnx_session import Rows, Session  # noqa: E402
+from benchmarks.peers.onnx_session import Rows, open_session  # noqa: E402
 
 # The default waits 10 ms for a batch to fill. 0 takes what has arrived.
 # https://docs.ray.io/en/latest/serve/advanced-guides/dyn-req-batch.html
@@ -45,7 +45,7 @@ MAX_ONGOING_REQUESTS = 1024
 )
 class OnnxDeployment:
     def __init__(self, model: str) -> None:
-        self.session = Session(model)
+        self.session = open_session(model)
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
     async def answers(self, bodies: list[bytes]) -> list[Rows]:

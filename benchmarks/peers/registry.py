@@ -51,6 +51,7 @@ class System:
     batching: str
     documentation: str
     command: Callable[[Launch], list[str]]
+    environment: tuple[str, ...] = ()  # NAME=value, on top of what all have
 
     def python(self, venvs: Path) -> Path:
         return venvs / self.name / "bin" / "python" if self.requirements else Path(sys.executable)

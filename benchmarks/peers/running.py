@@ -76,7 +76,7 @@ def run_system(system: System, model: Path, question: Question, children: Childr
         command = system.command(Launch(system.python(VENVS), model, port, Path(folder)))
         # what systems leave behind when they are killed, they leave in there
         places = [f"{name}={folder}" for name in ("PEER_FOLDER", "TMPDIR", "XDG_CACHE_HOME")]
-        environment = [*ENVIRONMENT, *family.environment, *places]
+        environment = [*ENVIRONMENT, *family.environment, *places, *system.environment]
         child = children.start(system.name, pinned(core, ["env", *environment, *command]))
         try:
             seconds = child.wait_until(lambda: _answers(system, port, question), START_SECONDS)

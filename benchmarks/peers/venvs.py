@@ -7,8 +7,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
-from benchmarks.peers.registry import System
 from benchmarks.processes import BenchmarkError, Children
 
 # Not below benchmarks/: the tests of the house rules read every file there.
@@ -18,11 +18,25 @@ STEP_SECONDS = 900
 LIST_SECONDS = 60
 
 
-def requirements(system: System) -> list[str]:
+class Owner(Protocol):
+    """Whose environment it is."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def requirements(self) -> tuple[str, ...]: ...
+
+    def python(self, venvs: Path) -> Path:
+        """The interpreter in there."""
+        ...
+
+
+def requirements(system: Owner) -> list[str]:
     return [*system.requirements, f"onnxruntime=={importlib.metadata.version('onnxruntime')}"]
 
 
-def ensure(system: System, children: Children, *, fresh: bool, venvs: Path = VENVS) -> None:
+def ensure(system: Owner, children: Children, *, fresh: bool, venvs: Path = VENVS) -> None:
     """Makes the peer's environment unless it is there already."""
     if not system.requirements:
         return
@@ -32,12 +46,12 @@ def ensure(system: System, children: Children, *, fresh: bool, venvs: Path = VEN
         return
     print(f"{system.name}: installing {' '.join(wanted)}", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
-    _run(children, "venv", [sys.executable, "-m", "venv", str(folder)])
-    _run(children, "pip", ["nice", str(system.python(venvs)), "-m", "pip", "install", "--quiet", "--upgrade", *wanted])
+    run_step(children, "venv", [sys.executable, "-m", "venv", str(folder)])
+    run_step(children, "pip", ["nice", str(system.python(venvs)), "-m", "pip", "install", "--quiet", "--upgrade", *wanted])
     stamp.write_text("\n".join(wanted) + "\n")
 
 
-def versions(system: System, venvs: Path = VENVS) -> dict[str, str]:
+def versions(system: Owner, venvs: Path = VENVS) -> dict[str, str]:
     """Every package of its environment."""
     command = [str(system.python(venvs)), "-m", "pip", "list", "--format=json", "--disable-pip-version-check"]
     try:
@@ -49,7 +63,8 @@ def versions(system: System, venvs: Path = VENVS) -> dict[str, str]:
     return {package["name"]: package["version"] for package in json.loads(finished.stdout)}
 
 
-def _run(children: Children, name: str, command: list[str]) -> None:
+def run_step(children: Children, name: str, command: list[str]) -> None:
+    """A program of the setting up, to its end. Raises BenchmarkError."""
     child = children.start(name, command)
     try:
         child.wait_until(_ended(child.process), STEP_SECONDS)

@@ -16,7 +16,12 @@ def fault_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPro
     config = write_config(
         folder / "dlproxy.toml",
         {
-            "slow": {"path": models.save(models.slow(), folder / "slow.onnx"), "threads": 1, "max_queue_rows": 24},
+            "slow": {
+                "path": models.save(models.slow(), folder / "slow.onnx"),
+                "threads": 1,
+                "instances": 1,
+                "max_queue_rows": 24,
+            },
             "lookup": {"path": models.save(models.lookup(), folder / "lookup.onnx"), "threads": 1},
             "wide": {"path": models.save(models.identity(DType.INT64, ("N", "M")), folder / "wide.onnx"), "threads": 1},
             "digits": {"path": models.DIGITS, "threads": 1},

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.declared import parse_specs
 from dlproxy.instance.runtime.onnx import OnnxRuntime
 from dlproxy.message import DType, TensorSpec
-from dlproxy.tensors import NUMPY
+from dlproxy.tensors import NUMPY, join_elements
 from tests import models
 from tests.instance import small_network
 from tests.instance.small_network import assert_passes_unchanged
@@ -171,3 +173,103 @@ def test_a_model_that_gives_nothing_but_a_sequence_is_refused_by_its_type(tmp_pa
     )
     with pytest.raises(ModelError, match=r"output 'y' is left out: it is a seq\(tensor\(float\)\)"):
         _load(made, tmp_path)
+
+
+# Declarations and what is left out
+
+
+def _sum_model() -> models.Model:
+    return models.model(
+        [helper.make_node("Add", ["x", "bias"], ["y"])],
+        [models.value("x", DType.FP32, ("N", "width")), models.value("bias", DType.FP32, (2,))],
+        [models.value("y", DType.FP32, ("N", "width"))],
+        [models.constant("bias", np.array([10, 20], np.float32))],
+    )
+
+
+def test_a_configuration_may_narrow_some_inputs(tmp_path: Path) -> None:
+    path = models.save(_sum_model(), tmp_path / "m.onnx")
+    declared = parse_specs({"x": "FP32[batch,2]"})
+    signature = OnnxRuntime(path, threads=1, inputs=declared).signature
+    assert [spec.shape for spec in signature.inputs] == [(-1, 2), (2,)]
+    assert [spec.rows for spec in signature.inputs] == [0, None]
+    assert signature.inputs[1].default == np.array([10, 20], np.float32).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("declared", "clue"),
+    [
+        ({"x": "FP32[batch,2,2]"}, "'x' is FP32[-1,2,2] in the configuration, but FP32[-1,-1] in the model"),
+        ({"x": "FP64[batch,2]"}, "but FP32[-1,-1] in the model"),
+        ({"z": "FP32[batch,2]"}, "the configuration's inputs are z; the model's are x, bias"),
+    ],
+)
+def test_a_configuration_may_not_contradict_the_file(tmp_path: Path, declared: dict[str, str], clue: str) -> None:
+    path = models.save(_sum_model(), tmp_path / "m.onnx")
+    with pytest.raises(ModelError) as caught:
+        OnnxRuntime(path, threads=1, inputs=parse_specs(declared))
+    assert clue in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DType if dtype is not DType.BYTES], ids=lambda dtype: dtype.value)
+@pytest.mark.parametrize("raw", [True, False])
+def test_defaults_of_every_type_are_read_from_the_file(tmp_path: Path, dtype: DType, raw: bool) -> None:
+    """As raw bytes, and as the typed fields that older exporters write."""
+    values = [0, 1, 1] if dtype is DType.BOOL else [0, 1, 2]
+    tensor = helper.make_tensor("k", models.ONNX_TYPES[dtype], [3], values)
+    bits = helper.make_tensor("k", models.ONNX_TYPES[dtype], [3], onnx.numpy_helper.to_array(tensor).tobytes(), raw=True)
+    made = models.model(
+        [helper.make_node("Identity", ["k"], ["y"]), helper.make_node("Identity", ["x"], ["z"])],
+        [models.value("x", DType.FP32, ("N",)), models.value("k", dtype, (3,))],
+        [models.value("y", dtype, (3,)), models.value("z", DType.FP32, ("N",))],
+        [bits if raw else tensor],
+    )
+    spec = _load(made, tmp_path).signature.inputs[1]
+    assert spec.name == "k"
+    assert spec.default == onnx.numpy_helper.to_array(tensor).tobytes()
+
+
+def test_a_default_of_texts_is_read_from_the_file(tmp_path: Path) -> None:
+    made = models.model(
+        [helper.make_node("Identity", ["k"], ["y"]), helper.make_node("Identity", ["x"], ["z"])],
+        [models.value("x", DType.FP32, ("N",)), models.value("k", DType.BYTES, (2,))],
+        [models.value("y", DType.BYTES, (2,)), models.value("z", DType.FP32, ("N",))],
+        [helper.make_tensor("k", TensorProto.STRING, [2], [b"a", "ü".encode()])],
+    )
+    assert _load(made, tmp_path).signature.inputs[1].default == join_elements(["a", "ü"])
+
+
+def test_an_exporters_weights_among_the_inputs_are_no_options(tmp_path: Path) -> None:
+    weights = [models.constant(f"w{number}", np.ones(2, np.float32)) for number in range(20)]
+    nodes = [helper.make_node("Add", [f"x{number}", f"w{number}"], [f"x{number + 1}"]) for number in range(20)]
+    inputs = [models.value("x0", DType.FP32, ("N", 2)), *(models.value(f"w{number}", DType.FP32, (2,)) for number in range(20))]
+    runtime = _load(models.model(nodes, inputs, [models.value("x20", DType.FP32, ("N", 2))], weights), tmp_path)
+    assert [spec.name for spec in runtime.signature.inputs] == ["x0"]
+    assert runtime.notes == ["20 inputs with defaults are not served: so many are an exporter's weights"]
+
+
+def test_what_no_protocol_carries_is_left_out_with_a_remedy(tmp_path: Path) -> None:
+    maps = helper.make_sequence_type_proto(
+        helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    )
+    made = models.model(
+        [
+            helper.make_node("ZipMap", ["x"], ["p"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]),
+            helper.make_node("SequenceConstruct", ["x"], ["s"]),
+            helper.make_node("ArgMax", ["x"], ["label"], axis=1, keepdims=0),
+        ],
+        [models.value("x", DType.FP32, ("N", 2))],
+        [
+            models.value("label", DType.INT64, ("N",)),
+            helper.make_value_info("p", maps),
+            helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None),
+        ],
+    )
+    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    runtime = _load(made, tmp_path)
+    assert [spec.name for spec in runtime.signature.outputs] == ["label"]
+    zipped, listed = runtime.notes
+    assert zipped.startswith("output 'p' is left out: it is a seq(map(int64,tensor(float)))")
+    assert "zipmap=False" in zipped
+    assert "ConcatFromSequence" in listed
+    assert runtime.run([np.array([[1, 2]], np.float32)])[0].tolist() == [1]

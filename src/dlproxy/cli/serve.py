@@ -129,4 +129,10 @@ def _describe(model: "LoadedModel") -> list[str]:
 
 
 def _show(spec: "TensorSpec") -> str:
-    return f"{spec.name} {spec.dtype.value} [{','.join('N' if size < 0 else str(size) for size in spec.shape)}]"
+    """With the model's own names of open sizes: N and ? stand for rows and others that have none."""
+    names = spec.axes or ("",) * len(spec.shape)
+    sizes = [
+        str(size) if size >= 0 else name or ("N" if axis == spec.rows else "?")
+        for axis, (size, name) in enumerate(zip(spec.shape, names, strict=True))
+    ]
+    return f"{spec.name} {spec.dtype.value} [{','.join(sizes)}]{' (optional)' * (spec.default is not None)}"

@@ -157,9 +157,10 @@ async def load_model(
     if signature.batched and (config.batching == "auto" or signature.pads):
         ends = partial(_stop_batching, loaded), partial(_stop_padding, loaded)
         driver.compare_answers(Recheck(driver.submit, stats, clock, *ends, padded_only=config.batching != "auto"))
-    if isinstance(hosting, LocalHosting) and hosting.may_move():  # what was tried on made-up inputs is tried on real ones
+    if isinstance(hosting, LocalHosting):
         hosting.on_moved = lambda way: control.turn_knobs(max_batch_s=HOLD_S if way.inline else inf)
-        driver.keep_requests(Reservoir(hosting.try_again))
+        if hosting.may_move():  # what was tried on made-up inputs is tried on real ones
+            driver.keep_requests(Reservoir(hosting.try_again))
     return loaded
 
 

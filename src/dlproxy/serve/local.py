@@ -301,7 +301,7 @@ class LocalHosting:
             if self.on_moved is not None:
                 self.on_moved(warm.way)
             await asyncio.to_thread(warm.remember)
-            log.info("model %s: runs %s, %d threads each", self._name, self.describe(), warm.threads)
+            log.info("model %s: runs %s, %d thread(s) each", self._name, self.describe(), warm.threads)
             await asyncio.gather(*(self._remove(name) for name in leaving))
 
     def _add(self, number: int) -> None:

@@ -259,6 +259,8 @@ class _Found:
         remedy = ""
         if node.type.startswith("seq(map("):
             remedy = "; to have it, export with zipmap=False (skl2onnx and onnxmltools: options={'zipmap': False})"
+        elif node.type.startswith("seq(tensor("):
+            remedy = "; to have it, end the graph with ConcatFromSequence, which makes one tensor of it"
         self.notes.append(f"output '{node.name}' is left out: it is a {node.type}, which no protocol carries{remedy}")
 
     def _with_defaults(self, nodes: Sequence[Any], file: OnnxFile | None) -> list[Found]:
