@@ -74,7 +74,7 @@ class Ticket(Struct, eq=False):
 
     Tickets with equal `shape_key` may share a batch. `deadline_at` is +inf when the request has no deadline. `priority`: 1 is
     the most urgent, larger is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
-    `length`: what one row holds along its open axes (tokens, pixels, steps), of the input that holds the most; 1 if all are fixed.
+    `length`: what one row holds along its open axes (tokens, pixels, steps), of the largest input; 1 if all are fixed.
     """
 
     id: int

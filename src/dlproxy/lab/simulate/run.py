@@ -106,7 +106,7 @@ def plan_model(name: str, config: ModelConfig, service: str = "", *, without_loo
         raise ConfigError(f"model {name}: {calibration.warning}; describe its times: --service {name}=base=10ms,row=0.5ms")
     inline = runs_inline(config, calibration, warm.device)
     plan = plan_lane(name, config, calibration, batched=signature.batched, inline=inline)
-    samples = [Sample(rows, seconds) for rows, seconds in calibration.points]
+    samples = [Sample(int(point[0]), point[-1]) for point in calibration.points]
     return ModelPlan(plan, lambda seed: Measured(samples, seed=seed), f"calibrated here at {len(samples)} batch sizes")
 
 
