@@ -91,10 +91,17 @@ def test_nobody_joins_where_only_elements_have_a_price() -> None:
     assert ids(_joined(queue, CPU)) == [1]
 
 
-def test_what_is_as_good_as_equal_joins_even_there() -> None:
-    assert ids(_joined(_of(200, 200, 200), Cost(150e-6, 100e-6))) == [0, 1, 2]
-    assert ids(_joined(_of(200, 201), Cost(150e-6, 100e-6))) == [0, 1]
-    assert ids(_joined(_of(200, 202), Cost(150e-6, 100e-6))) == [0]
+@pytest.mark.parametrize(
+    ("base_s", "longest"), [(1.1e-3, 0), (1.2e-3, 20), (2.2e-3, 20), (2.3e-3, 30), (3.3e-3, 30), (3.4e-3, 40)]
+)
+def test_a_row_joins_while_its_padding_costs_less_than_a_batch_and_a_twentieth_of_it_is_saved(
+    base_s: float, longest: int
+) -> None:
+    """Ten elements more for one row of the head's cost 1 ms. Equal lengths need no reason."""
+    for length in (20, 30, 40, 50):
+        cost = Cost(base_s, 100e-6)
+        assert (len(_joined(_of(10, length), cost, most=0.9)) == 2) == (length <= longest)
+    assert len(_joined(_of(10, 10, 10), Cost(base_s, 100e-6))) == 3
 
 
 @pytest.mark.parametrize(("waiting", "joins"), [(1, 1), (7, 7), (8, 0), (16, 0), (17, 7), (19, 7), (23, 7)])

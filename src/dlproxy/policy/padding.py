@@ -11,8 +11,14 @@ from msgspec import Struct
 
 from dlproxy.message import Ticket
 from dlproxy.policy.queueing import Cost, QueueDiscipline
+from dlproxy.policy.queueing.families import Relative
 
-LOOKS = 8  # lengths on either side that are looked at: those further away would be padded more
+MARGIN = (
+    0.05  # of what a line takes by itself must be saved: predictions are no better, and a longer batch is sure to be longer
+)
+MEMORY = 0.9  # of each batch for the next, in what padding saves
+LOOKS = 64  # lengths on either side of the head's that are looked at,
+PASSED_OVER = 4  # of which so many in a row may save nothing
 
 
 class Predicts(Protocol):
@@ -24,20 +30,39 @@ class Predicts(Protocol):
 
 
 class _Offer(Struct):
-    """A line of the queue, the rows of it that would join, and the seconds that this saves."""
+    """Rows of a line, of so many that wait, that would join, and the seconds that the batch would take then, that they would
+    take by themselves, and that are saved.
+    """
 
     shape_key: tuple[int, ...]
     length: int
     rows: int
-    saves_s: float
+    waiting: int
+    together_s: float = 0.0
+    apart_s: float = 0.0
+    saves_s: float = 0.0
 
 
 class _Batch(Struct):
+    """`real`: elements that are no padding; `time_s`: until the first deadline."""
+
     tickets: list[Ticket]
     rows: int
     longest: int
     real: int
-    """Elements that are no padding."""
+    time_s: float
+
+    def add(self, tickets: list[Ticket], now: float) -> None:
+        rows, length = sum([ticket.rows for ticket in tickets]), tickets[0].length
+        self.tickets += tickets
+        self.rows += rows
+        self.real += rows * length
+        self.longest = max(self.longest, length)
+        self.time_s = min(self.time_s, _time_s(tickets, now))
+
+
+def _time_s(tickets: list[Ticket], now: float) -> float:
+    return min([ticket.deadline_at for ticket in tickets]) - now
 
 
 class Padding:
@@ -50,6 +75,8 @@ class Padding:
     """
 
     def __init__(self, model: Predicts, line_s: Cost, limit_at: Callable[[int], int]) -> None:
+        self.share = 1.0
+        """What batches take of the time that each length would by itself, on the average of the latest."""
         self._model = model
         self._line_s = line_s
         self._limit_at = limit_at
@@ -58,53 +85,63 @@ class Padding:
         """The batch of these, which are of one length, and of those that join. No more than `most` of it is padding."""
         head = tickets[0]
         lines = queue.relatives(head)
+        self.share *= MEMORY
         if not lines:
+            self.share += 1.0 - MEMORY
             return tickets
-        rows = sum([ticket.rows for ticket in tickets])
-        batch = _Batch(tickets, rows, head.length, rows * head.length)
-        time_s = min([ticket.deadline_at for ticket in tickets]) - now
+        rows, below = sum([ticket.rows for ticket in tickets]), bisect_left(lines, (head.length, ()))
+        batch = _Batch(tickets, rows, head.length, rows * head.length, _time_s(tickets, now))
         above = bisect_left(lines, (head.length + 1, ()))
-        sides = [lines[bisect_left(lines, (head.length, ())) - 1 :: -1] if lines[0][0] < head.length else [], lines[above:]]
-        sides = [side[:LOOKS] for side in sides]
-        while sides[0] or sides[1]:
-            offers = [self._offer(batch, side, queue, most, time_s) for side in sides]
-            best = max([offer for offer in offers if offer is not None], key=lambda offer: offer.saves_s, default=None)
+        sides = [lines[max(below - LOOKS, 0) : below][::-1], lines[above : above + LOOKS]]
+        saved_s = 0.0
+        while True:
+            offers = [offer for side in sides if (offer := self._offer(batch, side, queue, most)) is not None]
+            best = max(offers, key=_saves, default=None)
             if best is None:
                 break
-            side = sides[0] if best.length < head.length else sides[1]
+            side = sides[best.length > head.length]
             del side[: side.index((best.length, best.shape_key)) + 1]
             taken = queue.pop_line(best.shape_key, best.rows, now)
-            joined = sum([ticket.rows for ticket in taken])
-            batch.tickets += taken
-            batch.rows += joined
-            batch.real += joined * best.length
             if taken:
-                batch.longest = max(batch.longest, best.length)
+                batch.add(taken, now)
+                saved_s += best.saves_s
+        batch_s = self._model.mean(batch.rows, batch.longest)
+        self.share += (1.0 - MEMORY) * batch_s / (batch_s + saved_s)
         return batch.tickets
 
-    def _offer(
-        self, batch: _Batch, side: list[tuple[int, tuple[int, ...]]], queue: QueueDiscipline, most: float, time_s: float
-    ) -> _Offer | None:
-        """The nearest line of this side that saves something; those before it do not, and are passed over."""
-        for length, shape_key in side:
+    def _offer(self, batch: _Batch, side: list[Relative], queue: QueueDiscipline, most: float) -> _Offer | None:
+        """The nearest line of this side that saves something; some that do not are passed over."""
+        for length, shape_key in side[:PASSED_OVER]:
             longest = max(batch.longest, length)
             room = self._limit_at(longest) - batch.rows
             if room <= 0:
                 return None
             waiting = queue.rows_of(shape_key)
-            left_over = waiting % self._limit_at(length)
-            best = None
-            for rows in (min(waiting, room), left_over):
-                if not 0 < rows <= room:
-                    continue
-                together_s = self._model.mean(batch.rows + rows, longest)
-                apart_s = self._line_s(waiting, length) - (self._line_s(waiting - rows, length) if waiting > rows else 0.0)
-                saves_s = self._model.mean(batch.rows, batch.longest) + apart_s - together_s
-                real, whole = batch.real + rows * length, (batch.rows + rows) * longest
-                if saves_s <= 0.0 or whole - real > most * whole or (best is not None and saves_s <= best.saves_s):
-                    continue
-                if self._model.p99(batch.rows + rows, longest) <= time_s:
-                    best = _Offer(shape_key, length, rows, saves_s)
+            offers = [
+                self._saving(batch, _Offer(shape_key, length, rows, waiting), longest)
+                for rows in {min(waiting, room): None, waiting % self._limit_at(length): None}
+                if 0 < rows <= room
+            ]
+            best = max([offer for offer in offers if self._is_good(batch, offer, longest, most)], key=_saves, default=None)
             if best is not None:
                 return best
         return None
+
+    def _saving(self, batch: _Batch, offer: _Offer, longest: int) -> _Offer:
+        """The same, with what it saves."""
+        rows, waiting, length = offer.rows, offer.waiting, offer.length
+        offer.together_s = self._model.mean(batch.rows + rows, longest)
+        offer.apart_s = self._line_s(waiting, length) - (self._line_s(waiting - rows, length) if waiting > rows else 0.0)
+        offer.saves_s = self._model.mean(batch.rows, batch.longest) + offer.apart_s - offer.together_s
+        return offer
+
+    def _is_good(self, batch: _Batch, offer: _Offer, longest: int, most: float) -> bool:
+        rows = batch.rows + offer.rows
+        whole = rows * longest
+        padding = whole - batch.real - offer.rows * offer.length
+        enough = offer.saves_s > MARGIN * offer.apart_s and padding <= most * whole
+        return enough and self._model.p99(rows, longest) <= batch.time_s
+
+
+def _saves(offer: _Offer) -> float:
+    return offer.saves_s

@@ -27,7 +27,9 @@ CANCELLED = 1e-5  # of the largest value that goes in, or of 1: what rounding le
 
 @dataclass
 class Verdict:
-    """`padded`: some shared a batch with longer ones. `wrong` and `refused`: one line for each request that got another answer, or none, than it gets alone."""
+    """`padded`: some shared a batch with longer ones. `wrong` and `refused`: one line for each request that got another answer,
+    or none, than it gets alone.
+    """
 
     batched: bool = False
     padded: bool = False

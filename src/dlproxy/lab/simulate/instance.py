@@ -51,7 +51,7 @@ class SimulatedInstance:
         self._at_rest.set()
 
     def begin(self, rows: int, now: float, longest: int = 1) -> tuple[float, float, str | None]:
-        """Begin a batch, padded to the longest: the seconds that it runs, the instant at which its end is heard of, and the error it ends with."""
+        """Begin a batch, padded to `longest`: the seconds that it runs, when its end is heard of, the error it ends with."""
         service_s, hand_over_s = self.times.draw(rows, now - self._rests_since, longest)
         service_s *= self.slowed_by
         error = None

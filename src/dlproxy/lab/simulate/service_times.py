@@ -27,7 +27,7 @@ class ServiceTimes(Protocol):
     """How long batches take, on an instance that has stood idle for so long."""
 
     def draw(self, rows: int, idle_s: float = 0.0, length: int = 1) -> tuple[float, float]:
-        """Of rows of this length: (service, hand-over): seconds that the batch runs, and seconds more until the lane hears that it is done."""
+        """(service, hand-over): seconds that a batch of rows of this length runs, and then until the lane hears of it."""
         ...
 
     def mean(self, rows: int) -> float:
@@ -36,7 +36,7 @@ class ServiceTimes(Protocol):
 
 
 class Fitted:
-    """base_s + row_s * rows * length, times a factor of mean 1 and coefficient of variation `cv`: log-normal, or `exponential`."""
+    """base_s + row_s * rows * length, times a factor of mean 1 and variation `cv`: log-normal, or `exponential`."""
 
     def __init__(self, base_s: float, row_s: float, *, cv: float = 0.0, exponential: bool = False, seed: int = 0) -> None:
         self.base_s = base_s
