@@ -155,13 +155,17 @@ async def load_model(
     loaded = LoadedModel(served=served, driver=driver, lane=lane, hosting=hosting, recorder=recorder, control=control)
     control.on_slo = partial(setattr, served, "slo_s")
     if signature.batched and (config.batching == "auto" or signature.pads):
-        ends = partial(_stop_batching, loaded), partial(_stop_padding, loaded)
-        driver.compare_answers(Recheck(driver.submit, stats, clock, *ends, padded_only=config.batching != "auto"))
+        driver.compare_answers(_recheck(loaded, clock, padded_only=config.batching != "auto"))
     if isinstance(hosting, LocalHosting):
         hosting.on_moved = lambda way: control.turn_knobs(max_batch_s=HOLD_S if way.inline else inf)
         if hosting.may_move():  # what was tried on made-up inputs is tried on real ones
             driver.keep_requests(Reservoir(hosting.try_again))
     return loaded
+
+
+def _recheck(model: LoadedModel, clock: Callable[[], float], *, padded_only: bool) -> Recheck:
+    ends = partial(_stop_batching, model), partial(_stop_padding, model)
+    return Recheck(model.driver.submit, model.served.stats, clock, *ends, padded_only=padded_only)
 
 
 def _stop_batching(model: LoadedModel, reason: str) -> None:
