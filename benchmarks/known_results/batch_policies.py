@@ -27,13 +27,17 @@ class FixedDelay:
         """What the lane takes its batches to be on the whole."""
         return self.limit
 
+    def goal_at(self, length: int) -> int:
+        """The same: these policies know rows alone."""
+        return self.limit
+
     def decide(self, queue: QueueDiscipline, now: float) -> Take | Wait:
         head = queue.head(now)
         if head is not None and queue.rows < self.limit and now < head.arrived_at + self._delay_s:
             return Wait(head.arrived_at + self._delay_s)
         return Take(self.limit)
 
-    def observe(self, rows: int, service_s: float, now: float) -> None:
+    def observe(self, rows: int, service_s: float, now: float, length: int = 1) -> None:
         """Learns nothing."""
 
     def configure(self, knobs: LaneKnobs) -> None:
@@ -47,8 +51,8 @@ class FittedLimit(FixedDelay):
         super().__init__(limit)
         self._model = model
 
-    def observe(self, rows: int, service_s: float, now: float) -> None:
-        self._model.observe(rows, service_s)
+    def observe(self, rows: int, service_s: float, now: float, length: int = 1) -> None:
+        self._model.observe(rows, service_s, length)
 
 
 class ShrinkToFit(FittedLimit):
@@ -68,7 +72,7 @@ class Aimd(FixedDelay):
         self._target_s = target_s
         self._exact = float(start)
 
-    def observe(self, rows: int, service_s: float, now: float) -> None:
+    def observe(self, rows: int, service_s: float, now: float, length: int = 1) -> None:
         self._exact = self._exact + 1.0 if self.measure(service_s, now) <= self._target_s else max(1.0, BACK_OFF * self._exact)
         self.limit = int(self._exact)
 

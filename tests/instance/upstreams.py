@@ -20,6 +20,7 @@ from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.http_server import HttpServer
 from dlproxy.wire.oip_http import OipApp
+from tests.lane.fixtures import warmed
 
 Behave = Callable[["Asked"], Awaitable[None]]
 QUICK = RemoteSettings(
@@ -144,7 +145,7 @@ class DlproxyUpstream:
     def app(self, limits: HttpLimits) -> OipApp:
         """The lane, with its routes."""
         signature = self.runtime.signature
-        lane = Lane(LaneKnobs(max_batch=self.max_batch if signature.batched else 1, max_queue_rows=10_000), [(1, 1e-4)])
+        lane = warmed(Lane(LaneKnobs(max_batch=self.max_batch if signature.batched else 1, max_queue_rows=10_000), [(1, 1e-4)]))
         driver = Driver(model=self.model, version="1", signature=signature, lane_on=lane.on, stats=self.stats, clock=monotonic)
         for instance in self.instances():
             driver.add_instance(instance)

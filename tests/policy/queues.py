@@ -11,9 +11,9 @@ AGEING_S = 0.5
 WEIGHTS = {"gold": 4.0, "tin": 0.5}
 
 
-def cost_s(rows: int) -> float:
+def cost_s(rows: int, length: int = 1) -> float:
     """Half a second for the batch and as much for each row: 1 s for one row."""
-    return 0.5 + 0.5 * rows
+    return 0.5 + 0.5 * rows * length
 
 
 def knobs(discipline: str, weights: dict[str, float] = WEIGHTS) -> LaneKnobs:

@@ -33,7 +33,9 @@ class Rule(Admission):
 
 
 def waiting(*tickets: Ticket, discipline: str = "fcfs") -> QueueDiscipline:
-    queue = make_queue(LaneKnobs(max_batch=8, max_queue_rows=100, discipline=discipline), lambda rows: 0.010 + 0.001 * rows)
+    queue = make_queue(
+        LaneKnobs(max_batch=8, max_queue_rows=100, discipline=discipline), lambda rows, length: 0.010 + 0.001 * rows * length
+    )
     for ticket in tickets:
         queue.push(ticket, ticket.arrived_at)
     return queue

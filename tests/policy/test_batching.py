@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from dlproxy.message import Ticket
 from dlproxy.policy.batching import FREE_BATCH_S, OBSERVE_EVERY_S, RECENT_S, REFIT_EVERY, FittedBatching, Take, Wait
-from dlproxy.policy.cost import EARLY, LatencyModel
+from dlproxy.policy.cost import LatencyModel
+from dlproxy.policy.fitting import EARLY
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing import Fcfs
 

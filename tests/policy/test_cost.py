@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dlproxy.policy.cost import EARLY, OUTLIER, SIGMAS, LatencyModel
+from dlproxy.policy.cost import LatencyModel
+from dlproxy.policy.fitting import EARLY, OUTLIER, SIGMAS
 
 SIZES = (1, 2, 4, 8, 16, 32)
 seconds = st.floats(1e-7, 100.0)

@@ -11,7 +11,8 @@ from msgspec import Struct
 
 from dlproxy.message import Ticket
 from dlproxy.policy.batching import DEFAULT_STRETCH, FREE_BATCH_S, MOST_SPREAD, SLO_SHARE, FittedBatching, Take
-from dlproxy.policy.cost import SIGMAS, LatencyModel
+from dlproxy.policy.cost import LatencyModel
+from dlproxy.policy.fitting import SIGMAS
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing import Fcfs
 

@@ -14,6 +14,7 @@ from dlproxy.serve.driver import Driver
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.tensors import to_array, to_bytes
 from dlproxy.testing import FakeInstance, FakeRuntime
+from tests.lane.fixtures import warmed
 
 Array = NDArray[np.generic]
 
@@ -96,7 +97,7 @@ class Rig:
         self._outputs = outputs
         self.runtime = FakeRuntime(signature, function)
         self.stats = ModelStats()
-        self.lane = Lane(knobs, PRIOR)
+        self.lane = warmed(Lane(knobs, PRIOR))
         self.now = asyncio.get_running_loop().time
         self.driver = Driver(
             model="m",

@@ -252,3 +252,19 @@ def test_what_is_no_log_is_refused_in_words(tmp_path: Path, data: bytes, message
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert not str(caught.value).endswith(": "), "a reason is given"
+
+
+def test_a_recording_of_lanes_that_began_with_full_batches_is_measured_but_not_replayed(tmp_path: Path) -> None:
+    path = tmp_path / "old.dlog"
+    record(path, header=Header("digits", KNOBS, PRIOR, format=1))
+    header, entries = read(path)
+    assert (header.prior, len(list(entries))) == (PRIOR, len(SESSION))
+    with pytest.raises(LogError, match=r"format 1: its lane decided by rules that have changed since.* can be simulated"):
+        replay(path)
+
+
+def test_a_calibration_by_length_is_kept(tmp_path: Path) -> None:
+    by_length: list[tuple[int | float, ...]] = [(1, 8, 0.011), (2, 32, 0.012)]
+    record(tmp_path / "log", header=Header("digits", KNOBS, by_length), lane=Lane(KNOBS, by_length))
+    assert read(tmp_path / "log")[0].prior == by_length
+    assert replay(tmp_path / "log").first_difference is None

@@ -30,16 +30,16 @@ class WarmUp(Struct, frozen=True):
 
 
 class Calibration(Struct, frozen=True):
-    """What warm-up found. `points`: (rows, seconds). `warning`: what the operator should know, empty if nothing."""
+    """What warm-up found. `points`: (rows, seconds) or (rows, length, seconds). `warning`: for the operator, empty if none."""
 
-    points: tuple[tuple[int, float], ...]
+    points: tuple[tuple[int | float, ...], ...]
     independent_rows: bool
     warning: str = ""
 
     @property
     def single_s(self) -> float | None:
         """Seconds for a batch of one row, None if the model could not be run on made-up inputs."""
-        return self.points[0][1] if self.points else None
+        return self.points[0][-1] if self.points else None
 
 
 def calibrate(runtime: Runtime, *, batching: Batching = "auto", samples: Sequence[Mapping[str, Array]] = ()) -> Calibration:

@@ -3,6 +3,7 @@
 Not aware of: what happens to those refused, protocols' status codes.
 """
 
+from collections.abc import Callable
 from math import inf
 
 from msgspec import Struct
@@ -27,14 +28,17 @@ class Backlog(Struct):
 class Admission:
     """Refuses at once what the queue cannot hold or what would be late: better now than after it cost a place.
 
+    `limit_at(length)`: rows that a batch takes of a length, where lengths differ; else the backlog says it.
+
     A ticket is late if (time of the full batches before its own) / instances + time to a free instance + p99(its own batch)
     exceeds its time left. Its own batch is the rows left over by those batches, its own, and what can ride along behind it.
     With an idle instance and an empty queue only a deadline that has passed counts: a prediction may be wrong, and only
     running can correct it.
     """
 
-    def __init__(self, knobs: LaneKnobs, model: LatencyModel) -> None:
+    def __init__(self, knobs: LaneKnobs, model: LatencyModel, limit_at: Callable[[int], int] | None = None) -> None:
         self._model = model
+        self._limit_at = limit_at
         self.configure(knobs)
 
     def configure(self, knobs: LaneKnobs) -> None:
@@ -58,7 +62,7 @@ class Admission:
         if backlog.idle and not queue.rows:
             return None
         wait_s, own_rows = self._wait(ticket, queue, backlog, now)
-        run_s = self._model.p99(own_rows)
+        run_s = self._model.p99(own_rows, ticket.length)
         if wait_s + run_s > left_s:
             return Failure(
                 FailureKind.DEADLINE,
@@ -70,11 +74,18 @@ class Admission:
 
     def _wait(self, ticket: Ticket, queue: QueueDiscipline, backlog: Backlog, now: float) -> tuple[float, int]:
         """Seconds until the ticket's batch begins, and how many rows that batch has."""
-        rows_before, limit = queue.rows_before(ticket, now), backlog.batch_limit
+        limit, length, wait_s = backlog.batch_limit, ticket.length, 0.0
+        if queue.uneven:  # every shape runs alone
+            wait_s, rows_before, rows = queue.work_before(ticket, now)
+            if self._limit_at is not None:
+                limit = self._limit_at(length)
+        else:
+            rows_before, rows = queue.rows_before(ticket, now), queue.rows
         before, left_over = divmod(rows_before, limit)
-        wait_s = before * self._model.mean(limit)
+        if before:
+            wait_s += before * self._model.mean(limit, length)
         if left_over + ticket.rows > limit and left_over:
-            wait_s += self._model.mean(left_over)
+            wait_s += self._model.mean(left_over, length)
             left_over = 0
-        own_rows = max(min(left_over + ticket.rows + queue.rows - rows_before, limit), ticket.rows)
+        own_rows = max(min(left_over + ticket.rows + rows - rows_before, limit), ticket.rows)
         return wait_s / max(backlog.instances, 1) + backlog.busy_s, own_rows

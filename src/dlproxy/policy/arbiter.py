@@ -138,7 +138,7 @@ class Arbiter:
             first = self._waiting[head.tenant]
             if self._fits(first):
                 self._queue.pop(1, now)
-                leases.append(self._lease(first, _seconds(first.ticket.rows)))
+                leases.append(self._lease(first, _seconds(first.ticket.rows, 1)))
             elif overtaking := self._overtaking(first, now):
                 self._queue.remove(overtaking.ticket.id)
                 leases.append(self._lease(overtaking, 0.0))  # a queue does not charge for what is taken out
@@ -226,8 +226,8 @@ class Arbiter:
 
 def _queue(knobs: LaneKnobs) -> QueueDiscipline:
     least_s = QUANTUM_S if knobs.discipline == "mlfq" else 0.0
-    return make_queue(knobs, lambda rows: max(_seconds(rows), least_s))
+    return make_queue(knobs, lambda rows, length: max(_seconds(rows, length), least_s))
 
 
-def _seconds(rows: int) -> float:
+def _seconds(rows: int, _: int) -> float:
     return rows / MICROSECONDS

@@ -1,4 +1,4 @@
-"""Fitted latency: L(b) = b0 + a*b seconds for a batch of b rows, learned from the batches that ran.
+"""Fitted latency: L(b) = b0 + a*b seconds for a batch of b rows, learned from those that ran; by length too, if that varies.
 
 Recursive least squares with forgetting, kept as decayed sums (the information form), so it cannot wind up when every batch
 has the same size. Warm-up's line is a guess at the shape; what ran says how high it lies, and soon the shape as well. Called by
@@ -9,33 +9,58 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from math import sqrt
 
-FORGETTING = 0.98  # per batch: a memory of about 50 batches (ALGORITHMS of Clipper and BentoML use 50 samples too)
-PRIOR_WEIGHT = 1.0  # batches' worth of belief in the calibrated line
-SIGMAS = 3.0  # p99 = fit * (1 + 3 * relative deviation): pooled over sizes, as in Clipper's shipped code
-OUTLIER = 5.0  # an observation counts as at most 5 times its prediction: one preempted batch must not move the line
-LEAST_DEVIATION = 0.05  # a residual counts as at most 3 deviations, taken as no less than this: nor may it blow up the p99
-EARLY = 20  # batches at the start, through which the line is drawn afresh with each: until then warm-up's may be all wrong
-AGREES = 0.15  # a shape is believed while no recent batch is further from it, relative to the middle one
-DISBELIEF = 1e-6  # what is left of a shape that is not: it decides only what the batches leave open
-SURPRISE = 0.3  # relative; a batch this far off, and SIGMAS deviations, is news: the STREAK-th in a row draws the line anew
-STREAK = 3
-NO_SPREAD = 1e-12
-BEYOND = 1.5  # times the largest batch that ran: what is surprising there is news at once, for the line was only a guess
+from dlproxy.policy.fitting import (
+    AGREES,
+    BEYOND,
+    DISBELIEF,
+    EARLY,
+    FORGETTING,
+    LEAST_DEVIATION,
+    OUTLIER,
+    PRIOR_WEIGHT,
+    SIGMAS,
+    STREAK,
+    SURPRISE,
+    Observed,
+    line,
+)
+from dlproxy.policy.surface import Surface, surface_through
+
+SEVERAL = -1  # in place of the one length
+
+Point = Sequence[float]
+"""(rows, seconds) of a calibrated batch, or (rows, length, seconds)."""
 
 
 class LatencyModel:
-    """Predicts batch service times in seconds. `prior` are (rows, seconds) pairs measured at warm-up."""
+    """Predicts batch service times in seconds. `prior` are (rows, seconds) or (rows, length, seconds) measured at warm-up.
 
-    def __init__(self, prior: Iterable[tuple[int, float]] = ()) -> None:
+    While all batches have rows of one length this is a line over rows, `base_s` and `per_row_s`; else a Surface over both, of
+    which these two are what it says at the length that ran last. A length that has not run costs no less than in proportion
+    if it is longer, and a share of each row's time if it is shorter.
+    """
+
+    def __init__(self, prior: Iterable[Point] = ()) -> None:
         points = list(prior) or [(1, 1e-3), (2, 2e-3)]
-        if len({rows for rows, _ in points}) == 1:  # one size tells nothing of the slope: assume no gain from batching
-            rows, seconds = points[0]
-            points.append((rows * 2, seconds * 2))
-        self._sizes = [rows for rows, _ in points]
+        lengths = {int(point[1]) or 1 for point in points if len(point) > 2}
+        self._surface: Surface | None = None
+        self._length = next(iter(lengths), 1)
+        self._any_length = not lengths  # nobody has said yet of which length the line speaks
+        if len(lengths) > 1:
+            self._length = SEVERAL
+            self._surface = surface_through(
+                [(int(point[0]), int(point[1]) or 1, point[2]) for point in points if len(point) > 2]
+            )
+        sizes = [(int(point[0]), float(point[-1])) for point in points]
+        if len({rows for rows, _ in sizes}) == 1:  # one size tells nothing of the slope: assume no gain from batching
+            rows, seconds = sizes[0]
+            sizes.append((rows * 2, seconds * 2))
+        self._sizes = [rows for rows, _ in sizes]
         self.base_s, self.per_row_s = self._shape = _line_through(
-            [(rows, seconds, seconds * seconds) for rows, seconds in points]
+            [(rows, seconds, seconds * seconds) for rows, seconds in sizes]
         )
-        self._variance = self._prior_variance = sum((s / self.mean(r) - 1) ** 2 for r, s in points) / len(points)
+        variances = [(seconds / (self.base_s + self.per_row_s * rows) - 1) ** 2 for rows, seconds in sizes]
+        self._variance = self._prior_variance = sum(variances) / len(sizes)
         self._deviation = sqrt(self._variance)
         self._recent: deque[tuple[int, float]] = deque(maxlen=EARLY)
         self._early = EARLY
@@ -48,33 +73,72 @@ class LatencyModel:
     @property
     def early(self) -> bool:
         """Each batch still counts for much."""
-        return self._early > 0
+        return (self._early if self._surface is None else self._surface.early) > 0
 
-    def mean(self, rows: int) -> float:
-        """Expected seconds for a batch of this many rows."""
-        return self.base_s + self.per_row_s * rows
+    def mean(self, rows: int, length: int = 1) -> float:
+        """Expected seconds for a batch of this many rows of this length."""
+        if length == self._length:
+            return self.base_s + self.per_row_s * rows
+        base_s, per_row_s = self._terms(length)
+        return base_s + per_row_s * rows
 
-    def p99(self, rows: int) -> float:
+    def p99(self, rows: int, length: int = 1) -> float:
         """Seconds within which about 99 % of such batches finish."""
-        return self.quantile(rows, SIGMAS)
+        if length == self._length:
+            return (self.base_s + self.per_row_s * rows) * (1.0 + SIGMAS * self._deviation)
+        if self._surface is not None:
+            return self._surface.p99(rows, length or 1)
+        return self.quantile(rows, SIGMAS, length)
 
-    def quantile(self, rows: int, sigmas: float) -> float:
+    def quantile(self, rows: int, sigmas: float, length: int = 1) -> float:
         """Seconds for such a batch, so many relative deviations above the expected."""
-        return (self.base_s + self.per_row_s * rows) * (1.0 + sigmas * self._deviation)
+        if self._surface is not None:
+            return self._surface.quantile(rows, sigmas, length or 1)
+        return self.mean(rows, length) * (1.0 + sigmas * self._deviation)
 
-    def rows_within(self, seconds: float, *, most: int) -> int:
+    def rows_within(self, seconds: float, *, most: int, length: int = 1) -> int:
         """The largest batch whose p99 is within `seconds`: at least 1, at most `most`."""
+        if self._surface is not None:
+            return self._rows_by_halving(seconds, most, length)
         seconds /= 1.0 + SIGMAS * self._deviation
-        if self.mean(most) <= seconds:
+        base_s, per_row_s = (self.base_s, self.per_row_s) if length == self._length else self._terms(length)
+        if base_s + per_row_s * most <= seconds:
             return most
-        return max(1, min(most, int((seconds - self.base_s) / self.per_row_s + 1e-9)))
+        return max(1, min(most, int((seconds - base_s) / per_row_s + 1e-9)))
 
-    def observe(self, rows: int, seconds: float) -> None:
+    def _rows_by_halving(self, seconds: float, most: int, length: int) -> int:
+        least = 1
+        while least < most:
+            middle = (least + most + 1) // 2
+            if self.p99(middle, length) <= seconds * (1.0 + 1e-9):
+                least = middle
+            else:
+                most = middle - 1
+        return least
+
+    def _terms(self, length: int) -> tuple[float, float]:
+        """Base and seconds per row at a length other than that of the line."""
+        if self._surface is not None:
+            base_s, per_row_s = self._surface.terms(length or 1)
+            return base_s, max(per_row_s, 1e-12)
+        if self._any_length:
+            return self.base_s, self.per_row_s
+        share = (length or 1) / self._length
+        return (self.base_s if share < 1.0 else self.base_s * share), self.per_row_s * share
+
+    def observe(self, rows: int, seconds: float, length: int = 1) -> None:
         """Learn from one batch that ran."""
-        base_s, per_row_s = self.base_s, self.per_row_s
-        expected = base_s + per_row_s * rows
         if seconds < 1e-9:
             seconds = 1e-9
+        if length != self._length or self._any_length:
+            length = length or 1  # a row of nothing costs no less than one of the least
+            if self._any_length:
+                self._length, self._any_length = length, False
+            elif length != self._length:
+                self._observe_length(rows, seconds, length)
+                return
+        base_s, per_row_s = self.base_s, self.per_row_s
+        expected = base_s + per_row_s * rows
         self._recent.append((rows, seconds))
         if self._early or self._is_news(rows, seconds / expected):
             self._draw()
@@ -92,7 +156,17 @@ class LatencyModel:
         self._seconds = keep * self._seconds + renew * (prior[0] * base_s + prior[1] * per_row_s)
         self._cross = keep * self._cross + renew * (prior[1] * base_s + prior[2] * per_row_s)
         self._add(rows, seconds, expected)
-        self._solve()
+        self.base_s, self.per_row_s = line(self._weight, self._rows, self._rows2, self._seconds, self._cross)
+
+    def _observe_length(self, rows: int, seconds: float, length: int) -> None:
+        if self._surface is None:  # the second length: from now on it counts
+            recent: list[Observed] = [(size, self._length, took) for size, took in self._recent]
+            shape = [self.base_s, 0.0, 0.0, self.per_row_s / self._length, 0.0]
+            points = [(size, self._length) for size in self._sizes]
+            self._surface = Surface(shape, points, recent, self._prior_variance)
+            self._length = SEVERAL
+        self._surface.observe(rows, length, seconds)
+        self.base_s, self.per_row_s = self._terms(length)
 
     def _is_news(self, rows: int, ratio: float) -> bool:
         """The line is wrong, not the batch: several in a row were off to one side, or one far beyond all that ran before."""
@@ -107,14 +181,13 @@ class LatencyModel:
         else:
             self._streak = 0
             return False
-        if beyond:
-            return True
-        if abs(self._streak) < STREAK:
-            return False
-        while len(self._recent) > STREAK:  # what ran before tells of another time
-            self._recent.popleft()
+        if not beyond:
+            if abs(self._streak) < STREAK:
+                return False
+            while len(self._recent) > STREAK:  # what ran before tells of another time
+                self._recent.popleft()
+            self._largest = max(rows for rows, _ in self._recent)
         self._shape = self.base_s, self.per_row_s
-        self._largest = max(rows for rows, _ in self._recent)
         return True
 
     def _draw(self) -> None:
@@ -139,9 +212,9 @@ class LatencyModel:
         self._spread(recent)
         self._restart(recent)
 
-    def _spread(self, recent: Sequence[tuple[int, float]] | deque[tuple[int, float]]) -> None:
+    def _spread(self, recent: Iterable[tuple[int, float]]) -> None:
         """The deviation of these batches from the line, where one outlier counts as three times the middle one."""
-        residuals = sorted([abs(seconds / self.mean(rows) - 1.0) for rows, seconds in recent])
+        residuals = sorted([abs(seconds / (self.base_s + self.per_row_s * rows) - 1.0) for rows, seconds in recent])
         most = SIGMAS * max(residuals[len(residuals) // 2], LEAST_DEVIATION)
         squares = sum([min(residual, most) ** 2 for residual in residuals])
         self._variance = (squares + self._prior_variance) / max(len(residuals) - 1, 1)
@@ -152,10 +225,11 @@ class LatencyModel:
         share = PRIOR_WEIGHT / len(self._sizes)
         self._weight = self._rows = self._rows2 = self._seconds = self._cross = 0.0
         for rows in self._sizes:
-            self._add(rows, self.mean(rows), self.mean(rows), share)
+            expected = self.base_s + self.per_row_s * rows
+            self._add(rows, expected, expected, share)
         self._prior = self._weight, self._rows, self._rows2
         for rows, seconds in recent:
-            expected = self.mean(rows)
+            expected = self.base_s + self.per_row_s * rows
             self._add(rows, min(seconds, OUTLIER * expected), expected)
 
     def _add(self, rows: int, seconds: float, expected: float, share: float = 1.0) -> None:
@@ -168,9 +242,6 @@ class LatencyModel:
         self._seconds += share * seconds
         self._cross += share * rows * seconds
 
-    def _solve(self) -> None:
-        self.base_s, self.per_row_s = _solved(self._weight, self._rows, self._rows2, self._seconds, self._cross)
-
 
 def _line_through(points: Iterable[tuple[int, float, float]]) -> tuple[float, float]:
     """The line (base, per row) of least relative errors through (rows, seconds, weight)."""
@@ -182,18 +253,4 @@ def _line_through(points: Iterable[tuple[int, float, float]]) -> tuple[float, fl
         rows2 += share * rows * rows
         sum_seconds += share * seconds
         cross += share * rows * seconds
-    return _solved(weight, sum_rows, rows2, sum_seconds, cross)
-
-
-def _solved(weight: float, rows: float, rows2: float, seconds: float, cross: float) -> tuple[float, float]:
-    """Base and slope of the least squares with these sums, neither below 0."""
-    spread = weight * rows2 - rows * rows
-    if spread <= NO_SPREAD * weight * rows2:  # all of one size, but for rounding: assume no gain from batching
-        return 0.0, max(cross / rows2, 1e-12)
-    slope = (weight * cross - rows * seconds) / spread
-    base = (seconds - slope * rows) / weight
-    if slope < 0.0:  # noise: more rows cannot take less time
-        slope, base = 0.0, seconds / weight
-    elif base < 0.0:
-        slope, base = cross / rows2, 0.0
-    return base, max(slope, 1e-12)
+    return line(weight, sum_rows, rows2, sum_seconds, cross)

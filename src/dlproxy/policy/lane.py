@@ -12,7 +12,7 @@ from msgspec import Struct
 from dlproxy.message import Failure, FailureKind, Ticket
 from dlproxy.policy.admission import Admission, Backlog
 from dlproxy.policy.batching import FittedBatching, Take, Wait
-from dlproxy.policy.cost import LatencyModel
+from dlproxy.policy.cost import LatencyModel, Point
 from dlproxy.policy.events import (
     Arrived,
     BatchDone,
@@ -52,6 +52,7 @@ class _Running(Struct, eq=False):
     instance: str
     tickets: list[Ticket]
     rows: int
+    length: int
     size: int
     started_at: float
     hedge_at: float = inf
@@ -59,15 +60,15 @@ class _Running(Struct, eq=False):
 
 
 class Lane:
-    """One model's scheduler. `prior` are (rows, seconds) pairs that warm-up measured."""
+    """One model's scheduler. `prior` are (rows, seconds) or (rows, length, seconds) that warm-up measured."""
 
-    def __init__(self, knobs: LaneKnobs, prior: Sequence[tuple[int, float]] = ()) -> None:
+    def __init__(self, knobs: LaneKnobs, prior: Sequence[Point] = ()) -> None:
         self.model = LatencyModel(prior)
-        self.queue = make_queue(knobs, self.model.mean)
         self.batching = FittedBatching(knobs, self.model)
+        self.queue = make_queue(knobs, self.model.mean, self._line_s)
         self.pool = InstancePool(knobs)
         self._knobs = knobs
-        self._admission = Admission(knobs, self.model)
+        self._admission = Admission(knobs, self.model, self._goal_at)
         self._deadlines = Deadlines()
         self._codel = CoDel(knobs.codel_target_s) if knobs.codel_target_s else None
         self._limit = Gradient2(least=LIMIT_BATCHES * knobs.max_batch) if knobs.adaptive_limit else None
@@ -158,12 +159,12 @@ class Lane:
         batch = self._running.pop(event.batch_id, None)
         if batch is None:  # its instance was declared lost before; the tickets have gone elsewhere
             return
-        predicted_s = self.model.mean(batch.rows) if self.pool.several else 0.0
+        predicted_s = self.model.mean(batch.rows, batch.length) if self.pool.several else 0.0
         if batch.instance in self.pool:  # else it was retired while it ran
             ok = event.error is None or _requests_fault(event.failure)
             self.pool.release(batch.instance, event.service_s, predicted_s=predicted_s, ok=ok, now=now)
         if event.error is None:
-            self.batching.observe(batch.rows, event.service_s, now)
+            self.batching.observe(batch.rows, event.service_s, now, batch.length)
         if batch.twin:
             twin = self._running[batch.twin]
             twin.twin = 0
@@ -233,7 +234,7 @@ class Lane:
         self.pool.configure(knobs, now)
         self._budget.configure(knobs.retry_budget)
         if _order(before) != _order(knobs):
-            self.queue = refill(self.queue, make_queue(knobs, self.model.mean), now)
+            self.queue = refill(self.queue, make_queue(knobs, self.model.mean, self._line_s), now)
         if before.codel_target_s != knobs.codel_target_s:
             self._codel = CoDel(knobs.codel_target_s) if knobs.codel_target_s else None
         if before.adaptive_limit != knobs.adaptive_limit:
@@ -286,10 +287,11 @@ class Lane:
 
     def _holds_back(self, avoided: str, now: float, commands: list[Command]) -> bool:
         """Only slow instances are idle, and the oldest request gains by waiting for another than `avoided`."""
-        wait_s = self.pool.worth_waiting_s(self.model.mean(self.batching.limit), now, avoided=avoided)
+        head = self.queue.head(now)
+        length = 1 if head is None else head.length
+        wait_s = self.pool.worth_waiting_s(self.model.mean(self.batching.limit, length), now, avoided=avoided)
         if not wait_s:
             return False
-        head = self.queue.head(now)
         arrived_at = [batch.arrived_at for batch in self._again.waiting]
         if head is not None:
             arrived_at.append(head.arrived_at)
@@ -303,11 +305,10 @@ class Lane:
         instance = self.pool.take(now, affinity=tickets[0].affinity, avoided=avoided)
         batch_id = self._next_batch_id
         self._next_batch_id += 1
-        batch = self._running[batch_id] = _Running(
-            instance, tickets, sum([ticket.rows for ticket in tickets]), len(tickets), now
-        )
+        rows, length = sum([ticket.rows for ticket in tickets]), tickets[0].length  # they are of one shape
+        batch = self._running[batch_id] = _Running(instance, tickets, rows, length, len(tickets), now)
         if self._knobs.hedge and reason == "instance idle":
-            batch.hedge_at = now + self.model.quantile(batch.rows, HEDGE_SIGMAS)
+            batch.hedge_at = now + self.model.quantile(rows, HEDGE_SIGMAS, length)
         if self._knobs.arbitrated:
             self._turn = False
         commands.append(Dispatch(batch_id, instance, tickets, reason))
@@ -320,7 +321,7 @@ class Lane:
         corrects a prediction that was wrong. CoDel sheds what waited too long in a queue that does not drain.
         """
         room = sum([ticket.rows for ticket in tickets])
-        finish_at = now + self.model.p99(room)
+        finish_at = now + self.model.p99(room, tickets[0].length)
         came_after = -inf
         if self._codel is not None:
             self._codel.observe(now - max(ticket.arrived_at for ticket in tickets), now)
@@ -468,20 +469,32 @@ class Lane:
     def _backlog(self, now: float) -> Backlog:
         busy_s = 0.0
         if not self.pool.ready and self._running:
-            ends = [run.started_at + self.model.mean(run.rows) for run in self._running.values()]
+            ends = [run.started_at + self.model.mean(run.rows, run.length) for run in self._running.values()]
             busy_s = max(min(ends) - now, 0.0)
         instances = len(self.pool) or int(self._outage_until > now)
         return Backlog(batch_limit=self.batching.goal, instances=instances, idle=bool(self.pool.ready), busy_s=busy_s)
 
+    def _goal_at(self, length: int) -> int:
+        return self.batching.goal_at(length)
+
+    def _line_s(self, rows: int, length: int) -> float:
+        """Seconds that so many rows of one shape take, in the batches that they make."""
+        full, left_over = divmod(rows, self.batching.goal_at(length))
+        seconds = full * self.model.mean(self.batching.goal_at(length), length) if full else 0.0
+        return seconds + self.model.mean(left_over, length) if left_over else seconds
+
     def _want_turn(self, now: float, commands: list[Command]) -> None:
         """Tell the arbiter, unless it knows already."""
         again, head = self._again.waiting, self.queue.head(now)
-        rows = min(self.queue.rows + sum([batch.rows for batch in again]), self.batching.limit)
+        length, waiting = (1 if head is None else head.length), self.queue.rows
+        if head is not None and self.queue.uneven:
+            waiting = self.queue.rows_like(head)
+        rows = min(waiting + sum([batch.rows for batch in again]), self.batching.limit)
         deadline_at = min(self._deadlines.next_at(self.queue), self._again.next_deadline())
         levels = [batch.level for batch in again]
         if head is not None:
             levels.append(level(head))
-        want = WantTurn(self.model.mean(rows), deadline_at, min(levels))
+        want = WantTurn(self.model.mean(rows, length), deadline_at, min(levels))
         known = self._wanted
         if known is None or want.deadline_at < known.deadline_at or want.priority < known.priority:
             self._wanted = want

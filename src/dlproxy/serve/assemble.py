@@ -60,7 +60,7 @@ class LanePlan(Struct, frozen=True):
     """How a model's lane is made from its configuration and calibration, served or simulated."""
 
     knobs: LaneKnobs
-    prior: list[tuple[int, float]]
+    prior: list[tuple[int | float, ...]]
     inline: bool
     instances: list[str]
 

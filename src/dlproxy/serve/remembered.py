@@ -35,7 +35,7 @@ class Remembered(Struct, frozen=True):
     """The findings of one warm-up, as later ones in service have left them."""
 
     signature: Signature
-    points: tuple[tuple[int, float], ...]
+    points: tuple[tuple[int | float, ...], ...]
     warning: str
     way: Way
     found: Measured | None

@@ -12,13 +12,18 @@ from typing import BinaryIO
 import msgspec
 from msgspec import Struct
 
+from dlproxy.policy.cost import Point
 from dlproxy.policy.events import Command, Event
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+MEASURED_BY = (
+    1,
+    FORMAT,
+)  # formats whose batches can be read; lanes of format 1 began with full batches, so they replay no more
 
 
 class LogError(Exception):
@@ -30,7 +35,7 @@ class Header(Struct):
 
     model: str
     knobs: LaneKnobs
-    prior: list[tuple[int, float]]
+    prior: list[tuple[int | float, ...]]
     format: int = FORMAT
 
 
@@ -109,7 +114,7 @@ def read(path: Path) -> tuple[Header, Iterator[Entry]]:
         raise LogError(f"{path} is no dlproxy event log: it is empty") from None
     except msgspec.DecodeError as error:
         raise LogError(f"{path} is no dlproxy event log: {error}") from None
-    if header.format != FORMAT:
+    if header.format not in MEASURED_BY:
         raise LogError(f"{path} has format {header.format}; this version reads {FORMAT}")
     return header, _entries(path, records)
 
@@ -129,10 +134,15 @@ class Replay(Struct):
     first_difference: str | None
 
 
-def replay(path: Path, make_lane: Callable[[LaneKnobs, list[tuple[int, float]]], Lane] = Lane) -> Replay:
+def replay(path: Path, make_lane: Callable[[LaneKnobs, list[Point]], Lane] = Lane) -> Replay:
     """Feed the recorded events to a fresh lane and compare its commands, byte for byte. Raises LogError."""
     header, entries = read(path)
-    lane = make_lane(header.knobs, header.prior)
+    if header.format != FORMAT:
+        raise LogError(
+            f"{path} has format {header.format}: its lane decided by rules that have changed since, so it cannot be replayed; "
+            f"its batches can be simulated (dlproxy simulate --service)"
+        )
+    lane = make_lane(header.knobs, [*header.prior])
     count = 0
     for entry in entries:
         count += 1

@@ -103,7 +103,7 @@ def plan_model(name: str, config: ModelConfig, service: str = "", *, without_loo
     if not calibration.points:
         raise ConfigError(f"model {name}: {calibration.warning}; describe its times: --service {name}=base=10ms,row=0.5ms")
     plan = plan_lane(name, config, calibration, batched=signature.batched, way=warm.way)
-    samples = [Sample(rows, seconds) for rows, seconds in calibration.points]
+    samples = [Sample(int(point[0]), point[-1]) for point in calibration.points]
     return ModelPlan(plan, lambda seed: Measured(samples, seed=seed), f"calibrated here at {len(samples)} batch sizes")
 
 

@@ -9,25 +9,28 @@ from dlproxy.message import Ticket
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing.classed import Feedback, HighestResponseRatio, ShortestJob
 from dlproxy.policy.queueing.fair import FairQueue
-from dlproxy.policy.queueing.protocol import DEFAULT_LEVEL, LOWEST_LEVEL, Cost, QueueDiscipline, level
+from dlproxy.policy.queueing.protocol import DEFAULT_LEVEL, LOWEST_LEVEL, Ahead, Cost, QueueDiscipline, level
 from dlproxy.policy.queueing.ranked import EarliestDeadline, Fcfs, Priority
 
-__all__ = ["DEFAULT_LEVEL", "DISCIPLINES", "LOWEST_LEVEL", "Cost", "QueueDiscipline", "level", "make_queue", "refill"]
+__all__ = ["DEFAULT_LEVEL", "DISCIPLINES", "LOWEST_LEVEL", "Ahead", "Cost", "QueueDiscipline", "level", "make_queue", "refill"]
 
-_MAKERS: dict[str, Callable[[LaneKnobs, Cost], QueueDiscipline]] = {
-    "edf": lambda knobs, _: EarliestDeadline(knobs),
-    "fcfs": lambda knobs, _: Fcfs(),
+_MAKERS: dict[str, Callable[[LaneKnobs, Cost, Cost], QueueDiscipline]] = {
+    "edf": lambda knobs, _, line_s: EarliestDeadline(knobs, line_s),
+    "fcfs": lambda knobs, _, line_s: Fcfs(line_s),
     "sjf": ShortestJob,
-    "hrrn": lambda _, cost_s: HighestResponseRatio(cost_s),
+    "hrrn": lambda _, cost_s, line_s: HighestResponseRatio(cost_s, line_s),
     "mlfq": Feedback,
-    "priority": lambda knobs, _: Priority(knobs),
+    "priority": lambda knobs, _, line_s: Priority(knobs, line_s),
     "fair": FairQueue,
 }
 DISCIPLINES: tuple[str, ...] = tuple(_MAKERS)
 
 
-def make_queue(knobs: LaneKnobs, cost_s: Cost) -> QueueDiscipline:
-    """An empty queue of the discipline that `knobs` name. `cost_s(rows)`: predicted seconds of a batch (LatencyModel.mean).
+def make_queue(knobs: LaneKnobs, cost_s: Cost, line_s: Cost | None = None) -> QueueDiscipline:
+    """An empty queue of the discipline that `knobs` name.
+
+    `cost_s(rows, length)`: predicted seconds of a batch (LatencyModel.mean); `line_s`: of so many waiting rows of one shape, in
+    the batches that they make; in one batch, if not given.
 
     Raises ValueError for an unknown name.
     """
@@ -35,7 +38,7 @@ def make_queue(knobs: LaneKnobs, cost_s: Cost) -> QueueDiscipline:
     maker = _MAKERS.get(knobs.discipline)
     if maker is None:
         raise ValueError(f"unknown queue discipline {knobs.discipline!r}: it is one of {', '.join(DISCIPLINES)}")
-    return maker(knobs, cost_s)
+    return maker(knobs, cost_s, line_s or cost_s)
 
 
 def refill(old: QueueDiscipline, new: QueueDiscipline, now: float) -> QueueDiscipline:

@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from dlproxy.message import Ticket
 from dlproxy.policy.knobs import LaneKnobs
-from dlproxy.policy.queueing.protocol import SAMPLED_LINES, Cost
+from dlproxy.policy.queueing.protocol import SAMPLED_LINES, Ahead, Cost
+from dlproxy.policy.queueing.work import Work
 
 EXACT_CLASSES = 256  # while there are fewer, each number of rows is a class of its own; beyond, sizes are rounded down
 ROUNDED_BITS = 5  # to these leading bits: by 6 % at most
@@ -41,8 +42,11 @@ class ClassedQueue(ABC):
     each shape that waits, at about 0.2 us each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, line_s: Cost) -> None:
         self.rows = 0
+        self.uneven = False
+        self._line_s = line_s
+        self._work = Work(line_s, ())
         self._line_of: dict[int, _Line] = {}
         self._lines: dict[tuple[tuple[int, ...], int], _Line] = {}  # by shape and class; none of them empty
 
@@ -64,6 +68,10 @@ class ClassedQueue(ABC):
         line.rows += ticket.rows
         self._line_of[ticket.id] = line
         self.rows += ticket.rows
+        if self.uneven:
+            self._work.add(ticket)
+        elif ticket.length != 1:
+            self.uneven, self._work = True, Work(self._line_s, [one for line in self._lines.values() for one in line.tickets])
 
     def head(self, now: float) -> Ticket | None:
         firsts = ((self._key(line.kind, first := line.tickets[0], now), first.id, first) for line in self._lines.values())
@@ -114,6 +122,30 @@ class ClassedQueue(ABC):
             among += line.rows
         return self.rows * before // among if among else 0
 
+    def work_before(self, ticket: Ticket, now: float) -> Ahead:
+        """A shape's work counts by the share of its rows that go before; of SAMPLED_LINES classes, scaled up."""
+        return self._work_before_at(ticket, now)
+
+    def rows_like(self, ticket: Ticket) -> int:
+        return self._work.rows_of(ticket.shape_key)
+
+    def _work_before_at(self, ticket: Ticket, at: float) -> Ahead:
+        place, work, own = (self._key(self._kind(ticket), ticket, at), ticket.id), self._work, ticket.shape_key
+        before_s = among_s = 0.0
+        mine = 0
+        for line in islice(self._lines.values(), SAMPLED_LINES):
+            kind, tickets = line.kind, line.tickets
+            ahead = bisect_left(tickets, place, key=lambda other: (self._key(kind, other, at), other.id))
+            rows = line.rows * ahead // len(tickets)
+            if line.shape_key == own:
+                mine += rows
+            else:
+                seconds = work.seconds_of(line.shape_key) / work.rows_of(line.shape_key)
+                among_s += seconds * line.rows
+                before_s += seconds * rows
+        others_s = (work.seconds - work.seconds_of(own)) * before_s / among_s if among_s else 0.0
+        return Ahead(others_s, mine, work.rows_of(own))
+
     def _drop(self, taken: list[Ticket]) -> None:
         """Take these out, which are the first ones of their lines."""
         taken_of: dict[int, tuple[_Line, int, int]] = {}  # by class: how many tickets and rows of its line
@@ -128,6 +160,8 @@ class ClassedQueue(ABC):
         del line.tickets[start:stop]
         line.rows -= rows
         self.rows -= rows
+        if self.uneven:
+            self._work.take(line.shape_key, rows)
         if not line.tickets:
             del self._lines[line.shape_key, line.kind]
 
@@ -162,13 +196,13 @@ class ShortestJob(ClassedQueue):
     after it begins a batch before it. More load than the model can bear therefore turns this into FCFS.
     """
 
-    def __init__(self, knobs: LaneKnobs, cost_s: Cost) -> None:
-        super().__init__()
+    def __init__(self, knobs: LaneKnobs, cost_s: Cost, line_s: Cost) -> None:
+        super().__init__(line_s)
         self._starvation_s = knobs.starvation_s
         self._cost_s = cost_s
 
     def _key(self, kind: int, ticket: Ticket, now: float) -> float:
-        return -inf if now - ticket.arrived_at >= self._starvation_s else self._cost_s(kind)
+        return -inf if now - ticket.arrived_at >= self._starvation_s else self._cost_s(kind, ticket.length)
 
 
 class HighestResponseRatio(ClassedQueue):
@@ -180,16 +214,20 @@ class HighestResponseRatio(ClassedQueue):
     most. Unlike SJF's, this bound has no knob.
     """
 
-    def __init__(self, cost_s: Cost) -> None:
-        super().__init__()
+    def __init__(self, cost_s: Cost, line_s: Cost) -> None:
+        super().__init__(line_s)
         self._cost_s = cost_s
 
     def rows_before(self, ticket: Ticket, now: float) -> int:
         """An estimate: by the ratios when all that waits would be served. Now, the newest has the lowest ratio of all."""
-        return self._rows_before_at(ticket, now + self._cost_s(max(self.rows, 1)))
+        return self._rows_before_at(ticket, now + self._cost_s(max(self.rows, 1), ticket.length))
+
+    def work_before(self, ticket: Ticket, now: float) -> Ahead:
+        """As rows_before."""
+        return self._work_before_at(ticket, now + self._work.seconds)
 
     def _key(self, kind: int, ticket: Ticket, now: float) -> float:
-        return (ticket.arrived_at - now) / self._cost_s(kind)  # the ratio less 1, negated: lowest first
+        return (ticket.arrived_at - now) / self._cost_s(kind, ticket.length)  # the ratio less 1, negated: lowest first
 
 
 class Feedback(ClassedQueue):
@@ -202,13 +240,13 @@ class Feedback(ClassedQueue):
     a ticket goes before it. That bounds how long it is overtaken, not how long it waits behind those before it.
     """
 
-    def __init__(self, knobs: LaneKnobs, cost_s: Cost) -> None:
-        super().__init__()
+    def __init__(self, knobs: LaneKnobs, cost_s: Cost, line_s: Cost) -> None:
+        super().__init__(line_s)
         self._starvation_s = knobs.starvation_s
         self._cost_s = cost_s
 
     def _kind(self, ticket: Ticket) -> int:
-        cost_s, quantum_s, level = self._cost_s(ticket.rows), self._cost_s(1), 0
+        cost_s, quantum_s, level = self._cost_s(ticket.rows, ticket.length), self._cost_s(1, 1), 0
         while cost_s > quantum_s and level < LEVELS - 1:
             level += 1
             quantum_s *= 2.0

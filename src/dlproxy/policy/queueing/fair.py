@@ -9,6 +9,7 @@ from dlproxy.message import Ticket
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing.protocol import Cost
 from dlproxy.policy.queueing.ranked import RankedQueue
+from dlproxy.policy.queueing.work import elements
 
 MAX_ACCOUNTS = 1024  # tenants told apart at a time, besides those with a weight of their own; about 100 KB
 
@@ -28,8 +29,8 @@ class FairQueue(RankedQueue):
     share one account, or an endless row of new tenants would keep everybody else waiting (and fill the memory).
     """
 
-    def __init__(self, knobs: LaneKnobs, cost_s: Cost) -> None:
-        super().__init__()
+    def __init__(self, knobs: LaneKnobs, cost_s: Cost, line_s: Cost = elements) -> None:
+        super().__init__(line_s)
         self._weights = knobs.tenant_weights
         self._cost_s = cost_s
         self._virtual = 0.0
@@ -73,7 +74,7 @@ class FairQueue(RankedQueue):
         return None
 
     def _charge(self, ticket: Ticket) -> float:
-        return self._cost_s(ticket.rows) / self._weights.get(ticket.tenant, 1.0)
+        return self._cost_s(ticket.rows, ticket.length) / self._weights.get(ticket.tenant, 1.0)
 
     def _forget(self) -> None:
         if self._virtual > self._forgot_at:

@@ -5,12 +5,12 @@ Called by policy/lane.py and policy/batching.py. Not aware of: how many rows a b
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from dlproxy.message import Ticket
 
-Cost = Callable[[int], float]
-"""Seconds that a batch of this many rows takes, as predicted; above 0, and no less for more rows."""
+Cost = Callable[[int, int], float]
+"""Seconds that a batch of this many rows of this length takes, as predicted; above 0, and no less for more of either."""
 
 DEFAULT_LEVEL = 4  # of a request that names no priority: there is room above and below it
 LOWEST_LEVEL = 8  # what is less urgent than this is treated as this, so that ageing always gets there
@@ -22,11 +22,22 @@ def level(ticket: Ticket) -> int:
     return min(ticket.priority, LOWEST_LEVEL) if ticket.priority > 0 else DEFAULT_LEVEL
 
 
+class Ahead(NamedTuple):
+    """What goes before a ticket: `others_s`, seconds of the batches of other shapes; `rows` of its own, of `like` that wait."""
+
+    others_s: float
+    rows: int
+    like: int
+
+
 class QueueDiscipline(Protocol):
     """The waiting tickets of one lane. Every `now` is in monotonic seconds and never decreases."""
 
     rows: int
     """Rows that wait now."""
+
+    uneven: bool
+    """Whether a ticket of another length than 1 was ever pushed: rows alone do not say then how much work waits."""
 
     def __len__(self) -> int:
         """Tickets that wait now."""
@@ -58,6 +69,14 @@ class QueueDiscipline(Protocol):
 
         By the discipline's order alone: that it may ride along with an earlier ticket of its shape is not counted.
         """
+        ...
+
+    def work_before(self, ticket: Ticket, now: float) -> Ahead:
+        """The same in time, of an uneven queue."""
+        ...
+
+    def rows_like(self, ticket: Ticket) -> int:
+        """Rows of the ticket's shape that wait in an uneven queue."""
         ...
 
     def last(self, now: float) -> Ticket | None:

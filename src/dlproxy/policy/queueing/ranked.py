@@ -11,7 +11,8 @@ from operator import itemgetter
 
 from dlproxy.message import Ticket
 from dlproxy.policy.knobs import LaneKnobs
-from dlproxy.policy.queueing.protocol import DEFAULT_LEVEL, SAMPLED_LINES, level
+from dlproxy.policy.queueing.protocol import DEFAULT_LEVEL, SAMPLED_LINES, Ahead, Cost, level
+from dlproxy.policy.queueing.work import Work, elements
 
 Entry = tuple[float, int, Ticket]
 """(rank, ticket id, ticket). Ids differ, so comparing two entries never gets as far as the tickets."""
@@ -25,8 +26,11 @@ class RankedQueue(ABC):
     entries of all lines make a sorted list of their own, so the cost of a pop does not depend on the number of shapes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, line_s: Cost = elements) -> None:
         self.rows = 0
+        self.uneven = False
+        self._line_s = line_s
+        self._work = Work(line_s, ())
         self._entries: dict[int, Entry] = {}
         self._lines: dict[tuple[int, ...], list[Entry]] = {}  # none of them empty
         self._heads: list[Entry] = []
@@ -54,6 +58,10 @@ class RankedQueue(ABC):
                 insort(self._heads, entry)
         self._entries[ticket.id] = entry
         self.rows += ticket.rows
+        if self.uneven:
+            self._work.add(ticket)
+        elif ticket.length != 1:
+            self.uneven, self._work = True, Work(self._line_s, [entry[2] for entry in self._entries.values()])
 
     def head(self, now: float) -> Ticket | None:
         return self._heads[0][2] if self._heads else None
@@ -75,6 +83,8 @@ class RankedQueue(ABC):
             if room <= 0:
                 break
         self.rows -= rows - room
+        if self.uneven:
+            self._work.take(shape_key, rows - room)
         self._served_rank = line[len(taken) - 1][0]
         del line[: len(taken)], heads[0]
         if line:
@@ -98,6 +108,8 @@ class RankedQueue(ABC):
             else:
                 del self._lines[ticket.shape_key]
         self.rows -= ticket.rows
+        if self.uneven:
+            self._work.take(ticket.shape_key, ticket.rows)
         return ticket
 
     def rows_before(self, ticket: Ticket, now: float) -> int:
@@ -108,6 +120,23 @@ class RankedQueue(ABC):
             among += len(line)
             before += len(line) if line[-1] < place else bisect_left(line, place)
         return self.rows * before // among if among else 0
+
+    def work_before(self, ticket: Ticket, now: float) -> Ahead:
+        """A shape's work counts by the share of its tickets that go before; of SAMPLED_LINES other shapes, scaled up."""
+        place, work, own = (self._rank(ticket), ticket.id), self._work, ticket.shape_key
+        before_s = among_s = 0.0
+        for shape_key, line in islice(self._lines.items(), SAMPLED_LINES):
+            if shape_key != own:
+                seconds = work.seconds_of(shape_key)
+                among_s += seconds
+                before_s += seconds if line[-1] < place else seconds * bisect_left(line, place) / len(line)
+        others_s = (work.seconds - work.seconds_of(own)) * before_s / among_s if among_s else 0.0
+        like = work.rows_of(own)
+        mine = self._lines.get(own)
+        return Ahead(others_s, like * bisect_left(mine, place) // len(mine) if mine else 0, like)
+
+    def rows_like(self, ticket: Ticket) -> int:
+        return self._work.rows_of(ticket.shape_key)
 
     def last(self, now: float) -> Ticket | None:
         """Costs a look at every shape: it is asked only when there is no room."""
@@ -134,8 +163,8 @@ class EarliestDeadline(RankedQueue):
     `starvation_s` this is plain EDF, and with one objective for all it is first come, first served.
     """
 
-    def __init__(self, knobs: LaneKnobs) -> None:
-        super().__init__()
+    def __init__(self, knobs: LaneKnobs, line_s: Cost) -> None:
+        super().__init__(line_s)
         self._starvation_s = knobs.starvation_s
         self._ageing_s = knobs.ageing_s
 
@@ -155,8 +184,8 @@ class Priority(RankedQueue):
     alike, so who goes before whom never changes (urgency numbers: Jackson 1960).
     """
 
-    def __init__(self, knobs: LaneKnobs) -> None:
-        super().__init__()
+    def __init__(self, knobs: LaneKnobs, line_s: Cost) -> None:
+        super().__init__(line_s)
         self._ageing_s = knobs.ageing_s
 
     def _rank(self, ticket: Ticket) -> float:
