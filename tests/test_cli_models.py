@@ -236,8 +236,8 @@ def test_a_model_that_is_down_is_shown_with_the_reason(capsys: pytest.CaptureFix
         assert main(["models", "show", "m", "--control", address]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "model m version 3, not ready"
-    assert re.fullmatch(r"m-0 +waiting, starts in 2\.5 s +2 min +7 +- +0/0 +- +killed by X", lines[6])
-    assert re.fullmatch(r"m-1 +lost +2 d +0 +- +0/0 +gpu1:8000 +-", lines[7])
+    assert re.fullmatch(r"m-0 +waiting, starts in 2\.5 s +2 min +7 +- +0/0 +- +killed by X", lines[7])
+    assert re.fullmatch(r"m-1 +lost +2 d +0 +- +0/0 +gpu1:8000 +-", lines[8])
 
 
 def test_ctrl_c_ends_the_waiting_and_says_that_the_server_goes_on() -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from math import inf
-from time import sleep
+from time import sleep, thread_time
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dlproxy.instance.trial import Measured, Way, best_way, measure
+from dlproxy.instance.trial import Measured, Way, best_way, measure, measure_again
 from dlproxy.message import DType, Signature, TensorSpec
 from dlproxy.testing import FakeRuntime
 
@@ -39,7 +39,7 @@ BESIDE, WIDE = Way(inline=False, instances=4, threads=1), Way(inline=False, inst
 def test_what_is_best(
     narrow_ms: float, slow_ms: float, beside_ms: float, wide_ms: float, objective_ms: float | None, way: Way
 ) -> None:
-    found = Measured(narrow_ms / 1e3, slow_ms / 1e3, beside_ms / 1e3, wide_ms / 1e3)
+    found = Measured(narrow_ms / 1e3, narrow_ms / 1e3, slow_ms / 1e3, beside_ms / 1e3, wide_ms / 1e3)
     objective_s = None if objective_ms is None else objective_ms / 1e3
     assert best_way(found, cores=4, side=4, threads=1, objective_s=objective_s, may_inline=True) == way
     if way.inline:
@@ -75,3 +75,23 @@ def test_a_model_that_fails_side_by_side_says_so() -> None:
 
     with pytest.raises(MemoryError, match="no more"):
         measure([[np.zeros((1, 1), np.float32)]], FakeRuntime(SIGNATURE, run), 2, None)
+
+
+def test_other_requests_gain_as_the_first_ones_did() -> None:
+    """While serving, only processor time tells: what others take from the cores meanwhile is not the model's."""
+
+    def busy(inputs: Sequence[Array]) -> list[Array]:
+        until = thread_time() + 4e-3
+        while thread_time() < until:
+            pass
+        return [inputs[0]]
+
+    requests = [[np.zeros((1, 1), np.float32)]] * 3
+    before = Measured(1e-3, 1e-3, 1e-3, 0.6e-3, 0.8e-3)
+    again = measure_again(requests, FakeRuntime(SIGNATURE, busy), before, 2)
+    assert again.narrow_s == pytest.approx(4e-3, rel=0.2)
+    assert again.beside_s == pytest.approx(0.6 * again.narrow_s)
+    assert again.wide_s == pytest.approx(0.8 * again.narrow_s)
+    quick = Measured(20e-6, 20e-6, 20e-6, inf, inf)
+    assert measure_again(requests, FakeRuntime(SIGNATURE, busy), quick, 2).beside_s == pytest.approx(2.2e-3, rel=0.2)
+    assert measure_again(requests, FakeRuntime(SIGNATURE, busy), quick, 1).beside_s == inf

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from time import sleep, thread_time
+from time import thread_time
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def _busy(seconds: float) -> None:
 
 
 def _hosted(rig: Rig, function: object, way: Way = INLINE, **settings: object) -> tuple[LocalHosting, Roster]:
-    warm = WarmModel(FakeRuntime(SIGNATURE, function), QUICK, 1, way, 20e-6)  # type: ignore[arg-type]
+    warm = WarmModel(FakeRuntime(SIGNATURE, function), QUICK, 1, way)  # type: ignore[arg-type]
     hosting = LocalHosting("m", ModelConfig(path="m.onnx", **settings), [warm])  # type: ignore[arg-type]
     roster = Roster(rig.driver, rig.stats, rig.now)
     hosting.attach(roster)
@@ -100,7 +100,7 @@ async def test_what_clients_send_is_tried_again(monkeypatch: pytest.MonkeyPatch)
     """Warm-up saw short rows, clients send long ones: they run side by side from then on."""
 
     def slow(inputs: Sequence[Array]) -> list[Array]:
-        sleep(1e-3 if inputs[0].shape[1] > 4 else 0.0)
+        _busy(1e-3 if inputs[0].shape[1] > 4 else 0.0)
         return double(inputs)
 
     monkeypatch.setattr(local, "usable_cores", lambda: 2)

@@ -1,6 +1,7 @@
 """The second start of a model is right at once: what was found out is kept under a hash of all that it depends on."""
 
 import logging
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from dlproxy.config import ModelConfig
-from dlproxy.instance.trial import Way
+from dlproxy.instance.trial import Measured, Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Signature
 from dlproxy.serve import local
@@ -16,7 +17,13 @@ from dlproxy.serve.local import LocalHosting, warm_up
 from dlproxy.serve.remembered import MOST_FILES, Memory, Remembered, memory_in
 from tests import models
 
-FOUND = Remembered(Signature((), (), False, "fake"), ((1, 0.5),), "", Way(inline=False, instances=2, threads=1), 0.5)
+FOUND = Remembered(
+    Signature((), (), False, "fake"),
+    ((1, 0.5),),
+    "",
+    Way(inline=False, instances=2, threads=1),
+    Measured(0.5, 0.5, 0.6, 0.3, inf),
+)
 
 
 @pytest.fixture
@@ -38,7 +45,7 @@ def test_the_second_start_measures_nothing_and_finds_the_same(
     assert second.calibration == first.calibration
     assert second.runtime.signature == first.runtime.signature
     assert not second.runtime.signature.batched
-    assert (second.way, second.threads) == (first.way, first.threads)
+    assert (second.way, second.threads, second.found) == (first.way, first.threads, first.found)
 
 
 @pytest.mark.parametrize("change", ["file", "threads", "batching", "samples", "nothing"])
@@ -69,12 +76,12 @@ def test_a_place_of_its_own_is_no_part_of_the_key(tmp_path: Path, config: ModelC
     assert memory.key(config) == memory.key(msgspec.structs.replace(config, path=str(moved)))
 
 
-@pytest.mark.parametrize("damage", ["", "{}", "not JSON", '{"signature":1}', "\udcff"])
+@pytest.mark.parametrize("damage", ["", "\x80", "neither", "\udcff"])
 def test_what_cannot_be_understood_is_found_out_again(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     memory = Memory(tmp_path)
     memory.keep("k", FOUND)
     assert memory.recall("k") == FOUND
-    (tmp_path / "k.json").write_bytes(damage.encode("utf-8", "surrogateescape"))
+    (tmp_path / "k.msgpack").write_bytes(damage.encode("utf-8", "surrogateescape"))
     assert memory.recall("k") is None
     assert "cannot be used" in caplog.text
 
@@ -105,7 +112,7 @@ def test_nothing_is_written_where_no_cache_folder_is(tmp_path: Path, monkeypatch
     memory = memory_in("auto")
     assert memory is not None
     memory.keep("k", FOUND)
-    assert [path.name for path in (tmp_path / "none" / "dlproxy" / "calibrations").iterdir()] == ["k.json"]
+    assert [path.name for path in (tmp_path / "none" / "dlproxy" / "calibrations").iterdir()] == ["k.msgpack"]
 
 
 def test_what_service_has_shown_is_known_at_the_next_start(

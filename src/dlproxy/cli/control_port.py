@@ -45,6 +45,7 @@ class ModelState(Struct):
     version: str
     ready: bool
     run: str = ""
+    batching: str = ""
     knobs: dict[str, Any] = {}
     batch_limit_rows: int = 0
     queued_requests: int = 0

@@ -6,6 +6,7 @@ At start on samples or made-up inputs, then on what clients sent. Made by serve/
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from dlproxy.instance.runtime.devices import CPU, in_words
 from dlproxy.instance.runtime.formats import Kind, open_runtime, runtime_kind
 from dlproxy.instance.samples import read_samples
 from dlproxy.instance.thread import ThreadInstance
-from dlproxy.instance.trial import INLINE_BELOW_S, Inputs, Way, best_way, measure
+from dlproxy.instance.trial import INLINE_BELOW_S, Inputs, Measured, Way, best_way, measure, measure_again
 from dlproxy.instance.warmup import Calibration, WarmUp, warmed
 from dlproxy.message import Request, Signature
 from dlproxy.serve.remembered import Memory, Remembered
@@ -38,15 +39,14 @@ log = logging.getLogger(__name__)
 class WarmModel(Struct):
     """A model that is loaded and calibrated. `threads`: those that its runtime computes with; `way`: how it is to run.
 
-    `tried_s`: seconds of a request of those that this was found out with, 0 if nothing was to be found out. `key`: under which
-    `memory` keeps it.
+    `found`: what every way was seen to take, None if nothing was to be found out. `key`: under which `memory` keeps it.
     """
 
     runtime: Runtime
     calibration: Calibration
     threads: int
     way: Way
-    tried_s: float = 0.0
+    found: Measured | None = None
     memory: Memory | None = None
     key: str = ""
 
@@ -54,7 +54,7 @@ class WarmModel(Struct):
         """Keep it for the next start, if there is a memory."""
         if self.memory is not None:
             points, warning = self.calibration.points, self.calibration.warning
-            self.memory.keep(self.key, Remembered(self.runtime.signature, points, warning, self.way, self.tried_s))
+            self.memory.keep(self.key, Remembered(self.runtime.signature, points, warning, self.way, self.found))
 
     @property
     def device(self) -> str:
@@ -91,7 +91,7 @@ def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None) 
         runtime = open_model(config, found.way.threads, device_of(config, number))
         runtime.signature = found.signature
         calibration = Calibration(found.points, found.signature.batched, found.warning)
-        return WarmModel(runtime, calibration, found.way.threads, found.way, found.tried_s, memory, key)
+        return WarmModel(runtime, calibration, found.way.threads, found.way, found.found, memory, key)
     warm = _found_out(config, number)
     if key:
         warm.memory, warm.key = memory, key
@@ -128,23 +128,32 @@ def _is_open(config: ModelConfig) -> bool:
 
 def _try(config: ModelConfig, warm: WarmModel, requests: Sequence[Inputs]) -> None:
     """Find the best way, and the runtime that it needs. The signature stays: what rows are does not depend on threads."""
-    cores = usable_cores()
-    given = config.threads or 1
-    side = max(cores // given, 1) if not config.instances and config.run != "inline" else 1
     loaded: list[Runtime] = []
 
     def wide() -> Runtime:
-        loaded.append(_like(warm, open_model(config, cores, CPU)))
+        loaded.append(_like(warm, open_model(config, usable_cores(), CPU)))
         return loaded[0]
 
-    narrow = warm.runtime if warm.threads == given else _like(warm, open_model(config, given, CPU))
-    found = measure(requests, narrow, side, None if config.threads or config.instances > 1 else wide)
+    found = measure(requests, warm.runtime, _side(config), None if config.threads or config.instances > 1 else wide)
+    _choose(config, warm, found, loaded)
+
+
+def _choose(config: ModelConfig, warm: WarmModel, found: Measured, loaded: Sequence[Runtime] = ()) -> None:
+    """What these findings make the best, with the runtime that it needs, from those loaded already if it is among them."""
     may_inline = config.run == "inline" or (config.run == "auto" and config.instances < 2)
-    way = best_way(found, cores=cores, side=side, threads=given, objective_s=config.slo_s, may_inline=may_inline)
+    cores, threads, objective_s = usable_cores(), config.threads or 1, config.slo_s
+    way = best_way(found, cores=cores, side=_side(config), threads=threads, objective_s=objective_s, may_inline=may_inline)
     if config.run == "inline":
         way = Way(inline=True, instances=1, threads=way.threads)
-    warm.runtime = loaded[0] if loaded and way.threads == cores else narrow
-    warm.threads, warm.way, warm.tried_s = way.threads, way, found.narrow_s
+    if way.threads != warm.threads:
+        warm.runtime = loaded[0] if loaded else _like(warm, open_model(config, way.threads, CPU))
+    warm.threads, warm.way, warm.found = way.threads, way, found
+
+
+def _side(config: ModelConfig) -> int:
+    """How many instances the cores have room for, if that is left open."""
+    fixed = config.instances or config.run == "inline"
+    return 1 if fixed else max(usable_cores() // (config.threads or 1), 1)
 
 
 def _like(warm: WarmModel, runtime: Runtime) -> Runtime:
@@ -244,7 +253,7 @@ class LocalHosting:
     def _remember(self, signature: Signature, calibration: Calibration) -> None:
         warm = self._warm[0]
         if warm.memory is not None:
-            found = Remembered(signature, calibration.points, calibration.warning, warm.way, warm.tried_s)
+            found = Remembered(signature, calibration.points, calibration.warning, warm.way, warm.found)
             warm.memory.keep(warm.key, found)
 
     # Another way, while serving
@@ -256,7 +265,9 @@ class LocalHosting:
 
     def may_move(self) -> bool:
         """Whether anything about the way is left to be measured."""
-        return len(self._warm) == 1 and self._warm[0].device == CPU and self._config.run == "auto" and _is_open(self._config)
+        warm = self._warm[0]
+        narrow = warm.threads == (self._config.threads or 1)  # of several threads the processor time does not tell
+        return warm.device == CPU and narrow and self._config.run == "auto" and _is_open(self._config)
 
     async def _try_again(self, requests: Sequence[Request]) -> None:
         warm = self._warm[0]
@@ -272,11 +283,11 @@ class LocalHosting:
 
     def _tried(self, warm: WarmModel, real: Sequence[Inputs]) -> None:
         """Nothing is changed where requests take about what those took that the way was found with."""
-        now_s = measure(real, warm.runtime, 1, None).narrow_s
-        expected_s = warm.tried_s or warm.calibration.single_s or now_s
-        if warm.way.inline is (now_s < INLINE_BELOW_S) and expected_s / OTHERWISE < now_s < expected_s * OTHERWISE:
-            return
-        _try(self._config, warm, real)
+        before = warm.found or _only_single(warm.calibration)
+        now = measure_again(real, warm.runtime, before, _side(self._config))
+        quick = now.slow_s < INLINE_BELOW_S
+        if warm.way.inline is not quick or not before.narrow_cpu_s / OTHERWISE < now.narrow_s < before.narrow_cpu_s * OTHERWISE:
+            _choose(self._config, warm, now)
 
     def _leave_the_loop(self, seconds: float) -> None:
         """A batch held the event loop for too long: the next ones run on a thread, before anything is measured."""
@@ -323,3 +334,9 @@ class LocalHosting:
 def _run(way: Way) -> str:
     """As the knob has it."""
     return "inline" if way.inline else "thread"
+
+
+def _only_single(calibration: Calibration) -> Measured:
+    """Of a model that was so quick that nothing was tried."""
+    single_s = calibration.single_s or 0.0
+    return Measured(single_s, single_s, single_s, inf, inf)

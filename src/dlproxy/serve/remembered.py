@@ -20,7 +20,7 @@ from dlproxy import __version__
 from dlproxy.config import ModelConfig
 from dlproxy.cores import usable_cores
 from dlproxy.instance.runtime.content import model_files
-from dlproxy.instance.trial import Way
+from dlproxy.instance.trial import Measured, Way
 from dlproxy.message import Signature
 
 FORMAT = 2
@@ -41,7 +41,7 @@ class Remembered(Struct, frozen=True):
     points: tuple[tuple[int | float, ...], ...]
     warning: str
     way: Way
-    tried_s: float
+    found: Measured | None
 
 
 class Memory:
@@ -68,9 +68,9 @@ class Memory:
 
     def recall(self, key: str) -> Remembered | None:
         """What was found before; None for nothing, or nothing that can be understood."""
-        path = self._folder / f"{key}.json"
+        path = self._folder / f"{key}.msgpack"
         try:
-            found = msgspec.json.decode(path.read_bytes(), type=Remembered)
+            found = msgspec.msgpack.decode(path.read_bytes(), type=Remembered)
             os.utime(path)
         except FileNotFoundError:
             return None
@@ -84,9 +84,9 @@ class Memory:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with NamedTemporaryFile(dir=self._folder, suffix=".new", delete=False) as file:
-                file.write(msgspec.json.encode(found))
-            os.replace(file.name, self._folder / f"{key}.json")
-            kept = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+                file.write(msgspec.msgpack.encode(found))  # JSON has no infinity
+            os.replace(file.name, self._folder / f"{key}.msgpack")
+            kept = sorted(self._folder.glob("*.msgpack"), key=lambda path: path.stat().st_mtime)
             for path in kept[:-MOST_FILES]:
                 path.unlink(missing_ok=True)
         except OSError as error:
