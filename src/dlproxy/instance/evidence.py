@@ -58,7 +58,6 @@ class Tries(Struct, frozen=True):
     padding: bool = True
     padded_lengths: bool = True
     padded_marks: bool = True
-    padded_crossed: bool = True
 
 
 class UnsuitableError(Exception):
@@ -137,7 +136,7 @@ class _Examination:
         if why:
             return found.signature, why
         first = tuple(kind for kind in FIRST if kind in tries.kinds)
-        kinds = PaddingTries(tries.kinds, first, tries.padded_lengths, tries.padded_marks, tries.padded_crossed)
+        kinds = PaddingTries(tries.kinds, first, tries.padded_lengths, tries.padded_marks)
         same: Same = close if tries.padding else lambda a, b, _: a.shape == b.shape
         signature, why = PaddingTrial(self._runtime, signature, found.known, self._samples, kinds, same).found()
         return (found.signature, why) if why else (signature, "")

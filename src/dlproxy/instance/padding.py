@@ -29,15 +29,12 @@ NO_AXIS = "no open axis beside the rows is one that all inputs with such an axis
 
 
 class PaddingTries(Struct, frozen=True):
-    """What is tried. `lengths`: others than the first batch's three; `marks`: masks and lengths that hide some of a row;
-    `crossed`: as in evidence.py.
-    """
+    """What is tried. `lengths`: others than the first batch's three; `marks`: masks and lengths that hide some of a row."""
 
     kinds: tuple[Kind, ...]
     first: tuple[Kind, ...]
     lengths: bool = True
     marks: bool = True
-    crossed: bool = True
 
 
 def without_padding(signature: Signature) -> Signature:
@@ -178,23 +175,22 @@ class PaddingTrial:
         if tries.marks and (self._masks or self._lengths):
             yield self._rows(tries.kinds, (0, 1, 3, 0, 1), marked=True)
             yield self._rows(tries.kinds, (4, 0, 0, 3), marked=True)
-        if tries.crossed and len(self._signature.inputs) > 1:
-            yield self._rows(tries.kinds, (3, 0, 1), crossed=1)
         if tries.lengths:
+            yield self._rows(tries.kinds, (4, 1, 2))
             yield self._rows(tries.kinds, (4, 0, 5))
             yield self._rows(tries.kinds, (0, 0, 6))
 
-    def _rows(self, kinds: Sequence[Kind], lengths: Sequence[int], *, marked: bool = False, crossed: int = 0) -> list[_Row]:
+    def _rows(self, kinds: Sequence[Kind], lengths: Sequence[int], *, marked: bool = False) -> list[_Row]:
         """One row of each kind that the model takes."""
         rows = []
         for number, kind in enumerate(kinds):
             sample = self._samples[number % len(self._samples)] if self._samples else None
-            row = self._alone(kind, sample, lengths[number % len(lengths)], number if marked else 0, crossed)
+            row = self._alone(kind, sample, lengths[number % len(lengths)], number if marked else 0)
             rows += [row] if row is not None else []
         return rows
 
-    def _alone(self, kind: Kind, sample: Mapping[str, Array] | None, size: int, marks: int, crossed: int) -> _Row | None:
-        inputs = row_of(self._signature.inputs, kind, self._known, sample, crossed=crossed)
+    def _alone(self, kind: Kind, sample: Mapping[str, Array] | None, size: int, marks: int) -> _Row | None:
+        inputs = row_of(self._signature.inputs, kind, self._known, sample)
         whole = next(inputs[index].shape[axis] for index, axis in self._axes.items())
         if not whole:
             return None

@@ -204,10 +204,30 @@ def share_that_is_hidden(draft: Draft) -> None:
     exits.rows(draft, draft.op("Mul", draft.op("Squeeze", x, draft.ints(1)), draft.op("ReduceMean", mask, axes=[1])))
 
 
+def last_that_is_seen(draft: Draft) -> None:
+    """The last step if the mask shows it, as where clients pad on the left, else the one that the mask counts to."""
+    x, mask = _embedded(draft), _mask(draft)
+    count = draft.op("ReduceSum", mask, draft.ints(1), keepdims=1)
+    place = draft.op("Cast", draft.op("Max", draft.op("Sub", count, draft.number(1)), draft.number(0)), to=7)
+    counted = draft.op("GatherND", x, place, batch_dims=1)
+    shown = draft.op("Greater", draft.op("Unsqueeze", _last(draft, mask), draft.ints(1)), draft.number(0.5))
+    exits.rows(draft, draft.op("Where", shown, _last(draft, x), counted))
+
+
+def if_padded_short(draft: Draft) -> None:
+    """What is hidden counts only in batches of few steps."""
+    x, mask = _embedded(draft), _mask(draft)
+    few = draft.op("Cast", draft.op("Less", _steps(draft, x), draft.number(7)), to=1)
+    hidden = draft.op("ReduceSum", draft.op("Sub", draft.number(1), mask), draft.ints(1), keepdims=1)
+    masked = draft.op("Mul", x, draft.op("Unsqueeze", mask, draft.ints(2)))
+    total = draft.op("ReduceSum", masked, draft.ints(1), keepdims=0)
+    exits.rows(draft, draft.op("Add", total, draft.op("Mul", hidden, few)))
+
+
 SAFE: tuple[Form, ...] = (masked_sum, masked_mean, masked_attention, steps_apart, running_sum, recurrent_of_length)
 UNSAFE: tuple[Form, ...] = (
     *(plain_mean, plain_sum_of_ids, plain_max, unheeded_mask, last_step, recurrent, convolved_over_the_edge),
     *(counted_from_the_right, softmax_over_steps, number_of_steps, every_other_step, steps_by_steps, place_of_the_largest),
-    *(sorted_steps, if_padded_long, mask_that_leaks, share_that_is_hidden),
+    *(sorted_steps, if_padded_long, if_padded_short, mask_that_leaks, share_that_is_hidden, last_that_is_seen),
 )
 NAMED = {recurrent_of_length}  # without names, its rows are sought on axis 0
