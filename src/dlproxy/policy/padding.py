@@ -16,6 +16,7 @@ from dlproxy.policy.queueing.families import Relative
 MARGIN = (
     0.05  # of what a line takes by itself must be saved: predictions are no better, and a longer batch is sure to be longer
 )
+LOOK_S = 1e-5  # and more than this, which is what it costs to look at a line
 MEMORY = 0.9  # of each batch for the next, in what padding saves
 LOOKS = 64  # lengths on either side of the head's that are looked at,
 PASSED_OVER = 4  # of which so many in a row may save nothing
@@ -139,7 +140,7 @@ class Padding:
         rows = batch.rows + offer.rows
         whole = rows * longest
         padding = whole - batch.real - offer.rows * offer.length
-        enough = offer.saves_s > MARGIN * offer.apart_s and padding <= most * whole
+        enough = offer.saves_s > MARGIN * offer.apart_s + LOOK_S and padding <= most * whole
         return enough and self._model.p99(rows, longest) <= batch.time_s
 
 
