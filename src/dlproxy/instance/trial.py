@@ -21,7 +21,7 @@ Inputs = Sequence[Array]
 INLINE_BELOW_S = 200e-6  # a request quicker than this runs on the loop: a hand-over to a thread costs 50 to 75 us
 SHARED_ABOVE_S = 300e-6  # from here on cores side by side gain more than the hand-overs between them cost
 WIDE_ABOVE_S = 2e-3  # quicker models are not loaded twice to find out what more threads would give
-WIDE_GAIN = 1.2  # several threads must be so much quicker than one to be kept, for they leave nothing to others
+WIDE_GAIN = 1.2  # several threads must be so much quicker to be chosen: they wait for each other, and leave nothing to others
 TRY_S = 0.25  # a turn of all requests that takes longer is taken twice, one four times as long once
 SIDE_GAIN = 1.1  # of what several side by side would gain if none of them waited for another
 TURNS = 4  # the first one warms up what is loaded on first use
@@ -95,7 +95,7 @@ def best_way(found: Measured, *, cores: int, side: int, threads: int, objective_
     if may_inline and found.slow_s < INLINE_BELOW_S:
         return Way(inline=True, instances=1, threads=threads)
     late = objective_s is not None and found.narrow_s > objective_s / 2 > found.wide_s
-    if late or (found.wide_s * WIDE_GAIN < found.narrow_s and found.wide_s < found.beside_s):
+    if late or found.wide_s * WIDE_GAIN < min(found.narrow_s, found.beside_s):
         return Way(inline=False, instances=1, threads=cores)
     return Way(inline=False, instances=side if found.beside_s < found.narrow_s else 1, threads=threads)
 

@@ -61,8 +61,8 @@ class Memory:
                 with open(file, "rb") as stream:
                     digest.update(os.path.basename(file).encode("utf-8", "surrogateescape"))
                     digest.update(file_digest(stream, "sha256").digest())
-        except OSError as error:
-            self._complain(f"{config.path} cannot be read: {error}")
+        except OSError as error:  # loading says so, and better
+            log.debug("no findings are looked for: %s", error)
             return ""
         return digest.hexdigest()
 
