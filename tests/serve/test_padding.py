@@ -1,15 +1,19 @@
 """Served models whose requests differ in length: answers are those of each alone, in this process and in workers."""
 
 import asyncio
+from argparse import Namespace
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from dlproxy import InferenceError, Model, Proxy
+from dlproxy.cli.control_port import ModelState
+from dlproxy.cli.models import _page
 from dlproxy.cli.serve import _describe  # the start-up report has no other door
 
 Array = NDArray[Any]
@@ -98,5 +102,8 @@ async def test_service_ends_padding_that_start_up_found_right(tmp_path: Path) ->
                 break
         assert loaded.control.state()["padding"].startswith("off: output 'steps' of a request was different padded")
         assert loaded.control.state()["batching"] == "on"
+        state = {"name": "m", "version": "1", "ready": True, **loaded.control.state()}
+        page = "\n".join(_page([msgspec.convert(state, ModelState)], Namespace()))
+        assert "  padding  off: output 'steps'" in page
         answers = await asyncio.gather(*(proxy.infer("m", request) for request in requests))
         assert all(map(_is_right, requests, answers))

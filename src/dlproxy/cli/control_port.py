@@ -46,6 +46,7 @@ class ModelState(Struct):
     ready: bool
     run: str = ""
     batching: str = ""
+    padding: str = ""
     knobs: dict[str, Any] = {}
     batch_limit_rows: int = 0
     queued_requests: int = 0

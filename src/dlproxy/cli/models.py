@@ -140,6 +140,8 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
     yield f"model {model.name} version {model.version}, {'ready' if model.ready else 'not ready'}"
     yield f"  run      {model.run}"
     yield f"  batching {model.batching}"
+    if model.padding not in ("", "off"):  # as it is for most, which have nothing to pad
+        yield f"  padding  {model.padding}"
     yield f"  running  {model.running_batches} batches, each of at most {model.batch_limit_rows} rows"
     yield f"  waiting  {model.queued_requests} requests, {model.queued_rows} rows"
     yield ""
