@@ -41,6 +41,9 @@ class Life(FakeInstance):
             raise self._problem
         return self._signature
 
+    def adopt(self, signature: Signature) -> None:
+        self._signature = signature
+
     def die(self, reason: str = "killed") -> None:
         assert self.on_lost is not None
         if self._running is not None and self._running.timer is not None:
@@ -227,6 +230,20 @@ async def test_a_model_that_has_become_another_is_not_served() -> None:
     home.signature = SIGNATURE
     await pass_time(2 * FIRST_DELAY_S + START_S)
     assert home.up == ["m-0"]
+    await home.supervisor.stop()
+
+
+async def test_whether_lengths_may_differ_is_what_the_first_has_found() -> None:
+    """The next may have been short of time, or luckier: the server pads by one word for all."""
+    padded = tuple(replace(spec, padded=1, pad=0.0) for spec in SIGNATURE.inputs)
+    home = Home()
+    home.signature = replace(SIGNATURE, inputs=padded)
+    await home.open(1)
+    home.signature = SIGNATURE
+    home.life("m-0").die()
+    await pass_time(FIRST_DELAY_S + START_S + 0.01)
+    assert home.up == ["m-0"]
+    assert home.life("m-0")._signature.inputs == padded
     await home.supervisor.stop()
 
 
