@@ -112,6 +112,14 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             "nothing in service shows otherwise; on: you know that it is"
         ),
     ] = "auto"
+    padding: Annotated[
+        Literal["auto", "on", "off"],
+        _knob(
+            "whether requests of different lengths may share a batch, padded to the longest; auto: if the warm-up shows that "
+            "it changes no answer, and for as long as nothing in service does; on: the same, and start-up says why if it does"
+        ),
+    ] = "auto"
+    pad_value: Annotated[float, _knob("what shorter inputs are filled up with; masks are with 0, whatever this is")] = 0.0
     samples: Annotated[
         str,
         _knob("real inputs to warm up with: an .npz file (an array for each input) or a folder of them; empty: made-up inputs"),

@@ -55,7 +55,8 @@ class TensorSpec(Struct, frozen=True):
     `text`: BYTES elements must be UTF-8, and the model takes them as str; else they are opaque, and it takes bytes.
     If the model batches, `rows` is the axis that counts rows, None for what all rows of a batch share. `counts`: the output
     that says how many elements of that axis belong to each row, empty where it is one each. `default`: the elements of an
-    input that may be left out.
+    input that may be left out. `padded`: the axis along which requests of a batch may differ in length; inputs are filled up
+    with `pad` there, outputs cut back. None where they must be equal.
     """
 
     name: str
@@ -66,6 +67,20 @@ class TensorSpec(Struct, frozen=True):
     rows: int | None = 0
     counts: str = ""
     default: bytes | None = None
+    padded: int | None = None
+    pad: float = 0.0
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether its name says that it marks what counts."""
+        return "mask" in self.name.lower()
+
+    @property
+    def is_length(self) -> bool:
+        """Whether name, type and shape say that it tells how long each row is."""
+        one_each = all(size == 1 for axis, size in enumerate(self.shape) if axis != self.rows)
+        integer = "INT" in self.dtype.value
+        return integer and self.rows is not None and one_each and "len" in self.name.lower()
 
 
 class Signature(Struct, frozen=True):
@@ -81,14 +96,21 @@ class Signature(Struct, frozen=True):
     platform: str
     even: bool = True
 
+    @property
+    def pads(self) -> bool:
+        """Whether requests of different lengths may share a batch."""
+        return any(spec.padded is not None for spec in self.inputs)
+
 
 class Ticket(Struct, eq=False):
     """All that a policy may see of a request: no tensors, so traces and simulators can make tickets.
 
     Tickets with equal `shape_key` may share a batch. `deadline_at` is +inf when the request has no deadline. `priority`: 1 is
     the most urgent, larger is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
-    `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most; 1 if none is open.
-    An id below 0 is of a re-check (serve/recheck.py), no client's.
+    `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most, or along the padded axis
+    alone if there is one; 1 if none is open. `family`: equal for tickets that may share a batch if shorter ones are padded, as
+    nothing but this length tells them apart; empty for one that may not be. An id below 0 is of a re-check
+    (serve/recheck.py), no client's.
     """
 
     id: int
@@ -101,6 +123,7 @@ class Ticket(Struct, eq=False):
     fingerprint: bytes | None = None
     affinity: str = ""
     length: int = 1
+    family: tuple[int, ...] = ()
 
     @property
     def of_client(self) -> bool:

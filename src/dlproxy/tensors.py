@@ -49,6 +49,11 @@ def to_bytes(dtype: DType, array: Array) -> memoryview:
     return array.data.cast("B") if array.size else memoryview(b"")
 
 
+def filler(dtype: DType, value: float) -> float:
+    """What stands for the number in an array of this type."""
+    return int(fp32_to_bf16(np.array(value, np.float32))) if dtype is DType.BF16 else value
+
+
 def opaque(array: Array, *, text: bool = False) -> Array:
     """The elements of an object array as bytes, each whole: of str (in UTF-8), bytes, bytearray and memoryview. `text`: they
     must be UTF-8. Raises ValueError.

@@ -38,6 +38,7 @@ class Weakness:
 
 
 NO_GRAPH = {"graph": False}
+NO_MARKS = {"padded_marks": False}
 FEW_ROWS = {"graph": False, "many_rows": False}  # many rows are copies of two, and so equal
 WEAKNESSES = (
     Weakness("the graph", NO_GRAPH, "rarely mixing/if_certain"),
@@ -52,6 +53,9 @@ WEAKNESSES = (
     Weakness("many rows", {"many_rows": False}, "rarely mixing/if_ten_rows", NO_GRAPH),
     Weakness("other lengths", {"more_lengths": False}, "rarely mixing/if_short", NO_GRAPH),
     Weakness("high ids", {"ids": False}, "rarely mixing/if_id_is_rare", NO_GRAPH),
+    Weakness("padded rows", {"padding": False}, "changed by padding/plain_mean"),
+    Weakness("batches of other lengths", {"padded_lengths": False}, "changed by padding/if_padded_short", NO_MARKS),
+    Weakness("rows that hide some of themselves", {"padded_marks": False}, "changed by padding/last_that_is_seen"),
 )
 NOT_SHOWN = {"twice"}  # a row that is not the same twice is not the same in a batch either; without it the reason is another
 

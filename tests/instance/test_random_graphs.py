@@ -3,6 +3,7 @@
 `make prove-batching` draws thousands of graphs instead of a few hundred, others each time, and says how they were served.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,7 @@ from dlproxy.serve import local
 from tests.instance.graphs.court import GRAPHS, OF_EACH, Court, WrongAnswerError
 from tests.instance.graphs.draft import Made
 from tests.instance.graphs.judge import Verdict
-from tests.instance.graphs.kinds import HOSTILE, KINDS, ROW_WISE, Kind
+from tests.instance.graphs.kinds import HOSTILE, KINDS, PADDED, ROW_WISE, Kind
 
 UNTIL_FOUND = 60  # graphs within which a fault must show
 BATCHED = 0.95  # of graphs whose rows stand alone, the share that is batched at least: "never" is no way to be right
@@ -60,6 +61,17 @@ def test_rows_that_stand_alone_share_batches(court: Court) -> None:
         court.prove(kind, max(OF_EACH // 2, 2), check, explain=False)
     assert len(alone) <= (1 - BATCHED) * drawn, f"{len(alone)} of {drawn} were not batched:\n" + "\n".join(alone)
     assert drawn >= len(plain)
+
+
+def test_requests_of_unlike_lengths_share_batches(court: Court) -> None:
+    """Where padding changes nothing, and nowhere else."""
+    padded: Counter[str] = Counter()
+
+    for kind in KINDS:
+        if kind.family in (PADDED, "changed by padding"):
+            court.prove(kind, 2, lambda made, verdict, kind=kind: padded.update([kind.family] * verdict.padded), explain=False)
+    assert padded["changed by padding"] == 0
+    assert padded[PADDED] >= BATCHED * 2 * sum(kind.family == PADDED for kind in KINDS)
 
 
 # The proof itself: a warm-up that overlooks something lets wrong answers through, and they are found

@@ -76,6 +76,14 @@ class Reply:
         return column
 
     @property
+    def row(self) -> list[float]:
+        """The first row of the answer."""
+        assert self.response is not None, f"failed: {self.failure}"
+        (tensor,) = self.response.outputs
+        row: list[float] = to_array(tensor.dtype, tensor.shape, tensor.data)[0].tolist()
+        return row
+
+    @property
     def kind(self) -> FailureKind | None:
         return None if self.failure is None else self.failure.kind
 
@@ -132,6 +140,15 @@ class Rig:
 
     def send(self, value: float = 1.0, *, rows: int = 1, width: int = 1, timeout_s: float = float("inf")) -> Reply:
         reply = Reply(self.request(value, rows=rows, width=width, timeout_s=timeout_s))
+        self.driver.submit(reply.request, reply)
+        return reply
+
+    def send_of_length(self, length: int, value: float = 1.0) -> Reply:
+        """One row, value, value + 1 and so on, that may share a batch with shorter and longer ones."""
+        self._ids += 1
+        array = np.arange(length, dtype=np.float32)[None] + np.float32(value)
+        ticket = Ticket(self._ids, self.now(), shape_key=(length,), length=length, family=(0,))
+        reply = Reply(Request(ticket, "m", [Tensor("x", DType.FP32, array.shape, to_bytes(DType.FP32, array))], self._outputs))
         self.driver.submit(reply.request, reply)
         return reply
 

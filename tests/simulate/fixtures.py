@@ -69,7 +69,7 @@ class Planned:
     def __call__(self, rows: int) -> float:
         return round((self.base_s + self.row_s * rows) * next(self._factors), 9)
 
-    def draw(self, rows: int, idle_s: float = 0.0) -> tuple[float, float]:
+    def draw(self, rows: int, idle_s: float = 0.0, length: int = 1) -> tuple[float, float]:
         return self(rows), 0.0
 
     def mean(self, rows: int) -> float:

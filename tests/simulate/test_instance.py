@@ -67,7 +67,7 @@ def test_it_draws_for_how_long_it_has_rested() -> None:
     asked: list[float] = []
 
     class Asking(Fitted):
-        def draw(self, rows: int, idle_s: float = 0.0, at_s: float = 0.0) -> tuple[float, float]:
+        def draw(self, rows: int, idle_s: float = 0.0, length: int = 1) -> tuple[float, float]:
             asked.append(idle_s)
             return 1.0, 0.5
 

@@ -111,6 +111,8 @@ def _describe(model: "LoadedModel") -> list[str]:
     threads = f", {count} thread{'s' * (count > 1)} each" if count else ""
     single = "unknown" if calibration.single_s is None else f"{calibration.single_s * 1e3:.3g} ms"
     batching = f"up to {model.lane.batching.goal} rows a batch" if served.signature.batched else "one request at a time"
+    if served.signature.batched and served.signature.pads:
+        batching += ", lengths are padded together"
     lines = [
         f"model {served.name} version {served.version}",
         f"  takes    {', '.join(map(_show, served.signature.inputs))}",

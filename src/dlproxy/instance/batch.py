@@ -55,7 +55,10 @@ def raised(error: BaseException) -> BatchResult:
 
 
 def gather(signature: Signature, requests: Sequence[Request]) -> list[Array]:
-    """The inputs of all requests, their rows stacked: one array per input, one copy of the bytes (none if alone)."""
+    """The inputs of all requests, their rows stacked: one array per input, one copy of the bytes (none if alone).
+
+    Shorter ones are padded to the length of the longest, where the signature says so.
+    """
     arrays = []
     for index, spec in enumerate(signature.inputs):
         first = requests[0].inputs[index]
@@ -63,9 +66,8 @@ def gather(signature: Signature, requests: Sequence[Request]) -> list[Array]:
             arrays.append(tensors.to_array(spec.dtype, first.shape, first.data, text=spec.text))
             continue
         parts = [request.inputs[index] for request in requests]
-        if spec.rows:
-            each = [tensors.to_array(spec.dtype, part.shape, part.data, text=spec.text) for part in parts]
-            arrays.append(np.concatenate(each, axis=spec.rows))
+        if spec.rows or differ_in_length(spec, parts):
+            arrays.append(stacked(spec, parts))
             continue
         rows = sum([part.shape[0] for part in parts])
         data = b"".join([part.data for part in parts])
@@ -73,8 +75,35 @@ def gather(signature: Signature, requests: Sequence[Request]) -> list[Array]:
     return arrays
 
 
+def differ_in_length(spec: TensorSpec, parts: Sequence[Tensor]) -> bool:
+    """Whether these must be padded to be stacked."""
+    axis = spec.padded
+    if axis is None:
+        return False
+    length = parts[0].shape[axis]
+    return any(part.shape[axis] != length for part in parts)
+
+
+def stacked(spec: TensorSpec, parts: Sequence[Tensor]) -> Array:
+    """The rows of several tensors of one input, wherever they stand, padded to the length of the longest."""
+    each = [tensors.to_array(spec.dtype, part.shape, part.data, text=spec.text) for part in parts]
+    rows, axis = spec.rows or 0, spec.padded
+    if axis is None:
+        return np.concatenate(each, axis=rows)
+    shape = list(each[0].shape)
+    shape[rows] = sum([array.shape[rows] for array in each])
+    shape[axis] = max([array.shape[axis] for array in each])
+    whole = np.full(shape, tensors.filler(spec.dtype, spec.pad), tensors.NUMPY[spec.dtype])
+    place, end = [slice(None)] * len(shape), 0
+    for array in each:
+        start, end = end, end + array.shape[rows]
+        place[rows], place[axis] = slice(start, end), slice(array.shape[axis])
+        whole[tuple(place)] = array
+    return whole
+
+
 class Cutter:
-    """Cuts each request's rows out of a finished batch, in the order in which they were gathered.
+    """Cuts each request's rows out of a finished batch, in the order in which they were gathered, back to their own length.
 
     Without copying where rows stand on axis 0. A batch of one request is not cut at all: it gets everything.
     """
@@ -86,7 +115,11 @@ class Cutter:
                 spec,
                 array.shape[1:],
                 array,
-                *((None, 0) if spec.rows or spec.counts else tensors.bytes_per_row(spec.dtype, array)),
+                *(
+                    (None, 0)
+                    if spec.rows or spec.counts or spec.padded is not None
+                    else tensors.bytes_per_row(spec.dtype, array)
+                ),
             )
             for spec, array in zip(signature.outputs, outputs, strict=True)
         ]
@@ -96,8 +129,8 @@ class Cutter:
             if spec.counts and not self._whole
         }
 
-    def cut(self, start: int, rows: int, wanted: Sequence[int]) -> list[Tensor]:
-        """The wanted outputs (by index) of `rows` rows from row `start`."""
+    def cut(self, start: int, rows: int, wanted: Sequence[int], length: int = 0) -> list[Tensor]:
+        """The wanted outputs (by index) of `rows` rows from row `start`, which are so long where there is a padded axis."""
         cut = []
         for index in wanted:
             spec, row_shape, array, data, row_bytes = self._parts[index]
@@ -108,20 +141,24 @@ class Cutter:
                 view = data[start * row_bytes : (start + rows) * row_bytes]
                 cut.append(Tensor(spec.name, spec.dtype, (rows, *row_shape), view))
             else:
-                part = self._part(spec, array, start, start + rows)
+                part = self._part(spec, array, start, start + rows, length)
                 cut.append(Tensor(spec.name, spec.dtype, part.shape, tensors.to_bytes(spec.dtype, part)))
         return cut
 
-    def _part(self, spec: TensorSpec, array: Array, start: int, end: int) -> Array:
+    def _part(self, spec: TensorSpec, array: Array, start: int, end: int, length: int) -> Array:
         """Of an output whose rows differ in length, or do not stand on axis 0."""
         if spec.counts:
             ends = self._ends[spec.counts]
             return array[int(ends[start - 1]) if start else 0 : int(ends[end - 1])]
-        return array[(slice(None),) * (spec.rows or 0) + (slice(start, end),)]
+        place = [slice(None)] * array.ndim
+        place[spec.rows or 0] = slice(start, end)
+        if spec.padded is not None:
+            place[spec.padded] = slice(length)
+        return array[tuple(place)]
 
 
-def why_uncut(signature: Signature, outputs: Sequence[Array], rows: int) -> str:
-    """Why a batch of so many rows cannot be cut apart by its outputs; empty if it can."""
+def why_uncut(signature: Signature, outputs: Sequence[Array], rows: int, longest: int = 0) -> str:
+    """Why a batch of so many rows, padded to `longest`, cannot be cut apart by its outputs; empty if it can."""
     for spec, array in zip(signature.outputs, outputs, strict=True):
         if spec.counts:
             counts = _counts(spec, signature, outputs)
@@ -132,6 +169,8 @@ def why_uncut(signature: Signature, outputs: Sequence[Array], rows: int) -> str:
         axis = spec.rows
         if axis is None or axis >= array.ndim or array.shape[axis] != rows:
             return f"output '{spec.name}' has shape {list(array.shape)} for a batch of {rows} rows"
+        if longest and spec.padded is not None and (spec.padded >= array.ndim or array.shape[spec.padded] != longest):
+            return f"output '{spec.name}' has shape {list(array.shape)} for a batch padded to {longest}"
     return ""
 
 

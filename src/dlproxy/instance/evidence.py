@@ -14,7 +14,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from dlproxy.instance.made_up import IMAGE_SIZES, KINDS, NORMAL, SIZES, WORDS, Kind, Known, is_mask, joined, row_of
+from dlproxy.instance.made_up import IMAGE_SIZES, KINDS, NORMAL, SIZES, WORDS, Kind, Known, joined, row_of
+from dlproxy.instance.padding import Padding, PaddingTrial, PaddingTries, Same, with_padding
 from dlproxy.instance.runtime import Runtime
 from dlproxy.instance.runtime.declared import one_line
 from dlproxy.instance.runtime.rows import conflict
@@ -34,11 +35,14 @@ HIGHEST_IDS = (100_000, 30_000, 8_000, 1_000, 100, 10, 2)  # vocabularies are se
 
 
 class Findings(Struct):
-    """`why`: why rows are run one by one, in words, empty if they are not, or if nothing was to be found out."""
+    """`why`: why rows are run one by one, in words, empty if they are not, or if nothing was to be found out. `unpadded`: why
+    requests of different lengths are not padded.
+    """
 
     signature: Signature
     known: Known
     why: str = ""
+    unpadded: str = ""
 
 
 class Tries(Struct, frozen=True):
@@ -51,6 +55,9 @@ class Tries(Struct, frozen=True):
     many_rows: bool = True
     graph: bool = True
     ids: bool = True
+    padding: bool = True
+    padded_lengths: bool = True
+    padded_marks: bool = True
 
 
 class UnsuitableError(Exception):
@@ -61,11 +68,21 @@ def examine(
     runtime: Runtime,
     *,
     batching: Batching = "auto",
+    padding: Padding = "off",
+    pad_value: float = 0.0,
     samples: Sequence[Mapping[str, Array]] = (),
     tries: Tries | None = None,
 ) -> Findings:
-    """What the runtime's rows are. Takes about ENOUGH_S, or a dozen runs if that is longer. Raises UnsuitableError."""
-    return _Examination(runtime, samples, tries or Tries()).findings(batching)
+    """What the runtime's rows are. Takes about ENOUGH_S, or a dozen runs if that is longer, half as much again for padding.
+
+    Raises UnsuitableError.
+    """
+    examination = _Examination(runtime, samples, tries or Tries())
+    found = examination.findings(batching)
+    if padding == "off" or not found.signature.batched:
+        return found
+    signature, why = examination.padded(found, pad_value)
+    return msgspec.structs.replace(found, signature=signature, unpadded=why)
 
 
 def close(a: Array, b: Array, dtype: DType) -> bool:
@@ -111,6 +128,18 @@ class _Examination:
             outputs = tuple(_placed(spec, places) for spec, places in zip(signature.outputs, self._places, strict=True))
             signature = msgspec.structs.replace(signature, outputs=outputs)
         return Findings(signature, self._known(free), why)
+
+    def padded(self, found: Findings, pad_value: float) -> tuple[Signature, str]:
+        """The signature with what is padded and cut back, or as it is and why nothing is."""
+        tries = self._tries
+        signature, why = with_padding(found.signature, pad_value)
+        if why:
+            return found.signature, why
+        first = tuple(kind for kind in FIRST if kind in tries.kinds)
+        kinds = PaddingTries(tries.kinds, first, tries.padded_lengths, tries.padded_marks)
+        same: Same = close if tries.padding else lambda a, b, _: a.shape == b.shape
+        signature, why = PaddingTrial(self._runtime, signature, found.known, self._samples, kinds, same).found()
+        return (found.signature, why) if why else (signature, "")
 
     def _why_not(self, batching: Batching, free: int) -> str:
         signature, tries = self._signature, self._tries
@@ -239,7 +268,7 @@ class _Examination:
     def _search_ids(self, free: int) -> None:
         """How high the integers of each matrix of them may be: as high as the rows of a vocabulary, if they are ids."""
         for index, spec in enumerate(self._signature.inputs):
-            if spec.dtype in (DType.INT32, DType.INT64) and len(spec.shape) > 1 and not is_mask(spec):
+            if spec.dtype in (DType.INT32, DType.INT64) and len(spec.shape) > 1 and not spec.is_mask:
                 self._below[spec.name] = self._highest(index, free)
 
     def _highest(self, index: int, free: int) -> int:

@@ -87,11 +87,6 @@ def joined(specs: Sequence[TensorSpec], rows: Sequence[Sequence[Array]]) -> list
     ]
 
 
-def is_mask(spec: TensorSpec) -> bool:
-    """Whether its name says that it marks what counts, so that ones are what is usual."""
-    return "mask" in spec.name.lower()
-
-
 def _made(spec: TensorSpec, kind: Kind, shape: tuple[int, ...], random: np.random.Generator, known: Known) -> Array:
     dtype, below = NUMPY[spec.dtype], known.below.get(spec.name, 2)
     if spec.dtype is DType.BYTES:
@@ -99,7 +94,7 @@ def _made(spec: TensorSpec, kind: Kind, shape: tuple[int, ...], random: np.rando
         word = known.words[(KINDS.index(kind) if kind.name != "same" else 0) % len(known.words)]
         array[...] = word if spec.text else word.encode()
         return array
-    if is_mask(spec):
+    if spec.is_mask:
         return np.ones(shape, np.float32).astype(dtype) if spec.dtype is not DType.BF16 else fp32_to_bf16(np.ones(shape))
     if dtype.kind == "b":
         return np.full(shape, kind.flag, np.bool_) if kind.flag is not None else random.integers(0, 2, shape).astype(np.bool_)
@@ -117,7 +112,7 @@ def _made(spec: TensorSpec, kind: Kind, shape: tuple[int, ...], random: np.rando
 def _varied(spec: TensorSpec, kind: Kind, real: Array, below: int) -> Array:
     """A real row, or one of another kind of the same shape."""
     dtype = NUMPY[spec.dtype]
-    if kind.name in ("normal", "same") or dtype.kind in "Ob" or spec.dtype is DType.BF16 or is_mask(spec):
+    if kind.name in ("normal", "same") or dtype.kind in "Ob" or spec.dtype is DType.BF16 or spec.is_mask:
         return real
     if dtype.kind == "f":
         return np.asarray(kind.floats(np.asarray(real, np.float32))).astype(dtype)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dlproxy.instance.evidence import Batching, Findings, UnsuitableError, examine
 from dlproxy.instance.made_up import NORMAL, joined, row_of
+from dlproxy.instance.padding import Padding
 from dlproxy.instance.runtime import Runtime
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -27,6 +28,8 @@ class WarmUp(Struct, frozen=True):
 
     batching: Batching = "auto"
     samples: str = ""
+    padding: Padding = "off"
+    pad_value: float = 0.0
 
 
 class Calibration(Struct, frozen=True):
@@ -42,25 +45,32 @@ class Calibration(Struct, frozen=True):
         return self.points[0][-1] if self.points else None
 
 
-def calibrate(runtime: Runtime, *, batching: Batching = "auto", samples: Sequence[Mapping[str, Array]] = ()) -> Calibration:
+def calibrate(
+    runtime: Runtime,
+    *,
+    batching: Batching = "auto",
+    padding: Padding = "off",
+    pad_value: float = 0.0,
+    samples: Sequence[Mapping[str, Array]] = (),
+) -> Calibration:
     """Run the model on samples or made-up inputs; what its rows turned out to be stands in `runtime.signature` then."""
-    return warmed(runtime, batching=batching, samples=samples)[0]
+    return warmed(runtime, WarmUp(batching, padding=padding, pad_value=pad_value), samples)[0]
 
 
-def warmed(
-    runtime: Runtime, *, batching: Batching, samples: Sequence[Mapping[str, Array]]
-) -> tuple[Calibration, list[list[Array]]]:
+def warmed(runtime: Runtime, how: WarmUp, samples: Sequence[Mapping[str, Array]]) -> tuple[Calibration, list[list[Array]]]:
     """The same, with requests of one row as far as is known what they are like: none if nothing suited the model."""
     notes = list(getattr(runtime, "notes", ()))
     try:
-        found = examine(runtime, batching=batching, samples=samples)
+        found = examine(runtime, batching=how.batching, padding=how.padding, pad_value=how.pad_value, samples=samples)
     except UnsuitableError as error:
         runtime.signature = msgspec.structs.replace(runtime.signature, batched=False)
         notes.append(f"made-up inputs do not suit the model ({error}): latency is learned in service, batching is off")
         return Calibration((), False, "; ".join(notes)), []
     runtime.signature = found.signature
-    if found.why and batching != "off":
+    if found.why and how.batching != "off":
         notes.append(f"{found.why}: batching is off")
+    if found.unpadded and how.padding == "on":
+        notes.append(f"{found.unpadded}: requests of different lengths share no batch")
     specs = found.signature.inputs
     requests = [row_of(specs, NORMAL, found.known, sample) for sample in samples or (None,)]
     points = _points(runtime, found, requests[0])

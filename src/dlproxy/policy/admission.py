@@ -16,13 +16,14 @@ from dlproxy.policy.queueing import QueueDiscipline
 
 class Backlog(Struct):
     """What a new request finds besides the queue: instances up (or one that is being replaced), whether one is idle, seconds
-    until the first is free.
+    until the first is free; which share of the time that each shape would take by itself they take where they are padded.
     """
 
     batch_limit: int
     instances: int
     idle: bool
     busy_s: float
+    share: float = 1.0
 
 
 class Admission:
@@ -77,6 +78,7 @@ class Admission:
         limit, length, wait_s = backlog.batch_limit, ticket.length, 0.0
         if queue.uneven:  # every shape runs alone
             wait_s, rows_before, rows = queue.work_before(ticket, now)
+            wait_s *= backlog.share
             if self._limit_at is not None:
                 limit = self._limit_at(length)
         else:

@@ -178,6 +178,10 @@ class FittedBatching:
             if allowed > in_time:
                 other.prove(other.rows * in_time // allowed, other.length)
 
+    def limit_at(self, length: int) -> int:
+        """Rows of this length that a batch takes at most now."""
+        return self._take_at(length).rows
+
     def _take_at(self, length: int) -> Take:
         take = self._takes.get(length)
         if take is None:

@@ -35,6 +35,7 @@ from dlproxy.policy.events import (
 from dlproxy.policy.expiry import Deadlines
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.overload import CoDel, Gradient2
+from dlproxy.policy.padding import Padding
 from dlproxy.policy.pool import InstancePool, InstanceState
 from dlproxy.policy.queueing import DEFAULT_LEVEL, level, make_queue, refill
 from dlproxy.policy.retry_budget import RetryBudget
@@ -69,6 +70,7 @@ class Lane:
         self.pool = InstancePool(knobs)
         self._knobs = knobs
         self._admission = Admission(knobs, self.model, self._goal_at)
+        self._padding = Padding(self.model, self._line_s, lambda length: self.batching.limit_at(length))
         self._deadlines = Deadlines()
         self._codel = CoDel(knobs.codel_target_s) if knobs.codel_target_s else None
         self._limit = Gradient2(least=LIMIT_BATCHES * knobs.max_batch) if knobs.adaptive_limit else None
@@ -268,8 +270,10 @@ class Lane:
                 tickets, avoided, reason = self._again.take(retry, self._knobs.max_batch), retry.avoided, "retry"
                 tickets = self._unexpired(tickets, now, commands)
             else:
-                rows = 1 if pool.several and pool.only_suspects else take.rows
-                tickets, avoided, reason = self.queue.pop(rows, now), "", "instance idle"
+                alone = pool.several and pool.only_suspects
+                tickets, avoided, reason = self.queue.pop(1 if alone else take.rows, now), "", "instance idle"
+                if self._knobs.max_padding and tickets[0].family and not alone:
+                    tickets = self._padding.join(tickets, self.queue, now, most=self._knobs.max_padding)
                 if self._deadlines.pending or self._codel is not None:
                     tickets = self._feasible(tickets, now, commands)
             if tickets:
@@ -305,7 +309,7 @@ class Lane:
         instance = self.pool.take(now, affinity=tickets[0].affinity, avoided=avoided)
         batch_id = self._next_batch_id
         self._next_batch_id += 1
-        rows, length = sum([ticket.rows for ticket in tickets]), tickets[0].length  # they are of one shape
+        rows, length = sum([ticket.rows for ticket in tickets]), _longest(tickets)
         batch = self._running[batch_id] = _Running(instance, tickets, rows, length, len(tickets), now)
         if self._knobs.hedge and reason == "instance idle":
             batch.hedge_at = now + self.model.quantile(rows, HEDGE_SIGMAS, length)
@@ -321,7 +325,7 @@ class Lane:
         corrects a prediction that was wrong. CoDel sheds what waited too long in a queue that does not drain.
         """
         room = sum([ticket.rows for ticket in tickets])
-        finish_at = now + self.model.p99(room, tickets[0].length)
+        finish_at = now + self.model.p99(room, _longest(tickets))
         came_after = -inf
         if self._codel is not None:
             self._codel.observe(now - max(ticket.arrived_at for ticket in tickets), now)
@@ -472,7 +476,10 @@ class Lane:
             ends = [run.started_at + self.model.mean(run.rows, run.length) for run in self._running.values()]
             busy_s = max(min(ends) - now, 0.0)
         instances = len(self.pool) or int(self._outage_until > now)
-        return Backlog(batch_limit=self.batching.goal, instances=instances, idle=bool(self.pool.ready), busy_s=busy_s)
+        share = self._padding.share if self._knobs.max_padding else 1.0
+        return Backlog(
+            batch_limit=self.batching.goal, instances=instances, idle=bool(self.pool.ready), busy_s=busy_s, share=share
+        )
 
     def _goal_at(self, length: int) -> int:
         return self.batching.goal_at(length)
@@ -530,6 +537,11 @@ class Lane:
         if at < self._wake_at:  # an earlier wake-up looks again anyway
             self._wake_at = at
             commands.append(WakeAt(at))
+
+
+def _longest(tickets: Sequence[Ticket]) -> int:
+    """All are of the length of the first, but in a padded batch."""
+    return max([ticket.length for ticket in tickets]) if tickets[0].family else tickets[0].length
 
 
 def _requests_fault(failure: Failure | None) -> bool:

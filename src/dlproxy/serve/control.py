@@ -38,6 +38,7 @@ class LaneControl:
         self._knobs = knobs
         self._most_batch = knobs.max_batch
         self._batching = "on" if knobs.max_batch > 1 else "off"
+        self._padding = "on" if knobs.max_padding > 0.0 else "off"
         self.on_slo: Callable[[float | None], None] | None = None
         """Told of the objective whenever knobs change: it gives requests their deadlines."""
 
@@ -51,6 +52,7 @@ class LaneControl:
             "knobs": {name: getattr(self._config, name) for name in CHANGEABLE},
             "arbitrated": self._knobs.arbitrated,
             "batching": self._batching,
+            "padding": self._padding,
             "batch_limit_rows": self._lane.batching.goal,
             "queued_requests": len(self._lane.queue),
             "queued_rows": self._lane.queue.rows,
@@ -90,6 +92,11 @@ class LaneControl:
         self._most_batch = 1
         self._config = msgspec.structs.replace(self._config, max_batch=1)
         self.turn_knobs(max_batch=1)
+
+    def stop_padding(self, reason: str) -> None:
+        """A padded request's answer is not its own: from now on only requests of one length share a batch."""
+        self._padding = f"off: {reason}"
+        self.turn_knobs(max_padding=0.0)
 
     async def scale(self, count: int) -> None:
         """Run so many instances; returns when they are up, or gone. Raises ConfigError, also if one cannot be started."""

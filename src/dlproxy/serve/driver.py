@@ -83,6 +83,7 @@ class Driver:
         self._version = version
         self._lane_name = f"{model}/{version}"
         self._signature = signature
+        self._pads = signature.pads
         self._lane_on = lane_on
         self._stats = stats
         self._clock = clock
@@ -235,11 +236,12 @@ class Driver:
 
         One that is alone gets everything: that its output does not count rows is for the next batches to know.
         """
-        why = why_uncut(self._signature, result.outputs, sum([request.ticket.rows for request in requests]))
+        longest = max([request.ticket.length for request in requests]) if len(requests) > 1 else 0
+        why = why_uncut(self._signature, result.outputs, sum([request.ticket.rows for request in requests]), longest)
         if not why or (len(requests) == 1 and not self._signature.even):
             return result
         if self._recheck is not None:
-            self._recheck.end(why)
+            self._recheck.end(why, padded=self._pads and _differ_in_length(requests))
         return result if len(requests) == 1 else BatchResult([], result.compute_s, result.batch_s, why)
 
     def _on_turn(self, lease: int) -> None:
@@ -282,6 +284,7 @@ class Driver:
         cutter = Cutter(self._signature, result.outputs, requests=len(flight.requests))
         self._loop.call_soon(self._stats.settle)  # when the replies have left, before whoever awaits one here goes on
         queued_s: list[float] = []
+        padded = self._pads and _differ_in_length(flight.requests)
         end = 0
         answer: tuple[Request, list[Tensor]] | None = None
         for request in flight.requests:
@@ -291,12 +294,13 @@ class Driver:
             if waiting is not None:  # else its client left while it ran, and it was rejected then
                 queue_s = dispatched_at - ticket.arrived_at
                 try:
-                    outputs = cutter.cut(start, ticket.rows, request.outputs)
+                    outputs = cutter.cut(start, ticket.rows, request.outputs, ticket.length)
                 except Exception as error:  # the model gave elements that are none of the declared type
                     self._failure_log.answer_failed(flight.instance, request, error, split_at)
                     self._fail(request, waiting[1], Failure(FailureKind.MODEL_FAILED, text_of(error)))
                     continue
-                answer = request, outputs
+                if not padded or answer is None or ticket.length < answer[0].ticket.length:  # the most padded tells most
+                    answer = request, outputs
                 queued_s.append(queue_s)
                 timing = Timing(queue_s, result.batch_s, result.compute_s)
                 response = Response(request.id, self._model, self._version, outputs, timing)
@@ -308,8 +312,11 @@ class Driver:
         after_s, split_s = answered_at - dispatched_at, answered_at - split_at
         if not flight.requests[0].ticket.of_client:
             return
-        if self._recheck is not None and answer is not None and len(flight.requests) > 1 and self._recheck.due(answered_at):
-            self._recheck.ask_again(*answer, answered_at)
+        recheck = self._recheck
+        if recheck is not None and answer is not None and len(flight.requests) > 1 and recheck.due(answered_at, padded=padded):
+            recheck.ask_again(*answer, answered_at, padded=padded)
+        if self._pads:
+            self._stats.batch_padded([request.ticket for request in flight.requests])
         self._stats.batch_answered(AnsweredBatch(end, queued_s, after_s, result.batch_s, result.compute_s, split_s))
 
     def _reject(self, command: Reject) -> None:
@@ -358,3 +365,9 @@ class Driver:
         self._wakes_at = command.at
         delay_s = ceil((command.at - self._clock()) * 1e3) / 1e3  # uvloop's timers count whole milliseconds
         self._timer = self._loop.call_later(max(delay_s, 0.0), self._timer_fired)
+
+
+def _differ_in_length(requests: Sequence[Request]) -> bool:
+    """Whether this batch was padded."""
+    length = requests[0].ticket.length
+    return any(request.ticket.length != length for request in requests)

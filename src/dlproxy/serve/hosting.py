@@ -18,9 +18,9 @@ from dlproxy.instance.runtime.devices import CPU, in_words, visible_gpus
 from dlproxy.instance.runtime.formats import Kind, runtime_kind
 from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.trial import Way
-from dlproxy.instance.warmup import Calibration, WarmUp
+from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Signature
-from dlproxy.serve.local import LocalHosting, device_of, options, warm_up
+from dlproxy.serve.local import LocalHosting, device_of, how_to_warm_up, options, warm_up
 from dlproxy.serve.remembered import Memory
 from dlproxy.serve.roster import Roster
 
@@ -98,7 +98,7 @@ async def _processes(name: str, config: ModelConfig, kind: Kind) -> "ProcessHost
             "dlproxy.instance.runtime.formats:open_runtime", {"path": config.path, **options(config, threads, device)}
         )
         settings = WorkerSettings(
-            warm_up=WarmUp(config.batching, config.samples),
+            warm_up=how_to_warm_up(config),
             threads=threads,
             cores=_cores_of(number, threads) if config.pin else (),
             environment=environment,
@@ -157,6 +157,8 @@ async def _remote(name: str, config: ModelConfig) -> "RemoteHosting":
 
     if config.samples:
         raise ModelError(f"model {name} runs on another server ({config.path}), which is warmed up there: leave samples out")
+    if config.padding == "on":
+        raise ModelError(f"model {name} runs on another server ({config.path}), where no request is padded: leave padding out")
     if config.run != "auto":
         raise ModelError(f"model {name} runs on another server ({config.path}): leave run = {config.run!r} out")
     settings = RemoteSettings(response_timeout_s=config.batch_timeout_s, headers=config.upstream_headers)

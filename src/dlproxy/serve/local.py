@@ -17,14 +17,15 @@ from dlproxy.cores import usable_cores
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import gather
 from dlproxy.instance.inline import InlineInstance
+from dlproxy.instance.padding import without_padding
 from dlproxy.instance.runtime import Runtime
 from dlproxy.instance.runtime.devices import CPU, in_words
 from dlproxy.instance.runtime.formats import Kind, open_runtime, runtime_kind
 from dlproxy.instance.samples import read_samples
 from dlproxy.instance.thread import ThreadInstance
 from dlproxy.instance.trial import INLINE_BELOW_S, Inputs, Measured, Way, best_way, measure, measure_again
-from dlproxy.instance.warmup import Calibration, warmed
-from dlproxy.message import Request
+from dlproxy.instance.warmup import Calibration, WarmUp, warmed
+from dlproxy.message import Request, Signature
 from dlproxy.serve.remembered import Memory, Remembered
 from dlproxy.serve.roster import Roster
 
@@ -104,13 +105,18 @@ def _found_out(config: ModelConfig, number: int) -> WarmModel:
     runtime = open_model(config, given, device_of(config, number))
     threads = getattr(runtime, "threads", given)  # TensorFlow fixes them once per process
     samples = read_samples(config.samples, runtime.signature.inputs)
-    calibration, requests = warmed(runtime, batching=config.batching, samples=samples)
+    calibration, requests = warmed(runtime, how_to_warm_up(config), samples)
     warm = WarmModel(runtime, calibration, threads, stated_way(config, calibration.single_s, threads=threads))
     if warm.device != CPU:
         warm.way = stated_way(config, None, threads=threads, device=warm.device)
     elif requests and _is_open(config) and not (warm.way.inline and config.run == "auto"):
         _try(config, warm, requests)
     return warm
+
+
+def how_to_warm_up(config: ModelConfig) -> WarmUp:
+    """As the knobs have it."""
+    return WarmUp(config.batching, config.samples, config.padding, config.pad_value)
 
 
 def _is_open(config: ModelConfig) -> bool:
@@ -181,9 +187,8 @@ class LocalHosting:
     most_rows: int | None = None
 
     def __init__(self, name: str, config: ModelConfig, warm: Sequence[WarmModel]) -> None:
-        self.signature = next(
-            (one.runtime.signature for one in warm if not one.runtime.signature.batched), warm[0].runtime.signature
-        )
+        signatures = [one.runtime.signature for one in warm]
+        self.signature = min(signatures, key=lambda signature: (signature.batched, signature.pads))
         for one in warm:
             one.runtime.signature = self.signature
         self.calibration = warm[0].calibration
@@ -237,6 +242,16 @@ class LocalHosting:
         warm = self._warm[0]
         signature = msgspec.structs.replace(self.signature, batched=False)
         calibration = Calibration(warm.calibration.points[:1], False, f"{reason} (seen in service): batching is off")
+        self._remember(signature, calibration)
+
+    def padding_changes_answers(self, reason: str) -> None:
+        """The same of requests of different lengths."""
+        calibration = self._warm[0].calibration
+        warning = "; ".join(filter(None, (calibration.warning, f"{reason} (seen in service): padding is off")))
+        self._remember(without_padding(self.signature), msgspec.structs.replace(calibration, warning=warning))
+
+    def _remember(self, signature: Signature, calibration: Calibration) -> None:
+        warm = self._warm[0]
         if warm.memory is not None:
             found = Remembered(signature, calibration.points, calibration.warning, warm.way, warm.found)
             warm.memory.keep(warm.key, found)

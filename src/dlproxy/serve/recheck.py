@@ -28,10 +28,13 @@ class Kept(Struct):
 
     request: Request
     outputs: Sequence[Tensor]
+    padded: bool
 
 
 class Recheck:
-    """`submit`: the driver's. `on_difference` is called, with the reason in words, when batching must end."""
+    """`submit`: the driver's. `on_difference` is called, with the reason in words, when batching must end; `on_padding` when
+    padding must, by a difference in a padded batch, before anything is said of batching. `padded_only`: no other is looked at.
+    """
 
     def __init__(
         self,
@@ -39,31 +42,39 @@ class Recheck:
         stats: ModelStats,
         clock: Callable[[], float],
         on_difference: Callable[[str], None],
+        on_padding: Callable[[str], None] | None = None,
+        padded_only: bool = False,
     ) -> None:
         self._submit = submit
         self._stats = stats
         self._clock = clock
         self._on_difference = on_difference
+        self._on_padding = on_padding
+        self._padded_only = padded_only
         self._ids = count(-1, -1)  # below those of clients' requests
         self._kept: Kept | None = None
         self._next_at = -inf
         self._ties = 0
 
-    def due(self, now: float) -> bool:
+    def due(self, now: float, *, padded: bool = False) -> bool:
         """Whether an answer of the batch that has just ended is wanted."""
-        return now >= self._next_at and self._kept is None
+        return now >= self._next_at and self._kept is None and (padded or not self._padded_only)
 
-    def ask_again(self, request: Request, outputs: Sequence[Tensor], now: float) -> None:
-        """Run it once more, in a batch of its own."""
+    def ask_again(self, request: Request, outputs: Sequence[Tensor], now: float, *, padded: bool = False) -> None:
+        """Run it once more, in a batch of its own. `padded`: there were others of other lengths in the batch."""
         ticket, number = request.ticket, next(self._ids)
-        self._kept = Kept(request, outputs)
+        self._kept = Kept(request, outputs, padded)
         again = Ticket(number, now, inf, ticket.rows, LOWEST_LEVEL, "", (number,), length=ticket.length)
         self._submit(Request(again, request.model, request.inputs, request.outputs), self)
 
-    def end(self, reason: str) -> None:
-        """Batching has been shown to be wrong: nothing is left to compare."""
-        self._next_at = inf
-        self._on_difference(reason)
+    def end(self, reason: str, *, padded: bool = False) -> None:
+        """Batching has been shown to be wrong, and nothing is left to compare; of padded requests, if that was one's answer."""
+        if not padded:
+            self._next_at = inf
+            self._on_difference(reason)
+        elif self._on_padding is not None:  # else padding ends already, and this batch had begun before
+            self._on_padding(reason)
+            self._on_padding = None
 
     # ReplyTo
 
@@ -83,7 +94,8 @@ class Recheck:
         ]
         self._stats.rechecks["different" if differing else "same"] += 1
         if differing and not self._is_tie(kept.outputs, differing):
-            self.end(f"output '{differing[0]}' of a request was different in a batch from what it is alone")
+            how = "padded in a batch" if kept.padded else "in a batch"
+            self.end(f"output '{differing[0]}' of a request was different {how} from what it is alone", padded=kept.padded)
 
     def failed(self, failure: Failure) -> None:
         self._kept = None  # overload, or a model that fails: another will do

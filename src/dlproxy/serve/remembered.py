@@ -23,9 +23,12 @@ from dlproxy.instance.runtime.content import model_files
 from dlproxy.instance.trial import Measured, Way
 from dlproxy.message import Signature
 
-FORMAT = 1
+FORMAT = 2
 MOST_FILES = 256  # models; the one that was not used for longest goes first
-MATTERS = ("threads", "instances", "run", "device", "gpu_memory_limit_mb", "max_batch", "batching", "inputs", "outputs", "slo")
+MATTERS = (
+    *("threads", "instances", "run", "device", "gpu_memory_limit_mb", "max_batch", "batching", "padding", "pad_value"),
+    *("inputs", "outputs", "slo"),
+)
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "torch", "tensorflow", "numpy")
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from dlproxy.instance import Instance
+from dlproxy.instance.padding import without_padding
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import Signature, text_of
 
@@ -29,6 +30,10 @@ class Startable(Instance, Protocol):
 
     async def start(self) -> Signature:
         """Become able to run batches. Raises ModelError; cancelling it ends what was started."""
+        ...
+
+    def adopt(self, signature: Signature) -> None:
+        """Gather by this one, which another instance found of the same model: what they measured may differ."""
         ...
 
 
@@ -217,7 +222,11 @@ class Supervisor:
             raise ModelError(f"it was lost as soon as it had started: {lost.result()}")
         if self._signature is None:
             self._signature = signature
-        elif signature != self._signature:
+        elif signature == self._signature:
+            return
+        elif without_padding(signature) == without_padding(self._signature):
+            instance.adopt(self._signature)
+        else:
             await instance.stop()
             raise ModelError("its inputs or outputs are not those that are served: has the model's file changed?")
 

@@ -99,8 +99,15 @@ class ModelCollector(Collector):
             "Answers of batches that were computed again, alone, and were the same or different",
             labels=(*_LABELS, "result"),
         )
+        elements = CounterMetricFamily(
+            "dlproxy_padding_elements",
+            "Elements of batches along the padded axis: real ones, and those that shorter requests were filled up with",
+            labels=(*_LABELS, "kind"),
+        )
         for model in models:
             labels = (model.name, model.version)
+            for kind, count in model.stats.elements.items():
+                elements.add_metric((*labels, kind), count)
             for result, times in model.stats.rechecks.items():
                 rechecks.add_metric((*labels, result), times)
             for phase in ("queue", "batch", "compute", "split", "request"):
@@ -113,7 +120,7 @@ class ModelCollector(Collector):
                 states.add_metric((*labels, state), number)
             for change, times in model.stats.instance_changes.items():
                 changes.add_metric((*labels, change), times)
-        yield from (phases, depth, limit, ready, states, changes, rechecks)
+        yield from (phases, depth, limit, ready, states, changes, rechecks, elements)
         yield GaugeMetricFamily("dlproxy_http_connections", "Open connections", value=self._connections())
 
 

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from msgspec import Struct
 
-from dlproxy.message import FailureKind
+from dlproxy.message import FailureKind, Ticket
 
 InstanceState = Literal["up", "starting", "waiting", "lost"]
 InstanceChange = Literal["up", "lost", "retired", "failed_to_start"]
@@ -91,6 +91,7 @@ class ModelStats:
         self.failed_s = 0.0
         self.batch_sizes: dict[int, BatchSize] = {}
         self.rechecks = {"same": 0, "different": 0}  # answers from batches, compared with what the request gets alone
+        self.elements = {"real": 0, "padding": 0}  # rows times length of batches that may be padded
         self.last_at_ms = 0
         self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now
         self.instance_changes: dict[InstanceChange, int] = dict.fromkeys(get_args(InstanceChange), 0)
@@ -98,6 +99,13 @@ class ModelStats:
     def batch_answered(self, batch: AnsweredBatch) -> None:
         """Counted when `settle` is called: replies that are about to leave need not wait for it."""
         self._uncounted.append(batch)
+
+    def batch_padded(self, tickets: Sequence[Ticket]) -> None:
+        """What a batch held, of requests of any length, and what was filled up."""
+        real = sum([ticket.rows * ticket.length for ticket in tickets])
+        whole = sum([ticket.rows for ticket in tickets]) * max([ticket.length for ticket in tickets])
+        self.elements["real"] += real
+        self.elements["padding"] += whole - real
 
     def settle(self) -> None:
         """Count what is not yet."""

@@ -23,8 +23,10 @@ from dlproxy.message import (
 )
 from dlproxy.tensors import elements_of
 from dlproxy.wire.catalog import ServedModel
+from dlproxy.wire.padded import PaddedShape
 
 UNEVEN = -1  # begins the shape_key, no other's equal, of a request whose inputs differ in rows
+UNPADDED = -2  # ends the shape_key of a request that must not be padded, as others of its shape may be
 SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 MAX_ELEMENTS = 1 << 20  # BYTES elements of one input
 
@@ -46,8 +48,10 @@ class RequestChecker:
             for spec, tail in zip(signature.inputs, self._tails, strict=True)
         )
         self._one_shape = all(tail is not None for tail in self._tails)
-        self.shares = self._batched and any(spec.rows is None for spec in signature.inputs)
-        """Whether there are inputs that all requests of a batch share, so that it depends on what is in them who may."""
+        self._shares = self._batched and any(spec.rows is None for spec in signature.inputs)
+        self._padding = PaddedShape(signature.inputs) if self._batched and signature.pads else None
+        self.looks_inside = self._shares or (self._padding is not None and self._padding.looks_inside)
+        """Whether it depends on what is in the inputs which requests may share a batch."""
         self._defaults = {
             spec.name: Tensor(spec.name, spec.dtype, spec.shape, spec.default)
             for spec in signature.inputs
@@ -101,9 +105,14 @@ class RequestChecker:
         ticket = Ticket(ticket_id, now, inf if slo_s is None else now + slo_s, rows)
         if not self._one_shape:
             ticket.shape_key = self._shape_key(inputs)
-            ticket.length = self._length(inputs)
+            if self._padding is None:
+                ticket.length = self._length(inputs)
+            else:
+                ticket.length, ticket.family = self._padding.length_and_family(inputs, ticket.shape_key)
+                if not ticket.family:
+                    ticket.shape_key = (*ticket.shape_key, UNPADDED)
         if uneven:
-            ticket.shape_key = (UNEVEN, ticket_id)
+            ticket.shape_key, ticket.family = (UNEVEN, ticket_id), ()
         if params:
             _apply_params(ticket, params, now)
         return Request(ticket, self._name, inputs, outputs, request_id, params)
@@ -114,7 +123,7 @@ class RequestChecker:
         for tensor, spec in zip(inputs, self._specs, strict=True):
             key.append(len(tensor.shape))
             key += [size for axis, size in enumerate(tensor.shape) if axis != spec.rows]
-            if self.shares and spec.rows is None:
+            if self._shares and spec.rows is None:
                 key.append(int.from_bytes(blake2b(tensor.data, digest_size=16).digest(), "little"))
         return tuple(key)
 

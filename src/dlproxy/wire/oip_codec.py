@@ -98,7 +98,7 @@ class _Memo:
 
     __slots__ = (
         *("binary", "binary_bytes", "has_id", "inputs", "model", "outputs", "params", "priority"),
-        *("reply_head", "reply_is_large", "reply_shapes", "rows", "shape_key", "timeout_s", "length"),
+        *("reply_head", "reply_is_large", "reply_shapes", "rows", "shape_key", "timeout_s", "length", "family"),
     )
 
     def __init__(self, wire: WireRequest, slices: Mapping[str, slice], binary_bytes: int) -> None:
@@ -108,6 +108,7 @@ class _Memo:
         self.has_id = bool(request.id)
         self.inputs = [(tensor.name, tensor.dtype, tensor.shape, slices[tensor.name]) for tensor in request.inputs]
         self.rows, self.priority, self.shape_key, self.length = ticket.rows, ticket.priority, ticket.shape_key, ticket.length
+        self.family = ticket.family
         self.timeout_s = ticket.deadline_at - ticket.arrived_at
         self.model, self.outputs, self.params = request.model, request.outputs, request.params
         self.binary = wire.binary
@@ -120,6 +121,8 @@ class _Memo:
         view = memoryview(body)
         inputs = [Tensor(name, dtype, shape, view[part]) for name, dtype, shape, part in self.inputs]
         ticket = Ticket(ticket_id, now, now + self.timeout_s, self.rows, self.priority, "", self.shape_key, length=self.length)
+        if self.family:
+            ticket.family = self.family
         return WireRequest(Request(ticket, self.model, inputs, self.outputs, request_id, self.params), self.binary, self)
 
 
@@ -183,7 +186,7 @@ class InferDecoder:
 
     def _remember(self, text: bytes, head: _InferHead, wire: WireRequest, binary_bytes: int) -> None:
         uneven = UNEVEN in wire.request.ticket.shape_key
-        if len(text) > MAX_MEMO_BYTES or self._checker.shares or uneven or len(head.inputs) != len(wire.request.inputs):
+        if len(text) > MAX_MEMO_BYTES or self._checker.looks_inside or uneven or len(head.inputs) != len(wire.request.inputs):
             return
         at, slices = -binary_bytes, {}
         for tensor in head.inputs:

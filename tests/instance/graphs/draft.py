@@ -55,6 +55,9 @@ class Made:
     random: bool
     plain: bool
     """Rows go in and come out on axis 0 and nothing looks at its neighbours: it would be a pity not to batch it."""
+    lengths: tuple[int, ...] = (1, 2, 3, 8, 20, 24)
+    at_once: int = 3
+    """Lengths, of which so many are drawn for the requests of a proof."""
 
     def __repr__(self) -> str:
         return self.words
@@ -65,9 +68,9 @@ class Made:
         return printer.to_text(self.model.graph)
 
     def requests(self, seed: int, count: int) -> list[dict[str, Array]]:
-        """Of 1 to 5 rows and up to three lengths; where the file tells axes apart, they may differ in size."""
+        """Of 1 to 5 rows and a few lengths; where the file tells axes apart, they may differ in size."""
         random = np.random.default_rng(seed)
-        lengths = random.choice([1, 2, 3, 8, 20, 24], 3)
+        lengths = random.choice(self.lengths, self.at_once)
         requests = []
         for _ in range(count):
             sizes = {ROWS: 1 if self.naming == "fixed" else int(random.choice([1, 1, 1, 2, 3, 5]))}
@@ -100,6 +103,7 @@ class Draft:
     domains: set[str] = field(default_factory=set)
     functions: list[onnx.FunctionProto] = field(default_factory=list)
     large: float = LARGE
+    close_lengths: bool = False
 
     def pick(self, options: Sequence[T]) -> T:
         """One of them; reports shrink towards the first."""
@@ -160,7 +164,9 @@ class Draft:
         )
         made.functions.extend(self.functions)
         words = f"{' > '.join([*self.words, naming])}"
-        return Made(made, tuple(self.inputs), naming, words, self.is_random, self.plain and naming in ("alike", "unnamed"))
+        plain = self.plain and naming in ("alike", "unnamed")
+        lengths = {"lengths": (*range(1, 10), 20, 22, 24), "at_once": 8} if self.close_lengths else {}
+        return Made(made, tuple(self.inputs), naming, words, self.is_random, plain, **lengths)
 
     @staticmethod
     def _dims(naming: str, tensor: str, axes: Sequence[Axis | None]) -> list[int | str | None]:

@@ -27,9 +27,12 @@ CANCELLED = 1e-5  # of the largest value that goes in, or of 1: what rounding le
 
 @dataclass
 class Verdict:
-    """`wrong` and `refused`: one line for each request that got another answer, or none, than it gets alone."""
+    """`padded`: some shared a batch with longer ones. `wrong` and `refused`: one line for each request that got another answer,
+    or none, than it gets alone.
+    """
 
     batched: bool = False
+    padded: bool = False
     wrong: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     answered: int = 0
@@ -51,6 +54,7 @@ async def judge(made: Made, path: Path, seed: int) -> Verdict:
             stats = proxy.models[0].served.stats
             stats.settle()
             verdict.batched = stats.batches < stats.request.count
+            verdict.padded = stats.elements["padding"] > 0
     except ModelError as error:
         verdict.refused.append(f"the model: {error}")
         return verdict

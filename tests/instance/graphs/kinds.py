@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-from tests.instance.graphs import entries, exits, mixing, rows, whole
+from tests.instance.graphs import entries, exits, mixing, padded, rows, whole
 from tests.instance.graphs.draft import LARGE, NAMINGS, Draft, Made
 
 ROW_WISE = "row-wise"
+PADDED = "padded"
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,20 @@ def _as_it_is(form: whole.Form) -> Kind:
     return Kind(whole.FAMILIES[form], form.__name__, form, namings)
 
 
+def _of_any_length(family: str) -> Callable[[padded.Form], Kind]:
+    """Requests are close in length, so that it pays to pad them."""
+
+    def kind(form: padded.Form) -> Kind:
+        def build(draft: Draft) -> None:
+            draft.close_lengths = True
+            draft.words.append(form.__name__)
+            form(draft)
+
+        return Kind(family, form.__name__, build, ("alike",) if form in padded.NAMED else ("alike", "unnamed"))
+
+    return kind
+
+
 KINDS = (
     *map(_rows_from, entries.ENTRIES),
     *map(_rows_through, rows.LAYERS),
@@ -101,6 +116,8 @@ KINDS = (
     *map(_mixed_by, mixing.MIXERS),
     *map(_mixed_rarely_by, mixing.RARE),
     *map(_as_it_is, whole.FAMILIES),
+    *map(_of_any_length(PADDED), padded.SAFE),
+    *map(_of_any_length("changed by padding"), padded.UNSAFE),
 )
 BY_ID = {kind.id: kind for kind in KINDS}
 HOSTILE = [

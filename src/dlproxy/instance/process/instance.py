@@ -139,6 +139,9 @@ class ProcessInstance:
             raise ModelError(message) from None
         return self._signature
 
+    def adopt(self, signature: Signature) -> None:
+        self._signature = signature
+
     def run(self, requests: Sequence[Request], done: Callable[[BatchResult], None]) -> None:
         assert self._done is None, f"{self.name} got a batch while it runs one"
         child, signature = self._child, self._signature

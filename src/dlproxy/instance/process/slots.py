@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlproxy import tensors
+from dlproxy.instance.batch import differ_in_length, stacked
 from dlproxy.instance.process.messages import Part
 from dlproxy.message import DType, Request, Tensor, TensorSpec
 
@@ -87,18 +88,16 @@ def create_slots(limit: int) -> list[Slot]:
 
 
 def write_inputs(slot: Slot, specs: Sequence[TensorSpec], requests: Sequence[Request]) -> list[Part]:
-    """The requests' rows, stacked input by input: the one copy of the input bytes. Raises as Slot.reserve."""
+    """The requests' rows, stacked input by input: the one copy of bytes that are not padded. Raises as Slot.reserve."""
     parts: list[Part] = []
     pieces = []
     for index, spec in enumerate(specs):
         given = [request.inputs[index] for request in (requests[:1] if spec.rows is None else requests)]
         shape = tuple(given[0].shape)
         data = [tensor.data for tensor in given]
-        if len(given) > 1 and spec.rows:
-            stacked = np.concatenate(
-                [tensors.to_array(spec.dtype, one.shape, one.data, text=spec.text) for one in given], axis=spec.rows
-            )
-            shape, data = stacked.shape, [tensors.to_bytes(spec.dtype, stacked)]
+        if len(given) > 1 and (spec.rows or differ_in_length(spec, given)):
+            whole = stacked(spec, given)
+            shape, data = whole.shape, [tensors.to_bytes(spec.dtype, whole)]
         elif len(given) > 1:
             shape = (sum([tensor.shape[0] for tensor in given]), *shape[1:])
         pieces.append(data)

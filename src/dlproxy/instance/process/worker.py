@@ -23,7 +23,7 @@ from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import load
 from dlproxy.instance.samples import read_samples
 from dlproxy.instance.tracebacks import as_text, origin_of
-from dlproxy.instance.warmup import Calibration, calibrate
+from dlproxy.instance.warmup import Calibration, warmed
 from dlproxy.message import Request, Ticket, text_of
 
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
@@ -86,7 +86,7 @@ class Worker:
         self._calibration: Calibration | None = None
         if order.warm_up is not None:
             samples = read_samples(order.warm_up.samples, runtime.signature.inputs)
-            self._calibration = calibrate(runtime, batching=order.warm_up.batching, samples=samples)
+            self._calibration = warmed(runtime, order.warm_up, samples)[0]
         self._close: Callable[[], None] | None = getattr(runtime, "close", None)
         self._device: str = getattr(runtime, "device", CPU)
         self._runtime = WithinLimit(runtime, limit) if limit else runtime

@@ -37,6 +37,8 @@ from dlproxy.policy.lane import Lane
 from dlproxy.serve.driver import GATHER_MOST
 from dlproxy.serve.turns import Turns
 
+ANY_LENGTH = (0,)  # the family of requests that say how long they are
+
 
 class LoopCosts(Struct, frozen=True):
     """Seconds that a node's event loop spends on a request: reading and checking it, and writing its answer.
@@ -53,12 +55,13 @@ class LoopCosts(Struct, frozen=True):
 
 
 class Call(Struct, eq=False):
-    """One simulated request: what it asks for, and when it was due."""
+    """One simulated request: what it asks for, and when it was due. Those that differ in `length` may be padded."""
 
     model: str
     rows: int
     timeout_s: float
     due_at: float
+    length: int = 1
 
 
 class Heap:
@@ -152,6 +155,8 @@ class Node:
         """A request reaches the node."""
         model = self.models[call.model]
         ticket = Ticket(number, now, now + call.timeout_s, call.rows)
+        if call.length != 1:
+            ticket.length, ticket.shape_key, ticket.family = call.length, (call.length,), ANY_LENGTH
         self._inbox.append((model, ticket, call.timeout_s))
         if self._has_loop:
             self._set_turn(now)
@@ -318,7 +323,8 @@ class Node:
 
     def _begin(self, model: SimulatedModel, command: Dispatch, now: float) -> tuple[BatchDone, float]:
         rows = sum([ticket.rows for ticket in command.tickets])
-        service_s, heard_at, error = model.instances[command.instance].begin(rows, now)
+        longest = max([ticket.length for ticket in command.tickets])
+        service_s, heard_at, error = model.instances[command.instance].begin(rows, now, longest)
         return BatchDone(command.batch_id, service_s, error), heard_at
 
     # Faults

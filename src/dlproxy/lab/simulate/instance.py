@@ -50,9 +50,9 @@ class SimulatedInstance:
         self._at_rest = asyncio.Event()
         self._at_rest.set()
 
-    def begin(self, rows: int, now: float) -> tuple[float, float, str | None]:
-        """Begin a batch: the seconds that it runs, the instant at which its end is heard of, and the error it ends with."""
-        service_s, hand_over_s = self.times.draw(rows, now - self._rests_since)
+    def begin(self, rows: int, now: float, longest: int = 1) -> tuple[float, float, str | None]:
+        """Begin a batch, padded to `longest`: the seconds that it runs, when its end is heard of, the error it ends with."""
+        service_s, hand_over_s = self.times.draw(rows, now - self._rests_since, longest)
         service_s *= self.slowed_by
         error = None
         if self.fails_after_s is not None:
@@ -95,7 +95,8 @@ class SimulatedInstance:
         assert self._runtime is not None, f"{self.name} has no runtime to compute answers with"
         assert len(self._running) < self.capacity, f"{self.name} got a batch while it runs {self.capacity}"
         loop = asyncio.get_running_loop()
-        service_s, heard_at, error = self.begin(sum(request.ticket.rows for request in requests), loop.time())
+        rows, longest = sum(request.ticket.rows for request in requests), max(request.ticket.length for request in requests)
+        service_s, heard_at, error = self.begin(rows, loop.time(), longest)
         result = run_batch(self._runtime, requests) if error is None else BatchResult([], 0.0, 0.0, error)
         result = structs.replace(result, batch_s=0.0, compute_s=service_s)
 

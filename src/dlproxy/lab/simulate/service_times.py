@@ -26,8 +26,8 @@ FEWEST = 20  # batches after rests of one kind that are enough to draw from
 class ServiceTimes(Protocol):
     """How long batches take, on an instance that has stood idle for so long."""
 
-    def draw(self, rows: int, idle_s: float = 0.0) -> tuple[float, float]:
-        """(service, hand-over): seconds that the batch runs, and seconds more until the lane hears that it is done."""
+    def draw(self, rows: int, idle_s: float = 0.0, length: int = 1) -> tuple[float, float]:
+        """(service, hand-over): seconds that a batch of rows of this length runs, and then until the lane hears of it."""
         ...
 
     def mean(self, rows: int) -> float:
@@ -36,15 +36,15 @@ class ServiceTimes(Protocol):
 
 
 class Fitted:
-    """base_s + row_s * rows, times a factor of mean 1 and coefficient of variation `cv`: log-normal, or `exponential`."""
+    """base_s + row_s * rows * length, times a factor of mean 1 and variation `cv`: log-normal, or `exponential`."""
 
     def __init__(self, base_s: float, row_s: float, *, cv: float = 0.0, exponential: bool = False, seed: int = 0) -> None:
         self.base_s = base_s
         self.row_s = row_s
         self._factors = _factors(cv, exponential, seed) if cv or exponential else None
 
-    def draw(self, rows: int, idle_s: float = 0.0) -> tuple[float, float]:
-        seconds = self.base_s + self.row_s * rows
+    def draw(self, rows: int, idle_s: float = 0.0, length: int = 1) -> tuple[float, float]:
+        seconds = self.base_s + self.row_s * rows * length
         return (seconds if self._factors is None else seconds * next(self._factors)), 0.0
 
     def mean(self, rows: int) -> float:
@@ -85,7 +85,7 @@ class Measured:
         self._random = np.random.default_rng(seed)
         self._uniform = self._draws()
 
-    def draw(self, rows: int, idle_s: float = 0.0) -> tuple[float, float]:
+    def draw(self, rows: int, idle_s: float = 0.0, length: int = 1) -> tuple[float, float]:
         size = self._nearest(rows)
         sample = self._pools[size][bisect_left(REST_S, idle_s)].draw(self._uniform)
         service_s = sample.service_s

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from dlproxy.message import Ticket
 from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.policy.queueing.families import Families, Relative
 from dlproxy.policy.queueing.protocol import SAMPLED_LINES, Ahead, Cost
 from dlproxy.policy.queueing.work import Work
 
@@ -49,6 +50,7 @@ class ClassedQueue(ABC):
         self._work = Work(line_s, ())
         self._line_of: dict[int, _Line] = {}
         self._lines: dict[tuple[tuple[int, ...], int], _Line] = {}  # by shape and class; none of them empty
+        self._families = Families()
 
     def __len__(self) -> int:
         return len(self._line_of)
@@ -68,6 +70,8 @@ class ClassedQueue(ABC):
         line.rows += ticket.rows
         self._line_of[ticket.id] = line
         self.rows += ticket.rows
+        if ticket.family:
+            self._families.add(ticket)
         if self.uneven:
             self._work.add(ticket)
         elif ticket.length != 1:
@@ -79,18 +83,31 @@ class ClassedQueue(ABC):
 
     def pop(self, rows: int, now: float) -> list[Ticket]:
         head = self.head(now)
-        if head is None:
-            return []
+        return [] if head is None else self._take(head.shape_key, rows, now, larger=True)
+
+    def pop_line(self, shape_key: tuple[int, ...], rows: int, now: float) -> list[Ticket]:
+        return self._take(shape_key, rows, now, larger=False)
+
+    def relatives(self, ticket: Ticket) -> list[Relative]:
+        return self._families.of(ticket)
+
+    def rows_of(self, shape_key: tuple[int, ...]) -> int:
+        return self._families.rows_of(shape_key)
+
+    def _take(self, shape_key: tuple[int, ...], rows: int, now: float, *, larger: bool) -> list[Ticket]:
+        """The first ones of a shape; `larger`: the very first even if it has more rows."""
         taken: list[Ticket] = []
         room = rows
-        for ticket in self._ordered(head.shape_key, now):
-            if ticket.rows > room and taken:
+        for ticket in self._ordered(shape_key, now):
+            if ticket.rows > room and (taken or not larger):
                 break
             taken.append(ticket)
             room -= ticket.rows
             if room <= 0:
                 break
         self._drop(taken)
+        if taken and taken[0].family:
+            self._families.take(taken[0], rows - room)
         return taken
 
     def remove(self, ticket_id: int) -> Ticket | None:
@@ -101,6 +118,8 @@ class ClassedQueue(ABC):
         ticket = line.tickets[index]
         del self._line_of[ticket_id]
         self._cut(line, index, index + 1, ticket.rows)
+        if ticket.family:
+            self._families.take(ticket, ticket.rows)
         return ticket
 
     def rows_before(self, ticket: Ticket, now: float) -> int:

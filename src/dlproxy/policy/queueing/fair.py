@@ -43,8 +43,8 @@ class FairQueue(RankedQueue):
         super().push(ticket, now)
         self._finish[self._account(ticket)] = self._entries[ticket.id][0] + self._charge(ticket)
 
-    def pop(self, rows: int, now: float) -> list[Ticket]:
-        taken = super().pop(rows, now)
+    def _take(self, shape_key: tuple[int, ...], rows: int, *, larger: bool) -> list[Ticket]:
+        taken = super()._take(shape_key, rows, larger=larger)
         if self._heads:  # of another shape something with a lower tag may wait yet
             self._virtual = max(self._virtual, min(self._served_rank, self._heads[0][0]))
         else:

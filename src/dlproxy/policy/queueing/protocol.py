@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from dlproxy.message import Ticket
+from dlproxy.policy.queueing.families import Relative
 
 Cost = Callable[[int, int], float]
 """Seconds that a batch of this many rows of this length takes, as predicted; above 0, and no less for more of either."""
@@ -58,6 +59,18 @@ class QueueDiscipline(Protocol):
 
         Stops at the first one of the shape that does not fit: nobody overtakes it by being smaller.
         """
+        ...
+
+    def pop_line(self, shape_key: tuple[int, ...], rows: int, now: float) -> list[Ticket]:
+        """Take the next tickets of a shape that waits, as pop does; none if its first has more than so many rows."""
+        ...
+
+    def relatives(self, ticket: Ticket) -> list[Relative]:
+        """What waits of the ticket's family: lengths and their shape_keys, shortest first. Changes with the queue."""
+        ...
+
+    def rows_of(self, shape_key: tuple[int, ...]) -> int:
+        """Rows that wait of a shape with a family."""
         ...
 
     def remove(self, ticket_id: int) -> Ticket | None:

@@ -11,6 +11,7 @@ from operator import itemgetter
 
 from dlproxy.message import Ticket
 from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.policy.queueing.families import Families, Relative
 from dlproxy.policy.queueing.protocol import DEFAULT_LEVEL, SAMPLED_LINES, Ahead, Cost, level
 from dlproxy.policy.queueing.work import Work, elements
 
@@ -34,6 +35,7 @@ class RankedQueue(ABC):
         self._entries: dict[int, Entry] = {}
         self._lines: dict[tuple[int, ...], list[Entry]] = {}  # none of them empty
         self._heads: list[Entry] = []
+        self._families = Families()
         self._served_rank = 0.0  # of the last ticket that was popped
 
     def __len__(self) -> int:
@@ -58,6 +60,8 @@ class RankedQueue(ABC):
                 insort(self._heads, entry)
         self._entries[ticket.id] = entry
         self.rows += ticket.rows
+        if ticket.family:
+            self._families.add(ticket)
         if self.uneven:
             self._work.add(ticket)
         elif ticket.length != 1:
@@ -67,26 +71,39 @@ class RankedQueue(ABC):
         return self._heads[0][2] if self._heads else None
 
     def pop(self, rows: int, now: float) -> list[Ticket]:
-        heads, entries = self._heads, self._entries
-        if not heads:
-            return []
-        shape_key = heads[0][2].shape_key
-        line = self._lines[shape_key]
+        return self._take(self._heads[0][2].shape_key, rows, larger=True) if self._heads else []
+
+    def pop_line(self, shape_key: tuple[int, ...], rows: int, now: float) -> list[Ticket]:
+        return self._take(shape_key, rows, larger=False)
+
+    def relatives(self, ticket: Ticket) -> list[Relative]:
+        return self._families.of(ticket)
+
+    def rows_of(self, shape_key: tuple[int, ...]) -> int:
+        return self._families.rows_of(shape_key)
+
+    def _take(self, shape_key: tuple[int, ...], rows: int, *, larger: bool) -> list[Ticket]:
+        """The first ones of a line; `larger`: the very first even if it has more rows."""
+        heads, entries, line = self._heads, self._entries, self._lines[shape_key]
         taken: list[Ticket] = []
         room = rows
         for _, ticket_id, ticket in line:
-            if ticket.rows > room and taken:
+            if ticket.rows > room and (taken or not larger):
                 break
             taken.append(ticket)
             del entries[ticket_id]
             room -= ticket.rows
             if room <= 0:
                 break
+        if not taken:
+            return []
         self.rows -= rows - room
+        if taken[0].family:
+            self._families.take(taken[0], rows - room)
         if self.uneven:
             self._work.take(shape_key, rows - room)
         self._served_rank = line[len(taken) - 1][0]
-        del line[: len(taken)], heads[0]
+        del heads[0 if heads[0] is line[0] else bisect_left(heads, line[0])], line[: len(taken)]
         if line:
             insort(heads, line[0])
         else:
@@ -108,6 +125,8 @@ class RankedQueue(ABC):
             else:
                 del self._lines[ticket.shape_key]
         self.rows -= ticket.rows
+        if ticket.family:
+            self._families.take(ticket, ticket.rows)
         if self.uneven:
             self._work.take(ticket.shape_key, ticket.rows)
         return ticket
