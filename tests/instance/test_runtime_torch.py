@@ -199,7 +199,7 @@ def test_torchscript_wants_its_shapes_declared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("declared", "clue"),
     [
-        ({"y": "FP64[-1,4]"}, "output 'y' is FP32[2,4] where the model declares FP64[-1,4] with 2 rows"),
+        ({"y": "FP64[-1,4]"}, "output 'y' is FP32[2,4] where the model declares FP64[-1,4]"),
         ({"y": "FP32[-1,5]"}, "output 'y' is FP32[2,4] where the model declares FP32[-1,5]"),
         ({"y": "FP32[-1,4]", "z": "FP32[-1]"}, "forward gave 1 outputs where the configuration declares y, z"),
     ],
