@@ -115,8 +115,9 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     padding: Annotated[
         Literal["auto", "on", "off"],
         _knob(
-            "whether requests of different lengths may share a batch, padded to the longest; auto: if the warm-up shows that "
-            "it changes no answer, and for as long as nothing in service does; on: the same, and start-up says why if it does"
+            "whether requests of different lengths may share a batch, padded to the longest; auto: if the model has a mask or "
+            "lengths among its inputs, the warm-up shows that it changes no answer, and for as long as nothing in service does; "
+            "on: without a mask too, and start-up says why if it changes answers"
         ),
     ] = "auto"
     pad_value: Annotated[float, _knob("what shorter inputs are filled up with; masks are with 0, whatever this is")] = 0.0

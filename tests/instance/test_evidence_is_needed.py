@@ -39,7 +39,7 @@ class Weakness:
 
 NO_GRAPH = {"graph": False}
 NO_MARKS = {"padded_marks": False}
-FEW_ROWS = {"graph": False, "many_rows": False}  # many rows are copies of two, and so equal
+FEW_ROWS = {"graph": False, "many_rows": False}  # many rows, each drawn by itself, meet by chance what others are made for
 WEAKNESSES = (
     Weakness("the graph", NO_GRAPH, "rarely mixing/if_certain"),
     Weakness("rows of next to nothing", {"kinds": _without("zeros", "small")}, "rarely mixing/if_zeros", NO_GRAPH),
@@ -47,13 +47,13 @@ WEAKNESSES = (
     Weakness("negative rows", {"kinds": _without("negative")}, "rarely mixing/if_negative", NO_GRAPH),
     Weakness("rows of ones", {"kinds": _without("ones")}, "rarely mixing/if_a_one", NO_GRAPH),
     Weakness("rows that are no numbers", {"kinds": _without("nan")}, "rarely mixing/if_anything_is_nan", NO_GRAPH),
-    Weakness("inputs that are not hostile together", {"crossed": False}, "rarely mixing/if_any_mark_is_set", NO_GRAPH),
+    Weakness("inputs that are not hostile together", {"crossed": False}, "rarely mixing/if_any_mark_is_set", FEW_ROWS),
     Weakness("equal rows", {"kinds": _without("same")}, "rarely mixing/if_equal", FEW_ROWS),
     Weakness("more than two rows", {"kinds": ROW_KINDS[:2], "many_rows": False}, "rarely mixing/if_three_rows", NO_GRAPH),
     Weakness("many rows", {"many_rows": False}, "rarely mixing/if_ten_rows", NO_GRAPH),
     Weakness("other lengths", {"more_lengths": False}, "rarely mixing/if_short", NO_GRAPH),
     Weakness("high ids", {"ids": False}, "rarely mixing/if_id_is_rare", NO_GRAPH),
-    Weakness("padded rows", {"padding": False}, "changed by padding/plain_mean"),
+    Weakness("padded rows", {"padding": False}, "changed by padding/mask_that_leaks"),
     Weakness("batches of other lengths", {"padded_lengths": False}, "changed by padding/if_padded_short", NO_MARKS),
     Weakness("rows that hide some of themselves", {"padded_marks": False}, "changed by padding/last_that_is_seen"),
 )

@@ -27,7 +27,8 @@ Batching = Literal["auto", "on", "off"]
 
 TOLERANCE = 1e-3  # relative; kernels for different batch sizes sum in different orders
 ENOUGH_S = 2.0  # no further batch is tried after so much time; what was not tried is left to the re-checks in service
-MANY_ROWS = 9
+MANY_ROWS = 18
+NO_MARK = "no input tells the model what is padding, and runs alone cannot show for all values that it makes no difference"
 FIRST = (KINDS[0], KINDS[1], KINDS[3])  # normal, another, large: all that a slow model may have time for
 MOST_WORDS = 4  # of the model's own, between others: as many rows have room for
 CROSSED = (1, 4)  # by so many kinds the inputs of a row differ, so that no two are always hostile together
@@ -81,6 +82,8 @@ def examine(
     found = examination.findings(batching)
     if padding == "off" or not found.signature.batched:
         return found
+    if padding == "auto" and not any(spec.is_mask or spec.is_length for spec in found.signature.inputs):
+        return msgspec.structs.replace(found, unpadded=NO_MARK)
     signature, why = examination.padded(found, pad_value)
     return msgspec.structs.replace(found, signature=signature, unpadded=why)
 
@@ -173,21 +176,29 @@ class _Examination:
                 if size > 0:
                     yield self._rows(tries.kinds, size)
         if tries.many_rows and perf_counter() - self._started_at < ENOUGH_S / 4:
-            yield [row for row in self._rows(KINDS[:2], free) for _ in range(MANY_ROWS)]
+            yield [row for draw in range(MANY_ROWS) for row in self._rows(KINDS[:1], free, draw=draw)]
 
     def _rows(
-        self, kinds: Sequence[Kind], free: int, sample: Mapping[str, Array] | None = None, *, crossed: int = 0
+        self,
+        kinds: Sequence[Kind],
+        free: int,
+        sample: Mapping[str, Array] | None = None,
+        *,
+        crossed: int = 0,
+        draw: int = 0,
     ) -> list[_Alone]:
         """One row of each kind that the model takes."""
         sample = sample or (self._samples[0] if self._samples else None)
-        rows = [self._alone(kind, free, sample, crossed) for kind in kinds]
+        rows = [self._alone(kind, free, sample, crossed, draw) for kind in kinds]
         return [row for row in rows if row is not None]
 
     def _known(self, free: int) -> Known:
         return Known(free, self._below, self._words)
 
-    def _alone(self, kind: Kind, free: int, sample: Mapping[str, Array] | None, crossed: int) -> _Alone | None:
-        inputs = row_of(self._signature.inputs, kind, self._known(free), sample, crossed=crossed)
+    def _alone(
+        self, kind: Kind, free: int, sample: Mapping[str, Array] | None, crossed: int = 0, draw: int = 0
+    ) -> _Alone | None:
+        inputs = row_of(self._signature.inputs, kind, self._known(free), sample, crossed=crossed, draw=draw)
         try:
             outputs = self._runtime.run(inputs)
         except Exception:  # what the model does not take alone, nobody will send it
@@ -253,7 +264,7 @@ class _Examination:
 
     def _working_size(self) -> int:
         last: Exception | None = None
-        if self._samples and self._alone(NORMAL, SIZES[0], self._samples[0], 0) is not None:
+        if self._samples and self._alone(NORMAL, SIZES[0], self._samples[0]) is not None:
             return SIZES[0]
         image = any(len(spec.shape) == 4 and spec.shape[2:] == (-1, -1) for spec in self._signature.inputs)
         for free in IMAGE_SIZES if image else SIZES:
@@ -268,7 +279,8 @@ class _Examination:
     def _search_ids(self, free: int) -> None:
         """How high the integers of each matrix of them may be: as high as the rows of a vocabulary, if they are ids."""
         for index, spec in enumerate(self._signature.inputs):
-            if spec.dtype in (DType.INT32, DType.INT64) and len(spec.shape) > 1 and not spec.is_mask:
+            rows = len(spec.shape) > 1 or spec.rows == 0  # no single number, which may be a size
+            if spec.dtype in (DType.INT32, DType.INT64) and rows and not (spec.is_mask or spec.is_length):
                 self._below[spec.name] = self._highest(index, free)
 
     def _highest(self, index: int, free: int) -> int:

@@ -56,7 +56,13 @@ class Known(Struct):
 
 
 def row_of(
-    specs: Sequence[TensorSpec], kind: Kind, known: Known, sample: Mapping[str, Array] | None = None, *, crossed: int = 0
+    specs: Sequence[TensorSpec],
+    kind: Kind,
+    known: Known,
+    sample: Mapping[str, Array] | None = None,
+    *,
+    crossed: int = 0,
+    draw: int = 0,
 ) -> list[Array]:
     """One row of this kind, or `crossed`: of one that is so many further in the table for each input.
 
@@ -74,7 +80,9 @@ def row_of(
             shape = [free if size < 0 else size for size in spec.shape]
             if spec.rows is not None and spec.rows < len(shape) and spec.shape[spec.rows] < 0:
                 shape[spec.rows] = 1
-            seed = np.random.default_rng(number)  # the same for all kinds, so that "same" is the same
+            seed = np.random.default_rng(
+                (draw if spec.rows is not None else 0, number)
+            )  # the same for all kinds, so that "same" is the same
             arrays.append(_made(spec, kept, tuple(shape), seed, known))
     return arrays
 

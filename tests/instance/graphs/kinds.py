@@ -117,6 +117,7 @@ KINDS = (
     *map(_mixed_rarely_by, mixing.RARE),
     *map(_as_it_is, whole.FAMILIES),
     *map(_of_any_length(PADDED), padded.SAFE),
+    *map(_of_any_length("not padded by itself"), padded.UNMARKED),
     *map(_of_any_length("changed by padding"), padded.UNSAFE),
 )
 BY_ID = {kind.id: kind for kind in KINDS}

@@ -224,7 +224,8 @@ def if_padded_short(draft: Draft) -> None:
     exits.rows(draft, draft.op("Add", total, draft.op("Mul", hidden, few)))
 
 
-SAFE: tuple[Form, ...] = (masked_sum, masked_mean, masked_attention, steps_apart, running_sum, recurrent_of_length)
+SAFE: tuple[Form, ...] = (masked_sum, masked_mean, masked_attention, recurrent_of_length)
+UNMARKED: tuple[Form, ...] = (steps_apart, running_sum)  # safe, but nothing in the model says so
 UNSAFE: tuple[Form, ...] = (
     *(plain_mean, plain_sum_of_ids, plain_max, unheeded_mask, last_step, recurrent, convolved_over_the_edge),
     *(counted_from_the_right, softmax_over_steps, number_of_steps, every_other_step, steps_by_steps, place_of_the_largest),
