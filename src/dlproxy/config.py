@@ -116,7 +116,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Literal["auto", "on", "off"],
         _knob(
             "whether requests of different lengths may share a batch, padded to the longest; auto: if the model has a mask or "
-            "lengths among its inputs, the warm-up shows that it changes no answer, and for as long as nothing in service does; "
+            "lengths among its inputs, the warm-up shows that it changes no answer, and until something in service does; "
             "on: without a mask too, and start-up says why if it changes answers"
         ),
     ] = "auto"
