@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 SWEEP_S = 0.5  # how often timeouts are looked at: the hot path pays for none of them
 LINGER_S = 2.0  # after a refusal, how long to swallow what the client still sends, so that a reset cannot eat the reply
 DRAIN_GRACE_S = 0.3  # while draining, how long an idle connection may still bring a request that was on its way
+QUIET_TURNS = 5  # of the event loop without a new connection, after which none waits to be accepted
 ONE_PIECE = 64 * 1024  # replies up to this size are sent in one piece with their head
 MAX_CHUNK_OVERHEAD = 512 * 1024  # bytes of chunk framing or trailers without any body in between
 MAX_TARGET = 8 * 1024
@@ -230,6 +231,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self.server.connections.add(self)
+        self.server.accepted += 1
         if len(self.server.connections) > self._limits.max_connections:
             self._refuse(503, f"the server has its {self._limits.max_connections} connections", b"retry-after: 1\r\n")
 
@@ -528,6 +530,7 @@ class HttpServer:
         self.app = app if self.cors is None else self.cors.before(app)
         self.limits = limits
         self.connections: set[HttpConnection] = set()
+        self.accepted = 0  # connections, so far
         self.draining = False
         self.date_line = b""
         self._seen: dict[bytes, _Seen] = {}
@@ -559,6 +562,7 @@ class HttpServer:
     async def drain(self, timeout_s: float) -> int:
         """Take no new connections, finish what is under way, close. Returns how many connections had to be cut."""
         self.draining = True
+        await self._take_backlog()
         self._server.close()
         self._next_sweep.cancel()
         self._sweep_at = self._loop.time()  # what passed before is not the idle connections' grace
@@ -576,6 +580,14 @@ class HttpServer:
             connection.abort()
         self._next_sweep.cancel()
         return len(cut)
+
+    async def _take_backlog(self) -> None:
+        """Whoever has connected may have sent a request already: closing the listener would reset those not accepted yet."""
+        quiet, end = 0, self._loop.time() + DRAIN_GRACE_S
+        while quiet < QUIET_TURNS and self._loop.time() < end:  # uvloop accepts one in each turn of the loop
+            before = self.accepted
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if self.accepted == before else 0
 
     def _sweep(self) -> None:
         now = self._loop.time()
