@@ -73,7 +73,8 @@ async def test_all_upstreams_gone_fails_fast_and_recovers() -> None:
     await upstream.stop()
     await until(lambda: len(flood.failures) > 0)
     assert not lane.driver.ready
-    assert "no connection to the upstream" in flood.failures[0].message
+    said = flood.failures[0].message
+    assert "connection refused" in said or "connection reset by peer" in said
     await upstream.start()
     await _until_answered(flood, 10)
     await flood.stop()

@@ -49,6 +49,9 @@ async def test_long_work_leaves_the_loop_and_no_request_is_lost() -> None:
     moved: list[Way] = []
     hosting.on_moved = moved.append
     assert (await rig.send().wait()).values == [2.0]
+    hosting.try_again([rig.request()])  # a trial that found nothing to change must not keep it on the loop
+    assert hosting._moving is not None
+    await hosting._moving
     replies = [rig.send(float(number), width=8) for number in range(8)]
     assert [(await reply.wait()).values for reply in replies] == [[2.0 * number] for number in range(8)]
     more = [rig.send(float(number), width=8) for number in range(4)]

@@ -204,6 +204,7 @@ class LocalHosting:
         self._roster: Roster | None = None
         self._scaling = asyncio.Lock()
         self._moving: asyncio.Task[None] | None = None
+        self._shown = False  # service has shown what warm-up had not, and that is remembered
 
     def attach(self, roster: Roster) -> None:
         self._roster = roster
@@ -252,6 +253,7 @@ class LocalHosting:
 
     def _remember(self, signature: Signature, calibration: Calibration) -> None:
         warm = self._warm[0]
+        self._shown = True
         if warm.memory is not None:
             found = Remembered(signature, calibration.points, calibration.warning, warm.way, warm.found)
             warm.memory.keep(warm.key, found)
@@ -291,7 +293,7 @@ class LocalHosting:
 
     def _leave_the_loop(self, seconds: float) -> None:
         """A batch held the event loop for too long: the next ones run on a thread, before anything is measured."""
-        if self.way.inline and self._config.run == "auto" and self._moving is None:
+        if self.way.inline and self._config.run == "auto" and (self._moving is None or self._moving.done()):
             log.warning(
                 "model %s: a batch held the event loop for %.1f ms: it runs on a thread from now on", self._name, seconds * 1e3
             )
@@ -311,7 +313,8 @@ class LocalHosting:
                 self._next += 1
             if self.on_moved is not None:
                 self.on_moved(warm.way)
-            await asyncio.to_thread(warm.remember)
+            if not self._shown:
+                await asyncio.to_thread(warm.remember)
             log.info("model %s: runs %s, %d thread(s) each", self._name, self.describe(), warm.threads)
             await asyncio.gather(*(self._remove(name) for name in leaving))
 
