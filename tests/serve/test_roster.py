@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from dlproxy.fleet.roster import Roster
+from dlproxy.fleet.upstreams import UpstreamFleet
 from dlproxy.instance.remote import parse_address
 from dlproxy.instance.warmup import Calibration
 from dlproxy.policy.events import InstanceLost, InstanceRetired, InstanceUp
 from dlproxy.serve.driver import Driver
-from dlproxy.serve.hosting import RemoteHosting
-from dlproxy.serve.roster import Roster
 from dlproxy.telemetry.event_log import Header, Note, Recorder, read, replay
 from dlproxy.testing import FakeInstance
 from tests.serve.rig import KNOBS, PRIOR, SIGNATURE, Rig, pass_time
@@ -133,7 +133,7 @@ async def test_the_event_log_holds_every_change_with_its_time_and_replays(tmp_pa
 
 
 class Upstream(FakeInstance):
-    """What a RemoteHosting needs of a remote instance."""
+    """What a UpstreamFleet needs of a remote instance."""
 
     def __init__(self, name: str, rig: Rig, *, up: bool) -> None:
         super().__init__(name, rig.runtime)
@@ -146,8 +146,8 @@ class Upstream(FakeInstance):
 async def test_upstreams_are_shown_with_their_address_from_the_start_on_and_come_and_go() -> None:
     rig = Signed()
     well, missing = Upstream("m-0", rig, up=True), Upstream("m-1", rig, up=False)
-    hosting = RemoteHosting("m", [well, missing], SIGNATURE, None, Calibration((), True))  # type: ignore[list-item]
-    hosting.attach(rig.roster)
+    fleet = UpstreamFleet("m", [well, missing], SIGNATURE, None, Calibration((), True))  # type: ignore[list-item]
+    fleet.attach(rig.roster)
     assert [(place["state"], place["address"]) for place in rig.roster.places()] == [
         ("up", "m-0.example:8000"),
         ("lost", "m-1.example:8000"),

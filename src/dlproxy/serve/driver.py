@@ -47,6 +47,7 @@ from dlproxy.telemetry.stats import AnsweredBatch, ModelStats
 
 GATHER_MOST = 64  # requests of one turn told to the lane at a time: at 256 clients 5 % or more over all at once, whose memory
 # no longer fits the core's cache; 32 would halve the batches of 64 clients (docs/adr/0003)
+STOPPING = "the server is shutting down"
 
 log = logging.getLogger(__name__)
 
@@ -157,10 +158,16 @@ class Driver:
             self._tell_lane(InstanceRetired(name))
 
     def take_turns(self, turns: Turns, needs: Mapping[str, float]) -> None:
-        """Batches need so much of the machine's resources each; before the lane's knobs say that it is arbitrated."""
+        """Batches need so much of the machine's resources each. Before the lane's knobs say that it is arbitrated; or again."""
         self._turns = turns
         self._needs = needs
-        turns.join(self._lane_name, self._on_turn)
+        self._lane_name = turns.join(self._lane_name, self._on_turn)
+        turns.change_needs(self._lane_name, needs)
+
+    def leave_turns(self) -> None:
+        """Batches wait for no turns any more; after the lane's knobs say so. Those that run still give theirs back."""
+        assert self._turns is not None
+        self._turns.leave(self._lane_name)
 
     def poll_when_idle(self, idle_poll: IdlePoll) -> None:
         """From now on it is told whether anything is unanswered here."""
@@ -188,7 +195,7 @@ class Driver:
         """Clients' requests that are queued or run."""
         return sum([ticket_id >= 0 for ticket_id in self._waiting])
 
-    async def stop(self, drain_s: float) -> None:
+    async def stop(self, drain_s: float, reason: str = STOPPING) -> None:
         """Wait up to `drain_s` seconds for what is unanswered, then stop the instances and fail the rest."""
         if self._waiting:
             self._idle = asyncio.Event()
@@ -198,7 +205,7 @@ class Driver:
             self._timer.cancel()
         stopping = list(self._instances.values())
         for name in [instance.name for instance in stopping] or [self._model]:  # with none up, requests may wait for one
-            self.lose_instance(name, "the server is shutting down")
+            self.lose_instance(name, reason)
         if self._turns is not None:
             self._turns.leave(self._lane_name)
         await asyncio.gather(*(instance.stop() for instance in stopping))
