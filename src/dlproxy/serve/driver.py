@@ -208,6 +208,7 @@ class Driver:
             self.lose_instance(name, reason)
         if self._turns is not None:
             self._turns.leave(self._lane_name)
+        self._recheck = self._reservoir = self._quarantine = None  # they keep requests
         await asyncio.gather(*(instance.stop() for instance in stopping))
 
     # Events

@@ -42,14 +42,14 @@ class Server:
 
     async def start(self) -> None:
         """Bind both ports, load every model, listen. Raises ConfigError, LogError, ModelError, PortError."""
+        gc.collect()
+        gc.freeze()  # code lives for ever: collections need not look at it again. Models do not: they come later
+        gc.set_threshold(GC_ALLOCATIONS, 20, 20)
         try:
             await self._start()
         except BaseException:
             await self.models.drain(0.0)
             raise
-        gc.collect()
-        gc.freeze()  # models and code live for ever: collections need not look at them again
-        gc.set_threshold(GC_ALLOCATIONS, 20, 20)
 
     async def _start(self) -> None:
         server, catalog = self._config.server, self.models.catalog
