@@ -133,10 +133,10 @@ async def load_model(
         stats=stats,
         clock=clock,
         quarantine_s=config.quarantine_s,
+        outage_wait_s=config.outage_wait_s,
     )
     roster = Roster(driver, stats, clock, None if recorder is None else recorder.note)
     hosting.attach(roster)
-
     control = LaneControl(config, lane, driver, plan.knobs, hosting, roster)
     served = ServedModel(
         name=name,
@@ -229,9 +229,9 @@ def share_cores(models: Sequence[LoadedModel], server: ServerConfig, *, clock: C
     return True
 
 
-async def unload_model(model: LoadedModel, drain_s: float) -> None:
-    """Finish what is under way, stop the instances, close the recording."""
-    await model.driver.stop(drain_s)
+async def unload_model(model: LoadedModel, drain_s: float, reason: str = "the model is being unloaded") -> None:
+    """Finish what is under way, stop the instances, close the recording. Who comes too late or waits for too long hears why."""
+    await model.driver.stop(drain_s, reason)
     await model.hosting.stop()
     if model.recorder is not None:
         model.recorder.close()

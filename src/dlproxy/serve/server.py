@@ -109,7 +109,7 @@ class Server:
         self._catalog.draining = True
         await self._http.drain(self._config.server.drain_s)
         for model in self.models:
-            await unload_model(model, drain_s=1.0)
+            await unload_model(model, drain_s=1.0, reason="the server is shutting down")
         await self._control.stop()
 
 
