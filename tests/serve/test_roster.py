@@ -11,7 +11,7 @@ from dlproxy.fleet.roster import Roster
 from dlproxy.fleet.upstreams import UpstreamFleet
 from dlproxy.instance.remote import parse_address
 from dlproxy.instance.warmup import Calibration
-from dlproxy.policy.events import InstanceLost, InstanceRetired, InstanceUp
+from dlproxy.policy.events import InstanceExpected, InstanceLost, InstanceRetired, InstanceUp
 from dlproxy.serve.driver import Driver
 from dlproxy.telemetry.event_log import Header, Note, Recorder, read, replay
 from dlproxy.testing import FakeInstance
@@ -29,7 +29,13 @@ class Signed(Rig):
         if log is not None:
             self.recorder = Recorder(log, Header("m", KNOBS, list(PRIOR)), self.lane)
             self.driver = Driver(
-                model="m", version="1", signature=SIGNATURE, lane_on=self.recorder.on, stats=self.stats, clock=self.now
+                model="m",
+                version="1",
+                signature=SIGNATURE,
+                lane_on=self.recorder.on,
+                stats=self.stats,
+                clock=self.now,
+                outage_wait_s=0.25,
             )
         self.roster = Roster(self.driver, self.stats, self.now, self.recorder.note if self.recorder else None)
 
@@ -120,6 +126,7 @@ async def test_the_event_log_holds_every_change_with_its_time_and_replays(tmp_pa
     kept = [(round(entry.at - began_at, 3), entry.event) for entry in entries]
     assert kept == [
         (0.0, InstanceUp("m-0")),
+        (1.0, InstanceExpected(began_at + 1.0 + 0.25)),
         (1.0, InstanceLost("m-0", "killed by SIGKILL", crashed=True)),
         (1.0, Note("m-0", "waiting", "starts again in 0.1 s")),
         (1.1, Note("m-0", "starting")),

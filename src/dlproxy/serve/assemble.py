@@ -27,7 +27,7 @@ from dlproxy.policy.lane import Lane
 from dlproxy.policy.plan import longest_s, plan_lane
 from dlproxy.policy.quota import Quotas
 from dlproxy.serve.control import LaneControl
-from dlproxy.serve.driver import STOPPING, Driver
+from dlproxy.serve.driver import Driver
 from dlproxy.serve.layers import QuotaLayer
 from dlproxy.serve.recheck import Recheck
 from dlproxy.serve.reservoir import Reservoir
@@ -119,6 +119,7 @@ def _assembled(
         stats=stats,
         clock=clock,
         quarantine_s=config.quarantine_s,
+        outage_wait_s=config.outage_wait_s,
     )
     roster = Roster(driver, stats, clock, None if recorder is None else recorder.note)
     fleet.attach(roster)
@@ -174,7 +175,7 @@ def _with_quotas(inner: Service, quotas: Quotas, stats: ModelStats, clock: Calla
     return QuotaLayer(inner, quotas, clock=clock, on_refused=count)
 
 
-async def unload_model(model: LoadedModel, drain_s: float, reason: str = STOPPING) -> None:
+async def unload_model(model: LoadedModel, drain_s: float, reason: str = "the model is being unloaded") -> None:
     """Refuse what comes, finish what is under way, stop the instances, let go of the weights, close the recording."""
     try:
         await model.driver.stop(drain_s, reason)

@@ -23,7 +23,6 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.arbiter import Arbiter
 from dlproxy.policy.quota import Quota, Quotas
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
-from dlproxy.serve.driver import STOPPING
 from dlproxy.serve.idle_poll import IdlePoll, may_poll
 from dlproxy.serve.turns import Turns
 from dlproxy.wire.catalog import Catalog
@@ -31,6 +30,7 @@ from dlproxy.wire.catalog import Catalog
 Key = tuple[str, str]  # name and version
 
 EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
+STOPPING = "the server is shutting down"
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Models:
                     raise ModelError(f"model '{name}' was not loaded: {STOPPING}")
                 self._enter(model)
             except BaseException:
-                await unload_model(model, 0.0)
+                await unload_model(model, 0.0, STOPPING)
                 raise
             return model
 

@@ -198,7 +198,7 @@ def make_calls(scenario: Scenario, on_progress: Callable[[float], None] = lambda
             indices = np.searchsorted(shares / shares[-1], random.random(chunk.size), side="right")
             chosen = [names[index] for index in indices.tolist()]
         for due_at, name in zip(chunk.tolist(), chosen, strict=True):
-            yield Call(name, rows, timeouts_s[name], due_at)
+            yield Call(name, rows, timeouts_s[name], due_at, patience_s=scenario.timeout_s)
         if chunk.size:
             on_progress(float(chunk[-1]))
 
