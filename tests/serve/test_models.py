@@ -62,7 +62,7 @@ async def test_a_model_is_in_the_catalog_when_it_is_warm_and_out_of_it_when_it_g
     running, queued = ask(model), ask(model)
     await asyncio.sleep(0)
     unloading = asyncio.ensure_future(some.unload("m"))
-    await asyncio.sleep(0)
+    await turns()
     assert (names(some), phases(some)) == ([], {"m/1": "being unloaded"})
     with pytest.raises(InferenceError, match="'m' is not found; served are none"):
         some.catalog.get("m")
