@@ -105,8 +105,9 @@ class Signature(Struct, frozen=True):
 class Ticket(Struct, eq=False):
     """All that a policy may see of a request: no tensors, so traces and simulators can make tickets.
 
-    Tickets with equal `shape_key` may share a batch. `deadline_at` is +inf when the request has no deadline. `priority`: 1 is
-    the most urgent, larger is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
+    Tickets with equal `shape_key` may share a batch. `answer_by` is the client's own deadline; `deadline_at`, which scheduling
+    aims at, is the earlier of that and the model's objective; +inf where there is none. `priority`: 1 is the most urgent, more
+    is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
     `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most, or along the padded axis
     alone if there is one; 1 if none is open. `family`: equal for tickets that may share a batch if shorter ones are padded, as
     nothing but this length tells them apart; empty for one that may not be. An id below 0 is of a re-check
@@ -124,11 +125,25 @@ class Ticket(Struct, eq=False):
     affinity: str = ""
     length: int = 1
     family: tuple[int, ...] = ()
+    answer_by: float = inf
 
     @property
     def of_client(self) -> bool:
         """Whether somebody waits for it; else it is a comparison of our own."""
         return self.id >= 0
+
+
+class Principal(Struct, frozen=True):
+    """Who asks, as far as that is proven; `name` is empty for an anonymous client.
+
+    `tenant`: whose quota and share its requests use; empty if each request may say that itself.
+    """
+
+    name: str = ""
+    tenant: str = ""
+
+
+ANONYMOUS = Principal()  # compared by identity
 
 
 class Request(Struct, eq=False):
@@ -140,6 +155,7 @@ class Request(Struct, eq=False):
     outputs: Sequence[int]
     id: str = ""
     params: dict[str, Any] = {}
+    principal: Principal = ANONYMOUS
 
 
 class Timing(Struct):
@@ -169,11 +185,14 @@ class FailureKind(Enum):
     OVERLOADED = "overloaded"
     QUOTA = "quota"
     DEADLINE = "deadline"
+    LATE = "late"
     UNAVAILABLE = "unavailable"
     MODEL_FAILED = "model_failed"
     CANCELLED = "cancelled"
     UNSUPPORTED = "unsupported"
     TOO_LARGE = "too_large"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
 
 
 class Failure(Struct, frozen=True):

@@ -4,7 +4,6 @@ Not aware of: HTTP.
 """
 
 from collections.abc import Mapping, Sequence
-from math import inf
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -14,12 +13,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dlproxy import service, tensors
+from dlproxy import tensors
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig, check_device, check_sticky, parse_slo
-from dlproxy.message import DType, Tensor, invalid
+from dlproxy.message import DType, InferenceError, Tensor, invalid
 from dlproxy.serve.assemble import LoadedModel, load_model, share_cores, unload_model
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.checks import RequestChecker
+from dlproxy.wire.endpoint import Endpoint, FrontDesk
+from dlproxy.wire.terms import of_arguments
 
 
 class Model:
@@ -51,7 +51,7 @@ class Proxy:
         self._models = models
         self._drain_s = drain_s
         self._catalog = Catalog()
-        self._checkers: dict[tuple[str, str], RequestChecker] = {}
+        self._desk: FrontDesk[Endpoint] = FrontDesk(self._catalog, lambda endpoint: endpoint, clock=monotonic)
         self._loaded: list[LoadedModel] = []
 
     async def __aenter__(self) -> "Proxy":
@@ -61,7 +61,6 @@ class Proxy:
                 loaded = await load_model(model.name, model.config)
                 self._loaded.append(loaded)
                 self._catalog.add(loaded.served)
-                self._checkers[model.name, model.config.version] = RequestChecker(loaded.served)
             share_cores(self._loaded, ServerConfig())
         except BaseException:  # cancellation too: what is up already has threads
             await self._unload()
@@ -83,30 +82,26 @@ class Proxy:
         timeout_s: float | None = None,
         priority: int = 0,
         tenant: str = "",
+        affinity: str = "",
     ) -> dict[str, NDArray[Any]]:
         """One request; axis 0 of every input is the batch. Numbers of the declared kind are converted to the declared type,
         those of another kind (float for an integer) are refused. BF16 goes in and comes out as float32. BYTES take bytes and
         str, which goes as UTF-8; they come out as bytes, or as str where the model declares text.
 
+        `affinity`: what it sticks to where the model's setting is sticky = "header:NAME".
         Returns the named outputs (all if none is named). Raises InferenceError. Cancelling cancels the request.
         """
-        served = self._catalog.get(model, version)
-        checker = self._checkers[served.name, served.version]
-        wanted = [checker.output_index(name) for name in outputs] or checker.all_outputs
-        params: dict[str, Any] = {"priority": priority} if priority else {}
-        if timeout_s is not None and timeout_s != inf:
-            params["timeout"] = max(1, round(timeout_s * 1e6))
-        request = checker.request(
-            [_tensor(name, checker.spec_of(name).dtype, value) for name, value in inputs.items()],
-            wanted,
-            ticket_id=next(self._catalog.ticket_ids),
-            request_id="",
-            params=params,
-            now=monotonic(),
-        )
-        request.ticket.tenant = tenant
-        response = await service.infer(served.service, request)
-        specs = served.signature.outputs
+        endpoint = self._desk.find(model, version)
+        checker = endpoint.checker
+        try:
+            terms = of_arguments(timeout_s=timeout_s, priority=priority, tenant=tenant, affinity=affinity)
+            wanted = [checker.output_index(name) for name in outputs] or checker.all_outputs
+            given = [_tensor(name, checker.spec_of(name).dtype, value) for name, value in inputs.items()]
+            request = endpoint.request(given, wanted)
+        except InferenceError as error:
+            raise endpoint.refused(error) from None
+        response = await endpoint.infer(request, terms)
+        specs = endpoint.model.signature.outputs
         return {
             tensor.name: _array(tensor, text=specs[index].text) for index, tensor in zip(wanted, response.outputs, strict=True)
         }
