@@ -6,13 +6,11 @@
 import asyncio
 import ctypes
 import gc
-import json
 import os
 import sys
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
@@ -24,14 +22,12 @@ from msgspec import Struct
 from onnx import helper
 
 from dlproxy import InferenceError, Model, Proxy
-from dlproxy.config import Config, HttpLimits, ModelConfig, ServerConfig
+from dlproxy.config import ModelConfig
 from dlproxy.fleet.local import LocalFleet
 from dlproxy.message import DType
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
-from dlproxy.serve.server import Server
 from tests import models
-from tests.clients.raw import RawConnection
 
 CYCLES = int(os.environ.get("DLPROXY_CYCLES", "30"))
 CLIENTS = 32
