@@ -156,7 +156,7 @@ class OipApp:
 
     def _model_ready(self, exchange: Exchange, name: str, version: str) -> None:
         model = self._catalog.get(name, version)
-        ready = model.is_ready()
+        ready = model.ready
         _json(exchange, {"name": model.name, "ready": ready}, status=200 if ready else 503)
 
     def _metadata(self, exchange: Exchange, name: str, version: str) -> None:
