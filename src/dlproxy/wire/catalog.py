@@ -32,8 +32,7 @@ class ModelControl(Protocol):
 class ServedModel:
     """One version of one model, as protocols see it. `max_batch`: rows that one request may have.
 
-    `view`: how its lane is. `sticky`: what its requests stick to, as the knob has it. `control` is None where nobody may look or
-    change.
+    `view`: how its lane is. `sticky`: what its requests stick to, as the knob has it. `control`: None where there is none.
     """
 
     def __init__(
