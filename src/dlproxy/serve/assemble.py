@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.cores import usable_cores
-from dlproxy.instance.inline import HOLD_S
+from dlproxy.instance.inline import AIM_S
 from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Failure, Request
@@ -82,7 +82,7 @@ def plan_lane(
         max_queue_rows=config.max_queue_rows,
         slo_s=config.slo_s,
         max_wait_s=config.max_wait_s,
-        max_batch_s=HOLD_S if way.inline else inf,
+        max_batch_s=AIM_S if way.inline else inf,
         discipline=config.discipline,
         starvation_s=config.starvation_s,
         ageing_s=config.ageing_s,
@@ -157,7 +157,7 @@ async def load_model(
     if signature.batched and (config.batching == "auto" or signature.pads):
         driver.compare_answers(_recheck(loaded, clock, padded_only=config.batching != "auto"))
     if isinstance(hosting, LocalHosting):
-        hosting.on_moved = lambda way: control.turn_knobs(max_batch_s=HOLD_S if way.inline else inf)
+        hosting.on_moved = lambda way: control.turn_knobs(max_batch_s=AIM_S if way.inline else inf)
         if hosting.may_move():  # what was tried on made-up inputs is tried on real ones
             driver.keep_requests(Reservoir(hosting.try_again))
     return loaded

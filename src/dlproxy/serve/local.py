@@ -23,7 +23,7 @@ from dlproxy.instance.runtime.devices import CPU, in_words
 from dlproxy.instance.runtime.formats import Kind, open_runtime, runtime_kind
 from dlproxy.instance.samples import read_samples
 from dlproxy.instance.thread import ThreadInstance
-from dlproxy.instance.trial import INLINE_BELOW_S, Inputs, Measured, Way, best_way, measure, measure_again
+from dlproxy.instance.trial import INLINE_BELOW_S, SHARED_ABOVE_S, Inputs, Measured, Way, best_way, measure, measure_again
 from dlproxy.instance.warmup import Calibration, WarmUp, warmed
 from dlproxy.message import Request, Signature
 from dlproxy.serve.remembered import Memory, Remembered
@@ -284,10 +284,13 @@ class LocalHosting:
             await self._move(again)
 
     def _tried(self, warm: WarmModel, real: Sequence[Inputs]) -> None:
-        """Nothing is changed where requests take about what those took that the way was found with."""
+        """Nothing is changed where requests take about what those took that the way was found with.
+
+        On the loop a model stays until it is clearly slower: beside its own serving it is tried with cold caches.
+        """
         before = warm.found or _only_single(warm.calibration)
         now = measure_again(real, warm.runtime, before, _side(self._config))
-        quick = now.slow_s < INLINE_BELOW_S
+        quick = now.slow_s < (SHARED_ABOVE_S if warm.way.inline else INLINE_BELOW_S)
         if warm.way.inline is not quick or not before.narrow_cpu_s / OTHERWISE < now.narrow_s < before.narrow_cpu_s * OTHERWISE:
             _choose(self._config, warm, now)
 
