@@ -105,8 +105,9 @@ class Signature(Struct, frozen=True):
 class Ticket(Struct, eq=False):
     """All that a policy may see of a request: no tensors, so traces and simulators can make tickets.
 
-    Tickets with equal `shape_key` may share a batch. `deadline_at` is +inf when the request has no deadline. `priority`: 1 is
-    the most urgent, larger is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
+    Tickets with equal `shape_key` may share a batch. `deadline_at` is what scheduling aims at, +inf for nothing. `answer_by` is
+    the client's own deadline, a promise: an answer or a failure by then; never before `deadline_at`. `priority`: 1 is the most
+    urgent, larger is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
     `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most, or along the padded axis
     alone if there is one; 1 if none is open. `family`: equal for tickets that may share a batch if shorter ones are padded, as
     nothing but this length tells them apart; empty for one that may not be. An id below 0 is of a re-check
@@ -124,6 +125,7 @@ class Ticket(Struct, eq=False):
     affinity: str = ""
     length: int = 1
     family: tuple[int, ...] = ()
+    answer_by: float = inf
 
     @property
     def of_client(self) -> bool:
@@ -168,7 +170,8 @@ class FailureKind(Enum):
     QUEUE_FULL = "queue_full"
     OVERLOADED = "overloaded"
     QUOTA = "quota"
-    DEADLINE = "deadline"
+    DEADLINE = "deadline"  # it would be, or waited until it was, later than scheduling aims at
+    LATE = "late"  # the client's own deadline has passed
     UNAVAILABLE = "unavailable"
     MODEL_FAILED = "model_failed"
     CANCELLED = "cancelled"

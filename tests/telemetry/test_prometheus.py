@@ -115,7 +115,7 @@ def test_failures_have_tritons_reasons_and_none_is_lost() -> None:
         reason: page.of("nv_inference_request_failure", reason=reason)
         for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER")
     }
-    assert by_reason == {"REJECTED": 5, "CANCELED": 1, "BACKEND": 1, "OTHER": len(FailureKind) - 6}
+    assert by_reason == {"REJECTED": 6, "CANCELED": 1, "BACKEND": 1, "OTHER": len(FailureKind) - 7}
     assert sum(by_reason.values()) == sum(stats.failures.values())
 
 

@@ -14,8 +14,6 @@ from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 from dlproxy.hosts import authority
 
 if TYPE_CHECKING:
-    from asyncio import Runner
-
     from dlproxy.config import Config
     from dlproxy.message import TensorSpec
     from dlproxy.serve.assemble import LoadedModel
@@ -53,23 +51,11 @@ def _serve(args: argparse.Namespace) -> int:
     try:
         config = _config(args)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            _run(Server(config), runner)
+            runner.run(Server(config).run(_report))
     except (ConfigError, LogError, ModelError, PortError) as error:
         complain(str(error))
         return USER_ERROR
     return OK
-
-
-def _run(server: "Server", runner: "Runner") -> None:
-    """Serve until told to stop. What was up before a start failed is stopped: threads end, recordings are written."""
-    from dlproxy.serve.assemble import unload_model
-
-    try:
-        runner.run(server.run(_report))
-    except Exception:
-        for model in server.models:
-            runner.run(unload_model(model, drain_s=0.0))
-        raise
 
 
 def _config(args: argparse.Namespace) -> "Config":
@@ -96,7 +82,7 @@ def _report(server: "Server") -> None:
     for model in server.models:
         for line in _describe(model):
             say(line)
-    if server.shares_cores:
+    if server.models.shares_cores:
         say("batches of these models take turns on the cores (arbiter)")
     http, control = (authority(server.host, port) for port in (server.http_port, server.control_port))
     say(f"inference  http://{http}/v2   (plain JSON: POST /predict/MODEL)")
@@ -105,9 +91,9 @@ def _report(server: "Server") -> None:
 
 
 def _describe(model: "LoadedModel") -> list[str]:
-    served, hosting = model.served, model.hosting
-    calibration = hosting.calibration
-    count = hosting.way.threads
+    served, fleet = model.served, model.fleet
+    calibration = fleet.calibration
+    count = fleet.way.threads
     threads = f", {count} thread{'s' * (count > 1)} each" if count else ""
     single = "unknown" if calibration.single_s is None else f"{calibration.single_s * 1e3:.3g} ms"
     batching = f"up to {model.lane.batching.goal} rows a batch" if served.signature.batched else "one request at a time"
@@ -117,7 +103,7 @@ def _describe(model: "LoadedModel") -> list[str]:
         f"model {served.name} version {served.version}",
         f"  takes    {', '.join(map(_show, served.signature.inputs))}",
         f"  gives    {', '.join(map(_show, served.signature.outputs))}",
-        f"  runs     {hosting.describe()}{threads}, {single} a row, {batching}",
+        f"  runs     {fleet.describe()}{threads}, {single} a row, {batching}",
     ]
     if served.slo_s is not None:
         lines.append(f"  aims at  p99 = {served.slo_s * 1e3:g} ms")

@@ -1,6 +1,6 @@
 """How quickly a model answers in each way of running it, tried on real or made-up requests, and which way is best.
 
-Called by serve/hosting.py at start and again, with what clients sent, while serving. Blocks: call it on a thread.
+Called by fleet/ at start and again, with what clients sent, while serving. Blocks: call it on a thread.
 Not aware of: instances, lanes.
 """
 

@@ -18,7 +18,8 @@ class LaneKnobs(Struct, frozen=True):
     deadline that are under way.
     Faults: `retry_budget` is the share of requests that may run a second time (0: never), `hedge` runs a batch that is late a
     second time on an idle instance, `eject_after` errors in a row take an instance out (0: never). `outage_wait_s`: how long
-    requests wait when the last instance has crashed and is being replaced (0: they fail at once).
+    requests wait when the last instance has crashed and is being replaced (0: they fail at once); whoever tells the lane that
+    an instance is expected goes by it.
     `max_padding`: the share of a batch that may be padding, where requests of different lengths may be padded to one (0: they
     share no batch).
     `arbitrated`: every batch waits for the arbiter's turn, because lanes share the machine's cores.

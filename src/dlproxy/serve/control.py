@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 
 from dlproxy.config import ConfigError, ModelConfig, check_slo, check_sticky, explain
+from dlproxy.fleet import Fleet
+from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.serve.driver import Driver
-from dlproxy.serve.hosting import Hosting
-from dlproxy.serve.roster import Roster
 
 MOST_INSTANCES = 256  # as the knob `instances` has it
 CHANGEABLE = (
@@ -27,10 +27,8 @@ CHANGEABLE = (
 class LaneControl:
     """A ModelControl. What is changed here is lost when the process ends; dlproxy.toml is what it starts with."""
 
-    def __init__(
-        self, config: ModelConfig, lane: Lane, driver: Driver, knobs: LaneKnobs, hosting: Hosting, roster: Roster
-    ) -> None:
-        self._hosting = hosting
+    def __init__(self, config: ModelConfig, lane: Lane, driver: Driver, knobs: LaneKnobs, fleet: Fleet, roster: Roster) -> None:
+        self._fleet = fleet
         self._roster = roster
         self._config = msgspec.structs.replace(config, max_batch=knobs.max_batch)  # 1 where the model has no batch axis
         self._lane = lane
@@ -41,6 +39,8 @@ class LaneControl:
         self._padding = "on" if knobs.max_padding > 0.0 else "off"
         self.on_slo: Callable[[float | None], None] | None = None
         """Told of the objective whenever knobs change: it gives requests their deadlines."""
+        self.on_scaled: Callable[[], None] = lambda: None
+        """Called when the number of instances has changed."""
 
     @property
     def slo_s(self) -> float | None:
@@ -48,7 +48,7 @@ class LaneControl:
 
     def state(self) -> dict[str, Any]:
         return {
-            "run": self._hosting.run,
+            "run": self._fleet.run,
             "knobs": {name: getattr(self._config, name) for name in CHANGEABLE},
             "arbitrated": self._knobs.arbitrated,
             "batching": self._batching,
@@ -103,9 +103,10 @@ class LaneControl:
         if not 0 <= count <= MOST_INSTANCES:
             raise ConfigError(f"instances {count} is impossible; give 0 to {MOST_INSTANCES}")
         try:
-            await self._hosting.scale(count)
+            await self._fleet.scale(count)
         except ModelError as error:
             raise ConfigError(str(error)) from None
+        self.on_scaled()
 
     def turn_knobs(self, **values: Any) -> None:
         """New values of LaneKnobs, unchecked."""

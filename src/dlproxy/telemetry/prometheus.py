@@ -20,6 +20,7 @@ _REASONS = {
     FailureKind.MODEL_FAILED: "BACKEND",
     FailureKind.QUEUE_FULL: "REJECTED",
     FailureKind.DEADLINE: "REJECTED",
+    FailureKind.LATE: "REJECTED",
     FailureKind.OVERLOADED: "REJECTED",
     FailureKind.QUOTA: "REJECTED",
 }

@@ -14,6 +14,9 @@ import numpy as np
 from msgspec import Struct, field
 
 from dlproxy.config import ConfigError, ModelConfig, parse_duration
+from dlproxy.fleet.names import instance_names
+from dlproxy.fleet.warm_model import stated_way, warm_up
+from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.lab.load.arrivals import Arrivals
 from dlproxy.lab.report.result import Result, Tally, make_result
@@ -24,8 +27,7 @@ from dlproxy.lab.simulate.service_times import Fitted, Measured, Sample, Service
 from dlproxy.lab.simulate.shared_core import separate
 from dlproxy.policy.balancing import make_balancer
 from dlproxy.policy.lane import Lane
-from dlproxy.serve.assemble import LanePlan, plan_lane
-from dlproxy.serve.local import stated_way, warm_up
+from dlproxy.policy.plan import LanePlan, plan_lane
 
 LARGEST_CALIBRATED = 64  # rows; a described line is calibrated at 1 and at this size, as warm-up would
 MANY_NODES = 64  # above, peak-EWMA compares two nodes drawn at random instead of all
@@ -80,7 +82,7 @@ def plan_model(name: str, config: ModelConfig, service: str = "", *, without_loo
         batches = Batches(Path(service))
         calibration = Calibration(tuple(batches.header.prior), True)
         way = stated_way(config, calibration.single_s)
-        plan = plan_lane(name, config, calibration, batched=batches.header.knobs.max_batch > 1, way=way)
+        plan = _lane(name, config, calibration, way, batched=batches.header.knobs.max_batch > 1)
         samples, arrival_s = batches.samples, None
         if without_loop:
             arrival_s, samples = separate(samples, batches.arrivals)
@@ -96,15 +98,20 @@ def plan_model(name: str, config: ModelConfig, service: str = "", *, without_loo
         base_s, row_s, cv = _line(service)
         points = tuple((rows, base_s + row_s * rows) for rows in (1, LARGEST_CALIBRATED))
         calibration = Calibration(points, True)
-        plan = plan_lane(name, config, calibration, batched=True, way=stated_way(config, calibration.single_s))
+        plan = _lane(name, config, calibration, stated_way(config, calibration.single_s), batched=True)
         return ModelPlan(plan, lambda seed: Fitted(base_s, row_s, cv=cv, seed=seed), service)
     warm = warm_up(config)
     signature, calibration = warm.runtime.signature, warm.calibration
     if not calibration.points:
         raise ConfigError(f"model {name}: {calibration.warning}; describe its times: --service {name}=base=10ms,row=0.5ms")
-    plan = plan_lane(name, config, calibration, batched=signature.batched, way=warm.way)
+    plan = _lane(name, config, calibration, warm.way, batched=signature.batched)
     samples = [Sample(int(point[0]), point[-1]) for point in calibration.points]
     return ModelPlan(plan, lambda seed: Measured(samples, seed=seed), f"calibrated here at {len(samples)} batch sizes")
+
+
+def _lane(name: str, config: ModelConfig, calibration: Calibration, way: Way, *, batched: bool) -> LanePlan:
+    names = instance_names(name, way.instances)
+    return plan_lane(config, calibration.points, instances=names, inline=way.inline, batched=batched)
 
 
 def _line(text: str) -> tuple[float, float, float]:
@@ -191,7 +198,7 @@ def make_calls(scenario: Scenario, on_progress: Callable[[float], None] = lambda
             indices = np.searchsorted(shares / shares[-1], random.random(chunk.size), side="right")
             chosen = [names[index] for index in indices.tolist()]
         for due_at, name in zip(chunk.tolist(), chosen, strict=True):
-            yield Call(name, rows, timeouts_s[name], due_at)
+            yield Call(name, rows, timeouts_s[name], due_at, patience_s=scenario.timeout_s)
         if chunk.size:
             on_progress(float(chunk[-1]))
 
