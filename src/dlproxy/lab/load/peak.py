@@ -10,6 +10,7 @@ from dlproxy.lab.load.generator import Progress
 from dlproxy.lab.load.run import BUSY, Interrupt, LoadTest, Watch
 from dlproxy.lab.load.settings import MAX_RATE, LoadError
 from dlproxy.lab.report.result import Result, Trial
+from dlproxy.lab.report.wording import last_verdicts
 
 MAX_TRIALS = 30
 SHORT = 0.3  # of the full length: trials that only look for the region
@@ -25,7 +26,9 @@ Tell = Callable[[Trial], None]
 
 
 class Search:
-    """One search. `run` gives the Result of the confirming run (or of the last one, if none was confirmed) with all trials."""
+    """One search. `run` gives the Result of the confirming run (or of the last one, if none was confirmed) with all trials,
+    and the rate that was confirmed as its `peak_rps`.
+    """
 
     def __init__(self, test: LoadTest, objective_s: float, interrupt: Interrupt, tell: Tell, watch: Watch) -> None:
         self._test, self._objective_s = test, objective_s
@@ -34,8 +37,7 @@ class Search:
         self._bounded = False
         self._gone = ""
         self._last: Result | None = None
-        self.peak: float | None = None
-        """Requests per second that a full-length run has confirmed."""
+        self._peak: float | None = None
 
     def run(self, start_rate: float | None = None, most: int = MAX_TRIALS) -> Result:
         """At most so many trials. Raises LoadError; KeyboardInterrupt at a second Ctrl-C."""
@@ -43,13 +45,14 @@ class Search:
         back = 0.0
         while rate is not None and len(self._trials) < most and not self._over:
             if self._passes(rate, self._test.settings.length_s, most):
-                self.peak = rate
+                self._peak = rate
                 break
             back += BACK
             rate = self._rounded(rate * (1.0 - back))
-        assert self._last is not None
+        if self._last is None:  # interrupted before the first run
+            raise KeyboardInterrupt
         result = self._last
-        result.kind, result.trials = "peak search", self._trials
+        result.kind, result.trials, result.peak_rps = "peak search", self._trials, self._peak
         result.interrupted = self._interrupt.pressed
         result.warnings += self._warnings(most)
         return result
@@ -128,6 +131,7 @@ class Search:
             p99_ms=p99_ms,
             passed=not reason,
             reason=reason,
+            whole=seconds >= settings.length_s,
         )
         self._trials.append(trial)
         self._tell(trial)
@@ -157,17 +161,19 @@ class Search:
         return float(f"{rate:.{2 if rate < 1000 else max(2, int(log10(rate)) - 1)}e}")
 
     def _warnings(self, most: int) -> list[str]:
-        best = max((trial.rate for trial in self._trials if trial.passed), default=None)
+        best = max((rate for rate, passed in last_verdicts(self._trials).items() if passed), default=None)
         passed = "" if best is None else f"; the highest rate that passed a trial is {best:,.6g}/s"
         warnings = []
         if self._gone:
             warnings.append(f"the search ended early: {self._gone}{passed}")
         elif self._interrupt.pressed:
             warnings.append(f"the search was interrupted{passed}")
-        elif self.peak is None:
+        elif self._peak is None:
             warnings.append(
                 f"no rate met the objective in a full-length run ({len(self._trials)} of at most {most} trials){passed}"
             )
         if self._bounded:
-            warnings.append("a trial failed while the load generator was busy: the server may reach more; give --processes")
+            warnings.append(
+                "a trial failed while the load generator was busy: the server may be capable of more; raise --processes"
+            )
         return warnings
