@@ -17,7 +17,7 @@ import pytest
 from dlproxy import __version__
 from dlproxy.cli import USER_ERROR, main
 from dlproxy.cli.terminal import INTERRUPTED
-from dlproxy.message import DType
+from dlproxy.message import DType, TensorSpec
 from tests import models
 from tests.clients.server import HANG_S, ServerProcess, environment, write_config
 
@@ -362,3 +362,17 @@ def test_a_reader_that_leaves_early_as_head_does_is_no_error() -> None:
         reader.stdout.close()
         assert reader.stderr.read() == ""
         assert reader.wait(HANG_S) == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "rows", "sizes"),
+    [
+        ((-1, -1, 3, -1), (), 0, "N,A,3,B"),
+        ((-1, -1, -1), ("batch", "", "A"), 0, "batch,B,A"),
+        ((-1, -1), (), None, "A,B"),
+        ((2, -1), (), 1, "2,N"),
+        ((), (), 0, ""),
+    ],
+)
+def test_open_sizes_are_told_apart(shape: tuple[int, ...], axes: tuple[str, ...], rows: int | None, sizes: str) -> None:
+    assert ",".join(TensorSpec("x", DType.FP32, shape, axes=axes, rows=rows).sizes) == sizes

@@ -397,8 +397,9 @@ class Lane:
         if elsewhere and self._budget.spend(len(tickets), now):
             again.add(tickets, avoided=batch.instance)
         elif batch.size == 1 or not divisible or not may_retry or not len(self.pool):
+            told = failure if batch.size == 1 or not divisible else _of_a_shared_batch(failure, batch.size)
             for ticket in tickets:
-                self._reject(ticket, failure, commands)
+                self._reject(ticket, told, commands)
         else:
             again.halve(tickets)
 
@@ -561,6 +562,12 @@ def _order(knobs: LaneKnobs) -> tuple[object, ...]:
 def _lost(event: InstanceLost, how: str) -> Failure:
     message = f"the instance was lost while it ran the request{how}: {event.reason}"
     return Failure(FailureKind.UNAVAILABLE, message, retry_after_s=1.0)
+
+
+def _of_a_shared_batch(failure: Failure, size: int) -> Failure:
+    """What each request of it is told, as nobody knows for which of them it failed."""
+    message = f"a batch of {size} requests, this one among them, failed and was not run again in parts: {failure.message}"
+    return Failure(FailureKind.MODEL_FAILED, message)
 
 
 def _expired(ticket: Ticket, now: float) -> Failure:
