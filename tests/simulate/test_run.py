@@ -77,8 +77,8 @@ def test_a_fault_is_told_with_what_it_did() -> None:
     fault = parse("slow:node=node-0,at=2,for=2,factor=20")
     (told,) = simulate(scenario(duration_s=6.0, faults=[fault], rate=20.0)).faults
     found = re.fullmatch(
-        r"slow:node=node-0,at=2,for=2,factor=20: p99 (\d+) ms in the median second and 0 failures while it lasted; "
-        r"p99 ([\d.]+) ms in the median second otherwise",
+        r"slow:node=node-0,at=2,for=2,factor=20: while it lasted, p99 (\d+) ms in the median second, 0 failures; "
+        r"otherwise p99 ([\d.]+) ms in the median second, 0 failures",
         told,
     )
     assert found is not None, told

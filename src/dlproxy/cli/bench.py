@@ -36,7 +36,7 @@ def add_to(commands: Commands) -> None:
         "Latency counts from when a request was due.",
     )
     bench.add_argument("url", metavar="URL", help="the server, such as http://127.0.0.1:8000; or the word compare")
-    bench.add_argument("files", nargs="*", metavar="FILE", help="with compare: two results that --json wrote")
+    bench.add_argument("files", nargs="*", default=[], metavar="FILE", help="with compare: two results that --json wrote")
     bench.add_argument("--model", metavar="NAME", help="the model to send requests to; optional if the server has only one")
     _add_load(bench.add_argument_group("load", "a closed loop of 64 clients, unless --rate or --trace asks for an open loop"))
     _add_requests(bench.add_argument_group("requests"))

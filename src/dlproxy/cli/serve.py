@@ -133,7 +133,7 @@ def _describe(model: "LoadedModel") -> list[str]:
     calibration = hosting.calibration
     count = hosting.way.threads
     threads = f", {count} thread{'s' * (count > 1)} each" if count else ""
-    single = "unknown" if calibration.single_s is None else f"{calibration.single_s * 1e3:.3g} ms"
+    single = "unknown time" if calibration.single_s is None else _duration(calibration.single_s)
     batching = f"up to {model.lane.batching.goal} rows a batch" if served.signature.batched else "one request at a time"
     if served.signature.batched and served.signature.pads:
         batching += ", shorter requests are padded to the longest"
@@ -150,6 +150,10 @@ def _describe(model: "LoadedModel") -> list[str]:
     if calibration.warning:
         lines.append(f"  warning  {calibration.warning}")
     return lines
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
 
 
 def _show(spec: "TensorSpec") -> str:

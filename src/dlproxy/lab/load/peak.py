@@ -10,7 +10,6 @@ from dlproxy.lab.load.generator import Progress
 from dlproxy.lab.load.run import BUSY, Interrupt, LoadTest, Watch
 from dlproxy.lab.load.settings import MAX_RATE, LoadError
 from dlproxy.lab.report.result import Result, Trial
-from dlproxy.lab.report.wording import last_verdicts
 
 MAX_TRIALS = 30
 SHORT = 0.3  # of the full length: trials that only look for the region
@@ -161,7 +160,7 @@ class Search:
         return float(f"{rate:.{2 if rate < 1000 else max(2, int(log10(rate)) - 1)}e}")
 
     def _warnings(self, most: int) -> list[str]:
-        best = max((rate for rate, passed in last_verdicts(self._trials).items() if passed), default=None)
+        best = max((trial.rate for trial in self._trials if trial.passed), default=None)
         passed = "" if best is None else f"; the highest rate that passed a trial is {best:,.6g}/s"
         warnings = []
         if self._gone:

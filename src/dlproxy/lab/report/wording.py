@@ -3,12 +3,12 @@
 Not aware of: where the words are shown.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from math import floor, isfinite, log10
 from typing import Any
 
 from dlproxy.lab.report.histogram import Histogram
-from dlproxy.lab.report.result import ModelResult, Result, Trial
+from dlproxy.lab.report.result import ModelResult, Result
 
 OBJECTIVE_SHARE = 0.99  # an objective is a p99: config.parse_slo knows no other
 QUANTILE_NAMES = {"p50": "p50", "p90": "p90", "p99": "p99", "p99_9": "p99.9", "max": "max", "mean": "mean"}
@@ -128,7 +128,7 @@ def search(result: Result) -> str:
 
 def _found(result: Result) -> str:
     """The rates between which the peak lies. A rate that failed below one that was confirmed was disturbed, and is no bound."""
-    peak, verdicts = result.peak_rps, last_verdicts(result.trials)
+    peak, verdicts = result.peak_rps, {trial.rate: trial.passed for trial in result.trials}  # the last of each rate
     failed = [at for at, good in verdicts.items() if not good]
     if peak is None:
         short = [trial.rate for trial in result.trials if trial.passed]
@@ -142,11 +142,6 @@ def _found(result: Result) -> str:
     found += [f"{rate(min(above))} did not"] if above else ["no higher rate failed"]
     found += [f"lower rates that failed ({', '.join(map(rate, sorted(below)))}) were disturbed"] if below else []
     return ", ".join(found)
-
-
-def last_verdicts(trials: Iterable[Trial]) -> dict[float, bool]:
-    """Whether each rate passed the last time that it was tried: one that failed is tried again, and longer."""
-    return {trial.rate: trial.passed for trial in trials}
 
 
 def histogram_of(result: Result) -> Histogram:

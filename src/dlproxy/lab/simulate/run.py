@@ -251,14 +251,13 @@ def _what_it_did(fault: Fault, timeline: Sequence[Second]) -> str:
         [second for second in timeline if (fault.at_s <= second.at_s < fault.at_s + fault.for_s) is lasted]
         for lasted in (True, False)
     )
-    while_it_lasted, otherwise = (
-        f"p99 {duration(median(known))} in the median second"
-        if (known := [each.p99_ms for each in some if each.ok])
-        else "no answers"
-        for some in (inside, outside)
-    )
-    failed = count(sum(second.failed for second in inside), "failure")
-    return f"{fault.text}: {while_it_lasted} and {failed} while it lasted; {otherwise} otherwise"
+    return f"{fault.text}: while it lasted, {_typical(inside)}; otherwise {_typical(outside)}"
+
+
+def _typical(seconds: Sequence[Second]) -> str:
+    known = [second.p99_ms for second in seconds if second.ok]
+    p99 = f"p99 {duration(median(known))} in the median second" if known else "no answers"
+    return f"{p99}, {count(sum(second.failed for second in seconds), 'failure')}"
 
 
 def _batch_sizes(simulation: Simulation) -> dict[int, int]:
