@@ -63,7 +63,7 @@ async def test_requests_of_any_length_share_batches_and_get_their_own_answers(tm
         assert all(map(_is_right, requests, answers))
         (loaded,) = proxy.models
         assert loaded.served.stats.elements["padding"] > 0
-        assert "lengths are padded together" in "\n".join(_describe(loaded))
+        assert "shorter requests are padded to the longest" in "\n".join(_describe(loaded))
 
 
 async def test_padding_is_off_where_the_knob_says_so(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ def add_models(
     from dlproxy.config import SLEEP, ConfigError, ModelConfig, parse_slo
 
     parse_slo(slo)
+    if slo and models and not arguments:
+        raise ConfigError("--slo is for models given on the command line, and there are none; the file's models have their own")
     for argument in arguments:
         name, equals, path = argument.partition("=")
         if not equals or "/" in name or argument.startswith(SLEEP):  # an equals sign in a folder's name
