@@ -143,6 +143,19 @@ class Ticket(Struct, eq=False):
         return self.id >= 0
 
 
+class Principal(Struct, frozen=True):
+    """Who asks, as far as that is proven; `name` is empty for an anonymous client.
+
+    `tenant`: whose quota and share its requests use; empty if each request may say that itself.
+    """
+
+    name: str = ""
+    tenant: str = ""
+
+
+ANONYMOUS = Principal()  # compared by identity
+
+
 class Request(Struct, eq=False):
     """A checked request: `inputs` stand in the order of the model's signature, `outputs` index the wanted outputs."""
 
@@ -152,6 +165,7 @@ class Request(Struct, eq=False):
     outputs: Sequence[int]
     id: str = ""
     params: dict[str, Any] = {}
+    principal: Principal = ANONYMOUS
 
 
 class Timing(Struct):
@@ -187,6 +201,8 @@ class FailureKind(Enum):
     CANCELLED = "cancelled"
     UNSUPPORTED = "unsupported"
     TOO_LARGE = "too_large"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
 
 
 class Failure(Struct, frozen=True):

@@ -1,6 +1,7 @@
 """Knobs that are changed while a model runs: they hold at once, or the change is refused whole."""
 
 import asyncio
+import itertools
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, FailureKind, Tensor
 from dlproxy.policy.balancing import BALANCERS
 from dlproxy.policy.queueing import DISCIPLINES
-from dlproxy.serve.assemble import load_model, unload_model
+from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
 from dlproxy.serve.control import CHANGEABLE, LaneControl
-from dlproxy.wire.checks import RequestChecker
+from dlproxy.service import FutureReply
+from dlproxy.wire.endpoint import Endpoint
 from tests import models
 from tests.serve.rig import KNOBS, Rig, pass_time, turns
 
@@ -241,18 +243,19 @@ async def test_a_loaded_model_is_under_control() -> None:
     clock = asyncio.get_running_loop().time
     model = await load_model("digits", ModelConfig(path=str(models.DIGITS), threads=1, slo="p99=50ms"), clock=clock)
     assert model.served.control is model.control
-    checker = RequestChecker(model.served)
-    assert _left_s(checker) == pytest.approx(0.05)
+    assert _left_s(model) == pytest.approx(0.05)
     model.control.change({"slo": "p99=20ms", "max_batch": 3})
     assert model.served.slo_s == pytest.approx(0.02)
-    assert _left_s(checker) == pytest.approx(0.02), "requests get the new deadline"
+    assert _left_s(model) == pytest.approx(0.02), "requests get the new deadline"
     assert model.served.batch_limit() <= 3
     assert model.lane.batching.goal == model.control.state()["batch_limit_rows"]
     await unload_model(model, drain_s=1.0)
 
 
-def _left_s(checker: RequestChecker) -> float:
+def _left_s(model: LoadedModel) -> float:
     """How long a request that comes now may take."""
-    image = Tensor("image", DType.FP32, (1, 1, 8, 8), bytes(256))
-    request = checker.request([image], checker.all_outputs, ticket_id=1, request_id="", params={}, now=5.0)
-    return request.ticket.deadline_at - 5.0
+    endpoint = Endpoint(model.served, itertools.count(1), asyncio.get_running_loop().time, "")
+    request = endpoint.request([Tensor("image", DType.FP32, (1, 1, 8, 8), bytes(256))], endpoint.checker.all_outputs)
+    endpoint.submit(request, FutureReply())
+    endpoint.cancel(request)
+    return request.ticket.deadline_at - request.ticket.arrived_at

@@ -57,6 +57,7 @@ async def test_a_model_is_in_the_catalog_when_it_is_warm_and_out_of_it_when_it_g
     loading = asyncio.ensure_future(some.load("m", sleeping()))
     await asyncio.sleep(0)
     assert (names(some), phases(some)) == ([], {"m/1": "loading"})
+    assert what_is_heard_of(some, "m") == "unavailable: model 'm' version 1 is being loaded"
     model = await loading
     assert (names(some), phases(some), list(some)) == ([("m", "1")], {"m/1": "serving default"}, [model])
     running, queued = ask(model), ask(model)
@@ -64,8 +65,7 @@ async def test_a_model_is_in_the_catalog_when_it_is_warm_and_out_of_it_when_it_g
     unloading = asyncio.ensure_future(some.unload("m"))
     await turns()
     assert (names(some), phases(some)) == ([], {"m/1": "being unloaded"})
-    with pytest.raises(InferenceError, match="'m' is not found; served are none"):
-        some.catalog.get("m")
+    assert what_is_heard_of(some, "m") == "unavailable: model 'm' version 1 is being unloaded"
     late = ask(model)
     await unloading
     assert running.answered
@@ -74,6 +74,14 @@ async def test_a_model_is_in_the_catalog_when_it_is_warm_and_out_of_it_when_it_g
     assert late.failure is not None
     assert (late.kind, late.failure.message) == (FailureKind.UNAVAILABLE, "model 'm' is being unloaded")
     assert phases(some) == {}
+    assert what_is_heard_of(some, "m") == "not_found: Request for unknown model: 'm' is not found; no model is served"
+
+
+def what_is_heard_of(some: Models, name: str) -> str:
+    """By clients who ask for what is not served."""
+    with pytest.raises(InferenceError) as caught:
+        some.catalog.get(name)
+    return f"{caught.value.failure.kind.value}: {caught.value.failure.message}"
 
 
 async def test_a_replacement_is_up_before_the_old_one_goes(some: Models) -> None:
@@ -122,6 +130,7 @@ async def test_a_load_that_fails_leaves_everything_as_it_was(some: Models, tmp_p
     with pytest.raises(InferenceError, match="version 7 is not found"):
         await some.unload("m", "7")
     assert phases(some) == {"m/1": "serving default"}
+    assert what_is_heard_of(some, "n").startswith("not_found: ")
     reply = await ask(model).wait()
     assert reply.kind is None
 

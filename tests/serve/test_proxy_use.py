@@ -123,7 +123,7 @@ async def test_before_and_after_calls_are_refused_and_it_can_be_entered_again() 
 
 async def test_models_come_and_go_at_run_time() -> None:
     async with Proxy() as proxy:
-        with pytest.raises(InferenceError, match="'digits' is not found; served are none"):
+        with pytest.raises(InferenceError, match="'digits' is not found; no model is served"):
             await proxy.infer("digits", {"image": IMAGE})
         first = await proxy.load(Model(models.DIGITS, threads=1))
         assert proxy.models == [first]
@@ -141,7 +141,6 @@ async def test_models_come_and_go_at_run_time() -> None:
             await proxy.load(Model("no_such.onnx"))
         with pytest.raises(ConfigError, match="served already"):
             await proxy.load(Model(SLEEP, name="digits", version="3"))
-        assert len(proxy._checkers) == 1, "those of models that are gone are forgotten"
         await proxy.unload("digits")
         assert proxy.models == []
 

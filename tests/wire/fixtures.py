@@ -27,7 +27,9 @@ from dlproxy.message import (
 from dlproxy.service import ReplyTo
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import Catalog, ServedModel
-from dlproxy.wire.http_server import Exchange, HttpConnection, HttpServer
+from dlproxy.wire.http_connection import HttpConnection
+from dlproxy.wire.http_exchange import Exchange
+from dlproxy.wire.http_server import HttpServer
 from dlproxy.wire.oip_http import OipApp
 
 TIMING = Timing(0.001, 0.002, 0.003)

@@ -280,7 +280,7 @@ def test_numbers_that_do_not_fit_their_type_exactly_are_refused(dtype: DType, va
     ("target", "says"),
     [
         ("/v2/models/nope/infer", "Request for unknown model: 'nope' is not found"),
-        ("/v2/models/m/versions/9/infer", "Request for unknown model: 'm' version 9 is not found; served are 1"),
+        ("/v2/models/m/versions/9/infer", "Request for unknown model: 'm' version 9 is not found; the versions served are 1"),
         ("/v2/models/m/versions/01/infer", "version 01 is not found"),
         ("/predict/nope", "served are 'm'"),
         ("/v2/models/nope", "'nope' is not found"),
@@ -307,6 +307,7 @@ FAILURES: list[tuple[FailureKind, int]] = [
     (FailureKind.OVERLOADED, 503),
     (FailureKind.QUOTA, 429),
     (FailureKind.DEADLINE, 503),
+    (FailureKind.LATE, 504),
     (FailureKind.UNAVAILABLE, 503),
     (FailureKind.CANCELLED, 503),
     (FailureKind.MODEL_FAILED, 500),
@@ -314,6 +315,8 @@ FAILURES: list[tuple[FailureKind, int]] = [
     (FailureKind.NOT_FOUND, 404),
     (FailureKind.UNSUPPORTED, 501),
     (FailureKind.TOO_LARGE, 413),
+    (FailureKind.UNAUTHENTICATED, 401),
+    (FailureKind.FORBIDDEN, 403),
 ]
 
 

@@ -185,6 +185,7 @@ class Models:
             self.catalog.remove(*key)
         drain_s = self._server.drain_s if drain_s is None else drain_s
         task = self._leaving[model] = asyncio.create_task(self._let_go(model, reason, drain_s), name=f"dlproxy-unload-{key[0]}")
+        self._announce(key)
         return task
 
     async def _let_go(self, model: LoadedModel, reason: str, drain_s: float) -> None:
@@ -192,7 +193,15 @@ class Models:
             await unload_model(model, drain_s, reason)
         finally:
             del self._leaving[model]
+            self._announce(_key(model))
             self._ways_changed()
+
+    def _announce(self, key: Key) -> None:
+        """What clients hear who ask for what is not served now."""
+        if key not in self._loaded:
+            leaves = any(_key(model) == key for model in self._leaving)
+            state = "is being loaded" if self._changing.get(key) == "loading" else "is being unloaded" if leaves else ""
+            self.catalog.announce(*key, state)
 
     def _recording(self, name: str, version: str) -> Path | None:
         """Every life of a model has an event log of its own."""
@@ -220,10 +229,12 @@ class Models:
             return
         self._must_be_left_alone(key)
         self._changing[key] = phase
+        self._announce(key)
         try:
             yield
         finally:
             del self._changing[key]
+            self._announce(key)
 
     # Cores
 

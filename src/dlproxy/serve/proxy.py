@@ -7,7 +7,6 @@ import asyncio
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from math import inf
 from pathlib import Path
 from threading import Lock
 from time import monotonic
@@ -18,13 +17,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dlproxy import service, tensors
+from dlproxy import tensors
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig, check_device, check_sticky, parse_slo
 from dlproxy.message import DType, Failure, FailureKind, InferenceError, Tensor, invalid
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
 from dlproxy.wire.catalog import ServedModel
-from dlproxy.wire.checks import RequestChecker
+from dlproxy.wire.endpoint import Endpoint, FrontDesk
+from dlproxy.wire.terms import of_arguments
 
 
 class Model:
@@ -62,9 +62,8 @@ class Proxy:
         self._wanted = models
         # The process is not ours: no findings are kept, and no core polls while it idles
         self._settings = ServerConfig(drain_s=drain_s, calibration_folder="", idle_poll_s=0.0)
-        self._models = Models(self._settings)
         self._loop: asyncio.AbstractEventLoop | None = None  # that it is open on
-        self._checkers: dict[ServedModel, RequestChecker] = {}
+        self._open()
         self._calls: set[Future[Any]] = set()  # of other threads
         self._lock = Lock()  # around that set and the loop
 
@@ -73,7 +72,7 @@ class Proxy:
         if self._loop is not None:
             raise RuntimeError("this Proxy is open already: use the one that was entered, and leave it once")
         self._loop = asyncio.get_running_loop()
-        self._models = Models(self._settings)
+        self._open()
         try:
             for model in self._wanted:
                 await self._models.load(model.name, model.config)
@@ -81,6 +80,10 @@ class Proxy:
             await self._close()
             raise
         return self
+
+    def _open(self) -> None:
+        self._models = Models(self._settings)
+        self._desk: FrontDesk[Endpoint] = FrontDesk(self._models.catalog, lambda endpoint: endpoint, clock=monotonic)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -91,8 +94,7 @@ class Proxy:
     async def _close(self) -> None:
         with self._lock:
             calls, self._loop = list(self._calls), None
-        models, self._checkers = self._models, {}
-        await models.drain()
+        await self._models.drain()
         await asyncio.gather(*map(asyncio.wrap_future, calls), return_exceptions=True)  # their threads wait for this loop
 
     # Inference
@@ -107,32 +109,28 @@ class Proxy:
         timeout_s: float | None = None,
         priority: int = 0,
         tenant: str = "",
+        affinity: str = "",
     ) -> dict[str, NDArray[Any]]:
         """One request; axis 0 of every input is the batch. Numbers of the declared kind are converted to the declared type,
         those of another kind (float for an integer) are refused. BF16 goes in and comes out as float32. BYTES take bytes and
         str, which goes as UTF-8; they come out as bytes, or as str where the model declares text.
 
+        `affinity`: what it sticks to where the model's setting is sticky = "header:NAME".
         Returns the named outputs (all if none is named). Raises InferenceError. Cancelling cancels the request.
         """
         if asyncio.get_running_loop() is not self._loop:
             self._check_loop("await it")
-        served = self._models.catalog.get(model, version)
-        checker = self._checker(served)
-        wanted = [checker.output_index(name) for name in _names(outputs)] or checker.all_outputs
-        params: dict[str, Any] = {"priority": priority} if priority else {}
-        if timeout_s is not None and timeout_s != inf:
-            params["timeout"] = max(1, round(timeout_s * 1e6))
-        request = checker.request(
-            [_tensor(name, checker.spec_of(name).dtype, value) for name, value in _items(inputs, served)],
-            wanted,
-            ticket_id=next(self._models.catalog.ticket_ids),
-            request_id="",
-            params=params,
-            now=monotonic(),
-        )
-        request.ticket.tenant = tenant
-        response = await service.infer(served.service, request)
-        specs = served.signature.outputs
+        endpoint = self._desk.find(model, version)
+        checker = endpoint.checker
+        try:
+            terms = of_arguments(timeout_s=timeout_s, priority=priority, tenant=tenant, affinity=affinity)
+            wanted = [checker.output_index(name) for name in _names(outputs)] or checker.all_outputs
+            given = [_tensor(name, checker.spec_of(name).dtype, value) for name, value in _items(inputs, endpoint.model)]
+            request = endpoint.request(given, wanted)
+        except InferenceError as error:
+            raise endpoint.refused(error) from None
+        response = await endpoint.infer(request, terms)
+        specs = endpoint.model.signature.outputs
         return {
             tensor.name: _array(tensor, text=specs[index].text) for index, tensor in zip(wanted, response.outputs, strict=True)
         }
@@ -174,10 +172,7 @@ class Proxy:
         Raises ConfigError, InferenceError, ModelError, and then nothing has changed. Returns when the old one has gone.
         """
         self._check_loop("await it")
-        try:
-            return await self._models.replace(model.name, version, model.config)
-        finally:
-            self._forget_checkers()
+        return await self._models.replace(model.name, version, model.config)
 
     async def unload(self, model: str, version: str = "") -> None:
         """Finish what is under way, and let go of the model's weights. Without a version, of all of them.
@@ -185,10 +180,7 @@ class Proxy:
         Raises ConfigError, InferenceError, and then nothing has changed.
         """
         self._check_loop("await it")
-        try:
-            await self._models.unload(model, version)
-        finally:
-            self._forget_checkers()
+        await self._models.unload(model, version)
 
     def _check_loop(self, what: str) -> None:
         if self._loop is None:
@@ -197,16 +189,6 @@ class Proxy:
             raise RuntimeError(
                 f"this Proxy is open on another event loop: {what} there, or call proxy.infer_sync(...) from this thread"
             )
-
-    def _checker(self, served: ServedModel) -> RequestChecker:
-        checker = self._checkers.get(served)
-        if checker is None:
-            checker = self._checkers[served] = RequestChecker(served)
-        return checker
-
-    def _forget_checkers(self) -> None:
-        """Of models that are not served any more."""
-        self._checkers = {served: self._checkers[served] for served in self._models.catalog if served in self._checkers}
 
 
 def _closed() -> InferenceError:

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 
-from dlproxy.wire.http_server import Exchange
+from dlproxy.wire.http_exchange import Exchange
 
 log = logging.getLogger("dlproxy.access")
 

@@ -5,15 +5,10 @@ The error texts that start like Triton's are matched by its clients' tests. Not 
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from math import inf
-from reprlib import repr as brief  # bounds depth and length: the value is the client's
 from typing import Any
 
 from dlproxy.message import (
     DType,
-    Failure,
-    FailureKind,
-    InferenceError,
     Request,
     Tensor,
     TensorSpec,
@@ -27,7 +22,6 @@ from dlproxy.wire.padded import PaddedShape
 
 UNEVEN = -1  # begins the shape_key, no other's equal, of a request whose inputs differ in rows
 UNPADDED = -2  # ends the shape_key of a request that must not be padded, as others of its shape may be
-SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 MAX_ELEMENTS = 1 << 20  # BYTES elements of one input
 
 
@@ -41,7 +35,6 @@ class RequestChecker:
         self._batched = signature.batched
         self._even = signature.even
         self._max_batch = model.max_batch
-        self._model = model
         self._tails = tuple(_fixed_tail(spec, batched=signature.batched) for spec in signature.inputs)
         self._row_bytes = tuple(
             0 if tail is None else element_count(tail) * spec.dtype.itemsize
@@ -101,8 +94,7 @@ class RequestChecker:
         rows = rows or 1
         if rows > self._max_batch:
             raise invalid(f"inference request batch-size must be <= {self._max_batch} for '{self._name}', got {rows}")
-        slo_s = self._model.slo_s
-        ticket = Ticket(ticket_id, now, inf if slo_s is None else now + slo_s, rows)
+        ticket = Ticket(ticket_id, now, rows=rows)
         if not self._one_shape:
             ticket.shape_key = self._shape_key(inputs)
             if self._padding is None:
@@ -113,8 +105,6 @@ class RequestChecker:
                     ticket.shape_key = (*ticket.shape_key, UNPADDED)
         if uneven:
             ticket.shape_key, ticket.family = (UNEVEN, ticket_id), ()
-        if params:
-            _apply_params(ticket, params, now)
         return Request(ticket, self._name, inputs, outputs, request_id, params)
 
     def _shape_key(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
@@ -282,26 +272,3 @@ def _fixed_tail(spec: TensorSpec, *, batched: bool) -> tuple[int, ...] | None:
 
 def _show(shape: Sequence[int]) -> str:
     return "[" + ",".join(map(str, shape[:16])) + (",…]" if len(shape) > 16 else "]")
-
-
-def _apply_params(ticket: Ticket, params: dict[str, Any], now: float) -> None:
-    if not SEQUENCE.isdisjoint(params):
-        _refuse_sequence(params)
-    timeout_us = params.get("timeout")
-    if timeout_us is not None:
-        if not isinstance(timeout_us, int) or isinstance(timeout_us, bool) or not 0 <= timeout_us < 2**63:
-            raise invalid(f"parameter 'timeout' is {brief(timeout_us)}; it takes microseconds as a non-negative integer")
-        if timeout_us:  # 0: no timeout of its own, as in Triton
-            ticket.deadline_at = min(ticket.deadline_at, now + timeout_us * 1e-6)
-    priority = params.get("priority")
-    if priority is not None:
-        if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority < 2**32:
-            raise invalid(f"parameter 'priority' is {brief(priority)}; it takes a non-negative integer, 0 for the default")
-        ticket.priority = priority
-
-
-def _refuse_sequence(params: dict[str, Any]) -> None:
-    for name in sorted(SEQUENCE):
-        if params.get(name):  # 0, "" and false stand for none, as in Triton
-            message = f"parameter '{name}' is {brief(params[name])}, but sequences are not served yet"
-            raise InferenceError(Failure(FailureKind.UNSUPPORTED, f"{message}; stateless requests leave it out"))

@@ -6,6 +6,7 @@ Non-finite floats: binary carries them exactly; JSON has none, so requests with 
 
 import re
 from collections.abc import Mapping, Sequence
+from math import inf
 from reprlib import repr as brief  # bounds depth and length: the value is the client's
 from typing import Any
 
@@ -16,6 +17,7 @@ from msgspec import Struct
 from dlproxy.message import DType, Request, Response, Tensor, Ticket, element_count, invalid
 from dlproxy.tensors import NUMPY, bf16_to_fp32, fp32_to_bf16, join_elements, to_array, to_bytes
 from dlproxy.wire.checks import UNEVEN, RequestChecker
+from dlproxy.wire.terms import NO_TERMS, Terms, of_parameters
 
 MAX_MEMOS = 256
 MAX_MEMO_BYTES = 4096
@@ -80,10 +82,11 @@ _decode_any = msgspec.json.Decoder().decode
 
 
 class WireRequest(Struct):
-    """A checked request and, for each output that it wants, whether the reply carries it as binary."""
+    """A checked request, what its parameters ask for and, for each output that it wants, whether the reply has it as binary."""
 
     request: Request
     binary: tuple[bool, ...]
+    terms: Terms = NO_TERMS
     memo: "_Memo | None" = None
 
 
@@ -97,8 +100,8 @@ class _Memo:
     """
 
     __slots__ = (
-        *("binary", "binary_bytes", "has_id", "inputs", "model", "outputs", "params", "priority"),
-        *("reply_head", "reply_is_large", "reply_shapes", "rows", "shape_key", "timeout_s", "length", "family"),
+        *("binary", "binary_bytes", "has_id", "inputs", "model", "outputs", "params", "terms"),
+        *("reply_head", "reply_is_large", "reply_shapes", "rows", "shape_key", "length", "family"),
     )
 
     def __init__(self, wire: WireRequest, slices: Mapping[str, slice], binary_bytes: int) -> None:
@@ -107,11 +110,9 @@ class _Memo:
         self.binary_bytes = binary_bytes
         self.has_id = bool(request.id)
         self.inputs = [(tensor.name, tensor.dtype, tensor.shape, slices[tensor.name]) for tensor in request.inputs]
-        self.rows, self.priority, self.shape_key, self.length = ticket.rows, ticket.priority, ticket.shape_key, ticket.length
-        self.family = ticket.family
-        self.timeout_s = ticket.deadline_at - ticket.arrived_at
+        self.rows, self.shape_key, self.length, self.family = ticket.rows, ticket.shape_key, ticket.length, ticket.family
         self.model, self.outputs, self.params = request.model, request.outputs, request.params
-        self.binary = wire.binary
+        self.binary, self.terms = wire.binary, wire.terms
         self.reply_shapes: list[Sequence[int]] | None = None
         self.reply_head = b""
         self.reply_is_large = False
@@ -120,10 +121,11 @@ class _Memo:
         """The request that this head makes of another body with as many binary bytes."""
         view = memoryview(body)
         inputs = [Tensor(name, dtype, shape, view[part]) for name, dtype, shape, part in self.inputs]
-        ticket = Ticket(ticket_id, now, now + self.timeout_s, self.rows, self.priority, "", self.shape_key, length=self.length)
+        ticket = Ticket(ticket_id, now, inf, self.rows, 0, "", self.shape_key, length=self.length)
         if self.family:
             ticket.family = self.family
-        return WireRequest(Request(ticket, self.model, inputs, self.outputs, request_id, self.params), self.binary, self)
+        request = Request(ticket, self.model, inputs, self.outputs, request_id, self.params)
+        return WireRequest(request, self.binary, self.terms, self)
 
 
 class InferDecoder:
@@ -175,7 +177,7 @@ class InferDecoder:
         params = head.parameters
         outputs, as_binary = _wanted(self._checker, head.outputs, params)
         request = self._checker.request(inputs, outputs, ticket_id=ticket_id, request_id=head.id, params=params or {}, now=now)
-        return WireRequest(request, as_binary)
+        return WireRequest(request, as_binary, of_parameters(params) if params else NO_TERMS)
 
     def _decode_raw(self, body: bytes, *, ticket_id: int, now: float) -> WireRequest:
         """Header length 0: the body is the one input's elements; all outputs come back as binary."""
