@@ -18,7 +18,6 @@ from dlproxy.config import (
     parse_slo,
 )
 from dlproxy.policy.balancing import BALANCERS
-from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing import DISCIPLINES
 from dlproxy.serve.assemble import make_quotas
 
@@ -78,21 +77,21 @@ def test_values_are_read(tmp_path: Path) -> None:
     assert (config.server.host, config.server.http_port, config.server.drain_s) == ("0.0.0.0", 0, 5.0)
     assert config.server.server_timing is False
     assert config.http.max_connections == 10
-    assert config.models["digits"].slo_s == pytest.approx(0.02)
-    assert config.models["a.b"].slo_s is None
-    assert (config.models["a.b"].version, config.models["a.b"].run) == ("7", "thread")
+    assert config.models["digits"][0].slo_s == pytest.approx(0.02)
+    assert config.models["a.b"][0].slo_s is None
+    assert (config.models["a.b"][0].version, config.models["a.b"][0].run) == ("7", "thread")
 
 
 def test_relative_paths_start_at_the_files_folder(tmp_path: Path) -> None:
     config = _load('[models.a]\npath = "sub/a.onnx"\n[models.b]\npath = "/abs/b.onnx"\n', tmp_path)
-    assert Path(config.models["a"].path) == tmp_path / "sub" / "a.onnx"
-    assert config.models["b"].path == "/abs/b.onnx"
+    assert Path(config.models["a"][0].path) == tmp_path / "sub" / "a.onnx"
+    assert config.models["b"][0].path == "/abs/b.onnx"
 
 
 def test_a_model_that_only_takes_time_has_no_path_to_complete(tmp_path: Path) -> None:
     config = _load("[models.a]\npath = 'sleep:base=10ms,row=1ms'\n[models.b]\npath = 'sleep.onnx'\n", tmp_path)
-    assert config.models["a"].path == "sleep:base=10ms,row=1ms"
-    assert Path(config.models["b"].path) == tmp_path / "sleep.onnx"
+    assert config.models["a"][0].path == "sleep:base=10ms,row=1ms"
+    assert Path(config.models["b"][0].path) == tmp_path / "sleep.onnx"
 
 
 # Mistakes
@@ -192,7 +191,7 @@ def test_stickiness_without_the_balancer_that_keeps_to_it_is_named_with_its_line
     assert "dlproxy.toml:4: " in message
     assert "needs balancer = 'consistent-hash', not 'prequal'" in message
     config = _load(text.replace("prequal", "consistent-hash"), tmp_path)
-    assert config.models["a"].sticky == sticky
+    assert config.models["a"][0].sticky == sticky
 
 
 @pytest.mark.parametrize(("field", "choices"), [("discipline", DISCIPLINES), ("balancer", tuple(BALANCERS))])
@@ -203,12 +202,6 @@ def test_the_choices_are_those_that_there_are(field: str, choices: tuple[str, ..
     assert set(schema["enum"]) == set(choices)
     for choice in msgspec.json.schema(ServerConfig)["$defs"]["ServerConfig"]["properties"]["arbiter_discipline"]["enum"]:
         assert choice in DISCIPLINES
-
-
-def test_a_lane_that_is_made_without_a_file_has_the_same_defaults() -> None:
-    model, lane = ModelConfig(path="a"), LaneKnobs(max_batch=1, max_queue_rows=1)
-    for name in set(ModelConfig.__struct_fields__) & set(LaneKnobs.__struct_fields__) - {"max_batch", "max_queue_rows"}:
-        assert getattr(model, name) == getattr(lane, name), name
 
 
 def test_tenants_are_read_and_quotas_are_theirs(tmp_path: Path) -> None:

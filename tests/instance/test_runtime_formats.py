@@ -248,7 +248,7 @@ def test_the_configuration_may_narrow_what_a_file_says_but_not_contradict_it() -
 )
 def test_a_configurations_paths_are_relative_to_it_but_for_modules(tmp_path: Path, path: str, kept: bool) -> None:
     (tmp_path / "dlproxy.toml").write_text(f'[models.m]\npath = "{path}"\n', "utf-8")
-    assert load(tmp_path / "dlproxy.toml").models["m"].path == (path if kept else str(tmp_path / path))
+    assert load(tmp_path / "dlproxy.toml").models["m"][0].path == (path if kept else str(tmp_path / path))
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:0,gpu", "cuda:x", ""])
@@ -262,4 +262,4 @@ def test_a_configurations_device_is_checked_where_it_stands(tmp_path: Path, devi
 
 def test_several_devices_are_a_list(tmp_path: Path) -> None:
     (tmp_path / "dlproxy.toml").write_text('[models.m]\npath = "m.onnx"\ndevice = "cuda:0, openvino:GPU.1,auto"\n', "utf-8")
-    assert parse_devices(load(tmp_path / "dlproxy.toml").models["m"].device) == ["cuda:0", "openvino:GPU.1", "auto"]
+    assert parse_devices(load(tmp_path / "dlproxy.toml").models["m"][0].device) == ["cuda:0", "openvino:GPU.1", "auto"]

@@ -5,6 +5,7 @@ Not aware of: how a model is loaded or a port served.
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,22 +22,38 @@ if TYPE_CHECKING:
     from dlproxy.serve.assemble import LoadedModel
     from dlproxy.serve.server import Server
 
+AS_KNOB = "as the knob of the same name"
+
+log = logging.getLogger(__name__)
+
+
+class _KnobHelp(argparse.HelpFormatter):
+    """Takes the words for options that set a knob from the table of knobs, which is read only if help is asked for."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        from dlproxy.config.knobs import option_help
+
+        return option_help(action.dest) if action.help == AS_KNOB else action.help
+
 
 def add_to(commands: Commands) -> None:
     """Declare the command and its options."""
-    serve = commands.add_parser("serve", help="serve models over HTTP", description="Serve models over HTTP.")
+    serve = commands.add_parser(
+        "serve", help="serve models over HTTP", description="Serve models over HTTP.", formatter_class=_KnobHelp
+    )
     serve.add_argument(
         "models",
         nargs="*",
         metavar="MODEL",
-        help="a model file, file.py:MyModel, or the address of a model on another server; NAME=... gives it a name",
+        help="a model file, file.py:MyModel, or the address of a model on another server; NAME=... gives it a name, "
+        "NAME:2=... makes it version 2 of a model",
     )
     serve.add_argument("--config", type=Path, metavar="FILE", help="a dlproxy.toml; the options below override it")
-    serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    serve.add_argument("--http-port", type=int, metavar="PORT", help="inference port (default 8000, 0: any)")
-    serve.add_argument("--control-port", type=int, metavar="PORT", help="metrics and health port (default 8002, 0: any)")
+    serve.add_argument("--host", help=AS_KNOB)
+    serve.add_argument("--http-port", type=int, metavar="PORT", help=AS_KNOB)
+    serve.add_argument("--control-port", type=int, metavar="PORT", help=AS_KNOB)
     serve.add_argument("--slo", metavar="p99=20ms", help="latency objective of the models given here")
-    serve.add_argument("--event-log", metavar="FOLDER", help="record every lane event and command, to replay")
+    serve.add_argument("--event-log", metavar="FOLDER", help=AS_KNOB)
     serve.set_defaults(command=_serve)
 
 
@@ -73,21 +90,19 @@ def _run(server: "Server", runner: "Runner") -> None:
 
 
 def _config(args: argparse.Namespace) -> "Config":
-    """The file's configuration with the command line's on top. Raises ConfigError."""
+    """The file's configuration with the environment's and the command line's on top. Raises ConfigError."""
     import msgspec
 
-    from dlproxy.config import Config, ConfigError, ServerConfig, load
+    from dlproxy.config.reading import from_environment, override
 
-    config = load(args.config) if args.config else Config()
+    config, warnings = from_environment(args.config, os.environ)
+    for warning in warnings:
+        log.warning("%s", warning)
     given = {
         name: value for name in ("host", "http_port", "control_port", "event_log") if (value := getattr(args, name)) is not None
     }
-    try:
-        server = msgspec.convert({**msgspec.to_builtins(config.server), **given}, ServerConfig)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        raise ConfigError(f"--{where.strip('`').replace('_', '-')}: {what[0].lower()}{what[1:]}") from None
-    models = add_models(dict(config.models), args.models, args.slo or "", command="serve")
+    server = override(config.server, given, lambda knob: f"--{knob.replace('_', '-')}")
+    models = add_models(config.models, args.models, args.slo or "", command="serve")
     return msgspec.structs.replace(config, server=server, models=models)
 
 

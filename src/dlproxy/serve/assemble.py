@@ -15,7 +15,7 @@ from types import MappingProxyType
 import msgspec
 from msgspec import Struct
 
-from dlproxy.config import ConfigError, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.config import ConfigError, LaneSettings, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.cores import usable_cores
 from dlproxy.instance.inline import HOLD_S
 from dlproxy.instance.trial import Way
@@ -77,24 +77,12 @@ def plan_lane(
     tenants: Mapping[str, TenantConfig] = EMPTY,
 ) -> LanePlan:
     """The lane's knobs, what it knows of latency at the start, and its instances' names."""
+    settings = {name: getattr(config, name) for name in LaneSettings.__struct_fields__}
     knobs = LaneKnobs(
-        max_batch=config.max_batch if batched else 1,
-        max_queue_rows=config.max_queue_rows,
+        **settings | ({} if batched else {"max_batch": 1}),
         slo_s=config.slo_s,
-        max_wait_s=config.max_wait_s,
         max_batch_s=HOLD_S if way.inline else inf,
-        discipline=config.discipline,
-        starvation_s=config.starvation_s,
-        ageing_s=config.ageing_s,
-        tenant_weights={tenant: settings.weight for tenant, settings in tenants.items()},
-        balancer=config.balancer,
-        slow_start_s=config.slow_start_s,
-        codel_target_s=config.codel_target_s,
-        adaptive_limit=config.adaptive_limit,
-        retry_budget=config.retry_budget,
-        hedge=config.hedge,
-        eject_after=config.eject_after,
-        outage_wait_s=config.outage_wait_s,
+        tenant_weights={tenant: limits.weight for tenant, limits in tenants.items()},
         max_padding=MAX_PADDING if pads else 0.0,
     )
     instances = [f"{name}-{number}" for number in range(way.instances)]

@@ -52,7 +52,7 @@ class Server:
             tenants = self._config.tenants
             quotas = make_quotas(tenants)
             memory = memory_in(server.calibration_folder)
-            for name, model in self._config.models.items():
+            for name, model in self._config.served():
                 loaded = await load_model(name, model, tenants=tenants, quotas=quotas, event_log=event_log, memory=memory)
                 self.models.append(loaded)
                 self._catalog.add(loaded.served)

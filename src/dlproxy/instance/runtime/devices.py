@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from msgspec import Struct
 
-from dlproxy.config import DEVICE, DEVICES
+from dlproxy.config.paths import DEVICE, DEVICES
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import TensorSpec
 
