@@ -5,14 +5,16 @@ Not aware of: lanes, requests, protocols.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from dlproxy.config import ConfigError, ModelConfig, is_address, parse_devices
+from dlproxy.config import ConfigError, ModelConfig, check, is_address, parse_devices
+from dlproxy.config.effects import possible_places
+from dlproxy.config.knobs import Place
 from dlproxy.cores import allowed_cores, usable_cores
-from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.content import Content
 from dlproxy.instance.runtime.devices import CPU, in_words, visible_gpus
 from dlproxy.instance.runtime.formats import Kind, runtime_kind
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 OF_OTHERS: tuple[Kind, ...] = ("python", "torchscript", "torch_export", "saved_model", "keras")  # run in processes by default:
 # their code is the user's, or holds the GIL, or sets the threads of the whole process
+
+log = logging.getLogger(__name__)
 
 
 class Hosting(Protocol):
@@ -67,13 +71,26 @@ async def start_hosting(name: str, config: ModelConfig, memory: Memory | None = 
     `memory`: of what was found out about models in earlier lives of the server.
     """
     if is_address(config.path):
+        _heed(name, config, "upstream")
         return await _remote(name, config)
     kind = await asyncio.to_thread(runtime_kind, config.path)
     if config.run == "process" or (config.run == "auto" and kind in OF_OTHERS):
+        _heed(name, config, "process")
         return await _processes(name, config, kind)
+    _heed(name, config, *(("inline", "thread") if config.run == "auto" else possible_places(config)))
     places = 1 if config.run == "inline" else len(parse_devices(config.device))
     only = memory if places == 1 else None
     return LocalHosting(name, config, [await asyncio.to_thread(warm_up, config, number, only) for number in range(places)])
+
+
+def _heed(name: str, config: ModelConfig, *places: Place) -> None:
+    """Refuse or warn of knobs that have no effect there. Raises ConfigError."""
+    try:
+        warnings = check(config, places)
+    except ConfigError as error:
+        raise ConfigError(f"model {name}: {error}") from None
+    for warning in warnings:
+        log.warning("model %s: %s", name, warning)
 
 
 # In worker processes
@@ -155,12 +172,6 @@ class ProcessHosting:
 async def _remote(name: str, config: ModelConfig) -> "RemoteHosting":
     from dlproxy.instance.remote import RemoteInstance, RemoteSettings, calibrate_upstream, parse_addresses, start_upstreams
 
-    if config.samples:
-        raise ModelError(f"model {name} runs on another server ({config.path}), which is warmed up there: leave samples out")
-    if config.padding == "on":
-        raise ModelError(f"model {name} runs on another server ({config.path}), where no request is padded: leave padding out")
-    if config.run != "auto":
-        raise ModelError(f"model {name} runs on another server ({config.path}): leave run = {config.run!r} out")
     settings = RemoteSettings(response_timeout_s=config.batch_timeout_s, headers=config.upstream_headers)
     addresses = parse_addresses(config.path)
     instances = [RemoteInstance(f"{name}-{number}", address, settings) for number, address in enumerate(addresses)]
