@@ -39,8 +39,9 @@ def test_what_stands_for_something_else_is_outside_the_range_of_a_log_scale(sect
 def test_conditions_name_knobs_and_values_that_there_are(section: str, knob: Any) -> None:
     for only in knob.traits.only:
         other = knobs(SECTIONS[section])[only.knob]
-        values = Place.__args__ if only.knob == "run" else other.choices or ("cpu",)  # type: ignore[attr-defined]
+        values = Place.__args__ if only.knob == "run" else other.choices or ("cpu", 0.0)  # type: ignore[attr-defined]
         assert bool(only.among) != bool(only.but)
+        assert set(only.alternatives) <= set(knobs(SECTIONS[section]))
         assert set(only.among + only.but) <= set(values)
 
 
@@ -132,6 +133,12 @@ def test_cores_without_an_arbiter_are_refused(knob: str) -> None:
     assert check(ServerConfig(**{knob: 2, "arbiter": "auto"})) == []
 
 
+def test_a_burst_of_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"burst_s = 2.0 .* it needs another requests_per_s or rows_per_s than 0\.0"):
+        check(TenantConfig(burst_s=2.0))
+    assert check(TenantConfig(burst_s=2.0, rows_per_s=1.0)) == []
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -144,6 +151,7 @@ def test_cores_without_an_arbiter_are_refused(knob: str) -> None:
         ({**LOCAL, "quarantine_s": 3.0}, "in a process of their own, not on a thread"),
         ({**UPSTREAM, "outage_wait_s": 3.0}, "in a process of their own, not on another server"),
         ({"run": "inline", "hedge": True}, "not on the event loop"),
+        ({"retry_budget": 0.0, "hedge": True}, "it needs another retry_budget than 0.0"),
     ],
 )
 def test_what_may_have_a_reason_is_warned_of(settings: dict[str, Any], message: str) -> None:

@@ -51,7 +51,7 @@ def _without_effect(section: Struct, places: Sequence[Place]) -> Iterator[tuple[
         for only in knob.traits.only:
             if value == knob.default or value in only.harmless:
                 continue
-            actual: Sequence[str] = (getattr(section, only.knob),)
+            actual: Sequence[str | float] = [getattr(section, name) for name in (only.knob, *only.alternatives)]
             if only.knob == "run" and isinstance(section, ModelConfig):
                 actual = places or possible_places(section)
             if not any(_allows(only, one) for one in actual):
@@ -59,7 +59,7 @@ def _without_effect(section: Struct, places: Sequence[Place]) -> Iterator[tuple[
                 yield knob, only, f"{_shown(knob, value)} has no effect: it needs {needs(only)}{found}"
 
 
-def _allows(only: Only, value: str) -> bool:
+def _allows(only: Only, value: str | float) -> bool:
     return value in only.among if only.among else value not in only.but
 
 
@@ -70,11 +70,11 @@ def needs(only: Only) -> str:
         return f"batches that run {'here' if only.but == ('upstream',) else _or(allowed)}"
     if only.among:
         return f"{only.knob} = {_or(list(map(repr, only.among)))}"
-    return f"another {only.knob} than {_or(list(map(repr, only.but)))}"
+    return f"another {_or([only.knob, *only.alternatives])} than {_or(list(map(repr, only.but)))}"
 
 
-def _actual(only: Only, actual: Sequence[str]) -> str:
-    return _or([_WORDS[value] if only.knob == "run" else repr(value) for value in actual])
+def _actual(only: Only, actual: Sequence[str | float]) -> str:
+    return _or([_WORDS[str(value)] if only.knob == "run" else repr(value) for value in actual])
 
 
 def _or(words: Sequence[str]) -> str:

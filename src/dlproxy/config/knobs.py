@@ -34,15 +34,17 @@ Switch = Literal["auto", "on", "off"]
 
 class Only(Struct, frozen=True):
     """A knob has an effect only if another, `knob`, has a value `among` these, or one `but` these; `run` is where batches run.
+    `alternatives`: further knobs, of which one with such a value suffices.
 
     Else it is refused, if that is `surely` a mistake, or warned of, but for its default and `harmless` values.
     """
 
     knob: str
     among: tuple[str, ...] = ()
-    but: tuple[str, ...] = ()
+    but: tuple[str | float, ...] = ()
     surely: bool = True
     harmless: tuple[Any, ...] = ()
+    alternatives: tuple[str, ...] = ()
 
 
 class Traits(Struct, frozen=True):
@@ -284,7 +286,7 @@ class LaneSettings(Struct, frozen=True, kw_only=True):
         _live(
             "run a batch that is later than 95 % of its like again on an idle instance",
             tuned=True,
-            only=(Only("run", but=("inline",), surely=False),),
+            only=(Only("run", but=("inline",), surely=False), Only("retry_budget", but=(0.0,), surely=False)),
         ),
     ] = False
     eject_after: Annotated[
@@ -471,7 +473,17 @@ class TenantConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     rows_per_s: Annotated[
         float, _knob("rows per second, in all of a tenant's requests; 0: no limit", unit="rows/s", ge=0, le=1e9)
     ] = 0.0
-    burst_s: Annotated[float, _knob("seconds' worth of both that may come at once", unit="s", log=True, gt=0, le=3600)] = 1.0
+    burst_s: Annotated[
+        float,
+        _knob(
+            "seconds' worth of both that may come at once",
+            unit="s",
+            log=True,
+            only=(Only("requests_per_s", but=(0.0,), alternatives=("rows_per_s",)),),
+            gt=0,
+            le=3600,
+        ),
+    ] = 1.0
     weight: Annotated[
         float,
         _knob("share of a model under the fair discipline, beside tenants of weight 1", log=True, ge=0.001, le=1000),
