@@ -15,9 +15,10 @@ from dlproxy.config import ConfigError, ModelConfig, check, is_address, parse_de
 from dlproxy.config.effects import possible_places
 from dlproxy.config.knobs import Place
 from dlproxy.cores import allowed_cores, usable_cores
+from dlproxy.instance.runtime import Format
 from dlproxy.instance.runtime.content import Content
 from dlproxy.instance.runtime.devices import CPU, in_words, visible_gpus
-from dlproxy.instance.runtime.formats import Kind, runtime_kind
+from dlproxy.instance.runtime.formats import format_of
 from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
@@ -29,9 +30,6 @@ from dlproxy.serve.roster import Roster
 if TYPE_CHECKING:
     from dlproxy.instance.remote import RemoteInstance
     from dlproxy.serve.supervisor import Supervisor
-
-OF_OTHERS: tuple[Kind, ...] = ("python", "torchscript", "torch_export", "saved_model", "keras")  # run in processes by default:
-# their code is the user's, or holds the GIL, or sets the threads of the whole process
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +71,10 @@ async def start_hosting(name: str, config: ModelConfig, memory: Memory | None = 
     if is_address(config.path):
         _heed(name, config, "upstream")
         return await _remote(name, config)
-    kind = await asyncio.to_thread(runtime_kind, config.path)
-    if config.run == "process" or (config.run == "auto" and kind in OF_OTHERS):
+    found = await asyncio.to_thread(format_of, config.path)
+    if config.run == "process" or (config.run == "auto" and found.apart):
         _heed(name, config, "process")
-        return await _processes(name, config, kind)
+        return await _processes(name, config, found)
     _heed(name, config, *(("inline", "thread") if config.run == "auto" else possible_places(config)))
     places = 1 if config.run == "inline" else len(parse_devices(config.device))
     only = memory if places == 1 else None
@@ -96,7 +94,7 @@ def _heed(name: str, config: ModelConfig, *places: Place) -> None:
 # In worker processes
 
 
-async def _processes(name: str, config: ModelConfig, kind: Kind) -> "ProcessHosting":
+async def _processes(name: str, config: ModelConfig, kind: Format) -> "ProcessHosting":
     from dlproxy.instance.process.instance import ProcessInstance, WorkerSettings  # most servers start without these
     from dlproxy.serve.supervisor import Supervisor
 
@@ -109,7 +107,7 @@ async def _processes(name: str, config: ModelConfig, kind: Kind) -> "ProcessHost
         number = int(instance.rpartition("-")[2])
         device = device_of(config, number)
         environment: Mapping[str, str] = {}
-        if kind == "python":  # which finds its GPU by itself
+        if kind.finds_device:
             environment, device = visible_gpus(device, os.environ), "auto"
         spec = PythonSpec(
             "dlproxy.instance.runtime.formats:open_runtime", {"path": config.path, **options(config, threads, device)}
@@ -130,7 +128,7 @@ async def _processes(name: str, config: ModelConfig, kind: Kind) -> "ProcessHost
     found = [instance.calibration for instance in supervisor.instances if isinstance(instance, ProcessInstance)]
     calibration = next((each for each in found if each is not None), Calibration((), signature.batched))
     return ProcessHosting(
-        supervisor, signature, calibration, Way(inline=False, instances=count, threads=threads if kind != "sleep" else 1)
+        supervisor, signature, calibration, Way(inline=False, instances=count, threads=threads if kind.name != "sleep" else 1)
     )
 
 

@@ -19,8 +19,8 @@ from dlproxy.instance.batch import gather
 from dlproxy.instance.inline import InlineInstance
 from dlproxy.instance.padding import without_padding
 from dlproxy.instance.runtime import Runtime
-from dlproxy.instance.runtime.devices import CPU, in_words
-from dlproxy.instance.runtime.formats import Kind, open_runtime, runtime_kind
+from dlproxy.instance.runtime.devices import CPU, in_words, instance_maker
+from dlproxy.instance.runtime.formats import format_of, open_runtime
 from dlproxy.instance.samples import read_samples
 from dlproxy.instance.thread import ThreadInstance
 from dlproxy.instance.trial import INLINE_BELOW_S, Inputs, Measured, Way, best_way, measure, measure_again
@@ -29,7 +29,6 @@ from dlproxy.message import Request, Signature
 from dlproxy.serve.remembered import Memory, Remembered
 from dlproxy.serve.roster import Roster
 
-THREADS_PAY: tuple[Kind, ...] = ("onnx", "torchscript", "torch_export")  # whose number of threads can be tried out
 TRIED_AGAIN = 8  # of the requests that clients sent: a trial takes time from them
 OTHERWISE = 2.0  # times quicker or slower than what was tried before: then all is tried again
 
@@ -85,7 +84,7 @@ def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None) 
 
     `memory`: what was found out when the same model was loaded before is not found out again.
     """
-    key = memory.key(config) if memory is not None and runtime_kind(config.path) == "onnx" else ""
+    key = memory.key(config) if memory is not None and format_of(config.path).name == "onnx" else ""
     found = memory.recall(key) if memory is not None and key else None
     if found is not None:
         runtime = open_model(config, found.way.threads, device_of(config, number))
@@ -123,7 +122,7 @@ def _is_open(config: ModelConfig) -> bool:
     """Whether there is something to find out: the configuration leaves threads or instances open, and there are cores."""
     settled = (config.threads and (config.instances or config.run == "inline")) or config.instances > 1
     one_device = len(parse_devices(config.device)) == 1
-    return not settled and one_device and usable_cores() > 1 and runtime_kind(config.path) in THREADS_PAY
+    return not settled and one_device and usable_cores() > 1 and format_of(config.path).threads_pay
 
 
 def _try(config: ModelConfig, warm: WarmModel, requests: Sequence[Inputs]) -> None:
@@ -321,9 +320,11 @@ class LocalHosting:
     def _add(self, number: int) -> None:
         name = f"{self._name}-{number}"
         runtime = self._warm[number % len(self._warm)].runtime
-        instance: Instance = (
-            InlineInstance(name, runtime, self._leave_the_loop) if self.way.inline else ThreadInstance(name, runtime)
-        )
+        instance: Instance
+        if self.way.inline:
+            instance = InlineInstance(name, runtime, self._leave_the_loop)
+        else:
+            instance = (instance_maker(device_of(self._config, number)) or ThreadInstance)(name, runtime)
         self._instances[name] = instance
         assert self._roster is not None
         self._roster.add_instance(instance)
