@@ -1,13 +1,15 @@
-"""Writes docs/reference/configuration.md from the knobs in dlproxy.config: `python docs/generate.py [--check]`.
+"""Writes docs/reference/: the knobs of dlproxy.config, and the modules by docstrings: `python docs/generate.py [--check]`.
 
-Called by `make docs` and, with --check (exit code 1 if the file is out of date), by `make check`.
+Called by `make docs` and, with --check (exit code 1 if one is out of date), by `make check`.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import modules
 
 from dlproxy.config.effects import needs
 from dlproxy.config.knobs import SECTIONS, Cost, Knob, knobs
@@ -97,18 +99,19 @@ def _toml() -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write docs/reference/configuration.md from the knobs in dlproxy.config.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the page is out of date")
+    parser = argparse.ArgumentParser(description="Write docs/reference: the knobs of dlproxy.config, and the modules.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a page is out of date")
     check = parser.parse_args().check
-    text = page()
-    if not check:
-        OUT.parent.mkdir(exist_ok=True)
-        OUT.write_text(text, "utf-8")
-    elif not OUT.exists() or OUT.read_text("utf-8") != text:
-        sys.stderr.write("docs/reference/configuration.md is out of date; run: make docs\n")
-        return 1
-    return 0
+    stale = [path for path, text in PAGES.items() if not path.exists() or path.read_text("utf-8") != text()]
+    for path in stale:
+        if check:
+            sys.stderr.write(f"docs/reference/{path.name} is out of date; run: make docs\n")
+        else:
+            path.write_text(PAGES[path](), "utf-8")
+    return 1 if check and stale else 0
 
+
+PAGES: dict[Path, Callable[[], str]] = {OUT: page, modules.OUT: modules.page}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,7 +21,7 @@ from dlproxy.config import (
 from dlproxy.config.reading import from_environment
 from dlproxy.policy.balancing import BALANCERS
 from dlproxy.policy.queueing import DISCIPLINES
-from dlproxy.serve.assemble import make_quotas
+from dlproxy.serve.models import make_quotas
 
 
 def _load(text: str | bytes, folder: Path) -> Config:

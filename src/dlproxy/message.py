@@ -71,6 +71,16 @@ class TensorSpec(Struct, frozen=True):
     pad: float = 0.0
 
     @property
+    def sizes(self) -> list[str]:
+        """The shape for people: an open size by the model's own name for it, N where it counts rows, else A, B, C and so on."""
+        names = self.axes or ("",) * len(self.shape)
+        letters = (letter for letter in "ABCDEFGHIJKLMOPQRSTUVWXYZ" * len(names) if letter not in names)
+        return [
+            str(size) if size >= 0 else name or ("N" if axis == self.rows else next(letters))
+            for axis, (size, name) in enumerate(zip(self.shape, names, strict=True))
+        ]
+
+    @property
     def is_mask(self) -> bool:
         """Whether its name says that it marks what counts."""
         return "mask" in self.name.lower()
@@ -105,8 +115,9 @@ class Signature(Struct, frozen=True):
 class Ticket(Struct, eq=False):
     """All that a policy may see of a request: no tensors, so traces and simulators can make tickets.
 
-    Tickets with equal `shape_key` may share a batch. `deadline_at` is +inf when the request has no deadline. `priority`: 1 is
-    the most urgent, larger is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
+    Tickets with equal `shape_key` may share a batch. `deadline_at` is what scheduling aims at, +inf for nothing. `answer_by` is
+    the client's own deadline, a promise: an answer or a failure by then; never before `deadline_at`. `priority`: 1 is the most
+    urgent, larger is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
     `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most, or along the padded axis
     alone if there is one; 1 if none is open. `family`: equal for tickets that may share a batch if shorter ones are padded, as
     nothing but this length tells them apart; empty for one that may not be. An id below 0 is of a re-check
@@ -124,6 +135,7 @@ class Ticket(Struct, eq=False):
     affinity: str = ""
     length: int = 1
     family: tuple[int, ...] = ()
+    answer_by: float = inf
 
     @property
     def of_client(self) -> bool:
@@ -168,7 +180,8 @@ class FailureKind(Enum):
     QUEUE_FULL = "queue_full"
     OVERLOADED = "overloaded"
     QUOTA = "quota"
-    DEADLINE = "deadline"
+    DEADLINE = "deadline"  # it would be, or waited until it was, later than scheduling aims at
+    LATE = "late"  # the client's own deadline has passed
     UNAVAILABLE = "unavailable"
     MODEL_FAILED = "model_failed"
     CANCELLED = "cancelled"

@@ -11,10 +11,12 @@ from dlproxy.policy.events import (
     Arrived,
     BatchDone,
     Cancelled,
+    Closing,
     Command,
     Complete,
     Dispatch,
     Event,
+    InstanceExpected,
     InstanceLost,
     InstanceUp,
     KnobsChanged,
@@ -108,8 +110,16 @@ class Script:
     def lose(self, instance: str, at: float | None = None) -> list[str]:
         return self.tell(InstanceLost(instance, "killed"), at)
 
-    def crash(self, instance: str, at: float | None = None) -> list[str]:
-        return self.tell(InstanceLost(instance, "killed", crashed=True), at)
+    def crash(self, instance: str, at: float | None = None, *, wait_s: float = 2.0) -> list[str]:
+        """And another is expected in its place within `wait_s`."""
+        now = self._now if at is None else at
+        return self.expect(now + wait_s, now) + self.tell(InstanceLost(instance, "killed", crashed=True))
+
+    def expect(self, until: float, at: float | None = None) -> list[str]:
+        return self.tell(InstanceExpected(until), at)
+
+    def close(self, at: float | None = None) -> list[str]:
+        return self.tell(Closing("the model is being unloaded"), at)
 
     @property
     def quarantined(self) -> list[int]:
@@ -138,4 +148,5 @@ def remembered(lane: Lane) -> int:
     """Tickets that the lane still keeps a note of, wherever; 0 once all are answered."""
     taken = sum(state.in_flight for state in lane.instances)
     overdue = lane._deadlines.next_at(lane.queue) < inf  # looking clears it
+    overdue += lane._promises.next_at() < inf or len(lane._promises.open)
     return lane.in_flight + taken + len(lane.queue) + lane.queue.rows + lane._again.notes + overdue

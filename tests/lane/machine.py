@@ -17,7 +17,9 @@ from dlproxy.policy.events import (
     Arrived,
     BatchDone,
     Cancelled,
+    Closing,
     Event,
+    InstanceExpected,
     InstanceLost,
     InstanceUp,
     KnobsChanged,
@@ -50,17 +52,18 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "retry_budget": (0.0, 1.0),
     "hedge": (True,),
     "eject_after": (1, 0),
-    "outage_wait_s": (0.0, 0.020),
     "arbitrated": (True,),
 }
 CHANGES = st.lists(st.sampled_from([(name, value) for name, values in VALUES.items() for value in values]), max_size=8)
-# (seconds to the deadline, shape, rows, (priority, tenant, affinity)), the plainest first
+# ((seconds to the deadline, to that of the client), shape, rows, (priority, tenant, affinity)), the plainest first
+DUE_S = ((inf, inf), (0.040, inf), (0.015, inf), (0.0, inf), (0.040, 0.040), (0.015, 0.060), (0.0, 0.0))
 CLIENTS = ((0, "", ""), (1, "x", "k"), (8, "y", "l"), (6, "x", ""))
-TICKETS = list(product((inf, 0.040, 0.015, 0.0), ((), (9,)), (1, 2, MAX_TICKET_ROWS), CLIENTS))
+TICKETS = list(product(DUE_S, ((), (9,)), (1, 2, MAX_TICKET_ROWS), CLIENTS))
 ARRIVALS = st.lists(st.sampled_from(TICKETS), min_size=1, max_size=6)
 STEPS_S = st.sampled_from([0.001, 0.010, 0.016, 0.100, 12.0])
 PICK = st.integers(0, 11)  # taken modulo how many there are
 NONE_TO_STEP = st.sampled_from([0.0, 0.0, 0.003, 0.020, 0.060])
+WAITS_S = st.sampled_from([-inf, 0.0, 0.020, 5.0])
 WEIGHTS = st.sampled_from([1.0, 0.2, 5.0])
 Change = tuple[str, Any]
 
@@ -86,11 +89,14 @@ class LaneMachine(RuleBasedStateMachine):
     # Events
 
     @rule(arrivals=ARRIVALS)
-    def arrive(self, arrivals: list[tuple[float, tuple[int, ...], int, tuple[int, str, str]]]) -> None:
+    def arrive(self, arrivals: list[tuple[tuple[float, float], tuple[int, ...], int, tuple[int, str, str]]]) -> None:
         now, first = self.observer.now, len(self.observer.tickets)
         new = []
-        for number, (left_s, shape, rows, (priority, tenant, affinity)) in enumerate(arrivals, start=first):
-            new.append(Ticket(number, now, now + left_s, rows, priority, tenant, shape, affinity=affinity))
+        for number, ((left_s, own_s), shape, rows, (priority, tenant, affinity)) in enumerate(arrivals, start=first):
+            times = {"deadline_at": now + left_s, "answer_by": now + own_s}
+            new.append(
+                Ticket(number, now, rows=rows, priority=priority, tenant=tenant, shape_key=shape, affinity=affinity, **times)
+            )
         self.tell(Arrived(new))
 
     @rule(pick=st.integers(0, 40))
@@ -140,9 +146,19 @@ class LaneMachine(RuleBasedStateMachine):
     def instance_is_lost(self, name: str, crashed: bool) -> None:
         self.tell(InstanceLost(name, "killed", crashed))  # which may be down already
 
+    @rule(wait_s=WAITS_S)
+    def instance_is_expected(self, wait_s: float) -> None:
+        self.tell(InstanceExpected(self.observer.now + wait_s))
+
+    @rule(really=st.sampled_from([*[False] * 19, True]))
+    def model_goes(self, really: bool) -> None:
+        if really:
+            self.tell(Closing("the model is being unloaded"))
+
     @precondition(lambda self: self.observer.running)
-    @rule(pick=PICK, back=st.booleans())
-    def instance_crashes_in_mid_batch(self, pick: int, back: bool) -> None:
+    @rule(pick=PICK, wait_s=WAITS_S, back=st.booleans())
+    def instance_crashes_in_mid_batch(self, pick: int, wait_s: float, back: bool) -> None:
+        self.tell(InstanceExpected(self.observer.now + wait_s))
         batches = list(self.observer.running.values())
         name = batches[pick % len(batches)].batch.instance
         self.tell(InstanceLost(name, "killed", crashed=True))

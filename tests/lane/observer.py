@@ -16,10 +16,12 @@ from dlproxy.policy.events import (
     Arrived,
     BatchDone,
     Cancelled,
+    Closing,
     Command,
     Complete,
     Dispatch,
     Event,
+    InstanceExpected,
     InstanceLost,
     InstanceRetired,
     InstanceUp,
@@ -98,7 +100,8 @@ class Observer:
     where: dict[int, Where] = field(default_factory=dict)
     runs: dict[int, int] = field(default_factory=dict)
     losses: dict[int, list[tuple[int, bool]]] = field(default_factory=dict)  # of each: the batch's size, whether it crashed
-    down_since: float = -inf  # when the last instance crashed, if it is being replaced
+    expected_until: float = -inf  # until when an instance that is being started is waited for
+    closing: str = ""
     failed: dict[int, Failed] = field(default_factory=dict)
     second_tries: set[int] = field(default_factory=set)  # had their one other try of the whole batch, or a hedge
     running: dict[int, Run] = field(default_factory=dict)
@@ -119,8 +122,13 @@ class Observer:
             completed += self.follow(command, event)
         assert completed == expected, f"{event} should complete {expected}"
         if isinstance(event, TimerFired):
+            broken = [number for number in self.unanswered() if self.tickets[number].answer_by <= self.now]
+            assert not broken, f"{broken} were to be answered by now"
             late = [number for number in self.waiting() if self.tickets[number].deadline_at <= self.now]
             assert not late, f"{late} wait on although their deadline has passed"
+        if isinstance(event, Arrived) and self.closing:
+            taken = [ticket.id for ticket in event.tickets if self.where[ticket.id] is not Where.ANSWERED]
+            assert not taken, f"{taken} are taken although the model goes"
         assert lane.queue.rows <= max(self.knobs.max_queue_rows, rows_before), "the queue is over its bound"
         self.check_turns(event, commands)
         self.check_counts()
@@ -139,7 +147,11 @@ class Observer:
             self.where.update({ticket.id: Where.QUEUED for ticket in event.tickets})
         elif isinstance(event, InstanceUp):
             self.instances[event.instance] = Seen(event.capacity)
-            self.down_since = -inf
+            self.expected_until = -inf
+        elif isinstance(event, InstanceExpected):
+            self.expected_until = event.until
+        elif isinstance(event, Closing):
+            self.closing = event.reason
         elif isinstance(event, KnobsChanged):
             if event.knobs.arbitrated != self.knobs.arbitrated:
                 self.wanted = None
@@ -149,13 +161,11 @@ class Observer:
         elif isinstance(event, InstanceRetired):
             self.instances.pop(event.instance, None)
         elif isinstance(event, InstanceLost):
-            known = self.instances.pop(event.instance, None)
+            self.instances.pop(event.instance, None)
             for batch_id in [number for number, run in self.running.items() if run.batch.instance == event.instance]:
                 run = self.running.pop(batch_id)
                 for number in self.come_back(run):
                     self.losses.setdefault(number, []).append((len(run.batch.tickets), event.crashed))
-            if not self.instances and (known or not event.crashed):
-                self.down_since = self.now if event.crashed else -inf
         elif isinstance(event, BatchDone) and event.batch_id in self.running:
             return self.batch_ends(self.running.pop(event.batch_id), event)
         return []
@@ -281,7 +291,8 @@ class Observer:
         ticket, kind = command.ticket, command.failure.kind
         was = self.where[ticket.id]
         assert was is not Where.ANSWERED, f"{ticket.id} is rejected, but is {was}"
-        assert was is not Where.RUNS or kind is FailureKind.CANCELLED, f"{ticket.id} is rejected as {kind} while it runs"
+        may_run_on = kind in (FailureKind.CANCELLED, FailureKind.LATE)
+        assert was is not Where.RUNS or may_run_on, f"{ticket.id} is rejected as {kind} while it runs"
         assert command.failure.message
         if kind is FailureKind.CANCELLED:
             assert isinstance(event, Cancelled)
@@ -289,13 +300,16 @@ class Observer:
         elif kind is FailureKind.MODEL_FAILED:
             self.check_model_failed(command, event)
         elif kind is FailureKind.UNAVAILABLE:
-            self.check_unavailable(ticket, event)
+            self.check_unavailable(command, event)
         elif kind is FailureKind.QUEUE_FULL:
             self.check_queue_full(ticket, command.failure.message, event)
         elif kind is FailureKind.OVERLOADED:
             self.check_overloaded(ticket, event)
+        elif kind is FailureKind.LATE:
+            assert ticket.answer_by <= self.now, "its client still waits"
         else:
             assert kind is FailureKind.DEADLINE
+            assert ticket.answer_by > self.now, "its client waits no longer, which is another kind"
             assert ticket.deadline_at < inf
             assert was is Where.QUEUED or ticket.deadline_at <= self.now, "a prediction is no reason to drop a retry"
         self.where[ticket.id] = Where.ANSWERED
@@ -309,15 +323,21 @@ class Observer:
             assert self.losses[ticket.id][-1] == (1, True), "it may have been another one's fault"
             return
         assert isinstance(event, BatchDone)
-        assert event.error == command.failure.message
         failed = self.failed[ticket.id]
+        assert event.error is not None
+        assert command.failure.message.endswith(event.error)
+        assert (command.failure.message == event.error) == (failed.size == 1), "it may have been another one's fault"
         assert failed.size == 1 or not self.knobs.retry_budget or not self.instances, "it may have been another one's fault"
         retried = self.knobs.retry_budget and self.runs[ticket.id] == 1 and len(self.second_tries) < FREE_SECOND_RUNS
         assert not (retried and self.trusted(failed.instance)), f"{ticket.id} fails without a second try"
 
-    def check_unavailable(self, ticket: Ticket, event: Event) -> None:
-        if not self.instances and not self.outage_is_borne():
-            assert isinstance(event, InstanceLost | InstanceRetired | TimerFired | KnobsChanged | Arrived)
+    def check_unavailable(self, command: Reject, event: Event) -> None:
+        ticket = command.ticket
+        if self.closing and (isinstance(event, Arrived) or self.where[ticket.id] is Where.QUEUED):
+            assert command.failure.message == self.closing
+        elif not self.instances and not self.outage_is_borne():
+            ends_it = InstanceLost | InstanceRetired | InstanceExpected | TimerFired | KnobsChanged | Arrived
+            assert isinstance(event, ends_it)
         elif isinstance(event, InstanceLost):
             assert self.where[ticket.id] is Where.COMES_BACK
             size, _ = self.losses[ticket.id][-1]
@@ -397,7 +417,7 @@ class Observer:
         """Nothing waits while an instance is ready, unless one of four reasons explains it."""
         ready, waiting = self.ready(), self.waiting()
         assert set(self.lane.pool.ready) == ready, f"{set(self.lane.pool.ready)} are ready, not {ready}"
-        borne = self.down_since > -inf and self.wake_at <= self.down_since + self.knobs.outage_wait_s  # or its end is late
+        borne = self.wake_at <= self.expected_until  # or its end is late
         assert self.instances or not waiting or borne, f"{waiting} wait for nobody"
         if not ready or not waiting or (self.knobs.arbitrated and self.wanted is not None) or self.holds_back(ready):
             return
@@ -425,8 +445,10 @@ class Observer:
     def check_wake_ups(self) -> None:
         deadline_at = self.next_deadline()
         assert deadline_at == inf or self.wake_at <= max(deadline_at, self.now), f"no wake-up for {deadline_at}"
+        promised_at = min((self.tickets[number].answer_by for number in self.unanswered()), default=inf)
+        assert promised_at == inf or self.wake_at <= max(promised_at, self.now), f"no wake-up for the promise of {promised_at}"
         if not self.instances and self.outage_is_borne():
-            assert self.wake_at <= self.down_since + self.knobs.outage_wait_s, "no wake-up for the end of the outage"
+            assert self.wake_at <= self.expected_until, "no wake-up for the end of the outage"
         ready = self.ready()
         if self.waiting() and Circuit.OPEN in self.circuits().values():
             assert self.wake_at <= max(self.lane.pool.probe_at, self.now), "no wake-up for a probe"
@@ -457,7 +479,7 @@ class Observer:
 
     def outage_is_borne(self) -> bool:
         """No instance is up, but one is on its way, and not for too long yet."""
-        return self.down_since + self.knobs.outage_wait_s > self.now
+        return self.expected_until > self.now
 
     def next_deadline(self) -> float:
         return min((self.tickets[number].deadline_at for number in self.waiting()), default=inf)

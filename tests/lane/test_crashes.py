@@ -1,5 +1,7 @@
 """Events in, exact commands out: instances that crash and come back, requests that wait meanwhile, and the one to blame."""
 
+from math import inf
+
 from dlproxy.policy.events import InstanceRetired
 
 from .fixtures import Script, knobs, remembered
@@ -44,26 +46,73 @@ def test_an_instance_that_is_lost_for_good_is_not_waited_for() -> None:
     assert lane.lose("a") == ["reject 1: unavailable"]
 
 
-def test_the_end_of_the_lane_ends_the_waiting() -> None:
+def test_what_is_said_last_of_the_expected_instance_holds_for_those_that_wait_already() -> None:
     lane = Script(instances="a")
     lane.arrive(1, at=1.0)
     lane.crash("a")
-    assert lane.lose("whoever") == ["reject 1: unavailable"]
+    assert lane.expect(1.5) == ["wake at 1.5"]
+    assert lane.expect(9.0) == []
+    assert lane.timer(1.5) == ["wake at 9"]
+    assert lane.expect(-inf, at=2.0) == ["reject 1: unavailable"]
 
 
-def test_the_knob_holds_for_those_that_wait_already() -> None:
-    lane = Script(instances="a")
-    lane.arrive(1, at=1.0)
-    lane.crash("a")
-    assert lane.turn(knobs(outage_wait_s=0.5)) == ["wake at 1.5"]
-    assert lane.turn(knobs(outage_wait_s=0.0)) == ["reject 1: unavailable"]
+def test_the_first_instance_of_all_is_waited_for() -> None:
+    lane = Script(instances="")
+    assert lane.arrive(1) == ["reject 1: unavailable"]
+    assert lane.expect(9.0, at=1.0) == ["wake at 9"]
+    assert lane.arrive(2) == []
+    assert lane.up("a", at=8.0) == ["run #1 on a: 2"]
+    assert lane.done(1) == ["done #1: 2"]
+    assert lane.timer(9.0) == []
 
 
-def test_an_instance_scaled_away_is_not_waited_for_although_it_crashes_in_its_last_batch() -> None:
+def test_if_the_first_instance_of_all_does_not_come_up_those_that_wait_hear_so() -> None:
+    lane = Script(instances="")
+    lane.expect(9.0, at=1.0)
+    lane.arrive(1)
+    assert lane.timer(9.0) == ["reject 1: unavailable"]
+    assert lane.reasons() == ["the model has no live instance"]
+
+
+def test_an_instance_that_is_expected_outlasts_one_that_retires() -> None:
+    lane = Script(instances="ab")
+    lane.crash("a", at=1.0)
+    assert lane.tell(InstanceRetired("b")) == ["wake at 3"]
+    assert lane.arrive(1) == []
+    assert lane.up("a", at=2.0) == ["run #1 on a: 1"]
+
+
+# The end of the lane
+
+
+def test_when_the_model_goes_the_new_are_refused_and_the_others_are_served() -> None:
     lane = Script(instances="a")
     lane.arrive(1)
-    lane.tell(InstanceRetired("a"))
-    assert lane.crash("a") == ["reject 1: unavailable"]
+    lane.arrive(2)
+    assert lane.close() == []
+    assert lane.arrive(3) == ["reject 3: unavailable"]
+    assert lane.reasons() == ["the model is being unloaded"]
+    assert lane.done(1) == ["done #1: 1", "run #2 on a: 2"]
+    assert lane.done(2) == ["done #2: 2"]
+    assert remembered(lane.lane) == 0
+
+
+def test_what_waits_when_the_last_instance_is_stopped_hears_why() -> None:
+    lane = Script(instances="a")
+    lane.arrive(1)
+    lane.arrive(2)
+    lane.close()
+    assert lane.lose("a") == ["reject 1: unavailable", "reject 2: unavailable"]
+    assert lane.reasons() == ["the model is being unloaded"] * 2
+
+
+def test_the_end_of_the_lane_ends_the_waiting_for_an_instance() -> None:
+    lane = Script(instances="a")
+    lane.arrive(1, at=1.0)
+    lane.crash("a")
+    assert lane.close() == [], "it may yet come"
+    assert lane.expect(-inf) == ["reject 1: unavailable"]
+    assert lane.reasons() == ["the model is being unloaded"]
 
 
 # Who is to blame

@@ -14,6 +14,7 @@ from dlproxy.message import FailureKind, Ticket
 from dlproxy.policy.balancing import BALANCERS
 from dlproxy.policy.events import (
     Cancelled,
+    Closing,
     Command,
     Complete,
     Dispatch,
@@ -349,16 +350,40 @@ class ForgivesCrashes(Lane):
 class WaitsOutOutages(Lane):
     """Lets requests wait for however long it takes until an instance is up again."""
 
-    def _bear_outage(self, now: float, commands: list[Command]) -> None:
-        if self._down_since == -inf:
-            super()._bear_outage(now, commands)
+    def _wait_for_instance(self, now: float, commands: list[Command]) -> None:
+        if self._expected_until == -inf:
+            super()._wait_for_instance(now, commands)
 
 
 class FailsAtOnce(Lane):
     """Fails what waits as soon as the last instance has crashed."""
 
-    def _bear_outage(self, now: float, commands: list[Command]) -> None:
-        self._reject_all("gone", commands)
+    def _wait_for_instance(self, now: float, commands: list[Command]) -> None:
+        self._expected_until = -inf
+        super()._wait_for_instance(now, commands)
+
+
+class BreaksPromises(Lane):
+    """Lets clients wait for a batch that runs for longer than they said."""
+
+    def _timer_fired(self, *rest: Any) -> None:
+        self._promises.due = lambda now: []  # type: ignore[method-assign]
+        super()._timer_fired(*rest)
+
+
+class SleepsOverPromises(Lane):
+    """Asks for no wake-up for those that run."""
+
+    def on(self, event: Event, now: float) -> list[Command]:
+        self._promises.next_at = lambda: inf  # type: ignore[method-assign]
+        return super().on(event, now)
+
+
+class TakesMore(Lane):
+    """Serves those who come when the model goes."""
+
+    def _closing(self, event: Closing, *rest: Any) -> None:
+        pass
 
 
 @dataclass
@@ -374,14 +399,15 @@ class Caught:
 HEDGED = {"hedge": True, "arbitrated": False, "retry_budget": 1.0}
 LIVELY = {"eject_after": 1, "arbitrated": False}
 QUEUEING = {"balancer": "fastest-response", "arbitrated": False, "max_batch": 1, "max_wait_s": 0.0, "max_queue_rows": 100}
-CRASHING = {"retry_budget": 1.0, "outage_wait_s": 5.0, "arbitrated": False, "hedge": False, "max_batch": 8}
+CRASHING = {"retry_budget": 1.0, "arbitrated": False, "hedge": False, "max_batch": 8}
 BUGS = [
     Caught(CompletesCancelled, "should complete|is completed, but is"),
     Caught(NeverWakes, "no wake-up for|nothing ends the wait"),
     Caught(OverCapacity, "capacity of"),
     Caught(
         DeafToKnobs,
-        "rows in a batch|while an instance idles|over its bound|nothing ends the wait|starts a batch|wants a turn|another try",
+        "rows in a batch|while an instance idles|over its bound|nothing ends the wait|starts a batch|wants a turn|another try"
+        "|is not ejected",
     ),
     Caught(LosesWithTheInstance, "in_flight is|wait while"),
     Caught(CancelsTwice, "is rejected, but is"),
@@ -413,7 +439,10 @@ BUGS = [
     ),
     Caught(ForgivesCrashes, "fails without another try", CRASHING),
     Caught(WaitsOutOutages, "wait for nobody|no wake-up|past its deadline", CRASHING),
-    Caught(FailsAtOnce, "isinstance|fails without another try", CRASHING),
+    Caught(FailsAtOnce, "isinstance|fails without another try|no wake-up for the end of the outage", CRASHING),
+    Caught(BreaksPromises, "were to be answered by now"),
+    Caught(SleepsOverPromises, "no wake-up for the promise"),
+    Caught(TakesMore, "taken although the model goes"),
     Caught(DrawsItsOwnNumbers, "answered otherwise in a replay|never answered"),
 ]
 

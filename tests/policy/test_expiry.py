@@ -1,4 +1,4 @@
-"""Deadlines of waiting tickets: which is next, whose have passed, and that those of departed tickets are forgotten."""
+"""Deadlines that pass: which is next, whose have passed, and that those of departed and answered tickets are forgotten."""
 
 from math import inf
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlproxy.message import Ticket
-from dlproxy.policy.expiry import Deadlines
+from dlproxy.policy.expiry import Deadlines, Promises
 from dlproxy.policy.queueing import DISCIPLINES, QueueDiscipline
 from tests.policy.queues import ids, queue_of
 
@@ -75,3 +75,45 @@ def test_what_has_departed_is_looked_at_once() -> None:
     queue.pop(7, 0.0)
     assert deadlines.next_at(queue) == 8.0
     assert len(deadlines.pending) == 3
+
+
+# What clients were promised
+
+
+def promises(*due: float) -> Promises:
+    made = Promises()
+    for number, at in enumerate(due):
+        made.add(Ticket(number, 0.0, at, answer_by=at))
+    return made
+
+
+def test_answers_are_due_earliest_first_and_once() -> None:
+    made = promises(5.0, 3.0, 3.5, 5.1)
+    assert made.next_at() == 3.0
+    assert ids(made.due(2.9)) == []
+    assert ids(made.due(5.0)) == [1, 2, 0]
+    assert (made.next_at(), list(made.open)) == (5.1, [3])
+    assert ids(made.due(9.0)) == [3]
+    assert (made.next_at(), made.open) == (inf, {})
+
+
+@given(
+    st.lists(st.sampled_from([1.0, 2.0, 3.0, 4.0]), max_size=12), st.sets(st.integers(0, 11)), st.sampled_from([0.5, 2.0, 9.0])
+)
+def test_promises_agree_with_a_list(due: list[float], answered: set[int], now: float) -> None:
+    made = promises(*due)
+    for number in answered:
+        made.open.pop(number, None)
+    left = sorted((at, number) for number, at in enumerate(due) if number not in answered)
+    assert made.next_at() == min((at for at, _ in left), default=inf)
+    assert ids(made.due(now)) == [number for at, number in left if at <= now]
+    assert sorted(made.open) == sorted(number for at, number in left if at > now)
+
+
+def test_promises_that_were_kept_are_forgotten() -> None:
+    made = promises(1e9)
+    for number in range(1, 10_000):
+        made.add(Ticket(number, 0.0, answer_by=3600.0 + number))
+        del made.open[number]
+    assert len(made._heap) <= 2 + 64
+    assert made.next_at() == 1e9

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,12 +102,13 @@ class Rig:
         signature: Signature = SIGNATURE,
         quarantine_s: float = 0.0,
         outputs: Sequence[int] = (0,),
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._outputs = outputs
         self.runtime = FakeRuntime(signature, function)
         self.stats = ModelStats()
         self.lane = warmed(Lane(knobs, PRIOR))
-        self.now = asyncio.get_running_loop().time
+        self.now = clock or asyncio.get_running_loop().time
         self.driver = Driver(
             model="m",
             version="1",
@@ -115,6 +117,7 @@ class Rig:
             stats=self.stats,
             clock=self.now,
             quarantine_s=quarantine_s,
+            outage_wait_s=knobs.outage_wait_s,
         )
         self._service_s = None if service_s is None else lambda rows: service_s
         self.fakes = [self.fake(f"m-{number}") for number in range(instances)]
@@ -125,11 +128,15 @@ class Rig:
     def fake(self, name: str) -> FakeInstance:
         return FakeInstance(name, self.runtime, service_s=self._service_s)
 
-    def request(self, value: float = 1.0, *, rows: int = 1, width: int = 1, timeout_s: float = float("inf")) -> Request:
+    def request(
+        self, value: float = 1.0, *, rows: int = 1, width: int = 1, timeout_s: float = inf, promised: bool = False
+    ) -> Request:
         """Row r holds value + r in every column."""
         self._ids += 1
         array = np.repeat(np.arange(rows, dtype=np.float32)[:, None] + np.float32(value), width, axis=1)
         ticket = Ticket(self._ids, self.now(), self.now() + timeout_s, rows, shape_key=(width,))
+        if promised:
+            ticket.answer_by = ticket.deadline_at
         return Request(ticket, "m", [Tensor("x", DType.FP32, array.shape, to_bytes(DType.FP32, array))], self._outputs)
 
     @staticmethod
@@ -138,8 +145,10 @@ class Rig:
         tensor = Tensor("x", DType.FP32, (1, 1), to_bytes(DType.FP32, np.ones((1, 1), np.float32)))
         return Request(Ticket(1, 0.0), "m", [tensor], (0,))
 
-    def send(self, value: float = 1.0, *, rows: int = 1, width: int = 1, timeout_s: float = float("inf")) -> Reply:
-        reply = Reply(self.request(value, rows=rows, width=width, timeout_s=timeout_s))
+    def send(
+        self, value: float = 1.0, *, rows: int = 1, width: int = 1, timeout_s: float = inf, promised: bool = False
+    ) -> Reply:
+        reply = Reply(self.request(value, rows=rows, width=width, timeout_s=timeout_s, promised=promised))
         self.driver.submit(reply.request, reply)
         return reply
 

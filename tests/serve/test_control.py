@@ -8,13 +8,13 @@ from msgspec.structs import replace
 
 from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.config.knobs import live_knobs
+from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, FailureKind, Tensor
 from dlproxy.policy.balancing import BALANCERS
 from dlproxy.policy.queueing import DISCIPLINES
 from dlproxy.serve.assemble import load_model, unload_model
 from dlproxy.serve.control import LaneControl
-from dlproxy.serve.roster import Roster
 from dlproxy.wire.checks import RequestChecker
 from tests import models
 from tests.serve.rig import KNOBS, Rig, pass_time, turns
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.looptime(idle_step=0.1, idle_timeout=1.0)  # whoever wa
 
 
 class Rented:
-    """As much of a hosting as a control uses; `problem`: why it cannot scale."""
+    """As much of a fleet as a control uses; `problem`: why it cannot scale."""
 
     run = "process"
 
@@ -45,8 +45,8 @@ class Controlled(Rig):
         super().__init__(instances=0, service_s=service_s, knobs=knobs)
         config = ModelConfig(path="m.onnx", **{"max_batch": 64, "max_queue_rows": 1000, **settings})
         self.roster = Roster(self.driver, self.stats, self.now)
-        self.hosting = Rented()
-        self.control = LaneControl(config, self.lane, self.driver, knobs, self.hosting, self.roster)
+        self.fleet = Rented()
+        self.control = LaneControl(config, self.lane, self.driver, knobs, self.fleet, self.roster)
         self.fakes = [self.fake(f"m-{number}") for number in range(instances)]
         for fake in self.fakes:
             self.roster.add_instance(fake)
@@ -105,10 +105,10 @@ async def test_scaling_takes_counts_that_make_sense_and_says_why_it_failed() -> 
     for count in (-1, 257):
         with pytest.raises(ConfigError, match=f"instances {count} is impossible; give 0 to 256"):
             await rig.control.scale(count)
-    rig.hosting.problem = ModelError("no memory for a third")
+    rig.fleet.problem = ModelError("no memory for a third")
     with pytest.raises(ConfigError, match="no memory for a third"):
         await rig.control.scale(3)
-    assert rig.hosting.counts == [0, 256, 3]
+    assert rig.fleet.counts == [0, 256, 3]
 
 
 async def test_every_choice_of_discipline_and_balancer_can_be_changed_to_while_requests_wait() -> None:

@@ -65,6 +65,39 @@ async def test_stopping_fails_those_that_wait_for_a_replacement() -> None:
     assert (reply.kind, reply.at) == (FailureKind.UNAVAILABLE, 1.0)
 
 
+async def test_the_knob_holds_for_those_that_wait_already() -> None:
+    rig = Rig(service_s=None)
+    crash(rig)
+    first, second = rig.send(), rig.send()
+    await turns()
+    rig.driver.change_knobs(replace(KNOBS, outage_wait_s=0.5))
+    assert 0.5 <= (await first.wait()).at < 0.51
+    assert second.kind is FailureKind.UNAVAILABLE
+    assert rig.is_at_rest()
+
+
+async def test_an_instance_scaled_away_is_not_waited_for_although_it_crashes_in_its_last_batch() -> None:
+    rig = Rig(service_s=None)
+    reply = rig.send()
+    await turns()
+    rig.driver.retire_instance("m-0")
+    crash(rig)
+    assert reply.kind is FailureKind.UNAVAILABLE
+
+
+async def test_a_batch_due_at_the_moment_of_the_crash_does_not_go_to_the_dead_instance() -> None:
+    """The wait to fill has ended when the driver tells of the crash, but its timer has not fired yet."""
+    now = 0.0
+    rig = Rig(knobs=replace(KNOBS, max_wait_s=1.0), clock=lambda: now)
+    reply = rig.send()
+    await turns()
+    now = 1.0
+    crash(rig)
+    assert not reply.answered
+    replace_it(rig, 1)
+    assert (await reply.wait()).values == [2.0]
+
+
 async def test_an_input_that_crashed_two_instances_is_refused_at_once_for_a_while() -> None:
     rig = Rig(service_s=None, quarantine_s=60.0)
     assert (await kill_twice(rig)).kind is FailureKind.MODEL_FAILED

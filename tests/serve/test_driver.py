@@ -385,9 +385,35 @@ async def test_stop_without_patience_answers_what_came_in_the_same_turn() -> Non
 
 async def test_after_stop_requests_are_refused() -> None:
     rig = Rig()
-    await rig.driver.stop(drain_s=1.0)
+    await rig.driver.stop(1.0, "the server is shutting down")
     assert not rig.driver.ready
-    assert (await rig.send().wait()).kind is FailureKind.UNAVAILABLE
+    assert (await rig.send().wait()).failure == Failure(FailureKind.UNAVAILABLE, "the server is shutting down", 1.0)
+
+
+async def test_who_comes_during_the_drain_is_refused_and_the_others_are_served() -> None:
+    rig = Rig(service_s=1.0, knobs=replace(KNOBS, max_batch=1))
+    first, second = rig.send(1.0), rig.send(2.0)
+    stopping = asyncio.create_task(rig.driver.stop(drain_s=10.0))
+    await turns()
+    late = await rig.send(3.0).wait()
+    assert (late.kind, late.at) == (FailureKind.UNAVAILABLE, 0.0)
+    await stopping
+    assert [first.values, second.values] == [[2.0], [4.0]]
+    assert rig.is_at_rest()
+
+
+# The client's own deadline
+
+
+async def test_a_client_is_answered_by_its_own_deadline_while_the_batch_runs_on() -> None:
+    rig = Rig(service_s=1.0)
+    impatient, patient = rig.send(1.0, timeout_s=0.25, promised=True), rig.send(2.0, timeout_s=0.25)
+    assert (await impatient.wait()).kind is FailureKind.LATE
+    assert 0.25 <= impatient.at <= 0.251
+    assert (await patient.wait()).values == [4.0], "nobody promised it an answer by then"
+    assert rig.batches == [[1, 2]]
+    assert rig.stats.failures[FailureKind.LATE] == 1
+    assert rig.is_at_rest()
 
 
 async def test_stopping_an_idle_driver_takes_no_time_and_may_be_done_twice() -> None:

@@ -5,10 +5,11 @@ import threading
 from collections.abc import Sequence
 
 from dlproxy.config import ModelConfig
+from dlproxy.fleet.local import LocalFleet
+from dlproxy.fleet.roster import Roster
+from dlproxy.fleet.warm_model import WarmModel
 from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
-from dlproxy.serve.local import LocalHosting, WarmModel
-from dlproxy.serve.roster import Roster
 from dlproxy.testing import FakeRuntime
 from tests.serve.rig import SIGNATURE, Array, Rig, double, turns
 
@@ -26,13 +27,13 @@ async def test_a_name_is_given_again_only_when_its_last_batch_has_ended() -> Non
     rig = Rig(instances=0)
     roster = Roster(rig.driver, rig.stats, rig.now)
     warm = [WarmModel(FakeRuntime(SIGNATURE, gated), Calibration((), True), 1, Way(inline=False, instances=2, threads=1))]
-    hosting = LocalHosting("m", ModelConfig(path="m.onnx", run="thread", instances=2), warm)
-    hosting.attach(roster)
+    fleet = LocalFleet("m", ModelConfig(path="m.onnx", run="thread", instances=2), warm)
+    fleet.attach(roster)
     replies = [rig.send(float(number), rows=64) for number in range(2)]
     await asyncio.to_thread(started.wait)  # both run
-    fewer = asyncio.create_task(hosting.scale(1))
+    fewer = asyncio.create_task(fleet.scale(1))
     await turns()
-    more = asyncio.create_task(hosting.scale(2))
+    more = asyncio.create_task(fleet.scale(2))
     await turns()
     names = [place["name"] for place in roster.places()]
     gate.set()
@@ -42,4 +43,4 @@ async def test_a_name_is_given_again_only_when_its_last_batch_has_ended() -> Non
         assert (await reply.wait()).values[0] == 2.0 * number
     assert [(state.name, state.in_flight) for state in rig.lane.instances] == [("m-0", 0), ("m-1", 0)]
     await rig.driver.stop(1.0)
-    await hosting.stop()
+    await fleet.stop()

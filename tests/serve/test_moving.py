@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from dlproxy.config import ModelConfig
-from dlproxy.instance.inline import HOLD_S, IN_A_THOUSAND, TOO_LONG_S, InlineInstance
+from dlproxy.fleet import warm_model
+from dlproxy.fleet.local import LocalFleet
+from dlproxy.fleet.roster import Roster
+from dlproxy.fleet.warm_model import WarmModel
+from dlproxy.instance.inline import IN_A_THOUSAND, TOO_LONG_S, InlineInstance
 from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
-from dlproxy.serve import local
-from dlproxy.serve.local import LocalHosting, WarmModel
+from dlproxy.policy.plan import HOLD_S
 from dlproxy.serve.reservoir import AFTER, KEPT, Reservoir
-from dlproxy.serve.roster import Roster
 from dlproxy.testing import FakeRuntime
 from tests.serve.rig import SIGNATURE, Array, Rig, double
 
@@ -28,12 +30,12 @@ def _busy(seconds: float) -> None:
         pass
 
 
-def _hosted(rig: Rig, function: object, way: Way = INLINE, **settings: object) -> tuple[LocalHosting, Roster]:
+def _hosted(rig: Rig, function: object, way: Way = INLINE, **settings: object) -> tuple[LocalFleet, Roster]:
     warm = WarmModel(FakeRuntime(SIGNATURE, function), QUICK, 1, way)  # type: ignore[arg-type]
-    hosting = LocalHosting("m", ModelConfig(path="m.onnx", **settings), [warm])  # type: ignore[arg-type]
+    fleet = LocalFleet("m", ModelConfig(path="m.onnx", **settings), [warm])  # type: ignore[arg-type]
     roster = Roster(rig.driver, rig.stats, rig.now)
-    hosting.attach(roster)
-    return hosting, roster
+    fleet.attach(roster)
+    return fleet, roster
 
 
 def _by_width(inputs: Sequence[Array]) -> list[Array]:
@@ -45,32 +47,32 @@ def _by_width(inputs: Sequence[Array]) -> list[Array]:
 
 async def test_long_work_leaves_the_loop_and_no_request_is_lost() -> None:
     rig = Rig(instances=0)
-    hosting, roster = _hosted(rig, _by_width)
+    fleet, roster = _hosted(rig, _by_width)
     moved: list[Way] = []
-    hosting.on_moved = moved.append
+    fleet.on_moved = moved.append
     assert (await rig.send().wait()).values == [2.0]
-    hosting.try_again([rig.request()])  # a trial that found nothing to change must not keep it on the loop
-    assert hosting._moving is not None
-    await hosting._moving
+    fleet.try_again([rig.request()])  # a trial that found nothing to change must not keep it on the loop
+    assert fleet._moving is not None
+    await fleet._moving
     replies = [rig.send(float(number), width=8) for number in range(8)]
     assert [(await reply.wait()).values for reply in replies] == [[2.0 * number] for number in range(8)]
     more = [rig.send(float(number), width=8) for number in range(4)]
     for reply in more:
         await reply.wait()
     assert [way.inline for way in moved] == [False]
-    assert hosting.run == "thread"
+    assert fleet.run == "thread"
     assert [place["name"] for place in roster.places()] == ["m-1"]
     assert rig.is_at_rest()
     await rig.driver.stop(1.0)
-    await hosting.stop()
+    await fleet.stop()
 
 
 async def test_run_inline_is_an_order() -> None:
     rig = Rig(instances=0)
-    hosting, _ = _hosted(rig, _by_width, run="inline")
+    fleet, _ = _hosted(rig, _by_width, run="inline")
     for _ in range(3):
         await rig.send(width=8).wait()
-    assert hosting.way == INLINE
+    assert fleet.way == INLINE
     await rig.driver.stop(1.0)
 
 
@@ -106,27 +108,27 @@ async def test_what_clients_send_is_tried_again(monkeypatch: pytest.MonkeyPatch)
         _busy(1e-3 if inputs[0].shape[1] > 4 else 0.0)
         return double(inputs)
 
-    monkeypatch.setattr(local, "usable_cores", lambda: 2)
+    monkeypatch.setattr(warm_model, "usable_cores", lambda: 2)
     rig = Rig(instances=0)
     way = Way(inline=False, instances=1, threads=1)
-    hosting, roster = _hosted(rig, slow, way)
+    fleet, roster = _hosted(rig, slow, way)
     moved = asyncio.Event()
-    hosting.on_moved = lambda way: moved.set()
-    hosting.try_again([rig.request(width=1)] * 3)
-    assert hosting._moving is not None
-    await hosting._moving
-    assert hosting.way == INLINE, "short rows are as quick as a model on the loop must be"
+    fleet.on_moved = lambda way: moved.set()
+    fleet.try_again([rig.request(width=1)] * 3)
+    assert fleet._moving is not None
+    await fleet._moving
+    assert fleet.way == INLINE, "short rows are as quick as a model on the loop must be"
     moved.clear()
-    hosting.try_again([rig.request(width=8)] * 3)
+    fleet.try_again([rig.request(width=8)] * 3)
     replies = [rig.send(float(number), width=8) for number in range(20)]
     await asyncio.wait_for(moved.wait(), 20)
     for reply in replies:
         await reply.wait()
-    assert hosting.way == Way(inline=False, instances=2, threads=1)
-    await hosting._moving
+    assert fleet.way == Way(inline=False, instances=2, threads=1)
+    await fleet._moving
     assert [place["state"] for place in roster.places()] == ["up", "up"]
     await rig.driver.stop(1.0)
-    await hosting.stop()
+    await fleet.stop()
 
 
 async def test_requests_that_cannot_be_tried_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -134,11 +136,11 @@ async def test_requests_that_cannot_be_tried_change_nothing(caplog: pytest.LogCa
         raise ValueError("not today")
 
     rig = Rig(instances=0)
-    hosting, _ = _hosted(rig, broken)
-    hosting.try_again([rig.request()])
-    assert hosting._moving is not None
-    await hosting._moving
-    assert hosting.way == INLINE
+    fleet, _ = _hosted(rig, broken)
+    fleet.try_again([rig.request()])
+    assert fleet._moving is not None
+    await fleet._moving
+    assert fleet.way == INLINE
     assert "could not be tried on its clients' requests: not today" in caplog.text
 
 

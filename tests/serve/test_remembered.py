@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from dlproxy.config import ModelConfig
+from dlproxy.fleet import warm_model
+from dlproxy.fleet.local import LocalFleet
+from dlproxy.fleet.remembered import MOST_FILES, Memory, Remembered, memory_in
+from dlproxy.fleet.warm_model import warm_up
 from dlproxy.instance.trial import Measured, Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Signature
-from dlproxy.serve import local
-from dlproxy.serve.local import LocalHosting, warm_up
-from dlproxy.serve.remembered import MOST_FILES, Memory, Remembered, memory_in
 from tests import models
 
 FOUND = Remembered(
@@ -32,7 +33,7 @@ def config(tmp_path: Path) -> ModelConfig:
 
 
 def _no_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "warmed", lambda *_, **__: pytest.fail("it was warmed up again"))
+    monkeypatch.setattr(warm_model, "warmed", lambda *_, **__: pytest.fail("it was warmed up again"))
 
 
 def test_the_second_start_measures_nothing_and_finds_the_same(
@@ -122,7 +123,7 @@ def test_what_service_has_shown_is_known_at_the_next_start(
     memory = Memory(tmp_path / "kept")
     first = warm_up(config, memory=memory)
     assert first.runtime.signature.batched
-    LocalHosting("m", config, [first]).rows_are_not_independent("output 'y' was different")
+    LocalFleet("m", config, [first]).rows_are_not_independent("output 'y' was different")
     _no_warm_up(monkeypatch)
     second = warm_up(config, memory=memory)
     assert not second.runtime.signature.batched

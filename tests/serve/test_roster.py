@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from dlproxy.fleet.roster import Roster
+from dlproxy.fleet.upstreams import UpstreamFleet
 from dlproxy.instance.remote import parse_address
 from dlproxy.instance.warmup import Calibration
-from dlproxy.policy.events import InstanceLost, InstanceRetired, InstanceUp
+from dlproxy.policy.events import InstanceExpected, InstanceLost, InstanceRetired, InstanceUp
 from dlproxy.serve.driver import Driver
-from dlproxy.serve.hosting import RemoteHosting
-from dlproxy.serve.roster import Roster
 from dlproxy.telemetry.event_log import Header, Note, Recorder, read, replay
 from dlproxy.testing import FakeInstance
 from tests.serve.rig import KNOBS, PRIOR, SIGNATURE, Rig, pass_time
@@ -29,7 +29,13 @@ class Signed(Rig):
         if log is not None:
             self.recorder = Recorder(log, Header("m", KNOBS, list(PRIOR)), self.lane)
             self.driver = Driver(
-                model="m", version="1", signature=SIGNATURE, lane_on=self.recorder.on, stats=self.stats, clock=self.now
+                model="m",
+                version="1",
+                signature=SIGNATURE,
+                lane_on=self.recorder.on,
+                stats=self.stats,
+                clock=self.now,
+                outage_wait_s=0.25,
             )
         self.roster = Roster(self.driver, self.stats, self.now, self.recorder.note if self.recorder else None)
 
@@ -120,6 +126,7 @@ async def test_the_event_log_holds_every_change_with_its_time_and_replays(tmp_pa
     kept = [(round(entry.at - began_at, 3), entry.event) for entry in entries]
     assert kept == [
         (0.0, InstanceUp("m-0")),
+        (1.0, InstanceExpected(began_at + 1.0 + 0.25)),
         (1.0, InstanceLost("m-0", "killed by SIGKILL", crashed=True)),
         (1.0, Note("m-0", "waiting", "starts again in 0.1 s")),
         (1.1, Note("m-0", "starting")),
@@ -133,7 +140,7 @@ async def test_the_event_log_holds_every_change_with_its_time_and_replays(tmp_pa
 
 
 class Upstream(FakeInstance):
-    """What a RemoteHosting needs of a remote instance."""
+    """What a UpstreamFleet needs of a remote instance."""
 
     def __init__(self, name: str, rig: Rig, *, up: bool) -> None:
         super().__init__(name, rig.runtime)
@@ -146,8 +153,8 @@ class Upstream(FakeInstance):
 async def test_upstreams_are_shown_with_their_address_from_the_start_on_and_come_and_go() -> None:
     rig = Signed()
     well, missing = Upstream("m-0", rig, up=True), Upstream("m-1", rig, up=False)
-    hosting = RemoteHosting("m", [well, missing], SIGNATURE, None, Calibration((), True))  # type: ignore[list-item]
-    hosting.attach(rig.roster)
+    fleet = UpstreamFleet("m", [well, missing], SIGNATURE, None, Calibration((), True))  # type: ignore[list-item]
+    fleet.attach(rig.roster)
     assert [(place["state"], place["address"]) for place in rig.roster.places()] == [
         ("up", "m-0.example:8000"),
         ("lost", "m-1.example:8000"),

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
+from dlproxy.fleet.supervisor import FIRST_DELAY_S, HEALTHY_S, MOST_DELAY_S, Supervisor
 from dlproxy.instance import Instance
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import FailureKind, Signature
-from dlproxy.serve.supervisor import FIRST_DELAY_S, HEALTHY_S, MOST_DELAY_S, Supervisor
 from dlproxy.testing import FakeInstance
 from tests.serve.rig import SIGNATURE, Reply, Rig, pass_time
 

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlproxy.config import ModelConfig
-from dlproxy.instance.trial import Way
-from dlproxy.instance.warmup import Calibration
+from dlproxy.fleet.names import instance_names
+from dlproxy.fleet.warm_model import stated_way
 from dlproxy.lab.load.arrivals import make_arrivals
 from dlproxy.lab.simulate import run
 from dlproxy.lab.simulate.engine import Call, LoopCosts, SimulatedModel, Simulation, utilisation
@@ -18,8 +18,7 @@ from dlproxy.lab.simulate.run import ModelPlan, Scenario, build, make_calls
 from dlproxy.lab.simulate.service_times import Fitted
 from dlproxy.policy.balancing import BALANCERS, RoundRobin
 from dlproxy.policy.events import BatchDone
-from dlproxy.serve.assemble import plan_lane
-from dlproxy.serve.local import stated_way
+from dlproxy.policy.plan import plan_lane
 
 from .fixtures import NotedLane, NotedTally, noted
 
@@ -85,8 +84,8 @@ def model_plans(draw: st.DrawFn, name: str) -> ModelPlan:
         run=draw(st.sampled_from(["thread", "thread", "inline"])),
     )
     points = tuple((rows, base_s + row_s * rows) for rows in (1, 64))
-    calibration = Calibration(points, True)
-    plan = plan_lane(name, config, calibration, batched=True, way=stated_way(config, calibration.single_s))
+    way = stated_way(config, base_s + row_s)
+    plan = plan_lane(config, points, instances=instance_names(name, way.instances), inline=way.inline, batched=True)
     return ModelPlan(
         plan, lambda seed: Fitted(base_s, row_s, cv=cv, seed=seed), f"{base_s} {row_s} {cv}", share=draw(st.integers(1, 3))
     )
@@ -162,9 +161,8 @@ def check_that_all_is_well_again(simulation: Simulation, tally: NotedTally, scen
 
 def test_the_share_of_time_that_an_instance_was_busy_ends_with_the_run() -> None:
     """A second of load that takes a minute to work off, and one instance that dies in the middle of its batch."""
-    plan = plan_lane(
-        "m", ModelConfig(path="m", max_batch=1), Calibration(((1, 0.1), (2, 0.2)), True), batched=True, way=Way(False, 1, 1)
-    )
+    config = ModelConfig(path="m", max_batch=1)
+    plan = plan_lane(config, ((1, 0.1), (2, 0.2)), instances=["m-0"], inline=False, batched=True)
     scenario = Scenario(
         models={"m": ModelPlan(plan, lambda seed: Fitted(0.1, 0.0), "")},
         arrivals=make_arrivals("constant", rate=500.0, seed=0),
@@ -182,7 +180,7 @@ def test_the_share_of_time_that_an_instance_was_busy_ends_with_the_run() -> None
 def test_what_runs_after_the_end_is_no_part_of_the_share() -> None:
     tally = NotedTally(1.0)
     simulation = Simulation(tally, balancer=RoundRobin())
-    plan = plan_lane("m", ModelConfig(path="m"), Calibration(((1, 0.25), (2, 0.5)), True), batched=True, way=Way(False, 1, 1))
+    plan = plan_lane(ModelConfig(path="m"), ((1, 0.25), (2, 0.5)), instances=["m-0"], inline=False, batched=True)
     simulation.add("node-0", [SimulatedModel("m", NotedLane(plan.knobs), Fitted(0.25, 0.0), ["m-0"])])
     simulation.run(Call("m", 1, inf, at) for at in (0.0, 0.875, 5.0, 9.0))
     assert len(tally.answers) == 4

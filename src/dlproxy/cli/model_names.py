@@ -16,8 +16,8 @@ def add_models(
     from dlproxy.config import ConfigError, ModelConfig, parse_slo
 
     parse_slo(slo)
-    if slo and not arguments:
-        raise ConfigError(f"--slo is for models given with it, as dlproxy {command} MODEL.onnx --slo {slo}; in a file set slo")
+    if slo and models and not arguments:
+        raise ConfigError("--slo is for models given on the command line, and there are none; the file's models have their own")
     models = {name: list(versions) for name, versions in models.items()}
     for argument in arguments:
         name, version, path = _parsed(argument)

@@ -86,6 +86,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     host: Annotated[str, _knob("address to listen on; 0.0.0.0 for every interface")] = "127.0.0.1"
     http_port: Annotated[int, _knob("port for inference; 0 picks a free one", ge=0, le=65535)] = 8000
+    uds: Annotated[str, _knob("path of a Unix socket for inference, in place of http_port; empty: none")] = ""
     control_port: Annotated[int, _knob("port for metrics and health; 0 picks a free one", ge=0, le=65535)] = 8002
     server_timing: Annotated[bool, _knob("tell each client queue, batch and compute time in a Server-Timing header")] = True
     idle_poll_s: Annotated[
@@ -111,6 +112,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         ),
     ] = "auto"
     event_log: Annotated[str, _knob("record every lane event and command in this folder, to replay; empty: off")] = ""
+    access_log: Annotated[bool, _knob("log a line for each request of the inference port")] = False
     arbiter: Annotated[
         Switch,
         _knob(

@@ -59,7 +59,8 @@ class Admission:
             return None
         left_s = ticket.deadline_at - now
         if left_s <= 0.0:
-            return Failure(FailureKind.DEADLINE, "Request timeout expired before the request could be queued")
+            kind = FailureKind.LATE if ticket.answer_by <= now else FailureKind.DEADLINE
+            return Failure(kind, "Request timeout expired before the request could be queued")
         if backlog.idle and not queue.rows:
             return None
         wait_s, own_rows = self._wait(ticket, queue, backlog, now)

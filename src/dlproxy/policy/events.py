@@ -44,7 +44,7 @@ class InstanceUp(Struct, tag="instance_up"):
 class InstanceLost(Struct, tag="instance_lost"):
     """An instance is gone, with whatever it was running.
 
-    `crashed`: it ended by itself, perhaps because of what it ran, and another is being started in its place.
+    `crashed`: it ended by itself, perhaps because of what it ran.
     """
 
     instance: str
@@ -56,6 +56,21 @@ class InstanceRetired(Struct, tag="instance_retired"):
     """An instance takes no more batches; what it runs will end as usual."""
 
     instance: str
+
+
+class InstanceExpected(Struct, tag="instance_expected"):
+    """An instance is being started: requests may wait for it until then. Replaces what was said before; -inf: none is any more.
+
+    To be told before the InstanceLost whose instance it replaces.
+    """
+
+    until: float
+
+
+class Closing(Struct, tag="closing"):
+    """The model goes: what waits and runs is finished, and who comes now is refused for this reason."""
+
+    reason: str
 
 
 class TimerFired(Struct, tag="timer"):
@@ -72,7 +87,19 @@ class KnobsChanged(Struct, tag="knobs"):
     knobs: LaneKnobs
 
 
-Event = Arrived | Cancelled | BatchDone | InstanceUp | InstanceLost | InstanceRetired | TimerFired | TurnGranted | KnobsChanged
+Event = (
+    Arrived
+    | Cancelled
+    | BatchDone
+    | InstanceUp
+    | InstanceLost
+    | InstanceRetired
+    | InstanceExpected
+    | Closing
+    | TimerFired
+    | TurnGranted
+    | KnobsChanged
+)
 
 
 class Dispatch(Struct, tag="dispatch"):

@@ -1,9 +1,11 @@
-"""Deadlines of the tickets that wait in a queue: when the next one passes, and whose have passed. Called by policy/lane.py.
+"""Deadlines that pass: of tickets that wait in a queue, and those that clients set, until they have their answers.
 
-Not aware of: the order of service, whether a deadline can still be met (admission and the lane judge that).
+Called by policy/lane.py. Not aware of: the order of service, whether a deadline can still be met (admission and the lane judge
+that).
 """
 
 from bisect import bisect_right, insort
+from heapq import heapify, heappop, heappush
 from math import inf
 
 from dlproxy.message import Ticket
@@ -51,3 +53,36 @@ class Deadlines:
         removed = [queue.remove(ticket_id) for _, ticket_id in self.pending[:passed]]
         del self.pending[:passed]
         return [ticket for ticket in removed if ticket is not None]
+
+
+class Promises:
+    """`open` are the tickets with a deadline of their client's own that have no answer yet, wherever they are, by id.
+
+    Answered ones are taken out of `open` by whoever answers them; their entries on the heap go when they come up, or when they
+    are more than half of it.
+    """
+
+    def __init__(self) -> None:
+        self.open: dict[int, Ticket] = {}
+        self._heap: list[tuple[float, int]] = []
+
+    def add(self, ticket: Ticket) -> None:
+        self.open[ticket.id] = ticket
+        heappush(self._heap, (ticket.answer_by, ticket.id))
+        if len(self._heap) > 2 * len(self.open) + SLACK:
+            self._heap = [(ticket.answer_by, ticket.id) for ticket in self.open.values()]
+            heapify(self._heap)
+
+    def next_at(self) -> float:
+        """When the next answer is due, +inf for none."""
+        heap = self._heap
+        while heap and heap[0][1] not in self.open:
+            heappop(heap)
+        return heap[0][0] if heap else inf
+
+    def due(self, now: float) -> list[Ticket]:
+        """Take out every ticket whose answer is due."""
+        due: list[Ticket] = []
+        while self.next_at() <= now:
+            due.append(self.open.pop(heappop(self._heap)[1]))
+        return due

@@ -10,6 +10,7 @@ from math import inf
 from msgspec import Struct
 
 from dlproxy.message import Failure, FailureKind, Ticket
+from dlproxy.policy import refusals
 from dlproxy.policy.admission import Admission, Backlog
 from dlproxy.policy.batching import FittedBatching, Take, Wait
 from dlproxy.policy.cost import LatencyModel, Point
@@ -17,10 +18,12 @@ from dlproxy.policy.events import (
     Arrived,
     BatchDone,
     Cancelled,
+    Closing,
     Command,
     Complete,
     Dispatch,
     Event,
+    InstanceExpected,
     InstanceLost,
     InstanceRetired,
     InstanceUp,
@@ -32,14 +35,15 @@ from dlproxy.policy.events import (
     WakeAt,
     WantTurn,
 )
-from dlproxy.policy.expiry import Deadlines
+from dlproxy.policy.expiry import Deadlines, Promises
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.overload import CoDel, Gradient2
 from dlproxy.policy.padding import Padding
 from dlproxy.policy.pool import InstancePool, InstanceState
-from dlproxy.policy.queueing import DEFAULT_LEVEL, level, make_queue, refill
+from dlproxy.policy.queueing import DEFAULT_LEVEL, level, make_queue, refill, same_order
 from dlproxy.policy.retry_budget import RetryBudget
-from dlproxy.policy.second_runs import SecondRuns
+from dlproxy.policy.second_runs import SecondRuns, requests_fault
+from dlproxy.policy.view import LaneView, WaitsFor
 
 LIMIT_BATCHES = 2  # the adaptive limit never falls below two batches per instance: one runs, one is ready (Triton's rule)
 HEDGE_SIGMAS = 1.645  # a batch longer than 95 % of its like gets a second run (Dean and Barroso, "The tail at scale", 2013)
@@ -72,6 +76,8 @@ class Lane:
         self._admission = Admission(knobs, self.model, self._goal_at)
         self._padding = Padding(self.model, self._line_s, lambda length: self.batching.limit_at(length))
         self._deadlines = Deadlines()
+        self._promises = Promises()
+        self._promised = self._promises.open
         self._codel = CoDel(knobs.codel_target_s) if knobs.codel_target_s else None
         self._limit = Gradient2(least=LIMIT_BATCHES * knobs.max_batch) if knobs.adaptive_limit else None
         self._budget = RetryBudget(knobs.retry_budget)
@@ -81,8 +87,9 @@ class Lane:
         self._wake_at = inf
         self._turn = not knobs.arbitrated  # whether a batch may start now
         self._wanted: WantTurn | None = None
-        self._down_since = -inf  # when the last instance crashed, if it is being replaced
-        self._down_because = ""
+        self._expected_until = -inf  # how long an instance that is being started is waited for
+        self._down_because = "the model has no live instance"
+        self._closed_because = ""
         self._now = -inf
         self._rules: dict[type, Callable[..., None]] = {
             Arrived: self._arrived,
@@ -91,6 +98,8 @@ class Lane:
             InstanceUp: self._instance_up,
             InstanceLost: self._instance_lost,
             InstanceRetired: self._instance_retired,
+            InstanceExpected: self._instance_expected,
+            Closing: self._closing,
             TimerFired: self._timer_fired,
             TurnGranted: self._turn_granted,
             KnobsChanged: self._knobs_changed,
@@ -114,6 +123,8 @@ class Lane:
                 self._arm(pool.probe_at, commands)
         if self._again.waiting or (self.queue.rows and self._deadlines.pending):
             self._arm_expiry(now, commands)
+        if self._promised:
+            self._arm(max(self._promises.next_at(), now), commands)
         if self._turn and self._knobs.arbitrated:
             self._turn = False
             commands.append(PassTurn())
@@ -128,6 +139,36 @@ class Lane:
     def instances(self) -> list[InstanceState]:
         """Every instance that is up."""
         return self.pool.states()
+
+    def view(self) -> LaneView:
+        """How everything is now; for whoever looks now and then, not for every request."""
+        running = list(self._running.values())
+        return LaneView(
+            queued_requests=len(self.queue),
+            queued_rows=self.queue.rows,
+            second_runs=sum([len(batch.tickets) for batch in self._again.waiting]),
+            running_batches=len(running),
+            running_requests=sum([len(batch.tickets) for batch in running]),
+            batch_limit=self.batching.limit,
+            batch_goal=self.batching.goal,
+            request_limit=None if self._limit is None else self._limit.limit,
+            instances=self.pool.states(),
+            waits_for=self._waits_for(),
+            closing=self._closed_because,
+            knobs=self._knobs,
+        )
+
+    def _waits_for(self) -> WaitsFor:
+        if not self.queue.rows and not self._again.waiting:
+            return "nothing"
+        if not len(self.pool):
+            return "start"
+        if not self.pool.ready:
+            return "instance"
+        if self._wanted is not None:
+            return "turn"
+        fills = self.queue.rows < self.batching.limit and self._knobs.max_wait_s > 0.0
+        return "fill" if fills else "other instance"
 
     # What happens
 
@@ -144,18 +185,17 @@ class Lane:
                 queue.push(ticket, now)
                 if ticket.deadline_at < inf:
                     self._deadlines.add(ticket, queue)
+                    if ticket.answer_by < inf:
+                        self._promises.add(ticket)
             else:
                 commands.append(Reject(ticket, failure))
         if self.pool.several:
             self._budget.earn(len(event.tickets), now)
 
     def _cancelled(self, event: Cancelled, now: float, commands: list[Command]) -> None:
-        ticket = self.queue.remove(event.ticket_id) or self._again.remove(event.ticket_id)
-        if ticket is None:
-            running = [ticket for batch in self._running.values() for ticket in batch.tickets]
-            ticket = self._again.abandon(event.ticket_id, running)
+        ticket = self._withdraw(event.ticket_id)
         if ticket is not None:
-            commands.append(Reject(ticket, Failure(FailureKind.CANCELLED, "the client has gone")))
+            self._reject(ticket, Failure(FailureKind.CANCELLED, "the client has gone"), commands)
 
     def _batch_done(self, event: BatchDone, now: float, commands: list[Command]) -> None:
         batch = self._running.pop(event.batch_id, None)
@@ -163,7 +203,7 @@ class Lane:
             return
         predicted_s = self.model.mean(batch.rows, batch.length) if self.pool.several else 0.0
         if batch.instance in self.pool:  # else it was retired while it ran
-            ok = event.error is None or _requests_fault(event.failure)
+            ok = event.error is None or requests_fault(event.failure)
             self.pool.release(batch.instance, event.service_s, predicted_s=predicted_s, ok=ok, now=now)
         if event.error is None:
             self.batching.observe(batch.rows, event.service_s, now, batch.length)
@@ -178,18 +218,20 @@ class Lane:
             if tickets:
                 if self._limit is not None:
                     self._observe_limit(self._limit, tickets, now)
+                if self._promised:
+                    for ticket in tickets:
+                        self._promised.pop(ticket.id, None)
                 commands.append(Complete(event.batch_id, tickets))
         elif tickets := self._again.still_wanted(batch.tickets):
             self._failed(batch, tickets, event.failure or Failure(FailureKind.MODEL_FAILED, event.error), now, commands)
 
     def _instance_up(self, event: InstanceUp, now: float, commands: list[Command]) -> None:
         self.pool.add(event.instance, event.capacity, event.weight, now)
-        self._down_since = -inf
+        self._expected_until = -inf
         self._size_limit()
 
     def _instance_lost(self, event: InstanceLost, now: float, commands: list[Command]) -> None:
-        known = event.instance in self.pool
-        if known:  # else it was retired, and may have run a batch still
+        if event.instance in self.pool:  # else it was retired, and may have run a batch still
             self.pool.remove(event.instance)
             self._size_limit()
         lost = [batch_id for batch_id, batch in self._running.items() if batch.instance == event.instance]
@@ -199,27 +241,43 @@ class Lane:
                 self._running[batch.twin].twin = 0
             else:
                 self._run_elsewhere(batch, self._again.still_wanted(batch.tickets), event, commands)
+        self._down_because = f"the model has no live instance: {event.instance} was lost ({event.reason})"
         if not len(self.pool):
-            if known or not event.crashed:  # one that was scaled away is not replaced
-                self._down_since = now if event.crashed else -inf
-            self._down_because = f"the model has no live instance: {event.instance} was lost ({event.reason})"
-            self._bear_outage(now, commands)
+            self._wait_for_instance(now, commands)
 
     def _instance_retired(self, event: InstanceRetired, now: float, commands: list[Command]) -> None:
         if event.instance in self.pool:
             self.pool.remove(event.instance)
             self._size_limit()
+            self._down_because = "the model has no instance any more: it was scaled to none"
             if not len(self.pool):
-                self._reject_all("the model has no instance any more: it was scaled to none", commands)
+                self._wait_for_instance(now, commands)
+
+    def _instance_expected(self, event: InstanceExpected, now: float, commands: list[Command]) -> None:
+        self._expected_until = event.until
+        if not len(self.pool):
+            self._wait_for_instance(now, commands)
+
+    def _closing(self, event: Closing, now: float, commands: list[Command]) -> None:
+        self._closed_because = event.reason
+        self._rules[Arrived] = self._refused
+
+    def _refused(self, event: Arrived, now: float, commands: list[Command]) -> None:
+        """In place of `_arrived`, once the model goes."""
+        failure = refusals.unavailable(self._closed_because)
+        commands += [Reject(ticket, failure) for ticket in event.tickets]
 
     def _timer_fired(self, event: TimerFired, now: float, commands: list[Command]) -> None:
         self._wake_at = inf
         for ticket in self._deadlines.expired(self.queue, now):
-            self._reject(ticket, _expired(ticket, now), commands)
+            self._reject(ticket, refusals.expired(ticket, now), commands)
         for ticket in self._again.expired(now):
-            self._reject(ticket, _expired(ticket, now), commands)
+            self._reject(ticket, refusals.expired(ticket, now), commands)
+        for ticket in self._promises.due(now):  # the model still runs these, but nobody waits for them any more
+            if self._withdraw(ticket.id) is not None:
+                self._reject(ticket, refusals.overran(ticket, now), commands)
         if not len(self.pool):
-            self._bear_outage(now, commands)
+            self._wait_for_instance(now, commands)
 
     def _turn_granted(self, event: TurnGranted, now: float, commands: list[Command]) -> None:
         self._wanted = None
@@ -235,7 +293,7 @@ class Lane:
         self._admission.configure(knobs)
         self.pool.configure(knobs, now)
         self._budget.configure(knobs.retry_budget)
-        if _order(before) != _order(knobs):
+        if not same_order(before, knobs):
             self.queue = refill(self.queue, make_queue(knobs, self.model.mean, self._line_s), now)
         if before.codel_target_s != knobs.codel_target_s:
             self._codel = CoDel(knobs.codel_target_s) if knobs.codel_target_s else None
@@ -245,11 +303,9 @@ class Lane:
         if before.arbitrated != knobs.arbitrated:
             self._turn, self._wanted = not knobs.arbitrated, None
         if not knobs.retry_budget:
-            message = "the instance failed while it ran the request, which may not run again now"
+            failure = refusals.unavailable("the instance failed while it ran the request, which may not run again now")
             for ticket in self._again.drain():
-                self._reject(ticket, Failure(FailureKind.UNAVAILABLE, message, retry_after_s=1.0), commands)
-        if not len(self.pool):
-            self._bear_outage(now, commands)
+                self._reject(ticket, failure, commands)
 
     # What is to be done
 
@@ -336,9 +392,9 @@ class Lane:
             for ticket in tickets:
                 failure = None
                 if ticket.deadline_at <= now or (ticket.deadline_at < finish_at and left > 1):
-                    failure = _expired(ticket, now)
+                    failure = refusals.expired(ticket, now)
                 elif ticket.arrived_at < came_after and left > 1 and level(ticket) >= DEFAULT_LEVEL:
-                    failure = _stood_too_long(ticket, now)
+                    failure = refusals.stood_too_long(ticket, now)
                 if failure is None:
                     kept.append(ticket)
                     room -= ticket.rows
@@ -353,7 +409,7 @@ class Lane:
     def _unexpired(self, tickets: list[Ticket], now: float, commands: list[Command]) -> list[Ticket]:
         for ticket in tickets:
             if ticket.deadline_at <= now:
-                self._reject(ticket, _expired(ticket, now), commands)
+                self._reject(ticket, refusals.expired(ticket, now), commands)
         return [ticket for ticket in tickets if ticket.deadline_at > now]
 
     def _displace(self, ticket: Ticket, full: Failure, backlog: Backlog, now: float, commands: list[Command]) -> Failure | None:
@@ -366,8 +422,7 @@ class Lane:
             failure = self._above_limit(ticket, self._limit)
         for other in displaced:
             if failure is None:
-                message = "displaced from a full queue by a more urgent request"
-                self._reject(other, Failure(FailureKind.QUEUE_FULL, message, retry_after_s=1.0), commands)
+                self._reject(other, refusals.displaced(), commands)
             else:
                 self.queue.push(other, now)
         return failure
@@ -392,13 +447,14 @@ class Lane:
         """
         again, may_retry = self._again, self._knobs.retry_budget > 0.0
         fresh = may_retry and not any(again.ran_twice(ticket) for ticket in tickets)
-        elsewhere = fresh and not _requests_fault(failure) and self.pool.has_other(batch.instance)
-        divisible = failure.kind is FailureKind.MODEL_FAILED or _requests_fault(failure)
+        elsewhere = fresh and not requests_fault(failure) and self.pool.has_other(batch.instance)
+        divisible = failure.kind is FailureKind.MODEL_FAILED or requests_fault(failure)
         if elsewhere and self._budget.spend(len(tickets), now):
             again.add(tickets, avoided=batch.instance)
         elif batch.size == 1 or not divisible or not may_retry or not len(self.pool):
+            told = failure if batch.size == 1 or not divisible else refusals.of_a_shared_batch(failure, batch.size)
             for ticket in tickets:
-                self._reject(ticket, failure, commands)
+                self._reject(ticket, told, commands)
         else:
             again.halve(tickets)
 
@@ -412,16 +468,15 @@ class Lane:
         for ticket in tickets:
             crashes = again.crashed(ticket) if event.crashed else 0
             if not self._knobs.retry_budget:
-                self._reject(ticket, _lost(event, ", which may not run again"), commands)
+                self._reject(ticket, refusals.lost(event.reason, ", which may not run again"), commands)
             elif not again.ran_twice(ticket):
                 fresh.append(ticket)
             elif crashes < 2:
-                self._reject(ticket, _lost(event, " a second time"), commands)
+                self._reject(ticket, refusals.lost(event.reason, " a second time"), commands)
             elif batch.size > 1:
                 again.isolate(ticket)
             else:
-                message = f"{crashes} instances crashed while they ran this request: {event.reason}"
-                self._reject(ticket, Failure(FailureKind.MODEL_FAILED, message), commands, quarantine=True)
+                self._reject(ticket, refusals.to_blame(crashes, event.reason), commands, quarantine=True)
         if fresh:
             again.add(fresh)
 
@@ -446,26 +501,29 @@ class Lane:
         fits = sum([ticket.rows for ticket in tickets]) <= self._knobs.max_batch or len(tickets) == 1
         return bool(tickets) and fits and min([ticket.deadline_at for ticket in tickets]) > now
 
-    def _bear_outage(self, now: float, commands: list[Command]) -> None:
-        """No instance is up: requests wait for the one that is being started in a crashed one's place, but not for long."""
-        if self._outage_until > now:
-            self._arm(self._outage_until, commands)
-        else:
-            self._reject_all(self._down_because, commands)
-
-    @property
-    def _outage_until(self) -> float:
-        return self._down_since + self._knobs.outage_wait_s
-
-    def _reject_all(self, message: str, commands: list[Command]) -> None:
+    def _wait_for_instance(self, now: float, commands: list[Command]) -> None:
+        """No instance is up: requests wait for one that is being started, as long as it is expected."""
+        if self._expected_until > now:
+            self._arm(self._expected_until, commands)
+            return
         waiting = self._again.drain()
         while self.queue.rows:
-            waiting += self.queue.pop(self.queue.rows, self._now)
+            waiting += self.queue.pop(self.queue.rows, now)
+        failure = refusals.unavailable(self._closed_because or self._down_because)
         for ticket in waiting:
-            self._reject(ticket, Failure(FailureKind.UNAVAILABLE, message, retry_after_s=1.0), commands)
+            self._reject(ticket, failure, commands)
+
+    def _withdraw(self, ticket_id: int) -> Ticket | None:
+        """Nobody waits for this ticket any more, wherever it is; None if it was answered before."""
+        ticket = self.queue.remove(ticket_id) or self._again.remove(ticket_id)
+        if ticket is None:
+            running = [ticket for batch in self._running.values() for ticket in batch.tickets]
+            ticket = self._again.abandon(ticket_id, running)
+        return ticket
 
     def _reject(self, ticket: Ticket, failure: Failure, commands: list[Command], *, quarantine: bool = False) -> None:
         self._again.finished((ticket,))
+        self._promised.pop(ticket.id, None)
         commands.append(Reject(ticket, failure, quarantine))
 
     # Bookkeeping
@@ -475,7 +533,7 @@ class Lane:
         if not self.pool.ready and self._running:
             ends = [run.started_at + self.model.mean(run.rows, run.length) for run in self._running.values()]
             busy_s = max(min(ends) - now, 0.0)
-        instances = len(self.pool) or int(self._outage_until > now)
+        instances = len(self.pool) or int(self._expected_until > now)
         share = self._padding.share if self._knobs.max_padding else 1.0
         return Backlog(
             batch_limit=self.batching.goal, instances=instances, idle=bool(self.pool.ready), busy_s=busy_s, share=share
@@ -509,10 +567,7 @@ class Lane:
 
     def _above_limit(self, ticket: Ticket, limit: Gradient2) -> Failure | None:
         under_way = self._under_way() if ticket.deadline_at == inf else 0
-        if under_way < limit.limit:
-            return None
-        message = f"{under_way} requests are under way, the model answers {limit.limit} in good time"
-        return Failure(FailureKind.OVERLOADED, message, retry_after_s=1.0)
+        return refusals.above_limit(under_way, limit.limit) if under_way >= limit.limit else None
 
     def _observe_limit(self, limit: Gradient2, tickets: list[Ticket], now: float) -> None:
         self._size_limit()  # batches may have grown
@@ -542,34 +597,3 @@ class Lane:
 def _longest(tickets: Sequence[Ticket]) -> int:
     """All are of the length of the first, but in a padded batch."""
     return max([ticket.length for ticket in tickets]) if tickets[0].family else tickets[0].length
-
-
-def _requests_fault(failure: Failure | None) -> bool:
-    """A request of the batch can never succeed as it is, wherever it runs."""
-    return failure is not None and failure.kind in (
-        FailureKind.INVALID_ARGUMENT,
-        FailureKind.TOO_LARGE,
-        FailureKind.UNSUPPORTED,
-    )
-
-
-def _order(knobs: LaneKnobs) -> tuple[object, ...]:
-    """What makes another queue."""
-    return knobs.discipline, knobs.starvation_s, knobs.ageing_s, knobs.tenant_weights
-
-
-def _lost(event: InstanceLost, how: str) -> Failure:
-    message = f"the instance was lost while it ran the request{how}: {event.reason}"
-    return Failure(FailureKind.UNAVAILABLE, message, retry_after_s=1.0)
-
-
-def _expired(ticket: Ticket, now: float) -> Failure:
-    waited_ms = (now - ticket.arrived_at) * 1e3
-    message = f"Request timeout expired: it had waited {waited_ms:.1f} ms"
-    return Failure(FailureKind.DEADLINE, message, retry_after_s=waited_ms / 1e3)
-
-
-def _stood_too_long(ticket: Ticket, now: float) -> Failure:
-    waited_ms = (now - ticket.arrived_at) * 1e3
-    message = f"shed after {waited_ms:.1f} ms, because the queue does not drain"
-    return Failure(FailureKind.OVERLOADED, message, retry_after_s=waited_ms / 1e3)

@@ -10,8 +10,15 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from dlproxy.message import Ticket
+from dlproxy.message import Failure, FailureKind, Ticket
 from dlproxy.policy.queueing import LOWEST_LEVEL, level
+
+REQUESTS_FAULT = (FailureKind.INVALID_ARGUMENT, FailureKind.TOO_LARGE, FailureKind.UNSUPPORTED)
+
+
+def requests_fault(failure: Failure | None) -> bool:
+    """A request of the batch can never succeed as it is, wherever it runs."""
+    return failure is not None and failure.kind in REQUESTS_FAULT
 
 
 class Instances(Protocol):

@@ -11,21 +11,19 @@ import msgspec
 
 from dlproxy.config import ConfigError, ModelConfig, check, explain
 from dlproxy.config.knobs import knobs, live_knobs
+from dlproxy.fleet import Fleet
+from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.serve.driver import Driver
-from dlproxy.serve.hosting import Hosting
-from dlproxy.serve.roster import Roster
 
 
 class LaneControl:
     """A ModelControl. What is changed here is lost when the process ends; dlproxy.toml is what it starts with."""
 
-    def __init__(
-        self, config: ModelConfig, lane: Lane, driver: Driver, knobs: LaneKnobs, hosting: Hosting, roster: Roster
-    ) -> None:
-        self._hosting = hosting
+    def __init__(self, config: ModelConfig, lane: Lane, driver: Driver, knobs: LaneKnobs, fleet: Fleet, roster: Roster) -> None:
+        self._fleet = fleet
         self._roster = roster
         self._config = msgspec.structs.replace(config, max_batch=knobs.max_batch)  # 1 where the model has no batch axis
         self._lane = lane
@@ -36,6 +34,8 @@ class LaneControl:
         self._padding = "on" if knobs.max_padding > 0.0 else "off"
         self.on_slo: Callable[[float | None], None] | None = None
         """Told of the objective whenever knobs change: it gives requests their deadlines."""
+        self.on_scaled: Callable[[], None] = lambda: None
+        """Called when the number of instances has changed."""
 
     @property
     def slo_s(self) -> float | None:
@@ -43,7 +43,7 @@ class LaneControl:
 
     def state(self) -> dict[str, Any]:
         return {
-            "run": self._hosting.run,
+            "run": self._fleet.run,
             "knobs": {name: getattr(self._config, name) for name in live_knobs()},
             "arbitrated": self._knobs.arbitrated,
             "batching": self._batching,
@@ -99,9 +99,10 @@ class LaneControl:
         if not 0 <= count <= most:
             raise ConfigError(f"instances {count} is impossible; give 0 to {most}")
         try:
-            await self._hosting.scale(count)
+            await self._fleet.scale(count)
         except ModelError as error:
             raise ConfigError(str(error)) from None
+        self.on_scaled()
 
     def turn_knobs(self, **values: Any) -> None:
         """New values of LaneKnobs, unchecked."""

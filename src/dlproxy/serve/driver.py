@@ -20,10 +20,12 @@ from dlproxy.policy.events import (
     Arrived,
     BatchDone,
     Cancelled,
+    Closing,
     Command,
     Complete,
     Dispatch,
     Event,
+    InstanceExpected,
     InstanceLost,
     InstanceRetired,
     InstanceUp,
@@ -78,6 +80,7 @@ class Driver:
         stats: ModelStats,
         clock: Callable[[], float],
         quarantine_s: float = 0.0,
+        outage_wait_s: float = 0.0,
     ) -> None:
         self._model = model
         self._version = version
@@ -88,6 +91,8 @@ class Driver:
         self._stats = stats
         self._clock = clock
         self._quarantine_s = quarantine_s
+        self._outage_wait_s = outage_wait_s
+        self._crashed_at = -inf  # if another instance is being started in the place of the one that crashed last
         self._failure_log = FailureLog(model)
         self._quarantine: Quarantine | None = None  # there is one only while something is in it
         self._loop = asyncio.get_running_loop()
@@ -139,17 +144,26 @@ class Driver:
 
     def add_instance(self, instance: Instance) -> None:
         """From now on the lane may dispatch to it."""
+        self._crashed_at = -inf
         self._instances[instance.name] = instance
         self._tell_lane(InstanceUp(instance.name, instance.capacity))
 
     def lose_instance(self, name: str, reason: str, *, crashed: bool = False) -> None:
-        """The instance has died; what it ran is retried elsewhere or fails. `crashed`: as InstanceLost has it."""
-        self._instances.pop(name, None)
+        """The instance has died; what it ran is retried elsewhere or fails. `crashed`: as InstanceLost has it, and another is
+        being started in its place, unless it was retired.
+        """
+        if self._instances.pop(name, None) is not None and crashed:
+            self._crashed_at = self._clock()
+            self.expect_instance(self._crashed_at + self._outage_wait_s)
         lost = [number for number, flight in self._flights.items() if flight.instance == name]
         flights = [self._flights.pop(number) for number in lost]
         self._tell_lane(InstanceLost(name, reason, crashed))
         for flight in flights:
             self._release(flight, self._clock() - flight.dispatched_at)
+
+    def expect_instance(self, until: float) -> None:
+        """One is being started: requests may wait for it until then."""
+        self._tell_lane(InstanceExpected(until))
 
     def retire_instance(self, name: str) -> None:
         """No more batches for it; one that runs is let finish. Unknown names are ignored."""
@@ -157,10 +171,16 @@ class Driver:
             self._tell_lane(InstanceRetired(name))
 
     def take_turns(self, turns: Turns, needs: Mapping[str, float]) -> None:
-        """Batches need so much of the machine's resources each; before the lane's knobs say that it is arbitrated."""
+        """Batches need so much of the machine's resources each. Before the lane's knobs say that it is arbitrated; or again."""
         self._turns = turns
         self._needs = needs
-        turns.join(self._lane_name, self._on_turn)
+        self._lane_name = turns.join(self._lane_name, self._on_turn)
+        turns.change_needs(self._lane_name, needs)
+
+    def leave_turns(self) -> None:
+        """Batches wait for no turns any more; after the lane's knobs say so. Those that run still give theirs back."""
+        assert self._turns is not None
+        self._turns.leave(self._lane_name)
 
     def poll_when_idle(self, idle_poll: IdlePoll) -> None:
         """From now on it is told whether anything is unanswered here."""
@@ -177,6 +197,10 @@ class Driver:
     def change_knobs(self, knobs: LaneKnobs) -> None:
         """New values, for queued requests too."""
         self._tell_lane(KnobsChanged(knobs))
+        if knobs.outage_wait_s != self._outage_wait_s:
+            self._outage_wait_s = knobs.outage_wait_s
+            if self._crashed_at > -inf:
+                self.expect_instance(self._crashed_at + self._outage_wait_s)
 
     @property
     def ready(self) -> bool:
@@ -188,19 +212,23 @@ class Driver:
         """Clients' requests that are queued or run."""
         return sum([ticket_id >= 0 for ticket_id in self._waiting])
 
-    async def stop(self, drain_s: float) -> None:
-        """Wait up to `drain_s` seconds for what is unanswered, then stop the instances and fail the rest."""
+    async def stop(self, drain_s: float, reason: str = "the model is being unloaded") -> None:
+        """Wait up to `drain_s` seconds for what is unanswered, then stop the instances and fail the rest, for this reason."""
+        self._take_arrivals()
+        self._tell_lane(Closing(reason))
         if self._waiting:
             self._idle = asyncio.Event()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), drain_s)
         if self._timer is not None:
             self._timer.cancel()
+        self.expect_instance(-inf)
         stopping = list(self._instances.values())
-        for name in [instance.name for instance in stopping] or [self._model]:  # with none up, requests may wait for one
-            self.lose_instance(name, "the server is shutting down")
+        for instance in stopping:
+            self.lose_instance(instance.name, reason)
         if self._turns is not None:
             self._turns.leave(self._lane_name)
+        self._recheck = self._reservoir = self._quarantine = None  # they keep requests
         await asyncio.gather(*(instance.stop() for instance in stopping))
 
     # Events
@@ -268,7 +296,10 @@ class Driver:
             self._reservoir = None
         lease, self._lease = self._lease, None
         self._flights[command.batch_id] = _Flight(requests, command.instance, self._clock(), lease)
-        instance = self._instances[command.instance]
+        try:
+            instance = self._instances[command.instance]
+        except KeyError:  # it has died, which the lane hears next
+            return
         done = partial(self._batch_done, command.batch_id)
         if instance.inline and self._finishing:  # sockets get a turn between two batches that block the loop
             self._loop.call_soon(instance.run, requests, done)

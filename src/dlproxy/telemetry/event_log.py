@@ -19,11 +19,7 @@ from dlproxy.policy.lane import Lane
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
-MEASURED_BY = (
-    1,
-    FORMAT,
-)  # formats whose batches can be read; lanes of format 1 began with full batches, so they replay no more
+FORMAT = 3  # lanes of older ones decided by other rules, and gave no reasons
 
 
 class LogError(Exception):
@@ -114,8 +110,9 @@ def read(path: Path) -> tuple[Header, Iterator[Entry]]:
         raise LogError(f"{path} is no dlproxy event log: it is empty") from None
     except msgspec.DecodeError as error:
         raise LogError(f"{path} is no dlproxy event log: {error}") from None
-    if header.format not in MEASURED_BY:
-        raise LogError(f"{path} has format {header.format}; this version reads {FORMAT}")
+    if header.format != FORMAT:
+        why = "its lane decided by rules that have changed since" if header.format < FORMAT else "a later version wrote it"
+        raise LogError(f"{path} has format {header.format}, this version reads {FORMAT}: {why}")
     return header, _entries(path, records)
 
 
@@ -137,11 +134,6 @@ class Replay(Struct):
 def replay(path: Path, make_lane: Callable[[LaneKnobs, list[Point]], Lane] = Lane) -> Replay:
     """Feed the recorded events to a fresh lane and compare its commands, byte for byte. Raises LogError."""
     header, entries = read(path)
-    if header.format != FORMAT:
-        raise LogError(
-            f"{path} has format {header.format}: its lane decided by rules that have changed since, so it cannot be replayed; "
-            f"its batches can be simulated (dlproxy simulate --service)"
-        )
     lane = make_lane(header.knobs, [*header.prior])
     count = 0
     for entry in entries:

@@ -76,6 +76,19 @@ class Catalog:
         """Offer a model; the version added last is the one that a request without a version gets."""
         self._models.setdefault(model.name, {})[model.version] = model
 
+    def remove(self, name: str, version: str) -> None:
+        """Offer it no more."""
+        versions = self._models[name]
+        del versions[version]
+        if not versions:
+            del self._models[name]
+
+    def set_default(self, name: str, version: str) -> None:
+        """What a request without a version gets. Raises InferenceError NOT_FOUND."""
+        model = self.get(name, version)
+        versions = self._models[name]
+        versions[version] = versions.pop(model.version)
+
     def __iter__(self) -> Iterator[ServedModel]:
         for versions in self._models.values():
             yield from versions.values()

@@ -121,6 +121,7 @@ class Exchange:
         """Reply with the JSON error that every route uses."""
         if len(message) > MAX_ERROR:  # what a message quotes is the client's and may be megabytes long
             message = f"{message[:MAX_ERROR]}…"
+        log.debug("%s %s is answered %d: %s", self.method.decode(), self.target.decode("latin-1"), status, message)
         self.reply(status, b"application/json", msgspec.json.encode({"error": encodable(message)}), extra)
 
     def give_up(self) -> None:
@@ -552,7 +553,8 @@ class HttpServer:
         self._loop = asyncio.get_running_loop()
         self._sweep_at = self._loop.time()
         self._sweep()
-        self._server = await self._loop.create_server(lambda: HttpConnection(self), sock=listener, backlog=1024)
+        create = self._loop.create_unix_server if listener.family == socket.AF_UNIX else self._loop.create_server
+        self._server = await create(lambda: HttpConnection(self), sock=listener, backlog=1024)
 
     def connection_closed(self, connection: HttpConnection) -> None:
         self.connections.discard(connection)

@@ -36,6 +36,7 @@ STATUS = {
     FailureKind.OVERLOADED: 503,
     FailureKind.QUOTA: 429,
     FailureKind.DEADLINE: 503,
+    FailureKind.LATE: 504,
     FailureKind.UNAVAILABLE: 503,
     FailureKind.MODEL_FAILED: 500,
     FailureKind.CANCELLED: 503,

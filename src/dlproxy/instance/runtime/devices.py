@@ -1,6 +1,6 @@
 """What a model's `device` means, and what is chosen from what is present.
 
-Called by the runtimes to choose, and by serve/hosting.py to place. Not aware of: frameworks; what they found is passed in.
+Called by the runtimes to choose, and by fleet/ to place. Not aware of: frameworks; what they found is passed in.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -1,6 +1,6 @@
 """What a worker process shall load, as plain data that crosses to it instead of a pickle.
 
-Written by serve/hosting.py, read by instance/process/worker.py. Not aware of: processes, batches.
+Written by fleet/processes.py, read by instance/process/worker.py. Not aware of: processes, batches.
 """
 
 from importlib import import_module

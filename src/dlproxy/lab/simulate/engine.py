@@ -24,6 +24,7 @@ from dlproxy.policy.events import (
     Complete,
     Dispatch,
     Event,
+    InstanceExpected,
     InstanceLost,
     InstanceUp,
     PassTurn,
@@ -55,13 +56,17 @@ class LoopCosts(Struct, frozen=True):
 
 
 class Call(Struct, eq=False):
-    """One simulated request: what it asks for, and when it was due. Those that differ in `length` may be padded."""
+    """One simulated request: what it asks for, and when it was due. Those that differ in `length` may be padded.
+
+    Scheduling aims at `timeout_s` after its arrival; its client waits no longer than `patience_s`.
+    """
 
     model: str
     rows: int
     timeout_s: float
     due_at: float
     length: int = 1
+    patience_s: float = inf
 
 
 class Heap:
@@ -138,7 +143,7 @@ class Node:
         self._has_loop = costs.read_s > 0.0 or costs.write_s > 0.0 or any(model.inline for model in self.models.values())
         self._heard = finished
         self._finished = self._finish_later if self._has_loop or costs.path_s > 0.0 else finished
-        self._inbox: list[tuple[SimulatedModel, Ticket, float]] = []
+        self._inbox: list[tuple[SimulatedModel, Ticket, Call]] = []
         self._later: list[tuple[SimulatedModel, Event | Dispatch]] = []  # what the loop finds ready at its next turn
         self._free_at = 0.0
         self._worked_s = 0.0  # by the loop, so far
@@ -154,10 +159,10 @@ class Node:
     def arrive(self, number: int, call: Call, now: float) -> None:
         """A request reaches the node."""
         model = self.models[call.model]
-        ticket = Ticket(number, now, now + call.timeout_s, call.rows)
+        ticket = Ticket(number, now, now + call.timeout_s, call.rows, answer_by=now + call.patience_s)
         if call.length != 1:
             ticket.length, ticket.shape_key, ticket.family = call.length, (call.length,), ANY_LENGTH
-        self._inbox.append((model, ticket, call.timeout_s))
+        self._inbox.append((model, ticket, call))
         if self._has_loop:
             self._set_turn(now)
         elif len(self._inbox) == 1:
@@ -168,7 +173,7 @@ class Node:
         if len(self._inbox) > 1:
             self._turn(None, now)
             return
-        model, ticket, _timeout_s = self._inbox.pop()
+        model, ticket, _call = self._inbox.pop()
         self._tell(model, Arrived([ticket]), now)
 
     def happen(self, what: tuple[SimulatedModel, Event], now: float) -> None:
@@ -190,10 +195,10 @@ class Node:
         inbox, self._inbox = self._inbox, []
         later, self._later = self._later, []
         gathered: dict[str, list[Ticket]] = {}
-        for model, ticket, timeout_s in inbox:
+        for model, ticket, call in inbox:
             now += self._costs.read_s
             self._worked_s += self._costs.read_s
-            ticket.arrived_at, ticket.deadline_at = now, now + timeout_s
+            ticket.arrived_at, ticket.deadline_at, ticket.answer_by = now, now + call.timeout_s, now + call.patience_s
             tickets = gathered.setdefault(model.name, [])
             tickets.append(ticket)
             if len(tickets) >= GATHER_MOST:
@@ -332,6 +337,8 @@ class Node:
     def lose(self, model: SimulatedModel, instance: SimulatedInstance, now: float, *, returns: bool = False) -> None:
         """An instance dies. If it `returns`, it is a worker process that crashed and is started again."""
         instance.lose(now)
+        if returns:
+            self.happen((model, InstanceExpected(now + model.lane.view().knobs.outage_wait_s)), now)
         self.happen((model, InstanceLost(instance.name, "the simulated instance died", returns)), now)
 
     def revive(self, model: SimulatedModel, instance: SimulatedInstance, now: float) -> None:

@@ -12,7 +12,18 @@ from dlproxy.policy.queueing.fair import FairQueue
 from dlproxy.policy.queueing.protocol import DEFAULT_LEVEL, LOWEST_LEVEL, Ahead, Cost, QueueDiscipline, level
 from dlproxy.policy.queueing.ranked import EarliestDeadline, Fcfs, Priority
 
-__all__ = ["DEFAULT_LEVEL", "DISCIPLINES", "LOWEST_LEVEL", "Ahead", "Cost", "QueueDiscipline", "level", "make_queue", "refill"]
+__all__ = [
+    "DEFAULT_LEVEL",
+    "DISCIPLINES",
+    "LOWEST_LEVEL",
+    "Ahead",
+    "Cost",
+    "QueueDiscipline",
+    "level",
+    "make_queue",
+    "refill",
+    "same_order",
+]
 
 _MAKERS: dict[str, Callable[[LaneKnobs, Cost, Cost], QueueDiscipline]] = {
     "edf": lambda knobs, _, line_s: EarliestDeadline(knobs, line_s),
@@ -39,6 +50,12 @@ def make_queue(knobs: LaneKnobs, cost_s: Cost, line_s: Cost | None = None) -> Qu
     if maker is None:
         raise ValueError(f"unknown queue discipline {knobs.discipline!r}: it is one of {', '.join(DISCIPLINES)}")
     return maker(knobs, cost_s, line_s or cost_s)
+
+
+def same_order(before: LaneKnobs, after: LaneKnobs) -> bool:
+    """Whether both make the same queue."""
+    names = ("discipline", "starvation_s", "ageing_s", "tenant_weights")
+    return all(getattr(before, name) == getattr(after, name) for name in names)
 
 
 def refill(old: QueueDiscipline, new: QueueDiscipline, now: float) -> QueueDiscipline:

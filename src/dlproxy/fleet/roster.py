@@ -1,18 +1,27 @@
-"""What every instance of one model does, and since when. Stands between the hosting, which starts them, and the driver.
+"""What every instance of one model does, and since when. Stands between the fleet, which starts them, and the driver.
 
 Made by serve/assemble.py, read by serve/control.py. Counts every change for the metrics page; the event log gets those that
 the lane does not hear of. Not aware of: where instances run, requests.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
 from dlproxy.instance import Instance
-from dlproxy.serve.driver import Driver
 from dlproxy.telemetry.event_log import Note
 from dlproxy.telemetry.stats import InstanceState, ModelStats
+
+
+class Scheduler(Protocol):
+    """Who gives instances their batches: a Driver."""
+
+    def add_instance(self, instance: Instance) -> None: ...
+
+    def lose_instance(self, name: str, reason: str, *, crashed: bool = False) -> None: ...
+
+    def retire_instance(self, name: str) -> None: ...
 
 
 class _Place(Struct, eq=False):
@@ -32,12 +41,12 @@ class Roster:
 
     def __init__(
         self,
-        driver: Driver,
+        scheduler: Scheduler,
         stats: ModelStats,
         clock: Callable[[], float],
         record: Callable[[Note, float], None] | None = None,
     ) -> None:
-        self._driver = driver
+        self._scheduler = scheduler
         self._stats = stats
         self._clock = clock
         self._record = record
@@ -51,14 +60,14 @@ class Roster:
         place.instance = instance
         place.lives += 1
         self._stats.instance_changes["up"] += 1
-        self._driver.add_instance(instance)
+        self._scheduler.add_instance(instance)
 
     def lose_instance(self, name: str, reason: str, *, crashed: bool = False) -> None:
         """It was up and has died; what it ran is retried elsewhere or fails. `crashed`: as InstanceLost has it."""
         if name in self._places:  # else it was retired, and ended while it ran its last batch
             self._enter(name, "lost").last_problem = reason
         self._stats.instance_changes["lost"] += 1
-        self._driver.lose_instance(name, reason, crashed=crashed)
+        self._scheduler.lose_instance(name, reason, crashed=crashed)
 
     def retire_instance(self, name: str) -> None:
         """It is not wanted any more, up or not: no more batches for it; one that runs is let finish.
@@ -72,7 +81,7 @@ class Roster:
         if place.lives:
             self._stats.instance_changes["retired"] += 1
         if place.state == "up":
-            self._driver.retire_instance(name)
+            self._scheduler.retire_instance(name)
         else:
             self._note(name, "retired")
 
@@ -93,6 +102,10 @@ class Roster:
         place = self._enter(name, "waiting")
         place.again_at = place.since + delay_s
         self._note(name, "waiting", f"starts again in {delay_s:g} s")
+
+    def forget(self) -> None:
+        """All are gone, and nobody asks any more: nothing of them is kept alive here."""
+        self._places.clear()
 
     # What is the case
 

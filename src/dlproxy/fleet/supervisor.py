@@ -1,6 +1,6 @@
 """Keeps so many instances of a model alive: starts them, replaces those that are lost, grows and shrinks their number.
 
-Made by serve/assemble.py, one per model whose instances can be lost. Not aware of: what an instance is, requests, lanes.
+Made by fleet/processes.py, one per model whose instances can be lost. Not aware of: what an instance is, requests, lanes.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from dlproxy.fleet.names import instance_names
 from dlproxy.instance import Instance
 from dlproxy.instance.padding import without_padding
 from dlproxy.instance.runtime import ModelError
@@ -141,7 +142,7 @@ class Supervisor:
     # Growing and shrinking
 
     async def _grow(self, count: int) -> None:
-        names = [name for name in map(self._name, range(count)) if name not in self._places]
+        names = [name for name in instance_names(self._model, count) if name not in self._places]
         fresh = [_Place(name) for name in names[: max(count - len(self._places), 0)]]
         self._places.update((place.name, place) for place in fresh)
         try:
@@ -242,6 +243,3 @@ class Supervisor:
         if self._host is not None and not place.known:
             place.known = True
             self._host.add_instance(instance)
-
-    def _name(self, number: int) -> str:
-        return f"{self._model}-{number}"

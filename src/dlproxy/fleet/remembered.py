@@ -1,7 +1,7 @@
 """What was found out about a model, kept on disk under a hash of its content, so that the next start is right at once.
 
-Used by serve/local.py. Whatever could change the findings is in the hash: files, knobs, versions, the processor. What cannot be
-read or written costs a warm-up, never a start. Not aware of: how anything is found out.
+Used by fleet/warm_model.py. Whatever could change the findings is in the hash: files, knobs, versions, the processor. What
+cannot be read or written costs a warm-up, never a start. Not aware of: how anything is found out.
 """
 
 import logging

@@ -1,0 +1,218 @@
+"""Models come, go and are replaced while others serve; what fails changes nothing, and what goes leaves nothing behind."""
+
+import asyncio
+import gc
+import os
+import threading
+import weakref
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dlproxy.config import ConfigError, ModelConfig, ServerConfig
+from dlproxy.fleet.local import LocalFleet
+from dlproxy.instance.runtime import ModelError
+from dlproxy.message import DType, FailureKind, InferenceError, Request, Tensor, Ticket
+from dlproxy.serve.assemble import LoadedModel
+from dlproxy.serve.models import Models
+from dlproxy.telemetry.event_log import LogError, replay
+from tests import models
+from tests.serve.rig import Reply, turns
+
+SLEEP = "sleep:base=5ms"
+
+
+@pytest.fixture
+async def some() -> AsyncIterator[Models]:
+    made = Models(ServerConfig(calibration_folder="", drain_s=5.0))
+    yield made
+    await made.drain()
+
+
+def sleeping(version: str = "1", path: str = SLEEP) -> ModelConfig:
+    return ModelConfig(path=path, version=version, run="thread", threads=1)
+
+
+def ask(model: LoadedModel) -> Reply:
+    tensor = Tensor("x", DType.FP32, (1, 1), np.ones((1, 1), np.float32).tobytes())
+    reply = Reply(Request(Ticket(next(_ids), asyncio.get_running_loop().time()), "m", [tensor], (0,)))
+    model.driver.submit(reply.request, reply)
+    return reply
+
+
+_ids = iter(range(1, 10**6))
+
+
+def phases(some: Models) -> dict[str, str]:
+    return {f"{view.name}/{view.version}": view.phase + (" default" if view.default else "") for view in some.view()}
+
+
+def names(some: Models) -> list[tuple[str, str]]:
+    return [(served.name, served.version) for served in some.catalog]
+
+
+async def test_a_model_is_in_the_catalog_when_it_is_warm_and_out_of_it_when_it_goes(some: Models) -> None:
+    loading = asyncio.ensure_future(some.load("m", sleeping()))
+    await asyncio.sleep(0)
+    assert (names(some), phases(some)) == ([], {"m/1": "loading"})
+    model = await loading
+    assert (names(some), phases(some), list(some)) == ([("m", "1")], {"m/1": "serving default"}, [model])
+    running, queued = ask(model), ask(model)
+    await asyncio.sleep(0)
+    unloading = asyncio.ensure_future(some.unload("m"))
+    await turns()
+    assert (names(some), phases(some)) == ([], {"m/1": "being unloaded"})
+    with pytest.raises(InferenceError, match="'m' is not found; served are none"):
+        some.catalog.get("m")
+    late = ask(model)
+    await unloading
+    assert running.answered
+    assert queued.answered
+    assert (running.kind, queued.kind) == (None, None), "what is under way is finished"
+    assert late.failure is not None
+    assert (late.kind, late.failure.message) == (FailureKind.UNAVAILABLE, "model 'm' is being unloaded")
+    assert phases(some) == {}
+
+
+async def test_a_replacement_is_up_before_the_old_one_goes(some: Models) -> None:
+    old = await some.load("m", sleeping())
+    under_way = ask(old)
+    await asyncio.sleep(0)
+    replacing = asyncio.ensure_future(some.replace("m", "", sleeping()))
+    while not replacing.done():
+        assert some.catalog.get("m").is_ready()
+        await turns(1)
+    new = await replacing
+    assert under_way.kind is None
+    assert under_way.answered
+    assert names(some) == [("m", "1")]
+    assert list(some) == [new]
+    assert not old.driver.ready
+    newer = await some.replace("m", "1", sleeping("2"))
+    assert names(some) == [("m", "2")]
+    assert some.catalog.get("m") is newer.served
+
+
+async def test_the_default_version_is_the_last_unless_told_otherwise(some: Models) -> None:
+    for version in ("1", "2", "3"):
+        await some.load("m", sleeping(version))
+    assert some.catalog.get("m").version == "3"
+    some.set_default("m", "1")
+    assert phases(some) == {"m/1": "serving default", "m/2": "serving", "m/3": "serving"}
+    await some.unload("m", "1")
+    assert some.catalog.get("m").version in ("2", "3")
+    with pytest.raises(InferenceError, match="version 9 is not found"):
+        some.set_default("m", "9")
+    await some.unload("m")
+    assert names(some) == []
+
+
+async def test_a_load_that_fails_leaves_everything_as_it_was(some: Models, tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"nonsense")
+    model = await some.load("m", sleeping())
+    for attempt in (some.load("n", sleeping(path=str(tmp_path / "broken.onnx"))), some.replace("m", "", broken(tmp_path, "2"))):
+        with pytest.raises(ModelError, match=r"broken\.onnx"):
+            await attempt
+    with pytest.raises(ConfigError, match="'m' version 1 is served already"):
+        await some.load("m", sleeping())
+    with pytest.raises(InferenceError, match="'n' is not found"):
+        await some.replace("n", "", sleeping())
+    with pytest.raises(InferenceError, match="version 7 is not found"):
+        await some.unload("m", "7")
+    assert phases(some) == {"m/1": "serving default"}
+    reply = await ask(model).wait()
+    assert reply.kind is None
+
+
+def broken(folder: Path, version: str) -> ModelConfig:
+    return ModelConfig(path=str(folder / "broken.onnx"), version=version)
+
+
+async def test_what_was_up_of_a_model_that_failed_in_the_end_is_stopped(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    some = Models(ServerConfig(calibration_folder="", event_log=str(tmp_path / "taken")))
+    with pytest.raises(LogError):
+        await some.load("m", sleeping())
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dlproxy-")]
+    assert phases(some) == {}
+
+
+async def test_one_change_of_a_version_at_a_time(some: Models) -> None:
+    model = await some.load("m", sleeping())
+    under_way = ask(model)
+    replacing = asyncio.ensure_future(some.replace("m", "", sleeping("2")))
+    await asyncio.sleep(0)
+    with pytest.raises(ConfigError, match="'m' version 1 is being replaced: wait"):
+        await some.unload("m")
+    with pytest.raises(ConfigError, match="'m' version 2 is loading: wait"):
+        await some.load("m", sleeping("2"))
+    await replacing
+    assert under_way.answered
+    await some.unload("m")
+
+
+async def test_unloading_waits_no_longer_than_it_may(some: Models) -> None:
+    model = await some.load("m", sleeping(path="sleep:base=300ms"))
+    first, second = ask(model), ask(model)
+    await asyncio.sleep(0)
+    third = ask(model)
+    await asyncio.sleep(0)
+    await some.unload("m", drain_s=0.0)
+    assert {first.kind, second.kind, third.kind} == {FailureKind.UNAVAILABLE}
+    assert third.failure is not None
+    assert "being unloaded" in third.failure.message
+
+
+async def test_an_unload_that_nobody_waits_for_any_more_goes_on(some: Models) -> None:
+    model = await some.load("m", sleeping())
+    under_way = ask(model)
+    unloading = asyncio.ensure_future(some.unload("m"))
+    await asyncio.sleep(0)
+    unloading.cancel()
+    await under_way.wait()
+    await some.drain()
+    assert not model.driver.ready
+    assert phases(some) == {}
+
+
+async def test_nothing_is_loaded_once_everything_stops(some: Models) -> None:
+    loading = asyncio.ensure_future(some.load("m", sleeping()))
+    await asyncio.sleep(0)
+    await some.drain()
+    with pytest.raises(ModelError, match="shutting down"):
+        await loading
+    with pytest.raises(ModelError, match="shutting down"):
+        await some.load("n", sleeping())
+    assert phases(some) == {}
+
+
+@pytest.mark.parametrize("run", ["inline", "thread"])
+async def test_weights_are_freed_without_a_collection(some: Models, run: str) -> None:
+    config = ModelConfig(path=str(models.DIGITS), run=run, threads=1)  # type: ignore[arg-type]
+    await some.load("steady", config)
+    gc.collect()
+    gc.disable()
+    try:
+        model = await some.load("digits", config)
+        assert isinstance(model.fleet, LocalFleet)
+        runtimes = [weakref.ref(warm.runtime) for warm in model.fleet._warm]
+        assert all(runtime() is not None for runtime in runtimes)
+        await some.replace("digits", "", config)  # `model` is still held here: whoever looks at it keeps no weights
+        assert [runtime() for runtime in runtimes] == [None]
+    finally:
+        gc.enable()
+
+
+async def test_every_life_of_a_model_has_its_own_recording(tmp_path: Path) -> None:
+    some = Models(ServerConfig(calibration_folder="", event_log=str(tmp_path)))
+    for answers in (1, 2):
+        model = await (some.load("m", sleeping()) if answers == 1 else some.replace("m", "", sleeping()))
+        for _ in range(answers):
+            await ask(model).wait()
+    await some.unload("m")
+    assert sorted(os.listdir(tmp_path)) == ["m-1.2.dlog", "m-1.dlog"]
+    first, second = replay(tmp_path / "m-1.dlog"), replay(tmp_path / "m-1.2.dlog")
+    assert first.first_difference is second.first_difference is None
+    assert first.entries < second.entries
