@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dlproxy import __version__
-from dlproxy.cli import USER_ERROR, main
+from dlproxy.cli import USER_ERROR, _parser, main, serve
 from dlproxy.cli.terminal import INTERRUPTED
 from dlproxy.message import DType, TensorSpec
 from tests import models
@@ -362,6 +362,25 @@ def test_a_reader_that_leaves_early_as_head_does_is_no_error() -> None:
         reader.stdout.close()
         assert reader.stderr.read() == ""
         assert reader.wait(HANG_S) == 0
+
+
+def test_an_option_holds_over_the_environment_and_the_environment_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "c.toml").write_text("[server]\nhttp_port = 1\ncontrol_port = 1\ndrain_s = 1\n[models.m]\npath = 'a.onnx'\n")
+    monkeypatch.setenv("DLPROXY_CONFIG", str(tmp_path / "c.toml"))
+    monkeypatch.setenv("DLPROXY_HTTP_PORT", "2")
+    monkeypatch.setenv("DLPROXY_CONTROL_PORT", "2")
+    monkeypatch.setenv("DLPROXY_HOTS", "0.0.0.0")
+    config = serve._config(_parser().parse_args(["serve", "--http-port", "3"]))
+    assert (config.server.http_port, config.server.control_port, config.server.drain_s) == (3, 2, 1.0)
+    assert [name for name, _ in config.served()] == ["m"]
+    assert "DLPROXY_HOTS sets nothing; did you mean 'DLPROXY_HOST'?" in caplog.text
+
+
+def test_a_wrong_variable_is_a_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DLPROXY_HTTP_PORT", "70000")
+    assert "DLPROXY_HTTP_PORT: " in _complaint(capsys, models.DIGITS)
 
 
 @pytest.mark.parametrize(

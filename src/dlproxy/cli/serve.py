@@ -5,6 +5,7 @@ Not aware of: how a model is loaded or a port served.
 
 import argparse
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
     from dlproxy.serve.server import Server
 
 
+AS_KNOB = "as the knob of the same name"
+
+log = logging.getLogger(__name__)
+
+
+class _KnobHelp(argparse.HelpFormatter):
+    """Takes the words for options that set a knob from the table of knobs, which is read only if help is asked for."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        from dlproxy.config.knobs import option_help
+
+        return option_help(action.dest) if action.help == AS_KNOB else action.help
+
+
 def add_to(commands: Commands) -> None:
     """Declare the command and its options."""
     serve = commands.add_parser("serve", help="serve models over HTTP", description="Serve models over HTTP.")
@@ -26,19 +41,16 @@ def add_to(commands: Commands) -> None:
         "models",
         nargs="*",
         metavar="MODEL",
-        help="a model file, file.py:MyModel, or the address of a model on another server; NAME=... gives it a name",
+        help="a model file, file.py:MyModel, or the address of a model on another server; NAME=... gives it a name, "
+        "NAME:2=... makes it version 2 of a model",
     )
     serve.add_argument("--config", type=Path, metavar="FILE", help="a dlproxy.toml; the options below override it")
     serve.add_argument("--slo", metavar="p99=20ms", help="latency objective of the models given on the command line")
     listening = serve.add_argument_group("where it listens")
-    listening.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    listening.add_argument(
-        "--http-port", "--port", type=int, metavar="PORT", help="port for inference (default 8000; 0: any free port)"
-    )
-    listening.add_argument("--uds", metavar="PATH", help="listen for inference on this Unix socket instead of a port")
-    listening.add_argument(
-        "--control-port", type=int, metavar="PORT", help="port for metrics and health (default 8002; 0: any free port)"
-    )
+    listening.add_argument("--host", help=AS_KNOB)
+    listening.add_argument("--http-port", "--port", type=int, metavar="PORT", help=AS_KNOB)
+    listening.add_argument("--uds", metavar="PATH", help=AS_KNOB)
+    listening.add_argument("--control-port", type=int, metavar="PORT", help=AS_KNOB)
     logs = serve.add_argument_group("logs")
     detail = logs.add_mutually_exclusive_group()
     detail.add_argument("-v", "--verbose", action="store_true", help="also log why requests are refused, and other details")
@@ -46,8 +58,8 @@ def add_to(commands: Commands) -> None:
     logs.add_argument(
         "--log-format", choices=("text", "json"), default="text", metavar="FORMAT", help="text (default), or json: objects"
     )
-    logs.add_argument("--access-log", action="store_true", default=None, help="log a line for each request")
-    logs.add_argument("--event-log", metavar="FOLDER", help="record every scheduling event and decision, for replays")
+    logs.add_argument("--access-log", action="store_true", default=None, help=AS_KNOB)
+    logs.add_argument("--event-log", metavar="FOLDER", help=AS_KNOB)
     serve.set_defaults(command=_serve)
 
 
@@ -74,26 +86,25 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> "Config":
-    """The file's configuration with the command line's on top. Raises ConfigError."""
+    """The file's configuration with the environment's and the command line's on top. Raises ConfigError."""
     import msgspec
 
-    from dlproxy.config import Config, ConfigError, ServerConfig, load
+    from dlproxy.config import ConfigError
+    from dlproxy.config.reading import from_environment, override
 
     if args.uds is not None and args.http_port is not None:
         raise ConfigError("--uds replaces the inference port; give either --uds or --http-port")
-    config = load(args.config) if args.config else Config()
+    config, warnings = from_environment(args.config, os.environ)
+    for warning in warnings:
+        log.warning("%s", warning)
     options = ("host", "http_port", "control_port", "uds", "access_log", "event_log")
     given = {name: value for name in options if (value := getattr(args, name)) is not None}
     if args.http_port is not None:
         given["uds"] = ""
-    try:
-        server = msgspec.convert({**msgspec.to_builtins(config.server), **given}, ServerConfig)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        raise ConfigError(f"--{where.strip('`').replace('_', '-')}: {what[0].lower()}{what[1:]}") from None
+    server = override(config.server, given, lambda knob: f"--{knob.replace('_', '-')}")
     if server.http_port == server.control_port != 0 and not server.uds:
         raise ConfigError(f"--http-port and --control-port are both {server.http_port}; give each a port of its own")
-    models = add_models(dict(config.models), args.models, args.slo or "", command="serve")
+    models = add_models(config.models, args.models, args.slo or "", command="serve")
     return msgspec.structs.replace(config, server=server, models=models)
 
 

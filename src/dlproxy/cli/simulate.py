@@ -220,7 +220,12 @@ def _models(args: argparse.Namespace) -> "dict[str, ModelConfig]":
     from dlproxy.config import Config, load
 
     config = load(args.config) if args.config else Config()
-    return add_models(dict(config.models), args.models, args.slo or "", command="simulate")
+    models = add_models(config.models, args.models, args.slo or "", command="simulate")
+    return {
+        name if len(versions) == 1 else f"{name}:{model.version}": model
+        for name, versions in models.items()
+        for model in versions
+    }
 
 
 def _named(pairs: list[str], known: "dict[str, ModelConfig]", option: str) -> dict[str, str]:

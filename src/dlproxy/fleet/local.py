@@ -14,13 +14,13 @@ from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.fleet.names import instance_name, number_of
 from dlproxy.fleet.remembered import Remembered
 from dlproxy.fleet.roster import Roster
-from dlproxy.fleet.warm_model import WarmModel, choose_way, is_open, room
+from dlproxy.fleet.warm_model import WarmModel, choose_way, device_of, is_open, room
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import gather
 from dlproxy.instance.inline import InlineInstance
 from dlproxy.instance.padding import without_padding
 from dlproxy.instance.runtime import ModelError
-from dlproxy.instance.runtime.devices import CPU, in_words
+from dlproxy.instance.runtime.devices import CPU, in_words, instance_maker
 from dlproxy.instance.thread import ThreadInstance
 from dlproxy.instance.trial import INLINE_BELOW_S, SHARED_ABOVE_S, Inputs, Measured, Way, measure_again
 from dlproxy.instance.warmup import Calibration
@@ -185,9 +185,11 @@ class LocalFleet:
     def _add(self, number: int) -> None:
         name = instance_name(self._name, number)
         runtime = self._warm[number % len(self._warm)].runtime
-        instance: Instance = (
-            InlineInstance(name, runtime, self._leave_the_loop) if self.way.inline else ThreadInstance(name, runtime)
-        )
+        instance: Instance
+        if self.way.inline:
+            instance = InlineInstance(name, runtime, self._leave_the_loop)
+        else:
+            instance = (instance_maker(device_of(self._config, number)) or ThreadInstance)(name, runtime)
         self._instances[name] = instance
         assert self._roster is not None
         self._roster.add_instance(instance)

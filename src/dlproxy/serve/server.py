@@ -58,7 +58,7 @@ class Server:
     async def _start(self) -> None:
         server, catalog = self._config.server, self.models.catalog
         with _Listeners(server) as listeners:
-            for name, model in self._config.models.items():
+            for name, model in self._config.served():
                 await self.models.load(name, model)
             app = OipApp(
                 catalog,
