@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from dlproxy import __version__
-from dlproxy.cli import USER_ERROR, main
-from dlproxy.message import DType
+from dlproxy.cli import USER_ERROR, _parser, main, serve
+from dlproxy.cli.terminal import INTERRUPTED
+from dlproxy.message import DType, TensorSpec
 from tests import models
 from tests.clients.server import HANG_S, ServerProcess, environment, write_config
 
@@ -83,6 +84,46 @@ def test_arguments_that_make_no_sense_exit_with_2(arguments: list[str], capsys: 
         main(arguments)
     assert caught.value.code == USER_ERROR
     assert "usage: dlproxy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage", "complaint"),
+    [
+        (["sevre"], "dlproxy", "there is no command 'sevre'; did you mean serve?"),
+        (["zzz"], "dlproxy", "there is no command 'zzz'; choose from serve, models, demo, bench, simulate"),
+        (["--verison"], "dlproxy", "unexpected argument --verison; did you mean --version?"),
+        (
+            ["serve", "m.onnx", "--http-prot", "80"],
+            "dlproxy serve",
+            "unexpected argument --http-prot; did you mean --http-port?",
+        ),
+        (["serve", "--http-prot=80", "m.onnx"], "dlproxy serve", "unexpected argument --http-prot; did you mean --http-port?"),
+        (["serve", "--control", "80"], "dlproxy serve", "unexpected argument --control; did you mean --control-port?"),
+        (["serve", "--log-format", "jsn"], "dlproxy serve", "there is no format 'jsn'; did you mean json?"),
+        (["bench", "http://h", "--modle", "m"], "dlproxy bench", "unexpected argument --modle; did you mean --model?"),
+        (["models", "shwo", "m"], "dlproxy models", "there is no action 'shwo'; did you mean show?"),
+        (["models", "set", "m", "a=1", "--jsn"], "dlproxy models set", "unexpected argument --jsn; did you mean --json?"),
+        (["demo", "fast"], "dlproxy demo", "unexpected argument fast"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_mistyped_is_answered_with_what_was_probably_meant(
+    arguments: list[str], usage: str, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == USER_ERROR
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(f"usage: {usage} ")
+    assert said[-1] == f"{usage}: error: {complaint}"
+
+
+def test_ctrl_c_while_arguments_are_read_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dlproxy.cli.parser.Parser.parse", press)
+    assert main(["serve"]) == INTERRUPTED
 
 
 # serve refuses
@@ -164,6 +205,29 @@ def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str], option: str)
     (line,) = capsys.readouterr().err.splitlines()
     assert f"cannot listen on 127.0.0.1:{port}" in line
     assert "0 picks a free port" in line
+
+
+def test_one_port_for_both_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dlproxy.toml").write_text("[server]\ncontrol_port = 8000\n")
+    for arguments in (["--port=8123", "--control-port=8123"], ["--config", str(tmp_path / "dlproxy.toml")]):
+        assert _main("serve", str(models.DIGITS), *arguments) == USER_ERROR
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(r"--http-port and --control-port are both (8123|8000); give each a port of its own", line)
+
+
+@pytest.mark.parametrize("command", ["serve", "simulate"])
+def test_an_objective_that_no_model_would_get_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    config = write_config(tmp_path / "dlproxy.toml", {"m": {"path": "sleep:base=1ms"}})
+    load = ["--rate=1"] if command == "simulate" else []
+    assert _main(command, "--config", str(config), "--slo=p99=20ms", *load) == USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--slo is for models given on the command line, and there are none" in line
+
+
+def test_a_socket_and_a_port_contradict_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "either --uds or --http-port" in _complaint(capsys, models.DIGITS, "--uds=/no/matter.sock")
 
 
 def test_an_event_log_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,16 +329,16 @@ def test_the_report_says_what_was_found_and_where_to_ask(tmp_path: Path) -> None
         assert re.search(r"^model digits version 1$", report, re.MULTILINE)
         assert re.search(r"^model again version 1$", report, re.MULTILINE)
         assert re.search(r"^model copied version 1$", report, re.MULTILINE)
-        assert re.search(r"takes +image FP32 \[N,1,8,8\]", report)
-        assert re.search(r"gives +probabilities FP32 \[N,10\]", report)
-        assert re.search(r"inline on the event loop, 1 thread each, [\d.e-]+ ms a row, up to \d+ rows a batch", report)
-        assert re.search(r"aims at +p99 = 20 ms", report)
+        assert re.search(r"inputs +image FP32 \[N,1,8,8\]", report)
+        assert re.search(r"outputs +probabilities FP32 \[N,10\]", report)
+        assert re.search(r"inline on the event loop, 1 thread each, [\d.]+ [mµ]s a row, up to \d+ rows a batch", report)
+        assert re.search(r"target +p99 = 20 ms", report)
         assert re.search(r"warning .*a row's answer depends on its neighbours", report)
         assert re.search(r"one request at a time", report)
         assert re.search(r"on 2 threads", report)
         assert re.search(rf"inference +http://127\.0\.0\.1:{server.http_port}/v2", report)
         assert re.search(rf"metrics +http://127\.0\.0\.1:{server.control_port}/metrics", report)
-        assert report.endswith("ready; Ctrl-C stops\n")
+        assert report.endswith("ready; press Ctrl-C to stop\n")
         assert server.stop() == 0
         assert "Traceback" not in server.errors()
 
@@ -298,3 +362,36 @@ def test_a_reader_that_leaves_early_as_head_does_is_no_error() -> None:
         reader.stdout.close()
         assert reader.stderr.read() == ""
         assert reader.wait(HANG_S) == 0
+
+
+def test_an_option_holds_over_the_environment_and_the_environment_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "c.toml").write_text("[server]\nhttp_port = 1\ncontrol_port = 1\ndrain_s = 1\n[models.m]\npath = 'a.onnx'\n")
+    monkeypatch.setenv("DLPROXY_CONFIG", str(tmp_path / "c.toml"))
+    monkeypatch.setenv("DLPROXY_HTTP_PORT", "2")
+    monkeypatch.setenv("DLPROXY_CONTROL_PORT", "2")
+    monkeypatch.setenv("DLPROXY_HOTS", "0.0.0.0")
+    config = serve._config(_parser().parse_args(["serve", "--http-port", "3"]))
+    assert (config.server.http_port, config.server.control_port, config.server.drain_s) == (3, 2, 1.0)
+    assert [name for name, _ in config.served()] == ["m"]
+    assert "DLPROXY_HOTS sets nothing; did you mean 'DLPROXY_HOST'?" in caplog.text
+
+
+def test_a_wrong_variable_is_a_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DLPROXY_HTTP_PORT", "70000")
+    assert "DLPROXY_HTTP_PORT: " in _complaint(capsys, models.DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "rows", "sizes"),
+    [
+        ((-1, -1, 3, -1), (), 0, "N,A,3,B"),
+        ((-1, -1, -1), ("batch", "", "A"), 0, "batch,B,A"),
+        ((-1, -1), (), None, "A,B"),
+        ((2, -1), (), 1, "2,N"),
+        ((), (), 0, ""),
+    ],
+)
+def test_open_sizes_are_told_apart(shape: tuple[int, ...], axes: tuple[str, ...], rows: int | None, sizes: str) -> None:
+    assert ",".join(TensorSpec("x", DType.FP32, shape, axes=axes, rows=rows).sizes) == sizes

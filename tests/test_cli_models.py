@@ -113,7 +113,7 @@ def test_knobs_change(models: Callable[..., list[str]]) -> None:
         (["set", "many", "hedge=yes"], ["hedge: expected `bool`, got `str`"]),
         (["set", "many", "hedge"], ["'hedge' has no value", "max_batch=32"]),
         (["set", "many", "hedge=true", "hedge=false"], ["hedge is given twice"]),
-        (["set", "many", "slo=\udcff"], ["'slo=\\udcff' holds characters that no knob has"]),
+        (["set", "many", "slo=\udcff"], ["'slo=\\udcff' contains characters that no knob has"]),
         (["show", "\udcff"], ["serves no model"]),
     ],
 )
@@ -196,12 +196,12 @@ def http_answer(status: str, body: Any) -> bytes:
 @pytest.mark.parametrize(
     ("answers", "clue"),
     [
-        ([b"SSH-2.0-OpenSSH_9.6\r\n"], "is no HTTP, or breaks off; is the port right?"),
+        ([b"SSH-2.0-OpenSSH_9.6\r\n"], "did not answer with complete HTTP; is the port right?"),
         ([http_answer("200 OK", b"<html>")], "is not understood: JSON is malformed"),
         ([http_answer("200 OK", {"models": []})], "is not understood: Object missing required field `name`"),
         ([http_answer("200 OK", [{"name": "m"}])], "is not understood: Object missing required field `version`"),
-        ([http_answer("404 Not Found", b"")] * 2, "is no control port of dlproxy"),
-        ([http_answer("200 OK", b"[]")[:-1]], "or breaks off"),
+        ([http_answer("404 Not Found", b"")] * 2, "is not a dlproxy control port"),
+        ([http_answer("200 OK", b"[]")[:-1]], "did not answer with complete HTTP"),
     ],
 )
 def test_what_is_no_control_port_is_recognised(complaint: Callable[..., str], answers: list[bytes], clue: str) -> None:
@@ -254,4 +254,4 @@ def test_ctrl_c_ends_the_waiting_and_says_that_the_server_goes_on() -> None:
                 process.kill()
             connection.close()
     assert (process.returncode, out) == (INTERRUPTED, "")
-    assert err == "dlproxy: interrupted; the server goes on with it, as this shows: dlproxy models show m\n"
+    assert err == "dlproxy: interrupted; the server carries on: see dlproxy models show m\n"

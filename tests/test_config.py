@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from dlproxy.cli.model_names import add_models
 from dlproxy.config import (
     Config,
     ConfigError,
@@ -17,8 +18,8 @@ from dlproxy.config import (
     parse_duration,
     parse_slo,
 )
+from dlproxy.config.reading import from_environment
 from dlproxy.policy.balancing import BALANCERS
-from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing import DISCIPLINES
 from dlproxy.serve.models import make_quotas
 
@@ -78,21 +79,21 @@ def test_values_are_read(tmp_path: Path) -> None:
     assert (config.server.host, config.server.http_port, config.server.drain_s) == ("0.0.0.0", 0, 5.0)
     assert config.server.server_timing is False
     assert config.http.max_connections == 10
-    assert config.models["digits"].slo_s == pytest.approx(0.02)
-    assert config.models["a.b"].slo_s is None
-    assert (config.models["a.b"].version, config.models["a.b"].run) == ("7", "thread")
+    assert config.models["digits"][0].slo_s == pytest.approx(0.02)
+    assert config.models["a.b"][0].slo_s is None
+    assert (config.models["a.b"][0].version, config.models["a.b"][0].run) == ("7", "thread")
 
 
 def test_relative_paths_start_at_the_files_folder(tmp_path: Path) -> None:
     config = _load('[models.a]\npath = "sub/a.onnx"\n[models.b]\npath = "/abs/b.onnx"\n', tmp_path)
-    assert Path(config.models["a"].path) == tmp_path / "sub" / "a.onnx"
-    assert config.models["b"].path == "/abs/b.onnx"
+    assert Path(config.models["a"][0].path) == tmp_path / "sub" / "a.onnx"
+    assert config.models["b"][0].path == "/abs/b.onnx"
 
 
 def test_a_model_that_only_takes_time_has_no_path_to_complete(tmp_path: Path) -> None:
     config = _load("[models.a]\npath = 'sleep:base=10ms,row=1ms'\n[models.b]\npath = 'sleep.onnx'\n", tmp_path)
-    assert config.models["a"].path == "sleep:base=10ms,row=1ms"
-    assert Path(config.models["b"].path) == tmp_path / "sleep.onnx"
+    assert config.models["a"][0].path == "sleep:base=10ms,row=1ms"
+    assert Path(config.models["b"][0].path) == tmp_path / "sleep.onnx"
 
 
 # Mistakes
@@ -192,7 +193,7 @@ def test_stickiness_without_the_balancer_that_keeps_to_it_is_named_with_its_line
     assert "dlproxy.toml:4: " in message
     assert "needs balancer = 'consistent-hash', not 'prequal'" in message
     config = _load(text.replace("prequal", "consistent-hash"), tmp_path)
-    assert config.models["a"].sticky == sticky
+    assert config.models["a"][0].sticky == sticky
 
 
 @pytest.mark.parametrize(("field", "choices"), [("discipline", DISCIPLINES), ("balancer", tuple(BALANCERS))])
@@ -203,12 +204,6 @@ def test_the_choices_are_those_that_there_are(field: str, choices: tuple[str, ..
     assert set(schema["enum"]) == set(choices)
     for choice in msgspec.json.schema(ServerConfig)["$defs"]["ServerConfig"]["properties"]["arbiter_discipline"]["enum"]:
         assert choice in DISCIPLINES
-
-
-def test_a_lane_that_is_made_without_a_file_has_the_same_defaults() -> None:
-    model, lane = ModelConfig(path="a"), LaneKnobs(max_batch=1, max_queue_rows=1)
-    for name in set(ModelConfig.__struct_fields__) & set(LaneKnobs.__struct_fields__) - {"max_batch", "max_queue_rows"}:
-        assert getattr(model, name) == getattr(lane, name), name
 
 
 def test_tenants_are_read_and_quotas_are_theirs(tmp_path: Path) -> None:
@@ -301,6 +296,169 @@ def test_a_wrong_objective_in_a_file_is_named_with_its_own_line(tmp_path: Path) 
     message = _mistake(text, tmp_path)
     assert "dlproxy.toml:6: " in message
     assert "'quick'" in message
+
+
+# Versions
+
+
+def test_a_version_has_the_knobs_of_its_model_but_for_its_own(tmp_path: Path) -> None:
+    config = _load(
+        """
+        [models.digits]
+        path = "a.onnx"
+        slo = "p99=20ms"
+        max_batch = 8
+        [models.digits.versions.2]
+        path = "b.onnx"
+        [models.digits.versions.10]
+        max_batch = 16
+        [models.other]
+        path = "c.onnx"
+        """,
+        tmp_path,
+    )
+    served = [(name, model.version, Path(model.path).name, model.max_batch, model.slo_s) for name, model in config.served()]
+    assert served == [
+        ("digits", "1", "a.onnx", 8, 0.02),
+        ("digits", "2", "b.onnx", 8, 0.02),
+        ("digits", "10", "a.onnx", 16, 0.02),
+        ("other", "1", "c.onnx", 256, None),
+    ]
+
+
+def test_a_model_without_a_path_is_what_its_versions_have_in_common(tmp_path: Path) -> None:
+    text = "[models.m]\nmax_batch = 8\n[models.m.versions.3]\npath = 'a'\n[models.m.versions.4]\npath = 'b'\n"
+    models = _load(text, tmp_path).models["m"]
+    assert [(model.version, model.max_batch) for model in models] == [("3", 8), ("4", 8)]
+
+
+@pytest.mark.parametrize(
+    ("below", "line", "clues"),
+    [
+        ("[models.m.versions.2]\nmax_bach = 3\n", 4, ["unknown key 'max_bach' in [models.m.versions.2]", "'max_batch'"]),
+        ("[models.m.versions.2]\n\nmax_batch = 0\n", 5, ["models.m.versions.2.max_batch", ">= 1"]),
+        ("[models.m.versions.2]\nslo = 'fast'\n", 4, ["'fast'", "p99=20ms"]),
+        ("[models.m.versions.two]\npath = 'b'\n", 3, ["models.m.versions.two: a version is a number"]),
+        ("[models.m.versions.1]\npath = 'b'\n", 3, ["[models.m] is version 1, too", "give it another version, or no path"]),
+        ("[models.m.versions.2]\nversion = '3'\n", 4, ["[models.m.versions.2] is version 2: leave version out"]),
+        ("versions = 3\n", 3, ["models.m.versions", "object", "int"]),
+        ("[models.m.versions]\n2 = 'b.onnx'\n", 4, ["models.m.versions.2", "object", "str"]),
+        ("[models.m.versions.2.versions.3]\npath = 'b'\n", 3, ["unknown key 'versions' in [models.m.versions.2]"]),
+    ],
+)
+def test_a_mistake_in_a_version_is_named_with_its_line(tmp_path: Path, below: str, line: int, clues: list[str]) -> None:
+    message = _mistake(f"[models.m]\npath = 'a'\n{below}", tmp_path)
+    assert f"dlproxy.toml:{line}: " in message
+    for clue in clues:
+        assert clue in message
+
+
+def test_a_mistake_that_versions_inherit_is_named_where_it_stands(tmp_path: Path) -> None:
+    message = _mistake("[models.m]\nmax_batch = 0\n[models.m.versions.2]\npath = 'b'\n", tmp_path)
+    assert "dlproxy.toml:2: models.m.max_batch" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "served"),
+    [
+        (["m=a", "m:2=b"], [("m", "1", "a"), ("m", "2", "b")]),
+        (["m:7=a", "n=b", "m:2=c"], [("m", "7", "a"), ("m", "2", "c"), ("n", "1", "b")]),
+        (["sleep:2=a"], [("sleep", "2", "a")]),
+        (["sleep:base=1ms"], [("sleep", "1", "sleep:base=1ms")]),
+        (["file.py:MyModel"], [("file", "1", "file.py:MyModel")]),
+        (["a:b:3=x"], [("a:b", "3", "x")]),
+        (["m:2=http://h:1/v2/models/x?a=1"], [("m", "2", "http://h:1/v2/models/x?a=1")]),
+        (["http://h:80/v2/models/m:2=b"], [("m", "1", "http://h:80/v2/models/m:2=b")]),
+    ],
+)
+def test_versions_on_the_command_line(arguments: list[str], served: list[tuple[str, str, str]]) -> None:
+    models = add_models({}, arguments, "", command="serve")
+    assert [(name, model.version, model.path) for name, model in Config(models=models).served()] == served
+
+
+def test_the_command_line_adds_versions_to_those_of_the_file(tmp_path: Path) -> None:
+    config = _load("[models.m]\npath = 'a'\n", tmp_path)
+    models = add_models(config.models, ["m:2=b"], "", command="serve")
+    assert [model.version for model in models["m"]] == ["1", "2"]
+    assert len(config.models["m"]) == 1
+    with pytest.raises(
+        ConfigError, match="two models are named 'm' in version 1; give them names, NAME=PATH, or versions, NAME:2"
+    ):
+        add_models(config.models, ["m=b"], "", command="serve")
+
+
+# The environment
+
+
+def _told(environment: dict[str, str], path: Path | None = None) -> tuple[Config, list[str]]:
+    return from_environment(path, {"PATH": "/bin", **environment})
+
+
+def test_without_variables_there_are_the_defaults() -> None:
+    assert _told({}) == (Config(), [])
+
+
+def test_variables_are_read_as_the_knobs_take_them() -> None:
+    config, warnings = _told(
+        {
+            "DLPROXY_HOST": "0.0.0.0",
+            "DLPROXY_HTTP_PORT": "80",
+            "DLPROXY_DRAIN_S": "2.5",
+            "DLPROXY_SERVER_TIMING": "false",
+            "DLPROXY_ARBITER": "auto",
+            "DLPROXY_CORES": "2",
+            "DLPROXY_MAX_HEADERS": "20",
+            "DLPROXY_CORS_ORIGINS": "https://a.example, https://b.example",
+        }
+    )
+    assert config.server == ServerConfig(
+        host="0.0.0.0", http_port=80, drain_s=2.5, server_timing=False, arbiter="auto", cores=2
+    )
+    assert config.http == HttpLimits(max_headers=20, cors_origins=["https://a.example", "https://b.example"])
+    assert warnings == []
+
+
+def test_variables_hold_over_the_file_and_one_names_it(tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text("[server]\nhttp_port = 1\ndrain_s = 1\n[models.m]\npath = '/a'\n")
+    (tmp_path / "two.toml").write_text("[server]\nhttp_port = 2\n")
+    config, _ = _told({"DLPROXY_CONFIG": str(tmp_path / "one.toml"), "DLPROXY_HTTP_PORT": "3"})
+    assert (config.server.http_port, config.server.drain_s, list(config.models)) == (3, 1.0, ["m"])
+    config, _ = _told({"DLPROXY_CONFIG": str(tmp_path / "one.toml")}, tmp_path / "two.toml")
+    assert config.server.http_port == 2
+    assert _told({"DLPROXY_CONFIG": ""})[0] == Config()
+    with pytest.raises(ConfigError, match=r"nowhere\.toml cannot be read"):
+        _told({"DLPROXY_CONFIG": "nowhere.toml"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "clues"),
+    [
+        ("DLPROXY_HTTP_PORT", "eighty", ["int", "str"]),
+        ("DLPROXY_HTTP_PORT", "", ["int", "str"]),
+        ("DLPROXY_HTTP_PORT", "70000", ["65535"]),
+        ("DLPROXY_SERVER_TIMING", "maybe", ["bool", "str"]),
+        ("DLPROXY_ARBITER", "onn", ["'onn' is none of its values", "did you mean 'on'?"]),
+        ("DLPROXY_CORES", "2", ["needs another arbiter than 'off'"]),
+        ("DLPROXY_MAX_BODY_BYTES", "1000000000000", ["68719476736"]),
+        ("DLPROXY_CORS_ORIGINS", "shop.example", ["'shop.example' is no origin"]),
+    ],
+)
+def test_a_wrong_value_names_its_variable(name: str, text: str, clues: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _told({name: text})
+    assert str(caught.value).startswith(f"{name}: ")
+    for clue in clues:
+        assert clue in str(caught.value)
+
+
+def test_an_unknown_variable_is_warned_of_with_the_nearest() -> None:
+    _, warnings = _told({"DLPROXY_HTTP_PROT": "80", "DLPROXYS": "1"})
+    assert warnings == ["the environment variable DLPROXY_HTTP_PROT sets nothing; did you mean 'DLPROXY_HTTP_PORT'?"]
+
+
+def test_no_variable_sets_two_knobs() -> None:
+    assert not set(ServerConfig.__struct_fields__) & {*HttpLimits.__struct_fields__, "config"}
+    assert not {"config"} & set(HttpLimits.__struct_fields__)
 
 
 def test_config_is_frozen() -> None:

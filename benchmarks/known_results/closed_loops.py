@@ -81,7 +81,7 @@ def run(seed: int, size: float = 1.0) -> Outcome:
 def _triton(seed: int, seconds: float) -> tuple[list[Check], float]:
     def measure(clients: int, max_batch: int = 128) -> float:
         line = [(rows, TRITON_BASE_S + TRITON_ROW_S * rows) for rows in (1, 64)]
-        lane = Lane(LaneKnobs(max_batch, UNBOUNDED), line)
+        lane = Lane(LaneKnobs(max_batch=max_batch, max_queue_rows=UNBOUNDED), line)
         times = Fitted(TRITON_BASE_S, TRITON_ROW_S, cv=TRITON_NOISE, seed=seed)
         return rate(lane, times, clients=clients, path_s=TRITON_PATH_S, seconds=seconds)
 
@@ -107,7 +107,9 @@ def _torchserve(seed: int, seconds: float) -> tuple[list[Check], float]:
     delayed, own = (
         {
             batch: rate(
-                lane_with(FixedDelay(batch, DELAY_S)) if is_delayed else Lane(LaneKnobs(batch, UNBOUNDED), line),
+                lane_with(FixedDelay(batch, DELAY_S))
+                if is_delayed
+                else Lane(LaneKnobs(max_batch=batch, max_queue_rows=UNBOUNDED), line),
                 times(),
                 clients=CLIENTS,
                 instances=WORKERS,

@@ -71,6 +71,16 @@ class TensorSpec(Struct, frozen=True):
     pad: float = 0.0
 
     @property
+    def sizes(self) -> list[str]:
+        """The shape for people: an open size by the model's own name for it, N where it counts rows, else A, B, C and so on."""
+        names = self.axes or ("",) * len(self.shape)
+        letters = (letter for letter in "ABCDEFGHIJKLMOPQRSTUVWXYZ" * len(names) if letter not in names)
+        return [
+            str(size) if size >= 0 else name or ("N" if axis == self.rows else next(letters))
+            for axis, (size, name) in enumerate(zip(self.shape, names, strict=True))
+        ]
+
+    @property
     def is_mask(self) -> bool:
         """Whether its name says that it marks what counts."""
         return "mask" in self.name.lower()

@@ -63,7 +63,7 @@ def test_every_combination_of_settings_is_tried_once() -> None:
 @pytest.mark.parametrize("setting", settings(2), ids=lambda setting: setting.label)
 def test_a_setting_is_a_configuration(setting: Setting, tmp_path: Path) -> None:
     (tmp_path / "dlproxy.toml").write_text(setting.toml("net", tmp_path / "net.onnx"))
-    model = load(tmp_path / "dlproxy.toml").models["net"]
+    model = load(tmp_path / "dlproxy.toml").models["net"][0]
     assert (model.threads, model.instances, model.run) == (setting.threads, setting.instances, setting.run)
 
 

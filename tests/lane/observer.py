@@ -323,8 +323,10 @@ class Observer:
             assert self.losses[ticket.id][-1] == (1, True), "it may have been another one's fault"
             return
         assert isinstance(event, BatchDone)
-        assert event.error == command.failure.message
         failed = self.failed[ticket.id]
+        assert event.error is not None
+        assert command.failure.message.endswith(event.error)
+        assert (command.failure.message == event.error) == (failed.size == 1), "it may have been another one's fault"
         assert failed.size == 1 or not self.knobs.retry_budget or not self.instances, "it may have been another one's fault"
         retried = self.knobs.retry_budget and self.runs[ticket.id] == 1 and len(self.second_tries) < FREE_SECOND_RUNS
         assert not (retried and self.trusted(failed.instance)), f"{ticket.id} fails without a second try"

@@ -2,6 +2,8 @@
 
 import pytest
 
+from dlproxy.message import Failure, FailureKind
+from dlproxy.policy.events import Reject
 from dlproxy.policy.knobs import LaneKnobs
 
 from .fixtures import Script, knobs, remembered
@@ -164,3 +166,18 @@ def test_a_hold_back_ends_also_if_the_quick_one_hangs(arbitrated: bool) -> None:
         assert [line[:11] for line in lines] == ["want a turn"]
         lines = lane.grant()
     assert lines == ["run #6 on b: 6"]
+
+
+@pytest.mark.parametrize("kind", [FailureKind.MODEL_FAILED, FailureKind.INVALID_ARGUMENT])
+def test_where_nothing_may_run_again_nobody_is_told_that_the_failure_is_its_own(kind: FailureKind) -> None:
+    lane = Script(instances="a", lane_knobs=knobs(retry_budget=0.0))
+    lane.arrive(1)
+    for number in (2, 3, 4):
+        lane.arrive(number)
+    lane.done(1)
+    lane.fail(2, kind=kind)
+    told = {command.ticket.id: command.failure for command in lane.commands if isinstance(command, Reject)}
+    why = "a batch of 3 requests, this one among them, failed and was not run again in parts: the model raised ValueError"
+    assert told == dict.fromkeys((2, 3, 4), Failure(FailureKind.MODEL_FAILED, why))
+    lane.arrive(5)
+    assert lane.fail(3, kind=kind) == [f"reject 5: {kind.value}"], "it was alone"

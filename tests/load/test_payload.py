@@ -92,10 +92,10 @@ def test_files_that_are_no_samples_are_explained(tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", np.arange(3))
     for name, model, clue in (
         ("nowhere.npy", ONE, "cannot be read"),
-        ("text.npy", ONE, "is no .npy or .npz"),
-        ("cut.npz", ONE, "is no .npy or .npz"),
-        ("objects.npy", ONE, "is no .npy or .npz"),
-        ("other.npz", ONE, "holds z; model 'm' takes 'x' FP32 [-1, 3]"),
+        ("text.npy", ONE, "is not a .npy or .npz"),
+        ("cut.npz", ONE, "is not a .npy or .npz"),
+        ("objects.npy", ONE, "is not a .npy or .npz"),
+        ("other.npz", ONE, "holds z; model 'm' takes 'x' FP32 [N,3]"),
         ("uneven.npz", TWO, "'a' 3, 'b' 2"),
         ("one.npy", TWO, "give an .npz"),
     ):
@@ -125,7 +125,7 @@ def test_shape_gives_open_dimensions_and_nothing_else() -> None:
     for shapes, clue in (({"x": (5, 9)}, "x:1,8"), ({"x": (5,)}, "2 sizes"), ({"y": (1,)}, "no such input")):
         with pytest.raises(LoadError, match=clue):
             payload.samples(model, _settings(shapes=shapes), 1)
-    with pytest.raises(LoadError, match="2 rows; leave --rows away"):
+    with pytest.raises(LoadError, match="2 rows; omit --rows"):
         payload.samples(FIXED, _settings(rows=3), 1)
     with pytest.raises(LoadError, match="do not fit into memory"):
         payload.samples(model, _settings(shapes={"x": (100_000_000, 8)}), 1)

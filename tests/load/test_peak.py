@@ -1,5 +1,6 @@
 """The search for the highest rate, with runs that a formula answers: where it ends, and what ends it early."""
 
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from dlproxy.lab.load.generator import Progress
 from dlproxy.lab.load.peak import MAX_TRIALS, Search
 from dlproxy.lab.load.settings import LoadError, Settings, check
+from dlproxy.lab.report import wording
 from dlproxy.lab.report.result import Result, Tally, Trial, make_result
 
 Outcome = tuple[float, dict[str, int]]  # p99 in seconds, errors
@@ -62,8 +64,8 @@ def test_it_ends_just_below_the_capacity_with_a_full_run(capacity: float) -> Non
     test = FakeTest(lambda rate: (0.005 if rate <= capacity else 0.1, {}))
     search, told = _search(test)
     result = search.run()
-    assert search.peak is not None
-    assert capacity / 1.06 <= search.peak <= capacity
+    assert result.peak_rps is not None
+    assert capacity / 1.06 <= result.peak_rps <= capacity
     assert result.trials == told
     assert told[-1].passed
     assert test.runs[-1]["duration_s"] == 10.0
@@ -74,9 +76,9 @@ def test_it_ends_just_below_the_capacity_with_a_full_run(capacity: float) -> Non
 
 def test_one_error_fails_a_trial() -> None:
     search, told = _search(FakeTest(lambda rate: (0.001, {"503 Service Unavailable": 1} if rate > 50.0 else {})))
-    search.run()
-    assert search.peak is not None
-    assert search.peak <= 50.0
+    result = search.run()
+    assert result.peak_rps is not None
+    assert result.peak_rps <= 50.0
     assert any("503 Service Unavailable: 1 of" in trial.reason for trial in told)
 
 
@@ -89,26 +91,56 @@ def test_one_spoilt_trial_is_no_limit() -> None:
         return 0.5 if count % 3 == 0 or rate > 1000.0 else 0.001, {}
 
     search, _ = _search(FakeTest(respond))
-    search.run()
-    assert search.peak is not None
-    assert search.peak > 900.0
+    result = search.run()
+    assert result.peak_rps is not None
+    assert result.peak_rps > 900.0
 
 
 def test_a_full_run_that_fails_lowers_the_rate() -> None:
     test = FakeTest(lambda rate: (0.001, {}))
     test.respond = lambda rate: (0.001 if rate <= (1000.0 if test.runs[-1]["duration_s"] < 10.0 else 700.0) else 1.0, {})
     search, _ = _search(test)
-    search.run()
-    assert search.peak is not None
-    assert 500.0 < search.peak <= 700.0
+    result = search.run()
+    assert result.peak_rps is not None
+    assert 500.0 < result.peak_rps <= 700.0
 
 
 def test_it_says_when_no_rate_will_do_and_stops_at_the_trials_that_it_was_given() -> None:
     search, told = _search(FakeTest(lambda rate: (1.0, {})))
     result = search.run(most=6)
-    assert search.peak is None
+    assert result.peak_rps is None
     assert len(told) <= 6
     assert "no rate met the objective" in " ".join(result.warnings)
+
+
+def test_what_is_said_of_the_peak_is_an_interval_even_if_trials_contradict_each_other() -> None:
+    test = FakeTest(lambda rate: (0.001, {}))
+    whole = 0
+
+    def respond(rate: float) -> Outcome:
+        nonlocal whole
+        whole += test.runs[-1]["duration_s"] == 10.0
+        return (0.5 if rate > 1000.0 or 0 < whole <= 4 else 0.001), {}  # the first whole runs fail, whatever their rate
+
+    test.respond = respond
+    search, told = _search(test)
+    result = search.run()
+    assert result.peak_rps is not None
+    failed = [trial.rate for trial in told if not trial.passed]
+    assert max(trial.rate for trial in told if trial.passed) > min(failed), "the scene shall be contradictory"
+    said = re.match(r"\d+ trials: ([\d,]+) /s held for a whole run, ([\d,]+) /s did not; ", wording.search(result))
+    assert said is not None, wording.search(result)
+    held, did_not = (float(number.replace(",", "")) for number in said.groups())
+    assert held == pytest.approx(result.peak_rps, abs=1.0)
+    assert held < did_not
+
+
+def test_ctrl_c_before_the_first_run_is_no_result() -> None:
+    interrupt = Pressed()
+    interrupt.pressed = True
+    search, _ = _search(FakeTest(lambda rate: (0.001, {})), interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        search.run(100.0)
 
 
 def test_a_server_that_goes_away_ends_it() -> None:
@@ -123,7 +155,7 @@ def test_a_server_that_goes_away_ends_it() -> None:
     test.respond = respond
     search, told = _search(test)
     result = search.run()
-    assert search.peak is None
+    assert result.peak_rps is None
     assert len(told) == 3
     assert "cannot reach it" in " ".join(result.warnings)
 

@@ -310,7 +310,7 @@ def test_a_stream_of_light_batches_does_not_starve_a_wide_one(discipline: str) -
 
 
 @pytest.mark.parametrize("reserved", [0.0, 1.0])
-@pytest.mark.parametrize(("discipline", "longest_s"), [("fcfs", STARVATION_S), ("priority", 3 * LaneKnobs(1, 1).ageing_s)])
+@pytest.mark.parametrize(("discipline", "longest_s"), [("fcfs", STARVATION_S), ("priority", 3 * LaneKnobs().ageing_s)])
 def test_not_even_a_stream_of_urgent_batches_starves_a_wide_one(reserved: float, discipline: str, longest_s: float) -> None:
     urgent = [Load(Want(f"urgent{n}", cores(1), 0.003, priority=1), from_s=n * 0.001) for n in range(6)]
     wide = Load(Want("wide", cores(3), 0.1), from_s=0.0005)

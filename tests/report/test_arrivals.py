@@ -114,11 +114,11 @@ def test_daily_swings_as_far_as_asked(peak: float) -> None:
 @pytest.mark.parametrize(
     ("spec", "rate", "said"),
     [
-        ("burst", 1.0, "no arrival process 'burst'; there are constant, poisson, gamma, mmpp, daily"),
-        ("", 1.0, "there are constant"),
-        ("gamma:cw=2", 1.0, "no option 'cw'; gamma takes cv"),
-        ("poisson:cv=2", 1.0, "no option 'cv'; poisson takes none"),
-        ("gamma:4", 1.0, "gamma takes cv"),
+        ("burst", 1.0, "there is no arrival process 'burst'; choose from constant, poisson, gamma, mmpp, daily"),
+        ("", 1.0, "choose from constant"),
+        ("gamma:cw=2", 1.0, "there is no option 'cw'; the options of gamma are cv"),
+        ("poisson:cv=2", 1.0, "there is no option 'cv'; poisson has no options"),
+        ("gamma:4", 1.0, "the options of gamma are cv"),
         ("gamma:cv", 1.0, "cv takes a number, not ''"),
         ("gamma:cv=much", 1.0, "cv takes a number, not 'much'"),
         *((f"gamma:cv={value}", 1.0, "cv must be a number above 0") for value in ("nan", "inf", "0", "-1")),
@@ -128,7 +128,7 @@ def test_daily_swings_as_far_as_asked(peak: float) -> None:
         ("daily:peak=1", 1.0, "above 1 and up to 20"),
         ("daily:peak=21", 1.0, "above 1 and up to 20"),
         *(
-            ("poisson", rate, "rate .* is impossible: give a positive number")
+            ("poisson", rate, "rate .* is out of range: give a positive number")
             for rate in (0.0, -1.0, float("nan"), float("inf"))
         ),
     ],
@@ -199,14 +199,14 @@ def test_a_long_trace_comes_in_chunks(trace: Path) -> None:
         (b"TIMESTAMP\n", "holds no arrivals"),
         (b"7\n", "all of its 1 arrivals are at the same time"),
         (b"7\n7\n", "at least two times"),
-        (b"1\nsoon\n3\n", "line 2: 'soon' is no time"),
+        (b"1\nsoon\n3\n", "line 2: 'soon' is not a time"),
         (b"1\n\nsoon\n", "line 3: 'soon'"),
-        (b"id,time\n1,2\n2\n", "line 3: nothing' is no time|line 3: 'nothing'"),
+        (b"id,time\n1,2\n2\n", "line 3: nothing' is not a time|line 3: 'nothing'"),
         (b"1\nnan\n", "line 2: 'nan'"),
         (b"1\ninf\n", "line 2: 'inf'"),
         (b"\xff\xfe\x00\x81", "is not text"),
-        (b"1\n" + b"x" * 200_000, "is not text|is no time"),
-        (b"1\n\x00\x01\x02\n", "is no time|is not text"),
+        (b"1\n" + b"x" * 200_000, "is not text|is not a time"),
+        (b"1\n\x00\x01\x02\n", "is not a time|is not text"),
     ],
     ids=range(13),
 )
@@ -224,5 +224,5 @@ def test_a_missing_trace_and_impossible_speeds(trace: Path) -> None:
         read_trace(trace)
     trace.write_text("1\n2\n")
     for speed in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ArrivalsError, match=r"speed .* is impossible"):
+        with pytest.raises(ArrivalsError, match=r"speed .* is out of range"):
             read_trace(trace, speed=speed)

@@ -10,7 +10,7 @@ import pytest
 
 from dlproxy.lab.report.chart import linear, logarithmic, seconds
 from dlproxy.lab.report.html import html, save_html
-from dlproxy.lab.report.result import Result, ResultError, Second, Trial
+from dlproxy.lab.report.result import Result, ResultError, Second, Tally, Trial, model_result
 from tests.report import results
 
 VOID = {"meta"}
@@ -193,7 +193,7 @@ def test_warnings_and_interruption_are_on_the_page() -> None:
     result.interrupted = True
     assert titles(result)[0] == "Warnings"
     assert "the generator was the limit" in html(result)
-    assert "stopped before its time" in html(result)
+    assert "stopped early" in html(result)
 
 
 def test_a_search_is_shown_trial_by_trial() -> None:
@@ -202,11 +202,15 @@ def test_a_search_is_shown_trial_by_trial() -> None:
         Trial(rate=100.0, duration_s=3.0, sent=300, failed=0, p99_ms=12.5, passed=True),
         Trial(rate=200.0, duration_s=3.0, sent=600, failed=9, p99_ms=None, passed=False, reason=results.HOSTILE),
     ]
+    result.peak_rps = 100.0
+    result.models = {results.HOSTILE: model_result(Tally(0.0, 1.0))}
+    result.faults = [results.HOSTILE]
     page = html(result).replace("\u00a0", " ")
     Reader(page)
     assert "<script" not in page
+    assert {"Models", "Faults"} <= set(titles(result))
     assert "The search for the highest rate" in titles(result)
-    assert "2 trials: the highest rate that passed is 100 /s, the lowest that failed 200 /s" in page
+    assert "2 trials: 100 /s held for a whole run, 200 /s did not" in page
     for cell in ("12.5 ms", "passed", "600", "failed: &lt;script"):
         assert f"<td>{cell}" in page
 

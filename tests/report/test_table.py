@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from dlproxy.lab.report.result import Result, Trial
+from dlproxy.lab.report.result import Result, Tally, Trial, model_result
 from dlproxy.lab.report.table import table
 from tests.report import results
 
@@ -86,13 +86,67 @@ def test_what_qualifies_the_figures_comes_last() -> None:
     assert [line.split()[0] for line in table(result).splitlines()[-3:]] == ["warning", "warning", "interrupted"]
 
 
-def test_a_search_is_summed_up() -> None:
-    result = results.ran()
-    result.trials = [
-        Trial(rate=rate, duration_s=3.0, sent=9, failed=0, p99_ms=1.0, passed=rate < 300) for rate in (100, 200, 400)
+def _trials(*told: tuple[float, bool, bool]) -> list[Trial]:
+    """Of (rate, passed, whole)."""
+    return [
+        Trial(rate=rate, duration_s=3.0, sent=9, failed=0, p99_ms=1.0, passed=passed, whole=whole)
+        for rate, passed, whole in told
     ]
-    text = " ".join(table(result).split())
-    assert "search 3 trials: the highest rate that passed is 200 /s, the lowest that failed 400 /s" in text
+
+
+@pytest.mark.parametrize(
+    ("trials", "peak", "said"),
+    [
+        (
+            _trials((100, True, False), (400, False, False), (200, True, False), (200, True, True)),
+            200.0,
+            "4 trials: 200 /s held for a whole run, 400 /s did not",
+        ),
+        (  # failed once, passed when it was tried again
+            _trials((200, False, False), (200, True, False), (400, False, False), (200, True, True)),
+            200.0,
+            "4 trials: 200 /s held for a whole run, 400 /s did not",
+        ),
+        (  # a short trial passed where whole runs did not hold
+            _trials((400, True, False), (400, False, True), (380, False, True), (342, True, True)),
+            342.0,
+            "4 trials: 342 /s held for a whole run, 380 /s did not",
+        ),
+        (
+            _trials((150, False, False), (200, True, True)),
+            200.0,
+            "2 trials: 200 /s held for a whole run, no higher rate failed, lower rates that failed (150 /s) were disturbed",
+        ),
+        (
+            _trials((24_520, True, False), (24_520, False, True), (23_480, False, True)),
+            None,
+            "3 trials: short trials passed at up to 24,520 /s, but no whole run did, 23,480 /s was the lowest tried",
+        ),
+        (_trials((100, False, False), (25, False, False)), None, "2 trials: no rate passed, 25 /s was the lowest tried"),
+    ],
+)
+def test_a_search_is_summed_up_without_contradicting_itself(trials: list[Trial], peak: float | None, said: str) -> None:
+    result = results.ran()
+    result.trials, result.peak_rps = trials, peak
+    assert f"search {said}; the figures are of the last run" in " ".join(table(result).split())
+
+
+def test_models_and_faults_are_told_one_by_one() -> None:
+    result = results.ran(kind="simulation")
+    tally = Tally(0.0, 10.0, 0.02)
+    for due_at in (0.0, 1.0, 2.0, 3.0):
+        tally.sent_one(due_at, due_at)
+    tally.answered(0.0, 0.010)
+    tally.answered(1.0, 1.010)
+    tally.answered(2.0, 2.5)
+    tally.failed("deadline", 3.0, 3.1)
+    result.models = {"small": model_result(tally), "idle": model_result(Tally(0.0, 10.0))}
+    result.faults = ["slow:node=node-1: p99 9 ms in the median second"]
+    lines = [line.split() for line in table(result).splitlines()]
+    assert ["model", "sent", "answered", "failed", "p50", "p99", "in", "time"] in lines
+    assert ["small", "4", "0.3", "/s", "1", "10", "ms", "500", "ms", "50", "%", "within", "20", "ms"] in lines
+    assert ["idle", "0", "0", "/s", "0", "-", "-", "-"] in lines
+    assert ["fault", "slow:node=node-1:", "p99", "9", "ms", "in", "the", "median", "second"] in lines
 
 
 def test_requests_without_an_answer_are_told() -> None:

@@ -8,13 +8,14 @@ import pytest
 from msgspec.structs import replace
 
 from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.config.knobs import live_knobs
 from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, FailureKind, Tensor
 from dlproxy.policy.balancing import BALANCERS
 from dlproxy.policy.queueing import DISCIPLINES
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
-from dlproxy.serve.control import CHANGEABLE, LaneControl
+from dlproxy.serve.control import LaneControl
 from dlproxy.service import FutureReply
 from dlproxy.wire.endpoint import Endpoint
 from tests import models
@@ -63,7 +64,7 @@ async def test_the_state_says_what_holds_waits_and_runs() -> None:
     replies = [rig.send(rows=64), rig.send(rows=64), rig.send(rows=2), rig.send(rows=1)]
     await turns()
     state = rig.control.state()
-    assert set(state["knobs"]) == set(CHANGEABLE)
+    assert set(state["knobs"]) == set(live_knobs())
     assert state["knobs"]["discipline"] == "edf"
     assert (state["running_batches"], state["queued_requests"], state["queued_rows"]) == (2, 2, 3)
     for number, instance in enumerate(state["instances"]):

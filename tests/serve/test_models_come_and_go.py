@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from itertools import pairwise
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
@@ -69,7 +70,7 @@ def slope(resident_kb: list[float]) -> Slope:
     settled = resident_kb[len(resident_kb) // 3 :]
     size = len(settled) // BLOCKS
     means = [fmean(settled[-size * (block + 1) : len(settled) - size * block]) for block in reversed(range(BLOCKS))]
-    steps = [(after - before) / size for before, after in zip(means, means[1:], strict=False)]
+    steps = [(after - before) / size for before, after in pairwise(means)]
     half = T_95 * stdev(steps) / sqrt(len(steps))
     return Slope(fmean(steps) - half, fmean(steps), fmean(steps) + half)
 

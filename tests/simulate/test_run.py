@@ -1,5 +1,6 @@
 """A scenario to its result: the lanes are those that would serve, the load is as asked for, and one seed gives one result."""
 
+import re
 from collections import Counter
 from math import inf
 from pathlib import Path
@@ -52,6 +53,36 @@ def test_an_overload_with_an_objective_is_shed_and_what_is_answered_is_in_time()
     result = simulate(scenario(rate=5000.0, slo="p99=50ms", objective_s=0.050))
     assert result.errors["deadline"] > 1000
     assert result.goodput_rps == pytest.approx(result.rate_rps, rel=0.02)
+
+
+def test_each_of_several_models_has_figures_of_its_own() -> None:
+    two = scenario(rate=2000.0, slo="p99=1s")
+    two.models["slow"] = plan_model("slow", ModelConfig(path="slow.onnx", slo="p99=60ms"), "base=50ms,row=20ms")
+    result = simulate(two)
+    quick, slow = result.models["m"], result.models["slow"]
+    assert quick.sent + slow.sent == result.sent
+    assert quick.ok + slow.ok == result.ok
+    assert quick.errors == {}
+    assert slow.errors == result.errors
+    assert slow.failed > 0
+    assert quick.latency_ms["p50"] < slow.latency_ms["p50"]
+    assert (quick.objective_ms, quick.in_time) == (1000.0, 1.0)
+    assert slow.objective_ms == pytest.approx(60.0)
+    assert slow.in_time is not None
+    assert slow.in_time < 0.9
+    assert simulate(scenario()).models == {}, "of one model all is said already"
+
+
+def test_a_fault_is_told_with_what_it_did() -> None:
+    fault = parse("slow:node=node-0,at=2,for=2,factor=20")
+    (told,) = simulate(scenario(duration_s=6.0, faults=[fault], rate=20.0)).faults
+    found = re.fullmatch(
+        r"slow:node=node-0,at=2,for=2,factor=20: while it lasted, p99 (\d+) ms in the median second, 0 failures; "
+        r"otherwise p99 ([\d.]+) ms in the median second, 0 failures",
+        told,
+    )
+    assert found is not None, told
+    assert float(found[1]) > 5 * float(found[2])
 
 
 def test_models_get_their_shares_of_the_load() -> None:
@@ -160,8 +191,8 @@ def test_without_a_description_the_model_itself_is_measured() -> None:
 @pytest.mark.parametrize(
     ("service", "clue"),
     [
-        ("10ms", "no event log is there; times are written like base=10ms"),
-        ("nowhere.dlog", "no event log is there"),
+        ("10ms", "there is no such event log; write times like base=10ms"),
+        ("nowhere.dlog", "there is no such event log"),
         ("base=10", "base=10 is not understood; write it like base=10ms"),
         ("base=10ms,slope=1ms", "no option 'slope'"),
         ("base=10ms,", "no option ''"),

@@ -1,5 +1,6 @@
 """Every route of the inference port but infer: the JSON that clients parse, /predict, wrong methods and paths."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -91,6 +92,27 @@ def test_model_config_leaves_the_batch_dimension_out() -> None:
         {"name": "text", "data_type": "TYPE_STRING", "dims": [1]},
     ]
     assert "dynamic_batching" in config
+
+
+@pytest.mark.parametrize(
+    ("platform", "backend"),
+    [
+        ("onnxruntime_onnx", "onnxruntime"),
+        ("pytorch_libtorch", "pytorch"),
+        ("pytorch_export", "pytorch"),
+        ("tensorflow_savedmodel", "tensorflow"),
+        ("python", "python"),
+    ],
+)
+def test_model_config_names_the_backend_and_how_long_a_batch_may_wait_now(platform: str, backend: str) -> None:
+    model = served(EchoService(msgspec.structs.replace(ONE, platform=platform)))
+    waits_s = [0.0]
+    control: Any = SimpleNamespace(state=lambda: {"knobs": {"max_wait_s": waits_s[0]}})
+    model.control = control
+    for waits_s[0], expected in ((0.0, 0), (0.002, 2000)):
+        config = Wire(app_of(model)).feed(request("/v2/models/m/config")).replies[0].json()
+        assert (config["platform"], config["backend"]) == (platform, backend)
+        assert config["dynamic_batching"] == {"max_queue_delay_microseconds": expected}
 
 
 def test_model_config_of_a_model_that_does_not_batch() -> None:

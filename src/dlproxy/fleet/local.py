@@ -14,15 +14,15 @@ from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.fleet.names import instance_name, number_of
 from dlproxy.fleet.remembered import Remembered
 from dlproxy.fleet.roster import Roster
-from dlproxy.fleet.warm_model import WarmModel, choose_way, is_open, room
+from dlproxy.fleet.warm_model import WarmModel, choose_way, device_of, is_open, room
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import gather
 from dlproxy.instance.inline import InlineInstance
 from dlproxy.instance.padding import without_padding
 from dlproxy.instance.runtime import ModelError
-from dlproxy.instance.runtime.devices import CPU, in_words
+from dlproxy.instance.runtime.devices import CPU, in_words, instance_maker
 from dlproxy.instance.thread import ThreadInstance
-from dlproxy.instance.trial import INLINE_BELOW_S, Inputs, Measured, Way, measure_again
+from dlproxy.instance.trial import INLINE_BELOW_S, SHARED_ABOVE_S, Inputs, Measured, Way, measure_again
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Request, Signature
 
@@ -145,10 +145,13 @@ class LocalFleet:
             await self._move(again)
 
     def _tried(self, warm: WarmModel, real: Sequence[Inputs]) -> None:
-        """Nothing is changed where requests take about what those took that the way was found with."""
+        """Nothing is changed where requests take about what those took that the way was found with.
+
+        On the loop a model stays until it is clearly slower: beside its own serving it is tried with cold caches.
+        """
         before = warm.found or _only_single(warm.calibration)
         now = measure_again(real, warm.runtime, before, room(self._config))
-        quick = now.slow_s < INLINE_BELOW_S
+        quick = now.slow_s < (SHARED_ABOVE_S if warm.way.inline else INLINE_BELOW_S)
         if warm.way.inline is not quick or not before.narrow_cpu_s / OTHERWISE < now.narrow_s < before.narrow_cpu_s * OTHERWISE:
             choose_way(self._config, warm, now)
 
@@ -182,9 +185,11 @@ class LocalFleet:
     def _add(self, number: int) -> None:
         name = instance_name(self._name, number)
         runtime = self._warm[number % len(self._warm)].runtime
-        instance: Instance = (
-            InlineInstance(name, runtime, self._leave_the_loop) if self.way.inline else ThreadInstance(name, runtime)
-        )
+        instance: Instance
+        if self.way.inline:
+            instance = InlineInstance(name, runtime, self._leave_the_loop)
+        else:
+            instance = (instance_maker(device_of(self._config, number)) or ThreadInstance)(name, runtime)
         self._instances[name] = instance
         assert self._roster is not None
         self._roster.add_instance(instance)

@@ -13,16 +13,16 @@ from dlproxy.fleet.roster import Roster
 from dlproxy.fleet.supervisor import Supervisor
 from dlproxy.fleet.warm_model import device_of, how_to_warm_up, options
 from dlproxy.instance.process.instance import ProcessInstance, WorkerSettings
+from dlproxy.instance.runtime import Format
 from dlproxy.instance.runtime.content import Content
 from dlproxy.instance.runtime.devices import CPU, in_words, visible_gpus
-from dlproxy.instance.runtime.formats import Kind
 from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Signature
 
 
-async def start_processes(name: str, config: ModelConfig, kind: Kind) -> "ProcessFleet":
+async def start_processes(name: str, config: ModelConfig, kind: Format) -> "ProcessFleet":
     """As many as the configuration wants. Raises ModelError."""
     cores = usable_cores()
     count = config.instances or len(parse_devices(config.device))
@@ -33,7 +33,7 @@ async def start_processes(name: str, config: ModelConfig, kind: Kind) -> "Proces
         number = number_of(instance)
         device = device_of(config, number)
         environment: Mapping[str, str] = {}
-        if kind == "python":  # which finds its GPU by itself
+        if kind.finds_device:
             environment, device = visible_gpus(device, os.environ), "auto"
         spec = PythonSpec(
             "dlproxy.instance.runtime.formats:open_runtime", {"path": config.path, **options(config, threads, device)}
@@ -54,7 +54,7 @@ async def start_processes(name: str, config: ModelConfig, kind: Kind) -> "Proces
     found = [instance.calibration for instance in supervisor.instances if isinstance(instance, ProcessInstance)]
     calibration = next((each for each in found if each is not None), Calibration((), signature.batched))
     return ProcessFleet(
-        supervisor, signature, calibration, Way(inline=False, instances=count, threads=threads if kind != "sleep" else 1)
+        supervisor, signature, calibration, Way(inline=False, instances=count, threads=threads if kind.name != "sleep" else 1)
     )
 
 

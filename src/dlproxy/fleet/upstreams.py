@@ -10,7 +10,6 @@ from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.fleet.names import instance_name
 from dlproxy.fleet.roster import Roster
 from dlproxy.instance.remote import RemoteInstance, RemoteSettings, calibrate_upstream, parse_addresses, start_upstreams
-from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Signature
@@ -18,12 +17,6 @@ from dlproxy.message import Signature
 
 async def join_upstreams(name: str, config: ModelConfig) -> "UpstreamFleet":
     """All servers that the path names. Raises ModelError."""
-    if config.samples:
-        raise ModelError(f"model {name} runs on another server ({config.path}), which is warmed up there: leave samples out")
-    if config.padding == "on":
-        raise ModelError(f"model {name} runs on another server ({config.path}), where no request is padded: leave padding out")
-    if config.run != "auto":
-        raise ModelError(f"model {name} runs on another server ({config.path}): leave run = {config.run!r} out")
     settings = RemoteSettings(response_timeout_s=config.batch_timeout_s, headers=config.upstream_headers)
     addresses = parse_addresses(config.path)
     instances = [RemoteInstance(instance_name(name, number), address, settings) for number, address in enumerate(addresses)]

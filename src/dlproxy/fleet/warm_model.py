@@ -13,12 +13,10 @@ from dlproxy.cores import usable_cores
 from dlproxy.fleet.remembered import Memory, Remembered
 from dlproxy.instance.runtime import Runtime
 from dlproxy.instance.runtime.devices import CPU
-from dlproxy.instance.runtime.formats import Kind, open_runtime, runtime_kind
+from dlproxy.instance.runtime.formats import format_of, open_runtime
 from dlproxy.instance.samples import read_samples
 from dlproxy.instance.trial import INLINE_BELOW_S, Inputs, Measured, Way, best_way, measure
 from dlproxy.instance.warmup import Calibration, WarmUp, warmed
-
-THREADS_PAY: tuple[Kind, ...] = ("onnx", "torchscript", "torch_export")  # whose number of threads can be tried out
 
 
 class WarmModel(Struct):
@@ -70,7 +68,7 @@ def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None) 
 
     `memory`: what was found out when the same model was loaded before is not found out again.
     """
-    key = memory.key(config) if memory is not None and runtime_kind(config.path) == "onnx" else ""
+    key = memory.key(config) if memory is not None and format_of(config.path).name == "onnx" else ""
     found = memory.recall(key) if memory is not None and key else None
     if found is not None:
         runtime = open_model(config, found.way.threads, device_of(config, number))
@@ -108,7 +106,7 @@ def is_open(config: ModelConfig) -> bool:
     """Whether there is something to find out: the configuration leaves threads or instances open, and there are cores."""
     settled = (config.threads and (config.instances or config.run == "inline")) or config.instances > 1
     one_device = len(parse_devices(config.device)) == 1
-    return not settled and one_device and usable_cores() > 1 and runtime_kind(config.path) in THREADS_PAY
+    return not settled and one_device and usable_cores() > 1 and format_of(config.path).threads_pay
 
 
 def _try(config: ModelConfig, warm: WarmModel, requests: Sequence[Inputs]) -> None:

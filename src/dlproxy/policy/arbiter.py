@@ -10,6 +10,7 @@ from math import fsum, inf
 import msgspec
 from msgspec import Struct
 
+from dlproxy.config.knobs import DisciplineName
 from dlproxy.message import Ticket
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing import QueueDiscipline, level, make_queue
@@ -79,7 +80,7 @@ class Arbiter:
         self,
         resources: Mapping[str, float],
         *,
-        discipline: str = "fair",
+        discipline: DisciplineName = "fair",
         reserved: Mapping[str, float] | None = None,
         reserved_for: int = 1,
         starvation_s: float = 10.0,

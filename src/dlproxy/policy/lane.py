@@ -452,8 +452,9 @@ class Lane:
         if elsewhere and self._budget.spend(len(tickets), now):
             again.add(tickets, avoided=batch.instance)
         elif batch.size == 1 or not divisible or not may_retry or not len(self.pool):
+            told = failure if batch.size == 1 or not divisible else refusals.of_a_shared_batch(failure, batch.size)
             for ticket in tickets:
-                self._reject(ticket, failure, commands)
+                self._reject(ticket, told, commands)
         else:
             again.halve(tickets)
 

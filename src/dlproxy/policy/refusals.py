@@ -21,6 +21,12 @@ def to_blame(crashes: int, reason: str) -> Failure:
     return Failure(FailureKind.MODEL_FAILED, f"{crashes} instances crashed while they ran this request: {reason}")
 
 
+def of_a_shared_batch(failure: Failure, size: int) -> Failure:
+    """What each request of it is told, as nobody knows for which of them it failed."""
+    message = f"a batch of {size} requests, this one among them, failed and was not run again in parts: {failure.message}"
+    return Failure(FailureKind.MODEL_FAILED, message)
+
+
 def expired(ticket: Ticket, now: float) -> Failure:
     """It waited for too long, or would be late even if it started now."""
     waited_ms = (now - ticket.arrived_at) * 1e3

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlproxy import tensors
-from dlproxy.config import ConfigError, ModelConfig, ServerConfig, check_device, check_sticky, parse_slo
+from dlproxy.config import ConfigError, ModelConfig, ServerConfig, check, parse_slo
 from dlproxy.message import DType, Failure, FailureKind, InferenceError, Tensor, invalid
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
@@ -41,8 +41,7 @@ class Model:
             self.config = msgspec.convert({"path": str(path), "slo": slo, **settings}, ModelConfig)
         except msgspec.ValidationError as error:
             raise ConfigError(f"model '{self.name}': {error}") from None
-        check_sticky(self.config)
-        check_device(self.config)
+        check(self.config)
 
 
 class Proxy:

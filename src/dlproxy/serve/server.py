@@ -15,13 +15,17 @@ from time import monotonic
 
 from dlproxy.config import Config, ServerConfig
 from dlproxy.hosts import authority, plain_host
+from dlproxy.serve.farewell import Farewell
 from dlproxy.serve.models import Models
+from dlproxy.serve.unix_socket import UnixSocket
+from dlproxy.wire.access_log import with_access_log
 from dlproxy.wire.control_http import ControlServer, control_app
 from dlproxy.wire.http_server import HttpServer
 from dlproxy.wire.oip_http import OipApp
 
 GC_ALLOCATIONS = 20_000  # requests make no reference cycles: looking for some every 700 allocations costs about 3 %
 
+HANG_UP = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]  # ignored under nohup
 CUT_SHORT = 130  # exit code when a second signal cut the drain, as shells report an interrupt
 
 log = logging.getLogger(__name__)
@@ -54,7 +58,7 @@ class Server:
     async def _start(self) -> None:
         server, catalog = self._config.server, self.models.catalog
         with _Listeners(server) as listeners:
-            for name, model in self._config.models.items():
+            for name, model in self._config.served():
                 await self.models.load(name, model)
             app = OipApp(
                 catalog,
@@ -63,20 +67,21 @@ class Server:
                 server_timing=server.server_timing,
                 tenant_header=server.tenant_header,
             )
-            self._http = HttpServer(app, self._config.http)
+            self._http = HttpServer(with_access_log(app, monotonic) if server.access_log else app, self._config.http)
             self._control = ControlServer(control_app(catalog, lambda: len(self._http.connections)))
             self.http_port, self.control_port = listeners.ports
+            self.unix_socket = listeners.unix_socket
             http, control = listeners.take()
             await self._http.start(http)
             control.listen()  # uvicorn gets to it some turns later, and "ready" must be true of both ports
             self._control.start(control)
 
     async def run(self, on_ready: Callable[["Server"], None]) -> None:
-        """Start, call `on_ready`, serve until SIGTERM or SIGINT, then drain. A second signal cuts the drain short."""
+        """Start, call `on_ready`, serve until a signal, then drain. A second one, but for SIGHUP, cuts the drain short."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         await self.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, *HANG_UP):
             loop.add_signal_handler(number, stop.set)
         on_ready(self)
         await stop.wait()
@@ -93,8 +98,13 @@ class Server:
 
     async def stop(self) -> None:
         """Take no new connections, answer what is under way (at most drain_s seconds), stop everything."""
-        self.models.catalog.draining = True
-        await self._http.drain(self._config.server.drain_s)
+        catalog, drain_s = self.models.catalog, self._config.server.drain_s
+        farewell = Farewell([model.stats for model in catalog], len(self._http.connections), drain_s)
+        catalog.draining = True
+        if self.unix_socket is not None:
+            self.unix_socket.remove()
+        await self._http.drain(drain_s)
+        farewell.over()
         await self.models.drain(1.0)
         await self._control.stop()
 
@@ -104,13 +114,14 @@ class _Listeners:
 
     def __init__(self, server: ServerConfig) -> None:
         self._sockets: list[socket.socket] = []
+        self.unix_socket = _unix_socket(server.uds) if server.uds else None
         try:
-            for port in (server.http_port, server.control_port):
-                self._sockets.append(_bind(server.host, port))
+            self._sockets.append(self.unix_socket.listener if self.unix_socket else _bind(server.host, server.http_port))
+            self._sockets.append(_bind(server.host, server.control_port))
         except PortError:
             self.__exit__()
             raise
-        self.ports = [listener.getsockname()[1] for listener in self._sockets]
+        self.ports = [0 if self.unix_socket else self._sockets[0].getsockname()[1], self._sockets[1].getsockname()[1]]
 
     def __enter__(self) -> "_Listeners":
         return self
@@ -118,11 +129,20 @@ class _Listeners:
     def __exit__(self, *_: object) -> None:
         for listener in self._sockets:
             listener.close()
+        if self._sockets and self.unix_socket is not None:
+            self.unix_socket.remove()
 
     def take(self) -> list[socket.socket]:
         """Hand the sockets over to the servers."""
         taken, self._sockets = self._sockets, []
         return taken
+
+
+def _unix_socket(path: str) -> UnixSocket:
+    try:
+        return UnixSocket(path)
+    except OSError as error:
+        raise PortError(f"cannot listen on {path}: {error.strerror or error}") from None
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -184,7 +184,7 @@ class RequestChecker:
         if not fits:
             hint = ""
             if len(tensor.shape) != len(spec.shape):
-                hint = f" The shape has {len(tensor.shape)} dims, the model takes {len(spec.shape)}."
+                hint = f" The shape has {len(tensor.shape)} dims, the model takes {len(spec.shape)}: [{','.join(spec.sizes)}]."
             elif spec.shape and spec.shape[0] not in (-1, tensor.shape[0]):
                 hint = f" The model's batch size is fixed to {spec.shape[0]}."
             raise invalid(

@@ -127,6 +127,7 @@ class Exchange:
         """Reply with the JSON error that every route uses."""
         if len(message) > MAX_ERROR:  # what a message quotes is the client's and may be megabytes long
             message = f"{message[:MAX_ERROR]}…"
+        log.debug("%s %s is answered %d: %s", self.method.decode(), self.target.decode("latin-1"), status, message)
         self.reply(status, b"application/json", msgspec.json.encode({"error": encodable(message)}), extra)
 
     def refuse(self, failure: Failure) -> None:

@@ -56,7 +56,8 @@ class HttpServer:
         self._loop = asyncio.get_running_loop()
         self._sweep_at = self._loop.time()
         self._sweep()
-        self._server = await self._loop.create_server(lambda: HttpConnection(self), sock=listener, backlog=1024)
+        create = self._loop.create_unix_server if listener.family == socket.AF_UNIX else self._loop.create_server
+        self._server = await create(lambda: HttpConnection(self), sock=listener, backlog=1024)
 
     def connection_closed(self, connection: HttpConnection) -> None:
         self.connections.discard(connection)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlproxy.lab.report import words
+from dlproxy.lab.report import wording
 from tests.report import results
 
 
@@ -28,7 +28,7 @@ from tests.report import results
     ],
 )
 def test_durations_choose_their_unit(ms: float, said: str) -> None:
-    assert words.duration(ms) == said
+    assert wording.duration(ms) == said
 
 
 @pytest.mark.parametrize(
@@ -36,20 +36,20 @@ def test_durations_choose_their_unit(ms: float, said: str) -> None:
     [(0.0, "0"), (1234.6, "1,235"), (0.05, "0.05"), (7.0, "7"), (99.99, "100"), (1e9, "1,000,000,000"), (1e-9, "1e-09")],
 )
 def test_numbers_have_three_digits_or_all_before_the_point(value: float, said: str) -> None:
-    assert words.number(value) == said
+    assert wording.number(value) == said
 
 
 @given(st.floats(1e-12, 1e12))
 def test_a_number_says_what_it_is_to_half_a_percent(value: float) -> None:
-    assert float(words.number(value).replace(",", "")) == pytest.approx(value, rel=5.1e-3)
-    assert float(words.number(-value).replace(",", "")) == pytest.approx(-value, rel=5.1e-3)
+    assert float(wording.number(value).replace(",", "")) == pytest.approx(value, rel=5.1e-3)
+    assert float(wording.number(-value).replace(",", "")) == pytest.approx(-value, rel=5.1e-3)
 
 
 @given(whole=st.integers(1, 10**12), missing=st.integers(0, 10**6))
 def test_a_share_is_all_or_nothing_only_if_it_is(whole: int, missing: int) -> None:
     missing = min(missing, whole)
-    assert (words.share(whole - missing, whole) == "100 %") == (missing == 0)
-    assert (words.share(missing, whole) == "0 %") == (missing == 0)
+    assert (wording.share(whole - missing, whole) == "100 %") == (missing == 0)
+    assert (wording.share(missing, whole) == "0 %") == (missing == 0)
 
 
 @pytest.mark.parametrize(
@@ -57,36 +57,38 @@ def test_a_share_is_all_or_nothing_only_if_it_is(whole: int, missing: int) -> No
     [(0, "0 %"), (1, "0.0001 %"), (4120, "0.412 %"), (995_000, "99.5 %"), (999_999, "99.9999 %"), (1_000_000, "100 %")],
 )
 def test_shares(part: int, said: str) -> None:
-    assert words.share(part, 1_000_000) == said
+    assert wording.share(part, 1_000_000) == said
 
 
 def test_the_headline_tells_a_good_run() -> None:
     result = results.ran(rate=80.0, latency=lambda random, due_at: 0.01234)
-    assert words.headline(result) == (
+    assert wording.headline(result) == (
         "80 requests/s answered, 99 % of them within 12.3 ms, no errors; the objective of 20 ms was met: 100 % in time."
     )
 
 
 def test_the_headline_tells_what_went_wrong() -> None:
     slow = results.ran(latency=lambda random, due_at: 0.05 if due_at >= 9.0 else 0.005)
-    assert "the objective of 20 ms was missed: 90 % in time instead of 99 %." in words.headline(slow)
+    assert "the objective of 20 ms was missed: 90 % in time instead of 99 %." in wording.headline(slow)
     failing = results.ran(error=lambda random, due_at: "timeout" if due_at >= 9.0 else None)
-    assert "10 % errors (timeout); the objective of 20 ms was missed: 90 %" in words.headline(failing)
-    assert words.headline(results.all_failed()).startswith("All 1,000 requests failed: timeout and 1 other kind; the objective")
+    assert "10 % errors (timeout); the objective of 20 ms was missed: 90 %" in wording.headline(failing)
+    assert wording.headline(results.all_failed()).startswith(
+        "All 1,000 requests failed: timeout and 1 other kind; the objective"
+    )
 
 
 def test_the_headline_of_next_to_nothing() -> None:
-    assert words.headline(results.nothing_sent()) == "No requests were sent."
-    assert "the only answer took" in words.headline(results.one_request())
+    assert wording.headline(results.nothing_sent()) == "No requests were sent."
+    assert "the only answer took" in wording.headline(results.one_request())
     waiting = results.nothing_sent()
     waiting.sent = 1
-    assert words.headline(waiting) == "None of 1 request ended before the run did."
+    assert wording.headline(waiting) == "None of 1 request ended before the run did."
 
 
 def test_text_from_outside_stays_on_its_line() -> None:
-    assert words.plain("a\x1b[31m\n\tb") == "a [31m b"
-    assert len(words.plain("x" * 1000, 50)) == 50
-    assert words.setup_rows({"a": {"b": 1.0, "c": None}, "d": [1, "x"], "e": True, "f": ""}) == {
+    assert wording.plain("a\x1b[31m\n\tb") == "a [31m b"
+    assert len(wording.plain("x" * 1000, 50)) == 50
+    assert wording.setup_rows({"a": {"b": 1.0, "c": None}, "d": [1, "x"], "e": True, "f": ""}) == {
         "a.b": "1",
         "d": "1, x",
         "e": "yes",

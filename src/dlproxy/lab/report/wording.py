@@ -8,7 +8,7 @@ from math import floor, isfinite, log10
 from typing import Any
 
 from dlproxy.lab.report.histogram import Histogram
-from dlproxy.lab.report.result import Result
+from dlproxy.lab.report.result import ModelResult, Result
 
 OBJECTIVE_SHARE = 0.99  # an objective is a p99: config.parse_slo knows no other
 QUANTILE_NAMES = {"p50": "p50", "p90": "p90", "p99": "p99", "p99_9": "p99.9", "max": "max", "mean": "mean"}
@@ -123,11 +123,25 @@ def search(result: Result) -> str:
     """What a search for the highest rate found, as a sentence; empty if there was none."""
     if not result.trials:
         return ""
-    passed = [trial.rate for trial in result.trials if trial.passed]
-    failed = [trial.rate for trial in result.trials if not trial.passed]
-    found = [f"the highest rate that passed is {rate(max(passed))}"] if passed else ["none passed"]
-    found += [f"the lowest that failed {rate(min(failed))}"] if failed else ["none failed"]
-    return f"{count(len(result.trials), 'trial')}: {', '.join(found)}; the figures are of the last run"
+    return f"{count(len(result.trials), 'trial')}: {_found(result)}; the figures are of the last run"
+
+
+def _found(result: Result) -> str:
+    """The rates between which the peak lies. A rate that failed below one that was confirmed was disturbed, and is no bound."""
+    peak, verdicts = result.peak_rps, {trial.rate: trial.passed for trial in result.trials}  # the last of each rate
+    failed = [at for at, good in verdicts.items() if not good]
+    if peak is None:
+        short = [trial.rate for trial in result.trials if trial.passed]
+        if not short:
+            return f"no rate passed, {rate(min(verdicts))} was the lowest tried"
+        whole = [trial.rate for trial in result.trials if trial.whole]
+        lowest = f", {rate(min(whole))} was the lowest tried" if whole else ""
+        return f"short trials passed at up to {rate(max(short))}, but no whole run did{lowest}"
+    above, below = [at for at in failed if at > peak], [at for at in failed if at < peak]
+    found = [f"{rate(peak)} held for a whole run"]
+    found += [f"{rate(min(above))} did not"] if above else ["no higher rate failed"]
+    found += [f"lower rates that failed ({', '.join(map(rate, sorted(below)))}) were disturbed"] if below else []
+    return ", ".join(found)
 
 
 def histogram_of(result: Result) -> Histogram:
@@ -152,12 +166,22 @@ def objective(result: Result) -> str:
         return ""
     limit = duration(result.objective_ms)
     if within is None:
-        return f"nothing can be said about the objective of {limit}"
+        return f"whether the objective of {limit} was met is unknown: no request ended"
     if within >= OBJECTIVE_SHARE:
         return f"the objective of {limit} was met: {share(within, 1.0)} in time"
-    return f"the objective of {limit} was missed: {share(within, 1.0)} in time instead of {OBJECTIVE_SHARE:.0%}".replace(
-        "99%", "99 %"
-    )
+    return f"the objective of {limit} was missed: {share(within, 1.0)} in time instead of {share(OBJECTIVE_SHARE, 1.0)}"
+
+
+MODEL_HEADINGS = ("model", "sent", "answered", "failed", "p50", "p99", "in time")
+
+
+def model_cells(name: str, model: ModelResult) -> tuple[str, ...]:
+    """One model of several under MODEL_HEADINGS."""
+    latencies = (duration(model.latency_ms[key]) if key in model.latency_ms else "-" for key in ("p50", "p99"))
+    in_time = "-"
+    if model.in_time is not None and model.objective_ms is not None:
+        in_time = f"{share(model.in_time, 1.0)} within {duration(model.objective_ms)}"
+    return (plain(name, 40), f"{model.sent:,}", rate(model.rate_rps), f"{model.failed:,}", *latencies, in_time)
 
 
 def headline(result: Result) -> str:
