@@ -214,6 +214,19 @@ async def test_weights_are_freed_without_a_collection(some: Models, run: str) ->
         gc.enable()
 
 
+async def test_worker_processes_end_with_their_model(some: Models) -> None:
+    model = await some.load("m", ModelConfig(path=SLEEP, run="process"))
+    (place,) = model.roster.places()
+    os.kill(place["pid"], 0)
+    under_way = ask(model)
+    await turns()
+    await some.unload("m")
+    assert under_way.answered
+    assert under_way.kind is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(place["pid"], 0)
+
+
 async def test_every_life_of_a_model_has_its_own_recording(tmp_path: Path) -> None:
     some = Models(ServerConfig(calibration_folder="", event_log=str(tmp_path)))
     for answers in (1, 2):

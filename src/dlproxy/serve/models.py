@@ -181,6 +181,8 @@ class Models:
         try:
             await unload_model(model, drain_s, reason)
         finally:
+            if model.turn_cores:
+                model.driver.leave_turns()  # which it may have been let into again meanwhile
             del self._leaving[model]
             self._announce(_key(model))
             self._ways_changed()
