@@ -151,7 +151,7 @@ def test_json_carries_text_only(file: Path) -> None:
         body = msgspec.json.encode({"inputs": [["zwölf\0"], [""]]})
         assert runner.run(_ask(app, post("/predict/echo", body))).json()["outputs"]["y"] == [["zwölf\0"], [""]]
         reply = runner.run(_ask(app, _infer("echo", [JPEG], binary_output=False)))
-        assert (reply.status, "is not UTF-8 text; ask for it as binary" in reply.error) == (500, True)
+        assert (reply.status, "is not valid UTF-8; request it as binary" in reply.error) == (500, True)
 
     _with(Model(f"{file}:Echo", run="inline"), ask)
 
@@ -170,8 +170,8 @@ def test_text_is_str_and_refuses_what_is_none(file: Path, run: str) -> None:
         ]
         for wrong in (JPEG, b"\xff", "zwölf".encode("latin-1")):
             reply = runner.run(_ask(app, _infer("echo", [b"fine", wrong])))
-            assert (reply.status, "input 'x': element 1 is not UTF-8" in reply.error) == (400, True)
-            with pytest.raises(InferenceError, match="element 1 is not UTF-8"):
+            assert (reply.status, "input 'x': element 1 is not valid UTF-8" in reply.error) == (400, True)
+            with pytest.raises(InferenceError, match="element 1 is not valid UTF-8"):
                 runner.run(proxy.infer("echo", {"x": [[b"fine"], [wrong]]}))
 
     _with(Model(f"{file}:Text", run=run), ask)
