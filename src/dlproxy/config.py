@@ -270,7 +270,7 @@ def check_origins(http: HttpLimits) -> None:
     for origin in http.cors_origins:
         if not re.fullmatch(ORIGIN, origin):
             raise ConfigError(
-                f"{origin!r} is no origin; write it in small letters like https://shop.example:8443, without a path or a "
+                f"{origin!r} is not an origin; write it in lower case like https://shop.example:8443, without a path or a "
                 'slash at the end, or "*" for every one'
             )
 
@@ -407,7 +407,7 @@ def explain(what: str, struct: type[Struct], knob: str) -> str:
     choices = [str(choice) for choice in get_args(hints[knob])]
     near = difflib.get_close_matches(wrong[1], choices, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(choices)}"
-    return f"'{wrong[1]}' is none of its values; {hint}"
+    return f"'{wrong[1]}' is not one of its values; {hint}"
 
 
 def _struct_of(keys: list[str]) -> type[Struct]:

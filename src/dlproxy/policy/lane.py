@@ -155,7 +155,7 @@ class Lane:
             running = [ticket for batch in self._running.values() for ticket in batch.tickets]
             ticket = self._again.abandon(event.ticket_id, running)
         if ticket is not None:
-            commands.append(Reject(ticket, Failure(FailureKind.CANCELLED, "the client has gone")))
+            commands.append(Reject(ticket, Failure(FailureKind.CANCELLED, "the client disconnected")))
 
     def _batch_done(self, event: BatchDone, now: float, commands: list[Command]) -> None:
         batch = self._running.pop(event.batch_id, None)

@@ -101,7 +101,7 @@ class LaneControl:
     async def scale(self, count: int) -> None:
         """Run so many instances; returns when they are up, or gone. Raises ConfigError, also if one cannot be started."""
         if not 0 <= count <= MOST_INSTANCES:
-            raise ConfigError(f"instances {count} is impossible; give 0 to {MOST_INSTANCES}")
+            raise ConfigError(f"instances {count} is out of range; give 0 to {MOST_INSTANCES}")
         try:
             await self._hosting.scale(count)
         except ModelError as error:

@@ -156,11 +156,11 @@ async def _remote(name: str, config: ModelConfig) -> "RemoteHosting":
     from dlproxy.instance.remote import RemoteInstance, RemoteSettings, calibrate_upstream, parse_addresses, start_upstreams
 
     if config.samples:
-        raise ModelError(f"model {name} runs on another server ({config.path}), which is warmed up there: leave samples out")
+        raise ModelError(f"model {name} runs on another server ({config.path}), which is warmed up there: omit samples")
     if config.padding == "on":
-        raise ModelError(f"model {name} runs on another server ({config.path}), where no request is padded: leave padding out")
+        raise ModelError(f"model {name} runs on another server ({config.path}), where no request is padded: omit padding")
     if config.run != "auto":
-        raise ModelError(f"model {name} runs on another server ({config.path}): leave run = {config.run!r} out")
+        raise ModelError(f"model {name} runs on another server ({config.path}): omit run = {config.run!r}")
     settings = RemoteSettings(response_timeout_s=config.batch_timeout_s, headers=config.upstream_headers)
     addresses = parse_addresses(config.path)
     instances = [RemoteInstance(f"{name}-{number}", address, settings) for number, address in enumerate(addresses)]

@@ -215,7 +215,7 @@ class RequestChecker:
     @staticmethod
     def _check_elements(tensor: Tensor, count: int, *, text: bool) -> None:
         if count > MAX_ELEMENTS:  # each becomes an object: seconds of blocked loop for 64 MiB of empty ones
-            raise invalid(f"input '{tensor.name}': at most {MAX_ELEMENTS} BYTES elements are taken, got {count}")
+            raise invalid(f"input '{tensor.name}': at most {MAX_ELEMENTS} BYTES elements are accepted, got {count}")
         found = 0
         try:
             for element in elements_of(tensor.data):
@@ -304,4 +304,4 @@ def _refuse_sequence(params: dict[str, Any]) -> None:
     for name in sorted(SEQUENCE):
         if params.get(name):  # 0, "" and false stand for none, as in Triton
             message = f"parameter '{name}' is {brief(params[name])}, but sequences are not served yet"
-            raise InferenceError(Failure(FailureKind.UNSUPPORTED, f"{message}; stateless requests leave it out"))
+            raise InferenceError(Failure(FailureKind.UNSUPPORTED, f"{message}; stateless requests omit it"))

@@ -234,7 +234,7 @@ class HttpConnection(asyncio.Protocol):
         self.server.connections.add(self)
         self.server.accepted += 1
         if len(self.server.connections) > self._limits.max_connections:
-            self._refuse(503, f"the server has its {self._limits.max_connections} connections", b"retry-after: 1\r\n")
+            self._refuse(503, f"connection limit ({self._limits.max_connections}) reached", b"retry-after: 1\r\n")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = REFUSED
@@ -337,18 +337,18 @@ class HttpConnection(asyncio.Protocol):
             headers[name] += b", " + value
             self._repeats += 1
             if self._repeats > self._limits.max_headers:  # joining is quadratic, so this cannot wait for the end
-                raise _RefusedError(431, f"more than {self._limits.max_headers} header fields; no more are taken")
+                raise _RefusedError(431, f"more than {self._limits.max_headers} header fields; no more are accepted")
 
     def on_headers_complete(self) -> None:
         headers, limits = self._headers, self._limits
         if len(headers) + self._repeats > limits.max_headers:
             fields = len(headers) + self._repeats
-            raise _RefusedError(431, f"{fields} header fields; at most {limits.max_headers} are taken")
+            raise _RefusedError(431, f"{fields} header fields; at most {limits.max_headers} are accepted")
         if self._received > self._small_header or not self._began_now:
             self._bound_header()
         if self._parser.should_upgrade():
             if self._parser.get_method() == b"CONNECT":
-                raise _RefusedError(405, "CONNECT opens no tunnel here: this is no proxy to other hosts", NO_TUNNEL)
+                raise _RefusedError(405, "CONNECT opens no tunnel here: this is not a proxy to other hosts", NO_TUNNEL)
             self._offered = True
             return
         self._phase = BODY
@@ -356,7 +356,7 @@ class HttpConnection(asyncio.Protocol):
         length = headers.get(b"content-length")
         if length is not None:
             if int(length) > limits.max_body_bytes:
-                raise _RefusedError(413, f"the body is {int(length)} bytes; at most {limits.max_body_bytes} are taken")
+                raise _RefusedError(413, f"the body is {int(length)} bytes; at most {limits.max_body_bytes} are accepted")
         elif headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
             raise _RefusedError(501, "the only transfer encoding understood is chunked")
         if b"host" not in headers and self._parser.get_http_version() == "1.1":
@@ -475,10 +475,10 @@ class HttpConnection(asyncio.Protocol):
 
     def _bound_header(self) -> None:
         if len(self._target) > MAX_TARGET:
-            raise _RefusedError(414, f"the request target is {len(self._target)} bytes; at most {MAX_TARGET} are taken")
+            raise _RefusedError(414, f"the request target is {len(self._target)} bytes; at most {MAX_TARGET} are accepted")
         total = sum(len(name) + len(value) for name, value in self._headers.items())
         if total > self._limits.max_header_bytes:
-            raise _RefusedError(431, f"the header is {total} bytes; at most {self._limits.max_header_bytes} are taken")
+            raise _RefusedError(431, f"the header is {total} bytes; at most {self._limits.max_header_bytes} are accepted")
 
     def _bound_incomplete(self) -> None:
         """llhttp buffers header fields and trailers without limit: count what came without finishing anything."""

@@ -264,7 +264,7 @@ def json_tensor(name: str, dtype: DType, shape: Sequence[int] | None, data: Any)
     if dtype is DType.BYTES:
         for value in values:
             if not isinstance(value, str):
-                raise invalid(f"input '{name}': {brief(value)} is no string, as the data of BYTES must be")
+                raise invalid(f"input '{name}': {brief(value)} is not a string, as the data of BYTES must be")
         return Tensor(name, dtype, tuple(shape), join_elements(values))
     return Tensor(name, dtype, tuple(shape), _pack(name, dtype, values))
 

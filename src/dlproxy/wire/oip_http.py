@@ -250,7 +250,9 @@ class _Endpoint:
 
     def _check_json_size(self, json_bytes: int) -> None:
         if json_bytes > self._max_json_bytes:
-            message = f"the JSON is {json_bytes} bytes; at most {self._max_json_bytes} are taken, send tensors as binary data"
+            message = (
+                f"the JSON is {json_bytes} bytes; at most {self._max_json_bytes} are accepted, send tensors as binary data"
+            )
             raise InferenceError(Failure(FailureKind.TOO_LARGE, message))
 
     def _plain_request(self, body: bytes) -> Request:
