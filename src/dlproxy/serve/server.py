@@ -102,7 +102,8 @@ class Server:
         try:
             await drain
         except asyncio.CancelledError:
-            log.warning("stopped by a second signal, requests under way were cut")
+            cut = sum(model.driver.unanswered for model in self.models)
+            log.warning("stopped by a second signal: %d requests were cut", cut)
             for model in self.models:
                 if model.recorder is not None:
                     model.recorder.close()
