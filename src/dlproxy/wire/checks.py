@@ -183,7 +183,8 @@ class RequestChecker:
         if not fits:
             hint = ""
             if len(tensor.shape) != len(spec.shape):
-                hint = f" The shape has {len(tensor.shape)} dimensions, but the model expects {len(spec.shape)}: [{','.join(spec.sizes)}]."
+                wanted = f"{len(spec.shape)}: [{','.join(spec.sizes)}]"
+                hint = f" The shape has {len(tensor.shape)} dimensions, but the model expects {wanted}."
             elif spec.shape and spec.shape[0] not in (-1, tensor.shape[0]):
                 hint = f" The model's batch size is fixed to {spec.shape[0]}."
             raise invalid(
