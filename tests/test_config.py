@@ -451,10 +451,11 @@ def test_variables_hold_over_the_file_and_one_names_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "clues"),
     [
-        ("DLPROXY_HTTP_PORT", "eighty", ["int", "str"]),
-        ("DLPROXY_HTTP_PORT", "", ["int", "str"]),
+        ("DLPROXY_HTTP_PORT", "eighty", ["'eighty' is not a whole number"]),
+        ("DLPROXY_HTTP_PORT", "", ["'' is not a whole number"]),
+        ("DLPROXY_DRAIN_S", "30s", ["'30s' is not a number"]),
         ("DLPROXY_HTTP_PORT", "70000", ["65535"]),
-        ("DLPROXY_SERVER_TIMING", "maybe", ["bool", "str"]),
+        ("DLPROXY_SERVER_TIMING", "maybe", ["'maybe' is not true or false"]),
         ("DLPROXY_ARBITER", "onn", ["'onn' is none of its values", "did you mean 'on'?"]),
         ("DLPROXY_CORES", "2", ["needs another arbiter than 'off'"]),
         ("DLPROXY_MAX_BODY_BYTES", "1000000000000", ["68719476736"]),

@@ -21,6 +21,8 @@ from dlproxy.config.values import ConfigError
 PREFIX = "DLPROXY_"
 FILE_VARIABLE = "DLPROXY_CONFIG"
 
+_NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
+
 Section = TypeVar("Section", bound=Struct)
 
 
@@ -151,6 +153,8 @@ def override(section: Section, values: Mapping[str, Any], label: Callable[[str],
         check(changed)
     except msgspec.ValidationError as error:
         what, knob = _what_and_where(error)
+        if what.endswith("got `str`"):
+            what = f"{values[knob]!r} is not {_NUMBERS[table[knob].type]}"
         raise ConfigError(f"{label(knob)}: {explain(what, type(section), knob)}") from None
     except ConfigError as error:
         raise ConfigError(f"{label(error.knob) if error.knob in values else error.knob}: {error}") from None
