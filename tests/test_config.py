@@ -456,10 +456,10 @@ def test_variables_hold_over_the_file_and_one_names_it(tmp_path: Path) -> None:
         ("DLPROXY_DRAIN_S", "30s", ["'30s' is not a number"]),
         ("DLPROXY_HTTP_PORT", "70000", ["65535"]),
         ("DLPROXY_SERVER_TIMING", "maybe", ["'maybe' is not true or false"]),
-        ("DLPROXY_ARBITER", "onn", ["'onn' is none of its values", "did you mean 'on'?"]),
+        ("DLPROXY_ARBITER", "onn", ["'onn' is not one of its values", "did you mean 'on'?"]),
         ("DLPROXY_CORES", "2", ["needs another arbiter than 'off'"]),
         ("DLPROXY_MAX_BODY_BYTES", "1000000000000", ["68719476736"]),
-        ("DLPROXY_CORS_ORIGINS", "shop.example", ["'shop.example' is no origin"]),
+        ("DLPROXY_CORS_ORIGINS", "shop.example", ["'shop.example' is not an origin"]),
     ],
 )
 def test_a_wrong_value_names_its_variable(name: str, text: str, clues: list[str]) -> None:
