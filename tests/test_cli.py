@@ -241,7 +241,10 @@ def test_mistakes_in_the_file_are_named_with_their_line(tmp_path: Path, capsys: 
         ("[server\n", "line 1"),
         ("[server]\nhttp_prot = 1\n", "dlproxy.toml:2: unknown key 'http_prot'"),
         (f"[models.a]\npath = '{models.DIGITS}'\nslo = 'fast'\n", "dlproxy.toml:3: slo 'fast'"),
-        (f"[models.a]\npath = '{models.DIGITS}'\nbalancer = 'pequal'\n", "dlproxy.toml:3: models.a.balancer: 'pequal' is none"),
+        (
+            f"[models.a]\npath = '{models.DIGITS}'\nbalancer = 'pequal'\n",
+            "dlproxy.toml:3: models.a.balancer: 'pequal' is not one of its values",
+        ),
         (f"[tenants.a]\nrows_per_s = 1e-9\n[models.a]\npath = '{models.DIGITS}'\n", "tenants.a: rows_per_s is 1e-09"),
     ):
         path.write_text(text, "utf-8")
@@ -365,7 +368,7 @@ def test_a_reader_that_leaves_early_as_head_does_is_no_error() -> None:
 
 
 def test_an_option_holds_over_the_environment_and_the_environment_over_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "c.toml").write_text("[server]\nhttp_port = 1\ncontrol_port = 1\ndrain_s = 1\n[models.m]\npath = 'a.onnx'\n")
     monkeypatch.setenv("DLPROXY_CONFIG", str(tmp_path / "c.toml"))
@@ -375,7 +378,16 @@ def test_an_option_holds_over_the_environment_and_the_environment_over_the_file(
     config = serve._config(_parser().parse_args(["serve", "--http-port", "3"]))
     assert (config.server.http_port, config.server.control_port, config.server.drain_s) == (3, 2, 1.0)
     assert [name for name, _ in config.served()] == ["m"]
-    assert "DLPROXY_HOTS sets nothing; did you mean 'DLPROXY_HOST'?" in caplog.text
+    assert "DLPROXY_HOTS sets nothing; did you mean 'DLPROXY_HOST'?" in capsys.readouterr().err
+
+
+def test_options_that_set_knobs_have_the_knobs_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert serve.AS_KNOB not in text
+    for words in ("--http-port PORT, --port PORT port for inference; 0 picks a free one (default 8000)", "replay; empty: off"):
+        assert words in text
 
 
 def test_a_wrong_variable_is_a_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

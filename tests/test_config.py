@@ -165,14 +165,30 @@ def test_a_value_out_of_range_is_named_with_its_line(tmp_path: Path, text: str, 
 
 
 @pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[http]\nmax_headers = 20\n[server]\ndrain_s = 1\n\nhttp_port = 70000\n", 6),
+        ("http.max_headers = 20\nserver . http_port = 70000\n", 2),
+        ("[http]\nmax_headers = 20\n[server]\n'http_port' = 70000\n", 4),
+        ("http = {max_headers = 20}\nserver = { drain_s = 1, http_port = 70000 }\n", 2),
+        ("[models]\nhttp_port = {path = 'a'}\n[server]\nhttp_port = 70000\n", 4),
+        ("[models.m]\npath = 'a'\nslo = 'p99=1s' # http_port = 1\n[server]\nhttp_port = 70000\n", 5),
+    ],
+)
+def test_a_line_is_found_however_a_table_is_written(tmp_path: Path, text: str, line: int) -> None:
+    message = _mistake(text, tmp_path)
+    assert f"dlproxy.toml:{line}: server.http_port" in message
+
+
+@pytest.mark.parametrize(
     ("text", "line", "clues"),
     [
         ("[models.a]\npath = 'a'\nrun = 'tread'\n", 3, ["models.a.run: 'tread'", "did you mean 'thread'?"]),
         ("[models.a]\npath = 'a'\ndiscipline = 'EDF'\n", 3, ["models.a.discipline: 'EDF'", "it takes edf, fcfs, sjf"]),
         ("[models.a]\npath = 'a'\ndiscipline = 'prority'\n", 3, ["did you mean 'priority'?"]),
         ("[models.a]\npath = 'a'\nbalancer = 'round_robin'\n", 3, ["models.a.balancer", "did you mean 'round-robin'?"]),
-        ("[models.a]\npath = 'a'\nbalancer = \"it's\"\n", 3, ["'it's' is none of its values", "peak-ewma"]),
-        ("[models.a]\npath = 'a'\nbalancer = \"a\\nb\"\n", 3, ["'a\\nb' is none of its values"]),
+        ("[models.a]\npath = 'a'\nbalancer = \"it's\"\n", 3, ["'it's' is not one of its values", "peak-ewma"]),
+        ("[models.a]\npath = 'a'\nbalancer = \"a\\nb\"\n", 3, ["'a\\nb' is not one of its values"]),
         ("[server]\narbiter = 'yes'\n", 2, ["server.arbiter: 'yes'", "it takes auto, on, off"]),
         ("[server]\narbiter_discipline = 'fare'\n", 2, ["server.arbiter_discipline", "did you mean 'fair'?"]),
         ("[tenants.a]\nweigth = 2\n", 2, ["unknown key 'weigth' in [tenants.a]", "did you mean 'weight'?"]),
@@ -344,6 +360,8 @@ def test_a_model_without_a_path_is_what_its_versions_have_in_common(tmp_path: Pa
         ("versions = 3\n", 3, ["models.m.versions", "object", "int"]),
         ("[models.m.versions]\n2 = 'b.onnx'\n", 4, ["models.m.versions.2", "object", "str"]),
         ("[models.m.versions.2.versions.3]\npath = 'b'\n", 3, ["unknown key 'versions' in [models.m.versions.2]"]),
+        ("versions.2.max_batch = 0\n", 3, ["models.m.versions.2.max_batch"]),
+        ("versions = {2 = {max_batch = 0}}\n", 3, ["models.m.versions.2.max_batch"]),
     ],
 )
 def test_a_mistake_in_a_version_is_named_with_its_line(tmp_path: Path, below: str, line: int, clues: list[str]) -> None:
@@ -433,14 +451,15 @@ def test_variables_hold_over_the_file_and_one_names_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "clues"),
     [
-        ("DLPROXY_HTTP_PORT", "eighty", ["int", "str"]),
-        ("DLPROXY_HTTP_PORT", "", ["int", "str"]),
+        ("DLPROXY_HTTP_PORT", "eighty", ["'eighty' is not a whole number"]),
+        ("DLPROXY_HTTP_PORT", "", ["'' is not a whole number"]),
+        ("DLPROXY_DRAIN_S", "30s", ["'30s' is not a number"]),
         ("DLPROXY_HTTP_PORT", "70000", ["65535"]),
-        ("DLPROXY_SERVER_TIMING", "maybe", ["bool", "str"]),
-        ("DLPROXY_ARBITER", "onn", ["'onn' is none of its values", "did you mean 'on'?"]),
+        ("DLPROXY_SERVER_TIMING", "maybe", ["'maybe' is not true or false"]),
+        ("DLPROXY_ARBITER", "onn", ["'onn' is not one of its values", "did you mean 'on'?"]),
         ("DLPROXY_CORES", "2", ["needs another arbiter than 'off'"]),
         ("DLPROXY_MAX_BODY_BYTES", "1000000000000", ["68719476736"]),
-        ("DLPROXY_CORS_ORIGINS", "shop.example", ["'shop.example' is no origin"]),
+        ("DLPROXY_CORS_ORIGINS", "shop.example", ["'shop.example' is not an origin"]),
     ],
 )
 def test_a_wrong_value_names_its_variable(name: str, text: str, clues: list[str]) -> None:

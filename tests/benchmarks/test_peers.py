@@ -169,7 +169,7 @@ def test_dlproxy_batches_as_the_others_do(tmp_path: Path) -> None:
     from dlproxy.config import load
 
     DLPROXY.command(Launch(Path("python"), Path("model.onnx"), 1234, tmp_path))
-    (model,) = load(tmp_path / "dlproxy.toml").models.values()
+    ((_, model),) = load(tmp_path / "dlproxy.toml").served()
     assert (model.max_batch, model.threads) == (64, 1)
 
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 AS_KNOB = "as the knob of the same name"
 
-log = logging.getLogger(__name__)
-
 
 class _KnobHelp(argparse.HelpFormatter):
     """Takes the words for options that set a knob from the table of knobs, which is read only if help is asked for."""
@@ -36,7 +34,9 @@ class _KnobHelp(argparse.HelpFormatter):
 
 def add_to(commands: Commands) -> None:
     """Declare the command and its options."""
-    serve = commands.add_parser("serve", help="serve models over HTTP", description="Serve models over HTTP.")
+    serve = commands.add_parser(
+        "serve", help="serve models over HTTP", description="Serve models over HTTP.", formatter_class=_KnobHelp
+    )
     serve.add_argument(
         "models",
         nargs="*",
@@ -96,7 +96,7 @@ def _config(args: argparse.Namespace) -> "Config":
         raise ConfigError("--uds replaces the inference port; give either --uds or --http-port")
     config, warnings = from_environment(args.config, os.environ)
     for warning in warnings:
-        log.warning("%s", warning)
+        complain(warning)
     options = ("host", "http_port", "control_port", "uds", "access_log", "event_log")
     given = {name: value for name in options if (value := getattr(args, name)) is not None}
     if args.http_port is not None:

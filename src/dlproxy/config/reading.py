@@ -21,6 +21,8 @@ from dlproxy.config.values import ConfigError
 PREFIX = "DLPROXY_"
 FILE_VARIABLE = "DLPROXY_CONFIG"
 
+_NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
+
 Section = TypeVar("Section", bound=Struct)
 
 
@@ -151,6 +153,8 @@ def override(section: Section, values: Mapping[str, Any], label: Callable[[str],
         check(changed)
     except msgspec.ValidationError as error:
         what, knob = _what_and_where(error)
+        if what.endswith("got `str`"):
+            what = f"{values[knob]!r} is not {_NUMBERS[table[knob].type]}"
         raise ConfigError(f"{label(knob)}: {explain(what, type(section), knob)}") from None
     except ConfigError as error:
         raise ConfigError(f"{label(error.knob) if error.knob in values else error.knob}: {error}") from None
@@ -165,7 +169,7 @@ def explain(what: str, struct: type[Struct], knob: str) -> str:
     choices = list(map(str, knobs(struct)[knob].choices))
     near = difflib.get_close_matches(wrong[1], choices, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(choices)}"
-    return f"'{wrong[1]}' is none of its values; {hint}"
+    return f"'{wrong[1]}' is not one of its values; {hint}"
 
 
 def _what_and_where(error: msgspec.ValidationError) -> tuple[str, str]:
@@ -189,16 +193,24 @@ def _type_name(value: Any) -> str:
 
 
 def _line(text: str, keys: list[str]) -> str:
-    """ ":LINE" of a key in TOML text, as far as it can be found; the last key wins over its section."""
-    found, section = 0, ""
+    """ ":LINE" of a key in TOML text, or of the table in braces that it stands in; empty if neither is found."""
+    wanted, section, around = ".".join(keys), "", ""
     for number, line in enumerate(text.splitlines(), start=1):
         header = re.match(r"\s*\[\s*(.+?)\s*\]", line)
+        key = re.match(r"\s*([^\s#=][^#=]*?)\s*=", line)
         if header:
-            section = header[1].replace('"', "")
-            if f"{section}.".startswith(f"{'.'.join(keys)}."):
+            section = _plain(header[1])
+            if f"{section}.".startswith(f"{wanted}."):
                 return f":{number}"
-        elif keys and re.match(rf'\s*"?{re.escape(keys[-1])}"?\s*=', line):
-            if section == ".".join(keys[:-1]):
+        elif key:
+            place = f"{section}.{_plain(key[1])}".removeprefix(".")
+            if f"{place}.".startswith(f"{wanted}."):
                 return f":{number}"
-            found = found or number
-    return f":{found}" if found else ""
+            if wanted.startswith(f"{place}."):
+                around = f":{number}"
+    return around
+
+
+def _plain(key: str) -> str:
+    """A dotted key without quotes, and spaces around its dots."""
+    return re.sub(r"\s*\.\s*", ".", re.sub("[\"']", "", key))

@@ -99,7 +99,7 @@ class LaneControl:
         """Run so many instances; returns when they are up, or gone. Raises ConfigError, also if one cannot be started."""
         most = knobs(ModelConfig)["instances"].high or 0
         if not 0 <= count <= most:
-            raise ConfigError(f"instances {count} is impossible; give 0 to {most}")
+            raise ConfigError(f"instances {count} is out of range; give 0 to {most}")
         try:
             await self._fleet.scale(count)
         except ModelError as error:

@@ -141,7 +141,7 @@ def _object(body: bytes) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ConfigError('the body is no object, such as {"discipline": "edf"}')
+        raise ConfigError('the body is not a JSON object such as {"discipline": "edf"}')
     return found
 
 
