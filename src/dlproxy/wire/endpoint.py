@@ -53,11 +53,12 @@ class Endpoint:
 
     def submit(self, request: Request, reply: ReplyTo, terms: Terms = NO_TERMS) -> None:
         """Hand a checked request on, with the deadline that follows from its terms and the model's objective."""
-        ticket, slo_s = request.ticket, self.model.slo_s
+        slo_s = self.model.slo_s
         if slo_s is not None:
+            ticket = request.ticket
             ticket.deadline_at = ticket.arrived_at + slo_s
         if terms is not NO_TERMS:
-            timeout_s = terms.timeout_s
+            ticket, timeout_s = request.ticket, terms.timeout_s
             if timeout_s != inf:
                 ticket.answer_by = ticket.arrived_at + timeout_s
                 if slo_s is None or timeout_s < slo_s:
@@ -69,7 +70,7 @@ class Endpoint:
             if terms.principal is not ANONYMOUS:
                 request.principal = terms.principal
         if self._sticky:
-            ticket.affinity = self._affinity(request, terms)
+            request.ticket.affinity = self._affinity(request, terms)
         self._service.submit(request, reply)
 
     async def infer(self, request: Request, terms: Terms = NO_TERMS) -> Response:
