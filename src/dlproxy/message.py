@@ -7,7 +7,7 @@ Not aware of: wire formats, runtimes, policies.
 from collections.abc import Sequence
 from enum import Enum
 from math import inf, prod
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -97,7 +97,7 @@ class Signature(Struct, frozen=True):
     """What a loaded model takes and gives.
 
     `batched`: rows are independent and may be any number; each spec says where they stand. `even`: all inputs of a request have
-    equally many; else the model may broadcast one, and such a request runs alone.
+    equally many; else the model may broadcast one, and such a request runs alone. `streams`: answers may come in parts.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -105,6 +105,7 @@ class Signature(Struct, frozen=True):
     batched: bool
     platform: str
     even: bool = True
+    streams: bool = False
 
     @property
     def pads(self) -> bool:
@@ -177,13 +178,42 @@ class Timing(Struct):
 
 
 class Response(Struct, eq=False):
-    """The answer to one request; `outputs` in the order that the request named."""
+    """The answer to one request; `outputs` in the order that the request named. `rest`: None if that is all of it."""
 
     id: str
     model: str
     version: str
     outputs: list[Tensor]
     timing: Timing
+    rest: "Rest | None" = None
+
+
+class PartTo(Protocol):
+    """Where a further part of an answer goes. Exactly one of these is called for each ask, once, on the event loop."""
+
+    def part(self, outputs: list[Tensor]) -> None:
+        """There may be more."""
+        ...
+
+    def ended(self) -> None:
+        """The part before was the last."""
+        ...
+
+    def failed(self, failure: "Failure") -> None:
+        """What has come stays true, but nothing more comes."""
+        ...
+
+
+class Rest(Protocol):
+    """What follows the first part of an answer. Nothing is computed ahead of whoever reads it: one part for each ask."""
+
+    def ask(self, to: PartTo) -> None:
+        """For the next part; it may come before this returns. One at a time, and none after the end, a failure or `stop`."""
+        ...
+
+    def stop(self) -> None:
+        """The reader has left; an ask that waits gets `failed(CANCELLED)`. May be called at any time, and again."""
+        ...
 
 
 class FailureKind(Enum):

@@ -7,7 +7,7 @@ Not aware of: who answers, and over which protocol.
 import asyncio
 from typing import Protocol
 
-from dlproxy.message import Failure, InferenceError, Request, Response
+from dlproxy.message import Failure, InferenceError, Request, Response, Rest, Tensor
 
 
 class ReplyTo(Protocol):
@@ -24,7 +24,9 @@ class Service(Protocol):
     def submit(self, request: Request, reply: ReplyTo) -> None: ...
 
     def cancel(self, request: Request) -> None:
-        """The caller no longer wants the answer: its reply gets `failed(CANCELLED)` unless it was answered already."""
+        """The caller no longer wants the answer: its reply gets `failed(CANCELLED)` unless it was answered already, and what
+        rests of the answer is stopped.
+        """
         ...
 
 
@@ -58,3 +60,33 @@ async def infer(service: Service, request: Request) -> Response:
     reply = FutureReply()
     service.submit(request, reply)
     return await reply.answer(service, request)
+
+
+class FuturePart:
+    """For whoever awaits the next part of an answer. A PartTo."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[list[Tensor] | None] = asyncio.get_running_loop().create_future()
+
+    def part(self, outputs: list[Tensor]) -> None:
+        self._set(outputs)
+
+    def ended(self) -> None:
+        self._set(None)
+
+    def failed(self, failure: Failure) -> None:
+        if not self.future.done():
+            self.future.set_exception(InferenceError(failure))
+
+    def _set(self, outputs: list[Tensor] | None) -> None:
+        if not self.future.done():
+            self.future.set_result(outputs)
+
+
+async def next_part(rest: Rest) -> list[Tensor] | None:
+    """Ask and await; None at the end. Raises InferenceError. Who is cancelled here still has to stop the rest."""
+    to = FuturePart()
+    rest.ask(to)
+    return await to.future

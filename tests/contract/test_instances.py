@@ -14,7 +14,7 @@ from dlproxy.instance.thread import ThreadInstance
 from dlproxy.lab.simulate.instance import SimulatedInstance
 from dlproxy.lab.simulate.service_times import Fitted
 from dlproxy.testing import FakeInstance, check_instance
-from dlproxy.testing.instance_contract import RULES, MakeInstance, describe, reports_once_on_the_event_loop
+from dlproxy.testing.instance_contract import RULES, STREAM_RULES, MakeInstance, describe, reports_once_on_the_event_loop
 from tests.instance.remote_grpc import GrpcUpstream
 from tests.instance.upstreams import DlproxyUpstream, WithUpstream
 
@@ -69,6 +69,12 @@ KINDS = [
 @pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 async def test_rule_holds(rule: Callable[..., object], make: MakeInstance) -> None:
+    await rule(make)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("make", [pytest.param(_thread, id="thread"), pytest.param(_process, id="process")])
+@pytest.mark.parametrize("rule", STREAM_RULES, ids=lambda rule: rule.__name__)
+async def test_streams_hold_their_rules(rule: Callable[..., object], make: MakeInstance) -> None:
     await rule(make)  # type: ignore[misc]
 
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 from dlproxy.config import ModelConfig, parse_devices
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.remembered import Memory, Remembered
-from dlproxy.instance.runtime import Runtime
+from dlproxy.instance.runtime import ModelError, Runtime
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.formats import format_of, open_runtime
 from dlproxy.instance.samples import read_samples
@@ -52,11 +52,20 @@ def device_of(config: ModelConfig, number: int) -> str:
     return devices[number % len(devices)]
 
 
-def stated_way(config: ModelConfig, single_s: float | None, *, threads: int = 1, device: str = CPU) -> Way:
-    """What the configuration and the time of one row make of it, where nothing is tried.
+def stated_way(
+    config: ModelConfig, single_s: float | None, *, threads: int = 1, device: str = CPU, streams: bool = False
+) -> Way:
+    """What the configuration and the time of one row make of it, where nothing is tried. Raises ModelError.
 
-    Whoever waits for a GPU must not stop the loop, which has time meanwhile to gather a larger batch.
+    Whoever waits for a GPU must not stop the loop, which has time meanwhile to gather a larger batch. `streams`: answers come
+    in parts, of which nobody knows how many.
     """
+    if streams:
+        if config.run == "inline":
+            raise ModelError(
+                f"{config.path} answers in parts, which the event loop cannot wait for: run = 'thread' or 'process'"
+            )
+        single_s = None
     quick = single_s is not None and single_s < INLINE_BELOW_S and device == CPU
     if config.run == "inline" or (config.run == "auto" and config.instances < 2 and quick):
         return Way(inline=True, instances=1, threads=threads)
@@ -89,9 +98,10 @@ def _found_out(config: ModelConfig, number: int) -> WarmModel:
     threads = getattr(runtime, "threads", given)  # TensorFlow fixes them once per process
     samples = read_samples(config.samples, runtime.signature.inputs)
     calibration, requests = warmed(runtime, how_to_warm_up(config), samples)
-    warm = WarmModel(runtime, calibration, threads, stated_way(config, calibration.single_s, threads=threads))
+    streams = runtime.signature.streams
+    warm = WarmModel(runtime, calibration, threads, stated_way(config, calibration.single_s, threads=threads, streams=streams))
     if warm.device != CPU:
-        warm.way = stated_way(config, None, threads=threads, device=warm.device)
+        warm.way = stated_way(config, None, threads=threads, device=warm.device, streams=streams)
     elif requests and is_open(config) and not (warm.way.inline and config.run == "auto"):
         _try(config, warm, requests)
     return warm

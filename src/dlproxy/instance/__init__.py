@@ -25,7 +25,10 @@ class Instance(Protocol):
         ...
 
     def run(self, requests: Sequence[Request], done: Callable[[BatchResult], None]) -> None:
-        """Start a batch; `done` is called exactly once, on the event loop, possibly before this returns. Never raises."""
+        """Start a batch; `done` is called exactly once, on the event loop, possibly before this returns. Never raises.
+
+        If the result has a rest, the batch runs until that has ended or was stopped.
+        """
         ...
 
     async def stop(self) -> None:

@@ -3,27 +3,48 @@
 Called by every instance kind, and by serve/driver.py to cut. Not aware of: threads, processes, who asked.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from traceback import TracebackException
+from typing import Protocol
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from dlproxy import tensors
-from dlproxy.instance.runtime import Runtime
+from dlproxy.instance.runtime import Runtime, StreamingRuntime
 from dlproxy.instance.tracebacks import origin_of
 from dlproxy.message import Failure, Request, Signature, Tensor, TensorSpec, text_of
 
 Array = NDArray[np.generic]
+
+log = logging.getLogger(__name__)
+
+
+class BatchRest(Protocol):
+    """What follows the first part of a batch's answers. Used on the event loop, as all of an instance is."""
+
+    def ask(self, done: "Callable[[BatchResult], None]") -> None:
+        """Compute the next part. `done` is called exactly once; without a rest it was the last call, and the instance is free.
+
+        The end is known only after the last part, so that call has no outputs.
+        """
+        ...
+
+    def stop(self) -> None:
+        """No more is wanted. Whoever has asked is still told once, of something or nothing; then, or else at once, the instance
+        takes its next batch. May be called again.
+        """
+        ...
 
 
 class BatchResult(Struct):
     """Outputs in signature order, or the reason why there are none. Times in seconds.
 
     `failure`: the error with its kind, where another server said so; None is the model's own failure. `origin`:
-    where the error was raised, for the log; text if that was in another process.
+    where the error was raised, for the log; text if that was in another process. `rest`: what may follow; None: that is all.
     """
 
     outputs: list[Array]
@@ -32,6 +53,7 @@ class BatchResult(Struct):
     error: str | None = None
     failure: Failure | None = None
     origin: TracebackException | str = ""
+    rest: BatchRest | None = None
 
 
 def run_batch(runtime: Runtime, requests: Sequence[Request]) -> BatchResult:
@@ -46,6 +68,50 @@ def run_batch(runtime: Runtime, requests: Sequence[Request]) -> BatchResult:
     except Exception as error:
         return BatchResult([], 0.0, perf_counter() - started_at, text_of(error), origin=origin_of(error))
     return BatchResult(outputs, finished_at - compute_at, compute_at - started_at)
+
+
+class Steps:
+    """A batch whose answers come in parts, where its model is: `next` and `close` are called by one thread at a time.
+
+    `ended`: there is nothing more to come.
+    """
+
+    def __init__(self, runtime: StreamingRuntime, requests: Sequence[Request]) -> None:
+        self.ended = False
+        self._runtime = runtime
+        self._requests = requests
+        self._parts: Iterator[list[Array]] | None = None
+
+    def next(self) -> BatchResult:
+        """The next part; neither outputs nor an error at the end. As with `run_batch`, only the instance's own death raises."""
+        began_at, first = perf_counter(), self._parts is None
+        self.ended = True
+        try:
+            if self._parts is None:
+                inputs = gather(self._runtime.signature, self._requests)
+                self._parts, self._requests = self._runtime.steps(inputs), ()
+            compute_at = perf_counter()
+            outputs = next(self._parts, None)
+            finished_at = perf_counter()
+            if outputs is not None:
+                _check_outputs(self._runtime.signature, outputs)
+            elif first:
+                raise ValueError("the model ended its answer before the first part")
+        except Exception as error:
+            self.close()
+            return BatchResult([], 0.0, perf_counter() - began_at, text_of(error), origin=origin_of(error))
+        self.ended = outputs is None
+        return BatchResult(outputs or [], finished_at - compute_at, compute_at - began_at)
+
+    def close(self) -> None:
+        """Let the model end it. What it raises then is nobody's answer any more, and only logged."""
+        self.ended = True
+        close = getattr(self._parts, "close", None)
+        if close is not None:
+            try:
+                close()
+            except Exception:
+                log.exception("a model failed when its answer was stopped")
 
 
 def raised(error: BaseException) -> BatchResult:

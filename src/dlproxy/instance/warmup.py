@@ -60,6 +60,10 @@ def calibrate(
 def warmed(runtime: Runtime, how: WarmUp, samples: Sequence[Mapping[str, Array]]) -> tuple[Calibration, list[list[Array]]]:
     """The same, with requests of one row as far as is known what they are like: none if nothing suited the model."""
     notes = list(getattr(runtime, "notes", ()))
+    if runtime.signature.streams:  # of which runs in warm-up see only the whole
+        if how.padding == "on":
+            notes.append("answers come in parts: requests of different lengths share no batch")
+        how = msgspec.structs.replace(how, padding="off")
     try:
         found = examine(runtime, batching=how.batching, padding=how.padding, pad_value=how.pad_value, samples=samples)
     except UnsuitableError as error:

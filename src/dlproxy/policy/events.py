@@ -33,6 +33,15 @@ class BatchDone(Struct, tag="batch_done"):
     failure: Failure | None = None
 
 
+class FirstPart(Struct, tag="first_part"):
+    """An instance has the first part of a batch's answers, after `service_s` seconds. The others follow as they are asked for,
+    and keep the instance busy: BatchDone comes when they have ended, with the time that all of it took.
+    """
+
+    batch_id: int
+    service_s: float
+
+
 class InstanceUp(Struct, tag="instance_up"):
     """An instance is ready and takes up to `capacity` batches at a time; `weight` is its share of the work beside others."""
 
@@ -91,6 +100,7 @@ Event = (
     Arrived
     | Cancelled
     | BatchDone
+    | FirstPart
     | InstanceUp
     | InstanceLost
     | InstanceRetired
@@ -112,7 +122,7 @@ class Dispatch(Struct, tag="dispatch"):
 
 
 class Complete(Struct, tag="complete"):
-    """Send these tickets of a finished batch their answers."""
+    """Send these tickets of a batch their answers, or the first part of them."""
 
     batch_id: int
     tickets: list[Ticket]

@@ -7,8 +7,6 @@ Not aware of: clocks, tensors, threads, sockets. Invariant: every ticket ends in
 from collections.abc import Callable, Sequence
 from math import inf
 
-from msgspec import Struct
-
 from dlproxy.message import Failure, FailureKind, Ticket
 from dlproxy.policy import refusals
 from dlproxy.policy.admission import Admission, Backlog
@@ -23,6 +21,7 @@ from dlproxy.policy.events import (
     Complete,
     Dispatch,
     Event,
+    FirstPart,
     InstanceExpected,
     InstanceLost,
     InstanceRetired,
@@ -42,26 +41,12 @@ from dlproxy.policy.padding import Padding
 from dlproxy.policy.pool import InstancePool, InstanceState
 from dlproxy.policy.queueing import DEFAULT_LEVEL, level, make_queue, refill, same_order
 from dlproxy.policy.retry_budget import RetryBudget
+from dlproxy.policy.running import Running, longest
 from dlproxy.policy.second_runs import SecondRuns, requests_fault
 from dlproxy.policy.view import LaneView, WaitsFor
 
 LIMIT_BATCHES = 2  # the adaptive limit never falls below two batches per instance: one runs, one is ready (Triton's rule)
 HEDGE_SIGMAS = 1.645  # a batch longer than 95 % of its like gets a second run (Dean and Barroso, "The tail at scale", 2013)
-
-
-class _Running(Struct, eq=False):
-    """A batch that runs. `size`: tickets that it began with. `hedge_at`: when it is late enough for a second run. `twin`: the
-    other run of the same tickets.
-    """
-
-    instance: str
-    tickets: list[Ticket]
-    rows: int
-    length: int
-    size: int
-    started_at: float
-    hedge_at: float = inf
-    twin: int = 0
 
 
 class Lane:
@@ -82,7 +67,7 @@ class Lane:
         self._limit = Gradient2(least=LIMIT_BATCHES * knobs.max_batch) if knobs.adaptive_limit else None
         self._budget = RetryBudget(knobs.retry_budget)
         self._again = SecondRuns()
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, Running] = {}
         self._next_batch_id = 1
         self._wake_at = inf
         self._turn = not knobs.arbitrated  # whether a batch may start now
@@ -95,6 +80,7 @@ class Lane:
             Arrived: self._arrived,
             Cancelled: self._cancelled,
             BatchDone: self._batch_done,
+            FirstPart: self._first_part,
             InstanceUp: self._instance_up,
             InstanceLost: self._instance_lost,
             InstanceRetired: self._instance_retired,
@@ -204,7 +190,10 @@ class Lane:
         predicted_s = self.model.mean(batch.rows, batch.length) if self.pool.several else 0.0
         if batch.instance in self.pool:  # else it was retired while it ran
             ok = event.error is None or requests_fault(event.failure)
-            self.pool.release(batch.instance, event.service_s, predicted_s=predicted_s, ok=ok, now=now)
+            service_s = event.service_s if batch.first_s is None else batch.first_s  # the rest is the time of whoever reads it
+            self.pool.release(batch.instance, service_s, predicted_s=predicted_s, ok=ok, now=now)
+        if batch.first_s is not None:
+            return
         if event.error is None:
             self.batching.observe(batch.rows, event.service_s, now, batch.length)
         if batch.twin:
@@ -214,16 +203,32 @@ class Lane:
                 return
             twin.tickets = []
         if event.error is None:
-            tickets = self._again.answered(batch.tickets)
-            if tickets:
-                if self._limit is not None:
-                    self._observe_limit(self._limit, tickets, now)
-                if self._promised:
-                    for ticket in tickets:
-                        self._promised.pop(ticket.id, None)
-                commands.append(Complete(event.batch_id, tickets))
+            self._answer(event.batch_id, batch, now, commands)
         elif tickets := self._again.still_wanted(batch.tickets):
             self._failed(batch, tickets, event.failure or Failure(FailureKind.MODEL_FAILED, event.error), now, commands)
+
+    def _first_part(self, event: FirstPart, now: float, commands: list[Command]) -> None:
+        """For its tickets that is the answer; the batch goes on without any."""
+        batch = self._running.get(event.batch_id)
+        if batch is None:
+            return
+        batch.first_s, batch.hedge_at = event.service_s, inf
+        if batch.twin:
+            twin = self._running[batch.twin]
+            batch.twin = twin.twin = 0
+            twin.tickets = []
+        self._answer(event.batch_id, batch, now, commands)
+        batch.tickets = []
+
+    def _answer(self, batch_id: int, batch: Running, now: float, commands: list[Command]) -> None:
+        tickets = self._again.answered(batch.tickets)
+        if tickets:
+            if self._limit is not None:
+                self._observe_limit(self._limit, tickets, now)
+            if self._promised:
+                for ticket in tickets:
+                    self._promised.pop(ticket.id, None)
+            commands.append(Complete(batch_id, tickets))
 
     def _instance_up(self, event: InstanceUp, now: float, commands: list[Command]) -> None:
         self.pool.add(event.instance, event.capacity, event.weight, now)
@@ -365,8 +370,8 @@ class Lane:
         instance = self.pool.take(now, affinity=tickets[0].affinity, avoided=avoided)
         batch_id = self._next_batch_id
         self._next_batch_id += 1
-        rows, length = sum([ticket.rows for ticket in tickets]), _longest(tickets)
-        batch = self._running[batch_id] = _Running(instance, tickets, rows, length, len(tickets), now)
+        rows, length = sum([ticket.rows for ticket in tickets]), longest(tickets)
+        batch = self._running[batch_id] = Running(instance, tickets, rows, length, len(tickets), now)
         if self._knobs.hedge and reason == "instance idle":
             batch.hedge_at = now + self.model.quantile(rows, HEDGE_SIGMAS, length)
         if self._knobs.arbitrated:
@@ -381,7 +386,7 @@ class Lane:
         corrects a prediction that was wrong. CoDel sheds what waited too long in a queue that does not drain.
         """
         room = sum([ticket.rows for ticket in tickets])
-        finish_at = now + self.model.p99(room, _longest(tickets))
+        finish_at = now + self.model.p99(room, longest(tickets))
         came_after = -inf
         if self._codel is not None:
             self._codel.observe(now - max(ticket.arrived_at for ticket in tickets), now)
@@ -440,7 +445,7 @@ class Lane:
 
     # Second runs
 
-    def _failed(self, batch: _Running, tickets: list[Ticket], failure: Failure, now: float, commands: list[Command]) -> None:
+    def _failed(self, batch: Running, tickets: list[Ticket], failure: Failure, now: float, commands: list[Command]) -> None:
         """The instance or one of the items is bad: try another instance once; then halve until a bad item stands alone.
 
         Not elsewhere what another server refused as it is; not in halves what it had no capacity for.
@@ -458,7 +463,7 @@ class Lane:
         else:
             again.halve(tickets)
 
-    def _run_elsewhere(self, batch: _Running, tickets: list[Ticket], event: InstanceLost, commands: list[Command]) -> None:
+    def _run_elsewhere(self, batch: Running, tickets: list[Ticket], event: InstanceLost, commands: list[Command]) -> None:
         """Tickets of a lost instance run again, once; not under the budget, as instances are not lost by the dozen.
 
         If instances crash, one of the tickets may be the reason: after the second crash each runs alone, and one that was
@@ -592,8 +597,3 @@ class Lane:
         if at < self._wake_at:  # an earlier wake-up looks again anyway
             self._wake_at = at
             commands.append(WakeAt(at))
-
-
-def _longest(tickets: Sequence[Ticket]) -> int:
-    """All are of the length of the first, but in a padded batch."""
-    return max([ticket.length for ticket in tickets]) if tickets[0].family else tickets[0].length

@@ -80,7 +80,7 @@ async def load_model(
         raise
     signature, control = fleet.signature, loaded.control
     control.on_scaled = on_ways
-    if signature.batched and (config.batching == "auto" or signature.pads):
+    if signature.batched and not signature.streams and (config.batching == "auto" or signature.pads):
         loaded.driver.compare_answers(_recheck(loaded, clock, padded_only=config.batching != "auto"))
     if isinstance(fleet, LocalFleet):
         fleet.on_moved = partial(_moved, control, on_ways)

@@ -13,7 +13,7 @@ from math import ceil, inf
 from msgspec import Struct
 
 from dlproxy.instance import Instance
-from dlproxy.instance.batch import BatchResult, Cutter, why_uncut
+from dlproxy.instance.batch import BatchRest, BatchResult, Cutter, why_uncut
 from dlproxy.message import Failure, FailureKind, Request, Response, Signature, Tensor, Timing, text_of
 from dlproxy.policy.arbiter import Want
 from dlproxy.policy.events import (
@@ -25,6 +25,7 @@ from dlproxy.policy.events import (
     Complete,
     Dispatch,
     Event,
+    FirstPart,
     InstanceExpected,
     InstanceLost,
     InstanceRetired,
@@ -43,6 +44,7 @@ from dlproxy.serve.idle_poll import IdlePoll
 from dlproxy.serve.quarantine import Quarantine
 from dlproxy.serve.recheck import Recheck
 from dlproxy.serve.reservoir import Reservoir
+from dlproxy.serve.streams import FirstPartTo, Stream
 from dlproxy.serve.turns import Turns
 from dlproxy.service import ReplyTo
 from dlproxy.telemetry.stats import AnsweredBatch, ModelStats
@@ -100,6 +102,7 @@ class Driver:
         self._inbox: list[Request] = []
         self._waiting: dict[int, tuple[Request, ReplyTo]] = {}
         self._flights: dict[int, _Flight] = {}
+        self._streams: dict[int, Stream] = {}  # by batch
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = inf
         self._finishing = False
@@ -139,6 +142,8 @@ class Driver:
             self._take_arrivals()
         if request.ticket.id in self._waiting:
             self._tell_lane(Cancelled(request.ticket.id))
+        for stream in list(self._streams.values()):
+            stream.leave(request.ticket.id)
 
     # Control
 
@@ -157,9 +162,12 @@ class Driver:
             self.expect_instance(self._crashed_at + self._outage_wait_s)
         lost = [number for number, flight in self._flights.items() if flight.instance == name]
         flights = [self._flights.pop(number) for number in lost]
+        streams = [self._streams.pop(number) for number in lost if number in self._streams]
         self._tell_lane(InstanceLost(name, reason, crashed))
         for flight in flights:
             self._release(flight, self._clock() - flight.dispatched_at)
+        for stream in streams:
+            stream.lose(_broken_off(reason))
 
     def expect_instance(self, until: float) -> None:
         """One is being started: requests may wait for it until then."""
@@ -213,10 +221,12 @@ class Driver:
         return sum([ticket_id >= 0 for ticket_id in self._waiting])
 
     async def stop(self, drain_s: float, reason: str = "the model is being unloaded") -> None:
-        """Wait up to `drain_s` seconds for what is unanswered, then stop the instances and fail the rest, for this reason."""
+        """Wait up to `drain_s` seconds for what is unanswered or still read, then stop the instances and fail what is left, for
+        this reason.
+        """
         self._take_arrivals()
         self._tell_lane(Closing(reason))
-        if self._waiting:
+        if self._waiting or self._streams:
             self._idle = asyncio.Event()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), drain_s)
@@ -226,6 +236,8 @@ class Driver:
         stopping = list(self._instances.values())
         for instance in stopping:
             self.lose_instance(instance.name, reason)
+        for stream in list(self._streams.values()):  # on instances that were retired
+            stream.lose(_broken_off(reason))
         if self._turns is not None:
             self._turns.leave(self._lane_name)
         self._recheck = self._reservoir = self._quarantine = None  # they keep requests
@@ -243,6 +255,9 @@ class Driver:
         self._tell_lane(TimerFired())
 
     def _batch_done(self, batch_id: int, result: BatchResult) -> None:
+        if result.rest is not None:
+            self._first_part(batch_id, result, result.rest)
+            return
         flight = self._flights.get(batch_id)
         if flight is not None:
             if self._signature.batched and result.error is None:
@@ -258,6 +273,44 @@ class Driver:
         flight = self._flights.pop(batch_id, None)
         if flight is not None:
             self._release(flight, result.batch_s + result.compute_s)
+
+    def _first_part(self, batch_id: int, result: BatchResult, rest: BatchRest) -> None:
+        """As `_batch_done`, but the instance stays busy until the answers have ended or nobody reads on."""
+        flight = self._flights.get(batch_id)
+        if flight is None:
+            rest.stop()
+            return
+        requests = flight.requests
+        checked = self._checked(requests, result)
+        if checked.error is not None:
+            rest.stop()
+            self._batch_done(batch_id, checked)
+            return
+        flight.result = result
+        stream = Stream(
+            requests, self._signature, rest, partial(self._checked, requests), partial(self._stream_ended, batch_id)
+        )
+        self._streams[batch_id] = stream
+        for request in requests:
+            waiting = self._waiting.get(request.ticket.id)
+            if waiting is not None:
+                self._waiting[request.ticket.id] = (request, FirstPartTo(waiting[1], stream, request))
+        service_s = result.batch_s + result.compute_s
+        self._tell_lane(FirstPart(batch_id, service_s))
+        self._release(flight, service_s)  # whoever reads slowly must not keep the cores from other models
+        flight.lease = None
+        stream.handed_out()
+
+    def _stream_ended(self, batch_id: int, result: BatchResult) -> None:
+        self._streams.pop(batch_id, None)
+        flight = self._flights.pop(batch_id)
+        now = self._clock()
+        if result.error is not None:
+            self._failure_log.batch_failed(flight.instance, flight.requests, result, now)
+        self._tell_lane(BatchDone(batch_id, now - flight.dispatched_at, result.error, result.failure))
+
+    def _checked(self, requests: Sequence[Request], result: BatchResult) -> BatchResult:
+        return self._attributed(requests, result) if self._signature.batched else result
 
     def _attributed(self, requests: Sequence[Request], result: BatchResult) -> BatchResult:
         """The same if each request's rows can be told; else a failure, so that the lane runs the requests in smaller parts.
@@ -283,7 +336,7 @@ class Driver:
             self._all_answered()
 
     def _all_answered(self) -> None:
-        if self._idle is not None:
+        if self._idle is not None and not self._streams:
             self._idle.set()
         if self._idle_poll is not None:
             self._idle_poll.idle(self)
@@ -396,6 +449,10 @@ class Driver:
         self._wakes_at = command.at
         delay_s = ceil((command.at - self._clock()) * 1e3) / 1e3  # uvloop's timers count whole milliseconds
         self._timer = self._loop.call_later(max(delay_s, 0.0), self._timer_fired)
+
+
+def _broken_off(reason: str) -> Failure:
+    return Failure(FailureKind.UNAVAILABLE, f"the answer breaks off: {reason}")
 
 
 def _differ_in_length(requests: Sequence[Request]) -> bool:

@@ -5,7 +5,7 @@ Not aware of: HTTP.
 
 import asyncio
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Lock
@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from dlproxy import tensors
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig, check, parse_slo
-from dlproxy.message import DType, Failure, FailureKind, InferenceError, Tensor, invalid
+from dlproxy.message import DType, Failure, FailureKind, InferenceError, Request, Tensor, invalid
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
+from dlproxy.service import next_part
 from dlproxy.wire.catalog import ServedModel
-from dlproxy.wire.endpoint import Endpoint, FrontDesk
+from dlproxy.wire.endpoint import Endpoint, FrontDesk, in_parts
 from dlproxy.wire.terms import of_arguments
 
 
@@ -120,19 +121,49 @@ class Proxy:
         if asyncio.get_running_loop() is not self._loop:
             self._check_loop("await it")
         endpoint = self._desk.find(model, version)
-        checker = endpoint.checker
         try:
+            if endpoint.model.signature.streams:
+                raise in_parts(model)
             terms = of_arguments(timeout_s=timeout_s, priority=priority, tenant=tenant, affinity=affinity)
-            wanted = [checker.output_index(name) for name in _names(outputs)] or checker.all_outputs
-            given = [_tensor(name, checker.spec_of(name).dtype, value) for name, value in _items(inputs, endpoint.model)]
-            request = endpoint.request(given, wanted)
+            request = _request(endpoint, inputs, outputs)
         except InferenceError as error:
             raise endpoint.refused(error) from None
         response = await endpoint.infer(request, terms)
-        specs = endpoint.model.signature.outputs
-        return {
-            tensor.name: _array(tensor, text=specs[index].text) for index, tensor in zip(wanted, response.outputs, strict=True)
-        }
+        return _arrays(endpoint, request, response.outputs)
+
+    async def stream(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        *,
+        version: str = "",
+        outputs: Sequence[str] = (),
+        timeout_s: float | None = None,
+        priority: int = 0,
+        tenant: str = "",
+        affinity: str = "",
+    ) -> AsyncIterator[dict[str, NDArray[Any]]]:
+        """`async for outputs in proxy.stream(...)`: the parts of the answer, each computed when it is asked for; a single one
+        from a model that answers at once. Arguments and errors are those of `infer`; `timeout_s` is for the first part.
+
+        Leave it early inside `async with contextlib.aclosing(...)`: then the model stops at once.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            self._check_loop("await it")
+        endpoint = self._desk.find(model, version)
+        try:
+            terms = of_arguments(timeout_s=timeout_s, priority=priority, tenant=tenant, affinity=affinity)
+            request = _request(endpoint, inputs, outputs)
+        except InferenceError as error:
+            raise endpoint.refused(error) from None
+        try:
+            response = await endpoint.infer(request, terms)
+            part: list[Tensor] | None = response.outputs
+            while part is not None:
+                yield _arrays(endpoint, request, part)
+                part = None if response.rest is None else await next_part(response.rest)
+        finally:
+            endpoint.cancel(request)
 
     def infer_sync(self, model: str, inputs: Mapping[str, Any], **options: Any) -> dict[str, NDArray[Any]]:
         """`infer` for any other thread, which waits meanwhile; the loop goes on. `options`: those of `infer`."""
@@ -190,6 +221,19 @@ class Proxy:
             raise RuntimeError(
                 f"this Proxy is open on another event loop: {what} there, or call proxy.infer_sync(...) from this thread"
             )
+
+
+def _request(endpoint: Endpoint, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Request:
+    """Raises InferenceError."""
+    checker = endpoint.checker
+    wanted = [checker.output_index(name) for name in _names(outputs)] or checker.all_outputs
+    given = [_tensor(name, checker.spec_of(name).dtype, value) for name, value in _items(inputs, endpoint.model)]
+    return endpoint.request(given, wanted)
+
+
+def _arrays(endpoint: Endpoint, request: Request, outputs: Sequence[Tensor]) -> dict[str, NDArray[Any]]:
+    specs = endpoint.model.signature.outputs
+    return {tensor.name: _array(tensor, text=specs[index].text) for index, tensor in zip(request.outputs, outputs, strict=True)}
 
 
 def _closed() -> InferenceError:

@@ -3,7 +3,8 @@
 Not aware of: threads, batches, requests.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from dlproxy.message import Signature
 
 Array = NDArray[np.generic]
-Function = Callable[[Sequence[Array]], list[Array]]
+Function = Callable[[Sequence[Array]], Any]
+"""Gives the outputs or, of a signature that streams, yields them part by part."""
 
 
 class FakeRuntime:
@@ -30,4 +32,10 @@ class FakeRuntime:
         error = self._errors.pop(0) if self._errors else None
         if error is not None:
             raise error
-        return self._function(inputs)
+        outputs: list[Array] = self._function(inputs)
+        return outputs
+
+    def steps(self, inputs: Sequence[Array]) -> Iterator[list[Array]]:
+        """The function's answer part by part."""
+        self.rows.append(inputs[0].shape[0])
+        yield from self._function(inputs)

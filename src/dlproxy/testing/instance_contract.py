@@ -5,8 +5,8 @@ Raises AssertionError naming the rule that is broken. Not aware of: lanes, drive
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
-from time import sleep
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from time import monotonic, sleep
 from typing import Any
 
 import msgspec
@@ -144,6 +144,93 @@ async def measures_the_time_it_took(make: MakeInstance) -> None:
     await instance.stop()
 
 
+# Of instances that can answer in parts
+
+
+async def gives_parts_in_order_and_only_when_asked(make: MakeInstance) -> None:
+    """Each part is computed after it was asked for; the end has no outputs and no rest."""
+    instance = await _started(make, _runtime(_STREAM, _steps))
+    requests = [_stream_request(1, 3.0), _stream_request(2, 3.0)]
+    result, asked_at = await _run(instance, requests), 0.0
+    for step in range(3):
+        assert result.error is None, f"{instance.name}: part {step}: {result.error}"
+        y, made_at, _ = result.outputs
+        assert y.tolist() == [step, step], f"{instance.name}: part {step} is {y.tolist()}"
+        assert made_at.min() >= asked_at, f"{instance.name}: part {step} was computed before it was asked for"
+        await _pass_time()
+        asked_at = monotonic()
+        result = await _next(instance, result)
+    assert result.rest is None, f"{instance.name}: goes on after the end"
+    assert (result.outputs, result.error) == ([], None)
+    again = await _run(instance, requests[:1])
+    assert again.error is None, f"{instance.name}: takes no batch after a stream"
+    assert again.rest is not None
+    again.rest.stop()
+    await instance.stop()
+
+
+async def is_free_when_a_stream_is_stopped(make: MakeInstance) -> None:
+    """At once, or when who has asked has been told; the model's generator has been closed by the time it runs again."""
+    for ask in (False, True):
+        instance = await _started(make, _runtime(_STREAM, _steps))
+        result = await _run(instance, [_stream_request(1, 1e9)])
+        rest, told = result.rest, asyncio.Event()
+        assert rest is not None, f"{instance.name}: gave all of an answer without an end"
+        if ask:
+            rest.ask(lambda result, told=told: told.set())  # type: ignore[misc]
+        rest.stop()
+        rest.stop()
+        if ask:
+            await asyncio.wait_for(told.wait(), HANG_S)
+        again = await _run(instance, [_stream_request(2, 1.0)])
+        assert again.error is None, f"{instance.name}: takes no batch after a stop: {again.error}"
+        assert again.outputs[2].tolist() == [1], f"{instance.name}: did not close the model's generator"
+        rest.stop()  # of what was stopped: nothing to the batch that runs now
+        assert (await _next(instance, again)).error is None
+        await asyncio.wait_for(instance.stop(), HANG_S)
+
+
+async def tells_of_errors_in_mid_stream(make: MakeInstance) -> None:
+    """They end the stream, and nothing else."""
+    instance = await _started(make, _runtime(_STREAM, _steps))
+    first = await _run(instance, [_stream_request(1, -1.0)])
+    second = await _next(instance, first)
+    assert second.error is not None, f"{instance.name}: keeps an error in mid-stream to itself"
+    assert "out of steps" in second.error
+    assert second.rest is None, f"{instance.name}: goes on after an error"
+    none = await _run(instance, [_stream_request(2, 0.0)])
+    assert none.error is not None, f"{instance.name}: an answer without any part passes for one"
+    assert none.rest is None
+    again = await _run(instance, [_stream_request(3, 1.0)])
+    assert again.error is None, f"{instance.name}: broke with the stream"
+    assert (await _next(instance, again)).error is None
+    await instance.stop()
+
+
+async def lets_a_stream_end_before_it_stops(make: MakeInstance) -> None:
+    """`stop` waits until it has ended, or was stopped."""
+    for read in (True, False):
+        instance = await _started(make, _runtime(_STREAM, _steps))
+        result = await _run(instance, [_stream_request(1, 2.0)])
+        stopping = asyncio.ensure_future(instance.stop())
+        await _pass_time()
+        assert not stopping.done(), f"{instance.name} stopped while its answer was read"
+        if read:
+            result = await _next(instance, await _next(instance, result))
+            assert result.error is None
+            assert result.rest is None
+        elif result.rest is not None:
+            result.rest.stop()
+        await asyncio.wait_for(stopping, HANG_S)
+
+
+STREAM_RULES: Sequence[Callable[[MakeInstance], Awaitable[None]]] = (
+    gives_parts_in_order_and_only_when_asked,
+    is_free_when_a_stream_is_stopped,
+    tells_of_errors_in_mid_stream,
+    lets_a_stream_end_before_it_stops,
+)
+
 RULES: Sequence[Callable[[MakeInstance], Awaitable[None]]] = (
     gives_each_request_its_own_rows,
     carries_every_type_bit_for_bit,
@@ -188,6 +275,31 @@ _PAIR = Signature(
     platform="fake",
 )
 _SUM = Signature((TensorSpec("x", DType.INT64, (3,)),), (TensorSpec("sum", DType.INT64, ()),), batched=False, platform="fake")
+
+
+_STREAM = Signature(
+    (TensorSpec("steps", DType.FP64, (-1,)),),
+    (TensorSpec("y", DType.FP64, (-1,)), TensorSpec("made_at", DType.FP64, (-1,)), TensorSpec("closed", DType.INT64, (-1,))),
+    batched=True,
+    platform="fake",
+    streams=True,
+)
+_closed = [0]  # streams of this process that were closed before their end, not looked at since
+
+
+def _steps(inputs: Sequence[Array]) -> Iterator[list[Array]]:
+    """As many parts as the largest number says; of a number below 0 one, and then an error."""
+    ones = np.ones(len(inputs[0]))
+    closed, _closed[0] = _closed[0], 0
+    ended = False
+    try:
+        for step in range(int(np.abs(np.asarray(inputs[0], np.float64)).max())):
+            yield [ones * step, ones * monotonic(), (ones * closed).astype(np.int64)]
+        ended = True
+    finally:
+        _closed[0] += not ended
+    if np.asarray(inputs[0], np.float64).min() < 0.0:
+        raise ValueError("out of steps")
 
 
 def _pair(inputs: Sequence[Array]) -> list[Array]:
@@ -276,6 +388,10 @@ def _sum_request() -> Request:
     return _request(1, [Tensor("x", DType.INT64, (3,), to_bytes(DType.INT64, np.array([1, 2, 39])))])
 
 
+def _stream_request(number: int, steps: float) -> Request:
+    return _request(number, [Tensor("steps", DType.FP64, (1,), to_bytes(DType.FP64, np.array([steps])))])
+
+
 def _request(number: int, inputs: list[Tensor]) -> Request:
     ticket = Ticket(number, arrived_at=0.0, rows=inputs[0].shape[0])
     return Request(ticket, "fake", inputs, (0,))
@@ -289,6 +405,21 @@ def _cut(signature: Signature, result: BatchResult, requests: Sequence[Request])
         parts.append([to_array(tensor.dtype, tensor.shape, tensor.data) for tensor in tensors])
         start += request.ticket.rows
     return parts
+
+
+async def _next(instance: Instance, result: BatchResult) -> BatchResult:
+    """What a result's rest gives when it is asked."""
+    assert result.rest is not None, f"{instance.name}: an answer in parts has no rest: {result}"
+    future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
+    result.rest.ask(future.set_result)
+    return await asyncio.wait_for(future, HANG_S)
+
+
+async def _pass_time() -> None:
+    """Enough for an instance that runs ahead to be caught."""
+    passed = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.02, passed.set)
+    await passed.wait()
 
 
 async def _run(instance: Instance, requests: Sequence[Request]) -> BatchResult:

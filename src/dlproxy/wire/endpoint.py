@@ -9,7 +9,7 @@ from hashlib import blake2b
 from math import inf
 from typing import Any, Generic, TypeVar
 
-from dlproxy.message import ANONYMOUS, InferenceError, Request, Response, Tensor
+from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Request, Response, Tensor
 from dlproxy.service import FutureReply, ReplyTo
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.checks import RequestChecker
@@ -93,6 +93,12 @@ class Endpoint:
         for tensor in request.inputs:
             digest.update(tensor.data)
         return digest.hexdigest()
+
+
+def in_parts(model: str) -> InferenceError:
+    """For a door that gives whole answers only."""
+    message = f"model '{model}' answers in parts, which only the Python library can receive: proxy.stream(...)"
+    return InferenceError(Failure(FailureKind.UNSUPPORTED, message))
 
 
 class FrontDesk(Generic[Kept]):

@@ -20,7 +20,7 @@ from dlproxy.config import HttpLimits
 from dlproxy.message import Failure, FailureKind, InferenceError, Response, Tensor, Timing, invalid
 from dlproxy.wire import oip_codec, oip_describe
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk
+from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk, in_parts
 from dlproxy.wire.http_exchange import Exchange
 from dlproxy.wire.target import name_in, path_of
 from dlproxy.wire.terms import NO_TERMS, of_parameters
@@ -189,6 +189,11 @@ class _Inference:
         self._decoder = oip_codec.InferDecoder(endpoint.checker)
         self._server_timing = server_timing
         self._max_json_bytes = max_json_bytes
+        if endpoint.model.signature.streams:
+            self.infer = self.predict = self._refuse  # type: ignore[method-assign]
+
+    def _refuse(self, exchange: Exchange) -> None:
+        raise self._endpoint.refused(in_parts(self._endpoint.model.name))
 
     def infer(self, exchange: Exchange) -> None:
         """An Open Inference Protocol request. Raises InferenceError if it is refused."""

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from dlproxy.instance.batch import BatchResult
 from dlproxy.instance.process.child import THREAD_COUNTS, Child
-from dlproxy.instance.process.messages import Done, Load, Loaded, NotLoaded, Report, Run, Stop
+from dlproxy.instance.process.messages import Cease, Done, Load, Loaded, Next, NotLoaded, Report, Run, Stop
 from dlproxy.instance.process.slots import OutputSlots, Slot, create_slots, write_inputs
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.content import Content
@@ -75,6 +75,7 @@ class ProcessInstance:
         self._signature: Signature | None = None
         self._loading: asyncio.Future[Signature] | None = None
         self._done: Callable[[BatchResult], None] | None = None
+        self._rest: ProcessRest | None = None  # of the batch that runs, between its parts and while one is computed
         self._output = 0  # the slot for the running batch's
         self._began_at = 0.0
         self._timer: asyncio.TimerHandle | None = None  # not one per batch: setting and cancelling it would cost 5 us
@@ -144,6 +145,7 @@ class ProcessInstance:
 
     def run(self, requests: Sequence[Request], done: Callable[[BatchResult], None]) -> None:
         assert self._done is None, f"{self.name} got a batch while it runs one"
+        assert self._rest is None, f"{self.name} got a batch while it answers one in parts"
         child, signature = self._child, self._signature
         assert child is not None, f"{self.name} got a batch before it was started"
         assert signature is not None, f"{self.name} got a batch before it was ready"
@@ -155,12 +157,35 @@ class ProcessInstance:
             result = BatchResult([], 0.0, seconds, text_of(error), origin=origin_of(error))
             self._loop.call_soon(done, result)
             return
+        self._idle.clear()
+        if signature.streams:
+            self._rest = ProcessRest(self)
+        slot_bytes = self._expect(done)
+        child.send(Run(parts, self._slots[0].size, self._output, slot_bytes))
+
+    def ask(self, done: Callable[[BatchResult], None]) -> None:
+        """For the next part of what it runs."""
+        assert self._child is not None
+        self._began_at = perf_counter()
+        slot_bytes = self._expect(done)
+        self._child.send(Next(self._output, slot_bytes))
+
+    def cease(self, rest: "ProcessRest") -> None:
+        """No more of this is wanted. What it computes already will be told, and not be gone on with."""
+        if self._rest is rest:
+            assert self._child is not None
+            self._rest = None
+            self._child.send(Cease())
+            if self._done is None:
+                self._idle.set()
+
+    def _expect(self, done: Callable[[BatchResult], None]) -> int:
+        """A Done, with the outputs in a free slot, which is so large."""
         self._done = done
         self._output = self._outputs.next
-        self._idle.clear()
         if self._timer is None:
             self._timer = self._loop.call_later(self._settings.batch_timeout_s, self._look_whether_it_hangs)
-        child.send(Run(parts, self._slots[0].size, self._output, self._outputs.slots[self._output].size))
+        return self._outputs.slots[self._output].size
 
     async def stop(self) -> None:
         """Let a running batch finish, then end the process: by asking it and, if it does not listen, by force."""
@@ -190,8 +215,9 @@ class ProcessInstance:
         if left_s > 0.0:  # the batch that the timer was set for has ended, and another runs
             self._timer = self._loop.call_later(left_s, self._look_whether_it_hangs)
             return
-        self._done = None
-        self._child.kill(f"it did not finish a batch within {self._settings.batch_timeout_s:g} s (batch_timeout_s)")
+        what = "a batch" if self._rest is None else "the next part of a batch's answers"
+        self._done = self._rest = None
+        self._child.kill(f"it did not finish {what} within {self._settings.batch_timeout_s:g} s (batch_timeout_s)")
 
     # What the worker says
 
@@ -212,22 +238,29 @@ class ProcessInstance:
         assert done is not None
         assert signature is not None
         self._done = None
-        self._idle.set()
         error, outputs = report.error, []
         origin: TracebackException | str = report.traceback
-        if error is None:
+        if error is None and report.outputs:
             try:
                 outputs = self._outputs.read(self._output, report.output_bytes, signature.outputs, report.outputs)
             except Exception as problem:  # memory for the copy, or a worker whose memory the model has overwritten
                 error, origin = f"the outputs cannot be read: {text_of(problem)}", origin_of(problem)
         elapsed_s = perf_counter() - self._began_at
-        done(BatchResult(outputs, report.compute_s, max(elapsed_s - report.compute_s, 0.0), error, origin=origin))
+        result = BatchResult(outputs, report.compute_s, max(elapsed_s - report.compute_s, 0.0), error, origin=origin)
+        if report.more and error is None and self._rest is not None:
+            result.rest = self._rest
+        else:
+            if report.more and self._rest is not None:
+                self.cease(self._rest)
+            self._rest = None
+            self._idle.set()
+        done(result)
 
     def _on_exit(self, how: str) -> None:
-        while_it = " while it ran a batch" if self._done is not None else ""
+        while_it = " while it ran a batch" if self._done is not None or self._rest is not None else ""
         if self._timer is not None:
             self._timer.cancel()
-        self._done = self._timer = None
+        self._done = self._timer = self._rest = None
         self._close_slots()
         self._ended.set()
         self._idle.set()
@@ -245,3 +278,16 @@ class ProcessInstance:
     def _last_words(self) -> str:
         assert self._child is not None
         return f"; the last that it printed: {self._child.last_words}" if self._child.last_words else ""
+
+
+class ProcessRest:
+    """The rest of the batch that a worker runs, or has run: then it does nothing."""
+
+    def __init__(self, instance: ProcessInstance) -> None:
+        self._instance = instance
+
+    def ask(self, done: Callable[[BatchResult], None]) -> None:
+        self._instance.ask(done)
+
+    def stop(self) -> None:
+        self._instance.cease(self)

@@ -40,6 +40,17 @@ class Run(Struct, tag="run", array_like=True):
     output_bytes: int
 
 
+class Next(Struct, tag="next", array_like=True):
+    """Compute the next part of the batch, whose last Done said that there may be more, into slot `output`; answered by Done."""
+
+    output: int
+    output_bytes: int
+
+
+class Cease(Struct, tag="cease", array_like=True):
+    """No more parts are wanted, which is not answered. One that comes after the end is ignored."""
+
+
 class Stop(Struct, tag="stop", array_like=True):
     """End."""
 
@@ -64,7 +75,8 @@ class NotLoaded(Struct, tag="not_loaded", array_like=True):
 class Done(Struct, tag="done", array_like=True):
     """The batch's outputs are in its slot, which is `output_bytes` large by now, or `error` says why not.
 
-    `traceback`: the text of what BatchResult has as `origin`.
+    `traceback`: the text of what BatchResult has as `origin`. `more`: the answers may go on; without `more` and outputs they
+    have ended with the part before.
     """
 
     outputs: list[Part]
@@ -72,9 +84,10 @@ class Done(Struct, tag="done", array_like=True):
     compute_s: float
     error: str | None = None
     traceback: str = ""
+    more: bool = False
 
 
-Order = Load | Run | Stop
+Order = Load | Run | Next | Cease | Stop
 Report = Loaded | NotLoaded | Done
 
 _encoder = msgspec.msgpack.Encoder()

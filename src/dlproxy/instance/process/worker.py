@@ -11,13 +11,14 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn, cast
 
-from dlproxy.instance.batch import Array, run_batch
-from dlproxy.instance.process.messages import Done, Frames, Load, Loaded, NotLoaded, Order, Report, Run, frame
+from dlproxy.instance.batch import Array, BatchResult, Steps, run_batch
+from dlproxy.instance.process.messages import Cease, Done, Frames, Load, Loaded, Next, NotLoaded, Order, Report, Run, frame
 from dlproxy.instance.process.slots import Slot, read_inputs, write_outputs
-from dlproxy.instance.runtime import ModelError, Runtime
+from dlproxy.instance.runtime import ModelError, Runtime, StreamingRuntime
 from dlproxy.instance.runtime.content import FileState, files_after, stamps_before
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import load
@@ -60,8 +61,19 @@ class WithinLimit:
         self._limit = limit
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        try:
+        with self._complaints():
             return self._runtime.run(inputs)
+
+    def steps(self, inputs: Sequence[Array]) -> Iterator[list[Array]]:
+        """Where the runtime has them."""
+        parts = cast(StreamingRuntime, self._runtime).steps(inputs)
+        with self._complaints():
+            yield from parts  # which is closed with this one
+
+    @contextmanager
+    def _complaints(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             if ran_out_of_memory(error):
                 raise MemoryError(f"{text_of(error)} ({self._limit})") from error
@@ -90,28 +102,51 @@ class Worker:
         self._close: Callable[[], None] | None = getattr(runtime, "close", None)
         self._device: str = getattr(runtime, "device", CPU)
         self._runtime = WithinLimit(runtime, limit) if limit else runtime
+        self._steps: Steps | None = None
 
     def serve(self) -> None:
         """Run batches until told to stop, or until the server has gone; then let the model give back what it holds."""
         self._channel.send(Loaded(self._runtime.signature, self._calibration, self._device, self._files))
-        while isinstance(order := self._channel.receive(), Run):
-            self._channel.send(self._run(order))
+        while isinstance(order := self._channel.receive(), Run | Next | Cease):
+            if isinstance(order, Run):
+                self._channel.send(self._run(order))
+            elif isinstance(order, Next):
+                assert self._steps is not None
+                self._channel.send(self._told(self._steps.next(), order.output, order.output_bytes))
+            elif self._steps is not None:
+                self._steps.close()
+        if self._steps is not None:
+            self._steps.close()
         if self._close is not None:
             self._close()
 
     def _run(self, order: Run) -> Done:
-        signature, slot = self._runtime.signature, self._outputs[order.output]
+        signature = self._runtime.signature
         self._input.follow(order.input_bytes)
-        slot.follow(order.output_bytes)
-        inputs = read_inputs(self._input, signature.inputs, order.inputs)
-        result = run_batch(self._runtime, [Request(Ticket(0, 0.0), "", inputs, ())])
+        requests = [Request(Ticket(0, 0.0), "", read_inputs(self._input, signature.inputs, order.inputs), ())]
+        if signature.streams:
+            self._steps = Steps(cast(StreamingRuntime, self._runtime), requests)
+            result = self._steps.next()
+        else:
+            result = run_batch(self._runtime, requests)
+        return self._told(result, order.output, order.output_bytes)
+
+    def _told(self, result: BatchResult, output: int, output_bytes: int) -> Done:
+        """The result, with its outputs in their slot."""
+        signature, slot = self._runtime.signature, self._outputs[output]
+        slot.follow(output_bytes)
         parts, error, trace = [], result.error, as_text(result.origin)
-        if error is None:
+        if result.outputs:
             try:
                 parts = write_outputs(slot, signature.outputs, result.outputs)
             except Exception as problem:  # elements that are objects of the model's own may raise anything
                 error, trace = text_of(problem), as_text(origin_of(problem))
-        return Done(parts, slot.size, result.compute_s, error if error is None else error[:MAX_ERROR_CHARS], trace)
+        more = False
+        if self._steps is not None:
+            if error is not None:
+                self._steps.close()
+            more = not self._steps.ended
+        return Done(parts, slot.size, result.compute_s, error if error is None else error[:MAX_ERROR_CHARS], trace, more)
 
 
 def _load(order: Load) -> tuple[Runtime, dict[str, FileState]]:

@@ -3,7 +3,7 @@
 Called by instance/batch.py. What other packages add is made of the same parts. Not aware of: threads, batches, requests.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -33,6 +33,14 @@ class Runtime(Protocol):
 
     def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """Compute. Inputs and outputs in signature order; may raise anything, which fails this batch only."""
+        ...
+
+
+class StreamingRuntime(Runtime, Protocol):
+    """A model whose answers may come in parts, as `signature.streams` says. Its `run` gives the whole answer, joined."""
+
+    def steps(self, inputs: Sequence[NDArray[np.generic]]) -> Iterator[list[NDArray[np.generic]]]:
+        """The answer part by part, each with all outputs, computed when it is asked for. Closed if no more is wanted."""
         ...
 
 

@@ -7,12 +7,14 @@ import asyncio
 import inspect
 import os
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, closing, nullcontext
+from functools import partial
 from threading import Lock, Thread
 from types import AsyncGeneratorType
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,7 +36,8 @@ class PythonRuntime:
     """One object of the class. `inputs`, `outputs`: the configuration's, for a class that declares none.
 
     Calls are made one at a time unless the class says `thread_safe = True`: few classes are written for more. The arrays
-    that `predict` gets are its own to write to, and those that it returns must not be written to later.
+    that `predict` gets are its own to write to, and those that it returns must not be written to later. A class with
+    `streams = True` answers in the parts that `predict` yields; between two of them others may be called.
     """
 
     def __init__(self, path: str, *, inputs: Sequence[TensorSpec] = (), outputs: Sequence[TensorSpec] = ()) -> None:
@@ -56,14 +59,23 @@ class PythonRuntime:
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """One call of `predict`. Raises RuntimeError for what it raises, ValueError for what it should not have given."""
         batch = {name: array.copy() for name, array in zip(self._input_names, inputs, strict=True)}
-        with self._turn:
-            try:
-                outputs = self._answer(batch)
-            except (KeyboardInterrupt, AnswerError):
-                raise
-            except BaseException as error:  # sys.exit() in a model must not end the worker
-                raise RuntimeError(f"{self._class.__name__}.predict raised {located(error, self._file)}") from error
-        return check_outputs(self.signature, outputs)
+        return check_outputs(self.signature, self._called(partial(self._answer, batch)))
+
+    def steps(self, inputs: Sequence[Array]) -> Iterator[list[Array]]:
+        """What `predict` yields, one by one, each with all outputs. Raises as `run` does."""
+        batch = {name: array.copy() for name, array in zip(self._input_names, inputs, strict=True)}
+        given = self._called(lambda: self._finished(self._model.predict(batch)))
+        number = 0
+        try:
+            while (part := self._called(partial(self._next_of, given, number))) is not _END:
+                number += 1
+                try:
+                    outputs = check_outputs(self.signature, arrays_of(part))
+                except ValueError as error:
+                    raise AnswerError(f"part {number} of the answer: {error}") from None
+                yield [array.copy() for array in outputs]  # the model may go on writing to them
+        finally:
+            self._called(partial(self._end, given))
 
     def close(self) -> None:
         """Call the class's `unload`, if it has one, and stop its event loop. A second call does nothing."""
@@ -115,9 +127,34 @@ class PythonRuntime:
                     theirs, ours = _listed(specs), _listed(given)
                     raise ModelError(f"its {kind} are {theirs} in the class, but {ours} in the configuration")
                 both.append(specs)
-            return signature_of(*both, platform="python")
+            signature = signature_of(*both, platform="python")
+            return msgspec.structs.replace(signature, streams=bool(getattr(model, "streams", False)))
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
+
+    def _called(self, call: Callable[[], Any]) -> Any:
+        """What a call into the class gives, in its turn. Raises RuntimeError for what it raises."""
+        with self._turn:
+            try:
+                return call()
+            except (KeyboardInterrupt, AnswerError):
+                raise
+            except BaseException as error:  # sys.exit() in a model must not end the worker
+                raise RuntimeError(f"{self._class.__name__}.predict raised {located(error, self._file)}") from error
+
+    def _next_of(self, given: Any, number: int) -> Any:
+        """The part after so many others; what `predict` gives at once is its only one."""
+        if inspect.isasyncgen(given):
+            return self._finished(_next_awaited(given))
+        if inspect.isgenerator(given):
+            return next(given, _END)
+        return _END if number else given
+
+    def _end(self, given: Any) -> None:
+        if inspect.isasyncgen(given):
+            self._finished(_closed(given))
+        elif inspect.isgenerator(given):
+            given.close()
 
     def _answer(self, batch: dict[str, Array]) -> dict[str, Array]:
         """What `predict` gives: a dict, at once or awaited, or the parts that it yields, joined."""
@@ -140,6 +177,17 @@ class PythonRuntime:
         if self._loop is None:
             self._loop = _Loop(self._class.__name__)
         return self._loop.run(result)
+
+
+_END = object()  # in place of a part: there are no more
+
+
+async def _next_awaited(yielded: AsyncGeneratorType[Any, Any]) -> Any:
+    return await anext(yielded, _END)
+
+
+async def _closed(yielded: AsyncGeneratorType[Any, Any]) -> None:
+    await yielded.aclose()
 
 
 async def _add_all(yielded: AsyncGeneratorType[Any, Any], parts: Parts) -> None:
