@@ -15,6 +15,7 @@ from dlproxy.serve.driver import Driver
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.tensors import to_array, to_bytes
 from dlproxy.testing import FakeInstance, FakeRuntime
+from dlproxy.testing.fake_runtime import Function
 from tests.lane.fixtures import warmed
 
 Array = NDArray[np.generic]
@@ -97,7 +98,7 @@ class Rig:
         *,
         instances: int = 1,
         service_s: float | None = 0.010,
-        function: Callable[[Sequence[Array]], list[Array]] = double,
+        function: Function = double,
         knobs: LaneKnobs = KNOBS,
         signature: Signature = SIGNATURE,
         quarantine_s: float = 0.0,

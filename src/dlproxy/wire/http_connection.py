@@ -13,7 +13,7 @@ import httptools
 from msgspec import Struct
 
 from dlproxy.message import ANONYMOUS, InferenceError, Principal
-from dlproxy.wire.http_exchange import CLOSE, Exchange, in_http
+from dlproxy.wire.http_exchange import CLOSE, Exchange, ReplyStream, in_http
 
 if TYPE_CHECKING:
     from dlproxy.wire.http_server import HttpServer
@@ -91,6 +91,7 @@ class HttpConnection(asyncio.Protocol):
         "_body_bytes",
         "_silent_bytes",
         "_began_now",
+        "_begun",
         "__weakref__",
     )
 
@@ -103,6 +104,7 @@ class HttpConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._pipeline: deque[Exchange] = deque()  # in order of arrival; replies leave from the left
         self._unseen = 0  # so many at the pipeline's end the app has not seen yet
+        self._begun: dict[Exchange, ReplyStream] = {}  # replies that are written bit by bit
         self._write_paused = False
         self._starting = False
         self._phase = IDLE
@@ -143,6 +145,7 @@ class HttpConnection(asyncio.Protocol):
     def _abandon(self) -> None:
         """Whatever is still under way gets no reply."""
         abandoned = [exchange for exchange in self._pipeline if exchange.reply_parts is None]
+        self._begun = {}
         self._pipeline.clear()  # before anybody is told: a reply given from now on goes nowhere
         self._unseen = 0
         for exchange in abandoned:
@@ -217,6 +220,7 @@ class HttpConnection(asyncio.Protocol):
         self._write_paused = False
         self._waited_s = 0.0
         self._start_unseen()
+        self._may_go_on()
 
     # httptools callbacks
 
@@ -331,7 +335,17 @@ class HttpConnection(asyncio.Protocol):
     def send_ready(self) -> None:
         """Write the replies that are due, in the order of their requests."""
         pipeline, transport = self._pipeline, self._transport
-        while pipeline and (parts := pipeline[0].reply_parts) is not None:
+        while pipeline:
+            parts = pipeline[0].reply_parts
+            if parts is None:
+                if not self._begun:
+                    break
+                its_turn = self.send_begun(pipeline[0])
+                if self._unseen and not self._starting:
+                    self._start_unseen()
+                if its_turn:
+                    self._may_go_on()
+                return
             exchange = pipeline.popleft()
             for part in parts:
                 transport.write(part)
@@ -345,6 +359,56 @@ class HttpConnection(asyncio.Protocol):
             transport.write(CONTINUE)
         if self._unseen and not self._starting:
             self._start_unseen()
+
+    # Replies that are written bit by bit
+
+    def takes_chunks(self, exchange: Exchange) -> bool:
+        """Whether its client knows chunked replies: all but HTTP/1.0."""
+        if exchange not in self._pipeline:  # its client has gone, and perhaps the parser
+            return True
+        return exchange.connection_line is not KEEP_ALIVE and self._parser.get_http_version() != "1.0"
+
+    def begin(self, exchange: Exchange, stream: ReplyStream) -> None:
+        if exchange in self._pipeline:
+            self._begun[exchange] = stream
+            self.send_begun(exchange)
+
+    def has_begun(self, exchange: Exchange) -> bool:
+        return exchange in self._begun
+
+    def may_write(self, exchange: Exchange) -> bool:
+        """It is this one's turn, and the client reads."""
+        return not self._write_paused and exchange in self._begun and self._pipeline[0] is exchange
+
+    def send_begun(self, exchange: Exchange) -> bool:
+        """Send what is held back of it, if it is its turn; whether there was anything."""
+        stream = self._begun.get(exchange)
+        if stream is None or self._pipeline[0] is not exchange:
+            return False
+        parts = stream.take()
+        for part in parts:
+            self._transport.write(part)
+        return bool(parts)
+
+    def end_begun(self, exchange: Exchange) -> None:
+        """It is complete, and from now on a reply like others."""
+        del self._begun[exchange]
+        self.send_ready()
+
+    def break_off(self, exchange: Exchange) -> None:
+        """Nothing more comes of a reply that has begun. Where the connection's end is the reply's, only a reset is none."""
+        if exchange in self._begun:
+            if exchange.connection_line is CLOSE:
+                self.abort()
+            else:
+                self._abandon()
+                self._close()
+
+    def _may_go_on(self) -> None:
+        """The reply that is due may be written to again, or for the first time."""
+        stream = self._begun.get(self._pipeline[0]) if self._begun else None
+        if stream is not None and stream.on_writable is not None and stream.writable:
+            stream.on_writable()
 
     def _start_unseen(self) -> None:
         """Hand the app what had to wait, as far as there is room now; read on once nothing waits."""

@@ -123,6 +123,26 @@ class Exchange:
             log.exception("%s %s: the reply could not be sent, so the connection is closed", self.method, self.target)
             connection.abort()
 
+    def begin(self, status: int, content_type: bytes, extra: bytes = b"") -> "ReplyStream":
+        """Begin a reply whose end is not known yet: chunked, or for HTTP/1.0 as long as the connection lasts."""
+        connection, server = self.connection, self.connection.server
+        if server.cors is not None:
+            extra += server.cors.lines(self.headers)
+        chunked = connection.takes_chunks(self)
+        if not chunked or (server.draining and connection.is_last(self)):
+            self.connection_line = CLOSE
+        head = b"HTTP/1.1 %b\r\ncontent-type: %b\r\n%b%b%b%b\r\n" % (
+            REASONS[status],
+            content_type,
+            server.date_line,
+            extra,
+            self.connection_line,
+            b"transfer-encoding: chunked\r\n" if chunked else b"",
+        )
+        stream = ReplyStream(self, head, chunked=chunked)
+        connection.begin(self, stream)
+        return stream
+
     def fail(self, status: int, message: str, extra: bytes = b"") -> None:
         """Reply with the JSON error that every route uses."""
         if len(message) > MAX_ERROR:  # what a message quotes is the client's and may be megabytes long
@@ -143,12 +163,58 @@ class Exchange:
         So a request ends whatever happens to it. One that was answered already is left alone.
         """
         log.exception("%s %s failed", self.method, self.target)
-        if self.reply_parts is None:
+        if self.connection.has_begun(self):
+            self.connection.break_off(self)
+        elif self.reply_parts is None:
             try:
                 self.fail(500, "internal error; the server's log has the details")
             except Exception:
                 log.exception("%s %s: the failure could not be reported, so the connection is closed", self.method, self.target)
                 self.connection.abort()
+
+
+class ReplyStream:
+    """A reply that is written bit by bit, and what of it waits for its turn behind slower requests of the connection.
+
+    `on_writable`: called when writing makes sense again after `writable` was false: the client has read, or its turn has come.
+    Whoever goes on writing meanwhile fills memory. If the client leaves, the exchange's `on_abandoned` is called.
+    """
+
+    __slots__ = ("_chunked", "_exchange", "_held", "on_writable")
+
+    def __init__(self, exchange: Exchange, head: bytes, *, chunked: bool) -> None:
+        self._exchange = exchange
+        self._chunked = chunked
+        self._held: list[bytes | memoryview] = [head]
+        self.on_writable: Callable[[], None] | None = None
+
+    @property
+    def writable(self) -> bool:
+        return self._exchange.connection.may_write(self._exchange)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Once the client has gone, or after the end, it does nothing."""
+        if len(data) and self._exchange.method != b"HEAD":  # an empty chunk would be the end
+            self._held += (b"%x\r\n" % len(data), data, b"\r\n") if self._chunked else (data,)
+        self._exchange.connection.send_begun(self._exchange)
+
+    def end(self) -> None:
+        """All has been written."""
+        connection, exchange = self._exchange.connection, self._exchange
+        if connection.has_begun(exchange):
+            if self._chunked and exchange.method != b"HEAD":
+                self._held.append(b"0\r\n\r\n")
+            exchange.reply_parts = self.take()
+            connection.end_begun(exchange)
+
+    def break_off(self) -> None:
+        """It cannot be completed: the connection is closed, in a way that the client does not take for the end."""
+        self._exchange.connection.break_off(self._exchange)
+
+    def take(self) -> tuple[bytes | memoryview, ...]:
+        """What is held back, to be sent now."""
+        held, self._held = self._held, []
+        return tuple(held)
 
 
 def in_http(failure: Failure) -> tuple[int, str, bytes]:
