@@ -213,6 +213,7 @@ class Lane:
         if batch is None:
             return
         batch.first_s, batch.hedge_at = event.service_s, inf
+        self.batching.observe(batch.rows, event.service_s, now, batch.length)
         if batch.twin:
             twin = self._running[batch.twin]
             batch.twin = twin.twin = 0

@@ -29,16 +29,16 @@ class Parts:
         self._specs = {spec.name: spec for spec in signature.outputs}
         self._first_axis = 1 if signature.batched else 0
         self._pieces: dict[str, list[Array]] = {}
-        self._count = 0
+        self.count = 0
 
     def add(self, part: Any) -> None:
         """One more. Its arrays are copied: the model may go on writing to them. Raises AnswerError."""
-        self._count += 1
+        self.count += 1
         try:
             for name, array in arrays_of(part).items():
                 self._add(name, array)
         except ValueError as error:
-            raise AnswerError(f"part {self._count} of the answer: {error}") from None
+            raise AnswerError(f"part {self.count} of the answer: {error}") from None
 
     def joined(self) -> dict[str, Array]:
         """The whole answer. Raises AnswerError if an output never came."""

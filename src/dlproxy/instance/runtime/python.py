@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, closing, nullcontext
 from functools import partial
+from itertools import islice
 from threading import Lock, Thread
 from types import AsyncGeneratorType
 from typing import Any
@@ -32,12 +33,15 @@ HOW = (
 )
 
 
+LOOKED_AT = 16  # parts of an answer that warm-up sees of a class that streams: there may be no end
+
+
 class PythonRuntime:
     """One object of the class. `inputs`, `outputs`: the configuration's, for a class that declares none.
 
     Calls are made one at a time unless the class says `thread_safe = True`: few classes are written for more. The arrays
     that `predict` gets are its own to write to, and those that it returns must not be written to later. A class with
-    `streams = True` answers in the parts that `predict` yields; between two of them others may be called.
+    `streams = True` answers in the parts that `predict` yields, by `steps`; `run` joins the first of them.
     """
 
     def __init__(self, path: str, *, inputs: Sequence[TensorSpec] = (), outputs: Sequence[TensorSpec] = ()) -> None:
@@ -162,11 +166,12 @@ class PythonRuntime:
         if not (inspect.isgenerator(given) or inspect.isasyncgen(given)):
             return arrays_of(given)
         parts = Parts(self._declared)  # warm-up may turn batching off, but rows stay on axis 0
+        most = LOOKED_AT if self._declared.streams else None
         if inspect.isasyncgen(given):
-            self._finished(_add_all(given, parts))
+            self._finished(_add_all(given, parts, most))
         else:
             with closing(given):
-                for part in given:
+                for part in islice(given, most):
                     parts.add(part)
         return parts.joined()
 
@@ -190,10 +195,12 @@ async def _closed(yielded: AsyncGeneratorType[Any, Any]) -> None:
     await yielded.aclose()
 
 
-async def _add_all(yielded: AsyncGeneratorType[Any, Any], parts: Parts) -> None:
+async def _add_all(yielded: AsyncGeneratorType[Any, Any], parts: Parts, most: int | None) -> None:
     async with aclosing(yielded):
         async for part in yielded:
             parts.add(part)
+            if most is not None and parts.count >= most:
+                return
 
 
 class _Loop:
