@@ -108,7 +108,7 @@ async def test_who_leaves_early_closes_the_generator_and_frees_the_instance(tmp_
 
 
 async def test_cancelling_while_a_part_is_awaited_stops_the_stream(tmp_path: Path) -> None:
-    async with _proxy(_write(tmp_path, then="time.sleep(0.05)"), run="thread") as proxy:
+    async with _proxy(_write(tmp_path, then="time.sleep(0.05 if batch['x'][0] == 1e6 else 0)"), run="thread") as proxy:
         for _ in range(3):
             reading = asyncio.ensure_future(_read(proxy, 1e6))
             await asyncio.wait([reading], timeout=0.08)
@@ -123,7 +123,7 @@ async def test_a_model_that_answers_at_once_is_a_stream_of_one_part() -> None:
     async with Proxy([Model(models.DIGITS)]) as proxy:
         (part,) = [part async for part in proxy.stream("digits", {"image": image})]
         assert part["probabilities"].tolist() == (await proxy.infer("digits", {"image": image}))["probabilities"].tolist()
-        with pytest.raises(InferenceError, match="there is no input 'x'|no input"):
+        with pytest.raises(InferenceError, match="its inputs are 'image'"):
             _ = [part async for part in proxy.stream("digits", {"x": image})]
 
 
@@ -164,7 +164,7 @@ async def test_a_worker_that_is_killed_in_mid_stream_breaks_it_off_and_is_replac
 
 
 async def test_a_part_that_hangs_meets_the_time_limit_of_a_batch(tmp_path: Path) -> None:
-    path = _write(tmp_path, then="time.sleep(60 if step == 2 and batch['x'].max() > 4 else 0)")
+    path = _write(tmp_path, then="time.sleep(60 if step == 2 and batch['x'][0] == 5 else 0)")
     async with _proxy(path, run="process", batch_timeout_s=1.0, outage_wait_s=HANG_S) as proxy:
         with pytest.raises(InferenceError, match=r"it did not finish the next part of a batch's answers within 1 s"):
             await _read(proxy, 5.0)
