@@ -15,7 +15,7 @@ from dlproxy.instance.batch import BatchResult, run_batch
 from dlproxy.instance.process.instance import ProcessInstance, WorkerSettings
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.onnx import OnnxRuntime
-from dlproxy.instance.runtime.python import PythonRuntime
+from dlproxy.instance.runtime.python import LOOKED_AT, PythonRuntime
 from dlproxy.instance.runtime.specs import PythonSpec, load
 from dlproxy.instance.warmup import calibrate
 from dlproxy.message import DType, TensorSpec
@@ -493,3 +493,58 @@ def test_a_batch_that_goes_wrong_says_how_and_the_next_one_runs(tmp_path: Path, 
 def test_an_empty_message_leaves_the_errors_type(tmp_path: Path) -> None:
     runtime = PythonRuntime(_write(tmp_path, "def predict(self, batch): raise TimeoutError"))
     assert re.search(r"raised TimeoutError \(model\.py, line 4\)$", _run_error(runtime))
+
+
+STREAMS = 'inputs, outputs = {"x": "FP32[-1,2]"}, {"y": "FP32[-1,2]"}; streams = True'
+
+
+@KINDS
+def test_a_class_that_streams_gives_each_part_as_it_comes(tmp_path: Path, word: str) -> None:
+    body = f"""
+        made = closed = 0
+        {word} predict(self, batch):
+            y = batch['x']
+            try:
+                while True:
+                    Model.made += 1
+                    y += 1
+                    yield {{'y': y}}
+            finally:
+                Model.closed += 1
+    """
+    runtime = PythonRuntime(_write(tmp_path, body, declared=STREAMS))
+    assert runtime.signature.streams
+    steps = runtime.steps([X2])
+    parts = [next(steps)[0] for _ in range(3)]
+    assert [part.tolist() for part in parts] == [(X2 + step).tolist() for step in (1, 2, 3)]
+    assert (runtime._class.made, runtime._class.closed) == (3, 0)
+    steps.close()
+    assert runtime._class.closed == 1
+    assert runtime.run([X2])[0].tolist() == (X2 + LOOKED_AT).tolist(), "warm-up sees the first ones of an answer without an end"
+    runtime.close()
+
+
+def test_what_a_class_that_streams_gives_at_once_is_its_only_part(tmp_path: Path) -> None:
+    runtime = PythonRuntime(_write(tmp_path, "def predict(self, batch): return {'y': batch['x']}", declared=STREAMS))
+    assert [[array.tolist() for array in part] for part in runtime.steps([X2])] == [[X2.tolist()]]
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("wrong", "clue"),
+    [
+        ("{}", "part 2 of the answer: the model gave nothing where it declares y"),
+        ("{'y': x > 1}", "part 2 of the answer: output 'y' is BOOL[2,2] where the model declares FP32"),
+        ("x", "part 2 of the answer: predict gave a ndarray"),
+        ("{}['k']", "Model.predict raised KeyError: 'k' (model.py, line"),
+        ("exit(3)", "Model.predict raised SystemExit: 3 (model.py, line"),
+    ],
+)
+def test_a_part_of_a_stream_that_goes_wrong_says_how(tmp_path: Path, word: str, wrong: str, clue: str) -> None:
+    body = f"{word} predict(self, batch):\n    x = batch['x']\n    yield {{'y': x}}\n    yield {wrong}"
+    runtime = PythonRuntime(_write(tmp_path, body, declared=STREAMS))
+    steps = runtime.steps([X2])
+    next(steps)
+    with pytest.raises((RuntimeError, ValueError), match=re.escape(clue)):
+        next(steps)
+    runtime.close()

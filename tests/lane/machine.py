@@ -19,6 +19,7 @@ from dlproxy.policy.events import (
     Cancelled,
     Closing,
     Event,
+    FirstPart,
     InstanceExpected,
     InstanceLost,
     InstanceUp,
@@ -114,6 +115,14 @@ class LaneMachine(RuleBasedStateMachine):
     def finish(self, pick: int, step_s: float, slowness: float) -> None:
         self.observer.now += step_s
         self.end_batch(pick, slowness=slowness)
+
+    @rule(pick=PICK, step_s=NONE_TO_STEP, slowness=st.sampled_from([1.0, 0.3, 4.0]))
+    def begins_to_answer_in_parts(self, pick: int, step_s: float, slowness: float) -> None:
+        fresh = [number for number, run in self.observer.running.items() if run.first_s is None]
+        self.observer.now += step_s
+        if fresh:
+            number = fresh[pick % len(fresh)]
+            self.tell(FirstPart(number, slowness * (0.010 + 0.001 * self.observer.running[number].rows)))
 
     @precondition(lambda self: self.observer.running)
     @rule(pick=PICK)

@@ -21,6 +21,7 @@ from dlproxy.policy.events import (
     Complete,
     Dispatch,
     Event,
+    FirstPart,
     InstanceExpected,
     InstanceLost,
     InstanceRetired,
@@ -55,10 +56,11 @@ class Where(Enum):
 
 @dataclass
 class Run:
-    """A batch that runs. `hedge_at`: when it is late, if it may be hedged."""
+    """A batch that runs. `hedge_at`: when it is late, if it may be hedged. `first_s`: when it began to answer in parts."""
 
     batch: Dispatch
     hedge_at: float = inf
+    first_s: float | None = None
 
     @property
     def rows(self) -> int:
@@ -168,6 +170,10 @@ class Observer:
                     self.losses.setdefault(number, []).append((len(run.batch.tickets), event.crashed))
         elif isinstance(event, BatchDone) and event.batch_id in self.running:
             return self.batch_ends(self.running.pop(event.batch_id), event)
+        elif isinstance(event, FirstPart) and event.batch_id in self.running:
+            run = self.running[event.batch_id]
+            run.first_s, run.hedge_at = event.service_s, inf
+            return self.answered_by(run)
         return []
 
     def names_in_use(self) -> set[str]:
@@ -182,13 +188,17 @@ class Observer:
             seen.errors_in_a_row = 0 if event.error is None else seen.errors_in_a_row + 1
             if event.error is None:
                 predicted_s = self.lane.model.mean(run.rows)
-                factor = event.service_s / predicted_s
-                seen.slowness = factor if event.service_s - predicted_s > PAUSE_S else min(seen.last_factor, factor)
+                service_s = event.service_s if run.first_s is None else run.first_s
+                factor = service_s / predicted_s
+                seen.slowness = factor if service_s - predicted_s > PAUSE_S else min(seen.last_factor, factor)
                 seen.last_factor = factor
         if event.error is not None:
             for number in self.come_back(run):
                 self.failed[number] = Failed(len(run.batch.tickets), self.ended_on, number not in self.second_tries)
             return []
+        return self.answered_by(run)
+
+    def answered_by(self, run: Run) -> list[int]:
         wanted = [ticket.id for ticket in run.batch.tickets if self.where[ticket.id] is Where.RUNS]
         self.where.update(dict.fromkeys(wanted, Where.COMES_BACK))
         return wanted
@@ -222,7 +232,7 @@ class Observer:
         return []
 
     def follow_complete(self, command: Complete, event: Event) -> list[int]:
-        assert isinstance(event, BatchDone)
+        assert isinstance(event, BatchDone | FirstPart)
         assert command.batch_id == event.batch_id
         completed = [ticket.id for ticket in command.tickets]
         for number in completed:

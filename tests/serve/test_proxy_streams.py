@@ -24,7 +24,7 @@ HANG_S = 30.0
 
 def _write(folder: Path, word: str = "def", *, parts: str = "int(batch['x'].max())", then: str = "") -> Path:
     """So many parts, each x + step. `then`: what the class does before each but the first."""
-    folder.joinpath("model.py").write_text(
+    folder.joinpath("counter.py").write_text(
         dedent(f"""
         import time
         from pathlib import Path
@@ -48,7 +48,7 @@ def _write(folder: Path, word: str = "def", *, parts: str = "int(batch['x'].max(
                     raise
         """)
     )
-    return folder / "model.py"
+    return folder / "counter.py"
 
 
 @asynccontextmanager
@@ -141,24 +141,22 @@ async def test_infer_refuses_answers_in_parts_before_it_runs_anything(tmp_path: 
 @RUNS
 async def test_an_error_in_mid_stream_comes_after_the_parts_before_it(tmp_path: Path, run: str) -> None:
     async with _proxy(_write(tmp_path, then="assert step < 2, 'too far'"), run=run) as proxy:
-        came = []
-        with pytest.raises(InferenceError, match="Counter.predict raised AssertionError: too far") as caught:
-            async for part in proxy.stream("counter", {"x": _row(5.0)}):
-                came.append(float(part["y"][0]))
-        assert came == [5.0, 6.0]
+        parts = proxy.stream("counter", {"x": _row(5.0)})
+        assert [float((await anext(parts))["y"][0]) for _ in range(2)] == [5.0, 6.0]
+        with pytest.raises(InferenceError, match=r"Counter\.predict raised AssertionError: too far") as caught:
+            await anext(parts)
         assert caught.value.failure.kind is FailureKind.MODEL_FAILED
         assert await _read(proxy, 2.0) == [2.0, 3.0]
 
 
 async def test_a_worker_that_is_killed_in_mid_stream_breaks_it_off_and_is_replaced(tmp_path: Path) -> None:
     async with _proxy(_write(tmp_path), run="process", outage_wait_s=HANG_S) as proxy:
-        came = []
+        parts = proxy.stream("counter", {"x": _row(1e6)})
+        await anext(parts)
+        await anext(parts)
+        os.kill(_loaded(proxy).roster.places()[0]["pid"], signal.SIGKILL)
         with pytest.raises(InferenceError, match=r"the answer breaks off: its process was killed by SIGKILL") as caught:
-            async for part in proxy.stream("counter", {"x": _row(1e6)}):
-                came.append(part)
-                if len(came) == 3:
-                    os.kill(_loaded(proxy).roster.places()[0]["pid"], signal.SIGKILL)
-        assert len(came) == 3
+            _ = [part async for part in parts]
         assert caught.value.failure.kind is FailureKind.UNAVAILABLE
         assert await _read(proxy, 2.0) == [2.0, 3.0]
 
