@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from dlproxy.message import ANONYMOUS, DType, FailureKind, InferenceError, Principal, Request, Tensor, Ticket
 from dlproxy.wire.endpoint import Endpoint
-from dlproxy.wire.terms import DEADLINE, MOST_DEADLINE_MS, MOST_TENANT, NO_TERMS, PRIORITY, Terms, of_arguments, of_parameters
+from dlproxy.wire.terms import (
+    DEADLINE,
+    MOST_DEADLINE_MS,
+    MOST_TENANT,
+    NO_TERMS,
+    PRIORITY,
+    HeaderTerms,
+    Terms,
+    of_arguments,
+    of_parameters,
+)
 
 from .fixtures import PLAIN, EchoService, Reply, Wire, app_of, post, served
 
@@ -235,6 +245,19 @@ def test_without_headers_a_ticket_stays_as_it_is() -> None:
     before = fields(request.ticket)
     assert fields(applied({b"host": b"a", b"x-request-id": b"5", b"priority": b"u=1"}, request)) == before
     assert request.principal is ANONYMOUS
+
+
+def test_headers_that_repeat_are_read_again_for_another_principal_and_after_a_refusal() -> None:
+    reader = HeaderTerms(tenant_header="X-Tenant-Id", sticky="")
+    repeated, wrong = {b"x-tenant-id": b"bank", DEADLINE: b"50"}, {DEADLINE: b"soon"}
+    ann, bob = Principal("ann", "shop"), Principal("bob", "bakery")
+    for principal, tenant in ((ann, "shop"), (ann, "shop"), (bob, "bakery"), (ANONYMOUS, "bank"), (ann, "shop")):
+        for _ in range(2):
+            terms = reader.read(repeated, principal)
+            assert (terms.principal, terms.tenant, terms.timeout_s) == (principal, tenant, 0.05)
+            with pytest.raises(InferenceError):
+                reader.read(wrong, principal)
+    assert reader.read({}) is reader.read({}) is NO_TERMS
 
 
 @pytest.mark.parametrize(

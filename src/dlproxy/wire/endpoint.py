@@ -33,31 +33,19 @@ class Endpoint:
         self._service = model.service
         self._sticky = model.sticky
 
-    def request(
-        self,
-        inputs: list[Tensor],
-        outputs: Sequence[int],
-        *,
-        request_id: str = "",
-        params: dict[str, Any] | None = None,
-    ) -> Request:
-        """The checked request. Raises InferenceError(INVALID_ARGUMENT)."""
-        return self.checker.request(
-            inputs,
-            outputs,
-            ticket_id=next(self.ticket_ids),
-            request_id=request_id,
-            params=params or {},
-            now=self.clock(),
-        )
+    def request(self, inputs: list[Tensor], outputs: Sequence[int], params: dict[str, Any] | None = None) -> Request:
+        """The checked request, which arrives now. Raises InferenceError(INVALID_ARGUMENT)."""
+        ticket_id, now = next(self.ticket_ids), self.clock()
+        return self.checker.request(inputs, outputs, ticket_id=ticket_id, request_id="", params=params or {}, now=now)
 
     def submit(self, request: Request, reply: ReplyTo, terms: Terms = NO_TERMS) -> None:
         """Hand a checked request on, with the deadline that follows from its terms and the model's objective."""
-        ticket, slo_s = request.ticket, self.model.slo_s
+        slo_s = self.model.slo_s
         if slo_s is not None:
+            ticket = request.ticket
             ticket.deadline_at = ticket.arrived_at + slo_s
         if terms is not NO_TERMS:
-            timeout_s = terms.timeout_s
+            ticket, timeout_s = request.ticket, terms.timeout_s
             if timeout_s != inf:
                 ticket.answer_by = ticket.arrived_at + timeout_s
                 if slo_s is None or timeout_s < slo_s:
@@ -69,7 +57,7 @@ class Endpoint:
             if terms.principal is not ANONYMOUS:
                 request.principal = terms.principal
         if self._sticky:
-            ticket.affinity = self._affinity(request, terms)
+            request.ticket.affinity = self._affinity(request, terms)
         self._service.submit(request, reply)
 
     async def infer(self, request: Request, terms: Terms = NO_TERMS) -> Response:

@@ -52,7 +52,7 @@ class HttpServer:
         return self._seen.setdefault(seen.head, seen)
 
     async def start(self, listener: socket.socket) -> None:
-        """Serve on a bound socket; returns once connections are taken."""
+        """Serve on a bound socket; returns once connections are accepted."""
         self._loop = asyncio.get_running_loop()
         self._sweep_at = self._loop.time()
         self._sweep()

@@ -184,7 +184,7 @@ class _Inference:
 
     def __init__(self, endpoint: Endpoint, *, server_timing: bool, max_json_bytes: int) -> None:
         self._endpoint = endpoint
-        self._read_headers = endpoint.read_headers
+        self._read_headers, self._submit, self._cancel = endpoint.read_headers, endpoint.submit, endpoint.cancel
         self._ticket_ids, self._clock = endpoint.ticket_ids, endpoint.clock
         self._decoder = oip_codec.InferDecoder(endpoint.checker)
         self._server_timing = server_timing
@@ -194,7 +194,6 @@ class _Inference:
         """An Open Inference Protocol request. Raises InferenceError if it is refused."""
         headers = exchange.headers
         size = headers.get(b"inference-header-content-length")
-        endpoint = self._endpoint
         try:
             terms = self._read_headers(headers, exchange.principal)
             json_bytes = None if size is None else _header_length(size)
@@ -203,12 +202,12 @@ class _Inference:
                 self._check_json_size(body_bytes if json_bytes is None else min(json_bytes, body_bytes))
             wire = self._decoder.decode(exchange.body, json_bytes, ticket_id=next(self._ticket_ids), now=self._clock())
         except InferenceError as error:
-            raise endpoint.refused(error) from None
+            raise self._endpoint.refused(error) from None
         if wire.terms is not NO_TERMS:
             terms = wire.terms if terms is NO_TERMS else terms.over(wire.terms)
         request = wire.request
-        exchange.on_abandoned = partial(endpoint.cancel, request)
-        endpoint.submit(request, InferReply(exchange, wire, server_timing=self._server_timing), terms)
+        exchange.on_abandoned = partial(self._cancel, request)
+        self._submit(request, InferReply(exchange, wire, server_timing=self._server_timing), terms)
 
     def predict(self, exchange: Exchange) -> None:
         """Plain JSON: `{"inputs": {name: nested list}}`, or the nested list itself where the model has one input."""
@@ -218,11 +217,11 @@ class _Inference:
             asked = self._predict_body(exchange.body)
             params = asked.parameters or {}
             terms = terms.over(of_parameters(params))
-            request = endpoint.request(self._tensors(asked.inputs), endpoint.checker.all_outputs, params=params)
+            request = endpoint.request(self._tensors(asked.inputs), endpoint.checker.all_outputs, params)
         except InferenceError as error:
             raise endpoint.refused(error) from None
-        exchange.on_abandoned = partial(endpoint.cancel, request)
-        endpoint.submit(request, PredictReply(exchange, server_timing=self._server_timing), terms)
+        exchange.on_abandoned = partial(self._cancel, request)
+        self._submit(request, PredictReply(exchange, server_timing=self._server_timing), terms)
 
     def _check_json_size(self, json_bytes: int) -> None:
         if json_bytes > self._max_json_bytes:

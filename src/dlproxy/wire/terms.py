@@ -47,14 +47,26 @@ NO_TERMS = Terms()  # the one that is compared by identity: most requests ask fo
 
 
 class HeaderTerms:
-    """Reads the headers, or gRPC's metadata, of one model's requests. `sticky`: as the knob has it."""
+    """Reads the headers, or gRPC's metadata, of one model's requests. `sticky`: as the knob has it.
+
+    Headers that repeat are one object (http_connection.py), so what the last ones said is known by identity.
+    """
 
     def __init__(self, *, tenant_header: str, sticky: str) -> None:
         self._tenant_header = tenant_header.lower().encode("latin-1")
         self._sticky_header = sticky.removeprefix("header:").lower().encode("latin-1") if ":" in sticky else b""
+        self._last: Mapping[bytes, bytes] | None = None
+        self._last_terms = NO_TERMS
 
     def read(self, headers: Mapping[bytes, bytes], principal: Principal = ANONYMOUS) -> Terms:
         """Raises InferenceError(INVALID_ARGUMENT) for a value that is none. The principal's tenant, if it has one, holds."""
+        if headers is self._last and principal is self._last_terms.principal:
+            return self._last_terms
+        self._last_terms = self._read(headers, principal)
+        self._last = headers
+        return self._last_terms
+
+    def _read(self, headers: Mapping[bytes, bytes], principal: Principal) -> Terms:
         deadline, priority, tenant = headers.get(DEADLINE), headers.get(PRIORITY), headers.get(self._tenant_header)
         affinity = headers.get(self._sticky_header) if self._sticky_header else None
         if deadline is None and priority is None and tenant is None and affinity is None and principal is ANONYMOUS:
