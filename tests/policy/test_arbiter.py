@@ -53,6 +53,21 @@ def test_grants_all_that_fit_in_order_and_each_want_once() -> None:
     assert lanes(arbiter.grants(0.01)) == ["d"]
 
 
+@pytest.mark.parametrize("discipline", DISCIPLINES)
+def test_needs_that_change_hold_for_what_is_wanted_already(discipline: str) -> None:
+    arbiter = Arbiter(cores(2), discipline=discipline)
+    for lane in ("a", "b", "c"):
+        arbiter.want(Want(lane, cores(1), 0.01), 0.0)
+    first, second = arbiter.grants(0.0)
+    arbiter.change_needs("c", cores(2), 0.0)
+    arbiter.change_needs("a", cores(2), 0.0)  # which wants nothing now
+    arbiter.release(first.id, 0.01, 0.01)
+    assert arbiter.grants(0.01) == []
+    arbiter.release(second.id, 0.02, 0.01)
+    (third,) = arbiter.grants(0.02)
+    assert (third.lane, third.needs) == ("c", cores(2))
+
+
 def test_a_wide_one_at_the_front_is_not_overtaken() -> None:
     arbiter = Arbiter(cores(4), discipline="fcfs")
     arbiter.want(Want("light", cores(1), 0.01), 0.0)

@@ -6,7 +6,9 @@ import os
 import threading
 import weakref
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -214,6 +216,19 @@ async def test_weights_are_freed_without_a_collection(some: Models, run: str) ->
         gc.enable()
 
 
+async def test_worker_processes_end_with_their_model(some: Models) -> None:
+    model = await some.load("m", ModelConfig(path=SLEEP, run="process"))
+    (place,) = model.roster.places()
+    os.kill(place["pid"], 0)
+    under_way = ask(model)
+    await turns()
+    await some.unload("m")
+    assert under_way.answered
+    assert under_way.kind is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(place["pid"], 0)
+
+
 async def test_every_life_of_a_model_has_its_own_recording(tmp_path: Path) -> None:
     some = Models(ServerConfig(calibration_folder="", event_log=str(tmp_path)))
     for answers in (1, 2):
@@ -225,3 +240,53 @@ async def test_every_life_of_a_model_has_its_own_recording(tmp_path: Path) -> No
     first, second = replay(tmp_path / "m-1.dlog"), replay(tmp_path / "m-1.2.dlog")
     assert first.first_difference is second.first_difference is None
     assert first.entries < second.entries
+
+
+@pytest.mark.parametrize("arbiter", ["off", "on"])
+async def test_any_changes_in_any_order_leave_nothing_behind(arbiter: str) -> None:
+    """Several at a time, some of them refused, some not waited for; requests that are taken are answered."""
+    random = Random(7)
+    settings = ServerConfig(calibration_folder="", cores=1, arbiter=arbiter, drain_s=5.0)  # type: ignore[arg-type]
+    some = Models(settings)
+    replies: list[Reply] = []
+
+    async def change() -> None:
+        name, version = random.choice("ab"), random.choice("12")
+        run = random.choice(("inline", "thread"))
+        config = ModelConfig(path="sleep:base=1ms", version=version, run=run, threads=1)  # type: ignore[arg-type]
+        what = random.choice(("load", "load", "replace", "unload", "default", "scale"))
+        with suppress(ConfigError, InferenceError):
+            if what == "load":
+                await some.load(name, config)
+            elif what == "replace":
+                await some.replace(name, random.choice(("", version)), config)
+            elif what == "unload":
+                await some.unload(name, random.choice(("", version)))
+            elif what == "default":
+                some.set_default(name, version)
+            else:
+                control = some.catalog.get(name).control
+                assert control is not None
+                await control.scale(random.randint(1, 3))
+
+    async def changes() -> None:
+        for _ in range(40):
+            changing = asyncio.ensure_future(change())
+            replies.extend(ask(model) for model in some)
+            if random.random() < 0.1:
+                await turns(random.randint(1, 20))
+                changing.cancel()
+            with suppress(asyncio.CancelledError):
+                await changing
+
+    await asyncio.gather(*(changes() for _ in range(4)))
+    assert {view.phase for view in some.view()} <= {"serving", "being unloaded"}
+    await some.drain()
+    assert len(replies) > 100
+    assert {reply.kind for reply in replies if reply.answered} <= {None, FailureKind.UNAVAILABLE}
+    assert all(reply.answered for reply in replies)
+    answered = sum(reply.kind is None for reply in replies)
+    assert answered > 0.9 * len(replies), f"{answered} of {len(replies)} were answered"
+    assert some.view() == []
+    assert some._turns is None or (some._turns.free == {"cores": 1} and not some._turns._takers)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dlproxy-")]

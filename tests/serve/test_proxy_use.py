@@ -102,6 +102,19 @@ async def test_threads_that_wait_when_the_proxy_is_left_hear_of_it() -> None:
             proxy.infer_sync("slow", X)
 
 
+def test_a_loop_that_does_not_run_keeps_nobody_waiting() -> None:
+    proxy = Proxy([Model(models.DIGITS, threads=1, run="inline")])
+    asyncio.run(proxy.__aenter__())
+    with pytest.raises(RuntimeError, match="does not run"):
+        proxy.infer_sync("digits", {"image": IMAGE})
+
+    async def again() -> None:
+        async with proxy:
+            assert await proxy.infer("digits", {"image": IMAGE})
+
+    asyncio.run(again())
+
+
 async def test_entering_twice_is_refused_and_harms_nobody(proxy: Proxy) -> None:
     with pytest.raises(RuntimeError, match="open already"):
         async with proxy:

@@ -159,7 +159,7 @@ async def test_upstreams_are_shown_with_their_address_from_the_start_on_and_come
         ("up", "m-0.example:8000"),
         ("lost", "m-1.example:8000"),
     ]
-    assert rig.place("m-1")["last_problem"] == "it could not be used when the server started"
+    assert rig.place("m-1")["last_problem"] == "it could not be used when the model was loaded"
     missing.on_up()
     well.on_lost("connection refused")
     assert rig.states() == {"up": 1, "lost": 1}

@@ -91,7 +91,7 @@ class Roster:
         self._note(instance.name, "starting")
 
     def instance_failed(self, instance: Instance, reason: str) -> None:
-        """It did not start, or could not be reached when the server started."""
+        """It did not start, or could not be reached when the model was loaded."""
         place = self._enter(instance.name, "lost")
         place.instance, place.last_problem = instance, reason
         self._stats.instance_changes["failed_to_start"] += 1

@@ -59,7 +59,7 @@ class UpstreamFleet:
             if instance.up:
                 roster.add_instance(instance)
             else:
-                roster.instance_failed(instance, "it could not be used when the server started")
+                roster.instance_failed(instance, "it could not be used when the model was loaded")
 
     async def scale(self, count: int) -> None:
         raise ConfigError(f"model {self._name} runs on other servers: its path names them")

@@ -14,8 +14,6 @@ from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
 
-from msgspec import Struct
-
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.remembered import memory_in
@@ -25,7 +23,7 @@ from dlproxy.policy.quota import Quota, Quotas
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
 from dlproxy.serve.idle_poll import IdlePoll, may_poll
 from dlproxy.serve.turns import Turns
-from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.catalog import Catalog, ModelView
 
 Key = tuple[str, str]  # name and version
 
@@ -33,15 +31,6 @@ EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
 STOPPING = "the server is shutting down"
 
 log = logging.getLogger(__name__)
-
-
-class ModelView(Struct, frozen=True):
-    """One version of a model, and what is being done with it: "serving", "loading", "being replaced", "being unloaded"."""
-
-    name: str
-    version: str
-    phase: str
-    default: bool
 
 
 class Models:
@@ -192,6 +181,8 @@ class Models:
         try:
             await unload_model(model, drain_s, reason)
         finally:
+            if model.turn_cores:
+                model.driver.leave_turns()  # which it may have been let into again meanwhile
             del self._leaving[model]
             self._announce(_key(model))
             self._ways_changed()

@@ -68,7 +68,7 @@ class Proxy:
 
     async def __aenter__(self) -> "Proxy":
         """Loads and warms up every model. Raises ModelError if one cannot be loaded."""
-        if self._loop is not None:
+        if self._loop is not None and not self._loop.is_closed():
             raise RuntimeError("this Proxy is open already: use the one that was entered, and leave it once")
         self._loop = asyncio.get_running_loop()
         self._open()
@@ -140,6 +140,8 @@ class Proxy:
             loop = self._loop
             if loop is None:
                 raise _closed()
+            if not loop.is_running():
+                raise RuntimeError("the event loop that this Proxy is open on does not run: nothing would answer")
             if _running_loop() is loop:
                 raise RuntimeError("infer_sync would make the event loop wait for itself: await proxy.infer(...) here")
             call = asyncio.run_coroutine_threadsafe(self.infer(model, inputs, **options), loop)

@@ -68,7 +68,7 @@ class Server:
                 tenant_header=server.tenant_header,
             )
             self._http = HttpServer(with_access_log(app, monotonic) if server.access_log else app, self._config.http)
-            self._control = ControlServer(control_app(catalog, lambda: len(self._http.connections)))
+            self._control = ControlServer(control_app(catalog, lambda: len(self._http.connections), self.models.view))
             self.http_port, self.control_port = listeners.ports
             self.unix_socket = listeners.unix_socket
             http, control = listeners.take()

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any, Protocol
 
+from msgspec import Struct
+
 from dlproxy.message import Failure, FailureKind, InferenceError, Signature
 from dlproxy.policy.view import LaneView
 from dlproxy.service import Service
@@ -64,6 +66,15 @@ class ServedModel:
     def ready(self) -> bool:
         """At least one instance is up."""
         return bool(self.view().instances)
+
+
+class ModelView(Struct, frozen=True):
+    """One version of a model, and what is being done with it: "serving", "loading", "being replaced", "being unloaded"."""
+
+    name: str
+    version: str
+    phase: str
+    default: bool
 
 
 class Catalog:
