@@ -196,7 +196,7 @@ def _line(text: str, keys: list[str]) -> str:
     """ ":LINE" of a key in TOML text, or of the table in braces that it stands in; empty if neither is found."""
     wanted, section, around = ".".join(keys), "", ""
     for number, line in enumerate(text.splitlines(), start=1):
-        header = re.match(r"\s*\[\s*(.+?)\s*\]", line)
+        header = re.match(r"\s*\[+\s*(.+?)\s*\]", line)
         key = re.match(r"\s*([^\s#=][^#=]*?)\s*=", line)
         if header:
             section = _plain(header[1])
