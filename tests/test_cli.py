@@ -241,7 +241,10 @@ def test_mistakes_in_the_file_are_named_with_their_line(tmp_path: Path, capsys: 
         ("[server\n", "line 1"),
         ("[server]\nhttp_prot = 1\n", "dlproxy.toml:2: unknown key 'http_prot'"),
         (f"[models.a]\npath = '{models.DIGITS}'\nslo = 'fast'\n", "dlproxy.toml:3: slo 'fast'"),
-        (f"[models.a]\npath = '{models.DIGITS}'\nbalancer = 'pequal'\n", "dlproxy.toml:3: models.a.balancer: 'pequal' is none"),
+        (
+            f"[models.a]\npath = '{models.DIGITS}'\nbalancer = 'pequal'\n",
+            "dlproxy.toml:3: models.a.balancer: 'pequal' is not one of its values",
+        ),
         (f"[tenants.a]\nrows_per_s = 1e-9\n[models.a]\npath = '{models.DIGITS}'\n", "tenants.a: rows_per_s is 1e-09"),
     ):
         path.write_text(text, "utf-8")

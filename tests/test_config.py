@@ -188,8 +188,8 @@ def test_a_line_is_found_however_a_table_is_written(tmp_path: Path, text: str, l
         ("[models.a]\npath = 'a'\ndiscipline = 'EDF'\n", 3, ["models.a.discipline: 'EDF'", "it takes edf, fcfs, sjf"]),
         ("[models.a]\npath = 'a'\ndiscipline = 'prority'\n", 3, ["did you mean 'priority'?"]),
         ("[models.a]\npath = 'a'\nbalancer = 'round_robin'\n", 3, ["models.a.balancer", "did you mean 'round-robin'?"]),
-        ("[models.a]\npath = 'a'\nbalancer = \"it's\"\n", 3, ["'it's' is none of its values", "peak-ewma"]),
-        ("[models.a]\npath = 'a'\nbalancer = \"a\\nb\"\n", 3, ["'a\\nb' is none of its values"]),
+        ("[models.a]\npath = 'a'\nbalancer = \"it's\"\n", 3, ["'it's' is not one of its values", "peak-ewma"]),
+        ("[models.a]\npath = 'a'\nbalancer = \"a\\nb\"\n", 3, ["'a\\nb' is not one of its values"]),
         ("[server]\narbiter = 'yes'\n", 2, ["server.arbiter: 'yes'", "it takes auto, on, off"]),
         ("[server]\narbiter_discipline = 'fare'\n", 2, ["server.arbiter_discipline", "did you mean 'fair'?"]),
         ("[tenants.a]\nweigth = 2\n", 2, ["unknown key 'weigth' in [tenants.a]", "did you mean 'weight'?"]),
@@ -457,10 +457,10 @@ def test_variables_hold_over_the_file_and_one_names_it(tmp_path: Path) -> None:
         ("DLPROXY_DRAIN_S", "30s", ["'30s' is not a number"]),
         ("DLPROXY_HTTP_PORT", "70000", ["65535"]),
         ("DLPROXY_SERVER_TIMING", "maybe", ["'maybe' is not true or false"]),
-        ("DLPROXY_ARBITER", "onn", ["'onn' is none of its values", "did you mean 'on'?"]),
+        ("DLPROXY_ARBITER", "onn", ["'onn' is not one of its values", "did you mean 'on'?"]),
         ("DLPROXY_CORES", "2", ["needs another arbiter than 'off'"]),
         ("DLPROXY_MAX_BODY_BYTES", "1000000000000", ["68719476736"]),
-        ("DLPROXY_CORS_ORIGINS", "shop.example", ["'shop.example' is no origin"]),
+        ("DLPROXY_CORS_ORIGINS", "shop.example", ["'shop.example' is not an origin"]),
     ],
 )
 def test_a_wrong_value_names_its_variable(name: str, text: str, clues: list[str]) -> None:

@@ -309,6 +309,7 @@ def test_a_server_that_dies_ends_the_run_with_a_report(tmp_path: Path) -> None:
         (["--trials", "5"], ["--trials only has a meaning with --find-peak"]),
         (["--find-peak", "20ms", "--trials", "1"], ["--trials 1 is out of range"]),
         (["--max-connections", "5"], ["--max-connections is for an open loop"]),
+        (["--input", "x.npy", "--seed", "0"], ["--seed changes nothing here"]),
         (["--shape", "x"], ["--shape x is not understood", "image:224,224,3"]),
         (["--shape", "x:5"], ["'x' FP32 [N,4]", "x:4"]),
         (["--shape", "z:5"], ["no such input", "'x' FP32"]),

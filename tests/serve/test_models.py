@@ -90,7 +90,7 @@ async def test_a_replacement_is_up_before_the_old_one_goes(some: Models) -> None
     await asyncio.sleep(0)
     replacing = asyncio.ensure_future(some.replace("m", "", sleeping()))
     while not replacing.done():
-        assert some.catalog.get("m").is_ready()
+        assert some.catalog.get("m").ready
         await turns(1)
     new = await replacing
     assert under_way.kind is None

@@ -111,6 +111,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*M, "--mix=m=3"], ["--mix divides the load among several models"]),
         ([*M, "--balancer=round-robin"], ["--balancer chooses among nodes", "--nodes 2"]),
         ([*M, "--service=m=base=3ms"], ["--service names m twice"]),
+        ([*M, "--fault=die:node=node-0,at=5"], ["would never begin", "ends after 5 s"]),
         ([*M, "--fault=die:node=node-0,factor=3"], ["factor only has a meaning with slow"]),
         ([*M, "--fault=slow:node=node-0,after=3"], ["after only has a meaning with fail"]),
         (["--replay=text.dlog", "--fault=die:node=node-0"], ["--replay takes its requests"]),

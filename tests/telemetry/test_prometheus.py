@@ -1,7 +1,6 @@
 """The metrics page: it parses, its names are Triton's and ours, and its values are the counters'."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,7 +8,11 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from dlproxy.message import FailureKind
+from dlproxy.message import FailureKind, Ticket
+from dlproxy.policy.events import Arrived, InstanceExpected, InstanceUp
+from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.policy.lane import Lane
+from dlproxy.policy.view import LaneView
 from dlproxy.telemetry.prometheus import page, registry
 from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, ModelStats
 
@@ -41,13 +44,16 @@ class Model:
     name: str = "digits"
     version: str = "1"
     stats: ModelStats = field(default_factory=ModelStats)
-    queued_rows: Callable[[], int] = lambda: 7
-    batch_limit: Callable[[], int] = lambda: 32
-    is_ready: Callable[[], bool] = lambda: True
+    lane: Lane = field(default_factory=lambda: Lane(LaneKnobs(max_batch=32, max_queue_rows=100)))
+
+    def view(self) -> LaneView:
+        return self.lane.view()
 
 
 def busy_model() -> Model:
     model = Model()
+    model.lane.on(InstanceExpected(10.0), 0.0)
+    model.lane.on(Arrived([Ticket(1, 0.0, rows=7)]), 0.0)
     three_s = [0.001, 0.002, 0.003]
     model.stats.batch_answered(AnsweredBatch(5, three_s, after_s=0.3, batch_s=0.010, compute_s=0.200, split_s=0.004))
     model.stats.batch_answered(AnsweredBatch(1, [20.0], after_s=0.2, batch_s=0.010, compute_s=0.100, split_s=0.001))
@@ -143,16 +149,18 @@ def test_histograms_are_cumulative_and_end_with_all(phase: str) -> None:
 
 
 def test_gauges_are_read_at_the_scrape() -> None:
-    queued = [1]
-    model = Model(queued_rows=lambda: queued[0], is_ready=lambda: False)
+    model = Model()
+    model.lane.on(InstanceExpected(10.0), 0.0)
+    model.lane.on(Arrived([Ticket(1, 0.0)]), 0.0)
     assert Page(model).of("dlproxy_queue_rows") == 1
-    queued[0] = 9
+    assert Page(model).of("dlproxy_model_ready") == 0
+    model.lane.on(InstanceUp("m-0"), 1.0)  # and is busy from then on
+    model.lane.on(Arrived([Ticket(2, 1.0, rows=9)]), 1.0)
     page = Page(model, connections=12)
     assert page.of("dlproxy_queue_rows") == 9
-    assert page.of("dlproxy_batch_limit_rows") == 32
-    assert page.of("dlproxy_model_ready") == 0
+    assert page.of("dlproxy_batch_limit_rows") == model.lane.view().batch_goal
+    assert page.of("dlproxy_model_ready") == 1
     assert page.value("dlproxy_http_connections") == 12
-    assert Page(Model()).of("dlproxy_model_ready") == 1
 
 
 def test_instances_are_counted_by_state_and_by_change() -> None:

@@ -131,11 +131,11 @@ def test_a_change_is_answered_with_the_new_state() -> None:
         (b"\xff\xfe", "not JSON"),
         (b"[" * 60_000, "not JSON"),
         (b'{"a":' * 10_000, "not JSON"),
-        (b"[]", "no object"),
-        (b'[{"speed": 2}]', "no object"),
-        (b'"speed"', "no object"),
-        (b"null", "no object"),
-        (b"3", "no object"),
+        (b"[]", "not a JSON object"),
+        (b'[{"speed": 2}]', "not a JSON object"),
+        (b'"speed"', "not a JSON object"),
+        (b"null", "not a JSON object"),
+        (b"3", "not a JSON object"),
     ],
 )
 def test_a_body_that_is_no_object_is_refused(body: bytes, clue: str) -> None:

@@ -204,7 +204,7 @@ def test_predict_takes_and_gives_half_floats_as_numbers(dtype: DType) -> None:
         (ONE, '{"inputs":null}', "must be a list"),
         (ONE, '{"inputs":5}', "must be a list"),
         (ONE, '{"inputs":[]}', "[0]"),
-        (ONE, '{"inputs":[1,2]}', "has 1 dims, the model takes 2"),
+        (ONE, '{"inputs":[1,2]}', "has 1 dimensions, but the model expects 2"),
         (ONE, '{"inputs":[[1,2,3]]}', "Expected [-1,2], got [1,3]"),
         (ONE, '{"inputs":[[1,2],[3]]}', "ragged"),
         (ONE, '{"inputs":[[1,"2"]]}', "is not a number"),
@@ -214,11 +214,11 @@ def test_predict_takes_and_gives_half_floats_as_numbers(dtype: DType) -> None:
         (ONE, '{"inputs":' + "[" * 100_000 + "]" * 100_000 + "}", "recursion"),
         (ONE, '{"inputs":[[NaN,1]]}', "malformed"),
         (ONE, f'{{"inputs":{[[1, 2]] * 9}}}', "batch-size must be <= 8"),
-        (SIGNATURE, '{"inputs":[[1,2]]}', "'inputs' must be an object, because 'm' takes 'image', 'text'"),
-        (echo_signature(batched=False), '{"inputs":[1]}', "'m' takes none"),
+        (SIGNATURE, '{"inputs":[[1,2]]}', "'inputs' must be an object: model 'm' has inputs 'image', 'text'"),
+        (echo_signature(batched=False), '{"inputs":[1]}', "'m' has no inputs"),
         (echo_signature(("x", DType.FP16, (-1, 2))), '{"inputs":[[1,70000]]}', "too large for FP16"),
         (echo_signature(("x", DType.BF16, (-1, 2))), '{"inputs":[[1,3.4e38]]}', "too large for BF16"),
-        (echo_signature(("x", DType.UINT8, (-1, 2))), '{"inputs":[[1,256]]}', "does not fit UINT8"),
+        (echo_signature(("x", DType.UINT8, (-1, 2))), '{"inputs":[[1,256]]}', "out of range for UINT8"),
     ],
 )
 def test_predict_says_what_is_wrong(signature: Any, body: bytes | str, says: str) -> None:

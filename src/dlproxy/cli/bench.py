@@ -211,6 +211,8 @@ def _settings(args: argparse.Namespace) -> "Settings":
         processes=args.processes,
         max_connections=MAX_CONNECTIONS if args.max_connections is None else args.max_connections,
     )
+    if "--seed" in args.given and args.input is not None and args.zipf is None and args.rate is None and not peak:
+        raise LoadError("--seed changes nothing here: requests come from --input in turn, and no arrival times are drawn")
     if args.max_connections is not None and not settings.open_loop and not peak:
         raise LoadError("--max-connections is for an open loop; a closed loop has as many connections as its --concurrency")
     return check(settings)

@@ -132,7 +132,7 @@ def _describe(model: "LoadedModel") -> list[str]:
     count = fleet.way.threads
     threads = f", {count} thread{'s' * (count > 1)} each" if count else ""
     single = "unknown time" if calibration.single_s is None else _duration(calibration.single_s)
-    batching = f"up to {model.lane.batching.goal} rows a batch" if served.signature.batched else "one request at a time"
+    batching = f"up to {model.lane.view().batch_goal} rows a batch" if served.signature.batched else "one request at a time"
     if served.signature.batched and served.signature.pads:
         batching += ", shorter requests are padded to the longest"
     lines = [

@@ -158,6 +158,9 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
     arrivals, duration_s = _arrivals(args)
     configs = _models(args)
     services = _named(args.service, configs, "--service")
+    for fault in planned_faults:
+        if fault.at_s >= duration_s:
+            raise ConfigError(f"fault '{fault.text}' would never begin: the run ends after {duration_s:g} s")
     shares = _shares(args.mix, configs)
     if shares and len(configs) == 1:
         raise ConfigError("--mix divides the load among several models, and there is only one")

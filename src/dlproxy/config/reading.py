@@ -169,7 +169,7 @@ def explain(what: str, struct: type[Struct], knob: str) -> str:
     choices = list(map(str, knobs(struct)[knob].choices))
     near = difflib.get_close_matches(wrong[1], choices, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(choices)}"
-    return f"'{wrong[1]}' is none of its values; {hint}"
+    return f"'{wrong[1]}' is not one of its values; {hint}"
 
 
 def _what_and_where(error: msgspec.ValidationError) -> tuple[str, str]:

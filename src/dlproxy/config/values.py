@@ -47,7 +47,7 @@ def check_origins(origins: Iterable[str]) -> None:
     for origin in origins:
         if not re.fullmatch(ORIGIN, origin):
             raise ConfigError(
-                f"{origin!r} is no origin; write it in small letters like https://shop.example:8443, without a path or a "
+                f"{origin!r} is not an origin; write it in lower case like https://shop.example:8443, without a path or a "
                 'slash at the end, or "*" for every one',
                 "cors_origins",
             )

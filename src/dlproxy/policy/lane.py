@@ -195,7 +195,7 @@ class Lane:
     def _cancelled(self, event: Cancelled, now: float, commands: list[Command]) -> None:
         ticket = self._withdraw(event.ticket_id)
         if ticket is not None:
-            self._reject(ticket, Failure(FailureKind.CANCELLED, "the client has gone"), commands)
+            self._reject(ticket, Failure(FailureKind.CANCELLED, "the client disconnected"), commands)
 
     def _batch_done(self, event: BatchDone, now: float, commands: list[Command]) -> None:
         batch = self._running.pop(event.batch_id, None)

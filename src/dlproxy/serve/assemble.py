@@ -132,9 +132,7 @@ def _assembled(
         stats=stats,
         max_batch=config.max_batch,
         slo_s=config.slo_s,
-        is_ready=lambda: driver.ready,
-        queued_rows=lambda: lane.queue.rows,
-        batch_limit=lambda: lane.batching.goal,
+        view=lane.view,
         sticky=config.sticky,
         control=control,
     )

@@ -16,6 +16,7 @@ from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
+from dlproxy.policy.view import LaneView
 from dlproxy.serve.driver import Driver
 
 
@@ -42,22 +43,23 @@ class LaneControl:
         return self._knobs.slo_s
 
     def state(self) -> dict[str, Any]:
+        view = self._lane.view()
         return {
             "run": self._fleet.run,
             "knobs": {name: getattr(self._config, name) for name in live_knobs()},
             "arbitrated": self._knobs.arbitrated,
             "batching": self._batching,
             "padding": self._padding,
-            "batch_limit_rows": self._lane.batching.goal,
-            "queued_requests": len(self._lane.queue),
-            "queued_rows": self._lane.queue.rows,
-            "running_batches": self._lane.in_flight,
-            "instances": self._instances(),
+            "batch_limit_rows": view.batch_goal,
+            "queued_requests": view.queued_requests,
+            "queued_rows": view.queued_rows,
+            "running_batches": view.running_batches,
+            "instances": self._instances(view),
         }
 
-    def _instances(self) -> list[dict[str, Any]]:
+    def _instances(self, view: LaneView) -> list[dict[str, Any]]:
         """Every instance that is wanted; the lane knows more of those that are up."""
-        up = {instance.name: msgspec.to_builtins(instance) for instance in self._lane.instances}
+        up = {instance.name: msgspec.to_builtins(instance) for instance in view.instances}
         nothing = {"circuit": None, "in_flight": 0, "capacity": 0}
         return [{**place, **up.get(place["name"], nothing)} for place in self._roster.places()]
 
@@ -97,7 +99,7 @@ class LaneControl:
         """Run so many instances; returns when they are up, or gone. Raises ConfigError, also if one cannot be started."""
         most = knobs(ModelConfig)["instances"].high or 0
         if not 0 <= count <= most:
-            raise ConfigError(f"instances {count} is impossible; give 0 to {most}")
+            raise ConfigError(f"instances {count} is out of range; give 0 to {most}")
         try:
             await self._fleet.scale(count)
         except ModelError as error:

@@ -276,7 +276,7 @@ def cores_needed(models: list[LoadedModel], server: ServerConfig) -> dict[Loaded
     cores = server.cores or usable_cores()
     ways = [(model, model.fleet.way) for model in models]
     needs = {model: min(way.threads, cores) for model, way in ways if way.threads and not way.inline}
-    busiest = sum(need * len(model.lane.instances) for model, need in needs.items())
+    busiest = sum(need * len(model.lane.view().instances) for model, need in needs.items())
     if server.arbiter == "off" or (server.arbiter == "auto" and (len(needs) < 2 or busiest <= cores)):
         return {}
     for model, need in needs.items():

@@ -261,7 +261,7 @@ def _converted(name: str, array: NDArray[Any], wanted: np.dtype[Any], dtype: DTy
     if array.dtype == wanted:
         return array
     if array.dtype.kind not in {"b": "b", "i": "biu", "u": "biu", "f": "biuf"}[wanted.kind]:
-        raise invalid(f"input '{name}' is {array.dtype}, which is no kind of {dtype.value}; convert it first")
+        raise invalid(f"input '{name}' is {array.dtype}, which is not a kind of {dtype.value}; convert it first")
     with np.errstate(over="ignore"):
         converted = array.astype(wanted)
     if wanted.kind != "f" and (converted != array).any():

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from dlproxy.message import FailureKind
+from dlproxy.policy.view import LaneView
 from dlproxy.telemetry.stats import BOUNDS_S, Histogram, ModelStats
 
 # Triton's reasons for a failed request
@@ -41,9 +42,7 @@ class ModelView(Protocol):
     name: str
     version: str
     stats: ModelStats
-    queued_rows: Callable[[], int]
-    batch_limit: Callable[[], int]
-    is_ready: Callable[[], bool]
+    view: Callable[[], LaneView]
 
 
 class ModelCollector(Collector):
@@ -83,7 +82,7 @@ class ModelCollector(Collector):
             )
         pending = GaugeMetricFamily("nv_inference_pending_request_count", "Rows that wait in the queue", labels=_LABELS)
         for model in models:
-            pending.add_metric((model.name, model.version), model.queued_rows())
+            pending.add_metric((model.name, model.version), model.view().queued_rows)
         yield pending
 
     def _own(self, models: Sequence[ModelView]) -> Iterator[Metric]:
@@ -118,9 +117,10 @@ class ModelCollector(Collector):
             for phase in ("queue", "batch", "compute", "split", "request"):
                 histogram: Histogram = getattr(model.stats, phase)
                 phases.add_metric((*labels, phase), _cumulative(histogram), histogram.total_s)
-            depth.add_metric(labels, model.queued_rows())
-            limit.add_metric(labels, model.batch_limit())
-            ready.add_metric(labels, model.is_ready())
+            view = model.view()
+            depth.add_metric(labels, view.queued_rows)
+            limit.add_metric(labels, view.batch_goal)
+            ready.add_metric(labels, bool(view.instances))
             for state, number in model.stats.instance_states.items():
                 states.add_metric((*labels, state), number)
             for change, times in model.stats.instance_changes.items():

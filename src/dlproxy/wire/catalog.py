@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any, Protocol
 
 from dlproxy.message import Failure, FailureKind, InferenceError, Signature
+from dlproxy.policy.view import LaneView
 from dlproxy.service import Service
 from dlproxy.telemetry.stats import ModelStats
 
@@ -31,7 +32,7 @@ class ModelControl(Protocol):
 class ServedModel:
     """One version of one model, as protocols see it. `max_batch`: rows that one request may have.
 
-    `sticky`: what its requests stick to, as the knob has it. `control` is None where nobody may look or change.
+    `view`: how its lane is. `sticky`: what its requests stick to, as the knob has it. `control`: None where there is none.
     """
 
     def __init__(
@@ -44,9 +45,7 @@ class ServedModel:
         stats: ModelStats,
         max_batch: int,
         slo_s: float | None,
-        is_ready: Callable[[], bool],
-        queued_rows: Callable[[], int],
-        batch_limit: Callable[[], int],
+        view: Callable[[], LaneView],
         sticky: str = "",
         control: ModelControl | None = None,
     ) -> None:
@@ -57,11 +56,14 @@ class ServedModel:
         self.stats = stats
         self.max_batch = max_batch
         self.slo_s = slo_s  # may change while the model runs
-        self.is_ready = is_ready
-        self.queued_rows = queued_rows
-        self.batch_limit = batch_limit
+        self.view = view
         self.sticky = sticky
         self.control = control
+
+    @property
+    def ready(self) -> bool:
+        """At least one instance is up."""
+        return bool(self.view().instances)
 
 
 class Catalog:
@@ -131,7 +133,7 @@ class Catalog:
     @property
     def ready(self) -> bool:
         """True if every model has a live instance and the server is not about to stop."""
-        return not self.draining and all(model.is_ready() for model in self)
+        return not self.draining and all(model.ready for model in self)
 
     def _missing(self, name: str, version: str, versions: Iterable[str]) -> Failure:
         for (model, number), state in self._states.items():

@@ -42,7 +42,7 @@ def control_app(catalog: Catalog, connections: Callable[[], int]) -> Starlette:
         return Response(prometheus.page(registry), media_type=CONTENT_TYPE_LATEST)
 
     async def healthz(_: Request) -> Response:
-        models = {model.name: model.is_ready() for model in catalog}
+        models = {model.name: model.ready for model in catalog}
         return JSONResponse({"ready": catalog.ready, "models": models}, status_code=200 if catalog.ready else 503)
 
     async def models(_: Request) -> Response:
@@ -86,7 +86,7 @@ class _OnePath:
 
 def _state(model: ServedModel) -> dict[str, Any]:
     state = {} if model.control is None else model.control.state()
-    return {"name": model.name, "version": model.version, "ready": model.is_ready(), **state}
+    return {"name": model.name, "version": model.version, "ready": model.ready, **state}
 
 
 async def _body(request: Request) -> bytes:
@@ -133,7 +133,7 @@ def _object(body: bytes) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ConfigError('the body is no object, such as {"discipline": "edf"}')
+        raise ConfigError('the body is not a JSON object such as {"discipline": "edf"}')
     return found
 
 

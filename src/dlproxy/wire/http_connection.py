@@ -130,7 +130,7 @@ class HttpConnection(asyncio.Protocol):
         self.server.connections.add(self)
         self.server.accepted += 1
         if len(self.server.connections) > self._limits.max_connections:
-            self._refuse(503, f"the server has its {self._limits.max_connections} connections", b"retry-after: 1\r\n")
+            self._refuse(503, f"connection limit ({self._limits.max_connections}) reached", b"retry-after: 1\r\n")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = REFUSED
@@ -178,7 +178,7 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(error.__context__.status, error.__context__.message, error.__context__.extra)
         except httptools.HttpParserError as error:
             if self._parser.get_method() == b"PRI":  # the preface of a client that takes HTTP/2 for granted
-                self._refuse(505, "HTTP/2 is not spoken here; send HTTP/1.1 (curl: without --http2-prior-knowledge)")
+                self._refuse(505, "HTTP/2 is not supported; use HTTP/1.1 (curl: without --http2-prior-knowledge)")
             else:
                 self._refuse(400, f"malformed HTTP: {error}")
         else:
@@ -239,18 +239,18 @@ class HttpConnection(asyncio.Protocol):
             headers[name] += b", " + value
             self._repeats += 1
             if self._repeats > self._limits.max_headers:  # joining is quadratic, so this cannot wait for the end
-                raise _RefusedError(431, f"more than {self._limits.max_headers} header fields; no more are taken")
+                raise _RefusedError(431, f"too many header fields; at most {self._limits.max_headers} are accepted")
 
     def on_headers_complete(self) -> None:
         headers, limits = self._headers, self._limits
         if len(headers) + self._repeats > limits.max_headers:
             fields = len(headers) + self._repeats
-            raise _RefusedError(431, f"{fields} header fields; at most {limits.max_headers} are taken")
+            raise _RefusedError(431, f"{fields} header fields; at most {limits.max_headers} are accepted")
         if self._received > self._small_header or not self._began_now:
             self._bound_header()
         if self._parser.should_upgrade():
             if self._parser.get_method() == b"CONNECT":
-                raise _RefusedError(405, "CONNECT opens no tunnel here: this is no proxy to other hosts", NO_TUNNEL)
+                raise _RefusedError(405, "CONNECT is not supported: this server does not forward to other hosts", NO_TUNNEL)
             self._offered = True
             return
         self._phase = BODY
@@ -258,16 +258,16 @@ class HttpConnection(asyncio.Protocol):
         length = headers.get(b"content-length")
         if length is not None:
             if int(length) > limits.max_body_bytes:
-                raise _RefusedError(413, f"the body is {int(length)} bytes; at most {limits.max_body_bytes} are taken")
+                raise _RefusedError(413, f"the body is {int(length)} bytes; at most {limits.max_body_bytes} are accepted")
         elif headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
-            raise _RefusedError(501, "the only transfer encoding understood is chunked")
+            raise _RefusedError(501, "the only supported transfer encoding is chunked")
         if b"host" not in headers and self._parser.get_http_version() == "1.1":
             raise _RefusedError(400, "an HTTP/1.1 request needs a Host header")
         if self._identify is not None:
             self._principal = self._principal_of(self._parser.get_method(), self._target, headers)
         if b"expect" in headers and self._parser.get_http_version() != "1.0":
             if headers[b"expect"].lower() != b"100-continue":
-                raise _RefusedError(417, "the only expectation understood is 100-continue")
+                raise _RefusedError(417, "the only supported expectation is 100-continue")
             if not self._pipeline:  # else send_ready says it, after the replies that are due before
                 self._transport.write(CONTINUE)
 
@@ -387,10 +387,10 @@ class HttpConnection(asyncio.Protocol):
 
     def _bound_header(self) -> None:
         if len(self._target) > MAX_TARGET:
-            raise _RefusedError(414, f"the request target is {len(self._target)} bytes; at most {MAX_TARGET} are taken")
+            raise _RefusedError(414, f"the request target is {len(self._target)} bytes; at most {MAX_TARGET} are accepted")
         total = sum(len(name) + len(value) for name, value in self._headers.items())
         if total > self._limits.max_header_bytes:
-            raise _RefusedError(431, f"the header is {total} bytes; at most {self._limits.max_header_bytes} are taken")
+            raise _RefusedError(431, f"the header is {total} bytes; at most {self._limits.max_header_bytes} are accepted")
 
     def _bound_incomplete(self) -> None:
         """llhttp buffers header fields and trailers without limit: count what came without finishing anything."""
@@ -401,7 +401,7 @@ class HttpConnection(asyncio.Protocol):
         if self._phase == HEADERS and self._silent_bytes > self._limits.max_header_bytes:
             self._refuse(431, f"the header is longer than {self._limits.max_header_bytes} bytes")
         elif self._silent_bytes > MAX_CHUNK_OVERHEAD:
-            self._refuse(400, "chunk framing without content")
+            self._refuse(400, "too much chunk framing without content")
 
     def begin_grace(self) -> None:
         """The server drains: what an idle connection's client has sent may still be on its way."""

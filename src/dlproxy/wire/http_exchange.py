@@ -147,7 +147,7 @@ class Exchange:
             try:
                 self.fail(500, "internal error; the server's log has the details")
             except Exception:
-                log.exception("%s %s: the failure could not be told, so the connection is closed", self.method, self.target)
+                log.exception("%s %s: the failure could not be reported, so the connection is closed", self.method, self.target)
                 self.connection.abort()
 
 

@@ -79,7 +79,7 @@ class HttpServer:
             try:
                 await asyncio.wait_for(self._empty.wait(), timeout_s)
             except TimeoutError:
-                log.warning("%d connections were still busy after %g s and are cut", len(self.connections), timeout_s)
+                log.warning("closing %d connections that were still busy after %g s", len(self.connections), timeout_s)
         cut = list(self.connections)
         for connection in cut:
             connection.abort()

@@ -72,8 +72,8 @@ def repository_index(catalog: Catalog) -> list[dict[str, str]]:
         {
             "name": model.name,
             "version": model.version,
-            "state": "READY" if model.is_ready() else "UNAVAILABLE",
-            "reason": "" if model.is_ready() else "no live instance",
+            "state": "READY" if model.ready else "UNAVAILABLE",
+            "reason": "" if model.ready else "no live instance",
         }
         for model in catalog
     ]

@@ -103,32 +103,34 @@ class OipApp:
             if handler is None:
                 allowed = ", ".join(method.decode() for method in handlers)
                 extra = f"allow: {allowed}\r\n".encode()
-                exchange.fail(405, f"Method Not Allowed: {shown} takes {allowed}, not {exchange.method.decode()}", extra)
+                exchange.fail(405, f"Method Not Allowed: {shown} accepts {allowed}, not {exchange.method.decode()}", extra)
                 return
             if b"content-encoding" in exchange.headers:
                 self._decompress(exchange)
             handler(exchange, **{name: name_in(segment) for name, segment in match.groupdict(default="").items()})
             return
-        exchange.fail(404, f"Not Found: there is no {shown}; inference is at /v2/models/{{model}}/infer or /predict/{{model}}")
+        exchange.fail(
+            404, f"Not Found: no such path: {shown}; inference is at /v2/models/{{model}}/infer or /predict/{{model}}"
+        )
 
     def _decompress(self, exchange: Exchange) -> None:
         encoding = exchange.headers[b"content-encoding"].lower()
         if encoding == b"identity":
             return
         if encoding not in (b"gzip", b"deflate"):
-            message = f"content-encoding {encoding.decode('latin-1')!r} is not served; use gzip or deflate"
+            message = f"content-encoding {encoding.decode('latin-1')!r} is not supported; use gzip or deflate"
             raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))
         inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: tell gzip and zlib apart by their headers
         try:
             exchange.body = inflater.decompress(exchange.body, self._max_body_bytes + 1)
         except zlib.error as error:
-            raise invalid(f"the body is not {encoding.decode()}: {error}") from None
+            raise invalid(f"the body is not valid {encoding.decode()}: {error}") from None
         if len(exchange.body) > self._max_body_bytes:
-            raise invalid(f"the body inflates to more than {self._max_body_bytes} bytes")
+            raise invalid(f"the decompressed body is too large; at most {self._max_body_bytes} bytes are accepted")
         if not inflater.eof:
-            raise invalid(f"the {encoding.decode()} body ends in the middle")
+            raise invalid(f"the {encoding.decode()} body is truncated")
         if inflater.unused_data:
-            raise invalid(f"{len(inflater.unused_data)} bytes follow the {encoding.decode()} data of the body")
+            raise invalid(f"the body has {len(inflater.unused_data)} extra bytes after its {encoding.decode()} data")
 
     # Routes
 
@@ -156,7 +158,7 @@ class OipApp:
 
     def _model_ready(self, exchange: Exchange, name: str, version: str) -> None:
         model = self._catalog.get(name, version)
-        ready = model.is_ready()
+        ready = model.ready
         _json(exchange, {"name": model.name, "ready": ready}, status=200 if ready else 503)
 
     def _metadata(self, exchange: Exchange, name: str, version: str) -> None:
@@ -225,7 +227,7 @@ class _Inference:
     def _check_json_size(self, json_bytes: int) -> None:
         if json_bytes > self._max_json_bytes:
             message = (
-                f"the JSON is {json_bytes} bytes; at most {self._max_json_bytes} are accepted, send tensors as binary data"
+                f"the JSON is {json_bytes} bytes; at most {self._max_json_bytes} are accepted; send tensors as binary data"
             )
             raise InferenceError(Failure(FailureKind.TOO_LARGE, message))
 
@@ -234,15 +236,15 @@ class _Inference:
         try:
             return msgspec.json.decode(body, type=_PredictBody)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise invalid(f'not a predict request, which looks like {{"inputs": …}}: {error}') from None
+            raise invalid(f'not a predict request, such as {{"inputs": …}}: {error}') from None
 
     def _tensors(self, inputs: Any) -> list[Tensor]:
         model, checker = self._endpoint.model, self._endpoint.checker
         specs = model.signature.inputs
         if not isinstance(inputs, dict):
             if len(specs) != 1:
-                names = ", ".join(f"'{spec.name}'" for spec in specs)
-                raise invalid(f"'inputs' must be an object, because '{model.name}' takes {names or 'none'}")
+                names = "inputs " + ", ".join(f"'{spec.name}'" for spec in specs) if specs else "no inputs"
+                raise invalid(f"'inputs' must be an object: model '{model.name}' has {names}")
             inputs = {specs[0].name: inputs}
         tensors = []
         for name, data in inputs.items():
@@ -273,7 +275,7 @@ class InferReply:
                     200, BINARY, body, b"inference-header-content-length: %d\r\n%b" % (json_bytes, extra), rest
                 )
         except UnicodeDecodeError as error:
-            self._exchange.fail(500, f"an output is not UTF-8 text; ask for it as binary: {error}")
+            self._exchange.fail(500, f"an output is not valid UTF-8; request it as binary: {error}")
         except Exception:
             self._exchange.give_up()
 
@@ -296,7 +298,7 @@ class PredictReply:
             body = msgspec.json.encode({"model": response.model, "version": response.version, "outputs": outputs})
             self._exchange.reply(200, JSON, body, timing_line(response.timing) if self._server_timing else b"")
         except UnicodeDecodeError as error:
-            self._exchange.fail(500, f"an output is not UTF-8 text; ask for it as binary over /v2: {error}")
+            self._exchange.fail(500, f"an output is not valid UTF-8; request it as binary over /v2: {error}")
         except Exception:
             self._exchange.give_up()
 
@@ -315,7 +317,7 @@ def timing_line(timing: Timing) -> bytes:
 
 def _header_length(value: bytes) -> int:
     if not value.isdigit() or len(value) > 12:
-        raise invalid(f"Inference-Header-Content-Length is {brief(value.decode('latin-1'))}; it takes a number of bytes")
+        raise invalid(f"Inference-Header-Content-Length is {brief(value.decode('latin-1'))}; it must be a number of bytes")
     return int(value)
 
 

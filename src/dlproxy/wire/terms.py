@@ -76,7 +76,7 @@ def of_parameters(params: Mapping[str, Any]) -> Terms:
     if timeout_us is None and priority is None:
         return NO_TERMS
     if timeout_us is not None and not (_is_integer(timeout_us) and 0 <= timeout_us < 2**63):
-        raise invalid(f"parameter 'timeout' is {brief(timeout_us)}; it takes microseconds as a non-negative integer")
+        raise invalid(f"parameter 'timeout' is {brief(timeout_us)}; it must be a non-negative integer of microseconds")
     timeout_s = timeout_us * 1e-6 if timeout_us else inf  # 0: no timeout of its own, as in Triton
     return Terms(timeout_s, None if priority is None else checked_priority(priority))
 
@@ -84,14 +84,14 @@ def of_parameters(params: Mapping[str, Any]) -> Terms:
 def of_arguments(*, timeout_s: float | None, priority: int, tenant: str, affinity: str) -> Terms:
     """What a Python caller asks for. Raises InferenceError(INVALID_ARGUMENT)."""
     if timeout_s is not None and isnan(timeout_s):
-        raise invalid("timeout_s is nan; it takes seconds from now, or None")
+        raise invalid("timeout_s is nan; it must be seconds from now, or None")
     return Terms(inf if timeout_s is None else timeout_s, checked_priority(priority), tenant, affinity)
 
 
 def checked_priority(value: Any) -> int:
     """Raises InferenceError(INVALID_ARGUMENT)."""
     if not (_is_integer(value) and 0 <= value < 2**32):
-        raise invalid(f"parameter 'priority' is {brief(value)}; it takes a non-negative integer, 0 for the default")
+        raise invalid(f"parameter 'priority' is {brief(value)}; it must be a non-negative integer, 0 for the default")
     number: int = value
     return number
 
@@ -104,7 +104,7 @@ def _refuse_sequence(params: Mapping[str, Any]) -> None:
     for name in sorted(SEQUENCE):
         if params.get(name):  # 0, "" and false stand for none, as in Triton
             message = f"parameter '{name}' is {brief(params[name])}, but sequences are not supported"
-            raise InferenceError(Failure(FailureKind.UNSUPPORTED, f"{message}; stateless requests omit it"))
+            raise InferenceError(Failure(FailureKind.UNSUPPORTED, f"{message}; omit it in stateless requests"))
 
 
 def _name(value: bytes | None) -> str:
@@ -124,12 +124,12 @@ def _milliseconds(value: bytes) -> float:
         milliseconds = 0.0
     if not 0.0 < milliseconds <= MOST_DEADLINE_MS or b"_" in value:
         shown = brief(value.decode("latin-1"))
-        raise invalid(f"header {DEADLINE.decode()} is {shown}; it takes milliseconds from now, greater than 0")
+        raise invalid(f"header {DEADLINE.decode()} is {shown}; it must be milliseconds from now, greater than 0")
     return milliseconds
 
 
 def _level(value: bytes) -> int:
     if not value.isdigit() or len(value) > 9:
         shown = brief(value.decode("latin-1"))
-        raise invalid(f"header {PRIORITY.decode()} is {shown}; it takes 1 (most urgent), 2, …, or 0 for the default")
+        raise invalid(f"header {PRIORITY.decode()} is {shown}; it must be 1 (most urgent), 2, …, or 0 for the default")
     return int(value)

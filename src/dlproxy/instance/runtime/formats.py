@@ -223,7 +223,7 @@ def _torch_kind(file: Path) -> Literal["torchscript", "torch_export"]:
         with file.open("rb") as stream:
             if stream.read(2)[:1] == b"\x80":  # the first byte of every pickle since protocol 2
                 raise ModelError(f"{file} is a pickle; {_no_pickles()}") from None
-        raise ModelError(f"{file} is not a model that torch can load: it is no zip archive ({error})") from None
+        raise ModelError(f"{file} is not a model that torch can load: it is not a zip archive ({error})") from None
     if "archive_format" in members:
         return "torch_export"
     if "constants.pkl" in members:
