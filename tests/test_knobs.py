@@ -7,7 +7,8 @@ import pytest
 
 from dlproxy.config import Config, ConfigError, HttpLimits, LaneSettings, ModelConfig, ServerConfig, TenantConfig, check
 from dlproxy.config.effects import weights_without_effect
-from dlproxy.config.knobs import SECTIONS, Dimension, Place, knobs, live_knobs, option_help, space
+from dlproxy.config.knobs import SECTIONS, Place
+from dlproxy.config.table import Dimension, knobs, live_knobs, option_help, space
 from dlproxy.policy.knobs import LaneKnobs
 
 ALL = [(section, knob) for section, struct in SECTIONS.items() for knob in knobs(struct).values()]

@@ -27,7 +27,7 @@ class _KnobHelp(argparse.HelpFormatter):
     """Takes the words for options that set a knob from the table of knobs, which is read only if help is asked for."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        from dlproxy.config.knobs import option_help
+        from dlproxy.config.table import option_help
 
         return option_help(action.dest) if action.help == AS_KNOB else action.help
 

@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 from msgspec import Struct
 
-from dlproxy.config.knobs import Config, HttpLimits, Knob, ModelConfig, Only, Place, TenantConfig, knobs
+from dlproxy.config.knobs import Config, HttpLimits, ModelConfig, Only, Place, TenantConfig
 from dlproxy.config.paths import is_address, parse_devices
+from dlproxy.config.table import Knob, knobs
 from dlproxy.config.values import ConfigError, check_origins, parse_slo
 
 _WORDS: dict[str, str] = {

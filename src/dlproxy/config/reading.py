@@ -14,8 +14,9 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config.effects import check
-from dlproxy.config.knobs import SECTIONS, Config, HttpLimits, ModelConfig, ServerConfig, TenantConfig, knobs
+from dlproxy.config.knobs import SECTIONS, Config, HttpLimits, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.config.paths import is_file
+from dlproxy.config.table import knobs
 from dlproxy.config.values import ConfigError
 
 PREFIX = "DLPROXY_"
