@@ -370,7 +370,9 @@ def test_a_reader_that_leaves_early_as_head_does_is_no_error() -> None:
 def test_an_option_holds_over_the_environment_and_the_environment_over_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "c.toml").write_text("[server]\nhttp_port = 1\ncontrol_port = 1\ndrain_s = 1\n[models.m]\npath = 'a.onnx'\n")
+    (tmp_path / "c.toml").write_text(
+        "[server]\nhttp_port = 1\ncontrol_port = 1\ndrain_s = 1\n[models.m]\npath = 'a.onnx'\n[tenants.a]\nweight = 2\n"
+    )
     monkeypatch.setenv("DLPROXY_CONFIG", str(tmp_path / "c.toml"))
     monkeypatch.setenv("DLPROXY_HTTP_PORT", "2")
     monkeypatch.setenv("DLPROXY_CONTROL_PORT", "2")
@@ -378,7 +380,9 @@ def test_an_option_holds_over_the_environment_and_the_environment_over_the_file(
     config = serve._config(_parser().parse_args(["serve", "--http-port", "3"]))
     assert (config.server.http_port, config.server.control_port, config.server.drain_s) == (3, 2, 1.0)
     assert [name for name, _ in config.served()] == ["m"]
-    assert "DLPROXY_HOTS sets nothing; did you mean 'DLPROXY_HOST'?" in capsys.readouterr().err
+    warnings = capsys.readouterr().err
+    assert "DLPROXY_HOTS sets nothing; did you mean 'DLPROXY_HOST'?" in warnings
+    assert "tenants.a: weight = 2 has no effect" in warnings
 
 
 def test_options_that_set_knobs_have_the_knobs_words(capsys: pytest.CaptureFixture[str]) -> None:

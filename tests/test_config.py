@@ -150,6 +150,7 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
         ("[tenants]\na = 5\n", 2, ["tenants.a", "object", "int"]),
         ("[models]\na = 'a.onnx'\n", 2, ["models.a", "object", "str"]),
         ("models = 3\n", 1, ["models", "object", "int"]),
+        ("[server]\n[[models.a]]\npath = 'a'\n", 2, ["models.a", "object", "array"]),
         (
             "[models.a]\npath = 'a'\nmax_batch = 4\n[models.b]\npath = 'b'\nmax_batch = -4\n",
             6,

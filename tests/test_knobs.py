@@ -5,8 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from dlproxy.config import ConfigError, HttpLimits, LaneSettings, ModelConfig, ServerConfig, TenantConfig, check
-from dlproxy.config.knobs import SECTIONS, Dimension, Place, knobs, live_knobs, option_help, space
+from dlproxy.config import Config, ConfigError, HttpLimits, LaneSettings, ModelConfig, ServerConfig, TenantConfig, check
+from dlproxy.config.effects import weights_without_effect
+from dlproxy.config.knobs import SECTIONS, Place
+from dlproxy.config.table import Dimension, knobs, live_knobs, option_help, space
 from dlproxy.policy.knobs import LaneKnobs
 
 ALL = [(section, knob) for section, struct in SECTIONS.items() for knob in knobs(struct).values()]
@@ -173,6 +175,14 @@ def test_what_may_have_a_reason_is_warned_of(settings: dict[str, Any], message: 
 )
 def test_what_says_what_is_so_is_fine(settings: dict[str, Any]) -> None:
     assert check(ModelConfig(**{"path": "m.onnx", **settings})) == []
+
+
+def test_shares_need_a_model_that_heeds_them() -> None:
+    tenants = {"a": TenantConfig(weight=2.0), "b": TenantConfig(rows_per_s=1.0)}
+    plain, fair = ModelConfig(path="m.onnx"), ModelConfig(path="m.onnx", discipline="fair")
+    (warning,) = weights_without_effect(Config(models={"m": [plain]}, tenants=tenants))
+    assert warning == "tenants.a: weight = 2 has no effect: it needs a model with discipline = 'fair'"
+    assert weights_without_effect(Config(models={"m": [plain, fair]}, tenants=tenants)) == []
 
 
 def test_where_a_model_runs_may_be_known_better() -> None:
