@@ -20,7 +20,8 @@ BLOCK = re.compile(r"(<!-- figures from ([\w/.]+) -->\n)(.*?)(<!-- end of figure
 def peers(page: str) -> str:
     """From the table of ratios in peers/RESULTS.md."""
     section = page.partition("## dlproxy against each peer")[2].partition("\n## ")[0]
-    head, _, *rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in section.splitlines() if line[:1] == "|"]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    head, _, *rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in lines]
     ratios = {
         name: {load: float(cell.split()[0]) for load, cell in zip(head[1:], cells, strict=True) if " x" in cell}
         for name, *cells in rows
@@ -33,8 +34,8 @@ def peers(page: str) -> str:
     return (
         "Beside other servers of models (`make bench-peers`, [all figures](benchmarks/peers/RESULTS.md)): "
         f"{ratios['the best peer'][busy]:.1f} times the best peer, {best[busy]}, for the MLP at 64 connections, "
-        f"{ratios['the best peer'][cnn]:.1f} times for a small CNN, {min(triton_and_ray):.0f} times Triton and Ray Serve or more "
-        f"for the MLP under load; at one connection the median latency of the best, {best[calm]}, is "
+        f"{ratios['the best peer'][cnn]:.1f} times for a small CNN, {min(triton_and_ray):.0f} times Triton and Ray Serve or "
+        f"more for the MLP under load; at one connection the median latency of the best, {best[calm]}, is "
         f"{ratios['the best peer'][calm]:.1f} times dlproxy's. For a net of ResNet-50's size, where the engine is all, "
         f"{min(of_resnet):.2f} to {max(of_resnet):.2f} times."
     )

@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(summary(report.machine), flush=True)
     code = run(lambda: _measure(options, cores, report))
     if code:
-        report.notes.append("interrupted: this is what had been measured")
+        report.notes.append("ended early: this is what had been measured")
     print(report.table())
     report.save(options.json)
     print(f"every run: {options.json}")

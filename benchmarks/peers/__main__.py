@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(summary(machine), flush=True)
     code = run(lambda: _measure(options, cores, results))
     if code:
-        results.notes.append("Interrupted: this is what had been measured.")
+        results.notes.append("Ended early: this is what had been measured.")
     _write(options, results, complete=not code)
     return code or (EXIT_MISSED if results.failures else 0)
 

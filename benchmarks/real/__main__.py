@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(summary(report.machine), flush=True)
     code = run(lambda: _measure(options, report, findings))
     if code:
-        report.notes.append("interrupted: this is what had been measured")
+        report.notes.append("ended early: this is what had been measured")
     print(report.table())
     report.save(options.json, {"models": asdict(findings)})
     print(f"every run: {options.json}")
