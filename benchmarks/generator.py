@@ -4,23 +4,20 @@ In turns with wrk: the rate against nginx, percentiles against dlproxy; generato
 with 1 if a goal is missed.
 """
 
-import argparse
 import json
 import os
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.interrupts import EXIT_INTERRUPTED, interrupt_once
-from benchmarks.machine import describe_machine, summary
-from benchmarks.models import build_mlp
-from benchmarks.processes import (
+from benchmarks.harness.machine import describe_machine, summary
+from benchmarks.harness.options import options_of, positive
+from benchmarks.harness.processes import (
     BenchmarkError,
     Child,
     Children,
@@ -31,9 +28,11 @@ from benchmarks.processes import (
     pinned,
     stay_off_the_servers_core,
 )
-from benchmarks.sample import Sample
-from benchmarks.servers import NGINX_TEMPORARY_PATHS, Launcher, find_nginx
-from benchmarks.wrk import Figures, Load, run_wrk, wrk_command
+from benchmarks.harness.running import EXIT_MISSED, run, workplace
+from benchmarks.harness.sample import Sample
+from benchmarks.harness.servers import NGINX_TEMPORARY_PATHS, Launcher, find_nginx
+from benchmarks.harness.wrk import Figures, Load, run_wrk, wrk_command
+from benchmarks.models import build_mlp
 from dlproxy.lab.report.result import Result, load
 
 GOAL_RPS = 25_000
@@ -154,31 +153,27 @@ def _stall(child: Child, cores: Cores, port: int, directory: Path) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.generator", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=4)
+    parser = options_of("generator", __doc__)
+    parser.add_argument("--rounds", type=positive(int), default=5)
+    parser.add_argument("--seconds", type=positive(int), default=4)
     args = parser.parse_args(arguments)
     length = {"rounds": args.rounds, "seconds": args.seconds}
-    interrupt_once()
     cores = choose_cores()
     print(summary(describe_machine(cores)))
     stay_off_the_servers_core(cores)
-    try:
-        with tempfile.TemporaryDirectory(prefix="dlproxy-generator-") as name, Children(Path(name)) as children:
-            directory = Path(name)
+    reached: list[bool] = []
+
+    def measure() -> None:
+        with workplace("generator") as (children, directory):
             with _static(children, cores, directory) as (child, port):
-                fast = _is_quick(_in_turns(cores, port, directory, _sample("static", "x"), **length))
-                honest = _stall(child, cores, port, directory)
+                reached.append(_is_quick(_in_turns(cores, port, directory, _sample("static", "x"), **length)))
+                reached.append(_stall(child, cores, port, directory))
             launcher = Launcher(children, cores, directory, Path())
             with launcher.dlproxy({"mlp": build_mlp(directory / "mlp.onnx"), "sleeper": SLEEPER}) as server:
                 _agrees(_in_turns(cores, server.port, directory, _sample("mlp", "input"), **length))
-                agrees = _agrees(_in_turns(cores, server.port, directory, _sample("sleeper", "x", 1), **length))
-    except BenchmarkError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    return 0 if fast and honest and agrees else 1
+                reached.append(_agrees(_in_turns(cores, server.port, directory, _sample("sleeper", "x", 1), **length)))
+
+    return run(measure) or (0 if all(reached) else EXIT_MISSED)
 
 
 if __name__ == "__main__":

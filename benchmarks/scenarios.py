@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.bench import Bench
-from benchmarks.processes import BenchmarkError
-from benchmarks.report import Goal, Run
-from benchmarks.sample import sample_for
-from benchmarks.servers import find_nginx
-from benchmarks.wrk import Load
+from benchmarks.harness.processes import BenchmarkError
+from benchmarks.harness.report import Goal, Run
+from benchmarks.harness.sample import sample_for
+from benchmarks.harness.servers import find_nginx
+from benchmarks.harness.wrk import Load
 
 DIGITS = Path(__file__).parent.parent / "src" / "dlproxy" / "lab" / "digits" / "digits.onnx"
 BUSY_CONNECTIONS = 64

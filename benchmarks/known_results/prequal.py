@@ -9,7 +9,7 @@ from heapq import heapify, heappop, heappush
 
 import numpy as np
 
-from benchmarks.known_results.checks import Check, Outcome
+from benchmarks.harness.checks import Check, Outcome
 from benchmarks.known_results.simulating import Floats, seeds
 from dlproxy.lab.simulate.engine import Heap
 from dlproxy.lab.simulate.run import uniform

@@ -9,7 +9,7 @@ from math import inf, log, sqrt
 import numpy as np
 from msgspec import Struct
 
-from benchmarks.known_results.checks import Check, Outcome, around
+from benchmarks.harness.checks import Check, Outcome, around
 from benchmarks.known_results.simulating import MODEL, Floats, Latencies, calls, instants, seeds, serial_lane, standard_error
 from dlproxy.lab.load.arrivals import make_arrivals
 from dlproxy.lab.simulate.engine import SimulatedModel, Simulation

@@ -6,7 +6,7 @@ Called by __main__.py. The same requests as in scheduling.py's kind, through the
 import asyncio
 from math import inf
 
-from benchmarks.known_results.checks import Check
+from benchmarks.harness.checks import Check
 from benchmarks.pressure.in_process import Fleet, Outcome, Planned, Sleeper
 from benchmarks.pressure.scheduling import CLASSES_S, CV, LOAD, MOST_S, mixed
 from dlproxy.policy.knobs import LaneKnobs

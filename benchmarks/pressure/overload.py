@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.known_results.checks import Check
-from benchmarks.live import Live
+from benchmarks.harness.checks import Check
+from benchmarks.harness.live import Live
 from dlproxy.lab.report.result import Result
 
 TITLE = "Step overload: 3 times the capacity for 30 s"

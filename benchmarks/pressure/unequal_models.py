@@ -8,10 +8,10 @@ import json
 import urllib.request
 from math import inf
 
-from benchmarks.known_results.checks import Check
-from benchmarks.live import Live
+from benchmarks.harness.checks import Check
+from benchmarks.harness.live import Live
+from benchmarks.harness.processes import Cores, on_all_cores
 from benchmarks.models import build_cnn, build_slow
-from benchmarks.processes import Cores, on_all_cores
 
 TITLE = "A light and a heavy model on the same cores"
 ABOUT = """\

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.processes import BenchmarkError, Cores, pinned
-from benchmarks.sample import Sample
+from benchmarks.harness.processes import BenchmarkError, Cores, pinned
+from benchmarks.harness.sample import Sample
 
 SCRIPT = Path(__file__).with_name("load.lua")
 RESULT_PREFIX = "RESULT "

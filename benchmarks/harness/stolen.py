@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.processes import Cores
+from benchmarks.harness.processes import Cores
 
 STAT = Path("/proc/stat")
 STEAL = 8  # field of a cpu line, the name being 0 (proc_stat(5))

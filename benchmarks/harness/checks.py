@@ -1,9 +1,10 @@
-"""One compared figure: what was expected, the band around it, what was measured, and the verdict; and their table as text.
+"""Figures against their bands or goals, with verdicts; their tables and pages.
 
-Made by the result modules, printed and written by __main__.py. Not aware of: how anything is simulated.
+Made by the parts of a benchmark, printed and written by its command. Not aware of: what was measured.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from math import inf
 
 from msgspec import Struct
@@ -92,3 +93,52 @@ def as_markdown(checks: Iterable[Check]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|---|---|---|"]
     lines += ["| " + " | ".join(check.cells()) + " |" for check in checks]
     return "\n".join(lines)
+
+
+def as_page(lead: Sequence[str], sections: Iterable[tuple[str, str, Iterable[Check], Sequence[str]]]) -> str:
+    """`lead`: lines above. A section: its title, what it is, its figures, and lines below them."""
+    lines = list(lead)
+    for title, about, checks, details in sections:
+        lines += ["", f"## {title}", "", about, "", as_markdown(checks)]
+        lines += ["", *details] if details else []
+    return "\n".join(lines) + "\n"
+
+
+@dataclass
+class Findings:
+    """Of one part. `details`: lines of Markdown below its table."""
+
+    title: str
+    checks: list[Check] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)
+
+    def at_most(
+        self, what: str, limit: float, measured: float, *, unit: str = "", digits: int = 2, note: str = "", differs: str = ""
+    ) -> None:
+        """One more figure that passes up to `limit`. `differs`: why it is known to lie above, on some machines."""
+        self._add(what, -inf, limit, measured, unit, digits, note, differs)
+
+    def at_least(self, what: str, limit: float, measured: float, *, unit: str = "", digits: int = 2, note: str = "") -> None:
+        """One that passes from `limit` on."""
+        self._add(what, limit, inf, measured, unit, digits, note)
+
+    def none(self, what: str, count: int, note: str = "") -> None:
+        """Something that must not happen at all."""
+        self._add(what, -inf, 0.0, float(count), "", 0, note)
+
+    def _add(
+        self, what: str, low: float, high: float, measured: float, unit: str, digits: int, note: str, differs: str = ""
+    ) -> None:
+        check = Check(
+            group=self.title,
+            result=what,
+            expected=None,
+            low=low,
+            high=high,
+            measured=measured,
+            unit=unit,
+            digits=digits,
+            note=note,
+            differs=differs,
+        )
+        self.checks.append(check)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from benchmarks.wrk import Figures
+from benchmarks.harness.wrk import Figures
 
 Verdict = Literal["pass", "miss", "-"]
 LABEL_WIDTH = 52

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import BenchmarkError, Child, Children, Cores, accepts_connections, free_ports, pinned
+from benchmarks.harness.processes import BenchmarkError, Child, Children, Cores, accepts_connections, free_ports, pinned
 
 READY_PATH = "/v2/health/ready"
 NGINX_CONFIG = """\

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import Cores
-from benchmarks.servers import find_nginx
+from benchmarks.harness.processes import Cores
+from benchmarks.harness.servers import find_nginx
 
 PACKAGES = ("dlproxy", "onnxruntime", "numpy", "uvloop", "httptools", "msgspec")
 

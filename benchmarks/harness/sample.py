@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from benchmarks.processes import BenchmarkError
+from benchmarks.harness.processes import BenchmarkError
 
 ID_PLACEHOLDER = "00000000"  # load.lua writes each request's number over it
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.processes import BenchmarkError, Child, Children, Cores, free_ports, pinned
-from benchmarks.servers import answers_ready
+from benchmarks.harness.processes import BenchmarkError, Child, Children, Cores, free_ports, pinned
+from benchmarks.harness.servers import answers_ready
 from dlproxy.lab.report.result import Result, load
 
 SPARE_SECONDS = 60
