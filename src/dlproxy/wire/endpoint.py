@@ -47,9 +47,9 @@ class Endpoint:
         if terms is not NO_TERMS:
             ticket, timeout_s = request.ticket, terms.timeout_s
             if timeout_s != inf:
-                ticket.answer_by = ticket.arrived_at + timeout_s
+                ticket.answer_by = answer_by = ticket.arrived_at + timeout_s
                 if slo_s is None or timeout_s < slo_s:
-                    ticket.deadline_at = ticket.answer_by
+                    ticket.deadline_at = answer_by
             if terms.priority:
                 ticket.priority = terms.priority
             if terms.tenant:
