@@ -22,9 +22,9 @@ class Check(Struct, kw_only=True):
 
     group: str
     result: str
-    expected: float | None
-    low: float
-    high: float
+    expected: float | None = None
+    low: float = -inf
+    high: float = inf
     measured: float
     unit: str = ""
     digits: int = 2
@@ -116,29 +116,16 @@ class Findings:
         self, what: str, limit: float, measured: float, *, unit: str = "", digits: int = 2, note: str = "", differs: str = ""
     ) -> None:
         """One more figure that passes up to `limit`. `differs`: why it is known to lie above, on some machines."""
-        self._add(what, -inf, limit, measured, unit, digits, note, differs)
+        check = Check(
+            group=self.title, result=what, high=limit, measured=measured, unit=unit, digits=digits, note=note, differs=differs
+        )
+        self.checks.append(check)
 
     def at_least(self, what: str, limit: float, measured: float, *, unit: str = "", digits: int = 2, note: str = "") -> None:
         """One that passes from `limit` on."""
-        self._add(what, limit, inf, measured, unit, digits, note)
+        check = Check(group=self.title, result=what, low=limit, measured=measured, unit=unit, digits=digits, note=note)
+        self.checks.append(check)
 
     def none(self, what: str, count: int, note: str = "") -> None:
         """Something that must not happen at all."""
-        self._add(what, -inf, 0.0, float(count), "", 0, note)
-
-    def _add(
-        self, what: str, low: float, high: float, measured: float, unit: str, digits: int, note: str, differs: str = ""
-    ) -> None:
-        check = Check(
-            group=self.title,
-            result=what,
-            expected=None,
-            low=low,
-            high=high,
-            measured=measured,
-            unit=unit,
-            digits=digits,
-            note=note,
-            differs=differs,
-        )
-        self.checks.append(check)
+        self.at_most(what, 0.0, count, digits=0, note=note)

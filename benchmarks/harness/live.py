@@ -39,8 +39,9 @@ class Load:
         try:
             said, complaint = self.process.communicate(timeout=self.limit_s)
         except subprocess.TimeoutExpired as error:
-            self.kill()
             raise BenchmarkError(f"dlproxy bench did not end within {self.limit_s:.0f} s") from error
+        finally:
+            self.kill()
         if not self.path.exists():
             raise BenchmarkError(f"dlproxy bench failed: {(complaint or said).strip()[-500:]}")
         return load(self.path)

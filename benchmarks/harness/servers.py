@@ -13,8 +13,9 @@ from benchmarks.harness.processes import BenchmarkError, Child, Children, Cores,
 READY_PATH = "/v2/health/ready"
 NGINX_CONFIG = """\
 daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn; events {{ worker_connections 1024; }}
-http {{ access_log off; keepalive_requests 1000000000; {temporary_paths}
-server {{ listen 127.0.0.1:{port}; return 200 "{reply}"; }} }}
+http {{ access_log off; keepalive_requests 1000000000; client_body_buffer_size 64k; {temporary_paths}
+default_type application/json;
+server {{ listen 127.0.0.1:{port}; {replies} }} }}
 """
 NGINX_TEMPORARY_PATHS = " ".join(f"{kind}_temp_path {kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
 
@@ -38,6 +39,11 @@ def answers_ready(port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def constant(reply_bytes: int) -> str:
+    """nginx answers everything with so many bytes."""
+    return f'return 200 "{"x" * reply_bytes}";'
 
 
 def find_nginx() -> str | None:
@@ -69,15 +75,16 @@ class Launcher:
             yield Server(child, port, child.wait_until(lambda: accepts_connections(port)))
 
     @contextmanager
-    def nginx(self, reply_bytes: int) -> Iterator[Server]:
+    def nginx(self, replies: str) -> Iterator[Server]:
+        """`replies`: directives of its one server, such as those of `constant`."""
         program = find_nginx()
         if program is None:
-            raise BenchmarkError("nginx is not installed")
+            raise BenchmarkError("nginx is not installed; on Debian: apt-get install nginx-light")
         (port,) = free_ports(1)
         prefix = self.work_directory / "nginx"
         prefix.mkdir(exist_ok=True)
         config = prefix / "nginx.conf"
-        config.write_text(NGINX_CONFIG.format(port=port, reply="x" * reply_bytes, temporary_paths=NGINX_TEMPORARY_PATHS))
+        config.write_text(NGINX_CONFIG.format(port=port, replies=replies, temporary_paths=NGINX_TEMPORARY_PATHS))
         with self._child("nginx", [program, "-p", str(prefix), "-c", str(config)]) as child:
             yield Server(child, port, child.wait_until(lambda: accepts_connections(port)))
 

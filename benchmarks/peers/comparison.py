@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.harness.processes import BenchmarkError, Children, Cores
-from benchmarks.harness.servers import Launcher
+from benchmarks.harness.servers import Launcher, constant
 from benchmarks.harness.turns import in_turn
 from benchmarks.harness.wrk import Figures, Load, run_wrk, wrk_command
 from benchmarks.peers import venvs
@@ -55,7 +55,7 @@ class Comparison:
     def measure_nginx(self, launcher: Launcher, workload: Workload) -> None:
         """A constant reply from nginx, as large as dlproxy's: what this machine's loopback and wrk allow."""
         question = question_for(model_path(workload.model))
-        with launcher.nginx(len(question.answer.tobytes())) as nginx:
+        with launcher.nginx(constant(len(question.answer.tobytes()))) as nginx:
             load = Load(workload.connections, self.seconds)
             command = wrk_command(nginx.url(), load, self.cores, self.folder)
             for _ in range(self.repeats):

@@ -101,6 +101,4 @@ def recovered_after_s(result: Result) -> float:
 
 
 def _check(result: str, low: float, high: float, measured: float, *, unit: str = "", digits: int, note: str = "") -> Check:
-    return Check(
-        group=TITLE, result=result, expected=None, low=low, high=high, measured=measured, unit=unit, digits=digits, note=note
-    )
+    return Check(group=TITLE, result=result, low=low, high=high, measured=measured, unit=unit, digits=digits, note=note)

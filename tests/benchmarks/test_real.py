@@ -388,4 +388,8 @@ def test_the_page_has_the_worst_of_the_finalists_and_what_failed() -> None:
     documented = "| litserve, as documented | batches | 40.0 | 2.50 | - | >= 1.8 | 2.50 |"
     assert f"{documented}\n| litserve, at its best | workers 2 | 50.0 | 2.00 | - | >= 1.8 | 2.00 |" in text
     assert "no fixed part that is 100/s" in text
+    report.runs.append(Run("MiniLM", "dlproxy", DEFAULT, Figures(101.0, 1.0, 2.0, 9, 1.0), []))
+    busy = page(report, findings, "a command")
+    assert "no fixed part" not in busy
+    assert "| 50.0 | 2.00 | - | >= 1.8 | - |" in busy
     assert "- other alone:" in text
