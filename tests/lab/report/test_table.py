@@ -7,7 +7,7 @@ import pytest
 
 from dlproxy.lab.report.result import Result, Tally, Trial, model_result
 from dlproxy.lab.report.table import table
-from tests.report import results
+from tests.lab.report import results
 
 
 def extreme() -> Result:

@@ -8,7 +8,7 @@ from dlproxy.lab.load.arrivals import make_arrivals
 from dlproxy.lab.simulate.run import Scenario, plan_model, simulate
 from dlproxy.lab.tune.placement.delay import mean_response_s
 from dlproxy.lab.tune.placement.problem import Problem
-from tests.tune.problems import model, node
+from tests.lab.tune.problems import model, node
 
 REQUESTS = 20_000
 

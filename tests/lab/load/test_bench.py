@@ -19,7 +19,7 @@ from dlproxy.lab.load.worker import portion, share
 from dlproxy.lab.report.result import Result, load
 from tests import models
 from tests.clients.server import HANG_S, ServerProcess, environment
-from tests.load.fake import METADATA, OK, REPLY, Asked, FakeServer, http, one_at_a_time, silent_port
+from tests.lab.load.fake import METADATA, OK, REPLY, Asked, FakeServer, http, one_at_a_time, silent_port
 
 QUICK = ("--model", "m", "--warmup", "0", "--duration", "300ms", "--keys", "4")
 

@@ -11,7 +11,7 @@ from dlproxy.lab.simulate.service_times import Fitted
 from dlproxy.message import FailureKind
 from dlproxy.policy.balancing import LeastPeakEwma
 from dlproxy.policy.knobs import LaneKnobs
-from tests.simulate.fixtures import NotedSimulation, NotedTally, make_model
+from tests.lab.simulate.fixtures import NotedSimulation, NotedTally, make_model
 
 from .fixtures import Script, knobs, remembered
 

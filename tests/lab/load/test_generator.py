@@ -13,7 +13,7 @@ import pytest
 from dlproxy.lab.load import generator
 from dlproxy.lab.load.arrivals import make_arrivals
 from dlproxy.lab.load.generator import ClosedLoop, Load, OpenLoop, Outcome, Progress
-from tests.load.fake import OK, Asked, FakeServer, http
+from tests.lab.load.fake import OK, Asked, FakeServer, http
 
 ASK = b"POST /v2/models/m/infer HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}"
 

@@ -11,7 +11,7 @@ import pytest
 from dlproxy.lab.report.chart import linear, logarithmic, seconds
 from dlproxy.lab.report.html import html, save_html
 from dlproxy.lab.report.result import Result, ResultError, Second, Tally, Trial, model_result
-from tests.report import results
+from tests.lab.report import results
 
 VOID = {"meta"}
 

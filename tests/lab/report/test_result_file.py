@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from dlproxy.lab.report.result import FORMAT, Result, ResultError, ensure_writable, load, save
-from tests.report import results
+from tests.lab.report import results
 
 DAMAGED = {
     "empty": b"",

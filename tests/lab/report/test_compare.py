@@ -7,7 +7,7 @@ import pytest
 
 from dlproxy.lab.report.compare import compare
 from dlproxy.lab.report.result import Result
-from tests.report import results
+from tests.lab.report import results
 
 
 def row(text: str, name: str) -> list[str]:

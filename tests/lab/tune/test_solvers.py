@@ -17,7 +17,7 @@ from dlproxy.lab.tune.placement.first_fit import first_fit
 from dlproxy.lab.tune.placement.genetic import evolve
 from dlproxy.lab.tune.placement.problem import Ints, PlacementError, Problem
 from dlproxy.lab.tune.placement.search import Budget, Solution
-from tests.tune.problems import GIB, enlarged, model, node, problems
+from tests.lab.tune.problems import GIB, enlarged, model, node, problems
 
 Solver = Callable[[Objective], Solution]
 SMALL = Budget(evaluations=400)

@@ -8,7 +8,7 @@ from time import monotonic
 import pytest
 
 from dlproxy.lab.load.connection import CLOSED, CUT_SHORT, NOT_HTTP, Connection, LastHead
-from tests.load.fake import http, silent_port
+from tests.lab.load.fake import http, silent_port
 
 ANSWER = http(b"0123456789", "200 OK", "server: x")
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\n0123\r\n6\r\n456789\r\n0\r\n\r\n"

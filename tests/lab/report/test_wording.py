@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlproxy.lab.report import wording
-from tests.report import results
+from tests.lab.report import results
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from dlproxy.serve.driver import Driver
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.tensors import to_bytes
 from dlproxy.testing import FakeInstance, FakeRuntime
-from tests.lane.fixtures import warmed, write
+from tests.policy.lane.fixtures import warmed, write
 from tests.serve.rig import SIGNATURE, Reply, double
 
 from .uv_loop import UvLoop

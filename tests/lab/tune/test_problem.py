@@ -5,7 +5,7 @@ import pytest
 
 from dlproxy.lab.tune.placement.problem import PlacementError, Problem
 from dlproxy.policy.batching import SLO_SHARE
-from tests.tune.problems import GIB, model, node
+from tests.lab.tune.problems import GIB, model, node
 
 
 def test_batch_is_the_largest_within_the_lanes_share_of_the_objective() -> None:
