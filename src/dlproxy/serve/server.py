@@ -91,7 +91,7 @@ class Server:
         try:
             await drain
         except asyncio.CancelledError:
-            log.warning("stopped by a second signal, requests under way were cut")
+            log.warning("stopped by a second signal: %d requests were cut", self.models.unanswered)
             self.models.close_recordings()
             logging.shutdown()
             os._exit(CUT_SHORT)  # an orderly exit would wait for the batches that still run on threads
