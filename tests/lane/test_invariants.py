@@ -406,7 +406,8 @@ BUGS = [
     Caught(OverCapacity, "capacity of"),
     Caught(
         DeafToKnobs,
-        "rows in a batch|while an instance idles|over its bound|nothing ends the wait|starts a batch|wants a turn|another try|is not ejected",
+        "rows in a batch|while an instance idles|over its bound|nothing ends the wait|starts a batch|wants a turn|another try"
+        "|is not ejected",
     ),
     Caught(LosesWithTheInstance, "in_flight is|wait while"),
     Caught(CancelsTwice, "is rejected, but is"),
