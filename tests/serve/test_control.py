@@ -247,7 +247,7 @@ async def test_a_loaded_model_is_under_control() -> None:
     assert model.served.slo_s == pytest.approx(0.02)
     assert _left_s(checker) == pytest.approx(0.02), "requests get the new deadline"
     assert model.served.batch_limit() <= 3
-    assert model.lane.batching.goal == model.control.state()["batch_limit_rows"]
+    assert model.lane.view().batch_goal == model.control.state()["batch_limit_rows"]
     await unload_model(model, drain_s=1.0)
 
 

@@ -110,7 +110,7 @@ def _describe(model: "LoadedModel") -> list[str]:
     count = hosting.way.threads
     threads = f", {count} thread{'s' * (count > 1)} each" if count else ""
     single = "unknown" if calibration.single_s is None else f"{calibration.single_s * 1e3:.3g} ms"
-    batching = f"up to {model.lane.batching.goal} rows a batch" if served.signature.batched else "one request at a time"
+    batching = f"up to {model.lane.view().batch_goal} rows a batch" if served.signature.batched else "one request at a time"
     if served.signature.batched and served.signature.pads:
         batching += ", lengths are padded together"
     lines = [

@@ -147,8 +147,8 @@ async def load_model(
         max_batch=config.max_batch,
         slo_s=config.slo_s,
         is_ready=lambda: driver.ready,
-        queued_rows=lambda: lane.queue.rows,
-        batch_limit=lambda: lane.batching.goal,
+        queued_rows=lambda: lane.view().queued_rows,
+        batch_limit=lambda: lane.view().batch_goal,
         sticky=config.sticky,
         control=control,
     )
@@ -212,7 +212,7 @@ def share_cores(models: Sequence[LoadedModel], server: ServerConfig, *, clock: C
     cores = server.cores or usable_cores()
     ways = [(model, model.hosting.way) for model in models]
     sharing = [(model, min(way.threads, cores)) for model, way in ways if way.threads and not way.inline]
-    busiest = sum(need * len(model.lane.instances) for model, need in sharing)
+    busiest = sum(need * len(model.lane.view().instances) for model, need in sharing)
     if not sharing or server.arbiter == "off" or (server.arbiter == "auto" and (len(sharing) < 2 or busiest <= cores)):
         return False
     for model, need in sharing:

@@ -13,6 +13,7 @@ from dlproxy.config import ConfigError, ModelConfig, check_slo, check_sticky, ex
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
+from dlproxy.policy.view import LaneView
 from dlproxy.serve.driver import Driver
 from dlproxy.serve.hosting import Hosting
 from dlproxy.serve.roster import Roster
@@ -47,22 +48,24 @@ class LaneControl:
         return self._knobs.slo_s
 
     def state(self) -> dict[str, Any]:
+        view = self._lane.view()
         return {
             "run": self._hosting.run,
             "knobs": {name: getattr(self._config, name) for name in CHANGEABLE},
             "arbitrated": self._knobs.arbitrated,
             "batching": self._batching,
             "padding": self._padding,
-            "batch_limit_rows": self._lane.batching.goal,
-            "queued_requests": len(self._lane.queue),
-            "queued_rows": self._lane.queue.rows,
-            "running_batches": self._lane.in_flight,
-            "instances": self._instances(),
+            "batch_limit_rows": view.batch_goal,
+            "queued_requests": view.queued_requests,
+            "queued_rows": view.queued_rows,
+            "running_batches": view.running_batches,
+            "waits_for": view.waits_for,
+            "instances": self._instances(view),
         }
 
-    def _instances(self) -> list[dict[str, Any]]:
+    def _instances(self, view: LaneView) -> list[dict[str, Any]]:
         """Every instance that is wanted; the lane knows more of those that are up."""
-        up = {instance.name: msgspec.to_builtins(instance) for instance in self._lane.instances}
+        up = {instance.name: msgspec.to_builtins(instance) for instance in view.instances}
         nothing = {"circuit": None, "in_flight": 0, "capacity": 0}
         return [{**place, **up.get(place["name"], nothing)} for place in self._roster.places()]
 
