@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-.PHONY: help setup demo test test-extras prove-batching check fmt bench bench-peers bench-known bench-placement bench-pressure bench-instances bench-real fidelity docs clean
+.PHONY: help setup demo test test-extras prove-batching prove-models check fmt bench bench-peers bench-known bench-placement bench-pressure bench-instances bench-real fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -22,12 +22,16 @@ test-extras: $(VENV)/.installed-extras
 prove-batching: setup
 	@DLPROXY_GRAPHS=$(or $(GRAPHS),2400) $(PY) -m pytest tests/instance/test_random_graphs.py $(ARGS)
 
+prove-models: setup
+	@DLPROXY_CYCLES=$(or $(CYCLES),500) $(PY) -m pytest -s tests/serve/test_models_come_and_go.py $(ARGS)
+
 check: setup
 	@$(PY) -m ruff format --check --output-format concise . || { echo "not formatted; run: make fmt"; exit 1; }
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy --no-error-summary
 	@$(VENV)/bin/lint-imports --no-logo
 	@$(PY) docs/generate.py --check
+	@$(PY) -m benchmarks.readme --check
 
 fmt: setup
 	@$(PY) -m ruff format --quiet . && $(PY) -m ruff check --quiet --fix .

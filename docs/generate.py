@@ -1,27 +1,39 @@
-"""Writes docs/reference/configuration.md from the knobs in dlproxy.config: `python docs/generate.py [--check]`.
+"""Writes docs/reference/: the knobs of dlproxy.config, and the modules by docstrings: `python docs/generate.py [--check]`.
 
-Called by `make docs` and, with --check (exit code 1 if the file is out of date), by `make check`.
+Called by `make docs` and, with --check (exit code 1 if one is out of date), by `make check`.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import msgspec
-from msgspec import Meta, Struct
+import modules
 
-from dlproxy.config import Config
+from dlproxy.config.effects import needs
+from dlproxy.config.knobs import SECTIONS, Cost
+from dlproxy.config.reading import variable
+from dlproxy.config.table import Knob, knobs
 
 OUT = Path(__file__).with_name("reference") / "configuration.md"
 BEGIN = """\
 # Configuration reference
 
-Generated from `src/dlproxy/config.py` by `make docs`; do not edit. How to use it: [the guide](../guides/configuration.md).
+Generated from `src/dlproxy/config/knobs.py` by `make docs`; do not edit. How to use it:
+[the guide](../guides/configuration.md).
+
+*Changes* says when another value takes effect: live, that is while the model serves ([how](../guides/operations.md)), at the
+next load of the model, or at the next start of the server.
 """
-NAMES = {"models.NAME": "digits", "tenants.NAME": "shop"}  # in the example
+NAMES = {"models": ".digits", "tenants": ".shop"}  # in the example
+CHANGES: dict[Cost, str] = {
+    "nothing": "live",
+    "relearn": "live; learns anew",
+    "instances": "live, by `scale`",
+    "reload": "at load",
+    "restart": "at start",
+}
 TYPES = {
     str: "text",
     int: "integer",
@@ -35,55 +47,43 @@ TYPES = {
 def page() -> str:
     """The whole page as Markdown."""
     parts = [BEGIN]
-    for _, struct in _sections():
-        parts += [*_section(struct), ""]
+    for section in SECTIONS:
+        parts += [*_section(section), ""]
     parts += ["## All of it, with the defaults", "", "```toml", *_toml(), "```", ""]
     return "\n".join(parts)
 
 
-def _sections() -> Iterator[tuple[str, type[Struct]]]:
-    """Every table of dlproxy.toml: its name and the struct that describes it."""
-    for name, kind in get_type_hints(Config).items():
-        if get_origin(kind) is dict:
-            yield f"{name}.NAME", get_args(kind)[1]
-        else:
-            yield name, kind
-
-
-def _section(struct: type[Struct]) -> Iterator[str]:
+def _section(section: str) -> Iterator[str]:
+    struct = SECTIONS[section]
     heading, _, purpose = (struct.__doc__ or "").partition(": ")
     yield f"## {heading}"
     yield ""
     yield purpose[:1].upper() + purpose[1:]
+    if section in ("server", "http"):
+        first = next(iter(knobs(struct)))
+        yield f"Environment variables set these too, by the same names: `{variable(first)}` sets `{first}`."
     yield ""
-    yield "| Knob | Takes | Default | What it does |"
-    yield "|---|---|---|---|"
-    for field, hint in _fields(struct):
-        kind, meta = get_args(hint) if get_origin(hint) is Annotated else (hint, Meta())
-        default = "required" if field.required else f"`{json.dumps(_default(field))}`"
-        yield f"| `{field.name}` | {_takes(kind, meta)} | {default} | {_cell(meta.description or '')} |"
+    yield "| Knob | Takes | Default | Changes | What it does |"
+    yield "|---|---|---|---|---|"
+    for knob in knobs(struct).values():
+        default = "required" if knob.required else f"`{json.dumps(knob.default)}`"
+        yield f"| `{knob.name}` | {_takes(knob)} | {default} | {CHANGES[knob.traits.cost]} | {_cell(_purpose(knob))} |"
 
 
-def _default(field: msgspec.structs.FieldInfo) -> Any:
-    return field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+def _purpose(knob: Knob) -> str:
+    return "; ".join([knob.description, *(f"only with {needs(only)}" for only in knob.traits.only)])
 
 
-def _fields(struct: type[Struct]) -> list[tuple[msgspec.structs.FieldInfo, Any]]:
-    hints = get_type_hints(struct, include_extras=True)
-    return [(field, hints[field.name]) for field in msgspec.structs.fields(struct)]
-
-
-def _takes(kind: Any, meta: Meta) -> str:
+def _takes(knob: Knob) -> str:
     """A knob's type and range, in words."""
-    if get_origin(kind) is Literal:
-        return ", ".join(f"`{json.dumps(choice)}`" for choice in get_args(kind))
-    name = TYPES[kind]
-    if meta.pattern is not None:
-        return f"{name} matching `{_cell(meta.pattern)}`"
-    if meta.ge is not None and meta.le is not None:
-        return f"{name}, {meta.ge} to {meta.le}"
-    bounds = (("from", meta.ge), ("above", meta.gt), ("up to", meta.le), ("below", meta.lt))
-    return ", ".join([name, *(f"{word} {bound}" for word, bound in bounds if bound is not None)])
+    if knob.scale == "choice" and knob.type is not bool:
+        return ", ".join(f"`{json.dumps(choice)}`" for choice in knob.choices)
+    name, unit = TYPES[knob.type], f" {knob.traits.unit}" if knob.traits.unit else ""
+    if knob.pattern is not None:
+        return f"{name} matching `{_cell(knob.pattern)}`"
+    if knob.low is None or knob.high is None:
+        return name
+    return f"{name}, {f'above {knob.low} up' if knob.above else knob.low} to {knob.high}{unit}"
 
 
 def _cell(text: str) -> str:
@@ -91,27 +91,28 @@ def _cell(text: str) -> str:
 
 
 def _toml() -> Iterator[str]:
-    for number, (name, struct) in enumerate(_sections()):
+    for number, (section, struct) in enumerate(SECTIONS.items()):
         if number:
             yield ""
-        yield f"[{name.replace('NAME', NAMES.get(name, ''))}]"
-        for field, _ in _fields(struct):
-            yield f"{field.name} = {json.dumps('digits.onnx' if field.required else _default(field))}"
+        yield f"[{section}{NAMES.get(section, '')}]"
+        for knob in knobs(struct).values():
+            yield f"{knob.name} = {json.dumps('digits.onnx' if knob.required else knob.default)}"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write docs/reference/configuration.md from the knobs in dlproxy.config.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the page is out of date")
+    parser = argparse.ArgumentParser(description="Write docs/reference: the knobs of dlproxy.config, and the modules.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a page is out of date")
     check = parser.parse_args().check
-    text = page()
-    if not check:
-        OUT.parent.mkdir(exist_ok=True)
-        OUT.write_text(text, "utf-8")
-    elif not OUT.exists() or OUT.read_text("utf-8") != text:
-        sys.stderr.write("docs/reference/configuration.md is out of date; run: make docs\n")
-        return 1
-    return 0
+    stale = [path for path, text in PAGES.items() if not path.exists() or path.read_text("utf-8") != text()]
+    for path in stale:
+        if check:
+            sys.stderr.write(f"docs/reference/{path.name} is out of date; run: make docs\n")
+        else:
+            path.write_text(PAGES[path](), "utf-8")
+    return 1 if check and stale else 0
 
+
+PAGES: dict[Path, Callable[[], str]] = {OUT: page, modules.OUT: modules.page}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,7 @@ import pytest
 
 from dlproxy import cores
 from dlproxy.cores import allowed_cores, quota_cores, usable_cores
-from dlproxy.serve.hosting import _cores_of
+from dlproxy.fleet.processes import _cores_of
 
 V2 = "42 30 0:26 {root} {point} rw,nosuid shared:4 - cgroup2 cgroup rw,nsdelegate"
 V1 = "33 25 0:29 {root} {point} rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct"

@@ -5,8 +5,8 @@ Called by __main__.py and tests. Not aware of: deadlines, arrival processes.
 
 from math import inf
 
+from benchmarks.harness.checks import Check, Outcome, around
 from benchmarks.known_results.batch_policies import FixedDelay, lane_with
-from benchmarks.known_results.checks import Check, Outcome, around
 from benchmarks.known_results.simulating import MODEL, UNBOUNDED, Latencies, calls
 from dlproxy.lab.simulate.engine import Call, LoopCosts, SimulatedModel, Simulation
 from dlproxy.lab.simulate.service_times import Fitted
@@ -81,7 +81,7 @@ def run(seed: int, size: float = 1.0) -> Outcome:
 def _triton(seed: int, seconds: float) -> tuple[list[Check], float]:
     def measure(clients: int, max_batch: int = 128) -> float:
         line = [(rows, TRITON_BASE_S + TRITON_ROW_S * rows) for rows in (1, 64)]
-        lane = Lane(LaneKnobs(max_batch, UNBOUNDED), line)
+        lane = Lane(LaneKnobs(max_batch=max_batch, max_queue_rows=UNBOUNDED), line)
         times = Fitted(TRITON_BASE_S, TRITON_ROW_S, cv=TRITON_NOISE, seed=seed)
         return rate(lane, times, clients=clients, path_s=TRITON_PATH_S, seconds=seconds)
 
@@ -107,7 +107,9 @@ def _torchserve(seed: int, seconds: float) -> tuple[list[Check], float]:
     delayed, own = (
         {
             batch: rate(
-                lane_with(FixedDelay(batch, DELAY_S)) if is_delayed else Lane(LaneKnobs(batch, UNBOUNDED), line),
+                lane_with(FixedDelay(batch, DELAY_S))
+                if is_delayed
+                else Lane(LaneKnobs(max_batch=batch, max_queue_rows=UNBOUNDED), line),
                 times(),
                 clients=CLIENTS,
                 instances=WORKERS,

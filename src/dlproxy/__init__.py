@@ -3,14 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Failure", "FailureKind", "InferenceError", "Model", "ModelError", "Proxy", "__version__"]
+__all__ = ["ConfigError", "Failure", "FailureKind", "InferenceError", "Model", "ModelError", "Proxy", "__version__"]
 
 if TYPE_CHECKING:
+    from dlproxy.config import ConfigError
     from dlproxy.instance.runtime import ModelError
     from dlproxy.message import Failure, FailureKind, InferenceError
     from dlproxy.serve.proxy import Model, Proxy
 
 _HOME = {
+    "ConfigError": "dlproxy.config",
     "Failure": "dlproxy.message",
     "FailureKind": "dlproxy.message",
     "InferenceError": "dlproxy.message",
@@ -26,3 +28,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -71,6 +71,16 @@ class TensorSpec(Struct, frozen=True):
     pad: float = 0.0
 
     @property
+    def sizes(self) -> list[str]:
+        """The shape for people: an open size by the model's own name for it, N where it counts rows, else A, B, C and so on."""
+        names = self.axes or ("",) * len(self.shape)
+        letters = (letter for letter in "ABCDEFGHIJKLMOPQRSTUVWXYZ" * len(names) if letter not in names)
+        return [
+            str(size) if size >= 0 else name or ("N" if axis == self.rows else next(letters))
+            for axis, (size, name) in enumerate(zip(self.shape, names, strict=True))
+        ]
+
+    @property
     def is_mask(self) -> bool:
         """Whether its name says that it marks what counts."""
         return "mask" in self.name.lower()
@@ -133,6 +143,19 @@ class Ticket(Struct, eq=False):
         return self.id >= 0
 
 
+class Principal(Struct, frozen=True):
+    """Who asks, as far as that is proven; `name` is empty for an anonymous client.
+
+    `tenant`: whose quota and share its requests use; empty if each request may say that itself.
+    """
+
+    name: str = ""
+    tenant: str = ""
+
+
+ANONYMOUS = Principal()  # compared by identity
+
+
 class Request(Struct, eq=False):
     """A checked request: `inputs` stand in the order of the model's signature, `outputs` index the wanted outputs."""
 
@@ -142,6 +165,7 @@ class Request(Struct, eq=False):
     outputs: Sequence[int]
     id: str = ""
     params: dict[str, Any] = {}
+    principal: Principal = ANONYMOUS
 
 
 class Timing(Struct):
@@ -177,6 +201,8 @@ class FailureKind(Enum):
     CANCELLED = "cancelled"
     UNSUPPORTED = "unsupported"
     TOO_LARGE = "too_large"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
 
 
 class Failure(Struct, frozen=True):

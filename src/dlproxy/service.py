@@ -28,27 +28,33 @@ class Service(Protocol):
         ...
 
 
-class _FutureReply:
-    __slots__ = ("future",)
+class FutureReply:
+    """For whoever awaits the answer. A ReplyTo."""
 
-    def __init__(self, future: "asyncio.Future[Response]") -> None:
-        self.future = future
+    __slots__ = ("_future",)
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
 
     def completed(self, response: Response) -> None:
-        if not self.future.done():
-            self.future.set_result(response)
+        if not self._future.done():
+            self._future.set_result(response)
 
     def failed(self, failure: Failure) -> None:
-        if not self.future.done():
-            self.future.set_exception(InferenceError(failure))
+        if not self._future.done():
+            self._future.set_exception(InferenceError(failure))
+
+    async def answer(self, service: Service, request: Request) -> Response:
+        """Of the request, which was submitted with this. Cancelling the awaiting task cancels it. Raises InferenceError."""
+        try:
+            return await self._future
+        except asyncio.CancelledError:
+            service.cancel(request)
+            raise
 
 
 async def infer(service: Service, request: Request) -> Response:
     """Submit and await. Cancelling the awaiting task cancels the request. Raises InferenceError."""
-    future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-    service.submit(request, _FutureReply(future))
-    try:
-        return await future
-    except asyncio.CancelledError:
-        service.cancel(request)
-        raise
+    reply = FutureReply()
+    service.submit(request, reply)
+    return await reply.answer(service, request)

@@ -133,4 +133,4 @@ def _encoded(element: object) -> bytes:
         return element.encode()
     if isinstance(element, bytes | bytearray | memoryview):  # of numpy's too, which keeps its zeros as an object of its own
         return bytes(element)
-    raise ValueError(f"{brief(element)} is no element of BYTES, which holds bytes or str")
+    raise ValueError(f"{brief(element)} cannot be an element of BYTES, which holds bytes or str")

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.harness.page import clean_reason
+from benchmarks.harness.processes import BenchmarkError, Cores
+from benchmarks.harness.wrk import Figures
 from benchmarks.peers import __main__ as program
 from benchmarks.peers import running
 from benchmarks.peers.bodies import JSON_LENGTH, Array, JsonBase64, Message, OipBase64, OipBinary, RawBytes
-from benchmarks.peers.markdown import clean_reason, page
+from benchmarks.peers.markdown import page
 from benchmarks.peers.registry import DLPROXY, PEERS, Launch, System
 from benchmarks.peers.results import Footprint, Measurement, Results
 from benchmarks.peers.workloads import BUILDERS, WORKLOADS
-from benchmarks.processes import BenchmarkError, Cores
-from benchmarks.wrk import Figures
 
 FOLDER = Path(program.__file__).parent
 SYSTEMS = {system.name: system for system in (DLPROXY, *PEERS)}
@@ -169,7 +170,7 @@ def test_dlproxy_batches_as_the_others_do(tmp_path: Path) -> None:
     from dlproxy.config import load
 
     DLPROXY.command(Launch(Path("python"), Path("model.onnx"), 1234, tmp_path))
-    (model,) = load(tmp_path / "dlproxy.toml").models.values()
+    ((_, model),) = load(tmp_path / "dlproxy.toml").served()
     assert (model.max_batch, model.threads) == (64, 1)
 
 

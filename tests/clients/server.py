@@ -94,7 +94,7 @@ class ServerProcess:
             page = reply.read().decode()
         for family in text_string_to_metric_families(page):
             for sample in family.samples:
-                if sample.name == name and labels.items() <= sample.labels.items():
+                if sample.name in (name, f"{name}_total") and labels.items() <= sample.labels.items():
                     return float(sample.value)
         raise AssertionError(f"no metric {name} {labels}")
 

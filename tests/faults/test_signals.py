@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT under load: whoever was heard is answered, connections end cleanly, a second signal cuts."""
 
 import asyncio
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ async def _all_ended(connections: list[RawConnection]) -> None:
     await asyncio.wait_for(asyncio.gather(*(connection.ended for connection in connections)), HANG_S)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 async def test_under_load_every_request_is_answered_before_the_end(
     server: ServerProcess, connect: Connect, number: signal.Signals
 ) -> None:
@@ -78,7 +79,40 @@ async def test_under_load_every_request_is_answered_before_the_end(
         assert load.last[connection].closes, "the connection ended without saying so"
     assert not idle.was_reset
     assert server.wait() == 0
-    assert "Traceback" not in server.errors()
+    errors = server.errors()
+    assert "Traceback" not in errors
+    assert re.search(rf"draining: {CLIENTS + 1} open connections have up to 30 s", errors), errors
+    drained = re.search(r"drained in [\d.]+ s: (\d+) requests answered, 0 failed, 0 cut", errors)
+    assert drained is not None, errors
+    assert int(drained[1]) > 0
+
+
+async def test_a_terminal_that_closes_says_so_more_than_once_and_cuts_nothing(server: ServerProcess, connect: Connect) -> None:
+    connections = [await connect(server.http_port) for _ in range(4)]
+    for connection in connections:
+        connection.send(binary_infer("slow", "x", "FP32", np.ones((1, 1), np.float32)))
+    idle = await connect(server.http_port)
+    server.send_signal(signal.SIGHUP)
+    await asyncio.wait_for(idle.ended, HANG_S)  # the drain is under way
+    server.send_signal(signal.SIGHUP)
+    await _all_ended(connections)
+    assert [connection.received for connection in connections] == [1] * 4
+    assert server.wait() == 0
+
+
+async def test_under_nohup_a_terminal_that_closes_is_ignored(connect: Connect) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the child inherits it
+    try:
+        server = ServerProcess(models.DIGITS)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with server:
+        server.send_signal(signal.SIGHUP)
+        connection = await connect(server.http_port)
+        reply = await connection.ask(binary_infer("digits", "image", "FP32", np.zeros((1, 1, 8, 8), np.float32)))
+        assert reply.status == 200
+        assert server.stop() == 0
+        assert server.errors().count("draining:") == 1
 
 
 async def test_what_is_queued_and_pipelined_behind_a_slow_model_is_answered(server: ServerProcess, connect: Connect) -> None:
@@ -134,5 +168,8 @@ async def test_a_second_signal_cuts_what_is_under_way(server: ServerProcess, con
     await _all_ended([first, *others])
     assert sum(connection.received for connection in (first, *others)) < CLIENTS
     assert server.wait() == 130
-    assert "second signal" in server.errors()
+    cut = re.search(r"stopped by a second signal: (\d+) requests were cut", server.errors())
+    assert cut is not None
+    assert int(cut[1]) + sum(connection.received for connection in (first, *others)) <= CLIENTS
+    assert int(cut[1]) > 0
     assert "Traceback" not in server.errors()

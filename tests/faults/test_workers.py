@@ -14,6 +14,7 @@ from time import monotonic
 import numpy as np
 import pytest
 
+from dlproxy.fleet.supervisor import Supervisor
 from dlproxy.instance import Instance
 from dlproxy.instance.process.instance import ProcessInstance, WorkerSettings
 from dlproxy.instance.runtime.specs import PythonSpec
@@ -21,7 +22,6 @@ from dlproxy.message import DType, FailureKind, Request, Tensor, Ticket
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.serve.driver import Driver
-from dlproxy.serve.supervisor import Supervisor
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.tensors import to_bytes
 from tests.instance.process_models import EXIT, GATE, HANG, children, descriptors, model_at, soon_as_before, wait_for_death

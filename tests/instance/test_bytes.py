@@ -151,7 +151,7 @@ def test_json_carries_text_only(file: Path) -> None:
         body = msgspec.json.encode({"inputs": [["zwölf\0"], [""]]})
         assert runner.run(_ask(app, post("/predict/echo", body))).json()["outputs"]["y"] == [["zwölf\0"], [""]]
         reply = runner.run(_ask(app, _infer("echo", [JPEG], binary_output=False)))
-        assert (reply.status, "is not UTF-8 text; ask for it as binary" in reply.error) == (500, True)
+        assert (reply.status, "is not valid UTF-8; request it as binary" in reply.error) == (500, True)
 
     _with(Model(f"{file}:Echo", run="inline"), ask)
 
@@ -170,8 +170,8 @@ def test_text_is_str_and_refuses_what_is_none(file: Path, run: str) -> None:
         ]
         for wrong in (JPEG, b"\xff", "zwölf".encode("latin-1")):
             reply = runner.run(_ask(app, _infer("echo", [b"fine", wrong])))
-            assert (reply.status, "input 'x': element 1 is not UTF-8" in reply.error) == (400, True)
-            with pytest.raises(InferenceError, match="element 1 is not UTF-8"):
+            assert (reply.status, "input 'x': element 1 is not valid UTF-8" in reply.error) == (400, True)
+            with pytest.raises(InferenceError, match="element 1 is not valid UTF-8"):
                 runner.run(proxy.infer("echo", {"x": [[b"fine"], [wrong]]}))
 
     _with(Model(f"{file}:Text", run=run), ask)
@@ -242,10 +242,10 @@ def test_every_element_comes_whole(tmp_path: Path, given: str, declared: str) ->
         ("np.array(['cat', 'horse'])", ["<U5", "dtype=object"]),
         ("np.array(['cat', 'dog'])", ["<U3", "dtype=object"]),
         ("np.array([b'', b''])", ["|S1", "dtype=object"]),
-        ("objects(1, b'')", ["1 is no element of BYTES"]),
-        ("objects(None, '')", ["None is no element of BYTES"]),
+        ("objects(1, b'')", ["1 cannot be an element of BYTES"]),
+        ("objects(None, '')", ["None cannot be an element of BYTES"]),
         ("objects('\\ud800', '')", ["surrogates not allowed"]),
-        ("objects(np.zeros(2), b'')", ["array([0., 0.]) is no element of BYTES"]),
+        ("objects(np.zeros(2), b'')", ["array([0., 0.]) cannot be an element of BYTES"]),
         ("np.zeros(2)", ["FP64[2]", "BYTES[-1]"]),
         ("np.array([b'ab', b'cd'], 'V2')", ["|V2", "BYTES[-1]"]),
     ],
@@ -290,7 +290,7 @@ def test_inputs_go_whole(file: Path, value: Any) -> None:
         (np.array([[b"a\0"], [b"bcd"]]), "dtype=object"),
         (np.array([["cat"], ["dog"]]), "dtype=object"),
         ([np.array([b"a\0"]), [b"bcd"]], "dtype=object"),
-        ([[b"a"], [1]], "1 is no element of BYTES"),
+        ([[b"a"], [1]], "1 cannot be an element of BYTES"),
         ([[b"a"], ["\ud800"]], "surrogates not allowed"),
     ],
 )

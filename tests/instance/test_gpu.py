@@ -10,11 +10,11 @@ import pytest
 from onnx import helper
 
 from dlproxy.config import ModelConfig
+from dlproxy.fleet.start import start_fleet
 from dlproxy.instance.runtime import Runtime, onnx
 from dlproxy.instance.runtime.devices import CUDA_PROVIDER
 from dlproxy.instance.runtime.formats import open_runtime
 from dlproxy.message import DType
-from dlproxy.serve.hosting import start_hosting
 from tests import models
 from tests.instance import small_network
 from tests.instance.small_network import INPUTS, OUTPUTS, save_torchscript
@@ -68,15 +68,15 @@ def test_onnx_keeps_to_its_memory_limit(tmp_path: Path) -> None:
 
 @onnx_gpu
 async def test_two_instances_on_one_gpu(tmp_path: Path) -> None:
-    hosting = await start_hosting("m", ModelConfig(path=str(small_network.save_onnx(tmp_path)), device="cuda:0", instances=2))
-    assert hosting.describe() == "on 2 threads on cuda:0 (CUDAExecutionProvider)"
+    fleet = await start_fleet("m", ModelConfig(path=str(small_network.save_onnx(tmp_path)), device="cuda:0", instances=2))
+    assert fleet.describe() == "on 2 threads on cuda:0 (CUDAExecutionProvider)"
     started: list[Any] = []
 
     class Host:
         def add_instance(self, instance: Any) -> None:
             started.append(instance)
 
-    hosting.attach(Host())  # type: ignore[arg-type]
+    fleet.attach(Host())  # type: ignore[arg-type]
     loop = asyncio.get_running_loop()
     for turn in range(50):
         batches = [small_network.rows(1 + (turn + 5 * number) % 11) for number in range(2)]
@@ -87,7 +87,7 @@ async def test_two_instances_on_one_gpu(tmp_path: Path) -> None:
             assert result.error is None
             np.testing.assert_allclose(result.outputs[0], small_network.answer(batch), atol=NEAR)
     await asyncio.gather(*(instance.stop() for instance in started))
-    await hosting.stop()
+    await fleet.stop()
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from dlproxy.fleet import warm_model
 from dlproxy.instance.warmup import Calibration
-from dlproxy.serve import local
 from tests.instance.graphs.court import GRAPHS, OF_EACH, Court, WrongAnswerError
 from tests.instance.graphs.draft import Made
 from tests.instance.graphs.judge import Verdict
@@ -81,6 +81,6 @@ def test_requests_of_unlike_lengths_share_batches(court: Court) -> None:
 def test_a_warm_up_that_believes_every_model_is_found_out(
     another_court: Court, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "warmed", lambda runtime, *_: (Calibration(((1, 1e-5),), True), []))
+    monkeypatch.setattr(warm_model, "warmed", lambda runtime, *_: (Calibration(((1, 1e-5),), True), []))
     with pytest.raises(WrongAnswerError):
         another_court.prove(kind, UNTIL_FOUND, explain=False)

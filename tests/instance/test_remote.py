@@ -216,7 +216,7 @@ def _body(value: Any) -> Callable[[Asked], Awaitable[None]]:
         (_cut, FailureKind.UNAVAILABLE, "in the middle of its answer"),
         (_gzip, FailureKind.UNAVAILABLE, "gzip"),
         (_silence, FailureKind.UNAVAILABLE, r"no answer from the upstream within 1 s"),
-        (_body(b"<html>"), FailureKind.MODEL_FAILED, "no inference response"),
+        (_body(b"<html>"), FailureKind.MODEL_FAILED, "not an inference response"),
         (_body({"outputs": []}), FailureKind.MODEL_FAILED, "gave no output 'y'"),
     ],
 )

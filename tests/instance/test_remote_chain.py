@@ -79,7 +79,7 @@ async def test_dlproxy_serves_what_a_grpc_server_runs() -> None:
         assert status == 200
         assert await asyncio.to_thread(outer.stop) == 0
         lines = outer.errors().splitlines()
-        assert [line for line in lines if "upstream" not in line] == [], "gRPC wrote to the terminal"
+        assert [line for line in lines if " dlproxy." not in line] == [], "gRPC wrote to the terminal"
     finally:
         await asyncio.to_thread(outer.__exit__, None, None, None)
         await upstream.stop()

@@ -116,16 +116,16 @@ async def test_connections_that_end_are_replaced(rig: Rig, wire: bytes, body: by
 
 
 BAD = [
-    (b"\x00\x01garbage", "no HTTP"),
-    (b"SSH-2.0-OpenSSH\r\n", "no HTTP"),
-    (OK + b"content-length: -2\r\n\r\nab", "no HTTP"),
-    (OK + b"content-length: 2\r\ncontent-length: 3\r\n\r\nabc", "no HTTP"),
-    (OK + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\nab", "no HTTP"),
-    (OK + b"transfer-encoding: chunked\r\n\r\nzz\r\n", "no HTTP"),
+    (b"\x00\x01garbage", "not HTTP"),
+    (b"SSH-2.0-OpenSSH\r\n", "not HTTP"),
+    (OK + b"content-length: -2\r\n\r\nab", "not HTTP"),
+    (OK + b"content-length: 2\r\ncontent-length: 3\r\n\r\nabc", "not HTTP"),
+    (OK + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\nab", "not HTTP"),
+    (OK + b"transfer-encoding: chunked\r\n\r\nzz\r\n", "not HTTP"),
     (OK + b"content-length: 2\r\n\r\nabcdef", "longer than it says"),
     (OK + b"content-length: 0\r\n\r\n" + OK + b"content-length: 0\r\n\r\n", "longer than it says"),
     (OK + b"content-encoding: gzip\r\ncontent-length: 2\r\n\r\nab", "encoded as 'gzip', which was not asked for"),
-    (OK + b"content-length: 10001\r\n\r\n", "at most 10000 are taken"),
+    (OK + b"content-length: 10001\r\n\r\n", "at most 10000 are accepted"),
     (OK + b"transfer-encoding: chunked\r\n\r\n2711\r\n" + bytes(10001), "more than 10000 bytes"),
     (b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", "change the protocol"),
     (OK + b"x: " + bytes(b"y" * (MAX_OVERHEAD + 100)), "header or framing"),

@@ -233,7 +233,7 @@ BAD = [
     (_says(grpc.StatusCode.UNIMPLEMENTED, ""), FailureKind.UNSUPPORTED, "answered UNIMPLEMENTED: without a reason"),
     (_says(grpc.StatusCode.CANCELLED, "no"), FailureKind.UNAVAILABLE, "answered CANCELLED: no"),
     (_hangs, FailureKind.UNAVAILABLE, r"no answer from the upstream within 0\.5 s"),
-    (_garbage, FailureKind.MODEL_FAILED, "is no inference.ModelInferResponse"),
+    (_garbage, FailureKind.MODEL_FAILED, "cannot be read as inference.ModelInferResponse"),
     (_nothing, FailureKind.MODEL_FAILED, "gave no output 'y'; it gave none"),
     (_too_much, FailureKind.UNAVAILABLE, "cannot be used: it has more than 4000 bytes"),
 ]

@@ -91,7 +91,7 @@ def test_descriptions_that_are_none_fail() -> None:
     unknown = oip.ModelMetadataResponse()
     unknown.inputs.add(name="x", datatype="STRING")
     for reply, clue in (
-        (_reply(b"\xff"), "is no inference.ModelMetadataResponse"),
+        (_reply(b"\xff"), "cannot be read as inference.ModelMetadataResponse"),
         (_reply(unknown), "'STRING' is not a valid"),
     ):
         with pytest.raises(UpstreamError, match=clue):
@@ -160,10 +160,10 @@ def _overflow() -> Any:
 
 
 ODD = [
-    (b"\xff\xff", "is no inference.ModelInferResponse: no number ends"),
-    (b"\x2a\x05a", "is no inference.ModelInferResponse: field 5 is said to have 5 bytes, 1 are left"),
-    (b"\x0b", "is no inference.ModelInferResponse: wire type 3"),
-    (b"\x2a\x02\xff\xff", "is no inference.ModelInferResponse$"),
+    (b"\xff\xff", "cannot be read as inference.ModelInferResponse: no number ends"),
+    (b"\x2a\x05a", "cannot be read as inference.ModelInferResponse: field 5 is said to have 5 bytes, 1 are left"),
+    (b"\x0b", "cannot be read as inference.ModelInferResponse: wire type 3"),
+    (b"\x2a\x02\xff\xff", "cannot be read as inference.ModelInferResponse$"),
     (_answer(name="z"), "gave no output 'y'; it gave z"),
     (_answer("FP32"), "as FP32, it declares FP16"),
     (_answer(shape=[2, 3], raw=[bytes(12)]), r"shape \[2, 3\] for a batch of 1 rows"),
@@ -314,7 +314,7 @@ def _tensor(dtype: int, shape: Sequence[int], **fields: Any) -> RpcReply:
 @pytest.mark.parametrize(
     ("reply", "clue"),
     [
-        (_reply(b"\x0a\x05a"), "is no tensorflow.serving.PredictResponse"),
+        (_reply(b"\x0a\x05a"), "cannot be read as tensorflow.serving.PredictResponse"),
         (_reply(b""), "gave no output 'y'; it gave none"),
         (_tensor(1, [2]), "as FP32, it declares INT8"),
         (_tensor(8, [2]), "as type 8, it declares INT8"),

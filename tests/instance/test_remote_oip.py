@@ -183,7 +183,7 @@ def test_json_carries_no_nan_and_no_bytes() -> None:
         CODEC.encode(JSON, [request(("x", DType.FP32, np.array([[np.nan, 1]], np.float32)))])
     assert caught.value.failure.kind is FailureKind.INVALID_ARGUMENT
     model = UpstreamModel(Signature((TensorSpec("t", DType.BYTES, (-1,)),), (Y,), True, "p"), None, binary=False)
-    with pytest.raises(UpstreamError, match="no UTF-8"):
+    with pytest.raises(UpstreamError, match="not UTF-8"):
         CODEC.encode(model, [request(("t", DType.BYTES, [b"\xff"]))])
 
 
@@ -221,14 +221,14 @@ def test_json_answers_are_understood_flat_nested_and_in_binary_mode() -> None:
 
 
 ODD: list[tuple[Any, str]] = [
-    (answer(b"<html>oops"), "no inference response"),
-    (answer(b"\xff\xfe"), "no inference response"),
-    (answer(b"[" * 100_000), "no inference response"),
-    (answer({"predictions": []}), "no inference response"),
+    (answer(b"<html>oops"), "not an inference response"),
+    (answer(b"\xff\xfe"), "not an inference response"),
+    (answer(b"[" * 100_000), "not an inference response"),
+    (answer({"predictions": []}), "not an inference response"),
     (answer({"outputs": []}), "no output 'y'; it gave none"),
     (binary_answer([output([2, 3], name="z")], bytes(24)), "no output 'y'; it gave z"),
     (binary_answer([output([2, 3], datatype="INT32")], bytes(24)), "as INT32, it declares FP32"),
-    (binary_answer([output([2, 3], datatype="TEXT")], bytes(24)), "no inference response"),
+    (binary_answer([output([2, 3], datatype="TEXT")], bytes(24)), "not an inference response"),
     (binary_answer([output([1, 3])], bytes(12)), r"shape \[1, 3\] for a batch of 2 rows"),
     (binary_answer([output([2, 4])], bytes(32)), r"shape \[2, 4\]"),
     (binary_answer([output([6])], bytes(24)), r"shape \[6\]"),

@@ -143,9 +143,9 @@ def test_texts_and_bytes_come_back() -> None:
 @pytest.mark.parametrize(
     ("model", "body", "clue"),
     [
-        (ONE, b"<html>", "no JSON"),
-        (ONE, b"\xff", "no JSON"),
-        (ONE, b"[" * 100_000, "no JSON"),
+        (ONE, b"<html>", "not JSON"),
+        (ONE, b"\xff", "not JSON"),
+        (ONE, b"[" * 100_000, "not JSON"),
         (ONE, b"[]", "no 'outputs'"),
         (ONE, b'{"predictions": [1]}', "no 'outputs'"),
         (ONE, b'{"outputs": [1]}', r"shape \[1\] for a batch of 2 rows"),

@@ -13,7 +13,7 @@ from dlproxy import Model
 from dlproxy.config import ConfigError, load, parse_devices
 from dlproxy.instance.runtime import ModelError, formats
 from dlproxy.instance.runtime.declared import Found, parse_spec, refine, spec_of, written
-from dlproxy.instance.runtime.formats import open_runtime, runtime_kind
+from dlproxy.instance.runtime.formats import format_of, open_runtime
 from dlproxy.message import DType, TensorSpec
 from tests.instance import small_network
 from tests.instance.small_network import assert_a_line
@@ -44,7 +44,7 @@ PICKLE = _zip("m/data.pkl", "m/version", "m/data/0")
     ],
 )
 def test_paths_that_need_no_file(path: str, kind: str) -> None:
-    assert runtime_kind(path) == kind
+    assert format_of(path).name == kind
 
 
 @pytest.mark.parametrize(
@@ -65,15 +65,15 @@ def test_paths_that_need_no_file(path: str, kind: str) -> None:
 )
 def test_files_by_ending_and_content(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
     (tmp_path / name).write_bytes(content)
-    assert runtime_kind(str(tmp_path / name)) == kind
+    assert format_of(str(tmp_path / name)).name == kind
 
 
 def test_a_folder_with_a_saved_model(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "saved_model.pb").write_bytes(b"")
-    assert runtime_kind(str(tmp_path / "net")) == "saved_model"
+    assert format_of(str(tmp_path / "net")).name == "saved_model"
     with pytest.raises(ModelError, match=r"is a directory without saved_model.pb; did you mean .*/net\?"):
-        runtime_kind(str(tmp_path))
+        format_of(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,11 @@ def test_a_folder_with_a_saved_model(tmp_path: Path) -> None:
         ("m.pkl", b"", "a pickle, which runs code when it is read"),
         ("m.pt", PICKLE, "was written by torch.save and holds a pickle; reading it would run whatever code it names"),
         *((f"m{ending}", PICKLE, "was written by torch.save and holds a pickle") for ending in formats._TORCH),
-        *((f"m{ending}", b"no", "is not a model that torch can load: it is no zip archive") for ending in formats._TORCH),
+        *((f"m{ending}", b"no", "is not a model that torch can load: it is not a zip archive") for ending in formats._TORCH),
         ("m.jitt", b"", "did you mean .jit?"),
         ("m.torchscrip", b"", "did you mean .torchscript?"),
         ("m.pt", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80", "is a pickle; reading it would run whatever code it names"),
-        ("m.pt", b"not a model", "is not a model that torch can load: it is no zip archive"),
+        ("m.pt", b"not a model", "is not a model that torch can load: it is not a zip archive"),
         ("m.pt2", b"", "is not a model that torch can load"),
         ("m.pt", SCRIPT[:-30], "is not a model that torch can load"),
         ("m.pt2", _zip("version", "serialized_exported_program.json"), "was saved by a torch before 2.8"),
@@ -104,7 +104,7 @@ def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, clue:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ModelError) as caught:
-        runtime_kind(str(path))
+        format_of(str(path))
     assert clue in str(caught.value)
     assert_a_line(str(caught.value), path)
 
@@ -112,17 +112,17 @@ def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, clue:
 def test_a_file_that_is_not_there_names_its_neighbour(tmp_path: Path) -> None:
     (tmp_path / "digits.onnx").write_bytes(b"")
     with pytest.raises(ModelError, match=r"digit\.onnx does not exist; did you mean .*/digits\.onnx\?"):
-        runtime_kind(str(tmp_path / "digit.onnx"))
+        format_of(str(tmp_path / "digit.onnx"))
     with pytest.raises(ModelError, match=r"does not exist \(nor does the folder .*/nowhere\)"):
-        runtime_kind(str(tmp_path / "nowhere" / "digits.onnx"))
+        format_of(str(tmp_path / "nowhere" / "digits.onnx"))
 
 
 def test_folders_that_are_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"is a directory without saved_model\.pb; dlproxy takes \.onnx"):
-        runtime_kind(str(tmp_path))
+        format_of(str(tmp_path))
     (tmp_path / "saved_model.pbtxt").write_bytes(b"")
     with pytest.raises(ModelError, match="is a SavedModel as text"):
-        runtime_kind(str(tmp_path))
+        format_of(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,6 @@ def test_open_runtime_opens_each_light_kind(tmp_path: Path) -> None:
 def test_deciding_imports_no_framework() -> None:
     code = "import sys, dlproxy.instance.runtime.formats; sys.exit(bool({'torch', 'keras', 'onnxruntime'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 0
-    assert set(formats._RUNTIMES) == set(formats.Kind.__args__)  # type: ignore[attr-defined]
 
 
 # What the configuration declares
@@ -248,7 +247,7 @@ def test_the_configuration_may_narrow_what_a_file_says_but_not_contradict_it() -
 )
 def test_a_configurations_paths_are_relative_to_it_but_for_modules(tmp_path: Path, path: str, kept: bool) -> None:
     (tmp_path / "dlproxy.toml").write_text(f'[models.m]\npath = "{path}"\n', "utf-8")
-    assert load(tmp_path / "dlproxy.toml").models["m"].path == (path if kept else str(tmp_path / path))
+    assert load(tmp_path / "dlproxy.toml").models["m"][0].path == (path if kept else str(tmp_path / path))
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:0,gpu", "cuda:x", ""])
@@ -262,4 +261,4 @@ def test_a_configurations_device_is_checked_where_it_stands(tmp_path: Path, devi
 
 def test_several_devices_are_a_list(tmp_path: Path) -> None:
     (tmp_path / "dlproxy.toml").write_text('[models.m]\npath = "m.onnx"\ndevice = "cuda:0, openvino:GPU.1,auto"\n', "utf-8")
-    assert parse_devices(load(tmp_path / "dlproxy.toml").models["m"].device) == ["cuda:0", "openvino:GPU.1", "auto"]
+    assert parse_devices(load(tmp_path / "dlproxy.toml").models["m"][0].device) == ["cuda:0", "openvino:GPU.1", "auto"]

@@ -35,12 +35,12 @@ OPEN = "from dlproxy.instance.runtime.formats import open_runtime; open_runtime(
 START = """\
 import asyncio
 from dlproxy.config import ModelConfig
-from dlproxy.serve.hosting import start_hosting
+from dlproxy.fleet.start import start_fleet
 
 
 async def main():
-    hosting = await start_hosting("m", ModelConfig(path={path!r}, run="process"))
-    await hosting.stop()
+    fleet = await start_fleet("m", ModelConfig(path={path!r}, run="process"))
+    await fleet.stop()
 
 
 asyncio.run(main())

@@ -13,6 +13,7 @@ from dlproxy.instance.inline import InlineInstance
 from dlproxy.instance.remote import RemoteInstance, RemoteSettings, parse_address
 from dlproxy.instance.runtime import Runtime
 from dlproxy.message import Signature
+from dlproxy.policy.events import InstanceUp
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.serve.driver import Driver
@@ -20,7 +21,7 @@ from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.http_server import HttpServer
 from dlproxy.wire.oip_http import OipApp
-from tests.lane.fixtures import warmed
+from tests.policy.lane.fixtures import warmed
 
 Behave = Callable[["Asked"], Awaitable[None]]
 QUICK = RemoteSettings(
@@ -171,6 +172,8 @@ class DlproxyUpstream:
 
 
 def _served(upstream: DlproxyUpstream, driver: Driver, signature: Signature) -> ServedModel:
+    lane = Lane(LaneKnobs(max_batch=upstream.max_batch, max_queue_rows=1))
+    lane.on(InstanceUp("m-0"), 0.0)
     return ServedModel(
         name=upstream.model,
         version="1",
@@ -179,9 +182,7 @@ def _served(upstream: DlproxyUpstream, driver: Driver, signature: Signature) -> 
         stats=upstream.stats,
         max_batch=upstream.max_batch,
         slo_s=None,
-        is_ready=lambda: True,
-        queued_rows=lambda: 0,
-        batch_limit=lambda: upstream.max_batch,
+        view=lane.view,
     )
 
 

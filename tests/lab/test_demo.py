@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
@@ -56,11 +56,29 @@ def test_demo_serves_on_beside_a_taken_port_until_ctrl_c() -> None:
             probabilities = json.load(reply)["outputs"]["probabilities"][0]
         demo.send_signal(signal.SIGINT)
         _, errors = demo.communicate(timeout=30)
-    said = re.search(r"this is the digit (\d)", output)
+    said = re.search(r"send the digit (\d) with curl", output)
     assert said is not None
     assert probabilities[int(said[1])] > 0.9
     assert demo.returncode == 0
     assert "Traceback" not in errors
+
+
+def test_ctrl_c_during_the_load_shows_what_came_back_until_then() -> None:
+    with _demo("--seconds", "60") as demo:
+        assert demo.stdout is not None
+        output = ""
+        for line in demo.stdout:
+            output += line
+            if line.startswith("sending"):
+                break
+        with suppress(subprocess.TimeoutExpired):
+            demo.wait(1.0)  # so that there are answers
+        demo.send_signal(signal.SIGINT)
+        rest, errors = demo.communicate(timeout=30)
+    assert demo.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert re.search(r"^requests/s +[\d,]+  [\d,]+ answered in [01]\.\d s$", rest, re.MULTILINE), rest
+    assert "curl" not in rest
 
 
 @contextmanager

@@ -53,6 +53,21 @@ def test_grants_all_that_fit_in_order_and_each_want_once() -> None:
     assert lanes(arbiter.grants(0.01)) == ["d"]
 
 
+@pytest.mark.parametrize("discipline", DISCIPLINES)
+def test_needs_that_change_hold_for_what_is_wanted_already(discipline: str) -> None:
+    arbiter = Arbiter(cores(2), discipline=discipline)
+    for lane in ("a", "b", "c"):
+        arbiter.want(Want(lane, cores(1), 0.01), 0.0)
+    first, second = arbiter.grants(0.0)
+    arbiter.change_needs("c", cores(2), 0.0)
+    arbiter.change_needs("a", cores(2), 0.0)  # which wants nothing now
+    arbiter.release(first.id, 0.01, 0.01)
+    assert arbiter.grants(0.01) == []
+    arbiter.release(second.id, 0.02, 0.01)
+    (third,) = arbiter.grants(0.02)
+    assert (third.lane, third.needs) == ("c", cores(2))
+
+
 def test_a_wide_one_at_the_front_is_not_overtaken() -> None:
     arbiter = Arbiter(cores(4), discipline="fcfs")
     arbiter.want(Want("light", cores(1), 0.01), 0.0)
@@ -310,7 +325,7 @@ def test_a_stream_of_light_batches_does_not_starve_a_wide_one(discipline: str) -
 
 
 @pytest.mark.parametrize("reserved", [0.0, 1.0])
-@pytest.mark.parametrize(("discipline", "longest_s"), [("fcfs", STARVATION_S), ("priority", 3 * LaneKnobs(1, 1).ageing_s)])
+@pytest.mark.parametrize(("discipline", "longest_s"), [("fcfs", STARVATION_S), ("priority", 3 * LaneKnobs().ageing_s)])
 def test_not_even_a_stream_of_urgent_batches_starves_a_wide_one(reserved: float, discipline: str, longest_s: float) -> None:
     urgent = [Load(Want(f"urgent{n}", cores(1), 0.003, priority=1), from_s=n * 0.001) for n in range(6)]
     wide = Load(Want("wide", cores(3), 0.1), from_s=0.0005)

@@ -15,7 +15,7 @@ from dlproxy.serve.driver import Driver
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.tensors import to_array, to_bytes
 from dlproxy.testing import FakeInstance, FakeRuntime
-from tests.lane.fixtures import warmed
+from tests.policy.lane.fixtures import warmed
 
 Array = NDArray[np.generic]
 

@@ -1,20 +1,23 @@
 """Knobs that are changed while a model runs: they hold at once, or the change is refused whole."""
 
 import asyncio
+import itertools
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.config.table import live_knobs
+from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, FailureKind, Tensor
 from dlproxy.policy.balancing import BALANCERS
 from dlproxy.policy.queueing import DISCIPLINES
-from dlproxy.serve.assemble import load_model, unload_model
-from dlproxy.serve.control import CHANGEABLE, LaneControl
-from dlproxy.serve.roster import Roster
-from dlproxy.wire.checks import RequestChecker
+from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
+from dlproxy.serve.control import LaneControl
+from dlproxy.service import FutureReply
+from dlproxy.wire.endpoint import Endpoint
 from tests import models
 from tests.serve.rig import KNOBS, Rig, pass_time, turns
 
@@ -22,7 +25,7 @@ pytestmark = pytest.mark.looptime(idle_step=0.1, idle_timeout=1.0)  # whoever wa
 
 
 class Rented:
-    """As much of a hosting as a control uses; `problem`: why it cannot scale."""
+    """As much of a fleet as a control uses; `problem`: why it cannot scale."""
 
     run = "process"
 
@@ -44,8 +47,8 @@ class Controlled(Rig):
         super().__init__(instances=0, service_s=service_s, knobs=knobs)
         config = ModelConfig(path="m.onnx", **{"max_batch": 64, "max_queue_rows": 1000, **settings})
         self.roster = Roster(self.driver, self.stats, self.now)
-        self.hosting = Rented()
-        self.control = LaneControl(config, self.lane, self.driver, knobs, self.hosting, self.roster)
+        self.fleet = Rented()
+        self.control = LaneControl(config, self.lane, self.driver, knobs, self.fleet, self.roster)
         self.fakes = [self.fake(f"m-{number}") for number in range(instances)]
         for fake in self.fakes:
             self.roster.add_instance(fake)
@@ -61,7 +64,7 @@ async def test_the_state_says_what_holds_waits_and_runs() -> None:
     replies = [rig.send(rows=64), rig.send(rows=64), rig.send(rows=2), rig.send(rows=1)]
     await turns()
     state = rig.control.state()
-    assert set(state["knobs"]) == set(CHANGEABLE)
+    assert set(state["knobs"]) == set(live_knobs())
     assert state["knobs"]["discipline"] == "edf"
     assert (state["running_batches"], state["queued_requests"], state["queued_rows"]) == (2, 2, 3)
     for number, instance in enumerate(state["instances"]):
@@ -102,12 +105,12 @@ async def test_scaling_takes_counts_that_make_sense_and_says_why_it_failed() -> 
     for count in (0, 256):
         await rig.control.scale(count)
     for count in (-1, 257):
-        with pytest.raises(ConfigError, match=f"instances {count} is impossible; give 0 to 256"):
+        with pytest.raises(ConfigError, match=f"instances {count} is out of range; give 0 to 256"):
             await rig.control.scale(count)
-    rig.hosting.problem = ModelError("no memory for a third")
+    rig.fleet.problem = ModelError("no memory for a third")
     with pytest.raises(ConfigError, match="no memory for a third"):
         await rig.control.scale(3)
-    assert rig.hosting.counts == [0, 256, 3]
+    assert rig.fleet.counts == [0, 256, 3]
 
 
 async def test_every_choice_of_discipline_and_balancer_can_be_changed_to_while_requests_wait() -> None:
@@ -134,8 +137,8 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"instances": 2}, ["'instances' cannot be changed while the model runs"]),
     ({"path": "other.onnx"}, ["'path' cannot be changed"]),
     ({"sticky": "tenant"}, ["'sticky' cannot be changed"]),
-    ({"discipline": "edff"}, ["discipline: 'edff' is none", "did you mean 'edf'?"]),
-    ({"balancer": "zzz"}, ["balancer: 'zzz' is none", "it takes peak-ewma, round-robin"]),
+    ({"discipline": "edff"}, ["discipline: 'edff' is not one of its values", "did you mean 'edf'?"]),
+    ({"balancer": "zzz"}, ["balancer: 'zzz' is not one of its values", "it takes peak-ewma, round-robin"]),
     ({"discipline": 3}, ["discipline: ", "str", "int"]),
     ({"discipline": None}, ["discipline: ", "str", "null"]),
     ({"max_batch": 0}, ["max_batch: ", ">= 1"]),
@@ -241,18 +244,19 @@ async def test_a_loaded_model_is_under_control() -> None:
     clock = asyncio.get_running_loop().time
     model = await load_model("digits", ModelConfig(path=str(models.DIGITS), threads=1, slo="p99=50ms"), clock=clock)
     assert model.served.control is model.control
-    checker = RequestChecker(model.served)
-    assert _left_s(checker) == pytest.approx(0.05)
+    assert _left_s(model) == pytest.approx(0.05)
     model.control.change({"slo": "p99=20ms", "max_batch": 3})
     assert model.served.slo_s == pytest.approx(0.02)
-    assert _left_s(checker) == pytest.approx(0.02), "requests get the new deadline"
-    assert model.served.batch_limit() <= 3
-    assert model.lane.view().batch_goal == model.control.state()["batch_limit_rows"]
+    assert _left_s(model) == pytest.approx(0.02), "requests get the new deadline"
+    assert model.served.view().batch_goal <= 3
+    assert model.lane.batching.goal == model.control.state()["batch_limit_rows"]
     await unload_model(model, drain_s=1.0)
 
 
-def _left_s(checker: RequestChecker) -> float:
+def _left_s(model: LoadedModel) -> float:
     """How long a request that comes now may take."""
-    image = Tensor("image", DType.FP32, (1, 1, 8, 8), bytes(256))
-    request = checker.request([image], checker.all_outputs, ticket_id=1, request_id="", params={}, now=5.0)
-    return request.ticket.deadline_at - 5.0
+    endpoint = Endpoint(model.served, itertools.count(1), asyncio.get_running_loop().time, "")
+    request = endpoint.request([Tensor("image", DType.FP32, (1, 1, 8, 8), bytes(256))], endpoint.checker.all_outputs)
+    endpoint.submit(request, FutureReply())
+    endpoint.cancel(request)
+    return request.ticket.deadline_at - request.ticket.arrived_at

@@ -27,7 +27,7 @@ RIGHT = """
         outputs = {"mean": "FP32[batch,1]", "steps": "FP32[batch,length]"}
 
         def predict(self, batch):
-            sleep(0.0003)
+            sleep(0.0002)
             ids, mask = batch["ids"].astype(np.float32), batch["mask"]
             assert mask.any(axis=1).all(), "nothing to see"
             mean = (ids * mask).sum(1, keepdims=True) / mask.sum(1, keepdims=True)
@@ -63,7 +63,7 @@ async def test_requests_of_any_length_share_batches_and_get_their_own_answers(tm
         assert all(map(_is_right, requests, answers))
         (loaded,) = proxy.models
         assert loaded.served.stats.elements["padding"] > 0
-        assert "lengths are padded together" in "\n".join(_describe(loaded))
+        assert "shorter requests are padded to the longest" in "\n".join(_describe(loaded))
 
 
 async def test_padding_is_off_where_the_knob_says_so(tmp_path: Path) -> None:

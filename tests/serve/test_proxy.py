@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from dlproxy import FailureKind, InferenceError, Model, Proxy
 from dlproxy.config import ConfigError
 from dlproxy.instance.runtime import ModelError
-from dlproxy.message import DType
+from dlproxy.message import DType, Request, Ticket
+from dlproxy.serve.driver import Driver
+from dlproxy.service import ReplyTo
 from tests import models
 
 IMAGE = np.zeros((1, 1, 8, 8), np.float32)
@@ -150,8 +153,8 @@ async def test_a_scalar_stays_a_scalar(folder: Path) -> None:
         ({"model": "simple", "inputs": {"a": A, "b": A[:1]}}, FailureKind.INVALID_ARGUMENT, "rows"),
         ({"model": "simple", "inputs": {"a": A[:, :2], "b": A}}, FailureKind.INVALID_ARGUMENT, "unexpected shape"),
         ({"model": "simple", "inputs": {"a": A, "b": A}, "outputs": ["z"]}, FailureKind.INVALID_ARGUMENT, "output 'z'"),
-        ({"model": "simple", "inputs": {"a": A, "b": A}, "timeout_s": 0}, FailureKind.DEADLINE, "timeout expired"),
-        ({"model": "simple", "inputs": {"a": A, "b": A}, "timeout_s": -5.0}, FailureKind.DEADLINE, "timeout expired"),
+        ({"model": "simple", "inputs": {"a": A, "b": A}, "timeout_s": 0}, FailureKind.LATE, "timeout expired"),
+        ({"model": "simple", "inputs": {"a": A, "b": A}, "timeout_s": -5.0}, FailureKind.LATE, "timeout expired"),
         ({"model": "simple", "inputs": {"a": A, "b": A}, "priority": -1}, FailureKind.INVALID_ARGUMENT, "priority"),
     ],
 )
@@ -174,6 +177,68 @@ async def test_a_bad_item_fails_its_own_call_only(folder: Path) -> None:
         assert bad.failure.kind is FailureKind.MODEL_FAILED
         assert isinstance(good, dict)
         assert sum(isinstance(answer, InferenceError) for answer in answers) == 1
+
+
+# Terms
+
+
+class Spy:
+    """Keeps the tickets that reach the driver."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tickets: list[Ticket] = []
+        submit = Driver.submit
+
+        def kept(driver: Driver, request: Request, reply: ReplyTo) -> None:
+            self.tickets.append(request.ticket)
+            submit(driver, request, reply)
+
+        monkeypatch.setattr(Driver, "submit", kept)
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "own_s", "aim_s"), [(None, inf, 5.0), (inf, inf, 5.0), (100.0, 100.0, 5.0), (2 + 1e-7, 2 + 1e-7, 2 + 1e-7)]
+)
+async def test_the_earlier_of_timeout_and_objective_is_aimed_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, timeout_s: float | None, own_s: float, aim_s: float
+) -> None:
+    spy = Spy(monkeypatch)
+    async with Proxy([Model(folder / "simple.onnx", threads=1, slo="p99=5s")]) as proxy:
+        await proxy.infer("simple", {"a": A, "b": A}, timeout_s=timeout_s, priority=3, tenant="shop")
+    (ticket,) = spy.tickets
+    assert ticket.answer_by == ticket.arrived_at + own_s
+    assert ticket.deadline_at == ticket.arrived_at + aim_s, "to the last digit"
+    assert (ticket.priority, ticket.tenant) == (3, "shop")
+
+
+@pytest.mark.parametrize(
+    ("sticky", "affinities"), [("tenant", ["t", "t", "u"]), ("header:x-user", ["ann", "bob", ""]), ("", ["", "", ""])]
+)
+async def test_requests_stick_to_what_the_setting_says(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, sticky: str, affinities: list[str]
+) -> None:
+    spy = Spy(monkeypatch)
+    model = Model(folder / "simple.onnx", threads=1, balancer="consistent-hash", sticky=sticky)
+    async with Proxy([model]) as proxy:
+        for tenant, affinity in (("t", "ann"), ("t", "bob"), ("u", "")):
+            await proxy.infer("simple", {"a": A, "b": A}, tenant=tenant, affinity=affinity)
+    assert [ticket.affinity for ticket in spy.tickets] == affinities
+
+
+async def test_equal_inputs_stick_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = Spy(monkeypatch)
+    async with Proxy([Model(folder / "simple.onnx", threads=1, balancer="consistent-hash", sticky="input")]) as proxy:
+        for value in (A, A, A + 1):
+            await proxy.infer("simple", {"a": value, "b": A})
+    first, again, other = [ticket.affinity for ticket in spy.tickets]
+    assert first == again != other != ""
+
+
+async def test_refused_calls_are_counted(simple: Proxy) -> None:
+    for call in ({"inputs": {"a": A}}, {"inputs": {"a": A, "b": ["x"]}}, {"inputs": {"a": A, "b": A}, "timeout_s": nan}):
+        with pytest.raises(InferenceError):
+            await simple.infer("simple", **call)  # type: ignore[arg-type]
+    assert simple.models[0].served.stats.failures[FailureKind.INVALID_ARGUMENT] == 3
 
 
 # Cancelling and leaving

@@ -10,13 +10,14 @@ import pytest
 from msgspec.structs import replace
 
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig
+from dlproxy.fleet.local import LocalFleet
 from dlproxy.instance.batch import BatchResult
 from dlproxy.instance.trial import Way
 from dlproxy.message import FailureKind, Request
 from dlproxy.policy.arbiter import Arbiter, Want
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing import DISCIPLINES
-from dlproxy.serve.assemble import LoadedModel, load_model, share_cores, unload_model
+from dlproxy.serve.models import Models
 from dlproxy.serve.turns import Turns
 from dlproxy.testing import FakeInstance
 from tests.serve.rig import KNOBS, Reply, Rig, pass_time, turns
@@ -369,13 +370,12 @@ def test_a_turn_passed_on_at_once_goes_to_the_next() -> None:
 # Who shares
 
 
-async def loaded(**models: Mapping[str, Any]) -> list[LoadedModel]:
+async def loaded(server: dict[str, Any], models: Mapping[str, Mapping[str, Any]]) -> Models:
     """Models that only take time. Those that run inline are quick."""
-    made = []
+    made = Models(ServerConfig(**{"arbiter": "auto", **server}), clock=asyncio.get_running_loop().time)
     for name, settings in models.items():
         base = "10us" if settings.get("run") == "inline" else "1ms"
-        path = f"sleep:base={base},row=1us"
-        made.append(await load_model(name, ModelConfig(path=path, **settings), clock=asyncio.get_running_loop().time))
+        await made.load(name, ModelConfig(path=f"sleep:base={base},row=1us", **settings))
     return made
 
 
@@ -398,28 +398,63 @@ SHARED: list[tuple[dict[str, Any], dict[str, Mapping[str, Any]], bool]] = [
 ]
 
 
+def arbitrated(models: Models) -> set[str]:
+    return {model.served.name for model in models if model.control.state()["arbitrated"]}
+
+
 @pytest.mark.looptime(False)
 @pytest.mark.parametrize(("server", "models", "shares"), SHARED)
 async def test_who_takes_turns(server: dict[str, Any], models: dict[str, Mapping[str, Any]], shares: bool) -> None:
-    made = await loaded(**models)
-    try:
-        assert share_cores(made, ServerConfig(**{"arbiter": "auto", **server}), clock=asyncio.get_running_loop().time) is shares
-        arbitrated = {model.served.name for model in made if model.control.state()["arbitrated"]}
-        assert arbitrated == ({name for name, settings in models.items() if settings != INLINE} if shares else set())
-    finally:
-        for model in made:
-            await unload_model(model, drain_s=1.0)
+    made = await loaded(server, models)
+    assert made.shares_cores is shares
+    assert arbitrated(made) == ({name for name, settings in models.items() if settings != INLINE} if shares else set())
+    await made.drain(1.0)
 
 
 @pytest.mark.looptime(False)
-async def test_a_model_with_more_threads_than_cores_takes_them_all() -> None:
-    """It did run before there were turns, only not well: it may not keep the server from starting."""
-    made = await loaded(a=THREAD, b=THREAD)
-    made[0].hosting.way = Way(False, 1, 7)
-    assert share_cores(made, ServerConfig(cores=2, arbiter="auto"), clock=asyncio.get_running_loop().time)
-    assert made[0].driver._needs == {"cores": 2}
+async def test_who_takes_turns_changes_with_the_models() -> None:
+    made = await loaded({"cores": 1}, {"a": THREAD})
+    assert arbitrated(made) == set()
+    b = await made.load("b", ModelConfig(path="sleep:base=1ms,row=1us", run="thread"))
+    assert arbitrated(made) == {"a", "b"}
+    await made.replace("b", "", ModelConfig(path="sleep:base=1ms,row=1us", run="thread"))
+    assert arbitrated(made) == {"a", "b"}, "the old one has the same name, and gives up its turns, not those of the new one"
     for model in made:
-        await unload_model(model, drain_s=1.0)
+        reply = Reply(Rig.plain_request())
+        model.driver.submit(reply.request, reply)
+        assert (await reply.wait()).response is not None
+    assert not b.driver.ready
+    await made.unload("b")
+    assert arbitrated(made) == set()
+    await made.drain(1.0)
+
+
+@pytest.mark.looptime(False)
+async def test_who_takes_turns_changes_with_the_number_of_instances_and_the_way() -> None:
+    made = await loaded({"cores": 2}, {"a": THREAD, "b": THREAD})
+    a = next(iter(made))
+    assert arbitrated(made) == set()
+    await a.control.scale(2)
+    assert arbitrated(made) == {"a", "b"}
+    assert a.driver._needs == {"cores": 1}
+    assert isinstance(a.fleet, LocalFleet)
+    assert a.fleet.on_moved is not None
+    a.fleet.way = Way(False, 2, 2)
+    a.fleet.on_moved(a.fleet.way)
+    assert a.driver._needs == {"cores": 2}
+    a.fleet.way = Way(True, 1, 1)
+    a.fleet.on_moved(a.fleet.way)
+    assert arbitrated(made) == set(), "one alone has nobody to share with"
+    await made.drain(1.0)
+
+
+@pytest.mark.looptime(False)
+async def test_a_model_with_more_threads_than_cores_takes_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It did run before there were turns, only not well: it may not keep the server from starting."""
+    made = await loaded({"cores": 2}, {"a": {**THREAD, "threads": 7}, "b": {**THREAD, "threads": 7}})
+    assert made.shares_cores
+    assert [model.driver._needs for model in made] == [{"cores": 2}, {"cores": 2}]
+    await made.drain(1.0)
 
 
 @pytest.mark.looptime(False)
@@ -435,12 +470,13 @@ async def test_a_model_with_more_threads_than_cores_takes_them_all() -> None:
 async def test_cores_that_do_not_suffice_are_an_error_that_names_the_model(
     threads: int, server: dict[str, Any], clues: list[str]
 ) -> None:
-    made = await loaded(a=THREAD, b=THREAD)
-    made[0].hosting.way = Way(False, 1, threads)
-    with pytest.raises(ConfigError) as caught:
-        share_cores(made, ServerConfig(**{"arbiter": "auto", **server}), clock=asyncio.get_running_loop().time)
+    made = Models(ServerConfig(**{"arbiter": "auto", **server}), clock=asyncio.get_running_loop().time)
+    config = ModelConfig(path="sleep:base=1ms,row=1us", run="thread", threads=threads)
+    with pytest.raises(ConfigError) as caught:  # noqa: PT012
+        await made.load("a", config)
+        await made.load("b", config)
     for clue in clues:
         assert clue in str(caught.value)
-    for model in made:
-        assert not model.control.state()["arbitrated"], "nothing was changed"
-        await unload_model(model, drain_s=1.0)
+    assert arbitrated(made) == set(), "nothing was changed"
+    assert [view.phase for view in made.view()] == ["serving"] * len(list(made))
+    await made.drain(1.0)

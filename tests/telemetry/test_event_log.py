@@ -227,13 +227,15 @@ HEADER = msgspec.msgpack.encode(Header("digits", KNOBS, PRIOR))
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        pytest.param(b"", "is no dlproxy event log: it is empty", id="empty"),
+        pytest.param(b"", "is not a dlproxy event log: it is empty", id="empty"),
         pytest.param(b"\x00", "breaks off within its header, if it is a dlproxy event log", id="one byte"),
         pytest.param(b"\xff" * 100, "breaks off within its header, if it is a dlproxy event log", id="a length of 4 GiB"),
         pytest.param(b"GET / HTTP/1.1\r\n\r\n", "breaks off within its header, if it is a dlproxy event log", id="text"),
-        pytest.param(framed(b""), "is no dlproxy event log: ", id="an empty record"),
-        pytest.param(framed(b"\xc1" * 9), "is no dlproxy event log: ", id="not msgpack"),
-        pytest.param(framed(msgspec.msgpack.encode({"name": 1})), "is no dlproxy event log: ", id="something else's msgpack"),
+        pytest.param(framed(b""), "is not a dlproxy event log: ", id="an empty record"),
+        pytest.param(framed(b"\xc1" * 9), "is not a dlproxy event log: ", id="not msgpack"),
+        pytest.param(
+            framed(msgspec.msgpack.encode({"name": 1})), "is not a dlproxy event log: ", id="something else's msgpack"
+        ),
         pytest.param(framed(HEADER, b"\xc1"), "entry 1 is damaged: ", id="an entry that is not msgpack"),
         pytest.param(
             framed(HEADER, msgspec.msgpack.encode([0.0, {"type": "birthday"}, []])), "entry 1 is damaged: ", id="unknown event"

@@ -1,16 +1,19 @@
 """The metrics page: it parses, its names are Triton's and ours, and its values are the counters'."""
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass, field
 
 import pytest
-from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from dlproxy.message import FailureKind
-from dlproxy.telemetry.prometheus import registry
+from dlproxy.message import FailureKind, Ticket
+from dlproxy.policy.events import Arrived, InstanceExpected, InstanceUp
+from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.policy.lane import Lane
+from dlproxy.policy.view import LaneView
+from dlproxy.telemetry.prometheus import page, registry
 from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, ModelStats
 
 TRITON = {
@@ -41,13 +44,16 @@ class Model:
     name: str = "digits"
     version: str = "1"
     stats: ModelStats = field(default_factory=ModelStats)
-    queued_rows: Callable[[], int] = lambda: 7
-    batch_limit: Callable[[], int] = lambda: 32
-    is_ready: Callable[[], bool] = lambda: True
+    lane: Lane = field(default_factory=lambda: Lane(LaneKnobs(max_batch=32, max_queue_rows=100)))
+
+    def view(self) -> LaneView:
+        return self.lane.view()
 
 
 def busy_model() -> Model:
     model = Model()
+    model.lane.on(InstanceExpected(10.0), 0.0)
+    model.lane.on(Arrived([Ticket(1, 0.0, rows=7)]), 0.0)
     three_s = [0.001, 0.002, 0.003]
     model.stats.batch_answered(AnsweredBatch(5, three_s, after_s=0.3, batch_s=0.010, compute_s=0.200, split_s=0.004))
     model.stats.batch_answered(AnsweredBatch(1, [20.0], after_s=0.2, batch_s=0.010, compute_s=0.100, split_s=0.001))
@@ -61,12 +67,13 @@ class Page:
     """A scraped page, by sample name and labels."""
 
     def __init__(self, *models: Model, connections: int = 3) -> None:
-        self.text = generate_latest(registry(models, lambda: connections)).decode()
+        self.text = page(registry(models, lambda: connections)).decode()
         self.families = {family.name: family for family in text_string_to_metric_families(self.text)}
         self.values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
         for family in self.families.values():
             for sample in family.samples:
-                key = (sample.name, frozenset(sample.labels.items()))
+                name = sample.name.removesuffix("_total") if sample.name.startswith("nv_") else sample.name  # the parser's
+                key = (name, frozenset(sample.labels.items()))
                 assert key not in self.values, f"{sample.name} {sample.labels} is on the page twice"
                 self.values[key] = sample.value
 
@@ -78,8 +85,19 @@ class Page:
 
 
 def test_has_the_names_that_tritons_users_look_for() -> None:
-    names = {name for name, _ in Page(busy_model()).values if name.startswith("nv_")}
-    assert names == TRITON, "and none with _total"
+    page = Page(busy_model())
+    assert {name for name, _ in page.values if name.startswith("nv_")} == TRITON
+    assert not re.search(r"^(# \w+ )?nv_\w+_total", page.text, re.MULTILINE)
+
+
+def test_tritons_counters_are_counters() -> None:
+    page = Page(busy_model())
+    types = {family.name: family.type for family in page.families.values()}
+    for name in TRITON - {"nv_inference_pending_request_count"}:
+        assert types[name] == "counter"
+        assert re.search(rf"^# HELP {name} .*\n# TYPE {name} counter\n{name}{{", page.text, re.MULTILINE)
+    assert types["nv_inference_pending_request_count"] == "gauge"
+    assert "unknown" not in types.values()
 
 
 def test_has_our_names_and_the_processs() -> None:
@@ -131,16 +149,18 @@ def test_histograms_are_cumulative_and_end_with_all(phase: str) -> None:
 
 
 def test_gauges_are_read_at_the_scrape() -> None:
-    queued = [1]
-    model = Model(queued_rows=lambda: queued[0], is_ready=lambda: False)
+    model = Model()
+    model.lane.on(InstanceExpected(10.0), 0.0)
+    model.lane.on(Arrived([Ticket(1, 0.0)]), 0.0)
     assert Page(model).of("dlproxy_queue_rows") == 1
-    queued[0] = 9
+    assert Page(model).of("dlproxy_model_ready") == 0
+    model.lane.on(InstanceUp("m-0"), 1.0)  # and is busy from then on
+    model.lane.on(Arrived([Ticket(2, 1.0, rows=9)]), 1.0)
     page = Page(model, connections=12)
     assert page.of("dlproxy_queue_rows") == 9
-    assert page.of("dlproxy_batch_limit_rows") == 32
-    assert page.of("dlproxy_model_ready") == 0
+    assert page.of("dlproxy_batch_limit_rows") == model.lane.view().batch_goal
+    assert page.of("dlproxy_model_ready") == 1
     assert page.value("dlproxy_http_connections") == 12
-    assert Page(Model()).of("dlproxy_model_ready") == 1
 
 
 def test_instances_are_counted_by_state_and_by_change() -> None:

@@ -24,10 +24,15 @@ from dlproxy.message import (
     TensorSpec,
     Timing,
 )
+from dlproxy.policy.events import InstanceUp
+from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.policy.lane import Lane
 from dlproxy.service import ReplyTo
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import Catalog, ServedModel
-from dlproxy.wire.http_server import Exchange, HttpConnection, HttpServer
+from dlproxy.wire.http_connection import HttpConnection
+from dlproxy.wire.http_exchange import Exchange
+from dlproxy.wire.http_server import HttpServer
 from dlproxy.wire.oip_http import OipApp
 
 TIMING = Timing(0.001, 0.002, 0.003)
@@ -97,6 +102,9 @@ PLAIN = echo_signature(("x", DType.FP32, (-1, 2)))
 
 def served(service: EchoService, *, max_batch: int = 8, slo_s: float | None = None, ready: bool = True) -> ServedModel:
     """The service as the catalog keeps it."""
+    lane = Lane(LaneKnobs(max_batch=max_batch, max_queue_rows=1))
+    if ready:
+        lane.on(InstanceUp("m-0"), 0.0)
     return ServedModel(
         name=service.model,
         version=service.version,
@@ -105,9 +113,7 @@ def served(service: EchoService, *, max_batch: int = 8, slo_s: float | None = No
         stats=ModelStats(),
         max_batch=max_batch,
         slo_s=slo_s,
-        is_ready=lambda: ready,
-        queued_rows=lambda: 0,
-        batch_limit=lambda: max_batch,
+        view=lane.view,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from starlette.applications import Starlette
 
 from dlproxy.config import ConfigError
-from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.catalog import Catalog, ModelView
 from dlproxy.wire.control_http import MOST_BODY, ControlServer, control_app
 
 from .fixtures import PLAIN, Client, EchoService, post, request, served
@@ -47,7 +47,13 @@ class Port:
             catalog.add(model)
         for name in ("fixed", *others):
             catalog.add(served(EchoService(PLAIN, model=name)))
-        self.app: Starlette = control_app(catalog, lambda: 0)
+        self.catalog = catalog
+        self.coming: list[ModelView] = []
+        self.app: Starlette = control_app(catalog, lambda: 0, self.view)
+
+    def view(self) -> list[ModelView]:
+        here = [ModelView(one.name, one.version, "serving", self.catalog.get(one.name) is one) for one in self.catalog]
+        return here + self.coming
 
     def __call__(self, method: str, path: str, *pieces: bytes, leaves: bool = False) -> tuple[int, Any]:
         """Status and JSON (or text) of the answer. `leaves`: the client goes before its body has ended."""
@@ -88,8 +94,23 @@ def state(version: str, speed: int = 1) -> dict[str, Any]:
 
 
 def test_all_models_are_shown() -> None:
-    fixed = {"name": "fixed", "version": "1", "ready": True}
-    assert Port()("GET", "/models") == (200, [state("1"), state("2"), fixed])
+    serving = {"phase": "serving", "default": True}
+    fixed = {"name": "fixed", "version": "1", "ready": True, **serving}
+    first, second = {**state("1"), **serving, "default": False}, {**state("2"), **serving}
+    port = Port()
+    assert port("GET", "/models") == (200, [first, second, fixed])
+    port.coming.append(ModelView("m", "3", "loading", False))
+    third = {"name": "m", "version": "3", "ready": False, "phase": "loading", "default": False}
+    assert port("GET", "/models") == (200, [first, second, fixed, third])
+    port.catalog.announce("m", "3", "is being loaded")
+    assert port("GET", "/models/m?version=3") == (503, {"error": "model 'm' version 3 is being loaded"})
+
+
+def test_a_model_is_healthy_if_all_its_versions_are() -> None:
+    port = Port()
+    assert port("GET", "/healthz") == (200, {"ready": True, "models": {"m": True, "fixed": True}})
+    port.catalog.add(served(EchoService(PLAIN, version="1"), ready=False))
+    assert port("GET", "/healthz") == (503, {"ready": False, "models": {"m": False, "fixed": True}})
 
 
 @pytest.mark.parametrize(("path", "version"), [("/models/m", "2"), ("/models/m?version=1", "1"), ("/models/m?version=", "2")])
@@ -131,11 +152,11 @@ def test_a_change_is_answered_with_the_new_state() -> None:
         (b"\xff\xfe", "not JSON"),
         (b"[" * 60_000, "not JSON"),
         (b'{"a":' * 10_000, "not JSON"),
-        (b"[]", "no object"),
-        (b'[{"speed": 2}]', "no object"),
-        (b'"speed"', "no object"),
-        (b"null", "no object"),
-        (b"3", "no object"),
+        (b"[]", "not a JSON object"),
+        (b'[{"speed": 2}]', "not a JSON object"),
+        (b'"speed"', "not a JSON object"),
+        (b"null", "not a JSON object"),
+        (b"3", "not a JSON object"),
     ],
 )
 def test_a_body_that_is_no_object_is_refused(body: bytes, clue: str) -> None:

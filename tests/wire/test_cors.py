@@ -142,5 +142,5 @@ def test_origins_are_taken(tmp_path: Path, origin: str) -> None:
 )
 def test_what_no_browser_sends_is_refused(tmp_path: Path, origin: str) -> None:
     (tmp_path / "c.toml").write_text(f'[http]\nmax_headers = 50\ncors_origins = ["{origin}"]\n')
-    with pytest.raises(ConfigError, match=r"c.toml:3: .* is no origin; write it .* like https://shop.example:8443"):
+    with pytest.raises(ConfigError, match=r"c.toml:3: .* is not an origin; write it .* like https://shop.example:8443"):
         load(tmp_path / "c.toml")

@@ -5,7 +5,8 @@ import tracemalloc
 import weakref
 
 from dlproxy.config import HttpLimits
-from dlproxy.wire.http_server import MAX_SEEN, MAX_SEEN_BYTES, HttpConnection, HttpServer
+from dlproxy.wire.http_connection import HttpConnection
+from dlproxy.wire.http_server import MAX_SEEN, MAX_SEEN_BYTES, HttpServer
 
 from .fixtures import Answers, FakeTransport, Wire, post
 

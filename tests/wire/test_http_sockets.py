@@ -7,6 +7,7 @@ import pytest
 
 from dlproxy.config import HttpLimits
 from dlproxy.wire import http_server
+from dlproxy.wire.http_exchange import Exchange
 from dlproxy.wire.http_server import SWEEP_S, HttpServer
 
 from .fixtures import PLAIN, Answers, EchoService, app_of, parse_replies, post, request, running, served
@@ -100,7 +101,7 @@ async def test_a_client_that_does_not_read_stops_being_read_and_is_cut(monkeypat
     monkeypatch.setattr(http_server, "SWEEP_S", 0.02)
     answers = Answers(at_once=False)
 
-    def answer(exchange: http_server.Exchange) -> None:
+    def answer(exchange: Exchange) -> None:
         answers.seen.append(exchange)
         exchange.reply(200, b"text/plain", b"r" * 1_000_000)
 
@@ -211,7 +212,7 @@ async def test_the_sweep_reaches_real_connections(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_fault_of_the_application_is_answered_and_harms_nobody() -> None:
-    def faulty(exchange: http_server.Exchange) -> None:
+    def faulty(exchange: Exchange) -> None:
         if exchange.target == b"/fault":
             raise ValueError("a fault")
         Answers.answer(exchange)

@@ -14,6 +14,7 @@ from dlproxy.tensors import bf16_to_fp32, elements_of, fp32_to_bf16, join_elemen
 from dlproxy.wire import oip_codec
 from dlproxy.wire.checks import RequestChecker
 from dlproxy.wire.oip_codec import InferDecoder, WireRequest, encode
+from dlproxy.wire.terms import Terms
 
 from .fixtures import TIMING, EchoService, Reply, Wire, app_of, echo_signature, post, request, served
 
@@ -61,8 +62,8 @@ class Body:
         return post(target, body, **headers)
 
 
-def checker_of(signature: Signature, max_batch: int = 8, slo_s: float | None = None) -> RequestChecker:
-    return RequestChecker(served(EchoService(signature), max_batch=max_batch, slo_s=slo_s))
+def checker_of(signature: Signature, max_batch: int = 8) -> RequestChecker:
+    return RequestChecker(served(EchoService(signature), max_batch=max_batch))
 
 
 def decode(signature: Signature, body: bytes, json_bytes: int | None = None, now: float = 0.0) -> WireRequest:
@@ -214,7 +215,7 @@ def test_elements_of_free_length_are_checked_each_time() -> None:
     body, json_bytes = Body().add("x", DType.BYTES, [1, 1], raw=join_elements(["abcd"])).parts()
     assert json_bytes is not None
     decoder.decode(body, json_bytes, ticket_id=1, now=0.0)
-    with pytest.raises(InferenceError, match="takes 1 elements, got 2"):
+    with pytest.raises(InferenceError, match="requires 1 elements, got 2"):
         decoder.decode(body[:json_bytes] + bytes(8), json_bytes, ticket_id=1, now=0.0)
 
 
@@ -297,20 +298,15 @@ def test_heads_without_end_do_not_fill_memory() -> None:
 
 
 def test_a_remembered_head_keeps_its_own_timeout_priority_and_outputs() -> None:
-    decoder = InferDecoder(checker_of(PAIR, slo_s=10.0))
-    for now in (0.0, 50.0):
+    decoder = InferDecoder(checker_of(echo_signature(("a", DType.FP32, (-1, 2)), ("b", DType.INT64, (-1, 1)))))
+    for remembered in (False, True):
         for timeout in (1_000_000, 2_000_000):
             body = Body(parameters={"timeout": timeout, "priority": 3}, outputs=[{"name": "out_b"}])
             body.add("a", DType.FP32, [1, 2], raw=bytes(8)).add("b", DType.INT64, [1, 1], raw=bytes(8))
-            ticket = decoder.decode(*_with_c(body), ticket_id=1, now=now).request.ticket
-            assert ticket.deadline_at == pytest.approx(now + timeout * 1e-6)
-            assert ticket.priority == 3
-
-
-def _with_c(body: Body) -> tuple[bytes, int]:
-    text, json_bytes = body.add("c", DType.BYTES, [1, 1], raw=join_elements(["t"])).parts()
-    assert json_bytes is not None
-    return text, json_bytes
+            wire = decoder.decode(*body.parts(), ticket_id=1, now=0.0)
+            assert (wire.memo is not None) is remembered
+            assert wire.terms == Terms(timeout * 1e-6, 3)
+            assert wire.request.outputs == [1]
 
 
 def test_unbatched_models_take_their_exact_shape_as_one_row() -> None:
@@ -424,25 +420,39 @@ def test_a_version_is_named_or_the_one_added_last_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "slo_s", "deadline_at", "priority"),
+    ("params", "slo_s", "answer_by", "deadline_at", "priority"),
     [
-        ({}, None, inf, 0),
-        ({}, 0.5, 10.5, 0),
-        ({"timeout": 0}, None, inf, 0),
-        ({"timeout": 250_000}, None, 10.25, 0),
-        ({"timeout": 250_000}, 0.1, 10.1, 0),
-        ({"timeout": 2**63 - 1, "priority": 2**32 - 1}, 1.0, 11.0, 2**32 - 1),
-        ({"priority": 2, "sequence_id": 0, "sequence_end": False, "unknown": [1]}, None, inf, 2),
-        ({"timeout": None, "priority": None, "binary_data_output": False}, None, inf, 0),
+        ({}, None, inf, inf, 0),
+        ({}, 0.5, inf, 100.5, 0),
+        ({"timeout": 0}, None, inf, inf, 0),
+        ({"timeout": 250_000}, None, 100.25, 100.25, 0),
+        ({"timeout": 250_000}, 0.1, 100.25, 100.1, 0),
+        ({"timeout": 2**63 - 1, "priority": 2**32 - 1}, 1.0, 100 + 2**63 * 1e-6, 101.0, 2**32 - 1),
+        ({"priority": 2, "sequence_id": 0, "sequence_end": False, "unknown": [1]}, None, inf, inf, 2),
+        ({"timeout": None, "priority": None, "binary_data_output": False}, None, inf, inf, 0),
     ],
 )
 def test_timeout_and_priority_reach_the_ticket(
-    params: dict[str, Any], slo_s: float | None, deadline_at: float, priority: int
+    params: dict[str, Any], slo_s: float | None, answer_by: float, deadline_at: float, priority: int
 ) -> None:
-    checker = checker_of(echo_signature(("x", DType.FP32, (-1, 2))), slo_s=slo_s)
-    body = Body(parameters=params).add("x", DType.FP32, [1, 2], [1, 2]).parts()[0]
-    ticket = InferDecoder(checker).decode(body, None, ticket_id=7, now=10.0).request.ticket
-    assert (ticket.deadline_at, ticket.priority, ticket.id) == (pytest.approx(deadline_at), priority, 7)
+    service = EchoService(echo_signature(("x", DType.FP32, (-1, 2))))
+    wire = Wire(app_of(served(service, slo_s=slo_s)))
+    for body in (Body(parameters=params).add("x", DType.FP32, [1, 2], raw=bytes(8)),) * 3:  # the head is remembered
+        wire.feed(body.post())
+        ticket = service.requests[-1].ticket
+        assert (ticket.answer_by, ticket.deadline_at) == (pytest.approx(answer_by), pytest.approx(deadline_at))
+        assert (ticket.priority, ticket.tenant) == (priority, "")
+
+
+def test_an_objective_that_has_changed_holds_for_heads_that_are_remembered() -> None:
+    service = EchoService(echo_signature(("x", DType.FP32, (-1, 2))))
+    model = served(service)
+    wire = Wire(app_of(model))
+    for slo_s, deadline_at in ((None, inf), (0.5, 100.5), (0.1, 100.1), (None, inf)):
+        model.slo_s = slo_s
+        for _ in range(2):
+            wire.feed(Body().add("x", DType.FP32, [1, 2], raw=bytes(8)).post())
+            assert service.requests[-1].ticket.deadline_at == pytest.approx(deadline_at)
 
 
 # Compression

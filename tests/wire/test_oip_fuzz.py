@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dlproxy.message import DType, FailureKind, InferenceError, Signature
 from dlproxy.tensors import join_elements
-from dlproxy.wire.http_server import Exchange
+from dlproxy.wire.http_exchange import Exchange
 from dlproxy.wire.oip_codec import InferDecoder
 
 from .fixtures import EchoService, Wire, app_of, echo_signature, post, served

@@ -1,5 +1,6 @@
 """Every route of the inference port but infer: the JSON that clients parse, /predict, wrong methods and paths."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -93,6 +94,27 @@ def test_model_config_leaves_the_batch_dimension_out() -> None:
     assert "dynamic_batching" in config
 
 
+@pytest.mark.parametrize(
+    ("platform", "backend"),
+    [
+        ("onnxruntime_onnx", "onnxruntime"),
+        ("pytorch_libtorch", "pytorch"),
+        ("pytorch_export", "pytorch"),
+        ("tensorflow_savedmodel", "tensorflow"),
+        ("python", "python"),
+    ],
+)
+def test_model_config_names_the_backend_and_how_long_a_batch_may_wait_now(platform: str, backend: str) -> None:
+    model = served(EchoService(msgspec.structs.replace(ONE, platform=platform)))
+    waits_s = [0.0]
+    control: Any = SimpleNamespace(state=lambda: {"knobs": {"max_wait_s": waits_s[0]}})
+    model.control = control
+    for waits_s[0], expected in ((0.0, 0), (0.002, 2000)):
+        config = Wire(app_of(model)).feed(request("/v2/models/m/config")).replies[0].json()
+        assert (config["platform"], config["backend"]) == (platform, backend)
+        assert config["dynamic_batching"] == {"max_queue_delay_microseconds": expected}
+
+
 def test_model_config_of_a_model_that_does_not_batch() -> None:
     config = ask(request("/v2/models/plain/config")).json()
     assert config["max_batch_size"] == 0
@@ -182,7 +204,7 @@ def test_predict_takes_and_gives_half_floats_as_numbers(dtype: DType) -> None:
         (ONE, '{"inputs":null}', "must be a list"),
         (ONE, '{"inputs":5}', "must be a list"),
         (ONE, '{"inputs":[]}', "[0]"),
-        (ONE, '{"inputs":[1,2]}', "has 1 dims, the model takes 2"),
+        (ONE, '{"inputs":[1,2]}', "has 1 dimensions, but the model expects 2"),
         (ONE, '{"inputs":[[1,2,3]]}', "Expected [-1,2], got [1,3]"),
         (ONE, '{"inputs":[[1,2],[3]]}', "ragged"),
         (ONE, '{"inputs":[[1,"2"]]}', "is not a number"),
@@ -192,11 +214,11 @@ def test_predict_takes_and_gives_half_floats_as_numbers(dtype: DType) -> None:
         (ONE, '{"inputs":' + "[" * 100_000 + "]" * 100_000 + "}", "recursion"),
         (ONE, '{"inputs":[[NaN,1]]}', "malformed"),
         (ONE, f'{{"inputs":{[[1, 2]] * 9}}}', "batch-size must be <= 8"),
-        (SIGNATURE, '{"inputs":[[1,2]]}', "'inputs' must be an object, because 'm' takes 'image', 'text'"),
-        (echo_signature(batched=False), '{"inputs":[1]}', "'m' takes none"),
+        (SIGNATURE, '{"inputs":[[1,2]]}', "'inputs' must be an object: model 'm' has inputs 'image', 'text'"),
+        (echo_signature(batched=False), '{"inputs":[1]}', "'m' has no inputs"),
         (echo_signature(("x", DType.FP16, (-1, 2))), '{"inputs":[[1,70000]]}', "too large for FP16"),
         (echo_signature(("x", DType.BF16, (-1, 2))), '{"inputs":[[1,3.4e38]]}', "too large for BF16"),
-        (echo_signature(("x", DType.UINT8, (-1, 2))), '{"inputs":[[1,256]]}', "does not fit UINT8"),
+        (echo_signature(("x", DType.UINT8, (-1, 2))), '{"inputs":[[1,256]]}', "out of range for UINT8"),
     ],
 )
 def test_predict_says_what_is_wrong(signature: Any, body: bytes | str, says: str) -> None:

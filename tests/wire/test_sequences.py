@@ -60,7 +60,7 @@ def test_it_is_refused_however_often_it_is_asked(params: dict[str, Any], form: A
         assert answers(wire, service, form({})).status == 200
         reply = answers(wire, service, form(params))
         assert reply.status == 501
-        assert "sequences are not served yet; stateless requests leave it out" in reply.error
+        assert "sequences are not supported; omit it in stateless requests" in reply.error
     assert len(service.requests) == 3
     assert model.stats.failures[FailureKind.UNSUPPORTED] == 3
 

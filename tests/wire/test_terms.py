@@ -1,14 +1,27 @@
-"""What headers say of a request reaches its ticket, or is refused with a clear 400; nothing else changes."""
+"""What headers, parameters and arguments say of a request reaches its ticket, or is refused with a clear 400."""
 
 import string
-from math import inf
+from itertools import count
+from math import inf, nan
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dlproxy.message import DType, FailureKind, InferenceError, Request, Tensor, Ticket
-from dlproxy.wire.terms import DEADLINE, MOST_DEADLINE_MS, MOST_TENANT, PRIORITY, Terms
+from dlproxy.message import ANONYMOUS, DType, FailureKind, InferenceError, Principal, Request, Tensor, Ticket
+from dlproxy.wire.endpoint import Endpoint
+from dlproxy.wire.terms import (
+    DEADLINE,
+    MOST_DEADLINE_MS,
+    MOST_TENANT,
+    NO_TERMS,
+    PRIORITY,
+    HeaderTerms,
+    Terms,
+    of_arguments,
+    of_parameters,
+)
 
 from .fixtures import PLAIN, EchoService, Reply, Wire, app_of, post, served
 
@@ -17,16 +30,41 @@ INFER, PREDICT = "/v2/models/m/infer", "/predict/m"
 TARGETS = pytest.mark.parametrize("target", [INFER, PREDICT])
 
 
-def a_request(*data: bytes, deadline_at: float = inf, priority: int = 0) -> Request:
+def a_request(*data: bytes) -> Request:
     inputs = [Tensor(f"x{index}", DType.UINT8, (len(piece),), piece) for index, piece in enumerate(data or (b"abc",))]
-    return Request(Ticket(1, NOW, deadline_at, priority=priority), "m", inputs, (0,))
+    return Request(Ticket(1, NOW), "m", inputs, (0,))
 
 
-def applied(headers: dict[bytes, bytes], request: Request | None = None, *, sticky: str = "") -> Ticket:
+def submitted(
+    headers: dict[bytes, bytes],
+    request: Request | None = None,
+    *,
+    body: Terms = NO_TERMS,
+    principal: Principal = ANONYMOUS,
+    sticky: str = "",
+    slo_s: float | None = None,
+    tenant_header: str = "X-Tenant-Id",
+) -> Request:
+    """The request as the model's service gets it."""
+    service = EchoService(PLAIN)
+    model = served(service, slo_s=slo_s)
+    model.sticky = sticky
+    endpoint = Endpoint(model, count(1), lambda: NOW, tenant_header)
+    endpoint.submit(request or a_request(), Ignored(), endpoint.read_headers(headers, principal).over(body))
+    return service.requests[0]
+
+
+class Ignored:
+    """A ReplyTo for what nobody waits for."""
+
+    def completed(self, response: object) -> None: ...
+
+    def failed(self, failure: object) -> None: ...
+
+
+def applied(headers: dict[bytes, bytes], request: Request | None = None, **how: Any) -> Ticket:
     """The ticket after the headers had their say."""
-    request = request or a_request()
-    Terms(tenant_header="X-Tenant-Id", sticky=sticky).apply(headers, request, NOW)
-    return request.ticket
+    return submitted(headers, request, **how).ticket
 
 
 def fields(ticket: Ticket) -> tuple[object, ...]:
@@ -51,7 +89,8 @@ def fields(ticket: Ticket) -> tuple[object, ...]:
     ],
 )
 def test_a_deadline_counts_from_now(value: bytes, seconds: float) -> None:
-    assert applied({DEADLINE: value}).deadline_at == pytest.approx(NOW + seconds)
+    ticket = applied({DEADLINE: value})
+    assert ticket.deadline_at == ticket.answer_by == pytest.approx(NOW + seconds)
 
 
 NO_DEADLINES = [
@@ -70,11 +109,27 @@ def test_what_is_no_deadline_is_refused_and_said_to_be_none(value: bytes) -> Non
 
 
 @pytest.mark.parametrize(
-    ("before", "header", "after"),
-    [(inf, b"50", 100.05), (100.02, b"50", 100.02), (100.08, b"50", 100.05), (99.0, b"50", 99.0), (inf, b"1e12", 100.0 + 1e9)],
+    ("slo_s", "timeout_s", "header", "answer_by", "deadline_at"),
+    [
+        (None, inf, None, inf, inf),
+        (0.1, inf, None, inf, 100.1),
+        (None, 0.02, None, 100.02, 100.02),
+        (None, inf, b"50", 100.05, 100.05),
+        (None, 0.02, b"50", 100.02, 100.02),
+        (None, 0.08, b"50", 100.05, 100.05),
+        (0.1, 0.08, b"50", 100.05, 100.05),
+        (0.01, 0.08, b"50", 100.05, 100.01),
+        (0.1, inf, b"1e12", 100.0 + 1e9, 100.1),
+        (0.1, 0.0, None, 100.0, 100.0),
+        (0.1, -5.0, b"50", 95.0, 95.0),
+    ],
 )
-def test_the_earlier_deadline_holds(before: float, header: bytes, after: float) -> None:
-    assert applied({DEADLINE: header}, a_request(deadline_at=before)).deadline_at == pytest.approx(after)
+def test_the_clients_own_deadline_is_kept_and_the_earliest_is_aimed_at(
+    slo_s: float | None, timeout_s: float, header: bytes | None, answer_by: float, deadline_at: float
+) -> None:
+    headers = {} if header is None else {DEADLINE: header}
+    ticket = applied(headers, body=Terms(timeout_s), slo_s=slo_s)
+    assert (ticket.answer_by, ticket.deadline_at) == (pytest.approx(answer_by), pytest.approx(deadline_at))
 
 
 # Priorities
@@ -82,7 +137,8 @@ def test_the_earlier_deadline_holds(before: float, header: bytes, after: float) 
 
 @pytest.mark.parametrize(("value", "priority"), [(b"1", 1), (b"0", 0), (b"7", 7), (b"007", 7), (b"999999999", 999_999_999)])
 def test_a_priority_is_taken(value: bytes, priority: int) -> None:
-    assert applied({PRIORITY: value}, a_request(priority=3)).priority == priority, "also in place of the parameter's"
+    assert applied({PRIORITY: value}, body=Terms(priority=3)).priority == priority, "also in place of the parameter's"
+    assert applied({}, body=Terms(priority=3)).priority == 3
 
 
 NO_PRIORITIES = [
@@ -134,9 +190,23 @@ def test_a_tenant_is_what_its_header_says(value: bytes, tenant: str) -> None:
 
 
 def test_the_tenants_header_is_the_configured_one() -> None:
-    request = a_request()
-    Terms(tenant_header="X-Shop", sticky="").apply({b"x-shop": b"a", b"x-tenant-id": b"b"}, request, NOW)
-    assert request.ticket.tenant == "a"
+    assert applied({b"x-shop": b"a", b"x-tenant-id": b"b"}, tenant_header="X-Shop").tenant == "a"
+
+
+@pytest.mark.parametrize(
+    ("principal", "header", "tenant"),
+    [
+        (Principal("ann", "shop"), b"bank", "shop"),
+        (Principal("ann", "shop"), None, "shop"),
+        (Principal("ann"), b"bank", "bank"),
+        (Principal("ann"), None, ""),
+        (ANONYMOUS, b"bank", "bank"),
+    ],
+)
+def test_a_principals_tenant_cannot_be_replaced_by_a_header(principal: Principal, header: bytes | None, tenant: str) -> None:
+    request = submitted({} if header is None else {b"x-tenant-id": header}, principal=principal, sticky="tenant")
+    assert request.principal is principal
+    assert (request.ticket.tenant, request.ticket.affinity) == (tenant, tenant)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +241,43 @@ def test_equal_inputs_stick_together_and_different_ones_do_not(first: list[bytes
 
 
 def test_without_headers_a_ticket_stays_as_it_is() -> None:
-    request = a_request(deadline_at=101.0, priority=3)
+    request = a_request()
     before = fields(request.ticket)
     assert fields(applied({b"host": b"a", b"x-request-id": b"5", b"priority": b"u=1"}, request)) == before
+    assert request.principal is ANONYMOUS
+
+
+def test_headers_that_repeat_are_read_again_for_another_principal_and_after_a_refusal() -> None:
+    reader = HeaderTerms(tenant_header="X-Tenant-Id", sticky="")
+    repeated, wrong = {b"x-tenant-id": b"bank", DEADLINE: b"50"}, {DEADLINE: b"soon"}
+    ann, bob = Principal("ann", "shop"), Principal("bob", "bakery")
+    for principal, tenant in ((ann, "shop"), (ann, "shop"), (bob, "bakery"), (ANONYMOUS, "bank"), (ann, "shop")):
+        for _ in range(2):
+            terms = reader.read(repeated, principal)
+            assert (terms.principal, terms.tenant, terms.timeout_s) == (principal, tenant, 0.05)
+            with pytest.raises(InferenceError):
+                reader.read(wrong, principal)
+    assert reader.read({}) is reader.read({}) is NO_TERMS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "clue"),
+    [
+        ({"timeout_s": nan}, "timeout_s"),
+        ({"priority": -1}, "priority"),
+        ({"priority": 1.0}, "priority"),
+        ({"priority": 2**32}, "priority"),
+    ],
+)
+def test_arguments_are_checked_like_parameters(arguments: dict[str, Any], clue: str) -> None:
+    with pytest.raises(InferenceError, match=clue):
+        of_arguments(**{"timeout_s": None, "priority": 0, "tenant": "", "affinity": "", **arguments})
+
+
+@pytest.mark.parametrize("timeout_us", [1, 250_000, 2**63 - 1])
+def test_a_timeout_parameter_is_in_microseconds_and_0_is_none(timeout_us: int) -> None:
+    assert of_parameters({"timeout": timeout_us}).timeout_s == pytest.approx(timeout_us * 1e-6)
+    assert of_parameters({"timeout": 0}).timeout_s == inf
 
 
 # Over the wire
@@ -233,6 +337,9 @@ def test_the_earliest_of_header_parameter_and_slo_holds(timeout_us: int, header:
     asked = Asked(slo_s=0.1)
     asked(INFER, {"timeout": timeout_us}, **{"x-request-deadline-ms": header})
     assert asked.ticket.deadline_at == pytest.approx(NOW + seconds)
+    asked.model.slo_s = 0.001
+    asked(INFER, {"timeout": timeout_us}, **{"x-request-deadline-ms": header})
+    assert asked.ticket.deadline_at == pytest.approx(NOW + 0.001), "an objective that has changed holds at once"
 
 
 def test_the_header_wins_over_the_priority_parameter() -> None:

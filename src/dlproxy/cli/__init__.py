@@ -3,11 +3,12 @@
 Exit codes: 0 done, 1 the run itself failed, 2 the user can mend it (message on stderr, no traceback), 130 interrupted.
 """
 
-import argparse
+import sys
 from collections.abc import Sequence
 
 from dlproxy import __version__
 from dlproxy.cli import bench, demo, models, serve, simulate
+from dlproxy.cli.parser import Parser
 from dlproxy.cli.terminal import INTERRUPTED, USER_ERROR
 
 __all__ = ["USER_ERROR", "main"]
@@ -15,18 +16,18 @@ __all__ = ["USER_ERROR", "main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = _parser().parse_args(arguments)
     try:
+        args = _parser().parse(sys.argv[1:] if arguments is None else arguments)
         code: int = args.command(args)
     except KeyboardInterrupt:
         return INTERRUPTED
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dlproxy", description="A self-tuning inference proxy for deep-learning models.")
+def _parser() -> Parser:
+    parser = Parser(prog="dlproxy", description="A self-tuning inference proxy for deep-learning models.")
     parser.add_argument("--version", action="version", version=f"dlproxy {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in (serve, models, demo, bench, simulate):
         command.add_to(commands)
     return parser

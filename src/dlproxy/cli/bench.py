@@ -13,6 +13,8 @@ from dlproxy.cli.durations import seconds, span
 from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from dlproxy.lab.load.run import Interrupt, LoadTest, Watch
     from dlproxy.lab.load.settings import Settings
     from dlproxy.lab.report.result import Result, Trial
@@ -33,58 +35,63 @@ def add_to(commands: Commands) -> None:
         description="Send inference requests to any server of the Open Inference Protocol and measure how it answers. "
         "Latency counts from when a request was due.",
     )
-    bench.add_argument("url", metavar="URL", help="the server, like http://127.0.0.1:8000; or the word compare")
-    bench.add_argument("files", nargs="*", metavar="FILE", help="with compare: two results that --json wrote")
-    bench.add_argument("--model", metavar="NAME", help="the model to ask; may be left out if the server has only one")
-    _add_load(bench.add_argument_group("load", "a closed loop of 64 clients, unless --rate or --trace ask for an open loop"))
+    bench.add_argument("url", metavar="URL", help="the server, such as http://127.0.0.1:8000; or the word compare")
+    bench.add_argument("files", nargs="*", default=[], metavar="FILE", help="with compare: two results that --json wrote")
+    bench.add_argument("--model", metavar="NAME", help="the model to send requests to; optional if the server has only one")
+    _add_load(bench.add_argument_group("load", "a closed loop of 64 clients, unless --rate or --trace asks for an open loop"))
     _add_requests(bench.add_argument_group("requests"))
     generator = bench.add_argument_group("generator and report")
-    generator.add_argument("--processes", type=int, default=1, metavar="N", help="processes that send (default 1)")
+    generator.add_argument("--processes", type=int, default=1, metavar="N", help="processes that send requests (default 1)")
     generator.add_argument(
-        "--max-connections", type=int, metavar="N", help="most connections of an open loop, over all processes (default 1024)"
+        "--max-connections", type=int, metavar="N", help="limit on an open loop's connections, in total (default 1024)"
     )
     generator.add_argument("--drain", metavar="SECONDS", help="how long to wait for the last answers (default 5)")
-    generator.add_argument("--objective", metavar="p99=20ms", help="latency that counts as good")
-    generator.add_argument("--json", type=Path, metavar="FILE", help="write the result")
-    generator.add_argument("--html", type=Path, metavar="FILE", help="write a report to look at")
+    generator.add_argument("--objective", metavar="p99=20ms", help="answers within this latency count as good")
+    generator.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+    generator.add_argument("--html", type=Path, metavar="FILE", help="write a report with charts")
     bench.set_defaults(command=_bench)
 
 
 def _add_load(load: Any) -> None:
-    load.add_argument("--concurrency", type=int, metavar="N", help="closed loop: requests under way at a time (default 64)")
-    load.add_argument("--rate", type=float, metavar="R", help="open loop: requests per second, whatever the answers do")
+    load.add_argument("--concurrency", type=int, metavar="N", help="closed loop: requests in flight at a time (default 64)")
+    load.add_argument("--rate", type=float, metavar="R", help="open loop: requests per second, however slow the answers are")
     load.add_argument(
         "--arrivals", metavar="KIND", help="with --rate: poisson (default), constant, gamma:cv=4, mmpp:high=5, daily:peak=3"
     )
     load.add_argument("--trace", type=Path, metavar="FILE", help="open loop: arrival times from a CSV file")
-    load.add_argument("--speed", type=float, metavar="X", help="replay the trace X times as fast (default 1)")
-    load.add_argument("--duration", metavar="SECONDS", help="what is measured (default 10, or the trace's length)")
-    load.add_argument("--warmup", metavar="SECONDS", help="load before that (default 1; 0 for a trace)")
+    load.add_argument("--speed", type=float, metavar="X", help="with --trace: replay it X times as fast (default 1)")
+    load.add_argument("--duration", metavar="SECONDS", help="time to measure (default 10, or the length of the trace)")
+    load.add_argument("--warmup", metavar="SECONDS", help="load before the measurement begins (default 1; 0 for a trace)")
     load.add_argument(
-        "--find-peak", metavar="p99=20ms", help="search the highest Poisson rate that meets this; --rate says where to begin"
+        "--find-peak",
+        metavar="p99=20ms",
+        help="search for the highest Poisson rate that meets this objective; --rate says where to begin",
     )
-    load.add_argument("--trials", type=int, metavar="N", help="with --find-peak: runs at most (default 30)")
+    load.add_argument("--trials", type=int, metavar="N", help="with --find-peak: the most runs to make (default 30)")
     load.add_argument("--seed", type=int, default=0, help="the same seed gives the same arrivals and requests (default 0)")
 
 
 def _add_requests(requests: Any) -> None:
     requests.add_argument(
-        "--input", type=Path, metavar="FILE", help=".npy of samples, or .npz with an array per input; else inputs are made up"
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help=".npy with samples, or .npz with an array per input (default: made-up inputs)",
     )
-    requests.add_argument("--rows", type=int, metavar="K", help="rows of each request (default 1)")
+    requests.add_argument("--rows", type=int, metavar="K", help="rows in each request (default 1)")
     requests.add_argument(
         "--shape",
         action="append",
         default=[],
         metavar="NAME:D,D",
-        help="sizes of an input's open dimensions, without the batch axis",
+        help="sizes of an input's variable dimensions, without the batch axis",
     )
-    requests.add_argument("--keys", type=int, metavar="N", help="distinct requests (default 64, or all samples of the file)")
-    requests.add_argument("--zipf", type=float, metavar="S", help="choose them by Zipf's law with this exponent, not in turn")
+    requests.add_argument("--keys", type=int, metavar="N", help="distinct requests (default 64, or every sample in the file)")
+    requests.add_argument("--zipf", type=float, metavar="S", help="pick them by Zipf's law with this exponent, not in turn")
     requests.add_argument("--protocol", default="binary", metavar="KIND", help="tensors as binary (default) or json")
     requests.add_argument("--deadline", metavar="50ms", help="timeout parameter of each request")
     requests.add_argument(
-        "--header", action="append", default=[], metavar="NAME:VALUE", help="sent with each request; may be given several times"
+        "--header", action="append", default=[], metavar="NAME:VALUE", help="sent with each request; may be repeated"
     )
 
 
@@ -95,22 +102,24 @@ def _bench(args: argparse.Namespace) -> int:
 
     try:
         if args.url == COMPARE:
-            return _compare(args.files)
+            return _compare(args.files, args.given)
         if args.files:
-            raise LoadError(f"'{args.files[0]}' is too much: give one URL, and everything else as options")
+            raise LoadError(f"unexpected argument '{args.files[0]}': give one URL, and everything else as options")
         return _load(args)
     except (ConfigError, LoadError, ResultError) as error:
         complain(str(error))
         return USER_ERROR
 
 
-def _compare(files: list[str]) -> int:
+def _compare(files: list[str], options: "Collection[str]") -> int:
     from dlproxy.lab.load.settings import LoadError
     from dlproxy.lab.report.compare import compare
     from dlproxy.lab.report.result import load
 
     if len(files) != 2:
         raise LoadError("compare takes two results: dlproxy bench compare A.json B.json")
+    if options:
+        raise LoadError(f"compare prints its comparison and has no options; omit {', '.join(sorted(options))}")
     say(compare(load(Path(files[0])), load(Path(files[1]))))
     return OK
 
@@ -123,8 +132,8 @@ def _load(args: argparse.Namespace) -> int:
     for path in (args.json, args.html):
         if path is not None:
             ensure_writable(path)
+    test = LoadTest(settings)
     with Interrupt() as interrupt:
-        test = LoadTest(settings)
         if args.find_peak is not None:
             return _find_peak(args, test, interrupt)
         with _Bar(test.settings.ramp_s + test.settings.length_s) as bar:
@@ -138,31 +147,32 @@ def _load(args: argparse.Namespace) -> int:
 def _find_peak(args: argparse.Namespace, test: "LoadTest", interrupt: "Interrupt") -> int:
     from dlproxy.lab.load.peak import MAX_TRIALS, Search
     from dlproxy.lab.load.settings import LoadError
+    from dlproxy.lab.report.wording import duration, rate
 
     objective_s = seconds(args.find_peak, "--find-peak")
     assert objective_s is not None
     most = MAX_TRIALS if args.trials is None else args.trials
     if most < 2:
-        raise LoadError(f"--trials {most} is impossible: a search takes at least 2")
+        raise LoadError(f"--trials {most} is out of range: a search takes at least 2")
     number = 0
 
     def tell(trial: "Trial") -> None:
         nonlocal number
         number += 1
-        p99 = "no answers" if trial.p99_ms is None else f"p99 {trial.p99_ms:.3g} ms"
+        p99 = "no answers" if trial.p99_ms is None else f"p99 {duration(trial.p99_ms)}"
         verdict = "passed" if trial.passed else f"failed: {trial.reason}"
-        say(f"trial {number:>2}  {trial.rate:>9,.6g}/s for {trial.duration_s:>5.2f} s  {p99:>14}  {verdict}")
+        say(f"trial {number:>2}  {rate(trial.rate):>11} for {duration(trial.duration_s * 1e3):>7}  {p99:>12}  {verdict}")
 
     search = Search(test, objective_s, interrupt, tell, _keep_going)
     result = search.run(args.rate, most)
     say("")
     _report(result, args)
     say("")
-    if search.peak is None:
-        say(f"peak         not found for p99 = {objective_s * 1e3:g} ms")
+    if result.peak_rps is None:
+        say(f"peak         not found for p99 = {duration(objective_s * 1e3)}")
         return INTERRUPTED if result.interrupted else FAILED
-    said = f"{search.peak:,.6g} requests/s with p99 = {objective_s * 1e3:g} ms"
-    say(f"peak         {said}, confirmed over {result.duration_s:g} s")
+    confirmed = f"with p99 = {duration(objective_s * 1e3)}, confirmed over {duration(result.duration_s * 1e3)}"
+    say(f"peak         {result.peak_rps:,.6g} requests/s {confirmed}")
     return OK
 
 
@@ -173,9 +183,9 @@ def _settings(args: argparse.Namespace) -> "Settings":
     peak = args.find_peak is not None
     for option in ("concurrency", "trace", "arrivals", "objective"):
         if peak and getattr(args, option) is not None:
-            raise LoadError(f"--find-peak tries Poisson rates against its own objective; leave --{option} away")
+            raise LoadError(f"--find-peak tries Poisson rates against its own objective; omit --{option}")
     if args.trials is not None and not peak:
-        raise LoadError("--trials belongs to --find-peak")
+        raise LoadError("--trials only has a meaning with --find-peak")
     drain_s = span(args.drain, "--drain")
     settings = Settings(
         url=args.url,
@@ -201,8 +211,10 @@ def _settings(args: argparse.Namespace) -> "Settings":
         processes=args.processes,
         max_connections=MAX_CONNECTIONS if args.max_connections is None else args.max_connections,
     )
+    if "--seed" in args.given and args.input is not None and args.zipf is None and args.rate is None and not peak:
+        raise LoadError("--seed changes nothing here: requests come from --input in turn, and no arrival times are drawn")
     if args.max_connections is not None and not settings.open_loop and not peak:
-        raise LoadError("--max-connections is for an open loop; the connections of a closed loop are its --concurrency")
+        raise LoadError("--max-connections is for an open loop; a closed loop has as many connections as its --concurrency")
     return check(settings)
 
 
@@ -212,7 +224,7 @@ def _headers(texts: list[str]) -> tuple[tuple[str, str], ...]:
     headers = {}
     for name, value in map(_header, texts):
         if name.lower() in headers:
-            raise LoadError(f"--header {name} is given twice; give its values in one, with commas between them")
+            raise LoadError(f"--header {name} is given twice; join its values with commas in one")
         headers[name.lower()] = name, value
     return tuple(headers.values())
 
@@ -223,9 +235,9 @@ def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     fit = re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) and value.isascii() and value.isprintable()
     if not colon or not fit:
-        raise LoadError(f"--header {text!r} is none; write it like x-tenant-id:shop")
+        raise LoadError(f"--header {text!r} is not a header; write it like x-tenant-id:shop")
     if name.lower() in OWN_HEADERS:
-        raise LoadError(f"--header {name} is what the load test itself has to say")
+        raise LoadError(f"--header {name} cannot be given, because the load test sets it itself")
     return name, value.strip()
 
 
@@ -281,7 +293,7 @@ class _Bar:
         if self._started_at is None:
             self._started_at = now
         self._bar.set_postfix_str(
-            f" {progress.ok:,} answered, {progress.failed:,} failed, {progress.under_way:,} under way", refresh=False
+            f" {progress.ok:,} answered, {progress.failed:,} failed, {progress.under_way:,} in flight", refresh=False
         )
         self._bar.update(min(now - self._started_at, self._bar.total or 0.0) - self._bar.n)
         return True

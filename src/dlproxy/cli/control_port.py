@@ -119,7 +119,7 @@ class ControlPort:
 
     def _no_control_port(self) -> str:
         live, _ = self._ask("GET", "/v2/health/live")
-        what = "an inference port" if live == 200 else "no control port of dlproxy"
+        what = "an inference port" if live == 200 else "not a dlproxy control port"
         return f"{self.url} is {what}; give the port on which `dlproxy serve` reports its metrics: --control http://HOST:{PORT}"
 
     def _decoded(self, body: bytes) -> Any:
@@ -129,7 +129,7 @@ class ControlPort:
             raise ControlError(self._strange(error)) from None
 
     def _strange(self, error: Exception) -> str:
-        return f"what {self.url} answers is not understood: {error}; is it a control port of this version of dlproxy?"
+        return f"the answer from {self.url} is not understood: {error}; is it the control port of this version of dlproxy?"
 
     def _ask(
         self, method: str, path: str, *, body: dict[str, Any] | None = None, patience_s: float = PATIENCE_S
@@ -148,6 +148,6 @@ class ControlPort:
             reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
             raise ControlError(f"cannot reach {self.url}: {reason}; is dlproxy running there?") from None
         except (http.client.HTTPException, ValueError):
-            raise ControlError(f"what {self.url} answers is no HTTP, or breaks off; is the port right?") from None
+            raise ControlError(f"{self.url} did not answer with complete HTTP; is the port right?") from None
         finally:
             connection.close()

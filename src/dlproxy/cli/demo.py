@@ -7,10 +7,14 @@ from dlproxy.cli.terminal import Commands
 
 def add_to(commands: Commands) -> None:
     """Declare the command and its options."""
-    demo = commands.add_parser("demo", help="serve handwritten digits and classify real ones")
-    demo.add_argument("--seconds", type=float, default=10.0, help="length of the load (default 10)")
-    demo.add_argument("--concurrency", type=int, default=64, help="clients at a time (default 64)")
-    demo.add_argument("--exit", action="store_true", help="end after the load instead of serving on")
+    demo = commands.add_parser(
+        "demo",
+        help="serve a small digits model and send it real images",
+        description="Serve the packaged digits model, send it handwritten digits, and show what it read and how fast.",
+    )
+    demo.add_argument("--seconds", type=float, default=10.0, help="how long to send requests (default 10)")
+    demo.add_argument("--concurrency", type=int, default=64, help="clients that send at the same time (default 64)")
+    demo.add_argument("--exit", action="store_true", help="exit after the load instead of serving on")
     demo.set_defaults(command=_demo)
 
 

@@ -25,4 +25,4 @@ def span(text: str | None, option: str) -> float | None:
         try:
             return parse_duration(text.strip())
         except ConfigError:
-            raise ConfigError(f"{option} {text} is no time; write it like 10, 10s or 500ms") from None
+            raise ConfigError(f"{option} {text} is not a duration; write it like 10, 10s or 500ms") from None

@@ -1,5 +1,6 @@
-"""Models as the command line names them: PATH or NAME=PATH. Called by cli/serve.py and cli/simulate.py."""
+"""Models as the command line names them: PATH, NAME=PATH or NAME:VERSION=PATH. Called by cli/serve.py and cli/simulate.py."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,23 +10,39 @@ if TYPE_CHECKING:
 
 
 def add_models(
-    models: "dict[str, ModelConfig]", arguments: Sequence[str], slo: str, *, command: str
-) -> "dict[str, ModelConfig]":
-    """The models of the file and those of the command line (PATH or NAME=PATH). Raises ConfigError."""
-    from dlproxy.config import SLEEP, ConfigError, ModelConfig, parse_slo
+    models: "dict[str, list[ModelConfig]]", arguments: Sequence[str], slo: str, *, command: str
+) -> "dict[str, list[ModelConfig]]":
+    """The models of the file and those of the command line, by name, the latest version last. Raises ConfigError."""
+    from dlproxy.config import ConfigError, ModelConfig, parse_slo
 
     parse_slo(slo)
+    if slo and models and not arguments:
+        raise ConfigError("--slo is for models given on the command line, and there are none; the file's models have their own")
+    models = {name: list(versions) for name, versions in models.items()}
     for argument in arguments:
-        name, equals, path = argument.partition("=")
-        if not equals or "/" in name or argument.startswith(SLEEP):  # an equals sign in a folder's name
-            name, path = "", argument
-        name = name or (SLEEP.strip(":") if path.startswith(SLEEP) else Path(path).stem.partition(":")[0])
-        if name in models:
-            raise ConfigError(f"two models are named '{name}'; give them names: NAME=PATH")
-        models[name] = ModelConfig(path=path, slo=slo)
+        name, version, path = _parsed(argument)
+        versions = models.setdefault(name, [])
+        if any(model.version == version for model in versions):
+            raise ConfigError(
+                f"two models are named '{name}' in version {version}; give them names, NAME=PATH, or versions, NAME:2=PATH"
+            )
+        versions.append(ModelConfig(path=path, slo=slo, version=version))
     if not models:
         raise ConfigError(f"no model given; try: dlproxy {command} MODEL.onnx")
     for name in models:
         if "/" in name or not name.isprintable() or name.strip() != name or not name.strip("."):
             raise ConfigError(f"{name!r} cannot be a model's name: use printable text without a slash (NAME=PATH)")
     return models
+
+
+def _parsed(argument: str) -> tuple[str, str, str]:
+    """Name, version and path. What stands before an equals sign is part of the path if it has a slash, as folders may."""
+    from dlproxy.config import SLEEP
+
+    versioned = re.fullmatch(r"([^/=]+):([0-9]+)=(.*)", argument, re.DOTALL)
+    if versioned is not None:
+        return versioned[1], versioned[2], versioned[3]
+    name, equals, path = argument.partition("=")
+    if not equals or "/" in name or argument.startswith(SLEEP):
+        name, path = "", argument
+    return name or (SLEEP.strip(":") if path.startswith(SLEEP) else Path(path).stem.partition(":")[0]), "1", path

@@ -38,11 +38,11 @@ def add_to(commands: Commands) -> None:
 
     action("list", _all, _overview, "all models in a table")
     show = action("show", _one, _page, "one model with its instances and knobs")
-    scale = action("scale", _scale, _scaled, "run so many instances of a model, and wait until it is done")
+    scale = action("scale", _scale, _scaled, "set how many instances of a model run, and wait until they do")
     change = action("set", _set, _changed, "change knobs of a model while it serves")
     for parser in (show, scale, change):
         parser.add_argument("model", metavar="NAME")
-    scale.add_argument("count", type=int, metavar="COUNT", help="instances to run from now on; 0: none")
+    scale.add_argument("count", type=int, metavar="COUNT", help="how many instances to run from now on; 0: none")
     change.add_argument(
         "knobs", nargs="+", metavar="KNOB=VALUE", help="as in dlproxy.toml: max_batch=32 slo=p99=20ms hedge=true"
     )
@@ -85,7 +85,7 @@ def _scale(port: "ControlPort", args: argparse.Namespace) -> Any:
     try:
         return port.scale(args.model, args.count)
     except KeyboardInterrupt:
-        complain(f"interrupted; the server goes on with it, as this shows: dlproxy models show {args.model}")
+        complain(f"interrupted; the server carries on: see dlproxy models show {args.model}")
         raise
 
 
@@ -105,7 +105,7 @@ def _knobs(texts: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise ControlError(f"'{text}' has no value; write it like max_batch=32 or slo=p99=20ms")
         if not text.isprintable():
-            raise ControlError(f"{text!r} holds characters that no knob has")
+            raise ControlError(f"{text!r} contains characters that no knob has")
         if knob in knobs:
             raise ControlError(f"{knob} is given twice")
         try:

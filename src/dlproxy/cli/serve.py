@@ -5,7 +5,7 @@ Not aware of: how a model is loaded or a port served.
 
 import argparse
 import logging
-import sys
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,81 +14,100 @@ from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 from dlproxy.hosts import authority
 
 if TYPE_CHECKING:
-    from asyncio import Runner
-
     from dlproxy.config import Config
     from dlproxy.message import TensorSpec
     from dlproxy.serve.assemble import LoadedModel
     from dlproxy.serve.server import Server
 
 
+AS_KNOB = "as the knob of the same name"
+
+
+class _KnobHelp(argparse.HelpFormatter):
+    """Takes the words for options that set a knob from the table of knobs, which is read only if help is asked for."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        from dlproxy.config.table import option_help
+
+        return option_help(action.dest) if action.help == AS_KNOB else action.help
+
+
 def add_to(commands: Commands) -> None:
     """Declare the command and its options."""
-    serve = commands.add_parser("serve", help="serve models over HTTP", description="Serve models over HTTP.")
+    serve = commands.add_parser(
+        "serve", help="serve models over HTTP", description="Serve models over HTTP.", formatter_class=_KnobHelp
+    )
     serve.add_argument(
         "models",
         nargs="*",
         metavar="MODEL",
-        help="a model file, file.py:MyModel, or the address of a model on another server; NAME=... gives it a name",
+        help="a model file, file.py:MyModel, or the address of a model on another server; NAME=... gives it a name, "
+        "NAME:2=... makes it version 2 of a model",
     )
     serve.add_argument("--config", type=Path, metavar="FILE", help="a dlproxy.toml; the options below override it")
-    serve.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    serve.add_argument("--http-port", type=int, metavar="PORT", help="inference port (default 8000, 0: any)")
-    serve.add_argument("--control-port", type=int, metavar="PORT", help="metrics and health port (default 8002, 0: any)")
-    serve.add_argument("--slo", metavar="p99=20ms", help="latency objective of the models given here")
-    serve.add_argument("--event-log", metavar="FOLDER", help="record every lane event and command, to replay")
+    serve.add_argument("--slo", metavar="p99=20ms", help="latency objective of the models given on the command line")
+    listening = serve.add_argument_group("where it listens")
+    listening.add_argument("--host", help=AS_KNOB)
+    listening.add_argument("--http-port", "--port", type=int, metavar="PORT", help=AS_KNOB)
+    listening.add_argument("--uds", metavar="PATH", help=AS_KNOB)
+    listening.add_argument("--control-port", type=int, metavar="PORT", help=AS_KNOB)
+    logs = serve.add_argument_group("logs")
+    detail = logs.add_mutually_exclusive_group()
+    detail.add_argument("-v", "--verbose", action="store_true", help="also log why requests are refused, and other details")
+    detail.add_argument("-q", "--quiet", action="store_true", help="print and log nothing but warnings and errors")
+    logs.add_argument(
+        "--log-format", choices=("text", "json"), default="text", metavar="FORMAT", help="text (default), or json: objects"
+    )
+    logs.add_argument("--access-log", action="store_true", default=None, help=AS_KNOB)
+    logs.add_argument("--event-log", metavar="FOLDER", help=AS_KNOB)
     serve.set_defaults(command=_serve)
 
 
 def _serve(args: argparse.Namespace) -> int:
     import asyncio
 
+    from dlproxy.cli import logs
     from dlproxy.config import ConfigError
     from dlproxy.instance.runtime import ModelError
     from dlproxy.serve.event_loop import loop_factory
     from dlproxy.serve.server import PortError, Server
     from dlproxy.telemetry.event_log import LogError
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         config = _config(args)
+        level = logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO
+        logs.set_up(level, as_json=args.log_format == "json")
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            _run(Server(config), runner)
+            runner.run(Server(config).run((lambda server: None) if args.quiet else _report))
     except (ConfigError, LogError, ModelError, PortError) as error:
         complain(str(error))
         return USER_ERROR
     return OK
 
 
-def _run(server: "Server", runner: "Runner") -> None:
-    """Serve until told to stop. What was up before a start failed is stopped: threads end, recordings are written."""
-    from dlproxy.serve.assemble import unload_model
-
-    try:
-        runner.run(server.run(_report))
-    except Exception:
-        for model in server.models:
-            runner.run(unload_model(model, drain_s=0.0))
-        raise
-
-
 def _config(args: argparse.Namespace) -> "Config":
-    """The file's configuration with the command line's on top. Raises ConfigError."""
+    """The file's configuration with the environment's and the command line's on top. Raises ConfigError."""
     import msgspec
 
-    from dlproxy.config import Config, ConfigError, ServerConfig, load
+    from dlproxy.config import ConfigError
+    from dlproxy.config.effects import weights_without_effect
+    from dlproxy.config.reading import from_environment, override
 
-    config = load(args.config) if args.config else Config()
-    given = {
-        name: value for name in ("host", "http_port", "control_port", "event_log") if (value := getattr(args, name)) is not None
-    }
-    try:
-        server = msgspec.convert({**msgspec.to_builtins(config.server), **given}, ServerConfig)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        raise ConfigError(f"--{where.strip('`').replace('_', '-')}: {what[0].lower()}{what[1:]}") from None
-    models = add_models(dict(config.models), args.models, args.slo or "", command="serve")
-    return msgspec.structs.replace(config, server=server, models=models)
+    if args.uds is not None and args.http_port is not None:
+        raise ConfigError("--uds replaces the inference port; give either --uds or --http-port")
+    config, warnings = from_environment(args.config, os.environ)
+    options = ("host", "http_port", "control_port", "uds", "access_log", "event_log")
+    given = {name: value for name in options if (value := getattr(args, name)) is not None}
+    if args.http_port is not None:
+        given["uds"] = ""
+    server = override(config.server, given, lambda knob: f"--{knob.replace('_', '-')}")
+    if server.http_port == server.control_port != 0 and not server.uds:
+        raise ConfigError(f"--http-port and --control-port are both {server.http_port}; give each a port of its own")
+    models = add_models(config.models, args.models, args.slo or "", command="serve")
+    config = msgspec.structs.replace(config, server=server, models=models)
+    for warning in [*warnings, *weights_without_effect(config)]:
+        complain(warning)
+    return config
 
 
 def _report(server: "Server") -> None:
@@ -96,43 +115,44 @@ def _report(server: "Server") -> None:
     for model in server.models:
         for line in _describe(model):
             say(line)
-    if server.shares_cores:
+    if server.models.shares_cores:
         say("batches of these models take turns on the cores (arbiter)")
-    http, control = (authority(server.host, port) for port in (server.http_port, server.control_port))
-    say(f"inference  http://{http}/v2   (plain JSON: POST /predict/MODEL)")
+    if server.unix_socket is None:
+        say(f"inference  http://{authority(server.host, server.http_port)}/v2   (plain JSON: POST /predict/MODEL)")
+    else:
+        say(f"inference  {server.unix_socket.path}   (curl --unix-socket {server.unix_socket.path} http://localhost/v2)")
+    control = authority(server.host, server.control_port)
     say(f"metrics    http://{control}/metrics   (state and knobs: dlproxy models)")
-    say("ready; Ctrl-C stops")
+    say("ready; press Ctrl-C to stop")
 
 
 def _describe(model: "LoadedModel") -> list[str]:
-    served, hosting = model.served, model.hosting
-    calibration = hosting.calibration
-    count = hosting.way.threads
+    served, fleet = model.served, model.fleet
+    calibration = fleet.calibration
+    count = fleet.way.threads
     threads = f", {count} thread{'s' * (count > 1)} each" if count else ""
-    single = "unknown" if calibration.single_s is None else f"{calibration.single_s * 1e3:.3g} ms"
+    single = "unknown time" if calibration.single_s is None else _duration(calibration.single_s)
     batching = f"up to {model.lane.view().batch_goal} rows a batch" if served.signature.batched else "one request at a time"
     if served.signature.batched and served.signature.pads:
-        batching += ", lengths are padded together"
+        batching += ", shorter requests are padded to the longest"
     lines = [
         f"model {served.name} version {served.version}",
-        f"  takes    {', '.join(map(_show, served.signature.inputs))}",
-        f"  gives    {', '.join(map(_show, served.signature.outputs))}",
-        f"  runs     {hosting.describe()}{threads}, {single} a row, {batching}",
+        f"  inputs   {', '.join(map(_show, served.signature.inputs))}",
+        f"  outputs  {', '.join(map(_show, served.signature.outputs))}",
+        f"  runs     {fleet.describe()}{threads}, {single} a row, {batching}",
     ]
     if served.slo_s is not None:
-        lines.append(f"  aims at  p99 = {served.slo_s * 1e3:g} ms")
+        lines.append(f"  target   p99 = {served.slo_s * 1e3:g} ms")
         if calibration.single_s is not None and calibration.single_s > served.slo_s:
-            lines.append(f"  warning  one row alone takes {single}: this objective cannot be met")
+            lines.append(f"  warning  one row alone takes {single}, so this target cannot be met")
     if calibration.warning:
         lines.append(f"  warning  {calibration.warning}")
     return lines
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
+
+
 def _show(spec: "TensorSpec") -> str:
-    """With the model's own names of open sizes: N and ? stand for rows and others that have none."""
-    names = spec.axes or ("",) * len(spec.shape)
-    sizes = [
-        str(size) if size >= 0 else name or ("N" if axis == spec.rows else "?")
-        for axis, (size, name) in enumerate(zip(spec.shape, names, strict=True))
-    ]
-    return f"{spec.name} {spec.dtype.value} [{','.join(sizes)}]{' (optional)' * (spec.default is not None)}"
+    return f"{spec.name} {spec.dtype.value} [{','.join(spec.sizes)}]{' (optional)' * (spec.default is not None)}"

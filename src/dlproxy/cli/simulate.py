@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlproxy.cli.durations import seconds, span
+from dlproxy.cli.parser import among, near
 from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from dlproxy.lab.simulate.run import ModelPlan, Scenario
 
 RECORDED = "recorded"
+OF_REPLAYS = {"--replay", "--objective", "--json", "--html"}
 MOST_NODES = 100_000
 MOST_REQUESTS = 1_000_000_000  # hours of a core
 
@@ -27,49 +29,58 @@ def add_to(commands: Commands) -> None:
     simulate = commands.add_parser(
         "simulate",
         help="run the same scheduling in virtual time",
-        description="Serve made-up requests by the production scheduling code in virtual time: what-if questions in seconds.",
+        description="Run made-up requests through the production scheduling code in virtual time, to answer what-if questions.",
     )
-    simulate.add_argument("models", nargs="*", metavar="MODEL", help="path of a model, or NAME=PATH")
+    simulate.add_argument("models", nargs="*", metavar="MODEL", help="a model file, or NAME=PATH")
     simulate.add_argument("--config", type=Path, metavar="FILE", help="a dlproxy.toml with the models")
-    simulate.add_argument("--slo", metavar="p99=20ms", help="latency objective of the models given here")
+    simulate.add_argument("--slo", metavar="p99=20ms", help="latency objective of the models given on the command line")
     simulate.add_argument(
         "--service",
         action="append",
         default=[],
         metavar="NAME=TIMES",
-        help="service times: NAME=base=10ms,row=0.5ms,cv=0.1 or NAME=EVENT.dlog of a live run; without it the model is loaded "
-        "and measured here",
+        help="service times: NAME=base=10ms,row=0.5ms,cv=0.1 or NAME=EVENT.dlog of a live run (default: load the model here "
+        "and measure it)",
     )
     load = simulate.add_argument_group("load")
     load.add_argument("--rate", type=float, metavar="R", help="requests per second over all nodes")
-    load.add_argument("--duration", metavar="SECONDS", help="virtual seconds (default 60, or the trace's length)")
-    load.add_argument("--arrivals", metavar="KIND", help="constant, poisson (default), gamma:cv=4, mmpp:…, daily:…")
+    load.add_argument("--duration", metavar="SECONDS", help="virtual seconds (default 60, or the length of the trace)")
+    load.add_argument(
+        "--arrivals", metavar="KIND", help="with --rate: poisson (default), constant, gamma:cv=4, mmpp:…, daily:…"
+    )
     load.add_argument("--trace", type=Path, metavar="FILE", help="arrival times from a CSV file instead")
-    load.add_argument("--speed", type=float, default=1.0, help="replay the trace this many times as fast")
-    load.add_argument("--rows", type=int, default=1, help="rows of each request (default 1)")
-    load.add_argument("--mix", metavar="A=3,B=1", help="shares of the models in the load (default equal)")
-    load.add_argument("--deadline", metavar="50ms", help="deadline of each request, if before its model's objective")
-    load.add_argument("--objective", metavar="20ms", help="latency that counts as good (default: the deadline, else --slo)")
+    load.add_argument("--speed", type=float, metavar="X", help="with --trace: replay it X times as fast (default 1)")
+    load.add_argument("--rows", type=int, default=1, metavar="K", help="rows in each request (default 1)")
+    load.add_argument("--mix", metavar="A=3,B=1", help="how much of the load each model gets (default: equal shares)")
+    load.add_argument("--deadline", metavar="50ms", help="deadline of each request, if earlier than its model's objective")
+    load.add_argument(
+        "--objective", metavar="20ms", help="answers within this latency count as good (default: the deadline, else --slo)"
+    )
     load.add_argument("--seed", type=int, default=0, help="the same seed gives the same output (default 0)")
     fleet = simulate.add_argument_group("fleet")
-    fleet.add_argument("--nodes", type=int, default=1, help="dlproxy nodes behind one balancer (default 1)")
+    fleet.add_argument("--nodes", type=int, default=1, metavar="N", help="dlproxy nodes behind one balancer (default 1)")
     fleet.add_argument(
         "--balancer",
         metavar="NAME",
-        default="peak-ewma",
-        help="peak-ewma (default), round-robin, weighted-round-robin, least-connections, fastest-response, consistent-hash, "
-        "power-of-two, prequal",
+        help="with --nodes: peak-ewma (default), round-robin, weighted-round-robin, least-connections, fastest-response, "
+        "consistent-hash, power-of-two, prequal",
     )
-    fleet.add_argument("--fault", action="append", default=[], metavar="FAULT", help="slow:node=node-0,at=10,for=30,factor=12")
+    fleet.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="FAULT",
+        help="slow:node=node-0,at=10,for=30,factor=12, or die:… or fail:…; may be repeated",
+    )
     fleet.add_argument(
         "--loop",
         metavar="read=20us,write=15us,path=100us,shared",
-        help="time per request on a node's loop and network; shared: the loop's core is that of the batches, too; "
-        "--loop recorded: shared, as the EVENT.dlog of --service tells",
+        help="time that a request takes on a node's event loop and on the network; shared: the loop and the batches run on "
+        "one core; recorded: shared, with the times found in the EVENT.dlog of --service",
     )
     simulate.add_argument("--replay", type=Path, metavar="EVENT.dlog", help="replay a recorded live run instead, and compare")
-    simulate.add_argument("--json", type=Path, metavar="FILE", help="write the result")
-    simulate.add_argument("--html", type=Path, metavar="FILE", help="write a report to look at")
+    simulate.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+    simulate.add_argument("--html", type=Path, metavar="FILE", help="write a report with charts")
     simulate.set_defaults(command=_simulate)
 
 
@@ -106,9 +117,9 @@ def _replay(args: argparse.Namespace) -> "Result":
     from dlproxy.config import ConfigError
     from dlproxy.lab.simulate.recording import replayed
 
-    given = (args.models, args.config, args.service, args.rate, args.trace, args.arrivals, args.duration, args.mix, args.fault)
-    if any(given):
-        raise ConfigError("--replay takes its requests and its model from the recording; leave models, load and faults away")
+    unused = [*args.models, *sorted(args.given - OF_REPLAYS)]
+    if unused:
+        raise ConfigError(f"--replay takes its requests and its model from the recording; omit {', '.join(unused)}")
     return replayed(args.replay, objective_s=seconds(args.objective, "--objective"))
 
 
@@ -118,9 +129,8 @@ def _run(args: argparse.Namespace) -> "Result":
     from dlproxy.lab.simulate.run import simulate
 
     scenario = _scenario(args)
-    with tqdm(
-        total=round(scenario.duration_s, 1), unit="s", desc="virtual time", disable=None, leave=False, delay=1.0
-    ) as progress:
+    form = "{l_bar}{bar}| {n:.1f}/{total:.1f} virtual seconds, {remaining} left"
+    with tqdm(total=scenario.duration_s, bar_format=form, disable=None, leave=False, delay=1.0) as progress:
         return simulate(scenario, lambda seconds: progress.update(seconds - progress.n) and None)
 
 
@@ -134,21 +144,29 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
     from dlproxy.policy.balancing import BALANCERS
 
     if not 1 <= args.nodes <= MOST_NODES:
-        raise ConfigError(f"--nodes {args.nodes} is impossible: give 1 to {MOST_NODES}")
+        raise ConfigError(f"--nodes {args.nodes} is out of range: give 1 to {MOST_NODES}")
     if args.rows < 1:
-        raise ConfigError(f"--rows {args.rows} is impossible: a request has at least one row")
+        raise ConfigError(f"--rows {args.rows} is out of range: a request has at least one row")
     if args.seed < 0:
-        raise ConfigError(f"--seed {args.seed} is impossible: give 0 or more")
-    if args.balancer not in BALANCERS:
-        raise ConfigError(f"no balancer '{args.balancer}'; there are {', '.join(BALANCERS)}")
+        raise ConfigError(f"--seed {args.seed} is out of range: give 0 or more")
+    balancer = args.balancer or "peak-ewma"
+    if balancer not in BALANCERS:
+        raise ConfigError(f"there is no balancer '{balancer}'; {near(balancer, BALANCERS) or among(list(BALANCERS))}")
+    if args.balancer is not None and args.nodes == 1:
+        raise ConfigError("--balancer chooses among nodes, and there is only one; give --nodes 2 or more")
     planned_faults = [faults.parse(text) for text in args.fault]
     arrivals, duration_s = _arrivals(args)
     configs = _models(args)
     services = _named(args.service, configs, "--service")
+    for fault in planned_faults:
+        if fault.at_s >= duration_s:
+            raise ConfigError(f"fault '{fault.text}' would never begin: the run ends after {duration_s:g} s")
     shares = _shares(args.mix, configs)
+    if shares and len(configs) == 1:
+        raise ConfigError("--mix divides the load among several models, and there is only one")
     recorded = args.loop == RECORDED
     if recorded and len(configs) > 1:
-        raise ConfigError("--loop recorded: what one model's requests cost the loop is not what another's do; give one model")
+        raise ConfigError("--loop recorded works with one model only, because each costs the loop a different time")
     models = {name: plan_model(name, config, services.get(name, ""), without_loop=recorded) for name, config in configs.items()}
     for name, share in shares.items():
         models[name].share = share
@@ -163,7 +181,7 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
         arrivals=arrivals,
         duration_s=duration_s,
         nodes=args.nodes,
-        balancer=args.balancer,
+        balancer=balancer,
         costs=_recorded_costs(models) if recorded else _loop_costs(args.loop),
         rows=args.rows,
         timeout_s=inf if deadline_s is None else deadline_s,
@@ -181,19 +199,21 @@ def _arrivals(args: argparse.Namespace) -> "tuple[Arrivals, float]":
 
     duration_s = span(args.duration, "--duration")
     if duration_s is not None and not 0.0 < duration_s < inf:
-        raise ConfigError(f"--duration {duration_s:g} is impossible: give seconds above 0")
+        raise ConfigError(f"--duration {duration_s:g} is out of range: give seconds above 0")
     if args.trace is not None:
         if args.rate is not None or args.arrivals is not None:
-            raise ConfigError("--trace says when requests arrive; leave --rate and --arrivals away (--speed changes its rate)")
-        trace = read_trace(args.trace, speed=args.speed)
+            raise ConfigError("--trace says when requests arrive; omit --rate and --arrivals (--speed changes its rate)")
+        trace = read_trace(args.trace, speed=1.0 if args.speed is None else args.speed)
         assert trace.duration_s is not None
         return trace, duration_s or trace.duration_s + 1e-9  # the last arrival belongs to it
+    if args.speed is not None:
+        raise ConfigError("--speed only has a meaning with --trace; change --rate instead")
     if args.rate is None:
         raise ConfigError("no load given; try --rate 500 --duration 60, or --trace FILE")
     arrivals, duration_s = make_arrivals(args.arrivals or "poisson", rate=args.rate, seed=args.seed), duration_s or 60.0
     if args.rate * duration_s > MOST_REQUESTS:
         raise ConfigError(
-            f"--rate {args.rate:g} for {duration_s:g} s is impossible: give at most {MOST_REQUESTS:,} requests in all"
+            f"--rate {args.rate:g} for {duration_s:g} s is out of range: give at most {MOST_REQUESTS:,} requests in all"
         )
     return arrivals, duration_s
 
@@ -203,7 +223,12 @@ def _models(args: argparse.Namespace) -> "dict[str, ModelConfig]":
     from dlproxy.config import Config, load
 
     config = load(args.config) if args.config else Config()
-    return add_models(dict(config.models), args.models, args.slo or "", command="simulate")
+    models = add_models(config.models, args.models, args.slo or "", command="simulate")
+    return {
+        name if len(versions) == 1 else f"{name}:{model.version}": model
+        for name, versions in models.items()
+        for model in versions
+    }
 
 
 def _named(pairs: list[str], known: "dict[str, ModelConfig]", option: str) -> dict[str, str]:
@@ -213,7 +238,9 @@ def _named(pairs: list[str], known: "dict[str, ModelConfig]", option: str) -> di
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if name not in known or not equals or not value:
-            raise ConfigError(f"{option} {pair}: begin with a model's name and '='; models are {', '.join(known)}")
+            raise ConfigError(f"{option} {pair}: begin with a model's name and '='; the models are {', '.join(known)}")
+        if name in named:
+            raise ConfigError(f"{option} names {name} twice")
         named[name] = value
     return named
 
@@ -249,6 +276,8 @@ def _loop_costs(text: str | None) -> "LoopCosts":
     costs = {}
     for name, _, value in (part.partition("=") for part in parts if part != "shared"):
         if name not in ("read", "write", "path"):
-            raise ConfigError(f"--loop {text}: no '{name}'; write it like read=20us,write=15us,path=100us,shared, or recorded")
+            raise ConfigError(
+                f"--loop {text}: '{name}' is not understood; write it like read=20us,write=15us,path=100us,shared, or recorded"
+            )
         costs[f"{name}_s"] = seconds(value, f"--loop {name}") or 0.0
     return LoopCosts(**costs, shares_core=shares_core)

@@ -5,9 +5,11 @@ import os
 import sys
 from typing import TypeAlias
 
+from dlproxy.cli.parser import Parser
+
 OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # the only name that argparse has for it
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # the only name that argparse has for it
 
 
 def say(text: str) -> None:

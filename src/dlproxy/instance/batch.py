@@ -165,13 +165,17 @@ def why_uncut(signature: Signature, outputs: Sequence[Array], rows: int, longest
             if array.ndim and counts.size == rows and counts.min() >= 0 and counts.sum() == len(array):
                 continue
             said = f"{array.shape[0] if array.ndim else 0} elements where '{spec.counts}' counts {counts.sum()}"
-            return f"output '{spec.name}' has {said} for a batch of {rows} rows"
+            return f"output '{spec.name}' has {said} for a batch of {_counted(rows)}"
         axis = spec.rows
         if axis is None or axis >= array.ndim or array.shape[axis] != rows:
-            return f"output '{spec.name}' has shape {list(array.shape)} for a batch of {rows} rows"
+            return f"output '{spec.name}' has shape {list(array.shape)} for a batch of {_counted(rows)}"
         if longest and spec.padded is not None and (spec.padded >= array.ndim or array.shape[spec.padded] != longest):
             return f"output '{spec.name}' has shape {list(array.shape)} for a batch padded to {longest}"
     return ""
+
+
+def _counted(rows: int) -> str:
+    return "1 row" if rows == 1 else f"{rows} rows"
 
 
 def _counts(spec: TensorSpec, signature: Signature, outputs: Sequence[Array]) -> NDArray[np.int64]:

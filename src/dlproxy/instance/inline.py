@@ -6,8 +6,8 @@ from time import thread_time
 from dlproxy.instance.batch import BatchResult, raised, run_batch
 from dlproxy.instance.runtime import Runtime
 from dlproxy.message import Request
+from dlproxy.policy.plan import HOLD_S
 
-HOLD_S = 1e-3  # the loop may stand still this long: every other connection and model waits meanwhile
 TOO_LONG_S = 3e-3  # one batch this long is no batch for the loop
 IN_A_THOUSAND = 1000  # of so many batches one may be longer than HOLD_S
 

@@ -1,6 +1,6 @@
 """How quickly a model answers in each way of running it, tried on real or made-up requests, and which way is best.
 
-Called by serve/hosting.py at start and again, with what clients sent, while serving. Blocks: call it on a thread.
+Called by fleet/ at start and again, with what clients sent, while serving. Blocks: call it on a thread.
 Not aware of: instances, lanes.
 """
 
@@ -78,7 +78,8 @@ def measure_again(requests: Sequence[Inputs], narrow: Runtime, before: Measured,
 
     What the others gained over one thread they are taken to gain again; side by side, not tried before, to gain nearly all.
     """
-    each = [min(_times(narrow, inputs)[1] for _ in range(2)) for inputs in requests]
+    repeats = 2 if before.narrow_s > WIDE_ABOVE_S else 5  # quick ones cost little, and are as quick as caches are warm
+    each = [min(_times(narrow, inputs)[1] for _ in range(repeats)) for inputs in requests]
     narrow_s = float(np.mean(each))
     beside = before.beside_s / before.narrow_s
     if not isfinite(beside) and side > 1 and narrow_s >= SHARED_ABOVE_S:

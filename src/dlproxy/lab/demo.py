@@ -58,7 +58,7 @@ class _Started(Struct):
 def run(*, seconds: float, concurrency: int, keep_serving: bool) -> int:
     """Run the demo and return its exit code."""
     if not 0 < seconds < float("inf") or concurrency < 1:
-        sys.stderr.write("dlproxy demo: --seconds takes a number above 0, --concurrency one of at least 1\n")
+        sys.stderr.write("dlproxy demo: --seconds must be above 0, and --concurrency at least 1\n")
         return USER_ERROR
     demo = _Demo(seconds, concurrency, keep_serving)
     try:
@@ -97,20 +97,23 @@ class _Demo:
         _say(*server.model, "")
         results = Results(self._labels)
         before = await asyncio.to_thread(_stats, server.addresses)
-        await self._send(server.addresses, results)
+        interrupted = await self._send(server.addresses, results)
         if server.process.returncode is not None:
-            raise DemoError(f"the server ended during the load\n{_tail(log)}")
+            raise DemoError(f"the server stopped during the load\n{_tail(log)}")
         after = await asyncio.to_thread(_stats, server.addresses)
         _say(*self._pictures(results), "", *_table(results, before, after, self._concurrency))
+        if interrupted:
+            return INTERRUPTED
         code = FAILED if results.errors or not results.answered else OK
         if self._keep_serving:
             _say("", *_invitation(server.addresses, self._images[0], self._labels[0]))
             self.serving_on = True
             await server.process.wait()
-            raise DemoError(f"the server has ended\n{_tail(log)}")
+            raise DemoError(f"the server has stopped\n{_tail(log)}")
         return code
 
-    async def _send(self, addresses: _Addresses, results: Results) -> None:
+    async def _send(self, addresses: _Addresses, results: Results) -> bool:
+        """Whether it was interrupted, which ends the load early; what came back until then counts."""
         what = f"sending {len(self._labels)} handwritten digits over {self._concurrency} connections"
         load = Load(self._images, results)
         bar = "{desc}: {percentage:3.0f}% |{bar}| {postfix}"
@@ -120,9 +123,12 @@ class _Demo:
             showing = asyncio.create_task(_show(progress, results))
             try:
                 await load.run(addresses.host, addresses.http_port, connections=self._concurrency, seconds=self._seconds)
+            except asyncio.CancelledError:
+                return True
             finally:
                 showing.cancel()
             progress.update(self._seconds - progress.n)
+        return False
 
     def _pictures(self, results: Results) -> list[str]:
         """A digit that was read right beside one that was not (or, if all were, the one that the model was least sure of)."""
@@ -162,7 +168,7 @@ async def _start(log: BinaryIO) -> _Started:
         message = _tail(log)
         if ports or "cannot listen on" not in message:
             raise DemoError(f"the server did not start\n{message}", USER_ERROR if code == USER_ERROR else FAILED)
-        _say("port 8000 or 8002 is taken; the demo uses free ones")
+        _say("port 8000 or 8002 is in use; the demo picks free ones")
     raise AssertionError("the second round returns or raises")
 
 
@@ -185,7 +191,7 @@ def _addresses(report: list[str]) -> tuple[_Addresses, list[str]]:
         if (match := re.match(r"(inference|metrics) +http://(.+):(\d+)/", line))
     }
     if len(found) != 2:
-        raise DemoError("the server's addresses are not understood:\n" + "\n".join(report))
+        raise DemoError("the server did not report its addresses:\n" + "\n".join(report))
     number, host, http_port = found["inference"]
     return _Addresses(plain_host(host), http_port, found["metrics"][2]), report[:number]
 
@@ -228,7 +234,8 @@ def _stats(addresses: _Addresses) -> dict[str, int]:
 
 def _table(results: Results, before: dict[str, int], after: dict[str, int], connections: int) -> list[str]:
     rows, batches = (after[key] - before[key] for key in ("inference_count", "execution_count"))
-    milliseconds = " / ".join(f"{results.latency_s(quantile) * 1e3:.2f}" for quantile in (0.5, 0.9, 0.99))
+    latencies = [results.latency_s(quantile) * 1e3 for quantile in (0.5, 0.9, 0.99)] if results.answered else []
+    milliseconds = " / ".join(f"{latency:.2f}" for latency in latencies) or "-"
     errors = ", ".join(f"{number} x {what}" for what, number in results.errors.items())
     table = [
         ("accuracy", f"{results.right / max(results.seen, 1):.2%}", f"{results.right} of {results.seen} held-out images"),
@@ -251,13 +258,13 @@ def _invitation(addresses: _Addresses, image: NDArray[np.uint8], label: int) -> 
     body = json.dumps({"inputs": [image.tolist()]}, separators=(",", ":"))
     http, control = (authority(addresses.host, port) for port in (addresses.http_port, addresses.control_port))
     return [
-        f"Try it: this is the digit {label}, and probability number {label} (counted from 0) comes back close to 1.",
+        f"Next steps: send the digit {label} with curl; probability number {label}, counting from 0, comes back close to 1.",
         "",
         f"curl -sw '\\n' http://{http}/predict/digits -d '{body}'",
         "",
         f"inference  http://{http}/v2/models/digits",
         f"metrics    http://{control}/metrics",
-        "serving; Ctrl-C stops",
+        "serving; press Ctrl-C to stop",
     ]
 
 

@@ -7,8 +7,10 @@ Not aware of: requests, instances, what a resource is. The order is a queue disc
 from collections.abc import Mapping
 from math import fsum, inf
 
+import msgspec
 from msgspec import Struct
 
+from dlproxy.config.knobs import DisciplineName
 from dlproxy.message import Ticket
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing import QueueDiscipline, level, make_queue
@@ -78,7 +80,7 @@ class Arbiter:
         self,
         resources: Mapping[str, float],
         *,
-        discipline: str = "fair",
+        discipline: DisciplineName = "fair",
         reserved: Mapping[str, float] | None = None,
         reserved_for: int = 1,
         starvation_s: float = 10.0,
@@ -124,6 +126,12 @@ class Arbiter:
         ticket = Ticket(ticket_id, since, due_at, rows, want.priority, want.lane, shape_key=(ticket_id,))  # shares no turn
         self._waiting[want.lane] = _Waiting(want, ticket, urgency)
         self._queue.push(ticket, now)
+
+    def change_needs(self, lane: str, needs: Mapping[str, float], now: float) -> None:
+        """What the lane wants, if it wants anything, takes so much; it keeps its place. Raises ValueError as `want` does."""
+        waiting = self._waiting.get(lane)
+        if waiting is not None:
+            self.want(msgspec.structs.replace(waiting.want, needs=needs), now)
 
     def withdraw(self, lane: str) -> None:
         """The lane has nothing to run any more. No harm if it wanted nothing."""

@@ -184,8 +184,7 @@ class Lane:
                 commands.append(Complete(event.batch_id, tickets))
         elif tickets := self._again.still_wanted(run.tickets):
             failure = event.failure or Failure(FailureKind.MODEL_FAILED, event.error)
-            for ticket in self._again.after_error(run, tickets, failure, self.pool, now):
-                self._reject(ticket, Refusal("failed", failure), commands)
+            self._reject_all(self._again.after_error(run, tickets, failure, self.pool, now), commands)
 
     def _instance_up(self, event: InstanceUp, now: float, commands: list[Command]) -> None:
         self.pool.add(event.instance, event.capacity, event.weight, now)
@@ -198,8 +197,7 @@ class Lane:
             self._size_limit()
         for run in self._running.lose(event.instance):
             tickets = self._again.still_wanted(run.tickets)
-            for ticket, refusal in self._again.after_loss(run, tickets, event.reason, crashed=event.crashed):
-                self._reject(ticket, refusal, commands)
+            self._reject_all(self._again.after_loss(run, tickets, event.reason, crashed=event.crashed), commands)
         self._outage.lost(event.instance, event.reason)
         self._bear_outage(now, commands)
 
@@ -252,8 +250,7 @@ class Lane:
         self._size_limit()
         if before.arbitrated != knobs.arbitrated:
             self._turn.configure(arbitrated=knobs.arbitrated)
-        for ticket, refusal in self._again.configure(knobs.retry_budget):
-            self._reject(ticket, refusal, commands)
+        self._reject_all(self._again.configure(knobs.retry_budget), commands)
 
     # What is to be done
 

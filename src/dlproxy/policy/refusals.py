@@ -16,7 +16,7 @@ class Refusal(Struct, frozen=True):
     failure: Failure
 
 
-CANCELLED = Refusal("cancelled", Failure(FailureKind.CANCELLED, "the client has gone"))
+CANCELLED = Refusal("cancelled", Failure(FailureKind.CANCELLED, "the client disconnected"))
 DISPLACED = Refusal(
     "displaced",
     Failure(FailureKind.QUEUE_FULL, "displaced from a full queue by a more urgent request", retry_after_s=1.0),
@@ -40,6 +40,17 @@ def to_blame(crashes: int, reason: str) -> Refusal:
     """It was alone in an instance that crashed, and not for the first time."""
     message = f"{crashes} instances crashed while they ran this request: {reason}"
     return Refusal("to_blame", Failure(FailureKind.MODEL_FAILED, message))
+
+
+def failed(failure: Failure) -> Refusal:
+    """Its batch did, and it was the only one in it, or shares the failure."""
+    return Refusal("failed", failure)
+
+
+def of_a_shared_batch(failure: Failure, size: int) -> Refusal:
+    """What each request of it is told, as nobody knows for which of them it failed."""
+    message = f"a batch of {size} requests, this one among them, failed and was not run again in parts: {failure.message}"
+    return Refusal("failed", Failure(FailureKind.MODEL_FAILED, message))
 
 
 def came_too_late(ticket: Ticket, now: float) -> Refusal:

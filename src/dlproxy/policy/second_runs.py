@@ -90,7 +90,9 @@ class SecondRuns:
 
     # After a batch that gave no answers
 
-    def after_error(self, run: Run, tickets: list[Ticket], failure: Failure, pool: Instances, now: float) -> list[Ticket]:
+    def after_error(
+        self, run: Run, tickets: list[Ticket], failure: Failure, pool: Instances, now: float
+    ) -> list[tuple[Ticket, Refusal]]:
         """The instance or one of the items is bad: try another instance once; then halve until a bad item stands alone.
 
         Not elsewhere what another server refused as it is; not in halves what it had no capacity for. Returns those that fail.
@@ -101,7 +103,9 @@ class SecondRuns:
         if elsewhere and self.budget.spend(len(tickets), now):
             self.add(tickets, avoided=run.instance)
         elif run.size == 1 or not divisible or not self._allowed or not len(pool):
-            return tickets
+            of_all = run.size > 1 and divisible
+            refusal = refusals.of_a_shared_batch(failure, run.size) if of_all else refusals.failed(failure)
+            return [(ticket, refusal) for ticket in tickets]
         else:
             self.halve(tickets)
         return []

@@ -9,29 +9,22 @@ from typing import Any
 
 import msgspec
 
-from dlproxy.config import ConfigError, ModelConfig, check_slo, check_sticky, explain
+from dlproxy.config import ConfigError, ModelConfig, check, explain
+from dlproxy.config.table import knobs, live_knobs
+from dlproxy.fleet import Fleet
+from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.view import LaneView
 from dlproxy.serve.driver import Driver
-from dlproxy.serve.hosting import Hosting
-from dlproxy.serve.roster import Roster
-
-MOST_INSTANCES = 256  # as the knob `instances` has it
-CHANGEABLE = (
-    *("slo", "max_batch", "max_queue_rows", "max_wait_s", "discipline", "starvation_s", "ageing_s", "balancer"),
-    *("slow_start_s", "codel_target_s", "adaptive_limit", "retry_budget", "hedge", "eject_after", "outage_wait_s"),
-)
 
 
 class LaneControl:
     """A ModelControl. What is changed here is lost when the process ends; dlproxy.toml is what it starts with."""
 
-    def __init__(
-        self, config: ModelConfig, lane: Lane, driver: Driver, knobs: LaneKnobs, hosting: Hosting, roster: Roster
-    ) -> None:
-        self._hosting = hosting
+    def __init__(self, config: ModelConfig, lane: Lane, driver: Driver, knobs: LaneKnobs, fleet: Fleet, roster: Roster) -> None:
+        self._fleet = fleet
         self._roster = roster
         self._config = msgspec.structs.replace(config, max_batch=knobs.max_batch)  # 1 where the model has no batch axis
         self._lane = lane
@@ -42,6 +35,8 @@ class LaneControl:
         self._padding = "on" if knobs.max_padding > 0.0 else "off"
         self.on_slo: Callable[[float | None], None] | None = None
         """Told of the objective whenever knobs change: it gives requests their deadlines."""
+        self.on_scaled: Callable[[], None] = lambda: None
+        """Called when the number of instances has changed."""
 
     @property
     def slo_s(self) -> float | None:
@@ -50,8 +45,8 @@ class LaneControl:
     def state(self) -> dict[str, Any]:
         view = self._lane.view()
         return {
-            "run": self._hosting.run,
-            "knobs": {name: getattr(self._config, name) for name in CHANGEABLE},
+            "run": self._fleet.run,
+            "knobs": {name: getattr(self._config, name) for name in live_knobs()},
             "arbitrated": self._knobs.arbitrated,
             "batching": self._batching,
             "padding": self._padding,
@@ -59,7 +54,6 @@ class LaneControl:
             "queued_requests": view.queued_requests,
             "queued_rows": view.queued_rows,
             "running_batches": view.running_batches,
-            "waits_for": view.waits_for,
             "instances": self._instances(view),
         }
 
@@ -70,10 +64,11 @@ class LaneControl:
         return [{**place, **up.get(place["name"], nothing)} for place in self._roster.places()]
 
     def change(self, changes: Mapping[str, Any]) -> None:
+        changeable = live_knobs()
         for name in changes:
-            if name not in CHANGEABLE:
-                near = difflib.get_close_matches(name, CHANGEABLE, n=1)
-                hint = f"did you mean '{near[0]}'?" if near else f"these can: {', '.join(CHANGEABLE)}"
+            if name not in changeable:
+                near = difflib.get_close_matches(name, changeable, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"these can: {', '.join(changeable)}"
                 raise ConfigError(f"'{name}' cannot be changed while the model runs; {hint}")
         try:
             config = msgspec.convert({**msgspec.to_builtins(self._config), **changes}, ModelConfig)
@@ -81,12 +76,11 @@ class LaneControl:
             what, _, where = str(error).partition(" - at `$.")
             knob = where.rstrip("`")
             raise ConfigError(f"{knob}: {explain(what, ModelConfig, knob)}") from None
-        check_slo(config)
-        check_sticky(config)
+        check(config)
         if config.max_batch > self._most_batch:
             raise ConfigError(f"max_batch {config.max_batch} is above {self._most_batch}, which the model was loaded with")
         self._config = config
-        values = {name: getattr(config, name) for name in CHANGEABLE if name != "slo"}
+        values = {name: getattr(config, name) for name in changeable if name != "slo"}
         self.turn_knobs(slo_s=config.slo_s, **values)
 
     def stop_batching(self, reason: str) -> None:
@@ -103,12 +97,14 @@ class LaneControl:
 
     async def scale(self, count: int) -> None:
         """Run so many instances; returns when they are up, or gone. Raises ConfigError, also if one cannot be started."""
-        if not 0 <= count <= MOST_INSTANCES:
-            raise ConfigError(f"instances {count} is impossible; give 0 to {MOST_INSTANCES}")
+        most = knobs(ModelConfig)["instances"].high or 0
+        if not 0 <= count <= most:
+            raise ConfigError(f"instances {count} is out of range; give 0 to {most}")
         try:
-            await self._hosting.scale(count)
+            await self._fleet.scale(count)
         except ModelError as error:
             raise ConfigError(str(error)) from None
+        self.on_scaled()
 
     def turn_knobs(self, **values: Any) -> None:
         """New values of LaneKnobs, unchecked."""

@@ -176,10 +176,16 @@ class Driver:
             self._tell_lane(InstanceRetired(name))
 
     def take_turns(self, turns: Turns, needs: Mapping[str, float]) -> None:
-        """Batches need so much of the machine's resources each; before the lane's knobs say that it is arbitrated."""
+        """Batches need so much of the machine's resources each. Before the lane's knobs say that it is arbitrated; or again."""
         self._turns = turns
         self._needs = needs
-        turns.join(self._lane_name, self._on_turn)
+        self._lane_name = turns.join(self._lane_name, self._on_turn)
+        turns.change_needs(self._lane_name, needs)
+
+    def leave_turns(self) -> None:
+        """Batches wait for no turns any more; after the lane's knobs say so. Those that run still give theirs back."""
+        assert self._turns is not None
+        self._turns.leave(self._lane_name)
 
     def poll_when_idle(self, idle_poll: IdlePoll) -> None:
         """From now on it is told whether anything is unanswered here."""
@@ -227,6 +233,7 @@ class Driver:
             self.lose_instance(instance.name, reason)
         if self._turns is not None:
             self._turns.leave(self._lane_name)
+        self._recheck = self._reservoir = self._quarantine = None  # they keep requests
         await asyncio.gather(*(instance.stop() for instance in stopping))
 
     # Events

@@ -1,6 +1,6 @@
 """Polls for the next request instead of sleeping, for the moment in which callers that wait for each answer send it.
 
-Called by serve/driver.py, made by serve/server.py. Not aware of: sockets, lanes, what a request is.
+Called by serve/driver.py, made by serve/models.py. Not aware of: sockets, lanes, what a request is.
 """
 
 from collections.abc import Callable

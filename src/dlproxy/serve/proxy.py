@@ -3,9 +3,12 @@
 Not aware of: HTTP.
 """
 
-from collections.abc import Mapping, Sequence
-from math import inf
+import asyncio
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Lock
 from time import monotonic
 from types import TracebackType
 from typing import Any
@@ -14,12 +17,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from dlproxy import service, tensors
-from dlproxy.config import ConfigError, ModelConfig, ServerConfig, check_device, check_sticky, parse_slo
-from dlproxy.message import DType, Tensor, invalid
-from dlproxy.serve.assemble import LoadedModel, load_model, share_cores, unload_model
-from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.checks import RequestChecker
+from dlproxy import tensors
+from dlproxy.config import ConfigError, ModelConfig, ServerConfig, check, parse_slo
+from dlproxy.message import DType, Failure, FailureKind, InferenceError, Tensor, invalid
+from dlproxy.serve.assemble import LoadedModel
+from dlproxy.serve.models import Models
+from dlproxy.wire.catalog import ServedModel
+from dlproxy.wire.endpoint import Endpoint, FrontDesk
+from dlproxy.wire.terms import of_arguments
 
 
 class Model:
@@ -28,19 +33,24 @@ class Model:
     def __init__(self, path: str | Path, *, name: str = "", slo: str = "", **settings: Any) -> None:
         """Raises ConfigError for an unknown setting or a value out of its range."""
         self.name = name or Path(path).stem.partition(":")[0]
+        for setting in settings:
+            if setting not in ModelConfig.__struct_fields__:
+                raise ConfigError(f"model '{self.name}': there is no setting '{setting}'; {_nearest(setting)}")
         parse_slo(slo)
         try:
             self.config = msgspec.convert({"path": str(path), "slo": slo, **settings}, ModelConfig)
         except msgspec.ValidationError as error:
             raise ConfigError(f"model '{self.name}': {error}") from None
-        check_sticky(self.config)
-        check_device(self.config)
+        check(self.config)
 
 
 class Proxy:
-    """`async with Proxy([Model("digits.onnx", slo="p99=20ms")]) as proxy: await proxy.infer("digits", {"image": x})`"""
+    """`async with Proxy([Model("digits.onnx", slo="p99=20ms")]) as proxy: await proxy.infer("digits", {"image": x})`
 
-    def __init__(self, models: Sequence[Model], *, drain_s: float = 30.0) -> None:
+    Everything is awaited on the event loop that entered it; `infer_sync` is for other threads.
+    """
+
+    def __init__(self, models: Sequence[Model] = (), *, drain_s: float = 30.0) -> None:
         """Raises ConfigError if two models have the same name and version."""
         keys = [(model.name, model.config.version) for model in models]
         for name, version in keys:
@@ -48,30 +58,45 @@ class Proxy:
                 raise ConfigError(
                     f"two models are named '{name}' in version {version}; give them names or versions of their own"
                 )
-        self._models = models
-        self._drain_s = drain_s
-        self._catalog = Catalog()
-        self._checkers: dict[tuple[str, str], RequestChecker] = {}
-        self._loaded: list[LoadedModel] = []
+        self._wanted = models
+        # The process is not ours: no findings are kept, and no core polls while it idles
+        self._settings = ServerConfig(drain_s=drain_s, calibration_folder="", idle_poll_s=0.0)
+        self._loop: asyncio.AbstractEventLoop | None = None  # that it is open on
+        self._open()
+        self._calls: set[Future[Any]] = set()  # of other threads
+        self._lock = Lock()  # around that set and the loop
 
     async def __aenter__(self) -> "Proxy":
         """Loads and warms up every model. Raises ModelError if one cannot be loaded."""
+        if self._loop is not None and not self._loop.is_closed():
+            raise RuntimeError("this Proxy is open already: use the one that was entered, and leave it once")
+        self._loop = asyncio.get_running_loop()
+        self._open()
         try:
-            for model in self._models:
-                loaded = await load_model(model.name, model.config)
-                self._loaded.append(loaded)
-                self._catalog.add(loaded.served)
-                self._checkers[model.name, model.config.version] = RequestChecker(loaded.served)
-            share_cores(self._loaded, ServerConfig())
+            for model in self._wanted:
+                await self._models.load(model.name, model.config)
         except BaseException:  # cancellation too: what is up already has threads
-            await self._unload()
+            await self._close()
             raise
         return self
+
+    def _open(self) -> None:
+        self._models = Models(self._settings)
+        self._desk: FrontDesk[Endpoint] = FrontDesk(self._models.catalog, lambda endpoint: endpoint, clock=monotonic)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._unload()
+        self._check_loop("leave it")
+        await self._close()
+
+    async def _close(self) -> None:
+        with self._lock:
+            calls, self._loop = list(self._calls), None
+        await self._models.drain()
+        await asyncio.gather(*map(asyncio.wrap_future, calls), return_exceptions=True)  # their threads wait for this loop
+
+    # Inference
 
     async def infer(
         self,
@@ -83,42 +108,118 @@ class Proxy:
         timeout_s: float | None = None,
         priority: int = 0,
         tenant: str = "",
+        affinity: str = "",
     ) -> dict[str, NDArray[Any]]:
         """One request; axis 0 of every input is the batch. Numbers of the declared kind are converted to the declared type,
         those of another kind (float for an integer) are refused. BF16 goes in and comes out as float32. BYTES take bytes and
         str, which goes as UTF-8; they come out as bytes, or as str where the model declares text.
 
+        `affinity`: what it sticks to where the model's setting is sticky = "header:NAME".
         Returns the named outputs (all if none is named). Raises InferenceError. Cancelling cancels the request.
         """
-        served = self._catalog.get(model, version)
-        checker = self._checkers[served.name, served.version]
-        wanted = [checker.output_index(name) for name in outputs] or checker.all_outputs
-        params: dict[str, Any] = {"priority": priority} if priority else {}
-        if timeout_s is not None and timeout_s != inf:
-            params["timeout"] = max(1, round(timeout_s * 1e6))
-        request = checker.request(
-            [_tensor(name, checker.spec_of(name).dtype, value) for name, value in inputs.items()],
-            wanted,
-            ticket_id=next(self._catalog.ticket_ids),
-            request_id="",
-            params=params,
-            now=monotonic(),
-        )
-        request.ticket.tenant = tenant
-        response = await service.infer(served.service, request)
-        specs = served.signature.outputs
+        if asyncio.get_running_loop() is not self._loop:
+            self._check_loop("await it")
+        endpoint = self._desk.find(model, version)
+        checker = endpoint.checker
+        try:
+            terms = of_arguments(timeout_s=timeout_s, priority=priority, tenant=tenant, affinity=affinity)
+            wanted = [checker.output_index(name) for name in _names(outputs)] or checker.all_outputs
+            given = [_tensor(name, checker.spec_of(name).dtype, value) for name, value in _items(inputs, endpoint.model)]
+            request = endpoint.request(given, wanted)
+        except InferenceError as error:
+            raise endpoint.refused(error) from None
+        response = await endpoint.infer(request, terms)
+        specs = endpoint.model.signature.outputs
         return {
             tensor.name: _array(tensor, text=specs[index].text) for index, tensor in zip(wanted, response.outputs, strict=True)
         }
 
+    def infer_sync(self, model: str, inputs: Mapping[str, Any], **options: Any) -> dict[str, NDArray[Any]]:
+        """`infer` for any other thread, which waits meanwhile; the loop goes on. `options`: those of `infer`."""
+        with self._lock:
+            loop = self._loop
+            if loop is None:
+                raise _closed()
+            if not loop.is_running():
+                raise RuntimeError("the event loop that this Proxy is open on does not run: nothing would answer")
+            if _running_loop() is loop:
+                raise RuntimeError("infer_sync would make the event loop wait for itself: await proxy.infer(...) here")
+            call = asyncio.run_coroutine_threadsafe(self.infer(model, inputs, **options), loop)
+            self._calls.add(call)
+        try:
+            return call.result()
+        finally:
+            call.cancel()  # if this thread was interrupted
+            self._calls.discard(call)
+
+    # Models
+
     @property
     def models(self) -> list[LoadedModel]:
         """What is up, with what the warm-ups found."""
-        return self._loaded
+        return list(self._models)
 
-    async def _unload(self) -> None:
-        while self._loaded:
-            await unload_model(self._loaded.pop(), self._drain_s)
+    async def load(self, model: Model) -> LoadedModel:
+        """Serve another model, or another version of one, which then is the default. Calls go on meanwhile.
+
+        Raises ConfigError, ModelError, and then nothing has changed.
+        """
+        self._check_loop("await it")
+        return await self._models.load(model.name, model.config)
+
+    async def replace(self, model: Model, *, version: str = "") -> LoadedModel:
+        """Serve it in place of this version of the model of its name (empty: the default one); no call fails for that.
+
+        Raises ConfigError, InferenceError, ModelError, and then nothing has changed. Returns when the old one has gone.
+        """
+        self._check_loop("await it")
+        return await self._models.replace(model.name, version, model.config)
+
+    async def unload(self, model: str, version: str = "") -> None:
+        """Finish what is under way, and let go of the model's weights. Without a version, of all of them.
+
+        Raises ConfigError, InferenceError, and then nothing has changed.
+        """
+        self._check_loop("await it")
+        await self._models.unload(model, version)
+
+    def _check_loop(self, what: str) -> None:
+        if self._loop is None:
+            raise _closed()
+        if _running_loop() is not self._loop:
+            raise RuntimeError(
+                f"this Proxy is open on another event loop: {what} there, or call proxy.infer_sync(...) from this thread"
+            )
+
+
+def _closed() -> InferenceError:
+    return InferenceError(Failure(FailureKind.UNAVAILABLE, "this Proxy is not open: use it inside 'async with Proxy(...)'"))
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """Of this thread."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _nearest(setting: str) -> str:
+    near = difflib.get_close_matches(setting, ModelConfig.__struct_fields__, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"these are: {', '.join(ModelConfig.__struct_fields__)}"
+
+
+def _names(outputs: Sequence[str]) -> Sequence[str]:
+    if isinstance(outputs, str):
+        raise invalid(f"outputs is a text; name them in a list: outputs=[{outputs!r}]")
+    return outputs
+
+
+def _items(inputs: Mapping[str, Any], served: ServedModel) -> Iterable[tuple[str, Any]]:
+    if not isinstance(inputs, Mapping):
+        names = ", ".join(f"'{spec.name}': ..." for spec in served.signature.inputs)
+        raise invalid(f"inputs is of type {type(inputs).__name__}; give each input by its name: {{{names}}}")
+    return inputs.items()
 
 
 def _array(tensor: Tensor, *, text: bool) -> NDArray[Any]:
@@ -162,7 +263,7 @@ def _converted(name: str, array: NDArray[Any], wanted: np.dtype[Any], dtype: DTy
     if array.dtype == wanted:
         return array
     if array.dtype.kind not in {"b": "b", "i": "biu", "u": "biu", "f": "biuf"}[wanted.kind]:
-        raise invalid(f"input '{name}' is {array.dtype}, which is no kind of {dtype.value}; convert it first")
+        raise invalid(f"input '{name}' is {array.dtype}, which is not a kind of {dtype.value}; convert it first")
     with np.errstate(over="ignore"):
         converted = array.astype(wanted)
     if wanted.kind != "f" and (converted != array).any():

@@ -1,4 +1,4 @@
-"""A running dlproxy: the inference port, the control port and the models behind them, from start to drained stop.
+"""A running dlproxy: the inference port and the control port before its models, from start to drained stop.
 
 Called by cli/. Not aware of: command-line arguments.
 """
@@ -11,21 +11,21 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from time import monotonic
 
 from dlproxy.config import Config, ServerConfig
 from dlproxy.hosts import authority, plain_host
-from dlproxy.serve.assemble import LoadedModel, load_model, make_quotas, share_cores, unload_model
-from dlproxy.serve.idle_poll import IdlePoll, may_poll
-from dlproxy.serve.remembered import memory_in
-from dlproxy.wire.catalog import Catalog
+from dlproxy.serve.farewell import Farewell
+from dlproxy.serve.models import Models
+from dlproxy.serve.unix_socket import UnixSocket
+from dlproxy.wire.access_log import with_access_log
 from dlproxy.wire.control_http import ControlServer, control_app
 from dlproxy.wire.http_server import HttpServer
 from dlproxy.wire.oip_http import OipApp
 
 GC_ALLOCATIONS = 20_000  # requests make no reference cycles: looking for some every 700 allocations costs about 3 %
 
+HANG_UP = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]  # ignored under nohup
 CUT_SHORT = 130  # exit code when a second signal cut the drain, as shells report an interrupt
 
 log = logging.getLogger(__name__)
@@ -39,55 +39,49 @@ class Server:
     """One dlproxy process. `start`, then `run` until SIGTERM or SIGINT; or `start` and `stop` by hand."""
 
     def __init__(self, config: Config) -> None:
+        """Raises ConfigError for a quota that never admits anything."""
         self._config = config
-        self.models: list[LoadedModel] = []
-        self._catalog = Catalog()
+        self.models = Models(config.server, config.tenants)
         self.host = config.server.host
 
     async def start(self) -> None:
-        """Bind both ports, load every model, listen. Raises PortError, ModelError."""
-        server = self._config.server
+        """Bind both ports, load every model, listen. Raises ConfigError, LogError, ModelError, PortError."""
+        gc.collect()
+        gc.freeze()  # code lives for ever: collections need not look at it again. Models do not: they come later
+        gc.set_threshold(GC_ALLOCATIONS, 20, 20)
+        try:
+            await self._start()
+        except BaseException:
+            await self.models.drain(0.0)
+            raise
+
+    async def _start(self) -> None:
+        server, catalog = self._config.server, self.models.catalog
         with _Listeners(server) as listeners:
-            event_log = Path(server.event_log) if server.event_log else None
-            tenants = self._config.tenants
-            quotas = make_quotas(tenants)
-            memory = memory_in(server.calibration_folder)
-            for name, model in self._config.models.items():
-                loaded = await load_model(name, model, tenants=tenants, quotas=quotas, event_log=event_log, memory=memory)
-                self.models.append(loaded)
-                self._catalog.add(loaded.served)
-            self.shares_cores = share_cores(self.models, server)
-            self._poll_when_idle(server.idle_poll_s)
+            for name, model in self._config.served():
+                await self.models.load(name, model)
             app = OipApp(
-                self._catalog,
+                catalog,
                 self._config.http,
                 clock=monotonic,
                 server_timing=server.server_timing,
                 tenant_header=server.tenant_header,
             )
-            self._http = HttpServer(app, self._config.http)
-            self._control = ControlServer(control_app(self._catalog, lambda: len(self._http.connections)))
+            self._http = HttpServer(with_access_log(app, monotonic) if server.access_log else app, self._config.http)
+            self._control = ControlServer(control_app(catalog, lambda: len(self._http.connections), self.models.view))
             self.http_port, self.control_port = listeners.ports
+            self.unix_socket = listeners.unix_socket
             http, control = listeners.take()
             await self._http.start(http)
             control.listen()  # uvicorn gets to it some turns later, and "ready" must be true of both ports
             self._control.start(control)
-        gc.collect()
-        gc.freeze()  # models and code live for ever: collections need not look at them again
-        gc.set_threshold(GC_ALLOCATIONS, 20, 20)
-
-    def _poll_when_idle(self, most_s: float) -> None:
-        if most_s and may_poll():
-            idle_poll = IdlePoll(most_s, clock=monotonic, call_soon=asyncio.get_running_loop().call_soon)
-            for model in self.models:
-                model.driver.poll_when_idle(idle_poll)
 
     async def run(self, on_ready: Callable[["Server"], None]) -> None:
-        """Start, call `on_ready`, serve until SIGTERM or SIGINT, then drain. A second signal cuts the drain short."""
+        """Start, call `on_ready`, serve until a signal, then drain. A second one, but for SIGHUP, cuts the drain short."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         await self.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, *HANG_UP):
             loop.add_signal_handler(number, stop.set)
         on_ready(self)
         await stop.wait()
@@ -97,19 +91,21 @@ class Server:
         try:
             await drain
         except asyncio.CancelledError:
-            log.warning("stopped by a second signal, requests under way were cut")
-            for model in self.models:
-                if model.recorder is not None:
-                    model.recorder.close()
+            log.warning("stopped by a second signal: %d requests were cut", self.models.unanswered)
+            self.models.close_recordings()
             logging.shutdown()
             os._exit(CUT_SHORT)  # an orderly exit would wait for the batches that still run on threads
 
     async def stop(self) -> None:
         """Take no new connections, answer what is under way (at most drain_s seconds), stop everything."""
-        self._catalog.draining = True
-        await self._http.drain(self._config.server.drain_s)
-        for model in self.models:
-            await unload_model(model, drain_s=1.0, reason="the server is shutting down")
+        catalog, drain_s = self.models.catalog, self._config.server.drain_s
+        farewell = Farewell([model.stats for model in catalog], len(self._http.connections), drain_s)
+        catalog.draining = True
+        if self.unix_socket is not None:
+            self.unix_socket.remove()
+        await self._http.drain(drain_s)
+        farewell.over()
+        await self.models.drain(1.0)
         await self._control.stop()
 
 
@@ -118,13 +114,14 @@ class _Listeners:
 
     def __init__(self, server: ServerConfig) -> None:
         self._sockets: list[socket.socket] = []
+        self.unix_socket = _unix_socket(server.uds) if server.uds else None
         try:
-            for port in (server.http_port, server.control_port):
-                self._sockets.append(_bind(server.host, port))
+            self._sockets.append(self.unix_socket.listener if self.unix_socket else _bind(server.host, server.http_port))
+            self._sockets.append(_bind(server.host, server.control_port))
         except PortError:
             self.__exit__()
             raise
-        self.ports = [listener.getsockname()[1] for listener in self._sockets]
+        self.ports = [0 if self.unix_socket else self._sockets[0].getsockname()[1], self._sockets[1].getsockname()[1]]
 
     def __enter__(self) -> "_Listeners":
         return self
@@ -132,11 +129,20 @@ class _Listeners:
     def __exit__(self, *_: object) -> None:
         for listener in self._sockets:
             listener.close()
+        if self._sockets and self.unix_socket is not None:
+            self.unix_socket.remove()
 
     def take(self) -> list[socket.socket]:
         """Hand the sockets over to the servers."""
         taken, self._sockets = self._sockets, []
         return taken
+
+
+def _unix_socket(path: str) -> UnixSocket:
+    try:
+        return UnixSocket(path)
+    except OSError as error:
+        raise PortError(f"cannot listen on {path}: {error.strerror or error}") from None
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -17,9 +17,22 @@ class Turns:
         self._takers: dict[str, Callable[[int], None]] = {}
         self._granting = False
 
-    def join(self, lane: str, on_turn: Callable[[int], None]) -> None:
-        """`on_turn(lease)` is called when the lane may start a batch; `release` must follow once, sooner or later."""
-        self._takers[lane] = on_turn
+    def join(self, lane: str, on_turn: Callable[[int], None]) -> str:
+        """`on_turn(lease)` is called when the lane may start a batch; `release` must follow once, sooner or later.
+
+        The name under which it wants from now on: another where a lane of this name is there, which goes.
+        """
+        name, number = lane, 1
+        while self._takers.get(name, on_turn) != on_turn:
+            number += 1
+            name = f"{lane}#{number}"
+        self._takers[name] = on_turn
+        return name
+
+    def change_needs(self, lane: str, needs: Mapping[str, float]) -> None:
+        """Its batches need so much from now on, also the one that it may have wanted already."""
+        self._arbiter.change_needs(lane, needs, self._clock())
+        self._grant()
 
     def leave(self, lane: str) -> None:
         """It wants nothing more. What it has leased it must still release."""

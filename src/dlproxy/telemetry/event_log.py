@@ -107,9 +107,9 @@ def read(path: Path) -> tuple[Header, Iterator[Entry]]:
     try:
         header = _decode_header(next(records))
     except StopIteration:
-        raise LogError(f"{path} is no dlproxy event log: it is empty") from None
+        raise LogError(f"{path} is not a dlproxy event log: it is empty") from None
     except msgspec.DecodeError as error:
-        raise LogError(f"{path} is no dlproxy event log: {error}") from None
+        raise LogError(f"{path} is not a dlproxy event log: {error}") from None
     if header.format != FORMAT:
         why = "its lane decided by rules that have changed since" if header.format < FORMAT else "a later version wrote it"
         raise LogError(f"{path} has format {header.format}, this version reads {FORMAT}: {why}")

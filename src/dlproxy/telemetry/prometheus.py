@@ -4,14 +4,16 @@
 Called by wire/control_http.py. Not aware of: HTTP.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric, UnknownMetricFamily
 from prometheus_client.registry import Collector
 
 from dlproxy.message import FailureKind
+from dlproxy.policy.view import LaneView
 from dlproxy.telemetry.stats import BOUNDS_S, Histogram, ModelStats
 
 # Triton's reasons for a failed request
@@ -25,6 +27,13 @@ _REASONS = {
     FailureKind.QUOTA: "REJECTED",
 }
 _LABELS = ("model", "version")
+_PHASES = (  # in Triton's words and ours
+    ("request", "request", "until their answers were handed over"),
+    ("queue", "queue", "waiting in the queue"),
+    ("compute_input", "batch", "while their batches were gathered"),
+    ("compute_infer", "compute", "in the model"),
+    ("compute_output", "split", "while their answers were cut out of the batches"),
+)
 
 
 class ModelView(Protocol):
@@ -33,9 +42,7 @@ class ModelView(Protocol):
     name: str
     version: str
     stats: ModelStats
-    queued_rows: Callable[[], int]
-    batch_limit: Callable[[], int]
-    is_ready: Callable[[], bool]
+    view: Callable[[], LaneView]
 
 
 class ModelCollector(Collector):
@@ -53,8 +60,10 @@ class ModelCollector(Collector):
         yield from self._own(models)
 
     def _triton(self, models: Sequence[ModelView]) -> Iterator[Metric]:
-        yield _family("nv_inference_request_success", "Requests answered", models, lambda s: s.request.count)
-        failures = UnknownMetricFamily("nv_inference_request_failure", "Requests failed", labels=(*_LABELS, "reason"))
+        yield _counter("nv_inference_request_success", "Requests that were answered", models, lambda s: s.request.count)
+        failures = UnknownMetricFamily(
+            "nv_inference_request_failure", "Requests that failed, by Triton's reasons", labels=(*_LABELS, "reason")
+        )
         for model in models:
             totals = dict.fromkeys(("REJECTED", "CANCELED", "BACKEND", "OTHER"), 0)
             for kind, number in model.stats.failures.items():
@@ -62,24 +71,18 @@ class ModelCollector(Collector):
             for reason, number in totals.items():
                 failures.add_metric((model.name, model.version, reason), number)
         yield failures
-        yield _family("nv_inference_count", "Rows inferred", models, lambda s: s.rows)
-        yield _family("nv_inference_exec_count", "Batches run", models, lambda s: s.batches)
-        for name, phase in (
-            ("request", "request"),
-            ("queue", "queue"),
-            ("compute_input", "batch"),
-            ("compute_infer", "compute"),
-            ("compute_output", "split"),
-        ):
-            yield _family(
+        yield _counter("nv_inference_count", "Rows that were inferred, in batches of any size", models, lambda s: s.rows)
+        yield _counter("nv_inference_exec_count", "Batches that were run", models, lambda s: s.batches)
+        for name, phase, what in _PHASES:
+            yield _counter(
                 f"nv_inference_{name}_duration_us",
-                f"Microseconds spent: {name}, summed over requests",
+                f"Microseconds {what}, summed over the requests that were answered",
                 models,
                 lambda stats, phase=phase: getattr(stats, phase).total_s * 1e6,  # type: ignore[misc]
             )
-        pending = UnknownMetricFamily("nv_inference_pending_request_count", "Rows waiting in the queue", labels=_LABELS)
+        pending = GaugeMetricFamily("nv_inference_pending_request_count", "Rows that wait in the queue", labels=_LABELS)
         for model in models:
-            pending.add_metric((model.name, model.version), model.queued_rows())
+            pending.add_metric((model.name, model.version), model.view().queued_rows)
         yield pending
 
     def _own(self, models: Sequence[ModelView]) -> Iterator[Metric]:
@@ -114,9 +117,10 @@ class ModelCollector(Collector):
             for phase in ("queue", "batch", "compute", "split", "request"):
                 histogram: Histogram = getattr(model.stats, phase)
                 phases.add_metric((*labels, phase), _cumulative(histogram), histogram.total_s)
-            depth.add_metric(labels, model.queued_rows())
-            limit.add_metric(labels, model.batch_limit())
-            ready.add_metric(labels, model.is_ready())
+            view = model.view()
+            depth.add_metric(labels, view.queued_rows)
+            limit.add_metric(labels, view.batch_goal)
+            ready.add_metric(labels, bool(view.instances))
             for state, number in model.stats.instance_states.items():
                 states.add_metric((*labels, state), number)
             for change, times in model.stats.instance_changes.items():
@@ -134,10 +138,15 @@ def registry(models: Iterable[ModelView], connections: Callable[[], int]) -> Col
     return registry
 
 
-def _family(
+def page(registry: CollectorRegistry) -> bytes:
+    """The registry as Prometheus text, with Triton's counters declared as such."""
+    return re.sub(rb"^(# TYPE nv_\w+) untyped$", rb"\1 counter", generate_latest(registry), flags=re.MULTILINE)
+
+
+def _counter(
     name: str, help_text: str, models: Sequence[ModelView], value: Callable[[ModelStats], float]
 ) -> UnknownMetricFamily:
-    """Triton's counters lack the `_total` that the client library would append to a counter, hence "unknown"."""
+    """One of Triton's, which lack the `_total` that the client library appends to a counter: `page` makes it one."""
     family = UnknownMetricFamily(name, help_text, labels=_LABELS)
     for model in models:
         family.add_metric((model.name, model.version), value(model.stats))

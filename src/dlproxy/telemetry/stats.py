@@ -1,4 +1,4 @@
-"""Plain counters of one model, written by serve/driver.py once per batch and by serve/roster.py, read by the metrics page and
+"""Plain counters of one model, written by serve/driver.py once per batch and by fleet/roster.py, read by the metrics page and
 the OIP statistics.
 
 Not aware of: Prometheus, JSON. Durations are kept in seconds.

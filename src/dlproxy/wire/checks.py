@@ -5,15 +5,10 @@ The error texts that start like Triton's are matched by its clients' tests. Not 
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from math import inf
-from reprlib import repr as brief  # bounds depth and length: the value is the client's
 from typing import Any
 
 from dlproxy.message import (
     DType,
-    Failure,
-    FailureKind,
-    InferenceError,
     Request,
     Tensor,
     TensorSpec,
@@ -27,7 +22,6 @@ from dlproxy.wire.padded import PaddedShape
 
 UNEVEN = -1  # begins the shape_key, no other's equal, of a request whose inputs differ in rows
 UNPADDED = -2  # ends the shape_key of a request that must not be padded, as others of its shape may be
-SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 MAX_ELEMENTS = 1 << 20  # BYTES elements of one input
 
 
@@ -41,7 +35,6 @@ class RequestChecker:
         self._batched = signature.batched
         self._even = signature.even
         self._max_batch = model.max_batch
-        self._model = model
         self._tails = tuple(_fixed_tail(spec, batched=signature.batched) for spec in signature.inputs)
         self._row_bytes = tuple(
             0 if tail is None else element_count(tail) * spec.dtype.itemsize
@@ -101,8 +94,7 @@ class RequestChecker:
         rows = rows or 1
         if rows > self._max_batch:
             raise invalid(f"inference request batch-size must be <= {self._max_batch} for '{self._name}', got {rows}")
-        slo_s = self._model.slo_s
-        ticket = Ticket(ticket_id, now, inf if slo_s is None else now + slo_s, rows)
+        ticket = Ticket(ticket_id, now, rows=rows)
         if not self._one_shape:
             ticket.shape_key = self._shape_key(inputs)
             if self._padding is None:
@@ -113,8 +105,6 @@ class RequestChecker:
                     ticket.shape_key = (*ticket.shape_key, UNPADDED)
         if uneven:
             ticket.shape_key, ticket.family = (UNEVEN, ticket_id), ()
-        if params:
-            _apply_params(ticket, params, now)
         return Request(ticket, self._name, inputs, outputs, request_id, params)
 
     def _shape_key(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
@@ -144,22 +134,22 @@ class RequestChecker:
         index = self._outputs.get(name)
         if index is None:
             known = ", ".join(f"'{known}'" for known in self._outputs)
-            raise invalid(f"unexpected inference output '{name}' for model '{self._name}'; it gives {known}")
+            raise invalid(f"unexpected inference output '{name}' for model '{self._name}'; its outputs are {known}")
         return index
 
     def raw_input(self, body: bytes) -> Tensor:
         """The tensor that a body without any header means: the model's one input, as many rows as the bytes make."""
         if len(self._specs) != 1:
-            raise invalid(f"a raw binary request needs a model with one input; '{self._name}' takes {len(self._specs)}")
+            raise invalid(f"a raw binary request needs a model with one input; '{self._name}' has {len(self._specs)}")
         spec = self._specs[0]
         if spec.dtype is DType.BYTES:
             shape: tuple[int, ...] = (1,) * len(spec.shape)
             return Tensor(spec.name, spec.dtype, shape, len(body).to_bytes(4, "little") + body)
         if spec.shape.count(-1) > 1:
-            raise invalid(f"a raw binary request cannot say the shape of input '{spec.name}', {_show(spec.shape)}")
+            raise invalid(f"a raw binary request leaves the shape of input '{spec.name}', {_show(spec.shape)}, open")
         known_bytes = element_count([size for size in spec.shape if size >= 0]) * spec.dtype.itemsize
         if not known_bytes or len(body) % known_bytes:
-            raise invalid(f"a raw binary request for '{self._name}' takes a multiple of {known_bytes} bytes, got {len(body)}")
+            raise invalid(f"a raw binary request for '{self._name}' must be a multiple of {known_bytes} bytes, got {len(body)}")
         shape = tuple([len(body) // known_bytes if size < 0 else size for size in spec.shape])
         return Tensor(spec.name, spec.dtype, shape, body)
 
@@ -168,9 +158,8 @@ class RequestChecker:
         for index, as_binary in zip(wanted, binary, strict=True):
             spec = self._output_specs[index]
             if not as_binary and spec.dtype in without:
-                raise invalid(
-                    f"output '{spec.name}': {spec.dtype.value} has no JSON form; ask for it with parameters.binary_data = true"
-                )
+                how = "request it with parameters.binary_data = true"
+                raise invalid(f"output '{spec.name}': {spec.dtype.value} cannot be returned as JSON; {how}")
 
     def spec_of(self, name: str) -> TensorSpec:
         """The declared input of this name. Raises InferenceError if there is none."""
@@ -194,7 +183,8 @@ class RequestChecker:
         if not fits:
             hint = ""
             if len(tensor.shape) != len(spec.shape):
-                hint = f" The shape has {len(tensor.shape)} dims, the model takes {len(spec.shape)}."
+                wanted = f"{len(spec.shape)}: [{','.join(spec.sizes)}]"
+                hint = f" The shape has {len(tensor.shape)} dimensions, but the model expects {wanted}."
             elif spec.shape and spec.shape[0] not in (-1, tensor.shape[0]):
                 hint = f" The model's batch size is fixed to {spec.shape[0]}."
             raise invalid(
@@ -202,20 +192,18 @@ class RequestChecker:
                 f"got {_show(tensor.shape)}.{hint}"
             )
         if self._batched and spec.rows is not None and tensor.shape[spec.rows] < 1:
-            raise invalid(f"input '{name}': shape {list(tensor.shape)} has no rows; a batch has at least one")
+            raise invalid(f"input '{name}': shape {list(tensor.shape)} has no rows; at least one is required")
         count = element_count(tensor.shape)
         if spec.dtype is DType.BYTES:
             self._check_elements(tensor, count, text=spec.text)
         elif len(tensor.data) != count * spec.dtype.itemsize:
-            raise invalid(
-                f"input '{name}': shape {list(tensor.shape)} of {spec.dtype.value} takes {count * spec.dtype.itemsize} bytes, "
-                f"got {len(tensor.data)}"
-            )
+            needed = f"shape {list(tensor.shape)} of {spec.dtype.value} requires {count * spec.dtype.itemsize} bytes"
+            raise invalid(f"input '{name}': {needed}, got {len(tensor.data)}")
 
     @staticmethod
     def _check_elements(tensor: Tensor, count: int, *, text: bool) -> None:
         if count > MAX_ELEMENTS:  # each becomes an object: seconds of blocked loop for 64 MiB of empty ones
-            raise invalid(f"input '{tensor.name}': at most {MAX_ELEMENTS} BYTES elements are taken, got {count}")
+            raise invalid(f"input '{tensor.name}': at most {MAX_ELEMENTS} BYTES elements are accepted, got {count}")
         found = 0
         try:
             for element in elements_of(tensor.data):
@@ -225,13 +213,13 @@ class RequestChecker:
                 if found > count:
                     break
         except UnicodeDecodeError as error:
-            message = f"input '{tensor.name}': element {found} is not UTF-8, as this model's text must be: {error}"
+            message = f"input '{tensor.name}': element {found} is not valid UTF-8, which this model requires: {error}"
             raise invalid(message) from None
         except ValueError as error:
             raise invalid(f"input '{tensor.name}': {error}") from None
         if found != count:
             more = " or more" if found > count else ""
-            raise invalid(f"input '{tensor.name}': shape {list(tensor.shape)} takes {count} elements, got {found}{more}")
+            raise invalid(f"input '{tensor.name}': shape {list(tensor.shape)} requires {count} elements, got {found}{more}")
 
     def _in_order(self, inputs: list[Tensor]) -> list[Tensor]:
         by_name = {tensor.name: tensor for tensor in inputs}
@@ -259,19 +247,19 @@ class RequestChecker:
         name, other = next((name, count) for name, count in counts if count != rows)
         return invalid(
             f"input '{name}' has {other} rows where input '{first}' has {rows}: "
-            f"the rows of every input are the batch and must agree"
+            f"all inputs of a request must have the same number of rows"
         )
 
     def _wrong_count(self, inputs: Sequence[Tensor], request_id: str) -> Exception:
         wanted = ", ".join(f"'{spec.name}'{' (optional)' * (spec.default is not None)}" for spec in self._specs)
         return invalid(
             f"[request id: {request_id or '<id_unknown>'}] expected {len(self._specs)} inputs but got {len(inputs)} inputs "
-            f"for model '{self._name}'; it takes {wanted}"
+            f"for model '{self._name}'; its inputs are {wanted}"
         )
 
     def _unknown_input(self, name: str) -> Exception:
         wanted = ", ".join(f"'{spec.name}'" for spec in self._specs)
-        return invalid(f"unexpected inference input '{name}' for model '{self._name}'; it takes {wanted}")
+        return invalid(f"unexpected inference input '{name}' for model '{self._name}'; its inputs are {wanted}")
 
 
 def _fixed_tail(spec: TensorSpec, *, batched: bool) -> tuple[int, ...] | None:
@@ -282,26 +270,3 @@ def _fixed_tail(spec: TensorSpec, *, batched: bool) -> tuple[int, ...] | None:
 
 def _show(shape: Sequence[int]) -> str:
     return "[" + ",".join(map(str, shape[:16])) + (",…]" if len(shape) > 16 else "]")
-
-
-def _apply_params(ticket: Ticket, params: dict[str, Any], now: float) -> None:
-    if not SEQUENCE.isdisjoint(params):
-        _refuse_sequence(params)
-    timeout_us = params.get("timeout")
-    if timeout_us is not None:
-        if not isinstance(timeout_us, int) or isinstance(timeout_us, bool) or not 0 <= timeout_us < 2**63:
-            raise invalid(f"parameter 'timeout' is {brief(timeout_us)}; it takes microseconds as a non-negative integer")
-        if timeout_us:  # 0: no timeout of its own, as in Triton
-            ticket.deadline_at = min(ticket.deadline_at, now + timeout_us * 1e-6)
-    priority = params.get("priority")
-    if priority is not None:
-        if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority < 2**32:
-            raise invalid(f"parameter 'priority' is {brief(priority)}; it takes a non-negative integer, 0 for the default")
-        ticket.priority = priority
-
-
-def _refuse_sequence(params: dict[str, Any]) -> None:
-    for name in sorted(SEQUENCE):
-        if params.get(name):  # 0, "" and false stand for none, as in Triton
-            message = f"parameter '{name}' is {brief(params[name])}, but sequences are not served yet"
-            raise InferenceError(Failure(FailureKind.UNSUPPORTED, f"{message}; stateless requests leave it out"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
@@ -20,9 +20,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dlproxy.config import ConfigError
-from dlproxy.message import InferenceError, encodable
+from dlproxy.message import FailureKind, InferenceError, encodable
 from dlproxy.telemetry import prometheus
-from dlproxy.wire.catalog import Catalog, ModelControl, ServedModel
+from dlproxy.wire.catalog import Catalog, ModelControl, ModelView, ServedModel
 from dlproxy.wire.target import name_in, path_of
 
 Action = Callable[[ModelControl, dict[str, Any]], Awaitable[None]]
@@ -31,22 +31,25 @@ MOST_BODY = 64 * 1024  # bytes of a change of knobs
 TICK_S = 1.0  # how often the Date header is renewed
 
 
-def control_app(catalog: Catalog, connections: Callable[[], int]) -> Starlette:
-    """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state),
-    /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued requests too), and POST to
-    /models/NAME/scale with {"instances": N}.
+def control_app(catalog: Catalog, connections: Callable[[], int], view: Callable[[], list[ModelView]]) -> Starlette:
+    """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state, also
+    of those that come and go), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued requests too),
+    and POST to /models/NAME/scale with {"instances": N}.
     """
     registry = prometheus.registry(catalog, connections)
 
     async def metrics(_: Request) -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(prometheus.page(registry), media_type=CONTENT_TYPE_LATEST)
 
     async def healthz(_: Request) -> Response:
-        models = {model.name: model.is_ready() for model in catalog}
+        models: dict[str, bool] = {}
+        for model in catalog:  # of several versions, all
+            models[model.name] = models.get(model.name, True) and model.ready
         return JSONResponse({"ready": catalog.ready, "models": models}, status_code=200 if catalog.ready else 503)
 
     async def models(_: Request) -> Response:
-        return JSONResponse([_state(model) for model in catalog])
+        served = {(model.name, model.version): _state(model) for model in catalog}
+        return JSONResponse([_viewed(one, served.get((one.name, one.version), {"ready": False})) for one in view()])
 
     async def model(request: Request) -> Response:
         return await _answer(catalog, request, _change if request.method == "PATCH" else None)
@@ -86,7 +89,11 @@ class _OnePath:
 
 def _state(model: ServedModel) -> dict[str, Any]:
     state = {} if model.control is None else model.control.state()
-    return {"name": model.name, "version": model.version, "ready": model.is_ready(), **state}
+    return {"name": model.name, "version": model.version, "ready": model.ready, **state}
+
+
+def _viewed(one: ModelView, state: dict[str, Any]) -> dict[str, Any]:
+    return {"name": one.name, "version": one.version, "default": one.default, "phase": one.phase, **state}
 
 
 async def _body(request: Request) -> bytes:
@@ -108,7 +115,8 @@ async def _answer(catalog: Catalog, request: Request, act: Action | None) -> Res
                 raise ConfigError(f"model '{found.name}' cannot be changed")
             await act(found.control, _object(await _body(request)))
     except InferenceError as error:
-        return JSONResponse({"error": encodable(error.failure.message)}, status_code=404)
+        status = 404 if error.failure.kind is FailureKind.NOT_FOUND else 503  # it is being loaded or unloaded
+        return JSONResponse({"error": encodable(error.failure.message)}, status_code=status)
     except ConfigError as error:
         return JSONResponse({"error": encodable(str(error))}, status_code=400)
     except ClientDisconnect:
@@ -133,7 +141,7 @@ def _object(body: bytes) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise ConfigError('the body is no object, such as {"discipline": "edf"}')
+        raise ConfigError('the body is not a JSON object such as {"discipline": "edf"}')
     return found
 
 

@@ -1,13 +1,13 @@
 """Which other sites' pages may ask this server, as browsers want it said (Fetch standard, "CORS protocol").
 
-Called by http_server.py, and only where origins are configured. Not aware of: routes.
+Called by http_server.py and http_exchange.py, and only where origins are configured. Not aware of: routes.
 """
 
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dlproxy.wire.http_server import Exchange
+    from dlproxy.wire.http_exchange import Exchange
 
 EXPOSED = b"inference-header-content-length, retry-after, server-timing, allow"
 METHODS = b"GET, HEAD, POST"

@@ -1,531 +1,35 @@
-"""An HTTP/1.1 server for small, frequent requests: asyncio.Protocol over llhttp (httptools), no task per request.
+"""An HTTP/1.1 server for small, frequent requests: listens, knows its connections, lets them age, drains.
 
-Requests of one connection are answered in order (pipelining), whoever finishes first. llhttp refuses what smuggling needs
-(both lengths, duplicate or malformed lengths, bare CR or LF); what it leaves unbounded is bounded here.
-Called by serve/assemble.py; hands each complete request to `app`. Not aware of: models, routes.
+Called by serve/server.py. Not aware of: parsing (http_connection.py), models, routes.
 """
 
 import asyncio
 import logging
 import socket
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from email.utils import formatdate
-from typing import Any, cast
-
-import httptools
-import msgspec
-from msgspec import Struct
 
 from dlproxy.config import HttpLimits
-from dlproxy.message import encodable
 from dlproxy.wire.cors import Cors
+from dlproxy.wire.http_connection import DRAIN_GRACE_S, HttpConnection, Seen
+from dlproxy.wire.http_exchange import Exchange
+from dlproxy.wire.terms import Identify
 
 log = logging.getLogger(__name__)
 
 SWEEP_S = 0.5  # how often timeouts are looked at: the hot path pays for none of them
-LINGER_S = 2.0  # after a refusal, how long to swallow what the client still sends, so that a reset cannot eat the reply
-DRAIN_GRACE_S = 0.3  # while draining, how long an idle connection may still bring a request that was on its way
 QUIET_TURNS = 5  # of the event loop without a new connection, after which none waits to be accepted
-ONE_PIECE = 64 * 1024  # replies up to this size are sent in one piece with their head
-MAX_CHUNK_OVERHEAD = 512 * 1024  # bytes of chunk framing or trailers without any body in between
-MAX_TARGET = 8 * 1024
-MAX_ERROR = 2000  # characters of an error message
 MAX_SEEN, MAX_SEEN_BYTES = 1024, 4096  # heads that are remembered for all connections, and the largest of them
-SMALL_PIECE = 1024  # bytes; smaller pieces of a body are gathered: as objects of their own they could take 20 times that
-
-IDLE, HEADERS, BODY, REFUSED = range(4)
-CLOSE = b"connection: close\r\n"
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-NO_TUNNEL = b"allow: GET, HEAD, POST\r\n"
-KEEP_ALIVE = b"connection: keep-alive\r\n"  # HTTP/1.0 wants it said; HTTP/1.1 takes it for granted
-
-REASONS = {
-    200: b"200 OK",
-    400: b"400 Bad Request",
-    404: b"404 Not Found",
-    405: b"405 Method Not Allowed",
-    408: b"408 Request Timeout",
-    413: b"413 Content Too Large",
-    414: b"414 URI Too Long",
-    415: b"415 Unsupported Media Type",
-    417: b"417 Expectation Failed",
-    429: b"429 Too Many Requests",
-    431: b"431 Request Header Fields Too Large",
-    500: b"500 Internal Server Error",
-    501: b"501 Not Implemented",
-    503: b"503 Service Unavailable",
-    505: b"505 HTTP Version Not Supported",
-}
-
-
-class Exchange:
-    """One request and the place for its reply, which is given exactly once, now or later."""
-
-    __slots__ = ("body", "connection", "connection_line", "headers", "method", "on_abandoned", "reply_parts", "target")
-
-    def __init__(
-        self,
-        connection: "HttpConnection",
-        method: bytes,
-        target: bytes,
-        headers: dict[bytes, bytes],
-        body: bytes,
-        connection_line: bytes,
-    ) -> None:
-        self.connection = connection
-        self.method = method
-        self.target = target
-        self.headers = headers
-        self.body = body
-        self.connection_line = connection_line
-        self.reply_parts: tuple[bytes | memoryview, ...] | None = None
-        self.on_abandoned: Callable[[], None] | None = None
-        """Called if the client leaves before the reply."""
-
-    def reply(
-        self, status: int, content_type: bytes, body: bytes, extra: bytes = b"", rest: Sequence[bytes | memoryview] = ()
-    ) -> None:
-        """Send the reply or, behind slower requests of the connection, queue it. `extra`: whole header lines.
-
-        `rest`: more of the body, too large to be copied.
-        """
-        connection, server = self.connection, self.connection.server
-        if server.cors is not None:
-            extra += server.cors.lines(self.headers)
-        if server.draining and connection.is_last(self):
-            self.connection_line = CLOSE
-        head = b"HTTP/1.1 %b\r\ncontent-type: %b\r\n%b%b%bcontent-length: %d\r\n\r\n" % (
-            REASONS[status],
-            content_type,
-            server.date_line,
-            extra,
-            self.connection_line,
-            len(body) + sum(map(len, rest)) if rest else len(body),
-        )
-        if self.method == b"HEAD":
-            self.reply_parts = (head,)
-        elif rest:
-            self.reply_parts = (head, body, *rest)
-        elif len(body) <= ONE_PIECE:
-            self.reply_parts = (head + body,)
-        else:
-            self.reply_parts = (head, body)
-        try:
-            connection.send_ready()
-        except Exception:
-            log.exception("%s %s: the reply could not be sent, so the connection is closed", self.method, self.target)
-            connection.abort()
-
-    def fail(self, status: int, message: str, extra: bytes = b"") -> None:
-        """Reply with the JSON error that every route uses."""
-        if len(message) > MAX_ERROR:  # what a message quotes is the client's and may be megabytes long
-            message = f"{message[:MAX_ERROR]}…"
-        self.reply(status, b"application/json", msgspec.json.encode({"error": encodable(message)}), extra)
-
-    def give_up(self) -> None:
-        """Answer, from within an exception's handler, that it was a defect of the server; close the connection if that fails.
-
-        So a request ends whatever happens to it. One that was answered already is left alone.
-        """
-        log.exception("%s %s failed", self.method, self.target)
-        if self.reply_parts is None:
-            try:
-                self.fail(500, "internal error; the server's log has the details")
-            except Exception:
-                log.exception("%s %s: the failure could not be told, so the connection is closed", self.method, self.target)
-                self.connection.abort()
-
-
-class _Seen(Struct):
-    """The last request of a connection that came whole in one read. A client that sends tensors of one shape sends the
-    same header every time; llhttp, at the start of a message, would find the same in the same bytes, so it is not asked.
-    """
-
-    head: bytes
-    length: int
-    method: bytes
-    target: bytes
-    headers: dict[bytes, bytes]
-
-    @staticmethod
-    def of(exchange: Exchange, data: bytes) -> "_Seen | None":
-        """None unless `data` is this one request with a plain Content-Length, after which the connection goes on."""
-        body, headers = exchange.body, exchange.headers
-        head = data[: len(data) - len(body)]
-        plain = b"content-length" in headers and not {b"connection", b"upgrade", b"expect"} & headers.keys()
-        if not plain or exchange.connection_line or not body or head.find(b"\r\n\r\n") != len(head) - 4:
-            return None
-        return _Seen(head, len(data), exchange.method, exchange.target, headers)
-
-
-class _RefusedError(Exception):
-    """Raised inside a parser callback: the request breaks a limit and the connection ends after this reply."""
-
-    def __init__(self, status: int, message: str, extra: bytes = b"") -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.extra = extra
-
-
-class HttpConnection(asyncio.Protocol):
-    """One client. `age` is called by the server's sweep; `waited_s` counts the time since the last step forward."""
-
-    __slots__ = (  # noqa: RUF023  in the order of use: with hundreds of clients each cache line counts
-        "server",
-        "_seen",
-        "_phase",
-        "_waited_s",
-        "_pipeline",
-        "_write_paused",
-        "_unseen",
-        "_limits",
-        "_transport",
-        "_app",
-        "_headers",
-        "_parser",
-        "_received",
-        "_whole",
-        "_starting",
-        "_small_header",
-        "_target",
-        "_repeats",
-        "_offered",
-        "_body",
-        "_body_bytes",
-        "_silent_bytes",
-        "_began_now",
-        "__weakref__",
-    )
-
-    def __init__(self, server: "HttpServer") -> None:
-        self.server = server
-        self._limits = server.limits
-        self._small_header = min(MAX_TARGET, server.limits.max_header_bytes)  # a read this short breaks no limit
-        self._app = server.app
-        self._parser = httptools.HttpRequestParser(self)
-        self._pipeline: deque[Exchange] = deque()  # in order of arrival; replies leave from the left
-        self._unseen = 0  # so many at the pipeline's end the app has not seen yet
-        self._write_paused = False
-        self._starting = False
-        self._phase = IDLE
-        self._waited_s = 0.0
-        self._received = 0  # bytes in the read that is being parsed
-        self._seen: _Seen | None = None
-        self._whole: Exchange | None = None  # the request that the read which is being parsed completed last
-        self._reset()
-
-    def _reset(self) -> None:
-        self._target = b""
-        self._headers: dict[bytes, bytes] = {}
-        self._repeats = 0  # header fields whose name came before
-        self._offered = False  # to change the protocol: llhttp takes the header for all of the message
-        self._body: list[Any] = []  # bytes, and bytearrays of what came in small pieces
-        self._body_bytes = 0
-        self._silent_bytes = 0  # since the header or the last piece of body began, not counting the read it began in
-        self._began_now = False
-
-    # asyncio.Protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self.server.connections.add(self)
-        self.server.accepted += 1
-        if len(self.server.connections) > self._limits.max_connections:
-            self._refuse(503, f"the server has its {self._limits.max_connections} connections", b"retry-after: 1\r\n")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._phase = REFUSED
-        self.server.connection_closed(self)
-        self._abandon()
-        del self._parser  # refers back to this, as does what is left of a request: all would stay for the garbage collector
-        self._whole = None
-        self._body = []
-
-    def _abandon(self) -> None:
-        """Whatever is still under way gets no reply."""
-        abandoned = [exchange for exchange in self._pipeline if exchange.reply_parts is None]
-        self._pipeline.clear()  # before anybody is told: a reply given from now on goes nowhere
-        self._unseen = 0
-        for exchange in abandoned:
-            if exchange.on_abandoned is not None:
-                exchange.on_abandoned()
-
-    def data_received(self, data: bytes) -> None:
-        seen = self._seen
-        if seen is not None and self._phase == IDLE and len(data) == seen.length and data.startswith(seen.head):
-            self._take(Exchange(self, seen.method, seen.target, seen.headers, data[len(seen.head) :], b""))
-            return
-        if self._phase == REFUSED:
-            return
-        self._received = len(data)
-        fresh = self._phase == IDLE
-        stopped_at = None
-        try:
-            try:
-                self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as offer:
-                stopped_at = offer.args[0]
-            if stopped_at is not None:  # not in the handler: what the parser raises next would have that as its context
-                self._decline(memoryview(data)[stopped_at:])
-        except httptools.HttpParserCallbackError as error:
-            if not isinstance(error.__context__, _RefusedError):
-                raise
-            self._refuse(error.__context__.status, error.__context__.message, error.__context__.extra)
-        except httptools.HttpParserError as error:
-            if self._parser.get_method() == b"PRI":  # the preface of a client that takes HTTP/2 for granted
-                self._refuse(505, "HTTP/2 is not spoken here; send HTTP/1.1 (curl: without --http2-prior-knowledge)")
-            else:
-                self._refuse(400, f"malformed HTTP: {error}")
-        else:
-            if self._phase != IDLE:
-                self._bound_incomplete()
-            elif fresh and self._whole is not None:
-                self._seen = self.server.remember(_Seen.of(self._whole, data))
-            self._whole = None  # an idle connection keeps no body
-
-    def _decline(self, rest: memoryview) -> None:
-        """Go on in HTTP/1.1 after an offer to change the protocol, at which llhttp has stopped.
-
-        A server may ignore the offer (RFC 9110 section 7.8), but not the body: a fresh parser reads the header without it, and
-        then the `rest` of what has come, in which there may be further offers.
-        """
-        offered = True
-        while offered:
-            fields = b"".join([b"%b: %b\r\n" % field for field in self._headers.items() if field[0] != b"upgrade"])
-            version = self._parser.get_http_version().encode()
-            head = b"%b %b HTTP/%b\r\n%b\r\n" % (self._parser.get_method(), self._target, version, fields)
-            self._reset()
-            self._parser = httptools.HttpRequestParser(self)
-            self._parser.feed_data(head)
-            try:
-                self._parser.feed_data(rest)
-                offered = False
-            except httptools.HttpParserUpgrade as offer:
-                rest = rest[offer.args[0] :]
-
-    def pause_writing(self) -> None:
-        self._write_paused = True
-        self._waited_s = 0.0
-        self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        self._write_paused = False
-        self._waited_s = 0.0
-        self._start_unseen()
-
-    # httptools callbacks
-
-    def on_message_begin(self) -> None:
-        self._phase = HEADERS
-        self._waited_s = 0.0
-        self._began_now = True
-
-    def on_url(self, url: bytes) -> None:
-        self._target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._phase == BODY:  # a trailer: nothing here needs one
-            return
-        headers = self._headers
-        name = name.lower()
-        if name not in headers:
-            headers[name] = value
-        else:
-            headers[name] += b", " + value
-            self._repeats += 1
-            if self._repeats > self._limits.max_headers:  # joining is quadratic, so this cannot wait for the end
-                raise _RefusedError(431, f"more than {self._limits.max_headers} header fields; no more are taken")
-
-    def on_headers_complete(self) -> None:
-        headers, limits = self._headers, self._limits
-        if len(headers) + self._repeats > limits.max_headers:
-            fields = len(headers) + self._repeats
-            raise _RefusedError(431, f"{fields} header fields; at most {limits.max_headers} are taken")
-        if self._received > self._small_header or not self._began_now:
-            self._bound_header()
-        if self._parser.should_upgrade():
-            if self._parser.get_method() == b"CONNECT":
-                raise _RefusedError(405, "CONNECT opens no tunnel here: this is no proxy to other hosts", NO_TUNNEL)
-            self._offered = True
-            return
-        self._phase = BODY
-        self._waited_s = 0.0
-        length = headers.get(b"content-length")
-        if length is not None:
-            if int(length) > limits.max_body_bytes:
-                raise _RefusedError(413, f"the body is {int(length)} bytes; at most {limits.max_body_bytes} are taken")
-        elif headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
-            raise _RefusedError(501, "the only transfer encoding understood is chunked")
-        if b"host" not in headers and self._parser.get_http_version() == "1.1":
-            raise _RefusedError(400, "an HTTP/1.1 request needs a Host header")
-        if b"expect" in headers and self._parser.get_http_version() != "1.0":
-            if headers[b"expect"].lower() != b"100-continue":
-                raise _RefusedError(417, "the only expectation understood is 100-continue")
-            if not self._pipeline:  # else send_ready says it, after the replies that are due before
-                self._transport.write(CONTINUE)
-
-    def on_body(self, body: bytes) -> None:
-        pieces = self._body
-        if not pieces or len(body) >= SMALL_PIECE:
-            pieces.append(body)
-        elif type(pieces[-1]) is bytearray:
-            pieces[-1] += body
-        else:
-            pieces.append(bytearray(body))
-        self._body_bytes += len(body)
-        self._silent_bytes = 0
-        if self._body_bytes > self._limits.max_body_bytes:
-            raise _RefusedError(413, f"the body is longer than {self._limits.max_body_bytes} bytes")
-
-    def on_message_complete(self) -> None:
-        if self._offered:  # only its header is
-            return
-        parser, headers = self._parser, self._headers
-        connection_line = b""
-        if not parser.should_keep_alive():
-            connection_line = CLOSE
-            self._seen = None  # llhttp must see, and refuse, whatever follows
-        elif b"connection" in headers and parser.get_http_version() == "1.0":
-            connection_line = KEEP_ALIVE
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        exchange = Exchange(self, parser.get_method(), self._target, headers, body, connection_line)
-        self._whole = exchange
-        self._reset()
-        self._take(exchange)
-
-    def _take(self, exchange: Exchange) -> None:
-        """A request is complete: hand it to the app, or keep it if the connection has enough under way."""
-        self._phase = IDLE
-        self._waited_s = 0.0
-        self._pipeline.append(exchange)
-        if self._write_paused or self._unseen or len(self._pipeline) > self._limits.max_pipelined:
-            self._unseen += 1
-            self._transport.pause_reading()
-            return
-        try:
-            self._app(exchange)
-        except Exception:
-            exchange.give_up()
-
-    # Replies
-
-    def is_last(self, exchange: Exchange) -> bool:
-        """No other request of this connection stands behind it."""
-        return not self._pipeline or self._pipeline[-1] is exchange
-
-    def send_ready(self) -> None:
-        """Write the replies that are due, in the order of their requests."""
-        pipeline, transport = self._pipeline, self._transport
-        while pipeline and (parts := pipeline[0].reply_parts) is not None:
-            exchange = pipeline.popleft()
-            for part in parts:
-                transport.write(part)
-            if exchange.connection_line is CLOSE:
-                self._abandon()  # while draining, a request may have come after the one that turned out to be the last
-                self._close()
-                return
-        if self._phase == IDLE:
-            self._waited_s = 0.0
-        elif self._phase == BODY and not pipeline and b"expect" in self._headers:
-            transport.write(CONTINUE)
-        if self._unseen and not self._starting:
-            self._start_unseen()
-
-    def _start_unseen(self) -> None:
-        """Hand the app what had to wait, as far as there is room now; read on once nothing waits."""
-        self._starting = True
-        while self._unseen and not self._write_paused and self._started < self._limits.max_pipelined:
-            exchange = self._pipeline[-self._unseen]
-            self._unseen -= 1
-            try:
-                self._app(exchange)
-            except Exception:
-                exchange.give_up()
-        self._starting = False
-        if not self._unseen and not self._write_paused and not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    @property
-    def _started(self) -> int:
-        return len(self._pipeline) - self._unseen
-
-    def _close(self) -> None:
-        self._waited_s = 0.0
-        if self._phase != IDLE and self._transport.can_write_eof():
-            self._phase = REFUSED
-            self._transport.write_eof()  # the client may still be sending: linger until it has read the reply
-        else:
-            self._phase = REFUSED
-            self._transport.close()
-
-    # Limits
-
-    def _refuse(self, status: int, message: str, extra: bytes = b"") -> None:
-        """Answer, after everything that came before, that nothing more is taken on this connection."""
-        self._phase = REFUSED
-        self._waited_s = 0.0
-        if self._transport.is_closing() or (self._pipeline and self._pipeline[-1].connection_line is CLOSE):
-            return
-        exchange = Exchange(self, b"", b"", self._headers, b"", CLOSE)
-        self._pipeline.append(exchange)
-        exchange.fail(status, message, extra)
-
-    def _bound_header(self) -> None:
-        if len(self._target) > MAX_TARGET:
-            raise _RefusedError(414, f"the request target is {len(self._target)} bytes; at most {MAX_TARGET} are taken")
-        total = sum(len(name) + len(value) for name, value in self._headers.items())
-        if total > self._limits.max_header_bytes:
-            raise _RefusedError(431, f"the header is {total} bytes; at most {self._limits.max_header_bytes} are taken")
-
-    def _bound_incomplete(self) -> None:
-        """llhttp buffers header fields and trailers without limit: count what came without finishing anything."""
-        if self._began_now:
-            self._began_now = False
-            return
-        self._silent_bytes += self._received
-        if self._phase == HEADERS and self._silent_bytes > self._limits.max_header_bytes:
-            self._refuse(431, f"the header is longer than {self._limits.max_header_bytes} bytes")
-        elif self._silent_bytes > MAX_CHUNK_OVERHEAD:
-            self._refuse(400, "chunk framing without content")
-
-    def begin_grace(self) -> None:
-        """The server drains: what an idle connection's client has sent may still be on its way."""
-        if self._phase == IDLE and not self._pipeline:
-            self._waited_s = 0.0
-
-    def age(self, seconds: float) -> None:
-        """Called by the sweep: act on what has waited too long."""
-        self._waited_s += seconds
-        waited_s, limits = self._waited_s, self._limits
-        if self._write_paused:
-            if waited_s > limits.write_timeout_s:
-                self._transport.abort()
-        elif self._phase == REFUSED:
-            unread = self._transport.get_write_buffer_size()
-            if waited_s > (limits.write_timeout_s if unread else LINGER_S) and not self._pipeline:
-                self._transport.abort()
-        elif self._unseen:
-            self._waited_s = 0.0  # it is not the client who waits: reading is paused
-        elif self._phase == HEADERS:
-            if waited_s > limits.header_timeout_s:
-                self._refuse(408, f"the header did not arrive within {limits.header_timeout_s:g} s")
-        elif self._phase == BODY:
-            if waited_s > limits.body_timeout_s + self._body_bytes / limits.min_body_bytes_per_s:
-                self._refuse(408, f"only {self._body_bytes} bytes of the body arrived within {waited_s:.1f} s")
-        elif not self._pipeline and waited_s > (DRAIN_GRACE_S if self.server.draining else limits.idle_timeout_s):
-            self._close()
-
-    def abort(self) -> None:
-        """End the connection now, whatever is under way."""
-        self._transport.abort()
 
 
 class HttpServer:
-    """Listens on one socket and hands every complete request to `app`, which replies through the exchange."""
+    """Listens on one socket and hands every complete request to `app`, which replies through the exchange.
 
-    def __init__(self, app: Callable[[Exchange], None], limits: HttpLimits) -> None:
+    `identify` says who asks, before the body is read, and may refuse the request; without it, everybody is anonymous.
+    """
+
+    def __init__(self, app: Callable[[Exchange], None], limits: HttpLimits, identify: Identify | None = None) -> None:
+        self.identify = identify
         self.cors = Cors(limits.cors_origins) if limits.cors_origins else None
         self.app = app if self.cors is None else self.cors.before(app)
         self.limits = limits
@@ -533,11 +37,11 @@ class HttpServer:
         self.accepted = 0  # connections, so far
         self.draining = False
         self.date_line = b""
-        self._seen: dict[bytes, _Seen] = {}
+        self._seen: dict[bytes, Seen] = {}
         self._empty = asyncio.Event()
         self._empty.set()
 
-    def remember(self, seen: _Seen | None) -> _Seen | None:
+    def remember(self, seen: Seen | None) -> Seen | None:
         """The same, or what another connection has seen with the same head: hundreds of clients then share what is read of it,
         which stays in the core's cache.
         """
@@ -548,11 +52,12 @@ class HttpServer:
         return self._seen.setdefault(seen.head, seen)
 
     async def start(self, listener: socket.socket) -> None:
-        """Serve on a bound socket; returns once connections are taken."""
+        """Serve on a bound socket; returns once connections are accepted."""
         self._loop = asyncio.get_running_loop()
         self._sweep_at = self._loop.time()
         self._sweep()
-        self._server = await self._loop.create_server(lambda: HttpConnection(self), sock=listener, backlog=1024)
+        create = self._loop.create_unix_server if listener.family == socket.AF_UNIX else self._loop.create_server
+        self._server = await create(lambda: HttpConnection(self), sock=listener, backlog=1024)
 
     def connection_closed(self, connection: HttpConnection) -> None:
         self.connections.discard(connection)
@@ -574,7 +79,7 @@ class HttpServer:
             try:
                 await asyncio.wait_for(self._empty.wait(), timeout_s)
             except TimeoutError:
-                log.warning("%d connections were still busy after %g s and are cut", len(self.connections), timeout_s)
+                log.warning("closing %d connections that were still busy after %g s", len(self.connections), timeout_s)
         cut = list(self.connections)
         for connection in cut:
             connection.abort()

@@ -6,6 +6,7 @@ Non-finite floats: binary carries them exactly; JSON has none, so requests with 
 
 import re
 from collections.abc import Mapping, Sequence
+from math import inf
 from reprlib import repr as brief  # bounds depth and length: the value is the client's
 from typing import Any
 
@@ -16,13 +17,14 @@ from msgspec import Struct
 from dlproxy.message import DType, Request, Response, Tensor, Ticket, element_count, invalid
 from dlproxy.tensors import NUMPY, bf16_to_fp32, fp32_to_bf16, join_elements, to_array, to_bytes
 from dlproxy.wire.checks import UNEVEN, RequestChecker
+from dlproxy.wire.terms import NO_TERMS, Terms, of_parameters
 
 MAX_MEMOS = 256
 MAX_MEMO_BYTES = 4096
 MAX_DIMS = 64  # as in numpy
 LARGE = 64 * 1024  # bytes of an output; copying a larger one costs more than writing it by itself
 NO_JSON_FORM = (DType.FP16, DType.BF16)
-_SHARED_MEMORY = "shared memory regions are not served; send the tensor in the body"
+_SHARED_MEMORY = "shared memory regions are not supported; send the tensor in the body"
 _NO_DATA = msgspec.Raw()
 _ID_FIRST = re.compile(rb'\{"id": ?"([ !#-\[\]-~]+)"')  # of printable ASCII without escapes; as Triton's clients write it
 _ID_AGAIN = re.compile(rb'"id"|\\')  # perhaps: of several, JSON readers take the last
@@ -80,10 +82,11 @@ _decode_any = msgspec.json.Decoder().decode
 
 
 class WireRequest(Struct):
-    """A checked request and, for each output that it wants, whether the reply carries it as binary."""
+    """A checked request, what its parameters ask for and, for each output that it wants, whether the reply has it as binary."""
 
     request: Request
     binary: tuple[bool, ...]
+    terms: Terms = NO_TERMS
     memo: "_Memo | None" = None
 
 
@@ -97,8 +100,8 @@ class _Memo:
     """
 
     __slots__ = (
-        *("binary", "binary_bytes", "has_id", "inputs", "model", "outputs", "params", "priority"),
-        *("reply_head", "reply_is_large", "reply_shapes", "rows", "shape_key", "timeout_s", "length", "family"),
+        *("binary", "binary_bytes", "has_id", "inputs", "model", "outputs", "params", "terms"),
+        *("reply_head", "reply_is_large", "reply_shapes", "rows", "shape_key", "length", "family"),
     )
 
     def __init__(self, wire: WireRequest, slices: Mapping[str, slice], binary_bytes: int) -> None:
@@ -107,11 +110,9 @@ class _Memo:
         self.binary_bytes = binary_bytes
         self.has_id = bool(request.id)
         self.inputs = [(tensor.name, tensor.dtype, tensor.shape, slices[tensor.name]) for tensor in request.inputs]
-        self.rows, self.priority, self.shape_key, self.length = ticket.rows, ticket.priority, ticket.shape_key, ticket.length
-        self.family = ticket.family
-        self.timeout_s = ticket.deadline_at - ticket.arrived_at
+        self.rows, self.shape_key, self.length, self.family = ticket.rows, ticket.shape_key, ticket.length, ticket.family
         self.model, self.outputs, self.params = request.model, request.outputs, request.params
-        self.binary = wire.binary
+        self.binary, self.terms = wire.binary, wire.terms
         self.reply_shapes: list[Sequence[int]] | None = None
         self.reply_head = b""
         self.reply_is_large = False
@@ -120,10 +121,11 @@ class _Memo:
         """The request that this head makes of another body with as many binary bytes."""
         view = memoryview(body)
         inputs = [Tensor(name, dtype, shape, view[part]) for name, dtype, shape, part in self.inputs]
-        ticket = Ticket(ticket_id, now, now + self.timeout_s, self.rows, self.priority, "", self.shape_key, length=self.length)
+        ticket = Ticket(ticket_id, now, inf, self.rows, 0, "", self.shape_key, length=self.length)
         if self.family:
             ticket.family = self.family
-        return WireRequest(Request(ticket, self.model, inputs, self.outputs, request_id, self.params), self.binary, self)
+        request = Request(ticket, self.model, inputs, self.outputs, request_id, self.params)
+        return WireRequest(request, self.binary, self.terms, self)
 
 
 class InferDecoder:
@@ -143,7 +145,7 @@ class InferDecoder:
                 return self._decode(_head(body), None, ticket_id=ticket_id, now=now)
             return self._decode_raw(body, ticket_id=ticket_id, now=now)
         if json_bytes > len(body):
-            raise invalid(f"Inference-Header-Content-Length is {json_bytes}, the body has {len(body)} bytes")
+            raise invalid(f"Inference-Header-Content-Length is {json_bytes}, but the body has only {len(body)} bytes")
         text = head_text = body[:json_bytes]
         request_id = ""
         memo = self._memos.get(text)
@@ -171,11 +173,12 @@ class InferDecoder:
             else:
                 inputs.append(_json_input(tensor))
         if binary is not None and at != len(binary):
-            raise invalid(f"{len(binary) - at} bytes follow the last input's binary data; the inputs' sizes must add up")
+            extra = len(binary) - at
+            raise invalid(f"{extra} extra bytes after the last input's binary data; the inputs' binary_data_size must add up")
         params = head.parameters
         outputs, as_binary = _wanted(self._checker, head.outputs, params)
         request = self._checker.request(inputs, outputs, ticket_id=ticket_id, request_id=head.id, params=params or {}, now=now)
-        return WireRequest(request, as_binary)
+        return WireRequest(request, as_binary, of_parameters(params) if params else NO_TERMS)
 
     def _decode_raw(self, body: bytes, *, ticket_id: int, now: float) -> WireRequest:
         """Header length 0: the body is the one input's elements; all outputs come back as binary."""
@@ -257,14 +260,14 @@ def json_tensor(name: str, dtype: DType, shape: Sequence[int] | None, data: Any)
     elif any(size < 0 for size in shape):
         raise invalid(f"input '{name}': shape {list(shape)} has a negative dimension")
     elif len(shape) > MAX_DIMS:  # before the product: that of a million sizes takes hours
-        raise invalid(f"input '{name}': the shape has {len(shape)} dims, no tensor has more than {MAX_DIMS}")
+        raise invalid(f"input '{name}': the shape has {len(shape)} dimensions; at most {MAX_DIMS} are supported")
     elif element_count(found) != element_count(shape) or (len(found) > 1 and tuple(shape) != found):
-        raise invalid(f"input '{name}': the data's shape is {list(found)}, 'shape' says {list(shape)}")
+        raise invalid(f"input '{name}': the data has shape {list(found)}, but 'shape' is {list(shape)}")
     values = [data] if bare else _flatten(data, found, name)
     if dtype is DType.BYTES:
         for value in values:
             if not isinstance(value, str):
-                raise invalid(f"input '{name}': {brief(value)} is no string, as the data of BYTES must be")
+                raise invalid(f"input '{name}': {brief(value)} is not a string; BYTES data must be strings")
         return Tensor(name, dtype, tuple(shape), join_elements(values))
     return Tensor(name, dtype, tuple(shape), _pack(name, dtype, values))
 
@@ -283,7 +286,7 @@ def _head(data: bytes | memoryview) -> _InferHead:
 
 def _with_hint(message: str) -> str:
     if "enum value" in message:
-        return f"{message}; datatypes are {', '.join(dtype.value for dtype in DType)}"
+        return f"{message}; valid datatypes are {', '.join(dtype.value for dtype in DType)}"
     return message
 
 
@@ -293,7 +296,7 @@ def _binary_overrun(name: str, size: int, left: int | None) -> Exception:
             f"input '{name}' has binary_data_size, but the request has no Inference-Header-Content-Length header "
             f"to say where the JSON ends"
         )
-    return invalid(f"input '{name}': binary_data_size is {size}, the body has {left} bytes left")
+    return invalid(f"input '{name}': binary_data_size is {size}, but only {left} bytes of the body are left")
 
 
 def _json_input(tensor: _InputHead) -> Tensor:
@@ -302,7 +305,7 @@ def _json_input(tensor: _InputHead) -> Tensor:
             raise invalid(f"input '{tensor.name}': {_SHARED_MEMORY}")
         raise invalid(f"input '{tensor.name}' has neither 'data' nor parameters.binary_data_size")
     if tensor.datatype in NO_JSON_FORM:
-        raise invalid(f"input '{tensor.name}': {tensor.datatype.value} has no JSON form; send it as binary data")
+        raise invalid(f"input '{tensor.name}': {tensor.datatype.value} cannot be sent as JSON; send it as binary data")
     try:
         data = _decode_any(tensor.data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -315,7 +318,7 @@ def _wanted(
 ) -> tuple[Sequence[int], tuple[bool, ...]]:
     binary_default = params.get("binary_data_output", False) if params else False
     if binary_default is not True and binary_default is not False:
-        raise invalid(f"parameter 'binary_data_output' is {brief(binary_default)}; it takes true or false")
+        raise invalid(f"parameter 'binary_data_output' is {brief(binary_default)}; it must be true or false")
     if not outputs:
         wanted: Sequence[int] = checker.all_outputs
         binary = (binary_default,) * len(wanted)
@@ -334,7 +337,7 @@ def _is_binary(output: _OutputHead, default: bool) -> bool:
     if params.shared_memory_region is not None:
         raise invalid(f"output '{output.name}': {_SHARED_MEMORY}")
     if params.classification is not None:
-        raise invalid(f"output '{output.name}': the classification extension is not served; ask for the tensor itself")
+        raise invalid(f"output '{output.name}': the classification extension is not supported; request the tensor itself")
     return default if params.binary_data is None else params.binary_data
 
 
@@ -346,7 +349,7 @@ def _nesting(data: Any, name: str) -> tuple[int, ...]:
             break
         data = data[0]
     if not shape:
-        raise invalid(f"input '{name}': the data is {type(data).__name__}, it must be a list")
+        raise invalid(f"input '{name}': the data must be a list, got {type(data).__name__}")
     return tuple(shape)
 
 
@@ -356,7 +359,7 @@ def _flatten(data: Any, shape: tuple[int, ...], name: str) -> list[Any]:
         for part in data:
             if not isinstance(part, list) or len(part) != size:
                 got = f"a list of {len(part)}" if isinstance(part, list) else brief(part)
-                raise invalid(f"input '{name}': ragged data: dimension {depth} has {size} elements here and {got} there")
+                raise invalid(f"input '{name}': ragged data: expected {size} elements in dimension {depth}, got {got}")
             flat += part
         data = flat
     values: list[Any] = data
@@ -371,12 +374,12 @@ def _pack(name: str, dtype: DType, values: list[Any]) -> memoryview:
     if not kinds <= allowed:
         wrong = next(value for value in values if type(value) not in allowed)
         wanted = "true or false" if dtype is DType.BOOL else "a number" if float in allowed else "an integer"
-        raise invalid(f"input '{name}': {brief(wrong)} is not {wanted}, as {dtype.value} takes")
+        raise invalid(f"input '{name}': {brief(wrong)} is not {wanted}, which {dtype.value} requires")
     try:
         with np.errstate(over="ignore"):
             array = np.array(values, dtype=number)
     except OverflowError:
-        raise invalid(f"input '{name}': a number does not fit {dtype.value}, which has {dtype.itemsize * 8} bits") from None
+        raise invalid(f"input '{name}': a number is out of range for {dtype.value}") from None
     bits = fp32_to_bf16(array) if dtype is DType.BF16 else array
     if number.kind == "f" and not np.isfinite(array if bits is array else bf16_to_fp32(bits)).all():
         raise invalid(f"input '{name}': a number is too large for {dtype.value}")

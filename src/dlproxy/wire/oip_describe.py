@@ -44,7 +44,7 @@ def config(model: ServedModel) -> dict[str, Any]:
     described: dict[str, Any] = {
         "name": model.name,
         "platform": signature.platform,
-        "backend": "onnxruntime",
+        "backend": signature.platform.partition("_")[0],  # as Triton names them: pytorch of pytorch_libtorch
         "version_policy": {"specific": {"versions": [int(model.version)]}},
         "max_batch_size": model.max_batch if signature.batched else 0,
         "input": [
@@ -54,8 +54,13 @@ def config(model: ServedModel) -> dict[str, Any]:
         "output": [_io(spec, batched=signature.batched) for spec in signature.outputs],
     }
     if signature.batched:
-        described["dynamic_batching"] = {"max_queue_delay_microseconds": 0}
+        described["dynamic_batching"] = {"max_queue_delay_microseconds": round(max_wait_s(model) * 1e6)}
     return described
+
+
+def max_wait_s(model: ServedModel) -> float:
+    """The knob as it is now, since it may change while the model runs."""
+    return 0.0 if model.control is None else model.control.state()["knobs"]["max_wait_s"]
 
 
 def statistics(models: Iterable[ServedModel]) -> dict[str, Any]:
@@ -67,8 +72,8 @@ def repository_index(catalog: Catalog) -> list[dict[str, str]]:
         {
             "name": model.name,
             "version": model.version,
-            "state": "READY" if model.is_ready() else "UNAVAILABLE",
-            "reason": "" if model.is_ready() else "no live instance",
+            "state": "READY" if model.ready else "UNAVAILABLE",
+            "reason": "" if model.ready else "no live instance",
         }
         for model in catalog
     ]

@@ -1,6 +1,6 @@
-"""Routes of the Open Inference Protocol (as Triton serves it) and of `POST /predict/{model}`, over http_server.
+"""Routes of the Open Inference Protocol (as Triton serves it) and of `POST /predict/{model}`, over HTTP/1.1.
 
-One request's way: Exchange -> oip_codec.decode -> Service.submit -> InferReply.completed -> oip_codec.encode -> Exchange.reply.
+One request's way: Exchange, oip_codec.decode, Endpoint.submit, InferReply.completed, oip_codec.encode, Exchange.reply.
 Not aware of: sockets, lanes.
 """
 
@@ -8,7 +8,6 @@ import re
 import zlib
 from collections.abc import Callable
 from functools import partial
-from math import ceil
 from reprlib import repr as brief  # bounds the length: the value is the client's
 from typing import Any
 from urllib.parse import quote
@@ -18,31 +17,17 @@ from msgspec import Struct
 
 from dlproxy import __version__
 from dlproxy.config import HttpLimits
-from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Timing, invalid
+from dlproxy.message import Failure, FailureKind, InferenceError, Response, Tensor, Timing, invalid
 from dlproxy.wire import oip_codec, oip_describe
-from dlproxy.wire.catalog import Catalog, ServedModel
-from dlproxy.wire.checks import RequestChecker
-from dlproxy.wire.http_server import Exchange
+from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk
+from dlproxy.wire.http_exchange import Exchange
 from dlproxy.wire.target import name_in, path_of
-from dlproxy.wire.terms import Terms
+from dlproxy.wire.terms import NO_TERMS, of_parameters
 
 MAX_SPELLINGS, MAX_SPELLING = 4096, 512  # infer targets that are remembered as clients write them, and bytes of one
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
-STATUS = {
-    FailureKind.INVALID_ARGUMENT: 400,
-    FailureKind.NOT_FOUND: 404,
-    FailureKind.QUEUE_FULL: 503,
-    FailureKind.OVERLOADED: 503,
-    FailureKind.QUOTA: 429,
-    FailureKind.DEADLINE: 503,
-    FailureKind.LATE: 504,
-    FailureKind.UNAVAILABLE: 503,
-    FailureKind.MODEL_FAILED: 500,
-    FailureKind.CANCELLED: 503,
-    FailureKind.UNSUPPORTED: 501,
-    FailureKind.TOO_LARGE: 413,
-}
 
 
 class _PredictBody(Struct):
@@ -60,27 +45,15 @@ class OipApp:
         *,
         clock: Callable[[], float],
         server_timing: bool,
-        tenant_header: str = "x-tenant-id",
+        tenant_header: str = TENANT_HEADER,
     ) -> None:
         self._catalog = catalog
         self._max_body_bytes = limits.max_body_bytes
-        self._endpoints = {
-            (model.name, model.version): _Endpoint(
-                catalog,
-                model,
-                clock,
-                Terms(tenant_header=tenant_header, sticky=model.sticky),
-                server_timing=server_timing,
-                max_json_bytes=limits.max_json_bytes,
-            )
-            for model in catalog
-        }
-        self._infer: dict[bytes, _Endpoint] = {}
-        for model in catalog:
-            endpoint = self._endpoints[model.name, model.version]
-            path = f"/v2/models/{quote(model.name, safe='')}"
-            self._infer[f"{path}/infer".encode()] = endpoint
-            self._infer[f"{path}/versions/{model.version}/infer".encode()] = endpoint
+        make = partial(_Inference, server_timing=server_timing, max_json_bytes=limits.max_json_bytes)
+        self._desk = FrontDesk(catalog, make, clock=clock, tenant_header=tenant_header)
+        self._infer: dict[bytes, _Inference] = {}
+        catalog.subscribe(self._follow)  # after the desk, which is asked
+        self._follow()
         model_path = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[0-9]+))?"
         self._routes: list[tuple[re.Pattern[str], dict[bytes, Callable[..., None]]]] = [
             (re.compile(pattern), {method: handler, **({b"HEAD": handler} if method == b"GET" else {})})
@@ -102,15 +75,23 @@ class OipApp:
 
     def __call__(self, exchange: Exchange) -> None:
         try:
-            endpoint = self._infer.get(exchange.target)
-            if endpoint is not None and exchange.method == b"POST":
+            inference = self._infer.get(exchange.target)
+            if inference is not None and exchange.method == b"POST":
                 if b"content-encoding" in exchange.headers:
                     self._decompress(exchange)
-                endpoint.infer(exchange)
+                inference.infer(exchange)
             else:
                 self._route(exchange)
         except InferenceError as error:
-            fail(exchange, error.failure)
+            exchange.refuse(error.failure)
+
+    def _follow(self) -> None:
+        """The catalog has changed: forget every target, then learn those that name what there is."""
+        self._infer = {}
+        for model in self._catalog:
+            path = f"/v2/models/{quote(model.name, safe='')}"
+            self._infer[f"{path}/infer".encode()] = self._desk.find(model.name)
+            self._infer[f"{path}/versions/{model.version}/infer".encode()] = self._desk.find(model.name, model.version)
 
     def _route(self, exchange: Exchange) -> None:
         path, shown = path_of(exchange.target), exchange.target.partition(b"?")[0].decode("latin-1")
@@ -122,47 +103,45 @@ class OipApp:
             if handler is None:
                 allowed = ", ".join(method.decode() for method in handlers)
                 extra = f"allow: {allowed}\r\n".encode()
-                exchange.fail(405, f"Method Not Allowed: {shown} takes {allowed}, not {exchange.method.decode()}", extra)
+                exchange.fail(405, f"Method Not Allowed: {shown} accepts {allowed}, not {exchange.method.decode()}", extra)
                 return
             if b"content-encoding" in exchange.headers:
                 self._decompress(exchange)
             handler(exchange, **{name: name_in(segment) for name, segment in match.groupdict(default="").items()})
             return
-        exchange.fail(404, f"Not Found: there is no {shown}; inference is at /v2/models/{{model}}/infer or /predict/{{model}}")
+        exchange.fail(
+            404, f"Not Found: no such path: {shown}; inference is at /v2/models/{{model}}/infer or /predict/{{model}}"
+        )
 
     def _decompress(self, exchange: Exchange) -> None:
         encoding = exchange.headers[b"content-encoding"].lower()
         if encoding == b"identity":
             return
         if encoding not in (b"gzip", b"deflate"):
-            message = f"content-encoding {encoding.decode('latin-1')!r} is not served; use gzip or deflate"
+            message = f"content-encoding {encoding.decode('latin-1')!r} is not supported; use gzip or deflate"
             raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))
         inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: tell gzip and zlib apart by their headers
         try:
             exchange.body = inflater.decompress(exchange.body, self._max_body_bytes + 1)
         except zlib.error as error:
-            raise invalid(f"the body is not {encoding.decode()}: {error}") from None
+            raise invalid(f"the body is not valid {encoding.decode()}: {error}") from None
         if len(exchange.body) > self._max_body_bytes:
-            raise invalid(f"the body inflates to more than {self._max_body_bytes} bytes")
+            raise invalid(f"the decompressed body is too large; at most {self._max_body_bytes} bytes are accepted")
         if not inflater.eof:
-            raise invalid(f"the {encoding.decode()} body ends in the middle")
+            raise invalid(f"the {encoding.decode()} body is truncated")
         if inflater.unused_data:
-            raise invalid(f"{len(inflater.unused_data)} bytes follow the {encoding.decode()} data of the body")
+            raise invalid(f"the body has {len(inflater.unused_data)} extra bytes after its {encoding.decode()} data")
 
     # Routes
 
-    def _endpoint(self, name: str, version: str) -> "_Endpoint":
-        model = self._catalog.get(name, version)
-        return self._endpoints[model.name, model.version]
-
     def _infer_any(self, exchange: Exchange, name: str, version: str) -> None:
-        endpoint = self._endpoint(name, version)
+        inference = self._desk.find(name, version)
         if len(self._infer) < MAX_SPELLINGS and len(exchange.target) <= MAX_SPELLING:
-            self._infer[exchange.target] = endpoint
-        endpoint.infer(exchange)
+            self._infer[exchange.target] = inference
+        inference.infer(exchange)
 
     def _predict(self, exchange: Exchange, name: str, version: str) -> None:
-        self._endpoint(name, version).predict(exchange)
+        self._desk.find(name, version).predict(exchange)
 
     def _welcome(self, exchange: Exchange) -> None:
         _json(exchange, oip_describe.welcome(self._catalog, __version__))
@@ -179,7 +158,7 @@ class OipApp:
 
     def _model_ready(self, exchange: Exchange, name: str, version: str) -> None:
         model = self._catalog.get(name, version)
-        ready = model.is_ready()
+        ready = model.ready
         _json(exchange, {"name": model.name, "ready": ready}, status=200 if ready else 503)
 
     def _metadata(self, exchange: Exchange, name: str, version: str) -> None:
@@ -200,89 +179,78 @@ class OipApp:
         _json(exchange, oip_describe.repository_index(self._catalog))
 
 
-class _Endpoint:
-    """Inference of one version of one model."""
+class _Inference:
+    """Bytes to an endpoint's requests and back. `max_json_bytes` bounds JSON, which blocks the loop while it is read."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        model: ServedModel,
-        clock: Callable[[], float],
-        terms: Terms,
-        *,
-        server_timing: bool,
-        max_json_bytes: int,
-    ) -> None:
-        self._terms = terms
-        self._ticket_ids = catalog.ticket_ids
-        self._model = model
-        self._service = model.service
-        self._checker = RequestChecker(model)
-        self._decoder = oip_codec.InferDecoder(self._checker)
-        self._clock = clock
+    def __init__(self, endpoint: Endpoint, *, server_timing: bool, max_json_bytes: int) -> None:
+        self._endpoint = endpoint
+        self._read_headers, self._submit, self._cancel = endpoint.read_headers, endpoint.submit, endpoint.cancel
+        self._ticket_ids, self._clock = endpoint.ticket_ids, endpoint.clock
+        self._decoder = oip_codec.InferDecoder(endpoint.checker)
         self._server_timing = server_timing
         self._max_json_bytes = max_json_bytes
 
     def infer(self, exchange: Exchange) -> None:
         """An Open Inference Protocol request. Raises InferenceError if it is refused."""
-        size = exchange.headers.get(b"inference-header-content-length")
+        headers = exchange.headers
+        size = headers.get(b"inference-header-content-length")
         try:
+            terms = self._read_headers(headers, exchange.principal)
             json_bytes = None if size is None else _header_length(size)
             body_bytes = len(exchange.body)
             if body_bytes > self._max_json_bytes:
                 self._check_json_size(body_bytes if json_bytes is None else min(json_bytes, body_bytes))
-            now = self._clock()
-            wire = self._decoder.decode(exchange.body, json_bytes, ticket_id=next(self._ticket_ids), now=now)
-            self._terms.apply(exchange.headers, wire.request, now)
+            wire = self._decoder.decode(exchange.body, json_bytes, ticket_id=next(self._ticket_ids), now=self._clock())
         except InferenceError as error:
-            self._model.stats.failed(error.failure.kind, 0.0)
-            raise
-        self._submit(exchange, wire.request, InferReply(exchange, wire, server_timing=self._server_timing))
+            raise self._endpoint.refused(error) from None
+        if wire.terms is not NO_TERMS:
+            terms = wire.terms if terms is NO_TERMS else terms.over(wire.terms)
+        request = wire.request
+        exchange.on_abandoned = partial(self._cancel, request)
+        self._submit(request, InferReply(exchange, wire, server_timing=self._server_timing), terms)
 
     def predict(self, exchange: Exchange) -> None:
         """Plain JSON: `{"inputs": {name: nested list}}`, or the nested list itself where the model has one input."""
+        endpoint = self._endpoint
         try:
-            request = self._plain_request(exchange.body)
-            self._terms.apply(exchange.headers, request, request.ticket.arrived_at)
+            terms = self._read_headers(exchange.headers, exchange.principal)
+            asked = self._predict_body(exchange.body)
+            params = asked.parameters or {}
+            terms = terms.over(of_parameters(params))
+            request = endpoint.request(self._tensors(asked.inputs), endpoint.checker.all_outputs, params)
         except InferenceError as error:
-            self._model.stats.failed(error.failure.kind, 0.0)
-            raise
-        self._submit(exchange, request, PredictReply(exchange, server_timing=self._server_timing))
+            raise endpoint.refused(error) from None
+        exchange.on_abandoned = partial(self._cancel, request)
+        self._submit(request, PredictReply(exchange, server_timing=self._server_timing), terms)
 
     def _check_json_size(self, json_bytes: int) -> None:
         if json_bytes > self._max_json_bytes:
-            message = f"the JSON is {json_bytes} bytes; at most {self._max_json_bytes} are taken, send tensors as binary data"
+            message = (
+                f"the JSON is {json_bytes} bytes; at most {self._max_json_bytes} are accepted; send tensors as binary data"
+            )
             raise InferenceError(Failure(FailureKind.TOO_LARGE, message))
 
-    def _plain_request(self, body: bytes) -> Request:
+    def _predict_body(self, body: bytes) -> _PredictBody:
         self._check_json_size(len(body))
         try:
-            asked = msgspec.json.decode(body, type=_PredictBody)
+            return msgspec.json.decode(body, type=_PredictBody)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise invalid(f'not a predict request, which looks like {{"inputs": …}}: {error}') from None
-        specs, inputs = self._model.signature.inputs, asked.inputs
+            raise invalid(f'not a predict request, such as {{"inputs": …}}: {error}') from None
+
+    def _tensors(self, inputs: Any) -> list[Tensor]:
+        model, checker = self._endpoint.model, self._endpoint.checker
+        specs = model.signature.inputs
         if not isinstance(inputs, dict):
             if len(specs) != 1:
-                names = ", ".join(f"'{spec.name}'" for spec in specs)
-                raise invalid(f"'inputs' must be an object, because '{self._model.name}' takes {names or 'none'}")
+                names = "inputs " + ", ".join(f"'{spec.name}'" for spec in specs) if specs else "no inputs"
+                raise invalid(f"'inputs' must be an object: model '{model.name}' has {names}")
             inputs = {specs[0].name: inputs}
         tensors = []
         for name, data in inputs.items():
-            spec = self._checker.spec_of(name)
+            spec = checker.spec_of(name)
             shape = None if spec.shape or isinstance(data, list) else ()
             tensors.append(oip_codec.json_tensor(name, spec.dtype, shape, data))
-        return self._checker.request(
-            tensors,
-            self._checker.all_outputs,
-            ticket_id=next(self._ticket_ids),
-            request_id="",
-            params=asked.parameters or {},
-            now=self._clock(),
-        )
-
-    def _submit(self, exchange: Exchange, request: Request, reply: "InferReply | PredictReply") -> None:
-        exchange.on_abandoned = partial(self._service.cancel, request)
-        self._service.submit(request, reply)
+        return tensors
 
 
 class InferReply:
@@ -306,12 +274,12 @@ class InferReply:
                     200, BINARY, body, b"inference-header-content-length: %d\r\n%b" % (json_bytes, extra), rest
                 )
         except UnicodeDecodeError as error:
-            self._exchange.fail(500, f"an output is not UTF-8 text; ask for it as binary: {error}")
+            self._exchange.fail(500, f"an output is not valid UTF-8; request it as binary: {error}")
         except Exception:
             self._exchange.give_up()
 
     def failed(self, failure: Failure) -> None:
-        fail(self._exchange, failure)
+        self._exchange.refuse(failure)
 
 
 class PredictReply:
@@ -329,12 +297,12 @@ class PredictReply:
             body = msgspec.json.encode({"model": response.model, "version": response.version, "outputs": outputs})
             self._exchange.reply(200, JSON, body, timing_line(response.timing) if self._server_timing else b"")
         except UnicodeDecodeError as error:
-            self._exchange.fail(500, f"an output is not UTF-8 text; ask for it as binary over /v2: {error}")
+            self._exchange.fail(500, f"an output is not valid UTF-8; request it as binary over /v2: {error}")
         except Exception:
             self._exchange.give_up()
 
     def failed(self, failure: Failure) -> None:
-        fail(self._exchange, failure)
+        self._exchange.refuse(failure)
 
 
 def timing_line(timing: Timing) -> bytes:
@@ -346,18 +314,9 @@ def timing_line(timing: Timing) -> bytes:
     )
 
 
-def fail(exchange: Exchange, failure: Failure) -> None:
-    """Send a failure with its status and, where trying again helps, a Retry-After in whole seconds (at least 1)."""
-    try:
-        extra = b"" if failure.retry_after_s is None else b"retry-after: %d\r\n" % max(1, ceil(failure.retry_after_s))
-        exchange.fail(STATUS[failure.kind], failure.message, extra)
-    except Exception:
-        exchange.give_up()
-
-
 def _header_length(value: bytes) -> int:
     if not value.isdigit() or len(value) > 12:
-        raise invalid(f"Inference-Header-Content-Length is {brief(value.decode('latin-1'))}; it takes a number of bytes")
+        raise invalid(f"Inference-Header-Content-Length is {brief(value.decode('latin-1'))}; it must be a number of bytes")
     return int(value)
 
 

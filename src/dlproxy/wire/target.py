@@ -24,7 +24,7 @@ def path_of(target: bytes) -> str:
     path = target.partition(b"?")[0] or b"/"
     if _NO_ESCAPE.search(path):
         shown = brief(path.decode("latin-1"))
-        raise invalid(f"the path {shown} has a '%' without two hexadecimal digits behind it; write '%' itself as %25")
+        raise invalid(f"the path {shown} has a '%' that is not followed by two hexadecimal digits; write a literal '%' as %25")
     segments = [quote(unquote_to_bytes(segment), safe="") for segment in path.split(b"/")]
     if len(segments) > 2 and not segments[-1]:
         segments.pop()

@@ -1,56 +1,128 @@
-"""What HTTP headers say of how a request is to be served: its deadline, priority, tenant, and what it sticks to.
+"""What a request asks for besides an answer: by when, how urgently, for whom. Read from headers, parameters and arguments.
 
-Called by wire/oip_http.py once per request. Not aware of: bodies, lanes.
+Called by every protocol and serve/proxy.py; what comes of it is settled in endpoint.py. Not aware of: bodies, lanes.
 """
 
-from collections.abc import Mapping
-from hashlib import blake2b
+from collections.abc import Callable, Mapping
+from math import inf, isnan
 from reprlib import repr as brief  # bounds the length: the value is the client's
+from typing import Any
 
-from dlproxy.message import Request, invalid
+from msgspec import Struct
+
+from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Principal, invalid
 
 DEADLINE = b"x-request-deadline-ms"
 PRIORITY = b"x-request-priority"
 MOST_TENANT = 128  # characters of a tenant's name or of a sticky header that count
 MOST_DEADLINE_MS = 1e12  # 31 years
+SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+
+Identify = Callable[[bytes, bytes, Mapping[bytes, bytes]], Principal]
+"""Who asks, from a request's method, path and headers alone: a protocol calls it before it reads the body.
+
+Raises InferenceError(UNAUTHENTICATED or FORBIDDEN) to refuse the request.
+"""
 
 
-class Terms:
-    """Reads the headers of one model's requests. `sticky`: "", "tenant", "input" or "header:NAME", as the knob has it."""
+class Terms(Struct, frozen=True):
+    """`timeout_s`: how long after its arrival an answer is worth something. `priority`: as a Ticket has it, None if not given.
+
+    `affinity`: what the request sticks to where the model's knob is sticky = "header:NAME".
+    """
+
+    timeout_s: float = inf
+    priority: int | None = None
+    tenant: str = ""
+    affinity: str = ""
+    principal: Principal = ANONYMOUS
+
+    def over(self, others: "Terms") -> "Terms":
+        """Both: the shorter timeout holds; what only `others` say counts too."""
+        priority = others.priority if self.priority is None else self.priority
+        return Terms(min(self.timeout_s, others.timeout_s), priority, self.tenant, self.affinity, self.principal)
+
+
+NO_TERMS = Terms()  # the one that is compared by identity: most requests ask for nothing
+
+
+class HeaderTerms:
+    """Reads the headers, or gRPC's metadata, of one model's requests. `sticky`: as the knob has it.
+
+    Headers that repeat are one object (http_connection.py), so what the last ones said is known by identity.
+    """
 
     def __init__(self, *, tenant_header: str, sticky: str) -> None:
         self._tenant_header = tenant_header.lower().encode("latin-1")
-        self._sticky = sticky
         self._sticky_header = sticky.removeprefix("header:").lower().encode("latin-1") if ":" in sticky else b""
+        self._last: Mapping[bytes, bytes] | None = None
+        self._last_terms = NO_TERMS
 
-    def apply(self, headers: Mapping[bytes, bytes], request: Request, now: float) -> None:
-        """Write them on the request's ticket. Raises InferenceError(INVALID_ARGUMENT) for a value that is none."""
-        deadline = headers.get(DEADLINE)
-        if deadline is not None:
-            ticket = request.ticket
-            ticket.deadline_at = min(ticket.deadline_at, now + _milliseconds(deadline) * 1e-3)
-        priority = headers.get(PRIORITY)
-        if priority is not None:
-            request.ticket.priority = _priority(priority)
-        tenant = headers.get(self._tenant_header)
-        if tenant is not None:
-            request.ticket.tenant = _name(tenant)
-        if self._sticky:
-            request.ticket.affinity = self._affinity(headers, request)
+    def read(self, headers: Mapping[bytes, bytes], principal: Principal = ANONYMOUS) -> Terms:
+        """Raises InferenceError(INVALID_ARGUMENT) for a value that is none. The principal's tenant, if it has one, holds."""
+        if headers is self._last and principal is self._last_terms.principal:
+            return self._last_terms
+        self._last_terms = self._read(headers, principal)
+        self._last = headers
+        return self._last_terms
 
-    def _affinity(self, headers: Mapping[bytes, bytes], request: Request) -> str:
-        if self._sticky == "tenant":
-            return request.ticket.tenant
-        if self._sticky_header:
-            return _name(headers.get(self._sticky_header, b""))
-        digest = blake2b(digest_size=8)
-        for tensor in request.inputs:
-            digest.update(tensor.data)
-        return digest.hexdigest()
+    def _read(self, headers: Mapping[bytes, bytes], principal: Principal) -> Terms:
+        deadline, priority, tenant = headers.get(DEADLINE), headers.get(PRIORITY), headers.get(self._tenant_header)
+        affinity = headers.get(self._sticky_header) if self._sticky_header else None
+        if deadline is None and priority is None and tenant is None and affinity is None and principal is ANONYMOUS:
+            return NO_TERMS
+        return Terms(
+            inf if deadline is None else _milliseconds(deadline) * 1e-3,
+            None if priority is None else _level(priority),
+            principal.tenant or _name(tenant),
+            _name(affinity),
+            principal,
+        )
 
 
-def _name(value: bytes) -> str:
+def of_parameters(params: Mapping[str, Any]) -> Terms:
+    """What the parameters of an Open Inference Protocol request say. Raises InferenceError."""
+    if not SEQUENCE.isdisjoint(params):
+        _refuse_sequence(params)
+    timeout_us, priority = params.get("timeout"), params.get("priority")
+    if timeout_us is None and priority is None:
+        return NO_TERMS
+    if timeout_us is not None and not (_is_integer(timeout_us) and 0 <= timeout_us < 2**63):
+        raise invalid(f"parameter 'timeout' is {brief(timeout_us)}; it must be a non-negative integer of microseconds")
+    timeout_s = timeout_us * 1e-6 if timeout_us else inf  # 0: no timeout of its own, as in Triton
+    return Terms(timeout_s, None if priority is None else checked_priority(priority))
+
+
+def of_arguments(*, timeout_s: float | None, priority: int, tenant: str, affinity: str) -> Terms:
+    """What a Python caller asks for. Raises InferenceError(INVALID_ARGUMENT)."""
+    if timeout_s is not None and isnan(timeout_s):
+        raise invalid("timeout_s is nan; it must be seconds from now, or None")
+    return Terms(inf if timeout_s is None else timeout_s, checked_priority(priority), tenant, affinity)
+
+
+def checked_priority(value: Any) -> int:
+    """Raises InferenceError(INVALID_ARGUMENT)."""
+    if not (_is_integer(value) and 0 <= value < 2**32):
+        raise invalid(f"parameter 'priority' is {brief(value)}; it must be a non-negative integer, 0 for the default")
+    number: int = value
+    return number
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _refuse_sequence(params: Mapping[str, Any]) -> None:
+    for name in sorted(SEQUENCE):
+        if params.get(name):  # 0, "" and false stand for none, as in Triton
+            message = f"parameter '{name}' is {brief(params[name])}, but sequences are not supported"
+            raise InferenceError(Failure(FailureKind.UNSUPPORTED, f"{message}; omit it in stateless requests"))
+
+
+def _name(value: bytes | None) -> str:
     """Clients send names beyond ASCII in either encoding; [tenants.zürich] means the same one."""
+    if not value:
+        return ""
     try:
         return value.decode()[:MOST_TENANT]
     except UnicodeDecodeError:
@@ -63,13 +135,13 @@ def _milliseconds(value: bytes) -> float:
     except ValueError:
         milliseconds = 0.0
     if not 0.0 < milliseconds <= MOST_DEADLINE_MS or b"_" in value:
-        raise invalid(
-            f"header {DEADLINE.decode()} is {brief(value.decode('latin-1'))}; it takes milliseconds from now, above 0"
-        )
+        shown = brief(value.decode("latin-1"))
+        raise invalid(f"header {DEADLINE.decode()} is {shown}; it must be milliseconds from now, greater than 0")
     return milliseconds
 
 
-def _priority(value: bytes) -> int:
+def _level(value: bytes) -> int:
     if not value.isdigit() or len(value) > 9:
-        raise invalid(f"header {PRIORITY.decode()} is {brief(value.decode('latin-1'))}; it takes 1 (most urgent), 2, … or 0")
+        shown = brief(value.decode("latin-1"))
+        raise invalid(f"header {PRIORITY.decode()} is {shown}; it must be 1 (most urgent), 2, …, or 0 for the default")
     return int(value)

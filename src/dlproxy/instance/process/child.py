@@ -109,7 +109,7 @@ class Child:
         try:
             reports = self._frames.feed(data)
         except msgspec.DecodeError as error:
-            self.kill(f"sent what is no message: {error}")
+            self.kill(f"sent something that is not a message: {error}")
             return
         for report in reports:
             self._on_report(report)

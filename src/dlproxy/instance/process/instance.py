@@ -1,6 +1,6 @@
 """Runs batches in a process of its own, so that a model which crashes, hangs or holds the GIL harms nobody else.
 
-Started and stopped by serve/supervisor.py, given batches by serve/driver.py. Not aware of: other instances, restarts.
+Started and stopped by fleet/supervisor.py, given batches by serve/driver.py. Not aware of: other instances, restarts.
 """
 
 import asyncio

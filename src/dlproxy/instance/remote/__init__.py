@@ -1,4 +1,4 @@
-"""Models that other servers run: upstreams as instances of a lane. Made by serve/assemble.py.
+"""Models that other servers run: upstreams as instances of a lane. Made by fleet/upstreams.py.
 
 Not aware of: lanes, drivers, whoever serves beside it.
 """

@@ -1,6 +1,6 @@
 """Calibrates a model that runs on an upstream: how long batches take there, network included, and whether rows are independent.
 
-Called by serve/assemble.py before the model is announced. Not aware of: lanes.
+Called by fleet/upstreams.py before the model is announced. Not aware of: lanes.
 """
 
 import asyncio

@@ -70,10 +70,12 @@ def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
             raise ModelError(f"header {name!r} cannot be sent: names and values are one line of ASCII, names without spaces")
         lower = name.lower()
         if lower in OURS:
-            raise ModelError(f"header {name!r} cannot be sent: what it says is for dlproxy to say; leave it out")
+            raise ModelError(f"header {name!r} cannot be sent, because dlproxy sets it itself; omit it")
         if lower in checked:
             raise ModelError(f"header {name!r} cannot be sent twice; give its values in one, with commas between them")
         if lower == "host" and not _HOST.fullmatch(value.strip()):
-            raise ModelError(f"header {name!r} cannot be sent: {value!r} is no host; write it like models.example or host:8000")
+            raise ModelError(
+                f"header {name!r} cannot be sent: {value!r} is not a host; write it like models.example or host:8000"
+            )
         checked[lower] = value.strip()
     return checked

@@ -276,7 +276,7 @@ class _Connection(asyncio.Protocol):
             if isinstance(error.__context__, _UnwantedError):
                 self._refuse(f"the upstream's answer cannot be used: {error.__context__}")
             else:
-                self._refuse(TOO_LONG if self._complete else f"the upstream's answer is no HTTP: {error}")
+                self._refuse(TOO_LONG if self._complete else f"the upstream's answer is not HTTP: {error}")
         else:
             if self._more:
                 self._refuse(TOO_LONG)
@@ -322,7 +322,7 @@ class _Connection(asyncio.Protocol):
         self._until_close = length is None and b"transfer-encoding" not in headers
         limit = self._client.max_reply_bytes
         if length is not None and int(length) > limit:
-            raise _UnwantedError(f"it has {int(length)} bytes, at most {limit} are taken")
+            raise _UnwantedError(f"it has {int(length)} bytes, at most {limit} are accepted")
         encoding = headers.get(b"content-encoding", b"identity")
         if encoding.strip().lower() not in (b"identity", b""):
             raise _UnwantedError(f"it is encoded as {encoding.decode('latin-1')!r}, which was not asked for")

@@ -45,7 +45,7 @@ def texts(array: Array, name: str) -> Array:
     try:
         return objects([element.decode() for element in array.ravel().tolist()]).reshape(array.shape)
     except UnicodeDecodeError:
-        message = f"input '{name}' is no UTF-8 text, and the upstream takes JSON only"
+        message = f"input '{name}' is not UTF-8 text, and the upstream takes JSON only"
         raise UpstreamError(message, FailureKind.INVALID_ARGUMENT) from None
 
 

@@ -192,7 +192,7 @@ def _array(spec: TensorSpec, output: _Output, data: memoryview | None) -> Array:
 
 
 def _unusable(why: str) -> UpstreamError:
-    return UpstreamError(f"the upstream's answer is no inference response: {why}")
+    return UpstreamError(f"the upstream's answer is not an inference response: {why}")
 
 
 def _optional(reply: Reply, kind: type[_Told], default: _Told) -> _Told:

@@ -90,7 +90,7 @@ class OipGrpcCodec:
         try:
             head, raw = take_out(reply.message, RAW_OUTPUTS)
         except ValueError as error:
-            raise UpstreamError(f"the upstream's answer is no inference.ModelInferResponse: {error}") from None
+            raise UpstreamError(f"the upstream's answer cannot be read as inference.ModelInferResponse: {error}") from None
         answer = parsed(oip.ModelInferResponse, head)
         if raw and len(raw) != len(answer.outputs):
             raise UpstreamError(f"the upstream gave {len(raw)} raw contents for {len(answer.outputs)} outputs")

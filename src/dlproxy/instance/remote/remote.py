@@ -1,6 +1,6 @@
 """An instance whose batches run on another model server. Knows that server's health and says when it goes and comes.
 
-Made by serve/hosting.py. Not aware of: lanes; which protocol it is (codec.py), over which transport (channel.py).
+Made by fleet/upstreams.py. Not aware of: lanes; which protocol it is (codec.py), over which transport (channel.py).
 """
 
 import asyncio

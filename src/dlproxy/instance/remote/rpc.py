@@ -39,4 +39,4 @@ def parsed(kind: type[Message], message: bytes) -> Any:
     try:
         return kind.FromString(message)
     except DecodeError:
-        raise UpstreamError(f"the upstream's answer is no {kind.DESCRIPTOR.full_name}") from None
+        raise UpstreamError(f"the upstream's answer cannot be read as {kind.DESCRIPTOR.full_name}") from None

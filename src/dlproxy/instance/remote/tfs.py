@@ -85,7 +85,7 @@ class TfsCodec:
         try:
             said = json_values.decode(reply.body)
         except (ValueError, RecursionError) as error:
-            raise UpstreamError(f"the upstream's answer is no JSON: {error}") from None
+            raise UpstreamError(f"the upstream's answer is not JSON: {error}") from None
         given = said.get("outputs") if isinstance(said, dict) else None
         specs = model.signature.outputs
         if given is None:

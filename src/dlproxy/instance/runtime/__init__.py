@@ -1,15 +1,19 @@
 """How a batch runs: one file per framework. A runtime is synchronous and used by one batch at a time.
 
-Called by instance/batch.py. Not aware of: threads, batches, requests.
+Called by instance/batch.py. What other packages add is made of the same parts. Not aware of: threads, batches, requests.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
-from dlproxy.message import Signature
+from dlproxy.message import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from dlproxy.instance import Instance
 
 TELEMETRY_OFF = ("ORT_DISABLE_TELEMETRY", "1")
 """For the environment, before anything imports ONNX Runtime, which else reports to its maker (since 1.29 on Linux too)
@@ -30,3 +34,46 @@ class Runtime(Protocol):
     def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """Compute. Inputs and outputs in signature order; may raise anything, which fails this batch only."""
         ...
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """A model to load: the knobs of the same names, of several devices one. `inputs`, `outputs`: what the configuration
+    declares.
+    """
+
+    path: str
+    threads: int = 1
+    device: str = "cpu"
+    gpu_memory_limit_mb: int = 0
+    max_batch: int = 256
+    inputs: Sequence[TensorSpec] = ()
+    outputs: Sequence[TensorSpec] = ()
+
+
+class Format(Struct, frozen=True, kw_only=True):
+    """A kind of models. `open` raises ModelError; what it needs is imported when it is called.
+
+    `apart`: models run in processes of their own unless they are told otherwise, as their code is the user's, or holds the
+    GIL, or sets the threads of the whole process. `threads_pay`: whether more threads may make a batch quicker, so that it is
+    tried out. `finds_device`: in a process that sees but one, the model chooses it by itself.
+    """
+
+    name: str
+    open: Callable[[Order], Runtime]
+    apart: bool = True
+    threads_pay: bool = False
+    finds_device: bool = False
+
+
+class DeviceKind(Struct, frozen=True, kw_only=True):
+    """Devices that another package knows, in a configuration NAME or NAME:N. `count`: how many this process can use.
+
+    `variable`: environment variable with the numbers of those that a process sees. `provider`, `options`: ONNX Runtime's, if
+    ONNX models run there. `instance`: runs the batches of a model that is in this process, instead of a thread.
+    """
+
+    count: Callable[[], int]
+    variable: str = ""
+    provider: str = ""
+    options: Callable[[int], Mapping[str, str]] = lambda number: {"device_id": str(number)}
+    instance: "Callable[[str, Runtime], Instance] | None" = None

@@ -99,7 +99,7 @@ def signature_of(
             raise ModelError(f"'{encodable(spec.name)}' cannot be a tensor's name: it holds what UTF-8 cannot carry")
     for spec in outputs:
         if spec.counts and spec.counts not in [other.name for other in outputs if other.dtype in (DType.INT32, DType.INT64)]:
-            raise ModelError(f"'{spec.name}' is counted by '{spec.counts}', which is no output of INT32 or INT64")
+            raise ModelError(f"'{spec.name}' is counted by '{spec.counts}', which is not an output of INT32 or INT64")
     signature = Signature(tuple(inputs), tuple(outputs), batched=False, platform=platform)
     return with_rows(signature, outputs_hold=outputs_hold)
 

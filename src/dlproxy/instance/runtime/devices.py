@@ -1,17 +1,22 @@
 """What a model's `device` means, and what is chosen from what is present.
 
-Called by the runtimes to choose, and by serve/hosting.py to place. Not aware of: frameworks; what they found is passed in.
+Called by the runtimes to choose, and by fleet/ to place. Not aware of: frameworks; what they found is passed in.
 """
 
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from dlproxy.config import DEVICE, DEVICES
-from dlproxy.instance.runtime import ModelError
+from dlproxy.config import ConfigError
+from dlproxy.config.paths import DEVICE_KINDS, OWN_DEVICES, split_device
+from dlproxy.instance.runtime import DeviceKind, ModelError, Runtime
+from dlproxy.instance.runtime.plugins import plugin
 from dlproxy.message import TensorSpec
+
+if TYPE_CHECKING:
+    from dlproxy.instance import Instance
 
 CPU = "cpu"
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -54,6 +59,8 @@ def onnx_plans(
     kind, part = _parsed(device)
     if kind == CPU or (kind == "auto" and not (gpus and CUDA_PROVIDER in available)):
         return [ON_CPU]
+    if kind not in OWN_DEVICES:
+        return [_plan_elsewhere(device, available, memory_limit_mb)]
     main = {"tensorrt": TENSORRT_PROVIDER, "openvino": OPENVINO_PROVIDER}.get(kind, CUDA_PROVIDER)
     if main not in available:
         raise ModelError(
@@ -65,7 +72,7 @@ def onnx_plans(
     if kind == "openvino":
         options = {"device_type": part or "CPU", "num_of_threads": str(threads)}
         return [Plan(f"openvino:{part or 'CPU'}", main, [(main, options), (CPU_PROVIDER, {})])]
-    index = _gpu(device, part, gpus, "the NVIDIA driver")
+    index = _number(device, part, gpus, "the NVIDIA driver")
     # Trying every algorithm on each new shape, the default, would stall the first batch of every size
     cuda = {"device_id": str(index), "cudnn_conv_algo_search": "HEURISTIC"}
     if memory_limit_mb:  # the arena doubles by default, and would fail at the limit with half of it unused
@@ -75,6 +82,32 @@ def onnx_plans(
         return [Plan(f"tensorrt:{index}", main, [(main, {"device_id": str(index), **rows}), *providers])]
     plan = Plan(f"cuda:{index}", main, providers)
     return [plan, ON_CPU] if kind == "auto" else [plan]
+
+
+def _plan_elsewhere(device: str, available: Collection[str], memory_limit_mb: int) -> Plan:
+    """On a device that another package knows. Raises ModelError."""
+    kind, _ = _parsed(device)
+    other = _other_kind(kind)
+    if not other.provider:
+        raise ModelError(f"device {device!r} is not for ONNX models")
+    if other.provider not in available:
+        raise ModelError(
+            f"device {device!r} needs ONNX Runtime's {other.provider}, but this build has only {', '.join(available)}"
+        )
+    if memory_limit_mb:
+        raise ModelError(f"gpu_memory_limit_mb cannot be kept by device {device!r}; take the knob out")
+    number = _number_elsewhere(device, other)
+    return Plan(f"{kind}:{number}", other.provider, [(other.provider, other.options(number)), (CPU_PROVIDER, {})])
+
+
+def instance_maker(device: str) -> "Callable[[str, Runtime], Instance] | None":
+    """What runs the batches of a model in this process that is on such a device, if its package brings something."""
+    kind, _ = _parsed(device)
+    if kind in OWN_DEVICES:
+        return None
+    other = _other_kind(kind)
+    _number_elsewhere(device, other)
+    return other.instance
 
 
 def tensorrt_rows(inputs: Sequence[TensorSpec], most_rows: int) -> dict[str, str]:
@@ -101,9 +134,9 @@ def gpu_of(device: str, gpus: int, framework: str) -> int | None:
     kind, part = _parsed(device)
     if kind == CPU or (kind == "auto" and not gpus):
         return None
-    if kind in ("tensorrt", "openvino"):
-        raise ModelError(f"device {device!r} is for ONNX models; this one takes auto, cpu, cuda or cuda:N")
-    return _gpu(device, part, gpus, framework)
+    if kind not in ("auto", "cuda"):
+        raise ModelError(f"device {device!r} is for {_whom(kind)} models; this one takes auto, cpu, cuda or cuda:N")
+    return _number(device, part, gpus, framework)
 
 
 def visible_gpus(device: str, environment: Mapping[str, str]) -> dict[str, str]:
@@ -116,13 +149,14 @@ def visible_gpus(device: str, environment: Mapping[str, str]) -> dict[str, str]:
         return {}
     if kind == CPU:
         return {"CUDA_VISIBLE_DEVICES": ""}
-    if kind != "cuda":
-        raise ModelError(f"device {device!r} is for ONNX models; a Python class takes auto, cpu, cuda or cuda:N")
-    shown = environment.get("CUDA_VISIBLE_DEVICES")
+    variable = "CUDA_VISIBLE_DEVICES" if kind == "cuda" else "" if kind in OWN_DEVICES else _other_kind(kind).variable
+    if not variable:
+        raise ModelError(f"device {device!r} is for {_whom(kind)} models; a Python class takes auto, cpu, cuda or cuda:N")
+    shown = environment.get(variable)
     if shown is None:
-        return {"CUDA_VISIBLE_DEVICES": part or "0"}
+        return {variable: part or "0"}
     names = [name.strip() for name in shown.split(",") if name.strip()]
-    return {"CUDA_VISIBLE_DEVICES": names[_gpu(device, part, len(names), f"CUDA_VISIBLE_DEVICES = {shown!r}")]}
+    return {variable: names[_number(device, part, len(names), f"{variable} = {shown!r}")]}
 
 
 def in_words(places: Sequence[str]) -> str:
@@ -133,14 +167,34 @@ def in_words(places: Sequence[str]) -> str:
 
 def _parsed(device: str) -> tuple[str, str]:
     """What stands before and behind the colon. Raises ModelError."""
-    if not re.fullmatch(DEVICE, device):
-        raise ModelError(f"device {device!r} is not understood; it is {DEVICES}")
-    kind, _, part = device.partition(":")
-    return kind, part
+    try:
+        return split_device(device)
+    except ConfigError as error:
+        raise ModelError(str(error)) from None
 
 
-def _gpu(device: str, part: str, gpus: int, who: str) -> int:
-    index = int(part or 0)
-    if index >= gpus:
-        raise ModelError(f"device {device!r} is not there: {who} sees {gpus} GPU{'s' * (gpus != 1)}")
-    return index
+def _other_kind(kind: str) -> DeviceKind:
+    """Another package's. Raises ModelError."""
+    found = plugin(DEVICE_KINDS, kind, DeviceKind)
+    if found is None:
+        raise ModelError(f"device {kind!r} is gone: no installed package adds it any more")
+    return found
+
+
+def _number_elsewhere(device: str, other: DeviceKind) -> int:
+    try:
+        count = other.count()
+    except Exception as error:
+        raise ModelError(f"device {device!r}: its package cannot count them: {type(error).__name__}: {error}") from error
+    return _number(device, _parsed(device)[1], count, "its package", "device")
+
+
+def _whom(kind: str) -> str:
+    return "ONNX" if kind in OWN_DEVICES else "other"
+
+
+def _number(device: str, part: str, count: int, who: str, what: str = "GPU") -> int:
+    number = int(part or 0)
+    if number >= count:
+        raise ModelError(f"device {device!r} is not there: {who} sees {count} {what}{'s' * (count != 1)}")
+    return number

@@ -7,16 +7,18 @@ import difflib
 import importlib
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 from dlproxy.config import SLEEP, python_place
-from dlproxy.instance.runtime import ModelError, Runtime
+from dlproxy.config.paths import RUNTIMES, plugged_in, scheme_of
+from dlproxy.instance.runtime import Format, ModelError, Order, Runtime
 from dlproxy.instance.runtime.declared import parse_specs
 from dlproxy.instance.runtime.devices import CPU
-
-Kind = Literal["onnx", "torchscript", "torch_export", "saved_model", "keras", "python", "sleep"]
+from dlproxy.instance.runtime.plugins import plugin
+from dlproxy.instance.runtime.specs import checked
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
 SUFFIXES = {
@@ -47,51 +49,51 @@ _OTHERS = {
     ".pickle": f"a pickle, which runs code when it is read: {_CLASS}",
     ".joblib": f"a pickle, which runs code when it is read: {_CLASS}",
 }
-_RUNTIMES: dict[Kind, tuple[str, str]] = {  # the module, and the extra that it needs
-    "onnx": ("onnx", ""),
-    "torchscript": ("torch", "torch"),
-    "torch_export": ("torch", "torch"),
-    "saved_model": ("tensorflow", "tensorflow"),
-    "keras": ("tensorflow", "tensorflow"),
-    "python": ("python", ""),
-    "sleep": ("sleep", ""),
-}
-
-_IMMOVABLE = {
-    "python": "a Python class, which chooses by itself; in a process of its own (run = 'process') it sees that GPU alone",
-    "sleep": "a model that only takes time; leave it out",
-}
 
 
-def runtime_kind(path: str) -> Kind:
+def format_of(path: str) -> Format:
     """The kind of model at this path. Raises ModelError for one that is not there, or that dlproxy cannot run."""
     if path.startswith(SLEEP):
-        return "sleep"
+        return FORMATS["sleep"]
     if python_place(path) is not None:
-        return "python"
+        return FORMATS["python"]
+    scheme = scheme_of(path)
+    if scheme:
+        return _plugged_in(scheme, f"{path}: nothing that is installed runs models at {scheme}://")
     file = Path(path)
     if not file.exists():
         raise ModelError(f"model file {path} does not exist{_neighbour(file)}")
-    if file.is_dir():
-        return _folder_kind(file)
     suffix = file.suffix.lower()
-    if suffix == ".onnx":
-        return "onnx"
-    if suffix == ".keras":
-        return "keras"
+    if file.is_dir():
+        if (file / "saved_model.pb").exists():
+            return FORMATS["saved_model"]
+        return _plugged_in(suffix, _why_no_folder(file))
+    if suffix in (".onnx", ".keras"):
+        return FORMATS[suffix.removeprefix(".")]
     if suffix in _TORCH:
-        return _torch_kind(file)
+        return FORMATS[_torch_kind(file)]
     if suffix in _OTHERS:
-        raise ModelError(f"{path} is {_OTHERS[suffix]}")
+        return _plugged_in(suffix, f"{path} is {_OTHERS[suffix]}")
     near = difflib.get_close_matches(suffix, SUFFIXES, n=1, cutoff=0.7) if suffix else []
     hint = f"did you mean {near[0]}?" if near else f"it takes {known()}"
-    raise ModelError(f"{path}: dlproxy knows no models with {f'the ending {suffix!r}' if suffix else 'no ending'}; {hint}")
+    ending = f"the ending {suffix!r}" if suffix else "no ending"
+    return _plugged_in(suffix, f"{path}: dlproxy knows no models with {ending}; {hint}")
+
+
+def _plugged_in(name: str, otherwise: str) -> Format:
+    """Another package's, if there is one of that name. Raises ModelError, which says `otherwise` if there is none."""
+    found = plugin(RUNTIMES, name, Format) if name else None
+    if found is None:
+        raise ModelError(otherwise)
+    return found
 
 
 def known() -> str:
     """What dlproxy runs, for messages."""
     files = "; ".join(f"{suffix}, {words}" for suffix, words in SUFFIXES.items() if suffix not in _SAME)
-    return f"{files}; the folder of a SavedModel; a Python class, as file.py:MyModel or my_module:MyModel"
+    others = [name if name.startswith(".") else f"{name}://" for name in plugged_in(RUNTIMES)]
+    added = f"; {', '.join(others)} of installed packages" if others else ""
+    return f"{files}; the folder of a SavedModel; a Python class, as file.py:MyModel or my_module:MyModel{added}"
 
 
 def open_runtime(
@@ -109,56 +111,110 @@ def open_runtime(
     `device`, `gpu_memory_limit_mb`, `max_batch`: as in the configuration, but of several devices one.
     Takes plain data only, so that a spec can name it: PythonSpec("dlproxy.instance.runtime.formats:open_runtime", options).
     """
-    kind = runtime_kind(path)
+    found = format_of(path)
     try:
-        declared = {"inputs": parse_specs(inputs), "outputs": parse_specs(outputs)}
+        declared = parse_specs(inputs), parse_specs(outputs)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
-    if (inputs or outputs) and kind == "sleep":
-        raise ModelError(f"{path} says its own inputs and outputs; take them out of the configuration")
-    if kind in ("sleep", "python") and device not in ("auto", CPU):
-        raise ModelError(f"{path}: device = {device!r} does not move {_IMMOVABLE[kind]}")
-    if kind == "python" and gpu_memory_limit_mb:
-        raise ModelError(f"{path}: gpu_memory_limit_mb cannot bind a Python class; limit its framework in load()")
-    module = _runtime_module(kind, path)
-    placed: dict[str, Any] = {"threads": threads, "device": device, "gpu_memory_limit_mb": gpu_memory_limit_mb}
-    runtime: Runtime
-    if kind == "sleep":
-        runtime = module.SleepRuntime(path)
-    elif kind == "python":
-        runtime = module.PythonRuntime(path, **declared)
-    elif kind == "onnx":
-        runtime = module.OnnxRuntime(Path(path), max_batch=max_batch, **placed, **declared)
-    elif kind in ("torchscript", "torch_export"):
-        runtime = module.TorchRuntime(Path(path), kind=kind, **placed, **declared)
-    else:
-        runtime = module.TensorFlowRuntime(Path(path), kind=kind, **placed, **declared)
+    order = Order(
+        path=path,
+        threads=threads,
+        device=device,
+        gpu_memory_limit_mb=gpu_memory_limit_mb,
+        max_batch=max_batch,
+        inputs=declared[0],
+        outputs=declared[1],
+    )
+    if FORMATS.get(found.name) is found:
+        return found.open(order)
+    try:
+        return checked(found.open(order), f"{path}: the installed format {found.name}")
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{path}: the installed format {found.name} raised {type(error).__name__}: {error}") from error
+
+
+def _open_onnx(order: Order) -> Runtime:
+    runtime: Runtime = _module("onnx", order).OnnxRuntime(Path(order.path), max_batch=order.max_batch, **_placed(order))
     return runtime
 
 
-def _runtime_module(kind: Kind, path: str) -> Any:
-    name, extra = _RUNTIMES[kind]
+def _open_torch(order: Order, kind: str) -> Runtime:
+    runtime: Runtime = _module("torch", order, "torch").TorchRuntime(Path(order.path), kind=kind, **_placed(order))
+    return runtime
+
+
+def _open_tensorflow(order: Order, kind: str) -> Runtime:
+    module = _module("tensorflow", order, "tensorflow")
+    runtime: Runtime = module.TensorFlowRuntime(Path(order.path), kind=kind, **_placed(order))
+    return runtime
+
+
+def _open_python(order: Order) -> Runtime:
+    _stay(
+        order,
+        "a Python class, which chooses by itself; in a process of its own (run = 'process') it sees that GPU alone",
+    )
+    if order.gpu_memory_limit_mb:
+        raise ModelError(f"{order.path}: gpu_memory_limit_mb cannot bind a Python class; limit its framework in load()")
+    runtime: Runtime = _module("python", order).PythonRuntime(order.path, inputs=order.inputs, outputs=order.outputs)
+    return runtime
+
+
+def _open_sleep(order: Order) -> Runtime:
+    if order.inputs or order.outputs:
+        raise ModelError(f"{order.path} says its own inputs and outputs; take them out of the configuration")
+    _stay(order, "a model that only takes time; omit it")
+    runtime: Runtime = _module("sleep", order).SleepRuntime(order.path)
+    return runtime
+
+
+FORMATS: Mapping[str, Format] = {
+    format.name: format
+    for format in (
+        Format(name="onnx", open=_open_onnx, apart=False, threads_pay=True),
+        Format(name="torchscript", open=partial(_open_torch, kind="torchscript"), threads_pay=True),
+        Format(name="torch_export", open=partial(_open_torch, kind="torch_export"), threads_pay=True),
+        Format(name="saved_model", open=partial(_open_tensorflow, kind="saved_model")),
+        Format(name="keras", open=partial(_open_tensorflow, kind="keras")),
+        Format(name="python", open=_open_python, finds_device=True),
+        Format(name="sleep", open=_open_sleep, apart=False),
+    )
+}
+
+
+def _placed(order: Order) -> dict[str, Any]:
+    names = ("threads", "device", "gpu_memory_limit_mb", "inputs", "outputs")
+    return {name: getattr(order, name) for name in names}
+
+
+def _stay(order: Order, what: str) -> None:
+    if order.device not in ("auto", CPU):
+        raise ModelError(f"{order.path}: device = {order.device!r} does not move {what}")
+
+
+def _module(name: str, order: Order, extra: str = "") -> Any:
+    """One of ours, with the framework that it needs. Raises ModelError if that is not there."""
     try:
         return importlib.import_module(f"dlproxy.instance.runtime.{name}")
     except ImportError as error:
         if not extra:
             raise
         if isinstance(error, ModuleNotFoundError) and error.name in (extra, "keras"):
-            raise ModelError(f"{path} needs {extra}, which is not installed: pip install 'dlproxy[{extra}]'") from None
-        raise ModelError(f"{path} needs {extra}, which is installed but cannot be imported: {error}") from error
+            raise ModelError(f"{order.path} needs {extra}, which is not installed: pip install 'dlproxy[{extra}]'") from None
+        raise ModelError(f"{order.path} needs {extra}, which is installed but cannot be imported: {error}") from error
 
 
-def _folder_kind(folder: Path) -> Kind:
-    if (folder / "saved_model.pb").exists():
-        return "saved_model"
+def _why_no_folder(folder: Path) -> str:
     if (folder / "saved_model.pbtxt").exists():
-        raise ModelError(f"{folder} is a SavedModel as text; dlproxy takes one with saved_model.pb")
+        return f"{folder} is a SavedModel as text; dlproxy takes one with saved_model.pb"
     inside = sorted(one for one in folder.iterdir() if one.suffix.lower() in SUFFIXES or (one / "saved_model.pb").exists())
     hint = f"; did you mean {inside[0]}?" if inside else f"; dlproxy takes {known()}"
-    raise ModelError(f"{folder} is a directory without saved_model.pb{hint}")
+    return f"{folder} is a directory without saved_model.pb{hint}"
 
 
-def _torch_kind(file: Path) -> Kind:
+def _torch_kind(file: Path) -> Literal["torchscript", "torch_export"]:
     """TorchScript and exported programs are zip archives, told apart by their members; what torch.save writes is refused."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -167,7 +223,7 @@ def _torch_kind(file: Path) -> Kind:
         with file.open("rb") as stream:
             if stream.read(2)[:1] == b"\x80":  # the first byte of every pickle since protocol 2
                 raise ModelError(f"{file} is a pickle; {_no_pickles()}") from None
-        raise ModelError(f"{file} is not a model that torch can load: it is no zip archive ({error})") from None
+        raise ModelError(f"{file} is not a model that torch can load: it is not a zip archive ({error})") from None
     if "archive_format" in members:
         return "torch_export"
     if "constants.pkl" in members:

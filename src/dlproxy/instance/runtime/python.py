@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dlproxy.instance.runtime import TELEMETRY_OFF, ModelError
 from dlproxy.instance.runtime.classes import find_class, located, sources
 from dlproxy.instance.runtime.declared import check_outputs, signature_of, spec_of, written
-from dlproxy.instance.runtime.parts import AnswerError, Parts, arrays_of
+from dlproxy.instance.runtime.partial_answers import AnswerError, Parts, arrays_of
 from dlproxy.message import Signature, TensorSpec
 
 Array = NDArray[np.generic]

@@ -1,6 +1,6 @@
 """A model that only takes time, L(b) = base + row * b, and gives back what it got: a known capacity to test against.
 
-Called by serve/assemble.py for a path like `sleep:base=10ms,row=0.5ms`. Not aware of: threads, batches, requests.
+Called by runtime/formats.py for a path like `sleep:base=10ms,row=0.5ms`. Not aware of: threads, batches, requests.
 """
 
 import time

@@ -1,6 +1,6 @@
 """What a worker process shall load, as plain data that crosses to it instead of a pickle.
 
-Written by serve/hosting.py, read by instance/process/worker.py. Not aware of: processes, batches.
+Written by fleet/processes.py, read by instance/process/worker.py. Not aware of: processes, batches.
 """
 
 from importlib import import_module
@@ -35,7 +35,11 @@ def load(spec: PythonSpec) -> Runtime:
         if not hasattr(target, part):
             raise ModelError(f"{spec.target}: {target.__name__} has no {part!r}")
         target = getattr(target, part)
-    runtime: Runtime = target(**spec.options)
+    return checked(target(**spec.options), spec.target)
+
+
+def checked(runtime: Runtime, source: str) -> Runtime:
+    """Raises ModelError if what `source` gave is no runtime."""
     if not isinstance(getattr(runtime, "signature", None), Signature) or not callable(getattr(runtime, "run", None)):
-        raise ModelError(f"{spec.target} gave a {type(runtime).__name__}, which lacks a Signature or a run method")
+        raise ModelError(f"{source} gave a {type(runtime).__name__}, which lacks a Signature or a run method")
     return runtime

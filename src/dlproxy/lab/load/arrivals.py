@@ -54,17 +54,17 @@ def make_arrivals(spec: str, *, rate: float, seed: int) -> Arrivals:
     `dwell` seconds on average. daily:peak=3,period=86400,cv=1 : the rate swings, its peak is `peak` times its mean.
     """
     if not 0.0 < rate < inf:
-        raise ArrivalsError(f"rate {rate:g} is impossible: give a positive number of requests per second")
+        raise ArrivalsError(f"rate {rate:g} is out of range: give a positive number of requests per second")
     kind, _, text = spec.partition(":")
     if kind not in _KINDS:
-        raise ArrivalsError(f"no arrival process '{kind}'; there are {', '.join(_KINDS)}")
+        raise ArrivalsError(f"there is no arrival process '{kind}'; choose from {', '.join(_KINDS)}")
     defaults, build = _KINDS[kind]
     options = dict(defaults)
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
         if name not in options:
-            known = ", ".join(options) if options else "none"
-            raise ArrivalsError(f"arrivals '{spec}': no option '{name}'; {kind} takes {known}")
+            known = f"the options of {kind} are {', '.join(options)}" if options else f"{kind} has no options"
+            raise ArrivalsError(f"arrivals '{spec}': there is no option '{name}'; {known}")
         try:
             options[name] = float(value)
         except ValueError:
@@ -80,7 +80,7 @@ def read_trace(path: Path, *, speed: float = 1.0) -> Arrivals:
     CSV or plain lines; the first column (or the one headed TIMESTAMP, timestamp or time) holds seconds or ISO 8601 times.
     """
     if not 0.0 < speed < inf:
-        raise ArrivalsError(f"speed {speed:g} is impossible: 2 replays twice as fast, 0.5 half as fast")
+        raise ArrivalsError(f"speed {speed:g} is out of range: 2 replays twice as fast, 0.5 half as fast")
     instants = np.sort(np.array(_trace_seconds(path), dtype=np.float64))
     instants = (instants - instants[0]) / speed
     length_s = float(instants[-1])
@@ -120,7 +120,9 @@ def _seconds_of(rows: Iterator[list[str]], path: Path) -> list[float]:
         at = _seconds(row[column]) if column < len(row) else None
         if at is None:
             what = row[column][:40] if column < len(row) else "nothing"
-            raise ArrivalsError(f"trace {path}, line {number}: {what!r} is no time; give seconds or 2023-11-16 18:17:03.98")
+            raise ArrivalsError(
+                f"trace {path}, line {number}: {what!r} is not a time; give seconds, or a date such as 2023-11-16 18:17:03.98"
+            )
         seconds.append(at)
     if not seconds:
         raise ArrivalsError(f"trace {path} holds no arrivals")

@@ -35,7 +35,7 @@ def samples(model: Model, settings: Settings, open_size: int) -> list[Sample]:
     """
     made = _from_file(model, settings) if settings.input is not None else _made_up(model, settings, open_size)
     if settings.zipf is not None and len(made) < 2:
-        raise LoadError("--zipf chooses among distinct requests, and there is only one; give --keys N")
+        raise LoadError("--zipf picks among distinct requests, and there is only one; give --keys N")
     return made
 
 
@@ -90,7 +90,7 @@ def _made_up(model: Model, settings: Settings, open_size: int) -> list[Sample]:
     )
     if size * count > MAX_BYTES:
         raise LoadError(
-            f"{count} requests of {size:,} bytes each do not fit into memory; give fewer --keys, --rows or a smaller --shape"
+            f"{count} requests of {size:,} bytes each do not fit into memory; lower --keys or --rows, or give a smaller --shape"
         )
     random = np.random.default_rng(settings.seed)
     return [
@@ -106,9 +106,9 @@ def _shape(spec: TensorSpec, settings: Settings, open_size: int) -> list[int]:
     if given is not None:
         if len(given) != len(inner) or any(size not in (-1, is_) for size, is_ in zip(inner, given, strict=True)):
             like = ",".join(str(open_size if size < 0 else size) for size in inner)
-            besides = " (the batch axis has --rows)" if len(inner) < len(shape) else ""
+            besides = " (--rows sets the batch axis)" if len(inner) < len(shape) else ""
             raise LoadError(
-                f"--shape {spec.name}: input {_describe(spec)} takes {len(inner)} sizes{besides}, like {spec.name}:{like}"
+                f"--shape {spec.name}: input {_describe(spec)} takes {len(inner)} sizes{besides}, such as {spec.name}:{like}"
             )
         inner = list(given)
     inner = [open_size if size < 0 else size for size in inner]
@@ -120,10 +120,9 @@ def _shape(spec: TensorSpec, settings: Settings, open_size: int) -> list[int]:
 
 def _check_rows(spec: TensorSpec, settings: Settings) -> None:
     """Where the model fixes the number of rows."""
-    if settings.rows is not None and spec.shape and settings.rows != spec.shape[0]:
-        raise LoadError(
-            f"--rows {settings.rows}: input {_describe(spec)} takes requests of {spec.shape[0]} rows; leave --rows away"
-        )
+    rows = spec.shape[0] if spec.shape else 1
+    if settings.rows is not None and settings.rows != rows:
+        raise LoadError(f"--rows {settings.rows}: each request for input {_describe(spec)} has {rows} rows; omit --rows")
 
 
 def _random(dtype: DType, shape: Sequence[int], random: np.random.Generator) -> Array:
@@ -163,7 +162,7 @@ def _read(path: Path, model: Model) -> dict[str, Array]:
         raise LoadError(f"--input {path} cannot be read: {error.strerror or error}") from None
     except (ValueError, EOFError, BadZipFile, KeyError):
         raise LoadError(
-            f"--input {path} is no .npy or .npz file of plain arrays; write it with numpy.save or numpy.savez"
+            f"--input {path} is not a .npy or .npz file of plain arrays; write it with numpy.save or numpy.savez"
         ) from None
     if arrays is None:
         if len(model.inputs) > 1:
@@ -204,7 +203,7 @@ def _converted(spec: TensorSpec, array: Array, path: Path | None) -> Array:
         if array.dtype.kind == "S" and array.size and max(map(len, values.flat)) < array.dtype.itemsize:
             raise LoadError(
                 f"--input {path}: every element for input {_describe(spec)} ends in a zero byte, which numpy's type "
-                f"{array.dtype.str} loses; end one of them otherwise, the others are taken without zeros at their ends"
+                f"{array.dtype.str} drops; end at least one in another byte, and the others are sent without their last zeros"
             )
         return values
     wanted = np.dtype(np.float32) if spec.dtype is DType.BF16 else NUMPY[spec.dtype]
@@ -227,7 +226,7 @@ def _fits(shape: Sequence[int], declared: Sequence[int]) -> bool:
 
 
 def _describe(spec: TensorSpec) -> str:
-    return f"'{spec.name}' {spec.dtype.value} {list(spec.shape)}"
+    return f"'{spec.name}' {spec.dtype.value} [{','.join(spec.sizes)}]"
 
 
 def _takes(model: Model) -> str:
@@ -260,7 +259,7 @@ def _json(sample: Sample, parameters: dict[str, Any]) -> Body:
         try:
             data = json_data(tensor, flat=True)
         except UnicodeDecodeError:
-            raise LoadError(f"input '{tensor.name}' holds bytes that are no UTF-8 text; use --protocol binary") from None
+            raise LoadError(f"input '{tensor.name}' holds bytes that are not UTF-8 text; use --protocol binary") from None
         inputs.append({"name": tensor.name, "datatype": tensor.dtype.value, "shape": tensor.shape, "data": data})
     described = {"inputs": inputs, **({"parameters": parameters} if parameters else {})}
     return msgspec.json.encode(described), {"Content-Type": "application/json"}

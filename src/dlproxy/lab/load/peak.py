@@ -25,7 +25,9 @@ Tell = Callable[[Trial], None]
 
 
 class Search:
-    """One search. `run` gives the Result of the confirming run (or of the last one, if none was confirmed) with all trials."""
+    """One search. `run` gives the Result of the confirming run (or of the last one, if none was confirmed) with all trials,
+    and the rate that was confirmed as its `peak_rps`.
+    """
 
     def __init__(self, test: LoadTest, objective_s: float, interrupt: Interrupt, tell: Tell, watch: Watch) -> None:
         self._test, self._objective_s = test, objective_s
@@ -34,8 +36,7 @@ class Search:
         self._bounded = False
         self._gone = ""
         self._last: Result | None = None
-        self.peak: float | None = None
-        """Requests per second that a full-length run has confirmed."""
+        self._peak: float | None = None
 
     def run(self, start_rate: float | None = None, most: int = MAX_TRIALS) -> Result:
         """At most so many trials. Raises LoadError; KeyboardInterrupt at a second Ctrl-C."""
@@ -43,13 +44,14 @@ class Search:
         back = 0.0
         while rate is not None and len(self._trials) < most and not self._over:
             if self._passes(rate, self._test.settings.length_s, most):
-                self.peak = rate
+                self._peak = rate
                 break
             back += BACK
             rate = self._rounded(rate * (1.0 - back))
-        assert self._last is not None
+        if self._last is None:  # interrupted before the first run
+            raise KeyboardInterrupt
         result = self._last
-        result.kind, result.trials = "peak search", self._trials
+        result.kind, result.trials, result.peak_rps = "peak search", self._trials, self._peak
         result.interrupted = self._interrupt.pressed
         result.warnings += self._warnings(most)
         return result
@@ -128,6 +130,7 @@ class Search:
             p99_ms=p99_ms,
             passed=not reason,
             reason=reason,
+            whole=seconds >= settings.length_s,
         )
         self._trials.append(trial)
         self._tell(trial)
@@ -164,10 +167,12 @@ class Search:
             warnings.append(f"the search ended early: {self._gone}{passed}")
         elif self._interrupt.pressed:
             warnings.append(f"the search was interrupted{passed}")
-        elif self.peak is None:
+        elif self._peak is None:
             warnings.append(
                 f"no rate met the objective in a full-length run ({len(self._trials)} of at most {most} trials){passed}"
             )
         if self._bounded:
-            warnings.append("a trial failed while the load generator was busy: the server may reach more; give --processes")
+            warnings.append(
+                "a trial failed while the load generator was busy: the server may be capable of more; raise --processes"
+            )
         return warnings

@@ -74,7 +74,7 @@ class LoadTest:
         self.target = Target(settings.url)
         self.model = self.target.model(settings.model)
         self.gave_up = False
-        """Whether the last run ended early because nothing succeeded any more."""
+        """Whether the last run ended early because every request had begun to fail."""
         self.open_size, made = self._try_sizes()
         bodies = [payload.encode(settings.protocol, sample, settings.deadline_s)[0] for sample in made]
         self._payload = {
@@ -266,7 +266,7 @@ def _watch(processes: Sequence[_Process], over_at: float, interrupt: Interrupt, 
             for process in going.values():
                 process.tell("stop")
         if monotonic() > over_at:
-            raise LoadError("a load process hangs; is this machine overloaded?")
+            raise LoadError("a load process stopped responding; is this machine overloaded?")
     return [process.outcome for process in processes if process.outcome is not None]
 
 
@@ -288,7 +288,7 @@ def _judge_generator(result: Result, settings: Settings, outcomes: Sequence[Outc
 def _warnings(result: Result, generator: Generator, settings: Settings, outcomes: Sequence[Outcome]) -> list[str]:
     warnings = []
     if any(outcome.gave_up for outcome in outcomes):
-        warnings.append("the run ended early: nothing succeeded any more")
+        warnings.append("the run ended early because every request had begun to fail")
     if generator.cpu_share > BUSY:
         more = f"--processes {2 * settings.processes}"
         warnings.append(

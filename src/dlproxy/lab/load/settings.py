@@ -121,28 +121,28 @@ def _check_contradictions(settings: Settings) -> None:
         said = ", ".join(f"{option} {meaning[option]}" for option in chosen)
         raise LoadError(f"{' and '.join(chosen)} contradict each other ({said}); give one of them")
     if settings.arrivals is not None and settings.rate is None:
-        raise LoadError("--arrivals says how requests of a --rate are spread; give --rate R with it")
+        raise LoadError("--arrivals says how requests are spread over time; give --rate R with it")
     if settings.speed is not None and settings.trace is None:
-        raise LoadError("--speed belongs to --trace FILE; for another speed without a trace change --rate")
+        raise LoadError("--speed only has a meaning with --trace; change --rate instead")
     if settings.shapes and settings.input is not None:
         raise LoadError("--shape is for made-up inputs; the file of --input has shapes of its own")
     if settings.protocol not in PROTOCOLS:
-        raise LoadError(f"no protocol '{settings.protocol}'; there are {', '.join(PROTOCOLS)}")
+        raise LoadError(f"there is no protocol '{settings.protocol}'; choose from {', '.join(PROTOCOLS)}")
 
 
 def _check_numbers(settings: Settings) -> None:
     for name, least in (("concurrency", 1), ("rows", 1), ("keys", 1), ("processes", 1), ("max_connections", 1), ("seed", 0)):
         value = getattr(settings, name)
         if value is not None and value < least:
-            raise LoadError(f"--{name.replace('_', '-')} {value} is impossible: give {least} or more")
+            raise LoadError(f"--{name.replace('_', '-')} {value} is out of range: give {least} or more")
     for name, zero_is_fine in (("duration_s", False), ("warmup_s", True), ("drain_s", True), ("zipf", True)):
         value = getattr(settings, name)
         if value is not None and not (0.0 < value < inf or (zero_is_fine and value == 0.0)):
             limit = "0 or more" if zero_is_fine else "a number above 0"
-            raise LoadError(f"--{name.removesuffix('_s')} {value:g} is impossible: give {limit}")
+            raise LoadError(f"--{name.removesuffix('_s')} {value:g} is out of range: give {limit}")
     rate = settings.rate
     if rate is not None and not (isfinite(rate) and 0.0 < rate <= MAX_RATE):
-        raise LoadError(f"--rate {rate:g} is impossible: give requests per second, above 0 and at most {MAX_RATE:,.0f}")
+        raise LoadError(f"--rate {rate:g} is out of range: give requests per second, above 0 and at most {MAX_RATE:,.0f}")
     if settings.max_connections < settings.processes:
         raise LoadError(
             f"--max-connections {settings.max_connections} is less than one for each of {settings.processes} processes"

@@ -173,7 +173,7 @@ class Target:
             reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
             raise LoadError(f"cannot reach {self.url}: {reason}; is the server running there?") from None
         except (http.client.HTTPException, ValueError):
-            raise LoadError(f"what answers at {self.url} is no HTTP server; is the port right?") from None
+            raise LoadError(f"the server at {self.url} does not speak HTTP; is the port right?") from None
         finally:
             connection.close()
 
@@ -200,7 +200,7 @@ class Target:
             except msgspec.ValidationError as error:
                 return f"{self.url} describes model '{name}' in a way that is not understood: {error}"
             except (msgspec.DecodeError, UnicodeDecodeError):
-                return f"{self.url} is no server of the Open Inference Protocol: GET {self._path(name)} gave no JSON"
+                return f"{self.url} is not an Open Inference Protocol server: GET {self._path(name)} did not return JSON"
         names = self._models()
         if names is not None:
             known = f"it has {', '.join(names)}" if names else "it has none"
@@ -210,7 +210,7 @@ class Target:
         if _decoded(self.ask("GET", f"{self._prefix}/v2"), _Listed) is not None:
             return f"{self.url} has no model '{name}': {answer.line}: {answer.error}"
         return (
-            f"{self.url} is no server of the Open Inference Protocol: GET {self._path(name)} gave {answer.line}, "
+            f"{self.url} is not an Open Inference Protocol server: GET {self._path(name)} returned {answer.line}, "
             "not a model's description"
         )
 
@@ -218,20 +218,22 @@ class Target:
 def check_answer(answer: Answer, model: Model) -> None:
     """Compare the answer to an inference request with what the metadata promises. Raises LoadError."""
     if answer.status != 200:
-        raise LoadError(f"the server refuses a request to '{model.name}': {answer.line}: {answer.error or 'no reason given'}")
+        raise LoadError(f"the server refused a request to '{model.name}': {answer.line}: {answer.error or 'no reason given'}")
     head = answer.body if answer.json_bytes is None else answer.body[: answer.json_bytes]
     try:
         reply = msgspec.json.decode(head, type=_Reply)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise LoadError(f"the answer of '{model.name}' is not of the Open Inference Protocol: {error}") from None
+        raise LoadError(f"the answer from '{model.name}' does not follow the Open Inference Protocol: {error}") from None
     found = {output.name: output for output in reply.outputs}
     for spec in model.outputs:
         if spec.name not in found:
-            raise LoadError(f"the answer of '{model.name}' lacks output '{spec.name}', which its metadata promises")
+            raise LoadError(f"the answer from '{model.name}' lacks output '{spec.name}', which its metadata promises")
         _check_output(found[spec.name], spec)
     binary = sum(output.parameters.binary_data_size or 0 for output in reply.outputs if output.parameters)
     if len(answer.body) - len(head) != binary:
-        raise LoadError(f"the answer of '{model.name}' has {len(answer.body) - len(head)} binary bytes, its head says {binary}")
+        raise LoadError(
+            f"the answer from '{model.name}' has {len(answer.body) - len(head)} binary bytes, but its header says {binary}"
+        )
 
 
 def _check_output(output: _Output, spec: TensorSpec) -> None:

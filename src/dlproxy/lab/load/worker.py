@@ -92,7 +92,7 @@ def main(pipe: Connection) -> None:
             load.selector.register(pipe, EVENT_READ, lambda mask: _stop(load, pipe))
             pipe.send(load.run(start_at, plan.settings.ramp_s, plan.settings.length_s))
         except (LoadError, MemoryError) as error:
-            pipe.send(LoadError(str(error) or "the requests do not fit into memory; give fewer --keys"))
+            pipe.send(LoadError(str(error) or "the requests do not fit into memory; lower --keys"))
 
 
 def _stop(load: Load, pipe: Connection) -> None:

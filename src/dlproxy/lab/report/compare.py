@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from dlproxy.lab.report import words
+from dlproxy.lab.report import wording
 from dlproxy.lab.report.result import Result, Second
 
 WIDTH = 100
@@ -30,9 +30,9 @@ def _wrapped(start: str, text: str) -> list[str]:
 def _what(a: Result, b: Result) -> Iterator[str]:
     for name, result in (("a", a), ("b", b)):
         started = f", started {result.started}" if result.started else ""
-        length = words.duration(result.duration_s * 1e3)
-        yield f"{name}  " + words.plain(f"{result.kind} of {words.plain(result.target)}: {length}{started}", WIDTH - 3)
-    options_a, options_b = words.setup_rows(a.setup, 40), words.setup_rows(b.setup, 40)
+        length = wording.duration(result.duration_s * 1e3)
+        yield f"{name}  " + wording.plain(f"{result.kind} of {wording.plain(result.target)}: {length}{started}", WIDTH - 3)
+    options_a, options_b = wording.setup_rows(a.setup, 40), wording.setup_rows(b.setup, 40)
     differing = [name for name in {**options_a, **options_b} if options_a.get(name) != options_b.get(name)]
     if not differing:
         yield "same options"
@@ -42,21 +42,21 @@ def _what(a: Result, b: Result) -> Iterator[str]:
 
 def _figures(a: Result, b: Result) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [("", "a", "b", "b / a")]
-    rows.append(("offered", words.rate(a.offered_rps), words.rate(b.offered_rps), _ratio(a.offered_rps, b.offered_rps)))
-    rows.append(("answered", words.rate(a.rate_rps), words.rate(b.rate_rps), _ratio(a.rate_rps, b.rate_rps)))
+    rows.append(("offered", wording.rate(a.offered_rps), wording.rate(b.offered_rps), _ratio(a.offered_rps, b.offered_rps)))
+    rows.append(("answered", wording.rate(a.rate_rps), wording.rate(b.rate_rps), _ratio(a.rate_rps, b.rate_rps)))
     goodputs = [None if result.objective_ms is None else result.goodput_rps for result in (a, b)]
     if goodputs != [None, None]:
-        cells = ["-" if known is None else words.rate(known) for known in goodputs]
+        cells = ["-" if known is None else wording.rate(known) for known in goodputs]
         rows.append(("within objective", *cells, _ratio(*goodputs)))
-    for key, label in words.QUANTILE_NAMES.items():
+    for key, label in wording.QUANTILE_NAMES.items():
         known_a, known_b = _latency(a, key), _latency(b, key)
         if known_a is not None or known_b is not None:
             rows.append((label, *(_said(known) for known in (known_a, known_b)), _ratio(known_a, known_b)))
-    shares = [result.failed / ended if (ended := words.finished(result)) else None for result in (a, b)]
-    rows.append(("errors", *("-" if known is None else words.share(known, 1.0) for known in shares), _ratio(*shares)))
-    batch_a, batch_b = words.mean_batch(a), words.mean_batch(b)
+    shares = [result.failed / ended if (ended := wording.finished(result)) else None for result in (a, b)]
+    rows.append(("errors", *("-" if known is None else wording.share(known, 1.0) for known in shares), _ratio(*shares)))
+    batch_a, batch_b = wording.mean_batch(a), wording.mean_batch(b)
     if batch_a is not None or batch_b is not None:
-        means = ("-" if known is None else words.number(known) for known in (batch_a, batch_b))
+        means = ("-" if known is None else wording.number(known) for known in (batch_a, batch_b))
         rows.append(("mean batch", *means, _ratio(batch_a, batch_b)))
     yield from _aligned(rows)
 
@@ -73,14 +73,14 @@ def _latency(result: Result, key: str) -> float | None:
 
 
 def _said(ms: float | None) -> str:
-    return "-" if ms is None else words.duration(ms)
+    return "-" if ms is None else wording.duration(ms)
 
 
 def _ratio(a: float | None, b: float | None) -> str:
     if a is None or b is None or a <= 0.0:
         return "-"
     ratio = b / a
-    return f"{ratio:.2f}" if 0.1 <= ratio < 100.0 else words.number(ratio)
+    return f"{ratio:.2f}" if 0.1 <= ratio < 100.0 else wording.number(ratio)
 
 
 def _noise(a: Result, b: Result) -> Iterator[str]:
@@ -104,7 +104,7 @@ def _noise(a: Result, b: Result) -> Iterator[str]:
 
 
 def _spread(values: NDArray[np.float64], field: str) -> list[str]:
-    unit, worst = (words.rate, values.min()) if field == "ok" else (words.duration, values.max())
+    unit, worst = (wording.rate, values.min()) if field == "ok" else (wording.duration, values.max())
     return [unit(float(value)) for value in (*np.quantile(values, (0.5, 0.05, 0.95)), worst)]
 
 
@@ -128,7 +128,7 @@ def _remarks(a: Result, b: Result) -> Iterator[str]:
 
 def _doubts(a: Result, b: Result) -> Iterator[str]:
     if a.kind != b.kind:
-        yield f"not comparable: a is a {words.plain(a.kind, 40)}, b a {words.plain(b.kind, 40)}"
+        yield f"not comparable: a is a {wording.plain(a.kind, 40)}, b a {wording.plain(b.kind, 40)}"
     if _models(a) != _models(b):
         yield f"not comparable: the model is {_models(a) or 'unknown'} in a, {_models(b) or 'unknown'} in b"
     loops = [result.setup.get("loop", "open") for result in (a, b)]
@@ -139,21 +139,21 @@ def _doubts(a: Result, b: Result) -> Iterator[str]:
     if a.objective_ms != b.objective_ms:
         yield "the objectives differ, so what is within them cannot be compared"
     if _differ(a.duration_s, b.duration_s):
-        yield f"the runs lasted {words.duration(a.duration_s * 1e3)} and {words.duration(b.duration_s * 1e3)}"
+        yield f"the runs lasted {wording.duration(a.duration_s * 1e3)} and {wording.duration(b.duration_s * 1e3)}"
     for name, result in (("a", a), ("b", b)):
         if result.interrupted:
             yield f"{name} was interrupted"
         if not result.ok:
             yield f"{name} has no successful request"
-        yield from (f"{name}: {words.plain(text, 1000)}" for text in result.warnings)
+        yield from (f"{name}: {wording.plain(text, 1000)}" for text in result.warnings)
 
 
 def _models(result: Result) -> str:
     """The models' names, as a load test, a simulation or a replay says them."""
     one, many = result.setup.get("model"), result.setup.get("models")
     if isinstance(many, dict):
-        return words.plain(", ".join(sorted(many)))
-    return words.plain(one.get("name", "") if isinstance(one, dict) else one or "")
+        return wording.plain(", ".join(sorted(many)))
+    return wording.plain(one.get("name", "") if isinstance(one, dict) else one or "")
 
 
 def _differ(a: float, b: float) -> bool:

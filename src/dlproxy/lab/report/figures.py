@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 from msgspec import Struct
 
-from dlproxy.lab.report import words
+from dlproxy.lab.report import wording
 from dlproxy.lab.report.chart import Axis, Chart, linear, logarithmic, seconds
 from dlproxy.lab.report.result import Result, Second
 
@@ -35,7 +35,7 @@ class Figure(Struct, kw_only=True):
 def figures(result: Result) -> list[Figure]:
     """Every chart that the result has values for."""
     drawn = []
-    if result.ok and words.histogram_of(result).count:
+    if result.ok and wording.histogram_of(result).count:
         drawn.append(_distribution(result))
     points = _points(result)
     if points:
@@ -48,7 +48,7 @@ def figures(result: Result) -> list[Figure]:
 
 
 def _distribution(result: Result) -> Figure:
-    histogram = words.histogram_of(result)
+    histogram = wording.histogram_of(result)
     nines_end = min(max(log10(histogram.count), 2.0), _MOST_NINES)
     places = np.linspace(0.0, nines_end, MOST_POINTS)
     latencies = [histogram.quantile_s(1.0 - 10.0**-place) * 1e3 for place in places]
@@ -60,8 +60,8 @@ def _distribution(result: Result) -> Figure:
     _mark_objective(chart, result)
     chart.line(list(zip(places.tolist(), latencies, strict=True)), "", "main")
     for at, end, latency in zip(places, [*places[1:], nines_end], latencies, strict=True):
-        chart.hover(float(at), float(end), f"{_percent(float(at))} took at most {words.duration(latency)}")
-    p50, p99, most = (words.duration(result.latency_ms.get(name, 0.0)) for name in ("p50", "p99", "max"))
+        chart.hover(float(at), float(end), f"{_percent(float(at))} took at most {wording.duration(latency)}")
+    p50, p99, most = (wording.duration(result.latency_ms.get(name, 0.0)) for name in ("p50", "p99", "max"))
     if result.ok == 1:
         title = f"The only answer took {most}"
     else:
@@ -78,8 +78,8 @@ def _latency_axis(values_ms: list[float]) -> Axis:
     known = [value for value in values_ms if value > 0.0] or [1.0]
     low, high = min(known), max(known)
     if high / low > _LOG_FROM:
-        return logarithmic(low, high, "latency", words.duration)
-    return linear(0.0, high * _HEADROOM, "latency", words.duration)
+        return logarithmic(low, high, "latency", wording.duration)
+    return linear(0.0, high * _HEADROOM, "latency", wording.duration)
 
 
 def _objective(result: Result) -> list[float]:
@@ -88,7 +88,7 @@ def _objective(result: Result) -> list[float]:
 
 def _mark_objective(chart: Chart, result: Result) -> None:
     if result.objective_ms is not None:
-        chart.level(result.objective_ms, f"objective {words.duration(result.objective_ms)}")
+        chart.level(result.objective_ms, f"objective {wording.duration(result.objective_ms)}")
 
 
 class _Span(Struct, kw_only=True):
@@ -130,7 +130,7 @@ def _drawn(result: Result) -> list[Second]:
     """The whole seconds of the run; all there are, if much happened in others, as when a backlog was answered after the end."""
     whole = [second for second in result.timeline if second.at_s >= 0.0 and second.at_s + 1.0 <= result.duration_s]
     ended = sum(second.ok + second.failed for second in whole)
-    return whole if whole and ended >= _MUCH * words.finished(result) else result.timeline
+    return whole if whole and ended >= _MUCH * wording.finished(result) else result.timeline
 
 
 def _span(inside: list[Second], at_s: int, every: int) -> _Span:
@@ -162,7 +162,7 @@ def _latency(result: Result, points: list[_Span]) -> Figure:
     chart.line([(point.middle_s, point.p99_ms) for point in points], "p99", "main")
     for point in points:
         if point.p50_ms is not None and point.p99_ms is not None:
-            told = f"p50 {words.duration(point.p50_ms)}, p99 {words.duration(point.p99_ms)}"
+            told = f"p50 {wording.duration(point.p50_ms)}, p99 {wording.duration(point.p99_ms)}"
         else:
             told = "no answers"
         chart.hover(point.at_s, point.at_s + point.length_s, f"{point.when}: {told}")
@@ -177,7 +177,7 @@ def _latency_title(drawn: list[Second]) -> str:
     known = [second for second in drawn if second.ok]
     worst = max(known, key=lambda second: second.p99_ms)
     least_ms, usual_ms = min(second.p99_ms for second in known), median(second.p99_ms for second in known)
-    low, usual, high = words.duration(least_ms), words.duration(usual_ms), words.duration(worst.p99_ms)
+    low, usual, high = wording.duration(least_ms), wording.duration(usual_ms), wording.duration(worst.p99_ms)
     if len(known) == 1:
         return f"p99 was {high}"
     if worst.p99_ms > 2.0 * usual_ms:
@@ -193,14 +193,15 @@ def _rate(result: Result, points: list[_Span]) -> Figure:
     if result.failed:
         chart.line([(point.middle_s, point.failed) for point in points], "failed", "bad")
     for point in points:
-        told = f"sent {words.number(point.sent)}, ok {words.number(point.ok)}, failed {words.number(point.failed)} per second"
+        sent, ok, failed = map(wording.number, (point.sent, point.ok, point.failed))
+        told = f"sent {sent}, ok {ok}, failed {failed} per second"
         chart.hover(point.at_s, point.at_s + point.length_s, f"{point.when}: {told}")
     title = _rate_title(result, _drawn(result))
     parts = [f"Each point is the mean of {points[0].length_s:g} s."] if points[0].length_s > 1.0 else []
     if points[-1].at_s + points[-1].length_s > result.duration_s:
         parts.append("Shaded: after the end, when only late answers came.")
-    elif outside := words.finished(result) - sum(second.ok + second.failed for second in _drawn(result)):
-        parts.append(f"{words.count(outside, 'request')} that ended after the last whole second: not shown.")
+    elif outside := wording.finished(result) - sum(second.ok + second.failed for second in _drawn(result)):
+        parts.append(f"{wording.count(outside, 'request')} that ended after the last whole second: not shown.")
     caption = " ".join(parts)
     return Figure(title=title, svg=chart.svg("rate", title, "Requests sent, answered and failed per second."), caption=caption)
 
@@ -211,18 +212,18 @@ def _rate_title(result: Result, drawn: list[Second]) -> str:
     if result.failed:
         worst = max(drawn, key=lambda second: second.failed)
         most = f"at most {worst.failed:,} in one second (at {worst.at_s:,.0f} s)"
-        return f"{words.count(result.failed, 'request')} failed, {most}"
+        return f"{wording.count(result.failed, 'request')} failed, {most}"
     ended = sum(second.ok for second in result.timeline if second.at_s < result.duration_s)
     if ended < _KEPT_UP * result.sent:
-        return f"{result.sent - ended:,} of {words.count(result.sent, 'request')} were not answered when the run ended"
-    return f"The answers kept up with {words.number(result.offered_rps)} requests per second"
+        return f"{result.sent - ended:,} of {wording.count(result.sent, 'request')} were not answered when the run ended"
+    return f"The answers kept up with {wording.number(result.offered_rps)} requests per second"
 
 
 def _short(most: float) -> Callable[[float], str]:
     """How an axis up to `most` is written: 1,000 or 20k or 1.5M."""
     sizes = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
     size, letter = next(((size, letter) for size, letter in sizes if most >= 10 * size), (1.0, ""))
-    return lambda value: f"{words.number(value / size)}{letter}" if value else "0"
+    return lambda value: f"{wording.number(value / size)}{letter}" if value else "0"
 
 
 def _batches(batch_sizes: dict[int, int]) -> Figure:
@@ -240,9 +241,11 @@ def _batches(batch_sizes: dict[int, int]) -> Figure:
     )
     for start, percent in shares.items():
         name = f"size {start}" if every == 1 else f"size {start} to {start + every - 1}"
-        chart.bar(start, start + every, percent, f"{name}: {words.count(bins[start], 'batch')}, {words.share(percent, 100.0)}")
+        chart.bar(
+            start, start + every, percent, f"{name}: {wording.count(bins[start], 'batch')}, {wording.share(percent, 100.0)}"
+        )
     mean = sum(size * times for size, times in batch_sizes.items()) / total
-    title = f"The mean batch size is {words.number(mean)}, the largest batch {high:,}"
+    title = f"The mean batch size is {wording.number(mean)}, the largest batch {high:,}"
     if low == high:
         title = f"Every batch is of size {low:,}"
     caption = f"Each bar covers {every} sizes." if every > 1 else ""

@@ -81,7 +81,7 @@ class Histogram:
         try:
             library = HdrHistogram.decode(encoded)
         except Exception as error:  # the library raises whatever its decoder of base64, zlib or ctypes does
-            raise HistogramError(f"no HdrHistogram: {error}") from None
+            raise HistogramError(f"not an HdrHistogram: {error}") from None
         made = cls()
         if (library.unit_magnitude, library.sub_bucket_count) == (0, 2 * _HALF) and library.counts_len == made._counts.size:
             made._counts += np.array(library.counts, dtype=np.int64)  # the same layout; iterating takes half a second

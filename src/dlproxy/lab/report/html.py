@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from dlproxy import __version__
-from dlproxy.lab.report import words
+from dlproxy.lab.report import wording
 from dlproxy.lab.report.chart import sparkline
 from dlproxy.lab.report.figures import Figure, figures
 from dlproxy.lab.report.result import Result, ResultError
@@ -35,7 +35,7 @@ def save_html(result: Result, path: Path) -> None:
 
 def html(result: Result) -> str:
     """The page as text."""
-    title = _text(f"{result.kind} of {words.plain(result.target, 100)}")
+    title = _text(f"{result.kind} of {wording.plain(result.target, 100)}")
     style = files("dlproxy.lab.report").joinpath("page.css").read_text("utf-8")
     body = [
         _head(result),
@@ -43,6 +43,8 @@ def html(result: Result) -> str:
         _key_figures(result),
         _charts(figures(result)),
         _search(result),
+        _models(result),
+        _faults(result),
         _instances(result.instances),
         _grid([_column(_errors(result) + _generator(result)), _column(_setup(result))]),
         f"<footer>dlproxy {_text(__version__)}</footer>",
@@ -59,20 +61,20 @@ def html(result: Result) -> str:
 
 def _text(text: object) -> str:
     """Escaped, and with numbers kept beside their units."""
-    return re.sub(r"(?<=\d) (?=(?:[µm]?s|min|h|%|/s)\b|%|/s)", "\u00a0", escape(words.plain(text, _LONGEST)))
+    return re.sub(r"(?<=\d) (?=(?:[µm]?s|min|h|%|/s)\b|%|/s)", "\u00a0", escape(wording.plain(text, _LONGEST)))
 
 
 def _head(result: Result) -> str:
-    length = words.duration(result.duration_s * 1e3)
+    length = wording.duration(result.duration_s * 1e3)
     started = f", started {result.started}" if result.started else ""
-    what = f"{result.kind} of {words.plain(result.target)}, {length}{started}"
-    return f"<header>\n<p>{_text(words.plain(what, 400))}</p>\n<h1>{_text(words.headline(result))}</h1>\n</header>"
+    what = f"{result.kind} of {wording.plain(result.target)}, {length}{started}"
+    return f"<header>\n<p>{_text(wording.plain(what, 400))}</p>\n<h1>{_text(wording.headline(result))}</h1>\n</header>"
 
 
 def _warnings(result: Result) -> str:
-    said = [words.plain(warning, 1000) for warning in result.warnings]
+    said = [wording.plain(warning, 1000) for warning in result.warnings]
     if result.interrupted:
-        said.append(f"The run was stopped before its time; all figures are of {words.duration(result.duration_s * 1e3)}.")
+        said.append(f"The run was stopped early; all figures cover {wording.duration(result.duration_s * 1e3)}.")
     if not said:
         return ""
     return _section("Warnings", "<ul>" + "".join(f"<li>{_text(text)}</li>" for text in said) + "</ul>", style="warnings")
@@ -83,15 +85,15 @@ def _section(title: str, content: str, *, style: str = "") -> str:
 
 
 def _key_figures(result: Result) -> str:
-    ended = words.finished(result)
-    tiles = [("answered", words.rate(result.rate_rps), f"of {words.rate(result.offered_rps)} offered")]
+    ended = wording.finished(result)
+    tiles = [("answered", wording.rate(result.rate_rps), f"of {wording.rate(result.offered_rps)} offered")]
     if result.objective_ms is not None:
-        in_time = words.in_time(result)
-        said = "no request ended" if in_time is None else f"{words.share(in_time, 1.0)} in time"
-        tiles.append((f"within {words.duration(result.objective_ms)}", words.rate(result.goodput_rps), said))
+        in_time = wording.in_time(result)
+        said = "no request ended" if in_time is None else f"{wording.share(in_time, 1.0)} in time"
+        tiles.append((f"within {wording.duration(result.objective_ms)}", wording.rate(result.goodput_rps), said))
     known = result.latency_ms if result.ok else {}
     tiles += [
-        (label, words.duration(known[name]), said)
+        (label, wording.duration(known[name]), said)
         for name, label, said in (
             ("p50", "p50", "half took at most this"),
             ("p90", "p90", "9 in 10 at most"),
@@ -102,11 +104,11 @@ def _key_figures(result: Result) -> str:
         )
         if name in known
     ]
-    tiles.append(("failed", words.share(result.failed, ended), f"{result.failed:,} of {words.count(ended, 'request')}"))
-    if missing := words.unanswered(result):
+    tiles.append(("failed", wording.share(result.failed, ended), f"{result.failed:,} of {wording.count(ended, 'request')}"))
+    if missing := wording.unanswered(result):
         tiles.append(("unanswered", f"{missing:,}", "when the run ended"))
-    if (mean := words.mean_batch(result)) is not None:
-        tiles.append(("mean batch", words.number(mean), words.count(sum(result.batch_sizes.values()), "batch")))
+    if (mean := wording.mean_batch(result)) is not None:
+        tiles.append(("mean batch", wording.number(mean), wording.count(sum(result.batch_sizes.values()), "batch")))
     cells = "".join(
         f"<div><dt>{_text(name)}</dt><dd><b>{_text(value)}</b> <span>{_text(said)}</span></dd></div>"
         for name, value, said in tiles
@@ -148,11 +150,11 @@ def _errors(result: Result) -> str:
     if not result.failed:
         return ""
     kinds = sorted(result.errors.items(), key=lambda item: -item[1])
-    ended = words.finished(result)
-    rows = [(_text(words.plain(kind)), f"{times:,}", words.share(times, ended)) for kind, times in kinds[:MOST_ERRORS]]
+    ended = wording.finished(result)
+    rows = [(_text(wording.plain(kind)), f"{times:,}", wording.share(times, ended)) for kind, times in kinds[:MOST_ERRORS]]
     if len(kinds) > MOST_ERRORS:
         rest = sum(times for _, times in kinds[MOST_ERRORS:])
-        rows.append((f"{len(kinds) - MOST_ERRORS:,} other kinds", f"{rest:,}", words.share(rest, ended)))
+        rows.append((f"{len(kinds) - MOST_ERRORS:,} other kinds", f"{rest:,}", wording.share(rest, ended)))
     return _section("Errors", _table(("kind", "requests", "share of all"), rows))
 
 
@@ -161,22 +163,35 @@ def _search(result: Result) -> str:
         return ""
     rows = [
         (
-            _text(words.rate(trial.rate)),
-            _text(words.duration(trial.duration_s * 1e3)),
+            _text(wording.rate(trial.rate)),
+            _text(wording.duration(trial.duration_s * 1e3)),
             f"{trial.sent:,}",
             f"{trial.failed:,}",
-            "" if trial.p99_ms is None else _text(words.duration(trial.p99_ms)),
-            "passed" if trial.passed else _text(f"failed: {words.plain(trial.reason)}"),
+            "" if trial.p99_ms is None else _text(wording.duration(trial.p99_ms)),
+            "passed" if trial.passed else _text(f"failed: {wording.plain(trial.reason)}"),
         )
         for trial in result.trials
     ]
     table = _table(("rate", "length", "requests", "errors", "p99", "verdict"), rows)
-    return _section("The search for the highest rate", f"<p>{_text(words.search(result))}</p>\n{table}")
+    return _section("The search for the highest rate", f"<p>{_text(wording.search(result))}</p>\n{table}")
+
+
+def _models(result: Result) -> str:
+    if not result.models:
+        return ""
+    rows = ([_text(cell) for cell in wording.model_cells(name, model)] for name, model in result.models.items())
+    return _section("Models", _table(wording.MODEL_HEADINGS, rows))
+
+
+def _faults(result: Result) -> str:
+    if not result.faults:
+        return ""
+    return _section("Faults", "<ul>" + "".join(f"<li>{_text(fault)}</li>" for fault in result.faults) + "</ul>")
 
 
 def _setup(result: Result) -> str:
-    rows = {"kind": result.kind, "target": words.plain(result.target), "started": words.plain(result.started)}
-    rows |= {"measured for": words.duration(result.duration_s * 1e3), **words.setup_rows(result.setup)}
+    rows = {"kind": result.kind, "target": wording.plain(result.target), "started": wording.plain(result.started)}
+    rows |= {"measured for": wording.duration(result.duration_s * 1e3), **wording.setup_rows(result.setup)}
     cells = ((_text(name), _text(value)) for name, value in rows.items() if value)
     return _section("What was run", _table(("option", "value"), cells), style="words")
 
@@ -187,8 +202,8 @@ def _generator(result: Result) -> str:
         return ""
     rows = [("CPU time of its busiest process", _text(f"{generator.cpu_share * 100:.0f} % of a core"))]
     if generator.late_max_ms > 0.0:  # in a closed loop nothing is due
-        rows.append(("requests left late, p99", _text(words.duration(generator.late_p99_ms))))
-        rows.append(("requests left late, at most", _text(words.duration(generator.late_max_ms))))
+        rows.append(("requests left late, p99", _text(wording.duration(generator.late_p99_ms))))
+        rows.append(("requests left late, at most", _text(wording.duration(generator.late_max_ms))))
     return _section("The load generator itself", _table(("figure", "value"), rows))
 
 
@@ -198,7 +213,7 @@ def _instances(instances: dict[str, Any]) -> str:
         return ""
     names = list(dict.fromkeys(name for _, values in rows for name in values))
     if len(rows) <= MOST_INSTANCES:
-        cells = ([_text(words.plain(path)), *(_figure(name, values.get(name)) for name in names)] for path, values in rows)
+        cells = ([_text(wording.plain(path)), *(_figure(name, values.get(name)) for name in names)] for path, values in rows)
         return _section("Instances", _table(["instance", *map(_label, names)], cells))
     summary = [_summary(name, [(path, values[name]) for path, values in rows if name in values]) for name in names]
     table = _table(("figure", "lowest", "median", "highest", "distribution"), summary)
@@ -219,8 +234,8 @@ def _instance_rows(values: dict[str, Any], path: str) -> Iterator[tuple[str, dic
 
 def _figure(name: str, value: object) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return words.share(value, 1.0) if _is_share(name) else _text(words.number(value))
-    return _text("" if value is None else words.plain(value, 80))
+        return wording.share(value, 1.0) if _is_share(name) else _text(wording.number(value))
+    return _text("" if value is None else wording.plain(value, 80))
 
 
 def _is_share(name: str) -> bool:
@@ -228,23 +243,23 @@ def _is_share(name: str) -> bool:
 
 
 def _label(name: object) -> str:
-    return _text(words.plain(name, 60).replace("_", " "))
+    return _text(wording.plain(name, 60).replace("_", " "))
 
 
 def _summary(name: str, values: list[tuple[str, Any]]) -> list[str]:
     """A row about many instances: extremes with their names, and how the rest is spread."""
     numbers = [(path, float(value)) for path, value in values if isinstance(value, int | float)]
     if not numbers:
-        common = Counter(words.plain(value, 80) for _, value in values).most_common(3)
+        common = Counter(wording.plain(value, 80) for _, value in values).most_common(3)
         said = ", ".join(f"{_text(value)} ({times:,})" for value, times in common)
         return [_label(name), said, "", "", ""]
     low, high = min(numbers, key=lambda item: item[1]), max(numbers, key=lambda item: item[1])
     bins = [0] * _BINS
     for _, value in numbers:
         bins[min(int((value - low[1]) / (high[1] - low[1]) * _BINS), _BINS - 1) if high[1] > low[1] else 0] += 1
-    ends = [f"{_figure(name, value)} <small>{_text(words.plain(path, 60))}</small>" for path, value in (low, high)]
-    told = f"{name} of {len(numbers):,} instances, from {words.number(low[1])} to {words.number(high[1])}"
+    ends = [f"{_figure(name, value)} <small>{_text(wording.plain(path, 60))}</small>" for path, value in (low, high)]
+    told = f"{name} of {len(numbers):,} instances, from {wording.number(low[1])} to {wording.number(high[1])}"
     if high[1] == low[1]:
         return [_label(name), ends[0], _figure(name, low[1]), ends[1], "all the same"]
     middle = median(value for _, value in numbers)
-    return [_label(name), ends[0], _figure(name, middle), ends[1], sparkline(bins, words.plain(told))]
+    return [_label(name), ends[0], _figure(name, middle), ends[1], sparkline(bins, wording.plain(told))]

@@ -47,7 +47,10 @@ class Generator(Struct, kw_only=True):
 
 
 class Trial(Struct, kw_only=True):
-    """One run of a search for the highest rate: whether `rate` requests per second met the objective, and if not, why."""
+    """One run of a search for the highest rate: whether `rate` requests per second met the objective, and if not, why.
+
+    `whole`: it lasted as long as a run that confirms a peak; shorter ones only look for the region.
+    """
 
     rate: float
     duration_s: float
@@ -56,13 +59,32 @@ class Trial(Struct, kw_only=True):
     p99_ms: float | None
     passed: bool
     reason: str = ""
+    whole: bool = False
+
+
+class ModelResult(Struct, kw_only=True):
+    """One model's part of a simulation of several. Fields as in Result."""
+
+    sent: int
+    ok: int
+    rate_rps: float
+    objective_ms: float | None
+    latency_ms: dict[str, float]
+    errors: dict[str, int]
+    in_time: float | None
+    """Share of the requests that ended which were answered within the objective."""
+
+    @property
+    def failed(self) -> int:
+        return sum(self.errors.values())
 
 
 class Result(Struct, kw_only=True):
     """One run. Keys of `latency_ms`: p50, p90, p99, p99_9, max, mean; they are of the requests that succeeded.
 
     `rate_rps`: successful answers per second. `goodput_rps`: those within the objective (all, if there is none).
-    `setup`: what was asked for, as options. `histogram`: HdrHistogram V2, base64, microseconds.
+    `setup`: what was asked for, as options. `histogram`: HdrHistogram V2, base64, microseconds. `peak_rps`: what a search
+    has confirmed. `faults`: each simulated fault, and what it did to latency, in words.
     """
 
     format: int = FORMAT
@@ -84,6 +106,9 @@ class Result(Struct, kw_only=True):
     histogram: str
     generator: Generator | None = None
     trials: list[Trial] = []
+    peak_rps: float | None = None
+    models: dict[str, ModelResult] = {}
+    faults: list[str] = []
     instances: dict[str, Any] = {}
     warnings: list[str] = []
     interrupted: bool = False
@@ -249,6 +274,23 @@ def make_result(tally: Tally, *, kind: str, started: str, target: str, setup: di
     )
 
 
+def model_result(tally: Tally) -> ModelResult:
+    """The part of one model, from a tally of its own."""
+    latency_ms, failed = tally.latency_ms, sum(tally.errors.values())
+    in_time = None
+    if tally.objective_s is not None and tally.ok + failed:
+        in_time = tally.histogram.share_within(tally.objective_s) * tally.ok / (tally.ok + failed)
+    return ModelResult(
+        sent=tally.sent,
+        ok=tally.ok,
+        rate_rps=tally.ok_by_end / tally.duration_s if tally.duration_s > 0.0 else 0.0,
+        objective_ms=None if tally.objective_s is None else tally.objective_s * 1e3,
+        latency_ms=latency_ms,
+        errors=dict(sorted(tally.errors.items())),
+        in_time=in_time,
+    )
+
+
 def save(result: Result, path: Path) -> None:
     """Write the JSON file. Raises ResultError."""
     try:
@@ -281,7 +323,7 @@ def load(path: Path) -> Result:
     except OSError as error:
         raise ResultError(f"cannot read {path}: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ResultError(f"{path} is no result of dlproxy bench or simulate: {error}") from None
+        raise ResultError(f"{path} is not a result of dlproxy bench or simulate: {error}") from None
     except HistogramError as error:
         raise ResultError(f"{path} is damaged: {error}") from None
     return result

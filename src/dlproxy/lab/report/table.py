@@ -6,7 +6,7 @@ Called by cli/. Not aware of: files, terminals, colours.
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from dlproxy.lab.report import words
+from dlproxy.lab.report import wording
 from dlproxy.lab.report.result import Generator, Result
 
 WIDTH = 100
@@ -24,7 +24,9 @@ def table(result: Result) -> str:
         *_rates(result),
         *_latencies(result),
         *_errors(result),
+        *_models(result),
         *_batches(result),
+        *_faults(result),
         *_generator(result.generator),
         *_remarks(result),
     ]
@@ -45,30 +47,30 @@ def _columns(name: str, cells: Sequence[tuple[str, str]]) -> Iterator[str]:
 
 
 def _what_ran(result: Result) -> Iterator[str]:
-    length = words.duration(result.duration_s * 1e3)
+    length = wording.duration(result.duration_s * 1e3)
     started = f", started {result.started}" if result.started else ""
-    yield words.plain(f"{result.kind} of {words.plain(result.target)}: {length}{started}", WIDTH)
-    options = ", ".join(f"{name} {value}" for name, value in words.setup_rows(result.setup, 40).items())
+    yield wording.plain(f"{result.kind} of {wording.plain(result.target)}: {length}{started}", WIDTH)
+    options = ", ".join(f"{name} {value}" for name, value in wording.setup_rows(result.setup, 40).items())
     filled = textwrap.wrap(options, WIDTH - 2, max_lines=2, placeholder=" …", break_on_hyphens=False)
     yield from (f"  {line}" for line in filled)
 
 
 def _requests(result: Result) -> list[str]:
     parts = [f"{result.sent:,} sent", f"{result.ok:,} answered", f"{result.failed:,} failed"]
-    if missing := words.unanswered(result):
+    if missing := wording.unanswered(result):
         parts.append(f"{missing:,} without an answer when the run ended")
     return _row("requests", ", ".join(parts))
 
 
 def _rates(result: Result) -> Iterator[str]:
-    cells = [("offered", words.rate(result.offered_rps)), ("answered", words.rate(result.rate_rps))]
+    cells = [("offered", wording.rate(result.offered_rps)), ("answered", wording.rate(result.rate_rps))]
     if result.objective_ms is not None:
-        cells.append((f"within {words.duration(result.objective_ms)}", words.rate(result.goodput_rps)))
+        cells.append((f"within {wording.duration(result.objective_ms)}", wording.rate(result.goodput_rps)))
     yield ""
     yield from _columns("rate", cells)
-    if aim := words.objective(result):
+    if aim := wording.objective(result):
         yield from _row("objective", aim)
-    if found := words.search(result):
+    if found := wording.search(result):
         yield from _row("search", found)
 
 
@@ -77,35 +79,54 @@ def _latencies(result: Result) -> Iterator[str]:
     if not result.ok or not result.latency_ms:
         yield from _row("latency", "unknown: no request succeeded")
         return
-    known = [(label, result.latency_ms[name]) for name, label in words.QUANTILE_NAMES.items() if name in result.latency_ms]
-    yield from _columns("latency", [(label, words.duration(ms)) for label, ms in known])
+    known = [(label, result.latency_ms[name]) for name, label in wording.QUANTILE_NAMES.items() if name in result.latency_ms]
+    yield from _columns("latency", [(label, wording.duration(ms)) for label, ms in known])
 
 
 def _errors(result: Result) -> Iterator[str]:
     yield ""
-    ended = words.finished(result)
+    ended = wording.finished(result)
     if not result.failed:
         yield from _row("errors", "none")
         return
-    yield f"{'errors':<{_INDENT}}{result.failed:>9,}  {words.share(result.failed, ended):>9}"
+    yield f"{'errors':<{_INDENT}}{result.failed:>9,}  {wording.share(result.failed, ended):>9}"
     for kind, times in sorted(result.errors.items(), key=lambda item: -item[1]):
-        start = f"{'':<{_INDENT}}{times:>9,}  {words.share(times, ended):>9}  "
-        yield start + words.plain(kind, WIDTH - len(start))
+        start = f"{'':<{_INDENT}}{times:>9,}  {wording.share(times, ended):>9}  "
+        yield start + wording.plain(kind, WIDTH - len(start))
 
 
 def _batches(result: Result) -> Iterator[str]:
-    mean = words.mean_batch(result)
+    mean = wording.mean_batch(result)
     if mean is None:
         return
     batches = sum(result.batch_sizes.values())
     common = sorted(result.batch_sizes, key=lambda size: -result.batch_sizes[size])[:_SIZES_SHOWN]
     shares = ", ".join(
-        f"{size}: {words.share(result.batch_sizes[size], batches)}".replace(" ", _NO_BREAK) for size in sorted(common)
+        f"{size}: {wording.share(result.batch_sizes[size], batches)}".replace(" ", _NO_BREAK) for size in sorted(common)
     )
     rest = batches - sum(result.batch_sizes[size] for size in common)
-    others = f", others: {words.share(rest, batches)}" if rest else ""
+    others = f", others: {wording.share(rest, batches)}" if rest else ""
     yield ""
-    yield from _row("batch size", f"mean {words.number(mean)} of {words.count(batches, 'batch')} ({shares}{others})")
+    yield from _row("batch size", f"mean {wording.number(mean)} of {wording.count(batches, 'batch')} ({shares}{others})")
+
+
+def _models(result: Result) -> Iterator[str]:
+    if not result.models:
+        return
+    rows = [wording.MODEL_HEADINGS, *(wording.model_cells(name, model) for name, model in result.models.items())]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    yield ""
+    for name, *cells in rows:
+        yield f"{name:<{max(widths[0], _INDENT - 2)}}  " + "  ".join(
+            f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)
+        )
+
+
+def _faults(result: Result) -> Iterator[str]:
+    if result.faults:
+        yield ""
+    for fault in result.faults:
+        yield from _row("fault", wording.plain(fault))
 
 
 def _generator(generator: Generator | None) -> Iterator[str]:
@@ -113,7 +134,7 @@ def _generator(generator: Generator | None) -> Iterator[str]:
         return
     said = f"busiest process {generator.cpu_share * 100:.0f} % of a core"
     if generator.late_max_ms > 0.0:  # in a closed loop nothing is due
-        late_p99, late_max = words.duration(generator.late_p99_ms), words.duration(generator.late_max_ms)
+        late_p99, late_max = wording.duration(generator.late_p99_ms), wording.duration(generator.late_max_ms)
         said += f"; requests left {late_p99} late at p99, {late_max} at most"
     yield ""
     yield from _row("generator", said)
@@ -123,6 +144,6 @@ def _remarks(result: Result) -> Iterator[str]:
     if result.warnings or result.interrupted:
         yield ""
     for warning in result.warnings:
-        yield from _row("warning", words.plain(warning, 1000))
+        yield from _row("warning", wording.plain(warning, 1000))
     if result.interrupted:
-        yield from _row("interrupted", f"stopped before its time; the figures are of {words.duration(result.duration_s * 1e3)}")
+        yield from _row("interrupted", f"stopped early; the figures cover {wording.duration(result.duration_s * 1e3)}")

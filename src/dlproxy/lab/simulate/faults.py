@@ -39,19 +39,22 @@ class Fault(Struct, frozen=True, kw_only=True):
 
 
 _OPTIONS = {"at": "at_s", "for": "for_s", "factor": "factor", "after": "after_s"}
+_OF_ONE_KIND = {"factor": "slow", "after": "fail"}
 
 
 def parse(text: str) -> Fault:
     """A fault from its description. Raises FaultError."""
     kind, _, rest = text.partition(":")
     if kind not in ("slow", "die", "fail"):
-        raise FaultError(f"fault '{text}': no kind '{kind}'; there are slow, die and fail. Examples: {EXAMPLES}")
+        raise FaultError(f"fault '{text}': there is no kind '{kind}'; choose slow, die or fail, for example {EXAMPLES}")
     names: dict[str, str] = {}
     numbers: dict[str, float] = {}
     for part in filter(None, rest.split(",")):
         name, _, value = part.partition("=")
         if name in ("node", "instance"):
             names[name] = value
+        elif _OF_ONE_KIND.get(name, kind) != kind:
+            raise FaultError(f"fault '{text}': {name} only has a meaning with {_OF_ONE_KIND[name]}")
         elif name in _OPTIONS:
             try:
                 numbers[_OPTIONS[name]] = float(value)
@@ -59,11 +62,11 @@ def parse(text: str) -> Fault:
                 raise FaultError(f"fault '{text}': {name} takes a number, not '{value}'") from None
             number = numbers[_OPTIONS[name]]
             if not number >= 0.0 or (number == inf and name != "for"):
-                raise FaultError(f"fault '{text}': {name} must be a number of 0 or more, not '{value}'")
+                raise FaultError(f"fault '{text}': {name} must be 0 or more, not '{value}'")
         else:
-            raise FaultError(f"fault '{text}': no option '{name}'; there are node, instance, {', '.join(_OPTIONS)}")
+            raise FaultError(f"fault '{text}': there is no option '{name}'; choose from node, instance, {', '.join(_OPTIONS)}")
     if not names.get("node"):
-        raise FaultError(f"fault '{text}' does not say which node, such as node=node-0")
+        raise FaultError(f"fault '{text}' must name a node, such as node=node-0")
     return Fault(text=text, kind=kind, node=names["node"], instance=names.get("instance", ""), **numbers)  # type: ignore[arg-type]
 
 
@@ -75,12 +78,13 @@ def plan_fault(simulation: Simulation, fault: Fault) -> None:
     node = simulation.nodes.get(fault.node)
     if node is None:
         names = list(simulation.nodes)
-        raise FaultError(f"no node '{fault.node}'; there are {names[0]}" + (f" to {names[-1]}" if len(names) > 1 else ""))
+        known = names[0] + (f" to {names[-1]}" if len(names) > 1 else "")
+        raise FaultError(f"there is no node '{fault.node}'; the nodes are {known}")
     instances = [(model, instance) for model in node.models.values() for instance in model.instances.values()]
     hit = [(model, instance) for model, instance in instances if fault.instance in ("", instance.name)]
     if not hit:
         known = ", ".join(instance.name for _, instance in instances)
-        raise FaultError(f"no instance '{fault.instance}' on {fault.node}; there are {known}")
+        raise FaultError(f"there is no instance '{fault.instance}' on {fault.node}; its instances are {known}")
     for model, instance in hit:
         _reserve(fault, instance)
         effect = _Effect(fault, node, model, instance)

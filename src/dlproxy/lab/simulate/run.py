@@ -5,27 +5,32 @@ Called by cli/simulate.py, benchmarks and tests. Not aware of: the command line,
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 from msgspec import Struct, field
 
 from dlproxy.config import ConfigError, ModelConfig, parse_duration
+from dlproxy.fleet.names import instance_names
+from dlproxy.fleet.warm_model import stated_way, warm_up
+from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.lab.load.arrivals import Arrivals
-from dlproxy.lab.report.result import Result, Tally, make_result
+from dlproxy.lab.report.result import Result, Second, Tally, make_result, model_result
+from dlproxy.lab.report.wording import count, duration
 from dlproxy.lab.simulate.engine import Call, LoopCosts, SimulatedModel, Simulation, utilisation
 from dlproxy.lab.simulate.faults import Fault, plan_fault
 from dlproxy.lab.simulate.recording import Batches
 from dlproxy.lab.simulate.service_times import Fitted, Measured, Sample, ServiceTimes
 from dlproxy.lab.simulate.shared_core import separate
-from dlproxy.policy.balancing import make_balancer
+from dlproxy.message import FailureKind
+from dlproxy.policy.balancing import Balancer, make_balancer
 from dlproxy.policy.lane import Lane
-from dlproxy.serve.assemble import LanePlan, plan_lane
-from dlproxy.serve.local import stated_way, warm_up
+from dlproxy.policy.plan import LanePlan, plan_lane
 
 LARGEST_CALIBRATED = 64  # rows; a described line is calibrated at 1 and at this size, as warm-up would
 MANY_NODES = 64  # above, peak-EWMA compares two nodes drawn at random instead of all
@@ -50,7 +55,7 @@ class ModelPlan(Struct):
 class Scenario(Struct, kw_only=True):
     """What is simulated. `timeout_s`: each request's deadline, unless its model's objective is earlier, as when served.
 
-    `rows`: of each request; shares weigh the models.
+    `rows`: of each request; shares weigh the models. `objective_s`: what is good; None leaves each model its own.
     """
 
     models: dict[str, ModelPlan]
@@ -76,11 +81,11 @@ def plan_model(name: str, config: ModelConfig, service: str = "", *, without_loo
     """
     if service and (os.path.exists(service) or "=" not in service.partition(",")[0]):
         if not os.path.exists(service):
-            raise ConfigError(f"service '{service}': no event log is there; times are written like {SERVICE_EXAMPLE}")
+            raise ConfigError(f"service '{service}': there is no such event log; write times like {SERVICE_EXAMPLE}")
         batches = Batches(Path(service))
         calibration = Calibration(tuple(batches.header.prior), True)
         way = stated_way(config, calibration.single_s)
-        plan = plan_lane(name, config, calibration, batched=batches.header.knobs.max_batch > 1, way=way)
+        plan = _lane(name, config, calibration, way, batched=batches.header.knobs.max_batch > 1)
         samples, arrival_s = batches.samples, None
         if without_loop:
             arrival_s, samples = separate(samples, batches.arrivals)
@@ -96,15 +101,20 @@ def plan_model(name: str, config: ModelConfig, service: str = "", *, without_loo
         base_s, row_s, cv = _line(service)
         points = tuple((rows, base_s + row_s * rows) for rows in (1, LARGEST_CALIBRATED))
         calibration = Calibration(points, True)
-        plan = plan_lane(name, config, calibration, batched=True, way=stated_way(config, calibration.single_s))
+        plan = _lane(name, config, calibration, stated_way(config, calibration.single_s), batched=True)
         return ModelPlan(plan, lambda seed: Fitted(base_s, row_s, cv=cv, seed=seed), service)
     warm = warm_up(config)
     signature, calibration = warm.runtime.signature, warm.calibration
     if not calibration.points:
         raise ConfigError(f"model {name}: {calibration.warning}; describe its times: --service {name}=base=10ms,row=0.5ms")
-    plan = plan_lane(name, config, calibration, batched=signature.batched, way=warm.way)
+    plan = _lane(name, config, calibration, warm.way, batched=signature.batched)
     samples = [Sample(int(point[0]), point[-1]) for point in calibration.points]
     return ModelPlan(plan, lambda seed: Measured(samples, seed=seed), f"calibrated here at {len(samples)} batch sizes")
+
+
+def _lane(name: str, config: ModelConfig, calibration: Calibration, way: Way, *, batched: bool) -> LanePlan:
+    names = instance_names(name, way.instances)
+    return plan_lane(config, calibration.points, instances=names, inline=way.inline, batched=batched)
 
 
 def _line(text: str) -> tuple[float, float, float]:
@@ -112,7 +122,7 @@ def _line(text: str) -> tuple[float, float, float]:
     for part in text.split(","):
         name, _, value = part.partition("=")
         if name not in values:
-            raise ConfigError(f"service '{text}': no option '{name}'; write it like {SERVICE_EXAMPLE}")
+            raise ConfigError(f"service '{text}': there is no option '{name}'; write it like {SERVICE_EXAMPLE}")
         try:
             values[name] = float(value) if name == "cv" else parse_duration(value)
         except (ConfigError, ValueError):
@@ -142,24 +152,63 @@ def simulate(scenario: Scenario, on_progress: Callable[[float], None] = lambda s
         simulation.run(calls())
     except KeyboardInterrupt:
         interrupted = True
-        tally.cut(last_due_s)
+        for each in (tally, *simulation.tallies.values()):
+            each.cut(last_due_s)
     setup = {**_setup(scenario), **scenario.setup}
     target = ", ".join(scenario.models)
     result = make_result(tally, kind="simulation", started="", target=target, setup=setup)
     result.instances = utilisation(simulation.nodes, tally.duration_s)
     result.batch_sizes = _batch_sizes(simulation)
+    result.models = {name: model_result(each) for name, each in simulation.tallies.items()}
+    result.faults = [_what_it_did(fault, result.timeline) for fault in scenario.faults]
     result.interrupted = interrupted
     return result
 
 
-def build(scenario: Scenario, tally: Tally) -> Simulation:
+class ByModel(Simulation):
+    """Counts what became of each model's requests too, in `tallies`, where there are several models."""
+
+    def __init__(self, tally: Tally, tallies: Mapping[str, Tally], balancer: Balancer) -> None:
+        super().__init__(tally, balancer=balancer)
+        self.tallies = tallies
+        self._counted: dict[int, Tally] = {}
+
+    def send(self, call: Call, now: float) -> None:
+        if self.tallies:
+            tally = self._counted[self._count + 1] = self.tallies[call.model]
+            tally.sent_one(call.due_at, now)
+        super().send(call, now)
+
+    def run(self, calls: Iterable[Call], *, drain_s: float = inf) -> None:
+        super().run(calls, drain_s=drain_s)
+        for number, tally in self._counted.items():
+            due_at, _ = self._open[number]
+            tally.failed("no answer", due_at, due_at)
+
+    def _finished(self, number: int, failure: FailureKind | None, now: float) -> None:
+        tally = self._counted.pop(number, None)
+        if tally is not None:
+            due_at, _ = self._open[number]
+            if failure is None:
+                tally.answered(due_at, now)
+            else:
+                tally.failed(failure.value, due_at, now)
+        super()._finished(number, failure, now)
+
+
+def build(scenario: Scenario, tally: Tally) -> ByModel:
     """The nodes, each with a lane per model, and the faults to come."""
     seeds = iter(np.random.SeedSequence(scenario.seed).generate_state(1 + scenario.nodes * len(scenario.models)).tolist())
     name = scenario.balancer
     if name == "peak-ewma" and scenario.nodes > MANY_NODES:
         name = "power-of-two"
     balancer = make_balancer(name, draw=uniform(next(seeds)).__next__)
-    simulation = Simulation(tally, balancer=balancer)
+    tallies = {}
+    if len(scenario.models) > 1:
+        for model_name, model in scenario.models.items():
+            objective_s = model.plan.knobs.slo_s if scenario.objective_s is None else scenario.objective_s
+            tallies[model_name] = Tally(tally.start_at, tally.end_at, objective_s)
+    simulation = ByModel(tally, tallies, balancer)
     for number in range(scenario.nodes):
         models = [
             SimulatedModel(
@@ -201,6 +250,21 @@ def uniform(seed: int) -> Iterator[float]:
     random = np.random.default_rng(seed)
     while True:
         yield from random.random(DRAWS).tolist()
+
+
+def _what_it_did(fault: Fault, timeline: Sequence[Second]) -> str:
+    """The fault, and the run's seconds while it lasted beside the others."""
+    inside, outside = (
+        [second for second in timeline if (fault.at_s <= second.at_s < fault.at_s + fault.for_s) is lasted]
+        for lasted in (True, False)
+    )
+    return f"{fault.text}: while it lasted, {_typical(inside)}; otherwise {_typical(outside)}"
+
+
+def _typical(seconds: Sequence[Second]) -> str:
+    known = [second.p99_ms for second in seconds if second.ok]
+    p99 = f"p99 {duration(median(known))} in the median second" if known else "no answers"
+    return f"{p99}, {count(sum(second.failed for second in seconds), 'failure')}"
 
 
 def _batch_sizes(simulation: Simulation) -> dict[int, int]:

@@ -1,0 +1,100 @@
+"""Whether the values of a section make sense together: texts that mean something, knobs that have an effect.
+
+Called by reading.py, and by whatever else makes or changes a section. Not aware of: files, models.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+from msgspec import Struct
+
+from dlproxy.config.knobs import Config, HttpLimits, ModelConfig, Only, Place, TenantConfig
+from dlproxy.config.paths import is_address, parse_devices
+from dlproxy.config.table import Knob, knobs
+from dlproxy.config.values import ConfigError, check_origins, parse_slo
+
+_WORDS: dict[str, str] = {
+    "inline": "on the event loop",
+    "thread": "on a thread",
+    "process": "in a process of their own",
+    "upstream": "on another server",
+}
+
+
+def check(section: Struct, places: Sequence[Place] = ()) -> list[str]:
+    """Raises ConfigError for what is not understood or surely a mistake; returns warnings of what else has no effect.
+
+    `places`: where the model's batches may run, if more is known than its configuration says.
+    """
+    if isinstance(section, ModelConfig):
+        parse_slo(section.slo)
+        parse_devices(section.device)
+    elif isinstance(section, HttpLimits):
+        check_origins(section.cors_origins)
+    warnings = []
+    for knob, only, message in _without_effect(section, places):
+        if only.surely:
+            raise ConfigError(message, knob.name)
+        warnings.append(message)
+    return warnings
+
+
+def weights_without_effect(config: Config) -> list[str]:
+    """Warnings of tenants' shares that no model heeds."""
+    if any(model.discipline == "fair" for _, model in config.served()):
+        return []
+    return [
+        f"tenants.{name}: weight = {tenant.weight:g} has no effect: it needs a model with discipline = 'fair'"
+        for name, tenant in config.tenants.items()
+        if tenant.weight != TenantConfig().weight
+    ]
+
+
+def possible_places(model: ModelConfig) -> Sequence[Place]:
+    """Where batches may run, as far as the configuration tells."""
+    if is_address(model.path):
+        return ("upstream",)
+    return ("inline", "thread", "process") if model.run == "auto" else (model.run,)
+
+
+def _without_effect(section: Struct, places: Sequence[Place]) -> Iterator[tuple[Knob, Only, str]]:
+    for knob in knobs(type(section)).values():
+        value = getattr(section, knob.name)
+        for only in knob.traits.only:
+            if value == knob.default or value in only.harmless:
+                continue
+            actual: Sequence[str | float] = [getattr(section, name) for name in (only.knob, *only.alternatives)]
+            if only.knob == "run" and isinstance(section, ModelConfig):
+                actual = places or possible_places(section)
+            if not any(_allows(only, one) for one in actual):
+                found = "" if only.but and only.knob != "run" else f", not {_actual(only, actual)}"
+                yield knob, only, f"{_shown(knob, value)} has no effect: it needs {needs(only)}{found}"
+
+
+def _allows(only: Only, value: str | float) -> bool:
+    return value in only.among if only.among else value not in only.but
+
+
+def needs(only: Only) -> str:
+    """What there must be for a knob to have an effect, in words."""
+    if only.knob == "run":
+        allowed = [_WORDS[place] for place in get_args(Place) if _allows(only, place)]
+        return f"batches that run {'here' if only.but == ('upstream',) else _or(allowed)}"
+    if only.among:
+        return f"{only.knob} = {_or(list(map(repr, only.among)))}"
+    return f"another {_or([only.knob, *only.alternatives])} than {_or(list(map(repr, only.but)))}"
+
+
+def _actual(only: Only, actual: Sequence[str | float]) -> str:
+    return _or([_WORDS[str(value)] if only.knob == "run" else repr(value) for value in actual])
+
+
+def _or(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _shown(knob: Knob, value: Any) -> str:
+    """Without what stands in tables, which may be secret."""
+    if isinstance(value, dict):
+        return knob.name
+    return f"{knob.name} = {str(value).lower() if isinstance(value, bool) else repr(value)}"

@@ -1,0 +1,513 @@
+"""The table of knobs: each once, with its type, range, default, unit, scale, what it does and what a change of it costs.
+
+table.py reads it; whatever steers something takes its values from here. Not aware of: where values come from.
+"""
+
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from dlproxy.config.values import parse_slo
+
+Scale = Literal["linear", "log", "choice", "text"]
+Cost = Literal["nothing", "relearn", "instances", "reload", "restart"]
+"""Of a change: nothing; what was learnt; instances that are started or stopped; the model, or all of the server, anew."""
+Unit = Literal["", "s", "bytes", "bytes/s", "MiB", "rows", "rows/s", "requests", "requests/s", "cores", "threads"]
+Place = Literal["inline", "thread", "process", "upstream"]
+"""Where batches of a model run; all but the last are values of `run`."""
+
+DisciplineName = Literal["edf", "fcfs", "sjf", "hrrn", "mlfq", "priority", "fair"]
+BalancerName = Literal[
+    "peak-ewma",
+    "round-robin",
+    "weighted-round-robin",
+    "least-connections",
+    "fastest-response",
+    "consistent-hash",
+    "power-of-two",
+    "prequal",
+]
+Switch = Literal["auto", "on", "off"]
+
+
+class Only(Struct, frozen=True):
+    """A knob has an effect only if another, `knob`, has a value `among` these, or one `but` these; `run` is where batches run.
+    `alternatives`: further knobs, of which one with such a value suffices.
+
+    Else it is refused, if that is `surely` a mistake, or warned of, but for its default and `harmless` values.
+    """
+
+    knob: str
+    among: tuple[str, ...] = ()
+    but: tuple[str | float, ...] = ()
+    surely: bool = True
+    harmless: tuple[Any, ...] = ()
+    alternatives: tuple[str, ...] = ()
+
+
+class Traits(Struct, frozen=True):
+    """What Meta has no field for. `least`: the smallest value above 0 that makes a difference, where 0 means something else."""
+
+    cost: Cost
+    unit: Unit = ""
+    log: bool = False
+    least: float = 0.0
+    tuned: bool = False
+    only: tuple[Only, ...] = ()
+
+
+def _knob(
+    description: str,
+    *,
+    cost: Cost = "restart",
+    unit: Unit = "",
+    log: bool = False,
+    least: float = 0.0,
+    tuned: bool = False,
+    only: tuple[Only, ...] = (),
+    **limits: Any,
+) -> Meta:
+    return Meta(description=description, extra={"traits": Traits(cost, unit, log, least, tuned, only)}, **limits)
+
+
+_loaded = partial(_knob, cost="reload")
+_live = partial(_knob, cost="nothing")
+
+_IN_PROCESSES = Only("run", ("process",))
+_NOT_UPSTREAM = Only("run", but=("upstream",))
+_ARBITER = (Only("arbiter", but=("off",)),)
+_BATCHES = Only("batching", but=("off",), surely=False, harmless=("off",))
+
+
+class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[server]: where dlproxy listens and how it starts and stops."""
+
+    host: Annotated[str, _knob("address to listen on; 0.0.0.0 for every interface")] = "127.0.0.1"
+    http_port: Annotated[int, _knob("port for inference; 0 picks a free one", ge=0, le=65535)] = 8000
+    uds: Annotated[str, _knob("path of a Unix socket for inference, in place of http_port; empty: none")] = ""
+    control_port: Annotated[int, _knob("port for metrics and health; 0 picks a free one", ge=0, le=65535)] = 8002
+    server_timing: Annotated[bool, _knob("tell each client queue, batch and compute time in a Server-Timing header")] = True
+    idle_poll_s: Annotated[
+        float,
+        _knob(
+            "seconds that an idle core polls for the next request before it sleeps, while they keep coming that soon; 0: never",
+            unit="s",
+            log=True,
+            least=1e-5,
+            tuned=True,
+            ge=0,
+            le=0.01,
+        ),
+    ] = 0.0003
+    drain_s: Annotated[float, _knob("seconds that requests under way get to finish after SIGTERM", unit="s", ge=0, le=3600)] = (
+        30.0
+    )
+    calibration_folder: Annotated[
+        str,
+        _knob(
+            "where to keep what was found out about models, so that the next start need not; auto: dlproxy/calibrations "
+            "in the user's cache folder ($XDG_CACHE_HOME or ~/.cache) if there is one; empty: nowhere"
+        ),
+    ] = "auto"
+    event_log: Annotated[str, _knob("record every lane event and command in this folder, to replay; empty: off")] = ""
+    access_log: Annotated[bool, _knob("log a line for each request of the inference port")] = False
+    arbiter: Annotated[
+        Switch,
+        _knob(
+            "let batches of different models take turns on the cores; auto: if their threads outnumber the cores", tuned=True
+        ),
+    ] = "off"
+    arbiter_discipline: Annotated[
+        DisciplineName,
+        _knob(
+            "whose batch runs next; fair: equal shares of the cores' time, however heavy a model's batches are",
+            tuned=True,
+            only=_ARBITER,
+        ),
+    ] = "fair"
+    cores: Annotated[
+        int,
+        _knob(
+            "cores that batches share under the arbiter; 0: those that this process may use",
+            unit="cores",
+            only=_ARBITER,
+            ge=0,
+            le=4096,
+        ),
+    ] = 0
+    reserved_cores: Annotated[
+        int,
+        _knob("cores that only batches with a request of priority 1 may use", unit="cores", only=_ARBITER, ge=0, le=4096),
+    ] = 0
+    tenant_header: Annotated[
+        str, _knob("header that names a request's tenant, for quotas and fair shares", pattern="^[A-Za-z0-9_-]+$")
+    ] = "x-tenant-id"
+
+
+class HttpLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[http]: what one client may ask of the server."""
+
+    max_header_bytes: Annotated[
+        int, _knob("names and values of a request's header fields, in bytes", unit="bytes", log=True, ge=1024, le=1 << 24)
+    ] = 32 * 1024
+    max_headers: Annotated[int, _knob("header fields of a request", log=True, ge=8, le=1 << 16)] = 100
+    max_body_bytes: Annotated[
+        int, _knob("body of a request, in bytes (Triton's default)", unit="bytes", log=True, ge=1, le=1 << 36)
+    ] = 64 * 1024 * 1024
+    max_json_bytes: Annotated[
+        int,
+        _knob(
+            "JSON in a body, in bytes: decoding it blocks all; binary tensors do not", unit="bytes", log=True, ge=1, le=1 << 32
+        ),
+    ] = 8 * 1024 * 1024
+    max_connections: Annotated[int, _knob("connections at a time; one more is answered 503", log=True, ge=1, le=1 << 20)] = 4096
+    max_pipelined: Annotated[
+        int, _knob("requests of one connection that are worked on at a time", unit="requests", log=True, ge=1, le=1 << 16)
+    ] = 32
+    header_timeout_s: Annotated[
+        float, _knob("seconds within which a begun header must be complete", unit="s", log=True, gt=0, le=86400)
+    ] = 10.0
+    body_timeout_s: Annotated[
+        float, _knob("seconds for a body, on top of its size / min_body_bytes_per_s", unit="s", log=True, gt=0, le=86400)
+    ] = 30.0
+    min_body_bytes_per_s: Annotated[
+        int, _knob("the slowest upload that is waited for", unit="bytes/s", log=True, ge=1, le=1 << 30)
+    ] = 16 * 1024
+    idle_timeout_s: Annotated[
+        float,
+        _knob("seconds after which a silent connection is closed (nginx's default)", unit="s", log=True, gt=0, le=86400),
+    ] = 75.0
+    write_timeout_s: Annotated[
+        float, _knob("seconds that a client may leave a reply unread", unit="s", log=True, gt=0, le=86400)
+    ] = 30.0
+    cors_origins: Annotated[
+        list[str],
+        _knob(
+            'sites whose pages may ask the inference port from a browser, such as "https://shop.example"; "*": all; empty: none'
+        ),
+    ] = []
+
+
+class LaneSettings(Struct, frozen=True, kw_only=True):
+    """The knobs of a model that its lane takes as they are; policy/knobs.py adds what is found out at load."""
+
+    max_batch: Annotated[
+        int, _live("rows that no batch and no request exceeds", unit="rows", log=True, tuned=True, ge=1, le=65536)
+    ] = 256
+    max_queue_rows: Annotated[
+        int, _live("rows that may wait; more are answered 503", unit="rows", log=True, tuned=True, ge=1, le=1 << 24)
+    ] = 8192
+    max_wait_s: Annotated[
+        float,
+        _live(
+            "seconds that a batch may wait to fill while an instance idles",
+            unit="s",
+            log=True,
+            least=1e-4,
+            tuned=True,
+            only=(_BATCHES,),
+            ge=0,
+            le=60,
+        ),
+    ] = 0.0
+    discipline: Annotated[
+        DisciplineName,
+        _live("which waiting request is next: earliest deadline, first come, shortest, highest response ratio, …", tuned=True),
+    ] = "edf"
+    starvation_s: Annotated[
+        float,
+        _live(
+            "seconds after which a request that others overtook goes first",
+            unit="s",
+            log=True,
+            only=(Only("discipline", ("edf", "sjf", "mlfq"), surely=False),),
+            gt=0,
+            le=3600,
+        ),
+    ] = 10.0
+    ageing_s: Annotated[
+        float,
+        _live(
+            "seconds of waiting that one level of priority is worth",
+            unit="s",
+            log=True,
+            least=1e-3,
+            only=(Only("discipline", ("edf", "priority"), surely=False),),
+            ge=0,
+            le=3600,
+        ),
+    ] = 1.0
+    balancer: Annotated[BalancerName, _live("which instance gets the next batch", cost="relearn", tuned=True)] = "peak-ewma"
+    slow_start_s: Annotated[
+        float,
+        _live(
+            "seconds in which a new instance's share of the work grows to full",
+            cost="relearn",
+            unit="s",
+            log=True,
+            least=0.1,
+            only=(Only("balancer", but=("round-robin",), surely=False),),
+            ge=0,
+            le=3600,
+        ),
+    ] = 0.0
+    codel_target_s: Annotated[
+        float,
+        _live(
+            "queueing delay that may stand; requests that waited twice as long are shed (CoDel); 0: off",
+            cost="relearn",
+            unit="s",
+            log=True,
+            least=1e-3,
+            tuned=True,
+            ge=0,
+            le=60,
+        ),
+    ] = 0.0
+    adaptive_limit: Annotated[
+        bool,
+        _live(
+            "bound the requests without a deadline that are under way by how latency answers to them (Gradient2)",
+            cost="relearn",
+            tuned=True,
+        ),
+    ] = False
+    retry_budget: Annotated[
+        float,
+        _live(
+            "share of requests that may run a second time when an instance fails or is late; 0: none ever",
+            tuned=True,
+            ge=0,
+            le=1,
+        ),
+    ] = 0.2
+    hedge: Annotated[
+        bool,
+        _live(
+            "run a batch that is later than 95 % of its like again on an idle instance",
+            tuned=True,
+            only=(Only("run", but=("inline",), surely=False), Only("retry_budget", but=(0.0,), surely=False)),
+        ),
+    ] = False
+    eject_after: Annotated[
+        int, _live("errors in a row that take an instance out for a while; 0: never", log=True, least=1, ge=0, le=10_000)
+    ] = 5
+    outage_wait_s: Annotated[
+        float,
+        _live(
+            "seconds that requests wait for the last worker process to be started again; 0: they fail",
+            unit="s",
+            only=(Only("run", ("process",), surely=False, harmless=(0.0,)),),
+            ge=0,
+            le=600,
+        ),
+    ] = 2.0
+
+
+class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[models.NAME]: one model."""
+
+    path: Annotated[
+        str,
+        _loaded(
+            "the model: .onnx, .pt, .pt2, .keras, a SavedModel's folder, file.py:MyModel (relative to the configuration file's "
+            "folder), my_module:MyModel, addresses of models on other servers, or sleep:base=10ms,row=1ms"
+        ),
+    ]
+    version: Annotated[str, _loaded("the version that clients see", pattern="^[0-9]+$")] = "1"
+    slo: Annotated[str, _live('latency objective such as "p99=20ms"; empty: a batch takes at most 2.3 x L(1) or 1 ms')] = ""
+    batching: Annotated[
+        Switch,
+        _loaded(
+            "whether requests may share a batch; auto: if the warm-up shows that a row's answer is its own, and for as long as "
+            "nothing in service shows otherwise; on: you know that it is"
+        ),
+    ] = "auto"
+    padding: Annotated[
+        Switch,
+        _loaded(
+            "whether requests of different lengths may share a batch, padded to the longest; auto: if the model has a mask or "
+            "lengths among its inputs, the warm-up shows that it changes no answer, and until something in service does; "
+            "on: without a mask too, and start-up says why if it changes answers",
+            only=(_BATCHES, Only("run", but=("upstream",), harmless=("off",))),
+        ),
+    ] = "auto"
+    pad_value: Annotated[
+        float,
+        _loaded(
+            "what shorter inputs are filled up with; masks are with 0, whatever this is",
+            only=(Only("padding", but=("off",), surely=False),),
+        ),
+    ] = 0.0
+    samples: Annotated[
+        str,
+        _loaded(
+            "real inputs to warm up with: an .npz file (an array for each input) or a folder of them; empty: made-up inputs",
+            only=(_NOT_UPSTREAM,),
+        ),
+    ] = ""
+    instances: Annotated[
+        int,
+        _loaded(
+            "copies of the model that run side by side; 0: one, or one for each core where that is measured to pay",
+            cost="instances",
+            log=True,
+            least=1,
+            tuned=True,
+            only=(_NOT_UPSTREAM, Only("run", but=("inline",), harmless=(1,))),
+            ge=0,
+            le=256,
+        ),
+    ] = 0
+    threads: Annotated[
+        int,
+        _loaded(
+            "threads that an instance computes with; 0: measured at load",
+            unit="threads",
+            log=True,
+            least=1,
+            tuned=True,
+            only=(_NOT_UPSTREAM,),
+            ge=0,
+            le=1024,
+        ),
+    ] = 0
+    run: Annotated[
+        Literal["auto", "inline", "thread", "process"],
+        _loaded(
+            "where batches run: on the event loop, on a thread, in a process of their own, or whichever suits: processes for "
+            "Python, torch and TensorFlow, else what the warm-up finds better",
+            tuned=True,
+            only=(_NOT_UPSTREAM,),
+        ),
+    ] = "auto"
+    device: Annotated[
+        str,
+        _loaded(
+            "where it computes: auto (the first NVIDIA GPU if the runtime can use it, else the CPU), cpu, cuda:N, for ONNX "
+            "tensorrt:N or openvino:GPU; of several, as cuda:0,cuda:1, each instance gets the next",
+            only=(_NOT_UPSTREAM,),
+        ),
+    ] = "auto"
+    gpu_memory_limit_mb: Annotated[
+        int,
+        _loaded(
+            "MiB of a GPU that a worker process, or the ONNX session of all threads, may allocate; 0: no limit",
+            unit="MiB",
+            log=True,
+            least=1,
+            only=(_NOT_UPSTREAM, Only("device", but=("cpu",))),
+            ge=0,
+            le=1 << 24,
+        ),
+    ] = 0
+    inputs: Annotated[
+        dict[str, str],
+        _loaded(
+            'inputs of models that do not say theirs, or say too little, as {x = "FP32[batch,784]"}; -1 or a name: any size, '
+            "batch, or else the first: the rows",
+            only=(_NOT_UPSTREAM,),
+        ),
+    ] = {}
+    outputs: Annotated[dict[str, str], _loaded("the same for outputs", only=(_NOT_UPSTREAM,))] = {}
+    batch_timeout_s: Annotated[
+        float,
+        _loaded(
+            "seconds after which a batch in a process or on another server has failed",
+            unit="s",
+            log=True,
+            only=(Only("run", ("process", "upstream"), surely=False),),
+            gt=0,
+            le=86400,
+        ),
+    ] = 120.0
+    memory_limit_mb: Annotated[
+        int,
+        _loaded(
+            "MiB that a worker process may allocate, the 50 to 100 of Python and numpy included; 0: no limit",
+            unit="MiB",
+            log=True,
+            least=1,
+            only=(_IN_PROCESSES,),
+            ge=0,
+            le=1 << 24,
+        ),
+    ] = 0
+    pin: Annotated[bool, _loaded("keep each worker process on cores of its own", only=(_IN_PROCESSES,))] = False
+    upstream_headers: Annotated[
+        dict[str, str],
+        _loaded("sent to other servers with each request, such as authorization", only=(Only("run", ("upstream",)),)),
+    ] = {}
+    sticky: Annotated[
+        str,
+        _loaded(
+            "what the consistent-hash balancer keeps on one instance: tenant, input or header:NAME; a batch follows its first "
+            "request",
+            only=(Only("balancer", ("consistent-hash",)),),
+            pattern="^(|tenant|input|header:[A-Za-z0-9-]+)$",
+        ),
+    ] = ""
+    quarantine_s: Annotated[
+        float,
+        _loaded(
+            "seconds for which an input that has ended worker processes is refused; 0: never",
+            unit="s",
+            only=(Only("run", ("process",), surely=False, harmless=(0.0,)),),
+            ge=0,
+            le=864000,
+        ),
+    ] = 600.0
+
+    @property
+    def slo_s(self) -> float | None:
+        """The objective in seconds."""
+        return parse_slo(self.slo)
+
+
+class TenantConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[tenants.NAME]: what one tenant may ask for; `"*"` stands for each one that is not named."""
+
+    requests_per_s: Annotated[
+        float, _knob("requests per second; more are answered 429; 0: no limit", unit="requests/s", ge=0, le=1e9)
+    ] = 0.0
+    rows_per_s: Annotated[
+        float, _knob("rows per second, in all of a tenant's requests; 0: no limit", unit="rows/s", ge=0, le=1e9)
+    ] = 0.0
+    burst_s: Annotated[
+        float,
+        _knob(
+            "seconds' worth of both that may come at once",
+            unit="s",
+            log=True,
+            only=(Only("requests_per_s", but=(0.0,), alternatives=("rows_per_s",)),),
+            gt=0,
+            le=3600,
+        ),
+    ] = 1.0
+    weight: Annotated[
+        float,
+        _knob("share of a model under the fair discipline, beside tenants of weight 1", log=True, ge=0.001, le=1000),
+    ] = 1.0
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """All of dlproxy.toml."""
+
+    server: ServerConfig = ServerConfig()
+    http: HttpLimits = HttpLimits()
+    models: dict[str, list[ModelConfig]] = {}
+    """The versions of each, oldest first."""
+    tenants: dict[str, TenantConfig] = {}
+
+    def served(self) -> list[tuple[str, ModelConfig]]:
+        """Every version of every model, with the model's name."""
+        return [(name, model) for name, versions in self.models.items() for model in versions]
+
+
+SECTIONS: dict[str, type[Struct]] = {
+    "server": ServerConfig,
+    "http": HttpLimits,
+    "models": ModelConfig,
+    "tenants": TenantConfig,
+}

@@ -1,0 +1,71 @@
+"""What a model's path and device mean, as far as names tell; those that installed packages add included.
+
+Called by the rest of config/ and by whatever loads models. Not aware of: files' contents, which devices there are.
+"""
+
+import re
+
+from dlproxy.config.values import ConfigError
+
+SLEEP = "sleep:"  # the "path" of a model that only takes time
+RUNTIMES = "dlproxy.runtimes"  # entry points of other packages, named .SUFFIX or SCHEME of paths
+DEVICE_KINDS = "dlproxy.instances"  # and those named as a device is before the colon
+OWN_DEVICES = {"auto": "", "cpu": "", "cuda": "[0-9]+", "tensorrt": "[0-9]+", "openvino": r"(CPU|GPU|NPU)(\.[0-9]+)?"}
+DEVICES = "auto, cpu, cuda, cuda:N, tensorrt, tensorrt:N, openvino or openvino:GPU"  # for messages
+
+
+def scheme_of(path: str) -> str:
+    """What stands before :// in a model's path, if anything does."""
+    match = re.match(r"([a-z][a-z0-9+.-]*)://", path)
+    return match[1] if match else ""
+
+
+def is_address(path: str) -> bool:
+    """Whether a model's path names a server rather than a file."""
+    return scheme_of(path) in ("http", "https", "grpc", "grpcs")
+
+
+def python_place(path: str) -> str | None:
+    """The module or .py file of a path like my_module:MyModel, folder/file.py:MyModel or file.py; None for any other path."""
+    match = None if scheme_of(path) else re.fullmatch(r"(.+):[A-Za-z_]\w*|(.+\.py)", path)
+    return None if match is None else match[1] or match[2]
+
+
+def is_file(path: str) -> bool:
+    """Whether a model's path is one in the file system, and not my_module:MyModel."""
+    place = python_place(path)
+    in_module = place is not None and not place.endswith(".py") and "/" not in place
+    return not (path.startswith(SLEEP) or scheme_of(path) or in_module)
+
+
+def parse_devices(text: str) -> list[str]:
+    """The devices of a list like "cuda:0,cuda:1". Raises ConfigError."""
+    devices = [device.strip() for device in text.split(",")]
+    for device in devices:
+        try:
+            split_device(device)
+        except ConfigError as error:
+            raise ConfigError(f"{error}, or several with commas between them", "device") from None
+    return devices
+
+
+def split_device(device: str) -> tuple[str, str]:
+    """The kind of a device and what stands behind the colon. Raises ConfigError."""
+    kind, colon, part = device.partition(":")
+    pattern = OWN_DEVICES.get(kind)
+    if pattern is None:
+        others = plugged_in(DEVICE_KINDS)
+        pattern = "[0-9]+" if kind in others else None
+        if pattern is None:
+            added = f" (installed packages add {', '.join(others)})" if others else ""
+            raise ConfigError(f"device {device!r} is not understood; it is {DEVICES}{added}")
+    if colon and not (part and re.fullmatch(pattern, part)):
+        raise ConfigError(f"device {device!r} is not understood; it is {DEVICES}")
+    return kind, part
+
+
+def plugged_in(group: str) -> list[str]:
+    """The names of the entry points that installed packages have in a group."""
+    from importlib.metadata import entry_points  # a dozen modules, which hardly any start needs
+
+    return sorted(entry_points(group=group).names)

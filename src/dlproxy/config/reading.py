@@ -1,0 +1,217 @@
+"""dlproxy.toml, the environment and options to a Config; a mistake is answered with its place, and the nearest known name.
+
+Called by cli/, and for its messages by serve/control.py. Not aware of: what reads the values.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from dlproxy.config.effects import check
+from dlproxy.config.knobs import SECTIONS, Config, HttpLimits, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.config.paths import is_file
+from dlproxy.config.table import knobs
+from dlproxy.config.values import ConfigError
+
+PREFIX = "DLPROXY_"
+FILE_VARIABLE = "DLPROXY_CONFIG"
+
+_NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
+
+Section = TypeVar("Section", bound=Struct)
+
+
+def load(path: Path) -> Config:
+    """Read a TOML file. Raises ConfigError naming the line and, for an unknown key, the nearest known one."""
+    try:
+        text = path.read_text("utf-8")
+        data = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    file = _File(path, text)
+    for key in data:
+        if key not in SECTIONS:
+            raise file.error([key], _unknown(key, SECTIONS))
+    tenants = file.tables(["tenants"], data.get("tenants", {}))
+    models = file.tables(["models"], data.get("models", {}))
+    return Config(
+        server=file.section(["server"], data.get("server", {}), ServerConfig),
+        http=file.section(["http"], data.get("http", {}), HttpLimits),
+        tenants={name: file.section(["tenants", name], table, TenantConfig) for name, table in tenants.items()},
+        models={name: file.models(["models", name], table) for name, table in models.items()},
+    )
+
+
+class _File:
+    """A TOML file whose tables are to become sections. Every method raises ConfigError."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self._path = path
+        self._text = text
+
+    def error(self, keys: list[str], message: str) -> ConfigError:
+        return ConfigError(f"{self._path}{_line(self._text, keys)}: {message}")
+
+    def tables(self, keys: list[str], table: Any) -> dict[str, Any]:
+        if not isinstance(table, dict):
+            raise self.error(keys, f"{'.'.join(keys)}: expected `object`, got `{_type_name(table)}`")
+        return table
+
+    def models(self, keys: list[str], table: Any) -> list[ModelConfig]:
+        """A model's versions, oldest first: the table itself, if it has a path, and its changed copies below `versions`."""
+        if not isinstance(table, dict) or "versions" not in table:
+            return [self._model(keys, table)]
+        own = {name: value for name, value in table.items() if name != "versions"}
+        versions = self.tables([*keys, "versions"], table["versions"])
+        models = [self._model(keys, own)] if "path" in own or not versions else []
+        for version, changes in versions.items():
+            place = [*keys, "versions", version]
+            if not version.isdecimal():
+                raise self.error(place, f"{'.'.join(place)}: a version is a number, such as {'.'.join(place[:-1])}.2")
+            if "version" in self.tables(place, changes):
+                raise self.error([*place, "version"], f"[{'.'.join(place)}] is version {version}: leave version out")
+            if any(model.version == version for model in models):
+                message = f"[{'.'.join(keys)}] is version {version}, too: give it another version, or no path"
+                raise self.error(place, message)
+            models.append(self._model(place, {**changes, "version": version}, own))
+        return models
+
+    def _model(self, keys: list[str], table: Any, inherited: Mapping[str, Any] | None = None) -> ModelConfig:
+        model = self.section(keys, table, ModelConfig, inherited)
+        folder = self._path.parent
+        return msgspec.structs.replace(
+            model,
+            path=str(folder / model.path) if is_file(model.path) else model.path,
+            samples=str(folder / model.samples) if model.samples else "",
+        )
+
+    def section(
+        self, keys: list[str], table: Any, struct: type[Section], inherited: Mapping[str, Any] | None = None
+    ) -> Section:
+        """`inherited`: knobs of the table two levels up, which hold unless this one has them."""
+
+        def place(knob: str) -> list[str]:
+            above = inherited is not None and knob in inherited and knob not in table
+            return [*(keys[:-2] if above else keys), *filter(None, [knob])]
+
+        try:
+            section = msgspec.convert({**inherited, **table} if inherited else table, struct)
+            check(section)
+        except ConfigError as error:
+            raise self.error(place(error.knob), str(error)) from None
+        except msgspec.ValidationError as error:
+            what, knob = _what_and_where(error)
+            unknown = re.search(r"unknown field `(.+)`", what)
+            if unknown is None:
+                at = place(knob)
+                raise self.error(at, f"{'.'.join(at)}: {explain(what, struct, knob)}") from None
+            at = place(unknown[1])
+            raise self.error(at, _unknown(unknown[1], knobs(struct), f" in [{'.'.join(at[:-1])}]")) from None
+        return section
+
+
+def from_environment(path: Path | None, environment: Mapping[str, str]) -> tuple[Config, list[str]]:
+    """The file's configuration, or the defaults, with the DLPROXY_… variables on top, and what to warn of. Raises ConfigError.
+
+    `path`: that of the option; without it DLPROXY_CONFIG names the file.
+    """
+    file = path or (Path(environment[FILE_VARIABLE]) if environment.get(FILE_VARIABLE) else None)
+    config = load(file) if file is not None else Config()
+    given = {name: text for name, text in environment.items() if name.startswith(PREFIX) and name != FILE_VARIABLE}
+    sections = {}
+    for section in ("server", "http"):
+        texts = {knob: given.pop(variable(knob)) for knob in knobs(SECTIONS[section]) if variable(knob) in given}
+        sections[section] = override(getattr(config, section), texts, variable)
+    known = [FILE_VARIABLE, *map(variable, [*knobs(ServerConfig), *knobs(HttpLimits)])]
+    warnings = [f"the environment variable {name} sets nothing; {_nearest(name, known)}" for name in given]
+    return msgspec.structs.replace(config, **sections), warnings
+
+
+def variable(knob: str) -> str:
+    """The environment variable that sets a knob of [server] or [http]."""
+    return PREFIX + knob.upper()
+
+
+def override(section: Section, values: Mapping[str, Any], label: Callable[[str], str]) -> Section:
+    """A section with other values, those as text included. Raises ConfigError that names them by their `label`."""
+    table = knobs(type(section))
+    split = {
+        name: [part.strip() for part in value.split(",") if part.strip()]
+        if table[name].type == list[str] and isinstance(value, str)
+        else value
+        for name, value in values.items()
+    }
+    try:
+        changed = msgspec.convert({**msgspec.to_builtins(section), **split}, type(section), strict=False)
+        check(changed)
+    except msgspec.ValidationError as error:
+        what, knob = _what_and_where(error)
+        if what.endswith("got `str`"):
+            what = f"{values[knob]!r} is not {_NUMBERS[table[knob].type]}"
+        raise ConfigError(f"{label(knob)}: {explain(what, type(section), knob)}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{label(error.knob) if error.knob in values else error.knob}: {error}") from None
+    return changed
+
+
+def explain(what: str, struct: type[Struct], knob: str) -> str:
+    """msgspec's complaint about a knob, and what the knob takes, or the nearest of its choices."""
+    wrong = re.match(r"""Invalid enum value ['"](.*)['"]""", what)
+    if wrong is None or knob not in knobs(struct):
+        return what[:1].lower() + what[1:]
+    choices = list(map(str, knobs(struct)[knob].choices))
+    near = difflib.get_close_matches(wrong[1], choices, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(choices)}"
+    return f"'{wrong[1]}' is not one of its values; {hint}"
+
+
+def _what_and_where(error: msgspec.ValidationError) -> tuple[str, str]:
+    """msgspec's complaint, and the knob that it is about, if it is about one."""
+    what, _, where = str(error).partition(" - at ")
+    knob = re.match(r"`\$\.(\w+)", where)
+    return what, knob[1] if knob else ""
+
+
+def _unknown(key: str, known: Collection[str], where: str = "") -> str:
+    return f"unknown key '{key}'{where}; {_nearest(key, known)}"
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+
+
+def _type_name(value: Any) -> str:
+    return "array" if isinstance(value, list) else type(value).__name__
+
+
+def _line(text: str, keys: list[str]) -> str:
+    """ ":LINE" of a key in TOML text, or of the table in braces that it stands in; empty if neither is found."""
+    wanted, section, around = ".".join(keys), "", ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        header = re.match(r"\s*\[+\s*(.+?)\s*\]", line)
+        key = re.match(r"\s*([^\s#=][^#=]*?)\s*=", line)
+        if header:
+            section = _plain(header[1])
+            if f"{section}.".startswith(f"{wanted}."):
+                return f":{number}"
+        elif key:
+            place = f"{section}.{_plain(key[1])}".removeprefix(".")
+            if f"{place}.".startswith(f"{wanted}."):
+                return f":{number}"
+            if wanted.startswith(f"{place}."):
+                around = f":{number}"
+    return around
+
+
+def _plain(key: str) -> str:
+    """A dotted key without quotes, and spaces around its dots."""
+    return re.sub(r"\s*\.\s*", ".", re.sub("[\"']", "", key))

@@ -1,0 +1,129 @@
+"""What was found out about a model, kept on disk under a hash of its content, so that the next start is right at once.
+
+Used by fleet/warm_model.py. Whatever could change the findings is in the hash: files, knobs, versions, the processor. What
+cannot be read or written costs a warm-up, never a start. Not aware of: how anything is found out.
+"""
+
+import logging
+import os
+from contextlib import suppress
+from hashlib import blake2b, file_digest
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import machine, processor
+from tempfile import NamedTemporaryFile
+
+import msgspec
+from msgspec import Struct
+
+from dlproxy import __version__
+from dlproxy.config import ModelConfig
+from dlproxy.cores import usable_cores
+from dlproxy.instance.runtime.content import model_files
+from dlproxy.instance.trial import Measured, Way
+from dlproxy.message import Signature
+
+FORMAT = 2
+MOST_FILES = 256  # models; the one that was not used for longest goes first
+MATTERS = (
+    *("threads", "instances", "run", "device", "gpu_memory_limit_mb", "max_batch", "batching", "padding", "pad_value"),
+    *("inputs", "outputs", "slo"),
+)
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "torch", "tensorflow", "numpy")
+
+log = logging.getLogger(__name__)
+
+
+class Remembered(Struct, frozen=True):
+    """The findings of one warm-up, as later ones in service have left them."""
+
+    signature: Signature
+    points: tuple[tuple[int | float, ...], ...]
+    warning: str
+    way: Way
+    found: Measured | None
+
+
+class Memory:
+    """A folder of findings. Raises nothing: what does not work is logged once and done without."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._complained = False
+
+    def key(self, config: ModelConfig) -> str:
+        """What the findings for this model depend on, as the name of a file; empty if its files cannot be read."""
+        digest = blake2b(digest_size=20)
+        settings = {name: getattr(config, name) for name in MATTERS}
+        digest.update(msgspec.json.encode([FORMAT, __version__, _versions(), _processor(), usable_cores(), settings]))
+        try:
+            for file in [*model_files(config.path), *_samples(config.samples)]:
+                with open(file, "rb") as stream:
+                    digest.update(os.path.basename(file).encode("utf-8", "surrogateescape"))
+                    digest.update(file_digest(stream, "sha256").digest())
+        except OSError as error:  # loading says so, and better
+            log.debug("no findings are looked for: %s", error)
+            return ""
+        return digest.hexdigest()
+
+    def recall(self, key: str) -> Remembered | None:
+        """What was found before; None for nothing, or nothing that can be understood."""
+        path = self._folder / f"{key}.msgpack"
+        try:
+            found = msgspec.msgpack.decode(path.read_bytes(), type=Remembered)
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._complain(f"{path} cannot be used: {error}")
+            return None
+        return found
+
+    def keep(self, key: str, found: Remembered) -> None:
+        """For the next start; in one step, so that a server that ends meanwhile leaves the old findings or the new."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with NamedTemporaryFile(dir=self._folder, suffix=".new", delete=False) as file:
+                file.write(msgspec.msgpack.encode(found))  # JSON has no infinity
+            os.replace(file.name, self._folder / f"{key}.msgpack")
+            kept = sorted(self._folder.glob("*.msgpack"), key=lambda path: path.stat().st_mtime)
+            for path in kept[:-MOST_FILES]:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            self._complain(f"findings about models cannot be kept in {self._folder}: {error}")
+
+    def _complain(self, what: str) -> None:
+        if not self._complained:
+            self._complained = True
+            log.warning("%s (every start measures anew; see calibration_folder)", what)
+
+
+def memory_in(setting: str) -> Memory | None:
+    """The memory that the knob `calibration_folder` asks for; "auto" is the user's cache folder, if there is one."""
+    if setting != "auto":
+        return Memory(Path(setting)) if setting else None
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    with suppress(OSError):  # a home that may not be looked into is none
+        if cache.is_dir():
+            return Memory(cache / "dlproxy" / "calibrations")
+    return None
+
+
+def _samples(path: str) -> list[str]:
+    place = Path(path)
+    return [] if not path else [str(file) for file in sorted(place.glob("*.npz"))] if place.is_dir() else [path]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _processor() -> str:
+    """Its model, as far as the system tells."""
+    with suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{machine()} {processor()}"

@@ -1,0 +1,143 @@
+"""What every instance of one model does, and since when. Stands between the fleet, which starts them, and the driver.
+
+Made by serve/assemble.py, read by serve/control.py. Counts every change for the metrics page; the event log gets those that
+the lane does not hear of. Not aware of: where instances run, requests.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from dlproxy.instance import Instance
+from dlproxy.telemetry.event_log import Note
+from dlproxy.telemetry.stats import InstanceState, ModelStats
+
+
+class Scheduler(Protocol):
+    """Who gives instances their batches: a Driver."""
+
+    def add_instance(self, instance: Instance) -> None: ...
+
+    def lose_instance(self, name: str, reason: str, *, crashed: bool = False) -> None: ...
+
+    def retire_instance(self, name: str) -> None: ...
+
+
+class _Place(Struct, eq=False):
+    """One instance, through all its lives. `instance`: the life it has now, or had last."""
+
+    name: str
+    state: InstanceState
+    since: float
+    again_at: float | None = None
+    lives: int = 0
+    last_problem: str | None = None
+    instance: Instance | None = None
+
+
+class Roster:
+    """A Host of instances. `record` takes notes for the event log, with their time."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        stats: ModelStats,
+        clock: Callable[[], float],
+        record: Callable[[Note, float], None] | None = None,
+    ) -> None:
+        self._scheduler = scheduler
+        self._stats = stats
+        self._clock = clock
+        self._record = record
+        self._places: dict[str, _Place] = {}
+
+    # What happens
+
+    def add_instance(self, instance: Instance) -> None:
+        """It is up and gets batches."""
+        place = self._enter(instance.name, "up")
+        place.instance = instance
+        place.lives += 1
+        self._stats.instance_changes["up"] += 1
+        self._scheduler.add_instance(instance)
+
+    def lose_instance(self, name: str, reason: str, *, crashed: bool = False) -> None:
+        """It was up and has died; what it ran is retried elsewhere or fails. `crashed`: as InstanceLost has it."""
+        if name in self._places:  # else it was retired, and ended while it ran its last batch
+            self._enter(name, "lost").last_problem = reason
+        self._stats.instance_changes["lost"] += 1
+        self._scheduler.lose_instance(name, reason, crashed=crashed)
+
+    def retire_instance(self, name: str) -> None:
+        """It is not wanted any more, up or not: no more batches for it; one that runs is let finish.
+
+        Unknown names are ignored: its start may have been cancelled before it began.
+        """
+        place = self._places.pop(name, None)
+        if place is None:
+            return
+        self._stats.instance_states[place.state] -= 1
+        if place.lives:
+            self._stats.instance_changes["retired"] += 1
+        if place.state == "up":
+            self._scheduler.retire_instance(name)
+        else:
+            self._note(name, "retired")
+
+    def instance_starts(self, instance: Instance) -> None:
+        """It will be up, unless its start fails."""
+        self._enter(instance.name, "starting").instance = instance
+        self._note(instance.name, "starting")
+
+    def instance_failed(self, instance: Instance, reason: str) -> None:
+        """It did not start, or could not be reached when the model was loaded."""
+        place = self._enter(instance.name, "lost")
+        place.instance, place.last_problem = instance, reason
+        self._stats.instance_changes["failed_to_start"] += 1
+        self._note(instance.name, "failed_to_start", reason)
+
+    def instance_waits(self, name: str, delay_s: float) -> None:
+        """Its next start is due in so many seconds."""
+        place = self._enter(name, "waiting")
+        place.again_at = place.since + delay_s
+        self._note(name, "waiting", f"starts again in {delay_s:g} s")
+
+    def forget(self) -> None:
+        """All are gone, and nobody asks any more: nothing of them is kept alive here."""
+        self._places.clear()
+
+    # What is the case
+
+    def places(self) -> list[dict[str, Any]]:
+        """JSON: every instance that is wanted, up or not, in the order of first coming. Durations are in seconds."""
+        now = self._clock()
+        return [_described(place, now) for place in self._places.values()]
+
+    def _enter(self, name: str, state: InstanceState) -> _Place:
+        place = self._places.get(name)
+        if place is None:
+            place = self._places[name] = _Place(name, state, self._clock())
+        else:
+            self._stats.instance_states[place.state] -= 1
+            place.state, place.since, place.again_at = state, self._clock(), None
+        self._stats.instance_states[state] += 1
+        return place
+
+    def _note(self, name: str, change: str, reason: str = "") -> None:
+        if self._record is not None:
+            self._record(Note(name, change, reason), self._clock())
+
+
+def _described(place: _Place, now: float) -> dict[str, Any]:
+    address = getattr(place.instance, "address", None)  # what only upstream servers have
+    return {
+        "name": place.name,
+        "state": place.state,
+        "for_s": round(now - place.since, 3),
+        "again_in_s": None if place.again_at is None else round(max(place.again_at - now, 0.0), 3),
+        "restarts": max(place.lives - 1, 0),
+        "last_problem": place.last_problem,
+        "pid": getattr(place.instance, "pid", None),  # what only worker processes have, while they live
+        "address": None if address is None else address.authority,
+    }

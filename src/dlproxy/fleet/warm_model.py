@@ -1,0 +1,161 @@
+"""A model loaded and calibrated in this process, and the way in which it is to run there: stated, remembered or measured.
+
+Called by the rest of fleet/ and by lab/simulate, on a thread: everything here blocks. Not aware of: instances, lanes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from dlproxy.config import ModelConfig, parse_devices
+from dlproxy.cores import usable_cores
+from dlproxy.fleet.remembered import Memory, Remembered
+from dlproxy.instance.runtime import Runtime
+from dlproxy.instance.runtime.devices import CPU
+from dlproxy.instance.runtime.formats import format_of, open_runtime
+from dlproxy.instance.samples import read_samples
+from dlproxy.instance.trial import INLINE_BELOW_S, Inputs, Measured, Way, best_way, measure
+from dlproxy.instance.warmup import Calibration, WarmUp, warmed
+
+
+class WarmModel(Struct):
+    """A model that is loaded and calibrated. `threads`: those that its runtime computes with; `way`: how it is to run.
+
+    `found`: what every way was seen to take, None if nothing was to be found out. `key`: under which `memory` keeps it.
+    """
+
+    runtime: Runtime
+    calibration: Calibration
+    threads: int
+    way: Way
+    found: Measured | None = None
+    memory: Memory | None = None
+    key: str = ""
+
+    def remember(self) -> None:
+        """Keep it for the next start, if there is a memory."""
+        if self.memory is not None:
+            points, warning = self.calibration.points, self.calibration.warning
+            self.memory.keep(self.key, Remembered(self.runtime.signature, points, warning, self.way, self.found))
+
+    @property
+    def device(self) -> str:
+        """Where it computes, in words."""
+        device: str = getattr(self.runtime, "device", CPU)
+        return device
+
+
+def device_of(config: ModelConfig, number: int) -> str:
+    """The device of the instance with this number: each gets the next of those configured. Raises ConfigError."""
+    devices = parse_devices(config.device)
+    return devices[number % len(devices)]
+
+
+def stated_way(config: ModelConfig, single_s: float | None, *, threads: int = 1, device: str = CPU) -> Way:
+    """What the configuration and the time of one row make of it, where nothing is tried.
+
+    Whoever waits for a GPU must not stop the loop, which has time meanwhile to gather a larger batch.
+    """
+    quick = single_s is not None and single_s < INLINE_BELOW_S and device == CPU
+    if config.run == "inline" or (config.run == "auto" and config.instances < 2 and quick):
+        return Way(inline=True, instances=1, threads=threads)
+    return Way(inline=False, instances=config.instances or len(parse_devices(config.device)), threads=threads)
+
+
+def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None) -> WarmModel:
+    """Load and calibrate in this process, where the instance with this number shall be. Blocks meanwhile. Raises ModelError.
+
+    `memory`: what was found out when the same model was loaded before is not found out again.
+    """
+    key = memory.key(config) if memory is not None and format_of(config.path).name == "onnx" else ""
+    found = memory.recall(key) if memory is not None and key else None
+    if found is not None:
+        runtime = open_model(config, found.way.threads, device_of(config, number))
+        runtime.signature = found.signature
+        calibration = Calibration(found.points, found.signature.batched, found.warning)
+        return WarmModel(runtime, calibration, found.way.threads, found.way, found.found, memory, key)
+    warm = _found_out(config, number)
+    if key:
+        warm.memory, warm.key = memory, key
+        warm.remember()
+    return warm
+
+
+def _found_out(config: ModelConfig, number: int) -> WarmModel:
+    cores = usable_cores()
+    given = config.threads or (max(cores // config.instances, 1) if config.instances > 1 else 1)
+    runtime = open_model(config, given, device_of(config, number))
+    threads = getattr(runtime, "threads", given)  # TensorFlow fixes them once per process
+    samples = read_samples(config.samples, runtime.signature.inputs)
+    calibration, requests = warmed(runtime, how_to_warm_up(config), samples)
+    warm = WarmModel(runtime, calibration, threads, stated_way(config, calibration.single_s, threads=threads))
+    if warm.device != CPU:
+        warm.way = stated_way(config, None, threads=threads, device=warm.device)
+    elif requests and is_open(config) and not (warm.way.inline and config.run == "auto"):
+        _try(config, warm, requests)
+    return warm
+
+
+def how_to_warm_up(config: ModelConfig) -> WarmUp:
+    """As the knobs have it."""
+    return WarmUp(config.batching, config.samples, config.padding, config.pad_value)
+
+
+def is_open(config: ModelConfig) -> bool:
+    """Whether there is something to find out: the configuration leaves threads or instances open, and there are cores."""
+    settled = (config.threads and (config.instances or config.run == "inline")) or config.instances > 1
+    one_device = len(parse_devices(config.device)) == 1
+    return not settled and one_device and usable_cores() > 1 and format_of(config.path).threads_pay
+
+
+def _try(config: ModelConfig, warm: WarmModel, requests: Sequence[Inputs]) -> None:
+    """Find the best way, and the runtime that it needs. The signature stays: what rows are does not depend on threads."""
+    loaded: list[Runtime] = []
+
+    def wide() -> Runtime:
+        loaded.append(_like(warm, open_model(config, usable_cores(), CPU)))
+        return loaded[0]
+
+    found = measure(requests, warm.runtime, room(config), None if config.threads or config.instances > 1 else wide)
+    choose_way(config, warm, found, loaded)
+
+
+def choose_way(config: ModelConfig, warm: WarmModel, found: Measured, loaded: Sequence[Runtime] = ()) -> None:
+    """What these findings make the best, with the runtime that it needs, from those loaded already if it is among them."""
+    may_inline = config.run == "inline" or (config.run == "auto" and config.instances < 2)
+    cores, threads, objective_s = usable_cores(), config.threads or 1, config.slo_s
+    way = best_way(found, cores=cores, side=room(config), threads=threads, objective_s=objective_s, may_inline=may_inline)
+    if config.run == "inline":
+        way = Way(inline=True, instances=1, threads=way.threads)
+    if way.threads != warm.threads:
+        warm.runtime = loaded[0] if loaded else _like(warm, open_model(config, way.threads, CPU))
+    warm.threads, warm.way, warm.found = way.threads, way, found
+
+
+def room(config: ModelConfig) -> int:
+    """How many instances the cores have room for, if that is left open."""
+    fixed = config.instances or config.run == "inline"
+    return 1 if fixed else max(usable_cores() // (config.threads or 1), 1)
+
+
+def _like(warm: WarmModel, runtime: Runtime) -> Runtime:
+    runtime.signature = warm.runtime.signature
+    return runtime
+
+
+def open_model(config: ModelConfig, threads: int, device: str) -> Runtime:
+    """Load it. Raises ModelError."""
+    return open_runtime(config.path, **options(config, threads, device))
+
+
+def options(config: ModelConfig, threads: int, device: str) -> dict[str, Any]:
+    """What `open_runtime` takes besides the path, as plain data."""
+    return {
+        "threads": threads,
+        "device": device,
+        "gpu_memory_limit_mb": config.gpu_memory_limit_mb,
+        "max_batch": config.max_batch,
+        "inputs": dict(config.inputs),
+        "outputs": dict(config.outputs),
+    }

@@ -1,0 +1,305 @@
+"""The models of one process: each is loaded, replaced and unloaded while the others serve.
+
+Held by serve/server.py and serve/proxy.py. Owns what models share: the catalog, quotas, turns on the cores, the idle poll, the
+memory of findings, the folder of event logs. Not aware of: sockets, what a model is made of (serve/assemble.py).
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+from time import monotonic
+from types import MappingProxyType
+
+from dlproxy.config import ConfigError, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.cores import usable_cores
+from dlproxy.fleet.remembered import memory_in
+from dlproxy.instance.runtime import ModelError
+from dlproxy.policy.arbiter import Arbiter
+from dlproxy.policy.quota import Quota, Quotas
+from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
+from dlproxy.serve.idle_poll import IdlePoll, may_poll
+from dlproxy.serve.turns import Turns
+from dlproxy.wire.catalog import Catalog, ModelView
+
+Key = tuple[str, str]  # name and version
+
+EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
+STOPPING = "the server is shutting down"
+
+log = logging.getLogger(__name__)
+
+
+class Models:
+    """Everything happens on one event loop. A change that fails leaves everything as it was."""
+
+    def __init__(
+        self,
+        server: ServerConfig,
+        tenants: Mapping[str, TenantConfig] = EMPTY,
+        *,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        """Raises ConfigError for a quota that never admits anything."""
+        self.catalog = Catalog()
+        self.shares_cores = False
+        """Whether batches of these models take turns on the cores now."""
+        self._server = server
+        self._tenants = tenants
+        self._clock = clock
+        self._quotas = make_quotas(tenants)
+        self._memory = memory_in(server.calibration_folder)
+        self._turns: Turns | None = None
+        self._idle_poll: IdlePoll | None = None
+        self._loaded: dict[Key, LoadedModel] = {}
+        self._leaving: dict[LoadedModel, asyncio.Task[None]] = {}
+        self._changing: dict[Key, str] = {}
+        self._warming_up = asyncio.Lock()  # one measures its time undisturbed by others that do
+        self._lives: Counter[Key] = Counter()
+
+    def __iter__(self) -> Iterator[LoadedModel]:
+        return iter(list(self._loaded.values()))
+
+    @property
+    def unanswered(self) -> int:
+        """Clients' requests that are queued or run, also of models that go."""
+        return sum(model.driver.unanswered for model in self._up())
+
+    def view(self) -> list[ModelView]:
+        """Every version that is served, comes or goes."""
+        phases = {**dict.fromkeys(self._loaded, "serving"), **self._changing}
+        for model in self._leaving:
+            phases.setdefault(_key(model), "being unloaded")
+        defaults = {name: self.catalog.get(name).version for name, _ in self._loaded}
+        return [ModelView(name, version, phase, defaults.get(name) == version) for (name, version), phase in phases.items()]
+
+    # Changes
+
+    async def load(self, name: str, config: ModelConfig) -> LoadedModel:
+        """Load and warm up a model, then serve it; requests that name no version get the one that was loaded last.
+
+        Raises ConfigError, LogError, ModelError.
+        """
+        key = name, config.version
+        self._must_be_new(key)
+        with self._change(key, "loading"):
+            return await self._bring_up(name, config)
+
+    async def replace(self, name: str, version: str, config: ModelConfig) -> LoadedModel:
+        """Serve another in place of this version (empty: the default one), which goes when the other is up.
+
+        It may have the same version or another, which then is the default. Raises as `load`, and InferenceError if there is no
+        such version. Returns when the old one has finished what it had under way.
+        """
+        old = self._loaded[name, self.catalog.get(name, version).version]
+        key = name, config.version
+        if key != _key(old):
+            self._must_be_new(key)
+        with self._change(_key(old), "being replaced"), self._change(key, "loading", also=_key(old)):
+            new = await self._bring_up(name, config)
+            await asyncio.shield(self._retire(old, f"version {old.served.version} of model '{name}' was replaced"))
+        return new
+
+    async def unload(self, name: str, version: str = "", *, drain_s: float | None = None) -> None:
+        """Serve this version no more (empty: none of the model). Returns when what was under way has been answered.
+
+        What takes longer than `drain_s` seconds (by default the server's) fails. Raises InferenceError if there is no such
+        version, ConfigError while it is being changed.
+        """
+        if not version or (name, version) not in self._loaded:
+            self.catalog.get(name, version)  # which says what there is
+        keys = [key for key in self._loaded if key[0] == name and version in ("", key[1])]
+        for key in keys:
+            self._must_be_left_alone(key)
+        reason = f"model '{name}' is being unloaded"
+        leaving = [self._retire(self._loaded[key], reason, drain_s) for key in keys]
+        await asyncio.shield(asyncio.gather(*leaving))
+
+    def set_default(self, name: str, version: str) -> None:
+        """From now on, requests that name no version get this one. Raises InferenceError if there is no such version."""
+        self.catalog.set_default(name, version)
+
+    async def drain(self, drain_s: float | None = None) -> None:
+        """Load nothing more, answer what is under way, unload everything."""
+        self.catalog.draining = True
+        for model in self:
+            self._retire(model, STOPPING, drain_s)
+        async with self._warming_up:  # what was being loaded is stopped by whoever loads it
+            await asyncio.gather(*self._leaving.values())
+
+    def close_recordings(self) -> None:
+        """For a process that is about to end without draining."""
+        for model in self._up():
+            if model.recorder is not None:
+                model.recorder.close()
+
+    # One model
+
+    async def _bring_up(self, name: str, config: ModelConfig) -> LoadedModel:
+        async with self._warming_up:
+            if self.catalog.draining:
+                raise ModelError(f"model '{name}' is not loaded: {STOPPING}")
+            model = await load_model(
+                name,
+                config,
+                tenants=self._tenants,
+                quotas=self._quotas,
+                event_log=self._recording(name, config.version),
+                memory=self._memory,
+                on_ways=self._ways_changed,
+                clock=self._clock,
+            )
+            try:
+                if self.catalog.draining:
+                    raise ModelError(f"model '{name}' was not loaded: {STOPPING}")
+                self._enter(model)
+            except BaseException:
+                await unload_model(model, 0.0, STOPPING)
+                raise
+            return model
+
+    def _enter(self, model: LoadedModel) -> None:
+        self._share_cores([*self._up(), model])
+        if self._server.idle_poll_s and may_poll():
+            if self._idle_poll is None:
+                call_soon = asyncio.get_running_loop().call_soon
+                self._idle_poll = IdlePoll(self._server.idle_poll_s, clock=self._clock, call_soon=call_soon)
+            model.driver.poll_when_idle(self._idle_poll)
+        self._loaded[_key(model)] = model
+        self.catalog.add(model.served)
+
+    def _retire(self, model: LoadedModel, reason: str, drain_s: float | None = None) -> asyncio.Task[None]:
+        """Out of the catalog at once, unless another is in its place already; the task ends when it is gone."""
+        key = _key(model)
+        if self._loaded.get(key) is model:
+            del self._loaded[key]
+            self.catalog.remove(*key)
+        drain_s = self._server.drain_s if drain_s is None else drain_s
+        task = self._leaving[model] = asyncio.create_task(self._let_go(model, reason, drain_s), name=f"dlproxy-unload-{key[0]}")
+        self._announce(key)
+        return task
+
+    async def _let_go(self, model: LoadedModel, reason: str, drain_s: float) -> None:
+        try:
+            await unload_model(model, drain_s, reason)
+        finally:
+            if model.turn_cores:
+                model.driver.leave_turns()  # which it may have been let into again meanwhile
+            del self._leaving[model]
+            self._announce(_key(model))
+            self._ways_changed()
+
+    def _announce(self, key: Key) -> None:
+        """What clients hear who ask for what is not served now."""
+        if key not in self._loaded:
+            leaves = any(_key(model) == key for model in self._leaving)
+            state = "is being loaded" if self._changing.get(key) == "loading" else "is being unloaded" if leaves else ""
+            self.catalog.announce(*key, state)
+
+    def _recording(self, name: str, version: str) -> Path | None:
+        """Every life of a model has an event log of its own."""
+        if not self._server.event_log:
+            return None
+        self._lives[name, version] += 1
+        life = self._lives[name, version]
+        return Path(self._server.event_log) / (f"{name}-{version}.dlog" if life == 1 else f"{name}-{version}.{life}.dlog")
+
+    # Who may change what
+
+    def _must_be_new(self, key: Key) -> None:
+        if key in self._loaded:
+            raise ConfigError(f"model '{key[0]}' version {key[1]} is served already: replace it, or load another version")
+
+    def _must_be_left_alone(self, key: Key) -> None:
+        if key in self._changing:
+            raise ConfigError(f"model '{key[0]}' version {key[1]} is {self._changing[key]}: wait until that is done")
+
+    @contextmanager
+    def _change(self, key: Key, phase: str, *, also: Key | None = None) -> Iterator[None]:
+        """Nobody else changes it meanwhile. `also`: what the caller changes already."""
+        if key == also:
+            yield
+            return
+        self._must_be_left_alone(key)
+        self._changing[key] = phase
+        self._announce(key)
+        try:
+            yield
+        finally:
+            del self._changing[key]
+            self._announce(key)
+
+    # Cores
+
+    def _up(self) -> list[LoadedModel]:
+        """What runs batches: also what goes, until it is gone."""
+        return [*self._loaded.values(), *self._leaving]
+
+    def _ways_changed(self) -> None:
+        """Models run in other ways, or in other numbers, than before."""
+        try:
+            self._share_cores(self._up())
+        except ConfigError as error:
+            log.warning("who takes turns on the cores stays as it was: %s", error)
+
+    def _share_cores(self, models: list[LoadedModel]) -> None:
+        """Let batches take turns on the cores where that is wanted. Raises ConfigError for cores that do not suffice."""
+        needs = cores_needed(models, self._server)
+        self.shares_cores = bool(needs)
+        for model in models:
+            need = needs.get(model, 0)
+            if need == model.turn_cores:
+                continue
+            model.turn_cores = need
+            if need:
+                if self._turns is None:
+                    self._turns = Turns(_arbiter(self._server), self._clock)
+                model.driver.take_turns(self._turns, {"cores": need})
+            model.control.turn_knobs(arbitrated=need > 0)
+            if not need:
+                model.driver.leave_turns()
+
+
+def cores_needed(models: list[LoadedModel], server: ServerConfig) -> dict[LoadedModel, int]:
+    """What a batch of each model takes of the cores while it has its turn; nothing if they take no turns.
+
+    As many as it has threads, or all of them. Batches that run on the event loop take no turns: the loop runs one at a time
+    as it is. Raises ConfigError for cores that do not suffice.
+    """
+    cores = server.cores or usable_cores()
+    ways = [(model, model.fleet.way) for model in models]
+    needs = {model: min(way.threads, cores) for model, way in ways if way.threads and not way.inline}
+    busiest = sum(need * len(model.lane.view().instances) for model, need in needs.items())
+    if server.arbiter == "off" or (server.arbiter == "auto" and (len(needs) < 2 or busiest <= cores)):
+        return {}
+    for model, need in needs.items():
+        if need > cores - server.reserved_cores:
+            raise ConfigError(
+                f"a batch of model {model.served.name} takes {need} cores, but of {cores} cores "
+                f"{server.reserved_cores} are reserved: lower reserved_cores or the model's threads"
+            )
+    return needs
+
+
+def make_quotas(tenants: Mapping[str, TenantConfig]) -> Quotas | None:
+    """The tenants' quotas over all models; None where nobody has one. Raises ConfigError for one that never admits."""
+    quotas = {}
+    for name, tenant in tenants.items():
+        if tenant.requests_per_s or tenant.rows_per_s:
+            try:
+                quotas[name] = Quota(tenant.requests_per_s or inf, tenant.rows_per_s or inf, tenant.burst_s)
+            except ValueError as error:
+                raise ConfigError(f"tenants.{name}: {error}, or 0 for no limit") from None
+    return Quotas(quotas) if quotas else None
+
+
+def _arbiter(server: ServerConfig) -> Arbiter:
+    cores = server.cores or usable_cores()
+    return Arbiter({"cores": cores}, discipline=server.arbiter_discipline, reserved={"cores": server.reserved_cores})
+
+
+def _key(model: LoadedModel) -> Key:
+    return model.served.name, model.served.version

@@ -1,0 +1,56 @@
+"""A line in the log for each request, where the operator asks for it (`access_log`).
+
+Wraps the app, as cors.py does, so that it costs nothing where nobody does. Called by serve/server.py.
+Not aware of: routes. Not in it: what the HTTP server refuses itself, such as malformed requests.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+
+from dlproxy.wire.http_exchange import Exchange
+
+log = logging.getLogger("dlproxy.access")
+
+_MODEL = re.compile(r"/(?:v2/models|predict)/([^/?]+)")
+
+
+def with_access_log(app: Callable[[Exchange], None], clock: Callable[[], float]) -> Callable[[Exchange], None]:
+    """`app`, with a line logged whenever a reply leaves: seconds count from when the request was complete."""
+    began_at: dict[Exchange, float] = {}
+
+    class LoggedExchange(Exchange):
+        __slots__ = ()
+
+        def reply(
+            self, status: int, content_type: bytes, body: bytes, extra: bytes = b"", rest: Sequence[bytes | memoryview] = ()
+        ) -> None:
+            seconds = clock() - began_at.pop(self, clock())
+            super().reply(status, content_type, body, extra, rest)
+            size = 0 if self.method == b"HEAD" else len(body) + sum(map(len, rest))
+            _write(self.method, self.target, status, size, seconds)
+
+    def begin(exchange: Exchange) -> None:
+        began_at[exchange] = clock()
+        exchange.__class__ = LoggedExchange
+        app(exchange)
+
+    return begin
+
+
+def _write(method: bytes, target: bytes, status: int, size: int, seconds: float) -> None:
+    shown = target.decode("ascii", "backslashreplace")
+    model = _MODEL.match(shown)
+    request = {
+        "method": method.decode("ascii", "backslashreplace"),
+        "target": shown,
+        "status": status,
+        "bytes": size,
+        "seconds": round(seconds, 6),
+        "model": model[1] if model else "",
+    }
+    log.info(
+        "%(method)s %(target)s status=%(status)d bytes=%(bytes)d seconds=%(seconds).6f model=%(model)s",
+        request,
+        extra={"request": request},
+    )

@@ -1,0 +1,113 @@
+"""The front desk, the same for every protocol: who asks which model for what, and by when, until a Service takes the request.
+
+A protocol finds what it keeps of a model in its FrontDesk, makes tensors of bytes, has them checked, and submits; or counts
+the refusal. Called by oip_http.py and serve/proxy.py. Not aware of: bytes, sockets, how a model runs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
+from math import inf
+from typing import Any, Generic, TypeVar
+
+from dlproxy.message import ANONYMOUS, InferenceError, Request, Response, Tensor
+from dlproxy.service import FutureReply, ReplyTo
+from dlproxy.wire.catalog import Catalog, ServedModel
+from dlproxy.wire.checks import RequestChecker
+from dlproxy.wire.terms import NO_TERMS, HeaderTerms, Terms
+
+TENANT_HEADER = "x-tenant-id"
+
+Kept = TypeVar("Kept")
+
+
+class Endpoint:
+    """Inference of one version of one model."""
+
+    def __init__(self, model: ServedModel, ticket_ids: Iterator[int], clock: Callable[[], float], tenant_header: str) -> None:
+        self.model = model
+        self.checker = RequestChecker(model)
+        self.ticket_ids = ticket_ids
+        self.clock = clock
+        self.read_headers = HeaderTerms(tenant_header=tenant_header, sticky=model.sticky).read
+        self.cancel = model.service.cancel
+        self._service = model.service
+        self._sticky = model.sticky
+
+    def request(self, inputs: list[Tensor], outputs: Sequence[int], params: dict[str, Any] | None = None) -> Request:
+        """The checked request, which arrives now. Raises InferenceError(INVALID_ARGUMENT)."""
+        ticket_id, now = next(self.ticket_ids), self.clock()
+        return self.checker.request(inputs, outputs, ticket_id=ticket_id, request_id="", params=params or {}, now=now)
+
+    def submit(self, request: Request, reply: ReplyTo, terms: Terms = NO_TERMS) -> None:
+        """Hand a checked request on, with the deadline that follows from its terms and the model's objective."""
+        slo_s = self.model.slo_s
+        if slo_s is not None:
+            ticket = request.ticket
+            ticket.deadline_at = ticket.arrived_at + slo_s
+        if terms is not NO_TERMS:
+            ticket, timeout_s = request.ticket, terms.timeout_s
+            if timeout_s != inf:
+                ticket.answer_by = answer_by = ticket.arrived_at + timeout_s
+                if slo_s is None or timeout_s < slo_s:
+                    ticket.deadline_at = answer_by
+            if terms.priority:
+                ticket.priority = terms.priority
+            if terms.tenant:
+                ticket.tenant = terms.tenant
+            if terms.principal is not ANONYMOUS:
+                request.principal = terms.principal
+        if self._sticky:
+            request.ticket.affinity = self._affinity(request, terms)
+        self._service.submit(request, reply)
+
+    async def infer(self, request: Request, terms: Terms = NO_TERMS) -> Response:
+        """Submit and await. Cancelling the awaiting task cancels the request. Raises InferenceError."""
+        reply = FutureReply()
+        self.submit(request, reply, terms)
+        return await reply.answer(self._service, request)
+
+    def refused(self, error: InferenceError) -> InferenceError:
+        """The error why a request is not submitted, counted."""
+        self.model.stats.failed(error.failure.kind, 0.0)
+        return error
+
+    def _affinity(self, request: Request, terms: Terms) -> str:
+        if self._sticky == "tenant":
+            return terms.tenant
+        if self._sticky != "input":
+            return terms.affinity
+        digest = blake2b(digest_size=8)
+        for tensor in request.inputs:
+            digest.update(tensor.data)
+        return digest.hexdigest()
+
+
+class FrontDesk(Generic[Kept]):
+    """What a protocol keeps of each served model, made of its endpoint by `make`; follows the catalog at once."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        make: Callable[[Endpoint], Kept],
+        *,
+        clock: Callable[[], float],
+        tenant_header: str = TENANT_HEADER,
+    ) -> None:
+        self._catalog = catalog
+        self._make = make
+        self._clock = clock
+        self._tenant_header = tenant_header
+        self._kept: dict[ServedModel, Kept] = {}
+        catalog.subscribe(self._follow)
+        self._follow()
+
+    def find(self, name: str, version: str = "") -> Kept:
+        """For a request of the model; without a version, of its default one. Raises InferenceError."""
+        return self._kept[self._catalog.get(name, version)]
+
+    def _follow(self) -> None:
+        known = self._kept
+        self._kept = {model: known[model] if model in known else self._new(model) for model in self._catalog}
+
+    def _new(self, model: ServedModel) -> Kept:
+        return self._make(Endpoint(model, self._catalog.ticket_ids, self._clock, self._tenant_header))

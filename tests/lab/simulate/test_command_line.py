@@ -1,0 +1,255 @@
+"""`dlproxy simulate`: what cannot be used is answered in one line with exit code 2; one seed, one file; Ctrl-C keeps it."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from dlproxy.cli import main
+from dlproxy.cli.terminal import INTERRUPTED, OK, USER_ERROR
+from dlproxy.lab.report.result import load
+from tests.clients.server import HANG_S, environment
+
+TIMES = "--service=m=base=10ms,row=0.5ms"
+RATE = "--rate=50"
+SHORT = "--duration=5s"
+M = ["m", TIMES, RATE, SHORT]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test runs in a folder with some unusable files."""
+    for name, content in {
+        "empty.csv": "",
+        "headed.csv": "time\n",
+        "once.csv": "3\n",
+        "malformed.csv": "time\n1\n2\nthree\n",
+        "text.dlog": "dear diary",
+        "typo.toml": "[models.m]\npath = 'm.onnx'\nmax_bach = 4\n",
+        "broken.toml": "[models.m\n",
+        "binary.csv": "\0\0",
+    }.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "cut.dlog").write_bytes(b"\xff\0\0\0header")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "clues"),
+    [
+        (["m", TIMES, "--rate=0"], ["rate 0 is out of range", "positive"]),
+        (["m", TIMES, "--rate=nan"], ["rate nan is out of range"]),
+        (["m", TIMES, "--rate=inf"], ["rate inf is out of range"]),
+        (["m", TIMES, "--rate=-1"], ["rate -1 is out of range"]),
+        (["m", TIMES, "--rate=1e12"], ["--rate 1e+12 for 60 s is out of range", "at most 1,000,000,000 requests"]),
+        (["m", TIMES], ["no load given", "--rate 500 --duration 60", "--trace FILE"]),
+        (["m", TIMES, RATE, "--duration=0"], ["--duration 0 is out of range"]),
+        (["m", TIMES, RATE, "--duration=soon"], ["--duration soon is not a duration", "10, 10s or 500ms"]),
+        (["m", TIMES, RATE, "--duration=nan"], ["--duration nan is out of range"]),
+        (["m", TIMES, RATE, "--trace=malformed.csv"], ["--trace says when requests arrive", "omit --rate"]),
+        (["m", TIMES, "--trace=empty.csv"], ["empty.csv holds no arrivals"]),
+        (["m", TIMES, "--trace=headed.csv"], ["headed.csv holds no arrivals"]),
+        (["m", TIMES, "--trace=once.csv"], ["once.csv", "at least two times"]),
+        (["m", TIMES, "--trace=malformed.csv"], ["malformed.csv, line 4", "'three' is not a time", "2023-11-16"]),
+        (["m", TIMES, "--trace=binary.csv"], ["binary.csv"]),
+        (["m", TIMES, "--trace=nowhere.csv"], ["nowhere.csv cannot be read"]),
+        (["m", TIMES, "--trace=folder"], ["folder cannot be read"]),
+        ([*M, "--arrivals=often"], ["no arrival process 'often'", "poisson"]),
+        ([*M, "--loop=recorded"], ["only a recording tells what the loop costs", "--service m=EVENT.dlog"]),
+        (["m", "n", TIMES, RATE, "--loop=recorded"], ["--loop recorded works with one model only"]),
+        ([*M, "--loop=recoded"], ["--loop recoded: 'recoded' is not understood", "read=20us", "or recorded"]),
+        ([*M, "--nodes=0"], ["--nodes 0 is out of range", "1 to 100000"]),
+        ([*M, "--nodes=100001"], ["--nodes 100001 is out of range"]),
+        ([*M, "--rows=0"], ["--rows 0 is out of range", "at least one row"]),
+        ([*M, "--rows=257"], ["--rows 257 is more than max_batch 256 of model m"]),
+        ([*M, "--seed=-1"], ["--seed -1 is out of range", "0 or more"]),
+        ([*M, "--balancer=best"], ["there is no balancer 'best'", "peak-ewma", "round-robin"]),
+        ([*M, "--fault=explode:node=node-0"], ["there is no kind 'explode'", "slow, die or fail"]),
+        ([*M, "--fault=die:node=node-1"], ["there is no node 'node-1'", "the nodes are node-0"]),
+        ([*M, "--fault=die:node=node-0,instance=x"], ["no instance 'x' on node-0", "m-0"]),
+        ([*M, "--fault=die:node=node-0", "--fault=die:node=node-0,at=3"], ["another 'die' on m-0", "let one end"]),
+        (["m", "--service=m=10ms", RATE], ["service '10ms'", "base=10ms,row=0.5ms"]),
+        (["m", "--service=m=bse=10ms", RATE], ["no option 'bse'", "base=10ms,row=0.5ms"]),
+        (["m", "--service=m=base=0ms", RATE], ["base=0ms is not understood"]),
+        (["m", "--service=m", RATE], ["--service m: begin with a model's name", "the models are m"]),
+        (["m", "--service=other=base=10ms", RATE], ["--service other=base=10ms", "the models are m"]),
+        (["m", "--service=m=text.dlog", RATE], ["text.dlog breaks off within its header"]),
+        (["m", "--service=m=cut.dlog", RATE], ["cut.dlog breaks off within its header"]),
+        (["m", "--service=m=folder", RATE], ["folder cannot be read"]),
+        ([*M, "--mix=other=3"], ["--mix other=3", "the models are m"]),
+        ([*M, "--mix=m"], ["--mix m: begin with a model's name"]),
+        ([*M, "--mix=m=0"], ["the share of m must be a number above 0"]),
+        ([*M, "--mix=m=nan"], ["the share of m must be a number above 0"]),
+        ([*M, "--deadline=soon"], ["--deadline: duration 'soon'", "20ms"]),
+        ([*M, "--objective=20"], ["--objective: duration '20'", "20ms"]),
+        ([*M, f"--deadline={'9' * 400}s"], ["--deadline: duration", "is not understood; write it like 20ms"]),
+        ([*M, "--slo=fast"], ["slo 'fast'", "p99=20ms"]),
+        ([*M, "--loop=read"], ["--loop read: duration ''"]),
+        ([*M, "--loop=think=20us"], ["'think' is not understood", "read=20us,write=15us,path=100us"]),
+        ([*M, "--json=no/such/folder.json"], ["cannot write no/such/folder.json"]),
+        ([*M, "--html=no/such/folder.html"], ["cannot write no/such/folder.html"]),
+        ([*M, "--json=folder"], ["cannot write folder"]),
+        (["--config=nowhere.toml", RATE], ["nowhere.toml cannot be read"]),
+        (["--config=typo.toml", RATE], ["typo.toml:3: unknown key 'max_bach'", "did you mean 'max_batch'?"]),
+        (["--config=broken.toml", RATE], ["broken.toml is not TOML"]),
+        ([RATE], ["no model given", "dlproxy simulate MODEL.onnx"]),
+        (["nowhere.onnx", RATE], ["nowhere.onnx does not exist"]),
+        (["sleep:base=10", RATE], ["'sleep:base=10'", "20ms"]),
+        (["m", "m", TIMES, RATE], ["two models are named 'm'"]),
+        (["--replay=nowhere.dlog"], ["nowhere.dlog cannot be read"]),
+        (["--replay=text.dlog"], ["text.dlog breaks off within its header"]),
+        (["--replay=text.dlog", "m"], ["--replay takes its requests and its model from the recording"]),
+        (["--replay=text.dlog", "--seed=0"], ["--replay takes its requests", "omit --seed"]),
+        (["--replay=text.dlog", "--nodes=1", "--slo=p99=1s"], ["omit --nodes, --slo"]),
+        ([*M, "--speed=2"], ["--speed only has a meaning with --trace"]),
+        ([*M, "--mix=m=3"], ["--mix divides the load among several models"]),
+        ([*M, "--balancer=round-robin"], ["--balancer chooses among nodes", "--nodes 2"]),
+        ([*M, "--service=m=base=3ms"], ["--service names m twice"]),
+        ([*M, "--fault=die:node=node-0,at=5"], ["would never begin", "ends after 5 s"]),
+        ([*M, "--fault=die:node=node-0,factor=3"], ["factor only has a meaning with slow"]),
+        ([*M, "--fault=slow:node=node-0,after=3"], ["after only has a meaning with fail"]),
+        (["--replay=text.dlog", "--fault=die:node=node-0"], ["--replay takes its requests"]),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_used_is_answered_in_one_line(
+    arguments: list[str], clues: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", *arguments]) == USER_ERROR
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("dlproxy: ")
+    for clue in clues:
+        assert clue in line
+
+
+def _simulate(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dlproxy", "simulate", *arguments]
+    variables = {**environment(), "PYTHONHASHSEED": hash_seed}
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, env=variables, check=False)
+
+
+def test_one_seed_writes_one_file_whatever_the_process_and_another_seed_another(folder: Path) -> None:
+    what = ["a", "b", "--service=a=base=5ms,cv=0.5", "--service=b=base=2ms,row=1ms,cv=1", "--mix=a=3,b=1", "--rate=2000"]
+    fleet = ["--nodes=4", "--balancer=power-of-two", "--duration=3", "--deadline=12ms", "--fault=die:node=node-1,at=1,for=1"]
+    written = []
+    for number, (seed, hash_seed) in enumerate([("7", "1"), ("7", "2"), ("8", "1")]):
+        done = _simulate(*what, *fleet, f"--seed={seed}", f"--json={number}.json", hash_seed=hash_seed)
+        assert (done.returncode, done.stderr) == (OK, "")
+        written.append((done.stdout, (folder / f"{number}.json").read_bytes()))
+    assert written[0] == written[1]
+    first, other = json.loads(written[0][1]), json.loads(written[2][1])
+    assert first["sent"] != other["sent"]
+    assert first["latency_ms"] != other["latency_ms"]
+    assert {"deadline"} <= first["errors"].keys(), "the scene shall be rich"
+
+
+def test_ctrl_c_prints_and_writes_what_was_simulated_so_far(folder: Path) -> None:
+    arguments = ["m", TIMES, "--rate=1000", "--duration=1000000", "--json=part.json"]
+    program = (
+        "import sys\n"
+        "from dlproxy.cli import main\n"
+        "from dlproxy.lab.simulate import run\n"
+        "make_calls = run.make_calls\n"
+        "def telling(scenario, on_progress):\n"
+        "    for number, call in enumerate(make_calls(scenario, on_progress)):\n"
+        "        if number == 20000: print('under way', flush=True)\n"
+        "        yield call\n"
+        "run.make_calls = telling\n"
+        f"sys.exit(main(['simulate', *{arguments!r}]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    guard = threading.Timer(HANG_S, process.kill)
+    guard.start()
+    assert process.stdout is not None
+    assert process.stdout.readline() == "under way\n"
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate()
+    guard.cancel()
+    guard.join()
+    assert (process.returncode, errors) == (INTERRUPTED, "")
+    assert "interrupted" in out
+    result = load(folder / "part.json")
+    assert result.interrupted
+    assert result.sent >= 20_000
+    assert result.duration_s < 1e6
+    assert result.sent == pytest.approx(1000 * result.duration_s, rel=0.05)
+
+
+# What is asked for is what is simulated
+
+
+def test_options_reach_the_result(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "dlproxy.toml").write_text("[models.m]\npath = 'm.onnx'\nslo = 'p99=80ms'\ninstances = 2\n")
+    options = [
+        "--nodes=3",
+        "--balancer=round-robin",
+        "--rows=2",
+        "--loop=read=20us,write=15us,path=1ms,shared",
+        "--arrivals=gamma:cv=2",
+    ]
+    assert main(["simulate", "--config=dlproxy.toml", TIMES, RATE, SHORT, *options, "--json=out.json"]) == OK
+    result = load(folder / "out.json")
+    assert result.setup["nodes"] == 3
+    assert result.setup["loop_us"] == {"read": pytest.approx(20.0), "write": pytest.approx(15.0), "path": pytest.approx(1000.0)}
+    assert result.setup["loop_shares_core"] is True
+    assert result.setup["arrivals"] == "gamma:cv=2"
+    assert result.setup["models"]["m"]["slo_s"] == 0.08
+    assert list(result.instances["node-2"]) == ["m-0", "m-1"]
+    assert result.objective_ms == pytest.approx(80.0), "the model's objective, since no other is given"
+    assert result.latency_ms["p50"] >= 10.0 + 2 * 0.5 + 1.0
+    assert "requests" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "objective_ms"),
+    [
+        ([], None),
+        (["--deadline=50ms"], 50.0),
+        (["--deadline=50ms", "--slo=p99=20ms"], 50.0),
+        (["--slo=p99=20ms"], 20.0),
+        (["--deadline=50ms", "--objective=p99=30ms"], 30.0),
+    ],
+)
+def test_what_counts_as_good(folder: Path, options: list[str], objective_ms: float | None) -> None:
+    assert main(["simulate", *M, *options, "--json=out.json"]) == OK
+    expected = None if objective_ms is None else pytest.approx(objective_ms)
+    assert load(folder / "out.json").objective_ms == expected
+
+
+def test_a_trace_is_simulated_from_its_first_to_its_last_arrival(folder: Path) -> None:
+    (folder / "trace.csv").write_text("\n".join(["time", "100", "100.5", "100.5", "102", "104"]))
+    assert main(["simulate", "m", TIMES, "--trace=trace.csv", "--json=out.json"]) == OK
+    result = load(folder / "out.json")
+    assert (result.sent, result.ok, result.duration_s) == (5, 5, pytest.approx(4.0))
+    assert result.batch_sizes == {1: 3, 2: 1}, "what comes at one instant shares a batch"
+    assert main(["simulate", "m", TIMES, "--trace=trace.csv", "--speed=2", "--json=out.json"]) == OK
+    assert load(folder / "out.json").duration_s == pytest.approx(2.0)
+
+
+def test_no_request_at_all_is_a_result_too(folder: Path) -> None:
+    assert main(["simulate", "m", TIMES, "--rate=1e-9", SHORT, "--json=out.json"]) == OK
+    assert load(folder / "out.json").sent == 0
+
+
+def test_a_disk_that_is_full_at_the_end_does_not_lose_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    assert main(["simulate", *M, "--json=/dev/full"]) == USER_ERROR
+    captured = capsys.readouterr()
+    assert "requests" in captured.out
+    assert "cannot write /dev/full" in captured.err
+
+
+def test_the_report_is_written(folder: Path) -> None:
+    assert main(["simulate", *M, "--html=out.html"]) == OK
+    assert "<html" in (folder / "out.html").read_text()
