@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.placement import __main__ as benchmark
-from benchmarks.placement.page import page
+from benchmarks.placement.page import Line, page
 
 
 def test_small_run_prints_a_line_for_every_solver_and_objective(capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,7 +16,9 @@ def test_small_run_prints_a_line_for_every_solver_and_objective(capsys: pytest.C
 
 def test_page_names_command_machine_and_versions() -> None:
     options = benchmark.parse_options(["--size", "2x2", "--seconds", "0.02"])
-    written = page(list(benchmark.measure(options)), date="today", command="the command")
+    lines: list[Line] = []
+    benchmark.measure(options, lines)
+    written = page(lines, date="today", command="the command")
     for words in (
         "`the command` on today",
         "cores, of which solvers use one",
