@@ -41,6 +41,6 @@ async def test_a_name_is_given_again_only_when_its_last_batch_has_ended() -> Non
     await asyncio.gather(fewer, more)
     for number, reply in enumerate(replies):
         assert (await reply.wait()).values[0] == 2.0 * number
-    assert [(state.name, state.in_flight) for state in rig.lane.instances] == [("m-0", 0), ("m-1", 0)]
+    assert [(state.name, state.in_flight) for state in rig.lane.view().instances] == [("m-0", 0), ("m-1", 0)]
     await rig.driver.stop(1.0)
     await fleet.stop()

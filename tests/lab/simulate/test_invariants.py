@@ -141,7 +141,7 @@ def check_lanes(scenario: Scenario, simulation: Simulation) -> None:
             assert max(sizes, default=0) <= knobs.max_batch
             assert sum((Counter(instance.batch_sizes) for instance in model.instances.values()), Counter()) == Counter(sizes)
             assert lane.timers <= lane.wakes
-            assert (lane.in_flight, len(lane.queue)) == (0, 0)
+            assert (lane.view().running_batches, lane.view().queued_requests) == (0, 0)
             done = [event.batch_id for _, event in lane.told if isinstance(event, BatchDone)]
             assert sorted(done) == [batch.batch_id for batch in lane.dispatched], "each batch ends once"
 
@@ -152,7 +152,7 @@ def check_that_all_is_well_again(simulation: Simulation, tally: NotedTally, scen
         for name, model in node.models.items():
             for instance in model.instances.values():
                 assert (instance.slowed_by, instance.fails_after_s) == (1.0, None)
-            assert len(noted(model).instances) == len(scenario.models[name].plan.instances)
+            assert len(noted(model).view().instances) == len(scenario.models[name].plan.instances)
     answered = len(tally.answers)
     for number, name in enumerate(scenario.models):
         simulation.run(Call(name, scenario.rows, inf, 1000.0 + 100.0 * number + node) for node in range(scenario.nodes))

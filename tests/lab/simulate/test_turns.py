@@ -187,7 +187,7 @@ def test_batches_never_use_more_cores_than_there_are_and_all_is_answered(scene: 
     for sharer in scene.sharers:
         model = models[sharer.name]
         lane = noted(model)
-        assert (lane.in_flight, len(lane.queue), model.leases, model.lease) == (0, 0, {}, None)
+        assert (lane.view().running_batches, lane.view().queued_requests, model.leases, model.lease) == (0, 0, {}, None)
         starts = [at for at, line in lane.said if line.startswith("run ")]
         ends = [at for at, event in lane.told if isinstance(event, BatchDone)]
         assert len(starts) == len(ends)

@@ -124,7 +124,7 @@ class Script:
     @property
     def quarantined(self) -> list[int]:
         """Tickets that the last event's rejects blame."""
-        return [command.ticket.id for command in self.commands if isinstance(command, Reject) and command.quarantine]
+        return [command.ticket.id for command in self.commands if isinstance(command, Reject) and command.reason == "to_blame"]
 
     def timer(self, at: float | None = None) -> list[str]:
         return self.tell(TimerFired(), at)
@@ -141,12 +141,13 @@ class Script:
 
     def circuits(self) -> dict[str, str]:
         """How far each instance is trusted."""
-        return {state.name: state.circuit.value for state in self.lane.instances}
+        return {state.name: state.circuit.value for state in self.lane.view().instances}
 
 
 def remembered(lane: Lane) -> int:
     """Tickets that the lane still keeps a note of, wherever; 0 once all are answered."""
-    taken = sum(state.in_flight for state in lane.instances)
+    view = lane.view()
+    taken = sum(state.in_flight for state in view.instances)
     overdue = lane._deadlines.next_at(lane.queue) < inf  # looking clears it
     overdue += lane._promises.next_at() < inf or len(lane._promises.open)
-    return lane.in_flight + taken + len(lane.queue) + lane.queue.rows + lane._again.notes + overdue
+    return view.running_batches + taken + view.queued_requests + view.queued_rows + lane._again.notes + overdue

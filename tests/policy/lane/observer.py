@@ -33,8 +33,9 @@ from dlproxy.policy.events import (
     WakeAt,
     WantTurn,
 )
+from dlproxy.policy.hedging import HEDGE_SIGMAS
 from dlproxy.policy.knobs import LaneKnobs
-from dlproxy.policy.lane import HEDGE_SIGMAS, Lane
+from dlproxy.policy.lane import Lane
 from dlproxy.policy.overload import SHED_TARGETS
 from dlproxy.policy.pool import LATENCY_AWARE
 from dlproxy.policy.queueing import DEFAULT_LEVEL, level
@@ -242,16 +243,14 @@ class Observer:
         assert run.rows <= self.knobs.max_batch or len(batch.tickets) == 1, f"{run.rows} rows in a batch"
         assert len({ticket.shape_key for ticket in batch.tickets}) == 1, "shapes are mixed"
         numbers = [ticket.id for ticket in batch.tickets]
-        {"instance idle": self.check_first_run, "retry": self.check_retry, "hedge": self.check_hedge}[batch.reason](
-            batch, numbers
-        )
+        {"retry": self.check_retry, "hedge": self.check_hedge}.get(batch.reason, self.check_first_run)(batch, numbers)
         for ticket in batch.tickets:
             assert ticket is self.tickets[ticket.id]
             assert ticket.deadline_at > self.now, f"{ticket.id} is dispatched past its deadline"
             self.runs[ticket.id] = self.runs.get(ticket.id, 0) + 1
             self.where[ticket.id] = Where.RUNS
             assert self.runs[ticket.id] == 1 or self.knobs.retry_budget, f"{ticket.id} runs again, which nothing may"
-        if self.knobs.hedge and batch.reason == "instance idle":
+        if self.knobs.hedge and batch.reason in ("idle", "probe"):
             run.hedge_at = self.now + self.lane.model.quantile(run.rows, HEDGE_SIGMAS)
         self.running[batch.batch_id] = run
 
@@ -318,7 +317,7 @@ class Observer:
         ticket = command.ticket
         assert self.where[ticket.id] is Where.COMES_BACK
         if isinstance(event, InstanceLost):
-            assert command.quarantine
+            assert command.reason == "to_blame"
             assert self.crashes(ticket.id) >= 2, f"{ticket.id} is blamed for one crash"
             assert self.losses[ticket.id][-1] == (1, True), "it may have been another one's fault"
             return
@@ -385,15 +384,15 @@ class Observer:
             assert wants[-1].cost_s > 0.0
 
     def check_counts(self) -> None:
-        lane, queued = self.lane, self.among(Where.QUEUED)
-        assert lane.in_flight == len(self.running), f"in_flight is {lane.in_flight}, not {len(self.running)}"
-        states = {state.name: state for state in lane.instances}
+        view, queued = self.lane.view(), self.among(Where.QUEUED)
+        assert view.running_batches == len(self.running), f"{view.running_batches} batches run, not {len(self.running)}"
+        states = {state.name: state for state in view.instances}
         assert set(states) == set(self.instances)
         for name, seen in self.instances.items():
             assert states[name].in_flight == seen.in_flight, f"{name} runs {seen.in_flight} batches"
             assert states[name].capacity == seen.capacity, f"{name} has a capacity of {seen.capacity}"
-        assert len(lane.queue) == len(queued), f"{len(lane.queue)} are queued, not {queued}"
-        assert lane.queue.rows == sum(self.tickets[number].rows for number in queued)
+        assert view.queued_requests == len(queued), f"{view.queued_requests} are queued, not {queued}"
+        assert view.queued_rows == sum(self.tickets[number].rows for number in queued)
 
     def check_circuits(self, event: Event, dispatched: Iterable[Dispatch]) -> None:
         circuits = self.circuits()
@@ -485,7 +484,7 @@ class Observer:
         return min((self.tickets[number].deadline_at for number in self.waiting()), default=inf)
 
     def circuits(self) -> dict[str, Circuit]:
-        return {state.name: state.circuit for state in self.lane.instances}
+        return {state.name: state.circuit for state in self.lane.view().instances}
 
     def available(self, name: str) -> bool:
         """It is trusted with a batch, or with one as a probe, if it has room."""

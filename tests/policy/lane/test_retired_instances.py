@@ -38,8 +38,8 @@ def test_the_lane_keeps_its_invariants(always: dict[str, Any]) -> None:
 class ForgetsItsBatches(Lane):
     def _instance_retired(self, event: InstanceRetired, now: float, commands: list[Command]) -> None:
         super()._instance_retired(event, now, commands)
-        for batch_id in [number for number, run in self._running.items() if run.instance == event.instance]:
-            del self._running[batch_id]
+        for batch_id in [number for number, run in self._running.runs.items() if run.instance == event.instance]:
+            del self._running.runs[batch_id]
 
 
 class KeepsItInThePool(Lane):

@@ -524,6 +524,6 @@ def test_time_never_goes_back() -> None:
 def test_a_dispatch_says_why() -> None:
     lane = Script(instances="ab")
     lane.arrive(1)
-    assert [command.reason for command in lane.commands if isinstance(command, Dispatch)] == ["instance idle"]
+    assert [command.reason for command in lane.commands if isinstance(command, Dispatch)] == ["idle"]
     lane.lose("a")
     assert [command.reason for command in lane.commands if isinstance(command, Dispatch)] == ["retry"]

@@ -135,7 +135,7 @@ def test_another_balancer_takes_over_what_is_in_flight() -> None:
     for before, after in pairwise([*BALANCERS, BALANCERS[0]]):
         assert lane.turn(knobs(max_batch=1, balancer=before)) == []
         lane.arrive(1, 2, 3, affinity="k")
-        assert sorted(state.in_flight for state in lane.lane.instances) == [2, 2], before
+        assert sorted(state.in_flight for state in lane.lane.view().instances) == [2, 2], before
         assert lane.turn(knobs(max_batch=1, balancer=after)) == []
         for _ in range(3):
             lane.done(next(batch_ids))
