@@ -199,18 +199,18 @@ class Lane:
             tickets = self._again.still_wanted(run.tickets)
             self._reject_all(self._again.after_loss(run, tickets, event.reason, crashed=event.crashed), commands)
         self._outage.lost(event.instance, event.reason)
-        self._bear_outage(now, commands)
+        self._handle_outage(now, commands)
 
     def _instance_retired(self, event: InstanceRetired, now: float, commands: list[Command]) -> None:
         if event.instance in self.pool:
             self.pool.remove(event.instance)
             self._size_limit()
             self._outage.retired()
-            self._bear_outage(now, commands)
+            self._handle_outage(now, commands)
 
     def _instance_expected(self, event: InstanceExpected, now: float, commands: list[Command]) -> None:
         self._outage.until = event.until
-        self._bear_outage(now, commands)
+        self._handle_outage(now, commands)
 
     def _closing(self, event: Closing, now: float, commands: list[Command]) -> None:
         self._outage.closing = event.reason
@@ -228,7 +228,7 @@ class Lane:
         for ticket in self._promises.due(now):  # the model still runs these, but nobody waits for them any more
             if self._withdraw(ticket.id) is not None:
                 self._reject(ticket, overran(ticket, now), commands)
-        self._bear_outage(now, commands)
+        self._handle_outage(now, commands)
 
     def _turn_granted(self, event: TurnGranted, now: float, commands: list[Command]) -> None:
         self._turn.grant()
@@ -344,7 +344,7 @@ class Lane:
                 self.queue.push(other, now)
         return refusal
 
-    def _bear_outage(self, now: float, commands: list[Command]) -> None:
+    def _handle_outage(self, now: float, commands: list[Command]) -> None:
         """If no instance is up, requests wait for one that is being started, as long as it is expected."""
         if len(self.pool):
             return

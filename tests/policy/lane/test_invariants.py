@@ -377,17 +377,17 @@ class ForgivesCrashes(Lane):
 class WaitsOutOutages(Lane):
     """Lets requests wait for however long it takes until an instance is up again."""
 
-    def _bear_outage(self, now: float, commands: list[Command]) -> None:
+    def _handle_outage(self, now: float, commands: list[Command]) -> None:
         if self._outage.until == -inf:
-            super()._bear_outage(now, commands)
+            super()._handle_outage(now, commands)
 
 
 class FailsAtOnce(Lane):
     """Fails what waits as soon as the last instance has crashed."""
 
-    def _bear_outage(self, now: float, commands: list[Command]) -> None:
+    def _handle_outage(self, now: float, commands: list[Command]) -> None:
         self._outage.until = -inf
-        super()._bear_outage(now, commands)
+        super()._handle_outage(now, commands)
 
 
 class BreaksPromises(Lane):
