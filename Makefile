@@ -31,6 +31,7 @@ check: setup
 	@$(PY) -m mypy --no-error-summary
 	@$(VENV)/bin/lint-imports --no-logo
 	@$(PY) docs/generate.py --check
+	@$(PY) -m benchmarks.readme --check
 
 fmt: setup
 	@$(PY) -m ruff format --quiet . && $(PY) -m ruff check --quiet --fix .

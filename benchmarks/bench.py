@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.processes import BenchmarkError, pinned
-from benchmarks.report import Report, Run
-from benchmarks.sample import sample_for
-from benchmarks.servers import Launcher, Server
-from benchmarks.stolen import StolenTime
-from benchmarks.wrk import Figures, Load, Mode, run_wrk, wrk_command
+from benchmarks.harness.processes import BenchmarkError, pinned
+from benchmarks.harness.report import Report, Run
+from benchmarks.harness.sample import sample_for
+from benchmarks.harness.servers import Launcher, Server
+from benchmarks.harness.stolen import StolenTime
+from benchmarks.harness.wrk import Figures, Load, Mode, run_wrk, wrk_command
 
 ORT_LOOP = Path(__file__).with_name("ort_loop.py")
 WARM_UP_SECONDS = 2

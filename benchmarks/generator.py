@@ -4,37 +4,24 @@ In turns with wrk: the rate against nginx, percentiles against dlproxy; generato
 with 1 if a goal is missed.
 """
 
-import argparse
 import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.interrupts import EXIT_INTERRUPTED, interrupt_once
-from benchmarks.machine import describe_machine, summary
+from benchmarks.harness.live import Live
+from benchmarks.harness.machine import describe_machine, summary
+from benchmarks.harness.options import options_of, positive
+from benchmarks.harness.processes import choose_cores, stay_off_the_servers_core
+from benchmarks.harness.running import EXIT_MISSED, run, workplace
+from benchmarks.harness.sample import Sample
+from benchmarks.harness.servers import Launcher, Server
+from benchmarks.harness.wrk import Figures, Load, run_wrk, wrk_command
 from benchmarks.models import build_mlp
-from benchmarks.processes import (
-    BenchmarkError,
-    Child,
-    Children,
-    Cores,
-    accepts_connections,
-    choose_cores,
-    free_ports,
-    pinned,
-    stay_off_the_servers_core,
-)
-from benchmarks.sample import Sample
-from benchmarks.servers import NGINX_TEMPORARY_PATHS, Launcher, find_nginx
-from benchmarks.wrk import Figures, Load, run_wrk, wrk_command
-from dlproxy.lab.report.result import Result, load
+from dlproxy.lab.report.result import Result
 
 GOAL_RPS = 25_000
 GOAL_APART = 0.10
@@ -50,35 +37,8 @@ METADATA = {
     "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}],
 }
 ANSWER = {"model_name": "static", "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 1], "data": [0.5]}]}
-CONFIG = """\
-daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn; events {{ worker_connections 1024; }}
-http {{ access_log off; keepalive_requests 1000000000; client_body_buffer_size 64k; {temporary_paths}
-default_type application/json;
-server {{ listen 127.0.0.1:{port};
-location = /v2/models/static {{ return 200 '{metadata}'; }}
-location = /v2/models/static/infer {{ return 200 '{answer}'; }} }} }}
-"""
-
-
-@contextmanager
-def _static(children: Children, cores: Cores, directory: Path) -> Iterator[tuple[Child, int]]:
-    """nginx that answers as a model server would, without a model."""
-    program = find_nginx()
-    if program is None:
-        raise BenchmarkError("nginx is not installed; on Debian: apt-get install nginx-light")
-    (port,) = free_ports(1)
-    config = directory / "nginx.conf"
-    config.write_text(
-        CONFIG.format(
-            port=port, metadata=json.dumps(METADATA), answer=json.dumps(ANSWER), temporary_paths=NGINX_TEMPORARY_PATHS
-        )
-    )
-    child = children.start("nginx", pinned(cores.server, [program, "-p", str(directory), "-c", str(config)]))
-    try:
-        child.wait_until(lambda: accepts_connections(port))
-        yield child, port
-    finally:
-        children.stop(child)
+REPLIES = f"""location = /v2/models/static {{ return 200 '{json.dumps(METADATA)}'; }}
+location = /v2/models/static/infer {{ return 200 '{json.dumps(ANSWER)}'; }}"""
 
 
 def _sample(model: str, name: str, values: int = VALUES) -> Sample:
@@ -87,30 +47,15 @@ def _sample(model: str, name: str, values: int = VALUES) -> Sample:
     return Sample(model, json.dumps({"inputs": [described]}).encode(), tensor, {})
 
 
-def _bench_command(cores: Cores, port: int, model: str, path: Path, *options: str) -> list[str]:
-    command = [sys.executable, "-m", "dlproxy", "bench", f"http://127.0.0.1:{port}", "--model", model]
-    return pinned(cores.load, [*command, "--json", str(path), *options])
-
-
-def _bench(command: list[str], path: Path, limit_s: float) -> Result:
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, start_new_session=True)
-    if not path.exists():
-        raise BenchmarkError(f"dlproxy bench failed: {(finished.stderr or finished.stdout).strip()[-500:]}")
-    return load(path)
-
-
-def _in_turns(
-    cores: Cores, port: int, directory: Path, sample: Sample, *, rounds: int, seconds: int
-) -> list[tuple[Figures, Result]]:
+def _in_turns(live: Live, server: Server, sample: Sample, *, rounds: int, seconds: int) -> list[tuple[Figures, Result]]:
     """Pairs of runs of wrk and `dlproxy bench`, the same load each."""
     wrk_load = Load(CONNECTIONS, seconds, sample)
-    wrk = wrk_command(f"http://127.0.0.1:{port}{sample.path}", wrk_load, cores, directory)
+    wrk = wrk_command(server.url(sample.path), wrk_load, live.cores, live.directory)
+    options = ["--warmup", "1", "--concurrency", str(CONNECTIONS), "--duration", str(seconds)]
     pairs = []
-    for number in range(rounds):
+    for _ in range(rounds):
         theirs = run_wrk(wrk, wrk_load)
-        path = directory / f"{sample.model}-{number}.json"
-        options = ["--concurrency", str(CONNECTIONS), "--duration", str(seconds)]
-        ours = _bench(_bench_command(cores, port, sample.model, path, *options), path, seconds + 60)
+        ours = live.load(server.url(""), sample.model, options, seconds)
         share = f"{ours.generator.cpu_share:.0%} of its core" if ours.generator else ""
         print(
             f"{sample.model:<7} wrk {theirs.requests_per_s:>9,.0f}/s p50 {theirs.p50_ms:.3f} ms p99 {theirs.p99_ms:.3f} ms    "
@@ -135,50 +80,43 @@ def _agrees(pairs: list[tuple[Figures, Result]]) -> bool:
     return max(abs(p50 - 1.0), abs(p99 - 1.0)) <= GOAL_APART
 
 
-def _stall(child: Child, cores: Cores, port: int, directory: Path) -> bool:
+def _stall(live: Live, server: Server) -> bool:
     """A second of silence in ten: every request that was due in it waited, whether or not the generator sent it in time."""
     shown = {}
     for name, options in (("open", ["--rate", str(STALL_RATE)]), ("closed", ["--concurrency", "2"])):
-        path = directory / f"stall-{name}.json"
-        command = _bench_command(cores, port, "static", path, *options, "--warmup", "0", "--duration", str(STALL_RUN_S))
-        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        running = live.start_load(server.url(""), "static", [*options, "--duration", str(STALL_RUN_S)], STALL_RUN_S)
         time.sleep(STALL_RUN_S / 2)
-        os.killpg(child.process.pid, signal.SIGSTOP)
+        os.killpg(server.child.process.pid, signal.SIGSTOP)
         time.sleep(STALL_S)
-        os.killpg(child.process.pid, signal.SIGCONT)
-        running.wait(60)
-        shown[name] = load(path).latency_ms["p99"]
+        os.killpg(server.child.process.pid, signal.SIGCONT)
+        shown[name] = running.result().latency_ms["p99"]
     open_ms, closed_ms = shown["open"], shown["closed"]
     print(f"a stall of {STALL_S:g} s in {STALL_RUN_S} s: p99 {open_ms:,.0f} ms in an open loop, {closed_ms:.3f} ms in a closed")
     return shown["open"] >= 0.8e3 * STALL_S
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.generator", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=4)
+    parser = options_of("generator", __doc__)
+    parser.add_argument("--rounds", type=positive(int), default=5)
+    parser.add_argument("--seconds", type=positive(int), default=4)
     args = parser.parse_args(arguments)
     length = {"rounds": args.rounds, "seconds": args.seconds}
-    interrupt_once()
     cores = choose_cores()
     print(summary(describe_machine(cores)))
     stay_off_the_servers_core(cores)
-    try:
-        with tempfile.TemporaryDirectory(prefix="dlproxy-generator-") as name, Children(Path(name)) as children:
-            directory = Path(name)
-            with _static(children, cores, directory) as (child, port):
-                fast = _is_quick(_in_turns(cores, port, directory, _sample("static", "x"), **length))
-                honest = _stall(child, cores, port, directory)
-            launcher = Launcher(children, cores, directory, Path())
+    reached: list[bool] = []
+
+    def measure() -> None:
+        with workplace("generator") as (children, directory):
+            live, launcher = Live(children, cores, directory), Launcher(children, cores, directory, Path())
+            with launcher.nginx(REPLIES) as server:
+                reached.append(_is_quick(_in_turns(live, server, _sample("static", "x"), **length)))
+                reached.append(_stall(live, server))
             with launcher.dlproxy({"mlp": build_mlp(directory / "mlp.onnx"), "sleeper": SLEEPER}) as server:
-                _agrees(_in_turns(cores, server.port, directory, _sample("mlp", "input"), **length))
-                agrees = _agrees(_in_turns(cores, server.port, directory, _sample("sleeper", "x", 1), **length))
-    except BenchmarkError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    return 0 if fast and honest and agrees else 1
+                _agrees(_in_turns(live, server, _sample("mlp", "input"), **length))
+                reached.append(_agrees(_in_turns(live, server, _sample("sleeper", "x", 1), **length)))
+
+    return run(measure) or (0 if all(reached) else EXIT_MISSED)
 
 
 if __name__ == "__main__":

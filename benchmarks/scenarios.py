@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.bench import Bench
-from benchmarks.processes import BenchmarkError
-from benchmarks.report import Goal, Run
-from benchmarks.sample import sample_for
-from benchmarks.servers import find_nginx
-from benchmarks.wrk import Load
+from benchmarks.harness.processes import BenchmarkError
+from benchmarks.harness.report import Goal, Run
+from benchmarks.harness.sample import sample_for
+from benchmarks.harness.servers import constant, find_nginx
+from benchmarks.harness.wrk import Load
 
 DIGITS = Path(__file__).parent.parent / "src" / "dlproxy" / "lab" / "digits" / "digits.onnx"
 BUSY_CONNECTIONS = 64
@@ -122,7 +122,7 @@ def other_ceilings(bench: Bench) -> None:
     get = Load(BUSY_CONNECTIONS, bench.seconds)
     with bench.launcher.dlproxy({"mlp": bench.mlp}) as proxy:
         bench.warm_up(proxy, load)
-        with bench.launcher.nginx(sample_for(bench.mlp).check_answer(proxy.port)) as nginx:
+        with bench.launcher.nginx(constant(sample_for(bench.mlp).check_answer(proxy.port))) as nginx:
 
             def one_each(number: int) -> tuple[Run, Run]:
                 ours = bench.measure("F", "dlproxy", f"mlp, {load.connections} connections", proxy, load)

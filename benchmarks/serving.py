@@ -5,41 +5,23 @@ Prints one table, ratios last, and keeps every single run in a JSON file. Only r
 
 import argparse
 import contextlib
-import datetime
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from benchmarks.bench import Bench
-from benchmarks.interrupts import EXIT_INTERRUPTED, interrupt_once
-from benchmarks.machine import describe_machine, summary
+from benchmarks.harness.machine import describe_machine, summary
+from benchmarks.harness.options import Names, add_json, options_of, positive, utc_now
+from benchmarks.harness.processes import BenchmarkError, Cores, choose_cores, stay_off_the_servers_core
+from benchmarks.harness.report import Report
+from benchmarks.harness.running import EXIT_MISSED, EXIT_UNUSABLE, run, workplace, wrk_is_missing
+from benchmarks.harness.servers import Launcher
+from benchmarks.harness.stolen import StolenTime
+from benchmarks.harness.wrk import wrk_is_installed
 from benchmarks.models import build_mlp, build_slow
-from benchmarks.processes import BenchmarkError, Children, Cores, choose_cores, stay_off_the_servers_core
-from benchmarks.report import Report
 from benchmarks.scenarios import SCENARIOS
-from benchmarks.servers import Launcher
-from benchmarks.stolen import StolenTime
-from benchmarks.wrk import wrk_is_installed
 
 HERE = Path(__file__).parent
-EXIT_FAILED = 1
-EXIT_UNUSABLE = 2
-
-
-def _scenario_letters(text: str) -> list[str]:
-    letters = [letter.strip().upper() for letter in text.split(",")]
-    unknown = [letter for letter in letters if letter not in SCENARIOS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"no scenario {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
-    return [letter for letter in SCENARIOS if letter in letters]
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 def _share(text: str) -> float:
@@ -51,20 +33,17 @@ def _share(text: str) -> float:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    now = datetime.datetime.now(datetime.UTC)
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
-    parser.add_argument("--seconds", type=_positive, default=5, help="length of each measurement (default 5)")
-    parser.add_argument("--pairs", type=_positive, help="pairs of runs in each scenario (default 5, or 3)")
+    parser = options_of("serving", __doc__)
+    parser.add_argument("--seconds", type=positive(int), default=5, help="length of each measurement (default 5)")
+    parser.add_argument("--pairs", type=positive(int), help="pairs of runs in each scenario (default 5, or 3)")
     parser.add_argument(
         "--max-stolen",
         type=_share,
         metavar="SHARE",
         help="measure anew if the hypervisor took more of a core for others, such as 0.03 (default: every round counts)",
     )
-    parser.add_argument("--only", type=_scenario_letters, default=list(SCENARIOS), help="scenarios, such as A,C")
-    parser.add_argument(
-        "--json", type=Path, default=HERE / "results" / f"serving-{now:%Y-%m-%dT%H%M%SZ}.json", help="where to keep it"
-    )
+    parser.add_argument("--only", action=Names, known=SCENARIOS, help="scenarios, such as A,C")
+    add_json(parser, "serving", utc_now())
     parser.add_argument(
         "--bare",
         type=Path,
@@ -89,8 +68,7 @@ def _run_scenarios(bench: Bench, letters: list[str]) -> None:
 
 def _measure(options: argparse.Namespace, cores: Cores, report: Report) -> None:
     stay_off_the_servers_core(cores)
-    with tempfile.TemporaryDirectory(prefix="dlproxy-benchmark-") as directory, Children(Path(directory)) as children:
-        work_directory = Path(directory)
+    with workplace("serving") as (children, work_directory):
         launcher = Launcher(children, cores, work_directory, options.bare)
         mlp, slow = build_mlp(work_directory / "mlp.onnx"), build_slow(work_directory / "slow.onnx")
         bench = Bench(launcher, report, mlp, slow, options.seconds, options.pairs, options.max_stolen)
@@ -100,28 +78,20 @@ def _measure(options: argparse.Namespace, cores: Cores, report: Report) -> None:
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     if not wrk_is_installed():
-        print("wrk is not installed; on Debian: apt-get install wrk nginx-light", file=sys.stderr)
-        return EXIT_UNUSABLE
+        return wrk_is_missing()
     cores = choose_cores()
     if options.max_stolen is not None and StolenTime(cores).share() is None:
         print("--max-stolen needs Linux, taskset and two cores", file=sys.stderr)
         return EXIT_UNUSABLE
-    interrupt_once()
     report = Report(describe_machine(cores), vars(options))
     print(summary(report.machine), flush=True)
-    interrupted = False
-    try:
-        _measure(options, cores, report)
-    except KeyboardInterrupt:
-        interrupted = True
-        report.notes.append("interrupted: this is what had been measured")
+    code = run(lambda: _measure(options, cores, report))
+    if code:
+        report.notes.append("ended early: this is what had been measured")
     print(report.table())
     report.save(options.json)
     print(f"every run: {options.json}")
-    if interrupted:
-        return EXIT_INTERRUPTED
-    failed = bool(report.failures) or (options.strict and report.missed())
-    return EXIT_FAILED if failed else 0
+    return code or (EXIT_MISSED if report.failures or (options.strict and report.missed()) else 0)
 
 
 if __name__ == "__main__":

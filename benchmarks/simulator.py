@@ -3,13 +3,13 @@
 Simulated requests per second of one core, through the same call as `dlproxy simulate`. Exits with 1 below the goal.
 """
 
-import argparse
 import sys
 import time
 from math import inf
 
-from benchmarks.machine import describe_machine, summary
-from benchmarks.processes import Cores
+from benchmarks.harness.machine import describe_machine, summary
+from benchmarks.harness.options import options_of
+from benchmarks.harness.processes import Cores
 from dlproxy.config import ModelConfig
 from dlproxy.lab.load.arrivals import make_arrivals
 from dlproxy.lab.report.result import Result
@@ -38,7 +38,7 @@ def _run(nodes: int, load: float, requests: int, *, deadline_s: float, costs: Lo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.simulator", description=__doc__)
+    parser = options_of("simulator", __doc__)
     parser.add_argument("--requests", type=int, default=1_000_000, help="of the run with a thousand nodes (default 1,000,000)")
     args = parser.parse_args(arguments)
     print(summary(describe_machine(Cores(None, None))))

@@ -12,8 +12,9 @@ from pathlib import Path
 import modules
 
 from dlproxy.config.effects import needs
-from dlproxy.config.knobs import SECTIONS, Cost, Knob, knobs
+from dlproxy.config.knobs import SECTIONS, Cost
 from dlproxy.config.reading import variable
+from dlproxy.config.table import Knob, knobs
 
 OUT = Path(__file__).with_name("reference") / "configuration.md"
 BEGIN = """\

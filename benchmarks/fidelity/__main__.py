@@ -6,14 +6,14 @@ Prints one table; exits with 1 if a prediction is outside of its band. The live 
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 from benchmarks.fidelity.live import Bench, Subject
 from benchmarks.fidelity.simulated import BANDS, Row, Simulator, agrees, apart
-from benchmarks.interrupts import EXIT_INTERRUPTED, interrupt_once
-from benchmarks.machine import describe_machine, summary
-from benchmarks.processes import BenchmarkError, Children, choose_cores, stay_off_the_servers_core
+from benchmarks.harness.machine import describe_machine, summary
+from benchmarks.harness.options import Names, options_of
+from benchmarks.harness.processes import BenchmarkError, choose_cores, stay_off_the_servers_core
+from benchmarks.harness.running import run, workplace
 from dlproxy.lab import digits
 from dlproxy.lab.load.arrivals import ArrivalsError, read_trace
 
@@ -60,14 +60,14 @@ def _comparisons(row: Row) -> list[tuple[dict[str, float], dict[str, float]]]:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fidelity", description=__doc__)
+    parser = options_of("fidelity", __doc__)
     parser.add_argument("--trace", type=Path, help="also replay this trace (CSV), sped up to each load")
     parser.add_argument(
         "--seconds", type=float, default=17.0, help="of Poisson arrivals at load 1, longer at less (default 17)"
     )
     parser.add_argument("--parts", type=int, default=8, help="runs that each load is cut into, in turn with others (default 8)")
     parser.add_argument("--repeats", type=int, default=2, help="how often all of that is sent (default 2)")
-    parser.add_argument("--only", choices=[subject.name for subject in SUBJECTS], help="one model only")
+    parser.add_argument("--only", action=Names, known=[subject.name for subject in SUBJECTS], help="models")
     parser.add_argument("--json", type=Path, help="keep every figure")
     args = parser.parse_args(arguments)
     if args.repeats < 1 or args.parts < 2 or args.seconds < args.parts:
@@ -97,24 +97,25 @@ def _conclude(args: argparse.Namespace, machine: dict[str, object], rows: list[R
 
 def main(arguments: list[str] | None = None) -> int:
     args = _parse(arguments)
-    interrupt_once()
     cores = choose_cores()
     machine = describe_machine(cores)
     print(summary(machine))
     stay_off_the_servers_core(cores)
     print(HEADING)
     rows: list[Row] = []
-    try:
-        with tempfile.TemporaryDirectory(prefix="dlproxy-fidelity-") as directory, Children(Path(directory)) as children:
-            bench = Bench(children, cores, Path(directory))
+
+    def measure() -> None:
+        with workplace("fidelity") as (children, folder):
+            bench = Bench(children, cores, folder)
             for subject in SUBJECTS:
-                if args.only in (None, subject.name):
-                    rows += _measure(args, bench, subject)
-    except (BenchmarkError, ArrivalsError) as error:  # the latter: a part of the trace with a single arrival
-        print(f"failed: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+                if subject.name in args.only:
+                    try:
+                        rows.extend(_measure(args, bench, subject))
+                    except ArrivalsError as error:  # a part of the trace with a single arrival
+                        raise BenchmarkError(str(error)) from error
+
+    if code := run(measure):
+        return code
     return _conclude(args, machine, rows)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.live import Live, Served
+from benchmarks.harness.live import Live, Served
 from dlproxy.lab.load.arrivals import Arrivals, make_arrivals, read_trace
 from dlproxy.lab.report.result import Result
 from dlproxy.lab.simulate.recording import Batches

@@ -17,8 +17,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from benchmarks.harness.sample import JSON_LENGTH_HEADER
 from benchmarks.instances.watch import port_of
-from benchmarks.sample import JSON_LENGTH_HEADER
 
 Array = NDArray[np.float32]
 

@@ -11,11 +11,11 @@ from time import perf_counter
 
 import numpy as np
 
+from benchmarks.harness.checks import Findings
+from benchmarks.harness.live import Live, Served
 from benchmarks.instances import faulty
 from benchmarks.instances.crowd import Answer, Crowd, Question, Tally, ask_for, ask_once
-from benchmarks.instances.goals import Findings
 from benchmarks.instances.watch import POLL_S, Watch, until
-from benchmarks.live import Live, Served
 
 TITLE = "One bad input among many clients of a Python model"
 BATCH_TIMEOUT_S, MEMORY_LIMIT_MB, MAX_WAIT_S = 1.0, 512, 0.02

@@ -8,10 +8,11 @@ import os
 import signal
 from time import perf_counter
 
+from benchmarks.harness.checks import Findings
+from benchmarks.harness.live import Live, Served
+from benchmarks.harness.turns import spread
 from benchmarks.instances.crowd import Crowd, questions_for
-from benchmarks.instances.goals import Findings, spread
 from benchmarks.instances.watch import Watch, children_of, until
-from benchmarks.live import Live, Served
 from benchmarks.models import build_mlp
 
 TITLE = "SIGKILL of a worker in mid-batch, 20 times, at 64 connections"

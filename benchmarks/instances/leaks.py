@@ -11,11 +11,11 @@ from time import perf_counter
 
 import numpy as np
 
+from benchmarks.harness.checks import Findings
+from benchmarks.harness.live import Live, Served
 from benchmarks.instances import faulty
 from benchmarks.instances.crowd import Crowd, Question, ask_for
-from benchmarks.instances.goals import Findings
 from benchmarks.instances.watch import Holdings, Watch, children_of, holdings, until
-from benchmarks.live import Live, Served
 from dlproxy.cli.control_port import ControlPort
 
 TITLE = "Two hundred restarts"

@@ -18,10 +18,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from benchmarks.instances.goals import Findings
-from benchmarks.live import Live
+from benchmarks.harness.checks import Findings
+from benchmarks.harness.live import Live
+from benchmarks.harness.processes import BenchmarkError
 from benchmarks.models import IR_VERSION, OPSET
-from benchmarks.processes import BenchmarkError
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import BatchResult
 from dlproxy.instance.inline import InlineInstance

@@ -8,13 +8,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.instances.goals import Findings, spread
+from benchmarks.harness.checks import Findings
+from benchmarks.harness.live import Live, Served
+from benchmarks.harness.processes import Cores, choose_cores
+from benchmarks.harness.sample import sample_for
+from benchmarks.harness.turns import spread
+from benchmarks.harness.wrk import Load, run_wrk, wrk_command
 from benchmarks.instances.watch import port_of
-from benchmarks.live import Live, Served
 from benchmarks.models import build_mlp
-from benchmarks.processes import Cores, choose_cores
-from benchmarks.sample import sample_for
-from benchmarks.wrk import Load, run_wrk, wrk_command
 
 TITLE = "A worker process beside the event loop: MLP 784-256-128-10, 64 connections"
 ABOUT = """\

@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.bench import ORT_LOOP
-from benchmarks.instances.goals import Findings, spread
+from benchmarks.harness.checks import Findings
+from benchmarks.harness.live import Live
+from benchmarks.harness.processes import BenchmarkError
+from benchmarks.harness.sample import sample_for
+from benchmarks.harness.turns import spread
+from benchmarks.harness.wrk import Load
 from benchmarks.instances.rates import rate
-from benchmarks.live import Live
 from benchmarks.models import build_slow
-from benchmarks.processes import BenchmarkError
-from benchmarks.sample import sample_for
-from benchmarks.wrk import Load
 
 TITLE = "Two worker processes beside one: a network of 20 ms or more a row, one thread each"
 ABOUT = """\

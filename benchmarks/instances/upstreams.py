@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 
+from benchmarks.harness.checks import Findings
+from benchmarks.harness.live import Live, Served
+from benchmarks.harness.processes import Child, free_ports
+from benchmarks.harness.servers import answers_ready
+from benchmarks.harness.turns import spread
 from benchmarks.instances.crowd import Crowd, questions_for
-from benchmarks.instances.goals import Findings, spread
 from benchmarks.instances.watch import Watch, until
-from benchmarks.live import Live, Served
 from benchmarks.models import build_mlp
-from benchmarks.processes import Child, free_ports
-from benchmarks.servers import answers_ready
 
 TITLE = "One of three upstreams killed and brought back under load"
 ABOUT = """\

@@ -13,8 +13,8 @@ from time import perf_counter
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
-from benchmarks.live import Served
-from benchmarks.processes import BenchmarkError
+from benchmarks.harness.live import Served
+from benchmarks.harness.processes import BenchmarkError
 
 POLL_S = 0.005
 HANG_S = 30.0  # what is not back by then never will be

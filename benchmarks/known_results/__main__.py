@@ -4,7 +4,6 @@ Prints one table; ends with 1 if a figure is outside of its band and nobody said
 """
 
 import argparse
-import datetime
 import platform
 import sys
 from collections.abc import Callable, Mapping
@@ -13,8 +12,11 @@ from time import perf_counter
 
 import msgspec
 
+from benchmarks.harness.checks import Outcome, as_text
+from benchmarks.harness.options import Names, minute, options_of, utc_now
+from benchmarks.harness.running import EXIT_MISSED
+from benchmarks.harness.running import run as run_benchmark
 from benchmarks.known_results import closed_loops, early_drop, prequal, slow_backend, two_choices, waits
-from benchmarks.known_results.checks import Outcome, as_text
 from benchmarks.known_results.page import Run, page
 
 RESULTS: Mapping[str, Callable[[int], Outcome]] = {
@@ -26,24 +28,22 @@ RESULTS: Mapping[str, Callable[[int], Outcome]] = {
     "closed-loops": closed_loops.run,
 }
 PAGE = Path(__file__).parent / "RESULTS.md"
-EXIT_MISSED = 1
-EXIT_INTERRUPTED = 130
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.known_results", description=__doc__)
-    parser.add_argument("--only", action="append", choices=list(RESULTS), help="one result; may be given several times")
+    parser = options_of("known_results", __doc__)
+    parser.add_argument("--only", action=Names, known=RESULTS, help="results")
     parser.add_argument("--seed", type=int, default=1, help="of every random number (default 1)")
     parser.add_argument("--json", type=Path, help="keep the figures in this file")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}; needs a run of everything")
     options = parser.parse_args(arguments)
-    if options.write and options.only:
+    if options.write and options.only != list(RESULTS):
         parser.error("--write needs a run of everything: leave out --only")
     return options
 
 
 def measure(options: argparse.Namespace, run: Run) -> None:
-    for name in options.only or RESULTS:
+    for name in options.only:
         print(f"{name} ...", end=" ", flush=True, file=sys.stderr)
         began = perf_counter()
         outcome = RESULTS[name](options.seed)
@@ -56,18 +56,17 @@ def measure(options: argparse.Namespace, run: Run) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    given = "python -m benchmarks.known_results" + "".join(f" --only {name}" for name in options.only or ())
+    given = "python -m benchmarks.known_results" + "".join(
+        f" --only {name}" for name in options.only if options.only != list(RESULTS)
+    )
     run = Run(
-        date=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        date=minute(utc_now()),
         command=f"{given} --seed {options.seed}",
         python=f"{platform.python_implementation()} {platform.python_version()}",
         seed=options.seed,
     )
-    try:
-        measure(options, run)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    if code := run_benchmark(lambda: measure(options, run)):
+        return code
     print(as_text(run.checks))
     missed = sum(check.missed for check in run.checks)
     print(f"\n{run.summary()}")

@@ -5,8 +5,8 @@ Called by __main__.py and tests. Not aware of: deadlines, arrival processes.
 
 from math import inf
 
+from benchmarks.harness.checks import Check, Outcome, around
 from benchmarks.known_results.batch_policies import FixedDelay, lane_with
-from benchmarks.known_results.checks import Check, Outcome, around
 from benchmarks.known_results.simulating import MODEL, UNBOUNDED, Latencies, calls
 from dlproxy.lab.simulate.engine import Call, LoopCosts, SimulatedModel, Simulation
 from dlproxy.lab.simulate.service_times import Fitted

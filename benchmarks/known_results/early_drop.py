@@ -9,6 +9,7 @@ from math import inf, sqrt
 import numpy as np
 from msgspec import Struct
 
+from benchmarks.harness.checks import Check, Outcome
 from benchmarks.known_results.batch_policies import (
     Aimd,
     Deferral,
@@ -18,7 +19,6 @@ from benchmarks.known_results.batch_policies import (
     ShrinkToFit,
     lane_with,
 )
-from benchmarks.known_results.checks import Check, Outcome
 from benchmarks.known_results.simulating import MODEL, Floats, Latencies, calls, instants, seeds
 from dlproxy.config import ModelConfig
 from dlproxy.lab.load.arrivals import make_arrivals

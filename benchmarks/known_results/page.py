@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
+from benchmarks.harness.checks import Check, as_page
 from benchmarks.known_results import closed_loops, early_drop, prequal, slow_backend, two_choices, waits
-from benchmarks.known_results.checks import Check, as_markdown
 
 ABOUT = {
     waits.TITLE: waits.ABOUT,
@@ -58,7 +58,7 @@ class Run(Struct):
 
 def page(run: Run) -> str:
     """The page as Markdown."""
-    lines = [
+    lead = [
         "# Known results, measured again",
         "",
         f"`{run.command}` on {run.date}, {run.python}. Written by `--write`; what a verdict means: "
@@ -66,11 +66,7 @@ def page(run: Run) -> str:
         "",
         f"{run.summary()}.",
     ]
-    for title, about in ABOUT.items():
-        checks = [check for check in run.checks if check.group == title]
-        lines += ["", f"## {title}", "", about, "", as_markdown(checks)]
-    lines += ["", "## What differs, and why", ""]
-    lines += [f"- {check.group}, {check.result}: {check.differs}." for check in run.checks if check.verdict == "differs"] or [
-        "Nothing."
-    ]
-    return "\n".join(lines) + "\n"
+    groups = {title: [check for check in run.checks if check.group == title] for title in ABOUT}
+    text = as_page(lead, ((title, about, groups[title], ()) for title, about in ABOUT.items()))
+    differing = [f"- {check.group}, {check.result}: {check.differs}." for check in run.checks if check.verdict == "differs"]
+    return text + "\n".join(["", "## What differs, and why", "", *(differing or ["Nothing."])]) + "\n"

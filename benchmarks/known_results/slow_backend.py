@@ -5,7 +5,7 @@ Called by __main__.py and tests. Not aware of: batches, queues (backends answer 
 
 from collections.abc import Callable, Mapping
 
-from benchmarks.known_results.checks import Check, Outcome, around
+from benchmarks.harness.checks import Check, Outcome, around
 from benchmarks.known_results.simulating import MODEL, Latencies, calls, instants, seeds, serial_lane
 from dlproxy.lab.load.arrivals import make_arrivals
 from dlproxy.lab.simulate.engine import SimulatedModel, Simulation

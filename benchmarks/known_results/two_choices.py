@@ -6,7 +6,7 @@ Called by __main__.py and tests. Not aware of: batches, deadlines.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf, sqrt
 
-from benchmarks.known_results.checks import Check, Outcome, around
+from benchmarks.harness.checks import Check, Outcome, around
 from benchmarks.known_results.simulating import (
     MODEL,
     Latencies,

@@ -6,58 +6,38 @@ A run of everything writes RESULTS.md; each run keeps its raw figures in a JSON 
 import argparse
 import datetime
 import sys
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.interrupts import EXIT_INTERRUPTED, interrupt_once
-from benchmarks.machine import describe_machine, summary
+from benchmarks.harness.machine import describe_machine, summary
+from benchmarks.harness.options import Names, add_json, minute, options_of, positive, utc_now
+from benchmarks.harness.page import clean_reason
+from benchmarks.harness.processes import BenchmarkError, Cores, choose_cores, stay_off_the_servers_core
+from benchmarks.harness.running import EXIT_MISSED, run, workplace, wrk_is_missing
+from benchmarks.harness.servers import Launcher, find_nginx
+from benchmarks.harness.wrk import wrk_is_installed
 from benchmarks.peers.comparison import Comparison
-from benchmarks.peers.markdown import clean_reason, page
+from benchmarks.peers.markdown import page
 from benchmarks.peers.registry import DLPROXY, PEERS, System
 from benchmarks.peers.results import Results
 from benchmarks.peers.workloads import WORKLOADS
-from benchmarks.processes import BenchmarkError, Children, Cores, choose_cores, stay_off_the_servers_core
-from benchmarks.servers import Launcher, find_nginx
-from benchmarks.wrk import wrk_is_installed
 
 HERE = Path(__file__).parent
 PAGE = HERE / "RESULTS.md"
 YARDSTICK_WORKLOAD = "mlp64"
-EXIT_FAILED = 1
-EXIT_UNUSABLE = 2
 PEERS_BY_NAME: Mapping[str, System] = {peer.name: peer for peer in PEERS}
 SYSTEMS: Mapping[str, System] = {system.name: system for system in (DLPROXY, *PEERS)}
 
 
-def _names(known: Mapping[str, object]) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        names = [name.strip().lower() for name in text.split(",")]
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}; there are {', '.join(known)}")
-        return [name for name in known if name in names]
-
-    return parse
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
 def parse_options(arguments: list[str] | None, now: datetime.datetime) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
-    parser.add_argument("--only", type=_names(PEERS_BY_NAME), default=list(PEERS_BY_NAME), help="peers, such as litserve,ray")
-    parser.add_argument("--workloads", type=_names(WORKLOADS), default=list(WORKLOADS), help="such as mlp64,cnn64")
-    parser.add_argument("--seconds", type=_positive, default=2, help="of each load; twice that for ResNet-50 (default 2)")
-    parser.add_argument("--repeats", type=_positive, default=3, help="pairs of loads of each peer and workload (default 3)")
+    parser = options_of("peers", __doc__)
+    parser.add_argument("--only", action=Names, known=PEERS_BY_NAME, help="peers, such as litserve,ray")
+    parser.add_argument("--workloads", action=Names, known=WORKLOADS, help="such as mlp64,cnn64")
+    parser.add_argument("--seconds", type=positive(int), default=2, help="of each load; twice that for ResNet-50 (default 2)")
+    parser.add_argument("--repeats", type=positive(int), default=3, help="pairs of loads of each peer and workload (default 3)")
     parser.add_argument("--fresh", action="store_true", help="remake the virtual environments")
     parser.add_argument("--list", action="store_true", help="list the peers and the workloads, and end")
-    default = HERE.parent / "results" / f"peers-{now:%Y-%m-%dT%H%M%SZ}.json"
-    parser.add_argument("--json", type=Path, default=default, help="where to keep the raw figures")
+    add_json(parser, "peers", now)
     parser.add_argument("--page", type=Path, help="where to write the page, also after a partial run (default: RESULTS.md)")
     return parser.parse_args(arguments)
 
@@ -70,8 +50,7 @@ def _list() -> None:
 
 
 def _measure(options: argparse.Namespace, cores: Cores, results: Results) -> None:
-    with tempfile.TemporaryDirectory(prefix="dlproxy-peers-") as directory, Children(Path(directory)) as children:
-        folder = Path(directory)
+    with workplace("peers") as (children, folder):
         comparison = Comparison(results, children, cores, folder, options.seconds, options.repeats)
         # before anything is measured or pinned, for pip takes what it gets
         usable = comparison.install([DLPROXY, *(PEERS_BY_NAME[name] for name in options.only)], fresh=options.fresh)
@@ -107,29 +86,22 @@ def _command(options: argparse.Namespace) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    now = datetime.datetime.now(datetime.UTC)
+    now = utc_now()
     options = parse_options(arguments, now)
     if options.list:
         _list()
         return 0
     if not wrk_is_installed():
-        print("wrk is not installed; on Debian: apt-get install wrk nginx-light", file=sys.stderr)
-        return EXIT_UNUSABLE
-    interrupt_once()
+        return wrk_is_missing()
     cores = choose_cores()
-    machine = {"date": f"{now:%Y-%m-%d %H:%M} UTC"} | describe_machine(cores)
+    machine = {"date": minute(now)} | describe_machine(cores)
     results = Results(machine, _command(options), [DLPROXY.name, *options.only], options.workloads)
     print(summary(machine), flush=True)
-    interrupted = False
-    try:
-        _measure(options, cores, results)
-    except KeyboardInterrupt:
-        interrupted = True
-        results.notes.append("Interrupted: this is what had been measured.")
-    _write(options, results, complete=not interrupted)
-    if interrupted:
-        return EXIT_INTERRUPTED
-    return EXIT_FAILED if results.failures else 0
+    code = run(lambda: _measure(options, cores, results))
+    if code:
+        results.notes.append("Ended early: this is what had been measured.")
+    _write(options, results, complete=not code)
+    return code or (EXIT_MISSED if results.failures else 0)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.harness.processes import BenchmarkError, Children, Cores
+from benchmarks.harness.servers import Launcher, constant
+from benchmarks.harness.turns import in_turn
+from benchmarks.harness.wrk import Figures, Load, run_wrk, wrk_command
 from benchmarks.peers import venvs
 from benchmarks.peers.registry import DLPROXY, System
 from benchmarks.peers.results import Footprint, Measurement, Results
 from benchmarks.peers.running import Question, Running, question_for, run_system
 from benchmarks.peers.workloads import Workload, model_path
-from benchmarks.processes import BenchmarkError, Children, Cores
-from benchmarks.servers import Launcher
-from benchmarks.wrk import Figures, Load, run_wrk, wrk_command
 
 WARM_UP_SECONDS = 1
 FOOTPRINT_MODEL = "mlp"
@@ -54,7 +55,7 @@ class Comparison:
     def measure_nginx(self, launcher: Launcher, workload: Workload) -> None:
         """A constant reply from nginx, as large as dlproxy's: what this machine's loopback and wrk allow."""
         question = question_for(model_path(workload.model))
-        with launcher.nginx(len(question.answer.tobytes())) as nginx:
+        with launcher.nginx(constant(len(question.answer.tobytes()))) as nginx:
             load = Load(workload.connections, self.seconds)
             command = wrk_command(nginx.url(), load, self.cores, self.folder)
             for _ in range(self.repeats):
@@ -77,7 +78,7 @@ class Comparison:
                     with alone(side, partner):
                         self._warm_up(side, workload)
                 for repeat in range(self.repeats):
-                    self._pair(both if repeat % 2 else both[::-1], workload, f"{peer.name}-{workload.name}-{repeat}")
+                    self._pair(in_turn(both, repeat), workload, f"{peer.name}-{workload.name}-{repeat}")
             if workloads[0].model == FOOTPRINT_MODEL:
                 for side, partner in (both, both[::-1]):
                     with alone(side, partner):

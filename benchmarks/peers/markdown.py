@@ -3,16 +3,14 @@
 Names no path, host or registry of the machine that it was made on.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 
-from benchmarks.machine import summary
+from benchmarks.harness.machine import summary
+from benchmarks.harness.page import NONE, clean_reason, table
 from benchmarks.peers.registry import System
 from benchmarks.peers.results import OURS, Results
 from benchmarks.peers.workloads import WORKLOADS
 
-NONE = "-"
-REASON_CHARACTERS = 300
 EXPLANATION = """\
 Requests a second, in brackets the median and the 99th percentile of the latency in milliseconds; medians over the repeats.
 All servers ran on one core, pinned, with ONNX Runtime on one thread and batches of at most 64; wrk ran on the other core.
@@ -42,11 +40,6 @@ def page(results: Results, systems: Mapping[str, System]) -> str:
         parts += ["## Not measured", _failures(results, chosen)]
     parts += ["## How each was set up", _setups(chosen), "## Versions", _versions(results, chosen)]
     return "\n\n".join(parts) + "\n"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [list(head), ["--", *(["--:"] * (len(head) - 1))], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _figures(results: Results, chosen: Sequence[System]) -> str:
@@ -105,14 +98,6 @@ def _failures(results: Results, chosen: Sequence[System]) -> str:
             reasons.setdefault(clean_reason(reason), []).append(workload)
         lines += [f"- {titles[name]} ({', '.join(workloads)}): {reason}" for reason, workloads in reasons.items()]
     return "\n".join(lines)
-
-
-def clean_reason(text: str) -> str:
-    """One line without what belongs to a machine: addresses and absolute paths become an ellipsis."""
-    line = " ".join(re.sub(r"[|`*<>\[\]]", " ", text).split())
-    line = re.sub(r"\w+://\S+", "…", line)
-    line = re.sub(r"(?<![\w.])/(?:[\w.+@-]+/)+[\w.+@-]*", "…", line)
-    return line if len(line) <= REASON_CHARACTERS else "… " + line[-REASON_CHARACTERS:]
 
 
 def _setups(chosen: Sequence[System]) -> str:

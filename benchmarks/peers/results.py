@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.wrk import Figures
 from benchmarks.peers.workloads import WORKLOADS
-from benchmarks.wrk import Figures
 
 OURS = "dlproxy"
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from benchmarks.harness.processes import BenchmarkError, Child, Children, Cores, free_ports, pinned
+from benchmarks.harness.wrk import SCRIPT, Figures, Load, run_wrk
 from benchmarks.peers.bodies import Array, Message
 from benchmarks.peers.family import Family
 from benchmarks.peers.registry import Launch, System
 from benchmarks.peers.venvs import VENVS
 from benchmarks.peers.workloads import Workload
-from benchmarks.processes import BenchmarkError, Child, Children, Cores, free_ports, pinned
-from benchmarks.wrk import SCRIPT, Figures, Load, run_wrk
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 90.0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from benchmarks.processes import BenchmarkError, Children
+from benchmarks.harness.processes import BenchmarkError, Children
 
 # Not below benchmarks/: the tests of the house rules read every file there.
 VENVS = Path(__file__).parents[2] / ".venv-peers"

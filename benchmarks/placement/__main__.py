@@ -5,12 +5,13 @@ exact solver's bound, below which no placement can cost. `--write` writes RESULT
 """
 
 import argparse
-import datetime
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import inf
 from pathlib import Path
 
+from benchmarks.harness.options import minute, options_of, utc_now
+from benchmarks.harness.running import run
 from benchmarks.placement.fleets import SIZES, fleet
 from benchmarks.placement.page import OBJECTIVES, Line, as_table, page
 from dlproxy.lab.tune.placement.annealing import anneal
@@ -22,7 +23,6 @@ from dlproxy.lab.tune.placement.genetic import evolve
 from dlproxy.lab.tune.placement.search import Budget, Solution
 
 PAGE = Path(__file__).parent / "RESULTS.md"
-EXIT_INTERRUPTED = 130
 EXACT_SHARE = 6.0  # the exact solver may take so many times as long as a search
 
 
@@ -37,7 +37,7 @@ def solvers(seconds: float, seed: int) -> dict[str, Callable[[Objective], Soluti
     }
 
 
-def measure(options: argparse.Namespace) -> Iterator[Line]:
+def measure(options: argparse.Namespace, lines: list[Line]) -> None:
     for size in options.size or SIZES:
         problem = fleet(*size, options.fleet_seed)
         for name, make in OBJECTIVES.items():
@@ -45,11 +45,12 @@ def measure(options: argparse.Namespace) -> Iterator[Line]:
             for solver, solve in solvers(options.seconds, options.seed).items():
                 solution = solve(objective)
                 bound = max(bound, solution.bound)
-                yield Line.of(size, name, solver, solution, bound)
+                lines.append(Line.of(size, name, solver, solution, bound))
+                print(lines[-1].text(), file=sys.stderr)
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.placement", description=__doc__)
+    parser = options_of("placement", __doc__)
     parser.add_argument("--size", action="append", type=_size, help="models x nodes, as 20x10; may be given several times")
     parser.add_argument("--seconds", type=float, default=3.5, help="of each search (default 3.5)")
     parser.add_argument("--seed", type=int, default=1, help="of the searches (default 1)")
@@ -70,17 +71,12 @@ def _size(text: str) -> tuple[int, int]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    date = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+    date = minute(utc_now())
     command = f"python -m benchmarks.placement --seconds {options.seconds:g} --seed {options.seed}"
     command += f" --fleet-seed {options.fleet_seed}"
     lines: list[Line] = []
-    try:
-        for line in measure(options):
-            lines.append(line)
-            print(line.text(), file=sys.stderr)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    if code := run(lambda: measure(options, lines)):
+        return code
     print(as_table(lines))
     if options.write:
         PAGE.write_text(page(lines, date=date, command=command), "utf-8")

@@ -4,8 +4,8 @@ import importlib.metadata
 
 from msgspec import Struct
 
-from benchmarks.machine import describe_machine
-from benchmarks.processes import Cores
+from benchmarks.harness.machine import describe_machine
+from benchmarks.harness.processes import Cores
 from dlproxy.lab.tune.placement.evaluate import MeanResponse, Utilisation
 from dlproxy.lab.tune.placement.search import Solution
 

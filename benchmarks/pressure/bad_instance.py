@@ -6,7 +6,7 @@ Called by __main__.py. The production Driver, Lane and ThreadInstance in this pr
 import asyncio
 from math import inf
 
-from benchmarks.known_results.checks import Check
+from benchmarks.harness.checks import Check
 from benchmarks.known_results.simulating import MODEL, Latencies, calls
 from benchmarks.pressure.in_process import LEAD_S, Fleet, Outcome, Planned, Sleeper
 from dlproxy.lab.simulate.engine import SimulatedModel, Simulation
@@ -80,13 +80,5 @@ async def live(kind: str) -> Outcome:
 
 def _check(result: str, success: float, note: str = "") -> Check:
     return Check(
-        group=TITLE,
-        result=result,
-        expected=None,
-        low=100.0 * GOAL,
-        high=100.0,
-        measured=100.0 * success,
-        unit=" %",
-        digits=3,
-        note=note,
+        group=TITLE, result=result, low=100.0 * GOAL, high=100.0, measured=100.0 * success, unit=" %", digits=3, note=note
     )

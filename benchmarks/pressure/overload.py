@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.known_results.checks import Check
-from benchmarks.live import Live
+from benchmarks.harness.checks import Check
+from benchmarks.harness.live import Live
 from dlproxy.lab.report.result import Result
 
 TITLE = "Step overload: 3 times the capacity for 30 s"
@@ -101,6 +101,4 @@ def recovered_after_s(result: Result) -> float:
 
 
 def _check(result: str, low: float, high: float, measured: float, *, unit: str = "", digits: int, note: str = "") -> Check:
-    return Check(
-        group=TITLE, result=result, expected=None, low=low, high=high, measured=measured, unit=unit, digits=digits, note=note
-    )
+    return Check(group=TITLE, result=result, low=low, high=high, measured=measured, unit=unit, digits=digits, note=note)

@@ -8,7 +8,7 @@ from math import inf, log, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.known_results.checks import Check, around
+from benchmarks.harness.checks import Check, around
 from benchmarks.known_results.simulating import MODEL, UNBOUNDED, Latencies
 from dlproxy.lab.simulate.engine import Call, SimulatedModel, Simulation
 from dlproxy.lab.simulate.service_times import Fitted

@@ -7,23 +7,21 @@ import argparse
 import datetime
 import os
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 
-from benchmarks.interrupts import EXIT_INTERRUPTED, interrupt_once
-from benchmarks.machine import describe_machine, summary
-from benchmarks.processes import BenchmarkError, Children
+from benchmarks.harness.machine import describe_machine, summary
+from benchmarks.harness.options import add_json, minute, options_of, positive, utc_now
+from benchmarks.harness.processes import BenchmarkError
+from benchmarks.harness.report import Report
+from benchmarks.harness.running import EXIT_MISSED, run, workplace
 from benchmarks.real.catalog import CATALOG
 from benchmarks.real.comparison import NOT_PINNED, Comparison, Findings, spent
 from benchmarks.real.embedding import NAME, Embedding
 from benchmarks.real.page import page
-from benchmarks.report import Report
 
-HERE = Path(__file__).parent
-PAGE = HERE / "RESULTS.md"
-EXIT_FAILED = 1
+PAGE = Path(__file__).parent / "RESULTS.md"
 TIME_IS_UP = "the time for everything was up; ask for it alone with --only"
 
 
@@ -36,24 +34,18 @@ def _names(text: str) -> list[str]:
     return [name for name, model in CATALOG.items() if name in wanted or model.kind in wanted]
 
 
-def _positive(text: str) -> float:
-    number = float(text)
-    if number <= 0:
-        raise argparse.ArgumentTypeError("must be above 0")
-    return number
-
-
 def parse_options(arguments: list[str] | None, now: datetime.datetime) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.real", description=__doc__)
+    parser = options_of("real", __doc__)
     parser.add_argument("--only", type=_names, help="models or kinds, such as minilm,tabular (default: all, and --minilm)")
     parser.add_argument("--minilm", action="store_true", help="MiniLM beside other servers; alone unless --only is given too")
-    parser.add_argument("--seconds", type=_positive, default=1.0, help="of each measurement; slow models take longer (1)")
-    parser.add_argument("--pairs", type=int, default=3, help="rounds in which all sides take turns (default 3)")
-    parser.add_argument("--minutes", type=_positive, default=15.0, help="after which no further model is begun (default 15)")
+    parser.add_argument("--seconds", type=positive(float), default=1.0, help="of each measurement; slow models take longer (1)")
+    parser.add_argument("--pairs", type=positive(int), default=3, help="rounds in which all sides take turns (default 3)")
+    parser.add_argument(
+        "--minutes", type=positive(float), default=15.0, help="after which no further model is begun (default 15)"
+    )
     parser.add_argument("--list", action="store_true", help="list the models, and end")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is missed")
-    default = HERE.parent / "results" / f"real-{now:%Y-%m-%dT%H%M%SZ}.json"
-    parser.add_argument("--json", type=Path, default=default, help="where to keep it")
+    add_json(parser, "real", now)
     parser.add_argument("--write", action="store_true", help="write RESULTS.md")
     parsed = parser.parse_args(arguments)
     if parsed.only is None:
@@ -64,9 +56,8 @@ def parse_options(arguments: list[str] | None, now: datetime.datetime) -> argpar
 
 def _measure(options: argparse.Namespace, report: Report, findings: Findings) -> None:
     started_at = monotonic()
-    with tempfile.TemporaryDirectory(prefix="dlproxy-real-") as directory, Children(Path(directory)) as children:
-        folder = Path(directory)
-        os.environ["XDG_CACHE_HOME"] = directory  # dlproxy must find out about each model, not remember it from another run
+    with workplace("real") as (children, folder):
+        os.environ["XDG_CACHE_HOME"] = str(folder)  # dlproxy must find out about each model, not remember it from another run
         comparison = Comparison(report, findings, children, folder, options.seconds, options.pairs)
         for name in options.only:
             if spent(started_at, options.minutes * 60):
@@ -92,30 +83,24 @@ def command(options: argparse.Namespace) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    now = datetime.datetime.now(datetime.UTC)
+    now = utc_now()
     options = parse_options(arguments, now)
     if options.list:
         for model in CATALOG.values():
             print(f"{model.name:18} {model.kind:8} {model.title}; {model.package or 'trained here'}")
         return 0
-    interrupt_once()
-    report, findings = Report({"date": f"{now:%Y-%m-%d %H:%M} UTC"} | describe_machine(NOT_PINNED), vars(options)), Findings()
+    report, findings = Report({"date": minute(now)} | describe_machine(NOT_PINNED), vars(options)), Findings()
     print(summary(report.machine), flush=True)
-    interrupted = False
-    try:
-        _measure(options, report, findings)
-    except KeyboardInterrupt:
-        interrupted = True
-        report.notes.append("interrupted: this is what had been measured")
+    code = run(lambda: _measure(options, report, findings))
+    if code:
+        report.notes.append("ended early: this is what had been measured")
     print(report.table())
     report.save(options.json, {"models": asdict(findings)})
     print(f"every run: {options.json}")
     if options.write:
         PAGE.write_text(page(report, findings, command(options)))
         print(f"page: {PAGE}")
-    if interrupted:
-        return EXIT_INTERRUPTED
-    return EXIT_FAILED if report.failures or (options.strict and report.missed()) else 0
+    return code or (EXIT_MISSED if report.failures or (options.strict and report.missed()) else 0)
 
 
 if __name__ == "__main__":

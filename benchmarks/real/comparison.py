@@ -14,16 +14,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 
-from benchmarks.live import Live
+from benchmarks.harness.live import Live
+from benchmarks.harness.processes import BenchmarkError, Child, Children, Cores, on_all_cores
+from benchmarks.harness.report import Goal, Report, Run
+from benchmarks.harness.servers import Launcher
+from benchmarks.harness.turns import in_turn
+from benchmarks.harness.wrk import Figures
 from benchmarks.ort_loop import Feed, measure, open_session, read_feeds
-from benchmarks.processes import BenchmarkError, Child, Children, Cores, on_all_cores
 from benchmarks.real.catalog import RealModel
+from benchmarks.real.ceiling import Ceiling
 from benchmarks.real.fetch import Made, obtain
 from benchmarks.real.questions import check_answers, samples_for, write_requests
 from benchmarks.real.settings import Loop, finalists, loops, settings
-from benchmarks.report import Goal, Report, Run
-from benchmarks.servers import Launcher
-from benchmarks.wrk import Figures
 
 CLIENTS = 16
 NOT_PINNED = Cores(None, None)
@@ -60,6 +62,7 @@ class Findings:
     facts: dict[str, Facts] = field(default_factory=dict)
     best: dict[str, dict[str, str]] = field(default_factory=dict)
     held: dict[str, dict[str, float]] = field(default_factory=dict)
+    ceiling: Ceiling | None = None
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,7 @@ class _Measuring:
     def _rounds(self, sides: Mapping[str, Callable[[float], Run]], best: Mapping[str, Sequence[str]]) -> None:
         labels = list(sides)
         for number in range(self.of.pairs):
-            turn = number % len(labels)
-            runs = {label: sides[label](self.seconds) for label in labels[turn:] + labels[:turn]}
+            runs = {label: sides[label](self.seconds) for label in in_turn(labels, number)}
             self.of.report.runs += runs.values()
             rates = {label: run.figures.requests_per_s for label, run in runs.items()}
             for label in labels[1:]:

@@ -7,7 +7,7 @@ other one stopped meanwhile, and a ratio is the median over the pairs.
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,21 +15,23 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.harness.processes import BenchmarkError, Children
+from benchmarks.harness.report import Goal, Report, Run
+from benchmarks.harness.turns import in_turn
+from benchmarks.harness.wrk import Figures
 from benchmarks.ort_loop import open_session, read_feeds
 from benchmarks.peers import venvs
 from benchmarks.peers.comparison import alone
 from benchmarks.peers.registry import System
 from benchmarks.peers.running import Question, Running, check_answer, run_system
-from benchmarks.processes import BenchmarkError, Children
 from benchmarks.real.catalog import CATALOG
+from benchmarks.real.ceiling import find_ceiling
 from benchmarks.real.comparison import LOOP, SPARE_S, Findings, run_program
 from benchmarks.real.fetch import Made, obtain
 from benchmarks.real.questions import HOST
 from benchmarks.real.rivals import Rival, dlproxy, rivals
 from benchmarks.real.settings import loops
 from benchmarks.real.tokens import INPUTS
-from benchmarks.report import Goal, Report, Run
-from benchmarks.wrk import Figures
 from dlproxy.lab.load.payload import whole_request
 
 CLIENTS = 32
@@ -56,12 +58,11 @@ class Embedding:
         made = obtain(CATALOG["minilm"], self.children)
         texts = {bytes.fromhex(ids): text for ids, text in json.loads((made.more / "texts.json").read_text()).items()}
         asking = _Asking(self, made)
+        asking.find_ceiling()
         for rival in rivals(self.cores, texts, made.more):
             try:
                 venvs.ensure(rival.ways[0], self.children, fresh=False)
-                best = asking.screen(rival)
-                self.findings.best.setdefault(NAME, {})[rival.name] = best.batching
-                asking.pairs(rival, best)
+                asking.compare(rival)
             except BenchmarkError as error:
                 self.report.failures.append(f"{NAME}  {rival.name}: {error}")
                 print(f"{NAME}  {rival.name} failed: {error}", flush=True)
@@ -74,9 +75,21 @@ class _Asking:
     def __init__(self, of: Embedding, made: Made) -> None:
         self.of, self.made = of, made
         session = open_session(made.model)
-        feeds = read_feeds(made.requests)
-        self.questions = [Question(feed[INPUTS[0]], session.run(None, feed)[0].ravel()) for feed in feeds]
+        self.feeds = read_feeds(made.requests)
+        self.questions = [Question(feed[INPUTS[0]], session.run(None, feed)[0].ravel()) for feed in self.feeds]
         self.seconds = max(of.seconds, LEAST_SECONDS)
+
+    def find_ceiling(self) -> None:
+        found = self.of.findings.ceiling = find_ceiling(self.made.model, self.feeds, INPUTS[0], self.of.cores)
+        print(f"{NAME}  {found.words}", flush=True)
+
+    def compare(self, rival: Rival) -> None:
+        """With the set-up of its documentation, and with its best; measured once if that is the same."""
+        best = self.screen(rival)
+        names = {f"{rival.name}, as documented": rival.documented, f"{rival.name}, at its best": best}
+        self.of.findings.best.setdefault(NAME, {}).update({name: way.batching for name, way in names.items()})
+        for way in [rival.documented] if best is rival.documented else [rival.documented, best]:
+            self.pairs([name for name, found in names.items() if found is way], way, rival.goal)
 
     def screen(self, rival: Rival) -> System:
         """Its best way."""
@@ -87,21 +100,23 @@ class _Asking:
             print(f"{NAME}  screening {way.name}, {way.batching}: {rates[way.batching]:,.1f}/s", flush=True)
         return max(rival.ways, key=lambda way: rates[way.batching])
 
-    def pairs(self, rival: Rival, best: System) -> None:
+    def pairs(self, names: Sequence[str], way: System, goal: Goal) -> None:
+        """`names`: what this comparison is called."""
         with ExitStack() as entered:
-            ours, theirs = (entered.enter_context(self._run(system)) for system in (dlproxy(), best))
+            ours, theirs = (entered.enter_context(self._run(system)) for system in (dlproxy(), way))
             for side, partner in ((ours, theirs), (theirs, ours)):
                 with alone(side, partner):
                     self._load(side)  # not measured: BentoML and dlproxy learn from what clients send
             for number in range(self.of.pairs):
                 measured: dict[str, Figures] = {}
-                for side, partner in ((ours, theirs), (theirs, ours))[:: 1 if number % 2 else -1]:
+                for side, partner in in_turn([(ours, theirs), (theirs, ours)], number):
                     with alone(side, partner):
                         side.settle()
                         measured[side.system.name] = self._keep(side, self._load(side))
                 mine, other = measured[ours.system.name], measured[theirs.system.name]
-                self._ratio(rival.name, mine.requests_per_s / other.requests_per_s, rival.goal)
-                self.of.report.add_ratio(NAME, f"p99: dlproxy / {rival.name}", mine.p99_ms / other.p99_ms, P99_GOAL)
+                for name in names:
+                    self._ratio(name, mine.requests_per_s / other.requests_per_s, goal)
+                    self.of.report.add_ratio(NAME, f"p99: dlproxy / {name}", mine.p99_ms / other.p99_ms, P99_GOAL)
 
     def beside_loop(self) -> None:
         """ONNX Runtime called in turn with all cores, as a program without clients would."""

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.harness.processes import Children
 from benchmarks.peers import venvs
-from benchmarks.processes import Children
 from benchmarks.real.catalog import RealModel
 from benchmarks.real.making.places import Places
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from benchmarks.harness.processes import BenchmarkError
+from benchmarks.harness.sample import Sample, connect, sample_of
 from benchmarks.ort_loop import Feed, open_session, read_feeds
-from benchmarks.processes import BenchmarkError
 from benchmarks.real.fetch import Made
-from benchmarks.sample import Sample, connect, sample_of
 from dlproxy.lab.load.payload import whole_request
 
 HOST = "127.0.0.1"

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from benchmarks.harness.sample import sample_of
 from benchmarks.peers.bodies import JSON, Array, Message, OipBinary
-from benchmarks.sample import sample_of
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "sentence_embedding"

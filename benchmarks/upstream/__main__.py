@@ -7,19 +7,20 @@ Exits with 1 if an answer is wrong or the ratio of the rates at 64 connections m
 import argparse
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.interrupts import EXIT_INTERRUPTED, interrupt_once
-from benchmarks.machine import describe_machine, summary
+from benchmarks.harness.machine import describe_machine, summary
+from benchmarks.harness.options import Names, options_of, positive
+from benchmarks.harness.processes import Children, Cores, choose_cores, stay_off_the_servers_core
+from benchmarks.harness.running import EXIT_MISSED, run, workplace, wrk_is_missing
+from benchmarks.harness.turns import in_turn
+from benchmarks.harness.wrk import Figures, wrk_is_installed
 from benchmarks.peers import venvs
 from benchmarks.peers.registry import DLPROXY, PEERS, Launch, System
 from benchmarks.peers.running import Running, question_for, run_system
 from benchmarks.peers.workloads import WORKLOADS, Workload, model_path
-from benchmarks.processes import BenchmarkError, Children, Cores, choose_cores, stay_off_the_servers_core
-from benchmarks.wrk import Figures, wrk_is_installed
 
 GOAL = 1.0
 GOAL_WORKLOAD = "mlp64"
@@ -49,8 +50,7 @@ def _ratio(sides: Sequence[Running], workload: Workload, options: argparse.Names
         _load(side, workload, WARM_UP_SECONDS, cores, folder)
     ratios = []
     for number in range(options.repeats):
-        order = sides if number % 2 else sides[::-1]
-        figures = {side.port: _load(side, workload, options.seconds, cores, folder) for side in order}
+        figures = {side.port: _load(side, workload, options.seconds, cores, folder) for side in in_turn(sides, number)}
         direct, through = (figures[side.port] for side in sides)
         ratios.append(through.requests_per_s / direct.requests_per_s)
         print(f"  direct {_words(direct)}   through dlproxy {_words(through)}   ratio {ratios[-1]:.2f}", flush=True)
@@ -61,12 +61,12 @@ def _words(figures: Figures) -> str:
     return f"{figures.requests_per_s:,.0f}/s, p50 {figures.p50_ms:.2f} ms, p99 {figures.p99_ms:.2f} ms"
 
 
-def _measure(options: argparse.Namespace, cores: Cores, folder: Path, children: Children) -> bool:
+def _measure(options: argparse.Namespace, cores: Cores, folder: Path, children: Children) -> list[str]:
     venvs.ensure(TRITON, children, fresh=False)
     versions = venvs.versions(TRITON)
     print(f"nvidia-pytriton {versions['nvidia-pytriton']}: {TRITON.batching}; dlproxy: defaults")
     stay_off_the_servers_core(cores)
-    reached = True
+    missed = []
     for name in options.workloads:
         workload = WORKLOADS[name]
         model = model_path(workload.model)
@@ -80,33 +80,29 @@ def _measure(options: argparse.Namespace, cores: Cores, folder: Path, children: 
             ratio = _ratio([triton, front], workload, options, cores, folder)
         goal = f" (goal: more than {GOAL:g})" if name == GOAL_WORKLOAD else ""
         print(f"{workload.title}: through dlproxy / direct {ratio:.2f}{goal}", flush=True)
-        reached = reached and (name != GOAL_WORKLOAD or ratio > GOAL)
-    return reached
+        if name == GOAL_WORKLOAD and ratio <= GOAL:
+            missed.append(name)
+    return missed
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.upstream", description=__doc__)
-    parser.add_argument("--workloads", type=lambda text: text.split(","), default=[GOAL_WORKLOAD], help="such as mlp64,cnn64")
-    parser.add_argument("--seconds", type=int, default=4, help="of each load (default 4)")
-    parser.add_argument("--repeats", type=int, default=5, help="pairs of loads (default 5)")
+    parser = options_of("upstream", __doc__)
+    parser.add_argument("--workloads", action=Names, known=WORKLOADS, help="such as mlp64,cnn64 (default mlp64)")
+    parser.add_argument("--seconds", type=positive(int), default=4, help="of each load (default 4)")
+    parser.add_argument("--repeats", type=positive(int), default=5, help="pairs of loads (default 5)")
+    parser.set_defaults(workloads=[GOAL_WORKLOAD])
     options = parser.parse_args(arguments)
-    unknown = set(options.workloads) - set(WORKLOADS)
-    if unknown:
-        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
     if not wrk_is_installed():
-        print("wrk is not installed; on Debian: apt-get install wrk", file=sys.stderr)
-        return 2
-    interrupt_once()
+        return wrk_is_missing()
     cores = choose_cores()
     print(summary(describe_machine(cores)))
-    try:
-        with tempfile.TemporaryDirectory(prefix="dlproxy-upstream-") as folder, Children(Path(folder)) as children:
-            return 0 if _measure(options, cores, Path(folder), children) else 1
-    except BenchmarkError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    missed: list[str] = []
+
+    def measure() -> None:
+        with workplace("upstream") as (children, folder):
+            missed.extend(_measure(options, cores, folder, children))
+
+    return run(measure) or (EXIT_MISSED if missed else 0)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks.harness import running
+from benchmarks.harness.checks import Findings
+from benchmarks.harness.live import Live
+from benchmarks.harness.processes import BenchmarkError
+from benchmarks.harness.turns import spread
 from benchmarks.instances import __main__ as command
 from benchmarks.instances import faulty, watch
 from benchmarks.instances.crowd import Crowd, Tally, ask_for, ask_once
-from benchmarks.instances.goals import Findings, spread
-from benchmarks.live import Live
-from benchmarks.processes import BenchmarkError
 
 Array = NDArray[np.float32]
 Reply = Callable[[str, Array], bytes]  # (id, values) to whatever the server sends; nothing: it hangs up
@@ -162,7 +164,7 @@ def test_a_missed_goal_ends_with_1_and_is_on_the_page(
         return findings
 
     monkeypatch.setattr(command, "PARTS", {"rates": SimpleNamespace(run=run, ABOUT="How it was done.")})
-    monkeypatch.setattr(command, "interrupt_once", lambda: None)  # it would catch the test run's own Ctrl-C
+    monkeypatch.setattr(running, "interrupt_once", lambda: None)  # it would catch the test run's own Ctrl-C
     page = tmp_path / "page.md"
     assert command.main(["--only", "rates", "--page", str(page)]) == code
     assert verdict in capsys.readouterr().out
@@ -176,4 +178,4 @@ def test_a_missed_goal_ends_with_1_and_is_on_the_page(
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["--only", "kills,leeks"])
-    assert "there is no part leeks; there are kills, faults, leaks" in capsys.readouterr().err
+    assert "there is no leeks; there are kills, faults, leaks" in capsys.readouterr().err

@@ -4,9 +4,9 @@ from math import inf
 
 import pytest
 
+from benchmarks.harness.checks import Check, as_text
 from benchmarks.known_results import closed_loops, early_drop, prequal, slow_backend, two_choices, waits
 from benchmarks.known_results.__main__ import main
-from benchmarks.known_results.checks import Check, as_text
 from dlproxy.lab.simulate.engine import Heap
 from dlproxy.lab.simulate.service_times import Fitted
 from dlproxy.policy.balancing import RoundRobin

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.harness.page import clean_reason
+from benchmarks.harness.processes import BenchmarkError, Cores
+from benchmarks.harness.wrk import Figures
 from benchmarks.peers import __main__ as program
 from benchmarks.peers import running
 from benchmarks.peers.bodies import JSON_LENGTH, Array, JsonBase64, Message, OipBase64, OipBinary, RawBytes
-from benchmarks.peers.markdown import clean_reason, page
+from benchmarks.peers.markdown import page
 from benchmarks.peers.registry import DLPROXY, PEERS, Launch, System
 from benchmarks.peers.results import Footprint, Measurement, Results
 from benchmarks.peers.workloads import BUILDERS, WORKLOADS
-from benchmarks.processes import BenchmarkError, Cores
-from benchmarks.wrk import Figures
 
 FOLDER = Path(program.__file__).parent
 SYSTEMS = {system.name: system for system in (DLPROXY, *PEERS)}

@@ -18,10 +18,14 @@ import numpy as np
 import pytest
 
 from benchmarks import ort_loop
-from benchmarks.processes import BenchmarkError, Children
+from benchmarks.harness.processes import BenchmarkError, Children
+from benchmarks.harness.report import Goal, Report, Run
+from benchmarks.harness.sample import JSON_LENGTH_HEADER, Sample, sample_of
+from benchmarks.harness.wrk import Figures
 from benchmarks.real import __main__ as program
 from benchmarks.real import fetch
 from benchmarks.real.catalog import CATALOG, RealModel
+from benchmarks.real.ceiling import Ceiling, fit
 from benchmarks.real.client import measure, steady_rate
 from benchmarks.real.comparison import DEFAULT, HELD, HELD_GOAL, Facts, Findings, _Measuring, chosen, ratio_of
 from benchmarks.real.held import described, timed
@@ -30,9 +34,6 @@ from benchmarks.real.questions import check_answers, write_requests
 from benchmarks.real.rivals import rivals
 from benchmarks.real.settings import Setting, finalists, loops, settings
 from benchmarks.real.tokens import OipTokens, OpenAiText
-from benchmarks.report import Goal, Report, Run
-from benchmarks.sample import JSON_LENGTH_HEADER, Sample, sample_of
-from benchmarks.wrk import Figures
 from dlproxy.config import load
 from dlproxy.instance.runtime import TELEMETRY_OFF
 
@@ -329,6 +330,15 @@ def test_rivals_have_ways_of_their_own_and_goals() -> None:
     for rival in found:
         assert len({way.batching for way in rival.ways}) == len({way.environment for way in rival.ways}) == len(rival.ways) > 1
         assert {way.name for way in rival.ways} == {rival.name}
+        assert rival.documented in rival.ways
+    documented = {rival.name: rival.documented.batching for rival in found}
+    assert documented["litserve"] == documented["bentoml"] == "workers 1, threads 2, batches of at most 8"
+
+
+def test_the_ceiling_is_what_the_tokens_alone_take() -> None:
+    found = fit([10, 50, 200], [4.3e-3, 13.5e-3, 48e-3], cores=2, mean_tokens=36.6)
+    assert (found.fixed_s, found.per_token_s) == pytest.approx((2e-3, 0.23e-3))
+    assert round(found.rate) == 238
 
 
 def test_tokens_and_texts_travel() -> None:
@@ -367,11 +377,19 @@ def test_the_page_has_the_worst_of_the_finalists_and_what_failed() -> None:
     for label, value in (("a", 0.99), ("b", 0.9)):
         report.add_ratio("net", ratio_of("settings", label), value, Goal(0.95, at_least=True))
     report.add_ratio("net", HELD, 0.4, HELD_GOAL, "ms")
-    findings.best["MiniLM"] = {"litserve": "workers 2"}
-    report.add_ratio("MiniLM", "dlproxy / litserve", 2.0, Goal(1.8, at_least=True))
-    report.runs.append(Run("MiniLM", "litserve", "workers 2", Figures(50.0, 1.0, 2.0, 9, 1.0), []))
+    findings.best["MiniLM"] = {"litserve, as documented": "batches", "litserve, at its best": "workers 2"}
+    findings.ceiling = Ceiling(cores=2, fixed_s=1.0, per_token_s=1e-3, mean_tokens=20.0)
+    for name, way, rate in (("as documented", "batches", 40.0), ("at its best", "workers 2", 50.0)):
+        report.add_ratio("MiniLM", f"dlproxy / litserve, {name}", 100.0 / rate, Goal(1.8, at_least=True))
+        report.runs.append(Run("MiniLM", "litserve", way, Figures(rate, 1.0, 2.0, 9, 1.0), []))
     report.failures.append("other  alone: /v2/models/other/infer answered 500")
     text = page(report, findings, "a command")
     assert "| net | 2 / 1.5 | inline on the event loop | 123.0 | 0.90 (missed) b | - | 0.40 |" in text
-    assert "| litserve | workers 2 | 50.0 | 2.00 | - | >= 1.8 |" in text
+    documented = "| litserve, as documented | batches | 40.0 | 2.50 | - | >= 1.8 | 2.50 |"
+    assert f"{documented}\n| litserve, at its best | workers 2 | 50.0 | 2.00 | - | >= 1.8 | 2.00 |" in text
+    assert "no fixed part that is 100/s" in text
+    report.runs.append(Run("MiniLM", "dlproxy", DEFAULT, Figures(101.0, 1.0, 2.0, 9, 1.0), []))
+    busy = page(report, findings, "a command")
+    assert "no fixed part" not in busy
+    assert "| 50.0 | 2.00 | - | >= 1.8 | - |" in busy
     assert "- other alone:" in text

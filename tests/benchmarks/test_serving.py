@@ -12,12 +12,12 @@ import pytest
 
 from benchmarks import serving
 from benchmarks.bench import MOST_TRIES, Bench
-from benchmarks.processes import BenchmarkError, Cores
-from benchmarks.report import Goal, Report, Run
+from benchmarks.harness.processes import BenchmarkError, Cores
+from benchmarks.harness.report import Goal, Report, Run
+from benchmarks.harness.servers import Server
+from benchmarks.harness.stolen import StolenTime
+from benchmarks.harness.wrk import Figures, Load, Mode
 from benchmarks.scenarios import SHORTER, busy, many_connections, one_connection
-from benchmarks.servers import Server
-from benchmarks.stolen import StolenTime
-from benchmarks.wrk import Figures, Load, Mode
 
 RATES = {("dlproxy", 1): 70.0, ("dlproxy", 64): 100.0, ("dlproxy", 256): 80.0} | {
     ("bare", 1): 50.0,

@@ -139,7 +139,7 @@ async def test_a_process_killed_with_batches_under_way_costs_no_request() -> Non
         one = np.ones((1, 1), np.float32)
         flood = Flood(lane, lambda: request(("x", DType.FP32, one)), lambda *_: None, clients=32)
         await until(lambda: flood.answers > 200)
-        await until(lambda: any(state.name == "slow-0" and state.in_flight for state in lane.lane.instances))
+        await until(lambda: any(state.name == "slow-0" and state.in_flight for state in lane.lane.view().instances))
         mortal.send_signal(signal.SIGKILL)
         await until(lambda: not instances[0].up)
         before = flood.answers

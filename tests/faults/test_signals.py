@@ -3,6 +3,8 @@
 import asyncio
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,20 @@ from tests.clients.raw import Connect, RawConnection, RawReply, binary_infer, bi
 from tests.clients.server import HANG_S, ServerProcess, write_config
 
 CLIENTS = 64
+LOADS_LONG = """
+import sys
+from threading import Event
+
+class M:
+    inputs = outputs = {"x": "FP32[batch,1]"}
+
+    def __init__(self):
+        print("loading", file=sys.stderr, flush=True)
+        Event().wait(1.5)
+
+    def predict(self, batch):
+        return batch
+"""
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +189,20 @@ async def test_a_second_signal_cuts_what_is_under_way(server: ServerProcess, con
     assert int(cut[1]) + sum(connection.received for connection in (first, *others)) <= CLIENTS
     assert int(cut[1]) > 0
     assert "Traceback" not in server.errors()
+
+
+@pytest.mark.parametrize(("signals", "code"), [(1, 0), (2, 130)])
+def test_a_signal_while_models_load_ends_the_start(tmp_path: Path, signals: int, code: int) -> None:
+    (tmp_path / "m.py").write_text(LOADS_LONG, "utf-8")
+    command = [sys.executable, "-m", "dlproxy", "serve", f"{tmp_path / 'm.py'}:M", "--http-port", "0", "--control-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        while "loading" not in server.stderr.readline():  # its own word
+            assert server.poll() is None
+        for _ in range(signals):
+            server.send_signal(signal.SIGINT)
+        out, errors = server.communicate(timeout=HANG_S)
+    assert server.returncode == code
+    assert out == ""
+    assert "stopped before the server was ready" in errors
+    assert "Traceback" not in errors

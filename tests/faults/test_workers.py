@@ -64,7 +64,7 @@ class Fleet:
     async def back_to(self, count: int) -> float:
         """Seconds until so many instances are up again."""
         began_at = monotonic()
-        while len(self.lane.instances) < count:
+        while len(self.lane.view().instances) < count:
             self._added.clear()
             await asyncio.wait_for(self._added.wait(), HANG_S)
         return monotonic() - began_at
@@ -100,7 +100,7 @@ class Fleet:
         await self.driver.stop(5.0)
         await self.supervisor.stop()
         assert not self.driver.unanswered
-        assert not self.lane.in_flight
+        assert not self.lane.view().running_batches
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ async def test_a_worker_killed_in_the_middle_of_a_batch_costs_no_request(fleets:
     fleets.append(fleet := await Fleet(moody(fifo), max_batch=1).start(2))
     fleet.send(GATE)
     gate = await asyncio.to_thread(fifo.open, "wb")  # returns when a worker has begun the batch
-    busy = next(state.name for state in fleet.lane.instances if state.in_flight)
+    busy = next(state.name for state in fleet.lane.view().instances if state.in_flight)
     for number in range(20):
         fleet.send(float(number))
     victim = next(one for one in fleet.supervisor.instances if one.name == busy)
@@ -187,7 +187,7 @@ async def test_growing_and_shrinking_under_load_costs_no_request(fleets: list[Fl
     loading = asyncio.create_task(load())
     for count in (3, 1, 2):
         await fleet.supervisor.scale(count)
-        assert len(fleet.lane.instances) == count
+        assert len(fleet.lane.view().instances) == count
     scaled.set()
     await loading
     assert all(reply.response is not None for reply in await fleet.answers())

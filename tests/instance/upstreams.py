@@ -21,7 +21,7 @@ from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.http_server import HttpServer
 from dlproxy.wire.oip_http import OipApp
-from tests.lane.fixtures import warmed
+from tests.policy.lane.fixtures import warmed
 
 Behave = Callable[["Asked"], Awaitable[None]]
 QUICK = RemoteSettings(

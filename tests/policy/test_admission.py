@@ -29,7 +29,9 @@ class Rule(Admission):
     """Admission behind tickets of one row each, first come, first served."""
 
     def judge(self, ticket: Ticket, before: Before, now: float) -> Failure | None:
-        return self.admit(ticket, waiting(*[Ticket(-number, now) for number in range(before.queued_rows)]), before.rest, now)
+        queue = waiting(*[Ticket(-number, now) for number in range(before.queued_rows)])
+        refusal = self.admit(ticket, queue, before.rest, now)
+        return None if refusal is None else refusal.failure
 
 
 def waiting(*tickets: Ticket, discipline: str = "fcfs") -> QueueDiscipline:

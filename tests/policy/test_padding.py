@@ -4,7 +4,7 @@ from collections.abc import Callable
 from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dlproxy.message import Ticket
@@ -133,6 +133,7 @@ def test_tickets_of_other_families_or_none_never_join() -> None:
 
 
 @pytest.mark.parametrize("discipline", DISCIPLINES)
+@example([(3, 1), (11, 3), (11, 3), (11, 3)], 0.1, 0.1).via("two of three tickets fit, which leaves more padding than three")
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 3)), min_size=1, max_size=40),
     base_s=st.sampled_from([0.0, 1e-4, 1e-3, 1e-1]),
@@ -151,7 +152,7 @@ def test_batches_keep_their_bounds_and_begin_with_the_head(
         rows, longest = sum(ticket.rows for ticket in batch), max(ticket.length for ticket in batch)
         real = sum(ticket.rows * ticket.length for ticket in batch)
         assert rows <= LIMIT
-        assert rows * longest - real <= most * rows * longest
+        assert rows * longest - real <= most * rows * longest + 1e-9
         apart: dict[int, int] = {}
         for ticket in batch:
             apart[ticket.length] = apart.get(ticket.length, 0) + ticket.rows

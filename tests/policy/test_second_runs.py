@@ -17,6 +17,9 @@ class Instances(Struct):
     ready: dict[str, None]
     trusted: str
 
+    def __len__(self) -> int:
+        return len(self.trusted)
+
     def has_other(self, avoided: str) -> bool:
         return any(name != avoided for name in self.trusted)
 
@@ -36,7 +39,7 @@ def take(again: SecondRuns, ready: str = "a", max_batch: int = 8) -> list[int]:
 
 
 def test_batches_run_in_order_and_halves_before_them() -> None:
-    again = SecondRuns()
+    again = SecondRuns(1.0)
     again.add(tickets(1))
     again.add(tickets(2))
     again.halve(tickets(3, 4, 5))
@@ -45,14 +48,14 @@ def test_batches_run_in_order_and_halves_before_them() -> None:
 
 
 def test_the_half_of_one_is_one() -> None:
-    again = SecondRuns()
+    again = SecondRuns(1.0)
     again.halve(tickets(1))
     assert take(again) == [1]
     assert not again.waiting
 
 
 def test_an_avoided_instance_is_no_choice_unless_there_is_no_other() -> None:
-    again = SecondRuns()
+    again = SecondRuns(1.0)
     again.add(tickets(1), avoided="a")
     assert again.runnable(instances("a")) is None
     assert again.runnable(instances("a", trusted="a")) is not None
@@ -64,7 +67,7 @@ def test_an_avoided_instance_is_no_choice_unless_there_is_no_other() -> None:
 
 
 def test_a_batch_that_is_too_large_by_now_runs_in_parts() -> None:
-    again = SecondRuns()
+    again = SecondRuns(1.0)
     again.add(tickets(1, 2, rows=3), avoided="")
     assert take(again, max_batch=2) == [1], "one request is never split"
     assert take(again, max_batch=2) == [2]
@@ -72,7 +75,7 @@ def test_a_batch_that_is_too_large_by_now_runs_in_parts() -> None:
 
 
 def test_who_ran_twice_is_remembered_until_answered() -> None:
-    again = SecondRuns()
+    again = SecondRuns(1.0)
     first, second = tickets(1, 2)
     again.add([first, second])
     take(again)
@@ -84,7 +87,7 @@ def test_who_ran_twice_is_remembered_until_answered() -> None:
 
 
 def test_who_left_while_running_is_told_once_and_forgotten_with_the_batch() -> None:
-    again = SecondRuns()
+    again = SecondRuns(1.0)
     running = tickets(1, 2)
     assert again.abandon(1, running) is running[0]
     assert again.abandon(1, running) is None
@@ -95,7 +98,7 @@ def test_who_left_while_running_is_told_once_and_forgotten_with_the_batch() -> N
 
 
 def test_who_was_answered_is_forgotten_with_who_left() -> None:
-    again = SecondRuns()
+    again = SecondRuns(1.0)
     running = tickets(1, 2, 3)
     again.add(running[:2])
     again.crashed(running[1])
@@ -106,7 +109,7 @@ def test_who_was_answered_is_forgotten_with_who_left() -> None:
 
 
 def test_the_lists_of_its_callers_stay_as_they_are() -> None:
-    again = SecondRuns()
+    again = SecondRuns(1.0)
     mine = tickets(1, 2)
     again.add(mine)
     again.remove(1)
@@ -124,7 +127,7 @@ steps = st.one_of(
 
 @given(steps=st.lists(steps, max_size=30), deadlines=st.lists(st.integers(0, 20), min_size=1, max_size=7))
 def test_notes_are_true_whatever_happens(steps: list[tuple[str, int]], deadlines: list[int]) -> None:
-    again = SecondRuns()
+    again = SecondRuns(1.0)
     waiting: dict[int, Ticket] = {}
     made = 0
     for step, number in steps:

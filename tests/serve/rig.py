@@ -16,7 +16,7 @@ from dlproxy.telemetry.stats import ModelStats
 from dlproxy.tensors import to_array, to_bytes
 from dlproxy.testing import FakeInstance, FakeRuntime
 from dlproxy.testing.fake_runtime import Function
-from tests.lane.fixtures import warmed
+from tests.policy.lane.fixtures import warmed
 
 Array = NDArray[np.generic]
 
@@ -175,7 +175,8 @@ class Rig:
 
     def is_at_rest(self) -> bool:
         """Every counter is back to zero."""
-        return not (self.driver.unanswered or self.lane.queue.rows or self.lane.in_flight)
+        view = self.lane.view()
+        return not (self.driver.unanswered or view.queued_rows or view.running_batches)
 
     def inline(self, make: Callable[[str, FakeRuntime], Instance]) -> Instance:
         """Another instance of a kind of the test's choice, on the same runtime."""

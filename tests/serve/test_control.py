@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from dlproxy.config import ConfigError, ModelConfig
-from dlproxy.config.knobs import live_knobs
+from dlproxy.config.table import live_knobs
 from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, FailureKind, Tensor

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import re
 import threading
 import weakref
 from collections.abc import AsyncIterator
@@ -31,6 +32,11 @@ async def some() -> AsyncIterator[Models]:
     made = Models(ServerConfig(calibration_folder="", drain_s=5.0))
     yield made
     await made.drain()
+
+
+def instance_threads() -> list[str]:
+    """Of models named by a letter; the runtimes of other tests have threads too."""
+    return [thread.name for thread in threading.enumerate() if re.fullmatch(r"dlproxy-[a-z]-\d+", thread.name)]
 
 
 def sleeping(version: str = "1", path: str = SLEEP) -> ModelConfig:
@@ -146,7 +152,7 @@ async def test_what_was_up_of_a_model_that_failed_in_the_end_is_stopped(tmp_path
     some = Models(ServerConfig(calibration_folder="", event_log=str(tmp_path / "taken")))
     with pytest.raises(LogError):
         await some.load("m", sleeping())
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dlproxy-")]
+    assert not instance_threads()
     assert phases(some) == {}
 
 
@@ -289,4 +295,4 @@ async def test_any_changes_in_any_order_leave_nothing_behind(arbiter: str) -> No
     assert answered > 0.9 * len(replies), f"{answered} of {len(replies)} were answered"
     assert some.view() == []
     assert some._turns is None or (some._turns.free == {"cores": 1} and not some._turns._takers)
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("dlproxy-")]
+    assert not instance_threads()

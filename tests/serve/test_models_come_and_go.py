@@ -207,7 +207,7 @@ def request(name: str, action: str = "POST", path: str = "/predict/", body: byte
 
 @linux
 async def test_on_a_server(path: str) -> None:
-    config = {name: ModelConfig(path=path, threads=1, run="inline", max_batch=MAX_BATCH) for name in ("steady", "replaced")}
+    config = {name: [ModelConfig(path=path, threads=1, run="inline", max_batch=MAX_BATCH)] for name in ("steady", "replaced")}
     server = Server(Config(server=ServerConfig(http_port=0, control_port=0, calibration_folder=""), models=config))
     body = json.dumps({"inputs": [[1.0] * WIDTH]}).encode()
     before = gc.get_threshold()

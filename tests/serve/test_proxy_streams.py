@@ -115,7 +115,7 @@ async def test_cancelling_while_a_part_is_awaited_stops_the_stream(tmp_path: Pat
             reading.cancel()
             await asyncio.wait([reading])
         assert await _read(proxy, 2.0) == [2.0, 3.0]
-        assert not _loaded(proxy).lane.in_flight
+        assert not _loaded(proxy).lane.view().running_batches
 
 
 async def test_a_model_that_answers_at_once_is_a_stream_of_one_part() -> None:

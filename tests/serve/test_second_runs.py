@@ -260,13 +260,13 @@ async def test_a_request_whose_client_has_gone_leaves_the_queue_at_once(discipli
     await turns()
     replies = [rig.send(float(number), rows=2) for number in range(4)]
     await turns()
-    assert (len(rig.lane.queue), rig.lane.queue.rows) == (4, 8)
+    assert (rig.lane.view().queued_requests, rig.lane.view().queued_rows) == (4, 8)
     rig.driver.cancel(replies[2].request)
-    assert (len(rig.lane.queue), rig.lane.queue.rows) == (3, 6)
+    assert (rig.lane.view().queued_requests, rig.lane.view().queued_rows) == (3, 6)
     assert (replies[2].kind, replies[2].at) == (FailureKind.CANCELLED, now())
     place = rig.send(9.0, rows=2)  # there is room again
     await turns()
-    assert len(rig.lane.queue) == 4
+    assert rig.lane.view().queued_requests == 4
     kinds = [(await reply.wait()).kind for reply in (running, *replies, place)]
     assert kinds == [None, None, None, FailureKind.CANCELLED, None, None]
     assert all(3 + 1 not in batch for batch in rig.batches), "it never ran"
@@ -281,6 +281,6 @@ async def test_a_client_that_leaves_in_the_turn_in_which_it_came_never_waits() -
     reply = rig.send()
     rig.driver.cancel(reply.request)
     assert reply.kind is FailureKind.CANCELLED
-    assert len(rig.lane.queue) == 0
+    assert rig.lane.view().queued_requests == 0
     await running.wait()
     await check_at_rest(rig)

@@ -444,6 +444,17 @@ def test_timeout_and_priority_reach_the_ticket(
         assert (ticket.priority, ticket.tenant) == (priority, "")
 
 
+def test_an_objective_that_has_changed_holds_for_heads_that_are_remembered() -> None:
+    service = EchoService(echo_signature(("x", DType.FP32, (-1, 2))))
+    model = served(service)
+    wire = Wire(app_of(model))
+    for slo_s, deadline_at in ((None, inf), (0.5, 100.5), (0.1, 100.1), (None, inf)):
+        model.slo_s = slo_s
+        for _ in range(2):
+            wire.feed(Body().add("x", DType.FP32, [1, 2], raw=bytes(8)).post())
+            assert service.requests[-1].ticket.deadline_at == pytest.approx(deadline_at)
+
+
 # Compression
 
 

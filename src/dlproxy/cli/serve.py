@@ -27,7 +27,7 @@ class _KnobHelp(argparse.HelpFormatter):
     """Takes the words for options that set a knob from the table of knobs, which is read only if help is asked for."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        from dlproxy.config.knobs import option_help
+        from dlproxy.config.table import option_help
 
         return option_help(action.dest) if action.help == AS_KNOB else action.help
 
@@ -90,13 +90,12 @@ def _config(args: argparse.Namespace) -> "Config":
     import msgspec
 
     from dlproxy.config import ConfigError
+    from dlproxy.config.effects import weights_without_effect
     from dlproxy.config.reading import from_environment, override
 
     if args.uds is not None and args.http_port is not None:
         raise ConfigError("--uds replaces the inference port; give either --uds or --http-port")
     config, warnings = from_environment(args.config, os.environ)
-    for warning in warnings:
-        complain(warning)
     options = ("host", "http_port", "control_port", "uds", "access_log", "event_log")
     given = {name: value for name in options if (value := getattr(args, name)) is not None}
     if args.http_port is not None:
@@ -105,7 +104,10 @@ def _config(args: argparse.Namespace) -> "Config":
     if server.http_port == server.control_port != 0 and not server.uds:
         raise ConfigError(f"--http-port and --control-port are both {server.http_port}; give each a port of its own")
     models = add_models(config.models, args.models, args.slo or "", command="serve")
-    return msgspec.structs.replace(config, server=server, models=models)
+    config = msgspec.structs.replace(config, server=server, models=models)
+    for warning in [*warnings, *weights_without_effect(config)]:
+        complain(warning)
+    return config
 
 
 def _report(server: "Server") -> None:

@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 from msgspec import Struct
 
-from dlproxy.config.knobs import HttpLimits, Knob, ModelConfig, Only, Place, knobs
+from dlproxy.config.knobs import Config, HttpLimits, ModelConfig, Only, Place, TenantConfig
 from dlproxy.config.paths import is_address, parse_devices
+from dlproxy.config.table import Knob, knobs
 from dlproxy.config.values import ConfigError, check_origins, parse_slo
 
 _WORDS: dict[str, str] = {
@@ -36,6 +37,17 @@ def check(section: Struct, places: Sequence[Place] = ()) -> list[str]:
             raise ConfigError(message, knob.name)
         warnings.append(message)
     return warnings
+
+
+def weights_without_effect(config: Config) -> list[str]:
+    """Warnings of tenants' shares that no model heeds."""
+    if any(model.discipline == "fair" for _, model in config.served()):
+        return []
+    return [
+        f"tenants.{name}: weight = {tenant.weight:g} has no effect: it needs a model with discipline = 'fair'"
+        for name, tenant in config.tenants.items()
+        if tenant.weight != TenantConfig().weight
+    ]
 
 
 def possible_places(model: ModelConfig) -> Sequence[Place]:

@@ -1,13 +1,12 @@
 """The table of knobs: each once, with its type, range, default, unit, scale, what it does and what a change of it costs.
 
-TOML, the environment, options, the control port, docs/reference and tuners take from here. Not aware of: what reads the values.
+table.py reads it; whatever steers something takes its values from here. Not aware of: where values come from.
 """
 
-from functools import cache, partial
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from functools import partial
+from typing import Annotated, Any, Literal
 
-import msgspec
-from msgspec import NODEFAULT, Meta, Struct
+from msgspec import Meta, Struct
 
 from dlproxy.config.values import parse_slo
 
@@ -512,87 +511,3 @@ SECTIONS: dict[str, type[Struct]] = {
     "models": ModelConfig,
     "tenants": TenantConfig,
 }
-
-
-class Knob(Struct, frozen=True):
-    """One row of the table. `type`: as annotated; `low`, `high`: the range of a number; `required`: there is no default."""
-
-    name: str
-    type: Any
-    default: Any
-    description: str
-    scale: Scale
-    traits: Traits
-    low: float | None
-    high: float | None
-    above: bool  # low itself is not allowed
-    pattern: str | None
-
-    @property
-    def required(self) -> bool:
-        return self.default is NODEFAULT
-
-    @property
-    def choices(self) -> tuple[Any, ...]:
-        """All its values, if they can be counted."""
-        return (False, True) if self.type is bool else get_args(self.type) if get_origin(self.type) is Literal else ()
-
-    @property
-    def live(self) -> bool:
-        """Whether the control port may change it while the model serves."""
-        return self.traits.cost in ("nothing", "relearn")
-
-
-class Dimension(Struct, frozen=True):
-    """One of a tuner's choices: a number from `low` to `high`, or one of `choices`, such as 0 for "off" beside the range."""
-
-    name: str
-    scale: Scale
-    cost: Cost
-    whole: bool = False
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[Any, ...] = ()
-
-
-@cache
-def knobs(struct: type[Struct]) -> dict[str, Knob]:
-    """The rows of a section by name, its own before those that it shares with lanes."""
-    hints = get_type_hints(struct, include_extras=True)
-    fields = {field.name: field for field in msgspec.structs.fields(struct)}
-    inherited = [name for name in fields if name not in struct.__annotations__]
-    return {name: _row(fields[name], *get_args(hints[name])) for name in [*struct.__annotations__, *inherited]}
-
-
-def _row(field: msgspec.structs.FieldInfo, kind: Any, meta: Meta) -> Knob:
-    default = field.default if field.default_factory is NODEFAULT else field.default_factory()
-    traits: Traits = (meta.extra or {})["traits"]
-    countable = kind is bool or get_origin(kind) is Literal
-    scale: Scale = "choice" if countable else "text" if kind not in (int, float) else "log" if traits.log else "linear"
-    low = meta.ge if meta.gt is None else meta.gt
-    above = meta.gt is not None
-    return Knob(field.name, kind, default, meta.description or "", scale, traits, low, meta.le, above, meta.pattern)
-
-
-def live_knobs() -> tuple[str, ...]:
-    """The knobs of a model that can be changed while it serves."""
-    return tuple(name for name, knob in knobs(ModelConfig).items() if knob.live)
-
-
-def option_help(name: str) -> str:
-    """For the option that sets this knob of [server] or [http]: what it does, and its default."""
-    knob = (knobs(ServerConfig) | knobs(HttpLimits))[name]
-    default = "" if knob.default in ("", []) else f" (default {knob.default})"
-    return (knob.description + default).replace("%", "%%")
-
-
-def space(section: type[Struct]) -> list[Dimension]:
-    """What a tuner may turn, and within which bounds: no promises to clients, nothing that could change an answer."""
-    return [_dimension(knob) for knob in knobs(section).values() if knob.traits.tuned]
-
-
-def _dimension(knob: Knob) -> Dimension:
-    cost, least = knob.traits.cost, knob.traits.least
-    if knob.scale == "choice":
-        return Dimension(knob.name, knob.scale, cost, choices=knob.choices)
-    return Dimension(knob.name, knob.scale, cost, knob.type is int, least or knob.low, knob.high, (0,) if least else ())

@@ -14,8 +14,9 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config.effects import check
-from dlproxy.config.knobs import SECTIONS, Config, HttpLimits, ModelConfig, ServerConfig, TenantConfig, knobs
+from dlproxy.config.knobs import SECTIONS, Config, HttpLimits, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.config.paths import is_file
+from dlproxy.config.table import knobs
 from dlproxy.config.values import ConfigError
 
 PREFIX = "DLPROXY_"
@@ -196,7 +197,7 @@ def _line(text: str, keys: list[str]) -> str:
     """ ":LINE" of a key in TOML text, or of the table in braces that it stands in; empty if neither is found."""
     wanted, section, around = ".".join(keys), "", ""
     for number, line in enumerate(text.splitlines(), start=1):
-        header = re.match(r"\s*\[\s*(.+?)\s*\]", line)
+        header = re.match(r"\s*\[+\s*(.+?)\s*\]", line)
         key = re.match(r"\s*([^\s#=][^#=]*?)\s*=", line)
         if header:
             section = _plain(header[1])

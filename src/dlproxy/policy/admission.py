@@ -11,7 +11,8 @@ from msgspec import Struct
 from dlproxy.message import Failure, FailureKind, Ticket
 from dlproxy.policy.cost import LatencyModel
 from dlproxy.policy.knobs import LaneKnobs
-from dlproxy.policy.queueing import QueueDiscipline
+from dlproxy.policy.queueing import QueueDiscipline, level
+from dlproxy.policy.refusals import NO_INSTANCE, Refusal, came_too_late
 
 
 class Backlog(Struct):
@@ -45,34 +46,41 @@ class Admission:
     def configure(self, knobs: LaneKnobs) -> None:
         self._max_queue_rows = knobs.max_queue_rows
 
-    def admit(self, ticket: Ticket, queue: QueueDiscipline, backlog: Backlog, now: float) -> Failure | None:
-        """None to take the ticket, else the failure to send."""
+    def admit(self, ticket: Ticket, queue: QueueDiscipline, backlog: Backlog, now: float) -> Refusal | None:
+        """None to take the ticket, else what to say."""
         if not backlog.instances:
-            return Failure(FailureKind.UNAVAILABLE, "the model has no live instance", retry_after_s=1.0)
+            return NO_INSTANCE
         if queue.rows + ticket.rows > self._max_queue_rows and queue.rows:
-            return Failure(
-                FailureKind.QUEUE_FULL,
-                f"Exceeds maximum queue size: {queue.rows} rows wait, the limit is {self._max_queue_rows}",
-                retry_after_s=self._wait(ticket, queue, backlog, now)[0],
-            )
+            message = f"Exceeds maximum queue size: {queue.rows} rows wait, the limit is {self._max_queue_rows}"
+            wait_s, _ = self._wait(ticket, queue, backlog, now)
+            return Refusal("queue_full", Failure(FailureKind.QUEUE_FULL, message, retry_after_s=wait_s))
         if ticket.deadline_at == inf:
             return None
         left_s = ticket.deadline_at - now
         if left_s <= 0.0:
-            kind = FailureKind.LATE if ticket.answer_by <= now else FailureKind.DEADLINE
-            return Failure(kind, "Request timeout expired before the request could be queued")
+            return came_too_late(ticket, now)
         if backlog.idle and not queue.rows:
             return None
         wait_s, own_rows = self._wait(ticket, queue, backlog, now)
         run_s = self._model.p99(own_rows, ticket.length)
         if wait_s + run_s > left_s:
-            return Failure(
-                FailureKind.DEADLINE,
+            message = (
                 f"Request timeout expired: {left_s * 1e3:.1f} ms are left, "
-                f"it would wait about {wait_s * 1e3:.1f} ms and run up to {run_s * 1e3:.1f} ms",
-                retry_after_s=wait_s,
+                f"it would wait about {wait_s * 1e3:.1f} ms and run up to {run_s * 1e3:.1f} ms"
             )
+            return Refusal("predicted_late", Failure(FailureKind.DEADLINE, message, retry_after_s=wait_s))
         return None
+
+    def make_room(self, ticket: Ticket, queue: QueueDiscipline, now: float) -> list[Ticket]:
+        """Take out those that would be served last, as far as they are less urgent and as long as it takes."""
+        taken_out: list[Ticket] = []
+        while queue.rows + ticket.rows > self._max_queue_rows:
+            last = queue.last(now)
+            if last is None or level(last) <= level(ticket):
+                break
+            queue.remove(last.id)
+            taken_out.append(last)
+        return taken_out
 
     def _wait(self, ticket: Ticket, queue: QueueDiscipline, backlog: Backlog, now: float) -> tuple[float, int]:
         """Seconds until the ticket's batch begins, and how many rows that batch has."""

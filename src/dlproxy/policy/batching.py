@@ -178,6 +178,13 @@ class FittedBatching:
             if allowed > in_time:
                 other.prove(other.rows * in_time // allowed, other.length)
 
+    def line_s(self, rows: int, length: int) -> float:
+        """Seconds that so many waiting rows of one shape take, in the batches that they make."""
+        goal = self.goal_at(length)
+        full, left_over = divmod(rows, goal)
+        seconds = full * self._model.mean(goal, length) if full else 0.0
+        return seconds + self._model.mean(left_over, length) if left_over else seconds
+
     def limit_at(self, length: int) -> int:
         """Rows of this length that a batch takes at most now."""
         return self._take_at(length).rows

@@ -3,10 +3,26 @@
 Written by serve/driver.py and lab/simulate, answered by policy/lane.py, stored by telemetry/event_log.py.
 """
 
+from typing import Literal
+
 from msgspec import Struct
 
 from dlproxy.message import Failure, Ticket
 from dlproxy.policy.knobs import LaneKnobs
+
+DispatchReason = Literal["idle", "turn", "retry", "hedge", "probe"]
+"""Why a batch starts now: an instance is idle; the arbiter's turn; it runs again, after an error, a loss or a crash; it runs a
+second time beside a run that is late; one request tries an instance that was slow."""
+
+RefusalReason = Literal["no_instance", "closing", "queue_full", "displaced", "predicted_late", "adaptive_limit"]
+GivenUpReason = Literal["expired", "client_deadline", "early_drop", "codel", "cancelled"]
+FailedReason = Literal["failed", "instance_lost", "no_second_run", "to_blame"]
+RejectReason = RefusalReason | GivenUpReason | FailedReason
+"""By which rule a request gets no answer: on arrival or for another's sake, while it waits, because of what became of its
+batch."""
+
+WakeReason = Literal["fill", "other_instance", "deadline", "client_deadline", "instance_expected", "hedge", "probe"]
+"""What a lane waits for if nothing happens before."""
 
 
 class Arrived(Struct, tag="arrived"):
@@ -118,7 +134,7 @@ class Dispatch(Struct, tag="dispatch"):
     batch_id: int
     instance: str
     tickets: list[Ticket]
-    reason: str
+    reason: DispatchReason
 
 
 class Complete(Struct, tag="complete"):
@@ -129,17 +145,18 @@ class Complete(Struct, tag="complete"):
 
 
 class Reject(Struct, tag="reject"):
-    """Send this ticket a failure. `quarantine`: refuse its like from now on, for it has ended two instances."""
+    """Send this ticket a failure. If it is to blame for the end of two instances, refuse its like from now on."""
 
     ticket: Ticket
     failure: Failure
-    quarantine: bool = False
+    reason: RejectReason
 
 
 class WakeAt(Struct, tag="wake_at"):
     """Send TimerFired at this time, or before if an earlier one is pending; one is pending at a time."""
 
     at: float
+    reason: WakeReason
 
 
 class WantTurn(Struct, tag="want_turn"):
@@ -151,10 +168,13 @@ class WantTurn(Struct, tag="want_turn"):
     cost_s: float
     deadline_at: float
     priority: int
+    reason: Literal["first", "more_urgent"]
 
 
 class PassTurn(Struct, tag="pass_turn"):
-    """The lane has nothing to run any more: the turn is somebody else's."""
+    """The turn is somebody else's: the lane has nothing to run any more, or takes no turns any more."""
+
+    reason: Literal["nothing_to_run", "not_arbitrated"]
 
 
 Command = Dispatch | Complete | Reject | WakeAt | WantTurn | PassTurn

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 
 from dlproxy.message import Failure, FailureKind, Ticket
-from dlproxy.policy import refusals
+from dlproxy.policy.adaptive_limit import AdaptiveLimit
 from dlproxy.policy.admission import Admission, Backlog
 from dlproxy.policy.batching import FittedBatching, Take, Wait
 from dlproxy.policy.cost import LatencyModel, Point
@@ -20,6 +20,7 @@ from dlproxy.policy.events import (
     Command,
     Complete,
     Dispatch,
+    DispatchReason,
     Event,
     FirstPart,
     InstanceExpected,
@@ -32,21 +33,21 @@ from dlproxy.policy.events import (
     TimerFired,
     TurnGranted,
     WakeAt,
-    WantTurn,
+    WakeReason,
 )
 from dlproxy.policy.expiry import Deadlines, Promises
+from dlproxy.policy.hedging import Hedging
 from dlproxy.policy.knobs import LaneKnobs
-from dlproxy.policy.overload import CoDel, Gradient2
+from dlproxy.policy.outage import Outage
 from dlproxy.policy.padding import Padding
-from dlproxy.policy.pool import InstancePool, InstanceState
-from dlproxy.policy.queueing import DEFAULT_LEVEL, level, make_queue, refill, same_order
-from dlproxy.policy.retry_budget import RetryBudget
-from dlproxy.policy.running import Running, longest
+from dlproxy.policy.pool import InstancePool
+from dlproxy.policy.queueing import level, make_queue, refill, same_order
+from dlproxy.policy.refusals import CANCELLED, DISPLACED, Refusal, expired, overran
+from dlproxy.policy.running import Run, Running
 from dlproxy.policy.second_runs import SecondRuns, requests_fault
-from dlproxy.policy.view import LaneView, WaitsFor
-
-LIMIT_BATCHES = 2  # the adaptive limit never falls below two batches per instance: one runs, one is ready (Triton's rule)
-HEDGE_SIGMAS = 1.645  # a batch longer than 95 % of its like gets a second run (Dean and Barroso, "The tail at scale", 2013)
+from dlproxy.policy.shedding import Shedding, longest, unexpired
+from dlproxy.policy.turn import Turn
+from dlproxy.policy.view import LaneView, why_waiting
 
 
 class Lane:
@@ -55,26 +56,22 @@ class Lane:
     def __init__(self, knobs: LaneKnobs, prior: Sequence[Point] = ()) -> None:
         self.model = LatencyModel(prior)
         self.batching = FittedBatching(knobs, self.model)
-        self.queue = make_queue(knobs, self.model.mean, self._line_s)
+        self.queue = make_queue(knobs, self.model.mean, self.batching.line_s)
         self.pool = InstancePool(knobs)
         self._knobs = knobs
-        self._admission = Admission(knobs, self.model, self._goal_at)
-        self._padding = Padding(self.model, self._line_s, lambda length: self.batching.limit_at(length))
+        self._admission = Admission(knobs, self.model, self.batching.goal_at)
+        self._limit = self._make_limit(knobs)
+        self._padding = Padding(self.model, self.batching.line_s, self.batching.limit_at)
+        self._shedding = Shedding(knobs.codel_target_s)
         self._deadlines = Deadlines()
         self._promises = Promises()
         self._promised = self._promises.open
-        self._codel = CoDel(knobs.codel_target_s) if knobs.codel_target_s else None
-        self._limit = Gradient2(least=LIMIT_BATCHES * knobs.max_batch) if knobs.adaptive_limit else None
-        self._budget = RetryBudget(knobs.retry_budget)
-        self._again = SecondRuns()
-        self._running: dict[int, Running] = {}
-        self._next_batch_id = 1
+        self._running = Running()
+        self._again = SecondRuns(knobs.retry_budget)
+        self._hedging = Hedging(self.model, self._running, self._again)
+        self._turn = Turn(arbitrated=knobs.arbitrated)
+        self._outage = Outage()
         self._wake_at = inf
-        self._turn = not knobs.arbitrated  # whether a batch may start now
-        self._wanted: WantTurn | None = None
-        self._expected_until = -inf  # how long an instance that is being started is waited for
-        self._down_because = "the model has no live instance"
-        self._closed_because = ""
         self._now = -inf
         self._rules: dict[type, Callable[..., None]] = {
             Arrived: self._arrived,
@@ -106,55 +103,39 @@ class Lane:
             if self._knobs.hedge and not self._knobs.arbitrated:
                 self._hedge(now, commands)
             if pool.probe_at < inf and (self.queue.rows or self._again.waiting):
-                self._arm(pool.probe_at, commands)
+                self._arm(pool.probe_at, "probe", commands)
         if self._again.waiting or (self.queue.rows and self._deadlines.pending):
-            self._arm_expiry(now, commands)
+            self._arm(max(self._next_deadline(), now), "deadline", commands)
         if self._promised:
-            self._arm(max(self._promises.next_at(), now), commands)
-        if self._turn and self._knobs.arbitrated:
-            self._turn = False
-            commands.append(PassTurn())
+            self._arm(max(self._promises.next_at(), now), "client_deadline", commands)
+        if self._turn.arbitrated and self._turn.mine:
+            self._turn.mine = False
+            commands.append(PassTurn("nothing_to_run"))
         return commands
-
-    @property
-    def in_flight(self) -> int:
-        """Batches that run now."""
-        return len(self._running)
-
-    @property
-    def instances(self) -> list[InstanceState]:
-        """Every instance that is up."""
-        return self.pool.states()
 
     def view(self) -> LaneView:
         """How everything is now; for whoever looks now and then, not for every request."""
-        running = list(self._running.values())
+        queue, again = self.queue, self._again
         return LaneView(
-            queued_requests=len(self.queue),
-            queued_rows=self.queue.rows,
-            second_runs=sum([len(batch.tickets) for batch in self._again.waiting]),
-            running_batches=len(running),
-            running_requests=sum([len(batch.tickets) for batch in running]),
+            queued_requests=len(queue),
+            queued_rows=queue.rows,
+            second_runs=sum([len(batch.tickets) for batch in again.waiting]),
+            running_batches=len(self._running.runs),
+            running_requests=self._running.requests,
             batch_limit=self.batching.limit,
             batch_goal=self.batching.goal,
             request_limit=None if self._limit is None else self._limit.limit,
             instances=self.pool.states(),
-            waits_for=self._waits_for(),
-            closing=self._closed_because,
+            waits_for=why_waiting(
+                waiting=bool(queue.rows or again.waiting),
+                up=bool(len(self.pool)),
+                ready=bool(self.pool.ready),
+                wants_turn=self._turn.wanted is not None,
+                fills=0 < queue.rows < self.batching.limit and self._knobs.max_wait_s > 0.0,
+            ),
+            closing=self._outage.closing,
             knobs=self._knobs,
         )
-
-    def _waits_for(self) -> WaitsFor:
-        if not self.queue.rows and not self._again.waiting:
-            return "nothing"
-        if not len(self.pool):
-            return "start"
-        if not self.pool.ready:
-            return "instance"
-        if self._wanted is not None:
-            return "turn"
-        fills = self.queue.rows < self.batching.limit and self._knobs.max_wait_s > 0.0
-        return "fill" if fills else "other instance"
 
     # What happens
 
@@ -162,70 +143,59 @@ class Lane:
         queue, admission, limit = self.queue, self._admission, self._limit
         backlog = self._backlog(now)
         for ticket in event.tickets:
-            failure = admission.admit(ticket, queue, backlog, now)
-            if failure is None and limit is not None:
-                failure = self._above_limit(ticket, limit)
-            elif failure is not None and failure.kind is FailureKind.QUEUE_FULL:
-                failure = self._displace(ticket, failure, backlog, now, commands)
-            if failure is None:
+            refusal = admission.admit(ticket, queue, backlog, now)
+            if refusal is None and limit is not None:
+                refusal = limit.refuse(ticket, self._under_way())
+            elif refusal is not None and refusal.reason == "queue_full":
+                refusal = self._displace(ticket, refusal, backlog, now, commands)
+            if refusal is None:
                 queue.push(ticket, now)
                 if ticket.deadline_at < inf:
                     self._deadlines.add(ticket, queue)
                     if ticket.answer_by < inf:
                         self._promises.add(ticket)
             else:
-                commands.append(Reject(ticket, failure))
+                commands.append(Reject(ticket, refusal.failure, refusal.reason))
         if self.pool.several:
-            self._budget.earn(len(event.tickets), now)
+            self._again.budget.earn(len(event.tickets), now)
 
     def _cancelled(self, event: Cancelled, now: float, commands: list[Command]) -> None:
         ticket = self._withdraw(event.ticket_id)
         if ticket is not None:
-            self._reject(ticket, Failure(FailureKind.CANCELLED, "the client disconnected"), commands)
+            self._reject(ticket, CANCELLED, commands)
 
     def _batch_done(self, event: BatchDone, now: float, commands: list[Command]) -> None:
-        batch = self._running.pop(event.batch_id, None)
-        if batch is None:  # its instance was declared lost before; the tickets have gone elsewhere
+        ok = event.error is None
+        run = self._running.end(event.batch_id, ok=ok)
+        if run is None:  # its instance was declared lost before; the tickets have gone elsewhere
             return
-        predicted_s = self.model.mean(batch.rows, batch.length) if self.pool.several else 0.0
-        if batch.instance in self.pool:  # else it was retired while it ran
-            ok = event.error is None or requests_fault(event.failure)
-            service_s = event.service_s if batch.first_s is None else batch.first_s  # the rest is the time of whoever reads it
-            self.pool.release(batch.instance, service_s, predicted_s=predicted_s, ok=ok, now=now)
-        if batch.first_s is not None:
+        predicted_s = self.model.mean(run.rows, run.length) if self.pool.several else 0.0
+        if run.instance in self.pool:  # else it was retired while it ran
+            well = ok or requests_fault(event.failure)
+            service_s = event.service_s if run.first_s is None else run.first_s  # the rest is the time of whoever reads it
+            self.pool.release(run.instance, service_s, predicted_s=predicted_s, ok=well, now=now)
+        if run.first_s is not None:
             return
         if event.error is None:
-            self.batching.observe(batch.rows, event.service_s, now, batch.length)
-        if batch.twin:
-            twin = self._running[batch.twin]
-            twin.twin = 0
-            if event.error is not None:  # the other run may yet succeed
-                return
-            twin.tickets = []
-        if event.error is None:
-            self._answer(event.batch_id, batch, now, commands)
-        elif tickets := self._again.still_wanted(batch.tickets):
-            self._failed(batch, tickets, event.failure or Failure(FailureKind.MODEL_FAILED, event.error), now, commands)
+            self._answer(event.batch_id, run, event.service_s, now, commands)
+        elif tickets := self._again.still_wanted(run.tickets):
+            failure = event.failure or Failure(FailureKind.MODEL_FAILED, event.error)
+            self._reject_all(self._again.after_error(run, tickets, failure, self.pool, now), commands)
 
     def _first_part(self, event: FirstPart, now: float, commands: list[Command]) -> None:
         """For its tickets that is the answer; the batch goes on without any."""
-        batch = self._running.get(event.batch_id)
-        if batch is None:
-            return
-        batch.first_s, batch.hedge_at = event.service_s, inf
-        self.batching.observe(batch.rows, event.service_s, now, batch.length)
-        if batch.twin:
-            twin = self._running[batch.twin]
-            batch.twin = twin.twin = 0
-            twin.tickets = []
-        self._answer(event.batch_id, batch, now, commands)
-        batch.tickets = []
+        run = self._running.begin_to_answer(event.batch_id, event.service_s)
+        if run is not None:
+            self._answer(event.batch_id, run, event.service_s, now, commands)
+            run.tickets = []
 
-    def _answer(self, batch_id: int, batch: Running, now: float, commands: list[Command]) -> None:
-        tickets = self._again.answered(batch.tickets)
+    def _answer(self, batch_id: int, run: Run, service_s: float, now: float, commands: list[Command]) -> None:
+        self.batching.observe(run.rows, service_s, now, run.length)
+        tickets = self._again.answered(run.tickets)
         if tickets:
             if self._limit is not None:
-                self._observe_limit(self._limit, tickets, now)
+                self._size_limit()  # batches may have grown
+                self._limit.observe(tickets, self._under_way(), now)
             if self._promised:
                 for ticket in tickets:
                     self._promised.pop(ticket.id, None)
@@ -233,64 +203,52 @@ class Lane:
 
     def _instance_up(self, event: InstanceUp, now: float, commands: list[Command]) -> None:
         self.pool.add(event.instance, event.capacity, event.weight, now)
-        self._expected_until = -inf
+        self._outage.until = -inf
         self._size_limit()
 
     def _instance_lost(self, event: InstanceLost, now: float, commands: list[Command]) -> None:
         if event.instance in self.pool:  # else it was retired, and may have run a batch still
             self.pool.remove(event.instance)
             self._size_limit()
-        lost = [batch_id for batch_id, batch in self._running.items() if batch.instance == event.instance]
-        for batch_id in lost:
-            batch = self._running.pop(batch_id)
-            if batch.twin:
-                self._running[batch.twin].twin = 0
-            else:
-                self._run_elsewhere(batch, self._again.still_wanted(batch.tickets), event, commands)
-        self._down_because = f"the model has no live instance: {event.instance} was lost ({event.reason})"
-        if not len(self.pool):
-            self._wait_for_instance(now, commands)
+        for run in self._running.lose(event.instance):
+            tickets = self._again.still_wanted(run.tickets)
+            self._reject_all(self._again.after_loss(run, tickets, event.reason, crashed=event.crashed), commands)
+        self._outage.lost(event.instance, event.reason)
+        self._handle_outage(now, commands)
 
     def _instance_retired(self, event: InstanceRetired, now: float, commands: list[Command]) -> None:
         if event.instance in self.pool:
             self.pool.remove(event.instance)
             self._size_limit()
-            self._down_because = "the model has no instance any more: it was scaled to none"
-            if not len(self.pool):
-                self._wait_for_instance(now, commands)
+            self._outage.retired()
+            self._handle_outage(now, commands)
 
     def _instance_expected(self, event: InstanceExpected, now: float, commands: list[Command]) -> None:
-        self._expected_until = event.until
-        if not len(self.pool):
-            self._wait_for_instance(now, commands)
+        self._outage.until = event.until
+        self._handle_outage(now, commands)
 
     def _closing(self, event: Closing, now: float, commands: list[Command]) -> None:
-        self._closed_because = event.reason
-        self._rules[Arrived] = self._refused
+        self._outage.closing = event.reason
+        self._rules[Arrived] = self._refuse_all
 
-    def _refused(self, event: Arrived, now: float, commands: list[Command]) -> None:
+    def _refuse_all(self, event: Arrived, now: float, commands: list[Command]) -> None:
         """In place of `_arrived`, once the model goes."""
-        failure = refusals.unavailable(self._closed_because)
-        commands += [Reject(ticket, failure) for ticket in event.tickets]
+        refusal = self._outage.refusal()
+        commands += [Reject(ticket, refusal.failure, refusal.reason) for ticket in event.tickets]
 
     def _timer_fired(self, event: TimerFired, now: float, commands: list[Command]) -> None:
         self._wake_at = inf
-        for ticket in self._deadlines.expired(self.queue, now):
-            self._reject(ticket, refusals.expired(ticket, now), commands)
-        for ticket in self._again.expired(now):
-            self._reject(ticket, refusals.expired(ticket, now), commands)
+        for ticket in self._deadlines.expired(self.queue, now) + self._again.expired(now):
+            self._reject(ticket, expired(ticket, now), commands)
         for ticket in self._promises.due(now):  # the model still runs these, but nobody waits for them any more
             if self._withdraw(ticket.id) is not None:
-                self._reject(ticket, refusals.overran(ticket, now), commands)
-        if not len(self.pool):
-            self._wait_for_instance(now, commands)
+                self._reject(ticket, overran(ticket, now), commands)
+        self._handle_outage(now, commands)
 
     def _turn_granted(self, event: TurnGranted, now: float, commands: list[Command]) -> None:
-        self._wanted = None
-        if self._knobs.arbitrated:
-            self._turn = True
-        else:  # the knobs have changed since it was wanted; nothing waits for turns any more
-            commands.append(PassTurn())
+        self._turn.grant()
+        if not self._turn.arbitrated:  # the knobs have changed since it was wanted; nothing waits for turns any more
+            commands.append(PassTurn("not_arbitrated"))
 
     def _knobs_changed(self, event: KnobsChanged, now: float, commands: list[Command]) -> None:
         before, knobs = self._knobs, event.knobs
@@ -298,20 +256,16 @@ class Lane:
         self.batching.configure(knobs)
         self._admission.configure(knobs)
         self.pool.configure(knobs, now)
-        self._budget.configure(knobs.retry_budget)
         if not same_order(before, knobs):
-            self.queue = refill(self.queue, make_queue(knobs, self.model.mean, self._line_s), now)
+            self.queue = refill(self.queue, make_queue(knobs, self.model.mean, self.batching.line_s), now)
         if before.codel_target_s != knobs.codel_target_s:
-            self._codel = CoDel(knobs.codel_target_s) if knobs.codel_target_s else None
+            self._shedding.configure(knobs.codel_target_s)
         if before.adaptive_limit != knobs.adaptive_limit:
-            self._limit = Gradient2(least=LIMIT_BATCHES * knobs.max_batch) if knobs.adaptive_limit else None
+            self._limit = self._make_limit(knobs)
         self._size_limit()
         if before.arbitrated != knobs.arbitrated:
-            self._turn, self._wanted = not knobs.arbitrated, None
-        if not knobs.retry_budget:
-            failure = refusals.unavailable("the instance failed while it ran the request, which may not run again now")
-            for ticket in self._again.drain():
-                self._reject(ticket, failure, commands)
+            self._turn.configure(arbitrated=knobs.arbitrated)
+        self._reject_all(self._again.configure(knobs.retry_budget), commands)
 
     # What is to be done
 
@@ -324,20 +278,25 @@ class Lane:
                 return
             if pool.several and self._holds_back("" if retry is None else retry.avoided, now, commands):
                 return
-            if not self._turn:
+            if not self._turn.mine:
                 self._want_turn(now, commands)
                 return
+            reason: DispatchReason
             if take is None:
                 assert retry is not None
                 tickets, avoided, reason = self._again.take(retry, self._knobs.max_batch), retry.avoided, "retry"
-                tickets = self._unexpired(tickets, now, commands)
+                tickets, shed = unexpired(tickets, now)
+                self._reject_all(shed, commands)
             else:
                 alone = pool.several and pool.only_suspects
-                tickets, avoided, reason = self.queue.pop(1 if alone else take.rows, now), "", "instance idle"
+                tickets, avoided = self.queue.pop(1 if alone else take.rows, now), ""
+                reason = "probe" if alone else "turn" if self._turn.arbitrated else "idle"
                 if self._knobs.max_padding and tickets[0].family and not alone:
                     tickets = self._padding.join(tickets, self.queue, now, most=self._knobs.max_padding)
-                if self._deadlines.pending or self._codel is not None:
-                    tickets = self._feasible(tickets, now, commands)
+                if self._deadlines.pending or self._shedding.codel is not None:
+                    tickets, shed = self._shedding.sift(tickets, self.queue, self.model, now)
+                    if shed:
+                        self._reject_all(shed, commands)
             if tickets:
                 self._start(tickets, reason, avoided, now, commands)
 
@@ -347,7 +306,7 @@ class Lane:
             return None
         decision = self.batching.decide(self.queue, now)
         if isinstance(decision, Wait):
-            self._arm(decision.until, commands)
+            self._arm(decision.until, "fill", commands)
             return None
         return decision
 
@@ -364,195 +323,79 @@ class Lane:
         until = min(arrived_at) + wait_s
         if until <= now:
             return False
-        self._arm(until, commands)
+        self._arm(until, "other_instance", commands)
         return True
 
-    def _start(self, tickets: list[Ticket], reason: str, avoided: str, now: float, commands: list[Command]) -> int:
+    def _start(self, tickets: list[Ticket], reason: DispatchReason, avoided: str, now: float, commands: list[Command]) -> int:
         instance = self.pool.take(now, affinity=tickets[0].affinity, avoided=avoided)
-        batch_id = self._next_batch_id
-        self._next_batch_id += 1
         rows, length = sum([ticket.rows for ticket in tickets]), longest(tickets)
-        batch = self._running[batch_id] = Running(instance, tickets, rows, length, len(tickets), now)
-        if self._knobs.hedge and reason == "instance idle":
-            batch.hedge_at = now + self.model.quantile(rows, HEDGE_SIGMAS, length)
-        if self._knobs.arbitrated:
-            self._turn = False
-        commands.append(Dispatch(batch_id, instance, tickets, reason))
-        return batch_id
-
-    def _feasible(self, tickets: list[Ticket], now: float, commands: list[Command]) -> list[Ticket]:
-        """Early drop: shed what would be late even if it started now, rather than shrink the batch for it (Nexus).
-
-        The last ticket at hand is shed only if its deadline has passed: it makes nobody late, and running it is what
-        corrects a prediction that was wrong. CoDel sheds what waited too long in a queue that does not drain.
-        """
-        room = sum([ticket.rows for ticket in tickets])
-        finish_at = now + self.model.p99(room, longest(tickets))
-        came_after = -inf
-        if self._codel is not None:
-            self._codel.observe(now - max(ticket.arrived_at for ticket in tickets), now)
-            came_after = now - self._codel.shed_above_s(now)
-        kept: list[Ticket] = []
-        while True:
-            left = len(kept) + len(tickets) + len(self.queue)
-            for ticket in tickets:
-                failure = None
-                if ticket.deadline_at <= now or (ticket.deadline_at < finish_at and left > 1):
-                    failure = refusals.expired(ticket, now)
-                elif ticket.arrived_at < came_after and left > 1 and level(ticket) >= DEFAULT_LEVEL:
-                    failure = refusals.stood_too_long(ticket, now)
-                if failure is None:
-                    kept.append(ticket)
-                    room -= ticket.rows
-                else:
-                    self._reject(ticket, failure, commands)
-                    left -= 1
-            head = self.queue.head(now) if kept and room else None
-            if head is None or head.rows > room or head.shape_key != kept[0].shape_key:
-                return kept
-            tickets = self.queue.pop(room, now)  # those next in line take the places of those shed
-
-    def _unexpired(self, tickets: list[Ticket], now: float, commands: list[Command]) -> list[Ticket]:
-        for ticket in tickets:
-            if ticket.deadline_at <= now:
-                self._reject(ticket, refusals.expired(ticket, now), commands)
-        return [ticket for ticket in tickets if ticket.deadline_at > now]
-
-    def _displace(self, ticket: Ticket, full: Failure, backlog: Backlog, now: float, commands: list[Command]) -> Failure | None:
-        """A full queue has room for an urgent ticket if less urgent ones give way, and they do if nothing else refuses it."""
-        displaced = self._make_room(ticket, now)
-        if not displaced:
-            return full
-        failure = self._admission.admit(ticket, self.queue, backlog, now)
-        if failure is None and self._limit is not None:
-            failure = self._above_limit(ticket, self._limit)
-        for other in displaced:
-            if failure is None:
-                self._reject(other, refusals.displaced(), commands)
-            else:
-                self.queue.push(other, now)
-        return failure
-
-    def _make_room(self, ticket: Ticket, now: float) -> list[Ticket]:
-        """Take out those that would be served last, as far as they are less urgent and as long as it takes."""
-        taken_out: list[Ticket] = []
-        while self.queue.rows + ticket.rows > self._knobs.max_queue_rows:
-            last = self.queue.last(now)
-            if last is None or level(last) <= level(ticket):
-                break
-            self.queue.remove(last.id)
-            taken_out.append(last)
-        return taken_out
-
-    # Second runs
-
-    def _failed(self, batch: Running, tickets: list[Ticket], failure: Failure, now: float, commands: list[Command]) -> None:
-        """The instance or one of the items is bad: try another instance once; then halve until a bad item stands alone.
-
-        Not elsewhere what another server refused as it is; not in halves what it had no capacity for.
-        """
-        again, may_retry = self._again, self._knobs.retry_budget > 0.0
-        fresh = may_retry and not any(again.ran_twice(ticket) for ticket in tickets)
-        elsewhere = fresh and not requests_fault(failure) and self.pool.has_other(batch.instance)
-        divisible = failure.kind is FailureKind.MODEL_FAILED or requests_fault(failure)
-        if elsewhere and self._budget.spend(len(tickets), now):
-            again.add(tickets, avoided=batch.instance)
-        elif batch.size == 1 or not divisible or not may_retry or not len(self.pool):
-            told = failure if batch.size == 1 or not divisible else refusals.of_a_shared_batch(failure, batch.size)
-            for ticket in tickets:
-                self._reject(ticket, told, commands)
-        else:
-            again.halve(tickets)
-
-    def _run_elsewhere(self, batch: Running, tickets: list[Ticket], event: InstanceLost, commands: list[Command]) -> None:
-        """Tickets of a lost instance run again, once; not under the budget, as instances are not lost by the dozen.
-
-        If instances crash, one of the tickets may be the reason: after the second crash each runs alone, and one that was
-        alone in a crash after another is not run any more.
-        """
-        again, fresh = self._again, []
-        for ticket in tickets:
-            crashes = again.crashed(ticket) if event.crashed else 0
-            if not self._knobs.retry_budget:
-                self._reject(ticket, refusals.lost(event.reason, ", which may not run again"), commands)
-            elif not again.ran_twice(ticket):
-                fresh.append(ticket)
-            elif crashes < 2:
-                self._reject(ticket, refusals.lost(event.reason, " a second time"), commands)
-            elif batch.size > 1:
-                again.isolate(ticket)
-            else:
-                self._reject(ticket, refusals.to_blame(crashes, event.reason), commands, quarantine=True)
-        if fresh:
-            again.add(fresh)
+        run = Run(instance, tickets, rows, length, len(tickets), now)
+        number = self._running.add(run)
+        if self._knobs.hedge and reason in ("idle", "probe"):
+            self._hedging.watch(run)
+        if self._turn.arbitrated:
+            self._turn.mine = False
+        commands.append(Dispatch(number, instance, tickets, reason))
+        return number
 
     def _hedge(self, now: float, commands: list[Command]) -> None:
         """A batch that is late runs again where an instance would idle."""
-        for batch_id, batch in list(self._running.items()):
-            if batch.hedge_at == inf or all(name == batch.instance for name in self.pool.ready):
-                continue
-            if batch.hedge_at > now:
-                self._arm(batch.hedge_at, commands)
-                continue
-            batch.hedge_at = inf
-            tickets = self._again.not_abandoned(batch.tickets)
-            if self._may_run_twice(tickets, now) and self._budget.spend(len(tickets), now):
-                self._again.mark(tickets)
-                batch.tickets = self._again.still_wanted(batch.tickets)  # both runs are of the same ones from now on
-                batch.twin = self._start(tickets, "hedge", batch.instance, now, commands)
-                self._running[batch.twin].twin = batch_id
+        for number, run in self._hedging.late(self.pool.ready, self._knobs.max_batch, now):
+            self._running.pair(number, self._start(run.tickets, "hedge", run.instance, now, commands))
+        self._arm(self._hedging.look_again_at, "hedge", commands)
 
-    def _may_run_twice(self, tickets: list[Ticket], now: float) -> bool:
-        """Someone waits for it, no deadline has passed meanwhile, and max_batch has not become too small for it."""
-        fits = sum([ticket.rows for ticket in tickets]) <= self._knobs.max_batch or len(tickets) == 1
-        return bool(tickets) and fits and min([ticket.deadline_at for ticket in tickets]) > now
+    def _displace(self, ticket: Ticket, full: Refusal, backlog: Backlog, now: float, commands: list[Command]) -> Refusal | None:
+        """A full queue has room for an urgent ticket if less urgent ones give way, and they do if nothing else refuses it."""
+        displaced = self._admission.make_room(ticket, self.queue, now)
+        if not displaced:
+            return full
+        refusal = self._admission.admit(ticket, self.queue, backlog, now)
+        if refusal is None and self._limit is not None:
+            refusal = self._limit.refuse(ticket, self._under_way())
+        for other in displaced:
+            if refusal is None:
+                self._reject(other, DISPLACED, commands)
+            else:
+                self.queue.push(other, now)
+        return refusal
 
-    def _wait_for_instance(self, now: float, commands: list[Command]) -> None:
-        """No instance is up: requests wait for one that is being started, as long as it is expected."""
-        if self._expected_until > now:
-            self._arm(self._expected_until, commands)
+    def _handle_outage(self, now: float, commands: list[Command]) -> None:
+        """If no instance is up, requests wait for one that is being started, as long as it is expected."""
+        if len(self.pool):
             return
-        waiting = self._again.drain()
+        if self._outage.until > now:
+            self._arm(self._outage.until, "instance_expected", commands)
+            return
+        waiting, refusal = self._again.drain(), self._outage.refusal()
         while self.queue.rows:
             waiting += self.queue.pop(self.queue.rows, now)
-        failure = refusals.unavailable(self._closed_because or self._down_because)
         for ticket in waiting:
-            self._reject(ticket, failure, commands)
+            self._reject(ticket, refusal, commands)
 
     def _withdraw(self, ticket_id: int) -> Ticket | None:
         """Nobody waits for this ticket any more, wherever it is; None if it was answered before."""
-        ticket = self.queue.remove(ticket_id) or self._again.remove(ticket_id)
-        if ticket is None:
-            running = [ticket for batch in self._running.values() for ticket in batch.tickets]
-            ticket = self._again.abandon(ticket_id, running)
-        return ticket
+        waited = self.queue.remove(ticket_id) or self._again.remove(ticket_id)
+        return waited or self._again.abandon(ticket_id, self._running.tickets)
 
-    def _reject(self, ticket: Ticket, failure: Failure, commands: list[Command], *, quarantine: bool = False) -> None:
+    def _reject_all(self, shed: Sequence[tuple[Ticket, Refusal]], commands: list[Command]) -> None:
+        for ticket, refusal in shed:
+            self._reject(ticket, refusal, commands)
+
+    def _reject(self, ticket: Ticket, refusal: Refusal, commands: list[Command]) -> None:
         self._again.finished((ticket,))
         self._promised.pop(ticket.id, None)
-        commands.append(Reject(ticket, failure, quarantine))
+        commands.append(Reject(ticket, refusal.failure, refusal.reason))
 
     # Bookkeeping
 
     def _backlog(self, now: float) -> Backlog:
-        busy_s = 0.0
-        if not self.pool.ready and self._running:
-            ends = [run.started_at + self.model.mean(run.rows, run.length) for run in self._running.values()]
-            busy_s = max(min(ends) - now, 0.0)
-        instances = len(self.pool) or int(self._expected_until > now)
-        share = self._padding.share if self._knobs.max_padding else 1.0
         return Backlog(
-            batch_limit=self.batching.goal, instances=instances, idle=bool(self.pool.ready), busy_s=busy_s, share=share
+            batch_limit=self.batching.goal,
+            instances=len(self.pool) or int(self._outage.until > now),
+            idle=bool(self.pool.ready),
+            busy_s=0.0 if self.pool.ready else self._running.next_end_s(self.model, now),
+            share=self._padding.share if self._knobs.max_padding else 1.0,
         )
-
-    def _goal_at(self, length: int) -> int:
-        return self.batching.goal_at(length)
-
-    def _line_s(self, rows: int, length: int) -> float:
-        """Seconds that so many rows of one shape take, in the batches that they make."""
-        full, left_over = divmod(rows, self.batching.goal_at(length))
-        seconds = full * self.model.mean(self.batching.goal_at(length), length) if full else 0.0
-        return seconds + self.model.mean(left_over, length) if left_over else seconds
 
     def _want_turn(self, now: float, commands: list[Command]) -> None:
         """Tell the arbiter, unless it knows already."""
@@ -561,40 +404,29 @@ class Lane:
         if head is not None and self.queue.uneven:
             waiting = self.queue.rows_like(head)
         rows = min(waiting + sum([batch.rows for batch in again]), self.batching.limit)
-        deadline_at = min(self._deadlines.next_at(self.queue), self._again.next_deadline())
         levels = [batch.level for batch in again]
         if head is not None:
             levels.append(level(head))
-        want = WantTurn(self.model.mean(rows, length), deadline_at, min(levels))
-        known = self._wanted
-        if known is None or want.deadline_at < known.deadline_at or want.priority < known.priority:
-            self._wanted = want
+        want = self._turn.want(self.model.mean(rows, length), self._next_deadline(), min(levels))
+        if want is not None:
             commands.append(want)
 
-    def _above_limit(self, ticket: Ticket, limit: Gradient2) -> Failure | None:
-        under_way = self._under_way() if ticket.deadline_at == inf else 0
-        return refusals.above_limit(under_way, limit.limit) if under_way >= limit.limit else None
-
-    def _observe_limit(self, limit: Gradient2, tickets: list[Ticket], now: float) -> None:
-        self._size_limit()  # batches may have grown
-        latency_s = now - sum([ticket.arrived_at for ticket in tickets]) / len(tickets)
-        limit.observe(latency_s, len(tickets) + self._under_way(), now)
-
     def _under_way(self) -> int:
-        """Requests that wait or run; one that runs twice counts once."""
-        running = sum([len(batch.tickets) for number, batch in self._running.items() if batch.twin < number])
-        return len(self.queue) + running + sum([len(batch.tickets) for batch in self._again.waiting])
+        """Requests that wait or run."""
+        return len(self.queue) + self._running.requests + sum([len(batch.tickets) for batch in self._again.waiting])
+
+    def _make_limit(self, knobs: LaneKnobs) -> AdaptiveLimit | None:
+        return AdaptiveLimit(goal=knobs.max_batch, instances=1) if knobs.adaptive_limit else None
 
     def _size_limit(self) -> None:
         if self._limit is not None:
-            self._limit.configure(least=LIMIT_BATCHES * self.batching.goal * max(len(self.pool), 1))
+            self._limit.size(goal=self.batching.goal, instances=len(self.pool))
 
-    def _arm_expiry(self, now: float, commands: list[Command]) -> None:
-        deadline_at = min(self._deadlines.next_at(self.queue), self._again.next_deadline())
-        if deadline_at < self._wake_at:
-            self._arm(max(deadline_at, now), commands)
+    def _next_deadline(self) -> float:
+        """Of those that wait."""
+        return min(self._deadlines.next_at(self.queue), self._again.next_deadline())
 
-    def _arm(self, at: float, commands: list[Command]) -> None:
+    def _arm(self, at: float, reason: WakeReason, commands: list[Command]) -> None:
         if at < self._wake_at:  # an earlier wake-up looks again anyway
             self._wake_at = at
-            commands.append(WakeAt(at))
+            commands.append(WakeAt(at, reason))

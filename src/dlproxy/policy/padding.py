@@ -103,9 +103,12 @@ class Padding:
             side = sides[best.length > head.length]
             del side[: side.index((best.length, best.shape_key)) + 1]
             taken = queue.pop_line(best.shape_key, best.rows, now)
-            if taken:
-                batch.add(taken, now)
-                saved_s += best.saves_s
+            if not self._still_good(batch, best, taken, most):
+                for ticket in taken:
+                    queue.push(ticket, now)
+                continue
+            batch.add(taken, now)
+            saved_s += best.saves_s
         batch_s = self._model.mean(batch.rows, batch.longest)
         self.share += (1.0 - MEMORY) * batch_s / (batch_s + saved_s)
         return batch.tickets
@@ -127,6 +130,15 @@ class Padding:
             if best is not None:
                 return best
         return None
+
+    def _still_good(self, batch: _Batch, offer: _Offer, taken: list[Ticket], most: float) -> bool:
+        """Tickets of several rows may not fill what was offered: then what they bring is judged anew."""
+        rows = sum([ticket.rows for ticket in taken])
+        if rows == offer.rows or not rows:
+            return bool(rows)
+        longest = max(batch.longest, offer.length)
+        fewer = _Offer(offer.shape_key, offer.length, rows, offer.waiting)
+        return self._is_good(batch, self._saving(batch, fewer, longest), longest, most)
 
     def _saving(self, batch: _Batch, offer: _Offer, longest: int) -> _Offer:
         """The same, with what it saves."""

@@ -1,6 +1,6 @@
 """What runs again: batches of lost or failing instances, parts of batches that fail; and who no longer waits for one.
 
-Called by policy/lane.py. Not aware of: why something failed, which instance is well.
+Called by policy/lane.py and policy/hedging.py. Not aware of: when and where what runs again is started.
 """
 
 from collections import deque
@@ -11,7 +11,11 @@ from typing import Protocol
 from msgspec import Struct
 
 from dlproxy.message import Failure, FailureKind, Ticket
+from dlproxy.policy import refusals
 from dlproxy.policy.queueing import LOWEST_LEVEL, level
+from dlproxy.policy.refusals import Refusal
+from dlproxy.policy.retry_budget import RetryBudget
+from dlproxy.policy.running import Run
 
 REQUESTS_FAULT = (FailureKind.INVALID_ARGUMENT, FailureKind.TOO_LARGE, FailureKind.UNSUPPORTED)
 
@@ -25,6 +29,8 @@ class Instances(Protocol):
     """What must be known of the instances."""
 
     ready: dict[str, None]
+
+    def __len__(self) -> int: ...
 
     def has_other(self, avoided: str) -> bool: ...
 
@@ -55,10 +61,15 @@ class Batch(Struct, eq=False):
 
 
 class SecondRuns:
-    """Batches that run again, before anything queued: `waiting`, in the order in which they will."""
+    """Batches that run again, before anything queued: `waiting`, in the order in which they will.
 
-    def __init__(self) -> None:
+    `retry_budget`: the share of requests that may run twice after errors or because they are late; with 0 nothing ever does.
+    """
+
+    def __init__(self, retry_budget: float) -> None:
         self.waiting: deque[Batch] = deque()
+        self.budget = RetryBudget(retry_budget)
+        self._allowed = retry_budget > 0.0
         self._ran_twice: set[int] = set()  # tickets whose instance failed or was lost once; they get no third try
         self._crashes: dict[int, int] = {}  # tickets that ran in instances which crashed, and how many did
         self._abandoned: set[int] = set()  # tickets whose client left while they ran
@@ -67,6 +78,61 @@ class SecondRuns:
     def notes(self) -> int:
         """Kept of any ticket: batches that wait and tickets remembered."""
         return len(self.waiting) + len(self._ran_twice) + len(self._crashes) + len(self._abandoned)
+
+    def configure(self, retry_budget: float) -> list[tuple[Ticket, Refusal]]:
+        """A new budget; what waits although it may not run again any more."""
+        self.budget.configure(retry_budget)
+        self._allowed = retry_budget > 0.0
+        if self._allowed:
+            return []
+        why = "the instance failed while it ran the request, which may not run again now"
+        return [(ticket, refusals.unavailable("no_second_run", why)) for ticket in self.drain()]
+
+    # After a batch that gave no answers
+
+    def after_error(
+        self, run: Run, tickets: list[Ticket], failure: Failure, pool: Instances, now: float
+    ) -> list[tuple[Ticket, Refusal]]:
+        """The instance or one of the items is bad: try another instance once; then halve until a bad item stands alone.
+
+        Not elsewhere what another server refused as it is; not in halves what it had no capacity for. Returns those that fail.
+        """
+        fresh = self._allowed and not any(self.ran_twice(ticket) for ticket in tickets)
+        elsewhere = fresh and not requests_fault(failure) and pool.has_other(run.instance)
+        divisible = failure.kind is FailureKind.MODEL_FAILED or requests_fault(failure)
+        if elsewhere and self.budget.spend(len(tickets), now):
+            self.add(tickets, avoided=run.instance)
+        elif run.size == 1 or not divisible or not self._allowed or not len(pool):
+            of_all = run.size > 1 and divisible
+            refusal = refusals.of_a_shared_batch(failure, run.size) if of_all else refusals.failed(failure)
+            return [(ticket, refusal) for ticket in tickets]
+        else:
+            self.halve(tickets)
+        return []
+
+    def after_loss(self, run: Run, tickets: list[Ticket], reason: str, *, crashed: bool) -> list[tuple[Ticket, Refusal]]:
+        """Tickets of a lost instance run again, once; not under the budget, as instances are not lost by the dozen.
+
+        If instances crash, one of the tickets may be the reason: after the second crash each runs alone, and one that was
+        alone in a crash after another is not run any more. Returns those that fail.
+        """
+        fresh: list[Ticket] = []
+        failed: list[tuple[Ticket, Refusal]] = []
+        for ticket in tickets:
+            crashes = self.crashed(ticket) if crashed else 0
+            if not self._allowed:
+                failed.append((ticket, refusals.lost(reason, ", which may not run again")))
+            elif not self.ran_twice(ticket):
+                fresh.append(ticket)
+            elif crashes < 2:
+                failed.append((ticket, refusals.lost(reason, " a second time")))
+            elif run.size > 1:
+                self.isolate(ticket)
+            else:
+                failed.append((ticket, refusals.to_blame(crashes, reason)))
+        if fresh:
+            self.add(fresh)
+        return failed
 
     def add(self, tickets: list[Ticket], *, avoided: str = "") -> None:
         """The one second try of these tickets."""

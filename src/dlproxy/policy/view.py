@@ -10,7 +10,7 @@ from msgspec import Struct
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.pool import InstanceState
 
-WaitsFor = Literal["nothing", "start", "instance", "turn", "fill", "other instance"]
+WaitsFor = Literal["nothing", "start", "instance", "turn", "fill", "other_instance"]
 """Why the oldest request does not run yet: none waits; no instance is up; all are busy; the arbiter; a fuller batch; only
 instances are idle that are slow or have failed it."""
 
@@ -32,3 +32,16 @@ class LaneView(Struct, frozen=True):
     waits_for: WaitsFor
     closing: str
     knobs: LaneKnobs
+
+
+def why_waiting(*, waiting: bool, up: bool, ready: bool, wants_turn: bool, fills: bool) -> WaitsFor:
+    """The first of the reasons that holds."""
+    if not waiting:
+        return "nothing"
+    if not up:
+        return "start"
+    if not ready:
+        return "instance"
+    if wants_turn:
+        return "turn"
+    return "fill" if fills else "other_instance"

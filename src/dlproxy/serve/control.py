@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from dlproxy.config import ConfigError, ModelConfig, check, explain
-from dlproxy.config.knobs import knobs, live_knobs
+from dlproxy.config.table import knobs, live_knobs
 from dlproxy.fleet import Fleet
 from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError

@@ -55,6 +55,11 @@ GATHER_MOST = 64  # requests of one turn told to the lane at a time: at 256 clie
 log = logging.getLogger(__name__)
 
 
+def timer_delay_s(at: float, now: float) -> float:
+    """Seconds until a timer for this instant goes off: uvloop's count whole milliseconds, and must not be early."""
+    return max(ceil((at - now) * 1e3) / 1e3, 0.0)
+
+
 class _Flight(Struct):
     """A batch that runs: its requests in gathering order, and its result once there is one."""
 
@@ -405,7 +410,7 @@ class Driver:
 
     def _reject(self, command: Reject) -> None:
         request, reply = self._waiting.pop(command.ticket.id)
-        if command.quarantine and self._quarantine_s:
+        if command.reason == "to_blame" and self._quarantine_s:
             log.error("model %s: request %d is quarantined: %s", self._model, request.ticket.id, command.failure.message)
             self._quarantine = self._quarantine or Quarantine(self._quarantine_s, self._clock)
             self._quarantine.add(request)
@@ -447,8 +452,7 @@ class Driver:
                 return
             self._timer.cancel()
         self._wakes_at = command.at
-        delay_s = ceil((command.at - self._clock()) * 1e3) / 1e3  # uvloop's timers count whole milliseconds
-        self._timer = self._loop.call_later(max(delay_s, 0.0), self._timer_fired)
+        self._timer = self._loop.call_later(timer_delay_s(command.at, self._clock()), self._timer_fired)
 
 
 def _broken_off(reason: str) -> Failure:

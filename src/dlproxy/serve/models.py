@@ -63,6 +63,11 @@ class Models:
     def __iter__(self) -> Iterator[LoadedModel]:
         return iter(list(self._loaded.values()))
 
+    @property
+    def unanswered(self) -> int:
+        """Clients' requests that are queued or run, also of models that go."""
+        return sum(model.driver.unanswered for model in self._up())
+
     def view(self) -> list[ModelView]:
         """Every version that is served, comes or goes."""
         phases = {**dict.fromkeys(self._loaded, "serving"), **self._changing}
@@ -127,7 +132,7 @@ class Models:
 
     def close_recordings(self) -> None:
         """For a process that is about to end without draining."""
-        for model in [*self._loaded.values(), *self._leaving]:
+        for model in self._up():
             if model.recorder is not None:
                 model.recorder.close()
 

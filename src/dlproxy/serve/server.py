@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 
 from dlproxy.config import Config, ServerConfig
@@ -77,12 +78,16 @@ class Server:
             self._control.start(control)
 
     async def run(self, on_ready: Callable[["Server"], None]) -> None:
-        """Start, call `on_ready`, serve until a signal, then drain. A second one, but for SIGHUP, cuts the drain short."""
+        """Start, call `on_ready`, serve until a signal, then drain. A second one, but for SIGHUP, cuts the drain short.
+
+        A signal that comes before it is ready ends the start.
+        """
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        await self.start()
         for number in (signal.SIGTERM, signal.SIGINT, *HANG_UP):
             loop.add_signal_handler(number, stop.set)
+        if not await self._started_before(stop):
+            return
         on_ready(self)
         await stop.wait()
         drain = loop.create_task(self.stop())
@@ -91,10 +96,26 @@ class Server:
         try:
             await drain
         except asyncio.CancelledError:
-            log.warning("stopped by a second signal, requests under way were cut")
+            log.warning("stopped by a second signal: %d requests were cut", self.models.unanswered)
             self.models.close_recordings()
             logging.shutdown()
             os._exit(CUT_SHORT)  # an orderly exit would wait for the batches that still run on threads
+
+    async def _started_before(self, stop: asyncio.Event) -> bool:
+        loop = asyncio.get_running_loop()
+        starting, stopped = loop.create_task(self.start()), loop.create_task(stop.wait())
+        await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if starting.done():
+            await starting
+            return True
+        log.info("stopped before the server was ready")
+        for number in (signal.SIGTERM, signal.SIGINT):  # a thread that loads a model is waited for
+            loop.add_signal_handler(number, os._exit, CUT_SHORT)
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting
+        return False
 
     async def stop(self) -> None:
         """Take no new connections, answer what is under way (at most drain_s seconds), stop everything."""

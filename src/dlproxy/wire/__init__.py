@@ -1,1 +1,1 @@
-"""Bytes to messages and back. `<protocol>_codec.py` is sans-I/O, `<protocol>_http.py` routes, http_server.py serves."""
+"""Bytes to messages and back. `NAME_codec.py` is sans-I/O, `NAME_http.py` routes; endpoint.py serves all protocols."""

@@ -33,23 +33,10 @@ class Endpoint:
         self._service = model.service
         self._sticky = model.sticky
 
-    def request(
-        self,
-        inputs: list[Tensor],
-        outputs: Sequence[int],
-        *,
-        request_id: str = "",
-        params: dict[str, Any] | None = None,
-    ) -> Request:
-        """The checked request. Raises InferenceError(INVALID_ARGUMENT)."""
-        return self.checker.request(
-            inputs,
-            outputs,
-            ticket_id=next(self.ticket_ids),
-            request_id=request_id,
-            params=params or {},
-            now=self.clock(),
-        )
+    def request(self, inputs: list[Tensor], outputs: Sequence[int], params: dict[str, Any] | None = None) -> Request:
+        """The checked request, which arrives now. Raises InferenceError(INVALID_ARGUMENT)."""
+        ticket_id, now = next(self.ticket_ids), self.clock()
+        return self.checker.request(inputs, outputs, ticket_id=ticket_id, request_id="", params=params or {}, now=now)
 
     def submit(self, request: Request, reply: ReplyTo, terms: Terms = NO_TERMS) -> None:
         """Hand a checked request on, with the deadline that follows from its terms and the model's objective."""
@@ -60,9 +47,9 @@ class Endpoint:
         if terms is not NO_TERMS:
             ticket, timeout_s = request.ticket, terms.timeout_s
             if timeout_s != inf:
-                ticket.answer_by = ticket.arrived_at + timeout_s
+                ticket.answer_by = answer_by = ticket.arrived_at + timeout_s
                 if slo_s is None or timeout_s < slo_s:
-                    ticket.deadline_at = ticket.answer_by
+                    ticket.deadline_at = answer_by
             if terms.priority:
                 ticket.priority = terms.priority
             if terms.tenant:

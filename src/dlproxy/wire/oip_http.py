@@ -222,7 +222,7 @@ class _Inference:
             asked = self._predict_body(exchange.body)
             params = asked.parameters or {}
             terms = terms.over(of_parameters(params))
-            request = endpoint.request(self._tensors(asked.inputs), endpoint.checker.all_outputs, params=params)
+            request = endpoint.request(self._tensors(asked.inputs), endpoint.checker.all_outputs, params)
         except InferenceError as error:
             raise endpoint.refused(error) from None
         exchange.on_abandoned = partial(self._cancel, request)

@@ -165,7 +165,7 @@ def _open_python(order: Order) -> Runtime:
 def _open_sleep(order: Order) -> Runtime:
     if order.inputs or order.outputs:
         raise ModelError(f"{order.path} says its own inputs and outputs; take them out of the configuration")
-    _stay(order, "a model that only takes time; leave it out")
+    _stay(order, "a model that only takes time; omit it")
     runtime: Runtime = _module("sleep", order).SleepRuntime(order.path)
     return runtime
 

@@ -6,7 +6,7 @@ Called by lab/simulate/run.py, experiments and tests. Not aware of: configuratio
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from heapq import heappop, heappush
-from math import ceil, inf
+from math import inf
 from typing import Any
 
 from msgspec import Struct
@@ -35,7 +35,7 @@ from dlproxy.policy.events import (
     WantTurn,
 )
 from dlproxy.policy.lane import Lane
-from dlproxy.serve.driver import GATHER_MOST
+from dlproxy.serve.driver import GATHER_MOST, timer_delay_s
 from dlproxy.serve.turns import Turns
 
 ANY_LENGTH = (0,)  # the family of requests that say how long they are
@@ -249,7 +249,7 @@ class Node:
             return self._arbitrate(model, command, now)
         elif command.at < model.wakes_at:
             model.wakes_at = command.at
-            model.rings_at = now + max(ceil((command.at - now) * 1e3) / 1e3, 0.0)  # whole milliseconds, as the driver's timers
+            model.rings_at = now + timer_delay_s(command.at, now)
             self._heap.at(model.rings_at, self.happen, (model, TimerFired()))
         return now
 

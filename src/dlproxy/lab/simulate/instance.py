@@ -44,6 +44,7 @@ class SimulatedInstance:
         self.busy_s = 0.0
         self.busy_until = 0.0
         """When the last batch that counts as work ends."""
+        self._began_at = 0.0  # the last of them; a loop in its turn is ahead of others' time
         self._rests_since = 0.0
         self._runtime = runtime
         self._running: set[asyncio.TimerHandle] = set()
@@ -59,7 +60,7 @@ class SimulatedInstance:
             service_s, error = self.fails_after_s, "the simulated instance fails"
         if now < self.measured_until:
             self.busy_s += service_s
-            self.busy_until = now + service_s
+            self._began_at, self.busy_until = now, now + service_s
         self.batch_sizes[rows] = self.batch_sizes.get(rows, 0) + 1
         self._rests_since = heard_at = now + service_s + hand_over_s
         return service_s, heard_at, error
@@ -74,7 +75,7 @@ class SimulatedInstance:
     def lose(self, now: float) -> None:
         """It dies: what it runs is never reported. Whoever calls this tells the lane."""
         self.deaths += 1
-        self.busy_s -= max(self.busy_until - now, 0.0)
+        self.busy_s -= max(self.busy_until - max(now, self._began_at), 0.0)
         self.busy_until = min(self.busy_until, now)
         for timer in self._running:
             timer.cancel()

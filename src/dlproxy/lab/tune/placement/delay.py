@@ -30,7 +30,7 @@ def mean_response_s(rate: Floats, *, base_s: float, row_s: float, limit: int) ->
     Without a limit: Inoue, "Queueing Analysis of GPU-Based Inference Servers with Dynamic Batching" (2021), phi_0 and phi_1.
     A limit of b rows adds wait only where it binds: as if a share rho^b of the rows saw the M/D/1 queue of a server that
     takes L(b) / b seconds a row instead of row_s. The share is ours, found by simulation: within 12 % up to rho = 0.7,
-    17 % at 0.8 (tests/tune/test_delay.py). Batches of one row are M/D/1 itself (Pollaczek-Khinchine).
+    17 % at 0.8 (tests/lab/tune/test_delay.py). Batches of one row are M/D/1 itself (Pollaczek-Khinchine).
     """
     if limit == 1:
         return base_s + row_s + _md1_wait_s(rate * (base_s + row_s), base_s + row_s)
