@@ -11,6 +11,15 @@ def test_the_first_part_answers_and_the_end_frees_the_instance() -> None:
     assert lane.tell(FirstPart(1, 0.012), 0.012) == ["done #1: 1 2"]
     assert lane.arrive(3, at=0.020) == []
     assert lane.tell(BatchDone(1, 5.0), 5.0) == ["run #2 on a: 3"]
+
+
+def test_only_the_first_part_tells_how_long_batches_take() -> None:
+    lane = Script()
+    for number in range(1, 41):
+        at = 10.0 * number
+        lane.arrive(2 * number, 2 * number + 1, at=at)
+        lane.tell(FirstPart(number, 0.012), at + 0.012)
+        lane.tell(BatchDone(number, 5.0), at + 5.0)
     assert lane.lane.model.mean(2) < 0.020, "it learned from the time of whoever read"
 
 
