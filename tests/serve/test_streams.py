@@ -319,7 +319,7 @@ async def test_slow_readers_keep_no_turns() -> None:
     shared = Turns(Arbiter({"cores": 1.0}), asyncio.get_running_loop().time)
     slow, other = StreamRig(arbitrated=True), StreamRig(arbitrated=True)
     for number, rig in enumerate((slow, other)):
-        rig.driver._lane_name = f"{number}"
+        rig.driver._model = f"{number}"
         rig.driver.take_turns(shared, {"cores": 1.0})
     (one,) = await slow.first_parts(5.0)
     assert (await other.send(1.0).wait()).values == [1.0], "waits for another model's reader"

@@ -17,6 +17,7 @@ from dlproxy.message import FailureKind, Request
 from dlproxy.policy.arbiter import Arbiter, Want
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing import DISCIPLINES
+from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
 from dlproxy.serve.turns import Turns
 from dlproxy.testing import FakeInstance
@@ -76,7 +77,7 @@ class Sharing(Rig):
         **more: Any,
     ) -> None:
         super().__init__(instances=0, service_s=service_s, knobs=knobs, **more)
-        self.driver._lane_name = lane  # all rigs serve a model of the same name
+        self.driver._model = lane  # all rigs serve a model of the same name
         self.driver.take_turns(machine.turns, {"cores": needs})
         for number in range(instances):
             fake = CountedInstance(f"{lane}-{number}", self.runtime, service_s=self._service_s)
@@ -106,7 +107,7 @@ class Machine:
         for rig in rigs:
             assert rig.is_at_rest()
             assert not rig.driver._flights
-            assert rig.driver._lease is None
+            assert rig.driver._taker is None or rig.driver._taker.is_at_rest
 
 
 async def answers(*replies: Reply) -> list[FailureKind | None]:
@@ -265,7 +266,7 @@ async def test_stopping_while_a_turn_is_waited_for_leaves_nothing_leased() -> No
     assert (await running.wait()).kind is None
     assert (await a.send().wait()).kind is None
     machine.check_at_rest(a, b)
-    assert list(machine.turns._takers) == ["a"]
+    assert list(machine.turns._takers) == ["a/1"]
 
 
 async def test_stopping_while_it_runs_hands_the_cores_on() -> None:
@@ -411,6 +412,11 @@ async def test_who_takes_turns(server: dict[str, Any], models: dict[str, Mapping
     await made.drain(1.0)
 
 
+def needs_of(model: LoadedModel) -> Mapping[str, float]:
+    assert model.driver._taker is not None
+    return model.driver._taker.needs
+
+
 @pytest.mark.looptime(False)
 async def test_who_takes_turns_changes_with_the_models() -> None:
     made = await loaded({"cores": 1}, {"a": THREAD})
@@ -436,12 +442,12 @@ async def test_who_takes_turns_changes_with_the_number_of_instances_and_the_way(
     assert arbitrated(made) == set()
     await a.control.scale(2)
     assert arbitrated(made) == {"a", "b"}
-    assert a.driver._needs == {"cores": 1}
+    assert needs_of(a) == {"cores": 1}
     assert isinstance(a.fleet, LocalFleet)
     assert a.fleet.on_moved is not None
     a.fleet.way = Way(False, 2, 2)
     a.fleet.on_moved(a.fleet.way)
-    assert a.driver._needs == {"cores": 2}
+    assert needs_of(a) == {"cores": 2}
     a.fleet.way = Way(True, 1, 1)
     a.fleet.on_moved(a.fleet.way)
     assert arbitrated(made) == set(), "one alone has nobody to share with"
@@ -453,7 +459,7 @@ async def test_a_model_with_more_threads_than_cores_takes_them_all(monkeypatch: 
     """It did run before there were turns, only not well: it may not keep the server from starting."""
     made = await loaded({"cores": 2}, {"a": {**THREAD, "threads": 7}, "b": {**THREAD, "threads": 7}})
     assert made.shares_cores
-    assert [model.driver._needs for model in made] == [{"cores": 2}, {"cores": 2}]
+    assert [needs_of(model) for model in made] == [{"cores": 2}, {"cores": 2}]
     await made.drain(1.0)
 
 

@@ -142,6 +142,7 @@ class Complete(Struct, tag="complete"):
 
     batch_id: int
     tickets: list[Ticket]
+    reason: Literal["done", "first_part"] = "done"
 
 
 class Reject(Struct, tag="reject"):

@@ -199,7 +199,7 @@ class Lane:
             if self._promised:
                 for ticket in tickets:
                     self._promised.pop(ticket.id, None)
-            commands.append(Complete(batch_id, tickets))
+            commands.append(Complete(batch_id, tickets, "done" if run.first_s is None else "first_part"))
 
     def _instance_up(self, event: InstanceUp, now: float, commands: list[Command]) -> None:
         self.pool.add(event.instance, event.capacity, event.weight, now)

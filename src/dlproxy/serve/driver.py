@@ -15,7 +15,6 @@ from msgspec import Struct
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import BatchRest, BatchResult, Cutter, why_uncut
 from dlproxy.message import Failure, FailureKind, Request, Response, Signature, Tensor, Timing, text_of
-from dlproxy.policy.arbiter import Want
 from dlproxy.policy.events import (
     Arrived,
     BatchDone,
@@ -45,7 +44,7 @@ from dlproxy.serve.quarantine import Quarantine
 from dlproxy.serve.recheck import Recheck
 from dlproxy.serve.reservoir import Reservoir
 from dlproxy.serve.streams import FirstPartTo, Stream
-from dlproxy.serve.turns import Turns
+from dlproxy.serve.turns import Taker, Turns
 from dlproxy.service import ReplyTo
 from dlproxy.telemetry.stats import AnsweredBatch, ModelStats
 
@@ -66,7 +65,6 @@ class _Flight(Struct):
     requests: list[Request]
     instance: str
     dispatched_at: float
-    lease: int | None = None
     result: BatchResult | None = None
 
 
@@ -91,7 +89,6 @@ class Driver:
     ) -> None:
         self._model = model
         self._version = version
-        self._lane_name = f"{model}/{version}"
         self._signature = signature
         self._pads = signature.pads
         self._lane_on = lane_on
@@ -111,9 +108,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = inf
         self._finishing = False
-        self._turns: Turns | None = None
-        self._needs: Mapping[str, float] = {}
-        self._lease: int | None = None  # granted, not yet used
+        self._taker: Taker | None = None
         self._idle_poll: IdlePoll | None = None
         self._recheck: Recheck | None = None
         self._reservoir: Reservoir | None = None
@@ -166,11 +161,13 @@ class Driver:
             self._crashed_at = self._clock()
             self.expect_instance(self._crashed_at + self._outage_wait_s)
         lost = [number for number, flight in self._flights.items() if flight.instance == name]
-        flights = [self._flights.pop(number) for number in lost]
+        for number in lost:
+            del self._flights[number]
         streams = [self._streams.pop(number) for number in lost if number in self._streams]
         self._tell_lane(InstanceLost(name, reason, crashed))
-        for flight in flights:
-            self._release(flight, self._clock() - flight.dispatched_at)
+        if self._taker is not None:
+            for number in lost:
+                self._taker.lose(number, self._clock())
         for stream in streams:
             stream.lose(_broken_off(reason))
 
@@ -185,15 +182,14 @@ class Driver:
 
     def take_turns(self, turns: Turns, needs: Mapping[str, float]) -> None:
         """Batches need so much of the machine's resources each. Before the lane's knobs say that it is arbitrated; or again."""
-        self._turns = turns
-        self._needs = needs
-        self._lane_name = turns.join(self._lane_name, self._on_turn)
-        turns.change_needs(self._lane_name, needs)
+        if self._taker is None:
+            self._taker = Taker(turns, f"{self._model}/{self._version}", partial(self._tell_lane, TurnGranted()))
+        self._taker.join(needs)
 
     def leave_turns(self) -> None:
         """Batches wait for no turns any more; after the lane's knobs say so. Those that run still give theirs back."""
-        assert self._turns is not None
-        self._turns.leave(self._lane_name)
+        assert self._taker is not None
+        self._taker.leave()
 
     def poll_when_idle(self, idle_poll: IdlePoll) -> None:
         """From now on it is told whether anything is unanswered here."""
@@ -243,8 +239,8 @@ class Driver:
             self.lose_instance(instance.name, reason)
         for stream in list(self._streams.values()):  # on instances that were retired
             stream.lose(_broken_off(reason))
-        if self._turns is not None:
-            self._turns.leave(self._lane_name)
+        if self._taker is not None:
+            self._taker.leave()
         self._recheck = self._reservoir = self._quarantine = None  # they keep requests
         await asyncio.gather(*(instance.stop() for instance in stopping))
 
@@ -275,9 +271,9 @@ class Driver:
             self._tell_lane(BatchDone(batch_id, result.batch_s + result.compute_s, result.error, result.failure))
         finally:
             self._finishing = False
-        flight = self._flights.pop(batch_id, None)
-        if flight is not None:
-            self._release(flight, result.batch_s + result.compute_s)
+        self._flights.pop(batch_id, None)
+        if self._taker is not None:
+            self._taker.end(batch_id, result.batch_s + result.compute_s)
 
     def _first_part(self, batch_id: int, result: BatchResult, rest: BatchRest) -> None:
         """As `_batch_done`, but the instance stays busy until the answers have ended or nobody reads on."""
@@ -302,8 +298,8 @@ class Driver:
                 self._waiting[request.ticket.id] = (request, FirstPartTo(waiting[1], stream, request))
         service_s = result.batch_s + result.compute_s
         self._tell_lane(FirstPart(batch_id, service_s))
-        self._release(flight, service_s)  # whoever reads slowly must not keep the cores from other models
-        flight.lease = None
+        if self._taker is not None:  # whoever reads slowly must not keep the cores from other models
+            self._taker.end(batch_id, service_s)
         stream.handed_out()
 
     def _stream_ended(self, batch_id: int, result: BatchResult) -> None:
@@ -330,10 +326,6 @@ class Driver:
             self._recheck.end(why, padded=self._pads and _differ_in_length(requests))
         return result if len(requests) == 1 else BatchResult([], result.compute_s, result.batch_s, why)
 
-    def _on_turn(self, lease: int) -> None:
-        self._lease = lease
-        self._tell_lane(TurnGranted())
-
     def _tell_lane(self, event: Event) -> None:
         for command in self._lane_on(event, self._clock()):
             self._carry_out[type(command)](command)
@@ -352,8 +344,10 @@ class Driver:
         requests = [self._waiting[ticket.id][0] for ticket in command.tickets]
         if self._reservoir is not None and not self._reservoir.saw(requests[0]):
             self._reservoir = None
-        lease, self._lease = self._lease, None
-        self._flights[command.batch_id] = _Flight(requests, command.instance, self._clock(), lease)
+        now = self._clock()
+        if self._taker is not None:
+            self._taker.start(command.batch_id, now)
+        self._flights[command.batch_id] = _Flight(requests, command.instance, now)
         try:
             instance = self._instances[command.instance]
         except KeyError:  # it has died, which the lane hears next
@@ -434,17 +428,12 @@ class Driver:
             log.exception("model %s: could not hand over the failure of request %d", self._model, request.ticket.id)
 
     def _want_turn(self, command: WantTurn) -> None:
-        assert self._turns is not None
-        self._turns.want(Want(self._lane_name, self._needs, command.cost_s, command.deadline_at, command.priority))
+        assert self._taker is not None
+        self._taker.want(command)
 
     def _pass_turn(self, command: PassTurn) -> None:
-        lease, self._lease = self._lease, None
-        if lease is not None and self._turns is not None:
-            self._turns.release(lease, 0.0)
-
-    def _release(self, flight: _Flight, used_s: float) -> None:
-        if flight.lease is not None and self._turns is not None:
-            self._turns.release(flight.lease, used_s)
+        if self._taker is not None:
+            self._taker.pass_on()
 
     def _wake_at(self, command: WakeAt) -> None:
         if self._timer is not None:

@@ -1,11 +1,12 @@
 """Lets the lanes of one machine take turns on its cores: carries wants to the arbiter and its grants back.
 
-Called by serve/driver.py for models whose batches are arbitrated. Not aware of: lanes, instances, what a batch is.
+Called by serve/driver.py and lab/simulate/engine.py for models whose batches are arbitrated. Not aware of: instances, clocks.
 """
 
 from collections.abc import Callable, Mapping
 
 from dlproxy.policy.arbiter import Arbiter, Want
+from dlproxy.policy.events import WantTurn
 
 
 class Turns:
@@ -65,3 +66,65 @@ class Turns:
                     self._takers[lease.lane](lease.id)
         finally:
             self._granting = False
+
+
+class Taker:
+    """One lane's part in it: the turn that it was granted, and those that its batches hold. They are given back also after
+    the lane has left. `on_turn`: a batch may start now.
+    """
+
+    def __init__(self, turns: Turns, lane: str, on_turn: Callable[[], None]) -> None:
+        self._turns = turns
+        self._lane = lane
+        self._on_turn = on_turn
+        self.needs: Mapping[str, float] = {}
+        """Of each batch."""
+        self._unused: int | None = None
+        self._held: dict[int, tuple[int, float]] = {}  # by batch: its lease, and when it began
+
+    def join(self, needs: Mapping[str, float]) -> None:
+        """Batches need so much each. Or again: from now on they need this much."""
+        self.needs = needs
+        self._lane = self._turns.join(self._lane, self._granted)
+        self._turns.change_needs(self._lane, needs)
+
+    def leave(self) -> None:
+        """The lane wants no turns any more."""
+        self._turns.leave(self._lane)
+
+    def want(self, command: WantTurn) -> None:
+        """As the lane says."""
+        self._turns.want(Want(self._lane, self.needs, command.cost_s, command.deadline_at, command.priority))
+
+    def pass_on(self) -> None:
+        """The turn was granted for nothing."""
+        lease, self._unused = self._unused, None
+        if lease is not None:
+            self._turns.release(lease, 0.0)
+
+    def start(self, batch_id: int, now: float) -> None:
+        """A batch begins with the turn that was granted, if one was."""
+        lease, self._unused = self._unused, None
+        if lease is not None:
+            self._held[batch_id] = lease, now
+
+    def end(self, batch_id: int, used_s: float) -> None:
+        """A batch has used its turn for so many seconds."""
+        held = self._held.pop(batch_id, None)
+        if held is not None:
+            self._turns.release(held[0], used_s)
+
+    def lose(self, batch_id: int, now: float) -> None:
+        """A batch has gone with its instance."""
+        held = self._held.get(batch_id)
+        if held is not None:
+            self.end(batch_id, now - held[1])
+
+    @property
+    def is_at_rest(self) -> bool:
+        """It holds nothing."""
+        return self._unused is None and not self._held
+
+    def _granted(self, lease: int) -> None:
+        self._unused = lease
+        self._on_turn()

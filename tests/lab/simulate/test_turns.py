@@ -187,7 +187,9 @@ def test_batches_never_use_more_cores_than_there_are_and_all_is_answered(scene: 
     for sharer in scene.sharers:
         model = models[sharer.name]
         lane = noted(model)
-        assert (lane.view().running_batches, lane.view().queued_requests, model.leases, model.lease) == (0, 0, {}, None)
+        assert (lane.view().running_batches, lane.view().queued_requests, model.running) == (0, 0, {})
+        assert model.taker is not None
+        assert model.taker.is_at_rest
         starts = [at for at, line in lane.said if line.startswith("run ")]
         ends = [at for at, event in lane.told if isinstance(event, BatchDone)]
         assert len(starts) == len(ends)

@@ -15,7 +15,7 @@ from dlproxy.lab.report.result import Tally
 from dlproxy.lab.simulate.instance import SimulatedInstance
 from dlproxy.lab.simulate.service_times import ServiceTimes
 from dlproxy.message import FailureKind, Ticket
-from dlproxy.policy.arbiter import Arbiter, Want
+from dlproxy.policy.arbiter import Arbiter
 from dlproxy.policy.balancing import Balancer
 from dlproxy.policy.events import (
     Arrived,
@@ -36,7 +36,7 @@ from dlproxy.policy.events import (
 )
 from dlproxy.policy.lane import Lane
 from dlproxy.serve.driver import GATHER_MOST, timer_delay_s
-from dlproxy.serve.turns import Turns
+from dlproxy.serve.turns import Taker, Turns
 
 ANY_LENGTH = (0,)  # the family of requests that say how long they are
 
@@ -112,8 +112,8 @@ class SimulatedModel:
         self.instances = {instance: SimulatedInstance(instance, times, capacity=capacity) for instance in instances}
         self.inline = inline
         self.needs = needs or {}
-        self.lease: int | None = None  # granted, not yet used
-        self.leases: dict[int, tuple[str, int, float]] = {}  # of the batches that run: instance, lease, when it began
+        self.taker: Taker | None = None  # where lanes take turns
+        self.running: dict[int, str] = {}  # there: the instance of each batch
         self.wakes_at = inf  # what the lane asked for last
         self.rings_at = inf  # when the timer for that goes off
 
@@ -151,7 +151,8 @@ class Node:
         self._finishing = False
         for model in self.models.values():
             if self._turns is not None:
-                self._turns.join(model.name, partial(self._granted, model))
+                model.taker = Taker(self._turns, model.name, partial(self._granted, model))
+                model.taker.join(model.needs)
             for instance in model.instances.values():
                 instance.measured_until = measured_until
                 model.lane.on(InstanceUp(instance.name, instance.capacity), 0.0)
@@ -228,8 +229,8 @@ class Node:
             model.wakes_at = model.rings_at = inf
         for command in model.lane.on(event, now):
             now = self._carry_out(model, command, now)
-        if model.leases:
-            now = self._release_ended(model, event, now)
+        if model.running and model.taker is not None:
+            now = self._give_back(model, model.taker, event, now)
         return now
 
     def _carry_out(self, model: SimulatedModel, command: Command, now: float) -> float:
@@ -256,31 +257,26 @@ class Node:
     # Turns on shared resources, as serve/driver.py takes them
 
     def _arbitrate(self, model: SimulatedModel, command: WantTurn | PassTurn, now: float) -> float:
-        assert self._turns is not None
+        assert model.taker is not None
         self._now = now
         if isinstance(command, WantTurn):
-            self._turns.want(Want(model.name, model.needs, command.cost_s, command.deadline_at, command.priority))
-        elif model.lease is not None:
-            lease, model.lease = model.lease, None
-            self._turns.release(lease, 0.0)
+            model.taker.want(command)
+        else:
+            model.taker.pass_on()
         return self._now
 
-    def _granted(self, model: SimulatedModel, lease: int) -> None:
-        model.lease = lease
+    def _granted(self, model: SimulatedModel) -> None:
         self._now = self._tell(model, TurnGranted(), self._now)
 
-    def _release_ended(self, model: SimulatedModel, event: Event, now: float) -> float:
-        assert self._turns is not None
-        ended: list[int] = []
-        if isinstance(event, BatchDone):
-            ended = [event.batch_id] if event.batch_id in model.leases else []
-        elif isinstance(event, InstanceLost):
-            ended = [batch_id for batch_id, (instance, _, _) in model.leases.items() if instance == event.instance]
+    def _give_back(self, model: SimulatedModel, taker: Taker, event: Event, now: float) -> float:
         self._now = now
-        for batch_id in ended:
-            _, lease, began_at = model.leases.pop(batch_id)
-            used_s = event.service_s if isinstance(event, BatchDone) else self._now - began_at
-            self._turns.release(lease, used_s)
+        if isinstance(event, BatchDone):
+            model.running.pop(event.batch_id, None)
+            taker.end(event.batch_id, event.service_s)
+        elif isinstance(event, InstanceLost):
+            for batch_id in [number for number, instance in model.running.items() if instance == event.instance]:
+                del model.running[batch_id]
+                taker.lose(batch_id, self._now)
         return self._now
 
     def _finish_later(self, number: int, failure: FailureKind | None, now: float) -> None:
@@ -291,9 +287,9 @@ class Node:
         self._heard(*what, now)
 
     def _dispatch(self, model: SimulatedModel, command: Dispatch, now: float) -> float:
-        if model.lease is not None:
-            model.leases[command.batch_id] = (command.instance, model.lease, now)
-            model.lease = None
+        if model.taker is not None:
+            model.taker.start(command.batch_id, now)
+            model.running[command.batch_id] = command.instance
         if model.inline:
             if not self._finishing:
                 return self._run_inline(model, command, now)
