@@ -194,15 +194,18 @@ async def test_a_second_signal_cuts_what_is_under_way(server: ServerProcess, con
 @pytest.mark.parametrize(("signals", "code"), [(1, 0), (2, 130)])
 def test_a_signal_while_models_load_ends_the_start(tmp_path: Path, signals: int, code: int) -> None:
     (tmp_path / "m.py").write_text(LOADS_LONG, "utf-8")
-    command = [sys.executable, "-m", "dlproxy", "serve", f"{tmp_path / 'm.py'}:M", "--http-port", "0", "--control-port", "0"]
+    config = write_config(tmp_path / "dlproxy.toml", {"m": {"path": f"{tmp_path / 'm.py'}:M", "run": "thread"}})
+    command = [sys.executable, "-m", "dlproxy", "serve", "--config", config, "--http-port", "0", "--control-port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
-        while "loading" not in server.stderr.readline():  # its own word
-            assert server.poll() is None
-        for _ in range(signals):
+        said = ""
+        for word in ("loading", "stopped before the server was ready")[:signals]:
+            while word not in said:
+                assert server.poll() is None
+                said += server.stderr.readline()
             server.send_signal(signal.SIGINT)
         out, errors = server.communicate(timeout=HANG_S)
     assert server.returncode == code
     assert out == ""
-    assert "stopped before the server was ready" in errors
-    assert "Traceback" not in errors
+    assert "stopped before the server was ready" in said + errors
+    assert "Traceback" not in said + errors

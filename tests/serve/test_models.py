@@ -148,11 +148,12 @@ def broken(folder: Path, version: str) -> ModelConfig:
 
 
 async def test_what_was_up_of_a_model_that_failed_in_the_end_is_stopped(tmp_path: Path) -> None:
+    before = instance_threads()
     (tmp_path / "taken").write_text("a file where the folder should be")
     some = Models(ServerConfig(calibration_folder="", event_log=str(tmp_path / "taken")))
     with pytest.raises(LogError):
         await some.load("m", sleeping())
-    assert not instance_threads()
+    assert instance_threads() == before
     assert phases(some) == {}
 
 
@@ -251,7 +252,7 @@ async def test_every_life_of_a_model_has_its_own_recording(tmp_path: Path) -> No
 @pytest.mark.parametrize("arbiter", ["off", "on"])
 async def test_any_changes_in_any_order_leave_nothing_behind(arbiter: str) -> None:
     """Several at a time, some of them refused, some not waited for; requests that are taken are answered."""
-    random = Random(7)
+    before, random = instance_threads(), Random(7)
     settings = ServerConfig(calibration_folder="", cores=1, arbiter=arbiter, drain_s=5.0)  # type: ignore[arg-type]
     some = Models(settings)
     replies: list[Reply] = []
@@ -295,4 +296,4 @@ async def test_any_changes_in_any_order_leave_nothing_behind(arbiter: str) -> No
     assert answered > 0.9 * len(replies), f"{answered} of {len(replies)} were answered"
     assert some.view() == []
     assert some._turns is None or (some._turns.free == {"cores": 1} and not some._turns._takers)
-    assert not instance_threads()
+    assert instance_threads() == before
