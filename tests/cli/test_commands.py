@@ -341,7 +341,7 @@ def test_the_report_says_what_was_found_and_where_to_ask(tmp_path: Path) -> None
         assert re.search(r"on 2 threads", report)
         assert re.search(rf"inference +http://127\.0\.0\.1:{server.http_port}/v2", report)
         assert re.search(rf"metrics +http://127\.0\.0\.1:{server.control_port}/metrics", report)
-        assert report.endswith("ready; press Ctrl-C to stop\n")
+        assert report.endswith("ready; Ctrl-C stops\n")
         assert server.stop() == 0
         assert "Traceback" not in server.errors()
 

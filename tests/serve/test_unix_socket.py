@@ -45,7 +45,7 @@ def test_a_server_answers_on_its_socket_and_takes_it_away(path: Path, number: si
         try:
             assert server.stdout is not None
             report = ""
-            while not report.endswith("ready; press Ctrl-C to stop\n"):
+            while not report.endswith("ready; Ctrl-C stops\n"):
                 line = server.stdout.readline()
                 assert line, report
                 report += line

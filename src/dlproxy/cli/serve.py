@@ -123,7 +123,7 @@ def _report(server: "Server") -> None:
         say(f"inference  {server.unix_socket.path}   (curl --unix-socket {server.unix_socket.path} http://localhost/v2)")
     control = authority(server.host, server.control_port)
     say(f"metrics    http://{control}/metrics   (state and knobs: dlproxy models)")
-    say("ready; press Ctrl-C to stop")
+    say("ready; Ctrl-C stops")
 
 
 def _describe(model: "LoadedModel") -> list[str]:
