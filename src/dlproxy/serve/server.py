@@ -15,7 +15,10 @@ from contextlib import suppress
 from time import monotonic
 
 from dlproxy.config import Config, ServerConfig
+from dlproxy.fleet.control import Control
 from dlproxy.hosts import authority, plain_host
+from dlproxy.policy.changes import with_versions
+from dlproxy.policy.wanted import Wanted, WantedVersion
 from dlproxy.serve.farewell import Farewell
 from dlproxy.serve.models import Models
 from dlproxy.serve.unix_socket import UnixSocket
@@ -43,6 +46,7 @@ class Server:
         """Raises ConfigError for a quota that never admits anything."""
         self._config = config
         self.models = Models(config.server, config.tenants)
+        self.control = Control(self.models)
         self.host = config.server.host
 
     async def start(self) -> None:
@@ -53,14 +57,15 @@ class Server:
         try:
             await self._start()
         except BaseException:
+            await self.control.stop()
             await self.models.drain(0.0)
             raise
 
     async def _start(self) -> None:
         server, catalog = self._config.server, self.models.catalog
         with _Listeners(server) as listeners:
-            for name, model in self._config.served():
-                await self.models.load(name, model)
+            await self.control.start()
+            await self._serve_configured(self._config)
             app = OipApp(
                 catalog,
                 self._config.http,
@@ -76,6 +81,19 @@ class Server:
             await self._http.start(http)
             control.listen()  # uvicorn gets to it some turns later, and "ready" must be true of both ports
             self._control.start(control)
+
+    async def _serve_configured(self, config: Config) -> None:
+        """Returns when every model of the configuration is up. Raises what loading one raised."""
+
+        def edit(wanted: Wanted) -> Wanted:
+            for name, versions in config.models.items():
+                found = {model.version: WantedVersion(model) for model in versions}
+                wanted = wanted.having(name, with_versions(wanted.models.get(name), found))
+            return wanted
+
+        await self.control.change(edit)
+        for name in config.models:
+            await self.control.settled(name)
 
     async def run(self, on_ready: Callable[["Server"], None]) -> None:
         """Start, call `on_ready`, serve until a signal, then drain. A second one, but for SIGHUP, cuts the drain short.
@@ -119,6 +137,7 @@ class Server:
 
     async def stop(self) -> None:
         """Take no new connections, answer what is under way (at most drain_s seconds), stop everything."""
+        await self.control.stop()
         catalog, drain_s = self.models.catalog, self._config.server.drain_s
         farewell = Farewell([model.stats for model in catalog], len(self._http.connections), drain_s)
         catalog.draining = True
