@@ -75,14 +75,17 @@ def test_an_old_version_goes_when_requests_go_to_the_new_one() -> None:
     there["a", "2"] = serving("2")
     assert actions(wanted, Actual(there, routes=old)) == [Route("a", routes("2"))]
     (gone,) = actions(wanted, Actual(there, routes={"a": routes("2")}))
-    assert isinstance(gone, Unload) and gone.key == ("a", "1") and "version 2 is up in its place" in gone.reason
+    assert isinstance(gone, Unload)
+    assert gone.key == ("a", "1")
+    assert "version 2 is up in its place" in gone.reason
 
 
 def test_a_failed_update_keeps_the_old_version_and_is_tried_again() -> None:
     there, failed = {("a", "1"): serving("1")}, {("a", "2"): FailedLoad(version("2"), "broken", failed_at=100.0, times=3)}
     actual = Actual(there, failed, {"a": routes("1")})
     waiting = plan(Wanted({"a": model("2")}), actual, 101.0)
-    assert waiting.actions == [] and waiting.again_at == 104.0
+    assert waiting.actions == []
+    assert waiting.again_at == 104.0
     assert actions({"a": model("2")}, actual, 104.0) == [Load(("a", "2"), version("2"))]
 
 
@@ -149,33 +152,42 @@ def test_memory_is_made_by_what_was_used_least_lately() -> None:
     known = {name: routes("1") for name in "abc"}
     actual = Actual(there, routes=known, demanded=["d"], sizes={("d", "1"): 30 * MIB}, memory_bytes=120 * MIB)
     (gone,) = actions(on_demand("a", "b", "c", "d"), actual)
-    assert isinstance(gone, Unload) and gone.key == ("b", "1")
+    assert isinstance(gone, Unload)
+    assert gone.key == ("b", "1")
     there["b", "1"] = Version("leaving", version("1"), 40 * MIB)
     del there["a", "1"]
     waiting = plan(Wanted(on_demand("a", "b", "c", "d")), msgspec.structs.replace(actual, memory_bytes=90 * MIB), 5.0)
-    assert waiting.actions == [] and 5.0 < waiting.again_at < 6.0
+    assert waiting.actions == []
+    assert 5.0 < waiting.again_at < 6.0
 
 
 def test_what_never_fits_is_refused_with_both_sizes() -> None:
     actual = Actual(demanded=["d"], sizes={("d", "1"): 130 * MIB}, memory_bytes=120 * MIB)
     (refused,) = actions(on_demand("d"), actual)
-    assert isinstance(refused, Refuse) and "130 MiB" in refused.reason and "120 MiB" in refused.reason and refused.for_good
+    assert isinstance(refused, Refuse)
+    assert "130 MiB" in refused.reason
+    assert "120 MiB" in refused.reason
+    assert refused.for_good
     there = {("a", "1"): serving(size_bytes=100 * MIB)}
     pinned = Actual(there, routes={"a": routes("1")}, demanded=["d"], sizes={("d", "1"): 30 * MIB}, memory_bytes=120 * MIB)
     (refused,) = actions({"a": model("1"), **on_demand("d")}, pinned)
-    assert isinstance(refused, Refuse) and "100 MiB of 120 MiB are in use" in refused.reason and not refused.for_good
+    assert isinstance(refused, Refuse)
+    assert "100 MiB of 120 MiB are in use" in refused.reason
+    assert not refused.for_good
 
 
 def test_a_known_problem_is_not_tried_and_does_not_hold_up_others() -> None:
     bad = WantedModel({"1": msgspec.structs.replace(version(), problem="config.pbtxt:3: no")})
     first, second = actions({"a": bad, "b": model("1")}, Actual())
-    assert isinstance(first, Refuse) and first.reason == "config.pbtxt:3: no"
+    assert isinstance(first, Refuse)
+    assert first.reason == "config.pbtxt:3: no"
     assert second == Load(("b", "1"), version("1"))
 
 
 def test_attempts_grow_apart_up_to_a_limit() -> None:
     gaps = [FailedLoad(version(), "", 0.0, times).again_at for times in range(1, 15)]
-    assert gaps[:4] == [1.0, 2.0, 4.0, 8.0] and gaps[-1] == LONGEST_RETRY_S
+    assert gaps[:4] == [1.0, 2.0, 4.0, 8.0]
+    assert gaps[-1] == LONGEST_RETRY_S
 
 
 @pytest.mark.parametrize(
@@ -269,7 +281,7 @@ def test_ends_in_what_is_wanted_whatever_was_before(
             elif not each.on_demand or name in demanded:
                 assert key in world.actual.failed or key in there
     if not scarce and not broken:
-        serve = {key for key in there}
+        serve = set(there)
         assert serve == {
             (name, v)
             for name, each in last.items()

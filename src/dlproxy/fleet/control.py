@@ -226,9 +226,12 @@ class Control:
             self._timer.cancel()
             self._timer = None
         now = self._clock()
-        plan = planner.plan(self.wanted, self._actual(), now)
-        for action in plan.actions:
-            self._begin(action, now)
+        while True:
+            plan = planner.plan(self.wanted, self._actual(), now)
+            for action in plan.actions:
+                self._begin(action)
+            if not any(isinstance(action, Route | Refuse) for action in plan.actions):  # which are done already
+                break
         if plan.again_at < inf:
             self._timer = asyncio.get_running_loop().call_later(max(plan.again_at - now, 0.0), self._step)
         self._tell()
@@ -259,7 +262,7 @@ class Control:
         wanted = self._wanted_version(key)
         return 0 if wanted is None or wanted.problem else self._models.size_of(wanted.config)
 
-    def _begin(self, action: Action, now: float) -> None:
+    def _begin(self, action: Action) -> None:
         match action:
             case Load(key, wanted, replaces):
                 self._run(key, "changing" if replaces else "loading", wanted, self._load(key, wanted, replaces=replaces))
