@@ -18,7 +18,21 @@ from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.fleet.store import MemoryStore, Store
 from dlproxy.message import InferenceError
 from dlproxy.policy import planner
-from dlproxy.policy.planner import Action, Actual, Adjust, FailedLoad, Key, Load, Phase, Refuse, Route, Routes, Unload, Version
+from dlproxy.policy.planner import (
+    Action,
+    Actual,
+    Adjust,
+    FailedLoad,
+    Key,
+    Load,
+    Phase,
+    Refuse,
+    Route,
+    Routes,
+    Unload,
+    Version,
+    VersionState,
+)
 from dlproxy.policy.wanted import Wanted, WantedVersion
 
 AGAIN_S = 1.0  # a store that cannot be read is asked again so often
@@ -56,22 +70,6 @@ class Models(Protocol):
     def size_of(self, config: ModelConfig) -> int:
         """What it would take of the memory, in bytes, as far as that can be told before it is loaded."""
         ...
-
-
-class VersionState(Struct, frozen=True):
-    """How far one version is. `phase`: "wanted", "loading", "serving", "changing", "leaving" or "failed"; `reason`: why it
-    failed, also the last attempt to change what serves. `on_demand`: it is loaded when it is asked for.
-    """
-
-    name: str
-    version: str
-    phase: str
-    reason: str = ""
-    default: bool = False
-    labels: tuple[str, ...] = ()
-    share: float = 0.0
-    on_demand: bool = False
-    size_bytes: int = 0
 
 
 class Control:

@@ -5,11 +5,11 @@ raise ConfigError for what makes no sense. Not aware of: what is up.
 """
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from dlproxy.config import ConfigError
+from dlproxy.config import ConfigError, ModelConfig, check, explain
 from dlproxy.policy.planner import newest
 from dlproxy.policy.wanted import Traffic, WantedModel, WantedVersion
 
@@ -126,6 +126,29 @@ def scaled(before: WantedModel, version: str, instances: int | None) -> WantedMo
         for other, wanted in before.versions.items()
     }
     return msgspec.structs.replace(before, versions=versions)
+
+
+def with_knobs(before: WantedModel, version: str, knobs: Mapping[str, Any]) -> WantedModel:
+    """Other values of knobs of this version (empty: of all)."""
+    if version:
+        _known(before, version)
+    versions = dict(before.versions)
+    for other, wanted in before.versions.items():
+        if version in ("", other):
+            versions[other] = msgspec.structs.replace(wanted, config=with_values(wanted.config, knobs))
+    return msgspec.structs.replace(before, versions=versions)
+
+
+def with_values(config: ModelConfig, knobs: Mapping[str, Any]) -> ModelConfig:
+    """The configuration with other values of these knobs, checked."""
+    try:
+        changed = msgspec.convert({**msgspec.to_builtins(config), **knobs}, ModelConfig)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        knob = where.rstrip("`")
+        raise ConfigError(f"{knob}: {explain(what, ModelConfig, knob)}") from None
+    check(changed)
+    return changed
 
 
 def _known(model: WantedModel, version: str) -> None:

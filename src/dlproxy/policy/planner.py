@@ -70,6 +70,22 @@ class Actual(Struct, frozen=True):
     memory_bytes: float = inf
 
 
+class VersionState(Struct, frozen=True):
+    """How far one version is. `phase`: "wanted", "loading", "serving", "changing", "leaving" or "failed"; `reason`: why it
+    failed, also the last attempt to change what serves. `on_demand`: it is loaded when it is asked for.
+    """
+
+    name: str
+    version: str
+    phase: str
+    reason: str = ""
+    default: bool = False
+    labels: tuple[str, ...] = ()
+    share: float = 0.0
+    on_demand: bool = False
+    size_bytes: int = 0
+
+
 class Load(Struct, frozen=True):
     """Bring it up beside what serves; `replaces`: the same version made of something else goes when it is up."""
 

@@ -13,6 +13,9 @@ from math import inf
 from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
+from typing import Any
+
+from msgspec import Struct
 
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.config.table import live_knobs
@@ -27,7 +30,7 @@ from dlproxy.policy.wanted import WantedVersion
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
 from dlproxy.serve.idle_poll import IdlePoll, may_poll
 from dlproxy.serve.turns import Turns
-from dlproxy.wire.catalog import Catalog, ModelView
+from dlproxy.wire.catalog import Catalog
 
 Key = tuple[str, str]  # name and version
 
@@ -35,6 +38,15 @@ EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
 STOPPING = "the server is shutting down"
 
 log = logging.getLogger(__name__)
+
+
+class ModelView(Struct, frozen=True):
+    """One version of a model, and what is being done with it: "serving", "loading", "being replaced", "being unloaded"."""
+
+    name: str
+    version: str
+    phase: str
+    default: bool
 
 
 class Models:
@@ -117,6 +129,12 @@ class Models:
             new = await self._bring_up(name, config)
             await asyncio.shield(self._retire(old, f"version {old.served.version} of model '{name}' was replaced"))
         return new
+
+    def check_knobs(self, name: str, version: str, knobs: Mapping[str, Any]) -> None:
+        """Raises ConfigError if this version (empty: any one) of the model is served and does not take them."""
+        for (other, number), model in self._loaded.items():
+            if other == name and version in ("", number):
+                model.control.changed(knobs)
 
     async def adjust(self, name: str, version: str, before: WantedVersion, after: WantedVersion) -> None:
         """Change what differs of the knobs that can be changed while it serves, and the number of instances.

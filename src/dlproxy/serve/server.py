@@ -21,6 +21,7 @@ from dlproxy.policy.changes import with_versions
 from dlproxy.policy.wanted import Wanted, WantedVersion
 from dlproxy.serve.farewell import Farewell
 from dlproxy.serve.models import Models
+from dlproxy.serve.operations import ServerOperations
 from dlproxy.serve.unix_socket import UnixSocket
 from dlproxy.wire.access_log import with_access_log
 from dlproxy.wire.control_http import ControlServer, control_app
@@ -47,6 +48,7 @@ class Server:
         self._config = config
         self.models = Models(config.server, config.tenants)
         self.control = Control(self.models)
+        self.operations = ServerOperations(self.control, self.models)
         self.host = config.server.host
 
     async def start(self) -> None:
@@ -74,7 +76,7 @@ class Server:
                 tenant_header=server.tenant_header,
             )
             self._http = HttpServer(with_access_log(app, monotonic) if server.access_log else app, self._config.http)
-            self._control = ControlServer(control_app(catalog, lambda: len(self._http.connections), self.models.view))
+            self._control = ControlServer(control_app(catalog, lambda: len(self._http.connections), self.operations))
             self.http_port, self.control_port = listeners.ports
             self.unix_socket = listeners.unix_socket
             http, control = listeners.take()
