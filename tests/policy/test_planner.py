@@ -18,6 +18,7 @@ from dlproxy.policy.planner import (
     FailedLoad,
     Key,
     Load,
+    Plan,
     Refuse,
     Route,
     Routes,
@@ -123,6 +124,13 @@ def test_what_can_be_changed_in_place_is() -> None:
     assert actions({"a": WantedModel({"1": version(threads=3)})}, Actual(there, routes={"a": routes("1")})) == [
         Load(("a", "1"), version(threads=3), replaces=True)
     ]
+
+
+def test_a_change_in_place_that_failed_waits_too() -> None:
+    other = version(instances=2)
+    failed = {("a", "1"): FailedLoad(other, "it runs on the event loop", failed_at=10.0)}
+    actual = Actual({("a", "1"): serving("1")}, failed, {"a": routes("1")})
+    assert plan(Wanted({"a": WantedModel({"1": other})}), actual, 10.5) == Plan([], 11.0)
 
 
 def test_labels_and_shares_of_versions_that_are_not_up_wait() -> None:
@@ -281,10 +289,6 @@ def test_ends_in_what_is_wanted_whatever_was_before(
             elif not each.on_demand or name in demanded:
                 assert key in world.actual.failed or key in there
     if not scarce and not broken:
-        serve = set(there)
-        assert serve == {
-            (name, v)
-            for name, each in last.items()
-            for v in each.versions
-            if not each.on_demand or name in demanded or (name, v) in serve
-        }
+        up = {name for name, _ in there}
+        assert up == {name for name, each in last.items() if not each.on_demand or name in demanded or name in up}
+        assert set(there) == {(name, v) for name in up for v in last[name].versions}
