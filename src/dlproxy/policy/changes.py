@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from dlproxy.config import ConfigError, ModelConfig, check, explain
+from dlproxy.config import ConfigError, ModelConfig, model_of
 from dlproxy.config.table import knobs
 from dlproxy.policy.planner import newest
 from dlproxy.policy.wanted import Traffic, WantedModel, WantedVersion
@@ -151,14 +151,7 @@ def with_knobs(before: WantedModel, version: str, values: Mapping[str, Any]) -> 
 
 def with_values(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
     """The configuration with other values of these knobs, checked."""
-    try:
-        changed = msgspec.convert({**msgspec.to_builtins(config), **values}, ModelConfig)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        knob = where.rstrip("`")
-        raise ConfigError(f"{knob}: {explain(what, ModelConfig, knob)}") from None
-    check(changed)
-    return changed
+    return model_of({**msgspec.to_builtins(config), **values})
 
 
 def _known(model: WantedModel, version: str) -> None:

@@ -132,7 +132,11 @@ class Plan(Struct, frozen=True):
 
 def plan(wanted: Wanted, actual: Actual, now: float) -> Plan:
     """Actions may be carried out side by side. At most one version is loaded at a time: each measures itself undisturbed."""
-    actions: list[Action] = [*_routes(wanted, actual), *_leavers(wanted, actual)]
+    leavers = list(_leavers(wanted, actual))
+    actions: list[Action] = [*_routes(wanted, actual), *leavers]
+    if leavers:
+        leaving = {each.key: msgspec.structs.replace(actual.versions[each.key], phase="leaving") for each in leavers}
+        actual = msgspec.structs.replace(actual, versions={**actual.versions, **leaving})
     again_at = inf
     idle = not any(version.phase in ("loading", "changing") for version in actual.versions.values())
     for key, version in _in_order(wanted, actual):
@@ -245,10 +249,8 @@ def _leavers(wanted: Wanted, actual: Actual) -> Iterator[Unload]:
         model = wanted.models.get(name)
         if each.phase != "serving" or (model is not None and version in model.versions):
             continue
-        if model is None or not model.versions:
+        if model is None or not model.versions or _routed_past(name, version, model, actual):
             yield Unload((name, version), "it is not wanted any more")
-        elif _routed_past(name, version, model, actual):
-            yield Unload((name, version), f"version {newest(_up(name, model, actual))} is up in its place")
 
 
 def _routed_past(name: str, version: str, model: WantedModel, actual: Actual) -> bool:
