@@ -218,7 +218,7 @@ def _start(key: Key, version: WantedVersion, wanted: Wanted, actual: Actual) -> 
             missing -= actual.versions[other].size_bytes
         if missing <= 0:
             return gone  # the load follows when they are gone
-    if any(each.phase == "leaving" or each.busy for other, each in actual.versions.items() if _may_go(other, key, wanted)):
+    if any(each.phase == "leaving" or (each.busy and _may_go(other, key, wanted)) for other, each in actual.versions.items()):
         return []
     held = sum(each.size_bytes for each in actual.versions.values())
     reason = f"it takes about {_mib(size)}, and {_mib(held)} of {_mib(actual.memory_bytes)} are in use"
