@@ -115,12 +115,12 @@ async def test_the_default_version_is_the_last_unless_told_otherwise(some: Model
     for version in ("1", "2", "3"):
         await some.load("m", sleeping(version))
     assert some.catalog.get("m").version == "3"
-    some.set_default("m", "1")
+    some.route("m", "1")
     assert phases(some) == {"m/1": "serving default", "m/2": "serving", "m/3": "serving"}
     await some.unload("m", "1")
     assert some.catalog.get("m").version in ("2", "3")
     with pytest.raises(InferenceError, match="version 9 is not found"):
-        some.set_default("m", "9")
+        some.route("m", "9")
     await some.unload("m")
     assert names(some) == []
 
@@ -270,7 +270,7 @@ async def test_any_changes_in_any_order_leave_nothing_behind(arbiter: str) -> No
             elif what == "unload":
                 await some.unload(name, random.choice(("", version)))
             elif what == "default":
-                some.set_default(name, version)
+                some.route(name, version)
             else:
                 control = some.catalog.get(name).control
                 assert control is not None

@@ -67,7 +67,7 @@ def test_a_version_that_is_added_answers_at_once_and_is_the_default() -> None:
 
 def test_the_default_stays_where_it_was_set_until_that_version_goes() -> None:
     site = Site("1", "2")
-    site.catalog.set_default("m", "1")
+    site.catalog.route("m", "1", {})
     assert site.answered_by() == {"1"}
     site.add("3")
     assert site.answered_by() == {"1"}
@@ -140,7 +140,15 @@ def test_another_version_answers_while_one_is_loaded() -> None:
     assert site.answered_by() == {"1"}
 
 
-@pytest.mark.parametrize("change", [Catalog.remove, Catalog.set_default])
+def route(catalog: Catalog, name: str, version: str) -> None:
+    catalog.route(name, version, {})
+
+
+def label(catalog: Catalog, name: str, version: str) -> None:
+    catalog.route(name, "", {"canary": version})
+
+
+@pytest.mark.parametrize("change", [Catalog.remove, route, label])
 @pytest.mark.parametrize(("name", "version"), [("m", "9"), ("other", "1")])
 def test_what_is_not_there_cannot_be_changed(change: Callable[[Catalog, str, str], None], name: str, version: str) -> None:
     site = Site("1")

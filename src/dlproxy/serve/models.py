@@ -20,14 +20,18 @@ from dlproxy.fleet.remembered import memory_in
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.arbiter import Arbiter
 from dlproxy.policy.quota import Quota, Quotas
+from dlproxy.policy.wanted import Traffic
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
 from dlproxy.serve.idle_poll import IdlePoll, may_poll
+from dlproxy.serve.rollout import OnWorse, Rollouts
 from dlproxy.serve.turns import Turns
 from dlproxy.wire.catalog import Catalog, ModelView
 
 Key = tuple[str, str]  # name and version
 
 EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
+NO_TRAFFIC = Traffic()
 STOPPING = "the server is shutting down"
 
 log = logging.getLogger(__name__)
@@ -59,6 +63,9 @@ class Models:
         self._changing: dict[Key, str] = {}
         self._warming_up = asyncio.Lock()  # one measures its time undisturbed by others that do
         self._lives: Counter[Key] = Counter()
+        self.on_worse: OnWorse = _warn
+        """Told when a guarded version does worse than the default one."""
+        self._rollouts = Rollouts(self.catalog, self._loaded, lambda *what: self.on_worse(*what))
 
     def __iter__(self) -> Iterator[LoadedModel]:
         return iter(list(self._loaded.values()))
@@ -118,9 +125,12 @@ class Models:
         leaving = [self._retire(self._loaded[key], reason, drain_s) for key in keys]
         await asyncio.shield(asyncio.gather(*leaving))
 
-    def set_default(self, name: str, version: str) -> None:
-        """From now on, requests that name no version get this one. Raises InferenceError if there is no such version."""
-        self.catalog.set_default(name, version)
+    def route(self, name: str, default: str = "", labels: Mapping[str, str] = NO_LABELS, traffic: Traffic = NO_TRAFFIC) -> None:
+        """Which version answers requests that name none (empty: the one loaded last), or name a label; as Traffic has it.
+
+        Raises ConfigError, InferenceError for a version that is not served, and then nothing has changed.
+        """
+        self._rollouts.route(name, default, labels, traffic)
 
     async def drain(self, drain_s: float | None = None) -> None:
         """Load nothing more, answer what is under way, unload everything."""
@@ -299,6 +309,10 @@ def make_quotas(tenants: Mapping[str, TenantConfig]) -> Quotas | None:
 def _arbiter(server: ServerConfig) -> Arbiter:
     cores = server.cores or usable_cores()
     return Arbiter({"cores": cores}, discipline=server.arbiter_discipline, reserved={"cores": server.reserved_cores})
+
+
+def _warn(name: str, version: str, reason: str) -> None:
+    log.error("model %s: version %s does worse than the default one: %s", name, version, reason)
 
 
 def _key(model: LoadedModel) -> Key:

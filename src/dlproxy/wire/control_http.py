@@ -89,6 +89,9 @@ class _OnePath:
 
 def _state(model: ServedModel) -> dict[str, Any]:
     state = {} if model.control is None else model.control.state()
+    shadows = model.stats.shadows
+    if any(shadows.values()):
+        state = {**state, "shadow": shadows}
     return {"name": model.name, "version": model.version, "ready": model.ready, **state}
 
 

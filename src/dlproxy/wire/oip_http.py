@@ -54,7 +54,7 @@ class OipApp:
         self._infer: dict[bytes, _Inference] = {}
         catalog.subscribe(self._follow)  # after the desk, which is asked
         self._follow()
-        model_path = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[0-9]+))?"
+        model_path = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?"
         self._routes: list[tuple[re.Pattern[str], dict[bytes, Callable[..., None]]]] = [
             (re.compile(pattern), {method: handler, **({b"HEAD": handler} if method == b"GET" else {})})
             for pattern, method, handler in (
@@ -69,7 +69,7 @@ class OipApp:
                 (model_path + "/config", b"GET", self._config),
                 (model_path + "/stats", b"GET", self._stats),
                 (model_path + "/infer", b"POST", self._infer_any),
-                (r"/predict/(?P<name>[^/]+)(?:/versions/(?P<version>[0-9]+))?", b"POST", self._predict),
+                (r"/predict/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?", b"POST", self._predict),
             )
         ]
 
@@ -91,7 +91,8 @@ class OipApp:
         for model in self._catalog:
             path = f"/v2/models/{quote(model.name, safe='')}"
             self._infer[f"{path}/infer".encode()] = self._desk.find(model.name)
-            self._infer[f"{path}/versions/{model.version}/infer".encode()] = self._desk.find(model.name, model.version)
+            for version in (model.version, *self._catalog.route_of(model.name).labels):
+                self._infer[f"{path}/versions/{quote(version)}/infer".encode()] = self._desk.find(model.name, version)
 
     def _route(self, exchange: Exchange) -> None:
         path, shown = path_of(exchange.target), exchange.target.partition(b"?")[0].decode("latin-1")
