@@ -106,6 +106,19 @@ def test_all_models_are_shown() -> None:
     assert port("GET", "/models/m?version=3") == (503, {"error": "model 'm' version 3 is being loaded"})
 
 
+def test_how_a_shadows_answers_compare_is_shown_once_there_are_any() -> None:
+    port = Port()
+    port.catalog.get("m", "2").stats.shadows["different"] = 3
+    assert port("GET", "/models/m") == (200, {**state("2"), "shadow": {"same": 0, "different": 3, "failed": 0, "dropped": 0}})
+    assert port("GET", "/models/m?version=1") == (200, state("1"))
+
+
+def test_labels_name_versions() -> None:
+    port = Port()
+    port.catalog.route("m", "2", {"stable": "1"})
+    assert port("GET", "/models/m?version=stable") == (200, state("1"))
+
+
 def test_a_model_is_healthy_if_all_its_versions_are() -> None:
     port = Port()
     assert port("GET", "/healthz") == (200, {"ready": True, "models": {"m": True, "fixed": True}})

@@ -65,18 +65,19 @@ class _Meter:
 
     def __init__(self, stats: ModelStats) -> None:
         self.stats = stats
-        stats.newest_s = deque(maxlen=MOST_TIMED)
-        self._before = (0, 0, 0)
+        self._newest_s: deque[float] = deque(maxlen=MOST_TIMED)
+        stats.newest_s = self._newest_s
+        self._answered = self._failed = self._refused = 0
         self.read()
 
     def read(self) -> Seen:
-        stats, before = self.stats, self._before
+        stats = self.stats
         stats.settle()
-        failures, newest_s = stats.failures, stats.newest_s
-        assert newest_s is not None
-        self._before = now = (stats.request.count, *(sum([failures[kind] for kind in why]) for why in (MODELS_FAULT, NO_TIME)))
-        seen = Seen(*(count - earlier for count, earlier in zip(now, before, strict=True)), latencies_s=list(newest_s))
-        newest_s.clear()
+        answered = stats.request.count
+        failed, refused = (sum([stats.failures[kind] for kind in kinds]) for kinds in (MODELS_FAULT, NO_TIME))
+        seen = Seen(answered - self._answered, failed - self._failed, refused - self._refused, list(self._newest_s))
+        self._answered, self._failed, self._refused = answered, failed, refused
+        self._newest_s.clear()
         return seen
 
     def end(self) -> None:
