@@ -65,7 +65,7 @@ class Models:
         self._lives: Counter[Key] = Counter()
         self.on_worse: OnWorse = _warn
         """Told when a guarded version does worse than the default one."""
-        self._rollouts = Rollouts(self.catalog, self._loaded, lambda *what: self.on_worse(*what))
+        self._rollouts = Rollouts(self.catalog, self._loaded, lambda *what: self.on_worse(*what), clock)
 
     def __iter__(self) -> Iterator[LoadedModel]:
         return iter(list(self._loaded.values()))

@@ -8,6 +8,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import zip_longest
+from time import monotonic
 
 from msgspec import Struct
 
@@ -18,6 +19,7 @@ from dlproxy.policy.traffic import Splitter
 from dlproxy.policy.wanted import Traffic
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.traffic import Shadow, TrafficLayer
+from dlproxy.serve.trunk import TrunkLayer, joined
 from dlproxy.service import Service
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import Catalog, ServedModel
@@ -36,12 +38,12 @@ OnWorse = Callable[[str, str, str], None]
 class DivertedModel(ServedModel):
     """The default version as protocols see it, but that `service` may send its requests to others."""
 
-    def __init__(self, default: ServedModel, service: Service, *, max_batch: int, sticky: str) -> None:
+    def __init__(self, default: ServedModel, service: Service, signature: Signature, *, max_batch: int, sticky: str) -> None:
         self._default = default
         super().__init__(
             name=default.name,
             version=default.version,
-            signature=default.signature,
+            signature=signature,
             service=service,
             stats=default.stats,
             max_batch=max_batch,
@@ -91,7 +93,8 @@ class _Rollout(Struct, eq=False):
 
     traffic: Traffic
     versions: list[LoadedModel] = []
-    unlike: list[LoadedModel] = []
+    unlike: list[object] = []
+    trunk: ServedModel | None = None
     splitter: Splitter | None = None
     meters: dict[LoadedModel, _Meter] = {}
     judges: dict[tuple[LoadedModel, LoadedModel, float], Judge] = {}
@@ -101,7 +104,14 @@ class _Rollout(Struct, eq=False):
 class Rollouts:
     """`loaded`: the versions that are up, as they come and go with the catalog."""
 
-    def __init__(self, catalog: Catalog, loaded: Mapping[tuple[str, str], LoadedModel], on_worse: OnWorse) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        loaded: Mapping[tuple[str, str], LoadedModel],
+        on_worse: OnWorse,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._clock = clock
         self._catalog = catalog
         self._loaded = loaded
         self._on_worse = on_worse
@@ -118,6 +128,8 @@ class Rollouts:
         served = self._catalog.get(name, default or next(reversed(self._catalog.versions(name)), ""))
         for version in _others(traffic, served.version):
             _check(served, self._catalog.get(name, version), traffic)
+        if traffic.trunk:
+            self._check_trunk(served, traffic.trunk)
         rollout = self._rollouts.pop(name, None)  # which is not to follow this
         try:
             self._catalog.route(name, default, labels)
@@ -131,6 +143,13 @@ class Rollouts:
             rollout.traffic, rollout.versions = traffic, []
         self._rollouts[name] = rollout
         self._follow()
+
+    def _check_trunk(self, head: ServedModel, trunk: str) -> None:
+        """Raises ConfigError, InferenceError for one that is not served."""
+        others = {name: rollout.traffic.trunk for name, rollout in self._rollouts.items() if rollout.traffic.trunk}
+        if trunk == head.name or trunk in others or head.name in others.values():
+            raise ConfigError(f"model '{head.name}' cannot have the trunk '{trunk}': a trunk has none itself")
+        joined(self._catalog.asked(trunk), head)
 
     def _follow(self) -> None:
         """Split anew what versions have come to, gone from, or changed in."""
@@ -150,6 +169,7 @@ class Rollouts:
     def _renew(self, name: str, rollout: _Rollout) -> None:
         """Raises InferenceError if the model is not served at all."""
         default, route = self._loaded[name, self._catalog.get(name).version], self._catalog.route_of(name)
+        trunk = self._trunk(rollout, default.served) if rollout.traffic.trunk else None
         versions = [default]
         for version in _others(rollout.traffic, default.served.version):
             other = self._loaded.get((name, version))
@@ -160,18 +180,38 @@ class Rollouts:
                 elif other not in rollout.unlike:
                     log.error("model %s: version %s answers no requests of the default version: %s", name, version, difference)
                     rollout.unlike = [*rollout.unlike, other]
-        if versions == rollout.versions and (len(versions) > 1) == (route.diverted is not None):
+        diverts = len(versions) > 1 or trunk is not None
+        if (versions, trunk) == (rollout.versions, rollout.trunk) and diverts == (route.diverted is not None):
             return
-        rollout.versions = versions
+        rollout.versions, rollout.trunk = versions, trunk
         self._measure(rollout, versions)
-        diverted = None
-        if len(versions) > 1:
-            layer = _layer(rollout)
-            max_batch = min(model.served.max_batch for model in versions)
-            by = rollout.traffic.by
-            sticky = by if by.startswith("header:") else default.served.sticky
-            diverted = DivertedModel(default.served, layer, max_batch=max_batch, sticky=sticky)
-        self._catalog.route(name, route.default, route.labels, diverted)
+        self._catalog.route(name, route.default, route.labels, self._diverted(rollout) if diverts else None)
+
+    def _trunk(self, rollout: _Rollout, head: ServedModel) -> ServedModel | None:
+        try:
+            trunk = self._catalog.asked(rollout.traffic.trunk)
+            joined(trunk, head)
+        except InferenceError:
+            return rollout.trunk  # which is going, and says so itself
+        except ConfigError as error:
+            if trunk not in rollout.unlike:
+                log.error("%s: its requests do not pass the trunk any more", error)
+                rollout.unlike = [*rollout.unlike, trunk]
+            return None
+        return trunk
+
+    def _diverted(self, rollout: _Rollout) -> ServedModel:
+        default, trunk, by = rollout.versions[0].served, rollout.trunk, rollout.traffic.by
+        taking_part = [model.served for model in rollout.versions]
+        service: Service = _layer(rollout)
+        signature = default.signature
+        if trunk is not None:
+            taking_part.append(trunk)
+            service = chained = TrunkLayer(trunk, default, service, self._clock)
+            signature = chained.signature
+        max_batch = min(served.max_batch for served in taking_part)
+        sticky = by if by.startswith("header:") else default.sticky
+        return DivertedModel(default, service, signature, max_batch=max_batch, sticky=sticky)
 
     def _measure(self, rollout: _Rollout, versions: list[LoadedModel]) -> None:
         """Judge what is guarded among these."""
@@ -237,7 +277,8 @@ def _layer(rollout: _Rollout) -> TrafficLayer:
         splitter.at = before.at
     shadowing = served.get(traffic.shadow)
     shadow = None if shadowing is None else Shadow(shadowing.served, shadowing.driver)
-    return TrafficLayer(splitter, {version: model.served.service for version, model in served.items()}, shadow)
+    services = {version: model.served.service if rollout.trunk is None else model.driver for version, model in served.items()}
+    return TrafficLayer(splitter, services, shadow)
 
 
 def _check(default: ServedModel, other: ServedModel, traffic: Traffic) -> None:

@@ -163,11 +163,11 @@ class OipApp:
         _json(exchange, {"name": model.name, "ready": ready}, status=200 if ready else 503)
 
     def _metadata(self, exchange: Exchange, name: str, version: str) -> None:
-        model = self._catalog.get(name, version)
+        model = self._catalog.asked(name, version)
         _json(exchange, oip_describe.metadata(model, self._catalog.versions(name)))
 
     def _config(self, exchange: Exchange, name: str, version: str) -> None:
-        _json(exchange, oip_describe.config(self._catalog.get(name, version)))
+        _json(exchange, oip_describe.config(self._catalog.asked(name, version)))
 
     def _stats(self, exchange: Exchange, name: str, version: str) -> None:
         models = [self._catalog.get(name, version or found) for found in self._catalog.versions(name) or [version]]
