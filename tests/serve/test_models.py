@@ -18,6 +18,8 @@ from dlproxy.config import ConfigError, ModelConfig, ServerConfig
 from dlproxy.fleet.local import LocalFleet
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, FailureKind, InferenceError, Request, Tensor, Ticket
+from dlproxy.policy.planner import Routes
+from dlproxy.policy.wanted import Traffic
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
 from dlproxy.telemetry.event_log import LogError, replay
@@ -115,12 +117,12 @@ async def test_the_default_version_is_the_last_unless_told_otherwise(some: Model
     for version in ("1", "2", "3"):
         await some.load("m", sleeping(version))
     assert some.catalog.get("m").version == "3"
-    some.route("m", "1")
+    some.route("m", Routes("1", {}, Traffic()))
     assert phases(some) == {"m/1": "serving default", "m/2": "serving", "m/3": "serving"}
     await some.unload("m", "1")
     assert some.catalog.get("m").version in ("2", "3")
     with pytest.raises(InferenceError, match="version 9 is not found"):
-        some.route("m", "9")
+        some.route("m", Routes("9", {}, Traffic()))
     await some.unload("m")
     assert names(some) == []
 
@@ -270,7 +272,7 @@ async def test_any_changes_in_any_order_leave_nothing_behind(arbiter: str) -> No
             elif what == "unload":
                 await some.unload(name, random.choice(("", version)))
             elif what == "default":
-                some.route(name, version)
+                some.route(name, Routes(version, {}, Traffic()))
             else:
                 control = some.catalog.get(name).control
                 assert control is not None

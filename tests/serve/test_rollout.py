@@ -4,10 +4,10 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
-from functools import partial
+from collections.abc import AsyncIterator, Mapping
 from math import isclose
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from onnx import helper
 from dlproxy import Proxy
 from dlproxy.config import Config, ConfigError, ModelConfig, ServerConfig
 from dlproxy.message import DType, FailureKind, InferenceError, Signature, TensorSpec
+from dlproxy.policy.planner import Routes
 from dlproxy.policy.wanted import Traffic
 from dlproxy.serve import rollout
 from dlproxy.serve.rollout import difference_between
@@ -24,6 +25,8 @@ from tests import models
 from tests.serve.rig import turns
 from tests.serve.test_models_come_and_go import connected
 
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
+NO_TRAFFIC = Traffic()
 ROUNDS = 20
 CLIENTS = 8
 
@@ -57,7 +60,9 @@ class Site:
 
     def __init__(self, proxy: Proxy, folder: Path) -> None:
         self.proxy, self.models, self.folder = proxy, proxy._models, folder
-        self.route = partial(self.models.route, "m")
+
+    def route(self, default: str, labels: Mapping[str, str] = NO_LABELS, traffic: Traffic = NO_TRAFFIC) -> None:
+        self.models.route("m", Routes(default, labels, traffic))
 
     async def load(self, version: int, file: str = "", **knobs: str) -> None:
         await self.models.load("m", config(self.folder, version, file, **knobs))
@@ -145,6 +150,15 @@ async def test_a_version_that_goes_leaves_its_share_to_the_default_and_takes_it_
     assert await site.asked(10) == {2: 10}, "of a model that was gone nothing has stayed"
 
 
+async def test_a_version_that_is_wanted_before_it_is_up_gets_its_share_then(site: Site) -> None:
+    site.route("1", traffic=Traffic(shares={"3": 0.5}, tenants={"ann": "3"}))
+    assert await site.asked(20) == {1: 20}
+    assert await site.ask(tenant="ann") == 1
+    await site.load(3)
+    assert (await site.asked(100))[3] == pytest.approx(50, abs=3)
+    assert await site.ask(tenant="ann") == 3
+
+
 async def test_a_shadow_changes_no_answer(site: Site) -> None:
     site.route("1", traffic=Traffic(shadow="2"))
     assert await site.asked(20) == {1: 20}
@@ -168,22 +182,24 @@ async def test_versions_that_take_other_inputs_share_no_requests(site: Site, cap
     await site.load(3, "wide")
     for traffic in (Traffic(shares={"3": 0.1}), Traffic(shadow="3"), Traffic(tenants={"ann": "3"})):
         with pytest.raises(
-            ConfigError, match=r"version 3 cannot answer .* shape of input 'x' is \(-1, 2\) in one, \(-1, 3\) in"
+            ConfigError, match=r"version 3 cannot answer what .* shape of input 'x' is \(-1, 2\) in one, \(-1, 3\) in"
         ):
             site.route("1", {"wide": "3"}, traffic)
-    with pytest.raises(InferenceError):
-        await site.ask("wide")
-    site.route("1", {"wide": "3"})
+        assert await site.ask(tenant="ann") == 1
+    with pytest.raises(ConfigError):
+        site.route("2", {"stable": "1"}, Traffic(shares={"3": 0.5, "1": 0.5}))
+    assert set(await site.asked(20)) == {1, 2}, "all else holds"
+    assert await site.ask("stable") == 1
     site.route("1", traffic=Traffic(shares={"2": 0.5}))
     with caplog.at_level(logging.ERROR):
         await site.models.replace("m", "2", config(site.folder, 2, "wide"))
     assert await site.asked(20) == {1: 20}
-    assert caplog.text.count("version 2 answers no requests of the default version") == 1
+    assert caplog.text.count("version 2 cannot answer what is asked of version 1") == 1
 
 
 async def test_requests_stick_to_versions_and_to_instances_by_one_header(site: Site) -> None:
     await site.load(3, balancer="consistent-hash", sticky="tenant")
-    with pytest.raises(ConfigError, match="split by header:x-user and kept on instances by tenant"):
+    with pytest.raises(ConfigError, match="splitting by header:x-user needs the same 'sticky', which is tenant"):
         site.route("3", traffic=Traffic(shares={"2": 0.5}, by="header:x-user"))
 
 
@@ -265,7 +281,7 @@ async def test_over_http_the_answer_names_the_version(folder: Path) -> None:
         return answer["model_version"], answer["outputs"][0]["data"][0]
 
     try:
-        server.models.route("m", "1", {"canary": "2"}, Traffic(shares={"2": 0.5}, by="header:X-User"))
+        server.models.route("m", Routes("1", {"canary": "2"}, Traffic(shares={"2": 0.5}, by="header:X-User")))
         assert await ask("/versions/canary") == ("2", 2.0)
         users = [[await ask("", f"x-user: {user}") for user in range(12)] for _ in range(2)]
         assert users[0] == users[1]

@@ -12,12 +12,14 @@ from onnx import helper
 from dlproxy import Proxy
 from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.message import DType, FailureKind, InferenceError, Request, Tensor, Ticket, Timing
+from dlproxy.policy.planner import Routes
 from dlproxy.policy.wanted import Traffic
 from dlproxy.serve.trunk import TrunkLayer
 from tests import models
 from tests.serve.rig import Reply
 from tests.wire.fixtures import EchoService, echo_signature, served
 
+NO_TRAFFIC = Traffic()
 ON_TRUNK = Traffic(tenants={"ann": "2", "bob": "3"}, trunk="trunk")
 
 
@@ -41,6 +43,9 @@ class Site:
         path = models.save(made, self.folder / f"{len(list(self.folder.iterdir()))}.onnx")
         return ModelConfig(path=str(path), version=str(version), run="inline", threads=1)
 
+    def route(self, name: str, default: str, traffic: Traffic = NO_TRAFFIC) -> None:
+        self.models.route(name, Routes(default, {}, traffic))
+
     async def load(self, name: str, made: models.Model, version: int = 1) -> None:
         await self.models.load(name, self.config(made, version))
 
@@ -62,7 +67,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         await site.load("trunk", multiplying(10, "image"))
         for version in (1, 2, 3):
             await site.load("heads", multiplying(version), version)
-        site.models.route("heads", "1", traffic=ON_TRUNK)
+        site.route("heads", "1", ON_TRUNK)
         yield site
 
 
@@ -90,10 +95,10 @@ async def test_the_signature_is_the_trunks_and_the_heads(site: Site) -> None:
 
 async def test_the_trunk_may_have_a_canary_of_its_own(site: Site) -> None:
     await site.load("trunk", multiplying(100, "image"), 2)
-    site.models.route("trunk", "1", traffic=Traffic(shares={"2": 0.5}))
+    site.route("trunk", "1", Traffic(shares={"2": 0.5}))
     answers = [await site.ask() for _ in range(20)]
     assert set(answers) == {10.0, 100.0}
-    site.models.route("trunk", "2")
+    site.route("trunk", "2")
     assert await site.ask() == 100.0
 
 
@@ -162,15 +167,18 @@ async def test_models_that_do_not_fit_are_refused(site: Site, caplog: pytest.Log
         ("heads", "a trunk has none itself"),
     ):
         with pytest.raises(ConfigError, match=said):
-            site.models.route("heads", "1", traffic=Traffic(trunk=trunk))
-    with pytest.raises(ConfigError, match="a trunk has none itself"):
-        site.models.route("trunk", "1", traffic=Traffic(trunk="flat"))
-    with pytest.raises(InferenceError, match="'other' is not found"):
-        site.models.route("heads", "1", traffic=Traffic(trunk="other"))
-    assert await site.ask("bob") == 30.0, "what is refused changes nothing"
+            site.route("heads", "1", Traffic(trunk=trunk))
+    site.route("heads", "1", ON_TRUNK)
+    with pytest.raises(ConfigError, match="model 'trunk' cannot have the trunk 'heads': a trunk has none itself"):
+        site.route("trunk", "1", Traffic(trunk="heads"))
+    site.route("trunk", "1")
+    with pytest.raises(ConfigError, match=r"model 'heads' has no trunk: .* 'other' is not found"):
+        site.route("heads", "1", Traffic(trunk="other"))
+    site.route("heads", "1", ON_TRUNK)
+    assert await site.ask("bob") == 30.0
     with caplog.at_level(logging.ERROR):
         await site.models.replace("trunk", "", site.config(models.identity(DType.INT32, ("N", 2)), 1))
-    assert caplog.text.count("its requests do not pass the trunk any more") == 1
+    assert caplog.text.count("model 'heads' takes") == 1
     answer = await site.proxy.infer("heads", {"x": np.ones((1, 2), np.float32)})
     assert answer["x_out"][0, 0] == 1.0
 
@@ -193,7 +201,7 @@ async def test_features_that_no_head_takes_fail_the_request(site: Site) -> None:
 
 
 async def test_nothing_is_left_of_a_trunk_that_was_taken_away(site: Site) -> None:
-    site.models.route("heads", "2")
+    site.route("heads", "2")
     await site.models.unload("trunk")
     answer = await site.proxy.infer("heads", {"x": np.ones((1, 2), np.float32)})
     assert answer["x_out"][0, 0] == 2.0

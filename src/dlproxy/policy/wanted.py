@@ -67,14 +67,19 @@ class Wanted(Struct, frozen=True):
 
     def having(self, name: str, model: WantedModel | None) -> "Wanted":
         """This, with the model as given; None: without it. Raises ConfigError for one that contradicts itself."""
-        others = {other: found for other, found in self.models.items() if other != name}
-        if model is None:
-            return msgspec.structs.replace(self, models=others)
-        check_model(name, model)
         before = self.models.get(name)
-        if before is not None and _answers(before) != _answers(model):
-            model = msgspec.structs.replace(model, previous=msgspec.structs.replace(before, previous=None))
-        return msgspec.structs.replace(self, models={**self.models, name: model})
+        if model is not None:
+            check_model(name, model)
+            if before is not None and _answers(before) != _answers(model):
+                model = msgspec.structs.replace(model, previous=msgspec.structs.replace(before, previous=None))
+        return self.restored(name, model)
+
+    def restored(self, name: str, model: WantedModel | None) -> "Wanted":
+        """This, with the model as it was once, its past included."""
+        if model is not None:
+            return msgspec.structs.replace(self, models={**self.models, name: model})
+        others = {other: found for other, found in self.models.items() if other != name}
+        return msgspec.structs.replace(self, models=others)
 
     def model(self, name: str) -> WantedModel:
         """Raises ConfigError."""

@@ -42,7 +42,9 @@ EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
 
 
 class LoadedModel(Struct, eq=False):
-    """A model that is up. `turn_cores`: cores that a batch waits for its turn on; 0: it takes no turns."""
+    """A model that is up. `turn_cores`: cores that a batch waits for its turn on; 0: it takes no turns. `size_bytes`: what it
+    holds of the memory.
+    """
 
     served: ServedModel
     driver: Driver
@@ -52,6 +54,7 @@ class LoadedModel(Struct, eq=False):
     control: LaneControl
     roster: Roster
     turn_cores: int = 0
+    size_bytes: int = 0
 
 
 async def load_model(

@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 
-from dlproxy.config import ConfigError, ModelConfig, check, explain
-from dlproxy.config.table import knobs, live_knobs
+from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.config.table import live_knobs
 from dlproxy.fleet import Fleet
 from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError
+from dlproxy.policy.changes import check_instances, with_values
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.view import LaneView
@@ -64,24 +65,22 @@ class LaneControl:
         return [{**place, **up.get(place["name"], nothing)} for place in self._roster.places()]
 
     def change(self, changes: Mapping[str, Any]) -> None:
+        self._config = config = self.changed(changes)
+        values = {name: getattr(config, name) for name in live_knobs() if name != "slo"}
+        self.turn_knobs(slo_s=config.slo_s, **values)
+
+    def changed(self, changes: Mapping[str, Any]) -> ModelConfig:
+        """What `change` would make of the configuration. Raises ConfigError."""
         changeable = live_knobs()
         for name in changes:
             if name not in changeable:
                 near = difflib.get_close_matches(name, changeable, n=1)
                 hint = f"did you mean '{near[0]}'?" if near else f"these can: {', '.join(changeable)}"
                 raise ConfigError(f"'{name}' cannot be changed while the model runs; {hint}")
-        try:
-            config = msgspec.convert({**msgspec.to_builtins(self._config), **changes}, ModelConfig)
-        except msgspec.ValidationError as error:
-            what, _, where = str(error).partition(" - at `$.")
-            knob = where.rstrip("`")
-            raise ConfigError(f"{knob}: {explain(what, ModelConfig, knob)}") from None
-        check(config)
+        config = with_values(self._config, changes)
         if config.max_batch > self._most_batch:
             raise ConfigError(f"max_batch {config.max_batch} is above {self._most_batch}, which the model was loaded with")
-        self._config = config
-        values = {name: getattr(config, name) for name in changeable if name != "slo"}
-        self.turn_knobs(slo_s=config.slo_s, **values)
+        return config
 
     def stop_batching(self, reason: str) -> None:
         """A row's answer is not its own: from now on requests run one by one."""
@@ -97,9 +96,7 @@ class LaneControl:
 
     async def scale(self, count: int) -> None:
         """Run so many instances; returns when they are up, or gone. Raises ConfigError, also if one cannot be started."""
-        most = knobs(ModelConfig)["instances"].high or 0
-        if not 0 <= count <= most:
-            raise ConfigError(f"instances {count} is out of range; give 0 to {most}")
+        check_instances(count)
         try:
             await self._fleet.scale(count)
         except ModelError as error:

@@ -112,6 +112,7 @@ class Driver:
         self._idle_poll: IdlePoll | None = None
         self._recheck: Recheck | None = None
         self._reservoir: Reservoir | None = None
+        self.last_event_at = clock()
         self._idle: asyncio.Event | None = None  # set when nothing is unanswered, if somebody waits for that
         self._carry_out: dict[type, Callable[..., None]] = {
             Dispatch: self._dispatch,
@@ -327,7 +328,8 @@ class Driver:
         return result if len(requests) == 1 else BatchResult([], result.compute_s, result.batch_s, why)
 
     def _tell_lane(self, event: Event) -> None:
-        for command in self._lane_on(event, self._clock()):
+        now = self.last_event_at = self._clock()
+        for command in self._lane_on(event, now):
             self._carry_out[type(command)](command)
         if not self._waiting:
             self._all_answered()

@@ -13,28 +13,41 @@ from math import inf
 from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
+from typing import Any
+
+from msgspec import Struct
 
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.config.table import live_knobs
 from dlproxy.cores import usable_cores
+from dlproxy.fleet.control import Facts
 from dlproxy.fleet.remembered import memory_in
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.arbiter import Arbiter
+from dlproxy.policy.planner import Routes, count_of
 from dlproxy.policy.quota import Quota, Quotas
-from dlproxy.policy.wanted import Traffic
+from dlproxy.policy.wanted import WantedVersion
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
 from dlproxy.serve.idle_poll import IdlePoll, may_poll
 from dlproxy.serve.rollout import OnWorse, Rollouts
 from dlproxy.serve.turns import Turns
-from dlproxy.wire.catalog import Catalog, ModelView
+from dlproxy.wire.catalog import Catalog
 
 Key = tuple[str, str]  # name and version
 
 EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
-NO_LABELS: Mapping[str, str] = MappingProxyType({})
-NO_TRAFFIC = Traffic()
 STOPPING = "the server is shutting down"
 
 log = logging.getLogger(__name__)
+
+
+class ModelView(Struct, frozen=True):
+    """One version of a model, and what is being done with it: "serving", "loading", "being replaced", "being unloaded"."""
+
+    name: str
+    version: str
+    phase: str
+    default: bool
 
 
 class Models:
@@ -83,6 +96,17 @@ class Models:
         defaults = {name: self.catalog.get(name).version for name, _ in self._loaded}
         return [ModelView(name, version, phase, defaults.get(name) == version) for (name, version), phase in phases.items()]
 
+    def facts(self) -> dict[Key, Facts]:
+        """What every version that is served holds and does."""
+        return {
+            key: Facts(model.size_bytes, model.driver.last_event_at, busy=model.driver.unanswered > 0)
+            for key, model in self._loaded.items()
+        }
+
+    def size_of(self, config: ModelConfig) -> int:
+        """What a model would take of the memory, in bytes, as far as that can be told before it is loaded."""
+        return 0
+
     # Changes
 
     async def load(self, name: str, config: ModelConfig) -> LoadedModel:
@@ -110,27 +134,48 @@ class Models:
             await asyncio.shield(self._retire(old, f"version {old.served.version} of model '{name}' was replaced"))
         return new
 
-    async def unload(self, name: str, version: str = "", *, drain_s: float | None = None) -> None:
+    def check_knobs(self, name: str, version: str, knobs: Mapping[str, Any]) -> None:
+        """Raises ConfigError if this version (empty: any one) of the model is served and does not take them."""
+        for (other, number), model in self._loaded.items():
+            if other == name and version in ("", number):
+                model.control.changed(knobs)
+
+    async def adjust(self, name: str, version: str, before: WantedVersion, after: WantedVersion) -> None:
+        """Change what differs of the knobs that can be changed while it serves, and the number of instances.
+
+        Raises ConfigError, and InferenceError if there is no such version.
+        """
+        control = self._loaded[name, self.catalog.get(name, version).version].control
+        old, new = before.config, after.config
+        changes = {knob: getattr(new, knob) for knob in live_knobs() if getattr(old, knob) != getattr(new, knob)}
+        if changes:
+            control.change(changes)
+        count = count_of(after)
+        if count is not None and count != count_of(before):
+            await control.scale(count)
+
+    async def unload(self, name: str, version: str = "", *, drain_s: float | None = None, reason: str = "") -> None:
         """Serve this version no more (empty: none of the model). Returns when what was under way has been answered.
 
-        What takes longer than `drain_s` seconds (by default the server's) fails. Raises InferenceError if there is no such
-        version, ConfigError while it is being changed.
+        What takes longer than `drain_s` seconds (by default the server's) fails. `reason`: what those hear who come too late.
+        Raises InferenceError if there is no such version, ConfigError while it is being changed.
         """
         if not version or (name, version) not in self._loaded:
             self.catalog.get(name, version)  # which says what there is
         keys = [key for key in self._loaded if key[0] == name and version in ("", key[1])]
         for key in keys:
             self._must_be_left_alone(key)
-        reason = f"model '{name}' is being unloaded"
+        reason = reason or f"model '{name}' is being unloaded"
         leaving = [self._retire(self._loaded[key], reason, drain_s) for key in keys]
         await asyncio.shield(asyncio.gather(*leaving))
 
-    def route(self, name: str, default: str = "", labels: Mapping[str, str] = NO_LABELS, traffic: Traffic = NO_TRAFFIC) -> None:
-        """Which version answers requests that name none (empty: the one loaded last), or name a label; as Traffic has it.
+    def route(self, name: str, routes: Routes) -> None:
+        """Who gets which version from now on.
 
-        Raises ConfigError, InferenceError for a version that is not served, and then nothing has changed.
+        Raises InferenceError if the default version or that of a label is not served, and then nothing has changed; ConfigError
+        for versions that cannot share requests, and then all else holds.
         """
-        self._rollouts.route(name, default, labels, traffic)
+        self._rollouts.route(name, routes.default, routes.labels, routes.traffic)
 
     async def drain(self, drain_s: float | None = None) -> None:
         """Load nothing more, answer what is under way, unload everything."""

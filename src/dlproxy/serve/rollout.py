@@ -88,12 +88,12 @@ class _Meter:
 
 class _Rollout(Struct, eq=False):
     """What is wanted of one model, and what was made of it. `versions`: those that take part, the default
-    one first; `unlike`: that cannot, which the log has said.
+    one first; `problems`: why others do not.
     """
 
     traffic: Traffic
     versions: list[LoadedModel] = []
-    unlike: list[object] = []
+    problems: list[str] = []
     trunk: ServedModel | None = None
     splitter: Splitter | None = None
     meters: dict[LoadedModel, _Meter] = {}
@@ -120,16 +120,11 @@ class Rollouts:
         catalog.subscribe(self._follow)
 
     def route(self, name: str, default: str, labels: Mapping[str, str], traffic: Traffic) -> None:
-        """Who answers from now on. A version that goes leaves its share to the default one.
+        """Who answers from now on. What versions would get that are not up, the default one gets.
 
-        Raises ConfigError for versions that cannot share requests, InferenceError for those that are not up, and then nothing
-        has changed.
+        Raises InferenceError if the default version or that of a label is not up, and then nothing has changed; ConfigError for
+        versions that cannot share requests, and then all else holds.
         """
-        served = self._catalog.get(name, default or next(reversed(self._catalog.versions(name)), ""))
-        for version in _others(traffic, served.version):
-            _check(served, self._catalog.get(name, version), traffic)
-        if traffic.trunk:
-            self._check_trunk(served, traffic.trunk)
         rollout = self._rollouts.pop(name, None)  # which is not to follow this
         try:
             self._catalog.route(name, default, labels)
@@ -140,25 +135,27 @@ class Rollouts:
         if rollout is None:
             rollout = _Rollout(traffic)
         elif rollout.traffic != traffic:
+            if traffic.trunk != rollout.traffic.trunk:
+                rollout.trunk = None
             rollout.traffic, rollout.versions = traffic, []
         self._rollouts[name] = rollout
+        self._renew(name, rollout)
         self._follow()
-
-    def _check_trunk(self, head: ServedModel, trunk: str) -> None:
-        """Raises ConfigError, InferenceError for one that is not served."""
-        others = {name: rollout.traffic.trunk for name, rollout in self._rollouts.items() if rollout.traffic.trunk}
-        if trunk == head.name or trunk in others or head.name in others.values():
-            raise ConfigError(f"model '{head.name}' cannot have the trunk '{trunk}': a trunk has none itself")
-        joined(self._catalog.asked(trunk), head)
+        if rollout.problems:
+            raise ConfigError("; ".join(rollout.problems))
 
     def _follow(self) -> None:
         """Split anew what versions have come to, gone from, or changed in."""
         for name, rollout in list(self._rollouts.items()):
+            known = rollout.problems
             try:
                 self._renew(name, rollout)
             except InferenceError:  # the whole model has gone
                 self._rollouts.pop(name, None)
                 self._measure(rollout, [])
+            for problem in rollout.problems:
+                if problem not in known:
+                    log.error("%s", problem)
         watched = any(rollout.judges for rollout in self._rollouts.values())
         if watched and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(TICK_S, self._look)
@@ -169,17 +166,16 @@ class Rollouts:
     def _renew(self, name: str, rollout: _Rollout) -> None:
         """Raises InferenceError if the model is not served at all."""
         default, route = self._loaded[name, self._catalog.get(name).version], self._catalog.route_of(name)
+        rollout.problems = problems = []
         trunk = self._trunk(rollout, default.served) if rollout.traffic.trunk else None
         versions = [default]
         for version in _others(rollout.traffic, default.served.version):
             other = self._loaded.get((name, version))
-            if other is not None:
-                difference = difference_between(default.served.signature, other.served.signature)
-                if not difference:
-                    versions.append(other)
-                elif other not in rollout.unlike:
-                    log.error("model %s: version %s answers no requests of the default version: %s", name, version, difference)
-                    rollout.unlike = [*rollout.unlike, other]
+            problem = "" if other is None else _why_apart(default.served, other.served, rollout.traffic)
+            if problem:
+                problems.append(problem)
+            elif other is not None:
+                versions.append(other)
         diverts = len(versions) > 1 or trunk is not None
         if (versions, trunk) == (rollout.versions, rollout.trunk) and diverts == (route.diverted is not None):
             return
@@ -188,15 +184,21 @@ class Rollouts:
         self._catalog.route(name, route.default, route.labels, self._diverted(rollout) if diverts else None)
 
     def _trunk(self, rollout: _Rollout, head: ServedModel) -> ServedModel | None:
+        """None, and a problem, if there is none that fits."""
+        name, problems = rollout.traffic.trunk, rollout.problems
+        below = self._rollouts.get(name)
+        if name == head.name or (below is not None and below.traffic.trunk):
+            problems.append(f"model '{head.name}' cannot have the trunk '{name}': a trunk has none itself")
+            return None
         try:
-            trunk = self._catalog.asked(rollout.traffic.trunk)
+            trunk = self._catalog.asked(name)
             joined(trunk, head)
-        except InferenceError:
-            return rollout.trunk  # which is going, and says so itself
+        except InferenceError as error:
+            if rollout.trunk is None:
+                problems.append(f"model '{head.name}' has no trunk: {error}")
+            return rollout.trunk  # one that goes says so itself
         except ConfigError as error:
-            if trunk not in rollout.unlike:
-                log.error("%s: its requests do not pass the trunk any more", error)
-                rollout.unlike = [*rollout.unlike, trunk]
+            problems.append(str(error))
             return None
         return trunk
 
@@ -281,16 +283,12 @@ def _layer(rollout: _Rollout) -> TrafficLayer:
     return TrafficLayer(splitter, services, shadow)
 
 
-def _check(default: ServedModel, other: ServedModel, traffic: Traffic) -> None:
-    """Raises ConfigError if both cannot share requests so."""
+def _why_apart(default: ServedModel, other: ServedModel, traffic: Traffic) -> str:
+    """Why both cannot share requests so; empty if they can."""
     name = default.name
     difference = difference_between(default.signature, other.signature)
     if difference:
-        raise ConfigError(
-            f"model '{name}': version {other.version} cannot answer what is asked of version {default.version}: {difference}"
-        )
+        return f"model '{name}': version {other.version} cannot answer what is asked of version {default.version}: {difference}"
     if traffic.by.startswith("header:") and default.sticky not in ("", traffic.by):
-        raise ConfigError(
-            f"model '{name}': its requests are split by {traffic.by} and kept on instances by {default.sticky}: "
-            "both must be the same"
-        )
+        return f"model '{name}': splitting by {traffic.by} needs the same 'sticky', which is {default.sticky}"
+    return ""

@@ -17,18 +17,10 @@ from dlproxy.telemetry.stats import ModelStats
 
 
 class ModelControl(Protocol):
-    """What the control port may see and change of a model. Called on the event loop; neither method blocks."""
+    """What the control port may see of a model."""
 
     def state(self) -> dict[str, Any]:
         """JSON: the knobs that hold, where batches run, what waits and runs, and how every instance is."""
-        ...
-
-    async def scale(self, count: int) -> None:
-        """Run so many instances; returns when they are up, or gone. Raises ConfigError."""
-        ...
-
-    def change(self, changes: Mapping[str, Any]) -> None:
-        """New values for knobs of [models.NAME], for queued requests too. Raises ConfigError and then changes nothing."""
         ...
 
 
@@ -80,15 +72,6 @@ class Route(Struct, frozen=True):
 
 
 NO_ROUTE = Route()
-
-
-class ModelView(Struct, frozen=True):
-    """One version of a model, and what is being done with it: "serving", "loading", "being replaced", "being unloaded"."""
-
-    name: str
-    version: str
-    phase: str
-    default: bool
 
 
 class Catalog:

@@ -20,21 +20,22 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dlproxy.config import ConfigError
+from dlproxy.instance.runtime import ModelError
 from dlproxy.message import FailureKind, InferenceError, encodable
+from dlproxy.policy.planner import VersionState
 from dlproxy.telemetry import prometheus
-from dlproxy.wire.catalog import Catalog, ModelControl, ModelView, ServedModel
+from dlproxy.wire.catalog import Catalog, ServedModel
+from dlproxy.wire.operations import Operations
 from dlproxy.wire.target import name_in, path_of
-
-Action = Callable[[ModelControl, dict[str, Any]], Awaitable[None]]
 
 MOST_BODY = 64 * 1024  # bytes of a change of knobs
 TICK_S = 1.0  # how often the Date header is renewed
 
 
-def control_app(catalog: Catalog, connections: Callable[[], int], view: Callable[[], list[ModelView]]) -> Starlette:
+def control_app(catalog: Catalog, connections: Callable[[], int], operations: Operations) -> Starlette:
     """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state, also
-    of those that come and go), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued requests too),
-    and POST to /models/NAME/scale with {"instances": N}.
+    of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued
+    requests too), and POST to /models/NAME/ACTION with a JSON object of its arguments (serve/operations.py).
     """
     registry = prometheus.registry(catalog, connections)
 
@@ -47,15 +48,37 @@ def control_app(catalog: Catalog, connections: Callable[[], int], view: Callable
             models[model.name] = models.get(model.name, True) and model.ready
         return JSONResponse({"ready": catalog.ready, "models": models}, status_code=200 if catalog.ready else 503)
 
+    def states(name: str = "") -> list[dict[str, Any]]:
+        served = {(model.name, model.version): model for model in catalog}
+        found = [one for one in operations.states() if name in ("", one.name)]
+        return [_viewed(one, served.get((one.name, one.version))) for one in found]
+
     async def models(_: Request) -> Response:
-        served = {(model.name, model.version): _state(model) for model in catalog}
-        return JSONResponse([_viewed(one, served.get((one.name, one.version), {"ready": False})) for one in view()])
+        return JSONResponse(states())
 
     async def model(request: Request) -> Response:
-        return await _answer(catalog, request, _change if request.method == "PATCH" else None)
+        name, version = name_in(request.path_params["name"]), request.query_params.get("version", "")
 
-    async def scale(request: Request) -> Response:
-        return await _answer(catalog, request, _scale)
+        async def answer() -> Any:
+            if request.method == "PATCH":
+                await operations.act(
+                    name, "set", {"version": catalog.get(name, version).version, "knobs": await _object(request)}
+                )
+            found = catalog.get(name, version)
+            return next(
+                _viewed(one, found) for one in operations.states() if (one.name, one.version) == (found.name, found.version)
+            )
+
+        return await _answer(answer())
+
+    async def act(request: Request) -> Response:
+        name, action = name_in(request.path_params["name"]), request.path_params["action"]
+
+        async def answer() -> Any:
+            await operations.act(name, action, await _object(request))
+            return states(name)
+
+        return await _answer(answer())
 
     app = Starlette(
         middleware=[Middleware(_OnePath)],
@@ -64,7 +87,7 @@ def control_app(catalog: Catalog, connections: Callable[[], int], view: Callable
             Route("/healthz", healthz),
             Route("/models", models),
             Route("/models/{name}", model, methods=["GET", "PATCH"]),
-            Route("/models/{name}/scale", scale, methods=["POST"]),
+            Route("/models/{name}/{action}", act, methods=["POST"]),
         ],
     )
     app.router.redirect_slashes = False  # one at the end is cut; more of them are no spelling of anything
@@ -87,60 +110,35 @@ class _OnePath:
         await self._app(scope, receive, send)
 
 
-def _state(model: ServedModel) -> dict[str, Any]:
-    state = {} if model.control is None else model.control.state()
-    shadows = model.stats.shadows
-    if any(shadows.values()):
-        state = {**state, "shadow": shadows}
-    return {"name": model.name, "version": model.version, "ready": model.ready, **state}
+def _viewed(one: VersionState, model: ServedModel | None) -> dict[str, Any]:
+    state = {} if model is None or model.control is None else model.control.state()
+    if model is not None and any(model.stats.shadows.values()):
+        state = {**state, "shadow": model.stats.shadows}
+    return {**msgspec.to_builtins(one), "ready": model is not None and model.ready, **state}
 
 
-def _viewed(one: ModelView, state: dict[str, Any]) -> dict[str, Any]:
-    return {"name": one.name, "version": one.version, "default": one.default, "phase": one.phase, **state}
+async def _answer(work: Awaitable[Any]) -> Response:
+    """What `work` returns, as JSON; or why it could not be done."""
+    try:
+        return JSONResponse(await work)
+    except InferenceError as error:
+        status = 404 if error.failure.kind is FailureKind.NOT_FOUND else 503  # it is being loaded or unloaded
+        return JSONResponse({"error": encodable(error.failure.message)}, status_code=status)
+    except (ConfigError, ModelError) as error:
+        return JSONResponse({"error": encodable(str(error))}, status_code=400)
+    except ClientDisconnect:
+        return Response(status_code=400)  # which nobody reads
 
 
-async def _body(request: Request) -> bytes:
-    """Raises ConfigError for one that is longer than any object of knobs."""
+async def _object(request: Request) -> dict[str, Any]:
+    """The body; where it is an action's arguments, none is needed. Raises ConfigError if it is no object."""
     body = b""
     async for piece in request.stream():
         body += piece
         if len(body) > MOST_BODY:
             raise ConfigError(f"the body is longer than {MOST_BODY} bytes")
-    return body
-
-
-async def _answer(catalog: Catalog, request: Request, act: Action | None) -> Response:
-    """The state of the model that the path names, after what was asked for was done."""
     try:
-        found = catalog.get(name_in(request.path_params["name"]), request.query_params.get("version", ""))
-        if act is not None:
-            if found.control is None:
-                raise ConfigError(f"model '{found.name}' cannot be changed")
-            await act(found.control, _object(await _body(request)))
-    except InferenceError as error:
-        status = 404 if error.failure.kind is FailureKind.NOT_FOUND else 503  # it is being loaded or unloaded
-        return JSONResponse({"error": encodable(error.failure.message)}, status_code=status)
-    except ConfigError as error:
-        return JSONResponse({"error": encodable(str(error))}, status_code=400)
-    except ClientDisconnect:
-        return Response(status_code=400)  # which nobody reads
-    return JSONResponse(_state(found))
-
-
-async def _change(control: ModelControl, changes: dict[str, Any]) -> None:
-    control.change(changes)
-
-
-async def _scale(control: ModelControl, wanted: dict[str, Any]) -> None:
-    count = wanted.get("instances")
-    if len(wanted) != 1 or not isinstance(count, int) or isinstance(count, bool):
-        raise ConfigError('scale takes {"instances": N}')
-    await control.scale(count)
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        found = msgspec.json.decode(body)
+        found = msgspec.json.decode(body or (b"{}" if request.method == "POST" else b""))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):

@@ -1,0 +1,371 @@
+"""The control plane of a process: whoever wants something else says so here, and what is served follows.
+
+Called by start, file changes, operators and tuners. policy/planner.py decides; this carries it out, one version at a time,
+tries again what failed, and tells how far it is. Not aware of: files, protocols, how a model is loaded.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from math import inf
+from time import monotonic
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.fleet.store import MemoryStore, Store
+from dlproxy.message import InferenceError
+from dlproxy.policy import planner
+from dlproxy.policy.planner import (
+    Action,
+    Actual,
+    Adjust,
+    FailedLoad,
+    Key,
+    Load,
+    Phase,
+    Refuse,
+    Route,
+    Routes,
+    Unload,
+    Version,
+    VersionState,
+)
+from dlproxy.policy.wanted import Wanted, WantedVersion
+
+AGAIN_S = 1.0  # a store that cannot be read is asked again so often
+
+log = logging.getLogger(__name__)
+
+
+class Facts(Struct, frozen=True):
+    """What a version that is up holds and does. `used_at`: of its last request, by the clock of `Control`."""
+
+    size_bytes: int
+    used_at: float
+    busy: bool
+
+
+class Models(Protocol):
+    """Who loads and serves: serve/models.py. Everything is called on the event loop."""
+
+    async def load(self, name: str, config: ModelConfig) -> Any: ...
+
+    async def replace(self, name: str, version: str, config: ModelConfig) -> Any: ...
+
+    async def adjust(self, name: str, version: str, before: WantedVersion, after: WantedVersion) -> None:
+        """Other knobs, those that can be changed while it serves, and another number of instances."""
+        ...
+
+    async def unload(self, name: str, version: str, *, reason: str) -> None: ...
+
+    def route(self, name: str, routes: Routes) -> None: ...
+
+    def facts(self) -> Mapping[Key, Facts]:
+        """Of every version that is up."""
+        ...
+
+    def size_of(self, config: ModelConfig) -> int:
+        """What it would take of the memory, in bytes, as far as that can be told before it is loaded."""
+        ...
+
+
+class Control:
+    """Everything happens on one event loop, between `start` and `stop`."""
+
+    def __init__(
+        self,
+        models: Models,
+        store: Store | None = None,
+        *,
+        memory_bytes: float = inf,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.wanted = Wanted()
+        self._models = models
+        self._store = store or MemoryStore()
+        self._memory_bytes = memory_bytes
+        self._clock = clock
+        self._made_of: dict[Key, WantedVersion] = {}
+        self._under_way: dict[Key, tuple[Phase, asyncio.Task[None]]] = {}
+        self._failed: dict[Key, FailedLoad] = {}
+        self._errors: dict[Key, Exception] = {}
+        self._routes: dict[str, Routes] = {}
+        self._demanded: dict[str, int] = {}
+        self._awaited: Counter[str] = Counter()  # who waits for a model hears of its failures, and need not read the log
+        self._timer: asyncio.TimerHandle | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._progress: asyncio.Event = asyncio.Event()
+        self._stopped = False
+
+    # What is wanted
+
+    async def start(self) -> None:
+        """Take up what the store has, and follow it from now on. Raises what the store raises."""
+        self._take(await self._store.read())
+        self._following = asyncio.create_task(self._follow(), name="dlproxy-control")
+
+    async def stop(self) -> None:
+        """Change nothing more; what is being loaded is given up. What is up stays."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        tasks = [task for _, task in self._under_way.values()]
+        if self._following is not None:
+            tasks.append(self._following)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._store.close()
+        self._tell()
+
+    async def change(self, edit: Callable[[Wanted], Wanted]) -> Wanted:
+        """Want what `edit` makes of what is wanted; it is called again if somebody else was quicker.
+
+        Returns at once, with what is wanted now: `settled` waits for it. Raises what `edit` raises, and then nothing changes.
+        """
+        while True:
+            before = await self._store.read()
+            after = edit(before)
+            if after == before:
+                self._take(before)
+                return before
+            after = Wanted(after.models, before.revision + 1)
+            if await self._store.swap(before.revision, after):
+                self._take(after)
+                return after
+
+    async def settled(self, name: str, version: str = "") -> None:
+        """Returns when this version, or every one, of the model is as it is wanted: up, or gone.
+
+        Raises what the load raised if one failed, or Cancelled if the server stops.
+        """
+        self._awaited[name] += 1
+        try:
+            while not self._stopped:
+                if not self._is_outstanding(name, version):
+                    return
+                await self._progress.wait()
+        finally:
+            self._awaited[name] -= 1
+        raise asyncio.CancelledError
+
+    def _is_outstanding(self, name: str, version: str) -> bool:
+        model = self.wanted.models.get(name)
+        outstanding = False
+        for key in {*self._made_of, *self._under_way, *self._wanted_keys(name)}:
+            if key[0] != name or version not in ("", key[1]):
+                continue
+            wanted, made_of, failed = self._wanted_version(key), self._made_of.get(key), self._failed.get(key)
+            if key in self._under_way:
+                outstanding = True
+            elif wanted is not None and failed is not None and failed.made_of == wanted:
+                raise self._errors[key]
+            elif made_of != wanted and not (made_of is None and model is not None and model.on_demand):
+                outstanding = True
+        return outstanding
+
+    async def demand(self, name: str) -> None:
+        """Somebody waits for a model that is loaded on demand. Returns when a version of it is up, or none is wanted.
+
+        Raises what the load raised.
+        """
+        self._demanded[name] = self._demanded.get(name, 0) + 1
+        try:
+            self._step()
+            while not self._stopped and not any(key[0] == name for key in self._made_of):
+                wanted = self._wanted_keys(name)
+                errors = [self._errors[key] for key in wanted if key in self._errors and key not in self._under_way]
+                if not wanted or len(errors) == len(wanted):
+                    break
+                await self._progress.wait()
+            else:
+                errors = []
+            if errors:
+                raise errors[-1]
+        finally:
+            self._demanded[name] -= 1
+            if not self._demanded[name]:
+                del self._demanded[name]
+
+    def states(self) -> list[VersionState]:
+        """Every version that is wanted or there, model by model."""
+        facts = self._models.facts()
+        keys = [(name, version) for name, model in self.wanted.models.items() for version in model.versions]
+        keys += [key for key in {**self._made_of, **self._under_way} if key not in keys]
+        return [self._state(key, facts.get(key)) for key in keys]
+
+    # What is done
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                await self._store.changed(self.wanted.revision)
+                self._take(await self._store.read())
+            except (ConfigError, OSError) as error:
+                log.warning("what is wanted cannot be read; what was read last stays: %s", error)
+                await asyncio.sleep(AGAIN_S)
+
+    def _take(self, wanted: Wanted) -> None:
+        if wanted.revision >= self.wanted.revision:
+            self.wanted = wanted
+        for key in [key for key in self._failed if self._failed[key].made_of != self._wanted_version(key)]:
+            del self._failed[key]
+            self._errors.pop(key, None)
+        self._step()
+
+    def _step(self) -> None:
+        """Do what is to be done next."""
+        if self._stopped:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = self._clock()
+        while True:
+            plan = planner.plan(self.wanted, self._actual(), now)
+            for action in plan.actions:
+                self._begin(action)
+            if not any(isinstance(action, Route | Refuse) for action in plan.actions):  # which are done already
+                break
+        if plan.again_at < inf:
+            self._timer = asyncio.get_running_loop().call_later(max(plan.again_at - now, 0.0), self._step)
+        self._tell()
+
+    def _actual(self) -> Actual:
+        facts = self._models.facts()
+        nothing = Facts(0, 0.0, False)
+        versions = {}
+        for key, made_of in self._made_of.items():
+            fact = facts.get(key, nothing)
+            phase = self._under_way[key][0] if key in self._under_way else "serving"
+            versions[key] = Version(phase, made_of, fact.size_bytes, fact.used_at, fact.busy)
+        for key, (phase, _) in self._under_way.items():
+            if key not in versions:
+                wanted = self._wanted_version(key)
+                if wanted is not None:
+                    versions[key] = Version(phase, wanted, self._models.size_of(wanted.config))
+        sizes = {key: self._size(key) for key in self._missing(versions)} if self._memory_bytes < inf else {}
+        return Actual(versions, self._failed, self._routes, list(self._demanded), sizes, self._memory_bytes)
+
+    def _missing(self, versions: Mapping[Key, Version]) -> list[Key]:
+        """Versions that may have to be loaded now."""
+        models = self.wanted.models
+        asked = [name for name, model in models.items() if not model.on_demand or name in self._demanded]
+        return [(name, version) for name in asked for version in models[name].versions if (name, version) not in versions]
+
+    def _size(self, key: Key) -> int:
+        wanted = self._wanted_version(key)
+        return 0 if wanted is None or wanted.problem else self._models.size_of(wanted.config)
+
+    def _begin(self, action: Action) -> None:
+        match action:
+            case Load(key, wanted, replaces):
+                self._run(key, "changing" if replaces else "loading", wanted, self._load(key, wanted, replaces=replaces))
+            case Adjust(key, wanted):
+                self._run(key, "changing", wanted, self._adjust(key, wanted))
+            case Unload(key, reason):
+                self._run(key, "leaving", None, self._unload(key, reason))
+            case Route(name, routes):
+                self._route(name, routes)
+            case Refuse(key, wanted, reason, for_good):
+                error = ConfigError(f"model '{key[0]}' version {key[1]} is not loaded: {reason}")
+                self._note_failure(key, wanted, error, reason, for_good=for_good)
+
+    def _run(self, key: Key, phase: Phase, wanted: WantedVersion | None, work: Coroutine[Any, Any, None]) -> None:
+        """`wanted`: what it is to become."""
+
+        async def run() -> None:
+            try:
+                await work
+                self._failed.pop(key, None)
+                self._errors.pop(key, None)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                if wanted is None:
+                    log.exception("model '%s' version %s could not be unloaded", *key)
+                else:
+                    self._note_failure(key, wanted, error, str(error))
+            finally:
+                del self._under_way[key]
+                self._step()
+
+        self._under_way[key] = phase, asyncio.create_task(run(), name=f"dlproxy-{phase}-{key[0]}")
+
+    async def _load(self, key: Key, wanted: WantedVersion, *, replaces: bool) -> None:
+        if replaces:
+            await self._models.replace(*key, wanted.config)
+        else:
+            await self._models.load(key[0], wanted.config)
+        self._made_of[key] = wanted
+        count = planner.count_of(wanted)
+        if wanted.instances is not None and count is not None:
+            await self._models.adjust(*key, WantedVersion(wanted.config), wanted)
+
+    async def _adjust(self, key: Key, wanted: WantedVersion) -> None:
+        await self._models.adjust(*key, self._made_of[key], wanted)
+        self._made_of[key] = wanted
+
+    async def _unload(self, key: Key, reason: str) -> None:
+        log.info("model '%s' version %s goes: %s", *key, reason)
+        try:
+            await self._models.unload(*key, reason=f"model '{key[0]}' version {key[1]} is being unloaded: {reason}")
+        finally:
+            self._made_of.pop(key, None)
+            if not any(other[0] == key[0] for other in self._made_of):
+                self._routes.pop(key[0], None)
+
+    def _route(self, name: str, routes: Routes) -> None:
+        self._routes[name] = routes
+        try:
+            self._models.route(name, routes)
+        except (ConfigError, InferenceError) as error:
+            log.error("model '%s': requests go where they went before: %s", name, error)
+
+    def _note_failure(self, key: Key, wanted: WantedVersion, error: Exception, reason: str, *, for_good: bool = False) -> None:
+        before = self._failed.get(key)
+        times = before.times + 1 if before is not None and before.made_of == wanted else 1
+        failed = self._failed[key] = FailedLoad(wanted, reason, self._clock(), times, for_good)
+        self._errors[key] = error
+        old = ", the one that serves stays" if key in self._made_of else ""
+        again = "" if for_good else f"; next attempt in {failed.again_at - failed.failed_at:g} s"
+        level = logging.DEBUG if self._awaited[key[0]] else logging.ERROR
+        log.log(level, "model '%s' version %s is not loaded%s: %s%s", *key, old, reason, again)
+
+    # Looking
+
+    def _tell(self) -> None:
+        progress, self._progress = self._progress, asyncio.Event()
+        progress.set()
+
+    def _wanted_version(self, key: Key) -> WantedVersion | None:
+        model = self.wanted.models.get(key[0])
+        return None if model is None else model.versions.get(key[1])
+
+    def _wanted_keys(self, name: str) -> list[Key]:
+        model = self.wanted.models.get(name)
+        return [] if model is None else [(name, version) for version in model.versions]
+
+    def _state(self, key: Key, facts: Facts | None) -> VersionState:
+        name, version = key
+        model, routes, failed = self.wanted.models.get(name), self._routes.get(name), self._failed.get(key)
+        if key in self._under_way:
+            phase: str = self._under_way[key][0]
+        elif key in self._made_of:
+            phase = "serving"
+        else:
+            phase = "wanted" if failed is None else "failed"
+        return VersionState(
+            name,
+            version,
+            phase,
+            reason=failed.reason if failed is not None else "",
+            default=routes is not None and routes.default == version,
+            labels=tuple(label for label, to in routes.labels.items() if to == version) if routes is not None else (),
+            share=routes.traffic.shares.get(version, 0.0) if routes is not None else 0.0,
+            on_demand=model is not None and model.on_demand,
+            size_bytes=0 if facts is None else facts.size_bytes,
+        )

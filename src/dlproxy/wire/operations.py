@@ -1,0 +1,44 @@
+"""What operators can have done with models, whichever door they come by: the control port, the repository routes of protocols.
+
+Carried out by serve/operations.py. Not aware of: HTTP.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from dlproxy.policy.planner import VersionState
+
+
+class Operations(Protocol):
+    """Called on the event loop."""
+
+    def states(self) -> Sequence[VersionState]:
+        """Every version that is wanted or there."""
+        ...
+
+    async def act(self, name: str, action: str, arguments: Mapping[str, Any]) -> None:
+        """Do it, and return once it is done. Cancelling gives up waiting, not what is being done.
+
+        Raises ConfigError for what makes no sense, InferenceError NOT_FOUND for a model or an action that there is not, and
+        ModelError for what could not be loaded.
+        """
+        ...
+
+
+class ModelRepository(Protocol):
+    """What clients of the inference port may have done: load by name what lies in the server's repository, and no more.
+
+    All raise InferenceError, also where the server does not allow it.
+    """
+
+    async def index(self) -> Sequence[VersionState]:
+        """Every version that lies there or is served."""
+        ...
+
+    async def load(self, name: str, overrides: Mapping[str, Any] | None) -> None:
+        """Serve what the repository has of it now; `overrides` as Triton's model configuration. Returns when it is up."""
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Returns when it is gone."""
+        ...
