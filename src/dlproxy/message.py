@@ -121,8 +121,8 @@ class Ticket(Struct, eq=False):
     urgent, larger is less so, 0 stands for the default. `affinity`: what a sticky balancer hashes, empty for nothing.
     `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most, or along the padded axis
     alone if there is one; 1 if none is open. `family`: equal for tickets that may share a batch if shorter ones are padded, as
-    nothing but this length tells them apart; empty for one that may not be. An id below 0 is of a re-check
-    (serve/recheck.py), no client's.
+    nothing but this length tells them apart; empty for one that may not be. An id below 0 is no client's: of a
+    re-check (serve/recheck.py) or a shadow's request (serve/traffic.py).
     """
 
     id: int

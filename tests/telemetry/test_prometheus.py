@@ -35,6 +35,7 @@ OURS = {
     "dlproxy_model_ready",
     "dlproxy_instances",
     "dlproxy_instance_changes",
+    "dlproxy_shadow_answers",
     "dlproxy_http_connections",
 }
 

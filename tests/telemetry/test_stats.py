@@ -1,6 +1,7 @@
 """The counters of one model: buckets, sums, what a batch adds."""
 
 from bisect import bisect_left
+from collections import deque
 
 import pytest
 from hypothesis import given
@@ -84,6 +85,18 @@ def test_a_batch_counts_once_per_request_and_by_its_size() -> None:
     assert of_five.batches == 2
     assert (of_five.batch_s, of_five.compute_s, of_five.split_s) == pytest.approx((0.020, 0.500, 0.005)), "once per batch"
     assert stats.last_at_ms > 0
+
+
+def test_latencies_are_kept_while_somebody_reads_them() -> None:
+    stats = ModelStats()
+    batch = AnsweredBatch(2, [0.1, 0.2], after_s=0.5, batch_s=0.0, compute_s=0.0, split_s=0.0)
+    for kept in (None, deque[float](maxlen=3)):
+        stats.newest_s = kept
+        for _ in range(2):
+            stats.batch_answered(batch)
+        stats.settle()
+        assert kept is None or list(kept) == pytest.approx([0.7, 0.6, 0.7])
+    assert stats.request.count == 8
 
 
 def test_failures_count_by_kind() -> None:

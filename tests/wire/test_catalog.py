@@ -19,6 +19,7 @@ HEAD = (
     b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","parameters":{"binary_data_size":8}}],'
     b'"parameters":{"timeout":5000000}}'
 )
+REST = ["", "/ready", "/config", "/stats"]
 BINARY = {"Inference-Header-Content-Length": str(len(HEAD))}
 
 
@@ -67,7 +68,7 @@ def test_a_version_that_is_added_answers_at_once_and_is_the_default() -> None:
 
 def test_the_default_stays_where_it_was_set_until_that_version_goes() -> None:
     site = Site("1", "2")
-    site.catalog.set_default("m", "1")
+    site.catalog.route("m", "1", {})
     assert site.answered_by() == {"1"}
     site.add("3")
     assert site.answered_by() == {"1"}
@@ -75,6 +76,65 @@ def test_the_default_stays_where_it_was_set_until_that_version_goes() -> None:
     assert site.answered_by() == {"3"}, "the version added last"
     site.add("1")
     assert site.answered_by() == {"1"}, "what was set does not come back"
+
+
+def test_a_label_is_taken_wherever_a_version_is_until_its_version_goes() -> None:
+    site = Site("1", "2")
+    site.catalog.route("m", "1", {"canary": "2", "stabil_ß": "1"})
+    assert site.answered_by("/versions/canary") == {"2"}
+    assert site.answered_by("/versions/stabil_%C3%9F") == {"1"}
+    for rest in REST:
+        assert site.ask(request(f"/v2/models/m/versions/canary{rest}")).status == 200
+    assert site.ask(request("/v2/models/m/versions/canary/config")).json()["version_policy"]["specific"]["versions"] == [2]
+    assert site.ask(request("/v2/models/m/versions/canary/stats")).json()["model_stats"][0]["version"] == "2"
+    site.catalog.route("m", "1", {"canary": "1"})
+    assert site.answered_by("/versions/canary") == {"1"}
+    site.catalog.route("m", "1", {"canary": "2"})
+    site.catalog.remove("m", "2")
+    for data in (post("/v2/models/m/versions/canary/infer", INFER), post("/predict/m/versions/canary", PREDICT)):
+        reply = site.ask(data)
+        assert (reply.status, reply.error.endswith("version canary is not found; the versions served are 1")) == (404, True)
+    site.add("2")
+    assert site.ask(post("/v2/models/m/versions/canary/infer", INFER)).status == 404, "a label does not come back"
+
+
+def test_what_is_diverted_takes_requests_without_a_version_only() -> None:
+    site = Site("1", "2")
+    diverted = EchoService(PLAIN, version="1")
+    site.services["diverted"] = diverted
+    site.catalog.route("m", "1", {"stable": "1"}, served(diverted))
+    assert site.answered_by() == {"1"}
+    asked = len(diverted.requests)
+    assert asked
+    assert not site.services["1"].requests
+    for path in ("/versions/1", "/versions/stable", "/versions/2"):
+        site.answered_by(path)
+    assert len(diverted.requests) == asked
+    assert [model.version for model in site.catalog] == ["1", "2"], "it is no version of its own"
+    assert site.catalog.get("m").service is site.services["1"]
+    site.catalog.remove("m", "2")
+    site.answered_by()
+    assert len(diverted.requests) == 2 * asked
+    site.catalog.route("m", "1", {})
+    site.answered_by()
+    assert len(diverted.requests) == 2 * asked
+
+
+def test_what_is_diverted_goes_with_the_version_in_whose_place_it_is() -> None:
+    site = Site("1", "2")
+    diverted = served(EchoService(PLAIN, version="1"))
+    site.catalog.route("m", "1", {}, diverted)
+    desk = site.wire._app._desk  # type: ignore[attr-defined]
+    assert desk.find("m")._endpoint.model is diverted
+    site.catalog.remove("m", "1")
+    assert site.answered_by() == {"2"}
+    gone = weakref.ref(diverted)
+    gc.disable()
+    try:
+        del diverted
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_model_in_place_of_another_has_its_own_signature() -> None:
@@ -86,9 +146,6 @@ def test_a_model_in_place_of_another_has_its_own_signature() -> None:
     reply = site.ask(post("/v2/models/m/versions/1/infer", INFER))
     assert (reply.status, "'y'" in reply.error) == (400, True)
     assert site.ask(post("/predict/m/versions/1", b'{"inputs":[[1]]}')).json()["outputs"] == {"out_y": [[1]]}
-
-
-REST = ["", "/ready", "/config", "/stats"]
 
 
 @pytest.mark.parametrize("version", ["", "/versions/1"])
@@ -140,7 +197,15 @@ def test_another_version_answers_while_one_is_loaded() -> None:
     assert site.answered_by() == {"1"}
 
 
-@pytest.mark.parametrize("change", [Catalog.remove, Catalog.set_default])
+def route(catalog: Catalog, name: str, version: str) -> None:
+    catalog.route(name, version, {})
+
+
+def label(catalog: Catalog, name: str, version: str) -> None:
+    catalog.route(name, "", {"canary": version})
+
+
+@pytest.mark.parametrize("change", [Catalog.remove, route, label])
 @pytest.mark.parametrize(("name", "version"), [("m", "9"), ("other", "1")])
 def test_what_is_not_there_cannot_be_changed(change: Callable[[Catalog, str, str], None], name: str, version: str) -> None:
     site = Site("1")

@@ -126,6 +126,14 @@ def test_all_models_are_shown() -> None:
     assert port("GET", "/models/m?version=3") == (503, {"error": "model 'm' version 3 is being loaded"})
 
 
+def test_how_a_shadows_answers_compare_is_shown_once_there_are_any() -> None:
+    port = Port()
+    port.catalog.get("m", "2").stats.shadows["different"] = 3
+    shown = {**state("2"), "shadow": {"same": 0, "different": 3, "failed": 0, "dropped": 0}}
+    assert port("GET", "/models/m?version=2") == (200, shown)
+    assert port("GET", "/models/m?version=1") == (200, state("1"))
+
+
 def test_an_action_is_done_and_answered_with_the_state_of_all_versions() -> None:
     port = Port()
     assert port("POST", "/models/m/promote", b'{"version": "1"}') == (200, [state("1"), state("2")])

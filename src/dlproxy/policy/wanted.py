@@ -33,7 +33,7 @@ class Traffic(Struct, frozen=True, omit_defaults=True):
     `shares`: of these requests, 0 to 1, for other versions. `by`: "" (each request anew), "tenant" or "header:NAME" (who has
     the same always gets the same version). `tenants`: who gets a version of their own. `shadow`: a version that is asked too,
     at the lowest priority, and whose answers are compared and dropped. `guarded`: shares are taken back when their version
-    does worse than the default one.
+    does worse than the default one. `trunk`: a model that computes what these versions take, for all of them together.
     """
 
     shares: Mapping[str, float] = {}
@@ -41,6 +41,7 @@ class Traffic(Struct, frozen=True, omit_defaults=True):
     tenants: Mapping[str, str] = {}
     shadow: str = ""
     guarded: bool = False
+    trunk: str = ""
 
 
 class WantedModel(Struct, frozen=True, omit_defaults=True):

@@ -29,6 +29,7 @@ from dlproxy.policy.quota import Quota, Quotas
 from dlproxy.policy.wanted import WantedVersion
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
 from dlproxy.serve.idle_poll import IdlePoll, may_poll
+from dlproxy.serve.rollout import OnWorse, Rollouts
 from dlproxy.serve.turns import Turns
 from dlproxy.wire.catalog import Catalog
 
@@ -75,6 +76,9 @@ class Models:
         self._changing: dict[Key, str] = {}
         self._warming_up = asyncio.Lock()  # one measures its time undisturbed by others that do
         self._lives: Counter[Key] = Counter()
+        self.on_worse: OnWorse = _warn
+        """Told when a guarded version does worse than the default one."""
+        self._rollouts = Rollouts(self.catalog, self._loaded, lambda *what: self.on_worse(*what), clock)
 
     def __iter__(self) -> Iterator[LoadedModel]:
         return iter(list(self._loaded.values()))
@@ -166,8 +170,12 @@ class Models:
         await asyncio.shield(asyncio.gather(*leaving))
 
     def route(self, name: str, routes: Routes) -> None:
-        """Who gets which version from now on. Raises InferenceError if a version is not served."""
-        self.catalog.set_default(name, routes.default)
+        """Who gets which version from now on.
+
+        Raises InferenceError if the default version or that of a label is not served, and then nothing has changed; ConfigError
+        for versions that cannot share requests, and then all else holds.
+        """
+        self._rollouts.route(name, routes.default, routes.labels, routes.traffic)
 
     async def drain(self, drain_s: float | None = None) -> None:
         """Load nothing more, answer what is under way, unload everything."""
@@ -346,6 +354,10 @@ def make_quotas(tenants: Mapping[str, TenantConfig]) -> Quotas | None:
 def _arbiter(server: ServerConfig) -> Arbiter:
     cores = server.cores or usable_cores()
     return Arbiter({"cores": cores}, discipline=server.arbiter_discipline, reserved={"cores": server.reserved_cores})
+
+
+def _warn(name: str, version: str, reason: str) -> None:
+    log.error("model %s: version %s does worse than the default one: %s", name, version, reason)
 
 
 def _key(model: LoadedModel) -> Key:

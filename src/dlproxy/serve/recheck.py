@@ -87,11 +87,7 @@ class Recheck:
             timing = response.timing
             wait_s = max(EVERY_S, (timing.batch_s + timing.compute_s) / COST_SHARE)
             self._next_at = self._clock() + (10 * wait_s if compared > SURE else wait_s)
-        differing = [
-            ours.name
-            for ours, alone in zip(kept.outputs, response.outputs, strict=True)
-            if ours.shape != alone.shape or not close(_array(ours), _array(alone), ours.dtype)
-        ]
+        differing = differing_outputs(kept.outputs, response.outputs)
         self._stats.rechecks["different" if differing else "same"] += 1
         if differing and not self._is_tie(kept.outputs, differing):
             how = "padded in a batch" if kept.padded else "in a batch"
@@ -108,6 +104,15 @@ class Recheck:
             return False
         self._ties += 1
         return self._ties == 1
+
+
+def differing_outputs(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[str]:
+    """The names of those that are not the same but for the order in which a kernel sums."""
+    return [
+        one.name
+        for one, other in zip(ours, theirs, strict=True)
+        if tuple(one.shape) != tuple(other.shape) or not close(_array(one), _array(other), one.dtype)
+    ]
 
 
 def _array(tensor: Tensor) -> Array:

@@ -103,6 +103,11 @@ class ModelCollector(Collector):
             "Answers of batches that were computed again, alone, and were the same or different",
             labels=(*_LABELS, "result"),
         )
+        shadows = CounterMetricFamily(
+            "dlproxy_shadow_answers",
+            "Requests that this version was asked beside another one, by how its answer compared, if it gave one",
+            labels=(*_LABELS, "result"),
+        )
         elements = CounterMetricFamily(
             "dlproxy_padding_elements",
             "Elements of batches along the padded axis: real ones, and those that shorter requests were filled up with",
@@ -114,6 +119,8 @@ class ModelCollector(Collector):
                 elements.add_metric((*labels, kind), count)
             for result, times in model.stats.rechecks.items():
                 rechecks.add_metric((*labels, result), times)
+            for result, times in model.stats.shadows.items():
+                shadows.add_metric((*labels, result), times)
             for phase in ("queue", "batch", "compute", "split", "request"):
                 histogram: Histogram = getattr(model.stats, phase)
                 phases.add_metric((*labels, phase), _cumulative(histogram), histogram.total_s)
@@ -125,7 +132,7 @@ class ModelCollector(Collector):
                 states.add_metric((*labels, state), number)
             for change, times in model.stats.instance_changes.items():
                 changes.add_metric((*labels, change), times)
-        yield from (phases, depth, limit, ready, states, changes, rechecks, elements)
+        yield from (phases, depth, limit, ready, states, changes, rechecks, shadows, elements)
         yield GaugeMetricFamily("dlproxy_http_connections", "Open connections", value=self._connections())
 
 

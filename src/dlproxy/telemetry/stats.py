@@ -5,6 +5,7 @@ Not aware of: Prometheus, JSON. Durations are kept in seconds.
 """
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
 from time import time
 from typing import Literal, get_args
@@ -91,6 +92,9 @@ class ModelStats:
         self.failed_s = 0.0
         self.batch_sizes: dict[int, BatchSize] = {}
         self.rechecks = {"same": 0, "different": 0}  # answers from batches, compared with what the request gets alone
+        self.shadows = {"same": 0, "different": 0, "failed": 0, "dropped": 0}  # requests asked again of it, as a shadow
+        self.newest_s: deque[float] | None = None
+        """How long the last requests took that were answered: kept while somebody reads it, and empties it."""
         self.elements = {"real": 0, "padding": 0}  # rows times length of batches that may be padded
         self.last_at_ms = 0
         self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now
@@ -118,7 +122,10 @@ class ModelStats:
         self.rows += rows
         self.batches += 1
         self.queue.add_all(batch.queued_s)
-        self.request.add_all([queue_s + after_s for queue_s in batch.queued_s])
+        latencies_s = [queue_s + after_s for queue_s in batch.queued_s]
+        self.request.add_all(latencies_s)
+        if self.newest_s is not None:
+            self.newest_s.extend(latencies_s)
         self.batch.add(batch.batch_s, requests)
         self.compute.add(batch.compute_s, requests)
         self.split.add(batch.split_s, requests)

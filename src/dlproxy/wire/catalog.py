@@ -3,9 +3,12 @@
 Not aware of: how a model runs; it knows the Service that takes requests for it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
+from types import MappingProxyType
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from dlproxy.message import Failure, FailureKind, InferenceError, Signature
 from dlproxy.policy.view import LaneView
@@ -58,25 +61,38 @@ class ServedModel:
         return bool(self.view().instances)
 
 
+class Route(Struct, frozen=True):
+    """Who answers requests of one model that name no version: `diverted`, else the version `default`, else the one added last.
+    `labels` may be named where a version may.
+    """
+
+    default: str = ""
+    labels: Mapping[str, str] = MappingProxyType({})
+    diverted: ServedModel | None = None
+
+
+NO_ROUTE = Route()
+
+
 class Catalog:
     """Every served model. Ticket ids are drawn here, so they are unique and ascending in one process."""
 
     def __init__(self) -> None:
         self._models: dict[str, dict[str, ServedModel]] = {}
-        self._defaults: dict[str, str] = {}
+        self._routes: dict[str, Route] = {}
         self._states: dict[tuple[str, str], str] = {}
         self._listeners: list[Callable[[], None]] = []
         self.ticket_ids = count(1)
         self.draining = False
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """It is called after every change of what `get` gives, in the order of subscription."""
+        """It is called after every change of what `get` or `asked` gives, in the order of subscription."""
         self._listeners.append(listener)
 
     def add(self, model: ServedModel) -> None:
         """Offer a model, or another in place of the one with its name and version.
 
-        A request without a version gets the version added last, unless `set_default` was called.
+        A request without a version gets the version added last, unless `route` says otherwise.
         """
         self._models.setdefault(model.name, {})[model.version] = model
         self._states.pop((model.name, model.version), None)
@@ -85,16 +101,28 @@ class Catalog:
     def remove(self, name: str, version: str) -> None:
         """Requests no longer reach it; those under way get their answers. Raises InferenceError NOT_FOUND."""
         versions = self._models.get(name, {})
-        del versions[self.get(name, version).version]
-        if self._defaults.get(name) not in versions:
-            self._defaults.pop(name, None)
+        gone = versions.pop(self.get(name, version).version)
         if not versions:
             del self._models[name]
+            self._routes.pop(name, None)
+        elif name in self._routes:
+            route = self._routes[name]
+            labels = {label: version for label, version in route.labels.items() if version != gone.version}
+            stays = route.default != gone.version
+            diverted = route.diverted if route.diverted is not None and route.diverted.version != gone.version else None
+            self._routes[name] = Route(route.default if stays else "", labels, diverted)
         self._changed()
 
-    def set_default(self, name: str, version: str) -> None:
-        """Requests without a version get this one until it is removed. Raises InferenceError NOT_FOUND."""
-        self._defaults[name] = self.get(name, version).version
+    def route(self, name: str, default: str, labels: Mapping[str, str], diverted: ServedModel | None = None) -> None:
+        """Who answers, instead of what was said before, until the versions named go; as Route has it.
+
+        Raises InferenceError NOT_FOUND, and then nothing has changed.
+        """
+        versions = self._models.get(name, {})
+        for version in (default or next(reversed(versions), ""), *labels.values()):
+            if version not in versions:
+                raise InferenceError(self._missing(name, version))
+        self._routes[name] = Route(default, labels, diverted)
         self._changed()
 
     def announce(self, name: str, version: str, state: str) -> None:
@@ -114,24 +142,43 @@ class Catalog:
         """Versions of one model, oldest first."""
         return list(self._models.get(name, ()))
 
+    def route_of(self, name: str) -> Route:
+        """As it was set, less what has gone since."""
+        return self._routes.get(name, NO_ROUTE)
+
     def get(self, name: str, version: str = "") -> ServedModel:
-        """The model, or its default version. Raises InferenceError: NOT_FOUND, or UNAVAILABLE where a state is announced."""
-        versions = self._models.get(name, {})
-        found = versions.get(version or self._defaults.get(name) or next(reversed(versions), ""))
+        """The version of that number or label, or the default one.
+
+        Raises InferenceError: NOT_FOUND, or UNAVAILABLE where a state is announced.
+        """
+        versions, route = self._models.get(name, {}), self.route_of(name)
+        found = versions.get(route.labels.get(version, version) or route.default or next(reversed(versions), ""))
         if found is None:
-            raise InferenceError(self._missing(name, version, versions))
+            raise InferenceError(self._missing(name, version))
         return found
+
+    def asked(self, name: str, version: str = "") -> ServedModel:
+        """Who takes a request: as `get`, or what requests without a version are diverted to."""
+        diverted = None if version else self.route_of(name).diverted
+        return diverted or self.get(name, version)
+
+    def doors(self) -> Iterator[ServedModel]:
+        """Everything that `asked` may give."""
+        yield from self
+        for route in self._routes.values():
+            if route.diverted is not None:
+                yield route.diverted
 
     @property
     def ready(self) -> bool:
         """True if every model has a live instance and the server is not about to stop."""
         return not self.draining and all(model.ready for model in self)
 
-    def _missing(self, name: str, version: str, versions: Iterable[str]) -> Failure:
+    def _missing(self, name: str, version: str) -> Failure:
         for (model, number), state in self._states.items():
             if model == name and version in ("", number):
                 return Failure(FailureKind.UNAVAILABLE, f"model '{name}' version {number} {state}")
-        known = ", ".join(versions)
+        known = ", ".join((*self._models.get(name, ()), *self.route_of(name).labels))
         if known:
             message = f"'{name}' version {version} is not found; the versions served are {known}"
         else:

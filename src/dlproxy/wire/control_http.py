@@ -112,6 +112,8 @@ class _OnePath:
 
 def _viewed(one: VersionState, model: ServedModel | None) -> dict[str, Any]:
     state = {} if model is None or model.control is None else model.control.state()
+    if model is not None and any(model.stats.shadows.values()):
+        state = {**state, "shadow": model.stats.shadows}
     return {**msgspec.to_builtins(one), "ready": model is not None and model.ready, **state}
 
 

@@ -108,12 +108,12 @@ class FrontDesk(Generic[Kept]):
         self._follow()
 
     def find(self, name: str, version: str = "") -> Kept:
-        """For a request of the model; without a version, of its default one. Raises InferenceError."""
-        return self._kept[self._catalog.get(name, version)]
+        """For a request of the model; `version`: a number, a label or nothing. Raises InferenceError."""
+        return self._kept[self._catalog.asked(name, version)]
 
     def _follow(self) -> None:
         known = self._kept
-        self._kept = {model: known[model] if model in known else self._new(model) for model in self._catalog}
+        self._kept = {model: known[model] if model in known else self._new(model) for model in self._catalog.doors()}
 
     def _new(self, model: ServedModel) -> Kept:
         return self._make(Endpoint(model, self._catalog.ticket_ids, self._clock, self._tenant_header))

@@ -58,7 +58,7 @@ class OipApp:
         self._infer: dict[bytes, _Inference] = {}
         catalog.subscribe(self._follow)  # after the desk, which is asked
         self._follow()
-        model_path = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[0-9]+))?"
+        model_path = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?"
         self._routes: list[tuple[re.Pattern[str], dict[bytes, Callable[..., None]]]] = [
             (re.compile(pattern), {method: handler, **({b"HEAD": handler} if method == b"GET" else {})})
             for pattern, method, handler in (
@@ -75,7 +75,7 @@ class OipApp:
                 (model_path + "/config", b"GET", self._config),
                 (model_path + "/stats", b"GET", self._stats),
                 (model_path + "/infer", b"POST", self._infer_any),
-                (r"/predict/(?P<name>[^/]+)(?:/versions/(?P<version>[0-9]+))?", b"POST", self._predict),
+                (r"/predict/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?", b"POST", self._predict),
             )
         ]
 
@@ -97,7 +97,8 @@ class OipApp:
         for model in self._catalog:
             path = f"/v2/models/{quote(model.name, safe='')}"
             self._infer[f"{path}/infer".encode()] = self._desk.find(model.name)
-            self._infer[f"{path}/versions/{model.version}/infer".encode()] = self._desk.find(model.name, model.version)
+            for version in (model.version, *self._catalog.route_of(model.name).labels):
+                self._infer[f"{path}/versions/{quote(version)}/infer".encode()] = self._desk.find(model.name, version)
 
     def _route(self, exchange: Exchange) -> None:
         path, shown = path_of(exchange.target), exchange.target.partition(b"?")[0].decode("latin-1")
@@ -168,11 +169,11 @@ class OipApp:
         _json(exchange, {"name": model.name, "ready": ready}, status=200 if ready else 503)
 
     def _metadata(self, exchange: Exchange, name: str, version: str) -> None:
-        model = self._catalog.get(name, version)
+        model = self._catalog.asked(name, version)
         _json(exchange, oip_describe.metadata(model, self._catalog.versions(name)))
 
     def _config(self, exchange: Exchange, name: str, version: str) -> None:
-        _json(exchange, oip_describe.config(self._catalog.get(name, version)))
+        _json(exchange, oip_describe.config(self._catalog.asked(name, version)))
 
     def _stats(self, exchange: Exchange, name: str, version: str) -> None:
         models = [self._catalog.get(name, version or found) for found in self._catalog.versions(name) or [version]]
