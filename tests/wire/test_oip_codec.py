@@ -381,17 +381,19 @@ def test_an_output_that_is_no_text_is_an_error_in_json_and_passes_as_binary() ->
     assert tensors_of(ask(signature, binary.post())) == {"out_x": raw}
 
 
-def test_reply_heads_remembered_for_one_shape_are_not_given_for_another() -> None:
+def test_reply_heads_remembered_for_one_shape_or_version_are_not_given_for_another() -> None:
     spec = TensorSpec("x", DType.FP32, (-1, 2))
     signature = Signature((spec,), (TensorSpec("y", DType.FP32, (-1, -1)),), True, "fake")
     decoder = InferDecoder(checker_of(signature))
     body, json_bytes = Body(parameters={"binary_data_output": True}).add("x", DType.FP32, [1, 2], raw=bytes(8)).parts()
-    for size in (1, 1, 3, 3, 1, 2):
+    for size, version in ((1, "1"), (1, "1"), (3, "1"), (3, "1"), (3, "2"), (3, "1"), (1, "1"), (2, "2")):
         wire = decoder.decode(body, json_bytes, ticket_id=1, now=0.0)
-        response = Response("", "m", "1", [Tensor("y", DType.FP32, (1, size), bytes(4 * size))], TIMING)
+        response = Response("", "m", version, [Tensor("y", DType.FP32, (1, size), bytes(4 * size))], TIMING)
         text, head_bytes, _ = encode(response, wire)
         assert head_bytes is not None
-        (output,) = msgspec.json.decode(text[:head_bytes])["outputs"]
+        head = msgspec.json.decode(text[:head_bytes])
+        assert head["model_version"] == version
+        (output,) = head["outputs"]
         assert output["shape"] == [1, size]
         assert output["parameters"]["binary_data_size"] == 4 * size == len(text) - head_bytes
 

@@ -93,6 +93,7 @@ class Control:
         self._failed: dict[Key, FailedLoad] = {}
         self._errors: dict[Key, Exception] = {}
         self._routes: dict[str, Routes] = {}
+        self._misrouted: dict[str, Exception] = {}
         self._demanded: dict[str, int] = {}
         self._awaited: Counter[str] = Counter()  # who waits for a model hears of its failures, and need not read the log
         self._timer: asyncio.TimerHandle | None = None
@@ -165,6 +166,8 @@ class Control:
                 raise self._errors[key]
             elif made_of != wanted and not (made_of is None and model is not None and model.on_demand):
                 outstanding = True
+        if not outstanding and name in self._misrouted:
+            raise self._misrouted[name]
         return outstanding
 
     async def demand(self, name: str) -> None:
@@ -317,13 +320,16 @@ class Control:
             self._made_of.pop(key, None)
             if not any(other[0] == key[0] for other in self._made_of):
                 self._routes.pop(key[0], None)
+                self._misrouted.pop(key[0], None)
 
     def _route(self, name: str, routes: Routes) -> None:
         self._routes[name] = routes
         try:
             self._models.route(name, routes)
+            self._misrouted.pop(name, None)
         except (ConfigError, InferenceError) as error:
-            log.error("model '%s': requests go where they went before: %s", name, error)
+            self._misrouted[name] = error
+            log.log(self._level(name), "model '%s': its requests are not shared as wanted: %s", name, error)
 
     def _note_failure(self, key: Key, wanted: WantedVersion, error: Exception, reason: str, *, for_good: bool = False) -> None:
         before = self._failed.get(key)
@@ -332,10 +338,13 @@ class Control:
         self._errors[key] = error
         old = ", the one that serves stays" if key in self._made_of else ""
         again = "" if for_good else f"; next attempt in {failed.again_at - failed.failed_at:g} s"
-        level = logging.DEBUG if self._awaited[key[0]] else logging.ERROR
-        log.log(level, "model '%s' version %s is not loaded%s: %s%s", *key, old, reason, again)
+        log.log(self._level(key[0]), "model '%s' version %s is not loaded%s: %s%s", *key, old, reason, again)
 
     # Looking
+
+    def _level(self, name: str) -> int:
+        """Of a message about what whoever waits for the model hears, too."""
+        return logging.DEBUG if self._awaited[name] else logging.ERROR
 
     def _tell(self) -> None:
         progress, self._progress = self._progress, asyncio.Event()

@@ -118,6 +118,12 @@ def rolled_back(before: WantedModel) -> WantedModel:
     return before.previous
 
 
+def without_share(before: WantedModel, version: str) -> WantedModel:
+    """Nobody is sent to this version any more but who asks for it."""
+    shares = {other: share for other, share in before.traffic.shares.items() if other != version}
+    return msgspec.structs.replace(before, traffic=msgspec.structs.replace(before.traffic, shares=shares))
+
+
 def scaled(before: WantedModel, version: str, instances: int | None) -> WantedModel:
     """So many instances of this version (empty: of all), whatever its configuration says; None: as configured."""
     if instances is not None:

@@ -4,7 +4,9 @@ Made by serve/server.py, called by the control port. An action is a Struct: its 
 the model that is wanted another one. Not aware of: HTTP, how a change is carried out.
 """
 
+import asyncio
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -19,6 +21,8 @@ from dlproxy.policy import changes
 from dlproxy.policy.planner import VersionState, newest
 from dlproxy.policy.wanted import Wanted, WantedModel, WantedVersion, number_of
 from dlproxy.serve.models import Models
+
+log = logging.getLogger(__name__)
 
 
 class Action(Struct, forbid_unknown_fields=True):
@@ -147,6 +151,8 @@ class ServerOperations:
     def __init__(self, control: Control, models: Models) -> None:
         self._control = control
         self._models = models
+        self._taking_back: dict[tuple[str, str], asyncio.Task[Wanted]] = {}
+        models.on_worse = self._take_back
 
     def states(self) -> Sequence[VersionState]:
         return self._control.states()
@@ -176,6 +182,19 @@ class ServerOperations:
                 lambda wanted: wanted.restored(name, before) if wanted.models.get(name) == after else wanted
             )
             raise
+
+    def _take_back(self, name: str, version: str, reason: str) -> None:
+        """A guarded version does worse than the default one: it loses its share. Told again until that is done."""
+        if (name, version) in self._taking_back:
+            return
+        log.error("model '%s' version %s gets no share of the requests any more: %s", name, version, reason)
+
+        def edit(wanted: Wanted) -> Wanted:
+            before = wanted.models.get(name)
+            return wanted if before is None else wanted.having(name, changes.without_share(before, version))
+
+        task = self._taking_back[name, version] = asyncio.get_running_loop().create_task(self._control.change(edit))
+        task.add_done_callback(lambda _: self._taking_back.pop((name, version)))
 
 
 def _asked(action: str, arguments: Mapping[str, Any]) -> Action:

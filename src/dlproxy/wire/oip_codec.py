@@ -101,7 +101,7 @@ class _Memo:
 
     __slots__ = (
         *("binary", "binary_bytes", "has_id", "inputs", "model", "outputs", "params", "terms"),
-        *("reply_head", "reply_is_large", "reply_shapes", "rows", "shape_key", "length", "family"),
+        *("reply_head", "reply_is_large", "reply_shapes", "reply_version", "rows", "shape_key", "length", "family"),
     )
 
     def __init__(self, wire: WireRequest, slices: Mapping[str, slice], binary_bytes: int) -> None:
@@ -114,6 +114,7 @@ class _Memo:
         self.model, self.outputs, self.params = request.model, request.outputs, request.params
         self.binary, self.terms = wire.binary, wire.terms
         self.reply_shapes: list[Sequence[int]] | None = None
+        self.reply_version = ""  # a request that names none may be answered by one version or another
         self.reply_head = b""
         self.reply_is_large = False
 
@@ -210,7 +211,7 @@ def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None, Se
     """
     outputs, binary, memo = response.outputs, wire.binary, wire.memo
     shapes = [tensor.shape for tensor in outputs]
-    if memo is not None and shapes == memo.reply_shapes:
+    if memo is not None and shapes == memo.reply_shapes and response.version == memo.reply_version:
         head, is_large = memo.reply_head, memo.reply_is_large
         if memo.has_id:
             head = b'%b,"id":"%b"}' % (head[:-1], response.id.encode())
@@ -229,7 +230,7 @@ def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None, Se
         is_large = max(map(len, data)) > LARGE
         if memo is not None and all(binary) and DType.BYTES not in [tensor.dtype for tensor in outputs]:
             memo.reply_head = _encode_head(_ReplyHead(response.model, response.version, described)) if memo.has_id else head
-            memo.reply_shapes, memo.reply_is_large = shapes, is_large
+            memo.reply_shapes, memo.reply_version, memo.reply_is_large = shapes, response.version, is_large
     if is_large and not any(map(_is_part, data)):
         return head, len(head), data
     return b"".join([head, *data]), len(head), ()
