@@ -117,6 +117,14 @@ async def test_a_whole_share_of_many_is_exact(site: Site) -> None:
     assert isclose(counts[2], 2_000, rel_tol=0.01)
 
 
+async def test_a_share_is_met_while_labels_move_and_versions_come(site: Site) -> None:
+    counts = Counter[int]()
+    for number in range(60):
+        site.route("1", {"canary": str(1 + number % 2)}, Traffic(shares={"2": 0.25}))
+        counts[await site.ask()] += 1
+    assert counts[2] == pytest.approx(15, abs=2)
+
+
 async def test_sticky_by_header_and_by_tenant(site: Site) -> None:
     site.route("1", traffic=Traffic(shares={"2": 0.5}, by="header:x-user"))
     first = [await site.ask(affinity=str(user)) for user in range(20)]

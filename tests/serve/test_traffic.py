@@ -102,6 +102,14 @@ async def test_a_shadow_that_is_the_same_model_gives_the_same_answers() -> None:
     assert site.shadows == {"same": 20}
 
 
+async def test_a_shadow_that_answers_itself_is_not_asked_twice() -> None:
+    site = Site(Traffic(shadow="2", shares={"2": 0.5}))
+    replies = [site.send() for _ in range(20)]
+    await site.finish()
+    assert sum(reply.values == [3.0] for reply in replies) == 10
+    assert site.shadows == {"different": 10}
+
+
 async def test_a_shadow_that_fails_harms_nobody() -> None:
     site = Site(Traffic(shadow="2"), Rig(function=double_unless_poisoned))
     replies = [site.send(POISON) for _ in range(3)]

@@ -10,11 +10,14 @@ import pytest
 from onnx import helper
 
 from dlproxy import Proxy
-from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.config import ConfigError, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.message import DType, FailureKind, InferenceError, Request, Tensor, Ticket, Timing
 from dlproxy.policy.planner import Routes
 from dlproxy.policy.wanted import Traffic
+from dlproxy.serve.models import Models
 from dlproxy.serve.trunk import TrunkLayer
+from dlproxy.wire.endpoint import Endpoint
+from dlproxy.wire.terms import Terms
 from tests import models
 from tests.serve.rig import Reply
 from tests.wire.fixtures import EchoService, echo_signature, served
@@ -79,6 +82,28 @@ async def test_tenants_have_their_own_heads_and_share_the_trunks_batches(site: S
     assert requests == 12
     assert batches <= 6
     assert [site.stats("heads", version)[0] for version in ("1", "2", "3")] == [4, 4, 4]
+
+
+async def test_a_quota_is_charged_once(site: Site) -> None:
+    some = Models(
+        ServerConfig(calibration_folder=""), {"ann": TenantConfig(requests_per_s=2.0, burst_s=1.0)}, clock=lambda: 0.0
+    )
+    await some.load("trunk", site.config(multiplying(10, "image"), 1))
+    await some.load("heads", site.config(multiplying(2), 1))
+    some.route("heads", Routes("1", {}, Traffic(trunk="trunk")))
+    endpoint = Endpoint(some.catalog.asked("heads"), some.catalog.ticket_ids, lambda: 0.0, "x-tenant-id")
+
+    async def ask() -> None:
+        tensor = Tensor("image", DType.FP32, (1, 2), bytes(8))
+        await endpoint.infer(endpoint.request([tensor], [0]), Terms(tenant="ann"))
+
+    try:
+        await ask()
+        await ask()
+        with pytest.raises(InferenceError, match="Quota exceeded"):
+            await ask()
+    finally:
+        await some.drain()
 
 
 async def test_a_head_that_is_named_takes_features(site: Site) -> None:

@@ -111,7 +111,7 @@ def promoted(before: WantedModel, version: str = "") -> WantedModel:
 def rolled_back(before: WantedModel) -> WantedModel:
     """What stood before the last change of versions, default or traffic. A share that is being tried is taken back first."""
     if before.traffic.shares or before.traffic.shadow:
-        traffic = Traffic(tenants=before.traffic.tenants)
+        traffic = Traffic(tenants=before.traffic.tenants, trunk=before.traffic.trunk)
         return msgspec.structs.replace(before, traffic=traffic)
     if before.previous is None:
         raise ConfigError("there is nothing to go back to: its versions and its default have not changed")
