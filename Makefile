@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-.PHONY: help setup demo test test-extras prove-batching prove-models check fmt bench bench-peers bench-known bench-placement bench-pressure bench-instances bench-real fidelity docs clean
+.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts check fmt bench bench-peers bench-known bench-placement bench-pressure bench-instances bench-real fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -24,6 +24,9 @@ prove-batching: setup
 
 prove-models: setup
 	@DLPROXY_CYCLES=$(or $(CYCLES),500) $(PY) -m pytest -s tests/serve/test_models_come_and_go.py $(ARGS)
+
+prove-rollouts: setup
+	@DLPROXY_ROUNDS=$(or $(ROUNDS),20) $(PY) -m pytest tests/faults/test_rollouts_under_load.py $(ARGS)
 
 check: setup
 	@$(PY) -m ruff format --check --output-format concise . || { echo "not formatted; run: make fmt"; exit 1; }

@@ -24,12 +24,16 @@ from tests.clients.server import HANG_S, ServerProcess
 ROUNDS = int(os.environ.get("DLPROXY_ROUNDS", "2"))
 CLIENTS = 64
 COUNTED = 20_000 if ROUNDS > 2 else 4000  # requests over which a share is counted
-BROKEN = """
+BREAKS = """
+from pathlib import Path
+
 class M:
-    inputs = outputs = {"x": "FP32[batch,1]"}
+    inputs, outputs = {"x": "FP32[N,1]"}, {"y": "FP32[N,1]"}
 
     def predict(self, batch):
-        raise ValueError("broken")
+        if Path(__file__).with_name("break").exists():
+            raise ValueError("broken")
+        return {"y": batch["x"] + 2} if isinstance(batch, dict) else batch + 2
 """
 
 
@@ -78,8 +82,6 @@ class Clients:
             if int(version) != answer:
                 self.wrong.append(f"{target}: version {version} answered {answer}")
             self.answered[target, answer] += 1
-        if len(self.wrong) > 20:
-            raise AssertionError(self.wrong)
         if self._count >= self._goal:
             self._reached.set()
         if not self._stopping:
@@ -123,8 +125,7 @@ async def served(tmp_path: Path) -> AsyncIterator[tuple[Clients, Operator, Path]
         await clients.start()
         yield clients, Operator(await connect(server.control_port)), tmp_path
         await clients.stop()
-        assert not clients.wrong
-        assert "Traceback" not in server.errors()
+        assert not clients.wrong, clients.wrong[:20]
 
 
 PLAIN = "/v2/models/m/infer"
@@ -170,19 +171,22 @@ async def test_models_change_in_every_way_and_nobody_notices(served: tuple[Clien
 
 async def test_a_broken_canary_is_taken_back_by_itself(served: tuple[Clients, Operator, Path]) -> None:
     clients, operate, folder = served
-    (folder / "broken.py").write_text(BROKEN)
-    await operate("load", path=f"{folder / 'broken.py'}:M", share=0.1)
-    for _ in range(200):
-        await clients.some_more(200)
-        (broken,) = [state for state in await _states(operate) if state["version"] == "2"]
-        if not broken["share"]:
+    (folder / "breaks.py").write_text(BREAKS)
+    await operate("load", path=f"{folder / 'breaks.py'}:M", share=0.1)
+    counted = await clients.some_more(1000)
+    assert abs(counted[PLAIN, 2] / counted.total() - 0.1) < 0.02
+    assert await _share_of(operate, "2") == 0.1
+    (folder / "break").touch()
+    for _ in range(400):
+        await clients.some_more(100)
+        if not await _share_of(operate, "2"):
             break
-    assert not broken["share"]
+    assert not await _share_of(operate, "2")
     assert all(": 500 " in answer for answer in clients.wrong)
     clients.wrong.clear()
     assert set(await clients.some_more(500)) == {(PLAIN, 1)}
 
 
-async def _states(operate: Operator) -> list[dict[str, Any]]:
-    states: list[dict[str, Any]] = await operate("label", label="seen", version="1")
-    return states
+async def _share_of(operate: Operator, version: str) -> float:
+    states = await operate("label", label="seen", version="1")
+    return float(next(state["share"] for state in states if state["version"] == version))
