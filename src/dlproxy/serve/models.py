@@ -171,7 +171,7 @@ class Models:
 
     async def drain(self, drain_s: float | None = None) -> None:
         """Load nothing more, answer what is under way, unload everything."""
-        self.catalog.draining = True
+        self.catalog.drain()
         for model in self:
             self._retire(model, STOPPING, drain_s)
         async with self._warming_up:  # what was being loaded is stopped by whoever loads it

@@ -5,12 +5,15 @@ Not aware of: how a model runs; it knows the Service that takes requests for it.
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dlproxy.message import Failure, FailureKind, InferenceError, Signature
 from dlproxy.policy.view import LaneView
 from dlproxy.service import Service
 from dlproxy.telemetry.stats import ModelStats
+
+if TYPE_CHECKING:
+    from dlproxy.wire.waiting import Waiting
 
 
 class ModelControl(Protocol):
@@ -58,6 +61,15 @@ class ServedModel:
         return bool(self.view().instances)
 
 
+class NotServedError(InferenceError):
+    """There is no such model, or not in this version (empty: in any)."""
+
+    def __init__(self, failure: Failure, name: str, version: str) -> None:
+        super().__init__(failure)
+        self.name = name
+        self.version = version
+
+
 class Catalog:
     """Every served model. Ticket ids are drawn here, so they are unique and ascending in one process."""
 
@@ -67,6 +79,8 @@ class Catalog:
         self._states: dict[tuple[str, str], str] = {}
         self._listeners: list[Callable[[], None]] = []
         self.ticket_ids = count(1)
+        self.waiting: Waiting | None = None
+        """Where requests wait for models that are loaded on demand, if there may be some."""
         self.draining = False
 
     def subscribe(self, listener: Callable[[], None]) -> None:
@@ -115,12 +129,18 @@ class Catalog:
         return list(self._models.get(name, ()))
 
     def get(self, name: str, version: str = "") -> ServedModel:
-        """The model, or its default version. Raises InferenceError: NOT_FOUND, or UNAVAILABLE where a state is announced."""
+        """The model, or its default version. Raises NotServedError: UNAVAILABLE if it comes or goes, else NOT_FOUND."""
         versions = self._models.get(name, {})
         found = versions.get(version or self._defaults.get(name) or next(reversed(versions), ""))
         if found is None:
-            raise InferenceError(self._missing(name, version, versions))
+            raise NotServedError(self._missing(name, version, versions), name, version)
         return found
+
+    def drain(self) -> None:
+        """The server stops: it is not ready any more, and no request waits for a model."""
+        self.draining = True
+        if self.waiting is not None:
+            self.waiting.close()
 
     @property
     def ready(self) -> bool:
@@ -131,6 +151,8 @@ class Catalog:
         for (model, number), state in self._states.items():
             if model == name and version in ("", number):
                 return Failure(FailureKind.UNAVAILABLE, f"model '{name}' version {number} {state}")
+        if self.waiting is not None and self.waiting.may_come(name, version):
+            return Failure(FailureKind.UNAVAILABLE, f"model '{name}' is not loaded now; a request for it will load it")
         known = ", ".join(versions)
         if known:
             message = f"'{name}' version {version} is not found; the versions served are {known}"
