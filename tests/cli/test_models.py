@@ -59,9 +59,11 @@ def complaint(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Call
 
 def test_all_models_stand_in_a_table(models: Callable[..., list[str]]) -> None:
     headings, many, quick = models()
-    assert re.split(r"  +", headings) == ["model", "version", "ready", "up", "run", "queued rows", "batch limit", "objective"]
-    assert re.fullmatch(r"many +1 +yes +1/1 +thread +0 +\d+ +p99=50ms", many)
-    assert re.fullmatch(r"quick +1 +yes +1/1 +inline +0 +\d+ +-", quick)
+    assert re.split(r"  +", headings) == [
+        *("model", "version", "state", "requests", "up", "run", "queued rows", "batch limit", "objective")
+    ]
+    assert re.fullmatch(r"many +1 +ready +default +1/1 +thread +0 +\d+ +p99=50ms", many)
+    assert re.fullmatch(r"quick +1 +ready +default +1/1 +inline +0 +\d+ +-", quick)
     assert many.index("thread") == quick.index("inline") == headings.index("run"), "columns are aligned"
     assert models("list") == models()
 
@@ -216,7 +218,7 @@ def test_a_refusal_without_words_is_told_by_its_status(complaint: Callable[..., 
 
 def test_a_server_that_is_silent_is_given_up(complaint: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_port, "PATIENCE_S", 0.05)
-    monkeypatch.setattr(control_port, "SCALE_PATIENCE_S", 0.1)
+    monkeypatch.setattr(control_port, "ACTION_PATIENCE_S", 0.1)
     with answering(b"") as address:
         assert "did not answer within 0.1 s" in complaint("scale", "m", "2", control=address)
 

@@ -75,6 +75,12 @@ class ServerProcess:
         """What it wrote to stderr so far."""
         return os.pread(self._stderr.fileno(), 1 << 20, 0).decode()  # the process shares the file's offset: leave it alone
 
+    def await_in_errors(self, text: str) -> None:
+        """Returns when it has written this to stderr."""
+        tries = int(HANG_S / 0.02)
+        if not any(text in self.errors() or threading.Event().wait(0.02) for _ in range(tries)):
+            raise AssertionError(f"{text!r} was not written:\n{self.errors()}")
+
     def __enter__(self) -> "ServerProcess":
         return self
 

@@ -76,7 +76,7 @@ async def _all_ended(connections: list[RawConnection]) -> None:
     await asyncio.wait_for(asyncio.gather(*(connection.ended for connection in connections)), HANG_S)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 async def test_under_load_every_request_is_answered_before_the_end(
     server: ServerProcess, connect: Connect, number: signal.Signals
 ) -> None:
@@ -103,7 +103,12 @@ async def test_under_load_every_request_is_answered_before_the_end(
     assert int(drained[1]) > 0
 
 
-async def test_a_terminal_that_closes_says_so_more_than_once_and_cuts_nothing(server: ServerProcess, connect: Connect) -> None:
+async def test_a_terminal_that_closes_says_so_more_than_once_and_cuts_nothing(config: Path, connect: Connect) -> None:
+    with ServerProcess(f"slow={config.parent / 'slow.onnx'}") as server:
+        await _closes_twice(server, connect)
+
+
+async def _closes_twice(server: ServerProcess, connect: Connect) -> None:
     connections = [await connect(server.http_port) for _ in range(4)]
     for connection in connections:
         connection.send(binary_infer("slow", "x", "FP32", np.ones((1, 1), np.float32)))
@@ -114,6 +119,27 @@ async def test_a_terminal_that_closes_says_so_more_than_once_and_cuts_nothing(se
     await _all_ended(connections)
     assert [connection.received for connection in connections] == [1] * 4
     assert server.wait() == 0
+
+
+async def test_without_a_terminal_the_models_become_those_of_the_file(tmp_path: Path, connect: Connect) -> None:
+    file = write_config(tmp_path / "dlproxy.toml", {"a": {"path": "sleep:base=1ms"}, "b": {"path": "sleep:base=1ms"}})
+    infer = {name: binary_infer(name, "x", "FP32", np.zeros((1, 1), np.float32)) for name in "abc"}
+    with ServerProcess("--config", file) as server:
+        connection = await connect(server.http_port)
+
+        async def hung_up(models: dict[str, dict[str, object]] | str, said: str) -> None:
+            file.write_text(models) if isinstance(models, str) else write_config(file, models)
+            server.send_signal(signal.SIGHUP)
+            await asyncio.to_thread(server.await_in_errors, said)
+
+        await hung_up({"b": {"path": "sleep:base=2ms"}, "c": {"path": "sleep:base=1ms"}}, "the models are as configured now")
+        assert [(await connection.ask(infer[name])).status for name in "abc"] == [404, 200, 200]
+        await hung_up("[models.b]\npath = 'sleep:base=1ms'\nmax_bach = 3\n", "did you mean 'max_batch'?")
+        await hung_up({"c": {"path": "gone.onnx"}}, "gone.onnx does not exist")
+        assert [(await connection.ask(infer[name])).status for name in "bc"] == [404, 200], (
+            "what cannot be loaded is not replaced"
+        )
+        assert server.stop() == 0
 
 
 async def test_under_nohup_a_terminal_that_closes_is_ignored(connect: Connect) -> None:

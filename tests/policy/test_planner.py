@@ -18,6 +18,7 @@ from dlproxy.policy.planner import (
     FailedLoad,
     Key,
     Load,
+    Plan,
     Refuse,
     Route,
     Routes,
@@ -74,10 +75,7 @@ def test_an_old_version_goes_when_requests_go_to_the_new_one() -> None:
     assert actions(wanted, Actual(there, routes=old)) == [Load(("a", "2"), version("2"))]
     there["a", "2"] = serving("2")
     assert actions(wanted, Actual(there, routes=old)) == [Route("a", routes("2"))]
-    (gone,) = actions(wanted, Actual(there, routes={"a": routes("2")}))
-    assert isinstance(gone, Unload)
-    assert gone.key == ("a", "1")
-    assert "version 2 is up in its place" in gone.reason
+    assert actions(wanted, Actual(there, routes={"a": routes("2")})) == [Unload(("a", "1"), "it is not wanted any more")]
 
 
 def test_a_failed_update_keeps_the_old_version_and_is_tried_again() -> None:
@@ -123,6 +121,13 @@ def test_what_can_be_changed_in_place_is() -> None:
     assert actions({"a": WantedModel({"1": version(threads=3)})}, Actual(there, routes={"a": routes("1")})) == [
         Load(("a", "1"), version(threads=3), replaces=True)
     ]
+
+
+def test_a_change_in_place_that_failed_waits_too() -> None:
+    other = version(instances=2)
+    failed = {("a", "1"): FailedLoad(other, "it runs on the event loop", failed_at=10.0)}
+    actual = Actual({("a", "1"): serving("1")}, failed, {"a": routes("1")})
+    assert plan(Wanted({"a": WantedModel({"1": other})}), actual, 10.5) == Plan([], 11.0)
 
 
 def test_labels_and_shares_of_versions_that_are_not_up_wait() -> None:
@@ -281,10 +286,6 @@ def test_ends_in_what_is_wanted_whatever_was_before(
             elif not each.on_demand or name in demanded:
                 assert key in world.actual.failed or key in there
     if not scarce and not broken:
-        serve = set(there)
-        assert serve == {
-            (name, v)
-            for name, each in last.items()
-            for v in each.versions
-            if not each.on_demand or name in demanded or (name, v) in serve
-        }
+        up = {name for name, _ in there}
+        assert up == {name for name, each in last.items() if not each.on_demand or name in demanded or name in up}
+        assert set(there) == {(name, v) for name in up for v in last[name].versions}

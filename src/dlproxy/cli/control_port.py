@@ -15,7 +15,7 @@ from dlproxy.hosts import plain_host
 
 PORT = 8002
 PATIENCE_S = 10.0
-SCALE_PATIENCE_S = 900.0  # a worker may take start_timeout_s (300 s) to load, and one that leaves first ends its batch
+ACTION_PATIENCE_S = 900.0  # a worker may take start_timeout_s (300 s) to load, and one that leaves first ends its batch
 
 
 class ControlError(Exception):
@@ -39,11 +39,18 @@ class InstanceState(Struct):
 
 
 class ModelState(Struct):
-    """As GET /models/NAME tells it; a model that nobody may look into has only name, version and ready."""
+    """As GET /models/NAME tells it; of what is not up only how far it is."""
 
     name: str
     version: str
     ready: bool
+    phase: str = "serving"
+    reason: str = ""
+    default: bool = True
+    labels: list[str] = []
+    share: float = 0.0
+    on_demand: bool = False
+    size_bytes: int = 0
     run: str = ""
     batching: str = ""
     padding: str = ""
@@ -91,9 +98,9 @@ class ControlPort:
         """The model with these knobs."""
         return self._one("PATCH", name, body=knobs)
 
-    def scale(self, name: str, count: int) -> Any:
-        """The model once so many instances run; waits for that."""
-        return self._one("POST", name, "/scale", body={"instances": count}, patience_s=SCALE_PATIENCE_S)
+    def act(self, name: str, action: str, arguments: dict[str, Any]) -> Any:
+        """All versions of the model once it is done; waits for that."""
+        return self._one("POST", name, f"/{action}", body=arguments, patience_s=ACTION_PATIENCE_S)
 
     def states(self, told: Any) -> list[ModelState]:
         """One model or all, as another method returned them."""
@@ -104,9 +111,9 @@ class ControlPort:
 
     def _one(self, method: str, name: str, action: str = "", **request: Any) -> Any:
         status, body = self._ask(method, f"/models/{quote(name, safe='', errors='replace')}{action}", **request)
-        if status == 404:
-            raise ControlError(self._unknown(name))
         told = self._decoded(body)
+        if status == 404 and not any(name == model.name for model in self.states(self.models())):
+            raise ControlError(self._unknown(name))
         if status != 200:
             raise ControlError(told["error"] if isinstance(told, dict) and "error" in told else f"{self.url} answered {status}")
         return told

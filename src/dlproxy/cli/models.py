@@ -1,4 +1,4 @@
-"""`dlproxy models`: what a running server's models do, how many instances each has, and its knobs; shown and changed.
+"""`dlproxy models`: what a running server's models do, and everything that can be done with them while it serves.
 
 Not aware of: HTTP (control_port.py).
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Ask: TypeAlias = Callable[[ControlPort, argparse.Namespace], Any]
     View: TypeAlias = Callable[[list[ModelState], argparse.Namespace], Iterator[str]]
 
-HEADINGS = ("model", "version", "ready", "up", "run", "queued rows", "batch limit", "objective")
+HEADINGS = ("model", "version", "state", "requests", "up", "run", "queued rows", "batch limit", "objective")
 INSTANCE_HEADINGS = ("instance", "state", "for", "restarts", "circuit", "batches", "where", "last problem")
 
 
@@ -38,14 +38,57 @@ def add_to(commands: Commands) -> None:
 
     action("list", _all, _overview, "all models in a table")
     show = action("show", _one, _page, "one model with its instances and knobs")
-    scale = action("scale", _scale, _scaled, "set how many instances of a model run, and wait until they do")
+    load = action("load", _act, _versions, "serve another model, or a new version of one, from a file on the server")
+    unload = action("unload", _act, _versions, "finish what is under way and let go of a model, or of one version")
+    label = action("label", _act, _versions, "let a word such as stable stand for a version")
+    canary = action("canary", _act, _versions, "send a part of the requests to another version")
+    shadow = action("shadow", _act, _versions, "ask another version too, and compare its answers without giving them")
+    promote = action("promote", _act, _versions, "send all requests that name no version to this one")
+    rollback = action("rollback", _act, _versions, "take a canary back, or undo the last change of versions")
+    scale = action("scale", _act, _scaled, "set how many instances of a model run, and wait until they do")
     change = action("set", _set, _changed, "change knobs of a model while it serves")
-    for parser in (show, scale, change):
+    for parser in (show, load, unload, label, canary, shadow, promote, rollback, scale, change):
         parser.add_argument("model", metavar="NAME")
-    scale.add_argument("count", type=int, metavar="COUNT", help="how many instances to run from now on; 0: none")
+    for parser, name in zip(
+        (load, unload, label, canary, shadow, promote, rollback, scale),
+        ("load", "unload", "label", "canary", "shadow", "promote", "rollback", "scale"),
+        strict=True,
+    ):
+        parser.set_defaults(action=name)
+    _add_arguments(load, unload, label, canary, shadow, promote, scale)
     change.add_argument(
         "knobs", nargs="+", metavar="KNOB=VALUE", help="as in dlproxy.toml: max_batch=32 slo=p99=20ms hedge=true"
     )
+
+
+def _add_arguments(
+    load: argparse.ArgumentParser,
+    unload: argparse.ArgumentParser,
+    label: argparse.ArgumentParser,
+    canary: argparse.ArgumentParser,
+    shadow: argparse.ArgumentParser,
+    promote: argparse.ArgumentParser,
+    scale: argparse.ArgumentParser,
+) -> None:
+    """What each takes; the names are those of the arguments that the control port takes."""
+    load.add_argument("path", metavar="MODEL", help="a model file on the server, or anything else that `dlproxy serve` takes")
+    load.add_argument("config", nargs="*", metavar="KNOB=VALUE", type=_knob, help="as in dlproxy.toml: max_batch=32")
+    load.add_argument("--version", metavar="N", help="its number; by default the one after the largest")
+    load.add_argument("--canary", dest="share", type=_share, metavar="10%", help="send it only this part of the requests")
+    load.add_argument("--on-demand", action="store_true", default=None, help="load it when somebody asks for it")
+    unload.add_argument("--version", metavar="N", help="only this version")
+    label.add_argument("label", metavar="LABEL")
+    label.add_argument("version", metavar="VERSION", nargs="?", help="without one the label is taken away")
+    canary.add_argument("version", metavar="VERSION")
+    canary.add_argument("share", type=_share, metavar="10%", help="the part of the requests that name no version; 0: none")
+    canary.add_argument("--by", metavar="tenant", help="tenant or header:NAME: who has the same always gets the same version")
+    canary.add_argument(
+        "--unguarded", dest="guarded", action="store_false", default=None, help="do not take it back when it does worse"
+    )
+    shadow.add_argument("version", metavar="VERSION", nargs="?", help="without one no version is asked beside")
+    promote.add_argument("version", metavar="VERSION", nargs="?", help="by default the canary")
+    scale.add_argument("instances", type=int, metavar="COUNT", help="how many instances to run from now on; 0: none")
+    scale.add_argument("--version", metavar="N", help="only this version")
 
 
 def _add_options(parser: argparse.ArgumentParser, *, control: str, json: bool | str) -> None:
@@ -81,12 +124,30 @@ def _one(port: "ControlPort", args: argparse.Namespace) -> Any:
     return port.model(args.model)
 
 
-def _scale(port: "ControlPort", args: argparse.Namespace) -> Any:
+ARGUMENTS = ("path", "config", "version", "share", "on_demand", "label", "by", "guarded", "instances")
+
+
+def _act(port: "ControlPort", args: argparse.Namespace) -> Any:
+    given = {name: value for name in ARGUMENTS if (value := getattr(args, name, None)) is not None}
+    if "config" in given:
+        given["config"] = dict(given["config"])
     try:
-        return port.scale(args.model, args.count)
+        return port.act(args.model, args.action, given)
     except KeyboardInterrupt:
         complain(f"interrupted; the server carries on: see dlproxy models show {args.model}")
         raise
+
+
+def _share(text: str) -> float:
+    """10% or 0.1."""
+    number, percent, rest = text.partition("%")
+    try:
+        share = float(number) / (100.0 if percent else 1.0)
+    except ValueError:
+        share = -1.0
+    if rest or not 0.0 <= share <= 1.0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a part of the requests; write it like 10% or 0.1")
+    return share
 
 
 def _set(port: "ControlPort", args: argparse.Namespace) -> Any:
@@ -95,24 +156,32 @@ def _set(port: "ControlPort", args: argparse.Namespace) -> Any:
 
 def _knobs(texts: Sequence[str]) -> dict[str, Any]:
     """Raises ControlError. What is no JSON is a text: discipline=edf."""
-    import msgspec
-
     from dlproxy.cli.control_port import ControlError
 
     knobs: dict[str, Any] = {}
     for text in texts:
-        knob, equals, value = text.partition("=")
-        if not equals:
-            raise ControlError(f"'{text}' has no value; write it like max_batch=32 or slo=p99=20ms")
-        if not text.isprintable():
-            raise ControlError(f"{text!r} contains characters that no knob has")
+        try:
+            knob, value = _knob(text)
+        except argparse.ArgumentTypeError as error:
+            raise ControlError(str(error)) from None
         if knob in knobs:
             raise ControlError(f"{knob} is given twice")
-        try:
-            knobs[knob] = msgspec.json.decode(value)
-        except (msgspec.DecodeError, RecursionError):
-            knobs[knob] = value
+        knobs[knob] = value
     return knobs
+
+
+def _knob(text: str) -> tuple[str, Any]:
+    import msgspec
+
+    knob, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"'{text}' has no value; write it like max_batch=32 or slo=p99=20ms")
+    if not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} contains characters that no knob has")
+    try:
+        return knob, msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        return knob, value
 
 
 # What is shown of the answer
@@ -122,17 +191,31 @@ def _overview(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[
     return _table([HEADINGS, *map(_row, models)])
 
 
+def _versions(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]:
+    return _overview(models, args) if models else iter([f"{args.model}: no version is served"])
+
+
 def _row(model: "ModelState") -> tuple[str, ...]:
     return (
         model.name,
         model.version,
-        "yes" if model.ready else "no",
+        _state(model),
+        ", ".join([*(["default"] if model.default else []), *([f"{model.share:.4g}"] if model.share else []), *model.labels]),
         f"{model.up}/{len(model.instances)}",
         model.run,
         str(model.queued_rows),
         str(model.batch_limit_rows),
         str(model.knobs.get("slo", "")),
     )
+
+
+def _state(model: "ModelState") -> str:
+    """How far it is, and why it is not further."""
+    if model.phase == "serving":
+        return "ready" if model.ready else "no instance is up"
+    if model.phase == "wanted" and model.on_demand:
+        return "on demand"
+    return model.phase + (f": {model.reason}" if model.reason else "")
 
 
 def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]:
@@ -151,8 +234,10 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
 
 
 def _scaled(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]:
-    (model,) = models
-    yield f"{model.name}: {model.up} of {len(model.instances)} instances up"
+    for model in models:
+        if args.version in (None, model.version):
+            version = f" version {model.version}" if len(models) > 1 else ""
+            yield f"{model.name}{version}: {model.up} of {len(model.instances)} instances up"
 
 
 def _changed(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]:

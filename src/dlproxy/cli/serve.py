@@ -6,6 +6,8 @@ Not aware of: how a model is loaded or a port served.
 import argparse
 import logging
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,11 +80,20 @@ def _serve(args: argparse.Namespace) -> int:
         level = logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO
         logs.set_up(level, as_json=args.log_format == "json")
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(Server(config).run((lambda server: None) if args.quiet else _report))
+            runner.run(Server(config).run((lambda server: None) if args.quiet else _report, _reread(args)))
     except (ConfigError, LogError, ModelError, PortError) as error:
         complain(str(error))
         return USER_ERROR
     return OK
+
+
+def _reread(args: argparse.Namespace) -> "Callable[[], Config] | None":
+    """For SIGHUP, where it does not say that the terminal has closed and there is a file to read again."""
+    from dlproxy.config.reading import FILE_VARIABLE
+
+    at_a_terminal = any(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+    has_file = args.config is not None or FILE_VARIABLE in os.environ
+    return (lambda: _config(args)) if has_file and not at_a_terminal else None
 
 
 def _config(args: argparse.Namespace) -> "Config":

@@ -162,6 +162,20 @@ def override(section: Section, values: Mapping[str, Any], label: Callable[[str],
     return changed
 
 
+def model_of(values: Mapping[str, Any]) -> ModelConfig:
+    """The knobs of [models.NAME] as they came over an interface. Raises ConfigError that names the nearest known knob."""
+    try:
+        model = msgspec.convert(values, ModelConfig)
+    except msgspec.ValidationError as error:
+        what, knob = _what_and_where(error)
+        unknown = re.search(r"unknown field `(.+)`", what)
+        if unknown is not None:
+            raise ConfigError(f"unknown knob '{unknown[1]}'; {_nearest(unknown[1], knobs(ModelConfig))}") from None
+        raise ConfigError(f"{knob}: {explain(what, ModelConfig, knob)}") from None
+    check(model)
+    return model
+
+
 def explain(what: str, struct: type[Struct], knob: str) -> str:
     """msgspec's complaint about a knob, and what the knob takes, or the nearest of its choices."""
     wrong = re.match(r"""Invalid enum value ['"](.*)['"]""", what)

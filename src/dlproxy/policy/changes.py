@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from dlproxy.config import ConfigError, ModelConfig, check, explain
+from dlproxy.config import ConfigError, ModelConfig, model_of
+from dlproxy.config.table import knobs
 from dlproxy.policy.planner import newest
 from dlproxy.policy.wanted import Traffic, WantedModel, WantedVersion
 
@@ -119,6 +120,8 @@ def rolled_back(before: WantedModel) -> WantedModel:
 
 def scaled(before: WantedModel, version: str, instances: int | None) -> WantedModel:
     """So many instances of this version (empty: of all), whatever its configuration says; None: as configured."""
+    if instances is not None:
+        check_instances(instances)
     if version:
         _known(before, version)
     versions = {
@@ -128,27 +131,27 @@ def scaled(before: WantedModel, version: str, instances: int | None) -> WantedMo
     return msgspec.structs.replace(before, versions=versions)
 
 
-def with_knobs(before: WantedModel, version: str, knobs: Mapping[str, Any]) -> WantedModel:
+def check_instances(count: int) -> None:
+    """Raises ConfigError for more than a model may have, or fewer than none."""
+    most = knobs(ModelConfig)["instances"].high or 0
+    if not 0 <= count <= most:
+        raise ConfigError(f"instances {count} is out of range; give 0 to {most}")
+
+
+def with_knobs(before: WantedModel, version: str, values: Mapping[str, Any]) -> WantedModel:
     """Other values of knobs of this version (empty: of all)."""
     if version:
         _known(before, version)
     versions = dict(before.versions)
     for other, wanted in before.versions.items():
         if version in ("", other):
-            versions[other] = msgspec.structs.replace(wanted, config=with_values(wanted.config, knobs))
+            versions[other] = msgspec.structs.replace(wanted, config=with_values(wanted.config, values))
     return msgspec.structs.replace(before, versions=versions)
 
 
-def with_values(config: ModelConfig, knobs: Mapping[str, Any]) -> ModelConfig:
+def with_values(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
     """The configuration with other values of these knobs, checked."""
-    try:
-        changed = msgspec.convert({**msgspec.to_builtins(config), **knobs}, ModelConfig)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        knob = where.rstrip("`")
-        raise ConfigError(f"{knob}: {explain(what, ModelConfig, knob)}") from None
-    check(changed)
-    return changed
+    return model_of({**msgspec.to_builtins(config), **values})
 
 
 def _known(model: WantedModel, version: str) -> None:

@@ -132,18 +132,22 @@ class Plan(Struct, frozen=True):
 
 def plan(wanted: Wanted, actual: Actual, now: float) -> Plan:
     """Actions may be carried out side by side. At most one version is loaded at a time: each measures itself undisturbed."""
-    actions: list[Action] = [*_routes(wanted, actual), *_leavers(wanted, actual)]
+    leavers = list(_leavers(wanted, actual))
+    actions: list[Action] = [*_routes(wanted, actual), *leavers]
+    if leavers:
+        leaving = {each.key: msgspec.structs.replace(actual.versions[each.key], phase="leaving") for each in leavers}
+        actual = msgspec.structs.replace(actual, versions={**actual.versions, **leaving})
     again_at = inf
     idle = not any(version.phase in ("loading", "changing") for version in actual.versions.values())
     for key, version in _in_order(wanted, actual):
         there, failed = actual.versions.get(key), actual.failed.get(key)
         if there is not None and (there.phase != "serving" or there.made_of == version):
             continue
-        if there is not None and cost(there.made_of, version) != "reload":
-            actions.append(Adjust(key, version))
-            continue
         if failed is not None and failed.made_of == version and now < failed.again_at:
             again_at = min(again_at, failed.again_at)
+            continue
+        if there is not None and cost(there.made_of, version) != "reload":
+            actions.append(Adjust(key, version))
             continue
         if not idle:
             continue
@@ -177,13 +181,17 @@ def newest(versions: Collection[str]) -> str:
 
 
 def _in_order(wanted: Wanted, actual: Actual) -> list[tuple[Key, WantedVersion]]:
-    """Every version that is to be up now: what requests wait for first, then what has not failed; older versions first."""
+    """Every version that is to be up now: what requests wait for first, then what has not failed; older versions first.
+
+    Of a model that is loaded on demand, all of them while one is there.
+    """
+    there = {name for name, _ in actual.versions}
     asked = {name: place for place, name in enumerate(actual.demanded)}
     found: list[tuple[tuple[int, bool, int], Key, WantedVersion]] = []
     for name, model in wanted.models.items():
         for version, made_of in model.versions.items():
             key = name, version
-            if not model.on_demand or name in asked or key in actual.versions:
+            if not model.on_demand or name in asked or name in there:
                 urgency = asked.get(name, len(asked)), key in actual.failed, number_of(version)
                 found.append((urgency, key, made_of))
     return [(key, made_of) for _, key, made_of in sorted(found, key=lambda entry: entry[0])]
@@ -204,26 +212,30 @@ def _start(key: Key, version: WantedVersion, wanted: Wanted, actual: Actual) -> 
     if missing <= 0:
         return [load]
     gone: list[Action] = []
-    for other in _given_up_first(key, wanted, actual):
-        gone.append(Unload(other, f"its memory is needed for model '{key[0]}'"))
-        missing -= actual.versions[other].size_bytes
+    for name in _given_up_first(key, wanted, actual):
+        for other in _versions(name, actual):
+            gone.append(Unload(other, f"its memory is needed for model '{key[0]}'"))
+            missing -= actual.versions[other].size_bytes
         if missing <= 0:
             return gone  # the load follows when they are gone
-    if any(each.phase == "leaving" or each.busy for other, each in actual.versions.items() if _may_go(other, key, wanted)):
+    if any(each.phase == "leaving" or (each.busy and _may_go(other, key, wanted)) for other, each in actual.versions.items()):
         return []
     held = sum(each.size_bytes for each in actual.versions.values())
     reason = f"it takes about {_mib(size)}, and {_mib(held)} of {_mib(actual.memory_bytes)} are in use"
     return [Refuse(key, version, reason, for_good=False)]
 
 
-def _given_up_first(key: Key, wanted: Wanted, actual: Actual) -> list[Key]:
-    """What may be unloaded for it, that which was not used for longest first."""
-    idle = [
-        other
-        for other, each in actual.versions.items()
-        if each.phase == "serving" and not each.busy and _may_go(other, key, wanted) and other[0] not in actual.demanded
-    ]
-    return sorted(idle, key=lambda other: actual.versions[other].used_at)
+def _given_up_first(key: Key, wanted: Wanted, actual: Actual) -> list[str]:
+    """Models that may be unloaded for it, that which was not used for longest first."""
+    used_at: dict[str, float] = {}
+    for other, each in actual.versions.items():
+        idle = each.phase == "serving" and not each.busy and _may_go(other, key, wanted) and other[0] not in actual.demanded
+        used_at[other[0]] = max(used_at.get(other[0], -inf), each.used_at if idle else inf)
+    return sorted((name for name in used_at if used_at[name] < inf), key=lambda name: used_at[name])
+
+
+def _versions(name: str, actual: Actual) -> list[Key]:
+    return [key for key in actual.versions if key[0] == name]
 
 
 def _may_go(other: Key, key: Key, wanted: Wanted) -> bool:
@@ -237,10 +249,8 @@ def _leavers(wanted: Wanted, actual: Actual) -> Iterator[Unload]:
         model = wanted.models.get(name)
         if each.phase != "serving" or (model is not None and version in model.versions):
             continue
-        if model is None or not model.versions:
+        if model is None or not model.versions or _routed_past(name, version, model, actual):
             yield Unload((name, version), "it is not wanted any more")
-        elif _routed_past(name, version, model, actual):
-            yield Unload((name, version), f"version {newest(_up(name, model, actual))} is up in its place")
 
 
 def _routed_past(name: str, version: str, model: WantedModel, actual: Actual) -> bool:

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from dlproxy.config import ConfigError, ModelConfig
-from dlproxy.config.table import knobs, live_knobs
+from dlproxy.config.table import live_knobs
 from dlproxy.fleet import Fleet
 from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError
-from dlproxy.policy.changes import with_values
+from dlproxy.policy.changes import check_instances, with_values
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.view import LaneView
@@ -96,9 +96,7 @@ class LaneControl:
 
     async def scale(self, count: int) -> None:
         """Run so many instances; returns when they are up, or gone. Raises ConfigError, also if one cannot be started."""
-        most = knobs(ModelConfig)["instances"].high or 0
-        if not 0 <= count <= most:
-            raise ConfigError(f"instances {count} is out of range; give 0 to {most}")
+        check_instances(count)
         try:
             await self._fleet.scale(count)
         except ModelError as error:

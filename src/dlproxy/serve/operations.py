@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import msgspec
 from msgspec import Struct
 
-from dlproxy.config import ConfigError, ModelConfig, check
+from dlproxy.config import ConfigError, model_of
 from dlproxy.fleet.control import Control
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import Failure, FailureKind, InferenceError
@@ -46,11 +46,7 @@ class Load(Action):
 
     def change(self, before: WantedModel) -> WantedModel | None:
         version = self.version or str(max(map(number_of, before.versions), default=0) + 1)
-        try:
-            config = msgspec.convert({**self.config, "path": self.path, "version": version}, ModelConfig)
-        except msgspec.ValidationError as error:
-            raise ConfigError(str(error)) from None
-        check(config)
+        config = model_of({**self.config, "path": self.path, "version": version})
         pinned = before
         if self.share is not None and not before.default:
             pinned = msgspec.structs.replace(before, default=newest(before.versions))

@@ -15,15 +15,19 @@ from contextlib import suppress
 from math import inf
 from time import monotonic
 
-from dlproxy.config import Config, ServerConfig
+import msgspec
+
+from dlproxy.config import Config, ConfigError, ServerConfig
 from dlproxy.fleet.control import Control
 from dlproxy.hosts import authority, plain_host
+from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.changes import with_versions
 from dlproxy.policy.wanted import Wanted, WantedVersion
 from dlproxy.serve.farewell import Farewell
 from dlproxy.serve.models import Models
 from dlproxy.serve.operations import ServerOperations
 from dlproxy.serve.unix_socket import UnixSocket
+from dlproxy.telemetry.event_log import LogError
 from dlproxy.wire.access_log import with_access_log
 from dlproxy.wire.control_http import ControlServer, control_app
 from dlproxy.wire.http_server import HttpServer
@@ -90,21 +94,38 @@ class Server:
 
     async def _serve_configured(self, config: Config) -> None:
         """Returns when every model of the configuration is up. Raises what loading one raised."""
+        gone = self._config.models.keys() - config.models.keys()
 
         def edit(wanted: Wanted) -> Wanted:
+            for name in gone:
+                wanted = wanted.having(name, None)
             for name, versions in config.models.items():
                 found = {model.version: WantedVersion(model) for model in versions}
                 wanted = wanted.having(name, with_versions(wanted.models.get(name), found))
             return wanted
 
         await self.control.change(edit)
+        self._config = config
         for name in config.models:
             await self.control.settled(name)
 
-    async def run(self, on_ready: Callable[["Server"], None]) -> None:
+    async def _serve_anew(self, reread: Callable[[], Config]) -> None:
+        """As the configuration is now. What cannot be read or loaded changes nothing of what serves."""
+        try:
+            config = reread()
+            if (config.server, config.http, config.tenants) != (self._config.server, self._config.http, self._config.tenants):
+                log.warning("of the configuration only [models] is read again; the rest needs a restart")
+                config = msgspec.structs.replace(self._config, models=config.models)
+            await self._serve_configured(config)
+            log.info("the models are as configured now")
+        except (ConfigError, ModelError, LogError) as error:
+            log.error("the configuration is not followed: %s", error)
+
+    async def run(self, on_ready: Callable[["Server"], None], reread: Callable[[], Config] | None = None) -> None:
         """Start, call `on_ready`, serve until a signal, then drain. A second one, but for SIGHUP, cuts the drain short.
 
-        A signal that comes before it is ready ends the start.
+        A signal that comes before it is ready ends the start. With `reread`, SIGHUP makes it serve the models that the
+        configuration then has.
         """
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -113,7 +134,13 @@ class Server:
         if not await self._started_before(stop):
             return
         on_ready(self)
+        rereading: list[asyncio.Task[None]] = []
+        if reread is not None:
+            for number in HANG_UP:
+                loop.add_signal_handler(number, lambda: rereading.append(loop.create_task(self._serve_anew(reread))))
         await stop.wait()
+        for task in rereading:
+            task.cancel()
         drain = loop.create_task(self.stop())
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, drain.cancel)
