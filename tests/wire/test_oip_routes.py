@@ -154,13 +154,12 @@ def test_statistics_count_what_was_served() -> None:
     ]
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b'{"ready":true}'])
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"ready":false}', b'{"ready":true}'])
 def test_repository_index(body: bytes) -> None:
-    assert ask(post("/v2/repository/index", body), ready=False).json() == [
-        {"name": "m", "version": "1", "state": "UNAVAILABLE", "reason": "no live instance"},
-        {"name": "m", "version": "2", "state": "UNAVAILABLE", "reason": "no live instance"},
-        {"name": "plain", "version": "7", "state": "READY", "reason": ""},
-    ]
+    ready = {"name": "plain", "version": "7", "state": "READY", "reason": ""}
+    down = [{"name": "m", "version": version, "state": "UNAVAILABLE", "reason": "no live instance"} for version in "12"]
+    told = ask(post("/v2/repository/index", body), ready=False).json()
+    assert told == ([ready] if b"true" in body else [*down, ready])
 
 
 # /predict

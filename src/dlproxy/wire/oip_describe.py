@@ -10,7 +10,7 @@ from dlproxy.message import DType, FailureKind, TensorSpec
 from dlproxy.telemetry.stats import BatchSize, Histogram
 from dlproxy.wire.catalog import Catalog, ServedModel
 
-EXTENSIONS = ("model_configuration", "binary_tensor_data", "parameters", "statistics")
+EXTENSIONS = ("model_repository", "model_configuration", "binary_tensor_data", "parameters", "statistics")
 
 
 def welcome(catalog: Catalog, version: str) -> dict[str, Any]:
@@ -65,18 +65,6 @@ def max_wait_s(model: ServedModel) -> float:
 
 def statistics(models: Iterable[ServedModel]) -> dict[str, Any]:
     return {"model_stats": [_model_stats(model) for model in models]}
-
-
-def repository_index(catalog: Catalog) -> list[dict[str, str]]:
-    return [
-        {
-            "name": model.name,
-            "version": model.version,
-            "state": "READY" if model.ready else "UNAVAILABLE",
-            "reason": "" if model.ready else "no live instance",
-        }
-        for model in catalog
-    ]
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

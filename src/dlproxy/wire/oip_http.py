@@ -25,6 +25,8 @@ from dlproxy.wire import oip_codec, oip_describe
 from dlproxy.wire.catalog import Catalog, NotServedError, ServedModel
 from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk, in_parts
 from dlproxy.wire.http_exchange import Exchange
+from dlproxy.wire.oip_repository import RepositoryRoutes
+from dlproxy.wire.operations import ModelRepository
 from dlproxy.wire.target import name_in, path_of
 from dlproxy.wire.terms import DEADLINE, NO_TERMS, deadline_of, of_parameters
 from dlproxy.wire.waiting import Waiting
@@ -55,8 +57,10 @@ class OipApp:
         clock: Callable[[], float],
         server_timing: bool,
         tenant_header: str = TENANT_HEADER,
+        repository: ModelRepository | None = None,
     ) -> None:
         self._catalog = catalog
+        in_repository = RepositoryRoutes(catalog, repository)
         self._max_body_bytes = limits.max_body_bytes
         self._max_json_bytes = limits.max_json_bytes
         make = partial(_Inference, server_timing=server_timing, max_json_bytes=limits.max_json_bytes)
@@ -73,7 +77,9 @@ class OipApp:
                 (r"/v2/health/live", b"GET", self._live),
                 (r"/v2/health/ready", b"GET", self._ready),
                 (r"/v2/models/stats", b"GET", self._all_stats),
-                (r"/v2/repository/index", b"POST", self._index),
+                (r"/v2/repository/index", b"POST", in_repository.index),
+                (r"/v2/repository/models/(?P<name>[^/]+)/load", b"POST", in_repository.load),
+                (r"/v2/repository/models/(?P<name>[^/]+)/unload", b"POST", in_repository.unload),
                 (model_path, b"GET", self._metadata),
                 (model_path + "/ready", b"GET", self._model_ready),
                 (model_path + "/config", b"GET", self._config),
@@ -216,9 +222,6 @@ class OipApp:
 
     def _all_stats(self, exchange: Exchange) -> None:
         _json(exchange, oip_describe.statistics(self._catalog))
-
-    def _index(self, exchange: Exchange) -> None:
-        _json(exchange, oip_describe.repository_index(self._catalog))
 
 
 class _Inference:

@@ -23,3 +23,22 @@ class Operations(Protocol):
         ModelError for what could not be loaded.
         """
         ...
+
+
+class ModelRepository(Protocol):
+    """What clients of the inference port may have done: load by name what lies in the server's repository, and no more.
+
+    All raise InferenceError, also where the server does not allow it.
+    """
+
+    async def index(self) -> Sequence[VersionState]:
+        """Every version that lies there or is served."""
+        ...
+
+    async def load(self, name: str, overrides: Mapping[str, Any] | None) -> None:
+        """Serve what the repository has of it now; `overrides` as Triton's model configuration. Returns when it is up."""
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Returns when it is gone."""
+        ...
