@@ -234,8 +234,8 @@ async def test_a_drain_answers_those_who_wait_and_lets_nobody_else(home: Home) -
     await pass_time(0.0)
     late = home.client(infer())
     await pass_time(0.0)
-    for reply in (*client.take(), *late.take()):
-        assert (reply.status, reply.error) == (503, "the server is shutting down")
+    replies = [(reply.status, reply.error) for reply in (*client.take(), *late.take())]
+    assert replies == [(503, "the server is shutting down")] * 2
     assert home.loads == {("m", ""): 1}
 
 
