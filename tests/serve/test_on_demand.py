@@ -3,15 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import json
 
 from dlproxy import FailureKind, InferenceError, Model, Proxy
 from dlproxy.config import Config, ModelConfig, ServerConfig
 from dlproxy.policy.wanted import Wanted, WantedModel, WantedVersion
 from dlproxy.serve.server import Server
 from dlproxy.wire.waiting import Waiting
+from tests.fleet.test_memory import weighing
 from tests.wire.fixtures import Client, post
 
 SLEEP = "sleep:base=1ms"
@@ -20,8 +23,10 @@ X = {"x": np.ones((1, 1), np.float32)}
 
 
 @asynccontextmanager
-async def serving(**models: str) -> AsyncIterator[Server]:
-    server = Server(Config(server=ServerConfig(http_port=0, control_port=0, calibration_folder="", drain_s=5.0)))
+async def serving(*, memory_budget_mb: int = 0, **models: str) -> AsyncIterator[Server]:
+    ports = {"http_port": 0, "control_port": 0}
+    config = ServerConfig(**ports, calibration_folder="", drain_s=5.0, memory_budget_mb=memory_budget_mb)
+    server = Server(Config(server=config))
     await server.start()
 
     def edit(wanted: Wanted) -> Wanted:
@@ -52,6 +57,24 @@ async def test_a_request_loads_its_model_and_is_answered() -> None:
         assert bad.error.startswith("model 'bad' could not be loaded: model file nowhere.onnx does not exist")
         assert [model.served.name for model in server.models] == ["m"]
         await client.close()
+
+
+async def test_models_take_turns_in_memory_that_holds_one_of_them(tmp_path: Path) -> None:
+    paths = {name: weighing(1024, tmp_path / f"{name}.onnx") for name in "ab"}  # of 4 MiB each
+    async with serving(memory_budget_mb=7, **paths) as server:
+        client = await connect(server)
+        asked = {name: post(f"/predict/{name}", b'{"inputs":%b}' % json.encode([[1.0] * 1024])) for name in "ab"}
+        for name in "aba":
+            client.send(asked[name])
+            reply = await client.reply()
+            assert reply.status == 200, reply.body
+            assert [model.served.name for model in server.models] == [name]
+        both = [await connect(server) for _ in "ab"]
+        for asker, name in zip(both, "ab", strict=True):
+            asker.send(asked[name])
+        assert [(await asker.reply()).status for asker in both] == [200, 200]
+        for each in (client, *both):
+            await each.close()
 
 
 async def test_a_server_that_stops_answers_those_who_wait() -> None:
