@@ -178,6 +178,31 @@ async def test_whoever_waits_for_what_cannot_be_loaded_hears_why(models: FakeMod
     await control.demand("unknown")
 
 
+async def test_a_demand_for_a_version_or_label_waits_for_that_one(models: FakeModels, control: Control) -> None:
+    await control.change(having("m", a_model("1", "2", labels={"canary": "2"}, on_demand=True)))
+    assert [control.may_come("m", version) for version in ("", "1", "canary", "3")] == [True, True, True, False]
+    assert not control.may_come("unknown")
+    await asyncio.gather(control.demand("m", "canary"), control.demand("m", "2"))
+    assert set(models.up) == {("m", "1"), ("m", "2")}
+    await control.demand("m", "3")
+
+
+async def test_a_demand_for_what_is_leaving_loads_it_again(models: FakeModels) -> None:
+    control = Control(models, memory_bytes=150, clock=asyncio.get_running_loop().time)
+    await control.start()
+    for name in "ab":
+        await control.change(having(name, a_model("1", on_demand=True)))
+    await control.demand("a")
+    other = asyncio.create_task(control.demand("b"))
+    await later(0.5)
+    assert [state.phase for state in control.states()] == ["leaving", "wanted"]
+    await control.demand("a")
+    assert models.did[-1] == "route a to 1"
+    assert ("a", "1") in models.up
+    await other
+    await control.stop()
+
+
 async def test_two_who_change_at_once_lose_nothing(models: FakeModels) -> None:
     store = MemoryStore()
     controls = [Control(FakeModels(), store, clock=asyncio.get_running_loop().time) for _ in range(2)]

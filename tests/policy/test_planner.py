@@ -18,6 +18,7 @@ from dlproxy.policy.planner import (
     FailedLoad,
     Key,
     Load,
+    Phase,
     Plan,
     Refuse,
     Route,
@@ -181,6 +182,14 @@ def test_what_never_fits_is_refused_with_both_sizes() -> None:
     assert not refused.for_good
 
 
+@pytest.mark.parametrize("phase", ["loading", "changing", "serving"])
+def test_what_others_wait_for_too_is_not_taken_from_them(phase: Phase) -> None:
+    there = {("a", "1"): Version(phase, version(), size_bytes=100 * MIB)}
+    actual = Actual(there, demanded=["a", "d"], sizes={("d", "1"): 30 * MIB}, memory_bytes=120 * MIB)
+    waiting = plan(Wanted({**on_demand("a"), **on_demand("d")}), actual, 5.0)
+    assert not [action for action in waiting.actions if not isinstance(action, Route)]
+
+
 def test_a_known_problem_is_not_tried_and_does_not_hold_up_others() -> None:
     bad = WantedModel({"1": msgspec.structs.replace(version(), problem="config.pbtxt:3: no")})
     first, second = actions({"a": bad, "b": model("1")}, Actual())
@@ -284,7 +293,8 @@ def test_ends_in_what_is_wanted_whatever_was_before(
             if key in there and name not in broken:
                 assert there[key].made_of == made_of or key in world.actual.failed
             elif not each.on_demand or name in demanded:
-                assert key in world.actual.failed or key in there
+                room_is_awaited = scarce and bool(demanded)  # which here nobody stops to demand
+                assert key in world.actual.failed or key in there or room_is_awaited
     if not scarce and not broken:
         up = {name for name, _ in there}
         assert up == {name for name, each in last.items() if not each.on_demand or name in demanded or name in up}

@@ -110,6 +110,25 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             "in the user's cache folder ($XDG_CACHE_HOME or ~/.cache) if there is one; empty: nowhere"
         ),
     ] = "auto"
+    memory_budget_mb: Annotated[
+        int,
+        _knob(
+            "memory that loaded models may take, in MiB: models that are loaded on demand are given up for others; 0: no limit",
+            unit="MiB",
+            ge=0,
+            le=1 << 24,
+        ),
+    ] = 0
+    load_wait_s: Annotated[
+        float,
+        _knob(
+            "seconds that a request waits for a model which is loaded on demand, if it names no deadline itself",
+            unit="s",
+            log=True,
+            gt=0,
+            le=3600,
+        ),
+    ] = 30.0
     event_log: Annotated[str, _knob("record every lane event and command in this folder, to replay; empty: off")] = ""
     access_log: Annotated[bool, _knob("log a line for each request of the inference port")] = False
     arbiter: Annotated[

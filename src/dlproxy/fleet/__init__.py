@@ -33,6 +33,10 @@ class Fleet(Protocol):
         """Keep so many. Returns when they are up, or gone. Raises ConfigError, ModelError."""
         ...
 
+    def elsewhere_bytes(self) -> int:
+        """What its instances hold of this machine's memory outside of this process. Blocks for a moment."""
+        ...
+
     async def stop(self) -> None:
         """End what the driver has not stopped yet, and let go of the weights."""
         ...

@@ -170,16 +170,21 @@ class Control:
             raise self._misrouted[name]
         return outstanding
 
-    async def demand(self, name: str) -> None:
-        """Somebody waits for a model that is loaded on demand. Returns when a version of it is up, or none is wanted.
+    def may_come(self, name: str, version: str = "") -> bool:
+        """Whether it is loaded when somebody asks for it. `version`: a number or a label; empty: any one."""
+        model = self.wanted.models.get(name)
+        return model is not None and model.on_demand and bool(self._meant(name, version))
 
-        Raises what the load raised.
+    async def demand(self, name: str, version: str = "") -> None:
+        """Somebody waits for a model that is loaded on demand. Returns when that version is up, or is not wanted any more.
+
+        `version`: as in `may_come`. Raises what the load raised.
         """
         self._demanded[name] = self._demanded.get(name, 0) + 1
         try:
             self._step()
-            while not self._stopped and not any(key[0] == name for key in self._made_of):
-                wanted = self._wanted_keys(name)
+            while not self._stopped and not any(self._serves(key) for key in self._meant(name, version)):
+                wanted = self._meant(name, version)
                 errors = [self._errors[key] for key in wanted if key in self._errors and key not in self._under_way]
                 if not wanted or len(errors) == len(wanted):
                     break
@@ -357,6 +362,15 @@ class Control:
     def _wanted_keys(self, name: str) -> list[Key]:
         model = self.wanted.models.get(name)
         return [] if model is None else [(name, version) for version in model.versions]
+
+    def _meant(self, name: str, version: str) -> list[Key]:
+        """By a client: what is wanted of the model under this number or label, or (empty) all of it."""
+        model = self.wanted.models.get(name)
+        number = "" if model is None else model.labels.get(version, version)
+        return [key for key in self._wanted_keys(name) if number in ("", key[1])]
+
+    def _serves(self, key: Key) -> bool:
+        return key in self._made_of and (key not in self._under_way or self._under_way[key][0] != "leaving")
 
     def _state(self, key: Key, facts: Facts | None) -> VersionState:
         name, version = key

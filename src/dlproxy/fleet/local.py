@@ -81,6 +81,9 @@ class LocalFleet:
                 self._config, instances=max(count, 1)
             )  # so many are wanted, whatever is measured
 
+    def elsewhere_bytes(self) -> int:
+        return 0
+
     async def stop(self) -> None:
         self._stopping = True
         if self._moving is not None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from dlproxy.config import ModelConfig, parse_devices
 from dlproxy.cores import allowed_cores, usable_cores
+from dlproxy.fleet.memory import resident_bytes
 from dlproxy.fleet.names import number_of
 from dlproxy.fleet.roster import Roster
 from dlproxy.fleet.supervisor import Supervisor
@@ -80,6 +81,10 @@ class ProcessFleet:
 
     async def scale(self, count: int) -> None:
         await self._supervisor.scale(count)
+
+    def elsewhere_bytes(self) -> int:
+        workers = [instance.pid for instance in self._supervisor.instances if isinstance(instance, ProcessInstance)]
+        return sum(resident_bytes(pid) for pid in workers if pid is not None)
 
     async def stop(self) -> None:
         await self._supervisor.stop()

@@ -7,11 +7,13 @@ cannot be read or written costs a warm-up, never a start. Not aware of: how anyt
 import logging
 import os
 from contextlib import suppress
-from hashlib import blake2b, file_digest
+from functools import cache
+from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import machine, processor
 from tempfile import NamedTemporaryFile
+from time import time_ns
 
 import msgspec
 from msgspec import Struct
@@ -19,12 +21,14 @@ from msgspec import Struct
 from dlproxy import __version__
 from dlproxy.config import ModelConfig
 from dlproxy.cores import usable_cores
-from dlproxy.instance.runtime.content import model_files
+from dlproxy.instance.runtime.content import FileState, digest_of, model_files, stamp_of
 from dlproxy.instance.trial import Measured, Way
 from dlproxy.message import Signature
 
 FORMAT = 2
 MOST_FILES = 256  # models; the one that was not used for longest goes first
+MOST_DIGESTS = 4096  # files
+FRESH_NS = 2 * 10**9
 MATTERS = (
     *("threads", "instances", "run", "device", "gpu_memory_limit_mb", "max_batch", "batching", "padding", "pad_value"),
     *("inputs", "outputs", "slo"),
@@ -50,6 +54,7 @@ class Memory:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._complained = False
+        self._digests: dict[str, FileState] = {}  # of models that come and go
 
     def key(self, config: ModelConfig) -> str:
         """What the findings for this model depend on, as the name of a file; empty if its files cannot be read."""
@@ -58,13 +63,23 @@ class Memory:
         digest.update(msgspec.json.encode([FORMAT, __version__, _versions(), _processor(), usable_cores(), settings]))
         try:
             for file in [*model_files(config.path), *_samples(config.samples)]:
-                with open(file, "rb") as stream:
-                    digest.update(os.path.basename(file).encode("utf-8", "surrogateescape"))
-                    digest.update(file_digest(stream, "sha256").digest())
+                digest.update(os.path.basename(file).encode("utf-8", "surrogateescape"))
+                digest.update(self._digest(file))
         except OSError as error:  # loading says so, and better
             log.debug("no findings are looked for: %s", error)
             return ""
         return digest.hexdigest()
+
+    def _digest(self, file: str) -> bytes:
+        stamp, known = stamp_of(file), self._digests.get(file)
+        if known is not None and known.stamp == stamp:
+            return known.digest
+        digest = digest_of(file)
+        if len(self._digests) >= MOST_DIGESTS:
+            self._digests.clear()
+        if time_ns() - stamp[-1] > FRESH_NS:  # else it may be written again within one tick of the file system's clock
+            self._digests[file] = FileState(stamp, digest)
+        return digest
 
     def recall(self, key: str) -> Remembered | None:
         """What was found before; None for nothing, or nothing that can be understood."""
@@ -114,6 +129,7 @@ def _samples(path: str) -> list[str]:
     return [] if not path else [str(file) for file in sorted(place.glob("*.npz"))] if place.is_dir() else [path]
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
@@ -122,6 +138,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@cache
 def _processor() -> str:
     """Its model, as far as the system tells."""
     with suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as lines:

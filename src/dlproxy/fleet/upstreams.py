@@ -64,6 +64,9 @@ class UpstreamFleet:
     async def scale(self, count: int) -> None:
         raise ConfigError(f"model {self._name} runs on other servers: its path names them")
 
+    def elsewhere_bytes(self) -> int:
+        return 0
+
     async def stop(self) -> None:
         await asyncio.gather(*(instance.stop() for instance in self._instances))
 

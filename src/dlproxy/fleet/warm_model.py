@@ -82,9 +82,11 @@ def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None) 
     if found is not None:
         runtime = open_model(config, found.way.threads, device_of(config, number))
         runtime.signature = found.signature
+        _forget_graph(runtime)
         calibration = Calibration(found.points, found.signature.batched, found.warning)
         return WarmModel(runtime, calibration, found.way.threads, found.way, found.found, memory, key)
     warm = _found_out(config, number)
+    _forget_graph(warm.runtime)
     if key:
         warm.memory, warm.key = memory, key
         warm.remember()
@@ -151,7 +153,14 @@ def room(config: ModelConfig) -> int:
 
 def _like(warm: WarmModel, runtime: Runtime) -> Runtime:
     runtime.signature = warm.runtime.signature
+    _forget_graph(runtime)
     return runtime
+
+
+def _forget_graph(runtime: Runtime) -> None:
+    forget = getattr(runtime, "forget_graph", None)
+    if forget is not None:
+        forget()
 
 
 def open_model(config: ModelConfig, threads: int, device: str) -> Runtime:

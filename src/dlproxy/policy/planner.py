@@ -218,7 +218,7 @@ def _start(key: Key, version: WantedVersion, wanted: Wanted, actual: Actual) -> 
             missing -= actual.versions[other].size_bytes
         if missing <= 0:
             return gone  # the load follows when they are gone
-    if any(each.phase == "leaving" or (each.busy and _may_go(other, key, wanted)) for other, each in actual.versions.items()):
+    if any(_makes_room_later(other, key, wanted, actual) for other in actual.versions):
         return []
     held = sum(each.size_bytes for each in actual.versions.values())
     reason = f"it takes about {_mib(size)}, and {_mib(held)} of {_mib(actual.memory_bytes)} are in use"
@@ -232,6 +232,13 @@ def _given_up_first(key: Key, wanted: Wanted, actual: Actual) -> list[str]:
         idle = each.phase == "serving" and not each.busy and _may_go(other, key, wanted) and other[0] not in actual.demanded
         used_at[other[0]] = max(used_at.get(other[0], -inf), each.used_at if idle else inf)
     return sorted((name for name in used_at if used_at[name] < inf), key=lambda name: used_at[name])
+
+
+def _makes_room_later(other: Key, key: Key, wanted: Wanted, actual: Actual) -> bool:
+    """It goes already; or it may, once it has come up, has answered those who wait for it, and has no work left."""
+    each = actual.versions[other]
+    occupied = each.phase != "serving" or each.busy or other[0] in actual.demanded
+    return each.phase == "leaving" or (occupied and _may_go(other, key, wanted))
 
 
 def _versions(name: str, actual: Actual) -> list[Key]:

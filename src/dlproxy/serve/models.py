@@ -21,6 +21,7 @@ from dlproxy.config import ConfigError, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.config.table import live_knobs
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.control import Facts
+from dlproxy.fleet.memory import MemoryMeter, give_back
 from dlproxy.fleet.remembered import memory_in
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.arbiter import Arbiter
@@ -69,6 +70,7 @@ class Models:
         self._clock = clock
         self._quotas = make_quotas(tenants)
         self._memory = memory_in(server.calibration_folder)
+        self._meter = MemoryMeter()
         self._turns: Turns | None = None
         self._idle_poll: IdlePoll | None = None
         self._loaded: dict[Key, LoadedModel] = {}
@@ -105,7 +107,7 @@ class Models:
 
     def size_of(self, config: ModelConfig) -> int:
         """What a model would take of the memory, in bytes, as far as that can be told before it is loaded."""
-        return 0
+        return self._meter.size_of(config)
 
     # Changes
 
@@ -179,7 +181,7 @@ class Models:
 
     async def drain(self, drain_s: float | None = None) -> None:
         """Load nothing more, answer what is under way, unload everything."""
-        self.catalog.draining = True
+        self.catalog.drain()
         for model in self:
             self._retire(model, STOPPING, drain_s)
         async with self._warming_up:  # what was being loaded is stopped by whoever loads it
@@ -197,6 +199,7 @@ class Models:
         async with self._warming_up:
             if self.catalog.draining:
                 raise ModelError(f"model '{name}' is not loaded: {STOPPING}")
+            before = await asyncio.to_thread(self._meter.held)
             model = await load_model(
                 name,
                 config,
@@ -208,6 +211,7 @@ class Models:
                 clock=self._clock,
             )
             try:
+                model.size_bytes = await asyncio.to_thread(self._measured, model, config, before)
                 if self.catalog.draining:
                     raise ModelError(f"model '{name}' was not loaded: {STOPPING}")
                 self._enter(model)
@@ -215,6 +219,9 @@ class Models:
                 await unload_model(model, 0.0, STOPPING)
                 raise
             return model
+
+    def _measured(self, model: LoadedModel, config: ModelConfig, before: int) -> int:
+        return self._meter.loaded(config, self._meter.held() - before, model.fleet.elsewhere_bytes())
 
     def _enter(self, model: LoadedModel) -> None:
         self._share_cores([*self._up(), model])
@@ -240,6 +247,7 @@ class Models:
     async def _let_go(self, model: LoadedModel, reason: str, drain_s: float) -> None:
         try:
             await unload_model(model, drain_s, reason)
+            await asyncio.to_thread(give_back)
         finally:
             if model.turn_cores:
                 model.driver.leave_turns()  # which it may have been let into again meanwhile

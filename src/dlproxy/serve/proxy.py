@@ -7,6 +7,7 @@ import asyncio
 import difflib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from math import inf
 from pathlib import Path
 from threading import Lock
 from time import monotonic
@@ -23,7 +24,7 @@ from dlproxy.message import DType, Failure, FailureKind, InferenceError, Request
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
 from dlproxy.service import next_part
-from dlproxy.wire.catalog import ServedModel
+from dlproxy.wire.catalog import NotServedError, ServedModel
 from dlproxy.wire.endpoint import Endpoint, FrontDesk, in_parts
 from dlproxy.wire.terms import of_arguments
 
@@ -120,7 +121,10 @@ class Proxy:
         """
         if asyncio.get_running_loop() is not self._loop:
             self._check_loop("await it")
-        endpoint = self._desk.find(model, version)
+        try:
+            endpoint = self._desk.find(model, version)
+        except NotServedError as missing:
+            endpoint, timeout_s = await self._find_once_up(missing, timeout_s)
         try:
             if endpoint.model.signature.streams:
                 raise in_parts(model)
@@ -150,7 +154,10 @@ class Proxy:
         """
         if asyncio.get_running_loop() is not self._loop:
             self._check_loop("await it")
-        endpoint = self._desk.find(model, version)
+        try:
+            endpoint = self._desk.find(model, version)
+        except NotServedError as missing:
+            endpoint, timeout_s = await self._find_once_up(missing, timeout_s)
         try:
             terms = of_arguments(timeout_s=timeout_s, priority=priority, tenant=tenant, affinity=affinity)
             request = _request(endpoint, inputs, outputs)
@@ -164,6 +171,14 @@ class Proxy:
                 part = None if response.rest is None else await next_part(response.rest)
         finally:
             endpoint.cancel(request)
+
+    async def _find_once_up(self, missing: NotServedError, timeout_s: float | None) -> tuple[Endpoint, float]:
+        """For a model that is loaded on demand; with what is left of the timeout."""
+        waiting = self._models.catalog.waiting
+        if waiting is None:
+            raise InferenceError(missing.failure) from None
+        left_s = await waiting.until_up(missing, inf if timeout_s is None else timeout_s)
+        return self._desk.find(missing.name, missing.version), left_s
 
     def infer_sync(self, model: str, inputs: Mapping[str, Any], **options: Any) -> dict[str, NDArray[Any]]:
         """`infer` for any other thread, which waits meanwhile; the loop goes on. `options`: those of `infer`."""

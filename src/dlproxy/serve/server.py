@@ -12,6 +12,7 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from time import monotonic
 
 import msgspec
@@ -31,6 +32,7 @@ from dlproxy.wire.access_log import with_access_log
 from dlproxy.wire.control_http import ControlServer, control_app
 from dlproxy.wire.http_server import HttpServer
 from dlproxy.wire.oip_http import OipApp
+from dlproxy.wire.waiting import Waiting
 
 GC_ALLOCATIONS = 20_000  # requests make no reference cycles: looking for some every 700 allocations costs about 3 %
 
@@ -51,7 +53,9 @@ class Server:
         """Raises ConfigError for a quota that never admits anything."""
         self._config = config
         self.models = Models(config.server, config.tenants)
-        self.control = Control(self.models)
+        budget_mb = config.server.memory_budget_mb
+        self.control = Control(self.models, memory_bytes=budget_mb * 2**20 if budget_mb else inf)
+        self.models.catalog.waiting = Waiting(self.control, longest_s=config.server.load_wait_s)
         self.operations = ServerOperations(self.control, self.models)
         self.host = config.server.host
 
@@ -166,10 +170,10 @@ class Server:
 
     async def stop(self) -> None:
         """Take no new connections, answer what is under way (at most drain_s seconds), stop everything."""
-        await self.control.stop()
         catalog, drain_s = self.models.catalog, self._config.server.drain_s
+        catalog.drain()
+        await self.control.stop()
         farewell = Farewell([model.stats for model in catalog], len(self._http.connections), drain_s)
-        catalog.draining = True
         if self.unix_socket is not None:
             self.unix_socket.remove()
         await self._http.drain(drain_s)

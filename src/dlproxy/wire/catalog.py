@@ -6,7 +6,7 @@ Not aware of: how a model runs; it knows the Service that takes requests for it.
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
@@ -14,6 +14,9 @@ from dlproxy.message import Failure, FailureKind, InferenceError, Signature
 from dlproxy.policy.view import LaneView
 from dlproxy.service import Service
 from dlproxy.telemetry.stats import ModelStats
+
+if TYPE_CHECKING:
+    from dlproxy.wire.waiting import Waiting
 
 
 class ModelControl(Protocol):
@@ -74,6 +77,15 @@ class Route(Struct, frozen=True):
 NO_ROUTE = Route()
 
 
+class NotServedError(InferenceError):
+    """There is no such model, or not in this version (empty: in any)."""
+
+    def __init__(self, failure: Failure, name: str, version: str) -> None:
+        super().__init__(failure)
+        self.name = name
+        self.version = version
+
+
 class Catalog:
     """Every served model. Ticket ids are drawn here, so they are unique and ascending in one process."""
 
@@ -83,6 +95,8 @@ class Catalog:
         self._states: dict[tuple[str, str], str] = {}
         self._listeners: list[Callable[[], None]] = []
         self.ticket_ids = count(1)
+        self.waiting: Waiting | None = None
+        """Where requests wait for models that are loaded on demand, if there may be some."""
         self.draining = False
 
     def subscribe(self, listener: Callable[[], None]) -> None:
@@ -149,12 +163,12 @@ class Catalog:
     def get(self, name: str, version: str = "") -> ServedModel:
         """The version of that number or label, or the default one.
 
-        Raises InferenceError: NOT_FOUND, or UNAVAILABLE where a state is announced.
+        Raises NotServedError: UNAVAILABLE if it comes or goes, else NOT_FOUND.
         """
         versions, route = self._models.get(name, {}), self.route_of(name)
         found = versions.get(route.labels.get(version, version) or route.default or next(reversed(versions), ""))
         if found is None:
-            raise InferenceError(self._missing(name, version))
+            raise NotServedError(self._missing(name, version), name, version)
         return found
 
     def asked(self, name: str, version: str = "") -> ServedModel:
@@ -169,6 +183,12 @@ class Catalog:
             if route.diverted is not None:
                 yield route.diverted
 
+    def drain(self) -> None:
+        """The server stops: it is not ready any more, and no request waits for a model."""
+        self.draining = True
+        if self.waiting is not None:
+            self.waiting.close()
+
     @property
     def ready(self) -> bool:
         """True if every model has a live instance and the server is not about to stop."""
@@ -178,6 +198,8 @@ class Catalog:
         for (model, number), state in self._states.items():
             if model == name and version in ("", number):
                 return Failure(FailureKind.UNAVAILABLE, f"model '{name}' version {number} {state}")
+        if self.waiting is not None and self.waiting.may_come(name, version):
+            return Failure(FailureKind.UNAVAILABLE, f"model '{name}' is not loaded now; a request for it will load it")
         known = ", ".join((*self._models.get(name, ()), *self.route_of(name).labels))
         if known:
             message = f"'{name}' version {version} is not found; the versions served are {known}"

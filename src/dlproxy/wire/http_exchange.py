@@ -86,7 +86,7 @@ class Exchange:
         self.connection_line = connection_line
         self.principal = principal
         self.reply_parts: tuple[bytes | memoryview, ...] | None = None
-        self.on_abandoned: Callable[[], None] | None = None
+        self.on_abandoned: Callable[[], object] | None = None
         """Called if the client leaves before the reply."""
 
     def reply(

@@ -4,10 +4,13 @@ One request's way: Exchange, oip_codec.decode, Endpoint.submit, InferReply.compl
 Not aware of: sockets, lanes.
 """
 
+import asyncio
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
+from math import inf
 from reprlib import repr as brief  # bounds the length: the value is the client's
 from typing import Any
 from urllib.parse import quote
@@ -19,22 +22,28 @@ from dlproxy import __version__
 from dlproxy.config import HttpLimits
 from dlproxy.message import Failure, FailureKind, InferenceError, Response, Tensor, Timing, invalid
 from dlproxy.wire import oip_codec, oip_describe
-from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.catalog import Catalog, NotServedError, ServedModel
 from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk, in_parts
 from dlproxy.wire.http_exchange import Exchange
 from dlproxy.wire.oip_repository import RepositoryRoutes
 from dlproxy.wire.operations import ModelRepository
 from dlproxy.wire.target import name_in, path_of
-from dlproxy.wire.terms import NO_TERMS, of_parameters
+from dlproxy.wire.terms import DEADLINE, NO_TERMS, deadline_of, of_parameters
+from dlproxy.wire.waiting import Waiting
 
 MAX_SPELLINGS, MAX_SPELLING = 4096, 512  # infer targets that are remembered as clients write them, and bytes of one
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
 
 
-class _PredictBody(Struct):
-    inputs: Any
+class _Parameters(Struct):
+    """Of any request for inference."""
+
     parameters: dict[str, Any] | None = None
+
+
+class _PredictBody(_Parameters, kw_only=True):
+    inputs: Any
 
 
 class OipApp:
@@ -53,6 +62,7 @@ class OipApp:
         self._catalog = catalog
         in_repository = RepositoryRoutes(catalog, repository)
         self._max_body_bytes = limits.max_body_bytes
+        self._max_json_bytes = limits.max_json_bytes
         make = partial(_Inference, server_timing=server_timing, max_json_bytes=limits.max_json_bytes)
         self._desk = FrontDesk(catalog, make, clock=clock, tenant_header=tenant_header)
         self._infer: dict[bytes, _Inference] = {}
@@ -88,8 +98,33 @@ class OipApp:
                 inference.infer(exchange)
             else:
                 self._route(exchange)
+        except NotServedError as missing:
+            self._wait_for(missing, exchange)
         except InferenceError as error:
             exchange.refuse(error.failure)
+
+    def _wait_for(self, missing: NotServedError, exchange: Exchange) -> None:
+        """A model that is loaded on demand answers when it is up."""
+        waiting = self._catalog.waiting
+        if waiting is None or not waiting.may_come(missing.name, missing.version):
+            exchange.refuse(missing.failure)
+        else:
+            task = asyncio.get_running_loop().create_task(self._answer_once_up(waiting, missing, exchange))
+            exchange.on_abandoned = task.cancel
+
+    async def _answer_once_up(self, waiting: Waiting, missing: NotServedError, exchange: Exchange) -> None:
+        try:
+            headers = {name: value for name, value in exchange.headers.items() if name != b"content-encoding"}  # it is plain
+            timeout_s = min(deadline_of(headers), _timeout_s(exchange.body, headers, self._max_json_bytes))
+            left_s = await waiting.until_up(missing, timeout_s, len(exchange.body))
+            if left_s < inf:
+                headers[DEADLINE] = b"%.6f" % max(left_s * 1e3, 1e-6)
+            exchange.headers = headers
+            self._route(exchange)
+        except InferenceError as error:
+            exchange.refuse(error.failure)
+        except Exception:
+            exchange.give_up()
 
     def _follow(self) -> None:
         """The catalog has changed: forget every target, then learn those that name what there is."""
@@ -164,7 +199,7 @@ class OipApp:
         _json(exchange, {"ready": ready, "live": True}, status=200 if ready else 503)
 
     def _model_ready(self, exchange: Exchange, name: str, version: str) -> None:
-        model = self._catalog.get(name, version)
+        model = self._up(name, version)
         ready = model.ready
         _json(exchange, {"name": model.name, "ready": ready}, status=200 if ready else 503)
 
@@ -176,8 +211,15 @@ class OipApp:
         _json(exchange, oip_describe.config(self._catalog.asked(name, version)))
 
     def _stats(self, exchange: Exchange, name: str, version: str) -> None:
-        models = [self._catalog.get(name, version or found) for found in self._catalog.versions(name) or [version]]
+        models = [self._up(name, version or found) for found in self._catalog.versions(name) or [version]]
         _json(exchange, oip_describe.statistics(models[:1] if version else models))
+
+    def _up(self, name: str, version: str) -> ServedModel:
+        """For whoever looks how it is now, and loads nothing by that. Raises InferenceError."""
+        try:
+            return self._catalog.get(name, version)
+        except NotServedError as missing:
+            raise InferenceError(missing.failure) from None
 
     def _all_stats(self, exchange: Exchange) -> None:
         _json(exchange, oip_describe.statistics(self._catalog))
@@ -321,6 +363,16 @@ def timing_line(timing: Timing) -> bytes:
         timing.batch_s * 1e3,
         timing.compute_s * 1e3,
     )
+
+
+def _timeout_s(body: bytes, headers: Mapping[bytes, bytes], max_json_bytes: int) -> float:
+    """The one among the parameters of a request whose model is not known yet; inf for none. Raises InferenceError."""
+    size = headers.get(b"inference-header-content-length")
+    json = body if size is None else memoryview(body)[: _header_length(size)]
+    if len(json) <= max_json_bytes:
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # its model will say what is wrong
+            return of_parameters(msgspec.json.decode(json, type=_Parameters).parameters or {}).timeout_s
+    return inf
 
 
 def _header_length(value: bytes) -> int:

@@ -80,6 +80,12 @@ class HeaderTerms:
         )
 
 
+def deadline_of(headers: Mapping[bytes, bytes]) -> float:
+    """The timeout alone, in seconds, for whoever does not know the model yet. Raises InferenceError(INVALID_ARGUMENT)."""
+    deadline = headers.get(DEADLINE)
+    return inf if deadline is None else _milliseconds(deadline) * 1e-3
+
+
 def of_parameters(params: Mapping[str, Any]) -> Terms:
     """What the parameters of an Open Inference Protocol request say. Raises InferenceError."""
     if not SEQUENCE.isdisjoint(params):

@@ -37,12 +37,12 @@ Stamps = dict[str, tuple[int, int, int, int]]
 def stamps_before(content: Content) -> Stamps:
     """Of the files that are about to be loaded. Raises ModelError if they are not those that were loaded first."""
     if not content.files:
-        return {file: _stamp(file) for file in model_files(content.path)}
+        return {file: stamp_of(file) for file in model_files(content.path)}
     stamps = {}
     for file, known in content.files.items():
         try:
-            stamps[file] = _stamp(file)
-            same = stamps[file] == known.stamp or _digest(file) == known.digest
+            stamps[file] = stamp_of(file)
+            same = stamps[file] == known.stamp or digest_of(file) == known.digest
         except OSError as error:
             raise ModelError(f"{file}, which this model was loaded from, cannot be read any more: {error.strerror}") from None
         if not same:
@@ -57,9 +57,9 @@ def files_after(content: Content, before: Stamps, own: Sequence[str] = ()) -> di
     """What has been loaded. `own`: files that the runtime names itself. Raises ModelError if they changed meanwhile."""
     files = list(content.files) or list(own)[:MOST_FILES] or list(before)
     try:
-        stamps = {file: _stamp(file) for file in files}
-        found = {file: known.digest for file, known in content.files.items()} or {file: _digest(file) for file in files}
-        changed = [file for file in files if stamps[file] != before.get(file, stamps[file]) or stamps[file] != _stamp(file)]
+        stamps = {file: stamp_of(file) for file in files}
+        found = {file: known.digest for file, known in content.files.items()} or {file: digest_of(file) for file in files}
+        changed = [file for file in files if stamps[file] != before.get(file, stamps[file]) or stamps[file] != stamp_of(file)]
     except OSError as error:
         raise ModelError(f"{content.path} was removed while it was loaded: {error}") from None
     if changed:
@@ -78,12 +78,12 @@ def model_files(path: str) -> list[str]:
     return [path, *(str(file) for name in sorted(beside) if (file := model.parent / name).is_file())][:MOST_FILES]
 
 
-def _stamp(file: str) -> tuple[int, int, int, int]:
+def stamp_of(file: str) -> tuple[int, int, int, int]:
     status = os.stat(file)
     return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _digest(file: str) -> bytes:
+def digest_of(file: str) -> bytes:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 

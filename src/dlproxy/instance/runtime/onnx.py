@@ -90,13 +90,14 @@ class OnnxRuntime:
         self._session, plan = _first(path, options, plans)
         self.device = CPU if plan.place == CPU else f"{plan.place} ({plan.main})"
         self.checks_indices = plan.place == CPU
+        file = None
         try:
-            self._file: OnnxFile | None = OnnxFile(path)
+            file = OnnxFile(path)
         except (OSError, ValueError) as error:  # ONNX Runtime read it; what is looked up there can do without
             log.warning("%s: the graph cannot be looked at (%s); only runs will show whether rows are independent", path, error)
-            self._file = None
-        self.words = self._file.words if self._file is not None else []
-        found = _Found(self._session, self._file, path)
+        self._graph = file.graph if file is not None else None
+        self.words = file.words if file is not None else []
+        found = _Found(self._session, file, path)
         self.notes = found.notes
         self.signature = found.signature(inputs, outputs)
         self._input_names = [spec.name for spec in self.signature.inputs]
@@ -105,12 +106,15 @@ class OnnxRuntime:
         self._has_bf16 = any(spec.dtype is DType.BF16 for spec in specs)
 
     def why_rows_meet(self) -> str:
-        """What in the graph lets the rows of a batch meet, in words; empty if nothing that shows. Looked up at start only."""
-        file, self._file = self._file, None
-        if file is None:
+        """What in the graph lets the rows of a batch meet, in words; empty if nothing that shows."""
+        if self._graph is None:
             return ""
         carrying = [spec.name for spec in self.signature.inputs if spec.rows is not None]
-        return why_rows_meet(file.graph, carrying, self._output_names)
+        return why_rows_meet(self._graph, carrying, self._output_names)
+
+    def forget_graph(self) -> None:
+        """It is looked at when the model is loaded for the first time, and takes memory."""
+        self._graph = None
 
     def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """One forward pass. Arrays in signature order; BF16 as uint16 bit patterns."""

@@ -1,0 +1,109 @@
+"""What models hold of the memory: measured where the system tells, estimated from their files before."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from onnx import helper
+
+from dlproxy.config import ModelConfig, ServerConfig
+from dlproxy.fleet.memory import SESSION_BYTES, WORKER_BYTES, MemoryMeter, held_bytes, resident_bytes
+from dlproxy.message import DType
+from dlproxy.serve.models import Models
+from tests import models
+
+MIB = 2**20
+linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux' /proc")
+
+
+def weighing(side: int, path: Path) -> str:
+    """A model of one matrix of so many rows and columns."""
+    weights = models.constant("w", np.random.default_rng(side).standard_normal((side, side)).astype(np.float32))
+    ends = [models.value("x", DType.FP32, ("N", side))], [models.value("y", DType.FP32, ("N", side))]
+    return str(models.save(models.model([helper.make_node("MatMul", ["x", "w"], ["y"])], *ends, [weights]), path))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ModelConfig:
+    """Of 4 MiB."""
+    return ModelConfig(path=weighing(1024, tmp_path / "m.onnx"))
+
+
+def test_before_anything_was_loaded_files_tell(config: ModelConfig) -> None:
+    files = os.path.getsize(config.path)
+    meter = MemoryMeter()
+    assert meter.size_of(config) == SESSION_BYTES + int(1.5 * files)
+    in_workers = msgspec.structs.replace(config, run="process", instances=3)
+    assert meter.size_of(in_workers) == 3 * (WORKER_BYTES + files)
+    assert meter.size_of(ModelConfig(path="http://other:8000/v2/models/m")) == 0
+    assert meter.size_of(ModelConfig(path="nowhere.onnx")) == SESSION_BYTES, "loading it says so"
+
+
+def test_later_estimates_follow_what_was_seen(config: ModelConfig, tmp_path: Path) -> None:
+    meter = MemoryMeter()
+    other = ModelConfig(path=weighing(512, tmp_path / "other.onnx"))
+    files, of_other = os.path.getsize(config.path), os.path.getsize(other.path)
+    first = meter.loaded(other, 500 * MIB, 0)
+    assert first == SESSION_BYTES + int(1.5 * of_other), "what came with the runtime is not the model's"
+    assert meter.loaded(config, 2 * files + SESSION_BYTES, 0) == 2 * files + SESSION_BYTES
+    assert meter.size_of(config) == 2 * files + SESSION_BYTES, "it is known"
+    assert meter.size_of(other) == SESSION_BYTES + 2 * of_other
+    assert meter.loaded(other, -5 * MIB, 0) == of_other, "others freed something meanwhile"
+
+
+def test_a_changed_file_is_another_model(config: ModelConfig, tmp_path: Path) -> None:
+    meter = MemoryMeter()
+    for growth in (0, 100 * MIB):
+        meter.loaded(config, growth, 0)
+    assert meter.size_of(config) == 100 * MIB
+    weighing(64, Path(config.path))
+    assert meter.size_of(config) < 2 * MIB
+
+
+def test_workers_count_with_all_that_they_hold(config: ModelConfig) -> None:
+    meter = MemoryMeter()
+    files = os.path.getsize(config.path)
+    one = msgspec.structs.replace(config, run="process", instances=1)
+    assert meter.loaded(one, -MIB, 300 * MIB) == 300 * MIB
+    two = msgspec.structs.replace(one, instances=2)
+    assert meter.size_of(two) == 600 * MIB
+    assert meter.loaded(two, 0, 2 * files) == 2 * files
+    assert meter.size_of(msgspec.structs.replace(one, instances=4)) == 4 * files
+
+
+@pytest.fixture
+def some() -> Models:
+    return Models(ServerConfig(calibration_folder="", drain_s=1.0))
+
+
+def quick(path: str, **knobs: object) -> ModelConfig:
+    return msgspec.convert({"path": path, "run": "inline", "threads": 1, "batching": "off", **knobs}, ModelConfig)
+
+
+@linux
+async def test_what_is_measured_is_what_the_process_grows_by_and_goes_with_the_model(some: Models, tmp_path: Path) -> None:
+    await some.load("first", quick(weighing(512, tmp_path / "first.onnx")))
+    before = await asyncio.to_thread(held_bytes)
+    loaded = {}
+    for number in range(8):
+        config = quick(weighing(700 + 100 * number, tmp_path / f"{number}.onnx"))
+        loaded[f"m{number}"] = (await some.load(f"m{number}", config)).size_bytes
+        assert some.facts()[f"m{number}", "1"].size_bytes == loaded[f"m{number}"] >= (700 + 100 * number) ** 2 * 4
+    growth = await asyncio.to_thread(held_bytes) - before
+    assert sum(loaded.values()) == pytest.approx(growth, rel=0.1)
+    for name in loaded:
+        await some.unload(name)
+    left = resident_bytes() - before  # glibc keeps the top of a thread's heap, here the size of one model or two
+    assert left < 0.5 * growth, "without asking the allocator again"
+    await some.drain()
+
+
+@linux
+async def test_a_model_in_workers_is_as_large_as_they_are(some: Models, config: ModelConfig) -> None:
+    model = await some.load("m", quick(config.path, run="process", instances=2))
+    assert model.size_bytes > 2 * 20 * MIB, "Python and ONNX Runtime alone take more"
+    assert some.size_of(quick(config.path, run="process", instances=2)) == model.size_bytes
+    await some.drain()
