@@ -88,6 +88,11 @@ def _plugged_in(name: str, otherwise: str) -> Format:
     return found
 
 
+def suffixes() -> frozenset[str]:
+    """Of all models that are one file, or a folder with such a name."""
+    return frozenset([*SUFFIXES, *_TORCH, *(name for name in plugged_in(RUNTIMES) if name.startswith("."))])
+
+
 def known() -> str:
     """What dlproxy runs, for messages."""
     files = "; ".join(f"{suffix}, {words}" for suffix, words in SUFFIXES.items() if suffix not in _SAME)
