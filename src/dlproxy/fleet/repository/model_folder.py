@@ -131,7 +131,8 @@ class _Model:
             return self._found({version: self._version(version, "", flat=True)})
         if "version" in self._own.table:
             raise self._own.error(["version"], "the names of the folders are the versions: leave version out")
-        policy = own_policy or self._triton_policy() or policy
+        triton_policy = self._triton.version_policy.policy() if self._triton is not None else None
+        policy = own_policy or triton_policy or policy
         chosen = policy.chosen(self._versions)
         if not chosen:
             known = ", ".join(sorted(self._versions, key=int))
@@ -148,7 +149,10 @@ class _Model:
             local = self._tree.fetch(path) if self._is_folder[name] else fetch_file(self._tree, path)
             content = content_of(local, SETTINGS if flat else ())
             stamp, self._newest_ns = content.stamp, max(self._newest_ns, content.newest_ns)
-            return WantedVersion(config=self._config(number, local, flat), stamp=stamp)
+            config = self._config(number, local, flat)
+            if printable(config.path) != config.path:
+                raise ConfigError(f"{config.path} is a name in another encoding than UTF-8")
+            return WantedVersion(config=config, stamp=stamp)
         except (ConfigError, OSError) as error:
             config = ModelConfig(path=printable(f"{self._tree.place}/{path}"), version=number)
             return WantedVersion(config=config, stamp=stamp, problem=printable(said(error)))
@@ -156,20 +160,33 @@ class _Model:
     def _config(self, number: str, local: Path, flat: bool) -> ModelConfig:
         below: dict[str, Any] = {}
         above: dict[str, Any] = {"version": number}
-        if self._triton is not None:
-            config, _, warnings = self._translated(local)
-            below = msgspec.to_builtins(config)
-            self._warnings += warnings
         path = self._own.table.get("path")
+        if self._triton is not None:
+            below = self._translated(self._triton, local, path is not None)
         if isinstance(path, str) and is_file(path):
             above["path"] = self._own_path(path, local)
-        elif path is None and self._triton is None:
+        elif path is None and "path" in below:
+            above["path"] = model_path(Path(below["path"]))
+        elif path is None:
             missing = "model, nor a folder with a version's number" if flat else "model"
             above["path"] = model_in(local, self._suffixes, missing) if local.is_dir() else model_path(local)
         samples = self._own.table.get("samples")
         if isinstance(samples, str) and samples:
             above["samples"] = str(self._tree.fetch(f"{self._entry}/{samples}"))
         return self._own.config(below, above)
+
+    def _translated(self, triton: TritonConfig, version: Path, has_path: bool) -> dict[str, Any]:
+        """Knobs. `has_path`: dlproxy.toml says which model it is, even if it is none for Triton's configuration."""
+        try:
+            config, _, warnings = translated(triton, version.parent if self._versions else version, version)
+        except ConfigError as error:
+            if not has_path:
+                raise
+            self._warnings.append(f"{TRITON} has no effect: {error}")
+            return {}
+        self._warnings += warnings
+        knobs: dict[str, Any] = msgspec.to_builtins(config)
+        return knobs
 
     def _own_path(self, path: str, local: Path) -> str:
         """`path`: as dlproxy.toml has it, of a file in the version's folder."""
@@ -192,20 +209,6 @@ class _Model:
                 return VersionPolicy(specific=tuple(map(str, value)))
         message = f'{POLICY} = {value!r} is not understood; write a number (so many of the latest), [3, 5] or "all"'
         raise self._own.error([POLICY], message)
-
-    def _triton_policy(self) -> VersionPolicy | None:
-        """None if Triton's configuration does not fit its latest version, which says so itself."""
-        if self._triton is None:
-            return None
-        last = self._versions[max(self._versions, key=int)]
-        try:
-            return self._translated(self._tree.fetch(f"{self._entry}/{last}"))[1]
-        except ConfigError:
-            return None
-
-    def _translated(self, version: Path) -> tuple[ModelConfig, VersionPolicy, list[str]]:
-        assert self._triton is not None
-        return translated(self._triton, version.parent if self._versions else version, version)
 
     def _settings(self, name: str) -> Path:
         """A file beside the versions."""

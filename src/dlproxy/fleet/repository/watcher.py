@@ -69,7 +69,7 @@ class Repository:
             await asyncio.sleep(SETTLE_S)
             unsettled = await self.look()
         if self._mode == "poll":
-            self._following = asyncio.create_task(self._follow(bool(unsettled)))
+            self._following = asyncio.create_task(self._follow())
         elif unsettled:
             log.warning("left out, because their files were still changing: %s", ", ".join(sorted(unsettled)))
 
@@ -140,12 +140,12 @@ class Repository:
         async with self._reading:
             return await asyncio.to_thread(self._source.read, name, overrides)
 
-    async def _follow(self, unsettled: bool) -> None:
-        took = 0.0
+    async def _follow(self) -> None:
+        took, unsettled = 0.0, False
         while True:
-            self._watch()
+            again = self._watch() or unsettled  # what changed before anybody watched is not told of
             await asyncio.sleep(max(SETTLE_S, took * REST))
-            if not unsettled:
+            if not again:
                 try:
                     await asyncio.wait_for(self._woken.wait(), RESCAN_S - SETTLE_S)
                 except TimeoutError:
@@ -162,11 +162,11 @@ class Repository:
                 log.exception("the model repository could not be followed; the next look comes in %g s", RESCAN_S)
             took = self._clock() - begun
 
-    def _watch(self) -> None:
-        """Be told of changes, anew if what is followed is other folders than before."""
+    def _watch(self) -> bool:
+        """Be told of changes, anew if what is followed is other folders than before: whether it is."""
         folders = self._source.folders
         if folders == self._watched:
-            return
+            return False
         self._watched = folders
         self._unwatch()
         loop = asyncio.get_running_loop()
@@ -176,6 +176,7 @@ class Repository:
 
         if folders:
             self._unwatch = self._wake(list(folders), on_change)
+        return True
 
     def _say(self, warnings: Iterable[str]) -> None:
         """Each once, until it is true no more."""
