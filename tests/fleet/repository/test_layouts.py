@@ -26,7 +26,11 @@ GOOD = (
     ("folder of one", ["m/net.onnx"], {"1": "m/net.onnx"}),
     ("files as versions", ["m/1.onnx", "m/2.onnx"], {"2": "m/2.onnx"}),
     ("version 0", ["m/0/model.onnx"], {"0": "m/0/model.onnx"}),
-    ("hidden files", ["m/1/model.onnx", "m/.3/model.onnx", "m/1/.old.onnx", ".x.onnx", "lost+found/y"], {"1": "m/1/model.onnx"}),
+    (
+        "hidden files",
+        ["m/1/model.onnx", "m/.3/model.onnx", "m/1/.old.onnx", ".x.onnx", "lost+found/y"],
+        {"1": "m/1/model.onnx"},
+    ),
 )
 
 
@@ -50,8 +54,16 @@ def test_python_classes(tmp_path: Path) -> None:
 BAD = (
     ("no model", ["m/1/labels.txt"], "1 holds no model: nothing but labels.txt"),
     ("empty version", ["m/1/.keep"], "1 holds no model: nothing"),
-    ("neither version nor model", ["m/v1/model.onnx"], "m holds no model, nor a folder with a version's number: nothing but v1"),
-    ("several models", ["m/1/a.onnx", "m/1/b.onnx"], '1 holds several models: a.onnx, b.onnx; say which in dlproxy.toml: path = "a.onnx"'),
+    (
+        "neither version nor model",
+        ["m/v1/model.onnx"],
+        "m holds no model, nor a folder with a version's number: nothing but v1",
+    ),
+    (
+        "several models",
+        ["m/1/a.onnx", "m/1/b.onnx"],
+        '1 holds several models: a.onnx, b.onnx; say which in dlproxy.toml: path = "a.onnx"',
+    ),
     ("two of a name", ["m.onnx", "m/1/model.onnx"], "are both named 'm': leave one"),
     ("two files of a name", ["m.onnx", "m.pt"], "m.onnx and m.pt in"),
     ("another server's", ["m/1/model.plan"], "model.plan is for TensorRT, which dlproxy does not run"),

@@ -65,7 +65,10 @@ def test_models_that_are_no_files(path: str, tmp_path: Path) -> None:
         ("slo = 3", "dlproxy.toml:1: slo: expected `str`, got `int`"),
         ("\nslow = 3", "dlproxy.toml:2: unknown key 'slow'; did you mean 'slo'?"),
         ("slo = ", "dlproxy.toml is not TOML"),
-        ("serve_versions = 0", 'dlproxy.toml:1: serve_versions = 0 is not understood; write a number (so many of the latest), [3, 5] or "all"'),
+        (
+            "serve_versions = 0",
+            'dlproxy.toml:1: serve_versions = 0 is not understood; write a number (so many of the latest), [3, 5] or "all"',
+        ),
         ("serve_versions = true", "serve_versions = True is not understood"),
         ("serve_versions = [4]", "version 4 is to be served, which is not there; there are: 1, 2"),
         ('version = "3"', "dlproxy.toml:1: the names of the folders are the versions: leave version out"),
