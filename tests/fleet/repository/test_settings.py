@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dlproxy.config import ConfigError
-from dlproxy.fleet.repository.scan import listed, listed_in_config, read_listed, scan
+from dlproxy.fleet.repository.scan import listed, listed_in_config, read_listed, scan, versions_of
 from dlproxy.fleet.repository.tree import LocalTree
 from tests.fleet.repository.fixtures import CLASS, found_in, paths, problems, put
 
@@ -123,6 +123,12 @@ def test_what_is_given_by_hand(tmp_path: Path) -> None:
     assert triton.wanted.versions["2"].config.max_batch == 32
 
 
+def opened(place: str) -> LocalTree:
+    if place.startswith("odd:"):
+        raise ConfigError(f"nothing reads {place}")
+    return LocalTree(Path(place))
+
+
 def test_models_config(tmp_path: Path) -> None:
     put(tmp_path, "a/1/saved_model.pb", "a/2/saved_model.pb", "a/3/saved_model.pb")
     file = tmp_path / "models.config"
@@ -136,19 +142,33 @@ def test_models_config(tmp_path: Path) -> None:
             version_labels {{ key: 'no word' value: 3 }}
           }}
           config {{ name: 'second' base_path: '{tmp_path}/none' model_platform: 'tensorflow' }}
+          config {{ name: 'third' base_path: 'odd://store' model_platform: 'tensorflow' }}
+          config {{ name: 'twice' base_path: '{tmp_path}/a' model_platform: 'tensorflow' }}
+          config {{ name: 'twice' base_path: '{tmp_path}/b' model_platform: 'tensorflow' }}
         }}"""
     file.write_text(text)
-    found = scan(listed_in_config(file, lambda place: LocalTree(Path(place))))
+    put(tmp_path, "a/dlproxy.toml", content=b"max_batch = 3")
+    listing = listed_in_config(file, opened)
+    found = scan(listing)
+    assert {name: versions_of(one) for name, one in listing.items()} == {
+        "first": ["1", "2", "3"],
+        "second": [],
+        "third": [],
+        "twice": [],
+    }
+    assert {version.config.max_batch for version in found["first"].wanted.versions.values()} == {3}
     assert paths(tmp_path, found["first"]) == {"2": "a/2", "3": "a/3"}
     assert found["first"].wanted.labels == {"stable": "2"}
     assert len(found["first"].warnings) == 2
     assert "none is not there" in found["second"].problem
+    assert found["third"].problem == "nothing reads odd://store"
+    assert "two models are named 'twice' in" in found["twice"].problem
 
 
 def test_a_models_config_that_cannot_be_read(tmp_path: Path) -> None:
     file = tmp_path / "models.config"
     with pytest.raises(ConfigError, match=r"models.config cannot be read"):
-        listed_in_config(file, lambda place: LocalTree(Path(place)))
+        listed_in_config(file, opened)
     file.write_text("model_config_list { config { ")
     with pytest.raises(ConfigError, match=r"models.config"):
-        listed_in_config(file, lambda place: LocalTree(Path(place)))
+        listed_in_config(file, opened)

@@ -55,7 +55,7 @@ def read_model(
     try:
         return _Model(tree, entry, is_folder, suffixes, override or {}).read(policy or VersionPolicy())
     except (ConfigError, OSError) as error:
-        return broken(f"{tree.place}/{entry}", said(error))
+        return broken(f"{tree.place}/{entry}".rstrip("/"), said(error))
 
 
 def broken(place: str, problem: str) -> FoundModel:
@@ -144,7 +144,7 @@ class _Model:
 
     def _version(self, number: str, name: str, *, flat: bool = False) -> WantedVersion:
         """`name`: of its file or folder. `flat`: it is the model's own."""
-        path, stamp = f"{self._entry}/{name}".strip("/"), MARK
+        path, stamp = self._at(name), MARK
         try:
             local = self._tree.fetch(path) if self._is_folder[name] else fetch_file(self._tree, path)
             content = content_of(local, SETTINGS if flat else ())
@@ -172,7 +172,7 @@ class _Model:
             above["path"] = model_in(local, self._suffixes, missing) if local.is_dir() else model_path(local)
         samples = self._own.table.get("samples")
         if isinstance(samples, str) and samples:
-            above["samples"] = str(self._tree.fetch(f"{self._entry}/{samples}"))
+            above["samples"] = str(self._tree.fetch(self._at(samples)))
         return self._own.config(below, above)
 
     def _translated(self, triton: TritonConfig, version: Path, has_path: bool) -> dict[str, Any]:
@@ -210,9 +210,12 @@ class _Model:
         message = f'{POLICY} = {value!r} is not understood; write a number (so many of the latest), [3, 5] or "all"'
         raise self._own.error([POLICY], message)
 
+    def _at(self, name: str) -> str:
+        return f"{self._entry}/{name}".strip("/")
+
     def _settings(self, name: str) -> Path:
         """A file beside the versions."""
-        file = self._tree.fetch(f"{self._entry}/{name}")
+        file = self._tree.fetch(self._at(name))
         status = file.stat()
         self._newest_ns = max(self._newest_ns, status.st_mtime_ns, status.st_ctime_ns)
         return file

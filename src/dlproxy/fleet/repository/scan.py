@@ -5,6 +5,7 @@ Called by watcher.py. Not aware of: what is served, what has changed.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -15,18 +16,19 @@ from dlproxy.config.paths import is_model_name
 from dlproxy.fleet.repository.model_file import is_model
 from dlproxy.fleet.repository.model_folder import FoundModel, Knobs, broken, printable, read_model, said, versions_in
 from dlproxy.fleet.repository.tfs_config import read_models_config
-from dlproxy.fleet.repository.tree import Tree
+from dlproxy.fleet.repository.tree import LocalTree, Tree
 from dlproxy.fleet.repository.version_policy import VersionPolicy
 from dlproxy.instance.runtime.formats import suffixes
 
 
 class Listed(Struct, frozen=True):
-    """A model's name, and where it is said to be: `entries` of a tree that are files or folders, one if all is well."""
+    """Where a model is said to be: `entries` of a tree that are files or folders, one if all is well. `problem`: if not."""
 
     tree: Tree
     entries: dict[str, bool]
     policy: VersionPolicy | None = None
     labels: Mapping[str, str] = {}
+    problem: str = ""
 
 
 Listing = dict[str, Listed]
@@ -55,15 +57,20 @@ def listed_in_config(file: Path, open_tree: Callable[[str], Tree]) -> Listing:
         raise ConfigError(f"{file} cannot be read: {error}") from None
     listing: Listing = {}
     for name, base_path, policy, labels in read_models_config(text, str(file)):
-        if name in listing:
-            raise ConfigError(f"{file}: two models are named {name!r}")
-        listing[name] = Listed(open_tree(base_path), {"": True}, policy, labels)
+        problem = f"two models are named '{name}' in {file}" if name in listing else ""
+        try:
+            tree = open_tree(base_path)
+        except ConfigError as error:
+            tree, problem = LocalTree(Path(base_path)), str(error)
+        listing[name] = Listed(tree, {"": True}, policy, labels, problem)
     return listing
 
 
 def read_listed(name: str, listed: Listed, override: Knobs | None = None) -> FoundModel:
     """One of the models. Raises nothing."""
     place, entries = listed.tree.place, listed.entries
+    if listed.problem:
+        return broken(place, listed.problem)
     if "" in entries:  # nobody has looked at this tree yet
         try:
             listed.tree.refresh()
@@ -89,11 +96,12 @@ def _is_use(label: str, version: str, found: FoundModel) -> bool:
 
 
 def versions_of(listed: Listed) -> list[str]:
-    """All that are there, in the order of their numbers, without a look inside. Raises OSError."""
+    """All that are there, in the order of their numbers, without a look inside; none of what cannot be read."""
     found: set[str] = set()
-    for entry, is_folder in listed.entries.items():
-        numbers = versions_in(listed.tree.entries(entry), suffixes())[0] if is_folder else {}
-        found |= numbers.keys() or {"1"}
+    with suppress(OSError):
+        for entry, is_folder in listed.entries.items():
+            numbers = versions_in(listed.tree.entries(entry), suffixes())[0] if is_folder else {}
+            found |= numbers.keys() or {"1"}
     return sorted(found, key=int)
 
 

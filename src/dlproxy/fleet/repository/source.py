@@ -4,6 +4,7 @@ Used by watcher.py, on threads: everything here blocks. Not aware of: what is se
 """
 
 import difflib
+from contextlib import suppress
 from pathlib import Path
 
 from dlproxy.config import ConfigError
@@ -78,7 +79,7 @@ class Source:
     def _identities(self, places: list[str]) -> dict[str, Identity]:
         found = {}
         for local in filter(None, map(_local, places)):
-            if local.is_dir():
+            with suppress(OSError):  # its model says why
                 status = local.stat()
                 found[str(local)] = status.st_dev, status.st_ino
         return found
