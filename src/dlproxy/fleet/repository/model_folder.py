@@ -4,6 +4,7 @@ Called by scan.py. A mistake is that model's alone, or that version's. Not aware
 """
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,12 @@ def versions_in(entries: Mapping[str, bool], suffixes: Collection[str]) -> tuple
     return versions, warnings
 
 
+@lru_cache(maxsize=4096)
+def _triton_config(file: Path, size: int, changed_ns: int) -> TritonConfig:
+    """Parsed once for each content, which takes as long as all else that a look at a model does. Raises ConfigError, OSError."""
+    return read_triton_config(file.read_text("utf-8", "replace"), str(file))
+
+
 class _Model:
     """One model while it is read. All methods raise ConfigError and OSError."""
 
@@ -119,7 +126,8 @@ class _Model:
             self._own.table.update(override)
             if TRITON in entries:
                 file = self._settings(TRITON)
-                self._triton = read_triton_config(file.read_text("utf-8", "replace"), str(file))
+                status = file.stat()
+                self._triton = _triton_config(file, status.st_size, status.st_mtime_ns)
 
     def read(self, policy: VersionPolicy) -> FoundModel:
         """All of it. `policy`: unless the model's own files say otherwise."""
