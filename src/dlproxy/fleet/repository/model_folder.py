@@ -101,7 +101,7 @@ def versions_in(entries: Mapping[str, bool], suffixes: Collection[str]) -> tuple
 
 @lru_cache(maxsize=4096)
 def _triton_config(file: Path, size: int, changed_ns: int) -> TritonConfig:
-    """Parsed once for each content, which takes as long as all else that a look at a model does. Raises ConfigError, OSError."""
+    """Parsed once for each content: it takes longer than all else of a look at a model. Raises ConfigError, OSError."""
     return read_triton_config(file.read_text("utf-8", "replace"), str(file))
 
 
