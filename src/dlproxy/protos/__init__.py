@@ -1,4 +1,4 @@
-"""Messages of gRPC services that dlproxy speaks, by their published names and numbers, and large byte fields around protobuf.
+"""Messages of gRPC services that dlproxy speaks and of other servers' configurations, by their published names and numbers.
 
-Needs protobuf, which comes with the extra `grpc`: imported where a gRPC address is used, by nothing that every server loads.
+Imported where a gRPC address or such a configuration is used, by nothing that every server loads.
 """

@@ -1,0 +1,344 @@
+"""Triton's configuration of a model, config.pbtxt, and what of it a model here has: its path, its knobs, its versions.
+
+Called by model_folder.py. Not aware of: which files and GPUs there are, what is served.
+What becomes of which field: docs/guides/triton-config.md.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.fleet.repository.text_format import line_of, read_json, read_text
+from dlproxy.fleet.repository.version_choice import VersionChoice
+from dlproxy.fleet.repository.version_policy import VersionPolicy
+from dlproxy.policy.queueing import DEFAULT_LEVEL, LOWEST_LEVEL
+from dlproxy.protos.triton_config import triton_config
+
+Framework = Literal["onnx", "torch", "tensorflow"]
+
+FILES: dict[Framework, str] = {"onnx": "model.onnx", "torch": "model.pt", "tensorflow": "model.savedmodel"}
+_FRAMEWORKS: dict[str, Framework] = {  # by platform, and by backend
+    "onnxruntime_onnx": "onnx",
+    "pytorch_libtorch": "torch",
+    "tensorflow_savedmodel": "tensorflow",
+    "onnxruntime": "onnx",
+    "pytorch": "torch",
+    "tensorflow": "tensorflow",
+}
+_ADVICE = {
+    "python": "write a Python class with predict, and name it in dlproxy.toml beside config.pbtxt: path = 'file.py:MyModel'",
+    "tensorrt_plan": "export ONNX",
+    "tensorrt": "export ONNX",
+    "tensorflow_graphdef": "export a SavedModel",
+    "openvino": "export ONNX, and set device = 'openvino:CPU'",
+    "ensemble": "serve its models, and let the client ask one after the other",
+}
+_THREADS = {"onnx": "intra_op_thread_count", "torch": "INTRA_OP_THREAD_COUNT", "tensorflow": "TF_NUM_INTRA_THREADS"}
+_WITHOUT_EFFECT = frozenset(  # what changes neither answers nor when they come: names, and hints to Triton's own memory
+    ("runtime", "input.format", "instance_group.name", "optimization.input_pinned_memory", "optimization.output_pinned_memory")
+)
+_STRICT_S = 3600.0  # of ageing_s: nobody waits so long that his level matters less
+_MOST_BATCH, _MOST_INSTANCES, _MOST_THREADS, _MOST_WAIT_S = 65536, 256, 1024, 60.0  # the ranges of the knobs
+
+
+class Reshape(Struct, frozen=True):
+    shape: tuple[int, ...] = ()
+
+
+class Tensor(Struct, frozen=True):
+    """An input or output; `dims` without the rows, if the model is batched."""
+
+    name: str = ""
+    data_type: str = "TYPE_INVALID"
+    dims: tuple[int, ...] = ()
+    reshape: Reshape | None = None
+    allow_ragged_batch: bool = False
+    optional: bool = False
+    label_filename: str = ""
+
+
+class InstanceGroup(Struct, frozen=True):
+    kind: Literal["KIND_AUTO", "KIND_GPU", "KIND_CPU", "KIND_MODEL"] = "KIND_AUTO"
+    count: int = 0
+    gpus: tuple[int, ...] = ()
+    passive: bool = False
+
+
+class QueuePolicy(Struct, frozen=True):
+    timeout_action: Literal["REJECT", "DELAY"] = "REJECT"
+    default_timeout_microseconds: int = 0
+    allow_timeout_override: bool = False
+    max_queue_size: int = 0
+
+
+class DynamicBatching(Struct, frozen=True):
+    preferred_batch_size: tuple[int, ...] = ()
+    max_queue_delay_microseconds: int = 0
+    priority_levels: int = 0
+    default_priority_level: int = 0
+    default_queue_policy: QueuePolicy = QueuePolicy()
+    priority_queue_policy: Mapping[int, QueuePolicy] = {}
+
+
+class WarmupInput(Struct, frozen=True):
+    data_type: str = "TYPE_INVALID"
+    dims: tuple[int, ...] = ()
+    zero_data: bool = False
+    random_data: bool = False
+    input_data_file: str = ""
+
+
+class Warmup(Struct, frozen=True):
+    name: str = ""
+    batch_size: int = 0
+    inputs: Mapping[str, WarmupInput] = {}
+    count: int = 0
+
+
+class Parameter(Struct, frozen=True):
+    string_value: str = ""
+
+
+class ResponseCache(Struct, frozen=True):
+    enable: bool = False
+
+
+class Accelerator(Struct, frozen=True):
+    name: str = ""
+
+
+class Accelerators(Struct, frozen=True):
+    gpu_execution_accelerator: tuple[Accelerator, ...] = ()
+    cpu_execution_accelerator: tuple[Accelerator, ...] = ()
+
+
+class Optimization(Struct, frozen=True):
+    execution_accelerators: Accelerators = Accelerators()
+
+
+class TritonConfig(Struct, frozen=True):
+    """What dlproxy looks at, under Triton's names; a dict where it only matters that it is there.
+
+    `others`: further fields that are set.
+    """
+
+    name: str = ""
+    platform: str = ""
+    backend: str = ""
+    max_batch_size: int = 0
+    version_policy: VersionChoice = VersionChoice()
+    input: tuple[Tensor, ...] = ()
+    output: tuple[Tensor, ...] = ()
+    instance_group: tuple[InstanceGroup, ...] = ()
+    dynamic_batching: DynamicBatching | None = None
+    sequence_batching: dict[str, Any] | None = None
+    ensemble_scheduling: dict[str, Any] | None = None
+    batch_input: tuple[dict[str, Any], ...] = ()
+    batch_output: tuple[dict[str, Any], ...] = ()
+    default_model_filename: str = ""
+    parameters: Mapping[str, Parameter] = {}
+    model_warmup: tuple[Warmup, ...] = ()
+    response_cache: ResponseCache = ResponseCache()
+    optimization: Optimization = Optimization()
+    others: tuple[str, ...] = ()
+
+
+def read_triton_config(text: str, where: str) -> TritonConfig:
+    """The content of config.pbtxt. Raises ConfigError, which names the line."""
+    config, others = read_text(text, where, triton_config, TritonConfig)
+    return _checked(config, others, where, text)
+
+
+def read_triton_json(data: Mapping[str, Any], where: str) -> TritonConfig:
+    """The same as JSON, which is how Triton's clients send it. Raises ConfigError."""
+    config, others = read_json(data, where, triton_config, TritonConfig)
+    return _checked(config, others, where, "")
+
+
+def _checked(config: TritonConfig, others: list[str], where: str, text: str) -> TritonConfig:
+    """With `others`. Raises ConfigError for values that Triton refuses, too."""
+
+    def error(field: str, what: str) -> ConfigError:
+        return ConfigError(f"{where}{line_of(text, field)}: {what}")
+
+    if config.max_batch_size < 0:
+        raise error("max_batch_size", f"max_batch_size is {config.max_batch_size}; it must not be negative")
+    for group in config.instance_group:
+        if group.count < 0 or any(gpu < 0 for gpu in group.gpus):
+            raise error("instance_group", "the count and the gpus of an instance_group must not be negative")
+    batching = config.dynamic_batching or DynamicBatching()
+    if batching.default_priority_level > batching.priority_levels:
+        levels = f"{batching.default_priority_level} of {batching.priority_levels} priority_levels"
+        raise error("default_priority_level", f"default_priority_level is {levels}")
+    try:
+        config.version_policy.policy()
+    except ConfigError as wrong:
+        raise error("specific", str(wrong)) from None
+    return msgspec.structs.replace(config, others=tuple(others))
+
+
+def translated(config: TritonConfig, folder: Path, version_folder: Path) -> tuple[ModelConfig, VersionPolicy, list[str]]:
+    """The model as dlproxy has it, which versions are served, and at most one warning: of what has no effect.
+
+    `folder`: the model's, `version_folder`: the version's in it. Raises ConfigError for a model that cannot be served.
+    """
+    framework = _framework(config, version_folder)
+    ignored = [name for name in config.others if name not in _WITHOUT_EFFECT]
+    ignored += _ignored_tensors(config)
+    knobs: dict[str, Any] = {"path": str(version_folder / _file(config, framework))}
+    knobs |= _batching(config, ignored) | _queueing(config, ignored) | _instances(config, framework, ignored)
+    knobs |= _threads(config, framework, ignored)
+    if framework == "torch":
+        knobs |= _declared(config)
+    if config.response_cache.enable:
+        ignored.append("response_cache")
+    if any(one.input_data_file for warmup in config.model_warmup for one in warmup.inputs.values()):
+        ignored.append("the files of model_warmup (the knob `samples` takes real inputs)")
+    if config.name not in ("", folder.name):
+        ignored.append(f"the name {config.name} (its folder is named {folder.name})")
+    warnings = [f"of its Triton configuration has no effect: {', '.join(ignored)}"] if ignored else []
+    return ModelConfig(**knobs), config.version_policy.policy() or VersionPolicy(), warnings
+
+
+def _framework(config: TritonConfig, version_folder: Path) -> Framework:
+    """Raises ConfigError for models that need what dlproxy does not have."""
+    if config.ensemble_scheduling is not None or config.platform == "ensemble":
+        raise ConfigError(f"it is an ensemble, which dlproxy does not run: {_ADVICE['ensemble']}")
+    if config.sequence_batching is not None:
+        raise ConfigError("it has sequence_batching: its answers depend on requests before, which dlproxy does not keep apart")
+    if config.batch_input or config.batch_output:
+        raise ConfigError("it has batch_input or batch_output, which Triton makes of each batch and dlproxy does not")
+    named = config.platform or config.backend
+    if named:
+        if named not in _FRAMEWORKS:
+            advice = f"; {_ADVICE[named]}" if named in _ADVICE else ""
+            kinds = ", ".join(name for name in _FRAMEWORKS if "_" in name)
+            raise ConfigError(f"its {'platform' if config.platform else 'backend'} is {named}; dlproxy runs {kinds}{advice}")
+        return _FRAMEWORKS[named]
+    for framework, name in FILES.items():
+        file = Path(config.default_model_filename or name)
+        if file.suffix == Path(name).suffix and (version_folder / file).exists():
+            return framework
+    raise ConfigError(f"it names no platform or backend, and {version_folder} holds no {' or '.join(FILES.values())}")
+
+
+def _file(config: TritonConfig, framework: Framework) -> str:
+    name = PurePosixPath(config.default_model_filename or FILES[framework])
+    if name.is_absolute() or ".." in name.parts:
+        raise ConfigError(f"default_model_filename is {str(name)!r}, which lies outside of the version's folder")
+    return str(name)
+
+
+def _batching(config: TritonConfig, ignored: list[str]) -> dict[str, Any]:
+    """Without dynamic_batching, too, as Triton itself turns it on for ONNX and TensorFlow models; then by evidence."""
+    batching = config.dynamic_batching
+    if config.max_batch_size == 0:
+        return {"batching": "off"}
+    knobs: dict[str, Any] = {"max_batch": min(config.max_batch_size, _MOST_BATCH)}
+    if batching is not None:
+        knobs["batching"] = "on"
+        knobs["max_wait_s"] = min(batching.max_queue_delay_microseconds / 1e6, _MOST_WAIT_S)
+        if batching.preferred_batch_size:
+            ignored.append("preferred_batch_size (sizes follow from measured times)")
+    return knobs
+
+
+def _queueing(config: TritonConfig, ignored: list[str]) -> dict[str, Any]:
+    batching = config.dynamic_batching or DynamicBatching()
+    policy, levels = batching.default_queue_policy, batching.priority_levels
+    knobs: dict[str, Any] = {}
+    if levels:
+        knobs |= {"discipline": "priority", "ageing_s": _STRICT_S}
+        if batching.default_priority_level != DEFAULT_LEVEL:
+            ignored.append(f"default_priority_level (requests that name none have level {DEFAULT_LEVEL})")
+        if levels > LOWEST_LEVEL:
+            ignored.append(f"priority_levels above {LOWEST_LEVEL} (they count as {LOWEST_LEVEL})")
+    if policy.default_timeout_microseconds and policy.timeout_action == "REJECT":
+        knobs["slo"] = f"p99={policy.default_timeout_microseconds}us"
+    elif policy.timeout_action == "DELAY":
+        ignored.append("timeout_action DELAY (no request is put back)")
+    if policy.max_queue_size:
+        knobs["max_queue_rows"] = min(max(policy.max_queue_size, config.max_batch_size), 1 << 24)
+    if batching.priority_queue_policy:
+        ignored.append("priority_queue_policy")
+    return knobs
+
+
+def _instances(config: TritonConfig, framework: Framework, ignored: list[str]) -> dict[str, Any]:
+    """How many there are, and on which devices: each gets the next of a list."""
+    accelerators = config.optimization.execution_accelerators
+    places: list[str] = []
+    for group in config.instance_group:
+        if group.passive:
+            ignored.append("instance_group with passive")
+            continue
+        kinds = _kinds(group, accelerators if framework == "onnx" else Accelerators())
+        places += [place for _ in range(min(group.count or 1, _MOST_INSTANCES)) for place in kinds]
+        if group.kind == "KIND_GPU" and not group.gpus:
+            ignored.append("instance_group on every GPU (without gpus it is on the first)")
+    used = {place.partition(":")[0] for place in places}
+    ignored += [f"the execution accelerator {name}" for name in _named(accelerators) if name not in used]
+    if not places:
+        return {}
+    places = places[:_MOST_INSTANCES]
+    return {"instances": len(places), "device": ",".join(_repeated(places))}
+
+
+def _kinds(group: InstanceGroup, accelerators: Accelerators) -> list[str]:
+    """The devices of one round of a group's instances."""
+    if group.kind == "KIND_CPU":
+        return ["openvino:CPU" if any(one.name == "openvino" for one in accelerators.cpu_execution_accelerator) else "cpu"]
+    if group.kind == "KIND_MODEL" or not (group.gpus or group.kind == "KIND_GPU"):
+        return ["auto"]
+    kind = "tensorrt" if any(one.name == "tensorrt" for one in accelerators.gpu_execution_accelerator) else "cuda"
+    return [f"{kind}:{gpu}" for gpu in group.gpus or (0,)]
+
+
+def _named(accelerators: Accelerators) -> Iterator[str]:
+    yield from (one.name for one in (*accelerators.gpu_execution_accelerator, *accelerators.cpu_execution_accelerator))
+
+
+def _repeated(places: list[str]) -> list[str]:
+    """The shortest list that gives these places in turn."""
+    return next(
+        places[:size] for size in range(1, len(places) + 1) if all(one == places[at % size] for at, one in enumerate(places))
+    )
+
+
+def _threads(config: TritonConfig, framework: Framework, ignored: list[str]) -> dict[str, Any]:
+    ours = _THREADS[framework]
+    ignored += [f"the parameter {name}" for name in config.parameters if name != ours]
+    text = config.parameters[ours].string_value if ours in config.parameters else "0"
+    if not (text.isascii() and text.isdecimal()) or int(text) > _MOST_THREADS:
+        raise ConfigError(f"the parameter {ours} is {text!r}; it is a number of threads, up to {_MOST_THREADS}")
+    return {"threads": int(text)}
+
+
+def _declared(config: TritonConfig) -> dict[str, Any]:
+    """For models that do not say their inputs and outputs themselves."""
+
+    def spec(tensor: Tensor) -> str:
+        dims = tensor.reshape.shape if tensor.reshape is not None else tensor.dims
+        sizes = [*(["batch"] if config.max_batch_size else []), *map(str, dims)]
+        return f"{tensor.data_type.removeprefix('TYPE_').replace('STRING', 'BYTES')}[{','.join(sizes)}]"
+
+    return {
+        "inputs": {one.name: spec(one) for one in config.input},
+        "outputs": {one.name: spec(one) for one in config.output},
+    }
+
+
+def _ignored_tensors(config: TritonConfig) -> Iterator[str]:
+    for one in (*config.input, *config.output):
+        if one.reshape is not None:
+            yield f"reshape of {one.name} (clients see the model's own shape)"
+        if one.allow_ragged_batch:
+            yield f"allow_ragged_batch of {one.name}"
+        if one.optional:
+            yield f"optional of {one.name} (unless the model has a default for it)"
+        if one.label_filename:
+            yield f"label_filename of {one.name}"

@@ -1,0 +1,273 @@
+"""config.pbtxt: read as a real Triton reads it, and what of it becomes a knob, a warning or a refusal."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from dlproxy.config import ConfigError, ModelConfig, check
+from dlproxy.fleet.repository.triton_config import read_triton_config, read_triton_json, translated
+from dlproxy.fleet.repository.version_policy import VersionPolicy
+
+ONNX = 'backend: "onnxruntime"\n'
+BATCHED = ONNX + "max_batch_size: 8\n"
+
+
+def knobs(text: str, folder: Path | None = None) -> tuple[dict[str, Any], list[str]]:
+    """Those that are not as always, without the path, and the warnings."""
+    model, _, warnings = translate(text, folder)
+    assert model == msgspec.convert(msgspec.to_builtins(model), ModelConfig), "all in range"
+    check(model)
+    plain, default = msgspec.to_builtins(model), msgspec.to_builtins(ModelConfig(path=""))
+    return {name: value for name, value in plain.items() if value != default[name] and name != "path"}, warnings
+
+
+def translate(text: str, folder: Path | None = None) -> tuple[ModelConfig, VersionPolicy, list[str]]:
+    folder = folder or Path("models", "m")
+    return translated(read_triton_config(text, "config.pbtxt"), folder, folder / "3")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (ONNX, {"batching": "off"}),
+        (BATCHED, {"max_batch": 8}),
+        (ONNX + "max_batch_size: 1000000", {"max_batch": 65536}),
+        (BATCHED + "dynamic_batching { }", {"max_batch": 8, "batching": "on"}),
+        (
+            BATCHED + "dynamic_batching { max_queue_delay_microseconds: 2500 }",
+            {"max_batch": 8, "batching": "on", "max_wait_s": 0.0025},
+        ),
+        (
+            BATCHED + "dynamic_batching { max_queue_delay_microseconds: 18446744073709551615 }",
+            {"max_batch": 8, "batching": "on", "max_wait_s": 60.0},
+        ),
+        (
+            BATCHED + "dynamic_batching { priority_levels: 5 default_priority_level: 4 }",
+            {"max_batch": 8, "batching": "on", "discipline": "priority", "ageing_s": 3600.0},
+        ),
+        (
+            BATCHED + "dynamic_batching { default_queue_policy { default_timeout_microseconds: 1500 max_queue_size: 100 } }",
+            {"max_batch": 8, "batching": "on", "slo": "p99=1500us", "max_queue_rows": 100},
+        ),
+        (  # one request of as many rows as a batch may always wait
+            BATCHED + "dynamic_batching { default_queue_policy { max_queue_size: 2 } }",
+            {"max_batch": 8, "batching": "on", "max_queue_rows": 8},
+        ),
+        (BATCHED + "instance_group { kind: KIND_CPU count: 3 }", {"max_batch": 8, "instances": 3, "device": "cpu"}),
+        (BATCHED + "instance_group { }", {"max_batch": 8, "instances": 1}),
+        (BATCHED + "instance_group { kind: KIND_MODEL count: 2 }", {"max_batch": 8, "instances": 2}),
+        (BATCHED + "instance_group { gpus: [ 1 ] }", {"max_batch": 8, "instances": 1, "device": "cuda:1"}),
+        (
+            BATCHED + "instance_group { kind: KIND_GPU count: 2 gpus: [ 0, 1 ] }",
+            {"max_batch": 8, "instances": 4, "device": "cuda:0,cuda:1"},
+        ),
+        (
+            BATCHED + "instance_group [ { kind: KIND_GPU count: 2 gpus: 0 }, { kind: KIND_CPU } ]",
+            {"max_batch": 8, "instances": 3, "device": "cuda:0,cuda:0,cpu"},
+        ),
+        (BATCHED + "instance_group { kind: KIND_CPU count: 2000000000 }", {"max_batch": 8, "instances": 256, "device": "cpu"}),
+        (
+            BATCHED + 'parameters { key: "intra_op_thread_count" value { string_value: "4" } }',
+            {"max_batch": 8, "threads": 4},
+        ),
+        (
+            BATCHED
+            + "instance_group { kind: KIND_GPU gpus: 2 }\n"
+            + 'optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } } }',
+            {"max_batch": 8, "instances": 1, "device": "tensorrt:2"},
+        ),
+        (
+            BATCHED
+            + "instance_group { kind: KIND_CPU }\n"
+            + 'optimization { execution_accelerators { cpu_execution_accelerator { name: "openvino" } } }',
+            {"max_batch": 8, "instances": 1, "device": "openvino:CPU"},
+        ),
+        (
+            'platform: "pytorch_libtorch" max_batch_size: 4\n'
+            'input { name: "INPUT__0" data_type: TYPE_FP32 dims: [ 3, -1 ] }\n'
+            'input { name: "INPUT__1" data_type: TYPE_BOOL dims: 1 reshape { } }\n'
+            'output { name: "OUTPUT__0" data_type: TYPE_BF16 dims: 10 }\n'
+            'parameters { key: "INTRA_OP_THREAD_COUNT" value { string_value: "2" } }',
+            {
+                "max_batch": 4,
+                "threads": 2,
+                "inputs": {"INPUT__0": "FP32[batch,3,-1]", "INPUT__1": "BOOL[batch]"},
+                "outputs": {"OUTPUT__0": "BF16[batch,10]"},
+            },
+        ),
+        (
+            'backend: "pytorch"\ninput { name: "x" data_type: TYPE_INT64 dims: [ -1, 2 ] }\n'
+            'output { name: "y" data_type: TYPE_STRING dims: 1 }',
+            {"batching": "off", "inputs": {"x": "INT64[-1,2]"}, "outputs": {"y": "BYTES[1]"}},
+        ),
+    ],
+)
+def test_what_becomes_of_a_configuration(text: str, expected: dict[str, Any]) -> None:
+    found, warnings = knobs(text)
+    assert found == expected
+    assert warnings == [] or "reshape" in text, warnings
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("dynamic_batching { preferred_batch_size: 4 }", "preferred_batch_size"),
+        ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),
+        (
+            "dynamic_batching { priority_levels: 2 default_priority_level: 1 }",
+            "default_priority_level (requests that name none have level 4)",
+        ),
+        ("dynamic_batching { priority_levels: 9 default_priority_level: 4 }", "priority_levels above 8"),
+        ("dynamic_batching { default_queue_policy { timeout_action: DELAY } }", "timeout_action DELAY"),
+        (
+            "dynamic_batching { priority_levels: 4 default_priority_level: 4 priority_queue_policy { key: 1 } }",
+            "priority_queue_policy",
+        ),
+        ("instance_group { kind: KIND_GPU }", "instance_group on every GPU"),
+        ("instance_group [ { }, { passive: true } ]", "instance_group with passive"),
+        ("instance_group { rate_limiter { } }", "instance_group.rate_limiter"),
+        ("response_cache { enable: true }", "response_cache"),
+        ("optimization { cuda { graphs: true } }", "optimization.cuda"),
+        (
+            'optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } } }',
+            "the execution accelerator tensorrt",
+        ),
+        ('parameters { key: "enable_mem_arena" value { string_value: "0" } }', "the parameter enable_mem_arena"),
+        ('metric_tags { key: "a" value: "b" }', "metric_tags"),
+        ('model_warmup { inputs { key: "x" value { input_data_file: "x" } } }', "the files of model_warmup"),
+        ('name: "n"', "the name n (its folder is named m)"),
+        ('input { name: "x" optional: true }', "optional of x"),
+        ('input { name: "x" allow_ragged_batch: true }', "allow_ragged_batch of x"),
+        ('input { name: "x" reshape { shape: 1 } }', "reshape of x"),
+        ('output { name: "y" label_filename: "labels.txt" }', "label_filename of y"),
+        ("model_transaction_policy { decoupled: true }", "model_transaction_policy"),
+    ],
+)
+def test_what_has_no_effect_is_said(text: str, named: str) -> None:
+    _, warnings = knobs(BATCHED + text)
+    assert len(warnings) == 1
+    assert named in warnings[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'name: "m" runtime: "libtriton_onnxruntime.so"',
+        "optimization { input_pinned_memory { enable: false } output_pinned_memory { } }",
+        'input { name: "x" format: FORMAT_NCHW }',
+        'instance_group { name: "a" }',
+        "response_cache { enable: false }",
+        'model_warmup { batch_size: 1 inputs { key: "x" value { random_data: true } } }',
+    ],
+)
+def test_nothing_is_said_of_what_makes_no_difference(text: str) -> None:
+    assert knobs(BATCHED + text)[1] == []
+
+
+def test_one_warning_names_all() -> None:
+    _, warnings = knobs(
+        BATCHED + 'response_cache { enable: true }\nmetric_tags { key: "a" value: "b" }\ninput { name: "x" optional: true }'
+    )
+    assert warnings == [
+        "of its Triton configuration has no effect: metric_tags, optional of x (unless the model has a default for it), "
+        "response_cache"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [
+        ('platform: "onnxruntime_onnx"', "model.onnx"),
+        ('platform: "pytorch_libtorch"', "model.pt"),
+        ('platform: "tensorflow_savedmodel"', "model.savedmodel"),
+        ('backend: "tensorflow"', "model.savedmodel"),
+        ('backend: "pytorch" default_model_filename: "net.pt2"', "net.pt2"),
+        ('backend: "onnxruntime" default_model_filename: "deep/net.onnx"', "deep/net.onnx"),
+    ],
+)
+def test_where_the_model_is(text: str, file: str) -> None:
+    assert translate(text)[0].path == str(Path("models", "m", "3", file))
+
+
+@pytest.mark.parametrize(
+    ("text", "file"), [("", "model.onnx"), ("", "model.pt"), ('default_model_filename: "a.onnx"', "a.onnx")]
+)
+def test_without_a_backend_the_files_tell(text: str, file: str, tmp_path: Path) -> None:
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / file).write_bytes(b"")
+    assert translate(text, tmp_path)[0].path == str(tmp_path / "3" / file)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('backend: "python"', "its backend is python; dlproxy runs onnxruntime_onnx, .*; write a Python class"),
+        ('platform: "tensorrt_plan"', "its platform is tensorrt_plan; .*; export ONNX"),
+        (
+            'platform: "tensorflow_graphdef" backend: "tensorflow"',
+            "its platform is tensorflow_graphdef; .*; export a SavedModel",
+        ),
+        ('backend: "dali"', r"its backend is dali; dlproxy runs onnxruntime_onnx, pytorch_libtorch, tensorflow_savedmodel$"),
+        ('platform: "ensemble"', "it is an ensemble"),
+        ("ensemble_scheduling { }", "it is an ensemble"),
+        (ONNX + "sequence_batching { }", "it has sequence_batching"),
+        (ONNX + 'batch_input { target_name: "n" }', "it has batch_input"),
+        (ONNX + 'batch_output { target_name: "n" }', "it has batch_input or batch_output"),
+        ("", "it names no platform or backend, and .*3 holds no model.onnx or model.pt or model.savedmodel"),
+        (ONNX + 'default_model_filename: "../../x.onnx"', "default_model_filename is '../../x.onnx', which lies outside"),
+        (ONNX + 'default_model_filename: "/x.onnx"', "default_model_filename is '/x.onnx', which lies outside"),
+        (
+            ONNX + 'parameters { key: "intra_op_thread_count" value { string_value: "-1" } }',
+            "is '-1'; it is a number of threads",
+        ),
+    ],
+)
+def test_what_cannot_be_served_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        translate(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("", VersionPolicy(latest=1)),
+        ("version_policy { }", VersionPolicy(latest=1)),
+        ("version_policy { latest { } }", VersionPolicy(latest=1)),
+        ("version_policy { latest { num_versions: 3 } }", VersionPolicy(latest=3)),
+        ("version_policy { all { } }", VersionPolicy(latest=0)),
+        ("version_policy { specific { versions: [ 7, 1 ] } }", VersionPolicy(specific=("7", "1"))),
+    ],
+)
+def test_versions(text: str, policy: VersionPolicy) -> None:
+    assert translate(ONNX + text)[1] == policy
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\n\nmax_batchsize: 3", r'^m/config.pbtxt:3: .* has no field named "max_batchsize". Did you mean max_batch_size\?$'),
+        ("name: 'm'\nname: 'n'", "^m/config.pbtxt:2: .*multiple"),
+        ("# one\ninput [\n  { name: 'x' }\n  { name: 'y' }\n]", "^m/config.pbtxt:4: "),
+        ("name: 'm'\nmax_batch_size: -4", "^m/config.pbtxt:2: max_batch_size is -4; it must not be negative"),
+        ("name: 'm'\ninstance_group {\n count: -4\n}", "^m/config.pbtxt:2: the count and the gpus"),
+        (
+            "dynamic_batching {\n default_priority_level: 2\n}",
+            "^m/config.pbtxt:2: default_priority_level is 2 of 0 priority_levels",
+        ),
+        ("version_policy {\n # specific\n specific { }\n}", "^m/config.pbtxt:3: specific names no versions"),
+        ("input {\n data_type: 99\n}", "^m/config.pbtxt:2: data_type: expected `str`, got `int`"),
+    ],
+)
+def test_the_line_of_a_mistake_is_named(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_triton_config(text, "m/config.pbtxt")
+
+
+def test_json_says_the_same() -> None:
+    data = {"backend": "onnxruntime", "maxBatchSize": 8, "dynamic_batching": {"max_queue_delay_microseconds": "100"}}
+    text = BATCHED + "dynamic_batching { max_queue_delay_microseconds: 100 }"
+    assert read_triton_json(data, "given") == read_triton_config(text, "config.pbtxt")
+    with pytest.raises(ConfigError, match=r'^given: .* no field named "max_batchsize"'):
+        read_triton_json({"max_batchsize": 8}, "given")
