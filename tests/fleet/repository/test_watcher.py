@@ -7,6 +7,7 @@ from pathlib import Path
 from time import time_ns
 
 import pytest
+from msgspec.structs import replace
 
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig
 from dlproxy.fleet.repository.settling import SETTLE_S
@@ -155,6 +156,35 @@ async def test_models_of_the_configuration_win(tmp_path: Path, caplog: pytest.Lo
     await followed.look()
     assert followed.store.wanted.models == {"m": theirs}
     assert caplog.text.count("another one of that name is served") == 1
+
+
+async def test_a_model_whose_files_are_the_same_stays_as_operators_want_it(tmp_path: Path) -> None:
+    put(tmp_path, "m/3/model.onnx", "n.onnx")
+    followed = Followed(tmp_path)
+    await followed.look()
+    back = replace(followed.store.wanted.models["m"], versions={})
+    followed.store.wanted = followed.store.wanted.having("m", back)
+    put(tmp_path, "o.onnx")
+    await followed.look()
+    await followed.look()
+    assert followed.store.served == {"m": [], "n": ["1"], "o": ["1"]}
+
+
+@pytest.mark.parametrize("content", [b"", b"max_batch = nothing"])
+async def test_a_model_that_breaks_stays_as_it_was(content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path, "m/3/model.onnx", "n.onnx", "o/net.onnx")
+    followed = Followed(tmp_path)
+    await followed.look()
+    before = followed.store.wanted
+    put(tmp_path, "m/dlproxy.toml", "n.onnx", content=content)
+    remove(tmp_path / ("m/3" if not content else "n.onnx"))
+    remove(tmp_path / "o" / "net.onnx")  # as if nothing was mounted there
+    await followed.look()
+    await followed.look()
+    assert followed.store.wanted.models["m"] == before.models["m"]
+    assert followed.store.wanted.models["o"] == before.models["o"]
+    assert caplog.text.count("model 'm': ") == 1
+    assert followed.store.wanted.models.get("n") == (None if content else before.models["n"])
 
 
 # By name

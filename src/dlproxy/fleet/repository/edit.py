@@ -15,28 +15,26 @@ from dlproxy.policy.wanted import Traffic, Wanted, WantedModel
 def edited(
     wanted: Wanted,
     found: Mapping[str, FoundModel],
-    unsettled: Collection[str],
+    left_alone: Collection[str],
     before: Mapping[str, FoundModel],
     *,
     on_demand: bool,
 ) -> tuple[Wanted, list[str]]:
     """With the models that were found, and without those of the repository that were not; and what to warn of.
 
-    `unsettled`: models that stay as they are. `before`: what was found the last time.
+    `left_alone`: models that stay as they are. `before`: what was found the last time.
     """
     warnings: list[str] = []
     for name in wanted.models:
-        if name not in found and name not in unsettled and is_ours(wanted.models[name]):
+        if name not in found and name not in left_alone and is_ours(wanted.models[name]):
             wanted = wanted.having(name, None)
     for name, new in found.items():
         old = wanted.models.get(name)
-        if name in unsettled:
+        if name in left_alone:
             continue
         if old is not None and old.versions and not is_ours(old):
             warnings.append(f"model '{name}' of the repository is left out: another one of that name is served")
-        elif new.problem and old is not None and old.versions:
-            warnings.append(f"model '{name}' stays as it was: {new.problem}")
-        else:
+        elif not (new.problem and old is not None and old.versions):  # it stays as it was until it is mended
             gone = before[name].wanted.labels.keys() if name in before else ()
             wanted = wanted.having(name, merged(name, old or WantedModel(), new.wanted, gone, warnings, on_demand=on_demand))
     return wanted, warnings

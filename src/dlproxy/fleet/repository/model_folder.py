@@ -28,7 +28,7 @@ Knobs = Mapping[str, Any]
 
 
 class FoundModel(Struct, frozen=True):
-    """`problem`: why nothing can be said of its versions; what it then wants is one that says so.
+    """`problem`: why it has no versions, or not the one that it is; what it then wants is one that says so.
 
     `newest_ns`: when what it was read from last changed. `warnings`: of what was left out.
     """
@@ -136,7 +136,8 @@ class _Model:
             version = self._own.table.get("version", "1")
             if not (isinstance(version, str) and version.isascii() and version.isdecimal()):
                 raise self._own.error(["version"], f"version = {version!r} is not a whole number in quotes")
-            return self._found({version: self._version(version, "", flat=True)})
+            only = self._version(version, "", flat=True)
+            return self._found({version: only}, only.problem)
         if "version" in self._own.table:
             raise self._own.error(["version"], "the names of the folders are the versions: leave version out")
         triton_policy = self._triton.version_policy.policy() if self._triton is not None else None
@@ -147,8 +148,8 @@ class _Model:
             raise ConfigError(f"version {', '.join(policy.specific)} is to be served, which is not there; there are: {known}")
         return self._found({number: self._version(number, self._versions[number]) for number in chosen})
 
-    def _found(self, versions: dict[str, WantedVersion]) -> FoundModel:
-        return FoundModel(WantedModel(versions=versions), self._newest_ns, tuple(dict.fromkeys(self._warnings)))
+    def _found(self, versions: dict[str, WantedVersion], problem: str = "") -> FoundModel:
+        return FoundModel(WantedModel(versions=versions), self._newest_ns, tuple(dict.fromkeys(self._warnings)), problem)
 
     def _version(self, number: str, name: str, *, flat: bool = False) -> WantedVersion:
         """`name`: of its file or folder. `flat`: it is the model's own."""

@@ -124,16 +124,17 @@ class Repository:
         before = self._adopted or {}
         now = {name: model for name, model in found.items() if name not in unsettled}
         now |= {name: before[name] for name in unsettled & before.keys()}
-        if now != self._adopted:
-            await self._change(lambda wanted: self._edited(wanted, now, unsettled, before))
-            self._adopted = now
+        same = {name for name, model in now.items() if name in before and before[name].wanted == model.wanted}
+        if self._adopted is None or len(same) < len(now) or len(now) < len(before):
+            await self._change(lambda wanted: self._edited(wanted, now, unsettled | same, before))
+        self._adopted = now
         self._say([*self._notes, *(warning for name, model in now.items() for warning in _warnings(name, model))])
         return unsettled
 
     def _edited(
-        self, wanted: Wanted, found: dict[str, FoundModel], unsettled: set[str], before: dict[str, FoundModel]
+        self, wanted: Wanted, found: dict[str, FoundModel], left_alone: set[str], before: dict[str, FoundModel]
     ) -> Wanted:
-        changed, self._notes = edited(wanted, found, unsettled, before, on_demand=self._on_demand)
+        changed, self._notes = edited(wanted, found, left_alone, before, on_demand=self._on_demand)
         return changed
 
     async def _read(self, name: str, overrides: Knobs | None) -> FoundModel:
@@ -188,6 +189,8 @@ class Repository:
 
 
 def _warnings(name: str, found: FoundModel) -> list[str]:
+    if found.problem:
+        return [f"model '{name}': {found.problem}"]
     versions = found.wanted.versions.items()
     problems = [f"model '{name}' version {number}: {version.problem}" for number, version in versions if version.problem]
     return [*problems, *(f"model '{name}': {warning}" for warning in found.warnings)]
