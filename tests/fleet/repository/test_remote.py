@@ -1,5 +1,6 @@
 """Repositories in an object store, which here is memory: what is copied when, and what becomes of copies."""
 
+import io
 import os
 from collections.abc import Iterator
 from errno import ENOSPC
@@ -70,9 +71,9 @@ def test_what_is_the_same_is_copied_once(bucket: Bucket, monkeypatch: pytest.Mon
     copied: list[str] = []
     get_file = bucket.store.get_file
 
-    def counted(path: str, target: str) -> None:
+    def counted(path: str, target: str, **options: object) -> None:
         copied.append(path)
-        get_file(path, target)
+        get_file(path, target, **options)
 
     monkeypatch.setattr(type(bucket.store), "get_file", staticmethod(counted))
     first = bucket.scan()["m"]
@@ -116,12 +117,12 @@ def test_a_copy_that_cannot_be_made_is_that_models_problem(bucket: Bucket, monke
     bucket.put("full.onnx", "short.onnx", "odd.onnx", "good.onnx")
     get_file = bucket.store.get_file
 
-    def failing(path: str, target: str) -> None:
+    def failing(path: str, target: str, **options: object) -> None:
         if "full" in path:
             raise OSError(ENOSPC, os.strerror(ENOSPC), target)
         if "odd" in path:
             raise RuntimeError("the store hung up")
-        get_file(path, target)
+        get_file(path, target, **options)
         if "short" in path:
             os.truncate(target, 3)
 
@@ -148,6 +149,23 @@ def test_a_store_that_cannot_be_listed_is_no_empty_one(bucket: Bucket, monkeypat
     monkeypatch.setattr(type(bucket.store), "find", unlisted)
     with pytest.raises(ConfigError, match=r"memory://bucket/models cannot be read: .*RuntimeError: 403 Forbidden"):
         bucket.scan()
+
+
+def test_a_stop_ends_what_is_being_copied(bucket: Bucket) -> None:
+    bucket.put("m.onnx", content=bytes(1 << 20))
+
+    class Stopping(io.BytesIO):
+        """An object of which one part has come when the server is stopped."""
+
+        def read(self, size: int | None = -1) -> bytes:
+            bucket.tree.stop()
+            return super().read(1)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(type(bucket.store), "open", lambda *_, **__: Stopping(bytes(1 << 20)))
+        found = bucket.scan()
+    assert "was not copied to its end, because the server stops" in problems(found["m"])["1"]
+    assert bucket.copies() == set()
 
 
 def test_models_by_name(bucket: Bucket) -> None:

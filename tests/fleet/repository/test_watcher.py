@@ -284,6 +284,16 @@ async def test_changes_are_seen_in_a_while_and_at_once_if_somebody_tells(tmp_pat
 
 
 @pytest.mark.looptime(idle_step=0.1)
+async def test_what_changes_before_anybody_watches_is_seen_soon(tmp_path: Path) -> None:
+    store, begun = Store(), asyncio.get_running_loop().time()
+    repository = following(tmp_path, store, Wakes())
+    await repository.start()
+    put(tmp_path, "m.onnx")
+    assert await changed(store, 2) - begun < 4 * SETTLE_S
+    await repository.stop()
+
+
+@pytest.mark.looptime(idle_step=0.1)
 async def test_a_repository_that_comes_back_is_followed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "root"
     put(root, "m.onnx")

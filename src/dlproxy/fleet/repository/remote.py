@@ -43,9 +43,12 @@ class RemoteTree:
         self._clock = clock
         self._objects: dict[str, _Object] = {}
         self._needed_at: dict[Path, float] = {}
+        self._stopped = False
         try:
+            from fsspec.callbacks import Callback
             from fsspec.core import url_to_fs
 
+            self._on_part = Callback(hooks={"stop": self._go_on})
             self._store, self._root = url_to_fs(url)
         except ImportError as error:
             raise ConfigError(f"{url}: {error} (pip install 'dlproxy[remote]', and what the store needs)") from None
@@ -69,6 +72,14 @@ class RemoteTree:
             if now - self._needed_at.setdefault(target, now) > KEEP_S:
                 target.unlink(missing_ok=True)
                 del self._needed_at[target]
+
+    def stop(self) -> None:
+        """Copy nothing more: what is being copied fails."""
+        self._stopped = True
+
+    def _go_on(self, *_: object, **__: object) -> None:
+        if self._stopped:
+            raise OSError(None, "was not copied to its end, because the server stops", self.place)
 
     def entries(self, folder: str) -> dict[str, bool]:
         found: dict[str, bool] = {}
@@ -107,13 +118,14 @@ class RemoteTree:
             status = target.stat()
             if (status.st_size, status.st_mtime_ns) == (wanted.size, wanted.changed_ns):
                 return
+        self._go_on()
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if shutil.disk_usage(target.parent).free < wanted.size:
             raise OSError(ENOSPC, f"no room for {wanted.size} bytes", str(target))
         with NamedTemporaryFile(dir=target.parent, prefix=".copy-", delete=False) as file:
             copy = file.name
         try:
-            self._asked(lambda: self._store.get_file(wanted.path, copy))
+            self._asked(lambda: self._store.get_file(wanted.path, copy, callback=self._on_part))
             size = os.stat(copy).st_size
             if size != wanted.size:
                 raise OSError(None, f"{size} bytes came instead of {wanted.size}", f"{self.place}/{name}")

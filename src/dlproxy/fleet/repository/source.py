@@ -19,7 +19,7 @@ Identity = tuple[int, int]
 
 
 class Source:
-    """For one thread at a time."""
+    """For one thread at a time, but for `stop`."""
 
     def __init__(self, place: str) -> None:
         self.folders: dict[str, Identity] = {}
@@ -31,10 +31,17 @@ class Source:
         """All models. Raises ConfigError if nothing can be said of any."""
         listing = self._listing()
         found = scan(listing)
-        for tree in self._trees.values():
-            if isinstance(tree, RemoteTree):
-                tree.forget()
+        for tree in self._remote():
+            tree.forget()
         return found
+
+    def stop(self) -> None:
+        """Whatever is being copied is no longer waited for. For any thread."""
+        for tree in self._remote():
+            tree.stop()
+
+    def _remote(self) -> list[RemoteTree]:
+        return [tree for tree in self._trees.values() if isinstance(tree, RemoteTree)]
 
     def read(self, name: str, overrides: Knobs | None) -> FoundModel:
         """One model. Raises ConfigError if there is none of that name."""

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable, Collection
 from threading import Event, Thread
 
+STEP_MS = 250  # of rest that ends a burst of changes; as often somebody looks whether to stop
+
 log = logging.getLogger(__name__)
 
 
@@ -22,7 +24,7 @@ def _follow(folders: Collection[str], on_change: Callable[[], None], stop: Event
         from watchfiles import watch  # its import costs some ms, and most servers follow no folder
 
         logging.getLogger("watchfiles").setLevel(logging.WARNING)
-        for _ in watch(*folders, stop_event=stop, raise_interrupt=False, ignore_permission_denied=True):
+        for _ in watch(*folders, stop_event=stop, step=STEP_MS, raise_interrupt=False, ignore_permission_denied=True):
             on_change()
     except (ImportError, OSError, RuntimeError) as error:  # too many watches, or a folder that has gone
         if not stop.is_set():

@@ -76,6 +76,7 @@ class Repository:
     async def stop(self) -> None:
         """Look no more. What is wanted stays so."""
         self._unwatch()
+        self._source.stop()
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
