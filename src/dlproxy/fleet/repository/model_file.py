@@ -52,7 +52,7 @@ def model_path(file: Path) -> str:
         if len(inside) != 1:
             raise ConfigError(f"{file} is a folder with {len(inside) or 'no'} ONNX models; one is needed")
         file = inside[0]
-    if file.stat().st_size == 0:
+    if file.stat().st_size == 0 and file.is_file():
         raise ConfigError(f"{file} is empty")
     return str(file)
 

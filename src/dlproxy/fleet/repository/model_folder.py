@@ -180,7 +180,7 @@ class _Model:
             missing = "model, nor a folder with a version's number" if flat else "model"
             above["path"] = model_in(local, self._suffixes, missing) if local.is_dir() else model_path(local)
         samples = self._own.table.get("samples")
-        if isinstance(samples, str) and samples:
+        if isinstance(samples, str) and samples and not Path(samples).is_absolute():
             above["samples"] = str(self._tree.fetch(self._at(samples)))
         return self._own.config(below, above)
 
@@ -194,8 +194,8 @@ class _Model:
             self._warnings.append(f"{TRITON} has no effect: {error}")
             return {}
         self._warnings += warnings
-        knobs: dict[str, Any] = msgspec.to_builtins(config)
-        return knobs
+        found: dict[str, Any] = msgspec.to_builtins(config)
+        return found
 
     def _own_path(self, path: str, local: Path) -> str:
         """`path`: as dlproxy.toml has it, of a file in the version's folder."""

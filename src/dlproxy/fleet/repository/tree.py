@@ -57,10 +57,18 @@ class LocalTree:
 
     def entries(self, folder: str) -> dict[str, bool]:
         with os.scandir(self._folder / folder) as found:
-            return {one.name: Path(one).is_dir() for one in sorted(found, key=lambda one: one.name) if is_visible(one.name)}
+            return {one.name: _is_folder(one) for one in sorted(found, key=lambda one: one.name) if is_visible(one.name)}
 
     def fetch(self, path: str) -> Path:
         return self._folder / path
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """A link that leads nowhere is none; whoever opens it says so."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def is_visible(name: str) -> bool:
