@@ -173,6 +173,8 @@ def test_a_model_that_cannot_be_served_is_named(
         ([f"a/b={models.DIGITS}"], ["model file a/b=", "does not exist"]),
         ([f" a={models.DIGITS}"], ["' a' cannot be a model's name"]),
         ([f"..={models.DIGITS}"], ["'..' cannot be a model's name"]),
+        (["--repository", "models", "--repository-mode", "often"], ["--repository-mode", "'often' is not one of", "explicit"]),
+        (["--repository-mode", "none", models.DIGITS], ["repository_mode = 'none' has no effect: it needs a repository"]),
         (["--config", "nowhere.toml"], ["nowhere.toml", "cannot be read"]),
         (["--host", "no.such.host.invalid", models.DIGITS], ["cannot listen on no.such.host.invalid"]),
     ],

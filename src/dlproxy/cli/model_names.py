@@ -10,10 +10,14 @@ if TYPE_CHECKING:
 
 
 def add_models(
-    models: "dict[str, list[ModelConfig]]", arguments: Sequence[str], slo: str, *, command: str
+    models: "dict[str, list[ModelConfig]]", arguments: Sequence[str], slo: str, *, command: str, others: bool = False
 ) -> "dict[str, list[ModelConfig]]":
-    """The models of the file and those of the command line, by name, the latest version last. Raises ConfigError."""
+    """The models of the file and those of the command line, by name, the latest version last. Raises ConfigError.
+
+    `others`: whether there may be none, because models come from elsewhere, too.
+    """
     from dlproxy.config import ConfigError, ModelConfig, parse_slo
+    from dlproxy.config.paths import is_model_name
 
     parse_slo(slo)
     if slo and models and not arguments:
@@ -27,10 +31,10 @@ def add_models(
                 f"two models are named '{name}' in version {version}; give them names, NAME=PATH, or versions, NAME:2=PATH"
             )
         versions.append(ModelConfig(path=path, slo=slo, version=version))
-    if not models:
+    if not models and not others:
         raise ConfigError(f"no model given; try: dlproxy {command} MODEL.onnx")
     for name in models:
-        if "/" in name or not name.isprintable() or name.strip() != name or not name.strip("."):
+        if not is_model_name(name):
             raise ConfigError(f"{name!r} cannot be a model's name: use printable text without a slash (NAME=PATH)")
     return models
 

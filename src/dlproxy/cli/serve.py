@@ -47,6 +47,8 @@ def add_to(commands: Commands) -> None:
         "NAME:2=... makes it version 2 of a model",
     )
     serve.add_argument("--config", type=Path, metavar="FILE", help="a dlproxy.toml; the options below override it")
+    serve.add_argument("--repository", metavar="FOLDER", help=AS_KNOB)
+    serve.add_argument("--repository-mode", metavar="MODE", help=AS_KNOB)
     serve.add_argument("--slo", metavar="p99=20ms", help="latency objective of the models given on the command line")
     listening = serve.add_argument_group("where it listens")
     listening.add_argument("--host", help=AS_KNOB)
@@ -107,14 +109,14 @@ def _config(args: argparse.Namespace) -> "Config":
     if args.uds is not None and args.http_port is not None:
         raise ConfigError("--uds replaces the inference port; give either --uds or --http-port")
     config, warnings = from_environment(args.config, os.environ)
-    options = ("host", "http_port", "control_port", "uds", "access_log", "event_log")
+    options = ("host", "http_port", "control_port", "uds", "access_log", "event_log", "repository", "repository_mode")
     given = {name: value for name in options if (value := getattr(args, name)) is not None}
     if args.http_port is not None:
         given["uds"] = ""
     server = override(config.server, given, lambda knob: f"--{knob.replace('_', '-')}")
     if server.http_port == server.control_port != 0 and not server.uds:
         raise ConfigError(f"--http-port and --control-port are both {server.http_port}; give each a port of its own")
-    models = add_models(config.models, args.models, args.slo or "", command="serve")
+    models = add_models(config.models, args.models, args.slo or "", command="serve", others=bool(server.repository))
     config = msgspec.structs.replace(config, server=server, models=models)
     for warning in [*warnings, *weights_without_effect(config)]:
         complain(warning)

@@ -82,6 +82,8 @@ def needs(only: Only) -> str:
         return f"batches that run {'here' if only.but == ('upstream',) else _or(allowed)}"
     if only.among:
         return f"{only.knob} = {_or(list(map(repr, only.among)))}"
+    if only.but == ("",):
+        return f"a {only.knob}"
     return f"another {_or([only.knob, *only.alternatives])} than {_or(list(map(repr, only.but)))}"
 
 

@@ -159,6 +159,27 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         int,
         _knob("cores that only batches with a request of priority 1 may use", unit="cores", only=_ARBITER, ge=0, le=4096),
     ] = 0
+    repository: Annotated[
+        str,
+        _knob(
+            "folder of models to serve, as laid out for Triton, TensorFlow Serving or dlproxy; or its URL in an object store, "
+            "such as s3://bucket/models; or a models.config of TensorFlow Serving; empty: none"
+        ),
+    ] = ""
+    repository_mode: Annotated[
+        Literal["none", "poll", "explicit"],
+        _knob(
+            "none: serve what is there at start; poll: follow changes, too; explicit: serve what is asked for by name",
+            only=(Only("repository", but=("",)),),
+        ),
+    ] = "poll"
+    repository_on_demand: Annotated[
+        bool,
+        _knob(
+            "load each of its models when it is asked for, and give it up when its memory is needed",
+            only=(Only("repository", but=("",)),),
+        ),
+    ] = False
     tenant_header: Annotated[
         str, _knob("header that names a request's tenant, for quotas and fair shares", pattern="^[A-Za-z0-9_-]+$")
     ] = "x-tenant-id"

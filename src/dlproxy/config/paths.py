@@ -38,6 +38,11 @@ def is_file(path: str) -> bool:
     return not (path.startswith(SLEEP) or scheme_of(path) or in_module)
 
 
+def is_model_name(name: str) -> bool:
+    """Whether a model may be called so: in one piece in the path of a URL, and readable in a log."""
+    return "/" not in name and name.isprintable() and name.strip() == name and bool(name.strip("."))
+
+
 def parse_devices(text: str) -> list[str]:
     """The devices of a list like "cuda:0,cuda:1". Raises ConfigError."""
     devices = [device.strip() for device in text.split(",")]

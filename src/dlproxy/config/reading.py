@@ -29,13 +29,7 @@ Section = TypeVar("Section", bound=Struct)
 
 def load(path: Path) -> Config:
     """Read a TOML file. Raises ConfigError naming the line and, for an unknown key, the nearest known one."""
-    try:
-        text = path.read_text("utf-8")
-        data = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+    text, data = _read(path)
     file = _File(path, text)
     for key in data:
         if key not in SECTIONS:
@@ -48,6 +42,16 @@ def load(path: Path) -> Config:
         tenants={name: file.section(["tenants", name], table, TenantConfig) for name, table in tenants.items()},
         models={name: file.models(["models", name], table) for name, table in models.items()},
     )
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        text = path.read_text("utf-8")
+        return text, tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
 
 
 class _File:
@@ -114,8 +118,25 @@ class _File:
                 at = place(knob)
                 raise self.error(at, f"{'.'.join(at)}: {explain(what, struct, knob)}") from None
             at = place(unknown[1])
-            raise self.error(at, _unknown(unknown[1], knobs(struct), f" in [{'.'.join(at[:-1])}]")) from None
+            where = f" in [{'.'.join(at[:-1])}]" if at[:-1] else ""
+            raise self.error(at, _unknown(unknown[1], knobs(struct), where)) from None
         return section
+
+
+class ModelFile(_File):
+    """The knobs of one model in a file of their own, as [models.NAME] has them. Every method raises ConfigError.
+
+    `table`: given without a file, `path` is what messages call it.
+    """
+
+    def __init__(self, path: Path, table: Mapping[str, Any] | None = None) -> None:
+        text, data = ("", dict(table)) if table is not None else _read(path)
+        super().__init__(path, text)
+        self.table: dict[str, Any] = data
+
+    def config(self, below: Mapping[str, Any], above: Mapping[str, Any]) -> ModelConfig:
+        """With what holds unless the file says otherwise, and what holds whatever it says."""
+        return self.section([], {**below, **self.table, **above}, ModelConfig)
 
 
 def from_environment(path: Path | None, environment: Mapping[str, str]) -> tuple[Config, list[str]]:

@@ -117,10 +117,16 @@ def memory_in(setting: str) -> Memory | None:
     """The memory that the knob `calibration_folder` asks for; "auto" is the user's cache folder, if there is one."""
     if setting != "auto":
         return Memory(Path(setting)) if setting else None
+    folder = cache_folder("calibrations")
+    return None if folder is None else Memory(folder)
+
+
+def cache_folder(name: str) -> Path | None:
+    """Ours of that name in the user's cache folder, if there is one."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     with suppress(OSError):  # a home that may not be looked into is none
         if cache.is_dir():
-            return Memory(cache / "dlproxy" / "calibrations")
+            return cache / "dlproxy" / name
     return None
 
 

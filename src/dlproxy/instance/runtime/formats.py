@@ -7,7 +7,7 @@ import difflib
 import importlib
 import zipfile
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -86,6 +86,12 @@ def _plugged_in(name: str, otherwise: str) -> Format:
     if found is None:
         raise ModelError(otherwise)
     return found
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Of all models that are one file, or a folder with such a name."""
+    return frozenset([*SUFFIXES, *_TORCH, *(name for name in plugged_in(RUNTIMES) if name.startswith("."))])
 
 
 def known() -> str:

@@ -1,0 +1,87 @@
+"""What a repository's files change in what is wanted: their models' versions, and nothing that operators have said.
+
+Called by watcher.py, inside a compare-and-set. Pure. Not aware of: files, when what was found.
+"""
+
+from collections.abc import Collection, Mapping
+
+from msgspec.structs import replace
+
+from dlproxy.fleet.repository.model_folder import FoundModel
+from dlproxy.fleet.repository.tree import MARK
+from dlproxy.policy.wanted import Traffic, Wanted, WantedModel
+
+
+def edited(
+    wanted: Wanted,
+    found: Mapping[str, FoundModel],
+    left_alone: Collection[str],
+    before: Mapping[str, FoundModel],
+    *,
+    on_demand: bool,
+) -> tuple[Wanted, list[str]]:
+    """With the models that were found, and without those of the repository that were not; and what to warn of.
+
+    `left_alone`: models that stay as they are. `before`: what was found the last time.
+    """
+    warnings: list[str] = []
+    for name in wanted.models:
+        if name not in found and name not in left_alone and is_ours(wanted.models[name]):
+            wanted = wanted.having(name, None)
+    for name, new in found.items():
+        old = wanted.models.get(name)
+        if name in left_alone:
+            continue
+        if old is not None and old.versions and not is_ours(old):
+            warnings.append(f"model '{name}' of the repository is left out: another one of that name is served")
+        elif not (new.problem and old is not None and old.versions):  # it stays as it was until it is mended
+            gone = before[name].wanted.labels.keys() if name in before else ()
+            wanted = wanted.having(name, merged(name, old or WantedModel(), new.wanted, gone, warnings, on_demand=on_demand))
+    return wanted, warnings
+
+
+def is_ours(model: WantedModel) -> bool:
+    """Whether a repository has put the model there."""
+    return bool(model.versions) and all(version.stamp.startswith(MARK) for version in model.versions.values())
+
+
+def merged(
+    name: str, old: WantedModel, new: WantedModel, old_labels: Collection[str], warnings: list[str], *, on_demand: bool
+) -> WantedModel:
+    """The new versions under what was said of the old ones, where that still means something.
+
+    `old_labels`: those that came from the repository.
+    """
+    versions = {
+        number: replace(version, instances=old.versions[number].instances) if number in old.versions else version
+        for number, version in new.versions.items()
+    }
+    labels = {**{label: version for label, version in old.labels.items() if label not in old_labels}, **new.labels}
+    traffic = old.traffic
+    uses = {
+        "the default version": old.default,
+        **{f"label '{label}'": version for label, version in labels.items()},
+        **{f"the share of version {version}": version for version in traffic.shares},
+        **{f"the version of tenant '{tenant}'": version for tenant, version in traffic.tenants.items()},
+        "the shadow": traffic.shadow,
+    }
+    for what, version in uses.items():
+        if version and version not in versions:
+            warnings.append(f"model '{name}': {what} is gone with version {version}, which the repository no longer has")
+    return replace(
+        old,
+        versions=versions,
+        default=old.default if old.default in versions else "",
+        labels={label: version for label, version in labels.items() if version in versions},
+        traffic=_valid(traffic, versions),
+        on_demand=on_demand,
+    )
+
+
+def _valid(traffic: Traffic, versions: Collection[str]) -> Traffic:
+    return replace(
+        traffic,
+        shares={version: share for version, share in traffic.shares.items() if version in versions},
+        tenants={tenant: version for tenant, version in traffic.tenants.items() if version in versions},
+        shadow=traffic.shadow if traffic.shadow in versions else "",
+    )

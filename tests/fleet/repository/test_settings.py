@@ -1,0 +1,174 @@
+"""What the files beside a model's versions say: dlproxy.toml, config.pbtxt, models.config; and what stands in their place."""
+
+from pathlib import Path
+
+import pytest
+
+from dlproxy.config import ConfigError
+from dlproxy.fleet.repository.scan import listed, listed_in_config, read_listed, scan, versions_of
+from dlproxy.fleet.repository.tree import LocalTree
+from tests.fleet.repository.fixtures import CLASS, found_in, paths, problems, put
+
+
+def own(root: Path, text: str) -> None:
+    put(root, "m/dlproxy.toml", content=text.encode())
+
+
+def test_knobs_hold_for_every_version(tmp_path: Path) -> None:
+    put(tmp_path, "m/1/net.onnx", "m/1/other.onnx", "m/2/net.onnx", "m/real.npz")
+    own(tmp_path, 'path = "net.onnx"\nslo = "p99=20ms"\nsamples = "real.npz"\nserve_versions = 2')
+    versions = found_in(tmp_path)["m"].wanted.versions
+    assert paths(tmp_path, found_in(tmp_path)["m"]) == {"1": "m/1/net.onnx", "2": "m/2/net.onnx"}
+    assert {version.config.slo for version in versions.values()} == {"p99=20ms"}
+    assert {version.config.samples for version in versions.values()} == {str(tmp_path / "m" / "real.npz")}
+
+
+@pytest.mark.parametrize(
+    ("text", "versions"),
+    [
+        ("", ["10"]),
+        ("serve_versions = 2", ["9", "10"]),
+        ("serve_versions = [3, 9]", ["3", "9"]),
+        ('serve_versions = "all"', ["3", "9", "10"]),
+    ],
+)
+def test_which_versions_are_served(text: str, versions: list[str], tmp_path: Path) -> None:
+    put(tmp_path, "m/3/model.onnx", "m/9/model.onnx", "m/10/model.onnx")
+    own(tmp_path, text)
+    assert list(paths(tmp_path, found_in(tmp_path)["m"])) == versions
+
+
+@pytest.mark.parametrize(
+    ("text", "version", "path"),
+    [
+        ('path = "net.onnx"\nversion = "7"', "7", "m/net.onnx"),
+        ('path = "net.py:Net"', "1", "m/net.py:Net"),
+        ('path = "net.py"', "1", "m/net.py:Net"),
+    ],
+)
+def test_a_folder_without_versions(text: str, version: str, path: str, tmp_path: Path) -> None:
+    put(tmp_path, "m/net.onnx")
+    put(tmp_path, "m/net.py", content=CLASS)
+    own(tmp_path, text)
+    assert paths(tmp_path, found_in(tmp_path)["m"]) == {version: path}
+
+
+@pytest.mark.parametrize("path", ["http://host/v2/models/m", "sleep:base=1ms", "my_module:Net"])
+def test_models_that_are_no_files(path: str, tmp_path: Path) -> None:
+    own(tmp_path, f'path = "{path}"')
+    assert found_in(tmp_path)["m"].wanted.versions["1"].config.path == path
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("slo = 3", "dlproxy.toml:1: slo: expected `str`, got `int`"),
+        ("\nslow = 3", "dlproxy.toml:2: unknown key 'slow'; did you mean 'slo'?"),
+        ("slo = ", "dlproxy.toml is not TOML"),
+        (
+            "serve_versions = 0",
+            'dlproxy.toml:1: serve_versions = 0 is not understood; write a number (so many of the latest), [3, 5] or "all"',
+        ),
+        ("serve_versions = true", "serve_versions = True is not understood"),
+        ("serve_versions = [4]", "version 4 is to be served, which is not there; there are: 1, 2"),
+        ('version = "3"', "dlproxy.toml:1: the names of the folders are the versions: leave version out"),
+        ('\npath = "nothing.onnx"', "dlproxy.toml:2: path = 'nothing.onnx': "),
+        ('pin = true\nrun = "inline"', "dlproxy.toml:1: pin = true has no effect"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(text: str, problem: str, tmp_path: Path) -> None:
+    put(tmp_path, "m/1/model.onnx", "m/2/model.onnx", "good.onnx")
+    own(tmp_path, text)
+    found = found_in(tmp_path)
+    assert problem in next(iter(problems(found["m"]).values()))
+    assert problems(found["good"]) == {}
+
+
+def test_a_version_must_be_one(tmp_path: Path) -> None:
+    put(tmp_path, "m/net.onnx")
+    own(tmp_path, 'version = "two"')
+    assert "dlproxy.toml:1: version = 'two' is not a whole number in quotes" in problems(found_in(tmp_path)["m"])["1"]
+
+
+def test_tritons_configuration_holds_and_ours_over_it(tmp_path: Path) -> None:
+    put(tmp_path, "m/1/model.onnx", "m/2/model.onnx")
+    put(tmp_path, "m/config.pbtxt", content=b"max_batch_size: 8\nversion_policy: { latest: { num_versions: 2 } }")
+    found = found_in(tmp_path)["m"]
+    assert paths(tmp_path, found) == {"1": "m/1/model.onnx", "2": "m/2/model.onnx"}
+    assert {version.config.max_batch for version in found.wanted.versions.values()} == {8}
+    own(tmp_path, "max_queue_rows = 99\nserve_versions = 1")
+    found = found_in(tmp_path)["m"]
+    ((number, version),) = found.wanted.versions.items()
+    assert (number, version.config.max_batch, version.config.max_queue_rows) == ("2", 8, 99)
+
+
+def test_a_broken_config_pbtxt_is_named_with_its_line(tmp_path: Path) -> None:
+    put(tmp_path, "m/1/model.onnx", "good.onnx")
+    put(tmp_path, "m/config.pbtxt", content=b"max_batch_size: 8\ninput [ {")
+    found = found_in(tmp_path)
+    assert "config.pbtxt:" in found["m"].problem
+    assert found["m"].problem == problems(found["m"])["1"]
+    assert problems(found["good"]) == {}
+
+
+def test_what_is_given_by_hand(tmp_path: Path) -> None:
+    put(tmp_path, "m/1/model.onnx", "m/2/model.onnx")
+    own(tmp_path, "max_batch = 4\nmax_queue_rows = 99")
+    listing = listed(LocalTree(tmp_path))["m"]
+    ours = read_listed("m", listing, {"max_batch": 16, "serve_versions": "all"})
+    assert {number: version.config.max_batch for number, version in ours.wanted.versions.items()} == {"1": 16, "2": 16}
+    assert {version.config.max_queue_rows for version in ours.wanted.versions.values()} == {99}
+    (tmp_path / "m" / "dlproxy.toml").unlink()
+    triton = read_listed("m", listed(LocalTree(tmp_path))["m"], {"name": "m", "max_batch_size": 32})
+    assert triton.wanted.versions["2"].config.max_batch == 32
+
+
+def opened(place: str) -> LocalTree:
+    if place.startswith("odd:"):
+        raise ConfigError(f"nothing reads {place}")
+    return LocalTree(Path(place))
+
+
+def test_models_config(tmp_path: Path) -> None:
+    put(tmp_path, "a/1/saved_model.pb", "a/2/saved_model.pb", "a/3/saved_model.pb")
+    file = tmp_path / "models.config"
+    text = f"""
+        model_config_list {{
+          config {{
+            name: 'first' base_path: '{tmp_path}/a' model_platform: 'tensorflow'
+            model_version_policy {{ specific {{ versions: 2 versions: 3 }} }}
+            version_labels {{ key: 'stable' value: 2 }}
+            version_labels {{ key: 'old' value: 1 }}
+            version_labels {{ key: 'no word' value: 3 }}
+          }}
+          config {{ name: 'second' base_path: '{tmp_path}/none' model_platform: 'tensorflow' }}
+          config {{ name: 'third' base_path: 'odd://store' model_platform: 'tensorflow' }}
+          config {{ name: 'twice' base_path: '{tmp_path}/a' model_platform: 'tensorflow' }}
+          config {{ name: 'twice' base_path: '{tmp_path}/b' model_platform: 'tensorflow' }}
+        }}"""
+    file.write_text(text)
+    put(tmp_path, "a/dlproxy.toml", content=b"max_batch = 3")
+    listing = listed_in_config(file, opened)
+    found = scan(listing)
+    assert {name: versions_of(one) for name, one in listing.items()} == {
+        "first": ["1", "2", "3"],
+        "second": [],
+        "third": [],
+        "twice": [],
+    }
+    assert {version.config.max_batch for version in found["first"].wanted.versions.values()} == {3}
+    assert paths(tmp_path, found["first"]) == {"2": "a/2", "3": "a/3"}
+    assert found["first"].wanted.labels == {"stable": "2"}
+    assert len(found["first"].warnings) == 2
+    assert "none is not there" in found["second"].problem
+    assert found["third"].problem == "nothing reads odd://store"
+    assert "two models are named 'twice' in" in found["twice"].problem
+
+
+def test_a_models_config_that_cannot_be_read(tmp_path: Path) -> None:
+    file = tmp_path / "models.config"
+    with pytest.raises(ConfigError, match=r"models.config cannot be read"):
+        listed_in_config(file, opened)
+    file.write_text("model_config_list { config { ")
+    with pytest.raises(ConfigError, match=r"models.config"):
+        listed_in_config(file, opened)
