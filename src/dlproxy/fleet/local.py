@@ -124,7 +124,7 @@ class LocalFleet:
     def try_again(self, requests: Sequence[Request]) -> None:
         """Clients have sent these: find out whether the way it runs is right for them, and change it if it is not.
 
-        On the loop its own batches tell: a trial runs beside them, with cold caches, and takes disturbance for the model's time.
+        On the loop its own batches tell: a trial beside them has cold caches, and takes disturbance for its time.
         """
         if self.way.inline and not self._slow_inline():
             return
