@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from threading import current_thread, main_thread
 from time import thread_time
 
 import numpy as np
@@ -13,7 +14,7 @@ from dlproxy.fleet.local import LocalFleet
 from dlproxy.fleet.roster import Roster
 from dlproxy.fleet.warm_model import WarmModel
 from dlproxy.instance.inline import IN_A_THOUSAND, TOO_LONG_S, InlineInstance
-from dlproxy.instance.trial import Way
+from dlproxy.instance.trial import SHARED_ABOVE_S, Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.policy.plan import HOLD_S
 from dlproxy.serve.reservoir import AFTER, KEPT, Reservoir
@@ -51,14 +52,12 @@ async def test_long_work_leaves_the_loop_and_no_request_is_lost() -> None:
     moved: list[Way] = []
     fleet.on_moved = moved.append
     assert (await rig.send().wait()).values == [2.0]
-    fleet.try_again([rig.request()])  # a trial that found nothing to change must not keep it on the loop
-    assert fleet._moving is not None
-    await fleet._moving
     replies = [rig.send(float(number), width=8) for number in range(8)]
     assert [(await reply.wait()).values for reply in replies] == [[2.0 * number] for number in range(8)]
     more = [rig.send(float(number), width=8) for number in range(4)]
     for reply in more:
         await reply.wait()
+    assert fleet._moving is not None
     await fleet._moving  # until those that ran in the old way are gone
     assert [way.inline for way in moved] == [False]
     assert fleet.run == "thread"
@@ -103,10 +102,10 @@ def test_one_batch_in_a_thousand_may_be_long() -> None:
 
 
 async def test_what_clients_send_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warm-up saw short rows, clients send long ones: they run side by side from then on."""
+    """Warm-up saw short rows, clients send long ones, one by one: they run side by side from then on."""
 
     def slow(inputs: Sequence[Array]) -> list[Array]:
-        _busy(1e-3 if inputs[0].shape[1] > 4 else 0.0)
+        _busy(HOLD_S * 0.6 if inputs[0].shape[1] > 4 else 0.0)
         return double(inputs)
 
     monkeypatch.setattr(warm_model, "usable_cores", lambda: 2)
@@ -120,6 +119,8 @@ async def test_what_clients_send_is_tried_again(monkeypatch: pytest.MonkeyPatch)
     await fleet._moving
     assert fleet.way == INLINE, "short rows are as quick as a model on the loop must be"
     moved.clear()
+    for _ in range(3):
+        await rig.send(width=8).wait()
     fleet.try_again([rig.request(width=8)] * 3)
     replies = [rig.send(float(number), width=8) for number in range(20)]
     await asyncio.wait_for(moved.wait(), 20)
@@ -137,12 +138,51 @@ async def test_requests_that_cannot_be_tried_change_nothing(caplog: pytest.LogCa
         raise ValueError("not today")
 
     rig = Rig(instances=0)
-    fleet, _ = _hosted(rig, broken)
+    way = Way(inline=False, instances=1, threads=1)
+    fleet, _ = _hosted(rig, broken, way)
     fleet.try_again([rig.request()])
     assert fleet._moving is not None
     await fleet._moving
-    assert fleet.way == INLINE
+    assert fleet.way == way
     assert "could not be tried on its clients' requests: not today" in caplog.text
+    await rig.driver.stop(1.0)
+    await fleet.stop()
+
+
+async def test_on_the_loop_its_own_batches_tell() -> None:
+    """Elsewhere it is slower: the caches are cold, and others take the core."""
+
+    def slow_elsewhere(inputs: Sequence[Array]) -> list[Array]:
+        _busy(0.0 if current_thread() is main_thread() else 1e-3)
+        return double(inputs)
+
+    rig = Rig(instances=0)
+    fleet, _ = _hosted(rig, slow_elsewhere)
+    for _ in range(3):
+        await rig.send().wait()
+    fleet.try_again([rig.request()] * 3)
+    if fleet._moving is not None:
+        await fleet._moving
+    assert fleet.way == INLINE
+    await rig.driver.stop(1.0)
+    await fleet.stop()
+
+
+def test_batches_on_the_loop_are_slow_by_what_each_request_takes() -> None:
+    times: list[float] = []
+    instance = InlineInstance("m-0", FakeRuntime(SIGNATURE, lambda inputs: (_busy(times.pop()), double(inputs))[1]))
+
+    def run(seconds: float, requests: int) -> None:
+        times.append(seconds)
+        instance.run([Rig.plain_request()] * requests, lambda result: None)
+
+    for _ in range(4):
+        run(SHARED_ABOVE_S * 1.5, 4)
+    assert not instance.slow, "four requests each"
+    run(SHARED_ABOVE_S * 1.5, 1)
+    assert not instance.slow, "one in five"
+    run(SHARED_ABOVE_S * 1.5, 1)
+    assert instance.slow
 
 
 async def test_a_reservoir_keeps_a_fair_few() -> None:

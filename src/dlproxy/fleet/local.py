@@ -125,9 +125,17 @@ class LocalFleet:
     # Another way, while serving
 
     def try_again(self, requests: Sequence[Request]) -> None:
-        """Clients have sent these: find out whether the way it runs is right for them, and change it if it is not."""
+        """Clients have sent these: find out whether the way it runs is right for them, and change it if it is not.
+
+        On the loop its own batches tell: a trial beside them has cold caches, and takes disturbance for its time.
+        """
+        if self.way.inline and not self._slow_inline():
+            return
         if self._moving is None or self._moving.done():
             self._moving = asyncio.get_running_loop().create_task(self._try_again(requests))
+
+    def _slow_inline(self) -> bool:
+        return any(isinstance(instance, InlineInstance) and instance.slow for instance in self._instances.values())
 
     def may_move(self) -> bool:
         """Whether anything about the way is left to be measured."""
@@ -148,10 +156,7 @@ class LocalFleet:
             await self._move(again)
 
     def _tried(self, warm: WarmModel, real: Sequence[Inputs]) -> None:
-        """Nothing is changed where requests take about what those took that the way was found with.
-
-        On the loop a model stays until it is clearly slower: beside its own serving it is tried with cold caches.
-        """
+        """Nothing is changed where requests take about what those took that the way was found with."""
         before = warm.found or _only_single(warm.calibration)
         now = measure_again(real, warm.runtime, before, room(self._config))
         quick = now.slow_s < (SHARED_ABOVE_S if warm.way.inline else INLINE_BELOW_S)

@@ -5,6 +5,7 @@ from time import thread_time
 
 from dlproxy.instance.batch import BatchResult, raised, run_batch
 from dlproxy.instance.runtime import Runtime
+from dlproxy.instance.trial import SHARED_ABOVE_S
 from dlproxy.message import Request
 from dlproxy.policy.plan import HOLD_S
 
@@ -26,7 +27,9 @@ class InlineInstance:
         self.name = name
         self._runtime = runtime
         self._on_long = on_long
-        self._since_long = IN_A_THOUSAND
+        self._batches = 0
+        self._slow = 0  # of these
+        self._long_at = -IN_A_THOUSAND  # the last one that was too long
         self._close_to = False  # batches are so long that the thread's own clock, which costs a system call, is read
 
     def run(self, requests: Sequence[Request], done: Callable[[BatchResult], None]) -> None:
@@ -38,21 +41,27 @@ class InlineInstance:
         except BaseException as error:
             result = raised(error)
         seconds = result.batch_s + result.compute_s
-        self._since_long += 1
+        self._batches += 1
         if seconds > HOLD_S / 4:
             if self._close_to:  # time that others took from the core is not the model's
                 seconds = min(seconds, thread_time() - began_at)
-            self._look(seconds)
+            self._look(seconds, len(requests))
         done(result)
 
-    def _look(self, seconds: float) -> None:
+    def _look(self, seconds: float, requests: int) -> None:
+        self._slow += seconds > SHARED_ABOVE_S * requests
         seen, self._close_to = self._close_to, True
         if seconds <= HOLD_S or not seen:
             return
-        again = self._since_long < IN_A_THOUSAND
-        self._since_long = 0
+        again = self._batches - self._long_at < IN_A_THOUSAND
+        self._long_at = self._batches
         if self._on_long is not None and (again or seconds > TOO_LONG_S):
             self._on_long(seconds)
+
+    @property
+    def slow(self) -> bool:
+        """Whether, of its batches so far, more than one in four took so long a request that threads would serve better."""
+        return self._slow * 4 > self._batches
 
     async def stop(self) -> None:
         """Nothing can be running: `run` does not return before its batch is done."""
