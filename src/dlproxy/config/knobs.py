@@ -110,6 +110,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             "in the user's cache folder ($XDG_CACHE_HOME or ~/.cache) if there is one; empty: nowhere"
         ),
     ] = "auto"
+    store: Annotated[
+        str,
+        _knob(
+            "where to keep what shall be served, for all nodes that name the same place: a folder that they share, or Redis as "
+            "redis://HOST:PORT/DB?key=NAME (rediss:// with TLS); empty: each process for itself"
+        ),
+    ] = ""
     event_log: Annotated[str, _knob("record every lane event and command in this folder, to replay; empty: off")] = ""
     access_log: Annotated[bool, _knob("log a line for each request of the inference port")] = False
     arbiter: Annotated[
