@@ -13,11 +13,14 @@ from msgspec.structs import replace
 
 from dlproxy import __version__
 from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.fleet.control import Control
 from dlproxy.fleet.shared_store import SharedStore, encode
 from dlproxy.fleet.store import Store, StoreError, open_store
+from dlproxy.policy.planner import Routes
 from dlproxy.policy.wanted import Traffic, Wanted, WantedModel, WantedVersion
 from tests.fleet.store_editor import add
 from tests.fleet.store_places import FolderPlace, MemoryPlace, Place, RedisPlace, SharedPlace
+from tests.fleet.test_control import FakeModels, a_model, having
 
 TASKS = 6
 EDITS = 8
@@ -109,6 +112,39 @@ async def test_everything_that_can_be_wanted_comes_back(handle: Open) -> None:
     wanted = Wanted({"m": MODEL, "empty": WantedModel()}, 1)
     assert await handle().swap(0, wanted)
     assert await handle().read() == wanted
+
+
+class Node(FakeModels):
+    """What serves on one node. `changed`: whenever that is something else."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self.changed = asyncio.Event()
+        self.control = Control(self, store)
+
+    def route(self, name: str, routes: Routes) -> None:
+        super().route(name, routes)
+        self.changed.set()
+
+    async def load(self, name: str, config: ModelConfig) -> None:
+        self.up[name, config.version] = config
+
+
+async def test_nodes_serve_what_one_of_them_is_told(handle: Open) -> None:
+    nodes = [Node(handle()) for _ in range(3)]
+    for node in nodes[:2]:
+        await node.control.start()
+    for teller, version in ((nodes[0], "1"), (nodes[1], "2")):
+        for node in nodes:
+            node.changed.clear()
+        await teller.control.change(having("m", a_model(version)))
+        await soon(*(node.changed.wait() for node in nodes[:2]))
+        assert [node.routes["m"].default for node in nodes[:2]] == [version, version]
+    await nodes[2].control.start()
+    await nodes[2].control.settled("m")
+    assert list(nodes[2].up) == [("m", "2")]
+    for node in nodes:
+        await node.control.stop()
 
 
 @shared

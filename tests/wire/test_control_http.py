@@ -102,8 +102,16 @@ def state(version: str, speed: int = 1) -> dict[str, Any]:
 def seen(name: str, version: str, **fields: Any) -> dict[str, Any]:
     """As a VersionState is shown."""
     return {
-        "name": name, "version": version, "phase": "serving", "reason": "", "default": True, "labels": [],
-        "share": 0.0, "on_demand": False, "size_bytes": 0, **fields,
+        "name": name,
+        "version": version,
+        "phase": "serving",
+        "reason": "",
+        "default": True,
+        "labels": [],
+        "share": 0.0,
+        "on_demand": False,
+        "size_bytes": 0,
+        **fields,
     }
 
 
