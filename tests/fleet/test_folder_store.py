@@ -64,6 +64,16 @@ async def test_killed_in_the_middle_of_a_write_it_is_readable_and_has_what_was_c
     assert set(os.listdir(tmp_path)) <= {"wanted.json", "wanted.lock", "wanted.new"}
 
 
+async def test_a_handle_hears_of_its_own_change_at_once(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, poll_s=10_000.0)
+    waiting = asyncio.create_task(store.changed(0))
+    done, _ = await asyncio.wait([waiting], timeout=0.05)
+    assert not done
+    await add(store, "a")
+    await asyncio.wait_for(waiting, 5)
+    await store.close()
+
+
 async def test_a_half_written_new_file_changes_nothing(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     await add(store, "a")

@@ -7,7 +7,6 @@ now and then anyhow. Not aware of: what is in the key.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -83,8 +82,7 @@ class RedisStore(SharedStore):
     async def close(self) -> None:
         if self._listener is not None:
             self._listener.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._listener
+            await asyncio.wait([self._listener])
         await self._client.aclose()
 
     async def changed(self, revision: int) -> None:
