@@ -129,6 +129,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             le=3600,
         ),
     ] = 30.0
+    store: Annotated[
+        str,
+        _knob(
+            "where to keep what shall be served, for all nodes that name the same place: a folder that they share, or Redis as "
+            "redis://HOST:PORT/DB?key=NAME (rediss:// with TLS); empty: each process for itself"
+        ),
+    ] = ""
     event_log: Annotated[str, _knob("record every lane event and command in this folder, to replay; empty: off")] = ""
     access_log: Annotated[bool, _knob("log a line for each request of the inference port")] = False
     arbiter: Annotated[

@@ -14,7 +14,7 @@ from dlproxy.config import ConfigError, ModelConfig
 MOST_VERSION = 2**63 - 1  # as TensorFlow Serving has them
 
 
-class WantedVersion(Struct, frozen=True, omit_defaults=True):
+class WantedVersion(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One version of a model. `config`: its knobs, as [models.NAME] has them; `config.version` is its number.
 
     `stamp`: of the files behind its path: another one means another content. `instances`: so many, whatever the knob says.
@@ -27,7 +27,7 @@ class WantedVersion(Struct, frozen=True, omit_defaults=True):
     problem: str = ""
 
 
-class Traffic(Struct, frozen=True, omit_defaults=True):
+class Traffic(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """Which version answers a request that names none, where it is not always the default one.
 
     `shares`: of these requests, 0 to 1, for other versions. `by`: "" (each request anew), "tenant" or "header:NAME" (who has
@@ -44,7 +44,7 @@ class Traffic(Struct, frozen=True, omit_defaults=True):
     trunk: str = ""
 
 
-class WantedModel(Struct, frozen=True, omit_defaults=True):
+class WantedModel(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """`versions`: by their number. `default`: for requests that name none; empty: the one with the largest number that is up.
 
     `labels`: names of versions, to be asked for in a version's place. `on_demand`: loaded when it is asked for, and given up
