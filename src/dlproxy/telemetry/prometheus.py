@@ -103,6 +103,9 @@ class ModelCollector(Collector):
             "Answers of batches that were computed again, alone, and were the same or different",
             labels=(*_LABELS, "result"),
         )
+        broken = CounterMetricFamily(
+            "dlproxy_broken_streams", "Answers in parts that failed after the first one", labels=(*_LABELS, "kind")
+        )
         elements = CounterMetricFamily(
             "dlproxy_padding_elements",
             "Elements of batches along the padded axis: real ones, and those that shorter requests were filled up with",
@@ -112,6 +115,8 @@ class ModelCollector(Collector):
             labels = (model.name, model.version)
             for kind, count in model.stats.elements.items():
                 elements.add_metric((*labels, kind), count)
+            for failure, times in model.stats.broken_off.items():
+                broken.add_metric((*labels, failure.value), times)
             for result, times in model.stats.rechecks.items():
                 rechecks.add_metric((*labels, result), times)
             for phase in ("queue", "batch", "compute", "split", "request"):
@@ -125,7 +130,7 @@ class ModelCollector(Collector):
                 states.add_metric((*labels, state), number)
             for change, times in model.stats.instance_changes.items():
                 changes.add_metric((*labels, change), times)
-        yield from (phases, depth, limit, ready, states, changes, rechecks, elements)
+        yield from (phases, depth, limit, ready, states, changes, rechecks, broken, elements)
         yield GaugeMetricFamily("dlproxy_http_connections", "Open connections", value=self._connections())
 
 
