@@ -4,7 +4,7 @@ Started by fleet/start.py and fleet/processes.py. Not aware of: lanes, requests,
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 
@@ -23,10 +23,11 @@ from dlproxy.message import Signature
 class InstanceKind(Struct, frozen=True, kw_only=True):
     """A way of running batches that another package knows, in a configuration `run = NAME`.
 
-    `make`: the instance of this name for a model, not started; a new one for each of its lives.
+    `make`: the instance of this name for a model, not started; a new one for each of its lives. `resources`: as Way has them.
     """
 
     make: Callable[[str, ModelConfig], Startable]
+    resources: Mapping[str, float] = {}
 
 
 class SupervisedFleet:
@@ -71,7 +72,8 @@ async def start_added(name: str, config: ModelConfig) -> SupervisedFleet:
     kind = await asyncio.to_thread(plugin, INSTANCE_KINDS, config.run, InstanceKind)
     if kind is None:
         raise ModelError(f"run = {config.run!r} is gone: no installed package adds it any more")
-    way = Way(inline=False, instances=config.instances or len(parse_devices(config.device)), threads=config.threads)
+    count = config.instances or len(parse_devices(config.device))
+    way = Way(inline=False, instances=count, threads=config.threads, resources=kind.resources)
     try:
         return await start_supervised(name, config.run, way, lambda instance: kind.make(instance, config))
     except ModelError:

@@ -42,7 +42,7 @@ EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
 
 
 class LoadedModel(Struct, eq=False):
-    """A model that is up. `turn_cores`: cores that a batch waits for its turn on; 0: it takes no turns."""
+    """A model that is up. `turn_needs`: what a batch waits for its turn on, by name; empty: it takes no turns."""
 
     served: ServedModel
     driver: Driver
@@ -51,7 +51,7 @@ class LoadedModel(Struct, eq=False):
     recorder: Recorder | None
     control: LaneControl
     roster: Roster
-    turn_cores: int = 0
+    turn_needs: Mapping[str, float] = {}
 
 
 async def load_model(
