@@ -80,7 +80,7 @@ def run(seed: int, size: float = 1.0) -> Outcome:
     """All balancers; `size` is not used, a run takes two seconds."""
     makers = {name: make for name, (make, _, _) in (BALANCERS | OURS).items()}
     shares = {name: 100.0 * simulate(make, seed).share_within(TIMEOUT_S) for name, make in makers.items()}
-    checks = [_check(f"{name} (published)", low, low, high, shares[name]) for name, (_, low, high) in BALANCERS.items()]
+    checks = [_check(f"{name} (published)", low, high, shares[name], TITLE, low) for name, (_, low, high) in BALANCERS.items()]
     round_robin = 100.0 * (1.0 - FAULT_FOR_S / SECONDS / BACKENDS)
     checks.append(
         _check("round robin (arithmetic)", *around(round_robin, absolute=0.05), shares["round robin"], TITLE, round_robin)
