@@ -6,13 +6,14 @@ Made by the parts of a benchmark, printed and written by its command. Not aware 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import Any
 
 from msgspec import Struct
 
 COLUMNS = ("result", "expected", "band", "measured", "")
 
 
-class Check(Struct, kw_only=True):
+class Check(Struct):
     """`low` and `high` bound what passes; `expected` is what the source says. `unit` follows each number, which has so
     many `digits` after the point, -1: as many as it takes.
 
@@ -20,12 +21,12 @@ class Check(Struct, kw_only=True):
     it lies within the band it says nothing.
     """
 
-    group: str
     result: str
-    expected: float | None = None
-    low: float = -inf
-    high: float = inf
+    low: float
+    high: float
     measured: float
+    group: str
+    expected: float | None = None
     unit: str = ""
     digits: int = 2
     note: str = ""
@@ -112,19 +113,13 @@ class Findings:
     checks: list[Check] = field(default_factory=list)
     details: list[str] = field(default_factory=list)
 
-    def at_most(
-        self, what: str, limit: float, measured: float, *, unit: str = "", digits: int = 2, note: str = "", differs: str = ""
-    ) -> None:
-        """One more figure that passes up to `limit`. `differs`: why it is known to lie above, on some machines."""
-        check = Check(
-            group=self.title, result=what, high=limit, measured=measured, unit=unit, digits=digits, note=note, differs=differs
-        )
-        self.checks.append(check)
+    def at_most(self, what: str, limit: float, measured: float, **more: Any) -> None:
+        """One more figure that passes up to `limit`. `more`: as a Check has it."""
+        self.checks.append(Check(what, -inf, limit, measured, self.title, **more))
 
-    def at_least(self, what: str, limit: float, measured: float, *, unit: str = "", digits: int = 2, note: str = "") -> None:
+    def at_least(self, what: str, limit: float, measured: float, **more: Any) -> None:
         """One that passes from `limit` on."""
-        check = Check(group=self.title, result=what, low=limit, measured=measured, unit=unit, digits=digits, note=note)
-        self.checks.append(check)
+        self.checks.append(Check(what, limit, inf, measured, self.title, **more))
 
     def none(self, what: str, count: int, note: str = "") -> None:
         """Something that must not happen at all."""

@@ -4,15 +4,15 @@ Called by __main__.py. The load is wrk's.
 """
 
 import statistics
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 from benchmarks.harness.checks import Findings
 from benchmarks.harness.live import Live, Served
 from benchmarks.harness.processes import Cores, choose_cores
 from benchmarks.harness.sample import sample_for
-from benchmarks.harness.turns import spread
+from benchmarks.harness.turns import in_turn, spread
 from benchmarks.harness.wrk import Load, run_wrk, wrk_command
 from benchmarks.instances.watch import port_of
 from benchmarks.models import build_mlp
@@ -25,7 +25,8 @@ by default, so both together have what the inline server has. Then with nothing 
 cores. The median of the ratios of pairs whose order alternates."""
 
 MODEL = "mlp"
-CONNECTIONS, SECONDS, PAIRS = 64, 3, 5
+CONNECTIONS, SECONDS = 64, 3
+WARM_UP_SECONDS, PAIRS = 2, 5
 GOAL = 0.6
 
 
@@ -33,32 +34,24 @@ def run(live: Live) -> Findings:
     """On one core and on all."""
     findings = Findings(TITLE)
     path = build_mlp(live.directory / f"{MODEL}.onnx")
+    load = Load(CONNECTIONS, SECONDS, sample_for(path))
+    tomls = [f'[models.{MODEL}]\npath = "{path}"\nrun = "{way}"\nthreads = 1\n' for way in ("process", "inline")]
     for where, cores in (("server and worker on one core", choose_cores()), ("nothing pinned", Cores(None, None))):
-        rates = _rates(replace(live, cores=cores), path)
-        ratios = [process / inline for process, inline in rates]
-        process, inline = (statistics.median(side) for side in zip(*rates, strict=True))
-        note = f"{spread(ratios)}; {process:,.0f}/s and {inline:,.0f}/s"
-        findings.at_least(f"{where}: process / inline", GOAL, statistics.median(ratios), note=note)
+        compare(replace(live, cores=cores), tomls, load, findings, f"{where}: process / inline", GOAL)
     return findings
 
 
-def _rates(live: Live, path: Path) -> list[tuple[float, float]]:
-    """Requests per second in a process and inline, a pair for each turn."""
-    load = Load(CONNECTIONS, SECONDS, sample_for(path))
+def compare(live: Live, tomls: Sequence[str], load: Load, findings: Findings, what: str, goal: float) -> None:
+    """One more figure: the rate of the first of two servers over that of the second, which take turns."""
     with ExitStack() as stack:
-        servers = {way: stack.enter_context(live.serve(_toml(path, way))) for way in ("process", "inline")}
-        for served in servers.values():
-            rate(live, served, replace(load, seconds=1))
-        pairs = []
-        for number in range(PAIRS):
-            order = sorted(servers, reverse=bool(number % 2))
-            rates = {way: rate(live, servers[way], load) for way in order}
-            pairs.append((rates["process"], rates["inline"]))
-    return pairs
-
-
-def _toml(path: Path, way: str) -> str:
-    return f'[models.{MODEL}]\npath = "{path}"\nrun = "{way}"\nthreads = 1\n'
+        servers = [stack.enter_context(live.serve(toml)) for toml in tomls]
+        for served in servers:
+            rate(live, served, replace(load, seconds=WARM_UP_SECONDS))
+        turns = [{side: rate(live, servers[side], load) for side in in_turn((0, 1), number)} for number in range(PAIRS)]
+    ratios = [rates[0] / rates[1] for rates in turns]
+    first, second = (statistics.median(rates[side] for rates in turns) for side in (0, 1))
+    note = f"{spread(ratios)}; {first:,.1f}/s and {second:,.1f}/s"
+    findings.at_least(what, goal, statistics.median(ratios), note=note)
 
 
 def rate(live: Live, served: Served, load: Load) -> float:

@@ -4,10 +4,7 @@ Called by __main__.py. The load is wrk's, and needs little of either core.
 """
 
 import json
-import statistics
 import sys
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.bench import ORT_LOOP
@@ -15,9 +12,8 @@ from benchmarks.harness.checks import Findings
 from benchmarks.harness.live import Live
 from benchmarks.harness.processes import BenchmarkError
 from benchmarks.harness.sample import sample_for
-from benchmarks.harness.turns import spread
 from benchmarks.harness.wrk import Load
-from benchmarks.instances.rates import rate
+from benchmarks.instances.rates import compare
 from benchmarks.models import build_slow
 
 TITLE = "Two worker processes beside one: a network of 20 ms or more a row, one thread each"
@@ -28,7 +24,7 @@ answer. The median of the ratios of pairs whose order alternates. For comparison
 do together beside one, in a loop without a server: cores that share caches or an arithmetic unit are not two whole ones."""
 
 MODEL = "slow"
-CONNECTIONS, SECONDS, PAIRS = 16, 6, 5
+CONNECTIONS, SECONDS = 16, 6
 GOAL, LEAST_ROW_S = 1.8, 0.020
 
 
@@ -39,31 +35,10 @@ def run(live: Live) -> Findings:
     (alone,), together = _loops(live, path, 1), _loops(live, path, 2)
     findings.at_least("milliseconds a row, ONNX Runtime alone", LEAST_ROW_S * 1e3, 1e3 / alone, digits=1)
     findings.at_least("ONNX Runtime alone: two loops / one", 0.0, sum(together) / alone, note="no goal")
-    rates = _rates(live, path)
-    ratios = [two / one for one, two in rates]
-    one, two = (statistics.median(side) for side in zip(*rates, strict=True))
-    note = f"{spread(ratios)}; {two:.1f}/s and {one:.1f}/s"
-    findings.at_least("two instances / one", GOAL, statistics.median(ratios), note=note)
-    return findings
-
-
-def _rates(live: Live, path: Path) -> list[tuple[float, float]]:
-    """Requests per second with one instance and with two, a pair for each turn."""
+    tomls = [f'[models.{MODEL}]\npath = "{path}"\nrun = "process"\ninstances = {count}\nthreads = 1\n' for count in (2, 1)]
     load = Load(CONNECTIONS, SECONDS, sample_for(path), "steady")
-    with ExitStack() as stack:
-        servers = {count: stack.enter_context(live.serve(_toml(path, count))) for count in (1, 2)}
-        for served in servers.values():
-            rate(live, served, replace(load, seconds=2))
-        pairs = []
-        for number in range(PAIRS):
-            order = sorted(servers, reverse=bool(number % 2))
-            rates = {count: rate(live, servers[count], load) for count in order}
-            pairs.append((rates[1], rates[2]))
-    return pairs
-
-
-def _toml(path: Path, count: int) -> str:
-    return f'[models.{MODEL}]\npath = "{path}"\nrun = "process"\ninstances = {count}\nthreads = 1\n'
+    compare(live, tomls, load, findings, "two instances / one", GOAL)
+    return findings
 
 
 def _loops(live: Live, path: Path, count: int) -> list[float]:

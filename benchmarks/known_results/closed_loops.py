@@ -92,10 +92,10 @@ def _triton(seed: int, seconds: float) -> tuple[list[Check], float]:
     for clients, expected in published.items():
         low, high = around(expected, relative=0.1)
         note = "" if clients in TRITON else "fitted"
-        checks.append(_check(TRITON_TITLE, f"c = {clients}", expected, low, high, measured[clients], digits=1, note=note))
+        checks.append(Check(f"c = {clients}", low, high, measured[clients], TRITON_TITLE, expected, digits=1, note=note))
     gain = EIGHT_CLIENTS / TWO_CLIENTS
     low, high = around(gain, relative=0.1)
-    checks.append(_check(TRITON_TITLE, "c = 8 over the same without batching", gain, low, high, measured[8] / serial))
+    checks.append(Check("c = 8 over the same without batching", low, high, measured[8] / serial, TRITON_TITLE, gain))
     return checks, seconds * (sum(measured.values()) + serial)
 
 
@@ -123,14 +123,6 @@ def _torchserve(seed: int, seconds: float) -> tuple[list[Check], float]:
     for batch in (4, 8):
         expected = TORCHSERVE[batch] / TORCHSERVE[2]
         low, high = around(expected, absolute=0.1)
-        checks.append(
-            _check(TORCHSERVE_TITLE, f"batch {batch}, delay 100 ms", expected, low, high, delayed[batch] / delayed[2])
-        )
-    checks += [_check(TORCHSERVE_TITLE, f"batch {batch}, dlproxy", 1.0, 0.97, inf, own[batch] / own[2]) for batch in (4, 8)]
+        checks.append(Check(f"batch {batch}, delay 100 ms", low, high, delayed[batch] / delayed[2], TORCHSERVE_TITLE, expected))
+    checks += [Check(f"batch {batch}, dlproxy", 0.97, inf, own[batch] / own[2], TORCHSERVE_TITLE, 1.0) for batch in (4, 8)]
     return checks, seconds * (sum(delayed.values()) + sum(own.values()))
-
-
-def _check(
-    group: str, result: str, expected: float, low: float, high: float, measured: float, *, digits: int = 2, note: str = ""
-) -> Check:
-    return Check(group=group, result=result, expected=expected, low=low, high=high, measured=measured, digits=digits, note=note)

@@ -4,6 +4,7 @@ Called by __main__.py and tests. Not aware of: balancers, several instances.
 """
 
 from collections.abc import Callable
+from functools import partial
 from math import inf, sqrt
 
 import numpy as np
@@ -50,6 +51,7 @@ delay, shrink-to-fit and both AIMDs, within a point; shrink-to-fit and AIMD on e
 anything at rho 0.3, where deferral triples the latency; nobody beats the floor 1 - 1 / 1.2 at rho 1.2. At rho 0.9 the
 collapse of shrink-to-fit waits for a queue that happens to be long, and then lasts: a run of 20,000 requests may see none, so
 the claim is put to longer runs."""
+_claim = partial(Check, group=TITLE, unit=" %", digits=1)
 TABLE_TITLE = "The same beside the study's table"
 TABLE_ABOUT = f"""\
 Source: the project's own study of 21 November 2026 (docs/internals/batching.md quotes it): one seed, mean latency of what was
@@ -243,31 +245,6 @@ def _collapses(found: dict[str, dict[str, Missed]], lasting: Missed, from_limit:
     for key, policy in (("1.2", SHRINK), ("0.9", END_TO_END), ("1.2", END_TO_END)):
         checks.append(_claim(f"{CASES[key].name}: {policy} collapses", 75.0, inf, float(found[key][policy].missed.mean())))
     return checks
-
-
-def _claim(
-    result: str,
-    low: float,
-    high: float,
-    measured: float,
-    *,
-    expected: float | None = None,
-    unit: str = " %",
-    note: str = "",
-    differs: str = "",
-) -> Check:
-    return Check(
-        group=TITLE,
-        result=result,
-        expected=expected,
-        low=low,
-        high=high,
-        measured=measured,
-        unit=unit,
-        digits=1,
-        note=note,
-        differs=differs,
-    )
 
 
 def _beside_study(found: dict[str, dict[str, Missed]]) -> list[Check]:

@@ -5,6 +5,7 @@ Called by __main__.py and tests. Not aware of: lanes, batches (servers share the
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from heapq import heapify, heappop, heappush
 
 import numpy as np
@@ -48,6 +49,7 @@ BANDS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
 LEAST_RATIO = 5.0
 
 Finished = Callable[[str, int, float, bool], None]
+_check = partial(Check, group=TITLE, unit=" ms", digits=0)
 
 
 class Server:
@@ -172,18 +174,14 @@ def run(seed: int, size: float = 1.0) -> Outcome:
         whole[name] = tail_ms(latencies)
         steps = [tail_ms(latencies[ramp.steps == step]) for step in range(STEPS)]
         note = "by step " + ", ".join(f"{value:.0f}" for value in steps)
-        checks.append(_check(f"{name}: whole ramp", *band, whole[name], note))
-        checks.append(_check(f"{name}: at 1.74", *last_band, steps[-1], ""))
+        checks.append(_check(f"{name}: whole ramp", *band, whole[name], note=note))
+        checks.append(_check(f"{name}: at 1.74", *last_band, steps[-1]))
     ratio = whole[ROUND_ROBIN] / whole[PREQUAL]
     claim = "round robin over Prequal, whole ramp"
-    checks.append(Check(group=TITLE, result=claim, low=LEAST_RATIO, high=np.inf, measured=ratio, digits=1))
+    checks.append(_check(claim, LEAST_RATIO, np.inf, ratio, unit="", digits=1))
     return Outcome(checks, len(BANDS) * len(ramp.due))
 
 
 def tail_ms(latencies: Floats) -> float:
     """The 99.9th percentile."""
     return 1e3 * float(np.quantile(latencies, QUANTILE))
-
-
-def _check(result: str, low: float, high: float, measured: float, note: str) -> Check:
-    return Check(group=TITLE, result=result, low=low, high=high, measured=measured, unit=" ms", digits=0, note=note)

@@ -4,6 +4,7 @@ Called by __main__.py and tests. Not aware of: batches, queues (backends answer 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from benchmarks.harness.checks import Check, Outcome, around
 from benchmarks.known_results.simulating import MODEL, Latencies, calls, instants, seeds, serial_lane
@@ -72,20 +73,23 @@ FAILING_BANDS = {
     "fastest response": (99.9, 100.0),
     "Prequal": (99.9, 100.0),
 }
+_check = partial(Check, unit=" %", digits=3)
 
 
 def run(seed: int, size: float = 1.0) -> Outcome:
     """All balancers; `size` is not used, a run takes two seconds."""
     makers = {name: make for name, (make, _, _) in (BALANCERS | OURS).items()}
     shares = {name: 100.0 * simulate(make, seed).share_within(TIMEOUT_S) for name, make in makers.items()}
-    checks = [_check(f"{name} (published)", low, low, high, shares[name]) for name, (_, low, high) in BALANCERS.items()]
+    checks = [_check(f"{name} (published)", low, high, shares[name], TITLE, low) for name, (_, low, high) in BALANCERS.items()]
     round_robin = 100.0 * (1.0 - FAULT_FOR_S / SECONDS / BACKENDS)
-    checks.append(_check("round robin (arithmetic)", round_robin, *around(round_robin, absolute=0.05), shares["round robin"]))
+    checks.append(
+        _check("round robin (arithmetic)", *around(round_robin, absolute=0.05), shares["round robin"], TITLE, round_robin)
+    )
     level = RATE / ((BACKENDS - 1) / NORMAL_S + 1.0 / SLOW_S)
     slow = level + level / SLOW_S * (FAULT_FOR_S - SLOW_S)
     least = 100.0 * (1.0 - slow / (RATE * SECONDS))
-    checks.append(_check("least loaded (arithmetic)", least, *around(least, absolute=0.05), shares["least loaded"]))
-    checks += [_check(f"{name} (finding)", None, low, high, shares[name]) for name, (_, low, high) in OURS.items()]
+    checks.append(_check("least loaded (arithmetic)", *around(least, absolute=0.05), shares["least loaded"], TITLE, least))
+    checks += [_check(f"{name} (finding)", low, high, shares[name], TITLE) for name, (_, low, high) in OURS.items()]
     checks += _failing(makers, seed)
     return Outcome(checks, int(2 * len(makers) * RATE * SECONDS))
 
@@ -95,11 +99,11 @@ def _failing(makers: Mapping[str, Maker], seed: int) -> list[Check]:
     even = 100.0 * (1.0 - FAULT_FOR_S / SECONDS / BACKENDS)
     sinkhole = 100.0 * (1.0 - FAULT_FOR_S / SECONDS * (1.0 - (BACKENDS - 1) / NORMAL_S / RATE))
     checks = [
-        _check("round robin (arithmetic)", even, *around(even, absolute=0.05), shares["round robin"], FAILING_TITLE),
-        _check("least loaded (arithmetic)", sinkhole, *around(sinkhole, absolute=0.5), shares["least loaded"], FAILING_TITLE),
+        _check("round robin (arithmetic)", *around(even, absolute=0.05), shares["round robin"], FAILING_TITLE, even),
+        _check("least loaded (arithmetic)", *around(sinkhole, absolute=0.5), shares["least loaded"], FAILING_TITLE, sinkhole),
     ]
     for name, (low, high) in FAILING_BANDS.items():
-        checks.append(_check(f"{name} (finding)", None, low, high, shares[name], FAILING_TITLE))
+        checks.append(_check(f"{name} (finding)", low, high, shares[name], FAILING_TITLE))
     return checks
 
 
@@ -114,7 +118,3 @@ def simulate(make: Maker, seed: int, fault: Fault = SLOW) -> Latencies:
     plan_fault(simulation, fault)
     simulation.run(calls(instants(make_arrivals("constant", rate=RATE, seed=0), int(RATE * SECONDS))))
     return tally
-
-
-def _check(result: str, expected: float | None, low: float, high: float, measured: float, group: str = TITLE) -> Check:
-    return Check(group=group, result=result, expected=expected, low=low, high=high, measured=measured, unit=" %", digits=3)

@@ -132,4 +132,4 @@ def _random_error(load: float, count: int) -> float:
 
 def _check(result: str, expected: float | None, low: float, high: float, tally: Latencies, note: str) -> Check:
     measured = float(tally.values().mean())
-    return Check(group=TITLE, result=result, expected=expected, low=low, high=high, measured=measured, digits=3, note=note)
+    return Check(result, low, high, measured, TITLE, expected, digits=3, note=note)

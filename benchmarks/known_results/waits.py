@@ -4,7 +4,7 @@ Called by __main__.py and tests. Not aware of: balancers, batches of more than o
 """
 
 from collections.abc import Sequence
-from math import log, sqrt
+from math import inf, log, sqrt
 
 import numpy as np
 from msgspec import Struct
@@ -86,6 +86,7 @@ def run(seed: int, size: float = 1.0, services: Sequence[Service] = SERVICES) ->
                 group=TITLE,
                 result=f"{service.name}: largest difference from Lindley's recursion",
                 expected=0.0,
+                low=-inf,
                 high=ROUNDING_S,
                 measured=off_s,
                 digits=-1,
@@ -155,7 +156,5 @@ def _draws(service: Service, drawn: Floats) -> list[Check]:
     for name, expected, measured, error in figures:
         low, high = around(expected, absolute=3.0 * error)
         result = f"{service.name}: {name}"
-        checks.append(
-            Check(group=TITLE, result=result, expected=expected, low=low, high=high, measured=float(measured), digits=4)
-        )
+        checks.append(Check(result, low, high, float(measured), TITLE, expected, digits=4))
     return checks

@@ -79,6 +79,4 @@ async def live(kind: str) -> Outcome:
 
 
 def _check(result: str, success: float, note: str = "") -> Check:
-    return Check(
-        group=TITLE, result=result, low=100.0 * GOAL, high=100.0, measured=100.0 * success, unit=" %", digits=3, note=note
-    )
+    return Check(result, 100.0 * GOAL, 100.0, 100.0 * success, TITLE, unit=" %", digits=3, note=note)

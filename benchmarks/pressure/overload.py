@@ -3,6 +3,7 @@
 Called by __main__.py. The model only takes time, so its capacity is known: `base + row * b` for a batch of b rows.
 """
 
+from functools import partial
 from math import inf
 from pathlib import Path
 
@@ -28,6 +29,7 @@ STEPS = ((0.5, 10.0), (3.0, 30.0), (0.5, 10.0))  # times the capacity, seconds
 URGENT_SHARE = 0.1
 CAPACITY_SECONDS = 4.0
 OPTIONS = ["--objective", f"p99={OBJECTIVE_S * 1e3:g}ms", "--deadline", f"{OBJECTIVE_S * 1e3:g}ms", "--max-connections", "4096"]
+_check = partial(Check, group=TITLE)
 
 
 def run(live: Live, seed: int) -> list[Check]:
@@ -98,7 +100,3 @@ def recovered_after_s(result: Result) -> float:
         if second.at_s >= end_s and not second.failed and second.p99_ms <= OBJECTIVE_S * 1e3:
             return second.at_s - end_s
     return inf
-
-
-def _check(result: str, low: float, high: float, measured: float, *, unit: str = "", digits: int, note: str = "") -> Check:
-    return Check(group=TITLE, result=result, low=low, high=high, measured=measured, unit=unit, digits=digits, note=note)

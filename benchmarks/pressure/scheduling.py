@@ -3,6 +3,7 @@
 Called by __main__.py. No batching: every request runs alone, so that the formulas of M/G/1 hold.
 """
 
+from functools import partial
 from math import inf, log, sqrt
 
 import numpy as np
@@ -31,6 +32,7 @@ ROW_S = 1e-6  # a row stands for a microsecond
 MOST_S = 0.2
 REQUESTS = 200_000
 CLASSES_S = (0.050, 0.500)
+_check = partial(Check, group=TITLE)
 
 
 def run(seed: int, requests: int = REQUESTS) -> list[Check]:
@@ -133,27 +135,3 @@ def _uniform(due: NDArray[np.float64], requests: int) -> Check:
     worst = max(runs, key=lambda name: abs(float(runs[name].response_s.mean()) / fcfs - 1.0))
     ratio = float(runs[worst].response_s.mean()) / fcfs
     return _check("uniform load: response, worst / FCFS", 0.999, 1.001, ratio, digits=5, expected=1.0, note=worst)
-
-
-def _check(
-    result: str,
-    low: float,
-    high: float,
-    measured: float,
-    *,
-    unit: str = "",
-    digits: int,
-    note: str = "",
-    expected: float | None = None,
-) -> Check:
-    return Check(
-        group=TITLE,
-        result=result,
-        expected=expected,
-        low=low,
-        high=high,
-        measured=measured,
-        unit=unit,
-        digits=digits,
-        note=note,
-    )

@@ -10,14 +10,15 @@ import pytest
 import tritonclient.http as triton
 
 from dlproxy.instance import Instance
-from dlproxy.instance.batch import BatchResult, Cutter
+from dlproxy.instance.batch import Cutter
 from dlproxy.instance.remote import RemoteInstance, parse_address, start_upstreams
-from dlproxy.message import DType, FailureKind, Request
+from dlproxy.message import DType, FailureKind
 from dlproxy.testing import FakeRuntime
 from tests import models
 from tests.clients.server import ServerProcess
 from tests.instance.remote_cases import request
 from tests.instance.remote_lane import Flood, RemoteLane
+from tests.instance.running import run
 from tests.instance.upstreams import QUICK, DlproxyUpstream, until
 
 
@@ -35,14 +36,6 @@ async def _started(server: ServerProcess, model: str) -> AsyncIterator[RemoteIns
         await instance.stop()
 
 
-async def _run(instance: RemoteInstance, *requests: Request) -> BatchResult:
-    future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
-    instance.run(requests, future.set_result)
-    result = await asyncio.wait_for(future, 60.0)
-    assert isinstance(result, BatchResult)
-    return result
-
-
 IDENTITIES = [
     ("half", DType.FP16, np.array([[1.5, np.inf, 0.1], [2, 3, 4]], np.float16)),
     ("brain", DType.BF16, np.array([[0x3FC0, 0x7FC1, 1], [2, 3, 4]], np.uint16)),
@@ -55,7 +48,7 @@ IDENTITIES = [
 async def test_every_type_comes_back_as_it_went(server: ServerProcess, model: str, dtype: DType, values: object) -> None:
     async with _started(server, model) as instance:
         given = [request(("x", dtype, values)), request(("x", dtype, np.asarray(values)[:1]))]
-        result = await _run(instance, *given)
+        result = await run(instance, *given)
         assert result.error is None
         cutter = Cutter(instance.model.signature, result.outputs, requests=len(given))
         for start, sent in zip((0, 2), given, strict=True):
@@ -67,7 +60,7 @@ async def test_a_limit_of_the_upstream_is_known(server: ServerProcess) -> None:
     async with _started(server, "simple") as instance:
         assert instance.model.max_batch == 8
         ones = np.ones((9, 4), np.int32)
-        result = await _run(instance, request(("a", DType.INT32, ones), ("b", DType.INT32, ones)))
+        result = await run(instance, request(("a", DType.INT32, ones), ("b", DType.INT32, ones)))
         assert result.failure is not None
         assert result.failure.kind is FailureKind.INVALID_ARGUMENT
         assert "batch-size must be <= 8" in result.failure.message

@@ -134,7 +134,7 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
         ("[models.a]\npath = 'a'\nmax_batch = 0\n", 3, ["models.a.max_batch", ">= 1"]),
         ("[models.a]\npath = 'a'\nversion = 1\n", 3, ["models.a.version", "str", "int"]),
         ("[models.a]\npath = 'a'\nversion = 'one'\n", 3, ["models.a.version", "[0-9]"]),
-        ("[models.a]\npath = 'a'\nrun = 'gpu'\n", 3, ["models.a.run", "gpu"]),
+        ("[models.a]\npath = 'a'\nrun = 'gpu'\n", 3, ["run = 'gpu'", "it takes auto, inline, thread, process"]),
         ("[models.a]\nmax_batch = 4\n", 1, ["models.a", "path"]),
         ("[models.a]\npath = 'a'\nstarvation_s = 0\n", 3, ["models.a.starvation_s", "> 0"]),
         ("[models.a]\npath = 'a'\nretry_budget = 1.5\n", 3, ["models.a.retry_budget", "<= 1"]),
@@ -184,7 +184,7 @@ def test_a_line_is_found_however_a_table_is_written(tmp_path: Path, text: str, l
 @pytest.mark.parametrize(
     ("text", "line", "clues"),
     [
-        ("[models.a]\npath = 'a'\nrun = 'tread'\n", 3, ["models.a.run: 'tread'", "did you mean 'thread'?"]),
+        ("[models.a]\npath = 'a'\nrun = 'tread'\n", 3, ["run = 'tread'", "did you mean 'thread'?"]),
         ("[models.a]\npath = 'a'\ndiscipline = 'EDF'\n", 3, ["models.a.discipline: 'EDF'", "it takes edf, fcfs, sjf"]),
         ("[models.a]\npath = 'a'\ndiscipline = 'prority'\n", 3, ["did you mean 'priority'?"]),
         ("[models.a]\npath = 'a'\nbalancer = 'round_robin'\n", 3, ["models.a.balancer", "did you mean 'round-robin'?"]),

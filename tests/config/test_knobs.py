@@ -1,6 +1,6 @@
 """The table of knobs: every row is complete, and what is taken from it follows it."""
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -41,7 +41,7 @@ def test_what_stands_for_something_else_is_outside_the_range_of_a_log_scale(sect
 def test_conditions_name_knobs_and_values_that_there_are(section: str, knob: Any) -> None:
     for only in knob.traits.only:
         other = knobs(SECTIONS[section])[only.knob]
-        values = Place.__args__ if only.knob == "run" else other.choices or ("cpu", 0.0, "")  # type: ignore[attr-defined]
+        values = get_args(Place) if only.knob == "run" else other.choices or ("cpu", 0.0, "")
         assert bool(only.among) != bool(only.but)
         assert set(only.alternatives) <= set(knobs(SECTIONS[section]))
         assert set(only.among + only.but) <= set(values)

@@ -10,8 +10,8 @@ import pytest
 
 from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.fleet import Fleet
-from dlproxy.fleet.processes import ProcessFleet
 from dlproxy.fleet.start import start_fleet
+from dlproxy.fleet.supervised import SupervisedFleet
 from dlproxy.fleet.supervisor import Supervisor
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import BatchResult
@@ -122,7 +122,7 @@ async def test_workers_say_where_they_compute() -> None:
     supervisor = Supervisor("m", lambda name: ProcessInstance(name, spec))
     signature = await supervisor.start(1)
     assert (
-        ProcessFleet(supervisor, signature, Calibration((), True), Way(False, 1, 1)).describe()
+        SupervisedFleet("process", supervisor, signature, Calibration((), True), Way(False, 1, 1)).describe()
         == "in 1 worker process on cuda:7"
     )
     await supervisor.stop()

@@ -26,6 +26,7 @@ class Life(FakeInstance):
     def __init__(self, home: "Home", name: str) -> None:
         super().__init__(name, home.rig.runtime, service_s=home.service_s)
         self.on_lost: Callable[[str], None] | None = None
+        self.calibration = None
         self.began_at = asyncio.get_running_loop().time()
         self.cancelled = False
         self._signature = home.signature

@@ -1,4 +1,6 @@
-"""Another package adds a format and a kind of device: models are served with them, and whatever is wrong names the package."""
+"""Another package adds a format, a kind of device and a way of running: models are served with them, and whatever is wrong
+names the package.
+"""
 
 import json
 import os
@@ -12,11 +14,15 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 
-from dlproxy.config import ConfigError, load, parse_devices
+from dlproxy import InferenceError, Model, Proxy
+from dlproxy.config import ConfigError, ModelConfig, ServerConfig, load, parse_devices
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.devices import CPU_PROVIDER, gpu_of, instance_maker, onnx_plans, visible_gpus
 from dlproxy.instance.runtime.formats import format_of, open_runtime
+from dlproxy.serve.control import LaneControl
+from dlproxy.serve.models import Models
 from tests.clients.server import HANG_S, ServerProcess, write_config
+from tests.serve.rig import Reply, Rig
 
 CODE = """
 import logging
@@ -24,9 +30,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dlproxy.instance.runtime import DeviceKind, Format
+from dlproxy.fleet.supervised import InstanceKind
+from dlproxy.instance.runtime import DeviceKind, Format, ModelError, Order
 from dlproxy.instance.thread import ThreadInstance
 from dlproxy.message import DType, Signature, TensorSpec
+from dlproxy.testing import FakeInstance
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +58,41 @@ def make(name, runtime):
 
 
 fake = Format(name="fake", open=Adder)
+class Box(FakeInstance):  # dies of 666
+    calibration = on_lost = None
+    running = most = 0  # of all
+
+    def __init__(self, name, config):
+        super().__init__(name, Adder(Order(path=config.path)), service_s=lambda rows: 0.001)
+
+    async def start(self):
+        log.warning("%s: unpacked", self.name)
+        return self._runtime.signature
+
+    def adopt(self, signature): ...
+
+    def run(self, requests, done):
+        if bytes(requests[0].inputs[0].data) == np.float32(666).tobytes():
+            self.on_lost("it burst")
+            return
+        Box.running += 1
+        Box.most = max(Box.most, Box.running)
+
+        def ended(result):
+            Box.running -= 1
+            done(result)
+
+        super().run(requests, ended)
+
+
+class Nailed(Box):
+    async def start(self):
+        raise ModelError("it is nailed up") if "nailed" in self.name else OSError("no crowbar")
+
+
+box = InstanceKind(make=Box)
+lever = InstanceKind(make=Box, resources={"crowbar": 1})
+nailed = InstanceKind(make=Nailed)
 npu = DeviceKind(
     count=lambda: 2, variable="NPU_VISIBLE_DEVICES", provider="NpuExecutionProvider", instance=make
 )
@@ -59,7 +102,8 @@ liar = Format(name="liar", open=lambda order: 3)
 """
 POINTS = {
     "dlproxy.runtimes": {".fake": "fakes:fake", "fake": "fakes:fake", ".gguf": "fakes:fake", ".liar": "fakes:liar"},
-    "dlproxy.instances": {"npu": "fakes:npu", "bare": "fakes:bare", "broken": "fakes:broken"},
+    "dlproxy.devices": {"npu": "fakes:npu", "bare": "fakes:bare", "broken": "fakes:broken"},
+    "dlproxy.instances": {"box": "fakes:box", "lever": "fakes:lever", "nailed": "fakes:nailed", "fake": "fakes:fake"},
 }
 
 Install = Callable[..., Path]
@@ -169,7 +213,7 @@ def test_devices_that_nobody_adds_are_refused(fakes: Path, device: str) -> None:
 
 
 def test_a_package_that_cannot_be_imported_is_named(install: Install, tmp_path: Path) -> None:
-    points = {"dlproxy.runtimes": {".bad": "badly:format"}, "dlproxy.instances": {"bad": "badly:kind"}}
+    points = {"dlproxy.runtimes": {".bad": "badly:format"}, "dlproxy.devices": {"bad": "badly:kind"}}
     install("badly", "raise OSError('libbad.so: cannot open shared object file')\n", points)
     (tmp_path / "m.bad").write_text("")
     clue = "is added by the package badly, but its badly:{} cannot be imported: OSError: libbad.so: cannot open"
@@ -196,6 +240,59 @@ def test_what_an_added_format_raises_or_gives_is_a_model_error(fakes: Path) -> N
     (fakes.parent / "m.liar").write_text("")
     with pytest.raises(ModelError, match="the installed format liar gave a int, which lacks a Signature"):
         open_runtime(str(fakes.parent / "m.liar"))
+
+
+async def test_a_way_of_running_that_a_package_adds(fakes: Path, caplog: pytest.LogCaptureFixture) -> None:
+    x = np.ones((1, 1), np.float32)
+    model = Model(f"fake://{fakes}", name="m", run="box", instances=2, memory_limit_mb=500)  # which is for the package to heed
+    async with Proxy([model]) as proxy:
+        (loaded,) = proxy.models
+        assert isinstance(loaded.control, LaneControl)
+        control = loaded.control
+        assert (control.state()["run"], len(control.state()["instances"])) == ("box", 2)
+        assert (await proxy.infer("m", {"x": x}))["y"].tolist() == [[6.0]]
+        with pytest.raises(InferenceError):
+            await proxy.infer("m", {"x": 666 * x}, timeout_s=10.0)
+        assert (await proxy.infer("m", {"x": x}))["y"].tolist() == [[6.0]]
+        assert sum(instance["restarts"] for instance in control.state()["instances"]) >= 1
+        await control.scale(3)
+        assert len(control.state()["instances"]) == 3
+    assert "m-0: unpacked" in caplog.text
+    assert "lost: it burst" in caplog.text
+
+
+@pytest.mark.parametrize(("arbiter", "most"), [("off", 2), ("auto", 1)])
+async def test_batches_take_turns_on_what_the_package_says_there_is(fakes: Path, arbiter: str, most: int) -> None:
+    made = Models(ServerConfig(arbiter=arbiter))  # type: ignore[arg-type]
+    alone = await made.load("a", ModelConfig(path=f"fake://{fakes}", run="lever"))
+    assert not alone.control.state()["arbitrated"], "one alone has nobody to share with"
+    both = [alone, await made.load("b", ModelConfig(path=f"fake://{fakes}", run="lever"))]
+    assert [model.turn_needs for model in both] == [{} if arbiter == "off" else {"cores": 0, "crowbar": 1}] * 2
+    replies = [Reply(Rig.plain_request()) for _ in both]
+    for model, reply in zip(both, replies, strict=True):
+        model.driver.submit(reply.request, reply)
+    for reply in replies:
+        assert (await reply.wait()).values == [6.0]
+    assert sys.modules["fakes"].Box.most == most  # type: ignore[attr-defined]
+    await made.drain(1.0)
+
+
+@pytest.mark.parametrize(
+    ("run", "name", "error", "clue"),
+    [
+        ("bix", "m", ConfigError, "run = 'bix' is not understood; did you mean 'box'?"),
+        ("cloud", "m", ConfigError, "it takes auto, inline, thread, process, box, fake, lever, nailed"),
+        ("fake", "m", ModelError, "'fake' is added by the package fakes, but its fakes:fake is no InstanceKind"),
+        ("nailed", "nailed", ModelError, "it is nailed up"),
+        ("nailed", "m", ModelError, "model m: run = 'nailed' raised OSError: no crowbar"),
+    ],
+)
+async def test_ways_of_running_that_do_not_work_are_named(
+    fakes: Path, run: str, name: str, error: type[Exception], clue: str
+) -> None:
+    with pytest.raises(error, match=clue):
+        async with Proxy([Model(f"fake://{fakes}", name=name, run=run)]):
+            pass
 
 
 def test_a_scheme_that_nobody_adds_is_named() -> None:

@@ -22,15 +22,7 @@ from dlproxy.message import DType, Request, Signature, Tensor, Ticket
 from dlproxy.tensors import NUMPY, to_bytes
 from tests import models
 from tests.instance.process_models import GATE, WIDE, EveryType, model_at, moody, request
-
-HANG_S = 30.0
-
-
-async def run(instance: ProcessInstance, *requests: Request) -> BatchResult:
-    """One batch, to its end."""
-    future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
-    instance.run(requests, future.set_result)
-    return await asyncio.wait_for(future, HANG_S)
+from tests.instance.running import HANG_S, run
 
 
 def values(result: BatchResult) -> list[list[float]]:

@@ -15,7 +15,8 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.specs import PythonSpec
 from tests.instance import process_models as m
 from tests.instance.process_models import children, descriptors, model_at, moody, request, soon_as_before, wait_for_death
-from tests.instance.test_process import run, values
+from tests.instance.running import run
+from tests.instance.test_process import values
 
 HANG_S = 30.0
 LIMIT = 700 * 2**20

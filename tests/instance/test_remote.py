@@ -21,6 +21,7 @@ from dlproxy.message import DType, FailureKind, Request, Signature, TensorSpec
 from dlproxy.testing import FakeRuntime
 from tests.instance.remote_cases import request, tensor
 from tests.instance.remote_tls import make_certificate
+from tests.instance.running import run
 from tests.instance.upstreams import QUICK, Asked, DlproxyUpstream, ScriptedUpstream, until
 
 PAIR = Signature(
@@ -66,14 +67,6 @@ async def half_plus_two(asked: Asked) -> None:
 
 def rows_of(*values: float) -> Request:
     return request(("x", DType.FP32, np.repeat(np.array(values, np.float32)[:, None], 2, axis=1)))
-
-
-async def run(instance: RemoteInstance, *requests: Request) -> BatchResult:
-    future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
-    instance.run(requests, future.set_result)
-    result = await asyncio.wait_for(future, 30.0)
-    assert isinstance(result, BatchResult)
-    return result
 
 
 class Rig:

@@ -34,7 +34,8 @@ from dlproxy.testing import FakeRuntime
 from tests.instance.remote_cases import request
 from tests.instance.remote_grpc import GrpcUpstream, Way
 from tests.instance.remote_tls import make_certificate
-from tests.instance.test_remote import PAIR, double, rows_of, run
+from tests.instance.running import run
+from tests.instance.test_remote import PAIR, double, rows_of
 from tests.instance.upstreams import QUICK, DlproxyUpstream, until
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["v2", "v1"])

@@ -1,6 +1,5 @@
 """Failed batches in the log: with the traceback of the model's code, wherever it ran, and never more than can be read."""
 
-import asyncio
 import gc
 import logging
 import weakref
@@ -20,6 +19,7 @@ from dlproxy.serve.failure_log import BURST, IDS, PER_S, REPEAT_S, FailureLimite
 from dlproxy.testing import FakeRuntime
 from tests.instance.process_models import RAISE, model_at, moody
 from tests.instance.process_models import request as rows_of
+from tests.instance.running import run
 from tests.serve.rig import POISON, SIGNATURE, Array, Rig, double_unless_poisoned
 
 LOGGER = "dlproxy.serve.failure_log"
@@ -164,7 +164,6 @@ def _exits(inputs: Sequence[Array]) -> list[Array]:
 
 @pytest.mark.parametrize("how", ["inline", "thread", "thread exits", "process"])
 async def test_every_kind_of_instance_tells_where_in_the_models_code(how: str) -> None:
-    future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
     clue, value = 'raise ValueError("bad index")', POISON
     if how == "process":
         instance: ProcessInstance | InlineInstance | ThreadInstance = moody()
@@ -177,8 +176,7 @@ async def test_every_kind_of_instance_tells_where_in_the_models_code(how: str) -
         function = double_unless_poisoned if how == "thread" else _exits
         clue = clue if how == "thread" else "raise SystemExit(3)"
         instance = ThreadInstance("m-0", FakeRuntime(SIGNATURE, function))
-    instance.run([rows_of(value)], future.set_result)
-    result = await asyncio.wait_for(future, 30)
+    result = await run(instance, rows_of(value))
     await instance.stop()
     said = as_text(result.origin)
     assert clue in said
@@ -199,9 +197,7 @@ async def test_a_python_classes_traceback_is_its_own(tmp_path: Path) -> None:
     )
     instance = ProcessInstance("m-0", model_at(f"{file}:Model"))
     await instance.start()
-    future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
-    instance.run([rows_of(7.0)], future.set_result)
-    said = as_text((await asyncio.wait_for(future, 30)).origin)
+    said = as_text((await run(instance, rows_of(7.0))).origin)
     await instance.stop()
     assert said.index("KeyError: 'gone'") < said.index("RuntimeError: clear \\x1b[2J")
     assert "dlproxy/instance" not in said
@@ -218,12 +214,10 @@ async def test_a_failed_batch_is_not_kept_alive_by_what_was_raised(function: Cal
         return function([own])
 
     instance = ThreadInstance("m-0", FakeRuntime(SIGNATURE, fails))
-    future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
     gc.collect()
     gc.disable()
     try:
-        instance.run([rows_of(POISON)], future.set_result)
-        result = await asyncio.wait_for(future, 30)
+        result = await run(instance, rows_of(POISON))
         assert "in fails" in as_text(result.origin)
         await instance.stop()
         assert kept[0]() is None

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from dlproxy.instance.batch import BatchResult, Steps
-from dlproxy.message import Failure, FailureKind, Request, Rest, Tensor
+from dlproxy.message import DType, Failure, FailureKind, Request, Rest, Signature, Tensor, TensorSpec
 from dlproxy.policy.arbiter import Arbiter
 from dlproxy.serve.turns import Turns
 from dlproxy.tensors import to_array
 from dlproxy.testing import FakeRuntime
 from tests.serve.rig import KNOBS, SIGNATURE, Array, Reply, Rig, pass_time, turns
 
-pytestmark = pytest.mark.looptime
+pytestmark = pytest.mark.looptime(idle_step=0.1, idle_timeout=1.0)  # whoever waits for ever fails, and does not hang
 
 STREAMS = msgspec.structs.replace(SIGNATURE, streams=True)
 
@@ -103,10 +103,10 @@ class Reader:
 
 
 class StreamRig(Rig):
-    def __init__(self, model: Model | None = None, *, arbitrated: bool = False) -> None:
+    def __init__(self, model: Model | None = None, *, arbitrated: bool = False, signature: Signature = STREAMS) -> None:
         self.model = model or Model()
         knobs = msgspec.structs.replace(KNOBS, arbitrated=arbitrated)
-        super().__init__(instances=0, function=self.model, signature=STREAMS, knobs=knobs)
+        super().__init__(instances=0, function=self.model, signature=signature, knobs=knobs)
         self.stepper = Stepper("s-0", self.runtime)
         self.driver.add_instance(self.stepper)
 
@@ -116,6 +116,10 @@ class StreamRig(Rig):
         for reply in replies:
             await reply.wait()
         return replies
+
+    @property
+    def broken(self) -> dict[FailureKind, int]:
+        return {kind: times for kind, times in self.stats.broken_off.items() if times}
 
     @property
     def is_free(self) -> bool:
@@ -169,6 +173,7 @@ async def test_who_leaves_while_it_waits_is_told_so_once() -> None:
     await turns(20)
     assert (one.came, two.came) == ([FailureKind.CANCELLED], [FailureKind.CANCELLED])
     assert (rig.model.closed, rig.is_free) == (1, True)
+    assert rig.broken == {}, "leaving is no failure"
     assert (await rig.send(1.0).wait()).values == [1.0], "the instance takes no more"
 
 
@@ -204,7 +209,7 @@ async def test_the_next_batch_waits_for_the_streams_end_and_an_answered_one_has_
     assert waiting.values == [1.0]
 
 
-async def test_errors_in_mid_stream_reach_everybody_and_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_errors_in_mid_stream_reach_everybody_and_are_logged_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     def wrong(rows: Array) -> Array:
         raise ValueError("bad step")
 
@@ -215,6 +220,7 @@ async def test_errors_in_mid_stream_reach_everybody_and_are_logged(caplog: pytes
     await turns(20)
     assert (one.came, two.came) == ([FailureKind.MODEL_FAILED], [FailureKind.MODEL_FAILED])
     assert "bad step" in caplog.text
+    assert rig.broken == {FailureKind.MODEL_FAILED: 2}
     assert rig.is_free
     assert (await rig.send(1.0).wait()).values == [1.0]
 
@@ -229,6 +235,21 @@ async def test_a_part_that_cannot_be_cut_apart_ends_the_stream() -> None:
     assert one.failure is not None
     assert "for a batch of 2 rows" in one.failure.message
     assert (rig.model.closed, rig.is_free) == (1, True)
+
+
+async def test_who_cannot_be_sent_a_part_is_told_so_and_the_others_read_on() -> None:
+    class Text(Model):
+        def __call__(self, inputs: Sequence[Array]) -> Iterator[list[Array]]:
+            for last in (b"2", 2.0, b"2"):  # a number is no bytes
+                yield [np.array([[b"1"], [last]], object)]
+
+    bytes_out = msgspec.structs.replace(STREAMS, outputs=(TensorSpec("y", DType.BYTES, (-1, -1)),))
+    rig = StreamRig(Text(), signature=bytes_out)
+    readers = [Reader(reply, greedy=True).ask() for reply in await rig.first_parts(5.0, 4.0)]
+    await turns(20)
+    assert [reader.came for reader in readers] == [[1.0, 1.0, "end"], [FailureKind.MODEL_FAILED]]
+    assert rig.broken == {FailureKind.MODEL_FAILED: 1}
+    assert rig.is_free
 
 
 async def test_a_first_part_that_cannot_be_cut_apart_is_run_again_request_by_request() -> None:
@@ -274,6 +295,7 @@ async def test_an_instance_that_is_lost_breaks_the_answer_off_for_all_who_read()
     assert one.failure.message == "the answer breaks off: its process was killed by SIGKILL"
     two.ask()
     assert two.came == [FailureKind.UNAVAILABLE]
+    assert rig.broken == {FailureKind.UNAVAILABLE: 2}
     assert rig.is_free
     replacement = Stepper("s-1", rig.runtime)
     rig.driver.add_instance(replacement)
@@ -315,18 +337,27 @@ async def test_the_latency_model_learns_nothing_from_readers() -> None:
     assert rig.lane.model.mean(1) < 0.02
 
 
-async def test_slow_readers_keep_no_turns() -> None:
+@pytest.mark.parametrize("end", ["read", "left", "lost"])
+async def test_a_turn_ends_with_the_first_part_and_only_then(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = Turns(Arbiter({"cores": 1.0}), asyncio.get_running_loop().time)
+    released: list[int] = []
+    release = shared.release
+    monkeypatch.setattr(shared, "release", lambda lease, used_s: (released.append(lease), release(lease, used_s)))
     slow, other = StreamRig(arbitrated=True), StreamRig(arbitrated=True)
     for number, rig in enumerate((slow, other)):
         rig.driver._model = f"{number}"
         rig.driver.take_turns(shared, {"cores": 1.0})
-    (one,) = await slow.first_parts(5.0)
+    reply = slow.send(3.0)
+    await turns(1)
+    assert (shared.free, released) == ({"cores": 0.0}, [])
+    await reply.wait()
+    assert (shared.free, released) == ({"cores": 1.0}, [1])
     assert (await other.send(1.0).wait()).values == [1.0], "waits for another model's reader"
-    assert shared.free == {"cores": 1.0}
-    Reader(one).rest.stop()
+    reader = Reader(reply, greedy=True)
+    {"read": reader.ask, "left": reader.rest.stop, "lost": lambda: slow.driver.lose_instance("s-0", "it died")}[end]()
     await turns(20)
-    assert shared.free == {"cores": 1.0}
+    assert slow.is_free
+    assert (shared.free, released) == ({"cores": 1.0}, [1, 2]), "later parts run without a turn"
 
 
 async def test_a_stream_counts_as_one_answer() -> None:

@@ -36,6 +36,7 @@ OURS = {
     "dlproxy_instances",
     "dlproxy_instance_changes",
     "dlproxy_shadow_answers",
+    "dlproxy_broken_streams",
     "dlproxy_http_connections",
 }
 
@@ -177,6 +178,17 @@ def test_instances_are_counted_by_state_and_by_change() -> None:
     assert page.of("dlproxy_instances", state="up") == 2
     assert page.of("dlproxy_instances", state="waiting") == 1
     assert page.of("dlproxy_instance_changes_total", change="lost") == 3
+
+
+def test_broken_streams_are_counted_by_kind_and_not_as_failed_requests() -> None:
+    model = Model()
+    assert Page(model).of("dlproxy_broken_streams_total", kind="unavailable") == 0, "a row is there before the first one breaks"
+    for kind in (FailureKind.MODEL_FAILED, FailureKind.MODEL_FAILED, FailureKind.QUOTA):
+        model.stats.broke_off(kind)
+    page = Page(model)
+    assert page.of("dlproxy_broken_streams_total", kind="model_failed") == 2
+    assert page.of("dlproxy_broken_streams_total", kind="quota") == 1
+    assert page.of("nv_inference_request_failure", reason="BACKEND") == 0
 
 
 def test_models_have_their_own_rows() -> None:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from msgspec import Struct
 
 from dlproxy.config.knobs import Config, HttpLimits, ModelConfig, Only, Place, TenantConfig
-from dlproxy.config.paths import is_address, parse_devices
+from dlproxy.config.paths import check_way, is_address, parse_devices
 from dlproxy.config.table import Knob, knobs
 from dlproxy.config.values import ConfigError, check_origins, parse_slo
 
@@ -21,14 +21,16 @@ _WORDS: dict[str, str] = {
 }
 
 
-def check(section: Struct, places: Sequence[Place] = ()) -> list[str]:
+def check(section: Struct, places: Sequence[str] = ()) -> list[str]:
     """Raises ConfigError for what is not understood or surely a mistake; returns warnings of what else has no effect.
 
-    `places`: where the model's batches may run, if more is known than its configuration says.
+    `places`: where the model's batches may run, if more is known than its configuration says. What other packages' ways of
+    running heed, they know themselves.
     """
     if isinstance(section, ModelConfig):
         parse_slo(section.slo)
         parse_devices(section.device)
+        check_way(section.run)
     elif isinstance(section, HttpLimits):
         check_origins(section.cors_origins)
     warnings = []
@@ -50,14 +52,14 @@ def weights_without_effect(config: Config) -> list[str]:
     ]
 
 
-def possible_places(model: ModelConfig) -> Sequence[Place]:
+def possible_places(model: ModelConfig) -> Sequence[str]:
     """Where batches may run, as far as the configuration tells."""
     if is_address(model.path):
         return ("upstream",)
     return ("inline", "thread", "process") if model.run == "auto" else (model.run,)
 
 
-def _without_effect(section: Struct, places: Sequence[Place]) -> Iterator[tuple[Knob, Only, str]]:
+def _without_effect(section: Struct, places: Sequence[str]) -> Iterator[tuple[Knob, Only, str]]:
     for knob in knobs(type(section)).values():
         value = getattr(section, knob.name)
         for only in knob.traits.only:
@@ -66,6 +68,8 @@ def _without_effect(section: Struct, places: Sequence[Place]) -> Iterator[tuple[
             actual: Sequence[str | float] = [getattr(section, name) for name in (only.knob, *only.alternatives)]
             if only.knob == "run" and isinstance(section, ModelConfig):
                 actual = places or possible_places(section)
+                if not set(actual) <= set(_WORDS):
+                    continue
             if not any(_allows(only, one) for one in actual):
                 found = "" if only.but and only.knob != "run" else f", not {_actual(only, actual)}"
                 yield knob, only, f"{_shown(knob, value)} has no effect: it needs {needs(only)}{found}"

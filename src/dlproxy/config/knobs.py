@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from dlproxy.config.paths import OWN_WAYS
 from dlproxy.config.values import parse_slo
 
 Scale = Literal["linear", "log", "choice", "text"]
@@ -15,7 +16,7 @@ Cost = Literal["nothing", "relearn", "instances", "reload", "restart"]
 """Of a change: nothing; what was learnt; instances that are started or stopped; the model, or all of the server, anew."""
 Unit = Literal["", "s", "bytes", "bytes/s", "MiB", "rows", "rows/s", "requests", "requests/s", "cores", "threads"]
 Place = Literal["inline", "thread", "process", "upstream"]
-"""Where batches of a model run; all but the last are values of `run`."""
+"""Where batches of a model run; all but the last are values of `run`, which has others where packages add them."""
 
 DisciplineName = Literal["edf", "fcfs", "sjf", "hrrn", "mlfq", "priority", "fair"]
 BalancerName = Literal[
@@ -47,7 +48,9 @@ class Only(Struct, frozen=True):
 
 
 class Traits(Struct, frozen=True):
-    """What Meta has no field for. `least`: the smallest value above 0 that makes a difference, where 0 means something else."""
+    """What Meta has no field for. `least`: the smallest value above 0 that makes a difference, where 0 means something else;
+    `choices`: of a text, all that there are without other packages.
+    """
 
     cost: Cost
     unit: Unit = ""
@@ -55,6 +58,7 @@ class Traits(Struct, frozen=True):
     least: float = 0.0
     tuned: bool = False
     only: tuple[Only, ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 def _knob(
@@ -66,9 +70,10 @@ def _knob(
     least: float = 0.0,
     tuned: bool = False,
     only: tuple[Only, ...] = (),
+    choices: tuple[str, ...] = (),
     **limits: Any,
 ) -> Meta:
-    return Meta(description=description, extra={"traits": Traits(cost, unit, log, least, tuned, only)}, **limits)
+    return Meta(description=description, extra={"traits": Traits(cost, unit, log, least, tuned, only, choices)}, **limits)
 
 
 _loaded = partial(_knob, cost="reload")
@@ -421,11 +426,12 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ] = 0
     run: Annotated[
-        Literal["auto", "inline", "thread", "process"],
+        str,
         _loaded(
             "where batches run: on the event loop, on a thread, in a process of their own, or whichever suits: processes for "
-            "Python, torch and TensorFlow, else what the warm-up finds better",
+            "Python, torch and TensorFlow, else what the warm-up finds better; installed packages may add others",
             tuned=True,
+            choices=OWN_WAYS,
             only=(_NOT_UPSTREAM,),
         ),
     ] = "auto"

@@ -1,15 +1,18 @@
-"""What a model's path and device mean, as far as names tell; those that installed packages add included.
+"""What a model's path, device and way of running mean, as far as names tell; those that installed packages add included.
 
 Called by the rest of config/ and by whatever loads models. Not aware of: files' contents, which devices there are.
 """
 
+import difflib
 import re
 
 from dlproxy.config.values import ConfigError
 
 SLEEP = "sleep:"  # the "path" of a model that only takes time
 RUNTIMES = "dlproxy.runtimes"  # entry points of other packages, named .SUFFIX or SCHEME of paths
-DEVICE_KINDS = "dlproxy.instances"  # and those named as a device is before the colon
+DEVICE_KINDS = "dlproxy.devices"  # and those named as a device is before the colon
+INSTANCE_KINDS = "dlproxy.instances"  # and those named as `run` has it
+OWN_WAYS = ("auto", "inline", "thread", "process")
 OWN_DEVICES = {"auto": "", "cpu": "", "cuda": "[0-9]+", "tensorrt": "[0-9]+", "openvino": r"(CPU|GPU|NPU)(\.[0-9]+)?"}
 DEVICES = "auto, cpu, cuda, cuda:N, tensorrt, tensorrt:N, openvino or openvino:GPU"  # for messages
 
@@ -67,6 +70,15 @@ def split_device(device: str) -> tuple[str, str]:
     if colon and not (part and re.fullmatch(pattern, part)):
         raise ConfigError(f"device {device!r} is not understood; it is {DEVICES}")
     return kind, part
+
+
+def check_way(run: str) -> None:
+    """Raises ConfigError for a way of running that nobody knows."""
+    if run not in OWN_WAYS and run not in (others := plugged_in(INSTANCE_KINDS)):
+        known = [*OWN_WAYS, *others]
+        near = difflib.get_close_matches(run, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"
+        raise ConfigError(f"run = {run!r} is not understood; {hint}", "run")
 
 
 def plugged_in(group: str) -> list[str]:

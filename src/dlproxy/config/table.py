@@ -33,7 +33,9 @@ class Knob(Struct, frozen=True):
     @property
     def choices(self) -> tuple[Any, ...]:
         """All its values, if they can be counted."""
-        return (False, True) if self.type is bool else get_args(self.type) if get_origin(self.type) is Literal else ()
+        if self.type is bool:
+            return (False, True)
+        return get_args(self.type) if get_origin(self.type) is Literal else self.traits.choices
 
     @property
     def live(self) -> bool:
@@ -65,7 +67,7 @@ def knobs(struct: type[Struct]) -> dict[str, Knob]:
 def _row(field: msgspec.structs.FieldInfo, kind: Any, meta: Meta) -> Knob:
     default = field.default if field.default_factory is NODEFAULT else field.default_factory()
     traits: Traits = (meta.extra or {})["traits"]
-    countable = kind is bool or get_origin(kind) is Literal
+    countable = kind is bool or get_origin(kind) is Literal or bool(traits.choices)
     scale: Scale = "choice" if countable else "text" if kind not in (int, float) else "log" if traits.log else "linear"
     low = meta.ge if meta.gt is None else meta.gt
     above = meta.gt is not None

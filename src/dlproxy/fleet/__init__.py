@@ -19,7 +19,7 @@ class Fleet(Protocol):
     signature: Signature
     calibration: Calibration
     run: str
-    """inline, thread or process, as the knob has it; upstream for other servers."""
+    """As the knob has it, of auto what became of it; upstream for other servers."""
     way: Way
     """Both may change while serving. No threads: what runs elsewhere takes no cores here."""
     most_rows: int | None

@@ -1,30 +1,28 @@
-"""Instances of one model in worker processes, under a supervisor, which replaces those that die.
+"""Instances of one model in worker processes: which model each loads, on which device and cores, within which limits.
 
-Started by fleet/start.py. Not aware of: lanes, requests, what a worker does.
+Called by fleet/start.py. Not aware of: lanes, requests, what a worker does.
 """
 
+import asyncio
 import os
 from collections.abc import Mapping
 
 from dlproxy.config import ModelConfig, parse_devices
 from dlproxy.cores import allowed_cores, usable_cores
-from dlproxy.fleet.memory import resident_bytes
 from dlproxy.fleet.names import number_of
-from dlproxy.fleet.roster import Roster
-from dlproxy.fleet.supervisor import Supervisor
+from dlproxy.fleet.supervised import SupervisedFleet, start_supervised
 from dlproxy.fleet.warm_model import device_of, how_to_warm_up, options
 from dlproxy.instance.process.instance import ProcessInstance, WorkerSettings
-from dlproxy.instance.runtime import Format
 from dlproxy.instance.runtime.content import Content
-from dlproxy.instance.runtime.devices import CPU, in_words, visible_gpus
+from dlproxy.instance.runtime.devices import visible_gpus
+from dlproxy.instance.runtime.formats import format_of
 from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.trial import Way
-from dlproxy.instance.warmup import Calibration
-from dlproxy.message import Signature
 
 
-async def start_processes(name: str, config: ModelConfig, kind: Format) -> "ProcessFleet":
+async def start_processes(name: str, config: ModelConfig) -> SupervisedFleet:
     """As many as the configuration wants. Raises ModelError."""
+    kind = await asyncio.to_thread(format_of, config.path)
     cores = usable_cores()
     count = config.instances or len(parse_devices(config.device))
     threads = config.threads or max(cores // count, 1)
@@ -50,46 +48,10 @@ async def start_processes(name: str, config: ModelConfig, kind: Format) -> "Proc
         )
         return ProcessInstance(instance, spec, settings)
 
-    supervisor = Supervisor(name, make)
-    signature = await supervisor.start(count)
-    found = [instance.calibration for instance in supervisor.instances if isinstance(instance, ProcessInstance)]
-    calibration = next((each for each in found if each is not None), Calibration((), signature.batched))
-    return ProcessFleet(
-        supervisor, signature, calibration, Way(inline=False, instances=count, threads=threads if kind.name != "sleep" else 1)
-    )
+    way = Way(inline=False, instances=count, threads=threads if kind.name != "sleep" else 1)
+    return await start_supervised(name, "process", way, make)
 
 
 def _cores_of(number: int, threads: int) -> tuple[int, ...]:
     cores = allowed_cores()
     return tuple(cores[(number * threads + offset) % len(cores)] for offset in range(min(threads, len(cores)))) if cores else ()
-
-
-class ProcessFleet:
-    """Worker processes, each with weights of its own."""
-
-    run = "process"
-    most_rows: int | None = None
-
-    def __init__(self, supervisor: Supervisor, signature: Signature, calibration: Calibration, way: Way) -> None:
-        self.signature = signature
-        self.calibration = calibration
-        self.way = way
-        self._supervisor = supervisor
-
-    def attach(self, roster: Roster) -> None:
-        self._supervisor.attach(roster)
-
-    async def scale(self, count: int) -> None:
-        await self._supervisor.scale(count)
-
-    def elsewhere_bytes(self) -> int:
-        workers = [instance.pid for instance in self._supervisor.instances if isinstance(instance, ProcessInstance)]
-        return sum(resident_bytes(pid) for pid in workers if pid is not None)
-
-    async def stop(self) -> None:
-        await self._supervisor.stop()
-
-    def describe(self) -> str:
-        instances = self._supervisor.instances
-        where = in_words([getattr(instance, "device", CPU) for instance in instances])
-        return f"in {len(instances)} worker process{'es' * (len(instances) > 1)}{where}"

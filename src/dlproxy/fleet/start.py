@@ -5,10 +5,9 @@ Called by serve/assemble.py. Not aware of: how each way works.
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 
 from dlproxy.config import ConfigError, ModelConfig, check, is_address, parse_devices
-from dlproxy.config.effects import possible_places
-from dlproxy.config.knobs import Place
 from dlproxy.fleet import Fleet
 from dlproxy.fleet.local import LocalFleet
 from dlproxy.fleet.remembered import Memory
@@ -17,30 +16,62 @@ from dlproxy.instance.runtime.formats import format_of
 
 log = logging.getLogger(__name__)
 
+Start = Callable[[str, ModelConfig, Memory | None], Awaitable[Fleet]]
+
 
 async def start_fleet(name: str, config: ModelConfig, memory: Memory | None = None) -> Fleet:
     """Load and calibrate a model where its configuration says. Raises ModelError, ConfigError.
 
     `memory`: of what was found out about models in earlier lives of the server.
     """
+    way = await _way(config)
+    _heed(name, config, *(("inline", "thread") if way == "auto" else (way,)))
+    return await WAYS.get(way, _added)(name, config, memory)
+
+
+async def _way(config: ModelConfig) -> str:
+    """As the table below has it; auto: on the event loop or on threads, whichever is the better. Raises ModelError."""
     if is_address(config.path):
-        from dlproxy.fleet.upstreams import join_upstreams  # most servers start without these
+        return "upstream"
+    apart = config.run == "auto" and (await asyncio.to_thread(format_of, config.path)).apart
+    return "process" if apart else config.run
 
-        _heed(name, config, "upstream")
-        return await join_upstreams(name, config)
-    kind = await asyncio.to_thread(format_of, config.path)
-    if config.run == "process" or (config.run == "auto" and kind.apart):
-        from dlproxy.fleet.processes import start_processes
 
-        _heed(name, config, "process")
-        return await start_processes(name, config, kind)
-    _heed(name, config, *(("inline", "thread") if config.run == "auto" else possible_places(config)))
+async def _here(name: str, config: ModelConfig, memory: Memory | None) -> Fleet:
     places = 1 if config.run == "inline" else len(parse_devices(config.device))
     only = memory if places == 1 else None
     return LocalFleet(name, config, [await asyncio.to_thread(warm_up, config, number, only) for number in range(places)])
 
 
-def _heed(name: str, config: ModelConfig, *places: Place) -> None:
+async def _in_processes(name: str, config: ModelConfig, memory: Memory | None) -> Fleet:
+    from dlproxy.fleet.processes import start_processes  # most servers start without these
+
+    return await start_processes(name, config)
+
+
+async def _elsewhere(name: str, config: ModelConfig, memory: Memory | None) -> Fleet:
+    from dlproxy.fleet.upstreams import join_upstreams
+
+    return await join_upstreams(name, config)
+
+
+async def _added(name: str, config: ModelConfig, memory: Memory | None) -> Fleet:
+    from dlproxy.fleet.supervised import start_added
+
+    return await start_added(name, config)
+
+
+WAYS: Mapping[str, Start] = {
+    "auto": _here,
+    "inline": _here,
+    "thread": _here,
+    "process": _in_processes,
+    "upstream": _elsewhere,
+}
+"""Those of other packages are found by their entry points."""
+
+
+def _heed(name: str, config: ModelConfig, *places: str) -> None:
     """Refuse or warn of knobs that have no effect there. Raises ConfigError."""
     try:
         warnings = check(config, places)

@@ -1,6 +1,6 @@
 """Keeps so many instances of a model alive: starts them, replaces those that are lost, grows and shrinks their number.
 
-Made by fleet/processes.py, one per model whose instances can be lost. Not aware of: what an instance is, requests, lanes.
+Made by fleet/supervised.py, one per model whose instances can be lost. Not aware of: what an instance is, requests, lanes.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from dlproxy.fleet.names import instance_names
 from dlproxy.instance import Instance
 from dlproxy.instance.padding import without_padding
 from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Signature, text_of
 
 FIRST_DELAY_S = 0.1
@@ -28,6 +29,8 @@ class Startable(Instance, Protocol):
 
     on_lost: Callable[[str], None] | None
     """Called once, on the event loop, with the reason, if it ends without having been told to."""
+    calibration: Calibration | None
+    """What its start measured of the model, if it measured anything."""
 
     async def start(self) -> Signature:
         """Become able to run batches. Raises ModelError; cancelling it ends what was started."""

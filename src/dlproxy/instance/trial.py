@@ -4,7 +4,7 @@ Called by fleet/ at start and again, with what clients sent, while serving. Bloc
 Not aware of: instances, lanes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from threading import Barrier, Thread
 from time import perf_counter, thread_time
@@ -28,11 +28,15 @@ TURNS = 4  # the first one warms up what is loaded on first use
 
 
 class Way(Struct, frozen=True):
-    """How a model runs: on the event loop or on so many instances, with so many threads each."""
+    """How a model runs: on the event loop or on so many instances, with so many threads each.
+
+    `resources`: what else its batches compute on, by name, and how much of it there is; a batch takes 1 of each.
+    """
 
     inline: bool
     instances: int
     threads: int
+    resources: Mapping[str, float] = {}
 
 
 class Measured(Struct, frozen=True):

@@ -104,6 +104,10 @@ class Arbiter:
         """What no lease holds."""
         return {name: amount - self._used(name) for name, amount in self._resources.items()}
 
+    def provide(self, resources: Mapping[str, float]) -> None:
+        """There is so much of these from now on."""
+        self._resources.update(resources)
+
     def want(self, want: Want, now: float) -> None:
         """The lane has a batch to run. Replaces what it wanted before, which leaves it its place in time.
 

@@ -42,8 +42,8 @@ EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
 
 
 class LoadedModel(Struct, eq=False):
-    """A model that is up. `turn_cores`: cores that a batch waits for its turn on; 0: it takes no turns. `size_bytes`: what it
-    holds of the memory.
+    """A model that is up. `turn_needs`: what a batch waits for its turn on, by name; empty: no turns. `size_bytes`: what
+    it holds of the memory.
     """
 
     served: ServedModel
@@ -53,7 +53,7 @@ class LoadedModel(Struct, eq=False):
     recorder: Recorder | None
     control: LaneControl
     roster: Roster
-    turn_cores: int = 0
+    turn_needs: Mapping[str, float] = {}
     size_bytes: int = 0
 
 

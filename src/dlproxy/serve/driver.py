@@ -289,9 +289,8 @@ class Driver:
             self._batch_done(batch_id, checked)
             return
         flight.result = result
-        stream = Stream(
-            requests, self._signature, rest, partial(self._checked, requests), partial(self._stream_ended, batch_id)
-        )
+        check, on_end = partial(self._checked, requests), partial(self._stream_ended, batch_id)
+        stream = Stream(requests, self._signature, rest, check, on_end, self._stats.broke_off)
         self._streams[batch_id] = stream
         for request in requests:
             waiting = self._waiting.get(request.ticket.id)

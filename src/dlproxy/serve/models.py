@@ -249,7 +249,7 @@ class Models:
             await unload_model(model, drain_s, reason)
             await asyncio.to_thread(give_back)
         finally:
-            if model.turn_cores:
+            if model.turn_needs:
                 model.driver.leave_turns()  # which it may have been let into again meanwhile
             del self._leaving[model]
             self._announce(_key(model))
@@ -310,38 +310,47 @@ class Models:
 
     def _share_cores(self, models: list[LoadedModel]) -> None:
         """Let batches take turns on the cores where that is wanted. Raises ConfigError for cores that do not suffice."""
-        needs = cores_needed(models, self._server)
+        needs = turn_needs(models, self._server)
         self.shares_cores = bool(needs)
         for model in models:
-            need = needs.get(model, 0)
-            if need == model.turn_cores:
+            need = needs.get(model, {})
+            if need == model.turn_needs:
                 continue
-            model.turn_cores = need
+            model.turn_needs = need
             if need:
                 if self._turns is None:
                     self._turns = Turns(_arbiter(self._server), self._clock)
-                model.driver.take_turns(self._turns, {"cores": need})
-            model.control.turn_knobs(arbitrated=need > 0)
+                self._turns.provide(model.fleet.way.resources)
+                model.driver.take_turns(self._turns, need)
+            model.control.turn_knobs(arbitrated=bool(need))
             if not need:
                 model.driver.leave_turns()
 
 
-def cores_needed(models: list[LoadedModel], server: ServerConfig) -> dict[LoadedModel, int]:
-    """What a batch of each model takes of the cores while it has its turn; nothing if they take no turns.
+def turn_needs(models: list[LoadedModel], server: ServerConfig) -> dict[LoadedModel, dict[str, float]]:
+    """What a batch of each model takes while it has its turn; nothing if they take no turns.
 
-    As many as it has threads, or all of them. Batches that run on the event loop take no turns: the loop runs one at a time
-    as it is. Raises ConfigError for cores that do not suffice.
+    As many cores as it has threads, or all of them, and 1 of whatever else its way of running has. Batches that run on the
+    event loop take no turns: the loop runs one at a time as it is. Raises ConfigError for cores that do not suffice.
     """
     cores = server.cores or usable_cores()
-    ways = [(model, model.fleet.way) for model in models]
-    needs = {model: min(way.threads, cores) for model, way in ways if way.threads and not way.inline}
-    busiest = sum(need * len(model.lane.view().instances) for model, need in needs.items())
-    if server.arbiter == "off" or (server.arbiter == "auto" and (len(needs) < 2 or busiest <= cores)):
+    there, busiest = {"cores": float(cores)}, Counter[str]()
+    needs: dict[LoadedModel, dict[str, float]] = {}
+    for model in models:
+        way = model.fleet.way
+        if way.inline or not (way.threads or way.resources):
+            continue
+        there.update(way.resources)
+        need = needs[model] = {"cores": min(way.threads, cores), **dict.fromkeys(way.resources, 1)}
+        for _ in model.lane.view().instances:
+            busiest.update(need)
+    crowded = len(needs) > 1 and any(busiest[name] > there[name] for name in busiest)
+    if server.arbiter == "off" or (server.arbiter == "auto" and not crowded):
         return {}
     for model, need in needs.items():
-        if need > cores - server.reserved_cores:
+        if need["cores"] > cores - server.reserved_cores:
             raise ConfigError(
-                f"a batch of model {model.served.name} takes {need} cores, but of {cores} cores "
+                f"a batch of model {model.served.name} takes {need['cores']} cores, but of {cores} cores "
                 f"{server.reserved_cores} are reserved: lower reserved_cores or the model's threads"
             )
     return needs

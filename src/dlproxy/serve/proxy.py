@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlproxy import tensors
-from dlproxy.config import ConfigError, ModelConfig, ServerConfig, check, parse_slo
+from dlproxy.config import ConfigError, ModelConfig, ServerConfig, check
 from dlproxy.message import DType, Failure, FailureKind, InferenceError, Request, Tensor, invalid
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
@@ -38,12 +38,11 @@ class Model:
         for setting in settings:
             if setting not in ModelConfig.__struct_fields__:
                 raise ConfigError(f"model '{self.name}': there is no setting '{setting}'; {_nearest(setting)}")
-        parse_slo(slo)
         try:
             self.config = msgspec.convert({"path": str(path), "slo": slo, **settings}, ModelConfig)
-        except msgspec.ValidationError as error:
+            check(self.config)
+        except (ConfigError, msgspec.ValidationError) as error:
             raise ConfigError(f"model '{self.name}': {error}") from None
-        check(self.config)
 
 
 class Proxy:

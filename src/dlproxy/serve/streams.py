@@ -18,7 +18,8 @@ LEFT = Failure(FailureKind.CANCELLED, "the client has gone")
 class Stream:
     """The rest of a batch, and who reads it. `check` gives a part as it is, or as an error if it cannot be cut apart.
 
-    `on_end` gets the last result, once, when the instance is free; not if `lose` was called before.
+    `on_end` gets the last result, once, when the instance is free; not if `lose` was called before. `on_broken`: called for
+    each answer that breaks off although its reader is there.
     """
 
     def __init__(
@@ -28,12 +29,14 @@ class Stream:
         rest: BatchRest,
         check: Callable[[BatchResult], BatchResult],
         on_end: Callable[[BatchResult], None],
+        on_broken: Callable[[FailureKind], None],
     ) -> None:
         self._requests = requests
         self._signature = signature
         self._rest = rest
         self._check = check
         self._on_end = on_end
+        self._on_broken = on_broken
         self._readers: dict[int, Reader] = {}
         self._busy = True  # a part is on its way, from the instance or to the readers
         self._over: Failure | None = None  # for whoever asks after the end
@@ -69,7 +72,7 @@ class Stream:
             self._over = failure
             self._rest.stop()
             for reader in list(self._readers.values()):
-                reader.fail(failure)
+                self._break_off(reader, failure)
 
     def _go_on(self) -> None:
         if self._busy or self._over is not None:
@@ -105,7 +108,7 @@ class Stream:
             except Exception as error:  # the model gave elements that are none of the declared type
                 log.error("request %d: a part of its answer cannot be sent: %s", request.ticket.id, text_of(error))
                 del self._readers[request.ticket.id]
-                reader.fail(Failure(FailureKind.MODEL_FAILED, text_of(error)))
+                self._break_off(reader, Failure(FailureKind.MODEL_FAILED, text_of(error)))
             else:
                 reader.give(outputs)
 
@@ -116,7 +119,11 @@ class Stream:
         self._rest.stop()
         self._on_end(result)
         for reader in readers:
-            reader.end() if failure is None else reader.fail(failure)
+            reader.end() if failure is None else self._break_off(reader, failure)
+
+    def _break_off(self, reader: "Reader", failure: Failure) -> None:
+        self._on_broken(failure.kind)
+        reader.fail(failure)
 
 
 class Reader:

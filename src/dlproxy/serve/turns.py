@@ -51,6 +51,10 @@ class Turns:
         self._arbiter.release(lease, self._clock(), used_s)
         self._grant()
 
+    def provide(self, resources: Mapping[str, float]) -> None:
+        """There is so much of these, too."""
+        self._arbiter.provide(resources)
+
     @property
     def free(self) -> Mapping[str, float]:
         """What nobody has leased."""

@@ -108,6 +108,9 @@ class ModelCollector(Collector):
             "Requests that this version was asked beside another one, by how its answer compared, if it gave one",
             labels=(*_LABELS, "result"),
         )
+        broken = CounterMetricFamily(
+            "dlproxy_broken_streams", "Answers in parts that failed after the first one", labels=(*_LABELS, "kind")
+        )
         elements = CounterMetricFamily(
             "dlproxy_padding_elements",
             "Elements of batches along the padded axis: real ones, and those that shorter requests were filled up with",
@@ -117,6 +120,8 @@ class ModelCollector(Collector):
             labels = (model.name, model.version)
             for kind, count in model.stats.elements.items():
                 elements.add_metric((*labels, kind), count)
+            for failure, times in model.stats.broken_off.items():
+                broken.add_metric((*labels, failure.value), times)
             for result, times in model.stats.rechecks.items():
                 rechecks.add_metric((*labels, result), times)
             for result, times in model.stats.shadows.items():
@@ -132,7 +137,7 @@ class ModelCollector(Collector):
                 states.add_metric((*labels, state), number)
             for change, times in model.stats.instance_changes.items():
                 changes.add_metric((*labels, change), times)
-        yield from (phases, depth, limit, ready, states, changes, rechecks, shadows, elements)
+        yield from (phases, depth, limit, ready, states, changes, rechecks, shadows, broken, elements)
         yield GaugeMetricFamily("dlproxy_http_connections", "Open connections", value=self._connections())
 
 

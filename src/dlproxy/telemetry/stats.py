@@ -90,6 +90,7 @@ class ModelStats:
         self.request = Histogram()
         self.failures: dict[FailureKind, int] = dict.fromkeys(FailureKind, 0)
         self.failed_s = 0.0
+        self.broken_off = {FailureKind.MODEL_FAILED: 0, FailureKind.UNAVAILABLE: 0}  # after the first part, which is an answer
         self.batch_sizes: dict[int, BatchSize] = {}
         self.rechecks = {"same": 0, "different": 0}  # answers from batches, compared with what the request gets alone
         self.shadows = {"same": 0, "different": 0, "failed": 0, "dropped": 0}  # requests asked again of it, as a shadow
@@ -141,3 +142,6 @@ class ModelStats:
     def failed(self, kind: FailureKind, seconds: float) -> None:
         self.failures[kind] += 1
         self.failed_s += seconds
+
+    def broke_off(self, kind: FailureKind) -> None:
+        self.broken_off[kind] = self.broken_off.get(kind, 0) + 1

@@ -1,7 +1,7 @@
 """What the simulator's tests share: lanes that note what they decide, one scene run live on virtual loop time and simulated."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from random import Random
 
@@ -166,26 +166,33 @@ async def _live(scene: Scene, make: MakeInstance, meanwhile: Callable[[Driver], 
     for number in range(scene.instances):
         driver.add_instance(make(f"m-{number}", runtime, times))
     meanwhile(driver)
+    replies = await replies_to(scene.calls, {"m": driver})
+    return Outcome({reply.request.ticket.id: (reply.kind, reply.at) for reply in replies}, lane.said)
+
+
+async def replies_to(calls: Sequence[Call], drivers: Mapping[str, Driver]) -> list[Reply]:
+    """To each call, numbered from 1 in their order. Those that are due at one instant come in one turn of the loop."""
+    loop = asyncio.get_running_loop()
     replies: list[Reply] = []
     bursts: dict[float, list[Call]] = {}
-    for call in scene.calls:
+    for call in calls:
         bursts.setdefault(call.due_at, []).append(call)
 
     def send(burst: list[Call]) -> None:
         for call in burst:
             reply = Reply(request(len(replies) + 1, call, loop.time()))
             replies.append(reply)
-            driver.submit(reply.request, reply)
+            drivers[call.model].submit(reply.request, reply)
 
     start = loop.time()
     for due_at, burst in bursts.items():
         loop.call_at(start + due_at, send, burst)
     sent = asyncio.Event()
-    loop.call_at(start + scene.calls[-1].due_at, loop.call_soon, sent.set)
+    loop.call_at(start + calls[-1].due_at, loop.call_soon, sent.set)
     await sent.wait()
     for reply in replies:
         await reply.wait()
-    return Outcome({reply.request.ticket.id: (reply.kind, reply.at) for reply in replies}, lane.said)
+    return replies
 
 
 def live_on_a_busy_loop(scene: Scene, costs: LoopCosts, *, inline: bool) -> Outcome:

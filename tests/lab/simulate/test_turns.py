@@ -1,7 +1,6 @@
 """A simulated node whose models share cores grants the turns that two drivers on one event loop get, and never too many."""
 
 import asyncio
-from itertools import chain
 from math import inf
 from random import Random
 
@@ -22,9 +21,9 @@ from dlproxy.serve.driver import Driver
 from dlproxy.serve.turns import Turns
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.testing import FakeInstance, FakeRuntime
-from tests.serve.rig import SIGNATURE, Reply, double
+from tests.serve.rig import SIGNATURE, double
 
-from .fixtures import NANO, NotedLane, NotedSimulation, NotedTally, Outcome, Planned, noted, request
+from .fixtures import NANO, NotedLane, NotedSimulation, NotedTally, Outcome, Planned, noted, replies_to
 from .test_exactness import assert_same
 
 EPSILON = 1e-9
@@ -132,30 +131,11 @@ async def _live(scene: Scene) -> Outcomes:
         runtime = FakeRuntime(SIGNATURE, double)
         for number in range(sharer.instances):
             driver.add_instance(FakeInstance(f"{name}-{number}", runtime, service_s=times))
-    replies: dict[str, list[Reply]] = {name: [] for name in drivers}
-
-    bursts: dict[float, list[tuple[int, Call]]] = {}
-    for number, call in enumerate(scene.calls, start=1):
-        bursts.setdefault(call.due_at, []).append((number, call))
-
-    def send(burst: list[tuple[int, Call]]) -> None:
-        for number, call in burst:
-            reply = Reply(request(number, call, loop.time()))
-            replies[call.model].append(reply)
-            drivers[call.model].submit(reply.request, reply)
-
-    start = loop.time()
-    for due_at, burst in bursts.items():
-        loop.call_at(start + due_at, send, burst)
-    sent = asyncio.Event()
-    loop.call_at(start + scene.calls[-1].due_at, loop.call_soon, sent.set)
-    await sent.wait()
-    for reply in chain(*replies.values()):
-        await reply.wait()
-    return {
-        name: Outcome({reply.request.ticket.id: (reply.kind, reply.at) for reply in replies[name]}, lanes[name].said)
-        for name in drivers
-    }
+    replies = await replies_to(scene.calls, drivers)
+    ends: dict[str, dict[int, tuple[FailureKind | None, float]]] = {name: {} for name in drivers}
+    for call, reply in zip(scene.calls, replies, strict=True):
+        ends[call.model][reply.request.ticket.id] = (reply.kind, reply.at)
+    return {name: Outcome(ends[name], lanes[name].said) for name in drivers}
 
 
 scenes = st.builds(

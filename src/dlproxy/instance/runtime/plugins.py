@@ -1,6 +1,6 @@
-"""Formats and kinds of devices that installed packages add, found by entry point and imported when they are wanted.
+"""Formats, and kinds of devices and instances, that installed packages add: found by entry point, imported when wanted.
 
-Called by formats.py and devices.py if nothing of their own is meant. Not aware of: what was found.
+Called by formats.py, devices.py and fleet/supervised.py if nothing of their own is meant. Not aware of: what was found.
 """
 
 from typing import TypeVar

@@ -10,57 +10,47 @@ from dlproxy.policy.balancing.latency import PeakEwma
 from dlproxy.policy.balancing.weights import Weights
 
 
-class LeastPeakEwma:
+class _ByLatency:
+    """What these balancers keep of the instances."""
+
+    def __init__(self, slow_start_s: float = 0.0) -> None:
+        self._weights = Weights(slow_start_s)
+        self._latency = PeakEwma()
+
+    def add(self, instance: str, now: float, weight: float = 1.0) -> None:
+        self._weights.add(instance, now, weight)
+
+    def observe(self, instance: str, service_s: float, *, ok: bool, now: float) -> None:
+        self._latency.observe(instance, service_s, ok=ok, now=now)
+
+    def forget(self, instance: str) -> None:
+        self._weights.forget(instance)
+        self._latency.forget(instance)
+
+
+class LeastPeakEwma(_ByLatency):
     """Least (in-flight + 1) * peak-EWMA of batch time / weight. Ties go to the first listed.
 
     Source: Finagle's and linkerd's peak-EWMA balancer (Buoyant, "Beyond Round Robin", 2016), here over all instances.
     """
 
-    def __init__(self, slow_start_s: float = 0.0) -> None:
-        self._weights = Weights(slow_start_s)
-        self._latency = PeakEwma()
-
-    def add(self, instance: str, now: float, weight: float = 1.0) -> None:
-        self._weights.add(instance, now, weight)
-
     def choose(self, ready: Collection[str], in_flight: Mapping[str, int], now: float, affinity: str = "") -> str:
         expected_s, weight_at = self._latency.expected_s, self._weights.at
         return min(ready, key=lambda instance: (in_flight[instance] + 1) * expected_s(instance, now) / weight_at(instance, now))
 
-    def observe(self, instance: str, service_s: float, *, ok: bool, now: float) -> None:
-        self._latency.observe(instance, service_s, ok=ok, now=now)
 
-    def forget(self, instance: str) -> None:
-        self._weights.forget(instance)
-        self._latency.forget(instance)
-
-
-class FastestResponse:
+class FastestResponse(_ByLatency):
     """Least peak-EWMA of batch time / weight, whatever is in flight; of equals the one with less to do.
 
     All go to the quickest until a peak shows that it is so no more. The others are tried again as their peaks decay.
     """
 
-    def __init__(self, slow_start_s: float = 0.0) -> None:
-        self._weights = Weights(slow_start_s)
-        self._latency = PeakEwma()
-
-    def add(self, instance: str, now: float, weight: float = 1.0) -> None:
-        self._weights.add(instance, now, weight)
-
     def choose(self, ready: Collection[str], in_flight: Mapping[str, int], now: float, affinity: str = "") -> str:
         expected_s, weight_at = self._latency.expected_s, self._weights.at
         return min(ready, key=lambda instance: (expected_s(instance, now) / weight_at(instance, now), in_flight[instance]))
 
-    def observe(self, instance: str, service_s: float, *, ok: bool, now: float) -> None:
-        self._latency.observe(instance, service_s, ok=ok, now=now)
 
-    def forget(self, instance: str) -> None:
-        self._weights.forget(instance)
-        self._latency.forget(instance)
-
-
-class PowerOfTwo:
+class PowerOfTwo(_ByLatency):
     """The better of two drawn at random: by in-flight per weight, times peak-EWMA if `latency_aware` (as Finagle does).
 
     O(1) for any number of instances. `draw` gives uniform numbers in [0, 1). Source: Mitzenmacher, "The power of two choices
@@ -68,13 +58,9 @@ class PowerOfTwo:
     """
 
     def __init__(self, draw: Callable[[], float], *, latency_aware: bool = False, slow_start_s: float = 0.0) -> None:
+        super().__init__(slow_start_s)
         self._draw = draw
         self._latency_aware = latency_aware
-        self._weights = Weights(slow_start_s)
-        self._latency = PeakEwma()
-
-    def add(self, instance: str, now: float, weight: float = 1.0) -> None:
-        self._weights.add(instance, now, weight)
 
     def choose(self, ready: Collection[str], in_flight: Mapping[str, int], now: float, affinity: str = "") -> str:
         if len(ready) == 1:
@@ -86,10 +72,6 @@ class PowerOfTwo:
     def observe(self, instance: str, service_s: float, *, ok: bool, now: float) -> None:
         if self._latency_aware:
             self._latency.observe(instance, service_s, ok=ok, now=now)
-
-    def forget(self, instance: str) -> None:
-        self._weights.forget(instance)
-        self._latency.forget(instance)
 
     def _cost(self, instance: str, in_flight: Mapping[str, int], now: float) -> float:
         weight = self._weights.at(instance, now)
