@@ -11,7 +11,7 @@ from dlproxy.policy.wanted import number_of
 
 
 class VersionPolicy(Struct, frozen=True):
-    """The `latest` so many (0: all), or those that are `specific`. The latest one alone is also Triton's and TF Serving's default."""
+    """The `latest` so many (0: all), or those that are `specific`. The default is Triton's and TensorFlow Serving's, too."""
 
     latest: int = 1
     specific: tuple[str, ...] = ()
