@@ -126,4 +126,6 @@ if __name__ == "__main__":
         repository(models)
         with serving(Path(sys.argv[1]), models, log) as version:
             answers = {name: answer(name, log) for name in (*ACCEPTED, *REFUSED)}
-    ANSWERS.write_text(json.dumps({"triton": version, "answers": answers}, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    ANSWERS.write_text(
+        json.dumps({"triton": version, "answers": answers}, indent=1, ensure_ascii=False, sort_keys=True) + "\n", "utf-8"
+    )

@@ -183,6 +183,8 @@ def test_any_json_is_read_or_refused(data: dict[str, Any]) -> None:
         "input {" * 50_000,
         "input [" * 50_000,
         "[" * 100_000,
+        'name: "' + '\\"' * 100_000,
+        "'\\q" * 100_000,
         'name: "' + "\\x41" * 100_000 + '"',
         "name: " + '"a" ' * 50_000,
         "max_batch_size: " + "9" * 100_000,

@@ -19,7 +19,9 @@ from dlproxy.message import encodable
 
 _MOST_WORDS = 300  # characters of a complaint, which may quote a line of any length
 
-_LITERALS = re.compile(r"""#[^\n]*|("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')""")
+_LITERALS = re.compile(
+    r"""#[^\n]*|("(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?)"""
+)  # comments, and strings with an end or without
 _ESCAPES = re.compile(r"\\.")
 _ESCAPABLE = "abfnrtv\\'\"01234567xuU"
 
@@ -34,8 +36,8 @@ def read_text(text: str, where: str, message: Any, kind: type[Kind]) -> tuple[Ki
     for literal in _LITERALS.finditer(text):
         wrong = [escape for escape in _ESCAPES.findall(literal[1] or "") if escape[1] not in _ESCAPABLE]
         if wrong:  # protobuf's parser in Python, unlike that of the servers, takes it as it is and warns
-            line = text.count("\n", 0, literal.start()) + 1
-            raise ConfigError(f"{where}:{line}: {_shortened(literal[0])}: {encodable(wrong[0])} escapes nothing")
+            number = text.count("\n", 0, literal.start()) + 1
+            raise ConfigError(f"{where}:{number}: {_shortened(literal[0])}: {encodable(wrong[0])} escapes nothing")
     try:
         found = text_format.Parse(text, message())
     except text_format.ParseError as error:
