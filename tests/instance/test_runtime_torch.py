@@ -196,6 +196,26 @@ def test_torchscript_wants_its_shapes_declared(tmp_path: Path) -> None:
     assert "'x' is declared as BYTES" in refusal(path, inputs={"x": "BYTES[-1]"}, outputs=OUTPUTS)
 
 
+def test_torchscript_whose_inputs_are_numbered(tmp_path: Path) -> None:
+    import torch
+
+    class Network(torch.nn.Module):
+        def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+            return first - second
+
+    path = tmp_path / "m.pt"
+    torch.jit.script(Network()).save(path)
+    x, y = np.float32([[5]]), np.float32([[3]])
+    for names in (["second", "first"], ["INPUT__1", "INPUT__0"], ["b__1", "a__0"]):
+        inputs = dict.fromkeys(names, "FP32[-1,1]")
+        runtime = open_runtime(str(path), inputs=inputs, outputs={"OUTPUT__0": "FP32[-1,1]"})
+        assert [spec.name for spec in runtime.signature.inputs] == names
+        assert runtime.run([y, x])[0].tolist() == [[2.0]]
+    for names in (["INPUT__0", "INPUT__2"], ["INPUT__0", "other__0"], ["INPUT__0", "second"], ["INPUT__0"], ["INPUT__0", "y"]):
+        expected = f"the configuration's inputs are {', '.join(names)}; forward takes first, second"
+        assert expected in refusal(path, inputs=dict.fromkeys(names, "FP32[-1,1]"), outputs=OUTPUTS)
+
+
 @pytest.mark.parametrize(
     ("declared", "clue"),
     [

@@ -1,15 +1,24 @@
 """config.pbtxt: read as a real Triton reads it, and what of it becomes a knob, a warning or a refusal."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from google.protobuf import json_format, text_format
+from msgspec.structs import replace
 
 from dlproxy.config import ConfigError, ModelConfig, check
-from dlproxy.fleet.repository.triton_config import read_triton_config, read_triton_json, translated
+from dlproxy.fleet.repository.triton_config import InstanceGroup, TritonConfig, read_triton_config, read_triton_json, translated
+from dlproxy.fleet.repository.version_choice import Latest, VersionChoice
 from dlproxy.fleet.repository.version_policy import VersionPolicy
+from dlproxy.protos.triton_config import triton_config
+from tests.fleet.repository.triton_configs import ACCEPTED, NOT_OURS, REFUSED
 
+ANSWERS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("triton_answers.json").read_text("utf-8"))["answers"]
+"""What a real Triton made of triton_configs.py; ask_triton.py writes it."""
+LATEST = VersionChoice(latest=Latest(1))
 ONNX = 'backend: "onnxruntime"\n'
 BATCHED = ONNX + "max_batch_size: 8\n"
 
@@ -23,9 +32,68 @@ def knobs(text: str, folder: Path | None = None) -> tuple[dict[str, Any], list[s
     return {name: value for name, value in plain.items() if value != default[name] and name != "path"}, warnings
 
 
+def completed(config: TritonConfig, name: str) -> TritonConfig:
+    """With what Triton adds to a configuration that leaves it open."""
+    batching = config.dynamic_batching
+    if batching is not None and not batching.preferred_batch_size and config.max_batch_size:
+        batching = replace(batching, preferred_batch_size=(config.max_batch_size,))
+    groups = [
+        replace(group, count=max(group.count, 1), kind="KIND_CPU" if group.kind == "KIND_AUTO" else group.kind)
+        for group in config.instance_group or (InstanceGroup(),)
+    ]
+    return replace(
+        config,
+        name=name,
+        backend=config.backend or ("" if config.ensemble_scheduling else "python"),
+        version_policy=config.version_policy if config.version_policy.policy() else LATEST,
+        instance_group=() if config.ensemble_scheduling else tuple(groups),
+        dynamic_batching=batching,
+        default_model_filename=config.default_model_filename or ("" if config.ensemble_scheduling else "model.py"),
+        others=(),
+    )
+
+
+def contained(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, dict):
+        return all(key in theirs and contained(value, theirs[key]) for key, value in ours.items())
+    if isinstance(ours, list):
+        return len(ours) == len(theirs) and all(map(contained, ours, theirs))
+    return bool(ours == theirs)
+
+
 def translate(text: str, folder: Path | None = None) -> tuple[ModelConfig, VersionPolicy, list[str]]:
     folder = folder or Path("models", "m")
     return translated(read_triton_config(text, "config.pbtxt"), folder, folder / "3")
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_a_configuration_is_read_as_triton_reads_it(name: str) -> None:
+    ours = read_triton_config(ACCEPTED[name], "config.pbtxt")
+    theirs = read_triton_json(ANSWERS[name]["config"], "Triton's answer")
+    if theirs.version_policy == VersionChoice():
+        theirs = replace(theirs, version_policy=LATEST)
+    assert completed(ours, name) == replace(theirs, others=())
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_all_fields_arrive_as_they_do_in_triton(name: str) -> None:
+    """Those that dlproxy does not look at, too; Triton adds more."""
+    ours = json_format.MessageToDict(text_format.Parse(ACCEPTED[name], triton_config()), preserving_proto_field_name=True)
+    answer = json_format.ParseDict(ANSWERS[name]["config"], triton_config())
+    theirs = json_format.MessageToDict(answer, preserving_proto_field_name=True)
+    for field in set(ours) - set(TritonConfig.__struct_fields__) | {"sequence_batching", "ensemble_scheduling"} & set(ours):
+        assert contained(ours[field], theirs[field]), field
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_triton_refuses_is_refused_in_the_same_line(name: str) -> None:
+    assert "refused" in ANSWERS[name]
+    if name in NOT_OURS:
+        read_triton_config(REFUSED[name], "config.pbtxt")
+        return
+    line = ANSWERS[name].get("line", "[0-9]+")
+    with pytest.raises(ConfigError, match=rf"^config\.pbtxt:{line}: "):
+        read_triton_config(REFUSED[name], "config.pbtxt")
 
 
 @pytest.mark.parametrize(
@@ -166,13 +234,20 @@ def test_nothing_is_said_of_what_makes_no_difference(text: str) -> None:
     assert knobs(BATCHED + text)[1] == []
 
 
+def test_numbered_outputs_of_torch_models_are_in_their_order() -> None:
+    outputs = "".join(f"output {{ name: '{name}' data_type: TYPE_FP32 dims: 1 }}\n" for name in ("O__10", "O__2", "O__1"))
+    assert list(translate('backend: "pytorch"\n' + outputs)[0].outputs) == ["O__1", "O__2", "O__10"]
+    other = outputs.replace("O__2", "scores")
+    assert list(translate('backend: "pytorch"\n' + other)[0].outputs) == ["O__10", "scores", "O__1"]
+
+
 def test_one_warning_names_all() -> None:
     _, warnings = knobs(
         BATCHED + 'response_cache { enable: true }\nmetric_tags { key: "a" value: "b" }\ninput { name: "x" optional: true }'
     )
     assert warnings == [
-        "of its Triton configuration has no effect: metric_tags, optional of x (unless the model has a default for it), "
-        "response_cache"
+        "its Triton configuration sets what has no effect here: metric_tags, optional of x (unless the model has a default "
+        "for it), response_cache"
     ]
 
 
@@ -209,6 +284,7 @@ def test_without_a_backend_the_files_tell(text: str, file: str, tmp_path: Path) 
             'platform: "tensorflow_graphdef" backend: "tensorflow"',
             "its platform is tensorflow_graphdef; .*; export a SavedModel",
         ),
+        ('backend: "pytorch" input { name: "x" dims: 1 }', "x has no data_type, which a torch model does not say itself"),
         ('backend: "dali"', r"its backend is dali; dlproxy runs onnxruntime_onnx, pytorch_libtorch, tensorflow_savedmodel$"),
         ('platform: "ensemble"', "it is an ensemble"),
         ("ensemble_scheduling { }", "it is an ensemble"),
@@ -234,7 +310,6 @@ def test_what_cannot_be_served_is_refused(text: str, message: str) -> None:
     [
         ("", VersionPolicy(latest=1)),
         ("version_policy { }", VersionPolicy(latest=1)),
-        ("version_policy { latest { } }", VersionPolicy(latest=1)),
         ("version_policy { latest { num_versions: 3 } }", VersionPolicy(latest=3)),
         ("version_policy { all { } }", VersionPolicy(latest=0)),
         ("version_policy { specific { versions: [ 7, 1 ] } }", VersionPolicy(specific=("7", "1"))),
@@ -251,12 +326,16 @@ def test_versions(text: str, policy: VersionPolicy) -> None:
         ("name: 'm'\nname: 'n'", "^m/config.pbtxt:2: .*multiple"),
         ("# one\ninput [\n  { name: 'x' }\n  { name: 'y' }\n]", "^m/config.pbtxt:4: "),
         ("name: 'm'\nmax_batch_size: -4", "^m/config.pbtxt:2: max_batch_size is -4; it must not be negative"),
-        ("name: 'm'\ninstance_group {\n count: -4\n}", "^m/config.pbtxt:2: the count and the gpus"),
+        ("name: 'm'\ninstance_group {\n gpus: -4\n}", "^m/config.pbtxt:3: gpus are -4; they must not be negative"),
         (
-            "dynamic_batching {\n default_priority_level: 2\n}",
-            "^m/config.pbtxt:2: default_priority_level is 2 of 0 priority_levels",
+            "dynamic_batching { priority_levels: 1\n default_priority_level: 2\n}",
+            "^m/config.pbtxt:2: default_priority_level is 2; it is 1 to 1",
         ),
         ("version_policy {\n # specific\n specific { }\n}", "^m/config.pbtxt:3: specific names no versions"),
+        ("version_policy {\n latest { }\n}", "^m/config.pbtxt:2: version_policy is the latest 0 versions"),
+        ("input {\n name: 'x' dims: 0\n}", "^m/config.pbtxt:2: a size of x is neither above 0 nor -1"),
+        ("input {\n name: 'x' dims: [-1, 2]\n reshape { shape: 2 } }", "^m/config.pbtxt:2: reshape of x has another number"),
+        ("# '\\q'\nname: 'a\\\\\\q'", r"^m/config.pbtxt:2: '.*': \\q escapes nothing"),
         ("input {\n data_type: 99\n}", "^m/config.pbtxt:2: data_type: expected `str`, got `int`"),
     ],
 )

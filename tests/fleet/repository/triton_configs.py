@@ -42,11 +42,11 @@ dynamic_batching {
   default_queue_policy {
     timeout_action: DELAY default_timeout_microseconds: 1000 allow_timeout_override: true max_queue_size: 2
   }
-  preserve_ordering: true
 }
 """,
+    "ordered": HEAD + "dynamic_batching { preserve_ordering: true }",
     "latest": HEAD + "version_policy: { latest { num_versions: 2 } }",
-    "latest_of_none": HEAD + "version_policy: { latest {} }",
+    "no_policy": HEAD + "version_policy: { }",
     "every": HEAD + "version_policy { all {} }",
     "specific": HEAD + "version_policy: { specific: { versions: [ 1, 3 ] } }",
     "instances": HEAD
@@ -119,13 +119,6 @@ optimization {
 }
 """,
     "decoupled": HEAD + "model_transaction_policy { decoupled: true }",
-    "measured": HEAD
-    + """
-model_metrics { metric_control: [ {
-  metric_identifier { family: "nv_inference_first_response_histogram_ms" }
-  histogram_options { buckets: [ 1e-1, 0.5, 1, 2.5f, inf ] }
-} ] }
-""",
     "ensemble": """
 platform: "ensemble"
 max_batch_size: 8
@@ -136,6 +129,10 @@ ensemble_scheduling { step [ {
   input_map { key: "x" value: "in" } output_map { key: "y" value: "out" }
 } ] }
 """,
+    "comma_first": HEAD + ", dynamic_batching { }",
+    "level_without_levels": HEAD + "dynamic_batching { default_priority_level: 1 }",
+    "negative_count": HEAD + "instance_group { count: -1 kind: KIND_CPU }",
+    "no_backend": HEAD.partition("\n")[2],
     "odd_text": """# comments, both kinds of brackets, separators, and numbers in all their bases
 name: "odd"   # the rest of a line
       '_te' "x\\164"
@@ -144,14 +141,15 @@ input < name: 'a' data_type: 11 dims: 0x3; dims: 010, dims: [] >
 input: [ < name: "b\\"\\'\\\\\\303\\251é" data_type: TYPE_INT8 dims: [ -1 , 4 ] >,
          { name: "c" data_type: TYPE_BF16, dims: 9223372036854775807 } ]
 output { name: "y" data_type: TYPE_FP64 dims: [ 1 ] };
-dynamic_batching { priority_levels: 18446744073709551615 default_priority_level: 1, preserve_ordering: t }
+dynamic_batching { priority_levels: 18446744073709551615 default_priority_level: 1 }
+response_cache: { enable: t }
 metric_tags { key: "twice" value: "first" }
 metric_tags { key: "twice" value: "second" }
 metric_tags { value: "no key" }
 """,
 }
 
-# What a real Triton refuses. Those of NOT_OURS are fine for a machine or a server that is another.
+# What a real Triton refuses.
 REFUSED = {
     "misspelt": HEAD + "dynamic_batchng { }",
     "misspelt_below": HEAD + "dynamic_batching {\n  preferred_batch_sizes: [ 1 ]\n}",
@@ -169,20 +167,17 @@ REFUSED = {
     "text_for_number": HEAD + 'instance_group { count: "2" }',
     "number_for_truth": HEAD + "response_cache { enable: 2 }",
     "json": '{ "name": "json", "backend": "python" }',
-    "comma_first": HEAD + ", dynamic_batching { }",
     "bad_escape": HEAD + 'metric_tags { key: "\\q" value: "" }',
-    "not_utf8": HEAD + 'metric_tags { key: "\\xff" value: "" }',
     "negative_batch": 'backend: "python"\nmax_batch_size: -1',
     "default_level": HEAD + "dynamic_batching { priority_levels: 2 default_priority_level: 3 }",
     "no_default_level": HEAD + "dynamic_batching { priority_levels: 2 }",
-    "level_without_levels": HEAD + "dynamic_batching { default_priority_level: 1 }",
     "level_policy": HEAD
     + "dynamic_batching { priority_levels: 2 default_priority_level: 1 priority_queue_policy { key: 3 value { } } }",
-    "negative_count": HEAD + "instance_group { count: -1 kind: KIND_CPU }",
     "gpus_of_cpu": HEAD + "instance_group { kind: KIND_CPU gpus: 0 }",
     "preferred": HEAD + "dynamic_batching { preferred_batch_size: 9 }",
     "preferred_unbatched": 'backend: "python"\ninput { name: "x" data_type: TYPE_FP32 dims: 4 }\n'
     'output { name: "y" data_type: TYPE_FP32 dims: 4 }\ndynamic_batching { preferred_batch_size: 1 }',
+    "latest_of_none": HEAD + "version_policy { latest { } }",
     "no_specific": HEAD + "version_policy { specific { } }",
     "no_type": HEAD + 'input { name: "z" dims: 1 }',
     "no_dims": HEAD + 'input { name: "z" data_type: TYPE_FP32 }',
@@ -190,6 +185,14 @@ REFUSED = {
     "reshape": HEAD + 'input { name: "z" data_type: TYPE_FP32 dims: 4 reshape { shape: [ 3 ] } }',
     "other_name": HEAD + 'name: "another"',
     "gpu": HEAD + "instance_group { kind: KIND_GPU }",
-    "no_backend": HEAD.partition("\n")[2],
     "agent": HEAD + 'model_repository_agents { agents { name: "checksum" } }',
+}
+
+# Of these, what dlproxy reads nevertheless.
+NOT_OURS = {
+    "no_type": "where Triton completes configurations by the model, as it does unless told otherwise, it is no mistake",
+    "no_dims": "the same",
+    "other_name": "a warning when it is translated",
+    "gpu": "there are machines with one",
+    "agent": "there are servers with one",
 }

@@ -19,6 +19,12 @@ from dlproxy.message import encodable
 
 _MOST_WORDS = 300  # characters of a complaint, which may quote a line of any length
 
+_LITERALS = re.compile(
+    r"""#[^\n]*|("(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?)"""
+)  # comments, and strings with an end or without
+_ESCAPES = re.compile(r"\\.")
+_ESCAPABLE = "abfnrtv\\'\"01234567xuU"
+
 Kind = TypeVar("Kind", bound=Struct)
 
 
@@ -27,6 +33,11 @@ def read_text(text: str, where: str, message: Any, kind: type[Kind]) -> tuple[Ki
 
     `message`: the class that has all fields. `where`: the file, for messages. Raises ConfigError, which names the line.
     """
+    for literal in _LITERALS.finditer(text):
+        wrong = [escape for escape in _ESCAPES.findall(literal[1] or "") if escape[1] not in _ESCAPABLE]
+        if wrong:  # protobuf's parser in Python, unlike that of the servers, takes it as it is and warns
+            number = text.count("\n", 0, literal.start()) + 1
+            raise ConfigError(f"{where}:{number}: {_shortened(literal[0])}: {encodable(wrong[0])} escapes nothing")
     try:
         found = text_format.Parse(text, message())
     except text_format.ParseError as error:

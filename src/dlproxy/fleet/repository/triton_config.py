@@ -1,10 +1,13 @@
 """Triton's configuration of a model, config.pbtxt, and what of it a model here has: its path, its knobs, its versions.
 
-Called by model_folder.py. Not aware of: which files and GPUs there are, what is served.
+Called by model_folder.py. Not aware of: which GPUs there are, what is served.
 What becomes of which field: docs/guides/triton-config.md.
 """
 
+import re
 from collections.abc import Iterator, Mapping
+from math import prod
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -13,7 +16,7 @@ from msgspec import Struct
 
 from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.fleet.repository.text_format import line_of, read_json, read_text
-from dlproxy.fleet.repository.version_choice import VersionChoice
+from dlproxy.fleet.repository.version_choice import Latest, VersionChoice
 from dlproxy.fleet.repository.version_policy import VersionPolicy
 from dlproxy.policy.queueing import DEFAULT_LEVEL, LOWEST_LEVEL
 from dlproxy.protos.triton_config import triton_config
@@ -41,6 +44,7 @@ _THREADS = {"onnx": "intra_op_thread_count", "torch": "INTRA_OP_THREAD_COUNT", "
 _WITHOUT_EFFECT = frozenset(  # what changes neither answers nor when they come: names, and hints to Triton's own memory
     ("runtime", "input.format", "instance_group.name", "optimization.input_pinned_memory", "optimization.output_pinned_memory")
 )
+_NUMBERED = re.compile(r".+__([0-9]{1,4})")  # an output that is said to be the Nth
 _STRICT_S = 3600.0  # of ageing_s: nobody waits so long that his level matters less
 _MOST_BATCH, _MOST_INSTANCES, _MOST_THREADS, _MOST_WAIT_S = 65536, 256, 1024, 60.0  # the ranges of the knobs
 
@@ -161,24 +165,47 @@ def read_triton_json(data: Mapping[str, Any], where: str) -> TritonConfig:
 
 def _checked(config: TritonConfig, others: list[str], where: str, text: str) -> TritonConfig:
     """With `others`. Raises ConfigError for values that Triton refuses, too."""
+    for field, what in _mistakes(config):
+        raise ConfigError(f"{where}{line_of(text, field)}: {what}")
+    return msgspec.structs.replace(config, others=tuple(others))
 
-    def error(field: str, what: str) -> ConfigError:
-        return ConfigError(f"{where}{line_of(text, field)}: {what}")
 
+def _mistakes(config: TritonConfig) -> Iterator[tuple[str, str]]:
+    """The field at fault, and what is wrong with it."""
     if config.max_batch_size < 0:
-        raise error("max_batch_size", f"max_batch_size is {config.max_batch_size}; it must not be negative")
+        yield "max_batch_size", f"max_batch_size is {config.max_batch_size}; it must not be negative"
     for group in config.instance_group:
-        if group.count < 0 or any(gpu < 0 for gpu in group.gpus):
-            raise error("instance_group", "the count and the gpus of an instance_group must not be negative")
+        if any(gpu < 0 for gpu in group.gpus):
+            yield "gpus", f"gpus are {', '.join(map(str, group.gpus))}; they must not be negative"
+        if group.gpus and group.kind == "KIND_CPU":
+            yield "gpus", "an instance_group of KIND_CPU names gpus"
     batching = config.dynamic_batching or DynamicBatching()
-    if batching.default_priority_level > batching.priority_levels:
-        levels = f"{batching.default_priority_level} of {batching.priority_levels} priority_levels"
-        raise error("default_priority_level", f"default_priority_level is {levels}")
+    levels, default = batching.priority_levels, batching.default_priority_level
+    if levels and not 0 < default <= levels:
+        field = "default_priority_level" if default else "priority_levels"
+        yield field, f"default_priority_level is {default}; it is 1 to {levels}, as priority_levels says"
+    for level in batching.priority_queue_policy:
+        if levels and not 0 < level <= levels:
+            yield "priority_queue_policy", f"priority_queue_policy is for level {level}; there are 1 to {levels}"
+    for size in batching.preferred_batch_size:
+        if not 0 < size <= config.max_batch_size:
+            yield "preferred_batch_size", f"preferred_batch_size is {size}; it is 1 to max_batch_size, {config.max_batch_size}"
+    for tensor in (*config.input, *config.output):
+        yield from _mistaken_shape(tensor)
+    if config.version_policy.latest == Latest(num_versions=0):  # which is one for TensorFlow Serving
+        yield "latest", "version_policy is the latest 0 versions; num_versions says how many"
     try:
         config.version_policy.policy()
     except ConfigError as wrong:
-        raise error("specific", str(wrong)) from None
-    return msgspec.structs.replace(config, others=tuple(others))
+        yield "specific", str(wrong)
+
+
+def _mistaken_shape(tensor: Tensor) -> Iterator[tuple[str, str]]:
+    reshape = tensor.dims if tensor.reshape is None else tensor.reshape.shape
+    if any(size < 1 and size != -1 for size in (*tensor.dims, *reshape)):
+        yield tensor.name, f"a size of {tensor.name} is neither above 0 nor -1"
+    elif reshape.count(-1) != tensor.dims.count(-1) or (-1 not in reshape and prod(reshape) != prod(tensor.dims)):
+        yield tensor.name, f"reshape of {tensor.name} has another number of elements than its dims"
 
 
 def translated(config: TritonConfig, folder: Path, version_folder: Path) -> tuple[ModelConfig, VersionPolicy, list[str]]:
@@ -200,7 +227,7 @@ def translated(config: TritonConfig, folder: Path, version_folder: Path) -> tupl
         ignored.append("the files of model_warmup (the knob `samples` takes real inputs)")
     if config.name not in ("", folder.name):
         ignored.append(f"the name {config.name} (its folder is named {folder.name})")
-    warnings = [f"of its Triton configuration has no effect: {', '.join(ignored)}"] if ignored else []
+    warnings = [f"its Triton configuration sets what has no effect here: {', '.join(ignored)}"] if ignored else []
     return ModelConfig(**knobs), config.version_policy.policy() or VersionPolicy(), warnings
 
 
@@ -276,8 +303,8 @@ def _instances(config: TritonConfig, framework: Framework, ignored: list[str]) -
         if group.passive:
             ignored.append("instance_group with passive")
             continue
-        kinds = _kinds(group, accelerators if framework == "onnx" else Accelerators())
-        places += [place for _ in range(min(group.count or 1, _MOST_INSTANCES)) for place in kinds]
+        devices = _devices(group, accelerators if framework == "onnx" else Accelerators())
+        places += [place for _ in range(min(max(group.count, 1), _MOST_INSTANCES)) for place in devices]
         if group.kind == "KIND_GPU" and not group.gpus:
             ignored.append("instance_group on every GPU (without gpus it is on the first)")
     used = {place.partition(":")[0] for place in places}
@@ -288,7 +315,7 @@ def _instances(config: TritonConfig, framework: Framework, ignored: list[str]) -
     return {"instances": len(places), "device": ",".join(_repeated(places))}
 
 
-def _kinds(group: InstanceGroup, accelerators: Accelerators) -> list[str]:
+def _devices(group: InstanceGroup, accelerators: Accelerators) -> list[str]:
     """The devices of one round of a group's instances."""
     if group.kind == "KIND_CPU":
         return ["openvino:CPU" if any(one.name == "openvino" for one in accelerators.cpu_execution_accelerator) else "cpu"]
@@ -322,13 +349,20 @@ def _declared(config: TritonConfig) -> dict[str, Any]:
     """For models that do not say their inputs and outputs themselves."""
 
     def spec(tensor: Tensor) -> str:
+        if tensor.data_type == Tensor().data_type:
+            raise ConfigError(f"{tensor.name} has no data_type, which a torch model does not say itself")
         dims = tensor.reshape.shape if tensor.reshape is not None else tensor.dims
         sizes = [*(["batch"] if config.max_batch_size else []), *map(str, dims)]
         return f"{tensor.data_type.removeprefix('TYPE_').replace('STRING', 'BYTES')}[{','.join(sizes)}]"
 
+    numbers = [_NUMBERED.fullmatch(one.name) for one in config.output]
+    order = [int(match[1]) for match in numbers if match is not None]
+    outputs = config.output
+    if len(order) == len(outputs):
+        outputs = tuple(one for _, one in sorted(zip(order, outputs, strict=True), key=itemgetter(0)))
     return {
         "inputs": {one.name: spec(one) for one in config.input},
-        "outputs": {one.name: spec(one) for one in config.output},
+        "outputs": {one.name: spec(one) for one in outputs},
     }
 
 

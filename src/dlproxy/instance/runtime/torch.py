@@ -44,6 +44,7 @@ _MEMBERS = re.compile(
     r"archive_format|archive_version|byteorder|version|\.data/.*|\.format_version|\.storage_alignment|extra/.*|models/model\.json|"
     r"data/(weights|constants)/(model_(weights|constants)_config\.json|(weight|tensor)_\d+)|data/sample_inputs/model\.pt"
 )
+_NUMBERED = re.compile(r".+__([0-9]{1,4})")
 
 
 class _Loaded(Struct):
@@ -141,11 +142,10 @@ def _load_script(path: Path, device: Any, inputs: Sequence[TensorSpec], outputs:
         raise ModelError(
             f"TorchScript holds no shapes: declare inputs and outputs in the configuration, like inputs = {{ {example} }}"
         )
-    names = [spec.name for spec in inputs]
-    unknown = [name for name in names if name not in arguments]
-    missing = [name for name in arguments if name in required and name not in names]
-    if unknown or missing:
-        raise ModelError(f"the configuration's inputs are {', '.join(names)}; forward takes {', '.join(arguments)}")
+    declared_inputs = [spec.name for spec in inputs]
+    names = _arguments_meant(declared_inputs, arguments)
+    if len(set(names)) < len(names) or not required <= set(names) <= set(arguments):
+        raise ModelError(f"the configuration's inputs are {', '.join(declared_inputs)}; forward takes {', '.join(arguments)}")
     _no_text((*inputs, *outputs))
     declared = [spec.name for spec in outputs]
 
@@ -160,6 +160,15 @@ def _load_script(path: Path, device: Any, inputs: Sequence[TensorSpec], outputs:
         return dict(zip(declared, result, strict=True))
 
     return _Loaded(signature_of(inputs, outputs, platform="pytorch_libtorch"), call)
+
+
+def _arguments_meant(declared: list[str], arguments: list[str]) -> list[str]:
+    """Those of these names; where none is an argument's, "INPUT__0" is the first, as in Triton."""
+    numbers = [_NUMBERED.fullmatch(name) for name in declared]
+    if set(declared) & set(arguments) or not all(numbers):
+        return declared
+    places = [int(match[1]) for match in numbers if match is not None]
+    return [arguments[place] if place < len(arguments) else name for place, name in zip(places, declared, strict=True)]
 
 
 def _load_program(path: Path, device: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> _Loaded:
