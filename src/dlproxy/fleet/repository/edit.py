@@ -35,7 +35,9 @@ def edited(
             continue
         if old is not None and old.versions and not is_ours(old):
             warnings.append(f"model '{name}' of the repository is left out: another one of that name is served")
-        elif not (new.problem and old is not None and old.versions):  # it stays as it was until it is mended
+        elif new.problem and old is not None and not all(version.problem for version in old.versions.values()):
+            warnings.append(f"model '{name}' stays as it was: {new.problem}")
+        else:
             gone = before[name].wanted.labels.keys() if name in before else ()
             wanted = wanted.having(name, merged(name, old or WantedModel(), new.wanted, gone, warnings, on_demand=on_demand))
     return wanted, warnings
