@@ -82,7 +82,9 @@ def test_a_model_of_which_nothing_can_be_said_stays_as_it_was() -> None:
     wanted, warnings = edited(before, found, (), {}, on_demand=False)
     assert wanted.models["m"] == before.models["m"]
     assert wanted.models["new"].versions["1"].problem == "no"
-    assert warnings == []
+    assert warnings == ["model 'm' stays as it was: config.pbtxt:2: no"]
+    otherwise, warnings = edited(wanted, {**found, "new": broken("new", "nor now")}, (), {}, on_demand=False)
+    assert otherwise.models["new"].versions["1"].problem == "nor now"
 
 
 @pytest.mark.parametrize("on_demand", [True, False])

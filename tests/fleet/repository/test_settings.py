@@ -123,6 +123,14 @@ def test_what_is_given_by_hand(tmp_path: Path) -> None:
     assert triton.wanted.versions["2"].config.max_batch == 32
 
 
+@pytest.mark.parametrize("knob", ["path", "samples"])
+def test_whoever_loads_a_model_by_name_names_no_files(knob: str, tmp_path: Path) -> None:
+    put(tmp_path, "m.onnx")
+    listing = listed(LocalTree(tmp_path))["m"]
+    assert f"{knob} cannot be given" in read_listed("m", listing, {knob: "os:System"}).problem
+    assert f"{knob} cannot be given" in read_listed("m", listing, {knob: "os:System", "platform": ""}).problem
+
+
 def opened(place: str) -> LocalTree:
     if place.startswith("odd:"):
         raise ConfigError(f"nothing reads {place}")

@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from dlproxy.fleet.repository.model_folder import FoundModel
 from dlproxy.fleet.repository.tree import MARK
-from dlproxy.policy.wanted import Traffic, Wanted, WantedModel
+from dlproxy.policy.changes import with_versions
+from dlproxy.policy.wanted import Wanted, WantedModel
 
 
 def edited(
@@ -34,7 +35,9 @@ def edited(
             continue
         if old is not None and old.versions and not is_ours(old):
             warnings.append(f"model '{name}' of the repository is left out: another one of that name is served")
-        elif not (new.problem and old is not None and old.versions):  # it stays as it was until it is mended
+        elif new.problem and old is not None and not all(version.problem for version in old.versions.values()):
+            warnings.append(f"model '{name}' stays as it was: {new.problem}")
+        else:
             gone = before[name].wanted.labels.keys() if name in before else ()
             wanted = wanted.having(name, merged(name, old or WantedModel(), new.wanted, gone, warnings, on_demand=on_demand))
     return wanted, warnings
@@ -52,36 +55,17 @@ def merged(
 
     `old_labels`: those that came from the repository.
     """
-    versions = {
-        number: replace(version, instances=old.versions[number].instances) if number in old.versions else version
-        for number, version in new.versions.items()
-    }
-    labels = {**{label: version for label, version in old.labels.items() if label not in old_labels}, **new.labels}
+    theirs = {label: version for label, version in old.labels.items() if label not in old_labels}
+    model = with_versions(replace(old, labels=theirs), new.versions, on_demand=on_demand)
     traffic = old.traffic
     uses = {
         "the default version": old.default,
-        **{f"label '{label}'": version for label, version in labels.items()},
+        **{f"label '{label}'": version for label, version in theirs.items()},
         **{f"the share of version {version}": version for version in traffic.shares},
         **{f"the version of tenant '{tenant}'": version for tenant, version in traffic.tenants.items()},
         "the shadow": traffic.shadow,
     }
     for what, version in uses.items():
-        if version and version not in versions:
+        if version and version not in new.versions:
             warnings.append(f"model '{name}': {what} is gone with version {version}, which the repository no longer has")
-    return replace(
-        old,
-        versions=versions,
-        default=old.default if old.default in versions else "",
-        labels={label: version for label, version in labels.items() if version in versions},
-        traffic=_valid(traffic, versions),
-        on_demand=on_demand,
-    )
-
-
-def _valid(traffic: Traffic, versions: Collection[str]) -> Traffic:
-    return replace(
-        traffic,
-        shares={version: share for version, share in traffic.shares.items() if version in versions},
-        tenants={tenant: version for tenant, version in traffic.tenants.items() if version in versions},
-        shadow=traffic.shadow if traffic.shadow in versions else "",
-    )
+    return replace(model, labels={**model.labels, **new.labels})

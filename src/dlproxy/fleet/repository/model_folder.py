@@ -24,6 +24,8 @@ from dlproxy.policy.wanted import MOST_VERSION, WantedModel, WantedVersion
 SETTINGS = TRITON, OWN = "config.pbtxt", "dlproxy.toml"
 POLICY = "serve_versions"  # beside the knobs in dlproxy.toml
 
+FILES = {"path", "samples"}  # knobs that name some, which whoever loads a model by name has no say in
+
 Knobs = Mapping[str, Any]
 
 
@@ -120,6 +122,8 @@ class _Model:
         self._triton: TritonConfig | None = None
         if OWN in entries:
             self._own = ModelFile(self._settings(OWN))
+        for knob in FILES & override.keys():
+            raise ConfigError(f"{knob} cannot be given: the files are those of the repository")
         if not override.keys() <= {*knobs(ModelConfig), POLICY}:
             self._triton = read_triton_json(override, "the configuration given")
         else:

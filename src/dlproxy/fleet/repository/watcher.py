@@ -190,8 +190,5 @@ class Repository:
 
 
 def _warnings(name: str, found: FoundModel) -> list[str]:
-    if found.problem:
-        return [f"model '{name}': {found.problem}"]
-    versions = found.wanted.versions.items()
-    problems = [f"model '{name}' version {number}: {version.problem}" for number, version in versions if version.problem]
-    return [*problems, *(f"model '{name}': {warning}" for warning in found.warnings)]
+    """Of what is left out. That a version cannot be served is said by whoever would load it."""
+    return [f"model '{name}': {warning}" for warning in found.warnings]
