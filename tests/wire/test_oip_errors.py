@@ -282,6 +282,7 @@ def test_numbers_that_do_not_fit_their_type_exactly_are_refused(dtype: DType, va
         ("/v2/models/nope/infer", "Request for unknown model: 'nope' is not found"),
         ("/v2/models/m/versions/9/infer", "Request for unknown model: 'm' version 9 is not found; the versions served are 1"),
         ("/v2/models/m/versions/01/infer", "version 01 is not found"),
+        ("/v2/models/m/versions/canary", "'m' version canary is not found; the versions served are 1"),
         ("/predict/nope", "served are 'm'"),
         ("/v2/models/nope", "'nope' is not found"),
         ("/v2/models/nope/stats", "'nope' is not found"),

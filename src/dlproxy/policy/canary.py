@@ -10,6 +10,7 @@ from msgspec import Struct
 
 ALPHA = 0.005  # the probability that a version which is no worse is called worse: less than this, however long it is watched
 LEAST_TICKS = 10  # seconds with requests of a version before it is judged, so that it is seen how requests fail together
+LEAST_STRETCHES = 8  # of one length, to tell how much they differ: of fewer the dispersion is known to less than a half
 LEAST_TIMED = 1000  # answers of the stable version that tell its 99th percentile
 GROWTH = 1.1  # a look when there is a tenth more than at the last one: 60 looks at an hour, not 3600
 PERIOD = 3600  # ticks after which counting starts anew: what goes bad after a good day is found as quickly
@@ -28,18 +29,25 @@ class Seen(Struct):
 
 
 class _Count:
-    """Bad ones among all, and how they cluster in ticks."""
+    """Bad ones among all, and how they cluster: in ticks, and in stretches of 2, 4, 8 ticks and so on."""
 
     def __init__(self) -> None:
         self.ticks = 0
-        self.all = self.bad = self._squares = 0.0
+        self.all = self.bad = 0.0
+        self._scales: list[_Scale] = []
 
     def add(self, bad: float, of: float) -> None:
-        if of:
-            self.ticks += 1
-            self.all += of
-            self.bad += bad
-            self._squares += bad * bad / of
+        if not of:
+            return
+        self.ticks += 1
+        self.all += of
+        self.bad += bad
+        for scale in self._scales:
+            whole = scale.add(bad, of)
+            if whole is None:
+                return
+            bad, of = whole
+        self._scales.append(_Scale(bad, of))
 
     @property
     def rate(self) -> float:
@@ -48,13 +56,38 @@ class _Count:
     @property
     def design_effect(self) -> float:
         """How many requests tell as much as one that is independent: those of one batch, or of one burst, fare alike. Pearson's
-        dispersion of the ticks around their mean (McCullagh and Nelder, "Generalized Linear Models", 1989, section 4.5).
+        dispersion of the stretches around their mean (McCullagh and Nelder, "Generalized Linear Models", 1989, section 4.5),
+        where it is largest.
         """
         rate = self.rate
         if not 0.0 < rate < 1.0:
             return 1.0
-        pearson = self._squares - rate * rate * self.all
-        return max(pearson / ((self.ticks - 1) * rate * (1.0 - rate)), 1.0)
+        known = [scale.dispersion(rate) for scale in self._scales if scale.stretches >= LEAST_STRETCHES]
+        return max([*known, 1.0])
+
+
+class _Scale:
+    """Stretches of one length."""
+
+    def __init__(self, bad: float, of: float) -> None:
+        self.stretches = 0
+        self._bad = self._all = self._squares = 0.0
+        self._half: tuple[float, float] | None = None
+        self.add(bad, of)
+
+    def add(self, bad: float, of: float) -> tuple[float, float] | None:
+        """The sum of this one and the one before, every second time."""
+        self.stretches += 1
+        self._bad += bad
+        self._all += of
+        self._squares += bad * bad / of
+        half = self._half
+        self._half = (bad, of) if half is None else None
+        return None if half is None else (bad + half[0], of + half[1])
+
+    def dispersion(self, rate: float) -> float:
+        squares = self._squares - 2.0 * rate * self._bad + rate * rate * self._all
+        return squares / ((self.stretches - 1) * rate * (1.0 - rate))
 
 
 class Comparison:

@@ -68,7 +68,8 @@ class OipApp:
         self._infer: dict[bytes, _Inference] = {}
         catalog.subscribe(self._follow)  # after the desk, which is asked
         self._follow()
-        model_path = r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?"
+        version = r"(?:/versions/(?P<version>(?:\w|%[89A-F][0-9A-F])+))?"  # a number, or a label in any language
+        model_path = r"/v2/models/(?P<name>[^/]+)" + version
         self._routes: list[tuple[re.Pattern[str], dict[bytes, Callable[..., None]]]] = [
             (re.compile(pattern), {method: handler, **({b"HEAD": handler} if method == b"GET" else {})})
             for pattern, method, handler in (
@@ -85,7 +86,7 @@ class OipApp:
                 (model_path + "/config", b"GET", self._config),
                 (model_path + "/stats", b"GET", self._stats),
                 (model_path + "/infer", b"POST", self._infer_any),
-                (r"/predict/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?", b"POST", self._predict),
+                (r"/predict/(?P<name>[^/]+)" + version, b"POST", self._predict),
             )
         ]
 
