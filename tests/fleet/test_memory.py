@@ -2,7 +2,10 @@
 
 import asyncio
 import os
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from onnx import helper
 
 from dlproxy.config import ModelConfig, ServerConfig
+from dlproxy.fleet.local import LocalFleet
 from dlproxy.fleet.memory import SESSION_BYTES, WORKER_BYTES, MemoryMeter, held_bytes, resident_bytes
 from dlproxy.message import DType
 from dlproxy.serve.models import Models
@@ -93,7 +97,7 @@ async def test_what_is_measured_is_what_the_process_grows_by_and_goes_with_the_m
         loaded[f"m{number}"] = (await some.load(f"m{number}", config)).size_bytes
         assert some.facts()[f"m{number}", "1"].size_bytes == loaded[f"m{number}"] >= (700 + 100 * number) ** 2 * 4
     growth = await asyncio.to_thread(held_bytes) - before
-    assert sum(loaded.values()) == pytest.approx(growth, rel=0.1)
+    assert sum(loaded.values()) == pytest.approx(growth, rel=0.25)  # of few models: memory that was kept is used again
     for name in loaded:
         await some.unload(name)
     left = resident_bytes() - before  # glibc keeps the top of a thread's heap, here the size of one model or two
@@ -106,4 +110,29 @@ async def test_a_model_in_workers_is_as_large_as_they_are(some: Models, config: 
     model = await some.load("m", quick(config.path, run="process", instances=2))
     assert model.size_bytes > 2 * 20 * MIB, "Python and ONNX Runtime alone take more"
     assert some.size_of(quick(config.path, run="process", instances=2)) == model.size_bytes
+    await some.drain()
+
+
+class Holding(ThreadPoolExecutor):
+    """Keeps what its threads returned, as they do for as long as they wait to run again."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.kept: list[Future[Any]] = []
+
+    def submit(self, *arguments: Any, **named: Any) -> Any:
+        self.kept.append(super().submit(*arguments, **named))
+        return self.kept[-1]
+
+
+async def test_no_thread_holds_on_to_a_model_that_it_loaded(some: Models, config: ModelConfig) -> None:
+    pool = Holding()
+    asyncio.get_running_loop().set_default_executor(pool)
+    model = await some.load("m", quick(config.path))
+    assert isinstance(model.fleet, LocalFleet)
+    weights = weakref.ref(model.fleet._warm[0].runtime)
+    del model
+    await some.unload("m")
+    assert pool.kept
+    assert weights() is None
     await some.drain()

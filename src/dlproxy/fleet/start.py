@@ -11,7 +11,7 @@ from dlproxy.config import ConfigError, ModelConfig, check, is_address, parse_de
 from dlproxy.fleet import Fleet
 from dlproxy.fleet.local import LocalFleet
 from dlproxy.fleet.remembered import Memory
-from dlproxy.fleet.warm_model import warm_up
+from dlproxy.fleet.warm_model import WarmModel, warm_up
 from dlproxy.instance.runtime.formats import format_of
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,17 @@ async def _way(config: ModelConfig) -> str:
 async def _here(name: str, config: ModelConfig, memory: Memory | None) -> Fleet:
     places = 1 if config.run == "inline" else len(parse_devices(config.device))
     only = memory if places == 1 else None
-    return LocalFleet(name, config, [await asyncio.to_thread(warm_up, config, number, only) for number in range(places)])
+    warm: list[WarmModel] = []
+    for number in range(places):
+        await asyncio.to_thread(_append_warm, warm, config, number, only)
+    fleet = LocalFleet(name, config, warm)
+    warm.clear()
+    return fleet
+
+
+def _append_warm(warm: list[WarmModel], config: ModelConfig, number: int, memory: Memory | None) -> None:
+    """Returned, it would be held by the pool's thread until that gets to run again, perhaps longer than the model is served."""
+    warm.append(warm_up(config, number, memory))
 
 
 async def _in_processes(name: str, config: ModelConfig, memory: Memory | None) -> Fleet:
