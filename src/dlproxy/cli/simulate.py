@@ -73,6 +73,11 @@ def add_to(commands: Commands) -> None:
         help="slow:node=node-0,at=10,for=30,factor=12, or die:… or fail:…; may be repeated",
     )
     fleet.add_argument(
+        "--cold-start",
+        metavar="5s",
+        help="how long a further instance takes to start, for models with autoscale in --config (default 5s)",
+    )
+    fleet.add_argument(
         "--loop",
         metavar="read=20us,write=15us,path=100us,shared",
         help="time that a request takes on a node's event loop and on the network; shared: the loop and the batches run on "
@@ -140,7 +145,7 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
 
     from dlproxy.config import ConfigError
     from dlproxy.lab.simulate import faults
-    from dlproxy.lab.simulate.run import Scenario, plan_model
+    from dlproxy.lab.simulate.run import START_S, Scenario, plan_model
     from dlproxy.policy.balancing import BALANCERS
 
     if not 1 <= args.nodes <= MOST_NODES:
@@ -167,7 +172,15 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
     recorded = args.loop == RECORDED
     if recorded and len(configs) > 1:
         raise ConfigError("--loop recorded works with one model only, because each costs the loop a different time")
-    models = {name: plan_model(name, config, services.get(name, ""), without_loop=recorded) for name, config in configs.items()}
+    start_s = seconds(args.cold_start, "--cold-start")
+    if start_s is not None and all(config.autoscale == "off" for config in configs.values()):
+        raise ConfigError("--cold-start only has a meaning for a model that scales: set its autoscale in --config")
+    models = {
+        name: plan_model(
+            name, config, services.get(name, ""), without_loop=recorded, start_s=START_S if start_s is None else start_s
+        )
+        for name, config in configs.items()
+    }
     for name, share in shares.items():
         models[name].share = share
     for name, model in models.items():

@@ -74,6 +74,7 @@ class ProcessFleet:
         self.calibration = calibration
         self.way = way
         self._supervisor = supervisor
+        self._device: str = getattr(next(iter(supervisor.instances), None), "device", CPU)
 
     def attach(self, roster: Roster) -> None:
         self._supervisor.attach(roster)
@@ -83,6 +84,11 @@ class ProcessFleet:
 
     async def stop(self) -> None:
         await self._supervisor.stop()
+
+    @property
+    def device(self) -> str:
+        """Where the instances compute, or the first of them."""
+        return self._device
 
     def describe(self) -> str:
         instances = self._supervisor.instances

@@ -10,14 +10,18 @@ from typing import Any
 import msgspec
 
 from dlproxy.config import ConfigError, ModelConfig, check, explain
+from dlproxy.config.knobs import LaneSettings
 from dlproxy.config.table import knobs, live_knobs
 from dlproxy.fleet import Fleet
+from dlproxy.fleet.autoscale import Autoscaler
 from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.view import LaneView
 from dlproxy.serve.driver import Driver
+
+BOUNDS = frozenset({"min_instances", "max_instances"})
 
 
 class LaneControl:
@@ -35,6 +39,7 @@ class LaneControl:
         self._padding = "on" if knobs.max_padding > 0.0 else "off"
         self.on_slo: Callable[[float | None], None] | None = None
         """Told of the objective whenever knobs change: it gives requests their deadlines."""
+        self.autoscaler: Autoscaler | None = None
         self.on_scaled: Callable[[], None] = lambda: None
         """Called when the number of instances has changed."""
 
@@ -55,6 +60,7 @@ class LaneControl:
             "queued_rows": view.queued_rows,
             "running_batches": view.running_batches,
             "instances": self._instances(view),
+            "autoscale": None if self.autoscaler is None else self.autoscaler.state(),
         }
 
     def _instances(self, view: LaneView) -> list[dict[str, Any]]:
@@ -80,8 +86,10 @@ class LaneControl:
         if config.max_batch > self._most_batch:
             raise ConfigError(f"max_batch {config.max_batch} is above {self._most_batch}, which the model was loaded with")
         self._config = config
-        values = {name: getattr(config, name) for name in changeable if name != "slo"}
+        values = {name: getattr(config, name) for name in LaneSettings.__struct_fields__}
         self.turn_knobs(slo_s=config.slo_s, **values)
+        if self.autoscaler is not None and not BOUNDS.isdisjoint(changes):
+            self.autoscaler.configure(min_instances=config.min_instances, max_instances=config.max_instances)
 
     def stop_batching(self, reason: str) -> None:
         """A row's answer is not its own: from now on requests run one by one."""
@@ -96,10 +104,25 @@ class LaneControl:
         self.turn_knobs(max_padding=0.0)
 
     async def scale(self, count: int) -> None:
-        """Run so many instances; returns when they are up, or gone. Raises ConfigError, also if one cannot be started."""
+        """Run so many instances; returns when they are up, or gone. Raises ConfigError, also if one cannot be started.
+
+        Autoscaling holds this number, until its bounds are changed.
+        """
         most = knobs(ModelConfig)["instances"].high or 0
         if not 0 <= count <= most:
             raise ConfigError(f"instances {count} is out of range; give 0 to {most}")
+        if self.autoscaler is None:
+            await self.set_instances(count)
+            return
+        before = self.autoscaler.hold(count)
+        try:
+            await self.set_instances(count)
+        except BaseException:
+            self.autoscaler.release(before)
+            raise
+
+    async def set_instances(self, count: int) -> None:
+        """The same, by autoscaling."""
         try:
             await self._fleet.scale(count)
         except ModelError as error:
