@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.autoscaling.days import DAY_S, WARM_S, Outcome, model_of, policies, simulate, two_days
+from benchmarks.autoscaling.live import compare
 from benchmarks.autoscaling.page import as_table, page, picture
 from benchmarks.harness.options import minute, options_of, utc_now
-from benchmarks.harness.running import progress, run
+from benchmarks.harness.running import progress, run, workplace
 from dlproxy.lab.load.arrivals import read_trace
 
 PAGE = Path(__file__).parent / "RESULTS.md"
@@ -21,6 +22,10 @@ PICTURE = PAGE.with_name("pareto.svg")
 
 
 def measure(options: argparse.Namespace, outcomes: list[Outcome]) -> None:
+    if options.live:
+        with workplace("autoscaling") as (children, folder):
+            outcomes += compare(children, folder, options.seed)
+        return
     instants, ends_at = two_days(options.seed), 2.0 * DAY_S
     if options.trace:
         chunks = list(read_trace(options.trace).chunks(float("inf")))
@@ -42,11 +47,12 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = options_of("autoscaling", __doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--trace", type=Path, metavar="FILE", help="recorded arrivals in place of the day")
+    parser.add_argument("--live", action="store_true", help="ten minutes on a real server instead, beside the simulator")
     parser.add_argument("--only", metavar="TEXT", help="policies with this in their name")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name} and {PICTURE.name}; needs a run of everything")
     options = parser.parse_args(arguments)
-    if options.write and (options.only or options.trace):
-        parser.error("--write needs a run of everything: leave out --only and --trace")
+    if options.write and (options.only or options.trace or options.live):
+        parser.error("--write needs a run of everything: leave out --only, --trace and --live")
     return options
 
 

@@ -82,9 +82,19 @@ def model_of(seed: int) -> tuple[int, float]:
     return lane.batching.goal, lane.capacity
 
 
-def simulate(name: str, policy: Callable[[], ScalePolicy], instants: Floats, since: float, until: float, seed: int) -> Outcome:
+def simulate(
+    name: str,
+    policy: Callable[[], ScalePolicy],
+    instants: Floats,
+    since: float,
+    until: float,
+    seed: int,
+    *,
+    start_s: float = START_S,
+    service: str = SERVICE,
+) -> Outcome:
     """The requests between the two count; those before warm the policy up."""
-    scenario = _scenario(instants, until, policy, seed)
+    scenario = _scenario(instants, until, policy, seed, start_s, service)
     tally = Tally(since, until, scenario.models["m"].plan.knobs.slo_s)
     simulation = build(scenario, tally)
     simulation.run(make_calls(scenario))
@@ -99,10 +109,17 @@ def simulate(name: str, policy: Callable[[], ScalePolicy], instants: Floats, sin
     )
 
 
-def _scenario(instants: Floats, until: float, policy: Callable[[], ScalePolicy], seed: int) -> Scenario:
+def _scenario(
+    instants: Floats,
+    until: float,
+    policy: Callable[[], ScalePolicy],
+    seed: int,
+    start_s: float = START_S,
+    service: str = SERVICE,
+) -> Scenario:
     def draw() -> Iterator[Floats]:
         yield instants
 
-    model = plan_model("m", ModelConfig(path="m.onnx", run="thread", instances=1, slo=OBJECTIVE), SERVICE)
-    model.autoscaling = Autoscaling(policy, Bounds(1, MOST), START_S)
+    model = plan_model("m", ModelConfig(path="m.onnx", run="thread", instances=1, slo=OBJECTIVE), service)
+    model.autoscaling = Autoscaling(policy, Bounds(1, MOST), start_s)
     return Scenario(models={"m": model}, arrivals=Arrivals("two days", RATE, draw), duration_s=until, seed=seed)

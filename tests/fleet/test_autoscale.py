@@ -3,12 +3,14 @@
 import asyncio
 import logging
 from math import inf
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.fleet.autoscale import RETRY_S, Autoscaler, Scaled, autoscaler, most_instances
+from dlproxy.fleet.processes import threads_of
 from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.trial import Way
@@ -231,3 +233,14 @@ async def test_there_are_never_more_threads_than_cores(
     house = Scene().house
     house.way = Way(inline=False, instances=1, threads=threads)
     assert most_instances(ModelConfig(path="m.onnx", max_instances=wanted), house) == most
+
+
+@pytest.mark.parametrize(
+    ("settings", "threads"),
+    [({}, 4), ({"autoscale": "in-flight"}, 1), ({"autoscale": "in-flight", "max_instances": 2}, 2), ({"threads": 3}, 3)],
+)
+def test_worker_processes_leave_cores_for_those_that_may_come(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], threads: int
+) -> None:
+    monkeypatch.setattr("dlproxy.fleet.processes.usable_cores", lambda: 4)
+    assert threads_of(ModelConfig(path="m.onnx", **settings), 1) == threads

@@ -145,7 +145,7 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
 
     from dlproxy.config import ConfigError
     from dlproxy.lab.simulate import faults
-    from dlproxy.lab.simulate.run import START_S, Scenario, plan_model
+    from dlproxy.lab.simulate.run import Scenario
     from dlproxy.policy.balancing import BALANCERS
 
     if not 1 <= args.nodes <= MOST_NODES:
@@ -162,7 +162,6 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
     planned_faults = [faults.parse(text) for text in args.fault]
     arrivals, duration_s = _arrivals(args)
     configs = _models(args)
-    services = _named(args.service, configs, "--service")
     for fault in planned_faults:
         if fault.at_s >= duration_s:
             raise ConfigError(f"fault '{fault.text}' would never begin: the run ends after {duration_s:g} s")
@@ -172,15 +171,7 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
     recorded = args.loop == RECORDED
     if recorded and len(configs) > 1:
         raise ConfigError("--loop recorded works with one model only, because each costs the loop a different time")
-    start_s = seconds(args.cold_start, "--cold-start")
-    if start_s is not None and all(config.autoscale == "off" for config in configs.values()):
-        raise ConfigError("--cold-start only has a meaning for a model that scales: set its autoscale in --config")
-    models = {
-        name: plan_model(
-            name, config, services.get(name, ""), without_loop=recorded, start_s=START_S if start_s is None else start_s
-        )
-        for name, config in configs.items()
-    }
+    models = _planned(args, configs, without_loop=recorded)
     for name, share in shares.items():
         models[name].share = share
     for name, model in models.items():
@@ -202,6 +193,22 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
         faults=planned_faults,
         seed=args.seed,
     )
+
+
+def _planned(args: argparse.Namespace, configs: "dict[str, ModelConfig]", *, without_loop: bool) -> "dict[str, ModelPlan]":
+    from dlproxy.config import ConfigError
+    from dlproxy.lab.simulate.run import START_S, plan_model
+
+    services = _named(args.service, configs, "--service")
+    start_s = seconds(args.cold_start, "--cold-start")
+    if start_s is None:
+        start_s = START_S
+    elif all(config.autoscale == "off" for config in configs.values()):
+        raise ConfigError("--cold-start only has a meaning for a model that scales: set its autoscale in --config")
+    return {
+        name: plan_model(name, config, services.get(name, ""), without_loop=without_loop, start_s=start_s)
+        for name, config in configs.items()
+    }
 
 
 def _arrivals(args: argparse.Namespace) -> "tuple[Arrivals, float]":

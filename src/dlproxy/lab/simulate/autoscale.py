@@ -56,7 +56,7 @@ class SimulatedAutoscaler:
         self._looks = 0
         self._instance_s = 0.0
         self._changes = 0
-        self._most = len(self._lives)
+        self._most = 0
         heap.at(LOOK_S, self._look, None)
 
     def result(self) -> Scaling:
@@ -90,6 +90,8 @@ class SimulatedAutoscaler:
             start_s=self._start_s,
         )
         self._scale(self._policy.decide(load, self._bounds).count, now)
+        if now >= self._since:
+            self._most = max(self._most, len(self._lives))
 
     def _scale(self, count: int, now: float) -> None:
         lives = self._lives
@@ -111,8 +113,6 @@ class SimulatedAutoscaler:
                 self._node.retire(self._model, life.instance, now)
             self._gone.append(life.instance)
             self._instance_s += self._share(life.began_at, max(now, life.instance.busy_until))
-        if now >= self._since:
-            self._most = max(self._most, len(lives))
 
     def _wake(self, now: float) -> None:
         if not self._lives:
