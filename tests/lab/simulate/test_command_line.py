@@ -69,7 +69,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*M, "--loop=recoded"], ["--loop recoded: 'recoded' is not understood", "read=20us", "or recorded"]),
         ([*M, "--cold-start=3s"], ["--cold-start only has a meaning for a model that scales"]),
         (["--config=scaling.toml", TIMES, RATE, SHORT, "--fault=die:node=node-0"], ["a model that scales", "slow or fail"]),
-        (["--config=inline.toml", TIMES, RATE, SHORT], ["event loop does not scale", "run = 'thread'"]),
+        (["--config=inline.toml", "--service=m=base=10us", RATE, SHORT], ["event loop does not scale", "run = 'thread'"]),
         ([*M, "--nodes=0"], ["--nodes 0 is out of range", "1 to 100000"]),
         ([*M, "--nodes=100001"], ["--nodes 100001 is out of range"]),
         ([*M, "--rows=0"], ["--rows 0 is out of range", "at least one row"]),
