@@ -3,6 +3,7 @@
 Not aware of: what is counted, how long a start takes.
 """
 
+from math import sqrt
 from typing import Protocol
 
 STEP_S = 10.0
@@ -54,7 +55,7 @@ class HoltWinters:
             return 0.0
         ahead = at / self._step_s - self._step
         usual = self._level + self._trend * ahead + self._usual(int(at // self._step_s))
-        return max(usual + P90 * self._variance**0.5, 0.0)
+        return max(usual + P90 * sqrt(self._variance), 0.0)
 
     def _usual(self, step: int) -> float:
         return self._season.get(step % self._length, 0.0) if self._length else 0.0

@@ -5,7 +5,7 @@ Called by fleet/autoscale.py and lab/simulate/autoscale.py. Not aware of: how in
 
 from collections import deque
 from collections.abc import Iterable
-from math import ceil, inf
+from math import ceil, inf, sqrt
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -193,7 +193,7 @@ class Windowed:
         """Rows per second that arrived in the last seconds, at least so many if `sure`."""
         rates = [load.arrived for load in self._seen if load.at > self._seen[-1].at - seconds]
         rate = _mean(rates)
-        return max(rate - 2.0 * (rate / len(rates)) ** 0.5, rate / 2.0) if sure else rate
+        return max(rate - 2.0 * sqrt(rate / len(rates)), rate / 2.0) if sure else rate
 
     def _wanted(self, load: Load, bounds: Bounds) -> Advice:
         rule, at, count = self._rule, load.at, load.instances
@@ -225,7 +225,7 @@ class Windowed:
         if len(seen) < 2 or seen[-1].at - seen[0].at < rule.stable_s / 3.0:
             return False
         missed = sum([load.missed for load in seen])
-        return missed - 2.0 * missed**0.5 > rule.most_missed * sum([load.arrived for load in seen])  # two may be chance
+        return missed - 2.0 * sqrt(missed) > rule.most_missed * sum([load.arrived for load in seen])  # two may be chance
 
     def _within_budget(self) -> bool:
         """So few rows of the last hour missed the objective that fewer instances may be tried."""

@@ -13,13 +13,20 @@ from dlproxy.lab.simulate.run import Autoscaling, ModelPlan, Scenario, build, ma
 from dlproxy.policy.scaling import Bounds, Rule, ScalePolicy, Static, make_policy
 
 HOUR_S = 3600.0
-BATCHES, SINGLES = "base=80ms,row=20ms,cv=0.1", "base=30ms,row=1us,cv=0.2"
+BATCHES = "base=80ms,row=20ms,cv=0.1"
+SLOW_BATCHES, SLOW_SINGLES = "base=320ms,row=80ms,cv=0.1", "base=120ms,row=1us,cv=0.2"
 
 
 def model(
-    service: str, policy: Callable[[], ScalePolicy], *, start_s: float = 10.0, zero_after_s: float = 0.0, max_batch: int = 256
+    service: str,
+    policy: Callable[[], ScalePolicy],
+    *,
+    start_s: float = 10.0,
+    zero_after_s: float = 0.0,
+    max_batch: int = 256,
+    slo: str = "p99=500ms",
 ) -> ModelPlan:
-    config = ModelConfig(path="m.onnx", run="thread", instances=1, slo="p99=500ms", max_batch=max_batch)
+    config = ModelConfig(path="m.onnx", run="thread", instances=1, slo=slo, max_batch=max_batch)
     plan = plan_model("m", config, service)
     plan.autoscaling = Autoscaling(policy, Bounds(1, 8, zero_after_s), start_s)
     return plan
@@ -36,20 +43,26 @@ def run(plan: ModelPlan, arrivals: Arrivals, seconds: float) -> Result:
     return simulate(Scenario(models={"m": plan}, arrivals=arrivals, duration_s=seconds))
 
 
-@pytest.mark.parametrize("forecast", ["off", "trend"])
 @pytest.mark.parametrize(
-    ("service", "max_batch", "rate"),
-    [(BATCHES, 256, 12.0), (BATCHES, 256, 30.0), (SINGLES, 1, 12.0), (SINGLES, 1, 20.0), ("base=1s,row=1us", 1, 0.5)],
+    ("service", "max_batch", "rate", "forecast"),
+    [
+        (SLOW_BATCHES, 256, 3.0, "off"),
+        (SLOW_BATCHES, 256, 7.5, "off"),
+        (SLOW_BATCHES, 256, 7.5, "trend"),
+        (SLOW_SINGLES, 1, 3.0, "off"),
+        (SLOW_SINGLES, 1, 5.0, "off"),
+        (SLOW_SINGLES, 1, 5.0, "trend"),
+        ("base=1s,row=1us", 1, 0.5, "off"),
+    ],
 )
 def test_under_poisson_load_of_one_rate_nothing_changes_in_an_hour(
     service: str, max_batch: int, rate: float, forecast: str
 ) -> None:
     """Once it has found its number, for which it gets half an hour."""
-    plan = model(service, lambda: make_policy(Rule(), forecast), max_batch=max_batch)
-    scenario = Scenario(
-        models={"m": plan}, arrivals=make_arrivals("poisson", rate=rate, seed=2), duration_s=1.5 * HOUR_S, timeout_s=10.0
-    )
-    simulation = build(scenario, Tally(0.5 * HOUR_S, 1.5 * HOUR_S, 0.5))
+    plan = model(service, lambda: make_policy(Rule(), forecast), max_batch=max_batch, slo="p99=2s")
+    arrivals = make_arrivals("poisson", rate=rate, seed=2)
+    scenario = Scenario(models={"m": plan}, arrivals=arrivals, duration_s=1.5 * HOUR_S)
+    simulation = build(scenario, Tally(0.5 * HOUR_S, 1.5 * HOUR_S))
     simulation.run(make_calls(scenario))
     assert simulation.scalers["m"].result().changes == 0
 
