@@ -57,6 +57,14 @@ def add_to(commands: Commands) -> None:
         "--objective", metavar="20ms", help="answers within this latency count as good (default: the deadline, else --slo)"
     )
     load.add_argument("--seed", type=int, default=0, help="the same seed gives the same output (default 0)")
+    _add_fleet(simulate)
+    simulate.add_argument("--replay", type=Path, metavar="EVENT.dlog", help="replay a recorded live run instead, and compare")
+    simulate.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+    simulate.add_argument("--html", type=Path, metavar="FILE", help="write a report with charts")
+    simulate.set_defaults(command=_simulate)
+
+
+def _add_fleet(simulate: argparse.ArgumentParser) -> None:
     fleet = simulate.add_argument_group("fleet")
     fleet.add_argument("--nodes", type=int, default=1, metavar="N", help="dlproxy nodes behind one balancer (default 1)")
     fleet.add_argument(
@@ -83,10 +91,6 @@ def add_to(commands: Commands) -> None:
         help="time that a request takes on a node's event loop and on the network; shared: the loop and the batches run on "
         "one core; recorded: shared, with the times found in the EVENT.dlog of --service",
     )
-    simulate.add_argument("--replay", type=Path, metavar="EVENT.dlog", help="replay a recorded live run instead, and compare")
-    simulate.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
-    simulate.add_argument("--html", type=Path, metavar="FILE", help="write a report with charts")
-    simulate.set_defaults(command=_simulate)
 
 
 def _simulate(args: argparse.Namespace) -> int:
