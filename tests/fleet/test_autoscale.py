@@ -192,6 +192,8 @@ async def test_none_at_an_operators_wish_is_not_sleep() -> None:
     await pass_time(20.0)
     assert (await scene.ask().wait()).kind == FailureKind.UNAVAILABLE
     assert scene.house.starts == 0
+    scene.control.change({"min_instances": 1})
+    assert (await scene.ask().wait()).values == [2.0]
 
 
 async def test_an_operators_number_that_cannot_be_had_is_not_held() -> None:
@@ -201,6 +203,16 @@ async def test_an_operators_number_that_cannot_be_had_is_not_held() -> None:
         await scene.control.scale(3)
     assert not scene.control.state()["autoscale"]["held"]
     assert scene.scaler.wanted == 1
+
+
+async def test_who_waits_while_an_operators_number_cannot_be_had_is_answered_later() -> None:
+    scene = Scene(replace(CONFIG, scale_to_zero_s=10.0))
+    await pass_time(15.0)
+    scene.house.problem = ModelError("no memory")
+    with pytest.raises(ConfigError, match="no memory"):
+        await scene.control.scale(3)
+    scene.house.problem = None
+    assert (await scene.ask().wait()).values == [2.0]
 
 
 async def test_other_bounds_hold_at_once() -> None:

@@ -84,6 +84,8 @@ class Autoscaler:
     def configure(self, **bounds: int) -> None:
         """Other values of min_instances and max_instances; a number that was held is let go of."""
         self._config = structs.replace(self._config, **bounds)
+        if self._held == 0 and self._config.scale_to_zero_s:
+            self._sleep()
         self._held = None
 
     def hold(self, count: int) -> int:
@@ -98,7 +100,8 @@ class Autoscaler:
     def release(self, before: int) -> None:
         """They did not come up."""
         self.wanted, self._held = before, None
-        self.asleep = not before
+        if not before:
+            self._sleep()
 
     def moved(self, count: int) -> None:
         """The fleet has replaced all instances by so many, which run in another way."""
@@ -168,8 +171,7 @@ class Autoscaler:
         scaled, before, began_at = self._scaled, self.wanted, self._scaled.clock()
         self.wanted, self._reason = count, reason
         if not count:
-            self.asleep = True
-            scaled.expect(inf)
+            self._sleep()
         log.info("model %s: %d instances instead of %d: %s", scaled.name, count, before, reason)
         try:
             await scaled.scale(count)
@@ -185,6 +187,10 @@ class Autoscaler:
         if self.asleep and scaled.lane.rows_under_way():  # who came while the last one left
             self.wake()
 
+    def _sleep(self) -> None:
+        self.asleep = True
+        self._scaled.expect(inf)
+
     def _failed(self, before: int, count: int, error: Exception) -> None:
         if self._stopping or self._held is not None:
             return
@@ -192,6 +198,7 @@ class Autoscaler:
         log.error("model %s: could not run %d instances; tries again in %g s: %s", scaled.name, count, RETRY_S, text_of(error))
         self.wanted, self._reason = before, f"could not run {count}: {text_of(error)}"
         self._again_at = scaled.clock() + RETRY_S
+        self.asleep = not before
         if self.asleep:
             self._refusing = True  # nobody is to wait for what does not start
             scaled.expect(-inf)
