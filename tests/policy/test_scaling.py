@@ -118,7 +118,7 @@ def test_a_number_that_did_not_suffice_is_not_gone_back_to_at_the_same_rate() ->
         return load(at, instances, 20.0, in_flight=14.0 if instances == 1 else 4.0)
 
     assert counts(Run(Windowed(Rule())).go(3 * HOUR_S, batches).changes) == [2]
-    forgetful = Run(Windowed(Rule(remember_s=0.0))).go(3 * HOUR_S, batches)
+    forgetful = Run(Windowed(Rule(remember_s=0.0, remember_burst_s=0.0))).go(3 * HOUR_S, batches)
     assert len(forgetful.changes) > 20
     calmer = Run(Windowed(Rule())).go(300, batches).rate(300, 14.0)
     assert counts(calmer.changes) == [2, 1]

@@ -15,6 +15,7 @@ from dlproxy.policy.forecast import DAY_S, DAY_STEP_S, Forecast, HoltWinters
 
 MISSED = (FailureKind.QUEUE_FULL, FailureKind.OVERLOADED, FailureKind.DEADLINE, FailureKind.LATE)  # more instances would help
 ROOM = 2.0  # batches that an instance has time for within the objective: one that runs, and one that waits (policy/batching.py)
+CERTAIN = 1 / 3  # of a queue: in an hour at six tenths of an instance's capacity, three times the target come by chance
 
 Signal = Literal["in-flight", "utilisation"]
 
@@ -79,7 +80,8 @@ class Rule(Struct, frozen=True, kw_only=True):
 
     One instance is right for `target` rows in flight (0: `share` of two batches); `by_rate`: and `share` of its capacity. Steps
     are at most by `most_up` or `most_down`, wanted for `_delay_s`, not within `dead_band`. `most_missed`: of an hour's rows may
-    miss the objective. A number that did not suffice is for `remember_s` only tried at fewer arrivals.
+    miss the objective. A number that did not suffice is for `remember_s`, or in a burst for `remember_burst_s`, only tried at
+    fewer arrivals.
     """
 
     signal: Signal = "in-flight"
@@ -97,6 +99,7 @@ class Rule(Struct, frozen=True, kw_only=True):
     down_delay_s: float = 120.0
     most_missed: float = 0.01
     remember_s: float = 21600.0
+    remember_burst_s: float = 1800.0
 
 
 # knative/serving config/core/configmaps/autoscaler.yaml: target 100 of which 70 %, windows of 60 s and 10 %, panic at 200 %
@@ -110,6 +113,7 @@ KNATIVE = Rule(
     down_delay_s=0.0,
     most_missed=1.0,
     remember_s=0.0,
+    remember_burst_s=0.0,
 )
 # docs.ray.io AutoscalingConfig: target_ongoing_requests 2, look_back_period_s 30, upscale_delay_s 30, downscale_delay_s 600
 RAY_SERVE = Rule(
@@ -124,6 +128,7 @@ RAY_SERVE = Rule(
     down_delay_s=600.0,
     most_missed=1.0,
     remember_s=0.0,
+    remember_burst_s=0.0,
 )
 
 
@@ -142,7 +147,9 @@ class Windowed:
         self._hour: deque[list[float]] = deque()  # minutes, with what arrived and missed in them
         self._panic_until = -inf
         self._since: dict[bool, float] = {}  # when it began to want more (True) or fewer
-        self._too_few: dict[int, tuple[float, float]] = {}  # a number that did not suffice: for which rate, and when
+        self._too_few: dict[
+            int, tuple[float, float]
+        ] = {}  # a number that did not suffice: for which rate, and how long that counts
         self._used_at: float | None = None
         self._began_at = -inf  # the present number of instances, but for their start
 
@@ -163,7 +170,10 @@ class Windowed:
         if wanted.count != load.instances:
             self._began_at = load.at + load.start_s
         if wanted.count > load.instances and load.instances:
-            self._too_few[load.instances] = (self._rate(sure=True), load.at)
+            rule = self._rule
+            until = load.at + (rule.remember_burst_s if load.at < self._panic_until else rule.remember_s)
+            before = self._too_few.get(load.instances, (0.0, 0.0))
+            self._too_few[load.instances] = (self._rate(sure=True), max(until, before[1]))
         return wanted
 
     def _count(self, load: Load) -> None:
@@ -176,7 +186,10 @@ class Windowed:
             hour.popleft()
 
     def _needed(self, seconds: float, *, sure: bool = False) -> float:
-        """Instances that the load of the last seconds is right for, as a fraction. `sure`: chance arrivals are left out."""
+        """Instances that the load of the last seconds is right for, as a fraction.
+
+        `sure`: chance arrivals are left out; queues grow by chance too, so of them only a part counts beside arrivals.
+        """
         rule, last = self._rule, self._seen[-1]
         seen = [load for load in self._seen if load.at > last.at - seconds]
         if rule.signal == "utilisation":
@@ -186,7 +199,8 @@ class Windowed:
             rate = self._rate(seconds, sure=sure)
             if self._forecast is not None and not sure:
                 rate = max(rate, self._forecast.load_at(last.at + last.start_s))
-            needed = max(needed, rate / (rule.share * last.capacity))
+            by_rate = rate / (rule.share * last.capacity)
+            needed = max(needed * CERTAIN if sure else needed, by_rate)
         return needed
 
     def _rate(self, seconds: float = inf, *, sure: bool = False) -> float:
@@ -250,7 +264,7 @@ class Windowed:
         rate = self._rate()
         less = 1.0 - self._rule.dead_band
         tried = self._too_few.items()
-        self._too_few = {count: (was, when) for count, (was, when) in tried if at - when < self._rule.remember_s}
+        self._too_few = {count: (was, until) for count, (was, until) in tried if at < until}
         return 1 + max((count for count, (was, _) in self._too_few.items() if rate > less * was), default=0)
 
 
