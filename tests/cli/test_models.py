@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from dlproxy.cli import USER_ERROR, control_port, main
+from dlproxy.cli.control_port import ModelState, ScalingState
 from dlproxy.cli.terminal import INTERRUPTED
 from tests.clients.server import HANG_S, ServerProcess, environment, write_config
 
@@ -257,3 +259,21 @@ def test_ctrl_c_ends_the_waiting_and_says_that_the_server_goes_on() -> None:
             connection.close()
     assert (process.returncode, out) == (INTERRUPTED, "")
     assert err == "dlproxy: interrupted; the server carries on: see dlproxy models show m\n"
+
+
+@pytest.mark.parametrize(
+    ("scaling", "said"),
+    [
+        (ScalingState(2, 1, 4, "load needs 1.4 instances", False, False), "2 of 1 to 4 instances: load needs 1.4 instances"),
+        (ScalingState(1, 1, 4, "", False, False), "1 of 1 to 4 instances"),
+        (ScalingState(3, 3, 3, "held", True, False), "held at 3, until min_instances or max_instances is set"),
+        (ScalingState(0, 1, 4, "nothing came for 60 s", False, True), "asleep: the next request wakes it"),
+    ],
+)
+def test_a_model_that_scales_says_why_it_has_so_many_instances(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], scaling: ScalingState, said: str
+) -> None:
+    told = msgspec.to_builtins(ModelState("m", "1", True, autoscale=scaling))
+    monkeypatch.setattr(control_port.ControlPort, "model", lambda *_: told)
+    assert main(["models", "show", "m"]) == 0
+    assert f"  scaling  {said}" in capsys.readouterr().out.splitlines()

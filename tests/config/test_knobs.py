@@ -10,6 +10,7 @@ from dlproxy.config.effects import weights_without_effect
 from dlproxy.config.knobs import SECTIONS, Place
 from dlproxy.config.table import Dimension, knobs, live_knobs, option_help, space
 from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.serve.control import BOUNDS
 
 ALL = [(section, knob) for section, struct in SECTIONS.items() for knob in knobs(struct).values()]
 every_knob = pytest.mark.parametrize(("section", "knob"), ALL, ids=lambda part: getattr(part, "name", part))
@@ -51,11 +52,11 @@ def test_conditions_name_knobs_and_values_that_there_are(section: str, knob: Any
 def test_what_the_control_port_changes_needs_no_reload(section: str, knob: Any) -> None:
     if knob.live:
         assert section == "models"
-        assert knob.name == "slo" or knob.name in LaneKnobs.__struct_fields__
+        assert knob.name in ("slo", *BOUNDS) or knob.name in LaneKnobs.__struct_fields__
 
 
 def test_every_setting_of_a_lane_can_be_changed_while_it_serves() -> None:
-    assert set(live_knobs()) == {"slo", *LaneSettings.__struct_fields__}
+    assert set(live_knobs()) == {"slo", *BOUNDS, *LaneSettings.__struct_fields__}
 
 
 def test_a_lane_that_is_made_without_a_file_has_the_same_defaults() -> None:
@@ -111,6 +112,15 @@ LOCAL = {"path": "m.onnx", "run": "thread"}
             {"upstream_headers": {"authorization": "s3cret"}},
             "^upstream_headers has no effect: .* on another server, not on the event",
         ),
+        ({"max_instances": 2}, "max_instances = 2 has no effect: it needs another autoscale than 'off'"),
+        ({"scale_to_zero_s": 60.0}, "scale_to_zero_s = 60.0 has no effect: it needs another autoscale than 'off'"),
+        ({"autoscale": "utilisation", "target_in_flight": 4.0}, "target_in_flight = 4.0 .* autoscale = 'in-flight', not"),
+        ({"autoscale": "utilisation", "forecast": "daily"}, "forecast = 'daily' .* autoscale = 'in-flight', not"),
+        ({"autoscale": "in-flight", "run": "inline"}, "autoscale = 'in-flight' .*, not on the event loop"),
+        ({**UPSTREAM, "autoscale": "in-flight"}, "autoscale = 'in-flight' .* here"),
+        ({"autoscale": "in-flight", "min_instances": 3, "max_instances": 2}, "min_instances = 3 is above max_instances = 2"),
+        ({"autoscale": "in-flight", "instances": 3, "max_instances": 2}, "instances = 3, to start with, must be 1 to 2"),
+        ({"autoscale": "in-flight", "instances": 3, "min_instances": 4}, "instances = 3, to start with, must be 4 or more"),
         ({"run": "inline", "instances": 2}, "instances = 2 .*, not on the event loop"),
         ({**UPSTREAM, "instances": 2}, "instances = 2 has no effect: it needs batches that run here, not on another server"),
         ({**UPSTREAM, "threads": 2}, "threads = 2 .* here"),

@@ -38,6 +38,17 @@ class InstanceState(Struct):
     capacity: int = 0
 
 
+class ScalingState(Struct):
+    """What autoscaling wants, within which bounds, and why; `held`: as an operator asked."""
+
+    wanted: int
+    least: int
+    most: int
+    reason: str
+    held: bool
+    asleep: bool
+
+
 class ModelState(Struct):
     """As GET /models/NAME tells it; of what is not up only how far it is."""
 
@@ -60,6 +71,7 @@ class ModelState(Struct):
     queued_rows: int = 0
     running_batches: int = 0
     instances: list[InstanceState] = []
+    autoscale: ScalingState | None = None
 
     @property
     def up(self) -> int:

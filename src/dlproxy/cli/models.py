@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
-    from dlproxy.cli.control_port import ControlPort, InstanceState, ModelState
+    from dlproxy.cli.control_port import ControlPort, InstanceState, ModelState, ScalingState
 
     Ask: TypeAlias = Callable[[ControlPort, argparse.Namespace], Any]
     View: TypeAlias = Callable[[list[ModelState], argparse.Namespace], Iterator[str]]
@@ -227,10 +227,21 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
         yield f"  padding  {model.padding}"
     yield f"  running  {model.running_batches} batches, each of at most {model.batch_limit_rows} rows"
     yield f"  waiting  {model.queued_requests} requests, {model.queued_rows} rows"
+    if model.autoscale is not None:
+        yield f"  scaling  {_scaling(model.autoscale)}"
     yield ""
     yield from _table([INSTANCE_HEADINGS, *map(_instance_row, model.instances)])
     yield ""
     yield from _table([("knob", "value"), *((name, _toml(value)) for name, value in model.knobs.items())])
+
+
+def _scaling(scaling: "ScalingState") -> str:
+    if scaling.held:
+        return f"held at {scaling.wanted}, until min_instances or max_instances is set"
+    if scaling.asleep:
+        return "asleep: the next request wakes it"
+    said = f"{scaling.wanted} of {scaling.least} to {scaling.most} instances"
+    return f"{said}: {' '.join(scaling.reason.split())}" if scaling.reason else said
 
 
 def _scaled(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]:

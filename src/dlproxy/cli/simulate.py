@@ -57,6 +57,14 @@ def add_to(commands: Commands) -> None:
         "--objective", metavar="20ms", help="answers within this latency count as good (default: the deadline, else --slo)"
     )
     load.add_argument("--seed", type=int, default=0, help="the same seed gives the same output (default 0)")
+    _add_fleet(simulate)
+    simulate.add_argument("--replay", type=Path, metavar="EVENT.dlog", help="replay a recorded live run instead, and compare")
+    simulate.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+    simulate.add_argument("--html", type=Path, metavar="FILE", help="write a report with charts")
+    simulate.set_defaults(command=_simulate)
+
+
+def _add_fleet(simulate: argparse.ArgumentParser) -> None:
     fleet = simulate.add_argument_group("fleet")
     fleet.add_argument("--nodes", type=int, default=1, metavar="N", help="dlproxy nodes behind one balancer (default 1)")
     fleet.add_argument(
@@ -73,15 +81,16 @@ def add_to(commands: Commands) -> None:
         help="slow:node=node-0,at=10,for=30,factor=12, or die:… or fail:…; may be repeated",
     )
     fleet.add_argument(
+        "--cold-start",
+        metavar="5s",
+        help="how long a further instance takes to start, for models with autoscale in --config (default 5s)",
+    )
+    fleet.add_argument(
         "--loop",
         metavar="read=20us,write=15us,path=100us,shared",
         help="time that a request takes on a node's event loop and on the network; shared: the loop and the batches run on "
         "one core; recorded: shared, with the times found in the EVENT.dlog of --service",
     )
-    simulate.add_argument("--replay", type=Path, metavar="EVENT.dlog", help="replay a recorded live run instead, and compare")
-    simulate.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
-    simulate.add_argument("--html", type=Path, metavar="FILE", help="write a report with charts")
-    simulate.set_defaults(command=_simulate)
 
 
 def _simulate(args: argparse.Namespace) -> int:
@@ -140,7 +149,7 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
 
     from dlproxy.config import ConfigError
     from dlproxy.lab.simulate import faults
-    from dlproxy.lab.simulate.run import Scenario, plan_model
+    from dlproxy.lab.simulate.run import Scenario
     from dlproxy.policy.balancing import BALANCERS
 
     if not 1 <= args.nodes <= MOST_NODES:
@@ -157,7 +166,6 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
     planned_faults = [faults.parse(text) for text in args.fault]
     arrivals, duration_s = _arrivals(args)
     configs = _models(args)
-    services = _named(args.service, configs, "--service")
     for fault in planned_faults:
         if fault.at_s >= duration_s:
             raise ConfigError(f"fault '{fault.text}' would never begin: the run ends after {duration_s:g} s")
@@ -167,7 +175,7 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
     recorded = args.loop == RECORDED
     if recorded and len(configs) > 1:
         raise ConfigError("--loop recorded works with one model only, because each costs the loop a different time")
-    models = {name: plan_model(name, config, services.get(name, ""), without_loop=recorded) for name, config in configs.items()}
+    models = _planned(args, configs, without_loop=recorded)
     for name, share in shares.items():
         models[name].share = share
     for name, model in models.items():
@@ -189,6 +197,22 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
         faults=planned_faults,
         seed=args.seed,
     )
+
+
+def _planned(args: argparse.Namespace, configs: "dict[str, ModelConfig]", *, without_loop: bool) -> "dict[str, ModelPlan]":
+    from dlproxy.config import ConfigError
+    from dlproxy.lab.simulate.run import START_S, plan_model
+
+    services = _named(args.service, configs, "--service")
+    start_s = seconds(args.cold_start, "--cold-start")
+    if start_s is None:
+        start_s = START_S
+    elif all(config.autoscale == "off" for config in configs.values()):
+        raise ConfigError("--cold-start only has a meaning for a model that scales: set its autoscale in --config")
+    return {
+        name: plan_model(name, config, services.get(name, ""), without_loop=without_loop, start_s=start_s)
+        for name, config in configs.items()
+    }
 
 
 def _arrivals(args: argparse.Namespace) -> "tuple[Arrivals, float]":

@@ -31,6 +31,7 @@ def check(section: Struct, places: Sequence[str] = ()) -> list[str]:
         parse_slo(section.slo)
         parse_devices(section.device)
         check_way(section.run)
+        _check_bounds(section)
     elif isinstance(section, HttpLimits):
         check_origins(section.cors_origins)
     warnings = []
@@ -39,6 +40,18 @@ def check(section: Struct, places: Sequence[str] = ()) -> list[str]:
             raise ConfigError(message, knob.name)
         warnings.append(message)
     return warnings
+
+
+def _check_bounds(model: ModelConfig) -> None:
+    """Raises ConfigError for a number of instances that autoscaling could not keep to."""
+    least, most = model.min_instances, model.max_instances
+    if model.autoscale == "off":
+        return
+    if most and least > most:
+        raise ConfigError(f"min_instances = {least} is above max_instances = {most}", "min_instances")
+    if model.instances and not least <= model.instances <= (most or model.instances):
+        bounds = f"{least} to {most}" if most else f"{least} or more"
+        raise ConfigError(f"instances = {model.instances}, to start with, must be {bounds}", "instances")
 
 
 def weights_without_effect(config: Config) -> list[str]:

@@ -82,6 +82,7 @@ _live = partial(_knob, cost="nothing")
 _IN_PROCESSES = Only("run", ("process",))
 _NOT_UPSTREAM = Only("run", but=("upstream",))
 _ARBITER = (Only("arbiter", but=("off",)),)
+_SCALES = Only("autoscale", but=("off",))
 _BATCHES = Only("batching", but=("off",), surely=False, harmless=("off",))
 
 
@@ -412,6 +413,56 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
             le=256,
         ),
     ] = 0
+    autoscale: Annotated[
+        Literal["off", "in-flight", "utilisation"],
+        _loaded(
+            "change the number of instances with load: by rows that wait or run and arrivals, or by the share of time in which "
+            "instances are busy",
+            only=(_NOT_UPSTREAM, Only("run", but=("inline",))),
+        ),
+    ] = "off"
+    min_instances: Annotated[
+        int, _live("the fewest that autoscaling leaves while requests come", only=(_SCALES,), ge=1, le=256)
+    ] = 1
+    max_instances: Annotated[
+        int,
+        _live(
+            "the most that autoscaling starts, never more than the cores have room for; 0: as many as they have",
+            least=1,
+            only=(_SCALES,),
+            ge=0,
+            le=256,
+        ),
+    ] = 0
+    scale_to_zero_s: Annotated[
+        float,
+        _loaded(
+            "seconds without a request after which no instance is left; the next request starts one and waits for it; 0: never",
+            unit="s",
+            least=1.0,
+            only=(_SCALES,),
+            ge=0,
+            le=864000,
+        ),
+    ] = 0.0
+    target_in_flight: Annotated[
+        float,
+        _loaded(
+            "rows that shall wait or run for each instance; 0: 0.7 of the batch that suits the objective",
+            unit="rows",
+            log=True,
+            only=(Only("autoscale", ("in-flight",)),),
+            ge=0,
+            le=1 << 24,
+        ),
+    ] = 0.0
+    forecast: Annotated[
+        Literal["off", "trend", "daily"],
+        _loaded(
+            "have instances up when arrivals are expected to need them (Holt-Winters); daily: today is like yesterday",
+            only=(Only("autoscale", ("in-flight",)),),
+        ),
+    ] = "off"
     threads: Annotated[
         int,
         _loaded(

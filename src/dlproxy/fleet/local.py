@@ -97,6 +97,11 @@ class LocalFleet:
             if close is not None:
                 await asyncio.to_thread(close)
 
+    @property
+    def device(self) -> str:
+        """Where the instances compute, or the first of them."""
+        return self._warm[0].device
+
     def describe(self) -> str:
         count = self.way.instances
         where = in_words([one.device for one in self._warm])

@@ -23,9 +23,8 @@ from dlproxy.instance.trial import Way
 async def start_processes(name: str, config: ModelConfig) -> SupervisedFleet:
     """As many as the configuration wants. Raises ModelError."""
     kind = await asyncio.to_thread(format_of, config.path)
-    cores = usable_cores()
-    count = config.instances or len(parse_devices(config.device))
-    threads = config.threads or max(cores // count, 1)
+    count = config.instances or max(len(parse_devices(config.device)), 1 if config.autoscale == "off" else config.min_instances)
+    threads = threads_of(config, count)
     content = Content(config.path)
 
     def make(instance: str) -> ProcessInstance:
@@ -50,6 +49,14 @@ async def start_processes(name: str, config: ModelConfig) -> SupervisedFleet:
 
     way = Way(inline=False, instances=count, threads=threads if kind.name != "sleep" else 1)
     return await start_supervised(name, "process", way, make)
+
+
+def threads_of(config: ModelConfig, count: int) -> int:
+    """Of each of so many instances, or of as many as autoscaling may start: all that there are cores for."""
+    cores = usable_cores()
+    if config.autoscale != "off":
+        count = config.max_instances or cores
+    return config.threads or max(cores // count, 1)
 
 
 def _cores_of(number: int, threads: int) -> tuple[int, ...]:

@@ -84,7 +84,8 @@ class InstanceRetired(Struct, tag="instance_retired"):
 
 
 class InstanceExpected(Struct, tag="instance_expected"):
-    """An instance is being started: requests may wait for it until then. Replaces what was said before; -inf: none is any more.
+    """An instance is being started: requests may wait for it until then. Replaces what was said before; -inf: none is any more;
+    inf: requests may come, and one is started for the first of them.
 
     To be told before the InstanceLost whose instance it replaces.
     """

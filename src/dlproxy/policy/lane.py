@@ -133,9 +133,21 @@ class Lane:
                 wants_turn=self._turn.wanted is not None,
                 fills=0 < queue.rows < self.batching.limit and self._knobs.max_wait_s > 0.0,
             ),
+            asleep=self._outage.until == inf and not len(self.pool),
             closing=self._outage.closing,
             knobs=self._knobs,
         )
+
+    def rows_under_way(self) -> int:
+        """That wait or run, for whoever looks often."""
+        again, runs = self._again.waiting, self._running.runs
+        return self.queue.rows + sum([batch.rows for batch in again]) + sum([run.rows for run in runs.values()])
+
+    @property
+    def capacity(self) -> float:
+        """Rows per second of one instance with batches of the size that is aimed at."""
+        batch_s = self.model.mean(self.batching.goal)
+        return self.batching.goal / batch_s if batch_s > 0.0 else 0.0
 
     # What happens
 

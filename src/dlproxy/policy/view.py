@@ -17,7 +17,8 @@ instances are idle that are slow or have failed it."""
 
 class LaneView(Struct, frozen=True):
     """`second_runs`: requests that wait to run again. `batch_limit`: rows of a batch now, `batch_goal`: what the limit aims at.
-    `request_limit`: what the adaptive limit lets be under way, None where it is off. `closing`: why the model goes, if it does.
+    `request_limit`: what the adaptive limit lets be under way, None where it is off. `asleep`: no instance is up, and the next
+    request has one started. `closing`: why the model goes, if it does.
     """
 
     queued_requests: int
@@ -29,6 +30,7 @@ class LaneView(Struct, frozen=True):
     batch_goal: int
     request_limit: int | None
     instances: list[InstanceState]
+    asleep: bool
     waits_for: WaitsFor
     closing: str
     knobs: LaneKnobs

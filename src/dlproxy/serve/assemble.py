@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from dlproxy.config import ModelConfig, TenantConfig
 from dlproxy.fleet import Fleet
+from dlproxy.fleet.autoscale import Autoscaler, Scaled, autoscaler
 from dlproxy.fleet.local import LocalFleet
 from dlproxy.fleet.names import instance_names
 from dlproxy.fleet.remembered import Memory
@@ -28,7 +29,7 @@ from dlproxy.policy.plan import longest_s, plan_lane
 from dlproxy.policy.quota import Quotas
 from dlproxy.serve.control import LaneControl
 from dlproxy.serve.driver import Driver
-from dlproxy.serve.layers import QuotaLayer
+from dlproxy.serve.layers import QuotaLayer, WakeLayer
 from dlproxy.serve.recheck import Recheck
 from dlproxy.serve.reservoir import Reservoir
 from dlproxy.service import Service
@@ -55,6 +56,7 @@ class LoadedModel(Struct, eq=False):
     roster: Roster
     turn_needs: Mapping[str, float] = {}
     size_bytes: int = 0
+    autoscaler: Autoscaler | None = None
 
 
 async def load_model(
@@ -86,7 +88,7 @@ async def load_model(
     if signature.batched and not signature.streams and (config.batching == "auto" or signature.pads):
         loaded.driver.compare_answers(_recheck(loaded, clock, padded_only=config.batching != "auto"))
     if isinstance(fleet, LocalFleet):
-        fleet.on_moved = partial(_moved, control, on_ways)
+        fleet.on_moved = partial(_moved, control, on_ways, loaded.autoscaler)
         if fleet.may_move():  # what was tried on made-up inputs is tried on real ones
             loaded.driver.keep_requests(Reservoir(fleet.try_again))
     return loaded
@@ -127,11 +129,14 @@ def _assembled(
     roster = Roster(driver, stats, clock, None if recorder is None else recorder.note)
     fleet.attach(roster)
     control = LaneControl(config, lane, driver, plan.knobs, fleet, roster)
+    scaled = Scaled(name, lane, stats, fleet, control.set_instances, driver.expect_instance, clock)
+    scaler = control.autoscaler = autoscaler(scaled, config)
+    service: Service = driver if scaler is None or not config.scale_to_zero_s else WakeLayer(driver, scaler)
     served = ServedModel(
         name=name,
         version=config.version,
         signature=signature,
-        service=driver if quotas is None else _with_quotas(driver, quotas, stats, clock),
+        service=service if quotas is None else _with_quotas(service, quotas, stats, clock),
         stats=stats,
         max_batch=config.max_batch,
         slo_s=config.slo_s,
@@ -140,11 +145,15 @@ def _assembled(
         control=control,
     )
     control.on_slo = partial(setattr, served, "slo_s")
-    return LoadedModel(served, driver, lane, fleet, recorder, control, roster)
+    if scaler is not None:
+        scaler.start()
+    return LoadedModel(served, driver, lane, fleet, recorder, control, roster, autoscaler=scaler)
 
 
-def _moved(control: LaneControl, on_ways: Callable[[], None], way: Way) -> None:
+def _moved(control: LaneControl, on_ways: Callable[[], None], scaler: Autoscaler | None, way: Way) -> None:
     control.turn_knobs(max_batch_s=longest_s(inline=way.inline))
+    if scaler is not None:
+        scaler.moved(way.instances)
     on_ways()
 
 
@@ -178,6 +187,8 @@ def _with_quotas(inner: Service, quotas: Quotas, stats: ModelStats, clock: Calla
 
 async def unload_model(model: LoadedModel, drain_s: float, reason: str = "the model is being unloaded") -> None:
     """Refuse what comes, finish what is under way, stop the instances, let go of the weights, close the recording."""
+    if model.autoscaler is not None:
+        model.autoscaler.stop()
     try:
         await model.driver.stop(drain_s, reason)
     finally:

@@ -10,8 +10,10 @@ from typing import Any
 import msgspec
 
 from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.config.knobs import LaneSettings
 from dlproxy.config.table import live_knobs
 from dlproxy.fleet import Fleet
+from dlproxy.fleet.autoscale import Autoscaler
 from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.changes import check_instances, with_values
@@ -19,6 +21,8 @@ from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.view import LaneView
 from dlproxy.serve.driver import Driver
+
+BOUNDS = frozenset({"min_instances", "max_instances"})
 
 
 class LaneControl:
@@ -36,6 +40,7 @@ class LaneControl:
         self._padding = "on" if knobs.max_padding > 0.0 else "off"
         self.on_slo: Callable[[float | None], None] | None = None
         """Told of the objective whenever knobs change: it gives requests their deadlines."""
+        self.autoscaler: Autoscaler | None = None
         self.on_scaled: Callable[[], None] = lambda: None
         """Called when the number of instances has changed."""
 
@@ -56,6 +61,7 @@ class LaneControl:
             "queued_rows": view.queued_rows,
             "running_batches": view.running_batches,
             "instances": self._instances(view),
+            "autoscale": None if self.autoscaler is None else self.autoscaler.state(),
         }
 
     def _instances(self, view: LaneView) -> list[dict[str, Any]]:
@@ -66,8 +72,10 @@ class LaneControl:
 
     def change(self, changes: Mapping[str, Any]) -> None:
         self._config = config = self.changed(changes)
-        values = {name: getattr(config, name) for name in live_knobs() if name != "slo"}
+        values = {name: getattr(config, name) for name in LaneSettings.__struct_fields__}
         self.turn_knobs(slo_s=config.slo_s, **values)
+        if self.autoscaler is not None and not BOUNDS.isdisjoint(changes):
+            self.autoscaler.configure(min_instances=config.min_instances, max_instances=config.max_instances)
 
     def changed(self, changes: Mapping[str, Any]) -> ModelConfig:
         """What `change` would make of the configuration. Raises ConfigError."""
@@ -95,8 +103,23 @@ class LaneControl:
         self.turn_knobs(max_padding=0.0)
 
     async def scale(self, count: int) -> None:
-        """Run so many instances; returns when they are up, or gone. Raises ConfigError, also if one cannot be started."""
+        """Run so many instances; returns when they are up, or gone. Raises ConfigError, also if one cannot be started.
+
+        Autoscaling holds this number, until its bounds are changed.
+        """
         check_instances(count)
+        if self.autoscaler is None:
+            await self.set_instances(count)
+            return
+        before = self.autoscaler.hold(count)
+        try:
+            await self.set_instances(count)
+        except BaseException:
+            self.autoscaler.release(before)
+            raise
+
+    async def set_instances(self, count: int) -> None:
+        """The same, by autoscaling."""
         try:
             await self._fleet.scale(count)
         except ModelError as error:

@@ -6,11 +6,30 @@ Not aware of: what the inner service is, over which protocol a request came.
 import logging
 from collections.abc import Callable
 
+from dlproxy.fleet.autoscale import Autoscaler
 from dlproxy.message import Failure, Request
 from dlproxy.policy.quota import Quotas
 from dlproxy.service import ReplyTo, Service
 
 log = logging.getLogger(__name__)
+
+
+class WakeLayer:
+    """Before a model that may be scaled to none: a request that finds it so has an instance started, and waits for that.
+
+    The model's objective does not count for such a request: a start takes longer than any. Its client's own deadline does.
+    """
+
+    def __init__(self, inner: Service, autoscaler: Autoscaler) -> None:
+        self._inner = inner
+        self._autoscaler = autoscaler
+        self.cancel = inner.cancel
+
+    def submit(self, request: Request, reply: ReplyTo) -> None:
+        if self._autoscaler.asleep:
+            request.ticket.deadline_at = request.ticket.answer_by
+            self._autoscaler.wake()
+        self._inner.submit(request, reply)
 
 
 class QuotaLayer:

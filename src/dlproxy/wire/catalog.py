@@ -60,8 +60,9 @@ class ServedModel:
 
     @property
     def ready(self) -> bool:
-        """At least one instance is up."""
-        return bool(self.view().instances)
+        """At least one instance is up, or is started for the next request."""
+        view = self.view()
+        return bool(view.instances) or view.asleep
 
 
 class Route(Struct, frozen=True):

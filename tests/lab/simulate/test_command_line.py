@@ -17,6 +17,7 @@ from tests.clients.server import HANG_S, environment
 TIMES = "--service=m=base=10ms,row=0.5ms"
 RATE = "--rate=50"
 SHORT = "--duration=5s"
+SCALING = "autoscale = 'in-flight'\nmax_instances = 5\n"
 M = ["m", TIMES, RATE, SHORT]
 
 
@@ -31,6 +32,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "text.dlog": "dear diary",
         "typo.toml": "[models.m]\npath = 'm.onnx'\nmax_bach = 4\n",
         "broken.toml": "[models.m\n",
+        "scaling.toml": f"[models.m]\npath = 'm.onnx'\nslo = 'p99=200ms'\n{SCALING}run = 'thread'\n",
+        "inline.toml": f"[models.m]\npath = 'm.onnx'\nmax_batch = 1\n{SCALING}",
         "binary.csv": "\0\0",
     }.items():
         (tmp_path / name).write_text(content)
@@ -64,6 +67,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*M, "--loop=recorded"], ["only a recording tells what the loop costs", "--service m=EVENT.dlog"]),
         (["m", "n", TIMES, RATE, "--loop=recorded"], ["--loop recorded works with one model only"]),
         ([*M, "--loop=recoded"], ["--loop recoded: 'recoded' is not understood", "read=20us", "or recorded"]),
+        ([*M, "--cold-start=3s"], ["--cold-start only has a meaning for a model that scales"]),
+        (["--config=scaling.toml", TIMES, RATE, SHORT, "--fault=die:node=node-0"], ["a model that scales", "slow or fail"]),
+        (["--config=inline.toml", "--service=m=base=10us", RATE, SHORT], ["event loop does not scale", "run = 'thread'"]),
         ([*M, "--nodes=0"], ["--nodes 0 is out of range", "1 to 100000"]),
         ([*M, "--nodes=100001"], ["--nodes 100001 is out of range"]),
         ([*M, "--rows=0"], ["--rows 0 is out of range", "at least one row"]),
@@ -253,3 +259,13 @@ def test_a_disk_that_is_full_at_the_end_does_not_lose_what_is_printed(capsys: py
 def test_the_report_is_written(folder: Path) -> None:
     assert main(["simulate", *M, "--html=out.html"]) == OK
     assert "<html" in (folder / "out.html").read_text()
+
+
+def test_a_model_that_scales_in_the_configuration_scales_here(capsys: pytest.CaptureFixture[str]) -> None:
+    load_on_it = ["--service=m=base=20ms,row=20ms", "--rate=90", "--duration=120s", "--cold-start=3s", "--json=out.json"]
+    assert main(["simulate", "--config=scaling.toml", *load_on_it]) == OK
+    said = capsys.readouterr().out
+    scaling = load(Path("out.json")).scaling["m"]
+    assert 2 <= scaling.most <= 5
+    assert scaling.instance_s > 120.0
+    assert f"at most {scaling.most}, {scaling.changes} change" in said

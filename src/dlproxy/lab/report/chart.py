@@ -113,6 +113,12 @@ class Chart:
             last = next(y for _, y in reversed(points) if y is not None)
             self._ends += [(self._y(last), name, style)] if name else []
 
+    def dot(self, x: float, y: float, name: str, style: str) -> None:
+        """A point of this CSS class with its name beside it."""
+        left, top = self._x(x), self._y(y)
+        self._marks.append(f'<circle class="{style}" cx="{left:.1f}" cy="{top:.1f}" r="4"/>')
+        self._notes.append(f'<text class="name {style}" x="{left + 8:.1f}" y="{top + 4:.1f}">{escape(name)}</text>')
+
     def bar(self, low: float, high: float, value: float, text: str) -> None:
         """A bar from 0 up to the value, between two places on the x axis; `text` is shown when hovered over."""
         left, right, top = self._x(low), self._x(high), self._y(value)

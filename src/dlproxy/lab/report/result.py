@@ -79,6 +79,14 @@ class ModelResult(Struct, kw_only=True):
         return sum(self.errors.values())
 
 
+class Scaling(Struct, kw_only=True):
+    """What autoscaling of one model cost: seconds of all instances, starts included, and how often their number changed."""
+
+    instance_s: float
+    changes: int
+    most: int
+
+
 class Result(Struct, kw_only=True):
     """One run. Keys of `latency_ms`: p50, p90, p99, p99_9, max, mean; they are of the requests that succeeded.
 
@@ -110,6 +118,7 @@ class Result(Struct, kw_only=True):
     models: dict[str, ModelResult] = {}
     faults: list[str] = []
     instances: dict[str, Any] = {}
+    scaling: dict[str, Scaling] = {}
     warnings: list[str] = []
     interrupted: bool = False
 

@@ -26,6 +26,7 @@ def table(result: Result) -> str:
         *_errors(result),
         *_models(result),
         *_batches(result),
+        *_scaling(result),
         *_faults(result),
         *_generator(result.generator),
         *_remarks(result),
@@ -119,6 +120,16 @@ def _models(result: Result) -> Iterator[str]:
     for name, *cells in rows:
         yield f"{name:<{max(widths[0], _INDENT - 2)}}  " + "  ".join(
             f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)
+        )
+
+
+def _scaling(result: Result) -> Iterator[str]:
+    if result.scaling:
+        yield ""
+    for name, scaling in result.scaling.items():
+        mean = scaling.instance_s / result.duration_s if result.duration_s else 0.0
+        yield from _row(
+            "instances", f"{name}: {mean:.2f} on average, at most {scaling.most}, {wording.count(scaling.changes, 'change')}"
         )
 
 

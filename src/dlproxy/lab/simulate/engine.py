@@ -26,6 +26,7 @@ from dlproxy.policy.events import (
     Event,
     InstanceExpected,
     InstanceLost,
+    InstanceRetired,
     InstanceUp,
     PassTurn,
     Reject,
@@ -35,6 +36,7 @@ from dlproxy.policy.events import (
     WantTurn,
 )
 from dlproxy.policy.lane import Lane
+from dlproxy.policy.scaling import MISSED
 from dlproxy.serve.driver import GATHER_MOST, timer_delay_s
 from dlproxy.serve.turns import Taker, Turns
 
@@ -114,6 +116,8 @@ class SimulatedModel:
         self.needs = needs or {}
         self.taker: Taker | None = None  # where lanes take turns
         self.running: dict[int, str] = {}  # there: the instance of each batch
+        self.arrived_rows = self.missed_rows = 0
+        self.wake: Callable[[float], None] | None = None  # where no instance is up, and a request has one started
         self.wakes_at = inf  # what the lane asked for last
         self.rings_at = inf  # when the timer for that goes off
 
@@ -160,6 +164,10 @@ class Node:
     def arrive(self, number: int, call: Call, now: float) -> None:
         """A request reaches the node."""
         model = self.models[call.model]
+        model.arrived_rows += call.rows
+        if model.wake is not None:
+            call.timeout_s = call.patience_s  # as WakeLayer has it
+            model.wake(now)
         ticket = Ticket(number, now, now + call.timeout_s, call.rows, answer_by=now + call.patience_s)
         if call.length != 1:
             ticket.length, ticket.shape_key, ticket.family = call.length, (call.length,), ANY_LENGTH
@@ -245,6 +253,8 @@ class Node:
         elif isinstance(command, Reject):
             now += self._costs.write_s
             self._worked_s += self._costs.write_s
+            if command.failure.kind in MISSED:
+                model.missed_rows += command.ticket.rows
             self._finished(command.ticket.id, command.failure.kind, now)
         elif not isinstance(command, WakeAt):
             return self._arbitrate(model, command, now)
@@ -328,7 +338,15 @@ class Node:
         service_s, heard_at, error = model.instances[command.instance].begin(rows, now, longest)
         return BatchDone(command.batch_id, service_s, error), heard_at
 
-    # Faults
+    # Instances that come and go
+
+    def expect(self, model: SimulatedModel, now: float, until: float) -> None:
+        """Requests may wait for an instance until then."""
+        self.happen((model, InstanceExpected(until)), now)
+
+    def retire(self, model: SimulatedModel, instance: SimulatedInstance, now: float) -> None:
+        """No more batches for it; what it runs ends as usual."""
+        self.happen((model, InstanceRetired(instance.name)), now)
 
     def lose(self, model: SimulatedModel, instance: SimulatedInstance, now: float, *, returns: bool = False) -> None:
         """An instance dies. If it `returns`, it is a worker process that crashed and is started again."""
@@ -338,7 +356,7 @@ class Node:
         self.happen((model, InstanceLost(instance.name, "the simulated instance died", returns)), now)
 
     def revive(self, model: SimulatedModel, instance: SimulatedInstance, now: float) -> None:
-        """An instance that died is up again."""
+        """It has started, or one that died is up again."""
         self.happen((model, InstanceUp(instance.name, instance.capacity)), now)
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from msgspec import Struct, field
 
 from dlproxy.config import ConfigError, ModelConfig, parse_duration
+from dlproxy.cores import usable_cores
+from dlproxy.fleet.autoscale import rule_of
 from dlproxy.fleet.names import instance_names
 from dlproxy.fleet.warm_model import stated_way, warm_up
 from dlproxy.instance.trial import Way
@@ -22,8 +24,9 @@ from dlproxy.instance.warmup import Calibration
 from dlproxy.lab.load.arrivals import Arrivals
 from dlproxy.lab.report.result import Result, Second, Tally, make_result, model_result
 from dlproxy.lab.report.wording import count, duration
+from dlproxy.lab.simulate.autoscale import SimulatedAutoscaler
 from dlproxy.lab.simulate.engine import Call, LoopCosts, SimulatedModel, Simulation, utilisation
-from dlproxy.lab.simulate.faults import Fault, plan_fault
+from dlproxy.lab.simulate.faults import Fault, FaultError, plan_fault
 from dlproxy.lab.simulate.recording import Batches
 from dlproxy.lab.simulate.service_times import Fitted, Measured, Sample, ServiceTimes
 from dlproxy.lab.simulate.shared_core import separate
@@ -31,17 +34,28 @@ from dlproxy.message import FailureKind
 from dlproxy.policy.balancing import Balancer, make_balancer
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.plan import LanePlan, plan_lane
+from dlproxy.policy.scaling import Bounds, ScalePolicy, make_policy
 
 LARGEST_CALIBRATED = 64  # rows; a described line is calibrated at 1 and at this size, as warm-up would
 MANY_NODES = 64  # above, peak-EWMA compares two nodes drawn at random instead of all
 DRAWS = 4096
 SERVICE_EXAMPLE = "base=10ms,row=0.5ms,cv=0.1"
+START_S = 5.0  # of an instance, where nobody says otherwise: a process with torch takes about so long
 MOST_CV = 100.0  # of a log-normal spread: more is nothing that a model does, and at some point no longer a number
+
+
+class Autoscaling(Struct, frozen=True):
+    """How a model of a simulation scales. `policy`: a new one for each node."""
+
+    policy: Callable[[], ScalePolicy]
+    bounds: Bounds
+    start_s: float
 
 
 class ModelPlan(Struct):
     """One model of a simulation: its lane, and service times for a seed. `service` says where these come from, in words.
 
+    `autoscaling`: None where its instances stay.
     `arrival_s`: what the loop does for a request, which the service times are without; None: nobody asked for that.
     """
 
@@ -50,6 +64,7 @@ class ModelPlan(Struct):
     service: str
     share: float = 1.0
     arrival_s: float | None = None
+    autoscaling: Autoscaling | None = None
 
 
 class Scenario(Struct, kw_only=True):
@@ -72,8 +87,26 @@ class Scenario(Struct, kw_only=True):
     setup: dict[str, Any] = field(default_factory=dict)
 
 
-def plan_model(name: str, config: ModelConfig, service: str = "", *, without_loop: bool = False) -> ModelPlan:
+def plan_model(
+    name: str, config: ModelConfig, service: str = "", *, without_loop: bool = False, start_s: float = START_S
+) -> ModelPlan:
     """How a model would be served, and how long its batches take. Raises ConfigError, LogError, ModelError.
+
+    `start_s`: how long a further instance takes to start, where the model scales.
+    """
+    plan = _planned(name, config, service, without_loop=without_loop)
+    if config.autoscale != "off":
+        if plan.plan.inline:
+            raise ConfigError(f"model {name}: what runs on the event loop does not scale; set run = 'thread' or 'process'")
+        most = config.max_instances or max(usable_cores() // max(config.threads, 1), 1)
+        rule = rule_of(config.autoscale, config.target_in_flight)
+        bounds = Bounds(min(config.min_instances, most), most, config.scale_to_zero_s)
+        plan.autoscaling = Autoscaling(lambda: make_policy(rule, config.forecast), bounds, start_s)
+    return plan
+
+
+def _planned(name: str, config: ModelConfig, service: str, *, without_loop: bool) -> ModelPlan:
+    """As described, recorded or measured.
 
     `service`: "base=10ms,row=0.5ms,cv=0.1" describes a line, a path of an event log gives what was measured live, and
     nothing loads and calibrates the model itself. `without_loop`: what the live loop took of the batches' core is taken out of
@@ -158,6 +191,7 @@ def simulate(scenario: Scenario, on_progress: Callable[[float], None] = lambda s
     target = ", ".join(scenario.models)
     result = make_result(tally, kind="simulation", started="", target=target, setup=setup)
     result.instances = utilisation(simulation.nodes, tally.duration_s)
+    result.scaling = {name: scaler.result() for name, scaler in simulation.scalers.items()}
     result.batch_sizes = _batch_sizes(simulation)
     result.models = {name: model_result(each) for name, each in simulation.tallies.items()}
     result.faults = [_what_it_did(fault, result.timeline) for fault in scenario.faults]
@@ -171,6 +205,7 @@ class ByModel(Simulation):
     def __init__(self, tally: Tally, tallies: Mapping[str, Tally], balancer: Balancer) -> None:
         super().__init__(tally, balancer=balancer)
         self.tallies = tallies
+        self.scalers: dict[str, SimulatedAutoscaler] = {}
         self._counted: dict[int, Tally] = {}
 
     def send(self, call: Call, now: float) -> None:
@@ -220,8 +255,25 @@ def build(scenario: Scenario, tally: Tally) -> ByModel:
             )
             for name, model in scenario.models.items()
         ]
-        simulation.add(f"node-{number}", models, scenario.costs)
+        node = simulation.add(f"node-{number}", models, scenario.costs)
+        for simulated in models:
+            plan = scenario.models[simulated.name]
+            if plan.autoscaling is not None:
+                label = simulated.name if scenario.nodes == 1 else f"{node.name}/{simulated.name}"
+                simulation.scalers[label] = SimulatedAutoscaler(
+                    node,
+                    simulated,
+                    simulation.heap,
+                    plan.autoscaling.policy(),
+                    plan.autoscaling.bounds,
+                    times=plan.times(scenario.seed),
+                    start_s=plan.autoscaling.start_s,
+                    since=tally.start_at,
+                    until=tally.end_at,
+                )
     for fault in scenario.faults:
+        if fault.kind == "die" and simulation.scalers:
+            raise FaultError(f"fault '{fault.text}': instances of a model that scales come and go anyway; take slow or fail")
         plan_fault(simulation, fault)
     return simulation
 
