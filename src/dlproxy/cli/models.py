@@ -71,7 +71,12 @@ def _add_arguments(
     scale: argparse.ArgumentParser,
 ) -> None:
     """What each takes; the names are those of the arguments that the control port takes."""
-    load.add_argument("path", metavar="MODEL", help="a model file on the server, or anything else that `dlproxy serve` takes")
+    load.add_argument(
+        "path",
+        metavar="MODEL",
+        nargs="?",
+        help="a model file on the server, or anything else that `dlproxy serve` takes; without one, what its repository has",
+    )
     load.add_argument("config", nargs="*", metavar="KNOB=VALUE", type=_knob, help="as in dlproxy.toml: max_batch=32")
     load.add_argument("--version", metavar="N", help="its number; by default the one after the largest")
     load.add_argument("--canary", dest="share", type=_share, metavar="10%", help="send it only this part of the requests")

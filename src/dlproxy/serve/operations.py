@@ -8,7 +8,7 @@ import asyncio
 import difflib
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 from msgspec import Struct
@@ -21,6 +21,10 @@ from dlproxy.policy import changes
 from dlproxy.policy.planner import VersionState, newest
 from dlproxy.policy.wanted import Wanted, WantedModel, WantedVersion, number_of
 from dlproxy.serve.models import Models
+from dlproxy.telemetry.event_log import LogError
+
+if TYPE_CHECKING:
+    from dlproxy.fleet.repository.watcher import Repository
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +39,15 @@ class Action(Struct, forbid_unknown_fields=True):
 
 
 class Load(Action):
-    """Serve the file at `path`, on the server, with these knobs of [models.NAME] (`config`).
+    """Serve the file at `path`, on the server, with these knobs of [models.NAME] (`config`); without a path, what the server's
+    repository has of it now.
 
     `version`: empty for the number after the largest. `share`: at first it gets this part (0 to 1) of the requests that name
     no version, not all. `on_demand`: it is loaded when it is asked for.
     """
 
     needs_model: ClassVar[bool] = False
-    path: str
+    path: str = ""
     version: str = ""
     config: dict[str, Any] = {}
     share: float | None = None
@@ -148,7 +153,8 @@ ACTIONS: dict[str, type[Action]] = {
 class ServerOperations:
     """An Operations. What cannot be done is not wanted either: it leaves no trace."""
 
-    def __init__(self, control: Control, models: Models) -> None:
+    def __init__(self, control: Control, models: Models, repository: "Repository | None" = None) -> None:
+        self._repository = repository
         self._control = control
         self._models = models
         self._taking_back: dict[tuple[str, str], asyncio.Task[Wanted]] = {}
@@ -159,6 +165,9 @@ class ServerOperations:
 
     async def act(self, name: str, action: str, arguments: Mapping[str, Any]) -> None:
         asked = _asked(action, arguments)
+        if isinstance(asked, Load) and not asked.path:
+            await self._load_from_repository(name, asked)
+            return
         before: WantedModel | None = None
         after: WantedModel | None = None
 
@@ -175,13 +184,17 @@ class ServerOperations:
             return edited
 
         await self._control.change(edit)
-        try:
-            await self._control.settled(name)
-        except (ConfigError, InferenceError, ModelError):
-            await self._control.change(
-                lambda wanted: wanted.restored(name, before) if wanted.models.get(name) == after else wanted
-            )
-            raise
+        await settled_or_as_before(self._control, name, before, after)
+
+    async def _load_from_repository(self, name: str, asked: Load) -> None:
+        if self._repository is None:
+            raise ConfigError("load: give the path of a file on the server; it has no repository")
+        if asked.version or asked.share is not None:
+            raise ConfigError("load: the repository says which versions there are: see canary for shares of one of them")
+        before = self._control.wanted.models.get(name)
+        await self._repository.load(name, asked.config or None)
+        after = self._control.wanted.models.get(name)
+        await settled_or_as_before(self._control, name, before, after)
 
     def _take_back(self, name: str, version: str, reason: str) -> None:
         """A guarded version does worse than the default one: it loses its share. Told again until that is done."""
@@ -195,6 +208,59 @@ class ServerOperations:
 
         task = self._taking_back[name, version] = asyncio.get_running_loop().create_task(self._control.change(edit))
         task.add_done_callback(lambda _: self._taking_back.pop((name, version)))
+
+
+class ServerRepository:
+    """A ModelRepository: what clients may do, if the server's mode lets them."""
+
+    def __init__(self, control: Control, repository: "Repository | None", mode: str) -> None:
+        self._control = control
+        self._repository = repository
+        self._mode = mode
+
+    async def index(self) -> Sequence[VersionState]:
+        states = self._control.states()
+        if self._repository is None:
+            return states
+        known = {(state.name, state.version) for state in states}
+        try:
+            there = await self._repository.available()
+        except ConfigError as error:
+            raise InferenceError(Failure(FailureKind.UNAVAILABLE, str(error))) from None
+        rest = [(name, version) for name, versions in there.items() for version in versions]
+        return [*states, *(VersionState(*key, "", reason="unloaded") for key in rest if key not in known)]
+
+    async def load(self, name: str, overrides: Mapping[str, Any] | None) -> None:
+        repository = self._allowed()
+        before = self._control.wanted.models.get(name)
+        try:
+            await repository.load(name, None if overrides is None else dict(overrides))
+            await settled_or_as_before(self._control, name, before, self._control.wanted.models.get(name))
+        except (ConfigError, LogError, ModelError) as error:
+            message = f"failed to load '{name}', {error}"
+            raise InferenceError(Failure(FailureKind.INVALID_ARGUMENT, message)) from None
+
+    async def unload(self, name: str) -> None:
+        self._allowed()
+        if name not in self._control.wanted.models:
+            raise _not_found(f"failed to unload '{name}', it is not loaded")
+        await self._control.change(lambda wanted: wanted.having(name, None))
+        await self._control.settled(name)
+
+    def _allowed(self) -> "Repository":
+        if self._repository is None or self._mode != "explicit":
+            message = "explicit model load / unload is not allowed: start with --repository FOLDER --repository-mode explicit"
+            raise InferenceError(Failure(FailureKind.UNAVAILABLE, message))
+        return self._repository
+
+
+async def settled_or_as_before(control: Control, name: str, before: WantedModel | None, after: WantedModel | None) -> None:
+    """Returns when the model is as wanted. If that cannot be, it is wanted as before again, and the reason is raised."""
+    try:
+        await control.settled(name)
+    except (ConfigError, InferenceError, LogError, ModelError):
+        await control.change(lambda wanted: wanted.restored(name, before) if wanted.models.get(name) == after else wanted)
+        raise
 
 
 def _asked(action: str, arguments: Mapping[str, Any]) -> Action:

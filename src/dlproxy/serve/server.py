@@ -10,22 +10,25 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from math import inf
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from dlproxy.config import Config, ConfigError, ServerConfig
 from dlproxy.fleet.control import Control
+from dlproxy.fleet.store import open_store
 from dlproxy.hosts import authority, plain_host
 from dlproxy.instance.runtime import ModelError
+from dlproxy.message import InferenceError
 from dlproxy.policy.changes import with_versions
 from dlproxy.policy.wanted import Wanted, WantedVersion
 from dlproxy.serve.farewell import Farewell
 from dlproxy.serve.models import Models
-from dlproxy.serve.operations import ServerOperations
+from dlproxy.serve.operations import ServerOperations, ServerRepository
 from dlproxy.serve.unix_socket import UnixSocket
 from dlproxy.telemetry.event_log import LogError
 from dlproxy.wire.access_log import with_access_log
@@ -33,6 +36,9 @@ from dlproxy.wire.control_http import ControlServer, control_app
 from dlproxy.wire.http_server import HttpServer
 from dlproxy.wire.oip_http import OipApp
 from dlproxy.wire.waiting import Waiting
+
+if TYPE_CHECKING:
+    from dlproxy.fleet.repository.watcher import Repository
 
 GC_ALLOCATIONS = 20_000  # requests make no reference cycles: looking for some every 700 allocations costs about 3 %
 
@@ -54,9 +60,11 @@ class Server:
         self._config = config
         self.models = Models(config.server, config.tenants)
         budget_mb = config.server.memory_budget_mb
-        self.control = Control(self.models, memory_bytes=budget_mb * 2**20 if budget_mb else inf)
+        memory_bytes = budget_mb * 2**20 if budget_mb else inf
+        self.control = Control(self.models, open_store(config.server.store), memory_bytes=memory_bytes)
         self.models.catalog.waiting = Waiting(self.control, longest_s=config.server.load_wait_s)
-        self.operations = ServerOperations(self.control, self.models)
+        self._repository = _repository(config.server, self.control) if config.server.repository else None
+        self.operations = ServerOperations(self.control, self.models, self._repository)
         self.host = config.server.host
 
     async def start(self) -> None:
@@ -67,7 +75,7 @@ class Server:
         try:
             await self._start()
         except BaseException:
-            await self.control.stop()
+            await self._stop_changing()
             await self.models.drain(0.0)
             raise
 
@@ -76,12 +84,17 @@ class Server:
         with _Listeners(server) as listeners:
             await self.control.start()
             await self._serve_configured(self._config)
+            if self._repository is not None:
+                await self._repository.start()
+                await self._settled(self.control.wanted.models)
+            repository = ServerRepository(self.control, self._repository, server.repository_mode)
             app = OipApp(
                 catalog,
                 self._config.http,
                 clock=monotonic,
                 server_timing=server.server_timing,
                 tenant_header=server.tenant_header,
+                repository=repository,
             )
             self._http = HttpServer(with_access_log(app, monotonic) if server.access_log else app, self._config.http)
             self._control = ControlServer(control_app(catalog, lambda: len(self._http.connections), self.operations))
@@ -109,6 +122,14 @@ class Server:
         for name in config.models:
             await self.control.settled(name)
 
+    async def _settled(self, names: Iterable[str]) -> None:
+        """Returns when all that could be loaded is up; what could not is logged, and the rest serves."""
+        for name in list(names):
+            try:
+                await self.control.settled(name)
+            except (ConfigError, InferenceError, LogError, ModelError) as error:
+                log.error("%s", error)
+
     async def _serve_anew(self, reread: Callable[[], Config]) -> None:
         """As the configuration is now. What cannot be read or loaded changes nothing of what serves."""
         try:
@@ -117,6 +138,8 @@ class Server:
                 log.warning("of the configuration only [models] is read again; the rest needs a restart")
                 config = msgspec.structs.replace(self._config, models=config.models)
             await self._serve_configured(config)
+            if self._repository is not None:
+                await self._repository.look()
             log.info("the models are as configured now")
         except (ConfigError, ModelError, LogError) as error:
             log.error("the configuration is not followed: %s", error)
@@ -168,11 +191,16 @@ class Server:
             await starting
         return False
 
+    async def _stop_changing(self) -> None:
+        if self._repository is not None:
+            await self._repository.stop()
+        await self.control.stop()
+
     async def stop(self) -> None:
         """Take no new connections, answer what is under way (at most drain_s seconds), stop everything."""
         catalog, drain_s = self.models.catalog, self._config.server.drain_s
         catalog.drain()
-        await self.control.stop()
+        await self._stop_changing()
         farewell = Farewell([model.stats for model in catalog], len(self._http.connections), drain_s)
         if self.unix_socket is not None:
             self.unix_socket.remove()
@@ -180,6 +208,12 @@ class Server:
         farewell.over()
         await self.models.drain(1.0)
         await self._control.stop()
+
+
+def _repository(server: ServerConfig, control: Control) -> "Repository":
+    from dlproxy.fleet.repository.watcher import Repository  # most servers start without one
+
+    return Repository(server, control.change)
 
 
 class _Listeners:
