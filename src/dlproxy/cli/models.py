@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Ask: TypeAlias = Callable[[ControlPort, argparse.Namespace], Any]
     View: TypeAlias = Callable[[list[ModelState], argparse.Namespace], Iterator[str]]
 
-HEADINGS = ("model", "version", "state", "requests", "up", "run", "queued rows", "batch limit", "objective")
+HEADINGS = ("model", "version", "state", "requests", "up", "run", "queued rows", "batch limit", "objective", "problem")
 INSTANCE_HEADINGS = ("instance", "state", "for", "restarts", "circuit", "batches", "where", "last problem")
 
 
@@ -193,7 +193,8 @@ def _knob(text: str) -> tuple[str, Any]:
 
 
 def _overview(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]:
-    return _table([HEADINGS, *map(_row, models)])
+    rows = [HEADINGS, *map(_row, models)]
+    return _table(rows if any(model.reason for model in models) else [row[:-1] for row in rows])
 
 
 def _versions(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]:
@@ -211,16 +212,17 @@ def _row(model: "ModelState") -> tuple[str, ...]:
         str(model.queued_rows),
         str(model.batch_limit_rows),
         str(model.knobs.get("slo", "")),
+        " ".join(model.reason.split()),
     )
 
 
 def _state(model: "ModelState") -> str:
-    """How far it is, and why it is not further."""
+    """How far it is."""
     if model.phase == "serving":
         return "ready" if model.ready else "no instance is up"
     if model.phase == "wanted" and model.on_demand:
         return "on demand"
-    return model.phase + (f": {model.reason}" if model.reason else "")
+    return model.phase
 
 
 def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]:

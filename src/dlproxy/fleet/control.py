@@ -138,6 +138,14 @@ class Control:
                 self._take(after)
                 return after
 
+    async def tried(self, name: str) -> None:
+        """Returns when the model is as it is wanted, or it was tried to make it so: then the log says why it is not."""
+        while not self._stopped:
+            outstanding, error = self._progress_of(name, "")
+            if not outstanding or (error is not None and not any(key[0] == name for key in self._under_way)):
+                return
+            await self._progress.wait()
+
     async def settled(self, name: str, version: str = "") -> None:
         """Returns when this version, or every one, of the model is as it is wanted: up, or gone.
 
@@ -146,16 +154,20 @@ class Control:
         self._awaited[name] += 1
         try:
             while not self._stopped:
-                if not self._is_outstanding(name, version):
+                outstanding, error = self._progress_of(name, version)
+                if error is not None:
+                    raise error
+                if not outstanding:
                     return
                 await self._progress.wait()
         finally:
             self._awaited[name] -= 1
         raise asyncio.CancelledError
 
-    def _is_outstanding(self, name: str, version: str) -> bool:
+    def _progress_of(self, name: str, version: str) -> tuple[bool, Exception | None]:
+        """Whether something is still to be done about this version (empty: about any), and what went wrong last."""
         model = self.wanted.models.get(name)
-        outstanding = False
+        outstanding, error = False, None
         for key in {*self._made_of, *self._under_way, *self._wanted_keys(name)}:
             if key[0] != name or version not in ("", key[1]):
                 continue
@@ -163,12 +175,10 @@ class Control:
             if key in self._under_way:
                 outstanding = True
             elif wanted is not None and failed is not None and failed.made_of == wanted:
-                raise self._errors[key]
+                outstanding, error = True, self._errors[key]
             elif made_of != wanted and not (made_of is None and model is not None and model.on_demand):
                 outstanding = True
-        if not outstanding and name in self._misrouted:
-            raise self._misrouted[name]
-        return outstanding
+        return outstanding, error if outstanding else self._misrouted.get(name)
 
     def may_come(self, name: str, version: str = "") -> bool:
         """Whether it is loaded when somebody asks for it. `version`: a number or a label; empty: any one."""

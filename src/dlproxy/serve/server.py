@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from time import monotonic
@@ -23,7 +23,6 @@ from dlproxy.fleet.control import Control
 from dlproxy.fleet.store import open_store
 from dlproxy.hosts import authority, plain_host
 from dlproxy.instance.runtime import ModelError
-from dlproxy.message import InferenceError
 from dlproxy.policy.changes import with_versions
 from dlproxy.policy.wanted import Wanted, WantedVersion
 from dlproxy.serve.farewell import Farewell
@@ -86,7 +85,8 @@ class Server:
             await self._serve_configured(self._config)
             if self._repository is not None:
                 await self._repository.start()
-                await self._settled(self.control.wanted.models)
+                for name in list(self.control.wanted.models):
+                    await self.control.tried(name)
             repository = ServerRepository(self.control, self._repository, server.repository_mode)
             app = OipApp(
                 catalog,
@@ -121,14 +121,6 @@ class Server:
         self._config = config
         for name in config.models:
             await self.control.settled(name)
-
-    async def _settled(self, names: Iterable[str]) -> None:
-        """Returns when all that could be loaded is up; what could not is logged, and the rest serves."""
-        for name in list(names):
-            try:
-                await self.control.settled(name)
-            except (ConfigError, InferenceError, LogError, ModelError) as error:
-                log.error("%s", error)
 
     async def _serve_anew(self, reread: Callable[[], Config]) -> None:
         """As the configuration is now. What cannot be read or loaded changes nothing of what serves."""
