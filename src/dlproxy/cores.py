@@ -1,4 +1,4 @@
-"""The cores that this process may use: those that it may run on, and how much of their time its groups are allotted (Linux).
+"""The cores that this process may use, how much of their time its groups are allotted, and how long it waited for one (Linux).
 
 Called by whatever derives a number from them. Not aware of: models, threads.
 """
@@ -25,6 +25,20 @@ def usable_cores(root: Path = ROOT) -> int:
 def allowed_cores() -> list[int]:
     """Those that this process may run on, by number; none where the system does not say."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def waited_s(thread: str = "thread-self", root: Path = ROOT) -> float:
+    """Seconds that a thread, else the one that asks, was ready to run and others had the cores; 0 where nobody tells."""
+    with suppress(OSError, ValueError, IndexError):
+        return int((root / "proc" / thread / "schedstat").read_text("ascii").split()[1]) / 1e9
+    return 0.0
+
+
+def all_waited_s(root: Path = ROOT) -> dict[str, float]:
+    """The same of every thread of this process."""
+    with suppress(OSError):
+        return {thread: waited_s(f"self/task/{thread}", root) for thread in os.listdir(root / "proc/self/task")}
+    return {}
 
 
 def quota_cores(root: Path = ROOT) -> float:

@@ -1,14 +1,16 @@
 """The way a model runs follows from what it was seen to take in each; the table of what follows from what."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
+from threading import current_thread, local
 from time import sleep, thread_time
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dlproxy.instance.trial import Measured, Way, best_way, measure, measure_again
+from dlproxy.instance import trial
+from dlproxy.instance.trial import PATIENCE_S, TURNS, Measured, Way, best_way, measure, measure_again
 from dlproxy.message import DType, Signature, TensorSpec
 from dlproxy.testing import FakeRuntime
 
@@ -96,3 +98,98 @@ def test_other_requests_gain_as_the_first_ones_did() -> None:
     quick = Measured(20e-6, 20e-6, 20e-6, inf, inf)
     assert measure_again(requests, FakeRuntime(SIGNATURE, busy), quick, 2).beside_s == pytest.approx(2.2e-3, rel=0.2)
     assert measure_again(requests, FakeRuntime(SIGNATURE, busy), quick, 1).beside_s == inf
+
+
+def test_a_guess_is_never_several_threads() -> None:
+    found = Measured(10e-3, 10e-3, 12e-3, 9e-3, 4e-3, disturbed=True)
+    assert best_way(found, cores=4, side=4, threads=1, objective_s=15e-3, may_inline=True) == BESIDE
+    quick = Measured(100e-6, 100e-6, 150e-6, inf, inf, disturbed=True)
+    assert best_way(quick, cores=4, side=4, threads=1, objective_s=None, may_inline=True) == INLINE
+
+
+class _Machine(local):
+    """Each thread's own clocks: runs make them go on, and others take as much again of some of the time."""
+
+    now = cpu = waited = 0.0
+
+    def passes(self, seconds: float, waited: float) -> None:
+        self.now += seconds + waited
+        self.cpu += seconds
+        self.waited += waited
+
+
+class _Trial:
+    """A model of 5 ms on a machine of two cores; several threads take 3 ms. `busy`: turns in which others take half of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, busy: Callable[[int], bool]) -> None:
+        self._machine, self._busy = _Machine(), busy
+        self.turn = 0
+        monkeypatch.setattr(trial, "perf_counter", lambda: self._machine.now)
+        monkeypatch.setattr(trial, "thread_time", lambda: self._machine.cpu)
+        monkeypatch.setattr(trial, "waited_s", lambda: self._machine.waited)
+        monkeypatch.setattr(trial, "all_waited_s", lambda: {"1": self._machine.waited})
+        beside = trial._beside
+        monkeypatch.setattr(trial, "_beside", lambda *which: (self._next(), beside(*which))[1])
+
+    def _next(self) -> None:
+        self.turn += 1
+
+    def measure(self, beside_s: float = 5e-3, patience_s: float = PATIENCE_S) -> Measured:
+        main = current_thread()
+
+        def narrow(inputs: Sequence[Array]) -> list[Array]:
+            alone = current_thread() is main
+            self._passes(5e-3 if alone else beside_s)
+            return [inputs[0]]
+
+        def wide(inputs: Sequence[Array]) -> list[Array]:
+            self._passes(3e-3)
+            return [inputs[0]]
+
+        requests = [[np.zeros((1, 1), np.float32)]]
+        return measure(requests, FakeRuntime(SIGNATURE, narrow), 2, lambda: FakeRuntime(SIGNATURE, wide), patience_s)
+
+    def _passes(self, seconds: float) -> None:
+        self._machine.passes(seconds, seconds if self._busy(self.turn) else 0.0)
+
+
+def _near(found: Measured, beside_s: float, wide_s: float, disturbed: bool) -> bool:
+    times = (found.narrow_s, found.narrow_cpu_s, found.beside_s, found.wide_s)
+    return times == pytest.approx((5e-3, 5e-3, beside_s, wide_s)) and found.disturbed is disturbed
+
+
+def test_a_calm_machine_is_tried_for_a_few_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _Trial(monkeypatch, lambda turn: False)
+    assert _near(made.measure(), 2.5e-3, 3e-3, disturbed=False)
+    assert made.turn == TURNS
+
+
+def test_turns_that_others_disturb_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _Trial(monkeypatch, lambda turn: turn < 2 * TURNS)
+    assert _near(made.measure(), 2.5e-3, 3e-3, disturbed=False)
+    assert made.turn == 3 * TURNS - 1
+
+
+def test_several_threads_are_chosen_when_calm_turns_speak_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _Trial(monkeypatch, lambda turn: turn % 2 == 0).measure(beside_s=9e-3)  # each waits for the other's memory
+    assert _near(found, 4.5e-3, 3e-3, disturbed=False)
+    assert best_way(found, cores=2, side=2, threads=1, objective_s=None, may_inline=True).threads == 2
+
+
+def test_where_no_turn_is_calm_what_others_took_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _Trial(monkeypatch, lambda turn: True)
+    found = made.measure()
+    assert _near(found, 2.5e-3, 6e-3, disturbed=True)
+    assert TURNS < made.turn < 1000
+    way = best_way(found, cores=2, side=2, threads=1, objective_s=None, may_inline=True)
+    assert way == Way(inline=False, instances=2, threads=1)
+
+
+def test_while_serving_nothing_is_loaded_twice_for_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _Trial(monkeypatch, lambda turn: True)
+    found = made.measure(patience_s=0.0)
+    assert (made.turn, found.wide_s, found.disturbed) == (TURNS, inf, True)
+    other = Measured(5e-3, 5e-3, 5e-3, 2.5e-3, 3e-3, disturbed=True)
+    assert measure_again(
+        [[np.zeros((1, 1), np.float32)]], FakeRuntime(SIGNATURE, lambda inputs: [inputs[0]]), other, 2
+    ).disturbed

@@ -14,7 +14,7 @@ from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.fleet.names import instance_name, number_of
 from dlproxy.fleet.remembered import Remembered
 from dlproxy.fleet.roster import Roster
-from dlproxy.fleet.warm_model import WarmModel, choose_way, device_of, is_open, room
+from dlproxy.fleet.warm_model import WarmModel, choose_way, device_of, is_open, room, try_ways
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import gather
 from dlproxy.instance.inline import InlineInstance
@@ -129,15 +129,18 @@ class LocalFleet:
 
     # Another way, while serving
 
-    def try_again(self, requests: Sequence[Request]) -> None:
+    def try_again(self, requests: Sequence[Request]) -> bool:
         """Clients have sent these: find out whether the way it runs is right for them, and change it if it is not.
+
+        Returns whether to try once more, with later ones: others had the cores whenever it was tried.
 
         On the loop its own batches tell: a trial beside them has cold caches, and takes disturbance for its time.
         """
         if self.way.inline and not self._slow_inline():
-            return
+            return False
         if self._moving is None or self._moving.done():
             self._moving = asyncio.get_running_loop().create_task(self._try_again(requests))
+        return self._warm[0].disturbed and self.may_move()
 
     def _slow_inline(self) -> bool:
         return any(isinstance(instance, InlineInstance) and instance.slow for instance in self._instances.values())
@@ -159,9 +162,19 @@ class LocalFleet:
             return
         if again.way != self.way:
             await self._move(again)
+        elif warm.disturbed and not again.disturbed:
+            self._warm = [again]
+            if not self._shown:
+                await asyncio.to_thread(again.remember)
 
     def _tried(self, warm: WarmModel, real: Sequence[Inputs]) -> None:
-        """Nothing is changed where requests take about what those took that the way was found with."""
+        """Nothing is changed where requests take about what those took that the way was found with, unless that was a guess."""
+        if warm.disturbed and self.may_move():
+            surely = msgspec.structs.replace(warm)
+            try_ways(self._config, surely, real, patience_s=0.0)
+            if not surely.disturbed:
+                warm.runtime, warm.threads, warm.way, warm.found = surely.runtime, surely.threads, surely.way, surely.found
+                return
         before = warm.found or _only_single(warm.calibration)
         now = measure_again(real, warm.runtime, before, room(self._config))
         quick = now.slow_s < (SHARED_ABOVE_S if warm.way.inline else INLINE_BELOW_S)

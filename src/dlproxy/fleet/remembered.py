@@ -25,7 +25,7 @@ from dlproxy.instance.runtime.content import FileState, digest_of, model_files, 
 from dlproxy.instance.trial import Measured, Way
 from dlproxy.message import Signature
 
-FORMAT = 2
+FORMAT = 3
 MOST_FILES = 256  # models; the one that was not used for longest goes first
 MOST_DIGESTS = 4096  # files
 FRESH_NS = 2 * 10**9

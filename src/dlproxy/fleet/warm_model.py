@@ -15,7 +15,7 @@ from dlproxy.instance.runtime import ModelError, Runtime
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.formats import format_of, open_runtime
 from dlproxy.instance.samples import read_samples
-from dlproxy.instance.trial import INLINE_BELOW_S, Inputs, Measured, Way, best_way, measure
+from dlproxy.instance.trial import INLINE_BELOW_S, PATIENCE_S, Inputs, Measured, Way, best_way, measure
 from dlproxy.instance.warmup import Calibration, WarmUp, warmed
 
 
@@ -34,10 +34,15 @@ class WarmModel(Struct):
     key: str = ""
 
     def remember(self) -> None:
-        """Keep it for the next start, if there is a memory."""
-        if self.memory is not None:
+        """Keep it for the next start, if there is a memory. What others disturbed is found out anew instead."""
+        if self.memory is not None and not self.disturbed:
             points, warning = self.calibration.points, self.calibration.warning
             self.memory.keep(self.key, Remembered(self.runtime.signature, points, warning, self.way, self.found))
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the way is a guess, for others had the cores when it was looked for."""
+        return self.found is not None and self.found.disturbed
 
     @property
     def device(self) -> str:
@@ -79,7 +84,7 @@ def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None) 
     """
     key = memory.key(config) if memory is not None and format_of(config.path).name == "onnx" else ""
     found = memory.recall(key) if memory is not None and key else None
-    if found is not None:
+    if found is not None and not (found.found is not None and found.found.disturbed):
         runtime = open_model(config, found.way.threads, device_of(config, number))
         runtime.signature = found.signature
         _forget_graph(runtime)
@@ -87,6 +92,9 @@ def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None) 
         return WarmModel(runtime, calibration, found.way.threads, found.way, found.found, memory, key)
     warm = _found_out(config, number)
     _forget_graph(warm.runtime)
+    if found is not None:  # service has shown more than warm-up can
+        warm.runtime.signature = found.signature
+        warm.calibration = Calibration(found.points, found.signature.batched, found.warning)
     if key:
         warm.memory, warm.key = memory, key
         warm.remember()
@@ -105,7 +113,7 @@ def _found_out(config: ModelConfig, number: int) -> WarmModel:
     if warm.device != CPU:
         warm.way = stated_way(config, None, threads=threads, device=warm.device, streams=streams)
     elif requests and is_open(config) and not (warm.way.inline and config.run == "auto"):
-        _try(config, warm, requests)
+        try_ways(config, warm, requests)
     return warm
 
 
@@ -121,7 +129,7 @@ def is_open(config: ModelConfig) -> bool:
     return not settled and one_device and usable_cores() > 1 and format_of(config.path).threads_pay
 
 
-def _try(config: ModelConfig, warm: WarmModel, requests: Sequence[Inputs]) -> None:
+def try_ways(config: ModelConfig, warm: WarmModel, requests: Sequence[Inputs], patience_s: float = PATIENCE_S) -> None:
     """Find the best way, and the runtime that it needs. The signature stays: what rows are does not depend on threads."""
     loaded: list[Runtime] = []
 
@@ -129,7 +137,8 @@ def _try(config: ModelConfig, warm: WarmModel, requests: Sequence[Inputs]) -> No
         loaded.append(_like(warm, open_model(config, usable_cores(), CPU)))
         return loaded[0]
 
-    found = measure(requests, warm.runtime, room(config), None if config.threads or config.instances > 1 else wide)
+    make_wide = None if config.threads or config.instances > 1 else wide
+    found = measure(requests, warm.runtime, room(config), make_wide, patience_s)
     choose_way(config, warm, found, loaded)
 
 

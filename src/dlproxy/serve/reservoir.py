@@ -11,16 +11,18 @@ from dlproxy.message import Request
 KEPT = 32
 MOST_BYTES = 32 * 2**20  # together: views keep the bodies alive that they came in
 AFTER = (64, 2048)  # batches seen until what is kept is handed over: soon, and once more when it is sure to be typical
+MORE = 2  # times as many until the next time, while that is wanted
 
 
 class Reservoir:
-    """A fair sample of the first requests of all batches (Vitter's algorithm R). `on_full` gets it, twice."""
+    """A fair sample of the first requests of all batches (Vitter's algorithm R). `on_full` gets it twice, and says if again."""
 
-    def __init__(self, on_full: Callable[[Sequence[Request]], None]) -> None:
+    def __init__(self, on_full: Callable[[Sequence[Request]], bool]) -> None:
         self._on_full = on_full
         self._random = Random(0)
         self._kept: list[Request] = []
         self._seen = 0
+        self._next = AFTER[0]
 
     def saw(self, request: Request) -> bool:
         """A batch began with it. False when no more are wanted."""
@@ -31,9 +33,11 @@ class Reservoir:
                 self._kept.append(request)
             elif (place := self._random.randrange(self._seen)) < KEPT:
                 self._kept[place] = request
-        if self._seen in AFTER and self._kept:
-            self._on_full(self._random.sample(self._kept, len(self._kept)))
-        if self._seen < AFTER[-1]:
+        if self._seen < self._next:
+            return True
+        again = bool(self._kept) and self._on_full(self._random.sample(self._kept, len(self._kept)))
+        self._next = max(AFTER[-1], MORE * self._next)
+        if again or self._seen < AFTER[-1]:
             return True
         self._kept.clear()
         return False
