@@ -2,19 +2,22 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from threading import current_thread, main_thread
-from time import thread_time
+from time import sleep, thread_time
 
+import msgspec
 import numpy as np
 import pytest
 
 from dlproxy.config import ModelConfig
 from dlproxy.fleet import warm_model
 from dlproxy.fleet.local import LocalFleet
+from dlproxy.fleet.remembered import Memory
 from dlproxy.fleet.roster import Roster
 from dlproxy.fleet.warm_model import WarmModel
 from dlproxy.instance.inline import IN_A_THOUSAND, TOO_LONG_S, InlineInstance
-from dlproxy.instance.trial import SHARED_ABOVE_S, Way
+from dlproxy.instance.trial import SHARED_ABOVE_S, Measured, Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.policy.plan import HOLD_S
 from dlproxy.serve.reservoir import AFTER, KEPT, Reservoir
@@ -185,11 +188,75 @@ def test_batches_on_the_loop_are_slow_by_what_each_request_takes() -> None:
     assert instance.slow
 
 
+def test_a_batch_that_others_held_up_is_not_slow() -> None:
+    instance = InlineInstance("m-0", FakeRuntime(SIGNATURE, lambda inputs: (sleep(HOLD_S / 2), double(inputs))[1]))
+    for _ in range(2):
+        instance.run([Rig.plain_request()], lambda result: None)
+        assert not instance.slow
+
+
+@pytest.mark.parametrize("calm", [False, True])
+async def test_a_guess_is_looked_at_again_until_the_machine_is_calm(calm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At start others had the cores; on a calm machine two threads turn out to be quicker than two instances."""
+    guess = Measured(5e-3, 5e-3, 5e-3, 2.5e-3, 9e-3, disturbed=True)
+    seen = Measured(5e-3, 5e-3, 5e-3, 4.5e-3, 3e-3, disturbed=not calm)
+    asked: list[float] = []
+    monkeypatch.setattr(warm_model, "usable_cores", lambda: 2)
+    monkeypatch.setattr(warm_model, "measure", lambda *how: (asked.append(how[-1]), seen)[1])
+    monkeypatch.setattr(warm_model, "open_model", lambda *_: FakeRuntime(SIGNATURE, double))
+    rig = Rig(instances=0)
+    beside = Way(inline=False, instances=2, threads=1)
+    fleet, _ = _hosted(rig, lambda inputs: (_busy(4e-3), double(inputs))[1], beside)
+    fleet._warm[0].found = guess
+    assert fleet.try_again([rig.request()]), "once more, as far as is known yet"
+    assert fleet._moving is not None
+    await fleet._moving
+    assert asked == [0.0], "clients wait meanwhile"
+    assert fleet.way == (Way(inline=False, instances=1, threads=2) if calm else beside)
+    assert fleet.try_again([rig.request()]) is not calm
+    await fleet._moving
+    await rig.driver.stop(1.0)
+    await fleet.stop()
+
+
+async def test_a_guess_that_proves_right_is_one_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Measured(5e-3, 5e-3, 5e-3, 2.5e-3, 9e-3)
+    monkeypatch.setattr(warm_model, "usable_cores", lambda: 2)
+    monkeypatch.setattr(warm_model, "measure", lambda *_: seen)
+    rig = Rig(instances=0)
+    fleet, _ = _hosted(rig, double, Way(inline=False, instances=2, threads=1))
+    warm = fleet._warm[0]
+    warm.found, warm.memory, warm.key = msgspec.structs.replace(seen, disturbed=True), Memory(tmp_path), "k"
+    warm.remember()
+    assert warm.memory.recall("k") is None
+    fleet.try_again([rig.request()])
+    assert fleet._moving is not None
+    await fleet._moving
+    kept = warm.memory.recall("k")
+    assert kept is not None
+    assert kept.found == seen
+    assert not fleet.try_again([rig.request()])
+    await fleet._moving
+    await rig.driver.stop(1.0)
+    await fleet.stop()
+
+
 async def test_a_reservoir_keeps_a_fair_few() -> None:
     rig = Rig(instances=0)
     handed: list[list[int]] = []
-    reservoir = Reservoir(lambda requests: handed.append([request.ticket.id for request in requests]))
+    reservoir = Reservoir(lambda requests: bool(handed.append([request.ticket.id for request in requests])))
     wanted = [reservoir.saw(rig.request()) for _ in range(AFTER[-1])]
     assert wanted == [True] * (AFTER[-1] - 1) + [False]
     assert [len(ids) for ids in handed] == [KEPT, KEPT]
     assert np.mean(handed[1]) == pytest.approx(AFTER[-1] / 2, rel=0.4), "not the first ones, nor the last"
+
+
+async def test_a_reservoir_is_emptied_again_where_that_is_wanted() -> None:
+    rig = Rig(instances=0)
+    handed_at: list[int] = []
+    request = rig.request()
+    reservoir = Reservoir(lambda requests: (handed_at.append(number), number < 2 * AFTER[-1])[1])
+    for number in range(1, 5 * AFTER[-1]):
+        if not reservoir.saw(request):
+            break
+    assert handed_at == [*AFTER, 2 * AFTER[-1]]

@@ -51,6 +51,18 @@ def test_the_second_start_measures_nothing_and_finds_the_same(
     assert (second.way, second.threads, second.found) == (first.way, first.threads, first.found)
 
 
+def test_what_others_disturbed_is_found_out_anew_but_for_what_service_has_shown(tmp_path: Path, config: ModelConfig) -> None:
+    memory = Memory(tmp_path / "kept")
+    first = warm_up(config, memory=memory)
+    signature = msgspec.structs.replace(first.runtime.signature, platform="as service has it")
+    guess = msgspec.structs.replace(FOUND, signature=signature, found=Measured(0.5, 0.5, 0.6, 0.3, inf, disturbed=True))
+    memory.keep(first.key, guess)
+    second = warm_up(config, memory=memory)
+    assert (second.way, second.found) == (first.way, first.found), "as a first start finds it"
+    assert second.runtime.signature == signature
+    assert second.calibration.points == guess.points
+
+
 def test_what_was_looked_at_for_warm_up_alone_is_let_go_of(tmp_path: Path) -> None:
     nodes = [helper.make_node("Bernoulli", ["x"], ["y"])]
     ends = [models.value("x", DType.FP32, ("N", 3))], [models.value("y", DType.FP32, ("N", 3))]

@@ -49,9 +49,11 @@ class InlineInstance:
         done(result)
 
     def _look(self, seconds: float, requests: int) -> None:
+        if not self._close_to:  # others may have had the core
+            self._close_to = True
+            return
         self._slow += seconds > SHARED_ABOVE_S * requests
-        seen, self._close_to = self._close_to, True
-        if seconds <= HOLD_S or not seen:
+        if seconds <= HOLD_S:
             return
         again = self._batches - self._long_at < IN_A_THOUSAND
         self._long_at = self._batches

@@ -80,10 +80,10 @@ def measure(
     repeats = 1
     began_at = perf_counter()
     for turn in count(1):
-        each = [_least(before, _alone(narrow, inputs, repeats)) for before, inputs in zip(each, requests, strict=True)]
+        each = [_least(before, alone(narrow, inputs, repeats)) for before, inputs in zip(each, requests, strict=True)]
         narrow_s, narrow_cpu_s = np.mean(each, axis=0).tolist()
         taken_s = narrow_s * len(requests)
-        repeats = REPEATS if taken_s < TRY_S / REPEATS else 1
+        repeats = REPEATS if narrow_s < SHARED_ABOVE_S and taken_s < TRY_S / REPEATS else 1
         wanted = 1 if taken_s > 4 * TRY_S else 2 if taken_s > TRY_S else TURNS
         calm = wanted
         if side > 1 and narrow_s >= SHARED_ABOVE_S:
@@ -107,7 +107,7 @@ def measure_again(requests: Sequence[Inputs], narrow: Runtime, before: Measured,
     What the others gained over one thread they are taken to gain again; side by side, not tried before, to gain nearly all.
     """
     repeats = 2 if before.narrow_s > WIDE_ABOVE_S else REPEATS
-    each = [min(_times(narrow, inputs)[1] for _ in range(repeats)) for inputs in requests]
+    each = [min(times(narrow, inputs)[1] for _ in range(repeats)) for inputs in requests]
     narrow_s = float(np.mean(each))
     beside = before.beside_s / before.narrow_s
     if not isfinite(beside) and side > 1 and narrow_s >= SHARED_ABOVE_S:
@@ -130,17 +130,17 @@ def best_way(found: Measured, *, cores: int, side: int, threads: int, objective_
     return Way(inline=False, instances=side if found.beside_s < found.narrow_s else 1, threads=threads)
 
 
-def _times(runtime: Runtime, inputs: Inputs) -> tuple[float, float]:
+def times(runtime: Runtime, inputs: Inputs) -> tuple[float, float]:
     """Seconds of a run, by the clock and by this thread's processor time."""
     began_at, cpu_at = perf_counter(), thread_time()
     runtime.run(inputs)
     return perf_counter() - began_at, thread_time() - cpu_at
 
 
-def _alone(runtime: Runtime, inputs: Inputs, repeats: int) -> tuple[float, float]:
-    """The least of some runs, less what others had the core meanwhile: no less than its processor time, that is."""
+def alone(runtime: Runtime, inputs: Inputs, repeats: int = 1) -> tuple[float, float]:
+    """The least of some runs, without the time that others had the core meanwhile, which is no part of its processor time."""
     waited = waited_s()
-    seconds, cpu_s = reduce(_least, [_times(runtime, inputs) for _ in range(repeats)])
+    seconds, cpu_s = reduce(_least, [times(runtime, inputs) for _ in range(repeats)])
     return max(seconds - (waited_s() - waited), cpu_s), cpu_s
 
 
