@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dlproxy import cores
-from dlproxy.cores import allowed_cores, quota_cores, usable_cores
+from dlproxy.cores import all_waited_s, allowed_cores, quota_cores, usable_cores, waited_s
 from dlproxy.fleet.processes import _cores_of
 
 V2 = "42 30 0:26 {root} {point} rw,nosuid shared:4 - cgroup2 cgroup rw,nsdelegate"
@@ -120,3 +120,12 @@ def test_nothing_else_counts_cores() -> None:
     }
     tensorflow = "all_of_them = len(allowed_cores()) or os.cpu_count() or 1  # TensorFlow knows of no quota"
     assert found == {("tensorflow.py", tensorflow)}, "use dlproxy.cores, which knows what containers are allotted"
+
+
+def test_how_long_threads_waited_for_a_core(tmp_path: Path) -> None:
+    assert (waited_s(root=tmp_path), all_waited_s(tmp_path)) == (0.0, {}), "where nobody tells"
+    for place, text in (("thread-self", "7 1500000000 3"), ("self/task/11", "7 1500000000 3"), ("self/task/12", "")):
+        (tmp_path / "proc" / place).mkdir(parents=True)
+        (tmp_path / "proc" / place / "schedstat").write_text(text + "\n")
+    assert waited_s(root=tmp_path) == 1.5
+    assert all_waited_s(tmp_path) == {"11": 1.5, "12": 0.0}

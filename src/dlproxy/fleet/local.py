@@ -140,7 +140,10 @@ class LocalFleet:
             return False
         if self._moving is None or self._moving.done():
             self._moving = asyncio.get_running_loop().create_task(self._try_again(requests))
-        return self._warm[0].disturbed and self.may_move()
+        return self._is_guess()
+
+    def _is_guess(self) -> bool:
+        return self._warm[0].disturbed and self._config.instances < 2  # else so many are wanted, whatever is measured
 
     def _slow_inline(self) -> bool:
         return any(isinstance(instance, InlineInstance) and instance.slow for instance in self._instances.values())
@@ -169,7 +172,7 @@ class LocalFleet:
 
     def _tried(self, warm: WarmModel, real: Sequence[Inputs]) -> None:
         """Nothing is changed where requests take about what those took that the way was found with, unless that was a guess."""
-        if warm.disturbed and self.may_move():
+        if self._is_guess():
             surely = msgspec.structs.replace(warm)
             try_ways(self._config, surely, real, patience_s=0.0)
             if not surely.disturbed:
