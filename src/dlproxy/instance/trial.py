@@ -167,9 +167,9 @@ def _beside(runtime: Runtime, requests: Sequence[Inputs], side: int, single_s: f
 
     step = max(len(requests) // side, 1)
     with ThreadPoolExecutor(side) as pool:
-        times = list(pool.map(work, range(0, side * step, step)))
-    busy_s, waited = np.sum(times, axis=0).tolist()
-    return waited > DISTURBED * (busy_s + waited), max(times)[0] / (runs * side)
+        took = list(pool.map(work, range(0, side * step, step)))
+    busy_s, waited = np.sum(took, axis=0).tolist()
+    return waited > DISTURBED * (busy_s + waited), max(took)[0] / (runs * side)
 
 
 def _together(runtime: Runtime, requests: Sequence[Inputs]) -> tuple[bool, float]:
