@@ -15,7 +15,7 @@ from dlproxy.hosts import plain_host
 
 PORT = 8002
 PATIENCE_S = 10.0
-ACTION_PATIENCE_S = 900.0  # a worker may take start_timeout_s (300 s) to load, and one that leaves first ends its batch
+ACTION_PATIENCE_S = 900.0  # a model may take load_timeout_s (300 s) to load, and one that leaves first ends its batch
 
 
 class ControlError(Exception):

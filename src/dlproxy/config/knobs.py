@@ -515,6 +515,10 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ] = {}
     outputs: Annotated[dict[str, str], _loaded("the same for outputs", only=(_NOT_UPSTREAM,))] = {}
+    load_timeout_s: Annotated[
+        float,
+        _loaded("seconds after which loading the model, with its warm-up, has failed", unit="s", log=True, gt=0, le=86400),
+    ] = 300.0
     batch_timeout_s: Annotated[
         float,
         _loaded(

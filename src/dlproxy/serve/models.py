@@ -200,16 +200,20 @@ class Models:
             if self.catalog.draining:
                 raise ModelError(f"model '{name}' is not loaded: {STOPPING}")
             before = await asyncio.to_thread(self._meter.held)
-            model = await load_model(
-                name,
-                config,
-                tenants=self._tenants,
-                quotas=self._quotas,
-                event_log=self._recording(name, config.version),
-                memory=self._memory,
-                on_ways=self._ways_changed,
-                clock=self._clock,
-            )
+            try:
+                async with asyncio.timeout(config.load_timeout_s):
+                    model = await load_model(
+                        name,
+                        config,
+                        tenants=self._tenants,
+                        quotas=self._quotas,
+                        event_log=self._recording(name, config.version),
+                        memory=self._memory,
+                        on_ways=self._ways_changed,
+                        clock=self._clock,
+                    )
+            except TimeoutError:  # a thread that hangs in it is left behind
+                raise ModelError(f"model '{name}' did not load within {config.load_timeout_s:g} s (load_timeout_s)") from None
             try:
                 model.size_bytes = await asyncio.to_thread(self._measured, model, config, before)
                 if self.catalog.draining:
