@@ -177,7 +177,7 @@ async def test_a_broken_canary_is_taken_back_by_itself(served: tuple[Clients, Op
     assert abs(counted[PLAIN, 2] / counted.total() - 0.1) < 0.02
     assert await _share_of(operate, "2") == 0.1
     (folder / "break").touch()
-    for _ in range(400):
+    for _ in range(10_000):
         await clients.some_more(100)
         if not await _share_of(operate, "2"):
             break
