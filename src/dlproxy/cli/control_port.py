@@ -96,6 +96,11 @@ class ControlPort:
             raise ControlError(f"--control '{url}' cannot be used; write it like http://127.0.0.1:{PORT} (plain HTTP only)")
         self._host, self._port = plain_host(host), PORT if port is None else port
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is on this machine."""
+        return self._host in ("localhost", "::1") or self._host.startswith("127.")
+
     def models(self) -> Any:
         """All that are served."""
         status, body = self._ask("GET", "/models")

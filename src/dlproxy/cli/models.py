@@ -5,6 +5,7 @@ Not aware of: HTTP (control_port.py).
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
@@ -142,6 +143,8 @@ ARGUMENTS = ("path", "config", "version", "share", "on_demand", "label", "by", "
 
 def _act(port: "ControlPort", args: argparse.Namespace) -> Any:
     given = {name: value for name in ARGUMENTS if (value := getattr(args, name, None)) is not None}
+    if "path" in given and port.is_here and Path(given["path"]).exists():
+        given["path"] = str(Path(given["path"]).resolve())  # the server may run in another folder
     if "config" in given:
         given["config"] = dict(given["config"])
     try:
