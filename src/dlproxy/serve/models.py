@@ -66,6 +66,8 @@ class Models:
         self.catalog = Catalog()
         self.shares_cores = False
         """Whether batches of these models take turns on the cores now."""
+        self.hangs = False
+        """Whether a thread may still be in a load that took too long: nothing can end it but the end of the process."""
         self._server = server
         self._tenants = tenants
         self._clock = clock
@@ -213,7 +215,8 @@ class Models:
                         on_ways=self._ways_changed,
                         clock=self._clock,
                     )
-            except TimeoutError:  # a thread that hangs in it is left behind
+            except TimeoutError:
+                self.hangs = True
                 raise ModelError(f"model '{name}' did not load within {config.load_timeout_s:g} s (load_timeout_s)") from None
             try:
                 model.size_bytes = await asyncio.to_thread(self._measured, model, config, before)
