@@ -12,9 +12,10 @@ from pathlib import Path
 import modules
 
 from dlproxy.config.effects import needs
-from dlproxy.config.knobs import SECTIONS, Cost
+from dlproxy.config.knobs import SECTIONS
 from dlproxy.config.reading import variable
 from dlproxy.config.table import Knob, knobs
+from dlproxy.config.traits import Cost
 
 OUT = Path(__file__).with_name("reference") / "configuration.md"
 BEGIN = """\

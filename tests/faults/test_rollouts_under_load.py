@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,7 @@ class Clients:
         self._asked: dict[RawConnection, str] = {}
         self._stopping = False
         self._count = 0
-        self._reached = asyncio.Event()
-        self._goal = 0
+        self._replied = asyncio.Event()
 
     async def start(self) -> None:
         for _ in range(CLIENTS):
@@ -82,27 +81,32 @@ class Clients:
             if int(version) != answer:
                 self.wrong.append(f"{target}: version {version} answered {answer}")
             self.answered[target, answer] += 1
-        if self._count >= self._goal:
-            self._reached.set()
+        self._replied.set()
         if not self._stopping:
             self._ask(connection)
 
     async def some_more(self, count: int) -> Counter[tuple[str, int]]:
         """Who answered the next so many requests, those that were under way before left out."""
-        self._goal = self._count + CLIENTS
-        self._reached.clear()
-        await asyncio.wait_for(self._reached.wait(), HANG_S)
+        await self.each_once()
         self.answered.clear()
-        self._goal = self._count + count
-        self._reached.clear()
-        await asyncio.wait_for(self._reached.wait(), HANG_S)
+        await self._until(lambda: self.answered.total() >= count)
         return Counter(self.answered)
+
+    async def each_once(self) -> None:
+        """Returns when every connection has been answered."""
+        before = {connection: connection.received for connection in self._asked}
+        await self._until(lambda: all(connection.received > count for connection, count in before.items()))
+
+    async def _until(self, done: Callable[[], bool]) -> None:
+        async with asyncio.timeout(HANG_S):
+            while not done():
+                self._replied.clear()
+                await self._replied.wait()
 
     async def stop(self) -> None:
         self._stopping = True
         for connection in self._asked:
-            while connection.received < connection.sent:
-                await asyncio.wait_for(asyncio.sleep(0), HANG_S)
+            await self._until(lambda connection=connection: connection.received == connection.sent)  # type: ignore[misc]
             connection.close()
 
 
@@ -177,12 +181,12 @@ async def test_a_broken_canary_is_taken_back_by_itself(served: tuple[Clients, Op
     assert abs(counted[PLAIN, 2] / counted.total() - 0.1) < 0.02
     assert await _share_of(operate, "2") == 0.1
     (folder / "break").touch()
-    for _ in range(400):
+    for _ in range(10_000):
         await clients.some_more(100)
         if not await _share_of(operate, "2"):
             break
     assert not await _share_of(operate, "2")
-    await clients.some_more(100)  # what was under way has been answered
+    await clients.each_once()  # what was under way has been answered
     assert all(": 500 " in answer for answer in clients.wrong)
     clients.wrong.clear()
     assert set(await clients.some_more(500)) == {(PLAIN, 1)}

@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT under load: whoever was heard is answered, connections end cleanly, a second signal cuts."""
 
 import asyncio
+import json
 import re
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests import models
-from tests.clients.raw import Connect, RawConnection, RawReply, binary_infer, binary_output
+from tests.clients.raw import Connect, RawConnection, RawReply, binary_infer, binary_output, post
 from tests.clients.server import HANG_S, ServerProcess, write_config
 
 CLIENTS = 64
@@ -139,6 +140,17 @@ async def test_without_a_terminal_the_models_become_those_of_the_file(tmp_path: 
         assert [(await connection.ask(infer[name])).status for name in "bc"] == [404, 200], (
             "what cannot be loaded is not replaced"
         )
+        assert server.stop() == 0
+
+
+async def test_a_load_that_hangs_does_not_keep_the_server_from_ending(tmp_path: Path, connect: Connect) -> None:
+    (tmp_path / "hangs.py").write_text(LOADS_LONG.replace("1.5", "600"))
+    with ServerProcess("m=sleep:base=1ms") as server:
+        load = {"path": f"{tmp_path / 'hangs.py'}:M", "config": {"run": "thread", "load_timeout_s": 0.3}}
+        reply = await (await connect(server.control_port)).ask(post("/models/h/load", json.dumps(load).encode()))
+        assert (reply.status, "did not load within 0.3 s" in reply.body.decode()) == (400, True)
+        infer = binary_infer("m", "x", "FP32", np.zeros((1, 1), np.float32))
+        assert (await (await connect(server.http_port)).ask(infer)).status == 200
         assert server.stop() == 0
 
 

@@ -224,7 +224,7 @@ def _loads(how: str, said: str = "", **settings: Any) -> ProcessInstance:
             _loads("dies", "reading shard 3\n"),
             r"^m-0: .* killed by SIGSEGV while it loaded its model; the last that it printed: reading shard 3 / Fatal Python",
         ),
-        (_loads("hangs", start_timeout_s=0.5), r"^m-0: did not load its model within 0.5 s \(start_timeout_s\)"),
+        (_loads("hangs", start_timeout_s=0.5), r"^m-0: did not load its model within 0.5 s \(load_timeout_s\)"),
         (_loads("a text"), "process_models:loads gave a str, which lacks a Signature or a run method"),
         (ProcessInstance("m-0", PythonSpec("tests.instance.process_models:Mody")), "process_models has no 'Mody'"),
         (ProcessInstance("m-0", PythonSpec("no_such_module:Model")), "no_such_module:Model: No module named 'no_such_module'"),

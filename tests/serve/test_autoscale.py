@@ -3,11 +3,13 @@
 import asyncio
 import logging
 
+import msgspec
 import pytest
 
-from dlproxy.config import ModelConfig
+from dlproxy.config import ModelConfig, ServerConfig
 from dlproxy.message import DType, Tensor
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
+from dlproxy.serve.models import Models
 from dlproxy.service import infer
 from dlproxy.wire.endpoint import Endpoint
 from tests import models
@@ -44,3 +46,17 @@ async def test_a_model_that_turns_out_to_run_on_the_event_loop_says_that_it_does
         model = await load_model("m", ModelConfig(path=str(models.DIGITS), autoscale="in-flight"))
     await unload_model(model, drain_s=1.0)
     assert "autoscale has no effect: it is so quick" in caplog.text
+
+
+async def test_a_version_that_takes_over_begins_with_as_many_instances_as_the_one_before() -> None:
+    config = ModelConfig(path="sleep:base=5ms", run="thread", slo="p99=50ms", autoscale="in-flight", max_instances=4)
+    some = Models(ServerConfig(calibration_folder=""))
+    old = await some.load("m", config)
+    assert old.autoscaler is not None
+    old.autoscaler.moved(3)
+    await old.control.set_instances(3)
+    new = await some.load("m", msgspec.structs.replace(config, version="2"))
+    assert len(new.lane.view().instances) == 3
+    assert new.autoscaler is not None
+    assert new.autoscaler.wanted == 3
+    await some.drain()

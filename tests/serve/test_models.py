@@ -87,6 +87,35 @@ async def test_a_model_is_in_the_catalog_when_it_is_warm_and_out_of_it_when_it_g
     assert what_is_heard_of(some, "m") == "not_found: Request for unknown model: 'm' is not found; no model is served"
 
 
+async def test_a_load_that_hangs_fails_and_does_not_hold_up_others(some: Models, tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text(HANGS)
+    hangs = ModelConfig(path=f"{tmp_path / 'hangs.py'}:M", run="thread", load_timeout_s=0.2)
+    hanging = asyncio.ensure_future(some.load("h", hangs))
+    await asyncio.sleep(0)
+    loading = asyncio.ensure_future(some.load("m", sleeping()))
+    with pytest.raises(ModelError, match=r"model 'h' did not load within 0\.2 s \(load_timeout_s\)"):
+        await hanging
+    await loading
+    assert names(some) == [("m", "1")]
+    (tmp_path / "go").touch()  # so that its thread ends
+
+
+HANGS = """
+from pathlib import Path
+from threading import Event
+
+class M:
+    inputs = outputs = {"x": "FP32[N,1]"}
+
+    def __init__(self):
+        while not Path(__file__).with_name("go").exists():
+            Event().wait(0.01)
+
+    def predict(self, batch):
+        return batch
+"""
+
+
 def what_is_heard_of(some: Models, name: str) -> str:
     """By clients who ask for what is not served."""
     with pytest.raises(InferenceError) as caught:

@@ -12,6 +12,7 @@ from dlproxy.message import FailureKind, Ticket
 from dlproxy.policy.events import Arrived, InstanceExpected, InstanceUp
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
+from dlproxy.policy.planner import VersionState
 from dlproxy.policy.view import LaneView
 from dlproxy.telemetry.prometheus import page, registry
 from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, ModelStats
@@ -37,6 +38,7 @@ OURS = {
     "dlproxy_instance_changes",
     "dlproxy_shadow_answers",
     "dlproxy_broken_streams",
+    "dlproxy_versions",
     "dlproxy_http_connections",
 }
 
@@ -208,3 +210,15 @@ def test_the_openmetrics_form_parses_too() -> None:
     families = {family.name: family for family in parse_openmetrics(text)}
     assert "nv_inference_count" in families
     assert families["dlproxy_phase_seconds"].type == "histogram"
+
+
+def test_versions_that_could_not_be_loaded_are_counted() -> None:
+    there = [
+        VersionState("a", "1", "serving"),
+        VersionState("a", "2", "failed", reason="broken"),
+        VersionState("b", "1", "serving", reason="its update is broken"),
+    ]
+    text = page(registry([], lambda: 0, lambda: there)).decode()
+    assert 'dlproxy_versions{phase="serving"} 1.0' in text
+    assert 'dlproxy_versions{phase="failed"} 2.0' in text
+    assert 'dlproxy_versions{phase="loading"} 0.0' in text

@@ -15,7 +15,7 @@ from dlproxy.hosts import plain_host
 
 PORT = 8002
 PATIENCE_S = 10.0
-ACTION_PATIENCE_S = 900.0  # a worker may take start_timeout_s (300 s) to load, and one that leaves first ends its batch
+ACTION_PATIENCE_S = 900.0  # a model may take load_timeout_s (300 s) to load, and one that leaves first ends its batch
 
 
 class ControlError(Exception):
@@ -95,6 +95,11 @@ class ControlPort:
         if parts.scheme != "http" or not host or parts.path or parts.query or parts.fragment:
             raise ControlError(f"--control '{url}' cannot be used; write it like http://127.0.0.1:{PORT} (plain HTTP only)")
         self._host, self._port = plain_host(host), PORT if port is None else port
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is on this machine."""
+        return self._host in ("localhost", "::1") or self._host.startswith("127.")
 
     def models(self) -> Any:
         """All that are served."""

@@ -5,6 +5,7 @@ Not aware of: HTTP (control_port.py).
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
     View: TypeAlias = Callable[[list[ModelState], argparse.Namespace], Iterator[str]]
 
 HEADINGS = ("model", "version", "state", "requests", "up", "run", "queued rows", "batch limit", "objective", "problem")
+ACTIONS = {
+    "load": "serve another model, or a new version of one, from a file on the server",
+    "unload": "finish what is under way and let go of a model, or of one version",
+    "label": "let a word such as stable stand for a version",
+    "canary": "send a part of the requests to another version",
+    "shadow": "ask another version too, and compare its answers without giving them",
+    "tenant": "give a tenant a version of its own",
+    "trunk": "let another model compute what the versions of this one take",
+    "promote": "send all requests that name no version to this one",
+    "rollback": "take a canary back, or undo the last change of versions",
+    "scale": "set how many instances of a model run, and wait until they do",
+}
 INSTANCE_HEADINGS = ("instance", "state", "for", "restarts", "circuit", "batches", "where", "last problem")
 
 
@@ -38,36 +51,29 @@ def add_to(commands: Commands) -> None:
 
     action("list", _all, _overview, "all models in a table")
     show = action("show", _one, _page, "one model with its instances and knobs")
-    load = action("load", _act, _versions, "serve another model, or a new version of one, from a file on the server")
-    unload = action("unload", _act, _versions, "finish what is under way and let go of a model, or of one version")
-    label = action("label", _act, _versions, "let a word such as stable stand for a version")
-    canary = action("canary", _act, _versions, "send a part of the requests to another version")
-    shadow = action("shadow", _act, _versions, "ask another version too, and compare its answers without giving them")
-    promote = action("promote", _act, _versions, "send all requests that name no version to this one")
-    rollback = action("rollback", _act, _versions, "take a canary back, or undo the last change of versions")
-    scale = action("scale", _act, _scaled, "set how many instances of a model run, and wait until they do")
     change = action("set", _set, _changed, "change knobs of a model while it serves")
-    for parser in (show, load, unload, label, canary, shadow, promote, rollback, scale, change):
+    acting = {name: action(name, _act, _scaled if name == "scale" else _versions, text) for name, text in ACTIONS.items()}
+    for parser in (show, change, *acting.values()):
         parser.add_argument("model", metavar="NAME")
-    for parser, name in zip(
-        (load, unload, label, canary, shadow, promote, rollback, scale),
-        ("load", "unload", "label", "canary", "shadow", "promote", "rollback", "scale"),
-        strict=True,
-    ):
+    for name, parser in acting.items():
         parser.set_defaults(action=name)
-    _add_arguments(load, unload, label, canary, shadow, promote, scale)
+    _add_arguments(**acting)
     change.add_argument(
         "knobs", nargs="+", metavar="KNOB=VALUE", help="as in dlproxy.toml: max_batch=32 slo=p99=20ms hedge=true"
     )
 
 
 def _add_arguments(
+    *,
     load: argparse.ArgumentParser,
     unload: argparse.ArgumentParser,
     label: argparse.ArgumentParser,
     canary: argparse.ArgumentParser,
     shadow: argparse.ArgumentParser,
+    tenant: argparse.ArgumentParser,
+    trunk: argparse.ArgumentParser,
     promote: argparse.ArgumentParser,
+    rollback: argparse.ArgumentParser,
     scale: argparse.ArgumentParser,
 ) -> None:
     """What each takes; the names are those of the arguments that the control port takes."""
@@ -91,6 +97,9 @@ def _add_arguments(
         "--unguarded", dest="guarded", action="store_false", default=None, help="do not take it back when it does worse"
     )
     shadow.add_argument("version", metavar="VERSION", nargs="?", help="without one no version is asked beside")
+    tenant.add_argument("tenant", metavar="TENANT")
+    tenant.add_argument("version", metavar="VERSION", nargs="?", help="without one it gets what everybody gets")
+    trunk.add_argument("trunk", metavar="MODEL", nargs="?", help="without one the versions take requests as they come")
     promote.add_argument("version", metavar="VERSION", nargs="?", help="by default the canary")
     scale.add_argument("instances", type=int, metavar="COUNT", help="how many instances to run from now on; 0: none")
     scale.add_argument("--version", metavar="N", help="only this version")
@@ -129,11 +138,13 @@ def _one(port: "ControlPort", args: argparse.Namespace) -> Any:
     return port.model(args.model)
 
 
-ARGUMENTS = ("path", "config", "version", "share", "on_demand", "label", "by", "guarded", "instances")
+ARGUMENTS = ("path", "config", "version", "share", "on_demand", "label", "by", "guarded", "tenant", "trunk", "instances")
 
 
 def _act(port: "ControlPort", args: argparse.Namespace) -> Any:
     given = {name: value for name in ARGUMENTS if (value := getattr(args, name, None)) is not None}
+    if "path" in given and port.is_here and Path(given["path"]).exists():
+        given["path"] = str(Path(given["path"]).resolve())  # the server may run in another folder
     if "config" in given:
         given["config"] = dict(given["config"])
     try:

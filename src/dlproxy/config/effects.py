@@ -8,9 +8,10 @@ from typing import Any, get_args
 
 from msgspec import Struct
 
-from dlproxy.config.knobs import Config, HttpLimits, ModelConfig, Only, Place, TenantConfig
+from dlproxy.config.knobs import Config, HttpLimits, ModelConfig, Place, TenantConfig
 from dlproxy.config.paths import check_way, is_address, parse_devices
 from dlproxy.config.table import Knob, knobs
+from dlproxy.config.traits import Only
 from dlproxy.config.values import ConfigError, check_origins, parse_slo
 
 _WORDS: dict[str, str] = {

@@ -4,17 +4,15 @@ table.py reads it; whatever steers something takes its values from here. Not awa
 """
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from dlproxy.config.paths import OWN_WAYS
+from dlproxy.config.traits import Only
+from dlproxy.config.traits import knob as _knob
 from dlproxy.config.values import parse_slo
 
-Scale = Literal["linear", "log", "choice", "text"]
-Cost = Literal["nothing", "relearn", "instances", "reload", "restart"]
-"""Of a change: nothing; what was learnt; instances that are started or stopped; the model, or all of the server, anew."""
-Unit = Literal["", "s", "bytes", "bytes/s", "MiB", "rows", "rows/s", "requests", "requests/s", "cores", "threads"]
 Place = Literal["inline", "thread", "process", "upstream"]
 """Where batches of a model run; all but the last are values of `run`, which has others where packages add them."""
 
@@ -30,50 +28,6 @@ BalancerName = Literal[
     "prequal",
 ]
 Switch = Literal["auto", "on", "off"]
-
-
-class Only(Struct, frozen=True):
-    """A knob has an effect only if another, `knob`, has a value `among` these, or one `but` these; `run` is where batches run.
-    `alternatives`: further knobs, of which one with such a value suffices.
-
-    Else it is refused, if that is `surely` a mistake, or warned of, but for its default and `harmless` values.
-    """
-
-    knob: str
-    among: tuple[str, ...] = ()
-    but: tuple[str | float, ...] = ()
-    surely: bool = True
-    harmless: tuple[Any, ...] = ()
-    alternatives: tuple[str, ...] = ()
-
-
-class Traits(Struct, frozen=True):
-    """What Meta has no field for. `least`: the smallest value above 0 that makes a difference, where 0 means something else;
-    `choices`: of a text, all that there are without other packages.
-    """
-
-    cost: Cost
-    unit: Unit = ""
-    log: bool = False
-    least: float = 0.0
-    tuned: bool = False
-    only: tuple[Only, ...] = ()
-    choices: tuple[str, ...] = ()
-
-
-def _knob(
-    description: str,
-    *,
-    cost: Cost = "restart",
-    unit: Unit = "",
-    log: bool = False,
-    least: float = 0.0,
-    tuned: bool = False,
-    only: tuple[Only, ...] = (),
-    choices: tuple[str, ...] = (),
-    **limits: Any,
-) -> Meta:
-    return Meta(description=description, extra={"traits": Traits(cost, unit, log, least, tuned, only, choices)}, **limits)
 
 
 _loaded = partial(_knob, cost="reload")
@@ -515,6 +469,10 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ] = {}
     outputs: Annotated[dict[str, str], _loaded("the same for outputs", only=(_NOT_UPSTREAM,))] = {}
+    load_timeout_s: Annotated[
+        float,
+        _loaded("seconds after which loading the model, with its warm-up, has failed", unit="s", log=True, gt=0, le=86400),
+    ] = 300.0
     batch_timeout_s: Annotated[
         float,
         _loaded(

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
-from dlproxy.config.knobs import Cost, HttpLimits, ModelConfig, Scale, ServerConfig, Traits
+from dlproxy.config.knobs import HttpLimits, ModelConfig, ServerConfig
+from dlproxy.config.traits import Cost, Scale, Traits
 
 
 class Knob(Struct, frozen=True):

@@ -42,6 +42,7 @@ async def start_processes(name: str, config: ModelConfig) -> SupervisedFleet:
             cores=_cores_of(number, threads) if config.pin else (),
             environment=environment,
             memory_limit_bytes=config.memory_limit_mb * 2**20,
+            start_timeout_s=config.load_timeout_s,
             batch_timeout_s=config.batch_timeout_s,
             content=content,
         )

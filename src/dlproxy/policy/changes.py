@@ -93,6 +93,25 @@ def with_shadow(before: WantedModel, version: str) -> WantedModel:
     return msgspec.structs.replace(before, default=default, traffic=msgspec.structs.replace(before.traffic, shadow=version))
 
 
+def with_tenant(before: WantedModel, tenant: str, version: str) -> WantedModel:
+    """The tenant's requests that name no version get this one; empty: what everybody gets."""
+    tenants = {other: to for other, to in before.traffic.tenants.items() if other != tenant}
+    default = before.default
+    if version:
+        _known(before, version)
+        tenants[tenant] = version
+        default = default or newest([other for other in before.versions if other != version])
+    elif tenant not in before.traffic.tenants:
+        known = ", ".join(before.traffic.tenants) or "none"
+        raise ConfigError(f"tenant '{tenant}' has no version of its own; there are: {known}")
+    return msgspec.structs.replace(before, default=default, traffic=msgspec.structs.replace(before.traffic, tenants=tenants))
+
+
+def with_trunk(before: WantedModel, trunk: str) -> WantedModel:
+    """Another model computes what these versions take, for all of them together; empty: none does."""
+    return msgspec.structs.replace(before, traffic=msgspec.structs.replace(before.traffic, trunk=trunk))
+
+
 def promoted(before: WantedModel, version: str = "") -> WantedModel:
     """This version (empty: the one that has a share) answers the requests that name none; nobody has a share any more."""
     if not version:

@@ -50,7 +50,9 @@ class FailedLoad(Struct, frozen=True):
 
 
 class Routes(Struct, frozen=True):
-    """Who gets which of the versions that are up: as wanted, without those that are not."""
+    """Who gets which version: `default`, `labels` of those that are up, `traffic` as wanted. What versions would get that are
+    not up, the default one gets meanwhile, and nobody else's version changes for that.
+    """
 
     default: str
     labels: Mapping[str, str]
@@ -278,9 +280,8 @@ def _routes(wanted: Wanted, actual: Actual) -> Iterator[Route]:
             labels={label: version for label, version in model.labels.items() if version in up},
             traffic=msgspec.structs.replace(
                 traffic,
-                shares={version: share for version, share in traffic.shares.items() if version in up and version != default},
-                tenants={tenant: version for tenant, version in traffic.tenants.items() if version in up},
-                shadow=traffic.shadow if traffic.shadow in up and traffic.shadow != default else "",
+                shares={version: share for version, share in traffic.shares.items() if version != default},
+                shadow=traffic.shadow if traffic.shadow != default else "",
             ),
         )
         if actual.routes.get(name) != routes:

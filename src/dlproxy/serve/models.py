@@ -37,6 +37,7 @@ from dlproxy.wire.catalog import Catalog
 Key = tuple[str, str]  # name and version
 
 EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
+MARGIN = 1.1  # of load_timeout_s, which a worker process keeps to itself, and then says more
 STOPPING = "the server is shutting down"
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class Models:
         self.catalog = Catalog()
         self.shares_cores = False
         """Whether batches of these models take turns on the cores now."""
+        self.hangs = False
+        """Whether a thread may still be in a load that took too long: nothing can end it but the end of the process."""
         self._server = server
         self._tenants = tenants
         self._clock = clock
@@ -200,18 +203,24 @@ class Models:
             if self.catalog.draining:
                 raise ModelError(f"model '{name}' is not loaded: {STOPPING}")
             before = await asyncio.to_thread(self._meter.held)
-            model = await load_model(
-                name,
-                config,
-                tenants=self._tenants,
-                quotas=self._quotas,
-                event_log=self._recording(name, config.version),
-                memory=self._memory,
-                on_ways=self._ways_changed,
-                clock=self._clock,
-            )
+            try:
+                async with asyncio.timeout(config.load_timeout_s * MARGIN):
+                    model = await load_model(
+                        name,
+                        config,
+                        tenants=self._tenants,
+                        quotas=self._quotas,
+                        event_log=self._recording(name, config.version),
+                        memory=self._memory,
+                        on_ways=self._ways_changed,
+                        clock=self._clock,
+                    )
+            except TimeoutError:
+                self.hangs = True
+                raise ModelError(f"model '{name}' did not load within {config.load_timeout_s:g} s (load_timeout_s)") from None
             try:
                 model.size_bytes = await asyncio.to_thread(self._measured, model, config, before)
+                await self._scale_like_others(name, model)
                 if self.catalog.draining:
                     raise ModelError(f"model '{name}' was not loaded: {STOPPING}")
                 self._enter(model)
@@ -219,6 +228,15 @@ class Models:
                 await unload_model(model, 0.0, STOPPING)
                 raise
             return model
+
+    async def _scale_like_others(self, name: str, model: LoadedModel) -> None:
+        """A version that takes over from one that scales begins with as many instances as that one has now."""
+        if model.autoscaler is None or not self.catalog.versions(name):
+            return
+        serving = self._loaded[name, self.catalog.get(name).version].autoscaler
+        if serving is not None and serving.wanted > model.autoscaler.wanted:
+            model.autoscaler.moved(serving.wanted)
+            await model.control.set_instances(serving.wanted)
 
     def _measured(self, model: LoadedModel, config: ModelConfig, before: int) -> int:
         return self._meter.loaded(config, self._meter.held() - before, model.fleet.elsewhere_bytes())

@@ -109,6 +109,25 @@ class Shadow(Action):
         return changes.with_shadow(before, self.version)
 
 
+class Tenant(Action):
+    """Requests of this tenant that name no version get this one; empty: what everybody gets."""
+
+    tenant: str
+    version: str = ""
+
+    def change(self, before: WantedModel) -> WantedModel | None:
+        return changes.with_tenant(before, self.tenant, self.version)
+
+
+class Trunk(Action):
+    """Another model computes what the versions of this one take, for all of them together; empty: none does."""
+
+    trunk: str = ""
+
+    def change(self, before: WantedModel) -> WantedModel | None:
+        return changes.with_trunk(before, self.trunk)
+
+
 class Promote(Action):
     """This version (empty: the canary) answers all requests that name none."""
 
@@ -146,7 +165,7 @@ class Set(Action):
 
 
 ACTIONS: dict[str, type[Action]] = {
-    kind.__name__.lower(): kind for kind in (Load, Unload, Label, Canary, Shadow, Promote, Rollback, Scale, Set)
+    kind.__name__.lower(): kind for kind in (Load, Unload, Label, Canary, Shadow, Tenant, Trunk, Promote, Rollback, Scale, Set)
 }
 
 

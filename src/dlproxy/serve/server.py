@@ -166,6 +166,9 @@ class Server:
             self.models.close_recordings()
             logging.shutdown()
             os._exit(CUT_SHORT)  # an orderly exit would wait for the batches that still run on threads
+        if self.models.hangs:
+            logging.shutdown()
+            os._exit(0)  # an orderly exit would wait for the load that never ends
 
     async def _started_before(self, stop: asyncio.Event) -> bool:
         loop = asyncio.get_running_loop()

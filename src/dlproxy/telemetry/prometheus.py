@@ -5,14 +5,16 @@ Called by wire/control_http.py. Not aware of: HTTP.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, get_args
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric, UnknownMetricFamily
 from prometheus_client.registry import Collector
 
 from dlproxy.message import FailureKind
+from dlproxy.policy.planner import Phase, VersionState
 from dlproxy.policy.view import LaneView
 from dlproxy.telemetry.stats import BOUNDS_S, Histogram, ModelStats
 
@@ -46,11 +48,17 @@ class ModelView(Protocol):
 
 
 class ModelCollector(Collector):
-    """Turns models' counters into metric families at scrape time. Durations of Triton's names are in microseconds."""
+    """Turns models' counters into metric families at scrape time. Durations of Triton's names are in microseconds.
 
-    def __init__(self, models: Iterable[ModelView], connections: Callable[[], int]) -> None:
+    `wanted`: every version that is wanted or there, those that could not be loaded included.
+    """
+
+    def __init__(
+        self, models: Iterable[ModelView], connections: Callable[[], int], wanted: Callable[[], Iterable[VersionState]]
+    ) -> None:
         self._models = models
         self._connections = connections
+        self._wanted = wanted
 
     def collect(self) -> Iterator[Metric]:
         models = list(self._models)
@@ -138,13 +146,27 @@ class ModelCollector(Collector):
             for change, times in model.stats.instance_changes.items():
                 changes.add_metric((*labels, change), times)
         yield from (phases, depth, limit, ready, states, changes, rechecks, shadows, broken, elements)
+        yield self._versions()
         yield GaugeMetricFamily("dlproxy_http_connections", "Open connections", value=self._connections())
 
+    def _versions(self) -> Metric:
+        counted = Counter("failed" if one.reason else one.phase for one in self._wanted())
+        versions = GaugeMetricFamily(
+            "dlproxy_versions", "Versions of models by how far they are; failed: also updates of what serves", labels=("phase",)
+        )
+        for phase in ("wanted", "failed", *get_args(Phase)):
+            versions.add_metric((phase,), counted[phase])
+        return versions
 
-def registry(models: Iterable[ModelView], connections: Callable[[], int]) -> CollectorRegistry:
+
+def registry(
+    models: Iterable[ModelView],
+    connections: Callable[[], int],
+    wanted: Callable[[], Iterable[VersionState]] = tuple,
+) -> CollectorRegistry:
     """Everything that the metrics page shows, including the process's memory, CPU time and file descriptors."""
     registry = CollectorRegistry()
-    registry.register(ModelCollector(models, connections))
+    registry.register(ModelCollector(models, connections, wanted))
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     return registry

@@ -37,7 +37,7 @@ def control_app(catalog: Catalog, connections: Callable[[], int], operations: Op
     of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued
     requests too), and POST to /models/NAME/ACTION with a JSON object of its arguments (serve/operations.py).
     """
-    registry = prometheus.registry(catalog, connections)
+    registry = prometheus.registry(catalog, connections, operations.states)
 
     async def metrics(_: Request) -> Response:
         return Response(prometheus.page(registry), media_type=CONTENT_TYPE_LATEST)

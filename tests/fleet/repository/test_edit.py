@@ -38,6 +38,16 @@ def test_others_models_are_left_alone() -> None:
     assert warnings == ["model 'theirs' of the repository is left out: another one of that name is served"]
 
 
+def test_a_version_that_an_operator_has_loaded_stays_beside_the_repositorys() -> None:
+    theirs = version("9", stamp="")
+    before = Wanted(models={"m": WantedModel(versions={"1": version("1"), "9": theirs}, default="1")})
+    wanted, warnings = edit(before, {"m": model("2")})
+    assert wanted.models["m"].versions == {"2": version("2"), "9": theirs}
+    assert warnings == ["model 'm': the default version is gone with version 1, which the repository no longer has"]
+    wanted, _ = edit(wanted, {})
+    assert wanted.models["m"].versions == {"9": theirs}
+
+
 def test_what_is_unsettled_stays_as_it_is() -> None:
     before = Wanted(models={"gone": model("1"), "changed": model("1")})
     wanted, _ = edit(before, {"changed": model("2"), "new": model("1")}, "gone", "changed", "new")

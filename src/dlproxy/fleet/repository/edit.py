@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from dlproxy.fleet.repository.model_folder import FoundModel
 from dlproxy.fleet.repository.tree import MARK
 from dlproxy.policy.changes import with_versions
-from dlproxy.policy.wanted import Wanted, WantedModel
+from dlproxy.policy.wanted import Wanted, WantedModel, WantedVersion
 
 
 def edited(
@@ -27,8 +27,10 @@ def edited(
     """
     warnings: list[str] = []
     for name in wanted.models:
-        if name not in found and name not in left_alone and is_ours(wanted.models[name]):
-            wanted = wanted.having(name, None)
+        gone_from = wanted.models[name]
+        if name not in found and name not in left_alone and is_ours(gone_from):
+            left = _operators(gone_from)
+            wanted = wanted.having(name, with_versions(gone_from, left, on_demand=gone_from.on_demand) if left else None)
     for name, new in found.items():
         old = wanted.models.get(name)
         if name in left_alone:
@@ -44,8 +46,13 @@ def edited(
 
 
 def is_ours(model: WantedModel) -> bool:
-    """Whether a repository has put the model there."""
-    return bool(model.versions) and all(version.stamp.startswith(MARK) for version in model.versions.values())
+    """Whether a repository has put the model there, or a version of it."""
+    return len(_operators(model)) < len(model.versions)
+
+
+def _operators(model: WantedModel) -> dict[str, WantedVersion]:
+    """Versions that operators have loaded beside those of a repository."""
+    return {number: version for number, version in model.versions.items() if not version.stamp.startswith(MARK)}
 
 
 def merged(
@@ -56,7 +63,7 @@ def merged(
     `old_labels`: those that came from the repository.
     """
     theirs = {label: version for label, version in old.labels.items() if label not in old_labels}
-    model = with_versions(replace(old, labels=theirs), new.versions, on_demand=on_demand)
+    model = with_versions(replace(old, labels=theirs), {**_operators(old), **new.versions}, on_demand=on_demand)
     traffic = old.traffic
     uses = {
         "the default version": old.default,
@@ -66,6 +73,6 @@ def merged(
         "the shadow": traffic.shadow,
     }
     for what, version in uses.items():
-        if version and version not in new.versions:
+        if version and version not in model.versions:
             warnings.append(f"model '{name}': {what} is gone with version {version}, which the repository no longer has")
     return replace(model, labels={**model.labels, **new.labels})

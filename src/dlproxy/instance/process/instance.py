@@ -136,7 +136,7 @@ class ProcessInstance:
                 ) from None
             if not isinstance(error, TimeoutError):
                 raise
-            message = f"{self.name}: did not load its model within {settings.start_timeout_s:g} s (start_timeout_s){said}"
+            message = f"{self.name}: did not load its model within {settings.start_timeout_s:g} s (load_timeout_s){said}"
             raise ModelError(message) from None
         return self._signature
 
