@@ -74,18 +74,21 @@ def measure(
     until `patience_s` are over. Raises what the model raises, or ModelError.
     """
     each = [(inf, inf)] * len(requests)
-    besides: list[tuple[bool, float]] = []  # disturbed, seconds a request
+    alones: list[tuple[bool, float]] = []  # disturbed, seconds a request
+    besides: list[tuple[bool, float]] = []
     wides: list[tuple[bool, float]] = []
     wide: Runtime | None = None
     repeats = 1
     began_at = perf_counter()
     for turn in count(1):
+        waited, turn_at = waited_s(), perf_counter()
         each = [_least(before, alone(narrow, inputs, repeats)) for before, inputs in zip(each, requests, strict=True)]
         narrow_s, narrow_cpu_s = np.mean(each, axis=0).tolist()
+        alones.append((waited_s() - waited > DISTURBED * (perf_counter() - turn_at), narrow_s))
         taken_s = narrow_s * len(requests)
         repeats = REPEATS if narrow_s < SHARED_ABOVE_S and taken_s < TRY_S / REPEATS else 1
         wanted = 1 if taken_s > 4 * TRY_S else 2 if taken_s > TRY_S else TURNS
-        calm = wanted
+        calm = _undisturbed(alones)
         if side > 1 and narrow_s >= SHARED_ABOVE_S:
             besides.append(_beside(narrow, requests, side, narrow_s))
             calm = _undisturbed(besides)
