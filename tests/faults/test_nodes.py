@@ -95,7 +95,10 @@ async def test_changes_at_once_are_all_kept(nodes: Nodes) -> None:
     async with light_load(a, b):
         changes = [operate((a, b)[number % 2], f"n{number}", "load", path=path) for number in range(8)]
         changes += [operate((a, b)[number % 2], "m", "label", label=f"l{number}", version="1") for number in range(8)]
-        changes += [operate(a, "m", "load", path=path, version="2", share=0.0), operate(b, "m", "set", version="1", knobs={"max_batch": 7})]
+        changes += [
+            operate(a, "m", "load", path=path, version="2", share=0.0),
+            operate(b, "m", "set", version="1", knobs={"max_batch": 7}),
+        ]
         changes += [operate(a, "m", "load", path="missing.onnx", version="9", status=400)]
         await asyncio.gather(*changes)
         everything = {("m", "1"), ("m", "2"), *((f"n{number}", "1") for number in range(8))}

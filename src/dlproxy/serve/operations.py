@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config import ConfigError, model_of
+from dlproxy.config.paths import is_model_name
 from dlproxy.fleet.control import Control
 from dlproxy.fleet.store import StoreError
 from dlproxy.instance.runtime import ModelError
@@ -184,6 +185,8 @@ class ServerOperations:
             if before is None and asked.needs_model:
                 known = ", ".join(wanted.models)
                 raise _not_found(f"Request for unknown model: '{name}' is not found; the models are {known or 'none'}")
+            if before is None and not is_model_name(name):
+                raise ConfigError(f"{name!r} cannot be a model's name: use printable text without a slash")
             if isinstance(asked, Set):
                 self._models.check_knobs(name, asked.version, asked.knobs)
             edited = wanted.having(name, asked.change(before or WantedModel()))
