@@ -120,12 +120,14 @@ async def test_without_redis_nodes_go_on_and_refuse_changes(
     async with light_load(a, b):
         redis.pause() if way == "paused" else redis.kill()
         told = await operate(a, "m", "load", path=str(adds(2, with_redis.folder)), status=503)
-        assert f"store {with_redis.url}" in told["error"] and "cannot be reached" in told["error"]
+        assert f"store {with_redis.url}" in told["error"]
+        assert "cannot be reached" in told["error"]
         code = await asyncio.to_thread(
             main, ["models", "label", "m", "x", "1", "--control", f"http://127.0.0.1:{b.control_port}"]
         )
         (line,) = capsys.readouterr().err.splitlines()
-        assert code == USER_ERROR and "cannot be reached" in line, line
+        assert code == USER_ERROR
+        assert "cannot be reached" in line
         assert serving(await states(a)) == serving(await states(b)) == {("m", "1")}
         redis.go_on() if way == "paused" else redis.start()
         await operate(b, "m", "load", path=str(adds(3, with_redis.folder)), version="3")
@@ -169,7 +171,8 @@ async def test_a_killed_node_takes_up_what_is_wanted(nodes: Nodes) -> None:
         b = nodes.start("b", "m")
         told = await states(b)
         assert serving(told) == {("m", "1"), ("m", "2"), ("other", "1"), ("later", "1")}, "when it is ready"
-        assert _default(told) == "2" and told["m", "1"]["labels"] == ["old"]
+        assert _default(told) == "2"
+        assert told["m", "1"]["labels"] == ["old"]
         assert [await answer(b, f"/v2/models/{name}/infer") for name in ("m", "other", "later")] == [2, 5, 7]
         assert serving(await states(a)) == serving(told), "what starts undoes nothing"
 
@@ -191,7 +194,8 @@ async def test_a_node_that_lacks_a_file_says_so_and_gets_it_later(with_folder: N
     only_here.rename(model)  # which the other has loaded already
     b = with_folder.start("b", "m")
     told = await states(b)
-    assert told["n", "1"]["phase"] == "failed" and f"{only_here} does not exist" in told["n", "1"]["reason"]
+    assert told["n", "1"]["phase"] == "failed"
+    assert f"{only_here} does not exist" in told["n", "1"]["reason"]
     assert await answer(a, "/v2/models/n/infer") == 4
     assert await answer(b, M) == 1
     assert ("n", "1") in serving(await states(a)), "what fails on one node is not taken back on the others"

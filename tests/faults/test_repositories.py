@@ -74,9 +74,8 @@ async def test_saved_models_as_tensorflow_serving_lays_them_out(tmp_path: Path) 
     pytest.importorskip("tensorflow")
     from tests.instance import small_network
 
-    saved = Path(small_network.save_saved_model(tmp_path))
     (tmp_path / "models" / "m").mkdir(parents=True)
-    saved.rename(tmp_path / "models" / "m" / "00000007")
+    shutil.move(small_network.save_saved_model(tmp_path), tmp_path / "models" / "m" / "00000007")
     with ServerProcess("--repository", settled(tmp_path / "models")) as server:
         assert (await states(server))["m", "7"]["ready"]
 
@@ -103,16 +102,19 @@ def test_triton_s_client_loads_and_unloads(explicit: tuple[ServerProcess, triton
     assert index() == dict.fromkeys([("broken", "1"), ("m", "1"), ("m", "2")], "UNAVAILABLE")
     assert not client.is_model_ready("m")
     client.load_model("m")
-    assert client.is_model_ready("m") and client.is_model_ready("m", "2")
-    assert index()["m", "2"] == "READY" and index()["m", "1"] == "UNAVAILABLE"
+    assert client.is_model_ready("m")
+    assert client.is_model_ready("m", "2")
+    assert index()["m", "2"] == "READY"
+    assert index()["m", "1"] == "UNAVAILABLE"
     config = {"name": "m", "max_batch_size": 3, "version_policy": {"all": {}}}
     client.unload_model("m")
     client.load_model("m", config=json.dumps(config))
     assert client.get_model_config("m")["max_batch_size"] == 3
-    assert client.is_model_ready("m", "1") and client.is_model_ready("m", "2")
+    assert client.is_model_ready("m", "1")
+    assert client.is_model_ready("m", "2")
     client.unload_model("m")
     assert not client.is_model_ready("m")
-    with pytest.raises(InferenceServerException, match="failed to load 'm', the parameter|config") as bad:
+    with pytest.raises(InferenceServerException, match="the parameter config is not JSON") as bad:
         client.load_model("m", config="{")
     assert bad.value.status() == "400"
     for name, text in (("none", "no model 'none' in the repository"), ("broken", "failed to load 'broken'")):
@@ -169,7 +171,16 @@ async def _some_time(server: ServerProcess) -> None:
 # What comes by these doors
 
 
-HANGS = "import time\n\n\nclass M:\n    def __init__(self):\n        time.sleep(1e6)\n\n    def predict(self, batch):\n        return batch\n"
+HANGS = """
+import time
+
+class M:
+    def __init__(self):
+        time.sleep(1e6)
+
+    def predict(self, batch):
+        return batch
+"""
 CRASHES = HANGS.replace("import time", "import os").replace("time.sleep(1e6)", "os._exit(3)")
 IO = {"inputs": {"x": "FP32[N,1]"}, "outputs": {"y": "FP32[N,1]"}, "run": "process"}
 
@@ -238,7 +249,8 @@ async def test_no_body_is_answered_with_a_defect(served: ServerProcess) -> None:
                 reply = await asyncio.wait_for(connection.ask(post(target, body)), 20.0)
                 assert reply.status in (200, 400, 404, 501, 503), (target, body, reply)
                 assert reply.status in (200, 404) or reply.json()["error"], (target, body)
-    assert not control.transport.is_closing() and not client.transport.is_closing()
+    assert not control.transport.is_closing()
+    assert not client.transport.is_closing()
     control.close()
     client.close()
     assert not any("/" in name for name, _ in await states(served)), "what could never be asked for"
@@ -265,7 +277,8 @@ async def test_loads_that_hang_or_crash(served: ServerProcess, tmp_path: Path) -
     assert await answer(served, "/v2/models/adds/infer") == 2
     crash = json.dumps({"path": f"{tmp_path / 'crashes.py'}:M", "config": IO}).encode()
     reply = await asyncio.wait_for(other.ask(post("/models/crashes/load", crash)), 30.0)
-    assert reply.status == 400 and "exit status 3" in reply.json()["error"], reply
+    assert reply.status == 400, reply
+    assert "exit status 3" in reply.json()["error"]
     assert {name for name, _ in await states(served)} == {"digits", "adds"}
     hanging.close()
     other.close()
