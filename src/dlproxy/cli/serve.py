@@ -116,7 +116,9 @@ def _config(args: argparse.Namespace) -> "Config":
     server = override(config.server, given, lambda knob: f"--{knob.replace('_', '-')}")
     if server.http_port == server.control_port != 0 and not server.uds:
         raise ConfigError(f"--http-port and --control-port are both {server.http_port}; give each a port of its own")
-    models = add_models(config.models, args.models, args.slo or "", command="serve", others=bool(server.repository))
+    models = add_models(
+        config.models, args.models, args.slo or "", command="serve", others=bool(server.repository or server.store)
+    )
     config = msgspec.structs.replace(config, server=server, models=models)
     for warning in [*warnings, *weights_without_effect(config)]:
         complain(warning)

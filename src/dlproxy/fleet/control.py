@@ -7,7 +7,7 @@ tries again what failed, and tells how far it is. Not aware of: files, protocols
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from math import inf
 from time import monotonic
 from typing import Any, Protocol
@@ -141,20 +141,20 @@ class Control:
     async def tried(self, name: str) -> None:
         """Returns when the model is as it is wanted, or it was tried to make it so: then the log says why it is not."""
         while not self._stopped:
-            outstanding, error = self._progress_of(name, "")
+            outstanding, error = self._progress_of(name, None)
             if not outstanding or (error is not None and not any(key[0] == name for key in self._under_way)):
                 return
             await self._progress.wait()
 
-    async def settled(self, name: str, version: str = "") -> None:
-        """Returns when this version, or every one, of the model is as it is wanted: up, or gone.
+    async def settled(self, name: str, versions: Collection[str] | None = None) -> None:
+        """Returns when these versions (None: all) of the model are as they are wanted: up, or gone; and so are its routes.
 
         Raises what the load raised if one failed, or Cancelled if the server stops.
         """
         self._awaited[name] += 1
         try:
             while not self._stopped:
-                outstanding, error = self._progress_of(name, version)
+                outstanding, error = self._progress_of(name, versions)
                 if error is not None:
                     raise error
                 if not outstanding:
@@ -164,12 +164,12 @@ class Control:
             self._awaited[name] -= 1
         raise asyncio.CancelledError
 
-    def _progress_of(self, name: str, version: str) -> tuple[bool, Exception | None]:
-        """Whether something is still to be done about this version (empty: about any), and what went wrong last."""
+    def _progress_of(self, name: str, versions: Collection[str] | None) -> tuple[bool, Exception | None]:
+        """Whether something is still to be done about these versions (None: about any), and what went wrong last."""
         model = self.wanted.models.get(name)
         outstanding, error = False, None
         for key in {*self._made_of, *self._under_way, *self._wanted_keys(name)}:
-            if key[0] != name or version not in ("", key[1]):
+            if key[0] != name or (versions is not None and key[1] not in versions):
                 continue
             wanted, made_of, failed = self._wanted_version(key), self._made_of.get(key), self._failed.get(key)
             if key in self._under_way:
@@ -232,6 +232,9 @@ class Control:
         for key in [key for key in self._failed if self._failed[key].made_of != self._wanted_version(key)]:
             del self._failed[key]
             self._errors.pop(key, None)
+        for key, (phase, task) in self._under_way.items():
+            if phase == "loading" and self._wanted_version(key) is None:
+                task.cancel()  # it may hang, and others wait until it is done
         self._step()
 
     def _step(self) -> None:

@@ -143,6 +143,27 @@ def without_share(before: WantedModel, version: str) -> WantedModel:
     return msgspec.structs.replace(before, traffic=msgspec.structs.replace(before.traffic, shares=shares))
 
 
+def differing(before: WantedModel | None, after: WantedModel) -> set[str]:
+    """The versions that are not wanted alike in both."""
+    old = before.versions if before is not None else {}
+    return {version for version in {*old, *after.versions} if old.get(version) != after.versions.get(version)}
+
+
+def undone(now: WantedModel | None, before: WantedModel | None, after: WantedModel | None) -> WantedModel | None:
+    """`before`, if nobody has changed `after`; else as it is now, but for versions that are as they became in `after`."""
+    if now == after:
+        return before
+    if now is None or after is None:
+        return now
+    old, versions = before.versions if before is not None else {}, dict(now.versions)
+    for version in differing(before, after) & versions.keys():
+        if versions[version] == after.versions.get(version):
+            del versions[version]
+            if version in old:
+                versions[version] = old[version]
+    return with_versions(now, versions, on_demand=now.on_demand) if versions else None
+
+
 def scaled(before: WantedModel, version: str, instances: int | None) -> WantedModel:
     """So many instances of this version (empty: of all), whatever its configuration says; None: as configured."""
     if instances is not None:

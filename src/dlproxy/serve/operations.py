@@ -14,7 +14,9 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config import ConfigError, model_of
+from dlproxy.config.paths import is_model_name
 from dlproxy.fleet.control import Control
+from dlproxy.fleet.store import StoreError
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import Failure, FailureKind, InferenceError
 from dlproxy.policy import changes
@@ -176,7 +178,7 @@ class ServerOperations:
         self._repository = repository
         self._control = control
         self._models = models
-        self._taking_back: dict[tuple[str, str], asyncio.Task[Wanted]] = {}
+        self._taking_back: dict[tuple[str, str], asyncio.Task[None]] = {}
         models.on_worse = self._take_back
 
     def states(self) -> Sequence[VersionState]:
@@ -184,9 +186,15 @@ class ServerOperations:
 
     async def act(self, name: str, action: str, arguments: Mapping[str, Any]) -> None:
         asked = _asked(action, arguments)
-        if isinstance(asked, Load) and not asked.path:
-            await self._load_from_repository(name, asked)
-            return
+        try:
+            if isinstance(asked, Load) and not asked.path:
+                await self._load_from_repository(name, asked)
+            else:
+                await self._change(name, asked)
+        except StoreError as error:
+            raise _cut_off(error) from None
+
+    async def _change(self, name: str, asked: Action) -> None:
         before: WantedModel | None = None
         after: WantedModel | None = None
 
@@ -196,6 +204,8 @@ class ServerOperations:
             if before is None and asked.needs_model:
                 known = ", ".join(wanted.models)
                 raise _not_found(f"Request for unknown model: '{name}' is not found; the models are {known or 'none'}")
+            if before is None and not is_model_name(name):
+                raise ConfigError(f"{name!r} cannot be a model's name: use printable text without a slash")
             if isinstance(asked, Set):
                 self._models.check_knobs(name, asked.version, asked.knobs)
             edited = wanted.having(name, asked.change(before or WantedModel()))
@@ -225,8 +235,15 @@ class ServerOperations:
             before = wanted.models.get(name)
             return wanted if before is None else wanted.having(name, changes.without_share(before, version))
 
-        task = self._taking_back[name, version] = asyncio.get_running_loop().create_task(self._control.change(edit))
-        task.add_done_callback(lambda _: self._taking_back.pop((name, version)))
+        async def take_back() -> None:
+            try:
+                await self._control.change(edit)
+            except ConfigError as error:
+                log.error("model '%s' version %s keeps its share of the requests for now: %s", name, version, error)
+            finally:
+                del self._taking_back[name, version]
+
+        self._taking_back[name, version] = asyncio.get_running_loop().create_task(take_back())
 
 
 class ServerRepository:
@@ -255,6 +272,8 @@ class ServerRepository:
         try:
             await repository.load(name, None if overrides is None else dict(overrides))
             await settled_or_as_before(self._control, name, before, self._control.wanted.models.get(name))
+        except StoreError as error:
+            raise _cut_off(error) from None
         except (ConfigError, LogError, ModelError) as error:
             message = f"failed to load '{name}', {error}"
             raise InferenceError(Failure(FailureKind.INVALID_ARGUMENT, message)) from None
@@ -263,7 +282,10 @@ class ServerRepository:
         self._allowed()
         if name not in self._control.wanted.models:
             raise _not_found(f"failed to unload '{name}', it is not loaded")
-        await self._control.change(lambda wanted: wanted.having(name, None))
+        try:
+            await self._control.change(lambda wanted: wanted.having(name, None))
+        except ConfigError as error:
+            raise _cut_off(error) from None
         await self._control.settled(name)
 
     def _allowed(self) -> "Repository":
@@ -274,11 +296,11 @@ class ServerRepository:
 
 
 async def settled_or_as_before(control: Control, name: str, before: WantedModel | None, after: WantedModel | None) -> None:
-    """Returns when the model is as wanted. If that cannot be, it is wanted as before again, and the reason is raised."""
+    """Returns when what differs is as wanted. If that cannot be, it is wanted as before again, and the reason is raised."""
     try:
-        await control.settled(name)
+        await control.settled(name, None if after is None or after == before else changes.differing(before, after))
     except (ConfigError, InferenceError, LogError, ModelError):
-        await control.change(lambda wanted: wanted.restored(name, before) if wanted.models.get(name) == after else wanted)
+        await control.change(lambda wanted: wanted.restored(name, changes.undone(wanted.models.get(name), before, after)))
         raise
 
 
@@ -294,6 +316,10 @@ def _asked(action: str, arguments: Mapping[str, Any]) -> Action:
         takes = ", ".join(kind.__struct_fields__) or "nothing"
         text = str(error)
         raise ConfigError(f"{action}: {text[:1].lower()}{text[1:]}; it takes {takes}") from None
+
+
+def _cut_off(error: ConfigError) -> InferenceError:
+    return InferenceError(Failure(FailureKind.UNAVAILABLE, str(error)))
 
 
 def _not_found(message: str) -> InferenceError:

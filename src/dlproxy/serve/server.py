@@ -82,11 +82,11 @@ class Server:
         server, catalog = self._config.server, self.models.catalog
         with _Listeners(server) as listeners:
             await self.control.start()
-            await self._serve_configured(self._config)
+            await self._serve_configured(self._config, keep_others=True)
             if self._repository is not None:
                 await self._repository.start()
-                for name in list(self.control.wanted.models):
-                    await self.control.tried(name)
+            for name in list(self.control.wanted.models):
+                await self.control.tried(name)
             repository = ServerRepository(self.control, self._repository, server.repository_mode)
             app = OipApp(
                 catalog,
@@ -105,8 +105,11 @@ class Server:
             control.listen()  # uvicorn gets to it some turns later, and "ready" must be true of both ports
             self._control.start(control)
 
-    async def _serve_configured(self, config: Config) -> None:
-        """Returns when every model of the configuration is up. Raises what loading one raised."""
+    async def _serve_configured(self, config: Config, *, keep_others: bool = False) -> None:
+        """Returns when every model of the configuration is up. Raises what loading one raised.
+
+        `keep_others`: versions that it does not name stay, too. A store has those that operators loaded before this start.
+        """
         gone = self._config.models.keys() - config.models.keys()
 
         def edit(wanted: Wanted) -> Wanted:
@@ -114,7 +117,10 @@ class Server:
                 wanted = wanted.having(name, None)
             for name, versions in config.models.items():
                 found = {model.version: WantedVersion(model) for model in versions}
-                wanted = wanted.having(name, with_versions(wanted.models.get(name), found))
+                before = wanted.models.get(name)
+                if keep_others and before is not None:
+                    found = {**before.versions, **found}
+                wanted = wanted.having(name, with_versions(before, found))
             return wanted
 
         await self.control.change(edit)

@@ -24,6 +24,7 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.message import FailureKind, InferenceError, encodable
 from dlproxy.policy.planner import VersionState
 from dlproxy.telemetry import prometheus
+from dlproxy.telemetry.event_log import LogError
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.operations import Operations
 from dlproxy.wire.target import name_in, path_of
@@ -124,7 +125,7 @@ async def _answer(work: Awaitable[Any]) -> Response:
     except InferenceError as error:
         status = 404 if error.failure.kind is FailureKind.NOT_FOUND else 503  # it is being loaded or unloaded
         return JSONResponse({"error": encodable(error.failure.message)}, status_code=status)
-    except (ConfigError, ModelError) as error:
+    except (ConfigError, LogError, ModelError) as error:
         return JSONResponse({"error": encodable(str(error))}, status_code=400)
     except ClientDisconnect:
         return Response(status_code=400)  # which nobody reads
