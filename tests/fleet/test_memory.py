@@ -116,14 +116,6 @@ async def test_what_goes_holds_its_memory_until_it_is_gone(some: Models, config:
     await some.drain()
 
 
-async def test_what_was_measured_once_is_not_measured_again(some: Models, config: ModelConfig) -> None:
-    some._meter = MemoryMeter(held=iter([0, 0, 0, 9 * MIB]).__next__)
-    for expected in (some.size_of(config), 9 * MIB, 9 * MIB):  # the first of its kind is estimated
-        assert (await some.load("m", quick(config.path))).size_bytes == expected
-        await some.unload("m")
-    await some.drain()
-
-
 @linux
 async def test_a_model_in_workers_is_as_large_as_they_are(some: Models, config: ModelConfig) -> None:
     model = await some.load("m", quick(config.path, run="process", instances=2))

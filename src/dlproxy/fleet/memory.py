@@ -76,11 +76,6 @@ class MemoryMeter:
             return 0
         return self._measured.get(key) or self._estimate(config, self._files_of(key, config))
 
-    def known(self, config: ModelConfig) -> int:
-        """What it took when it was loaded before: need not be measured again, which costs time; 0 if it was not."""
-        key = _key(config)
-        return 0 if key is None else self._measured.get(key, 0)
-
     def loaded(self, config: ModelConfig, growth_bytes: int, elsewhere_bytes: int) -> int:
         """What a model takes that has just been loaded: what this process has grown by, never less than its files, and what its
         workers hold.

@@ -202,8 +202,7 @@ class Models:
         async with self._warming_up:
             if self.catalog.draining:
                 raise ModelError(f"model '{name}' is not loaded: {STOPPING}")
-            known = self._meter.known(config)
-            before = 0 if known else await asyncio.to_thread(self._meter.held)
+            before = await asyncio.to_thread(self._meter.held)
             model = await load_model(
                 name,
                 config,
@@ -215,7 +214,7 @@ class Models:
                 clock=self._clock,
             )
             try:
-                model.size_bytes = known or await asyncio.to_thread(self._measured, model, config, before)
+                model.size_bytes = await asyncio.to_thread(self._measured, model, config, before)
                 if self.catalog.draining:
                     raise ModelError(f"model '{name}' was not loaded: {STOPPING}")
                 self._enter(model)
