@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts check fmt bench bench-peers bench-known bench-placement bench-autoscaling bench-pressure bench-instances bench-real fidelity docs clean
+.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand check fmt bench bench-peers bench-known bench-placement bench-autoscaling bench-pressure bench-instances bench-real fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-autoscaling | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-autoscaling | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -27,6 +27,9 @@ prove-models: setup
 
 prove-rollouts: setup
 	@DLPROXY_ROUNDS=$(or $(ROUNDS),20) $(PY) -m pytest tests/faults/test_rollouts_under_load.py $(ARGS)
+
+prove-demand: setup
+	@DLPROXY_MODELS=$(or $(MODELS),200) $(PY) -m pytest -s tests/faults/test_many_models.py $(ARGS)
 
 check: setup
 	@$(PY) -m ruff format --check --output-format concise . || { echo "not formatted; run: make fmt"; exit 1; }

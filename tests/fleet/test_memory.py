@@ -105,6 +105,17 @@ async def test_what_is_measured_is_what_the_process_grows_by_and_goes_with_the_m
     await some.drain()
 
 
+async def test_what_goes_holds_its_memory_until_it_is_gone(some: Models, config: ModelConfig) -> None:
+    size = (await some.load("m", quick(config.path))).size_bytes
+    leaving = asyncio.create_task(some.unload("m"))
+    await asyncio.sleep(0)
+    assert list(some) == []
+    assert some.facts()["m", "1"].size_bytes == size
+    await leaving
+    assert some.facts() == {}
+    await some.drain()
+
+
 @linux
 async def test_a_model_in_workers_is_as_large_as_they_are(some: Models, config: ModelConfig) -> None:
     model = await some.load("m", quick(config.path, run="process", instances=2))

@@ -331,7 +331,8 @@ class Control:
         self._made_of[key] = wanted
 
     async def _unload(self, key: Key, reason: str) -> None:
-        log.info("model '%s' version %s goes: %s", *key, reason)
+        makes_room = self._wanted_version(key) is not None  # which happens all the time
+        log.log(logging.DEBUG if makes_room else logging.INFO, "model '%s' version %s goes: %s", *key, reason)
         try:
             await self._models.unload(*key, reason=f"model '{key[0]}' version {key[1]} is being unloaded: {reason}")
         finally:

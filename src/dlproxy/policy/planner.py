@@ -191,11 +191,12 @@ def _in_order(wanted: Wanted, actual: Actual) -> list[tuple[Key, WantedVersion]]
     asked = {name: place for place, name in enumerate(actual.demanded)}
     found: list[tuple[tuple[int, bool, int], Key, WantedVersion]] = []
     for name, model in wanted.models.items():
+        if model.on_demand and name not in asked and name not in there:
+            continue
         for version, made_of in model.versions.items():
             key = name, version
-            if not model.on_demand or name in asked or name in there:
-                urgency = asked.get(name, len(asked)), key in actual.failed, number_of(version)
-                found.append((urgency, key, made_of))
+            urgency = asked.get(name, len(asked)), key in actual.failed, number_of(version)
+            found.append((urgency, key, made_of))
     return [(key, made_of) for _, key, made_of in sorted(found, key=lambda entry: entry[0])]
 
 
@@ -269,9 +270,10 @@ def _routed_past(name: str, version: str, model: WantedModel, actual: Actual) ->
 
 
 def _routes(wanted: Wanted, actual: Actual) -> Iterator[Route]:
-    for name, model in wanted.models.items():
-        up = _up(name, model, actual)
-        if not up:
+    for name in dict.fromkeys(name for name, _ in actual.versions):
+        model = wanted.models.get(name)
+        up = _up(name, model, actual) if model is not None else []
+        if model is None or not up:
             continue
         default = model.default if model.default in up else newest(up)
         traffic = model.traffic

@@ -102,11 +102,14 @@ class Models:
         return [ModelView(name, version, phase, defaults.get(name) == version) for (name, version), phase in phases.items()]
 
     def facts(self) -> dict[Key, Facts]:
-        """What every version that is served holds and does."""
-        return {
-            key: Facts(model.size_bytes, model.driver.last_event_at, busy=model.driver.unanswered > 0)
-            for key, model in self._loaded.items()
-        }
+        """What every version that is served, or goes and is not gone yet, holds and does."""
+        found: dict[Key, Facts] = {}
+        for model in self._up():
+            key = _key(model)
+            size = model.size_bytes + (found[key].size_bytes if key in found else 0)
+            driver = self._loaded.get(key, model).driver  # of two, one has replaced the other
+            found[key] = Facts(size, driver.last_event_at, busy=driver.unanswered > 0)
+        return found
 
     def size_of(self, config: ModelConfig) -> int:
         """What a model would take of the memory, in bytes, as far as that can be told before it is loaded."""
@@ -351,6 +354,8 @@ def turn_needs(models: list[LoadedModel], server: ServerConfig) -> dict[LoadedMo
     As many cores as it has threads, or all of them, and 1 of whatever else its way of running has. Batches that run on the
     event loop take no turns: the loop runs one at a time as it is. Raises ConfigError for cores that do not suffice.
     """
+    if server.arbiter == "off":
+        return {}
     cores = server.cores or usable_cores()
     there, busiest = {"cores": float(cores)}, Counter[str]()
     needs: dict[LoadedModel, dict[str, float]] = {}
@@ -363,7 +368,7 @@ def turn_needs(models: list[LoadedModel], server: ServerConfig) -> dict[LoadedMo
         for _ in model.lane.view().instances:
             busiest.update(need)
     crowded = len(needs) > 1 and any(busiest[name] > there[name] for name in busiest)
-    if server.arbiter == "off" or (server.arbiter == "auto" and not crowded):
+    if server.arbiter == "auto" and not crowded:
         return {}
     for model, need in needs.items():
         if need["cores"] > cores - server.reserved_cores:
