@@ -239,6 +239,21 @@ async def test_a_drain_answers_those_who_wait_and_lets_nobody_else(home: Home) -
     assert home.loads == {("m", ""): 1}
 
 
+async def test_a_model_that_is_gone_again_before_the_request_gets_there_is_waited_for_again(home: Home) -> None:
+    up = home.demand
+
+    async def gone_once(name: str, version: str = "") -> None:
+        await up(name, version)
+        if home.loads[name, version] == 1:
+            home.catalog.remove(name, "1")
+
+    home.demand = gone_once  # type: ignore[method-assign]
+    client = home.client(infer())
+    await pass_time(2 * LOAD_S + 0.1)
+    assert client.take()[0].status == 200
+    assert home.loads == {("m", ""): 2}
+
+
 async def test_a_load_that_comes_to_nothing_is_no_loop(home: Home) -> None:
     async def nothing(name: str, version: str = "") -> None:
         home.loads[name, version] += 1
@@ -247,7 +262,7 @@ async def test_a_load_that_comes_to_nothing_is_no_loop(home: Home) -> None:
     client = home.client(infer())
     await pass_time(0.1)
     assert client.take()[0].status == 503
-    assert home.loads == {("m", ""): 1}
+    assert home.loads == {("m", ""): 3}
 
 
 async def test_another_kind_of_failure_is_handed_on(home: Home) -> None:

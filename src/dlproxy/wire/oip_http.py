@@ -104,16 +104,16 @@ class OipApp:
         except InferenceError as error:
             exchange.refuse(error.failure)
 
-    def _wait_for(self, missing: NotServedError, exchange: Exchange) -> None:
-        """A model that is loaded on demand answers when it is up."""
+    def _wait_for(self, missing: NotServedError, exchange: Exchange, tries: int = 3) -> None:
+        """A model that is loaded on demand answers when it is up. `tries`: it may be gone again by then."""
         waiting = self._catalog.waiting
-        if waiting is None or not waiting.may_come(missing.name, missing.version):
+        if waiting is None or not tries or not waiting.may_come(missing.name, missing.version):
             exchange.refuse(missing.failure)
         else:
-            task = asyncio.get_running_loop().create_task(self._answer_once_up(waiting, missing, exchange))
+            task = asyncio.get_running_loop().create_task(self._answer_once_up(waiting, missing, exchange, tries))
             exchange.on_abandoned = task.cancel
 
-    async def _answer_once_up(self, waiting: Waiting, missing: NotServedError, exchange: Exchange) -> None:
+    async def _answer_once_up(self, waiting: Waiting, missing: NotServedError, exchange: Exchange, tries: int) -> None:
         try:
             headers = {name: value for name, value in exchange.headers.items() if name != b"content-encoding"}  # it is plain
             timeout_s = min(deadline_of(headers), _timeout_s(exchange.body, headers, self._max_json_bytes))
@@ -122,6 +122,8 @@ class OipApp:
                 headers[DEADLINE] = b"%.6f" % max(left_s * 1e3, 1e-6)
             exchange.headers = headers
             self._route(exchange)
+        except NotServedError as gone:
+            self._wait_for(gone, exchange, tries - 1)
         except InferenceError as error:
             exchange.refuse(error.failure)
         except Exception:
