@@ -101,6 +101,8 @@ def quantiles(seconds: list[float]) -> str:
 async def test_more_models_than_there_is_memory_for(served: Served) -> None:
     many, single, answers = served
     ask, of_one = [Asker(await connect(server.http_port), answers) for server in (many, single)]
+    await ask(0)
+    without_kb = resident_kb(many.process.pid) - EACH_MB * 1000  # but with all that the first model brings along
     cold = [await ask(number % MODELS) for number in range(2 * MODELS)]  # least recently used: none is up when it is asked for
     hits, alone = [], []
     await ask(0)
@@ -111,15 +113,17 @@ async def test_more_models_than_there_is_memory_for(served: Served) -> None:
     for number in range(LOADS):
         await ask((number + 1) % MODELS)
         growth.append(resident_kb(many.process.pid))
-    took = await _by_popularity(many, answers)
-    held_mb = (resident_kb(many.process.pid) - resident_kb(single.process.pid)) / 1000 + EACH_MB
+    took, held_kb = await _by_popularity(many, answers)
+    held_mb, most_mb = ((kb - without_kb) / 1000 for kb in (float(np.median(held_kb)), max(held_kb)))
     sys.stderr.write(
         f"\n{MODELS} models in memory for {ROOM}: loaded {quantiles(cold[MODELS:])}; up {quantiles(hits)}, "
-        f"a single one {quantiles(alone)}; {CLIENTS} clients by popularity {quantiles(took)}; {held_mb:.0f} MB held\n"
+        f"a single one {quantiles(alone)}; {CLIENTS} clients by popularity {quantiles(took)}; "
+        f"{held_mb:.0f} MB held, {most_mb:.0f} at most\n"
     )
     assert np.median(cold[MODELS:]) > 3 * np.median(hits), "what was to be loaded was loaded"
     assert np.median(hits) < (1.1 if FULL else 2.0) * np.median(alone)
-    assert held_mb < ROOM * EACH_MB * 1.1 * 1.05 + (0 if FULL else EACH_MB), "MiB are 1.05 MB"
+    budget_mb = ROOM * EACH_MB * 1.05  # which is in MiB
+    assert held_mb < budget_mb * 1.15 + (0 if FULL else EACH_MB)
     if LOADS:
         found = slope(growth)
         sys.stderr.write(f"memory grows by {found.mean:.1f} KB a load (95 %: {found.low:.1f} to {found.high:.1f})\n")
@@ -128,16 +132,20 @@ async def test_more_models_than_there_is_memory_for(served: Served) -> None:
         each.close()
 
 
-async def _by_popularity(server: ServerProcess, answers: list[NDArray[np.float32]]) -> list[float]:
+async def _by_popularity(server: ServerProcess, answers: list[NDArray[np.float32]]) -> tuple[list[float], list[float]]:
+    """Seconds of each answer, and what the server held after each."""
     draws, weights = random.Random(1), list(accumulate(1 / (rank + 1) ** SKEW for rank in range(MODELS)))
     numbers = iter(draws.choices(range(MODELS), cum_weights=weights, k=ASKED))
     took: list[float] = []
+    held_kb: list[float] = []
 
     async def client() -> None:
         ask = Asker(await connect(server.http_port), answers)
-        took.extend([await ask(number) for number in numbers])
+        for number in numbers:
+            took.append(await ask(number))
+            held_kb.append(resident_kb(server.process.pid))
         ask.close()
 
     await asyncio.gather(*(client() for _ in range(CLIENTS)))
     assert len(took) == ASKED
-    return took
+    return took, held_kb
