@@ -76,7 +76,8 @@ async def test_saved_models_as_tensorflow_serving_lays_them_out(tmp_path: Path) 
     if find_spec("tensorflow") is None:
         pytest.skip("there is no TensorFlow")
     save = "import pathlib, sys; from tests.instance import small_network as n; n.save_saved_model(pathlib.Path(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", save, tmp_path], check=True)  # whose threads are its own: here others set them
+    command = [sys.executable, "-c", save, tmp_path]  # TensorFlow's threads are set for good, here by other tests
+    await asyncio.to_thread(subprocess.run, command, check=True)
     (tmp_path / "models" / "m").mkdir(parents=True)
     shutil.move(tmp_path / "network", tmp_path / "models" / "m" / "00000007")
     with ServerProcess("--repository", settled(tmp_path / "models")) as server:
