@@ -27,7 +27,7 @@ from tests.serve.test_models_come_and_go import connected
 
 NO_LABELS: Mapping[str, str] = MappingProxyType({})
 NO_TRAFFIC = Traffic()
-ROUNDS = 20
+ROUNDS = 4  # make prove-rollouts has more, on a real server
 CLIENTS = 8
 
 
@@ -231,7 +231,7 @@ def test_what_differs_is_named(other: Signature, said: str) -> None:
 
 
 async def test_labels_canaries_and_rollbacks_under_load(site: Site) -> None:
-    """Twenty rounds; every client checks that it was answered by a version that could be meant."""
+    """Several rounds; every client checks that it was answered by a version that could be meant."""
     allowed: dict[str, set[int]] = {"": {1}, "stable": {1}, "canary": {1}}
     answered, failed = Counter[str](), list[str]()
     ending = False
