@@ -143,6 +143,18 @@ async def test_without_a_terminal_the_models_become_those_of_the_file(tmp_path: 
         assert server.stop() == 0
 
 
+async def test_of_a_repository_in_mode_explicit_nothing_is_loaded_for_that(tmp_path: Path, connect: Connect) -> None:
+    (tmp_path / "models").mkdir()
+    models.save(models.slow(layers=1), tmp_path / "models" / "m.onnx")
+    file = write_config(tmp_path / "dlproxy.toml", {}, repository=tmp_path / "models", repository_mode="explicit")
+    with ServerProcess("--config", file) as server:
+        server.send_signal(signal.SIGHUP)
+        await asyncio.to_thread(server.await_in_errors, "the models are as configured now")
+        index = await (await connect(server.http_port)).ask(post("/v2/repository/index", b"{}"))
+        assert [entry["state"] for entry in index.json()] == ["UNAVAILABLE"]
+        assert server.stop() == 0
+
+
 async def test_a_load_that_hangs_does_not_keep_the_server_from_ending(tmp_path: Path, connect: Connect) -> None:
     (tmp_path / "hangs.py").write_text(LOADS_LONG.replace("1.5", "600"))
     with ServerProcess("m=sleep:base=1ms") as server:

@@ -20,7 +20,7 @@ from dlproxy.fleet.store import StoreError
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import Failure, FailureKind, InferenceError
 from dlproxy.policy import changes
-from dlproxy.policy.planner import VersionState, newest
+from dlproxy.policy.planner import VersionState
 from dlproxy.policy.wanted import Wanted, WantedModel, WantedVersion, number_of
 from dlproxy.serve.models import Models
 from dlproxy.telemetry.event_log import LogError
@@ -45,7 +45,7 @@ class Load(Action):
     repository has of it now.
 
     `version`: empty for the number after the largest. `share`: at first it gets this part (0 to 1) of the requests that name
-    no version, not all. `on_demand`: it is loaded when it is asked for.
+    no version, not all. `on_demand`: it is loaded when it is asked for; null: as the model was.
     """
 
     needs_model: ClassVar[bool] = False
@@ -53,20 +53,17 @@ class Load(Action):
     version: str = ""
     config: dict[str, Any] = {}
     share: float | None = None
-    on_demand: bool = False
+    on_demand: bool | None = None
 
     def change(self, before: WantedModel) -> WantedModel | None:
         version = self.version or str(max(map(number_of, before.versions), default=0) + 1)
         config = model_of({**self.config, "path": self.path, "version": version})
-        pinned = before
-        if self.share is not None and not before.default:
-            pinned = msgspec.structs.replace(before, default=newest(before.versions))
-        after = changes.with_version(pinned, version, WantedVersion(config))
+        after = changes.with_version(before, version, WantedVersion(config))
         if self.share is None:
             after = changes.promoted(after, version) if after.default else after
         else:
             after = changes.with_share(after, version, self.share)
-        return msgspec.structs.replace(after, on_demand=self.on_demand)
+        return after if self.on_demand is None else msgspec.structs.replace(after, on_demand=self.on_demand)
 
 
 class Unload(Action):
@@ -220,10 +217,7 @@ class ServerOperations:
             raise ConfigError("load: give the path of a file on the server; it has no repository")
         if asked.version or asked.share is not None:
             raise ConfigError("load: the repository says which versions there are: see canary for shares of one of them")
-        before = self._control.wanted.models.get(name)
-        await self._repository.load(name, asked.config or None)
-        after = self._control.wanted.models.get(name)
-        await settled_or_as_before(self._control, name, before, after)
+        await _load_from(self._repository, self._control, name, asked.config or None)
 
     def _take_back(self, name: str, version: str, reason: str) -> None:
         """A guarded version does worse than the default one: it loses its share. Told again until that is done."""
@@ -268,10 +262,8 @@ class ServerRepository:
 
     async def load(self, name: str, overrides: Mapping[str, Any] | None) -> None:
         repository = self._allowed()
-        before = self._control.wanted.models.get(name)
         try:
-            await repository.load(name, None if overrides is None else dict(overrides))
-            await settled_or_as_before(self._control, name, before, self._control.wanted.models.get(name))
+            await _load_from(repository, self._control, name, overrides)
         except StoreError as error:
             raise _cut_off(error) from None
         except (ConfigError, LogError, ModelError) as error:
@@ -302,6 +294,12 @@ async def settled_or_as_before(control: Control, name: str, before: WantedModel 
     except (ConfigError, InferenceError, LogError, ModelError):
         await control.change(lambda wanted: wanted.restored(name, changes.undone(wanted.models.get(name), before, after)))
         raise
+
+
+async def _load_from(repository: "Repository", control: Control, name: str, overrides: Mapping[str, Any] | None) -> None:
+    before = control.wanted.models.get(name)
+    await repository.load(name, overrides)
+    await settled_or_as_before(control, name, before, control.wanted.models.get(name))
 
 
 def _asked(action: str, arguments: Mapping[str, Any]) -> Action:

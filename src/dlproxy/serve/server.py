@@ -23,6 +23,7 @@ from dlproxy.fleet.control import Control
 from dlproxy.fleet.store import open_store
 from dlproxy.hosts import authority, plain_host
 from dlproxy.instance.runtime import ModelError
+from dlproxy.message import InferenceError
 from dlproxy.policy.changes import with_versions
 from dlproxy.policy.wanted import Wanted, WantedVersion
 from dlproxy.serve.farewell import Farewell
@@ -136,10 +137,10 @@ class Server:
                 log.warning("of the configuration only [models] is read again; the rest needs a restart")
                 config = msgspec.structs.replace(self._config, models=config.models)
             await self._serve_configured(config)
-            if self._repository is not None:
+            if self._repository is not None and config.server.repository_mode != "explicit":
                 await self._repository.look()
             log.info("the models are as configured now")
-        except (ConfigError, ModelError, LogError) as error:
+        except (ConfigError, InferenceError, LogError, ModelError) as error:
             log.error("the configuration is not followed: %s", error)
 
     async def run(self, on_ready: Callable[["Server"], None], reread: Callable[[], Config] | None = None) -> None:
