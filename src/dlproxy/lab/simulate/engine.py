@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from heapq import heappop, heappush
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -55,6 +55,16 @@ class LoopCosts(Struct, frozen=True):
     write_s: float = 0.0
     path_s: float = 0.0
     shares_core: bool = False
+
+
+class Hears(Protocol):
+    """Whoever counts what one model does."""
+
+    def arrived(self, now: float) -> None: ...
+
+    def batch(self, rows: int, seconds: float) -> None: ...
+
+    def ended(self, ticket: Ticket, failure: FailureKind | None, now: float) -> None: ...
 
 
 class Call(Struct, eq=False):
@@ -117,6 +127,7 @@ class SimulatedModel:
         self.taker: Taker | None = None  # where lanes take turns
         self.running: dict[int, str] = {}  # there: the instance of each batch
         self.arrived_rows = self.missed_rows = 0
+        self.hears: Hears | None = None
         self.wake: Callable[[float], None] | None = None  # where no instance is up, and a request has one started
         self.wakes_at = inf  # what the lane asked for last
         self.rings_at = inf  # when the timer for that goes off
@@ -142,7 +153,7 @@ class Node:
         self._now = 0.0  # for what the arbiter grants
         self._turns = Turns(arbiter, lambda: self._now) if arbiter is not None else None
         self.models = {model.name: model for model in models}
-        self._heap = heap
+        self.heap = heap
         self._costs = costs
         self._has_loop = costs.read_s > 0.0 or costs.write_s > 0.0 or any(model.inline for model in self.models.values())
         self._heard = finished
@@ -165,6 +176,8 @@ class Node:
         """A request reaches the node."""
         model = self.models[call.model]
         model.arrived_rows += call.rows
+        if model.hears is not None:
+            model.hears.arrived(now)
         if model.wake is not None:
             call.timeout_s = call.patience_s  # as WakeLayer has it
             model.wake(now)
@@ -175,7 +188,7 @@ class Node:
         if self._has_loop:
             self._set_turn(now)
         elif len(self._inbox) == 1:
-            self._heap.at(now, self._take, None)  # not at once: what comes at one instant is found in one turn
+            self.heap.at(now, self._take, None)  # not at once: what comes at one instant is found in one turn
 
     def _take(self, _: None, now: float) -> None:
         """The infinitely quick loop takes what has come at this instant."""
@@ -196,7 +209,7 @@ class Node:
     def _set_turn(self, now: float) -> None:
         if not self._turn_set:
             self._turn_set = True
-            self._heap.at(max(now, self._free_at), self._turn, None)
+            self.heap.at(max(now, self._free_at), self._turn, None)
 
     def _turn(self, _: None, now: float) -> None:
         """One turn of the loop: read what has come, tell the lanes, run what was ready. Time passes meanwhile."""
@@ -249,19 +262,23 @@ class Node:
             for ticket in command.tickets:
                 now += write_s
                 self._worked_s += write_s
+                if model.hears is not None:
+                    model.hears.ended(ticket, None, now)
                 self._finished(ticket.id, None, now)
         elif isinstance(command, Reject):
             now += self._costs.write_s
             self._worked_s += self._costs.write_s
             if command.failure.kind in MISSED:
                 model.missed_rows += command.ticket.rows
+            if model.hears is not None:
+                model.hears.ended(command.ticket, command.failure.kind, now)
             self._finished(command.ticket.id, command.failure.kind, now)
         elif not isinstance(command, WakeAt):
             return self._arbitrate(model, command, now)
         elif command.at < model.wakes_at:
             model.wakes_at = command.at
             model.rings_at = now + timer_delay_s(command.at, now)
-            self._heap.at(model.rings_at, self.happen, (model, TimerFired()))
+            self.heap.at(model.rings_at, self.happen, (model, TimerFired()))
         return now
 
     # Turns on shared resources, as serve/driver.py takes them
@@ -291,7 +308,7 @@ class Node:
 
     def _finish_later(self, number: int, failure: FailureKind | None, now: float) -> None:
         """A loop in its turn is ahead of the others' time, and the path takes its own."""
-        self._heap.at(now + self._costs.path_s, self._reached_client, (number, failure))
+        self.heap.at(now + self._costs.path_s, self._reached_client, (number, failure))
 
     def _reached_client(self, what: tuple[int, FailureKind | None], now: float) -> None:
         self._heard(*what, now)
@@ -308,9 +325,9 @@ class Node:
         done, heard_at = self._begin(model, command, now)
         if self._costs.shares_core:
             instance = model.instances[command.instance]
-            self._heap.at(heard_at, self._end_unless_held_up, (model, instance, instance.deaths, done, self._worked_s))
+            self.heap.at(heard_at, self._end_unless_held_up, (model, instance, instance.deaths, done, self._worked_s))
         else:
-            self._heap.at(heard_at, self.happen, (model, done))
+            self.heap.at(heard_at, self.happen, (model, done))
         return now
 
     def _end_unless_held_up(self, what: tuple[SimulatedModel, SimulatedInstance, int, BatchDone, float], now: float) -> None:
@@ -320,7 +337,7 @@ class Node:
         if held_up_s > 0.0 and instance.deaths == deaths:
             instance.hold_up(held_up_s)
             done = BatchDone(done.batch_id, done.service_s + held_up_s, done.error)
-            self._heap.at(now + held_up_s, self._end_unless_held_up, (model, instance, deaths, done, self._worked_s))
+            self.heap.at(now + held_up_s, self._end_unless_held_up, (model, instance, deaths, done, self._worked_s))
         else:
             self.happen((model, done), now)
 
@@ -336,6 +353,8 @@ class Node:
         rows = sum([ticket.rows for ticket in command.tickets])
         longest = max([ticket.length for ticket in command.tickets])
         service_s, heard_at, error = model.instances[command.instance].begin(rows, now, longest)
+        if model.hears is not None:
+            model.hears.batch(rows, service_s)
         return BatchDone(command.batch_id, service_s, error), heard_at
 
     # Instances that come and go

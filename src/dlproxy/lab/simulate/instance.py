@@ -12,6 +12,7 @@ from msgspec import structs
 
 from dlproxy.instance.batch import BatchResult, run_batch
 from dlproxy.instance.runtime import Runtime
+from dlproxy.lab.simulate.machine import Machine
 from dlproxy.lab.simulate.service_times import ServiceTimes
 from dlproxy.message import Request
 
@@ -31,6 +32,10 @@ class SimulatedInstance:
         self.times = times
         self.slowed_by = 1.0
         """Batches that begin from now on take so many times as long."""
+        self.machine: Machine | None = None
+        """Whose cores it shares; None: it has as many as it needs."""
+        self.threads = 1
+        """That it computes with there."""
         self.fails_after_s: float | None = None
         """Batches that begin from now on end with an error after so many seconds; None: they succeed."""
         self.planned_faults: list[tuple[str, float, float]] = []
@@ -55,6 +60,8 @@ class SimulatedInstance:
         """Begin a batch, padded to `longest`: the seconds that it runs, when its end is heard of, the error it ends with."""
         service_s, hand_over_s = self.times.draw(rows, now - self._rests_since, longest)
         service_s *= self.slowed_by
+        if self.machine is not None:
+            service_s = self.machine.begin(service_s, self.threads, now)
         error = None
         if self.fails_after_s is not None:
             service_s, error = self.fails_after_s, "the simulated instance fails"

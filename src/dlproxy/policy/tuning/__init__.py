@@ -1,0 +1,1 @@
+"""What turns knobs while a model serves: windows of telemetry in, values of knobs out. Pure."""

@@ -1,0 +1,56 @@
+"""The one interface of everything that turns knobs: rules, a bandit, a search, an agent. All are pure and told the time.
+
+Used by pilot.py, which guards whatever they propose. Not aware of: how knobs are turned.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from msgspec import Struct
+
+from dlproxy.policy.tuning.window import Window
+
+Value = int | float | str | bool
+Knobs = Mapping[str, Value]
+"""Knobs of config/knobs.py by name, beside them `instances` and `threads` as they are, never 0."""
+
+
+class Space(Struct, frozen=True, kw_only=True):
+    """Within which a model may be tuned. `cores`: for its threads. `max_batch`: that was promised or is allowed, in rows.
+
+    `ways`: the (instances, threads) that it can run in, the present one among them. `objective_s`: latency that requests are to
+    have, and `tolerated` the share that may miss it. `prefers`: "rate" as many answers as can be, "cores" as few cores as
+    will do; empty: what meets the objective is good. `pinned`: knobs that nobody but their operator turns.
+    """
+
+    cores: int
+    max_batch: int
+    ways: tuple[tuple[int, int], ...]
+    objective_s: float
+    tolerated: float = 0.01
+    prefers: str = ""
+    pinned: frozenset[str] = frozenset()
+
+
+class Proposal(Struct, frozen=True, kw_only=True):
+    """Knobs that ought to be better, and why. `gain`: by how much of all requests fewer would miss the objective, as predicted.
+
+    `harmless`: nothing has to get better for it to be kept, only nothing worse: it makes room, or frees cores.
+    """
+
+    knobs: Knobs
+    reason: str
+    gain: float = 0.0
+    harmless: bool = False
+
+
+class KnobPolicy(Protocol):
+    """Remembers what it was told; asked at every window."""
+
+    def act(self, window: Window, knobs: Knobs, space: Space, now: float) -> Proposal | None:
+        """Other knobs, or None to leave them. `window`: the last seconds under `knobs`."""
+        ...
+
+    def learn(self, knobs: Knobs, window: Window, *, kept: bool) -> None:
+        """What came of a proposal that was tried: the windows under it, and whether it was kept."""
+        ...

@@ -1,0 +1,232 @@
+"""Rules: the batch times that were measured, a queueing model on top, and the knobs that this says miss the objective least.
+
+A KnobPolicy. Not aware of: whether its proposals are tried, and how.
+"""
+
+from collections.abc import Iterator, Mapping
+from math import exp, expm1, inf
+
+from msgspec import Struct
+
+from dlproxy.policy.batching import SLO_SHARE
+from dlproxy.policy.tuning.protocol import Knobs, Proposal, Space
+from dlproxy.policy.tuning.window import Window, fitted
+
+Way = tuple[int, int]  # instances, threads of each
+
+NEWEST = 0.5  # weight of the newest window in what batches of the present way cost
+FEWEST_BATCHES = 20  # in a window that tells what batches cost
+PARALLEL = 0.7  # of a batch's work can be shared among threads, as long as nothing is known (Amdahl's law)
+PAYS = 0.005  # of the requests: smaller promised gains are within what the model does not know
+ROOM = 1.2  # times the capacity: worth a change even while the objective is met
+SERVICE_CV2 = 0.1  # of batch times around their line
+EASY = 0.3  # of what is tolerated: fewer cores must be predicted to miss no more than this
+
+
+class Cost(Struct, frozen=True):
+    """L(b) = base_s + row_s * b seconds of a batch, in one way of running."""
+
+    base_s: float
+    row_s: float
+
+    def seconds(self, rows: float) -> float:
+        return self.base_s + self.row_s * rows
+
+    def times(self, factor: float) -> "Cost":
+        return Cost(self.base_s * factor, self.row_s * factor)
+
+
+class Load(Struct, frozen=True):
+    """Requests per second, rows of each, dispersion of their arrivals (1: Poisson)."""
+
+    rate: float
+    rows: float
+    dispersion: float
+
+
+def share_missed(cost: Cost, instances: int, load: Load, objective_s: float, *, max_batch: int, wait_s: float = 0.0) -> float:
+    """Of the requests, those that are late or refused: what spills over a queue that holds no more than can be in time.
+
+    A Brownian motion between two barriers (Harrison, "Brownian Motion and Stochastic Flow Systems", 1985, section 5.4): arrivals
+    of this dispersion, batches of the size that lane.batching makes, room for what is done before the objective has passed.
+    """
+    batch = batch_within(cost, objective_s, max_batch)
+    batch_s = cost.seconds(batch)
+    slack_s = objective_s - batch_s - wait_s
+    if slack_s <= 0.0:
+        return 1.0
+    capacity = instances * batch / batch_s / load.rows
+    if load.rate <= 0.0:
+        return 0.0
+    drift = load.rate - capacity
+    variance = load.rate * load.dispersion + min(load.rate, capacity) * SERVICE_CV2
+    room = capacity * slack_s
+    exponent = 2.0 * drift * room / variance
+    if abs(exponent) < 1e-6:
+        return min(variance / (2.0 * room * load.rate), 1.0)
+    if exponent > 0.0:
+        return min(drift / load.rate / -expm1(-exponent), 1.0)
+    return min(-drift / load.rate * exp(exponent) / -expm1(exponent), 1.0)
+
+
+def batch_within(cost: Cost, objective_s: float, max_batch: int) -> int:
+    """The largest batch that the lane makes at this objective."""
+    if cost.row_s <= 0.0:
+        return max_batch
+    return max(min(int((SLO_SHARE * objective_s - cost.base_s) / cost.row_s), max_batch), 1)
+
+
+class CostBook:
+    """What batches cost in each way of running that was seen, and a guess at the others."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Way, Cost] = {}
+        self._last: Way | None = None
+
+    def observe(self, way: Way, window: Window) -> None:
+        if sum([batches for batches, _ in window.costs.values()]) < FEWEST_BATCHES:
+            return
+        base_s, row_s = fitted(window.costs)
+        before = self._seen.get(way)
+        now = Cost(base_s, row_s)
+        if before is not None:
+            now = Cost(*(NEWEST * new + (1.0 - NEWEST) * old for new, old in ((base_s, before.base_s), (row_s, before.row_s))))
+        self._seen[way] = now
+        self._last = way
+
+    def knows(self, way: Way) -> bool:
+        return way in self._seen
+
+    def forget_others(self, way: Way) -> None:
+        """What batches cost has changed: only what is seen now counts."""
+        self._seen = {known: cost for known, cost in self._seen.items() if known == way}
+
+    def cost(self, way: Way, cores: int) -> Cost | None:
+        """As seen, or as the one seen last is to be scaled to these threads on these cores."""
+        if way in self._seen or self._last is None:
+            return self._seen.get(way)
+        known = next((other for other in self._seen if other[1] == way[1]), self._last)
+        factor = _stretch(way, cores) / _stretch(known, cores)
+        return self._seen[known].times(factor)
+
+
+def _stretch(way: Way, cores: int) -> float:
+    """Of a batch on one thread alone."""
+    instances, threads = way
+    return (1.0 - PARALLEL + PARALLEL / threads) * max(instances * threads / cores, 1.0)
+
+
+class Rules:
+    """A KnobPolicy."""
+
+    def __init__(self) -> None:
+        self.book = CostBook()
+        self._tried: set[tuple[Way, int]] = set()
+
+    def act(self, window: Window, knobs: Knobs, space: Space, now: float) -> Proposal | None:
+        way = int(knobs["instances"]), int(knobs["threads"])
+        before = self.book.cost(way, space.cores) if self.book.knows(way) else None
+        self.book.observe(way, window)
+        cost = self.book.cost(way, space.cores)
+        if cost is None or not window.arrived:
+            return None
+        if before is not None and not 0.7 < cost.seconds(1) / before.seconds(1) < 1.4:
+            self.book.forget_others(way)
+        rows = window.rows / window.answered if window.answered else 1.0
+        load = Load(window.arrived / window.seconds, max(rows, 1.0), max(window.dispersion, 1.0))
+        options = list(self._options(knobs, space))
+        if space.prefers == "rate":
+            return self._quickest(options, knobs, space)
+        missing = window.missed > space.tolerated * window.ended
+        here = self._missed(knobs, load, space)
+        if missing:
+            return self._better(options, here, load, space) or self._unknown(options, space)
+        if space.prefers == "cores":
+            return self._cheaper(options, knobs, load, space)
+        return self._roomier(options, knobs, load, space)
+
+    def learn(self, knobs: Knobs, window: Window, *, kept: bool) -> None:
+        self.book.observe((int(knobs["instances"]), int(knobs["threads"])), window)
+
+    # Which knobs there are
+
+    def _options(self, knobs: Knobs, space: Space) -> Iterator[tuple[Knobs, str]]:
+        """Each with one knob turned, or with another way of running, and the reason for it."""
+        if "max_wait_s" not in space.pinned and float(knobs["max_wait_s"]) > 0.0:
+            yield {**knobs, "max_wait_s": 0.0}, "batches fill while others run: waiting for more only takes time"
+        if "max_batch" not in space.pinned and int(knobs["max_batch"]) < space.max_batch:
+            yield {**knobs, "max_batch": space.max_batch}, "the lane bounds batches by what they cost, as the objective allows"
+        if {"instances", "threads"} & space.pinned:
+            return
+        for instances, threads in space.ways:
+            if (instances, threads) != (knobs["instances"], knobs["threads"]):
+                yield (
+                    {**knobs, "instances": instances, "threads": threads},
+                    f"{instances} x {threads} threads suit this load",
+                )
+
+    # What they would do
+
+    def _missed(self, knobs: Knobs, load: Load, space: Space) -> float:
+        way = int(knobs["instances"]), int(knobs["threads"])
+        cost = self.book.cost(way, space.cores)
+        assert cost is not None
+        wait_s = float(knobs["max_wait_s"])
+        batch = batch_within(cost, space.objective_s, int(knobs["max_batch"]))
+        wait_s = min(wait_s, batch / max(load.rate * load.rows, 1e-9))
+        return share_missed(cost, way[0], load, space.objective_s, max_batch=int(knobs["max_batch"]), wait_s=wait_s)
+
+    def _capacity(self, knobs: Knobs, space: Space) -> float:
+        way = int(knobs["instances"]), int(knobs["threads"])
+        cost = self.book.cost(way, space.cores)
+        assert cost is not None
+        batch = batch_within(cost, space.objective_s, int(knobs["max_batch"])) if space.objective_s < inf else 1
+        return way[0] * batch / cost.seconds(batch)
+
+    def _better(self, options: list[tuple[Knobs, str]], here: float, load: Load, space: Space) -> Proposal | None:
+        """What misses the objective least."""
+        best, best_missed = None, here - PAYS
+        for knobs, reason in options:
+            missed = self._missed(knobs, load, space)
+            if missed < best_missed:
+                best, best_missed = Proposal(knobs=knobs, reason=reason, gain=here - missed), missed
+        return best
+
+    def _unknown(self, options: list[tuple[Knobs, str]], space: Space) -> Proposal | None:
+        """The model knows nothing better, and the objective is missed: then a way that was never seen."""
+        for knobs, _ in options:
+            if not self.book.knows((int(knobs["instances"]), int(knobs["threads"]))):
+                return Proposal(knobs=knobs, reason="the objective is missed, and this was never tried")
+        return None
+
+    def _roomier(self, options: list[tuple[Knobs, str]], knobs: Knobs, load: Load, space: Space) -> Proposal | None:
+        """What could bear more, and is no slower now: for when more comes."""
+        here, missed = self._capacity(knobs, space), self._missed(knobs, load, space)
+        for option, reason in options:
+            if float(knobs["max_wait_s"]) > float(option["max_wait_s"]):
+                return Proposal(knobs=option, reason=reason, harmless=True)
+            if self._capacity(option, space) >= ROOM * here and self._missed(option, load, space) <= missed + PAYS / 10.0:
+                return Proposal(knobs=option, reason=f"room for more load: {reason}", harmless=True)
+        return None
+
+    def _cheaper(self, options: list[tuple[Knobs, str]], knobs: Knobs, load: Load, space: Space) -> Proposal | None:
+        """What does with fewer cores."""
+        used = _cores(knobs)
+        fewer = [(_cores(option), option) for option, _ in options if _cores(option) < used]
+        for cores, option in sorted(fewer, key=lambda pair: pair[0]):
+            if self._missed(option, load, space) < EASY * space.tolerated:
+                return Proposal(knobs=option, reason=f"{cores} cores do instead of {used}", harmless=True)
+        return None
+
+    def _quickest(self, options: list[tuple[Knobs, str]], knobs: Knobs, space: Space) -> Proposal | None:
+        """What answers the most."""
+        here = self._capacity(knobs, space)
+        capacities = [(self._capacity(option, space), option, reason) for option, reason in options]
+        for capacity, option, reason in sorted(capacities, key=lambda one: -one[0]):
+            if capacity > (1.0 + PAYS) * here:
+                return Proposal(knobs=option, reason=reason, gain=capacity / here - 1.0)
+        return None
+
+
+def _cores(knobs: Mapping[str, object]) -> int:
+    return int(str(knobs["instances"])) * int(str(knobs["threads"]))
