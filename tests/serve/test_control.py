@@ -48,7 +48,7 @@ class Controlled(Rig):
         config = ModelConfig(path="m.onnx", **{"max_batch": 64, "max_queue_rows": 1000, **settings})
         self.roster = Roster(self.driver, self.stats, self.now)
         self.fleet = Rented()
-        self.control = LaneControl(config, self.lane, self.driver, knobs, self.fleet, self.roster)
+        self.control = LaneControl(config, self.lane, self.driver, knobs, self.fleet, self.roster, most_batch)
         self.fakes = [self.fake(f"m-{number}") for number in range(instances)]
         for fake in self.fakes:
             self.roster.add_instance(fake)

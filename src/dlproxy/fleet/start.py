@@ -24,6 +24,7 @@ async def start_fleet(name: str, config: ModelConfig, memory: Memory | None = No
 
     `memory`: of what was found out about models in earlier lives of the server.
     """
+    config = config.begun(("instances", "threads", "run"))
     way = await _way(config)
     _heed(name, config, *(("inline", "thread") if way == "auto" else (way,)))
     return await WAYS.get(way, _added)(name, config, memory)

@@ -36,6 +36,7 @@ from dlproxy.service import Service
 from dlproxy.telemetry.event_log import Header, Recorder
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import ServedModel
+from dlproxy.wire.terms import by_level
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def _assembled(
     )
     roster = Roster(driver, stats, clock, None if recorder is None else recorder.note)
     fleet.attach(roster)
-    control = LaneControl(config, lane, driver, plan.knobs, fleet, roster)
+    control = LaneControl(config, lane, driver, plan.knobs, fleet, roster, plan.most_batch)
     scaled = Scaled(name, lane, stats, fleet, control.set_instances, driver.expect_instance, clock)
     scaler = control.autoscaler = autoscaler(scaled, config)
     service: Service = driver if scaler is None or not config.scale_to_zero_s else WakeLayer(driver, scaler)
@@ -140,14 +141,19 @@ def _assembled(
         stats=stats,
         max_batch=config.max_batch,
         slo_s=config.slo_s,
+        slo_s_by_level=by_level(config.slo_s, config.slo_s_by_level),
         view=lane.view,
         sticky=config.sticky,
         control=control,
     )
-    control.on_slo = partial(setattr, served, "slo_s")
+    control.on_slo = partial(_aim, served)
     if scaler is not None:
         scaler.start()
     return LoadedModel(served, driver, lane, fleet, recorder, control, roster, autoscaler=scaler)
+
+
+def _aim(served: ServedModel, config: ModelConfig) -> None:
+    served.slo_s, served.slo_s_by_level = config.slo_s, by_level(config.slo_s, config.slo_s_by_level)
 
 
 def _moved(control: LaneControl, on_ways: Callable[[], None], scaler: Autoscaler | None, way: Way) -> None:

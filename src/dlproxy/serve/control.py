@@ -28,18 +28,29 @@ BOUNDS = frozenset({"min_instances", "max_instances"})
 class LaneControl:
     """A ModelControl. What is changed here is lost when the process ends; dlproxy.toml is what it starts with."""
 
-    def __init__(self, config: ModelConfig, lane: Lane, driver: Driver, knobs: LaneKnobs, fleet: Fleet, roster: Roster) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        lane: Lane,
+        driver: Driver,
+        knobs: LaneKnobs,
+        fleet: Fleet,
+        roster: Roster,
+        most_batch: int,
+    ) -> None:
+        """`knobs`: what the lane begins with, which may differ from what is configured. `most_batch`: as LanePlan has it."""
         self._fleet = fleet
         self._roster = roster
-        self._config = msgspec.structs.replace(config, max_batch=knobs.max_batch)  # 1 where the model has no batch axis
+        holds = {name: getattr(knobs, name) for name in LaneSettings.__struct_fields__}
+        self._config = msgspec.structs.replace(config, **holds, start={})
         self._lane = lane
         self._driver = driver
         self._knobs = knobs
-        self._most_batch = knobs.max_batch
-        self._batching = "on" if knobs.max_batch > 1 else "off"
+        self._most_batch = most_batch  # 1 where the model has no batch axis
+        self._batching = "on" if most_batch > 1 else "off"
         self._padding = "on" if knobs.max_padding > 0.0 else "off"
-        self.on_slo: Callable[[float | None], None] | None = None
-        """Told of the objective whenever knobs change: it gives requests their deadlines."""
+        self.on_slo: Callable[[ModelConfig], None] = lambda config: None
+        """Told of the objectives whenever knobs change: they give requests their deadlines."""
         self.autoscaler: Autoscaler | None = None
         self.on_scaled: Callable[[], None] = lambda: None
         """Called when the number of instances has changed."""
@@ -74,6 +85,7 @@ class LaneControl:
         self._config = config = self.changed(changes)
         values = {name: getattr(config, name) for name in LaneSettings.__struct_fields__}
         self.turn_knobs(slo_s=config.slo_s, **values)
+        self.on_slo(config)
         if self.autoscaler is not None and not BOUNDS.isdisjoint(changes):
             self.autoscaler.configure(min_instances=config.min_instances, max_instances=config.max_instances)
 
@@ -130,5 +142,3 @@ class LaneControl:
         """New values of LaneKnobs, unchecked."""
         self._knobs = msgspec.structs.replace(self._knobs, **values)
         self._driver.change_knobs(self._knobs)
-        if self.on_slo is not None:
-            self.on_slo(self._knobs.slo_s)

@@ -112,6 +112,7 @@ def _planned(name: str, config: ModelConfig, service: str, *, without_loop: bool
     nothing loads and calibrates the model itself. `without_loop`: what the live loop took of the batches' core is taken out of
     them, which needs a log.
     """
+    config = config.begun(("instances", "threads", "run"))
     if service and (os.path.exists(service) or "=" not in service.partition(",")[0]):
         if not os.path.exists(service):
             raise ConfigError(f"service '{service}': there is no such event log; write times like {SERVICE_EXAMPLE}")
@@ -350,7 +351,7 @@ def _setup(scenario: Scenario) -> Mapping[str, Any]:
                 "share": model.share,
                 "instances": len(model.plan.instances),
                 "inline": model.plan.inline,
-                "max_batch": model.plan.knobs.max_batch,
+                "max_batch": model.plan.most_batch,
                 "slo_s": model.plan.knobs.slo_s,
             }
             for name, model in scenario.models.items()
