@@ -157,7 +157,7 @@ def test_an_objective_of_a_priority_is_a_latency_alone(text: str) -> None:
 
 MISTAKES: list[tuple[str, int, list[str]]] = [
     ('slo = "p99=20ms, rate>600"', 3, ["slo 'rate>600' is not understood; did you mean 'rate>=600'?"]),
-    ('\n[models.m.slo_by_priority]\n1 = "p99=10"', 5, ["slo_by_priority.1: slo 'p99=10'", "did you mean 'p99=10ms'?"]),
+    ('\n[models.m.slo_by_priority]\n1 = "p99=10"', 4, ["slo_by_priority.1: slo 'p99=10'", "did you mean 'p99=10ms'?"]),
     ('slo_by_priority = {1 = "rate>=5"}', 3, ["slo_by_priority.1: slo 'rate>=5' is no latency alone"]),
     ('slo_by_priority = {9 = "p99=1ms"}', 3, ["slo_by_priority: '9' is no priority; there are 1, 2"]),
     ("slo_by_priority = {1 = 20}", 3, ["slo_by_priority", "str", "int"]),

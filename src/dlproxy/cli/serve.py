@@ -161,13 +161,11 @@ def _describe(model: "LoadedModel") -> list[str]:
         f"  outputs  {', '.join(map(_show, served.signature.outputs))}",
         f"  runs     {fleet.describe()}{threads}, {single} a row, {batching}",
     ]
-    if served.slo_s is not None:
-        lines.append(f"  target   p99 = {served.slo_s * 1e3:g} ms")
-        if calibration.single_s is not None and calibration.single_s > served.slo_s:
-            lines.append(f"  warning  one row alone takes {single}, so this target cannot be met")
-    if calibration.warning:
-        lines.append(f"  warning  {calibration.warning}")
-    return lines
+    config = model.control.config
+    aims = [str(config.goal), *(f"priority {priority}: {text}" for priority, text in config.slo_by_priority.items())]
+    if any(aims):
+        lines.append(f"  target   {'; '.join(filter(None, aims))}")
+    return lines + [f"  warning  {problem}" for problem in (*model.unmet(), calibration.warning) if problem]
 
 
 def _duration(seconds: float) -> str:

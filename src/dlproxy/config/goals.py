@@ -113,16 +113,17 @@ _CLAUSES: tuple[tuple[str, Callable[[re.Match[str]], dict[str, Any] | None]], ..
 
 def _hint(clause: str) -> str:
     """The nearest that would be understood, with the numbers that stand there where they make sense in it."""
-    numbers = re.findall(r"[0-9]+(?:\.[0-9]+)?", clause)
-    value, unit = numbers[-1] if numbers else "", re.search(r"[0-9]\s*(us|ms|s)\s*$", clause)
+    clause = clause.lower()
+    percentile = re.match(f"p({_NUMBER})", clause)
+    amount = re.search(r"([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s)?\s*(/\s*s|%)?\s*$", clause[percentile.end() if percentile else 0 :])
+    value, unit = (amount[1], amount[2] or "") if amount else ("", "")
     shapes = {re.sub(_NUMBER, "", example): example for example in EXAMPLES}
-    words = re.sub(_NUMBER, "", clause.lower())
-    near = difflib.get_close_matches(words, shapes, n=1, cutoff=0.5)
-    if unit is None and not near:
+    near = difflib.get_close_matches(re.sub(_NUMBER, "", clause), shapes, n=1, cutoff=0.5)
+    if not near and not unit:
         return f"write it like {', '.join(EXAMPLES)}"
-    example = EXAMPLES[0] if unit is not None and "/" not in clause else shapes[near[0]] if near else EXAMPLES[0]
+    example = EXAMPLES[0] if unit else shapes[near[0]]
     guess = {
-        "p99=20ms": f"p{numbers[0] if len(numbers) > 1 else 99}={value}{unit[1] if unit is not None else 'ms'}",
+        "p99=20ms": f"p{percentile[1] if percentile else 99}={value}{unit or 'ms'}",
         "rate>=500": f"rate>={value}",
         "accuracy>=0.97": f"accuracy>={value}{'%' if value and float(value) > 1.0 else ''}",
     }.get(example, example)

@@ -31,7 +31,7 @@ BalancerName = Literal[
     "prequal",
 ]
 Switch = Literal["auto", "on", "off"]
-
+WAY = ("instances", "threads", "run")  # what of `start` is settled where a model is brought up; the rest is its lane's
 
 _loaded = partial(_knob, cost="reload")
 _live = partial(_knob, cost="nothing")
