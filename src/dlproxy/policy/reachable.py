@@ -15,7 +15,8 @@ from dlproxy.policy.fitting import SIGMAS
 def unmet(goal: Goal, prior: Sequence[Point], instances: int, max_batch: int) -> list[str]:
     """A sentence for each clause that cannot be met, or not be judged, with the nearest that can.
 
-    `prior`: calibrated batches, as LatencyModel takes them; nothing is said of speed without. `instances`: the most there may be.
+    `prior`: calibrated batches, as LatencyModel takes them; without, nothing is said of speed. `instances`: the most that there
+    may be.
     """
     found = []
     if prior:
@@ -32,8 +33,8 @@ def unmet(goal: Goal, prior: Sequence[Point], instances: int, max_batch: int) ->
             keeping = "" if goal.latency_s is None else f" that keep {Goal(goal.latency_s, goal.quantile)}"
             on = f"{instances} instance{'s' * (instances > 1)}"
             found.append(
-                f"{Goal(least_rate=goal.least_rate)} cannot be met: batches{keeping} give at most {capacity:.3g} requests of one "
-                f"row a second on {on}; the nearest that can is {Goal(least_rate=_two_digits(capacity, up=False))}"
+                f"{Goal(least_rate=goal.least_rate)} cannot be met: batches{keeping} give at most {capacity:.3g} requests of "
+                f"one row a second on {on}; the nearest that can is {Goal(least_rate=_two_digits(capacity, up=False))}"
             )
     if goal.least_accuracy:
         asked = Goal(least_accuracy=goal.least_accuracy)
