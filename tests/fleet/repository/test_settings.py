@@ -91,7 +91,7 @@ def test_a_version_must_be_one(tmp_path: Path) -> None:
 
 
 def test_what_the_files_set_is_pinned(tmp_path: Path) -> None:
-    put(tmp_path, "m/1/net.onnx", "m/config.pbtxt", content=b"backend: 'onnxruntime' max_batch_size: 8")
+    put(tmp_path, "m/1/model.onnx", "m/config.pbtxt", content=b"max_batch_size: 8")
     own(tmp_path, "discipline = 'sjf'\nstart = {hedge = true}")
     config = found_in(tmp_path)["m"].wanted.versions["1"].config
     assert (config.max_batch, set(config.pinned)) == (8, {"max_batch", "discipline"})
