@@ -139,7 +139,7 @@ class Rules:
         here = self._missed(knobs, load, space)
         if window.missed > space.tolerated * window.ended:
             seen = max(here, window.missed / window.ended)
-            better = self._better(options, here, load, space)
+            better = self._better(options, here, load, space, _cores(knobs))
             return better or (self._unknown(options, seen, load, space) if seen > DESPERATE * space.tolerated else None)
         if space.prefers == "cores":
             return self._cheaper(options, knobs, load, space)
@@ -187,13 +187,14 @@ class Rules:
         batch = batch_within(cost, space.objective_s, int(knobs["max_batch"])) if space.objective_s < inf else 1
         return way[0] * batch / cost.seconds(batch)
 
-    def _better(self, options: list[tuple[Knobs, str]], here: float, load: Load, space: Space) -> Proposal | None:
-        """What misses the objective least."""
+    def _better(self, options: list[tuple[Knobs, str]], here: float, load: Load, space: Space, used: int) -> Proposal | None:
+        """What misses the objective least. With fewer cores than are used it is kept also if it misses as much."""
         best, best_missed = None, here - PAYS
         for knobs, reason in options:
             missed = self._missed(knobs, load, space)
             if missed < best_missed:
-                best, best_missed = Proposal(knobs=knobs, reason=reason, gain=here - missed), missed
+                best_missed = missed
+                best = Proposal(knobs=knobs, reason=reason, gain=here - missed, harmless=_cores(knobs) < used)
         return best
 
     def _unknown(self, options: list[tuple[Knobs, str]], here: float, load: Load, space: Space) -> Proposal | None:
