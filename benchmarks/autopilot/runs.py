@@ -111,6 +111,7 @@ def run(scenario: Scenario, policy: KnobPolicy | None, seed: int, start: Static 
             "max_wait_s": first[3],
             "instances": first[0],
             "threads": first[1],
+            "discipline": "edf",
         }
         space = Space(
             cores=scenario.cores,
