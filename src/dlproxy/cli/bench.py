@@ -15,7 +15,7 @@ from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from dlproxy.lab.load.run import Interrupt, LoadTest, Watch
+    from dlproxy.lab.load.run import Interrupt, LoadTest
     from dlproxy.lab.load.settings import Settings
     from dlproxy.lab.report.result import Result, Trial
 

@@ -92,7 +92,7 @@ class Result(Struct, kw_only=True):
 
     `rate_rps`: successful answers per second. `goodput_rps`: those within the objective (all, if there is none).
     `setup`: what was asked for, as options. `histogram`: HdrHistogram V2, base64, microseconds. `peak_rps`: what a search
-    has confirmed. `faults`: each simulated fault, and what it did to latency, in words.
+    has confirmed. `phases_ms`: means per request by the server's own account. `faults`: simulated ones, and what they did.
     """
 
     format: int = FORMAT
@@ -115,6 +115,7 @@ class Result(Struct, kw_only=True):
     generator: Generator | None = None
     trials: list[Trial] = []
     peak_rps: float | None = None
+    phases_ms: dict[str, float] = {}
     models: dict[str, ModelResult] = {}
     faults: list[str] = []
     instances: dict[str, Any] = {}
