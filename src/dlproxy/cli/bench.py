@@ -201,7 +201,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
         seed=args.seed,
         input=args.input,
         rows=args.rows,
-        shapes=dict(_shape(text) for text in args.shape),
+        shapes=dict(shape(text) for text in args.shape),
         keys=args.keys,
         zipf=args.zipf,
         protocol=args.protocol,
@@ -241,7 +241,8 @@ def _header(text: str) -> tuple[str, str]:
     return name, value.strip()
 
 
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+def shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """An option like tokens:128 as a name and sizes. Raises LoadError."""
     from dlproxy.lab.load.settings import LoadError
 
     name, colon, sizes = text.rpartition(":")

@@ -25,9 +25,7 @@ def test_known_parameters_are_found(single: float, contention: float, coherence:
     assert found.r2 > 0.999 or contention > 0.99  # with a contention of 1 all throughputs are alike
 
 
-@given(
-    contention=st.floats(0.01, 0.5), coherence=st.floats(1e-4, 0.02), seed=st.integers(0, 2**31), noise=st.floats(0.0, 0.05)
-)
+@given(contention=st.floats(0.01, 0.5), coherence=st.floats(1e-4, 0.02), seed=st.integers(0, 2**31), noise=st.floats(0.0, 0.05))
 def test_noise_moves_the_curve_no_further_than_itself(contention: float, coherence: float, seed: int, noise: float) -> None:
     law = _law(100.0, contention, coherence)
     random = np.random.default_rng(seed)

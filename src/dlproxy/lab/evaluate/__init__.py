@@ -1,1 +1,1 @@
-"""One report on a serving system: response time, throughput, utilisation, scalability, robustness. Run by `dlproxy evaluate`."""
+"""Report on a serving system: response time, throughput, utilisation, scalability, robustness. Run by `dlproxy evaluate`."""

@@ -17,7 +17,7 @@ Samples = Sequence[tuple[float, float]]
 
 
 class Effect(Struct, frozen=True, kw_only=True):
-    """Goodput per second before and during a fault; `recovery_s` after its end it was back, None if not while it was watched."""
+    """Goodput per second before and during a fault; `recovery_s` after its end it was back, None: not while watched."""
 
     before_rps: float
     during_rps: float
@@ -33,15 +33,15 @@ def rate(samples: Samples, start_at: float, end_at: float) -> float:
     return (end - start) / (end_at - start_at)
 
 
-def effect(samples: Samples, fault_at: float, over_at: float) -> Effect:
-    """Of a fault that lasted from one instant to another."""
+def effect(samples: Samples, begun_at: float, ended_at: float, over_at: float) -> Effect:
+    """Of a fault: `during` is measured between the first two instants, and recovery counts from the third."""
     if not samples:
         return Effect(before_rps=0.0, during_rps=0.0, recovery_s=None, watched_s=0.0)
     first, last = samples[0][0], samples[-1][0]
-    before = rate(samples, first, min(fault_at, last))
+    before = rate(samples, first, min(begun_at, last))
     return Effect(
         before_rps=before,
-        during_rps=rate(samples, min(fault_at, last), min(over_at, last)),
+        during_rps=rate(samples, min(begun_at, last), min(ended_at, last)),
         recovery_s=recovery_s(samples, over_at, before),
         watched_s=max(last - over_at, 0.0),
     )

@@ -1,6 +1,6 @@
-"""The Universal Scalability Law, X(n) = λ n / (1 + σ (n - 1) + κ n (n - 1)), fitted to measured throughput (Gunther 2007).
+"""The Universal Scalability Law, X(n) = l n / (1 + s (n - 1) + k n (n - 1)), fitted to measured throughput (Gunther 2007).
 
-Called by scalability.py. Not aware of: how throughput was measured, what n counts.
+l, s and k are his lambda, sigma and kappa. Called by scalability.py. Not aware of: how throughput was measured, what n counts.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 LEAST_POINTS = 4  # of different n: three parameters fit any three points, which says nothing
+_NOTHING = 1e-6  # less of a loss than this at the largest n is rounding
 _STEPS = 50
 _HALVINGS = 30
 
@@ -18,8 +19,8 @@ Array = NDArray[np.float64]
 
 
 class Fit(Struct, frozen=True, kw_only=True):
-    """λ (`single_rps`): throughput of one. σ (`contention`): part that only one can do at a time. κ (`coherence`): what each
-    pair costs. `best_n`: where throughput is highest, None if it never falls again. `r2`: part of the variance explained.
+    """lambda (`single_rps`): throughput of one. sigma (`contention`): part that only one can do at a time. kappa (`coherence`):
+    what each pair costs. `best_n`: where throughput is highest, None if it never falls again. `r2`: part of the variance explained.
     """
 
     single_rps: float
@@ -34,7 +35,7 @@ class Fit(Struct, frozen=True, kw_only=True):
 
 
 def fit(points: Sequence[tuple[float, float]]) -> Fit | None:
-    """The law that is nearest to (n, throughput) in least squares, with σ and κ of at least 0; None for too few points."""
+    """The law that is nearest to (n, throughput) in least squares, with nothing below 0; None for too few points."""
     known = [(n, rps) for n, rps in points if rps > 0.0]
     if len({n for n, _ in known}) < LEAST_POINTS:
         return None
@@ -42,6 +43,7 @@ def fit(points: Sequence[tuple[float, float]]) -> Fit | None:
     scale = float(x.max())
     found = _refined(n, x / scale, _linear(n, x / scale))
     single, contention, coherence = found.tolist()
+    coherence = coherence if coherence * float(n.max()) ** 2 > _NOTHING else 0.0
     missed = float(((_law(n, found) * scale - x) ** 2).sum())
     spread = float(((x - x.mean()) ** 2).sum())
     best_n = sqrt((1.0 - contention) / coherence) if coherence > 0.0 and contention < 1.0 else None
@@ -58,11 +60,12 @@ def fit(points: Sequence[tuple[float, float]]) -> Fit | None:
 
 def _law(n: Array, parameters: Array) -> Array:
     single, contention, coherence = parameters
-    return single * n / (1.0 + contention * (n - 1.0) + coherence * n * (n - 1.0))
+    rates: Array = single * n / (1.0 + contention * (n - 1.0) + coherence * n * (n - 1.0))
+    return rates
 
 
 def _linear(n: Array, x: Array) -> Array:
-    """n / X = a + b (n - 1) + c n (n - 1): linear in 1/λ, σ/λ, κ/λ. Weighted so that errors of X count, not those of 1/X.
+    """n / X = a + b (n - 1) + c n (n - 1): linear in 1/l, s/l, k/l. Weighted so that errors of X count, not those of 1/X.
 
     Of all ways to hold b or c at 0, the best one in which nothing is negative.
     """

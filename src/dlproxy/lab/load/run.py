@@ -164,6 +164,7 @@ def _add_counted(result: Result, before: Counters, after: Counters) -> None:
     for size, count in sorted(after.batches.items()):
         if count > before.batches.get(size, 0):
             result.batch_sizes[size] = count - before.batches.get(size, 0)
+    result.busy_s = max(after.busy_s - before.busy_s, 0.0)
     for phase, (count, seconds) in after.phases.items():
         count_before, seconds_before = before.phases.get(phase, (0, 0.0))
         if count > count_before:

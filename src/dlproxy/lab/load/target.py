@@ -82,7 +82,13 @@ class _Count(Struct, frozen=True):
 
 class _BatchStats(Struct):
     batch_size: int
+    compute_input: _Count = _Count()
     compute_infer: _Count = _Count()
+    compute_output: _Count = _Count()
+
+    @property
+    def ns(self) -> int:
+        return self.compute_input.ns + self.compute_infer.ns + self.compute_output.ns
 
 
 class _ModelStats(Struct):
@@ -95,9 +101,13 @@ class _Stats(Struct):
 
 
 class Counters(Struct, frozen=True):
-    """What a server counted of one model so far: batches by size, and per phase of a request how many and their seconds."""
+    """What a server counted of one model so far: batches by size, and per phase of a request how many and their seconds.
+
+    `busy_s`: how long all batches took together.
+    """
 
     batches: dict[int, int]
+    busy_s: float
     phases: dict[str, tuple[int, float]]
 
 
@@ -161,14 +171,16 @@ class Target:
         if stats is None:
             return None
         sizes: dict[int, int] = {}
+        busy_ns = 0
         phases: dict[str, tuple[int, float]] = {}
         for entry in stats.model_stats:
             for size in entry.batch_stats:
                 sizes[size.batch_size] = sizes.get(size.batch_size, 0) + size.compute_infer.count
+                busy_ns += size.ns
             for name, spent in entry.inference_stats.items():
                 count, seconds = phases.get(name, (0, 0.0))
                 phases[name] = count + spent.count, seconds + spent.ns * 1e-9
-        return Counters(sizes, phases)
+        return Counters(sizes, busy_ns * 1e-9, phases)
 
     def ask(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
         """One request on a connection of its own."""

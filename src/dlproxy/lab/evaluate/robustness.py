@@ -1,0 +1,68 @@
+"""Goodput of a steady load before, during and after a fault. Called by run.py. Not aware of: what the faults are."""
+
+from time import monotonic
+from typing import Any
+
+from dlproxy.lab.evaluate import recovery
+from dlproxy.lab.evaluate.evaluation import FaultReport
+from dlproxy.lab.evaluate.faults import Fault
+from dlproxy.lab.load.generator import Progress
+from dlproxy.lab.load.run import Interrupt, LoadTest, Watch
+
+BEFORE, DURING, AFTER = 0.25, 0.3, 0.45  # parts of the time
+SLACK_S = 0.7  # for a fault that takes a while to begin
+DRAIN_S = 0.5
+CHART_S = 0.2
+
+
+class _Course:
+    """Follows one run and has the fault begin and end in time."""
+
+    def __init__(self, fault: Fault, seconds: float, watch: Watch) -> None:
+        self.samples: list[tuple[float, float]] = []
+        self.ended_at: float | None = None
+        self._fault, self._watch = fault, watch
+        self._before_s, self._during_s = BEFORE * seconds, DURING * seconds
+        self._begun = False
+
+    def watch(self, progress: Progress) -> bool:
+        now = monotonic()
+        if self.samples or progress.ok + progress.failed + progress.under_way:
+            # late counts what failed, too
+            self.samples.append((now, progress.ok - progress.late + progress.failed))
+        begun_at = self._fault.begun_at
+        if not self._begun and self.samples and now >= self.samples[0][0] + self._before_s:
+            self._begun = True
+            self._fault.begin()
+        elif begun_at is not None and self.ended_at is None and now >= begun_at + self._during_s:
+            self.ended_at = now
+            self._fault.end()
+        return self._watch(progress)
+
+
+def suffer(
+    test: LoadTest, fault: Fault, *, rps: float, reference_rps: float, seconds: float, interrupt: Interrupt, watch: Watch
+) -> FaultReport:
+    """One fault during a steady load. Raises LoadError; KeyboardInterrupt at a second Ctrl-C."""
+    course = _Course(fault, seconds, watch)
+    changes: dict[str, Any] = {"concurrency": None, "rate": rps, "arrivals": "constant"}
+    length_s = seconds + SLACK_S
+    try:
+        test.run(interrupt, course.watch, **changes, duration_s=length_s, warmup_s=0.0, drain_s=DRAIN_S)
+    finally:
+        fault.close()
+    report = FaultReport(name=fault.name, reference_rps=reference_rps, note=fault.note)
+    samples, begun_at, ended_at = course.samples, fault.begun_at, course.ended_at
+    if begun_at is None or ended_at is None:
+        report.reason = f"not measured: {fault.note or 'the load ended before the fault did'}"
+        return report
+    start_at = samples[0][0]
+    samples = [(at, good) for at, good in samples if at <= start_at + length_s]
+    effect = recovery.effect(samples, begun_at, ended_at, begun_at if fault.at_once else ended_at)
+    report.effect = effect
+    during = effect.during_rps + recovery.rate(fault.good, begun_at, ended_at)
+    report.reference_rps = reference = reference_rps or effect.before_rps
+    report.kept = during / reference if reference > 0.0 else None
+    report.timeline = recovery.per_interval(samples, CHART_S)
+    report.from_s, report.to_s = begun_at - start_at, (begun_at if fault.at_once else ended_at) - start_at
+    return report
