@@ -6,7 +6,7 @@ Not aware of: how anything was measured.
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from dlproxy.lab.evaluate.recovery import Effect
 from dlproxy.lab.evaluate.usl import Fit
@@ -18,7 +18,8 @@ FORMAT = 1
 class Moment(Struct, kw_only=True):
     """One load. `latency_ms`: as clients saw it; `phases_ms`: where the time went, by the server's account; `in_time`: share of
     the requests answered within the objective. `cores_busy`: by the server and its workers; `useful`: part of all cores' time
-    that went into answers within the objective; `instances_busy`: share of the time in which an instance ran a batch.
+    that went into answers within the objective; `instances_busy`: share of the time in which an instance ran a batch;
+    `waiting`: threads of the server that waited for a core, on average.
     """
 
     offered_rps: float
@@ -29,11 +30,12 @@ class Moment(Struct, kw_only=True):
     in_time: float | None
     latency_ms: dict[str, float]
     phases_ms: dict[str, float]
-    mean_batch: float | None
-    cores_busy: float | None
-    useful: float | None
-    instances_busy: float | None
-    generator_cores: float
+    mean_batch: float | None = None
+    cores_busy: float | None = None
+    useful: float | None = None
+    instances_busy: float | None = None
+    waiting: float | None = None
+    generator_cores: float = 0.0
 
 
 class Point(Struct, kw_only=True):
@@ -96,9 +98,9 @@ class Evaluation(Struct, kw_only=True):
     trials: list[Trial] = []
     request_bytes: int = 0
     answer_bytes: int = 0
-    clients: Series = Series()
-    by_instances: Series = Series()
-    by_cores: Series = Series()
+    clients: Series = field(default_factory=Series)
+    by_instances: Series = field(default_factory=Series)
+    by_cores: Series = field(default_factory=Series)
     faults: list[FaultReport] = []
     missing: dict[str, str] = {}
     warnings: list[str] = []

@@ -6,11 +6,12 @@ from typing import Any
 from dlproxy.lab.evaluate import recovery
 from dlproxy.lab.evaluate.evaluation import FaultReport
 from dlproxy.lab.evaluate.faults import Fault
-from dlproxy.lab.load.generator import Progress
+from dlproxy.lab.load.generator import LOOK_S, Progress
 from dlproxy.lab.load.run import Interrupt, LoadTest, Watch
 
 BEFORE, DURING, AFTER = 0.25, 0.3, 0.45  # parts of the time
-SLACK_S = 0.7  # for a fault that takes a while to begin
+SETTLE_S = 0.3  # of the steady load, before it counts
+SLACK_S = 8.0  # for a fault that takes a while to begin: the processes of a load must start first
 DRAIN_S = 0.5
 CHART_S = 0.2
 
@@ -22,12 +23,15 @@ class _Course:
         self.samples: list[tuple[float, float]] = []
         self.ended_at: float | None = None
         self._fault, self._watch = fault, watch
-        self._before_s, self._during_s = BEFORE * seconds, DURING * seconds
+        self._before_s, self._during_s, self._after_s = BEFORE * seconds, DURING * seconds, AFTER * seconds
         self._begun = False
+        self._started_at: float | None = None
 
     def watch(self, progress: Progress) -> bool:
         now = monotonic()
-        if self.samples or progress.ok + progress.failed + progress.under_way:
+        if self._started_at is None and progress.ok + progress.failed + progress.under_way:
+            self._started_at = now
+        if self._started_at is not None and now >= self._started_at + SETTLE_S:
             # late counts what failed, too
             self.samples.append((now, progress.ok - progress.late + progress.failed))
         begun_at = self._fault.begun_at
@@ -37,7 +41,8 @@ class _Course:
         elif begun_at is not None and self.ended_at is None and now >= begun_at + self._during_s:
             self.ended_at = now
             self._fault.end()
-        return self._watch(progress)
+        over = self.ended_at is not None and now >= self.ended_at + self._after_s
+        return self._watch(progress) and not over
 
 
 def suffer(
@@ -46,7 +51,7 @@ def suffer(
     """One fault during a steady load. Raises LoadError; KeyboardInterrupt at a second Ctrl-C."""
     course = _Course(fault, seconds, watch)
     changes: dict[str, Any] = {"concurrency": None, "rate": rps, "arrivals": "constant"}
-    length_s = seconds + SLACK_S
+    length_s = SETTLE_S + seconds + SLACK_S
     try:
         test.run(interrupt, course.watch, **changes, duration_s=length_s, warmup_s=0.0, drain_s=DRAIN_S)
     finally:
@@ -57,7 +62,7 @@ def suffer(
         report.reason = f"not measured: {fault.note or 'the load ended before the fault did'}"
         return report
     start_at = samples[0][0]
-    samples = [(at, good) for at, good in samples if at <= start_at + length_s]
+    samples = [(at, good) for at, good in samples if at <= min(start_at + length_s, ended_at + AFTER * seconds) + LOOK_S]
     effect = recovery.effect(samples, begun_at, ended_at, begun_at if fault.at_once else ended_at)
     report.effect = effect
     during = effect.during_rps + recovery.rate(fault.good, begun_at, ended_at)

@@ -347,17 +347,25 @@ class _Run:
     def _moment(self, **changes: Any) -> Moment | None:
         """One load and all that it shows; None if it was interrupted."""
         pid = None if self._child is None else self._child.process.pid
-        before = server.cpu_s(pid, self._control, self._model)
+        before, waited_before = server.cpu_s(pid, self._control, self._model), server.waited_s(pid)
         result = self._test.run(self._interrupt, self._shown.watch, **changes, objective_s=self._objective_s)
-        after = server.cpu_s(pid, self._control, self._model)
+        after, waited_after = server.cpu_s(pid, self._control, self._model), server.waited_s(pid)
         if result.interrupted:
             return None
         for warning in result.warnings:
             if warning not in self.found.warnings and "generator was the limit" in warning:
                 self.found.warnings.append(warning)
         wall_s = result.duration_s + WARMUP_S
-        spent = None if before is None or after is None else max(after - before, 0.0) / wall_s
-        return _moment_of(result, spent, self.found.cores, self.found.instances, wall_s)
+        moment = _moment_of(result)
+        if before is not None and after is not None:
+            moment.cores_busy = max(after - before, 0.0) / wall_s
+            if moment.in_time is not None and self.found.cores:
+                moment.useful = min(moment.cores_busy * moment.in_time / self.found.cores, 1.0)
+        if waited_before is not None and waited_after is not None:
+            moment.waiting = max(waited_after - waited_before, 0.0) / wall_s
+        if self.found.instances and result.busy_s:
+            moment.instances_busy = min(result.busy_s / (self.found.instances * wall_s), 1.0)
+        return moment
 
 
 def faults_by_name() -> tuple[str, ...]:
@@ -365,23 +373,17 @@ def faults_by_name() -> tuple[str, ...]:
     return tuple(kind.name for kind in (faults.Overload, faults.SlowClients, faults.Garbage, faults.KilledWorker))
 
 
-def _moment_of(result: Result, cores_busy: float | None, cores: int | None, instances: int | None, wall_s: float) -> Moment:
-    in_time = wording.in_time(result)
-    useful = None
-    if cores_busy is not None and cores is not None and in_time is not None:
-        useful = min(cores_busy * in_time / cores, 1.0)
+def _moment_of(result: Result) -> Moment:
+    """As far as the load itself shows it."""
     return Moment(
         offered_rps=result.offered_rps,
         rate_rps=result.rate_rps,
         goodput_rps=result.goodput_rps,
         duration_s=result.duration_s,
         failed=result.failed,
-        in_time=in_time,
+        in_time=wording.in_time(result),
         latency_ms=result.latency_ms,
         phases_ms=result.phases_ms,
         mean_batch=wording.mean_batch(result),
-        cores_busy=cores_busy,
-        useful=useful,
-        instances_busy=min(result.busy_s / (instances * wall_s), 1.0) if instances and result.busy_s else None,
         generator_cores=0.0 if result.generator is None else result.generator.cpu_share,
     )

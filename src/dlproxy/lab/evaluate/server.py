@@ -63,6 +63,18 @@ def cpu_s(pid: int | None, control: Control | None, model: str) -> float | None:
     return float(found[1]) + sum(map(_process_cpu_s, workers))
 
 
+def waited_s(pid: int | None) -> float | None:
+    """Seconds that threads of the server and its workers were ready to run and others had the cores; None if nobody tells."""
+    if pid is None or not (PROC / str(pid) / "schedstat").exists():
+        return None
+    waited_ns = 0
+    for member in _family(pid):
+        for file in (PROC / str(member) / "task").glob("*/schedstat"):
+            with suppress(OSError, ValueError, IndexError):
+                waited_ns += int(file.read_text("ascii").split()[1])
+    return waited_ns * 1e-9
+
+
 @contextmanager
 def confined(cores: int) -> Iterator[None]:
     """Processes that are started inside may use so many cores only."""

@@ -32,7 +32,7 @@ def _group(number: int, group: Group) -> Iterator[str]:
     for one in group.tables:
         yield from _lines(one)
     for remark in group.remarks:
-        yield from _wrapped(f"not measured: {remark}" if group.tables else remark)
+        yield from _wrapped(f"Note: {remark}.")
     yield from _wrapped(f"This means: {group.meaning}")
 
 

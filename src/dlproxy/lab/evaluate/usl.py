@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 class Fit(Struct, frozen=True, kw_only=True):
     """lambda (`single_rps`): throughput of one. sigma (`contention`): part that only one can do at a time. kappa (`coherence`):
-    what each pair costs. `best_n`: where throughput is highest, None if it never falls again. `r2`: part of the variance explained.
+    what each pair costs. `best_n`: where throughput is highest, None if it never falls again. `r2`: explained variance.
     """
 
     single_rps: float

@@ -16,6 +16,7 @@ PHASES = (
     ("inference", ("compute_input", "compute_infer"), "its batch was gathered and computed"),
     ("result", ("compute_output",), "its part was cut out of the batch"),
 )
+_MUCH_WAITING = 0.25
 _SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -114,7 +115,8 @@ def _response_means(found: Evaluation) -> str:
     grown = busy.latency_ms["p99"] / max(calm.latency_ms["p99"], 1e-9)
     queue, whole = busy.phases_ms.get("queue", 0.0), busy.latency_ms.get("mean", 0.0)
     waits = f"; {share(min(queue / whole, 1.0), 1.0)} of a request's time is waiting then" if whole and queue else ""
-    return f"At 70 % of the highest rate the slowest percent takes {number(grown)} times as long as when it is calm{waits}."
+    times = f"{number(grown)} times as long as" if grown > 1.1 else "no longer than"
+    return f"At 70 % of the highest rate the slowest percent takes {times} when it is calm{waits}."
 
 
 # Throughput
@@ -127,7 +129,7 @@ def _throughput(found: Evaluation) -> Group:
         how = "held for a whole run" if found.confirmed else "passed short runs, no whole one: there was no time, or none held"
         rows.append(("within objective", rate(found.peak_rps), f"highest Poisson rate with {objective}; {how}"))
     if found.full is not None:
-        rows.append(("closed loop", rate(found.full.rate_rps), f"highest of {count(found.full_clients, 'client')} and others"))
+        rows.append(("closed loop", rate(found.full.rate_rps), _levels(found)))
     base = found.base_rps
     if base is not None and found.answer_bytes:
         what = "bodies of requests and answers, at the highest rate" if found.peak_rps else "bodies, at the closed loop's rate"
@@ -137,6 +139,11 @@ def _throughput(found: Evaluation) -> Group:
     tables = [Table(headings=("", "throughput", "how it was measured"), rows=rows)] if rows else []
     remarks = [f"{name}: {found.missing[name]}" for name in ("peak", "clients") if name in found.missing]
     return Group(title="Throughput", meaning=_throughput_means(found), tables=tables, remarks=remarks)
+
+
+def _levels(found: Evaluation) -> str:
+    tried = [point.n for point in found.clients.points]
+    return f"{count(found.full_clients, 'client')} that wait for their answers: the best of {tried[0]} to {tried[-1]}"
 
 
 def _throughput_means(found: Evaluation) -> str:
@@ -176,6 +183,7 @@ def _utilisation(found: Evaluation) -> Group:
         ("useful", *(_share(one.useful) for one in moments), "cores busy, for answers within the objective, of all cores"),
         ("instances busy", *(_share(one.instances_busy) for one in moments), "time of batches, by the server's counters"),
         ("mean batch", *(_known(one.mean_batch) for one in moments), "rows in a batch, by the server's counters"),
+        ("waiting", *(_known(one.waiting) for one in moments), "threads of the server that waited for a core, on average"),
         ("generator", *(_known(one.generator_cores) for one in moments), "cores that the load generator took itself"),
     ]
     table = Table(headings=("", *(name for name, _ in known), "how it was measured"), rows=rows)
@@ -191,6 +199,8 @@ def _utilisation_means(found: Evaluation) -> str:
         limit = "its instances work nearly all the time then, so the model is the limit"
     elif full is not None and full.cores_busy is not None and found.cores and full.cores_busy > 0.85 * found.cores:
         limit = "it uses nearly all cores then, so they are the limit"
+    elif full is not None and full.waiting is not None and full.waiting > _MUCH_WAITING:
+        limit = "its threads wait for cores then that other programs have, so it can do more where there are none"
     else:
         limit = "neither instances nor cores are all in use then, so something else, such as the load generator, is the limit"
     most = f"The closed loop shows the most that it does: {limit}."
@@ -210,7 +220,9 @@ def _scalability(found: Evaluation) -> Group:
         if series.reason:
             remarks.append(f"{name}: {series.reason}")
         if series.points and series.fit is None:
-            remarks.append(f"{name}: {count(len(series.points), 'point')}, and no law is fitted to fewer than {LEAST_POINTS}")
+            remarks.append(
+                f"{name}: {count(len(series.points), 'point')}, too few for a scalability law, which takes {LEAST_POINTS}"
+            )
     remarks += [f"{name}: {found.missing[name]}" for name in ("instances", "cores") if name in found.missing]
     return Group(title="Scalability", meaning=_scalability_means(found), tables=tables, remarks=remarks)
 
