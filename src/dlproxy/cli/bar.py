@@ -27,6 +27,7 @@ class Bar:
 
     def part(self, name: str) -> None:
         """What is measured from now on, where that is one thing of several."""
+        self._started_at = self._started_at or monotonic()
         self._bar.set_description(name)
 
     def _show(self, progress: Any) -> bool:

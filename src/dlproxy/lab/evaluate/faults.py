@@ -45,6 +45,11 @@ class Fault:
     def begin(self) -> None:
         self._thread.start()
 
+    @property
+    def failed(self) -> bool:
+        """Whether it ended without having begun."""
+        return self.begun_at is None and self._thread.ident is not None and not self._thread.is_alive()
+
     def end(self) -> None:
         self._ending.set()
 
@@ -177,8 +182,9 @@ class KilledWorker(Fault):
         self._pids = pids
 
     def _work(self) -> None:
-        self.begun_at = monotonic()
+        now = monotonic()
         os.kill(self._pids[0], signal.SIGKILL)
+        self.begun_at = now
         self.note = f"kill -9 of one of {len(self._pids)} worker process{'es' * (len(self._pids) > 1)}"
 
 

@@ -42,7 +42,7 @@ class _Course:
             self.ended_at = now
             self._fault.end()
         over = self.ended_at is not None and now >= self.ended_at + self._after_s
-        return self._watch(progress) and not over
+        return self._watch(progress) and not over and not self._fault.failed
 
 
 def suffer(

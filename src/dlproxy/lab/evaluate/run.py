@@ -32,6 +32,7 @@ LEAST_REQUESTS = 20  # of a calm load
 SEARCH_LOADS = 7.0  # full-length runs that a search takes the time of, the short ones included
 SEARCH_RUNS = 9
 WARMUP_S = 0.2
+MUCH_WAITING = 0.25  # threads that are ready and have no core, on average
 OBJECTIVES = 5.0  # times what one client alone gets at p99, where nobody names an objective
 LEAST_OBJECTIVE_S = 0.01
 
@@ -84,6 +85,12 @@ def evaluate(asked: Asked, interrupt: Interrupt, shown: Shown) -> Evaluation:
             run.parts()
         found = run.found
         found.interrupted = interrupt.pressed
+        waiting = [one.waiting for one in (found.calm, found.busy, found.full) if one is not None and one.waiting is not None]
+        if max(waiting, default=0.0) > MUCH_WAITING:
+            found.warnings.append(
+                f"{wording.number(max(waiting))} threads of the server on average waited for a core that other programs or the "
+                "load generator had: it can do more than these figures say"
+            )
         found.seconds = monotonic() - run.started_at
         return found
 
@@ -145,9 +152,11 @@ class _Run:
             if self._interrupt.pressed:
                 return
             self._shown.part(name)
-            seconds = max(self.started_at + self._asked.budget_s - monotonic(), 0.0) * share
+            left_s = self.started_at + self._asked.budget_s - monotonic()
             try:
-                do(seconds)
+                if left_s <= 0.0:
+                    raise LoadError("no time was left for it; give a larger --budget")
+                do(left_s * share)
             except LoadError as error:
                 self.found.missing[name] = str(error)
                 if self._child is not None and self._child.process.poll() is not None:
@@ -213,14 +222,17 @@ class _Run:
     def _peak(self, seconds: float) -> None:
         length_s = min(max((seconds - SEARCH_RUNS * OVERHEAD_S) / SEARCH_LOADS, LEAST_S), MOST_S)
         test = LoadTest(structs.replace(self._settings, warmup_s=0.0, duration_s=length_s, drain_s=1.0))
-        search = Search(test, self._objective_s, self._interrupt, lambda trial: None, self._shown.watch)
-        good = [one.rate_rps for one in self.found.clients.points if (one.p99_ms or 1e9) <= self._objective_s * 1e3]
-        result = search.run(BUSY * max(good) if good else None, MAX_TRIALS, monotonic() + seconds)
         found = self.found
-        found.trials, found.confirmed = result.trials, result.peak_rps is not None
-        found.peak_rps = result.peak_rps or max((trial.rate for trial in result.trials if trial.passed), default=None)
+        search = Search(test, self._objective_s, self._interrupt, found.trials.append, self._shown.watch)
+        good = [one.rate_rps for one in self.found.clients.points if (one.p99_ms or 1e9) <= self._objective_s * 1e3]
+        confirmed: float | None = None
+        try:
+            confirmed = search.run(BUSY * max(good) if good else None, MAX_TRIALS, monotonic() + seconds).peak_rps
+        finally:  # of a search that is interrupted, what had passed counts
+            found.confirmed = confirmed is not None
+            found.peak_rps = confirmed or max((trial.rate for trial in found.trials if trial.passed), default=None)
         if found.peak_rps is None and not self._interrupt.pressed:
-            found.missing["peak"] = f"no rate met the objective in {wording.count(len(result.trials), 'trial')}"
+            found.missing["peak"] = f"no rate met the objective in {wording.count(len(found.trials), 'trial')}"
 
     # Scalability
 

@@ -149,6 +149,8 @@ def _levels(found: Evaluation) -> str:
 def _throughput_means(found: Evaluation) -> str:
     if found.full is None:
         return "Nothing was measured."
+    if found.peak_rps is None and "peak" not in found.missing:
+        return "The highest rate within the objective was not measured."
     if found.peak_rps is None:
         return "No rate met the objective: either it is too strict for this model, or the machine was disturbed."
     part = found.peak_rps / max(found.full.rate_rps, 1e-9)

@@ -1,0 +1,48 @@
+"""What is tried for how long, and what the operating system tells of a server's processes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dlproxy.cores import allowed_cores
+from dlproxy.lab.evaluate import server
+from dlproxy.lab.evaluate.scalability import doubled, levels
+
+
+@pytest.mark.parametrize(
+    ("most", "counts"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 4]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])]
+)
+def test_counts_double_up_to_the_most(most: int, counts: list[int]) -> None:
+    assert doubled(most) == counts
+
+
+def test_more_time_gives_more_levels_of_clients() -> None:
+    tried = [levels(seconds, 0.6) for seconds in (0.0, 1.0, 3.5, 5.0, 8.0, 60.0)]
+    assert [len(one) for one in tried] == [2, 2, 3, 4, 7, 9]
+    assert all(one[0] == 1 and one[-1] >= 64 for one in tried)
+
+
+@pytest.mark.skipif(not server.PROC.joinpath("self", "stat").exists(), reason="no /proc")
+def test_cpu_time_counts_the_children_of_a_process() -> None:
+    burn = "import time\nwhile time.process_time() < 0.3: pass\n"
+    code = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])\nprint('done', flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        spent_s = server.cpu_s(parent.pid, None, "m")
+        assert server.waited_s(parent.pid) is not None
+        parent.communicate(b"\n")
+    assert spent_s is not None
+    assert 0.3 <= spent_s < 30.0
+    assert server.cpu_s(None, None, "m") is None
+
+
+@pytest.mark.skipif(not server.can_confine(), reason="no affinity")
+def test_processes_started_inside_are_confined_and_we_are_not() -> None:
+    before = allowed_cores()
+    with server.confined(1):
+        inside = subprocess.check_output([sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)))"])
+    assert int(inside) == 1
+    assert sorted(os.sched_getaffinity(0)) == before
