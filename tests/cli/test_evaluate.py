@@ -42,7 +42,7 @@ def test_a_small_budget_gives_all_five_groups(tmp_path: Path) -> None:
 def test_ctrl_c_prints_what_was_found_and_leaves_no_server() -> None:
     with _started(MODEL, "--budget", "60s") as command:
         with pytest.raises(subprocess.TimeoutExpired):
-            command.wait(8.0)  # so that something was measured, or it has only just started
+            command.wait(3.0)  # it may still start, or have measured something
         command.send_signal(signal.SIGINT)
         output, errors = command.communicate(timeout=HANG_S)
     assert command.returncode == 130, errors

@@ -77,7 +77,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         return USER_ERROR
     if found.interrupted:
         return INTERRUPTED
-    return OK if found.base_rps is not None else FAILED
+    return OK if found.base_rps is not None and not found.server_lost else FAILED
 
 
 def _asked(args: argparse.Namespace) -> "Asked":

@@ -75,7 +75,7 @@ class Evaluation(Struct, kw_only=True):
     """All of it; None and empty is what was not measured, and `missing` says why, by what it is.
 
     `ready_s`: from the start of the server's process until it served; `load_s`: of the model into a server that runs.
-    `peak_rps`: highest rate that met the objective, over a whole run if `confirmed`.
+    `peak_rps`: highest rate that met the objective, over a whole run if `confirmed`. `server_lost`: it ended by itself.
     """
 
     format: int = FORMAT
@@ -105,6 +105,7 @@ class Evaluation(Struct, kw_only=True):
     missing: dict[str, str] = {}
     warnings: list[str] = []
     interrupted: bool = False
+    server_lost: bool = False
 
     @property
     def base_rps(self) -> float | None:

@@ -24,6 +24,7 @@ UNREAD = 0.1  # requests whose answers nobody reads, as a part of the steady loa
 GARBAGE = 0.1  # of the steady load
 MOST_GARBAGE_RPS = 300.0
 PATIENCE_S = 2.0
+DRAIN_S = 1.0
 
 
 class Fault:
@@ -84,7 +85,12 @@ class Overload(Fault):
     def _work(self) -> None:
         changes: dict[str, Any] = {"concurrency": None, "rate": self._rps, "arrivals": "poisson", "duration_s": self._seconds}
         result = self._test.run(
-            self._interrupt, self._watch, **changes, objective_s=self._objective_s, warmup_s=0.0, drain_s=1.0
+            self._interrupt,
+            self._watch,
+            **changes,
+            objective_s=self._objective_s,
+            warmup_s=0.0,
+            drain_s=min(2.0 * self._objective_s, DRAIN_S),
         )
         failed = max(result.errors, key=lambda kind: result.errors[kind]) if result.errors else ""
         refused = f", {result.failed:,} failed (mostly {failed})" if failed else ""

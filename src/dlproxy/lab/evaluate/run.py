@@ -25,9 +25,12 @@ from dlproxy.lab.report import wording
 from dlproxy.lab.report.result import Result
 
 CALM, BUSY = 0.1, 0.7  # of the peak
+CLIENTS_EACH = 4  # at least, of every instance
 OVERHEAD_S = 0.7  # of each load: its process starts, and the last answers are waited for
 LEAST_S = 0.3
+LEAST_ANSWERS = 6  # that one client alone gets during a load
 MOST_S = 20.0
+LEAST_DRAIN_S, MOST_DRAIN_S = 1.0, 10.0
 LEAST_REQUESTS = 20  # of a calm load
 SEARCH_LOADS = 7.0  # full-length runs that a search takes the time of, the short ones included
 SEARCH_RUNS = 9
@@ -114,7 +117,6 @@ class _Run:
             addresses = self._child.wait_until_ready(wanted=lambda: not self._interrupt.pressed)
             settings = structs.replace(settings, url=addresses.http)
             control_url = addresses.control
-        self._settings = settings
         if control_url is not None:
             self._control = asked.connect(control_url)
         self._test = LoadTest(structs.replace(settings, warmup_s=WARMUP_S))
@@ -132,7 +134,13 @@ class _Run:
         )
         if self._child is None:
             self.found.missing["ready"] = "the server was running already"
-        self._objective_s = self._objective()
+        alone = self._test.run(self._interrupt, self._shown.watch, concurrency=1, processes=1, duration_s=LEAST_S, warmup_s=0.0)
+        if not alone.ok:
+            raise LoadError(f"no request to '{self._model}' succeeded: {wording.headline(alone)}")
+        self._least_s = max(LEAST_S, LEAST_ANSWERS * alone.latency_ms["p50"] * 1e-3)
+        self._objective_s = self._objective(alone.latency_ms["p99"] * 1e-3)
+        drain_s = min(max(LEAST_DRAIN_S, 2.0 * self._objective_s), MOST_DRAIN_S)
+        self._settings = structs.replace(settings, objective_s=self._objective_s, drain_s=drain_s)
 
     def parts(self) -> None:
         """Each in its turn, for as long as nobody interrupts."""
@@ -159,13 +167,21 @@ class _Run:
                 do(left_s * share)
             except LoadError as error:
                 self.found.missing[name] = str(error)
-                if self._child is not None and self._child.process.poll() is not None:
-                    raise ServerError(f"the server stopped during the part '{name}'\n{self._child.tail()}") from None
+                if name != "cores" and self._lost(name):
+                    return
+
+    def _lost(self, part: str) -> bool:
+        """Whether the server has ended by itself, which is a finding and the end of all others."""
+        if self._child is None or self._child.process.poll() is None:
+            return False
+        self.found.server_lost = True
+        self.found.warnings.append(f"the server ended by itself during the part '{part}': {self._child.tail()}")
+        return True
 
     # Response time
 
-    def _objective(self) -> float:
-        """As given, else as the model has it, else some times what one client gets."""
+    def _objective(self, alone_s: float) -> float:
+        """As given, else as the model has it, else some times the p99 of one client alone."""
         found = self.found
         if self._asked.objective_s is not None:
             seconds, found.objective_from = self._asked.objective_s, "as given"
@@ -175,11 +191,7 @@ class _Run:
             except ConfigError as error:
                 raise LoadError(f"the model's objective is not understood: {error}") from None
         else:
-            alone = self._test.run(self._interrupt, self._shown.watch, concurrency=1, processes=1, duration_s=LEAST_S)
-            if not alone.ok:
-                raise LoadError(f"no request to '{self._model}' succeeded: {wording.headline(alone)}")
-            p99_s = alone.latency_ms["p99"] * 1e-3
-            seconds = float(f"{max(OBJECTIVES * p99_s, LEAST_OBJECTIVE_S):.1g}")
+            seconds = float(f"{max(OBJECTIVES * alone_s, LEAST_OBJECTIVE_S):.1g}")
             found.objective_from = f"{OBJECTIVES:g} times the p99 of one client alone; give one with --slo"
         found.objective_ms = seconds * 1e3
         return seconds
@@ -208,8 +220,8 @@ class _Run:
 
     def _clients(self, seconds: float) -> None:
         found = self.found
-        levels = scalability.levels(seconds, OVERHEAD_S + WARMUP_S)
-        length_s = min(max(seconds / len(levels) - OVERHEAD_S - WARMUP_S, LEAST_S), MOST_S)
+        levels = scalability.levels(seconds, OVERHEAD_S + WARMUP_S + self._least_s)
+        length_s = self._length(seconds / len(levels))
         for level in levels:
             moment = self._closed(level, length_s)
             if moment is None:
@@ -220,8 +232,8 @@ class _Run:
         scalability.conclude(found.clients)
 
     def _peak(self, seconds: float) -> None:
-        length_s = min(max((seconds - SEARCH_RUNS * OVERHEAD_S) / SEARCH_LOADS, LEAST_S), MOST_S)
-        test = LoadTest(structs.replace(self._settings, warmup_s=0.0, duration_s=length_s, drain_s=1.0))
+        length_s = min(max((seconds - SEARCH_RUNS * OVERHEAD_S) / SEARCH_LOADS, 2.0 * self._least_s), MOST_S)
+        test = LoadTest(structs.replace(self._settings, warmup_s=0.0, duration_s=length_s))
         found = self.found
         search = Search(test, self._objective_s, self._interrupt, found.trials.append, self._shown.watch)
         good = [one.rate_rps for one in self.found.clients.points if (one.p99_ms or 1e9) <= self._objective_s * 1e3]
@@ -246,7 +258,7 @@ class _Run:
         try:
             for count in counts:
                 control.scale(self._model, count)
-                moment = self._closed(self.found.full_clients or 1, length_s)
+                moment = self._closed(max(self.found.full_clients, CLIENTS_EACH * counts[-1]), length_s)
                 if moment is None:
                     break
                 series.points.append(scalability.point(count, moment))
@@ -279,12 +291,14 @@ class _Run:
             if self._interrupt.pressed:
                 return
             with server.confined(count):
-                child = ChildServer(self._asked.serve)
+                self._child = child = ChildServer(self._asked.serve)
             try:
                 url = child.wait_until_ready(wanted=lambda: not self._interrupt.pressed).http
-                self._child, self._control = child, None
+                self._control = None
                 self._test = LoadTest(structs.replace(self._settings, url=url, warmup_s=WARMUP_S))
                 moment = self._closed(self.found.full_clients, length_s)
+            except ServerError as error:
+                raise LoadError(f"on {wording.count(count, 'core')} {error}") from None
             finally:
                 child.end()
             if moment is not None:
@@ -300,12 +314,12 @@ class _Run:
         if not self._asked.faults:
             report.reason = "left out, as --no-faults asks"
             return
-        length_s = max(seconds - OVERHEAD_S - 1.0, 2.0)
+        length_s = max(seconds - OVERHEAD_S - 1.0, 2.0, 4.0 * self._least_s)
         rps = BUSY * self._base()
         fault: faults.Fault
         if name == "overload":
             more = (faults.OVERLOAD - BUSY) * self._base()
-            test = LoadTest(self._settings)
+            test = self._test
             fault = faults.Overload(test, more, 0.3 * length_s, self._objective_s, self._interrupt)
         elif name == "slow clients":
             fault = faults.SlowClients(self._test, rps, 0.3 * length_s)
@@ -317,7 +331,7 @@ class _Run:
             if report.reason:
                 return
             fault = faults.KilledWorker(pids)
-        test = LoadTest(structs.replace(self._settings, objective_s=self._objective_s))
+        test = LoadTest(self._settings)
         reference_rps = self._base() if name == "overload" else 0.0
         self.found.faults[-1] = suffer(
             test,
@@ -346,21 +360,24 @@ class _Run:
         return base
 
     def _length(self, seconds: float) -> float:
-        return min(max(seconds - OVERHEAD_S - WARMUP_S, LEAST_S), MOST_S)
+        """Of a load that may take so long with all that belongs to it."""
+        return min(max(seconds - OVERHEAD_S - WARMUP_S, self._least_s), max(MOST_S, self._least_s))
 
     def _open(self, rate: float, length_s: float) -> Moment | None:
         length_s = max(length_s, 2.0 / rate)
-        return self._moment(concurrency=None, rate=rate, arrivals="poisson", duration_s=length_s, drain_s=2.0)
+        return self._moment(concurrency=None, rate=rate, arrivals="poisson", duration_s=length_s)
 
     def _closed(self, clients: int, length_s: float) -> Moment | None:
         processes = min(self._settings.processes, clients)
-        return self._moment(concurrency=clients, rate=None, processes=processes, duration_s=length_s, drain_s=2.0)
+        return self._moment(concurrency=clients, rate=None, processes=processes, duration_s=length_s)
 
     def _moment(self, **changes: Any) -> Moment | None:
         """One load and all that it shows; None if it was interrupted."""
         pid = None if self._child is None else self._child.process.pid
         before, waited_before = server.cpu_s(pid, self._control, self._model), server.waited_s(pid)
-        result = self._test.run(self._interrupt, self._shown.watch, **changes, objective_s=self._objective_s)
+        result = self._test.run(
+            self._interrupt, self._shown.watch, **changes, objective_s=self._objective_s, drain_s=self._settings.drain_s
+        )
         after, waited_after = server.cpu_s(pid, self._control, self._model), server.waited_s(pid)
         if result.interrupted:
             return None

@@ -6,14 +6,13 @@ Not aware of: how a load is run, servers.
 from dlproxy.lab.evaluate.evaluation import Moment, Point, Series
 from dlproxy.lab.evaluate.usl import fit
 
-LEAST_LEVEL_S = 0.4
 LEVELS = {2: (1, 64), 3: (1, 8, 64), 4: (1, 4, 16, 64), 7: (1, 2, 4, 8, 16, 32, 64), 9: (1, 2, 4, 8, 16, 32, 64, 128, 256)}
 """Clients of a closed loop, by how many levels there is time for."""
 
 
-def levels(seconds: float, overhead_s: float) -> tuple[int, ...]:
-    """The most that so much time is enough for, at least two."""
-    room = seconds / (LEAST_LEVEL_S + overhead_s)
+def levels(seconds: float, each_s: float) -> tuple[int, ...]:
+    """The most that so much time is enough for if each takes at least so long; at least two."""
+    room = seconds / each_s
     return LEVELS[max((count for count in LEVELS if count <= room), default=min(LEVELS))]
 
 

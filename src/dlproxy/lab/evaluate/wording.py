@@ -47,7 +47,7 @@ def headline(found: Evaluation) -> str:
         sure = "" if found.confirmed else " (short runs only)"
         said = f"{number(found.peak_rps)} requests/s with 99 % of the answers within {duration(found.objective_ms)}{sure}"
     elif found.full is not None:
-        said = f"{number(found.full.rate_rps)} requests/s for {count(found.full_clients, 'client')} that wait for their answers"
+        said = f"{number(found.full.rate_rps)} requests/s in a closed loop of {count(found.full_clients, 'client')}"
     else:
         return "Nothing was measured."
     kept = [report for report in found.faults if report.kept is not None]
@@ -143,7 +143,7 @@ def _throughput(found: Evaluation) -> Group:
 
 def _levels(found: Evaluation) -> str:
     tried = [point.n for point in found.clients.points]
-    return f"{count(found.full_clients, 'client')} that wait for their answers: the best of {tried[0]} to {tried[-1]}"
+    return f"{count(found.full_clients, 'client')}: the best of {tried[0]} to {tried[-1]}"
 
 
 def _throughput_means(found: Evaluation) -> str:
@@ -223,7 +223,7 @@ def _scalability(found: Evaluation) -> Group:
             remarks.append(f"{name}: {series.reason}")
         if series.points and series.fit is None:
             remarks.append(
-                f"{name}: {count(len(series.points), 'point')}, too few for a scalability law, which takes {LEAST_POINTS}"
+                f"{name}: {count(sum(point.rate_rps > 0.0 for point in series.points), 'point')}, too few for a scalability law, which takes {LEAST_POINTS}"
             )
     remarks += [f"{name}: {found.missing[name]}" for name in ("instances", "cores") if name in found.missing]
     return Group(title="Scalability", meaning=_scalability_means(found), tables=tables, remarks=remarks)
