@@ -21,8 +21,6 @@ def _test(server: FakeServer) -> LoadTest:
 class Refusing(Fault):
     """Has a server refuse everything until it ends."""
 
-    name = "refusing"
-
     def __init__(self, server: FakeServer) -> None:
         super().__init__()
         self._server = server
@@ -40,6 +38,7 @@ def test_what_is_refused_during_a_fault_is_not_kept_and_comes_back() -> None:
         fault = Refusing(server)
         report = suffer(
             _test(server),
+            "refusing",
             fault,
             rps=100.0,
             reference_rps=0.0,
@@ -61,6 +60,7 @@ def test_a_fault_that_never_begins_is_not_measured() -> None:
     with FakeServer() as server:
         report = suffer(
             _test(server),
+            "killed worker",
             KilledWorker((2**30,)),  # no process has this number
             rps=50.0,
             reference_rps=0.0,

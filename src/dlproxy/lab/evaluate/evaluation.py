@@ -13,6 +13,7 @@ from dlproxy.lab.evaluate.usl import Fit
 from dlproxy.lab.report.result import ResultError, Trial
 
 FORMAT = 1
+FAULTS = ("overload", "slow clients", "garbage", "killed worker")
 
 
 class Moment(Struct, kw_only=True):

@@ -33,7 +33,6 @@ class Fault:
     `good`: samples of what the fault itself got in time, as recovery.Samples. `at_once`: all of it happens when it begins.
     """
 
-    name = ""
     at_once = False
 
     def __init__(self) -> None:
@@ -75,8 +74,6 @@ class Fault:
 class Overload(Fault):
     """So many requests more per second than the steady load that both together are three times the peak."""
 
-    name = "overload"
-
     def __init__(self, test: LoadTest, rps: float, seconds: float, objective_s: float, interrupt: Interrupt) -> None:
         super().__init__()
         self._test, self._rps, self._seconds = test, rps, seconds
@@ -107,8 +104,6 @@ class Overload(Fault):
 class SlowClients(Fault):
     """Half of the connections have begun a request and never end it, the others read no answer to what they ask."""
 
-    name = "slow clients"
-
     def __init__(self, test: LoadTest, steady_rps: float, seconds: float) -> None:
         super().__init__()
         self._address, self._request = test.target.address, test.first_request
@@ -134,8 +129,6 @@ class SlowClients(Fault):
 
 class Garbage(Fault):
     """Requests that no server should answer: not HTTP, not JSON, of a wrong shape, for a model that is not there, cut short."""
-
-    name = "garbage"
 
     def __init__(self, test: LoadTest, steady_rps: float) -> None:
         super().__init__()
@@ -180,7 +173,6 @@ class Garbage(Fault):
 class KilledWorker(Fault):
     """kill -9 of one worker process."""
 
-    name = "killed worker"
     at_once = True
 
     def __init__(self, pids: tuple[int, ...]) -> None:

@@ -46,7 +46,15 @@ class _Course:
 
 
 def suffer(
-    test: LoadTest, fault: Fault, *, rps: float, reference_rps: float, seconds: float, interrupt: Interrupt, watch: Watch
+    test: LoadTest,
+    name: str,
+    fault: Fault,
+    *,
+    rps: float,
+    reference_rps: float,
+    seconds: float,
+    interrupt: Interrupt,
+    watch: Watch,
 ) -> FaultReport:
     """One fault during a steady load. Raises LoadError; KeyboardInterrupt at a second Ctrl-C."""
     course = _Course(fault, seconds, watch)
@@ -56,7 +64,7 @@ def suffer(
         test.run(interrupt, course.watch, **changes, duration_s=length_s, warmup_s=0.0, drain_s=DRAIN_S)
     finally:
         fault.close()
-    report = FaultReport(name=fault.name, reference_rps=reference_rps, note=fault.note)
+    report = FaultReport(name=name, reference_rps=reference_rps, note=fault.note)
     samples, begun_at, ended_at = course.samples, fault.begun_at, course.ended_at
     if begun_at is None or ended_at is None:
         report.reason = f"not measured: {fault.note or 'the load ended before the fault did'}"

@@ -15,7 +15,7 @@ from dlproxy.config import ConfigError, parse_slo
 from dlproxy.cores import usable_cores
 from dlproxy.lab.child_server import ChildServer, ServerError
 from dlproxy.lab.evaluate import faults, scalability, server
-from dlproxy.lab.evaluate.evaluation import Evaluation, FaultReport, Moment
+from dlproxy.lab.evaluate.evaluation import FAULTS, Evaluation, FaultReport, Moment
 from dlproxy.lab.evaluate.robustness import suffer
 from dlproxy.lab.evaluate.server import Control
 from dlproxy.lab.load.peak import MAX_TRIALS, Search
@@ -151,7 +151,7 @@ class _Run:
             "calm": self._calm,
             "busy": self._busy,
             "instances": self._instances,
-            **{name: lambda seconds, name=name: self._fault(name, seconds) for name in faults_by_name()},  # type: ignore[misc]
+            **{name: lambda seconds, name=name: self._fault(name, seconds) for name in FAULTS},  # type: ignore[misc]
             "cores": self._cores,
         }
         for name, do in doing.items():
@@ -335,6 +335,7 @@ class _Run:
         reference_rps = self._base() if name == "overload" else 0.0
         self.found.faults[-1] = suffer(
             test,
+            name,
             fault,
             rps=rps,
             reference_rps=reference_rps,
@@ -395,11 +396,6 @@ class _Run:
         if self.found.instances and result.busy_s:
             moment.instances_busy = min(result.busy_s / (self.found.instances * wall_s), 1.0)
         return moment
-
-
-def faults_by_name() -> tuple[str, ...]:
-    """Every fault, in the order in which they are tried."""
-    return tuple(kind.name for kind in (faults.Overload, faults.SlowClients, faults.Garbage, faults.KilledWorker))
 
 
 def _moment_of(result: Result) -> Moment:

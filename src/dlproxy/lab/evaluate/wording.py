@@ -5,7 +5,7 @@ Called by table.py and page.py, which show the same. Not aware of: terminals, HT
 
 from msgspec import Struct
 
-from dlproxy.lab.evaluate.evaluation import Evaluation, FaultReport, Moment, Series
+from dlproxy.lab.evaluate.evaluation import FAULTS, Evaluation, FaultReport, Moment, Series
 from dlproxy.lab.evaluate.recovery import BACK
 from dlproxy.lab.evaluate.usl import LEAST_POINTS
 from dlproxy.lab.report.wording import count, duration, number, rate, share
@@ -222,9 +222,8 @@ def _scalability(found: Evaluation) -> Group:
         if series.reason:
             remarks.append(f"{name}: {series.reason}")
         if series.points and series.fit is None:
-            remarks.append(
-                f"{name}: {count(sum(point.rate_rps > 0.0 for point in series.points), 'point')}, too few for a scalability law, which takes {LEAST_POINTS}"
-            )
+            known = count(sum(point.rate_rps > 0.0 for point in series.points), "point")
+            remarks.append(f"{name}: {known}, too few for a scalability law, which takes {LEAST_POINTS}")
     remarks += [f"{name}: {found.missing[name]}" for name in ("instances", "cores") if name in found.missing]
     return Group(title="Scalability", meaning=_scalability_means(found), tables=tables, remarks=remarks)
 
@@ -288,8 +287,7 @@ def _robustness(found: Evaluation) -> Group:
     headings = ("fault", "before", "during", "kept", "recovery", "what was done")
     tables = [Table(headings=headings, rows=rows)] if rows else []
     remarks = [f"{report.name}: {report.reason}" for report in found.faults if report.reason]
-    names = [report.name for report in found.faults]
-    remarks += [f"{name}: {found.missing[name]}" for name in names if name in found.missing]
+    remarks += [f"{name}: {found.missing[name]}" for name in FAULTS if name in found.missing]
     return Group(title="Robustness", meaning=_robustness_means(measured), tables=tables, remarks=remarks)
 
 
