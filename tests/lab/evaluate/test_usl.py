@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlproxy.lab.evaluate.usl import Fit, fit
@@ -14,6 +14,7 @@ def _law(single: float, contention: float, coherence: float) -> Fit:
     return Fit(single_rps=single, contention=contention, coherence=coherence, best_n=None, r2=1.0)
 
 
+@settings(deadline=None)  # the first solution loads libraries
 @given(single=st.floats(0.1, 1e5), contention=st.floats(0.0, 1.0), coherence=st.floats(0.0, 0.1))
 def test_known_parameters_are_found(single: float, contention: float, coherence: float) -> None:
     law = _law(single, contention, coherence)
@@ -37,6 +38,7 @@ def test_noise_moves_the_curve_no_further_than_itself(contention: float, coheren
     assert missed <= truth * (1 + 1e-6) + 1e-6  # least squares: the law itself is no nearer to the points
 
 
+@settings(deadline=None)
 @given(rates=st.lists(st.floats(1.0, 1e5), min_size=4, max_size=7))
 def test_nothing_is_negative_whatever_was_measured(rates: list[float]) -> None:
     found = fit(list(zip(LEVELS, rates, strict=False)))

@@ -110,8 +110,9 @@ class Evaluation(Struct, kw_only=True):
 
     @property
     def base_rps(self) -> float | None:
-        """What loads below the limit are a part of: the peak; if none was found, what a closed loop got."""
-        return self.peak_rps or (self.full.rate_rps if self.full is not None else None) or None
+        """What loads below the limit are a part of: the peak; if none was found, what one client alone got."""
+        alone = self.clients.points[0].rate_rps if self.clients.points else None
+        return self.peak_rps or alone or None
 
 
 def save(found: Evaluation, path: Path) -> None:

@@ -8,12 +8,14 @@ from dlproxy.lab.evaluate.evaluation import FaultReport
 from dlproxy.lab.evaluate.faults import Fault
 from dlproxy.lab.load.generator import LOOK_S, Progress
 from dlproxy.lab.load.run import Interrupt, LoadTest, Watch
+from dlproxy.lab.report.wording import rate
 
 BEFORE, DURING, AFTER = 0.25, 0.3, 0.45  # parts of the time
 SETTLE_S = 0.3  # of the steady load, before it counts
 SLACK_S = 8.0  # for a fault that takes a while to begin: the processes of a load must start first
 DRAIN_S = 0.5
 CHART_S = 0.2
+LEAST_BEFORE = 0.5  # of the steady load that must be answered in time, so that a fault can be told from it
 
 
 class _Course:
@@ -24,7 +26,7 @@ class _Course:
         self.ended_at: float | None = None
         self._fault, self._watch = fault, watch
         self._before_s, self._during_s, self._after_s = BEFORE * seconds, DURING * seconds, AFTER * seconds
-        self._begun = False
+        self.asked_at: float | None = None
         self._started_at: float | None = None
 
     def watch(self, progress: Progress) -> bool:
@@ -35,8 +37,8 @@ class _Course:
             # late counts what failed, too
             self.samples.append((now, progress.ok - progress.late + progress.failed))
         begun_at = self._fault.begun_at
-        if not self._begun and self.samples and now >= self.samples[0][0] + self._before_s:
-            self._begun = True
+        if self.asked_at is None and self.samples and now >= self.samples[0][0] + self._before_s:
+            self.asked_at = now
             self._fault.begin()
         elif begun_at is not None and self.ended_at is None and now >= begun_at + self._during_s:
             self.ended_at = now
@@ -65,13 +67,18 @@ def suffer(
     finally:
         fault.close()
     report = FaultReport(name=name, reference_rps=reference_rps, note=fault.note)
-    samples, begun_at, ended_at = course.samples, fault.begun_at, course.ended_at
-    if begun_at is None or ended_at is None:
+    samples, asked_at, begun_at, ended_at = course.samples, course.asked_at, fault.begun_at, course.ended_at
+    if asked_at is None or begun_at is None or ended_at is None:
         report.reason = f"not measured: {fault.note or 'the load ended before the fault did'}"
         return report
     start_at = samples[0][0]
     samples = [(at, good) for at, good in samples if at <= min(start_at + length_s, ended_at + AFTER * seconds) + LOOK_S]
-    effect = recovery.effect(samples, begun_at, ended_at, begun_at if fault.at_once else ended_at)
+    effect = recovery.effect(samples, asked_at, begun_at, ended_at, begun_at if fault.at_once else ended_at)
+    if effect.before_rps < LEAST_BEFORE * rps:
+        report.reason = (
+            f"not measured: of the steady load of {rate(rps)}, {rate(effect.before_rps)} was answered in time before"
+        )
+        return report
     report.effect = effect
     during = effect.during_rps + recovery.rate(fault.good, begun_at, ended_at)
     report.reference_rps = reference = reference_rps or effect.before_rps

@@ -130,8 +130,8 @@ def _throughput(found: Evaluation) -> Group:
         rows.append(("within objective", rate(found.peak_rps), f"highest Poisson rate with {objective}; {how}"))
     if found.full is not None:
         rows.append(("closed loop", rate(found.full.rate_rps), _levels(found)))
-    base = found.base_rps
-    if base is not None and found.answer_bytes:
+    base = found.peak_rps or (found.full.rate_rps if found.full is not None else 0.0)
+    if base and found.answer_bytes:
         what = "bodies of requests and answers, at the highest rate" if found.peak_rps else "bodies, at the closed loop's rate"
         rows.append(("in", f"{_bytes(base * found.request_bytes)}/s", f"{what}; {_bytes(found.request_bytes)} a request"))
         rows.append(("out", f"{_bytes(base * found.answer_bytes)}/s", what))
