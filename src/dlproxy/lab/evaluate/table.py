@@ -16,14 +16,14 @@ def table(found: Evaluation) -> str:
     """The evaluation as lines of text, without a newline at the end."""
     length = wording.duration(found.seconds * 1e3)
     lines = [wording.plain(f"evaluation of {found.target}: {length}, started {found.started}", WIDTH)]
-    lines += textwrap.wrap(headline(found), WIDTH)
+    lines += _folded(headline(found), WIDTH)
     for number, group in enumerate(groups(found), start=1):
         lines += ["", *_group(number, group)]
     said = [f"warning: {warning}" for warning in found.warnings]
     if found.interrupted:
         said.append("interrupted: stopped early; what was measured until then is above")
     for one in said:
-        lines += ["", *textwrap.wrap(wording.plain(one, 1000), WIDTH, subsequent_indent="  ")]
+        lines += ["", *_folded(one, WIDTH, "", "  ")]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -32,12 +32,15 @@ def _group(number: int, group: Group) -> Iterator[str]:
     for one in group.tables:
         yield from _lines(one)
     for remark in group.remarks:
-        yield from _wrapped(f"Note: {remark}.")
-    yield from _wrapped(f"This means: {group.meaning}")
+        yield from _folded(f"Note: {remark}.", WIDTH, "   ", "     ")
+    yield from _folded(f"This means: {group.meaning}", WIDTH, "   ", "     ")
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(wording.plain(text, 1000), WIDTH, initial_indent="   ", subsequent_indent="     ")
+def _folded(text: str, width: int, first: str = "", further: str = "") -> list[str]:
+    """Lines of at most that width, with numbers beside their units, and what the first and the others begin with."""
+    whole = wording.with_units(wording.plain(text, 1000))
+    lines = textwrap.wrap(whole, width, initial_indent=first, subsequent_indent=further)
+    return [line.replace(wording.NO_BREAK, " ") for line in lines]
 
 
 def _lines(shown: Table) -> Iterator[str]:
@@ -50,6 +53,6 @@ def _lines(shown: Table) -> Iterator[str]:
         start = f"   {first:<{widths[0]}}  " + "".join(
             f"{cell:>{width}}  " for cell, width in zip(cells, widths[1:], strict=True)
         )
-        said, *more = textwrap.wrap(wording.plain(row[-1], 1000), room) or [""]
+        said, *more = _folded(row[-1], room) or [""]
         yield start + said
         yield from (" " * len(start) + line for line in more)

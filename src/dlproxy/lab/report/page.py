@@ -3,7 +3,6 @@
 Called by html.py and lab/evaluate. Not aware of: what is reported.
 """
 
-import re
 from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
@@ -41,7 +40,7 @@ def page(title: str, body: Iterable[str]) -> str:
 
 def text(said: object) -> str:
     """Escaped, and with numbers kept beside their units."""
-    return re.sub(r"(?<=\d) (?=(?:[µm]?s|min|h|%|/s)\b|%|/s)", "\u00a0", escape(wording.plain(said, _LONGEST)))
+    return wording.with_units(escape(wording.plain(said, _LONGEST)))
 
 
 def header(what: str, headline: str) -> str:
