@@ -33,14 +33,16 @@ def rate(samples: Samples, start_at: float, end_at: float) -> float:
     return (end - start) / (end_at - start_at)
 
 
-def effect(samples: Samples, quiet_until: float, begun_at: float, ended_at: float, over_at: float) -> Effect:
+def effect(
+    samples: Samples, offered_rps: float, quiet_until: float, begun_at: float, ended_at: float, over_at: float
+) -> Effect:
     """Of a fault that was prepared from `quiet_until` on; goodput during it is measured until `ended_at`, and recovery counts
-    from `over_at`.
+    from `over_at`. More answers than are offered come of a backlog, and are no goodput that a fault could cost.
     """
     if not samples:
         return Effect(before_rps=0.0, during_rps=0.0, recovery_s=None, watched_s=0.0)
     first, last = samples[0][0], samples[-1][0]
-    before = rate(samples, first, min(quiet_until, last))
+    before = min(rate(samples, first, min(quiet_until, last)), offered_rps)
     return Effect(
         before_rps=before,
         during_rps=rate(samples, min(begun_at, last), min(ended_at, last)),

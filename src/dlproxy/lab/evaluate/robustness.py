@@ -73,7 +73,7 @@ def suffer(
         return report
     start_at = samples[0][0]
     samples = [(at, good) for at, good in samples if at <= min(start_at + length_s, ended_at + AFTER * seconds) + LOOK_S]
-    effect = recovery.effect(samples, asked_at, begun_at, ended_at, begun_at if fault.at_once else ended_at)
+    effect = recovery.effect(samples, rps, asked_at, begun_at, ended_at, begun_at if fault.at_once else ended_at)
     if effect.before_rps < LEAST_BEFORE * rps:
         report.reason = (
             f"not measured: of the steady load of {rate(rps)}, {rate(effect.before_rps)} was answered in time before"

@@ -167,15 +167,17 @@ class _Run:
                 do(left_s * share)
             except LoadError as error:
                 self.found.missing[name] = str(error)
-                if name != "cores" and self._lost(name):
-                    return
+            if name != "cores" and self._lost(name):  # which ends the server itself
+                return
 
     def _lost(self, part: str) -> bool:
         """Whether the server has ended by itself, which is a finding and the end of all others."""
         if self._child is None or self._child.process.poll() is None:
             return False
         self.found.server_lost = True
-        self.found.warnings.append(f"the server ended by itself during the part '{part}': {self._child.tail()}")
+        code, said = self._child.process.returncode, self._child.tail().splitlines()
+        last = f"; its last words: {said[-1]}" if said else ""
+        self.found.warnings.append(f"the server ended by itself during the part '{part}' with exit code {code}{last}")
         return True
 
     # Response time

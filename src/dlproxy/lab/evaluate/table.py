@@ -32,7 +32,7 @@ def _group(number: int, group: Group) -> Iterator[str]:
     for one in group.tables:
         yield from _lines(one)
     for remark in group.remarks:
-        yield from _folded(f"Note: {remark}.", WIDTH, "   ", "     ")
+        yield from _folded(f"Note: {remark.rstrip('.')}{'' if remark.endswith('?') else '.'}", WIDTH, "   ", "     ")
     yield from _folded(f"This means: {group.meaning}", WIDTH, "   ", "     ")
 
 
