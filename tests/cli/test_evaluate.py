@@ -69,6 +69,13 @@ def test_what_can_be_mended_is_said(arguments: list[str], said: str, capsys: pyt
     assert said in capsys.readouterr().err
 
 
+def test_a_configuration_with_a_unix_socket_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "dlproxy.toml"
+    file.write_text('[server]\nuds = "/tmp/s"\n[models.m]\npath = "sleep:base=1ms"\n')
+    assert main(["evaluate", "--config", str(file)]) == 2
+    assert "load is sent over TCP only" in capsys.readouterr().err
+
+
 def test_no_server_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with silent_port() as port:
         assert main(["evaluate", "--url", f"127.0.0.1:{port}"]) == 2

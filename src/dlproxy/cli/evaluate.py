@@ -125,9 +125,11 @@ def _budget(text: str | None) -> float:
 def _models(args: argparse.Namespace) -> "dict[str, list[ModelConfig]]":
     """What will be served, by name. Raises ConfigError, as serving it would."""
     from dlproxy.cli.model_names import add_models
-    from dlproxy.config import load
+    from dlproxy.config import ConfigError, load
 
     config = load(args.config) if args.config is not None else None
+    if config is not None and config.server.uds:
+        raise ConfigError(f"{args.config}: uds: load is sent over TCP only; omit it for an evaluation")
     slo = args.slo if args.models and args.slo is not None else ""
     others = config is not None and bool(config.server.repository or config.server.store)
     return add_models({} if config is None else config.models, args.models, slo, command="evaluate", others=others)
