@@ -5,7 +5,7 @@ Called by cli/. Not aware of: how charts are drawn (figures.py, chart.py), what 
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from dlproxy import __version__
 from dlproxy.lab.report import wording
 from dlproxy.lab.report.chart import sparkline
+from dlproxy.lab.report.compare import columns_of_figures
 from dlproxy.lab.report.figures import Figure, figures
 from dlproxy.lab.report.result import Result, ResultError
 
@@ -26,17 +27,44 @@ _LONGEST = 2000  # letters of any one text
 
 def save_html(result: Result, path: Path) -> None:
     """Write the page. Raises ResultError if the file cannot be written."""
-    page = html(result).encode("utf-8", errors="replace")
+    _write(html(result), path)
+
+
+def _write(page: str, path: Path) -> None:
     try:
-        path.write_bytes(page)
+        path.write_bytes(page.encode("utf-8", errors="replace"))
     except (OSError, ValueError) as error:
         raise ResultError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
+def save_columns_html(columns: Sequence[tuple[str, Result]], remarks: Sequence[str], path: Path) -> None:
+    """Any number of results side by side as a page, with the charts of each. Raises ResultError."""
+    headings, *rows = columns_of_figures(columns)
+    target = wording.plain(columns[0][1].target, 100)
+    head = f"<header>\n<p>{_text(f'what-if of {target}')}</p>\n<h1>{_text(', '.join(headings[1:]))}</h1>\n</header>"
+    body = [head, _table(map(_text, headings), (map(_text, row) for row in rows))]
+    body.append("".join(f"<p>{_text(remark)}</p>" for remark in remarks))
+    body += [
+        f"<h2>{_text(name)}</h2>\n{_charts(_without_ids(figures(result), number))}"
+        for number, (name, result) in enumerate(columns)
+    ]
+    _write(_page(f"what-if of {target}", body), path)
+
+
+def _without_ids(drawn: list[Figure], number: int) -> list[Figure]:
+    """Charts whose names differ from those of others on the page."""
+    return [
+        Figure(
+            title=figure.title,
+            svg=re.sub(r"\b(\w+-(title|desc))\b", rf"\g<1>-{number}", figure.svg),
+            caption=figure.caption,
+        )
+        for figure in drawn
+    ]
+
+
 def html(result: Result) -> str:
     """The page as text."""
-    title = _text(f"{result.kind} of {wording.plain(result.target, 100)}")
-    style = files("dlproxy.lab.report").joinpath("page.css").read_text("utf-8")
     body = [
         _head(result),
         _warnings(result),
@@ -47,14 +75,19 @@ def html(result: Result) -> str:
         _faults(result),
         _instances(result.instances),
         _grid([_column(_errors(result) + _generator(result)), _column(_setup(result))]),
-        f"<footer>dlproxy {_text(__version__)}</footer>",
     ]
+    return _page(f"{result.kind} of {wording.plain(result.target, 100)}", body)
+
+
+def _page(title: str, body: Sequence[str]) -> str:
+    style = files("dlproxy.lab.report").joinpath("page.css").read_text("utf-8")
+    parts = [*body, f"<footer>dlproxy {_text(__version__)}</footer>"]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in body if part)
+        f"<title>{_text(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in parts if part)
         + "\n</main>\n</body>\n</html>\n"
     )
 

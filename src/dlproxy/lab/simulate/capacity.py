@@ -14,7 +14,7 @@ from dlproxy.lab.report.result import Result
 from dlproxy.lab.report.wording import OBJECTIVE_SHARE
 from dlproxy.lab.simulate.machine import stretch
 from dlproxy.lab.simulate.run import ModelPlan, Scenario, simulate
-from dlproxy.lab.simulate.what_if import Change, Load, Today
+from dlproxy.lab.simulate.what_if import Change, Load, Today, parse_load
 
 SEEDS = 3
 MOST_INSTANCES = 256  # what the knob takes
@@ -23,7 +23,7 @@ ALONE_S = 1e9  # since the batch before
 
 
 class Step(Struct):
-    """One number of instances, over all seeds. `p99_ms`: of the worst, None without answers; `missed`: share that was not in time."""
+    """One number of instances, over all seeds. `p99_ms`: of the worst of them, None without answers. `missed`: share not in time."""
 
     instances: int
     p99_ms: float | None
@@ -49,9 +49,13 @@ class Capacity(Struct):
 
 
 def find_capacity(
-    today: Today, change: Change, load: Load, text: str, *, seed: int, on_step: Callable[[int], None] = lambda instances: None
+    today: Today, change: Change, text: str, *, seed: int, on_step: Callable[[int], None] = lambda instances: None
 ) -> Capacity:
-    """The fewest instances with which `load` meets its objective, each with the cores for its threads. Raises ConfigError."""
+    """The fewest instances that meet the objective at the load that `text` names, each with cores for its threads.
+
+    Raises ConfigError.
+    """
+    load = parse_load(text, "--capacity")
     if change.load != Load() or change.cores is not None:
         raise ConfigError("--capacity says the load and finds the cores: leave rate, speed and cores out of --what-if")
     scenario = today.scenario(structs.replace(change, load=load), seed)
@@ -66,7 +70,7 @@ def find_capacity(
     search = _Search(today, structs.replace(change, load=load), objective_s, seed, on_step)
     rate = today.rate * load.factor(today.rate)
     capacity = Capacity("capacity", rate, objective_s * 1e3, model.threads, None, [], "")
-    nearest_s = _nearest_s(model, scenario, today.least_rows)
+    nearest_s = _nearest_s(model, scenario, today.rows[name][0])
     if nearest_s > objective_s:
         capacity.nearest_ms = nearest_s * 1e3
         capacity.sentence = (

@@ -4,7 +4,7 @@ Called by lab/simulate/what_if.py. Not aware of: knobs that differ from the reco
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from statistics import fmean, median
@@ -87,7 +87,9 @@ class RecordedRun:
         """What a simulation of it leaves out, in words."""
         counts = {count for at, count in self._counts if self.first_at <= at <= self.last_at}
         said = {
-            f"{self.model}: instances came and went; simulated with {self.instances} throughout": bool(counts - {self.instances}),
+            f"{self.model}: instances came and went; simulated with {self.instances} throughout": bool(
+                counts - {self.instances}
+            ),
             f"{self.model}: knobs were changed {self._changes} times; simulated with the last ones throughout": self._changes,
             f"{self.model}: {self._failed} batches failed; none does in the simulation": self._failed,
             f"{self.model}: {self._others} requests of no client (comparisons, shadows) are left out": self._others,
@@ -176,6 +178,12 @@ class RecordedRun:
                     tally.answered(came_at, at)
 
     @property
+    def rows(self) -> tuple[int, int]:
+        """Of the smallest and the largest request."""
+        every = [asked.ticket.rows for asked in self.asked.values()]
+        return min(every), max(every)
+
+    @property
     def sizes(self) -> Counter[int]:
         """Batches of each size in rows."""
         return self._sizes
@@ -225,7 +233,7 @@ class RecordedRuns:
         return sum(len(run.asked) for run in self.runs.values())
 
     def result(self, objective_s: float | None, loop_s: float = 0.0) -> Result:
-        """What really happened. Latencies are the lane's, from when the loop began to read a request to the end of its batch."""
+        """What really happened. Latencies are the lane's: from when the loop began to read a request to its batch's end."""
         end_at = self.first_at + self.duration_s
         tally = Tally(self.first_at, end_at, objective_s)
         own = {
@@ -246,7 +254,7 @@ class RecordedRuns:
             result.models = {name: model_result(each) for name, each in own.items()}
         return result
 
-    def calls(self, speed: float, slo_s: dict[str, float | None], *, loop_s: float | None) -> Iterator[Call]:
+    def calls(self, speed: float, slo_s: Mapping[str, float | None], *, loop_s: float | None) -> Iterator[Call]:
         """The requests in order, `speed` times as fast, from time 0. `slo_s`: objectives that differ from the recorded ones.
 
         `loop_s`: what the simulated loop takes to read one, which the recorded one had done when it wrote down the arrival;

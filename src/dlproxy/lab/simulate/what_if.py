@@ -5,6 +5,7 @@ Called by cli/what_if.py and lab/simulate/capacity.py. Not aware of: how results
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class Change(Struct, frozen=True):
     cores: int | None = None
     load: Load = Load()
 
+
 def parse_load(text: str, option: str) -> Load:
     """`3x`, or `1500/s`. Raises ConfigError."""
     text = text.strip()
@@ -112,7 +114,8 @@ def _cores(value: str, text: str) -> int:
 class Today:
     """A load and how it is served now: a scenario at so many times the load, with a seed, and objectives that have changed.
 
-    `rows`: of the largest request to each model. `recorded`: if it really was. `aims`: what is good is each model's objective.
+    `rows`: of the smallest and the largest request to each model. `recorded`: if it really was. `aims`: what is good is each
+    model's own objective.
     """
 
     def __init__(
@@ -120,13 +123,13 @@ class Today:
         at: Callable[[float, int, Mapping[str, float | None]], Scenario],
         *,
         rate: float,
-        rows: Mapping[str, int],
+        rows: Mapping[str, tuple[int, int]],
         aims: bool,
         recorded: RecordedRuns | None = None,
     ) -> None:
         self._at = at
         self.rate = rate
-        self._rows = rows
+        self.rows = rows
         self._aims = aims
         self.recorded = recorded
         self.base = at(1.0, 0, {})
@@ -138,8 +141,8 @@ class Today:
         for name, model in self.base.models.items():
             models[name] = changed(model, {**change.knobs, **change.models.get(name, {})}, label)
             lane_knobs = models[name].plan.knobs
-            if self._rows[name] > lane_knobs.max_batch:
-                raise ConfigError(f"{label}max_batch: requests to {name} have up to {self._rows[name]} rows")
+            if self.rows[name][1] > lane_knobs.max_batch:
+                raise ConfigError(f"{label}max_batch: requests to {name} have up to {self.rows[name][1]} rows")
             if lane_knobs.slo_s != model.plan.knobs.slo_s:
                 slo_s[name] = lane_knobs.slo_s
         scenario = self._at(change.load.factor(self.rate), seed, slo_s)
@@ -209,7 +212,7 @@ def from_logs(paths: Sequence[Path], *, objective_s: float | None, parallel: flo
             requests=lambda: runs.calls(speed, slo_s, loop_s=loop_s if with_loop else None),
         )
 
-    rows = {name: max(asked.ticket.rows for asked in run.asked.values()) for name, run in runs.runs.items()}
+    rows = {name: run.rows for name, run in runs.runs.items()}
     return Today(at, rate=rate, rows=rows, aims=objective_s is None, recorded=runs)
 
 
@@ -245,12 +248,16 @@ def columns(
         as_it_was = scenarios[0][1]
         yield "recorded", today.recorded.result(as_it_was.objective_s, as_it_was.costs.read_s)
     for number, (name, scenario) in enumerate(scenarios):
-        length_s, done = scenario.duration_s, number / len(scenarios)
-        result = simulate(scenario, lambda at, length_s=length_s, done=done: on_progress(done + at / length_s / len(scenarios)))
+        result = simulate(scenario, partial(_tell, on_progress, number, len(scenarios), scenario.duration_s))
         result.kind = "what-if"
         yield name, result
         if result.interrupted:
             return
+
+
+def _tell(on_progress: Callable[[float], None], number: int, of: int, length_s: float, at: float) -> None:
+    """The share of all scenarios that is done."""
+    on_progress((number + min(at / length_s, 1.0)) / of)
 
 
 def off_by(recorded: Result, simulated: Result) -> dict[str, float]:
