@@ -4,7 +4,7 @@ Called by cli/simulate.py. Not aware of: how time passes in a simulation, what t
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from dlproxy.lab.report.result import Result
+    from dlproxy.lab.simulate.recorded_run import RecordedRun
     from dlproxy.lab.simulate.what_if import Change, Today
 
 OPTIONS = {"--log", "--what-if", "--capacity", "--parallel"}
 OF_LOGS = OPTIONS | {"--objective", "--seed", "--json", "--html", "--loop"}
 MOST_CHANGES = 20
 PERCENT = 100.0
+DISTURBED = 5.0  # times the median of a batch of its size; models whose requests differ in length reach less
 
 
 def add_to(simulate: argparse.ArgumentParser) -> None:
@@ -139,13 +141,14 @@ def _remarks(today: "Today", changes: "Sequence[Change]", found: "Sequence[tuple
             said.append(f"The simulator's own error, simulated over recorded: {each}.")
             if any(abs(error) > BANDS[name] for name, error in errors.items()):
                 said.append(
-                    "Warning: that is more than the 5 % of rate and 15 % of p50 and p99 that are aimed at. Compare the what-ifs with "
-                    "the simulated column, and take no smaller difference for real."
+                    "Warning: that is more than the 5 % of rate and 15 % of p50 and p99 that are aimed at. Compare the what-ifs "
+                    "with the simulated column, and take no smaller difference for real."
                 )
     scenario = today.base
     said += _about_cores(today, changes)
     if today.recorded is not None:
         said += [f"Left out: {note}." for run in today.recorded.runs.values() for note in run.notes]
+        said += _about_disturbances(today.recorded.runs)
         for name, model in scenario.models.items():
             largest = today.recorded.runs[name].largest
             sizes = [size for _, result in found[2:] for size in result.batch_sizes if size > largest]
@@ -158,6 +161,15 @@ def _remarks(today: "Today", changes: "Sequence[Change]", found: "Sequence[tuple
         name, result = found[-1]
         said.append(f"Stopped early: {name} covers {result.duration_s:.3g} virtual seconds, and what follows it is missing.")
     return said
+
+
+def _about_disturbances(runs: "Mapping[str, RecordedRun]") -> list[str]:
+    return [
+        f"Warning: of the recorded batches of {name}, one in a hundred took {run.disturbance:.3g} times as long as usual for its "
+        "size. If others had the machine meanwhile, record again without them: what-ifs draw from these times."
+        for name, run in runs.items()
+        if run.disturbance > DISTURBED
+    ]
 
 
 def _about_cores(today: "Today", changes: "Sequence[Change]") -> list[str]:

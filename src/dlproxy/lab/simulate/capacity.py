@@ -14,16 +14,18 @@ from dlproxy.lab.report.result import Result
 from dlproxy.lab.report.wording import OBJECTIVE_SHARE
 from dlproxy.lab.simulate.machine import stretch
 from dlproxy.lab.simulate.run import ModelPlan, Scenario, simulate
+from dlproxy.lab.simulate.service_times import ServiceTimes
 from dlproxy.lab.simulate.what_if import Change, Load, Today, parse_load
 
 SEEDS = 3
 MOST_INSTANCES = 256  # what the knob takes
-DRAWS = 4000  # of one request's batch alone, enough for its 99th percentile
-ALONE_S = 1e9  # since the batch before
+DRAWS = 2000  # of batches of one size, enough for their 99th percentile
+SIZES = (1, 2, 4, 8, 16, 32)
+RESTS_S = (0.0, 0.0005, 0.002, 0.01, 1.0)  # one of each kind that service times know
 
 
 class Step(Struct):
-    """One number of instances, over all seeds. `p99_ms`: of the worst of them, None without answers. `missed`: share not in time."""
+    """One number of instances, over all seeds. `p99_ms`: of the worst, None without answers. `missed`: share not in time."""
 
     instances: int
     p99_ms: float | None
@@ -133,10 +135,19 @@ def _step(instances: int, results: Sequence[Result]) -> Step:
 
 
 def _nearest_s(model: ModelPlan, scenario: Scenario, rows: int) -> float:
-    """The 99th percentile of a batch of the smallest request alone, on cores of its own: no queue is shorter than none."""
+    """The 99th percentile of a batch of the smallest request alone, on cores of its own: no queue is shorter than none.
+
+    Few such batches may have been recorded, in bad moments, so those of other sizes and after any rest speak, too: the least.
+    """
     times = model.times(scenario.seed)
     factor = stretch(model.threads, scenario.parallel) / stretch(model.timed_on, scenario.parallel)
-    drawn = (times.draw(rows, ALONE_S) for _ in range(DRAWS))
+    return min(
+        _alone_s(times, size, rest_s, factor) / times.mean(size) * times.mean(rows) for size in SIZES for rest_s in RESTS_S
+    )
+
+
+def _alone_s(times: ServiceTimes, rows: int, rest_s: float, factor: float) -> float:
+    drawn = (times.draw(rows, rest_s) for _ in range(DRAWS))
     return float(np.quantile([service_s * factor + hand_over_s for service_s, hand_over_s in drawn], OBJECTIVE_SHARE))
 
 

@@ -98,6 +98,15 @@ class RecordedRun:
         }
         return [note for note, holds in said.items() if holds]
 
+    @property
+    def disturbance(self) -> float:
+        """How many times as long as the median of their size one batch in a hundred took, the way to the lane included."""
+        by_size: dict[int, list[float]] = {}
+        for sample in self.samples:
+            by_size.setdefault(sample.rows, []).append(sample.service_s + sample.hand_over_s)
+        factors = sorted(seconds / median(sized) for sized in by_size.values() for seconds in sized)
+        return factors[int(len(factors) * 0.99)]
+
     def _take(self, entry: Entry) -> None:
         event = entry.event
         if isinstance(event, Arrived):
