@@ -123,9 +123,11 @@ def _bar(form: str) -> "AbstractContextManager[tqdm[None]]":
 
 
 def _wrapped(text: str) -> str:
+    import re
     import textwrap
 
-    return textwrap.fill(text, 100, break_on_hyphens=False)
+    kept = re.sub(r"(?<=\d) (?=(?:[µm]?s|%|/s)(?:\W|$))", "\u00a0", text)  # numbers with their units
+    return textwrap.fill(kept, 100, break_on_hyphens=False).replace("\u00a0", " ")
 
 
 def _remarks(today: "Today", changes: "Sequence[Change]", found: "Sequence[tuple[str, Result]]") -> list[str]:
@@ -141,7 +143,7 @@ def _remarks(today: "Today", changes: "Sequence[Change]", found: "Sequence[tuple
             said.append(f"The simulator's own error, simulated over recorded: {each}.")
             if any(abs(error) > BANDS[name] for name, error in errors.items()):
                 said.append(
-                    "Warning: that is more than the 5 % of rate and 15 % of p50 and p99 that are aimed at. Compare the what-ifs "
+                    "Warning: that is more than the 5 % of rate and 15 % of p50 and p99 that are aimed at. Compare what-ifs "
                     "with the simulated column, and take no smaller difference for real."
                 )
     scenario = today.base
@@ -165,20 +167,26 @@ def _remarks(today: "Today", changes: "Sequence[Change]", found: "Sequence[tuple
 
 def _about_disturbances(runs: "Mapping[str, RecordedRun]") -> list[str]:
     return [
-        f"Warning: of the recorded batches of {name}, one in a hundred took {run.disturbance:.3g} times as long as usual for its "
-        "size. If others had the machine meanwhile, record again without them: what-ifs draw from these times."
+        f"Warning: of the recorded batches of {name}, one in a hundred took {run.disturbance:.3g} times as long as usual for "
+        "its size. If others had the machine meanwhile, record again without them: what-ifs draw from these times."
         for name, run in runs.items()
         if run.disturbance > DISTURBED
     ]
 
 
 def _about_cores(today: "Today", changes: "Sequence[Change]") -> list[str]:
+    from dlproxy.lab.report import wording
+
     names = {name for change in changes for values in (change.knobs, *change.models.values()) for name in values}
     scenario = today.base
-    cores = "as many cores as they need" if not scenario.cores else f"{scenario.cores} cores"
     said = []
     if {"instances", "threads"} & names:
-        said.append(f"Assumed: instances have {cores}, unless cores says otherwise; threads beyond the cores slow each other.")
+        said.append(
+            f"Assumed: {wording.count(scenario.cores, 'core')}, as there were, unless cores=… says otherwise. Threads beyond "
+            "them slow each other, also where batches do not compute here."
+            if scenario.cores
+            else "Assumed: as many cores as the threads need, unless cores=… says otherwise."
+        )
     if "threads" in names:
         said.append(f"Assumed: threads divide {scenario.parallel:.0%} of a batch's work, by Amdahl's law (--parallel).")
     return said
@@ -206,7 +214,7 @@ def _capacity(args: argparse.Namespace, today: "Today", changes: "Sequence[Chang
     say(_wrapped(capacity.sentence[0].upper() + capacity.sentence[1:]))
     if capacity.steps:
         say("\n" + "\n".join(aligned(steps_table(capacity))))
-    remarks = ["Assumed: each instance has cores of its own for its threads, and is as quick as those that were measured."]
+    remarks = ["Assumed: each instance has cores of its own for its threads, and is as quick as now."]
     if any("threads" in change.knobs for change in changes):
         remarks += _about_cores(today, changes)[1:]
     for remark in remarks:
