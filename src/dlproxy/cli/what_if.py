@@ -183,12 +183,14 @@ def _about_cores(today: "Today", changes: "Sequence[Change]") -> list[str]:
     if {"instances", "threads"} & names:
         said.append(
             f"Assumed: {wording.count(scenario.cores, 'core')}, as there were, unless cores=… says otherwise. Threads beyond "
-            "them slow each other, also where batches do not compute here."
+            "them slow each other."
             if scenario.cores
             else "Assumed: as many cores as the threads need, unless cores=… says otherwise."
         )
     if "threads" in names:
-        said.append(f"Assumed: threads divide {scenario.parallel:.0%} of a batch's work, by Amdahl's law (--parallel).")
+        said.append(
+            f"Assumed: threads divide {wording.share(scenario.parallel, 1.0)} of a batch's work, by Amdahl's law (--parallel)."
+        )
     return said
 
 

@@ -201,6 +201,25 @@ def test_what_a_shared_core_did_to_recorded_batches_is_taken_out(tmp_path: Path)
     assert run_.instances == 2
 
 
+@pytest.mark.parametrize("slowed", [True, False])
+def test_cores_matter_only_if_batches_took_longer_where_they_were_too_few(tmp_path: Path, slowed: bool) -> None:
+    knobs = msgspec.structs.replace(KNOBS, max_batch=1, slo_s=None)
+    events: list[tuple[float, Event]] = [(0.0, InstanceUp("a")), (0.0, InstanceUp("b"))]
+    for number in range(1, 120, 3):  # one alone, then two at a time, which share one core
+        at = float(number)
+        second_s = 0.02 if slowed else 0.01
+        events += [
+            (at, Arrived([Ticket(number, at)])),
+            (at + 0.01, BatchDone(number, 0.01)),
+            (at + 0.5, Arrived([Ticket(number + 1, at + 0.5), Ticket(number + 2, at + 0.5)])),
+            (at + 0.5 + 0.01, BatchDone(number + 1, 0.01)),
+            (at + 0.5 + second_s, BatchDone(number + 2, second_s)),
+        ]
+    run_ = RecordedRun(record(tmp_path / "m.dlog", *events, header=Header("m", knobs, [*LINE], threads=1, cores=1)))
+    assert run_.cores == (1 if slowed else 0)
+    assert {round(sample.service_s, 6) for sample in run_.samples if sample.rows == 1} == {0.01}
+
+
 # What a recording tells of its requests
 
 

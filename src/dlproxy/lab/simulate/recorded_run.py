@@ -14,7 +14,7 @@ from msgspec import Struct
 from dlproxy.lab.report.result import Result, Tally, make_result, model_result
 from dlproxy.lab.simulate.engine import Call
 from dlproxy.lab.simulate.recording import Batches
-from dlproxy.lab.simulate.service_times import Sample
+from dlproxy.lab.simulate.service_times import FEWEST, Sample
 from dlproxy.message import Ticket
 from dlproxy.policy.cost import LatencyModel
 from dlproxy.policy.events import (
@@ -35,6 +35,7 @@ from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.telemetry.event_log import Entry, LogError, read
 
 SUFFIX = ".dlog"
+SLOWED = 0.3  # of what sharing the cores would add to a batch: less is noise
 
 
 class Asked(Struct):
@@ -80,6 +81,8 @@ class RecordedRun:
         batches = Batches(path)
         self.inline = self.knobs.max_batch_s < inf
         self.arrivals, self.largest = batches.arrivals, max(sample.rows for sample in batches.samples)
+        if not self._slowed(batches):
+            self.cores = 0
         self.samples = [*self._alone(batches), *self._larger(batches.samples)]
 
     @property
@@ -152,6 +155,25 @@ class RecordedRun:
         total = sum(count * (until - at) for (at, count), until in spans)
         length_s = self.last_at - counts[0][0] if counts else 0.0
         return total / length_s if length_s > 0.0 else max((count for _, count in counts), default=1)
+
+    def _slowed(self, batches: Batches) -> bool:
+        """Whether batches took longer where threads outnumbered the cores: no, if they compute elsewhere or only wait.
+
+        True where too few were so many.
+        """
+        apart: dict[int, list[float]] = {}
+        crowded: list[tuple[Sample, float]] = []
+        for sample, beside in zip(batches.samples, batches.beside, strict=True):
+            factor = beside * self.threads / self.cores if self.cores else 0.0
+            if factor > 1.0:
+                crowded.append((sample, factor))
+            else:
+                apart.setdefault(sample.rows, []).append(sample.service_s)
+        usual_s = {rows: median(sized) for rows, sized in apart.items()}
+        known = [(sample.service_s / usual_s[sample.rows], factor) for sample, factor in crowded if sample.rows in usual_s]
+        if len(known) < FEWEST:
+            return True
+        return median((took - 1.0) / (factor - 1.0) for took, factor in known) > SLOWED
 
     def _alone(self, batches: Batches) -> list[Sample]:
         """What batches would have taken, had each had the cores for its threads."""
