@@ -159,11 +159,11 @@ def _planned(name: str, config: ModelConfig, service: str, *, without_loop: bool
         lambda seed: Measured(samples, seed=seed),
         f"calibrated here at {len(samples)} batch sizes",
         threads=warm.way.threads,
-        parallel=None if warm.found is None else _parallel(warm.found),
+        parallel=None if warm.found is None else parallel_share(warm.found),
     )
 
 
-def _parallel(found: Tried) -> float | None:
+def parallel_share(found: Tried) -> float | None:
     """The share of a request's work that threads divide, by Amdahl's law, if all cores were tried for one request."""
     cores = usable_cores()
     if cores < 2 or not isfinite(found.wide_s):
