@@ -286,6 +286,15 @@ def test_a_trace_is_simulated_from_its_first_to_its_last_arrival(folder: Path) -
     assert load(folder / "out.json").duration_s == pytest.approx(2.0)
 
 
+def test_a_trace_goes_with_what_ifs(folder: Path) -> None:
+    (folder / "trace.csv").write_text("\n".join(["time", *(str(0.1 * number) for number in range(101))]))
+    options = ["--trace=trace.csv", "--what-if=rate=2x", "--what-if=speed=4", "--what-if=rate=40/s", "--json=out.json"]
+    assert main(["simulate", "m", TIMES, *options]) == OK
+    columns = json.loads((folder / "out.json").read_bytes())["columns"]
+    assert [round(result["duration_s"], 3) for result in columns.values()] == [10.0, 5.0, 2.5, pytest.approx(2.525)]
+    assert {result["sent"] for result in columns.values()} == {101}
+
+
 def test_no_request_at_all_is_a_result_too(folder: Path) -> None:
     assert main(["simulate", "m", TIMES, "--rate=1e-9", SHORT, "--json=out.json"]) == OK
     assert load(folder / "out.json").sent == 0

@@ -327,6 +327,41 @@ def test_nobody_knows_larger_batches_where_only_single_rows_were_measured(tmp_pa
         run(log, "max_batch=8")
 
 
+def test_a_loop_that_cost_nothing_changes_nothing_when_it_is_simulated(tmp_path: Path) -> None:
+    log = live(tmp_path / "m.dlog", poisson(400.0, 1000))
+    today = from_logs([log], objective_s=None, parallel=None, with_loop=True)
+    results = dict(columns(today, [], seed=0))
+    assert all(abs(error) < 0.01 for error in off_by(results["recorded"], results["simulated"]).values())
+
+
+def test_requests_that_came_before_max_batch_was_lowered_are_simulated_too(tmp_path: Path) -> None:
+    log = record(
+        tmp_path / "m.dlog",
+        (0.0, InstanceUp("a")),
+        (1.0, Arrived([Ticket(1, 1.0, rows=5)])),
+        (1.1, BatchDone(1, 0.015)),
+        (1.5, KnobsChanged(msgspec.structs.replace(KNOBS, max_batch=2))),
+        (2.0, Arrived([Ticket(2, 2.0)])),
+        (2.1, BatchDone(2, 0.011)),
+    )
+    assert run(log)["simulated"].ok == 2
+
+
+def test_a_damaged_log_is_refused_or_simulated(tmp_path: Path) -> None:
+    random, log = Random(11), live(tmp_path / "m.dlog", poisson(300.0, 40))
+    whole, refused = log.read_bytes(), 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for _ in range(random.randint(1, 3)):
+            damaged[random.randrange(len(damaged))] = random.randrange(256)
+        log.write_bytes(damaged if random.random() < 0.8 else damaged[: random.randrange(len(damaged))])
+        try:
+            side_by_side(list(run(log, "instances=2").items()))
+        except (LogError, ConfigError):
+            refused += 1
+    assert 20 < refused < 400
+
+
 # Several models, files
 
 

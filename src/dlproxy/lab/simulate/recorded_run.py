@@ -35,6 +35,7 @@ from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.telemetry.event_log import Entry, LogError, read
 
 SUFFIX = ".dlog"
+LONGEST_S = 1e9  # no clock of a run goes further
 SLOWED = 0.3  # of what sharing the cores would add to a batch: less is noise
 
 
@@ -71,7 +72,13 @@ class RecordedRun:
         self._counts: list[tuple[float, int]] = []  # of instances that are up, from so when on
         self._changes = self._failed = self._others = 0
         self._closing = self._in_parts = False
-        for entry in entries:
+        if not (_are_possible(header.knobs) and all(point[0] >= 1 and 0.0 < point[-1] < LONGEST_S for point in header.prior)):
+            raise LogError(f"{path}: its header is damaged: knobs or times of the calibration are impossible")
+        latest = -LONGEST_S
+        for number, entry in enumerate(entries, start=1):
+            if not _is_possible(entry, latest):
+                raise LogError(f"{path}: entry {number} is damaged: its times or sizes are impossible")
+            latest = entry.at
             self._take(entry)
         if not self.asked:
             raise LogError(f"{path} holds no request of a client")
@@ -312,6 +319,29 @@ class RecordedRuns:
                 heard_at,
                 ticket,
             )
+
+
+def _is_possible(entry: Entry, latest: float) -> bool:
+    """Whether a lane can have been told that, after what it was told before."""
+    if not latest <= entry.at < LONGEST_S:
+        return False
+    if isinstance(entry.event, BatchDone):
+        return 0.0 <= entry.event.service_s < LONGEST_S
+    if isinstance(entry.event, KnobsChanged):
+        return _are_possible(entry.event.knobs)
+    return not isinstance(entry.event, Arrived) or all(
+        -LONGEST_S < ticket.arrived_at <= entry.at
+        and ticket.rows >= 1
+        and ticket.length >= 1
+        and all(-LONGEST_S < at < LONGEST_S or at == inf for at in (ticket.deadline_at, ticket.answer_by))
+        for ticket in entry.event.tickets
+    )
+
+
+def _are_possible(knobs: LaneKnobs) -> bool:
+    return (knobs.slo_s is None or 1e-9 < knobs.slo_s < LONGEST_S) and (
+        1e-9 < knobs.max_batch_s < LONGEST_S or knobs.max_batch_s == inf
+    )
 
 
 def _heard_at(named: tuple[str, Asked]) -> float:

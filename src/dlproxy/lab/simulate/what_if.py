@@ -10,7 +10,6 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Struct, structs
 
 from dlproxy.config import ConfigError, LaneSettings, ModelConfig, parse_duration
@@ -162,8 +161,7 @@ def changed(model: ModelPlan, texts: Mapping[str, str], label: str) -> ModelPlan
     if model.autoscaling is not None and {"instances", "threads"} & texts.keys():
         raise ConfigError(f"{label}the model scales, so its instances are not given; set autoscale = 'off'")
     lane = {name: getattr(now, name) for name in knobs(LaneSettings)}
-    slo = f"p99={now.slo_s!r}s" if now.slo_s else ""
-    config = ModelConfig(path="sleep:base=1ms", slo=slo, instances=max(len(plan.instances), 1), threads=model.threads, **lane)
+    config = ModelConfig(path="sleep:base=1ms", instances=max(len(plan.instances), 1), threads=model.threads, **lane)
     config = override(config, {name: _plain(name, text) for name, text in texts.items()}, lambda name: label + name)
     if config.max_batch > now.max_batch == 1 and "max_batch" in texts and len({point[0] for point in plan.prior}) < 2:
         raise ConfigError(f"{label}max_batch: only batches of one row were measured, so nobody knows how long larger ones take")
@@ -174,7 +172,8 @@ def changed(model: ModelPlan, texts: Mapping[str, str], label: str) -> ModelPlan
         inline = plan.inline and stated_way(config, plan.prior[0][-1] if plan.prior else None).inline
         names = instance_names(names[0].rpartition("-")[0] if names else "m", config.instances)
     values = {name: getattr(config, name) for name in lane}
-    lane_knobs = structs.replace(now, **values, slo_s=config.slo_s, max_batch_s=longest_s(inline=inline))
+    slo_s = config.slo_s if "slo" in texts else now.slo_s
+    lane_knobs = structs.replace(now, **values, slo_s=slo_s, max_batch_s=longest_s(inline=inline))
     return structs.replace(model, plan=LanePlan(lane_knobs, plan.prior, names, inline), threads=config.threads)
 
 
@@ -225,7 +224,8 @@ def _recorded_model(run: RecordedRun, *, with_loop: bool) -> ModelPlan:
     samples, arrival_s = run.samples, None
     if with_loop and not run.inline:
         arrival_s, samples = separate(samples, run.arrivals)
-    lane_knobs = msgspec.structs.replace(run.knobs, arbitrated=False)
+    most = max(run.knobs.max_batch, run.rows[1])  # it may have been lowered when larger ones had come
+    lane_knobs = structs.replace(run.knobs, arbitrated=False, max_batch=most)
     plan = LanePlan(lane_knobs, [*run.prior], instance_names(run.model, run.instances), run.inline)
     return ModelPlan(
         plan,
