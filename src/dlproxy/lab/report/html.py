@@ -3,15 +3,17 @@
 Called by cli/. Not aware of: how charts are drawn (figures.py, chart.py), what the page looks like (page.py, page.css).
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from dlproxy.lab.report import wording
 from dlproxy.lab.report.chart import sparkline
-from dlproxy.lab.report.figures import figures
+from dlproxy.lab.report.compare import columns_of_figures
+from dlproxy.lab.report.figures import Figure, figures
 from dlproxy.lab.report.page import bullets, charts, column, grid, header, page, section, table, text, tiles, write
 from dlproxy.lab.report.result import Result
 
@@ -23,6 +25,32 @@ _BINS = 20
 def save_html(result: Result, path: Path) -> None:
     """Write the page. Raises ResultError if the file cannot be written."""
     write(html(result), path)
+
+
+def save_columns_html(columns: Sequence[tuple[str, Result]], remarks: Sequence[str], path: Path) -> None:
+    """Any number of results side by side as a page, with the charts of each. Raises ResultError."""
+    headings, *rows = columns_of_figures(columns)
+    target = wording.plain(columns[0][1].target, 100)
+    title = f"what-if of {target}"
+    body = [header(title, ", ".join(headings[1:])), table(map(text, headings), (map(text, row) for row in rows))]
+    body.append("".join(f"<p>{text(remark)}</p>" for remark in remarks))
+    body += [
+        f"<h2>{text(name)}</h2>\n{charts(_without_ids(figures(result), number))}"
+        for number, (name, result) in enumerate(columns)
+    ]
+    write(page(title, body), path)
+
+
+def _without_ids(drawn: list[Figure], number: int) -> list[Figure]:
+    """Charts whose names differ from those of others on the page."""
+    return [
+        Figure(
+            title=figure.title,
+            svg=re.sub(r"\b(\w+-(title|desc))\b", rf"\g<1>-{number}", figure.svg),
+            caption=figure.caption,
+        )
+        for figure in drawn
+    ]
 
 
 def html(result: Result) -> str:

@@ -304,8 +304,8 @@ def model_result(tally: Tally) -> ModelResult:
     )
 
 
-def save(result: Result, path: Path) -> None:
-    """Write the JSON file. Raises ResultError."""
+def save(result: Struct, path: Path) -> None:
+    """Write the JSON file, of a result or what several make. Raises ResultError."""
     try:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
     except OSError as error:

@@ -64,7 +64,7 @@ def share(part: float, whole: float) -> str:
         return "< 0.0001 %"
     if 99.0 < percent < 100.0:
         missing = max(100.0 - percent, 1e-4)
-        return f"{100.0 - missing:.{min(1 - floor(log10(missing)), 5)}f}".rstrip("0") + " %"
+        return f"{100.0 - missing:.{min(1 - floor(log10(missing)), 5)}f}".rstrip("0").rstrip(".") + " %"
     return f"{number(percent)} %"
 
 
