@@ -134,7 +134,7 @@ def _step(instances: int, results: Sequence[Result]) -> Step:
 
 
 def _nearest_s(model: ModelPlan, scenario: Scenario, rows: int) -> float:
-    """The quantile of the objective of a batch of the smallest request alone, on cores of its own: no queue is shorter than none.
+    """The objective's quantile of a batch of the smallest request alone, on cores of its own: no queue is shorter than none.
 
     Few such batches may have been recorded, in bad moments, so those of other sizes and after any rest speak, too: the least.
     """

@@ -9,7 +9,7 @@ from msgspec import Struct, structs
 
 from dlproxy.policy.tuning.pilot import Order, Pilot
 from dlproxy.policy.tuning.protocol import Knobs, Proposal, Space
-from dlproxy.policy.tuning.window import Window
+from dlproxy.policy.tuning.window import Window, added
 
 LEAST = 0.02  # of the cores, for every model: nobody starves, and what it costs can still be measured
 SPARE = 1.1  # times what a model needs: arrivals come in bursts
@@ -108,7 +108,7 @@ class Shares:
         return done / max(sum([known.weight * known.rate for known in self._known.values()]), 1e-12)
 
 
-TRIAL_OBJECTIVE_S = 0.5  # of shares: a slice lasts four times as long, because queues of several models must settle
+TRIAL_OBJECTIVE_S = 0.25  # of shares, for the length of slices: what waits of several models must settle
 
 
 class SharedCores:
@@ -147,7 +147,8 @@ def together(members: Mapping[str, Member]) -> Window:
         in_time=total("in_time"),
         refused=total("refused"),
         failed=total("failed"),
+        rows=sum([window.rows for window in windows]),
         dispersion=sum(dispersions) / len(dispersions),
         up=1,
-        costs={},
+        costs=added([window.costs for window in windows]),
     )

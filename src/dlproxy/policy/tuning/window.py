@@ -96,7 +96,7 @@ def joined(windows: Sequence[Window]) -> Window:
         in_flight=sum([window.in_flight * window.seconds for window in windows]) / max(seconds, 1e-9),
         dispersion=_mean_above_0([window.dispersion for window in windows]),
         up=windows[-1].up,
-        costs=_added([window.costs for window in windows]),
+        costs=added([window.costs for window in windows]),
     )
 
 
@@ -105,13 +105,14 @@ def _mean_above_0(values: Iterable[float]) -> float:
     return sum(known) / len(known) if known else 0.0
 
 
-def _added(all_costs: Iterable[Costs]) -> Costs:
-    added: dict[int, tuple[int, float]] = {}
+def added(all_costs: Iterable[Costs]) -> Costs:
+    """All of them together."""
+    total: dict[int, tuple[int, float]] = {}
     for costs in all_costs:
         for rows, (batches, seconds) in costs.items():
-            before = added.get(rows, (0, 0.0))
-            added[rows] = before[0] + batches, before[1] + seconds
-    return added
+            before = total.get(rows, (0, 0.0))
+            total[rows] = before[0] + batches, before[1] + seconds
+    return total
 
 
 class WindowMeter:
