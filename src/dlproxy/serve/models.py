@@ -163,7 +163,10 @@ class Models:
         """
         control = self._loaded[name, self.catalog.get(name, version).version].control
         old, new = before.config, after.config
-        changes = {knob: getattr(new, knob) for knob in live_knobs() if getattr(old, knob) != getattr(new, knob)}
+        set_now = old.start.keys() - new.start.keys()  # to what it was declared to be: it began with another value
+        changes = {
+            knob: getattr(new, knob) for knob in live_knobs() if knob in set_now or getattr(old, knob) != getattr(new, knob)
+        }
         if changes:
             control.change(changes)
         count = count_of(after)
@@ -274,9 +277,11 @@ class Models:
         flight.renew()
         self.autopilot.look_on()
 
-    def holds(self, name: str, version: str, knob: str) -> Any:
-        """What a knob that the autopilot may turn is now. Raises InferenceError if no such version is served."""
-        return holding(self._loaded[name, self.catalog.get(name, version).version], knob)
+    def holds(self, name: str, version: str) -> dict[str, Any]:
+        """What the knobs that the autopilot may turn without a reload are now; nothing if no such version is served."""
+        version = version or next((one.version for one in self.view() if one.name == name and one.default), "")
+        model = self._loaded.get((name, version))
+        return {} if model is None else holding(model)
 
     def _retire(self, model: LoadedModel, reason: str, drain_s: float | None = None) -> asyncio.Task[None]:
         """Out of the catalog at once, unless another is in its place already; the task ends when it is gone."""

@@ -98,7 +98,8 @@ class Server:
                 repository=repository,
             )
             self._http = HttpServer(with_access_log(app, monotonic) if server.access_log else app, self._config.http)
-            self._control = ControlServer(control_app(catalog, lambda: len(self._http.connections), self.operations))
+            page = control_app(catalog, lambda: len(self._http.connections), self.operations, self.models.autopilot)
+            self._control = ControlServer(page)
             self.http_port, self.control_port = listeners.ports
             self.unix_socket = listeners.unix_socket
             http, control = listeners.take()

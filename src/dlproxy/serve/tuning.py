@@ -85,9 +85,11 @@ def _knobs(model: LoadedModel) -> dict[str, Value]:
     return {**{name: model.control.holds(name) for name in LANE}, "instances": instances, "threads": threads}
 
 
-def holding(model: LoadedModel, name: str) -> Any:
-    """The value that a knob which the autopilot may turn has now."""
-    return _knobs(model)[name] if name in (*LANE, "instances") else getattr(model.control.config, name)
+def holding(model: LoadedModel) -> dict[str, Any]:
+    """What its knobs are that can be turned while it serves; not the number of instances where autoscaling chooses it."""
+    return {
+        name: value for name, value in _knobs(model).items() if name in LANE or (model.autoscaler is None and name != "threads")
+    }
 
 
 def _lane(knobs: Knobs) -> dict[str, Value]:
