@@ -63,6 +63,8 @@ def test_values_are_read(tmp_path: Path) -> None:
         http_port = 0
         server_timing = false
         drain_s = 5
+        [autopilot]
+        mode = "on"
         [http]
         max_connections = 10
         [models.digits]
@@ -77,6 +79,7 @@ def test_values_are_read(tmp_path: Path) -> None:
     )
     assert (config.server.host, config.server.http_port, config.server.drain_s) == ("0.0.0.0", 0, 5.0)
     assert config.server.server_timing is False
+    assert config.autopilot.mode == "on"
     assert config.http.max_connections == 10
     assert config.models["digits"][0].slo_s == pytest.approx(0.02)
     assert config.models["a.b"][0].slo_s is None
@@ -403,11 +406,13 @@ def test_variables_are_read_as_the_knobs_take_them() -> None:
             "DLPROXY_CORES": "2",
             "DLPROXY_MAX_HEADERS": "20",
             "DLPROXY_CORS_ORIGINS": "https://a.example, https://b.example",
+            "DLPROXY_AUTOPILOT": "advise",
         }
     )
     assert config.server == ServerConfig(
         host="0.0.0.0", http_port=80, drain_s=2.5, server_timing=False, arbiter="auto", cores=2
     )
+    assert config.autopilot.mode == "advise"
     assert config.http == HttpLimits(max_headers=20, cors_origins=["https://a.example", "https://b.example"])
     assert warnings == []
 
@@ -433,6 +438,7 @@ def test_variables_hold_over_the_file_and_one_names_it(tmp_path: Path) -> None:
         ("DLPROXY_HTTP_PORT", "70000", ["65535"]),
         ("DLPROXY_SERVER_TIMING", "maybe", ["'maybe' is not true or false"]),
         ("DLPROXY_ARBITER", "onn", ["'onn' is not one of its values", "did you mean 'on'?"]),
+        ("DLPROXY_AUTOPILOT", "onn", ["'onn' is not one of its values", "did you mean 'on'?"]),
         ("DLPROXY_CORES", "2", ["needs another arbiter than 'off'"]),
         ("DLPROXY_MAX_BODY_BYTES", "1000000000000", ["68719476736"]),
         ("DLPROXY_CORS_ORIGINS", "shop.example", ["'shop.example' is not an origin"]),

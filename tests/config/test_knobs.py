@@ -5,7 +5,17 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from dlproxy.config import Config, ConfigError, HttpLimits, LaneSettings, ModelConfig, ServerConfig, TenantConfig, check
+from dlproxy.config import (
+    AutopilotConfig,
+    Config,
+    ConfigError,
+    HttpLimits,
+    LaneSettings,
+    ModelConfig,
+    ServerConfig,
+    TenantConfig,
+    check,
+)
 from dlproxy.config.effects import weights_without_effect
 from dlproxy.config.knobs import SECTIONS, Place
 from dlproxy.config.table import Dimension, knobs, live_knobs, option_help, space
@@ -87,10 +97,11 @@ def test_a_tuner_leaves_promises_and_answers_alone(name: str) -> None:
 
 def test_options_take_their_words_from_the_table() -> None:
     assert option_help("http_port") == "port for inference; 0 picks a free one (default 8000)"
+    assert option_help("autopilot").endswith("on: it changes it (default off)")
     assert option_help("event_log") == "record every lane event and command in this folder, to replay; empty: off"
 
 
-@pytest.mark.parametrize("struct", [ServerConfig, HttpLimits, TenantConfig])
+@pytest.mark.parametrize("struct", [ServerConfig, HttpLimits, AutopilotConfig, TenantConfig])
 def test_defaults_always_have_an_effect(struct: type[msgspec.Struct]) -> None:
     assert check(struct()) == []
 

@@ -56,7 +56,7 @@ class Autoscaling(Struct, frozen=True):
 class ModelPlan(Struct):
     """One model of a simulation: its lane, and service times for a seed. `service` says where these come from, in words.
 
-    `autoscaling`: None where its instances stay.
+    `quantile`: the share of its answers that its objective is for. `autoscaling`: None where its instances stay.
     `arrival_s`: what the loop does for a request, which the service times are without; None: nobody asked for that.
     """
 
@@ -64,6 +64,7 @@ class ModelPlan(Struct):
     times: Callable[[int], ServiceTimes]
     service: str
     share: float = 1.0
+    quantile: float = 0.99
     arrival_s: float | None = None
     autoscaling: Autoscaling | None = None
 
@@ -71,7 +72,8 @@ class ModelPlan(Struct):
 class Scenario(Struct, kw_only=True):
     """What is simulated. `timeout_s`: each request's deadline, unless its model's objective is earlier, as when served.
 
-    `rows`: of each request; shares weigh the models. `objective_s`: what is good; None leaves each model its own.
+    `rows`: of each request; shares weigh the models. `objective_s`: what is good, for the share `objective_share` of the
+    answers; None leaves each model its own.
     """
 
     models: dict[str, ModelPlan]
@@ -83,6 +85,7 @@ class Scenario(Struct, kw_only=True):
     rows: int = 1
     timeout_s: float = inf
     objective_s: float | None = None
+    objective_share: float = 0.99
     faults: Sequence[Fault] = ()
     seed: int = 0
     setup: dict[str, Any] = field(default_factory=dict)
@@ -96,6 +99,7 @@ def plan_model(
     `start_s`: how long a further instance takes to start, where the model scales.
     """
     plan = _planned(name, config, service, without_loop=without_loop)
+    plan.quantile = config.goal.quantile
     if config.autoscale != "off":
         if plan.plan.inline:
             raise ConfigError(f"model {name}: what runs on the event loop does not scale; set run = 'thread' or 'process'")
@@ -197,7 +201,7 @@ def simulate(scenario: Scenario, on_progress: Callable[[float], None] = lambda s
     result.batch_sizes = _batch_sizes(simulation)
     result.models = {name: model_result(each) for name, each in simulation.tallies.items()}
     result.faults = [_what_it_did(fault, result.timeline) for fault in scenario.faults]
-    result.interrupted = interrupted
+    result.interrupted, result.objective_share = interrupted, scenario.objective_share
     return result
 
 
