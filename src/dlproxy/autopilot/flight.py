@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from math import inf
 from typing import Any, Literal
 
@@ -142,7 +143,7 @@ class Flight:
         self._carry_out(pilot.look(window, now), now)
         if now >= self._drop_at and not pilot.trying:
             self._drop_at = inf
-            self._start(self.tuned.let_go())
+            self._start(self.tuned.let_go)
 
     def fail(self, error: Exception) -> None:
         """Deciding, or carrying it out, has raised this: nothing is decided any more until somebody says so."""
@@ -172,7 +173,7 @@ class Flight:
         if order is None:
             return
         if order.act == "prepare":
-            self._preparing = self._start(self._prepare(order.knobs))
+            self._preparing = self._start(partial(self._prepare, order.knobs))
         elif order.act == "apply":
             self._apply(order.knobs)
         else:
@@ -195,7 +196,7 @@ class Flight:
         if self.tuned.ready(knobs):
             self._apply(knobs)
         else:
-            self._start(self._go_back(knobs))
+            self._start(partial(self._go_back, knobs))
 
     async def _go_back(self, knobs: Knobs) -> None:
         await self.tuned.prepare(knobs)
@@ -217,10 +218,10 @@ class Flight:
         except Exception as error:
             self.fail(error)
 
-    def _start(self, work: Awaitable[None]) -> asyncio.Task[None]:
+    def _start(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         async def until_done() -> None:
             try:
-                await work
+                await work()
             except Exception as error:
                 log.error("model %s: the autopilot could not clear up", self.tuned.name, exc_info=error)
 
@@ -234,7 +235,7 @@ class Flight:
         pilot = self.pilot
         if pilot is not None:
             self._carry_out(pilot.pause(now), now)
-            self._start(self.tuned.let_go())
+            self._start(self.tuned.let_go)
         self._ground()
 
     def _ground(self) -> None:
