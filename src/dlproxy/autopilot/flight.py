@@ -16,7 +16,7 @@ from msgspec import Struct
 from dlproxy.autopilot.explain import Explanation, explained
 from dlproxy.autopilot.telemetry import Telemetry
 from dlproxy.message import text_of
-from dlproxy.policy.tuning.pilot import PROBATION_S, TICK_S, Decision, Order, Pilot
+from dlproxy.policy.tuning.pilot import LEAST_ENDED, PROBATION_S, TICK_S, Decision, Order, Pilot
 from dlproxy.policy.tuning.protocol import KnobPolicy, Knobs, Space
 from dlproxy.policy.tuning.window import Window
 from dlproxy.telemetry.stats import ModelStats
@@ -28,6 +28,7 @@ RECENT = 10  # windows that an explanation is made of
 
 Mode = Literal["off", "advise", "on"]
 
+_OF_LITTLE_USE = ("the objective is met", "its operator has changed something")  # once nobody asks the model any more
 _VERBS = {"holds": "stops trying", "safe mode": "is in safe mode"}
 
 log = logging.getLogger(__name__)
@@ -124,8 +125,10 @@ class Flight:
 
     def resume(self) -> None:
         self.paused, self.why = False, ""
-        if self.pilot is not None:
-            self.pilot.resume()
+        pilot, now = self.pilot, self._clock()
+        if pilot is not None:
+            pilot.resume()
+            self._carry_out(pilot.configure(pilot.space, self.tuned.knobs(), now), now)
 
     def look(self, now: float) -> None:
         pilot, telemetry = self.pilot, self._telemetry
@@ -268,7 +271,9 @@ class Flight:
             return self.why
         if self.pilot is None:
             return "off"
-        return self.pilot.state
+        said = self.pilot.state
+        few = sum([window.ended for window in self._windows]) < LEAST_ENDED
+        return "too few requests come to tell" if few and said in _OF_LITTLE_USE else said
 
     def explanation(self) -> Explanation | None:
         """What it knows and would do now; None while nothing is tuned."""

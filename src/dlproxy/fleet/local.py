@@ -253,8 +253,14 @@ class LocalFleet:
             return (present,)
         cores = usable_cores()
         sizes = [1 << power for power in range(cores.bit_length())]
-        others = sizes if sessions and format_of(self._config.path).threads_pay else [threads]
+        others = sizes if sessions and self._threads_pay() else [threads]
         return tuple(dict.fromkeys([present, *((one, each) for each in others for one in sizes if one * each <= cores)]))
+
+    def _threads_pay(self) -> bool:
+        try:
+            return format_of(self._config.path).threads_pay
+        except ModelError:  # its file has gone since
+            return False
 
     def is_ready(self, threads: int) -> bool:
         """Whether `use` may be called for so many."""
