@@ -9,7 +9,9 @@ from dlproxy.autopilot.flight import Flight
 from dlproxy.config import AutopilotConfig, ModelConfig, ServerConfig
 from dlproxy.fleet import local
 from dlproxy.message import InferenceError
+from dlproxy.policy import changes
 from dlproxy.policy.tuning.protocol import Space
+from dlproxy.policy.wanted import WantedModel, WantedVersion
 from dlproxy.serve.models import Models
 from dlproxy.serve.tuning import LANE
 from tests import models
@@ -167,4 +169,17 @@ async def test_knobs_are_pinned_as_they_are(monkeypatch: pytest.MonkeyPatch) -> 
     assert house.models.holds("m", "")["max_batch"] == 8
     assert "threads" not in house.models.holds("m", "1"), "which a model has to be loaded anew for"
     assert house.models.holds("zzz", "") == {}
+    await house.models.drain(1.0)
+
+
+async def test_who_sets_a_knob_to_what_it_is_declared_to_be_ends_its_first_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch)
+    begins = ModelConfig(path=SLEEP, run="thread", instances=1, threads=1, slo="p99=50ms", start={"max_batch": 1})
+    before = WantedModel({"1": WantedVersion(begins)})
+    await house.models.load("m", begins)
+    assert house.flight().tuned.knobs()["max_batch"] == 1
+    after = changes.with_knobs(before, "1", {"max_batch": begins.max_batch})
+    await house.models.adjust("m", "1", before.versions["1"], after.versions["1"])
+    assert house.flight().tuned.knobs()["max_batch"] == begins.max_batch
+    assert house.space().pinned == {"max_batch"}
     await house.models.drain(1.0)

@@ -51,6 +51,13 @@ class ScalingState(Struct):
     asleep: bool
 
 
+class Tuned(Struct):
+    """A knob that the autopilot has turned."""
+
+    value: Any
+    declared: Any
+
+
 class ModelState(Struct):
     """As GET /models/NAME tells it; of what is not up only how far it is."""
 
@@ -74,6 +81,7 @@ class ModelState(Struct):
     running_batches: int = 0
     instances: list[InstanceState] = []
     autoscale: ScalingState | None = None
+    tuned: dict[str, Tuned] = {}
 
     @property
     def up(self) -> int:

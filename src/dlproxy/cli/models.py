@@ -250,7 +250,12 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
     yield ""
     yield from table([INSTANCE_HEADINGS, *map(_instance_row, model.instances)])
     yield ""
-    yield from table([("knob", "value"), *((name, toml(value)) for name, value in model.knobs.items())])
+    yield from table([("knob", "value"), *((name, _value(model, name)) for name in model.knobs)])
+
+
+def _value(model: "ModelState", knob: str) -> str:
+    value, tuned = toml(model.knobs[knob]), model.tuned.get(knob)
+    return value if tuned is None else f"{value} (tuned; declared {toml(tuned.declared)})"
 
 
 def _scaling(scaling: "ScalingState") -> str:

@@ -51,9 +51,7 @@ def control_app(catalog: Catalog, connections: Callable[[], int], operations: Op
         return JSONResponse({"ready": catalog.ready, "models": models}, status_code=200 if catalog.ready else 503)
 
     def states(name: str = "") -> list[dict[str, Any]]:
-        served = {(model.name, model.version): model for model in catalog}
-        found = [one for one in operations.states() if name in ("", one.name)]
-        return [_viewed(one, served.get((one.name, one.version))) for one in found]
+        return _states(catalog, operations, name)
 
     async def models(_: Request) -> Response:
         return JSONResponse(states())
@@ -141,6 +139,12 @@ class _OnePath:
                 await JSONResponse({"error": error.failure.message}, status_code=400)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _states(catalog: Catalog, operations: Operations, name: str) -> list[dict[str, Any]]:
+    served = {(model.name, model.version): model for model in catalog}
+    found = [one for one in operations.states() if name in ("", one.name)]
+    return [_viewed(one, served.get((one.name, one.version))) for one in found]
 
 
 def _viewed(one: VersionState, model: ServedModel | None) -> dict[str, Any]:
