@@ -114,6 +114,7 @@ class Scene(Rig):
             mode=lambda: self.mode,
             space=lambda: replace(self.space, pinned=frozenset(self.control.config.pinned)),
             knobs=self.holding,
+            cores=lambda: 2,
             instances=lambda: len(self.garage.roster),
             up=lambda: len(self.lane.pool),
             open_requests=lambda: self.driver.open_requests,

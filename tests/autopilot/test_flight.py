@@ -22,9 +22,9 @@ async def test_it_finds_knobs_that_meet_the_objective_and_says_so(caplog: pytest
     assert sum(reply.failure is not None for reply in newest) <= 0.01 * len(newest)
     assert scene.decided[:2] == ["tries", "keeps"]
     said = [record.getMessage() for record in caplog.records]
-    assert any(line.startswith("model m: autopilot keeps max_batch = 64 instead of 1: ") for line in said)
+    assert any(line.startswith("model m: autopilot keeps max_batch = 64 instead of 1") for line in said)
     assert scene.stats.decisions["keeps"] == scene.decided.count("keeps")
-    assert scene.control.tuned == {"max_batch": 64}
+    assert scene.control.tuned["max_batch"] == 64
     await scene.ends_well(refused=True)
 
 
@@ -191,8 +191,8 @@ async def test_a_policy_that_contradicts_itself_does_not_go_to_and_fro() -> None
         return {"max_batch": 8 if knobs["max_batch"] == 64 else 64}
 
     scene = Scene(lambda: Says(there_and_back))
-    await scene.load(400.0, 12.0)
-    assert 1 <= scene.decided.count("keeps") <= 6, "each time that it may again comes twice as late"
+    await scene.load(240.0, 12.0)
+    assert 1 <= scene.decided.count("keeps") <= 4, "each time that it may again comes twice as late"
     await scene.ends_well()
 
 

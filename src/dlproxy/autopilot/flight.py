@@ -11,7 +11,7 @@ from functools import partial
 from math import inf
 from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from dlproxy.autopilot.explain import Explanation, explained
 from dlproxy.autopilot.telemetry import Telemetry
@@ -23,6 +23,7 @@ from dlproxy.telemetry.stats import ModelStats
 
 LOOK_S = 0.1
 LOOKS = round(TICK_S / LOOK_S)  # in a window
+CORES_EVERY = 20  # windows: what a container may use can change while it runs, and to ask takes 0.1 ms
 KEPT = 1000  # decisions
 RECENT = 10  # windows that an explanation is made of
 
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Tuned(Struct, frozen=True, eq=False):
-    """What a flight needs of its model. `mode` to `instances` tell what is the case now; `space`: or in words why there is
+    """What a flight needs of its model. `mode` to `up` tell what is the case now; `space`: or in words why there is
     nothing to tune. `prepare` has what knobs need made `ready`, and raises what stands against that; `apply` makes them hold at
     once; `let_go` drops what only others need.
     """
@@ -46,6 +47,7 @@ class Tuned(Struct, frozen=True, eq=False):
     mode: Callable[[], Mode]
     space: Callable[[], Space | str]
     knobs: Callable[[], Knobs]
+    cores: Callable[[], int]
     instances: Callable[[], int]
     up: Callable[[], int]
     open_requests: Callable[[], int]
@@ -71,7 +73,7 @@ class Flight:
         self._policy = make_policy()
         self._telemetry: Telemetry | None = None
         self._windows: deque[Window] = deque(maxlen=RECENT)
-        self._looks = 0
+        self._looks = self._seen = 0
         self._told: Decision | None = None  # the last one that is in the log
         self._tasks: set[asyncio.Task[None]] = set()
         self._preparing: asyncio.Task[None] | None = None
@@ -143,6 +145,9 @@ class Flight:
             pilot.knobs["instances"] = max(self.tuned.instances(), 1)
         window = telemetry.window(now, up=self.tuned.up())
         self._windows.append(window)
+        self._seen += 1
+        if self._seen % CORES_EVERY == 0:
+            pilot.space = structs.replace(pilot.space, cores=self.tuned.cores())
         self._carry_out(pilot.look(window, now), now)
         if now >= self._drop_at and not pilot.trying:
             self._drop_at = inf

@@ -38,6 +38,7 @@ def tuned(model: LoadedModel, mode: Mode, *, sessions: bool) -> Tuned:
         mode=own_mode,
         space=partial(_space, model, sessions),
         knobs=partial(_knobs, model),
+        cores=usable_cores,
         instances=lambda: len(model.roster),
         up=lambda: len(model.lane.pool),
         open_requests=lambda: model.driver.open_requests,
