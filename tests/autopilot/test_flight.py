@@ -1,4 +1,4 @@
-"""The autopilot on virtual loop time: what it finds, what it says, and what it does when things go wrong. No request is lost."""
+"""The autopilot on virtual loop time: what it finds, what it says, what it does when things go wrong. No request is lost."""
 
 import logging
 

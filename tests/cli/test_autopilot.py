@@ -1,4 +1,4 @@
-"""`dlproxy autopilot` on a real server: what it shows, switches and pins, and that every mistake is one line and exit code 2."""
+"""`dlproxy autopilot` on a real server: what it shows, switches and pins, and that mistakes are one line and exit code 2."""
 
 import json
 import re

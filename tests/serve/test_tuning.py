@@ -135,9 +135,9 @@ async def test_what_a_pilot_wants_is_checked_before_it_is_tried(monkeypatch: pyt
     house = House(monkeypatch)
     await house.load(max_batch=32)
     tuned = house.flight().tuned
-    for changes, clue in (({"discipline": "zzz"}, "discipline"), ({"max_batch": 33}, "max_batch 33 is above 32")):
+    for wrong, clue in (({"discipline": "zzz"}, "discipline"), ({"max_batch": 33}, "max_batch 33 is above 32")):
         with pytest.raises(Exception, match=clue):
-            await tuned.prepare({**tuned.knobs(), **changes})
+            await tuned.prepare({**tuned.knobs(), **wrong})
     knobs = {**tuned.knobs(), "instances": 2, "max_batch": 8}
     await tuned.prepare(knobs)
     assert tuned.ready(knobs)
