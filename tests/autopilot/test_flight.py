@@ -204,6 +204,11 @@ async def test_a_policy_that_fails_pauses_the_autopilot_of_its_model_alone(caplo
     assert error.getMessage() == "model m: the autopilot has failed, and pauses itself"
     assert (scene.flight.paused, scene.flight.state) == (True, "paused itself: of nothing")
     assert scene.control.tuned == {}
+    scene.control.change({"max_batch": 32})
+    assert scene.flight.state == "paused itself: of nothing", "and stays so, whatever its operator changes"
+    scene.autopilot.resume()
+    await scene.load(30.0)
+    assert scene.flight.paused
     await scene.ends_well()
 
 

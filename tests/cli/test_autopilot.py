@@ -71,7 +71,7 @@ def test_it_is_paused_and_resumed(autopilot: Callable[..., list[str]]) -> None:
     assert " paused " in autopilot("pause", "many")[1]
     assert " paused " in autopilot()[1]
     assert " too few requests come to tell " in autopilot("resume", "many")[1]
-    assert " paused" in autopilot("pause")[2]
+    assert " paused" in autopilot("pause")[1]
     assert "paused" not in "".join(autopilot("resume"))
 
 
@@ -84,6 +84,8 @@ def test_knobs_are_pinned_and_freed(autopilot: Callable[..., list[str]]) -> None
     assert told == ["many: pinned are instances, run, max_batch = 32, hedge = false"]
     assert autopilot("unpin", "many", "max_batch", "hedge", "instances") == ["many: pinned are run"]
     assert " 32 " in autopilot()[1]
+    assert autopilot("pin", "many", "threads=2") == ["many: pinned are threads, run"], "for which it is loaded anew"
+    assert " 1 x 2 threads " in autopilot()[1]
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ class Tuned(Struct, frozen=True, eq=False):
 
 
 class Flight:
-    """`pilot` is None while nothing is tuned, and `why` says why."""
+    """`pilot` is None while nothing is tuned; `paused`: until somebody resumes it, whatever its model does meanwhile."""
 
     def __init__(self, tuned: Tuned, make_policy: Callable[[], KnobPolicy], clock: Callable[[], float]) -> None:
         self.tuned = tuned
@@ -67,13 +67,14 @@ class Flight:
         self.mode: Mode = "off"
         self.paused = False
         self.log: deque[Decision] = deque(maxlen=KEPT)
-        self.why = ""
+        self._why_paused = self._why_not = ""
         self._make_policy = make_policy
         self._clock = clock
         self._policy = make_policy()
         self._telemetry: Telemetry | None = None
         self._windows: deque[Window] = deque(maxlen=RECENT)
         self._looks = self._seen = 0
+        self._windows.clear()
         self._told: Decision | None = None  # the last one that is in the log
         self._tasks: set[asyncio.Task[None]] = set()
         self._preparing: asyncio.Task[None] | None = None
@@ -89,11 +90,10 @@ class Flight:
             return
         tuned, now = self.tuned, self._clock()
         self.mode, space = tuned.mode(), tuned.space()
+        self._why_not = "off" if self.mode == "off" else space if isinstance(space, str) else ""
         if self.mode == "off" or isinstance(space, str):
-            self.why = space if isinstance(space, str) else ""
             self._end(now)
             return
-        self.why = ""
         pilot = self.pilot
         if pilot is not None and self._advises == (self.mode == "advise"):
             assert self._telemetry is not None
@@ -120,13 +120,13 @@ class Flight:
             self._carry_out(pilot.configure(pilot.space, pilot.knobs, now), now)
 
     def pause(self, reason: str = "paused") -> None:
-        self.paused, self.why = True, reason
+        self.paused, self._why_paused = True, reason
         if self.pilot is not None:
             now = self._clock()
             self._carry_out(self.pilot.pause(now), now)
 
     def resume(self) -> None:
-        self.paused, self.why = False, ""
+        self.paused = False
         pilot, now = self.pilot, self._clock()
         if pilot is not None:
             pilot.resume()
@@ -156,7 +156,7 @@ class Flight:
     def fail(self, error: Exception) -> None:
         """Deciding, or carrying it out, has raised this: nothing is decided any more until somebody says so."""
         log.error("model %s: the autopilot has failed, and pauses itself", self.tuned.name, exc_info=error)
-        self.paused, self.why = True, f"paused itself: {text_of(error)}"
+        self.paused, self._why_paused = True, f"paused itself: {text_of(error)}"
         pilot = self.pilot
         if pilot is None:
             return
@@ -272,10 +272,10 @@ class Flight:
     @property
     def state(self) -> str:
         """In words."""
-        if self.why:
-            return self.why
         if self.pilot is None:
-            return "off"
+            return self._why_not
+        if self.paused:
+            return self._why_paused
         said = self.pilot.state
         few = sum([window.ended for window in self._windows]) < LEAST_ENDED
         return "too few requests come to tell" if few and said in _OF_LITTLE_USE else said
