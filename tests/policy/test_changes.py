@@ -125,3 +125,24 @@ def test_what_makes_no_sense_is_refused(change: Callable[[], object], said: str)
 def test_what_is_wanted_survives_being_written_down() -> None:
     wanted = Wanted().having("m", changes.with_share(TWO, "2", 0.1))
     assert msgspec.json.decode(msgspec.json.encode(wanted), type=Wanted) == wanted
+
+
+def test_pins_name_knobs_that_the_autopilot_turns_and_may_set_them() -> None:
+    before = model("1", "2")
+    after = changes.pinned(before, "2", ["hedge"], {"max_batch": 8})
+    assert after.versions["1"] == before.versions["1"]
+    config = after.versions["2"].config
+    assert (config.max_batch, set(config.pinned)) == (8, {"hedge", "max_batch"})
+    freed = changes.unpinned(after, "2", ["max_batch"]).versions["2"].config
+    assert (freed.max_batch, freed.pinned) == (8, ["hedge"])
+    for call, clue in (
+        (
+            lambda: changes.pinned(before, "", ["max_bach"], {}),
+            "'max_bach' is no knob that the autopilot changes; did you mean",
+        ),
+        (lambda: changes.pinned(before, "", [], {"slo": "p99=1s"}), "'slo' is no knob that the autopilot changes"),
+        (lambda: changes.pinned(before, "3", ["hedge"], {}), "version 3 is not wanted"),
+        (lambda: changes.unpinned(after, "2", ["balancer"]), "'balancer' is not pinned; pinned are: max_batch, hedge"),
+    ):
+        with pytest.raises(ConfigError, match=clue):
+            call()

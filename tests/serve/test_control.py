@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -238,6 +239,26 @@ async def test_a_change_leaves_alone_what_the_arbiter_has_set() -> None:
     assert rig.control.state()["arbitrated"] is True
     rig.control.turn_knobs(arbitrated=False)
     assert rig.knobs["max_batch"] == 4
+
+
+async def test_what_is_tuned_holds_beside_what_is_declared_until_somebody_states_it() -> None:
+    rig = Controlled()
+    told: list[str] = []
+    rig.control.on_changing, rig.control.on_changed = partial(told.append, "changing"), partial(told.append, "changed")
+    rig.control.tune({"max_batch": 4, "hedge": True, "discipline": "edf"})
+    state = rig.control.state()
+    assert (state["knobs"]["max_batch"], state["knobs"]["hedge"]) == (4, True)
+    assert state["tuned"] == {"max_batch": {"value": 4, "declared": 64}, "hedge": {"value": True, "declared": False}}
+    assert (rig.control.config.max_batch, rig.lane.view().knobs.max_batch, told) == (64, 4, [])
+    with pytest.raises(ConfigError):
+        rig.control.change({"max_batch": 0})
+    assert told == [], "what is refused ends no trial"
+    rig.control.change({"max_batch": 32})
+    assert told == ["changing", "changed"]
+    assert (rig.control.tuned, rig.lane.view().knobs.max_batch) == ({"hedge": True}, 32)
+    rig.control.tune({"max_batch": 8})
+    rig.control.stop_batching("rows depend on each other")
+    assert (rig.control.tuned, rig.lane.view().knobs.max_batch, rig.lane.view().knobs.hedge) == ({}, 1, False)
 
 
 @pytest.mark.looptime(False)

@@ -1,14 +1,13 @@
 """The counters of one model: buckets, sums, what a batch adds."""
 
 from bisect import bisect_left
-from collections import deque
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dlproxy.message import FailureKind
-from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, Histogram, ModelStats
+from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, Histogram, ModelStats, Timings
 
 durations = st.floats(0.0, 100.0)
 
@@ -87,16 +86,19 @@ def test_a_batch_counts_once_per_request_and_by_its_size() -> None:
     assert stats.last_at_ms > 0
 
 
-def test_latencies_are_kept_while_somebody_reads_them() -> None:
+def test_each_reader_gets_the_newest_latencies_and_counts_those_within_its_objective() -> None:
     stats = ModelStats()
     batch = AnsweredBatch(2, [0.1, 0.2], after_s=0.5, batch_s=0.0, compute_s=0.0, split_s=0.0)
-    for kept in (None, deque[float](maxlen=3)):
-        stats.newest_s = kept
+    few, all_of_them = Timings(3, objective_s=0.65), Timings(100)
+    for readers in ([], [few, all_of_them], [all_of_them]):
+        stats.readers[:] = readers
         for _ in range(2):
             stats.batch_answered(batch)
         stats.settle()
-        assert kept is None or list(kept) == pytest.approx([0.7, 0.6, 0.7])
-    assert stats.request.count == 8
+    assert list(few.newest_s) == pytest.approx([0.7, 0.6, 0.7])
+    assert (few.in_time, all_of_them.in_time) == (2, 8)
+    assert len(all_of_them.newest_s) == 8
+    assert stats.request.count == 12
 
 
 def test_failures_count_by_kind() -> None:

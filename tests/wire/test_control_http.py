@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 
 from dlproxy.config import ConfigError
 from dlproxy.instance.runtime import ModelError
+from dlproxy.message import Failure, FailureKind, InferenceError
 from dlproxy.policy.planner import VersionState
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.control_http import MOST_BODY, ControlServer, control_app
@@ -28,6 +29,28 @@ class Control:
         return {"knobs": {"speed": self.speed}}
 
 
+class Pilots:
+    """An autopilot of model m that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def states(self, name: str = "") -> list[dict[str, Any]]:
+        self._known(name)
+        return [{"name": "m", "whole": bool(name)}]
+
+    def pause(self, name: str = "") -> None:
+        self._known(name)
+        self.told.append(("pause", name))
+
+    def resume(self, name: str = "") -> None:
+        self.told.append(("resume", name))
+
+    def _known(self, name: str) -> None:
+        if name not in ("", "m"):
+            raise InferenceError(Failure(FailureKind.NOT_FOUND, f"there is no model '{name}'"))
+
+
 class Port:
     """The application, asked as uvicorn asks it; models m (versions 1 and 2) and fixed. An Operations, too."""
 
@@ -43,7 +66,8 @@ class Port:
         self.catalog = catalog
         self.coming: list[VersionState] = []
         self.acted: list[tuple[str, str, Mapping[str, Any]]] = []
-        self.app: Starlette = control_app(catalog, lambda: 0, self)
+        self.pilots = Pilots()
+        self.app: Starlette = control_app(catalog, lambda: 0, self, self.pilots)
 
     def states(self) -> list[VersionState]:
         here = [
@@ -284,3 +308,17 @@ async def test_bodies_arrive_behind_an_offer_to_upgrade_and_targets_with_a_host_
     assert (await client.reply()).status == 400
     await client.close()
     await server.stop()
+
+
+def test_the_autopilot_is_shown_paused_and_resumed() -> None:
+    port = Port()
+    assert port("GET", "/autopilot") == (200, [{"name": "m", "whole": False}])
+    assert port("GET", "/autopilot/m") == (200, [{"name": "m", "whole": True}])
+    assert port("GET", "/autopilot/zzz") == (404, {"error": "there is no model 'zzz'"})
+    assert port("POST", "/autopilot/pause", b'{"model": "m"}')[0] == 200
+    assert port("POST", "/autopilot/resume")[0] == 200
+    assert port.pilots.told == [("pause", "m"), ("resume", "")]
+    for body in (b'{"model": 3}', b'{"modle": "m"}', b"[]"):
+        status, told = port("POST", "/autopilot/pause", body)
+        assert (status, list(told)) == (400, ["error"])
+    assert port("POST", "/autopilot/pause", b'{"model": "zzz"}')[0] == 404

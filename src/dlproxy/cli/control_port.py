@@ -1,4 +1,6 @@
-"""The control port of a running server, asked over http.client: the models' state, and its changes. Called by cli/models.py.
+"""The control port of a running server, asked over http.client: the models' state, the autopilot's, and changes.
+
+Called by cli/models.py and cli/autopilot.py.
 
 Not aware of: command-line arguments, how a state is shown.
 """
@@ -49,6 +51,13 @@ class ScalingState(Struct):
     asleep: bool
 
 
+class Tuned(Struct):
+    """A knob that the autopilot has turned."""
+
+    value: Any
+    declared: Any
+
+
 class ModelState(Struct):
     """As GET /models/NAME tells it; of what is not up only how far it is."""
 
@@ -72,11 +81,74 @@ class ModelState(Struct):
     running_batches: int = 0
     instances: list[InstanceState] = []
     autoscale: ScalingState | None = None
+    tuned: dict[str, Tuned] = {}
 
     @property
     def up(self) -> int:
         """Instances that are."""
         return sum(instance.state == "up" for instance in self.instances)
+
+
+class Changed(Struct):
+    """A knob before and after."""
+
+    before: Any
+    after: Any
+
+
+class DecisionState(Struct):
+    """One that the autopilot made; `text` says all of it."""
+
+    ago_s: float
+    kind: str
+    text: str
+    reason: str = ""
+    changes: dict[str, Changed] = {}
+
+
+class WayState(Struct):
+    """What the autopilot knows of one way of running; None: nothing."""
+
+    instances: int
+    threads: int
+    present: bool
+    measured: bool
+    base_s: float | None
+    row_s: float | None
+    missed: float | None
+
+
+class ExplanationState(Struct):
+    """What the autopilot sees and would do, as autopilot/explain.py has it."""
+
+    seconds: float
+    rate: float
+    dispersion: float
+    in_flight: float
+    p50_s: float
+    p99_s: float
+    missed: float
+    ways: list[WayState]
+    proposal: dict[str, Any]
+    reason: str
+    gain: float
+
+
+class PilotState(Struct):
+    """As GET /autopilot tells it of a version of a model."""
+
+    name: str
+    version: str
+    mode: str
+    state: str
+    paused: bool
+    objective_s: float | None
+    tolerated: float | None
+    prefers: str
+    knobs: dict[str, Any]
+    pinned: list[str]
+    decisions: list[DecisionState]
+    explanation: ExplanationState | None = None
 
 
 class ControlPort:
@@ -119,6 +191,21 @@ class ControlPort:
         """All versions of the model once it is done; waits for that."""
         return self._one("POST", name, f"/{action}", body=arguments, patience_s=ACTION_PATIENCE_S)
 
+    def autopilot(self, name: str = "") -> Any:
+        """What it does with every model, or all that it knows of one."""
+        return self._of_autopilot("GET", f"/{_quoted(name)}" if name else "", name)
+
+    def switch_autopilot(self, action: str, name: str = "") -> Any:
+        """pause or resume; the same of every model afterwards."""
+        return self._of_autopilot("POST", f"/{action}", name, body={"model": name} if name else {})
+
+    def pilots(self, told: Any) -> "list[PilotState]":
+        """What these returned."""
+        try:
+            return msgspec.convert(told, list[PilotState])
+        except msgspec.ValidationError as error:
+            raise ControlError(self._strange(error)) from None
+
     def states(self, told: Any) -> list[ModelState]:
         """One model or all, as another method returned them."""
         try:
@@ -127,7 +214,16 @@ class ControlPort:
             raise ControlError(self._strange(error)) from None
 
     def _one(self, method: str, name: str, action: str = "", **request: Any) -> Any:
-        status, body = self._ask(method, f"/models/{quote(name, safe='', errors='replace')}{action}", **request)
+        status, body = self._ask(method, f"/models/{_quoted(name)}{action}", **request)
+        return self._understood(status, body, name)
+
+    def _of_autopilot(self, method: str, path: str, name: str, **request: Any) -> Any:
+        status, body = self._ask(method, f"/autopilot{path}", **request)
+        if status == 404 and not name:
+            raise ControlError(self._no_control_port())
+        return self._understood(status, body, name)
+
+    def _understood(self, status: int, body: bytes, name: str) -> Any:
         told = self._decoded(body)
         if status == 404 and not any(name == model.name for model in self.states(self.models())):
             raise ControlError(self._unknown(name))
@@ -175,3 +271,7 @@ class ControlPort:
             raise ControlError(f"{self.url} did not answer with complete HTTP; is the port right?") from None
         finally:
             connection.close()
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="", errors="replace")

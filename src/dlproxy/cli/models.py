@@ -39,13 +39,13 @@ def add_to(commands: Commands) -> None:
         help="show and change the models of a running server",
         description="Show and change the models of a running server, through its control port.",
     )
-    _add_options(models, control="http://127.0.0.1:8002", json=False)
+    add_options(models, control="http://127.0.0.1:8002", json=False)
     models.set_defaults(command=_models, ask=_all, view=_overview)
     actions = models.add_subparsers(title="actions (default: list)", metavar="ACTION")
 
     def action(name: str, ask: "Ask", view: "View", help_text: str) -> argparse.ArgumentParser:
         parser = actions.add_parser(name, help=help_text, description=help_text.capitalize() + ".")
-        _add_options(parser, control=argparse.SUPPRESS, json=argparse.SUPPRESS)  # else they would undo what stands before
+        add_options(parser, control=argparse.SUPPRESS, json=argparse.SUPPRESS)  # else they would undo what stands before
         parser.set_defaults(ask=ask, view=view)
         return parser
 
@@ -83,7 +83,7 @@ def _add_arguments(
         nargs="?",
         help="a model file on the server, or anything else that `dlproxy serve` takes; without one, what its repository has",
     )
-    load.add_argument("config", nargs="*", metavar="KNOB=VALUE", type=_knob, help="as in dlproxy.toml: max_batch=32")
+    load.add_argument("config", nargs="*", metavar="KNOB=VALUE", type=knob_and_value, help="as in dlproxy.toml: max_batch=32")
     load.add_argument("--version", metavar="N", help="its number; by default the one after the largest")
     load.add_argument("--canary", dest="share", type=_share, metavar="10%", help="send it only this part of the requests")
     load.add_argument("--on-demand", action="store_true", default=None, help="load it when somebody asks for it")
@@ -105,7 +105,7 @@ def _add_arguments(
     scale.add_argument("--version", metavar="N", help="only this version")
 
 
-def _add_options(parser: argparse.ArgumentParser, *, control: str, json: bool | str) -> None:
+def add_options(parser: argparse.ArgumentParser, *, control: str, json: bool | str) -> None:
     parser.add_argument("--control", default=control, metavar="URL", help="the control port (default http://127.0.0.1:8002)")
     parser.add_argument("--json", action="store_true", default=json, help="print JSON, for scripts")
 
@@ -177,7 +177,7 @@ def _knobs(texts: Sequence[str]) -> dict[str, Any]:
     knobs: dict[str, Any] = {}
     for text in texts:
         try:
-            knob, value = _knob(text)
+            knob, value = knob_and_value(text)
         except argparse.ArgumentTypeError as error:
             raise ControlError(str(error)) from None
         if knob in knobs:
@@ -186,7 +186,7 @@ def _knobs(texts: Sequence[str]) -> dict[str, Any]:
     return knobs
 
 
-def _knob(text: str) -> tuple[str, Any]:
+def knob_and_value(text: str) -> tuple[str, Any]:
     import msgspec
 
     knob, equals, value = text.partition("=")
@@ -205,7 +205,7 @@ def _knob(text: str) -> tuple[str, Any]:
 
 def _overview(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]:
     rows = [HEADINGS, *map(_row, models)]
-    return _table(rows if any(model.reason for model in models) else [row[:-1] for row in rows])
+    return table(rows if any(model.reason for model in models) else [row[:-1] for row in rows])
 
 
 def _versions(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]:
@@ -248,9 +248,14 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
     if model.autoscale is not None:
         yield f"  scaling  {_scaling(model.autoscale)}"
     yield ""
-    yield from _table([INSTANCE_HEADINGS, *map(_instance_row, model.instances)])
+    yield from table([INSTANCE_HEADINGS, *map(_instance_row, model.instances)])
     yield ""
-    yield from _table([("knob", "value"), *((name, _toml(value)) for name, value in model.knobs.items())])
+    yield from table([("knob", "value"), *((name, _value(model, name)) for name in model.knobs)])
+
+
+def _value(model: "ModelState", knob: str) -> str:
+    value, tuned = toml(model.knobs[knob]), model.tuned.get(knob)
+    return value if tuned is None else f"{value} (tuned; declared {toml(tuned.declared)})"
 
 
 def _scaling(scaling: "ScalingState") -> str:
@@ -272,17 +277,17 @@ def _scaled(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[st
 def _changed(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]:
     (model,) = models
     for knob in _knobs(args.knobs):
-        yield f"{model.name}: {knob} = {_toml(model.knobs.get(knob))}"
+        yield f"{model.name}: {knob} = {toml(model.knobs.get(knob))}"
 
 
 def _instance_row(instance: "InstanceState") -> tuple[str, ...]:
     state = instance.state
     if instance.again_in_s is not None:
-        state += f", starts in {_duration(instance.again_in_s)}"
+        state += f", starts in {duration(instance.again_in_s)}"
     return (
         instance.name,
         state,
-        _duration(instance.for_s),
+        duration(instance.for_s),
         str(instance.restarts),
         instance.circuit or "",
         f"{instance.in_flight}/{instance.capacity}",
@@ -291,21 +296,21 @@ def _instance_row(instance: "InstanceState") -> tuple[str, ...]:
     )
 
 
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Columns as wide as their longest cell, the headings first."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(f"{cell or '-':<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.1f} s"
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
     """A knob's value as dlproxy.toml has it."""
     import msgspec
 

@@ -11,16 +11,18 @@ from math import inf
 import msgspec
 
 from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.cores import usable_cores
 from dlproxy.fleet.names import instance_name, number_of
 from dlproxy.fleet.remembered import Remembered
 from dlproxy.fleet.roster import Roster
-from dlproxy.fleet.warm_model import WarmModel, choose_way, device_of, is_open, room, try_ways
+from dlproxy.fleet.warm_model import WarmModel, choose_way, device_of, is_open, open_like, room, try_ways
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import gather
 from dlproxy.instance.inline import InlineInstance
 from dlproxy.instance.padding import without_padding
-from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime import ModelError, Runtime
 from dlproxy.instance.runtime.devices import CPU, in_words, instance_maker
+from dlproxy.instance.runtime.formats import format_of
 from dlproxy.instance.thread import ThreadInstance
 from dlproxy.instance.trial import INLINE_BELOW_S, SHARED_ABOVE_S, Inputs, Measured, Way, measure_again
 from dlproxy.instance.warmup import Calibration
@@ -59,6 +61,9 @@ class LocalFleet:
         self._changing = asyncio.Lock()
         self._stopping = False
         self._moving: asyncio.Task[None] | None = None
+        self._beside: dict[int, Runtime] = {}  # loaded with other numbers of threads than those that run, for the autopilot
+        self._ending: set[asyncio.Task[None]] = set()  # instances that were taken out, until their last batch has ended
+        self._tuned = False  # the autopilot has had another way prepared: nothing else looks for a better one
         self._shown = False  # service has shown what warm-up had not, and that is remembered
 
     def attach(self, roster: Roster) -> None:
@@ -72,6 +77,7 @@ class LocalFleet:
         async with self._changing:  # a name is free again when its instance has finished its last batch
             if self._stopping:
                 raise ModelError(f"{self._name} is being stopped")
+            await self._ended()
             for number in range(count):
                 if instance_name(self._name, number) not in self._instances:
                     self._add(number)
@@ -91,11 +97,11 @@ class LocalFleet:
         async with self._changing:
             instances, self._instances = self._instances, {}
             await asyncio.gather(*(instance.stop() for instance in instances.values()))
-            warm, self._warm = self._warm, []  # with the runtimes go the weights
-        for one in warm:
-            close = getattr(one.runtime, "close", None)
-            if close is not None:
-                await asyncio.to_thread(close)
+            await self._ended()
+            runtimes = [*(one.runtime for one in self._warm), *self._beside.values()]
+            self._warm, self._beside = [], {}  # with the runtimes go the weights
+        while runtimes:
+            await _close(runtimes.pop())
 
     @property
     def device(self) -> str:
@@ -136,7 +142,7 @@ class LocalFleet:
 
         On the loop its own batches tell: a trial beside them has cold caches, and takes disturbance for its time.
         """
-        if self.way.inline and not self._slow_inline():
+        if self._tuned or (self.way.inline and not self._slow_inline()):
             return False
         if self._moving is None or self._moving.done():
             self._moving = asyncio.get_running_loop().create_task(self._try_again(requests))
@@ -162,6 +168,8 @@ class LocalFleet:
             await asyncio.to_thread(self._tried, again, real)
         except Exception as error:  # a request that the model refuses, memory for a second session: it runs on as it does
             log.warning("model %s: could not be tried on its clients' requests: %s", self._name, error)
+            return
+        if self._tuned:
             return
         if again.way != self.way:
             await self._move(again)
@@ -225,8 +233,89 @@ class LocalFleet:
 
     async def _remove(self, name: str) -> None:
         assert self._roster is not None
-        self._roster.retire_instance(name)
-        await self._instances.pop(name).stop()
+        instance = self._instances.pop(name, None)
+        if instance is not None:  # else the autopilot was here meanwhile
+            self._roster.retire_instance(name)
+            await instance.stop()
+
+    # Ways of the autopilot's choice
+
+    @property
+    def present(self) -> tuple[int, int]:
+        """Instances, and threads of each, that run now."""
+        return len(self._instances), self.way.threads
+
+    def ways(self, *, sessions: bool) -> tuple[tuple[int, int], ...]:
+        """What `use` takes, the present one first. `sessions`: also those for which the model has to be loaded once more."""
+        instances, threads = self.present
+        present = max(instances, 1), threads
+        if self.way.inline or len(self._warm) > 1 or self.device != CPU:
+            return (present,)
+        cores = usable_cores()
+        sizes = [1 << power for power in range(cores.bit_length())]
+        others = sizes if sessions and self._threads_pay() else [threads]
+        return tuple(dict.fromkeys([present, *((one, each) for each in others for one in sizes if one * each <= cores)]))
+
+    def _threads_pay(self) -> bool:
+        try:
+            return format_of(self._config.path).threads_pay
+        except ModelError:  # its file has gone since
+            return False
+
+    def is_ready(self, threads: int) -> bool:
+        """Whether `use` may be called for so many."""
+        return threads == self.way.threads or threads in self._beside
+
+    async def prepare(self, threads: int) -> None:
+        """Have the model loaded with so many threads, beside what runs. Raises ModelError, and whatever loading raises."""
+        async with self._changing:
+            if self._stopping:
+                raise ModelError(f"{self._name} is being stopped")
+            self._tuned = True
+            if not self.is_ready(threads):
+                self._beside[threads] = await asyncio.to_thread(open_like, self._warm[0], self._config, threads)
+
+    def use(self, instances: int, threads: int) -> None:
+        """Run so from now on; what takes batches in the old way ends those that it has. `prepare` comes first."""
+        if self._stopping or (instances, threads) == self.present:
+            return
+        leaving = list(self._instances)
+        if threads == self.way.threads:
+            leaving = leaving[instances:]
+        else:
+            warm = self._warm[0]
+            self._beside[self.way.threads] = warm.runtime
+            self._warm = [msgspec.structs.replace(warm, runtime=self._beside.pop(threads), threads=threads)]
+        self.way = msgspec.structs.replace(self.way, instances=instances, threads=threads)
+        for _ in range(instances - (len(self._instances) - len(leaving))):
+            self._next = max(self._next, *(number_of(name) + 1 for name in self._instances), 0)
+            self._add(self._next)
+            self._next += 1
+        assert self._roster is not None
+        for name in leaving:
+            self._roster.retire_instance(name)
+            task = asyncio.get_running_loop().create_task(self._instances.pop(name).stop())
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+        if self.on_moved is not None:
+            self.on_moved(self.way)
+
+    async def let_go(self) -> None:
+        """Only the present way is needed from now on."""
+        async with self._changing:
+            await self._ended()
+            runtimes, self._beside = list(self._beside.values()), {}
+        while runtimes:
+            await _close(runtimes.pop())
+
+    async def _ended(self) -> None:
+        await asyncio.gather(*self._ending)
+
+
+async def _close(runtime: Runtime) -> None:
+    close = getattr(runtime, "close", None)
+    if close is not None:
+        await asyncio.to_thread(close)
 
 
 def _run(way: Way) -> str:

@@ -109,6 +109,10 @@ class Roster:
 
     # What is the case
 
+    def __len__(self) -> int:
+        """Instances that are wanted, up or not."""
+        return len(self._places)
+
     def places(self) -> list[dict[str, Any]]:
         """JSON: every instance that is wanted, up or not, in the order of first coming. Durations are in seconds."""
         now = self._clock()

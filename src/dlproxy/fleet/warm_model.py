@@ -4,6 +4,7 @@ Called by the rest of fleet/ and by lab/simulate, on a thread: everything here b
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from msgspec import Struct
@@ -11,12 +12,15 @@ from msgspec import Struct
 from dlproxy.config import ModelConfig, parse_devices
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.remembered import Memory, Remembered
+from dlproxy.instance.made_up import NORMAL, SIZES, Known, row_of
 from dlproxy.instance.runtime import ModelError, Runtime
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.formats import format_of, open_runtime
 from dlproxy.instance.samples import read_samples
 from dlproxy.instance.trial import INLINE_BELOW_S, PATIENCE_S, Inputs, Measured, Way, best_way, measure
 from dlproxy.instance.warmup import Calibration, WarmUp, warmed
+
+WARM_RUNS = 3  # of a second session, whose first runs allocate
 
 
 class WarmModel(Struct):
@@ -158,6 +162,16 @@ def room(config: ModelConfig) -> int:
     """How many instances the cores have room for, if that is left open."""
     fixed = config.instances or config.run == "inline"
     return 1 if fixed else max(usable_cores() // (config.threads or 1), 1)
+
+
+def open_like(warm: WarmModel, config: ModelConfig, threads: int) -> Runtime:
+    """The same model on so many threads, ready for its first batch. Raises ModelError."""
+    runtime = _like(warm, open_model(config, threads, CPU))
+    with suppress(Exception):  # made-up inputs do not suit every model, and this one is known to run
+        row = row_of(runtime.signature.inputs, NORMAL, Known(SIZES[0]))
+        for _ in range(WARM_RUNS):
+            runtime.run(row)
+    return runtime
 
 
 def _like(warm: WarmModel, runtime: Runtime) -> Runtime:

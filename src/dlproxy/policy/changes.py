@@ -4,14 +4,15 @@ Called, through `Control.change`, by the control port, the inference port's repo
 raise ConfigError for what makes no sense. Not aware of: what is up.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
 from dlproxy.config import ConfigError, ModelConfig, model_of
+from dlproxy.config.messages import nearest
 from dlproxy.config.reading import with_pins
-from dlproxy.config.table import knobs
+from dlproxy.config.table import knobs, tuned_knobs
 from dlproxy.policy.planner import newest
 from dlproxy.policy.wanted import Traffic, WantedModel, WantedVersion
 
@@ -187,15 +188,43 @@ def check_instances(count: int) -> None:
 
 def with_knobs(before: WantedModel, version: str, values: Mapping[str, Any]) -> WantedModel:
     """Other values of knobs of this version (empty: of all), which then are pinned."""
+
+    def change(config: ModelConfig) -> ModelConfig:
+        start = {name: value for name, value in config.start.items() if name not in values}
+        return with_pins(with_values(msgspec.structs.replace(config, start=start), values), values)
+
+    return _each(before, version, change)
+
+
+def pinned(before: WantedModel, version: str, names: Collection[str], values: Mapping[str, Any]) -> WantedModel:
+    """The autopilot leaves these knobs of this version (empty: of all) as they are, those in `values` as they are there."""
+    known = tuned_knobs()
+    for name in (*names, *values):
+        if name not in known:
+            raise ConfigError(f"{name!r} is no knob that the autopilot changes; {nearest(name, known)}")
+    after = with_knobs(before, version, values)
+    return _each(after, version, lambda config: with_pins(config, [*names, *values]))
+
+
+def unpinned(before: WantedModel, version: str, names: Collection[str]) -> WantedModel:
+    """The autopilot may turn these knobs of this version (empty: of all)."""
+
+    def free(config: ModelConfig) -> ModelConfig:
+        for name in names:
+            if name not in config.pinned:
+                raise ConfigError(f"{name!r} is not pinned; pinned are: {', '.join(config.pinned) or 'none'}")
+        return msgspec.structs.replace(config, pinned=[name for name in config.pinned if name not in names])
+
+    return _each(before, version, free)
+
+
+def _each(before: WantedModel, version: str, change: Callable[[ModelConfig], ModelConfig]) -> WantedModel:
     if version:
         _known(before, version)
-    versions = dict(before.versions)
-    for other, wanted in before.versions.items():
-        if version in ("", other):
-            config = wanted.config
-            start = {name: value for name, value in config.start.items() if name not in values}
-            config = with_pins(with_values(msgspec.structs.replace(config, start=start), values), values)
-            versions[other] = msgspec.structs.replace(wanted, config=config)
+    versions = {
+        other: msgspec.structs.replace(wanted, config=change(wanted.config)) if version in ("", other) else wanted
+        for other, wanted in before.versions.items()
+    }
     return msgspec.structs.replace(before, versions=versions)
 
 

@@ -183,6 +183,7 @@ def _moved(control: LaneControl, on_ways: Callable[[], None], scaler: Autoscaler
     if scaler is not None:
         scaler.moved(way.instances)
     on_ways()
+    control.on_changed()
 
 
 def _recheck(model: LoadedModel, clock: Callable[[], float], *, padded_only: bool) -> Recheck:

@@ -48,18 +48,31 @@ class LaneControl:
         self._driver = driver
         self._knobs = knobs
         self.most_batch = most_batch  # 1 where the model has no batch axis
+        self._tuned: dict[str, Any] = {}
         self._batching = "on" if most_batch > 1 else "off"
         self._padding = "on" if knobs.max_padding > 0.0 else "off"
         self.on_slo: Callable[[], None] = lambda: None
         """Called when the objectives have changed: they give requests their deadlines."""
+        self.on_changing: Callable[[], None] = lambda: None
+        self.on_changed: Callable[[], None] = lambda: None
+        """Called before and after an operator's change: the autopilot ends what it tries, and looks anew."""
         self.autoscaler: Autoscaler | None = None
         self.on_scaled: Callable[[], None] = lambda: None
         """Called when the number of instances has changed."""
 
     @property
     def config(self) -> ModelConfig:
-        """What holds now."""
+        """What holds now, but for what is tuned."""
         return self._config
+
+    @property
+    def tuned(self) -> dict[str, Any]:
+        """Knobs that have another value here than they are declared to have."""
+        return dict(self._tuned)
+
+    def holds(self, name: str) -> Any:
+        """The value of a knob now."""
+        return self._tuned.get(name, getattr(self._config, name))
 
     @property
     def slo_s(self) -> float | None:
@@ -69,7 +82,8 @@ class LaneControl:
         view = self._lane.view()
         return {
             "run": self._fleet.run,
-            "knobs": {name: getattr(self._config, name) for name in live_knobs()},
+            "knobs": {name: self.holds(name) for name in live_knobs()},
+            "tuned": {name: {"value": value, "declared": getattr(self._config, name)} for name, value in self._tuned.items()},
             "arbitrated": self._knobs.arbitrated,
             "batching": self._batching,
             "padding": self._padding,
@@ -88,13 +102,29 @@ class LaneControl:
         return [{**place, **up.get(place["name"], nothing)} for place in self._roster.places()]
 
     def change(self, changes: Mapping[str, Any]) -> None:
-        self._config = config = self.changed(changes)
-        values = {name: getattr(config, name) for name in LaneSettings.__struct_fields__}
-        self.turn_knobs(slo_s=config.slo_s, **values)
+        """What is set or pinned is tuned no more."""
+        config = self.changed(changes)
+        self.on_changing()
+        self._config = config
+        self._tuned = {name: value for name, value in self._tuned.items() if name not in {*changes, *config.pinned}}
+        self._hold()
         if not OBJECTIVES.isdisjoint(changes):
             self.on_slo()
         if self.autoscaler is not None and not BOUNDS.isdisjoint(changes):
             self.autoscaler.configure(min_instances=config.min_instances, max_instances=config.max_instances)
+        self.on_changed()
+
+    def tune(self, values: Mapping[str, Any]) -> None:
+        """These hold on this node whatever is declared, until they are set or pinned; all others as declared. Unchecked."""
+        tuned = {name: value for name, value in values.items() if value != getattr(self._config, name)}
+        if tuned != self._tuned:
+            self._tuned = tuned
+            self._hold()
+
+    def _hold(self) -> None:
+        config = self._config
+        values = {name: getattr(config, name) for name in LaneSettings.__struct_fields__}
+        self.turn_knobs(slo_s=config.slo_s, **{**values, **self._tuned})
 
     def changed(self, changes: Mapping[str, Any]) -> ModelConfig:
         """What `change` would make of the configuration. Raises ConfigError."""
@@ -111,10 +141,13 @@ class LaneControl:
 
     def stop_batching(self, reason: str) -> None:
         """A row's answer is not its own: from now on requests run one by one."""
+        self.on_changing()
         self._batching = f"off: {reason}"
         self.most_batch = 1
         self._config = msgspec.structs.replace(self._config, max_batch=1)
+        self._tuned.pop("max_batch", None)
         self.turn_knobs(max_batch=1)
+        self.on_changed()
 
     def stop_padding(self, reason: str) -> None:
         """A padded request's answer is not its own: from now on only requests of one length share a batch."""
@@ -127,15 +160,16 @@ class LaneControl:
         Autoscaling holds this number, until its bounds are changed.
         """
         check_instances(count)
-        if self.autoscaler is None:
-            await self.set_instances(count)
-            return
-        before = self.autoscaler.hold(count)
+        self.on_changing()
+        before = None if self.autoscaler is None else self.autoscaler.hold(count)
         try:
             await self.set_instances(count)
         except BaseException:
-            self.autoscaler.release(before)
+            if self.autoscaler is not None and before is not None:
+                self.autoscaler.release(before)
             raise
+        finally:
+            self.on_changed()
 
     async def set_instances(self, count: int) -> None:
         """The same, by autoscaling."""

@@ -222,6 +222,11 @@ class Driver:
         """Clients' requests that are queued or run."""
         return sum([ticket_id >= 0 for ticket_id in self._waiting])
 
+    @property
+    def open_requests(self) -> int:
+        """The same, and the driver's own ones, for whoever looks often."""
+        return len(self._waiting)
+
     async def stop(self, drain_s: float, reason: str = "the model is being unloaded") -> None:
         """Wait up to `drain_s` seconds for what is unanswered or still read, then stop the instances and fail what is left, for
         this reason.

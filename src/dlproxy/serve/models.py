@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -17,7 +18,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from dlproxy.config import ConfigError, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.autopilot.flight import Flight, Tuned
+from dlproxy.autopilot.host import Autopilot
+from dlproxy.config import AutopilotConfig, ConfigError, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.config.table import live_knobs
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.control import Facts
@@ -31,6 +34,7 @@ from dlproxy.policy.wanted import WantedVersion
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
 from dlproxy.serve.idle_poll import IdlePoll, may_poll
 from dlproxy.serve.rollout import OnWorse, Rollouts
+from dlproxy.serve.tuning import holding, tuned
 from dlproxy.serve.turns import Turns
 from dlproxy.wire.catalog import Catalog
 
@@ -60,10 +64,14 @@ class Models:
         server: ServerConfig,
         tenants: Mapping[str, TenantConfig] = EMPTY,
         *,
+        autopilot: AutopilotConfig = AutopilotConfig(),  # noqa: B008 - it is frozen
         clock: Callable[[], float] = monotonic,
     ) -> None:
         """Raises ConfigError for a quota that never admits anything."""
         self.catalog = Catalog()
+        self.autopilot = Autopilot(clock)
+        self._mode = autopilot.mode
+        self._tuned: dict[LoadedModel, Tuned] = {}
         self.shares_cores = False
         """Whether batches of these models take turns on the cores now."""
         self.hangs = False
@@ -155,7 +163,10 @@ class Models:
         """
         control = self._loaded[name, self.catalog.get(name, version).version].control
         old, new = before.config, after.config
-        changes = {knob: getattr(new, knob) for knob in live_knobs() if getattr(old, knob) != getattr(new, knob)}
+        set_now = old.start.keys() - new.start.keys()  # to what it was declared to be: it began with another value
+        changes = {
+            knob: getattr(new, knob) for knob in live_knobs() if knob in set_now or getattr(old, knob) != getattr(new, knob)
+        }
         if changes:
             control.change(changes)
         count = count_of(after)
@@ -253,10 +264,30 @@ class Models:
             model.driver.poll_when_idle(self._idle_poll)
         self._loaded[_key(model)] = model
         self.catalog.add(model.served)
+        self._tune(model)
+
+    def _tune(self, model: LoadedModel) -> None:
+        """The autopilot looks after it from now on, and is told of what others change."""
+        handle = self._tuned[model] = tuned(model, self._mode, sessions=not self._server.memory_budget_mb)
+        flight = self.autopilot.add(handle)
+        model.control.on_changing = flight.hold
+        model.control.on_changed = partial(self._renew, flight)
+
+    def _renew(self, flight: Flight) -> None:
+        flight.renew()
+        self.autopilot.look_on()
+
+    def holds(self, name: str, version: str) -> dict[str, Any]:
+        """What the knobs that the autopilot may turn without a reload are now; nothing if no such version is served."""
+        version = version or next((one.version for one in self.view() if one.name == name and one.default), "")
+        model = self._loaded.get((name, version))
+        return {} if model is None else holding(model)
 
     def _retire(self, model: LoadedModel, reason: str, drain_s: float | None = None) -> asyncio.Task[None]:
         """Out of the catalog at once, unless another is in its place already; the task ends when it is gone."""
         key = _key(model)
+        if model in self._tuned:
+            self.autopilot.remove(self._tuned.pop(model))
         if self._loaded.get(key) is model:
             del self._loaded[key]
             self.catalog.remove(*key)

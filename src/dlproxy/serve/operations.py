@@ -163,8 +163,30 @@ class Set(Action):
         return changes.with_knobs(before, self.version, self.knobs)
 
 
+class Pin(Action):
+    """The autopilot leaves these knobs of this version (empty: of every one) alone: with these values, or as they are now."""
+
+    knobs: list[str] = []
+    values: dict[str, Any] = {}
+    version: str = ""
+
+    def change(self, before: WantedModel) -> WantedModel | None:
+        return changes.pinned(before, self.version, self.knobs, self.values)
+
+
+class Unpin(Action):
+    """It may turn them again."""
+
+    knobs: list[str]
+    version: str = ""
+
+    def change(self, before: WantedModel) -> WantedModel | None:
+        return changes.unpinned(before, self.version, self.knobs)
+
+
 ACTIONS: dict[str, type[Action]] = {
-    kind.__name__.lower(): kind for kind in (Load, Unload, Label, Canary, Shadow, Tenant, Trunk, Promote, Rollback, Scale, Set)
+    kind.__name__.lower(): kind
+    for kind in (Load, Unload, Label, Canary, Shadow, Tenant, Trunk, Promote, Rollback, Scale, Set, Pin, Unpin)
 }
 
 
@@ -196,7 +218,7 @@ class ServerOperations:
         after: WantedModel | None = None
 
         def edit(wanted: Wanted) -> Wanted:
-            nonlocal before, after
+            nonlocal asked, before, after
             before = wanted.models.get(name)
             if before is None and asked.needs_model:
                 known = ", ".join(wanted.models)
@@ -205,12 +227,20 @@ class ServerOperations:
                 raise ConfigError(f"{name!r} cannot be a model's name: use printable text without a slash")
             if isinstance(asked, Set):
                 self._models.check_knobs(name, asked.version, asked.knobs)
+            if isinstance(asked, Pin):
+                asked = self._as_they_are(name, asked)
             edited = wanted.having(name, asked.change(before or WantedModel()))
             after = edited.models.get(name)
             return edited
 
         await self._control.change(edit)
         await settled_or_as_before(self._control, name, before, after)
+
+    def _as_they_are(self, name: str, asked: Pin) -> Pin:
+        """With the values that its knobs have now, as far as it is served."""
+        here = self._models.holds(name, asked.version)
+        now = {knob: here[knob] for knob in asked.knobs if knob in here}
+        return Pin([*asked.knobs, *asked.values], {**now, **asked.values}, asked.version)
 
     async def _load_from_repository(self, name: str, asked: Load) -> None:
         if self._repository is None:

@@ -5,7 +5,6 @@ Held by serve/models.py. Not aware of: who wants what, how a canary's share is t
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from time import monotonic
@@ -21,7 +20,7 @@ from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.traffic import Shadow, TrafficLayer
 from dlproxy.serve.trunk import TrunkLayer, joined
 from dlproxy.service import Service
-from dlproxy.telemetry.stats import ModelStats
+from dlproxy.telemetry.stats import ModelStats, Timings
 from dlproxy.wire.catalog import Catalog, ServedModel
 
 TICK_S = 1.0
@@ -76,8 +75,8 @@ class _Meter:
 
     def __init__(self, stats: ModelStats) -> None:
         self.stats = stats
-        self._newest_s: deque[float] = deque(maxlen=MOST_TIMED)
-        stats.newest_s = self._newest_s
+        self._timings = Timings(MOST_TIMED)
+        stats.readers.append(self._timings)
         self._answered = self._failed = self._refused = 0
         self.read()
 
@@ -86,13 +85,13 @@ class _Meter:
         stats.settle()
         answered = stats.request.count
         failed, refused = (sum([stats.failures[kind] for kind in kinds]) for kinds in (MODELS_FAULT, NO_TIME))
-        seen = Seen(answered - self._answered, failed - self._failed, refused - self._refused, list(self._newest_s))
+        seen = Seen(answered - self._answered, failed - self._failed, refused - self._refused, list(self._timings.newest_s))
         self._answered, self._failed, self._refused = answered, failed, refused
-        self._newest_s.clear()
+        self._timings.newest_s.clear()
         return seen
 
     def end(self) -> None:
-        self.stats.newest_s = None
+        self.stats.readers.remove(self._timings)
 
 
 class _Rollout(Struct, eq=False):

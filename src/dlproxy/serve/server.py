@@ -58,7 +58,7 @@ class Server:
     def __init__(self, config: Config) -> None:
         """Raises ConfigError for a quota that never admits anything."""
         self._config = config
-        self.models = Models(config.server, config.tenants)
+        self.models = Models(config.server, config.tenants, autopilot=config.autopilot)
         budget_mb = config.server.memory_budget_mb
         memory_bytes = budget_mb * 2**20 if budget_mb else inf
         self.control = Control(self.models, open_store(config.server.store), memory_bytes=memory_bytes)
@@ -98,7 +98,8 @@ class Server:
                 repository=repository,
             )
             self._http = HttpServer(with_access_log(app, monotonic) if server.access_log else app, self._config.http)
-            self._control = ControlServer(control_app(catalog, lambda: len(self._http.connections), self.operations))
+            page = control_app(catalog, lambda: len(self._http.connections), self.operations, self.models.autopilot)
+            self._control = ControlServer(page)
             self.http_port, self.control_port = listeners.ports
             self.unix_socket = listeners.unix_socket
             http, control = listeners.take()
@@ -133,7 +134,7 @@ class Server:
         """As the configuration is now. What cannot be read or loaded changes nothing of what serves."""
         try:
             config = reread()
-            if (config.server, config.http, config.tenants) != (self._config.server, self._config.http, self._config.tenants):
+            if _fixed(config) != _fixed(self._config):
                 log.warning("of the configuration only [models] is read again; the rest needs a restart")
                 config = msgspec.structs.replace(self._config, models=config.models)
             await self._serve_configured(config)
@@ -210,6 +211,11 @@ class Server:
         farewell.over()
         await self.models.drain(1.0)
         await self._control.stop()
+
+
+def _fixed(config: Config) -> Config:
+    """What needs a restart."""
+    return msgspec.structs.replace(config, models={})
 
 
 def _repository(server: ServerConfig, control: Control) -> "Repository":

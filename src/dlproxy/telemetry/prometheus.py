@@ -124,8 +124,13 @@ class ModelCollector(Collector):
             "Elements of batches along the padded axis: real ones, and those that shorter requests were filled up with",
             labels=(*_LABELS, "kind"),
         )
+        decisions = CounterMetricFamily(
+            "dlproxy_autopilot_decisions", "What the autopilot decided, by kind", labels=(*_LABELS, "kind")
+        )
         for model in models:
             labels = (model.name, model.version)
+            for decided, times in model.stats.decisions.items():
+                decisions.add_metric((*labels, decided), times)
             for kind, count in model.stats.elements.items():
                 elements.add_metric((*labels, kind), count)
             for failure, times in model.stats.broken_off.items():
@@ -145,7 +150,7 @@ class ModelCollector(Collector):
                 states.add_metric((*labels, state), number)
             for change, times in model.stats.instance_changes.items():
                 changes.add_metric((*labels, change), times)
-        yield from (phases, depth, limit, ready, states, changes, rechecks, shadows, broken, elements)
+        yield from (phases, depth, limit, ready, states, changes, rechecks, shadows, broken, elements, decisions)
         yield self._versions()
         yield GaugeMetricFamily("dlproxy_http_connections", "Open connections", value=self._connections())
 

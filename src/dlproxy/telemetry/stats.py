@@ -5,8 +5,9 @@ Not aware of: Prometheus, JSON. Durations are kept in seconds.
 """
 
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
+from math import inf
 from time import time
 from typing import Literal, get_args
 
@@ -73,6 +74,24 @@ class AnsweredBatch(Struct):
     split_s: float
 
 
+class Timings:
+    """What one reader wants to know of answers that single counters do not tell: how long the newest took, at most so many, and
+    how many took no longer than `objective_s`. It empties `newest_s` itself.
+    """
+
+    __slots__ = ("in_time", "newest_s", "objective_s")
+
+    def __init__(self, most: int, objective_s: float = inf) -> None:
+        self.newest_s: deque[float] = deque(maxlen=most)
+        self.objective_s = objective_s
+        self.in_time = 0
+
+    def add(self, latencies_s: Sequence[float]) -> None:
+        self.newest_s.extend(latencies_s)
+        objective_s = self.objective_s
+        self.in_time += sum([latency_s <= objective_s for latency_s in latencies_s])
+
+
 class ModelStats:
     """Counts since the model was loaded. `rows` are inferences in Triton's sense, `queue` to `request` are per request.
 
@@ -94,8 +113,9 @@ class ModelStats:
         self.batch_sizes: dict[int, BatchSize] = {}
         self.rechecks = {"same": 0, "different": 0}  # answers from batches, compared with what the request gets alone
         self.shadows = {"same": 0, "different": 0, "failed": 0, "dropped": 0}  # requests asked again of it, as a shadow
-        self.newest_s: deque[float] | None = None
-        """How long the last requests took that were answered: kept while somebody reads it, and empties it."""
+        self.decisions: Counter[str] = Counter()  # of the autopilot, by kind
+        self.readers: list[Timings] = []
+        """Whoever looks at single answers adds its own here, for as long as it does."""
         self.elements = {"real": 0, "padding": 0}  # rows times length of batches that may be padded
         self.last_at_ms = 0
         self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now
@@ -125,8 +145,8 @@ class ModelStats:
         self.queue.add_all(batch.queued_s)
         latencies_s = [queue_s + after_s for queue_s in batch.queued_s]
         self.request.add_all(latencies_s)
-        if self.newest_s is not None:
-            self.newest_s.extend(latencies_s)
+        for reader in self.readers:
+            reader.add(latencies_s)
         self.batch.add(batch.batch_s, requests)
         self.compute.add(batch.compute_s, requests)
         self.split.add(batch.split_s, requests)

@@ -26,17 +26,18 @@ from dlproxy.policy.planner import VersionState
 from dlproxy.telemetry import prometheus
 from dlproxy.telemetry.event_log import LogError
 from dlproxy.wire.catalog import Catalog, ServedModel
-from dlproxy.wire.operations import Operations
+from dlproxy.wire.operations import Operations, Pilots
 from dlproxy.wire.target import name_in, path_of
 
 MOST_BODY = 64 * 1024  # bytes of a change of knobs
 TICK_S = 1.0  # how often the Date header is renewed
 
 
-def control_app(catalog: Catalog, connections: Callable[[], int], operations: Operations) -> Starlette:
+def control_app(catalog: Catalog, connections: Callable[[], int], operations: Operations, pilots: Pilots) -> Starlette:
     """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state, also
     of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued
-    requests too), and POST to /models/NAME/ACTION with a JSON object of its arguments (serve/operations.py).
+    requests too), POST to /models/NAME/ACTION with a JSON object of its arguments (serve/operations.py), /autopilot and
+    /autopilot/NAME (what it does), POST to /autopilot/pause and /autopilot/resume (of {"model": NAME}, or of all).
     """
     registry = prometheus.registry(catalog, connections, operations.states)
 
@@ -50,9 +51,7 @@ def control_app(catalog: Catalog, connections: Callable[[], int], operations: Op
         return JSONResponse({"ready": catalog.ready, "models": models}, status_code=200 if catalog.ready else 503)
 
     def states(name: str = "") -> list[dict[str, Any]]:
-        served = {(model.name, model.version): model for model in catalog}
-        found = [one for one in operations.states() if name in ("", one.name)]
-        return [_viewed(one, served.get((one.name, one.version))) for one in found]
+        return _states(catalog, operations, name)
 
     async def models(_: Request) -> Response:
         return JSONResponse(states())
@@ -89,10 +88,41 @@ def control_app(catalog: Catalog, connections: Callable[[], int], operations: Op
             Route("/models", models),
             Route("/models/{name}", model, methods=["GET", "PATCH"]),
             Route("/models/{name}/{action}", act, methods=["POST"]),
+            *_autopilot_routes(pilots),
         ],
     )
     app.router.redirect_slashes = False  # one at the end is cut; more of them are no spelling of anything
     return app
+
+
+def _autopilot_routes(pilots: Pilots) -> list[Route]:
+    async def all_of_them(_: Request) -> Response:
+        return JSONResponse(pilots.states())
+
+    async def one(request: Request) -> Response:
+        async def answer() -> Any:
+            return pilots.states(name_in(request.path_params["name"]))
+
+        return await _answer(answer())
+
+    async def switch(request: Request) -> Response:
+        async def answer() -> Any:
+            said = await _object(request)
+            name = said.pop("model", "")
+            if said or not isinstance(name, str):
+                raise ConfigError('it takes the name of a model, as {"model": "digits"}, or nothing')
+            turn = pilots.pause if request.url.path.endswith("pause") else pilots.resume
+            turn(name)
+            return pilots.states()
+
+        return await _answer(answer())
+
+    return [
+        Route("/autopilot", all_of_them),
+        Route("/autopilot/pause", switch, methods=["POST"]),
+        Route("/autopilot/resume", switch, methods=["POST"]),
+        Route("/autopilot/{name}", one),
+    ]
 
 
 class _OnePath:
@@ -109,6 +139,12 @@ class _OnePath:
                 await JSONResponse({"error": error.failure.message}, status_code=400)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _states(catalog: Catalog, operations: Operations, name: str) -> list[dict[str, Any]]:
+    served = {(model.name, model.version): model for model in catalog}
+    found = [one for one in operations.states() if name in ("", one.name)]
+    return [_viewed(one, served.get((one.name, one.version))) for one in found]
 
 
 def _viewed(one: VersionState, model: ServedModel | None) -> dict[str, Any]:

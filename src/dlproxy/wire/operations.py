@@ -25,6 +25,22 @@ class Operations(Protocol):
         ...
 
 
+class Pilots(Protocol):
+    """The autopilot, as operators see it. Called on the event loop. `name`: of one model, else of all; raises InferenceError if
+    it is not served.
+    """
+
+    def states(self, name: str = "") -> list[dict[str, Any]]:
+        """JSON: what it does with each model; of one with all that it knows."""
+        ...
+
+    def pause(self, name: str = "") -> None:
+        """It decides nothing any more."""
+        ...
+
+    def resume(self, name: str = "") -> None: ...
+
+
 class ModelRepository(Protocol):
     """What clients of the inference port may have done: load by name what lies in the server's repository, and no more.
 

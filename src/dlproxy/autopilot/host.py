@@ -1,0 +1,96 @@
+"""The autopilot of a process: one task looks at every model that it tunes; operators pause it, ask it, and read its log.
+
+Held by serve/models.py, asked by the control port. Not aware of: what turns knobs, HTTP.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from dlproxy.autopilot.flight import LOOK_S, Flight, Tuned
+from dlproxy.message import Failure, FailureKind, InferenceError
+from dlproxy.policy.tuning.protocol import KnobPolicy
+from dlproxy.policy.tuning.rules import Rules
+
+NEWEST = 20  # decisions that the overview has of a model
+
+
+class Autopilot:
+    """Everything happens on one event loop. `make_policy`: of each model its own."""
+
+    def __init__(self, clock: Callable[[], float], make_policy: Callable[[], KnobPolicy] = Rules) -> None:
+        self._clock = clock
+        self._make_policy = make_policy
+        self._flights: dict[Tuned, Flight] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._paused = False  # all, those to come included
+
+    # Models
+
+    def add(self, tuned: Tuned) -> Flight:
+        """It is looked at from now on, if it is to be tuned."""
+        flight = self._flights[tuned] = Flight(tuned, self._make_policy, self._clock)
+        if self._paused:
+            flight.pause()
+        self.look_on()
+        return flight
+
+    def remove(self, tuned: Tuned) -> None:
+        """Nothing of it is turned any more."""
+        flight = self._flights.pop(tuned, None)
+        if flight is not None:
+            flight.stop()
+        self.look_on()
+
+    def look_on(self) -> None:
+        """There is a task while there is a pilot. Called whenever there may be one more or less."""
+        needed = any(flight.pilot is not None for flight in self._flights.values())
+        if needed and self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._look(), name="dlproxy-autopilot")
+        elif not needed and self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            now = self._clock()
+            for flight in list(self._flights.values()):
+                try:
+                    flight.look(now)
+                except Exception as error:  # of one model: the others go on
+                    flight.fail(error)
+
+    # Operators
+
+    def states(self, name: str = "") -> list[dict[str, Any]]:
+        """JSON of every model that is served; of one with its whole log and what it knows. Raises InferenceError."""
+        flights = self._found(name)
+        if not name:
+            return [flight.shown(most=NEWEST) for flight in flights]
+        return [
+            {**flight.shown(most=len(flight.log)), "explanation": msgspec.to_builtins(flight.explanation())}
+            for flight in flights
+        ]
+
+    def pause(self, name: str = "") -> None:
+        """Decide nothing of this model (empty: of any). Raises InferenceError."""
+        for flight in self._found(name):
+            flight.pause()
+        self._paused = self._paused or not name
+
+    def resume(self, name: str = "") -> None:
+        """Raises InferenceError."""
+        for flight in self._found(name):
+            flight.resume()
+        self._paused = self._paused and bool(name)
+
+    def _found(self, name: str) -> list[Flight]:
+        found = [flight for flight in self._flights.values() if name in ("", flight.tuned.name)]
+        if name and not found:
+            known = ", ".join(sorted({flight.tuned.name for flight in self._flights.values()})) or "none"
+            message = f"there is no model '{name}' that the autopilot could tune; the models are {known}"
+            raise InferenceError(Failure(FailureKind.NOT_FOUND, message))
+        return found
