@@ -15,6 +15,11 @@ Knobs = Mapping[str, Value]
 """Knobs of config/knobs.py by name, beside them `instances` and `threads` as they are, never 0."""
 
 
+def cores_of(knobs: Knobs) -> int:
+    """That their instances take when all run."""
+    return int(knobs["instances"]) * int(knobs["threads"])
+
+
 class Space(Struct, frozen=True, kw_only=True):
     """Within which a model may be tuned. `cores`: for its threads. `max_batch`: that was promised or is allowed, in rows.
 
