@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
-from benchmarks.autopilot.scenarios import PHASE_S, SETTLED_S, Scenario, Static, calls, statics, ways
+from benchmarks.autopilot.scenarios import MEASURED_S, PHASE_S, SETTLED_S, Scenario, Static, calls, statics, ways
 from dlproxy.lab.report.result import Tally
 from dlproxy.lab.simulate.autopilot import SimulatedPilot, Telemetry, Ways
 from dlproxy.lab.simulate.engine import Call, SimulatedModel, Simulation
@@ -22,6 +22,8 @@ from dlproxy.policy.tuning.protocol import KnobPolicy, Space
 START_S = 0.5  # of instances that run in another way
 WARM_S = 3.0  # before a static configuration is measured
 MOST_BATCH = 256
+LOOK_S = 5.0  # for which every static configuration is tried
+FINALISTS = 6  # of them that are measured for the whole time
 
 
 class Part(Struct):
@@ -75,28 +77,30 @@ def _build(
     return model, found, machine
 
 
-def run_static(scenario: Scenario, static: Static, phase: int, seed: int) -> Part:
+def run_static(scenario: Scenario, static: Static, phase: int, seed: int, until_s: float = MEASURED_S) -> Part:
     """The part of a phase in which it has settled."""
     part = Part()
-    simulation = _Counted(scenario, [(SETTLED_S, PHASE_S, part)])
+    simulation = _Counted(scenario, [(SETTLED_S, until_s, part)])
     _build(scenario, seed, simulation, static, phase)
     objective_s = scenario.objective_s
-    found = calls(scenario, phase, seed, SETTLED_S - WARM_S, PHASE_S)
+    found = calls(scenario, phase, seed, SETTLED_S - WARM_S, until_s)
     simulation.run(Call("m", rows, objective_s, at_s) for at_s, rows in found)
     return part
 
 
 def best_static(scenario: Scenario, phase: int, seed: int) -> tuple[Part, Static]:
-    """By exhaustive search."""
-    found = [(run_static(scenario, static, phase, seed), static) for static in statics(scenario)]
+    """By exhaustive search in two passes: all for a short time, the best of them for the whole."""
+    looks = [(run_static(scenario, static, phase, seed, SETTLED_S + LOOK_S).good, static) for static in statics(scenario)]
+    looks.sort(key=lambda one: -one[0])
+    found = [(run_static(scenario, static, phase, seed), static) for _, static in looks[:FINALISTS]]
     return max(found, key=lambda one: one[0].good)
 
 
 def run(scenario: Scenario, policy: KnobPolicy | None, seed: int, start: Static | None = None) -> Outcome:
     """Both phases, one after the other. Without a policy all stays as it begins."""
     whole, settled = (Part(), Part()), (Part(), Part())
-    bounds = [(0.0, PHASE_S, whole[0]), (SETTLED_S, PHASE_S, settled[0])]
-    bounds += [(PHASE_S, 2 * PHASE_S, whole[1]), (PHASE_S + SETTLED_S, 2 * PHASE_S, settled[1])]
+    bounds = [(0.0, PHASE_S, whole[0]), (SETTLED_S, MEASURED_S, settled[0])]
+    bounds += [(PHASE_S, 2 * PHASE_S, whole[1]), (PHASE_S + SETTLED_S, PHASE_S + MEASURED_S, settled[1])]
     simulation = _Counted(scenario, bounds)
     first = start or scenario.start
     model, found, machine = _build(scenario, seed, simulation, first, 0)

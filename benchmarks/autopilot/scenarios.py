@@ -11,8 +11,8 @@ from msgspec import Struct
 from dlproxy.lab.load.arrivals import make_arrivals
 from dlproxy.policy.batching import SLO_SHARE
 
-PHASE_S = 90.0
-SETTLED_S = 60.0  # after which the autopilot shall have found its way
+PHASE_S = 120.0
+SETTLED_S, MEASURED_S = 60.0, 90.0  # of a phase: the autopilot shall have found its way, and is compared until then
 
 Static = tuple[int, int, int, float]
 """Instances, threads of each, max_batch and max_wait_s."""

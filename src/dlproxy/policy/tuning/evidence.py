@@ -11,9 +11,11 @@ from msgspec import Struct
 
 from dlproxy.policy.tuning.window import Window
 
-LEAST_EFFECT = 5.0  # requests of one batch or burst fare alike: so many tell as much as one that is independent, or more
+LEAST_EFFECT = 4.0  # requests of one batch fare alike, and those of one burst do as well
 CLEARLY = 3.0  # standard errors: a trial is looked at some ten times, so 0.1 % each makes about 1 %
-FEWEST = 30  # requests on each side before anything is said
+UNLIKELY, DOUBTFUL = 1.0, 2.0  # standard errors to the bad side, at which what promised a gain, or no harm, is given up
+LIKELY = 2.0
+FEWEST = 20  # requests on each side before anything is said
 MATTERS = 0.002  # of all requests: less is no reason to change anything, however sure
 
 Verdict = Literal["better", "worse", "alike", "unclear"]
@@ -54,13 +56,17 @@ class Evidence:
     def __init__(self, *, by_rate: bool) -> None:
         self.old, self.new = Side(), Side()
         self._by_rate = by_rate
-        self._effect = LEAST_EFFECT
+        self._seconds = self._clustered = 0.0
+
+    @property
+    def _effect(self) -> float:
+        """How many requests tell as much as one that is independent."""
+        return LEAST_EFFECT + self._clustered / max(self._seconds, 1e-9)
 
     def add(self, window: Window, *, new: bool) -> None:
         (self.new if new else self.old).add(window)
-        batches = sum([count for count, _ in window.costs.values()])
-        if batches:
-            self._effect = max(self._effect, window.rows / batches, min(window.dispersion, 50.0))
+        self._seconds += window.seconds
+        self._clustered += window.seconds * window.dispersion
 
     @property
     def difference(self) -> float:
@@ -88,6 +94,17 @@ class Evidence:
         if difference < -max(CLEARLY * error, MATTERS):
             return "worse"
         return "alike" if error < MATTERS else "unclear"
+
+    def is_futile(self, *, harmless: bool) -> bool:
+        """More likely worse than not, so that a longer trial would cost more than it could tell."""
+        if self.new.ended < FEWEST:
+            return False
+        return self.difference < -max((DOUBTFUL if harmless else UNLIKELY) * self.error, MATTERS)
+
+    @property
+    def is_likely(self) -> bool:
+        """The new knobs do better, but for the chance of one in fifty."""
+        return self.difference > max(LIKELY * self.error, MATTERS)
 
     def words(self) -> str:
         """What was measured."""

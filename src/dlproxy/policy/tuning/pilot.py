@@ -6,12 +6,12 @@ Not aware of: how knobs are turned, where windows come from.
 
 from collections import deque
 from collections.abc import Mapping
-from math import inf
+from math import inf, sqrt
 from typing import Literal
 
 from msgspec import Struct
 
-from dlproxy.policy.tuning.evidence import Evidence
+from dlproxy.policy.tuning.evidence import LEAST_EFFECT, Evidence
 from dlproxy.policy.tuning.protocol import KnobPolicy, Knobs, Proposal, Space, Value
 from dlproxy.policy.tuning.window import Window, joined
 
@@ -19,14 +19,15 @@ TICK_S = 0.5  # a window; the shortest slice of a trial
 OBJECTIVES = 4.0  # times the objective: the shortest slice, so that requests of the slice before are a small part
 MOST_PAIRS = 8  # slices of each side, after which a trial ends
 RECENT_S = 5.0  # that the policy decides on
-LEAST_ENDED = 50  # requests of which the end must be known, before anything is changed
+LEAST_ENDED = 30  # requests of which the end must be known, before anything is changed
 DWELL_S = 20.0  # after a change, while the objective is met
-URGENT_S = 1.0  # the same while it is missed
+URGENT_S = 0.5  # the same while it is missed
 PROBATION_S = 10.0  # in which a change that was kept may still turn out worse
 AGAIN_S = 60.0  # until what did not help is tried again; then twice as long, and so on
 SAFE_S = 120.0  # of safe mode, after two changes in a row that did harm; then twice as long, and so on
 MOST_S = 3600.0  # of either
 SHIFTED = 1.3  # times as many requests, or as few: another load, for which all may be tried anew
+SURELY = 4.0  # standard deviations of a number of arrivals that are no chance
 LATE = 3.0  # ticks: a window that took longer was measured by a loop that stood still, or by a clock that jumped
 
 Act = Literal["prepare", "apply", "finish"]
@@ -34,8 +35,8 @@ Kind = Literal["tries", "keeps", "undoes", "advises", "holds", "safe mode", "giv
 
 
 class Order(Struct, frozen=True):
-    """prepare: have ready what these knobs need beside the present ones, then call `ready` or `not_ready`. apply: they hold from
-    now on. finish: they hold, and what only others need may go.
+    """prepare: have ready what these knobs need beside the present ones, then call `ready` or `not_ready`. apply: they hold
+    from now on. finish: they hold, and what only others need may go.
     """
 
     act: Act
@@ -110,6 +111,8 @@ class Pilot:
         if strange:
             self._recent.clear()
             return self._hold(strange, now)
+        if self._recent and _is_another(window, joined(self._recent)):
+            self._recent.clear()  # what was before tells nothing of what comes
         self._recent.append(window)
         while self._recent[0].at <= now - RECENT_S:
             self._recent.popleft()
@@ -157,7 +160,7 @@ class Pilot:
     def _begin(self, now: float) -> Order | None:
         window = joined(self._recent)
         rate = window.arrived / window.seconds
-        if self._rate and not 1.0 / SHIFTED < max(rate, 1e-9) / self._rate < SHIFTED:
+        if self._rate and _differs(window, self._rate):
             self._another_load(rate, now)
         if now < self._hold_until or now < self._safe_until or window.ended < LEAST_ENDED:
             return None
@@ -186,15 +189,17 @@ class Pilot:
             trial.windows.append(window)
         if now < trial.since + trial.slice_s - TICK_S / 2:
             return None
-        verdict, new = trial.evidence.verdict(), trial.evidence.new
-        whole = new.seconds >= MOST_PAIRS * trial.slice_s
-        if verdict == "better" or (trial.proposal.harmless and verdict == "alike"):
+        evidence, harmless = trial.evidence, trial.proposal.harmless
+        verdict = evidence.verdict()
+        if verdict == "better" or (harmless and verdict == "alike"):
             return self._keep(trial, now)
-        if verdict == "worse" or whole or verdict == "alike":
-            harmless = trial.proposal.harmless and verdict == "unclear"
-            if harmless and trial.evidence.difference > -2.0 * trial.evidence.error:
-                return self._keep(trial, now)
+        if verdict == "worse" or evidence.is_futile(harmless=harmless):
             return self._undo(trial, now, harm=verdict == "worse")
+        if verdict == "alike" or evidence.new.seconds >= MOST_PAIRS * trial.slice_s:
+            return self._keep(trial, now) if harmless or evidence.is_likely else self._undo(trial, now, harm=False)
+        promising = not harmless and evidence.difference > evidence.error
+        if trial.new and promising and evidence.new.ended < 2 * evidence.old.ended:
+            return None  # on trial for longer: going back would only miss more
         trial.new, trial.since = not trial.new, now
         return Order("apply", trial.proposal.knobs if trial.new else self.knobs)
 
@@ -234,7 +239,7 @@ class Pilot:
         if len(seen) < 4:
             return None
         window = joined(seen)
-        if not 1.0 / SHIFTED < window.arrived / window.seconds / max(rate, 1e-9) < SHIFTED:
+        if _differs(window, rate):
             return None
         after = Evidence(by_rate=False)
         after.old = evidence.old
@@ -323,6 +328,24 @@ class Pilot:
         measured: str = "",
     ) -> None:
         self.log.append(Decision(at=now, kind=kind, reason=reason, changes=changes or {}, expected=expected, measured=measured))
+
+
+def _is_another(window: Window, before: Window) -> bool:
+    """More come than before, or fewer, or another part of them misses the objective."""
+    if _differs(window, before.arrived / before.seconds):
+        return True
+    expected = before.missed / max(before.ended, 1) * window.ended
+    chance = sqrt(max(window.dispersion, LEAST_EFFECT) * max(expected, window.missed, 1.0))
+    return abs(window.missed - expected) > SURELY * chance
+
+
+def _differs(window: Window, rate: float) -> bool:
+    """Whether another load than this many requests per second has come, by more than chance."""
+    expected = rate * window.seconds
+    if 1.0 / SHIFTED < max(window.arrived, 1e-9) / max(expected, 1e-9) < SHIFTED:
+        return False
+    chance = sqrt(max(window.dispersion, 1.0) * max(expected, window.arrived, 1.0))
+    return abs(window.arrived - expected) > SURELY * chance
 
 
 def _key(knobs: Knobs) -> tuple[tuple[str, Value], ...]:

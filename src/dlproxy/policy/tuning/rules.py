@@ -18,6 +18,7 @@ NEWEST = 0.5  # weight of the newest window in what batches of the present way c
 FEWEST_BATCHES = 20  # in a window that tells what batches cost
 PARALLEL = 0.7  # of a batch's work can be shared among threads, as long as nothing is known (Amdahl's law)
 PAYS = 0.005  # of the requests: smaller promised gains are within what the model does not know
+CLOSE = 1.2  # times as many misses as in the best way that is known: a guess that is so near may be wrong
 ROOM = 1.2  # times the capacity: worth a change even while the objective is met
 SERVICE_CV2 = 0.1  # of batch times around their line
 EASY = 0.3  # of what is tolerated: fewer cores must be predicted to miss no more than this
@@ -45,10 +46,10 @@ class Load(Struct, frozen=True):
 
 
 def share_missed(cost: Cost, instances: int, load: Load, objective_s: float, *, max_batch: int, wait_s: float = 0.0) -> float:
-    """Of the requests, those that are late or refused: what spills over a queue that holds no more than can be in time.
+    """Of the requests, those late or refused: what spills over a queue that holds no more than can be in time.
 
-    A Brownian motion between two barriers (Harrison, "Brownian Motion and Stochastic Flow Systems", 1985, section 5.4): arrivals
-    of this dispersion, batches of the size that lane.batching makes, room for what is done before the objective has passed.
+    A Brownian motion between two barriers (Harrison, "Brownian Motion and Stochastic Flow Systems", 1985, 5.4): arrivals of
+    this dispersion, batches of the size that lane.batching makes, room for what is done before the objective has passed.
     """
     batch = batch_within(cost, objective_s, max_batch)
     batch_s = cost.seconds(batch)
@@ -140,7 +141,7 @@ class Rules:
         missing = window.missed > space.tolerated * window.ended
         here = self._missed(knobs, load, space)
         if missing:
-            return self._better(options, here, load, space) or self._unknown(options, space)
+            return self._better(options, here, load, space) or self._unknown(options, here, load, space)
         if space.prefers == "cores":
             return self._cheaper(options, knobs, load, space)
         return self._roomier(options, knobs, load, space)
@@ -192,10 +193,11 @@ class Rules:
                 best, best_missed = Proposal(knobs=knobs, reason=reason, gain=here - missed), missed
         return best
 
-    def _unknown(self, options: list[tuple[Knobs, str]], space: Space) -> Proposal | None:
-        """The model knows nothing better, and the objective is missed: then a way that was never seen."""
+    def _unknown(self, options: list[tuple[Knobs, str]], here: float, load: Load, space: Space) -> Proposal | None:
+        """The model knows nothing better, and the objective is missed: then a way that was never seen, if it may be near."""
         for knobs, _ in options:
-            if not self.book.knows((int(knobs["instances"]), int(knobs["threads"]))):
+            known = self.book.knows((int(knobs["instances"]), int(knobs["threads"])))
+            if not known and self._missed(knobs, load, space) < CLOSE * here:
                 return Proposal(knobs=knobs, reason="the objective is missed, and this was never tried")
         return None
 

@@ -32,9 +32,9 @@ class Counts(Struct, kw_only=True):
 
 
 class Window(Struct, frozen=True, kw_only=True):
-    """The `seconds` until `at` (monotonic). Requests as in Counts; `p50_s`, `p99_s`: latencies of those that were answered, 0 if
-    none was. `in_flight`: rows that waited or ran, on average. `dispersion`: variance of the arrivals between two looks, divided
-    by their mean: 1 for Poisson, the squared coefficient of variation of the gaps if these are independent; 0 if too few came.
+    """The `seconds` until `at` (monotonic). Requests as in Counts; `p50_s`, `p99_s`: latencies of those that were answered, 0
+    if none was. `in_flight`: rows that waited or ran, on average. `dispersion`: variance of the arrivals between two looks by
+    their mean: 1 for Poisson, the squared coefficient of variation of the gaps if these are independent; 0 if too few came.
     `up`: instances that took batches at the end of it.
     """
 
@@ -66,7 +66,8 @@ class Window(Struct, frozen=True, kw_only=True):
     @property
     def busy(self) -> float:
         """Instances that ran a batch, on average."""
-        return sum([seconds for _, seconds in self.costs.values()]) / self.seconds
+        busy_s = sum([seconds for _, seconds in self.costs.values()])
+        return busy_s / self.seconds
 
 
 def joined(windows: Sequence[Window]) -> Window:
@@ -78,7 +79,8 @@ def joined(windows: Sequence[Window]) -> Window:
         return sum([getattr(window, name) for window in windows])
 
     def mean(name: str) -> float:
-        return sum([getattr(window, name) * window.answered for window in windows]) / max(answered, 1)
+        weighed = [float(getattr(window, name)) * window.answered for window in windows]
+        return sum(weighed) / max(answered, 1)
 
     return Window(
         at=windows[-1].at,
