@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from benchmarks.autopilot.runs import Part, best_static, run, run_steady
-from benchmarks.autopilot.scenarios import PHASE_S, Scenario, Static, make
+from benchmarks.autopilot.runs import FINALISTS, LOOK_S, Part, best_static, run, run_steady
+from benchmarks.autopilot.scenarios import MEASURED_S, PHASE_S, SETTLED_S, Scenario, Static, make
 from dlproxy.policy.tuning import make_knob_policy
 from dlproxy.policy.tuning.pilot import Decision
 
@@ -92,7 +92,7 @@ def compare(number: int, seed: int, policy: str, *, again: bool = False) -> Comp
 
 def references(scenario: Scenario, seed: int, *, again: bool = False) -> tuple[Best, Best]:
     """The best static configuration of each phase, from the cache if the same scenario is there."""
-    content = msgspec.json.encode((seed, PHASE_S, scenario))
+    content = msgspec.json.encode((seed, PHASE_S, SETTLED_S, MEASURED_S, LOOK_S, FINALISTS, scenario))
     path = CACHE / f"static-{scenario.number}-{hashlib.sha256(content).hexdigest()[:16]}.json"
     if path.exists() and not again:
         return msgspec.json.decode(path.read_bytes(), type=tuple[Best, Best])
