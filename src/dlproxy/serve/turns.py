@@ -83,6 +83,8 @@ class Taker:
         self._on_turn = on_turn
         self.needs: Mapping[str, float] = {}
         """Of each batch."""
+        self.weight = 1.0
+        """The lane's share of the cores beside others, under the discipline "fair"."""
         self._unused: int | None = None
         self._held: dict[int, tuple[int, float]] = {}  # by batch: its lease, and when it began
 
@@ -98,7 +100,7 @@ class Taker:
 
     def want(self, command: WantTurn) -> None:
         """As the lane says."""
-        self._turns.want(Want(self._lane, self.needs, command.cost_s, command.deadline_at, command.priority))
+        self._turns.want(Want(self._lane, self.needs, command.cost_s, command.deadline_at, command.priority, self.weight))
 
     def pass_on(self) -> None:
         """The turn was granted for nothing."""

@@ -4,6 +4,7 @@ Made by benchmarks and lab/tune, one for each model. Not aware of: what the load
 """
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from dlproxy.policy.events import KnobsChanged
 from dlproxy.policy.scaling import MISSED
 from dlproxy.policy.tuning.pilot import TICK_S, Order, Pilot
 from dlproxy.policy.tuning.protocol import Knobs
+from dlproxy.policy.tuning.shares import Member, SharedCores
 from dlproxy.policy.tuning.window import Counts, WindowMeter
 
 LOOKS = 5  # in a window
@@ -142,3 +144,53 @@ class SimulatedPilot:
 
     def _prepared(self, _: None, now: float) -> None:
         self._carry_out(self._pilot.ready(now), now)
+
+
+class SimulatedShares:
+    """Turns the shares of a node's models, as long as they have requests. `weights`: what each model's answers count."""
+
+    def __init__(
+        self, node: Node, telemetries: Mapping[str, Telemetry], weights: Mapping[str, float], cores: int, *, until: float
+    ) -> None:
+        self._node = node
+        self._telemetries = telemetries
+        self._weights = weights
+        self._until = until
+        self._meters = {name: WindowMeter(0.0) for name in telemetries}
+        self._looks = 0
+        self.shared = SharedCores(cores, 0.0)
+        node.heap.at(TICK_S / LOOKS, self._look, None)
+
+    def turn(self, shares: Knobs) -> None:
+        """These hold from now on."""
+        for name, share in shares.items():
+            taker = self._node.models[name].taker
+            assert taker is not None
+            taker.weight = float(share)
+
+    def _look(self, _: None, now: float) -> None:
+        if now >= self._until:
+            return
+        self._node.heap.at(now + TICK_S / LOOKS, self._look, None)
+        for name, meter in self._meters.items():
+            meter.look(self._telemetries[name].counts.arrived, self._node.models[name].lane.rows_under_way())
+        self._looks += 1
+        if self._looks < LOOKS:
+            return
+        self._looks = 0
+        members = {}
+        for name, meter in self._meters.items():
+            telemetry = self._telemetries[name]
+            window = meter.window(now, telemetry.counts, telemetry.latencies_s, up=1)
+            telemetry.latencies_s.clear()
+            if telemetry.counts.arrived:
+                members[name] = Member(window, self._node.models[name].needs["cores"], self._weights[name])
+        self._carry_out(self.shared.look(members, now), now)
+
+    def _carry_out(self, order: Order | None, now: float) -> None:
+        if order is None:
+            return
+        if order.act == "prepare":
+            self._carry_out(self.shared.pilot.ready(now), now)
+        else:
+            self.turn(order.knobs)
