@@ -26,10 +26,10 @@ runs for {PHASE_S:g} s; then its load or its machine changes, and it runs for as
 the production autopilot in virtual time; a start of instances takes half a second.
 
 *Settled, of the best static*: answers in time from {SETTLED_S:g} to {MEASURED_S:g} s of each phase, to those of the best of \
-all static configurations of that phase, found by exhaustive search; {ENOUGH:.0%} is enough. *Misses allowed*: the share of phases \
-that, search included, miss no more than {MORE:g} times what that configuration misses once settled, plus {LEAST:.0%} of all \
-requests. *On / off*: answers in time over both phases, with the autopilot and with the configuration that it started from; \
-less than {HARMLESS:.0%} is a failure."""
+all static configurations of that phase, found by exhaustive search; {ENOUGH:.0%} is enough. *Misses allowed*: the share of \
+phases that, search included, miss no more than {MORE:g} times what that configuration misses once settled, and {LEAST:.0%} \
+of all requests. *On / off*: answers in time over both phases, with the autopilot and with the configuration that it started \
+from; less than {HARMLESS:.0%} is a failure."""
 STEADY = f"""Constant load for {STEADY_S / 60:g} minutes after {SETTLING_S / 60:g} minutes to settle: at most {MOST_CHANGES} \
 changes may be kept in any {SPAN_S / 60:g} minutes."""
 
