@@ -127,6 +127,19 @@ class Host(RuleBasedStateMachine):
             share = self.missed_new if new else self.missed_old
             self.told(self.pilot.look(window(self.now, arrived=self.load, missed=share * self.load // 100), self.now))
 
+    @rule(knobs=sane, old=shares, new=shares, harmless=st.booleans(), ticks=st.sampled_from([0, 1, 5, 60]))
+    def goes_through(self, knobs: Knobs, old: int, new: int, harmless: bool, ticks: int) -> None:
+        """A trial begins, if it may, and goes on for a while."""
+        self.fares(old, new)
+        self.wants(knobs, harmless)
+        for _ in range(50):
+            if self.trial is None:
+                self.goes_on(1)
+        for _ in range(ticks):
+            if self.trial is not None and not self.prepared:
+                self.ready()
+            self.goes_on(1)
+
     @rule(ticks=st.integers(100, 400))
     def goes_on_for_minutes(self, ticks: int) -> None:
         self.goes_on(ticks)
@@ -163,13 +176,12 @@ class Host(RuleBasedStateMachine):
     def is_ready_too_late(self) -> None:
         assert self.pilot.ready(self.now) is None
 
-    @rule()
-    def pauses(self) -> None:
+    @rule(ticks=st.integers(0, 200))
+    def pauses(self, ticks: int) -> None:
         self.told(self.pilot.pause(self.now))
         assert self.trial is None
-
-    @rule()
-    def resumes(self) -> None:
+        self.goes_on(ticks)
+        assert self.trial is None
         self.pilot.resume()
 
     @rule(pinned=pins, knobs=sane)
