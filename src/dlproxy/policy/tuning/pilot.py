@@ -287,6 +287,7 @@ class Pilot:
 
     def _did_harm(self, now: float) -> None:
         self._harmed += 1
+        self._kept = None  # the end of its probation would forget this
         if self._harmed >= 2:
             self._harmed = 0
             self._safe_until = now + self._safe_s
