@@ -166,10 +166,11 @@ class Host(RuleBasedStateMachine):
         self.told(self.pilot.ready(self.now))
         assert self.held == self.trial
 
-    @rule()
-    def cannot_be_had(self) -> None:
+    @rule(ticks=st.integers(0, 50))
+    def cannot_be_had(self, ticks: int) -> None:
         self.told(self.pilot.not_ready("no memory", self.now))
         assert self.trial is None
+        self.goes_on(ticks)
 
     @precondition(lambda self: self.trial is None)
     @rule()

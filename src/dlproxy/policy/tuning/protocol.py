@@ -38,7 +38,7 @@ class Space(Struct, frozen=True, kw_only=True):
     pinned: frozenset[str] = frozenset()
 
     def allows(self, knobs: Knobs, before: Knobs) -> bool:
-        """Whether these may hold in place of those before: the same names and kinds, within bounds, what is pinned as it was."""
+        """Whether these may hold in place of those before: same names and kinds, within bounds, what is pinned as before."""
         if knobs.keys() != before.keys() or not all(_alike(value, before[name]) for name, value in knobs.items()):
             return False
         if any(knobs[name] != before[name] for name in self.pinned & knobs.keys()):
