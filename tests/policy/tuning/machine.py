@@ -62,12 +62,14 @@ class Fickle:
 
     def __init__(self) -> None:
         self.wants: Proposal | None = None
+        self.learned: list[tuple[Knobs, bool]] = []
 
     def act(self, window: Window, knobs: Knobs, space: Space, now: float) -> Proposal | None:
         return self.wants
 
     def learn(self, knobs: Knobs, window: Window, *, kept: bool) -> None:
         assert window.seconds > 0.0
+        self.learned.append((knobs, kept))
 
 
 class Host(RuleBasedStateMachine):

@@ -74,6 +74,11 @@ def test_what_helps_is_tried_in_turns_and_kept() -> None:
     assert tries.changes == keeps.changes == {"instances": (1, 2)}
     assert "10.00%" in keeps.measured
     assert "30.00%" in keeps.measured
+    assert flight.policy.learned == [(MORE, True)]
+    flight.wants(KNOBS)
+    flight.fly(AGAIN_S / 2.0)
+    assert not flight.pilot.trying, "nothing goes to and fro"
+    assert flight.kinds == ["tries", "keeps"]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +96,25 @@ def test_what_does_not_help_is_undone_and_tried_again_after_longer_and_longer(ne
     for number, gap in enumerate(gaps):
         assert gap >= AGAIN_S * 2**number
     assert flight.pilot.knobs == flight.held == KNOBS
+    assert flight.policy.learned == [(MORE, False)] * (len(entries) // 2)
+
+
+def test_what_cannot_be_had_is_not_asked_for_again_at_once() -> None:
+    policy = Fickle()
+    pilot = Pilot(policy, SPACE, KNOBS, 0.0)
+    policy.wants = Proposal(knobs=MORE, reason="it may help")
+    prepared_at = []
+    for number in range(1, 400):
+        now = number * TICK_S
+        order = pilot.look(window(now, missed=30), now)
+        if order is not None:
+            prepared_at.append(now)
+            assert order == Order("prepare", MORE)
+            assert pilot.not_ready("no memory", now) == Order("finish", KNOBS)
+            assert (pilot.log[-1].kind, pilot.log[-1].reason) == ("gives up", "no memory")
+    assert len(prepared_at) == 3
+    assert prepared_at[1] - prepared_at[0] >= AGAIN_S
+    assert prepared_at[2] - prepared_at[1] >= 2 * AGAIN_S
 
 
 def test_what_makes_room_is_kept_if_nothing_gets_worse() -> None:
@@ -115,6 +139,19 @@ def test_after_two_harmful_changes_in_a_row_nothing_is_tried_for_a_while_and_the
     for times, number in enumerate(safe[:2]):
         assert [entry.reason for entry in log[number - 4 : number] if entry.kind == "undoes"] == ["it did harm"] * 2
         assert log[number + 1].at >= log[number].at + SAFE_S * 2**times
+
+
+def test_another_load_does_not_end_safe_mode() -> None:
+    flight = Flight(lambda knobs: 5 if knobs == KNOBS else 70)
+    for rows in (16, 32):
+        flight.wants({**KNOBS, "max_batch": rows})
+        flight.fly(10.0)
+    assert flight.kinds[-1] == "safe mode"
+    flight.arrived = lambda: 400
+    flight.fly(SAFE_S - 20.0)
+    assert flight.kinds[-1] == "safe mode"
+    flight.fly(30.0)
+    assert flight.kinds[-1] == "undoes"
 
 
 def test_what_was_kept_and_does_harm_a_moment_later_is_undone() -> None:
@@ -244,8 +281,9 @@ def test_another_load_lets_all_be_tried_anew() -> None:
 def test_a_change_is_given_time_while_the_objective_is_met() -> None:
     flight = Flight(lambda held: 0)
     flight.wants(MORE, harmless=True)
-    flight.fly(30.0)
-    kept_at = flight.pilot.log[-1].at
+    while flight.pilot.knobs != MORE:
+        flight.fly(TICK_S)
+    kept_at = flight.now
     flight.wants({**MORE, "threads": 2}, harmless=True)
     flight.fly(60.0)
     assert flight.pilot.log[2].at >= kept_at + DWELL_S

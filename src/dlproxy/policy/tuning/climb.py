@@ -9,11 +9,13 @@ from dlproxy.policy.tuning.protocol import Knobs, Proposal, Space, cores_of
 from dlproxy.policy.tuning.window import Window
 
 STEPS = {
-    "the next way of running, with more cores or instances": ("way", True),
+    "more instances": ("instances", True),
     "larger batches": ("max_batch", True),
     "less waiting": ("max_wait_s", False),
-    "the way of running before, with fewer cores or instances": ("way", False),
+    "more threads": ("threads", True),
     "smaller batches": ("max_batch", False),
+    "fewer instances": ("instances", False),
+    "fewer threads": ("threads", False),
     "more waiting": ("max_wait_s", True),
 }
 """In words: what is turned, and whether upwards."""
@@ -66,16 +68,23 @@ class Climb:
 def stepped(knobs: Knobs, space: Space, step: str) -> Knobs | None:
     """These knobs with one of them a step further, or None if there is no such step."""
     name, up = STEPS[step]
-    if name == "way":
-        ways = sorted(space.ways, key=lambda way: (way[0] * way[1], way[0]))
-        here = int(knobs["instances"]), int(knobs["threads"])
-        number = ways.index(here) + (1 if up else -1) if here in ways else 0
-        if space.pinned & {"instances", "threads"} or not 0 <= number < len(ways):
-            return None
-        return {**knobs, "instances": ways[number][0], "threads": ways[number][1]}
+    if name in ("instances", "threads"):
+        way = None if space.pinned & {"instances", "threads"} else _way(knobs, space, name, up=up)
+        return None if way is None else {**knobs, "instances": way[0], "threads": way[1]}
     before = knobs[name]
     after = _batch(int(before), space, up=up) if name == "max_batch" else _wait(float(before), space, up=up)
     return None if after == before or name in space.pinned else {**knobs, name: after}
+
+
+def _way(knobs: Knobs, space: Space, name: str, *, up: bool) -> tuple[int, int] | None:
+    """With the next number of instances, or threads, and as many of the other, or the most that fit beside more of the one."""
+    here = int(knobs["instances"]), int(knobs["threads"])
+    one, other = (0, 1) if name == "instances" else (1, 0)
+    if not up:
+        fewer = [way for way in space.ways if way[other] == here[other] and way[one] < here[one]]
+        return max(fewer, default=None)
+    more = [way for way in space.ways if way[other] <= here[other] and way[one] > here[one]]
+    return min(more, key=lambda way: (-way[other], way[one]), default=None)
 
 
 def _batch(rows: int, space: Space, *, up: bool) -> int:
