@@ -8,13 +8,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import modules
 
 from dlproxy.config.effects import needs
 from dlproxy.config.knobs import SECTIONS
 from dlproxy.config.reading import variable
-from dlproxy.config.table import Knob, knobs
+from dlproxy.config.table import GLOBAL, Knob, knobs
 from dlproxy.config.traits import Cost
 
 OUT = Path(__file__).with_name("reference") / "configuration.md"
@@ -41,6 +42,7 @@ TYPES = {
     float: "number",
     bool: "true or false",
     dict[str, str]: "table of texts",
+    dict[str, Any]: "table of values",
     list[str]: "list of texts",
 }
 
@@ -60,9 +62,9 @@ def _section(section: str) -> Iterator[str]:
     yield f"## {heading}"
     yield ""
     yield purpose[:1].upper() + purpose[1:]
-    if section in ("server", "http"):
+    if section in GLOBAL:
         first = next(iter(knobs(struct)))
-        yield f"Environment variables set these too, by the same names: `{variable(first)}` sets `{first}`."
+        yield f"Environment variables set these too: `{variable(section, first)}` sets `{first}`."
     yield ""
     yield "| Knob | Takes | Default | Changes | What it does |"
     yield "|---|---|---|---|---|"

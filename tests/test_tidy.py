@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dlproxy.config import Config, HttpLimits, ModelConfig, ServerConfig, TenantConfig, load
+from dlproxy.config import AutopilotConfig, Config, HttpLimits, ModelConfig, ServerConfig, TenantConfig, load
+from dlproxy.config.table import tuned_knobs
 
 ROOT = Path(__file__).parents[1]
 CODE = ("src", "tests", "benchmarks", "examples", "docs")
@@ -115,17 +116,17 @@ def test_examples_are_valid(path: Path, tmp_path: Path) -> None:
 
 def test_every_knob_is_in_the_reference() -> None:
     page = (ROOT / "docs" / "reference" / "configuration.md").read_text("utf-8")
-    for struct in (ServerConfig, HttpLimits, ModelConfig, TenantConfig):
+    for struct in (ServerConfig, HttpLimits, AutopilotConfig, ModelConfig, TenantConfig):
         for knob in struct.__struct_fields__:
             assert f"| `{knob}` |" in page, f"{knob} of {struct.__name__} is not in docs/reference; run: make docs"
-    assert len(Config.__struct_fields__) == 4, "config/knobs.py has a new section: name its struct in this test"
+    assert len(Config.__struct_fields__) == 5, "config/knobs.py has a new section: name its struct in this test"
 
 
 def test_the_references_toml_is_the_default_configuration(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "reference" / "configuration.md").read_text("utf-8")
     (tmp_path / "dlproxy.toml").write_text(page.partition("```toml\n")[2].partition("```")[0], "utf-8")
     read = load(tmp_path / "dlproxy.toml")
-    model = ModelConfig(path=str(tmp_path / "digits.onnx"))
+    model = ModelConfig(path=str(tmp_path / "digits.onnx"), pinned=list(tuned_knobs()))
     assert msgspec.to_builtins(read) == msgspec.to_builtins(
         Config(models={"digits": [model]}, tenants={"shop": TenantConfig()})
     )

@@ -321,7 +321,7 @@ def test_a_refusal_shows_no_traceback_to_the_shell(tmp_path: Path) -> None:
 
 def test_the_report_says_what_was_found_and_where_to_ask(tmp_path: Path) -> None:
     settings = {
-        "digits": {"path": models.DIGITS, "slo": "p99=20ms", "threads": 1},
+        "digits": {"path": models.DIGITS, "slo": "rate>=5, p95=1us", "slo_by_priority.1": "p99=1s", "threads": 1},
         "rows": {"path": models.save(models.softmax_over_rows(), tmp_path / "s.onnx"), "threads": 1},
         "text": {"path": models.save(models.identity(DType.BYTES), tmp_path / "t.onnx"), "run": "thread", "instances": 2},
     }
@@ -337,7 +337,8 @@ def test_the_report_says_what_was_found_and_where_to_ask(tmp_path: Path) -> None
         assert re.search(r"inputs +image FP32 \[N,1,8,8\]", report)
         assert re.search(r"outputs +probabilities FP32 \[N,10\]", report)
         assert re.search(r"inline on the event loop, 1 thread each, [\d.]+ [mµ]s a row, up to \d+ rows a batch", report)
-        assert re.search(r"target +p99 = 20 ms", report)
+        assert re.search(r"target +p95=1us, rate>=5; priority 1: p99=1s$", report, re.MULTILINE)
+        assert re.search(r"warning +p95=1us cannot be met: one row alone takes .*; the nearest that can is p95=", report)
         assert re.search(r"warning .*a row's answer depends on its neighbours", report)
         assert re.search(r"one request at a time", report)
         assert re.search(r"on 2 threads", report)
@@ -379,7 +380,9 @@ def test_an_option_holds_over_the_environment_and_the_environment_over_the_file(
     monkeypatch.setenv("DLPROXY_HTTP_PORT", "2")
     monkeypatch.setenv("DLPROXY_CONTROL_PORT", "2")
     monkeypatch.setenv("DLPROXY_HOTS", "0.0.0.0")
-    config = serve._config(_parser().parse_args(["serve", "--http-port", "3"]))
+    monkeypatch.setenv("DLPROXY_AUTOPILOT", "advise")
+    config = serve._config(_parser().parse_args(["serve", "--http-port", "3", "--autopilot", "on"]))
+    assert config.autopilot.mode == "on"
     assert (config.server.http_port, config.server.control_port, config.server.drain_s) == (3, 2, 1.0)
     assert [name for name, _ in config.served()] == ["m"]
     warnings = capsys.readouterr().err

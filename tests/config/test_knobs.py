@@ -5,7 +5,17 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from dlproxy.config import Config, ConfigError, HttpLimits, LaneSettings, ModelConfig, ServerConfig, TenantConfig, check
+from dlproxy.config import (
+    AutopilotConfig,
+    Config,
+    ConfigError,
+    HttpLimits,
+    LaneSettings,
+    ModelConfig,
+    ServerConfig,
+    TenantConfig,
+    check,
+)
 from dlproxy.config.effects import weights_without_effect
 from dlproxy.config.knobs import SECTIONS, Place
 from dlproxy.config.table import Dimension, knobs, live_knobs, option_help, space
@@ -14,6 +24,7 @@ from dlproxy.serve.control import BOUNDS
 
 ALL = [(section, knob) for section, struct in SECTIONS.items() for knob in knobs(struct).values()]
 every_knob = pytest.mark.parametrize(("section", "knob"), ALL, ids=lambda part: getattr(part, "name", part))
+GOALS = ("slo", "slo_by_priority", "autopilot", "pinned")
 UNBOUNDED = {"pad_value"}  # any number may stand for "nothing" in an input
 
 
@@ -52,11 +63,11 @@ def test_conditions_name_knobs_and_values_that_there_are(section: str, knob: Any
 def test_what_the_control_port_changes_needs_no_reload(section: str, knob: Any) -> None:
     if knob.live:
         assert section == "models"
-        assert knob.name in ("slo", *BOUNDS) or knob.name in LaneKnobs.__struct_fields__
+        assert knob.name in (*GOALS, *BOUNDS) or knob.name in LaneKnobs.__struct_fields__
 
 
 def test_every_setting_of_a_lane_can_be_changed_while_it_serves() -> None:
-    assert set(live_knobs()) == {"slo", *BOUNDS, *LaneSettings.__struct_fields__}
+    assert set(live_knobs()) == {*GOALS, *BOUNDS, *LaneSettings.__struct_fields__}
 
 
 def test_a_lane_that_is_made_without_a_file_has_the_same_defaults() -> None:
@@ -86,10 +97,11 @@ def test_a_tuner_leaves_promises_and_answers_alone(name: str) -> None:
 
 def test_options_take_their_words_from_the_table() -> None:
     assert option_help("http_port") == "port for inference; 0 picks a free one (default 8000)"
+    assert option_help("autopilot").endswith("on: it changes it (default off)")
     assert option_help("event_log") == "record every lane event and command in this folder, to replay; empty: off"
 
 
-@pytest.mark.parametrize("struct", [ServerConfig, HttpLimits, TenantConfig])
+@pytest.mark.parametrize("struct", [ServerConfig, HttpLimits, AutopilotConfig, TenantConfig])
 def test_defaults_always_have_an_effect(struct: type[msgspec.Struct]) -> None:
     assert check(struct()) == []
 

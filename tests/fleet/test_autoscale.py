@@ -67,7 +67,7 @@ class Scene(Rig):
         roster = Roster(self.driver, self.stats, self.now)
         self.house = House(self, roster)
         self.house.add()
-        self.control = LaneControl(config, self.lane, self.driver, knobs, self.house, roster)
+        self.control = LaneControl(config, self.lane, self.driver, knobs, self.house, roster, batch)
         scaled = Scaled(
             "m", self.lane, self.stats, self.house, self.control.set_instances, self.driver.expect_instance, self.now
         )

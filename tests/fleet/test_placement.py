@@ -128,6 +128,13 @@ async def test_workers_say_where_they_compute() -> None:
     await supervisor.stop()
 
 
+async def test_first_values_say_where_a_model_comes_up() -> None:
+    start = {"run": "thread", "instances": 3}
+    fleet, host = await _hosted("sleep:base=0.1ms", start=start)
+    assert (fleet.run, len(host.instances), fleet.way.instances) == ("thread", 3, 3)
+    await _stop(fleet, host)
+
+
 async def test_onnx_in_pinned_processes(tmp_path: Path) -> None:
     path = small_network.save_onnx(tmp_path)
     fleet, host = await _hosted(path, run="process", instances=2, pin=True, device="cpu", memory_limit_mb=1000)

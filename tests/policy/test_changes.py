@@ -8,6 +8,7 @@ import pytest
 
 from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.policy import changes
+from dlproxy.policy.planner import cost
 from dlproxy.policy.wanted import Traffic, Wanted, WantedModel, WantedVersion
 
 
@@ -63,6 +64,22 @@ def test_knobs_and_instances_of_one_version_or_of_all() -> None:
     one = changes.with_knobs(changes.scaled(every, "2", None), "2", {"max_wait_s": 0.0})
     assert (one.versions["2"].instances, one.versions["2"].config.max_wait_s) == (None, 0.0)
     assert one.versions["1"] == every.versions["1"]
+
+
+def test_what_an_operator_sets_is_pinned_and_its_first_value_is_over() -> None:
+    before = WantedModel({"1": version("1", start={"max_batch": 1, "hedge": True}, pinned=["balancer"])})
+    after = changes.with_knobs(before, "1", {"max_batch": 8, "slo": "p99=1s"}).versions["1"]
+    assert (after.config.max_batch, after.config.start) == (8, {"hedge": True})
+    assert set(after.config.pinned) == {"balancer", "max_batch"}
+    assert cost(before.versions["1"], after) == "live"
+    freed = changes.with_knobs(WantedModel({"1": after}), "1", {"pinned": [], "hedge": False}).versions["1"]
+    assert (freed.config.pinned, freed.config.start) == (["hedge"], {})
+    assert changes.with_values(after.config, {"max_wait_s": 0.1}).pinned == after.config.pinned, "whoever tunes pins nothing"
+
+
+def test_a_model_that_serves_is_not_loaded_anew_for_other_first_values() -> None:
+    assert cost(version("1"), version("1", start={"max_batch": 4})) == "live"
+    assert cost(version("1"), version("1", threads=2)) == "reload"
 
 
 def test_tenants_labels_and_trunks_come_and_go() -> None:

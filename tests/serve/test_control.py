@@ -18,6 +18,7 @@ from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
 from dlproxy.serve.control import LaneControl
 from dlproxy.service import FutureReply
 from dlproxy.wire.endpoint import Endpoint
+from dlproxy.wire.terms import NO_TERMS, Terms
 from tests import models
 from tests.serve.rig import KNOBS, Rig, pass_time, turns
 
@@ -48,7 +49,7 @@ class Controlled(Rig):
         config = ModelConfig(path="m.onnx", **{"max_batch": 64, "max_queue_rows": 1000, **settings})
         self.roster = Roster(self.driver, self.stats, self.now)
         self.fleet = Rented()
-        self.control = LaneControl(config, self.lane, self.driver, knobs, self.fleet, self.roster)
+        self.control = LaneControl(config, self.lane, self.driver, knobs, self.fleet, self.roster, most_batch)
         self.fakes = [self.fake(f"m-{number}") for number in range(instances)]
         for fake in self.fakes:
             self.roster.add_instance(fake)
@@ -133,7 +134,7 @@ async def test_every_choice_of_discipline_and_balancer_can_be_changed_to_while_r
 
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"disciplin": "edf"}, ["'disciplin'", "did you mean 'discipline'?"]),
-    ({"zzz": 1}, ["'zzz' cannot be changed", "these can: slo, min_instances, max_instances, max_batch"]),
+    ({"zzz": 1}, ["'zzz' cannot be changed", "these can: slo, slo_by_priority, autopilot, pinned, min_instances"]),
     ({"instances": 2}, ["'instances' cannot be changed while the model runs"]),
     ({"path": "other.onnx"}, ["'path' cannot be changed"]),
     ({"sticky": "tenant"}, ["'sticky' cannot be changed"]),
@@ -248,15 +249,40 @@ async def test_a_loaded_model_is_under_control() -> None:
     model.control.change({"slo": "p99=20ms", "max_batch": 3})
     assert model.served.slo_s == pytest.approx(0.02)
     assert _left_s(model) == pytest.approx(0.02), "requests get the new deadline"
+    model.control.change({"slo_by_priority": {"1": "p99=5ms", "4": "p95=10ms"}})
+    assert (_left_s(model, 1), _left_s(model, 2), _left_s(model)) == pytest.approx((0.005, 0.02, 0.01))
+    model.control.change({"slo_by_priority": {}})
+    assert _left_s(model, 1) == pytest.approx(0.02)
     assert model.served.view().batch_goal <= 3
     assert model.lane.batching.goal == model.control.state()["batch_limit_rows"]
     await unload_model(model, drain_s=1.0)
 
 
-def _left_s(model: LoadedModel) -> float:
+@pytest.mark.looptime(False)
+async def test_a_model_begins_with_the_first_values_and_takes_what_its_knobs_promise(caplog: pytest.LogCaptureFixture) -> None:
+    clock = asyncio.get_running_loop().time
+    start = {"max_batch": 1, "discipline": "sjf", "instances": 2, "run": "thread"}
+    config = ModelConfig(path="sleep:base=1ms,row=0.01ms", slo="p95=0.5ms, rate>=1000", start=start, max_batch=16)
+    model = await load_model("m", config, clock=clock)
+    state = model.control.state()
+    assert (state["knobs"]["max_batch"], state["knobs"]["discipline"], state["batch_limit_rows"]) == (1, "sjf", 1)
+    assert (state["run"], len(state["instances"]), state["batching"]) == ("thread", 2, "on")
+    assert model.served.max_batch == 16
+    assert [text.startswith("model m: p95=500us cannot be met: one row alone") for text in caplog.messages] == [True]
+    model.control.change({"max_batch": 16})
+    assert model.control.state()["knobs"]["max_batch"] == 16
+    with pytest.raises(ConfigError, match="max_batch 17 is above 16"):
+        model.control.change({"max_batch": 17})
+    assert len(caplog.messages) == 1, "what was said of an objective is said once"
+    model.control.change({"slo": "rate>=1000000"})
+    assert "rate>=1000000 cannot be met: batches give at most" in caplog.messages[-1]
+    await unload_model(model, drain_s=1.0)
+
+
+def _left_s(model: LoadedModel, priority: int = 0) -> float:
     """How long a request that comes now may take."""
     endpoint = Endpoint(model.served, itertools.count(1), asyncio.get_running_loop().time, "")
     request = endpoint.request([Tensor("image", DType.FP32, (1, 1, 8, 8), bytes(256))], endpoint.checker.all_outputs)
-    endpoint.submit(request, FutureReply())
+    endpoint.submit(request, FutureReply(), Terms(priority=priority) if priority else NO_TERMS)
     endpoint.cancel(request)
     return request.ticket.deadline_at - request.ticket.arrived_at

@@ -17,7 +17,7 @@ def loaded(load: Load, before: WantedModel = BEFORE) -> WantedModel:
 
 def test_it_is_the_version_after_the_largest_and_stays_on_demand() -> None:
     after = loaded(Load(path="n.onnx", config={"max_batch": 7}))
-    assert after.versions["11"].config == ModelConfig(path="n.onnx", version="11", max_batch=7)
+    assert after.versions["11"].config == ModelConfig(path="n.onnx", version="11", max_batch=7, pinned=["max_batch"])
     assert after.on_demand
     assert not loaded(Load(path="n.onnx", on_demand=False)).on_demand
     assert list(loaded(Load(path="n.onnx"), WantedModel()).versions) == ["1"]

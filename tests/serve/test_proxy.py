@@ -310,6 +310,13 @@ def test_a_setting_out_of_its_range_is_refused(settings: dict[str, Any]) -> None
         Model(models.DIGITS, **settings)
 
 
+def test_what_a_program_sets_is_pinned() -> None:
+    model = Model(models.DIGITS, slo="p95=50ms, rate>=500", threads=1, start={"max_batch": 1})
+    assert (model.config.pinned, model.config.goal.least_rate) == (["threads"], 500.0)
+    with pytest.raises(ConfigError, match="model 'digits': start has a first value of threads, which is set as well"):
+        Model(models.DIGITS, threads=1, start={"threads": 2})
+
+
 async def test_a_model_that_cannot_be_loaded_leaves_nothing_up(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"nonsense")
     proxy = Proxy([Model(models.DIGITS), Model(tmp_path / "broken.onnx")])

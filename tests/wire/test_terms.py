@@ -1,8 +1,10 @@
 """What headers, parameters and arguments say of a request reaches its ticket, or is refused with a clear 400."""
 
 import string
+from collections.abc import Mapping
 from itertools import count
 from math import inf, nan
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from dlproxy.wire.terms import (
     PRIORITY,
     HeaderTerms,
     Terms,
+    by_level,
     of_arguments,
     of_parameters,
 )
@@ -43,11 +46,13 @@ def submitted(
     principal: Principal = ANONYMOUS,
     sticky: str = "",
     slo_s: float | None = None,
+    own: Mapping[int, float] = MappingProxyType({}),
     tenant_header: str = "X-Tenant-Id",
 ) -> Request:
-    """The request as the model's service gets it."""
+    """The request as the model's service gets it. `own`: objectives of priorities."""
     service = EchoService(PLAIN)
     model = served(service, slo_s=slo_s)
+    model.slo_s_by_level = by_level(slo_s, own)
     model.sticky = sticky
     endpoint = Endpoint(model, count(1), lambda: NOW, tenant_header)
     endpoint.submit(request or a_request(), Ignored(), endpoint.read_headers(headers, principal).over(body))
@@ -308,6 +313,29 @@ class Asked:
     @property
     def ticket(self) -> Ticket:
         return self.service.requests[-1].ticket
+
+
+@pytest.mark.parametrize(
+    ("own", "deadlines"),
+    [
+        ({}, {b"1": 0.1, None: 0.1, b"9": 0.1}),
+        ({1: 0.01}, {b"1": 0.01, b"2": 0.1, None: 0.1, b"0": 0.1, b"8": 0.1, b"999": 0.1}),
+        ({1: 0.01, 8: 1.0}, {b"1": 0.01, b"7": 0.1, b"8": 1.0, b"999": 1.0}),
+        ({4: 0.5}, {b"1": 0.1, b"4": 0.5, b"0": 0.5, None: 0.5}),
+    ],
+)
+def test_a_priority_may_have_an_objective_of_its_own(own: dict[int, float], deadlines: dict[bytes | None, float]) -> None:
+    for priority, seconds in deadlines.items():
+        headers = {} if priority is None else {PRIORITY: priority}
+        assert applied(headers, slo_s=0.1, own=own).deadline_at == pytest.approx(NOW + seconds)
+
+
+def test_an_objective_of_a_priority_is_a_deadline_that_its_request_can_only_shorten() -> None:
+    ticket = applied({PRIORITY: b"1"}, body=Terms(0.005), own={1: 0.01})
+    assert ticket.deadline_at == ticket.answer_by == pytest.approx(NOW + 0.005)
+    ticket = applied({PRIORITY: b"1", DEADLINE: b"20"}, own={1: 0.01})
+    assert (ticket.deadline_at, ticket.answer_by) == (pytest.approx(NOW + 0.01), pytest.approx(NOW + 0.02))
+    assert applied({PRIORITY: b"2"}, own={1: 0.01}).deadline_at == inf
 
 
 @TARGETS

@@ -16,10 +16,10 @@ def add_models(
 
     `others`: whether there may be none, because models come from elsewhere, too.
     """
-    from dlproxy.config import ConfigError, ModelConfig, parse_slo
+    from dlproxy.config import ConfigError, ModelConfig, parse_goal
     from dlproxy.config.paths import is_model_name
 
-    parse_slo(slo)
+    parse_goal(slo)
     if slo and models and not arguments:
         raise ConfigError("--slo is for models given on the command line, and there are none; the file's models have their own")
     models = {name: list(versions) for name, versions in models.items()}

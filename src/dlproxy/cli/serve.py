@@ -49,7 +49,10 @@ def add_to(commands: Commands) -> None:
     serve.add_argument("--config", type=Path, metavar="FILE", help="a dlproxy.toml; the options below override it")
     serve.add_argument("--repository", metavar="FOLDER", help=AS_KNOB)
     serve.add_argument("--repository-mode", metavar="MODE", help=AS_KNOB)
-    serve.add_argument("--slo", metavar="p99=20ms", help="latency objective of the models given on the command line")
+    serve.add_argument("--autopilot", metavar="MODE", help=AS_KNOB)
+    serve.add_argument(
+        "--slo", metavar="p99=20ms", help="objective of the models given on the command line, such as 'p95=50ms, rate>=500'"
+    )
     listening = serve.add_argument_group("where it listens")
     listening.add_argument("--host", help=AS_KNOB)
     listening.add_argument("--http-port", "--port", type=int, metavar="PORT", help=AS_KNOB)
@@ -114,12 +117,14 @@ def _config(args: argparse.Namespace) -> "Config":
     if args.http_port is not None:
         given["uds"] = ""
     server = override(config.server, given, lambda knob: f"--{knob.replace('_', '-')}")
+    mode = {} if args.autopilot is None else {"mode": args.autopilot}
+    autopilot = override(config.autopilot, mode, lambda knob: "--autopilot")
     if server.http_port == server.control_port != 0 and not server.uds:
         raise ConfigError(f"--http-port and --control-port are both {server.http_port}; give each a port of its own")
     models = add_models(
         config.models, args.models, args.slo or "", command="serve", others=bool(server.repository or server.store)
     )
-    config = msgspec.structs.replace(config, server=server, models=models)
+    config = msgspec.structs.replace(config, server=server, autopilot=autopilot, models=models)
     for warning in [*warnings, *weights_without_effect(config)]:
         complain(warning)
     return config
@@ -156,13 +161,11 @@ def _describe(model: "LoadedModel") -> list[str]:
         f"  outputs  {', '.join(map(_show, served.signature.outputs))}",
         f"  runs     {fleet.describe()}{threads}, {single} a row, {batching}",
     ]
-    if served.slo_s is not None:
-        lines.append(f"  target   p99 = {served.slo_s * 1e3:g} ms")
-        if calibration.single_s is not None and calibration.single_s > served.slo_s:
-            lines.append(f"  warning  one row alone takes {single}, so this target cannot be met")
-    if calibration.warning:
-        lines.append(f"  warning  {calibration.warning}")
-    return lines
+    config = model.control.config
+    aims = [str(config.goal), *(f"priority {priority}: {text}" for priority, text in config.slo_by_priority.items())]
+    if any(aims):
+        lines.append(f"  target   {'; '.join(filter(None, aims))}")
+    return lines + [f"  warning  {problem}" for problem in (*model.unmet(), calibration.warning) if problem]
 
 
 def _duration(seconds: float) -> str:

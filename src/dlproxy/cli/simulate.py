@@ -179,11 +179,13 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
     for name, share in shares.items():
         models[name].share = share
     for name, model in models.items():
-        if args.rows > model.plan.knobs.max_batch:
-            raise ConfigError(f"--rows {args.rows} is more than max_batch {model.plan.knobs.max_batch} of model {name}")
+        if args.rows > model.plan.most_batch:
+            raise ConfigError(f"--rows {args.rows} is more than max_batch {model.plan.most_batch} of model {name}")
     deadline_s = seconds(args.deadline, "--deadline")
-    aims = {model.plan.knobs.slo_s for model in models.values()}
-    objective_s = deadline_s if deadline_s is not None else aims.pop() if len(aims) == 1 else None
+    aims = {(model.plan.knobs.slo_s, model.quantile) for model in models.values()}
+    objective_s, share = aims.pop() if len(aims) == 1 else (None, 0.99)
+    if deadline_s is not None or args.objective is not None:
+        objective_s, share = deadline_s if args.objective is None else seconds(args.objective, "--objective"), 0.99
     return Scenario(
         models=models,
         arrivals=arrivals,
@@ -193,7 +195,8 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
         costs=_recorded_costs(models) if recorded else _loop_costs(args.loop),
         rows=args.rows,
         timeout_s=inf if deadline_s is None else deadline_s,
-        objective_s=objective_s if args.objective is None else seconds(args.objective, "--objective"),
+        objective_s=objective_s,
+        objective_share=share,
         faults=planned_faults,
         seed=args.seed,
     )

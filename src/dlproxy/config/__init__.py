@@ -4,16 +4,21 @@ Called by all that reads a configuration. Not aware of: what the values steer.
 """
 
 from dlproxy.config.effects import check
-from dlproxy.config.knobs import Config, HttpLimits, LaneSettings, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.config.goals import Goal, parse_goal
+from dlproxy.config.knobs import AutopilotConfig, Config, LaneSettings, ModelConfig, ServerConfig
+from dlproxy.config.limits import HttpLimits, TenantConfig
+from dlproxy.config.messages import explain
 from dlproxy.config.paths import DEVICES, SLEEP, is_address, parse_devices, python_place
-from dlproxy.config.reading import explain, load, model_of
-from dlproxy.config.values import ConfigError, parse_duration, parse_slo
+from dlproxy.config.reading import load, model_of
+from dlproxy.config.values import ConfigError, parse_duration
 
 __all__ = [
     "DEVICES",
     "SLEEP",
+    "AutopilotConfig",
     "Config",
     "ConfigError",
+    "Goal",
     "HttpLimits",
     "LaneSettings",
     "ModelConfig",
@@ -26,6 +31,6 @@ __all__ = [
     "model_of",
     "parse_devices",
     "parse_duration",
-    "parse_slo",
+    "parse_goal",
     "python_place",
 ]

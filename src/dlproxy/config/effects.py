@@ -3,17 +3,22 @@
 Called by reading.py, and by whatever else makes or changes a section. Not aware of: files, models.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args
 
+import msgspec
 from msgspec import Struct
 
-from dlproxy.config.knobs import Config, HttpLimits, ModelConfig, Place, TenantConfig
+from dlproxy.config.goals import parse_goal, parse_latency
+from dlproxy.config.knobs import Config, ModelConfig, Place
+from dlproxy.config.limits import HttpLimits, TenantConfig
+from dlproxy.config.messages import explain, nearest, what_and_where
 from dlproxy.config.paths import check_way, is_address, parse_devices
-from dlproxy.config.table import Knob, knobs
+from dlproxy.config.table import Knob, first_knobs, knobs, tuned_knobs
 from dlproxy.config.traits import Only
-from dlproxy.config.values import ConfigError, check_origins, parse_slo
+from dlproxy.config.values import ConfigError, check_origins
 
+LEVELS = ("1", "2", "3", "4", "5", "6", "7", "8")  # of priority: policy/queueing has so many
 _WORDS: dict[str, str] = {
     "inline": "on the event loop",
     "thread": "on a thread",
@@ -29,10 +34,11 @@ def check(section: Struct, places: Sequence[str] = ()) -> list[str]:
     running heed, they know themselves.
     """
     if isinstance(section, ModelConfig):
-        parse_slo(section.slo)
+        _check_goals(section)
         parse_devices(section.device)
         check_way(section.run)
         _check_bounds(section)
+        _check_names("pinned", section.pinned, tuned_knobs())
     elif isinstance(section, HttpLimits):
         check_origins(section.cors_origins)
     warnings = []
@@ -40,6 +46,43 @@ def check(section: Struct, places: Sequence[str] = ()) -> list[str]:
         if only.surely:
             raise ConfigError(message, knob.name)
         warnings.append(message)
+    if isinstance(section, ModelConfig) and section.start:
+        warnings += [warning for warning in _check_start(section, places) if warning not in warnings]
+    return warnings
+
+
+def _check_goals(model: ModelConfig) -> None:
+    """Raises ConfigError for an objective that is none."""
+    parse_goal(model.slo)
+    for priority, text in model.slo_by_priority.items():
+        if priority not in LEVELS:
+            raise ConfigError(f"slo_by_priority: {priority!r} is no priority; there are {', '.join(LEVELS)}", "slo_by_priority")
+        try:
+            parse_latency(text)
+        except ConfigError as error:
+            raise ConfigError(f"slo_by_priority.{priority}: {error}", "slo_by_priority") from None
+
+
+def _check_names(knob: str, names: Iterable[str], known: Sequence[str]) -> None:
+    """Raises ConfigError for one that is not among those known."""
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{knob}: {name!r} is no knob that the autopilot changes; {nearest(name, known)}", knob)
+
+
+def _check_start(model: ModelConfig, places: Sequence[str]) -> list[str]:
+    """Raises ConfigError for first values that the knobs would not take; returns warnings of what has no effect."""
+    _check_names("start", model.start, first_knobs())
+    try:
+        first = msgspec.convert({**msgspec.to_builtins(model), **model.start, "start": {}}, ModelConfig)
+        warnings = check(first, places)
+    except msgspec.ValidationError as error:
+        what, knob = what_and_where(error)
+        raise ConfigError(f"start.{knob}: {explain(what, ModelConfig, knob)}", "start") from None
+    except ConfigError as error:
+        raise ConfigError(f"start: {error}", "start") from None
+    if first.max_batch > model.max_batch:
+        raise ConfigError(f"start: max_batch = {first.max_batch} is above max_batch = {model.max_batch} itself", "start")
     return warnings
 
 

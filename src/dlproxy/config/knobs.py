@@ -3,15 +3,18 @@
 table.py reads it; whatever steers something takes its values from here. Not aware of: where values come from.
 """
 
+from collections.abc import Collection
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from dlproxy.config.goals import Goal, parse_goal, parse_latency
+from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.paths import OWN_WAYS
 from dlproxy.config.traits import Only
 from dlproxy.config.traits import knob as _knob
-from dlproxy.config.values import parse_slo
 
 Place = Literal["inline", "thread", "process", "upstream"]
 """Where batches of a model run; all but the last are values of `run`, which has others where packages add them."""
@@ -28,7 +31,7 @@ BalancerName = Literal[
     "prequal",
 ]
 Switch = Literal["auto", "on", "off"]
-
+WAY = ("instances", "threads", "run")  # what of `start` is settled where a model is brought up; the rest is its lane's
 
 _loaded = partial(_knob, cost="reload")
 _live = partial(_knob, cost="nothing")
@@ -152,48 +155,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = "x-tenant-id"
 
 
-class HttpLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """[http]: what one client may ask of the server."""
+class AutopilotConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[autopilot]: whether dlproxy tunes what its models leave open, to meet their objectives."""
 
-    max_header_bytes: Annotated[
-        int, _knob("names and values of a request's header fields, in bytes", unit="bytes", log=True, ge=1024, le=1 << 24)
-    ] = 32 * 1024
-    max_headers: Annotated[int, _knob("header fields of a request", log=True, ge=8, le=1 << 16)] = 100
-    max_body_bytes: Annotated[
-        int, _knob("body of a request, in bytes (Triton's default)", unit="bytes", log=True, ge=1, le=1 << 36)
-    ] = 64 * 1024 * 1024
-    max_json_bytes: Annotated[
-        int,
-        _knob(
-            "JSON in a body, in bytes: decoding it blocks all; binary tensors do not", unit="bytes", log=True, ge=1, le=1 << 32
-        ),
-    ] = 8 * 1024 * 1024
-    max_connections: Annotated[int, _knob("connections at a time; one more is answered 503", log=True, ge=1, le=1 << 20)] = 4096
-    max_pipelined: Annotated[
-        int, _knob("requests of one connection that are worked on at a time", unit="requests", log=True, ge=1, le=1 << 16)
-    ] = 32
-    header_timeout_s: Annotated[
-        float, _knob("seconds within which a begun header must be complete", unit="s", log=True, gt=0, le=86400)
-    ] = 10.0
-    body_timeout_s: Annotated[
-        float, _knob("seconds for a body, on top of its size / min_body_bytes_per_s", unit="s", log=True, gt=0, le=86400)
-    ] = 30.0
-    min_body_bytes_per_s: Annotated[
-        int, _knob("the slowest upload that is waited for", unit="bytes/s", log=True, ge=1, le=1 << 30)
-    ] = 16 * 1024
-    idle_timeout_s: Annotated[
-        float,
-        _knob("seconds after which a silent connection is closed (nginx's default)", unit="s", log=True, gt=0, le=86400),
-    ] = 75.0
-    write_timeout_s: Annotated[
-        float, _knob("seconds that a client may leave a reply unread", unit="s", log=True, gt=0, le=86400)
-    ] = 30.0
-    cors_origins: Annotated[
-        list[str],
-        _knob(
-            'sites whose pages may ask the inference port from a browser, such as "https://shop.example"; "*": all; empty: none'
-        ),
-    ] = []
+    mode: Annotated[
+        Literal["off", "advise", "on"],
+        _knob("off: it measures nothing; advise: it says what it would change, and changes nothing; on: it changes it"),
+    ] = "off"
 
 
 class LaneSettings(Struct, frozen=True, kw_only=True):
@@ -323,7 +291,27 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ]
     version: Annotated[str, _loaded("the version that clients see", pattern="^[0-9]+$")] = "1"
-    slo: Annotated[str, _live('latency objective such as "p99=20ms"; empty: a batch takes at most 2.3 x L(1) or 1 ms')] = ""
+    slo: Annotated[
+        str,
+        _live(
+            'what is wanted, such as "p95=50ms, rate>=500": a latency, a rate of requests, accuracy>=0.97, and max rate or min '
+            "cores; without a latency: a batch takes at most 2.3 x L(1) or 1 ms"
+        ),
+    ] = ""
+    slo_by_priority: Annotated[
+        dict[str, str],
+        _live(
+            'other latencies for requests of some priorities, as {1 = "p99=10ms"}; 4 is also that of requests which name none'
+        ),
+    ] = {}
+    autopilot: Annotated[
+        Literal["auto", "off", "advise", "on"], _live("whether this model is tuned; auto: as mode in [autopilot] says")
+    ] = "auto"
+    start: Annotated[
+        dict[str, Any],
+        _loaded("first values of knobs that the autopilot may change afterwards, as {max_batch = 1}; they are no bounds"),
+    ] = {}
+    pinned: Annotated[list[str], _live("knobs that the autopilot leaves as they are; those that are set here are, anyway")] = []
     batching: Annotated[
         Switch,
         _loaded(
@@ -522,35 +510,23 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
     ] = 600.0
 
     @property
+    def goal(self) -> Goal:
+        """What `slo` says."""
+        return parse_goal(self.slo)
+
+    @property
     def slo_s(self) -> float | None:
-        """The objective in seconds."""
-        return parse_slo(self.slo)
+        """The objective's latency in seconds; None if there is none."""
+        return self.goal.latency_s
 
+    @property
+    def slo_s_by_level(self) -> dict[int, float]:
+        """Those of priorities that have one of their own."""
+        return {int(level): parse_latency(text) for level, text in self.slo_by_priority.items()}
 
-class TenantConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """[tenants.NAME]: what one tenant may ask for; `"*"` stands for each one that is not named."""
-
-    requests_per_s: Annotated[
-        float, _knob("requests per second; more are answered 429; 0: no limit", unit="requests/s", ge=0, le=1e9)
-    ] = 0.0
-    rows_per_s: Annotated[
-        float, _knob("rows per second, in all of a tenant's requests; 0: no limit", unit="rows/s", ge=0, le=1e9)
-    ] = 0.0
-    burst_s: Annotated[
-        float,
-        _knob(
-            "seconds' worth of both that may come at once",
-            unit="s",
-            log=True,
-            only=(Only("requests_per_s", but=(0.0,), alternatives=("rows_per_s",)),),
-            gt=0,
-            le=3600,
-        ),
-    ] = 1.0
-    weight: Annotated[
-        float,
-        _knob("share of a model under the fair discipline, beside tenants of weight 1", log=True, ge=0.001, le=1000),
-    ] = 1.0
+    def begun(self, names: Collection[str]) -> "ModelConfig":
+        """With the first values of these knobs in place of their own, where `start` has some."""
+        return replace(self, **{name: value for name, value in self.start.items() if name in names})
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -558,6 +534,7 @@ class Config(Struct, frozen=True, kw_only=True):
 
     server: ServerConfig = ServerConfig()
     http: HttpLimits = HttpLimits()
+    autopilot: AutopilotConfig = AutopilotConfig()
     models: dict[str, list[ModelConfig]] = {}
     """The versions of each, oldest first."""
     tenants: dict[str, TenantConfig] = {}
@@ -570,6 +547,7 @@ class Config(Struct, frozen=True, kw_only=True):
 SECTIONS: dict[str, type[Struct]] = {
     "server": ServerConfig,
     "http": HttpLimits,
+    "autopilot": AutopilotConfig,
     "models": ModelConfig,
     "tenants": TenantConfig,
 }

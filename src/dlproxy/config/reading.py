@@ -3,10 +3,10 @@
 Called by cli/, and for its messages by serve/control.py. Not aware of: what reads the values.
 """
 
-import difflib
 import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +14,11 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config.effects import check
-from dlproxy.config.knobs import SECTIONS, Config, HttpLimits, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.config.knobs import SECTIONS, AutopilotConfig, Config, ModelConfig, ServerConfig
+from dlproxy.config.limits import HttpLimits, TenantConfig
+from dlproxy.config.messages import explain, nearest, unknown_key, what_and_where
 from dlproxy.config.paths import is_file
-from dlproxy.config.table import knobs
+from dlproxy.config.table import GLOBAL, knobs, option, tuned_knobs
 from dlproxy.config.values import ConfigError
 
 PREFIX = "DLPROXY_"
@@ -33,12 +35,13 @@ def load(path: Path) -> Config:
     file = _File(path, text)
     for key in data:
         if key not in SECTIONS:
-            raise file.error([key], _unknown(key, SECTIONS))
+            raise file.error([key], unknown_key(key, SECTIONS))
     tenants = file.tables(["tenants"], data.get("tenants", {}))
     models = file.tables(["models"], data.get("models", {}))
     return Config(
         server=file.section(["server"], data.get("server", {}), ServerConfig),
         http=file.section(["http"], data.get("http", {}), HttpLimits),
+        autopilot=file.section(["autopilot"], data.get("autopilot", {}), AutopilotConfig),
         tenants={name: file.section(["tenants", name], table, TenantConfig) for name, table in tenants.items()},
         models={name: file.models(["models", name], table) for name, table in models.items()},
     )
@@ -89,13 +92,21 @@ class _File:
         return models
 
     def _model(self, keys: list[str], table: Any, inherited: Mapping[str, Any] | None = None) -> ModelConfig:
-        model = self.section(keys, table, ModelConfig, inherited)
+        model = self.model(keys, table, inherited)
         folder = self._path.parent
         return msgspec.structs.replace(
             model,
             path=str(folder / model.path) if is_file(model.path) else model.path,
             samples=str(folder / model.samples) if model.samples else "",
         )
+
+    def model(self, keys: list[str], table: Any, inherited: Mapping[str, Any] | None = None) -> ModelConfig:
+        """What stands in the tables is pinned."""
+        model = self.section(keys, table, ModelConfig, inherited)
+        try:
+            return with_pins(model, {**(inherited or {}), **table})
+        except ConfigError as error:
+            raise self.error([*keys, "start"], str(error)) from None
 
     def section(
         self, keys: list[str], table: Any, struct: type[Section], inherited: Mapping[str, Any] | None = None
@@ -112,14 +123,14 @@ class _File:
         except ConfigError as error:
             raise self.error(place(error.knob), str(error)) from None
         except msgspec.ValidationError as error:
-            what, knob = _what_and_where(error)
+            what, knob = what_and_where(error)
             unknown = re.search(r"unknown field `(.+)`", what)
             if unknown is None:
                 at = place(knob)
                 raise self.error(at, f"{'.'.join(at)}: {explain(what, struct, knob)}") from None
             at = place(unknown[1])
             where = f" in [{'.'.join(at[:-1])}]" if at[:-1] else ""
-            raise self.error(at, _unknown(unknown[1], knobs(struct), where)) from None
+            raise self.error(at, unknown_key(unknown[1], knobs(struct), where)) from None
         return section
 
 
@@ -136,7 +147,7 @@ class ModelFile(_File):
 
     def config(self, below: Mapping[str, Any], above: Mapping[str, Any]) -> ModelConfig:
         """With what holds unless the file says otherwise, and what holds whatever it says."""
-        return self.section([], {**below, **self.table, **above}, ModelConfig)
+        return self.model([], {**below, **self.table, **above})
 
 
 def from_environment(path: Path | None, environment: Mapping[str, str]) -> tuple[Config, list[str]]:
@@ -147,18 +158,19 @@ def from_environment(path: Path | None, environment: Mapping[str, str]) -> tuple
     file = path or (Path(environment[FILE_VARIABLE]) if environment.get(FILE_VARIABLE) else None)
     config = load(file) if file is not None else Config()
     given = {name: text for name, text in environment.items() if name.startswith(PREFIX) and name != FILE_VARIABLE}
-    sections = {}
-    for section in ("server", "http"):
-        texts = {knob: given.pop(variable(knob)) for knob in knobs(SECTIONS[section]) if variable(knob) in given}
-        sections[section] = override(getattr(config, section), texts, variable)
-    known = [FILE_VARIABLE, *map(variable, [*knobs(ServerConfig), *knobs(HttpLimits)])]
-    warnings = [f"the environment variable {name} sets nothing; {_nearest(name, known)}" for name in given]
+    sections, known = {}, [FILE_VARIABLE]
+    for section in GLOBAL:
+        names = {variable(section, knob): knob for knob in knobs(SECTIONS[section])}
+        texts = {knob: given.pop(name) for name, knob in names.items() if name in given}
+        sections[section] = override(getattr(config, section), texts, partial(variable, section))
+        known += names
+    warnings = [f"the environment variable {name} sets nothing; {nearest(name, known)}" for name in given]
     return msgspec.structs.replace(config, **sections), warnings
 
 
-def variable(knob: str) -> str:
-    """The environment variable that sets a knob of [server] or [http]."""
-    return PREFIX + knob.upper()
+def variable(section: str, knob: str) -> str:
+    """The environment variable that sets a knob of a section that there is once."""
+    return PREFIX + option(section, knob).upper()
 
 
 def override(section: Section, values: Mapping[str, Any], label: Callable[[str], str]) -> Section:
@@ -174,7 +186,7 @@ def override(section: Section, values: Mapping[str, Any], label: Callable[[str],
         changed = msgspec.convert({**msgspec.to_builtins(section), **split}, type(section), strict=False)
         check(changed)
     except msgspec.ValidationError as error:
-        what, knob = _what_and_where(error)
+        what, knob = what_and_where(error)
         if what.endswith("got `str`"):
             what = f"{values[knob]!r} is not {_NUMBERS[table[knob].type]}"
         raise ConfigError(f"{label(knob)}: {explain(what, type(section), knob)}") from None
@@ -183,45 +195,30 @@ def override(section: Section, values: Mapping[str, Any], label: Callable[[str],
     return changed
 
 
-def model_of(values: Mapping[str, Any]) -> ModelConfig:
-    """The knobs of [models.NAME] as they came over an interface. Raises ConfigError that names the nearest known knob."""
+def model_of(values: Mapping[str, Any], stated: Collection[str] | None = None) -> ModelConfig:
+    """The knobs of [models.NAME] as they came over an interface. Raises ConfigError that names the nearest known knob.
+
+    `stated`: which of them somebody has said, and so are pinned; None: all.
+    """
     try:
         model = msgspec.convert(values, ModelConfig)
     except msgspec.ValidationError as error:
-        what, knob = _what_and_where(error)
+        what, knob = what_and_where(error)
         unknown = re.search(r"unknown field `(.+)`", what)
         if unknown is not None:
-            raise ConfigError(f"unknown knob '{unknown[1]}'; {_nearest(unknown[1], knobs(ModelConfig))}") from None
+            raise ConfigError(f"unknown knob '{unknown[1]}'; {nearest(unknown[1], knobs(ModelConfig))}") from None
         raise ConfigError(f"{knob}: {explain(what, ModelConfig, knob)}") from None
     check(model)
-    return model
+    return with_pins(model, values if stated is None else stated)
 
 
-def explain(what: str, struct: type[Struct], knob: str) -> str:
-    """msgspec's complaint about a knob, and what the knob takes, or the nearest of its choices."""
-    wrong = re.match(r"""Invalid enum value ['"](.*)['"]""", what)
-    if wrong is None or knob not in knobs(struct):
-        return what[:1].lower() + what[1:]
-    choices = list(map(str, knobs(struct)[knob].choices))
-    near = difflib.get_close_matches(wrong[1], choices, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(choices)}"
-    return f"'{wrong[1]}' is not one of its values; {hint}"
-
-
-def _what_and_where(error: msgspec.ValidationError) -> tuple[str, str]:
-    """msgspec's complaint, and the knob that it is about, if it is about one."""
-    what, _, where = str(error).partition(" - at ")
-    knob = re.match(r"`\$\.(\w+)", where)
-    return what, knob[1] if knob else ""
-
-
-def _unknown(key: str, known: Collection[str], where: str = "") -> str:
-    return f"unknown key '{key}'{where}; {_nearest(key, known)}"
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+def with_pins(model: ModelConfig, stated: Collection[str]) -> ModelConfig:
+    """The autopilot leaves alone what somebody has stated. Raises ConfigError for knobs that `start` has a value for, too."""
+    for name in model.start:
+        if name in stated:
+            raise ConfigError(f"start has a first value of {name}, which is set as well: leave one of them out", "start")
+    pinned = [name for name in tuned_knobs() if name in stated or name in model.pinned]
+    return msgspec.structs.replace(model, pinned=pinned) if pinned != model.pinned else model
 
 
 def _type_name(value: Any) -> str:

@@ -9,8 +9,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 from msgspec import NODEFAULT, Meta, Struct
 
-from dlproxy.config.knobs import HttpLimits, ModelConfig, ServerConfig
+from dlproxy.config.knobs import SECTIONS, LaneSettings, ModelConfig
 from dlproxy.config.traits import Cost, Scale, Traits
+
+GLOBAL = ("server", "http", "autopilot")
+"""The sections that there are once: environment variables and options set their knobs."""
 
 
 class Knob(Struct, frozen=True):
@@ -80,9 +83,26 @@ def live_knobs() -> tuple[str, ...]:
     return tuple(name for name, knob in knobs(ModelConfig).items() if knob.live)
 
 
+@cache
+def tuned_knobs() -> tuple[str, ...]:
+    """The knobs of a model that a tuner may turn."""
+    return tuple(name for name, knob in knobs(ModelConfig).items() if knob.traits.tuned)
+
+
+@cache
+def first_knobs() -> tuple[str, ...]:
+    """The knobs of a model that `start` may have a first value for: what a tuner may turn, and all that its lane takes."""
+    return tuple(name for name in knobs(ModelConfig) if name in LaneSettings.__struct_fields__ or name in tuned_knobs())
+
+
+def option(section: str, knob: str) -> str:
+    """What options and environment variables call a knob of a section that there is once."""
+    return knob if section in ("server", "http") else section if knob == "mode" else f"{section}_{knob}"
+
+
 def option_help(name: str) -> str:
-    """For the option that sets this knob of [server] or [http]: what it does, and its default."""
-    knob = (knobs(ServerConfig) | knobs(HttpLimits))[name]
+    """For the option that sets such a knob: what it does, and its default."""
+    knob = {option(section, knob.name): knob for section in GLOBAL for knob in knobs(SECTIONS[section]).values()}[name]
     default = "" if knob.default in ("", []) else f" (default {knob.default})"
     return (knob.description + default).replace("%", "%%")
 

@@ -1,4 +1,4 @@
-"""What the texts of knobs mean: durations, objectives, origins.
+"""What the texts of knobs mean: durations, origins.
 
 Called by the rest of config/, and by whatever takes such texts from users. Not aware of: knobs, files.
 """
@@ -9,7 +9,7 @@ from math import inf
 
 ORIGIN = r"\*|null|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"  # as browsers send it
 _DURATION = re.compile(r"\s*([0-9.]+)\s*(us|ms|s)\s*")
-_UNIT_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_EXPONENTS = {"us": -6, "ms": -3, "s": 0}
 
 
 class ConfigError(Exception):
@@ -23,20 +23,9 @@ class ConfigError(Exception):
         self.knob = knob
 
 
-def parse_slo(text: str) -> float | None:
-    """Seconds of an objective like "p99=20ms"; None for the empty text. Raises ConfigError."""
-    if not text.strip():
-        return None
-    quantile, _, duration = text.partition("=")
-    seconds = _seconds(duration) if quantile.strip() == "p99" else 0.0
-    if seconds <= 0.0:
-        raise ConfigError(f"slo {text!r} is not understood; write it like p99=20ms (us, ms or s)", "slo")
-    return seconds
-
-
 def parse_duration(text: str) -> float:
     """Seconds of a duration like "20ms", above 0. Raises ConfigError."""
-    seconds = _seconds(text)
+    seconds = seconds_of(text)
     if seconds <= 0.0:
         raise ConfigError(f"duration {text!r} is not understood; write it like 20ms (us, ms or s)")
     return seconds
@@ -53,11 +42,11 @@ def check_origins(origins: Iterable[str]) -> None:
             )
 
 
-def _seconds(text: str) -> float:
+def seconds_of(text: str) -> float:
     """0 for what is no duration, or too long for a number."""
     match = _DURATION.fullmatch(text)
     try:
-        value = float(match[1]) * _UNIT_S[match[2]] if match else 0.0
+        value = float(f"{match[1]}e{_EXPONENTS[match[2]]}") if match else 0.0
     except ValueError:
         return 0.0
     return value if value < inf else 0.0

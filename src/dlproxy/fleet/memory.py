@@ -11,6 +11,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from dlproxy.config import ModelConfig, is_address
+from dlproxy.config.knobs import WAY
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.content import model_files
 from dlproxy.instance.runtime.formats import format_of
@@ -71,6 +72,7 @@ class MemoryMeter:
 
     def size_of(self, config: ModelConfig) -> int:
         """What loading this model would take, in bytes: what it took when it was loaded before, or an estimate."""
+        config = config.begun(WAY)
         key = _key(config)
         if key is None:
             return 0
@@ -82,6 +84,7 @@ class MemoryMeter:
 
         The first of its kind brought the runtime along, which stays when it goes: that one is estimated.
         """
+        config = config.begun(WAY)
         key = _key(config)
         if key is None:
             return 0

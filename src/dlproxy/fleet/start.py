@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from dlproxy.config import ConfigError, ModelConfig, check, is_address, parse_devices
+from dlproxy.config.knobs import WAY
 from dlproxy.fleet import Fleet
 from dlproxy.fleet.local import LocalFleet
 from dlproxy.fleet.remembered import Memory
@@ -24,6 +25,7 @@ async def start_fleet(name: str, config: ModelConfig, memory: Memory | None = No
 
     `memory`: of what was found out about models in earlier lives of the server.
     """
+    config = config.begun(WAY)
     way = await _way(config)
     _heed(name, config, *(("inline", "thread") if way == "auto" else (way,)))
     return await WAYS.get(way, _added)(name, config, memory)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from dlproxy.config import ConfigError, ModelConfig, model_of
+from dlproxy.config.reading import with_pins
 from dlproxy.config.table import knobs
 from dlproxy.policy.planner import newest
 from dlproxy.policy.wanted import Traffic, WantedModel, WantedVersion
@@ -185,19 +186,22 @@ def check_instances(count: int) -> None:
 
 
 def with_knobs(before: WantedModel, version: str, values: Mapping[str, Any]) -> WantedModel:
-    """Other values of knobs of this version (empty: of all)."""
+    """Other values of knobs of this version (empty: of all), which then are pinned."""
     if version:
         _known(before, version)
     versions = dict(before.versions)
     for other, wanted in before.versions.items():
         if version in ("", other):
-            versions[other] = msgspec.structs.replace(wanted, config=with_values(wanted.config, values))
+            config = wanted.config
+            start = {name: value for name, value in config.start.items() if name not in values}
+            config = with_pins(with_values(msgspec.structs.replace(config, start=start), values), values)
+            versions[other] = msgspec.structs.replace(wanted, config=config)
     return msgspec.structs.replace(before, versions=versions)
 
 
 def with_values(config: ModelConfig, values: Mapping[str, Any]) -> ModelConfig:
-    """The configuration with other values of these knobs, checked."""
-    return model_of({**msgspec.to_builtins(config), **values})
+    """The configuration with other values of these knobs, checked; nobody's say so pins them."""
+    return model_of({**msgspec.to_builtins(config), **values}, stated=())
 
 
 def _known(model: WantedModel, version: str) -> None:

@@ -298,8 +298,8 @@ def _up(name: str, model: WantedModel, actual: Actual) -> list[str]:
 
 @cache
 def _changeable() -> frozenset[str]:
-    """Knobs that change while a model serves; the number of instances is one."""
-    return frozenset(name for name, knob in knobs(ModelConfig).items() if knob.traits.cost != "reload")
+    """Knobs that change while a model serves; the number of instances is one. How one that serves began does not matter."""
+    return frozenset(name for name, knob in knobs(ModelConfig).items() if knob.traits.cost != "reload" or name == "start")
 
 
 def _mib(size: float) -> str:

@@ -14,9 +14,9 @@ from types import MappingProxyType
 import msgspec
 from msgspec import Struct
 
-from dlproxy.config import ModelConfig, TenantConfig
+from dlproxy.config import ModelConfig, TenantConfig, parse_goal
 from dlproxy.fleet import Fleet
-from dlproxy.fleet.autoscale import Autoscaler, Scaled, autoscaler
+from dlproxy.fleet.autoscale import Autoscaler, Scaled, autoscaler, most_instances
 from dlproxy.fleet.local import LocalFleet
 from dlproxy.fleet.names import instance_names
 from dlproxy.fleet.remembered import Memory
@@ -27,6 +27,7 @@ from dlproxy.message import Failure, Request
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.plan import longest_s, plan_lane
 from dlproxy.policy.quota import Quotas
+from dlproxy.policy.reachable import unmet
 from dlproxy.serve.control import LaneControl
 from dlproxy.serve.driver import Driver
 from dlproxy.serve.layers import QuotaLayer, WakeLayer
@@ -36,6 +37,7 @@ from dlproxy.service import Service
 from dlproxy.telemetry.event_log import Header, Recorder
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import ServedModel
+from dlproxy.wire.terms import by_level
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,18 @@ class LoadedModel(Struct, eq=False):
     turn_needs: Mapping[str, float] = {}
     size_bytes: int = 0
     autoscaler: Autoscaler | None = None
+
+    def unmet(self) -> list[str]:
+        """What of its objectives cannot be met, as far as its calibration tells."""
+        config, fleet, points = self.control.config, self.fleet, self.fleet.calibration.points
+        instances = fleet.way.instances if self.autoscaler is None else most_instances(config, fleet)
+        goal, most = config.goal, self.control.most_batch
+        if fleet.run == "upstream":  # how many requests another server runs at a time is its own affair
+            goal = msgspec.structs.replace(goal, least_rate=0.0)
+        found = unmet(goal, points, instances, most)
+        for priority, text in config.slo_by_priority.items():
+            found += [f"priority {priority}: {line}" for line in unmet(parse_goal(text), points, instances, most)]
+        return found
 
 
 async def load_model(
@@ -128,7 +142,7 @@ def _assembled(
     )
     roster = Roster(driver, stats, clock, None if recorder is None else recorder.note)
     fleet.attach(roster)
-    control = LaneControl(config, lane, driver, plan.knobs, fleet, roster)
+    control = LaneControl(config, lane, driver, plan.knobs, fleet, roster, plan.most_batch)
     scaled = Scaled(name, lane, stats, fleet, control.set_instances, driver.expect_instance, clock)
     scaler = control.autoscaler = autoscaler(scaled, config)
     service: Service = driver if scaler is None or not config.scale_to_zero_s else WakeLayer(driver, scaler)
@@ -144,10 +158,20 @@ def _assembled(
         sticky=config.sticky,
         control=control,
     )
-    control.on_slo = partial(setattr, served, "slo_s")
+    loaded = LoadedModel(served, driver, lane, fleet, recorder, control, roster, autoscaler=scaler)
+    control.on_slo = partial(_aim, loaded)
+    control.on_slo()
     if scaler is not None:
         scaler.start()
-    return LoadedModel(served, driver, lane, fleet, recorder, control, roster, autoscaler=scaler)
+    return loaded
+
+
+def _aim(model: LoadedModel) -> None:
+    """Requests get the deadlines of the objectives that hold now."""
+    served, config = model.served, model.control.config
+    served.slo_s, served.slo_s_by_level = config.slo_s, by_level(config.slo_s, config.slo_s_by_level)
+    for line in model.unmet():
+        log.warning("model %s: %s", served.name, line)
 
 
 def _moved(control: LaneControl, on_ways: Callable[[], None], scaler: Autoscaler | None, way: Way) -> None:

@@ -22,27 +22,44 @@ from dlproxy.policy.lane import Lane
 from dlproxy.policy.view import LaneView
 from dlproxy.serve.driver import Driver
 
+OBJECTIVES = frozenset({"slo", "slo_by_priority"})
 BOUNDS = frozenset({"min_instances", "max_instances"})
 
 
 class LaneControl:
     """A ModelControl. What is changed here is lost when the process ends; dlproxy.toml is what it starts with."""
 
-    def __init__(self, config: ModelConfig, lane: Lane, driver: Driver, knobs: LaneKnobs, fleet: Fleet, roster: Roster) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        lane: Lane,
+        driver: Driver,
+        knobs: LaneKnobs,
+        fleet: Fleet,
+        roster: Roster,
+        most_batch: int,
+    ) -> None:
+        """`knobs`: what the lane begins with, which may differ from what is configured. `most_batch`: as LanePlan has it."""
         self._fleet = fleet
         self._roster = roster
-        self._config = msgspec.structs.replace(config, max_batch=knobs.max_batch)  # 1 where the model has no batch axis
+        holds = {name: getattr(knobs, name) for name in LaneSettings.__struct_fields__}
+        self._config = msgspec.structs.replace(config, **holds, start={})
         self._lane = lane
         self._driver = driver
         self._knobs = knobs
-        self._most_batch = knobs.max_batch
-        self._batching = "on" if knobs.max_batch > 1 else "off"
+        self.most_batch = most_batch  # 1 where the model has no batch axis
+        self._batching = "on" if most_batch > 1 else "off"
         self._padding = "on" if knobs.max_padding > 0.0 else "off"
-        self.on_slo: Callable[[float | None], None] | None = None
-        """Told of the objective whenever knobs change: it gives requests their deadlines."""
+        self.on_slo: Callable[[], None] = lambda: None
+        """Called when the objectives have changed: they give requests their deadlines."""
         self.autoscaler: Autoscaler | None = None
         self.on_scaled: Callable[[], None] = lambda: None
         """Called when the number of instances has changed."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """What holds now."""
+        return self._config
 
     @property
     def slo_s(self) -> float | None:
@@ -74,6 +91,8 @@ class LaneControl:
         self._config = config = self.changed(changes)
         values = {name: getattr(config, name) for name in LaneSettings.__struct_fields__}
         self.turn_knobs(slo_s=config.slo_s, **values)
+        if not OBJECTIVES.isdisjoint(changes):
+            self.on_slo()
         if self.autoscaler is not None and not BOUNDS.isdisjoint(changes):
             self.autoscaler.configure(min_instances=config.min_instances, max_instances=config.max_instances)
 
@@ -86,14 +105,14 @@ class LaneControl:
                 hint = f"did you mean '{near[0]}'?" if near else f"these can: {', '.join(changeable)}"
                 raise ConfigError(f"'{name}' cannot be changed while the model runs; {hint}")
         config = with_values(self._config, changes)
-        if config.max_batch > self._most_batch:
-            raise ConfigError(f"max_batch {config.max_batch} is above {self._most_batch}, which the model was loaded with")
+        if config.max_batch > self.most_batch:
+            raise ConfigError(f"max_batch {config.max_batch} is above {self.most_batch}, which the model was loaded with")
         return config
 
     def stop_batching(self, reason: str) -> None:
         """A row's answer is not its own: from now on requests run one by one."""
         self._batching = f"off: {reason}"
-        self._most_batch = 1
+        self.most_batch = 1
         self._config = msgspec.structs.replace(self._config, max_batch=1)
         self.turn_knobs(max_batch=1)
 
@@ -130,5 +149,3 @@ class LaneControl:
         """New values of LaneKnobs, unchecked."""
         self._knobs = msgspec.structs.replace(self._knobs, **values)
         self._driver.change_knobs(self._knobs)
-        if self.on_slo is not None:
-            self.on_slo(self._knobs.slo_s)

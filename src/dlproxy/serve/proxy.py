@@ -14,12 +14,11 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from dlproxy import tensors
-from dlproxy.config import ConfigError, ModelConfig, ServerConfig, check
+from dlproxy.config import ConfigError, ModelConfig, ServerConfig, model_of
 from dlproxy.message import DType, Failure, FailureKind, InferenceError, Request, Tensor, invalid
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
@@ -39,9 +38,8 @@ class Model:
             if setting not in ModelConfig.__struct_fields__:
                 raise ConfigError(f"model '{self.name}': there is no setting '{setting}'; {_nearest(setting)}")
         try:
-            self.config = msgspec.convert({"path": str(path), "slo": slo, **settings}, ModelConfig)
-            check(self.config)
-        except (ConfigError, msgspec.ValidationError) as error:
+            self.config = model_of({"path": str(path), "slo": slo, **settings})
+        except ConfigError as error:
             raise ConfigError(f"model '{self.name}': {error}") from None
 
 

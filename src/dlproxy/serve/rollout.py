@@ -6,7 +6,7 @@ Held by serve/models.py. Not aware of: who wants what, how a canary's share is t
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from time import monotonic
 
@@ -48,6 +48,7 @@ class DivertedModel(ServedModel):
             stats=default.stats,
             max_batch=max_batch,
             slo_s=default.slo_s,
+            slo_s_by_level=default.slo_s_by_level,
             view=default.view,
             sticky=sticky,
         )
@@ -60,6 +61,14 @@ class DivertedModel(ServedModel):
     @slo_s.setter
     def slo_s(self, slo_s: float | None) -> None:
         self._default.slo_s = slo_s
+
+    @property
+    def slo_s_by_level(self) -> Sequence[float | None] | None:
+        return self._default.slo_s_by_level
+
+    @slo_s_by_level.setter
+    def slo_s_by_level(self, slo_s_by_level: Sequence[float | None] | None) -> None:
+        self._default.slo_s_by_level = slo_s_by_level
 
 
 class _Meter:

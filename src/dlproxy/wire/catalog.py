@@ -3,7 +3,7 @@
 Not aware of: how a model runs; it knows the Service that takes requests for it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,7 +30,8 @@ class ModelControl(Protocol):
 class ServedModel:
     """One version of one model, as protocols see it. `max_batch`: rows that one request may have.
 
-    `view`: how its lane is. `sticky`: what its requests stick to, as the knob has it. `control`: None where there is none.
+    `slo_s_by_level`: as terms.by_level has it. `view`: how its lane is. `sticky`: what its requests stick to, as the knob has
+    it. `control`: None where there is none.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class ServedModel:
         max_batch: int,
         slo_s: float | None,
         view: Callable[[], LaneView],
+        slo_s_by_level: Sequence[float | None] | None = None,
         sticky: str = "",
         control: ModelControl | None = None,
     ) -> None:
@@ -53,7 +55,8 @@ class ServedModel:
         self.service = service
         self.stats = stats
         self.max_batch = max_batch
-        self.slo_s = slo_s  # may change while the model runs
+        self.slo_s = slo_s  # both may change while the model runs
+        self.slo_s_by_level = slo_s_by_level
         self.view = view
         self.sticky = sticky
         self.control = control

@@ -10,6 +10,7 @@ from math import inf
 from typing import Any, Generic, TypeVar
 
 from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Request, Response, Tensor
+from dlproxy.policy.queueing import LOWEST_LEVEL
 from dlproxy.service import FutureReply, ReplyTo
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.checks import RequestChecker
@@ -40,7 +41,9 @@ class Endpoint:
 
     def submit(self, request: Request, reply: ReplyTo, terms: Terms = NO_TERMS) -> None:
         """Hand a checked request on, with the deadline that follows from its terms and the model's objective."""
-        slo_s = self.model.slo_s
+        slo_s, by_level = self.model.slo_s, self.model.slo_s_by_level
+        if by_level is not None:
+            slo_s = by_level[min(terms.priority or 0, LOWEST_LEVEL)]
         if slo_s is not None:
             ticket = request.ticket
             ticket.deadline_at = ticket.arrived_at + slo_s

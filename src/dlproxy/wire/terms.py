@@ -3,7 +3,7 @@
 Called by every protocol and serve/proxy.py; what comes of it is settled in endpoint.py. Not aware of: bodies, lanes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf, isnan
 from reprlib import repr as brief  # bounds the length: the value is the client's
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from msgspec import Struct
 
 from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Principal, invalid
+from dlproxy.policy.queueing import DEFAULT_LEVEL, LOWEST_LEVEL
 
 DEADLINE = b"x-request-deadline-ms"
 PRIORITY = b"x-request-priority"
@@ -104,6 +105,14 @@ def of_arguments(*, timeout_s: float | None, priority: int, tenant: str, affinit
     if timeout_s is not None and isnan(timeout_s):
         raise invalid("timeout_s is nan; it must be seconds from now, or None")
     return Terms(inf if timeout_s is None else timeout_s, checked_priority(priority), tenant, affinity)
+
+
+def by_level(slo_s: float | None, own: Mapping[int, float]) -> Sequence[float | None] | None:
+    """The objective of each priority, that of 0 for requests which name none; None if no priority has one of its own."""
+    if not own:
+        return None
+    levels = [own.get(priority, slo_s) for priority in range(LOWEST_LEVEL + 1)]
+    return [levels[DEFAULT_LEVEL], *levels[1:]]
 
 
 def checked_priority(value: Any) -> int:

@@ -90,6 +90,13 @@ def test_a_version_must_be_one(tmp_path: Path) -> None:
     assert "dlproxy.toml:1: version = 'two' is not a whole number in quotes" in problems(found_in(tmp_path)["m"])["1"]
 
 
+def test_what_the_files_set_is_pinned(tmp_path: Path) -> None:
+    put(tmp_path, "m/1/model.onnx", "m/config.pbtxt", content=b"max_batch_size: 8")
+    own(tmp_path, "discipline = 'sjf'\nstart = {hedge = true}")
+    config = found_in(tmp_path)["m"].wanted.versions["1"].config
+    assert (config.max_batch, set(config.pinned)) == (8, {"max_batch", "discipline"})
+
+
 def test_tritons_configuration_holds_and_ours_over_it(tmp_path: Path) -> None:
     put(tmp_path, "m/1/model.onnx", "m/2/model.onnx")
     put(tmp_path, "m/config.pbtxt", content=b"max_batch_size: 8\nversion_policy: { latest: { num_versions: 2 } }")

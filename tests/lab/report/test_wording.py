@@ -70,6 +70,10 @@ def test_the_headline_tells_a_good_run() -> None:
 def test_the_headline_tells_what_went_wrong() -> None:
     slow = results.ran(latency=lambda random, due_at: 0.05 if due_at >= 9.0 else 0.005)
     assert "the objective of 20 ms was missed: 90 % in time instead of 99 %." in wording.headline(slow)
+    slow.objective_share = 0.95
+    assert "90 % in time instead of 95 %" in wording.headline(slow)
+    slow.objective_share = 0.9
+    assert "the objective of 20 ms was met" in wording.headline(slow)
     failing = results.ran(error=lambda random, due_at: "timeout" if due_at >= 9.0 else None)
     assert "10 % errors (timeout); the objective of 20 ms was missed: 90 %" in wording.headline(failing)
     assert wording.headline(results.all_failed()).startswith(

@@ -232,6 +232,15 @@ def test_what_counts_as_good(folder: Path, options: list[str], objective_ms: flo
     assert load(folder / "out.json").objective_ms == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [([], 0.99), (["--slo=p95=20ms, rate>=5"], 0.95), (["--slo=p95=20ms", "--objective=30ms"], 0.99)],
+)
+def test_an_objective_is_for_the_share_that_it_names(folder: Path, options: list[str], share: float) -> None:
+    assert main(["simulate", *M, *options, "--json=out.json"]) == OK
+    assert load(folder / "out.json").objective_share == share
+
+
 def test_a_trace_is_simulated_from_its_first_to_its_last_arrival(folder: Path) -> None:
     (folder / "trace.csv").write_text("\n".join(["time", "100", "100.5", "100.5", "102", "104"]))
     assert main(["simulate", "m", TIMES, "--trace=trace.csv", "--json=out.json"]) == OK

@@ -199,7 +199,8 @@ class _Model:
             return {}
         self._warnings += warnings
         found: dict[str, Any] = msgspec.to_builtins(config)
-        return found
+        defaults = msgspec.to_builtins(ModelConfig(path=""))
+        return {knob: value for knob, value in found.items() if value != defaults[knob]}
 
     def _own_path(self, path: str, local: Path) -> str:
         """`path`: as dlproxy.toml has it, of a file in the version's folder."""

@@ -90,7 +90,8 @@ class Scaling(Struct, kw_only=True):
 class Result(Struct, kw_only=True):
     """One run. Keys of `latency_ms`: p50, p90, p99, p99_9, max, mean; they are of the requests that succeeded.
 
-    `rate_rps`: successful answers per second. `goodput_rps`: those within the objective (all, if there is none).
+    `rate_rps`: successful answers per second. `goodput_rps`: those within the objective (all, if there is none), which the
+    share `objective_share` of the answers has to meet.
     `setup`: what was asked for, as options. `histogram`: HdrHistogram V2, base64, microseconds. `peak_rps`: what a search
     has confirmed. `faults`: each simulated fault, and what it did to latency, in words.
     """
@@ -117,6 +118,7 @@ class Result(Struct, kw_only=True):
     peak_rps: float | None = None
     models: dict[str, ModelResult] = {}
     faults: list[str] = []
+    objective_share: float = 0.99
     instances: dict[str, Any] = {}
     scaling: dict[str, Scaling] = {}
     warnings: list[str] = []

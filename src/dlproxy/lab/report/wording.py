@@ -10,7 +10,6 @@ from typing import Any
 from dlproxy.lab.report.histogram import Histogram
 from dlproxy.lab.report.result import ModelResult, Result
 
-OBJECTIVE_SHARE = 0.99  # an objective is a p99: config.parse_slo knows no other
 QUANTILE_NAMES = {"p50": "p50", "p90": "p90", "p99": "p99", "p99_9": "p99.9", "max": "max", "mean": "mean"}
 
 
@@ -167,9 +166,9 @@ def objective(result: Result) -> str:
     limit = duration(result.objective_ms)
     if within is None:
         return f"whether the objective of {limit} was met is unknown: no request ended"
-    if within >= OBJECTIVE_SHARE:
+    if within >= result.objective_share:
         return f"the objective of {limit} was met: {share(within, 1.0)} in time"
-    return f"the objective of {limit} was missed: {share(within, 1.0)} in time instead of {share(OBJECTIVE_SHARE, 1.0)}"
+    return f"the objective of {limit} was missed: {share(within, 1.0)} in time instead of {share(result.objective_share, 1.0)}"
 
 
 MODEL_HEADINGS = ("model", "sent", "answered", "failed", "p50", "p99", "in time")

@@ -37,6 +37,11 @@ class Ways:
         self.slowed_by = 1.0
         """Of every instance, those to come included."""
 
+    @property
+    def cores(self) -> float:
+        """That the machine has now, as the operating system tells."""
+        return self._machine.cores
+
     def run(self, instances: int, threads: int, now: float) -> None:
         """So many instances of so many threads take batches from now on; others finish what they run."""
         wanted = [self._instance(number, threads) for number in range(instances)]
@@ -131,6 +136,7 @@ class SimulatedPilot:
         self._looks = 0
         window = self._meter.window(now, telemetry.counts, telemetry.latencies_s, up=len(self._model.lane.pool))
         telemetry.latencies_s.clear()
+        self._pilot.space = msgspec.structs.replace(self._pilot.space, cores=int(self._ways.cores))
         self._carry_out(self._pilot.look(window, now), now)
 
     def _carry_out(self, order: Order | None, now: float) -> None:

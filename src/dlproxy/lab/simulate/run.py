@@ -15,6 +15,7 @@ import numpy as np
 from msgspec import Struct, field
 
 from dlproxy.config import ConfigError, ModelConfig, parse_duration
+from dlproxy.config.knobs import WAY
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.autoscale import rule_of
 from dlproxy.fleet.names import instance_names
@@ -55,7 +56,7 @@ class Autoscaling(Struct, frozen=True):
 class ModelPlan(Struct):
     """One model of a simulation: its lane, and service times for a seed. `service` says where these come from, in words.
 
-    `autoscaling`: None where its instances stay.
+    `quantile`: the share of its answers that its objective is for. `autoscaling`: None where its instances stay.
     `arrival_s`: what the loop does for a request, which the service times are without; None: nobody asked for that.
     """
 
@@ -63,6 +64,7 @@ class ModelPlan(Struct):
     times: Callable[[int], ServiceTimes]
     service: str
     share: float = 1.0
+    quantile: float = 0.99
     arrival_s: float | None = None
     autoscaling: Autoscaling | None = None
 
@@ -70,7 +72,8 @@ class ModelPlan(Struct):
 class Scenario(Struct, kw_only=True):
     """What is simulated. `timeout_s`: each request's deadline, unless its model's objective is earlier, as when served.
 
-    `rows`: of each request; shares weigh the models. `objective_s`: what is good; None leaves each model its own.
+    `rows`: of each request; shares weigh the models. `objective_s`: what is good, for the share `objective_share` of the
+    answers; None leaves each model its own.
     """
 
     models: dict[str, ModelPlan]
@@ -82,6 +85,7 @@ class Scenario(Struct, kw_only=True):
     rows: int = 1
     timeout_s: float = inf
     objective_s: float | None = None
+    objective_share: float = 0.99
     faults: Sequence[Fault] = ()
     seed: int = 0
     setup: dict[str, Any] = field(default_factory=dict)
@@ -95,6 +99,7 @@ def plan_model(
     `start_s`: how long a further instance takes to start, where the model scales.
     """
     plan = _planned(name, config, service, without_loop=without_loop)
+    plan.quantile = config.goal.quantile
     if config.autoscale != "off":
         if plan.plan.inline:
             raise ConfigError(f"model {name}: what runs on the event loop does not scale; set run = 'thread' or 'process'")
@@ -112,6 +117,7 @@ def _planned(name: str, config: ModelConfig, service: str, *, without_loop: bool
     nothing loads and calibrates the model itself. `without_loop`: what the live loop took of the batches' core is taken out of
     them, which needs a log.
     """
+    config = config.begun(WAY)
     if service and (os.path.exists(service) or "=" not in service.partition(",")[0]):
         if not os.path.exists(service):
             raise ConfigError(f"service '{service}': there is no such event log; write times like {SERVICE_EXAMPLE}")
@@ -195,7 +201,7 @@ def simulate(scenario: Scenario, on_progress: Callable[[float], None] = lambda s
     result.batch_sizes = _batch_sizes(simulation)
     result.models = {name: model_result(each) for name, each in simulation.tallies.items()}
     result.faults = [_what_it_did(fault, result.timeline) for fault in scenario.faults]
-    result.interrupted = interrupted
+    result.interrupted, result.objective_share = interrupted, scenario.objective_share
     return result
 
 
@@ -350,7 +356,7 @@ def _setup(scenario: Scenario) -> Mapping[str, Any]:
                 "share": model.share,
                 "instances": len(model.plan.instances),
                 "inline": model.plan.inline,
-                "max_batch": model.plan.knobs.max_batch,
+                "max_batch": model.plan.most_batch,
                 "slo_s": model.plan.knobs.slo_s,
             }
             for name, model in scenario.models.items()

@@ -11,10 +11,9 @@ from msgspec import Struct
 
 from dlproxy.policy.tuning.window import Window
 
-LEAST_EFFECT = 4.0  # requests of one batch fare alike, and those of one burst do as well
 CLEARLY = 3.0  # standard errors: a trial is looked at some ten times, so 0.1 % each makes about 1 %
 UNLIKELY, DOUBTFUL = 1.0, 2.0  # standard errors to the bad side, at which what promised a gain, or no harm, is given up
-LIKELY = 2.0
+LIKELY = 1.0
 FEWEST = 20  # requests on each side before anything is said
 MATTERS = 0.002  # of all requests: less is no reason to change anything, however sure
 
@@ -56,17 +55,17 @@ class Evidence:
     def __init__(self, *, by_rate: bool) -> None:
         self.old, self.new = Side(), Side()
         self._by_rate = by_rate
-        self._seconds = self._clustered = 0.0
+        self._clustered = 0.0
 
     @property
     def _effect(self) -> float:
-        """How many requests tell as much as one that is independent."""
-        return LEAST_EFFECT + self._clustered / max(self._seconds, 1e-9)
+        """How many requests tell as much as one that is independent: those of a batch fare alike, and those of a burst do."""
+        return 1.0 + self._clustered / max(self.old.seconds + self.new.seconds, 1e-9)
 
     def add(self, window: Window, *, new: bool) -> None:
         (self.new if new else self.old).add(window)
-        self._seconds += window.seconds
-        self._clustered += window.seconds * window.dispersion
+        batches = sum([count for count, _ in window.costs.values()])
+        self._clustered += window.seconds * (max(window.dispersion, 1.0) + window.rows / max(batches, 1))
 
     @property
     def difference(self) -> float:
@@ -103,7 +102,7 @@ class Evidence:
 
     @property
     def is_likely(self) -> bool:
-        """The new knobs do better, but for the chance of one in fifty."""
+        """Rather better than not: enough for what was expected to be."""
         return self.difference > max(LIKELY * self.error, MATTERS)
 
     def words(self) -> str:

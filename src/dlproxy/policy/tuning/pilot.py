@@ -11,13 +11,17 @@ from typing import Literal
 
 from msgspec import Struct
 
-from dlproxy.policy.tuning.evidence import LEAST_EFFECT, Evidence
+from dlproxy.policy.tuning.evidence import Evidence
 from dlproxy.policy.tuning.protocol import KnobPolicy, Knobs, Proposal, Space, Value
 from dlproxy.policy.tuning.window import Window, joined
 
 TICK_S = 0.5  # a window; the shortest slice of a trial
-OBJECTIVES = 4.0  # times the objective: the shortest slice, so that requests of the slice before are a small part
-MOST_PAIRS = 8  # slices of each side, after which a trial ends
+OBJECTIVES = 2.0  # times the objective: for so long what waits from before is felt, and not counted; then comes a slice
+MOST_PAIRS = (
+    3  # of slices, each twice as long as the one before, after which a trial ends, if MOST_ENDED requests have been seen
+)
+MOST_ENDED = 300
+LONGEST_S = 40.0  # of either side, however few requests came
 RECENT_S = 5.0  # that the policy decides on
 LEAST_ENDED = 30  # requests of which the end must be known, before anything is changed
 DWELL_S = 20.0  # after a change, while the objective is met
@@ -27,6 +31,8 @@ AGAIN_S = 60.0  # until what did not help is tried again; then twice as long, an
 SAFE_S = 120.0  # of safe mode, after two changes in a row that did harm; then twice as long, and so on
 MOST_S = 3600.0  # of either
 SHIFTED = 1.3  # times as many requests, or as few: another load, for which all may be tried anew
+MUCH = 3.0  # times what may miss the objective
+LEAST_CLUSTER = 4.0  # requests that miss the objective do so in batches
 SURELY = 4.0  # standard deviations of a number of arrivals that are no chance
 LATE = 3.0  # ticks: a window that took longer was measured by a loop that stood still, or by a clock that jumped
 
@@ -61,6 +67,7 @@ class _Trial:
         self.began_at = began_at
         self.slice_s = slice_s
         self.prepared = False
+        self.pairs = 0  # that are complete
         self.new = False  # which side holds now
         self.since = began_at
         self.windows: list[Window] = []  # under the new knobs
@@ -78,8 +85,10 @@ class Pilot:
         self._policy = policy
         self._advise = advise
         self._recent: deque[Window] = deque()
+        self._unsettled_until = -inf  # the load was another a moment ago
         self._trial: _Trial | None = None
         self._hold_until = now
+        self._changed_at = -inf
         self._safe_until = -inf
         self._safe_s = SAFE_S
         self._harmed = 0  # changes in a row that did harm
@@ -113,10 +122,12 @@ class Pilot:
             return self._hold(strange, now)
         if self._recent and _is_another(window, joined(self._recent)):
             self._recent.clear()  # what was before tells nothing of what comes
-        self._recent.append(window)
-        while self._recent[0].at <= now - RECENT_S:
+            self._unsettled_until = now + self._transient_s
+        if now >= self._unsettled_until:
+            self._recent.append(window)
+        while self._recent and self._recent[0].at <= now - RECENT_S:
             self._recent.popleft()
-        if self.paused:
+        if self.paused or not self._recent:
             return None
         if self._trial is not None:
             return self._go_on(self._trial, window, now)
@@ -157,16 +168,24 @@ class Pilot:
 
     # Trials
 
+    @property
+    def _transient_s(self) -> float:
+        return max(TICK_S, OBJECTIVES * min(self.space.objective_s, 10.0))
+
     def _begin(self, now: float) -> Order | None:
         window = joined(self._recent)
         rate = window.arrived / window.seconds
         if self._rate and _differs(window, self._rate):
             self._another_load(rate, now)
-        if now < self._hold_until or now < self._safe_until or window.ended < LEAST_ENDED:
+        missing = window.missed > self.space.tolerated * window.ended
+        dwell_s = URGENT_S if missing else DWELL_S
+        if now < max(self._hold_until, self._safe_until, self._changed_at + dwell_s) or window.ended < LEAST_ENDED:
             return None
         proposal = self._policy.act(window, self.knobs, self.space, now)
+        if proposal is not None and proposal.harmless and (missing or window.seconds < RECENT_S - TICK_S):
+            proposal = None  # which can wait until it is clear that nothing else is the matter
         if proposal is None or not self._may(proposal, now):
-            self._why = "" if window.missed <= self.space.tolerated * window.ended else "it knows nothing better"
+            self._why = "it knows nothing better" if missing else ""
             return None
         changes = self._changes(proposal.knobs)
         expected = f"{proposal.gain:.1%} of the requests fewer miss the objective" if proposal.gain else ""
@@ -175,8 +194,7 @@ class Pilot:
             self._refuse(proposal.knobs, now)
             self._note("advises", proposal.reason, now, changes, expected)
             return None
-        slice_s = max(TICK_S, OBJECTIVES * min(self.space.objective_s, 10.0))
-        trial = self._trial = _Trial(proposal, Evidence(by_rate=self.space.prefers == "rate"), now, slice_s)
+        trial = self._trial = _Trial(proposal, Evidence(by_rate=self.space.prefers == "rate"), now, self._transient_s)
         trial.evidence.add(window, new=False)
         self._note("tries", proposal.reason, now, changes, expected)
         return Order("prepare", proposal.knobs)
@@ -184,22 +202,29 @@ class Pilot:
     def _go_on(self, trial: _Trial, window: Window, now: float) -> Order | None:
         if not trial.prepared:
             return None
+        if now < trial.since + trial.slice_s + TICK_S / 2:
+            return None  # what waits was queued under the other knobs, and the lane learns what batches cost under these
         trial.evidence.add(window, new=trial.new)
         if trial.new:
             trial.windows.append(window)
-        if now < trial.since + trial.slice_s - TICK_S / 2:
+        if now < trial.since + 2.0 * trial.slice_s - TICK_S / 2:
             return None
         evidence, harmless = trial.evidence, trial.proposal.harmless
         verdict = evidence.verdict()
         if verdict == "better" or (harmless and verdict == "alike"):
             return self._keep(trial, now)
-        if verdict == "worse" or evidence.is_futile(harmless=harmless):
+        if verdict == "worse" or (trial.pairs and evidence.is_futile(harmless=harmless)):
             return self._undo(trial, now, harm=verdict == "worse")
-        if verdict == "alike" or evidence.new.seconds >= MOST_PAIRS * trial.slice_s:
+        if verdict == "alike" or _is_enough(trial):
             return self._keep(trial, now) if harmless or evidence.is_likely else self._undo(trial, now, harm=False)
+        if harmless and evidence.old.share > MUCH * self.space.tolerated:
+            return self._hold("the objective is missed", now)  # something else matters more
         promising = not harmless and evidence.difference > evidence.error
         if trial.new and promising and evidence.new.ended < 2 * evidence.old.ended:
             return None  # on trial for longer: going back would only miss more
+        if not trial.new:
+            trial.pairs += 1
+            trial.slice_s *= 2.0
         trial.new, trial.since = not trial.new, now
         return Order("apply", trial.proposal.knobs if trial.new else self.knobs)
 
@@ -211,7 +236,7 @@ class Pilot:
         self.knobs = knobs
         self._kept = before, now, trial.evidence, self._rate
         self._refuse(before, now)  # until the load is another: nothing goes to and fro
-        self._dwell(trial.evidence.new.share, now)
+        self._changed(now)
         return Order("finish", knobs)
 
     def _undo(self, trial: _Trial, now: float, *, harm: bool) -> Order:
@@ -222,7 +247,7 @@ class Pilot:
         reason = "it did harm" if harm else "it did not help"
         self._note("undoes", reason, now, self._changes(knobs), measured=trial.evidence.words())
         self._refuse(knobs, now)
-        self._dwell(trial.evidence.old.share, now)
+        self._changed(now)
         if harm:
             self._did_harm(now)
         return Order("finish", self.knobs)
@@ -251,7 +276,7 @@ class Pilot:
         self._refuse(self.knobs, now)
         self.knobs, self._kept = dict(before), None
         self._did_harm(now)
-        self._dwell(1.0, now)
+        self._changed(now)
         return Order("finish", self.knobs)
 
     # Holding still
@@ -281,8 +306,8 @@ class Pilot:
         knobs = trial.proposal.knobs if trial is not None and trial.new else self.knobs
         return min(int(knobs.get(name, 1)), int(self.knobs.get(name, 1)))
 
-    def _dwell(self, share: float, now: float) -> None:
-        self._hold_until = now + (URGENT_S if share > self.space.tolerated else DWELL_S)
+    def _changed(self, now: float) -> None:
+        self._changed_at = now
         self._recent.clear()
 
     def _did_harm(self, now: float) -> None:
@@ -298,8 +323,6 @@ class Pilot:
         self._rate = rate
         self._refused.clear()
         self._kept = None
-        if now >= self._safe_until:
-            self._hold_until = min(self._hold_until, now)
 
     # What may be tried
 
@@ -328,12 +351,18 @@ class Pilot:
         self.log.append(Decision(at=now, kind=kind, reason=reason, changes=changes or {}, expected=expected, measured=measured))
 
 
+def _is_enough(trial: _Trial) -> bool:
+    """More would hardly tell more."""
+    new = trial.evidence.new
+    return new.seconds >= LONGEST_S or (trial.pairs >= MOST_PAIRS and new.ended >= MOST_ENDED)
+
+
 def _is_another(window: Window, before: Window) -> bool:
     """More come than before, or fewer, or another part of them misses the objective."""
     if _differs(window, before.arrived / before.seconds):
         return True
     expected = before.missed / max(before.ended, 1) * window.ended
-    chance = sqrt(max(window.dispersion, LEAST_EFFECT) * max(expected, window.missed, 1.0))
+    chance = sqrt(max(window.dispersion, LEAST_CLUSTER) * max(expected, window.missed, 1.0))
     return abs(window.missed - expected) > SURELY * chance
 
 

@@ -15,9 +15,11 @@ from dlproxy.policy.tuning.window import Window, fitted
 Way = tuple[int, int]  # instances, threads of each
 
 NEWEST = 0.5  # weight of the newest window in what batches of the present way cost
-FEWEST_BATCHES = 20  # in a window that tells what batches cost
+ANOTHER = 1.5  # times what batches took before: the model or the machine has changed
+FEWEST_BATCHES = 5  # in a window that tells what batches cost
 PARALLEL = 0.7  # of a batch's work can be shared among threads, as long as nothing is known (Amdahl's law)
 PAYS = 0.005  # of the requests: smaller promised gains are within what the model does not know
+DESPERATE = 5.0  # times what may miss the objective: from there on ways are tried of which nothing good is known
 CLOSE = 1.2  # times as many misses as in the best way that is known: a guess that is so near may be wrong
 ROOM = 1.2  # times the capacity: worth a change even while the objective is met
 SERVICE_CV2 = 0.1  # of batch times around their line
@@ -87,20 +89,20 @@ class CostBook:
     def observe(self, way: Way, window: Window) -> None:
         if sum([batches for batches, _ in window.costs.values()]) < FEWEST_BATCHES:
             return
-        base_s, row_s = fitted(window.costs)
-        before = self._seen.get(way)
-        now = Cost(base_s, row_s)
+        now, before = Cost(*fitted(window.costs)), self._seen.get(way)
         if before is not None:
-            now = Cost(*(NEWEST * new + (1.0 - NEWEST) * old for new, old in ((base_s, before.base_s), (row_s, before.row_s))))
+            took_s = sum([seconds for _, seconds in window.costs.values()])
+            expected_s = sum([batches * before.seconds(rows) for rows, (batches, _) in window.costs.items()])
+            if not 1.0 / ANOTHER < took_s / expected_s < ANOTHER:
+                self._seen.clear()  # what was seen of other ways tells nothing any more
+            else:
+                keep = 1.0 - NEWEST
+                now = Cost(NEWEST * now.base_s + keep * before.base_s, NEWEST * now.row_s + keep * before.row_s)
         self._seen[way] = now
         self._last = way
 
     def knows(self, way: Way) -> bool:
         return way in self._seen
-
-    def forget_others(self, way: Way) -> None:
-        """What batches cost has changed: only what is seen now counts."""
-        self._seen = {known: cost for known, cost in self._seen.items() if known == way}
 
     def cost(self, way: Way, cores: int) -> Cost | None:
         """As seen, or as the one seen last is to be scaled to these threads on these cores."""
@@ -126,22 +128,19 @@ class Rules:
 
     def act(self, window: Window, knobs: Knobs, space: Space, now: float) -> Proposal | None:
         way = int(knobs["instances"]), int(knobs["threads"])
-        before = self.book.cost(way, space.cores) if self.book.knows(way) else None
         self.book.observe(way, window)
-        cost = self.book.cost(way, space.cores)
-        if cost is None or not window.arrived:
+        if not self.book.knows(way) or not window.arrived:
             return None
-        if before is not None and not 0.7 < cost.seconds(1) / before.seconds(1) < 1.4:
-            self.book.forget_others(way)
         rows = window.rows / window.answered if window.answered else 1.0
         load = Load(window.arrived / window.seconds, max(rows, 1.0), max(window.dispersion, 1.0))
         options = list(self._options(knobs, space))
         if space.prefers == "rate":
             return self._quickest(options, knobs, space)
-        missing = window.missed > space.tolerated * window.ended
         here = self._missed(knobs, load, space)
-        if missing:
-            return self._better(options, here, load, space) or self._unknown(options, here, load, space)
+        if window.missed > space.tolerated * window.ended:
+            seen = max(here, window.missed / window.ended)
+            better = self._better(options, here, load, space)
+            return better or (self._unknown(options, seen, load, space) if seen > DESPERATE * space.tolerated else None)
         if space.prefers == "cores":
             return self._cheaper(options, knobs, load, space)
         return self._roomier(options, knobs, load, space)
@@ -152,19 +151,23 @@ class Rules:
     # Which knobs there are
 
     def _options(self, knobs: Knobs, space: Space) -> Iterator[tuple[Knobs, str]]:
-        """Each with one knob turned, or with another way of running, and the reason for it."""
+        """The best that is known of batching, ways of running, and both together; each with the reason for it."""
+        batching: dict[str, float | int] = {}
         if "max_wait_s" not in space.pinned and float(knobs["max_wait_s"]) > 0.0:
-            yield {**knobs, "max_wait_s": 0.0}, "batches fill while others run: waiting for more only takes time"
+            batching["max_wait_s"] = 0.0
         if "max_batch" not in space.pinned and int(knobs["max_batch"]) < space.max_batch:
-            yield {**knobs, "max_batch": space.max_batch}, "the lane bounds batches by what they cost, as the objective allows"
+            batching["max_batch"] = space.max_batch
+        if batching:
+            yield {**knobs, **batching}, "batches fill while others run, and the lane bounds them by what they cost"
         if {"instances", "threads"} & space.pinned:
             return
         for instances, threads in space.ways:
             if (instances, threads) != (knobs["instances"], knobs["threads"]):
-                yield (
-                    {**knobs, "instances": instances, "threads": threads},
-                    f"{instances} x {threads} threads suit this load",
-                )
+                way = {"instances": instances, "threads": threads}
+                reason = f"{instances} x {threads} threads suit this load"
+                yield {**knobs, **way}, reason
+                if batching:
+                    yield {**knobs, **batching, **way}, f"{reason}, and batches fill while others run"
 
     # What they would do
 
@@ -195,9 +198,13 @@ class Rules:
 
     def _unknown(self, options: list[tuple[Knobs, str]], here: float, load: Load, space: Space) -> Proposal | None:
         """The model knows nothing better, and the objective is missed: then a way that was never seen, if it may be near."""
-        for knobs, _ in options:
-            known = self.book.knows((int(knobs["instances"]), int(knobs["threads"])))
-            if not known and self._missed(knobs, load, space) < CLOSE * here:
+        guesses = [
+            (self._missed(knobs, load, space), _cores(knobs), knobs)
+            for knobs, _ in options
+            if not self.book.knows((int(knobs["instances"]), int(knobs["threads"])))
+        ]
+        for missed, _, knobs in sorted(guesses, key=lambda guess: guess[:2]):
+            if missed < CLOSE * here and 1.0 - missed > (1.0 - here) / CLOSE:
                 return Proposal(knobs=knobs, reason="the objective is missed, and this was never tried")
         return None
 
@@ -205,7 +212,8 @@ class Rules:
         """What could bear more, and is no slower now: for when more comes."""
         here, missed = self._capacity(knobs, space), self._missed(knobs, load, space)
         for option, reason in options:
-            if float(knobs["max_wait_s"]) > float(option["max_wait_s"]):
+            same_way = (knobs["instances"], knobs["threads"]) == (option["instances"], option["threads"])
+            if same_way and float(knobs["max_wait_s"]) > float(option["max_wait_s"]):
                 return Proposal(knobs=option, reason=reason, harmless=True)
             if self._capacity(option, space) >= ROOM * here and self._missed(option, load, space) <= missed + PAYS / 10.0:
                 return Proposal(knobs=option, reason=f"room for more load: {reason}", harmless=True)
