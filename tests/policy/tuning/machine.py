@@ -17,6 +17,7 @@ from dlproxy.policy.tuning.window import Window
 from tests.policy.tuning.lanes import KNOBS, SPACE, window
 
 ENDS = ("keeps", "undoes", "gives up", "holds")
+LONGEST_TRIAL_S = 300.0
 HARM = ("it did harm", "after some seconds it did harm")
 
 sane = st.fixed_dictionaries(
@@ -164,7 +165,7 @@ class Host(RuleBasedStateMachine):
     @precondition(lambda self: self.trial is not None and not self.prepared)
     @rule()
     def ready(self) -> None:
-        self.prepared = True
+        self.prepared, self.prepared_at = True, self.now
         self.told(self.pilot.ready(self.now))
         assert self.held == self.trial
 
@@ -221,6 +222,8 @@ class Host(RuleBasedStateMachine):
         self.read_log()
         if order is not None and order.act == "finish":
             self.trial = None
+        if self.trial is not None and self.prepared:
+            assert self.now < self.prepared_at + LONGEST_TRIAL_S, "it never ends"
 
     def not_again(self, knobs: Knobs) -> None:
         for until, refused in self.refused:

@@ -120,10 +120,10 @@ def test_what_cannot_be_had_is_not_asked_for_again_at_once() -> None:
 def test_what_makes_room_is_kept_if_nothing_gets_worse() -> None:
     flight = Flight(lambda knobs: 0)
     flight.wants(MORE)
-    flight.fly(30.0)
+    flight.fly(60.0)
     assert flight.kinds == ["tries", "undoes"]
     flight.wants(WIDE, harmless=True)
-    flight.fly(30.0)
+    flight.fly(100.0)
     assert flight.kinds[2:] == ["tries", "keeps"]
     assert flight.held == WIDE
 
@@ -290,7 +290,8 @@ def test_a_change_is_given_time_while_the_objective_is_met() -> None:
 
 
 @pytest.mark.parametrize("dispersion", [1.0, 20.0])
-def test_changes_that_change_nothing_are_hardly_ever_kept(dispersion: float) -> None:
+def test_changes_that_change_nothing_are_seldom_kept(dispersion: float) -> None:
+    """Not never: what was promised to help needs no more than a likely gain."""
     draw = np.random.default_rng(1)
     flight = Flight(lambda held: 0)
     for number in range(400):
@@ -302,4 +303,4 @@ def test_changes_that_change_nothing_are_hardly_ever_kept(dispersion: float) -> 
             flight.fly(TICK_S, arrived=arrived, missed=missed, dispersion=dispersion)
     tried, kept = flight.kinds.count("tries"), flight.kinds.count("keeps")
     assert tried >= 50
-    assert kept < 0.08 * tried
+    assert kept < 0.15 * tried
