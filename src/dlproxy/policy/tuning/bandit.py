@@ -54,13 +54,14 @@ class Bandit:
             return None
         load = load_of(window)
         here, _ = self._model.estimate(features(knobs, load))
-        best, best_hope, best_mean = None, here + PAYS, here
+        best, best_hope, best_mean = None, -inf, here
         for arm in arms(knobs, space):
             if arm == knobs or (met and cores_of(arm) >= cores_of(knobs)) or any(arm == other for _, other in self._aside):
                 continue
             mean, deviation = self._model.estimate(features(arm, load))
-            hope = min(mean + OPTIMISM * deviation, inf if space.prefers == "rate" else 0.0)
-            if hope > best_hope:
+            hope = mean + OPTIMISM * deviation
+            possible = hope if space.prefers == "rate" else min(hope, 0.0)
+            if possible > here + PAYS and hope > best_hope:
                 best, best_hope, best_mean = arm, hope, mean
         self._proposed = best
         if best is None:
