@@ -133,7 +133,13 @@ def _fly(
     first: Static,
     until: float,
 ) -> Pilot:
-    knobs = {"max_batch": min(first[2], MOST_BATCH), "max_wait_s": first[3], "instances": first[0], "threads": first[1]}
+    knobs = {
+        "max_batch": min(first[2], MOST_BATCH),
+        "max_wait_s": first[3],
+        "instances": first[0],
+        "threads": first[1],
+        "discipline": "edf",
+    }
     space = Space(
         cores=scenario.cores, max_batch=MOST_BATCH, ways=tuple(ways(scenario.cores)), objective_s=scenario.objective_s
     )

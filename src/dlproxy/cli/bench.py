@@ -5,17 +5,17 @@ Not aware of: how load is made (lab/load), how a report looks (lab/report).
 
 import argparse
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlproxy.cli.bar import Bar
 from dlproxy.cli.durations import seconds, span
 from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from dlproxy.lab.load.run import Interrupt, LoadTest, Watch
+    from dlproxy.lab.load.run import Interrupt, LoadTest
     from dlproxy.lab.load.settings import Settings
     from dlproxy.lab.report.result import Result, Trial
 
@@ -136,7 +136,7 @@ def _load(args: argparse.Namespace) -> int:
     with Interrupt() as interrupt:
         if args.find_peak is not None:
             return _find_peak(args, test, interrupt)
-        with _Bar(test.settings.ramp_s + test.settings.length_s) as bar:
+        with Bar(test.settings.ramp_s + test.settings.length_s) as bar:
             result = test.run(interrupt, bar.watch)
         _report(result, args)
         if result.interrupted:
@@ -201,7 +201,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
         seed=args.seed,
         input=args.input,
         rows=args.rows,
-        shapes=dict(_shape(text) for text in args.shape),
+        shapes=dict(shape(text) for text in args.shape),
         keys=args.keys,
         zipf=args.zipf,
         protocol=args.protocol,
@@ -241,7 +241,8 @@ def _header(text: str) -> tuple[str, str]:
     return name, value.strip()
 
 
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+def shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """An option like tokens:128 as a name and sizes. Raises LoadError."""
     from dlproxy.lab.load.settings import LoadError
 
     name, colon, sizes = text.rpartition(":")
@@ -266,34 +267,3 @@ def _report(result: "Result", args: argparse.Namespace) -> None:
 
 def _keep_going(progress: Any) -> bool:
     return True
-
-
-class _Bar:
-    """A progress bar on a terminal, nothing elsewhere."""
-
-    def __init__(self, seconds: float) -> None:
-        from time import monotonic
-
-        from tqdm import tqdm
-
-        form = "{l_bar}{bar}| {n:.1f}/{total:.1f} s{postfix}"
-        self._bar = tqdm(total=seconds, bar_format=form, leave=False, disable=None, file=sys.stderr)
-        self._clock = monotonic
-        self._started_at: float | None = None
-        self.watch: Watch = self._show
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def _show(self, progress: Any) -> bool:
-        now = self._clock()
-        if self._started_at is None:
-            self._started_at = now
-        self._bar.set_postfix_str(
-            f" {progress.ok:,} answered, {progress.failed:,} failed, {progress.under_way:,} in flight", refresh=False
-        )
-        self._bar.update(min(now - self._started_at, self._bar.total or 0.0) - self._bar.n)
-        return True

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dlproxy.cli import what_if
 from dlproxy.cli.durations import seconds, span
 from dlproxy.cli.parser import among, near
 from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, complain, say
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from dlproxy.lab.report.result import Result
     from dlproxy.lab.simulate.engine import LoopCosts
     from dlproxy.lab.simulate.run import ModelPlan, Scenario
+    from dlproxy.lab.simulate.what_if import Today
 
 RECORDED = "recorded"
 OF_REPLAYS = {"--replay", "--objective", "--json", "--html"}
@@ -58,6 +60,7 @@ def add_to(commands: Commands) -> None:
     )
     load.add_argument("--seed", type=int, default=0, help="the same seed gives the same output (default 0)")
     _add_fleet(simulate)
+    what_if.add_to(simulate)
     simulate.add_argument("--replay", type=Path, metavar="EVENT.dlog", help="replay a recorded live run instead, and compare")
     simulate.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
     simulate.add_argument("--html", type=Path, metavar="FILE", help="write a report with charts")
@@ -106,6 +109,8 @@ def _simulate(args: argparse.Namespace) -> int:
         for path in (args.json, args.html):
             if path is not None:
                 ensure_writable(path)
+        if what_if.wanted(args) and not args.replay:
+            return what_if.run(args, lambda: _today(args))
         result = _replay(args) if args.replay else _run(args)
         say(table(result))
         if args.json is not None:
@@ -141,6 +146,29 @@ def _run(args: argparse.Namespace) -> "Result":
     form = "{l_bar}{bar}| {n:.1f}/{total:.1f} virtual seconds, {remaining} left"
     with tqdm(total=scenario.duration_s, bar_format=form, disable=None, leave=False, delay=1.0) as progress:
         return simulate(scenario, lambda seconds: progress.update(seconds - progress.n) and None)
+
+
+def _today(args: argparse.Namespace) -> "Today":
+    """The load that the options describe. Raises as _scenario does."""
+    from msgspec import structs
+
+    from dlproxy.lab.simulate.what_if import Today
+
+    base = _scenario(args)
+    measured = [model.parallel for model in base.models.values() if model.parallel is not None]
+    parallel = args.parallel if args.parallel is not None else min(measured, default=base.parallel)
+
+    def at(times: float, seed: int, slo_s: object) -> "Scenario":
+        values = {**vars(args), "seed": seed}
+        option = "rate" if args.trace is None else "speed"
+        values[option] = (getattr(args, option) or 1.0) * times
+        if args.trace is not None and args.duration is not None:
+            values["duration"] = str((span(args.duration, "--duration") or 0.0) / times)
+        arrivals, duration_s = _arrivals(argparse.Namespace(**values))
+        return structs.replace(base, arrivals=arrivals, duration_s=duration_s, seed=seed, parallel=parallel)
+
+    rows = dict.fromkeys(base.models, (args.rows, args.rows))
+    return Today(at, rate=base.arrivals.rate, rows=rows, aims=args.objective is None and args.deadline is None)
 
 
 def _scenario(args: argparse.Namespace) -> "Scenario":

@@ -7,27 +7,21 @@ Not aware of: how dlproxy works inside; it is an ordinary client of an ordinary 
 import asyncio
 import http.client
 import json
-import re
 import signal
 import sys
-import tempfile
-from asyncio.subprocess import PIPE, Process
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from msgspec import Struct
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dlproxy.hosts import authority, plain_host
+from dlproxy.hosts import authority
+from dlproxy.lab.child_server import Addresses, ChildServer, ServerError
 from dlproxy.lab.demo_client import Load, LoadError, Results
 from dlproxy.serve.event_loop import loop_factory
 
 DIGITS = Path(__file__).with_name("digits")
-START_S = 60.0  # far beyond a slow machine's second or two: only a server that hangs takes longer
-STOP_S = 10.0
 SHADES = " .:-=+*#%@"
 OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -38,21 +32,6 @@ class DemoError(Exception):
     def __init__(self, message: str, code: int = FAILED) -> None:
         super().__init__(message)
         self.code = code
-
-
-class _Addresses(Struct):
-    """Where the child listens."""
-
-    host: str
-    http_port: int
-    control_port: int
-
-
-class _Started(Struct):
-    process: Process
-    addresses: _Addresses
-    model: list[str]
-    """What the server said about the model."""
 
 
 def run(*, seconds: float, concurrency: int, keep_serving: bool) -> int:
@@ -86,33 +65,32 @@ class _Demo:
         assert task is not None
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        with tempfile.TemporaryFile() as log:
-            server = await _start(log)
-            try:
-                return await self._with(server, log)
-            finally:
-                await _end(server.process)
+        server, addresses = await _start()
+        try:
+            return await self._with(server, addresses)
+        finally:
+            await _end(server)
 
-    async def _with(self, server: _Started, log: BinaryIO) -> int:
-        _say(*server.model, "")
+    async def _with(self, server: ChildServer, addresses: Addresses) -> int:
+        _say(*server.about, "")
         results = Results(self._labels)
-        before = await asyncio.to_thread(_stats, server.addresses)
-        interrupted = await self._send(server.addresses, results)
-        if server.process.returncode is not None:
-            raise DemoError(f"the server stopped during the load\n{_tail(log)}")
-        after = await asyncio.to_thread(_stats, server.addresses)
+        before = await asyncio.to_thread(_stats, addresses)
+        interrupted = await self._send(addresses, results)
+        if server.process.poll() is not None:
+            raise DemoError(f"the server stopped during the load\n{server.tail()}")
+        after = await asyncio.to_thread(_stats, addresses)
         _say(*self._pictures(results), "", *_table(results, before, after, self._concurrency))
         if interrupted:
             return INTERRUPTED
         code = FAILED if results.errors or not results.answered else OK
         if self._keep_serving:
-            _say("", *_invitation(server.addresses, self._images[0], self._labels[0]))
+            _say("", *_invitation(addresses, self._images[0], self._labels[0]))
             self.serving_on = True
-            await server.process.wait()
-            raise DemoError(f"the server has stopped\n{_tail(log)}")
+            await asyncio.to_thread(server.process.wait)
+            raise DemoError(f"the server has stopped\n{server.tail()}")
         return code
 
-    async def _send(self, addresses: _Addresses, results: Results) -> bool:
+    async def _send(self, addresses: Addresses, results: Results) -> bool:
         """Whether it was interrupted, which ends the load early; what came back until then counts."""
         what = f"sending {len(self._labels)} handwritten digits over {self._concurrency} connections"
         load = Load(self._images, results)
@@ -146,69 +124,31 @@ class _Demo:
         return ["", *("   ".join(f"   {line:<24}" for line in lines).rstrip() for lines in zip(*pictures, strict=True))]
 
 
-async def _start(log: BinaryIO) -> _Started:
+async def _start() -> tuple[ChildServer, Addresses]:
     """A ready server; on other ports than the usual ones if those are taken. Raises DemoError."""
     _say("starting: dlproxy serve digits.onnx")
     for ports in ([], ["--http-port", "0", "--control-port", "0"]):
-        command = [sys.executable, "-m", "dlproxy", "serve", str(DIGITS / "digits.onnx"), *ports]
-        # a session of its own: Ctrl-C in the terminal reaches us, and we end the child
-        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=log, start_new_session=True)
+        server = ChildServer([str(DIGITS / "digits.onnx"), *ports])
         try:
-            async with asyncio.timeout(START_S):
-                report = await _read_report(process)
-            if report is not None:
-                return _Started(process, *_addresses(report))
-            code = await process.wait()
-        except TimeoutError:
-            await _end(process)
-            raise DemoError(f"the server was not ready after {START_S:g} s\n{_tail(log)}") from None
+            return server, await asyncio.to_thread(server.wait_until_ready)
+        except ServerError as error:
+            await _end(server)
+            if ports or "cannot listen on" not in str(error):
+                raise DemoError(str(error), USER_ERROR if error.mendable else FAILED) from None
         except BaseException:
-            await _end(process)
+            server.kill()  # whoever waits for it in the thread sees that
             raise
-        message = _tail(log)
-        if ports or "cannot listen on" not in message:
-            raise DemoError(f"the server did not start\n{message}", USER_ERROR if code == USER_ERROR else FAILED)
         _say("port 8000 or 8002 is in use; the demo picks free ones")
     raise AssertionError("the second round returns or raises")
 
 
-async def _read_report(process: Process) -> list[str] | None:
-    """What the server prints up to the line that says it is ready; None if it ends before."""
-    assert process.stdout is not None
-    lines: list[str] = []
-    while line := (await process.stdout.readline()).decode():
-        lines.append(line.rstrip())
-        if line.startswith("ready"):
-            return lines
-    return None
-
-
-def _addresses(report: list[str]) -> tuple[_Addresses, list[str]]:
-    """Where the server listens, and the lines of its report before those that say so."""
-    found = {
-        match[1]: (number, match[2], int(match[3]))
-        for number, line in enumerate(report)
-        if (match := re.match(r"(inference|metrics) +http://(.+):(\d+)/", line))
-    }
-    if len(found) != 2:
-        raise DemoError("the server did not report its addresses:\n" + "\n".join(report))
-    number, host, http_port = found["inference"]
-    return _Addresses(plain_host(host), http_port, found["metrics"][2]), report[:number]
-
-
-async def _end(process: Process) -> None:
-    """Let the child drain; if that is interrupted or takes too long, kill it."""
-    if process.returncode is not None:
-        return
-    with suppress(ProcessLookupError):
-        process.terminate()
+async def _end(server: ChildServer) -> None:
+    """Let the child drain; if that is interrupted, kill it."""
     try:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), STOP_S)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await asyncio.to_thread(server.end)
+    except asyncio.CancelledError:
+        server.kill()
+        raise
 
 
 async def _show(progress: "tqdm[Any]", results: Results) -> None:
@@ -220,7 +160,7 @@ async def _show(progress: "tqdm[Any]", results: Results) -> None:
         await asyncio.sleep(0.1)
 
 
-def _stats(addresses: _Addresses) -> dict[str, int]:
+def _stats(addresses: Addresses) -> dict[str, int]:
     connection = http.client.HTTPConnection(addresses.host, addresses.http_port, timeout=10)
     try:
         connection.request("GET", "/v2/models/digits/stats")
@@ -254,7 +194,7 @@ def _draw(image: NDArray[np.uint8]) -> list[str]:
     return ["".join(2 * SHADES[round(grey / 16 * top)] for grey in row) for row in image[0].tolist()]
 
 
-def _invitation(addresses: _Addresses, image: NDArray[np.uint8], label: int) -> list[str]:
+def _invitation(addresses: Addresses, image: NDArray[np.uint8], label: int) -> list[str]:
     body = json.dumps({"inputs": [image.tolist()]}, separators=(",", ":"))
     http, control = (authority(addresses.host, port) for port in (addresses.http_port, addresses.control_port))
     return [
@@ -266,12 +206,6 @@ def _invitation(addresses: _Addresses, image: NDArray[np.uint8], label: int) -> 
         f"metrics    http://{control}/metrics",
         "serving; press Ctrl-C to stop",
     ]
-
-
-def _tail(log: BinaryIO) -> str:
-    """The last of what the server wrote to stderr."""
-    log.seek(0)
-    return "\n".join(log.read().decode(errors="replace").splitlines()[-10:])
 
 
 def _say(*lines: str) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config import ModelConfig, TenantConfig, parse_goal
+from dlproxy.cores import usable_cores
 from dlproxy.fleet import Fleet
 from dlproxy.fleet.autoscale import Autoscaler, Scaled, autoscaler, most_instances
 from dlproxy.fleet.local import LocalFleet
@@ -128,7 +129,10 @@ def _assembled(
         tenant_weights=tenant_weights,
     )
     lane = Lane(plan.knobs, plan.prior)
-    recorder = None if event_log is None else Recorder(event_log, Header(name, plan.knobs, plan.prior), lane)
+    recorder = None
+    if event_log is not None:
+        header = Header(name, plan.knobs, plan.prior, threads=fleet.way.threads, cores=usable_cores())
+        recorder = Recorder(event_log, header, lane)
     stats = ModelStats()
     driver = Driver(
         model=name,

@@ -27,12 +27,16 @@ class LogError(Exception):
 
 
 class Header(Struct):
-    """How the recorded lane was made."""
+    """How the recorded lane was made, and on what it ran: `threads` of each instance, `cores` of the machine; 0: not known, or
+    not here.
+    """
 
     model: str
     knobs: LaneKnobs
     prior: list[tuple[int | float, ...]]
     format: int = FORMAT
+    threads: int = 0
+    cores: int = 0
 
 
 class Note(Struct, tag="note"):

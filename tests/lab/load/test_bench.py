@@ -15,6 +15,9 @@ import pytest
 
 from dlproxy.cli import main
 from dlproxy.lab.load.arrivals import make_arrivals
+from dlproxy.lab.load.generator import Progress
+from dlproxy.lab.load.run import Interrupt, LoadTest
+from dlproxy.lab.load.settings import Settings
 from dlproxy.lab.load.worker import portion, share
 from dlproxy.lab.report.result import Result, load
 from tests import models
@@ -68,6 +71,30 @@ def test_a_closed_loop_is_measured_shown_and_saved(tmp_path: Path, capsys: pytes
     assert setup["payload"]["distinct"] == 4
     assert setup["model"]["inputs"] == {"x": "FP32 [-1,4]"}
     assert len({asked.body for asked in server.asked}) == 4
+
+
+def test_what_the_server_counted_during_the_run_is_in_the_result() -> None:
+    def stats(requests: int, batches: int) -> bytes:
+        phase = {"count": requests, "ns": requests * 2_000_000}
+        size = {
+            "batch_size": 4,
+            "compute_input": {"ns": batches * 1000},
+            "compute_infer": {"count": batches, "ns": batches * 9000},
+        }
+        return http({"model_stats": [{"inference_stats": {"queue": phase}, "batch_stats": [size]}]})
+
+    path = "/v2/models/m/stats"
+    with FakeServer(pages={path: stats(10, 3)}) as server:
+        test = LoadTest(Settings(url=server.url, model="m", concurrency=2, duration_s=0.2, warmup_s=0.0))
+
+        def count_more(progress: Progress) -> bool:
+            server.pages[path] = stats(50, 13)
+            return True
+
+        result = test.run(Interrupt(), count_more)
+    assert result.batch_sizes == {4: 10}
+    assert result.phases_ms == {"queue": pytest.approx(2.0)}
+    assert result.busy_s == pytest.approx(10 * 10e-6)
 
 
 def test_two_processes_send_the_stream_of_one_and_the_deadline_with_each_request(tmp_path: Path) -> None:

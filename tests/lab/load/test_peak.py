@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,6 +104,14 @@ def test_a_full_run_that_fails_lowers_the_rate() -> None:
     result = search.run()
     assert result.peak_rps is not None
     assert 500.0 < result.peak_rps <= 700.0
+
+
+def test_time_that_is_up_ends_it_with_what_was_tried() -> None:
+    search, told = _search(FakeTest(lambda rate: (0.005, {})))
+    result = search.run(100.0, until=monotonic())
+    assert [trial.rate for trial in told] == [100.0]
+    assert result.peak_rps is None
+    assert not result.interrupted
 
 
 def test_it_says_when_no_rate_will_do_and_stops_at_the_trials_that_it_was_given() -> None:

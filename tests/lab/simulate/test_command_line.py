@@ -121,6 +121,30 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*M, "--fault=die:node=node-0,factor=3"], ["factor only has a meaning with slow"]),
         ([*M, "--fault=slow:node=node-0,after=3"], ["after only has a meaning with fail"]),
         (["--replay=text.dlog", "--fault=die:node=node-0"], ["--replay takes its requests"]),
+        (["--replay=text.dlog", "--what-if=instances=2"], ["--replay takes its requests", "omit --what-if"]),
+        (["--log=nowhere.dlog"], ["nowhere.dlog cannot be read"]),
+        (["--log=text.dlog"], ["text.dlog breaks off within its header"]),
+        (["--log=cut.dlog", "--what-if=instances=2"], ["cut.dlog breaks off within its header"]),
+        (["--log=folder"], ["folder holds no event log (*.dlog)"]),
+        (["--log=text.dlog", "m", RATE], ["--log takes requests, models and knobs from the recording; omit m, --rate"]),
+        (["--log=text.dlog", "--loop=read=20us"], ["--loop is either recorded or left out"]),
+        ([*M, "--what-if=max_bach=4"], ["--what-if max_bach=4", "did you mean 'max_batch'?"]),
+        ([*M, "--what-if=rows=4"], ["no knob 'rows'"]),
+        ([*M, "--what-if=instances=1000"], ["--what-if instances=1000", "<= 256"]),
+        ([*M, "--rows=3", "--what-if=max_batch=2"], ["requests to m have up to 3 rows"]),
+        ([*M, *["--what-if=instances=2"] * 21], ["--what-if is given 21 times", "at most 20"]),
+        ([*M, "--parallel=0.5"], ["--parallel only has a meaning with"]),
+        ([*M, "--what-if=threads=2", "--parallel=1.5"], ["--parallel 1.5 is out of range"]),
+        ([*M, "--capacity=thrice"], ["--capacity 'thrice' is not understood", "3x"]),
+        ([*M, "--capacity=3x"], ["--capacity needs an objective", "--objective 20ms"]),
+        ([*M, "--capacity=3x", "--slo=p99=1s", "--what-if=rate=2x"], ["leave rate, speed and cores out"]),
+        ([*M, "--capacity=3x", "--slo=p99=1s", "--what-if=instances=2"], ["finds the number of instances"]),
+        ([*M, "--capacity=3x", "--slo=p99=1s", "--html=o.html"], ["no HTML report"]),
+        ([*M, "--capacity=3x", "--slo=p99=1s", *["--what-if=max_batch=2"] * 2], ["one --what-if at most"]),
+        (["m", "n", TIMES, "--service=n=base=1ms", RATE, "--objective=1s", "--capacity=3x"], ["one model only"]),
+        (["--config=scaling.toml", TIMES, RATE, SHORT, "--what-if=instances=2"], ["the model scales", "autoscale = 'off'"]),
+        (["--config=scaling.toml", TIMES, RATE, SHORT, "--what-if=cores=2"], ["models that scale"]),
+        (["--config=scaling.toml", TIMES, RATE, SHORT, "--capacity=2x"], ["autoscaling"]),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
@@ -157,8 +181,8 @@ def test_one_seed_writes_one_file_whatever_the_process_and_another_seed_another(
     assert {"deadline"} <= first["errors"].keys(), "the scene shall be rich"
 
 
-def test_ctrl_c_prints_and_writes_what_was_simulated_so_far(folder: Path) -> None:
-    arguments = ["m", TIMES, "--rate=1000", "--duration=1000000", "--json=part.json"]
+def _interrupted(arguments: list[str]) -> str:
+    """What the command prints if Ctrl-C comes while it simulates."""
     program = (
         "import sys\n"
         "from dlproxy.cli import main\n"
@@ -183,7 +207,27 @@ def test_ctrl_c_prints_and_writes_what_was_simulated_so_far(folder: Path) -> Non
     guard.cancel()
     guard.join()
     assert (process.returncode, errors) == (INTERRUPTED, "")
-    assert "interrupted" in out
+    return out
+
+
+def test_ctrl_c_ends_what_ifs_with_the_columns_so_far(folder: Path) -> None:
+    long = ["m", TIMES, "--rate=1000", "--duration=1000000", "--json=part.json"]
+    out = _interrupted([*long, "--what-if=instances=2"])
+    assert "Stopped early: simulated covers" in out
+    written = json.loads((folder / "part.json").read_bytes())
+    assert list(written["columns"]) == ["simulated"]
+    assert written["columns"]["simulated"]["interrupted"]
+
+
+def test_ctrl_c_ends_the_search_for_a_capacity(folder: Path) -> None:
+    long = ["m", TIMES, "--rate=1000", "--duration=100000", "--json=part.json"]
+    out = _interrupted([*long, "--capacity=3x", "--objective=50ms"])
+    assert "stopped before the number of instances was found" in out
+    assert json.loads((folder / "part.json").read_bytes())["instances"] is None
+
+
+def test_ctrl_c_prints_and_writes_what_was_simulated_so_far(folder: Path) -> None:
+    assert "interrupted" in _interrupted(["m", TIMES, "--rate=1000", "--duration=1000000", "--json=part.json"])
     result = load(folder / "part.json")
     assert result.interrupted
     assert result.sent >= 20_000
@@ -249,6 +293,15 @@ def test_a_trace_is_simulated_from_its_first_to_its_last_arrival(folder: Path) -
     assert result.batch_sizes == {1: 3, 2: 1}, "what comes at one instant shares a batch"
     assert main(["simulate", "m", TIMES, "--trace=trace.csv", "--speed=2", "--json=out.json"]) == OK
     assert load(folder / "out.json").duration_s == pytest.approx(2.0)
+
+
+def test_a_trace_goes_with_what_ifs(folder: Path) -> None:
+    (folder / "trace.csv").write_text("\n".join(["time", *(str(0.1 * number) for number in range(101))]))
+    options = ["--trace=trace.csv", "--what-if=rate=2x", "--what-if=speed=4", "--what-if=rate=40/s", "--json=out.json"]
+    assert main(["simulate", "m", TIMES, *options]) == OK
+    columns = json.loads((folder / "out.json").read_bytes())["columns"]
+    assert [round(result["duration_s"], 3) for result in columns.values()] == [10.0, 5.0, 2.5, pytest.approx(2.525)]
+    assert {result["sent"] for result in columns.values()} == {101}
 
 
 def test_no_request_at_all_is_a_result_too(folder: Path) -> None:

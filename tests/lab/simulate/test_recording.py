@@ -12,6 +12,7 @@ import pytest
 from dlproxy.cli import main
 from dlproxy.cli.terminal import FAILED, OK
 from dlproxy.config import ModelConfig
+from dlproxy.cores import usable_cores
 from dlproxy.lab.report.result import load
 from dlproxy.lab.simulate.recording import Batches, replayed
 from dlproxy.lab.simulate.run import plan_model
@@ -67,7 +68,10 @@ async def test_a_replay_counts_what_the_live_run_answered(tmp_path: Path) -> Non
 
 async def test_service_times_are_those_of_the_batches_that_ran(tmp_path: Path) -> None:
     log, _ = await recorded(tmp_path)
-    samples = Batches(log).samples
+    batches = Batches(log)
+    assert (batches.header.threads, batches.header.cores) == (1, usable_cores())
+    assert set(batches.beside) == {1, 2}, "of two instances"
+    samples = batches.samples
     assert len(samples) == sum(replayed(log).batch_sizes.values())
     for sample in samples:
         assert sample.idle_s >= 0.0

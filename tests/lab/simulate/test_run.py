@@ -9,8 +9,10 @@ import msgspec
 import pytest
 
 from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.instance.trial import Measured
 from dlproxy.lab.load.arrivals import make_arrivals
 from dlproxy.lab.report.result import Tally
+from dlproxy.lab.simulate import run
 from dlproxy.lab.simulate.engine import LoopCosts
 from dlproxy.lab.simulate.faults import FaultError, parse
 from dlproxy.lab.simulate.run import MANY_NODES, Scenario, build, make_calls, plan_model, simulate, uniform
@@ -215,3 +217,14 @@ def test_an_event_log_whose_name_has_an_equals_sign_is_an_event_log(tmp_path: Pa
     log.write_text("dear diary")
     with pytest.raises(Exception, match="breaks off within its header"):
         plan_model("m", ModelConfig(path="m.onnx"), str(log))
+
+
+@pytest.mark.parametrize(
+    ("wide_s", "cores", "share"), [(0.5, 2, 1.0), (0.65, 2, 0.7), (1.2, 2, 0.0), (0.4, 4, 0.8), (inf, 4, None), (1.0, 1, None)]
+)
+def test_the_parallel_share_is_that_which_amdahl_finds_in_what_was_tried(
+    monkeypatch: pytest.MonkeyPatch, wide_s: float, cores: int, share: float | None
+) -> None:
+    monkeypatch.setattr(run, "usable_cores", lambda: cores)
+    found = Measured(narrow_s=1.0, narrow_cpu_s=1.0, slow_s=1.0, beside_s=1.0, wide_s=wide_s)
+    assert run.parallel_share(found) == (None if share is None else pytest.approx(share))

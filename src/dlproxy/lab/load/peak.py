@@ -3,7 +3,8 @@ was due, and one error fails a trial. Called by cli/bench.py. Not aware of: proc
 """
 
 from collections.abc import Callable
-from math import log10, sqrt
+from math import inf, log10, sqrt
+from time import monotonic
 from typing import Any
 
 from dlproxy.lab.load.generator import Progress
@@ -18,6 +19,7 @@ FIRST_S = 1.0
 NEAR = 1.05  # passed and failed rates this close are not told apart by short trials
 BACK = 0.05  # the step down after a full-length run failed; each next step is one such larger
 QUEUE = 20  # objectives that a trial lasts at least: in less an overloaded server's queue is no longer than the objective
+CONFIRMING = 2.5  # full-length runs that a search keeps time for
 CONFIRMATIONS = 8  # trials that are kept for full-length runs
 TOO_LATE = 0.01  # of all requests; once that many are late the p99 is lost
 
@@ -35,13 +37,15 @@ class Search:
         self._trials: list[Trial] = []
         self._bounded = False
         self._gone = ""
+        self._until = inf
         self._last: Result | None = None
         self._peak: float | None = None
 
-    def run(self, start_rate: float | None = None, most: int = MAX_TRIALS) -> Result:
-        """At most so many trials. Raises LoadError; KeyboardInterrupt at a second Ctrl-C."""
+    def run(self, start_rate: float | None = None, most: int = MAX_TRIALS, until: float = inf) -> Result:
+        """At most so many trials, none begun after `until`. Raises LoadError; KeyboardInterrupt at a second Ctrl-C."""
+        self._until = until - CONFIRMING * self._test.settings.length_s
         rate = self._bracket(start_rate or self._first_rate(), max(most - CONFIRMATIONS, most // 2))
-        back = 0.0
+        back, self._until = 0.0, until
         while rate is not None and len(self._trials) < most and not self._over:
             if self._passes(rate, self._test.settings.length_s, most):
                 self._peak = rate
@@ -58,7 +62,8 @@ class Search:
 
     @property
     def _over(self) -> bool:
-        return self._interrupt.pressed or bool(self._gone)
+        late = bool(self._trials) and monotonic() > self._until
+        return self._interrupt.pressed or bool(self._gone) or late
 
     def _first_rate(self) -> float:
         """Half of what one client alone gets: a start that most servers pass."""

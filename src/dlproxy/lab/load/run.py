@@ -26,7 +26,7 @@ from dlproxy.cores import usable_cores
 from dlproxy.lab.load import payload
 from dlproxy.lab.load.generator import Outcome, Progress
 from dlproxy.lab.load.settings import LoadError, Settings, check
-from dlproxy.lab.load.target import Model, Target, check_answer
+from dlproxy.lab.load.target import Counters, Model, Target, check_answer
 from dlproxy.lab.load.worker import READY, Plan
 from dlproxy.lab.report.histogram import Histogram
 from dlproxy.lab.report.result import Generator, Result, Tally, make_result
@@ -75,12 +75,20 @@ class LoadTest:
         self.model = self.target.model(settings.model)
         self.gave_up = False
         """Whether the last run ended early because every request had begun to fail."""
+        self.answer_bytes = 0
+        """Of the body of the first answer."""
         self.open_size, made = self._try_sizes()
+        self.first_request = payload.whole_request(
+            self.target.infer_path(self.model.name),
+            self.target.host_header,
+            payload.encode(self.settings.protocol, made[0], self.settings.deadline_s, self.settings.headers),
+        )
         bodies = [payload.encode(settings.protocol, sample, settings.deadline_s)[0] for sample in made]
+        self.request_bytes = round(sum(map(len, bodies)) / len(bodies))
         self._payload = {
             "requests": len(bodies),
             "distinct": len(set(bodies)),
-            "request_bytes": round(sum(map(len, bodies)) / len(bodies)),
+            "request_bytes": self.request_bytes,
             "shapes": {tensor.name: "x".join(map(str, tensor.shape)) for tensor in made[0]},
         }
 
@@ -88,18 +96,16 @@ class LoadTest:
         """Load the server once, with `changes` of the settings. Raises LoadError; KeyboardInterrupt at a second Ctrl-C."""
         settings = check(structs.replace(self.settings, **changes))
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        before = self.target.batches(self.model.name)
+        before = self.target.counters(self.model.name)
         plans = [self._plan(settings, index) for index in range(settings.processes)]
         outcomes = _run_processes(plans, interrupt, watch)
         self.gave_up = any(outcome.gave_up for outcome in outcomes)
-        after = None if before is None else self.target.batches(self.model.name)
+        after = None if before is None else self.target.counters(self.model.name)
         tally = _sum([outcome.tally for outcome in outcomes])
         target = f"{self.model.name} at {self.target.url}"
         result = make_result(tally, kind="load test", started=started, target=target, setup=self._setup(settings))
         if before is not None and after is not None:
-            result.batch_sizes = {
-                size: count - before.get(size, 0) for size, count in sorted(after.items()) if count > before.get(size, 0)
-            }
+            _add_counted(result, before, after)
         result.interrupted = interrupt.pressed
         _judge_generator(result, settings, outcomes)
         return result
@@ -119,6 +125,7 @@ class LoadTest:
                 if answer.status not in (400, 500):
                     break
             else:
+                self.answer_bytes = len(answer.body)
                 return size, made
         hint = "; give its open dimensions with --shape, or requests with --input" if len(sizes) > 1 else ""
         raise LoadError(f"{complaint}{hint}")
@@ -151,6 +158,17 @@ class LoadTest:
             "python": platform.python_version(),
             "cores": usable_cores(),
         }
+
+
+def _add_counted(result: Result, before: Counters, after: Counters) -> None:
+    for size, count in sorted(after.batches.items()):
+        if count > before.batches.get(size, 0):
+            result.batch_sizes[size] = count - before.batches.get(size, 0)
+    result.busy_s = max(after.busy_s - before.busy_s, 0.0)
+    for phase, (count, seconds) in after.phases.items():
+        count_before, seconds_before = before.phases.get(phase, (0, 0.0))
+        if count > count_before:
+            result.phases_ms[phase] = (seconds - seconds_before) / (count - count_before) * 1e3
 
 
 def _describe(model: Model) -> dict[str, Any]:

@@ -77,19 +77,38 @@ class _Listed(Struct):
 
 class _Count(Struct, frozen=True):
     count: int = 0
+    ns: int = 0
 
 
 class _BatchStats(Struct):
     batch_size: int
+    compute_input: _Count = _Count()
     compute_infer: _Count = _Count()
+    compute_output: _Count = _Count()
+
+    @property
+    def ns(self) -> int:
+        return self.compute_input.ns + self.compute_infer.ns + self.compute_output.ns
 
 
 class _ModelStats(Struct):
+    inference_stats: dict[str, _Count] = {}
     batch_stats: list[_BatchStats] = []
 
 
 class _Stats(Struct):
     model_stats: list[_ModelStats]
+
+
+class Counters(Struct, frozen=True):
+    """What a server counted of one model so far: batches by size, and per phase of a request how many and their seconds.
+
+    `busy_s`: how long all batches took together.
+    """
+
+    batches: dict[int, int]
+    busy_s: float
+    phases: dict[str, tuple[int, float]]
 
 
 class _OutputParams(Struct):
@@ -143,8 +162,8 @@ class Target:
         inputs = tuple(tensor.spec() for tensor in described.inputs)
         return Model(name, inputs, tuple(tensor.spec() for tensor in described.outputs), described.platform)
 
-    def batches(self, model: str) -> dict[int, int] | None:
-        """How many batches of each size ran so far; None if the server does not tell."""
+    def counters(self, model: str) -> Counters | None:
+        """What is counted of all its versions; None if the server does not tell."""
         try:
             stats = _decoded(self.ask("GET", f"{self._path(model)}/stats"), _Stats)
         except LoadError:
@@ -152,10 +171,16 @@ class Target:
         if stats is None:
             return None
         sizes: dict[int, int] = {}
+        busy_ns = 0
+        phases: dict[str, tuple[int, float]] = {}
         for entry in stats.model_stats:
             for size in entry.batch_stats:
                 sizes[size.batch_size] = sizes.get(size.batch_size, 0) + size.compute_infer.count
-        return sizes
+                busy_ns += size.ns
+            for name, spent in entry.inference_stats.items():
+                count, seconds = phases.get(name, (0, 0.0))
+                phases[name] = count + spent.count, seconds + spent.ns * 1e-9
+        return Counters(sizes, busy_ns * 1e-9, phases)
 
     def ask(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
         """One request on a connection of its own."""

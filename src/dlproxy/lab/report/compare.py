@@ -1,19 +1,23 @@
-"""Two results side by side: their figures with ratios, what differed in their setup, and how far one pair can be trusted.
+"""Results side by side: two with ratios, what differed in their setup, and how far one pair can be trusted; or any number.
 
 Called by cli/. Not aware of: files, and whether a larger figure is the better one for the reader.
 """
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from dlproxy.lab.report import wording
-from dlproxy.lab.report.result import Result, Second
+from dlproxy.lab.report.result import FORMAT, Result, Second
 
 WIDTH = 100
 _LEAST_SECONDS = 5  # whole seconds in each run, below which their spread says nothing
+_SHORT = 12  # letters of a name that may head a column in any case
+_AT_ONCE = 7  # columns of a table that must not be wider
 _ALIKE = 0.05  # durations and offered rates that differ by less are called the same
 
 
@@ -58,14 +62,87 @@ def _figures(a: Result, b: Result) -> Iterator[str]:
     if batch_a is not None or batch_b is not None:
         means = ("-" if known is None else wording.number(known) for known in (batch_a, batch_b))
         rows.append(("mean batch", *means, _ratio(batch_a, batch_b)))
-    yield from _aligned(rows)
+    yield from aligned(rows)
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Lines of columns: the first to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for name, *cells in rows:
         line = "".join(f"   {cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
         yield f"{name:<{widths[0]}}{line}".rstrip()
+
+
+class Columns(Struct, kw_only=True):
+    """Results side by side as a JSON file has them, by name."""
+
+    format: int = FORMAT
+    kind: str = "what-if"
+    columns: dict[str, Result]
+    remarks: list[str]
+
+
+def side_by_side(columns: Sequence[tuple[str, Result]]) -> str:
+    """The figures of any number of results, a column each; names that are too long for that become letters."""
+    rows = columns_of_figures(columns)
+    lines = list(aligned(rows))
+    if max(map(len, lines)) <= WIDTH:
+        return "\n".join(lines)
+    letters = [chr(ord("a") + index % 26) if len(name) > _SHORT else name for index, (name, _) in enumerate(columns)]
+    legend = [f"{letter}: {name}" for letter, (name, _) in zip(letters, columns, strict=True) if letter != name]
+    rows = [("", *letters), *rows[1:]]
+    tables = [
+        list(aligned([(row[0], *row[first : first + _AT_ONCE]) for row in rows])) for first in range(1, len(rows[0]), _AT_ONCE)
+    ]
+    return "\n\n".join("\n".join(table) for table in [*tables, legend])
+
+
+def columns_of_figures(columns: Sequence[tuple[str, Result]]) -> list[tuple[str, ...]]:
+    """A row for each figure, headings first, as text."""
+    results = [result for _, result in columns]
+    rows: list[tuple[str, ...]] = [("", *(wording.plain(name, 200) for name, _ in columns))]
+    rows.append(("offered", *(wording.rate(result.offered_rps) for result in results)))
+    rows.append(("throughput", *(wording.rate(result.rate_rps) for result in results)))
+    if any(result.objective_ms is not None for result in results):
+        rows.append(("objective", *(_said(result.objective_ms) for result in results)))
+        rows.append(("goodput", *(wording.rate(result.goodput_rps) for result in results)))
+        rows.append(
+            ("missed", *(_share(None if (kept := wording.in_time(result)) is None else 1 - kept) for result in results))
+        )
+    rows += [(key, *(_said(_latency(result, key)) for result in results)) for key in ("p50", "p90", "p99")]
+    rows.append(
+        ("failed", *(_share(result.failed / ended if (ended := wording.finished(result)) else None) for result in results))
+    )
+    rows.append(
+        ("mean batch", *("-" if (mean := wording.mean_batch(result)) is None else wording.number(mean) for result in results))
+    )
+    rows.append(("utilisation", *(_share(_utilisation(result)) for result in results)))
+    for name in results[0].models if results else ():
+        models = [result.models.get(name) for result in results]
+        rows.append((wording.plain(name, 30), *("" for _ in models)))
+        rows.append(("  throughput", *("-" if one is None else wording.rate(one.rate_rps) for one in models)))
+        for key in ("p50", "p99"):
+            rows.append((f"  {key}", *(_said(None if one is None else one.latency_ms.get(key)) for one in models)))
+        rows.append(("  missed", *(_share(None if one is None or one.in_time is None else 1 - one.in_time) for one in models)))
+    return rows
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else wording.share(max(value, 0.0), 1.0)
+
+
+def _utilisation(result: Result) -> float | None:
+    """Of the average instance."""
+    known = list(_utilisations(result.instances))
+    return sum(known) / len(known) if known else None
+
+
+def _utilisations(values: dict[str, Any]) -> Iterator[float]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _utilisations(value)
+        elif name == "utilisation":
+            yield float(value)
 
 
 def _latency(result: Result, key: str) -> float | None:
@@ -94,7 +171,7 @@ def _noise(a: Result, b: Result) -> Iterator[str]:
         of_a, of_b = (np.array([float(getattr(second, field)) for second in known]) for known in (seconds_a, seconds_b))
         rows.append((f"{name:<13}a", *_spread(of_a, field), ""))
         rows.append((f"{'':<13}b", *_spread(of_b, field), _verdict(of_a, of_b)))
-    yield from _aligned(rows)
+    yield from aligned(rows)
     yield ""
     yield from _wrapped(
         "",

@@ -89,11 +89,11 @@ class Scaling(Struct, kw_only=True):
 
 class Result(Struct, kw_only=True):
     """One run. Keys of `latency_ms`: p50, p90, p99, p99_9, max, mean; they are of the requests that succeeded.
-
     `rate_rps`: successful answers per second. `goodput_rps`: those within the objective (all, if there is none), which the
     share `objective_share` of the answers has to meet.
     `setup`: what was asked for, as options. `histogram`: HdrHistogram V2, base64, microseconds. `peak_rps`: what a search
-    has confirmed. `faults`: each simulated fault, and what it did to latency, in words.
+    has confirmed. `phases_ms` of a request on average and `busy_s` of all batches: by the server's own account. `faults`:
+    simulated ones, and what they did.
     """
 
     format: int = FORMAT
@@ -116,6 +116,8 @@ class Result(Struct, kw_only=True):
     generator: Generator | None = None
     trials: list[Trial] = []
     peak_rps: float | None = None
+    phases_ms: dict[str, float] = {}
+    busy_s: float = 0.0
     models: dict[str, ModelResult] = {}
     faults: list[str] = []
     objective_share: float = 0.99
@@ -302,8 +304,8 @@ def model_result(tally: Tally) -> ModelResult:
     )
 
 
-def save(result: Result, path: Path) -> None:
-    """Write the JSON file. Raises ResultError."""
+def save(result: Struct, path: Path) -> None:
+    """Write the JSON file, of a result or what several make. Raises ResultError."""
     try:
         path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
     except OSError as error:

@@ -12,7 +12,6 @@ from dlproxy.lab.report.result import Generator, Result
 WIDTH = 100
 _INDENT = 13  # of what a row says, after its name
 _SIZES_SHOWN = 8
-_NO_BREAK = "\u00a0"
 
 
 def table(result: Result) -> str:
@@ -37,7 +36,9 @@ def table(result: Result) -> str:
 def _row(name: str, text: str) -> list[str]:
     """A named row, wrapped and indented where it is long."""
     filled = textwrap.wrap(text, WIDTH - _INDENT, break_on_hyphens=False) or [""]
-    return [f"{name if not number else '':<{_INDENT}}{line.replace(_NO_BREAK, ' ')}" for number, line in enumerate(filled)]
+    return [
+        f"{name if not number else '':<{_INDENT}}{line.replace(wording.NO_BREAK, ' ')}" for number, line in enumerate(filled)
+    ]
 
 
 def _columns(name: str, cells: Sequence[tuple[str, str]]) -> Iterator[str]:
@@ -103,7 +104,7 @@ def _batches(result: Result) -> Iterator[str]:
     batches = sum(result.batch_sizes.values())
     common = sorted(result.batch_sizes, key=lambda size: -result.batch_sizes[size])[:_SIZES_SHOWN]
     shares = ", ".join(
-        f"{size}: {wording.share(result.batch_sizes[size], batches)}".replace(" ", _NO_BREAK) for size in sorted(common)
+        f"{size}: {wording.share(result.batch_sizes[size], batches)}".replace(" ", wording.NO_BREAK) for size in sorted(common)
     )
     rest = batches - sum(result.batch_sizes[size] for size in common)
     others = f", others: {wording.share(rest, batches)}" if rest else ""

@@ -3,6 +3,7 @@
 Not aware of: where the words are shown.
 """
 
+import re
 from collections.abc import Iterator
 from math import floor, isfinite, log10
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from dlproxy.lab.report.histogram import Histogram
 from dlproxy.lab.report.result import ModelResult, Result
 
+NO_BREAK = "\u00a0"
 QUANTILE_NAMES = {"p50": "p50", "p90": "p90", "p99": "p99", "p99_9": "p99.9", "max": "max", "mean": "mean"}
 
 
@@ -62,7 +64,7 @@ def share(part: float, whole: float) -> str:
         return "< 0.0001 %"
     if 99.0 < percent < 100.0:
         missing = max(100.0 - percent, 1e-4)
-        return f"{100.0 - missing:.{min(1 - floor(log10(missing)), 5)}f}".rstrip("0") + " %"
+        return f"{100.0 - missing:.{min(1 - floor(log10(missing)), 5)}f}".rstrip("0").rstrip(".") + " %"
     return f"{number(percent)} %"
 
 
@@ -77,6 +79,11 @@ def plain(text: object, most: int = 200) -> str:
     """Text from outside on one line: no control characters, no longer than `most` letters."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def with_units(text: str) -> str:
+    """The same with numbers kept beside their units, by spaces that do not break."""
+    return re.sub(r"(?<=\d) (?=(?:[µm]?s|min|h|[kMG]?B)\b|%|/s)", NO_BREAK, text)
 
 
 def setup_rows(setup: dict[str, Any], most: int = 200) -> dict[str, str]:

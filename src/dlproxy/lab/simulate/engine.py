@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Any, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from dlproxy.lab.report.result import Tally
 from dlproxy.lab.simulate.instance import SimulatedInstance
@@ -20,6 +20,7 @@ from dlproxy.policy.balancing import Balancer
 from dlproxy.policy.events import (
     Arrived,
     BatchDone,
+    Cancelled,
     Command,
     Complete,
     Dispatch,
@@ -70,7 +71,8 @@ class Hears(Protocol):
 class Call(Struct, eq=False):
     """One simulated request: what it asks for, and when it was due. Those that differ in `length` may be padded.
 
-    Scheduling aims at `timeout_s` after its arrival; its client waits no longer than `patience_s`.
+    Scheduling aims at `timeout_s` after its arrival; its client waits no longer than `patience_s`, and leaves after `leaves_s`.
+    `heard_at`: when the lane of a recorded run heard of it, a little after it had come. `like`: the recorded ticket.
     """
 
     model: str
@@ -79,6 +81,9 @@ class Call(Struct, eq=False):
     due_at: float
     length: int = 1
     patience_s: float = inf
+    leaves_s: float = inf
+    heard_at: float = -inf
+    like: Ticket | None = None
 
 
 class Heap:
@@ -184,6 +189,10 @@ class Node:
         ticket = Ticket(number, now, now + call.timeout_s, call.rows, answer_by=now + call.patience_s)
         if call.length != 1:
             ticket.length, ticket.shape_key, ticket.family = call.length, (call.length,), ANY_LENGTH
+        if call.like is not None:
+            ticket = _like(call.like, ticket, min(call.due_at, now) - now)
+        if call.leaves_s < inf:
+            self.heap.at(max(call.due_at + call.leaves_s, now), self.happen, (model, Cancelled(number)))
         self._inbox.append((model, ticket, call))
         if self._has_loop:
             self._set_turn(now)
@@ -379,6 +388,17 @@ class Node:
         self.happen((model, InstanceUp(instance.name, instance.capacity)), now)
 
 
+def _like(recorded: Ticket, ticket: Ticket, since_s: float) -> Ticket:
+    """The recorded ticket with the number and the terms of this one, which came so many seconds from now: before it."""
+    return structs.replace(
+        recorded,
+        id=ticket.id,
+        arrived_at=ticket.arrived_at + since_s,
+        deadline_at=ticket.deadline_at + since_s,
+        answer_by=ticket.answer_by + since_s,
+    )
+
+
 def _is_no_timer(what: tuple[SimulatedModel, Event | Dispatch]) -> bool:
     return not isinstance(what[1], TimerFired)
 
@@ -423,15 +443,16 @@ class Simulation:
     def run(self, calls: Iterable[Call], *, drain_s: float = inf) -> None:
         """Send every call when it is due, then let what is under way end, for at most `drain_s` seconds."""
         run_until, send = self.heap.run_until, self.send
-        due_at = -1.0  # before everything
+        sent_at = -1.0  # before everything
         for call in calls:
-            if call.due_at > due_at:  # what is due at one instant is sent before anybody gets to it
-                due_at = call.due_at
-                run_until(due_at)
-            send(call, due_at)
-        self.heap.run_until(due_at + drain_s)
-        for due_at_, _ in self._open.values():
-            self._tally.failed("no answer", due_at_, max(due_at + drain_s, due_at_))
+            due_at = call.due_at if call.like is None else call.heard_at
+            if due_at > sent_at:  # what is due at one instant is sent before anybody gets to it
+                sent_at = due_at
+                run_until(sent_at)
+            send(call, sent_at)
+        self.heap.run_until(sent_at + drain_s)
+        for due_at, _ in self._open.values():
+            self._tally.failed("no answer", due_at, max(sent_at + drain_s, due_at))
 
     def _finished(self, number: int, failure: FailureKind | None, now: float) -> None:
         due_at, name = self._open.pop(number)

@@ -35,7 +35,8 @@ class SimulatedInstance:
         self.machine: Machine | None = None
         """Whose cores it shares; None: it has as many as it needs."""
         self.threads = 1
-        """That it computes with there."""
+        """That it computes with there; `times` are those on `timed_on`."""
+        self.timed_on = 1
         self.fails_after_s: float | None = None
         """Batches that begin from now on end with an error after so many seconds; None: they succeed."""
         self.planned_faults: list[tuple[str, float, float]] = []
@@ -61,7 +62,7 @@ class SimulatedInstance:
         service_s, hand_over_s = self.times.draw(rows, now - self._rests_since, longest)
         service_s *= self.slowed_by
         if self.machine is not None:
-            service_s = self.machine.begin(service_s, self.threads, now)
+            service_s = self.machine.begin(service_s, self.threads, now, self.timed_on)
         error = None
         if self.fails_after_s is not None:
             service_s, error = self.fails_after_s, "the simulated instance fails"

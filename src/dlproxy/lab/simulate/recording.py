@@ -10,29 +10,31 @@ import numpy as np
 
 from dlproxy.lab.report.result import Result, Tally, make_result
 from dlproxy.lab.simulate.service_times import Sample
-from dlproxy.policy.events import Arrived, BatchDone, Complete, Dispatch, Reject
+from dlproxy.policy.events import Arrived, BatchDone, Complete, Dispatch, InstanceLost, Reject
 from dlproxy.telemetry.event_log import Header, LogError, read, replay
 
 
 class Batches:
     """The batches of a recording that gave answers, in the order of their ends, and when its requests came, in theirs.
 
-    `first_at`: when the first of the batches began, on the recorded clock; all other instants count from it.
+    `first_at`: when the first of the batches began, on the recorded clock; all other instants count from it. `beside`: how many
+    ran when each began, itself included.
     """
 
     def __init__(self, path: Path) -> None:
         header, entries = read(path)
         self.header: Header = header
-        running: dict[int, tuple[str, int, float]] = {}
+        running: dict[int, tuple[str, int, float, int]] = {}
         ended_at: dict[str, float] = {}
         samples: list[Sample] = []
+        self.beside: list[int] = []
         arrivals: list[float] = []
         inline = header.knobs.max_batch_s < inf  # the bound that only models on the event loop have
         for entry in entries:
             if isinstance(entry.event, Arrived):
                 arrivals += [ticket.arrived_at for ticket in entry.event.tickets if ticket.of_client]
             elif isinstance(entry.event, BatchDone) and entry.event.batch_id in running:
-                instance, rows, begun_at = running.pop(entry.event.batch_id)
+                instance, rows, begun_at, beside = running.pop(entry.event.batch_id)
                 service_s = entry.event.service_s
                 if inline:  # it may have waited for the sockets' turn after its dispatch, which the simulated loop does too
                     begun_at = entry.at - service_s
@@ -41,10 +43,13 @@ class Batches:
                 if entry.event.error is None:
                     hand_over_s = max(entry.at - begun_at - service_s, 0.0)
                     samples.append(Sample(rows, service_s, hand_over_s, idle_s, begun_at))
+                    self.beside.append(beside)
+            elif isinstance(entry.event, InstanceLost):
+                running = {number: batch for number, batch in running.items() if batch[0] != entry.event.instance}
             for command in entry.commands:
                 if isinstance(command, Dispatch) and command.tickets[0].of_client:
                     rows = sum(ticket.rows for ticket in command.tickets)
-                    running[command.batch_id] = (command.instance, rows, entry.at)
+                    running[command.batch_id] = (command.instance, rows, entry.at, len(running) + 1)
         if not samples:
             raise LogError(f"{path} holds no batch that was answered: there are no service times to learn from it")
         self.first_at = min(sample.at_s for sample in samples)

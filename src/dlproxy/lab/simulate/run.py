@@ -6,7 +6,7 @@ Called by cli/simulate.py, benchmarks and tests. Not aware of: the command line,
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +20,7 @@ from dlproxy.cores import usable_cores
 from dlproxy.fleet.autoscale import rule_of
 from dlproxy.fleet.names import instance_names
 from dlproxy.fleet.warm_model import stated_way, warm_up
+from dlproxy.instance.trial import Measured as Tried
 from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.lab.load.arrivals import Arrivals
@@ -28,6 +29,7 @@ from dlproxy.lab.report.wording import count, duration
 from dlproxy.lab.simulate.autoscale import SimulatedAutoscaler
 from dlproxy.lab.simulate.engine import Call, LoopCosts, SimulatedModel, Simulation, utilisation
 from dlproxy.lab.simulate.faults import Fault, FaultError, plan_fault
+from dlproxy.lab.simulate.machine import PARALLEL, Machine
 from dlproxy.lab.simulate.recording import Batches
 from dlproxy.lab.simulate.service_times import Fitted, Measured, Sample, ServiceTimes
 from dlproxy.lab.simulate.shared_core import separate
@@ -56,8 +58,10 @@ class Autoscaling(Struct, frozen=True):
 class ModelPlan(Struct):
     """One model of a simulation: its lane, and service times for a seed. `service` says where these come from, in words.
 
-    `quantile`: the share of its answers that its objective is for. `autoscaling`: None where its instances stay.
-    `arrival_s`: what the loop does for a request, which the service times are without; None: nobody asked for that.
+    `quantile`: the share of its answers that its objective is for. `autoscaling`: None where its instances stay. `arrival_s`:
+    what the loop does for a request, which the service times are without; None: nobody asked for that. `threads`: of each
+    instance; the times are those on `timed_on`. `parallel`: the share of a batch's work that threads can divide, where it was
+    measured. `capacity`: batches that an instance takes at a time.
     """
 
     plan: LanePlan
@@ -67,13 +71,18 @@ class ModelPlan(Struct):
     quantile: float = 0.99
     arrival_s: float | None = None
     autoscaling: Autoscaling | None = None
+    threads: int = 1
+    timed_on: int = 1
+    parallel: float | None = None
+    capacity: int = 1
 
 
 class Scenario(Struct, kw_only=True):
     """What is simulated. `timeout_s`: each request's deadline, unless its model's objective is earlier, as when served.
 
     `rows`: of each request; shares weigh the models. `objective_s`: what is good, for the share `objective_share` of the
-    answers; None leaves each model its own.
+    answers; None leaves each model its own. `cores`: of each node, 0 for as many as its batches need. `requests`: instead of
+    made-up ones.
     """
 
     models: dict[str, ModelPlan]
@@ -88,6 +97,9 @@ class Scenario(Struct, kw_only=True):
     objective_share: float = 0.99
     faults: Sequence[Fault] = ()
     seed: int = 0
+    cores: int = 0
+    parallel: float = PARALLEL
+    requests: Callable[[], Iterable[Call]] | None = None
     setup: dict[str, Any] = field(default_factory=dict)
 
 
@@ -100,6 +112,7 @@ def plan_model(
     """
     plan = _planned(name, config, service, without_loop=without_loop)
     plan.quantile = config.goal.quantile
+    plan.threads = plan.timed_on = max(config.threads, plan.threads)
     if config.autoscale != "off":
         if plan.plan.inline:
             raise ConfigError(f"model {name}: what runs on the event loop does not scale; set run = 'thread' or 'process'")
@@ -148,7 +161,21 @@ def _planned(name: str, config: ModelConfig, service: str, *, without_loop: bool
         raise ConfigError(f"model {name}: {calibration.warning}; describe its times: --service {name}=base=10ms,row=0.5ms")
     plan = _lane(name, config, calibration, warm.way, batched=signature.batched)
     samples = [Sample(int(point[0]), point[-1]) for point in calibration.points]
-    return ModelPlan(plan, lambda seed: Measured(samples, seed=seed), f"calibrated here at {len(samples)} batch sizes")
+    return ModelPlan(
+        plan,
+        lambda seed: Measured(samples, seed=seed),
+        f"calibrated here at {len(samples)} batch sizes",
+        threads=warm.way.threads,
+        parallel=None if warm.found is None else parallel_share(warm.found),
+    )
+
+
+def parallel_share(found: Tried) -> float | None:
+    """The share of a request's work that threads divide, by Amdahl's law, if all cores were tried for one request."""
+    cores = usable_cores()
+    if cores < 2 or not isfinite(found.wide_s):
+        return None
+    return min(max((1.0 - found.wide_s / found.narrow_s) / (1.0 - 1.0 / cores), 0.0), 1.0)
 
 
 def _lane(name: str, config: ModelConfig, calibration: Calibration, way: Way, *, batched: bool) -> LanePlan:
@@ -258,9 +285,11 @@ def build(scenario: Scenario, tally: Tally) -> ByModel:
                 model.times(next(seeds)),
                 model.plan.instances,
                 inline=model.plan.inline,
+                capacity=model.capacity,
             )
             for name, model in scenario.models.items()
         ]
+        _give_cores(scenario, models)
         node = simulation.add(f"node-{number}", models, scenario.costs)
         for simulated in models:
             plan = scenario.models[simulated.name]
@@ -284,8 +313,25 @@ def build(scenario: Scenario, tally: Tally) -> ByModel:
     return simulation
 
 
+def _give_cores(scenario: Scenario, models: Iterable[SimulatedModel]) -> None:
+    """One machine for the models of a node."""
+    machine = Machine(scenario.cores or inf, scenario.parallel)
+    for simulated in models:
+        plan = scenario.models[simulated.name]
+        if not scenario.cores and plan.threads == plan.timed_on:
+            continue
+        for instance in simulated.instances.values():
+            instance.machine, instance.threads, instance.timed_on = machine, plan.threads, plan.timed_on
+
+
 def make_calls(scenario: Scenario, on_progress: Callable[[float], None] = lambda seconds: None) -> Iterator[Call]:
     """The scenario's requests in the order in which they are due."""
+    if scenario.requests is not None:
+        for number, call in enumerate(scenario.requests()):
+            yield call
+            if number % DRAWS == 0:
+                on_progress(call.due_at)
+        return
     names = list(scenario.models)
     rows = scenario.rows
     timeouts_s = {name: min(scenario.timeout_s, model.plan.knobs.slo_s or inf) for name, model in scenario.models.items()}

@@ -12,6 +12,7 @@ from msgspec import Struct
 from dlproxy.policy.tuning.window import Window
 
 CLEARLY = 3.0  # standard errors: a trial is looked at some ten times, so 0.1 % each makes about 1 %
+AGREEING = 2.0  # standard errors, where a model has predicted the same
 UNLIKELY, DOUBTFUL = 1.0, 2.0  # standard errors to the bad side, at which what promised a gain, or no harm, is given up
 LIKELY = 1.0
 FEWEST = 20  # requests on each side before anything is said
@@ -99,6 +100,12 @@ class Evidence:
         if self.new.ended < FEWEST:
             return False
         return self.difference < -max((DOUBTFUL if harmless else UNLIKELY) * self.error, MATTERS)
+
+    def confirms(self, gain: float) -> bool:
+        """It is about what was predicted, so that less is needed to believe it."""
+        if min(self.old.ended, self.new.ended) < FEWEST:
+            return False
+        return self.difference > max(AGREEING * self.error, gain / 3.0, MATTERS)
 
     @property
     def is_likely(self) -> bool:

@@ -182,7 +182,7 @@ class Pilot:
         if now < max(self._hold_until, self._safe_until, self._changed_at + dwell_s) or window.ended < LEAST_ENDED:
             return None
         proposal = self._policy.act(window, self.knobs, self.space, now)
-        if proposal is not None and proposal.harmless and (missing or window.seconds < RECENT_S - TICK_S):
+        if proposal is not None and not proposal.gain and proposal.harmless and (missing or window.seconds < RECENT_S - TICK_S):
             proposal = None  # which can wait until it is clear that nothing else is the matter
         if proposal is None or not self._may(proposal, now):
             self._why = "it knows nothing better" if missing else ""
@@ -211,13 +211,14 @@ class Pilot:
             return None
         evidence, harmless = trial.evidence, trial.proposal.harmless
         verdict = evidence.verdict()
-        if verdict == "better" or (harmless and verdict == "alike"):
+        as_expected = trial.proposal.gain > 0.0 and evidence.confirms(trial.proposal.gain)
+        if verdict == "better" or as_expected or (harmless and verdict == "alike"):
             return self._keep(trial, now)
         if verdict == "worse" or (trial.pairs and evidence.is_futile(harmless=harmless)):
             return self._undo(trial, now, harm=verdict == "worse")
         if verdict == "alike" or _is_enough(trial):
             return self._keep(trial, now) if harmless or evidence.is_likely else self._undo(trial, now, harm=False)
-        if harmless and evidence.old.share > MUCH * self.space.tolerated:
+        if harmless and not trial.proposal.gain and evidence.old.share > MUCH * self.space.tolerated:
             return self._hold("the objective is missed", now)  # something else matters more
         promising = not harmless and evidence.difference > evidence.error
         if trial.new and promising and evidence.new.ended < 2 * evidence.old.ended:

@@ -138,9 +138,11 @@ class Rules:
             return self._quickest(options, knobs, space)
         here = self._missed(knobs, load, space)
         if window.missed > space.tolerated * window.ended:
+            better = self._better(options, here, load, space, _cores(knobs))
             seen = max(here, window.missed / window.ended)
-            better = self._better(options, here, load, space)
-            return better or (self._unknown(options, seen, load, space) if seen > DESPERATE * space.tolerated else None)
+            if better is not None or seen < DESPERATE * space.tolerated:
+                return better
+            return self._unknown(options, seen, load, space) or _other_order(knobs, space)
         if space.prefers == "cores":
             return self._cheaper(options, knobs, load, space)
         return self._roomier(options, knobs, load, space)
@@ -187,13 +189,14 @@ class Rules:
         batch = batch_within(cost, space.objective_s, int(knobs["max_batch"])) if space.objective_s < inf else 1
         return way[0] * batch / cost.seconds(batch)
 
-    def _better(self, options: list[tuple[Knobs, str]], here: float, load: Load, space: Space) -> Proposal | None:
-        """What misses the objective least."""
+    def _better(self, options: list[tuple[Knobs, str]], here: float, load: Load, space: Space, used: int) -> Proposal | None:
+        """What misses the objective least. With fewer cores than are used it is kept also if it misses as much."""
         best, best_missed = None, here - PAYS
         for knobs, reason in options:
             missed = self._missed(knobs, load, space)
             if missed < best_missed:
-                best, best_missed = Proposal(knobs=knobs, reason=reason, gain=here - missed), missed
+                best_missed = missed
+                best = Proposal(knobs=knobs, reason=reason, gain=here - missed, harmless=_cores(knobs) < used)
         return best
 
     def _unknown(self, options: list[tuple[Knobs, str]], here: float, load: Load, space: Space) -> Proposal | None:
@@ -236,6 +239,13 @@ class Rules:
             if capacity > (1.0 + PAYS) * here:
                 return Proposal(knobs=option, reason=reason, gain=capacity / here - 1.0)
         return None
+
+
+def _other_order(knobs: Knobs, space: Space) -> Proposal | None:
+    """Nothing makes more room: then short requests first, so that more of them are in time."""
+    if knobs.get("discipline", "sjf") == "sjf" or "discipline" in space.pinned:
+        return None
+    return Proposal(knobs={**knobs, "discipline": "sjf"}, reason="more comes than can be done: what is short goes first")
 
 
 def _cores(knobs: Mapping[str, object]) -> int:
