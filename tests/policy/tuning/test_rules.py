@@ -1,8 +1,11 @@
 """The queueing model of the rules: bounds, directions, and what a simulated lane misses; then what the rules make of it."""
 
+from math import inf
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from dlproxy.policy.tuning.rules import Cost, CostBook, Load, Rules, share_missed
 from dlproxy.policy.tuning.window import Window, joined
@@ -101,9 +104,16 @@ def test_rules_ask_for_more_instances_where_one_is_too_few() -> None:
     assert proposal.gain > 0.1
 
 
+def test_without_an_objective_nothing_misses_it() -> None:
+    cost = Cost(0.005, 0.001)
+    assert share_missed(cost, 1, Load(100.0, 1.0, 1.0), inf, max_batch=8) == 0.0
+    proposal = Rules().act(at(100.0, 0), KNOBS, replace(SPACE, objective_s=inf), 5.0)
+    assert proposal is not None
+    assert proposal.harmless, "all that there is to propose is room for more"
+
+
 def test_rules_leave_alone_what_is_pinned_and_what_is_good() -> None:
     pinned = {"instances", "threads", "max_batch", "max_wait_s"}
-    bound = type(SPACE)(**{**{name: getattr(SPACE, name) for name in SPACE.__struct_fields__}, "pinned": frozenset(pinned)})
-    assert Rules().act(at(2000.0, 5000), KNOBS, bound, 5.0) is None
+    assert Rules().act(at(2000.0, 5000), KNOBS, replace(SPACE, pinned=frozenset(pinned)), 5.0) is None
     good = {"max_batch": 64, "max_wait_s": 0.0, "instances": 4, "threads": 1}
     assert Rules().act(at(100.0, 0), good, SPACE, 5.0) is None
