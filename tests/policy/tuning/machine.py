@@ -102,7 +102,7 @@ class Host(RuleBasedStateMachine):
 
     @rule(knobs=sane, harmless=st.booleans())
     def wants(self, knobs: Knobs, harmless: bool) -> None:
-        self.policy.wants = Proposal(knobs=knobs, reason="it may", harmless=harmless, gain=0.1)
+        self.policy.wants = Proposal(knobs=knobs, reason="it may", harmless=harmless, gain=0.0 if harmless else 0.1)
 
     @rule(knobs=sane, more=nonsense, whole=st.booleans())
     def wants_nonsense(self, knobs: Knobs, more: Mapping[str, Any], whole: bool) -> None:
