@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand check fmt bench bench-peers bench-known bench-placement bench-autoscaling bench-pressure bench-instances bench-real fidelity docs clean
+.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand check fmt bench bench-peers bench-known bench-placement bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-autoscaling | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -57,6 +57,9 @@ bench-placement: setup
 bench-autoscaling: setup
 	@$(PY) -m benchmarks.autoscaling $(ARGS)
 
+bench-autopilot: setup
+	@$(PY) -m benchmarks.autopilot $(ARGS)
+
 bench-pressure: setup
 	@$(PY) -m benchmarks.pressure $(ARGS)
 
@@ -73,7 +76,7 @@ docs: setup
 	@$(PY) docs/generate.py
 
 clean:
-	@rm -rf $(VENV) .venv-peers benchmarks/peers/.cache benchmarks/real/.cache dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) .venv-peers benchmarks/peers/.cache benchmarks/real/.cache benchmarks/autopilot/.cache dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml

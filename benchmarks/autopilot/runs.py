@@ -104,25 +104,7 @@ def run(scenario: Scenario, policy: KnobPolicy | None, seed: int, start: Static 
     simulation = _Counted(scenario, bounds)
     first = start or scenario.start
     model, found, machine = _build(scenario, seed, simulation, first, 0)
-    node, log = simulation.nodes["node-0"], []
-    if policy is not None:
-        knobs = {
-            "max_batch": min(first[2], MOST_BATCH),
-            "max_wait_s": first[3],
-            "instances": first[0],
-            "threads": first[1],
-            "discipline": "edf",
-        }
-        space = Space(
-            cores=scenario.cores,
-            max_batch=MOST_BATCH,
-            ways=tuple(ways(scenario.cores)),
-            objective_s=scenario.objective_s,
-        )
-        pilot = Pilot(policy, space, knobs, 0.0)
-        telemetry = model.hears = Telemetry(scenario.objective_s)
-        SimulatedPilot(node, model, found, pilot, telemetry, start_s=START_S, until=2 * PHASE_S)
-        log = pilot.log
+    pilot = None if policy is None else _fly(scenario, policy, simulation, model, found, first, 2 * PHASE_S)
 
     def shift(_: None, now: float) -> None:
         found.slow_down(scenario.phases[1].slow)
@@ -130,7 +112,41 @@ def run(scenario: Scenario, policy: KnobPolicy | None, seed: int, start: Static 
 
     simulation.heap.at(PHASE_S, shift, None)
     simulation.run(_both(scenario, seed), drain_s=10.0)
-    return Outcome(whole, settled, list(log))
+    return Outcome(whole, settled, [] if pilot is None else list(pilot.log))
+
+
+def run_steady(scenario: Scenario, policy: KnobPolicy, seed: int, until: float) -> list[Decision]:
+    """What it decides while the load stays that of the first phase."""
+    simulation = _Counted(scenario, [])
+    model, found, _ = _build(scenario, seed, simulation, scenario.start, 0)
+    pilot = _fly(scenario, policy, simulation, model, found, scenario.start, until)
+    simulation.run(Call("m", rows, scenario.objective_s, at_s) for at_s, rows in calls(scenario, 0, seed, 0.0, until))
+    return list(pilot.log)
+
+
+def _fly(
+    scenario: Scenario,
+    policy: KnobPolicy,
+    simulation: Simulation,
+    model: SimulatedModel,
+    found: Ways,
+    first: Static,
+    until: float,
+) -> Pilot:
+    knobs = {
+        "max_batch": min(first[2], MOST_BATCH),
+        "max_wait_s": first[3],
+        "instances": first[0],
+        "threads": first[1],
+        "discipline": "edf",
+    }
+    space = Space(
+        cores=scenario.cores, max_batch=MOST_BATCH, ways=tuple(ways(scenario.cores)), objective_s=scenario.objective_s
+    )
+    pilot = Pilot(policy, space, knobs, 0.0)
+    telemetry = model.hears = Telemetry(scenario.objective_s)
+    SimulatedPilot(simulation.nodes["node-0"], model, found, pilot, telemetry, start_s=START_S, until=until)
+    return pilot
 
 
 def _both(scenario: Scenario, seed: int) -> Iterator[Call]:

@@ -313,6 +313,7 @@ class Pilot:
 
     def _did_harm(self, now: float) -> None:
         self._harmed += 1
+        self._kept = None  # the end of its probation would forget this
         if self._harmed >= 2:
             self._harmed = 0
             self._safe_until = now + self._safe_s
@@ -327,10 +328,7 @@ class Pilot:
     # What may be tried
 
     def _may(self, proposal: Proposal, now: float) -> bool:
-        changes = self._changes(proposal.knobs)
-        if not changes or self.space.pinned & changes.keys():
-            return False
-        if int(proposal.knobs.get("max_batch", 1)) > self.space.max_batch:
+        if not self.space.allows(proposal.knobs, self.knobs) or not self._changes(proposal.knobs):
             return False
         return self._refused.get(_key(proposal.knobs), (-inf, 0.0))[0] <= now
 

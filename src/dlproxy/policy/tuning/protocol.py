@@ -4,6 +4,7 @@ Used by pilot.py, which guards whatever they propose. Not aware of: how knobs ar
 """
 
 from collections.abc import Mapping
+from math import inf
 from typing import Protocol
 
 from msgspec import Struct
@@ -13,6 +14,11 @@ from dlproxy.policy.tuning.window import Window
 Value = int | float | str | bool
 Knobs = Mapping[str, Value]
 """Knobs of config/knobs.py by name, beside them `instances` and `threads` as they are, never 0."""
+
+
+def cores_of(knobs: Knobs) -> int:
+    """That their instances take when all run."""
+    return int(knobs["instances"]) * int(knobs["threads"])
 
 
 class Space(Struct, frozen=True, kw_only=True):
@@ -30,6 +36,21 @@ class Space(Struct, frozen=True, kw_only=True):
     tolerated: float = 0.01
     prefers: str = ""
     pinned: frozenset[str] = frozenset()
+
+    def allows(self, knobs: Knobs, before: Knobs) -> bool:
+        """Whether these may hold in place of those before: same names and kinds, within bounds, what is pinned as before."""
+        if knobs.keys() != before.keys() or not all(_alike(value, before[name]) for name, value in knobs.items()):
+            return False
+        if any(knobs[name] != before[name] for name in self.pinned & knobs.keys()):
+            return False
+        rows, wait_s = int(knobs.get("max_batch", 1)), float(knobs.get("max_wait_s", 0.0))
+        way = int(knobs.get("instances", 1)), int(knobs.get("threads", 1))
+        same = all(knobs.get(name) == before.get(name) for name in ("instances", "threads"))
+        return 1 <= rows <= self.max_batch and 0.0 <= wait_s < inf and (same or way in self.ways)
+
+
+def _alike(value: Value, before: Value) -> bool:
+    return type(value) is type(before) or (isinstance(before, float) and type(value) is int)
 
 
 class Proposal(Struct, frozen=True, kw_only=True):

@@ -76,7 +76,7 @@ def batch_within(cost: Cost, objective_s: float, max_batch: int) -> int:
     """The largest batch that the lane makes at this objective."""
     if cost.row_s <= 0.0:
         return max_batch
-    return max(min(int((SLO_SHARE * objective_s - cost.base_s) / cost.row_s), max_batch), 1)
+    return int(max(min((SLO_SHARE * objective_s - cost.base_s) / cost.row_s, max_batch), 1))
 
 
 class CostBook:

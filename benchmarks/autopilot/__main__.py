@@ -1,0 +1,97 @@
+"""The autopilot on random scenarios, beside the best static configuration of each: `python -m benchmarks.autopilot`.
+
+`--steady` asks instead whether it leaves things alone under a constant load. `--write` writes RESULTS.md, or STEADY.md. About a
+minute for each scenario, a few seconds once its static configurations are in .cache.
+"""
+
+import argparse
+import signal
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.autopilot.compare import CACHE, Comparison, Steadiness, compare, steady
+from benchmarks.autopilot.page import as_steady_table, as_table, failures, line, page, steady_page
+from benchmarks.harness.options import minute, options_of, positive, utc_now
+from benchmarks.harness.processes import BenchmarkError
+from benchmarks.harness.running import INTERRUPTS, run
+from dlproxy.policy.tuning import KNOB_POLICIES
+
+FOLDER = Path(__file__).parent
+SCENARIOS, STEADY_SCENARIOS = 200, 20
+
+
+def measure(options: argparse.Namespace, found: list[Comparison | Steadiness]) -> None:
+    CACHE.mkdir(exist_ok=True)
+    task = steady if options.steady else partial(compare, again=options.again)
+    name = f"{'steady' if options.steady else 'compared'}-{options.policy}-seed{options.seed}.jsonl"
+    failed = []
+    with ProcessPoolExecutor(options.jobs, initializer=_end_at_once) as pool, (CACHE / name).open("wb") as kept:
+        under_way = {pool.submit(task, number, options.seed, options.policy): number for number in numbers(options)}
+        try:
+            for future in as_completed(under_way):
+                if error := future.exception():
+                    failed.append(f"#{under_way[future]}: {error!r}")
+                    continue
+                found.append(future.result())
+                print(line(found[-1]), flush=True)
+                kept.write(msgspec.json.encode(found[-1]) + b"\n")
+                kept.flush()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    found.sort(key=lambda one: one.number)
+    if failed:
+        raise BenchmarkError("\n".join(failed))
+
+
+def _end_at_once() -> None:
+    for number in INTERRUPTS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def numbers(options: argparse.Namespace) -> list[int]:
+    count = options.scenarios or (STEADY_SCENARIOS if options.steady else SCENARIOS)
+    return options.only or list(range(1, count + 1))
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = options_of("autopilot", __doc__)
+    parser.add_argument("--scenarios", type=positive(int), help=f"how many; {SCENARIOS}, or {STEADY_SCENARIOS} with --steady")
+    parser.add_argument("--only", type=int, nargs="+", metavar="NUMBER", help="these scenarios instead")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=positive(int), default=2, help="processes; 2")
+    parser.add_argument("--policy", choices=KNOB_POLICIES, default=KNOB_POLICIES[0])
+    parser.add_argument("--steady", action="store_true", help="a constant load for 20 minutes: how many changes are kept")
+    parser.add_argument("--again", action="store_true", help="run static configurations again that are in .cache")
+    parser.add_argument("--write", action="store_true", help="write RESULTS.md, or with --steady STEADY.md")
+    options = parser.parse_args(arguments)
+    if options.write and options.only:
+        parser.error("--write needs a run of everything: leave out --only")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_options(arguments)
+    found: list[Comparison | Steadiness] = []
+    code = run(lambda: measure(options, found))
+    compared = [one for one in found if isinstance(one, Comparison)]
+    steadied = [one for one in found if isinstance(one, Steadiness)]
+    if found:
+        print(as_table(compared) if compared else as_steady_table(steadied))
+        print(failures(found))
+    if code or not options.write:
+        return code
+    command = f"python -m benchmarks.autopilot --scenarios {len(found)} --seed {options.seed} --policy {options.policy}"
+    about = {"policy": options.policy, "date": minute(utc_now())}
+    if options.steady:
+        (FOLDER / "STEADY.md").write_text(steady_page(steadied, **about, command=f"{command} --steady"), "utf-8")
+    else:
+        (FOLDER / "RESULTS.md").write_text(page(compared, **about, command=command), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

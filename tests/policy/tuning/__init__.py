@@ -1,0 +1,1 @@
+"""Windows, evidence, policies of knobs, and the pilot that guards them."""
