@@ -154,12 +154,18 @@ class Lane:
     def _arrived(self, event: Arrived, now: float, commands: list[Command]) -> None:
         queue, admission, limit = self.queue, self._admission, self._limit
         backlog = self._backlog(now)
+        refused: dict[int, Refusal | None] = {}  # requests that came in parts: the first one decides for all
         for ticket in event.tickets:
-            refusal = admission.admit(ticket, queue, backlog, now)
-            if refusal is None and limit is not None:
-                refusal = limit.refuse(ticket, self._under_way())
-            elif refusal is not None and refusal.reason == "queue_full":
-                refusal = self._displace(ticket, refusal, backlog, now, commands)
+            if ticket.part_of and ticket.follows:
+                refusal = refused.get(ticket.part_of)
+            else:
+                refusal = admission.admit(ticket, queue, backlog, now)
+                if refusal is None and limit is not None:
+                    refusal = limit.refuse(ticket, self._under_way())
+                elif refusal is not None and refusal.reason == "queue_full":
+                    refusal = self._displace(ticket, refusal, backlog, now, commands)
+                if ticket.part_of:
+                    refused[ticket.id] = refusal
             if refusal is None:
                 queue.push(ticket, now)
                 if ticket.deadline_at < inf:

@@ -21,6 +21,7 @@ from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.view import LaneView
 from dlproxy.serve.driver import Driver
+from dlproxy.serve.partition import PartitionLayer
 
 BOUNDS = frozenset({"min_instances", "max_instances"})
 
@@ -41,6 +42,7 @@ class LaneControl:
         self.on_slo: Callable[[float | None], None] | None = None
         """Told of the objective whenever knobs change: it gives requests their deadlines."""
         self.autoscaler: Autoscaler | None = None
+        self.partition: PartitionLayer | None = None
         self.on_scaled: Callable[[], None] = lambda: None
         """Called when the number of instances has changed."""
 
@@ -94,6 +96,8 @@ class LaneControl:
         """A row's answer is not its own: from now on requests run one by one."""
         self._batching = f"off: {reason}"
         self._most_batch = 1
+        if self.partition is not None:
+            self.partition.end()
         self._config = msgspec.structs.replace(self._config, max_batch=1)
         self.turn_knobs(max_batch=1)
 
@@ -130,5 +134,7 @@ class LaneControl:
         """New values of LaneKnobs, unchecked."""
         self._knobs = msgspec.structs.replace(self._knobs, **values)
         self._driver.change_knobs(self._knobs)
+        if self.partition is not None:
+            self.partition.configure(self._knobs)
         if self.on_slo is not None:
             self.on_slo(self._knobs.slo_s)

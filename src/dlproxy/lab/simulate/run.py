@@ -33,8 +33,10 @@ from dlproxy.lab.simulate.shared_core import separate
 from dlproxy.message import FailureKind
 from dlproxy.policy.balancing import Balancer, make_balancer
 from dlproxy.policy.lane import Lane
+from dlproxy.policy.partition import most_rows, part_size
 from dlproxy.policy.plan import LanePlan, plan_lane
 from dlproxy.policy.scaling import Bounds, ScalePolicy, make_policy
+from dlproxy.serve.partition import can_split
 
 LARGEST_CALIBRATED = 64  # rows; a described line is calibrated at 1 and at this size, as warm-up would
 MANY_NODES = 64  # above, peak-EWMA compares two nodes drawn at random instead of all
@@ -55,7 +57,7 @@ class Autoscaling(Struct, frozen=True):
 class ModelPlan(Struct):
     """One model of a simulation: its lane, and service times for a seed. `service` says where these come from, in words.
 
-    `autoscaling`: None where its instances stay.
+    `autoscaling`: None where its instances stay. `splits`: requests of more rows than a part are split; `most_rows`: of one.
     `arrival_s`: what the loop does for a request, which the service times are without; None: nobody asked for that.
     """
 
@@ -65,6 +67,8 @@ class ModelPlan(Struct):
     share: float = 1.0
     arrival_s: float | None = None
     autoscaling: Autoscaling | None = None
+    splits: bool = False
+    most_rows: int = 1
 
 
 class Scenario(Struct, kw_only=True):
@@ -95,6 +99,7 @@ def plan_model(
     `start_s`: how long a further instance takes to start, where the model scales.
     """
     plan = _planned(name, config, service, without_loop=without_loop)
+    plan.most_rows = most_rows(config, splits=True) if plan.splits else plan.plan.knobs.max_batch
     if config.autoscale != "off":
         if plan.plan.inline:
             raise ConfigError(f"model {name}: what runs on the event loop does not scale; set run = 'thread' or 'process'")
@@ -118,7 +123,8 @@ def _planned(name: str, config: ModelConfig, service: str, *, without_loop: bool
         batches = Batches(Path(service))
         calibration = Calibration(tuple(batches.header.prior), True)
         way = stated_way(config, calibration.single_s)
-        plan = _lane(name, config, calibration, way, batched=batches.header.knobs.max_batch > 1)
+        batched = batches.header.knobs.max_batch > 1
+        plan = _lane(name, config, calibration, way, batched=batched)
         samples, arrival_s = batches.samples, None
         if without_loop:
             arrival_s, samples = separate(samples, batches.arrivals)
@@ -127,6 +133,7 @@ def _planned(name: str, config: ModelConfig, service: str, *, without_loop: bool
             lambda seed: Measured(samples, seed=seed),
             f"{len(samples)} batches of {Path(service).name}",
             arrival_s=arrival_s,
+            splits=batched,
         )
     if without_loop:
         raise ConfigError(f"model {name}: only a recording tells what the loop costs; give it with --service {name}=EVENT.dlog")
@@ -135,14 +142,15 @@ def _planned(name: str, config: ModelConfig, service: str, *, without_loop: bool
         points = tuple((rows, base_s + row_s * rows) for rows in (1, LARGEST_CALIBRATED))
         calibration = Calibration(points, True)
         plan = _lane(name, config, calibration, stated_way(config, calibration.single_s), batched=True)
-        return ModelPlan(plan, lambda seed: Fitted(base_s, row_s, cv=cv, seed=seed), service)
+        return ModelPlan(plan, lambda seed: Fitted(base_s, row_s, cv=cv, seed=seed), service, splits=True)
     warm = warm_up(config)
     signature, calibration = warm.runtime.signature, warm.calibration
     if not calibration.points:
         raise ConfigError(f"model {name}: {calibration.warning}; describe its times: --service {name}=base=10ms,row=0.5ms")
     plan = _lane(name, config, calibration, warm.way, batched=signature.batched)
     samples = [Sample(int(point[0]), point[-1]) for point in calibration.points]
-    return ModelPlan(plan, lambda seed: Measured(samples, seed=seed), f"calibrated here at {len(samples)} batch sizes")
+    found = f"calibrated here at {len(samples)} batch sizes"
+    return ModelPlan(plan, lambda seed: Measured(samples, seed=seed), found, splits=can_split(signature))
 
 
 def _lane(name: str, config: ModelConfig, calibration: Calibration, way: Way, *, batched: bool) -> LanePlan:
@@ -252,6 +260,7 @@ def build(scenario: Scenario, tally: Tally) -> ByModel:
                 model.times(next(seeds)),
                 model.plan.instances,
                 inline=model.plan.inline,
+                part_rows=part_size(model.plan.knobs) if model.splits else None,
             )
             for name, model in scenario.models.items()
         ]
@@ -351,6 +360,7 @@ def _setup(scenario: Scenario) -> Mapping[str, Any]:
                 "instances": len(model.plan.instances),
                 "inline": model.plan.inline,
                 "max_batch": model.plan.knobs.max_batch,
+                "part_rows": part_size(model.plan.knobs) if model.splits else None,
                 "slo_s": model.plan.knobs.slo_s,
             }
             for name, model in scenario.models.items()
