@@ -76,7 +76,8 @@ async def load_model(
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ConfigError, LogError, ModelError, and then nothing of it is left.
 
-    `ticket_ids`: where requests get theirs. `event_log`: the file. `on_ways`: called when its batches run in another way, or in another number side by side.
+    `ticket_ids`: where requests get theirs. `event_log`: the file. `on_ways`: called when its batches run in another way, or in
+    another number side by side.
     """
     fleet = await start_fleet(name, config, memory)
     try:

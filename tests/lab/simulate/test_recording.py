@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from itertools import count
 from math import inf
 from pathlib import Path
 
@@ -34,7 +35,7 @@ async def recorded(folder: Path) -> tuple[Path, list[Reply]]:
     """A live run of a model that only takes time: 60 requests of 1 to 3 rows, some of which cannot be answered in time."""
     config = ModelConfig(path="sleep:base=2ms,row=0.2ms", instances=2, max_batch=8)
     now = asyncio.get_running_loop().time
-    loaded = await load_model("m", config, event_log=folder / "m-1.dlog", clock=now)
+    loaded = await load_model("m", config, ticket_ids=count(1), event_log=folder / "m-1.dlog", clock=now)
     replies = []
     for number in range(1, 61):
         rows = number % 3 + 1

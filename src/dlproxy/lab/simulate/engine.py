@@ -437,8 +437,9 @@ class Simulation:
         """A client sends a request; what was due before it has happened."""
         names = self._names
         name = names[0] if len(names) == 1 else self._balancer.choose(names, self._in_flight, now)
-        number = self._count + 1
-        self._count += call.rows  # parts have numbers of their own
+        self._count = number = self._count + 1
+        if call.rows > self.nodes[name].models[call.model].part_rows:
+            self._count += call.rows - 1  # parts have numbers of their own
         self._open[number] = (call.due_at, name)
         self._in_flight[name] += 1
         self._tally.sent_one(call.due_at, now)
