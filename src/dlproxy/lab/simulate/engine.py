@@ -38,7 +38,7 @@ from dlproxy.policy.events import (
     WantTurn,
 )
 from dlproxy.policy.lane import Lane
-from dlproxy.policy.partition import split
+from dlproxy.policy.partition import parts, split
 from dlproxy.policy.scaling import MISSED
 from dlproxy.serve.driver import GATHER_MOST, timer_delay_s
 from dlproxy.serve.turns import Taker, Turns
@@ -438,8 +438,9 @@ class Simulation:
         names = self._names
         name = names[0] if len(names) == 1 else self._balancer.choose(names, self._in_flight, now)
         self._count = number = self._count + 1
-        if call.rows > self.nodes[name].models[call.model].part_rows:
-            self._count += call.rows - 1  # parts have numbers of their own
+        part_rows = self.nodes[name].models[call.model].part_rows
+        if call.rows > part_rows:
+            self._count += len(parts(call.rows, int(part_rows))) - 1  # the others have numbers of their own
         self._open[number] = (call.due_at, name)
         self._in_flight[name] += 1
         self._tally.sent_one(call.due_at, now)
