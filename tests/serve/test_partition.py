@@ -1,8 +1,8 @@
 """Large requests are split, and their answers are those of the whole: once, complete, or not at all."""
 
-import asyncio
 import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -19,7 +19,7 @@ from dlproxy.policy.partition import split
 from dlproxy.serve.layers import WakeLayer
 from dlproxy.serve.partition import PartitionLayer, can_split, cut, joined
 from dlproxy.tensors import to_array, to_bytes
-from tests.serve.rig import KNOBS, POISON, SIGNATURE, Array, Reply, Rig, double, double_unless_poisoned, turns
+from tests.serve.rig import KNOBS, POISON, SIGNATURE, Array, Reply, Rig, double_unless_poisoned, turns
 
 pytestmark = pytest.mark.looptime(idle_step=0.1, idle_timeout=1.0)
 
@@ -30,9 +30,14 @@ class Site:
     def __init__(self, knobs: LaneKnobs = KNOBS, *, part_rows: int = 4, **settings: Any) -> None:
         knobs = replace(knobs, part_rows=part_rows)
         self.rig = rig = Rig(**{"instances": 2, "knobs": knobs, **settings})
-        self.ids = count(1000)
         signature = settings.get("signature", SIGNATURE)
-        self.layer = PartitionLayer(rig.driver, signature, rig.stats, ids=self.ids, clock=rig.now, knobs=knobs)
+        self.layer = PartitionLayer(rig.driver, signature, rig.stats, ids=self._ids(), clock=rig.now, knobs=knobs)
+
+    def _ids(self) -> Iterator[int]:
+        """From where whole requests get theirs."""
+        while True:
+            self.rig._ids += 1
+            yield self.rig._ids
 
     def send(self, value: float = 1.0, *, rows: int, **terms: Any) -> Reply:
         reply = Reply(self.rig.request(value, rows=rows, **terms))
@@ -70,7 +75,7 @@ async def test_what_is_no_larger_than_a_part_passes_as_it_is() -> None:
     site = Site()
     reply = await site.send(rows=4).wait()
     assert site.rig.batches == [[reply.request.ticket.id]]
-    assert next(site.ids) == 1000
+    assert site.rig._ids == 1
 
 
 async def test_parts_share_batches_with_other_requests() -> None:
@@ -84,7 +89,7 @@ async def test_parts_share_batches_with_other_requests() -> None:
 
 async def test_a_request_counts_once_and_its_rows_and_batches_as_they_ran() -> None:
     site = Site()
-    site.rig.stats.newest_s = newest_s = __import__("collections").deque()
+    site.rig.stats.newest_s = newest_s = deque()
     await site.send(rows=16).wait()
     await site.end()
     stats = site.rig.stats
@@ -106,12 +111,12 @@ async def test_its_timing_is_that_of_the_part_that_came_last() -> None:
 
 async def test_a_part_that_fails_ends_the_request_and_the_other_parts() -> None:
     site = Site(replace(KNOBS, max_batch=4, retry_budget=0.0), instances=1, function=double_unless_poisoned)
-    reply, other = site.send(POISON - 5, rows=16), site.send(rows=1)  # the poison is in the second part
+    reply, other = site.send(POISON - 5, rows=24), site.send(rows=1)  # the poison is in the second part
     await reply.wait()
     assert (reply.kind, reply.at) == (FailureKind.MODEL_FAILED, pytest.approx(0.020, abs=1e-6))
     await other.wait()
     assert other.values == [2.0]
-    assert site.rows == [4, 4, 1], "the third and the fourth part never ran"
+    assert site.rows == [4, 4, 4, 1], "the third part began in the turn in which the second failed, the others never ran"
     await site.end()
     assert site.failures == {"model_failed": 1}
     assert site.rig.stats.request.count == 1
@@ -165,14 +170,14 @@ async def test_a_full_queue_refuses_all_of_it_once() -> None:
 
 async def test_more_parts_than_are_gathered_in_a_turn_stop_at_the_first_that_is_refused() -> None:
     site = Site(replace(KNOBS, max_batch=4, max_queue_rows=100), part_rows=1, service_s=None)
-    for _ in range(4):
+    for _ in range(9):
         site.send(rows=1)
     await turns()
     reply = site.send(rows=500)
     assert reply.kind is FailureKind.QUEUE_FULL, "before the last of them was even submitted"
-    assert next(site.ids) < 2000
+    assert len(site.rig.driver._inbox) == 0
     await turns()
-    assert site.rig.driver.unanswered == 4
+    assert site.rig.driver.unanswered == 9
     assert site.failures == {"queue_full": 1}
 
 
@@ -227,10 +232,10 @@ async def test_other_knobs_hold_for_the_next_requests() -> None:
     site = Site(replace(KNOBS, max_batch=8), instances=1, service_s=None)
     site.layer.configure(replace(KNOBS, max_batch=8, part_rows=2))
     site.send(rows=6)
-    assert next(site.ids) == 1002, "three parts, of which the first has its id"
+    assert site.rig._ids == 3, "three parts, of which the first has its id"
     site.layer.configure(replace(KNOBS, max_batch=8, part_rows=0))
     site.send(rows=8)
-    assert next(site.ids) == 1003
+    assert site.rig._ids == 4
 
 
 async def test_rows_that_turn_out_to_depend_on_each_other_are_split_no_more() -> None:

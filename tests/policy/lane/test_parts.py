@@ -19,10 +19,10 @@ def arrive(lane: Script, number: int, rows: int, *, part_rows: int = 4, left_s: 
 
 def test_parts_run_on_all_instances_and_share_batches_with_others() -> None:
     lane = Script(instances="ab")
-    assert arrive(lane, 10, 6, part_rows=2) == ["run #1 on a: 10 11", "run #2 on b: 12"]
+    assert arrive(lane, 10, 6, part_rows=2) == ["run #1 on a: 10", "run #2 on b: 11 12"]
     lane.arrive(1)
     assert arrive(lane, 20, 3, part_rows=2) == []
-    assert lane.done(1) == ["done #1: 10 11", "run #3 on a: 1 20 21"]
+    assert lane.done(1) == ["done #1: 10", "run #3 on a: 1 20 21"]
 
 
 def test_a_request_waits_with_all_its_parts_or_with_none() -> None:
@@ -94,3 +94,11 @@ def test_verdicts_on_several_requests_in_one_turn_are_their_own() -> None:
     wholes = [Ticket(10, 0.0, rows=6), Ticket(20, 0.0, rows=6), Ticket(30, 0.0, rows=3)]
     tickets = [part for whole in wholes for part in split(whole, 2, count(whole.id + 1))]
     assert lane.tell(Arrived(tickets)) == [f"reject {number}: queue_full" for number in (20, 21, 22)]
+
+
+def test_parts_run_side_by_side_even_if_one_batch_could_hold_them() -> None:
+    lane = Script(instances="abc", lane_knobs=knobs(max_batch=64))
+    assert arrive(lane, 10, 9, part_rows=2) == ["run #1 on a: 10", "run #2 on b: 11 12", "run #3 on c: 13 14"]
+    lane.arrive(*range(1, 4))
+    assert lane.commands == [], "others are not spread"
+    assert lane.done(1) == ["done #1: 10", "run #4 on a: 1 2 3"]
