@@ -219,13 +219,19 @@ async def test_an_instance_that_is_lost_takes_no_part_with_it_if_another_is_ther
 
 
 async def test_a_part_in_quarantine_ends_the_request() -> None:
-    site = Site(replace(KNOBS, max_batch=4, retry_budget=1.0), instances=3, service_s=1.0, quarantine_s=60.0)
-    reply = site.send(rows=1)
-    for name in ("m-0", "m-1", "m-2"):
+    site = Site(replace(KNOBS, max_batch=4, retry_budget=1.0), instances=3, service_s=None, quarantine_s=60.0)
+    harmful = site.send(rows=4)
+    await turns()
+    while not harmful.answered:
+        (busy,) = (fake for fake in site.rig.fakes if fake.busy)
+        site.rig.fakes.remove(busy)
+        site.rig.driver.lose_instance(busy.name, "it crashed", crashed=True)
         await turns()
-        site.rig.driver.lose_instance(name, "it crashed", crashed=True)
-    await reply.wait()
-    assert reply.kind is not None
+    assert harmful.kind is FailureKind.MODEL_FAILED
+    reply = site.send(-3.0, rows=8)  # of which the second part is the same four rows
+    assert (reply.kind, reply.failure and "quarantine_s" in reply.failure.message) == (FailureKind.MODEL_FAILED, True)
+    await turns()
+    assert site.failures == {"model_failed": 2}
 
 
 async def test_other_knobs_hold_for_the_next_requests() -> None:
