@@ -122,7 +122,8 @@ class Ticket(Struct, eq=False):
     `length`: what one row holds along its open axes (tokens, pixels) in the input that holds the most, or along the padded axis
     alone if there is one; 1 if none is open. `family`: equal for tickets that may share a batch if shorter ones are padded, as
     nothing but this length tells them apart; empty for one that may not be. An id below 0 is no client's: of a
-    re-check (serve/recheck.py) or a shadow's request (serve/traffic.py).
+    re-check (serve/recheck.py) or a shadow's request (serve/traffic.py). `part_of`: of a part of a request that was split, the
+    request's id, which its first part has itself; else 0. `whole_rows`: of a part, the rows of the request; else 0.
     """
 
     id: int
@@ -137,11 +138,18 @@ class Ticket(Struct, eq=False):
     length: int = 1
     family: tuple[int, ...] = ()
     answer_by: float = inf
+    part_of: int = 0
+    whole_rows: int = 0
 
     @property
     def of_client(self) -> bool:
         """Whether somebody waits for it; else it is a comparison of our own."""
         return self.id >= 0
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is a part of a request, and not the first one."""
+        return self.part_of not in (0, self.id)
 
 
 class Principal(Struct, frozen=True):
@@ -170,7 +178,10 @@ class Request(Struct, eq=False):
 
 
 class Timing(Struct):
-    """Where a request's time went, in seconds: waiting in the lane, gathering and splitting its batch, the model itself."""
+    """Where a request's time went, in seconds: waiting in the lane, gathering and splitting its batch, the model itself.
+
+    Of a request that ran in parts: of the part that was answered last, as the others were waiting for that.
+    """
 
     queue_s: float
     batch_s: float

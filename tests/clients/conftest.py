@@ -22,7 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         "wide": models.identity(DType.INT64, ("N", "M")),
     }
     settings = {name: {"path": models.save(made[name], folder / f"{name}.onnx"), "threads": 1} for name in made}
-    settings["simple"] |= {"max_batch": 8, "version": "3"}
+    settings["simple"] |= {"max_batch": 8, "max_request_rows": 8, "version": "3"}
     settings["digits"] = {"path": models.DIGITS, "threads": 1}
     with ServerProcess("--config", write_config(folder / "dlproxy.toml", settings)) as process:
         yield process

@@ -69,7 +69,9 @@ async def test_dlproxy_serves_what_a_grpc_server_runs() -> None:
             path = f"/v2/models/{model}/infer"
             status, answer = await asyncio.to_thread(_ask, outer.http_port, path, _infer("x", [[1, 2], [3, 4]]))
             assert (status, answer["outputs"][0]["data"]) == (200, [2, 4, 6, 8])
-        assert (await asyncio.to_thread(_ask, outer.http_port, "/v2/models/oip/config"))[1]["max_batch_size"] == 16
+        many = [[row, row] for row in range(40)]
+        status, answer = await asyncio.to_thread(_ask, outer.http_port, "/v2/models/oip/infer", _infer("x", many))
+        assert (status, answer["outputs"][0]["shape"]) == (200, [40, 2]), "in parts of 16 rows at most"
 
         await upstream.stop()
         await _until_ready(outer, False)

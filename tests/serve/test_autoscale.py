@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from itertools import count
 
 import msgspec
 import pytest
@@ -26,7 +27,7 @@ async def test_a_model_that_nobody_asks_falls_asleep_and_is_woken_by_the_next_re
     )
     clock = asyncio.get_running_loop().time
     scaled = asyncio.Event()
-    model = await load_model("m", config, on_ways=scaled.set, clock=clock)
+    model = await load_model("m", config, ticket_ids=count(1), on_ways=scaled.set, clock=clock)
     endpoint = Endpoint(model.served, iter(range(1, 100)), clock, "")
     for _ in range(2):
         await asyncio.wait_for(scaled.wait(), 10.0)
@@ -43,7 +44,7 @@ async def test_a_model_that_turns_out_to_run_on_the_event_loop_says_that_it_does
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        model = await load_model("m", ModelConfig(path=str(models.DIGITS), autoscale="in-flight"))
+        model = await load_model("m", ModelConfig(path=str(models.DIGITS), autoscale="in-flight"), ticket_ids=count(1))
     await unload_model(model, drain_s=1.0)
     assert "autoscale has no effect: it is so quick" in caplog.text
 

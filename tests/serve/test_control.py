@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
@@ -104,11 +105,11 @@ async def test_an_instance_that_is_down_is_shown_beside_those_that_are_up() -> N
 
 async def test_scaling_takes_counts_that_make_sense_and_says_why_it_failed() -> None:
     rig = Controlled()
-    for count in (0, 256):
-        await rig.control.scale(count)
-    for count in (-1, 257):
-        with pytest.raises(ConfigError, match=f"instances {count} is out of range; give 0 to 256"):
-            await rig.control.scale(count)
+    for many in (0, 256):
+        await rig.control.scale(many)
+    for many in (-1, 257):
+        with pytest.raises(ConfigError, match=f"instances {many} is out of range; give 0 to 256"):
+            await rig.control.scale(many)
     rig.fleet.problem = ModelError("no memory for a third")
     with pytest.raises(ConfigError, match="no memory for a third"):
         await rig.control.scale(3)
@@ -264,7 +265,9 @@ async def test_what_is_tuned_holds_beside_what_is_declared_until_somebody_states
 @pytest.mark.looptime(False)
 async def test_a_loaded_model_is_under_control() -> None:
     clock = asyncio.get_running_loop().time
-    model = await load_model("digits", ModelConfig(path=str(models.DIGITS), threads=1, slo="p99=50ms"), clock=clock)
+    model = await load_model(
+        "digits", ModelConfig(path=str(models.DIGITS), threads=1, slo="p99=50ms"), ticket_ids=count(1), clock=clock
+    )
     assert model.served.control is model.control
     assert _left_s(model) == pytest.approx(0.05)
     model.control.change({"slo": "p99=20ms", "max_batch": 3})

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from random import Random
 
@@ -61,7 +62,9 @@ async def _storm(model: LoadedModel, requests: int, seed: int) -> dict[str, int]
 @pytest.mark.parametrize("run", ["inline", "thread"])
 async def test_a_live_run_replays_to_identical_commands(tmp_path: Path, run: str) -> None:
     config = ModelConfig(path=str(models.DIGITS), run=run, instances=1 if run == "inline" else 2, threads=1)  # type: ignore[arg-type]
-    model = await load_model("digits", config, event_log=tmp_path / "digits-1.dlog", clock=asyncio.get_running_loop().time)
+    model = await load_model(
+        "digits", config, ticket_ids=count(1), event_log=tmp_path / "digits-1.dlog", clock=asyncio.get_running_loop().time
+    )
     outcomes = await _storm(model, 500, seed=7)
     model.driver.change_knobs(LaneKnobs(max_batch=3, max_queue_rows=50))
     more = await _storm(model, 100, seed=8)

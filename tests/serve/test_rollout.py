@@ -167,6 +167,17 @@ async def test_a_version_that_is_wanted_before_it_is_up_gets_its_share_then(site
     assert await site.ask(tenant="ann") == 3
 
 
+async def test_a_shadow_is_asked_in_parts_as_well(site: Site) -> None:
+    site.route("1", traffic=Traffic(shadow="2"))
+    answer = await site.proxy.infer("m", {"x": np.ones((600, 2), np.float32)})
+    assert answer["y"].shape == (600, 2)
+    while not sum(site.stats["2"].shadows.values()):
+        await turns()
+    assert site.stats["2"].shadows["different"] == 1
+    assert (site.stats["1"].request.count, site.stats["2"].request.count) == (1, 0)
+    assert (max(site.stats["1"].batch_sizes), site.stats["2"].batch_sizes) == (200, {})
+
+
 async def test_a_shadow_changes_no_answer(site: Site) -> None:
     site.route("1", traffic=Traffic(shadow="2"))
     assert await site.asked(20) == {1: 20}

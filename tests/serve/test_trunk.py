@@ -106,6 +106,14 @@ async def test_a_quota_is_charged_once(site: Site) -> None:
         await some.drain()
 
 
+async def test_a_request_of_many_rows_is_split_by_both(site: Site) -> None:
+    answer = await site.proxy.infer("heads", {"image": np.ones((600, 2), np.float32)}, tenant="ann")
+    assert (answer["x_out"] == 20.0).all()
+    for name, version in (("trunk", "1"), ("heads", "2")):
+        assert site.stats(name, version)[0] == 1
+        assert max(site.models.catalog.get(name, version).stats.batch_sizes) <= 256
+
+
 async def test_a_head_that_is_named_takes_features(site: Site) -> None:
     answer = await site.proxy.infer("heads", {"x": np.ones((1, 2), np.float32)}, version="3")
     assert answer["x_out"][0, 0] == 3.0

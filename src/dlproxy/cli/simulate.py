@@ -207,8 +207,8 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
     for name, share in shares.items():
         models[name].share = share
     for name, model in models.items():
-        if args.rows > model.plan.most_batch:
-            raise ConfigError(f"--rows {args.rows} is more than max_batch {model.plan.most_batch} of model {name}")
+        if args.rows > model.most_rows:
+            raise ConfigError(f"--rows {args.rows} is more than the {model.most_rows} that a request for model {name} may have")
     deadline_s = seconds(args.deadline, "--deadline")
     aims = {(model.plan.knobs.slo_s, model.quantile) for model in models.values()}
     objective_s, share = aims.pop() if len(aims) == 1 else (None, 0.99)

@@ -167,9 +167,20 @@ class AutopilotConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class LaneSettings(Struct, frozen=True, kw_only=True):
     """The knobs of a model that its lane takes as they are; policy/knobs.py adds what is found out at load."""
 
-    max_batch: Annotated[
-        int, _live("rows that no batch and no request exceeds", unit="rows", log=True, tuned=True, ge=1, le=65536)
-    ] = 256
+    max_batch: Annotated[int, _live("rows that no batch exceeds", unit="rows", log=True, tuned=True, ge=1, le=65536)] = 256
+    part_rows: Annotated[
+        int,
+        _live(
+            "rows of the parts that larger requests are split into, to run on several instances; 0: max_batch",
+            unit="rows",
+            log=True,
+            least=1,
+            tuned=True,
+            only=(_BATCHES,),
+            ge=0,
+            le=65536,
+        ),
+    ] = 0
     max_queue_rows: Annotated[
         int, _live("rows that may wait; more are answered 503", unit="rows", log=True, tuned=True, ge=1, le=1 << 24)
     ] = 8192
@@ -319,6 +330,18 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
             "nothing in service shows otherwise; on: you know that it is"
         ),
     ] = "auto"
+    max_request_rows: Annotated[
+        int,
+        _loaded(
+            "rows that no request exceeds; 0: max_queue_rows, or max_batch where requests cannot be split",
+            unit="rows",
+            log=True,
+            least=1,
+            only=(_BATCHES,),
+            ge=0,
+            le=1 << 24,
+        ),
+    ] = 0
     padding: Annotated[
         Switch,
         _loaded(

@@ -36,6 +36,9 @@ class Admission:
     exceeds its time left. Its own batch is the rows left over by those batches, its own, and what can ride along behind it.
     With an idle instance and an empty queue only a deadline that has passed counts: a prediction may be wrong, and only
     running can correct it.
+
+    Asked of the first part of a request that is split, it answers for all of it: whether all its rows fit, and whether the last
+    part is in time.
     """
 
     def __init__(self, knobs: LaneKnobs, model: LatencyModel, limit_at: Callable[[int], int] | None = None) -> None:
@@ -50,7 +53,7 @@ class Admission:
         """None to take the ticket, else what to say."""
         if not backlog.instances:
             return NO_INSTANCE
-        if queue.rows + ticket.rows > self._max_queue_rows and queue.rows:
+        if queue.rows + (ticket.whole_rows or ticket.rows) > self._max_queue_rows and queue.rows:
             message = f"Exceeds maximum queue size: {queue.rows} rows wait, the limit is {self._max_queue_rows}"
             wait_s, _ = self._wait(ticket, queue, backlog, now)
             return Refusal("queue_full", Failure(FailureKind.QUEUE_FULL, message, retry_after_s=wait_s))
@@ -74,7 +77,7 @@ class Admission:
     def make_room(self, ticket: Ticket, queue: QueueDiscipline, now: float) -> list[Ticket]:
         """Take out those that would be served last, as far as they are less urgent and as long as it takes."""
         taken_out: list[Ticket] = []
-        while queue.rows + ticket.rows > self._max_queue_rows:
+        while queue.rows + (ticket.whole_rows or ticket.rows) > self._max_queue_rows:
             last = queue.last(now)
             if last is None or level(last) <= level(ticket):
                 break
@@ -92,6 +95,9 @@ class Admission:
                 limit = self._limit_at(length)
         else:
             rows_before, rows = queue.rows_before(ticket, now), queue.rows
+        if ticket.whole_rows:  # of all its parts the last one counts
+            rows_before += ticket.whole_rows - ticket.rows
+            rows += ticket.whole_rows - ticket.rows
         before, left_over = divmod(rows_before, limit)
         if before:
             wait_s += before * self._model.mean(limit, length)

@@ -71,6 +71,7 @@ class Lane:
         self._hedging = Hedging(self.model, self._running, self._again)
         self._turn = Turn(arbitrated=knobs.arbitrated)
         self._outage = Outage()
+        self._in_parts = False  # whether a request ever came so
         self._wake_at = inf
         self._now = -inf
         self._rules: dict[type, Callable[..., None]] = {
@@ -154,12 +155,19 @@ class Lane:
     def _arrived(self, event: Arrived, now: float, commands: list[Command]) -> None:
         queue, admission, limit = self.queue, self._admission, self._limit
         backlog = self._backlog(now)
+        refused: dict[int, Refusal | None] = {}  # requests that came in parts: the first one decides for all
         for ticket in event.tickets:
-            refusal = admission.admit(ticket, queue, backlog, now)
-            if refusal is None and limit is not None:
-                refusal = limit.refuse(ticket, self._under_way())
-            elif refusal is not None and refusal.reason == "queue_full":
-                refusal = self._displace(ticket, refusal, backlog, now, commands)
+            if ticket.part_of and ticket.follows:
+                refusal = refused.get(ticket.part_of)
+            else:
+                refusal = admission.admit(ticket, queue, backlog, now)
+                if refusal is None and limit is not None:
+                    refusal = limit.refuse(ticket, self._under_way())
+                elif refusal is not None and refusal.reason == "queue_full":
+                    refusal = self._displace(ticket, refusal, backlog, now, commands)
+                if ticket.part_of:
+                    refused[ticket.id] = refusal
+                    self._in_parts = True
             if refusal is None:
                 queue.push(ticket, now)
                 if ticket.deadline_at < inf:
@@ -301,7 +309,8 @@ class Lane:
                 self._reject_all(shed, commands)
             else:
                 alone = pool.several and pool.only_suspects
-                tickets, avoided = self.queue.pop(1 if alone else take.rows, now), ""
+                rows = self._share(take.rows, now) if self._in_parts and len(pool.ready) > 1 else take.rows
+                tickets, avoided = self.queue.pop(1 if alone else rows, now), ""
                 reason = "probe" if alone else "turn" if self._turn.arbitrated else "idle"
                 if self._knobs.max_padding and tickets[0].family and not alone:
                     tickets = self._padding.join(tickets, self.queue, now, most=self._knobs.max_padding)
@@ -321,6 +330,14 @@ class Lane:
             self._arm(decision.until, "fill", commands)
             return None
         return decision
+
+    def _share(self, rows: int, now: float) -> int:
+        """Parts of a request are made to run side by side: every idle instance gets as much of what waits."""
+        queue, head = self.queue, self.queue.head(now)
+        if head is None or not head.part_of:
+            return rows
+        waiting = queue.rows_like(head) if queue.uneven else queue.rows
+        return min(rows, -(-waiting // len(self.pool.ready)))
 
     def _holds_back(self, avoided: str, now: float, commands: list[Command]) -> bool:
         """Only slow instances are idle, and the oldest request gains by waiting for another than `avoided`."""

@@ -5,7 +5,7 @@ Called by serve/models.py. Not aware of: other models, protocols.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -26,12 +26,14 @@ from dlproxy.fleet.start import start_fleet
 from dlproxy.instance.trial import Way
 from dlproxy.message import Failure, Request
 from dlproxy.policy.lane import Lane
+from dlproxy.policy.partition import most_rows
 from dlproxy.policy.plan import longest_s, plan_lane
 from dlproxy.policy.quota import Quotas
 from dlproxy.policy.reachable import unmet
 from dlproxy.serve.control import LaneControl
 from dlproxy.serve.driver import Driver
 from dlproxy.serve.layers import QuotaLayer, WakeLayer
+from dlproxy.serve.partition import PartitionLayer, can_split
 from dlproxy.serve.recheck import Recheck
 from dlproxy.serve.reservoir import Reservoir
 from dlproxy.service import Service
@@ -46,11 +48,12 @@ EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
 
 
 class LoadedModel(Struct, eq=False):
-    """A model that is up. `turn_needs`: what a batch waits for its turn on, by name; empty: no turns. `size_bytes`: what
-    it holds of the memory.
+    """A model that is up. `service`: takes its requests, and charges no quotas. `turn_needs`: what a batch waits for its turn
+    on, by name; empty: no turns. `size_bytes`: what it holds of the memory.
     """
 
     served: ServedModel
+    service: Service
     driver: Driver
     lane: Lane
     fleet: Fleet
@@ -78,6 +81,7 @@ async def load_model(
     name: str,
     config: ModelConfig,
     *,
+    ticket_ids: Iterator[int],
     tenants: Mapping[str, TenantConfig] = EMPTY,
     quotas: Quotas | None = None,
     event_log: Path | None = None,
@@ -87,14 +91,15 @@ async def load_model(
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ConfigError, LogError, ModelError, and then nothing of it is left.
 
-    `event_log`: the file. `on_ways`: called when its batches run in another way, or in another number side by side.
+    `ticket_ids`: where requests get theirs. `event_log`: the file. `on_ways`: called when its batches run in another way, or in
+    another number side by side.
     """
     fleet = await start_fleet(name, config, memory)
     try:
         if fleet.most_rows is not None:
             config = msgspec.structs.replace(config, max_batch=min(config.max_batch, fleet.most_rows))
         weights = {tenant: settings.weight for tenant, settings in tenants.items()}
-        loaded = _assembled(name, config, fleet, weights, quotas, event_log, clock)
+        loaded = _assembled(name, config, fleet, weights, ticket_ids, quotas, event_log, clock)
     except BaseException:
         await fleet.stop()
         raise
@@ -114,6 +119,7 @@ def _assembled(
     config: ModelConfig,
     fleet: Fleet,
     tenant_weights: Mapping[str, float],
+    ticket_ids: Iterator[int],
     quotas: Quotas | None,
     event_log: Path | None,
     clock: Callable[[], float],
@@ -149,20 +155,25 @@ def _assembled(
     control = LaneControl(config, lane, driver, plan.knobs, fleet, roster, plan.most_batch)
     scaled = Scaled(name, lane, stats, fleet, control.set_instances, driver.expect_instance, clock)
     scaler = control.autoscaler = autoscaler(scaled, config)
-    service: Service = driver if scaler is None or not config.scale_to_zero_s else WakeLayer(driver, scaler)
+    service: Service = driver
+    splits = can_split(signature)
+    if splits:
+        service = control.partition = PartitionLayer(driver, signature, stats, ids=ticket_ids, clock=clock, knobs=plan.knobs)
+    if scaler is not None and config.scale_to_zero_s:
+        service = WakeLayer(service, scaler)
     served = ServedModel(
         name=name,
         version=config.version,
         signature=signature,
         service=service if quotas is None else _with_quotas(service, quotas, stats, clock),
         stats=stats,
-        max_batch=config.max_batch,
+        max_batch=most_rows(config, splits=splits),
         slo_s=config.slo_s,
         view=lane.view,
         sticky=config.sticky,
         control=control,
     )
-    loaded = LoadedModel(served, driver, lane, fleet, recorder, control, roster, autoscaler=scaler)
+    loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler)
     control.on_slo = partial(_aim, loaded)
     control.on_slo()
     if scaler is not None:
@@ -195,6 +206,9 @@ def _stop_batching(model: LoadedModel, reason: str) -> None:
     name = model.served.name
     log.error("model %s: %s: batching is off from now on (batching = 'off' turns it off from the start)", name, reason)
     asyncio.get_running_loop().call_soon(model.control.stop_batching, reason)  # not in the midst of a lane's commands
+    partition = model.control.partition
+    if partition is not None:
+        model.served.max_batch = min(model.served.max_batch, partition.most_whole)
     if isinstance(model.fleet, LocalFleet):
         model.fleet.rows_are_not_independent(reason)
 

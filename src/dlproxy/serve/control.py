@@ -21,6 +21,7 @@ from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.view import LaneView
 from dlproxy.serve.driver import Driver
+from dlproxy.serve.partition import PartitionLayer
 
 OBJECTIVES = frozenset({"slo", "slo_by_priority"})
 BOUNDS = frozenset({"min_instances", "max_instances"})
@@ -57,6 +58,7 @@ class LaneControl:
         self.on_changed: Callable[[], None] = lambda: None
         """Called before and after an operator's change: the autopilot ends what it tries, and looks anew."""
         self.autoscaler: Autoscaler | None = None
+        self.partition: PartitionLayer | None = None
         self.on_scaled: Callable[[], None] = lambda: None
         """Called when the number of instances has changed."""
 
@@ -144,6 +146,8 @@ class LaneControl:
         self.on_changing()
         self._batching = f"off: {reason}"
         self.most_batch = 1
+        if self.partition is not None:
+            self.partition.end()
         self._config = msgspec.structs.replace(self._config, max_batch=1)
         self._tuned.pop("max_batch", None)
         self.turn_knobs(max_batch=1)
@@ -183,3 +187,5 @@ class LaneControl:
         """New values of LaneKnobs, unchecked."""
         self._knobs = msgspec.structs.replace(self._knobs, **values)
         self._driver.change_knobs(self._knobs)
+        if self.partition is not None:
+            self.partition.configure(self._knobs)

@@ -220,7 +220,7 @@ class Driver:
     @property
     def unanswered(self) -> int:
         """Clients' requests that are queued or run."""
-        return sum([ticket_id >= 0 for ticket_id in self._waiting])
+        return len({request.ticket.part_of or number for number, (request, _) in self._waiting.items() if number >= 0})
 
     @property
     def open_requests(self) -> int:
@@ -390,7 +390,8 @@ class Driver:
                     continue
                 if not padded or answer is None or ticket.length < answer[0].ticket.length:  # the most padded tells most
                     answer = request, outputs
-                queued_s.append(queue_s)
+                if not ticket.part_of:  # else it is counted when all of it is there
+                    queued_s.append(queue_s)
                 timing = Timing(queue_s, result.batch_s, result.compute_s)
                 response = Response(request.id, self._model, self._version, outputs, timing)
                 try:
@@ -426,7 +427,7 @@ class Driver:
         return left_s > 0.0
 
     def _fail(self, request: Request, reply: ReplyTo, failure: Failure) -> None:
-        if request.ticket.of_client:
+        if request.ticket.of_client and not request.ticket.part_of:
             self._stats.failed(failure.kind, self._clock() - request.ticket.arrived_at)
         try:
             reply.failed(failure)

@@ -222,6 +222,7 @@ class Models:
                     model = await load_model(
                         name,
                         config,
+                        ticket_ids=self.catalog.ticket_ids,
                         tenants=self._tenants,
                         quotas=self._quotas,
                         event_log=self._recording(name, config.version),

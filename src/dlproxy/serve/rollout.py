@@ -286,8 +286,8 @@ def _layer(rollout: _Rollout) -> TrafficLayer:
     if before is not None:
         splitter.at = before.at
     shadowing = served.get(traffic.shadow)
-    shadow = None if shadowing is None else Shadow(shadowing.served, shadowing.driver)
-    services = {version: model.served.service if rollout.trunk is None else model.driver for version, model in served.items()}
+    shadow = None if shadowing is None else Shadow(shadowing.served, shadowing.service)
+    services = {version: model.served.service if rollout.trunk is None else model.service for version, model in served.items()}
     return TrafficLayer(splitter, services, shadow)
 
 

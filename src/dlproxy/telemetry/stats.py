@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from msgspec import Struct
 
-from dlproxy.message import FailureKind, Ticket
+from dlproxy.message import FailureKind, Ticket, Timing
 
 InstanceState = Literal["up", "starting", "waiting", "lost"]
 InstanceChange = Literal["up", "lost", "retired", "failed_to_start"]
@@ -63,7 +63,7 @@ class BatchSize:
 class AnsweredBatch(Struct):
     """A batch that was gathered, run and cut apart in so many seconds; `after_s` from its dispatch all was handed over.
 
-    It gave answers to requests that had waited `queued_s` each before.
+    It gave answers to requests that had waited `queued_s` each before, those left out that were in it with a part only.
     """
 
     rows: int
@@ -93,7 +93,8 @@ class Timings:
 
 
 class ModelStats:
-    """Counts since the model was loaded. `rows` are inferences in Triton's sense, `queue` to `request` are per request.
+    """Counts since the model was loaded. `rows` are inferences in Triton's sense, `queue` to `request` are per request: one
+    that is split counts once there and in `failures`, and its rows and batches as they run.
 
     Batches are complete in them after `settle`, which whoever shows them calls first.
     """
@@ -124,6 +125,16 @@ class ModelStats:
     def batch_answered(self, batch: AnsweredBatch) -> None:
         """Counted when `settle` is called: replies that are about to leave need not wait for it."""
         self._uncounted.append(batch)
+
+    def request_gathered(self, timing: Timing, split_s: float, seconds: float) -> None:
+        """A request that was split has its answer, put together in `split_s`. Its rows and batches are counted already."""
+        self.queue.add(timing.queue_s)
+        self.batch.add(timing.batch_s)
+        self.compute.add(timing.compute_s)
+        self.split.add(split_s)
+        self.request.add(seconds)
+        for reader in self.readers:
+            reader.add([seconds])
 
     def batch_padded(self, tickets: Sequence[Ticket]) -> None:
         """What a batch held, of requests of any length, and what was filled up."""

@@ -21,6 +21,7 @@ ANSWERS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("triton
 LATEST = VersionChoice(latest=Latest(1))
 ONNX = 'backend: "onnxruntime"\n'
 BATCHED = ONNX + "max_batch_size: 8\n"
+EIGHT = {"max_batch": 8, "max_request_rows": 8}
 
 
 def knobs(text: str, folder: Path | None = None) -> tuple[dict[str, Any], list[str]]:
@@ -100,57 +101,57 @@ def test_what_triton_refuses_is_refused_in_the_same_line(name: str) -> None:
     ("text", "expected"),
     [
         (ONNX, {"batching": "off"}),
-        (BATCHED, {"max_batch": 8}),
-        (ONNX + "max_batch_size: 1000000", {"max_batch": 65536}),
-        (BATCHED + "dynamic_batching { }", {"max_batch": 8, "batching": "on"}),
+        (BATCHED, {**EIGHT}),
+        (ONNX + "max_batch_size: 1000000", {"max_batch": 65536, "max_request_rows": 1000000}),
+        (BATCHED + "dynamic_batching { }", {**EIGHT, "batching": "on"}),
         (
             BATCHED + "dynamic_batching { max_queue_delay_microseconds: 2500 }",
-            {"max_batch": 8, "batching": "on", "max_wait_s": 0.0025},
+            {**EIGHT, "batching": "on", "max_wait_s": 0.0025},
         ),
         (
             BATCHED + "dynamic_batching { max_queue_delay_microseconds: 18446744073709551615 }",
-            {"max_batch": 8, "batching": "on", "max_wait_s": 60.0},
+            {**EIGHT, "batching": "on", "max_wait_s": 60.0},
         ),
         (
             BATCHED + "dynamic_batching { priority_levels: 5 default_priority_level: 4 }",
-            {"max_batch": 8, "batching": "on", "discipline": "priority", "ageing_s": 3600.0},
+            {**EIGHT, "batching": "on", "discipline": "priority", "ageing_s": 3600.0},
         ),
         (
             BATCHED + "dynamic_batching { default_queue_policy { default_timeout_microseconds: 1500 max_queue_size: 100 } }",
-            {"max_batch": 8, "batching": "on", "slo": "p99=1500us", "max_queue_rows": 100},
+            {**EIGHT, "batching": "on", "slo": "p99=1500us", "max_queue_rows": 100},
         ),
         (  # one request of as many rows as a batch may always wait
             BATCHED + "dynamic_batching { default_queue_policy { max_queue_size: 2 } }",
-            {"max_batch": 8, "batching": "on", "max_queue_rows": 8},
+            {**EIGHT, "batching": "on", "max_queue_rows": 8},
         ),
-        (BATCHED + "instance_group { kind: KIND_CPU count: 3 }", {"max_batch": 8, "instances": 3, "device": "cpu"}),
-        (BATCHED + "instance_group { }", {"max_batch": 8, "instances": 1}),
-        (BATCHED + "instance_group { kind: KIND_MODEL count: 2 }", {"max_batch": 8, "instances": 2}),
-        (BATCHED + "instance_group { gpus: [ 1 ] }", {"max_batch": 8, "instances": 1, "device": "cuda:1"}),
+        (BATCHED + "instance_group { kind: KIND_CPU count: 3 }", {**EIGHT, "instances": 3, "device": "cpu"}),
+        (BATCHED + "instance_group { }", {**EIGHT, "instances": 1}),
+        (BATCHED + "instance_group { kind: KIND_MODEL count: 2 }", {**EIGHT, "instances": 2}),
+        (BATCHED + "instance_group { gpus: [ 1 ] }", {**EIGHT, "instances": 1, "device": "cuda:1"}),
         (
             BATCHED + "instance_group { kind: KIND_GPU count: 2 gpus: [ 0, 1 ] }",
-            {"max_batch": 8, "instances": 4, "device": "cuda:0,cuda:1"},
+            {**EIGHT, "instances": 4, "device": "cuda:0,cuda:1"},
         ),
         (
             BATCHED + "instance_group [ { kind: KIND_GPU count: 2 gpus: 0 }, { kind: KIND_CPU } ]",
-            {"max_batch": 8, "instances": 3, "device": "cuda:0,cuda:0,cpu"},
+            {**EIGHT, "instances": 3, "device": "cuda:0,cuda:0,cpu"},
         ),
-        (BATCHED + "instance_group { kind: KIND_CPU count: 2000000000 }", {"max_batch": 8, "instances": 256, "device": "cpu"}),
+        (BATCHED + "instance_group { kind: KIND_CPU count: 2000000000 }", {**EIGHT, "instances": 256, "device": "cpu"}),
         (
             BATCHED + 'parameters { key: "intra_op_thread_count" value { string_value: "4" } }',
-            {"max_batch": 8, "threads": 4},
+            {**EIGHT, "threads": 4},
         ),
         (
             BATCHED
             + "instance_group { kind: KIND_GPU gpus: 2 }\n"
             + 'optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } } }',
-            {"max_batch": 8, "instances": 1, "device": "tensorrt:2"},
+            {**EIGHT, "instances": 1, "device": "tensorrt:2"},
         ),
         (
             BATCHED
             + "instance_group { kind: KIND_CPU }\n"
             + 'optimization { execution_accelerators { cpu_execution_accelerator { name: "openvino" } } }',
-            {"max_batch": 8, "instances": 1, "device": "openvino:CPU"},
+            {**EIGHT, "instances": 1, "device": "openvino:CPU"},
         ),
         (
             'platform: "pytorch_libtorch" max_batch_size: 4\n'
@@ -160,6 +161,7 @@ def test_what_triton_refuses_is_refused_in_the_same_line(name: str) -> None:
             'parameters { key: "INTRA_OP_THREAD_COUNT" value { string_value: "2" } }',
             {
                 "max_batch": 4,
+                "max_request_rows": 4,
                 "threads": 2,
                 "inputs": {"INPUT__0": "FP32[batch,3,-1]", "INPUT__1": "BOOL[batch]"},
                 "outputs": {"OUTPUT__0": "BF16[batch,10]"},

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from math import inf
 from random import Random
 
@@ -22,6 +23,8 @@ from dlproxy.policy.events import Command, Dispatch, Event, TimerFired, WakeAt
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.serve.driver import Driver
+from dlproxy.serve.partition import PartitionLayer
+from dlproxy.service import Service
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.tensors import to_bytes
 from dlproxy.testing import FakeInstance, FakeRuntime
@@ -86,6 +89,7 @@ class Scene(Struct, kw_only=True):
 
     knobs: LaneKnobs
     instances: int = 1
+    part_rows: int | None = None
     base_s: float = 0.010
     row_s: float = 0.001
     factors: list[float] = field(default_factory=lambda: [1.0])
@@ -124,6 +128,7 @@ def random_scene(
 def simulated(scene: Scene, *, costs: LoopCosts = LoopCosts(), inline: bool = False) -> Outcome:  # noqa: B008  frozen
     """The scene on one simulated node."""
     model = make_model("m", scene.times(), knobs=scene.knobs, instances=scene.instances, inline=inline)
+    model.part_rows = inf if scene.part_rows is None else scene.part_rows
     simulation = NotedSimulation(NotedTally(inf), balancer=LeastPeakEwma())
     simulation.add("node-0", [model], costs)
     simulation.run(scene.calls)
@@ -160,19 +165,25 @@ def live(
 
 async def _live(scene: Scene, make: MakeInstance, meanwhile: Callable[[Driver], None]) -> Outcome:
     loop = asyncio.get_running_loop()
-    lane, times = NotedLane(scene.knobs), scene.times()
+    lane, times, ids = NotedLane(scene.knobs), scene.times(), count(1)
     driver = Driver(model="m", version="1", signature=SIGNATURE, lane_on=lane.on, stats=ModelStats(), clock=loop.time)
     runtime = FakeRuntime(SIGNATURE, double)
     for number in range(scene.instances):
         driver.add_instance(make(f"m-{number}", runtime, times))
     meanwhile(driver)
-    replies = await replies_to(scene.calls, {"m": driver})
+    service: Service = driver
+    if scene.part_rows is not None:
+        knobs = msgspec.structs.replace(scene.knobs, part_rows=scene.part_rows)
+        service = PartitionLayer(driver, SIGNATURE, ModelStats(), ids=ids, clock=loop.time, knobs=knobs)
+    replies = await replies_to(scene.calls, {"m": service}, ids)
     return Outcome({reply.request.ticket.id: (reply.kind, reply.at) for reply in replies}, lane.said)
 
 
-async def replies_to(calls: Sequence[Call], drivers: Mapping[str, Driver]) -> list[Reply]:
-    """To each call, numbered from 1 in their order. Those that are due at one instant come in one turn of the loop."""
-    loop = asyncio.get_running_loop()
+async def replies_to(calls: Sequence[Call], services: Mapping[str, Service], ids: Iterator[int] | None = None) -> list[Reply]:
+    """To each call, numbered in their order, from 1 unless `ids` are given. Those that are due at one instant come in one turn
+    of the loop.
+    """
+    loop, ids = asyncio.get_running_loop(), ids or count(1)
     replies: list[Reply] = []
     bursts: dict[float, list[Call]] = {}
     for call in calls:
@@ -180,9 +191,9 @@ async def replies_to(calls: Sequence[Call], drivers: Mapping[str, Driver]) -> li
 
     def send(burst: list[Call]) -> None:
         for call in burst:
-            reply = Reply(request(len(replies) + 1, call, loop.time()))
+            reply = Reply(request(next(ids), call, loop.time()))
             replies.append(reply)
-            drivers[call.model].submit(reply.request, reply)
+            services[call.model].submit(reply.request, reply)
 
     start = loop.time()
     for due_at, burst in bursts.items():

@@ -73,7 +73,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*M, "--nodes=0"], ["--nodes 0 is out of range", "1 to 100000"]),
         ([*M, "--nodes=100001"], ["--nodes 100001 is out of range"]),
         ([*M, "--rows=0"], ["--rows 0 is out of range", "at least one row"]),
-        ([*M, "--rows=257"], ["--rows 257 is more than max_batch 256 of model m"]),
+        ([*M, "--rows=8193"], ["--rows 8193 is more than the 8192 that a request for model m may have"]),
         ([*M, "--seed=-1"], ["--seed -1 is out of range", "0 or more"]),
         ([*M, "--balancer=best"], ["there is no balancer 'best'", "peak-ewma", "round-robin"]),
         ([*M, "--fault=explode:node=node-0"], ["there is no kind 'explode'", "slow, die or fail"]),

@@ -2,6 +2,7 @@
 
 from math import inf
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,3 +103,36 @@ def test_a_comparison_finds_a_batch_that_is_a_microsecond_longer() -> None:
     other.base_s += 1e-6
     with pytest.raises(AssertionError):
         assert_same(live(one), simulated(other))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    instances=st.integers(1, 3),
+    part_rows=st.sampled_from([1, 3, 8]),
+    load=st.sampled_from([0.2, 0.7, 3.0]),
+    deadlines=st.booleans(),
+    rows=st.lists(st.integers(1, 40), min_size=1, max_size=7),
+)
+def test_large_requests_are_split_alike_and_end_alike(
+    seed: int, instances: int, part_rows: int, load: float, deadlines: bool, rows: list[int]
+) -> None:
+    """Those that find too little room fail whole; a part that is late takes the others with it."""
+    scene = random_scene(
+        seed, instances=instances, max_batch=8, load=load, deadlines=deadlines, max_wait_s=0.0, largest_burst=9
+    )
+    calls = [msgspec.structs.replace(call, rows=rows[number % len(rows)]) for number, call in enumerate(scene.calls)]
+    scene = msgspec.structs.replace(scene, part_rows=part_rows, calls=calls)
+    assert_same(live(scene), simulated(scene))
+
+
+def test_two_instances_share_a_large_request_and_answer_in_half_the_time() -> None:
+    def took_s(rows: int, part_rows: int | None) -> float:
+        knobs = LaneKnobs(max_batch=64, max_queue_rows=1000)
+        scene = Scene(knobs=knobs, instances=2, part_rows=part_rows, calls=[Call("m", rows, inf, 0.0)], base_s=0.001)
+        ((kind, at),) = simulated(scene).ends.values()
+        assert kind is None
+        return at
+
+    assert took_s(64, None) == pytest.approx(0.065)
+    assert took_s(64, 32) == pytest.approx(0.033)

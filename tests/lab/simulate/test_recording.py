@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from itertools import count
 from math import inf
 from pathlib import Path
 
@@ -32,17 +33,20 @@ BASE_S, ROW_S = 0.002, 0.0002
 
 
 async def recorded(folder: Path) -> tuple[Path, list[Reply]]:
-    """A live run of a model that only takes time: 60 requests of 1 to 3 rows, some of which cannot be answered in time."""
+    """A live run of a model that only takes time: 60 requests of 1 to 3 rows, some of which cannot be answered in time,
+    and three of which have 20 and run in parts.
+    """
     config = ModelConfig(path="sleep:base=2ms,row=0.2ms", instances=2, max_batch=8)
     now = asyncio.get_running_loop().time
-    loaded = await load_model("m", config, event_log=folder / "m-1.dlog", clock=now)
+    ids = count(1)
+    loaded = await load_model("m", config, ticket_ids=ids, event_log=folder / "m-1.dlog", clock=now)
     replies = []
     for number in range(1, 61):
-        rows = number % 3 + 1
+        rows = 20 if number in (12, 24, 36) else number % 3 + 1
         tensor = Tensor("x", DType.FP32, (rows, 1), np.ones(rows, np.float32).tobytes())
-        ticket = Ticket(number, now(), now() + (0.001 if number % 5 == 0 else inf), rows)
+        ticket = Ticket(next(ids), now(), now() + (0.001 if number % 5 == 0 else inf), rows)
         replies.append(Reply(Request(ticket, "m", [tensor], (0,))))
-        loaded.driver.submit(replies[-1].request, replies[-1])
+        loaded.service.submit(replies[-1].request, replies[-1])
         if number % 7 == 0:
             await replies[-1].wait()
     for reply in replies:
@@ -71,6 +75,7 @@ async def test_service_times_are_those_of_the_batches_that_ran(tmp_path: Path) -
     batches = Batches(log)
     assert (batches.header.threads, batches.header.cores) == (1, usable_cores())
     assert set(batches.beside) == {1, 2}, "of two instances"
+    assert len(batches.arrivals) == 60, "requests, not their parts"
     samples = batches.samples
     assert len(samples) == sum(replayed(log).batch_sizes.values())
     for sample in samples:

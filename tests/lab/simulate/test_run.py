@@ -43,6 +43,19 @@ def test_a_run_says_what_was_asked_for_and_what_came_of_it() -> None:
     assert max(ticks) < 5.0
 
 
+def test_a_model_of_the_configuration_splits_large_requests_as_it_does_when_served() -> None:
+    def slowest_ms(**knobs: int) -> float:
+        made = scenario(rate=1.0, rows=64)
+        config = ModelConfig(path="m.onnx", run="thread", instances=2, max_batch=64, **knobs)  # type: ignore[arg-type]
+        made.models["m"] = plan_model("m", config, "base=1ms,row=1ms")
+        result = simulate(made)
+        assert (result.sent, result.errors) == (result.ok, {})
+        return result.latency_ms["p50"]
+
+    assert slowest_ms() == pytest.approx(65.0, rel=0.01)
+    assert slowest_ms(part_rows=32) == pytest.approx(33.0, rel=0.01)
+
+
 def test_the_objective_of_a_model_is_each_requests_deadline_as_it_is_when_served() -> None:
     calls = list(make_calls(scenario(slo="p99=50ms")))
     assert {call.timeout_s for call in calls} == {0.050}

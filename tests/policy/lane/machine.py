@@ -3,7 +3,7 @@
 Used by test_invariants.py, on the real lane and on lanes with a seeded bug.
 """
 
-from itertools import product
+from itertools import count, product
 from math import inf
 from typing import Any, ClassVar
 
@@ -18,17 +18,20 @@ from dlproxy.policy.events import (
     BatchDone,
     Cancelled,
     Closing,
+    Command,
     Event,
     FirstPart,
     InstanceExpected,
     InstanceLost,
     InstanceUp,
     KnobsChanged,
+    Reject,
     TimerFired,
     TurnGranted,
 )
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
+from dlproxy.policy.partition import split
 from dlproxy.policy.queueing import DISCIPLINES
 
 from .fixtures import LINE, PLAIN, remembered, warmed
@@ -66,6 +69,7 @@ PICK = st.integers(0, 11)  # taken modulo how many there are
 NONE_TO_STEP = st.sampled_from([0.0, 0.0, 0.003, 0.020, 0.060])
 WAITS_S = st.sampled_from([-inf, 0.0, 0.020, 5.0])
 WEIGHTS = st.sampled_from([1.0, 0.2, 5.0])
+REFUSALS = ("no_instance", "closing", "queue_full", "predicted_late", "adaptive_limit")
 Change = tuple[str, Any]
 
 
@@ -99,6 +103,21 @@ class LaneMachine(RuleBasedStateMachine):
                 Ticket(number, now, rows=rows, priority=priority, tenant=tenant, shape_key=shape, affinity=affinity, **times)
             )
         self.tell(Arrived(new))
+
+    @precondition(lambda self: self.observer.tickets)  # part_of = 0 says that it is no part
+    @rule(ticket=st.sampled_from(TICKETS), rows=st.integers(2, MAX_TICKET_ROWS), part_rows=st.integers(1, 2))
+    def arrive_in_parts(
+        self, ticket: tuple[tuple[float, float], tuple[int, ...], int, tuple[int, str, str]], rows: int, part_rows: int
+    ) -> None:
+        """As one request, which is taken in as a whole or not at all."""
+        now, first = self.observer.now, len(self.observer.tickets)
+        (left_s, own_s), shape, _, (priority, tenant, affinity) = ticket
+        whole = Ticket(first, now, now + left_s, rows, priority, tenant, shape, affinity=affinity, answer_by=now + own_s)
+        tickets = split(whole, part_rows, count(first + 1))
+        self.tell(Arrived(tickets))
+        commands = msgspec.msgpack.decode(self.observer.log[-1][2], type=list[Command])
+        refused = [command for command in commands if isinstance(command, Reject) and command.reason in REFUSALS]
+        assert len(refused) in (0, len(tickets)), "a request was taken in with some of its parts only"
 
     @rule(pick=st.integers(0, 40))
     def cancel_anyone(self, pick: int) -> None:

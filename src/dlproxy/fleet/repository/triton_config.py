@@ -265,7 +265,8 @@ def _batching(config: TritonConfig, ignored: list[str]) -> dict[str, Any]:
     batching = config.dynamic_batching
     if config.max_batch_size == 0:
         return {"batching": "off"}
-    knobs: dict[str, Any] = {"max_batch": min(config.max_batch_size, _MOST_BATCH)}
+    rows = config.max_batch_size  # that no request exceeds, too, as clients of Triton know it
+    knobs: dict[str, Any] = {"max_batch": min(rows, _MOST_BATCH), "max_request_rows": min(rows, 1 << 24)}
     if batching is not None:
         knobs["batching"] = "on"
         knobs["max_wait_s"] = min(batching.max_queue_delay_microseconds / 1e6, _MOST_WAIT_S)

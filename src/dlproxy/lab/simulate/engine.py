@@ -6,6 +6,7 @@ Called by lab/simulate/run.py, experiments and tests. Not aware of: configuratio
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from heapq import heappop, heappush
+from itertools import count
 from math import inf
 from typing import Any, Protocol
 
@@ -37,6 +38,7 @@ from dlproxy.policy.events import (
     WantTurn,
 )
 from dlproxy.policy.lane import Lane
+from dlproxy.policy.partition import parts, split
 from dlproxy.policy.scaling import MISSED
 from dlproxy.serve.driver import GATHER_MOST, timer_delay_s
 from dlproxy.serve.turns import Taker, Turns
@@ -110,7 +112,8 @@ class SimulatedModel:
     """One lane of one node with its instances, which draw their service times in turn.
 
     `inline`: batches run on the node's loop and hold it up. `capacity`: batches that each instance takes at a time.
-    `needs`: what each batch takes of the node's resources, if its lane is arbitrated.
+    `part_rows`: requests of more rows are split; None: none is. `needs`: what each batch takes of the node's resources, if its
+    lane is arbitrated.
     """
 
     def __init__(
@@ -122,10 +125,13 @@ class SimulatedModel:
         *,
         inline: bool = False,
         capacity: int = 1,
+        part_rows: int | None = None,
         needs: Mapping[str, float] | None = None,
     ) -> None:
         self.name = name
         self.lane = lane
+        self.part_rows = inf if part_rows is None else part_rows
+        self.split: dict[int, set[int]] = {}  # of requests that were: the parts that wait or run
         self.instances = {instance: SimulatedInstance(instance, times, capacity=capacity) for instance in instances}
         self.inline = inline
         self.needs = needs or {}
@@ -205,7 +211,7 @@ class Node:
             self._turn(None, now)
             return
         model, ticket, _call = self._inbox.pop()
-        self._tell(model, Arrived([ticket]), now)
+        self._tell(model, Arrived(_parts(model, ticket)), now)
 
     def happen(self, what: tuple[SimulatedModel, Event], now: float) -> None:
         """An event for a lane, which the loop gets to when it is free."""
@@ -231,10 +237,14 @@ class Node:
             self._worked_s += self._costs.read_s
             ticket.arrived_at, ticket.deadline_at, ticket.answer_by = now, now + call.timeout_s, now + call.patience_s
             tickets = gathered.setdefault(model.name, [])
-            tickets.append(ticket)
-            if len(tickets) >= GATHER_MOST:
-                gathered[model.name] = []  # keeps its place among the models
-                now = self._tell(model, Arrived(tickets), now)
+            for part in _parts(model, ticket):
+                if part.follows and part.part_of not in model.split:  # the first ones were refused
+                    break
+                tickets.append(part)
+                if len(tickets) >= GATHER_MOST:
+                    gathered[model.name] = []  # keeps its place among the models
+                    now = self._tell(model, Arrived(tickets), now)
+                    tickets = gathered[model.name]
         deferred, self._later = self._later, []  # by batches that ended while the loop still read
         later.sort(key=_is_no_timer)  # timers come before what else is ready
         now = self._do(later, now)
@@ -267,21 +277,13 @@ class Node:
         if isinstance(command, Dispatch):
             return self._dispatch(model, command, now)
         if isinstance(command, Complete):
-            write_s = self._costs.write_s
             for ticket in command.tickets:
-                now += write_s
-                self._worked_s += write_s
-                if model.hears is not None:
-                    model.hears.ended(ticket, None, now)
-                self._finished(ticket.id, None, now)
+                now = self._end_part(model, ticket, None, now) if ticket.part_of else self._end(model, ticket, None, now)
         elif isinstance(command, Reject):
-            now += self._costs.write_s
-            self._worked_s += self._costs.write_s
-            if command.failure.kind in MISSED:
-                model.missed_rows += command.ticket.rows
-            if model.hears is not None:
-                model.hears.ended(command.ticket, command.failure.kind, now)
-            self._finished(command.ticket.id, command.failure.kind, now)
+            ticket, kind = command.ticket, command.failure.kind
+            if kind in MISSED:
+                model.missed_rows += ticket.rows
+            now = self._end_part(model, ticket, kind, now) if ticket.part_of else self._end(model, ticket, kind, now)
         elif not isinstance(command, WakeAt):
             return self._arbitrate(model, command, now)
         elif command.at < model.wakes_at:
@@ -289,6 +291,34 @@ class Node:
             model.rings_at = now + timer_delay_s(command.at, now)
             self.heap.at(model.rings_at, self.happen, (model, TimerFired()))
         return now
+
+    def _end(self, model: SimulatedModel, ticket: Ticket, failure: FailureKind | None, now: float) -> float:
+        now += self._costs.write_s
+        self._worked_s += self._costs.write_s
+        if model.hears is not None:
+            model.hears.ended(ticket, failure, now)
+        self._finished(ticket.part_of or ticket.id, failure, now)
+        return now
+
+    # Requests in parts, as serve/partition.py puts them together
+
+    def _end_part(self, model: SimulatedModel, ticket: Ticket, failure: FailureKind | None, now: float) -> float:
+        number = ticket.part_of
+        waiting = model.split.get(number)
+        if waiting is None:  # another part has failed
+            return now
+        waiting.discard(ticket.id)
+        if failure is None and waiting:
+            return now
+        del model.split[number]
+        if waiting:
+            self.heap.at(now, self._cancel, (model, waiting))
+        return self._end(model, ticket, failure, now)
+
+    def _cancel(self, what: tuple[SimulatedModel, set[int]], now: float) -> None:
+        model, numbers = what
+        for number in sorted(numbers):
+            self.happen((model, Cancelled(number)), now)
 
     # Turns on shared resources, as serve/driver.py takes them
 
@@ -399,6 +429,15 @@ def _like(recorded: Ticket, ticket: Ticket, since_s: float) -> Ticket:
     )
 
 
+def _parts(model: SimulatedModel, ticket: Ticket) -> list[Ticket]:
+    """What the lane hears of the request."""
+    if ticket.rows <= model.part_rows:
+        return [ticket]
+    tickets = split(ticket, int(model.part_rows), count(ticket.id + 1))
+    model.split[ticket.id] = {part.id for part in tickets}
+    return tickets
+
+
 def _is_no_timer(what: tuple[SimulatedModel, Event | Dispatch]) -> bool:
     return not isinstance(what[1], TimerFired)
 
@@ -435,6 +474,9 @@ class Simulation:
         names = self._names
         name = names[0] if len(names) == 1 else self._balancer.choose(names, self._in_flight, now)
         self._count = number = self._count + 1
+        part_rows = self.nodes[name].models[call.model].part_rows
+        if call.rows > part_rows:
+            self._count += len(parts(call.rows, int(part_rows))) - 1  # the others have numbers of their own
         self._open[number] = (call.due_at, name)
         self._in_flight[name] += 1
         self._tally.sent_one(call.due_at, now)

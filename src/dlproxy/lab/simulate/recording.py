@@ -10,6 +10,7 @@ import numpy as np
 
 from dlproxy.lab.report.result import Result, Tally, make_result
 from dlproxy.lab.simulate.service_times import Sample
+from dlproxy.message import Ticket
 from dlproxy.policy.events import Arrived, BatchDone, Complete, Dispatch, InstanceLost, Reject
 from dlproxy.telemetry.event_log import Header, LogError, read, replay
 
@@ -32,7 +33,7 @@ class Batches:
         inline = header.knobs.max_batch_s < inf  # the bound that only models on the event loop have
         for entry in entries:
             if isinstance(entry.event, Arrived):
-                arrivals += [ticket.arrived_at for ticket in entry.event.tickets if ticket.of_client]
+                arrivals += [ticket.arrived_at for ticket in entry.event.tickets if ticket.of_client and not ticket.follows]
             elif isinstance(entry.event, BatchDone) and entry.event.batch_id in running:
                 instance, rows, begun_at, beside = running.pop(entry.event.batch_id)
                 service_s = entry.event.service_s
@@ -57,6 +58,34 @@ class Batches:
         self.arrivals = np.sort(np.array(arrivals) - self.first_at)
 
 
+class _Requests:
+    """Counts clients' requests, each once: those that were split begin with their first part, and end with their last one or
+    the first that fails.
+    """
+
+    def __init__(self) -> None:
+        self._unanswered: dict[int, int] = {}  # rows of those that were split
+
+    def begin(self, ticket: Ticket) -> bool:
+        """Whether a request comes with this ticket."""
+        if ticket.of_client and ticket.id == ticket.part_of:
+            self._unanswered[ticket.id] = ticket.whole_rows
+        return ticket.of_client and not ticket.follows
+
+    def answer(self, ticket: Ticket) -> bool:
+        """Whether a request is answered with it."""
+        if not ticket.part_of or ticket.part_of not in self._unanswered:
+            return ticket.of_client and not ticket.part_of
+        self._unanswered[ticket.part_of] -= ticket.rows
+        return not self._unanswered[ticket.part_of]
+
+    def fail(self, ticket: Ticket) -> bool:
+        """Whether a request fails with it."""
+        if not ticket.part_of:
+            return ticket.of_client
+        return self._unanswered.pop(ticket.part_of, 0) > 0
+
+
 def replayed(path: Path, *, objective_s: float | None = None) -> Result:
     """Replay a recording and report it: latencies are those of the lane, from arrival to completion. Raises LogError.
 
@@ -69,16 +98,18 @@ def replayed(path: Path, *, objective_s: float | None = None) -> Result:
     start_at, end_at = span[0], span[-1]
     tally = Tally(start_at, end_at + 1e-9, objective_s)
     sizes: dict[int, int] = {}
+    requests = _Requests()
     for entry in read(path)[1]:
         if isinstance(entry.event, Arrived):
-            for ticket in (ticket for ticket in entry.event.tickets if ticket.of_client):
+            for ticket in filter(requests.begin, entry.event.tickets):
                 tally.sent_one(ticket.arrived_at, entry.at)
         for command in entry.commands:
             if isinstance(command, Complete):
-                for ticket in (ticket for ticket in command.tickets if ticket.of_client):
+                for ticket in filter(requests.answer, command.tickets):
                     tally.answered(ticket.arrived_at, entry.at)
-            elif isinstance(command, Reject) and command.ticket.of_client:
-                tally.failed(command.failure.kind.value, command.ticket.arrived_at, entry.at)
+            elif isinstance(command, Reject):
+                if requests.fail(command.ticket):
+                    tally.failed(command.failure.kind.value, command.ticket.arrived_at, entry.at)
             elif isinstance(command, Dispatch) and command.tickets[0].of_client:
                 rows = sum(ticket.rows for ticket in command.tickets)
                 sizes[rows] = sizes.get(rows, 0) + 1

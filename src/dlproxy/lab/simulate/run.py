@@ -36,8 +36,10 @@ from dlproxy.lab.simulate.shared_core import separate
 from dlproxy.message import FailureKind
 from dlproxy.policy.balancing import Balancer, make_balancer
 from dlproxy.policy.lane import Lane
+from dlproxy.policy.partition import most_rows, part_size
 from dlproxy.policy.plan import LanePlan, plan_lane
 from dlproxy.policy.scaling import Bounds, ScalePolicy, make_policy
+from dlproxy.serve.partition import can_split
 
 LARGEST_CALIBRATED = 64  # rows; a described line is calibrated at 1 and at this size, as warm-up would
 MANY_NODES = 64  # above, peak-EWMA compares two nodes drawn at random instead of all
@@ -58,10 +60,11 @@ class Autoscaling(Struct, frozen=True):
 class ModelPlan(Struct):
     """One model of a simulation: its lane, and service times for a seed. `service` says where these come from, in words.
 
-    `quantile`: the share of its answers that its objective is for. `autoscaling`: None where its instances stay. `arrival_s`:
-    what the loop does for a request, which the service times are without; None: nobody asked for that. `threads`: of each
-    instance; the times are those on `timed_on`. `parallel`: the share of a batch's work that threads can divide, where it was
-    measured. `capacity`: batches that an instance takes at a time.
+    `quantile`: the share of its answers that its objective is for. `autoscaling`: None where its instances stay. `splits`:
+    requests of more rows than a part are split; `most_rows`: of one. `arrival_s`: what the loop does for a request, which the
+    service times are without; None: nobody asked for that. `threads`: of each instance; the times are those on `timed_on`.
+    `parallel`: the share of a batch's work that threads can divide, where it was measured. `capacity`: batches that an instance
+    takes at a time.
     """
 
     plan: LanePlan
@@ -75,6 +78,8 @@ class ModelPlan(Struct):
     timed_on: int = 1
     parallel: float | None = None
     capacity: int = 1
+    splits: bool = False
+    most_rows: int = 1
 
 
 class Scenario(Struct, kw_only=True):
@@ -113,6 +118,7 @@ def plan_model(
     plan = _planned(name, config, service, without_loop=without_loop)
     plan.quantile = config.goal.quantile
     plan.threads = plan.timed_on = max(config.threads, plan.threads)
+    plan.most_rows = most_rows(config, splits=True) if plan.splits else plan.plan.knobs.max_batch
     if config.autoscale != "off":
         if plan.plan.inline:
             raise ConfigError(f"model {name}: what runs on the event loop does not scale; set run = 'thread' or 'process'")
@@ -137,7 +143,8 @@ def _planned(name: str, config: ModelConfig, service: str, *, without_loop: bool
         batches = Batches(Path(service))
         calibration = Calibration(tuple(batches.header.prior), True)
         way = stated_way(config, calibration.single_s)
-        plan = _lane(name, config, calibration, way, batched=batches.header.knobs.max_batch > 1)
+        batched = batches.header.knobs.max_batch > 1
+        plan = _lane(name, config, calibration, way, batched=batched)
         samples, arrival_s = batches.samples, None
         if without_loop:
             arrival_s, samples = separate(samples, batches.arrivals)
@@ -146,6 +153,7 @@ def _planned(name: str, config: ModelConfig, service: str, *, without_loop: bool
             lambda seed: Measured(samples, seed=seed),
             f"{len(samples)} batches of {Path(service).name}",
             arrival_s=arrival_s,
+            splits=batched,
         )
     if without_loop:
         raise ConfigError(f"model {name}: only a recording tells what the loop costs; give it with --service {name}=EVENT.dlog")
@@ -154,7 +162,7 @@ def _planned(name: str, config: ModelConfig, service: str, *, without_loop: bool
         points = tuple((rows, base_s + row_s * rows) for rows in (1, LARGEST_CALIBRATED))
         calibration = Calibration(points, True)
         plan = _lane(name, config, calibration, stated_way(config, calibration.single_s), batched=True)
-        return ModelPlan(plan, lambda seed: Fitted(base_s, row_s, cv=cv, seed=seed), service)
+        return ModelPlan(plan, lambda seed: Fitted(base_s, row_s, cv=cv, seed=seed), service, splits=True)
     warm = warm_up(config)
     signature, calibration = warm.runtime.signature, warm.calibration
     if not calibration.points:
@@ -165,6 +173,7 @@ def _planned(name: str, config: ModelConfig, service: str, *, without_loop: bool
         plan,
         lambda seed: Measured(samples, seed=seed),
         f"calibrated here at {len(samples)} batch sizes",
+        splits=can_split(signature),
         threads=warm.way.threads,
         parallel=None if warm.found is None else parallel_share(warm.found),
     )
@@ -286,6 +295,7 @@ def build(scenario: Scenario, tally: Tally) -> ByModel:
                 model.plan.instances,
                 inline=model.plan.inline,
                 capacity=model.capacity,
+                part_rows=part_size(model.plan.knobs) if model.splits else None,
             )
             for name, model in scenario.models.items()
         ]
@@ -403,6 +413,7 @@ def _setup(scenario: Scenario) -> Mapping[str, Any]:
                 "instances": len(model.plan.instances),
                 "inline": model.plan.inline,
                 "max_batch": model.plan.most_batch,
+                "part_rows": part_size(model.plan.knobs) if model.splits else None,
                 "slo_s": model.plan.knobs.slo_s,
             }
             for name, model in scenario.models.items()

@@ -139,7 +139,7 @@ class WindowMeter:
         window = Window(
             at=at,
             seconds=max(at - self._at, 1e-9),
-            arrived=counts.arrived - before.arrived,
+            arrived=max(counts.arrived - before.arrived, 0),  # parts of a request that was split count while they wait
             answered=counts.answered - before.answered,
             in_time=counts.in_time - before.in_time,
             refused=counts.refused - before.refused,
