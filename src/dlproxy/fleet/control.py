@@ -7,7 +7,7 @@ tries again what failed, and tells how far it is. Not aware of: files, protocols
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from math import inf
 from time import monotonic
 from typing import Any, Protocol
@@ -36,6 +36,7 @@ from dlproxy.policy.planner import (
 from dlproxy.policy.wanted import Wanted, WantedVersion
 
 AGAIN_S = 1.0  # a store that cannot be read is asked again so often
+MOST_UNMEASURED = 0.25  # of the memory budget: more of what the process holds besides its models' sizes is not theirs
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,14 @@ class Models(Protocol):
 
     def size_of(self, config: ModelConfig) -> int:
         """What it would take of the memory, in bytes, as far as that can be told before it is loaded."""
+        ...
+
+    def loading_bytes(self, config: ModelConfig) -> int:
+        """What it would take besides for as long as it is loaded."""
+        ...
+
+    def unmeasured_bytes(self) -> int:
+        """What this process holds now besides what the models were measured to hold."""
         ...
 
 
@@ -268,18 +277,25 @@ class Control:
                 wanted = self._wanted_version(key)
                 if wanted is not None:
                     versions[key] = Version(phase, wanted, self._models.size_of(wanted.config))
-        sizes = {key: self._size(key) for key in self._missing(versions)} if self._memory_bytes < inf else {}
-        return Actual(versions, self._failed, self._routes, list(self._demanded), sizes, self._memory_bytes)
+        if self._memory_bytes == inf:
+            return Actual(versions, self._failed, self._routes, list(self._demanded))
+        sizes, passing = {}, {}
+        for key, config in self._to_load(versions):
+            sizes[key] = self._models.size_of(config)
+            passing[key] = self._models.loading_bytes(config)
+        if passing:
+            besides = min(self._models.unmeasured_bytes(), int(self._memory_bytes * MOST_UNMEASURED))
+            passing = {key: size + besides for key, size in passing.items()}
+        return Actual(versions, self._failed, self._routes, list(self._demanded), sizes, passing, self._memory_bytes)
 
-    def _missing(self, versions: Mapping[Key, Version]) -> list[Key]:
+    def _to_load(self, versions: Mapping[Key, Version]) -> Iterator[tuple[Key, ModelConfig]]:
         """Versions that may have to be loaded now."""
-        models = self.wanted.models
-        asked = [name for name, model in models.items() if not model.on_demand or name in self._demanded]
-        return [(name, version) for name in asked for version in models[name].versions if (name, version) not in versions]
-
-    def _size(self, key: Key) -> int:
-        wanted = self._wanted_version(key)
-        return 0 if wanted is None or wanted.problem else self._models.size_of(wanted.config)
+        for name, model in self.wanted.models.items():
+            for version, wanted in model.versions.items():
+                there = versions.get((name, version))
+                asked = there is not None or not model.on_demand or name in self._demanded
+                if asked and (there is None or there.made_of != wanted):
+                    yield (name, version), wanted.config
 
     def _begin(self, action: Action) -> None:
         match action:

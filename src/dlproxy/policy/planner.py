@@ -61,7 +61,8 @@ class Routes(Struct, frozen=True):
 
 class Actual(Struct, frozen=True):
     """What is the case. `demanded`: models that requests wait for, the longest wait first. `sizes`: what versions that are
-    not loaded would take of the memory, in bytes, as far as is known. `memory_bytes`: what all of them may take.
+    not loaded would take of the memory, in bytes, as far as is known; `passing`: what must be free besides while they are loaded.
+    `memory_bytes`: what all of them may take.
     """
 
     versions: Mapping[Key, Version] = {}
@@ -69,6 +70,7 @@ class Actual(Struct, frozen=True):
     routes: Mapping[str, Routes] = {}
     demanded: Sequence[str] = ()
     sizes: Mapping[Key, int] = {}
+    passing: Mapping[Key, int] = {}
     memory_bytes: float = inf
 
 
@@ -201,7 +203,10 @@ def _in_order(wanted: Wanted, actual: Actual) -> list[tuple[Key, WantedVersion]]
 
 
 def _start(key: Key, version: WantedVersion, wanted: Wanted, actual: Actual) -> list[Action]:
-    """Load it; or make room for it first; or nothing yet, while what stands in the way has work; or say why it never fits."""
+    """Load it; or make room for it first; or nothing yet, while what stands in the way has work; or say why it never fits.
+
+    What it needs in passing is made room for by what is idle, and nothing is refused for it.
+    """
     if version.problem:
         return [Refuse(key, version, version.problem)]
     there = actual.versions.get(key)
@@ -211,16 +216,19 @@ def _start(key: Key, version: WantedVersion, wanted: Wanted, actual: Actual) -> 
             Refuse(key, version, f"it takes about {_mib(size)}, more than the memory budget of {_mib(actual.memory_bytes)}")
         ]
     missing = sum(each.size_bytes for each in actual.versions.values()) + size - actual.memory_bytes
+    passing = actual.passing.get(key, 0)
     load = Load(key, version, replaces=there is not None)
-    if missing <= 0:
+    if missing + passing <= 0:
         return [load]
     gone: list[Action] = []
     for name in _given_up_first(key, wanted, actual):
         for other in _versions(name, actual):
             gone.append(Unload(other, f"its memory is needed for model '{key[0]}'"))
             missing -= actual.versions[other].size_bytes
-        if missing <= 0:
-            return gone  # the load follows when they are gone
+        if missing + passing <= 0:
+            break
+    if missing <= 0:  # the load follows when they are gone
+        return gone or ([] if any(each.phase == "leaving" for each in actual.versions.values()) else [load])
     if any(_makes_room_later(other, key, wanted, actual) for other in actual.versions):
         return []
     held = sum(each.size_bytes for each in actual.versions.values())

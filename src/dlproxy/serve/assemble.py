@@ -56,6 +56,7 @@ class LoadedModel(Struct, eq=False):
     roster: Roster
     turn_needs: Mapping[str, float] = {}
     size_bytes: int = 0
+    elsewhere_bytes: int = 0
     autoscaler: Autoscaler | None = None
 
 

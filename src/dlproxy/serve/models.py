@@ -21,7 +21,7 @@ from dlproxy.config import ConfigError, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.config.table import live_knobs
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.control import Facts
-from dlproxy.fleet.memory import MemoryMeter, give_back
+from dlproxy.fleet.memory import MemoryMeter, give_back, large_blocks_apart, most_bytes, resident_bytes
 from dlproxy.fleet.remembered import memory_in
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.arbiter import Arbiter
@@ -115,6 +115,15 @@ class Models:
         """What a model would take of the memory, in bytes, as far as that can be told before it is loaded."""
         return self._meter.size_of(config)
 
+    def loading_bytes(self, config: ModelConfig) -> int:
+        """What it would take besides for as long as it is loaded."""
+        return self._meter.loading_bytes(config)
+
+    def unmeasured_bytes(self) -> int:
+        """What this process holds now besides what the models were measured to hold, as that comes and goes with requests."""
+        here = sum(model.size_bytes - model.elsewhere_bytes for model in self._up())
+        return max(resident_bytes() - (self._meter.base_bytes or 0) - here, 0)
+
     # Changes
 
     async def load(self, name: str, config: ModelConfig) -> LoadedModel:
@@ -205,9 +214,9 @@ class Models:
         async with self._warming_up:
             if self.catalog.draining:
                 raise ModelError(f"model '{name}' is not loaded: {STOPPING}")
-            before = await asyncio.to_thread(self._meter.held)
+            before = await asyncio.to_thread(self._meter.begin)
             try:
-                async with asyncio.timeout(config.load_timeout_s * MARGIN):
+                async with large_blocks_apart(), asyncio.timeout(config.load_timeout_s * MARGIN):
                     model = await load_model(
                         name,
                         config,
@@ -222,7 +231,7 @@ class Models:
                 self.hangs = True
                 raise ModelError(f"model '{name}' did not load within {config.load_timeout_s:g} s (load_timeout_s)") from None
             try:
-                model.size_bytes = await asyncio.to_thread(self._measured, model, config, before)
+                await asyncio.to_thread(self._measure, model, config, before)
                 await self._scale_like_others(name, model)
                 if self.catalog.draining:
                     raise ModelError(f"model '{name}' was not loaded: {STOPPING}")
@@ -241,8 +250,11 @@ class Models:
             model.autoscaler.moved(serving.wanted)
             await model.control.set_instances(serving.wanted)
 
-    def _measured(self, model: LoadedModel, config: ModelConfig, before: int) -> int:
-        return self._meter.loaded(config, self._meter.held() - before, model.fleet.elsewhere_bytes())
+    def _measure(self, model: LoadedModel, config: ModelConfig, before: int) -> None:
+        most = most_bytes()
+        model.elsewhere_bytes = model.fleet.elsewhere_bytes()
+        model.size_bytes = self._meter.loaded(config, self._meter.held() - before, model.elsewhere_bytes)
+        self._meter.peaked(config, most - before - model.size_bytes)
 
     def _enter(self, model: LoadedModel) -> None:
         self._share_cores([*self._up(), model])
