@@ -27,6 +27,7 @@ class FakeModels:
         self.routes: dict[str, Routes] = {}
         self.did: list[str] = []
         self.broken: set[str] = set()
+        self.loading = self.unmeasured = 0
 
     async def load(self, name: str, config: ModelConfig) -> None:
         await asyncio.wait_for(asyncio.Event().wait(), LOAD_S) if config.path == "hangs.onnx" else await later(LOAD_S)
@@ -63,6 +64,12 @@ class FakeModels:
 
     def size_of(self, config: ModelConfig) -> int:
         return 100
+
+    def loading_bytes(self, config: ModelConfig) -> int:
+        return self.loading
+
+    def unmeasured_bytes(self) -> int:
+        return self.unmeasured
 
 
 async def later(seconds: float) -> None:
@@ -167,6 +174,18 @@ async def test_demand_loads_and_memory_decides_who_stays(models: FakeModels, cap
     assert set(models.up) == {("b", "1"), ("c", "1")}
     await control.demand("c")
     assert models.did.count("load c/1") == 1
+    await control.stop()
+
+
+@pytest.mark.parametrize(("loading", "unmeasured", "stay"), [(50, 0, 2), (51, 0, 1), (30, 20, 2), (30, 21, 1), (0, 1000, 1)])
+async def test_a_load_has_room_for_what_it_needs_besides(models: FakeModels, loading: int, unmeasured: int, stay: int) -> None:
+    models.loading, models.unmeasured = loading, unmeasured
+    control = Control(models, memory_bytes=350, clock=asyncio.get_running_loop().time)
+    await control.start()
+    for name in "abc":
+        await control.change(having(name, a_model("1", on_demand=True)))
+        await control.demand(name)
+    assert len(models.up) == stay + 1
     await control.stop()
 
 

@@ -220,15 +220,17 @@ def _start(key: Key, version: WantedVersion, wanted: Wanted, actual: Actual) -> 
     load = Load(key, version, replaces=there is not None)
     if missing + passing <= 0:
         return [load]
+    leaving = [each.size_bytes for each in actual.versions.values() if each.phase == "leaving"]
+    missing -= sum(leaving)
     gone: list[Action] = []
     for name in _given_up_first(key, wanted, actual):
+        if missing + passing <= 0:
+            break
         for other in _versions(name, actual):
             gone.append(Unload(other, f"its memory is needed for model '{key[0]}'"))
             missing -= actual.versions[other].size_bytes
-        if missing + passing <= 0:
-            break
     if missing <= 0:  # the load follows when they are gone
-        return gone or ([] if any(each.phase == "leaving" for each in actual.versions.values()) else [load])
+        return gone or ([] if leaving else [load])
     if any(_makes_room_later(other, key, wanted, actual) for other in actual.versions):
         return []
     held = sum(each.size_bytes for each in actual.versions.values())
