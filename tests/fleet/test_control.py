@@ -177,7 +177,7 @@ async def test_demand_loads_and_memory_decides_who_stays(models: FakeModels, cap
     await control.stop()
 
 
-@pytest.mark.parametrize(("loading", "unmeasured", "stay"), [(50, 0, 2), (51, 0, 1), (30, 20, 2), (30, 21, 1), (0, 1000, 1)])
+@pytest.mark.parametrize(("loading", "unmeasured", "stay"), [(50, 0, 2), (51, 0, 1), (30, 37, 2), (30, 38, 1), (0, 1000, 1)])
 async def test_a_load_has_room_for_what_it_needs_besides(models: FakeModels, loading: int, unmeasured: int, stay: int) -> None:
     models.loading, models.unmeasured = loading, unmeasured
     control = Control(models, memory_bytes=350, clock=asyncio.get_running_loop().time)

@@ -110,6 +110,13 @@ def test_the_knobs_say_what_a_change_costs(after: WantedVersion, what: str) -> N
     assert cost(version(), after) == what
 
 
+def test_larger_batches_than_it_was_loaded_for_need_another_load() -> None:
+    small, large = version(max_batch=4), version(max_batch=16)
+    assert cost(large, small) == "live"
+    assert cost(small, large) == "reload"
+    assert cost(small, large, loaded_as=large) == "live"
+
+
 def test_as_many_instances_as_pay_are_found_out_by_loading_again() -> None:
     assert cost(version(instances=2), version()) == "reload"
 

@@ -11,15 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
+import msgspec
 import numpy as np
 import pytest
 
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig
+from dlproxy.fleet.control import Control
 from dlproxy.fleet.local import LocalFleet
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, FailureKind, InferenceError, Request, Tensor, Ticket
 from dlproxy.policy.planner import Routes
-from dlproxy.policy.wanted import Traffic
+from dlproxy.policy.wanted import Traffic, WantedModel, WantedVersion
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
 from dlproxy.telemetry.event_log import LogError, replay
@@ -140,6 +142,21 @@ async def test_a_replacement_is_up_before_the_old_one_goes(some: Models) -> None
     newer = await some.replace("m", "1", sleeping("2"))
     assert names(some) == [("m", "2")]
     assert some.catalog.get("m") is newer.served
+
+
+async def test_another_max_batch_is_taken_up_in_place_or_by_loading_again(some: Models) -> None:
+    control = Control(some)
+    await control.start()
+    first = None
+    for most, again in ((8, False), (2, False), (8, False), (16, True)):
+        wanted = WantedVersion(msgspec.structs.replace(sleeping(), max_batch=most))
+        await control.change(lambda before, wanted=wanted: before.having("m", WantedModel({"1": wanted})))  # type: ignore[misc]
+        await control.settled("m")
+        (model,) = some
+        assert (model.served.max_batch, model.control.state()["knobs"]["max_batch"]) == (most, most)
+        assert (model is not (first or model)) is again
+        first = first or model
+    await control.stop()
 
 
 async def test_the_default_version_is_the_last_unless_told_otherwise(some: Models) -> None:

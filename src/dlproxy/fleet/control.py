@@ -12,6 +12,7 @@ from math import inf
 from time import monotonic
 from typing import Any, Protocol
 
+import msgspec
 from msgspec import Struct
 
 from dlproxy.config import ConfigError, ModelConfig
@@ -36,7 +37,8 @@ from dlproxy.policy.planner import (
 from dlproxy.policy.wanted import Wanted, WantedVersion
 
 AGAIN_S = 1.0  # a store that cannot be read is asked again so often
-MOST_UNMEASURED = 0.25  # of the memory budget: more of what the process holds besides its models' sizes is not theirs
+TOLERATED, MOST_UNMEASURED = 0.05, 0.25  # of the memory budget: what the process holds besides its models' sizes is given room
+# from the one, for it may come from requests, up to the other, for more than that has other causes
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +100,7 @@ class Control:
         self._memory_bytes = memory_bytes
         self._clock = clock
         self._made_of: dict[Key, WantedVersion] = {}
+        self._loaded_as: dict[Key, WantedVersion] = {}
         self._under_way: dict[Key, tuple[Phase, asyncio.Task[None]]] = {}
         self._failed: dict[Key, FailedLoad] = {}
         self._errors: dict[Key, Exception] = {}
@@ -142,7 +145,7 @@ class Control:
             if after == before:
                 self._take(before)
                 return before
-            after = Wanted(after.models, before.revision + 1)
+            after = msgspec.structs.replace(after, revision=before.revision + 1)
             if await self._store.swap(before.revision, after):
                 self._take(after)
                 return after
@@ -271,7 +274,7 @@ class Control:
         for key, made_of in self._made_of.items():
             fact = facts.get(key, nothing)
             phase = self._under_way[key][0] if key in self._under_way else "serving"
-            versions[key] = Version(phase, made_of, fact.size_bytes, fact.used_at, fact.busy)
+            versions[key] = Version(phase, made_of, fact.size_bytes, fact.used_at, fact.busy, self._loaded_as.get(key))
         for key, (phase, _) in self._under_way.items():
             if key not in versions:
                 wanted = self._wanted_version(key)
@@ -284,7 +287,8 @@ class Control:
             sizes[key] = self._models.size_of(config)
             passing[key] = self._models.loading_bytes(config)
         if passing:
-            besides = min(self._models.unmeasured_bytes(), int(self._memory_bytes * MOST_UNMEASURED))
+            most, tolerated = int(self._memory_bytes * MOST_UNMEASURED), int(self._memory_bytes * TOLERATED)
+            besides = max(min(self._models.unmeasured_bytes(), most) - tolerated, 0)
             passing = {key: size + besides for key, size in passing.items()}
         return Actual(versions, self._failed, self._routes, list(self._demanded), sizes, passing, self._memory_bytes)
 
@@ -337,7 +341,7 @@ class Control:
             await self._models.replace(*key, wanted.config)
         else:
             await self._models.load(key[0], wanted.config)
-        self._made_of[key] = wanted
+        self._made_of[key] = self._loaded_as[key] = wanted
         count = planner.count_of(wanted)
         if wanted.instances is not None and count is not None:
             await self._models.adjust(*key, WantedVersion(wanted.config), wanted)
@@ -353,6 +357,7 @@ class Control:
             await self._models.unload(*key, reason=f"model '{key[0]}' version {key[1]} is being unloaded: {reason}")
         finally:
             self._made_of.pop(key, None)
+            self._loaded_as.pop(key, None)
             if not any(other[0] == key[0] for other in self._made_of):
                 self._routes.pop(key[0], None)
                 self._misrouted.pop(key[0], None)

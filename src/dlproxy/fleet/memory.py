@@ -167,7 +167,7 @@ class MemoryMeter:
         elif seen is None:
             self._seen[files.kind] = _Seen()
             size = self._estimate(config, files)
-            self.base_bytes = (self.base_bytes or 0) + max(growth_bytes - size, 0)
+            self.base_bytes = (self.base_bytes or 0) + max(growth_bytes - files.size_bytes - SESSION_BYTES, 0)
             return size
         else:
             size = max(growth_bytes, files.size_bytes)

@@ -25,13 +25,14 @@ ROOM_AGAIN_S = 0.05  # how soon to look whether a model that stands in the way h
 
 
 class Version(Struct, frozen=True):
-    """One version as it is. `made_of`: what it was loaded as. `used_at`: of its last request; `busy`: it has some now."""
+    """One version as it is. `made_of`: what it is now; `loaded_as`: if that was changed since it was loaded. `used_at`: of its last request; `busy`: it has some now."""
 
     phase: Phase
     made_of: WantedVersion
     size_bytes: int = 0
     used_at: float = 0.0
     busy: bool = False
+    loaded_as: WantedVersion | None = None
 
 
 class FailedLoad(Struct, frozen=True):
@@ -150,7 +151,7 @@ def plan(wanted: Wanted, actual: Actual, now: float) -> Plan:
         if failed is not None and failed.made_of == version and now < failed.again_at:
             again_at = min(again_at, failed.again_at)
             continue
-        if there is not None and cost(there.made_of, version) != "reload":
+        if there is not None and cost(there.made_of, version, there.loaded_as) != "reload":
             actions.append(Adjust(key, version))
             continue
         if not idle:
@@ -163,8 +164,12 @@ def plan(wanted: Wanted, actual: Actual, now: float) -> Plan:
     return Plan(actions, again_at)
 
 
-def cost(before: WantedVersion, after: WantedVersion) -> Literal["nothing", "live", "reload"]:
-    """Of making one of the other. What its knobs say of a change decides."""
+def cost(
+    before: WantedVersion, after: WantedVersion, loaded_as: WantedVersion | None = None
+) -> Literal["nothing", "live", "reload"]:
+    """Of making one of the other. What its knobs say of a change decides; larger batches than it was loaded for need a reload."""
+    if after.config.max_batch > (loaded_as or before).config.max_batch:
+        return "reload"
     if before.stamp != after.stamp or before.problem != after.problem:
         return "reload"
     changed = {name for name in ModelConfig.__struct_fields__ if getattr(before.config, name) != getattr(after.config, name)}

@@ -146,6 +146,7 @@ def _assembled(
         control=control,
     )
     control.on_slo = partial(setattr, served, "slo_s")
+    control.on_max_batch = partial(setattr, served, "max_batch")
     if scaler is not None:
         scaler.start()
     return LoadedModel(served, driver, lane, fleet, recorder, control, roster, autoscaler=scaler)

@@ -40,9 +40,16 @@ class LaneControl:
         self._padding = "on" if knobs.max_padding > 0.0 else "off"
         self.on_slo: Callable[[float | None], None] | None = None
         """Told of the objective whenever knobs change: it gives requests their deadlines."""
+        self.on_max_batch: Callable[[int], None] | None = None
+        """Told of the rows that a batch, and so a request, may have from now on."""
         self.autoscaler: Autoscaler | None = None
         self.on_scaled: Callable[[], None] = lambda: None
         """Called when the number of instances has changed."""
+
+    @property
+    def most_batch(self) -> int:
+        """The largest max_batch that it takes: what it was loaded with, or 1 where rows share no batch."""
+        return self._most_batch
 
     @property
     def slo_s(self) -> float | None:
@@ -74,6 +81,8 @@ class LaneControl:
         self._config = config = self.changed(changes)
         values = {name: getattr(config, name) for name in LaneSettings.__struct_fields__}
         self.turn_knobs(slo_s=config.slo_s, **values)
+        if self.on_max_batch is not None and "max_batch" in changes:
+            self.on_max_batch(config.max_batch)
         if self.autoscaler is not None and not BOUNDS.isdisjoint(changes):
             self.autoscaler.configure(min_instances=config.min_instances, max_instances=config.max_instances)
 

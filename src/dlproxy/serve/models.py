@@ -165,6 +165,8 @@ class Models:
         control = self._loaded[name, self.catalog.get(name, version).version].control
         old, new = before.config, after.config
         changes = {knob: getattr(new, knob) for knob in live_knobs() if getattr(old, knob) != getattr(new, knob)}
+        if "max_batch" in changes:  # what it was loaded with allows it, unless its rows share no batch
+            changes["max_batch"] = min(changes["max_batch"], control.most_batch)
         if changes:
             control.change(changes)
         count = count_of(after)

@@ -52,8 +52,8 @@ class ServedModel:
         self.signature = signature
         self.service = service
         self.stats = stats
-        self.max_batch = max_batch
-        self.slo_s = slo_s  # may change while the model runs
+        self.max_batch = max_batch  # this and the next may change while the model runs
+        self.slo_s = slo_s
         self.view = view
         self.sticky = sticky
         self.control = control
