@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Any, Protocol
@@ -317,24 +318,22 @@ class Control:
 
     def _run(self, key: Key, phase: Phase, wanted: WantedVersion | None, work: Coroutine[Any, Any, None]) -> None:
         """`wanted`: what it is to become."""
+        task = asyncio.create_task(work, name=f"dlproxy-{phase}-{key[0]}")
+        self._under_way[key] = phase, task
+        task.add_done_callback(partial(self._done, key, wanted))
 
-        async def run() -> None:
-            try:
-                await work
-                self._failed.pop(key, None)
-                self._errors.pop(key, None)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
-                if wanted is None:
-                    log.exception("model '%s' version %s could not be unloaded", *key)
-                else:
-                    self._note_failure(key, wanted, error, str(error))
-            finally:
-                del self._under_way[key]
-                self._step()
-
-        self._under_way[key] = phase, asyncio.create_task(run(), name=f"dlproxy-{phase}-{key[0]}")
+    def _done(self, key: Key, wanted: WantedVersion | None, task: asyncio.Task[None]) -> None:
+        del self._under_way[key]
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            if wanted is None:
+                log.error("model '%s' version %s could not be unloaded", *key, exc_info=error)
+            else:
+                self._note_failure(key, wanted, error, str(error))
+        elif not task.cancelled():
+            self._failed.pop(key, None)
+            self._errors.pop(key, None)
+        self._step()
 
     async def _load(self, key: Key, wanted: WantedVersion, *, replaces: bool) -> None:
         if replaces:
