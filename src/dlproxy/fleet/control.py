@@ -59,6 +59,10 @@ class Models(Protocol):
 
     async def replace(self, name: str, version: str, config: ModelConfig) -> Any: ...
 
+    def give_up(self, name: str, version: str) -> None:
+        """Load it no further, if it is being loaded: whoever waits for that gets CancelledError."""
+        ...
+
     async def adjust(self, name: str, version: str, before: WantedVersion, after: WantedVersion) -> None:
         """Other knobs, those that can be changed while it serves, and another number of instances."""
         ...
@@ -84,6 +88,14 @@ class Models(Protocol):
         ...
 
 
+class _Work(Struct, eq=False):
+    """Under way. `to`: what the version becomes; None: it goes."""
+
+    phase: Phase
+    task: asyncio.Task[None]
+    to: WantedVersion | None
+
+
 class Control:
     """Everything happens on one event loop, between `start` and `stop`."""
 
@@ -102,7 +114,7 @@ class Control:
         self._clock = clock
         self._made_of: dict[Key, WantedVersion] = {}
         self._loaded_as: dict[Key, WantedVersion] = {}
-        self._under_way: dict[Key, tuple[Phase, asyncio.Task[None]]] = {}
+        self._under_way: dict[Key, _Work] = {}
         self._failed: dict[Key, FailedLoad] = {}
         self._errors: dict[Key, Exception] = {}
         self._routes: dict[str, Routes] = {}
@@ -126,7 +138,7 @@ class Control:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        tasks = [task for _, task in self._under_way.values()]
+        tasks = [work.task for work in self._under_way.values()]
         if self._following is not None:
             tasks.append(self._following)
         for task in tasks:
@@ -245,10 +257,19 @@ class Control:
         for key in [key for key in self._failed if self._failed[key].made_of != self._wanted_version(key)]:
             del self._failed[key]
             self._errors.pop(key, None)
-        for key, (phase, task) in self._under_way.items():
-            if phase == "loading" and self._wanted_version(key) is None:
-                task.cancel()  # it may hang, and others wait until it is done
+        for key, work in self._under_way.items():
+            self._give_up_unwanted(key, work)
         self._step()
+
+    def _give_up_unwanted(self, key: Key, work: "_Work") -> None:
+        """A load that would have to be undone may hang, and others wait until it is done."""
+        wanted = self._wanted_version(key)
+        if work.to is None or (wanted is not None and planner.cost(work.to, wanted) != "reload"):
+            return
+        if work.phase == "loading":
+            work.task.cancel()
+        else:
+            self._models.give_up(*key)  # once the new one is up, the old one's leaving goes on
 
     def _step(self) -> None:
         """Do what is to be done next."""
@@ -274,13 +295,11 @@ class Control:
         versions = {}
         for key, made_of in self._made_of.items():
             fact = facts.get(key, nothing)
-            phase = self._under_way[key][0] if key in self._under_way else "serving"
+            phase = self._under_way[key].phase if key in self._under_way else "serving"
             versions[key] = Version(phase, made_of, fact.size_bytes, fact.used_at, fact.busy, self._loaded_as.get(key))
-        for key, (phase, _) in self._under_way.items():
-            if key not in versions:
-                wanted = self._wanted_version(key)
-                if wanted is not None:
-                    versions[key] = Version(phase, wanted, self._models.size_of(wanted.config))
+        for key, work in self._under_way.items():
+            if key not in versions and work.to is not None:
+                versions[key] = Version(work.phase, work.to, self._models.size_of(work.to.config))
         if self._memory_bytes == inf:
             return Actual(versions, self._failed, self._routes, list(self._demanded))
         sizes, passing = {}, {}
@@ -319,7 +338,7 @@ class Control:
     def _run(self, key: Key, phase: Phase, wanted: WantedVersion | None, work: Coroutine[Any, Any, None]) -> None:
         """`wanted`: what it is to become."""
         task = asyncio.create_task(work, name=f"dlproxy-{phase}-{key[0]}")
-        self._under_way[key] = phase, task
+        self._under_way[key] = _Work(phase, task, wanted)
         task.add_done_callback(partial(self._done, key, wanted))
 
     def _done(self, key: Key, wanted: WantedVersion | None, task: asyncio.Task[None]) -> None:
@@ -404,13 +423,13 @@ class Control:
         return [key for key in self._wanted_keys(name) if number in ("", key[1])]
 
     def _serves(self, key: Key) -> bool:
-        return key in self._made_of and (key not in self._under_way or self._under_way[key][0] != "leaving")
+        return key in self._made_of and (key not in self._under_way or self._under_way[key].phase != "leaving")
 
     def _state(self, key: Key, facts: Facts | None) -> VersionState:
         name, version = key
         model, routes, failed = self.wanted.models.get(name), self._routes.get(name), self._failed.get(key)
         if key in self._under_way:
-            phase: str = self._under_way[key][0]
+            phase: str = self._under_way[key].phase
         elif key in self._made_of:
             phase = "serving"
         else:

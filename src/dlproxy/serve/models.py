@@ -15,8 +15,6 @@ from time import monotonic
 from types import MappingProxyType
 from typing import Any
 
-from msgspec import Struct
-
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.config.table import live_knobs
 from dlproxy.cores import usable_cores
@@ -41,15 +39,6 @@ MARGIN = 1.1  # of load_timeout_s, which a worker process keeps to itself, and t
 STOPPING = "the server is shutting down"
 
 log = logging.getLogger(__name__)
-
-
-class ModelView(Struct, frozen=True):
-    """One version of a model, and what is being done with it: "serving", "loading", "being replaced", "being unloaded"."""
-
-    name: str
-    version: str
-    phase: str
-    default: bool
 
 
 class Models:
@@ -79,6 +68,7 @@ class Models:
         self._loaded: dict[Key, LoadedModel] = {}
         self._leaving: dict[LoadedModel, asyncio.Task[None]] = {}
         self._changing: dict[Key, str] = {}
+        self._coming: dict[Key, asyncio.Task[LoadedModel]] = {}
         self._warming_up = asyncio.Lock()  # one measures its time undisturbed by others that do
         self._lives: Counter[Key] = Counter()
         self.on_worse: OnWorse = _warn
@@ -92,14 +82,6 @@ class Models:
     def unanswered(self) -> int:
         """Clients' requests that are queued or run, also of models that go."""
         return sum(model.driver.unanswered for model in self._up())
-
-    def view(self) -> list[ModelView]:
-        """Every version that is served, comes or goes."""
-        phases = {**dict.fromkeys(self._loaded, "serving"), **self._changing}
-        for model in self._leaving:
-            phases.setdefault(_key(model), "being unloaded")
-        defaults = {name: self.catalog.get(name).version for name, _ in self._loaded}
-        return [ModelView(name, version, phase, defaults.get(name) == version) for (name, version), phase in phases.items()]
 
     def facts(self) -> dict[Key, Facts]:
         """What every version that is served, or goes and is not gone yet, holds and does."""
@@ -134,7 +116,7 @@ class Models:
         key = name, config.version
         self._must_be_new(key)
         with self._change(key, "loading"):
-            return await self._bring_up(name, config)
+            return await self._brought_up(name, config)
 
     async def replace(self, name: str, version: str, config: ModelConfig) -> LoadedModel:
         """Serve another in place of this version (empty: the default one), which goes when the other is up.
@@ -147,9 +129,17 @@ class Models:
         if key != _key(old):
             self._must_be_new(key)
         with self._change(_key(old), "being replaced"), self._change(key, "loading", also=_key(old)):
-            new = await self._bring_up(name, config)
+            new = await self._brought_up(name, config)
             await asyncio.shield(self._retire(old, f"version {old.served.version} of model '{name}' was replaced"))
         return new
+
+    def give_up(self, name: str, version: str) -> None:
+        """Load it no further, if it is being loaded: `load` and `replace` raise CancelledError. Nothing else changes.
+
+        A thread that hangs in it goes on, and what it makes is dropped.
+        """
+        if (name, version) in self._coming:
+            self._coming[name, version].cancel()
 
     def check_knobs(self, name: str, version: str, knobs: Mapping[str, Any]) -> None:
         """Raises ConfigError if this version (empty: any one) of the model is served and does not take them."""
@@ -212,6 +202,14 @@ class Models:
 
     # One model
 
+    async def _brought_up(self, name: str, config: ModelConfig) -> LoadedModel:
+        key = name, config.version
+        self._coming[key] = asyncio.create_task(self._bring_up(name, config), name=f"dlproxy-load-{name}")
+        try:
+            return await self._coming[key]
+        finally:
+            del self._coming[key]
+
     async def _bring_up(self, name: str, config: ModelConfig) -> LoadedModel:
         async with self._warming_up:
             if self.catalog.draining:
@@ -229,6 +227,9 @@ class Models:
                         on_ways=self._ways_changed,
                         clock=self._clock,
                     )
+            except asyncio.CancelledError:
+                self.hangs = True
+                raise
             except TimeoutError:
                 self.hangs = True
                 raise ModelError(f"model '{name}' did not load within {config.load_timeout_s:g} s (load_timeout_s)") from None
