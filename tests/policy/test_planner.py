@@ -198,7 +198,10 @@ def passing(there: dict[Key, Version], size: int, besides: int, memory: int) -> 
 
 
 def test_what_a_load_needs_in_passing_is_free_before_it_begins() -> None:
-    there: dict[Key, Version] = {("a", "1"): serving(size_bytes=40 * MIB), ("b", "1"): serving(size_bytes=40 * MIB, used_at=1.0)}
+    there: dict[Key, Version] = {
+        ("a", "1"): serving(size_bytes=40 * MIB),
+        ("b", "1"): serving(size_bytes=40 * MIB, used_at=1.0),
+    }
     (load,) = passing(there, 30, 10, 120)
     assert load == Load(("d", "1"), version("1"))
     (gone,) = passing(there, 30, 20, 120)

@@ -1,4 +1,4 @@
-"""The doors through which operators and clients change what is served, under garbage: an answer, and after an error no change."""
+"""The doors through which operators and clients change what is served, under garbage: answers, and no change after errors."""
 
 import asyncio
 import json
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from dlproxy.config import ModelConfig, ServerConfig
+from dlproxy.config.knobs import HttpLimits
 from dlproxy.fleet.control import Control
 from dlproxy.fleet.repository.watcher import Repository
 from dlproxy.instance.runtime import ModelError
@@ -20,7 +21,6 @@ from dlproxy.policy.wanted import Traffic, WantedModel, WantedVersion
 from dlproxy.serve.operations import ACTIONS, ServerOperations, ServerRepository
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.control_http import MOST_BODY, control_app
-from dlproxy.config.knobs import HttpLimits
 from dlproxy.wire.oip_http import OipApp
 from tests.fleet.repository.fixtures import much_later, put
 from tests.fleet.test_control import FakeModels
@@ -34,10 +34,19 @@ START = WantedModel(VERSIONS, default="2", labels={"stable": "2"}, traffic=Traff
 
 plausible = st.sampled_from(["1", "2", "m.onnx", "stable", "tenant", "", 0.5, 1, True, None, {"max_batch": 3}, {"speed": 1}])
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=()), max_size=8)
-values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4))
+values = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4)
+)
 arguments = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=4), plausible | values, max_size=4)
-huge = st.sampled_from([b"[" * 5000, b'{"knobs":' * 5000, b'{"share":1e999}', b'{"instances":%s}' % (b"9" * 5000), b" " * (MOST_BODY + 1)])
-bodies = arguments.map(lambda made: json.dumps(made).encode()) | values.map(lambda made: json.dumps(made).encode()) | huge | st.binary()
+huge = st.sampled_from(
+    [b"[" * 5000, b'{"knobs":' * 5000, b'{"share":1e999}', b'{"instances":%s}' % (b"9" * 5000), b" " * (MOST_BODY + 1)]
+)
+bodies = (
+    arguments.map(lambda made: json.dumps(made).encode())
+    | values.map(lambda made: json.dumps(made).encode())
+    | huge
+    | st.binary()
+)
 names = st.sampled_from(NAMES) | st.text(max_size=4)
 
 

@@ -25,7 +25,9 @@ ROOM_AGAIN_S = 0.05  # how soon to look whether a model that stands in the way h
 
 
 class Version(Struct, frozen=True):
-    """One version as it is. `made_of`: what it is now; `loaded_as`: if that was changed since it was loaded. `used_at`: of its last request; `busy`: it has some now."""
+    """One version as it is. `made_of`: what it is now; `loaded_as`: what it was when it was loaded. `used_at`: of its last
+    request; `busy`: it has some now.
+    """
 
     phase: Phase
     made_of: WantedVersion
@@ -62,8 +64,8 @@ class Routes(Struct, frozen=True):
 
 class Actual(Struct, frozen=True):
     """What is the case. `demanded`: models that requests wait for, the longest wait first. `sizes`: what versions that are
-    not loaded would take of the memory, in bytes, as far as is known; `passing`: what must be free besides while they are loaded.
-    `memory_bytes`: what all of them may take.
+    not loaded would take of the memory, in bytes, as far as is known; `passing`: what must be free besides while they are
+    loaded. `memory_bytes`: what all of them may take.
     """
 
     versions: Mapping[Key, Version] = {}
@@ -167,7 +169,7 @@ def plan(wanted: Wanted, actual: Actual, now: float) -> Plan:
 def cost(
     before: WantedVersion, after: WantedVersion, loaded_as: WantedVersion | None = None
 ) -> Literal["nothing", "live", "reload"]:
-    """Of making one of the other. What its knobs say of a change decides; larger batches than it was loaded for need a reload."""
+    """Of making one of the other. What its knobs say of a change decides; larger batches than it was loaded for are a reload."""
     if after.config.max_batch > (loaded_as or before).config.max_batch:
         return "reload"
     if before.stamp != after.stamp or before.problem != after.problem:

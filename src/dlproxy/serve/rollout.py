@@ -38,7 +38,9 @@ OnWorse = Callable[[str, str, str], None]
 class DivertedModel(ServedModel):
     """The default version as protocols see it, but that `service` may send its requests to others."""
 
-    def __init__(self, default: ServedModel, service: Service, signature: Signature, asked: Sequence[ServedModel], sticky: str) -> None:
+    def __init__(
+        self, default: ServedModel, service: Service, signature: Signature, asked: Sequence[ServedModel], sticky: str
+    ) -> None:
         """`asked`: all that a request may go to."""
         self._default = default
         self._asked = asked

@@ -25,7 +25,9 @@ from tests.fleet.test_control import FakeModels
 class Followed:
     """A repository that is looked at when the test says so, and whose files are all old."""
 
-    def __init__(self, root: Path, store: Store | None = None, change: Callable[[Edit], Awaitable[object]] | None = None) -> None:
+    def __init__(
+        self, root: Path, store: Store | None = None, change: Callable[[Edit], Awaitable[object]] | None = None
+    ) -> None:
         self.clock = ManualClock()
         self.store = store or Store()
         config = ServerConfig(repository=str(root))
