@@ -169,7 +169,7 @@ def plan(wanted: Wanted, actual: Actual, now: float) -> Plan:
 def cost(
     before: WantedVersion, after: WantedVersion, loaded_as: WantedVersion | None = None
 ) -> Literal["nothing", "live", "reload"]:
-    """Of making one of the other. What its knobs say of a change decides; larger batches than it was loaded for are a reload."""
+    """Of making one of the other. Its knobs say so; larger batches than it was loaded for are a reload."""
     if after.config.max_batch > (loaded_as or before).config.max_batch:
         return "reload"
     if before.stamp != after.stamp or before.problem != after.problem:
