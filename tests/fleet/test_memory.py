@@ -118,7 +118,7 @@ def test_what_came_with_the_first_model_is_the_process_s_own(config: ModelConfig
 async def test_large_blocks_go_back_at_once_while_a_model_is_loaded() -> None:
     async with large_blocks_apart():
         before = resident_bytes()
-        blocks = [bytearray(MIB) for _ in range(40)]
+        blocks = [bytearray(2 * MIB) for _ in range(20)]
         assert resident_bytes() - before > 30 * MIB
         kept = bytearray(1000)  # behind them, where a heap cannot be cut
         blocks.clear()

@@ -22,7 +22,7 @@ FACTOR = 1.5  # what a byte of weights takes in this process, until one was seen
 LOADING_FACTOR = 1.0  # what a byte of weights takes besides while it is loaded, until one was seen (measured: the file's copy)
 FORGETS = 0.05  # of the most that was seen, with every load: the first one of a model tries more than later ones
 MOST_KNOWN = 4096  # files
-LARGE_BYTES = 256 * 2**10  # a block of so many has a mapping of its own while a model is loaded
+LARGE_BYTES = 2**20  # a block of so many has a mapping of its own while a model is loaded; most requests are smaller
 LARGEST_BYTES = 32 * 2**20  # the same at other times: the most that glibc takes, and where it arrives by itself
 
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
@@ -50,7 +50,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 async def large_blocks_apart() -> AsyncIterator[None]:
     """Meanwhile large blocks go back to the system as soon as they are freed, not when the heap around them is (glibc).
 
-    ONNX Runtime held 1.8 times the file less while it loaded it so. At other times it would cost large requests page faults.
+    ONNX Runtime takes 0.9 times the file less so while it loads. At other times large requests would pay for it: filling
+    4 MB takes 1.4 ms in a new mapping and 0.09 in memory that was kept (measured).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:
