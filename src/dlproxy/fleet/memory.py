@@ -50,8 +50,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 async def large_blocks_apart() -> AsyncIterator[None]:
     """Meanwhile large blocks go back to the system as soon as they are freed, not when the heap around them is (glibc).
 
-    ONNX Runtime takes 0.9 times the file less so while it loads. At other times large requests would pay for it: filling
-    4 MB takes 1.4 ms in a new mapping and 0.09 in memory that was kept (measured).
+    While it loads, ONNX Runtime takes 0.9 times the file besides so, and 2.7 times otherwise. At other times large requests
+    would pay for it: filling 4 MB takes 1.4 ms in a new mapping and 0.09 in memory that was kept (all measured).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:

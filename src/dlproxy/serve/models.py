@@ -256,8 +256,9 @@ class Models:
     def _measure(self, model: LoadedModel, config: ModelConfig, before: int) -> None:
         most = most_bytes()
         model.elsewhere_bytes = model.fleet.elsewhere_bytes()
-        model.size_bytes = self._meter.loaded(config, self._meter.held() - before, model.elsewhere_bytes)
-        self._meter.peaked(config, most - before - model.size_bytes)
+        held = self._meter.held()
+        model.size_bytes = self._meter.loaded(config, held - before, model.elsewhere_bytes)
+        self._meter.peaked(config, most - max(held, before + model.size_bytes))
 
     def _enter(self, model: LoadedModel) -> None:
         self._share_cores([*self._up(), model])
