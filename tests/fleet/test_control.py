@@ -27,6 +27,8 @@ class FakeModels:
         self.routes: dict[str, Routes] = {}
         self.did: list[str] = []
         self.broken: set[str] = set()
+        self.coming: dict[Key, asyncio.Task[None]] = {}
+        self.loading = self.unmeasured = 0
 
     async def load(self, name: str, config: ModelConfig) -> None:
         await asyncio.wait_for(asyncio.Event().wait(), LOAD_S) if config.path == "hangs.onnx" else await later(LOAD_S)
@@ -36,8 +38,12 @@ class FakeModels:
         self.did.append(f"load {name}/{config.version}")
 
     async def replace(self, name: str, version: str, config: ModelConfig) -> None:
-        await self.load(name, config)
+        self.coming[name, version] = asyncio.ensure_future(self.load(name, config))
+        await self.coming[name, version]
         self.did[-1] = f"replace {name}/{version}"
+
+    def give_up(self, name: str, version: str) -> None:
+        self.coming[name, version].cancel()
 
     async def adjust(self, name: str, version: str, before: WantedVersion, after: WantedVersion) -> None:
         self.did.append(f"adjust {name}/{version}")
@@ -63,6 +69,12 @@ class FakeModels:
 
     def size_of(self, config: ModelConfig) -> int:
         return 100
+
+    def loading_bytes(self, config: ModelConfig) -> int:
+        return self.loading
+
+    def unmeasured_bytes(self) -> int:
+        return self.unmeasured
 
 
 async def later(seconds: float) -> None:
@@ -170,6 +182,18 @@ async def test_demand_loads_and_memory_decides_who_stays(models: FakeModels, cap
     await control.stop()
 
 
+@pytest.mark.parametrize(("loading", "unmeasured", "stay"), [(50, 0, 2), (51, 0, 1), (30, 37, 2), (30, 38, 1), (0, 1000, 1)])
+async def test_a_load_has_room_for_what_it_needs_besides(models: FakeModels, loading: int, unmeasured: int, stay: int) -> None:
+    models.loading, models.unmeasured = loading, unmeasured
+    control = Control(models, memory_bytes=350, clock=asyncio.get_running_loop().time)
+    await control.start()
+    for name in "abc":
+        await control.change(having(name, a_model("1", on_demand=True)))
+        await control.demand(name)
+    assert len(models.up) == stay + 1
+    await control.stop()
+
+
 async def test_whoever_waits_for_what_cannot_be_loaded_hears_why(models: FakeModels, control: Control) -> None:
     models.broken.add("bad.onnx")
     await control.change(having("m", a_model("1", path="bad.onnx", on_demand=True)))
@@ -224,6 +248,26 @@ async def test_an_edit_that_makes_no_sense_changes_nothing(control: Control) -> 
     with pytest.raises(ConfigError, match="label 'x' is version 3"):
         await control.change(having("m", a_model("1", labels={"x": "3"})))
     assert control.wanted == Wanted()
+
+
+@pytest.mark.parametrize("instead", ["m.onnx", "other.onnx", ""])
+@pytest.mark.parametrize("first", ["m.onnx", ""])
+async def test_a_load_that_hangs_is_given_up_when_something_else_is_wanted(
+    models: FakeModels, control: Control, first: str, instead: str
+) -> None:
+    """`first`: what serves already as this version; `instead`: what is wanted then. Empty: nothing."""
+    if first:
+        await control.change(having("m", a_model("1", path=first)))
+        await control.settled("m")
+    await control.change(having("m", a_model("1", path="hangs.onnx")))
+    begun = asyncio.get_running_loop().time()
+    await later(0.1)
+    assert control.states()[0].phase == ("changing" if first else "loading")
+    await control.change(having("m", a_model("1", path=instead) if instead else None))
+    await control.settled("m")
+    assert {config.path for config in models.up.values()} == ({instead} if instead else set())
+    took = asyncio.get_running_loop().time() - begun
+    assert took == pytest.approx(0.1 + LOAD_S * (instead not in ("", first)) + 1.0 * bool(first and not instead))
 
 
 async def test_stopping_gives_up_what_loads(models: FakeModels, control: Control) -> None:

@@ -14,7 +14,16 @@ from onnx import helper
 
 from dlproxy.config import ModelConfig, ServerConfig
 from dlproxy.fleet.local import LocalFleet
-from dlproxy.fleet.memory import SESSION_BYTES, WORKER_BYTES, MemoryMeter, held_bytes, resident_bytes
+from dlproxy.fleet.memory import (
+    SESSION_BYTES,
+    WORKER_BYTES,
+    MemoryMeter,
+    forget_most,
+    held_bytes,
+    large_blocks_apart,
+    most_bytes,
+    resident_bytes,
+)
 from dlproxy.message import DType
 from dlproxy.serve.models import Models
 from tests import models
@@ -78,6 +87,56 @@ def test_workers_count_with_all_that_they_hold(config: ModelConfig) -> None:
     assert meter.size_of(msgspec.structs.replace(one, instances=4)) == 4 * files
 
 
+def test_what_loading_takes_besides_is_learned_and_fades(config: ModelConfig, tmp_path: Path) -> None:
+    meter = MemoryMeter()
+    files = os.path.getsize(config.path)
+    assert meter.loading_bytes(config) == files
+    in_workers = msgspec.structs.replace(config, run="process", instances=3)
+    assert meter.loading_bytes(in_workers) == 3 * files
+    assert meter.loading_bytes(ModelConfig(path="http://other:8000/v2/models/m")) == 0
+    meter.loaded(config, files, 0)
+    meter.peaked(config, 4 * files)  # with a trial that later ones need not have
+    other = ModelConfig(path=weighing(512, tmp_path / "other.onnx"))
+    assert meter.loading_bytes(other) == pytest.approx(4 * os.path.getsize(other.path), rel=0.01)
+    for _ in range(100):
+        meter.peaked(config, files // 2)
+    assert files // 2 <= meter.loading_bytes(config) < 0.6 * files
+    meter.peaked(config, -5 * MIB)  # others freed something meanwhile
+    assert 0 <= meter.loading_bytes(config) < 0.6 * files
+
+
+def test_what_came_with_the_first_model_is_the_process_s_own(config: ModelConfig) -> None:
+    meter = MemoryMeter(lambda: 100 * MIB)
+    meter.begin()
+    assert meter.base_bytes == 100 * MIB
+    for growth in (50 * MIB, 5 * MIB):
+        meter.loaded(config, growth, 0)
+        assert meter.base_bytes == 150 * MIB - os.path.getsize(config.path) - SESSION_BYTES
+
+
+@linux
+async def test_large_blocks_go_back_at_once_while_a_model_is_loaded() -> None:
+    async with large_blocks_apart():
+        before = resident_bytes()
+        blocks = [bytearray(2 * MIB) for _ in range(20)]
+        assert resident_bytes() - before > 30 * MIB
+        kept = bytearray(1000)  # behind them, where a heap cannot be cut
+        blocks.clear()
+        assert resident_bytes() - before < 10 * MIB
+    assert kept
+
+
+@linux
+async def test_the_most_that_was_held_is_told_and_forgotten() -> None:
+    forget_most()
+    before = most_bytes()
+    async with large_blocks_apart():
+        bytearray(64 * MIB).clear()
+    assert most_bytes() - before > 60 * MIB
+    forget_most()
+    assert most_bytes() - before < 20 * MIB
+
+
 @pytest.fixture
 def some() -> Models:
     return Models(ServerConfig(calibration_folder="", drain_s=1.0))
@@ -102,6 +161,19 @@ async def test_what_is_measured_is_what_the_process_grows_by_and_goes_with_the_m
         await some.unload(name)
     left = resident_bytes() - before  # glibc keeps the top of a thread's heap, here the size of one model or two
     assert left < 0.5 * growth, "without asking the allocator again"
+    await some.drain()
+
+
+@linux
+async def test_what_is_held_besides_the_models_is_seen(some: Models, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        await some.load(name, quick(weighing(512, tmp_path / f"{name}.onnx")))
+    before = some.unmeasured_bytes()
+    assert before < 20 * MIB
+    requests = bytearray(100 * MIB)
+    assert 90 * MIB < some.unmeasured_bytes() - before < 120 * MIB
+    assert some.loading_bytes(quick(str(tmp_path / "second.onnx"))) > 0
+    del requests
     await some.drain()
 
 

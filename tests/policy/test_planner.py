@@ -110,6 +110,13 @@ def test_the_knobs_say_what_a_change_costs(after: WantedVersion, what: str) -> N
     assert cost(version(), after) == what
 
 
+def test_larger_batches_than_it_was_loaded_for_need_another_load() -> None:
+    small, large = version(max_batch=4), version(max_batch=16)
+    assert cost(large, small) == "live"
+    assert cost(small, large) == "reload"
+    assert cost(small, large, loaded_as=large) == "live"
+
+
 def test_as_many_instances_as_pay_are_found_out_by_loading_again() -> None:
     assert cost(version(instances=2), version()) == "reload"
 
@@ -182,6 +189,37 @@ def test_what_never_fits_is_refused_with_both_sizes() -> None:
     assert not refused.for_good
 
 
+def passing(there: dict[Key, Version], size: int, besides: int, memory: int) -> list[Action]:
+    """What is done about model d, which needs so many MiB, and so many besides while it is loaded."""
+    wanted = on_demand("a", "b", "c", "d")
+    known = {name: routes("1") for name, _ in there}
+    sizes, more = {("d", "1"): size * MIB}, {("d", "1"): besides * MIB}
+    return actions(wanted, Actual(there, {}, known, ["d"], sizes, more, memory * MIB))
+
+
+def test_what_a_load_needs_in_passing_is_free_before_it_begins() -> None:
+    there: dict[Key, Version] = {
+        ("a", "1"): serving(size_bytes=40 * MIB),
+        ("b", "1"): serving(size_bytes=40 * MIB, used_at=1.0),
+    }
+    (load,) = passing(there, 30, 10, 120)
+    assert load == Load(("d", "1"), version("1"))
+    (gone,) = passing(there, 30, 20, 120)
+    assert isinstance(gone, Unload)
+    assert gone.key == ("a", "1")
+    there["a", "1"] = Version("leaving", version("1"), 40 * MIB)
+    assert passing(there, 30, 90, 120) == [Unload(("b", "1"), gone.reason)], "as much of it as there is"
+    there["b", "1"] = Version("leaving", version("1"), 40 * MIB)
+    assert passing(there, 30, 20, 120) == [], "it waits until they are gone"
+
+
+def test_nothing_waits_for_work_or_is_refused_for_what_is_needed_in_passing() -> None:
+    busy: dict[Key, Version] = {("a", "1"): serving(size_bytes=90 * MIB, busy=True)}
+    for there, besides in ((busy, 20), ({}, 500)):
+        (load,) = passing(there, 30, besides, 120)
+        assert load == Load(("d", "1"), version("1"))
+
+
 @pytest.mark.parametrize("phase", ["loading", "changing", "serving"])
 def test_what_others_wait_for_too_is_not_taken_from_them(phase: Phase) -> None:
     there = {("a", "1"): Version(phase, version(), size_bytes=100 * MIB)}
@@ -235,7 +273,7 @@ class World:
         there, failed = dict(self.actual.versions), dict(self.actual.failed)
         known = dict(self.actual.routes)
         sizes = {(name, v): self.sizes((name, v)) for name, each in wanted.models.items() for v in each.versions}
-        self.actual = msgspec.structs.replace(self.actual, demanded=demanded, sizes=sizes)
+        self.actual = msgspec.structs.replace(self.actual, demanded=demanded, sizes=sizes, passing=sizes)
         done = plan(wanted, self.actual, self.now)
         for action in done.actions:
             match action:

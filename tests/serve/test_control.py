@@ -13,13 +13,14 @@ from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.config.table import live_knobs
 from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError
-from dlproxy.message import DType, FailureKind, Tensor
+from dlproxy.message import DType, FailureKind, InferenceError, Tensor
 from dlproxy.policy.balancing import BALANCERS
 from dlproxy.policy.queueing import DISCIPLINES
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
 from dlproxy.serve.control import LaneControl
 from dlproxy.service import FutureReply
 from dlproxy.wire.endpoint import Endpoint
+from dlproxy.wire.oip_describe import config
 from dlproxy.wire.terms import NO_TERMS, Terms
 from tests import models
 from tests.serve.rig import KNOBS, Rig, pass_time, turns
@@ -278,6 +279,11 @@ async def test_a_loaded_model_is_under_control() -> None:
     model.control.change({"slo_by_priority": {}})
     assert _left_s(model, 1) == pytest.approx(0.02)
     assert model.served.view().batch_goal <= 3
+    with pytest.raises(InferenceError, match="batch-size must be <= 3 for 'digits', got 4"):
+        _left_s(model, rows=4)
+    assert config(model.served)["max_batch_size"] == 3
+    model.control.stop_batching("a test says so")
+    assert model.served.max_batch == 3, "one request may still have several rows"
     assert model.lane.batching.goal == model.control.state()["batch_limit_rows"]
     await unload_model(model, drain_s=1.0)
 
@@ -303,10 +309,10 @@ async def test_a_model_begins_with_the_first_values_and_takes_what_its_knobs_pro
     await unload_model(model, drain_s=1.0)
 
 
-def _left_s(model: LoadedModel, priority: int = 0) -> float:
+def _left_s(model: LoadedModel, priority: int = 0, rows: int = 1) -> float:
     """How long a request that comes now may take."""
     endpoint = Endpoint(model.served, itertools.count(1), asyncio.get_running_loop().time, "")
-    request = endpoint.request([Tensor("image", DType.FP32, (1, 1, 8, 8), bytes(256))], endpoint.checker.all_outputs)
+    request = endpoint.request([Tensor("image", DType.FP32, (rows, 1, 8, 8), bytes(256 * rows))], endpoint.checker.all_outputs)
     endpoint.submit(request, FutureReply(), Terms(priority=priority) if priority else NO_TERMS)
     endpoint.cancel(request)
     return request.ticket.deadline_at - request.ticket.arrived_at

@@ -11,15 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
+import msgspec
 import numpy as np
 import pytest
 
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig
+from dlproxy.fleet.control import Control
 from dlproxy.fleet.local import LocalFleet
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, FailureKind, InferenceError, Request, Tensor, Ticket
 from dlproxy.policy.planner import Routes
-from dlproxy.policy.wanted import Traffic
+from dlproxy.policy.wanted import Traffic, WantedModel, WantedVersion
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
 from dlproxy.telemetry.event_log import LogError, replay
@@ -56,7 +58,11 @@ _ids = iter(range(1, 10**6))
 
 
 def phases(some: Models) -> dict[str, str]:
-    return {f"{view.name}/{view.version}": view.phase + (" default" if view.default else "") for view in some.view()}
+    """Of what is up: "serving", "serving default" or "being unloaded"."""
+    found = {f"{name}/{version}": "being unloaded" for name, version in some.facts()}
+    for name, version in names(some):
+        found[f"{name}/{version}"] = "serving default" if some.catalog.get(name).version == version else "serving"
+    return found
 
 
 def names(some: Models) -> list[tuple[str, str]]:
@@ -66,7 +72,7 @@ def names(some: Models) -> list[tuple[str, str]]:
 async def test_a_model_is_in_the_catalog_when_it_is_warm_and_out_of_it_when_it_goes(some: Models) -> None:
     loading = asyncio.ensure_future(some.load("m", sleeping()))
     await asyncio.sleep(0)
-    assert (names(some), phases(some)) == ([], {"m/1": "loading"})
+    assert (names(some), phases(some)) == ([], {})
     assert what_is_heard_of(some, "m") == "unavailable: model 'm' version 1 is being loaded"
     model = await loading
     assert (names(some), phases(some), list(some)) == ([("m", "1")], {"m/1": "serving default"}, [model])
@@ -97,6 +103,22 @@ async def test_a_load_that_hangs_fails_and_does_not_hold_up_others(some: Models,
         await hanging
     await loading
     assert names(some) == [("m", "1")]
+    (tmp_path / "go").touch()  # so that its thread ends
+
+
+async def test_a_replacement_that_hangs_is_given_up_and_nothing_has_changed(some: Models, tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text(HANGS)
+    old = await some.load("m", sleeping())
+    some.give_up("m", "1")
+    hanging = asyncio.ensure_future(some.replace("m", "", ModelConfig(path=f"{tmp_path / 'hangs.py'}:M", run="thread")))
+    await turns(20)
+    some.give_up("m", "1")
+    with pytest.raises(asyncio.CancelledError):
+        await hanging
+    assert list(some) == [old]
+    assert some.hangs, "its thread does"
+    assert (await ask(old).wait()).kind is None
+    await some.replace("m", "", sleeping())
     (tmp_path / "go").touch()  # so that its thread ends
 
 
@@ -140,6 +162,21 @@ async def test_a_replacement_is_up_before_the_old_one_goes(some: Models) -> None
     newer = await some.replace("m", "1", sleeping("2"))
     assert names(some) == [("m", "2")]
     assert some.catalog.get("m") is newer.served
+
+
+async def test_another_max_batch_is_taken_up_in_place_or_by_loading_again(some: Models) -> None:
+    control = Control(some)
+    await control.start()
+    first = None
+    for most, again in ((8, False), (2, False), (8, False), (16, True)):
+        wanted = WantedVersion(msgspec.structs.replace(sleeping(), max_batch=most))
+        await control.change(lambda before, wanted=wanted: before.having("m", WantedModel({"1": wanted})))  # type: ignore[misc]
+        await control.settled("m")
+        (model,) = some
+        assert (model.served.max_batch, model.control.state()["knobs"]["max_batch"]) == (most, most)
+        assert (model is not (first or model)) is again
+        first = first or model
+    await control.stop()
 
 
 async def test_the_default_version_is_the_last_unless_told_otherwise(some: Models) -> None:
@@ -318,13 +355,12 @@ async def test_any_changes_in_any_order_leave_nothing_behind(arbiter: str) -> No
                 await changing
 
     await asyncio.gather(*(changes() for _ in range(4)))
-    assert {view.phase for view in some.view()} <= {"serving", "being unloaded"}
     await some.drain()
     assert len(replies) > 100
     assert {reply.kind for reply in replies if reply.answered} <= {None, FailureKind.UNAVAILABLE}
     assert all(reply.answered for reply in replies)
     answered = sum(reply.kind is None for reply in replies)
     assert answered > 0.9 * len(replies), f"{answered} of {len(replies)} were answered"
-    assert some.view() == []
+    assert phases(some) == {}
     assert some._turns is None or (some._turns.free == {"cores": 1} and not some._turns._takers)
     assert instance_threads() == before

@@ -187,7 +187,7 @@ async def test_a_shadow_changes_no_answer(site: Site) -> None:
     assert (shadows["different"], shadows["same"], sum(shadows.values())) == (20 - shadows["dropped"], 0, 20)
 
 
-async def test_an_objective_that_changes_holds_for_what_is_diverted(site: Site) -> None:
+async def test_what_changes_of_the_versions_holds_for_what_is_diverted(site: Site) -> None:
     site.route("1", traffic=Traffic(shares={"2": 0.5}))
     diverted = site.models.catalog.asked("m")
     default = site.models.catalog.get("m")
@@ -195,6 +195,10 @@ async def test_an_objective_that_changes_holds_for_what_is_diverted(site: Site) 
     assert default.control is not None
     default.control.change({"slo": "p99=20ms"})
     assert diverted.slo_s == 0.02
+    other = site.models.catalog.get("m", "2").control
+    assert other is not None
+    other.change({"max_batch": 3})
+    assert (default.max_batch, diverted.max_batch) == (256, 3)
 
 
 async def test_versions_that_take_other_inputs_share_no_requests(site: Site, caplog: pytest.LogCaptureFixture) -> None:

@@ -87,36 +87,41 @@ class Port:
 
     def __call__(self, method: str, path: str, *pieces: bytes, leaves: bool = False) -> tuple[int, Any]:
         """Status and JSON (or text) of the answer. `leaves`: the client goes before its body has ended."""
-        path, _, query = path.partition("?")
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "scheme": "http",
-            "root_path": "",
-            "method": method,
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": query.encode(),
-            "headers": [],
-            "server": ("127.0.0.1", 8002),
-        }
-        inbox = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
-        inbox.append({"type": "http.disconnect"} if leaves else {"type": "http.request", "body": b"", "more_body": False})
-        sent: list[Any] = []
+        return asyncio.run(ask(self.app, method, path, *pieces, leaves=leaves))
 
-        async def receive() -> Any:
-            return inbox.pop(0)
 
-        async def send(message: Any) -> None:
-            sent.append(message)
+async def ask(app: Starlette, method: str, path: str, *pieces: bytes, leaves: bool = False) -> tuple[int, Any]:
+    """As uvicorn asks it: status and JSON (or text) of the answer."""
+    path, _, query = path.partition("?")
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "scheme": "http",
+        "root_path": "",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "headers": [],
+        "server": ("127.0.0.1", 8002),
+    }
+    inbox = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    inbox.append({"type": "http.disconnect"} if leaves else {"type": "http.request", "body": b"", "more_body": False})
+    sent: list[Any] = []
 
-        asyncio.run(self.app(scope, receive, send))
-        body = b"".join(message.get("body", b"") for message in sent[1:])
-        try:
-            return sent[0]["status"], json.loads(body)
-        except ValueError:
-            return sent[0]["status"], body.decode()
+    async def receive() -> Any:
+        return inbox.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    body = b"".join(message.get("body", b"") for message in sent[1:])
+    try:
+        return sent[0]["status"], json.loads(body)
+    except ValueError:
+        return sent[0]["status"], body.decode()
 
 
 def state(version: str, speed: int = 1) -> dict[str, Any]:

@@ -7,11 +7,13 @@ tries again what failed, and tells how far it is. Not aware of: files, protocols
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Any, Protocol
 
+import msgspec
 from msgspec import Struct
 
 from dlproxy.config import ConfigError, ModelConfig
@@ -36,6 +38,8 @@ from dlproxy.policy.planner import (
 from dlproxy.policy.wanted import Wanted, WantedVersion
 
 AGAIN_S = 1.0  # a store that cannot be read is asked again so often
+TOLERATED, MOST_UNMEASURED = 0.05, 0.25  # of the memory budget: what the process holds besides its models' sizes is given room
+# from the one, for it may come from requests, up to the other, for more than that has other causes
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,10 @@ class Models(Protocol):
 
     async def replace(self, name: str, version: str, config: ModelConfig) -> Any: ...
 
+    def give_up(self, name: str, version: str) -> None:
+        """Load it no further, if it is being loaded: whoever waits for that gets CancelledError."""
+        ...
+
     async def adjust(self, name: str, version: str, before: WantedVersion, after: WantedVersion) -> None:
         """Other knobs, those that can be changed while it serves, and another number of instances."""
         ...
@@ -70,6 +78,22 @@ class Models(Protocol):
     def size_of(self, config: ModelConfig) -> int:
         """What it would take of the memory, in bytes, as far as that can be told before it is loaded."""
         ...
+
+    def loading_bytes(self, config: ModelConfig) -> int:
+        """What it would take besides for as long as it is loaded."""
+        ...
+
+    def unmeasured_bytes(self) -> int:
+        """What this process holds now besides what the models were measured to hold."""
+        ...
+
+
+class _Work(Struct, eq=False):
+    """Under way. `to`: what the version becomes; None: it goes."""
+
+    phase: Phase
+    task: asyncio.Task[None]
+    to: WantedVersion | None
 
 
 class Control:
@@ -89,7 +113,8 @@ class Control:
         self._memory_bytes = memory_bytes
         self._clock = clock
         self._made_of: dict[Key, WantedVersion] = {}
-        self._under_way: dict[Key, tuple[Phase, asyncio.Task[None]]] = {}
+        self._loaded_as: dict[Key, WantedVersion] = {}
+        self._under_way: dict[Key, _Work] = {}
         self._failed: dict[Key, FailedLoad] = {}
         self._errors: dict[Key, Exception] = {}
         self._routes: dict[str, Routes] = {}
@@ -113,7 +138,7 @@ class Control:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
-        tasks = [task for _, task in self._under_way.values()]
+        tasks = [work.task for work in self._under_way.values()]
         if self._following is not None:
             tasks.append(self._following)
         for task in tasks:
@@ -133,7 +158,7 @@ class Control:
             if after == before:
                 self._take(before)
                 return before
-            after = Wanted(after.models, before.revision + 1)
+            after = msgspec.structs.replace(after, revision=before.revision + 1)
             if await self._store.swap(before.revision, after):
                 self._take(after)
                 return after
@@ -232,10 +257,19 @@ class Control:
         for key in [key for key in self._failed if self._failed[key].made_of != self._wanted_version(key)]:
             del self._failed[key]
             self._errors.pop(key, None)
-        for key, (phase, task) in self._under_way.items():
-            if phase == "loading" and self._wanted_version(key) is None:
-                task.cancel()  # it may hang, and others wait until it is done
+        for key, work in self._under_way.items():
+            self._give_up_unwanted(key, work)
         self._step()
+
+    def _give_up_unwanted(self, key: Key, work: "_Work") -> None:
+        """A load that would have to be undone may hang, and others wait until it is done."""
+        wanted = self._wanted_version(key)
+        if work.to is None or (wanted is not None and planner.cost(work.to, wanted) != "reload"):
+            return
+        if work.phase == "loading":
+            work.task.cancel()
+        else:
+            self._models.give_up(*key)  # once the new one is up, the old one's leaving goes on
 
     def _step(self) -> None:
         """Do what is to be done next."""
@@ -261,25 +295,31 @@ class Control:
         versions = {}
         for key, made_of in self._made_of.items():
             fact = facts.get(key, nothing)
-            phase = self._under_way[key][0] if key in self._under_way else "serving"
-            versions[key] = Version(phase, made_of, fact.size_bytes, fact.used_at, fact.busy)
-        for key, (phase, _) in self._under_way.items():
-            if key not in versions:
-                wanted = self._wanted_version(key)
-                if wanted is not None:
-                    versions[key] = Version(phase, wanted, self._models.size_of(wanted.config))
-        sizes = {key: self._size(key) for key in self._missing(versions)} if self._memory_bytes < inf else {}
-        return Actual(versions, self._failed, self._routes, list(self._demanded), sizes, self._memory_bytes)
+            phase = self._under_way[key].phase if key in self._under_way else "serving"
+            versions[key] = Version(phase, made_of, fact.size_bytes, fact.used_at, fact.busy, self._loaded_as.get(key))
+        for key, work in self._under_way.items():
+            if key not in versions and work.to is not None:
+                versions[key] = Version(work.phase, work.to, self._models.size_of(work.to.config))
+        if self._memory_bytes == inf:
+            return Actual(versions, self._failed, self._routes, list(self._demanded))
+        sizes, passing = {}, {}
+        for key, config in self._to_load(versions):
+            sizes[key] = self._models.size_of(config)
+            passing[key] = self._models.loading_bytes(config)
+        if passing:
+            most, tolerated = int(self._memory_bytes * MOST_UNMEASURED), int(self._memory_bytes * TOLERATED)
+            besides = max(min(self._models.unmeasured_bytes(), most) - tolerated, 0)
+            passing = {key: size + besides for key, size in passing.items()}
+        return Actual(versions, self._failed, self._routes, list(self._demanded), sizes, passing, self._memory_bytes)
 
-    def _missing(self, versions: Mapping[Key, Version]) -> list[Key]:
+    def _to_load(self, versions: Mapping[Key, Version]) -> Iterator[tuple[Key, ModelConfig]]:
         """Versions that may have to be loaded now."""
-        models = self.wanted.models
-        asked = [name for name, model in models.items() if not model.on_demand or name in self._demanded]
-        return [(name, version) for name in asked for version in models[name].versions if (name, version) not in versions]
-
-    def _size(self, key: Key) -> int:
-        wanted = self._wanted_version(key)
-        return 0 if wanted is None or wanted.problem else self._models.size_of(wanted.config)
+        for name, model in self.wanted.models.items():
+            for version, wanted in model.versions.items():
+                there = versions.get((name, version))
+                asked = there is not None or not model.on_demand or name in self._demanded
+                if asked and (there is None or there.made_of != wanted):
+                    yield (name, version), wanted.config
 
     def _begin(self, action: Action) -> None:
         match action:
@@ -297,31 +337,29 @@ class Control:
 
     def _run(self, key: Key, phase: Phase, wanted: WantedVersion | None, work: Coroutine[Any, Any, None]) -> None:
         """`wanted`: what it is to become."""
+        task = asyncio.create_task(work, name=f"dlproxy-{phase}-{key[0]}")
+        self._under_way[key] = _Work(phase, task, wanted)
+        task.add_done_callback(partial(self._done, key, wanted))
 
-        async def run() -> None:
-            try:
-                await work
-                self._failed.pop(key, None)
-                self._errors.pop(key, None)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
-                if wanted is None:
-                    log.exception("model '%s' version %s could not be unloaded", *key)
-                else:
-                    self._note_failure(key, wanted, error, str(error))
-            finally:
-                del self._under_way[key]
-                self._step()
-
-        self._under_way[key] = phase, asyncio.create_task(run(), name=f"dlproxy-{phase}-{key[0]}")
+    def _done(self, key: Key, wanted: WantedVersion | None, task: asyncio.Task[None]) -> None:
+        del self._under_way[key]
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            if wanted is None:
+                log.error("model '%s' version %s could not be unloaded", *key, exc_info=error)
+            else:
+                self._note_failure(key, wanted, error, str(error))
+        elif not task.cancelled():
+            self._failed.pop(key, None)
+            self._errors.pop(key, None)
+        self._step()
 
     async def _load(self, key: Key, wanted: WantedVersion, *, replaces: bool) -> None:
         if replaces:
             await self._models.replace(*key, wanted.config)
         else:
             await self._models.load(key[0], wanted.config)
-        self._made_of[key] = wanted
+        self._made_of[key] = self._loaded_as[key] = wanted
         count = planner.count_of(wanted)
         if wanted.instances is not None and count is not None:
             await self._models.adjust(*key, WantedVersion(wanted.config), wanted)
@@ -337,6 +375,7 @@ class Control:
             await self._models.unload(*key, reason=f"model '{key[0]}' version {key[1]} is being unloaded: {reason}")
         finally:
             self._made_of.pop(key, None)
+            self._loaded_as.pop(key, None)
             if not any(other[0] == key[0] for other in self._made_of):
                 self._routes.pop(key[0], None)
                 self._misrouted.pop(key[0], None)
@@ -384,13 +423,13 @@ class Control:
         return [key for key in self._wanted_keys(name) if number in ("", key[1])]
 
     def _serves(self, key: Key) -> bool:
-        return key in self._made_of and (key not in self._under_way or self._under_way[key][0] != "leaving")
+        return key in self._made_of and (key not in self._under_way or self._under_way[key].phase != "leaving")
 
     def _state(self, key: Key, facts: Facts | None) -> VersionState:
         name, version = key
         model, routes, failed = self.wanted.models.get(name), self._routes.get(name), self._failed.get(key)
         if key in self._under_way:
-            phase: str = self._under_way[key][0]
+            phase: str = self._under_way[key].phase
         elif key in self._made_of:
             phase = "serving"
         else:

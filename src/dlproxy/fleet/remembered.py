@@ -22,6 +22,7 @@ from dlproxy import __version__
 from dlproxy.config import ModelConfig
 from dlproxy.cores import usable_cores
 from dlproxy.instance.runtime.content import FileState, digest_of, model_files, stamp_of
+from dlproxy.instance.samples import sample_files
 from dlproxy.instance.trial import Measured, Way
 from dlproxy.message import Signature
 
@@ -62,7 +63,7 @@ class Memory:
         settings = {name: getattr(config, name) for name in MATTERS}
         digest.update(msgspec.json.encode([FORMAT, __version__, _versions(), _processor(), usable_cores(), settings]))
         try:
-            for file in [*model_files(config.path), *_samples(config.samples)]:
+            for file in [*model_files(config.path), *sample_files(config.samples)]:
                 digest.update(os.path.basename(file).encode("utf-8", "surrogateescape"))
                 digest.update(self._digest(file))
         except OSError as error:  # loading says so, and better
@@ -128,11 +129,6 @@ def cache_folder(name: str) -> Path | None:
         if cache.is_dir():
             return cache / "dlproxy" / name
     return None
-
-
-def _samples(path: str) -> list[str]:
-    place = Path(path)
-    return [] if not path else [str(file) for file in sorted(place.glob("*.npz"))] if place.is_dir() else [path]
 
 
 @cache

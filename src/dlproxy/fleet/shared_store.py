@@ -31,14 +31,15 @@ class _Head(Struct, frozen=True):
     dlproxy: str
 
 
-class _Kept(_Head, frozen=True, forbid_unknown_fields=True):
+class _Kept(_Head, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     revision: Annotated[int, Meta(ge=0)]
     models: Mapping[str, WantedModel]
+    files: Mapping[str, str] = {}
 
 
 def encode(wanted: Wanted) -> bytes:
     """As JSON, which says what wrote it."""
-    return msgspec.json.encode(_Kept(FORMAT, __version__, wanted.revision, wanted.models))
+    return msgspec.json.encode(_Kept(FORMAT, __version__, wanted.revision, wanted.models, wanted.files))
 
 
 def decode(content: bytes, place: str) -> Wanted:
@@ -56,7 +57,7 @@ def decode(content: bytes, place: str) -> Wanted:
             check_model(name, model)
     except (msgspec.DecodeError, RecursionError, ConfigError) as error:
         raise ConfigError(f"{who}; this is dlproxy {__version__}, which does not understand it: {error}") from None
-    return Wanted(kept.models, kept.revision)
+    return Wanted(kept.models, kept.revision, kept.files)
 
 
 class SharedStore(ABC):

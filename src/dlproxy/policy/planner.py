@@ -25,13 +25,16 @@ ROOM_AGAIN_S = 0.05  # how soon to look whether a model that stands in the way h
 
 
 class Version(Struct, frozen=True):
-    """One version as it is. `made_of`: what it was loaded as. `used_at`: of its last request; `busy`: it has some now."""
+    """One version as it is. `made_of`: what it is now; `loaded_as`: what it was when it was loaded. `used_at`: of its last
+    request; `busy`: it has some now.
+    """
 
     phase: Phase
     made_of: WantedVersion
     size_bytes: int = 0
     used_at: float = 0.0
     busy: bool = False
+    loaded_as: WantedVersion | None = None
 
 
 class FailedLoad(Struct, frozen=True):
@@ -61,7 +64,8 @@ class Routes(Struct, frozen=True):
 
 class Actual(Struct, frozen=True):
     """What is the case. `demanded`: models that requests wait for, the longest wait first. `sizes`: what versions that are
-    not loaded would take of the memory, in bytes, as far as is known. `memory_bytes`: what all of them may take.
+    not loaded would take of the memory, in bytes, as far as is known; `passing`: what must be free besides while they are
+    loaded. `memory_bytes`: what all of them may take.
     """
 
     versions: Mapping[Key, Version] = {}
@@ -69,6 +73,7 @@ class Actual(Struct, frozen=True):
     routes: Mapping[str, Routes] = {}
     demanded: Sequence[str] = ()
     sizes: Mapping[Key, int] = {}
+    passing: Mapping[Key, int] = {}
     memory_bytes: float = inf
 
 
@@ -148,7 +153,7 @@ def plan(wanted: Wanted, actual: Actual, now: float) -> Plan:
         if failed is not None and failed.made_of == version and now < failed.again_at:
             again_at = min(again_at, failed.again_at)
             continue
-        if there is not None and cost(there.made_of, version) != "reload":
+        if there is not None and cost(there.made_of, version, there.loaded_as) != "reload":
             actions.append(Adjust(key, version))
             continue
         if not idle:
@@ -161,8 +166,12 @@ def plan(wanted: Wanted, actual: Actual, now: float) -> Plan:
     return Plan(actions, again_at)
 
 
-def cost(before: WantedVersion, after: WantedVersion) -> Literal["nothing", "live", "reload"]:
-    """Of making one of the other. What its knobs say of a change decides."""
+def cost(
+    before: WantedVersion, after: WantedVersion, loaded_as: WantedVersion | None = None
+) -> Literal["nothing", "live", "reload"]:
+    """Of making one of the other. Its knobs say so; larger batches than it was loaded for are a reload."""
+    if after.config.max_batch > (loaded_as or before).config.max_batch:
+        return "reload"
     if before.stamp != after.stamp or before.problem != after.problem:
         return "reload"
     changed = {name for name in ModelConfig.__struct_fields__ if getattr(before.config, name) != getattr(after.config, name)}
@@ -201,7 +210,10 @@ def _in_order(wanted: Wanted, actual: Actual) -> list[tuple[Key, WantedVersion]]
 
 
 def _start(key: Key, version: WantedVersion, wanted: Wanted, actual: Actual) -> list[Action]:
-    """Load it; or make room for it first; or nothing yet, while what stands in the way has work; or say why it never fits."""
+    """Load it; or make room for it first; or nothing yet, while what stands in the way has work; or say why it never fits.
+
+    What it needs in passing is made room for by what is idle, and nothing is refused for it.
+    """
     if version.problem:
         return [Refuse(key, version, version.problem)]
     there = actual.versions.get(key)
@@ -211,16 +223,21 @@ def _start(key: Key, version: WantedVersion, wanted: Wanted, actual: Actual) -> 
             Refuse(key, version, f"it takes about {_mib(size)}, more than the memory budget of {_mib(actual.memory_bytes)}")
         ]
     missing = sum(each.size_bytes for each in actual.versions.values()) + size - actual.memory_bytes
+    passing = actual.passing.get(key, 0)
     load = Load(key, version, replaces=there is not None)
-    if missing <= 0:
+    if missing + passing <= 0:
         return [load]
+    leaving = [each.size_bytes for each in actual.versions.values() if each.phase == "leaving"]
+    missing -= sum(leaving)
     gone: list[Action] = []
     for name in _given_up_first(key, wanted, actual):
+        if missing + passing <= 0:
+            break
         for other in _versions(name, actual):
             gone.append(Unload(other, f"its memory is needed for model '{key[0]}'"))
             missing -= actual.versions[other].size_bytes
-        if missing <= 0:
-            return gone  # the load follows when they are gone
+    if missing <= 0:  # the load follows when they are gone
+        return gone or ([] if leaving else [load])
     if any(_makes_room_later(other, key, wanted, actual) for other in actual.versions):
         return []
     held = sum(each.size_bytes for each in actual.versions.values())

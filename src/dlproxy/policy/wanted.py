@@ -60,10 +60,13 @@ class WantedModel(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields
 
 
 class Wanted(Struct, frozen=True):
-    """All of it. Each change has the next revision."""
+    """All of it. Each change has the next revision. `files`: by model, a digest of what a repository's files said of it when
+    that was taken up last: only when they say something else is it taken up again, whatever operators have done meanwhile.
+    """
 
     models: Mapping[str, WantedModel] = {}
     revision: int = 0
+    files: Mapping[str, str] = {}
 
     def having(self, name: str, model: WantedModel | None) -> "Wanted":
         """This, with the model as given; None: without it. Raises ConfigError for one that contradicts itself."""

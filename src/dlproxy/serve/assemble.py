@@ -27,7 +27,7 @@ from dlproxy.instance.trial import Way
 from dlproxy.message import Failure, Request
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.partition import most_rows
-from dlproxy.policy.plan import longest_s, plan_lane
+from dlproxy.policy.plan import LanePlan, longest_s, plan_lane
 from dlproxy.policy.quota import Quotas
 from dlproxy.policy.reachable import unmet
 from dlproxy.serve.control import LaneControl
@@ -62,6 +62,7 @@ class LoadedModel(Struct, eq=False):
     roster: Roster
     turn_needs: Mapping[str, float] = {}
     size_bytes: int = 0
+    elsewhere_bytes: int = 0
     autoscaler: Autoscaler | None = None
 
     def unmet(self) -> list[str]:
@@ -135,10 +136,7 @@ def _assembled(
         tenant_weights=tenant_weights,
     )
     lane = Lane(plan.knobs, plan.prior)
-    recorder = None
-    if event_log is not None:
-        header = Header(name, plan.knobs, plan.prior, threads=fleet.way.threads, cores=usable_cores())
-        recorder = Recorder(event_log, header, lane)
+    recorder = None if event_log is None else _recorder(event_log, name, plan, lane, fleet)
     stats = ModelStats()
     driver = Driver(
         model=name,
@@ -176,9 +174,14 @@ def _assembled(
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler)
     control.on_slo = partial(_aim, loaded)
     control.on_slo()
+    control.on_rows = partial(_allow, loaded, splits=splits)
     if scaler is not None:
         scaler.start()
     return loaded
+
+
+def _recorder(event_log: Path, name: str, plan: LanePlan, lane: Lane, fleet: Fleet) -> Recorder:
+    return Recorder(event_log, Header(name, plan.knobs, plan.prior, threads=fleet.way.threads, cores=usable_cores()), lane)
 
 
 def _aim(model: LoadedModel) -> None:
@@ -187,6 +190,14 @@ def _aim(model: LoadedModel) -> None:
     served.slo_s, served.slo_s_by_level = config.slo_s, by_level(config.slo_s, config.slo_s_by_level)
     for line in model.unmet():
         log.warning("model %s: %s", served.name, line)
+
+
+def _allow(model: LoadedModel, *, splits: bool) -> None:
+    """Requests may have as many rows as is configured now."""
+    partition = model.control.partition
+    rows = most_rows(model.control.config, splits=splits)
+    ended = partition is not None and model.control.most_batch == 1
+    model.served.max_batch = min(rows, partition.most_whole) if ended and partition is not None else rows
 
 
 def _moved(control: LaneControl, on_ways: Callable[[], None], scaler: Autoscaler | None, way: Way) -> None:
@@ -206,9 +217,6 @@ def _stop_batching(model: LoadedModel, reason: str) -> None:
     name = model.served.name
     log.error("model %s: %s: batching is off from now on (batching = 'off' turns it off from the start)", name, reason)
     asyncio.get_running_loop().call_soon(model.control.stop_batching, reason)  # not in the midst of a lane's commands
-    partition = model.control.partition
-    if partition is not None:
-        model.served.max_batch = min(model.served.max_batch, partition.most_whole)
     if isinstance(model.fleet, LocalFleet):
         model.fleet.rows_are_not_independent(reason)
 

@@ -25,6 +25,7 @@ from dlproxy.serve.partition import PartitionLayer
 
 OBJECTIVES = frozenset({"slo", "slo_by_priority"})
 BOUNDS = frozenset({"min_instances", "max_instances"})
+ROWS = frozenset({"max_batch", "max_queue_rows"})
 
 
 class LaneControl:
@@ -54,6 +55,8 @@ class LaneControl:
         self._padding = "on" if knobs.max_padding > 0.0 else "off"
         self.on_slo: Callable[[], None] = lambda: None
         """Called when the objectives have changed: they give requests their deadlines."""
+        self.on_rows: Callable[[], None] = lambda: None
+        """Called when requests may have another number of rows."""
         self.on_changing: Callable[[], None] = lambda: None
         self.on_changed: Callable[[], None] = lambda: None
         """Called before and after an operator's change: the autopilot ends what it tries, and looks anew."""
@@ -112,6 +115,8 @@ class LaneControl:
         self._hold()
         if not OBJECTIVES.isdisjoint(changes):
             self.on_slo()
+        if not ROWS.isdisjoint(changes):
+            self.on_rows()
         if self.autoscaler is not None and not BOUNDS.isdisjoint(changes):
             self.autoscaler.configure(min_instances=config.min_instances, max_instances=config.max_instances)
         self.on_changed()
@@ -151,6 +156,7 @@ class LaneControl:
         self._config = msgspec.structs.replace(self._config, max_batch=1)
         self._tuned.pop("max_batch", None)
         self.turn_knobs(max_batch=1)
+        self.on_rows()
         self.on_changed()
 
     def stop_padding(self, reason: str) -> None:

@@ -16,15 +16,13 @@ from time import monotonic
 from types import MappingProxyType
 from typing import Any
 
-from msgspec import Struct
-
 from dlproxy.autopilot.flight import Flight, Tuned
 from dlproxy.autopilot.host import Autopilot
 from dlproxy.config import AutopilotConfig, ConfigError, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.config.table import live_knobs
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.control import Facts
-from dlproxy.fleet.memory import MemoryMeter, give_back
+from dlproxy.fleet.memory import MemoryMeter, give_back, large_blocks_apart, most_bytes, resident_bytes
 from dlproxy.fleet.remembered import memory_in
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.arbiter import Arbiter
@@ -45,15 +43,6 @@ MARGIN = 1.1  # of load_timeout_s, which a worker process keeps to itself, and t
 STOPPING = "the server is shutting down"
 
 log = logging.getLogger(__name__)
-
-
-class ModelView(Struct, frozen=True):
-    """One version of a model, and what is being done with it: "serving", "loading", "being replaced", "being unloaded"."""
-
-    name: str
-    version: str
-    phase: str
-    default: bool
 
 
 class Models:
@@ -87,6 +76,7 @@ class Models:
         self._loaded: dict[Key, LoadedModel] = {}
         self._leaving: dict[LoadedModel, asyncio.Task[None]] = {}
         self._changing: dict[Key, str] = {}
+        self._coming: dict[Key, asyncio.Task[LoadedModel]] = {}
         self._warming_up = asyncio.Lock()  # one measures its time undisturbed by others that do
         self._lives: Counter[Key] = Counter()
         self.on_worse: OnWorse = _warn
@@ -100,14 +90,6 @@ class Models:
     def unanswered(self) -> int:
         """Clients' requests that are queued or run, also of models that go."""
         return sum(model.driver.unanswered for model in self._up())
-
-    def view(self) -> list[ModelView]:
-        """Every version that is served, comes or goes."""
-        phases = {**dict.fromkeys(self._loaded, "serving"), **self._changing}
-        for model in self._leaving:
-            phases.setdefault(_key(model), "being unloaded")
-        defaults = {name: self.catalog.get(name).version for name, _ in self._loaded}
-        return [ModelView(name, version, phase, defaults.get(name) == version) for (name, version), phase in phases.items()]
 
     def facts(self) -> dict[Key, Facts]:
         """What every version that is served, or goes and is not gone yet, holds and does."""
@@ -123,6 +105,15 @@ class Models:
         """What a model would take of the memory, in bytes, as far as that can be told before it is loaded."""
         return self._meter.size_of(config)
 
+    def loading_bytes(self, config: ModelConfig) -> int:
+        """What it would take besides for as long as it is loaded."""
+        return self._meter.loading_bytes(config)
+
+    def unmeasured_bytes(self) -> int:
+        """What this process holds now besides what the models were measured to hold, as that comes and goes with requests."""
+        here = sum(model.size_bytes - model.elsewhere_bytes for model in self._up())
+        return max(resident_bytes() - (self._meter.base_bytes or 0) - here, 0)
+
     # Changes
 
     async def load(self, name: str, config: ModelConfig) -> LoadedModel:
@@ -133,7 +124,7 @@ class Models:
         key = name, config.version
         self._must_be_new(key)
         with self._change(key, "loading"):
-            return await self._bring_up(name, config)
+            return await self._brought_up(name, config)
 
     async def replace(self, name: str, version: str, config: ModelConfig) -> LoadedModel:
         """Serve another in place of this version (empty: the default one), which goes when the other is up.
@@ -146,9 +137,17 @@ class Models:
         if key != _key(old):
             self._must_be_new(key)
         with self._change(_key(old), "being replaced"), self._change(key, "loading", also=_key(old)):
-            new = await self._bring_up(name, config)
+            new = await self._brought_up(name, config)
             await asyncio.shield(self._retire(old, f"version {old.served.version} of model '{name}' was replaced"))
         return new
+
+    def give_up(self, name: str, version: str) -> None:
+        """Load it no further, if it is being loaded: `load` and `replace` raise CancelledError. Nothing else changes.
+
+        A thread that hangs in it goes on, and what it makes is dropped.
+        """
+        if (name, version) in self._coming:
+            self._coming[name, version].cancel()
 
     def check_knobs(self, name: str, version: str, knobs: Mapping[str, Any]) -> None:
         """Raises ConfigError if this version (empty: any one) of the model is served and does not take them."""
@@ -167,6 +166,8 @@ class Models:
         changes = {
             knob: getattr(new, knob) for knob in live_knobs() if knob in set_now or getattr(old, knob) != getattr(new, knob)
         }
+        if "max_batch" in changes:  # what it was loaded with allows it, unless its rows share no batch
+            changes["max_batch"] = min(changes["max_batch"], control.most_batch)
         if changes:
             control.change(changes)
         count = count_of(after)
@@ -212,13 +213,21 @@ class Models:
 
     # One model
 
+    async def _brought_up(self, name: str, config: ModelConfig) -> LoadedModel:
+        key = name, config.version
+        self._coming[key] = asyncio.create_task(self._bring_up(name, config), name=f"dlproxy-load-{name}")
+        try:
+            return await self._coming[key]
+        finally:
+            del self._coming[key]
+
     async def _bring_up(self, name: str, config: ModelConfig) -> LoadedModel:
         async with self._warming_up:
             if self.catalog.draining:
                 raise ModelError(f"model '{name}' is not loaded: {STOPPING}")
-            before = await asyncio.to_thread(self._meter.held)
+            before = await asyncio.to_thread(self._meter.begin)
             try:
-                async with asyncio.timeout(config.load_timeout_s * MARGIN):
+                async with large_blocks_apart(), asyncio.timeout(config.load_timeout_s * MARGIN):
                     model = await load_model(
                         name,
                         config,
@@ -230,11 +239,14 @@ class Models:
                         on_ways=self._ways_changed,
                         clock=self._clock,
                     )
+            except asyncio.CancelledError:
+                self.hangs = True
+                raise
             except TimeoutError:
                 self.hangs = True
                 raise ModelError(f"model '{name}' did not load within {config.load_timeout_s:g} s (load_timeout_s)") from None
             try:
-                model.size_bytes = await asyncio.to_thread(self._measured, model, config, before)
+                await asyncio.to_thread(self._measure, model, config, before)
                 await self._scale_like_others(name, model)
                 if self.catalog.draining:
                     raise ModelError(f"model '{name}' was not loaded: {STOPPING}")
@@ -253,8 +265,12 @@ class Models:
             model.autoscaler.moved(serving.wanted)
             await model.control.set_instances(serving.wanted)
 
-    def _measured(self, model: LoadedModel, config: ModelConfig, before: int) -> int:
-        return self._meter.loaded(config, self._meter.held() - before, model.fleet.elsewhere_bytes())
+    def _measure(self, model: LoadedModel, config: ModelConfig, before: int) -> None:
+        most = most_bytes()
+        model.elsewhere_bytes = model.fleet.elsewhere_bytes()
+        held = self._meter.held()
+        model.size_bytes = self._meter.loaded(config, held - before, model.elsewhere_bytes)
+        self._meter.peaked(config, most - max(held, before + model.size_bytes))
 
     def _enter(self, model: LoadedModel) -> None:
         self._share_cores([*self._up(), model])
@@ -280,7 +296,8 @@ class Models:
 
     def holds(self, name: str, version: str) -> dict[str, Any]:
         """What the knobs that the autopilot may turn without a reload are now; nothing if no such version is served."""
-        version = version or next((one.version for one in self.view() if one.name == name and one.default), "")
+        if not version and any(served == name for served, _ in self._loaded):
+            version = self.catalog.get(name).version
         model = self._loaded.get((name, version))
         return {} if model is None else holding(model)
 

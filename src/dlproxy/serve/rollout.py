@@ -37,15 +37,19 @@ OnWorse = Callable[[str, str, str], None]
 class DivertedModel(ServedModel):
     """The default version as protocols see it, but that `service` may send its requests to others."""
 
-    def __init__(self, default: ServedModel, service: Service, signature: Signature, *, max_batch: int, sticky: str) -> None:
+    def __init__(
+        self, default: ServedModel, service: Service, signature: Signature, asked: Sequence[ServedModel], sticky: str
+    ) -> None:
+        """`asked`: all that a request may go to."""
         self._default = default
+        self._asked = asked
         super().__init__(
             name=default.name,
             version=default.version,
             signature=signature,
             service=service,
             stats=default.stats,
-            max_batch=max_batch,
+            max_batch=default.max_batch,
             slo_s=default.slo_s,
             slo_s_by_level=default.slo_s_by_level,
             view=default.view,
@@ -68,6 +72,15 @@ class DivertedModel(ServedModel):
     @slo_s_by_level.setter
     def slo_s_by_level(self, slo_s_by_level: Sequence[float | None] | None) -> None:
         self._default.slo_s_by_level = slo_s_by_level
+
+    @property
+    def max_batch(self) -> int:
+        """What all of them take, as it changes."""
+        return min(served.max_batch for served in self._asked)
+
+    @max_batch.setter
+    def max_batch(self, max_batch: int) -> None:
+        self._default.max_batch = max_batch
 
 
 class _Meter:
@@ -219,9 +232,8 @@ class Rollouts:
             taking_part.append(trunk)
             service = chained = TrunkLayer(trunk, default, service, self._clock)
             signature = chained.signature
-        max_batch = min(served.max_batch for served in taking_part)
         sticky = by if by.startswith("header:") else default.sticky
-        return DivertedModel(default, service, signature, max_batch=max_batch, sticky=sticky)
+        return DivertedModel(default, service, signature, taking_part, sticky)
 
     def _measure(self, rollout: _Rollout, versions: list[LoadedModel]) -> None:
         """Judge what is guarded among these."""

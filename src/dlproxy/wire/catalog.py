@@ -54,8 +54,8 @@ class ServedModel:
         self.signature = signature
         self.service = service
         self.stats = stats
-        self.max_batch = max_batch
-        self.slo_s = slo_s  # both may change while the model runs
+        self.max_batch = max_batch  # this and the next two may change while the model runs
+        self.slo_s = slo_s
         self.slo_s_by_level = slo_s_by_level
         self.view = view
         self.sticky = sticky

@@ -34,7 +34,7 @@ class RequestChecker:
         self._specs = signature.inputs
         self._batched = signature.batched
         self._even = signature.even
-        self._max_batch = model.max_batch
+        self._model = model  # whose max_batch may change while it runs
         self._tails = tuple(_fixed_tail(spec, batched=signature.batched) for spec in signature.inputs)
         self._row_bytes = tuple(
             0 if tail is None else element_count(tail) * spec.dtype.itemsize
@@ -92,8 +92,8 @@ class RequestChecker:
                     uneven = True
                 rows = max(rows, count)
         rows = rows or 1
-        if rows > self._max_batch:
-            raise invalid(f"inference request batch-size must be <= {self._max_batch} for '{self._name}', got {rows}")
+        if rows > self._model.max_batch:
+            raise invalid(f"inference request batch-size must be <= {self._model.max_batch} for '{self._name}', got {rows}")
         ticket = Ticket(ticket_id, now, rows=rows)
         if not self._one_shape:
             ticket.shape_key = self._shape_key(inputs)

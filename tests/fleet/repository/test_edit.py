@@ -48,6 +48,18 @@ def test_a_version_that_an_operator_has_loaded_stays_beside_the_repositorys() ->
     assert wanted.models["m"].versions == {"9": theirs}
 
 
+def test_what_was_taken_up_once_is_not_again_whatever_operators_have_done_since() -> None:
+    adopted, _ = edit(Wanted(), {"m": model("2"), "n": model("1")})
+    changed = adopted.having("m", model("1")).having("n", None)
+    assert edit(changed, {"m": model("2"), "n": model("1")})[0] == changed, "in another life, which found nothing before"
+    later, _ = edit(changed, {"m": model("3"), "n": model("1")}, before={"m": model("2"), "n": model("1")})
+    assert {name: list(one.versions) for name, one in later.models.items()} == {"m": ["3"]}
+    gone, _ = edit(later, {"m": model("3")})
+    assert list(gone.files) == ["m"]
+    back, _ = edit(gone, {"m": model("3"), "n": model("1")})
+    assert list(back.models) == ["m", "n"]
+
+
 def test_what_is_unsettled_stays_as_it_is() -> None:
     before = Wanted(models={"gone": model("1"), "changed": model("1")})
     wanted, _ = edit(before, {"changed": model("2"), "new": model("1")}, "gone", "changed", "new")

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dlproxy.config import ConfigError
 from dlproxy.fleet.repository.scan import listed, listed_in_config, read_listed, scan, versions_of
 from dlproxy.fleet.repository.tree import LocalTree
+from dlproxy.instance.samples import read_samples, sample_files
+from dlproxy.message import DType, TensorSpec
 from tests.fleet.repository.fixtures import CLASS, found_in, paths, problems, put
 
 
@@ -187,3 +190,41 @@ def test_a_models_config_that_cannot_be_read(tmp_path: Path) -> None:
     file.write_text("model_config_list { config { ")
     with pytest.raises(ConfigError, match=r"models.config"):
         listed_in_config(file, opened)
+
+
+WARMUP = """backend: "onnxruntime"
+max_batch_size: %d
+model_warmup [
+  { batch_size: 4 inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 2 ] input_data_file: "%s" } } },
+  { inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 2 ] random_data: true } } }
+]
+"""
+
+
+@pytest.mark.parametrize(("max_batch", "shape"), [(8, (1, 2)), (0, (2,))])
+def test_the_inputs_of_model_warmup_are_the_samples(max_batch: int, shape: tuple[int, ...], tmp_path: Path) -> None:
+    put(tmp_path, "m/1/model.onnx")
+    put(tmp_path, "m/config.pbtxt", content=(WARMUP % (max_batch, "first/x.raw")).encode())
+    put(tmp_path, "m/warmup/first/x.raw", content=np.array([1.5, 2.5], np.float32).tobytes())
+    found = found_in(tmp_path)["m"]
+    assert found.warnings == ()
+    samples = found.wanted.versions["1"].config.samples
+    assert sample_files(samples) == [str(tmp_path / "m/warmup/first/x.raw")]
+    real, drawn = (row["x"] for row in read_samples(samples, [TensorSpec("x", DType.FP32, shape)]))
+    assert (real.tolist(), real.shape, drawn.shape) == (np.reshape([1.5, 2.5], shape).tolist(), shape, shape)
+    own(tmp_path, 'samples = "mine.npz"')
+    put(tmp_path, "m/mine.npz")
+    assert found_in(tmp_path)["m"].wanted.versions["1"].config.samples == str(tmp_path / "m/mine.npz")
+
+
+@pytest.mark.parametrize(
+    ("file", "said"), [("gone", "gone is not there"), ("../x", "outside of the model's folder warmup"), ("/etc/x", "outside")]
+)
+def test_a_model_whose_warmup_cannot_be_read_is_served_without(file: str, said: str, tmp_path: Path) -> None:
+    put(tmp_path, "m/1/model.onnx")
+    put(tmp_path, "m/config.pbtxt", content=(WARMUP % (8, file)).encode())
+    found = found_in(tmp_path)["m"]
+    assert found.wanted.versions["1"].config.samples == ""
+    (warning,) = found.warnings
+    assert warning.startswith("its model_warmup has no effect: ")
+    assert said in warning

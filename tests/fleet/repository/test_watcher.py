@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
 from pathlib import Path
 from time import time_ns
 
@@ -10,20 +11,27 @@ import pytest
 from msgspec.structs import replace
 
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig
+from dlproxy.fleet.control import Control
+from dlproxy.fleet.folder_store import FolderStore
 from dlproxy.fleet.repository.settling import SETTLE_S
-from dlproxy.fleet.repository.watcher import PATIENCE_S, RESCAN_S, Repository
+from dlproxy.fleet.repository.watcher import PATIENCE_S, RESCAN_S, Edit, Repository
+from dlproxy.policy.changes import rolled_back
 from dlproxy.policy.wanted import Wanted, WantedModel, WantedVersion
 from dlproxy.testing.clock import ManualClock
 from tests.fleet.repository.fixtures import Store, much_later, put, remove
+from tests.fleet.test_control import FakeModels
 
 
 class Followed:
     """A repository that is looked at when the test says so, and whose files are all old."""
 
-    def __init__(self, root: Path, store: Store | None = None) -> None:
+    def __init__(
+        self, root: Path, store: Store | None = None, change: Callable[[Edit], Awaitable[object]] | None = None
+    ) -> None:
         self.clock = ManualClock()
         self.store = store or Store()
-        self.repository = Repository(ServerConfig(repository=str(root)), self.store.change, self.clock, wall_ns=much_later)
+        config = ServerConfig(repository=str(root))
+        self.repository = Repository(config, change or self.store.change, self.clock, wall_ns=much_later)
 
     async def look(self, after_s: float = SETTLE_S) -> set[str]:
         self.clock.advance(after_s)
@@ -52,6 +60,33 @@ async def test_a_change_is_taken_up_when_two_looks_agree(tmp_path: Path) -> None
     changes = followed.store.changes
     assert await followed.look() == set()
     assert followed.store.changes == changes
+
+
+async def test_a_rollback_holds_in_the_next_life_too(tmp_path: Path) -> None:
+    """Until the files change again."""
+    put(tmp_path, "models/m/1/model.onnx")
+
+    @asynccontextmanager
+    async def life() -> AsyncIterator[tuple[Control, Followed]]:
+        control = Control(FakeModels(), FolderStore(tmp_path / "store"))
+        await control.start()
+        yield control, Followed(tmp_path / "models", change=control.change)
+        await control.stop()
+
+    async with life() as (control, followed):
+        await followed.look()
+        put(tmp_path, "models/m/2/model.onnx")
+        assert [await followed.look() for _ in range(2)] == [{"m"}, set()]
+        assert list(control.wanted.model("m").versions) == ["2"]
+        await control.change(lambda wanted: wanted.having("m", rolled_back(wanted.model("m"))))
+    for _ in range(2):
+        async with life() as (control, followed):
+            assert await followed.look() == set()
+            assert list(control.wanted.model("m").versions) == ["1"]
+    async with life() as (control, followed):
+        put(tmp_path, "models/m/3/model.onnx")
+        assert await followed.look() == set()
+        assert list(control.wanted.model("m").versions) == ["3"]
 
 
 async def test_another_content_of_a_version_has_another_stamp(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ Called by watcher.py, inside a compare-and-set. Pure. Not aware of: files, when 
 """
 
 from collections.abc import Collection, Mapping
+from hashlib import blake2b
 
+from msgspec import json
 from msgspec.structs import replace
 
 from dlproxy.fleet.repository.model_folder import FoundModel
@@ -23,9 +25,11 @@ def edited(
 ) -> tuple[Wanted, list[str]]:
     """With the models that were found, and without those of the repository that were not; and what to warn of.
 
-    `left_alone`: models that stay as they are. `before`: what was found the last time.
+    `left_alone`: models that stay as they are, as do those of which the files say what was taken up already, by another node
+    or in an earlier life. `before`: what was found the last time.
     """
     warnings: list[str] = []
+    files = {name: digest for name, digest in wanted.files.items() if name in found or name in left_alone}
     for name in wanted.models:
         gone_from = wanted.models[name]
         if name not in found and name not in left_alone and is_ours(gone_from):
@@ -33,7 +37,8 @@ def edited(
             wanted = wanted.having(name, with_versions(gone_from, left, on_demand=gone_from.on_demand) if left else None)
     for name, new in found.items():
         old = wanted.models.get(name)
-        if name in left_alone:
+        said = _digest(new.wanted, on_demand)
+        if name in left_alone or files.get(name) == said:
             continue
         if old is not None and old.versions and not is_ours(old):
             warnings.append(f"model '{name}' of the repository is left out: another one of that name is served")
@@ -42,7 +47,12 @@ def edited(
         else:
             gone = before[name].wanted.labels.keys() if name in before else ()
             wanted = wanted.having(name, merged(name, old or WantedModel(), new.wanted, gone, warnings, on_demand=on_demand))
-    return wanted, warnings
+            files[name] = said
+    return (wanted if files == wanted.files else replace(wanted, files=files)), warnings
+
+
+def _digest(model: WantedModel, on_demand: bool) -> str:
+    return blake2b(json.encode((model, on_demand), order="deterministic"), digest_size=12).hexdigest()
 
 
 def is_ours(model: WantedModel) -> bool:

@@ -17,11 +17,13 @@ from dlproxy.config.reading import ModelFile
 from dlproxy.config.table import knobs
 from dlproxy.fleet.repository.model_file import is_model, model_in, model_path
 from dlproxy.fleet.repository.tree import MARK, Tree, content_of, fetch_file
-from dlproxy.fleet.repository.triton_config import TritonConfig, read_triton_config, read_triton_json, translated
+from dlproxy.fleet.repository.triton_config import TritonConfig, read_triton_config, read_triton_json, translated, warmups
 from dlproxy.fleet.repository.version_policy import VersionPolicy
+from dlproxy.instance.samples import warmup_samples
 from dlproxy.policy.wanted import MOST_VERSION, WantedModel, WantedVersion
 
 SETTINGS = TRITON, OWN = "config.pbtxt", "dlproxy.toml"
+WARMUP = "warmup"  # the folder of inputs that config.pbtxt names
 POLICY = "serve_versions"  # beside the knobs in dlproxy.toml
 
 FILES = {"path", "samples"}  # knobs that name some, which whoever loads a model by name has no say in
@@ -91,7 +93,7 @@ def versions_in(entries: Mapping[str, bool], suffixes: Collection[str]) -> tuple
     for name, is_folder in entries.items():
         number = name if is_folder else Path(name).stem if is_model(name, suffixes) else ""
         if not (number.isascii() and number.isdecimal() and int(number) <= MOST_VERSION):
-            others += [name] * is_folder
+            others += [name] * (is_folder and not (name == WARMUP and TRITON in entries))
         elif (version := str(int(number))) in versions:
             warnings.append(f"{name} is left out: {versions[version]} is version {version}, too")
         else:
@@ -198,6 +200,11 @@ class _Model:
             self._warnings.append(f"{TRITON} has no effect: {error}")
             return {}
         self._warnings += warnings
+        try:
+            samples = warmup_samples(warmups(triton, lambda name: self._settings(f"{WARMUP}/{name}")))
+            config = msgspec.structs.replace(config, samples=samples)
+        except (ConfigError, OSError) as error:
+            self._warnings.append(f"its model_warmup has no effect: {said(error)}")
         found: dict[str, Any] = msgspec.to_builtins(config)
         defaults = msgspec.to_builtins(ModelConfig(path=""))
         return {knob: value for knob, value in found.items() if value != defaults[knob]}

@@ -5,7 +5,7 @@ What becomes of which field: docs/guides/triton-config.md.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
@@ -18,6 +18,7 @@ from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.fleet.repository.text_format import line_of, read_json, read_text
 from dlproxy.fleet.repository.version_choice import Latest, VersionChoice
 from dlproxy.fleet.repository.version_policy import VersionPolicy
+from dlproxy.instance.samples import WarmupInput
 from dlproxy.policy.queueing import DEFAULT_LEVEL, LOWEST_LEVEL
 from dlproxy.protos.triton_config import triton_config
 
@@ -86,14 +87,6 @@ class DynamicBatching(Struct, frozen=True):
     default_priority_level: int = 0
     default_queue_policy: QueuePolicy = QueuePolicy()
     priority_queue_policy: Mapping[int, QueuePolicy] = {}
-
-
-class WarmupInput(Struct, frozen=True):
-    data_type: str = "TYPE_INVALID"
-    dims: tuple[int, ...] = ()
-    zero_data: bool = False
-    random_data: bool = False
-    input_data_file: str = ""
 
 
 class Warmup(Struct, frozen=True):
@@ -223,12 +216,26 @@ def translated(config: TritonConfig, folder: Path, version_folder: Path) -> tupl
         knobs |= _declared(config)
     if config.response_cache.enable:
         ignored.append("response_cache")
-    if any(one.input_data_file for warmup in config.model_warmup for one in warmup.inputs.values()):
-        ignored.append("the files of model_warmup (the knob `samples` takes real inputs)")
     if config.name not in ("", folder.name):
         ignored.append(f"the name {config.name} (its folder is named {folder.name})")
     warnings = [f"its Triton configuration sets what has no effect here: {', '.join(ignored)}"] if ignored else []
     return ModelConfig(**knobs), config.version_policy.policy() or VersionPolicy(), warnings
+
+
+def warmups(config: TritonConfig, file: Callable[[str], Path]) -> list[dict[str, WarmupInput]]:
+    """The rows that the model is warmed up with. `file`: of that name in its folder warmup. Raises ConfigError, OSError."""
+    rows = (1,) if config.max_batch_size else ()
+    found = []
+    for warmup in config.model_warmup:
+        inputs = {}
+        for name, one in warmup.inputs.items():
+            path = PurePosixPath(one.input_data_file)
+            if path.is_absolute() or ".." in path.parts:
+                raise ConfigError(f"input_data_file is {str(path)!r}, which lies outside of the model's folder warmup")
+            local = str(file(one.input_data_file)) if one.input_data_file else ""
+            inputs[name] = msgspec.structs.replace(one, dims=(*rows, *one.dims), input_data_file=local)
+        found.append(inputs)
+    return found
 
 
 def _framework(config: TritonConfig, version_folder: Path) -> Framework:
