@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 from functools import partial
-from itertools import count
 from typing import Any
 
 import pytest
@@ -24,6 +23,8 @@ from dlproxy.wire.oip_describe import config
 from dlproxy.wire.terms import NO_TERMS, Terms
 from tests import models
 from tests.serve.rig import KNOBS, Rig, pass_time, turns
+
+IDS = itertools.count(1)
 
 pytestmark = pytest.mark.looptime(idle_step=0.1, idle_timeout=1.0)  # whoever waits for ever fails, and does not hang
 
@@ -267,11 +268,11 @@ async def test_what_is_tuned_holds_beside_what_is_declared_until_somebody_states
 async def test_a_loaded_model_is_under_control() -> None:
     clock = asyncio.get_running_loop().time
     model = await load_model(
-        "digits", ModelConfig(path=str(models.DIGITS), threads=1, slo="p99=50ms"), ticket_ids=count(1), clock=clock
+        "digits", ModelConfig(path=str(models.DIGITS), threads=1, slo="p99=50ms"), ticket_ids=IDS, clock=clock
     )
     assert model.served.control is model.control
     assert _left_s(model) == pytest.approx(0.05)
-    model.control.change({"slo": "p99=20ms", "max_batch": 3})
+    model.control.change({"slo": "p99=20ms", "max_batch": 3, "max_queue_rows": 3})
     assert model.served.slo_s == pytest.approx(0.02)
     assert _left_s(model) == pytest.approx(0.02), "requests get the new deadline"
     model.control.change({"slo_by_priority": {"1": "p99=5ms", "4": "p95=10ms"}})
@@ -293,11 +294,11 @@ async def test_a_model_begins_with_the_first_values_and_takes_what_its_knobs_pro
     clock = asyncio.get_running_loop().time
     start = {"max_batch": 1, "discipline": "sjf", "instances": 2, "run": "thread"}
     config = ModelConfig(path="sleep:base=1ms,row=0.01ms", slo="p95=0.5ms, rate>=1000", start=start, max_batch=16)
-    model = await load_model("m", config, clock=clock)
+    model = await load_model("m", config, ticket_ids=IDS, clock=clock)
     state = model.control.state()
     assert (state["knobs"]["max_batch"], state["knobs"]["discipline"], state["batch_limit_rows"]) == (1, "sjf", 1)
     assert (state["run"], len(state["instances"]), state["batching"]) == ("thread", 2, "on")
-    assert model.served.max_batch == 16
+    assert (model.served.max_batch, model.control.most_batch) == (8192, 16)
     assert [text.startswith("model m: p95=500us cannot be met: one row alone") for text in caplog.messages] == [True]
     model.control.change({"max_batch": 16})
     assert model.control.state()["knobs"]["max_batch"] == 16
@@ -311,7 +312,7 @@ async def test_a_model_begins_with_the_first_values_and_takes_what_its_knobs_pro
 
 def _left_s(model: LoadedModel, priority: int = 0, rows: int = 1) -> float:
     """How long a request that comes now may take."""
-    endpoint = Endpoint(model.served, itertools.count(1), asyncio.get_running_loop().time, "")
+    endpoint = Endpoint(model.served, IDS, asyncio.get_running_loop().time, "")
     request = endpoint.request([Tensor("image", DType.FP32, (rows, 1, 8, 8), bytes(256 * rows))], endpoint.checker.all_outputs)
     endpoint.submit(request, FutureReply(), Terms(priority=priority) if priority else NO_TERMS)
     endpoint.cancel(request)

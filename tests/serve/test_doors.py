@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from urllib.parse import quote
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from dlproxy.autopilot.host import Autopilot
 from dlproxy.config import ModelConfig, ServerConfig
 from dlproxy.config.knobs import HttpLimits
 from dlproxy.fleet.control import Control
@@ -76,7 +78,7 @@ class Doors:
             ServerConfig(repository=str(folder), repository_mode="explicit"), self.control.change, wall_ns=much_later
         )
         operations = ServerOperations(self.control, self.control._models, repository)  # type: ignore[arg-type]
-        self.port = control_app(Catalog(), lambda: 0, operations)
+        self.port = control_app(Catalog(), lambda: 0, operations, Autopilot(monotonic))
         clients = ServerRepository(self.control, repository, "explicit")
         self.app = OipApp(Catalog(), HttpLimits(), clock=lambda: 0.0, server_timing=False, repository=clients)
         self.site: Running

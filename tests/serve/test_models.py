@@ -111,7 +111,8 @@ async def test_a_replacement_that_hangs_is_given_up_and_nothing_has_changed(some
     old = await some.load("m", sleeping())
     some.give_up("m", "1")
     hanging = asyncio.ensure_future(some.replace("m", "", ModelConfig(path=f"{tmp_path / 'hangs.py'}:M", run="thread")))
-    await turns(20)
+    while not (tmp_path / "begun").exists():
+        await turns(20)
     some.give_up("m", "1")
     with pytest.raises(asyncio.CancelledError):
         await hanging
@@ -130,6 +131,7 @@ class M:
     inputs = outputs = {"x": "FP32[N,1]"}
 
     def __init__(self):
+        Path(__file__).with_name("begun").touch()
         while not Path(__file__).with_name("go").exists():
             Event().wait(0.01)
 
@@ -169,7 +171,7 @@ async def test_another_max_batch_is_taken_up_in_place_or_by_loading_again(some: 
     await control.start()
     first = None
     for most, again in ((8, False), (2, False), (8, False), (16, True)):
-        wanted = WantedVersion(msgspec.structs.replace(sleeping(), max_batch=most))
+        wanted = WantedVersion(msgspec.structs.replace(sleeping(), max_batch=most, max_queue_rows=most))
         await control.change(lambda before, wanted=wanted: before.having("m", WantedModel({"1": wanted})))  # type: ignore[misc]
         await control.settled("m")
         (model,) = some

@@ -1,7 +1,6 @@
 """Large requests are split, and their answers are those of the whole: once, complete, or not at all."""
 
 import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -18,6 +17,7 @@ from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.partition import split
 from dlproxy.serve.layers import WakeLayer
 from dlproxy.serve.partition import PartitionLayer, can_split, cut, joined
+from dlproxy.telemetry.stats import Timings
 from dlproxy.tensors import to_array, to_bytes
 from tests.serve.rig import KNOBS, POISON, SIGNATURE, Array, Reply, Rig, double_unless_poisoned, turns
 
@@ -89,14 +89,15 @@ async def test_parts_share_batches_with_other_requests() -> None:
 
 async def test_a_request_counts_once_and_its_rows_and_batches_as_they_ran() -> None:
     site = Site()
-    site.rig.stats.newest_s = newest_s = deque()
+    timings = Timings(8)
+    site.rig.stats.readers.append(timings)
     await site.send(rows=16).wait()
     await site.end()
     stats = site.rig.stats
     assert (stats.rows, stats.batches) == (16, 2)
     assert {each.count for each in (stats.request, stats.queue, stats.batch, stats.compute, stats.split)} == {1}
     assert stats.request.total_s == pytest.approx(0.010, abs=1e-6)
-    assert list(newest_s) == pytest.approx([0.010], abs=1e-6)
+    assert list(timings.newest_s) == pytest.approx([0.010], abs=1e-6)
     assert site.failures == {}
 
 

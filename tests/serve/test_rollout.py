@@ -197,8 +197,8 @@ async def test_what_changes_of_the_versions_holds_for_what_is_diverted(site: Sit
     assert diverted.slo_s == 0.02
     other = site.models.catalog.get("m", "2").control
     assert other is not None
-    other.change({"max_batch": 3})
-    assert (default.max_batch, diverted.max_batch) == (256, 3)
+    other.change({"max_batch": 3, "max_queue_rows": 3})
+    assert (default.max_batch, diverted.max_batch) == (8192, 3)
 
 
 async def test_versions_that_take_other_inputs_share_no_requests(site: Site, caplog: pytest.LogCaptureFixture) -> None:

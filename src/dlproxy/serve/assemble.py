@@ -172,12 +172,17 @@ def _assembled(
         control=control,
     )
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler)
-    control.on_slo = partial(_aim, loaded)
-    control.on_slo()
-    control.on_rows = partial(_allow, loaded, splits=splits)
-    if scaler is not None:
-        scaler.start()
+    _connect(loaded, splits=splits)
     return loaded
+
+
+def _connect(model: LoadedModel, *, splits: bool) -> None:
+    control = model.control
+    control.on_slo = partial(_aim, model)
+    control.on_slo()
+    control.on_rows = partial(_allow, model, splits=splits)
+    if model.autoscaler is not None:
+        model.autoscaler.start()
 
 
 def _recorder(event_log: Path, name: str, plan: LanePlan, lane: Lane, fleet: Fleet) -> Recorder:

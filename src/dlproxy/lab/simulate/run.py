@@ -412,7 +412,7 @@ def _setup(scenario: Scenario) -> Mapping[str, Any]:
                 "share": model.share,
                 "instances": len(model.plan.instances),
                 "inline": model.plan.inline,
-                "max_batch": model.plan.most_batch,
+                "max_batch": model.plan.knobs.max_batch,
                 "part_rows": part_size(model.plan.knobs) if model.splits else None,
                 "slo_s": model.plan.knobs.slo_s,
             }
