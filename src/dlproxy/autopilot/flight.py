@@ -222,7 +222,7 @@ class Flight:
             return
         self._preparing = None
         try:
-            self._carry_out(pilot.not_ready(reason, now) if reason else pilot.ready(now), now)
+            self._carry_out(pilot.not_ready(knobs, reason, now) if reason else pilot.ready(knobs, now), now)
         except Exception as error:
             self.fail(error)
 

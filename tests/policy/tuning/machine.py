@@ -166,19 +166,23 @@ class Host(RuleBasedStateMachine):
     @rule()
     def ready(self) -> None:
         self.prepared, self.prepared_at = True, self.now
-        self.told(self.pilot.ready(self.now))
+        assert self.trial is not None
+        self.told(self.pilot.ready(self.trial, self.now))
         assert self.held == self.trial
 
+    @precondition(lambda self: self.trial is not None and not self.prepared)
     @rule(ticks=st.integers(0, 50))
     def cannot_be_had(self, ticks: int) -> None:
-        self.told(self.pilot.not_ready("no memory", self.now))
+        assert self.trial is not None
+        self.told(self.pilot.not_ready(self.trial, "no memory", self.now))
         assert self.trial is None
         self.goes_on(ticks)
 
-    @precondition(lambda self: self.trial is None)
-    @rule()
-    def is_ready_too_late(self) -> None:
-        assert self.pilot.ready(self.now) is None
+    @precondition(lambda self: self.trial is None or self.prepared)
+    @rule(knobs=sane)
+    def is_ready_too_late(self, knobs: Knobs) -> None:
+        assert self.pilot.ready(knobs, self.now) is None
+        assert self.pilot.not_ready(knobs, "too late", self.now) is None
 
     @rule(ticks=st.integers(0, 200))
     def pauses(self, ticks: int) -> None:

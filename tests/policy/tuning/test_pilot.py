@@ -48,7 +48,7 @@ class Flight:
             return
         self.orders.append(order)
         if order.act == "prepare":
-            self.carry_out(self.pilot.ready(self.now))
+            self.carry_out(self.pilot.ready(order.knobs, self.now))
         else:
             self.held = order.knobs
 
@@ -110,7 +110,7 @@ def test_what_cannot_be_had_is_not_asked_for_again_at_once() -> None:
         if order is not None:
             prepared_at.append(now)
             assert order == Order("prepare", MORE)
-            assert pilot.not_ready("no memory", now) == Order("finish", KNOBS)
+            assert pilot.not_ready(MORE, "no memory", now) == Order("finish", KNOBS)
             assert (pilot.log[-1].kind, pilot.log[-1].reason) == ("gives up", "no memory")
     assert len(prepared_at) == 3
     assert prepared_at[1] - prepared_at[0] >= AGAIN_S

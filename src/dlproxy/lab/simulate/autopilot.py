@@ -144,12 +144,12 @@ class SimulatedPilot:
             return
         if order.act == "prepare":
             same = all(order.knobs[name] == self._pilot.knobs[name] for name in ("instances", "threads"))
-            self._heap.at(now if same else now + self._start_s, self._prepared, None)
+            self._heap.at(now if same else now + self._start_s, self._prepared, order.knobs)
         else:
             self.turn(order.knobs, now)
 
-    def _prepared(self, _: None, now: float) -> None:
-        self._carry_out(self._pilot.ready(now), now)
+    def _prepared(self, knobs: Knobs, now: float) -> None:
+        self._carry_out(self._pilot.ready(knobs, now), now)
 
 
 class SimulatedShares:
@@ -197,6 +197,6 @@ class SimulatedShares:
         if order is None:
             return
         if order.act == "prepare":
-            self._carry_out(self.shared.pilot.ready(now), now)
+            self._carry_out(self.shared.pilot.ready(order.knobs, now), now)
         else:
             self.turn(order.knobs)

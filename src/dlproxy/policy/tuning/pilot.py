@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from math import inf, sqrt
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from dlproxy.policy.tuning.evidence import Evidence
-from dlproxy.policy.tuning.protocol import KnobPolicy, Knobs, Proposal, Space, Value
-from dlproxy.policy.tuning.window import Window, joined
+from dlproxy.policy.tuning.protocol import KnobPolicy, Knobs, Point, Proposal, Space, Value, point_of
+from dlproxy.policy.tuning.window import Window, joined, outline
 
 TICK_S = 0.5  # a window; the shortest slice of a trial
 OBJECTIVES = 2.0  # times the objective: for so long what waits from before is felt, and not counted; then comes a slice
@@ -25,6 +25,7 @@ LONGEST_S = 40.0  # of either side, however few requests came
 RECENT_S = 5.0  # that the policy decides on
 LEAST_ENDED = 30  # requests of which the end must be known, before anything is changed
 DWELL_S = 20.0  # after a change, while the objective is met
+CALM_S = 2.0  # between two questions to the policy, while nothing is the matter
 URGENT_S = 0.5  # the same while it is missed
 PROBATION_S = 10.0  # in which a change that was kept may still turn out worse
 AGAIN_S = 60.0  # until what did not help is tried again; then twice as long, and so on
@@ -41,8 +42,8 @@ Kind = Literal["tries", "keeps", "undoes", "advises", "holds", "safe mode", "giv
 
 
 class Order(Struct, frozen=True):
-    """prepare: have ready what these knobs need beside the present ones, then call `ready` or `not_ready`. apply: they hold
-    from now on. finish: they hold, and what only others need may go.
+    """prepare: have ready what these knobs need beside the present ones, then call `ready` or `not_ready` with them. apply:
+    they hold from now on. finish: they hold, and what only others need may go.
     """
 
     act: Act
@@ -88,13 +89,11 @@ class Pilot:
         self._unsettled_until = -inf  # the load was another a moment ago
         self._trial: _Trial | None = None
         self._hold_until = now
-        self._changed_at = -inf
+        self._changed_at = self._asked_at = -inf
         self._safe_until = -inf
         self._safe_s = SAFE_S
         self._harmed = 0  # changes in a row that did harm
-        self._refused: dict[
-            tuple[tuple[str, Value], ...], tuple[float, float]
-        ] = {}  # until when, and for how long the last time
+        self._refused: dict[Point, tuple[float, float]] = {}  # until when, and for how long the last time
         self._kept: tuple[Knobs, float, Evidence, float] | None = None  # before, when, what was seen, arrivals a second
         self._rate = 0.0  # of requests, when it began to hold
         self._why = ""
@@ -120,7 +119,7 @@ class Pilot:
         if strange:
             self._recent.clear()
             return self._hold(strange, now)
-        if self._recent and _is_another(window, joined(self._recent)):
+        if self._recent and _is_another(window, outline(self._recent)):
             self._recent.clear()  # what was before tells nothing of what comes
             self._unsettled_until = now + self._transient_s
         if now >= self._unsettled_until:
@@ -133,19 +132,20 @@ class Pilot:
             return self._go_on(self._trial, window, now)
         return self._on_probation(now) or self._begin(now)
 
-    def ready(self, now: float) -> Order | None:
-        """What was to be prepared is."""
+    def ready(self, knobs: Knobs, now: float) -> Order | None:
+        """What these knobs need is prepared."""
         trial = self._trial
-        if trial is None:
-            return None
+        if trial is None or trial.prepared or point_of(trial.proposal.knobs) != point_of(knobs):
+            return None  # an earlier trial has ended meanwhile
         trial.prepared, trial.new, trial.since = True, True, now
         return Order("apply", trial.proposal.knobs)
 
-    def not_ready(self, reason: str, now: float) -> Order | None:
+    def not_ready(self, knobs: Knobs, reason: str, now: float) -> Order | None:
         """It cannot be had."""
-        trial, self._trial = self._trial, None
-        if trial is None:
+        trial = self._trial
+        if trial is None or trial.prepared or point_of(trial.proposal.knobs) != point_of(knobs):
             return None
+        self._trial = None
         self._refuse(trial.proposal.knobs, now)
         self._note("gives up", reason, now, self._changes(trial.proposal.knobs))
         return Order("finish", self.knobs)
@@ -173,16 +173,21 @@ class Pilot:
         return max(TICK_S, OBJECTIVES * min(self.space.objective_s, 10.0))
 
     def _begin(self, now: float) -> Order | None:
-        window = joined(self._recent)
-        rate = window.arrived / window.seconds
-        if self._rate and _differs(window, self._rate):
+        seen = outline(self._recent)
+        rate = seen.arrived / seen.seconds
+        if self._rate and _differs(seen, self._rate):
             self._another_load(rate, now)
-        missing = window.missed > self.space.tolerated * window.ended
-        dwell_s = URGENT_S if missing else DWELL_S
-        if now < max(self._hold_until, self._safe_until, self._changed_at + dwell_s) or window.ended < LEAST_ENDED:
+        missing = seen.missed > self.space.tolerated * seen.ended
+        dwell_s, every_s = (URGENT_S, 0.0) if missing else (DWELL_S, CALM_S)
+        if seen.ended < LEAST_ENDED or now < max(
+            self._hold_until, self._safe_until, self._changed_at + dwell_s, self._asked_at + every_s
+        ):
             return None
-        proposal = self._policy.act(window, self.knobs, self.space, now)
-        if proposal is not None and not proposal.gain and proposal.harmless and (missing or window.seconds < RECENT_S - TICK_S):
+        self._asked_at = now
+        window = joined(self._recent)
+        closed = frozenset([point for point, (until, _) in self._refused.items() if until > now])
+        proposal = self._policy.act(window, self.knobs, structs.replace(self.space, closed=closed), now)
+        if proposal is not None and not proposal.gain and proposal.harmless and (missing or seen.seconds < RECENT_S - TICK_S):
             proposal = None  # which can wait until it is clear that nothing else is the matter
         if proposal is None or not self._may(proposal, now):
             self._why = "it knows nothing better" if missing else ""
@@ -330,10 +335,10 @@ class Pilot:
     def _may(self, proposal: Proposal, now: float) -> bool:
         if not self.space.allows(proposal.knobs, self.knobs) or not self._changes(proposal.knobs):
             return False
-        return self._refused.get(_key(proposal.knobs), (-inf, 0.0))[0] <= now
+        return self._refused.get(point_of(proposal.knobs), (-inf, 0.0))[0] <= now
 
     def _refuse(self, knobs: Knobs, now: float) -> None:
-        key = _key(knobs)
+        key = point_of(knobs)
         again_s = min(2.0 * self._refused.get(key, (0.0, AGAIN_S / 2.0))[1], MOST_S)
         self._refused[key] = now + again_s, again_s
 
@@ -374,10 +379,6 @@ def _differs(window: Window, rate: float) -> bool:
         return False
     chance = sqrt(max(window.dispersion, 1.0) * max(expected, window.arrived, 1.0))
     return abs(window.arrived - expected) > SURELY * chance
-
-
-def _key(knobs: Knobs) -> tuple[tuple[str, Value], ...]:
-    return tuple(sorted(knobs.items()))
 
 
 def _words(changes: Mapping[str, tuple[Value, Value]]) -> str:

@@ -21,12 +21,21 @@ def cores_of(knobs: Knobs) -> int:
     return int(knobs["instances"]) * int(knobs["threads"])
 
 
+Point = tuple[tuple[str, Value], ...]
+
+
+def point_of(knobs: Knobs) -> Point:
+    """The same for the same values, in whatever order."""
+    return tuple(sorted(knobs.items()))
+
+
 class Space(Struct, frozen=True, kw_only=True):
     """Within which a model may be tuned. `cores`: for its threads. `max_batch`: that was promised or is allowed, in rows.
 
     `ways`: the (instances, threads) that it can run in, the present one among them. `objective_s`: latency that requests are to
     have, and `tolerated` the share that may miss it. `prefers`: "rate" as many answers as can be, "cores" as few cores as
-    will do; empty: what meets the objective is good. `pinned`: knobs that nobody but their operator turns.
+    will do; empty: what meets the objective is good. `pinned`: knobs that nobody but their operator turns; `closed`:
+    knobs that were tried not long ago and did not help.
     """
 
     cores: int
@@ -36,12 +45,13 @@ class Space(Struct, frozen=True, kw_only=True):
     tolerated: float = 0.01
     prefers: str = ""
     pinned: frozenset[str] = frozenset()
+    closed: frozenset[Point] = frozenset()
 
     def allows(self, knobs: Knobs, before: Knobs) -> bool:
         """Whether these may hold in place of those before: same names and kinds, within bounds, what is pinned as before."""
         if knobs.keys() != before.keys() or not all(_alike(value, before[name]) for name, value in knobs.items()):
             return False
-        if any(knobs[name] != before[name] for name in self.pinned & knobs.keys()):
+        if point_of(knobs) in self.closed or any(knobs[name] != before[name] for name in self.pinned & knobs.keys()):
             return False
         rows, wait_s = int(knobs.get("max_batch", 1)), float(knobs.get("max_wait_s", 0.0))
         way = int(knobs.get("instances", 1)), int(knobs.get("threads", 1))

@@ -22,6 +22,7 @@ PAYS = 0.005  # of the requests: smaller promised gains are within what the mode
 DESPERATE = 5.0  # times what may miss the objective: from there on ways are tried of which nothing good is known
 CLOSE = 1.2  # times as many misses as in the best way that is known: a guess that is so near may be wrong
 ROOM = 1.2  # times the capacity: worth a change even while the objective is met
+SPREAD = 0.15  # by which the lane takes a batch's p99 to lie above its mean, or so
 SERVICE_CV2 = 0.1  # of batch times around their line
 EASY = 0.3  # of what is tolerated: fewer cores must be predicted to miss no more than this
 
@@ -133,7 +134,7 @@ class Rules:
             return None
         rows = window.rows / window.answered if window.answered else 1.0
         load = Load(window.arrived / window.seconds, max(rows, 1.0), max(window.dispersion, 1.0))
-        options = list(self._options(knobs, space))
+        options = [option for option in self._options(knobs, space) if space.allows(option[0], knobs)]
         if space.prefers == "rate":
             return self._quickest(options, knobs, space)
         here = self._missed(knobs, load, space)

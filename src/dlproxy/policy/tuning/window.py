@@ -100,6 +100,31 @@ def joined(windows: Sequence[Window]) -> Window:
     )
 
 
+def outline(windows: Iterable[Window]) -> Window:
+    """The counts of windows that follow one another, without what their batches cost and how long answers took."""
+    at = seconds = dispersion = 0.0
+    arrived = answered = in_time = refused = failed = number = 0
+    for window in windows:
+        at, number = window.at, number + 1
+        seconds += window.seconds
+        dispersion += window.dispersion
+        arrived += window.arrived
+        answered += window.answered
+        in_time += window.in_time
+        refused += window.refused
+        failed += window.failed
+    return Window(
+        at=at,
+        seconds=seconds,
+        arrived=arrived,
+        answered=answered,
+        in_time=in_time,
+        refused=refused,
+        failed=failed,
+        dispersion=dispersion / max(number, 1),
+    )
+
+
 def _mean_above_0(values: Iterable[float]) -> float:
     known = [value for value in values if value > 0.0]
     return sum(known) / len(known) if known else 0.0
