@@ -38,7 +38,8 @@ log = logging.getLogger(__name__)
 class Tuned(Struct, frozen=True, eq=False):
     """What a flight needs of its model. `mode` to `up` tell what is the case now; `space`: or in words why there is
     nothing to tune. `prepare` has what knobs need made `ready`, and raises what stands against that; `apply` makes them hold at
-    once; `let_go` drops what only others need.
+    once; `let_go` drops what only others need. `turn_cores`: of each batch, if batches take turns on the cores, else 0;
+    `weight`: of its answers beside other models'; `weigh` gives it a share of the turns.
     """
 
     name: str
@@ -56,6 +57,9 @@ class Tuned(Struct, frozen=True, eq=False):
     prepare: Callable[[Knobs], Awaitable[None]]
     apply: Callable[[Knobs], None]
     let_go: Callable[[], Awaitable[None]]
+    turn_cores: Callable[[], float] = lambda: 0.0
+    weight: Callable[[], float] = lambda: 1.0
+    weigh: Callable[[float], None] = lambda share: None
 
 
 class Flight:
@@ -132,14 +136,15 @@ class Flight:
             pilot.resume()
             self._carry_out(pilot.configure(pilot.space, self.tuned.knobs(), now), now)
 
-    def look(self, now: float) -> None:
+    def look(self, now: float, *, rests: bool = False) -> Window | None:
+        """`rests`: nothing is to be decided now. The window, if one is complete."""
         pilot, telemetry = self.pilot, self._telemetry
         if pilot is None or telemetry is None:
-            return
+            return None
         telemetry.look()
         self._looks += 1
         if self._looks < LOOKS:
-            return
+            return None
         self._looks = 0
         if len(pilot.space.ways) == 1:  # others choose their number
             pilot.knobs["instances"] = max(self.tuned.instances(), 1)
@@ -148,10 +153,12 @@ class Flight:
         self._seen += 1
         if self._seen % CORES_EVERY == 0:
             pilot.space = structs.replace(pilot.space, cores=self.tuned.cores())
-        self._carry_out(pilot.look(window, now), now)
+        if not rests:
+            self._carry_out(pilot.look(window, now), now)
         if now >= self._drop_at and not pilot.trying:
             self._drop_at = inf
             self._start(self.tuned.let_go)
+        return window
 
     def fail(self, error: Exception) -> None:
         """Deciding, or carrying it out, has raised this: nothing is decided any more until somebody says so."""

@@ -4,15 +4,21 @@ Held by serve/models.py, asked by the control port. Not aware of: what turns kno
 """
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from dlproxy.autopilot.flight import LOOK_S, Flight, Tuned
+from dlproxy.autopilot.shares import SharedTurns
+from dlproxy.cores import usable_cores
 from dlproxy.message import Failure, FailureKind, InferenceError
 from dlproxy.policy.tuning.protocol import KnobPolicy
 from dlproxy.policy.tuning.rules import Rules
+from dlproxy.policy.tuning.window import Window
+
+log = logging.getLogger(__name__)
 
 NEWEST = 20  # decisions that the overview has of a model
 
@@ -26,6 +32,7 @@ class Autopilot:
         self._flights: dict[Tuned, Flight] = {}
         self._task: asyncio.Task[None] | None = None
         self._paused = False  # all, those to come included
+        self._shared = SharedTurns(usable_cores, clock)
 
     # Models
 
@@ -42,6 +49,7 @@ class Autopilot:
         flight = self._flights.pop(tuned, None)
         if flight is not None:
             flight.stop()
+            self._shared.forget(flight)
         self.look_on()
 
     def look_on(self) -> None:
@@ -57,11 +65,25 @@ class Autopilot:
         while True:
             await asyncio.sleep(LOOK_S)
             now = self._clock()
+            windows = {}
+            rests = self._shared.trying
             for flight in list(self._flights.values()):
                 try:
-                    flight.look(now)
+                    window = flight.look(now, rests=rests)
                 except Exception as error:  # of one model: the others go on
                     flight.fail(error)
+                else:
+                    if window is not None:
+                        windows[flight] = window
+            if windows and not self._paused:
+                self._look_at_all(windows, now)
+
+    def _look_at_all(self, windows: Mapping[Flight, Window], now: float) -> None:
+        try:
+            self._shared.look(windows, now)
+        except Exception:
+            log.exception("the autopilot could not share out the cores, and gives all models alike from now on")
+            self._shared.end()
 
     # Operators
 

@@ -318,6 +318,15 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
     autopilot: Annotated[
         Literal["auto", "off", "advise", "on"], _live("whether this model is tuned; auto: as mode in [autopilot] says")
     ] = "auto"
+    weight: Annotated[
+        float,
+        _live(
+            "how much an answer of this model counts beside other models', where the autopilot shares out too few cores",
+            log=True,
+            ge=0.001,
+            le=1000,
+        ),
+    ] = 1.0
     start: Annotated[
         dict[str, Any],
         _loaded("first values of knobs that the autopilot may change afterwards, as {max_batch = 1}; they are no bounds"),

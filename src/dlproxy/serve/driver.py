@@ -187,6 +187,11 @@ class Driver:
             self._taker = Taker(turns, f"{self._model}/{self._version}", partial(self._tell_lane, TurnGranted()))
         self._taker.join(needs)
 
+    def weigh(self, share: float) -> None:
+        """Its turns beside others', under the arbiter's discipline "fair"."""
+        if self._taker is not None:
+            self._taker.weight = share
+
     def leave_turns(self) -> None:
         """Batches wait for no turns any more; after the lane's knobs say so. Those that run still give theirs back."""
         assert self._taker is not None

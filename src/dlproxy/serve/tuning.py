@@ -47,6 +47,9 @@ def tuned(model: LoadedModel, mode: Mode, *, sessions: bool) -> Tuned:
         prepare=partial(_prepare, model),
         apply=partial(_apply, model),
         let_go=partial(_let_go, model),
+        turn_cores=lambda: model.turn_needs.get("cores", 0.0),
+        weight=lambda: control.config.weight,
+        weigh=model.driver.weigh,
     )
 
 
