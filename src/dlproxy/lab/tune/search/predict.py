@@ -17,8 +17,9 @@ from dlproxy.lab.tune.search.problem import Layout, Outcome, Point, Problem
 from dlproxy.lab.tune.search.times import Times
 from dlproxy.policy.plan import plan_lane
 
-REQUESTS = 2500  # of a simulation that compares points: seconds of service, not minutes
+REQUESTS = 2000  # of a simulation that compares points: seconds of service, not minutes
 LEAST_OBJECTIVES = 30  # a simulation lasts so many objectives at least: in less no queue gets long
+MOST_TIMES = 3.0  # as long as so many times the requests asked for
 WARM_SHARE = 0.1  # of it passes before anything counts: batches begin at one row
 STEPS = 7  # of the search for the highest rate: to about 3 %
 SPAN = 30.0  # that rate is looked for down to this part of what all instances can compute
@@ -50,7 +51,8 @@ class Predictor:
             batched=times.batched,
         )
         arrivals = problem.load.arrivals(rate)
-        length_s = max(requests / arrivals.rate, LEAST_OBJECTIVES * slo_s)
+        length_s = requests / arrivals.rate
+        length_s = min(max(length_s, LEAST_OBJECTIVES * slo_s), MOST_TIMES * length_s)
         if arrivals.duration_s is not None:
             length_s = arrivals.duration_s
         model = ModelPlan(plan, lambda number: Measured(times.samples, seed=number), "")

@@ -106,17 +106,22 @@ def _slowdown(alone: Sequence[Sample], together: Sequence[Sample]) -> float:
     return max(float(np.median(ratios)), 1.0) if ratios else 1.0
 
 
-def learnt(log: Path, clients: Histogram, since_s: float, before: Times, instances: int) -> Times:
+def learnt(log: Path, clients: Histogram, began_at: float, warm_up_s: float, before: Times, instances: int) -> Times:
     """From the recording of a live run: its batches less what the loop took of their core, and the path of its requests.
 
-    `since_s`: when the measured part began, on the recorded clock. Too few batches teach nothing. Raises LogError.
+    `began_at`: when the load was ordered, on the recorded clock; it warms up from its first request on. Too few batches teach
+    nothing. Raises LogError.
     """
     batches = Batches(log)
     arrival_s, apart = separate(batches.samples, batches.arrivals)
+    came = batches.arrivals[batches.arrivals >= began_at - batches.first_at]
+    if not came.size or not clients.count:
+        return before
+    since_s = float(came[0]) + batches.first_at + warm_up_s
     kept = _alone(
         [sample for sample in apart if sample.at_s + batches.first_at >= since_s], before.slowdown, instances
     )
-    if len(kept) < FEWEST or not clients.count:
+    if len(kept) < FEWEST:
         return before
     found, at = answers(log), shares(QUANTILES)
     inside = found[found[:, 0] >= since_s, 1]
@@ -149,10 +154,16 @@ def _alone(samples: Sequence[Sample], slowdown: float, instances: int) -> list[S
 
 def _not_seen(seen: Sequence[Sample], before: Times) -> list[Sample]:
     """Batches of sizes that did not come up: as was measured before, in proportion to what the other sizes turned out to take."""
+    sizes = {sample.rows for sample in seen}
+    ratio = ratio_of(seen, before)
+    return [sample._replace(service_s=sample.service_s * ratio) for sample in before.samples if sample.rows not in sizes]
+
+
+def ratio_of(seen: Sequence[Sample], before: Times) -> float:
+    """How many times as long these batches took as those of their size before: the median over sizes, 1 if none is known."""
     sizes: dict[int, list[float]] = {}
     for sample in seen:
         sizes.setdefault(sample.rows, []).append(sample.service_s)
     known = dict(before.prior)
     ratios = [float(np.mean(took)) / known[rows] for rows, took in sizes.items() if rows in known and len(took) >= FEW]
-    ratio = float(np.median(ratios)) if ratios else 1.0
-    return [sample._replace(service_s=sample.service_s * ratio) for sample in before.samples if sample.rows not in sizes]
+    return float(np.median(ratios)) if ratios else 1.0

@@ -1,0 +1,188 @@
+"""The live phase: few runs on real servers, by halving: many points briefly, the better ones longer, the best to confirm.
+
+What a run shows of batch times and paths corrects the simulator, and how far it was off at p99 too. Called by tune.py.
+Not aware of: how points were found.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from math import log
+from statistics import median
+
+import msgspec
+from msgspec import Struct, field
+
+from dlproxy.lab.load.run import Interrupt
+from dlproxy.lab.tune.search.evolve import front
+from dlproxy.lab.tune.search.live import LiveServer
+from dlproxy.lab.tune.search.predict import Predictor
+from dlproxy.lab.tune.search.problem import Layout, Outcome, Point, TuneError, better_first
+from dlproxy.lab.tune.search.state import Lived, State
+from dlproxy.lab.tune.search.times import Times
+
+MOST_RUNS = 30
+ROUNDS = ((8, 2.5), (4, 4.0), (2, 8.0))  # points, and seconds of each: the last confirms
+MOST_LAYOUTS = 4  # that a round starts servers for
+PER_LAYOUT = 12  # points of each that are valued anew when the simulator has learnt
+LEAST_REQUESTS, MOST_SECONDS = 300, 20.0  # of a run: slow models get longer ones, up to a point
+OVERHEAD_S = 2.5  # of a run: processes start, answers are waited for
+START_S = 4.0  # of a server
+LEAST_GOOD = 0.5  # below, what is measured is the overload, and p99 says nothing of the simulator
+MOST_OFF = 1.5  # a logarithm: a run that far from its prediction met something else
+LADDER = 5  # runs at other rates, where the highest rate is looked for
+STEP_UP, STEP_DOWN = 1.12, 0.9
+
+
+class Trials(Struct):
+    """The live phase of one tuning. `left_s`: seconds of the budget that are left; `tell`: is told of each run."""
+
+    predictor: Predictor
+    state: State
+    archive: dict[Point, Outcome]
+    rate: float
+    left_s: Callable[[], float]
+    tell: Callable[[str], None]
+    interrupt: Interrupt
+    measured: dict[Point, Lived] = field(default_factory=dict)
+    """The longest run of each point, the latest of equally long ones."""
+    runs: int = 0
+    failures: dict[Layout, str] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """All rounds that the budget has time for."""
+        for number, (count, shortest) in enumerate(ROUNDS):
+            seconds = self._long_enough(shortest)
+            points = self._candidates(count)
+            while len(points) > 1 and self._cost_s(points, seconds) > self.left_s() / (1 if number == 2 else 2):
+                points = points[:-1]
+            if not points or (self.measured and self._cost_s(points, seconds) > self.left_s()):
+                break
+            self._round(points, seconds, seed=number, record=number == 0)
+            self._learn()
+
+    def best(self) -> Point:
+        """Of what was measured, if anything was, else of what was predicted."""
+        known = {point: run.outcome for point, run in self.measured.items()} or self.archive
+        return self._ranked(known)[0]
+
+    def climb(self) -> float:
+        """The highest rate at which the best point was seen to meet the objective, found by few more runs; 0 if none was."""
+        point, objective_s = self.best(), self.predictor.problem.objective_s
+        seconds = self._long_enough(ROUNDS[1][1])
+        run = self.measured.get(point)
+        if run is None:
+            return 0.0
+        passed, failed = (self.rate, 0.0) if run.outcome.meets(objective_s) else (0.0, self.rate)
+        try:
+            with LiveServer(self.predictor.problem, point, record=False) as server:
+                for step in range(LADDER):
+                    if self.left_s() < seconds + OVERHEAD_S or self.runs >= MOST_RUNS:
+                        break
+                    rate = passed * STEP_UP if not failed else failed * STEP_DOWN if not passed else (passed * failed) ** 0.5
+                    if passed and failed and failed / passed < 1.06:
+                        break
+                    outcome = self._one(server, point, rate, seconds, seed=10 + step)
+                    if outcome.meets(objective_s):
+                        passed = rate
+                    else:
+                        failed = rate
+        except TuneError as error:
+            self.failures[point.layout] = str(error)
+        return passed
+
+    def _long_enough(self, seconds: float) -> float:
+        return max(seconds, min(LEAST_REQUESTS / self.rate, MOST_SECONDS))
+
+    # Rounds
+
+    def _candidates(self, count: int) -> list[Point]:
+        """The best by what is known now: first the best of each layout, then the rest of the front and of the ranking."""
+        ranked = [point for point in self._ranked(self._known()) if point.layout not in self.failures]
+        firsts = list({point.layout: point for point in reversed(ranked)}.values())[::-1][:MOST_LAYOUTS]
+        allowed = {point.layout for point in firsts}
+        if count <= len(ROUNDS):  # to confirm: nothing but the best
+            return ranked[:count]
+        others = [point for point in (*front(self.archive), *ranked) if point.layout in allowed]
+        return list(dict.fromkeys((*firsts, *others)))[:count]
+
+    def _known(self) -> dict[Point, Outcome]:
+        return {**self.archive, **{point: run.outcome for point, run in self.measured.items()}}
+
+    def _ranked(self, known: dict[Point, Outcome]) -> list[Point]:
+        best = max((outcome.goodput for outcome in known.values()), default=0.0)
+        objective_s = self.predictor.problem.objective_s
+        return sorted(known, key=lambda point: (better_first(point, known[point], objective_s, best), point))
+
+    def _cost_s(self, points: Sequence[Point], seconds: float) -> float:
+        return len(points) * (seconds + OVERHEAD_S) + len({point.layout for point in points}) * START_S
+
+    def _round(self, points: Iterable[Point], seconds: float, *, seed: int, record: bool) -> None:
+        for layout, group in groupby(sorted(points, key=lambda point: point.layout), key=lambda point: point.layout):
+            try:
+                self._on_one_server(layout, list(group), seconds, seed, record)
+            except TuneError as error:
+                self.failures[layout] = str(error)
+                self.tell(f"left out: {error}")
+
+    def _on_one_server(self, layout: Layout, points: list[Point], seconds: float, seed: int, record: bool) -> None:
+        known = [self.state.live(point, self.rate, seconds) for point in points]
+        for run in filter(None, known):
+            self._take(run)
+        missing = [point for point, run in zip(points, known, strict=True) if run is None]
+        if not missing or self.runs >= MOST_RUNS:
+            return
+        server = LiveServer(self.predictor.problem, missing[0], record=record)
+        with server:
+            for point in missing[: MOST_RUNS - self.runs]:
+                if point != missing[0]:
+                    server.turn(point)
+                self._one(server, point, self.rate, seconds, seed)
+        if record:
+            times = server.learn(self.predictor.times[layout])
+            last = self.measured[missing[-1]]
+            self._take(msgspec.structs.replace(last, times=times), keep=True)
+
+    def _one(self, server: LiveServer, point: Point, rate: float, seconds: float, seed: int) -> Outcome:
+        predicted = self.predictor.at(point, rate)
+        outcome = server.load(rate, seconds, seed, self.interrupt)
+        self.runs += 1
+        run = Lived(point, rate, seconds, outcome, server.memory_bytes(), predicted)
+        self._take(run, keep=True)
+        self.tell(f"{point.layout}, max_batch {point.max_batch}: p99 {outcome.p99_s * 1e3:.3g} ms")
+        return outcome
+
+    def _take(self, run: Lived, *, keep: bool = False) -> None:
+        if keep:
+            self.state.keep(run)
+        if run.rate == self.rate:
+            before = self.measured.get(run.point)
+            if before is None or run.seconds >= before.seconds:
+                self.measured[run.point] = run
+        if run.times is not None:
+            self._put(run.point.layout, run.times)
+
+    # Learning
+
+    def _put(self, layout: Layout, times: Times) -> None:
+        self.predictor.times[layout] = times
+        self.predictor.off_by.pop(layout, None)
+
+    def _learn(self) -> None:
+        """Value anew what the simulator knows better now, and by how much it is off."""
+        predictor = self.predictor
+        for layout in {point.layout for point in self.measured}:
+            predictor.off_by.pop(layout, None)
+            ratios = [
+                log(run.outcome.p99_s / simulated.p99_s)
+                for point, run in self.measured.items()
+                if point.layout == layout and run.outcome.good > LEAST_GOOD
+                for simulated in (predictor.at(point, self.rate),)
+                if simulated.good > LEAST_GOOD
+            ]
+            near = [ratio for ratio in ratios if abs(ratio) < MOST_OFF]
+            predictor.off_by[layout] = median(near) if near else 0.0
+            ranked = [point for point in self._ranked(self.archive) if point.layout == layout]
+            for point in ranked:  # what is not valued anew is not comparable any more
+                del self.archive[point]
+            for point in dict.fromkeys((*ranked[:PER_LAYOUT], *(one for one in self.measured if one.layout == layout))):
+                self.archive[point] = predictor.at(point, self.rate)
