@@ -1,6 +1,7 @@
 """A result as one HTML page without scripts or anything from elsewhere: a sentence, key figures, charts, tables.
 
-Called by cli/. Not aware of: how charts are drawn (figures.py, chart.py), what the page looks like (page.css).
+Called by cli/; lab/tune makes pages of the same parts. Not aware of: how charts are drawn (figures.py, chart.py), what a page
+looks like (page.css).
 """
 
 import re
@@ -26,40 +27,48 @@ _LONGEST = 2000  # letters of any one text
 
 def save_html(result: Result, path: Path) -> None:
     """Write the page. Raises ResultError if the file cannot be written."""
-    page = html(result).encode("utf-8", errors="replace")
+    save_page(html(result), path)
+
+
+def save_page(text: str, path: Path) -> None:
+    """Raises ResultError."""
     try:
-        path.write_bytes(page)
+        path.write_bytes(text.encode("utf-8", errors="replace"))
     except (OSError, ValueError) as error:
         raise ResultError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def html(result: Result) -> str:
     """The page as text."""
-    title = _text(f"{result.kind} of {wording.plain(result.target, 100)}")
-    style = files("dlproxy.lab.report").joinpath("page.css").read_text("utf-8")
     body = [
         _head(result),
         _warnings(result),
         _key_figures(result),
-        _charts(figures(result)),
+        charts(figures(result)),
         _search(result),
         _models(result),
         _faults(result),
         _instances(result.instances),
-        _grid([_column(_errors(result) + _generator(result)), _column(_setup(result))]),
-        f"<footer>dlproxy {_text(__version__)}</footer>",
+        side_by_side([_column(_errors(result) + _generator(result)), _column(_setup(result))]),
     ]
+    return page(f"{result.kind} of {wording.plain(result.target, 100)}", body)
+
+
+def page(title: str, body: Iterable[str]) -> str:
+    """A whole page of these parts; empty ones are left out."""
+    style = files("dlproxy.lab.report").joinpath("page.css").read_text("utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escaped(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
+        + f"\n<footer>dlproxy {escaped(__version__)}</footer>"
         + "\n</main>\n</body>\n</html>\n"
     )
 
 
-def _text(text: object) -> str:
+def escaped(text: object) -> str:
     """Escaped, and with numbers kept beside their units."""
     return re.sub(r"(?<=\d) (?=(?:[µm]?s|min|h|%|/s)\b|%|/s)", "\u00a0", escape(wording.plain(text, _LONGEST)))
 
@@ -68,7 +77,7 @@ def _head(result: Result) -> str:
     length = wording.duration(result.duration_s * 1e3)
     started = f", started {result.started}" if result.started else ""
     what = f"{result.kind} of {wording.plain(result.target)}, {length}{started}"
-    return f"<header>\n<p>{_text(wording.plain(what, 400))}</p>\n<h1>{_text(wording.headline(result))}</h1>\n</header>"
+    return f"<header>\n<p>{escaped(wording.plain(what, 400))}</p>\n<h1>{escaped(wording.headline(result))}</h1>\n</header>"
 
 
 def _warnings(result: Result) -> str:
@@ -77,11 +86,11 @@ def _warnings(result: Result) -> str:
         said.append(f"The run was stopped early; all figures cover {wording.duration(result.duration_s * 1e3)}.")
     if not said:
         return ""
-    return _section("Warnings", "<ul>" + "".join(f"<li>{_text(text)}</li>" for text in said) + "</ul>", style="warnings")
+    return as_section("Warnings", "<ul>" + "".join(f"<li>{escaped(text)}</li>" for text in said) + "</ul>", style="warnings")
 
 
-def _section(title: str, content: str, *, style: str = "") -> str:
-    return f'<section class="{style or "plain"}">\n<h2>{_text(title)}</h2>\n{content}\n</section>'
+def as_section(title: str, content: str, *, style: str = "") -> str:
+    return f'<section class="{style or "plain"}">\n<h2>{escaped(title)}</h2>\n{content}\n</section>'
 
 
 def _key_figures(result: Result) -> str:
@@ -109,34 +118,39 @@ def _key_figures(result: Result) -> str:
         tiles.append(("unanswered", f"{missing:,}", "when the run ended"))
     if (mean := wording.mean_batch(result)) is not None:
         tiles.append(("mean batch", wording.number(mean), wording.count(sum(result.batch_sizes.values()), "batch")))
+    return key_figures(tiles)
+
+
+def key_figures(tiles: Iterable[tuple[str, str, str]]) -> str:
+    """Tiles: a name, its value, and what that means."""
     cells = "".join(
-        f"<div><dt>{_text(name)}</dt><dd><b>{_text(value)}</b> <span>{_text(said)}</span></dd></div>"
+        f"<div><dt>{escaped(name)}</dt><dd><b>{escaped(value)}</b> <span>{escaped(said)}</span></dd></div>"
         for name, value, said in tiles
     )
     return f'<dl class="tiles">{cells}</dl>'
 
 
-def _charts(drawn: list[Figure]) -> str:
+def charts(drawn: Iterable[Figure]) -> str:
     parts = [
-        f"<figure>\n<h2>{_text(figure.title)}</h2>\n{figure.svg}\n"
-        + (f"<figcaption>{_text(figure.caption)}</figcaption>\n" if figure.caption else "")
+        f"<figure>\n<h2>{escaped(figure.title)}</h2>\n{figure.svg}\n"
+        + (f"<figcaption>{escaped(figure.caption)}</figcaption>\n" if figure.caption else "")
         + "</figure>"
         for figure in drawn
     ]
-    return _grid(parts)
+    return side_by_side(parts)
 
 
 def _column(content: str) -> str:
     return f"<div>{content}</div>" if content else ""
 
 
-def _grid(parts: list[str]) -> str:
+def side_by_side(parts: list[str]) -> str:
     """Side by side where there is room."""
     known = [part for part in parts if part]
     return '<div class="grid-of">\n' + "\n".join(known) + "\n</div>" if known else ""
 
 
-def _table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def as_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A table whose cells are HTML; the first of each row names it."""
     head = "".join(f'<th scope="col">{heading}</th>' for heading in headings)
     body = []
@@ -151,11 +165,11 @@ def _errors(result: Result) -> str:
         return ""
     kinds = sorted(result.errors.items(), key=lambda item: -item[1])
     ended = wording.finished(result)
-    rows = [(_text(wording.plain(kind)), f"{times:,}", wording.share(times, ended)) for kind, times in kinds[:MOST_ERRORS]]
+    rows = [(escaped(wording.plain(kind)), f"{times:,}", wording.share(times, ended)) for kind, times in kinds[:MOST_ERRORS]]
     if len(kinds) > MOST_ERRORS:
         rest = sum(times for _, times in kinds[MOST_ERRORS:])
         rows.append((f"{len(kinds) - MOST_ERRORS:,} other kinds", f"{rest:,}", wording.share(rest, ended)))
-    return _section("Errors", _table(("kind", "requests", "share of all"), rows))
+    return as_section("Errors", as_table(("kind", "requests", "share of all"), rows))
 
 
 def _search(result: Result) -> str:
@@ -163,48 +177,48 @@ def _search(result: Result) -> str:
         return ""
     rows = [
         (
-            _text(wording.rate(trial.rate)),
-            _text(wording.duration(trial.duration_s * 1e3)),
+            escaped(wording.rate(trial.rate)),
+            escaped(wording.duration(trial.duration_s * 1e3)),
             f"{trial.sent:,}",
             f"{trial.failed:,}",
-            "" if trial.p99_ms is None else _text(wording.duration(trial.p99_ms)),
-            "passed" if trial.passed else _text(f"failed: {wording.plain(trial.reason)}"),
+            "" if trial.p99_ms is None else escaped(wording.duration(trial.p99_ms)),
+            "passed" if trial.passed else escaped(f"failed: {wording.plain(trial.reason)}"),
         )
         for trial in result.trials
     ]
-    table = _table(("rate", "length", "requests", "errors", "p99", "verdict"), rows)
-    return _section("The search for the highest rate", f"<p>{_text(wording.search(result))}</p>\n{table}")
+    table = as_table(("rate", "length", "requests", "errors", "p99", "verdict"), rows)
+    return as_section("The search for the highest rate", f"<p>{escaped(wording.search(result))}</p>\n{table}")
 
 
 def _models(result: Result) -> str:
     if not result.models:
         return ""
-    rows = ([_text(cell) for cell in wording.model_cells(name, model)] for name, model in result.models.items())
-    return _section("Models", _table(wording.MODEL_HEADINGS, rows))
+    rows = ([escaped(cell) for cell in wording.model_cells(name, model)] for name, model in result.models.items())
+    return as_section("Models", as_table(wording.MODEL_HEADINGS, rows))
 
 
 def _faults(result: Result) -> str:
     if not result.faults:
         return ""
-    return _section("Faults", "<ul>" + "".join(f"<li>{_text(fault)}</li>" for fault in result.faults) + "</ul>")
+    return as_section("Faults", "<ul>" + "".join(f"<li>{escaped(fault)}</li>" for fault in result.faults) + "</ul>")
 
 
 def _setup(result: Result) -> str:
     rows = {"kind": result.kind, "target": wording.plain(result.target), "started": wording.plain(result.started)}
     rows |= {"measured for": wording.duration(result.duration_s * 1e3), **wording.setup_rows(result.setup)}
-    cells = ((_text(name), _text(value)) for name, value in rows.items() if value)
-    return _section("What was run", _table(("option", "value"), cells), style="words")
+    cells = ((escaped(name), escaped(value)) for name, value in rows.items() if value)
+    return as_section("What was run", as_table(("option", "value"), cells), style="words")
 
 
 def _generator(result: Result) -> str:
     generator = result.generator
     if generator is None:
         return ""
-    rows = [("CPU time of its busiest process", _text(f"{generator.cpu_share * 100:.0f} % of a core"))]
+    rows = [("CPU time of its busiest process", escaped(f"{generator.cpu_share * 100:.0f} % of a core"))]
     if generator.late_max_ms > 0.0:  # in a closed loop nothing is due
-        rows.append(("requests left late, p99", _text(wording.duration(generator.late_p99_ms))))
-        rows.append(("requests left late, at most", _text(wording.duration(generator.late_max_ms))))
-    return _section("The load generator itself", _table(("figure", "value"), rows))
+        rows.append(("requests left late, p99", escaped(wording.duration(generator.late_p99_ms))))
+        rows.append(("requests left late, at most", escaped(wording.duration(generator.late_max_ms))))
+    return as_section("The load generator itself", as_table(("figure", "value"), rows))
 
 
 def _instances(instances: dict[str, Any]) -> str:
@@ -213,11 +227,11 @@ def _instances(instances: dict[str, Any]) -> str:
         return ""
     names = list(dict.fromkeys(name for _, values in rows for name in values))
     if len(rows) <= MOST_INSTANCES:
-        cells = ([_text(wording.plain(path)), *(_figure(name, values.get(name)) for name in names)] for path, values in rows)
-        return _section("Instances", _table(["instance", *map(_label, names)], cells))
+        cells = ([escaped(wording.plain(path)), *(_figure(name, values.get(name)) for name in names)] for path, values in rows)
+        return as_section("Instances", as_table(["instance", *map(_label, names)], cells))
     summary = [_summary(name, [(path, values[name]) for path, values in rows if name in values]) for name in names]
-    table = _table(("figure", "lowest", "median", "highest", "distribution"), summary)
-    return _section(f"{len(rows):,} instances", table)
+    table = as_table(("figure", "lowest", "median", "highest", "distribution"), summary)
+    return as_section(f"{len(rows):,} instances", table)
 
 
 def _instance_rows(values: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -234,8 +248,8 @@ def _instance_rows(values: dict[str, Any], path: str) -> Iterator[tuple[str, dic
 
 def _figure(name: str, value: object) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return wording.share(value, 1.0) if _is_share(name) else _text(wording.number(value))
-    return _text("" if value is None else wording.plain(value, 80))
+        return wording.share(value, 1.0) if _is_share(name) else escaped(wording.number(value))
+    return escaped("" if value is None else wording.plain(value, 80))
 
 
 def _is_share(name: str) -> bool:
@@ -243,7 +257,7 @@ def _is_share(name: str) -> bool:
 
 
 def _label(name: object) -> str:
-    return _text(wording.plain(name, 60).replace("_", " "))
+    return escaped(wording.plain(name, 60).replace("_", " "))
 
 
 def _summary(name: str, values: list[tuple[str, Any]]) -> list[str]:
@@ -251,13 +265,13 @@ def _summary(name: str, values: list[tuple[str, Any]]) -> list[str]:
     numbers = [(path, float(value)) for path, value in values if isinstance(value, int | float)]
     if not numbers:
         common = Counter(wording.plain(value, 80) for _, value in values).most_common(3)
-        said = ", ".join(f"{_text(value)} ({times:,})" for value, times in common)
+        said = ", ".join(f"{escaped(value)} ({times:,})" for value, times in common)
         return [_label(name), said, "", "", ""]
     low, high = min(numbers, key=lambda item: item[1]), max(numbers, key=lambda item: item[1])
     bins = [0] * _BINS
     for _, value in numbers:
         bins[min(int((value - low[1]) / (high[1] - low[1]) * _BINS), _BINS - 1) if high[1] > low[1] else 0] += 1
-    ends = [f"{_figure(name, value)} <small>{_text(wording.plain(path, 60))}</small>" for path, value in (low, high)]
+    ends = [f"{_figure(name, value)} <small>{escaped(wording.plain(path, 60))}</small>" for path, value in (low, high)]
     told = f"{name} of {len(numbers):,} instances, from {wording.number(low[1])} to {wording.number(high[1])}"
     if high[1] == low[1]:
         return [_label(name), ends[0], _figure(name, low[1]), ends[1], "all the same"]

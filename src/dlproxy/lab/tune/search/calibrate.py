@@ -121,9 +121,7 @@ def made_requests(problem: Problem, signature: Signature, open_size: int) -> lis
     model = Model(problem.name, signature.inputs, signature.outputs)
     wanted = range(len(signature.outputs))
     made = samples(model, request_settings(problem, ""), open_size)
-    return [
-        Request(Ticket(number, 0.0, inf), problem.name, list(sample), wanted) for number, sample in enumerate(made)
-    ]
+    return [Request(Ticket(number, 0.0, inf), problem.name, list(sample), wanted) for number, sample in enumerate(made)]
 
 
 def request_settings(problem: Problem, url: str) -> Settings:

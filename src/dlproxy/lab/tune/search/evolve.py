@@ -4,7 +4,7 @@ The one file that imports optuna. Called by tune.py and benchmarks/tune. Not awa
 """
 
 from collections.abc import Callable, Mapping
-from math import inf, log
+from math import log
 from typing import Any
 
 from dlproxy.lab.tune.search.problem import SAME_GOODPUT, Outcome, Point, Space, TuneError
@@ -57,9 +57,7 @@ def front(archive: Archive) -> list[Point]:
     kept: list[Point] = []
     for point in sorted(archive, key=lambda one: (*costs(one), one)):
         own = costs(point)
-        if archive[point].good > 0.0 and not any(
-            all(a <= b for a, b in zip(costs(other), own, strict=True)) for other in kept
-        ):
+        if archive[point].good > 0.0 and not any(all(a <= b for a, b in zip(costs(other), own, strict=True)) for other in kept):
             kept.append(point)
     return kept
 
@@ -75,7 +73,7 @@ def hypervolume(archive: Archive, objective_s: float) -> float:
         (
             1.0 - (point.layout.cores - 1) / most,
             outcome.goodput / best,
-            min(max(log(FAR * objective_s / max(outcome.p99_s, NEAR_S)) / span, 0.0), 1.0) if outcome.p99_s < inf else 0.0,
+            min(max(log(FAR * objective_s / max(outcome.p99_s, NEAR_S)) / span, 0.0), 1.0),
         )
         for point in front(archive)
         for outcome in (archive[point],)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
-from math import inf
 from pathlib import Path
 from time import monotonic, sleep
 from types import TracebackType
@@ -25,7 +24,7 @@ from dlproxy.lab.load.settings import LoadError
 from dlproxy.lab.report.histogram import Histogram
 from dlproxy.lab.report.result import Result
 from dlproxy.lab.tune.search.calibrate import request_settings
-from dlproxy.lab.tune.search.problem import Layout, Outcome, Point, Problem, TuneError
+from dlproxy.lab.tune.search.problem import NEVER_S, Layout, Outcome, Point, Problem, TuneError
 from dlproxy.lab.tune.search.times import Times, learnt
 from dlproxy.lab.tune.search.toml import model_table
 
@@ -105,7 +104,7 @@ class LiveServer:
         histogram = Histogram.decode(result.histogram)
         offered = result.sent / result.duration_s
         good = histogram.share_within(self._problem.objective_s) * result.ok / max(result.sent, 1)
-        return Outcome(offered, good, result.latency_ms["p99"] / 1e3 if result.ok else inf)
+        return Outcome(offered, good, result.latency_ms["p99"] / 1e3 if result.ok else NEVER_S)
 
     def memory_bytes(self) -> int:
         """Resident, of the server and its worker processes."""
@@ -167,4 +166,3 @@ class LiveServer:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-

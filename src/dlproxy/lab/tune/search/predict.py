@@ -4,7 +4,7 @@ Called by evolve.py, trials.py and benchmarks/tune. Not aware of: how batch time
 """
 
 from collections.abc import Mapping
-from math import exp, inf, sqrt
+from math import exp, sqrt
 
 import msgspec
 import numpy as np
@@ -13,7 +13,7 @@ from dlproxy.fleet.names import instance_names
 from dlproxy.lab.report.result import Tally
 from dlproxy.lab.simulate.run import ModelPlan, Scenario, build, make_calls
 from dlproxy.lab.simulate.service_times import Measured
-from dlproxy.lab.tune.search.problem import Layout, Outcome, Point, Problem
+from dlproxy.lab.tune.search.problem import NEVER_S, Layout, Outcome, Point, Problem
 from dlproxy.lab.tune.search.times import Times
 from dlproxy.policy.plan import plan_lane
 
@@ -56,9 +56,7 @@ class Predictor:
         if arrivals.duration_s is not None:
             length_s = arrivals.duration_s
         model = ModelPlan(plan, lambda number: Measured(times.samples, seed=number), "")
-        scenario = Scenario(
-            models={problem.name: model}, arrivals=arrivals, duration_s=length_s, costs=times.costs, seed=seed
-        )
+        scenario = Scenario(models={problem.name: model}, arrivals=arrivals, duration_s=length_s, costs=times.costs, seed=seed)
         tally = Tally(WARM_SHARE * length_s, length_s)
         simulation = build(scenario, tally)
         machine = times.machine(layout.instances)
@@ -93,7 +91,7 @@ class Predictor:
 
     def _outcome(self, tally: Tally, layout: Layout, rate: float, slo_s: float) -> Outcome:
         if not tally.latency_ms:
-            return Outcome(rate, 0.0, inf)
+            return Outcome(rate, 0.0, NEVER_S)
         seconds, counts = zip(*tally.histogram.steps(), strict=True)
         latencies = self.times[layout].with_path(np.repeat(seconds, counts)) * exp(self.off_by.get(layout, 0.0))
         good = float((latencies <= slo_s).sum()) / max(tally.sent, 1)

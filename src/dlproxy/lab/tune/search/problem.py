@@ -17,6 +17,7 @@ from dlproxy.instance.runtime.formats import format_of
 from dlproxy.lab.load.arrivals import Arrivals, make_arrivals, read_trace
 
 GOOD_SHARE = 0.99  # of the requests that must be answered within the objective, which is a p99
+NEVER_S = 1e6  # the p99 of what is never answered
 SAME_GOODPUT = 0.01  # goodput this close counts as the same: cores and latency decide then
 WAITS = (128, 64, 32, 16, 8, 4)  # max_wait_s is the objective divided by these, or 0
 CODEL = (8, 4, 2)  # and codel_target_s
@@ -77,7 +78,7 @@ class Point(Struct, frozen=True, order=True):
 
 class Outcome(Struct, frozen=True):
     """What became of a load. `rate`: requests offered per second; `good`: the share of them answered within the objective;
-    `p99_s`: of those that were answered, inf if none was.
+    `p99_s`: of those that were answered, NEVER_S if none was.
     """
 
     rate: float

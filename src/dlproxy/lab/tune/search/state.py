@@ -36,7 +36,7 @@ class Simulated(Struct, tag="simulated"):
 
 
 class Lived(Struct, tag="live"):
-    """A live run of so many seconds at this rate. `memory_bytes`: resident, of the server and its workers. `times`: what it taught."""
+    """A live run of so many seconds. `memory_bytes`: resident, of the server and its workers. `times`: what it taught."""
 
     point: Point
     rate: float

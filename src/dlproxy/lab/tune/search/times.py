@@ -86,9 +86,7 @@ def shares(count: int) -> NDArray[np.float64]:
     return found
 
 
-def from_calibration(
-    alone: Sequence[Sample], together: Sequence[Sample], *, batched: bool, read_s: float = READ_S
-) -> Times:
+def from_calibration(alone: Sequence[Sample], together: Sequence[Sample], *, batched: bool, read_s: float = READ_S) -> Times:
     """`together`: with all instances busy; those samples count as if each had been alone."""
     slowdown = _slowdown(alone, together)
     apart = [sample._replace(service_s=sample.service_s / slowdown) for sample in together]
@@ -99,9 +97,7 @@ def _slowdown(alone: Sequence[Sample], together: Sequence[Sample]) -> float:
     """The median over sizes of how much longer batches take together, at least 1."""
     ratios = []
     for rows in {sample.rows for sample in alone} & {sample.rows for sample in together}:
-        one, all_ = (
-            np.median([sample.service_s for sample in found if sample.rows == rows]) for found in (alone, together)
-        )
+        one, all_ = (np.median([sample.service_s for sample in found if sample.rows == rows]) for found in (alone, together))
         ratios.append(float(all_ / one))
     return max(float(np.median(ratios)), 1.0) if ratios else 1.0
 
@@ -118,9 +114,7 @@ def learnt(log: Path, clients: Histogram, began_at: float, warm_up_s: float, bef
     if not came.size or not clients.count:
         return before
     since_s = float(came[0]) + batches.first_at + warm_up_s
-    kept = _alone(
-        [sample for sample in apart if sample.at_s + batches.first_at >= since_s], before.slowdown, instances
-    )
+    kept = _alone([sample for sample in apart if sample.at_s + batches.first_at >= since_s], before.slowdown, instances)
     if len(kept) < FEWEST:
         return before
     found, at = answers(log), shares(QUANTILES)
@@ -153,7 +147,7 @@ def _alone(samples: Sequence[Sample], slowdown: float, instances: int) -> list[S
 
 
 def _not_seen(seen: Sequence[Sample], before: Times) -> list[Sample]:
-    """Batches of sizes that did not come up: as was measured before, in proportion to what the other sizes turned out to take."""
+    """Batches of sizes that did not come up: as measured before, in proportion to what the other sizes turned out to take."""
     sizes = {sample.rows for sample in seen}
     ratio = ratio_of(seen, before)
     return [sample._replace(service_s=sample.service_s * ratio) for sample in before.samples if sample.rows not in sizes]

@@ -22,6 +22,7 @@ from dlproxy.lab.tune.search.evolve import evolve
 from dlproxy.lab.tune.search.predict import Predictor
 from dlproxy.lab.tune.search.problem import (
     GOOD_SHARE,
+    NEVER_S,
     Layout,
     Outcome,
     Point,
@@ -64,7 +65,7 @@ class Show(Protocol):
 class Tuned(Struct, kw_only=True):
     """What a tuning found. `known`: measured where it was, else predicted; `rate`: at which; `total`: points that there are.
 
-    `highest`: the highest rate that met the objective live, where one was looked for. `notes`: what went otherwise than planned.
+    `highest`: the highest rate that met the objective live, where one was looked for. `notes`: what went unlike planned.
     """
 
     problem: Problem
@@ -211,7 +212,7 @@ class Tuning:
 
         def found() -> Outcome:
             peak = self._predictor.peak(point)
-            return Outcome(peak, 1.0, self._predictor.at(point, peak / 2).p99_s if peak else inf)
+            return Outcome(peak, 1.0, self._predictor.at(point, peak / 2).p99_s if peak else NEVER_S)
 
         return self._kept(point, found)
 
@@ -238,7 +239,9 @@ class Tuning:
         if any(outcome.meets(problem.objective_s) for outcome in self._archive.values()):
             return
         if not self._rate:
-            raise TuneError(f"{self._asked()} is met at no rate; {self._nearest(0.1 / self._predictor.single_s(self._first()))}")
+            raise TuneError(
+                f"{self._asked()} is met at no rate; {self._nearest(0.1 / self._predictor.single_s(self._first()))}"
+            )
         best = sorted(self._archive, key=lambda point: -self._archive[point].goodput)[:3]
         said = self._nearest(self._rate)
         if problem.load.trace is None:
@@ -258,9 +261,13 @@ class Tuning:
         defaults = [Point(layout, self._problem.config.max_batch) for layout in self._predictor.times]
         objective_s = max(self._problem.objective_s, self._predictor.single_s(self._first()))
         for _ in range(RUNGS):
-            if any(self._predictor.at(one, rate, objective_s=objective_s, requests=1000).meets(objective_s) for one in defaults):
+            if any(
+                self._predictor.at(one, rate, objective_s=objective_s, requests=1000).meets(objective_s) for one in defaults
+            ):
                 nearest = wording.duration(_two_digits(objective_s * 1e3, up=True))
-                return f"the nearest objective that can be met at {wording.rate(rate)} is about p99={nearest}".replace(" ms", "ms")
+                return f"the nearest objective that can be met at {wording.rate(rate)} is about p99={nearest}".replace(
+                    " ms", "ms"
+                )
             objective_s *= LADDER
         return f"{wording.rate(rate)} are more than this machine can compute"
 
@@ -296,7 +303,9 @@ class Tuning:
         chosen = min(among, key=lambda point: (better_first(point, among[point], objective_s, best), point))
         if measured and not among[chosen].meets(objective_s):
             good = wording.share(among[chosen].good, 1.0)
-            self._notes.append(f"no live run met the objective; in the best of them {good} of the requests did ({GOOD_SHARE:.0%} must)")
+            self._notes.append(
+                f"no live run met the objective; in the best of them {good} of the requests did ({GOOD_SHARE:.0%} must)"
+            )
         return Tuned(
             problem=self._problem,
             predictor=predictor,
@@ -362,6 +371,6 @@ def _beside_layouts(tuned: Tuned) -> str:
 
 
 def in_words(outcome: Outcome) -> str:
-    if outcome.p99_s == inf:
+    if outcome.p99_s >= NEVER_S:
         return "nothing in time"
     return f"p99 {wording.duration(outcome.p99_s * 1e3)}, {wording.share(outcome.good, 1.0)} in time"
