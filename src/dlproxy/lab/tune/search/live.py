@@ -50,7 +50,8 @@ class LiveServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._test: LoadTest | None = None
         self._control: tuple[str, int] = ("", 0)
-        self._last: tuple[Result, float] | None = None
+        self._last: Result | None = None
+        self._loads: list[float] = []
 
     def __enter__(self) -> "LiveServer":
         folder = Path(self._folder.name)
@@ -93,14 +94,14 @@ class LiveServer:
             length_s = load.arrivals(rate).duration_s or 0.0
             which = {"rate": None, "arrivals": None, "trace": load.trace, "duration_s": min(seconds, length_s + 1e-6)}
         warm_up_s = 0.0 if load.trace is not None else WARM_UP_S
-        began_at = monotonic()
+        self._loads.append(monotonic())
         try:
             result = self._test.run(interrupt, lambda progress: not interrupt.pressed, warmup_s=warm_up_s, **which)
         except LoadError as error:
             raise TuneError(f"{self.layout}: {error}") from None
         if interrupt.pressed:
             raise KeyboardInterrupt
-        self._last = result, began_at
+        self._last = result
         histogram = Histogram.decode(result.histogram)
         offered = result.sent / result.duration_s
         good = histogram.share_within(self._problem.objective_s) * result.ok / max(result.sent, 1)
@@ -115,12 +116,12 @@ class LiveServer:
         return sum(resident_bytes(pid) for pid in (self._process.pid, *workers) if pid is not None)
 
     def learn(self, before: Times) -> Times:
-        """What the last load showed of batch times and paths. After the server has ended, and once."""
+        """What the loads showed of batch times and paths. After the server has ended, and once."""
         assert self._last is not None
-        result, began_at = self._last
         log = next(Path(self._folder.name).glob("*.dlog"))
         try:
-            return learnt(log, Histogram.decode(result.histogram), began_at, WARM_UP_S, before, self.layout.instances)
+            clients = Histogram.decode(self._last.histogram)
+            return learnt(log, clients, self._loads, WARM_UP_S, before, self.layout.instances)
         finally:
             self._folder.cleanup()
 

@@ -19,6 +19,7 @@ from dlproxy.lab.load.arrivals import Arrivals, make_arrivals, read_trace
 GOOD_SHARE = 0.99  # of the requests that must be answered within the objective, which is a p99
 NEVER_S = 1e6  # the p99 of what is never answered
 SAME_GOODPUT = 0.01  # goodput this close counts as the same: cores and latency decide then
+SAME_P99 = 0.05  # of the objective: p99 this close counts as the same
 WAITS = (128, 64, 32, 16, 8, 4)  # max_wait_s is the objective divided by these, or 0
 CODEL = (8, 4, 2)  # and codel_target_s
 MOST_BATCH = 256
@@ -57,6 +58,11 @@ class Point(Struct, frozen=True, order=True):
     max_wait_s: float = 0.0
     codel_target_s: float = 0.0
     hedge: bool = False
+
+    @property
+    def turned(self) -> int:
+        """How many of its knobs are on that are usually off; a process of its own counts as one."""
+        return sum(map(bool, (self.max_wait_s, self.codel_target_s, self.hedge, self.layout.run == "process")))
 
     @property
     def live_knobs(self) -> dict[str, int | float | bool]:
@@ -191,11 +197,14 @@ def make_space(problem: Problem, usable: list[Layout], *, batched: bool) -> Spac
     )
 
 
-def better_first(point: Point, outcome: Outcome, objective_s: float, best_goodput: float) -> tuple[bool, int, int, float]:
-    """Sorts: what meets the objective, then the goodput in steps of SAME_GOODPUT of the best, fewer cores, the lower p99."""
+def better_first(point: Point, outcome: Outcome, objective_s: float, best_goodput: float) -> tuple[bool, int, int, int, int]:
+    """Sorts: what meets the objective, then the goodput in steps of SAME_GOODPUT of the best, fewer cores, the lower p99 in
+    steps of SAME_P99 of the objective; below that, what is simpler.
+    """
     lost = 1.0 - outcome.goodput / best_goodput if best_goodput > 0.0 else inf
     step = int(lost / SAME_GOODPUT) if lost < inf else 1 << 30
-    return not outcome.meets(objective_s), step, point.layout.cores, outcome.p99_s
+    late = int(outcome.p99_s / (SAME_P99 * objective_s))
+    return not outcome.meets(objective_s), step, point.layout.cores, late, point.turned
 
 
 def objective_of(config: ModelConfig) -> float:

@@ -17,9 +17,10 @@ from dlproxy.lab.simulate.recording import Batches, answers
 from dlproxy.lab.simulate.service_times import Sample
 from dlproxy.lab.simulate.shared_core import separate
 
-READ_S, WRITE_S = 25e-6, 15e-6  # of the event loop for a request, until a live run has shown it
+READ_S, WRITE_S, MOST_READ_S = 25e-6, 15e-6, 200e-6  # of the event loop for a request, until a live run has shown it
 PATH_S = 250e-6  # between client and loop, both ways, until then
 QUANTILES = 200  # at which the path is known
+STALL = 3.0
 FEWEST = 100  # batches of a live run from which one learns
 FEW = 5  # of one size, to compare it with what was measured before
 
@@ -87,10 +88,28 @@ def shares(count: int) -> NDArray[np.float64]:
 
 
 def from_calibration(alone: Sequence[Sample], together: Sequence[Sample], *, batched: bool, read_s: float = READ_S) -> Times:
-    """`together`: with all instances busy; those samples count as if each had been alone."""
+    """`together`: with all instances busy; those samples count as if each had been alone.
+
+    What takes several times as long as its like was held up by others on the machine, who do so to every layout: left in, the
+    layout of a quiet moment would win. Live runs bring it back.
+    """
+    alone, together = _without_stalls(alone), _without_stalls(together)
     slowdown = _slowdown(alone, together)
     apart = [sample._replace(service_s=sample.service_s / slowdown) for sample in together]
     return Times([*alone, *apart], slowdown, batched, read_s)
+
+
+def _without_stalls(samples: Sequence[Sample]) -> list[Sample]:
+    """None takes more than STALL times the median of its size."""
+    by_size: dict[int, list[float]] = {}
+    for sample in samples:
+        by_size.setdefault(sample.rows, []).append(sample.service_s)
+    most = {rows: STALL * float(np.median(took)) for rows, took in by_size.items()}
+    hand_over_s = STALL * float(np.median([sample.hand_over_s for sample in samples])) if samples else 0.0
+    return [
+        sample._replace(service_s=min(sample.service_s, most[sample.rows]), hand_over_s=min(sample.hand_over_s, hand_over_s))
+        for sample in samples
+    ]
 
 
 def _slowdown(alone: Sequence[Sample], together: Sequence[Sample]) -> float:
@@ -102,33 +121,29 @@ def _slowdown(alone: Sequence[Sample], together: Sequence[Sample]) -> float:
     return max(float(np.median(ratios)), 1.0) if ratios else 1.0
 
 
-def learnt(log: Path, clients: Histogram, began_at: float, warm_up_s: float, before: Times, instances: int) -> Times:
-    """From the recording of a live run: its batches less what the loop took of their core, and the path of its requests.
+def learnt(log: Path, clients: Histogram, loads: Sequence[float], warm_up_s: float, before: Times, instances: int) -> Times:
+    """From the recording of a server under load: its batches less what the loop took of their core, and its requests' path.
 
-    `began_at`: when the load was ordered, on the recorded clock; it warms up from its first request on. Too few batches teach
-    nothing. Raises LogError.
+    `loads`: when each load was ordered, on the recorded clock; it warms up from its first request on. `clients`: what those of
+    the last load saw. Too few batches teach nothing. Raises LogError.
     """
     batches = Batches(log)
-    arrival_s, apart = separate(batches.samples, batches.arrivals)
-    came = batches.arrivals[batches.arrivals >= began_at - batches.first_at]
-    if not came.size or not clients.count:
+    began = [batches.arrivals[batches.arrivals >= ordered_at - batches.first_at] for ordered_at in loads]
+    if not clients.count or not began or not began[-1].size:
         return before
-    since_s = float(came[0]) + batches.first_at + warm_up_s
-    kept = _alone([sample for sample in apart if sample.at_s + batches.first_at >= since_s], before.slowdown, instances)
+    since_s = float(began[0][0]) + warm_up_s
+    arrival_s, apart = separate(batches.samples, batches.arrivals)
+    if arrival_s > MOST_READ_S:  # no request costs the loop so much: others on the machine held up both
+        arrival_s, apart = 0.0, batches.samples
+    kept = _alone([sample for sample in apart if sample.at_s >= since_s], before.slowdown, instances)
     if len(kept) < FEWEST:
         return before
     found, at = answers(log), shares(QUANTILES)
-    inside = found[found[:, 0] >= since_s, 1]
+    inside = found[found[:, 0] >= float(began[-1][0]) + batches.first_at + warm_up_s, 1]
     seconds, counts = zip(*clients.steps(), strict=True)
     path_s = np.quantile(np.repeat(seconds, counts), at) - np.quantile(inside, at) - arrival_s
-    return Times(
-        [*kept, *_not_seen(kept, before)],
-        before.slowdown,
-        before.batched,
-        arrival_s,
-        tuple(path_s.clip(min=0.0).tolist()),
-        True,
-    )
+    path = tuple(path_s.clip(min=0.0).tolist())
+    return Times([*kept, *_not_seen(kept, before)], before.slowdown, before.batched, arrival_s, path, True)
 
 
 def _alone(samples: Sequence[Sample], slowdown: float, instances: int) -> list[Sample]:

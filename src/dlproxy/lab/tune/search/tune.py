@@ -3,6 +3,7 @@
 Called by cli/tune.py and benchmarks/tune. Not aware of: the command line, how the result is shown.
 """
 
+import os
 from collections.abc import Callable
 from math import ceil, inf, log10
 from pathlib import Path
@@ -39,6 +40,7 @@ from dlproxy.lab.tune.search.trials import Trials
 from dlproxy.policy.events import Dispatch
 from dlproxy.telemetry.event_log import read
 
+BUSY = 0.5  # programs for each core that want to run beside us
 CALIBRATE_SHARE = 0.15  # of the budget, in all
 CALIBRATE_S = (0.3, 4.0)  # for one layout, at least and at most
 SEARCH_SHARE = 0.45  # of the budget: what is left then belongs to the live runs
@@ -115,6 +117,9 @@ class Tuning:
     def run(self) -> Tuned:
         """Raises ArrivalsError, ConfigError, LogError, ModelError, TuneError; KeyboardInterrupt if nothing is known yet."""
         interrupted = False
+        busy = os.getloadavg()[0] / (os.cpu_count() or 1)
+        if busy > BUSY:
+            self._notes.append(f"other programs use this machine ({busy:.1f} of them for each core): figures are unsure")
         times = self._calibrate()
         predictor = self._predictor = Predictor(self._problem, times)
         self._refuse_what_no_batch_meets()
