@@ -84,6 +84,9 @@ def _run(args: argparse.Namespace, folder: Path) -> int:
         except KeyboardInterrupt:
             complain(f"interrupted before anything was found; what was measured is in {file}: go on with --resume")
             return INTERRUPTED
+        except Exception:
+            state.forget()
+            raise
     _report(args, tuned)
     if tuned.interrupted:
         say(f"interrupted; go on with --resume ({file})")

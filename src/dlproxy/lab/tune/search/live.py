@@ -103,9 +103,8 @@ class LiveServer:
             raise KeyboardInterrupt
         self._last = result
         histogram = Histogram.decode(result.histogram)
-        offered = result.sent / result.duration_s
         good = histogram.share_within(self._problem.objective_s) * result.ok / max(result.sent, 1)
-        return Outcome(offered, good, result.latency_ms["p99"] / 1e3 if result.ok else NEVER_S)
+        return Outcome(rate, good, result.latency_ms["p99"] / 1e3 if result.ok else NEVER_S)
 
     def memory_bytes(self) -> int:
         """Resident, of the server and its worker processes."""

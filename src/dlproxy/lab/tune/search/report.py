@@ -14,12 +14,11 @@ from dlproxy.lab.tune.search.evolve import front
 from dlproxy.lab.tune.search.problem import NEVER_S, Outcome, Point
 from dlproxy.lab.tune.search.state import Lived
 from dlproxy.lab.tune.search.toml import model_table
-from dlproxy.lab.tune.search.tune import Tuned, in_words, why
+from dlproxy.lab.tune.search.tune import ALIKE, Tuned, in_words, why
 
 WIDTH = 100
 MOST_SHOWN = 10
 ALWAYS = ("run", "instances", "threads", "max_batch", "max_wait_s", "codel_target_s", "hedge")  # in tuned.toml
-ALIKE = 0.02  # p99 and goodput this close are not worth a word
 
 
 class Row(Struct):
@@ -80,7 +79,7 @@ def reason(tuned: Tuned, point: Point) -> str:
     if point == tuned.chosen:
         among = "of what was measured" if tuned.measured else "of what was simulated"
         if not chosen.meets(objective_s):
-            return f"chosen: nothing {among[3:]} meets {asked}; it has the most goodput"
+            return f"chosen: nothing {among} meets {asked}; it has the most goodput"
         return f"chosen: {among} and meets {asked} with the most goodput, it takes the fewest cores, then has the lowest p99"
     parts = []
     if not outcome.meets(objective_s):
@@ -105,7 +104,7 @@ def error_lines(tuned: Tuned) -> list[str]:
     lines = []
     for name, predicted, measured, shown in (
         ("p99", run.predicted.p99_s * 1e3, run.outcome.p99_s * 1e3, wording.duration),
-        ("goodput", run.predicted.good * run.outcome.rate, run.outcome.goodput, wording.rate),
+        ("goodput", run.predicted.goodput, run.outcome.goodput, wording.rate),
     ):
         off = f"{(predicted / measured - 1.0) * 100:+.0f} %" if measured else "-"
         lines.append(f"{name:<8} predicted {shown(predicted)}, measured {shown(measured)} over {run.seconds:.0f} s: {off}")

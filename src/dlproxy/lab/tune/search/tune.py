@@ -49,7 +49,7 @@ LEAST_POINTS = 48
 REVALUED = 40  # points that are simulated at the rate that was found, where none was given
 NEAR_PEAK = 0.95
 LADDER, RUNGS = 1.25, 24  # objectives that are tried where the one asked for cannot be met
-WHY_POINTS = 2  # neighbours of each knob
+ALIKE = 0.02  # what differs by less than this share is no difference
 
 
 class Show(Protocol):
@@ -263,6 +263,8 @@ class Tuning:
 
     def _nearest(self, rate: float) -> str:
         """The nearest objective that can be met at a rate, in words."""
+        if rate > max(map(self._predictor.most, self._predictor.times)):
+            return f"{wording.rate(rate)} are more than it can compute, whatever the objective"
         defaults = [Point(layout, self._problem.config.max_batch) for layout in self._predictor.times]
         objective_s = max(self._problem.objective_s, self._predictor.single_s(self._first()))
         for _ in range(RUNGS):
@@ -274,7 +276,7 @@ class Tuning:
                     " ms", "ms"
                 )
             objective_s *= LADDER
-        return f"{wording.rate(rate)} are more than this machine can compute"
+        return f"at {wording.rate(rate)} no objective can be met for long"
 
     # Live
 
@@ -309,7 +311,7 @@ class Tuning:
         if measured and not among[chosen].meets(objective_s):
             good = wording.share(among[chosen].good, 1.0)
             self._notes.append(
-                f"no live run met the objective; in the best of them {good} of the requests did ({GOOD_SHARE:.0%} must)"
+                f"no live run met the objective; in the best of them {good} of the requests did ({wording.share(GOOD_SHARE, 1.0)} must)"
             )
         return Tuned(
             problem=self._problem,
@@ -320,7 +322,7 @@ class Tuning:
             known=known,
             measured=measured,
             chosen=chosen,
-            simulated=predictor.evaluations,
+            simulated=len(self._state.simulated),
             runs=0 if trials is None else trials.runs,
             seconds=self._clock() - self._began_at,
             highest=self._highest,
@@ -338,26 +340,35 @@ def _two_digits(value: float, *, up: bool = False) -> float:
 
 def why(tuned: Tuned) -> dict[str, str]:
     """For each knob that was chosen, what its neighbours would give, by the corrected simulator."""
-    point, space, predictor = tuned.chosen, tuned.space, tuned.predictor
-    own = predictor.at(point, tuned.rate)
+    point, space = tuned.chosen, tuned.space
+    own = tuned.predictor.at(point, tuned.rate)
     said = {}
     for knob, values in (("max_batch", space.batches), ("max_wait_s", space.waits), ("codel_target_s", space.codels)):
-        value = getattr(point, knob)
-        index = values.index(value) if value in values else 0
-        others = [values[number] for number in (index - 1, index + 1) if 0 <= number < len(values)][:WHY_POINTS]
-        parts = [_beside(msgspec.structs.replace(point, **{knob: other}), knob, own, tuned) for other in others]
-        said[knob] = "; ".join(filter(None, parts)) or "the only value there is"
+        index = values.index(getattr(point, knob))
+        others = [values[number] for number in (index - 1, index + 1) if 0 <= number < len(values)]
+        said[knob] = _beside([msgspec.structs.replace(point, **{knob: other}) for other in others], knob, own, tuned)
     if point.layout.instances > 1:
-        said["hedge"] = _beside(msgspec.structs.replace(point, hedge=not point.hedge), "hedge", own, tuned)
+        said["hedge"] = _beside([msgspec.structs.replace(point, hedge=not point.hedge)], "hedge", own, tuned)
     said["run"] = _beside_layouts(tuned)
     return said
 
 
-def _beside(other: Point, knob: str, own: Outcome, tuned: Tuned) -> str:
-    value = getattr(other, knob)
-    shown = wording.duration(value * 1e3) if knob.endswith("_s") and value else str(value).lower()
-    outcome = tuned.predictor.at(other, tuned.rate)
-    return f"{shown} instead: {in_words(outcome)} (simulated; this: {in_words(own)})"
+def _beside(others: list[Point], knob: str, own: Outcome, tuned: Tuned) -> str:
+    """What each of them would give, those that would change nothing together."""
+    same, parts = [], []
+    for other in others:
+        value = getattr(other, knob)
+        shown = wording.duration(value * 1e3) if knob.endswith("_s") and value else str(value).lower()
+        outcome = tuned.predictor.at(other, tuned.rate)
+        if abs(outcome.p99_s / own.p99_s - 1.0) < ALIKE and abs(outcome.good - own.good) < ALIKE:
+            same.append(shown)
+        else:
+            parts.append(f"with {shown}: {in_words(outcome)}")
+    if same:
+        parts.append(f"with {' or '.join(same)}: no difference")
+    if not parts:
+        return "The only value there is."
+    return f"Simulated: {in_words(own)}; {'; '.join(parts)}."
 
 
 def _beside_layouts(tuned: Tuned) -> str:
