@@ -79,11 +79,14 @@ class Predictor:
         return found
 
     def most(self, layout: Layout, max_batch: int = 1 << 30) -> float:
-        """Rows per second that all instances can compute, in batches of the best size that was measured."""
+        """Rows per second that all instances can compute, in batches of the best size that was measured, and the loop carry."""
         times = self.times[layout]
         sizes = [(rows, seconds) for rows, seconds in times.prior if rows <= max_batch] or times.prior[:1]
-        best = max(rows / seconds for rows, seconds in sizes)
-        return best * layout.instances / times.slowdown
+        computed = max(rows / seconds for rows, seconds in sizes) * layout.instances / times.slowdown
+        loop_s = times.costs.read_s + times.costs.write_s
+        if layout.run == "inline":
+            return 1.0 / (1.0 / computed + loop_s)
+        return min(computed, 1.0 / loop_s) if loop_s else computed
 
     def single_s(self, layout: Layout) -> float:
         """Seconds of a batch of one row."""

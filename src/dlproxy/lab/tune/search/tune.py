@@ -309,10 +309,8 @@ class Tuning:
         objective_s = self._problem.objective_s
         chosen = min(among, key=lambda point: (better_first(point, among[point], objective_s, best), point))
         if measured and not among[chosen].meets(objective_s):
-            good = wording.share(among[chosen].good, 1.0)
-            self._notes.append(
-                f"no live run met the objective; in the best of them {good} of the requests did ({wording.share(GOOD_SHARE, 1.0)} must)"
-            )
+            good, must = (wording.share(part, 1.0) for part in (among[chosen].good, GOOD_SHARE))
+            self._notes.append(f"no live run met the objective: in the best {good} of the answers were in time, {must} must be")
         return Tuned(
             problem=self._problem,
             predictor=predictor,
