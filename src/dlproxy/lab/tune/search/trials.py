@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from math import log
 from statistics import median
+from types import TracebackType
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct, field
@@ -16,7 +18,7 @@ from dlproxy.lab.load.run import Interrupt
 from dlproxy.lab.tune.search.evolve import front
 from dlproxy.lab.tune.search.live import LiveServer
 from dlproxy.lab.tune.search.predict import Predictor
-from dlproxy.lab.tune.search.problem import Layout, Outcome, Point, TuneError, better_first
+from dlproxy.lab.tune.search.problem import Layout, Outcome, Point, Problem, TuneError, better_first
 from dlproxy.lab.tune.search.state import Lived, State
 from dlproxy.lab.tune.search.times import Times
 
@@ -33,6 +35,28 @@ LADDER = 5  # runs at other rates, where the highest rate is looked for
 STEP_UP, STEP_DOWN = 1.12, 0.9
 
 
+class Server(Protocol):
+    """A LiveServer, or what stands for one in tests."""
+
+    def __enter__(self) -> "Server": ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def turn(self, point: Point) -> None: ...
+
+    def load(self, rate: float, seconds: float, seed: int, interrupt: Interrupt) -> Outcome: ...
+
+    def memory_bytes(self) -> int: ...
+
+    def learn(self, before: Times) -> Times: ...
+
+
+class Serve(Protocol):
+    """Makes one, which is not started yet."""
+
+    def __call__(self, problem: Problem, point: Point, *, record: bool) -> Server: ...
+
+
 class Trials(Struct):
     """The live phase of one tuning. `left_s`: seconds of the budget that are left; `tell`: is told of each run."""
 
@@ -43,6 +67,7 @@ class Trials(Struct):
     left_s: Callable[[], float]
     tell: Callable[[str], None]
     interrupt: Interrupt
+    serve: Serve = LiveServer
     measured: dict[Point, Lived] = field(default_factory=dict)
     """The longest run of each point, the latest of equally long ones."""
     runs: int = 0
@@ -74,7 +99,7 @@ class Trials(Struct):
             return 0.0
         passed, failed = (self.rate, 0.0) if run.outcome.meets(objective_s) else (0.0, self.rate)
         try:
-            with LiveServer(self.predictor.problem, point, record=False) as server:
+            with self.serve(self.predictor.problem, point, record=False) as server:
                 for step in range(LADDER):
                     if self.left_s() < seconds + OVERHEAD_S or self.runs >= MOST_RUNS:
                         break
@@ -131,7 +156,7 @@ class Trials(Struct):
         missing = [point for point, run in zip(points, known, strict=True) if run is None]
         if not missing or self.runs >= MOST_RUNS:
             return
-        server = LiveServer(self.predictor.problem, missing[0], record=record)
+        server = self.serve(self.predictor.problem, missing[0], record=record)
         with server:
             for point in missing[: MOST_RUNS - self.runs]:
                 if point != missing[0]:
@@ -142,7 +167,7 @@ class Trials(Struct):
             last = self.measured[missing[-1]]
             self._take(msgspec.structs.replace(last, times=times), keep=True)
 
-    def _one(self, server: LiveServer, point: Point, rate: float, seconds: float, seed: int) -> Outcome:
+    def _one(self, server: Server, point: Point, rate: float, seconds: float, seed: int) -> Outcome:
         predicted = self.predictor.at(point, rate)
         outcome = server.load(rate, seconds, seed, self.interrupt)
         self.runs += 1
