@@ -94,10 +94,10 @@ def measure(options: argparse.Namespace, lines: list[Line]) -> None:
 def _of_model(name: str, folder: Path, options: argparse.Namespace, interrupt: Interrupt) -> Line:
     path = folder / f"{name}.onnx"
     config = ModelConfig(path=str(path) if MODELS[name](path) else PYTHON, slo="p99=1s")
-    predictor, space = _calibrated(name, config, options.seconds)
+    predictor, space = _calibrated(name, config, options)
     problem = predictor.problem
     rate = max(predictor.most(layout) for layout in predictor.times)
-    table = {point: predictor.at(point, rate, requests=options.requests) for point in space.points()}
+    table = {point: predictor.at(point, rate) for point in space.points()}
     line = Line(name, problem.objective_s, rate, len(table), [], [])
     best = max(outcome.goodput for outcome in table.values())
     for seed in range(SEEDS):
@@ -116,10 +116,10 @@ def _of_model(name: str, folder: Path, options: argparse.Namespace, interrupt: I
     return line
 
 
-def _calibrated(name: str, config: ModelConfig, seconds: float) -> tuple[Predictor, Space]:
+def _calibrated(name: str, config: ModelConfig, options: argparse.Namespace) -> tuple[Predictor, Space]:
     """With an objective that suits the model: some times what one row takes alone."""
     problem = Problem(name=name, config=config, objective_s=1.0, load=Load(), cores=usable_cores())
-    times = {layout: calibrate(problem, layout, seconds) for layout in layouts(config, problem.cores)}
+    times = {layout: calibrate(problem, layout, options.seconds) for layout in layouts(config, problem.cores)}
     single_s = min(Predictor(problem, times).single_s(layout) for layout in times)
     objective_ms = float(f"{1e3 * max(OBJECTIVE_SINGLES * single_s, LEAST_OBJECTIVE_S):.2g}")
     problem = Problem(
@@ -129,7 +129,9 @@ def _calibrated(name: str, config: ModelConfig, seconds: float) -> tuple[Predict
         load=Load(),
         cores=problem.cores,
     )
-    return Predictor(problem, times), make_space(problem, list(times), batched=any(one.batched for one in times.values()))
+    return Predictor(problem, times, requests=options.requests), make_space(
+        problem, list(times), batched=any(one.batched for one in times.values())
+    )
 
 
 def _choice(found: dict[Point, Outcome], problem: Problem) -> Point:

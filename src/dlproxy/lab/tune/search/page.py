@@ -117,8 +117,10 @@ def _error(tuned: Tuned) -> Figure | None:
 
 
 def _table(shown: list[Row]) -> str:
-    cells = ([*map(escaped, row.cells()), escaped(row.reason)] for row in shown)
-    return as_section("The front", as_table([*map(escaped, HEADINGS), "why"], cells))
+    cells = ([escaped(cell).replace(" ", "\u00a0") for cell in row.cells()] for row in shown)
+    reasons = ((str(row.number), escaped(row.reason)) for row in shown)
+    front = as_section("The front", as_table(map(escaped, HEADINGS), cells))
+    return front + as_section("Why", as_table(("", ""), reasons), style="words")
 
 
 def _reasons(tuned: Tuned) -> str:

@@ -17,7 +17,7 @@ from dlproxy.lab.tune.search.problem import NEVER_S, Layout, Outcome, Point, Pro
 from dlproxy.lab.tune.search.times import Times
 from dlproxy.policy.plan import plan_lane
 
-REQUESTS = 2000  # of a simulation that compares points: seconds of service, not minutes
+REQUESTS = 1500  # of a simulation that compares points: seconds of service, not minutes
 LEAST_OBJECTIVES = 30  # a simulation lasts so many objectives at least: in less no queue gets long
 MOST_TIMES = 3.0  # as long as so many times the requests asked for
 WARM_SHARE = 0.1  # of it passes before anything counts: batches begin at one row
@@ -26,18 +26,16 @@ SPAN = 30.0  # that rate is looked for down to this part of what all instances c
 
 
 class Predictor:
-    """Values points by simulation, each the same way every time."""
+    """Values points by simulation, each the same way every time. `requests`: of each simulation."""
 
-    def __init__(self, problem: Problem, times: Mapping[Layout, Times]) -> None:
+    def __init__(self, problem: Problem, times: Mapping[Layout, Times], *, requests: int = REQUESTS) -> None:
         self.problem = problem
+        self.requests = requests
         self.times = dict(times)
         self.off_by: dict[Layout, float] = {}
         """By how much (a logarithm) live runs of a layout turned out slower at p99 than was simulated."""
-        self.evaluations = 0
 
-    def at(
-        self, point: Point, rate: float, *, objective_s: float | None = None, requests: int = REQUESTS, seed: int = 0
-    ) -> Outcome:
+    def at(self, point: Point, rate: float, *, objective_s: float | None = None) -> Outcome:
         """At so many requests a second. `objective_s`: another than the problem's."""
         problem, layout = self.problem, point.layout
         slo_s = objective_s or problem.objective_s
@@ -51,19 +49,18 @@ class Predictor:
             batched=times.batched,
         )
         arrivals = problem.load.arrivals(rate)
-        length_s = requests / arrivals.rate
+        length_s = self.requests / arrivals.rate
         length_s = min(max(length_s, LEAST_OBJECTIVES * slo_s), MOST_TIMES * length_s)
         if arrivals.duration_s is not None:
             length_s = arrivals.duration_s
         model = ModelPlan(plan, lambda number: Measured(times.samples, seed=number), "")
-        scenario = Scenario(models={problem.name: model}, arrivals=arrivals, duration_s=length_s, costs=times.costs, seed=seed)
+        scenario = Scenario(models={problem.name: model}, arrivals=arrivals, duration_s=length_s, costs=times.costs)
         tally = Tally(WARM_SHARE * length_s, length_s)
         simulation = build(scenario, tally)
         machine = times.machine(layout.instances)
         for instance in next(iter(simulation.nodes.values())).models[problem.name].instances.values():
             instance.machine = machine
         simulation.run(make_calls(scenario))
-        self.evaluations += 1
         return self._outcome(tally, layout, arrivals.rate, slo_s)
 
     def peak(self, point: Point) -> float:
@@ -72,7 +69,7 @@ class Predictor:
         low, found = high / SPAN, 0.0
         for _ in range(STEPS):
             rate = sqrt(low * high)
-            if self.at(point, rate, requests=REQUESTS // 2).meets(self.problem.objective_s):
+            if self.at(point, rate).meets(self.problem.objective_s):
                 low = found = rate
             else:
                 high = rate

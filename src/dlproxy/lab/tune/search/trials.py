@@ -25,7 +25,7 @@ from dlproxy.lab.tune.search.times import Times
 MOST_RUNS = 30
 ROUNDS = ((8, 2.5), (4, 4.0), (2, 8.0))  # points, and seconds of each: the last confirms
 MOST_LAYOUTS = 4  # that a round starts servers for
-PER_LAYOUT = 12  # points of each that are valued anew when the simulator has learnt
+PER_LAYOUT = 6  # points of each that are valued anew when the simulator has learnt
 LEAST_REQUESTS, MOST_SECONDS = 300, 20.0  # of a run: slow models get longer ones, up to a point
 OVERHEAD_S = 2.5  # of a run: processes start, answers are waited for
 START_S = 4.0  # of a server

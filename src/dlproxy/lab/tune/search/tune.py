@@ -268,9 +268,7 @@ class Tuning:
         defaults = [Point(layout, self._problem.config.max_batch) for layout in self._predictor.times]
         objective_s = max(self._problem.objective_s, self._predictor.single_s(self._first()))
         for _ in range(RUNGS):
-            if any(
-                self._predictor.at(one, rate, objective_s=objective_s, requests=1000).meets(objective_s) for one in defaults
-            ):
+            if any(self._predictor.at(one, rate, objective_s=objective_s).meets(objective_s) for one in defaults):
                 nearest = wording.duration(_two_digits(objective_s * 1e3, up=True))
                 return f"the nearest objective that can be met at {wording.rate(rate)} is about p99={nearest}".replace(
                     " ms", "ms"
