@@ -1,8 +1,9 @@
 """The tuner beside an exhaustive search: `python -m benchmarks.tune` (or `make bench-tune ARGS=...`).
 
 The search: in the simulator of each model's measured batch times, at the rate of its capacity, every configuration is valued
-once, then the search runs with several seeds on the same values. Live: the choice beside the exhaustive search's best three,
-and a whole tuning at half of that rate, whose prediction is compared with what it measured. `--write` writes RESULTS.md.
+once, then the search runs with several seeds on the same values. Live, at rates that two cores can send and serve: the choice
+beside the exhaustive search's best three, and a whole tuning, whose prediction is compared with what it measured. `--write`
+writes RESULTS.md.
 """
 
 import argparse
@@ -39,7 +40,7 @@ MODELS: dict[str, Callable[[Path], object]] = {
     "python": lambda path: None,
 }
 SEEDS = 20
-HALF = 0.5
+LIVE_SHARE, MOST_LIVE_RATE = 0.3, 1000.0  # of capacity; one load process and the server share the cores
 BEST = 3
 GOAL, NEAR = 0.95, 0.15
 HEAD = (
@@ -87,6 +88,7 @@ def measure(options: argparse.Namespace, lines: list[Line]) -> None:
         for name in options.models:
             with progress(name):
                 lines.append(_of_model(name, folder, options, interrupt))
+            print(as_table(lines[-1:]).splitlines()[-1], file=sys.stderr)
             if interrupt.pressed:
                 raise KeyboardInterrupt
 
@@ -108,8 +110,8 @@ def _of_model(name: str, folder: Path, options: argparse.Namespace, interrupt: I
         if seed == 0:
             chosen = _choice(found, problem)
     if options.live:
-        line.live_ratio = _live(problem, table, chosen, rate, options.seconds, interrupt)
-        load = Load(rate=float(f"{HALF * rate:.2g}"))
+        line.live_ratio = _live(problem, table, chosen, min(rate, MOST_LIVE_RATE), options.seconds, interrupt)
+        load = Load(rate=float(f"{min(LIVE_SHARE * rate, MOST_LIVE_RATE):.2g}"))
         half = Problem(name=name, config=problem.config, objective_s=problem.objective_s, load=load, cores=problem.cores)
         tuning = Tuning(half, State(None, {}), budget_s=options.budget, show=_Silent(), interrupt=interrupt)
         line.tuned = tuning.run()
@@ -199,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
         command += f" --budget {options.budget:g}" if options.live else " --no-live"
         about = ["# The tuner beside an exhaustive search", "", f"`{command}` on {began}, {usable_cores()} cores.", ""]
         PAGE.write_text(
-            "\n".join([*about, (__doc__ or "").partition("\n\n")[2].replace(" `--write` writes RESULTS.md.", "")]), "utf-8"
+            "\n".join([*about, (__doc__ or "").partition("\n\n")[2].replace(" `--write`\nwrites RESULTS.md.", "")]), "utf-8"
         )
         with PAGE.open("a", encoding="utf-8") as file:
             file.write("\n".join(["", as_table(lines), "", verdict(lines), ""]))

@@ -74,6 +74,16 @@ def test_points_are_different_and_can_be_configured() -> None:
     assert {space.point(**arguments).layout for arguments in space.defaults()} == set(space.layouts)
 
 
+def test_neighbours_are_points_too_and_each_other_s() -> None:
+    space = make_space(problem(), [ONE, TWO], batched=True)
+    points = set(space.points())
+    for point in list(points)[::7]:
+        near = list(space.neighbours(point))
+        assert near
+        assert points.issuperset(near)
+        assert all(point in space.neighbours(other) for other in near if min(other.max_batch, point.max_batch) > 1)
+
+
 def test_no_batch_exceeds_the_configured_one() -> None:
     small = msgspec.structs.replace(problem(), config=ModelConfig(path=SLEEP, max_batch=6))
     assert make_space(small, [ONE], batched=True).batches == (1, 2, 4, 6)

@@ -38,7 +38,7 @@ def test_the_search_ends_when_it_is_told_or_finds_nothing_better() -> None:
     pytest.importorskip("optuna")
     space = make_space(problem(), LAYOUTS, batched=True)
     turns = iter([True] * 10 + [False])
-    assert len(evolve(space, _bumpy, objective_s=0.05, most=10_000, going=lambda: next(turns))) <= 10
+    assert len(evolve(space, _bumpy, objective_s=0.05, most=10_000, going=lambda: next(turns, False))) <= 10
     flat = evolve(space, lambda point: Outcome(1.0, 1.0, 0.01), objective_s=0.05, most=10_000, going=lambda: True)
     assert len(flat) < 150
 

@@ -154,6 +154,20 @@ class Space(Struct, frozen=True):
         choices = (range(size) for size in self.sizes().values())
         yield from dict.fromkeys(self.point(*chosen) for chosen in itertools.product(*choices))
 
+    def neighbours(self, point: Point) -> Iterator[Point]:
+        """Those that differ from this one in a single knob by one step, in the same layout."""
+        knobs = (("max_batch", self.batches), ("max_wait_s", self.waits), ("codel_target_s", self.codels))
+        for knob, values in knobs:
+            at = values.index(getattr(point, knob))
+            for value in values[max(at - 1, 0) : at + 2]:
+                other = msgspec.structs.replace(point, **{knob: value})
+                if other.max_batch == 1:
+                    other = msgspec.structs.replace(other, max_wait_s=0.0)
+                if other != point:
+                    yield other
+        if point.layout.instances > 1:
+            yield msgspec.structs.replace(point, hedge=not point.hedge)
+
     def defaults(self) -> list[dict[str, int]]:
         """Each layout with what a server has without configuration, as arguments of `point`."""
         most = len(self.batches) - 1

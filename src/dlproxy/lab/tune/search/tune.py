@@ -45,7 +45,8 @@ CALIBRATE_SHARE = 0.15  # of the budget, in all
 CALIBRATE_S = (0.3, 4.0)  # for one layout, at least and at most
 SEARCH_SHARE = 0.45  # of the budget: what is left then belongs to the live runs
 MOST_SHARE = 0.1  # of all points are simulated
-LEAST_POINTS = 48
+LEAST_POINTS = 48  # may be, where there are few in all
+SURE_POINTS = 8  # are simulated besides the layouts, however little time there is
 REVALUED = 40  # points that are simulated at the rate that was found, where none was given
 NEAR_PEAK = 0.95
 LADDER, RUNGS = 1.25, 24  # objectives that are tried where the one asked for cannot be met
@@ -191,6 +192,7 @@ class Tuning:
         problem, predictor = self._problem, self._predictor
         least = max(LEAST_POINTS, len(self._space.layouts) + 1)
         most = max(int(self._total * MOST_SHARE), least)
+        sure = len(self._space.layouts) + SURE_POINTS
         self._show.stage("searching in the simulator", most)
         until = self._budget_s * (1.0 - SEARCH_SHARE)
         value = self._value_peak if problem.load.rate is None and problem.load.trace is None else self._value
@@ -199,7 +201,7 @@ class Tuning:
             self._rate = problem.load.arrivals(0.0).rate
 
         def going() -> bool:
-            return not self._interrupt.pressed and (self._left_s > until or len(self._archive) < least)
+            return not self._interrupt.pressed and (self._left_s > until or len(self._archive) < sure)
 
         self._archive = evolve(self._space, value, objective_s=problem.objective_s, most=most, going=going)
         if not self._rate:
