@@ -27,9 +27,11 @@ from dlproxy.lab.tune.search.calibrate import request_settings
 from dlproxy.lab.tune.search.problem import NEVER_S, Layout, Outcome, Point, Problem, TuneError
 from dlproxy.lab.tune.search.times import Times, learnt
 from dlproxy.lab.tune.search.toml import model_table
+from dlproxy.telemetry.event_log import LogError
 
 STOP_S = 15.0
 POLL_S = 0.02
+FIRST_TRIES = 5
 PATIENCE_S = 10.0
 WARM_UP_S = 0.5
 DRAIN_S = 2.0
@@ -67,12 +69,12 @@ class LiveServer:
                     command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
                 )
             url, self._control = self._addresses(folder)
-            self._test = LoadTest(msgspec.structs.replace(request_settings(self._problem, url), rate=1.0, drain_s=DRAIN_S))
+            self._test = self._test_of(url)
         except LoadError as error:
-            self._end()
+            self._give_up()
             raise TuneError(f"{self.layout}: the server does not answer as it should: {error}") from None
         except BaseException:
-            self._end()
+            self._give_up()
             raise
         return self
 
@@ -121,8 +123,18 @@ class LiveServer:
         try:
             clients = Histogram.decode(self._last.histogram)
             return learnt(log, clients, self._loads, WARM_UP_S, before, self.layout.instances)
+        except LogError:  # nothing was answered
+            return before
         finally:
             self._folder.cleanup()
+
+    def _test_of(self, url: str) -> LoadTest:
+        """Raises LoadError. Its first request may be too late for the objective: the server is cold, or it was disturbed."""
+        settings = msgspec.structs.replace(request_settings(self._problem, url), rate=1.0, drain_s=DRAIN_S)
+        for _ in range(FIRST_TRIES - 1):
+            with suppress(LoadError):
+                return LoadTest(settings)
+        return LoadTest(settings)
 
     def _addresses(self, folder: Path) -> tuple[str, tuple[str, int]]:
         """Of inference and of the control port, once the server says that it is ready."""
@@ -153,6 +165,10 @@ class LiveServer:
         if reply.status != 200:
             raise TuneError(f"{self.layout}: the control port says: {said.decode(errors='replace')}")
         return said
+
+    def _give_up(self) -> None:
+        self._end()
+        self._folder.cleanup()
 
     def _end(self) -> None:
         process = self._process

@@ -123,12 +123,14 @@ class Trials(Struct):
     def _candidates(self, count: int) -> list[Point]:
         """The best by what is known now: first the best of each layout, then the rest of the front and of the ranking."""
         ranked = [point for point in self._ranked(self._known()) if point.layout not in self.failures]
-        firsts = list({point.layout: point for point in reversed(ranked)}.values())[::-1][:MOST_LAYOUTS]
-        allowed = {point.layout for point in firsts}
-        if count <= len(ROUNDS):  # to confirm: nothing but the best
+        if count == ROUNDS[-1][0]:  # to confirm: nothing but the best
             return ranked[:count]
-        others = [point for point in (*front(self.archive), *ranked) if point.layout in allowed]
-        return list(dict.fromkeys((*firsts, *others)))[:count]
+        best: dict[Layout, Point] = {}
+        for point in ranked:
+            best.setdefault(point.layout, point)
+        tried = dict(list(best.items())[:MOST_LAYOUTS])
+        others = [point for point in (*front(self.archive), *ranked) if point.layout in tried]
+        return list(dict.fromkeys((*tried.values(), *others)))[:count]
 
     def _known(self) -> dict[Point, Outcome]:
         return {**self.archive, **{point: run.outcome for point, run in self.measured.items()}}
@@ -157,15 +159,15 @@ class Trials(Struct):
         if not missing or self.runs >= MOST_RUNS:
             return
         server = self.serve(self.predictor.problem, missing[0], record=record)
+        missing = missing[: MOST_RUNS - self.runs]
         with server:
-            for point in missing[: MOST_RUNS - self.runs]:
+            for point in missing:
                 if point != missing[0]:
                     server.turn(point)
                 self._one(server, point, self.rate, seconds, seed)
         if record:
             times = server.learn(self.predictor.times[layout])
-            last = self.measured[missing[-1]]
-            self._take(msgspec.structs.replace(last, times=times), keep=True)
+            self._take(msgspec.structs.replace(self.measured[missing[-1]], times=times), keep=True)
 
     def _one(self, server: Server, point: Point, rate: float, seconds: float, seed: int) -> Outcome:
         predicted = self.predictor.at(point, rate)
