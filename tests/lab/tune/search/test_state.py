@@ -17,7 +17,7 @@ def _filled(path: Path) -> State:
     state.keep(Calibrated(ONE, line()))
     state.keep(Calibrated(TWO, None, "it does not start"))
     state.keep(Simulated(POINT, OUTCOME))
-    state.keep(Lived(POINT, 100.0, 4.0, OUTCOME, 1 << 20, OUTCOME, line()))
+    state.keep(Lived(POINT, 100.0, 4.0, 1, OUTCOME, 1 << 20, OUTCOME, line()))
     return state
 
 
@@ -27,9 +27,9 @@ def test_everything_is_there_again(tmp_path: Path) -> None:
     assert after.calibrated == before.calibrated
     assert after.simulated == before.simulated == {POINT: OUTCOME}
     assert after.lived == before.lived
-    assert after.live(POINT, 100.0, 2.5) == before.lived[0]
-    assert after.live(POINT, 100.0, 8.0) is None
-    assert after.live(POINT, 90.0, 2.5) is None
+    assert after.live(POINT, 100.0, 2.5, 1) == before.lived[0]
+    assert after.live(POINT, 100.0, 8.0, 1) is None
+    assert after.live(POINT, 100.0, 2.5, 2) is None
 
 
 def test_a_line_that_was_cut_off_is_left_out_and_the_rest_goes_on(tmp_path: Path) -> None:

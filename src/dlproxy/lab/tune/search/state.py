@@ -36,11 +36,14 @@ class Simulated(Struct, tag="simulated"):
 
 
 class Lived(Struct, tag="live"):
-    """A live run of so many seconds. `memory_bytes`: resident, of the server and its workers. `times`: what it taught."""
+    """A live run of so many seconds; `seed`: of its arrivals. `memory_bytes`: resident, of the server and its workers.
+    `times`: what it taught.
+    """
 
     point: Point
     rate: float
     seconds: float
+    seed: int
     outcome: Outcome
     memory_bytes: int
     predicted: Outcome
@@ -75,10 +78,10 @@ class State:
             with self._path.open("ab") as file:
                 file.write(msgspec.json.encode(record) + b"\n")
 
-    def live(self, point: Point, rate: float, seconds: float) -> Lived | None:
-        """A run of this point at this rate that lasted so long."""
+    def live(self, point: Point, rate: float, seconds: float, seed: int) -> Lived | None:
+        """A run of this point with these arrivals that lasted so long."""
         for run in self.lived:
-            if run.point == point and run.rate == rate and run.seconds >= 0.99 * seconds:
+            if run.point == point and (run.rate, run.seed) == (rate, seed) and run.seconds >= 0.99 * seconds:
                 return run
         return None
 

@@ -74,14 +74,18 @@ class Trials(Struct):
     failures: dict[Layout, str] = field(default_factory=dict)
 
     def run(self) -> None:
-        """All rounds that the budget has time for."""
+        """All rounds that the budget has time for, but at least a run of one point to learn from and one to confirm it."""
         for number, (count, shortest) in enumerate(ROUNDS):
+            last = number == len(ROUNDS) - 1
             seconds = self._long_enough(shortest)
             points = self._candidates(count)
-            while len(points) > 1 and self._cost_s(points, seconds) > self.left_s() / (1 if number == 2 else 2):
+            budget_s = self.left_s() if last else self.left_s() / 2
+            while len(points) > 1 and self._cost_s(points, seconds) > budget_s:
                 points = points[:-1]
-            if not points or (self.measured and self._cost_s(points, seconds) > self.left_s()):
-                break
+            if self._cost_s(points, seconds) > budget_s:
+                if 0 < number < len(ROUNDS) - 1:
+                    continue
+                seconds = self._long_enough(ROUNDS[0][1])
             self._round(points, seconds, seed=number, record=number == 0)
             self._learn()
 
@@ -152,7 +156,7 @@ class Trials(Struct):
                 self.tell(f"left out: {error}")
 
     def _on_one_server(self, layout: Layout, points: list[Point], seconds: float, seed: int, record: bool) -> None:
-        known = [self.state.live(point, self.rate, seconds) for point in points]
+        known = [self.state.live(point, self.rate, seconds, seed) for point in points]
         for run in filter(None, known):
             self._take(run)
         missing = [point for point, run in zip(points, known, strict=True) if run is None]
@@ -173,7 +177,7 @@ class Trials(Struct):
         predicted = self.predictor.at(point, rate)
         outcome = server.load(rate, seconds, seed, self.interrupt)
         self.runs += 1
-        run = Lived(point, rate, seconds, outcome, server.memory_bytes(), predicted)
+        run = Lived(point, rate, seconds, seed, outcome, server.memory_bytes(), predicted)
         self._take(run, keep=True)
         self.tell(f"{point.layout}, max_batch {point.max_batch}: p99 {outcome.p99_s * 1e3:.3g} ms")
         return outcome
