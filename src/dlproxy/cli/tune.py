@@ -102,13 +102,15 @@ def _report(args: argparse.Namespace, tuned: "Tuned") -> None:
     from dlproxy.lab.report.html import save_page
     from dlproxy.lab.tune.search.page import html
     from dlproxy.lab.tune.search.report import table, tuned_file
+    from dlproxy.lab.tune.search.tune import why
 
     say(table(tuned))
     started = datetime.now(UTC).isoformat(sep=" ", timespec="minutes")
-    save_page(tuned_file(tuned, args.out.resolve().parent, started), args.out)
+    said = why(tuned)
+    save_page(tuned_file(tuned, said, args.out.resolve().parent, started), args.out)
     say(f"written: {args.out}   (dlproxy serve --config {args.out})")
     if args.html is not None:
-        save_page(html(tuned), args.html)
+        save_page(html(tuned, said), args.html)
 
 
 def _problem(args: argparse.Namespace, folder: Path) -> "Problem":

@@ -23,3 +23,13 @@ def problem(rate: float | None = 300.0, objective_s: float = 0.05) -> Problem:
 
 def predictor(rate: float | None = 300.0, *, slowdown: float = 1.2) -> Predictor:
     return Predictor(problem(rate), {ONE: line(), TWO: line(slowdown=slowdown), INLINE: line()}, requests=600)
+
+
+class Silent:
+    """A Show that shows nothing."""
+
+    def stage(self, text: str, total: int) -> None:
+        pass
+
+    def step(self, text: str = "") -> None:
+        pass

@@ -7,17 +7,22 @@ import msgspec
 import numpy as np
 import pytest
 
-from dlproxy.config import ModelConfig
+from dlproxy.config import ModelConfig, load
 from dlproxy.lab.load.run import Interrupt
 from dlproxy.lab.report.histogram import Histogram
+from dlproxy.lab.simulate.recording import Batches
 from dlproxy.lab.simulate.service_times import Sample
 from dlproxy.lab.tune.search.calibrate import calibrate
 from dlproxy.lab.tune.search.live import LiveServer
-from dlproxy.lab.tune.search.problem import Layout, Point, Problem, TuneError
+from dlproxy.lab.tune.search.page import html
+from dlproxy.lab.tune.search.problem import Layout, Load, Point, Problem, TuneError
+from dlproxy.lab.tune.search.report import table, tuned_file
+from dlproxy.lab.tune.search.state import State
 from dlproxy.lab.tune.search.times import FEWEST, Times, from_calibration, learnt, ratio_of
+from dlproxy.lab.tune.search.tune import Tuning, why
 from dlproxy.message import DType, Request, Tensor, Ticket
 from dlproxy.serve.assemble import load_model, unload_model
-from tests.lab.tune.search.fixtures import ONE, line, problem
+from tests.lab.tune.search.fixtures import ONE, Silent, line, problem
 from tests.serve.rig import Reply
 
 PATH_S = 0.005
@@ -82,6 +87,26 @@ async def test_a_run_teaches_batch_times_and_the_path(tmp_path: Path) -> None:
     middle = float(np.median(after.path_s))
     assert PATH_S * 0.8 <= middle <= PATH_S * 1.6
     assert after.with_path(np.array([0.001, 0.002])).min() >= 0.001 + PATH_S * 0.8
+
+
+def test_a_recording_gives_arrivals_and_batch_times_and_all_is_simulated_without_servers(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    log, _, _ = asyncio.run(_recorded(tmp_path, 60))
+    trace = tmp_path / "arrivals.csv"
+    trace.write_text("".join(f"{at!r}\n" for at in Batches(log).arrivals.tolist()))
+    config = ModelConfig(path="sleep:base=0.5ms,row=0.1ms", run="thread", instances=1, threads=1, slo="p99=50ms")
+    asked = Problem(name="m", config=config, objective_s=0.05, load=Load(trace=trace), cores=2)
+    with Interrupt() as interrupt:
+        state = State(None, {})
+        tuned = Tuning(asked, state, budget_s=10.0, show=Silent(), interrupt=interrupt, log=log, live=False).run()
+    assert any("times as long in the recording" in note for note in tuned.notes)
+    assert tuned.predictor.single_s(ONE) >= 0.0011
+    assert (tuned.runs, tuned.measured) == (0, {})
+    assert tuned.outcome.good > 0.5
+    assert "nothing was measured live" in table(tuned)
+    (tmp_path / "tuned.toml").write_text(tuned_file(tuned, why(tuned), tmp_path, "today"))
+    assert load(tmp_path / "tuned.toml").models["m"] == [tuned.chosen.on(config)]
+    assert html(tuned, why(tuned)).count("<svg") == 1
 
 
 async def test_too_short_a_run_teaches_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Called by cli/tune.py. Not aware of: files.
 """
 
+from collections.abc import Mapping
 from math import inf
 
 from dlproxy.lab.report import wording
@@ -11,13 +12,13 @@ from dlproxy.lab.report.figures import Figure
 from dlproxy.lab.report.html import as_section, as_table, charts, escaped, key_figures, page
 from dlproxy.lab.tune.search.problem import NEVER_S, Outcome
 from dlproxy.lab.tune.search.report import HEADINGS, Row, error_lines, latency, rows
-from dlproxy.lab.tune.search.tune import Tuned, in_words, why
+from dlproxy.lab.tune.search.tune import Tuned, in_words
 
 HEADROOM = 1.05
 
 
-def html(tuned: Tuned) -> str:
-    """The page as text."""
+def html(tuned: Tuned, said: Mapping[str, str]) -> str:
+    """The page as text. `said`: by `why`."""
     problem, shown = tuned.problem, rows(tuned)
     asked = wording.duration(problem.objective_s * 1e3)
     title = f"Tuning of {wording.plain(problem.name, 60)} for p99 = {asked}"
@@ -29,7 +30,7 @@ def html(tuned: Tuned) -> str:
             key_figures(_tiles(tuned)),
             charts([figure for figure in (_front(tuned, shown), _error(tuned)) if figure is not None]),
             _table(shown),
-            _reasons(tuned),
+            _reasons(tuned, said),
         ],
     )
 
@@ -123,8 +124,7 @@ def _table(shown: list[Row]) -> str:
     return front + as_section("Why", as_table(("", ""), reasons), style="words")
 
 
-def _reasons(tuned: Tuned) -> str:
-    said = [(name, text) for name, text in why(tuned).items() if text]
-    lines = [(escaped(name), escaped(text.replace("\n", "; "))) for name, text in said]
+def _reasons(tuned: Tuned, said: Mapping[str, str]) -> str:
+    lines = [(escaped(name), escaped(text.replace("\n", "; "))) for name, text in said.items() if text]
     lines += [("error", escaped("; ".join(error_lines(tuned))))]
     return as_section("What other values would give", as_table(("knob", ""), lines), style="words")

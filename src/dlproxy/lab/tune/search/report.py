@@ -4,7 +4,7 @@ Called by cli/tune.py and page.py. Not aware of: files, terminals.
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -14,7 +14,7 @@ from dlproxy.lab.tune.search.evolve import front
 from dlproxy.lab.tune.search.problem import NEVER_S, Outcome, Point
 from dlproxy.lab.tune.search.state import Lived
 from dlproxy.lab.tune.search.toml import model_table
-from dlproxy.lab.tune.search.tune import ALIKE, Tuned, in_words, why
+from dlproxy.lab.tune.search.tune import ALIKE, Tuned, in_words
 
 WIDTH = 100
 MOST_SHOWN = 10
@@ -150,8 +150,8 @@ def _grid(cells: Sequence[Sequence[str]], reasons: Sequence[str]) -> list[str]:
     return lines
 
 
-def tuned_file(tuned: Tuned, folder: Path, started: str) -> str:
-    """A dlproxy.toml with the chosen configuration. `folder`: where it will lie."""
+def tuned_file(tuned: Tuned, said: Mapping[str, str], folder: Path, started: str) -> str:
+    """A dlproxy.toml with the chosen configuration. `said`: by `why`; `folder`: where the file will lie."""
     point, problem = tuned.chosen, tuned.problem
     measured = tuned.measured.get(point)
     how = f"measured live over {measured.seconds:.0f} s" if measured else "simulated only"
@@ -164,7 +164,6 @@ def tuned_file(tuned: Tuned, folder: Path, started: str) -> str:
         *(["It was interrupted: this is the best that had been found."] if tuned.interrupted else []),
         "Figures beside knobs are the simulator's, corrected by the live runs; every one says what another value would give.",
     ]
-    said = why(tuned)
     comments = {
         **{name: "\n".join(textwrap.wrap(text, 110)) for name, text in said.items() if name != "run"},
         "run": "\n".join(["The best of the other ways to run:", *said["run"].splitlines()]) if said["run"] else "",
