@@ -89,6 +89,17 @@ def test_what_runs_show_makes_the_last_prediction_right(teaches: bool) -> None:
     assert run.predicted.p99_s == pytest.approx(run.outcome.p99_s, rel=0.15)
 
 
+def test_what_nobody_tried_is_expected_to_be_as_far_off() -> None:
+    world = World({ONE: line(0.008, 0.002), TWO: line(0.008, 0.002)}, left_s=20.0)  # time for one layout only
+    trials = world.trials({ONE: line(), TWO: line()})
+    trials.run()
+    assert {point.layout for point, _, _ in world.runs} == {ONE}
+    assert trials.predictor.off_by[TWO] > 0.2
+    assert trials.measured[trials.best()].predicted.p99_s == pytest.approx(
+        trials.measured[trials.best()].outcome.p99_s, rel=0.15
+    )
+
+
 def test_better_points_get_longer_runs_and_layouts_are_started_once_a_round() -> None:
     world = World({ONE: line(), TWO: line()})
     trials = world.trials({ONE: line(), TWO: line()})

@@ -26,6 +26,7 @@ MOST_RUNS = 30
 ROUNDS = ((8, 2.5), (4, 4.0), (2, 8.0))  # points, and seconds of each: the last confirms
 MOST_LAYOUTS = 4  # that a round starts servers for
 PER_LAYOUT = 6  # points of each that are valued anew when the simulator has learnt
+PER_UNTRIED = 3  # and of those that no server ran
 LEAST_REQUESTS, MOST_SECONDS = 300, 20.0  # of a run: slow models get longer ones, up to a point
 OVERHEAD_S = 2.5  # of a run: processes start, answers are waited for
 START_S = 4.0  # of a server
@@ -71,6 +72,8 @@ class Trials(Struct):
     measured: dict[Point, Lived] = field(default_factory=dict)
     """The longest run of each point, the latest of equally long ones."""
     runs: int = 0
+    surprises: list[float] = field(default_factory=list)
+    """Logarithms of p99 as measured over p99 as predicted from what was known before any live run."""
     failures: dict[Layout, str] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -127,8 +130,9 @@ class Trials(Struct):
     def _candidates(self, count: int) -> list[Point]:
         """The best by what is known now: first the best of each layout, then the rest of the front and of the ranking."""
         ranked = [point for point in self._ranked(self._known()) if point.layout not in self.failures]
-        if count == ROUNDS[-1][0]:  # to confirm: nothing but the best
-            return ranked[:count]
+        if count == ROUNDS[-1][0]:  # to confirm: nothing but the best, in layouts of which live runs have shown something
+            tried_ = {point.layout for point in self.measured}
+            return [point for point in ranked if point.layout in tried_ or not tried_][:count]
         best: dict[Layout, Point] = {}
         for point in ranked:
             best.setdefault(point.layout, point)
@@ -177,6 +181,8 @@ class Trials(Struct):
         predicted = self.predictor.at(point, rate)
         outcome = server.load(rate, seconds, seed, self.interrupt)
         self.runs += 1
+        if not self.predictor.times[point.layout].live and min(outcome.good, predicted.good) > LEAST_GOOD:
+            self.surprises.append(log(outcome.p99_s / predicted.p99_s) + self.predictor.off_by.get(point.layout, 0.0))
         run = Lived(point, rate, seconds, seed, outcome, server.memory_bytes(), predicted)
         self._take(run, keep=True)
         self.tell(f"{point.layout}, max_batch {point.max_batch}: p99 {outcome.p99_s * 1e3:.3g} ms")
@@ -201,7 +207,13 @@ class Trials(Struct):
     def _learn(self) -> None:
         """Value anew what the simulator knows better now, and by how much it is off."""
         predictor = self.predictor
-        for layout in {point.layout for point in self.measured}:
+        tried = {point.layout for point in self.measured}
+        # the others are as far off as those were before they ran: else what nobody has tried would always look better
+        usual = median(self.surprises) if self.surprises else 0.0
+        for layout in {point.layout for point in self.archive} - tried:
+            predictor.off_by[layout] = usual
+            self._value_anew(layout, PER_UNTRIED)
+        for layout in tried:
             predictor.off_by.pop(layout, None)
             ratios = [
                 log(run.outcome.p99_s / simulated.p99_s)
@@ -212,8 +224,12 @@ class Trials(Struct):
             ]
             near = [ratio for ratio in ratios if abs(ratio) < MOST_OFF]
             predictor.off_by[layout] = median(near) if near else 0.0
-            ranked = [point for point in self._ranked(self.archive) if point.layout == layout]
-            for point in ranked:  # what is not valued anew is not comparable any more
-                del self.archive[point]
-            for point in dict.fromkeys((*ranked[:PER_LAYOUT], *(one for one in self.measured if one.layout == layout))):
-                self.archive[point] = predictor.at(point, self.rate)
+            self._value_anew(layout, PER_LAYOUT)
+
+    def _value_anew(self, layout: Layout, count: int) -> None:
+        """The best points of a layout, and those that ran. The others are not comparable any more and go."""
+        ranked = [point for point in self._ranked(self.archive) if point.layout == layout]
+        for point in ranked:
+            del self.archive[point]
+        for point in dict.fromkeys((*ranked[:count], *(one for one in self.measured if one.layout == layout))):
+            self.archive[point] = self.predictor.at(point, self.rate)
