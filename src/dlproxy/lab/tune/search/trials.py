@@ -93,9 +93,18 @@ class Trials(Struct):
             self._learn()
 
     def best(self) -> Point:
-        """Of what was measured, if anything was, else of what was predicted."""
-        known = {point: run.outcome for point, run in self.measured.items()} or self.archive
-        return self._ranked(known)[0]
+        """Of what a confirming run saw meet the objective; else of what was measured, or, if nothing was, predicted.
+
+        A brief run that went well by chance is no reason to choose.
+        """
+        objective_s = self.predictor.problem.objective_s
+        measured = {point: run.outcome for point, run in self.measured.items()}
+        confirmed = {
+            point: outcome
+            for point, outcome in measured.items()
+            if self.measured[point].seed == len(ROUNDS) - 1 and outcome.meets(objective_s)
+        }
+        return self._ranked(confirmed or measured or self.archive)[0]
 
     def climb(self) -> float:
         """The highest rate at which the best point was seen to meet the objective, found by few more runs; 0 if none was."""

@@ -304,12 +304,14 @@ class Tuning:
         if trials is not None:
             self._notes += [f"{layout} was left out of live runs: {why}" for layout, why in trials.failures.items()]
         known = {**self._archive, **{point: run.outcome for point, run in measured.items()}}
-        among = {point: known[point] for point in measured} or known
-        best = max(outcome.goodput for outcome in among.values())
         objective_s = self._problem.objective_s
-        chosen = min(among, key=lambda point: (better_first(point, among[point], objective_s, best), point))
-        if measured and not among[chosen].meets(objective_s):
-            good, must = (wording.share(part, 1.0) for part in (among[chosen].good, GOOD_SHARE))
+        if trials is not None:
+            chosen = trials.best()
+        else:
+            best = max(outcome.goodput for outcome in known.values())
+            chosen = min(known, key=lambda point: (better_first(point, known[point], objective_s, best), point))
+        if measured and not known[chosen].meets(objective_s):
+            good, must = (wording.share(part, 1.0) for part in (known[chosen].good, GOOD_SHARE))
             self._notes.append(f"no live run met the objective: in the best {good} of the answers were in time, {must} must be")
         return Tuned(
             problem=self._problem,
