@@ -36,7 +36,7 @@ from dlproxy.lab.tune.search.problem import (
 )
 from dlproxy.lab.tune.search.state import Calibrated, Lived, Simulated, State
 from dlproxy.lab.tune.search.times import Times, ratio_of
-from dlproxy.lab.tune.search.trials import Trials
+from dlproxy.lab.tune.search.trials import ROUNDS, Trials
 from dlproxy.policy.events import Dispatch
 from dlproxy.telemetry.event_log import read
 
@@ -290,7 +290,7 @@ class Tuning:
             self._show.step,
             self._interrupt,
         )
-        self._show.stage("running servers", sum(1 for _ in range(14)))
+        self._show.stage("running servers", sum(count for count, _ in ROUNDS))
         trials.run()
         if self._problem.load.rate is None and self._problem.load.trace is None:
             self._highest = trials.climb()
@@ -299,7 +299,7 @@ class Tuning:
     def _tuned(self, predictor: Predictor, interrupted: bool) -> Tuned:
         trials = self._trials
         measured = {} if trials is None else trials.measured
-        if not self._archive:
+        if not self._archive or not self._rate:
             raise KeyboardInterrupt
         if trials is not None:
             self._notes += [f"{layout} was left out of live runs: {why}" for layout, why in trials.failures.items()]
