@@ -124,7 +124,7 @@ def _broken() -> Problem:
 
 
 def test_a_server_turns_its_knobs_and_is_loaded() -> None:
-    with Interrupt() as interrupt, LiveServer(problem(40.0, 0.5), Point(ONE, 8), record=True) as server:
+    with Interrupt() as interrupt, LiveServer(problem(40.0, 0.5), Point(ONE, 1), record=True) as server:
         server.turn(Point(ONE, 4, 0.001, 0.02))
         outcome = server.load(40.0, 1.0, 1, interrupt)
         assert outcome.rate == 40.0

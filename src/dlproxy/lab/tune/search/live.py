@@ -59,7 +59,10 @@ class LiveServer:
         folder = Path(self._folder.name)
         server = ["[server]", "http_port = 0", "control_port = 0", 'calibration_folder = ""']
         server += [f'event_log = "{folder}"'] if self._record else []
-        table = model_table(self._problem.name, self._first.on(self._problem.config), folder)
+        config = self._problem.config
+        # loaded for the largest batches: no knob may exceed what a model was loaded with
+        loaded = msgspec.structs.replace(self._first.on(config), max_batch=config.max_batch)
+        table = model_table(self._problem.name, loaded, folder)
         (folder / "dlproxy.toml").write_text("\n".join([*server, table]), "utf-8")
         command = [sys.executable, "-m", "dlproxy", "serve", "--config", str(folder / "dlproxy.toml")]
         try:
@@ -69,6 +72,7 @@ class LiveServer:
                     command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
                 )
             url, self._control = self._addresses(folder)
+            self.turn(self._first)
             self._test = self._test_of(url)
         except LoadError as error:
             self._give_up()

@@ -31,7 +31,6 @@ LEAST_REQUESTS, MOST_SECONDS = 300, 20.0  # of a run: slow models get longer one
 OVERHEAD_S = 2.5  # of a run: processes start, answers are waited for
 START_S = 4.0  # of a server
 LEAST_GOOD = 0.5  # below, what is measured is the overload, and p99 says nothing of the simulator
-MOST_OFF = 1.5  # a logarithm: a run that far from its prediction met something else
 LADDER = 5  # runs at other rates, where the highest rate is looked for
 STEP_UP, STEP_DOWN = 1.12, 0.9
 
@@ -231,8 +230,7 @@ class Trials(Struct):
                 for simulated in (predictor.at(point, self.rate),)
                 if simulated.good > LEAST_GOOD
             ]
-            near = [ratio for ratio in ratios if abs(ratio) < MOST_OFF]
-            predictor.off_by[layout] = median(near) if near else 0.0
+            predictor.off_by[layout] = median(ratios) if ratios else 0.0
             self._value_anew(layout, PER_LAYOUT)
 
     def _value_anew(self, layout: Layout, count: int) -> None:
