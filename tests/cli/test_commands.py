@@ -90,7 +90,7 @@ def test_arguments_that_make_no_sense_exit_with_2(arguments: list[str], capsys: 
     ("arguments", "usage", "complaint"),
     [
         (["sevre"], "dlproxy", "there is no command 'sevre'; did you mean serve?"),
-        (["zzz"], "dlproxy", "there is no command 'zzz'; choose from serve, models, demo, bench, simulate"),
+        (["zzz"], "dlproxy", "there is no command 'zzz'; choose from serve, models, demo, bench, simulate, tune"),
         (["--verison"], "dlproxy", "unexpected argument --verison; did you mean --version?"),
         (
             ["serve", "m.onnx", "--http-prot", "80"],
