@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand check fmt bench bench-peers bench-known bench-placement bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
+.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand check fmt bench bench-peers bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -53,6 +53,9 @@ bench-known: setup
 
 bench-placement: setup
 	@$(PY) -m benchmarks.placement $(ARGS)
+
+bench-tune: setup
+	@$(PY) -m benchmarks.tune $(ARGS)
 
 bench-autoscaling: setup
 	@$(PY) -m benchmarks.autoscaling $(ARGS)

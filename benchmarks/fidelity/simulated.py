@@ -17,11 +17,10 @@ from dlproxy.config import ModelConfig
 from dlproxy.lab.report.histogram import Histogram
 from dlproxy.lab.report.result import Result
 from dlproxy.lab.simulate.engine import LoopCosts
+from dlproxy.lab.simulate.recording import answers
 from dlproxy.lab.simulate.run import ModelPlan, Scenario, plan_model, simulate
 from dlproxy.lab.simulate.service_times import Measured, Sample
 from dlproxy.lab.simulate.shared_core import separate
-from dlproxy.policy.events import Complete
-from dlproxy.telemetry.event_log import read
 
 Seconds = NDArray[np.float64]
 
@@ -89,7 +88,7 @@ class Simulator:
         self._subject = subject
         self._recording = recording
         self._plan = plan_model(subject.name, ModelConfig(**subject.knobs), str(log)).plan
-        self._answers = _answers(log)
+        self._answers = answers(log)
 
     @property
     def path_s(self) -> float:
@@ -125,8 +124,8 @@ class Simulator:
 
     def _path_s(self, run: Run) -> Seconds:
         """At each of so many quantiles: what the clients saw, less what the loop and the lane did."""
-        answers, shares = self._answers, _shares(QUANTILES)
-        inside = answers[(answers[:, 0] >= run.began_at) & (answers[:, 0] < run.ended_at), 1]
+        found, shares = self._answers, _shares(QUANTILES)
+        inside = found[(found[:, 0] >= run.began_at) & (found[:, 0] < run.ended_at), 1]
         arrival_s, _ = separate(self._during(run), self._recording.arrivals)
         path_s: Seconds = np.quantile(_latencies(run.result), shares) - np.quantile(inside, shares) - arrival_s
         return path_s.clip(min=0.0)
@@ -164,16 +163,3 @@ def _shares(count: int) -> Seconds:
     """So many shares of a distribution, evenly spaced."""
     shares: Seconds = (np.arange(count) + 0.5) / count
     return shares
-
-
-def _answers(log: Path) -> Seconds:
-    """A row for each request that was answered: when the lane heard of it, and after how many seconds its batch was done."""
-    return np.array(
-        [
-            (ticket.arrived_at, entry.at - ticket.arrived_at)
-            for entry in read(log)[1]
-            for command in entry.commands
-            if isinstance(command, Complete)
-            for ticket in command.tickets
-        ]
-    )

@@ -1,12 +1,13 @@
 """What a live run's event log tells a simulation: how long batches took, and, replayed, what became of every request.
 
-Called by lab/simulate/run.py and cli/simulate.py. Not aware of: nodes, arrival processes.
+Called by lab/simulate/run.py, cli/simulate.py, lab/tune and benchmarks/fidelity. Not aware of: nodes, arrival processes.
 """
 
 from math import inf
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlproxy.lab.report.result import Result, Tally, make_result
 from dlproxy.lab.simulate.service_times import Sample
@@ -84,6 +85,20 @@ class _Requests:
         if not ticket.part_of:
             return ticket.of_client
         return self._unanswered.pop(ticket.part_of, 0) > 0
+
+
+def answers(path: Path) -> NDArray[np.float64]:
+    """A row for each request that was answered: when the lane heard of it, and after how many seconds its batch was done."""
+    return np.array(
+        [
+            (ticket.arrived_at, entry.at - ticket.arrived_at)
+            for entry in read(path)[1]
+            for command in entry.commands
+            if isinstance(command, Complete)
+            for ticket in command.tickets
+            if ticket.of_client
+        ]
+    )
 
 
 def replayed(path: Path, *, objective_s: float | None = None) -> Result:

@@ -1,1 +1,1 @@
-"""Tuning ahead of time: which copies of which models run on which nodes (placement/)."""
+"""Tuning ahead of time: one model's configuration for a load (search/), which copies run on which nodes (placement/)."""
