@@ -11,6 +11,9 @@ from msgspec import Struct
 
 from benchmarks.autopilot.runs import FINALISTS, LOOK_S, Part, best_static, run, run_steady
 from benchmarks.autopilot.scenarios import MEASURED_S, PHASE_S, SETTLED_S, Scenario, Static, make
+from benchmarks.autopilot.shared import best_split, in_words
+from benchmarks.autopilot.shared import make as make_models
+from benchmarks.autopilot.shared import run as run_shared
 from dlproxy.policy.tuning import make_knob_policy
 from dlproxy.policy.tuning.pilot import Decision
 
@@ -78,6 +81,24 @@ class Steadiness(Struct):
         )
 
 
+class Sharing(Struct):
+    """Two models on two cores, and a third from the second phase on: weighed answers in time, to those of the best split."""
+
+    number: int
+    words: str
+    ratios: tuple[float, float]
+    best: tuple[tuple[float, ...], tuple[float, ...]]
+    kept: int
+    tried: int
+
+    def failures(self) -> list[str]:
+        return [
+            f"{name}: {ratio:.1%} of what the shares {split} answer in time"
+            for name, ratio, split in zip(("two models", "three models"), self.ratios, self.best, strict=True)
+            if ratio < ENOUGH
+        ]
+
+
 def compare(number: int, seed: int, policy: str, *, again: bool = False) -> Comparison:
     """One scenario. `again`: what is in the cache does not count."""
     scenario = make(number, seed)
@@ -122,3 +143,13 @@ def most_within(times: list[float], span_s: float = SPAN_S) -> int:
     """The most of these in any span, once it has settled."""
     later = [at for at in times if at >= SETTLING_S]
     return max([sum([since <= at < since + span_s for at in later]) for since in later], default=0)
+
+
+def share(number: int, seed: int, policy: str) -> Sharing:
+    """One set of models. Which policy turns their own knobs does not matter: nothing but shares is turned."""
+    models = make_models(number, seed)
+    outcome = run_shared(models, seed)
+    best = best_split(models, 0, seed), best_split(models, 1, seed)
+    ratios = outcome.good[0] / best[0][0], outcome.good[1] / best[1][0]
+    kept, tried = (sum([decision.kind == kind for decision in outcome.log]) for kind in ("keeps", "tries"))
+    return Sharing(number, in_words(models), ratios, (best[0][1], best[1][1]), kept, tried)

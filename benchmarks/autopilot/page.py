@@ -13,6 +13,7 @@ from benchmarks.autopilot.compare import (
     SPAN_S,
     STEADY_S,
     Comparison,
+    Sharing,
     Steadiness,
 )
 from benchmarks.autopilot.scenarios import MEASURED_S, PHASE_S, SETTLED_S
@@ -30,6 +31,9 @@ all static configurations of that phase, found by exhaustive search; {ENOUGH:.0%
 phases that, search included, miss no more than {MORE:g} times what that configuration misses once settled, and {LEAST:.0%} \
 of all requests. *On / off*: answers in time over both phases, with the autopilot and with the configuration that it started \
 from; less than {HARMLESS:.0%} is a failure."""
+SHARED = f"""Models of unequal weight and objective take turns on two cores, equal shares at first; a third comes after \
+{PHASE_S:g} s. The sum of the weights of answers in time, from {SETTLED_S:g} to {MEASURED_S:g} s of each phase, to that of the \
+best static split, of 11 for two models and 20 for three; {ENOUGH:.0%} is enough."""
 STEADY = f"""Constant load for {STEADY_S / 60:g} minutes after {SETTLING_S / 60:g} minutes to settle: at most {MOST_CHANGES} \
 changes may be kept in any {SPAN_S / 60:g} minutes."""
 
@@ -55,17 +59,28 @@ def as_steady_table(found: Sequence[Steadiness]) -> str:
     return "\n".join([head, *(f"| {one.words} | {one.settling} | {one.most} | {one.tried} |" for one in found)])
 
 
-def failures(found: Sequence[Comparison | Steadiness]) -> str:
+def as_shared_table(found: Sequence[Sharing]) -> str:
+    head = "| models | two, of the best split | three | changes kept |\n|---|---:|---:|---:|"
+    rows = [f"| {one.words} | {one.ratios[0]:.1%} | {one.ratios[1]:.1%} | {one.kept} |" for one in found]
+    ratios = [ratio for one in found for ratio in one.ratios]
+    return "\n".join([head, *rows, f"| median, worst | {median(ratios):.1%}, {min(ratios):.1%} | | |"])
+
+
+def failures(found: Sequence[Comparison | Steadiness | Sharing]) -> str:
     """One by one."""
     lines = [f"- {one.words}: {'; '.join(one.failures())}" for one in found if one.failures()]
     return "\n".join(lines) or "No scenario fails."
 
 
-def line(one: Comparison | Steadiness) -> str:
+def line(one: Comparison | Steadiness | Sharing) -> str:
     """As it is printed when it is known."""
     verdict = "FAILS" if one.failures() else "ok"
     if isinstance(one, Steadiness):
         return f"#{one.number} {verdict}: {one.most} changes in ten minutes, {one.settling} while settling, {one.tried} tried"
+    if isinstance(one, Sharing):
+        first, second = one.ratios
+        kept = f"{one.kept} of {one.tried} kept"
+        return f"#{one.number} {verdict}: two models {first:.1%} of the best split, three {second:.1%}; {kept}"
     halves = ", ".join([f"{half.ratio:.1%} of {half.best}, misses {half.missed:.2%}" for half in one.halves])
     return f"#{one.number} {verdict} ({one.shift}): {halves}; on/off {one.on_off:.2f}; {one.kept} of {one.tried} kept"
 
@@ -85,3 +100,8 @@ def page(found: Sequence[Comparison], *, policy: str, date: str, command: str) -
 def steady_page(found: Sequence[Steadiness], *, policy: str, date: str, command: str) -> str:
     head = ["# The autopilot under a steady load", "", f"`{command}` on {date}. Written by `--write`.", "", STEADY]
     return "\n".join([*head, "", f"Policy: {policy}.", "", as_steady_table(found), "", failures(found)]) + "\n"
+
+
+def shared_page(found: Sequence[Sharing], *, policy: str, date: str, command: str) -> str:
+    head = ["# Shares of two cores", "", f"`{command}` on {date}. Written by `--write`.", "", SHARED]
+    return "\n".join([*head, "", as_shared_table(found), "", failures(found)]) + "\n"

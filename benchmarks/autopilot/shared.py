@@ -62,6 +62,16 @@ def make(number: int, seed: int) -> list[Shared]:
     return models
 
 
+def in_words(models: list[Shared]) -> str:
+    return "; ".join(
+        [
+            f"{model.name}: L(b) = {model.base_s * 1e3:.3g} + {model.row_s * 1e3:.3g} b ms, "
+            f"p99 = {model.objective_s * 1e3:.3g} ms, {model.rate:.0f}/s, weight {model.weight:g}"
+            for model in models
+        ]
+    )
+
+
 def splits(models: int) -> list[tuple[float, ...]]:
     """Static shares, 1 in all."""
     if models == 2:

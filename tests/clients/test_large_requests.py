@@ -117,6 +117,6 @@ async def test_the_library_splits_too(tmp_path: Path) -> None:
         model.control.change({"part_rows": 10})
         assert model.control.partition.part_rows == 10
         model.control.stop_batching("a row's answer was another in a batch")
-        with pytest.raises(InferenceError, match="must be <= 64 for 'simple', got 65: it cannot be split"):
+        with pytest.raises(InferenceError, match="must be <= 64 for 'simple', got 65"):
             await proxy.infer("simple", {"a": A[:65], "b": B[:65]})
         assert np.array_equal((await proxy.infer("simple", {"a": A[:64], "b": B[:64]}))["sum"], (A + B)[:64])
