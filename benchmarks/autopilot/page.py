@@ -33,7 +33,7 @@ of all requests. *On / off*: answers in time over both phases, with the autopilo
 from; less than {HARMLESS:.0%} is a failure."""
 SHARED = f"""Models of unequal weight and objective take turns on two cores, equal shares at first; a third comes after \
 {PHASE_S:g} s. The sum of the weights of answers in time, from {SETTLED_S:g} to {MEASURED_S:g} s of each phase, to that of the \
-best static split, of 11 for two models and 20 for three; {ENOUGH:.0%} is enough."""
+best static split, of 11 for two models and 19 for three; {ENOUGH:.0%} is enough."""
 STEADY = f"""Constant load for {STEADY_S / 60:g} minutes after {SETTLING_S / 60:g} minutes to settle: at most {MOST_CHANGES} \
 changes may be kept in any {SPAN_S / 60:g} minutes."""
 
