@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dlproxy.cli.models import add_options, duration, knob_and_value, table, toml
-from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
+from dlproxy.cli.models import add_options, duration, knob_and_value, shown, table, toml
+from dlproxy.cli.terminal import Commands
 
 if TYPE_CHECKING:
     from dlproxy.cli.control_port import ControlPort, DecisionState, ExplanationState, ModelState, PilotState, WayState
@@ -56,20 +56,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _autopilot(args: argparse.Namespace) -> int:
-    import msgspec
-
-    from dlproxy.cli.control_port import ControlError, ControlPort
-
-    try:
-        port = ControlPort(args.control)
-        told = args.ask(port, args)
-        lines = [msgspec.json.format(msgspec.json.encode(told)).decode()] if args.json else list(args.view(port, told, args))
-    except ControlError as error:
-        complain(str(error))
-        return USER_ERROR
-    for line in lines:
-        say(line)
-    return OK
+    return shown(args, lambda port, told: args.view(port, told, args))
 
 
 # What is asked

@@ -4,7 +4,7 @@ Not aware of: HTTP (control_port.py).
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -111,6 +111,11 @@ def add_options(parser: argparse.ArgumentParser, *, control: str, json: bool | s
 
 
 def _models(args: argparse.Namespace) -> int:
+    return shown(args, lambda port, told: args.view(port.states(told), args))
+
+
+def shown(args: argparse.Namespace, lines_of: "Callable[[ControlPort, Any], Iterable[str]]") -> int:
+    """Asks the control port what `args.ask` asks, and prints what `lines_of` makes of the answer, or with --json the answer."""
     import msgspec
 
     from dlproxy.cli.control_port import ControlError, ControlPort
@@ -118,7 +123,7 @@ def _models(args: argparse.Namespace) -> int:
     try:
         port = ControlPort(args.control)
         told = args.ask(port, args)
-        lines = [msgspec.json.format(msgspec.json.encode(told)).decode()] if args.json else args.view(port.states(told), args)
+        lines = [msgspec.json.format(msgspec.json.encode(told)).decode()] if args.json else list(lines_of(port, told))
     except ControlError as error:
         complain(str(error))
         return USER_ERROR

@@ -162,6 +162,10 @@ class AutopilotConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Literal["off", "advise", "on"],
         _knob("off: it measures nothing; advise: it says what it would change, and changes nothing; on: it changes it"),
     ] = "off"
+    policy: Annotated[
+        Literal["rules", "bandit", "climb"],
+        _knob("what proposes changes: rules on a queueing model, a contextual bandit, or hill climbing, for comparison"),
+    ] = "rules"
 
 
 class LaneSettings(Struct, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.arbiter import Arbiter
 from dlproxy.policy.planner import Routes, count_of
 from dlproxy.policy.quota import Quota, Quotas
+from dlproxy.policy.tuning import make_knob_policy
 from dlproxy.policy.wanted import WantedVersion
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
 from dlproxy.serve.idle_poll import IdlePoll, may_poll
@@ -58,7 +59,7 @@ class Models:
     ) -> None:
         """Raises ConfigError for a quota that never admits anything."""
         self.catalog = Catalog()
-        self.autopilot = Autopilot(clock)
+        self.autopilot = Autopilot(clock, partial(make_knob_policy, autopilot.policy))
         self._mode = autopilot.mode
         self._tuned: dict[LoadedModel, Tuned] = {}
         self.shares_cores = False
