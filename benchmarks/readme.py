@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 WIDTH = 128
+FIGURES = re.compile(r"^([A-G]  .+?) +([\d,.]+) +([\d.]+) +([\d.]+)", re.MULTILINE)
 BLOCK = re.compile(r"(<!-- figures from ([\w/.]+) -->\n)(.*?)(<!-- end of figures -->)", re.DOTALL)
 
 
@@ -41,7 +42,44 @@ def peers(page: str) -> str:
     )
 
 
-SOURCES: Mapping[str, Callable[[str], str]] = {"benchmarks/peers/RESULTS.md": peers}
+def serving(page: str) -> str:
+    """The table of runs and ratios in SERVING.md, as README shows it."""
+    rows = {found[1]: found.groups()[1:] for found in FIGURES.finditer(page)}
+
+    def run(label: str, name: str, ratio: str = "") -> str:
+        rate, p50, p99 = rows[label]
+        return f"| {name} | {rate} | {float(p50):.2f} | {float(p99):.2f} | {spread(ratio) if ratio else ''} |"
+
+    def spread(ratio: str) -> str:
+        median, lowest, highest = map(float, rows[ratio])
+        return f"{median:.2f} ({lowest:.2f} to {highest:.2f})"
+
+    mlp, unique, slow = "mlp, 64 connections", "mlp, unique ids and tensors", "slow, 8 connections"
+    ours, loop = rows[f"D  dlproxy: {slow}"][0], rows["D  ORT loop: slow"][0]
+    return "\n".join(
+        [
+            "| medians of one run | requests/s | p50 ms | p99 ms | dlproxy's share, median of pairs |",
+            "|---|---|---|---|---|",
+            run(f"A  dlproxy: {mlp}", "dlproxy, small MLP, batch-1 requests, 64 connections"),
+            run(f"A  bare: {mlp}", "bare server: the least that answers in Python", f"A  {mlp}: dlproxy / bare"),
+            run(f"E  dlproxy: {unique}, 64 connections", "the same with a unique id in every request: dlproxy"),
+            run(
+                f"E  bare: {unique}, 64 connections",
+                "the same with a unique id in every request: bare",
+                f"E  {unique}: dlproxy / bare",
+            ),
+            run(
+                "F  nginx: equal reply, 64 connections",
+                "nginx, a constant reply of the same size",
+                "F  mlp: dlproxy / nginx static",
+            ),
+            f"| ONNX Runtime in a loop, a slow model: dlproxy does | {ours} of {loop} | | "
+            f"| {spread(f'D  {slow}: dlproxy / ORT loop')} |",
+        ]
+    )
+
+
+SOURCES: Mapping[str, Callable[[str], str]] = {"benchmarks/peers/RESULTS.md": peers, "benchmarks/SERVING.md": serving}
 
 
 def updated(readme: str, root: Path = ROOT) -> str:
@@ -50,6 +88,8 @@ def updated(readme: str, root: Path = ROOT) -> str:
     def block(found: re.Match[str]) -> str:
         begin, source, _, end = found.groups()
         text = SOURCES[source]((root / source).read_text())
+        if text.startswith("|"):
+            return f"{begin}{text}\n{end}"
         return begin + textwrap.fill(text, WIDTH, break_on_hyphens=False, break_long_words=False) + "\n" + end
 
     return BLOCK.sub(block, readme)

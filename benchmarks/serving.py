@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.bench import Bench
 from benchmarks.harness.machine import describe_machine, summary
-from benchmarks.harness.options import Names, add_json, options_of, positive, utc_now
+from benchmarks.harness.options import Names, add_json, minute, options_of, positive, utc_now
 from benchmarks.harness.processes import BenchmarkError, Cores, choose_cores, stay_off_the_servers_core
 from benchmarks.harness.report import Report
 from benchmarks.harness.running import EXIT_MISSED, EXIT_UNUSABLE, run, workplace, wrk_is_missing
@@ -22,6 +22,7 @@ from benchmarks.models import build_mlp, build_slow
 from benchmarks.scenarios import SCENARIOS
 
 HERE = Path(__file__).parent
+PAGE = HERE / "SERVING.md"
 
 
 def _share(text: str) -> float:
@@ -50,10 +51,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         default=os.environ.get("BARE_SERVER", HERE / "bare_server.py"),
         help="another yardstick, run as `python PATH model.onnx PORT` (also BARE_SERVER=PATH)",
     )
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}; needs a run of everything")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is missed")
     parsed = parser.parse_args(arguments)
     if not parsed.bare.is_file():
         parser.error(f"no such yardstick: {parsed.bare}")
+    if parsed.write and list(parsed.only) != list(SCENARIOS):
+        parser.error("--write needs a run of everything: leave out --only")
     return parsed
 
 
@@ -75,6 +79,15 @@ def _measure(options: argparse.Namespace, cores: Cores, report: Report) -> None:
         _run_scenarios(bench, options.only)
 
 
+def _page(report: Report, options: argparse.Namespace) -> str:
+    pairs = f" --pairs {options.pairs}" if options.pairs else ""
+    return (
+        "# dlproxy beside a bare server, nginx and ONNX Runtime alone\n\n"
+        f"`python -m benchmarks.serving --seconds {options.seconds}{pairs}` on {minute(utc_now())}. Written by `--write`.\n\n"
+        f"{summary(report.machine)}\n\n```{report.table()}\n```\n"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     if not wrk_is_installed():
@@ -91,6 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(report.table())
     report.save(options.json)
     print(f"every run: {options.json}")
+    if options.write and not code and not report.failures:
+        PAGE.write_text(_page(report, options), "utf-8")
     return code or (EXIT_MISSED if report.failures or (options.strict and report.missed()) else 0)
 
 

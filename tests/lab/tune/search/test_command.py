@@ -25,25 +25,7 @@ def _config(folder: Path, text: str = ONE_LAYOUT) -> list[str]:
     return ["--config", str(folder / "dlproxy.toml"), "--out", str(folder / "tuned.toml")]
 
 
-def test_a_whole_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = _config(tmp_path)
-    page = tmp_path / "page.html"
-    code = main(["tune", *files, "--slo", "p99=200ms", "--rate", "40", "--budget", "12s", "--html", str(page)])
-    said = capsys.readouterr().out
-    assert code == 0
-    assert "tuning of m for p99 = 200 ms, 40 requests/s" in said
-    assert "chosen:" in said
-    assert "p99      predicted" in said
-    [tuned] = load(tmp_path / "tuned.toml").models["m"]
-    assert (tuned.slo, tuned.run, tuned.instances) == ("p99=200ms", "thread", 1)
-    text = (tmp_path / "tuned.toml").read_text()
-    assert {"max_batch", "max_wait_s", "codel_target_s"} <= tomllib.loads(text)["models"]["m"].keys()
-    assert "# Simulated: p99" in text
-    assert "<svg" in page.read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dlproxy.toml", "page.html", "tuned.toml"]
-
-
-def test_ctrl_c_keeps_what_was_found_and_resume_goes_on(
+def test_a_whole_tuning_with_ctrl_c_in_its_midst_and_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Pressing(command._Bar):
@@ -55,7 +37,8 @@ def test_ctrl_c_keeps_what_was_found_and_resume_goes_on(
             if Pressing.steps == 6:
                 signal.raise_signal(signal.SIGINT)
 
-    asked = ["tune", *_config(tmp_path), "--slo", "p99=200ms", "--rate", "40", "--budget", "11s"]
+    asked = ["tune", *_config(tmp_path), "--slo", "p99=200ms", "--rate", "40", "--budget", "10s"]
+    page = tmp_path / "page.html"
     with monkeypatch.context() as patch:
         patch.setattr(command, "_Bar", Pressing)
         assert main(asked) == 130
@@ -66,8 +49,18 @@ def test_ctrl_c_keeps_what_was_found_and_resume_goes_on(
     assert kept.count(b'"simulated"') == 5
     assert main([*asked, "--rate", "50", "--resume"]) == 2
     assert "its load is poisson at 40.0, not poisson at 50.0" in capsys.readouterr().err
-    assert main([*asked, "--resume"]) == 0
-    assert not (tmp_path / "tuned.toml.state").exists()
+    assert main([*asked, "--resume", "--html", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "tuning of m for p99 = 200 ms, 40 requests/s" in said
+    assert "chosen:" in said
+    assert "p99      predicted" in said
+    [tuned] = load(tmp_path / "tuned.toml").models["m"]
+    assert (tuned.slo, tuned.run, tuned.instances) == ("p99=200ms", "thread", 1)
+    text = (tmp_path / "tuned.toml").read_text()
+    assert {"max_batch", "max_wait_s", "codel_target_s"} <= tomllib.loads(text)["models"]["m"].keys()
+    assert "# Simulated: p99" in text
+    assert "<svg" in page.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dlproxy.toml", "page.html", "tuned.toml"]
 
 
 def test_ctrl_c_before_anything_is_known(

@@ -37,9 +37,14 @@ TOO_LONG = 1.5  # objectives: no batch that takes longer is of use
 
 def calibrate(problem: Problem, layout: Layout, seconds: float) -> Times:
     """Takes about so long, and the start of the instances. Raises ConfigError, ModelError, TuneError."""
-    logging.getLogger("dlproxy").setLevel(logging.ERROR)  # what a fleet would warn of, the server says again
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(_calibrate(problem, layout, seconds))
+    own = logging.getLogger("dlproxy")
+    level = own.level
+    own.setLevel(logging.ERROR)  # what a fleet would warn of, the server says again
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(_calibrate(problem, layout, seconds))
+    finally:
+        own.setLevel(level)
 
 
 class _Instances:

@@ -118,7 +118,7 @@ class Tuning:
     def run(self) -> Tuned:
         """Raises ArrivalsError, ConfigError, LogError, ModelError, TuneError; KeyboardInterrupt if nothing is known yet."""
         interrupted = False
-        busy = os.getloadavg()[0] / (os.cpu_count() or 1)
+        busy = os.getloadavg()[0] / self._problem.cores
         if busy > BUSY:
             self._notes.append(f"other programs use this machine ({busy:.1f} of them for each core): figures are unsure")
         times = self._calibrate()
