@@ -79,7 +79,7 @@ def serving(page: str) -> str:
     )
 
 
-SOURCES: Mapping[str, Callable[[str], str]] = {"benchmarks/peers/RESULTS.md": peers, "benchmarks/SERVING.md": serving}
+SOURCES: Mapping[str, Callable[[str], str]] = {"benchmarks/SERVING.md": serving, "benchmarks/peers/RESULTS.md": peers}
 
 
 def updated(readme: str, root: Path = ROOT) -> str:
