@@ -300,6 +300,8 @@ async def test_a_model_begins_with_the_first_values_and_takes_what_its_knobs_pro
     assert (state["run"], len(state["instances"]), state["batching"]) == ("thread", 2, "on")
     assert (model.served.max_batch, model.control.most_batch) == (8192, 16)
     assert [text.startswith("model m: p95=500us cannot be met: one row alone") for text in caplog.messages] == [True]
+    assert model.control.partition is not None
+    assert (model.control.partition.part_rows, model.control.partition.most_whole) == (1, 16), "a first value is no bound"
     model.control.change({"max_batch": 16})
     assert model.control.state()["knobs"]["max_batch"] == 16
     with pytest.raises(ConfigError, match="max_batch 17 is above 16"):

@@ -31,7 +31,9 @@ class Site:
         knobs = replace(knobs, part_rows=part_rows)
         self.rig = rig = Rig(**{"instances": 2, "knobs": knobs, **settings})
         signature = settings.get("signature", SIGNATURE)
-        self.layer = PartitionLayer(rig.driver, signature, rig.stats, ids=self._ids(), clock=rig.now, knobs=knobs)
+        self.layer = PartitionLayer(
+            rig.driver, signature, rig.stats, ids=self._ids(), clock=rig.now, knobs=knobs, most_whole=knobs.max_batch
+        )
 
     def _ids(self) -> Iterator[int]:
         """From where whole requests get theirs."""

@@ -24,7 +24,7 @@ from dlproxy.fleet.remembered import Memory
 from dlproxy.fleet.roster import Roster
 from dlproxy.fleet.start import start_fleet
 from dlproxy.instance.trial import Way
-from dlproxy.message import Failure, Request
+from dlproxy.message import Failure, Request, Signature
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.partition import most_rows
 from dlproxy.policy.plan import LanePlan, longest_s, plan_lane
@@ -156,7 +156,7 @@ def _assembled(
     service: Service = driver
     splits = can_split(signature)
     if splits:
-        service = control.partition = PartitionLayer(driver, signature, stats, ids=ticket_ids, clock=clock, knobs=plan.knobs)
+        service = control.partition = _partition(driver, signature, stats, ticket_ids, clock, plan)
     if scaler is not None and config.scale_to_zero_s:
         service = WakeLayer(service, scaler)
     served = ServedModel(
@@ -183,6 +183,13 @@ def _connect(model: LoadedModel, *, splits: bool) -> None:
     control.on_rows = partial(_allow, model, splits=splits)
     if model.autoscaler is not None:
         model.autoscaler.start()
+
+
+def _partition(
+    driver: Driver, signature: Signature, stats: ModelStats, ids: Iterator[int], clock: Callable[[], float], plan: LanePlan
+) -> PartitionLayer:
+    knobs, most = plan.knobs, plan.most_batch
+    return PartitionLayer(driver, signature, stats, ids=ids, clock=clock, knobs=knobs, most_whole=most)
 
 
 def _recorder(event_log: Path, name: str, plan: LanePlan, lane: Lane, fleet: Fleet) -> Recorder:

@@ -45,7 +45,8 @@ def can_split(signature: Signature) -> bool:
 class PartitionLayer:
     """A Service around the driver of a model that `can_split`. `ids`: where ticket ids are drawn.
 
-    `part_rows`: larger requests are split. `most_whole`: rows that one may have which is not.
+    `part_rows`: larger requests are split. `most_whole`: rows that one may have which is not, whatever
+    `max_batch` is turned to meanwhile.
     """
 
     def __init__(
@@ -57,13 +58,14 @@ class PartitionLayer:
         ids: Iterator[int],
         clock: Callable[[], float],
         knobs: LaneKnobs,
+        most_whole: int,
     ) -> None:
         self.inner = inner
         self.signature = signature
         self.stats = stats
         self.clock = clock
         self.part_rows = part_size(knobs)
-        self.most_whole = knobs.max_batch
+        self.most_whole = most_whole
         self.under_way: dict[int, _Whole] = {}
         self._ids = ids
         self._splits = True

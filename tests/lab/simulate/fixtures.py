@@ -174,7 +174,9 @@ async def _live(scene: Scene, make: MakeInstance, meanwhile: Callable[[Driver], 
     service: Service = driver
     if scene.part_rows is not None:
         knobs = msgspec.structs.replace(scene.knobs, part_rows=scene.part_rows)
-        service = PartitionLayer(driver, SIGNATURE, ModelStats(), ids=ids, clock=loop.time, knobs=knobs)
+        service = PartitionLayer(
+            driver, SIGNATURE, ModelStats(), ids=ids, clock=loop.time, knobs=knobs, most_whole=knobs.max_batch
+        )
     replies = await replies_to(scene.calls, {"m": service}, ids)
     return Outcome({reply.request.ticket.id: (reply.kind, reply.at) for reply in replies}, lane.said)
 

@@ -65,7 +65,6 @@ class _Trial:
     def __init__(self, proposal: Proposal, evidence: Evidence, began_at: float, slice_s: float) -> None:
         self.proposal = proposal
         self.evidence = evidence
-        self.began_at = began_at
         self.slice_s = slice_s
         self.prepared = False
         self.pairs = 0  # that are complete

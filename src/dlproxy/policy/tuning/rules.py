@@ -125,7 +125,6 @@ class Rules:
 
     def __init__(self) -> None:
         self.book = CostBook()
-        self._tried: set[tuple[Way, int]] = set()
 
     def act(self, window: Window, knobs: Knobs, space: Space, now: float) -> Proposal | None:
         way = int(knobs["instances"]), int(knobs["threads"])
