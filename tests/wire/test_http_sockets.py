@@ -6,9 +6,10 @@ import socket
 import pytest
 
 from dlproxy.config import HttpLimits
-from dlproxy.wire import http_server
+from dlproxy.wire import listening
 from dlproxy.wire.http_exchange import Exchange
-from dlproxy.wire.http_server import SWEEP_S, HttpServer
+from dlproxy.wire.http_server import HttpServer
+from dlproxy.wire.listening import SWEEP_S
 
 from .fixtures import PLAIN, Answers, EchoService, app_of, parse_replies, post, request, running, served
 
@@ -98,7 +99,7 @@ async def test_a_client_that_resets_the_connection_is_forgotten() -> None:
 
 
 async def test_a_client_that_does_not_read_stops_being_read_and_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "SWEEP_S", 0.02)
+    monkeypatch.setattr(listening, "SWEEP_S", 0.02)
     answers = Answers(at_once=False)
 
     def answer(exchange: Exchange) -> None:
@@ -203,7 +204,7 @@ async def test_replies_say_the_date() -> None:
 
 
 async def test_the_sweep_reaches_real_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "SWEEP_S", 0.01)
+    monkeypatch.setattr(listening, "SWEEP_S", 0.01)
     async with running(Answers(), HttpLimits(header_timeout_s=0.05, idle_timeout_s=0.05)) as run:
         slow, idle = await run.connect(), await run.connect()
         slow.send(b"GET / HT")

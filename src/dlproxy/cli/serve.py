@@ -16,13 +16,14 @@ from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 from dlproxy.hosts import authority
 
 if TYPE_CHECKING:
-    from dlproxy.config import Config
+    from dlproxy.config import Config, ServerConfig
     from dlproxy.message import TensorSpec
     from dlproxy.serve.assemble import LoadedModel
     from dlproxy.serve.server import Server
 
 
 AS_KNOB = "as the knob of the same name"
+PORTS = ("http_port", "grpc_port", "tfs_grpc_port", "tfs_http_port", "control_port")
 
 
 class _KnobHelp(argparse.HelpFormatter):
@@ -57,6 +58,11 @@ def add_to(commands: Commands) -> None:
     listening.add_argument("--host", help=AS_KNOB)
     listening.add_argument("--http-port", "--port", type=int, metavar="PORT", help=AS_KNOB)
     listening.add_argument("--uds", metavar="PATH", help=AS_KNOB)
+    listening.add_argument("--grpc-port", type=int, metavar="PORT", help=AS_KNOB)
+    listening.add_argument("--grpc", metavar="SWITCH", help=AS_KNOB)
+    listening.add_argument("--tfs", action="store_true", default=None, help=AS_KNOB)
+    listening.add_argument("--tfs-grpc-port", type=int, metavar="PORT", help=AS_KNOB)
+    listening.add_argument("--tfs-http-port", type=int, metavar="PORT", help=AS_KNOB)
     listening.add_argument("--control-port", type=int, metavar="PORT", help=AS_KNOB)
     logs = serve.add_argument_group("logs")
     detail = logs.add_mutually_exclusive_group()
@@ -112,15 +118,16 @@ def _config(args: argparse.Namespace) -> "Config":
     if args.uds is not None and args.http_port is not None:
         raise ConfigError("--uds replaces the inference port; give either --uds or --http-port")
     config, warnings = from_environment(args.config, os.environ)
-    options = ("host", "http_port", "control_port", "uds", "access_log", "event_log", "repository", "repository_mode")
+    options = (*PORTS, "host", "grpc", "tfs", "uds", "access_log", "event_log", "repository", "repository_mode")
     given = {name: value for name in options if (value := getattr(args, name)) is not None}
     if args.http_port is not None:
         given["uds"] = ""
+    if args.grpc_port is not None:
+        given.setdefault("grpc", "on")
     server = override(config.server, given, lambda knob: f"--{knob.replace('_', '-')}")
     mode = {} if args.autopilot is None else {"mode": args.autopilot}
     autopilot = override(config.autopilot, mode, lambda knob: "--autopilot")
-    if server.http_port == server.control_port != 0 and not server.uds:
-        raise ConfigError(f"--http-port and --control-port are both {server.http_port}; give each a port of its own")
+    _check_ports(server)
     models = add_models(
         config.models, args.models, args.slo or "", command="serve", others=bool(server.repository or server.store)
     )
@@ -128,6 +135,20 @@ def _config(args: argparse.Namespace) -> "Config":
     for warning in [*warnings, *weights_without_effect(config)]:
         complain(warning)
     return config
+
+
+def _check_ports(server: "ServerConfig") -> None:
+    """Raises ConfigError for two of one number."""
+    from dlproxy.config import ConfigError
+
+    off = {"http_port"} if server.uds else set()
+    off |= {"grpc_port"} if server.grpc == "off" else set()
+    off |= set() if server.tfs else {"tfs_grpc_port", "tfs_http_port"}
+    taken: dict[int, str] = {}
+    for knob in PORTS:
+        port, option = getattr(server, knob), f"--{knob.replace('_', '-')}"
+        if port and knob not in off and taken.setdefault(port, option) != option:
+            raise ConfigError(f"{taken[port]} and {option} are both {port}; give each a port of its own")
 
 
 def _report(server: "Server") -> None:
@@ -141,6 +162,11 @@ def _report(server: "Server") -> None:
         say(f"inference  http://{authority(server.host, server.http_port)}/v2   (plain JSON: POST /predict/MODEL)")
     else:
         say(f"inference  {server.unix_socket.path}   (curl --unix-socket {server.unix_socket.path} http://localhost/v2)")
+    if "grpc_port" in server.ports:
+        say(f"gRPC       {authority(server.host, server.ports['grpc_port'])}")
+    if "tfs_grpc_port" in server.ports:
+        rest = authority(server.host, server.ports["tfs_http_port"])
+        say(f"TF Serving {authority(server.host, server.ports['tfs_grpc_port'])} (gRPC), http://{rest}/v1/models")
     control = authority(server.host, server.control_port)
     say(f"metrics    http://{control}/metrics   (state and knobs: dlproxy models)")
     say("ready; Ctrl-C stops")

@@ -5,11 +5,12 @@ Called by all that reads a configuration. Not aware of: what the values steer.
 
 from dlproxy.config.effects import check
 from dlproxy.config.goals import Goal, parse_goal
-from dlproxy.config.knobs import AutopilotConfig, Config, LaneSettings, ModelConfig, ServerConfig
+from dlproxy.config.knobs import AutopilotConfig, Config, LaneSettings, ModelConfig
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain
 from dlproxy.config.paths import DEVICES, SLEEP, is_address, parse_devices, python_place
 from dlproxy.config.reading import load, model_of
+from dlproxy.config.server import ServerConfig
 from dlproxy.config.values import ConfigError, parse_duration
 
 __all__ = [

@@ -14,10 +14,11 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config.effects import check
-from dlproxy.config.knobs import SECTIONS, AutopilotConfig, Config, ModelConfig, ServerConfig
+from dlproxy.config.knobs import SECTIONS, AutopilotConfig, Config, ModelConfig
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain, nearest, unknown_key, what_and_where
 from dlproxy.config.paths import is_file
+from dlproxy.config.server import ServerConfig
 from dlproxy.config.table import GLOBAL, knobs, option, tuned_knobs
 from dlproxy.config.values import ConfigError
 

@@ -10,7 +10,7 @@ from math import fsum, inf
 import msgspec
 from msgspec import Struct
 
-from dlproxy.config.knobs import DisciplineName
+from dlproxy.config.server import DisciplineName
 from dlproxy.message import Ticket
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing import QueueDiscipline, level, make_queue

@@ -1,4 +1,4 @@
-"""A running dlproxy: the inference port and the control port before its models, from start to drained stop.
+"""A running dlproxy: the inference ports and the control port before its models, from start to drained stop.
 
 Called by cli/. Not aware of: command-line arguments.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from dlproxy.config import Config, ConfigError, ServerConfig
+from dlproxy.config.server import GRPC_PORT
 from dlproxy.fleet.control import Control
 from dlproxy.fleet.store import open_store
 from dlproxy.hosts import authority, plain_host
@@ -33,7 +34,10 @@ from dlproxy.serve.unix_socket import UnixSocket
 from dlproxy.telemetry.event_log import LogError
 from dlproxy.wire.access_log import with_access_log
 from dlproxy.wire.control_http import ControlServer, control_app
+from dlproxy.wire.grpc.server import GrpcServer
+from dlproxy.wire.grpc.services import grpc_methods
 from dlproxy.wire.http_server import HttpServer
+from dlproxy.wire.listening import Listening
 from dlproxy.wire.oip_http import OipApp
 from dlproxy.wire.waiting import Waiting
 
@@ -66,9 +70,26 @@ class Server:
         self._repository = _repository(config.server, self.control) if config.server.repository else None
         self.operations = ServerOperations(self.control, self.models, self._repository)
         self.host = config.server.host
+        self.ports: dict[str, int] = {}
+        """What is listened on, by the knobs that say so."""
+        self._doors: list[Listening] = []
+
+    @property
+    def http_port(self) -> int:
+        """0 where a Unix socket takes its place."""
+        return self.ports.get("http_port", 0)
+
+    @property
+    def control_port(self) -> int:
+        return self.ports["control_port"]
+
+    @property
+    def connections(self) -> int:
+        """Of clients that ask for inference."""
+        return sum(len(door.connections) for door in self._doors)
 
     async def start(self) -> None:
-        """Bind both ports, load every model, listen. Raises ConfigError, LogError, ModelError, PortError."""
+        """Bind all ports, load every model, listen. Raises ConfigError, LogError, ModelError, PortError."""
         gc.collect()
         gc.freeze()  # code lives for ever: collections need not look at it again. Models do not: they come later
         gc.set_threshold(GC_ALLOCATIONS, 20, 20)
@@ -97,14 +118,20 @@ class Server:
                 tenant_header=server.tenant_header,
                 repository=repository,
             )
-            self._http = HttpServer(with_access_log(app, monotonic) if server.access_log else app, self._config.http)
-            page = control_app(catalog, lambda: len(self._http.connections), self.operations, self.models.autopilot)
+            answer = with_access_log(app, monotonic) if server.access_log else app
+            page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot)
             self._control = ControlServer(page)
-            self.http_port, self.control_port = listeners.ports
+            self.ports = listeners.ports
             self.unix_socket = listeners.unix_socket
-            http, control = listeners.take()
-            await self._http.start(http)
-            control.listen()  # uvicorn gets to it some turns later, and "ready" must be true of both ports
+            sockets = listeners.take()
+            control = sockets.pop("control_port")
+            methods = grpc_methods(catalog, repository, clock=monotonic, tenant_header=server.tenant_header)
+            for knob, listener in sockets.items():
+                limits = self._config.http
+                door: Listening = GrpcServer(methods, limits) if "grpc" in knob else HttpServer(answer, limits)
+                self._doors.append(door)
+                await door.start(listener)
+            control.listen()  # uvicorn gets to it some turns later, and "ready" must be true of all ports
             self._control.start(control)
 
     async def _serve_configured(self, config: Config, *, keep_others: bool = False) -> None:
@@ -204,10 +231,10 @@ class Server:
         catalog, drain_s = self.models.catalog, self._config.server.drain_s
         catalog.drain()
         await self._stop_changing()
-        farewell = Farewell([model.stats for model in catalog], len(self._http.connections), drain_s)
+        farewell = Farewell([model.stats for model in catalog], self.connections, drain_s)
         if self.unix_socket is not None:
             self.unix_socket.remove()
-        await self._http.drain(drain_s)
+        await asyncio.gather(*[door.drain(drain_s) for door in self._doors])
         farewell.over()
         await self.models.drain(1.0)
         await self._control.stop()
@@ -225,31 +252,51 @@ def _repository(server: ServerConfig, control: Control) -> "Repository":
 
 
 class _Listeners:
-    """Both listening sockets: bound before models load, so that a taken port is reported at once; closed if start fails."""
+    """The listening sockets: bound before models load, so that a taken port is reported at once; closed if start fails."""
 
     def __init__(self, server: ServerConfig) -> None:
-        self._sockets: list[socket.socket] = []
+        self._sockets: dict[str, socket.socket] = {}
         self.unix_socket = _unix_socket(server.uds) if server.uds else None
         try:
-            self._sockets.append(self.unix_socket.listener if self.unix_socket else _bind(server.host, server.http_port))
-            self._sockets.append(_bind(server.host, server.control_port))
+            if self.unix_socket is not None:
+                self._sockets["uds"] = self.unix_socket.listener
+            else:
+                self._sockets["http_port"] = _bind(server.host, server.http_port)
+            self._sockets["control_port"] = _bind(server.host, server.control_port)
+            if server.grpc != "off":
+                self._bind_grpc(server)
+            if server.tfs:
+                self._sockets["tfs_grpc_port"] = _bind(server.host, server.tfs_grpc_port)
+                self._sockets["tfs_http_port"] = _bind(server.host, server.tfs_http_port)
         except PortError:
             self.__exit__()
             raise
-        self.ports = [0 if self.unix_socket else self._sockets[0].getsockname()[1], self._sockets[1].getsockname()[1]]
+        self.ports: dict[str, int] = {
+            knob: listener.getsockname()[1] for knob, listener in self._sockets.items() if knob != "uds"
+        }
 
     def __enter__(self) -> "_Listeners":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for listener in self._sockets:
+        for listener in self._sockets.values():
             listener.close()
         if self._sockets and self.unix_socket is not None:
             self.unix_socket.remove()
 
-    def take(self) -> list[socket.socket]:
+    def _bind_grpc(self, server: ServerConfig) -> None:
+        by_default = server.grpc == "auto" and server.grpc_port == GRPC_PORT
+        port = 0 if by_default and server.http_port == 0 else server.grpc_port
+        try:
+            self._sockets["grpc_port"] = _bind(server.host, port)
+        except PortError as error:
+            if not by_default:
+                raise
+            log.warning("gRPC is off: %s", error)
+
+    def take(self) -> dict[str, socket.socket]:
         """Hand the sockets over to the servers."""
-        taken, self._sockets = self._sockets, []
+        taken, self._sockets = self._sockets, {}
         return taken
 
 

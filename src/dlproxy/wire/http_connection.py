@@ -14,12 +14,12 @@ from msgspec import Struct
 
 from dlproxy.message import ANONYMOUS, InferenceError, Principal
 from dlproxy.wire.http_exchange import CLOSE, Exchange, ReplyStream, in_http
+from dlproxy.wire.listening import DRAIN_GRACE_S
 
 if TYPE_CHECKING:
     from dlproxy.wire.http_server import HttpServer
 
 LINGER_S = 2.0  # after a refusal, how long to swallow what the client still sends, so that a reset cannot eat the reply
-DRAIN_GRACE_S = 0.3  # while draining, how long an idle connection may still bring a request that was on its way
 MAX_CHUNK_OVERHEAD = 512 * 1024  # bytes of chunk framing or trailers without any body in between
 MAX_TARGET = 8 * 1024
 SMALL_PIECE = 1024  # bytes; smaller pieces of a body are gathered: as objects of their own they could take 20 times that
@@ -129,8 +129,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.server.connections.add(self)
-        self.server.accepted += 1
+        self.server.connection_made(self)
         if len(self.server.connections) > self._limits.max_connections:
             self._refuse(503, f"connection limit ({self._limits.max_connections}) reached", b"retry-after: 1\r\n")
 

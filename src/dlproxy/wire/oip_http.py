@@ -5,9 +5,8 @@ Not aware of: sockets, lanes.
 """
 
 import asyncio
-import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -25,9 +24,9 @@ from dlproxy.wire import oip_codec, oip_describe
 from dlproxy.wire.catalog import Catalog, NotServedError, ServedModel
 from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk, in_parts
 from dlproxy.wire.http_exchange import Exchange
+from dlproxy.wire.http_routes import VERSION, Routes, Row
 from dlproxy.wire.oip_repository import RepositoryRoutes
 from dlproxy.wire.operations import ModelRepository
-from dlproxy.wire.target import name_in, path_of
 from dlproxy.wire.terms import DEADLINE, NO_TERMS, deadline_of, of_parameters
 from dlproxy.wire.waiting import Waiting
 
@@ -47,7 +46,10 @@ class _PredictBody(_Parameters, kw_only=True):
 
 
 class OipApp:
-    """Answers every request of the inference port. `server_timing`: add the Server-Timing header to answers."""
+    """Answers every request of the inference port. `server_timing`: add the Server-Timing header to answers.
+
+    `more`: the routes of other protocols.
+    """
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class OipApp:
         server_timing: bool,
         tenant_header: str = TENANT_HEADER,
         repository: ModelRepository | None = None,
+        more: Iterable[Row] = (),
     ) -> None:
         self._catalog = catalog
         in_repository = RepositoryRoutes(catalog, repository)
@@ -68,27 +71,24 @@ class OipApp:
         self._infer: dict[bytes, _Inference] = {}
         catalog.subscribe(self._follow)  # after the desk, which is asked
         self._follow()
-        version = r"(?:/versions/(?P<version>(?:\w|%[89A-F][0-9A-F])+))?"  # a number, or a label in any language
-        model_path = r"/v2/models/(?P<name>[^/]+)" + version
-        self._routes: list[tuple[re.Pattern[str], dict[bytes, Callable[..., None]]]] = [
-            (re.compile(pattern), {method: handler, **({b"HEAD": handler} if method == b"GET" else {})})
-            for pattern, method, handler in (
-                (r"/", b"GET", self._welcome),
-                (r"/v2", b"GET", self._server_metadata),
-                (r"/v2/health/live", b"GET", self._live),
-                (r"/v2/health/ready", b"GET", self._ready),
-                (r"/v2/models/stats", b"GET", self._all_stats),
-                (r"/v2/repository/index", b"POST", in_repository.index),
-                (r"/v2/repository/models/(?P<name>[^/]+)/load", b"POST", in_repository.load),
-                (r"/v2/repository/models/(?P<name>[^/]+)/unload", b"POST", in_repository.unload),
-                (model_path, b"GET", self._metadata),
-                (model_path + "/ready", b"GET", self._model_ready),
-                (model_path + "/config", b"GET", self._config),
-                (model_path + "/stats", b"GET", self._stats),
-                (model_path + "/infer", b"POST", self._infer_any),
-                (r"/predict/(?P<name>[^/]+)" + version, b"POST", self._predict),
-            )
+        model_path = r"/v2/models/(?P<name>[^/]+)" + VERSION
+        own: list[Row] = [
+            (r"/", b"GET", self._welcome),
+            (r"/v2", b"GET", self._server_metadata),
+            (r"/v2/health/live", b"GET", self._live),
+            (r"/v2/health/ready", b"GET", self._ready),
+            (r"/v2/models/stats", b"GET", self._all_stats),
+            (r"/v2/repository/index", b"POST", in_repository.index),
+            (r"/v2/repository/models/(?P<name>[^/]+)/load", b"POST", in_repository.load),
+            (r"/v2/repository/models/(?P<name>[^/]+)/unload", b"POST", in_repository.unload),
+            (model_path, b"GET", self._metadata),
+            (model_path + "/ready", b"GET", self._model_ready),
+            (model_path + "/config", b"GET", self._config),
+            (model_path + "/stats", b"GET", self._stats),
+            (model_path + "/infer", b"POST", self._infer_any),
+            (r"/predict/(?P<name>[^/]+)" + VERSION, b"POST", self._predict),
         ]
+        self._routes = Routes([*own, *more], hint="inference is at /v2/models/{model}/infer or /predict/{model}")
 
     def __call__(self, exchange: Exchange) -> None:
         try:
@@ -139,24 +139,11 @@ class OipApp:
                 self._infer[f"{path}/versions/{quote(version)}/infer".encode()] = self._desk.find(model.name, version)
 
     def _route(self, exchange: Exchange) -> None:
-        path, shown = path_of(exchange.target), exchange.target.partition(b"?")[0].decode("latin-1")
-        for pattern, handlers in self._routes:
-            match = pattern.fullmatch(path)
-            if match is None:
-                continue
-            handler = handlers.get(exchange.method)
-            if handler is None:
-                allowed = ", ".join(method.decode() for method in handlers)
-                extra = f"allow: {allowed}\r\n".encode()
-                exchange.fail(405, f"Method Not Allowed: {shown} accepts {allowed}, not {exchange.method.decode()}", extra)
-                return
+        found = self._routes.find(exchange)
+        if found is not None:
             if b"content-encoding" in exchange.headers:
                 self._decompress(exchange)
-            handler(exchange, **{name: name_in(segment) for name, segment in match.groupdict(default="").items()})
-            return
-        exchange.fail(
-            404, f"Not Found: no such path: {shown}; inference is at /v2/models/{{model}}/infer or /predict/{{model}}"
-        )
+            found.handler(exchange, **found.groups)
 
     def _decompress(self, exchange: Exchange) -> None:
         encoding = exchange.headers[b"content-encoding"].lower()
