@@ -164,8 +164,9 @@ class ControlPort:
             raise ControlError(
                 f"--control '{url}' is not understood ({error}); write it like http://127.0.0.1:{PORT}"
             ) from None
-        if parts.scheme != "http" or not host or parts.path or parts.query or parts.fragment:
-            raise ControlError(f"--control '{url}' cannot be used; write it like http://127.0.0.1:{PORT} (plain HTTP only)")
+        if parts.scheme not in ("http", "https") or not host or parts.path or parts.query or parts.fragment:
+            raise ControlError(f"--control '{url}' cannot be used; write it like http://127.0.0.1:{PORT} or https://")
+        self._tls = parts.scheme == "https"
         self._host, self._port = plain_host(host), PORT if port is None else port
 
     @property
@@ -255,7 +256,8 @@ class ControlPort:
         self, method: str, path: str, *, body: dict[str, Any] | None = None, patience_s: float = PATIENCE_S
     ) -> tuple[int, bytes]:
         """Status and body of the answer."""
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=PATIENCE_S)
+        kind = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=PATIENCE_S)
         try:
             connection.connect()
             connection.sock.settimeout(patience_s)

@@ -39,6 +39,7 @@ from dlproxy.wire.grpc.services import grpc_methods
 from dlproxy.wire.http_server import HttpServer
 from dlproxy.wire.listening import Listening
 from dlproxy.wire.oip_http import OipApp
+from dlproxy.wire.tls import GRPC, HTTP, Certificates
 from dlproxy.wire.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Server:
     """One dlproxy process. `start`, then `run` until SIGTERM or SIGINT; or `start` and `stop` by hand."""
 
     def __init__(self, config: Config) -> None:
-        """Raises ConfigError for a quota that never admits anything."""
+        """Raises ConfigError for a quota that never admits anything, and certificates that cannot be used."""
         self._config = config
         self.models = Models(config.server, config.tenants, autopilot=config.autopilot)
         budget_mb = config.server.memory_budget_mb
@@ -72,6 +73,7 @@ class Server:
         self.host = config.server.host
         self.ports: dict[str, int] = {}
         """What is listened on, by the knobs that say so."""
+        self._certificates = Certificates(config.tls) if config.tls.cert else None
         self._doors: list[Listening] = []
 
     @property
@@ -82,6 +84,10 @@ class Server:
     @property
     def control_port(self) -> int:
         return self.ports["control_port"]
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self._certificates is None else "https"
 
     @property
     def connections(self) -> int:
@@ -120,7 +126,8 @@ class Server:
             )
             answer = with_access_log(app, monotonic) if server.access_log else app
             page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot)
-            self._control = ControlServer(page)
+            tls = self._certificates
+            self._control = ControlServer(page, None if tls is None else tls.context(HTTP))
             self.ports = listeners.ports
             self.unix_socket = listeners.unix_socket
             sockets = listeners.take()
@@ -128,9 +135,12 @@ class Server:
             methods = grpc_methods(catalog, repository, clock=monotonic, tenant_header=server.tenant_header)
             for knob, listener in sockets.items():
                 limits = self._config.http
-                door: Listening = GrpcServer(methods, limits) if "grpc" in knob else HttpServer(answer, limits)
+                grpc = "grpc" in knob
+                door: Listening = GrpcServer(methods, limits) if grpc else HttpServer(answer, limits)
                 self._doors.append(door)
-                await door.start(listener)
+                await door.start(listener, None if tls is None else tls.context(GRPC if grpc else HTTP))
+            if tls is not None:
+                tls.watch()
             control.listen()  # uvicorn gets to it some turns later, and "ready" must be true of all ports
             self._control.start(control)
 
@@ -236,6 +246,8 @@ class Server:
             self.unix_socket.remove()
         await asyncio.gather(*[door.drain(drain_s) for door in self._doors])
         farewell.over()
+        if self._certificates is not None:
+            self._certificates.close()
         await self.models.drain(1.0)
         await self._control.stop()
 

@@ -6,6 +6,7 @@ No inference passes here. Called by serve/server.py. Not aware of: the inference
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -210,7 +211,7 @@ class _EmbeddedServer(uvicorn.Server):
 class ControlServer:
     """Serves the control port on a bound socket, in this event loop."""
 
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: Starlette, tls: ssl.SSLContext | None = None) -> None:
         config = uvicorn.Config(
             app,
             http="h11",  # over llhttp, uvicorn loses the body behind an offer to upgrade
@@ -221,6 +222,8 @@ class ControlServer:
             lifespan="off",
             timeout_graceful_shutdown=1,
         )
+        config.load()
+        config.ssl = tls
         self._server = _EmbeddedServer(config)
         self._task: asyncio.Task[None] | None = None
 

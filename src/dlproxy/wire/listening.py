@@ -6,9 +6,12 @@ Base of http_server.py and grpc/server.py. Not aware of: parsing, requests.
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Protocol
+from typing import Any, Protocol
+
+from dlproxy.wire.tls import HANDSHAKE_S
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +48,14 @@ class Listening:
         self._empty = asyncio.Event()
         self._empty.set()
 
-    async def start(self, listener: socket.socket) -> None:
+    async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Returns once connections are accepted."""
         self._loop = asyncio.get_running_loop()
         self._sweep_at = self._loop.time()
         self._sweep()
+        more: dict[str, Any] = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_S}
         create = self._loop.create_unix_server if listener.family == socket.AF_UNIX else self._loop.create_server
-        self._server = await create(self._make, sock=listener, backlog=1024)
+        self._server = await create(self._make, sock=listener, backlog=1024, **more)
 
     def connection_made(self, connection: Connection) -> None:
         self.connections.add(connection)
