@@ -18,7 +18,7 @@ from dlproxy.config.knobs import SECTIONS, AutopilotConfig, Config, ModelConfig
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain, nearest, unknown_key, what_and_where
 from dlproxy.config.paths import is_file
-from dlproxy.config.security import TlsConfig
+from dlproxy.config.security import AuthConfig, TlsConfig
 from dlproxy.config.server import ServerConfig
 from dlproxy.config.table import GLOBAL, knobs, option, tuned_knobs
 from dlproxy.config.values import ConfigError
@@ -43,17 +43,18 @@ def load(path: Path) -> Config:
     return Config(
         server=file.section(["server"], data.get("server", {}), ServerConfig),
         http=file.section(["http"], data.get("http", {}), HttpLimits),
-        tls=_beside(path, file.section(["tls"], data.get("tls", {}), TlsConfig)),
+        tls=_beside(path, file.section(["tls"], data.get("tls", {}), TlsConfig), "cert", "key", "client_ca"),
+        auth=_beside(path, file.section(["auth"], data.get("auth", {}), AuthConfig), "keys"),
         autopilot=file.section(["autopilot"], data.get("autopilot", {}), AutopilotConfig),
         tenants={name: file.section(["tenants", name], table, TenantConfig) for name, table in tenants.items()},
         models={name: file.models(["models", name], table) for name, table in models.items()},
     )
 
 
-def _beside(path: Path, tls: TlsConfig) -> TlsConfig:
-    """Its files as seen from the configuration's folder."""
-    files = {name: str(path.parent / file) for name in ("cert", "key", "client_ca") if (file := getattr(tls, name))}
-    return msgspec.structs.replace(tls, **files)
+def _beside(path: Path, section: Section, *files: str) -> Section:
+    """With these files as seen from the configuration's folder."""
+    found = {name: str(path.parent / file) for name in files if (file := getattr(section, name))}
+    return msgspec.structs.replace(section, **found)
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:

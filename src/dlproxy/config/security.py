@@ -29,3 +29,18 @@ class TlsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str,
         _knob("file of the authorities that sign clients' certificates (PEM)", only=(Only("clients", but=("off",)),)),
     ] = ""
+
+
+class AuthConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[auth]: who may ask. Without `keys`, everybody may do everything."""
+
+    keys: Annotated[
+        str, _knob("file of API keys, which `dlproxy keys` writes; changes hold within a second; empty: none are asked for")
+    ] = ""
+    anonymous: Annotated[
+        Literal["none", "metrics", "infer"],
+        _knob(
+            "what clients without a key may do; metrics: see metrics; infer: that, ask models and see which there are",
+            only=(Only("keys", but=("",)),),
+        ),
+    ] = "none"

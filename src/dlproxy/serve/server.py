@@ -44,6 +44,7 @@ from dlproxy.wire.waiting import Waiting
 
 if TYPE_CHECKING:
     from dlproxy.fleet.repository.watcher import Repository
+    from dlproxy.wire.terms import Identify
 
 GC_ALLOCATIONS = 20_000  # requests make no reference cycles: looking for some every 700 allocations costs about 3 %
 
@@ -73,6 +74,7 @@ class Server:
         self.host = config.server.host
         self.ports: dict[str, int] = {}
         """What is listened on, by the knobs that say so."""
+        self._desk = _identity_desk(config) if config.auth.keys else None
         self._certificates = Certificates(config.tls) if config.tls.cert else None
         self._doors: list[Listening] = []
 
@@ -136,7 +138,7 @@ class Server:
             for knob, listener in sockets.items():
                 limits = self._config.http
                 grpc = "grpc" in knob
-                door: Listening = GrpcServer(methods, limits) if grpc else HttpServer(answer, limits)
+                door: Listening = GrpcServer(methods, limits, self._desk) if grpc else HttpServer(answer, limits, self._desk)
                 self._doors.append(door)
                 await door.start(listener, None if tls is None else tls.context(GRPC if grpc else HTTP))
             if tls is not None:
@@ -255,6 +257,12 @@ class Server:
 def _fixed(config: Config) -> Config:
     """What needs a restart."""
     return msgspec.structs.replace(config, models={})
+
+
+def _identity_desk(config: Config) -> "Identify":
+    from dlproxy.wire.identity.desk import IdentityDesk  # most servers start without one
+
+    return IdentityDesk(config.auth, monotonic)
 
 
 def _repository(server: ServerConfig, control: Control) -> "Repository":
