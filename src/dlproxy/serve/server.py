@@ -127,7 +127,7 @@ class Server:
                 repository=repository,
             )
             answer = with_access_log(app, monotonic) if server.access_log else app
-            page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot)
+            page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot, self._desk)
             tls = self._certificates
             self._control = ControlServer(page, None if tls is None else tls.context(HTTP))
             self.ports = listeners.ports

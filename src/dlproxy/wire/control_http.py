@@ -27,14 +27,22 @@ from dlproxy.policy.planner import VersionState
 from dlproxy.telemetry import prometheus
 from dlproxy.telemetry.event_log import LogError
 from dlproxy.wire.catalog import Catalog, ServedModel
+from dlproxy.wire.control_guard import ControlGuard
 from dlproxy.wire.operations import Operations, Pilots
 from dlproxy.wire.target import name_in, path_of
+from dlproxy.wire.terms import Identify
 
 MOST_BODY = 64 * 1024  # bytes of a change of knobs
 TICK_S = 1.0  # how often the Date header is renewed
 
 
-def control_app(catalog: Catalog, connections: Callable[[], int], operations: Operations, pilots: Pilots) -> Starlette:
+def control_app(
+    catalog: Catalog,
+    connections: Callable[[], int],
+    operations: Operations,
+    pilots: Pilots,
+    identify: Identify | None = None,
+) -> Starlette:
     """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state, also
     of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued
     requests too), POST to /models/NAME/ACTION with a JSON object of its arguments (serve/operations.py), /autopilot and
@@ -82,7 +90,7 @@ def control_app(catalog: Catalog, connections: Callable[[], int], operations: Op
         return await _answer(answer())
 
     app = Starlette(
-        middleware=[Middleware(_OnePath)],
+        middleware=[Middleware(_OnePath), Middleware(ControlGuard, identify=identify)],
         routes=[
             Route("/metrics", metrics),
             Route("/healthz", healthz),
