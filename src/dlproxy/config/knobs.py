@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from dlproxy.config.goals import Goal, parse_goal, parse_latency
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.paths import OWN_WAYS
-from dlproxy.config.security import AuthConfig, TlsConfig
+from dlproxy.config.security import AuthConfig, GrantConfig, TlsConfig
 from dlproxy.config.server import DisciplineName, ServerConfig, Switch
 from dlproxy.config.traits import Only
 from dlproxy.config.traits import knob as _knob
@@ -463,6 +463,7 @@ class Config(Struct, frozen=True, kw_only=True):
     models: dict[str, list[ModelConfig]] = {}
     """The versions of each, oldest first."""
     tenants: dict[str, TenantConfig] = {}
+    grants: dict[str, GrantConfig] = {}
 
     def served(self) -> list[tuple[str, ModelConfig]]:
         """Every version of every model, with the model's name."""
@@ -477,4 +478,5 @@ SECTIONS: dict[str, type[Struct]] = {
     "autopilot": AutopilotConfig,
     "models": ModelConfig,
     "tenants": TenantConfig,
+    "grants": GrantConfig,
 }

@@ -18,7 +18,7 @@ from dlproxy.config.knobs import SECTIONS, AutopilotConfig, Config, ModelConfig
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain, nearest, unknown_key, what_and_where
 from dlproxy.config.paths import is_file
-from dlproxy.config.security import AuthConfig, TlsConfig
+from dlproxy.config.security import AuthConfig, GrantConfig, TlsConfig
 from dlproxy.config.server import ServerConfig
 from dlproxy.config.table import GLOBAL, knobs, option, tuned_knobs
 from dlproxy.config.values import ConfigError
@@ -39,6 +39,7 @@ def load(path: Path) -> Config:
         if key not in SECTIONS:
             raise file.error([key], unknown_key(key, SECTIONS))
     tenants = file.tables(["tenants"], data.get("tenants", {}))
+    grants = file.tables(["grants"], data.get("grants", {}))
     models = file.tables(["models"], data.get("models", {}))
     return Config(
         server=file.section(["server"], data.get("server", {}), ServerConfig),
@@ -46,6 +47,7 @@ def load(path: Path) -> Config:
         tls=_beside(path, file.section(["tls"], data.get("tls", {}), TlsConfig), "cert", "key", "client_ca"),
         auth=_beside(path, file.section(["auth"], data.get("auth", {}), AuthConfig), "keys"),
         autopilot=file.section(["autopilot"], data.get("autopilot", {}), AutopilotConfig),
+        grants={name: file.section(["grants", name], table, GrantConfig) for name, table in grants.items()},
         tenants={name: file.section(["tenants", name], table, TenantConfig) for name, table in tenants.items()},
         models={name: file.models(["models", name], table) for name, table in models.items()},
     )

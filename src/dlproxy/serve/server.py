@@ -74,7 +74,7 @@ class Server:
         self.host = config.server.host
         self.ports: dict[str, int] = {}
         """What is listened on, by the knobs that say so."""
-        self._desk = _identity_desk(config) if config.auth.keys else None
+        self._desk = _identity_desk(config) if config.auth.asks or config.grants else None
         self._certificates = Certificates(config.tls) if config.tls.cert else None
         self._doors: list[Listening] = []
 
@@ -262,7 +262,7 @@ def _fixed(config: Config) -> Config:
 def _identity_desk(config: Config) -> "Identify":
     from dlproxy.wire.identity.desk import IdentityDesk  # most servers start without one
 
-    return IdentityDesk(config.auth, monotonic)
+    return IdentityDesk(config.auth, config.grants, monotonic)
 
 
 def _repository(server: ServerConfig, control: Control) -> "Repository":

@@ -15,7 +15,7 @@ from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Pri
 from dlproxy.message import Scope as Right
 from dlproxy.wire.http_exchange import STATUS
 from dlproxy.wire.rights import demand
-from dlproxy.wire.terms import Identify
+from dlproxy.wire.terms import Identify, Peer
 
 log = logging.getLogger("dlproxy.audit")
 
@@ -62,7 +62,9 @@ class ControlGuard:
             if not harmless and not _is_here(scope):
                 raise _forbidden("changes are taken from this machine only, as no API keys are asked for ([auth] keys)")
             return ANONYMOUS
-        who = self._identify(scope["method"].encode(), scope["raw_path"], dict(headers.raw))
+        client = scope.get("client")
+        peer = Peer(client[0] if client else "")
+        who = self._identify(peer, scope["method"].encode(), scope["raw_path"], dict(headers.raw))
         right: Right = "metrics" if scope["path"] == "/metrics" else "read" if harmless else "admin"
         demand(who, right)
         return who

@@ -19,8 +19,19 @@ MOST_TENANT = 128  # characters of a tenant's name or of a sticky header that co
 MOST_DEADLINE_MS = 1e12  # 31 years
 SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 
-Identify = Callable[[bytes, bytes, Mapping[bytes, bytes]], Principal]
-"""Who asks, from a request's method, path and headers alone: a protocol calls it before it reads the body.
+
+class Peer(Struct, frozen=True):
+    """The other end of a connection: its address, empty on a Unix socket, and what it has shown when it connected.
+
+    `name`: "cert:" and the common name of its certificate, or "unix:" and the user id; empty for neither.
+    """
+
+    address: str = ""
+    name: str = ""
+
+
+Identify = Callable[[Peer, bytes, bytes, Mapping[bytes, bytes]], Principal]
+"""Who asks, from the connection, a request's method, path and headers alone: a protocol calls it before it reads the body.
 
 Raises InferenceError(UNAUTHENTICATED or FORBIDDEN) to refuse the request.
 """

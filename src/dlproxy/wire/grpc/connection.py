@@ -31,7 +31,7 @@ from dlproxy.wire.grpc.frames import (
     head,
     number,
 )
-from dlproxy.wire.listening import DRAIN_GRACE_S
+from dlproxy.wire.listening import DRAIN_GRACE_S, peer_of
 
 if TYPE_CHECKING:
     from dlproxy.wire.grpc.server import GrpcServer
@@ -88,6 +88,7 @@ class GrpcConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self.server.connection_made(self)
+        self._peer = peer_of(transport) if self.server.identify is not None else None
         offer = {
             frames.MAX_STREAMS: self.server.max_streams,
             frames.INITIAL_WINDOW: WINDOW,
@@ -220,8 +221,8 @@ class GrpcConnection(asyncio.Protocol):
         call = self._calls[stream] = Call(self, stream, path, headers, ANONYMOUS, self._first_window)
         server = self.server
         try:
-            if server.identify is not None:
-                call.principal = server.identify(b"POST", path, headers)
+            if server.identify is not None and self._peer is not None:
+                call.principal = server.identify(self._peer, b"POST", path, headers)
             unary = call.method = server.methods.unary.get(path)
             if unary is None:
                 streaming = server.methods.streaming.get(path)
