@@ -23,6 +23,7 @@ from dlproxy.message import Grant, Scope
 
 PREFIX = "dlp"  # a key is PREFIX_ID_SECRET: what leaks is recognised, and found by its id
 ID_BYTES, SECRET_BYTES, SALT_BYTES, HASH_BYTES = 5, 32, 16, 32
+MOST_COST = 16  # that is believed of a file: more would stop the server
 COST, BLOCK = 12, 8  # of scrypt: 2**12 rounds over 4 MiB, some 10 ms. A secret of 256 random bits needs no more
 
 _KEY = re.compile(rf"{PREFIX}_([a-z2-7]{{8}})_([A-Za-z0-9_-]{{43}})")
@@ -70,7 +71,7 @@ def matches(key: Key, secret: str) -> bool:
     """Slow, and as slow for wrong secrets."""
     try:
         kind, cost, block, salt, wanted = key.hash.split(":")
-        if kind != "scrypt":
+        if kind != "scrypt" or not (0 < int(cost) <= MOST_COST and 0 < int(block) <= BLOCK):
             return False
         found = _scrypt(secret, base64.b64decode(salt), int(cost), int(block))
         return hmac.compare_digest(found, base64.b64decode(wanted))

@@ -50,10 +50,15 @@ class Keys:
         self._looked_at = clock()
         self._take(read(path))
 
+    def knows(self, text: str) -> bool:
+        """Whether it was found to be a key of the file before, be it one that does not hold any more."""
+        self._follow()
+        return bool(self._verdicts.get(self._digest(text)))
+
     def principal(self, text: str) -> Principal:
         """Whose key it is. Raises InferenceError: UNAUTHENTICATED; QUOTA for too many wrong ones."""
         self._follow()
-        digest = hashlib.blake2b(text.encode(), key=self._digest_key, digest_size=32).digest()
+        digest = self._digest(text)
         name = self._verdicts.get(digest)
         if name is None:
             name = self._verdict(text)
@@ -66,6 +71,9 @@ class Keys:
         if refusal := key.refusal(datetime.now(UTC)):
             raise InferenceError(Failure(FailureKind.UNAUTHENTICATED, refusal))
         return self._principals[name]
+
+    def _digest(self, text: str) -> bytes:
+        return hashlib.blake2b(text.encode(), key=self._digest_key, digest_size=32).digest()
 
     def _verdict(self, text: str) -> str:
         parts = parts_of(text)
@@ -101,15 +109,16 @@ class Keys:
             log.error("the API keys stay as they were: %s", error)
 
     def _take(self, keys: dict[str, Key]) -> None:
-        changed = {name for name, key in self._keys.items() if keys.get(name) != key}
-        self._keys = keys
+        before, self._keys = self._keys, keys
+        changed = {name for name, key in before.items() if keys.get(name) != key}
         self._principals = {
             name: self._principals[name]
             if name in self._principals and name not in changed
             else Principal(name, key.tenant, key.grant)
             for name, key in keys.items()
         }
-        self._verdicts.clear()
+        same = {name for name in keys if name in before and before[name].hash == keys[name].hash}
+        self._verdicts = OrderedDict((digest, name) for digest, name in self._verdicts.items() if name in same)
         self._budgets = {key.id: self._budgets.get(key.id, _Budget(SLOW_BURST, -inf)) for key in keys.values()}
 
     def _stat(self) -> tuple[int, int, int]:

@@ -63,10 +63,15 @@ class Tokens:
         self._take(self._read())
         self._looked_at = clock()
 
+    def knows(self, text: str) -> bool:
+        """Whether it was found valid before."""
+        self._follow()
+        return isinstance(self._verdicts.get(self._digest(text)), Said)
+
     def said(self, text: str) -> Said:
         """Raises InferenceError UNAUTHENTICATED."""
         self._follow()
-        digest = hashlib.blake2b(text.encode(), key=self._digest_key, digest_size=32).digest()
+        digest = self._digest(text)
         verdict = self._verdicts.get(digest)
         if verdict is None:
             verdict = self._verdict(text)
@@ -78,6 +83,9 @@ class Tokens:
         if verdict.expires_at + LEEWAY_S <= self._wall_clock():
             raise _refused("the token has expired")
         return verdict
+
+    def _digest(self, text: str) -> bytes:
+        return hashlib.blake2b(text.encode(), key=self._digest_key, digest_size=32).digest()
 
     def _verdict(self, text: str) -> Said | str:
         """Raises InferenceError for what may hold later."""
@@ -91,7 +99,7 @@ class Tokens:
                 raise _refused("the token is signed with a key that is not known")
             claims = jwt.decode(
                 text,
-                key.key,
+                key,
                 algorithms=self._algorithms,
                 audience=self._config.jwt_audience,
                 issuer=self._config.jwt_issuer,
@@ -100,7 +108,11 @@ class Tokens:
             )
         except jwt.ImmatureSignatureError:
             raise _refused("the token is not valid yet") from None
-        except jwt.PyJWTError as error:
+        except (
+            jwt.PyJWTError,
+            TypeError,
+            ValueError,
+        ) as error:
             return f"the token is not valid: {error}"
         said = claims.get("scope", claims.get("scp"))
         scopes = said.split() if isinstance(said, str) else said if isinstance(said, list) else None
