@@ -7,12 +7,14 @@ Not aware of: command-line arguments, how a state is shown.
 
 import difflib
 import http.client
+import os
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import msgspec
 from msgspec import Struct
 
+from dlproxy.config.reading import KEY_VARIABLE
 from dlproxy.hosts import plain_host
 
 PORT = 8002
@@ -243,6 +245,13 @@ class ControlPort:
         what = "an inference port" if live == 200 else "not a dlproxy control port"
         return f"{self.url} is {what}; give the port on which `dlproxy serve` reports its metrics: --control http://HOST:{PORT}"
 
+    def _refused(self, body: bytes) -> str:
+        told = self._decoded(body)
+        why = told.get("error", "") if isinstance(told, dict) else ""
+        return (
+            f"{self.url} refuses: {why or 'it does not say why'} (the environment variable {KEY_VARIABLE} is sent as API key)"
+        )
+
     def _decoded(self, body: bytes) -> Any:
         try:
             return msgspec.json.decode(body)
@@ -261,9 +270,14 @@ class ControlPort:
         try:
             connection.connect()
             connection.sock.settimeout(patience_s)
-            connection.request(method, path, None if body is None else msgspec.json.encode(body))
+            key = os.environ.get(KEY_VARIABLE, "")
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            connection.request(method, path, None if body is None else msgspec.json.encode(body), headers)
             reply = connection.getresponse()
-            return reply.status, reply.read()
+            told = reply.read()
+            if reply.status in (401, 403):
+                raise ControlError(self._refused(told))
+            return reply.status, told
         except TimeoutError:
             raise ControlError(f"{self.url} did not answer within {patience_s:g} s") from None
         except (OSError, UnicodeError) as error:

@@ -64,8 +64,9 @@ def add_to(commands: Commands) -> None:
     listening.add_argument("--tfs-grpc-port", type=int, metavar="PORT", help=AS_KNOB)
     listening.add_argument("--tfs-http-port", type=int, metavar="PORT", help=AS_KNOB)
     listening.add_argument("--control-port", type=int, metavar="PORT", help=AS_KNOB)
-    listening.add_argument("--tls-cert", metavar="FILE", help="as the knob cert of [tls]")
-    listening.add_argument("--tls-key", metavar="FILE", help="as the knob key of [tls]")
+    listening.add_argument("--tls-cert", metavar="FILE", help=AS_KNOB)
+    listening.add_argument("--tls-key", metavar="FILE", help=AS_KNOB)
+    listening.add_argument("--auth-keys", metavar="FILE", help=AS_KNOB)
     logs = serve.add_argument_group("logs")
     detail = logs.add_mutually_exclusive_group()
     detail.add_argument("-v", "--verbose", action="store_true", help="also log why requests are refused, and other details")
@@ -129,13 +130,15 @@ def _config(args: argparse.Namespace) -> "Config":
     server = override(config.server, given, lambda knob: f"--{knob.replace('_', '-')}")
     files = {name: value for name in ("cert", "key") if (value := getattr(args, f"tls_{name}")) is not None}
     tls = override(config.tls, files, lambda knob: f"--tls-{knob}")
+    keys = {} if args.auth_keys is None else {"keys": args.auth_keys}
+    auth = override(config.auth, keys, lambda knob: "--auth-keys")
     mode = {} if args.autopilot is None else {"mode": args.autopilot}
     autopilot = override(config.autopilot, mode, lambda knob: "--autopilot")
     _check_ports(server)
     models = add_models(
         config.models, args.models, args.slo or "", command="serve", others=bool(server.repository or server.store)
     )
-    config = msgspec.structs.replace(config, server=server, tls=tls, autopilot=autopilot, models=models)
+    config = msgspec.structs.replace(config, server=server, tls=tls, auth=auth, autopilot=autopilot, models=models)
     for warning in [*warnings, *weights_without_effect(config)]:
         complain(warning)
     return config

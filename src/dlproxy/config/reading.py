@@ -25,6 +25,7 @@ from dlproxy.config.values import ConfigError
 
 PREFIX = "DLPROXY_"
 FILE_VARIABLE = "DLPROXY_CONFIG"
+KEY_VARIABLE = "DLPROXY_API_KEY"  # which commands send to a server
 
 _NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -169,7 +170,8 @@ def from_environment(path: Path | None, environment: Mapping[str, str]) -> tuple
     """
     file = path or (Path(environment[FILE_VARIABLE]) if environment.get(FILE_VARIABLE) else None)
     config = load(file) if file is not None else Config()
-    given = {name: text for name, text in environment.items() if name.startswith(PREFIX) and name != FILE_VARIABLE}
+    ours = sorted(name for name in environment if name.startswith(PREFIX) and name not in (FILE_VARIABLE, KEY_VARIABLE))
+    given = {name: environment[name] for name in ours}
     sections, known = {}, [FILE_VARIABLE]
     for section in GLOBAL:
         names = {variable(section, knob): knob for knob in knobs(SECTIONS[section])}
