@@ -6,9 +6,10 @@ import hmac
 import json
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
 import jwt
@@ -26,13 +27,17 @@ ELLIPTIC, OTHER = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_k
 RSA = rsa.generate_private_key(65537, 2048)
 
 
+def _now() -> float:
+    return datetime.now(UTC).timestamp()
+
+
 def _jwk(key: Any, kid: str) -> dict[str, Any]:
     kind = jwt.algorithms.ECAlgorithm if isinstance(key, ec.EllipticCurvePrivateKey) else jwt.algorithms.RSAAlgorithm
     return {**json.loads(kind.to_jwk(key.public_key())), "kid": kid}
 
 
 def _claims(**changed: Any) -> dict[str, Any]:
-    claims = {"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": time() + 600, **changed}
+    claims = {"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": _now() + 600, **changed}
     return {name: value for name, value in claims.items() if value is not None}
 
 
@@ -48,7 +53,7 @@ class Clock:
         return monotonic() + self.late_s
 
     def time(self) -> float:
-        return time() + self.late_s
+        return _now() + self.late_s
 
 
 class Issued:
@@ -89,10 +94,10 @@ def test_a_token_says_who_and_what_for(issued: Issued) -> None:
         ({"iss": None}, "iss"),
         ({"aud": "another"}, "udience"),
         ({"aud": None}, "aud"),
-        ({"exp": time() - 60}, "expired"),
+        ({"exp": _now() - 60}, "expired"),
         ({"exp": None}, "exp"),
         ({"sub": None}, "sub"),
-        ({"nbf": time() + 600}, "not valid yet"),
+        ({"nbf": _now() + 600}, "not valid yet"),
         ({"key": OTHER}, "ignature"),
         ({"kid": "three"}, "not known"),
     ],
@@ -128,7 +133,7 @@ def test_garbage_is_refused(issued: Issued, text: str) -> None:
 
 
 def test_what_was_valid_expires_although_it_is_remembered(issued: Issued) -> None:
-    token = _token(exp=time() + 30)
+    token = _token(exp=_now() + 30)
     issued.tokens.said(token)
     issued.clock.late_s = 29 + LEEWAY_S
     issued.tokens.said(token)
@@ -217,4 +222,4 @@ def test_a_set_without_public_keys_is_refused(tmp_path: Path, text: str) -> None
     path = tmp_path / "jwks.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"no JSON Web Key Set|no public key"):
-        Tokens(AuthConfig(jwks=str(path), jwt_issuer=ISSUER, jwt_audience=AUDIENCE), monotonic, time)
+        Tokens(AuthConfig(jwks=str(path), jwt_issuer=ISSUER, jwt_audience=AUDIENCE), monotonic, _now)
