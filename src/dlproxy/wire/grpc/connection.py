@@ -28,11 +28,10 @@ from dlproxy.wire.grpc.frames import (
     WITH_PRIORITY,
     ErrorCode,
     frame,
-    number,
 )
 from dlproxy.wire.grpc.header_blocks import Head, HeaderBlocks, TooManyFieldsError
-from dlproxy.wire.grpc.receiving import MOST_STORED, WINDOW, Receiving
-from dlproxy.wire.listening import DRAIN_GRACE_S
+from dlproxy.wire.grpc.lifetime import LAST_CALL, MIN_PING_S, Lifetime
+from dlproxy.wire.grpc.receiving import MOST_STORED, WINDOW
 
 if TYPE_CHECKING:
     from dlproxy.wire.grpc.server import GrpcServer
@@ -43,15 +42,11 @@ MOST_CONTROL_FRAMES = 2000  # from one sweep to the next: pings, resets, empty d
 SETTINGS_WEIGHT = 20  # control frames that one SETTINGS counts as: it may change the windows of all calls
 MOST_SETTINGS = 64  # in a frame
 SMALL_WINDOW = 256  # bytes; a client that asks for its answers in smaller pieces costs more than it gets
-MIN_PING_S = 5.0  # between pings of a client that has no calls, and how often it may come sooner (as grpc's servers have it)
-MOST_STRIKES = 2
-LINGER_S = 2.0  # after a refusal, how long the client may take to read why
-MOST_DEBUG = 200  # bytes of the reason in a GOAWAY
+MOST_STRIKES = 2  # pings of a client without calls that come too soon, as gRPC's servers have it
 
 _NOT_GRPC = frames.header_block([(b":status", b"415"), (b"content-type", b"text/plain")])
 _NOT_POST = frames.header_block([(b":status", b"405"), (b"allow", b"POST")])
 _TABLE_EMPTY = b"\x20"  # says that the table of what is sent shrinks to nothing, which nothing here needs
-_LAST_CALL = b"last one"  # a ping behind the first GOAWAY: what comes after its answer was begun knowing of the end
 
 log = logging.getLogger(__name__)
 
@@ -64,31 +59,18 @@ class _BrokenError(Exception):
         self.code = code
 
 
-class GrpcConnection(Receiving, asyncio.Protocol):
+class GrpcConnection(Lifetime, asyncio.Protocol):
     """One client. `age` is called by the server's sweep."""
 
     def __init__(self, server: "GrpcServer") -> None:
-        super().__init__(server.limits)
-        self.server = server
-        self._last = 0  # the newest stream
+        super().__init__(server)
         self._blocks = HeaderBlocks(self.limits.max_header_bytes, self.limits.max_headers)
-        self._block: tuple[int, int, bytearray] | None = None  # stream, flags and what has come of an unfinished block
         self._begun = False  # the preface is there
-        self._greeted = False  # and the settings behind it
-        self._rest = bytearray()  # of the last read: what is no whole frame
         self._need = len(frames.PREFACE)  # bytes of it that make one
         self._taken = 0  # bytes of data for which the client has got no new window
         self._control_frames = 0
         self._pinged = (0, 0)  # the newest stream and the window when the last ping came
         self._strikes = 0
-        self._final: int | None = None  # while draining, the last stream that is served
-        self._closing = False
-        # Seconds since
-        self._idle_s = 0.0  # a call began or ended, or its data came; of an ending connection, since it was told so
-        self._partial_s = 0.0  # the frame or block that is not complete began
-        self._stuck_s = 0.0  # the client stopped reading
-        self._silent_s = 0.0  # anything came
-        self._ping_s = MIN_PING_S  # the last ping
 
     # asyncio.Protocol
 
@@ -128,7 +110,9 @@ class GrpcConnection(Receiving, asyncio.Protocol):
         except hpack.OversizedHeaderListError:
             self._go_away(ErrorCode.ENHANCE_YOUR_CALM, f"the header is larger than {self.limits.max_header_bytes} bytes")
         except TooManyFieldsError:
-            self._go_away(ErrorCode.ENHANCE_YOUR_CALM, f"too many header fields; at most {self.limits.max_headers} are accepted")
+            self._go_away(
+                ErrorCode.ENHANCE_YOUR_CALM, f"too many header fields; at most {self.limits.max_headers} are accepted"
+            )
         except hpack.HPACKError as error:
             self._go_away(ErrorCode.COMPRESSION_ERROR, f"malformed header block: {error}")
         except Exception:
@@ -150,6 +134,7 @@ class GrpcConnection(Receiving, asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.write_paused = False
+        self._partial_s = 0.0
         if not self._closing:
             self.transport.resume_reading()
             self.wake_all()
@@ -247,9 +232,10 @@ class GrpcConnection(Receiving, asyncio.Protocol):
             return
         call = self.calls[stream] = Call(self, stream, headers[b":path"], headers, ANONYMOUS, self.first_window)
         call.left = head.length
+        call.half_closed = bool(flags & END_STREAM)
         try:
             self._begin(call, head)
-            if flags & END_STREAM and not call.ended:
+            if call.half_closed and not call.ended:
                 if call.left > 0:
                     self._malformed(call)
                 else:
@@ -258,8 +244,6 @@ class GrpcConnection(Receiving, asyncio.Protocol):
             call.refuse(error.failure)
         except Exception:
             call.give_up()
-        if flags & END_STREAM:
-            call.half_closed = True
 
     def _begin(self, call: Call, head: Head) -> None:
         """Find its method. Raises InferenceError, and whatever a method raises."""
@@ -281,21 +265,6 @@ class GrpcConnection(Receiving, asyncio.Protocol):
             if head.timeout_s < 1e9:
                 call.timer = asyncio.get_running_loop().call_later(head.timeout_s, self._late, call)
             streaming(call)
-
-    def _late(self, call: Call) -> None:
-        """The deadline of a streaming call has passed."""
-        told, call.on_abandoned = call.on_abandoned, None
-        if call.held:  # behind which the status would wait
-            self.over(call)
-            self.reset(call.id, ErrorCode.CANCEL)
-            self.cut(call.id)
-        else:
-            call.end(Status.DEADLINE_EXCEEDED, "the deadline has passed")
-        if told is not None:
-            try:
-                told()
-            except Exception:
-                call.give_up()
 
     def _refuse_stream(self, stream: int, flags: int, code: ErrorCode) -> None:
         if code is not ErrorCode.NO_ERROR:
@@ -336,10 +305,10 @@ class GrpcConnection(Receiving, asyncio.Protocol):
         self._taken += size
         if self._taken > CONNECTION_WINDOW:
             raise _BrokenError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
-        if not size and not flags & END_STREAM:
-            self._count_control()
         if flags & PADDED:
             payload = _unpadded(payload)
+        if not payload and not flags & END_STREAM:
+            self._count_control()
         call = self.calls.get(stream)
         if call is None:
             self._late_data(stream, flags)
@@ -414,7 +383,7 @@ class GrpcConnection(Receiving, asyncio.Protocol):
     def _ping(self, flags: int, stream: int, payload: bytes) -> None:
         _check(PING, not stream, len(payload) == 8)
         if flags & ACK:
-            if payload == _LAST_CALL and self.server.draining:
+            if payload == LAST_CALL and self.server.draining:
                 self._close_door()
             return
         if self.calls or self._pinged != (self._last, self.window):
@@ -485,117 +454,6 @@ class GrpcConnection(Receiving, asyncio.Protocol):
                 self.abandon(call)
             else:
                 self.widened(call)
-
-    # Ends and limits
-
-    def over(self, call: Call) -> None:
-        super().over(call)
-        if not self.calls:
-            self._idle_s = 0.0
-            if self._final is not None:
-                self._go_away(ErrorCode.NO_ERROR)
-
-    def _abandon_all(self) -> None:
-        """Whatever is under way gets no answer."""
-        for call in list(self.calls.values()):
-            self.abandon(call)
-
-    def _go_away(self, code: ErrorCode, why: str = "") -> None:
-        """Nothing more is taken on this connection, nor answered. The client may be sending still: closing at once would
-        reset the connection, and that would destroy what it has not read.
-        """
-        if self._closing:
-            return
-        self._closing = True
-        self._idle_s = 0.0
-        if why:
-            log.debug("a connection ends with %s: %s", code.name, why)
-        self._abandon_all()
-        self._rest, self._block = bytearray(), None
-        self.transport.write(frame(GOAWAY, 0, 0, number(self._last) + number(code) + why.encode()[:MOST_DEBUG]))
-        if self.write_paused:
-            self.transport.resume_reading()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        else:
-            self.transport.close()
-
-    def begin_grace(self) -> None:
-        """The server drains: tell the client so, and go on with what has begun and what is on its way."""
-        self._idle_s = 0.0
-        if not self._closing:
-            end = frame(GOAWAY, 0, 0, number(frames.MOST_WINDOW) + number(ErrorCode.NO_ERROR))
-            self.transport.write(end + frame(PING, 0, 0, _LAST_CALL))
-
-    def _close_door(self) -> None:
-        """What is begun from now on is refused, and the client knows it."""
-        if self._final is None and not self._closing:
-            self._final = self._last
-            self.transport.write(frame(GOAWAY, 0, 0, number(self._last) + number(ErrorCode.NO_ERROR)))
-            if not self.calls:
-                self._go_away(ErrorCode.NO_ERROR)
-
-    def age(self, seconds: float) -> None:
-        """Called by the sweep: act on what has waited too long."""
-        self._control_frames = 0
-        self._idle_s += seconds
-        self._partial_s += seconds
-        self._stuck_s += seconds
-        self._silent_s += seconds
-        self._ping_s += seconds
-        limits = self.limits
-        if self._closing:
-            unread = self.transport.get_write_buffer_size()
-            if self._idle_s > (limits.write_timeout_s if unread else LINGER_S):
-                self.transport.abort()
-            return
-        if self.server.draining and self._final is None and self._idle_s > DRAIN_GRACE_S:
-            self._close_door()
-        if self.write_paused:
-            if self._stuck_s > limits.write_timeout_s:
-                self.transport.abort()
-        elif self._partial_s > self._frame_timeout_s():
-            self._go_away(ErrorCode.PROTOCOL_ERROR, f"a frame did not arrive within {limits.header_timeout_s:g} s")
-        elif not self.calls:
-            if self._idle_s > limits.idle_timeout_s:
-                self._go_away(ErrorCode.NO_ERROR)
-        else:
-            self._age_calls(seconds)
-            self._look_for_client(seconds)
-
-    def _frame_timeout_s(self) -> float:
-        """How long what is being received may take; none is: for ever."""
-        if self._begun and not self._rest and self._block is None:
-            return float("inf")
-        return self.limits.header_timeout_s + len(self._rest) / self.limits.min_body_bytes_per_s
-
-    def _look_for_client(self, seconds: float) -> None:
-        """One that is gone without a word would keep its calls: ask, and end the connection if nothing comes."""
-        ask_s = self.limits.idle_timeout_s
-        if self._silent_s > ask_s + self.limits.write_timeout_s:
-            self.transport.abort()
-        elif self._silent_s > ask_s >= self._silent_s - seconds:
-            self.transport.write(frame(PING, 0, 0, bytes(8)))
-
-    def _age_calls(self, seconds: float) -> None:
-        limits = self.limits
-        for call in list(self.calls.values()):
-            call.waited_s += seconds
-            if call.held:
-                if call.waited_s > limits.write_timeout_s:
-                    self.reset(call.id, ErrorCode.CANCEL)
-                    if not call.half_closed:
-                        self.cut(call.id)
-                    self.abandon(call)
-            elif not call.ended and not call.half_closed and (call.method is not None or call.received):
-                if call.paused or call.resting or call.taken > WINDOW // 2:
-                    call.waited_s = 0.0  # it is not the client who keeps us waiting
-                elif call.waited_s > limits.body_timeout_s + call.received / limits.min_body_bytes_per_s:
-                    call.end(Status.CANCELLED, f"the message did not arrive within {call.waited_s:.0f} s")
-
-    def abort(self) -> None:
-        """End the connection now, whatever is under way."""
-        self.transport.abort()
 
 
 def _check(kind: int, right_stream: object, right_size: bool) -> None:

@@ -181,7 +181,8 @@ class Receiving(Sending):
             if coding not in CODINGS:
                 self._refuse_coding(call, coding)
                 return
-            call.coding = call.coding or (None if call.begun else accepted_coding(call.headers.get(b"grpc-accept-encoding", b"")))
+            if not call.begun:
+                call.coding = accepted_coding(call.headers.get(b"grpc-accept-encoding", b""))
             message = unpacked(message, coding, self.limits.max_body_bytes)
         try:
             if call.method is not None:

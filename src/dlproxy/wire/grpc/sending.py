@@ -76,22 +76,26 @@ class Sending:
             self.write_block(call.id, BEGIN if call.coding is None else BEGIN_IN[call.coding])
         self._hold(call, (prefix, *message))
         if trailers is not None:
-            call.trailers = trailers
-            call.ended = True
-            self.forget(call)
+            self._end_behind(call, trailers)
         self.flush()
 
     def end(self, call: Call, trailers: bytes) -> None:
         """Does nothing once the call is over."""
         if call.ended:
             return
-        call.ended = True
-        self.forget(call)
         if call.held:
-            call.trailers = trailers
+            self._end_behind(call, trailers)
             return
+        call.ended = True
         self.write_block(call.id, trailers if call.begun else BEGIN + trailers, END_STREAM)
         self._finish(call)
+
+    def _end_behind(self, call: Call, trailers: bytes) -> None:
+        """It ends when what is held of it has left."""
+        call.ended = True
+        call.trailers = trailers
+        call.on_abandoned = None
+        self.forget(call)
 
     def write_block(self, stream: int, block: bytes, flags: int = 0) -> None:
         """A header block."""
@@ -132,7 +136,7 @@ class Sending:
             self._ready[call.id] = call
 
     def flush(self) -> None:
-        """Send of what is held what the windows allow, a frame of each call in turn, and the trailers of those that are done."""
+        """Send what is held and the windows allow, a frame of each call in turn, and the trailers of those that are done."""
         if self._flushing:  # by what one of the calls was told below; the loop there goes on
             return
         self._flushing = True
