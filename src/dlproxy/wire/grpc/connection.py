@@ -6,6 +6,7 @@ Made by server.py; hands each call to its method. Not aware of: services, models
 
 import asyncio
 import logging
+from math import inf, isnan
 from typing import TYPE_CHECKING, cast
 
 import hpack
@@ -29,7 +30,7 @@ from dlproxy.wire.grpc.frames import (
     ErrorCode,
     frame,
 )
-from dlproxy.wire.grpc.header_blocks import Head, HeaderBlocks, TooManyFieldsError
+from dlproxy.wire.grpc.header_blocks import PROTOBUF, Head, HeaderBlocks
 from dlproxy.wire.grpc.lifetime import LAST_CALL, MIN_PING_S, Lifetime
 from dlproxy.wire.grpc.receiving import MOST_STORED, WINDOW
 
@@ -65,6 +66,7 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
     def __init__(self, server: "GrpcServer") -> None:
         super().__init__(server)
         self._blocks = HeaderBlocks(self.limits.max_header_bytes, self.limits.max_headers)
+        self._known = self._blocks.known
         self._begun = False  # the preface is there
         self._need = len(frames.PREFACE)  # bytes of it that make one
         self._taken = 0  # bytes of data for which the client has got no new window
@@ -109,10 +111,8 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
             self._go_away(error.code, str(error))
         except hpack.OversizedHeaderListError:
             self._go_away(ErrorCode.ENHANCE_YOUR_CALM, f"the header is larger than {self.limits.max_header_bytes} bytes")
-        except TooManyFieldsError:
-            self._go_away(
-                ErrorCode.ENHANCE_YOUR_CALM, f"too many header fields; at most {self.limits.max_headers} are accepted"
-            )
+        except TooLargeError as error:
+            self._go_away(ErrorCode.ENHANCE_YOUR_CALM, str(error))
         except hpack.HPACKError as error:
             self._go_away(ErrorCode.COMPRESSION_ERROR, f"malformed header block: {error}")
         except Exception:
@@ -122,9 +122,15 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
             if at < len(data):
                 self._rest += memoryview(data)[at:]
                 self._partial_s = 0.0
-            if self._taken > CONNECTION_WINDOW // 2 and not self._closing:
-                self.transport.write(frames.window_update(0, self._taken))
-                self._taken = 0
+            if self._taken > CONNECTION_WINDOW // 2:
+                self._give_connection_window()
+
+    def _give_connection_window(self) -> None:
+        if self._taken > CONNECTION_WINDOW:
+            self._go_away(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
+        elif not self._closing:
+            self.transport.write(frames.window_update(0, self._taken))
+            self._taken = 0
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -165,7 +171,7 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
             payload = data[at + frames.HEADER : end]
             at = end
             if self._block is not None and (kind != frames.CONTINUATION or stream != self._block[0]):
-                raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
+                self._interrupted(kind, flags)
             if kind == DATA:
                 self._data(stream, flags, payload)
             elif kind == HEADERS:
@@ -177,11 +183,15 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
         self._need = frames.HEADER
         return at
 
-    def _headers(self, stream: int, flags: int, payload: bytes) -> None:
-        if not self._greeted:
+    def _interrupted(self, kind: int, flags: int) -> None:
+        """A frame that is not the one which must come now."""
+        if self._greeted:
+            raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
+        if kind != SETTINGS or flags & ACK:
             raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
-        if not stream & 1:
-            raise _BrokenError(ErrorCode.PROTOCOL_ERROR, f"stream {stream} is not the client's to begin")
+        self._greeted, self._block = True, None
+
+    def _headers(self, stream: int, flags: int, payload: bytes) -> None:
         if flags & (PADDED | WITH_PRIORITY):
             if flags & PADDED:
                 payload = _unpadded(payload)
@@ -189,19 +199,17 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
                 if len(payload) < 5:
                     raise _BrokenError(ErrorCode.FRAME_SIZE_ERROR, "HEADERS without the priority that it announces")
                 payload = payload[5:]
-        if len(payload) > self.limits.max_header_bytes:
-            raise _BrokenError(ErrorCode.ENHANCE_YOUR_CALM, "the header block is too long")
         if flags & END_HEADERS:
             self._take_block(stream, flags, payload)
         else:
             self._block = (stream, flags, bytearray(payload))
             self._partial_s = 0.0
 
-    def _continuation(self, flags: int, payload: bytes) -> None:
+    def _continuation(self, stream: int, flags: int, payload: bytes) -> None:
         self._count_control()
         if self._block is None:
             raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "a continuation of no header block")
-        stream, begun, block = self._block
+        _, begun, block = self._block
         block += payload
         if len(block) > self.limits.max_header_bytes:
             raise _BrokenError(ErrorCode.ENHANCE_YOUR_CALM, "the header block is too long")
@@ -210,59 +218,68 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
             self._take_block(stream, begun, bytes(block))
 
     def _take_block(self, stream: int, flags: int, block: bytes) -> None:
-        head = self._blocks.read(block)
+        if not stream & 1:
+            raise _BrokenError(ErrorCode.PROTOCOL_ERROR, f"stream {stream} is not the client's to begin")
+        head = self._known.get(block) or self._blocks.read(block)
         if stream <= self._last:
             self._trailers(stream, flags, head)
             return
         self._last = stream
         self._idle_s = 0.0
-        if len(self.calls) >= self.server.max_streams or (self._final is not None and stream > self._final):
+        server = self.server
+        if len(self.calls) >= server.max_streams or self._final is not None:
             self._refuse_stream(stream, flags, ErrorCode.REFUSED_STREAM)
             return
-        headers = head.headers
-        if head.problem:
-            log.debug("stream %d is reset: %s", stream, head.problem)
-            self._refuse_stream(stream, flags, ErrorCode.PROTOCOL_ERROR)
+        if not head.plain and not self._is_call(stream, flags, head):
             return
-        content = headers.get(b"content-type", b"")
-        if headers[b":method"] != b"POST" or content[:16] != b"application/grpc" or content[16:17] not in b"+;":
-            self.write_block(stream, _NOT_POST if headers[b":method"] != b"POST" else _NOT_GRPC, END_STREAM)
-            if not flags & END_STREAM:
-                self._refuse_stream(stream, flags, ErrorCode.NO_ERROR)
-            return
-        call = self.calls[stream] = Call(self, stream, headers[b":path"], headers, ANONYMOUS, self.first_window)
-        call.left = head.length
-        call.half_closed = bool(flags & END_STREAM)
+        call = self.calls[stream] = Call(self, stream, head.path, head.headers, ANONYMOUS, self.first_window)
+        call.method = server.methods.unary.get(head.path)
         try:
-            self._begin(call, head)
-            if call.half_closed and not call.ended:
+            if server.identify is not None:
+                call.principal = server.identify(b"POST", head.path, head.headers)
+            if call.method is None or not head.plain or self.held_bytes:
+                self._begin(call, head)
+            if flags & END_STREAM:
+                call.half_closed = True
                 if call.left > 0:
                     self._malformed(call)
-                else:
+                elif not call.ended:
                     self.half_close(call)
         except InferenceError as error:
             call.refuse(error.failure)
         except Exception:
             call.give_up()
 
+    def _is_call(self, stream: int, flags: int, head: Head) -> bool:
+        """Else it is answered as HTTP has it."""
+        if head.problem:
+            log.debug("stream %d is reset: %s", stream, head.problem)
+            self._refuse_stream(stream, flags, ErrorCode.PROTOCOL_ERROR)
+            return False
+        content = head.headers.get(b"content-type", b"")
+        no_post = head.headers[b":method"] != b"POST"
+        if no_post or content[:16] != b"application/grpc" or content[16:17] not in b"+;":
+            self.write_block(stream, _NOT_POST if no_post else _NOT_GRPC, END_STREAM)
+            if not flags & END_STREAM:
+                self._refuse_stream(stream, flags, ErrorCode.NO_ERROR)
+            return False
+        return True
+
     def _begin(self, call: Call, head: Head) -> None:
-        """Find its method. Raises InferenceError, and whatever a method raises."""
-        server, headers = self.server, head.headers
-        if server.identify is not None:
-            call.principal = server.identify(b"POST", call.path, headers)
-        unary = call.method = server.methods.unary.get(call.path)
-        streaming = None if unary is not None else server.methods.streaming.get(call.path)
-        if unary is None and streaming is None:
+        """What is not the same for all calls. Raises InferenceError, and whatever a method raises."""
+        streaming = None if call.method is not None else self.server.methods.streaming.get(call.path)
+        call.left = head.length
+        if call.method is None and streaming is None:
             call.end(Status.UNIMPLEMENTED, f"unknown method {call.path.decode('latin-1')}")
-        elif headers[b"content-type"] not in (b"application/grpc", b"application/grpc+proto") and not _is_proto(headers):
-            call.end(Status.UNIMPLEMENTED, "messages must be protobuf: content-type application/grpc or application/grpc+proto")
-        elif head.timeout_s != head.timeout_s:
+        elif head.headers[b"content-type"].partition(b";")[0].strip() not in PROTOBUF:
+            call.end(Status.UNIMPLEMENTED, f"messages must be protobuf: content-type {PROTOBUF[0].decode()}")
+        elif isnan(head.timeout_s):
             raise invalid("grpc-timeout is malformed; it must be up to 8 digits and one of H, M, S, m, u, n")
         elif self.held_bytes > MOST_STORED * self.limits.max_body_bytes:
             text = "this client does not read its answers; no call is taken meanwhile"
             raise InferenceError(Failure(FailureKind.QUOTA, text, retry_after_s=1.0))
         elif streaming is not None:
-            if head.timeout_s < 1e9:
+            if head.timeout_s < inf:
                 call.timer = asyncio.get_running_loop().call_later(head.timeout_s, self._late, call)
             streaming(call)
 
@@ -303,8 +320,6 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
     def _data(self, stream: int, flags: int, payload: bytes) -> None:
         size = len(payload)
         self._taken += size
-        if self._taken > CONNECTION_WINDOW:
-            raise _BrokenError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
         if flags & PADDED:
             payload = _unpadded(payload)
         if not payload and not flags & END_STREAM:
@@ -326,16 +341,18 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
             self.cut(stream)
             self.abandon(call)
             return
-        ends = bool(flags & END_STREAM)
+        ends = flags & END_STREAM
         if call.left >= 0:
             call.left -= len(payload)
             if call.left < 0 or (ends and call.left):
                 self._malformed(call)
                 return
-        if not call.ended:
-            self.take(call, payload, ends)
-        elif ends:
-            call.half_closed = True
+        if call.ended:
+            call.half_closed = bool(ends)
+        elif ends and not call.received and call.method is not None:
+            self.take_only(call, payload)
+        else:
+            self.take(call, payload, bool(ends))
 
     def _late_data(self, stream: int, flags: int) -> None:
         """Data of a stream that is over or has not begun: the client may not know yet that it was cut."""
@@ -347,15 +364,11 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
             self.client_ended(stream)
 
     def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if not self._greeted:
-            if kind != SETTINGS or flags & ACK:
-                raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
-            self._greeted = True
         if kind == WINDOW_UPDATE:
             self._widen(stream, payload)
             return
         if kind == frames.CONTINUATION:
-            self._continuation(flags, payload)
+            self._continuation(stream, flags, payload)
             return
         self._count_control()
         if kind == PING:
@@ -469,8 +482,3 @@ def _unpadded(payload: bytes) -> bytes:
     if payload[0] >= len(payload):
         raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
     return payload[1 : len(payload) - payload[0]]
-
-
-def _is_proto(headers: dict[bytes, bytes]) -> bool:
-    kind = headers[b"content-type"].partition(b";")[0].strip()
-    return kind in (b"application/grpc", b"application/grpc+proto")

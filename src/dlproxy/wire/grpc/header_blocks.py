@@ -16,6 +16,8 @@ from dlproxy.wire.terms import GRPC_TIMEOUT, grpc_timeout
 MAX_BLOCKS = 128  # that are remembered of one connection, and the largest block and list of fields among them
 MAX_BLOCK, MAX_FIELDS = 1024, 4096
 
+PROTOBUF = (b"application/grpc", b"application/grpc+proto")  # content-types
+
 _PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
 _NEEDED = (b":method", b":scheme", b":path")
 _OF_CONNECTIONS = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
@@ -25,21 +27,24 @@ _SIZE_UPDATE = 0x20  # the first three bits of one: 001
 
 
 class Head(Struct, frozen=True):
-    """`problem`: why no request may have this header, empty if one may. `trailers`: whether a request may end with it.
+    """What one says. Equal blocks give one object while the table stays.
 
-    `headers`: fields that repeat are joined by commas. Equal blocks give one object while the table stays. `length`: of the
-    content, -1 if it is not said. `timeout_s`: nan where gRPC's is malformed.
+    `headers`: fields that repeat are joined by commas. `plain`: it may begin a gRPC call, without a length or a time-out. Else
+    `problem`: why no request of HTTP/2 may have it, empty if one may; `trailers`: whether a request may end with it; `length`:
+    of the content, -1 if it is not said; `timeout_s`: nan where it is malformed.
     """
 
     headers: dict[bytes, bytes]
+    path: bytes
+    plain: bool
     problem: str
     trailers: bool
     length: int
     timeout_s: float
 
 
-class TooManyFieldsError(Exception):
-    """More than are accepted."""
+class TooLargeError(Exception):
+    """Of a block, or the number of its fields."""
 
 
 class HeaderBlocks:
@@ -47,27 +52,27 @@ class HeaderBlocks:
 
     def __init__(self, max_bytes: int, max_fields: int) -> None:
         self._decoder = hpack.Decoder(max_header_list_size=max_bytes)
-        self._max_fields = max_fields
-        self._known: dict[bytes, Head] = {}
+        self._max_bytes, self._max_fields = max_bytes, max_fields
+        self.known: dict[bytes, Head] = {}
+        """Whoever finds a block here need not have it read."""
 
     def read(self, block: bytes) -> Head:
-        """Raises hpack.HPACKError or TooManyFieldsError, after which no block of the connection can be read."""
-        known = self._known.get(block)
-        if known is not None:
-            return known
+        """Of a block that is not known. Raises hpack.HPACKError or TooLargeError, after which no other can be read."""
+        if len(block) > self._max_bytes:
+            raise TooLargeError(f"the header block is larger than {self._max_bytes} bytes")
         _check_updates(block)
         table = self._decoder.header_table
         entries = table.dynamic_entries
         before = (table.maxsize, len(entries), entries[0] if entries else None)
         fields = list(self._decoder.decode(block, raw=True))
         if len(fields) > self._max_fields:
-            raise TooManyFieldsError
+            raise TooLargeError(f"too many header fields; at most {self._max_fields} are accepted")
         head = _head([(bytes(name), bytes(value)) for name, value in fields])
         now = (table.maxsize, len(entries), entries[0] if entries else None)
-        if now[:2] != before[:2] or now[2] is not before[2] or len(self._known) >= MAX_BLOCKS:
-            self._known = {}
+        if now[:2] != before[:2] or now[2] is not before[2] or len(self.known) >= MAX_BLOCKS:
+            self.known.clear()
         elif len(block) <= MAX_BLOCK and sum(map(len, (*head.headers, *head.headers.values()))) <= MAX_FIELDS:
-            self._known[block] = head
+            self.known[block] = head
         return head
 
 
@@ -107,7 +112,11 @@ def _head(fields: list[tuple[bytes, bytes]]) -> Head:
     for needed in _NEEDED:
         if not headers.get(needed):
             problem = problem or f"the pseudo-header {needed.decode()} is missing"
-    return Head(headers, problem, trailers, int(length) if length and not problem else -1, _timeout_s(headers))
+    timeout_s = _timeout_s(headers)
+    plain = not problem and headers[b":method"] == b"POST" and headers.get(b"content-type") in PROTOBUF
+    plain = plain and not length and timeout_s == inf
+    size = int(length) if length and not problem else -1
+    return Head(headers, headers.get(b":path", b""), plain, problem, trailers, size, timeout_s)
 
 
 def _timeout_s(headers: dict[bytes, bytes]) -> float:

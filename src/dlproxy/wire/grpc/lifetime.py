@@ -35,7 +35,8 @@ class Lifetime(Receiving):
         self._closing = False
         self._greeted = False  # the client's preface is there
         self._rest = bytearray()  # of the last read: what is no whole frame
-        self._block: tuple[int, int, bytearray] | None = None  # stream, flags and what has come of an unfinished block
+        self._block: tuple[int, int, bytearray] | None = (-1, 0, bytearray())
+        """Stream, flags and what has come of an unfinished block; before the client's first frame, none that can go on."""
         # Seconds since
         self._idle_s = 0.0  # a call began or ended, or its data came; of an ending connection, since it was told so
         self._partial_s = 0.0  # the frame or block that is not complete began
@@ -43,12 +44,11 @@ class Lifetime(Receiving):
         self._silent_s = 0.0  # anything came
         self._ping_s = MIN_PING_S  # the last ping
 
-    def over(self, call: Call) -> None:
-        super().over(call)
-        if not self.calls:
-            self._idle_s = 0.0
-            if self._final is not None:
-                self._go_away(ErrorCode.NO_ERROR)
+    def all_over(self) -> None:
+        """No call is under way any more."""
+        self._idle_s = 0.0
+        if self._final is not None:
+            self._go_away(ErrorCode.NO_ERROR)
 
     def _abandon_all(self) -> None:
         """Whatever is under way gets no answer."""

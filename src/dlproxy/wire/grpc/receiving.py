@@ -42,9 +42,6 @@ class Receiving(Sending):
                 if payload:
                     self._store(call, payload)
                     self._deliver(call)
-            elif ends and not call.pieces:
-                self._only(call, payload)
-                return
             elif payload:
                 self._store(call, payload)
                 self._check_one(call)
@@ -57,6 +54,21 @@ class Receiving(Sending):
             self._give_window(call)
         while self._stored_bytes > MOST_STORED * self.limits.max_body_bytes:
             self._refuse_one()
+
+    def take_only(self, call: Call, payload: bytes) -> None:
+        """All that comes of a unary call, in one piece: most calls are such ones. It is refused if it cannot be taken."""
+        call.half_closed = True
+        size = len(payload) - PREFIX
+        try:
+            if payload[:1] == b"\0" and int.from_bytes(payload[1:PREFIX], "big") == size <= self.limits.max_body_bytes:
+                call.method(call, payload[PREFIX:])  # type: ignore[misc]
+            else:
+                self._size_of_only(payload, len(payload))
+                self._hand_over(call, payload[PREFIX:], payload[0])
+        except InferenceError as error:
+            call.refuse(error.failure)
+        except Exception:
+            call.give_up()
 
     def half_close(self, call: Call) -> None:
         """The client sends no more of it. Raises InferenceError."""
@@ -84,12 +96,6 @@ class Receiving(Sending):
                 self._give_window(call)
 
     # Unary calls
-
-    def _only(self, call: Call, message: bytes) -> None:
-        """All that the client sends, in one piece. Raises InferenceError."""
-        call.half_closed = True
-        self._size_of_only(message, len(message))
-        self._hand_over(call, message[PREFIX:], message[0])
 
     def _size_of_only(self, prefix: Piece, received: int) -> int:
         """Of the only message, when everything has come. Raises InferenceError."""
@@ -216,10 +222,9 @@ class Receiving(Sending):
 
     def forget(self, call: Call) -> None:
         """What has come of it and was not delivered is let go of."""
-        if call.pieces or call.received:
-            call.pieces = []
-            self._stored_bytes -= call.received
-            call.received = call.at = 0
+        call.pieces = []
+        self._stored_bytes -= call.received
+        call.received = call.at = 0
         if self._stored.pop(call.id, None) is not None and self._withheld:
             self._give_windows()
 

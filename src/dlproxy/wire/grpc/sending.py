@@ -95,7 +95,8 @@ class Sending:
         call.ended = True
         call.trailers = trailers
         call.on_abandoned = None
-        self.forget(call)
+        if call.received:
+            self.forget(call)
 
     def write_block(self, stream: int, block: bytes, flags: int = 0) -> None:
         """A header block."""
@@ -221,16 +222,20 @@ class Sending:
     def over(self, call: Call) -> None:
         """Nothing more is sent or taken of it, and nobody is told."""
         call.ended = True
-        self.forget(call)
-        self.held_bytes -= call.held_bytes
-        call.held_bytes = 0
-        call.held = NOTHING
-        call.on_message = call.on_half_closed = call.on_writable = call.on_abandoned = None  # they may refer back to it
-        if call.timer is not None:
-            call.timer.cancel()
-            call.timer = None
+        call.on_abandoned = None
+        if call.received:
+            self.forget(call)
+        if call.held:
+            self.held_bytes -= call.held_bytes
+            call.held = NOTHING
+            self._ready.pop(call.id, None)
+        if call.method is None:
+            call.on_message = call.on_half_closed = call.on_writable = None  # they may refer back to it
+            if call.timer is not None:
+                call.timer.cancel()
         self.calls.pop(call.id, None)
-        self._ready.pop(call.id, None)
+        if not self.calls:
+            self.all_over()
 
     def abandon(self, call: Call) -> None:
         """The same, and its service is told that nobody waits for it any more."""
@@ -241,6 +246,10 @@ class Sending:
                 told()
             except Exception:
                 call.give_up()
+
+    def all_over(self) -> None:
+        """No call is under way any more."""
+        raise NotImplementedError
 
     def forget(self, call: Call) -> None:
         """What has come of it and was not delivered is let go of."""
