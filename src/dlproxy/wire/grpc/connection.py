@@ -30,7 +30,7 @@ from dlproxy.wire.grpc.frames import (
     ErrorCode,
     frame,
 )
-from dlproxy.wire.grpc.header_blocks import PROTOBUF, Head, HeaderBlocks
+from dlproxy.wire.grpc.header_blocks import PROTOBUF, Head, HeaderBlocks, TooLargeError
 from dlproxy.wire.grpc.lifetime import LAST_CALL, MIN_PING_S, Lifetime
 from dlproxy.wire.grpc.receiving import MOST_STORED, WINDOW
 
