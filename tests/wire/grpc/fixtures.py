@@ -5,7 +5,7 @@ And one client without sockets, which is fed bytes; what is written to it is par
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from itertools import count
 
@@ -41,11 +41,15 @@ class RunningGrpc:
         self.server, self.port = server, port
         self.address = f"127.0.0.1:{port}"
 
-    async def all_gone(self) -> None:
-        """Returns when no connection is left."""
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Let the loop run until something holds; what it is, no event tells."""
         async with asyncio.timeout(10):
-            while self.server.connections:  # noqa: ASYNC110
-                await asyncio.sleep(0)
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+
+    async def quiet(self) -> None:
+        """Returns when a tenth of a second has passed: no event says that nothing more comes."""
+        await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
@@ -62,7 +66,7 @@ async def grpc_server(
     finally:
         if not server.draining:
             await server.drain(0.5)
-        await run.all_gone()
+        await run.until(lambda: not server.connections)
 
 
 # HTTP/2 as a client sends it
@@ -146,7 +150,12 @@ class GrpcWire:
     """One client of a GrpcConnection without sockets. Unless told otherwise it has greeted the server already."""
 
     def __init__(
-        self, methods: Methods, limits: HttpLimits | None = None, *, greeting: bytes = GREETING, server: GrpcServer | None = None
+        self,
+        methods: Methods,
+        limits: HttpLimits | None = None,
+        *,
+        greeting: bytes = GREETING,
+        server: GrpcServer | None = None,
     ) -> None:
         self.server = server or GrpcServer(methods, limits or HttpLimits())
         self.connection = GrpcConnection(self.server)
