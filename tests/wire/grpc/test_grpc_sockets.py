@@ -14,7 +14,7 @@ from dlproxy.wire.grpc.call import Call
 from dlproxy.wire.grpc.server import Methods
 
 from .conftest import Channels
-from .fixtures import ECHO, KEEP, TALK, Methodical, RunningGrpc, grpc_server
+from .fixtures import ECHO, GREETING, KEEP, TALK, Methodical, RunningGrpc, grpc_server, unary
 
 SIZES = (0, 1, 100, 16_379, 16_380, 70_000, 1 << 20, 30 << 20)
 
@@ -66,12 +66,12 @@ async def test_deadlines_and_cancellation_reach_the_service(channel: Channels) -
         keep = open_channel.unary_unary(KEEP.decode())
         late = await asyncio.to_thread(lambda: keep.future(b"", timeout=0.1).exception())
         assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await run.until(lambda: len(methodical.told) == 1)
+        await run.until(lambda: methodical.told.count("abandoned") == 1)
         assert methodical.kept[0][0].headers[b"grpc-timeout"]
         going = await asyncio.to_thread(keep.future, b"")
         await run.until(lambda: len(methodical.kept) == 2)
         going.cancel()
-        await run.until(lambda: len(methodical.told) == 2)
+        await run.until(lambda: methodical.told.count("abandoned") == 2)
         talk = open_channel.stream_stream(TALK.decode())
         hold = threading.Event()
 
@@ -89,7 +89,7 @@ async def test_deadlines_and_cancellation_reach_the_service(channel: Channels) -
             return code
 
         assert await asyncio.to_thread(ask) is grpc.StatusCode.DEADLINE_EXCEEDED
-        await run.until(lambda: len(methodical.told) == 3)
+        await run.until(lambda: methodical.told.count("abandoned") == 3)
 
 
 async def test_a_reader_that_stops_holds_the_stream_and_goes_on_later(channel: Channels) -> None:
@@ -153,16 +153,19 @@ async def test_no_call_is_lost_when_a_server_drains_under_load(channel: Channels
     methods = Methods({ECHO: slow_echo}, {})
     async with grpc_server(methods) as second:
         for _ in range(3):
-            async with grpc_server(methods) as first:
-                both = f"ipv4:{first.address},{second.address}"
-                load = Load(channel(both).unary_unary(ECHO.decode()))
-                await first.until(lambda: load.ended["ok"] > 100)
-                cut = await first.server.drain(5.0)
-                so_far = load.ended["ok"]
-                await first.until(lambda: load.ended["ok"] > so_far + 100)
-                ended = await asyncio.to_thread(load.stop)
-            assert cut == 0
-            assert set(ended) == {"ok"}
+            assert await _drained_under_load(channel, methods, second) == {"ok"}
+
+
+async def _drained_under_load(channel: Channels, methods: Methods, second: RunningGrpc) -> set[str]:
+    async with grpc_server(methods) as first:
+        load = Load(channel(f"ipv4:{first.address},{second.address}").unary_unary(ECHO.decode()))
+        await first.until(lambda: load.ended["ok"] > 100)
+        cut = await first.server.drain(5.0)
+        so_far = load.ended["ok"]
+        await first.until(lambda: load.ended["ok"] > so_far + 100)
+        ended = await asyncio.to_thread(load.stop)
+    assert cut == 0
+    return set(ended)
 
 
 async def test_bytes_that_are_no_http2_end_the_connection_and_the_reason_arrives() -> None:
@@ -184,8 +187,6 @@ async def test_a_client_that_vanishes_leaves_nothing() -> None:
 
 
 async def _vanish(run: RunningGrpc, methodical: Methodical) -> None:
-    from .fixtures import GREETING, unary
-
     raw = socket.create_connection(("127.0.0.1", run.port))
     raw.sendall(GREETING + unary(1, path=KEEP))
     await run.until(lambda: bool(methodical.kept))
