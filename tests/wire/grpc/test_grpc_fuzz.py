@@ -163,6 +163,88 @@ async def test_mutated_messages_within_sound_frames(no_defects: None) -> None:
         check(wire, answering)
 
 
+class Dialogue:
+    """A client of sound frames that does everything in any order: opens, sends, resets, gives windows, does not read, waits."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.answering = Answering(rng)
+        self.wire = GrpcWire(self.answering.methods, LIMITS)
+        self._next = 1
+        self._open: list[int] = []
+
+    def step(self) -> None:
+        rng, wire = self.rng, self.wire
+        stream = rng.choice(self._open) if self._open else 0
+        match rng.randrange(12):
+            case 0 | 1:
+                more = rng.choice(((), GZIPPED, ((b"grpc-timeout", b"1H"),)))
+                wire.feed(headers(self._next, rng.choice((ECHO, KEEP, TALK, TALK, b"/no.Such/Method")), *more))
+                self._open.append(self._next)
+                self._next += 2
+            case 2 | 3 | 4 if stream:
+                wire.feed(data(stream, message(bytes(rng.choice((0, 1, 500, 4000)))) * rng.choice((1, 1, 3))))
+            case 5 if stream:
+                self._open.remove(stream)
+                wire.feed(data(stream, rng.choice((b"", message(b"end"), b"\0")), ends=True))
+            case 6 if stream and rng.random() < 0.3:
+                self._open.remove(stream)
+                wire.feed(frame(3, 0, stream, bytes(4)))
+            case 7:
+                wire.feed(window_update(rng.choice((0, 0, stream)) if stream else 0, rng.choice((1, 1000, 100_000))))
+            case 8:
+                wire.feed(settings({4: rng.choice((0, 100, 65535, 1 << 20)), 5: rng.choice((16384, 1 << 18))}))
+            case 9:
+                wire.transport.stuck = rng.random() < 0.3
+                if not wire.transport.stuck:
+                    wire.transport.unstick()
+                    wire.deliver()
+            case 10:
+                wire.age(rng.choice((0.0, 0.5, 5.0)))
+            case _:
+                self._answer()
+
+    def _answer(self) -> None:
+        rng, answering = self.rng, self.answering
+        if answering.kept:
+            call, sent = answering.kept.pop(rng.randrange(len(answering.kept)))
+            call.reply(sent)
+        if answering.talks:
+            call = rng.choice(answering.talks)
+            rng.choice(
+                (call.resume, call.pause, lambda: call.send(bytes(2000)), call.end if rng.random() < 0.2 else call.resume)
+            )()
+
+    def check_books(self) -> None:
+        connection = self.wire.connection
+        calls = list(connection.calls.values())
+        assert connection._stored_bytes == sum(call.received for call in calls)
+        assert set(connection._stored) == {call.id for call in calls if call.received}
+        assert all(call.received == sum(map(len, call.pieces)) - call.at for call in calls)
+        assert connection.held_bytes == sum(sum(map(len, call.held)) for call in calls)
+        assert set(connection._ready) == {call.id for call in calls if call.held and call.window > 0}
+        assert not any(call.ended and not call.held for call in calls)
+
+
+async def test_the_books_are_right_whatever_happens_in_whatever_order(no_defects: None) -> None:
+    rng = random.Random(20260505)
+    steps = 0
+    for _ in range(MUTATIONS // 50):
+        dialogue = Dialogue(rng)
+        for _ in range(200):
+            dialogue.step()
+            dialogue.check_books()
+            await asyncio.sleep(0)
+            if dialogue.wire.transport.closing or dialogue.wire.transport.eof:
+                break
+            steps += 1
+        dialogue.wire.transport.unstick()
+        dialogue.wire.lose()
+        assert not dialogue.wire.connection.calls
+        assert dialogue.wire.connection._stored_bytes == dialogue.wire.connection.held_bytes == 0
+    assert steps > MUTATIONS  # most dialogues go on to their end
+
+
 async def test_connections_leave_nothing_behind() -> None:
     rng = random.Random(7)
     found = corpus()
