@@ -2,7 +2,12 @@
 
 from collections.abc import Callable
 
+from dlproxy.protos.grpc_services import health
+from dlproxy.protos.oip import oip
+from dlproxy.protos.tfs import tfs
 from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.grpc.health import Health
+from dlproxy.wire.grpc.reflection import Reflection, services_of
 from dlproxy.wire.grpc.server import Methods, all_of
 from dlproxy.wire.operations import ModelRepository
 
@@ -11,4 +16,6 @@ def grpc_methods(
     catalog: Catalog, repository: ModelRepository | None, *, clock: Callable[[], float], tenant_header: str
 ) -> Methods:
     """Of all services, by their paths."""
-    return all_of(Methods({}, {}))
+    own = all_of(Methods({}, {}))
+    every = all_of(own, Health(catalog, services_of(own)).methods())
+    return all_of(every, Reflection(every, lambda: [oip, tfs, health]).methods())
