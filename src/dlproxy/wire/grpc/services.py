@@ -18,5 +18,4 @@ def grpc_methods(
     tenant_header: str,
 ) -> Methods:
     """Of all services, by their paths."""
-    oip = OipService(catalog, repository, limits, clock=clock, tenant_header=tenant_header)
-    return all_of(oip.methods())
+    return all_of(OipService(catalog, repository, limits, clock=clock, tenant_header=tenant_header).methods())
