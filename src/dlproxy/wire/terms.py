@@ -101,6 +101,11 @@ def grpc_timeout(value: bytes) -> float:
     return timeout_s if timeout_s <= MOST_DEADLINE_MS * 1e-3 else inf
 
 
+def in_milliseconds(left_s: float) -> bytes:
+    """A timeout as the DEADLINE header has it."""
+    return b"%.6f" % max(left_s * 1e3, 1e-6)
+
+
 def of_parameters(params: Mapping[str, Any]) -> Terms:
     """What the parameters of an Open Inference Protocol request say. Raises InferenceError."""
     if not SEQUENCE.isdisjoint(params):

@@ -2,20 +2,27 @@
 
 from collections.abc import Callable
 
+from dlproxy.config import HttpLimits
 from dlproxy.protos.grpc_services import health
 from dlproxy.protos.oip import oip
 from dlproxy.protos.tfs import tfs
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.grpc.health import Health
+from dlproxy.wire.grpc.oip import OipService
 from dlproxy.wire.grpc.reflection import Reflection, services_of
 from dlproxy.wire.grpc.server import Methods, all_of
 from dlproxy.wire.operations import ModelRepository
 
 
 def grpc_methods(
-    catalog: Catalog, repository: ModelRepository | None, *, clock: Callable[[], float], tenant_header: str
+    catalog: Catalog,
+    repository: ModelRepository | None,
+    limits: HttpLimits,
+    *,
+    clock: Callable[[], float],
+    tenant_header: str,
 ) -> Methods:
     """Of all services, by their paths."""
-    own = all_of(Methods({}, {}))
+    own = all_of(OipService(catalog, repository, limits, clock=clock, tenant_header=tenant_header).methods())
     every = all_of(own, Health(catalog, services_of(own)).methods())
     return all_of(every, Reflection(every, lambda: [oip, tfs, health]).methods())
