@@ -85,7 +85,9 @@ class Examples:
                     "all examples of a request must have equally many"
                 )
         if tail.count(-1) > 1:
-            raise self._unsupported(f"input '{spec.name}' of shape [{','.join(spec.sizes)}] leaves open how a list is to be cut")
+            raise self._unsupported(
+                f"input '{spec.name}' of shape [{','.join(spec.sizes)}] leaves open how a list is to be cut"
+            )
         known = prod(want for want in tail if want >= 0)
         if -1 in tail and known and not size % known:
             return tuple(size // known if want < 0 else want for want in tail)
@@ -98,10 +100,13 @@ class Examples:
     def scores_of(self) -> list[int]:
         """The outputs that classify needs. Raises InferenceError for a model that has none."""
         named = [self._outputs[name] for name in ("classes", "scores") if name in self._outputs]
-        if named:
+        fit = [len(self._specs[index].shape) in (1, 2) for index in named]
+        if "scores" in self._outputs:
+            fit.append(self._specs[self._outputs["scores"]].dtype in FLOATS)
+        if named and all(fit):
             return named
         tables = [index for index, spec in enumerate(self._specs) if spec.dtype in FLOATS and len(spec.shape) == 2]
-        if len(tables) != 1:
+        if named or len(tables) != 1:
             raise self._unsupported("classify needs outputs 'classes' or 'scores', or one output with a float for each class")
         return tables
 
@@ -110,23 +115,21 @@ class Examples:
 
         Raises InferenceError.
         """
-        by_name = {tensor.name: tensor for tensor in response.outputs}
-        if by_name.keys() <= {"classes", "scores"}:
-            labels = _table(by_name["classes"], examples) if "classes" in by_name else None
-            scores = _table(by_name["scores"], examples) if "scores" in by_name else None
-            if labels is not None and scores is not None and labels.shape != scores.shape:
-                raise invalid(f"'classes' of shape {list(labels.shape)} and 'scores' of {list(scores.shape)} should match")
-            names = [[_label(label) for label in row] for row in labels.tolist()] if labels is not None else None
-            return [
-                Classified(
-                    names[row] if names is not None else [""] * len(scores[row]) if scores is not None else [],
-                    scores[row].astype(np.float32) if scores is not None else np.zeros(len(names[row]) if names else 0, np.float32),
-                )
-                for row in range(examples)
-            ]
-        table = _table(response.outputs[0], examples).astype(np.float32)
-        order = np.argsort(-table, axis=1, kind="stable")
-        return [Classified([str(label) for label in best], row[best]) for row, best in zip(table, order.tolist(), strict=True)]
+        by_name = {tensor.name: _table(tensor, examples) for tensor in response.outputs}
+        labels, scores = by_name.get("classes"), by_name.get("scores")
+        if labels is not None and scores is not None and labels.shape != scores.shape:
+            raise invalid(f"'classes' of shape {list(labels.shape)} and 'scores' of {list(scores.shape)} should match")
+        if labels is not None:
+            values = np.zeros(labels.shape, np.float32) if scores is None else scores.astype(np.float32)
+            return [Classified(list(map(str, row)), best) for row, best in zip(labels.tolist(), values, strict=True)]
+        if scores is not None:
+            return [Classified([""] * len(row), row) for row in scores.astype(np.float32)]
+        (table,) = by_name.values()
+        order = np.argsort(np.negative(table), axis=1, kind="stable")
+        return [
+            Classified(list(map(str, best)), row[best].astype(np.float32))
+            for row, best in zip(table, order.tolist(), strict=True)
+        ]
 
     def value_of(self) -> list[int]:
         """The output that regress needs. Raises InferenceError for a model that has none."""
@@ -189,7 +192,3 @@ def _texts(tensor: Tensor) -> Array:
 def _floats(tensor: Tensor) -> Array:
     array = to_array(tensor.dtype, tensor.shape, tensor.data)
     return bf16_to_fp32(array) if tensor.dtype is DType.BF16 else array
-
-
-def _label(value: Any) -> str:
-    return value if isinstance(value, str) else str(value)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlproxy.instance.remote import json_values
+from dlproxy.instance.remote.codec import objects
 from dlproxy.message import DType, Tensor, TensorSpec, invalid
 from dlproxy.protos.tfs import tfs
 from dlproxy.tensors import Array, bf16_to_fp32, elements_of, to_array, to_bytes
@@ -176,9 +177,10 @@ def _example(value: Any) -> bytes:
 
 def _add(feature: Any, name: str, value: Any) -> None:
     """A value says by its own type of which kind the feature is."""
+    given: object
     if isinstance(value, bool | int):
         field, given = "int64_list", int(value)
-        if not -(2**63) <= given < 2**63:
+        if not -(2**63) <= value < 2**63:
             raise invalid(f"Feature: {name} has uint64 element. Only int64 is supported.")
     elif isinstance(value, float):
         field, given = "float_list", value
@@ -220,8 +222,8 @@ def _array(tensor: Tensor) -> Array:
     if tensor.dtype is DType.BYTES:
         elements = [bytes(element) for element in elements_of(tensor.data)]
         if tensor.name.endswith(BYTES_SUFFIX):
-            return json_values.objects(list(map(json_values.as_base64, elements))).reshape(tensor.shape)
-        return json_values.texts_or_base64(json_values.objects(elements)).reshape(tensor.shape)
+            return objects(list(map(json_values.as_base64, elements))).reshape(tensor.shape)
+        return json_values.texts_or_base64(objects(elements)).reshape(tensor.shape)
     array = to_array(tensor.dtype, tensor.shape, tensor.data)
     if tensor.dtype is DType.BF16:
         array = bf16_to_fp32(array)
@@ -258,5 +260,3 @@ def shortest(array: Array) -> NDArray[np.float64]:
 def pretty(value: Any, indent: int) -> bytes:
     """JSON for people: TensorFlow Serving indents errors by four, what it says of models by one."""
     return msgspec.json.format(msgspec.json.encode(value), indent=indent)
-
-

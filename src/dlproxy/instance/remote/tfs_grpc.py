@@ -26,6 +26,7 @@ from dlproxy.instance.remote.tfs_model import DTYPES, Definition, Dim, Info, Sha
 from dlproxy.message import DType, Request, TensorSpec
 from dlproxy.protos.tfs import AVAILABLE, INPUTS, MODELS, PREDICTION, SIGNATURES, tfs
 
+
 class TfsGrpcCodec:
     """For one signature of one model at one address."""
 
