@@ -4,6 +4,7 @@ Forms and texts follow tensorflow_serving/util/json_tensor.cc. Called by tfs_htt
 """
 
 from collections.abc import Iterable, Sequence
+from math import inf
 from reprlib import repr as brief  # bounds the length: the value is the client's
 from typing import Any
 
@@ -20,6 +21,7 @@ from dlproxy.wire.checks import RequestChecker
 from dlproxy.wire.oip_codec import json_tensor
 from dlproxy.wire.tfs_examples import Classified
 
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 BYTES_SUFFIX = "_bytes"  # of outputs that are always base64
 _LIST_IS_PLAIN = "is a plain list, but expecting list of objects as multiple input tensors required as per tensorinfo_map"
 _INPUTS_ARE_PLAIN = "is a plain value/list, but expecting an object as multiple input tensors required as per tensorinfo_map"
@@ -184,7 +186,7 @@ def _add(feature: Any, name: str, value: Any) -> None:
             raise invalid(f"Feature: {name} has uint64 element. Only int64 is supported.")
     elif isinstance(value, float):
         field, given = "float_list", value
-        if abs(value) > np.finfo(np.float32).max and np.isfinite(value):
+        if LARGEST_FLOAT < abs(value) < inf:
             raise invalid(f"Cannot convert JSON value: {value} to float without loss of precision.")
     elif isinstance(value, str) or json_values.is_base64(value):
         try:
@@ -243,7 +245,7 @@ def shortest(array: Array) -> NDArray[np.float64]:
     narrow = array.astype(np.float32)
     exact = narrow.astype(np.float64)
     size = np.abs(exact)
-    usual = (size >= 1e-9) & (size < 1e15)  # where a power of ten is exact; the rest stays as it is
+    usual = (size >= 1e-14) & (size < 1e15)  # where a power of ten is exact; the rest stays as it is
     size = np.where(usual, size, 1.0)
     power = np.floor(np.log10(size)).astype(np.int64)
     result = exact

@@ -34,7 +34,7 @@ _SPEC = 2  # model_spec of all answers
 _KEY, _VALUE = 1, 2  # of a map's entry
 
 Encode = Callable[[Response], Sequence[Piece]]
-Input = tuple[str, Any, Piece]
+Input = tuple[str, Any, bytes | memoryview]
 """A name, a TensorProto, and its tensor_content."""
 
 
@@ -200,7 +200,8 @@ class _Inference:
 
     def multi_inference(self, call: Call, asked: Any) -> None:
         """Classify and regress on one run of the model. Raises InferenceError if it is refused."""
-        count, needed = 0, [list[int]()]
+        count = 0
+        needed: list[list[int]] = []
 
         def request() -> Request:
             nonlocal count, needed
@@ -332,7 +333,7 @@ def parsed(kind: Any, message: bytes) -> Any:
         raise invalid(f"not a {kind.DESCRIPTOR.full_name}") from None
 
 
-def _tensor(name: str, tensor: Any, content: Piece) -> Tensor:
+def _tensor(name: str, tensor: Any, content: bytes | memoryview) -> Tensor:
     try:
         kind = NAMES.get(tensor.dtype)
         if kind is None:
