@@ -174,7 +174,7 @@ def test_nan_and_infinities_are_bare_tokens_both_ways() -> None:
         (DType.UINT64, [2**64 - 1]),
         (DType.FP16, [0.5, -2.0]),
         (DType.BF16, [0.5, 3.0]),
-        (DType.FP32, [0.1, 16777216.0, 1e-14, -1.5e14, 0.0]),
+        (DType.FP32, [0.1, 16777216.0, 1e-13, -1.5e14, 0.0]),
         (DType.FP64, [0.1, 1e308, 9007199254740992.0]),
     ],
 )

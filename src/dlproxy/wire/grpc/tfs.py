@@ -31,7 +31,7 @@ from dlproxy.wire.tfs_models import CLASSIFY, REGRESS, ModelSpec, check_signatur
 LARGE = 16 * 1024  # bytes of a message whose tensors are taken past protobuf
 ANY = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 _SPEC = 2  # model_spec of all answers
-_KEY, _VALUE = 1, 2  # of a map's entry
+_VALUE = 2  # of a map's entry
 
 Encode = Callable[[Response], Sequence[Piece]]
 Input = tuple[str, Any, bytes | memoryview]
@@ -348,10 +348,10 @@ def _tensor(name: str, tensor: Any, content: bytes | memoryview) -> Tensor:
 
 def _predict_answer(name: str, response: Response) -> Sequence[Piece]:
     spec = _answered(name, response).SerializeToString()
-    parts: list[Piece] = [before(_SPEC, len(spec)), spec]
+    parts: list[Piece] = []
     for tensor in response.outputs:
         parts += entry(OUTPUTS, tensor.name, typed(tensor.dtype, tensor.shape, tensor.data))
-    return parts
+    return [*parts, before(_SPEC, len(spec)), spec]
 
 
 def _answered(name: str, response: Response) -> Any:
