@@ -1,4 +1,4 @@
-"""`dlproxy serve --tfs`: TensorFlow Serving's two ports, asked by hand and by a dlproxy that takes it for TensorFlow Serving."""
+"""TensorFlow Serving's two ports of `dlproxy serve --tfs`, asked by hand and by a dlproxy that takes it for such a server."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's gRPC API: `tensorflow.serving.PredictionService` and `ModelService`, as of 2.19.
+"""TensorFlow Serving's gRPC API: `tensorflow.serving.PredictionService` and `ModelService`, as of 2.21.
 
 What dlproxy only hands on (examples, a list of models) is bytes here, which is the same on the wire.
 

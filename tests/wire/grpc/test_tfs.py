@@ -1,6 +1,6 @@
 """TensorFlow Serving's gRPC services, on calls without sockets and on one real channel.
 
-Requests and answers in hexadecimal were recorded with tensorflow-serving-api 2.19 and tensorflow 2.21. Texts are quoted from
+Requests and answers in hexadecimal were recorded with tensorflow-serving-api 2.21 and tensorflow 2.21. Texts are quoted from
 tensorflow_serving/servables/tensorflow (predict_util.cc, classifier.cc, multi_inference.cc, get_model_metadata_impl.cc) and
 model_servers (server_core.cc, get_model_status_impl.cc).
 """
