@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 from dlproxy.config import HttpLimits
 from dlproxy.message import DType, FailureKind, TensorSpec
 from dlproxy.tensors import elements_of
+from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.tfs_json import shortest
+from dlproxy.wire.waiting import Waiting
+from tests.serve.rig import pass_time
 
-from .fixtures import PLAIN, EchoService, echo_signature, served
-from .tfs_models import Computing, Site, half_plus_two, identity, two_inputs
+from .fixtures import PLAIN, EchoService, Wire, echo_signature, post, request, served
+from .tfs_models import Computing, Site, app_over, half_plus_two, identity, two_inputs
 
 PREDICT = "/v1/models/half:predict"
 
@@ -457,6 +460,39 @@ def test_a_client_that_leaves_takes_its_request_back() -> None:
     site._wire.feed(b"POST /v1/models/m:predict HTTP/1.1\r\nhost: h\r\ncontent-length: 17\r\n\r\n" + b'{"instances":[1]}')
     site._wire.lose()
     assert service.cancelled == service.requests
+
+
+class Home:
+    """Loads "half" within two seconds."""
+
+    def __init__(self) -> None:
+        self.catalog = Catalog()
+        self.catalog.waiting = Waiting(self, longest_s=5.0)
+        self.app = app_over(self.catalog)
+
+    def may_come(self, name: str, version: str = "") -> bool:
+        return name == "half" and version in ("", "1")
+
+    async def demand(self, name: str, version: str = "") -> None:
+        await pass_time(2.0)
+        self.catalog.add(served(half_plus_two()))
+
+
+@pytest.mark.looptime(idle_step=0.1, idle_timeout=1.0)
+async def test_requests_wait_for_a_model_that_is_loaded_on_demand() -> None:
+    home = Home()
+    body = b'{"instances": [1]}'
+    asked = [post(PREDICT, body), post("/v1/models/half/versions/1%3Apredict", body), request("/v1/models/half/metadata")]
+    clients = [Wire(home.app).feed(each) for each in asked]
+    late = Wire(home.app).feed(post(PREDICT, body, **{"X-Request-Deadline-Ms": "1000"}))
+    for path, status in (("/v1/models/half", 503), ("/v1/models/nobody", 404), ("/v1/models/half/metadata", None)):
+        replies = Wire(home.app).feed(request(path)).replies
+        assert [reply.status for reply in replies] == ([] if status is None else [status])
+    await pass_time(1.99)
+    assert not any(client.replies for client in clients)
+    assert late.take()[0].status == 504
+    await pass_time(0.02)
+    assert [client.take()[0].status for client in clients] == [200, 200, 200]
 
 
 numbers = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)

@@ -166,8 +166,23 @@ def test_tensors_of_tensorflows_own_client(dtype: DType, recorded: str, elements
     ],
 )
 def test_answers_are_the_bytes_of_tensorflow_servings(dtype: DType, values: Any, recorded: str) -> None:
-    model = Computing([("x", DType.FP32, (-1,))], [("y", dtype, (-1,))], lambda x: values)
-    assert Client(model).ask(PREDICT, predict(x=[0])).hex() == recorded
+    """Also the second time, when what stands around the elements is known."""
+    client = Client(Computing([("x", DType.FP32, (-1,))], [("y", dtype, (-1,))], lambda x: values))
+    for _ in range(2):
+        assert client.ask(PREDICT, predict(x=[0])).hex() == recorded
+
+
+def test_what_is_remembered_of_one_answer_is_not_said_of_another() -> None:
+    client = Client(two_inputs())
+    for rows in ([[1, 2]], [[1, 2], [3, 4]], [[5, 6]]):
+        for wanted in (["s"], ["d", "s"], []):
+            asked = predict("two", a=rows)
+            asked.inputs["b"].CopyFrom(tfs.TensorProto(dtype=3, tensor_shape=asked.inputs["a"].tensor_shape))
+            asked.output_filter.extend(wanted)
+            outputs = tfs.PredictResponse.FromString(client.ask(PREDICT, asked)).outputs
+            assert sorted(outputs) == sorted(wanted or ["d", "s"])
+            assert list(outputs["s"].float_val) == [value for row in rows for value in row]
+            assert [dim.size for dim in outputs["s"].tensor_shape.dim] == [len(rows), 2]
 
 
 @pytest.mark.parametrize(

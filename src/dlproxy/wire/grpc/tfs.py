@@ -13,7 +13,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 
 from dlproxy.instance.remote.address import DEFAULT_SIGNATURE
-from dlproxy.instance.remote.tensor_proto import NAMES, data_of, entry, typed
+from dlproxy.instance.remote.tensor_proto import AS_IT_IS, NAMES, data_of, entry, typed
 from dlproxy.instance.remote.tfs_model import DTYPES
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Tensor, invalid
 from dlproxy.protos.raw import before, take_out
@@ -28,6 +28,7 @@ from dlproxy.wire.operations import ModelRepository
 from dlproxy.wire.tfs_examples import Classified, Examples
 from dlproxy.wire.tfs_models import CLASSIFY, REGRESS, ModelSpec, check_signature, no_such_signature, signature_def, statuses
 
+MAX_SHAPES = 64  # of a model's answers, that are remembered
 LARGE = 16 * 1024  # bytes of a message whose tensors are taken past protobuf
 ANY = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 _SPEC = 2  # model_spec of all answers
@@ -157,6 +158,7 @@ class _Inference:
     def __init__(self, endpoint: Endpoint) -> None:
         signature = endpoint.model.signature
         self._endpoint = endpoint
+        self._answers = _Answers()
         self._examples = Examples(endpoint.model.name, signature)
         self._inputs = {spec.name for spec in signature.inputs}
         self._required = {spec.name for spec in signature.inputs if spec.default is None}
@@ -176,7 +178,7 @@ class _Inference:
             tensors = [_tensor(*each) for each in inputs]
             return self._endpoint.request(tensors, self._wanted(asked.output_filter))
 
-        self._submit(call, request, partial(_predict_answer, asked.model_spec.name))
+        self._submit(call, request, partial(self._answers.encode, asked.model_spec.name))
 
     def judge(self, call: Call, asked: Any, method: str) -> None:
         """One of classify and regress. Raises InferenceError if it is refused."""
@@ -286,6 +288,28 @@ class _Inference:
         return [self._outputs[name] for name in names]
 
 
+class _Answers:
+    """Encodes PredictResponses. What stands around the elements is remembered: most requests of a model have one shape."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, list[bytes]] = {}
+
+    def encode(self, name: str, response: Response) -> Sequence[Piece]:
+        """`name`: of the model, as the client has it."""
+        outputs = response.outputs
+        key = (name, response.version, *[(tensor.name, tuple(tensor.shape)) for tensor in outputs])
+        known = self._known.get(key)
+        if known is not None:
+            data: list[Piece] = [tensor.data for tensor in outputs]
+            return [piece for pair in zip(known, data, strict=False) for piece in pair] + [known[-1]]
+        entries = [entry(OUTPUTS, tensor.name, typed(tensor.dtype, tensor.shape, tensor.data)) for tensor in outputs]
+        spec = _answered(name, response).SerializeToString()
+        end = before(_SPEC, len(spec)) + spec
+        if all(tensor.dtype in AS_IT_IS and len(tensor.data) for tensor in outputs) and len(self._known) < MAX_SHAPES:
+            self._known[key] = [*(b"".join(parts[:-1]) for parts in entries), end]
+        return [*(part for parts in entries for part in parts), end]
+
+
 class _Reply:
     """Where one answer goes: encoded, onto its call. A ReplyTo."""
 
@@ -344,14 +368,6 @@ def _tensor(name: str, tensor: Any, content: bytes | memoryview) -> Tensor:
         return Tensor(name, dtype, shape, data_of(tensor, dtype, shape, content))
     except ValueError as error:
         raise invalid(f"tensor parsing error: {name}: {error}") from None
-
-
-def _predict_answer(name: str, response: Response) -> Sequence[Piece]:
-    spec = _answered(name, response).SerializeToString()
-    parts: list[Piece] = []
-    for tensor in response.outputs:
-        parts += entry(OUTPUTS, tensor.name, typed(tensor.dtype, tensor.shape, tensor.data))
-    return [*parts, before(_SPEC, len(spec)), spec]
 
 
 def _answered(name: str, response: Response) -> Any:
