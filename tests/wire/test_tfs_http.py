@@ -24,7 +24,7 @@ from dlproxy.wire.waiting import Waiting
 from tests.serve.rig import pass_time
 
 from .fixtures import PLAIN, EchoService, Wire, echo_signature, post, request, served
-from .tfs_models import Computing, Site, app_over, half_plus_two, identity, two_inputs
+from .tfs_models import COMING_AND_GOING, STATES, Computing, Site, app_over, half_plus_two, identity, two_inputs
 
 PREDICT = "/v1/models/half:predict"
 
@@ -280,12 +280,11 @@ def test_the_status_is_that_of_both_protocols() -> None:
 
 
 def test_versions_that_come_and_go_have_their_states() -> None:
-    site = Site(served(half_plus_two(), ready=False))
-    site.catalog.announce("half", "2", "is being loaded")
-    site.catalog.announce("half", "3", "is being unloaded")
-    found = site.get("/v1/models/half").json()
-    states = {each["version"]: each["state"] for each in found["model_version_status"]}
-    assert states == {"1": "LOADING", "2": "LOADING", "3": "UNLOADING"}
+    """get_model_status_impl.cc; a load that failed ends the version and says why."""
+    found = Site(served(half_plus_two(), ready=False), repository=COMING_AND_GOING).get("/v1/models/half").json()
+    assert [(each["version"], each["state"]) for each in found["model_version_status"]] == list(STATES.items())
+    ended = found["model_version_status"][1]["status"]
+    assert ended == {"error_code": "UNKNOWN", "error_message": "it is broken"}
     assert found["ready"] is False
 
 

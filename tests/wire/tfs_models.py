@@ -1,12 +1,13 @@
 """Models behind TensorFlow Serving's doors, for the tests of both: they answer with what a function makes of the inputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dlproxy.config import HttpLimits
-from dlproxy.message import DType, Request, Response, Signature, Tensor
+from dlproxy.message import DType, Failure, FailureKind, InferenceError, Request, Response, Signature, Tensor
+from dlproxy.policy.planner import VersionState
 from dlproxy.tensors import Array, join_elements, to_array, to_bytes
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.oip_http import OipApp
@@ -67,18 +68,58 @@ def catalog_of(*services: EchoService | ServedModel, max_batch: int = 64) -> Cat
     return catalog
 
 
-def app_over(catalog: Catalog, limits: HttpLimits | None = None, clock: Callable[[], float] = lambda: 100.0) -> OipApp:
+class Shelf:
+    """A repository that does what it is told, but for a model that it lacks. `known`: what it tells of versions."""
+
+    def __init__(self, *known: VersionState) -> None:
+        self.done: list[tuple[str, str]] = []
+        self._known = known
+
+    def states(self) -> Sequence[VersionState]:
+        return self._known
+
+    async def index(self) -> Sequence[VersionState]:
+        return self._known
+
+    async def load(self, name: str, overrides: Mapping[str, Any] | None) -> None:
+        if name == "lacking":
+            raise InferenceError(Failure(FailureKind.NOT_FOUND, "failed to load 'lacking'"))
+        self.done.append(("load", name))
+
+    async def unload(self, name: str) -> None:
+        self.done.append(("unload", name))
+
+
+COMING_AND_GOING = Shelf(
+    VersionState("half", "1", "serving"),
+    VersionState("half", "2", "loading"),
+    VersionState("half", "3", "leaving"),
+    VersionState("half", "4", "failed", reason="it is broken"),
+    VersionState("half", "10", "wanted"),
+    VersionState("half", "11", "wanted", on_demand=True),
+    VersionState("other", "5", "loading"),
+)
+STATES = {"10": "START", "4": "END", "3": "UNLOADING", "2": "LOADING", "1": "LOADING"}  # of half, while 1 has no instance
+
+
+def app_over(catalog: Catalog, limits: HttpLimits | None = None, repository: Shelf | None = None) -> OipApp:
     limits = limits or HttpLimits()
-    rows = TfsRoutes(catalog, limits, clock=clock, server_timing=False).rows()
+
+    def clock() -> float:
+        return 100.0
+
+    rows = TfsRoutes(catalog, limits, clock=clock, server_timing=False, repository=repository).rows()
     return OipApp(catalog, limits, clock=clock, server_timing=False, more=rows)
 
 
 class Site:
     """A client of one app."""
 
-    def __init__(self, *services: EchoService | ServedModel, limits: HttpLimits | None = None) -> None:
+    def __init__(
+        self, *services: EchoService | ServedModel, limits: HttpLimits | None = None, repository: Shelf | None = None
+    ) -> None:
         self.catalog = catalog_of(*services)
-        self._wire = Wire(app_over(self.catalog, limits), limits)
+        self._wire = Wire(app_over(self.catalog, limits, repository), limits)
 
     def get(self, path: str, method: str = "GET") -> Reply:
         self._wire.feed(request(path, method))

@@ -278,6 +278,9 @@ class ServerRepository:
         self._repository = repository
         self._mode = mode
 
+    def states(self) -> Sequence[VersionState]:
+        return self._control.states()
+
     async def index(self) -> Sequence[VersionState]:
         states = self._control.states()
         if self._repository is None:

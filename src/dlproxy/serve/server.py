@@ -119,7 +119,7 @@ class Server:
                 server_timing=server.server_timing,
                 tenant_header=server.tenant_header,
                 repository=repository,
-                more=self._more_routes(),
+                more=self._more_routes(repository),
             )
             answer = with_access_log(app, monotonic) if server.access_log else app
             page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot)
@@ -137,7 +137,7 @@ class Server:
             control.listen()  # uvicorn gets to it some turns later, and "ready" must be true of all ports
             self._control.start(control)
 
-    def _more_routes(self) -> list[Row]:
+    def _more_routes(self, repository: ServerRepository) -> list[Row]:
         """Those of TensorFlow Serving come last: whatever else begins with /v1 is answered as it does."""
         server, limits = self._config.server, self._config.http
         tfs = TfsRoutes(
@@ -146,6 +146,7 @@ class Server:
             clock=monotonic,
             server_timing=server.server_timing,
             tenant_header=server.tenant_header,
+            repository=repository,
         )
         return tfs.rows()
 

@@ -44,8 +44,12 @@ class Pilots(Protocol):
 class ModelRepository(Protocol):
     """What clients of the inference port may have done: load by name what lies in the server's repository, and no more.
 
-    All raise InferenceError, also where the server does not allow it.
+    All that wait raise InferenceError, also where the server does not allow it.
     """
+
+    def states(self) -> Sequence[VersionState]:
+        """Every version that is wanted or there."""
+        ...
 
     async def index(self) -> Sequence[VersionState]:
         """Every version that lies there or is served."""

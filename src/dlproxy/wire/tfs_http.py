@@ -16,6 +16,7 @@ from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk, in_parts
 from dlproxy.wire.http_exchange import MAX_ERROR, Exchange, in_http
 from dlproxy.wire.http_routes import Handler, Row
 from dlproxy.wire.oip_http import JSON, timing_line
+from dlproxy.wire.operations import ModelRepository
 from dlproxy.wire.tfs_examples import Examples
 from dlproxy.wire.tfs_models import ModelSpec, check_signature, no_such_signature, signature_def, statuses
 
@@ -39,8 +40,10 @@ class TfsRoutes:
         clock: Callable[[], float],
         server_timing: bool,
         tenant_header: str = TENANT_HEADER,
+        repository: ModelRepository | None = None,
     ) -> None:
         self._catalog = catalog
+        self._repository = repository
         make = partial(_Inference, server_timing=server_timing, max_json_bytes=limits.max_json_bytes)
         self._desk = FrontDesk(catalog, make, clock=clock, tenant_header=tenant_header)
 
@@ -66,7 +69,7 @@ class TfsRoutes:
         _json(exchange, {"models": list(dict.fromkeys(model.name for model in self._catalog))})
 
     def _status(self, exchange: Exchange, name: str, version: str, label: str) -> None:
-        found = statuses(self._catalog, ModelSpec(name, version, label))
+        found = statuses(self._catalog, self._repository, ModelSpec(name, version, label))
         ready = any(each.state == "AVAILABLE" for each in found)
         _json(exchange, {"name": name, "ready": ready, "model_version_status": found})
 

@@ -11,11 +11,13 @@ from msgspec import Struct
 from dlproxy.instance.remote.address import DEFAULT_SIGNATURE
 from dlproxy.instance.remote.tensor_proto import NAMES, NUMBERS
 from dlproxy.message import Failure, FailureKind, InferenceError, TensorSpec, invalid
-from dlproxy.wire.catalog import LOADING, Catalog, NotServedError, ServedModel
+from dlproxy.wire.catalog import Catalog, NotServedError, ServedModel
+from dlproxy.wire.operations import ModelRepository
 
 PREDICT = "tensorflow/serving/predict"  # what a signature is for
 CLASSIFY = "tensorflow/serving/classify"
 REGRESS = "tensorflow/serving/regress"
+_STATES = {"wanted": "START", "loading": "LOADING", "leaving": "UNLOADING", "failed": "END"}  # of what does not serve
 
 Found = TypeVar("Found")
 
@@ -50,27 +52,33 @@ class VersionStatus(Struct):
     status: dict[str, str]
 
 
-def statuses(catalog: Catalog, spec: ModelSpec) -> list[VersionStatus]:
-    """Of the version named, or of all, the newest first. Raises InferenceError."""
-    states: dict[str, str] = {}
-    for version, said in catalog.announced(spec.name).items():
-        states[version] = "LOADING" if said == LOADING else "UNLOADING"
+def statuses(catalog: Catalog, repository: ModelRepository | None, spec: ModelSpec) -> list[VersionStatus]:
+    """Of the version named, or of all, the newest first. `repository`: knows of what is not served. Raises InferenceError."""
+    found: dict[str, VersionStatus] = {}
+    for each in repository.states() if repository is not None else ():
+        if each.name == spec.name and each.phase in _STATES and not (each.on_demand and each.phase == "wanted"):
+            found[each.version] = _status(each.version, _STATES[each.phase], each.reason)
     for version in catalog.versions(spec.name):
-        states[version] = "AVAILABLE" if catalog.get(spec.name, version).ready else "LOADING"  # its instances are on their way
-    labels = catalog.route_of(spec.name).labels
-    wanted = spec.version or labels.get(spec.label, "")
+        up = catalog.get(spec.name, version).ready
+        found[version] = _status(version, "AVAILABLE" if up else "LOADING")  # its instances are on their way
+    wanted = spec.version or catalog.route_of(spec.name).labels.get(spec.label, "")
     if spec.label and not wanted:
         raise invalid(f"Unrecognized servable version label: {spec.label}")
     if wanted:
-        states = {wanted: states[wanted]} if wanted in states else {}
-    if not states:
-        if catalog.waiting is not None and catalog.waiting.may_come(spec.name, wanted):
-            message = f"model '{spec.name}' is not loaded now; a request for it will load it"
-            raise InferenceError(Failure(FailureKind.UNAVAILABLE, message))
-        which = f"version {wanted}" if wanted else "any versions"
-        raise _not_found(f"Could not find {which} of model {spec.name}")
-    fine = {"error_code": "OK", "error_message": ""}
-    return [VersionStatus(version, state, fine) for version, state in sorted(states.items(), key=_newest_first)]
+        found = {wanted: found[wanted]} if wanted in found else {}
+    if found:
+        return [found[version] for version in sorted(found, key=int, reverse=True)]
+    if catalog.waiting is not None and catalog.waiting.may_come(spec.name, wanted):
+        message = f"model '{spec.name}' is not loaded now; a request for it will load it"
+        raise InferenceError(Failure(FailureKind.UNAVAILABLE, message))
+    raise _not_found(f"Could not find {f'version {wanted}' if wanted else 'any versions'} of model {spec.name}")
+
+
+def _status(version: str, state: str, reason: str = "") -> VersionStatus:
+    failed = state == "END"
+    return VersionStatus(
+        version, state, {"error_code": "UNKNOWN" if failed else "OK", "error_message": reason if failed else ""}
+    )
 
 
 def check_signature(name: str, refused: Callable[[str], InferenceError]) -> None:
@@ -102,10 +110,6 @@ def _tensor_info(spec: TensorSpec) -> dict[str, Any]:
         "tensor_shape": {"dim": dims, "unknown_rank": False},
         "name": f"{spec.name}:0",
     }
-
-
-def _newest_first(state: tuple[str, str]) -> int:
-    return -int(state[0])
 
 
 def _not_found(message: str) -> InferenceError:

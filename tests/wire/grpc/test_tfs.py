@@ -146,6 +146,19 @@ def test_large_tensors_pass_by_protobuf_and_are_the_same(rows: int) -> None:
         assert given.obj is message
 
 
+def test_a_large_message_of_many_texts_is_read_too() -> None:
+    service = identity(DType.BYTES)
+    texts = [b"x" * 10] * LARGE
+    asked = tfs.PredictRequest()
+    asked.model_spec.name = "m"
+    asked.inputs["x"].dtype = 7
+    asked.inputs["x"].tensor_shape.dim.add(size=LARGE)
+    asked.inputs["x"].string_val.extend(texts)
+    methods = TfsService(catalog_of(service, max_batch=LARGE), None, clock=lambda: 0.0, tenant_header="x-tenant-id").methods()
+    answer = tfs.PredictResponse.FromString(Client(methods=methods).ask(PREDICT, asked))
+    assert list(answer.outputs["y"].string_val) == texts
+
+
 def test_several_outputs_and_a_filter() -> None:
     client = Client(two_inputs())
     asked = predict("two", a=[[1, 2]])

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlproxy.config import HttpLimits
-from dlproxy.message import DType, Failure, FailureKind, InferenceError
+from dlproxy.message import DType
 from dlproxy.protos.tfs import MODELS, PREDICTION, SIGNATURES, tfs
 from dlproxy.protos.tfs_config import models_config
 from dlproxy.wire.catalog import NotServedError
@@ -25,7 +25,7 @@ from dlproxy.wire.grpc.tfs import LARGE, TfsService
 from dlproxy.wire.waiting import Waiting
 from tests.serve.rig import pass_time
 from tests.wire.fixtures import served
-from tests.wire.tfs_models import Computing, catalog_of, half_plus_two, identity, two_inputs
+from tests.wire.tfs_models import COMING_AND_GOING, STATES, Computing, Shelf, catalog_of, half_plus_two, identity, two_inputs
 
 from .tfs_client import PREDICT, REGRESS, Client, multi, predict
 
@@ -56,9 +56,11 @@ def test_the_status_is_the_recorded_one() -> None:
     client = Client(half_plus_two())
     asked = asked_of(tfs.GetModelStatusRequest, "half")
     assert client.ask(f"{MODELS}/GetModelStatus", asked).hex() == "0a060801101e1a00"
-    client.catalog.announce("half", "2", "is being loaded")
-    found = tfs.GetModelStatusResponse.FromString(client.ask(f"{MODELS}/GetModelStatus", asked))
-    assert [(each.version, each.state) for each in found.model_version_status] == [(2, 20), (1, 30)]
+    coming = Client(served(half_plus_two(), ready=False), repository=COMING_AND_GOING)
+    found = tfs.GetModelStatusResponse.FromString(coming.ask(f"{MODELS}/GetModelStatus", asked)).model_version_status
+    numbers = {"START": 10, "LOADING": 20, "UNLOADING": 40, "END": 50}
+    assert [(str(each.version), each.state) for each in found] == [(name, numbers[state]) for name, state in STATES.items()]
+    assert (found[1].status.error_code, found[1].status.error_message) == (2, "it is broken")
 
 
 @pytest.mark.parametrize(
@@ -94,24 +96,6 @@ def test_the_status_is_the_recorded_one() -> None:
 )
 def test_the_status_of_nothing(method: str, asked: Any, status: Status, text: str) -> None:
     assert Client(half_plus_two()).refused(method, asked) == (status, text)
-
-
-class Shelf:
-    """A repository that does what it is told, but for a model that it lacks."""
-
-    def __init__(self) -> None:
-        self.done: list[tuple[str, str]] = []
-
-    async def index(self) -> list[Any]:
-        return []
-
-    async def load(self, name: str, overrides: Mapping[str, Any] | None) -> None:
-        if name == "lacking":
-            raise InferenceError(Failure(FailureKind.NOT_FOUND, "failed to load 'lacking'"))
-        self.done.append(("load", name))
-
-    async def unload(self, name: str) -> None:
-        self.done.append(("unload", name))
 
 
 RELOAD = f"{MODELS}/HandleReloadConfigRequest"

@@ -6,6 +6,7 @@ run.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -30,8 +31,10 @@ from dlproxy.wire.tfs_models import CLASSIFY, REGRESS, ModelSpec, check_signatur
 
 MAX_SHAPES = 64  # of a model's answers, that are remembered
 LARGE = 16 * 1024  # bytes of a message whose tensors are taken past protobuf
+FEW = 64  # fields of a message that is taken apart in Python
 ANY = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 _SPEC = 2  # model_spec of all answers
+_CODES = {"OK": 0, "UNKNOWN": 2}  # of a StatusProto
 _VALUE = 2  # of a map's entry
 
 Encode = Callable[[Response], Sequence[Piece]]
@@ -108,9 +111,10 @@ class TfsService:
         if not asked.HasField("model_spec"):
             raise invalid("Missing ModelSpec")
         answer = tfs.GetModelStatusResponse()
-        for each in statuses(self._catalog, _spec_of(asked.model_spec)):
+        for each in statuses(self._catalog, self._repository, _spec_of(asked.model_spec)):
             added = answer.model_version_status.add(version=int(each.version), state=STATES[each.state])
-            added.status.SetInParent()  # error_code 0: fine
+            added.status.error_code = _CODES[each.status["error_code"]]
+            added.status.error_message = each.status["error_message"]
         call.reply(answer.SerializeToString())
 
     def _reload(self, call: Call, message: bytes) -> None:
@@ -333,19 +337,24 @@ class _Reply:
 
 def read_predict(message: bytes) -> tuple[list[Input], Any]:
     """The inputs of a PredictRequest, and the rest of it. Raises InferenceError."""
-    if len(message) <= LARGE:
-        asked = parsed(tfs.PredictRequest, message)
-        return [(name, tensor, tensor.tensor_content) for name, tensor in asked.inputs.items()], asked
+    if len(message) > LARGE:
+        with suppress(ValueError):  # many fields, as of texts, or none: protobuf knows
+            return _read_past_protobuf(message)
+    asked = parsed(tfs.PredictRequest, message)
+    return [(name, tensor, tensor.tensor_content) for name, tensor in asked.inputs.items()], asked
+
+
+def _read_past_protobuf(message: bytes) -> tuple[list[Input], Any]:
+    """Contents are views of the message. Raises ValueError."""
     inputs: dict[str, Input] = {}
-    try:
-        rest, entries = take_out(message, INPUTS)
-        for each in entries:
-            key, values = take_out(each, _VALUE)
-            plain, content = take_out(values[-1], CONTENT) if values else (b"", [])
-            name = parsed(tfs.PredictRequest.InputsEntry, key).key
-            inputs[name] = (name, parsed(tfs.TensorProto, plain), content[-1] if content else b"")
-    except ValueError as error:
-        raise invalid(f"not a tensorflow.serving.PredictRequest: {error}") from None
+    rest, entries = take_out(message, INPUTS, FEW)
+    for each in entries:
+        key, values = take_out(each, _VALUE, FEW)
+        if len(values) != 1:
+            raise ValueError(f"an input has {len(values)} tensors")
+        plain, contents = take_out(values[0], CONTENT, FEW)
+        name = parsed(tfs.PredictRequest.InputsEntry, key).key
+        inputs[name] = (name, parsed(tfs.TensorProto, plain), contents[-1] if contents else b"")
     return list(inputs.values()), parsed(tfs.PredictRequest, rest)
 
 
