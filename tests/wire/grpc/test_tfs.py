@@ -283,6 +283,18 @@ def test_a_message_means_no_more_memory_than_it_may() -> None:
     assert "2 values do not make the shape [1]" in Client(identity(DType.FP32)).refused(PREDICT, asked)[1]
 
 
+@pytest.mark.parametrize(
+    ("number", "field", "value"),
+    [(4, "int_val", 256), (4, "int_val", -1), (6, "int_val", 128), (19, "half_val", 65536), (14, "half_val", -1)],
+)
+def test_values_that_do_not_fit_are_refused(number: int, field: str, value: int) -> None:
+    asked = tfs.PredictRequest()
+    asked.model_spec.name = "m"
+    asked.inputs["x"].dtype = number
+    getattr(asked.inputs["x"], field).append(value)
+    assert "tensor parsing error: x: its values do not fit" in Client(identity(DType.UINT8)).refused(PREDICT, asked)[1]
+
+
 def test_metadata_says_what_a_request_asks_for_besides() -> None:
     service = half_plus_two()
     headers = {"x-request-deadline-ms": "250", "x-request-priority": "2", "x-tenant-id": "shop"}

@@ -10,6 +10,7 @@ import numpy as np
 
 from dlproxy import tensors
 from dlproxy.instance.batch import Array
+from dlproxy.instance.remote.codec import objects
 from dlproxy.instance.remote.rpc import Part
 from dlproxy.instance.remote.tfs_model import DTYPES
 from dlproxy.message import DType, element_count
@@ -32,6 +33,7 @@ TYPED = {  # the field of TensorProto for each type; int_val for the rest
 AS_IT_IS = (DType.FP32, DType.FP64, DType.BOOL)  # whose typed values, packed, are the bytes of the elements
 MOST_DIMS = 254  # as in TensorFlow
 MOST_LEFT_OUT = 1 << 22  # elements that a message means without holding them: each costs memory that nobody has sent
+MOST_TYPED = 1 << 22  # values of one tensor that a client may send: reading them blocks all
 _FIELDS = {field.name: field.number for field in tfs.TensorProto.DESCRIPTOR.fields}
 _ONE_BYTE = 128  # numbers below are one byte as a varint
 
@@ -64,34 +66,42 @@ def entry(number: int, name: str, tensor: Sequence[Part]) -> list[Part]:
     return [before(number, _length(parts)), *parts]
 
 
-def values_of(tensor: Any, dtype: DType, shape: Sequence[int]) -> list[Any]:
-    """The typed values, as many as the shape has elements: the last one stands for all that are left out, and zero for all if
-    there is none. 16-bit floats are bit patterns. Raises ValueError.
+def array_of(tensor: Any, dtype: DType, shape: Sequence[int]) -> Array:
+    """The typed values, flat, as many as the shape has elements: the last one stands for those that are left out, zero for all
+    if there is none. 16-bit floats are bit patterns, BYTES objects. Raises ValueError.
     """
     count = _count(shape)
-    values = list(getattr(tensor, TYPED.get(dtype, "int_val")))
+    values = getattr(tensor, TYPED.get(dtype, "int_val"))
     left_out = count - len(values)
     if left_out < 0:
         raise ValueError(f"{len(values)} values do not make the shape {list(shape)}")
     if left_out > MOST_LEFT_OUT:
         raise ValueError(f"it leaves out {left_out} of its elements; at most {MOST_LEFT_OUT} may be left out")
-    if left_out:
-        values += (values[-1:] or [b"" if dtype is DType.BYTES else 0]) * left_out
-    return values
+    if dtype is DType.BYTES:
+        return objects([*values, *(list(values[-1:]) or [b""]) * left_out])
+    bits = dtype in (DType.FP16, DType.BF16)
+    try:
+        array: Array = np.fromiter(values, np.dtype("<u2") if bits else tensors.NUMPY[dtype], len(values))
+    except OverflowError:
+        raise ValueError(f"its values do not fit {dtype.value}") from None
+    if not left_out:
+        return array
+    rest = np.full(left_out, array[-1], array.dtype) if array.size else np.zeros(left_out, array.dtype)
+    return np.concatenate([array, rest])
 
 
 def data_of(tensor: Any, dtype: DType, shape: Sequence[int], content: Part) -> Part:
     """The elements as a Tensor has them; `content`: its tensor_content, which needs no copy. Raises ValueError."""
     if dtype is DType.BYTES:
-        return tensors.join_elements(_texts(content, _count(shape)) if content else values_of(tensor, dtype, shape))
+        texts = _texts(content, _count(shape)) if content else array_of(tensor, dtype, shape).tolist()
+        return tensors.join_elements(texts)
     if content:
         return content
-    values, bits = values_of(tensor, dtype, shape), dtype in (DType.FP16, DType.BF16)
-    try:
-        array: Array = np.array(values, np.dtype("<u2") if bits else tensors.NUMPY[dtype])
-    except OverflowError:
-        raise ValueError(f"its values do not fit {dtype.value}") from None
-    return array.tobytes()
+    given = len(getattr(tensor, TYPED.get(dtype, "int_val")))
+    if given > MOST_TYPED:
+        raise ValueError(f"{given} values; at most {MOST_TYPED} are taken one by one: send them as tensor_content")
+    array = array_of(tensor, dtype, shape)
+    return array.data.cast("B") if array.size else b""
 
 
 def _texts(content: Part, count: int) -> list[bytes]:

@@ -13,7 +13,6 @@ from dlproxy.instance.remote.codec import (
     UpstreamModel,
     check_type,
     from_bytes,
-    from_values,
     gathered_shape,
     output_of,
     reported,
@@ -21,10 +20,11 @@ from dlproxy.instance.remote.codec import (
 from dlproxy.instance.remote.failures import UpstreamError
 from dlproxy.instance.remote.rpc import OK, Part, Rpc, RpcReply, parsed
 from dlproxy.instance.remote.settings import RemoteSettings
-from dlproxy.instance.remote.tensor_proto import NAMES, contents, entry, values_of
+from dlproxy.instance.remote.tensor_proto import NAMES, array_of, contents, entry
 from dlproxy.instance.remote.tfs_model import DTYPES, Definition, Dim, Info, Shape, model_of
 from dlproxy.message import DType, Request, TensorSpec
 from dlproxy.protos.tfs import AVAILABLE, INPUTS, MODELS, PREDICTION, SIGNATURES, tfs
+from dlproxy.tensors import NUMPY
 
 
 class TfsGrpcCodec:
@@ -81,7 +81,8 @@ def _array(spec: TensorSpec, tensor: Any) -> Array:
     try:
         if tensor.tensor_content and spec.dtype is not DType.BYTES:
             return from_bytes(spec, shape, memoryview(tensor.tensor_content))
-        return from_values(spec, shape, values_of(tensor, spec.dtype, shape))
+        values = array_of(tensor, spec.dtype, shape)
+        return (values if spec.dtype is DType.BYTES else values.view(NUMPY[spec.dtype])).reshape(shape)
     except ValueError as error:
         raise UpstreamError(f"the upstream's output '{spec.name}' cannot be read: {error}") from None
 
