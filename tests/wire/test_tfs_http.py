@@ -421,6 +421,20 @@ def test_what_is_wrong_with_examples(body: str, text: str) -> None:
     assert text in refused(Site(classes()), body, "/v1/models/m:classify")
 
 
+def test_examples_are_counted_before_they_are_read() -> None:
+    body = json.dumps({"examples": [{"x": 1}] * 65})
+    text = refused(Site(classes()), body, "/v1/models/m:classify")
+    assert text == "inference request batch-size must be <= 64 for 'm', got 65"
+    unbatched = Computing([("x", DType.FP32, (-1,))], [("y", DType.FP32, (-1,))], lambda x: x, batched=False)
+    assert len(answered(Site(unbatched), body, "/v1/models/m:regress")["results"]) == 65
+
+
+def test_a_context_is_not_spread_without_end() -> None:
+    model = Computing([("x", DType.FP32, (-1, -1))], [("y", DType.FP32, (-1, 1))], lambda x: x[:, :1])
+    body = json.dumps({"context": {"x": [1] * 70_000}, "examples": [{}] * 60})
+    assert "has 4200000 values" in refused(Site(model), body, "/v1/models/m:regress")
+
+
 @pytest.mark.parametrize("verb", ["classify", "regress"])
 def test_a_model_that_fits_neither_says_what_would(verb: str) -> None:
     for model in (identity(DType.INT64), two_inputs()):

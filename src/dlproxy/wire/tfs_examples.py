@@ -13,12 +13,16 @@ from google.protobuf.message import DecodeError
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from dlproxy.message import DType, Failure, FailureKind, InferenceError, Response, Signature, Tensor, TensorSpec, invalid
+from dlproxy.message import DType, Failure, FailureKind, InferenceError, Response, Tensor, TensorSpec, invalid
 from dlproxy.protos.tfs import tfs
 from dlproxy.tensors import NUMPY, Array, bf16_to_fp32, elements_of, fp32_to_bf16, join_elements, to_array, to_bytes
+from dlproxy.wire.catalog import ServedModel
 
 SERIALIZED = frozenset({"inputs", "examples"})  # what a SavedModel calls an input that takes whole examples
 FLOATS = frozenset({DType.FP16, DType.BF16, DType.FP32, DType.FP64})
+MOST_EXAMPLES = 1 << 16  # of a request for a model whose rows nobody counts
+MOST_VALUES = 1 << 22  # of one feature in all examples, which may have it from a small context
+MOST_CONTEXT = 64 << 20  # bytes of all copies of a context
 _LISTS = {DType.BYTES: ("bytes_list",), **dict.fromkeys(FLOATS, ("float_list", "int64_list"))}
 
 
@@ -30,10 +34,12 @@ class Classified(Struct):
 
 
 class Examples:
-    """What examples are to one model. `model`: its name."""
+    """What examples are to one model."""
 
-    def __init__(self, model: str, signature: Signature) -> None:
-        self._model = model
+    def __init__(self, model: ServedModel) -> None:
+        signature = model.signature
+        self._served = model  # whose max_batch may change while it runs
+        self._model = model.name
         self._inputs = signature.inputs
         self._batched = signature.batched
         self._outputs = {spec.name: index for index, spec in enumerate(signature.outputs)}
@@ -47,23 +53,31 @@ class Examples:
         """Each example is a row; what it lacks, the context may have. Raises InferenceError."""
         if not examples:
             raise invalid("Input is empty.")
+        most = self._served.max_batch if self._batched else MOST_EXAMPLES
+        if len(examples) > most:  # before any is read
+            raise invalid(f"inference request batch-size must be <= {most} for '{self._model}', got {len(examples)}")
         if self._whole:  # the model parses them; the encodings of messages, one after the other, mean both together
+            if len(context) * len(examples) > MOST_CONTEXT:
+                raise invalid(
+                    f"a context of {len(context)} bytes for {len(examples)} examples: at most {MOST_CONTEXT} together"
+                )
             data = join_elements([context + each for each in examples])
             return [Tensor(self._inputs[0].name, DType.BYTES, (len(examples),), data)]
-        parsed = [_features(context + each) for each in examples]
-        return [tensor for spec in self._inputs if (tensor := self._tensor(spec, parsed)) is not None]
+        shared, own = _features(context), [_features(each) for each in examples]
+        return [tensor for spec in self._inputs if (tensor := self._tensor(spec, own, shared)) is not None]
 
-    def _tensor(self, spec: TensorSpec, examples: Sequence[Any]) -> Tensor | None:
+    def _tensor(self, spec: TensorSpec, examples: Sequence[Any], context: Any) -> Tensor | None:
         """None for an input that may be left out, and is."""
         if not spec.shape or (self._batched and spec.rows != 0):
             raise self._unsupported(f"input '{spec.name}' of shape [{','.join(spec.sizes)}] has no row for each example")
         name, rows = spec.name, []
-        if spec.default is not None and not any(name in each for each in examples):
+        if spec.default is not None and not any(name in each for each in (context, *examples)):
             return None
         for number, each in enumerate(examples):
-            if name not in each:
+            features = each if name in each else context
+            if name not in features:
                 raise invalid(f"example {number} has no feature '{name}', which is an input of model '{self._model}'")
-            rows.append(_row(spec, each[name], number))
+            rows.append(_row(spec, features[name], number))
         shape = (len(rows), *self._row_shape(spec, rows))
         values = [value for row in rows for value in row]
         if spec.dtype is DType.BYTES:
@@ -84,6 +98,8 @@ class Examples:
                     f"feature '{spec.name}' has {len(row)} values in example {number} and {size} in example 0: "
                     "all examples of a request must have equally many"
                 )
+        if size * len(rows) > MOST_VALUES:
+            raise invalid(f"feature '{spec.name}' has {size * len(rows)} values; at most {MOST_VALUES} are accepted")
         if tail.count(-1) > 1:
             raise self._unsupported(
                 f"input '{spec.name}' of shape [{','.join(spec.sizes)}] leaves open how a list is to be cut"

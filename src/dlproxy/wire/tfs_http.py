@@ -87,7 +87,7 @@ class _Inference:
         signature = model.signature
         self._endpoint = endpoint
         self._reader = tfs_json.PredictReader(signature.inputs, endpoint.checker, batched=signature.batched)
-        self._examples = Examples(model.name, signature)
+        self._examples = Examples(model)
         self._axes = [(spec.rows or 0) if signature.batched else 0 for spec in signature.outputs]
         self._server_timing = server_timing
         self._max_json_bytes = max_json_bytes

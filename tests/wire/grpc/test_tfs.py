@@ -342,6 +342,15 @@ def test_classify(recorded: str) -> None:
     assert client.ask(f"{PREDICTION}/Classify", recorded).hex() == CLASSIFIED
 
 
+def test_a_context_is_not_copied_without_end() -> None:
+    asked = tfs.ClassificationRequest()
+    asked.model_spec.name = "m"
+    asked.input.example_list_with_context.context = bytes(2 << 20)
+    asked.input.example_list_with_context.examples.extend([b""] * 33)
+    client = Client(Computing([("inputs", DType.BYTES, (-1,))], CLASSES, judged))
+    assert "a context of 2097152 bytes for 33 examples" in client.refused(f"{PREDICTION}/Classify", asked)[1]
+
+
 def test_regress() -> None:
     service = half_plus_two()
     service.model = "m"

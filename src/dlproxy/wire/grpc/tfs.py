@@ -163,7 +163,7 @@ class _Inference:
         signature = endpoint.model.signature
         self._endpoint = endpoint
         self._answers = _Answers()
-        self._examples = Examples(endpoint.model.name, signature)
+        self._examples = Examples(endpoint.model)
         self._inputs = {spec.name for spec in signature.inputs}
         self._required = {spec.name for spec in signature.inputs if spec.default is None}
         self._outputs = {spec.name: index for index, spec in enumerate(signature.outputs)}
