@@ -72,6 +72,7 @@ class Shelf:
     """A repository that does what it is told, but for a model that it lacks. `known`: what it tells of versions."""
 
     def __init__(self, *known: VersionState) -> None:
+        self.explicit = True
         self.done: list[tuple[str, str]] = []
         self._known = known
 

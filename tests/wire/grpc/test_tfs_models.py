@@ -142,8 +142,14 @@ def test_lists_that_cannot_be_followed(message: bytes, status: Status, text: str
     assert said.startswith(text)
 
 
-def test_without_a_repository_there_is_no_new_list() -> None:
-    assert Client().refused(RELOAD, NEW_LIST) == (Status.UNIMPLEMENTED, "this server has no model repository")
+def test_clients_change_the_list_only_where_they_may() -> None:
+    shelf = Shelf()
+    shelf.explicit = False
+    for repository in (None, shelf):
+        status, text = Client(repository=repository).refused(RELOAD, NEW_LIST)
+        assert status is Status.PERMISSION_DENIED
+        assert text.endswith("--repository-mode explicit")
+    assert not shelf.done
 
 
 # Models on demand, in virtual time

@@ -122,8 +122,11 @@ class TfsService:
         config = parsed(models_config, parsed(tfs.ReloadConfigRequest, message).config)
         if not config.HasField("model_config_list"):
             raise invalid("HandleReloadConfigRequest takes a model_config_list")
-        if self._repository is None:
-            raise _unsupported("this server has no model repository")
+        if self._repository is None or not self._repository.explicit:
+            message = (
+                "clients may not change which models are served: start with --repository FOLDER --repository-mode explicit"
+            )
+            raise InferenceError(Failure(FailureKind.FORBIDDEN, message))
         names = []
         for model in config.model_config_list.config:
             if model.HasField("model_version_policy") or model.version_labels:
