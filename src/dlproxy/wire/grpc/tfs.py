@@ -123,10 +123,8 @@ class TfsService:
         if not config.HasField("model_config_list"):
             raise invalid("HandleReloadConfigRequest takes a model_config_list")
         if self._repository is None or not self._repository.explicit:
-            message = (
-                "clients may not change which models are served: start with --repository FOLDER --repository-mode explicit"
-            )
-            raise InferenceError(Failure(FailureKind.FORBIDDEN, message))
+            why = "clients may not change which models are served: start with --repository FOLDER --repository-mode explicit"
+            raise InferenceError(Failure(FailureKind.FORBIDDEN, why))
         names = []
         for model in config.model_config_list.config:
             if model.HasField("model_version_policy") or model.version_labels:
