@@ -226,6 +226,14 @@ def test_a_drain_serves_what_was_on_its_way_refuses_the_rest_and_closes_behind_t
     assert methodical.told == []
 
 
+def test_a_client_that_goes_on_calling_and_answers_no_ping_does_not_hold_up_the_drain() -> None:
+    wire = draining(Methodical())
+    for stream in range(3, 23, 2):
+        wire.feed(unary(stream)).age(0.1)
+    assert len(goaways(wire)) == 2
+    assert wire.answers[21].reset == ErrorCode.REFUSED_STREAM
+
+
 def test_an_idle_connection_drains_at_once_if_its_client_answers() -> None:
     wire = GrpcWire(Methodical().methods)
     wire.server.draining = True

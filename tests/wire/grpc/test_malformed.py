@@ -29,6 +29,7 @@ from dlproxy.wire.grpc.frames import (
     window_update,
 )
 from dlproxy.wire.grpc.receiving import WINDOW
+from dlproxy.wire.grpc.sending import MAX_CUT
 
 from .fixtures import ECHO, GREETING, KEEP, TALK, GrpcWire, Methodical, block, data, headers, message, unary
 
@@ -246,6 +247,15 @@ def test_what_a_client_sends_before_it_knows_that_a_stream_was_cut_is_no_mistake
     wire = GrpcWire(Methodical().methods).feed(CUT, late, unary(3))
     assert wire.goaway is None
     assert wire.answers[3].messages == [b"hello"]
+
+
+def test_of_streams_cut_long_ago_late_data_is_no_mistake_either() -> None:
+    wire = GrpcWire(Methodical().methods)
+    for stream in range(1, 2 * MAX_CUT + 101, 2):
+        wire.feed(headers(stream, b"/no.Such/Method"))
+    assert len(wire.connection._cut) <= MAX_CUT
+    wire.feed(data(1, b"x"), data(2 * MAX_CUT + 99, b"x"))
+    assert wire.goaway is None
 
 
 def test_space_around_a_value_is_no_part_of_it() -> None:

@@ -396,7 +396,7 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
     def _ping(self, flags: int, stream: int, payload: bytes) -> None:
         _check(PING, not stream, len(payload) == 8)
         if flags & ACK:
-            if payload == LAST_CALL and self.server.draining:
+            if payload == LAST_CALL and self._grace_s is not None:
                 self._close_door()
             return
         if self.calls or self._pinged != (self._last, self.window):
