@@ -106,6 +106,10 @@ CONNECTION = {
     "three changes of the table": (frame(HEADERS, WHOLE, 1, b"\x20\x3f\xe1\x1f\x20" + block()), "COMPRESSION_ERROR"),
     "too many fields": (headers(1, ECHO, *[(b"a%d" % n, b"") for n in range(100)]), "ENHANCE_YOUR_CALM"),
     "too large a header": (headers(1, ECHO, (b"a", bytes(40_000))), "ENHANCE_YOUR_CALM"),
+    "a large field, named many times": (
+        frame(HEADERS, END_HEADERS, 1, block() + b"\x40\x01a\x7f\xa1\x1e" + b"x" * 4000 + b"\xbe" * 20),
+        "ENHANCE_YOUR_CALM",
+    ),
     "too large a header, spread": (
         headers(1, flags=0) + frame(CONTINUATION, 0, 1, bytes(20_000)) * 2,
         "ENHANCE_YOUR_CALM",

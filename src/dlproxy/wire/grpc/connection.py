@@ -121,7 +121,8 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
         else:
             if at < len(data):
                 self._rest += memoryview(data)[at:]
-                self._partial_s = 0.0
+                if self._block is None:
+                    self._partial_s = 0.0
             if self._taken > CONNECTION_WINDOW // 2:
                 self._give_connection_window()
 
