@@ -134,7 +134,7 @@ def test_the_time_out_of_grpc_is_a_deadline(value: bytes, seconds: float) -> Non
 
 @pytest.mark.parametrize("value", [b"", b"S", b"5", b"-1S", b"1.5S", b"5s", b"123456789S", b" 5S", b"5S, 5S", "٣S".encode()])
 def test_what_is_no_time_out_of_grpc_is_refused(value: bytes) -> None:
-    with pytest.raises(InferenceError, match="grpc-timeout is .*8 digits") as caught:
+    with pytest.raises(InferenceError, match=r"grpc-timeout is .*8 digits") as caught:
         applied({GRPC_TIMEOUT: value})
     assert caught.value.failure.kind is FailureKind.INVALID_ARGUMENT
 
