@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from dlproxy.protos.oip import oip
 from dlproxy.wire.identity import key_file
 
 from ..clients.server import ServerProcess
@@ -25,6 +27,11 @@ from ..clients.server import ServerProcess
 INFER = json.dumps({"inputs": [[1.0]]})
 DAY = timedelta(days=1)
 CLIENTS = 64
+
+
+def _asks(model: str) -> Any:
+    tensor = oip.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, 1])
+    return oip.ModelInferRequest(model_name=model, inputs=[tensor], raw_input_contents=[bytes(4)])
 
 
 class Authority:
@@ -119,14 +126,15 @@ path = "sleep:base=1ms"
         finally:
             connection.close()
 
-    def call(self, port: int, *, key: str = "", model: str = "m", certificate: Path | None = None) -> grpc.StatusCode:
-        """Of ModelReady over gRPC, with an unparsed request: who may not ask gets no further."""
+    def call(
+        self, port: int, method: str = "ModelInfer", message: bytes = b"", *, key: str = "", certificate: Path | None = None
+    ) -> grpc.StatusCode:
         pem = certificate.read_bytes() if certificate is not None else None
         credentials = grpc.ssl_channel_credentials(self.authority.path.read_bytes(), pem, pem)
         metadata = (("authorization", f"Bearer {self.key[key]}"),) if key else ()
         with grpc.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
             try:
-                channel.unary_unary("/grpc.health.v1.Health/Nothing")(b"", metadata=metadata, timeout=10)
+                channel.unary_unary(f"/inference.GRPCInferenceService/{method}")(message, metadata=metadata, timeout=10)
             except grpc.RpcError as error:
                 return error.code()
         return grpc.StatusCode.OK
@@ -188,18 +196,32 @@ def test_what_one_may_do_on_the_control_port(
     assert locked.ask(server.control_port, method, path, key=key, body=body) == status
 
 
+M, N, NAMED = (
+    *(_asks(name).SerializeToString() for name in ("m", "n")),
+    oip.ModelMetadataRequest(name="m").SerializeToString(),
+)
+
+
 @pytest.mark.parametrize(
-    ("key", "code"),
+    ("method", "message", "key", "code"),
     [
-        ("", grpc.StatusCode.UNAUTHENTICATED),
-        ("wrong", grpc.StatusCode.UNAUTHENTICATED),
-        ("revoked", grpc.StatusCode.UNAUTHENTICATED),
-        ("expired", grpc.StatusCode.UNAUTHENTICATED),
-        ("infer", grpc.StatusCode.UNIMPLEMENTED),
+        ("ServerLive", b"", "", grpc.StatusCode.OK),
+        ("ModelInfer", M, "", grpc.StatusCode.UNAUTHENTICATED),
+        ("ModelInfer", M, "wrong", grpc.StatusCode.UNAUTHENTICATED),
+        ("ModelInfer", M, "revoked", grpc.StatusCode.UNAUTHENTICATED),
+        ("ModelInfer", M, "expired", grpc.StatusCode.UNAUTHENTICATED),
+        ("ModelInfer", M, "infer", grpc.StatusCode.OK),
+        ("ModelInfer", N, "infer", grpc.StatusCode.PERMISSION_DENIED),
+        ("ModelInfer", M, "ops", grpc.StatusCode.PERMISSION_DENIED),
+        ("ModelMetadata", NAMED, "infer", grpc.StatusCode.PERMISSION_DENIED),
+        ("ModelMetadata", NAMED, "ops", grpc.StatusCode.OK),
+        ("RepositoryModelUnload", b"", "infer", grpc.StatusCode.PERMISSION_DENIED),
     ],
 )
-def test_keys_over_grpc(locked: Locked, server: ServerProcess, key: str, code: grpc.StatusCode) -> None:
-    assert locked.call(server.grpc_port, key=key) is code
+def test_what_one_may_do_over_grpc(
+    locked: Locked, server: ServerProcess, method: str, message: bytes, key: str, code: grpc.StatusCode
+) -> None:
+    assert locked.call(server.grpc_port, method, message, key=key) is code
 
 
 def test_clients_certificates(locked: Locked, server: ServerProcess) -> None:
@@ -207,7 +229,7 @@ def test_clients_certificates(locked: Locked, server: ServerProcess) -> None:
     assert locked.ask(server.http_port, "POST", "/predict/m", body=INFER, certificate=shop) == 200
     assert locked.ask(server.http_port, "POST", "/predict/n", body=INFER, certificate=shop) == 403
     assert locked.ask(server.http_port, "POST", "/predict/m", body=INFER, certificate=bank) == 403
-    assert locked.call(server.grpc_port, certificate=shop) is grpc.StatusCode.UNIMPLEMENTED
+    assert locked.call(server.grpc_port, message=M, certificate=shop) is grpc.StatusCode.OK
     for bad in (locked.authority.issue("shop-2", days=-1), locked.stranger.issue("shop-3")):
         with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
             locked.ask(server.http_port, "POST", "/predict/m", body=INFER, certificate=bad)

@@ -36,9 +36,11 @@ from dlproxy.wire.access_log import with_access_log
 from dlproxy.wire.control_http import ControlServer, control_app
 from dlproxy.wire.grpc.server import GrpcServer
 from dlproxy.wire.grpc.services import grpc_methods
+from dlproxy.wire.http_routes import Row
 from dlproxy.wire.http_server import HttpServer
 from dlproxy.wire.listening import Listening
 from dlproxy.wire.oip_http import OipApp
+from dlproxy.wire.tfs_http import TfsRoutes
 from dlproxy.wire.tls import GRPC, HTTP, Certificates
 from dlproxy.wire.waiting import Waiting
 
@@ -125,6 +127,7 @@ class Server:
                 server_timing=server.server_timing,
                 tenant_header=server.tenant_header,
                 repository=repository,
+                more=self._more_routes(repository),
             )
             answer = with_access_log(app, monotonic) if server.access_log else app
             page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot, self._desk)
@@ -134,9 +137,9 @@ class Server:
             self.unix_socket = listeners.unix_socket
             sockets = listeners.take()
             control = sockets.pop("control_port")
-            methods = grpc_methods(catalog, repository, clock=monotonic, tenant_header=server.tenant_header)
+            limits = self._config.http
+            methods = grpc_methods(catalog, repository, limits, clock=monotonic, tenant_header=server.tenant_header)
             for knob, listener in sockets.items():
-                limits = self._config.http
                 grpc = "grpc" in knob
                 door: Listening = GrpcServer(methods, limits, self._desk) if grpc else HttpServer(answer, limits, self._desk)
                 self._doors.append(door)
@@ -145,6 +148,19 @@ class Server:
                 tls.watch()
             control.listen()  # uvicorn gets to it some turns later, and "ready" must be true of all ports
             self._control.start(control)
+
+    def _more_routes(self, repository: ServerRepository) -> list[Row]:
+        """Those of TensorFlow Serving come last: whatever else begins with /v1 is answered as it does."""
+        server, limits = self._config.server, self._config.http
+        tfs = TfsRoutes(
+            self.models.catalog,
+            limits,
+            clock=monotonic,
+            server_timing=server.server_timing,
+            tenant_header=server.tenant_header,
+            repository=repository,
+        )
+        return tfs.rows()
 
     async def _serve_configured(self, config: Config, *, keep_others: bool = False) -> None:
         """Returns when every model of the configuration is up. Raises what loading one raised.

@@ -104,7 +104,7 @@ class Catalog:
         self.draining = False
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """It is called after every change of what `get` or `asked` gives, in the order of subscription."""
+        """Called after every change of what `get` or `asked` gives, and when the server stops; in the order of subscription."""
         self._listeners.append(listener)
 
     def add(self, model: ServedModel) -> None:
@@ -175,6 +175,13 @@ class Catalog:
             raise NotServedError(self._missing(name, version), name, version)
         return found
 
+    def up(self, name: str, version: str = "") -> ServedModel:
+        """As `get`, for whoever looks how it is now, and loads nothing by that. Raises InferenceError."""
+        try:
+            return self.get(name, version)
+        except NotServedError as missing:
+            raise InferenceError(missing.failure) from None
+
     def asked(self, name: str, version: str = "") -> ServedModel:
         """Who takes a request: as `get`, or what requests without a version are diverted to."""
         diverted = None if version else self.route_of(name).diverted
@@ -192,6 +199,7 @@ class Catalog:
         self.draining = True
         if self.waiting is not None:
             self.waiting.close()
+        self._changed()
 
     @property
     def ready(self) -> bool:

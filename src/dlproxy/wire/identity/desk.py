@@ -18,7 +18,12 @@ AUTHORIZATION, API_KEY = b"authorization", b"x-api-key"
 BEARER = b"bearer "
 ANONYMOUS_SCOPES: dict[str, tuple[Scope, ...]] = {"none": (), "metrics": ("metrics",), "infer": ("infer", "read", "metrics")}
 
-HEALTH = frozenset((b"/v2/health/live", b"/v2/health/ready", b"/grpc.health.v1.Health/Check", b"/grpc.health.v1.Health/Watch"))
+HEALTH = frozenset(
+    (
+        *(b"/v2/health/live", b"/v2/health/ready", b"/grpc.health.v1.Health/Check", b"/grpc.health.v1.Health/Watch"),
+        *(b"/inference.GRPCInferenceService/ServerLive", b"/inference.GRPCInferenceService/ServerReady"),
+    )
+)
 """What load balancers ask without a key."""
 
 STRANGER = Principal(grant=Grant(frozenset()))

@@ -141,7 +141,8 @@ def revoke(path: Path, name: str) -> None:
 
 
 def _scrypt(secret: str, salt: bytes, cost: int, block: int) -> bytes:
-    return hashlib.scrypt(secret.encode(), salt=salt, n=1 << cost, r=block, p=1, maxmem=(1 << (cost + 10)) + (1 << 20), dklen=HASH_BYTES)
+    most = (1 << (cost + 10)) + (1 << 20)
+    return hashlib.scrypt(secret.encode(), salt=salt, n=1 << cost, r=block, p=1, maxmem=most, dklen=HASH_BYTES)
 
 
 def _write(path: Path, keys: dict[str, Key]) -> None:
