@@ -18,6 +18,7 @@ from dlproxy.message import (
 )
 from dlproxy.tensors import elements_of
 from dlproxy.wire.catalog import ServedModel
+from dlproxy.wire.classification import Classes, classes_of
 from dlproxy.wire.padded import PaddedShape
 
 UNEVEN = -1  # begins the shape_key, no other's equal, of a request whose inputs differ in rows
@@ -30,7 +31,7 @@ class RequestChecker:
 
     def __init__(self, model: ServedModel) -> None:
         signature = model.signature
-        self._name = model.name
+        self.model = self._name = model.name
         self._specs = signature.inputs
         self._batched = signature.batched
         self._even = signature.even
@@ -153,11 +154,15 @@ class RequestChecker:
         shape = tuple([len(body) // known_bytes if size < 0 else size for size in spec.shape])
         return Tensor(spec.name, spec.dtype, shape, body)
 
-    def check_json_form(self, wanted: Sequence[int], binary: Sequence[bool], without: Sequence[DType]) -> None:
-        """Refuse an output as JSON whose type has no JSON form."""
+    def classes(self, index: int, count: int) -> Classes | None:
+        """The form of an output that is asked for as its `count` best classes. Raises InferenceError."""
+        return classes_of(self._output_specs[index], count, batched=self._batched)
+
+    def check_json_form(self, wanted: Sequence[int], binary: Sequence[bool | None], without: Sequence[DType]) -> None:
+        """Refuse an output as JSON whose type has no JSON form. None: it is not in the reply."""
         for index, as_binary in zip(wanted, binary, strict=True):
             spec = self._output_specs[index]
-            if not as_binary and spec.dtype in without:
+            if as_binary is False and spec.dtype in without:
                 how = "request it with parameters.binary_data = true"
                 raise invalid(f"output '{spec.name}': {spec.dtype.value} cannot be returned as JSON; {how}")
 

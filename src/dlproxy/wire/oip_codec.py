@@ -17,6 +17,8 @@ from msgspec import Struct
 from dlproxy.message import DType, Request, Response, Tensor, Ticket, element_count, invalid
 from dlproxy.tensors import NUMPY, bf16_to_fp32, fp32_to_bf16, join_elements, to_array, to_bytes
 from dlproxy.wire.checks import UNEVEN, RequestChecker
+from dlproxy.wire.classification import Classes
+from dlproxy.wire.regions import NO_REGIONS, Regions, Window, write_all
 from dlproxy.wire.terms import NO_TERMS, Terms, of_parameters
 
 MAX_MEMOS = 256
@@ -24,7 +26,10 @@ MAX_MEMO_BYTES = 4096
 MAX_DIMS = 64  # as in numpy
 LARGE = 64 * 1024  # bytes of an output; copying a larger one costs more than writing it by itself
 NO_JSON_FORM = (DType.FP16, DType.BF16)
-_SHARED_MEMORY = "shared memory regions are not supported; send the tensor in the body"
+ONE_OF_THREE = "'data', 'binary_data_size' in 'parameters', 'shared_memory_region' in 'parameters'"
+Form = Window | Classes | None
+"""What an output that is not sent as it is goes to or becomes."""
+
 _NO_DATA = msgspec.Raw()
 _ID_FIRST = re.compile(rb'\{"id": ?"([ !#-\[\]-~]+)"')  # of printable ASCII without escapes; as Triton's clients write it
 _ID_AGAIN = re.compile(rb'"id"|\\')  # perhaps: of several, JSON readers take the last
@@ -35,6 +40,8 @@ class _TensorParams(Struct):
     binary_data: bool | None = None
     classification: int | None = None
     shared_memory_region: str | None = None
+    shared_memory_offset: int | None = None
+    shared_memory_byte_size: int | None = None
 
 
 class _InputHead(Struct):
@@ -82,12 +89,15 @@ _decode_any = msgspec.json.Decoder().decode
 
 
 class WireRequest(Struct):
-    """A checked request, what its parameters ask for and, for each output that it wants, whether the reply has it as binary."""
+    """A checked request, what its parameters ask for and, for each output that it wants, whether the reply has it as binary;
+    None where it does not have it at all. `forms`: of each output, if one is sent in another way than as it is.
+    """
 
     request: Request
-    binary: tuple[bool, ...]
+    binary: tuple[bool | None, ...]
     terms: Terms = NO_TERMS
     memo: "_Memo | None" = None
+    forms: tuple[Form, ...] | None = None
 
 
 class _Memo:
@@ -132,8 +142,9 @@ class _Memo:
 class InferDecoder:
     """Decodes infer bodies for one model. Remembers up to MAX_MEMOS heads, oldest first out."""
 
-    def __init__(self, checker: RequestChecker) -> None:
+    def __init__(self, checker: RequestChecker, regions: Regions = NO_REGIONS) -> None:
         self._checker = checker
+        self._regions = regions
         self._memos: dict[bytes, _Memo] = {}
 
     def decode(self, body: bytes, json_bytes: int | None, *, ticket_id: int, now: float) -> WireRequest:
@@ -163,10 +174,13 @@ class InferDecoder:
 
     def _decode(self, head: _InferHead, binary: memoryview | None, *, ticket_id: int, now: float) -> WireRequest:
         inputs = []
-        at = 0
+        at = taken = 0
         for tensor in head.inputs:
             size = None if tensor.parameters is None else tensor.parameters.binary_data_size
-            if size is not None:
+            if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
+                inputs.append(self._from_region(tensor, tensor.parameters, taken))
+                taken += len(inputs[-1].data)
+            elif size is not None:
                 if binary is None or size < 0 or at + size > len(binary):
                     raise _binary_overrun(tensor.name, size, None if binary is None else len(binary) - at)
                 inputs.append(Tensor(tensor.name, tensor.datatype, tensor.shape, binary[at : at + size]))
@@ -177,169 +191,28 @@ class InferDecoder:
             extra = len(binary) - at
             raise invalid(f"{extra} extra bytes after the last input's binary data; the inputs' binary_data_size must add up")
         params = head.parameters
-        outputs, as_binary = _wanted(self._checker, head.outputs, params)
+        outputs, as_binary, forms = self._wanted(head.outputs, params)
         request = self._checker.request(inputs, outputs, ticket_id=ticket_id, request_id=head.id, params=params or {}, now=now)
-        return WireRequest(request, as_binary, of_parameters(params) if params else NO_TERMS)
+        return WireRequest(request, as_binary, of_parameters(params) if params else NO_TERMS, None, forms)
 
-    def _decode_raw(self, body: bytes, *, ticket_id: int, now: float) -> WireRequest:
-        """Header length 0: the body is the one input's elements; all outputs come back as binary."""
-        tensor = self._checker.raw_input(body)
-        outputs = self._checker.all_outputs
-        request = self._checker.request([tensor], outputs, ticket_id=ticket_id, request_id="", params={}, now=now)
-        return WireRequest(request, (True,) * len(outputs))
+    def _from_region(self, tensor: _InputHead, params: _TensorParams, taken: int) -> Tensor:
+        if params.binary_data_size is not None or tensor.data is not _NO_DATA:
+            other = "'data'" if params.binary_data_size is None else "'binary_data_size'"
+            raise invalid(f"Input must set only one of the following fields: {ONE_OF_THREE}. But set {other} 'shared_memory_region'")
+        window = self._window(params)
+        needed = element_count(tensor.shape[:MAX_DIMS]) * tensor.datatype.itemsize
+        if needed != window.byte_size and tensor.datatype is not DType.BYTES:  # seen before anything is read
+            size = f"Expected {needed}, got {window.byte_size}"
+            raise invalid(f"input byte size mismatch for input '{tensor.name}' for model '{self._checker.model}'. {size}")
+        return Tensor(tensor.name, tensor.datatype, tensor.shape, self._regions.read(window, taken))
 
-    def _remember(self, text: bytes, head: _InferHead, wire: WireRequest, binary_bytes: int) -> None:
-        uneven = UNEVEN in wire.request.ticket.shape_key
-        if len(text) > MAX_MEMO_BYTES or self._checker.looks_inside or uneven or len(head.inputs) != len(wire.request.inputs):
-            return
-        at, slices = -binary_bytes, {}
-        for tensor in head.inputs:
-            size = None if tensor.parameters is None else tensor.parameters.binary_data_size
-            if size is None or tensor.datatype is DType.BYTES:
-                return
-            slices[tensor.name] = slice(at, at + size or None) if size else slice(0)
-            at += size
-        if len(self._memos) >= MAX_MEMOS:
-            del self._memos[next(iter(self._memos))]
-        self._memos[text] = _Memo(wire, slices, binary_bytes)
+    def _window(self, params: _TensorParams) -> Window:
+        region = params.shared_memory_region or ""
+        return self._regions.window(region, params.shared_memory_offset, params.shared_memory_byte_size)
 
-
-def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None, Sequence[memoryview | bytes]]:
-    """The body of a reply, its Inference-Header-Content-Length (None if all of it is JSON), and outputs that follow the body.
-
-    These are too large to be copied.
-    """
-    outputs, binary, memo = response.outputs, wire.binary, wire.memo
-    shapes = [tensor.shape for tensor in outputs]
-    if memo is not None and shapes == memo.reply_shapes and response.version == memo.reply_version:
-        head, is_large = memo.reply_head, memo.reply_is_large
-        if memo.has_id:
-            head = b'%b,"id":"%b"}' % (head[:-1], response.id.encode())
-        data = [tensor.data for tensor in outputs]
-    else:
-        described = [
-            _ReplyOutput(tensor.name, tensor.dtype.value, tensor.shape, _BinarySize(len(tensor.data)))
-            if as_binary
-            else _ReplyOutput(tensor.name, tensor.dtype.value, tensor.shape, None, json_data(tensor, flat=True))
-            for tensor, as_binary in zip(outputs, binary, strict=True)
-        ]
-        head = _encode_head(_ReplyHead(response.model, response.version, described, response.id))
-        data = [tensor.data for tensor, as_binary in zip(outputs, binary, strict=True) if as_binary]
-        if not data:
-            return head, None, ()
-        is_large = max(map(len, data)) > LARGE
-        if memo is not None and all(binary) and DType.BYTES not in [tensor.dtype for tensor in outputs]:
-            memo.reply_head = _encode_head(_ReplyHead(response.model, response.version, described)) if memo.has_id else head
-            memo.reply_shapes, memo.reply_version, memo.reply_is_large = shapes, response.version, is_large
-    if is_large and not any(map(_is_part, data)):
-        return head, len(head), data
-    return b"".join([head, *data]), len(head), ()
-
-
-def _is_part(data: memoryview | bytes) -> bool:
-    """A slow client would keep more than twice as much in memory: the rows of others in its batch."""
-    return isinstance(data, memoryview) and memoryview(data.obj).nbytes > 2 * len(data)
-
-
-def json_data(tensor: Tensor, *, flat: bool) -> Any:
-    """The elements as JSON values, nested as the shape says unless `flat`. BYTES must be UTF-8."""
-    array = to_array(tensor.dtype, tensor.shape, tensor.data, text=True)
-    if tensor.dtype is DType.BF16:
-        array = bf16_to_fp32(array)
-    return (array.ravel() if flat else array).tolist()
-
-
-def json_tensor(name: str, dtype: DType, shape: Sequence[int] | None, data: Any) -> Tensor:
-    """A tensor from JSON values, flat or nested; `shape` None takes the nesting's own. A scalar may come without a list.
-
-    Raises InferenceError.
-    """
-    bare = shape is not None and not shape and not isinstance(data, list)
-    found = () if bare else _nesting(data, name)
-    if shape is None:
-        shape = found
-    elif any(size < 0 for size in shape):
-        raise invalid(f"input '{name}': shape {list(shape)} has a negative dimension")
-    elif len(shape) > MAX_DIMS:  # before the product: that of a million sizes takes hours
-        raise invalid(f"input '{name}': the shape has {len(shape)} dimensions; at most {MAX_DIMS} are supported")
-    elif element_count(found) != element_count(shape) or (len(found) > 1 and tuple(shape) != found):
-        raise invalid(f"input '{name}': the data has shape {list(found)}, but 'shape' is {list(shape)}")
-    values = [data] if bare else _flatten(data, found, name)
-    if dtype is DType.BYTES:
-        for value in values:
-            if not isinstance(value, str):
-                raise invalid(f"input '{name}': {brief(value)} is not a string; BYTES data must be strings")
-        return Tensor(name, dtype, tuple(shape), join_elements(values))
-    return Tensor(name, dtype, tuple(shape), _pack(name, dtype, values))
-
-
-def _head(data: bytes | memoryview) -> _InferHead:
-    try:
-        head = _decode_head(data)
-    except msgspec.ValidationError as error:
-        raise invalid(f"not an inference request: {_with_hint(str(error))}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise invalid(f"malformed JSON: {error}") from None
-    except RecursionError:
-        raise invalid("malformed JSON: nested too deeply") from None
-    return head
-
-
-def _with_hint(message: str) -> str:
-    if "enum value" in message:
-        return f"{message}; valid datatypes are {', '.join(dtype.value for dtype in DType)}"
-    return message
-
-
-def _binary_overrun(name: str, size: int, left: int | None) -> Exception:
-    if left is None:
-        return invalid(
-            f"input '{name}' has binary_data_size, but the request has no Inference-Header-Content-Length header "
-            f"to say where the JSON ends"
-        )
-    return invalid(f"input '{name}': binary_data_size is {size}, but only {left} bytes of the body are left")
-
-
-def _json_input(tensor: _InputHead) -> Tensor:
-    if tensor.data is _NO_DATA:
-        if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
-            raise invalid(f"input '{tensor.name}': {_SHARED_MEMORY}")
-        raise invalid(f"input '{tensor.name}' has neither 'data' nor parameters.binary_data_size")
-    if tensor.datatype in NO_JSON_FORM:
-        raise invalid(f"input '{tensor.name}': {tensor.datatype.value} cannot be sent as JSON; send it as binary data")
-    try:
-        data = _decode_any(tensor.data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"input '{tensor.name}': {error or 'the data is nested too deeply'}") from None
-    return json_tensor(tensor.name, tensor.datatype, tensor.shape, data)
-
-
-def _wanted(
-    checker: RequestChecker, outputs: list[_OutputHead] | None, params: dict[str, Any] | None
-) -> tuple[Sequence[int], tuple[bool, ...]]:
-    binary_default = params.get("binary_data_output", False) if params else False
-    if binary_default is not True and binary_default is not False:
-        raise invalid(f"parameter 'binary_data_output' is {brief(binary_default)}; it must be true or false")
-    if not outputs:
-        wanted: Sequence[int] = checker.all_outputs
-        binary = (binary_default,) * len(wanted)
-    else:
-        wanted = [checker.output_index(output.name) for output in outputs]
-        binary = tuple([_is_binary(output, binary_default) for output in outputs])
-    if not all(binary):
-        checker.check_json_form(wanted, binary, NO_JSON_FORM)
-    return wanted, binary
-
-
-def _is_binary(output: _OutputHead, default: bool) -> bool:
+    def _is_binary(output: _OutputHead, default: bool) -> bool:
     params = output.parameters
-    if params is None:
-        return default
-    if params.shared_memory_region is not None:
-        raise invalid(f"output '{output.name}': {_SHARED_MEMORY}")
-    if params.classification is not None:
-        raise invalid(f"output '{output.name}': the classification extension is not supported; request the tensor itself")
-    return default if params.binary_data is None else params.binary_data
+    return default if params is None or params.binary_data is None else params.binary_data
 
 
 def _nesting(data: Any, name: str) -> tuple[int, ...]:

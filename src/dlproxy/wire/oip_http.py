@@ -27,6 +27,7 @@ from dlproxy.wire.http_exchange import Exchange
 from dlproxy.wire.http_routes import VERSION, Routes, Row
 from dlproxy.wire.oip_repository import RepositoryRoutes
 from dlproxy.wire.operations import ModelRepository
+from dlproxy.wire.regions import NO_REGIONS, Regions
 from dlproxy.wire.terms import DEADLINE, NO_TERMS, deadline_of, of_parameters
 from dlproxy.wire.waiting import Waiting
 
@@ -60,13 +61,16 @@ class OipApp:
         server_timing: bool,
         tenant_header: str = TENANT_HEADER,
         repository: ModelRepository | None = None,
+        regions: Regions = NO_REGIONS,
         more: Iterable[Row] = (),
     ) -> None:
         self._catalog = catalog
         in_repository = RepositoryRoutes(catalog, repository)
         self._max_body_bytes = limits.max_body_bytes
         self._max_json_bytes = limits.max_json_bytes
-        make = partial(_Inference, server_timing=server_timing, max_json_bytes=limits.max_json_bytes)
+        make = partial(
+            _Inference, regions=regions, server_timing=server_timing, max_json_bytes=limits.max_json_bytes
+        )
         self._desk = FrontDesk(catalog, make, clock=clock, tenant_header=tenant_header)
         self._infer: dict[bytes, _Inference] = {}
         catalog.subscribe(self._follow)  # after the desk, which is asked
@@ -218,11 +222,11 @@ class OipApp:
 class _Inference:
     """Bytes to an endpoint's requests and back. `max_json_bytes` bounds JSON, which blocks the loop while it is read."""
 
-    def __init__(self, endpoint: Endpoint, *, server_timing: bool, max_json_bytes: int) -> None:
+    def __init__(self, endpoint: Endpoint, *, regions: Regions, server_timing: bool, max_json_bytes: int) -> None:
         self._endpoint = endpoint
         self._read_headers, self._submit, self._cancel = endpoint.read_headers, endpoint.submit, endpoint.cancel
         self._ticket_ids, self._clock = endpoint.ticket_ids, endpoint.clock
-        self._decoder = oip_codec.InferDecoder(endpoint.checker)
+        self._decoder = oip_codec.InferDecoder(endpoint.checker, regions)
         self._server_timing = server_timing
         self._max_json_bytes = max_json_bytes
         if endpoint.model.signature.streams:
@@ -316,6 +320,8 @@ class InferReply:
                 )
         except UnicodeDecodeError as error:
             self._exchange.fail(500, f"an output is not valid UTF-8; request it as binary: {error}")
+        except InferenceError as error:
+            self._exchange.refuse(error.failure)
         except Exception:
             self._exchange.give_up()
 
