@@ -119,7 +119,18 @@ def _config(args: argparse.Namespace) -> "Config":
     if args.uds is not None and args.http_port is not None:
         raise ConfigError("--uds replaces the inference port; give either --uds or --http-port")
     config, warnings = from_environment(args.config, os.environ)
-    options = (*PORTS, "host", "grpc", "tfs", "uds", "shared_memory", "access_log", "event_log", "repository", "repository_mode")
+    options = (
+        *PORTS,
+        "host",
+        "grpc",
+        "tfs",
+        "uds",
+        "shared_memory",
+        "access_log",
+        "event_log",
+        "repository",
+        "repository_mode",
+    )
     given = {name: value for name in options if (value := getattr(args, name)) is not None}
     if args.http_port is not None:
         given["uds"] = ""

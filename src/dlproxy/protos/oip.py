@@ -3,6 +3,7 @@
 Called by whoever speaks it. Names and numbers: grpc_service.proto and model_config.proto of triton-inference-server/common.
 """
 
+from dlproxy.message import DType
 from dlproxy.protos.describe import (
     BOOL,
     BYTES,
@@ -26,6 +27,22 @@ SERVICE = "/inference.GRPCInferenceService"
 RAW_INPUTS = 7  # ModelInferRequest.raw_input_contents
 RAW_OUTPUTS = 6  # ModelInferResponse.raw_output_contents
 REQUEST_ID = 3  # of both
+IN_STREAM = 2  # ModelStreamInferResponse.infer_response
+
+TYPED = {  # the field of InferTensorContents for each type; 16-bit floats have none
+    DType.BOOL: "bool_contents",
+    DType.INT8: "int_contents",
+    DType.INT16: "int_contents",
+    DType.INT32: "int_contents",
+    DType.INT64: "int64_contents",
+    DType.UINT8: "uint_contents",
+    DType.UINT16: "uint_contents",
+    DType.UINT32: "uint_contents",
+    DType.UINT64: "uint64_contents",
+    DType.FP32: "fp32_contents",
+    DType.FP64: "fp64_contents",
+    DType.BYTES: "bytes_contents",
+}
 
 _NAMED = {"name": one(1, STRING), "version": one(2, STRING)}
 _NAME = {"name": one(1, STRING)}
@@ -107,7 +124,7 @@ _INFERENCE: Tables = {
     "ModelInferResponse.InferOutputTensor": _TENSOR,
     "ModelStreamInferResponse": {
         "error_message": one(1, STRING),
-        "infer_response": one(2, "inference.ModelInferResponse"),
+        "infer_response": one(IN_STREAM, "inference.ModelInferResponse"),
     },
 }
 _STATISTICS: Tables = {

@@ -31,7 +31,7 @@ class RequestChecker:
 
     def __init__(self, model: ServedModel) -> None:
         signature = model.signature
-        self.model = self._name = model.name
+        self._name = model.name
         self._specs = signature.inputs
         self._batched = signature.batched
         self._even = signature.even

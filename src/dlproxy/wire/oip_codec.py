@@ -28,7 +28,7 @@ LARGE = 64 * 1024  # bytes of an output; copying a larger one costs more than wr
 NO_JSON_FORM = (DType.FP16, DType.BF16)
 ONE_OF_THREE = "'data', 'binary_data_size' in 'parameters', 'shared_memory_region' in 'parameters'"
 Form = Window | Classes | None
-"""What an output that is not sent as it is goes to or becomes."""
+"""What an output goes to, or becomes, that is not sent as it is."""
 
 _NO_DATA = msgspec.Raw()
 _ID_FIRST = re.compile(rb'\{"id": ?"([ !#-\[\]-~]+)"')  # of printable ASCII without escapes; as Triton's clients write it
@@ -90,17 +90,17 @@ _decode_any = msgspec.json.Decoder().decode
 
 class WireRequest(Struct):
     """A checked request, what its parameters ask for and, for each output that it wants, whether the reply has it as binary;
-    None where it does not have it at all. `forms`: of each output, if one is sent in another way than as it is.
+    None where it does not have it at all. `forms`: of each output, if one is not sent as it is.
     """
 
     request: Request
     binary: tuple[bool | None, ...]
     terms: Terms = NO_TERMS
-    memo: "_Memo | None" = None
+    memo: "Memo | None" = None
     forms: tuple[Form, ...] | None = None
 
 
-class _Memo:
+class Memo:
     """What one JSON head was found to say. A client that sends tensors of one shape sends the same head every time, but for an
     id, which is cut out if it comes first.
 
@@ -145,7 +145,7 @@ class InferDecoder:
     def __init__(self, checker: RequestChecker, regions: Regions = NO_REGIONS) -> None:
         self._checker = checker
         self._regions = regions
-        self._memos: dict[bytes, _Memo] = {}
+        self._memos: dict[bytes, Memo] = {}
 
     def decode(self, body: bytes, json_bytes: int | None, *, ticket_id: int, now: float) -> WireRequest:
         """One infer body. `json_bytes`: the Inference-Header-Content-Length; None if the whole body is JSON.
@@ -197,20 +197,208 @@ class InferDecoder:
 
     def _from_region(self, tensor: _InputHead, params: _TensorParams, taken: int) -> Tensor:
         if params.binary_data_size is not None or tensor.data is not _NO_DATA:
-            other = "'data'" if params.binary_data_size is None else "'binary_data_size'"
-            raise invalid(f"Input must set only one of the following fields: {ONE_OF_THREE}. But set {other} 'shared_memory_region'")
-        window = self._window(params)
-        needed = element_count(tensor.shape[:MAX_DIMS]) * tensor.datatype.itemsize
-        if needed != window.byte_size and tensor.datatype is not DType.BYTES:  # seen before anything is read
-            size = f"Expected {needed}, got {window.byte_size}"
-            raise invalid(f"input byte size mismatch for input '{tensor.name}' for model '{self._checker.model}'. {size}")
-        return Tensor(tensor.name, tensor.datatype, tensor.shape, self._regions.read(window, taken))
+            given = "'data'" if params.binary_data_size is None else "'binary_data_size'"
+            message = f"Input must set only one of the following fields: {ONE_OF_THREE}."
+            raise invalid(f"{message} But set {given} 'shared_memory_region'")
+        data = self._regions.read(self._window(params), tensor.name, tensor.datatype, tensor.shape, taken=taken)
+        return Tensor(tensor.name, tensor.datatype, tensor.shape, data)
 
     def _window(self, params: _TensorParams) -> Window:
         region = params.shared_memory_region or ""
         return self._regions.window(region, params.shared_memory_offset, params.shared_memory_byte_size)
 
-    def _is_binary(output: _OutputHead, default: bool) -> bool:
+    def _wanted(
+        self, outputs: list[_OutputHead] | None, params: dict[str, Any] | None
+    ) -> tuple[Sequence[int], tuple[bool | None, ...], tuple[Form, ...] | None]:
+        checker = self._checker
+        binary_default = params.get("binary_data_output", False) if params else False
+        if binary_default is not True and binary_default is not False:
+            raise invalid(f"parameter 'binary_data_output' is {brief(binary_default)}; it must be true or false")
+        binary: tuple[bool | None, ...]
+        forms = None
+        if not outputs:
+            wanted: Sequence[int] = checker.all_outputs
+            binary = (binary_default,) * len(wanted)
+        else:
+            wanted = [checker.output_index(output.name) for output in outputs]
+            found = [self._form(output, index) for output, index in zip(outputs, wanted, strict=True)]
+            if any(found):
+                forms = tuple(found)
+            binary = tuple(
+                [
+                    None if isinstance(form, Window) else _is_binary(output, binary_default)
+                    for output, form in zip(outputs, found, strict=True)
+                ]
+            )
+        if not all(binary):
+            checker.check_json_form(wanted, binary, NO_JSON_FORM)
+        return wanted, binary, forms
+
+    def _form(self, output: _OutputHead, index: int) -> Form:
+        params = output.parameters
+        if params is None:
+            return None
+        if params.shared_memory_region is None:
+            return self._checker.classes(index, params.classification) if params.classification else None
+        if params.classification is not None:
+            raise invalid("Output can't set both 'shared_memory_region' and 'classification'")
+        if params.binary_data:
+            raise invalid("Output can't set both 'shared_memory_region' and 'binary_data'")
+        return self._window(params)
+
+    def _decode_raw(self, body: bytes, *, ticket_id: int, now: float) -> WireRequest:
+        """Header length 0: the body is the one input's elements; all outputs come back as binary."""
+        tensor = self._checker.raw_input(body)
+        outputs = self._checker.all_outputs
+        request = self._checker.request([tensor], outputs, ticket_id=ticket_id, request_id="", params={}, now=now)
+        return WireRequest(request, (True,) * len(outputs))
+
+    def _remember(self, text: bytes, head: _InferHead, wire: WireRequest, binary_bytes: int) -> None:
+        uneven = UNEVEN in wire.request.ticket.shape_key
+        if len(text) > MAX_MEMO_BYTES or self._checker.looks_inside or uneven or len(head.inputs) != len(wire.request.inputs):
+            return
+        if wire.forms is not None:  # what a region's name means may change
+            return
+        at, slices = -binary_bytes, {}
+        for tensor in head.inputs:
+            size = None if tensor.parameters is None else tensor.parameters.binary_data_size
+            if size is None or tensor.datatype is DType.BYTES:
+                return
+            slices[tensor.name] = slice(at, at + size or None) if size else slice(0)
+            at += size
+        if len(self._memos) >= MAX_MEMOS:
+            del self._memos[next(iter(self._memos))]
+        self._memos[text] = Memo(wire, slices, binary_bytes)
+
+
+def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None, Sequence[memoryview | bytes]]:
+    """The body of a reply, its Inference-Header-Content-Length (None if all of it is JSON), and outputs that follow the body.
+
+    These are too large to be copied. Outputs that go to regions are written there. Raises InferenceError if one cannot be.
+    """
+    outputs, binary, memo = response.outputs, wire.binary, wire.memo
+    shapes = [tensor.shape for tensor in outputs]
+    if memo is not None and shapes == memo.reply_shapes and response.version == memo.reply_version:
+        head, is_large = memo.reply_head, memo.reply_is_large
+        if memo.has_id:
+            head = b'%b,"id":"%b"}' % (head[:-1], response.id.encode())
+        data = [tensor.data for tensor in outputs]
+    else:
+        if wire.forms is not None:
+            outputs = in_form(outputs, wire.forms)
+        described = [_described(tensor, as_binary) for tensor, as_binary in zip(outputs, binary, strict=True)]
+        head = _encode_head(_ReplyHead(response.model, response.version, described, response.id))
+        data = [tensor.data for tensor, as_binary in zip(outputs, binary, strict=True) if as_binary]
+        if not data:
+            return head, None, ()
+        is_large = max(map(len, data)) > LARGE
+        if memo is not None and all(binary) and DType.BYTES not in [tensor.dtype for tensor in outputs]:
+            memo.reply_head = _encode_head(_ReplyHead(response.model, response.version, described)) if memo.has_id else head
+            memo.reply_shapes, memo.reply_version, memo.reply_is_large = shapes, response.version, is_large
+    if is_large and not any(map(is_part, data)):
+        return head, len(head), data
+    return b"".join([head, *data]), len(head), ()
+
+
+def in_form(outputs: Sequence[Tensor], forms: Sequence[Form]) -> list[Tensor]:
+    """As the reply has them: classes in place of values, no data where it goes to a region, which has it then.
+
+    Raises InferenceError.
+    """
+    formed = list(zip(outputs, forms, strict=True))
+    write_all([(tensor, form) for tensor, form in formed if isinstance(form, Window)])
+    return [
+        form.of(tensor)
+        if isinstance(form, Classes)
+        else Tensor(tensor.name, tensor.dtype, tensor.shape, b"" if form is not None else tensor.data)
+        for tensor, form in formed
+    ]
+
+
+def _described(tensor: Tensor, as_binary: bool | None) -> _ReplyOutput:
+    name, dtype, shape = tensor.name, tensor.dtype.value, tensor.shape
+    if as_binary:
+        return _ReplyOutput(name, dtype, shape, _BinarySize(len(tensor.data)))
+    return _ReplyOutput(name, dtype, shape, None, None if as_binary is None else json_data(tensor, flat=True))
+
+
+def is_part(data: memoryview | bytes) -> bool:
+    """A slow client would keep more than twice as much in memory: the rows of others in its batch."""
+    return isinstance(data, memoryview) and memoryview(data.obj).nbytes > 2 * len(data)
+
+
+def json_data(tensor: Tensor, *, flat: bool) -> Any:
+    """The elements as JSON values, nested as the shape says unless `flat`. BYTES must be UTF-8."""
+    array = to_array(tensor.dtype, tensor.shape, tensor.data, text=True)
+    if tensor.dtype is DType.BF16:
+        array = bf16_to_fp32(array)
+    return (array.ravel() if flat else array).tolist()
+
+
+def json_tensor(name: str, dtype: DType, shape: Sequence[int] | None, data: Any) -> Tensor:
+    """A tensor from JSON values, flat or nested; `shape` None takes the nesting's own. A scalar may come without a list.
+
+    Raises InferenceError.
+    """
+    bare = shape is not None and not shape and not isinstance(data, list)
+    found = () if bare else _nesting(data, name)
+    if shape is None:
+        shape = found
+    elif any(size < 0 for size in shape):
+        raise invalid(f"input '{name}': shape {list(shape)} has a negative dimension")
+    elif len(shape) > MAX_DIMS:  # before the product: that of a million sizes takes hours
+        raise invalid(f"input '{name}': the shape has {len(shape)} dimensions; at most {MAX_DIMS} are supported")
+    elif element_count(found) != element_count(shape) or (len(found) > 1 and tuple(shape) != found):
+        raise invalid(f"input '{name}': the data has shape {list(found)}, but 'shape' is {list(shape)}")
+    values = [data] if bare else _flatten(data, found, name)
+    if dtype is DType.BYTES:
+        for value in values:
+            if not isinstance(value, str):
+                raise invalid(f"input '{name}': {brief(value)} is not a string; BYTES data must be strings")
+        return Tensor(name, dtype, tuple(shape), join_elements(values))
+    return Tensor(name, dtype, tuple(shape), _pack(name, dtype, values))
+
+
+def _head(data: bytes | memoryview) -> _InferHead:
+    try:
+        head = _decode_head(data)
+    except msgspec.ValidationError as error:
+        raise invalid(f"not an inference request: {_with_hint(str(error))}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise invalid(f"malformed JSON: {error}") from None
+    except RecursionError:
+        raise invalid("malformed JSON: nested too deeply") from None
+    return head
+
+
+def _with_hint(message: str) -> str:
+    if "enum value" in message:
+        return f"{message}; valid datatypes are {', '.join(dtype.value for dtype in DType)}"
+    return message
+
+
+def _binary_overrun(name: str, size: int, left: int | None) -> Exception:
+    if left is None:
+        return invalid(
+            f"input '{name}' has binary_data_size, but the request has no Inference-Header-Content-Length header "
+            f"to say where the JSON ends"
+        )
+    return invalid(f"input '{name}': binary_data_size is {size}, but only {left} bytes of the body are left")
+
+
+def _json_input(tensor: _InputHead) -> Tensor:
+    if tensor.data is _NO_DATA:
+        raise invalid(f"input '{tensor.name}' has neither 'data' nor parameters.binary_data_size")
+    if tensor.datatype in NO_JSON_FORM:
+        raise invalid(f"input '{tensor.name}': {tensor.datatype.value} cannot be sent as JSON; send it as binary data")
+    try:
+        data = _decode_any(tensor.data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid(f"input '{tensor.name}': {error or 'the data is nested too deeply'}") from None
+    return json_tensor(tensor.name, tensor.datatype, tensor.shape, data)
+
+
+def _is_binary(output: _OutputHead, default: bool) -> bool:
     params = output.parameters
     return default if params is None or params.binary_data is None else params.binary_data
 

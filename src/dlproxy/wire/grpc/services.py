@@ -2,13 +2,27 @@
 
 from collections.abc import Callable
 
+from dlproxy.config import HttpLimits
 from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.extensions import Extensions
+from dlproxy.wire.grpc.oip import OipService
+from dlproxy.wire.grpc.regions import region_methods
 from dlproxy.wire.grpc.server import Methods, all_of
+from dlproxy.wire.grpc.settings import setting_methods
 from dlproxy.wire.operations import ModelRepository
 
 
 def grpc_methods(
-    catalog: Catalog, repository: ModelRepository | None, *, clock: Callable[[], float], tenant_header: str
+    catalog: Catalog,
+    repository: ModelRepository | None,
+    limits: HttpLimits,
+    *,
+    clock: Callable[[], float],
+    tenant_header: str,
+    extensions: Extensions,
 ) -> Methods:
     """Of all services, by their paths."""
-    return all_of(Methods({}, {}))
+    regions, names = extensions.regions, extensions.names
+    oip = OipService(catalog, repository, limits, clock=clock, tenant_header=tenant_header, regions=regions, extensions=names)
+    settings = setting_methods(extensions.logs, extensions.trace)
+    return all_of(oip.methods(), region_methods(regions), settings)

@@ -32,9 +32,7 @@ def setting_methods(logs: LogSettings, trace: TraceSettings) -> Methods:
             answer.settings[name].value.extend([shown] if isinstance(shown, str) else shown)
         call.reply(answer.SerializeToString())
 
-    return Methods(
-        {f"{SERVICE}/LogSettings".encode(): log_settings, f"{SERVICE}/TraceSetting".encode(): trace_setting}, {}
-    )
+    return Methods({f"{SERVICE}/LogSettings".encode(): log_settings, f"{SERVICE}/TraceSetting".encode(): trace_setting}, {})
 
 
 def _value(name: str, values: list[str]) -> object:
