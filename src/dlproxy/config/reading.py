@@ -98,6 +98,7 @@ class _File:
         return msgspec.structs.replace(
             model,
             path=str(folder / model.path) if is_file(model.path) else model.path,
+            labels=str(folder / model.labels) if model.labels else "",
             samples=str(folder / model.samples) if model.samples else "",
         )
 

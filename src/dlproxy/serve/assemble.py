@@ -23,6 +23,7 @@ from dlproxy.fleet.names import instance_names
 from dlproxy.fleet.remembered import Memory
 from dlproxy.fleet.roster import Roster
 from dlproxy.fleet.start import start_fleet
+from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.trial import Way
 from dlproxy.message import Failure, Request, Signature
 from dlproxy.policy.lane import Lane
@@ -170,6 +171,7 @@ def _assembled(
         view=lane.view,
         sticky=config.sticky,
         control=control,
+        labels=_labels(config),
     )
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler)
     _connect(loaded, splits=splits)
@@ -183,6 +185,13 @@ def _connect(model: LoadedModel, *, splits: bool) -> None:
     control.on_rows = partial(_allow, model, splits=splits)
     if model.autoscaler is not None:
         model.autoscaler.start()
+
+
+def _labels(config: ModelConfig) -> list[str]:
+    try:
+        return Path(config.labels).read_text("utf-8").splitlines() if config.labels else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"labels = {config.labels!r} cannot be read: {error}") from None
 
 
 def _partition(

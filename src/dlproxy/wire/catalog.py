@@ -31,7 +31,7 @@ class ServedModel:
     """One version of one model, as protocols see it. `max_batch`: rows that one request may have.
 
     `slo_s_by_level`: as terms.by_level has it. `view`: how its lane is. `sticky`: what its requests stick to, as the knob has
-    it. `control`: None where there is none.
+    it. `control`: None where there is none. `labels`: names of the classes of its outputs.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class ServedModel:
         slo_s_by_level: Sequence[float | None] | None = None,
         sticky: str = "",
         control: ModelControl | None = None,
+        labels: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.version = version
@@ -60,6 +61,7 @@ class ServedModel:
         self.view = view
         self.sticky = sticky
         self.control = control
+        self.labels = labels
 
     @property
     def ready(self) -> bool:

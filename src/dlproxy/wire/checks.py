@@ -23,6 +23,7 @@ from dlproxy.wire.padded import PaddedShape
 
 UNEVEN = -1  # begins the shape_key, no other's equal, of a request whose inputs differ in rows
 UNPADDED = -2  # ends the shape_key of a request that must not be padded, as others of its shape may be
+MAX_DIMS = 64  # as in numpy; before the product: that of a million sizes takes hours
 MAX_ELEMENTS = 1 << 20  # BYTES elements of one input
 
 
@@ -156,7 +157,15 @@ class RequestChecker:
 
     def classes(self, index: int, count: int) -> Classes | None:
         """The form of an output that is asked for as its `count` best classes. Raises InferenceError."""
-        return classes_of(self._output_specs[index], count, batched=self._batched)
+        spec = self._output_specs[index]
+        return classes_of(spec, count, batched=self._batched, labels=self._model.labels)
+
+    def check_size(self, name: str, dtype: DType, shape: Sequence[int], size: int, request_id: str) -> None:
+        """Of an input that is not read yet. Raises InferenceError if the shape needs more or fewer bytes."""
+        needed = element_count(shape[:MAX_DIMS]) * dtype.itemsize
+        if needed != size and dtype is not DType.BYTES:
+            text = f"[request id: {request_id or '<id_unknown>'}] input byte size mismatch for input '{name}'"
+            raise invalid(f"{text} for model '{self._name}'. Expected {needed}, got {size}")
 
     def check_json_form(self, wanted: Sequence[int], binary: Sequence[bool | None], without: Sequence[DType]) -> None:
         """Refuse an output as JSON whose type has no JSON form. None: it is not in the reply."""

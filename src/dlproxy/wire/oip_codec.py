@@ -16,14 +16,13 @@ from msgspec import Struct
 
 from dlproxy.message import DType, Request, Response, Tensor, Ticket, element_count, invalid
 from dlproxy.tensors import NUMPY, bf16_to_fp32, fp32_to_bf16, join_elements, to_array, to_bytes
-from dlproxy.wire.checks import UNEVEN, RequestChecker
+from dlproxy.wire.checks import MAX_DIMS, UNEVEN, RequestChecker
 from dlproxy.wire.classification import Classes
 from dlproxy.wire.regions import NO_REGIONS, Regions, Window, write_all
 from dlproxy.wire.terms import NO_TERMS, Terms, of_parameters
 
 MAX_MEMOS = 256
 MAX_MEMO_BYTES = 4096
-MAX_DIMS = 64  # as in numpy
 LARGE = 64 * 1024  # bytes of an output; copying a larger one costs more than writing it by itself
 NO_JSON_FORM = (DType.FP16, DType.BF16)
 ONE_OF_THREE = "'data', 'binary_data_size' in 'parameters', 'shared_memory_region' in 'parameters'"
@@ -178,7 +177,7 @@ class InferDecoder:
         for tensor in head.inputs:
             size = None if tensor.parameters is None else tensor.parameters.binary_data_size
             if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
-                inputs.append(self._from_region(tensor, tensor.parameters, taken))
+                inputs.append(self._from_region(tensor, tensor.parameters, head.id, taken))
                 taken += len(inputs[-1].data)
             elif size is not None:
                 if binary is None or size < 0 or at + size > len(binary):
@@ -195,13 +194,14 @@ class InferDecoder:
         request = self._checker.request(inputs, outputs, ticket_id=ticket_id, request_id=head.id, params=params or {}, now=now)
         return WireRequest(request, as_binary, of_parameters(params) if params else NO_TERMS, None, forms)
 
-    def _from_region(self, tensor: _InputHead, params: _TensorParams, taken: int) -> Tensor:
+    def _from_region(self, tensor: _InputHead, params: _TensorParams, request_id: str, taken: int) -> Tensor:
         if params.binary_data_size is not None or tensor.data is not _NO_DATA:
             given = "'data'" if params.binary_data_size is None else "'binary_data_size'"
             message = f"Input must set only one of the following fields: {ONE_OF_THREE}."
             raise invalid(f"{message} But set {given} 'shared_memory_region'")
-        data = self._regions.read(self._window(params), tensor.name, tensor.datatype, tensor.shape, taken=taken)
-        return Tensor(tensor.name, tensor.datatype, tensor.shape, data)
+        window = self._window(params)
+        self._checker.check_size(tensor.name, tensor.datatype, tensor.shape, window.byte_size, request_id)
+        return Tensor(tensor.name, tensor.datatype, tensor.shape, self._regions.read(window, taken))
 
     def _window(self, params: _TensorParams) -> Window:
         region = params.shared_memory_region or ""
@@ -346,7 +346,7 @@ def json_tensor(name: str, dtype: DType, shape: Sequence[int] | None, data: Any)
         shape = found
     elif any(size < 0 for size in shape):
         raise invalid(f"input '{name}': shape {list(shape)} has a negative dimension")
-    elif len(shape) > MAX_DIMS:  # before the product: that of a million sizes takes hours
+    elif len(shape) > MAX_DIMS:
         raise invalid(f"input '{name}': the shape has {len(shape)} dimensions; at most {MAX_DIMS} are supported")
     elif element_count(found) != element_count(shape) or (len(found) > 1 and tuple(shape) != found):
         raise invalid(f"input '{name}': the data has shape {list(found)}, but 'shape' is {list(shape)}")

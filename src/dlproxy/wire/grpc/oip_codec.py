@@ -27,12 +27,11 @@ from dlproxy.message import (
 from dlproxy.protos.oip import RAW_INPUTS, RAW_OUTPUTS, REQUEST_ID, TYPED, oip
 from dlproxy.protos.raw import before, take_out
 from dlproxy.tensors import NUMPY, join_elements, to_bytes
-from dlproxy.wire.checks import MAX_ELEMENTS, UNEVEN, RequestChecker
+from dlproxy.wire.checks import MAX_DIMS, MAX_ELEMENTS, UNEVEN, RequestChecker
 from dlproxy.wire.endpoint import Endpoint, FrontDesk
 from dlproxy.wire.grpc.call import Piece
 from dlproxy.wire.oip_codec import (
     LARGE,
-    MAX_DIMS,
     MAX_MEMO_BYTES,
     MAX_MEMOS,
     Form,
@@ -206,7 +205,7 @@ def _taken_apart(message: bytes, max_typed_bytes: int) -> tuple[bytes, Any, list
 
 def _asked(endpoint: Endpoint, parsed: Any, raw: Sequence[memoryview], regions: Regions) -> Asked:
     checker = endpoint.checker
-    inputs = _inputs(parsed, raw, regions)
+    inputs = _inputs(checker, parsed, raw, regions)
     outputs = [checker.output_index(output.name) for output in parsed.outputs] or checker.all_outputs
     found = [_form(checker, index, output, regions) for index, output in zip(outputs, parsed.outputs, strict=False)]
     params = values_of(parsed.parameters)
@@ -220,7 +219,7 @@ def _asked(endpoint: Endpoint, parsed: Any, raw: Sequence[memoryview], regions: 
     return Asked(endpoint, request, terms, empty_final, forms=tuple(found) if any(found) else None)
 
 
-def _inputs(parsed: Any, raw: Sequence[memoryview], regions: Regions) -> list[Tensor]:
+def _inputs(checker: RequestChecker, parsed: Any, raw: Sequence[memoryview], regions: Regions) -> list[Tensor]:
     inputs, left, taken = [], iter(raw), 0
     for given in parsed.inputs:
         name, model = given.name, parsed.model_name
@@ -238,7 +237,8 @@ def _inputs(parsed: Any, raw: Sequence[memoryview], regions: Regions) -> list[Te
             if given.HasField("contents"):
                 text = f"unexpected 'content' provided when using shared memory for input tensor '{name}'"
                 raise invalid(f"{text} for model '{model}'")
-            data = regions.read(window, name, dtype, given.shape, taken=taken)
+            checker.check_size(name, dtype, given.shape, window.byte_size, parsed.id)
+            data = regions.read(window, taken)
             taken += window.byte_size
         elif given.HasField("contents"):
             if raw:
