@@ -126,6 +126,7 @@ def _assembled(
     event_log: Path | None,
     clock: Callable[[], float],
 ) -> LoadedModel:
+    labels = labels_of(config)
     signature = fleet.signature
     plan = plan_lane(
         config,
@@ -171,7 +172,7 @@ def _assembled(
         view=lane.view,
         sticky=config.sticky,
         control=control,
-        labels=_labels(config),
+        labels=labels,
     )
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler)
     _connect(loaded, splits=splits)
@@ -187,9 +188,10 @@ def _connect(model: LoadedModel, *, splits: bool) -> None:
         model.autoscaler.start()
 
 
-def _labels(config: ModelConfig) -> list[str]:
+def labels_of(config: ModelConfig) -> list[str]:
+    """Names of the classes of its outputs. Raises ModelError."""
     try:
-        return Path(config.labels).read_text("utf-8").splitlines() if config.labels else []
+        return Path(config.labels).read_text("utf-8").split("\n") if config.labels else []
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"labels = {config.labels!r} cannot be read: {error}") from None
 
