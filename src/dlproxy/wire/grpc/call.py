@@ -69,12 +69,14 @@ class Call:
     A service that takes streams sets the callbacks when it gets the call. `on_message`: for each message. `on_half_closed`: the
     client sends no more. `on_abandoned`: the client has left, or its deadline has passed. `on_writable`: sending makes sense
     again after `writable` was false; whoever goes on meanwhile fills memory.
+
+    A service that answers later than it takes messages bounds those under way by `pause` and `resume`.
     """
 
     __slots__ = (
         *("connection", "headers", "id", "on_abandoned", "on_half_closed", "on_message", "on_writable", "path", "principal"),
         *("begun", "ended", "half_closed", "held", "method", "pieces", "received", "taken", "trailers"),
-        *("waited_s", "whole", "window"),
+        *("delivering", "paused", "undelivered", "waited_s", "whole", "window"),
     )
 
     def __init__(
@@ -108,6 +110,18 @@ class Call:
         self.half_closed = False  # by the client
         self.ended = False
         self.waited_s = 0.0  # since the last step forward of what comes in or goes out
+        self.paused = False  # by the service
+        self.delivering = False
+        self.undelivered: list[bytes] = []  # messages of a streaming call
+
+    def pause(self) -> None:
+        """Of a streaming call: no message nor half-close comes until `resume`, also not of those that have arrived."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """May be called from `on_message` and when nothing is paused."""
+        self.paused = False
+        self.connection.go_on(self)
 
     def reply(self, *message: Piece) -> None:
         """The one answer of a unary call, in pieces; then its end."""

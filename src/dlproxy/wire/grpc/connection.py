@@ -287,6 +287,7 @@ class GrpcConnection(asyncio.Protocol):
                 self._feed(call, payload)
         except InferenceError as error:
             call.refuse(error.failure)
+            _tell_abandoned(call)
             return
         if call.ended:
             return
@@ -331,17 +332,30 @@ class GrpcConnection(asyncio.Protocol):
         if message[0]:
             plain = decompressed(plain, call.headers.get(b"grpc-encoding", b"identity"), self._limits.max_body_bytes)
         if call.method is None:
-            if call.on_message is not None:
-                try:
-                    call.on_message(plain)
-                except InferenceError as error:
-                    call.refuse(error.failure)
-                except Exception:
-                    call.give_up()
+            call.undelivered.append(plain)
+            self.go_on(call)
         elif call.whole is not None:
             raise invalid("more than one message for a method that takes one")
         else:
             call.whole = plain
+
+    def go_on(self, call: Call) -> None:
+        """Deliver what has come of a streaming call, if its service lets it."""
+        if call.delivering:
+            return
+        call.delivering = True
+        try:
+            while call.undelivered and not call.paused and not call.ended and call.on_message is not None:
+                call.on_message(call.undelivered.pop(0))
+            if call.half_closed and not call.paused and not call.ended and call.on_half_closed is not None:
+                told, call.on_half_closed = call.on_half_closed, None
+                told()
+        except InferenceError as error:
+            call.refuse(error.failure)
+            _tell_abandoned(call)
+        except Exception:
+            call.give_up()
+        call.delivering = False
 
     def _half_close(self, call: Call) -> None:
         """The client sends no more of it."""
@@ -354,10 +368,11 @@ class GrpcConnection(asyncio.Protocol):
                     raise invalid("the message is missing")
                 whole, call.whole = call.whole, None
                 call.method(call, whole)
-            elif call.on_half_closed is not None:
-                call.on_half_closed()
+            else:
+                self.go_on(call)
         except InferenceError as error:
             call.refuse(error.failure)
+            _tell_abandoned(call)
         except Exception:
             call.give_up()
 
