@@ -40,7 +40,7 @@ from dlproxy.wire.oip_codec import (
     in_form,
     is_part,
 )
-from dlproxy.wire.regions import Regions, Window
+from dlproxy.wire.regions import NO_REGIONS, Regions, Window
 from dlproxy.wire.terms import NO_TERMS, Terms, of_parameters
 
 EMPTY_FINAL = "triton_enable_empty_final_response"
@@ -99,7 +99,7 @@ class KnownMessage(Memo):
 class InferDecoder:
     """Of messages for any model. `whole`: models that answer in parts are refused."""
 
-    def __init__(self, desk: FrontDesk[Endpoint], regions: Regions, *, max_typed_bytes: int, whole: bool) -> None:
+    def __init__(self, desk: FrontDesk[Endpoint], regions: Regions = NO_REGIONS, *, max_typed_bytes: int, whole: bool) -> None:
         self._desk = desk
         self._regions = regions
         self._max_typed_bytes = max_typed_bytes
