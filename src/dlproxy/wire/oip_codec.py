@@ -214,25 +214,26 @@ class InferDecoder:
         binary_default = params.get("binary_data_output", False) if params else False
         if binary_default is not True and binary_default is not False:
             raise invalid(f"parameter 'binary_data_output' is {brief(binary_default)}; it must be true or false")
-        binary: tuple[bool | None, ...]
         forms = None
         if not outputs:
             wanted: Sequence[int] = checker.all_outputs
-            binary = (binary_default,) * len(wanted)
+            binary: tuple[bool | None, ...] = (binary_default,) * len(wanted)
         else:
             wanted = [checker.output_index(output.name) for output in outputs]
-            found = [self._form(output, index) for output, index in zip(outputs, wanted, strict=True)]
-            if any(found):
-                forms = tuple(found)
-            binary = tuple(
-                [
-                    None if isinstance(form, Window) else _is_binary(output, binary_default)
-                    for output, form in zip(outputs, found, strict=True)
-                ]
-            )
+            binary = tuple([_is_binary(output, binary_default) for output in outputs])
+            for output in outputs:
+                if output.parameters is not None:
+                    forms = self._forms(outputs, wanted)
+                    break
+            if forms is not None:
+                binary = tuple([None if isinstance(form, Window) else it for it, form in zip(binary, forms, strict=True)])
         if not all(binary):
             checker.check_json_form(wanted, binary, NO_JSON_FORM)
         return wanted, binary, forms
+
+    def _forms(self, outputs: Sequence[_OutputHead], wanted: Sequence[int]) -> tuple[Form, ...] | None:
+        found = [self._form(output, index) for output, index in zip(outputs, wanted, strict=True)]
+        return tuple(found) if any(found) else None
 
     def _form(self, output: _OutputHead, index: int) -> Form:
         params = output.parameters
