@@ -424,7 +424,7 @@ def test_inputs_in_regions_are_bounded_together(memory: Memory) -> None:
 
 def test_where_it_is_off_clients_are_told(memory: Memory) -> None:
     door = Door(on=False)
-    assert door.register("r", memory, 64).status == 501
+    assert door.register("r", memory, 64).status == 403
     reply = door.infer()
     assert (reply.status, "shared memory is off" in reply.error) == (404, True)
 

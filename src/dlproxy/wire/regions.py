@@ -153,7 +153,7 @@ class Regions:
 
     def _check_on(self) -> None:
         if not self.on:
-            raise InferenceError(Failure(FailureKind.UNSUPPORTED, OFF))
+            raise InferenceError(Failure(FailureKind.FORBIDDEN, OFF))
         if sys.platform != "linux":
             message = "shared memory regions need Linux on the server; send tensors in the request"
             raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))

@@ -97,8 +97,8 @@ class TraceSettings:
             if name not in TRACE:
                 raise invalid(f"there is no trace setting '{name}'; there are {', '.join(TRACE)}")
             if value is not None and value != TRACE[name]:
-                message = f"this server does not trace requests: {name} can only be {TRACE[name]}"
-                raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))
+                why = f"this server does not trace requests: {name} can only be {TRACE[name]}"
+                raise invalid(f"Attempting to set invalid trace setting :{why}")
 
 
 def _check_log_setting(name: str, value: Any) -> None:
@@ -115,7 +115,6 @@ def _check_log_setting(name: str, value: Any) -> None:
         if value not in ("default", "ISO8601"):
             raise invalid(f"invalid argument for log_format, got: {value}")
         if value != "default":
-            message = "the format of log lines is set when the server starts (--log-format)"
-            raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))
+            raise invalid("the format of log lines is set when the server starts (--log-format)")
     else:
         raise invalid(f"there is no log setting '{name}'; there are {', '.join(SEVERITIES)}, log_verbose_level, log_format")
