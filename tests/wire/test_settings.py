@@ -45,6 +45,8 @@ def kept() -> Iterator[Kept]:
     root.handlers = [handler]
     root.setLevel(logging.INFO)
     yield handler
+    for each in root.handlers:  # pytest's own, too, which it has put beside it
+        each.filters.clear()
     root.handlers = handlers
     root.setLevel(before)
 
