@@ -96,6 +96,7 @@ async def load_model(
     `ticket_ids`: where requests get theirs. `event_log`: the file. `on_ways`: called when its batches run in another way, or in
     another number side by side.
     """
+    labels = labels_of(config)
     fleet = await start_fleet(name, config, memory)
     try:
         if fleet.most_rows is not None:
@@ -105,6 +106,7 @@ async def load_model(
     except BaseException:
         await fleet.stop()
         raise
+    loaded.served.labels = labels
     signature, control = fleet.signature, loaded.control
     control.on_scaled = on_ways
     if signature.batched and not signature.streams and (config.batching == "auto" or signature.pads):
@@ -126,7 +128,6 @@ def _assembled(
     event_log: Path | None,
     clock: Callable[[], float],
 ) -> LoadedModel:
-    labels = labels_of(config)
     signature = fleet.signature
     plan = plan_lane(
         config,
@@ -172,7 +173,6 @@ def _assembled(
         view=lane.view,
         sticky=config.sticky,
         control=control,
-        labels=labels,
     )
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler)
     _connect(loaded, splits=splits)

@@ -48,7 +48,6 @@ class ServedModel:
         slo_s_by_level: Sequence[float | None] | None = None,
         sticky: str = "",
         control: ModelControl | None = None,
-        labels: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.version = version
@@ -61,7 +60,7 @@ class ServedModel:
         self.view = view
         self.sticky = sticky
         self.control = control
-        self.labels = labels
+        self.labels: Sequence[str] = ()  # set before it is served
 
     @property
     def ready(self) -> bool:
