@@ -30,7 +30,7 @@ B = np.full((2, 4), 100, np.int32)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """Serves simple (two int32 in, two out), with labels, text and wide (identities of BYTES and of INT64)."""
+    """Serves simple (two int32 in, two out), whose classes have names, text and wide (identities of BYTES and of INT64)."""
     folder: Path = tmp_path_factory.mktemp("models")
     made = {
         "simple": models.two_in_two_out(),
@@ -40,8 +40,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     settings: dict[str, dict[str, Any]] = {
         name: {"path": models.save(made[name], folder / f"{name}.onnx"), "threads": 1} for name in made
     }
-    (folder / "labels.txt").write_text("zero\none\n\nthree\n", "utf-8")
-    settings["simple"]["labels"] = "labels.txt"
+    (folder / "classes.txt").write_text("zero\none\n\nthree\n", "utf-8")
+    settings["simple"]["class_names"] = "classes.txt"
     config = write_config(folder / "dlproxy.toml", settings, client_log_settings=True)
     with ServerProcess("--config", config, "--shared-memory") as process:
         yield process

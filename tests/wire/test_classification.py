@@ -1,4 +1,4 @@
-"""Outputs as classes: Triton's strings, by row, with labels. Expected values were computed by hand or are Triton 2.51's own."""
+"""Outputs as classes: Triton's strings, by row, with names. Expected values were computed by hand or are Triton 2.51's own."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dlproxy.config import ModelConfig
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, InferenceError, Tensor, TensorSpec
-from dlproxy.serve.assemble import labels_of
+from dlproxy.serve.assemble import class_names_of
 from dlproxy.tensors import NUMPY, elements_of, to_bytes
 from dlproxy.wire.classification import WITHOUT, Classes, classes_of
 
@@ -25,9 +25,9 @@ def strings(tensor: Tensor) -> list[str]:
     return [str(element, "utf-8") for element in elements_of(tensor.data)]
 
 
-def classes(values: Any, dtype: DType, count: int, *, by_row: bool = True, labels: Sequence[str] = ()) -> Tensor:
+def classes(values: Any, dtype: DType, count: int, *, by_row: bool = True, names: Sequence[str] = ()) -> Tensor:
     array = np.array(values, NUMPY[dtype])
-    return Classes(count, by_row, labels).of(Tensor("y", dtype, array.shape, to_bytes(dtype, array)))
+    return Classes(count, by_row, names).of(Tensor("y", dtype, array.shape, to_bytes(dtype, array)))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_scalar_is_its_own_class() -> None:
 
 def test_labels_as_triton_has_them() -> None:
     """An empty line is no label, and neither is what lies behind the last one."""
-    found = classes([[1, 3, 2, 7, -9, 10]], DType.INT32, 6, labels=["apple", "pear", "", "fig "])
+    found = classes([[1, 3, 2, 7, -9, 10]], DType.INT32, 6, names=["apple", "pear", "", "fig "])
     assert strings(found) == ["10:5", "7:3:fig ", "3:1:pear", "2:2", "1:0:apple", "-9:4"]
 
 
@@ -112,14 +112,14 @@ def test_rows_on_another_axis_have_none() -> None:
 
 
 def test_labels_are_read_as_the_model_is_loaded(tmp_path: Path) -> None:
-    file = tmp_path / "labels.txt"
+    file = tmp_path / "classes.txt"
     file.write_text("apple\nBirne\n\nfig\u2028\r\n", "utf-8")
-    assert labels_of(ModelConfig(path="x.onnx", labels=str(file))) == ["apple", "Birne", "", "fig\u2028", ""]
-    assert labels_of(ModelConfig(path="x.onnx")) == []
+    assert class_names_of(ModelConfig(path="x.onnx", class_names=str(file))) == ["apple", "Birne", "", "fig\u2028", ""]
+    assert class_names_of(ModelConfig(path="x.onnx")) == []
     file.write_bytes(b"\xff")
     for broken in (file, tmp_path / "none.txt"):
         with pytest.raises(ModelError, match="cannot be read"):
-            labels_of(ModelConfig(path="x.onnx", labels=str(broken)))
+            class_names_of(ModelConfig(path="x.onnx", class_names=str(broken)))
 
 
 # Over HTTP
@@ -128,7 +128,7 @@ def test_labels_are_read_as_the_model_is_loaded(tmp_path: Path) -> None:
 def answer(parameters: dict[str, Any], data: list[float], shape: list[int], **head: Any) -> Reply:
     service = EchoService(echo_signature(("x", DType.FP32, (-1, 2))))
     model = served(service)
-    model.labels = ["cat", "dog"]
+    model.class_names = ["cat", "dog"]
     tensor = {"name": "x", "shape": shape, "datatype": "FP32", "data": data}
     body = {"inputs": [tensor], "outputs": [{"name": "out_x", "parameters": parameters}], **head}
     wire = Wire(app_of(model)).feed(post("/v2/models/m/infer", msgspec.json.encode(body)))

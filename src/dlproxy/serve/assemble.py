@@ -96,7 +96,7 @@ async def load_model(
     `ticket_ids`: where requests get theirs. `event_log`: the file. `on_ways`: called when its batches run in another way, or in
     another number side by side.
     """
-    labels = labels_of(config)
+    class_names = class_names_of(config)
     fleet = await start_fleet(name, config, memory)
     try:
         if fleet.most_rows is not None:
@@ -106,7 +106,7 @@ async def load_model(
     except BaseException:
         await fleet.stop()
         raise
-    loaded.served.labels = labels
+    loaded.served.class_names = class_names
     signature, control = fleet.signature, loaded.control
     control.on_scaled = on_ways
     if signature.batched and not signature.streams and (config.batching == "auto" or signature.pads):
@@ -188,12 +188,12 @@ def _connect(model: LoadedModel, *, splits: bool) -> None:
         model.autoscaler.start()
 
 
-def labels_of(config: ModelConfig) -> list[str]:
-    """Names of the classes of its outputs. Raises ModelError."""
+def class_names_of(config: ModelConfig) -> list[str]:
+    """Of its outputs. Raises ModelError."""
     try:
-        return Path(config.labels).read_text("utf-8").split("\n") if config.labels else []
+        return Path(config.class_names).read_text("utf-8").split("\n") if config.class_names else []
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"labels = {config.labels!r} cannot be read: {error}") from None
+        raise ModelError(f"class_names = {config.class_names!r} cannot be read: {error}") from None
 
 
 def _partition(

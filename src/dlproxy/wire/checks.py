@@ -158,7 +158,7 @@ class RequestChecker:
     def classes(self, index: int, count: int) -> Classes | None:
         """The form of an output that is asked for as its `count` best classes. Raises InferenceError."""
         spec = self._output_specs[index]
-        return classes_of(spec, count, batched=self._batched, labels=self._model.labels)
+        return classes_of(spec, count, batched=self._batched, names=self._model.class_names)
 
     def check_size(self, name: str, dtype: DType, shape: Sequence[int], size: int, request_id: str) -> None:
         """Of an input that is not read yet. Raises InferenceError if the shape needs more or fewer bytes."""

@@ -1,4 +1,4 @@
-"""Triton's classification extension: an output as its highest values, each "value:index" or "value:index:label".
+"""Triton's classification extension: an output as its highest values, each "value:index" or "value:index:name".
 
 Called by the codecs, for outputs whose `classification` parameter asks for it. Not aware of: protocols.
 """
@@ -19,7 +19,7 @@ class Classes(Struct, frozen=True):
 
     count: int
     by_row: bool
-    labels: Sequence[str] = ()
+    names: Sequence[str] = ()
 
     def of(self, tensor: Tensor) -> Tensor:
         """The tensor of strings that takes the output's place."""
@@ -39,11 +39,11 @@ class Classes(Struct, frozen=True):
         return Tensor(tensor.name, DType.BYTES, (rows, *shape) if by_row else shape, join_elements(strings))
 
     def _string(self, value: str, index: int) -> str:
-        label = self.labels[index] if index < len(self.labels) else ""
-        return f"{value}:{index}:{label}" if label else f"{value}:{index}"
+        name = self.names[index] if index < len(self.names) else ""
+        return f"{value}:{index}:{name}" if name else f"{value}:{index}"
 
 
-def classes_of(spec: TensorSpec, count: int, *, batched: bool, labels: Sequence[str] = ()) -> Classes | None:
+def classes_of(spec: TensorSpec, count: int, *, batched: bool, names: Sequence[str] = ()) -> Classes | None:
     """For an output of this kind; None if the parameter asks for nothing. Raises InferenceError."""
     if not count:
         return None
@@ -53,7 +53,7 @@ def classes_of(spec: TensorSpec, count: int, *, batched: bool, labels: Sequence[
         raise invalid(f"class result not available for output due to unsupported type '{spec.dtype.value}'")
     if batched and spec.rows:
         raise invalid(f"class result not available for output '{spec.name}', whose rows stand on axis {spec.rows}")
-    return Classes(count, batched and spec.rows == 0, labels)
+    return Classes(count, batched and spec.rows == 0, names)
 
 
 def _descending(values: np.ndarray) -> np.ndarray:

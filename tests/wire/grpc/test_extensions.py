@@ -242,7 +242,7 @@ def test_what_is_wrong_is_said_in_triton_s_words(case: str, says: str, door: Doo
 
 
 def test_classes(door: Door) -> None:
-    door.model.labels = ["cat", "dog"]
+    door.model.class_names = ["cat", "dog"]
     message = raw(A, B)
     message.outputs.add(name="out_a").parameters["classification"].CopyFrom(parameter(1))
     message.outputs.add(name="out_b")

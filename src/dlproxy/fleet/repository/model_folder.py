@@ -33,7 +33,7 @@ SETTINGS = TRITON, OWN = "config.pbtxt", "dlproxy.toml"
 WARMUP = "warmup"  # the folder of inputs that config.pbtxt names
 POLICY = "serve_versions"  # beside the knobs in dlproxy.toml
 
-FILES = {"labels", "path", "samples"}  # knobs that name some, which whoever loads a model by name has no say in
+FILES = {"class_names", "path", "samples"}  # knobs that name some, which whoever loads a model by name has no say in
 
 Knobs = Mapping[str, Any]
 
@@ -192,7 +192,7 @@ class _Model:
         elif path is None:
             missing = "model, nor a folder with a version's number" if flat else "model"
             above["path"] = model_in(local, self._suffixes, missing) if local.is_dir() else model_path(local)
-        for knob in ("labels", "samples"):
+        for knob in ("class_names", "samples"):
             name = self._own.table.get(knob)
             if isinstance(name, str) and name and not Path(name).is_absolute():
                 above[knob] = str(self._tree.fetch(self._at(name)))
@@ -215,7 +215,7 @@ class _Model:
             self._warnings.append(f"its model_warmup has no effect: {said(error)}")
         try:
             if name := label_file(triton):
-                config = msgspec.structs.replace(config, labels=str(self._settings(name)))
+                config = msgspec.structs.replace(config, class_names=str(self._settings(name)))
         except (ConfigError, OSError) as error:
             self._warnings.append(f"its label_filename has no effect: {said(error)}")
         found: dict[str, Any] = msgspec.to_builtins(config)
