@@ -8,6 +8,8 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dlproxy.config import HttpLimits
 from dlproxy.config.server import ServerConfig
@@ -342,3 +344,38 @@ def test_the_extensions_that_there_are(memory: str, door: Door) -> None:
         assert named & {"system_shared_memory", "logging", "cuda_shared_memory", "trace"} == expected
         assert "classification" in named
     assert neither.register().status is Status.PERMISSION_DENIED
+
+
+# Garbage
+
+VALUES = st.one_of(
+    st.sampled_from(["r", "q", ""]),
+    st.integers(-2, 70),
+    st.sampled_from([2**31, 2**62, 2**63 - 1, -(2**63)]),
+    st.booleans(),
+    st.floats(),
+    st.none(),
+)
+KEYS = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size", "classification")
+PARAMETERS = st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, VALUES))
+LIKELY = st.fixed_dictionaries(
+    {"shared_memory_region": st.just("r"), "shared_memory_byte_size": st.sampled_from([8, 16, 32])},
+    optional={"shared_memory_offset": st.integers(0, 70)},
+)
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(LIKELY, PARAMETERS), st.lists(st.one_of(LIKELY, PARAMETERS), max_size=2), st.booleans())
+def test_any_parameters_are_answered_and_stay_within_the_region(
+    door: Door, memory: str, of_input: dict[str, Any], of_outputs: list[dict[str, Any]], sent: bool
+) -> None:
+    message = raw(A, B)
+    if not sent:
+        del message.raw_input_contents[0]
+    outputs = [message.outputs.add(name="out_a") for _ in of_outputs]
+    for tensor, given_ in zip((message.inputs[0], *outputs), (of_input, *of_outputs), strict=True):
+        for key, value in given_.items():
+            tensor.parameters[key].CopyFrom(oip.InferParameter() if value is None else parameter(value))
+    status = door.ask("ModelInfer", message).status
+    assert status in (Status.OK, Status.INVALID_ARGUMENT, Status.NOT_FOUND, Status.INTERNAL)
+    assert os.stat(memory).st_size == 64
