@@ -147,6 +147,13 @@ def test_off_is_off(memory: Memory) -> None:
     off.unregister()
 
 
+def test_elsewhere_than_on_linux_there_is_none(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.sys, "platform", "darwin")
+    elsewhere = Regions(on=True)
+    assert "needs Linux" in refusal(elsewhere.register, "r", memory.key, 0, 8)
+    assert not elsewhere.on
+
+
 # Windows
 
 

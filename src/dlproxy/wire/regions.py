@@ -18,6 +18,7 @@ FOLDER = "/dev/shm"
 MAX_REGIONS = 256  # each keeps a file open
 MAX_NAME = 255  # characters of a region's name
 OFF = "shared memory is off on this server (--shared-memory turns it on); send tensors in the request"
+ELSEWHERE = "shared memory needs Linux on the server; send tensors in the request"
 CHUNK = 1 << 30  # Linux reads and writes less than 2 GiB at once
 
 
@@ -86,14 +87,16 @@ class Regions:
     """The regions of one server, by name. `most_bytes`: of all inputs of one request that are in regions."""
 
     def __init__(self, *, on: bool, most_bytes: float = inf, folder: str = FOLDER) -> None:
-        self.on = on
+        self.on = on and sys.platform == "linux"
+        self._why_off = ELSEWHERE if on else OFF
         self._most_bytes = most_bytes
         self._folder = folder
         self._regions: dict[str, tuple[Region, _Memory]] = {}
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         """`byte_size` bytes from `offset` of the object that `key` names. Raises InferenceError."""
-        self._check_on()
+        if not self.on:
+            raise InferenceError(Failure(FailureKind.FORBIDDEN, self._why_off))
         if not 0 < len(name) <= MAX_NAME:
             raise invalid(f"a shared memory region needs a name of at most {MAX_NAME} characters")
         if name in self._regions:
@@ -132,7 +135,7 @@ class Regions:
         """The place that a tensor's parameters name. Raises InferenceError."""
         found = self._regions.get(name)
         if found is None:
-            why = "" if self.on else f"; {OFF}"
+            why = "" if self.on else f"; {self._why_off}"
             raise _missing(f"Unable to find shared memory region: '{name}'{why}")
         region, memory = found
         offset = offset or 0
@@ -150,13 +153,6 @@ class Regions:
             message = f"the inputs in shared memory are too large; at most {self._most_bytes:.0f} bytes are accepted"
             raise InferenceError(Failure(FailureKind.TOO_LARGE, message))
         return window.read()
-
-    def _check_on(self) -> None:
-        if not self.on:
-            raise InferenceError(Failure(FailureKind.FORBIDDEN, OFF))
-        if sys.platform != "linux":
-            message = "shared memory regions need Linux on the server; send tensors in the request"
-            raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))
 
     def _opened(self, key: str) -> int:
         """Of what lies in the folder itself: a key is a name, as for shm_open, with or without a slash in front."""
