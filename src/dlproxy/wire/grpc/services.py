@@ -23,6 +23,10 @@ def grpc_methods(
 ) -> Methods:
     """Of all services, by their paths."""
     regions, names = extensions.regions, extensions.names
-    oip = OipService(catalog, repository, limits, clock=clock, tenant_header=tenant_header, regions=regions, extensions=names)
-    settings = setting_methods(extensions.logs, extensions.trace)
-    return all_of(oip.methods(), region_methods(regions), settings)
+    return all_of(
+        OipService(
+            catalog, repository, limits, clock=clock, tenant_header=tenant_header, regions=regions, extensions=names
+        ).methods(),
+        region_methods(regions),
+        setting_methods(extensions.logs, extensions.trace),
+    )
