@@ -17,9 +17,9 @@ from dlproxy.wire import oip_describe
 from dlproxy.wire.catalog import Catalog, NotServedError
 from dlproxy.wire.endpoint import Endpoint, FrontDesk
 from dlproxy.wire.grpc.call import Call
-from dlproxy.wire.grpc.messages import parsed
 from dlproxy.wire.grpc.oip_codec import Asked, InferDecoder, encode, timeout_s, values_of
 from dlproxy.wire.grpc.oip_stream import InferStream
+from dlproxy.wire.grpc.parsing import parsed
 from dlproxy.wire.grpc.server import Methods
 from dlproxy.wire.oip_repository import RepositoryExtension
 from dlproxy.wire.operations import ModelRepository

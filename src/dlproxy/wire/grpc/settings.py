@@ -5,7 +5,7 @@ Not aware of: what settings mean.
 
 from dlproxy.protos.oip import SERVICE, oip
 from dlproxy.wire.grpc.call import Call
-from dlproxy.wire.grpc.messages import parsed
+from dlproxy.wire.grpc.parsing import parsed
 from dlproxy.wire.grpc.server import Methods
 from dlproxy.wire.settings import LogSettings, TraceSettings
 
