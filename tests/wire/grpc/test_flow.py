@@ -229,7 +229,7 @@ def test_a_call_that_waits_for_its_service_does_not_hold_up_others() -> None:
     methodical = Methodical()
     wire = GrpcWire(methodical.methods, HttpLimits(max_body_bytes=1 << 20))
     large = message(bytes(1_000_000))
-    wire.feed(headers(1, TALK), data(1, large[: 2 * PIECE]))
+    wire.feed(headers(1, TALK), data(1, large[:PIECE]), data(1, large[:PIECE]))
     for stream in (3, 5):
         wire.feed(headers(stream, KEEP), *[data(stream, large[at : at + PIECE]) for at in range(0, PIECE * 3, PIECE)])
     assert (wire.windows(3), wire.windows(5)) == (0, 0)  # the first call goes first
