@@ -8,7 +8,8 @@ from dlproxy.message import Failure, FailureKind, InferenceError
 from dlproxy.wire.grpc.call import MAX_ENCODED_ERROR, STATUS, Call, Status
 from dlproxy.wire.grpc.server import Methods, all_of
 
-from .fixtures import ECHO, KEEP, TALK, Answer, GrpcWire, Methodical, headers, unary
+from .fixtures import ECHO, KEEP, TALK, Methodical
+from .framed import Answer, GrpcWire, headers, unary
 
 
 def kept() -> tuple[GrpcWire, Call]:

@@ -26,7 +26,8 @@ from dlproxy.wire.grpc.receiving import BURST, MOST_STORED, WINDOW
 from dlproxy.wire.grpc.server import GrpcServer, Methods
 from tests.wire.fixtures import FakeTransport
 
-from .fixtures import ECHO, KEEP, TALK, GrpcWire, Methodical, data, headers, message, unary
+from .fixtures import ECHO, KEEP, TALK, Methodical
+from .framed import GrpcWire, data, headers, message, unary
 
 PIECE = 1 << 18
 LARGE = HttpLimits(max_body_bytes=1 << 26)

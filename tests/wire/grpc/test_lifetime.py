@@ -11,7 +11,8 @@ from dlproxy.wire.grpc.lifetime import LAST_CALL, MIN_PING_S
 from dlproxy.wire.grpc.server import GrpcServer
 from dlproxy.wire.listening import DRAIN_GRACE_S
 
-from .fixtures import ECHO, GREETING, KEEP, TALK, GrpcWire, Methodical, data, headers, message, unary
+from .fixtures import ECHO, KEEP, TALK, Methodical
+from .framed import GREETING, GrpcWire, data, headers, message, unary
 
 LIMITS = HttpLimits()
 
