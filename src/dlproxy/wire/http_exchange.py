@@ -5,12 +5,16 @@ Made by http_connection.py. Not aware of: sockets, routes.
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from dlproxy.message import Failure, FailureKind, Principal, encodable
+from dlproxy.wire import trace
+from dlproxy.wire.codings import AS_IT_IS
+from dlproxy.wire.trace import REQUEST_ID, TRACE_PARENT
 
 if TYPE_CHECKING:
     from dlproxy.wire.http_connection import HttpConnection
@@ -96,9 +100,29 @@ class Exchange:
 
         `rest`: more of the body, too large to be copied.
         """
+        compression = self.connection.server.compression
+        if compression is not None:
+            accepted = self.headers.get(b"accept-encoding")
+            size = len(body) + sum(map(len, rest)) if rest else len(body)
+            wish = AS_IT_IS if accepted is None else compression.wish(accepted)
+            if size > compression.above or (wish.must and size):
+                self.on_abandoned = None  # from now on it is answered
+                compression.encode(wish, (body, *rest), size, partial(self._reply_encoded, status, content_type, extra))
+                return
+        self._reply(status, content_type, body, extra, rest)
+
+    def _reply_encoded(
+        self, status: int, content_type: bytes, extra: bytes, lines: bytes, pieces: Sequence[bytes | memoryview]
+    ) -> None:
+        first, *rest = pieces
+        self._reply(status, content_type, bytes(first), extra + lines, rest)
+
+    def _reply(self, status: int, content_type: bytes, body: bytes, extra: bytes, rest: Sequence[bytes | memoryview]) -> None:
         connection, server = self.connection, self.connection.server
         if server.cors is not None:
             extra += server.cors.lines(self.headers)
+        if REQUEST_ID in self.headers or TRACE_PARENT in self.headers:
+            extra += trace.echo(self.headers)
         if server.draining and connection.is_last(self):
             self.connection_line = CLOSE
         head = b"HTTP/1.1 %b\r\ncontent-type: %b\r\n%b%b%bcontent-length: %d\r\n\r\n" % (
@@ -128,6 +152,8 @@ class Exchange:
         connection, server = self.connection, self.connection.server
         if server.cors is not None:
             extra += server.cors.lines(self.headers)
+        if REQUEST_ID in self.headers or TRACE_PARENT in self.headers:
+            extra += trace.echo(self.headers)
         chunked = connection.takes_chunks(self)
         if not chunked or (server.draining and connection.is_last(self)):
             self.connection_line = CLOSE

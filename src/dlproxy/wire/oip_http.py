@@ -5,7 +5,6 @@ Not aware of: sockets, lanes.
 """
 
 import asyncio
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -20,7 +19,7 @@ from msgspec import Struct
 from dlproxy import __version__
 from dlproxy.config import HttpLimits
 from dlproxy.message import Failure, FailureKind, InferenceError, Response, Tensor, Timing, invalid
-from dlproxy.wire import oip_codec, oip_describe
+from dlproxy.wire import codings, oip_codec, oip_describe
 from dlproxy.wire.catalog import Catalog, NotServedError, ServedModel
 from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk, in_parts
 from dlproxy.wire.http_exchange import Exchange
@@ -146,23 +145,7 @@ class OipApp:
             found.handler(exchange, **found.groups)
 
     def _decompress(self, exchange: Exchange) -> None:
-        encoding = exchange.headers[b"content-encoding"].lower()
-        if encoding == b"identity":
-            return
-        if encoding not in (b"gzip", b"deflate"):
-            message = f"content-encoding {encoding.decode('latin-1')!r} is not supported; use gzip or deflate"
-            raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))
-        inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: tell gzip and zlib apart by their headers
-        try:
-            exchange.body = inflater.decompress(exchange.body, self._max_body_bytes + 1)
-        except zlib.error as error:
-            raise invalid(f"the body is not valid {encoding.decode()}: {error}") from None
-        if len(exchange.body) > self._max_body_bytes:
-            raise invalid(f"the decompressed body is too large; at most {self._max_body_bytes} bytes are accepted")
-        if not inflater.eof:
-            raise invalid(f"the {encoding.decode()} body is truncated")
-        if inflater.unused_data:
-            raise invalid(f"the body has {len(inflater.unused_data)} extra bytes after its {encoding.decode()} data")
+        exchange.body = codings.decoded(exchange.headers[b"content-encoding"], exchange.body, self._max_body_bytes)
 
     # Routes
 
