@@ -1,4 +1,4 @@
-"""A line in the log for each request, where the operator asks for it (`access_log`).
+"""A line in the log for each request, where the operator asks for it (`access_log`); bytes are those before compression.
 
 Wraps the app, as cors.py does, so that it costs nothing where nobody does. Called by serve/server.py.
 Not aware of: routes. Not in it: what the HTTP server refuses itself, such as malformed requests.
@@ -24,10 +24,17 @@ def with_access_log(app: Callable[[Exchange], None], clock: Callable[[], float])
         __slots__ = ()
 
         def reply(
-            self, status: int, content_type: bytes, body: bytes, extra: bytes = b"", rest: Sequence[bytes | memoryview] = ()
+            self,
+            status: int,
+            content_type: bytes,
+            body: bytes,
+            extra: bytes = b"",
+            rest: Sequence[bytes | memoryview] = (),
+            *,
+            encoded: bool = False,
         ) -> None:
             seconds = clock() - began_at.pop(self, clock())
-            super().reply(status, content_type, body, extra, rest)
+            super().reply(status, content_type, body, extra, rest, encoded=encoded)
             size = 0 if self.method == b"HEAD" else len(body) + sum(map(len, rest))
             _write(self, status, size, seconds)
 

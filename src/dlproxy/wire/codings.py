@@ -122,8 +122,6 @@ class Wish(Struct, frozen=True):
     must: bool = False
 
 
-AS_IT_IS = Wish()
-
 ENCODERS: dict[bytes, Callable[[], Any]] = {  # the quickest first: it is taken where a client likes several as well
     **({b"zstd": lambda: zstd.ZstdCompressor(LEVEL)} if zstd is not None else {}),
     b"gzip": lambda: zlib.compressobj(LEVEL, wbits=GZIP),

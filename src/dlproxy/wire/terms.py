@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from dlproxy.message import ANONYMOUS, NO_TRACE, Failure, FailureKind, InferenceError, Principal, Trace, invalid
 from dlproxy.policy.queueing import DEFAULT_LEVEL, LOWEST_LEVEL
-from dlproxy.wire.trace import trace_of
+from dlproxy.wire.trace import REQUEST_ID, TRACE_PARENT, trace_of
 
 DEADLINE = b"x-request-deadline-ms"
 PRIORITY = b"x-request-priority"
@@ -73,7 +73,7 @@ class HeaderTerms:
     def _read(self, headers: Mapping[bytes, bytes], principal: Principal) -> Terms:
         deadline, priority, tenant = headers.get(DEADLINE), headers.get(PRIORITY), headers.get(self._tenant_header)
         affinity = headers.get(self._sticky_header) if self._sticky_header else None
-        trace = trace_of(headers)
+        trace = trace_of(headers) if REQUEST_ID in headers or TRACE_PARENT in headers else NO_TRACE
         silent = deadline is None and priority is None and tenant is None and affinity is None
         if silent and principal is ANONYMOUS and trace is NO_TRACE:
             return NO_TERMS

@@ -20,7 +20,7 @@ _PARENT = re.compile(
     re.DOTALL,
 )
 _KEY = rb"[a-z0-9][a-z0-9_*/@-]{0,255}"
-_MEMBER = rb"(?:%b=[!-+\--<>-~](?:[ -+\--<>-~]{0,254}[!-+\--<>-~])?|(?:))" % _KEY
+_MEMBER = rb"(?:%b=[ -+\--<>-~]{0,255}[!-+\--<>-~])?" % _KEY
 _STATE = re.compile(rb"[ \t]*%b(?:[ \t]*,[ \t]*%b){0,31}[ \t]*" % (_MEMBER, _MEMBER))
 
 

@@ -32,9 +32,9 @@ def trace_fields(requests: Sequence[Request]) -> Fields:
     if not traces:
         return ()
     fields, ids = [], ""
-    for trace in traces:
-        if trace.request_id and len(ids) + len(trace.request_id) + 2 <= MOST_IDS:
-            ids += f", {trace.request_id}" if ids else trace.request_id
+    for request_id in dict.fromkeys(trace.request_id for trace in traces):  # parts of one request share it
+        if request_id and len(ids) + len(request_id) + 2 <= MOST_IDS:
+            ids += f", {request_id}" if ids else request_id
     if ids:
         fields.append(("x-request-id", ids))
     first = next((trace for trace in traces if trace.parent), NO_TRACE)
