@@ -15,14 +15,14 @@ from msgspec import Struct
 from dlproxy.message import Failure, FailureKind, InferenceError, invalid
 
 try:
-    from compression import zstd  # type: ignore[import-not-found, unused-ignore]  # Python 3.14
+    from compression import zstd  # Python 3.14
 except ImportError:
     try:
-        from backports import zstd  # type: ignore[import-not-found, no-redef, unused-ignore]
+        from backports import zstd  # type: ignore[no-redef, unused-ignore]
     except ImportError:
         zstd = None
 try:
-    import brotli  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    import brotli
 except ImportError:
     brotli = None
 

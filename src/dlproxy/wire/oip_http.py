@@ -19,7 +19,7 @@ from msgspec import Struct
 from dlproxy import __version__
 from dlproxy.config import HttpLimits
 from dlproxy.message import Failure, FailureKind, InferenceError, Response, Tensor, Timing, invalid
-from dlproxy.wire import codings, oip_codec, oip_describe
+from dlproxy.wire import codings, oip_codec, oip_describe, openapi
 from dlproxy.wire.catalog import Catalog, NotServedError, ServedModel
 from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk, in_parts
 from dlproxy.wire.http_exchange import Exchange
@@ -63,6 +63,7 @@ class OipApp:
     ) -> None:
         self._catalog = catalog
         in_repository = RepositoryRoutes(catalog, repository)
+        self._tenant_header = tenant_header
         self._max_body_bytes = limits.max_body_bytes
         self._max_json_bytes = limits.max_json_bytes
         make = partial(_Inference, server_timing=server_timing, max_json_bytes=limits.max_json_bytes)
@@ -73,6 +74,7 @@ class OipApp:
         model_path = r"/v2/models/(?P<name>[^/]+)" + VERSION
         own: list[Row] = [
             (r"/", b"GET", self._welcome),
+            (r"/openapi\.json", b"GET", self._document),
             (r"/v2", b"GET", self._server_metadata),
             (r"/v2/health/live", b"GET", self._live),
             (r"/v2/health/ready", b"GET", self._ready),
@@ -160,6 +162,13 @@ class OipApp:
 
     def _welcome(self, exchange: Exchange) -> None:
         _json(exchange, oip_describe.welcome(self._catalog, __version__))
+
+    def document(self, server: str = "/") -> dict[str, Any]:
+        """The OpenAPI document, for those who reach this port as `server`."""
+        return openapi.document(self._catalog, self._routes.has, tenant_header=self._tenant_header, server=server)
+
+    def _document(self, exchange: Exchange) -> None:
+        _json(exchange, self.document())
 
     def _server_metadata(self, exchange: Exchange) -> None:
         _json(exchange, oip_describe.server(__version__))
