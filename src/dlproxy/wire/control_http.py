@@ -6,7 +6,7 @@ No inference passes here. Called by serve/server.py. Not aware of: the inference
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -33,11 +33,17 @@ MOST_BODY = 64 * 1024  # bytes of a change of knobs
 TICK_S = 1.0  # how often the Date header is renewed
 
 
-def control_app(catalog: Catalog, connections: Callable[[], int], operations: Operations, pilots: Pilots) -> Starlette:
+def control_app(
+    catalog: Catalog,
+    connections: Callable[[], int],
+    operations: Operations,
+    pilots: Pilots,
+    more: Sequence[Route] = (),
+) -> Starlette:
     """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state, also
     of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued
     requests too), POST to /models/NAME/ACTION with a JSON object of its arguments (serve/operations.py), /autopilot and
-    /autopilot/NAME (what it does), POST to /autopilot/pause and /autopilot/resume (of {"model": NAME}, or of all).
+    /autopilot/NAME (what it does), POST to /autopilot/pause and /autopilot/resume (of {"model": NAME}, or of all); and `more`.
     """
     registry = prometheus.registry(catalog, connections, operations.states)
 
@@ -89,6 +95,7 @@ def control_app(catalog: Catalog, connections: Callable[[], int], operations: Op
             Route("/models/{name}", model, methods=["GET", "PATCH"]),
             Route("/models/{name}/{action}", act, methods=["POST"]),
             *_autopilot_routes(pilots),
+            *more,
         ],
     )
     app.router.redirect_slashes = False  # one at the end is cut; more of them are no spelling of anything

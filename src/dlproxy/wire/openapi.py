@@ -23,8 +23,9 @@ INFERENCE = (429, 504)
 
 
 class Described(Struct, frozen=True):
-    """One method of one path. `answer`, `body`: schemas, or names of some; an answer without one is empty. `more`: further statuses.
+    """One method of one path. `answer`, `body`: schemas, or names of some; an answer without one is empty.
 
+    `more`: further statuses.
     `takes`: names of PARAMETERS beside those in the path. `also`: what else an answer may be, by its media type.
     """
 
@@ -228,7 +229,7 @@ def _add_model(paths: dict[str, dict[str, Any]], name: str, path: str, signature
     ):
         like = next(one for one in ROUTES if one.path == general)
         own = structs.replace(like, path=route, tag=name, body=request(signature), answer=response(signature))
-        _add(paths, route, own, _operation(own, tenant_header))
+        _add(paths, route, own, {**_operation(own, tenant_header), "x-model": name})
 
 
 def _add(paths: dict[str, dict[str, Any]], path: str, route: Described, operation: dict[str, Any]) -> None:
