@@ -22,7 +22,10 @@ OWN = frozenset(
 )
 """Headers of the connection between browser and control port, not of the request that is tried."""
 NOT_SENT_ON = frozenset({b"connection", b"date", b"transfer-encoding", b"keep-alive"})
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'"
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+    "frame-ancestors 'none'"
+)
 """Of the page: it loads nothing, and asks nobody but this port."""
 
 

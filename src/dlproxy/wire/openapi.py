@@ -4,7 +4,8 @@ A route of another protocol is described by a line in ROUTES. Called by oip_http
 Not aware of: what a route does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ from dlproxy.wire.target import path_of
 
 ANY_ROUTE = (400, 404, 405, 408, 413, 414, 417, 431, 500, 501, 503, 505)  # what HTTP itself, and any handler, may end with
 INFERENCE = (429, 504)
+NO_EXAMPLES: Mapping[str, str] = MappingProxyType({})
 
 
 class Described(Struct, frozen=True):
@@ -183,9 +185,10 @@ Has = Callable[[str, bytes], bool]
 def document(catalog: Catalog, has: Has, *, tenant_header: str, server: str = "/") -> dict[str, Any]:
     """`server`: the inference port's address, as whoever asks reaches it."""
     paths: dict[str, dict[str, Any]] = {}
+    examples = next(({"model": model.name, "version": model.version, "number": model.version} for model in catalog), {})
     for route in ROUTES:
         if has(path_of(_sample(route).encode()), route.method.encode()):
-            _add(paths, route.path, route, _operation(route, tenant_header))
+            _add(paths, route.path, route, _operation(route, tenant_header, examples))
     for name in dict.fromkeys(model.name for model in catalog):
         for path, signature in _versions(catalog, name):
             _add_model(paths, name, path, signature, tenant_header)
@@ -236,9 +239,11 @@ def _add(paths: dict[str, dict[str, Any]], path: str, route: Described, operatio
     paths.setdefault(path, {})[route.method.lower()] = operation
 
 
-def _operation(route: Described, tenant_header: str) -> dict[str, Any]:
+def _operation(route: Described, tenant_header: str, examples: Mapping[str, str] = NO_EXAMPLES) -> dict[str, Any]:
     parameters = [{"name": name, **PARAMETERS[name]} for name in (*route.pieces, *route.takes)]
     for parameter in parameters:
+        if parameter["name"] in examples:
+            parameter["example"] = examples[parameter["name"]]
         if parameter["name"] == "x-tenant-id":
             parameter["name"] = tenant_header
     operation: dict[str, Any] = {

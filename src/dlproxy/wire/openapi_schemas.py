@@ -128,7 +128,7 @@ def infer_response(signature: Signature) -> Schema:
             ["name", "datatype", "shape"],
             name={"const": spec.name},
             datatype={"const": spec.dtype.value},
-            shape=_shape(spec),
+            shape={**SIZES, "minItems": len(spec.shape), "maxItems": len(spec.shape)},
             data={"type": "array"},
             parameters=fields(binary_data_size={"type": "integer"}),
         )
