@@ -200,8 +200,11 @@ def test_a_head_is_that_of_the_same_answer() -> None:
     assert (head.body, head.headers) == (b"", whole.headers)
 
 
-def test_by_default_what_fits_the_first_round_trip_is_left_alone() -> None:
-    assert HttpLimits().compress_above_bytes == 16 * 1024
+def test_by_default_short_answers_are_left_alone() -> None:
+    limit = HttpLimits().compress_above_bytes
+    for size, vary in ((limit, False), (limit + 1, True)):
+        wire = Wire(Fixed(NOISE[:size])).feed(request("/", headers={"Accept-Encoding": "gzip"}))
+        assert ("vary" in wire.replies[0].headers) is vary
 
 
 async def test_long_answers_are_encoded_beside_the_loop_and_leave_in_order_sockets() -> None:

@@ -33,7 +33,7 @@ WINDOW_LOG = 23  # 8 MiB, the most that zstd over HTTP may want (RFC 9659)
 PROBE = 4096  # bytes of an answer that are tried first
 WORTH = 0.9  # of its size, which it has to get below
 ON_LOOP = 16 * 1024  # bytes that are encoded at once, in 0.1 ms; larger answers on a thread, which costs 0.04 ms
-MOST_WAITING = 16  # answers that wait for the thread; further ones go as they are
+MOST_WAITING = 4  # answers that the thread has to do; further ones go as they are, so what that costs is bounded
 MOST_SEEN = 256  # different Accept-Encoding headers that are remembered
 
 VARY = b"vary: accept-encoding\r\n"
