@@ -47,8 +47,8 @@ class HttpLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     compress_above_bytes: Annotated[
         int,
         _knob(
-            "answers longer than this are compressed for clients that accept it, if they shrink; the default is where that pays "
-            "with zstd up to 1 Gbit/s, with gzip up to 250 Mbit/s; 0: none",
+            "answers longer than this are compressed for clients that accept it, if they shrink; by default where zstd pays up "
+            "to 1 Gbit/s and gzip up to 250 Mbit/s; 0: none",
             unit="bytes",
             ge=0,
             le=1 << 36,

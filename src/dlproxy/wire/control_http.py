@@ -56,6 +56,21 @@ def control_app(
             models[model.name] = models.get(model.name, True) and model.ready
         return JSONResponse({"ready": catalog.ready, "models": models}, status_code=200 if catalog.ready else 503)
 
+    app = Starlette(
+        middleware=[Middleware(_OnePath)],
+        routes=[
+            Route("/metrics", metrics),
+            Route("/healthz", healthz),
+            *_model_routes(catalog, operations),
+            *_autopilot_routes(pilots),
+            *more,
+        ],
+    )
+    app.router.redirect_slashes = False  # one at the end is cut; more of them are no spelling of anything
+    return app
+
+
+def _model_routes(catalog: Catalog, operations: Operations) -> list[Route]:
     def states(name: str = "") -> list[dict[str, Any]]:
         return _states(catalog, operations, name)
 
@@ -86,20 +101,11 @@ def control_app(
 
         return await _answer(answer())
 
-    app = Starlette(
-        middleware=[Middleware(_OnePath)],
-        routes=[
-            Route("/metrics", metrics),
-            Route("/healthz", healthz),
-            Route("/models", models),
-            Route("/models/{name}", model, methods=["GET", "PATCH"]),
-            Route("/models/{name}/{action}", act, methods=["POST"]),
-            *_autopilot_routes(pilots),
-            *more,
-        ],
-    )
-    app.router.redirect_slashes = False  # one at the end is cut; more of them are no spelling of anything
-    return app
+    return [
+        Route("/models", models),
+        Route("/models/{name}", model, methods=["GET", "PATCH"]),
+        Route("/models/{name}/{action}", act, methods=["POST"]),
+    ]
 
 
 def _autopilot_routes(pilots: Pilots) -> list[Route]:
