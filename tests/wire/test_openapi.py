@@ -110,6 +110,15 @@ def test_what_another_protocol_adds_is_described_too() -> None:
     assert {path for path in paths if path.startswith("/v1")} == {"/v1/models/{model}:predict", "/v1/models/{model}:regress"}
 
 
+def test_plain_json_in_parts_comes_with_the_routes_of_streams() -> None:
+    def media(site: Site) -> set[str]:
+        return set(site.document()["paths"]["/predict/m"]["post"]["responses"]["200"]["content"])
+
+    row: Row = (r"/v2/models/(?P<name>[^/]+)/generate_stream", b"POST", lambda exchange, name: None)
+    assert media(Site(m=PLAIN)) == {"application/json"}
+    assert media(Site(row, m=PLAIN)) == {"application/json", "application/x-ndjson", "text/event-stream"}
+
+
 def test_every_failure_of_inference_is_among_its_answers() -> None:
     responses = Site().document()["paths"]["/v2/models/{model}/infer"]["post"]["responses"]
     not_yet = {401, 403}  # of credentials, which no server asks for now

@@ -49,6 +49,7 @@ class Described(Struct, frozen=True):
 
 _TERMS = ("deadline", "priority", "tenant", "request-id", "traceparent")
 _BINARY = "application/octet-stream"
+_PARTS = ("application/x-ndjson", "text/event-stream")
 _MODEL, _VERSION = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
 
 
@@ -113,7 +114,7 @@ ROUTES: tuple[Described, ...] = (
         for base in (_MODEL, _VERSION)
     ],
     *[
-        _inference(path, "Inference in plain JSON", "PredictResponse", "PredictRequest")
+        _inference(path, "Inference in plain JSON", "PredictResponse", "PredictRequest", also=_PARTS)
         for path in ("/predict/{model}", "/predict/{model}/versions/{version}")
     ],
     *[
@@ -121,7 +122,7 @@ ROUTES: tuple[Described, ...] = (
         for base in (_MODEL, _VERSION)
         for verb, summary, answer, also in (
             ("generate", "Inference with tensors as keys", "Object", ()),
-            ("generate_stream", "The same in parts, as they are computed", "", ("text/event-stream",)),
+            ("generate_stream", "The same in parts, as they are computed", "", _PARTS[1:]),
         )
     ],
     Described("POST", "/v2/repository/index", "Repository", "The models and their state", "Index", "IndexRequest"),
@@ -186,12 +187,16 @@ def document(catalog: Catalog, has: Has, *, tenant_header: str, server: str = "/
     """`server`: the inference port's address, as whoever asks reaches it."""
     paths: dict[str, dict[str, Any]] = {}
     examples = next(({"model": model.name, "version": model.version, "number": model.version} for model in catalog), {})
-    for route in ROUTES:
-        if has(path_of(_sample(route).encode()), route.method.encode()):
-            _add(paths, route.path, route, _operation(route, tenant_header, examples))
+    routes = {(route.method, route.path): route for route in _present(has)}
+    for route in routes.values():
+        _add(paths, route.path, route, _operation(route, tenant_header, examples))
     for name in dict.fromkeys(model.name for model in catalog):
         for path, signature in _versions(catalog, name):
-            _add_model(paths, name, path, signature, tenant_header)
+            if signature.streams:  # what comes in parts stays with the routes of all models
+                continue
+            for general in ("/v2/models/{model}/infer", "/predict/{model}"):
+                own = _of_one(routes["POST", general], name, path, signature)
+                _add(paths, own.path, own, {**_operation(own, tenant_header), "x-model": name})
     return {
         "openapi": "3.1.0",
         "info": {
@@ -204,6 +209,13 @@ def document(catalog: Catalog, has: Has, *, tenant_header: str, server: str = "/
         "paths": paths,
         "components": {"schemas": schemas.SCHEMAS, "responses": _failures(), "headers": HEADERS},
     }
+
+
+def _present(has: Has) -> list[Described]:
+    """What this server has. Plain JSON in parts comes with the routes of streams."""
+    found = [route for route in ROUTES if has(path_of(_sample(route).encode()), route.method.encode())]
+    streams = any(route.path.endswith("/generate_stream") for route in found)
+    return [structs.replace(route, also=()) if route.also == _PARTS and not streams else route for route in found]
 
 
 def _sample(route: Described) -> str:
@@ -222,17 +234,13 @@ def _versions(catalog: Catalog, name: str) -> list[tuple[str, Signature]]:
     return found
 
 
-def _add_model(paths: dict[str, dict[str, Any]], name: str, path: str, signature: Signature, tenant_header: str) -> None:
-    """Its inference, with schemas of its own. What comes in parts stays with the routes of all models."""
-    if signature.streams:
-        return
-    for general, route, request, response in (
-        ("/v2/models/{model}/infer", f"/v2/models/{path}/infer", schemas.infer_request, schemas.infer_response),
-        ("/predict/{model}", f"/predict/{path}", schemas.predict_request, schemas.predict_response),
-    ):
-        like = next(one for one in ROUTES if one.path == general)
-        own = structs.replace(like, path=route, tag=name, body=request(signature), answer=response(signature))
-        _add(paths, route, own, {**_operation(own, tenant_header), "x-model": name})
+def _of_one(route: Described, name: str, path: str, signature: Signature) -> Described:
+    """A route of inference as one model has it, with schemas of its own."""
+    if route.path.endswith("/infer"):
+        body, answer = schemas.infer_request(signature), schemas.infer_response(signature)
+    else:
+        body, answer = schemas.predict_request(signature), schemas.predict_response(signature)
+    return structs.replace(route, path=route.path.replace("{model}", path), tag=name, body=body, answer=answer)
 
 
 def _add(paths: dict[str, dict[str, Any]], path: str, route: Described, operation: dict[str, Any]) -> None:
