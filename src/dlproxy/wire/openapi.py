@@ -122,7 +122,7 @@ ROUTES: tuple[Described, ...] = (
         for base in (_MODEL, _VERSION)
         for verb, summary, answer, also in (
             ("generate", "Inference with tensors as keys", "Object", ()),
-            ("generate_stream", "The same in parts, as they are computed", "", _PARTS[1:]),
+            ("generate_stream", "Inference with tensors as keys, in parts as they are computed", "", _PARTS[1:]),
         )
     ],
     Described("POST", "/v2/repository/index", "Repository", "The models and their state", "Index", "IndexRequest"),
