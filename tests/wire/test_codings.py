@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import brotli
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dlproxy.config import HttpLimits
 from dlproxy.message import DType, FailureKind, InferenceError
@@ -132,6 +134,13 @@ def test_a_window_larger_than_http_allows_is_refused() -> None:
 )
 def test_the_best_coding_by_the_clients_weights(header: str, coding: str, must: bool) -> None:
     assert wish_of(header.encode()) == Wish(coding.encode(), must)
+
+
+@given(st.binary(max_size=60) | st.from_regex(rb"[a-z*;=,. 0-9q-]{0,60}", fullmatch=True))
+def test_whatever_it_is_it_comes_to_a_wish(header: bytes) -> None:
+    wish = wish_of(header)
+    assert wish.coding in (b"", *codings.ENCODERS)
+    assert wish.coding or not wish.must
 
 
 # Answers
