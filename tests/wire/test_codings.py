@@ -89,6 +89,16 @@ def test_mutated_bodies_are_decoded_or_refused(coding: str) -> None:
     assert refused > 100
 
 
+@pytest.mark.parametrize("coding", ["zstd", "br"])
+def test_without_its_library_a_coding_is_refused_and_the_extra_named(coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(codings.DECODERS, coding.encode())
+    with pytest.raises(
+        InferenceError, match=r"not supported; use one of .*gzip.*; the extra dlproxy\[compression\] adds it"
+    ) as no:
+        decoded(coding.encode(), PACK[coding](b"a"), 1000)
+    assert no.value.failure.kind is FailureKind.UNSUPPORTED
+
+
 def test_a_window_larger_than_http_allows_is_refused() -> None:
     options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.enable_long_distance_matching: 1}
     packed = zstd.compress(b"abc" * 20_000_000, options=options)
