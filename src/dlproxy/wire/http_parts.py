@@ -48,7 +48,7 @@ class PartsReply:
         self._encode = encode
         self._extra = extra
         self._response: Response
-        self._stream: ReplyStream
+        self._stream: ReplyStream | None = None
         self._relay: Relay | None = None
 
     def completed(self, response: Response) -> None:
@@ -69,27 +69,27 @@ class PartsReply:
             self._relay = relay = Relay(rest, self._write, self._end, lambda: stream.writable)
             stream.on_writable = relay.go_on
             relay.go_on()
-        except Exception as error:
+        except UnicodeDecodeError as error:
             self._stop()
-            if isinstance(error, UnicodeDecodeError):
-                exchange.fail(500, no_text(error))
-            else:
-                exchange.give_up()
+            exchange.fail(500, no_text(error))
+        except Exception:
+            self._give_up()
 
     def failed(self, failure: Failure) -> None:
         self._exchange.refuse(failure)
 
     def _write(self, outputs: list[Tensor]) -> None:
+        assert self._stream is not None
         try:
             self._stream.write(self._framed(self._encode(self._response, outputs)))
         except UnicodeDecodeError as error:
             self._stop()
             self._end(Failure(FailureKind.MODEL_FAILED, no_text(error)))
         except Exception:
-            self._stop()
-            self._exchange.give_up()
+            self._give_up()
 
     def _end(self, failure: Failure | None) -> None:
+        assert self._stream is not None
         if failure is not None:
             self._stream.write(self._framed(error_json(failure.message)))
         self._stream.end()
@@ -97,7 +97,7 @@ class PartsReply:
     def _leave(self) -> None:
         """The client has gone."""
         self._stop()
-        self._stream.end()
+        self._end(None)
 
     def _stop(self) -> None:
         rest = self._response.rest
@@ -105,6 +105,13 @@ class PartsReply:
             self._relay.stop()
         elif rest is not None:
             rest.stop()
+
+    def _give_up(self) -> None:
+        """Within an exception's handler: a defect."""
+        self._stop()
+        self._exchange.give_up()
+        if self._stream is not None:
+            self._stream.break_off()
 
     def _framed(self, text: bytes) -> bytes:
         return b"%b%b%b" % (self._framing.before, text, self._framing.after)
