@@ -1,4 +1,4 @@
-"""`/generate`, `/generate_stream` and `/predict` in parts: what becomes of JSON and of parts, back-pressure, who leaves, failures."""
+"""`/generate`, `/generate_stream` and `/predict` in parts: JSON in and out, slow readers, those who leave, failures."""
 
 import json
 from typing import Any

@@ -16,7 +16,7 @@ _MODEL = re.compile(r"/(?:v2/models|predict)/([^/?]+)")
 
 
 def with_access_log(app: Callable[[Exchange], None], clock: Callable[[], float]) -> Callable[[Exchange], None]:
-    """`app`, with a line logged whenever a reply leaves, or has left in parts: seconds count from when the request was complete."""
+    """`app`, with a line logged whenever a reply has left: seconds count from when the request was complete."""
     began_at: dict[Exchange, float] = {}
     in_parts: dict[ReplyStream, tuple[Exchange, int, int]] = {}  # with the status, and bytes of the body so far
 
