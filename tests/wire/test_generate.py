@@ -1,6 +1,8 @@
 """`/generate`, `/generate_stream` and `/predict` in parts: JSON in and out, slow readers, those who leave, failures."""
 
+import gc
 import json
+import weakref
 from typing import Any
 
 import msgspec
@@ -398,6 +400,28 @@ def test_a_reader_who_reads_nothing_is_given_up_and_the_model_stopped() -> None:
     service.answer_all()
     wire.age(HttpLimits().write_timeout_s + 1)
     assert (wire.lost, service.rest.stopped) == (True, 1)
+
+
+@pytest.mark.parametrize("end", ["read", "left", "failed"])
+def test_a_stream_that_is_over_goes_without_the_garbage_collector(end: str) -> None:
+    gc.disable()
+    try:
+        service = StreamingService("one", b"\xff" if end == "failed" else "two")
+        wire = asked(service, "/v2/models/m/generate_stream", {"text_input": "go"})
+        rest, service.rest = service.rest, Parts([])
+        gone = weakref.ref(rest)
+        exchange = wire.exchanges.pop()
+        assert exchange.on_abandoned is not None
+        if end == "left":
+            wire.lose()
+        rest.give()
+        if end == "read":
+            rest.give()
+        assert exchange.on_abandoned is None
+        del rest
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("path", ["/v2/models/m/generate_stream", "/v2/models/m/generate", "/predict/m"])
