@@ -196,6 +196,7 @@ class Round:
 
 
 async def test_most_read_in_peace_while_some_vanish_and_some_stall(server: ServerProcess) -> None:
+    idle = os.getloadavg()[0] < 1.0
     first = await _alone(server)
     held = [resident_bytes(server.process.pid)]
     quiet_s = [(await _alone(server)).late_s[0] for _ in range(QUIET)]
@@ -224,9 +225,7 @@ async def test_most_read_in_peace_while_some_vanish_and_some_stall(server: Serve
     )
     assert np.quantile(first_s, 0.5) < 0.005
     if FULL:
-        assert np.quantile(first_s, 0.95) < 0.005, (
-            "a core that others use too may keep the last few of a hundred waiting longer"
-        )
+        assert np.quantile(first_s, 0.99) < 0.005 or not idle, "other programs may keep a few of a hundred waiting longer"
         assert held_mb[-1] - held_mb[-2] < 10
         assert most_bytes / 1e6 - held_mb[0] < READERS * 0.05 + len(run.stalled) * 4 * LARGE / 1e6, "a few items for each"
 
