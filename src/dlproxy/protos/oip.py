@@ -21,6 +21,7 @@ from dlproxy.protos.describe import (
 SERVICE = "/inference.GRPCInferenceService"
 RAW_INPUTS = 7  # ModelInferRequest.raw_input_contents
 RAW_OUTPUTS = 6  # ModelInferResponse.raw_output_contents
+IN_STREAM = 2  # ModelStreamInferResponse.infer_response
 
 _NAMED = {"name": one(1, STRING), "version": one(2, STRING)}
 _TENSOR = {
@@ -85,6 +86,10 @@ oip = messages(
                 "raw_output_contents": many(RAW_OUTPUTS, BYTES),
             },
             "ModelInferResponse.InferOutputTensor": _TENSOR,
+            "ModelStreamInferResponse": {
+                "error_message": one(1, STRING),
+                "infer_response": one(IN_STREAM, "inference.ModelInferResponse"),
+            },
         }
     }
 )
