@@ -194,9 +194,15 @@ def test_terms_come_from_headers() -> None:
         ({}, "expected 1 inputs but got 0 inputs"),
         ({"text_input": "a", "id": 5}, "Unable to parse 'id': 5 is not a string"),
         ({"text_input": "a", "parameters": 5}, "Expected JSON object for keyword: 'parameters', got 5"),
-        ({"text_input": "a", "parameters": {"text_input": "b"}}, "input 'text_input' is given twice"),
-        ({"text_input": "a", "stop": ["."]}, "parameter 'stop' is ['.']; it must be a string, a number or a boolean"),
-        ({"text_input": "a", "stop": None}, "parameter 'stop' is None"),
+        (
+            {"text_input": "a", "parameters": {"text_input": "b"}},
+            "Converting keyword: 'parameters': input 'text_input' already exists in request",
+        ),
+        (
+            {"text_input": "a", "stop": ["."]},
+            "parameter 'stop' has invalid type. It should be either 'int', 'bool', or 'string', or a float; it is ['.']",
+        ),
+        ({"text_input": "a", "stop": None}, "parameter 'stop' has invalid type"),
         ({"text_input": 5}, "input 'text_input': 5 is not a string"),
         ({"text_input": None}, "input 'text_input': None is not a string"),
         ({"text_input": {"a": "b"}}, "is not a string"),
