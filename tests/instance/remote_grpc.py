@@ -31,7 +31,7 @@ class GrpcUpstream:
         self.runtime, self.max_batch = runtime, max_batch
         self.ready, self.typed = True, False
         self.behave: Behave | None = None
-        self.between: Callable[[], Awaitable[None]] | None = None  # what a stream waits for after each part
+        self.between: Callable[[], Awaitable[object]] | None = None  # what a stream waits for after each part
         self.port = 0
         self.asked: list[tuple[str, bytes, dict[str, str]]] = []
         """Method, message, metadata."""
@@ -45,6 +45,11 @@ class GrpcUpstream:
 
     def address(self, *, protocol: str = "v2", model: str = "m", tls: bool = False, port: int = 0) -> str:
         return f"grpc{'s' * tls}://127.0.0.1:{port or self.port}/{protocol}/models/{model}"
+
+    @property
+    def streams(self) -> int:
+        """Answers in parts that were asked for so far."""
+        return self.count("ModelStreamInfer")
 
     def count(self, method: str) -> int:
         """Calls of it so far."""

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Rest, Tensor, TensorSpec, invalid
+from dlproxy.tensors import shape_of_flat
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk
 from dlproxy.wire.http_exchange import Exchange
@@ -152,26 +153,10 @@ def _split(fields: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> tuple[
 
 
 def _tensor(spec: TensorSpec, value: Any) -> Tensor:
-    """Of a bare value or a flat list, which say little of their shape: the last open axis takes the elements, others are 1.
-
-    A nested list has its own shape. Raises InferenceError.
-    """
+    """Of a bare value or a flat list, which say little of their shape; a nested list has its own. Raises InferenceError."""
     if isinstance(value, list) and value and isinstance(value[0], list):
         return json_tensor(spec.name, spec.dtype, None, value)
-    left = len(value) if isinstance(value, list) else 1
-    for size in spec.shape:
-        if size >= 0:
-            left, odd = divmod(left, size) if size else (0, left)
-            if odd:
-                raise _unfit(spec)
-    shape = []
-    for size in reversed(spec.shape):
-        shape.append(left if size < 0 else size)
-        left = 1 if size < 0 else left
-    if left != 1:
-        raise _unfit(spec)
-    return json_tensor(spec.name, spec.dtype, shape[::-1], value if isinstance(value, list) or not shape else [value])
-
-
-def _unfit(spec: TensorSpec) -> InferenceError:
-    return invalid(f"The schema can not convert input '{spec.name}' to tensor with proper shape [{','.join(spec.sizes)}]")
+    shape = shape_of_flat(spec.shape, len(value) if isinstance(value, list) else 1)
+    if shape is None:
+        raise invalid(f"The schema can not convert input '{spec.name}' to tensor with proper shape [{','.join(spec.sizes)}]")
+    return json_tensor(spec.name, spec.dtype, shape, value if isinstance(value, list) or not shape else [value])

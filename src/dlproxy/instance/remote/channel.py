@@ -42,6 +42,10 @@ class Channel(Protocol[Ask_contra, Answer_co]):
         """Send a batch. `done` is called once, never before this returns, within `timeout_s` from now."""
         ...
 
+    def stream(self, ask: Ask_contra, *, timeout_s: float) -> "Messages[Answer_co]":
+        """A request that has many answers, to be sent when the first is asked for. `timeout_s`: for each of them."""
+        ...
+
     async def fetch(self, ask: Ask_contra, *, timeout_s: float) -> Answer_co:
         """Send a check, whatever batches are under way. Raises UpstreamError."""
         ...
@@ -60,14 +64,6 @@ class Messages(Protocol[Answer_co]):
 
     def stop(self) -> None:
         """No more is wanted; who waits is told None. May be called at any time, and again."""
-        ...
-
-
-class StreamChannel(Channel[Ask_contra, Answer_co], Protocol):
-    """Of a transport that carries answers in parts."""
-
-    def stream(self, ask: Ask_contra, *, timeout_s: float) -> Messages[Answer_co]:
-        """Send a request that has many answers, when the first is asked for. `timeout_s`: for each of them."""
         ...
 
 

@@ -74,7 +74,7 @@ class OipGrpcCodec:
             told = parsed(oip.ModelConfigResponse, replies["config"].message).config
             stateful = True if told.HasField("sequence_batching") else None
             config = Config(told.max_batch_size, Transactions(told.model_transaction_policy.decoupled), stateful)
-        return model_of(Metadata(inputs, outputs, said.platform), config, self._settings, binary=True, parts=True)
+        return model_of(Metadata(inputs, outputs, said.platform), config, self._settings, binary=True)
 
     def encode(self, model: UpstreamModel, requests: Sequence[Request]) -> Rpc:
         """Gathered by writing the clients' bytes one after the other: no copy."""

@@ -45,18 +45,11 @@ class Config(Struct):
     sequence_batching: Any = None
 
 
-def model_of(
-    metadata: Metadata, config: Config, settings: RemoteSettings, *, binary: bool, parts: bool = False
-) -> UpstreamModel:
-    """`parts`: the transport carries answers in parts. Raises ModelError for a model that cannot be served."""
+def model_of(metadata: Metadata, config: Config, settings: RemoteSettings, *, binary: bool) -> UpstreamModel:
+    """Raises ModelError for a model that cannot be served."""
     if config.sequence_batching is not None:
         raise ModelError("the upstream's model keeps state (sequences); that is not served")
     streams = config.model_transaction_policy.decoupled
-    if streams and not parts:
-        raise ModelError(
-            "the upstream's model answers in parts (decoupled), which are read by gRPC alone: write its address like "
-            "grpc://HOST:8001/v2/models/NAME"
-        )
     inputs, outputs = (
         tuple(_spec(tensor, binary=binary) for tensor in tensors) for tensors in (metadata.inputs, metadata.outputs)
     )

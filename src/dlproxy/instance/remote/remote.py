@@ -14,7 +14,7 @@ import msgspec
 
 from dlproxy.instance.batch import BatchResult
 from dlproxy.instance.remote.address import Address
-from dlproxy.instance.remote.channel import Answer, StreamChannel
+from dlproxy.instance.remote.channel import Answer
 from dlproxy.instance.remote.codec import PartsCodec, UpstreamModel
 from dlproxy.instance.remote.failures import UpstreamError, failed
 from dlproxy.instance.remote.health import Watch
@@ -122,7 +122,7 @@ class RemoteInstance:
             asyncio.get_running_loop().call_soon(self._report, done, failed(error, perf_counter() - started_at))
             return
         if model.signature.streams:
-            messages = cast("StreamChannel[Any, Any]", self._channel).stream(ask, timeout_s=self._settings.response_timeout_s)
+            messages = self._channel.stream(ask, timeout_s=self._settings.response_timeout_s)
             decode = partial(cast("PartsCodec", self._codec).decode_part, model)
             RemoteParts(messages, decode, self._parts_ended).ask(done)
             return
