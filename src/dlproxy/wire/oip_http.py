@@ -118,7 +118,9 @@ class OipApp:
     async def _answer_once_up(self, waiting: Waiting, missing: NotServedError, exchange: Exchange, tries: int) -> None:
         try:
             headers = {name: value for name, value in exchange.headers.items() if name != b"content-encoding"}  # it is plain
-            timeout_s = min(deadline_of(headers), _timeout_s(exchange.body, headers, self._max_json_bytes))
+            timeout_s = deadline_of(headers)
+            if b"/generate" not in exchange.target:  # where parameters are the model's own
+                timeout_s = min(timeout_s, _timeout_s(exchange.body, headers, self._max_json_bytes))
             left_s = await waiting.until_up(missing, timeout_s, len(exchange.body))
             if left_s < inf:
                 headers[DEADLINE] = b"%.6f" % max(left_s * 1e3, 1e-6)
