@@ -4,7 +4,6 @@ Made by http_channel.py. Not aware of: models, what the events hold.
 """
 
 import asyncio
-import os
 import re
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import httptools
 
 from dlproxy.instance.remote.failures import UpstreamError
-from dlproxy.instance.remote.http_client import Part, Reply, Server
+from dlproxy.instance.remote.http_client import Part, Reply, Server, unconnected
 from dlproxy.message import FailureKind
 
 READ_BYTES = 64 * 1024
@@ -84,9 +83,8 @@ class HttpMessages:
         if self._reader is None:
             try:
                 await self._connect()
-            except (TimeoutError, OSError) as error:
-                words = os.strerror(error.errno).lower() if error.errno else str(error) or "it took too long"
-                return UpstreamError(f"no connection to the upstream: {words}", FailureKind.UNAVAILABLE, gone=True)
+            except OSError as problem:
+                return unconnected(problem, self._connect_timeout_s)
         while not self._stopped:
             event = self._event()
             if event is not None:
