@@ -79,7 +79,7 @@ class Parts(Protocol):
 
 
 class Transport(Protocol):
-    """Made and used on one event loop. Everything ends within `left_s`, and raises InferenceError, a CallError where it helps."""
+    """Made and used on one event loop. Every call ends within `left_s`, and raises InferenceError."""
 
     async def infer(self, ask: Ask, left_s: float) -> Answer: ...
 

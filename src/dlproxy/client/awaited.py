@@ -246,7 +246,7 @@ class AsyncClient:
             raise closed()
         if self._loop is loop:
             return
-        if self._loop is not None and not self._loop.isclosed():
+        if self._loop is not None and not self._loop.is_closed():
             raise RuntimeError("this AsyncClient is used on another event loop; make one for each loop")
         self._loop = loop
         self._transport: Transport = self._make_transport(self._place, self._settings)

@@ -4,8 +4,7 @@ Called by awaited.py. Not aware of: when a call is tried again.
 """
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -24,6 +23,7 @@ from dlproxy.instance.remote.tls import context_of
 from dlproxy.message import DType, Failure, FailureKind, Tensor, TensorSpec, invalid
 
 _MAY_HELP = (429, 503)  # with Retry-After
+_Told = TypeVar("_Told")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -208,7 +208,7 @@ def _header_lines(ask: Ask, left_s: float) -> bytes:
     return "".join(f"{name}: {value}\r\n" for name, value in ask.headers(left_s)).encode()
 
 
-def _decoded(reply: Reply, kind: Any) -> Any:
+def _decoded(reply: Reply, kind: type[_Told]) -> _Told:
     try:
         return msgspec.json.decode(reply.body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -8,8 +8,8 @@ from dlproxy.instance.remote.settings import RemoteSettings
 class ClientSettings(Struct, frozen=True, kw_only=True):
     """`connections`: over HTTP at most so many at a time; a call beyond them waits for one.
 
-    `timeout_s`: of calls that name none, and of each part of an answer in parts after the first. `retry_budget`: second tries as
-    a share of first ones, 0 for none.
+    `timeout_s`: of calls that name none, and of each part of an answer after the first. `retry_budget`: second tries as a share
+    of first ones, 0 for none.
     """
 
     remote: RemoteSettings

@@ -115,7 +115,9 @@ class OipApp:
             headers = exchange.headers
             return min(deadline_of(headers), _timeout_s(exchange.body, headers, self._max_json_bytes))
 
-        answer_once_up(self._catalog.waiting, missing, exchange, again, timeout_s=timeout_s, size_bytes=len(exchange.body))
+        answer_once_up(
+            self._catalog.waiting, missing, exchange, again, timeout_s=timeout_s, size_bytes=len(exchange.body)
+        )
 
     def _follow(self) -> None:
         """The catalog has changed: forget every target, then learn those that name what there is."""

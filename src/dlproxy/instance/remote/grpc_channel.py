@@ -40,6 +40,7 @@ class _Connection(Struct, eq=False):
 
     channel: Any
     calls: int = 0
+    answers: int = 0
     watch: "asyncio.Task[None] | None" = None
     retired: bool = False
 
@@ -85,6 +86,17 @@ class GrpcChannel:
             raise outcome
         return outcome
 
+    def stream(self, ask: Rpc) -> "GrpcStream":
+        """Send one message; any number may come back. Raises UpstreamError."""
+        if self._closed:
+            raise _unavailable("the connection to the upstream is closed")
+        connection = self._connected()
+        connection.calls += 1
+        metadata = [*self._metadata, *ask.metadata]
+        return GrpcStream(
+            self, connection, connection.channel.stream_stream(ask.method)([b"".join(ask.parts)], metadata=metadata)
+        )
+
     async def close(self) -> None:
         self._closed = True
         self._current = None
@@ -111,30 +123,39 @@ class GrpcChannel:
         try:
             return await self._answer(connection, ask, timeout_s)
         finally:
-            connection.calls -= 1
-            if connection.retired and not connection.calls and connection in self._open:
-                self._open.discard(connection)
-                self._begin(self._end(connection))
+            self.ended(connection)
+
+    def ended(self, connection: _Connection) -> None:
+        """One of its calls."""
+        connection.calls -= 1
+        if connection.retired and not connection.calls and connection in self._open:
+            self._open.discard(connection)
+            self._begin(self._end(connection))
 
     async def _answer(self, connection: _Connection, ask: Rpc, timeout_s: float) -> RpcReply | UpstreamError:
         """Errors are given back: raised, their traceback would keep the call, and that the connection."""
+        answers = connection.answers
         try:
             async with asyncio.timeout(timeout_s):
-                message = await connection.channel.unary_unary(ask.method)(b"".join(ask.parts), metadata=self._metadata)
+                call = connection.channel.unary_unary(ask.method)
+                message = await call(b"".join(ask.parts), metadata=[*self._metadata, *ask.metadata], timeout=ask.deadline_s)
         except TimeoutError:
-            self._retire(connection)  # if the way is cut, it can take TCP a quarter of an hour to say so
+            self._silent(connection, answers)
             return _unavailable(f"no answer from the upstream within {timeout_s:g} s")
         except aio.AioRpcError as error:
-            return await self._refused(connection, error.code(), error.details() or "")
+            if error.code() is StatusCode.DEADLINE_EXCEEDED:
+                self._silent(connection, answers)
+            return await self.refused(connection, error.code(), error.details() or "")
         except asyncio.CancelledError:
             if cast("asyncio.Task[Any]", asyncio.current_task()).cancelling():
                 raise
             return _unavailable("the connection to the upstream was closed here")
+        connection.answers += 1
         if connection.watch is None and not connection.retired:
             connection.watch = self._begin(self._watch(connection))
         return RpcReply(OK, message)
 
-    async def _refused(self, connection: _Connection, status: Any, words: str) -> RpcReply | UpstreamError:
+    async def refused(self, connection: _Connection, status: Any, words: str) -> RpcReply | UpstreamError:
         """An answer proper, unless grpc itself said no."""
         state = connection.channel.get_state()
         if status is StatusCode.UNAVAILABLE and state is ChannelConnectivity.READY:
@@ -164,6 +185,11 @@ class GrpcChannel:
             self._open.add(self._current)
         return self._current
 
+    def _silent(self, connection: _Connection, answers: int) -> None:
+        """A call got no answer in time. If none did, the way may be cut: it can take TCP a quarter of an hour to say so."""
+        if connection.answers == answers:
+            self._retire(connection)
+
     def _retire(self, connection: _Connection) -> None:
         connection.retired = True
         if self._current is connection:
@@ -185,6 +211,48 @@ class GrpcChannel:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+class GrpcStream:
+    """A call that is answered by any number of messages."""
+
+    def __init__(self, owner: GrpcChannel, connection: _Connection, call: Any) -> None:
+        self._owner, self._connection, self._call = owner, connection, call
+        self._over = False
+
+    async def read(self, *, timeout_s: float) -> RpcReply | None:
+        """The next message, or what ended the call before its time; None after the end. Raises UpstreamError."""
+        if self._over:
+            return None
+        try:
+            async with asyncio.timeout(timeout_s):
+                message = await self._call.read()
+        except TimeoutError:
+            self.close()
+            raise _unavailable(f"no answer from the upstream within {timeout_s:g} s") from None
+        except aio.AioRpcError as error:
+            outcome = await self._owner.refused(self._connection, error.code(), error.details() or "")
+            self.close()
+            if isinstance(outcome, UpstreamError):
+                raise outcome from None
+            return outcome
+        except asyncio.CancelledError:
+            self.close()
+            if cast("asyncio.Task[Any]", asyncio.current_task()).cancelling():
+                raise
+            raise _unavailable("the connection to the upstream was closed here") from None
+        if message is aio.EOF:
+            self.close()
+            return None
+        self._connection.answers += 1
+        return RpcReply(OK, message)
+
+    def close(self) -> None:
+        """No further messages are wanted."""
+        if not self._over:
+            self._over = True
+            self._call.cancel()
+            self._owner.ended(self._connection)
 
 
 def _unavailable(message: str, *, gone: bool = False) -> UpstreamError:
