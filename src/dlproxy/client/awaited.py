@@ -7,11 +7,9 @@ import asyncio
 import difflib
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from math import isfinite
+from math import isnan
 from types import TracebackType
 from typing import Any, TypedDict, TypeVar, Unpack
-
-from msgspec import Struct
 
 from dlproxy import tensors
 from dlproxy.client.address import parse
@@ -23,6 +21,7 @@ from dlproxy.instance.remote.settings import RemoteSettings
 from dlproxy.message import Failure, FailureKind, InferenceError, TensorSpec, invalid
 
 MOST_TIMEOUT_S = 1e7  # event loops and gRPC take no larger number
+SOON_S = 1e-4  # timers may end a little early
 _STALE = (FailureKind.INVALID_ARGUMENT, FailureKind.NOT_FOUND)  # what a model that was replaced may mean
 _Result = TypeVar("_Result")
 
@@ -37,11 +36,24 @@ class Options(TypedDict, total=False):
     tenant: str
 
 
-class _Known(Struct):
-    """What is kept of a model. `now`: asked for this very call."""
+class _Deadline:
+    """Of one call."""
 
-    metadata: Metadata
-    now: bool
+    def __init__(self, timeout_s: float) -> None:
+        self._clock = asyncio.get_running_loop().time
+        self._timeout_s = timeout_s
+        self._at = self._clock() + timeout_s
+
+    @property
+    def left_s(self) -> float:
+        """Raises InferenceError(LATE) once it has passed, or all but."""
+        left_s = self._at - self._clock()
+        if left_s <= SOON_S:
+            raise self.late()
+        return left_s
+
+    def late(self) -> InferenceError:
+        return InferenceError(Failure(FailureKind.LATE, f"no answer within {max(self._timeout_s, 0.0):g} s"))
 
 
 class AsyncClient:
@@ -64,7 +76,7 @@ class AsyncClient:
         verify_tls: bool = True,
     ) -> None:
         """`url`: also https://, grpc://HOST:8001, grpcs:// and unix:/PATH. Raises ValueError for what cannot be used."""
-        if not 0.0 < timeout_s <= MOST_TIMEOUT_S or not isfinite(connect_timeout_s) or connect_timeout_s <= 0.0:
+        if not (0.0 < timeout_s <= MOST_TIMEOUT_S and 0.0 < connect_timeout_s <= MOST_TIMEOUT_S):
             raise ValueError(f"timeout_s and connect_timeout_s are seconds, greater than 0 and at most {MOST_TIMEOUT_S:g}")
         if connections < 1 or retry_budget < 0.0:
             raise ValueError("connections must be at least 1, and retry_budget a share, 0 for no second tries")
@@ -111,9 +123,9 @@ class AsyncClient:
         """
         self._on_loop()
 
-        async def send(known: _Known, left_s: float) -> Answer:
-            ask = _ask(model, known.metadata, inputs, options)
-            return await self._try(lambda left_s: self._transport.infer(ask, left_s), left_s)
+        async def send(metadata: Metadata, deadline: _Deadline) -> Answer:
+            ask = _ask(model, metadata, inputs, options)
+            return await self._try(lambda left_s: self._transport.infer(ask, left_s), deadline)
 
         answer = await self._with_metadata(model, options, send)
         missing = [name for name in options.get("outputs", ()) if name not in answer]
@@ -129,9 +141,9 @@ class AsyncClient:
         """
         self._on_loop()
 
-        async def send(known: _Known, left_s: float) -> tuple[Parts, Answer | None]:
-            ask = _ask(model, known.metadata, inputs, options)
-            return await self._try(lambda left_s: self._begin(ask, left_s), left_s)
+        async def send(metadata: Metadata, deadline: _Deadline) -> tuple[Parts, Answer | None]:
+            ask = _ask(model, metadata, inputs, options)
+            return await self._try(lambda left_s: self._begin(ask, left_s), deadline)
 
         parts, part = await self._with_metadata(model, options, send)
         try:
@@ -146,19 +158,18 @@ class AsyncClient:
     async def models(self, *, timeout_s: float | None = None) -> list[ListedModel]:
         """Every model in every version. Raises InferenceError."""
         self._on_loop()
-        return await self._try(lambda left_s: self._transport.models(left_s), self._seconds(timeout_s))
+        return await self._try(self._transport.models, self._deadline(timeout_s))
 
     async def metadata(self, model: str, version: str = "", *, timeout_s: float | None = None) -> Metadata:
         """What the model takes and gives, asked anew. Raises InferenceError."""
         self._on_loop()
-        known = await self._learn(model, version, self._seconds(timeout_s))
-        return known.metadata
+        return await self._learn((model, version), self._deadline(timeout_s))
 
     async def ready(self, model: str = "", version: str = "", *, timeout_s: float | None = None) -> bool:
         """Whether the model, or without one the server, can be asked now; False also if nobody answers."""
         self._on_loop()
         try:
-            return await self._transport.ready(model, version, self._seconds(timeout_s))
+            return await self._transport.ready(model, version, self._deadline(timeout_s).left_s)
         except InferenceError as error:
             if error.failure.kind in (FailureKind.UNAVAILABLE, FailureKind.NOT_FOUND, FailureKind.LATE):
                 return False
@@ -167,41 +178,38 @@ class AsyncClient:
     # Inside
 
     async def _with_metadata(
-        self, model: str, options: Options, send: Callable[[_Known, float], Awaitable[_Result]]
+        self, model: str, options: Options, send: Callable[[Metadata, _Deadline], Awaitable[_Result]]
     ) -> _Result:
         """`send` with what is known of the model, and once more if that has changed since."""
-        loop = asyncio.get_running_loop()
-        deadline_at = loop.time() + self._seconds(options.get("timeout_s"))
+        deadline = self._deadline(options.get("timeout_s"))
         key = (model, options.get("version", ""))
-        if (metadata := self._metadata.get(key)) is None:
-            known = await self._learn(*key, deadline_at - loop.time())
-        else:
-            known = _Known(metadata, now=False)
+        known = self._metadata.get(key)
+        if known is None:
+            return await send(await self._learn(key, deadline), deadline)
         try:
-            return await send(known, deadline_at - loop.time())
+            return await send(known, deadline)
         except InferenceError as error:
-            if known.now or error.failure.kind not in _STALE:
+            if error.failure.kind not in _STALE:
                 raise
-            del self._metadata[key]
-            found = await self._learn(*key, deadline_at - loop.time())
-            if (found.metadata.inputs, found.metadata.outputs) == (known.metadata.inputs, known.metadata.outputs):
+            self._metadata.pop(key, None)
+            found = await self._learn(key, deadline)
+            if (found.inputs, found.outputs) == (known.inputs, known.outputs):
                 raise
-        return await send(found, deadline_at - loop.time())
+        return await send(found, deadline)
 
-    async def _learn(self, model: str, version: str, left_s: float) -> _Known:
+    async def _learn(self, key: tuple[str, str], deadline: _Deadline) -> Metadata:
         """Asks for the metadata, once for all who want it meanwhile."""
-        key = (model, version)
         asking = self._asking.get(key)
         if asking is None:
-            work = self._try(lambda left_s: self._transport.metadata(model, version, left_s), self._settings.timeout_s)
+            work = self._try(lambda left_s: self._transport.metadata(*key, left_s), self._deadline(None))
             self._asking[key] = asking = asyncio.get_running_loop().create_task(work)
             asking.add_done_callback(lambda done: self._learned(key, done))
-        done, _ = await asyncio.wait({asking}, timeout=left_s)
-        if not done:
-            raise _late(left_s)
+        await asyncio.wait({asking}, timeout=deadline.left_s)
+        if not asking.done():
+            raise deadline.late()
         if asking.cancelled():
             raise closed()
-        return _Known(asking.result(), now=True)
+        return asking.result()
 
     def _learned(self, key: tuple[str, str], asking: "asyncio.Task[Metadata]") -> None:
         self._asking.pop(key, None)
@@ -210,32 +218,25 @@ class AsyncClient:
 
     async def _begin(self, ask: Ask, left_s: float) -> tuple[Parts, Answer | None]:
         """The first part, and where the others come from."""
-        deadline_at = asyncio.get_running_loop().time() + left_s
+        deadline = _Deadline(left_s)
         parts = await self._transport.stream(ask, left_s)
         try:
-            return parts, await parts.next(deadline_at - asyncio.get_running_loop().time())
+            return parts, await parts.next(deadline.left_s)
         except BaseException:
             await parts.close()
             raise
 
-    async def _try(self, send: Callable[[float], Awaitable[_Result]], timeout_s: float) -> _Result:
+    async def _try(self, send: Callable[[float], Awaitable[_Result]], deadline: _Deadline) -> _Result:
         """As often as is safe, and as the budget and the deadline allow. Raises InferenceError."""
         clock = asyncio.get_running_loop().time
-        deadline_at = clock() + timeout_s
         self._retries.first(clock())
         tries = 0
         while True:
             tries += 1
-            left_s = deadline_at - clock()
-            if left_s <= 0.0:
-                raise _late(timeout_s)
             try:
-                return await send(left_s)
+                return await send(deadline.left_s)
             except CallError as error:
-                now = clock()
-                if now >= deadline_at:
-                    raise _late(timeout_s) from error
-                pause_s = self._retries.pause_s(tries, error.again_after_s, deadline_at - now, now)
+                pause_s = self._retries.pause_s(tries, error.again_after_s, deadline.left_s, clock())
                 if pause_s is None:
                     raise
             await asyncio.sleep(pause_s)
@@ -254,12 +255,13 @@ class AsyncClient:
         self._metadata: dict[tuple[str, str], Metadata] = {}
         self._asking: dict[tuple[str, str], asyncio.Task[Metadata]] = {}
 
-    def _seconds(self, timeout_s: float | None) -> float:
+    def _deadline(self, timeout_s: float | None) -> _Deadline:
+        """Raises InferenceError for what is none."""
         if timeout_s is None:
-            return self._settings.timeout_s
-        if not timeout_s <= MOST_TIMEOUT_S and timeout_s != float("inf"):
-            raise invalid(f"timeout_s is {timeout_s}; it must be seconds from now, or None")
-        return min(timeout_s, MOST_TIMEOUT_S)
+            return _Deadline(self._settings.timeout_s)
+        if isnan(timeout_s):
+            raise invalid("timeout_s is nan; it must be seconds from now, or None")
+        return _Deadline(min(timeout_s, MOST_TIMEOUT_S))
 
     def _transport_class(self) -> Callable[..., Transport]:
         if self._place.address.transport == "http":
@@ -311,10 +313,6 @@ def _no_such(what: str, name: Any, known: Any, model: str) -> InferenceError:
     near = difflib.get_close_matches(str(name), list(known), n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"these are: {', '.join(known) or 'none'}"
     return invalid(f"model '{model}' has no {what} '{name}'; {hint}")
-
-
-def _late(timeout_s: float) -> InferenceError:
-    return InferenceError(Failure(FailureKind.LATE, f"no answer within {max(timeout_s, 0.0):.4g} s"))
 
 
 def closed() -> InferenceError:
