@@ -34,6 +34,7 @@ from dlproxy.serve.unix_socket import UnixSocket
 from dlproxy.telemetry.event_log import LogError
 from dlproxy.wire.access_log import with_access_log
 from dlproxy.wire.control_http import ControlServer, control_app
+from dlproxy.wire.generate import Generate
 from dlproxy.wire.grpc.server import GrpcServer
 from dlproxy.wire.grpc.services import grpc_methods
 from dlproxy.wire.http_server import HttpServer
@@ -117,6 +118,12 @@ class Server:
                 server_timing=server.server_timing,
                 tenant_header=server.tenant_header,
                 repository=repository,
+                more=Generate(
+                    catalog,
+                    max_json_bytes=self._config.http.max_json_bytes,
+                    clock=monotonic,
+                    tenant_header=server.tenant_header,
+                ).rows(),
             )
             answer = with_access_log(app, monotonic) if server.access_log else app
             page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot)
