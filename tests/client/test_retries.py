@@ -2,7 +2,7 @@
 
 import pytest
 
-from dlproxy.client.retries import FIRST_S, MOST_S, MOST_TRIES, Retries
+from dlproxy.client.retries import FIRST_S, MOST_TRIES, Retries
 
 
 def _retries(share: float = 100.0, draw: float = 1.0) -> Retries:
@@ -11,11 +11,10 @@ def _retries(share: float = 100.0, draw: float = 1.0) -> Retries:
     return made
 
 
-def test_pauses_double_up_to_a_bound() -> None:
+def test_pauses_double_and_tries_end() -> None:
     retries = _retries()
     pauses = [retries.pause_s(tries, 0.0, 1e9, 0.0) for tries in range(1, MOST_TRIES)]
-    assert pauses[:3] == [FIRST_S, 2 * FIRST_S, 4 * FIRST_S]
-    assert pauses[-1] == MOST_S
+    assert pauses == [FIRST_S, 2 * FIRST_S, 4 * FIRST_S, 8 * FIRST_S]
     assert retries.pause_s(MOST_TRIES, 0.0, 1e9, 0.0) is None
 
 

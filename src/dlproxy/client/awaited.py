@@ -18,6 +18,7 @@ from dlproxy.client.retries import Retries
 from dlproxy.client.settings import ClientSettings
 from dlproxy.instance.remote.oip_model import Metadata
 from dlproxy.instance.remote.settings import RemoteSettings
+from dlproxy.instance.runtime import ModelError
 from dlproxy.message import Failure, FailureKind, InferenceError, TensorSpec, invalid
 
 MOST_TIMEOUT_S = 1e7  # event loops and gRPC take no larger number
@@ -91,7 +92,10 @@ class AsyncClient:
         self._place = parse(url)
         self._settings = ClientSettings(remote=remote, connections=connections, timeout_s=timeout_s, retry_budget=retry_budget)
         self._make_transport = self._transport_class()
-        self._make_transport(self._place, self._settings)  # so that what is wrong is said here
+        try:
+            self._make_transport(self._place, self._settings)
+        except ModelError as error:  # so that what is wrong is said here
+            raise ValueError(str(error)) from None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 

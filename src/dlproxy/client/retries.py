@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from dlproxy.policy.retry_budget import RetryBudget
 
-FIRST_S, MOST_S = 0.05, 2.0  # pauses before the first and the last of the steps, each up to half shorter by chance
-MOST_TRIES = 10  # of one call
+FIRST_S = 0.05  # before the second try, twice that before the third and so on; each is up to half shorter by chance
+MOST_TRIES = 5  # of one call, the most that gRPC's own retries allow
 
 
 class Retries:
@@ -29,7 +29,7 @@ class Retries:
         """
         if again_after_s is None or tries >= MOST_TRIES:
             return None
-        step_s = min(FIRST_S * 2.0 ** (tries - 1), MOST_S) * (0.5 + 0.5 * self._draw())
+        step_s = FIRST_S * 2.0 ** (tries - 1) * (0.5 + 0.5 * self._draw())
         pause_s = again_after_s + step_s if again_after_s else step_s  # all who were told the same must not come together
         if pause_s >= left_s or not self._budget.spend(1, now):
             return None
