@@ -22,6 +22,7 @@ from dlproxy.instance.remote.oip_model import Described, Metadata
 from dlproxy.message import DType
 
 _NAMED = re.compile(r"(?P<name>[^\s=@\[{\"]+)=(?P<value>.*)", re.DOTALL)
+MOST_SHOWN = 1000  # bytes of an element
 FILES = (".npz", ".npy", ".json")
 
 
@@ -217,18 +218,25 @@ def _json(part: Answer) -> str:
 
 
 def _text(name: str, array: NDArray[Any]) -> str:
-    shown = np.array([_words(each) for each in array.ravel()], object).reshape(array.shape) if array.dtype == object else array
     values = np.array2string(
-        shown, threshold=64, edgeitems=4, max_line_width=100, precision=6, suppress_small=True, separator=", "
+        array,
+        threshold=64,
+        edgeitems=4,
+        max_line_width=100,
+        precision=6,
+        suppress_small=True,
+        separator=", ",
+        formatter={"object": _words},
     )
     return f"{name}  {_kind(array)}\n{values}"
 
 
 def _words(element: bytes) -> str:
+    short = element if len(element) <= MOST_SHOWN else element[:MOST_SHOWN] + b"..."
     try:
-        return element.decode()
+        return repr(short.decode())
     except UnicodeDecodeError:
-        return repr(element)
+        return repr(short)
 
 
 def _kind(array: NDArray[Any]) -> str:
