@@ -35,7 +35,7 @@ from dlproxy.serve.idle_poll import IdlePoll, may_poll
 from dlproxy.serve.rollout import OnWorse, Rollouts
 from dlproxy.serve.tuning import holding, tuned
 from dlproxy.serve.turns import Turns
-from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.catalog import LOADING, UNLOADING, Catalog
 
 Key = tuple[str, str]  # name and version
 
@@ -330,7 +330,7 @@ class Models:
         """What clients hear who ask for what is not served now."""
         if key not in self._loaded:
             leaves = any(_key(model) == key for model in self._leaving)
-            state = "is being loaded" if self._changing.get(key) == "loading" else "is being unloaded" if leaves else ""
+            state = LOADING if self._changing.get(key) == "loading" else UNLOADING if leaves else ""
             self.catalog.announce(*key, state)
 
     def _recording(self, name: str, version: str) -> Path | None:

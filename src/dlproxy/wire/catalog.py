@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from dlproxy.wire.waiting import Waiting
 
 
+LOADING, UNLOADING = "is being loaded", "is being unloaded"
+
+
 class ModelControl(Protocol):
     """What the control port may see of a model."""
 
@@ -144,13 +147,17 @@ class Catalog:
         self._changed()
 
     def announce(self, name: str, version: str, state: str) -> None:
-        """What is being done with a version that is not served, such as "is being loaded", for those who ask for it.
+        """What is being done with a version that is not served, LOADING or UNLOADING, for those who ask for it.
 
         Empty: nothing any more. Adding the version ends it too.
         """
         self._states.pop((name, version), None)
         if state:
             self._states[name, version] = state
+
+    def announced(self, name: str) -> dict[str, str]:
+        """What is being done with versions of a model that are not served, as it was announced."""
+        return {version: state for (model, version), state in self._states.items() if model == name}
 
     def __iter__(self) -> Iterator[ServedModel]:
         for versions in self._models.values():
