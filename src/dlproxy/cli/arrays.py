@@ -218,6 +218,7 @@ def _json(part: Answer) -> str:
 
 
 def _text(name: str, array: NDArray[Any]) -> str:
+    formatter: Any = {"object": _words}
     values = np.array2string(
         array,
         threshold=64,
@@ -226,7 +227,7 @@ def _text(name: str, array: NDArray[Any]) -> str:
         precision=6,
         suppress_small=True,
         separator=", ",
-        formatter={"object": _words},
+        formatter=formatter,
     )
     return f"{name}  {_kind(array)}\n{values}"
 

@@ -90,10 +90,8 @@ class Explanation:
 
     async def told(self) -> list[dict[str, Any]]:
         """An explanation for each instance. Raises InferenceError."""
-        answers = []
-        for part in chunks(self._count, self._most_rows):
-            answers.append(await self._ask({name: rows[part] for name, rows in self._rows.items()}))
-        flat = np.concatenate(answers)
+        together = chunks(self._count, self._most_rows)
+        flat = np.concatenate([await self._ask({name: rows[part] for name, rows in self._rows.items()}) for part in together])
         self._targets = [self._target(values) for values in flat]
         bases = [float(values[target]) for values, target in zip(flat, self._targets, strict=True)]
         jobs = self._jobs()

@@ -46,7 +46,7 @@ def occluded(row: Array, baseline: Array, parts: Sequence[Box]) -> Array:
     """The row once for each part, with the baseline there."""
     rows = np.repeat(row[None], len(parts), axis=0)
     for number, part in enumerate(parts):
-        rows[number][part] = baseline[part]
+        rows[(number, *part)] = baseline[part]
     return rows
 
 
