@@ -116,8 +116,9 @@ class Explanation:
     async def _work(self, jobs: Iterator[_Job]) -> None:
         for job in jobs:  # each takes the next one that nobody has taken
             many = len(job.parts)
-            rows = {name: np.repeat(each[job.instance][None], many, axis=0) for name, each in self._rows.items()}
-            rows[job.input] = occluded(self._rows[job.input][job.instance], self._baselines[job.input], job.parts)
+            one = {name: each[job.instance : job.instance + 1] for name, each in self._rows.items()}
+            rows = {name: np.repeat(each, many, axis=0) for name, each in one.items()}
+            rows[job.input] = occluded(one[job.input], self._baselines[job.input], job.parts)
             answer = await self._ask(rows)
             self._values[job.input][job.instance, job.first : job.first + many] = answer[:, self._targets[job.instance]]
 

@@ -7,6 +7,7 @@ Called by explain_http.py. Not aware of: models, requests. Arrays in, arrays out
 from collections.abc import Iterator, Sequence
 from itertools import product
 from math import ceil, prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +44,11 @@ def shares(sizes: Sequence[int], most: int) -> list[int]:
 
 
 def occluded(row: Array, baseline: Array, parts: Sequence[Box]) -> Array:
-    """The row once for each part, with the baseline there."""
-    rows = np.repeat(row[None], len(parts), axis=0)
+    """The row, which has an axis of one before its own, once for each part, with the baseline there."""
+    rows = np.repeat(row, len(parts), axis=0)
     for number, part in enumerate(parts):
-        rows[(number, *part)] = baseline[part]
+        index: tuple[Any, ...] = (number, *part)
+        rows[index] = baseline[part]
     return rows
 
 
