@@ -93,8 +93,8 @@ class AsyncClient:
         self._settings = ClientSettings(remote=remote, connections=connections, timeout_s=timeout_s, retry_budget=retry_budget)
         self._make_transport = self._transport_class()
         try:
-            self._make_transport(self._place, self._settings)
-        except ModelError as error:  # so that what is wrong is said here
+            self._transport = self._make_transport(self._place, self._settings)
+        except ModelError as error:
             raise ValueError(str(error)) from None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -251,10 +251,11 @@ class AsyncClient:
             raise closed()
         if self._loop is loop:
             return
-        if self._loop is not None and not self._loop.is_closed():
-            raise RuntimeError("this AsyncClient is used on another event loop; make one for each loop")
+        if self._loop is not None:
+            if not self._loop.is_closed():
+                raise RuntimeError("this AsyncClient is used on another event loop; make one for each loop")
+            self._transport = self._make_transport(self._place, self._settings)
         self._loop = loop
-        self._transport: Transport = self._make_transport(self._place, self._settings)
         self._retries = Retries(self._settings.retry_budget, random.Random().random)
         self._metadata: dict[tuple[str, str], Metadata] = {}
         self._asking: dict[tuple[str, str], asyncio.Task[Metadata]] = {}

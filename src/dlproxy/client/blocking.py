@@ -5,6 +5,7 @@ Called by users and by cli/infer.py. Not aware of: protocols.
 
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
@@ -27,7 +28,7 @@ class Client:
         """`settings`: those of AsyncClient. Raises ValueError for what cannot be used."""
         self.url = url
         self._make: Callable[[], AsyncClient] = lambda: AsyncClient(url, **settings)
-        self._make()  # so that what is wrong is said here
+        self._fresh: AsyncClient | None = self._make()
         self._used: tuple[Background, AsyncClient] | None = None
         self._closed = False
 
@@ -56,7 +57,7 @@ class Client:
             while (part := home.run(_next(parts))) is not None:
                 yield part
         finally:
-            home.begin(parts.aclose())
+            home.begin(_left(parts))
 
     def models(self, *, timeout_s: float | None = None) -> list[ListedModel]:
         """Every model in every version. Raises InferenceError."""
@@ -90,7 +91,7 @@ class Client:
                 return self._used
             if self.url.startswith("grpc"):
                 raise RuntimeError("gRPC does not go on in a forked process: use http://, or start the process with spawn")
-        client = self._make()
+        client, self._fresh = self._fresh or self._make(), None
         home.open.add(client)
         weakref.finalize(self, _leave, home, client).atexit = False
         return home, client
@@ -98,6 +99,11 @@ class Client:
 
 async def _next(parts: AsyncGenerator[Answer, None]) -> Answer | None:
     return await anext(parts, None)
+
+
+async def _left(parts: AsyncGenerator[Answer, None]) -> None:
+    with suppress(RuntimeError):  # it runs still, and ends because it was cancelled: whoever waited for it was interrupted
+        await parts.aclose()
 
 
 def _leave(home: Background, client: AsyncClient) -> None:
