@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import Callable
 from contextlib import aclosing
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from dlproxy import AsyncClient, FailureKind, InferenceError
 from dlproxy.instance.remote.http_client import MOST_UNREAD
 from tests.client.servers import METADATA, X, body_of, echo, scripted
+from tests.instance.remote_tls import make_certificate
 from tests.instance.upstreams import Asked, ScriptedUpstream, until
 
 BUSY = {"error": "the queue is full"}
@@ -456,3 +459,29 @@ async def test_a_stream_that_falls_silent_is_given_up() -> None:
         with pytest.raises(InferenceError, match=r"within 0\.2 s") as caught:
             [part async for part in client.stream("m", X)]
         assert caught.value.failure.kind is FailureKind.LATE
+
+
+# TLS
+
+
+async def test_certificates_are_verified(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server = ScriptedUpstream({"/v2/models/m": METADATA}, echo)
+    await server.start(ssl=context)
+    asyncio.get_running_loop().set_exception_handler(lambda loop, what: None)  # the server's own complaints
+    url = f"https://127.0.0.1:{server.port}"
+    try:
+        async with AsyncClient(url, ca_file=str(certificate)) as client:
+            assert (await client.infer("m", X))["y"].tolist() == X.tolist()
+        async with AsyncClient(url, verify_tls=False) as client:
+            assert await client.metadata("m")
+        async with AsyncClient(url, retry_budget=0.0) as client:
+            kind, words = await _failure(client.infer("m", X))
+            assert kind is FailureKind.UNAVAILABLE
+            assert "no TLS connection to the server" in words
+    finally:
+        await server.stop()
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        AsyncClient(url, ca_file=str(tmp_path / "nothing.pem"))
