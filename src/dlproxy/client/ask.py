@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Any, Protocol
 
-import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
@@ -117,9 +116,3 @@ def checked_tenant(tenant: str) -> str:
 def unfit(why: str) -> CallError:
     """An answer that is none."""
     return CallError(Failure(FailureKind.UNAVAILABLE, f"the server's answer cannot be used: {why}"))
-
-
-def objects(values: Sequence[bytes], shape: Sequence[int]) -> NDArray[Any]:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array.reshape(shape)
