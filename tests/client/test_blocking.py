@@ -146,6 +146,12 @@ ENDS = {
     "not closed": "client.ready()",
     "never used": "pass",
     "while others ask": "import threading; threading.Thread(target=client.infer, args=('digits', [[[[0.0] * 8] * 8]])).start()",
+    "while nobody answers": (
+        "import socket, threading; listener = socket.create_server(('127.0.0.1', 0)); "
+        "other = Client('http://127.0.0.1:%d' % listener.getsockname()[1]); "
+        "threading.Thread(target=other.ready, daemon=True).start(); "
+        "connection, _ = listener.accept(); connection.recv(1); connection.detach(); listener.detach()"
+    ),
     "in the middle of a stream": "parts = client.stream('counter', [1.0]); next(parts)",
 }
 

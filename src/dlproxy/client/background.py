@@ -73,6 +73,9 @@ class Background:
     async def _close_all(self) -> None:
         for one in list(self.open):
             await self.close(one)
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:  # whose calls have failed by that
+            await asyncio.wait(others)
+        await self._loop.shutdown_asyncgens()
 
 
 _current: Background | None = None
