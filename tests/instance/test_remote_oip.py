@@ -97,7 +97,7 @@ def test_takes_json_where_binary_is_not_offered() -> None:
         ({"inputs": []}, None, TRITON, "no inputs"),
         ({"inputs": [tensor("x", "FP16", [-1])]}, None, NOT_FOUND, "FP16, which JSON cannot carry"),
         ({}, {"sequence_batching": {}}, TRITON, "keeps state"),
-        ({}, {"model_transaction_policy": {"decoupled": True}}, TRITON, "in parts"),
+        ({}, {"model_transaction_policy": {"decoupled": True}}, TRITON, "grpc://HOST:8001"),
     ],
 )
 def test_models_that_cannot_be_served_are_refused(change: Any, config: Any, server: Any, clue: str) -> None:

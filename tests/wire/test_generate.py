@@ -1,6 +1,8 @@
 """`/generate`, `/generate_stream` and `/predict` in parts: JSON in and out, slow readers, those who leave, failures."""
 
+import gc
 import json
+import weakref
 from typing import Any
 
 import msgspec
@@ -192,9 +194,15 @@ def test_terms_come_from_headers() -> None:
         ({}, "expected 1 inputs but got 0 inputs"),
         ({"text_input": "a", "id": 5}, "Unable to parse 'id': 5 is not a string"),
         ({"text_input": "a", "parameters": 5}, "Expected JSON object for keyword: 'parameters', got 5"),
-        ({"text_input": "a", "parameters": {"text_input": "b"}}, "input 'text_input' is given twice"),
-        ({"text_input": "a", "stop": ["."]}, "parameter 'stop' is ['.']; it must be a string, a number or a boolean"),
-        ({"text_input": "a", "stop": None}, "parameter 'stop' is None"),
+        (
+            {"text_input": "a", "parameters": {"text_input": "b"}},
+            "Converting keyword: 'parameters': input 'text_input' already exists in request",
+        ),
+        (
+            {"text_input": "a", "stop": ["."]},
+            "parameter 'stop' has invalid type. It should be either 'int', 'bool', or 'string', or a float; it is ['.']",
+        ),
+        ({"text_input": "a", "stop": None}, "parameter 'stop' has invalid type"),
         ({"text_input": 5}, "input 'text_input': 5 is not a string"),
         ({"text_input": None}, "input 'text_input': None is not a string"),
         ({"text_input": {"a": "b"}}, "is not a string"),
@@ -398,6 +406,28 @@ def test_a_reader_who_reads_nothing_is_given_up_and_the_model_stopped() -> None:
     service.answer_all()
     wire.age(HttpLimits().write_timeout_s + 1)
     assert (wire.lost, service.rest.stopped) == (True, 1)
+
+
+@pytest.mark.parametrize("end", ["read", "left", "failed"])
+def test_a_stream_that_is_over_goes_without_the_garbage_collector(end: str) -> None:
+    gc.disable()
+    try:
+        service = StreamingService("one", b"\xff" if end == "failed" else "two")
+        wire = asked(service, "/v2/models/m/generate_stream", {"text_input": "go"})
+        rest, service.rest = service.rest, Parts([])
+        gone = weakref.ref(rest)
+        exchange = wire.exchanges.pop()
+        assert exchange.on_abandoned is not None
+        if end == "left":
+            wire.lose()
+        rest.give()
+        if end == "read":
+            rest.give()
+        assert exchange.on_abandoned is None
+        del rest
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("path", ["/v2/models/m/generate_stream", "/v2/models/m/generate", "/predict/m"])

@@ -113,6 +113,11 @@ def checked_tenant(tenant: str) -> str:
     return tenant
 
 
+def silent() -> CallError:
+    """Nothing came in time."""
+    return CallError(Failure(FailureKind.UNAVAILABLE, "no answer from the server in time"))
+
+
 def unfit(why: str) -> CallError:
     """An answer that is none."""
     return CallError(Failure(FailureKind.UNAVAILABLE, f"the server's answer cannot be used: {why}"))

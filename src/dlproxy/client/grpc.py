@@ -7,18 +7,18 @@ import asyncio
 from typing import Any
 
 from dlproxy.client.address import Place
-from dlproxy.client.ask import Answer, Ask, CallError, ListedModel, as_given, of_upstream, unfit
+from dlproxy.client.ask import Answer, Ask, CallError, ListedModel, as_given, of_upstream, silent, unfit
 from dlproxy.client.settings import ClientSettings
 from dlproxy.instance.remote.failures import UpstreamError, grpc_failure_of
-from dlproxy.instance.remote.grpc_channel import GrpcChannel, GrpcStream
-from dlproxy.instance.remote.oip_grpc import array_of, metadata_of, outputs_of
+from dlproxy.instance.remote.grpc_channel import GrpcChannel, GrpcMessages
+from dlproxy.instance.remote.oip_grpc import array_of, metadata_of, outputs_of, part_of
 from dlproxy.instance.remote.oip_model import Metadata
 from dlproxy.instance.remote.rpc import OK, Part, Rpc, RpcReply, parsed
-from dlproxy.message import DType, Failure, FailureKind, TensorSpec
+from dlproxy.message import DType, TensorSpec
 from dlproxy.protos.oip import RAW_INPUTS, SERVICE, oip
-from dlproxy.protos.raw import before, take_out
+from dlproxy.protos.raw import before
 
-STREAMED = 2  # ModelStreamInferResponse.infer_response
+MOST_SILENT_S = 1e6  # between messages; who reads has its own patience
 FINAL = "triton_final_response"
 
 
@@ -34,12 +34,8 @@ class GrpcTransport:
         return _answer((await self._fetch(rpc, left_s)).message)[0]
 
     async def stream(self, ask: Ask, left_s: float) -> "GrpcParts":
-        try:
-            return GrpcParts(
-                self._channel.stream(Rpc(f"{SERVICE}/ModelStreamInfer", _infer_parts(ask), None, ask.headers(left_s)))
-            )
-        except UpstreamError as error:
-            raise of_upstream(error) from None
+        rpc = Rpc(f"{SERVICE}/ModelStreamInfer", _infer_parts(ask), None, ask.headers(left_s))
+        return GrpcParts(self._channel.stream(rpc, timeout_s=MOST_SILENT_S))
 
     async def metadata(self, model: str, version: str, left_s: float) -> Metadata:
         reply = await self._call("ModelMetadata", oip.ModelMetadataRequest(name=model, version=version), left_s)
@@ -78,28 +74,36 @@ class GrpcTransport:
 class GrpcParts:
     """The messages of one ModelStreamInfer call. Parts."""
 
-    def __init__(self, stream: GrpcStream) -> None:
-        self._stream = stream
+    def __init__(self, messages: GrpcMessages) -> None:
+        self._messages = messages
 
     async def next(self, left_s: float) -> Answer | None:
         deadline_at = asyncio.get_running_loop().time() + left_s
-        while True:
+        while (reply := await self._message(deadline_at)) is not None:
             try:
-                reply = await self._stream.read(timeout_s=deadline_at - asyncio.get_running_loop().time())
+                part = part_of(_checked(reply).message)
             except UpstreamError as error:
                 raise of_upstream(error) from None
-            if reply is None:
-                return None
-            head, responses = _split(_checked(reply).message)
-            if words := _parsed(oip.ModelStreamInferResponse, RpcReply(OK, head)).error_message:
-                raise CallError(Failure(FailureKind.MODEL_FAILED, words))
-            for response in responses:
-                answer, final = _answer(bytes(response))
-                if answer or not final:  # a final response may be empty: it only says that nothing follows
-                    return answer
+            answer, final = ({}, True) if part is None else _answer(part)
+            if answer or not final:  # a final response may be empty: it only says that nothing follows
+                return answer
+        return None
+
+    async def _message(self, deadline_at: float) -> RpcReply | None:
+        future: asyncio.Future[RpcReply | UpstreamError | None] = asyncio.get_running_loop().create_future()
+        self._messages.ask(lambda outcome: None if future.done() else future.set_result(outcome))
+        try:
+            async with asyncio.timeout_at(deadline_at):
+                outcome = await future
+        except TimeoutError:
+            self._messages.stop()
+            raise silent() from None
+        if isinstance(outcome, UpstreamError):
+            raise of_upstream(outcome)
+        return outcome
 
     async def close(self) -> None:
-        self._stream.close()
+        self._messages.stop()
 
 
 def _checked(reply: RpcReply) -> RpcReply:
@@ -133,13 +137,6 @@ def _answer(message: bytes) -> tuple[Answer, bool]:
     except ValueError as error:
         raise unfit(str(error)) from None
     return answer, FINAL in said.parameters and said.parameters[FINAL].bool_param
-
-
-def _split(message: bytes) -> tuple[bytes, list[memoryview]]:
-    try:
-        return take_out(message, STREAMED)
-    except ValueError as error:
-        raise unfit(str(error)) from None
 
 
 def _parsed(kind: Any, reply: RpcReply) -> Any:

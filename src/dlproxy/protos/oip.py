@@ -26,6 +26,7 @@ SERVICE = "/inference.GRPCInferenceService"
 RAW_INPUTS = 7  # ModelInferRequest.raw_input_contents
 RAW_OUTPUTS = 6  # ModelInferResponse.raw_output_contents
 REQUEST_ID = 3  # of both
+IN_STREAM = 2  # ModelStreamInferResponse.infer_response
 
 _NAMED = {"name": one(1, STRING), "version": one(2, STRING)}
 _NAME = {"name": one(1, STRING)}
@@ -107,7 +108,7 @@ _INFERENCE: Tables = {
     "ModelInferResponse.InferOutputTensor": _TENSOR,
     "ModelStreamInferResponse": {
         "error_message": one(1, STRING),
-        "infer_response": one(2, "inference.ModelInferResponse"),
+        "infer_response": one(IN_STREAM, "inference.ModelInferResponse"),
     },
 }
 _STATISTICS: Tables = {

@@ -310,6 +310,7 @@ class Driver:
                 self._waiting[request.ticket.id] = (request, FirstPartTo(waiting[1], stream, request))
         service_s = result.batch_s + result.compute_s
         self._tell_lane(FirstPart(batch_id, service_s))
+        flight.result = None  # which has been handed out; the rest may take long
         if self._taker is not None:  # whoever reads slowly must not keep the cores from other models
             self._taker.end(batch_id, service_s)
         stream.handed_out()

@@ -133,7 +133,7 @@ def _nested(fields: dict[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str
         raise invalid(f"Expected JSON object for keyword: '{NESTED}', got {brief(nested)}")
     for name in specs:
         if name in nested and name in fields:
-            raise invalid(f"input '{name}' is given twice: by itself and in '{NESTED}'")
+            raise invalid(f"Converting keyword: '{NESTED}': input '{name}' already exists in request")
     return nested
 
 
@@ -146,9 +146,8 @@ def _split(fields: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> tuple[
         elif isinstance(value, str | int | float):
             params[name] = value
         else:
-            raise invalid(
-                f"parameter {brief(name)} is {brief(value)}; it must be a string, a number or a boolean, or an input's name"
-            )
+            types = "It should be either 'int', 'bool', or 'string'"
+            raise invalid(f"parameter {brief(name)} has invalid type. {types}, or a float; it is {brief(value)}")
     return tensors, params
 
 

@@ -61,14 +61,13 @@ class PartsReply:
             exchange.on_abandoned = self._leave
             stream.write(first)
             if rest is None:
-                stream.end()
-                return
-            if not exchange.connection.has_begun(exchange):  # nobody will say again that the client has gone
-                rest.stop()
-                return
-            self._relay = relay = Relay(rest, self._write, self._end, lambda: stream.writable)
-            stream.on_writable = relay.go_on
-            relay.go_on()
+                self._end(None)
+            elif not exchange.connection.has_begun(exchange):  # nobody will say again that the client has gone
+                self._leave()
+            else:
+                self._relay = relay = Relay(rest, self._write, self._end, lambda: stream.writable)
+                stream.on_writable = relay.go_on
+                relay.go_on()
         except UnicodeDecodeError as error:
             self._stop()
             exchange.fail(500, no_text(error))
@@ -93,6 +92,7 @@ class PartsReply:
         if failure is not None:
             self._stream.write(self._framed(error_json(failure.message)))
         self._stream.end()
+        self._let_go()
 
     def _leave(self) -> None:
         """The client has gone."""
@@ -112,6 +112,13 @@ class PartsReply:
         self._exchange.give_up()
         if self._stream is not None:
             self._stream.break_off()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Of what refers back to this: all would stay for the garbage collector."""
+        self._relay = self._exchange.on_abandoned = None
+        if self._stream is not None:
+            self._stream.on_writable = None
 
     def _framed(self, text: bytes) -> bytes:
         return b"%b%b%b" % (self._framing.before, text, self._framing.after)

@@ -51,6 +51,26 @@ class Channel(Protocol[Ask_contra, Answer_co]):
         ...
 
 
+class Messages(Protocol[Answer_co]):
+    """The answers to one ask, in the order in which they come."""
+
+    def ask(self, done: Callable[[Answer_co | UpstreamError | None], None]) -> None:
+        """For the next one; None: there are no more. `done` is called once, never before this returns, in the time allowed."""
+        ...
+
+    def stop(self) -> None:
+        """No more is wanted; who waits is told None. May be called at any time, and again."""
+        ...
+
+
+class StreamChannel(Channel[Ask_contra, Answer_co], Protocol):
+    """Of a transport that carries answers in parts."""
+
+    def stream(self, ask: Ask_contra, *, timeout_s: float) -> Messages[Answer_co]:
+        """Send a request that has many answers, when the first is asked for. `timeout_s`: for each of them."""
+        ...
+
+
 OURS = frozenset(
     {
         *("content-length", "content-type", "content-encoding", "inference-header-content-length", "accept-encoding", "expect"),

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, cast
 
@@ -29,6 +29,7 @@ from grpc import ChannelConnectivity, StatusCode, aio
 
 _NAME = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)")  # of metadata that is text
 _WHY = re.compile(r"(?:.*last error: )?(?:[A-Z_]+: )?(?:ipv[46]:\S+: )?(?P<why>.*)", re.DOTALL)  # without the addresses tried
+CLOSED = "the connection to the upstream is closed"
 _SETTLES_S = 0.05
 """A call on a connection that breaks can end before the channel's state says so, by up to a few ms."""
 
@@ -53,7 +54,7 @@ class GrpcChannel:
         self._target = f"dns:///{address.authority}"
         headers = _checked(settings)
         agent, host = headers.pop("user-agent", "dlproxy"), headers.pop("host", "")
-        self._metadata = list(headers.items())
+        self.metadata = list(headers.items())
         self._credentials = _credentials(settings) if address.tls else None
         self._max_reply_bytes = settings.max_reply_bytes
         self._options = [
@@ -78,24 +79,16 @@ class GrpcChannel:
         """One connection carries them all."""
 
     def call(self, ask: Rpc, done: Callable[[RpcReply | UpstreamError], None], *, timeout_s: float) -> None:
-        self._begin(self._call(ask, done, timeout_s))
+        self.begin(self._call(ask, done, timeout_s))
+
+    def stream(self, ask: Rpc, *, timeout_s: float) -> "GrpcMessages":
+        return GrpcMessages(self, ask, timeout_s)
 
     async def fetch(self, ask: Rpc, *, timeout_s: float) -> RpcReply:
         outcome = await self._outcome(ask, timeout_s)
         if isinstance(outcome, UpstreamError):
             raise outcome
         return outcome
-
-    def stream(self, ask: Rpc) -> "GrpcStream":
-        """Send one message; any number may come back. Raises UpstreamError."""
-        if self._closed:
-            raise _unavailable("the connection to the upstream is closed")
-        connection = self._connected()
-        connection.calls += 1
-        metadata = [*self._metadata, *ask.metadata]
-        return GrpcStream(
-            self, connection, connection.channel.stream_stream(ask.method)([b"".join(ask.parts)], metadata=metadata)
-        )
 
     async def close(self) -> None:
         self._closed = True
@@ -117,45 +110,59 @@ class GrpcChannel:
 
     async def _outcome(self, ask: Rpc, timeout_s: float) -> RpcReply | UpstreamError:
         if self._closed:
-            return _unavailable("the connection to the upstream is closed")
-        connection = self._connected()
-        connection.calls += 1
+            return _unavailable(CLOSED)
+        connection = self.taken()
         try:
             return await self._answer(connection, ask, timeout_s)
         finally:
-            self.ended(connection)
+            self.free(connection)
 
-    def ended(self, connection: _Connection) -> None:
-        """One of its calls."""
+    def taken(self) -> _Connection:
+        """For one call more."""
+        connection = self._connected()
+        connection.calls += 1
+        return connection
+
+    def free(self, connection: _Connection) -> None:
+        """The call has ended."""
         connection.calls -= 1
         if connection.retired and not connection.calls and connection in self._open:
             self._open.discard(connection)
-            self._begin(self._end(connection))
+            self.begin(self._end(connection))
 
     async def _answer(self, connection: _Connection, ask: Rpc, timeout_s: float) -> RpcReply | UpstreamError:
-        """Errors are given back: raised, their traceback would keep the call, and that the connection."""
+        metadata = [*self.metadata, *ask.metadata]
+        call = connection.channel.unary_unary(ask.method)(b"".join(ask.parts), metadata=metadata, timeout=ask.deadline_s)
+        return cast("RpcReply | UpstreamError", await self.awaited(connection, call, timeout_s))
+
+    async def awaited(
+        self, connection: _Connection, message: Awaitable[Any], timeout_s: float
+    ) -> RpcReply | UpstreamError | None:
+        """What comes of a call; None if it is the end of a stream.
+
+        Errors are given back: raised, their traceback would keep the call, and that the connection.
+        """
         answers = connection.answers
         try:
             async with asyncio.timeout(timeout_s):
-                call = connection.channel.unary_unary(ask.method)
-                message = await call(b"".join(ask.parts), metadata=[*self._metadata, *ask.metadata], timeout=ask.deadline_s)
+                found = await message
         except TimeoutError:
             self._silent(connection, answers)
             return _unavailable(f"no answer from the upstream within {timeout_s:g} s")
         except aio.AioRpcError as error:
             if error.code() is StatusCode.DEADLINE_EXCEEDED:
                 self._silent(connection, answers)
-            return await self.refused(connection, error.code(), error.details() or "")
+            return await self._refused(connection, error.code(), error.details() or "")
         except asyncio.CancelledError:
             if cast("asyncio.Task[Any]", asyncio.current_task()).cancelling():
                 raise
             return _unavailable("the connection to the upstream was closed here")
         connection.answers += 1
         if connection.watch is None and not connection.retired:
-            connection.watch = self._begin(self._watch(connection))
-        return RpcReply(OK, message)
+            connection.watch = self.begin(self._watch(connection))
+        return None if found is aio.EOF else RpcReply(OK, found)
 
-    async def refused(self, connection: _Connection, status: Any, words: str) -> RpcReply | UpstreamError:
+    async def _refused(self, connection: _Connection, status: Any, words: str) -> RpcReply | UpstreamError:
         """An answer proper, unless grpc itself said no."""
         state = connection.channel.get_state()
         if status is StatusCode.UNAVAILABLE and state is ChannelConnectivity.READY:
@@ -206,53 +213,61 @@ class GrpcChannel:
             connection.watch.cancel()
         await connection.channel.close()
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    def begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
-class GrpcStream:
-    """A call that is answered by any number of messages."""
 
-    def __init__(self, owner: GrpcChannel, connection: _Connection, call: Any) -> None:
-        self._owner, self._connection, self._call = owner, connection, call
-        self._over = False
+class GrpcMessages:
+    """The messages of one call that has many. A Messages."""
 
-    async def read(self, *, timeout_s: float) -> RpcReply | None:
-        """The next message, or what ended the call before its time; None after the end. Raises UpstreamError."""
-        if self._over:
-            return None
-        try:
-            async with asyncio.timeout(timeout_s):
-                message = await self._call.read()
-        except TimeoutError:
-            self.close()
-            raise _unavailable(f"no answer from the upstream within {timeout_s:g} s") from None
-        except aio.AioRpcError as error:
-            outcome = await self._owner.refused(self._connection, error.code(), error.details() or "")
-            self.close()
-            if isinstance(outcome, UpstreamError):
-                raise outcome from None
-            return outcome
-        except asyncio.CancelledError:
-            self.close()
-            if cast("asyncio.Task[Any]", asyncio.current_task()).cancelling():
-                raise
-            raise _unavailable("the connection to the upstream was closed here") from None
-        if message is aio.EOF:
-            self.close()
-            return None
-        self._connection.answers += 1
-        return RpcReply(OK, message)
+    def __init__(self, channel: GrpcChannel, ask: Rpc, timeout_s: float) -> None:
+        self._channel = channel
+        self._ask = ask
+        self._timeout_s = timeout_s
+        self._connection: _Connection | None = None
+        self._call: Any = None
+        self._stopped = False
 
-    def close(self) -> None:
-        """No further messages are wanted."""
-        if not self._over:
-            self._over = True
+    def ask(self, done: Callable[[RpcReply | UpstreamError | None], None]) -> None:
+        self._channel.begin(self._next(done))
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._call is not None:
             self._call.cancel()
-            self._owner.ended(self._connection)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._channel.free(connection)
+
+    async def _next(self, done: Callable[[RpcReply | UpstreamError | None], None]) -> None:
+        try:
+            outcome = None if self._stopped else await self._read()
+        except Exception as error:  # as in GrpcChannel._call
+            log.exception("an answer of an upstream could not be read")
+            outcome = _unavailable(f"{type(error).__name__}: {error}")
+        if self._stopped:
+            outcome = None
+        elif not isinstance(outcome, RpcReply):
+            self.stop()
+        done(outcome)
+
+    async def _read(self) -> RpcReply | UpstreamError | None:
+        channel = self._channel
+        if channel.closed:
+            return _unavailable(CLOSED)
+        if self._connection is None:
+            self._connection = channel.taken()
+            asked = iter((b"".join(self._ask.parts),))
+            metadata = [*channel.metadata, *self._ask.metadata]
+            self._call = self._connection.channel.stream_stream(self._ask.method)(asked, metadata=metadata)
+        return await channel.awaited(self._connection, self._call.read(), self._timeout_s)
 
 
 def _unavailable(message: str, *, gone: bool = False) -> UpstreamError:

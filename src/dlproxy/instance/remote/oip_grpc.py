@@ -19,12 +19,12 @@ from dlproxy.instance.remote.codec import (
     output_of,
     reported,
 )
-from dlproxy.instance.remote.failures import UpstreamError
+from dlproxy.instance.remote.failures import UpstreamError, shortened
 from dlproxy.instance.remote.oip_model import Config, Described, Metadata, Transactions, model_of
 from dlproxy.instance.remote.rpc import OK, Part, Rpc, RpcReply, parsed
 from dlproxy.instance.remote.settings import RemoteSettings
 from dlproxy.message import DType, Request, TensorSpec
-from dlproxy.protos.oip import RAW_INPUTS, RAW_OUTPUTS, SERVICE, oip
+from dlproxy.protos.oip import IN_STREAM, RAW_INPUTS, RAW_OUTPUTS, SERVICE, oip
 from dlproxy.protos.raw import before, take_out
 
 _TYPED = {  # the field of InferTensorContents for each type; 16-bit floats have none
@@ -68,7 +68,7 @@ class OipGrpcCodec:
             told = parsed(oip.ModelConfigResponse, replies["config"].message).config
             stateful = True if told.HasField("sequence_batching") else None
             config = Config(told.max_batch_size, Transactions(told.model_transaction_policy.decoupled), stateful)
-        return model_of(metadata, config, self._settings, binary=True)
+        return model_of(metadata, config, self._settings, binary=True, parts=True)
 
     def encode(self, model: UpstreamModel, requests: Sequence[Request]) -> Rpc:
         """Gathered by writing the clients' bytes one after the other: no copy."""
@@ -78,10 +78,19 @@ class OipGrpcCodec:
             message.inputs.add(name=spec.name, datatype=spec.dtype.value, shape=gathered_shape(requests, index))
             parts = [request.inputs[index].data for request in requests]
             data += [before(RAW_INPUTS, sum(map(len, parts))), *parts]
-        return Rpc(f"{SERVICE}/ModelInfer", [message.SerializeToString(), *data])
+        method = "ModelStreamInfer" if model.signature.streams else "ModelInfer"
+        return Rpc(f"{SERVICE}/{method}", [message.SerializeToString(), *data])
 
     def decode(self, model: UpstreamModel, reply: RpcReply, rows: int) -> list[Array]:
-        _, given = outputs_of(reply.message)
+        return self._decoded(model, reply.message, rows)
+
+    def decode_part(self, model: UpstreamModel, reply: RpcReply) -> list[Array] | None:
+        """The same of an answer that is one part; None if it only says that there are no more. Raises UpstreamError."""
+        part = part_of(reply.message)
+        return None if part is None else self._decoded(model, part, 1)
+
+    def _decoded(self, model: UpstreamModel, message: bytes, rows: int) -> list[Array]:
+        _, given = outputs_of(message)
         expected = rows if model.signature.batched else None
         specs = model.signature.outputs
         return [reported(spec, spec.dtype, array_of(spec, *output_of(given, spec)), expected) for spec in specs]
@@ -102,14 +111,20 @@ def metadata_of(message: bytes) -> Metadata:
 
 def outputs_of(message: bytes) -> tuple[Any, dict[str, tuple[Any, memoryview | None]]]:
     """A ModelInferResponse, and by name its outputs with their raw contents, if it has these. Raises UpstreamError."""
-    try:
-        head, raw = take_out(message, RAW_OUTPUTS)
-    except ValueError as error:
-        raise UpstreamError(f"the upstream's answer cannot be read as inference.ModelInferResponse: {error}") from None
+    head, raw = _taken_out(message, RAW_OUTPUTS, "ModelInferResponse")
     answer = parsed(oip.ModelInferResponse, head)
     if raw and len(raw) != len(answer.outputs):
         raise UpstreamError(f"the upstream gave {len(raw)} raw contents for {len(answer.outputs)} outputs")
     return answer, {output.name: (output, raw[index] if raw else None) for index, output in enumerate(answer.outputs)}
+
+
+def part_of(message: bytes) -> bytes | None:
+    """The ModelInferResponse in an answer of a stream; None if it only says that there are no more. Raises UpstreamError."""
+    head, parts = _taken_out(message, IN_STREAM, "ModelStreamInferResponse")
+    said = parsed(oip.ModelStreamInferResponse, head).error_message
+    if said:
+        raise UpstreamError(shortened(said))
+    return bytes(parts[-1]) if parts else None
 
 
 def array_of(spec: TensorSpec, output: Any, data: memoryview | None) -> Array:
@@ -123,6 +138,14 @@ def array_of(spec: TensorSpec, output: Any, data: memoryview | None) -> Array:
         return from_values(spec, output.shape, getattr(output.contents, _TYPED[spec.dtype]))
     except ValueError as error:
         raise UpstreamError(f"the upstream's output '{spec.name}' cannot be read: {error}") from None
+
+
+def _taken_out(message: bytes, number: int, kind: str) -> tuple[bytes, list[memoryview]]:
+    """As take_out. Raises UpstreamError."""
+    try:
+        return take_out(message, number)
+    except ValueError as error:
+        raise UpstreamError(f"the upstream's answer cannot be read as inference.{kind}: {error}") from None
 
 
 def _rpc(method: str, message: Any) -> Rpc:
