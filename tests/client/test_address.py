@@ -1,5 +1,7 @@
 """Addresses of servers as users write them, and what is said of those that are none."""
 
+import sys
+
 import pytest
 
 from dlproxy import AsyncClient, Client
@@ -59,3 +61,17 @@ def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
 
 def test_names_are_escaped() -> None:
     assert model_path("/v2/models", "a/b ü", "stable") == "/v2/models/a%2Fb%20%C3%BC/versions/stable"
+
+
+def test_grpc_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("dlproxy.client.grpc", "dlproxy.instance.remote.grpc_channel"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(ValueError, match=r"pip install 'dlproxy\[grpc\]'"):
+        Client("grpc://h")
+
+
+def test_headers_that_cannot_be_sent_are_refused_when_the_client_is_made() -> None:
+    for url in ("http://h", "grpc://h"):
+        with pytest.raises(ValueError, match="cannot be sent"):
+            Client(url, headers={"content-length": "3"})
