@@ -63,6 +63,7 @@ def add_to(commands: Commands) -> None:
     listening.add_argument("--tfs", action="store_true", default=None, help=AS_KNOB)
     listening.add_argument("--tfs-grpc-port", type=int, metavar="PORT", help=AS_KNOB)
     listening.add_argument("--tfs-http-port", type=int, metavar="PORT", help=AS_KNOB)
+    listening.add_argument("--shared-memory", action="store_true", default=None, help=AS_KNOB)
     listening.add_argument("--control-port", type=int, metavar="PORT", help=AS_KNOB)
     listening.add_argument("--tls-cert", metavar="FILE", help=AS_KNOB)
     listening.add_argument("--tls-key", metavar="FILE", help=AS_KNOB)
@@ -121,7 +122,18 @@ def _config(args: argparse.Namespace) -> "Config":
     if args.uds is not None and args.http_port is not None:
         raise ConfigError("--uds replaces the inference port; give either --uds or --http-port")
     config, warnings = from_environment(args.config, os.environ)
-    options = (*PORTS, "host", "grpc", "tfs", "uds", "access_log", "event_log", "repository", "repository_mode")
+    options = (
+        *PORTS,
+        "host",
+        "grpc",
+        "tfs",
+        "uds",
+        "shared_memory",
+        "access_log",
+        "event_log",
+        "repository",
+        "repository_mode",
+    )
     given = {name: value for name in options if (value := getattr(args, name)) is not None}
     if args.http_port is not None:
         given["uds"] = ""
@@ -175,7 +187,7 @@ def _report(server: "Server") -> None:
         rest = authority(server.host, server.ports["tfs_http_port"])
         say(f"TF Serving {authority(server.host, server.ports['tfs_grpc_port'])} (gRPC), {server.scheme}://{rest}/v1/models")
     control = authority(server.host, server.control_port)
-    say(f"metrics    {server.scheme}://{control}/metrics   (state and knobs: dlproxy models)")
+    say(f"metrics    {server.scheme}://{control}/metrics   (try a request: /docs; state and knobs: dlproxy models)")
     say("ready; Ctrl-C stops")
 
 

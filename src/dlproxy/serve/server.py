@@ -22,7 +22,7 @@ from dlproxy.config import Config, ConfigError, ServerConfig
 from dlproxy.config.server import GRPC_PORT
 from dlproxy.fleet.control import Control
 from dlproxy.fleet.store import open_store
-from dlproxy.hosts import authority, plain_host
+from dlproxy.hosts import authority, nearby, plain_host
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import InferenceError
 from dlproxy.policy.changes import with_versions
@@ -34,6 +34,10 @@ from dlproxy.serve.unix_socket import UnixSocket
 from dlproxy.telemetry.event_log import LogError
 from dlproxy.wire.access_log import with_access_log
 from dlproxy.wire.control_http import ControlServer, control_app
+from dlproxy.wire.docs_page import InferencePort, docs_routes
+from dlproxy.wire.explain_http import Explain
+from dlproxy.wire.extensions import extensions_of
+from dlproxy.wire.generate import Generate
 from dlproxy.wire.grpc.server import GrpcServer
 from dlproxy.wire.grpc.services import grpc_methods
 from dlproxy.wire.http_routes import Row
@@ -94,6 +98,12 @@ class Server:
         return "http" if self._certificates is None else "https"
 
     @property
+    def _inference_port(self) -> InferencePort:
+        if self.unix_socket is not None:
+            return InferencePort(path=self.unix_socket.path)
+        return InferencePort(nearby(self.host), self.http_port, tls=self._certificates is not None)
+
+    @property
     def connections(self) -> int:
         """Of clients that ask for inference."""
         return sum(len(door.connections) for door in self._doors)
@@ -120,25 +130,31 @@ class Server:
             for name in list(self.control.wanted.models):
                 await self.control.tried(name)
             repository = ServerRepository(self.control, self._repository, server.repository_mode)
+            limits = self._config.http
+            extensions = extensions_of(server, limits, catalog)
             app = OipApp(
                 catalog,
-                self._config.http,
+                limits,
                 clock=monotonic,
                 server_timing=server.server_timing,
                 tenant_header=server.tenant_header,
                 repository=repository,
-                more=self._more_routes(repository),
+                regions=extensions.regions,
+                extensions=extensions.names,
+                more=[*extensions.rows(), *self._more_routes(repository)],
             )
             answer = with_access_log(app, monotonic) if server.access_log else app
-            page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot, self._desk)
-            tls = self._certificates
-            self._control = ControlServer(page, None if tls is None else tls.context(HTTP))
             self.ports = listeners.ports
             self.unix_socket = listeners.unix_socket
+            docs = docs_routes(app.document, self._inference_port)
+            page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot, docs, self._desk)
+            tls = self._certificates
+            self._control = ControlServer(page, None if tls is None else tls.context(HTTP))
             sockets = listeners.take()
             control = sockets.pop("control_port")
-            limits = self._config.http
-            methods = grpc_methods(catalog, repository, limits, clock=monotonic, tenant_header=server.tenant_header)
+            methods = grpc_methods(
+                catalog, repository, limits, clock=monotonic, tenant_header=server.tenant_header, extensions=extensions
+            )
             for knob, listener in sockets.items():
                 grpc = "grpc" in knob
                 door: Listening = GrpcServer(methods, limits, self._desk) if grpc else HttpServer(answer, limits, self._desk)
@@ -151,16 +167,19 @@ class Server:
 
     def _more_routes(self, repository: ServerRepository) -> list[Row]:
         """Those of TensorFlow Serving come last: whatever else begins with /v1 is answered as it does."""
-        server, limits = self._config.server, self._config.http
+        server, limits, catalog = self._config.server, self._config.http, self.models.catalog
+        tenant_header = server.tenant_header
+        generate = Generate(catalog, max_json_bytes=limits.max_json_bytes, clock=monotonic, tenant_header=tenant_header)
+        explain = Explain(catalog, max_json_bytes=limits.max_json_bytes, clock=monotonic, tenant_header=tenant_header)
         tfs = TfsRoutes(
-            self.models.catalog,
+            catalog,
             limits,
             clock=monotonic,
             server_timing=server.server_timing,
-            tenant_header=server.tenant_header,
+            tenant_header=tenant_header,
             repository=repository,
         )
-        return tfs.rows()
+        return [*generate.rows(), *explain.rows(), *tfs.rows()]
 
     async def _serve_configured(self, config: Config, *, keep_others: bool = False) -> None:
         """Returns when every model of the configuration is up. Raises what loading one raised.

@@ -19,7 +19,8 @@ from dlproxy.wire.terms import Identify, Peer
 
 log = logging.getLogger("dlproxy.audit")
 
-OPEN = ("/healthz",)  # orchestrators ask without a key
+OPEN = ("/healthz", "/docs")  # orchestrators ask without a key, and the page holds nothing but itself
+PASSED_ON = "/docs/try"  # to the inference port, which asks for itself
 HARMLESS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -58,6 +59,8 @@ class ControlGuard:
         """Raises InferenceError."""
         if not harmless:
             _refuse_other_sites(headers)
+        if scope["path"] == PASSED_ON or scope["path"].startswith(f"{PASSED_ON}/"):
+            return ANONYMOUS
         if self._identify is None:
             if not harmless and not _is_here(scope):
                 raise _forbidden("changes are taken from this machine only, as no API keys are asked for ([auth] keys)")

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -41,12 +41,13 @@ def control_app(
     connections: Callable[[], int],
     operations: Operations,
     pilots: Pilots,
+    more: Sequence[Route] = (),
     identify: Identify | None = None,
 ) -> Starlette:
     """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state, also
     of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued
     requests too), POST to /models/NAME/ACTION with a JSON object of its arguments (serve/operations.py), /autopilot and
-    /autopilot/NAME (what it does), POST to /autopilot/pause and /autopilot/resume (of {"model": NAME}, or of all).
+    /autopilot/NAME (what it does), POST to /autopilot/pause and /autopilot/resume (of {"model": NAME}, or of all); and `more`.
     """
     registry = prometheus.registry(catalog, connections, operations.states)
 
@@ -66,6 +67,7 @@ def control_app(
             Route("/healthz", healthz),
             *_model_routes(catalog, operations),
             *_autopilot_routes(pilots),
+            *more,
         ],
     )
     app.router.redirect_slashes = False  # one at the end is cut; more of them are no spelling of anything
@@ -166,6 +168,8 @@ def _viewed(one: VersionState, model: ServedModel | None) -> dict[str, Any]:
     state = {} if model is None or model.control is None else model.control.state()
     if model is not None and any(model.stats.shadows.values()):
         state = {**state, "shadow": model.stats.shadows}
+    if model is not None and model.stats.streams is not None:
+        state = {**state, "streams": {"open": model.stats.streams.open, "parts": model.stats.streams.parts}}
     return {**msgspec.to_builtins(one), "ready": model is not None and model.ready, **state}
 
 

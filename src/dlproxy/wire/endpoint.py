@@ -9,7 +9,7 @@ from hashlib import blake2b
 from math import inf
 from typing import Any, Generic, TypeVar
 
-from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Request, Response, Tensor
+from dlproxy.message import ANONYMOUS, NO_TRACE, Failure, FailureKind, InferenceError, Request, Response, Tensor
 from dlproxy.policy.queueing import LOWEST_LEVEL
 from dlproxy.service import FutureReply, ReplyTo
 from dlproxy.wire.catalog import Catalog, ServedModel
@@ -61,6 +61,8 @@ class Endpoint:
             if terms.principal is not ANONYMOUS:
                 request.principal = terms.principal
                 demand(terms.principal, "infer", self.model.name)
+            if terms.trace is not NO_TRACE:
+                request.trace = terms.trace
         if self._sticky:
             request.ticket.affinity = self._affinity(request, terms)
         self._service.submit(request, reply)
@@ -87,9 +89,14 @@ class Endpoint:
         return digest.hexdigest()
 
 
-def in_parts(model: str) -> InferenceError:
-    """For a door that gives whole answers only."""
-    message = f"model '{model}' answers in parts, which only the Python library can receive: proxy.stream(...)"
+def in_parts(model: str, door: str = "") -> InferenceError:
+    """For a door that gives whole answers only. `door`: its name where Triton has a text for it."""
+    message = (
+        f"model '{model}' answers in parts, which are read by POST /v2/models/{model}/generate_stream, POST /predict/{model}, "
+        "gRPC's ModelStreamInfer, or proxy.stream(...) of the Python library"
+    )
+    if door:
+        message = f"{door} doesn't support models with decoupled transaction policy: {message}"
     return InferenceError(Failure(FailureKind.UNSUPPORTED, message))
 
 

@@ -3,14 +3,17 @@
 Field names are those of Triton's model_config.proto and statistics extension. Called by oip_http.py and grpc/oip.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dlproxy.message import DType, FailureKind, TensorSpec
-from dlproxy.telemetry.stats import BatchSize, Histogram
+from dlproxy.telemetry.stats import BatchSize, Histogram, Part, StreamStats
 from dlproxy.wire.catalog import Catalog, ServedModel
 
-EXTENSIONS = ("model_repository", "model_configuration", "binary_tensor_data", "parameters", "statistics")
+EXTENSIONS = (
+    *("classification", "model_repository", "model_configuration"),
+    *("binary_tensor_data", "parameters", "statistics"),
+)
 
 
 def welcome(catalog: Catalog, version: str) -> dict[str, Any]:
@@ -29,8 +32,9 @@ def welcome(catalog: Catalog, version: str) -> dict[str, Any]:
     }
 
 
-def server(version: str) -> dict[str, Any]:
-    return {"name": "dlproxy", "version": version, "extensions": EXTENSIONS}
+def server(version: str, *, more: Sequence[str] = ()) -> dict[str, Any]:
+    """`more`: extensions that not every server has."""
+    return {"name": "dlproxy", "version": version, "extensions": [*EXTENSIONS, *more]}
 
 
 def metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
@@ -59,6 +63,8 @@ def config(model: ServedModel) -> dict[str, Any]:
         ],
         "output": [_io(spec, batched=signature.batched) for spec in signature.outputs],
     }
+    if signature.streams:
+        described["model_transaction_policy"] = {"decoupled": True}
     if signature.batched:
         described["dynamic_batching"] = {"max_queue_delay_microseconds": round(max_wait_s(model) * 1e6)}
     if signature.streams:
@@ -108,10 +114,27 @@ def _model_stats(model: ServedModel) -> dict[str, Any]:
             "cache_hit": {"count": 0, "ns": 0},
             "cache_miss": {"count": 0, "ns": 0},
         },
-        "response_stats": {},
+        "response_stats": {} if stats.streams is None else _response_stats(stats.streams),
         "batch_stats": [_batch_stats(rows, size) for rows, size in sorted(stats.batch_sizes.items())],
         "memory_usage": [],
         "failures": {kind.value: stats.failures[kind] for kind in FailureKind if stats.failures[kind]},
+    }
+
+
+def _response_stats(streams: StreamStats) -> dict[str, Any]:
+    """By the number of the response. As in Triton, what ends an answer is a response, too, an empty one."""
+    return {str(number): _of_response(part) for number, part in enumerate(streams.places)}
+
+
+def _of_response(part: Part) -> dict[str, Any]:
+    compute, split = _ns(part.compute_s), _ns(part.split_s)
+    return {
+        "compute_infer": {"count": part.sent, "ns": compute},
+        "compute_output": {"count": part.sent, "ns": split},
+        "success": {"count": part.sent, "ns": compute + split},
+        "fail": {"count": part.failed, "ns": 0},
+        "empty_response": {"count": part.ended, "ns": 0},
+        "cancel": {"count": part.left, "ns": 0},
     }
 
 

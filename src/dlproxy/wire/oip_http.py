@@ -4,8 +4,7 @@ One request's way: Exchange, oip_codec.decode, Endpoint.submit, InferReply.compl
 Not aware of: sockets, lanes.
 """
 
-import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -19,13 +18,16 @@ from msgspec import Struct
 from dlproxy import __version__
 from dlproxy.config import HttpLimits
 from dlproxy.message import Failure, FailureKind, InferenceError, Response, Tensor, Timing, invalid
-from dlproxy.wire import oip_codec, oip_describe
+from dlproxy.service import ReplyTo
+from dlproxy.wire import codings, oip_codec, oip_describe, openapi
 from dlproxy.wire.catalog import Catalog, NotServedError
 from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk, in_parts
 from dlproxy.wire.http_exchange import Exchange
+from dlproxy.wire.http_parts import NDJSON, SSE, PartsReply, takes_events
 from dlproxy.wire.http_routes import VERSION, Routes, Row
 from dlproxy.wire.oip_repository import RepositoryExtension, RepositoryRoutes
 from dlproxy.wire.operations import ModelRepository
+from dlproxy.wire.regions import NO_REGIONS, Regions
 from dlproxy.wire.rights import demand
 from dlproxy.wire.terms import DEADLINE, NO_TERMS, deadline_of, in_milliseconds, of_parameters
 from dlproxy.wire.waiting import answer_once_up
@@ -48,7 +50,7 @@ class _PredictBody(_Parameters, kw_only=True):
 class OipApp:
     """Answers every request of the inference port. `server_timing`: add the Server-Timing header to answers.
 
-    `more`: the routes of other protocols.
+    `extensions`: names of those that not every server has. `more`: their routes, and those of other protocols.
     """
 
     def __init__(
@@ -60,13 +62,17 @@ class OipApp:
         server_timing: bool,
         tenant_header: str = TENANT_HEADER,
         repository: ModelRepository | None = None,
+        regions: Regions = NO_REGIONS,
+        extensions: Sequence[str] = (),
         more: Iterable[Row] = (),
     ) -> None:
         self._catalog = catalog
         in_repository = RepositoryRoutes(RepositoryExtension(catalog, repository))
+        self._extensions = extensions
+        self._tenant_header = tenant_header
         self._max_body_bytes = limits.max_body_bytes
         self._max_json_bytes = limits.max_json_bytes
-        make = partial(_Inference, server_timing=server_timing, max_json_bytes=limits.max_json_bytes)
+        make = partial(_Inference, regions=regions, server_timing=server_timing, max_json_bytes=limits.max_json_bytes)
         self._desk = FrontDesk(catalog, make, clock=clock, tenant_header=tenant_header)
         self._infer: dict[bytes, _Inference] = {}
         catalog.subscribe(self._follow)  # after the desk, which is asked
@@ -74,6 +80,7 @@ class OipApp:
         model_path = r"/v2/models/(?P<name>[^/]+)" + VERSION
         own: list[Row] = [
             (r"/", b"GET", self._welcome, None),
+            (r"/openapi\.json", b"GET", self._document),
             (r"/v2", b"GET", self._server_metadata),
             (r"/v2/health/live", b"GET", self._live, None),
             (r"/v2/health/ready", b"GET", self._ready, None),
@@ -114,6 +121,8 @@ class OipApp:
 
         def timeout_s() -> float:
             headers = exchange.headers
+            if b"/generate" in exchange.target:  # where parameters are the model's own
+                return deadline_of(headers)
             return min(deadline_of(headers), _timeout_s(exchange.body, headers, self._max_json_bytes))
 
         answer_once_up(self._catalog.waiting, missing, exchange, again, timeout_s=timeout_s, size_bytes=len(exchange.body))
@@ -137,23 +146,7 @@ class OipApp:
             found.handler(exchange, **found.groups)
 
     def _decompress(self, exchange: Exchange) -> None:
-        encoding = exchange.headers[b"content-encoding"].lower()
-        if encoding == b"identity":
-            return
-        if encoding not in (b"gzip", b"deflate"):
-            message = f"content-encoding {encoding.decode('latin-1')!r} is not supported; use gzip or deflate"
-            raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))
-        inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: tell gzip and zlib apart by their headers
-        try:
-            exchange.body = inflater.decompress(exchange.body, self._max_body_bytes + 1)
-        except zlib.error as error:
-            raise invalid(f"the body is not valid {encoding.decode()}: {error}") from None
-        if len(exchange.body) > self._max_body_bytes:
-            raise invalid(f"the decompressed body is too large; at most {self._max_body_bytes} bytes are accepted")
-        if not inflater.eof:
-            raise invalid(f"the {encoding.decode()} body is truncated")
-        if inflater.unused_data:
-            raise invalid(f"the body has {len(inflater.unused_data)} extra bytes after its {encoding.decode()} data")
+        exchange.body = codings.decoded(exchange.headers[b"content-encoding"], exchange.body, self._max_body_bytes)
 
     # Routes
 
@@ -169,8 +162,15 @@ class OipApp:
     def _welcome(self, exchange: Exchange) -> None:
         _json(exchange, oip_describe.welcome(self._catalog, __version__))
 
+    def document(self, server: str = "/") -> dict[str, Any]:
+        """The OpenAPI document, for those who reach this port as `server`."""
+        return openapi.document(self._catalog, self._routes.has, tenant_header=self._tenant_header, server=server)
+
+    def _document(self, exchange: Exchange) -> None:
+        _json(exchange, self.document())
+
     def _server_metadata(self, exchange: Exchange) -> None:
-        _json(exchange, oip_describe.server(__version__))
+        _json(exchange, oip_describe.server(__version__, more=self._extensions))
 
     def _live(self, exchange: Exchange) -> None:
         _json(exchange, {"live": True})
@@ -201,18 +201,18 @@ class OipApp:
 class _Inference:
     """Bytes to an endpoint's requests and back. `max_json_bytes` bounds JSON, which blocks the loop while it is read."""
 
-    def __init__(self, endpoint: Endpoint, *, server_timing: bool, max_json_bytes: int) -> None:
+    def __init__(self, endpoint: Endpoint, *, regions: Regions, server_timing: bool, max_json_bytes: int) -> None:
         self._endpoint = endpoint
         self._read_headers, self._submit, self._cancel = endpoint.read_headers, endpoint.submit, endpoint.cancel
         self._ticket_ids, self._clock = endpoint.ticket_ids, endpoint.clock
-        self._decoder = oip_codec.InferDecoder(endpoint.checker)
+        self._decoder = oip_codec.InferDecoder(endpoint.checker, regions)
         self._server_timing = server_timing
         self._max_json_bytes = max_json_bytes
         if endpoint.model.signature.streams:
-            self.infer = self.predict = self._refuse  # type: ignore[method-assign]
+            self.infer = self._refuse  # type: ignore[method-assign]
 
     def _refuse(self, exchange: Exchange) -> None:
-        raise self._endpoint.refused(in_parts(self._endpoint.model.name))
+        raise self._endpoint.refused(in_parts(self._endpoint.model.name, "HTTP end point"))
 
     def infer(self, exchange: Exchange) -> None:
         """An Open Inference Protocol request. Raises InferenceError if it is refused."""
@@ -234,7 +234,10 @@ class _Inference:
         self._submit(request, InferReply(exchange, wire, server_timing=self._server_timing), terms)
 
     def predict(self, exchange: Exchange) -> None:
-        """Plain JSON: `{"inputs": {name: nested list}}`, or the nested list itself where the model has one input."""
+        """Plain JSON: `{"inputs": {name: nested list}}`, or the nested list itself where the model has one input.
+
+        The answer is one such JSON too, or one for each part: as events if the client asks for those, else as lines.
+        """
         endpoint = self._endpoint
         try:
             terms = self._read_headers(exchange.headers, exchange.principal)
@@ -245,7 +248,13 @@ class _Inference:
         except InferenceError as error:
             raise endpoint.refused(error) from None
         exchange.on_abandoned = partial(self._cancel, request)
-        self._submit(request, PredictReply(exchange, server_timing=self._server_timing), terms)
+        reply: ReplyTo
+        if takes_events(exchange) or endpoint.model.signature.streams:
+            framing = SSE if takes_events(exchange) else NDJSON
+            reply = PartsReply(exchange, framing, predicted, _timing_of if self._server_timing else None)
+        else:
+            reply = PredictReply(exchange, server_timing=self._server_timing)
+        self._submit(request, reply, terms)
 
     def _check_json_size(self, json_bytes: int) -> None:
         if json_bytes > self._max_json_bytes:
@@ -299,6 +308,8 @@ class InferReply:
                 )
         except UnicodeDecodeError as error:
             self._exchange.fail(500, f"an output is not valid UTF-8; request it as binary: {error}")
+        except InferenceError as error:
+            self._exchange.refuse(error.failure)
         except Exception:
             self._exchange.give_up()
 
@@ -317,8 +328,7 @@ class PredictReply:
 
     def completed(self, response: Response) -> None:
         try:
-            outputs = {tensor.name: oip_codec.json_data(tensor, flat=False) for tensor in response.outputs}
-            body = msgspec.json.encode({"model": response.model, "version": response.version, "outputs": outputs})
+            body = predicted(response, response.outputs)
             self._exchange.reply(200, JSON, body, timing_line(response.timing) if self._server_timing else b"")
         except UnicodeDecodeError as error:
             self._exchange.fail(500, f"an output is not valid UTF-8; request it as binary over /v2: {error}")
@@ -327,6 +337,16 @@ class PredictReply:
 
     def failed(self, failure: Failure) -> None:
         self._exchange.refuse(failure)
+
+
+def predicted(response: Response, outputs: Sequence[Tensor]) -> bytes:
+    """A part, or all, of a plain-JSON answer. Raises UnicodeDecodeError."""
+    values = {tensor.name: oip_codec.json_data(tensor, flat=False) for tensor in outputs}
+    return msgspec.json.encode({"model": response.model, "version": response.version, "outputs": values})
+
+
+def _timing_of(response: Response) -> bytes:
+    return timing_line(response.timing)
 
 
 def timing_line(timing: Timing) -> bytes:

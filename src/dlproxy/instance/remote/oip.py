@@ -1,7 +1,7 @@
 """The Open Inference Protocol over REST, as a client: Triton, KServe, OpenVINO Model Server, another dlproxy. Sans-I/O.
 
 Tensors go as they came, unparsed, where the upstream takes the binary tensor extension; as JSON elsewhere.
-Called by remote.py. Not aware of: connections.
+Called by remote.py, and for its parts by the Python client. Not aware of: connections.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.instance.batch import Array
-from dlproxy.instance.remote import json_values
+from dlproxy.instance.remote import json_values, oip_generate
 from dlproxy.instance.remote.address import Address
 from dlproxy.instance.remote.codec import UpstreamModel, check_type, from_bytes, gathered_shape, output_of, reported
 from dlproxy.instance.remote.failures import UpstreamError
@@ -52,7 +52,7 @@ class _OutputParams(Struct):
     binary_data_size: int | None = None
 
 
-class _Output(Struct):
+class Output(Struct):
     name: str
     datatype: DType
     shape: tuple[int, ...]
@@ -61,7 +61,7 @@ class _Output(Struct):
 
 
 class _Answer(Struct):
-    outputs: list[_Output]
+    outputs: list[Output]
 
 
 class _Server(Struct):
@@ -85,6 +85,8 @@ class OipCodec:
         }
         self.readiness: Lines = heads.get(f"{address.path}/ready")
         post = heads.post(f"{address.path}/infer")
+        stream = heads.post(f"{address.path}/generate_stream")
+        self._post_stream = stream + b"content-type: application/json\r\ncontent-length: "
         self._post_json = post + b"content-type: application/json\r\ncontent-length: "
         self._post_binary = post + b"content-type: application/octet-stream\r\n" + _LENGTH + b": "
 
@@ -109,9 +111,15 @@ class OipCodec:
         binary = self._settings.binary
         if binary is None:
             binary = BINARY in _optional(replies["server"], _Server, _Server()).extensions
-        return model_of(metadata, _optional(replies["config"], Config, Config()), self._settings, binary=binary)
+        config = _optional(replies["config"], Config, Config())
+        if config.model_transaction_policy.decoupled:  # of whose answers REST has only JSON
+            binary = False
+        return model_of(metadata, config, self._settings, binary=binary)
 
     def encode(self, model: UpstreamModel, requests: Sequence[Request]) -> Lines:
+        if model.signature.streams:
+            body = oip_generate.body_of(model.signature, requests[0])
+            return [b"%b%d\r\n\r\n" % (self._post_stream, len(body)), body]
         return self._encode_binary(model, requests) if model.binary else self._encode_json(model, requests)
 
     def _encode_binary(self, model: UpstreamModel, requests: Sequence[Request]) -> Lines:
@@ -140,30 +148,38 @@ class OipCodec:
         return [b"%b%d\r\n\r\n" % (self._post_json, len(body)), body]
 
     def decode(self, model: UpstreamModel, reply: Reply, rows: int) -> list[Array]:
-        body = memoryview(reply.body)
-        length = reply.headers.get(_LENGTH)
-        json_bytes = len(body)
-        if length is not None:
-            if not length.isdigit() or int(length) > len(body):
-                raise _unusable(f"its JSON is said to have {length.decode('latin-1')!r} bytes, all of it has {len(body)}")
-            json_bytes = int(length)
-        try:
-            answer = _decode_answer(body[:json_bytes])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise _unusable(str(error)) from None
-        given = _sliced(answer, body[json_bytes:])
+        given = outputs_of(reply)
         signature = model.signature
         expected = rows if signature.batched else None
         outputs = []
         for spec in signature.outputs:
             output, data = output_of(given, spec)
-            outputs.append(reported(spec, output.datatype, _array(spec, output, data), expected))
+            outputs.append(reported(spec, output.datatype, array_of(spec, output, data), expected))
         return outputs
 
+    def decode_part(self, model: UpstreamModel, reply: Reply) -> list[Array] | None:
+        """Of an event. Raises UpstreamError."""
+        return oip_generate.outputs_in(model.signature, reply.body)
 
-def _sliced(answer: _Answer, binary: memoryview) -> dict[str, tuple[_Output, memoryview | None]]:
-    """Each output with its bytes; None for those in JSON."""
-    given: dict[str, tuple[_Output, memoryview | None]] = {}
+
+def outputs_of(reply: Reply) -> "dict[str, tuple[Output, memoryview | None]]":
+    """Each output of an answer with its bytes; None for those in JSON. Raises UpstreamError."""
+    body = memoryview(reply.body)
+    length = reply.headers.get(_LENGTH)
+    json_bytes = len(body)
+    if length is not None:
+        if not length.isdigit() or int(length) > len(body):
+            raise _unusable(f"its JSON is said to have {length.decode('latin-1')!r} bytes, all of it has {len(body)}")
+        json_bytes = int(length)
+    try:
+        answer = _decode_answer(body[:json_bytes])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _unusable(str(error)) from None
+    return _sliced(answer, body[json_bytes:])
+
+
+def _sliced(answer: _Answer, binary: memoryview) -> dict[str, tuple[Output, memoryview | None]]:
+    given: dict[str, tuple[Output, memoryview | None]] = {}
     at = 0
     for output in answer.outputs:
         size = None if output.parameters is None else output.parameters.binary_data_size
@@ -179,7 +195,8 @@ def _sliced(answer: _Answer, binary: memoryview) -> dict[str, tuple[_Output, mem
     return given
 
 
-def _array(spec: TensorSpec, output: _Output, data: memoryview | None) -> Array:
+def array_of(spec: TensorSpec, output: Output, data: memoryview | None) -> Array:
+    """Its elements, as the spec says that they are; shapes are not compared. Raises UpstreamError."""
     check_type(spec, output.datatype.value)  # before its bytes are taken for what they are not
     try:
         if data is not None:
