@@ -19,7 +19,7 @@ from dlproxy.instance.runtime.python import PythonRuntime
 from dlproxy.message import DType, Request, Tensor, Ticket
 from dlproxy.tensors import elements_of, join_elements
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.oip_http import OipApp
+from dlproxy.wire.oip.http import OipApp
 from tests.wire.fixtures import Reply, Wire, post
 
 JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(range(256)) + b"\xff\xd9"

@@ -19,8 +19,8 @@ from dlproxy.policy.lane import Lane
 from dlproxy.serve.driver import Driver
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import Catalog, ServedModel
-from dlproxy.wire.http_server import HttpServer
-from dlproxy.wire.oip_http import OipApp
+from dlproxy.wire.http.server import HttpServer
+from dlproxy.wire.oip.http import OipApp
 from tests.policy.lane.fixtures import warmed
 
 Behave = Callable[["Asked"], Awaitable[None]]

@@ -19,7 +19,7 @@ from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
 from dlproxy.serve.control import LaneControl
 from dlproxy.service import FutureReply
 from dlproxy.wire.endpoint import Endpoint
-from dlproxy.wire.oip_describe import config
+from dlproxy.wire.oip.describe import config
 from dlproxy.wire.terms import NO_TERMS, Terms
 from tests import models
 from tests.serve.rig import KNOBS, Rig, pass_time, turns

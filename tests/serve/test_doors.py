@@ -22,8 +22,8 @@ from dlproxy.policy.changes import check_instances
 from dlproxy.policy.wanted import Traffic, WantedModel, WantedVersion
 from dlproxy.serve.operations import ACTIONS, ServerOperations, ServerRepository
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.control_http import MOST_BODY, control_app
-from dlproxy.wire.oip_http import OipApp
+from dlproxy.wire.control.http import MOST_BODY, control_app
+from dlproxy.wire.oip.http import OipApp
 from tests.fleet.repository.fixtures import much_later, put
 from tests.fleet.test_control import FakeModels
 from tests.wire.fixtures import Client, Running, post, running

@@ -30,10 +30,10 @@ from dlproxy.policy.lane import Lane
 from dlproxy.service import ReplyTo
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import Catalog, ServedModel
-from dlproxy.wire.http_connection import HttpConnection
-from dlproxy.wire.http_exchange import Exchange
-from dlproxy.wire.http_server import HttpServer
-from dlproxy.wire.oip_http import OipApp
+from dlproxy.wire.http.connection import HttpConnection
+from dlproxy.wire.http.exchange import Exchange
+from dlproxy.wire.http.server import HttpServer
+from dlproxy.wire.oip.http import OipApp
 
 TIMING = Timing(0.001, 0.002, 0.003)
 HIGH_WATER = 64 * 1024

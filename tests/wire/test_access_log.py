@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from dlproxy.wire.access_log import with_access_log
-from dlproxy.wire.http_exchange import Exchange, ReplyStream
+from dlproxy.wire.http.access_log import with_access_log
+from dlproxy.wire.http.exchange import Exchange, ReplyStream
 
 from .fixtures import PLAIN, EchoService, Wire, app_of, post, request, served
 

@@ -9,7 +9,7 @@ import pytest
 from dlproxy.config import HttpLimits
 from dlproxy.message import DType, FailureKind, InferenceError
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.oip_http import OipApp
+from dlproxy.wire.oip.http import OipApp
 
 from .fixtures import PLAIN, EchoService, Reply, Wire, echo_signature, post, request, served
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from dlproxy.config import HttpLimits
 from dlproxy.message import DType, FailureKind, InferenceError
-from dlproxy.wire import codings
-from dlproxy.wire.codings import MOST_WAITING, ON_LOOP, Compression, Wish, decoded, wish_of
-from dlproxy.wire.http_exchange import Exchange
+from dlproxy.wire.http import codings
+from dlproxy.wire.http.codings import MOST_WAITING, ON_LOOP, Compression, Wish, decoded, wish_of
+from dlproxy.wire.http.exchange import Exchange
 
 from .fixtures import EchoService, Reply, Wire, app_of, echo_signature, post, request, running, served
 

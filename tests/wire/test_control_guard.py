@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import Message
 
-from dlproxy.wire.control_guard import ControlGuard
+from dlproxy.wire.control.guard import ControlGuard
 
 HERE, ELSEWHERE = ("127.0.0.1", 5), ("10.0.0.7", 5)
 

@@ -13,9 +13,9 @@ from starlette.routing import Route
 
 from dlproxy.hosts import nearby
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.control_http import ControlServer, control_app
-from dlproxy.wire.docs_page import InferencePort, docs_routes
-from dlproxy.wire.http_exchange import Exchange
+from dlproxy.wire.control.docs_page import InferencePort, docs_routes
+from dlproxy.wire.control.http import ControlServer, control_app
+from dlproxy.wire.http.exchange import Exchange
 
 from .fixtures import Client, Reply, request, running
 from .test_control_http import Pilots, Port

@@ -12,9 +12,9 @@ from dlproxy.config import HttpLimits
 from dlproxy.message import DType, Failure, FailureKind, Request, Signature, TensorSpec
 from dlproxy.policy.queueing import LOWEST_LEVEL
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.explain import AT_A_TIME, MOST_INSTANCES, MOST_PARTS, ROWS
-from dlproxy.wire.explain_http import Explain
-from dlproxy.wire.oip_http import OipApp
+from dlproxy.wire.explain.explanations import AT_A_TIME, MOST_INSTANCES, MOST_PARTS, ROWS
+from dlproxy.wire.explain.http import Explain
+from dlproxy.wire.oip.http import OipApp
 
 from .fixtures import EchoService, Reply, Wire, post, served
 from .tfs_models import Computing, app_over

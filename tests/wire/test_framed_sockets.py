@@ -14,9 +14,9 @@ import pytest
 from msgspec import Struct
 
 from dlproxy.message import Failure, FailureKind, InferenceError, Response, Ticket
-from dlproxy.wire import oip_codec
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.endpoint import Endpoint, FrontDesk
+from dlproxy.wire.oip import codec as oip_codec
 
 from .fixtures import PLAIN, EchoService, served
 

@@ -16,8 +16,8 @@ from dlproxy.message import DType, Failure, FailureKind, PartTo, Request, Respon
 from dlproxy.service import ReplyTo
 from dlproxy.tensors import to_array, to_bytes
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.generate import TOO_MANY, Generate
-from dlproxy.wire.oip_http import OipApp
+from dlproxy.wire.oip.generate import TOO_MANY, Generate
+from dlproxy.wire.oip.http import OipApp
 
 from .fixtures import HIGH_WATER, TIMING, EchoService, Wire, echo_signature, post, served, specs
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlproxy.config import HttpLimits
-from dlproxy.wire.http_connection import HttpConnection
-from dlproxy.wire.http_exchange import Exchange
+from dlproxy.wire.http.connection import HttpConnection
+from dlproxy.wire.http.exchange import Exchange
 
 from .fixtures import Answers, Wire, chunked, post, request
 

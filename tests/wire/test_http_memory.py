@@ -5,8 +5,8 @@ import tracemalloc
 import weakref
 
 from dlproxy.config import HttpLimits
-from dlproxy.wire.http_connection import HttpConnection
-from dlproxy.wire.http_server import MAX_SEEN, MAX_SEEN_BYTES, HttpServer
+from dlproxy.wire.http.connection import HttpConnection
+from dlproxy.wire.http.server import MAX_SEEN, MAX_SEEN_BYTES, HttpServer
 
 from .fixtures import Answers, FakeTransport, Wire, post
 

@@ -8,8 +8,8 @@ import tracemalloc
 import pytest
 
 from dlproxy.config import HttpLimits
-from dlproxy.wire.http_connection import LINGER_S, MAX_CHUNK_OVERHEAD, MAX_TARGET
-from dlproxy.wire.http_server import HttpServer
+from dlproxy.wire.http.connection import LINGER_S, MAX_CHUNK_OVERHEAD, MAX_TARGET
+from dlproxy.wire.http.server import HttpServer
 from dlproxy.wire.listening import DRAIN_GRACE_S
 
 from .fixtures import Answers, Wire, chunked, post, request

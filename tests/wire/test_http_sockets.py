@@ -7,8 +7,8 @@ import pytest
 
 from dlproxy.config import HttpLimits
 from dlproxy.wire import listening
-from dlproxy.wire.http_exchange import Exchange
-from dlproxy.wire.http_server import HttpServer
+from dlproxy.wire.http.exchange import Exchange
+from dlproxy.wire.http.server import HttpServer
 from dlproxy.wire.listening import SWEEP_S
 
 from .fixtures import PLAIN, Answers, EchoService, app_of, parse_replies, post, request, running, served

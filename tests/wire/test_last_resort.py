@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dlproxy.message import DType, Failure, FailureKind, Request, Response, Tensor, encodable, text_of
 from dlproxy.service import ReplyTo
-from dlproxy.wire.http_exchange import Exchange
+from dlproxy.wire.http.exchange import Exchange
 
 from .fixtures import PLAIN, TIMING, Answers, EchoService, Wire, app_of, post, request, served
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlproxy.wire.occlusion import attributions, box_shape, boxes, chunks, occluded, shares
+from dlproxy.wire.explain.occlusion import attributions, box_shape, boxes, chunks, occluded, shares
 
 SHAPES = st.lists(st.integers(1, 6), max_size=4).map(tuple)
 

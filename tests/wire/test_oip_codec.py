@@ -11,9 +11,9 @@ import pytest
 
 from dlproxy.message import DType, InferenceError, Response, Signature, Tensor, TensorSpec
 from dlproxy.tensors import bf16_to_fp32, elements_of, fp32_to_bf16, join_elements
-from dlproxy.wire import oip_codec
 from dlproxy.wire.checks import RequestChecker
-from dlproxy.wire.oip_codec import InferDecoder, WireRequest, encode
+from dlproxy.wire.oip import codec as oip_codec
+from dlproxy.wire.oip.codec import InferDecoder, WireRequest, encode
 from dlproxy.wire.terms import Terms
 
 from .fixtures import TIMING, EchoService, Reply, Wire, app_of, echo_signature, post, request, served

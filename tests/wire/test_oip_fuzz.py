@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from dlproxy.message import DType, FailureKind, InferenceError, Signature
 from dlproxy.tensors import join_elements
-from dlproxy.wire.http_exchange import Exchange
-from dlproxy.wire.oip_codec import InferDecoder
+from dlproxy.wire.http.exchange import Exchange
+from dlproxy.wire.oip.codec import InferDecoder
 
 from .fixtures import EchoService, Wire, app_of, echo_signature, post, served
 from .test_http_fuzz import mutate, pieces_of

@@ -10,12 +10,12 @@ import pytest
 from dlproxy.config import HttpLimits
 from dlproxy.message import DType, Signature
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.http_exchange import STATUS, Exchange
-from dlproxy.wire.http_routes import Row
-from dlproxy.wire.oip_http import OipApp
-from dlproxy.wire.openapi import PARAMETERS, ROUTES
-from dlproxy.wire.openapi_schemas import MOST_EXAMPLE
-from dlproxy.wire.target import path_of
+from dlproxy.wire.http.exchange import STATUS, Exchange
+from dlproxy.wire.http.openapi import PARAMETERS, ROUTES
+from dlproxy.wire.http.openapi_schemas import MOST_EXAMPLE
+from dlproxy.wire.http.routes import Row
+from dlproxy.wire.http.target import path_of
+from dlproxy.wire.oip.http import OipApp
 
 from .fixtures import PLAIN, EchoService, Reply, Wire, echo_signature, post, request, served
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dlproxy.message import DType, Signature, Tensor, TensorSpec, Ticket
 from dlproxy.tensors import to_bytes
 from dlproxy.wire.checks import RequestChecker
-from dlproxy.wire.oip_codec import InferDecoder
+from dlproxy.wire.oip.codec import InferDecoder
 from tests.wire.fixtures import EchoService, served
 from tests.wire.test_oip_codec import Body
 

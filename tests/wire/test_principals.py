@@ -6,7 +6,7 @@ import pytest
 
 from dlproxy.config import HttpLimits
 from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Principal
-from dlproxy.wire.http_server import HttpServer
+from dlproxy.wire.http.server import HttpServer
 from dlproxy.wire.terms import Peer
 
 from .fixtures import PLAIN, Answers, EchoService, Wire, app_of, chunked, post, request, served

@@ -19,9 +19,9 @@ from dlproxy.config import HttpLimits
 from dlproxy.message import DType, FailureKind, InferenceError, Tensor
 from dlproxy.wire import regions as module
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.oip_http import OipApp
+from dlproxy.wire.oip.http import OipApp
+from dlproxy.wire.oip.regions_http import RegionRoutes
 from dlproxy.wire.regions import FOLDER, MAX_REGIONS, Regions, write_all
-from dlproxy.wire.regions_http import RegionRoutes
 
 from .fixtures import EchoService, Reply, Wire, echo_signature, post, request, served
 

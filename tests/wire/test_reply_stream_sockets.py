@@ -2,7 +2,7 @@
 
 import asyncio
 
-from dlproxy.wire.http_exchange import Exchange, ReplyStream
+from dlproxy.wire.http.exchange import Exchange, ReplyStream
 
 from .fixtures import request, running
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dlproxy.wire.http_exchange import Exchange, ReplyStream
+from dlproxy.wire.http.exchange import Exchange, ReplyStream
 
 from .fixtures import HIGH_WATER, Answers, Wire, post, request
 

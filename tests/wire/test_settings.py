@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from dlproxy.config import HttpLimits
 from dlproxy.message import FailureKind, InferenceError
-from dlproxy.wire import access_log
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.oip_http import OipApp
+from dlproxy.wire.http import access_log
+from dlproxy.wire.oip.http import OipApp
+from dlproxy.wire.oip.settings_http import SettingRoutes
 from dlproxy.wire.settings import TRACE, LogSettings, TraceSettings
-from dlproxy.wire.settings_http import SettingRoutes
 
 from .fixtures import PLAIN, EchoService, Reply, Wire, post, request, served
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlproxy.message import InferenceError
-from dlproxy.wire import oip_http
-from dlproxy.wire.target import name_in, path_of
+from dlproxy.wire.http.target import name_in, path_of
+from dlproxy.wire.oip import http as oip_http
 
 from .fixtures import PLAIN, EchoService, Wire, app_of, post, request, served
 

@@ -19,7 +19,7 @@ from dlproxy.config import HttpLimits
 from dlproxy.message import DType, FailureKind, TensorSpec
 from dlproxy.tensors import elements_of
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.tfs_json import shortest
+from dlproxy.wire.tfs.json import shortest
 from dlproxy.wire.waiting import Waiting
 from tests.serve.rig import pass_time
 

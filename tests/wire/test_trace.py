@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from dlproxy.config import HttpLimits
 from dlproxy.message import NO_TRACE, Request, Trace
-from dlproxy.wire.access_log import with_access_log
-from dlproxy.wire.http_exchange import Exchange
+from dlproxy.wire.http.access_log import with_access_log
+from dlproxy.wire.http.exchange import Exchange
 from dlproxy.wire.terms import NO_TERMS, HeaderTerms, Terms
 from dlproxy.wire.trace import echo, trace_of
 

@@ -11,8 +11,8 @@ import pytest
 from dlproxy.config import HttpLimits
 from dlproxy.message import FailureKind, InferenceError
 from dlproxy.wire.catalog import Catalog, NotServedError
-from dlproxy.wire.generate import Generate
-from dlproxy.wire.oip_http import OipApp
+from dlproxy.wire.oip.generate import Generate
+from dlproxy.wire.oip.http import OipApp
 from dlproxy.wire.waiting import Waiting
 from tests.serve.rig import pass_time
 

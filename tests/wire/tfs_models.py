@@ -10,8 +10,8 @@ from dlproxy.message import DType, Failure, FailureKind, InferenceError, Request
 from dlproxy.policy.planner import VersionState
 from dlproxy.tensors import Array, join_elements, to_array, to_bytes
 from dlproxy.wire.catalog import Catalog, ServedModel
-from dlproxy.wire.oip_http import OipApp
-from dlproxy.wire.tfs_http import TfsRoutes
+from dlproxy.wire.oip.http import OipApp
+from dlproxy.wire.tfs.http import TfsRoutes
 
 from .fixtures import TIMING, EchoService, Reply, Wire, post, request, served, specs
 

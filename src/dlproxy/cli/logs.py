@@ -12,7 +12,7 @@ TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per record. What an access line says of its request has keys of its own (wire/access_log.py)."""
+    """One JSON object per record. What an access line says of its request has keys of its own (wire/http/access_log.py)."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

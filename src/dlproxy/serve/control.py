@@ -1,4 +1,4 @@
-"""What the control port sees and changes of one lane. Called by wire/control_http.py through ModelControl.
+"""What the control port sees and changes of one lane. Called by wire/control/http.py through ModelControl.
 
 Not aware of: HTTP.
 """

@@ -32,19 +32,19 @@ from dlproxy.serve.models import Models
 from dlproxy.serve.operations import ServerOperations, ServerRepository
 from dlproxy.serve.unix_socket import UnixSocket
 from dlproxy.telemetry.event_log import LogError
-from dlproxy.wire.access_log import with_access_log
-from dlproxy.wire.control_http import ControlServer, control_app
-from dlproxy.wire.docs_page import InferencePort, docs_routes
-from dlproxy.wire.explain_http import Explain
+from dlproxy.wire.control.docs_page import InferencePort, docs_routes
+from dlproxy.wire.control.http import ControlServer, control_app
+from dlproxy.wire.explain.http import Explain
 from dlproxy.wire.extensions import extensions_of
-from dlproxy.wire.generate import Generate
 from dlproxy.wire.grpc.server import GrpcServer
 from dlproxy.wire.grpc.services import grpc_methods
-from dlproxy.wire.http_routes import Row
-from dlproxy.wire.http_server import HttpServer
+from dlproxy.wire.http.access_log import with_access_log
+from dlproxy.wire.http.routes import Row
+from dlproxy.wire.http.server import HttpServer
 from dlproxy.wire.listening import Listening
-from dlproxy.wire.oip_http import OipApp
-from dlproxy.wire.tfs_http import TfsRoutes
+from dlproxy.wire.oip.generate import Generate
+from dlproxy.wire.oip.http import OipApp
+from dlproxy.wire.tfs.http import TfsRoutes
 from dlproxy.wire.tls import GRPC, HTTP, Certificates
 from dlproxy.wire.waiting import Waiting
 

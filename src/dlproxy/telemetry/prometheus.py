@@ -1,7 +1,7 @@
 """The metrics page: reads the models' counters when it is scraped, so that counting costs the hot path plain ints only.
 
 `nv_inference_*` are Triton's names, which Model Analyzer, KEDA scalers and dashboards read; `dlproxy_*` are ours.
-Called by wire/control_http.py. Not aware of: HTTP.
+Called by wire/control/http.py. Not aware of: HTTP.
 """
 
 import re

@@ -1,7 +1,7 @@
 """The front desk, the same for every protocol: who asks which model for what, and by when, until a Service takes the request.
 
 A protocol finds what it keeps of a model in its FrontDesk, makes tensors of bytes, has them checked, and submits; or counts
-the refusal. Called by oip_http.py and serve/proxy.py. Not aware of: bytes, sockets, how a model runs.
+the refusal. Called by oip/http.py and serve/proxy.py. Not aware of: bytes, sockets, how a model runs.
 """
 
 from collections.abc import Callable, Iterator, Sequence

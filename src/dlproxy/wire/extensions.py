@@ -8,11 +8,11 @@ from msgspec import Struct
 from dlproxy.config import HttpLimits
 from dlproxy.config.server import ServerConfig
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.http_routes import Row
+from dlproxy.wire.http.routes import Row
+from dlproxy.wire.oip.regions_http import RegionRoutes
+from dlproxy.wire.oip.settings_http import SettingRoutes
 from dlproxy.wire.regions import Regions
-from dlproxy.wire.regions_http import RegionRoutes
 from dlproxy.wire.settings import LogSettings, TraceSettings
-from dlproxy.wire.settings_http import SettingRoutes
 
 
 class Extensions(Struct, frozen=True):

@@ -1,6 +1,6 @@
 """A listening socket and its connections: lets them age, drains them, whatever protocol they speak.
 
-Base of http_server.py and grpc/server.py. Not aware of: parsing, requests.
+Base of http/server.py and grpc/server.py. Not aware of: parsing, requests.
 """
 
 import asyncio

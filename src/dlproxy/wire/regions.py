@@ -1,7 +1,7 @@
 """System shared memory, as in Triton's extension: regions that clients register, and tensors in them. Linux only.
 
 Bytes are copied by pread and pwrite and never mapped: a client that truncates its region, or fills /dev/shm, gets an error
-where a mapping would end the server with SIGBUS. That costs 4 ms more for 19 MB. Called by the codecs and regions_http.py.
+where a mapping would end the server with SIGBUS. That costs 4 ms more for 19 MB. Called by the codecs and oip/regions_http.py.
 """
 
 import os

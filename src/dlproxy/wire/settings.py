@@ -1,6 +1,6 @@
 """Triton's logging and trace settings as far as they are true here, and what of them clients may change.
 
-Called by settings_http.py and grpc/settings.py. Logging is Python's: severities at the root logger. Nothing is traced.
+Called by oip/settings_http.py and grpc/settings.py. Logging is Python's: severities at the root logger. Nothing is traced.
 """
 
 import logging
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlproxy.message import Failure, FailureKind, InferenceError, invalid
-from dlproxy.wire import access_log
 from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.http import access_log
 
 SEVERITIES = {"log_info": logging.INFO, "log_warning": logging.WARNING, "log_error": logging.ERROR}
 TRACE = {

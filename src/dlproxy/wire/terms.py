@@ -66,7 +66,7 @@ NO_TERMS = Terms()  # the one that is compared by identity: most requests ask fo
 class HeaderTerms:
     """Reads the headers, or gRPC's metadata, of one model's requests. `sticky`: as the knob has it.
 
-    Headers that repeat are one object (http_connection.py), so what the last ones said is known by identity.
+    Headers that repeat are one object (http/connection.py), so what the last ones said is known by identity.
     """
 
     def __init__(self, *, tenant_header: str, sticky: str) -> None:

@@ -1,6 +1,6 @@
 """Under which names a request is known elsewhere: `x-request-id`, and `traceparent` with `tracestate` (W3C Trace Context).
 
-What does not keep to its form is ignored, as that standard says. Called by terms.py and http_exchange.py.
+What does not keep to its form is ignored, as that standard says. Called by terms.py and http/exchange.py.
 Not aware of: spans, of which this server makes none: it hands on what came.
 """
 

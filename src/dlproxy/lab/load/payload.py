@@ -17,7 +17,7 @@ from dlproxy.lab.load.settings import KEYS, LoadError, Settings
 from dlproxy.lab.load.target import Model
 from dlproxy.message import DType, Tensor, TensorSpec
 from dlproxy.tensors import NUMPY, fp32_to_bf16, to_bytes
-from dlproxy.wire.oip_codec import NO_JSON_FORM, json_data
+from dlproxy.wire.oip.codec import NO_JSON_FORM, json_data
 
 OPEN_SIZES = (1, 8, 32, 224)  # tried in turn for dimensions that the model leaves open, as dlproxy's own warm-up does
 MAX_BYTES = 1 << 30

@@ -1,6 +1,6 @@
 """`inference.GRPCInferenceService`: the Open Inference Protocol over gRPC as Triton serves it, but for regions and settings.
 
-What it tells of models and does with them is what wire/oip_http.py answers, from the same places. Called by services.py.
+What it tells of models and does with them is what wire/oip/http.py answers, from the same places. Called by services.py.
 Not aware of: frames, lanes.
 """
 
@@ -13,7 +13,6 @@ from dlproxy import __version__
 from dlproxy.config import HttpLimits
 from dlproxy.message import Failure, FailureKind, InferenceError, Response
 from dlproxy.protos.oip import SERVICE, oip
-from dlproxy.wire import oip_describe
 from dlproxy.wire.catalog import Catalog, NotServedError
 from dlproxy.wire.endpoint import Endpoint, FrontDesk
 from dlproxy.wire.grpc.call import Call
@@ -21,7 +20,8 @@ from dlproxy.wire.grpc.oip_codec import Asked, InferDecoder, encode, timeout_s, 
 from dlproxy.wire.grpc.oip_stream import InferStream
 from dlproxy.wire.grpc.parsing import parsed
 from dlproxy.wire.grpc.server import Methods
-from dlproxy.wire.oip_repository import RepositoryExtension
+from dlproxy.wire.oip import describe as oip_describe
+from dlproxy.wire.oip.repository import RepositoryExtension
 from dlproxy.wire.operations import ModelRepository
 from dlproxy.wire.regions import NO_REGIONS, Regions
 from dlproxy.wire.terms import DEADLINE, deadline_of, in_milliseconds

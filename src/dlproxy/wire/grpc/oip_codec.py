@@ -30,7 +30,7 @@ from dlproxy.tensors import NUMPY, join_elements, to_bytes
 from dlproxy.wire.checks import MAX_DIMS, MAX_ELEMENTS, UNEVEN, RequestChecker
 from dlproxy.wire.endpoint import Endpoint, FrontDesk
 from dlproxy.wire.grpc.messages import Piece
-from dlproxy.wire.oip_codec import (
+from dlproxy.wire.oip.codec import (
     LARGE,
     MAX_MEMO_BYTES,
     MAX_MEMOS,

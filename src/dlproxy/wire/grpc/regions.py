@@ -9,8 +9,8 @@ from dlproxy.protos.oip import SERVICE, oip
 from dlproxy.wire.grpc.call import Call, Status
 from dlproxy.wire.grpc.parsing import parsed
 from dlproxy.wire.grpc.server import Methods, Unary
+from dlproxy.wire.oip.regions_http import cuda_status, no_cuda
 from dlproxy.wire.regions import Regions, RegionTakenError
-from dlproxy.wire.regions_http import cuda_status, no_cuda
 
 
 def region_methods(regions: Regions) -> Methods:

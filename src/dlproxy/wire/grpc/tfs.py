@@ -27,8 +27,8 @@ from dlproxy.wire.grpc.messages import Piece
 from dlproxy.wire.grpc.server import Methods, Unary
 from dlproxy.wire.grpc.waiting import once_up
 from dlproxy.wire.operations import ModelRepository
-from dlproxy.wire.tfs_examples import Classified, Examples
-from dlproxy.wire.tfs_models import CLASSIFY, REGRESS, ModelSpec, check_signature, no_such_signature, signature_def, statuses
+from dlproxy.wire.tfs.examples import Classified, Examples
+from dlproxy.wire.tfs.models import CLASSIFY, REGRESS, ModelSpec, check_signature, no_such_signature, signature_def, statuses
 
 MAX_SHAPES = 64  # of a model's answers, that are remembered
 LARGE = 16 * 1024  # bytes of a message whose tensors are taken past protobuf

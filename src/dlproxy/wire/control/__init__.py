@@ -1,0 +1,1 @@
+"""The control port: metrics, state, knobs, and the page to try requests."""

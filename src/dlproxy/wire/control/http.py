@@ -1,0 +1,254 @@
+"""The control port: metrics, health, state and knobs of the models, as an ordinary Starlette application.
+
+No inference passes here. Called by serve/server.py. Not aware of: the inference port's protocol.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dlproxy.config import ConfigError
+from dlproxy.instance.runtime import ModelError
+from dlproxy.message import FailureKind, InferenceError, encodable
+from dlproxy.policy.planner import VersionState
+from dlproxy.telemetry import prometheus
+from dlproxy.telemetry.event_log import LogError
+from dlproxy.wire.catalog import Catalog, ServedModel
+from dlproxy.wire.control.guard import ControlGuard
+from dlproxy.wire.http.target import name_in, path_of
+from dlproxy.wire.operations import Operations, Pilots
+from dlproxy.wire.terms import Identify
+
+MOST_BODY = 64 * 1024  # bytes of a change of knobs
+TICK_S = 1.0  # how often the Date header is renewed
+
+
+def control_app(
+    catalog: Catalog,
+    connections: Callable[[], int],
+    operations: Operations,
+    pilots: Pilots,
+    more: Sequence[Route] = (),
+    identify: Identify | None = None,
+) -> Starlette:
+    """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state, also
+    of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued
+    requests too), POST to /models/NAME/ACTION with a JSON object of its arguments (serve/operations.py), /autopilot and
+    /autopilot/NAME (what it does), POST to /autopilot/pause and /autopilot/resume (of {"model": NAME}, or of all); and `more`.
+    """
+    registry = prometheus.registry(catalog, connections, operations.states)
+
+    async def metrics(_: Request) -> Response:
+        return Response(prometheus.page(registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def healthz(_: Request) -> Response:
+        models: dict[str, bool] = {}
+        for model in catalog:  # of several versions, all
+            models[model.name] = models.get(model.name, True) and model.ready
+        return JSONResponse({"ready": catalog.ready, "models": models}, status_code=200 if catalog.ready else 503)
+
+    app = Starlette(
+        middleware=[Middleware(_OnePath), Middleware(ControlGuard, identify=identify)],
+        routes=[
+            Route("/metrics", metrics),
+            Route("/healthz", healthz),
+            *_model_routes(catalog, operations),
+            *_autopilot_routes(pilots),
+            *more,
+        ],
+    )
+    app.router.redirect_slashes = False  # one at the end is cut; more of them are no spelling of anything
+    return app
+
+
+def _model_routes(catalog: Catalog, operations: Operations) -> list[Route]:
+    def states(name: str = "") -> list[dict[str, Any]]:
+        return _states(catalog, operations, name)
+
+    async def models(_: Request) -> Response:
+        return JSONResponse(states())
+
+    async def model(request: Request) -> Response:
+        name, version = name_in(request.path_params["name"]), request.query_params.get("version", "")
+
+        async def answer() -> Any:
+            if request.method == "PATCH":
+                await operations.act(
+                    name, "set", {"version": catalog.get(name, version).version, "knobs": await _object(request)}
+                )
+            found = catalog.get(name, version)
+            return next(
+                _viewed(one, found) for one in operations.states() if (one.name, one.version) == (found.name, found.version)
+            )
+
+        return await _answer(answer())
+
+    async def act(request: Request) -> Response:
+        name, action = name_in(request.path_params["name"]), request.path_params["action"]
+
+        async def answer() -> Any:
+            await operations.act(name, action, await _object(request))
+            return states(name)
+
+        return await _answer(answer())
+
+    return [
+        Route("/models", models),
+        Route("/models/{name}", model, methods=["GET", "PATCH"]),
+        Route("/models/{name}/{action}", act, methods=["POST"]),
+    ]
+
+
+def _autopilot_routes(pilots: Pilots) -> list[Route]:
+    async def all_of_them(_: Request) -> Response:
+        return JSONResponse(pilots.states())
+
+    async def one(request: Request) -> Response:
+        async def answer() -> Any:
+            return pilots.states(name_in(request.path_params["name"]))
+
+        return await _answer(answer())
+
+    async def switch(request: Request) -> Response:
+        async def answer() -> Any:
+            said = await _object(request)
+            name = said.pop("model", "")
+            if said or not isinstance(name, str):
+                raise ConfigError('it takes the name of a model, as {"model": "digits"}, or nothing')
+            turn = pilots.pause if request.url.path.endswith("pause") else pilots.resume
+            turn(name)
+            return pilots.states()
+
+        return await _answer(answer())
+
+    return [
+        Route("/autopilot", all_of_them),
+        Route("/autopilot/pause", switch, methods=["POST"]),
+        Route("/autopilot/resume", switch, methods=["POST"]),
+        Route("/autopilot/{name}", one),
+    ]
+
+
+class _OnePath:
+    """Gives the application every path in one spelling, in which a slash that came encoded does not part segments."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                scope = {**scope, "path": path_of(scope["raw_path"])}
+            except InferenceError as error:
+                await JSONResponse({"error": error.failure.message}, status_code=400)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _states(catalog: Catalog, operations: Operations, name: str) -> list[dict[str, Any]]:
+    served = {(model.name, model.version): model for model in catalog}
+    found = [one for one in operations.states() if name in ("", one.name)]
+    return [_viewed(one, served.get((one.name, one.version))) for one in found]
+
+
+def _viewed(one: VersionState, model: ServedModel | None) -> dict[str, Any]:
+    state = {} if model is None or model.control is None else model.control.state()
+    if model is not None and any(model.stats.shadows.values()):
+        state = {**state, "shadow": model.stats.shadows}
+    if model is not None and model.stats.streams is not None:
+        state = {**state, "streams": {"open": model.stats.streams.open, "parts": model.stats.streams.parts}}
+    return {**msgspec.to_builtins(one), "ready": model is not None and model.ready, **state}
+
+
+async def _answer(work: Awaitable[Any]) -> Response:
+    """What `work` returns, as JSON; or why it could not be done."""
+    try:
+        return JSONResponse(await work)
+    except InferenceError as error:
+        status = 404 if error.failure.kind is FailureKind.NOT_FOUND else 503  # it is being loaded or unloaded
+        return JSONResponse({"error": encodable(error.failure.message)}, status_code=status)
+    except (ConfigError, LogError, ModelError) as error:
+        return JSONResponse({"error": encodable(str(error))}, status_code=400)
+    except ClientDisconnect:
+        return Response(status_code=400)  # which nobody reads
+
+
+async def _object(request: Request) -> dict[str, Any]:
+    """The body; where it is an action's arguments, none is needed. Raises ConfigError if it is no object."""
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MOST_BODY:
+            raise ConfigError(f"the body is longer than {MOST_BODY} bytes")
+    try:
+        found = msgspec.json.decode(body or (b"{}" if request.method == "POST" else b""))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"the body is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError('the body is not a JSON object such as {"discipline": "edf"}')
+    return found
+
+
+class _EmbeddedServer(uvicorn.Server):
+    """uvicorn without its own signal handlers: the process belongs to serve/server.py.
+
+    Its loop wakes once a second instead of ten times: each time costs a model that computes on the same core.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        self.should_exit = True
+        self._ending.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # 0: renew the Date header
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), TICK_S)
+
+
+class ControlServer:
+    """Serves the control port on a bound socket, in this event loop."""
+
+    def __init__(self, app: Starlette, tls: ssl.SSLContext | None = None) -> None:
+        config = uvicorn.Config(
+            app,
+            http="h11",  # over llhttp, uvicorn loses the body behind an offer to upgrade
+            ws="none",
+            log_config=None,
+            access_log=False,
+            log_level="warning",
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+        )
+        config.load()
+        config.ssl = tls
+        self._server = _EmbeddedServer(config)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, listener: socket.socket) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listener]))
+
+    async def stop(self) -> None:
+        self._server.end()
+        if self._task is not None:
+            await self._task

@@ -1,0 +1,155 @@
+"""What the Open Inference Protocol tells about the server and its models: metadata, configuration, statistics, index.
+
+Field names are those of Triton's model_config.proto and statistics extension. Called by oip/http.py and grpc/oip.py.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dlproxy.message import DType, FailureKind, TensorSpec
+from dlproxy.telemetry.stats import BatchSize, Histogram, Part, StreamStats
+from dlproxy.wire.catalog import Catalog, ServedModel
+
+EXTENSIONS = (
+    *("classification", "model_repository", "model_configuration"),
+    *("binary_tensor_data", "parameters", "statistics"),
+)
+
+
+def welcome(catalog: Catalog, version: str) -> dict[str, Any]:
+    """For whoever opens the server's address in a browser. `status`: what clients of KServe's V1 look for."""
+    return {
+        "name": "dlproxy",
+        "version": version,
+        "status": "alive",
+        "models": [model.name for model in catalog],
+        "try": [
+            "/v2/models/{model}",
+            "POST /v2/models/{model}/infer",
+            "POST /predict/{model}",
+            "POST /v1/models/{model}:predict",
+        ],
+    }
+
+
+def server(version: str, *, more: Sequence[str] = ()) -> dict[str, Any]:
+    """`more`: extensions that not every server has."""
+    return {"name": "dlproxy", "version": version, "extensions": [*EXTENSIONS, *more]}
+
+
+def metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
+    signature = model.signature
+    return {
+        "name": model.name,
+        "versions": versions,
+        "platform": signature.platform,
+        "inputs": [_tensor(spec) for spec in signature.inputs],
+        "outputs": [_tensor(spec) for spec in signature.outputs],
+    }
+
+
+def config(model: ServedModel) -> dict[str, Any]:
+    """ModelConfig as JSON; as in Triton, `dims` leave out the batch dimension of a model that batches."""
+    signature = model.signature
+    described: dict[str, Any] = {
+        "name": model.name,
+        "platform": signature.platform,
+        "backend": signature.platform.partition("_")[0],  # as Triton names them: pytorch of pytorch_libtorch
+        "version_policy": {"specific": {"versions": [int(model.version)]}},
+        "max_batch_size": model.max_batch if signature.batched else 0,
+        "input": [
+            {**_io(spec, batched=signature.batched), **({"optional": True} if spec.default is not None else {})}
+            for spec in signature.inputs
+        ],
+        "output": [_io(spec, batched=signature.batched) for spec in signature.outputs],
+    }
+    if signature.streams:
+        described["model_transaction_policy"] = {"decoupled": True}
+    if signature.batched:
+        described["dynamic_batching"] = {"max_queue_delay_microseconds": round(max_wait_s(model) * 1e6)}
+    if signature.streams:
+        described["model_transaction_policy"] = {"decoupled": True}
+    return described
+
+
+def max_wait_s(model: ServedModel) -> float:
+    """The knob as it is now, since it may change while the model runs."""
+    return 0.0 if model.control is None else model.control.state()["knobs"]["max_wait_s"]
+
+
+def statistics_of(catalog: Catalog, name: str = "", version: str = "") -> dict[str, Any]:
+    """Of one version, else of all versions of one model, else of all models. Raises InferenceError."""
+    models: Iterable[ServedModel] = catalog
+    if name:
+        models = [catalog.up(name, found) for found in ([version] if version else catalog.versions(name) or [""])]
+    return {"model_stats": [_model_stats(model) for model in models]}
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.dtype.value, "shape": spec.shape}
+
+
+def _io(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
+    name = "TYPE_STRING" if spec.dtype is DType.BYTES else f"TYPE_{spec.dtype.value}"
+    return {"name": spec.name, "data_type": name, "dims": spec.shape[1:] if batched and spec.rows == 0 else spec.shape}
+
+
+def _model_stats(model: ServedModel) -> dict[str, Any]:
+    stats = model.stats
+    stats.settle()
+    failures = sum(stats.failures.values())
+    return {
+        "name": model.name,
+        "version": model.version,
+        "last_inference": stats.last_at_ms,
+        "inference_count": stats.rows,
+        "execution_count": stats.batches,
+        "inference_stats": {
+            "success": _durations(stats.request),
+            "fail": {"count": failures, "ns": _ns(stats.failed_s)},
+            "queue": _durations(stats.queue),
+            "compute_input": _durations(stats.batch),
+            "compute_infer": _durations(stats.compute),
+            "compute_output": _durations(stats.split),
+            "cache_hit": {"count": 0, "ns": 0},
+            "cache_miss": {"count": 0, "ns": 0},
+        },
+        "response_stats": {} if stats.streams is None else _response_stats(stats.streams),
+        "batch_stats": [_batch_stats(rows, size) for rows, size in sorted(stats.batch_sizes.items())],
+        "memory_usage": [],
+        "failures": {kind.value: stats.failures[kind] for kind in FailureKind if stats.failures[kind]},
+    }
+
+
+def _response_stats(streams: StreamStats) -> dict[str, Any]:
+    """By the number of the response. As in Triton, what ends an answer is a response, too, an empty one."""
+    return {str(number): _of_response(part) for number, part in enumerate(streams.places)}
+
+
+def _of_response(part: Part) -> dict[str, Any]:
+    compute, split = _ns(part.compute_s), _ns(part.split_s)
+    return {
+        "compute_infer": {"count": part.sent, "ns": compute},
+        "compute_output": {"count": part.sent, "ns": split},
+        "success": {"count": part.sent, "ns": compute + split},
+        "fail": {"count": part.failed, "ns": 0},
+        "empty_response": {"count": part.ended, "ns": 0},
+        "cancel": {"count": part.left, "ns": 0},
+    }
+
+
+def _batch_stats(rows: int, size: BatchSize) -> dict[str, Any]:
+    return {
+        "batch_size": rows,
+        "compute_input": {"count": size.batches, "ns": _ns(size.batch_s)},
+        "compute_infer": {"count": size.batches, "ns": _ns(size.compute_s)},
+        "compute_output": {"count": size.batches, "ns": _ns(size.split_s)},
+    }
+
+
+def _durations(histogram: Histogram) -> dict[str, int]:
+    return {"count": histogram.count, "ns": _ns(histogram.total_s)}
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)
