@@ -13,6 +13,7 @@ Arrays = Mapping[str, Any]
 
 MAX_ROWS = 8
 """Of a request, for models whose shapes begin with a batch axis."""
+TOO_MUCH = 1e6
 
 
 class AddSub:
@@ -84,26 +85,26 @@ class Spare(_Same):
 
 
 class Faulty:
-    """Fails."""
+    """Fails on large numbers."""
 
     inputs = {"X": "FP32[batch,1]"}
     outputs = {"Y": "FP32[batch,1]"}
 
     def predict(self, batch: Arrays) -> Arrays:
-        if batch["X"].max() > 0:
-            raise ValueError("no positive numbers, please")
+        if batch["X"].max() > TOO_MUCH:
+            raise ValueError("that is too much")
         return {"Y": batch["X"]}
 
 
 class Slow:
-    """Takes as many seconds as it is given."""
+    """Takes as many milliseconds as it is given."""
 
-    inputs = {"SECONDS": "FP32[1]"}
-    outputs = {"Y": "FP32[1]"}
+    inputs = {"MS": "UINT8[1]"}
+    outputs = {"Y": "UINT8[1]"}
 
     def predict(self, batch: Arrays) -> Arrays:
-        sleep(float(batch["SECONDS"][0]))
-        return {"Y": batch["SECONDS"]}
+        sleep(batch["MS"][0] / 1e3)
+        return {"Y": batch["MS"]}
 
 
 class Count:

@@ -28,7 +28,7 @@ def for_dlproxy(folder: Path) -> Path:
         version = folder / name / "1"
         version.mkdir(parents=True)
         shutil.copy(HERE / "models.py", version / "models.py")
-        lines = [f'path = "models.py:{model.__name__}"']
+        lines = [f'path = "models.py:{model.__name__}"', 'run = "thread"']
         if _rows(model):
             lines += ["batching = \"on\"", f"max_batch = {MAX_ROWS}", f"max_request_rows = {MAX_ROWS}"]
         else:

@@ -1,0 +1,49 @@
+"""Asks a real Triton every case and writes its answers down: `python -m tests.conformance.record PYTHON`.
+
+PYTHON: the interpreter of an environment with nvidia-pytriton; `make prove-triton` makes one.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from tests.conformance.answers import Answer, Asker
+from tests.conformance.asking import Http
+from tests.conformance.cases import CASES
+from tests.conformance.repository import for_triton
+from tests.conformance.triton_server import running
+
+RECORDED = Path(__file__).with_name("triton.json")
+
+
+def read() -> dict[str, Answer]:
+    """Triton's answers by the names of their cases."""
+    answers: dict[str, Answer] = json.loads(RECORDED.read_text("utf-8"))["answers"]
+    return answers
+
+
+def ask_triton(python: Path) -> tuple[str, dict[str, Answer]]:
+    """Its version and its answers."""
+    with tempfile.TemporaryDirectory() as folder, running(python, for_triton(Path(folder))) as triton:
+        with Asker(triton.http_port, triton.grpc_port) as asker:
+            version = asker.ask(Http("GET", "/v2"))["json"]["version"]
+            return version, {name: asker.ask(case) for name, case in CASES.items()}
+
+
+def written(version: str, answers: dict[str, Answer]) -> str:
+    """A line for each answer, so that what differs can be seen."""
+    lines = ",\n".join(f"{json.dumps(name)}:{json.dumps(answer, separators=(',', ':'))}" for name, answer in answers.items())
+    return f'{{"triton":{json.dumps(version)},"answers":{{\n{lines}\n}}}}\n'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("python", type=Path)
+    version, answers = ask_triton(parser.parse_args().python.absolute())
+    RECORDED.write_text(written(version, answers), "utf-8")
+    print(f"{len(answers)} answers of Triton {version}")
+
+
+if __name__ == "__main__":
+    main()
