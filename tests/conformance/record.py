@@ -5,7 +5,10 @@ PYTHON: the interpreter of an environment with nvidia-pytriton; `make prove-trit
 
 import argparse
 import json
+import signal
+import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from tests.conformance.answers import Answer, Asker
@@ -15,6 +18,7 @@ from tests.conformance.repository import for_triton
 from tests.conformance.triton_server import running
 
 RECORDED = Path(__file__).with_name("triton.json")
+DYING_S = 2.0
 
 
 def read() -> dict[str, Answer]:
@@ -24,11 +28,20 @@ def read() -> dict[str, Answer]:
 
 
 def ask_triton(python: Path) -> tuple[str, dict[str, Answer]]:
-    """Its version and its answers."""
-    with tempfile.TemporaryDirectory() as folder, running(python, for_triton(Path(folder))) as triton:
-        with Asker(triton.http_port, triton.grpc_port) as asker:
-            version = asker.ask(Http("GET", "/v2"))["json"]["version"]
-            return version, {name: asker.ask(case) for name, case in CASES.items()}
+    """Its version and its answers. What it dies of is noted, and the rest asked of another one."""
+    version, answers, left = "", {}, dict(CASES)
+    with tempfile.TemporaryDirectory() as folder:
+        repository = for_triton(Path(folder))
+        while left:
+            with running(python, repository) as triton, Asker(triton.http_port, triton.grpc_port) as asker:
+                version = asker.ask(Http("GET", "/v2"))["json"]["version"]
+                while left and triton.process.poll() is None:
+                    name = next(iter(left))
+                    answers[name] = asker.ask(left.pop(name))
+                    if "broken" in answers[name] or answers[name].get("code") == "UNAVAILABLE":
+                        with suppress(subprocess.TimeoutExpired):
+                            answers[name] = {"died": signal.Signals(-triton.process.wait(DYING_S)).name}
+    return version, answers
 
 
 def written(version: str, answers: dict[str, Answer]) -> str:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -28,7 +29,7 @@ class TritonServer(Struct):
 
     http_port: int
     grpc_port: int
-    pid: int
+    process: Any
 
 
 @contextmanager
@@ -55,7 +56,7 @@ def running(python: Path, repository: Path, before: Sequence[str] = ()) -> Itera
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
             _await_ready(process, ports[0])
-            yield TritonServer(ports[0], ports[1], process.pid)
+            yield TritonServer(ports[0], ports[1], process)
         except BaseException:
             log.seek(0)
             print(log.read()[-6000:])
