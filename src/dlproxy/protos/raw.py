@@ -4,6 +4,8 @@ Called by whoever encodes or decodes messages with tensors. Not aware of: what t
 The encoding: protobuf.dev/programming-guides/encoding
 """
 
+MOST_FIELDS = 1 << 14  # of one message: each costs a step of Python
+
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # wire types
 
 
@@ -16,9 +18,12 @@ def take_out(message: bytes, number: int) -> tuple[bytes, list[memoryview]]:
     """The message without its fields `number`, and these as views of it. Raises ValueError for what is no message."""
     view = memoryview(message)
     kept, taken = [], []
-    at = kept_from = 0
+    at = kept_from = fields = 0
     while at < len(message):
         began_at = at
+        fields += 1
+        if fields > MOST_FIELDS:
+            raise ValueError(f"it has more than {MOST_FIELDS} fields")
         tag, at = _read_varint(message, at)
         kind = tag & 7
         size = 0

@@ -1,6 +1,6 @@
 """Triton's model configuration, `inference.ModelConfig`: all of it, so that a misspelt field is told from one of no use here.
 
-Called by fleet/repository/triton_config.py. Names, types and numbers: protobuf/model_config.proto of
+Called by fleet/repository/triton_config.py and oip.py. Names, types and numbers: protobuf/model_config.proto of
 triton-inference-server/common.
 """
 
@@ -265,17 +265,15 @@ _CONFIG = {
     "model_metrics": one(26, "inference.ModelMetrics"),
 }
 
-triton_config = messages(
-    {
-        "inference": {
-            **_TENSORS,
-            **_INSTANCES,
-            **_VERSIONS,
-            **_OPTIMIZATIONS,
-            **_BATCHING,
-            **_SEQUENCES,
-            **_OTHERS,
-            "ModelConfig": _CONFIG,
-        }
-    }
-).ModelConfig
+MODEL_CONFIG: Tables = {
+    **_TENSORS,
+    **_INSTANCES,
+    **_VERSIONS,
+    **_OPTIMIZATIONS,
+    **_BATCHING,
+    **_SEQUENCES,
+    **_OTHERS,
+    "ModelConfig": _CONFIG,
+}
+
+triton_config = messages({"inference": MODEL_CONFIG}).ModelConfig

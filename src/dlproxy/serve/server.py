@@ -125,9 +125,9 @@ class Server:
             self.unix_socket = listeners.unix_socket
             sockets = listeners.take()
             control = sockets.pop("control_port")
-            methods = grpc_methods(catalog, repository, clock=monotonic, tenant_header=server.tenant_header)
+            limits = self._config.http
+            methods = grpc_methods(catalog, repository, limits, clock=monotonic, tenant_header=server.tenant_header)
             for knob, listener in sockets.items():
-                limits = self._config.http
                 door: Listening = GrpcServer(methods, limits) if "grpc" in knob else HttpServer(answer, limits)
                 self._doors.append(door)
                 await door.start(listener)

@@ -175,6 +175,13 @@ class Catalog:
             raise NotServedError(self._missing(name, version), name, version)
         return found
 
+    def up(self, name: str, version: str = "") -> ServedModel:
+        """As `get`, for whoever looks how it is now, and loads nothing by that. Raises InferenceError."""
+        try:
+            return self.get(name, version)
+        except NotServedError as missing:
+            raise InferenceError(missing.failure) from None
+
     def asked(self, name: str, version: str = "") -> ServedModel:
         """Who takes a request: as `get`, or what requests without a version are diverted to."""
         diverted = None if version else self.route_of(name).diverted

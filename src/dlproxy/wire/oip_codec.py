@@ -24,7 +24,8 @@ MAX_MEMO_BYTES = 4096
 MAX_DIMS = 64  # as in numpy
 LARGE = 64 * 1024  # bytes of an output; copying a larger one costs more than writing it by itself
 NO_JSON_FORM = (DType.FP16, DType.BF16)
-_SHARED_MEMORY = "shared memory regions are not supported; send the tensor in the body"
+NO_SHARED_MEMORY = "shared memory regions are not supported; send the tensor in the body"
+NO_CLASSIFICATION = "the classification extension is not supported; request the tensor itself"
 _NO_DATA = msgspec.Raw()
 _ID_FIRST = re.compile(rb'\{"id": ?"([ !#-\[\]-~]+)"')  # of printable ASCII without escapes; as Triton's clients write it
 _ID_AGAIN = re.compile(rb'"id"|\\')  # perhaps: of several, JSON readers take the last
@@ -87,10 +88,10 @@ class WireRequest(Struct):
     request: Request
     binary: tuple[bool, ...]
     terms: Terms = NO_TERMS
-    memo: "_Memo | None" = None
+    memo: "Memo | None" = None
 
 
-class _Memo:
+class Memo:
     """What one JSON head was found to say. A client that sends tensors of one shape sends the same head every time, but for an
     id, which is cut out if it comes first.
 
@@ -134,7 +135,7 @@ class InferDecoder:
 
     def __init__(self, checker: RequestChecker) -> None:
         self._checker = checker
-        self._memos: dict[bytes, _Memo] = {}
+        self._memos: dict[bytes, Memo] = {}
 
     def decode(self, body: bytes, json_bytes: int | None, *, ticket_id: int, now: float) -> WireRequest:
         """One infer body. `json_bytes`: the Inference-Header-Content-Length; None if the whole body is JSON.
@@ -201,7 +202,7 @@ class InferDecoder:
             at += size
         if len(self._memos) >= MAX_MEMOS:
             del self._memos[next(iter(self._memos))]
-        self._memos[text] = _Memo(wire, slices, binary_bytes)
+        self._memos[text] = Memo(wire, slices, binary_bytes)
 
 
 def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None, Sequence[memoryview | bytes]]:
@@ -231,12 +232,12 @@ def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None, Se
         if memo is not None and all(binary) and DType.BYTES not in [tensor.dtype for tensor in outputs]:
             memo.reply_head = _encode_head(_ReplyHead(response.model, response.version, described)) if memo.has_id else head
             memo.reply_shapes, memo.reply_version, memo.reply_is_large = shapes, response.version, is_large
-    if is_large and not any(map(_is_part, data)):
+    if is_large and not any(map(is_part, data)):
         return head, len(head), data
     return b"".join([head, *data]), len(head), ()
 
 
-def _is_part(data: memoryview | bytes) -> bool:
+def is_part(data: memoryview | bytes) -> bool:
     """A slow client would keep more than twice as much in memory: the rows of others in its batch."""
     return isinstance(data, memoryview) and memoryview(data.obj).nbytes > 2 * len(data)
 
@@ -303,7 +304,7 @@ def _binary_overrun(name: str, size: int, left: int | None) -> Exception:
 def _json_input(tensor: _InputHead) -> Tensor:
     if tensor.data is _NO_DATA:
         if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
-            raise invalid(f"input '{tensor.name}': {_SHARED_MEMORY}")
+            raise invalid(f"input '{tensor.name}': {NO_SHARED_MEMORY}")
         raise invalid(f"input '{tensor.name}' has neither 'data' nor parameters.binary_data_size")
     if tensor.datatype in NO_JSON_FORM:
         raise invalid(f"input '{tensor.name}': {tensor.datatype.value} cannot be sent as JSON; send it as binary data")
@@ -336,9 +337,9 @@ def _is_binary(output: _OutputHead, default: bool) -> bool:
     if params is None:
         return default
     if params.shared_memory_region is not None:
-        raise invalid(f"output '{output.name}': {_SHARED_MEMORY}")
+        raise invalid(f"output '{output.name}': {NO_SHARED_MEMORY}")
     if params.classification is not None:
-        raise invalid(f"output '{output.name}': the classification extension is not supported; request the tensor itself")
+        raise invalid(f"output '{output.name}': {NO_CLASSIFICATION}")
     return default if params.binary_data is None else params.binary_data
 
 

@@ -1,6 +1,6 @@
 """What the Open Inference Protocol tells about the server and its models: metadata, configuration, statistics, index.
 
-Field names are those of Triton's model_config.proto and statistics extension. Called by wire/oip_http.py.
+Field names are those of Triton's model_config.proto and statistics extension. Called by oip_http.py and grpc/oip.py.
 """
 
 from collections.abc import Iterable
@@ -55,6 +55,8 @@ def config(model: ServedModel) -> dict[str, Any]:
     }
     if signature.batched:
         described["dynamic_batching"] = {"max_queue_delay_microseconds": round(max_wait_s(model) * 1e6)}
+    if signature.streams:
+        described["model_transaction_policy"] = {"decoupled": True}
     return described
 
 
@@ -63,7 +65,11 @@ def max_wait_s(model: ServedModel) -> float:
     return 0.0 if model.control is None else model.control.state()["knobs"]["max_wait_s"]
 
 
-def statistics(models: Iterable[ServedModel]) -> dict[str, Any]:
+def statistics_of(catalog: Catalog, name: str = "", version: str = "") -> dict[str, Any]:
+    """Of one version, else of all versions of one model, else of all models. Raises InferenceError."""
+    models: Iterable[ServedModel] = catalog
+    if name:
+        models = [catalog.up(name, found) for found in ([version] if version else catalog.versions(name) or [""])]
     return {"model_stats": [_model_stats(model) for model in models]}
 
 

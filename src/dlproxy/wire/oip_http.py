@@ -4,7 +4,6 @@ One request's way: Exchange, oip_codec.decode, Endpoint.submit, InferReply.compl
 Not aware of: sockets, lanes.
 """
 
-import asyncio
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -21,14 +20,14 @@ from dlproxy import __version__
 from dlproxy.config import HttpLimits
 from dlproxy.message import Failure, FailureKind, InferenceError, Response, Tensor, Timing, invalid
 from dlproxy.wire import oip_codec, oip_describe
-from dlproxy.wire.catalog import Catalog, NotServedError, ServedModel
+from dlproxy.wire.catalog import Catalog, NotServedError
 from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk, in_parts
 from dlproxy.wire.http_exchange import Exchange
 from dlproxy.wire.http_routes import VERSION, Routes, Row
-from dlproxy.wire.oip_repository import RepositoryRoutes
+from dlproxy.wire.oip_repository import RepositoryExtension, RepositoryRoutes
 from dlproxy.wire.operations import ModelRepository
-from dlproxy.wire.terms import DEADLINE, NO_TERMS, deadline_of, of_parameters
-from dlproxy.wire.waiting import Waiting
+from dlproxy.wire.terms import DEADLINE, NO_TERMS, deadline_of, in_milliseconds, of_parameters
+from dlproxy.wire.waiting import answer_once_up
 
 MAX_SPELLINGS, MAX_SPELLING = 4096, 512  # infer targets that are remembered as clients write them, and bytes of one
 JSON = b"application/json"
@@ -63,7 +62,7 @@ class OipApp:
         more: Iterable[Row] = (),
     ) -> None:
         self._catalog = catalog
-        in_repository = RepositoryRoutes(catalog, repository)
+        in_repository = RepositoryRoutes(RepositoryExtension(catalog, repository))
         self._max_body_bytes = limits.max_body_bytes
         self._max_json_bytes = limits.max_json_bytes
         make = partial(_Inference, server_timing=server_timing, max_json_bytes=limits.max_json_bytes)
@@ -104,30 +103,19 @@ class OipApp:
         except InferenceError as error:
             exchange.refuse(error.failure)
 
-    def _wait_for(self, missing: NotServedError, exchange: Exchange, tries: int = 3) -> None:
-        """A model that is loaded on demand answers when it is up. `tries`: it may be gone again by then."""
-        waiting = self._catalog.waiting
-        if waiting is None or not tries or not waiting.may_come(missing.name, missing.version):
-            exchange.refuse(missing.failure)
-        else:
-            task = asyncio.get_running_loop().create_task(self._answer_once_up(waiting, missing, exchange, tries))
-            exchange.on_abandoned = task.cancel
-
-    async def _answer_once_up(self, waiting: Waiting, missing: NotServedError, exchange: Exchange, tries: int) -> None:
-        try:
+    def _wait_for(self, missing: NotServedError, exchange: Exchange) -> None:
+        def again(left_s: float) -> None:
             headers = {name: value for name, value in exchange.headers.items() if name != b"content-encoding"}  # it is plain
-            timeout_s = min(deadline_of(headers), _timeout_s(exchange.body, headers, self._max_json_bytes))
-            left_s = await waiting.until_up(missing, timeout_s, len(exchange.body))
             if left_s < inf:
-                headers[DEADLINE] = b"%.6f" % max(left_s * 1e3, 1e-6)
+                headers[DEADLINE] = in_milliseconds(left_s)
             exchange.headers = headers
             self._route(exchange)
-        except NotServedError as gone:
-            self._wait_for(gone, exchange, tries - 1)
-        except InferenceError as error:
-            exchange.refuse(error.failure)
-        except Exception:
-            exchange.give_up()
+
+        def timeout_s() -> float:
+            headers = exchange.headers
+            return min(deadline_of(headers), _timeout_s(exchange.body, headers, self._max_json_bytes))
+
+        answer_once_up(self._catalog.waiting, missing, exchange, again, timeout_s=timeout_s, size_bytes=len(exchange.body))
 
     def _follow(self) -> None:
         """The catalog has changed: forget every target, then learn those that name what there is."""
@@ -189,7 +177,7 @@ class OipApp:
         _json(exchange, {"ready": ready, "live": True}, status=200 if ready else 503)
 
     def _model_ready(self, exchange: Exchange, name: str, version: str) -> None:
-        model = self._up(name, version)
+        model = self._catalog.up(name, version)
         ready = model.ready
         _json(exchange, {"name": model.name, "ready": ready}, status=200 if ready else 503)
 
@@ -201,18 +189,10 @@ class OipApp:
         _json(exchange, oip_describe.config(self._catalog.asked(name, version)))
 
     def _stats(self, exchange: Exchange, name: str, version: str) -> None:
-        models = [self._up(name, version or found) for found in self._catalog.versions(name) or [version]]
-        _json(exchange, oip_describe.statistics(models[:1] if version else models))
-
-    def _up(self, name: str, version: str) -> ServedModel:
-        """For whoever looks how it is now, and loads nothing by that. Raises InferenceError."""
-        try:
-            return self._catalog.get(name, version)
-        except NotServedError as missing:
-            raise InferenceError(missing.failure) from None
+        _json(exchange, oip_describe.statistics_of(self._catalog, name, version))
 
     def _all_stats(self, exchange: Exchange) -> None:
-        _json(exchange, oip_describe.statistics(self._catalog))
+        _json(exchange, oip_describe.statistics_of(self._catalog))
 
 
 class _Inference:

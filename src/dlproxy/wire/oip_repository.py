@@ -1,10 +1,11 @@
 """The model repository extension of the Open Inference Protocol, as Triton serves it: index, load, unload.
 
-Called by wire/oip_http.py. Not aware of: where models come from, who may load them.
+Called by oip_http.py and grpc/oip.py. Not aware of: where models come from, who may load them.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from dlproxy.policy.planner import VersionState
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.http_exchange import Exchange
 from dlproxy.wire.operations import ModelRepository
+from dlproxy.wire.waiting import Place
 
 STATES = {"loading": "LOADING", "changing": "READY", "leaving": "UNLOADING"}
 
@@ -27,33 +29,33 @@ class _Load(Struct):
     parameters: dict[str, Any] = {}
 
 
-class RepositoryRoutes:
-    """Answers when what was asked for is done. Without a `repository` there is nothing but the catalog to tell of."""
+class RepositoryExtension:
+    """Answers when what was asked for is done. Without a `repository` there is nothing but the catalog to tell of.
+
+    `place`: where a refusal goes. All raise InferenceError for what is refused at once.
+    """
 
     def __init__(self, catalog: Catalog, repository: ModelRepository | None) -> None:
         self._catalog = catalog
         self._repository = repository
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def index(self, exchange: Exchange) -> None:
-        only_ready = _body(exchange, _Index).ready
+    def index(self, place: Place, answer: Callable[[list[dict[str, str]]], None], *, only_ready: bool) -> None:
         if self._repository is None:
             served = [VersionState(model.name, model.version, "serving") for model in self._catalog]
-            exchange.reply(200, b"application/json", msgspec.json.encode(self._entries(served, only_ready=only_ready)))
+            answer(self._entries(served, only_ready=only_ready))
             return
-        self._answer(exchange, self._index(self._repository, only_ready=only_ready))
+        self._answer(place, answer, self._index(self._repository, only_ready=only_ready))
 
-    def load(self, exchange: Exchange, name: str) -> None:
-        parameters = dict(_body(exchange, _Load).parameters)
-        config = parameters.pop("config", None)
+    def load(self, place: Place, answer: Callable[[None], None], name: str, parameters: Mapping[str, Any]) -> None:
+        config = parameters.get("config")
         if any(parameter.startswith("file:") for parameter in parameters):
             message = "files in a load request are not supported: put them into the repository"
             raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))
-        self._answer(exchange, self._allowed().load(name, None if config is None else _config(config)))
+        self._answer(place, answer, self._allowed().load(name, None if config is None else _config(config)))
 
-    def unload(self, exchange: Exchange, name: str) -> None:
-        _body(exchange, _Load)
-        self._answer(exchange, self._allowed().unload(name))
+    def unload(self, place: Place, answer: Callable[[None], None], name: str) -> None:
+        self._answer(place, answer, self._allowed().unload(name))
 
     def _allowed(self) -> ModelRepository:
         if self._repository is None:
@@ -73,24 +75,44 @@ class RepositoryRoutes:
             entries.append({"name": one.name, "version": one.version, "state": state, "reason": reason})
         return [entry for entry in entries if entry["state"] == "READY"] if only_ready else entries
 
-    def _answer(self, exchange: Exchange, work: Coroutine[Any, Any, Any]) -> None:
-        """What the work returns, as JSON. It goes on if the client leaves: half a load helps nobody."""
+    def _answer(self, place: Place, answer: Callable[[Any], None], work: Coroutine[Any, Any, Any]) -> None:
+        """`answer` gets what the work returns. It goes on if the client leaves: half a load helps nobody."""
 
-        async def answer() -> None:
+        async def answered() -> None:
             try:
-                done = await work
-                exchange.reply(200, b"application/json", b"" if done is None else msgspec.json.encode(done))
+                answer(await work)
             except InferenceError as error:
-                exchange.refuse(error.failure)
+                place.refuse(error.failure)
             except asyncio.CancelledError:
-                exchange.refuse(Failure(FailureKind.UNAVAILABLE, "the server is shutting down"))
+                place.refuse(Failure(FailureKind.UNAVAILABLE, "the server is shutting down"))
                 raise
             except Exception:
-                exchange.give_up()
+                place.give_up()
 
-        task = asyncio.get_running_loop().create_task(answer())
+        task = asyncio.get_running_loop().create_task(answered())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+class RepositoryRoutes:
+    """The same over HTTP."""
+
+    def __init__(self, extension: RepositoryExtension) -> None:
+        self._extension = extension
+
+    def index(self, exchange: Exchange) -> None:
+        self._extension.index(exchange, partial(_reply, exchange), only_ready=_body(exchange, _Index).ready)
+
+    def load(self, exchange: Exchange, name: str) -> None:
+        self._extension.load(exchange, partial(_reply, exchange), name, _body(exchange, _Load).parameters)
+
+    def unload(self, exchange: Exchange, name: str) -> None:
+        _body(exchange, _Load)
+        self._extension.unload(exchange, partial(_reply, exchange), name)
+
+
+def _reply(exchange: Exchange, done: Any) -> None:
+    exchange.reply(200, b"application/json", b"" if done is None else msgspec.json.encode(done))
 
 
 def _body(exchange: Exchange, kind: Any) -> Any:

@@ -87,6 +87,11 @@ def deadline_of(headers: Mapping[bytes, bytes]) -> float:
     return inf if deadline is None else _milliseconds(deadline) * 1e-3
 
 
+def in_milliseconds(left_s: float) -> bytes:
+    """A timeout as the DEADLINE header has it."""
+    return b"%.6f" % max(left_s * 1e3, 1e-6)
+
+
 def of_parameters(params: Mapping[str, Any]) -> Terms:
     """What the parameters of an Open Inference Protocol request say. Raises InferenceError."""
     if not SEQUENCE.isdisjoint(params):

@@ -5,6 +5,7 @@ and time. Not aware of: protocols, how a model is loaded.
 """
 
 import asyncio
+from collections.abc import Callable
 from math import inf
 from typing import Protocol
 
@@ -30,6 +31,18 @@ class OnDemand(Protocol):
 
     async def demand(self, name: str, version: str = "") -> None:
         """Returns when it is up, or not wanted any more. Raises what loading it raised."""
+        ...
+
+
+class Place(Protocol):
+    """Where the answer of one request goes: an Exchange, a Call."""
+
+    on_abandoned: Callable[[], object] | None
+
+    def refuse(self, failure: Failure) -> None: ...
+
+    def give_up(self) -> None:
+        """From within an exception's handler."""
         ...
 
 
@@ -122,6 +135,37 @@ class Waiting:
         if timeout_s <= self._longest_s:
             return Failure(FailureKind.LATE, f"the deadline passed while model '{name}' was being loaded")
         return Failure(FailureKind.UNAVAILABLE, f"model '{name}' is still not up after {self._longest_s:g} s", AGAIN_S)
+
+
+def answer_once_up(
+    waiting: Waiting | None,
+    missing: NotServedError,
+    place: Place,
+    again: Callable[[float], None],
+    *,
+    timeout_s: Callable[[], float],
+    size_bytes: int,
+    tries: int = 3,
+) -> None:
+    """A model that is loaded on demand answers when it is up: `again` gets what is left of the timeout, and may raise
+    InferenceError. `tries`: it may be gone again by then.
+    """
+    if waiting is None or not tries or not waiting.may_come(missing.name, missing.version):
+        place.refuse(missing.failure)
+        return
+
+    async def answer(waiting: Waiting) -> None:
+        try:
+            again(await waiting.until_up(missing, timeout_s(), size_bytes))
+        except NotServedError as gone:
+            answer_once_up(waiting, gone, place, again, timeout_s=timeout_s, size_bytes=size_bytes, tries=tries - 1)
+        except InferenceError as error:
+            place.refuse(error.failure)
+        except Exception:
+            place.give_up()
+
+    task = asyncio.get_running_loop().create_task(answer(waiting))
+    place.on_abandoned = task.cancel
 
 
 def _why(name: str, error: BaseException) -> Failure:

@@ -23,23 +23,8 @@ from dlproxy.instance.remote.oip_model import Config, Described, Metadata, Trans
 from dlproxy.instance.remote.rpc import OK, Part, Rpc, RpcReply, parsed
 from dlproxy.instance.remote.settings import RemoteSettings
 from dlproxy.message import DType, Request, TensorSpec
-from dlproxy.protos.oip import RAW_INPUTS, RAW_OUTPUTS, SERVICE, oip
+from dlproxy.protos.oip import RAW_INPUTS, RAW_OUTPUTS, SERVICE, TYPED, oip
 from dlproxy.protos.raw import before, take_out
-
-_TYPED = {  # the field of InferTensorContents for each type; 16-bit floats have none
-    DType.BOOL: "bool_contents",
-    DType.INT8: "int_contents",
-    DType.INT16: "int_contents",
-    DType.INT32: "int_contents",
-    DType.INT64: "int64_contents",
-    DType.UINT8: "uint_contents",
-    DType.UINT16: "uint_contents",
-    DType.UINT32: "uint_contents",
-    DType.UINT64: "uint64_contents",
-    DType.FP32: "fp32_contents",
-    DType.FP64: "fp64_contents",
-    DType.BYTES: "bytes_contents",
-}
 
 
 class OipGrpcCodec:
@@ -104,9 +89,9 @@ def _array(spec: TensorSpec, output: Any, data: memoryview | None) -> Array:
     try:
         if data is not None:
             return from_bytes(spec, output.shape, data)
-        if not output.HasField("contents") or spec.dtype not in _TYPED:
+        if not output.HasField("contents") or spec.dtype not in TYPED:
             raise ValueError("it has no contents")
-        return from_values(spec, output.shape, getattr(output.contents, _TYPED[spec.dtype]))
+        return from_values(spec, output.shape, getattr(output.contents, TYPED[spec.dtype]))
     except ValueError as error:
         raise UpstreamError(f"the upstream's output '{spec.name}' cannot be read: {error}") from None
 

@@ -2,13 +2,21 @@
 
 from collections.abc import Callable
 
+from dlproxy.config import HttpLimits
 from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.grpc.oip import OipService
 from dlproxy.wire.grpc.server import Methods, all_of
 from dlproxy.wire.operations import ModelRepository
 
 
 def grpc_methods(
-    catalog: Catalog, repository: ModelRepository | None, *, clock: Callable[[], float], tenant_header: str
+    catalog: Catalog,
+    repository: ModelRepository | None,
+    limits: HttpLimits,
+    *,
+    clock: Callable[[], float],
+    tenant_header: str,
 ) -> Methods:
     """Of all services, by their paths."""
-    return all_of(Methods({}, {}))
+    oip = OipService(catalog, repository, limits, clock=clock, tenant_header=tenant_header)
+    return all_of(oip.methods())
