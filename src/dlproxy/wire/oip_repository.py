@@ -72,7 +72,8 @@ class RepositoryExtension:
             is_ready = (one.name, one.version) in ready
             state = "READY" if is_ready else STATES.get(one.phase, "UNAVAILABLE")
             reason = "" if is_ready else one.reason or ("no live instance" if one.phase == "serving" else "")
-            entries.append({"name": one.name, "version": one.version, "state": state, "reason": reason})
+            told = {"reason": reason} if reason else {}
+            entries.append({"name": one.name, "version": one.version, "state": state, **told})
         return [entry for entry in entries if entry["state"] == "READY"] if only_ready else entries
 
     def _answer(self, place: Place, answer: Callable[[Any], None], work: Coroutine[Any, Any, Any]) -> None:
