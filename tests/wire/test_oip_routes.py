@@ -156,7 +156,7 @@ def test_statistics_count_what_was_served() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"ready":false}', b'{"ready":true}'])
 def test_repository_index(body: bytes) -> None:
-    ready = {"name": "plain", "version": "7", "state": "READY", "reason": ""}
+    ready = {"name": "plain", "version": "7", "state": "READY"}
     down = [{"name": "m", "version": version, "state": "UNAVAILABLE", "reason": "no live instance"} for version in "12"]
     told = ask(post("/v2/repository/index", body), ready=False).json()
     assert told == ([ready] if b"true" in body else [*down, ready])
