@@ -3,11 +3,12 @@
 The guide (docs/guides/triton-config.md) has a line for each `what`, which the test compares. Called by comparison.py.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 
 from msgspec import Struct
 
-FINE = "fine"  # it is answered, not refused
+FINE = "fine"
 
 EVERYWHERE = (
     "Errors over HTTP are `application/json`, and may go on after Triton's text with what would be right; Triton's note about "
@@ -18,152 +19,199 @@ EVERYWHERE = (
 
 
 class Difference(Struct, frozen=True):
-    """`cases`: patterns of names, and how the error begins here: with another status or code than Triton's first, if it is
-    another; FINE if there is no error.
+    """`cases`: tables and names of cases, as "table,table: name | name" with *, and how the error begins here, after its status
+    or code if that is not Triton's; FINE if there is no error.
     """
 
     what: str
     cases: Mapping[str, str]
 
 
-def _all(answer: str, prefix: str, names: Iterable[str]) -> dict[str, str]:
-    return {f"{prefix}: {name}": answer for name in names}
-
-
-_NOT_AS_IT_SHOULD_BE = "400 not an inference request: "
-_MALFORMED = "400 malformed JSON: "
-_UNREAD = "400 the body is not understood: "
-_UNKNOWN = "404 Request for unknown model: "
-
 DIFFERENCES = (
     Difference(
         "Health and readiness over HTTP come with JSON, where Triton sends no body: KServe's client reads it.",
-        _all(FINE, "http", ("live", "ready", "model ready", "version ready")),
+        {"http: live | ready | model ready | version ready": FINE},
     ),
     Difference(
         "Of a model that is not there readiness and statistics say 404, as everything else does; Triton says 400.",
         {
-            **_all(_UNKNOWN, "http", ("unknown model ready", "unknown version ready")),
-            **_all(_UNKNOWN, "http", ("stats of an unknown model", "stats of an unknown version")),
-            **_all(_UNKNOWN, "repository", ("ready when it is unloaded", "stats when it is unloaded")),
+            "http: unknown model ready | unknown version ready": "404 Request for unknown model: ",
+            "http: stats of an unknown model | stats of an unknown version": "404 Request for unknown model: ",
+            "repository: ready when it is unloaded | stats when it is unloaded": "404 Request for unknown model: ",
             "grpc: stats of an unknown model": "NOT_FOUND Request for unknown model: ",
         },
     ),
     Difference(
         "A model that is unloaded is unknown like any other; Triton says that it has no available versions.",
-        {"repository: * when it is unloaded": "Request for unknown model: 'spare' is not found", "grpc control: infer when it is unloaded": "Request for unknown model: 'spare' is not found"},
+        {
+            "repository: infer when it is unloaded | metadata when it is unloaded": "Request for unknown model: 'spare' is not found",
+            "grpc control: infer when it is unloaded": "Request for unknown model: 'spare' is not found",
+        },
     ),
     Difference(
-        "JSON that cannot be read, or is not a request, is the client's mistake: 400 and where it is wrong. Triton says 500.",
+        "JSON that cannot be read, or is not what it should be, is the client's mistake: 400, and where it is wrong. "
+        "Triton says 500.",
         {
-            **_all(_MALFORMED, "body", ("no JSON", "text behind the JSON")),
-            **_all(_NOT_AS_IT_SHOULD_BE, "body", ("a list", "a number", "not UTF-8", "no inputs", "inputs *")),
-            **_all(_NOT_AS_IT_SHOULD_BE, "body", ("an input without a name", "an input without a shape", "an input without a datatype")),
-            **_all(_NOT_AS_IT_SHOULD_BE, "body", ("a name that is *", "a shape *", "a datatype that is a number", "an id that is a number")),
-            **_all(_NOT_AS_IT_SHOULD_BE, "body", ("parameters that are a list", "outputs that are an object", "an output that is a text")),
-            **_all(_NOT_AS_IT_SHOULD_BE, "body", ("an input that is no object", "binary_data a text")),
-            "body: binary_data_output a text": "400 parameter 'binary_data_output' is 'yes'",
-            **_all(_NOT_AS_IT_SHOULD_BE, "sizes", ("size a float", "size a text")),
+            "body: no JSON | text behind the JSON": "400 malformed JSON: ",
+            "sizes: header length too short | no header length": "400 malformed JSON: ",
+            "body: a list | a number | not UTF-8 | no inputs | inputs *": "400 not an inference request: ",
+            "body: an input without a name | an input without a shape | an input without a datatype": "400 not an inference request: ",
+            "body: an input that is no object | a name that * | a shape * | a datatype that * | an id that *": (
+                "400 not an inference request: "
+            ),
+            "body: parameters that * | outputs that * | an output that * | binary_data a text": "400 not an inference request: ",
+            "sizes: size a float | size a text": "400 not an inference request: ",
             "sizes: size negative": "400 input 'X': binary_data_size is -16",
-            **_all(_MALFORMED, "sizes", ("header length too short", "no header length")),
-            **_all(_UNREAD, "repository", ("index of a bad body", "index, ready a text", "load with a bad body")),
+            "json,binary: classification that is a text": "400 not an inference request: ",
+            "body: binary_data_output a text": "400 parameter 'binary_data_output' is 'yes'",
+            "json,binary: a timeout that is a text": "400 parameter 'timeout' is 'soon'",
+            "json,binary: a priority that is a text | a negative priority": "400 parameter 'priority' is ",
+            "repository: * bad body | index of a list | index, ready a text": "400 the body is not understood: ",
             "repository: load with a configuration that is no JSON": "400 the parameter config is not JSON",
             "grpc control: load with a configuration that is no JSON": "INVALID_ARGUMENT the parameter config is not JSON",
             "repository: load with a parameter that is none": "400 unrecognized load parameter 'colour'",
         },
     ),
     Difference(
-        "Data in JSON that does not suit its type or shape is the client's mistake, too: 400 and what is wrong.",
+        "Data in JSON that does not suit its type or shape is the client's mistake, too; a shape may be told before Triton's own "
+        "check of the data.",
         {
-            **_all("400 input 'X': ", "body", ("data that is a number", "data null", "data an object", "text for a number")),
-            **_all("400 input 'X': ", "body", ("null for a number", "a float *", "a fraction *", "a bool *", "an integer * too large")),
-            **_all("400 input 'X': ", "body", ("an integer too large", "-1 as uint8", "1 as bool", "a text as bool", "too large for fp64")),
-            **_all("400 input 'TEXT': ", "body", ("a number as bytes", "null as bytes")),
-            **_all("400 input 'A': the data has shape", "json", ("too little data", "too much data")),
-            **_all("400 input 'TEXT': the data has shape", "json", ("too little data of strings", "too much data of strings")),
-            "json: *negative size*": "400 input 'X': shape [-1, ",
-            "binary: *negative size*": "400 [request id: <id_unknown>] input 'X': shape [-1, ",
+            "body: data that is a number | data null | data an object | text for a number | null for a number": "400 input 'X': ",
+            "body: a float for * | a fraction for * | a bool for * | an integer * too large | an integer too large": "400 input 'X': ",
+            "body: -1 as uint8 | 1 as bool | a text as bool | a bool as fp64 | too large for fp64": "400 input 'X': ",
+            "body: a number as bytes | null as bytes": "400 input 'TEXT': ",
+            "json: too little data | too much data": "400 input 'A': the data has shape",
+            "json: too little data of strings | too much data of strings": "input 'TEXT': the data has shape",
+            "json: a negative size | two negative sizes": "400 input 'X': shape [-1, ",
+            "binary: a negative size | two negative sizes": "400 [request id: <id_unknown>] input 'X': shape [-1, ",
         },
     ),
     Difference(
-        "Numbers in JSON are taken exactly, where Triton wraps 256 to 0 as UINT8, makes infinity of what is too large for FP32, "
-        "and reads and writes NaN, which JSON does not have.",
-        {**_all("400 input 'X': ", "body", ("256 as uint8", "too large for fp32")), "body: NaN": _MALFORMED},
+        "Numbers in JSON are taken exactly. Triton wraps 256 to 0 as UINT8, makes infinity of what is too large for FP32, and reads "
+        "and writes NaN, which JSON does not have.",
+        {"body: 256 as uint8 | too large for fp32": "400 input 'X': ", "body: NaN": "400 malformed JSON: "},
     ),
     Difference(
         "Data in JSON is flat or nested as its shape says; Triton takes any nesting.",
-        _all("400 input 'X': the data has shape", "body", ("data nested too deeply", "data nested otherwise", "ragged data")),
+        {"body: data nested too deeply | data nested otherwise | ragged data": "400 input 'X': the data has shape"},
     ),
     Difference(
-        "Outputs come in the order in which they are asked for, one that is asked for twice comes twice.",
-        {"*: outputs in another order": FINE, "*: an output asked for twice": FINE},
+        "Outputs come in the order in which they are asked for, and one that is asked for twice comes twice.",
+        {"json,typed,raw: outputs in another order | an output asked for twice": FINE},
     ),
     Difference(
-        "`binary_data_output` holds for every output that does not say otherwise, as Triton's text about it has it; "
-        "Triton answers outputs that are listed as JSON.",
-        _all(FINE, "binary", ("one output of two", "outputs in another order", "an output asked for twice")),
+        "`binary_data_output` holds for every output that does not say otherwise; Triton answers those that are listed as JSON.",
+        {"binary: one output of two | outputs in another order | an output asked for twice": FINE},
     ),
     Difference(
         "Versions may be asked for by label, so one that is no number is looked for.",
         {
-            "json: a version that is no number": "Request for unknown model: ",
-            "binary: a version that is no number": "Request for unknown model: ",
-            "http: metadata of a version that is no number": "Request for unknown model: ",
+            "json,binary: a version that is no number": "404 Request for unknown model: ",
+            "http: metadata of a version that is no number": "404 Request for unknown model: ",
+            "typed,raw: a version that is no number": "NOT_FOUND Request for unknown model: ",
             "grpc: metadata of a version that is no number": "NOT_FOUND Request for unknown model: ",
-            "typed: a version that is no number": "NOT_FOUND Request for unknown model: ",
-            "raw: a version that is no number": "NOT_FOUND Request for unknown model: ",
         },
     ),
     Difference(
         "A model that fails is told by its class, the error and the line; Triton sends the stack with the server's paths.",
-        {"*: a model that fails*": "Faulty.predict raised ValueError: that is too much (models.py, line "},
+        {"json,binary,typed,raw: a model that fails*": "Faulty.predict raised ValueError: that is too much (models.py, line "},
     ),
     Difference(
-        "Where several inputs are wrong, or one too many, they are named in the model's order; Triton's is that of a hash table.",
+        "Of several inputs the first in the model's order is named; Triton's order is that of a hash table.",
         {
             "*: an input too many": "[request id: <id_unknown>] expected 2 inputs but got 3 inputs for model 'add_sub'. Got input(s) [",
             "*: rows that disagree": "[request id: <id_unknown>] input 'B' batch size does not match other inputs for 'add_sub'",
-            "*: a dimension less in one of two inputs": "[request id: <id_unknown>] unexpected shape for input 'A'",
+            "*: a dimension less in one of two inputs": "[request id: <id_unknown>] unexpected shape for input 'A' for model 'add_sub'",
         },
     ),
     Difference(
-        "Negative sizes, and requests without a row, are told as what they are. Triton compares -1 with what it expects, and finds "
-        "that bytes are missing.",
+        "Negative sizes and requests without rows are told as what they are. Triton takes a row of -1 for a free size, and misses "
+        "the bytes of a row that there is not.",
         {
-            "typed: *negative size*": "[request id: <id_unknown>] input 'X': shape [-1, ",
-            "raw: *negative size*": "[request id: <id_unknown>] input 'X': shape [-1, ",
+            "typed,raw: a negative size | two negative sizes": "[request id: <id_unknown>] input 'X': shape [-1, ",
             "typed: no rows": "[request id: <id_unknown>] input 'A': shape [0, 4] has no rows",
         },
     ),
     Difference(
-        "Sizes are multiplied exactly, however large, and compared with the data before anything is allocated; Triton overflows, "
-        "and one such request ends its process.",
+        "Sizes are multiplied exactly and compared with the data before anything is allocated. Triton's products overflow, and one "
+        "such request ends its process.",
         {
             "json: a huge size": "400 input 'X': the data has shape",
             "json: sizes whose product is too large": "input 'X': the data has shape",
-            **{f"{form}: sizes whose product is too large": "[request id: <id_unknown>] input byte size mismatch for input 'X'" for form in ("binary", "typed", "raw")},
+            "binary,typed,raw: sizes whose product is too large": "[request id: <id_unknown>] input byte size mismatch for input 'X'",
         },
     ),
     Difference(
-        "Sequences are not served, so a request that belongs to one is refused, where Triton runs it without its state if the "
-        "model has none.",
+        "Sequences are not served: a request that belongs to one is refused. Triton runs it where its model has no state.",
         {
-            **{f"{form}: a sequence id *": "501 parameter 'sequence_id' is " for form in ("json", "binary")},
-            **{f"{form}: a sequence start *": "501 parameter 'sequence_id' is " for form in ("json", "binary")},
-            **{f"{form}: a sequence id *": "UNIMPLEMENTED parameter 'sequence_id' is " for form in ("typed", "raw")},
-            **{f"{form}: a sequence start *": "UNIMPLEMENTED parameter 'sequence_id' is " for form in ("typed", "raw")},
+            "json,binary: a sequence id * | a sequence start *": "501 parameter 'sequence_id' is ",
+            "typed,raw: a sequence id * | a sequence start *": "UNIMPLEMENTED parameter 'sequence_id' is ",
         },
     ),
     Difference(
-        "A timeout or priority of a wrong kind is told in the same words over HTTP and gRPC; over HTTP Triton says 500.",
+        "A timeout or a priority of a wrong kind is told in the same words over HTTP and gRPC.",
         {
-            **{f"{form}: a timeout that is a text": f"{code}parameter 'timeout' is 'soon'" for form, code in (("json", "400 "), ("binary", "400 "), ("typed", ""), ("raw", ""))},
-            **{f"{form}: *priority*": f"{code}parameter 'priority' is " for form, code in ()},
+            "typed,raw: a timeout that is a text": "parameter 'timeout' is 'soon'",
+            "typed,raw: a priority that is a text | a negative priority": "parameter 'priority' is ",
         },
     ),
     Difference(
-        "Parameters of kinds and names that mean nothing here are left alone; Triton refuses lists, null, and names that begin with "
-        "`triton_`.",
-        {"*: a reserved parameter": FINE, **_all(FINE, "body", ("a parameter that is *", "outputs null"))},
+        "Parameters that mean nothing here are left alone; Triton refuses lists and null, and names that begin with `triton_`.",
+        {"*: a reserved parameter": FINE, "body: a parameter that is * | outputs null": FINE},
+    ),
+    Difference(
+        "A raw body holds as many rows as its bytes make; Triton takes one.",
+        {
+            "sizes: raw, two rows": FINE,
+            "sizes: raw, too little": "a raw binary request for 'wide' must be a multiple of 16 bytes",
+            "sizes: raw, nothing": "[request id: <id_unknown>] input 'X': shape [0, 2] has no rows",
+            "sizes: raw, too many rows": "[request id: <id_unknown>] inference request batch-size must be <= 8",
+            "sizes: raw of a free size": "400 a raw binary request leaves the shape of input 'X', [-1,-1], open",
+            "sizes: raw bytes of two elements": "[request id: <id_unknown>] unexpected shape for input 'TEXT'",
+        },
+    ),
+    Difference(
+        "An empty body, a header length that is no number, and a body that is not compressed as it says are told; Triton takes "
+        "the first two for a raw body, and what it can of the last.",
+        {
+            "body: empty body": "malformed JSON: ",
+            "sizes: header length a word": "400 Inference-Header-Content-Length is 'ten'",
+            "sizes: header length negative": "Inference-Header-Content-Length is '-1'",
+            "encoding: gzip that is none": "the body is not valid gzip",
+            "encoding: gzip that is cut off": "400 the gzip body is truncated",
+            "sizes: bytes of which an element is cut off": "[request id: <id_unknown>] input 'TEXT': the length prefix at offset 5",
+        },
+    ),
+    Difference(
+        "A slash at the end of a path and percent-encoded letters change nothing, and `/` says what is served; to Triton these are "
+        "other paths.",
+        {"http: *with a slash at its end | the root | a percent-encoded name": FINE},
+    ),
+    Difference(
+        "Loading and unloading a model that there is not is a mistake of the client, not of the server, and never a success; files "
+        "cannot be sent with a request.",
+        {
+            "repository: load an unknown model": "400 failed to load 'nobody', no model 'nobody' in the repository",
+            "grpc control: load an unknown model": "INVALID_ARGUMENT failed to load 'nobody', no model 'nobody' in the repository",
+            "repository: unload again | unload an unknown model | unload with dependents": "404 failed to unload '",
+            "grpc control: unload an unknown model": "NOT_FOUND failed to unload 'nobody', it is not loaded",
+            "repository: load with a file and no configuration": "501 files in a load request are not supported",
+        },
+    ),
+    Difference(
+        "More raw contents than inputs are refused; Triton leaves the rest unread.",
+        {"contents: more raw than inputs": "INVALID_ARGUMENT the request has 2 raw_input_contents for 1 inputs"},
     ),
 )
+
+
+def differences_of(name: str) -> list[tuple[Difference, str]]:
+    """Those that are about a case, and what is answered here."""
+    return [(each, here) for each in DIFFERENCES for pattern, here in each.cases.items() if _is_about(pattern, name)]
+
+
+def _is_about(pattern: str, name: str) -> bool:
+    tables, _, names = pattern.partition(": ")
+    table, _, case = name.partition(": ")
+    in_table = any(fnmatchcase(table, each) for each in tables.split(","))
+    return in_table and any(fnmatchcase(case, each) for each in names.split(" | "))

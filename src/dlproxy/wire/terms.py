@@ -14,9 +14,11 @@ from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Pri
 from dlproxy.policy.queueing import DEFAULT_LEVEL, LOWEST_LEVEL
 
 DEADLINE = b"x-request-deadline-ms"
+GRPC_TIMEOUT = b"grpc-timeout"
 PRIORITY = b"x-request-priority"
 MOST_TENANT = 128  # characters of a tenant's name or of a sticky header that count
 MOST_DEADLINE_MS = 1e12  # 31 years
+_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}  # of gRPC's time-outs
 SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 
 Identify = Callable[[bytes, bytes, Mapping[bytes, bytes]], Principal]
@@ -68,12 +70,13 @@ class HeaderTerms:
         return self._last_terms
 
     def _read(self, headers: Mapping[bytes, bytes], principal: Principal) -> Terms:
-        deadline, priority, tenant = headers.get(DEADLINE), headers.get(PRIORITY), headers.get(self._tenant_header)
+        timeout_s = deadline_of(headers)
+        priority, tenant = headers.get(PRIORITY), headers.get(self._tenant_header)
         affinity = headers.get(self._sticky_header) if self._sticky_header else None
-        if deadline is None and priority is None and tenant is None and affinity is None and principal is ANONYMOUS:
+        if timeout_s == inf and priority is None and tenant is None and affinity is None and principal is ANONYMOUS:
             return NO_TERMS
         return Terms(
-            inf if deadline is None else _milliseconds(deadline) * 1e-3,
+            timeout_s,
             None if priority is None else _level(priority),
             principal.tenant or _name(tenant),
             _name(affinity),
@@ -82,9 +85,20 @@ class HeaderTerms:
 
 
 def deadline_of(headers: Mapping[bytes, bytes]) -> float:
-    """The timeout alone, in seconds, for whoever does not know the model yet. Raises InferenceError(INVALID_ARGUMENT)."""
-    deadline = headers.get(DEADLINE)
-    return inf if deadline is None else _milliseconds(deadline) * 1e-3
+    """The timeout alone, in seconds: the shorter of ours and gRPC's. Raises InferenceError(INVALID_ARGUMENT)."""
+    deadline, timeout = headers.get(DEADLINE), headers.get(GRPC_TIMEOUT)
+    timeout_s = inf if timeout is None else grpc_timeout(timeout)
+    return timeout_s if deadline is None else min(timeout_s, _milliseconds(deadline) * 1e-3)
+
+
+def grpc_timeout(value: bytes) -> float:
+    """Seconds. Raises InferenceError(INVALID_ARGUMENT)."""
+    digits, unit = value[:-1], _UNITS.get(value[-1:])
+    if unit is None or not digits.isdigit() or len(digits) > 8:
+        shown = brief(value.decode("latin-1"))
+        raise invalid(f"{GRPC_TIMEOUT.decode()} is {shown}; it must be up to 8 digits and one of H, M, S, m, u, n")
+    timeout_s = int(digits) * unit
+    return timeout_s if timeout_s <= MOST_DEADLINE_MS * 1e-3 else inf
 
 
 def in_milliseconds(left_s: float) -> bytes:

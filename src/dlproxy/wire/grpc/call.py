@@ -4,13 +4,15 @@ Made by connection.py. Not aware of: frames, windows, which services there are.
 """
 
 import logging
-import zlib
+from asyncio import TimerHandle
+from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from dlproxy.message import Failure, FailureKind, InferenceError, Principal, encodable
+from dlproxy.message import Failure, FailureKind, Principal, encodable
 from dlproxy.wire.grpc.frames import header_block
+from dlproxy.wire.grpc.messages import CODINGS, Piece
 
 if TYPE_CHECKING:
     from dlproxy.wire.grpc.connection import GrpcConnection
@@ -18,9 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_ERROR = 1000  # characters of an error message: it travels in a header
-PREFIX = 5  # bytes before each message: whether it is compressed, and its size
-
-Piece = bytes | bytearray | memoryview
+MAX_ENCODED_ERROR = 4000  # bytes of it there: clients take 8 KiB of header fields in all
 
 
 class Status(IntEnum):
@@ -59,7 +59,10 @@ STATUS = {
     FailureKind.LATE: Status.DEADLINE_EXCEEDED,
 }
 
-BEGIN = header_block([(b":status", b"200"), (b"content-type", b"application/grpc")])
+_BEGIN = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+BEGIN = header_block(_BEGIN)
+BEGIN_IN = {coding: header_block([*_BEGIN, (b"grpc-encoding", coding)]) for coding in CODINGS}
+NOTHING: deque[memoryview] = deque(maxlen=0)  # stands for each call's own while it has none: a deque takes 700 bytes
 END_OK = header_block([(b"grpc-status", b"0")])
 
 
@@ -69,12 +72,15 @@ class Call:
     A service that takes streams sets the callbacks when it gets the call. `on_message`: for each message. `on_half_closed`: the
     client sends no more. `on_abandoned`: the client has left, or its deadline has passed. `on_writable`: sending makes sense
     again after `writable` was false; whoever goes on meanwhile fills memory.
+
+    While answers are held back because the client does not read them, it gets no message, nor may the client send more than a
+    window's worth. A service that answers later than it takes messages bounds those under way by `pause` and `resume`.
     """
 
     __slots__ = (
         *("connection", "headers", "id", "on_abandoned", "on_half_closed", "on_message", "on_writable", "path", "principal"),
-        *("begun", "ended", "half_closed", "held", "method", "pieces", "received", "taken", "trailers"),
-        *("waited_s", "whole", "window"),
+        *("at", "begun", "coding", "delivering", "ended", "half_closed", "held", "held_bytes", "left", "method", "paused"),
+        *("pieces", "received", "resting", "taken", "timer", "trailers", "waited_s", "window"),
     )
 
     def __init__(
@@ -97,17 +103,33 @@ class Call:
         self.on_writable: Callable[[], None] | None = None
         # The rest is the connection's
         self.method: Callable[[Call, bytes], None] | None = None  # of a unary call
-        self.pieces: list[bytes | bytearray] = []  # of a message that is not complete
+        self.pieces: list[bytes | bytearray] = []  # received and not delivered yet
+        self.at = 0  # where in the first of them what is not delivered begins
         self.received = 0  # bytes of these
-        self.whole: bytes | None = None  # the message of a unary call
+        self.left = -1  # bytes of content that the header announces and that are still to come; -1: it announces none
         self.taken = 0  # bytes of data for which the client has got no new window
+        self.paused = False  # by the service
+        self.delivering = False
+        self.resting = False  # much has been delivered at once; more comes in the event loop's next turn
         self.window = window  # bytes that the client takes now
-        self.held: list[memoryview] = []  # of answers, for which there is no window yet
+        self.held = NOTHING  # of answers, for which there is no window yet
+        self.held_bytes = 0
         self.trailers: bytes | None = None  # to be sent after them
+        self.coding: bytes | None = None  # in which the client compresses, and takes answers
         self.begun = False  # the headers of the answer are sent
         self.half_closed = False  # by the client
         self.ended = False
-        self.waited_s = 0.0  # since the last step forward of what comes in or goes out
+        self.waited_s = 0.0  # since the message that comes in began, or since what goes out went on
+        self.timer: TimerHandle | None = None  # for the deadline of a streaming call
+
+    def pause(self) -> None:
+        """Of a streaming call: no message nor half-close comes until `resume`, also not of those that have arrived."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """May be called from `on_message` and when nothing is paused."""
+        self.paused = False
+        self.connection.go_on(self)
 
     def reply(self, *message: Piece) -> None:
         """The one answer of a unary call, in pieces; then its end."""
@@ -163,33 +185,5 @@ def percent_encoded(message: str) -> bytes:
     data = encodable(message).encode()
     if message.isascii() and message.isprintable() and b"%" not in data:
         return data
-    return b"".join([b"%c" % byte if 0x20 <= byte < 0x7F and byte != 0x25 else b"%%%02X" % byte for byte in data])
-
-
-def message_size(prefix: Piece, most: int) -> int:
-    """Of the message after this prefix. Raises InferenceError TOO_LARGE."""
-    size = int.from_bytes(prefix[1:PREFIX], "big")
-    if size > most:
-        failure = Failure(FailureKind.TOO_LARGE, f"the message is {size} bytes; at most {most} are accepted")
-        raise InferenceError(failure)
-    return size
-
-
-def decompressed(message: Piece, encoding: bytes, most: int) -> bytes:
-    """Raises InferenceError: UNSUPPORTED for an encoding that is not known, TOO_LARGE, INVALID_ARGUMENT."""
-    if encoding not in (b"gzip", b"deflate"):
-        text = f"grpc-encoding {encoding.decode('latin-1')!r} is not supported; use gzip, deflate or identity"
-        raise InferenceError(Failure(FailureKind.UNSUPPORTED, text))
-    inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: tell gzip and zlib apart by their headers
-    try:
-        plain = inflater.decompress(message, most + 1)
-    except zlib.error as error:
-        raise InferenceError(
-            Failure(FailureKind.INVALID_ARGUMENT, f"the message is not valid {encoding.decode()}: {error}")
-        ) from None
-    if len(plain) > most:
-        failure = Failure(FailureKind.TOO_LARGE, f"the decompressed message is too large; at most {most} bytes are accepted")
-        raise InferenceError(failure)
-    if not inflater.eof:
-        raise InferenceError(Failure(FailureKind.INVALID_ARGUMENT, f"the {encoding.decode()} message is truncated"))
-    return plain
+    encoded = [b"%c" % byte if 0x20 <= byte < 0x7F and byte != 0x25 else b"%%%02X" % byte for byte in data]
+    return b"".join(encoded[: MAX_ENCODED_ERROR // 3])

@@ -1,18 +1,19 @@
 """One gRPC client's connection: an asyncio.Protocol over HTTP/2 frames, no task per call.
 
-Header blocks are decoded by hpack; one that repeats, and changes no table, is known by its bytes. Whatever RFC 9113 leaves
-unbounded is bounded here. Made by server.py; hands each call to its method. Not aware of: services, models.
+Here is what comes in, frame by frame, and when the connection ends; whatever RFC 9113 leaves unbounded is bounded.
+Made by server.py; hands each call to its method. Not aware of: services, models.
 """
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from math import inf, isnan
 from typing import TYPE_CHECKING, cast
 
 import hpack
 
-from dlproxy.message import ANONYMOUS, InferenceError, invalid
+from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, invalid
 from dlproxy.wire.grpc import frames
-from dlproxy.wire.grpc.call import BEGIN, END_OK, PREFIX, Call, Piece, Status, decompressed, message_size
+from dlproxy.wire.grpc.call import Call, Status
 from dlproxy.wire.grpc.frames import (
     ACK,
     DATA,
@@ -28,26 +29,27 @@ from dlproxy.wire.grpc.frames import (
     WITH_PRIORITY,
     ErrorCode,
     frame,
-    head,
-    number,
 )
-from dlproxy.wire.listening import DRAIN_GRACE_S
+from dlproxy.wire.grpc.header_blocks import PROTOBUF, Head, HeaderBlocks, TooLargeError
+from dlproxy.wire.grpc.lifetime import LAST_CALL, MIN_PING_S, Lifetime
+from dlproxy.wire.grpc.receiving import MOST_STORED, WINDOW
 
 if TYPE_CHECKING:
     from dlproxy.wire.grpc.server import GrpcServer
 
-WINDOW = 1 << 20  # bytes that a client may send of one call before it is told to go on
-CONNECTION_WINDOW = 1 << 24
+CONNECTION_WINDOW = 1 << 24  # bytes that a client may send of all calls before it is told to go on
 MAX_FRAME = 1 << 18
-MAX_BLOCKS = 256  # header blocks that are remembered of one connection
-MOST_CONTROL_FRAMES = 2000  # from one sweep to the next: pings, settings, resets, empty data; more are an attack
-LINGER_S = 2.0  # after a refusal, how long the client may take to read why
-SMALL_PIECE = 1024  # bytes; smaller pieces of a message are gathered: as objects of their own they could take 20 times that
+MOST_CONTROL_FRAMES = 2000  # from one sweep to the next: pings, resets, empty data; more are an attack
+SETTINGS_WEIGHT = 20  # control frames that one SETTINGS counts as: it may change the windows of all calls
+MOST_SETTINGS = 64  # in a frame
+SMALL_WINDOW = 256  # bytes; a client that asks for its answers in smaller pieces costs more than it gets
+MOST_STRIKES = 2  # pings of a client without calls that come too soon, as gRPC's servers have it
 
-_BEGIN_HEAD = head(len(BEGIN), HEADERS, END_HEADERS, 0)[:5]
-_END_HEAD = head(len(END_OK), HEADERS, END_HEADERS | END_STREAM, 0)[:5]
-_TABLE_EMPTY = b"\x20"  # says that the table of what is sent shrinks to nothing, which nothing here needs
 _NOT_GRPC = frames.header_block([(b":status", b"415"), (b"content-type", b"text/plain")])
+_NOT_POST = frames.header_block([(b":status", b"405"), (b"allow", b"POST")])
+_TABLE_EMPTY = b"\x20"  # says that the table of what is sent shrinks to nothing, which nothing here needs
+
+log = logging.getLogger(__name__)
 
 
 class _BrokenError(Exception):
@@ -58,55 +60,46 @@ class _BrokenError(Exception):
         self.code = code
 
 
-class GrpcConnection(asyncio.Protocol):
+class GrpcConnection(Lifetime, asyncio.Protocol):
     """One client. `age` is called by the server's sweep."""
 
     def __init__(self, server: "GrpcServer") -> None:
-        self.server = server
-        self._limits = server.limits
-        self._calls: dict[int, Call] = {}
-        self._holding: dict[int, Call] = {}  # calls with answers for which there is no window
-        self._last = 0  # the newest stream
-        self._decoder = hpack.Decoder(max_header_list_size=self._limits.max_header_bytes)
-        self._blocks: dict[bytes, dict[bytes, bytes]] = {}
-        self._block: tuple[int, int, bytearray] | None = None  # stream, flags and what has come of an unfinished block
+        super().__init__(server)
+        self._blocks = HeaderBlocks(self.limits.max_header_bytes, self.limits.max_headers)
+        self._known = self._blocks.known
         self._begun = False  # the preface is there
-        self._rest = bytearray()  # of the last read: what is no whole frame
         self._need = len(frames.PREFACE)  # bytes of it that make one
         self._taken = 0  # bytes of data for which the client has got no new window
-        self._window = frames.DEFAULT_WINDOW  # bytes that may be sent on all calls together
-        self._first_window = frames.DEFAULT_WINDOW  # and on a new one
-        self._max_frame = frames.DEFAULT_FRAME
-        self._prelude = b""  # of the next header block that is sent
         self._control_frames = 0
-        self._waited_s = 0.0  # since the last step forward
-        self._write_paused = False
-        self._closing = False
+        self._pinged = (0, 0)  # the newest stream and the window when the last ping came
+        self._strikes = 0
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self.transport = cast(asyncio.Transport, transport)
         self.server.connection_made(self)
         offer = {
             frames.MAX_STREAMS: self.server.max_streams,
             frames.INITIAL_WINDOW: WINDOW,
             frames.MAX_FRAME: MAX_FRAME,
-            frames.MAX_HEADER_LIST: self._limits.max_header_bytes,
+            frames.MAX_HEADER_LIST: self.limits.max_header_bytes,
         }
         more = frames.window_update(0, CONNECTION_WINDOW - frames.DEFAULT_WINDOW)
-        self._transport.write(frames.settings(offer) + more)
-        if len(self.server.connections) > self._limits.max_connections:
-            self._go_away(ErrorCode.ENHANCE_YOUR_CALM, f"connection limit ({self._limits.max_connections}) reached")
+        self.transport.write(frames.settings(offer) + more)
+        if len(self.server.connections) > self.limits.max_connections:
+            self._go_away(ErrorCode.ENHANCE_YOUR_CALM, f"connection limit ({self.limits.max_connections}) reached")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self.server.connection_closed(self)
-        self._abandon()
+        self._abandon_all()
+        self._rest, self._block = bytearray(), None
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
             return
+        self._silent_s = 0.0
         if self._rest:
             self._rest += data
             if len(self._rest) < self._need:
@@ -117,31 +110,40 @@ class GrpcConnection(asyncio.Protocol):
         except _BrokenError as error:
             self._go_away(error.code, str(error))
         except hpack.OversizedHeaderListError:
-            self._go_away(ErrorCode.ENHANCE_YOUR_CALM, f"the header is larger than {self._limits.max_header_bytes} bytes")
-        except (hpack.HPACKError, UnicodeDecodeError) as error:
+            self._go_away(ErrorCode.ENHANCE_YOUR_CALM, f"the header is larger than {self.limits.max_header_bytes} bytes")
+        except TooLargeError as error:
+            self._go_away(ErrorCode.ENHANCE_YOUR_CALM, str(error))
+        except hpack.HPACKError as error:
             self._go_away(ErrorCode.COMPRESSION_ERROR, f"malformed header block: {error}")
+        except Exception:
+            log.exception("a connection is closed because of a defect of the server")
+            self._go_away(ErrorCode.INTERNAL_ERROR)
         else:
             if at < len(data):
                 self._rest += memoryview(data)[at:]
+                self._partial_s = 0.0
             if self._taken > CONNECTION_WINDOW // 2:
-                self._transport.write(frames.window_update(0, self._taken))
-                self._taken = 0
+                self._give_connection_window()
+
+    def _give_connection_window(self) -> None:
+        if self._taken > CONNECTION_WINDOW:
+            self._go_away(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
+        elif not self._closing:
+            self.transport.write(frames.window_update(0, self._taken))
+            self._taken = 0
 
     def pause_writing(self) -> None:
-        self._write_paused = True
-        self._waited_s = 0.0
-        self._transport.pause_reading()
+        self.write_paused = True
+        self._stuck_s = 0.0
+        if not self._closing:
+            self.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self._write_paused = False
-        self._waited_s = 0.0
+        self.write_paused = False
+        self._partial_s = 0.0
         if not self._closing:
-            self._transport.resume_reading()
-            self._flush_all()
-
-    @property
-    def writable(self) -> bool:
-        return not self._write_paused and self._window > 0
+            self.transport.resume_reading()
+            self.wake_all()
 
     # What comes
 
@@ -169,7 +171,7 @@ class GrpcConnection(asyncio.Protocol):
             payload = data[at + frames.HEADER : end]
             at = end
             if self._block is not None and (kind != frames.CONTINUATION or stream != self._block[0]):
-                raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
+                self._interrupted(kind, flags)
             if kind == DATA:
                 self._data(stream, flags, payload)
             elif kind == HEADERS:
@@ -181,438 +183,302 @@ class GrpcConnection(asyncio.Protocol):
         self._need = frames.HEADER
         return at
 
+    def _interrupted(self, kind: int, flags: int) -> None:
+        """A frame that is not the one which must come now."""
+        if self._greeted:
+            raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
+        if kind != SETTINGS or flags & ACK:
+            raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        self._greeted, self._block = True, None
+
     def _headers(self, stream: int, flags: int, payload: bytes) -> None:
         if flags & (PADDED | WITH_PRIORITY):
             if flags & PADDED:
                 payload = _unpadded(payload)
             if flags & WITH_PRIORITY:
+                if len(payload) < 5:
+                    raise _BrokenError(ErrorCode.FRAME_SIZE_ERROR, "HEADERS without the priority that it announces")
                 payload = payload[5:]
         if flags & END_HEADERS:
             self._take_block(stream, flags, payload)
         else:
             self._block = (stream, flags, bytearray(payload))
+            self._partial_s = 0.0
 
-    def _continuation(self, flags: int, payload: bytes) -> None:
+    def _continuation(self, stream: int, flags: int, payload: bytes) -> None:
+        self._count_control()
         if self._block is None:
             raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "a continuation of no header block")
-        stream, begun, block = self._block
+        _, begun, block = self._block
         block += payload
-        if len(block) > self._limits.max_header_bytes or not payload:
+        if len(block) > self.limits.max_header_bytes:
             raise _BrokenError(ErrorCode.ENHANCE_YOUR_CALM, "the header block is too long")
         if flags & END_HEADERS:
             self._block = None
             self._take_block(stream, begun, bytes(block))
 
     def _take_block(self, stream: int, flags: int, block: bytes) -> None:
-        headers = self._decoded(block)
-        if stream <= self._last or not stream & 1:
-            self._trailers(stream, flags)
+        if not stream & 1:
+            raise _BrokenError(ErrorCode.PROTOCOL_ERROR, f"stream {stream} is not the client's to begin")
+        head = self._known.get(block) or self._blocks.read(block)
+        if stream <= self._last:
+            self._trailers(stream, flags, head)
             return
         self._last = stream
-        self._waited_s = 0.0
-        if len(self._calls) >= self.server.max_streams or self.server.draining:
-            self._reset(stream, ErrorCode.REFUSED_STREAM)
-            return
-        path = headers.get(b":path", b"")
-        if headers.get(b":method") != b"POST" or not headers.get(b"content-type", b"").startswith(b"application/grpc"):
-            self._write_block(stream, _NOT_GRPC, END_STREAM)
-            return
-        call = self._calls[stream] = Call(self, stream, path, headers, ANONYMOUS, self._first_window)
+        self._idle_s = 0.0
         server = self.server
+        if len(self.calls) >= server.max_streams or self._final is not None:
+            self._refuse_stream(stream, flags, ErrorCode.REFUSED_STREAM)
+            return
+        if not head.plain and not self._is_call(stream, flags, head):
+            return
+        call = self.calls[stream] = Call(self, stream, head.path, head.headers, ANONYMOUS, self.first_window)
+        call.method = server.methods.unary.get(head.path)
         try:
             if server.identify is not None:
-                call.principal = server.identify(b"POST", path, headers)
-            unary = call.method = server.methods.unary.get(path)
-            if unary is None:
-                streaming = server.methods.streaming.get(path)
-                if streaming is None:
-                    call.end(Status.UNIMPLEMENTED, f"unknown method {path.decode('latin-1')}")
-                    return
-                streaming(call)
+                call.principal = server.identify(b"POST", head.path, head.headers)
+            if call.method is None or not head.plain or self.held_bytes:
+                self._begin(call, head)
+            if flags & END_STREAM:
+                call.half_closed = True
+                if call.left > 0:
+                    self._malformed(call)
+                elif not call.ended:
+                    self.half_close(call)
         except InferenceError as error:
             call.refuse(error.failure)
         except Exception:
             call.give_up()
-        if flags & END_STREAM and not call.ended:
-            self._half_close(call)
 
-    def _decoded(self, block: bytes) -> dict[bytes, bytes]:
-        """As HTTP has it: fields that repeat are joined by commas. Equal blocks give one object while the table stays."""
-        known = self._blocks.get(block)
-        if known is not None:
-            return known
-        table = self._decoder.header_table.dynamic_entries
-        before = (len(table), table[0] if table else None)
-        headers: dict[bytes, bytes] = {}
-        fields = list(self._decoder.decode(block, raw=True))
-        if len(fields) > self._limits.max_headers:
-            raise _BrokenError(
-                ErrorCode.ENHANCE_YOUR_CALM, f"too many header fields; at most {self._limits.max_headers} are accepted"
-            )
-        for name, value in fields:
-            headers[name] = headers[name] + b", " + value if name in headers else value
-        if before[0] != len(table) or (table and table[0] is not before[1]) or len(self._blocks) >= MAX_BLOCKS:
-            self._blocks = {}
-        else:
-            self._blocks[block] = headers
-        return headers
-
-    def _trailers(self, stream: int, flags: int) -> None:
-        """A header block on a stream that has begun: a client sends one at its end. Of a call that is over it may pass."""
-        if not stream & 1:
-            raise _BrokenError(ErrorCode.PROTOCOL_ERROR, f"stream {stream} is not the client's to begin")
-        call = self._calls.get(stream)
-        if call is not None and not call.half_closed:
+    def _is_call(self, stream: int, flags: int, head: Head) -> bool:
+        """Else it is answered as HTTP has it."""
+        if head.problem:
+            log.debug("stream %d is reset: %s", stream, head.problem)
+            self._refuse_stream(stream, flags, ErrorCode.PROTOCOL_ERROR)
+            return False
+        content = head.headers.get(b"content-type", b"")
+        no_post = head.headers[b":method"] != b"POST"
+        if no_post or content[:16] != b"application/grpc" or content[16:17] not in b"+;":
+            self.write_block(stream, _NOT_POST if no_post else _NOT_GRPC, END_STREAM)
             if not flags & END_STREAM:
-                raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "a second header block that does not end its stream")
-            self._half_close(call)
+                self._refuse_stream(stream, flags, ErrorCode.NO_ERROR)
+            return False
+        return True
+
+    def _begin(self, call: Call, head: Head) -> None:
+        """What is not the same for all calls. Raises InferenceError, and whatever a method raises."""
+        streaming = None if call.method is not None else self.server.methods.streaming.get(call.path)
+        call.left = head.length
+        if call.method is None and streaming is None:
+            call.end(Status.UNIMPLEMENTED, f"unknown method {call.path.decode('latin-1')}")
+        elif head.headers[b"content-type"].partition(b";")[0].strip() not in PROTOBUF:
+            call.end(Status.UNIMPLEMENTED, f"messages must be protobuf: content-type {PROTOBUF[0].decode()}")
+        elif isnan(head.timeout_s):
+            raise invalid("grpc-timeout is malformed; it must be up to 8 digits and one of H, M, S, m, u, n")
+        elif self.held_bytes > MOST_STORED * self.limits.max_body_bytes:
+            text = "this client does not read its answers; no call is taken meanwhile"
+            raise InferenceError(Failure(FailureKind.QUOTA, text, retry_after_s=1.0))
+        elif streaming is not None:
+            if head.timeout_s < inf:
+                call.timer = asyncio.get_running_loop().call_later(head.timeout_s, self._late, call)
+            streaming(call)
+
+    def _refuse_stream(self, stream: int, flags: int, code: ErrorCode) -> None:
+        if code is not ErrorCode.NO_ERROR:
+            self._count_control()
+        self.reset(stream, code)
+        if not flags & END_STREAM:
+            self.cut(stream)
+
+    def _malformed(self, call: Call) -> None:
+        """What came of it breaks HTTP."""
+        self.reset(call.id, ErrorCode.PROTOCOL_ERROR)
+        if not call.half_closed:
+            self.cut(call.id)
+        self.abandon(call)
+
+    def _trailers(self, stream: int, flags: int, head: Head) -> None:
+        """A header block on a stream that has begun: a client sends one at its end. Of a call that is over it may pass."""
+        call = self.calls.get(stream)
+        if call is None or call.half_closed:
+            if call is not None or not self.was_cut(stream):
+                raise _BrokenError(ErrorCode.STREAM_CLOSED, f"a header block on stream {stream}, which is closed")
+            self._count_control()
+            if flags & END_STREAM:
+                self.client_ended(stream)
+        elif not flags & END_STREAM or not head.trailers or call.left > 0:
+            self._count_control()
+            self._malformed(call)
+        else:
+            call.half_closed = True
+            if not call.ended:
+                try:
+                    self.half_close(call)
+                except InferenceError as error:
+                    call.refuse(error.failure)
 
     def _data(self, stream: int, flags: int, payload: bytes) -> None:
         size = len(payload)
         self._taken += size
-        call = self._calls.get(stream)
-        if call is None:
-            if stream > self._last or not stream & 1:
-                raise _BrokenError(ErrorCode.PROTOCOL_ERROR, f"data on stream {stream}, which has not begun")
-            return  # it is over; the client may not know yet
-        if call.half_closed:
-            raise _BrokenError(ErrorCode.STREAM_CLOSED, f"data on stream {stream} after its end")
         if flags & PADDED:
             payload = _unpadded(payload)
-        if not size and not flags & END_STREAM:
+        if not payload and not flags & END_STREAM:
             self._count_control()
-        self._waited_s = call.waited_s = 0.0
-        try:
-            if payload:
-                self._feed(call, payload)
-        except InferenceError as error:
-            call.refuse(error.failure)
+        call = self.calls.get(stream)
+        if call is None:
+            self._late_data(stream, flags)
             return
+        if call.half_closed:
+            self._count_control()
+            self.reset(stream, ErrorCode.STREAM_CLOSED)
+            self.abandon(call)
+            return
+        self._idle_s = 0.0
+        call.taken += size
+        if call.taken > WINDOW:
+            self._count_control()
+            self.reset(stream, ErrorCode.FLOW_CONTROL_ERROR)
+            self.cut(stream)
+            self.abandon(call)
+            return
+        ends = flags & END_STREAM
+        if call.left >= 0:
+            call.left -= len(payload)
+            if call.left < 0 or (ends and call.left):
+                self._malformed(call)
+                return
         if call.ended:
-            return
+            call.half_closed = bool(ends)
+        elif ends and not call.received and call.method is not None:
+            self.take_only(call, payload)
+        else:
+            self.take(call, payload, bool(ends))
+
+    def _late_data(self, stream: int, flags: int) -> None:
+        """Data of a stream that is over or has not begun: the client may not know yet that it was cut."""
+        if stream > self._last or not stream & 1:
+            raise _BrokenError(ErrorCode.PROTOCOL_ERROR, f"data on stream {stream}, which has not begun")
+        if not self.was_cut(stream):
+            raise _BrokenError(ErrorCode.STREAM_CLOSED, f"data on stream {stream}, which is closed")
         if flags & END_STREAM:
-            self._half_close(call)
-        else:
-            call.taken += size
-            if call.taken > WINDOW // 2:
-                self._transport.write(frames.window_update(stream, call.taken))
-                call.taken = 0
-
-    def _feed(self, call: Call, payload: bytes) -> None:
-        """Raises InferenceError for a message that cannot be taken."""
-        pieces = call.pieces
-        if not pieces and len(payload) >= PREFIX:
-            size = message_size(payload, self._limits.max_body_bytes)
-            if len(payload) == PREFIX + size:
-                self._message(call, payload)
-                return
-        if pieces and len(payload) < SMALL_PIECE:
-            if type(pieces[-1]) is bytearray:
-                pieces[-1] += payload
-            else:
-                pieces.append(bytearray(payload))
-        else:
-            pieces.append(payload)
-        call.received += len(payload)
-        while call.received >= PREFIX and not call.ended:
-            if len(pieces[0]) < PREFIX:
-                pieces[:] = [b"".join(pieces)]
-            size = message_size(pieces[0], self._limits.max_body_bytes) + PREFIX
-            if call.received < size:
-                return
-            whole = b"".join(pieces)
-            pieces[:] = [whole[size:]] if call.received > size else []
-            call.received -= size
-            self._message(call, whole[:size] if pieces else whole)
-
-    def _message(self, call: Call, message: bytes) -> None:
-        """`message`: with its prefix."""
-        plain = message[PREFIX:]
-        if message[0]:
-            plain = decompressed(plain, call.headers.get(b"grpc-encoding", b"identity"), self._limits.max_body_bytes)
-        if call.method is None:
-            if call.on_message is not None:
-                try:
-                    call.on_message(plain)
-                except InferenceError as error:
-                    call.refuse(error.failure)
-                except Exception:
-                    call.give_up()
-        elif call.whole is not None:
-            raise invalid("more than one message for a method that takes one")
-        else:
-            call.whole = plain
-
-    def _half_close(self, call: Call) -> None:
-        """The client sends no more of it."""
-        call.half_closed = True
-        try:
-            if call.received:
-                raise invalid("the last message is incomplete")
-            if call.method is not None:
-                if call.whole is None:
-                    raise invalid("the message is missing")
-                whole, call.whole = call.whole, None
-                call.method(call, whole)
-            elif call.on_half_closed is not None:
-                call.on_half_closed()
-        except InferenceError as error:
-            call.refuse(error.failure)
-        except Exception:
-            call.give_up()
+            self.client_ended(stream)
 
     def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == WINDOW_UPDATE:
             self._widen(stream, payload)
             return
         if kind == frames.CONTINUATION:
-            self._continuation(flags, payload)
+            self._continuation(stream, flags, payload)
             return
         self._count_control()
         if kind == PING:
-            if stream or len(payload) != 8:
-                raise _BrokenError(ErrorCode.FRAME_SIZE_ERROR if not stream else ErrorCode.PROTOCOL_ERROR, "malformed PING")
-            if not flags & ACK:
-                self._transport.write(frame(PING, ACK, 0, payload))
+            self._ping(flags, stream, payload)
         elif kind == SETTINGS:
             self._settings(flags, stream, payload)
         elif kind == RST_STREAM:
-            if len(payload) != 4 or not stream or stream > self._last:
-                raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "malformed RST_STREAM")
-            call = self._calls.get(stream)
+            _check(kind, stream != 0 and stream & 1 and stream <= self._last, len(payload) == 4)
+            self.client_ended(stream)
+            call = self.calls.get(stream)
             if call is not None:
-                self._over(call)
-                _tell_abandoned(call)
+                self.abandon(call)
+        elif kind == frames.PRIORITY:
+            _check(kind, stream != 0, len(payload) == 5)
+        elif kind == GOAWAY:
+            _check(kind, not stream, len(payload) >= 8)
         elif kind == frames.PUSH_PROMISE:
             raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "a client cannot push")
 
-    def _count_control(self) -> None:
-        self._control_frames += 1
+    def _count_control(self, weight: int = 1) -> None:
+        self._control_frames += weight
         if self._control_frames > MOST_CONTROL_FRAMES:
             raise _BrokenError(ErrorCode.ENHANCE_YOUR_CALM, "too many control frames")
 
+    def _ping(self, flags: int, stream: int, payload: bytes) -> None:
+        _check(PING, not stream, len(payload) == 8)
+        if flags & ACK:
+            if payload == LAST_CALL and self.server.draining:
+                self._close_door()
+            return
+        if self.calls or self._pinged != (self._last, self.window):
+            self._strikes = 0
+        elif self._ping_s < MIN_PING_S:
+            self._strikes += 1
+            if self._strikes > MOST_STRIKES:
+                raise _BrokenError(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+        self._pinged, self._ping_s = (self._last, self.window), 0.0
+        self.transport.write(frame(PING, ACK, 0, payload))
+
     def _settings(self, flags: int, stream: int, payload: bytes) -> None:
-        if stream or len(payload) % 6 or (flags & ACK and payload):
-            raise _BrokenError(ErrorCode.FRAME_SIZE_ERROR if not stream else ErrorCode.PROTOCOL_ERROR, "malformed SETTINGS")
+        _check(SETTINGS, not stream, not len(payload) % 6 and not (flags & ACK and payload))
         if flags & ACK:
             return
+        self._count_control(SETTINGS_WEIGHT)
+        if len(payload) > 6 * MOST_SETTINGS:
+            raise _BrokenError(ErrorCode.ENHANCE_YOUR_CALM, "too many settings in a frame")
+        window = self.first_window
         for at in range(0, len(payload), 6):
             name, value = int.from_bytes(payload[at : at + 2], "big"), int.from_bytes(payload[at + 2 : at + 6], "big")
             if name == frames.INITIAL_WINDOW:
                 if value > frames.MOST_WINDOW:
                     raise _BrokenError(ErrorCode.FLOW_CONTROL_ERROR, "the initial window is too large")
-                for call in self._calls.values():
-                    call.window += value - self._first_window
-                self._first_window = value
+                window = value
             elif name == frames.MAX_FRAME:
                 if not frames.DEFAULT_FRAME <= value < 1 << 24:
                     raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "SETTINGS_MAX_FRAME_SIZE is out of range")
-                self._max_frame = min(value, MAX_FRAME)
+                self.max_frame = min(value, MAX_FRAME)
             elif name == frames.TABLE_SIZE:
-                self._prelude = _TABLE_EMPTY
+                self.prelude = _TABLE_EMPTY
             elif name == frames.ENABLE_PUSH and value > 1:
                 raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "SETTINGS_ENABLE_PUSH is neither 0 nor 1")
-        self._transport.write(frame(SETTINGS, ACK, 0))
-        self._flush_all()
+        self.transport.write(frame(SETTINGS, ACK, 0))
+        change, self.first_window = window - self.first_window, window
+        if change:
+            self._shift_windows(change)
+
+    def _shift_windows(self, change: int) -> None:
+        for call in self.calls.values():
+            call.window += change
+            if call.window > frames.MOST_WINDOW:
+                raise _BrokenError(ErrorCode.FLOW_CONTROL_ERROR, f"the window of stream {call.id} overflows")
+        for call in list(self.calls.values()):
+            self.widened(call)
 
     def _widen(self, stream: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise _BrokenError(ErrorCode.FRAME_SIZE_ERROR, "malformed WINDOW_UPDATE")
+        _check(WINDOW_UPDATE, stream <= self._last and (not stream or stream & 1), len(payload) == 4)
         more = int.from_bytes(payload, "big") & frames.MOST_WINDOW
+        call = self.calls.get(stream)
+        if more < SMALL_WINDOW and (call.held if call is not None else self.dribbles):
+            self._count_control()
         if not stream:
-            self._window += more
-            if not more or self._window > frames.MOST_WINDOW:
-                raise _BrokenError(ErrorCode.FLOW_CONTROL_ERROR, "a window of the connection that is out of range")
-            if self._holding:
-                self._flush_all()
-            return
-        if stream > self._last:
-            raise _BrokenError(ErrorCode.PROTOCOL_ERROR, f"a window of stream {stream}, which has not begun")
-        call = self._calls.get(stream)
-        if call is None:
-            return
-        call.window += more
-        if not more or call.window > frames.MOST_WINDOW:
-            self._over(call)
-            self._reset(stream, ErrorCode.FLOW_CONTROL_ERROR)
-            _tell_abandoned(call)
-        elif call.held:
-            self._flush(call)
-        elif call.on_writable is not None and call.writable:
-            call.on_writable()
+            if not more:
+                raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE by nothing")
+            was, self.window = self.window, self.window + more
+            if self.window > frames.MOST_WINDOW:
+                raise _BrokenError(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window overflows")
+            if was <= 0:
+                self.wake_all()
+        elif call is not None:
+            call.window += more
+            if not more or call.window > frames.MOST_WINDOW:
+                self._count_control()
+                self.reset(stream, ErrorCode.FLOW_CONTROL_ERROR if more else ErrorCode.PROTOCOL_ERROR)
+                if not call.half_closed:
+                    self.cut(stream)
+                self.abandon(call)
+            else:
+                self.widened(call)
 
-    # What leaves
 
-    def send(self, call: Call, message: Sequence[Piece], trailers: bytes | None) -> None:
-        """A message, and with `trailers` the end. Does nothing once the call is over."""
-        if call.ended:
-            return
-        size = sum(map(len, message))
-        whole = PREFIX + size
-        prefix = b"\x00" + number(size)
-        at_once = whole <= call.window and whole <= self._window and whole <= self._max_frame
-        if at_once and not call.held and not self._prelude and not self._write_paused:
-            stream = number(call.id)
-            begin = () if call.begun else (_BEGIN_HEAD, stream, BEGIN)
-            end = () if trailers is None else (self._end_head(trailers), stream, trailers)
-            self._transport.write(b"".join((*begin, head(whole, DATA, 0, call.id), prefix, *message, *end)))
-            call.begun = True
-            call.window -= whole
-            self._window -= whole
-            if trailers is not None:
-                self._finish(call)
-            return
-        if not call.begun:
-            call.begun = True
-            self._write_block(call.id, BEGIN)
-        call.held += [memoryview(prefix), *[memoryview(piece) for piece in message if len(piece)]]
-        call.trailers = trailers
-        call.ended = trailers is not None
-        self._holding[call.id] = call
-        self._flush(call)
-
-    def end(self, call: Call, trailers: bytes) -> None:
-        """Does nothing once the call is over."""
-        if call.ended:
-            return
-        call.ended = True
-        if call.held:
-            call.trailers = trailers
-            return
-        block = trailers if call.begun else BEGIN + trailers
-        self._write_block(call.id, block, END_STREAM)
-        self._finish(call)
-
-    def _end_head(self, trailers: bytes) -> bytes:
-        return _END_HEAD if trailers is END_OK else head(len(trailers), HEADERS, END_HEADERS | END_STREAM, 0)[:5]
-
-    def _write_block(self, stream: int, block: bytes, flags: int = 0) -> None:
-        block, self._prelude = self._prelude + block, b""
-        self._transport.write(frame(HEADERS, END_HEADERS | flags, stream, block))
-
-    def _flush(self, call: Call) -> None:
-        """Send of what is held what the windows allow, and then the trailers."""
-        held = call.held
-        while held and not self._write_paused:
-            room = min(call.window, self._window, self._max_frame)
-            if room <= 0:
-                return
-            pieces, size = [], 0
-            while held and size < room:
-                piece = held[0][: room - size]
-                pieces.append(piece)
-                size += len(piece)
-                if len(piece) == len(held[0]):
-                    del held[0]
-                else:
-                    held[0] = held[0][len(piece) :]
-            call.window -= size
-            self._window -= size
-            call.waited_s = self._waited_s = 0.0
-            self._transport.write(head(size, DATA, 0, call.id))
-            for piece in pieces:
-                self._transport.write(piece)
-        if held:
-            return
-        self._holding.pop(call.id, None)
-        if call.trailers is not None:
-            self._write_block(call.id, call.trailers, END_STREAM)
-            self._finish(call)
-        elif call.on_writable is not None and call.writable:
-            call.on_writable()
-
-    def _flush_all(self) -> None:
-        for call in list(self._holding.values()):
-            self._flush(call)
-
-    def _finish(self, call: Call) -> None:
-        """All of it has been sent."""
-        if not call.half_closed:
-            self._reset(call.id, ErrorCode.NO_ERROR)
-        self._over(call)
-
-    def _over(self, call: Call) -> None:
-        call.ended = True
-        call.held.clear()
-        call.pieces.clear()
-        self._calls.pop(call.id, None)
-        self._holding.pop(call.id, None)
-        if not self._calls:
-            self._waited_s = 0.0
-
-    def _reset(self, stream: int, code: ErrorCode) -> None:
-        self._transport.write(frame(RST_STREAM, 0, stream, number(code)))
-
-    def _abandon(self) -> None:
-        """Whatever is under way gets no answer."""
-        abandoned = list(self._calls.values())
-        for call in abandoned:
-            self._over(call)
-        for call in abandoned:
-            _tell_abandoned(call)
-
-    # Ends and limits
-
-    def _go_away(self, code: ErrorCode, why: str = "") -> None:
-        """Nothing more is taken on this connection, nor answered."""
-        if self._closing:
-            return
-        self._closing = True
-        self._waited_s = 0.0
-        self._abandon()
-        self._transport.write(frame(GOAWAY, 0, 0, number(self._last) + number(code) + why.encode()))
-        self._transport.close()
-
-    def begin_grace(self) -> None:
-        """The server drains: tell the client so, and go on with what has begun."""
-        self._waited_s = 0.0
-        if not self._closing:
-            self._transport.write(frame(GOAWAY, 0, 0, number(frames.MOST_WINDOW) + number(ErrorCode.NO_ERROR)))
-
-    def age(self, seconds: float) -> None:
-        """Called by the sweep: act on what has waited too long."""
-        self._control_frames = 0
-        self._waited_s += seconds
-        waited_s, limits = self._waited_s, self._limits
-        if self._closing:
-            if waited_s > LINGER_S:
-                self._transport.abort()
-        elif self._write_paused:
-            if waited_s > limits.write_timeout_s:
-                self._transport.abort()
-        elif not self._begun or self._rest or self._block:
-            if waited_s > limits.header_timeout_s:
-                self._go_away(ErrorCode.PROTOCOL_ERROR, f"a frame did not arrive within {limits.header_timeout_s:g} s")
-        elif not self._calls:
-            if waited_s > (DRAIN_GRACE_S if self.server.draining else limits.idle_timeout_s):
-                self._go_away(ErrorCode.NO_ERROR)
-        else:
-            self._age_calls(seconds)
-
-    def _age_calls(self, seconds: float) -> None:
-        limits = self._limits
-        for call in list(self._calls.values()):
-            call.waited_s += seconds
-            if call.held:
-                if call.waited_s > limits.write_timeout_s:
-                    self._over(call)
-                    self._reset(call.id, ErrorCode.CANCEL)
-                    _tell_abandoned(call)
-            elif call.method is not None and not call.half_closed and call.waited_s > limits.body_timeout_s:
-                call.end(Status.CANCELLED, f"the message did not arrive within {limits.body_timeout_s:g} s")
-
-    def abort(self) -> None:
-        """End the connection now, whatever is under way."""
-        self._transport.abort()
+def _check(kind: int, right_stream: object, right_size: bool) -> None:
+    if not right_stream:
+        raise _BrokenError(ErrorCode.PROTOCOL_ERROR, f"a frame of kind {kind} on a stream where it makes no sense")
+    if not right_size:
+        raise _BrokenError(ErrorCode.FRAME_SIZE_ERROR, f"a frame of kind {kind} in a size that it cannot have")
 
 
 def _unpadded(payload: bytes) -> bytes:
-    if not payload or payload[0] >= len(payload):
+    if not payload:
+        raise _BrokenError(ErrorCode.FRAME_SIZE_ERROR, "a padded frame without the length of its padding")
+    if payload[0] >= len(payload):
         raise _BrokenError(ErrorCode.PROTOCOL_ERROR, "more padding than payload")
     return payload[1 : len(payload) - payload[0]]
-
-
-def _tell_abandoned(call: Call) -> None:
-    told, call.on_abandoned = call.on_abandoned, None
-    if told is not None:
-        told()

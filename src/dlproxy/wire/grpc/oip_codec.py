@@ -43,9 +43,7 @@ from dlproxy.wire.oip_codec import (
 from dlproxy.wire.terms import NO_TERMS, Terms, of_parameters
 
 EMPTY_FINAL = "triton_enable_empty_final_response"
-IN_PARTS = Failure(
-    FailureKind.UNSUPPORTED, "ModelInfer RPC doesn't support models with decoupled transaction policy; use ModelStreamInfer"
-)
+IN_PARTS = Failure(FailureKind.UNSUPPORTED, "ModelInfer RPC doesn't support models with decoupled transaction policy")
 MOST_ALIKE = 4  # messages of one model and equal sizes that are told apart by comparing them
 _TYPE_OF = {field: dtype for dtype, field in TYPED.items()}  # of those that share a field, the widest
 _NAME, _VERSION, _ID = (number << 3 | 2 for number in (1, 2, REQUEST_ID))  # as bytes: the tags of these fields
@@ -64,7 +62,8 @@ class Asked(Struct):
 class KnownMessage(Memo):
     """What one message was found to say, as far as it stays the same.
 
-    `rest`: what stands between the id and the first tensor. `marks`: what stands before the further tensors, and where, counted from the end.
+    `rest`: what stands between the id and the first tensor. `marks`: what stands before the further tensors, and where, counted
+    from the end.
     """
 
     __slots__ = ("empty_final", "endpoint", "marks", "reply", "rest")

@@ -21,8 +21,6 @@ from dlproxy.wire.relay import Relay
 from dlproxy.wire.terms import DEADLINE, deadline_of, in_milliseconds
 from dlproxy.wire.waiting import answer_once_up
 
-MOST_WAITING = 4096  # requests of one call that have come and are not worked on yet
-MOST_WAITING_BYTES = 1 << 22  # of these; one may be larger
 STRICT = b"triton_grpc_error"  # a header: the call ends at the first error
 
 log = logging.getLogger(__name__)
@@ -38,16 +36,13 @@ FINAL, NOT_FINAL = _flag(final=True), _flag(final=False)
 
 
 class InferStream:
-    """One call. At most `max_pipelined` requests are worked on at a time, and none begins while the client does not read."""
+    """One call, of which at most `max_pipelined` requests are worked on at a time."""
 
     def __init__(self, call: Call, decoder: InferDecoder, catalog: Catalog, limits: HttpLimits) -> None:
         self.call = call
         self.decoder = decoder
         self.catalog = catalog
         self.limits = limits
-        self._waiting: deque[bytes] = deque()
-        self._waiting_bytes = 0
-        self._beginning = False
         self._half_closed = False
         self._under_way: dict[StreamedRequest, None] = {}
         self._in_order: deque[StreamedRequest] = deque()  # of those under way: whose answers wait for the ones before
@@ -58,36 +53,23 @@ class InferStream:
         call.on_writable = self._go_on
 
     def _message(self, message: bytes) -> None:
-        self._waiting.append(message)
-        self._waiting_bytes += len(message)
-        self._begin()
-        waiting, size = len(self._waiting), self._waiting_bytes
-        if waiting > MOST_WAITING or (waiting > 1 and size > MOST_WAITING_BYTES):
-            text = f"{waiting} requests with {size} bytes wait in one stream: no room for more"
-            self._end(Failure(FailureKind.QUOTA, text))
+        request = StreamedRequest(self, message)
+        self._under_way[request] = None
+        self._in_order.append(request)
+        if len(self._under_way) >= self.limits.max_pipelined:
+            self.call.pause()
+        request.begin()
 
     def _half_close(self) -> None:
         self._half_closed = True
-        self._begin()
+        self._end_if_done()
 
-    def _begin(self) -> None:
-        """Whatever waits and may."""
-        if self._beginning:  # one that is answered at once; the loop below goes on with the next
-            return
-        self._beginning = True
-        while self._waiting and len(self._under_way) < self.limits.max_pipelined and self.writable():
-            message = self._waiting.popleft()
-            self._waiting_bytes -= len(message)
-            request = StreamedRequest(self, message)
-            self._under_way[request] = None
-            self._in_order.append(request)
-            request.begin()
-        self._beginning = False
-        if self._half_closed and not self._waiting and not self._under_way:
+    def _end_if_done(self) -> None:
+        if self._half_closed and not self._under_way:
             self.call.end()
 
     def _go_on(self) -> None:
-        """The client takes more: a part of each answer, and further requests."""
+        """The client takes more: a part of each answer in turn."""
         for request in list(self._under_way):
             if request.relay is not None:
                 request.relay.go_on()
@@ -96,13 +78,11 @@ class InferStream:
                         del self._under_way[request]
                         self._under_way[request] = None
                     return
-        self._begin()
 
     def _stop(self) -> None:
         """Nobody reads any more."""
         requests, self._under_way = self._under_way, {}
         self._in_order.clear()
-        self._waiting.clear()
         for request in requests:
             request.stop()
 
@@ -138,8 +118,11 @@ class InferStream:
 
     def over(self, request: "StreamedRequest") -> None:
         """All of its answer is sent."""
+        was_full = len(self._under_way) >= self.limits.max_pipelined
         self._under_way.pop(request, None)
-        self._begin()
+        if was_full:
+            self.call.resume()
+        self._end_if_done()
 
     def error(self, failure: Failure, request_id: str) -> list[Piece]:
         """The message that says so. Ends the call instead if the client wants that."""
