@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand check fmt bench bench-peers bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
+.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-triton check fmt bench bench-peers bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-triton [RECORD=1] | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ prove-rollouts: setup
 
 prove-demand: setup
 	@DLPROXY_MODELS=$(or $(MODELS),200) $(PY) -m pytest -s tests/faults/test_many_models.py $(ARGS)
+
+prove-triton: $(VENV)-triton/.installed
+	@$(if $(RECORD),$(PY) -m tests.conformance.record $(VENV)-triton/bin/python)
+	@DLPROXY_TRITON=$(VENV)-triton/bin/python $(PY) -m pytest tests/conformance $(ARGS)
 
 check: setup
 	@$(PY) -m ruff format --check --output-format concise . || { echo "not formatted; run: make fmt"; exit 1; }
@@ -79,7 +83,7 @@ docs: setup
 	@$(PY) docs/generate.py
 
 clean:
-	@rm -rf $(VENV) .venv-peers benchmarks/peers/.cache benchmarks/real/.cache benchmarks/autopilot/.cache dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) $(VENV)-triton .venv-peers benchmarks/peers/.cache benchmarks/real/.cache benchmarks/autopilot/.cache dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml
@@ -94,4 +98,10 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-extras: $(VENV)/.installed
 	@echo "installing the torch and tensorflow extras into $(VENV)"
 	@$(PIP) install --editable '.[torch,tensorflow]'
+	@touch $@
+
+$(VENV)-triton/.installed: $(VENV)/.installed
+	@echo "installing a real Triton (nvidia-pytriton) into $(VENV)-triton"
+	@$(PYTHON) -m venv $(VENV)-triton
+	@$(VENV)-triton/bin/python -m pip --disable-pip-version-check -qq install 'nvidia-pytriton>=0.7'
 	@touch $@

@@ -56,7 +56,7 @@ def test_answers_as_triton(name: str, answers: dict[str, Answer], triton: dict[s
 
 
 def test_what_is_recorded_are_these_cases() -> None:
-    assert list(read()) == list(CASES), "cases have changed: make prove-triton ARGS=--record"
+    assert list(read()) == list(CASES), "cases have changed: make prove-triton RECORD=1"
 
 
 def test_every_difference_is_about_a_case() -> None:
