@@ -3,13 +3,14 @@
 Both raise AssertionError. Not aware of: who was asked.
 """
 
+import json
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict
 from tritonclient.grpc import model_config_pb2
 
 from tests.conformance.answers import Answer, error_of
-from tests.conformance.differences import FINE, Difference
+from tests.conformance.differences import FINE, STREAMED, Difference
 
 NOT_KNOWN = ("version_policy", "instance_group", "default_model_filename", "optimization", "dynamic_batching", "runtime")
 """Fields of a configuration that say what dlproxy does in its own way."""
@@ -30,6 +31,9 @@ def differs_as_said(here: Answer, triton: Answer, difference: Difference, wanted
     if wanted == FINE:
         assert text is None and _kind(here) in (200, "OK"), f"{difference.what} {_shown(here)}"
         return
+    if wanted == STREAMED:
+        assert [error for message in here["messages"] if (error := message.get("error_message"))], f"{difference.what} {_shown(here)}"
+        return
     first, _, rest = wanted.partition(" ")
     is_kind = first.isdigit() or first.replace("_", "").isupper()
     kind, begin = (first, rest) if is_kind else (str(_kind(triton)), wanted)
@@ -49,6 +53,8 @@ def _plain(text: str) -> str:
 def _answer(name: str, answer: Answer) -> Any:
     """What is compared of one that is no error."""
     body = answer["messages"] if "messages" in answer else answer.get("json", answer.get("text"))
+    if answer.get("type", "").startswith("text/event-stream"):
+        body = [json.loads(event.removeprefix("data: ")) for event in (body or "").split("\n\n") if event]
     case = name.partition(": ")[2]
     if case == "server metadata":
         return sorted(body[0] if isinstance(body, list) else body)
@@ -58,7 +64,7 @@ def _answer(name: str, answer: Answer) -> Any:
         return _keys((body[0] if isinstance(body, list) else body)["model_stats"][0])
     if name.startswith("stream: "):
         return [_message(message) for message in body]
-    return {**answer, "json": body, "messages": None}
+    return {**answer, "json": body, "messages": None, "text": None}
 
 
 def _config(found: Any) -> Any:
@@ -77,11 +83,13 @@ def _keys(stats: Any) -> Any:
 
 
 def _message(message: Any) -> Any:
-    """Of a stream: an error may go on after Triton's text here, too."""
-    text = message.get("error_message", "")
+    """Of a stream: an error may go on after Triton's text here, too; the version of an answer without outputs is left out."""
+    text, infer = message.get("error_message", ""), message["infer_response"]
     for rest in ("; the models served are", "; the versions served are"):
         text = text.partition(rest)[0]
-    return {**message, "error_message": text}
+    if "outputs" not in infer:
+        infer = {name: value for name, value in infer.items() if name != "model_version"}
+    return {"error_message": text, "infer_response": infer}
 
 
 def _shown(answer: Answer) -> str:

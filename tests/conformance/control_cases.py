@@ -68,6 +68,7 @@ SETTINGS: dict[str, Request] = {
     "set trace": post("/v2/trace/setting", {"trace_rate": "500"}),
     "set trace to what is none": post("/v2/trace/setting", {"trace_level": ["EVERYTHING"]}),
     "set a trace setting that is none": post("/v2/trace/setting", {"colour": "red"}),
+    "set trace back": post("/v2/trace/setting", {"trace_rate": "1000"}),
     "set trace by a bad body": post("/v2/trace/setting", "{"),
     "logging": get("/v2/logging"),
     "set logging": post("/v2/logging", {"log_verbose_level": 0}),

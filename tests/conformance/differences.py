@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from msgspec import Struct
 
 FINE = "fine"
+STREAMED = "streamed"
 
 EVERYWHERE = (
     "Errors over HTTP are `application/json`, and may go on after Triton's text with what would be right; Triton's note about "
@@ -20,7 +21,7 @@ EVERYWHERE = (
 
 class Difference(Struct, frozen=True):
     """`cases`: tables and names of cases, as "table,table: name | name" with *, and how the error begins here, after its status
-    or code if that is not Triton's; FINE if there is no error.
+    or code if that is not Triton's; FINE if there is no error, STREAMED if it is in a message.
     """
 
     what: str
@@ -62,11 +63,15 @@ DIFFERENCES = (
             "body: parameters that * | outputs that * | an output that * | binary_data a text": "400 not an inference request: ",
             "sizes: size a float | size a text": "400 not an inference request: ",
             "sizes: size negative": "400 input 'X': binary_data_size is -16",
-            "json,binary: classification that is a text": "400 not an inference request: ",
+            "json,binary: classification that is a text": "400 ",
             "body: binary_data_output a text": "400 parameter 'binary_data_output' is 'yes'",
             "json,binary: a timeout that is a text": "400 parameter 'timeout' is 'soon'",
             "json,binary: a priority that is a text | a negative priority": "400 parameter 'priority' is ",
             "repository: * bad body | index of a list | index, ready a text": "400 the body is not understood: ",
+            "shared memory: register a bad body | register nothing": "400 the body is not understood: ",
+            "settings: * bad body": "400 the body is not a JSON object of settings: ",
+            "settings: set logging to what is none": "400 expect boolean for 'log_info'",
+            "generate: * bad body | generate of nothing": "400 not a generate request",
             "repository: load with a configuration that is no JSON": "400 the parameter config is not JSON",
             "grpc control: load with a configuration that is no JSON": "INVALID_ARGUMENT the parameter config is not JSON",
             "repository: load with a parameter that is none": "400 unrecognized load parameter 'colour'",
@@ -80,6 +85,8 @@ DIFFERENCES = (
             "body: a float for * | a fraction for * | a bool for * | an integer * too large | an integer too large": "400 input 'X': ",
             "body: -1 as uint8 | 1 as bool | a text as bool | a bool as fp64 | too large for fp64": "400 input 'X': ",
             "body: a number as bytes | null as bytes": "400 input 'TEXT': ",
+            "generate: generate with a text for a number": "400 input 'times': '2' is not an integer",
+            "generate: generate with a number for a text": "400 input 'text_input': 3 is not a string",
             "json: too little data | too much data": "400 input 'A': the data has shape",
             "json: too little data of strings | too much data of strings": "input 'TEXT': the data has shape",
             "json: a negative size | two negative sizes": "400 input 'X': shape [-1, ",
@@ -101,7 +108,7 @@ DIFFERENCES = (
     ),
     Difference(
         "`binary_data_output` holds for every output that does not say otherwise; Triton answers those that are listed as JSON.",
-        {"binary: one output of two | outputs in another order | an output asked for twice": FINE},
+        {"binary: one output of two | outputs in another order | an output asked for twice | classification*": FINE},
     ),
     Difference(
         "Versions may be asked for by label, so one that is no number is looked for.",
@@ -114,7 +121,11 @@ DIFFERENCES = (
     ),
     Difference(
         "A model that fails is told by its class, the error and the line; Triton sends the stack with the server's paths.",
-        {"json,binary,typed,raw: a model that fails*": "Faulty.predict raised ValueError: that is too much (models.py, line "},
+        {
+            "json,binary,typed,raw: a model that fails*": "Faulty.predict raised ValueError: that is too much (models.py, line ",
+            "generate: * a model that fails": "500 Faulty.predict raised ValueError: that is too much (models.py, line ",
+            "stream: a model that fails": STREAMED,
+        },
     ),
     Difference(
         "Of several inputs the first in the model's order is named; Triton's order is that of a hash table.",
@@ -197,6 +208,33 @@ DIFFERENCES = (
             "grpc control: unload an unknown model": "NOT_FOUND failed to unload 'nobody', it is not loaded",
             "repository: load with a file and no configuration": "501 files in a load request are not supported",
         },
+    ),
+    Difference(
+        "A region that cannot be opened is a mistake of the client, 400.",
+        {
+            "shared memory: register what is not there": "400 Unable to open shared memory region: '/none'",
+            "grpc control: register what is not there": "INVALID_ARGUMENT Unable to open shared memory region: '/none'",
+        },
+    ),
+    Difference(
+        "Requests are not traced, and trace settings that would have it otherwise are refused; so are settings that there are not, "
+        "which Triton leaves unread.",
+        {
+            "settings: set trace | set trace to what is none": "501 this server does not trace requests: ",
+            "settings: set a trace setting that is none": "400 there is no trace setting 'colour'",
+            "settings: set a logging setting that is none": "400 there is no log setting 'colour'",
+            "grpc control: set trace to what is none": "UNIMPLEMENTED this server does not trace requests: ",
+            "grpc control: set a trace setting that is none": "INVALID_ARGUMENT there is no trace setting 'colour'",
+            "grpc control: set a logging setting that is none": "INVALID_ARGUMENT there is no log setting 'colour'",
+        },
+    ),
+    Difference(
+        "generate of a model that answers in parts is an error with the status of one; Triton says 200.",
+        {"generate: generate of many parts": "501 generate expects model to produce exactly 1 response"},
+    ),
+    Difference(
+        "An answer has at least one part: a model that yields none has failed. Triton sends nothing, and says that all is well.",
+        {"generate: * no parts": "500 the model ended its answer before the first part", "stream: no parts": STREAMED},
     ),
     Difference(
         "More raw contents than inputs are refused; Triton leaves the rest unread.",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.server import ServerProcess
+from tests.clients.server import ServerProcess, write_config
 from tests.conformance.answers import Answer, Asker
 from tests.conformance.asking import post
 from tests.conformance.cases import CASES
@@ -25,6 +25,10 @@ PYTHON = os.environ.get("DLPROXY_TRITON", "")
 """The interpreter of an environment with Triton, which is asked now instead of what is recorded."""
 
 
+SETTINGS = {"repository_mode": "explicit", "shared_memory": True, "client_log_settings": True}
+"""Triton's own; the last two are off by default here."""
+
+
 @pytest.fixture(scope="module")
 def triton() -> dict[str, Answer]:
     return ask_triton(Path(PYTHON))[1] if PYTHON else read()
@@ -34,7 +38,8 @@ def triton() -> dict[str, Answer]:
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Answer]]:
     """Of one server, asked in the order of the cases, as Triton was."""
     repository = for_dlproxy(tmp_path_factory.mktemp("repository"))
-    with ServerProcess("--repository", repository, "--repository-mode", "explicit", "--grpc-port", "0") as server:
+    config = write_config(tmp_path_factory.mktemp("config") / "dlproxy.toml", {}, repository=repository, **SETTINGS)
+    with ServerProcess("--config", config, "--grpc-port", "0") as server:
         found = re.search(r"^gRPC +\S+:(\d+)$", server.report, re.MULTILINE)
         assert found is not None, server.report
         with Asker(server.http_port, int(found[1])) as asker:
