@@ -1,4 +1,4 @@
-"""Requests for inference, good and bad, that both servers get in all forms (asking.py). A table: what it is, and the request."""
+"""Requests for inference, good and bad, that both servers get in all forms of asking.py. A table: what it is; the request."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def wide(**changes: Any) -> Ask:
 GOOD: dict[str, Ask] = {
     "two rows": PAIR,
     "an id": pair(id="r-7"),
-    "an id of other letters": pair(id="ä \"q\" \\ 1"),
+    "an id of other letters": pair(id='ä "q" \\ 1'),
     "a version": pair(version="1"),
     "one output of two": pair(outputs=[Wanted("DIFF")]),
     "outputs in another order": pair(outputs=[Wanted("DIFF"), Wanted("SUM")]),
@@ -59,9 +59,7 @@ GOOD: dict[str, Ask] = {
     "uint8 at its ends": Ask("small", [one("UINT8", [0, 255])]),
     "fp16": Ask("half", [one("FP16", [0.5, -2])]),
     "a model that takes a while": Ask("slow", [Given("MS", "UINT8", [1], [2])]),
-    "text and a number": Ask(
-        "say", [Given("text_input", "BYTES", [1], ["ab"]), Given("times", "INT32", [1], [3])], id="t"
-    ),
+    "text and a number": Ask("say", [Given("text_input", "BYTES", [1], ["ab"]), Given("times", "INT32", [1], [3])], id="t"),
     "classification": wide(outputs=[Wanted("Y", {"classification": 1})]),
     "classification of more than there is": wide(outputs=[Wanted("Y", {"classification": 5})]),
     "classification of rows": pair(outputs=[Wanted("SUM", {"classification": 2}), Wanted("DIFF")]),

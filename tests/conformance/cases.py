@@ -25,7 +25,9 @@ _GRPC: Mapping[str, Mapping[str, Request]] = {
 
 CASES: dict[str, Request] = {
     **{f"{form}: {name}": make(ask) for form, make in FORMS.items() for name, ask in ASKS.items()},
-    **{f"{table}: {name}": case for tables in (_HTTP, _GRPC) for table, cases in tables.items() for name, case in cases.items()},
+    **{
+        f"{table}: {name}": case for tables in (_HTTP, _GRPC) for table, cases in tables.items() for name, case in cases.items()
+    },
 }
 
 

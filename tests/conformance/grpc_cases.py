@@ -8,7 +8,7 @@ from typing import Any
 from tritonclient.grpc import service_pb2 as pb
 
 from tests.conformance.asking import Ask, Given, Grpc, Request, as_raw, as_typed, infer_call, infer_message
-from tests.conformance.asks import A, PAIR, pair
+from tests.conformance.asks import PAIR, A, pair
 
 WIDE = Ask("wide", [Given("X", "INT64", [1, 2], [3, 4])])
 

@@ -1,4 +1,4 @@
-"""What only HTTP has: routes, verbs, bodies, JSON, binary data by its sizes, compression. A table: what it is, and the request."""
+"""What only HTTP has: routes, verbs, bodies, JSON, binary data by its sizes, compression. A table: name, request."""
 
 import gzip
 import json

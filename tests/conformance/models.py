@@ -5,7 +5,7 @@ Read by repository.py, which copies it into the models' folders; so it imports n
 
 from collections.abc import Iterator, Mapping
 from time import sleep
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,16 +17,16 @@ TOO_MUCH = 1e6
 
 
 class AddSub:
-    inputs = {"A": "FP32[batch,4]", "B": "FP32[batch,4]"}
-    outputs = {"SUM": "FP32[batch,4]", "DIFF": "FP32[batch,4]"}
+    inputs: ClassVar = {"A": "FP32[batch,4]", "B": "FP32[batch,4]"}
+    outputs: ClassVar = {"SUM": "FP32[batch,4]", "DIFF": "FP32[batch,4]"}
 
     def predict(self, batch: Arrays) -> Arrays:
         return {"SUM": batch["A"] + batch["B"], "DIFF": batch["A"] - batch["B"]}
 
 
 class Upper:
-    inputs = {"TEXT": "BYTES[batch,2]"}
-    outputs = {"UPPER": "BYTES[batch,2]"}
+    inputs: ClassVar = {"TEXT": "BYTES[batch,2]"}
+    outputs: ClassVar = {"UPPER": "BYTES[batch,2]"}
 
     def predict(self, batch: Arrays) -> Arrays:
         text = batch["TEXT"]
@@ -34,61 +34,58 @@ class Upper:
 
 
 class Fixed:
-    inputs = {"M": "FP32[2,3]"}
-    outputs = {"T": "FP32[3,2]"}
+    inputs: ClassVar = {"M": "FP32[2,3]"}
+    outputs: ClassVar = {"T": "FP32[3,2]"}
 
     def predict(self, batch: Arrays) -> Arrays:
         return {"T": np.ascontiguousarray(batch["M"].T)}
 
 
 class Varied:
-    inputs = {"X": "FP64[batch,-1]"}
-    outputs = {"TOTAL": "FP64[batch,1]"}
+    inputs: ClassVar = {"X": "FP64[batch,-1]"}
+    outputs: ClassVar = {"TOTAL": "FP64[batch,1]"}
 
     def predict(self, batch: Arrays) -> Arrays:
         return {"TOTAL": batch["X"].sum(axis=1, keepdims=True)}
 
 
 class _Same:
-    inputs: Mapping[str, str] = {}
-    outputs: Mapping[str, str] = {}
-
     def predict(self, batch: Arrays) -> Arrays:
         return {"Y": batch["X"]}
 
 
 class Half(_Same):
-    inputs = {"X": "FP16[batch,2]"}
-    outputs = {"Y": "FP16[batch,2]"}
+    inputs: ClassVar = {"X": "FP16[batch,2]"}
+    outputs: ClassVar = {"Y": "FP16[batch,2]"}
 
 
 class Flags(_Same):
-    inputs = {"X": "BOOL[batch,2]"}
-    outputs = {"Y": "BOOL[batch,2]"}
+    inputs: ClassVar = {"X": "BOOL[batch,2]"}
+    outputs: ClassVar = {"Y": "BOOL[batch,2]"}
 
 
 class Wide(_Same):
-    inputs = {"X": "INT64[batch,2]"}
-    outputs = {"Y": "INT64[batch,2]"}
+    inputs: ClassVar = {"X": "INT64[batch,2]"}
+    outputs: ClassVar = {"Y": "INT64[batch,2]"}
 
 
 class Small(_Same):
-    inputs = {"X": "UINT8[batch,2]"}
-    outputs = {"Y": "UINT8[batch,2]"}
+    inputs: ClassVar = {"X": "UINT8[batch,2]"}
+    outputs: ClassVar = {"Y": "UINT8[batch,2]"}
 
 
 class Spare(_Same):
     """Is unloaded and loaded."""
 
-    inputs = {"X": "FP32[batch,1]"}
-    outputs = {"Y": "FP32[batch,1]"}
+    inputs: ClassVar = {"X": "FP32[batch,1]"}
+    outputs: ClassVar = {"Y": "FP32[batch,1]"}
 
 
 class Faulty:
     """Fails on large numbers."""
 
-    inputs = {"X": "FP32[batch,1]"}
-    outputs = {"Y": "FP32[batch,1]"}
+    inputs: ClassVar = {"X": "FP32[batch,1]"}
+    outputs: ClassVar = {"Y": "FP32[batch,1]"}
 
     def predict(self, batch: Arrays) -> Arrays:
         if batch["X"].max() > TOO_MUCH:
@@ -99,8 +96,8 @@ class Faulty:
 class Slow:
     """Takes as many milliseconds as it is given."""
 
-    inputs = {"MS": "UINT8[1]"}
-    outputs = {"Y": "UINT8[1]"}
+    inputs: ClassVar = {"MS": "UINT8[1]"}
+    outputs: ClassVar = {"Y": "UINT8[1]"}
 
     def predict(self, batch: Arrays) -> Arrays:
         sleep(batch["MS"][0] / 1e3)
@@ -111,8 +108,8 @@ class Count:
     """A stream of as many numbers as it is asked for."""
 
     streams = True
-    inputs = {"N": "INT32[1]"}
-    outputs = {"I": "INT32[1]"}
+    inputs: ClassVar = {"N": "INT32[1]"}
+    outputs: ClassVar = {"I": "INT32[1]"}
 
     def predict(self, batch: Arrays) -> Iterator[Arrays]:
         for number in range(int(batch["N"][0])):
@@ -122,8 +119,8 @@ class Count:
 class Say:
     """Text in, text out, at once."""
 
-    inputs = {"text_input": "BYTES[1]", "times": "INT32[1]"}
-    outputs = {"text_output": "BYTES[1]"}
+    inputs: ClassVar = {"text_input": "BYTES[1]", "times": "INT32[1]"}
+    outputs: ClassVar = {"text_output": "BYTES[1]"}
 
     def predict(self, batch: Arrays) -> Arrays:
         return {"text_output": np.array([batch["text_input"][0] * int(batch["times"][0])], object)}
@@ -133,8 +130,8 @@ class Tell:
     """Text in, its words out one by one."""
 
     streams = True
-    inputs = {"text_input": "BYTES[1]"}
-    outputs = {"text_output": "BYTES[1]"}
+    inputs: ClassVar = {"text_input": "BYTES[1]"}
+    outputs: ClassVar = {"text_output": "BYTES[1]"}
 
     def predict(self, batch: Arrays) -> Iterator[Arrays]:
         for word in batch["text_input"][0].split():

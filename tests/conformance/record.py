@@ -7,6 +7,7 @@ import argparse
 import json
 import signal
 import subprocess
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("python", type=Path)
     version, answers = ask_triton(parser.parse_args().python.absolute())
     RECORDED.write_text(written(version, answers), "utf-8")
-    print(f"{len(answers)} answers of Triton {version}")
+    sys.stdout.write(f"{len(answers)} answers of Triton {version}\n")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ def for_dlproxy(folder: Path) -> Path:
         shutil.copy(HERE / "models.py", version / "models.py")
         lines = [f'path = "models.py:{model.__name__}"', 'run = "thread"']
         if _rows(model):
-            lines += ["batching = \"on\"", f"max_batch = {MAX_ROWS}", f"max_request_rows = {MAX_ROWS}"]
+            lines += ['batching = "on"', f"max_batch = {MAX_ROWS}", f"max_request_rows = {MAX_ROWS}"]
         else:
-            lines += ["batching = \"off\""]
+            lines += ['batching = "off"']
         (folder / name / "dlproxy.toml").write_text("\n".join(lines) + "\n", "utf-8")
     return folder
 

@@ -20,7 +20,7 @@ from tests.conformance.models import MODELS
 from tests.conformance.record import ask_triton, read
 from tests.conformance.repository import for_dlproxy
 
-GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "triton-config.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "from-triton.md"
 PYTHON = os.environ.get("DLPROXY_TRITON", "")
 """The interpreter of an environment with Triton, which is asked now instead of what is recorded."""
 
@@ -70,6 +70,6 @@ def test_every_difference_is_about_a_case() -> None:
 
 
 def test_the_guide_lists_the_differences() -> None:
-    section = GUIDE.read_text("utf-8").partition("## What differs from Triton\n")[2].partition("\n## ")[0]
+    section = GUIDE.read_text("utf-8").partition("## What differs\n")[2].partition("\n## ")[0]
     listed = [re.sub(r"\s+", " ", line).strip() for line in re.split(r"^- ", section, flags=re.MULTILINE)[1:]]
     assert listed == [*EVERYWHERE, *(difference.what for difference in DIFFERENCES)]

@@ -46,7 +46,12 @@ def running(python: Path, repository: Path, before: Sequence[str] = ()) -> Itera
         for file in (stub, *(home / "backends" / "python").iterdir()):
             (backend / file.name).symlink_to(file)
         command = [
-            *(*before, str(home / "bin" / "tritonserver"), f"--model-repository={repository}", f"--backend-directory={scratch}"),
+            *(
+                *before,
+                str(home / "bin" / "tritonserver"),
+                f"--model-repository={repository}",
+                f"--backend-directory={scratch}",
+            ),
             *(f"--{door}-address=127.0.0.1" for door in ("http", "grpc", "metrics")),
             *(f"--{door}-port={port}" for door, port in zip(("http", "grpc", "metrics"), ports, strict=True)),
             *("--model-control-mode=explicit", "--load-model=*", "--exit-timeout-secs=1"),
@@ -57,9 +62,9 @@ def running(python: Path, repository: Path, before: Sequence[str] = ()) -> Itera
         try:
             _await_ready(process, ports[0])
             yield TritonServer(ports[0], ports[1], process)
-        except BaseException:
+        except BaseException as error:
             log.seek(0)
-            print(log.read()[-6000:])
+            error.add_note(log.read()[-6000:])
             raise
         finally:
             process.send_signal(signal.SIGTERM)

@@ -215,7 +215,7 @@ def test_elements_of_free_length_are_checked_each_time() -> None:
     body, json_bytes = Body().add("x", DType.BYTES, [1, 1], raw=join_elements(["abcd"])).parts()
     assert json_bytes is not None
     decoder.decode(body, json_bytes, ticket_id=1, now=0.0)
-    with pytest.raises(InferenceError, match="unexpected number of string elements 2 .* expecting 1"):
+    with pytest.raises(InferenceError, match=r"unexpected number of string elements 2 .* expecting 1"):
         decoder.decode(body[:json_bytes] + bytes(8), json_bytes, ticket_id=1, now=0.0)
 
 

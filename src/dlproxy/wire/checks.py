@@ -202,9 +202,10 @@ class RequestChecker:
         if spec.dtype is DType.BYTES:
             self._check_elements(tensor, count, begin, text=spec.text)
         elif len(tensor.data) != count * spec.dtype.itemsize:
+            sizes = f"Expected {count * spec.dtype.itemsize}, got {len(tensor.data)} bytes"
             raise invalid(
-                f"{begin}input byte size mismatch for input '{name}' for model '{self._name}'. Expected "
-                f"{count * spec.dtype.itemsize}, got {len(tensor.data)} bytes for shape {list(tensor.shape)} of {spec.dtype.value}"
+                f"{begin}input byte size mismatch for input '{name}' for model '{self._name}'. {sizes} for shape "
+                f"{list(tensor.shape)} of {spec.dtype.value}"
             )
 
     def _check_elements(self, tensor: Tensor, count: int, begin: str, *, text: bool) -> None:

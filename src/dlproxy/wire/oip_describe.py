@@ -41,7 +41,10 @@ def metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
 def config(model: ServedModel) -> dict[str, Any]:
     """ModelConfig as JSON; as in Triton, `dims` leave out the batch dimension of a model that batches."""
     signature = model.signature
-    platform, backend = signature.platform, signature.platform.partition("_")[0]  # as Triton names them: pytorch of pytorch_libtorch
+    platform, backend = (
+        signature.platform,
+        signature.platform.partition("_")[0],
+    )  # as Triton names them: pytorch of pytorch_libtorch
     described: dict[str, Any] = {
         "name": model.name,
         "platform": "" if platform == backend else platform,
