@@ -42,7 +42,17 @@ def ask_triton(python: Path) -> tuple[str, dict[str, Answer]]:
                     if "broken" in answers[name] or answers[name].get("code") == "UNAVAILABLE":
                         with suppress(subprocess.TimeoutExpired):
                             answers[name] = {"died": signal.Signals(-triton.process.wait(DYING_S)).name}
-    return version, answers
+        lasting = {name: _lasting(name, answer) for name, answer in answers.items()}
+        found: dict[str, Answer] = json.loads(json.dumps(lasting).replace(folder, ""))
+    return version, found
+
+
+def _lasting(name: str, answer: Answer) -> Answer:
+    """Without what is new in every record and not compared: numbers of all models."""
+    for body in [answer.get("json"), *answer.get("messages", [])]:
+        if ": stats" in name and isinstance(body, dict) and "model_stats" in body:
+            del body["model_stats"][1:]
+    return answer
 
 
 def written(version: str, answers: dict[str, Answer]) -> str:
