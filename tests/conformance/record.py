@@ -12,11 +12,11 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from benchmarks.harness.triton import running
 from tests.conformance.answers import Answer, Asker
 from tests.conformance.asking import Http
 from tests.conformance.cases import CASES
 from tests.conformance.repository import for_triton
-from tests.conformance.triton_server import running
 
 RECORDED = Path(__file__).with_name("triton.json")
 DYING_S = 2.0

@@ -1,4 +1,4 @@
-"""A real Triton for as long as it is needed, from an environment with nvidia-pytriton. Called by record.py and the benchmark.
+"""A real Triton for as long as it is needed, from an environment with nvidia-pytriton. Called by tests/conformance, grpc/.
 
 The package brings tritonserver and its Python backend; what it brings them in, PyTriton itself, is not used.
 """
