@@ -31,6 +31,8 @@ class ServerProcess:
             self.kill()
             raise AssertionError(f"the server did not start: {self.report}\n{self.errors()}")
         self.http_port, self.control_port = map(int, ports)
+        found = re.search(r"^gRPC +\S+:(\d+)$", self.report, re.MULTILINE)
+        self.grpc_port = int(found[1]) if found else 0
 
     def _read_until_ready(self) -> str:
         assert self.process.stdout is not None
@@ -48,6 +50,10 @@ class ServerProcess:
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.http_port}"
+
+    @property
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
 
     def send_signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

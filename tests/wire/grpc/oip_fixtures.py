@@ -51,6 +51,8 @@ class FakeCall:
             self.messages.append(b"".join(message))
 
     def end(self, status: Status = Status.OK, text: str = "", extra: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        if self.status is Status.CANCELLED:  # the client has left
+            return
         assert not self.ended, "a call ends once"
         self.status, self.text, self.extra = status, text, extra
 

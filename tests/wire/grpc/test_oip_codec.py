@@ -1,4 +1,4 @@
-"""ModelInfer messages: every datatype raw and typed, what is refused, repeated heads, and that a remembered one changes nothing."""
+"""ModelInfer messages: every datatype raw and typed, what is refused, what repeats, and that knowing it changes no answer."""
 
 from typing import Any
 
