@@ -1,18 +1,15 @@
 """The judge of benchmarks/grpc: right answers pass, wrong ones and errors end the run."""
 
-import asyncio
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks.grpc.calls import Question, load, question_for
+from benchmarks.grpc.calls import load, question_for
 from benchmarks.harness.processes import BenchmarkError, Children, Cores, accepts_connections, free_ports
 from benchmarks.models import build_mlp
-from dlproxy.protos.oip import oip
 from tests.clients.server import ServerProcess
 
 
@@ -35,3 +32,23 @@ def test_an_echo_is_right_where_it_should_be_one(model: Path, echo: int) -> None
     assert question.check(echo, echoed=True) == len(question.message)
     with pytest.raises(BenchmarkError, match="wrong"):
         question.check(echo, echoed=False)
+
+
+def test_a_model_s_answer_is_compared_with_its_own(model: Path) -> None:
+    with ServerProcess(f"mlp={model}", "--grpc-port", "0") as server:
+        question = question_for(model, "mlp")
+        assert question.check(server.grpc_port, echoed=False) < len(question.message)
+        question.expected += 1
+        with pytest.raises(BenchmarkError, match="wrong"):
+            question.check(server.grpc_port, echoed=False)
+        with pytest.raises(BenchmarkError, match="NOT_FOUND"):
+            question_for(model, "nobody").check(server.grpc_port, echoed=False)
+
+
+@pytest.mark.skipif(shutil.which("h2load") is None, reason="needs h2load")
+def test_a_load_counts_calls(model: Path, echo: int, tmp_path: Path) -> None:
+    figures = load(question_for(model, "mlp"), echo, calls=4, seconds=1, cores=Cores(None, None), folder=tmp_path)
+    assert figures.calls_per_s > 10
+    assert 0 < figures.p50_ms <= figures.p99_ms
+    with pytest.raises(BenchmarkError, match="h2load failed"):
+        load(question_for(model, "mlp"), free_ports(1)[0], calls=4, seconds=1, cores=Cores(None, None), folder=tmp_path)

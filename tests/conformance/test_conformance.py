@@ -39,13 +39,11 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Answ
     """Of one server, asked in the order of the cases, as Triton was."""
     repository = for_dlproxy(tmp_path_factory.mktemp("repository"))
     config = write_config(tmp_path_factory.mktemp("config") / "dlproxy.toml", {}, repository=repository, **SETTINGS)
-    with ServerProcess("--config", config, "--grpc-port", "0") as server:
-        found = re.search(r"^gRPC +\S+:(\d+)$", server.report, re.MULTILINE)
-        assert found is not None, server.report
-        with Asker(server.http_port, int(found[1])) as asker:
-            for model in MODELS:
-                assert asker.ask(post(f"/v2/repository/models/{model}/load"))["status"] == 200
-            yield {name: asker.ask(case) for name, case in CASES.items()}
+    process = ServerProcess("--config", config, "--grpc-port", "0")
+    with process as server, Asker(server.http_port, server.grpc_port) as asker:
+        for model in MODELS:
+            assert asker.ask(post(f"/v2/repository/models/{model}/load"))["status"] == 200
+        yield {name: asker.ask(case) for name, case in CASES.items()}
 
 
 @pytest.mark.parametrize("name", CASES)
