@@ -225,10 +225,10 @@ DIFFERENCES = (
         "Requests are not traced, and trace settings that would have it otherwise are refused; so are settings that there "
         "are not, which Triton leaves unread.",
         {
-            "settings: set trace | set trace to what is none": "501 this server does not trace requests: ",
+            "settings: set trace | set trace to what is none": "400 Attempting to set invalid trace setting",
             "settings: set a trace setting that is none": "400 there is no trace setting 'colour'",
             "settings: set a logging setting that is none": "400 there is no log setting 'colour'",
-            "grpc control: set trace to what is none": "UNIMPLEMENTED this server does not trace requests: ",
+            "grpc control: set trace to what is none": "INVALID_ARGUMENT Attempting to set invalid trace setting",
             "grpc control: set a trace setting that is none": "INVALID_ARGUMENT there is no trace setting 'colour'",
             "grpc control: set a logging setting that is none": "INVALID_ARGUMENT there is no log setting 'colour'",
         },
@@ -241,6 +241,17 @@ DIFFERENCES = (
         "An answer has at least one part: a model that yields none has failed. Triton sends nothing, and says that all is "
         "well.",
         {"generate: * no parts": "500 the model ended its answer before the first part", "stream: no parts": STREAMED},
+    ),
+    Difference(
+        "A datatype that is none is told as what it is; Triton does so for JSON data alone.",
+        {
+            "binary: * datatype* none | a datatype in small letters | no datatype": "400 invalid datatype for input A",
+            "typed,raw: * datatype* none | a datatype in small letters | no datatype": "input 'A': datatype '",
+        },
+    ),
+    Difference(
+        "Empty typed contents beside a region are none.",
+        {"typed: an input in shared memory that is not registered": "NOT_FOUND Unable to find shared memory region: 'r'"},
     ),
     Difference(
         "More raw contents than inputs are refused; Triton leaves the rest unread.",
