@@ -1,7 +1,8 @@
 """The autopilot on random scenarios, beside the best static configuration of each: `python -m benchmarks.autopilot`.
 
-`--steady` asks instead whether it leaves things alone under a constant load, `--shared` how well it shares out cores. `--write`
-writes RESULTS.md, STEADY.md or SHARED.md. About a minute for each scenario, seconds once its static configurations are cached.
+`--steady` asks instead whether it leaves things alone under a constant load, `--shared` how well it shares out cores, `--live`
+runs servers. `--write` writes RESULTS.md, STEADY.md, SHARED.md or LIVE.md. About a minute for each scenario, seconds once its
+static configurations are cached.
 """
 
 import argparse
@@ -14,8 +15,10 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.autopilot.compare import CACHE, Comparison, Sharing, Steadiness, compare, share, steady
+from benchmarks.autopilot.live import MODELS, Phase, as_live_table, live_page
+from benchmarks.autopilot.live import measure as measure_live
 from benchmarks.autopilot.page import as_shared_table, as_steady_table, as_table, failures, line, page, shared_page, steady_page
-from benchmarks.harness.options import minute, options_of, positive, utc_now
+from benchmarks.harness.options import Names, minute, options_of, positive, utc_now
 from benchmarks.harness.processes import BenchmarkError
 from benchmarks.harness.running import INTERRUPTS, run
 from dlproxy.policy.tuning import KNOB_POLICIES
@@ -71,8 +74,10 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--policy", choices=KNOB_POLICIES, default=KNOB_POLICIES[0])
     parser.add_argument("--steady", action="store_true", help="a constant load for 20 minutes: how many changes are kept")
     parser.add_argument("--shared", action="store_true", help="models that share two cores: what the shares bring")
+    parser.add_argument("--live", action="store_true", help="servers on this machine")
+    parser.add_argument("--models", action=Names, known=MODELS, help="of these models, with --live (default: all)")
     parser.add_argument("--again", action="store_true", help="run static configurations again that are in .cache")
-    parser.add_argument("--write", action="store_true", help="write RESULTS.md, STEADY.md or SHARED.md")
+    parser.add_argument("--write", action="store_true", help="write RESULTS.md, STEADY.md, SHARED.md or LIVE.md")
     options = parser.parse_args(arguments)
     if options.write and options.only:
         parser.error("--write needs a run of everything: leave out --only")
@@ -81,6 +86,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
+    if options.live:
+        return _live(options)
     found: list[Found] = []
     code = run(lambda: measure(options, found))
     compared = [one for one in found if isinstance(one, Comparison)]
@@ -100,6 +107,17 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         (FOLDER / "RESULTS.md").write_text(page(compared, **about, command=command), "utf-8")
     return 0
+
+
+def _live(options: argparse.Namespace) -> int:
+    phases: list[Phase] = []
+    code = run(lambda: measure_live(options.models, phases))
+    if phases:
+        print(as_live_table(phases))
+    if options.write and not code:
+        command = f"python -m benchmarks.autopilot --live --models {','.join(options.models)}"
+        (FOLDER / "LIVE.md").write_text(live_page(phases, date=minute(utc_now()), command=command), "utf-8")
+    return code
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from dlproxy.message import ANONYMOUS, DType, FailureKind, InferenceError, Princ
 from dlproxy.wire.endpoint import Endpoint
 from dlproxy.wire.terms import (
     DEADLINE,
+    GRPC_TIMEOUT,
     MOST_DEADLINE_MS,
     MOST_TENANT,
     NO_TERMS,
@@ -111,6 +112,36 @@ def test_what_is_no_deadline_is_refused_and_said_to_be_none(value: bytes) -> Non
         applied({DEADLINE: value})
     assert caught.value.failure.kind is FailureKind.INVALID_ARGUMENT
     assert len(str(caught.value)) < 200, "the value is the client's, its length is not"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (b"1H", 3600.0),
+        (b"2M", 120.0),
+        (b"3S", 3.0),
+        (b"250m", 0.25),
+        (b"7u", 7e-6),
+        (b"1n", 1e-9),
+        (b"0S", 0.0),
+        (b"99999999S", 99999999.0),
+        (b"99999999H", inf),  # eleven thousand years
+    ],
+)
+def test_the_time_out_of_grpc_is_a_deadline(value: bytes, seconds: float) -> None:
+    assert applied({GRPC_TIMEOUT: value}).answer_by == pytest.approx(NOW + seconds)
+
+
+@pytest.mark.parametrize("value", [b"", b"S", b"5", b"-1S", b"1.5S", b"5s", b"123456789S", b" 5S", b"5S, 5S", "٣S".encode()])
+def test_what_is_no_time_out_of_grpc_is_refused(value: bytes) -> None:
+    with pytest.raises(InferenceError, match=r"grpc-timeout is .*8 digits") as caught:
+        applied({GRPC_TIMEOUT: value})
+    assert caught.value.failure.kind is FailureKind.INVALID_ARGUMENT
+
+
+def test_the_shorter_of_both_deadlines_holds() -> None:
+    for own, grpc, seconds in ((b"100", b"1S", 0.1), (b"2000", b"1S", 1.0)):
+        assert applied({DEADLINE: own, GRPC_TIMEOUT: grpc}).answer_by == pytest.approx(NOW + seconds)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ class Catalog:
         self.draining = False
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """It is called after every change of what `get` or `asked` gives, in the order of subscription."""
+        """Called after every change of what `get` or `asked` gives, and when the server stops; in the order of subscription."""
         self._listeners.append(listener)
 
     def add(self, model: ServedModel) -> None:
@@ -199,6 +199,7 @@ class Catalog:
         self.draining = True
         if self.waiting is not None:
             self.waiting.close()
+        self._changed()
 
     @property
     def ready(self) -> bool:

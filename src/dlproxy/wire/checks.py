@@ -67,6 +67,8 @@ class RequestChecker:
         """The checked request. Raises InferenceError(INVALID_ARGUMENT). Allocates nothing that depends on shapes."""
         if len(inputs) != len(self._specs):
             inputs = self._completed(inputs, request_id)
+        if len(outputs) > len(self.all_outputs):  # one that is asked for a thousand times would be sent as often
+            raise invalid(f"{len(outputs)} outputs are requested of model '{self._name}', which has {len(self.all_outputs)}")
         rows, uneven = 0, False
         for index, spec in enumerate(self._specs):
             tensor = inputs[index]

@@ -6,12 +6,12 @@ from contextlib import ExitStack
 import grpc
 import pytest
 
-Channels = Callable[[str], grpc.Channel]
+Channels = Callable[..., grpc.Channel]
 
 
 @pytest.fixture
 def channel() -> Iterator[Channels]:
-    """A channel to an address, with no limit of its own on messages. Call its methods in `asyncio.to_thread`."""
+    """A channel to an address, without limits on messages, and further options. Call its methods in `asyncio.to_thread`."""
     with ExitStack() as stack:
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-        yield lambda address: stack.enter_context(grpc.insecure_channel(address, options=options))
+        yield lambda address, more=(): stack.enter_context(grpc.insecure_channel(address, options=[*options, *more]))

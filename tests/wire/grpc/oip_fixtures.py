@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+from hypothesis import strategies as st
 
 from dlproxy.config import HttpLimits
 from dlproxy.message import ANONYMOUS, DType, Failure, InferenceError, PartTo, Principal, Request, Response, Signature, Tensor
-from dlproxy.protos.oip import SERVICE, oip
+from dlproxy.protos.oip import SERVICE, TYPED, oip
 from dlproxy.service import ReplyTo
 from dlproxy.tensors import to_bytes
 from dlproxy.wire.catalog import Catalog, ServedModel
@@ -18,6 +19,8 @@ from dlproxy.wire.operations import ModelRepository
 
 from ..fixtures import EchoService, echo_signature
 
+A = np.array([[1.5, 2.5]], np.float32)
+B = np.array([[7]], np.int64)
 PAIR = echo_signature(("a", DType.FP32, (-1, 2)), ("b", DType.INT64, (-1, 1)))
 
 
@@ -212,3 +215,41 @@ def part(*values: float) -> list[Tensor]:
     """Of the output out_x, FP32 in one column."""
     data = np.array(values, np.float32).tobytes()
     return [Tensor("out_x", DType.FP32, (len(values), 1), data)]
+
+
+def typed(dtype: str, values: list[Any], field: str = "", shape: tuple[int, ...] = (1, 4)) -> Any:
+    contents = {field or TYPED[DType(dtype)]: values}
+    return oip.ModelInferRequest(
+        model_name="m", inputs=[{"name": "x", "datatype": dtype, "shape": shape, "contents": contents}]
+    )
+
+
+SEEDS = [
+    raw(A, B),
+    raw(A, B, id="r-1"),
+    raw(A, B, id="r-2", model_version="1", outputs=[{"name": "out_a"}], parameters={"timeout": parameter(10)}),
+    raw(np.repeat(A, 3, 0), np.repeat(B, 3, 0), id="r-3"),
+    raw(A, B, model="n"),
+    typed("FP32", [1, 2, 3, 4]),
+]
+MESSAGES = [seed.SerializeToString() for seed in SEEDS]
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A message of the models m and n, both PAIR, broken in up to three places."""
+    message = bytearray(draw(st.sampled_from(MESSAGES)))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(message)))
+        kind = draw(st.sampled_from(["set", "insert", "delete", "splice"]))
+        if kind == "set" and at < len(message):
+            message[at] = draw(st.integers(0, 255))
+        elif kind == "insert":
+            message[at:at] = draw(
+                st.binary(max_size=4) | st.sampled_from([b"\x1a\x01z", b"\x1a\x00", b"\x3a\x08" + bytes(8), b"\x0a\x01m"])
+            )
+        elif kind == "delete":
+            del message[at : at + draw(st.integers(1, 8))]
+        else:
+            message[at:] = draw(st.sampled_from(MESSAGES))[at:]
+    return bytes(message)

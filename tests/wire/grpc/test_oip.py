@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from dlproxy import __version__
@@ -20,13 +21,11 @@ from tests.fleet.repository.test_text_format import names_of
 from tests.serve.rig import pass_time
 
 from ..fixtures import PLAIN, EchoService, Wire, app_of, echo_signature, request, served
-from .oip_fixtures import PAIR, FakeCall, ask, open_stream, parameter, raw, service
+from .oip_fixtures import PAIR, A, B, FakeCall, ask, mutated, open_stream, parameter, raw, service
 
 pytestmark = pytest.mark.looptime(idle_step=0.1, idle_timeout=1.0)  # whoever waits for ever fails, and does not hang
 
 IMAGE = echo_signature(("image", DType.FP32, (-1, 3, -1)), ("text", DType.BYTES, (-1, 1)))
-A = np.array([[1.5, 2.5]], np.float32)
-B = np.array([[7]], np.int64)
 
 
 def json_of(path: str, *models: Any) -> Any:
@@ -188,6 +187,24 @@ def test_a_catalog_that_changes_is_followed_at_once() -> None:
     assert (len(old.requests), len(new.requests)) == (2, 1)
     catalog.remove("m", "1")
     assert ask(of, "ModelInfer", raw(A, B)).status is Status.NOT_FOUND
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(mutated(), max_size=5), st.data())
+def test_every_call_ends_whatever_comes(messages: list[bytes], data: st.DataObject) -> None:
+    echoes = [EchoService(PAIR, model=name) for name in "mn"]
+    of = service(*map(served, echoes))
+    stream = open_stream(of)
+    for message in messages:
+        stream.receive(message)
+        method = data.draw(st.sampled_from([path.decode().removeprefix(f"{SERVICE}/") for path in of.methods().unary]))
+        calls = [ask(of, "ModelInfer", message), ask(of, method, message)]
+        for echo in echoes:
+            echo.answer_all()
+        assert all(call.ended for call in calls), method
+    assert len(stream.take()) == len(messages)
+    stream.half_close()
+    assert stream.status is Status.OK
 
 
 # The repository

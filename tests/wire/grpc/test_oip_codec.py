@@ -20,10 +20,7 @@ from dlproxy.wire.terms import Terms
 
 from ..fixtures import TIMING, EchoService, echo_signature, served
 from ..test_oip_codec import SAMPLES
-from .oip_fixtures import PAIR, parameter, raw
-
-A = np.array([[1.5, 2.5]], np.float32)
-B = np.array([[7]], np.int64)
+from .oip_fixtures import MESSAGES, PAIR, A, B, mutated, parameter, raw, typed
 
 
 def decoder(*signatures: Signature, remembers: bool = True, whole: bool = True, **options: Any) -> InferDecoder:
@@ -57,13 +54,6 @@ def refusal(of: InferDecoder, message: Any) -> str:
 
 def one(dtype: DType, shape: tuple[int, ...] = (-1, 4)) -> Signature:
     return echo_signature(("x", dtype, shape))
-
-
-def typed(dtype: str, values: list[Any], field: str = "", shape: tuple[int, ...] = (1, 4)) -> Any:
-    contents = {field or TYPED[DType(dtype)]: values}
-    return oip.ModelInferRequest(
-        model_name="m", inputs=[{"name": "x", "datatype": dtype, "shape": shape, "contents": contents}]
-    )
 
 
 # What is right
@@ -396,38 +386,8 @@ def _as_told(asked: Asked) -> Any:
     return inputs, tuple(request.outputs), request.id, request.params, request.model, of_ticket, asked.terms, asked.empty_final
 
 
-SEEDS = [
-    raw(A, B),
-    raw(A, B, id="r-1"),
-    raw(A, B, id="r-2", model_version="1", outputs=[{"name": "out_a"}], parameters={"timeout": parameter(10)}),
-    raw(np.repeat(A, 3, 0), np.repeat(B, 3, 0), id="r-3"),
-    raw(A, B, model="n"),
-    typed("FP32", [1, 2, 3, 4]),
-]
-MESSAGES = [seed.SerializeToString() for seed in SEEDS]
-
-
-@st.composite
-def _mutated(draw: st.DrawFn) -> bytes:
-    message = bytearray(draw(st.sampled_from(MESSAGES)))
-    for _ in range(draw(st.integers(0, 3))):
-        at = draw(st.integers(0, len(message)))
-        kind = draw(st.sampled_from(["set", "insert", "delete", "splice"]))
-        if kind == "set" and at < len(message):
-            message[at] = draw(st.integers(0, 255))
-        elif kind == "insert":
-            message[at:at] = draw(
-                st.binary(max_size=4) | st.sampled_from([b"\x1a\x01z", b"\x1a\x00", b"\x3a\x08" + bytes(8), b"\x0a\x01m"])
-            )
-        elif kind == "delete":
-            del message[at : at + draw(st.integers(1, 8))]
-        else:
-            message[at:] = draw(st.sampled_from(MESSAGES))[at:]
-    return bytes(message)
-
-
 @settings(max_examples=400, deadline=None)
-@given(st.lists(_mutated(), min_size=1, max_size=6))
+@given(st.lists(mutated(), min_size=1, max_size=6))
 def test_whatever_comes_is_answered_or_refused_and_memory_never_changes_what_it_says(messages: list[bytes]) -> None:
     remembering, forgetful = decoder(PAIR, PAIR), decoder(PAIR, PAIR, remembers=False)
     for message in MESSAGES:

@@ -5,7 +5,7 @@ Not aware of: frames, streams.
 """
 
 import re
-from math import inf
+from math import inf, isnan
 
 import hpack
 from msgspec import Struct
@@ -22,14 +22,14 @@ _PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority"})
 _NEEDED = (b":method", b":scheme", b":path")
 _OF_CONNECTIONS = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
 _NAME = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
-_VALUE = re.compile(rb"(?![ \t])[^\0\r\n]*(?<![ \t])")
+_VALUE = re.compile(rb"[^\0\r\n]*")
 _SIZE_UPDATE = 0x20  # the first three bits of one: 001
 
 
 class Head(Struct, frozen=True):
     """What one says. Equal blocks give one object while the table stays.
 
-    `headers`: fields that repeat are joined by commas. `plain`: it may begin a gRPC call, without a length or a time-out. Else
+    `headers`: fields that repeat are joined by commas. `plain`: it begins a call, and nothing about it is unusual. Else
     `problem`: why no request of HTTP/2 may have it, empty if one may; `trailers`: whether a request may end with it; `length`:
     of the content, -1 if it is not said; `timeout_s`: nan where it is malformed.
     """
@@ -98,6 +98,7 @@ def _head(fields: list[tuple[bytes, bytes]]) -> Head:
             problem = problem or f"the header field {_shown(name)} is not valid"
         if name[:1] != b":":
             regular = True
+            value = value.strip(b" \t")  # HTTP/2 has none there, but gRPC's own client sends it, and gRPC lets it be stripped
             headers[name] = headers[name] + b", " + value if name in headers else value
             continue
         if regular or name in headers or name not in _PSEUDO:
@@ -114,7 +115,7 @@ def _head(fields: list[tuple[bytes, bytes]]) -> Head:
             problem = problem or f"the pseudo-header {needed.decode()} is missing"
     timeout_s = _timeout_s(headers)
     plain = not problem and headers[b":method"] == b"POST" and headers.get(b"content-type") in PROTOBUF
-    plain = plain and not length and timeout_s == inf
+    plain = plain and not length and not isnan(timeout_s)
     size = int(length) if length and not problem else -1
     return Head(headers, headers.get(b":path", b""), plain, problem, trailers, size, timeout_s)
 

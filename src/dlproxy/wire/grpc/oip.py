@@ -145,6 +145,8 @@ class OipService:
         found = oip_describe.statistics_of(self._catalog, asked.name, asked.version)["model_stats"]
         for stats in found:
             del stats["failures"]  # which the message has no field for
+            by_number = stats["response_stats"].items()  # older protobuf takes no dicts as the values of a map
+            stats["response_stats"] = {number: oip.InferResponseStatistics(**part) for number, part in by_number}
         _reply(call, oip.ModelStatisticsResponse(model_stats=found))
 
     # The repository

@@ -28,7 +28,7 @@ from dlproxy.protos.raw import before, take_out
 from dlproxy.tensors import NUMPY, join_elements, to_bytes
 from dlproxy.wire.checks import MAX_ELEMENTS, UNEVEN, RequestChecker
 from dlproxy.wire.endpoint import Endpoint, FrontDesk
-from dlproxy.wire.grpc.call import Piece
+from dlproxy.wire.grpc.messages import Piece
 from dlproxy.wire.oip_codec import (
     LARGE,
     MAX_DIMS,

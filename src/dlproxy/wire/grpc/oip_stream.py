@@ -15,7 +15,8 @@ from dlproxy.message import Failure, FailureKind, InferenceError, Response, Tens
 from dlproxy.protos.oip import IN_STREAM, oip
 from dlproxy.protos.raw import before
 from dlproxy.wire.catalog import Catalog, NotServedError
-from dlproxy.wire.grpc.call import MAX_ERROR, Call, Piece
+from dlproxy.wire.grpc.call import MAX_ERROR, Call
+from dlproxy.wire.grpc.messages import Piece
 from dlproxy.wire.grpc.oip_codec import Asked, InferDecoder, encode, id_of, timeout_s
 from dlproxy.wire.relay import Relay
 from dlproxy.wire.terms import DEADLINE, deadline_of, in_milliseconds

@@ -248,8 +248,8 @@ class Receiving(Sending):
                 return
 
     def _refuse_one(self) -> None:
-        share = self._stored_bytes / len(self._stored)
-        large = max((call for call in self._stored.values() if call.received >= share), key=lambda call: call.id)
+        share = self._stored_bytes / len(self._stored)  # small ones are spared: they are not the cause, nor would it help
+        large = max((call for call in self._stored.values() if call.received >= share / 2), key=lambda call: call.id)
         text = "the incomplete messages of this connection take too much memory; send fewer large ones at a time"
         large.refuse(Failure(FailureKind.TOO_LARGE, text, retry_after_s=1.0))
 

@@ -3,8 +3,13 @@
 from collections.abc import Callable
 
 from dlproxy.config import HttpLimits
+from dlproxy.protos.grpc_services import health
+from dlproxy.protos.oip import oip
+from dlproxy.protos.tfs import tfs
 from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.grpc.health import Health
 from dlproxy.wire.grpc.oip import OipService
+from dlproxy.wire.grpc.reflection import Reflection, services_of
 from dlproxy.wire.grpc.server import Methods, all_of
 from dlproxy.wire.operations import ModelRepository
 
@@ -18,5 +23,6 @@ def grpc_methods(
     tenant_header: str,
 ) -> Methods:
     """Of all services, by their paths."""
-    oip = OipService(catalog, repository, limits, clock=clock, tenant_header=tenant_header)
-    return all_of(oip.methods())
+    own = all_of(OipService(catalog, repository, limits, clock=clock, tenant_header=tenant_header).methods())
+    every = all_of(own, Health(catalog, services_of(own)).methods())
+    return all_of(every, Reflection(every, lambda: [oip, tfs, health]).methods())

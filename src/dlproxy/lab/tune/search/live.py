@@ -40,12 +40,13 @@ DRAIN_S = 2.0
 class LiveServer:
     """A model served in one layout. Starts when it is entered, ends when it is left. Raises TuneError.
 
-    `record`: whether every event is recorded, from which `learn` learns once the server has ended.
+    `point`: None for the configuration as it is, which the autopilot then tunes. `record`: whether every event is recorded,
+    from which `learn` learns once the server has ended.
     """
 
-    def __init__(self, problem: Problem, point: Point, *, record: bool) -> None:
+    def __init__(self, problem: Problem, point: Point | None, *, record: bool) -> None:
         self._problem = problem
-        self.layout: Layout = point.layout
+        self.layout: Layout | str = "the autopilot" if point is None else point.layout
         self._first = point
         self._record = record
         self._folder = tempfile.TemporaryDirectory(prefix="dlproxy-tune-")
@@ -61,7 +62,9 @@ class LiveServer:
         server += [f'event_log = "{folder}"'] if self._record else []
         config = self._problem.config
         # loaded for the largest batches: no knob may exceed what a model was loaded with
-        loaded = msgspec.structs.replace(self._first.on(config), max_batch=config.max_batch)
+        point = self._first
+        loaded = config if point is None else msgspec.structs.replace(point.on(config), max_batch=config.max_batch)
+        server += ["[autopilot]", 'mode = "on"'] if point is None else []
         table = model_table(self._problem.name, loaded, folder)
         (folder / "dlproxy.toml").write_text("\n".join([*server, table]), "utf-8")
         command = [sys.executable, "-m", "dlproxy", "serve", "--config", str(folder / "dlproxy.toml")]
@@ -72,7 +75,8 @@ class LiveServer:
                     command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
                 )
             url, self._control = self._addresses(folder)
-            self.turn(self._first)
+            if point is not None:
+                self.turn(point)
             self._test = self._test_of(url)
         except LoadError as error:
             self._give_up()
@@ -123,6 +127,7 @@ class LiveServer:
     def learn(self, before: Times) -> Times:
         """What the loads showed of batch times and paths. After the server has ended, and once."""
         assert self._last is not None
+        assert isinstance(self.layout, Layout)
         log = next(Path(self._folder.name).glob("*.dlog"))
         try:
             clients = Histogram.decode(self._last.histogram)
