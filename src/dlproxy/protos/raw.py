@@ -14,23 +14,26 @@ def before(number: int, size: int) -> bytes:
     return _varint(number << 3 | _LENGTH) + _varint(size)
 
 
-def take_out(message: bytes, number: int) -> tuple[bytes, list[memoryview]]:
-    """The message without its fields `number`, and these as views of it. Raises ValueError for what is no message."""
+def take_out(message: bytes | memoryview, number: int, most: int = MOST_FIELDS) -> tuple[bytes, list[memoryview]]:
+    """The message without its fields `number`, and these as views of it.
+
+    Raises ValueError for what is no message, or has more than so many fields.
+    """
     view = memoryview(message)
     kept, taken = [], []
     at = kept_from = fields = 0
     while at < len(message):
         began_at = at
         fields += 1
-        if fields > MOST_FIELDS:
-            raise ValueError(f"it has more than {MOST_FIELDS} fields")
-        tag, at = _read_varint(message, at)
+        if fields > most:
+            raise ValueError(f"it has more than {most} fields")
+        tag, at = read_varint(message, at)
         kind = tag & 7
         size = 0
         if kind == _VARINT:
-            _, at = _read_varint(message, at)
+            _, at = read_varint(message, at)
         elif kind == _LENGTH:
-            size, at = _read_varint(message, at)
+            size, at = read_varint(message, at)
         elif kind in (_FIXED64, _FIXED32):
             size = 8 if kind == _FIXED64 else 4
         else:
@@ -55,7 +58,8 @@ def _varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+def read_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
+    """The number that begins at `at`, and where it ends. Raises ValueError."""
     value = shift = 0
     while at < len(data) and shift < 70:
         byte = data[at]

@@ -1,4 +1,6 @@
-"""TensorFlow Serving's gRPC API: `tensorflow.serving.PredictionService` and `ModelService`, as far as dlproxy uses them.
+"""TensorFlow Serving's gRPC API: `tensorflow.serving.PredictionService` and `ModelService`, as of 2.21.
+
+What dlproxy only hands on (examples, a list of models) is bytes here, which is the same on the wire.
 
 Called by whoever speaks it. Names and numbers: tensorflow_serving/apis of tensorflow/serving, tensorflow/core of tensorflow.
 """
@@ -14,6 +16,7 @@ from dlproxy.protos.describe import (
     UINT32,
     UINT64,
     by_name,
+    choice,
     many,
     messages,
     one,
@@ -21,8 +24,10 @@ from dlproxy.protos.describe import (
 
 PREDICTION = "/tensorflow.serving.PredictionService"
 MODELS = "/tensorflow.serving.ModelService"
-AVAILABLE = 30  # of ModelVersionStatus.State
+STATES = {"START": 10, "LOADING": 20, "AVAILABLE": 30, "UNLOADING": 40, "END": 50}  # of enum ModelVersionStatus.State
+AVAILABLE = STATES["AVAILABLE"]
 INPUTS = 2  # PredictRequest.inputs
+OUTPUTS = 1  # PredictResponse.outputs
 CONTENT = 4  # TensorProto.tensor_content
 SIGNATURES = "signature_def"  # the metadata field that GetModelMetadata can be asked for
 DATA_TYPES = {  # of enum DataType, those that dlproxy has
@@ -43,6 +48,7 @@ DATA_TYPES = {  # of enum DataType, those that dlproxy has
 }
 
 _SPECIFIED = {"model_spec": one(1, "tensorflow.serving.ModelSpec")}
+_ANSWERED = {"model_spec": one(2, "tensorflow.serving.ModelSpec")}
 
 tfs = messages(
     {
@@ -53,6 +59,17 @@ tfs = messages(
         "tensorflow": {
             "TensorShapeProto": {"dim": many(2, "tensorflow.TensorShapeProto.Dim"), "unknown_rank": one(3, BOOL)},
             "TensorShapeProto.Dim": {"size": one(1, INT64), "name": one(2, STRING)},
+            "Feature": choice(
+                "kind",
+                bytes_list=one(1, "tensorflow.BytesList"),
+                float_list=one(2, "tensorflow.FloatList"),
+                int64_list=one(3, "tensorflow.Int64List"),
+            ),
+            "BytesList": {"value": many(1, BYTES)},
+            "FloatList": {"value": many(1, FLOAT)},
+            "Int64List": {"value": many(1, INT64)},
+            "Features": {"feature": by_name(1, "tensorflow.Feature")},
+            "Example": {"features": one(1, "tensorflow.Features")},
             "TensorProto": {
                 "dtype": one(1, INT32),
                 "tensor_shape": one(2, "tensorflow.TensorShapeProto"),
@@ -85,21 +102,58 @@ tfs = messages(
         "tensorflow.serving": {
             "ModelSpec": {
                 "name": one(1, STRING),
-                "version": one(2, "google.protobuf.Int64Value"),
+                **choice("version_choice", version=one(2, "google.protobuf.Int64Value"), version_label=one(4, STRING)),
                 "signature_name": one(3, STRING),
-                "version_label": one(4, STRING),
             },
+            "StatusProto": {"error_code": one(1, INT32), "error_message": one(2, STRING)},
             "GetModelStatusRequest": _SPECIFIED,
             "GetModelStatusResponse": {"model_version_status": many(1, "tensorflow.serving.ModelVersionStatus")},
-            "ModelVersionStatus": {"version": one(1, INT64), "state": one(2, INT32)},
+            "ModelVersionStatus": {
+                "version": one(1, INT64),
+                "state": one(2, INT32),
+                "status": one(3, "tensorflow.serving.StatusProto"),
+            },
+            "ReloadConfigRequest": {"config": one(1, BYTES)},  # a ModelServerConfig
+            "ReloadConfigResponse": {"status": one(1, "tensorflow.serving.StatusProto")},
             "GetModelMetadataRequest": {**_SPECIFIED, "metadata_field": many(2, STRING)},
             "GetModelMetadataResponse": {**_SPECIFIED, "metadata": by_name(2, "google.protobuf.Any")},
             "SignatureDefMap": {"signature_def": by_name(1, "tensorflow.SignatureDef")},
-            "PredictRequest": {**_SPECIFIED, "inputs": by_name(INPUTS, "tensorflow.TensorProto")},
-            "PredictResponse": {
-                "outputs": by_name(1, "tensorflow.TensorProto"),
-                "model_spec": one(2, "tensorflow.serving.ModelSpec"),
+            "PredictRequest": {
+                **_SPECIFIED,
+                "inputs": by_name(INPUTS, "tensorflow.TensorProto"),
+                "output_filter": many(3, STRING),
             },
+            "PredictResponse": {"outputs": by_name(OUTPUTS, "tensorflow.TensorProto"), **_ANSWERED},
+            "ExampleList": {"examples": many(1, BYTES)},
+            "ExampleListWithContext": {"examples": many(1, BYTES), "context": one(2, BYTES)},
+            "Input": choice(
+                "kind",
+                example_list=one(1, "tensorflow.serving.ExampleList"),
+                example_list_with_context=one(2, "tensorflow.serving.ExampleListWithContext"),
+            ),
+            "Class": {"label": one(1, STRING), "score": one(2, FLOAT)},
+            "Classifications": {"classes": many(1, "tensorflow.serving.Class")},
+            "ClassificationResult": {"classifications": many(1, "tensorflow.serving.Classifications")},
+            "ClassificationRequest": {**_SPECIFIED, "input": one(2, "tensorflow.serving.Input")},
+            "ClassificationResponse": {"result": one(1, "tensorflow.serving.ClassificationResult"), **_ANSWERED},
+            "Regression": {"value": one(1, FLOAT)},
+            "RegressionResult": {"regressions": many(1, "tensorflow.serving.Regression")},
+            "RegressionRequest": {**_SPECIFIED, "input": one(2, "tensorflow.serving.Input")},
+            "RegressionResponse": {"result": one(1, "tensorflow.serving.RegressionResult"), **_ANSWERED},
+            "InferenceTask": {**_SPECIFIED, "method_name": one(2, STRING)},
+            "InferenceResult": {
+                **_SPECIFIED,
+                **choice(
+                    "result",
+                    classification_result=one(2, "tensorflow.serving.ClassificationResult"),
+                    regression_result=one(3, "tensorflow.serving.RegressionResult"),
+                ),
+            },
+            "MultiInferenceRequest": {
+                "tasks": many(1, "tensorflow.serving.InferenceTask"),
+                "input": one(2, "tensorflow.serving.Input"),
+            },
+            "MultiInferenceResponse": {"results": many(1, "tensorflow.serving.InferenceResult")},
         },
     }
 )

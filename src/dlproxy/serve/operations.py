@@ -276,7 +276,10 @@ class ServerRepository:
     def __init__(self, control: Control, repository: "Repository | None", mode: str) -> None:
         self._control = control
         self._repository = repository
-        self._mode = mode
+        self.explicit = repository is not None and mode == "explicit"
+
+    def states(self) -> Sequence[VersionState]:
+        return self._control.states()
 
     async def index(self) -> Sequence[VersionState]:
         states = self._control.states()
@@ -311,7 +314,7 @@ class ServerRepository:
         await self._control.settled(name)
 
     def _allowed(self) -> "Repository":
-        if self._repository is None or self._mode != "explicit":
+        if self._repository is None or not self.explicit:
             message = "explicit model load / unload is not allowed: start with --repository FOLDER --repository-mode explicit"
             raise InferenceError(Failure(FailureKind.UNAVAILABLE, message))
         return self._repository

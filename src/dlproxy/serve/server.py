@@ -36,9 +36,11 @@ from dlproxy.wire.access_log import with_access_log
 from dlproxy.wire.control_http import ControlServer, control_app
 from dlproxy.wire.grpc.server import GrpcServer
 from dlproxy.wire.grpc.services import grpc_methods
+from dlproxy.wire.http_routes import Row
 from dlproxy.wire.http_server import HttpServer
 from dlproxy.wire.listening import Listening
 from dlproxy.wire.oip_http import OipApp
+from dlproxy.wire.tfs_http import TfsRoutes
 from dlproxy.wire.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -117,6 +119,7 @@ class Server:
                 server_timing=server.server_timing,
                 tenant_header=server.tenant_header,
                 repository=repository,
+                more=self._more_routes(repository),
             )
             answer = with_access_log(app, monotonic) if server.access_log else app
             page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot)
@@ -133,6 +136,19 @@ class Server:
                 await door.start(listener)
             control.listen()  # uvicorn gets to it some turns later, and "ready" must be true of all ports
             self._control.start(control)
+
+    def _more_routes(self, repository: ServerRepository) -> list[Row]:
+        """Those of TensorFlow Serving come last: whatever else begins with /v1 is answered as it does."""
+        server, limits = self._config.server, self._config.http
+        tfs = TfsRoutes(
+            self.models.catalog,
+            limits,
+            clock=monotonic,
+            server_timing=server.server_timing,
+            tenant_header=server.tenant_header,
+            repository=repository,
+        )
+        return tfs.rows()
 
     async def _serve_configured(self, config: Config, *, keep_others: bool = False) -> None:
         """Returns when every model of the configuration is up. Raises what loading one raised.

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from dlproxy.instance.remote.json_values import element, is_base64
 from dlproxy.message import DType, Request, Response, Tensor, Ticket, element_count, invalid
 from dlproxy.tensors import NUMPY, bf16_to_fp32, fp32_to_bf16, join_elements, to_array, to_bytes
 from dlproxy.wire.checks import UNEVEN, RequestChecker
@@ -24,6 +25,7 @@ MAX_MEMO_BYTES = 4096
 MAX_DIMS = 64  # as in numpy
 LARGE = 64 * 1024  # bytes of an output; copying a larger one costs more than writing it by itself
 NO_JSON_FORM = (DType.FP16, DType.BF16)
+_EXACT = {DType.FP32: 1 << 24, DType.FP64: 1 << 53}  # integers up to here are floats of this type
 NO_SHARED_MEMORY = "shared memory regions are not supported; send the tensor in the body"
 NO_CLASSIFICATION = "the classification extension is not supported; request the tensor itself"
 _NO_DATA = msgspec.Raw()
@@ -250,10 +252,10 @@ def json_data(tensor: Tensor, *, flat: bool) -> Any:
     return (array.ravel() if flat else array).tolist()
 
 
-def json_tensor(name: str, dtype: DType, shape: Sequence[int] | None, data: Any) -> Tensor:
+def json_tensor(name: str, dtype: DType, shape: Sequence[int] | None, data: Any, *, tfs: bool = False) -> Tensor:
     """A tensor from JSON values, flat or nested; `shape` None takes the nesting's own. A scalar may come without a list.
 
-    Raises InferenceError.
+    `tfs`: as TensorFlow Serving takes them, with NaN and infinities, and with {"b64": …} for bytes. Raises InferenceError.
     """
     bare = shape is not None and not shape and not isinstance(data, list)
     found = () if bare else _nesting(data, name)
@@ -268,10 +270,13 @@ def json_tensor(name: str, dtype: DType, shape: Sequence[int] | None, data: Any)
     values = [data] if bare else _flatten(data, found, name)
     if dtype is DType.BYTES:
         for value in values:
-            if not isinstance(value, str):
+            if not (isinstance(value, str) or (tfs and is_base64(value))):
                 raise invalid(f"input '{name}': {brief(value)} is not a string; BYTES data must be strings")
-        return Tensor(name, dtype, tuple(shape), join_elements(values))
-    return Tensor(name, dtype, tuple(shape), _pack(name, dtype, values))
+        try:
+            return Tensor(name, dtype, tuple(shape), join_elements([element(value) for value in values] if tfs else values))
+        except ValueError as error:  # also for half of a surrogate pair
+            raise invalid(f"input '{name}': {error}") from None
+    return Tensor(name, dtype, tuple(shape), _pack(name, dtype, values, tfs=tfs))
 
 
 def _head(data: bytes | memoryview) -> _InferHead:
@@ -368,7 +373,7 @@ def _flatten(data: Any, shape: tuple[int, ...], name: str) -> list[Any]:
     return values
 
 
-def _pack(name: str, dtype: DType, values: list[Any]) -> memoryview:
+def _pack(name: str, dtype: DType, values: list[Any], *, tfs: bool) -> memoryview:
     """JSON numbers to elements, exactly: no silent truncation, wrap-around or bool for number."""
     number = np.dtype(np.float32) if dtype is DType.BF16 else NUMPY[dtype]
     kinds = set(map(type, values))
@@ -383,6 +388,18 @@ def _pack(name: str, dtype: DType, values: list[Any]) -> memoryview:
     except OverflowError:
         raise invalid(f"input '{name}': a number is out of range for {dtype.value}") from None
     bits = fp32_to_bf16(array) if dtype is DType.BF16 else array
-    if number.kind == "f" and not np.isfinite(array if bits is array else bf16_to_fp32(bits)).all():
-        raise invalid(f"input '{name}': a number is too large for {dtype.value}")
+    if number.kind == "f":
+        finite = np.isfinite(array if bits is array else bf16_to_fp32(bits))
+        if not finite.all() and not (tfs and (finite == np.isfinite(np.array(values, np.float64))).all()):
+            raise invalid(f"input '{name}': a number is too large for {dtype.value}")
+        if tfs and int in kinds:
+            _check_integers(name, dtype, values)
     return to_bytes(dtype, bits)
+
+
+def _check_integers(name: str, dtype: DType, values: list[Any]) -> None:
+    """TensorFlow Serving takes no integer that the floats would round."""
+    bound = _EXACT.get(dtype, 0)
+    for value in values if bound else ():
+        if type(value) is int and abs(value) > bound and int(NUMPY[dtype].type(value)) != value:
+            raise invalid(f"input '{name}': {value} cannot be converted to {dtype.value} without loss of precision")

@@ -14,12 +14,18 @@ EXTENSIONS = ("model_repository", "model_configuration", "binary_tensor_data", "
 
 
 def welcome(catalog: Catalog, version: str) -> dict[str, Any]:
-    """For whoever opens the server's address in a browser."""
+    """For whoever opens the server's address in a browser. `status`: what clients of KServe's V1 look for."""
     return {
         "name": "dlproxy",
         "version": version,
+        "status": "alive",
         "models": [model.name for model in catalog],
-        "try": ["/v2/models/{model}", "POST /v2/models/{model}/infer", "POST /predict/{model}"],
+        "try": [
+            "/v2/models/{model}",
+            "POST /v2/models/{model}/infer",
+            "POST /predict/{model}",
+            "POST /v1/models/{model}:predict",
+        ],
     }
 
 

@@ -44,8 +44,14 @@ class Pilots(Protocol):
 class ModelRepository(Protocol):
     """What clients of the inference port may have done: load by name what lies in the server's repository, and no more.
 
-    All raise InferenceError, also where the server does not allow it.
+    All that wait raise InferenceError, also where the server does not allow it. `explicit`: it does.
     """
+
+    explicit: bool
+
+    def states(self) -> Sequence[VersionState]:
+        """Every version that is wanted or there."""
+        ...
 
     async def index(self) -> Sequence[VersionState]:
         """Every version that lies there or is served."""

@@ -1,12 +1,13 @@
-"""Tensors as JSON values, for upstreams that take no binary. Called by oip.py and tfs.py.
+"""Tensors as JSON values, for upstreams that take no binary. Called by oip.py and tfs.py, and by wire/ for clients like these.
 
 Not aware of: which protocol the values are part of.
 """
 
 import base64
 import json
-from binascii import Error as Base64Error
 from collections.abc import Sequence
+from math import inf
+from reprlib import repr as brief  # bounds the length: the text is another's
 from typing import Any
 
 import msgspec
@@ -54,11 +55,16 @@ def texts_or_base64(array: Array) -> Array:
     return objects([_text_or_base64(element) for element in array.ravel().tolist()]).reshape(array.shape)
 
 
+def as_base64(element: bytes) -> dict[str, str]:
+    """TensorFlow Serving's object for bytes."""
+    return {"b64": base64.b64encode(element).decode()}
+
+
 def _text_or_base64(element: bytes) -> object:
     try:
         return element.decode()
     except UnicodeDecodeError:
-        return {"b64": base64.b64encode(element).decode()}
+        return as_base64(element)
 
 
 def encode(value: Any, *, finite: bool) -> bytes:
@@ -71,9 +77,19 @@ def decode(body: bytes | bytearray) -> Any:
     try:
         return _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return json.loads(body)
+        try:
+            return json.loads(body, parse_float=_finite)
+        except RecursionError:
+            raise ValueError("JSON nested too deeply") from None
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (inf, -inf):
+        raise ValueError(f"{brief(text)} is too large for a number")
+    return value
 
 
 def to_array(spec: TensorSpec, data: Any, shape: Sequence[int] | None) -> Array:
@@ -84,7 +100,7 @@ def to_array(spec: TensorSpec, data: Any, shape: Sequence[int] | None) -> Array:
     if spec.dtype is DType.BYTES:
         nested = np.array(data, dtype=object)
         values: list[Any] = nested.ravel().tolist()
-        array = objects([_element(value) for value in values]).reshape(nested.shape)
+        array = objects([element(value) for value in values]).reshape(nested.shape)
     else:
         array = _numbers(spec, np.array(data))
     return array if shape is None else array.reshape(shape)
@@ -107,12 +123,19 @@ def _numbers(spec: TensorSpec, array: Array) -> Array:
     return tensors.fp32_to_bf16(converted) if spec.dtype is DType.BF16 else converted
 
 
-def _element(value: Any) -> bytes:
+def is_base64(value: Any) -> bool:
+    """TensorFlow Serving's object for bytes."""
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def element(value: Any) -> bytes:
+    """What a JSON value stands for where BYTES are wanted. Padding of base64 may be left out. Raises ValueError."""
     if isinstance(value, str):
         return value.encode()
-    if isinstance(value, dict) and isinstance(value.get("b64"), str):
+    if is_base64(value):
+        text = value["b64"]
         try:
-            return base64.b64decode(value["b64"], validate=True)
-        except Base64Error as error:
+            return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        except ValueError as error:
             raise ValueError(f"it holds no base64: {error}") from None
     raise ValueError(f"it holds {type(value).__name__} where text should be")

@@ -7,14 +7,12 @@ Not aware of: connections.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlproxy import tensors
 from dlproxy.instance.batch import Array
 from dlproxy.instance.remote.address import Address
 from dlproxy.instance.remote.codec import (
     UpstreamModel,
     check_type,
     from_bytes,
-    from_values,
     gathered_shape,
     output_of,
     reported,
@@ -22,24 +20,11 @@ from dlproxy.instance.remote.codec import (
 from dlproxy.instance.remote.failures import UpstreamError
 from dlproxy.instance.remote.rpc import OK, Part, Rpc, RpcReply, parsed
 from dlproxy.instance.remote.settings import RemoteSettings
+from dlproxy.instance.remote.tensor_proto import NAMES, array_of, contents, entry
 from dlproxy.instance.remote.tfs_model import DTYPES, Definition, Dim, Info, Shape, model_of
-from dlproxy.message import DType, Request, TensorSpec, element_count
-from dlproxy.protos.raw import before
-from dlproxy.protos.tfs import AVAILABLE, CONTENT, DATA_TYPES, INPUTS, MODELS, PREDICTION, SIGNATURES, tfs
-
-_NAMES = {number: name for name, number in DATA_TYPES.items()}
-_NUMBERS = {DTYPES[name]: number for name, number in DATA_TYPES.items()}
-_TYPED = {  # the field of TensorProto for each type; int_val for the rest
-    DType.BOOL: "bool_val",
-    DType.UINT32: "uint32_val",
-    DType.UINT64: "uint64_val",
-    DType.INT64: "int64_val",
-    DType.FP16: "half_val",
-    DType.BF16: "half_val",
-    DType.FP32: "float_val",
-    DType.FP64: "double_val",
-    DType.BYTES: "string_val",
-}
+from dlproxy.message import DType, Request, TensorSpec
+from dlproxy.protos.tfs import AVAILABLE, INPUTS, MODELS, PREDICTION, SIGNATURES, tfs
+from dlproxy.tensors import NUMPY
 
 
 class TfsGrpcCodec:
@@ -79,9 +64,8 @@ class TfsGrpcCodec:
         """Gathered by writing the clients' bytes one after the other: no copy, but for BYTES."""
         parts: list[Part] = [self._head]
         for index, spec in enumerate(model.signature.inputs):
-            name, tensor = spec.name.encode(), _tensor(spec, index, requests)
-            entry = [before(1, len(name)), name, before(2, _length(tensor)), *tensor]
-            parts += [before(INPUTS, _length(entry)), *entry]
+            data = [request.inputs[index].data for request in requests]
+            parts += entry(INPUTS, spec.name, contents(spec.dtype, gathered_shape(requests, index), data))
         return Rpc(f"{PREDICTION}/Predict", parts)
 
     def decode(self, model: UpstreamModel, reply: RpcReply, rows: int) -> list[Array]:
@@ -90,32 +74,15 @@ class TfsGrpcCodec:
         return [reported(spec, spec.dtype, _array(spec, output_of(given, spec)), expected) for spec in model.signature.outputs]
 
 
-def _tensor(spec: TensorSpec, index: int, requests: Sequence[Request]) -> list[Part]:
-    """A TensorProto, as parts."""
-    message = tfs.TensorProto(dtype=_NUMBERS[spec.dtype])
-    message.tensor_shape.SetInParent()  # a scalar's has no dimension
-    for size in gathered_shape(requests, index):
-        message.tensor_shape.dim.add(size=size)
-    data = [request.inputs[index].data for request in requests]
-    if spec.dtype is DType.BYTES:
-        message.string_val.extend(bytes(element) for each in data for element in tensors.elements_of(each))
-        return [message.SerializeToString()]
-    return [message.SerializeToString(), before(CONTENT, _length(data)), *data]
-
-
-def _length(parts: Sequence[Part]) -> int:
-    return sum(map(len, parts))
-
-
 def _array(spec: TensorSpec, tensor: Any) -> Array:
-    name = _NAMES.get(tensor.dtype)
+    name = NAMES.get(tensor.dtype)
     check_type(spec, DTYPES[name].value if name else f"type {tensor.dtype}")
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     try:
         if tensor.tensor_content and spec.dtype is not DType.BYTES:
             return from_bytes(spec, shape, memoryview(tensor.tensor_content))
-        values = getattr(tensor, _TYPED.get(spec.dtype, "int_val"))
-        return from_values(spec, shape, values if len(values) != 1 else list(values) * element_count(shape))
+        values = array_of(tensor, spec.dtype, shape)
+        return (values if spec.dtype is DType.BYTES else values.view(NUMPY[spec.dtype])).reshape(shape)
     except ValueError as error:
         raise UpstreamError(f"the upstream's output '{spec.name}' cannot be read: {error}") from None
 
@@ -123,7 +90,7 @@ def _array(spec: TensorSpec, tensor: Any) -> Array:
 def _described(tensors_by_name: Mapping[str, Any]) -> dict[str, Info]:
     return {
         name: Info(
-            _NAMES.get(tensor.dtype, f"type {tensor.dtype}"),
+            NAMES.get(tensor.dtype, f"type {tensor.dtype}"),
             Shape([Dim(dim.size) for dim in tensor.tensor_shape.dim], tensor.tensor_shape.unknown_rank),
             tensor.HasField("coo_sparse") or None,
             tensor.HasField("composite_tensor") or None,

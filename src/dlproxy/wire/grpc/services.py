@@ -11,6 +11,7 @@ from dlproxy.wire.grpc.health import Health
 from dlproxy.wire.grpc.oip import OipService
 from dlproxy.wire.grpc.reflection import Reflection, services_of
 from dlproxy.wire.grpc.server import Methods, all_of
+from dlproxy.wire.grpc.tfs import TfsService
 from dlproxy.wire.operations import ModelRepository
 
 
@@ -23,6 +24,9 @@ def grpc_methods(
     tenant_header: str,
 ) -> Methods:
     """Of all services, by their paths."""
-    own = all_of(OipService(catalog, repository, limits, clock=clock, tenant_header=tenant_header).methods())
+    own = all_of(
+        OipService(catalog, repository, limits, clock=clock, tenant_header=tenant_header).methods(),
+        TfsService(catalog, repository, clock=clock, tenant_header=tenant_header).methods(),
+    )
     every = all_of(own, Health(catalog, services_of(own)).methods())
     return all_of(every, Reflection(every, lambda: [oip, tfs, health]).methods())
