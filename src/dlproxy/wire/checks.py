@@ -60,11 +60,14 @@ class RequestChecker:
         outputs: Sequence[int],
         *,
         ticket_id: int,
-        request_id: str,
+        request_id: str | None,
         params: dict[str, Any],
         now: float,
     ) -> Request:
-        """The checked request. Raises InferenceError(INVALID_ARGUMENT). Allocates nothing that depends on shapes."""
+        """The checked request. Raises InferenceError(INVALID_ARGUMENT). Allocates nothing that depends on shapes.
+
+        `request_id`: None in a protocol that has none; errors then do not begin with it.
+        """
         if len(inputs) != len(self._specs):
             inputs = self._completed(inputs, request_id)
         if len(outputs) > len(self.all_outputs):  # one that is asked for a thousand times would be sent as often
@@ -108,7 +111,7 @@ class RequestChecker:
                     ticket.shape_key = (*ticket.shape_key, UNPADDED)
         if uneven:
             ticket.shape_key, ticket.family = (UNEVEN, ticket_id), ()
-        return Request(ticket, self._name, inputs, outputs, request_id, params)
+        return Request(ticket, self._name, inputs, outputs, request_id or "", params)
 
     def _shape_key(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
         """Equal for requests whose rows can be stacked: by their shapes, and by the content of what a batch shares."""
@@ -172,7 +175,7 @@ class RequestChecker:
                 return spec
         raise self._unknown_input(name)
 
-    def _check_slowly(self, tensor: Tensor, spec: TensorSpec, request_id: str) -> None:
+    def _check_slowly(self, tensor: Tensor, spec: TensorSpec, request_id: str | None) -> None:
         name, begin = spec.name, _begin(request_id)
         if tensor.dtype is not spec.dtype:
             raise invalid(
@@ -233,21 +236,21 @@ class RequestChecker:
         if found < count:
             raise invalid(f"{begin}expected {count} string elements {of_model}, got {found}")
 
-    def _in_order(self, inputs: list[Tensor], request_id: str) -> list[Tensor]:
+    def _in_order(self, inputs: list[Tensor], request_id: str | None) -> list[Tensor]:
         by_name = self._by_name(inputs, request_id)
         for tensor in inputs:
             self.spec_of(tensor.name)
         return [by_name[spec.name] for spec in self._specs]
 
     @staticmethod
-    def _by_name(inputs: Sequence[Tensor], request_id: str) -> dict[str, Tensor]:
+    def _by_name(inputs: Sequence[Tensor], request_id: str | None) -> dict[str, Tensor]:
         by_name: dict[str, Tensor] = {}
         for tensor in inputs:
             if by_name.setdefault(tensor.name, tensor) is not tensor:
                 raise invalid(f"{_begin(request_id)}input '{tensor.name}' already exists in request")
         return by_name
 
-    def _completed(self, inputs: Sequence[Tensor], request_id: str) -> list[Tensor]:
+    def _completed(self, inputs: Sequence[Tensor], request_id: str | None) -> list[Tensor]:
         """With defaults for what was left out."""
         given = self._by_name(inputs, request_id)
         left_out = [tensor for name, tensor in self._defaults.items() if name not in given]
@@ -255,7 +258,7 @@ class RequestChecker:
             raise self._wrong_count(list(given), request_id)
         return [*inputs, *left_out]
 
-    def _disagreeing(self, inputs: Sequence[Tensor], request_id: str) -> Exception:
+    def _disagreeing(self, inputs: Sequence[Tensor], request_id: str | None) -> Exception:
         counts = [
             (spec.name, tensor.shape[spec.rows])
             for spec, tensor in zip(self._specs, inputs, strict=True)
@@ -268,7 +271,7 @@ class RequestChecker:
             f"it has {other} rows where input '{first}' has {rows}"
         )
 
-    def _wrong_count(self, given: Sequence[str], request_id: str) -> Exception:
+    def _wrong_count(self, given: Sequence[str], request_id: str | None) -> Exception:
         most, least = len(self._specs), len(self._specs) - len(self._defaults)
         wanted = f"{most} inputs" if most == least else f"number of inputs between {least} and {most}"
         missing = [spec.name for spec in self._specs if spec.name not in given and spec.default is None]
@@ -299,6 +302,6 @@ def _listed(names: Sequence[str]) -> str:
     return f"[{','.join(map(repr, names))}]"
 
 
-def _begin(request_id: str) -> str:
+def _begin(request_id: str | None) -> str:
     """What Triton says first of a request whose tensors do not suit its model."""
-    return f"[request id: {request_id or '<id_unknown>'}] "
+    return "" if request_id is None else f"[request id: {request_id or '<id_unknown>'}] "
