@@ -4,8 +4,10 @@ import asyncio
 import gc
 import gzip
 import random
+import tracemalloc
 import weakref
 import zlib
+from collections.abc import Mapping
 
 import h2.config
 import h2.connection
@@ -14,6 +16,7 @@ import h2.settings
 import pytest
 
 from dlproxy.config import HttpLimits
+from dlproxy.message import Failure, FailureKind, InferenceError, Principal
 from dlproxy.wire.grpc import frames
 from dlproxy.wire.grpc.call import Call, Status
 from dlproxy.wire.grpc.connection import GrpcConnection
@@ -311,6 +314,46 @@ def test_a_connection_that_is_lost_goes_without_the_garbage_collector() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_an_idle_connection_keeps_no_message() -> None:
+    methodical = Methodical()
+    wire = GrpcWire(methodical.methods).feed(settings({frames.INITIAL_WINDOW: 1 << 30}), window_update(0, 1 << 30))
+    tracemalloc.start()
+    try:
+        for stream, path in ((1, KEEP), (3, KEEP), (5, TALK)):
+            wire.feed(headers(stream, path), *whole(stream, 1_000_000), data(stream, b"", ends=True))
+        for call, sent in methodical.kept:
+            call.reply(sent)
+        wire.deliver()
+        assert [len(answer.messages[0]) for answer in wire.answers.values()] == [1_000_000] * 3
+        methodical.kept.clear()
+        methodical.heard.clear()
+        wire.answers.clear()
+        wire.frames.clear()
+        del call, sent
+        assert tracemalloc.get_traced_memory()[0] < 400_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_who_asks_is_decided_before_the_message_comes_and_may_end_the_call() -> None:
+    asked: list[tuple[bytes, bytes]] = []
+
+    def identify(method: bytes, path: bytes, fields: Mapping[bytes, bytes]) -> Principal:
+        asked.append((method, path))
+        if b"authorization" not in fields:
+            raise InferenceError(Failure(FailureKind.UNAUTHENTICATED, "who are you?"))
+        return Principal("somebody")
+
+    methodical = Methodical()
+    wire = GrpcWire(methodical.methods, server=GrpcServer(methodical.methods, HttpLimits(), identify))
+    wire.feed(headers(1, KEEP))
+    assert (wire.answers[1].status, wire.answers[1].fields["grpc-message"]) == (16, "who are you?")
+    for stream in (3, 5):
+        wire.feed(headers(stream, KEEP, (b"authorization", b"x")) + data(stream, message(), ends=True))
+    assert [call.principal.name for call, _ in methodical.kept] == ["somebody"] * 2
+    assert asked == [(b"POST", KEEP)] * 3
 
 
 def test_what_is_remembered_of_headers_is_bounded() -> None:

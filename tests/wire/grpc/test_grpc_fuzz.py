@@ -22,7 +22,7 @@ from tests.wire.test_http_fuzz import mutate, pieces_of
 
 from .fixtures import ECHO, GREETING, KEEP, TALK, GrpcWire, Methodical, data, grpc_server, headers, message, unary
 
-MUTATIONS = int(os.environ.get("DLPROXY_MUTATIONS", "3000"))
+MUTATIONS = int(os.environ.get("DLPROXY_MUTATIONS", "2000"))
 LIMITS = HttpLimits(max_body_bytes=5000, max_headers=20)
 GZIPPED = ((b"grpc-encoding", b"gzip"), (b"grpc-accept-encoding", b"gzip"))
 SNIPPETS = [

@@ -6,7 +6,7 @@ import pytest
 
 from dlproxy.config import HttpLimits
 from dlproxy.wire.grpc.connection import MOST_STRIKES
-from dlproxy.wire.grpc.frames import END_HEADERS, HEADERS, PING, ErrorCode, frame, number, settings, window_update
+from dlproxy.wire.grpc.frames import CONTINUATION, END_HEADERS, HEADERS, PING, ErrorCode, frame, number, settings, window_update
 from dlproxy.wire.grpc.lifetime import LAST_CALL, MIN_PING_S
 from dlproxy.wire.grpc.server import GrpcServer
 from dlproxy.wire.listening import DRAIN_GRACE_S
@@ -39,6 +39,16 @@ def test_a_frame_must_arrive_in_time_but_not_sooner_because_the_connection_is_ol
     assert wire.answers[3].ended
     assert later(wire, LIMITS.header_timeout_s + 1).outcome == "GOAWAY PROTOCOL_ERROR"
     assert methodical.told == ["abandoned"]
+
+
+def test_a_header_block_that_trickles_is_not_waited_for() -> None:
+    wire = GrpcWire(Methodical().methods).feed(headers(1, flags=0))
+    piece = frame(CONTINUATION, 0, 1, b"\0")
+    for _ in range(9):
+        later(wire.feed(piece[:3]), 0.5).feed(piece[3:])
+        later(wire, 0.5)
+    assert wire.outcome == "open"
+    assert later(wire.feed(piece[:3]), 1.5).outcome == "GOAWAY PROTOCOL_ERROR"
 
 
 def test_a_large_frame_may_take_longer() -> None:
@@ -224,6 +234,14 @@ def test_a_drain_serves_what_was_on_its_way_refuses_the_rest_and_closes_behind_t
     assert [wire.answers[stream].messages for stream in (1, 3)] == [[b"hello"]] * 2
     assert wire.transport.eof
     assert methodical.told == []
+
+
+def test_a_client_that_goes_on_calling_and_answers_no_ping_does_not_hold_up_the_drain() -> None:
+    wire = draining(Methodical())
+    for stream in range(3, 23, 2):
+        wire.feed(unary(stream)).age(0.1)
+    assert len(goaways(wire)) == 2
+    assert wire.answers[21].reset == ErrorCode.REFUSED_STREAM
 
 
 def test_an_idle_connection_drains_at_once_if_its_client_answers() -> None:

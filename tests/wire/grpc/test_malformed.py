@@ -29,6 +29,7 @@ from dlproxy.wire.grpc.frames import (
     window_update,
 )
 from dlproxy.wire.grpc.receiving import WINDOW
+from dlproxy.wire.grpc.sending import MAX_CUT
 
 from .fixtures import ECHO, GREETING, KEEP, TALK, GrpcWire, Methodical, block, data, headers, message, unary
 
@@ -105,6 +106,10 @@ CONNECTION = {
     "three changes of the table": (frame(HEADERS, WHOLE, 1, b"\x20\x3f\xe1\x1f\x20" + block()), "COMPRESSION_ERROR"),
     "too many fields": (headers(1, ECHO, *[(b"a%d" % n, b"") for n in range(100)]), "ENHANCE_YOUR_CALM"),
     "too large a header": (headers(1, ECHO, (b"a", bytes(40_000))), "ENHANCE_YOUR_CALM"),
+    "a large field, named many times": (
+        frame(HEADERS, END_HEADERS, 1, block() + b"\x40\x01a\x7f\xa1\x1e" + b"x" * 4000 + b"\xbe" * 20),
+        "ENHANCE_YOUR_CALM",
+    ),
     "too large a header, spread": (
         headers(1, flags=0) + frame(CONTINUATION, 0, 1, bytes(20_000)) * 2,
         "ENHANCE_YOUR_CALM",
@@ -246,6 +251,15 @@ def test_what_a_client_sends_before_it_knows_that_a_stream_was_cut_is_no_mistake
     wire = GrpcWire(Methodical().methods).feed(CUT, late, unary(3))
     assert wire.goaway is None
     assert wire.answers[3].messages == [b"hello"]
+
+
+def test_of_streams_cut_long_ago_late_data_is_no_mistake_either() -> None:
+    wire = GrpcWire(Methodical().methods)
+    for stream in range(1, 2 * MAX_CUT + 101, 2):
+        wire.feed(headers(stream, b"/no.Such/Method"))
+    assert len(wire.connection._cut) <= MAX_CUT
+    wire.feed(data(1, b"x"), data(2 * MAX_CUT + 99, b"x"))
+    assert wire.goaway is None
 
 
 def test_space_around_a_value_is_no_part_of_it() -> None:

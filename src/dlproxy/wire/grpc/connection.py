@@ -121,7 +121,8 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
         else:
             if at < len(data):
                 self._rest += memoryview(data)[at:]
-                self._partial_s = 0.0
+                if self._block is None:
+                    self._partial_s = 0.0
             if self._taken > CONNECTION_WINDOW // 2:
                 self._give_connection_window()
 
@@ -396,7 +397,7 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
     def _ping(self, flags: int, stream: int, payload: bytes) -> None:
         _check(PING, not stream, len(payload) == 8)
         if flags & ACK:
-            if payload == LAST_CALL and self.server.draining:
+            if payload == LAST_CALL and self._grace_s is not None:
                 self._close_door()
             return
         if self.calls or self._pinged != (self._last, self.window):

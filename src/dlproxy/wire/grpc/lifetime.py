@@ -43,6 +43,7 @@ class Lifetime(Receiving):
         self._stuck_s = 0.0  # the client stopped reading
         self._silent_s = 0.0  # anything came
         self._ping_s = MIN_PING_S  # the last ping
+        self._grace_s: float | None = None  # the client was told that the server drains
 
     def all_over(self) -> None:
         """No call is under way any more."""
@@ -77,7 +78,7 @@ class Lifetime(Receiving):
 
     def begin_grace(self) -> None:
         """The server drains: tell the client so, and go on with what has begun and what is on its way."""
-        self._idle_s = 0.0
+        self._grace_s = 0.0
         if not self._closing:
             end = frame(GOAWAY, 0, 0, number(frames.MOST_WINDOW) + number(ErrorCode.NO_ERROR))
             self.transport.write(end + frame(PING, 0, 0, LAST_CALL))
@@ -104,8 +105,10 @@ class Lifetime(Receiving):
             if self._idle_s > (limits.write_timeout_s if unread else LINGER_S):
                 self.transport.abort()
             return
-        if self.server.draining and self._final is None and self._idle_s > DRAIN_GRACE_S:
-            self._close_door()
+        if self._grace_s is not None:
+            self._grace_s += seconds
+            if self._grace_s > DRAIN_GRACE_S:
+                self._close_door()
         if self.write_paused:
             if self._stuck_s > limits.write_timeout_s:
                 self.transport.abort()

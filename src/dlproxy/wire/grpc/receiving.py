@@ -40,8 +40,7 @@ class Receiving(Sending):
         try:
             if call.method is None:
                 if payload:
-                    self._store(call, payload)
-                    self._deliver(call)
+                    self._take_of_stream(call, payload)
             elif payload:
                 self._store(call, payload)
                 self._check_one(call)
@@ -117,6 +116,16 @@ class Receiving(Sending):
                 raise _several()
 
     # Streaming calls
+
+    def _take_of_stream(self, call: Call, payload: bytes) -> None:
+        """Raises InferenceError for a message that cannot be taken."""
+        size = len(payload) - PREFIX
+        waits = call.received or call.paused or call.held or call.resting
+        if waits or size < 0 or message_size(payload, self.limits.max_body_bytes) != size:
+            self._store(call, payload)
+            self._deliver(call)
+        else:
+            self._hand_over(call, payload[PREFIX:], payload[0])
 
     def _deliver(self, call: Call) -> None:
         """Raises InferenceError for a message that cannot be taken."""

@@ -22,7 +22,7 @@ from dlproxy.wire.grpc.frames import (
 )
 from dlproxy.wire.grpc.messages import PREFIX, Piece, packed
 
-MAX_CUT = 4096  # streams that were ended before the client ended them, and about which it may not know yet
+MAX_CUT = 256  # streams that were ended before the client ended them, and about which it may not know yet
 
 _BEGIN_HEAD = head(len(BEGIN), HEADERS, END_HEADERS, 0)[:5]
 _END_HEAD = head(len(END_OK), HEADERS, END_HEADERS | END_STREAM, 0)[:5]
