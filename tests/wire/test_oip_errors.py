@@ -222,13 +222,34 @@ BAD: list[tuple[str, Any, bytes, tuple[str, ...]]] = [
     ),
     ("BF16 as JSON", echo_signature(("x", DType.BF16, (-1, 2))), one("[1,2]", dtype="BF16"), ("BF16 cannot be sent as JSON",)),
     ("unknown output", ONE, asks("y"), ("unexpected inference output 'y' for model 'm'", "'out_x'")),
-    ("classification", ONE, asks("out_x", ',"parameters":{"classification":3}'), ("classification", "not supported")),
-    ("shared memory output", ONE, asks("out_x", ',"parameters":{"shared_memory_region":"r"}'), ("shared memory",)),
+    ("classes, fewer than none", ONE, asks("out_x", ',"parameters":{"classification":-1}'), ("must be a number of classes",)),
+    ("classes, a word", ONE, asks("out_x", ',"parameters":{"classification":"all"}'), ("`int | null`, got `str`",)),
     (
-        "shared memory input",
+        "classes of BYTES",
+        TEXT,
+        one('["a"]', shape="[1,1]", dtype="BYTES", more=',"outputs":[{"name":"out_x","parameters":{"classification":1}}]'),
+        ("class result not available for output due to unsupported type 'BYTES'",),
+    ),
+    (
+        "classes in shared memory",
         ONE,
-        text('{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","parameters":{"shared_memory_region":"r"}}]}'),
-        ("shared memory",),
+        asks("out_x", ',"parameters":{"shared_memory_region":"r","classification":1}'),
+        ("Output can't set both 'shared_memory_region' and 'classification'",),
+    ),
+    (
+        "shared memory and binary",
+        ONE,
+        asks("out_x", ',"parameters":{"shared_memory_region":"r","binary_data":true}'),
+        ("Output can't set both 'shared_memory_region' and 'binary_data'",),
+    ),
+    (
+        "shared memory input with data",
+        ONE,
+        text(
+            '{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1,2],'
+            '"parameters":{"shared_memory_region":"r","shared_memory_byte_size":8}}]}'
+        ),
+        ("But set 'data' 'shared_memory_region'",),
     ),
     ("binary_data a word", ONE, asks("out_x", ',"parameters":{"binary_data":"yes"}'), ("bool",)),
     ("binary_data_output a word", ONE, given('"binary_data_output":"false"'), ("binary_data_output", "true or false")),

@@ -63,6 +63,7 @@ def add_to(commands: Commands) -> None:
     listening.add_argument("--tfs", action="store_true", default=None, help=AS_KNOB)
     listening.add_argument("--tfs-grpc-port", type=int, metavar="PORT", help=AS_KNOB)
     listening.add_argument("--tfs-http-port", type=int, metavar="PORT", help=AS_KNOB)
+    listening.add_argument("--shared-memory", action="store_true", default=None, help=AS_KNOB)
     listening.add_argument("--control-port", type=int, metavar="PORT", help=AS_KNOB)
     logs = serve.add_argument_group("logs")
     detail = logs.add_mutually_exclusive_group()
@@ -118,7 +119,18 @@ def _config(args: argparse.Namespace) -> "Config":
     if args.uds is not None and args.http_port is not None:
         raise ConfigError("--uds replaces the inference port; give either --uds or --http-port")
     config, warnings = from_environment(args.config, os.environ)
-    options = (*PORTS, "host", "grpc", "tfs", "uds", "access_log", "event_log", "repository", "repository_mode")
+    options = (
+        *PORTS,
+        "host",
+        "grpc",
+        "tfs",
+        "uds",
+        "shared_memory",
+        "access_log",
+        "event_log",
+        "repository",
+        "repository_mode",
+    )
     given = {name: value for name in options if (value := getattr(args, name)) is not None}
     if args.http_port is not None:
         given["uds"] = ""

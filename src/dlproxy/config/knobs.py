@@ -257,6 +257,10 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
             only=(Only("padding", but=("off",), surely=False),),
         ),
     ] = 0.0
+    class_names: Annotated[
+        str,
+        _loaded("names of the classes that outputs can be asked for as: a text file, one in a line; empty: none"),
+    ] = ""
     samples: Annotated[
         str,
         _loaded(

@@ -98,6 +98,7 @@ class _File:
         return msgspec.structs.replace(
             model,
             path=str(folder / model.path) if is_file(model.path) else model.path,
+            class_names=str(folder / model.class_names) if model.class_names else "",
             samples=str(folder / model.samples) if model.samples else "",
         )
 

@@ -44,6 +44,12 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         int, _knob("port of TensorFlow Serving's REST; 0 picks a free one", only=(Only("tfs", but=(False,)),), ge=0, le=65535)
     ] = 8501
     control_port: Annotated[int, _knob("port for metrics and health; 0 picks a free one", ge=0, le=65535)] = 8002
+    shared_memory: Annotated[
+        bool, _knob("let clients of this machine register POSIX shared memory, for tensors in place of bodies (Linux)")
+    ] = False
+    client_log_settings: Annotated[
+        bool, _knob("let clients of the inference ports change what is logged, as Triton does; else they only see it")
+    ] = False
     server_timing: Annotated[bool, _knob("tell each client queue, batch and compute time in a Server-Timing header")] = True
     idle_poll_s: Annotated[
         float,

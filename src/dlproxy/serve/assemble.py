@@ -23,6 +23,7 @@ from dlproxy.fleet.names import instance_names
 from dlproxy.fleet.remembered import Memory
 from dlproxy.fleet.roster import Roster
 from dlproxy.fleet.start import start_fleet
+from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.trial import Way
 from dlproxy.message import Failure, Request, Signature
 from dlproxy.policy.lane import Lane
@@ -95,6 +96,7 @@ async def load_model(
     `ticket_ids`: where requests get theirs. `event_log`: the file. `on_ways`: called when its batches run in another way, or in
     another number side by side.
     """
+    class_names = class_names_of(config)
     fleet = await start_fleet(name, config, memory)
     try:
         if fleet.most_rows is not None:
@@ -104,6 +106,7 @@ async def load_model(
     except BaseException:
         await fleet.stop()
         raise
+    loaded.served.class_names = class_names
     signature, control = fleet.signature, loaded.control
     control.on_scaled = on_ways
     if signature.batched and not signature.streams and (config.batching == "auto" or signature.pads):
@@ -183,6 +186,14 @@ def _connect(model: LoadedModel, *, splits: bool) -> None:
     control.on_rows = partial(_allow, model, splits=splits)
     if model.autoscaler is not None:
         model.autoscaler.start()
+
+
+def class_names_of(config: ModelConfig) -> list[str]:
+    """Of its outputs. Raises ModelError."""
+    try:
+        return Path(config.class_names).read_text("utf-8").split("\n") if config.class_names else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"class_names = {config.class_names!r} cannot be read: {error}") from None
 
 
 def _partition(

@@ -34,6 +34,7 @@ from dlproxy.serve.unix_socket import UnixSocket
 from dlproxy.telemetry.event_log import LogError
 from dlproxy.wire.access_log import with_access_log
 from dlproxy.wire.control_http import ControlServer, control_app
+from dlproxy.wire.extensions import extensions_of
 from dlproxy.wire.grpc.server import GrpcServer
 from dlproxy.wire.grpc.services import grpc_methods
 from dlproxy.wire.http_routes import Row
@@ -112,14 +113,18 @@ class Server:
             for name in list(self.control.wanted.models):
                 await self.control.tried(name)
             repository = ServerRepository(self.control, self._repository, server.repository_mode)
+            limits = self._config.http
+            extensions = extensions_of(server, limits, catalog)
             app = OipApp(
                 catalog,
-                self._config.http,
+                limits,
                 clock=monotonic,
                 server_timing=server.server_timing,
                 tenant_header=server.tenant_header,
                 repository=repository,
-                more=self._more_routes(repository),
+                regions=extensions.regions,
+                extensions=extensions.names,
+                more=[*extensions.rows(), *self._more_routes(repository)],
             )
             answer = with_access_log(app, monotonic) if server.access_log else app
             page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot)
@@ -128,8 +133,9 @@ class Server:
             self.unix_socket = listeners.unix_socket
             sockets = listeners.take()
             control = sockets.pop("control_port")
-            limits = self._config.http
-            methods = grpc_methods(catalog, repository, limits, clock=monotonic, tenant_header=server.tenant_header)
+            methods = grpc_methods(
+                catalog, repository, limits, clock=monotonic, tenant_header=server.tenant_header, extensions=extensions
+            )
             for knob, listener in sockets.items():
                 door: Listening = GrpcServer(methods, limits) if "grpc" in knob else HttpServer(answer, limits)
                 self._doors.append(door)

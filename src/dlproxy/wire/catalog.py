@@ -31,7 +31,7 @@ class ServedModel:
     """One version of one model, as protocols see it. `max_batch`: rows that one request may have.
 
     `slo_s_by_level`: as terms.by_level has it. `view`: how its lane is. `sticky`: what its requests stick to, as the knob has
-    it. `control`: None where there is none.
+    it. `control`: None where there is none. `class_names`: those of its outputs.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class ServedModel:
         self.view = view
         self.sticky = sticky
         self.control = control
+        self.class_names: Sequence[str] = ()  # set before it is served
 
     @property
     def ready(self) -> bool:

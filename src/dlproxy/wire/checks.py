@@ -18,10 +18,12 @@ from dlproxy.message import (
 )
 from dlproxy.tensors import elements_of
 from dlproxy.wire.catalog import ServedModel
+from dlproxy.wire.classification import Classes, classes_of
 from dlproxy.wire.padded import PaddedShape
 
 UNEVEN = -1  # begins the shape_key, no other's equal, of a request whose inputs differ in rows
 UNPADDED = -2  # ends the shape_key of a request that must not be padded, as others of its shape may be
+MAX_DIMS = 64  # as in numpy; before the product: that of a million sizes takes hours
 MAX_ELEMENTS = 1 << 20  # BYTES elements of one input
 
 
@@ -160,11 +162,23 @@ class RequestChecker:
         shape = tuple([len(body) // known_bytes if size < 0 else size for size in spec.shape])
         return Tensor(spec.name, spec.dtype, shape, body)
 
-    def check_json_form(self, wanted: Sequence[int], binary: Sequence[bool], without: Sequence[DType]) -> None:
-        """Refuse an output as JSON whose type has no JSON form."""
+    def classes(self, index: int, count: int) -> Classes | None:
+        """The form of an output that is asked for as its `count` best classes. Raises InferenceError."""
+        spec = self._output_specs[index]
+        return classes_of(spec, count, batched=self._batched, names=self._model.class_names)
+
+    def check_size(self, name: str, dtype: DType, shape: Sequence[int], size: int, request_id: str) -> None:
+        """Of an input that is not read yet. Raises InferenceError if the shape needs more or fewer bytes."""
+        needed = element_count(shape[:MAX_DIMS]) * dtype.itemsize
+        if needed != size and dtype is not DType.BYTES:
+            text = f"[request id: {request_id or '<id_unknown>'}] input byte size mismatch for input '{name}'"
+            raise invalid(f"{text} for model '{self._name}'. Expected {needed}, got {size}")
+
+    def check_json_form(self, wanted: Sequence[int], binary: Sequence[bool | None], without: Sequence[DType]) -> None:
+        """Refuse an output as JSON whose type has no JSON form. None: it is not in the reply."""
         for index, as_binary in zip(wanted, binary, strict=True):
             spec = self._output_specs[index]
-            if not as_binary and spec.dtype in without:
+            if as_binary is False and spec.dtype in without:
                 how = "request it with parameters.binary_data = true"
                 raise invalid(f"output '{spec.name}': {spec.dtype.value} cannot be returned as JSON; {how}")
 

@@ -17,17 +17,20 @@ from msgspec import Struct
 from dlproxy.instance.remote.json_values import element, is_base64
 from dlproxy.message import DType, Request, Response, Tensor, Ticket, element_count, invalid
 from dlproxy.tensors import NUMPY, bf16_to_fp32, fp32_to_bf16, join_elements, to_array, to_bytes
-from dlproxy.wire.checks import UNEVEN, RequestChecker
+from dlproxy.wire.checks import MAX_DIMS, UNEVEN, RequestChecker
+from dlproxy.wire.classification import Classes
+from dlproxy.wire.regions import NO_REGIONS, Regions, Window, write_all
 from dlproxy.wire.terms import NO_TERMS, Terms, of_parameters
 
 MAX_MEMOS = 256
 MAX_MEMO_BYTES = 4096
-MAX_DIMS = 64  # as in numpy
 LARGE = 64 * 1024  # bytes of an output; copying a larger one costs more than writing it by itself
 NO_JSON_FORM = (DType.FP16, DType.BF16)
 _EXACT = {DType.FP32: 1 << 24, DType.FP64: 1 << 53}  # integers up to here are floats of this type
-NO_SHARED_MEMORY = "shared memory regions are not supported; send the tensor in the body"
-NO_CLASSIFICATION = "the classification extension is not supported; request the tensor itself"
+ONE_OF_THREE = "'data', 'binary_data_size' in 'parameters', 'shared_memory_region' in 'parameters'"
+Form = Window | Classes | None
+"""What an output goes to, or becomes, that is not sent as it is."""
+
 _NO_DATA = msgspec.Raw()
 _ID_FIRST = re.compile(rb'\{"id": ?"([ !#-\[\]-~]+)"')  # of printable ASCII without escapes; as Triton's clients write it
 _ID_AGAIN = re.compile(rb'"id"|\\')  # perhaps: of several, JSON readers take the last
@@ -38,6 +41,8 @@ class _TensorParams(Struct):
     binary_data: bool | None = None
     classification: int | None = None
     shared_memory_region: str | None = None
+    shared_memory_offset: int | None = None
+    shared_memory_byte_size: int | None = None
 
 
 class _InputHead(Struct):
@@ -85,12 +90,15 @@ _decode_any = msgspec.json.Decoder().decode
 
 
 class WireRequest(Struct):
-    """A checked request, what its parameters ask for and, for each output that it wants, whether the reply has it as binary."""
+    """A checked request, what its parameters ask for and, for each output that it wants, whether the reply has it as binary;
+    None where it does not have it at all. `forms`: of each output, if one is not sent as it is.
+    """
 
     request: Request
-    binary: tuple[bool, ...]
+    binary: tuple[bool | None, ...]
     terms: Terms = NO_TERMS
     memo: "Memo | None" = None
+    forms: tuple[Form, ...] | None = None
 
 
 class Memo:
@@ -135,8 +143,9 @@ class Memo:
 class InferDecoder:
     """Decodes infer bodies for one model. Remembers up to MAX_MEMOS heads, oldest first out."""
 
-    def __init__(self, checker: RequestChecker) -> None:
+    def __init__(self, checker: RequestChecker, regions: Regions = NO_REGIONS) -> None:
         self._checker = checker
+        self._regions = regions
         self._memos: dict[bytes, Memo] = {}
 
     def decode(self, body: bytes, json_bytes: int | None, *, ticket_id: int, now: float) -> WireRequest:
@@ -166,10 +175,13 @@ class InferDecoder:
 
     def _decode(self, head: _InferHead, binary: memoryview | None, *, ticket_id: int, now: float) -> WireRequest:
         inputs = []
-        at = 0
+        at = taken = 0
         for tensor in head.inputs:
             size = None if tensor.parameters is None else tensor.parameters.binary_data_size
-            if size is not None:
+            if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
+                inputs.append(self._from_region(tensor, tensor.parameters, head.id, taken))
+                taken += len(inputs[-1].data)
+            elif size is not None:
                 if binary is None or size < 0 or at + size > len(binary):
                     raise _binary_overrun(tensor.name, size, None if binary is None else len(binary) - at)
                 inputs.append(Tensor(tensor.name, tensor.datatype, tensor.shape, binary[at : at + size]))
@@ -180,9 +192,62 @@ class InferDecoder:
             extra = len(binary) - at
             raise invalid(f"{extra} extra bytes after the last input's binary data; the inputs' binary_data_size must add up")
         params = head.parameters
-        outputs, as_binary = _wanted(self._checker, head.outputs, params)
+        outputs, as_binary, forms = self._wanted(head.outputs, params)
         request = self._checker.request(inputs, outputs, ticket_id=ticket_id, request_id=head.id, params=params or {}, now=now)
-        return WireRequest(request, as_binary, of_parameters(params) if params else NO_TERMS)
+        return WireRequest(request, as_binary, of_parameters(params) if params else NO_TERMS, None, forms)
+
+    def _from_region(self, tensor: _InputHead, params: _TensorParams, request_id: str, taken: int) -> Tensor:
+        if params.binary_data_size is not None or tensor.data is not _NO_DATA:
+            given = "'data'" if params.binary_data_size is None else "'binary_data_size'"
+            message = f"Input must set only one of the following fields: {ONE_OF_THREE}."
+            raise invalid(f"{message} But set {given} 'shared_memory_region'")
+        window = self._window(params)
+        self._checker.check_size(tensor.name, tensor.datatype, tensor.shape, window.byte_size, request_id)
+        return Tensor(tensor.name, tensor.datatype, tensor.shape, self._regions.read(window, taken))
+
+    def _window(self, params: _TensorParams) -> Window:
+        region = params.shared_memory_region or ""
+        return self._regions.window(region, params.shared_memory_offset, params.shared_memory_byte_size)
+
+    def _wanted(
+        self, outputs: list[_OutputHead] | None, params: dict[str, Any] | None
+    ) -> tuple[Sequence[int], tuple[bool | None, ...], tuple[Form, ...] | None]:
+        checker = self._checker
+        binary_default = params.get("binary_data_output", False) if params else False
+        if binary_default is not True and binary_default is not False:
+            raise invalid(f"parameter 'binary_data_output' is {brief(binary_default)}; it must be true or false")
+        forms = None
+        if not outputs:
+            wanted: Sequence[int] = checker.all_outputs
+            binary: tuple[bool | None, ...] = (binary_default,) * len(wanted)
+        else:
+            wanted = [checker.output_index(output.name) for output in outputs]
+            binary = tuple([_is_binary(output, binary_default) for output in outputs])
+            for output in outputs:
+                if output.parameters is not None:
+                    forms = self._forms(outputs, wanted)
+                    break
+            if forms is not None:
+                binary = tuple([None if isinstance(form, Window) else it for it, form in zip(binary, forms, strict=True)])
+        if not all(binary):
+            checker.check_json_form(wanted, binary, NO_JSON_FORM)
+        return wanted, binary, forms
+
+    def _forms(self, outputs: Sequence[_OutputHead], wanted: Sequence[int]) -> tuple[Form, ...] | None:
+        found = [self._form(output, index) for output, index in zip(outputs, wanted, strict=True)]
+        return tuple(found) if any(found) else None
+
+    def _form(self, output: _OutputHead, index: int) -> Form:
+        params = output.parameters
+        if params is None:
+            return None
+        if params.shared_memory_region is None:
+            return self._checker.classes(index, params.classification) if params.classification else None
+        if params.classification is not None:
+            raise invalid("Output can't set both 'shared_memory_region' and 'classification'")
+        if params.binary_data:
+            raise invalid("Output can't set both 'shared_memory_region' and 'binary_data'")
+        return self._window(params)
 
     def _decode_raw(self, body: bytes, *, ticket_id: int, now: float) -> WireRequest:
         """Header length 0: the body is the one input's elements; all outputs come back as binary."""
@@ -194,6 +259,8 @@ class InferDecoder:
     def _remember(self, text: bytes, head: _InferHead, wire: WireRequest, binary_bytes: int) -> None:
         uneven = UNEVEN in wire.request.ticket.shape_key
         if len(text) > MAX_MEMO_BYTES or self._checker.looks_inside or uneven or len(head.inputs) != len(wire.request.inputs):
+            return
+        if wire.forms is not None:  # what a region's name means may change
             return
         at, slices = -binary_bytes, {}
         for tensor in head.inputs:
@@ -210,7 +277,7 @@ class InferDecoder:
 def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None, Sequence[memoryview | bytes]]:
     """The body of a reply, its Inference-Header-Content-Length (None if all of it is JSON), and outputs that follow the body.
 
-    These are too large to be copied.
+    These are too large to be copied. Outputs that go to regions are written there. Raises InferenceError if one cannot be.
     """
     outputs, binary, memo = response.outputs, wire.binary, wire.memo
     shapes = [tensor.shape for tensor in outputs]
@@ -220,12 +287,9 @@ def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None, Se
             head = b'%b,"id":"%b"}' % (head[:-1], response.id.encode())
         data = [tensor.data for tensor in outputs]
     else:
-        described = [
-            _ReplyOutput(tensor.name, tensor.dtype.value, tensor.shape, _BinarySize(len(tensor.data)))
-            if as_binary
-            else _ReplyOutput(tensor.name, tensor.dtype.value, tensor.shape, None, json_data(tensor, flat=True))
-            for tensor, as_binary in zip(outputs, binary, strict=True)
-        ]
+        if wire.forms is not None:
+            outputs = in_form(outputs, wire.forms)
+        described = [_described(tensor, as_binary) for tensor, as_binary in zip(outputs, binary, strict=True)]
         head = _encode_head(_ReplyHead(response.model, response.version, described, response.id))
         data = [tensor.data for tensor, as_binary in zip(outputs, binary, strict=True) if as_binary]
         if not data:
@@ -237,6 +301,28 @@ def encode(response: Response, wire: WireRequest) -> tuple[bytes, int | None, Se
     if is_large and not any(map(is_part, data)):
         return head, len(head), data
     return b"".join([head, *data]), len(head), ()
+
+
+def in_form(outputs: Sequence[Tensor], forms: Sequence[Form]) -> list[Tensor]:
+    """As the reply has them: classes in place of values, no data where it goes to a region, which has it then.
+
+    Raises InferenceError.
+    """
+    formed = list(zip(outputs, forms, strict=True))
+    write_all([(tensor, form) for tensor, form in formed if isinstance(form, Window)])
+    return [
+        form.of(tensor)
+        if isinstance(form, Classes)
+        else Tensor(tensor.name, tensor.dtype, tensor.shape, b"" if form is not None else tensor.data)
+        for tensor, form in formed
+    ]
+
+
+def _described(tensor: Tensor, as_binary: bool | None) -> _ReplyOutput:
+    name, dtype, shape = tensor.name, tensor.dtype.value, tensor.shape
+    if as_binary:
+        return _ReplyOutput(name, dtype, shape, _BinarySize(len(tensor.data)))
+    return _ReplyOutput(name, dtype, shape, None, None if as_binary is None else json_data(tensor, flat=True))
 
 
 def is_part(data: memoryview | bytes) -> bool:
@@ -263,7 +349,7 @@ def json_tensor(name: str, dtype: DType, shape: Sequence[int] | None, data: Any,
         shape = found
     elif any(size < 0 for size in shape):
         raise invalid(f"input '{name}': shape {list(shape)} has a negative dimension")
-    elif len(shape) > MAX_DIMS:  # before the product: that of a million sizes takes hours
+    elif len(shape) > MAX_DIMS:
         raise invalid(f"input '{name}': the shape has {len(shape)} dimensions; at most {MAX_DIMS} are supported")
     elif element_count(found) != element_count(shape) or (len(found) > 1 and tuple(shape) != found):
         raise invalid(f"input '{name}': the data has shape {list(found)}, but 'shape' is {list(shape)}")
@@ -308,8 +394,6 @@ def _binary_overrun(name: str, size: int, left: int | None) -> Exception:
 
 def _json_input(tensor: _InputHead) -> Tensor:
     if tensor.data is _NO_DATA:
-        if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
-            raise invalid(f"input '{tensor.name}': {NO_SHARED_MEMORY}")
         raise invalid(f"input '{tensor.name}' has neither 'data' nor parameters.binary_data_size")
     if tensor.datatype in NO_JSON_FORM:
         raise invalid(f"input '{tensor.name}': {tensor.datatype.value} cannot be sent as JSON; send it as binary data")
@@ -320,32 +404,9 @@ def _json_input(tensor: _InputHead) -> Tensor:
     return json_tensor(tensor.name, tensor.datatype, tensor.shape, data)
 
 
-def _wanted(
-    checker: RequestChecker, outputs: list[_OutputHead] | None, params: dict[str, Any] | None
-) -> tuple[Sequence[int], tuple[bool, ...]]:
-    binary_default = params.get("binary_data_output", False) if params else False
-    if binary_default is not True and binary_default is not False:
-        raise invalid(f"parameter 'binary_data_output' is {brief(binary_default)}; it must be true or false")
-    if not outputs:
-        wanted: Sequence[int] = checker.all_outputs
-        binary = (binary_default,) * len(wanted)
-    else:
-        wanted = [checker.output_index(output.name) for output in outputs]
-        binary = tuple([_is_binary(output, binary_default) for output in outputs])
-    if not all(binary):
-        checker.check_json_form(wanted, binary, NO_JSON_FORM)
-    return wanted, binary
-
-
 def _is_binary(output: _OutputHead, default: bool) -> bool:
     params = output.parameters
-    if params is None:
-        return default
-    if params.shared_memory_region is not None:
-        raise invalid(f"output '{output.name}': {NO_SHARED_MEMORY}")
-    if params.classification is not None:
-        raise invalid(f"output '{output.name}': {NO_CLASSIFICATION}")
-    return default if params.binary_data is None else params.binary_data
+    return default if params is None or params.binary_data is None else params.binary_data
 
 
 def _nesting(data: Any, name: str) -> tuple[int, ...]:

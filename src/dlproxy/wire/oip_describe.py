@@ -3,14 +3,17 @@
 Field names are those of Triton's model_config.proto and statistics extension. Called by oip_http.py and grpc/oip.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dlproxy.message import DType, FailureKind, TensorSpec
 from dlproxy.telemetry.stats import BatchSize, Histogram
 from dlproxy.wire.catalog import Catalog, ServedModel
 
-EXTENSIONS = ("model_repository", "model_configuration", "binary_tensor_data", "parameters", "statistics")
+EXTENSIONS = (
+    *("classification", "model_repository", "model_configuration"),
+    *("binary_tensor_data", "parameters", "statistics"),
+)
 
 
 def welcome(catalog: Catalog, version: str) -> dict[str, Any]:
@@ -29,8 +32,9 @@ def welcome(catalog: Catalog, version: str) -> dict[str, Any]:
     }
 
 
-def server(version: str) -> dict[str, Any]:
-    return {"name": "dlproxy", "version": version, "extensions": EXTENSIONS}
+def server(version: str, *, more: Sequence[str] = ()) -> dict[str, Any]:
+    """`more`: extensions that not every server has."""
+    return {"name": "dlproxy", "version": version, "extensions": [*EXTENSIONS, *more]}
 
 
 def metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:

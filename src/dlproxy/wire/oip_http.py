@@ -5,7 +5,7 @@ Not aware of: sockets, lanes.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -26,6 +26,7 @@ from dlproxy.wire.http_exchange import Exchange
 from dlproxy.wire.http_routes import VERSION, Routes, Row
 from dlproxy.wire.oip_repository import RepositoryExtension, RepositoryRoutes
 from dlproxy.wire.operations import ModelRepository
+from dlproxy.wire.regions import NO_REGIONS, Regions
 from dlproxy.wire.terms import DEADLINE, NO_TERMS, deadline_of, in_milliseconds, of_parameters
 from dlproxy.wire.waiting import answer_once_up
 
@@ -47,7 +48,7 @@ class _PredictBody(_Parameters, kw_only=True):
 class OipApp:
     """Answers every request of the inference port. `server_timing`: add the Server-Timing header to answers.
 
-    `more`: the routes of other protocols.
+    `extensions`: names of those that not every server has. `more`: their routes, and those of other protocols.
     """
 
     def __init__(
@@ -59,13 +60,16 @@ class OipApp:
         server_timing: bool,
         tenant_header: str = TENANT_HEADER,
         repository: ModelRepository | None = None,
+        regions: Regions = NO_REGIONS,
+        extensions: Sequence[str] = (),
         more: Iterable[Row] = (),
     ) -> None:
         self._catalog = catalog
         in_repository = RepositoryRoutes(RepositoryExtension(catalog, repository))
+        self._extensions = extensions
         self._max_body_bytes = limits.max_body_bytes
         self._max_json_bytes = limits.max_json_bytes
-        make = partial(_Inference, server_timing=server_timing, max_json_bytes=limits.max_json_bytes)
+        make = partial(_Inference, regions=regions, server_timing=server_timing, max_json_bytes=limits.max_json_bytes)
         self._desk = FrontDesk(catalog, make, clock=clock, tenant_header=tenant_header)
         self._infer: dict[bytes, _Inference] = {}
         catalog.subscribe(self._follow)  # after the desk, which is asked
@@ -167,7 +171,7 @@ class OipApp:
         _json(exchange, oip_describe.welcome(self._catalog, __version__))
 
     def _server_metadata(self, exchange: Exchange) -> None:
-        _json(exchange, oip_describe.server(__version__))
+        _json(exchange, oip_describe.server(__version__, more=self._extensions))
 
     def _live(self, exchange: Exchange) -> None:
         _json(exchange, {"live": True})
@@ -198,11 +202,11 @@ class OipApp:
 class _Inference:
     """Bytes to an endpoint's requests and back. `max_json_bytes` bounds JSON, which blocks the loop while it is read."""
 
-    def __init__(self, endpoint: Endpoint, *, server_timing: bool, max_json_bytes: int) -> None:
+    def __init__(self, endpoint: Endpoint, *, regions: Regions, server_timing: bool, max_json_bytes: int) -> None:
         self._endpoint = endpoint
         self._read_headers, self._submit, self._cancel = endpoint.read_headers, endpoint.submit, endpoint.cancel
         self._ticket_ids, self._clock = endpoint.ticket_ids, endpoint.clock
-        self._decoder = oip_codec.InferDecoder(endpoint.checker)
+        self._decoder = oip_codec.InferDecoder(endpoint.checker, regions)
         self._server_timing = server_timing
         self._max_json_bytes = max_json_bytes
         if endpoint.model.signature.streams:
@@ -296,6 +300,8 @@ class InferReply:
                 )
         except UnicodeDecodeError as error:
             self._exchange.fail(500, f"an output is not valid UTF-8; request it as binary: {error}")
+        except InferenceError as error:
+            self._exchange.refuse(error.failure)
         except Exception:
             self._exchange.give_up()
 

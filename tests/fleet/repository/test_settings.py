@@ -133,7 +133,7 @@ def test_what_is_given_by_hand(tmp_path: Path) -> None:
     assert triton.wanted.versions["2"].config.max_batch == 32
 
 
-@pytest.mark.parametrize("knob", ["path", "samples"])
+@pytest.mark.parametrize("knob", ["class_names", "path", "samples"])
 def test_whoever_loads_a_model_by_name_names_no_files(knob: str, tmp_path: Path) -> None:
     put(tmp_path, "m.onnx")
     listing = listed(LocalTree(tmp_path))["m"]
@@ -199,6 +199,33 @@ model_warmup [
   { inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 2 ] random_data: true } } }
 ]
 """
+
+
+def labelled(*outputs: str) -> bytes:
+    found = ", ".join(f'{{ name: "y{number}" label_filename: "{file}" }}' for number, file in enumerate(outputs))
+    return f'platform: "onnxruntime_onnx"\noutput [ {found} ]'.encode()
+
+
+def test_labels_of_every_output_are_the_model_s(tmp_path: Path) -> None:
+    put(tmp_path, "m/1/model.onnx", "m/labels.txt", "m/mine.txt")
+    put(tmp_path, "m/config.pbtxt", content=labelled("labels.txt", "labels.txt"))
+    found = found_in(tmp_path)["m"]
+    assert (found.warnings, found.wanted.versions["1"].config.class_names) == ((), str(tmp_path / "m/labels.txt"))
+    own(tmp_path, 'class_names = "mine.txt"')
+    assert found_in(tmp_path)["m"].wanted.versions["1"].config.class_names == str(tmp_path / "m/mine.txt")
+
+
+@pytest.mark.parametrize(
+    ("file", "said"), [("gone", "gone is not there"), ("../x", "outside of the model's folder"), ("/etc/x", "outside")]
+)
+def test_a_model_whose_labels_cannot_be_read_is_served_without(file: str, said: str, tmp_path: Path) -> None:
+    put(tmp_path, "m/1/model.onnx")
+    put(tmp_path, "m/config.pbtxt", content=labelled(file))
+    found = found_in(tmp_path)["m"]
+    assert found.wanted.versions["1"].config.class_names == ""
+    (warning,) = found.warnings
+    assert "its label_filename has no effect: " in warning
+    assert said in warning
 
 
 @pytest.mark.parametrize(("max_batch", "shape"), [(8, (1, 2)), (0, (2,))])

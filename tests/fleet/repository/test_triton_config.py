@@ -210,7 +210,7 @@ def test_what_becomes_of_a_configuration(text: str, expected: dict[str, Any]) ->
         ('input { name: "x" optional: true }', "optional of x"),
         ('input { name: "x" allow_ragged_batch: true }', "allow_ragged_batch of x"),
         ('input { name: "x" reshape { shape: 1 } }', "reshape of x"),
-        ('output { name: "y" label_filename: "labels.txt" }', "label_filename of y"),
+        ('output [ { name: "y" label_filename: "l" }, { name: "z" } ]', "label_filename (outputs that differ in it)"),
         ("model_transaction_policy { decoupled: true }", "model_transaction_policy"),
     ],
 )

@@ -26,9 +26,11 @@ from dlproxy.wire.grpc.receiving import BURST, MOST_STORED, WINDOW
 from dlproxy.wire.grpc.server import GrpcServer, Methods
 from tests.wire.fixtures import FakeTransport
 
-from .fixtures import ECHO, KEEP, TALK, GrpcWire, Methodical, data, headers, message, unary
+from .fixtures import ECHO, KEEP, TALK, Methodical
+from .framed import GrpcWire, data, headers, message, unary
 
 PIECE = 1 << 18
+LARGE = HttpLimits(max_body_bytes=1 << 26)
 
 
 def whole(stream: int, size: int) -> list[bytes]:
@@ -224,6 +226,22 @@ def test_many_large_messages_at_a_time_come_one_after_the_other() -> None:
     assert not wire.answers or all(answer.reset is None for answer in wire.answers.values())
 
 
+def test_a_call_that_waits_for_its_service_does_not_hold_up_others() -> None:
+    methodical = Methodical()
+    wire = GrpcWire(methodical.methods, HttpLimits(max_body_bytes=1 << 20))
+    large = message(bytes(1_000_000))
+    wire.feed(headers(1, TALK), data(1, large[:PIECE]), data(1, large[:PIECE]))
+    for stream in (3, 5):
+        wire.feed(headers(stream, KEEP), *[data(stream, large[at : at + PIECE]) for at in range(0, PIECE * 3, PIECE)])
+    assert (wire.windows(3), wire.windows(5)) == (0, 0)  # the first call goes first
+    methodical.talks[0].pause()
+    wire.age(0.5)
+    assert wire.windows(3) == 3 * PIECE
+    assert wire.windows(5) == 0
+    wire.feed(data(3, large[PIECE * 3 :], ends=True))
+    assert wire.windows(5) == 3 * PIECE
+
+
 def test_when_even_what_windows_allow_is_too_much_the_newest_large_message_is_refused() -> None:
     methodical = Methodical()
     limits = HttpLimits(max_body_bytes=1 << 20)
@@ -260,6 +278,42 @@ def test_the_socket_is_not_read_while_the_client_does_not_read() -> None:
     wire.transport.unstick()
     wire.deliver()
     assert len(wire.answers) > 100
+
+
+def test_more_data_in_one_go_than_the_connections_window_is_an_error() -> None:
+    opened = b"".join([headers(stream, KEEP) for stream in range(1, 41, 2)])
+    sent = b"".join([data(stream, message(bytes(1 << 20))[: PIECE * 4 - 1][:PIECE]) * 3 for stream in range(1, 41, 2)])
+    assert len(sent) < 1 << 24
+    assert GrpcWire(Methodical().methods, LARGE).feed(opened + sent).goaway is None
+    more = b"".join([data(stream, bytes(PIECE)) for stream in range(1, 41, 2)])
+    assert GrpcWire(Methodical().methods, LARGE).feed(opened + sent + more).outcome == "GOAWAY FLOW_CONTROL_ERROR"
+
+
+def test_what_comes_behind_the_end_of_an_answer_that_is_held_is_ignored() -> None:
+    methodical = Methodical()
+    wire = GrpcWire(methodical.methods).feed(settings({frames.INITIAL_WINDOW: 10}), headers(1, TALK))
+    methodical.talks[0].send(bytes(100))
+    methodical.talks[0].end()
+    wire.feed(data(1, message(b"ignored")), data(1, b"x"), data(1, b"", ends=True), window_update(1, 1000))
+    assert methodical.heard == []
+    assert wire.answers[1].ended
+    assert wire.outcome == "open"  # no reset: the client has ended it, too
+
+
+def test_trailers_end_a_message_too_soon() -> None:
+    wire = GrpcWire(Methodical().methods).feed(headers(1, TALK), data(1, b"\0\0"), frame(HEADERS, END_HEADERS | END_STREAM, 1))
+    assert wire.answers[1].status == 3
+
+
+def test_a_mistake_behind_answers_that_fill_the_socket_still_ends_the_connection() -> None:
+    wire = GrpcWire(Methodical().methods).feed(settings({frames.INITIAL_WINDOW: 1 << 20}), window_update(0, 1 << 20))
+    wire.transport.stuck = True
+    wire.feed(unary(1, bytes(100_000)) + frame(6, 0, 0, b"short"))
+    assert wire.transport.eof
+    assert not wire.transport.reading_paused  # else nobody would hear that the client has gone
+    wire.transport.unstick()
+    wire.deliver()
+    assert wire.outcome == "GOAWAY FRAME_SIZE_ERROR"
 
 
 # What is left

@@ -20,7 +20,8 @@ from dlproxy.wire.grpc.frames import ErrorCode, frame, settings, window_update
 from dlproxy.wire.grpc.server import Methods
 from tests.wire.test_http_fuzz import mutate, pieces_of
 
-from .fixtures import ECHO, GREETING, KEEP, TALK, GrpcWire, Methodical, data, grpc_server, headers, message, unary
+from .fixtures import ECHO, KEEP, TALK, Methodical, grpc_server
+from .framed import GREETING, GrpcWire, data, headers, message, unary
 
 MUTATIONS = int(os.environ.get("DLPROXY_MUTATIONS", "2000"))
 LIMITS = HttpLimits(max_body_bytes=5000, max_headers=20)

@@ -14,7 +14,8 @@ from dlproxy.wire.grpc.call import Call
 from dlproxy.wire.grpc.server import Methods
 
 from .conftest import Channels
-from .fixtures import ECHO, GREETING, KEEP, TALK, Methodical, RunningGrpc, grpc_server, unary
+from .fixtures import ECHO, KEEP, TALK, Methodical, RunningGrpc, grpc_server
+from .framed import GREETING, unary
 
 SIZES = (0, 1, 100, 16_379, 16_380, 70_000, 1 << 20, 30 << 20)
 

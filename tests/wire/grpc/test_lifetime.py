@@ -11,7 +11,8 @@ from dlproxy.wire.grpc.lifetime import LAST_CALL, MIN_PING_S
 from dlproxy.wire.grpc.server import GrpcServer
 from dlproxy.wire.listening import DRAIN_GRACE_S
 
-from .fixtures import ECHO, GREETING, KEEP, TALK, GrpcWire, Methodical, data, headers, message, unary
+from .fixtures import ECHO, KEEP, TALK, Methodical
+from .framed import GREETING, GrpcWire, data, headers, message, unary
 
 LIMITS = HttpLimits()
 
@@ -104,6 +105,25 @@ def test_an_answer_that_is_not_read_is_taken_back() -> None:
     assert later(wire, LIMITS.write_timeout_s - 1).outcome == "open"
     assert later(wire, 2).outcome == "RST 1 CANCEL"
     assert wire.feed(unary(3)).answers[3].ended
+
+
+def test_a_stream_that_is_not_read_is_taken_back_and_what_its_client_still_sends_is_no_mistake() -> None:
+    methodical = Methodical()
+    wire = GrpcWire(methodical.methods).feed(settings({4: 100}), headers(1, TALK), data(1, message(bytes(200))))
+    assert later(wire, LIMITS.write_timeout_s + 1).outcome == "RST 1 CANCEL"
+    assert methodical.told == ["abandoned"]
+    assert wire.feed(data(1, message()), unary(3)).answers[3].ended
+
+
+def test_a_call_that_its_service_pauses_is_not_late() -> None:
+    methodical = Methodical()
+    wire = GrpcWire(methodical.methods).feed(headers(1, TALK))
+    methodical.talks[0].pause()
+    later(wire.feed(data(1, message(b"x")[:3])), 60)
+    methodical.talks[0].resume()
+    later(wire.feed(data(1, message(b"x")[3:])), 60)
+    assert wire.answers[1].messages == [b"x"]
+    assert not wire.answers[1].ended
 
 
 def test_an_answer_that_comes_late_is_not_taken_back_for_that() -> None:

@@ -31,7 +31,8 @@ from dlproxy.wire.grpc.frames import (
 from dlproxy.wire.grpc.receiving import WINDOW
 from dlproxy.wire.grpc.sending import MAX_CUT
 
-from .fixtures import ECHO, GREETING, KEEP, TALK, GrpcWire, Methodical, block, data, headers, message, unary
+from .fixtures import ECHO, KEEP, TALK, Methodical
+from .framed import GREETING, GrpcWire, block, data, headers, message, unary
 
 CONTINUATION = frames.CONTINUATION
 WHOLE = END_HEADERS | END_STREAM

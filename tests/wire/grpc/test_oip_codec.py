@@ -180,16 +180,6 @@ def test_raw_contents_without_an_input_are_refused() -> None:
     assert refusal(decoder(PAIR), message) == "the request has 3 raw_input_contents for 2 inputs"
 
 
-@pytest.mark.parametrize("of", ["inputs", "outputs"])
-def test_shared_memory_and_classification_are_refused_as_over_http(of: str) -> None:
-    message = raw(A, B, outputs=[{"name": "out_a"}])
-    getattr(message, of)[0].parameters["shared_memory_region"].string_param = "r"
-    assert "shared memory regions are not supported" in refusal(decoder(PAIR), message)
-    message = raw(A, B, outputs=[{"name": "out_a"}])
-    message.outputs[0].parameters["classification"].int64_param = 1
-    assert "the classification extension is not supported" in refusal(decoder(PAIR), message)
-
-
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from dlproxy.config import HttpLimits
+from dlproxy.config import HttpLimits, ServerConfig
 from dlproxy.policy.events import InstanceLost, InstanceUp
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
@@ -19,6 +19,7 @@ from dlproxy.protos.grpc_services import health, reflection
 from dlproxy.protos.oip import oip
 from dlproxy.protos.tfs import tfs
 from dlproxy.wire.catalog import Catalog, ServedModel
+from dlproxy.wire.extensions import extensions_of
 from dlproxy.wire.grpc import health as health_file
 from dlproxy.wire.grpc.health import Health
 from dlproxy.wire.grpc.reflection import Files, Reflection
@@ -206,7 +207,8 @@ async def test_reflection_says_what_it_does_not_know(channel: Channels) -> None:
 
 
 def test_every_method_of_the_server_is_described() -> None:
-    methods = grpc_methods(Catalog(), None, HttpLimits(), clock=lambda: 0.0, tenant_header="x-tenant-id")
+    every = extensions_of(ServerConfig(), HttpLimits(), Catalog())
+    methods = grpc_methods(Catalog(), None, HttpLimits(), clock=lambda: 0.0, tenant_header="x-tenant-id", extensions=every)
     files = Files(methods, [oip, tfs, health, *reflection.values()])
     missing = [
         path for path in (*methods.unary, *methods.streaming) if path.decode()[1:].replace("/", ".") not in files.by_symbol

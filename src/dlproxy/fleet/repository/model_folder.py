@@ -17,7 +17,14 @@ from dlproxy.config.reading import ModelFile
 from dlproxy.config.table import knobs
 from dlproxy.fleet.repository.model_file import is_model, model_in, model_path
 from dlproxy.fleet.repository.tree import MARK, Tree, content_of, fetch_file
-from dlproxy.fleet.repository.triton_config import TritonConfig, read_triton_config, read_triton_json, translated, warmups
+from dlproxy.fleet.repository.triton_config import (
+    TritonConfig,
+    label_file,
+    read_triton_config,
+    read_triton_json,
+    translated,
+    warmups,
+)
 from dlproxy.fleet.repository.version_policy import VersionPolicy
 from dlproxy.instance.samples import warmup_samples
 from dlproxy.policy.wanted import MOST_VERSION, WantedModel, WantedVersion
@@ -26,7 +33,7 @@ SETTINGS = TRITON, OWN = "config.pbtxt", "dlproxy.toml"
 WARMUP = "warmup"  # the folder of inputs that config.pbtxt names
 POLICY = "serve_versions"  # beside the knobs in dlproxy.toml
 
-FILES = {"path", "samples"}  # knobs that name some, which whoever loads a model by name has no say in
+FILES = {"class_names", "path", "samples"}  # knobs that name some, which whoever loads a model by name has no say in
 
 Knobs = Mapping[str, Any]
 
@@ -185,9 +192,10 @@ class _Model:
         elif path is None:
             missing = "model, nor a folder with a version's number" if flat else "model"
             above["path"] = model_in(local, self._suffixes, missing) if local.is_dir() else model_path(local)
-        samples = self._own.table.get("samples")
-        if isinstance(samples, str) and samples and not Path(samples).is_absolute():
-            above["samples"] = str(self._tree.fetch(self._at(samples)))
+        for knob in ("class_names", "samples"):
+            name = self._own.table.get(knob)
+            if isinstance(name, str) and name and not Path(name).is_absolute():
+                above[knob] = str(self._tree.fetch(self._at(name)))
         return self._own.config(below, above)
 
     def _translated(self, triton: TritonConfig, version: Path, has_path: bool) -> dict[str, Any]:
@@ -205,6 +213,11 @@ class _Model:
             config = msgspec.structs.replace(config, samples=samples)
         except (ConfigError, OSError) as error:
             self._warnings.append(f"its model_warmup has no effect: {said(error)}")
+        try:
+            if name := label_file(triton):
+                config = msgspec.structs.replace(config, class_names=str(self._settings(name)))
+        except (ConfigError, OSError) as error:
+            self._warnings.append(f"its label_filename has no effect: {said(error)}")
         found: dict[str, Any] = msgspec.to_builtins(config)
         defaults = msgspec.to_builtins(ModelConfig(path=""))
         return {knob: value for knob, value in found.items() if value != defaults[knob]}

@@ -238,6 +238,16 @@ def warmups(config: TritonConfig, file: Callable[[str], Path]) -> list[dict[str,
     return found
 
 
+def label_file(config: TritonConfig) -> str:
+    """In the model's folder: the names of the classes of every output; empty if there is none. Raises ConfigError."""
+    names = {one.label_filename for one in config.output}
+    name = names.pop() if len(names) == 1 else ""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ConfigError(f"it is {name!r}, which lies outside of the model's folder")
+    return name
+
+
 def _framework(config: TritonConfig, version_folder: Path) -> Framework:
     """Raises ConfigError for models that need what dlproxy does not have."""
     if config.ensemble_scheduling is not None or config.platform == "ensemble":
@@ -382,5 +392,5 @@ def _ignored_tensors(config: TritonConfig) -> Iterator[str]:
             yield f"allow_ragged_batch of {one.name}"
         if one.optional:
             yield f"optional of {one.name} (unless the model has a default for it)"
-        if one.label_filename:
-            yield f"label_filename of {one.name}"
+    if len({one.label_filename for one in config.output}) > 1:
+        yield "label_filename (outputs that differ in it)"

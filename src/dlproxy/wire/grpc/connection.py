@@ -235,6 +235,7 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
             return
         call = self.calls[stream] = Call(self, stream, head.path, head.headers, ANONYMOUS, self.first_window)
         call.method = server.methods.unary.get(head.path)
+        call.left = head.length
         try:
             if server.identify is not None:
                 call.principal = server.identify(b"POST", head.path, head.headers)
@@ -269,7 +270,6 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
     def _begin(self, call: Call, head: Head) -> None:
         """What is not the same for all calls. Raises InferenceError, and whatever a method raises."""
         streaming = None if call.method is not None else self.server.methods.streaming.get(call.path)
-        call.left = head.length
         if call.method is None and streaming is None:
             call.end(Status.UNIMPLEMENTED, f"unknown method {call.path.decode('latin-1')}")
         elif head.headers[b"content-type"].partition(b";")[0].strip() not in PROTOBUF:

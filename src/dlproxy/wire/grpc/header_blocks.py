@@ -115,7 +115,7 @@ def _head(fields: list[tuple[bytes, bytes]]) -> Head:
             problem = problem or f"the pseudo-header {needed.decode()} is missing"
     timeout_s = _timeout_s(headers)
     plain = not problem and headers[b":method"] == b"POST" and headers.get(b"content-type") in PROTOBUF
-    plain = plain and not length and not isnan(timeout_s)
+    plain = plain and not isnan(timeout_s)
     size = int(length) if length and not problem else -1
     return Head(headers, headers.get(b":path", b""), plain, problem, trailers, size, timeout_s)
 

@@ -137,6 +137,7 @@ class Lifetime(Receiving):
 
     def _age_calls(self, seconds: float) -> None:
         limits = self.limits
+        self.give_windows()  # a call that went first may wait for its service now
         for call in list(self.calls.values()):
             call.waited_s += seconds
             if call.held:

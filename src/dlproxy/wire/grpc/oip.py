@@ -4,26 +4,26 @@ What it tells of models and does with them is what wire/oip_http.py answers, fro
 Not aware of: frames, lanes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from dlproxy import __version__
 from dlproxy.config import HttpLimits
-from dlproxy.message import Failure, FailureKind, InferenceError, Response, invalid
+from dlproxy.message import Failure, FailureKind, InferenceError, Response
 from dlproxy.protos.oip import SERVICE, oip
 from dlproxy.wire import oip_describe
 from dlproxy.wire.catalog import Catalog, NotServedError
 from dlproxy.wire.endpoint import Endpoint, FrontDesk
 from dlproxy.wire.grpc.call import Call
-from dlproxy.wire.grpc.oip_codec import InferDecoder, KnownMessage, encode, timeout_s, values_of
+from dlproxy.wire.grpc.oip_codec import Asked, InferDecoder, encode, timeout_s, values_of
 from dlproxy.wire.grpc.oip_stream import InferStream
+from dlproxy.wire.grpc.parsing import parsed
 from dlproxy.wire.grpc.server import Methods
 from dlproxy.wire.oip_repository import RepositoryExtension
 from dlproxy.wire.operations import ModelRepository
+from dlproxy.wire.regions import NO_REGIONS, Regions
 from dlproxy.wire.terms import DEADLINE, deadline_of, in_milliseconds
 from dlproxy.wire.waiting import answer_once_up
 
@@ -42,13 +42,16 @@ class OipService:
         *,
         clock: Callable[[], float],
         tenant_header: str,
+        regions: Regions = NO_REGIONS,
+        extensions: Sequence[str] = (),
     ) -> None:
         self._catalog = catalog
+        self._extensions = extensions
         self._limits = limits
         self._in_repository = RepositoryExtension(catalog, repository)
         desk: FrontDesk[Endpoint] = FrontDesk(catalog, lambda endpoint: endpoint, clock=clock, tenant_header=tenant_header)
         self._decoder, self._stream_decoder = (
-            InferDecoder(desk, max_typed_bytes=limits.max_json_bytes, whole=whole) for whole in (True, False)
+            InferDecoder(desk, regions, max_typed_bytes=limits.max_json_bytes, whole=whole) for whole in (True, False)
         )
         catalog.subscribe(self._decoder.forget)  # after the desk, which is asked
         catalog.subscribe(self._stream_decoder.forget)
@@ -81,7 +84,7 @@ class OipService:
             return
         endpoint, request = asked.endpoint, asked.request
         call.on_abandoned = partial(endpoint.cancel, request)
-        endpoint.submit(request, InferReply(call, asked.memo), asked.terms)
+        endpoint.submit(request, InferReply(call, asked), asked.terms)
 
     def _wait_for(self, missing: NotServedError, call: Call, message: bytes) -> None:
         def again(left_s: float) -> None:
@@ -100,18 +103,15 @@ class OipService:
     # Everything else
 
     def _answer(self, kind: Any, method: Method, call: Call, message: bytes) -> None:
+        asked = parsed(kind, message)
         try:
-            parsed = kind.FromString(message)
-        except DecodeError as error:
-            raise invalid(f"the message cannot be read as {kind.DESCRIPTOR.full_name}: {error}") from None
-        try:
-            method(call, parsed)
+            method(call, asked)
         except NotServedError as missing:
             answer_once_up(
                 self._catalog.waiting,
                 missing,
                 call,
-                lambda _: method(call, parsed),
+                lambda _: method(call, asked),
                 timeout_s=lambda: deadline_of(call.headers),
                 size_bytes=len(message),
             )
@@ -123,7 +123,7 @@ class OipService:
         _reply(call, oip.ServerReadyResponse(ready=self._catalog.ready))
 
     def _server(self, call: Call, _: Any) -> None:
-        _reply(call, oip.ServerMetadataResponse(**oip_describe.server(__version__)))
+        _reply(call, oip.ServerMetadataResponse(**oip_describe.server(__version__, more=self._extensions)))
 
     def _model_ready(self, call: Call, asked: Any) -> None:
         """One that is not there is not ready: clients take an error for a failure of the question."""
@@ -171,15 +171,18 @@ class OipService:
 class InferReply:
     """Where one request's answer goes: encoded, onto its call. A ReplyTo."""
 
-    __slots__ = ("_call", "_memo")
+    __slots__ = ("_call", "_forms", "_memo")
 
-    def __init__(self, call: Call, memo: KnownMessage | None) -> None:
+    def __init__(self, call: Call, asked: Asked) -> None:
         self._call = call
-        self._memo = memo
+        self._memo = asked.memo
+        self._forms = asked.forms
 
     def completed(self, response: Response) -> None:
         try:
-            self._call.reply(*encode(response, self._memo))
+            self._call.reply(*encode(response, self._memo, forms=self._forms))
+        except InferenceError as error:
+            self._call.refuse(error.failure)
         except Exception:
             self._call.give_up()
 

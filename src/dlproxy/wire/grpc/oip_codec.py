@@ -4,13 +4,14 @@ Tensors are views of the message. Messages that repeat but for their tensors and
 oip.py and oip_stream.py. Not aware of: calls.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from reprlib import repr as brief  # bounds the length: the value is the client's
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from msgspec import Struct
+from msgspec.structs import replace
 
 from dlproxy.message import (
     DType,
@@ -26,20 +27,20 @@ from dlproxy.message import (
 from dlproxy.protos.oip import RAW_INPUTS, RAW_OUTPUTS, REQUEST_ID, TYPED, oip
 from dlproxy.protos.raw import before, take_out
 from dlproxy.tensors import NUMPY, join_elements, to_bytes
-from dlproxy.wire.checks import MAX_ELEMENTS, UNEVEN, RequestChecker
+from dlproxy.wire.checks import MAX_DIMS, MAX_ELEMENTS, UNEVEN, RequestChecker
 from dlproxy.wire.endpoint import Endpoint, FrontDesk
 from dlproxy.wire.grpc.messages import Piece
 from dlproxy.wire.oip_codec import (
     LARGE,
-    MAX_DIMS,
     MAX_MEMO_BYTES,
     MAX_MEMOS,
-    NO_CLASSIFICATION,
-    NO_SHARED_MEMORY,
+    Form,
     Memo,
     WireRequest,
+    in_form,
     is_part,
 )
+from dlproxy.wire.regions import NO_REGIONS, Regions, Window
 from dlproxy.wire.terms import NO_TERMS, Terms, of_parameters
 
 EMPTY_FINAL = "triton_enable_empty_final_response"
@@ -50,13 +51,17 @@ _NAME, _VERSION, _ID = (number << 3 | 2 for number in (1, 2, REQUEST_ID))  # as 
 
 
 class Asked(Struct):
-    """A checked request, and of whom. `empty_final`: the end of an answer in parts shall be a message of its own."""
+    """A checked request, and of whom. `empty_final`: the end of an answer in parts shall be a message of its own.
+
+    `forms`: of each output, if one is not sent as it is.
+    """
 
     endpoint: Endpoint
     request: Request
     terms: Terms
     empty_final: bool = False
     memo: "KnownMessage | None" = None
+    forms: tuple[Form, ...] | None = None
 
 
 class KnownMessage(Memo):
@@ -94,8 +99,9 @@ class KnownMessage(Memo):
 class InferDecoder:
     """Of messages for any model. `whole`: models that answer in parts are refused."""
 
-    def __init__(self, desk: FrontDesk[Endpoint], *, max_typed_bytes: int, whole: bool) -> None:
+    def __init__(self, desk: FrontDesk[Endpoint], regions: Regions = NO_REGIONS, *, max_typed_bytes: int, whole: bool) -> None:
         self._desk = desk
+        self._regions = regions
         self._max_typed_bytes = max_typed_bytes
         self._whole = whole
         self._known: dict[tuple[bytes, int], list[KnownMessage]] = {}
@@ -136,10 +142,10 @@ class InferDecoder:
             if self._whole and endpoint.model.signature.streams:
                 raise InferenceError(IN_PARTS)
             terms = endpoint.read_headers(headers, principal)
-            asked = _asked(endpoint, parsed, raw)
+            asked = _asked(endpoint, parsed, raw, self._regions)
         except InferenceError as error:
             raise endpoint.refused(error) from None
-        if at and _repeats(message, head, parsed, raw, asked, at, after_id):
+        if at and asked.forms is None and _repeats(message, head, parsed, raw, asked, at, after_id):
             asked.memo = self._remember(message, head, raw, asked, at, after_id)
         own = asked.terms
         asked.terms = terms if own is NO_TERMS else own if terms is NO_TERMS else terms.over(own)
@@ -196,10 +202,11 @@ def _taken_apart(message: bytes, max_typed_bytes: int) -> tuple[bytes, Any, list
         raise invalid(f"the message cannot be read as inference.ModelInferRequest: {error}") from None
 
 
-def _asked(endpoint: Endpoint, parsed: Any, raw: Sequence[memoryview]) -> Asked:
+def _asked(endpoint: Endpoint, parsed: Any, raw: Sequence[memoryview], regions: Regions) -> Asked:
     checker = endpoint.checker
-    inputs = _inputs(parsed, raw)
-    outputs = _wanted(checker, parsed.outputs)
+    inputs = _inputs(checker, parsed, raw, regions)
+    outputs = [checker.output_index(output.name) for output in parsed.outputs] or checker.all_outputs
+    found = [_form(checker, index, output, regions) for index, output in zip(outputs, parsed.outputs, strict=False)]
     params = values_of(parsed.parameters)
     empty_final = params.get(EMPTY_FINAL, False)
     if not isinstance(empty_final, bool):
@@ -207,11 +214,12 @@ def _asked(endpoint: Endpoint, parsed: Any, raw: Sequence[memoryview]) -> Asked:
     request = checker.request(
         inputs, outputs, ticket_id=next(endpoint.ticket_ids), request_id=parsed.id, params=params, now=endpoint.clock()
     )
-    return Asked(endpoint, request, of_parameters(params) if params else NO_TERMS, empty_final)
+    terms = of_parameters(params) if params else NO_TERMS
+    return Asked(endpoint, request, terms, empty_final, forms=tuple(found) if any(found) else None)
 
 
-def _inputs(parsed: Any, raw: Sequence[memoryview]) -> list[Tensor]:
-    inputs, left = [], iter(raw)
+def _inputs(checker: RequestChecker, parsed: Any, raw: Sequence[memoryview], regions: Regions) -> list[Tensor]:
+    inputs, left, taken = [], iter(raw), 0
     for given in parsed.inputs:
         name, model = given.name, parsed.model_name
         try:
@@ -222,10 +230,16 @@ def _inputs(parsed: Any, raw: Sequence[memoryview]) -> list[Tensor]:
         if len(given.shape) > MAX_DIMS:
             text = f"the shape has {len(given.shape)} dimensions; at most {MAX_DIMS} are supported"
             raise invalid(f"input '{name}': {text}")
-        if "shared_memory_region" in given.parameters:
-            raise invalid(f"input '{name}': {NO_SHARED_MEMORY}")
         data: memoryview | bytes | None
-        if given.HasField("contents"):
+        window = _window(given, regions)
+        if window is not None:
+            if given.HasField("contents"):
+                text = f"unexpected 'content' provided when using shared memory for input tensor '{name}'"
+                raise invalid(f"{text} for model '{model}'")
+            checker.check_size(name, dtype, given.shape, window.byte_size, parsed.id)
+            data = regions.read(window, taken)
+            taken += window.byte_size
+        elif given.HasField("contents"):
             if raw:
                 text = "contents field must not be specified when using raw_input_contents"
                 raise invalid(f"{text} for '{name}' for model '{model}'")
@@ -262,15 +276,44 @@ def _typed(given: Any, dtype: DType, model: str) -> memoryview | bytes:
     return to_bytes(dtype, array)
 
 
-def _wanted(checker: RequestChecker, outputs: Iterable[Any]) -> Sequence[int]:
-    wanted = []
-    for output in outputs:
-        if "shared_memory_region" in output.parameters:
-            raise invalid(f"output '{output.name}': {NO_SHARED_MEMORY}")
-        if "classification" in output.parameters:
-            raise invalid(f"output '{output.name}': {NO_CLASSIFICATION}")
-        wanted.append(checker.output_index(output.name))
-    return wanted or checker.all_outputs
+def _window(tensor: Any, regions: Regions) -> Window | None:
+    """Where the parameters say that it is; None if they say nothing. Raises InferenceError."""
+    given = tensor.parameters
+    region, offset, size = (
+        _value(tensor, f"shared_memory_{part}", kind) if f"shared_memory_{part}" in given else None
+        for part, kind in (("region", "string_param"), ("offset", "int64_param"), ("byte_size", "int64_param"))
+    )
+    if region is None:
+        for part, value in (("offset", offset), ("byte_size", size)):
+            if value is not None:
+                text = f"'shared_memory_{part}' can not be specified without 'shared_memory_region' parameter"
+                raise invalid(f"{text} for tensor '{tensor.name}'")
+        return None
+    if size is None:
+        text = "'shared_memory_byte_size' must be specified along with 'shared_memory_region' parameter"
+        raise invalid(f"{text} for tensor '{tensor.name}'")
+    return regions.window(region, offset, size)
+
+
+def _form(checker: RequestChecker, index: int, output: Any, regions: Regions) -> Form:
+    window = _window(output, regions)
+    if "classification" not in output.parameters:
+        return window
+    if window is not None:
+        raise invalid("output can't set both 'shared_memory_region' and 'classification'")
+    value = output.parameters["classification"]
+    if value.WhichOneof("parameter_choice") != "int64_param":
+        raise invalid("invalid value type for 'classification' parameter, expected int64_param")
+    if value.int64_param <= 0:
+        raise invalid("invalid value for 'classification' parameter, expected >= 0")
+    return checker.classes(index, value.int64_param)
+
+
+def _value(tensor: Any, name: str, kind: str) -> Any:
+    value = tensor.parameters[name]
+    if value.WhichOneof("parameter_choice") != kind:
+        raise invalid(f"invalid value type for '{name}' parameter for tensor '{tensor.name}', expected {kind}.")
+    return getattr(value, kind)
 
 
 def _place_of_id(message: bytes) -> tuple[int, int]:
@@ -346,8 +389,12 @@ class _Head:
         self.large = any(len(tensor.data) > LARGE for tensor in response.outputs)
 
 
-def encode(response: Response, memo: KnownMessage | None, flags: bytes = b"") -> list[Piece]:
-    """The message, in pieces. `flags`: further fields."""
+def encode(
+    response: Response, memo: KnownMessage | None, flags: bytes = b"", forms: Sequence[Form] | None = None
+) -> list[Piece]:
+    """The message, in pieces. `flags`: further fields. Raises InferenceError for what cannot be in the form asked for."""
+    if forms is not None:
+        response = replace(response, outputs=in_form(response.outputs, forms))
     outputs = response.outputs
     shapes = [tensor.shape for tensor in outputs]
     head = None if memo is None else memo.reply

@@ -209,6 +209,10 @@ class StreamedRequest:
                 self.relay.go_on()
             elif self._flows:
                 self._stream.over(self)
+        except InferenceError as error:
+            if rest is not None:
+                rest.stop()
+            self.failed(error.failure)
         except Exception:
             if rest is not None:
                 rest.stop()
@@ -242,7 +246,14 @@ class StreamedRequest:
     # Of an answer in parts
 
     def _write(self, outputs: list[Tensor]) -> None:
-        self._stream.send(self._encoded(outputs, NOT_FINAL))
+        try:
+            message = self._encoded(outputs, NOT_FINAL)
+        except InferenceError as error:
+            if self.relay is not None:
+                self.relay.stop()
+            self.failed(error.failure)
+            return
+        self._stream.send(message)
 
     def _finish(self, failure: Failure | None) -> None:
         if failure is not None:
@@ -257,5 +268,5 @@ class StreamedRequest:
         assert first is not None
         assert asked is not None
         response = Response(first.id, first.model, first.version, outputs, first.timing)
-        pieces = encode(response, asked.memo if outputs else None, flag)
+        pieces = encode(response, asked.memo, flag, asked.forms) if outputs else encode(response, None, flag)
         return [before(IN_STREAM, sum(map(len, pieces))), *pieces]

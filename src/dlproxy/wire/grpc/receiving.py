@@ -120,8 +120,7 @@ class Receiving(Sending):
     def _take_of_stream(self, call: Call, payload: bytes) -> None:
         """Raises InferenceError for a message that cannot be taken."""
         size = len(payload) - PREFIX
-        waits = call.received or call.paused or call.held or call.resting
-        if waits or size < 0 or message_size(payload, self.limits.max_body_bytes) != size:
+        if call.received or _waits(call) or size < 0 or message_size(payload, self.limits.max_body_bytes) != size:
             self._store(call, payload)
             self._deliver(call)
         else:
@@ -234,33 +233,42 @@ class Receiving(Sending):
         call.pieces = []
         self._stored_bytes -= call.received
         call.received = call.at = 0
-        if self._stored.pop(call.id, None) is not None and self._withheld:
-            self._give_windows()
+        if self._stored.pop(call.id, None) is not None:
+            self.give_windows()
 
     def _give_window(self, call: Call) -> None:
         """What the client has sent it may send again, if this call goes on."""
-        if call.taken <= WINDOW // 2 or call.half_closed or call.paused or call.held or call.resting:
+        if call.taken <= WINDOW // 2 or call.half_closed or _waits(call):
             return
-        crowded = call.received and self._stored_bytes > self.limits.max_body_bytes
-        if crowded and next(iter(self._stored.values()), call) is not call:
+        if call.received and self._crowded and next((c for c in self._stored.values() if not _waits(c)), call) is not call:
             self._withheld = True
         else:
             self.transport.write(frames.window_update(call.id, call.taken))
             call.taken = 0
 
-    def _give_windows(self) -> None:
-        self._withheld = False
-        for call in list(self._stored.values()):
-            self._give_window(call)
-            if self._withheld or self._stored_bytes > self.limits.max_body_bytes:
-                self._withheld = True
-                return
+    @property
+    def _crowded(self) -> bool:
+        return self._stored_bytes > self.limits.max_body_bytes
+
+    def give_windows(self) -> None:
+        """To calls that got none because of others, if they may go on now."""
+        if self._withheld:
+            self._withheld = False
+            for call in list(self._stored.values()):
+                self._give_window(call)
+                if self._withheld:
+                    return
 
     def _refuse_one(self) -> None:
         share = self._stored_bytes / len(self._stored)  # small ones are spared: they are not the cause, nor would it help
         large = max((call for call in self._stored.values() if call.received >= share / 2), key=lambda call: call.id)
         text = "the incomplete messages of this connection take too much memory; send fewer large ones at a time"
         large.refuse(Failure(FailureKind.TOO_LARGE, text, retry_after_s=1.0))
+
+
+def _waits(call: Call) -> bool:
+    """It is not the client that keeps it from going on."""
+    return bool(call.paused or call.resting or call.held)
 
 
 def _several() -> InferenceError:

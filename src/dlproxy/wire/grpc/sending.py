@@ -86,7 +86,6 @@ class Sending:
         if call.held:
             self._end_behind(call, trailers)
             return
-        call.ended = True
         self.write_block(call.id, trailers if call.begun else BEGIN + trailers, END_STREAM)
         self._finish(call)
 

@@ -7,10 +7,13 @@ from dlproxy.protos.grpc_services import health
 from dlproxy.protos.oip import oip
 from dlproxy.protos.tfs import tfs
 from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.extensions import Extensions
 from dlproxy.wire.grpc.health import Health
 from dlproxy.wire.grpc.oip import OipService
 from dlproxy.wire.grpc.reflection import Reflection, services_of
+from dlproxy.wire.grpc.regions import region_methods
 from dlproxy.wire.grpc.server import Methods, all_of
+from dlproxy.wire.grpc.settings import setting_methods
 from dlproxy.wire.grpc.tfs import TfsService
 from dlproxy.wire.operations import ModelRepository
 
@@ -22,10 +25,17 @@ def grpc_methods(
     *,
     clock: Callable[[], float],
     tenant_header: str,
+    extensions: Extensions,
 ) -> Methods:
     """Of all services, by their paths."""
+    regions, names = extensions.regions, extensions.names
+    oip_service = OipService(
+        catalog, repository, limits, clock=clock, tenant_header=tenant_header, regions=regions, extensions=names
+    )
     own = all_of(
-        OipService(catalog, repository, limits, clock=clock, tenant_header=tenant_header).methods(),
+        oip_service.methods(),
+        region_methods(regions),
+        setting_methods(extensions.logs, extensions.trace),
         TfsService(catalog, repository, clock=clock, tenant_header=tenant_header).methods(),
     )
     every = all_of(own, Health(catalog, services_of(own)).methods())
