@@ -371,7 +371,7 @@ def test_half_floats_come_as_binary_only(dtype: DType) -> None:
     signature = echo_signature(("x", dtype, (-1, 2)))
     refused = ask(signature, Body().add("x", dtype, [1, 2], raw=bytes(4)).post())
     assert refused.status == 400
-    assert "binary_data" in refused.error
+    assert "binary data format" in refused.error
 
 
 def test_an_output_that_is_no_text_is_an_error_in_json_and_passes_as_binary() -> None:

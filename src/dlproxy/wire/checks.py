@@ -32,7 +32,7 @@ class RequestChecker:
 
     def __init__(self, model: ServedModel) -> None:
         signature = model.signature
-        self._name = model.name
+        self._name = self.model_name = model.name
         self._specs = signature.inputs
         self._batched = signature.batched
         self._even = signature.even
@@ -171,16 +171,16 @@ class RequestChecker:
         """Of an input that is not read yet. Raises InferenceError if the shape needs more or fewer bytes."""
         needed = element_count(shape[:MAX_DIMS]) * dtype.itemsize
         if needed != size and dtype is not DType.BYTES:
-            text = f"[request id: {request_id or '<id_unknown>'}] input byte size mismatch for input '{name}'"
-            raise invalid(f"{text} for model '{self._name}'. Expected {needed}, got {size}")
+            sizes = f"Expected {needed}, got {size}"
+            raise invalid(f"{_begin(request_id)}input byte size mismatch for input '{name}' for model '{self._name}'. {sizes}")
 
     def check_json_form(self, wanted: Sequence[int], binary: Sequence[bool | None], without: Sequence[DType]) -> None:
         """Refuse an output as JSON whose type has no JSON form. None: it is not in the reply."""
         for index, as_binary in zip(wanted, binary, strict=True):
             spec = self._output_specs[index]
             if as_binary is False and spec.dtype in without:
-                how = "request it with parameters.binary_data = true"
-                raise invalid(f"output '{spec.name}': {spec.dtype.value} cannot be returned as JSON; {how}")
+                how = f"Please use the binary data format for output {spec.name}"
+                raise invalid(f"sending {spec.dtype.value} data via JSON is not supported. {how}")
 
     def spec_of(self, name: str) -> TensorSpec:
         """The declared input of this name. Raises InferenceError if there is none."""
