@@ -243,6 +243,13 @@ DIFFERENCES = (
         {"generate: * no parts": "500 the model ended its answer before the first part", "stream: no parts": STREAMED},
     ),
     Difference(
+        "A request's timeout is the time until its answer; Triton's is the time until its model begins.",
+        {
+            "json,binary: a timeout that passes meanwhile": "504 Request timeout expired",
+            "typed,raw: a timeout that passes meanwhile": "DEADLINE_EXCEEDED Request timeout expired",
+        },
+    ),
+    Difference(
         "A datatype that is none is told as what it is; Triton does so for JSON data alone.",
         {
             "binary: * datatype* none | a datatype in small letters | no datatype": "400 invalid datatype for input A",
