@@ -5,9 +5,10 @@ import json
 import zlib
 from typing import Any
 
-from tests.conformance.asking import Http, Request, as_json, get, post, with_binary
+from tests.conformance.asking import Ask, Given, Http, Request, as_json, get, post, with_binary
 from tests.conformance.asks import PAIR
 
+LONG = Ask("upper", [Given("TEXT", "BYTES", [1, 2], ["ab" * 500, "c" * 500])])
 INFER = "/v2/models/wide/infer"
 GZIPPED = gzip.compress(as_json(PAIR).body, mtime=0)
 X = {"name": "X", "shape": [1, 2], "datatype": "INT64"}
@@ -211,6 +212,9 @@ COMPRESSED: dict[str, Request] = {
     "gzip that is cut off": post(PAIR.path, GZIPPED[:-9], **{"Content-Encoding": "gzip"}),
     "an answer in gzip": post(PAIR.path, as_json(PAIR).body, **{"Accept-Encoding": "gzip"}),
     "an answer in deflate": post(PAIR.path, as_json(PAIR).body, **{"Accept-Encoding": "deflate"}),
+    "a long answer in gzip": post(LONG.path, as_json(LONG).body, **{"Accept-Encoding": "gzip"}),
+    "a long answer in deflate": post(LONG.path, as_json(LONG).body, **{"Accept-Encoding": "deflate"}),
+    "a long answer in any encoding": post(LONG.path, as_json(LONG).body, **{"Accept-Encoding": "gzip;q=0.5, deflate, *"}),
     "metadata in gzip": get("/v2/models/add_sub", **{"Accept-Encoding": "gzip"}),
     "an answer in an encoding that is none": post(PAIR.path, as_json(PAIR).body, **{"Accept-Encoding": "snappy"}),
 }
