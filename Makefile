@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-grpc prove-triton prove-clients check fmt bench bench-peers bench-grpc bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
+.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-grpc prove-triton prove-clients prove-openapi check fmt bench bench-peers bench-grpc bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | check | fmt | bench | bench-peers | bench-grpc | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | check | fmt | bench | bench-peers | bench-grpc | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -40,6 +40,10 @@ prove-clients: $(VENV)-kserve/.installed
 
 prove-grpc: setup
 	@DLPROXY_MUTATIONS=$(or $(MUTATIONS),30000) $(PY) -m pytest tests/wire/grpc/test_grpc_fuzz.py $(ARGS)
+
+prove-openapi: setup .venv-peers/schemathesis/.installed
+	@DLPROXY_SCHEMATHESIS=$(CURDIR)/.venv-peers/schemathesis/bin/schemathesis DLPROXY_EXAMPLES=$(or $(EXAMPLES),100) \
+	    $(PY) -m pytest -s tests/clients/test_openapi.py $(ARGS)
 
 check: setup
 	@$(PY) -m ruff format --check --output-format concise . || { echo "not formatted; run: make fmt"; exit 1; }
@@ -102,6 +106,12 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install 'pip>=25.1'
 	@$(PIP) install --editable . --group dev
+	@touch $@
+
+.venv-peers/schemathesis/.installed:
+	@echo "installing schemathesis into $(@D)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check -qq install 'schemathesis>=4.32'
 	@touch $@
 
 $(VENV)/.installed-extras: $(VENV)/.installed

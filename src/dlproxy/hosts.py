@@ -13,3 +13,8 @@ def plain_host(host: str) -> str:
     """As sockets take it: without the brackets, and with a zone behind '%'."""
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     return bare.replace("%25", "%") if ":" in bare else bare
+
+
+def nearby(host: str) -> str:
+    """Where this machine itself reaches what listens on `host`: the same, but for those that stand for every interface."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost"}.get(plain_host(host), plain_host(host))

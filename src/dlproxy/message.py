@@ -165,6 +165,20 @@ class Principal(Struct, frozen=True):
 ANONYMOUS = Principal()  # compared by identity
 
 
+class Trace(Struct, frozen=True):
+    """Under which names others know a request: the client's own id, and its place in a trace (W3C Trace Context), as text.
+
+    Each empty if the client did not say it, or not as it should be.
+    """
+
+    request_id: str = ""
+    parent: str = ""
+    state: str = ""
+
+
+NO_TRACE = Trace()  # compared by identity
+
+
 class Request(Struct, eq=False):
     """A checked request: `inputs` stand in the order of the model's signature, `outputs` index the wanted outputs."""
 
@@ -175,6 +189,7 @@ class Request(Struct, eq=False):
     id: str = ""
     params: dict[str, Any] = {}
     principal: Principal = ANONYMOUS
+    trace: Trace = NO_TRACE
 
 
 class Timing(Struct):

@@ -1,6 +1,9 @@
 """What people type: a POST with curl, a look at the metrics, a health check. Nothing but the standard library's client."""
 
+import gzip
 import json
+import zlib
+from collections.abc import Callable
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -145,3 +148,18 @@ def test_healthz_names_the_models(server: ServerProcess) -> None:
 def test_control_port_serves_no_inference(server: ServerProcess) -> None:
     assert _get(f"http://127.0.0.1:{server.control_port}/v2/models/digits")[0] == 404
     assert _get(f"http://{server.address}/metrics")[0] == 404
+
+
+@pytest.mark.parametrize(("accept", "unpack"), [("gzip, deflate, br", gzip.decompress), ("deflate", zlib.decompress)])
+def test_what_libraries_accept_unasked_they_understand(
+    server: ServerProcess, accept: str, unpack: Callable[[bytes], bytes]
+) -> None:
+    values = list(range(20_000))
+    request = Request(f"http://{server.address}/predict/wide", json.dumps({"inputs": [values]}).encode())
+    request.add_header("Accept-Encoding", accept)
+    with urlopen(request, timeout=HANG_S) as reply:
+        body = reply.read()
+        assert reply.headers["content-encoding"] == accept.partition(",")[0]
+        assert reply.headers["vary"] == "accept-encoding"
+    assert json.loads(unpack(body))["outputs"] == {"y": [values]}
+    assert len(body) < len(json.dumps(values)) / 2

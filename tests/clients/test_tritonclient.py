@@ -169,6 +169,15 @@ def test_asking_for_a_compressed_reply_is_no_error(client: triton.InferenceServe
     assert np.array_equal(result.as_numpy("sum"), A + B)
 
 
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_long_replies_come_compressed(client: triton.InferenceServerClient, algorithm: str, binary: bool) -> None:
+    values = np.arange(20_000, dtype=np.int64).reshape(2, -1)
+    wanted = [triton.InferRequestedOutput("y", binary_data=binary)]
+    result = client.infer("wide", [_input("x", values)], outputs=wanted, response_compression_algorithm=algorithm)
+    assert np.array_equal(result.as_numpy("y"), values)
+
+
 def test_async_infer_of_the_synchronous_client(client: triton.InferenceServerClient) -> None:
     pending = [client.async_infer("simple", [_input("a", A + n), _input("b", B)]) for n in range(8)]
     for n, request in enumerate(pending):

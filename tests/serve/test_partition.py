@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from dlproxy.instance.batch import Cutter, gather
-from dlproxy.message import DType, FailureKind, Request, Signature, Tensor, TensorSpec, Ticket
+from dlproxy.message import DType, FailureKind, Request, Signature, Tensor, TensorSpec, Ticket, Trace
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.partition import split
 from dlproxy.serve.layers import WakeLayer
@@ -374,7 +374,9 @@ def test_parts_put_together_again_are_the_whole_byte_for_byte(
     assert can_split(signature)
     wanted = tuple(range(len(outputs)))[:: -1 if last else 1]
     request = Request(Ticket(1, 0.0, rows=rows), "m", tensors, wanted)
+    request.trace = Trace("an id")
     parts = cut(request, split(request.ticket, part_rows, count(2)), signature)
+    assert {part.trace for part in parts} == {request.trace}
     for part in parts:
         assert [tensor.shape[0] for tensor, spec in zip(part.inputs, inputs, strict=True) if spec.rows == 0] == (
             [part.ticket.rows] * len(outputs)

@@ -362,12 +362,12 @@ def test_an_unknown_model_or_version_is_404(target: str, says: str) -> None:
     assert says in reply.error
 
 
-@pytest.mark.parametrize("encoding", ["br", "compress", "gzip, gzip", "x" * 100])
+@pytest.mark.parametrize("encoding", ["compress", "gzip, gzip", "", "x" * 100])
 def test_an_unknown_content_encoding_is_501(encoding: str) -> None:
     for target in (INFER, "/predict/m"):
         reply = ask(ONE, post(target, b"{}", **{"Content-Encoding": encoding}))
         assert reply.status == 501
-        assert "gzip or deflate" in reply.error
+        assert "use one of br, deflate, gzip, zstd" in reply.error
 
 
 FAILURES: list[tuple[FailureKind, int]] = [

@@ -44,6 +44,16 @@ class HttpLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     write_timeout_s: Annotated[
         float, _knob("seconds that a client may leave a reply unread", unit="s", log=True, gt=0, le=86400)
     ] = 30.0
+    compress_above_bytes: Annotated[
+        int,
+        _knob(
+            "answers longer than this are compressed for clients that accept it, if they shrink; by default where zstd pays up "
+            "to 1 Gbit/s and gzip up to 250 Mbit/s; 0: none",
+            unit="bytes",
+            ge=0,
+            le=1 << 36,
+        ),
+    ] = 64 * 1024
     cors_origins: Annotated[
         list[str],
         _knob(

@@ -221,7 +221,7 @@ def cut(request: Request, tickets: Sequence[Ticket], signature: Signature) -> li
             start, row = ends(row), row + ticket.rows
             part.append(Tensor(tensor.name, tensor.dtype, (ticket.rows, *tail), data[start : ends(row)]))
     return [
-        Request(ticket, request.model, part, request.outputs, request.id, request.params, request.principal)
+        Request(ticket, request.model, part, request.outputs, request.id, request.params, request.principal, request.trace)
         for ticket, part in zip(tickets, inputs, strict=True)
     ]
 

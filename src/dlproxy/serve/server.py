@@ -22,7 +22,7 @@ from dlproxy.config import Config, ConfigError, ServerConfig
 from dlproxy.config.server import GRPC_PORT
 from dlproxy.fleet.control import Control
 from dlproxy.fleet.store import open_store
-from dlproxy.hosts import authority, plain_host
+from dlproxy.hosts import authority, nearby, plain_host
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import InferenceError
 from dlproxy.policy.changes import with_versions
@@ -34,6 +34,7 @@ from dlproxy.serve.unix_socket import UnixSocket
 from dlproxy.telemetry.event_log import LogError
 from dlproxy.wire.access_log import with_access_log
 from dlproxy.wire.control_http import ControlServer, control_app
+from dlproxy.wire.docs_page import InferencePort, docs_routes
 from dlproxy.wire.extensions import extensions_of
 from dlproxy.wire.grpc.server import GrpcServer
 from dlproxy.wire.grpc.services import grpc_methods
@@ -87,6 +88,12 @@ class Server:
         return self.ports["control_port"]
 
     @property
+    def _inference_port(self) -> InferencePort:
+        if self.unix_socket is not None:
+            return InferencePort(path=self.unix_socket.path)
+        return InferencePort(nearby(self.host), self.http_port)
+
+    @property
     def connections(self) -> int:
         """Of clients that ask for inference."""
         return sum(len(door.connections) for door in self._doors)
@@ -127,10 +134,11 @@ class Server:
                 more=[*extensions.rows(), *self._more_routes(repository)],
             )
             answer = with_access_log(app, monotonic) if server.access_log else app
-            page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot)
-            self._control = ControlServer(page)
             self.ports = listeners.ports
             self.unix_socket = listeners.unix_socket
+            docs = docs_routes(app.document, self._inference_port)
+            page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot, docs)
+            self._control = ControlServer(page)
             sockets = listeners.take()
             control = sockets.pop("control_port")
             methods = grpc_methods(

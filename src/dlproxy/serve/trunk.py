@@ -31,7 +31,14 @@ class TrunkLayer:
 
     def submit(self, request: Request, reply: ReplyTo) -> None:
         asked = Request(
-            request.ticket, self._trunk_name, request.inputs, self._features, request.id, request.params, request.principal
+            request.ticket,
+            self._trunk_name,
+            request.inputs,
+            self._features,
+            request.id,
+            request.params,
+            request.principal,
+            request.trace,
         )
         chain = self._under_way[request.ticket.id] = _Chain(self, request, reply, self._trunk, asked)
         self._trunk.submit(asked, chain)
@@ -62,7 +69,8 @@ class TrunkLayer:
             return
         ticket = asked.ticket
         ticket.deadline_at, ticket.answer_by, ticket.priority = terms.deadline_at, terms.answer_by, terms.priority
-        ticket.tenant, ticket.affinity, asked.principal = terms.tenant, terms.affinity, request.principal
+        ticket.tenant, ticket.affinity = terms.tenant, terms.affinity
+        asked.principal, asked.trace = request.principal, request.trace
         chain.service, chain.asked = self._heads, asked
         self._heads.submit(asked, chain)
 

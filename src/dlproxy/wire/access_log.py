@@ -1,4 +1,4 @@
-"""A line in the log for each request, where the operator asks for it (`access_log`).
+"""A line in the log for each request, where the operator asks for it (`access_log`); bytes are those before compression.
 
 Wraps the app, as cors.py does, so that it costs nothing where nobody does. Called by serve/server.py.
 Not aware of: routes. Not in it: what the HTTP server refuses itself, such as malformed requests.
@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from dlproxy.wire.http_exchange import Exchange
+from dlproxy.wire.trace import request_id_of
 
 log = logging.getLogger("dlproxy.access")
 
@@ -23,12 +24,19 @@ def with_access_log(app: Callable[[Exchange], None], clock: Callable[[], float])
         __slots__ = ()
 
         def reply(
-            self, status: int, content_type: bytes, body: bytes, extra: bytes = b"", rest: Sequence[bytes | memoryview] = ()
+            self,
+            status: int,
+            content_type: bytes,
+            body: bytes,
+            extra: bytes = b"",
+            rest: Sequence[bytes | memoryview] = (),
+            *,
+            encoded: bool = False,
         ) -> None:
             seconds = clock() - began_at.pop(self, clock())
-            super().reply(status, content_type, body, extra, rest)
+            super().reply(status, content_type, body, extra, rest, encoded=encoded)
             size = 0 if self.method == b"HEAD" else len(body) + sum(map(len, rest))
-            _write(self.method, self.target, status, size, seconds)
+            _write(self, status, size, seconds)
 
     def begin(exchange: Exchange) -> None:
         began_at[exchange] = clock()
@@ -38,19 +46,23 @@ def with_access_log(app: Callable[[Exchange], None], clock: Callable[[], float])
     return begin
 
 
-def _write(method: bytes, target: bytes, status: int, size: int, seconds: float) -> None:
-    shown = target.decode("ascii", "backslashreplace")
+def _write(exchange: Exchange, status: int, size: int, seconds: float) -> None:
+    shown = exchange.target.decode("ascii", "backslashreplace")
     model = _MODEL.match(shown)
     request = {
-        "method": method.decode("ascii", "backslashreplace"),
+        "method": exchange.method.decode("ascii", "backslashreplace"),
         "target": shown,
         "status": status,
         "bytes": size,
         "seconds": round(seconds, 6),
         "model": model[1] if model else "",
     }
+    request_id = request_id_of(exchange.headers)
+    if request_id:
+        request["id"] = request_id
     log.info(
-        "%(method)s %(target)s status=%(status)d bytes=%(bytes)d seconds=%(seconds).6f model=%(model)s",
+        "%(method)s %(target)s status=%(status)d bytes=%(bytes)d seconds=%(seconds).6f model=%(model)s"
+        + (" id=%(id)s" if request_id else ""),
         request,
         extra={"request": request},
     )

@@ -6,7 +6,7 @@ No inference passes here. Called by serve/server.py. Not aware of: the inference
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -33,11 +33,17 @@ MOST_BODY = 64 * 1024  # bytes of a change of knobs
 TICK_S = 1.0  # how often the Date header is renewed
 
 
-def control_app(catalog: Catalog, connections: Callable[[], int], operations: Operations, pilots: Pilots) -> Starlette:
+def control_app(
+    catalog: Catalog,
+    connections: Callable[[], int],
+    operations: Operations,
+    pilots: Pilots,
+    more: Sequence[Route] = (),
+) -> Starlette:
     """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state, also
     of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued
     requests too), POST to /models/NAME/ACTION with a JSON object of its arguments (serve/operations.py), /autopilot and
-    /autopilot/NAME (what it does), POST to /autopilot/pause and /autopilot/resume (of {"model": NAME}, or of all).
+    /autopilot/NAME (what it does), POST to /autopilot/pause and /autopilot/resume (of {"model": NAME}, or of all); and `more`.
     """
     registry = prometheus.registry(catalog, connections, operations.states)
 
@@ -50,6 +56,21 @@ def control_app(catalog: Catalog, connections: Callable[[], int], operations: Op
             models[model.name] = models.get(model.name, True) and model.ready
         return JSONResponse({"ready": catalog.ready, "models": models}, status_code=200 if catalog.ready else 503)
 
+    app = Starlette(
+        middleware=[Middleware(_OnePath)],
+        routes=[
+            Route("/metrics", metrics),
+            Route("/healthz", healthz),
+            *_model_routes(catalog, operations),
+            *_autopilot_routes(pilots),
+            *more,
+        ],
+    )
+    app.router.redirect_slashes = False  # one at the end is cut; more of them are no spelling of anything
+    return app
+
+
+def _model_routes(catalog: Catalog, operations: Operations) -> list[Route]:
     def states(name: str = "") -> list[dict[str, Any]]:
         return _states(catalog, operations, name)
 
@@ -80,19 +101,11 @@ def control_app(catalog: Catalog, connections: Callable[[], int], operations: Op
 
         return await _answer(answer())
 
-    app = Starlette(
-        middleware=[Middleware(_OnePath)],
-        routes=[
-            Route("/metrics", metrics),
-            Route("/healthz", healthz),
-            Route("/models", models),
-            Route("/models/{name}", model, methods=["GET", "PATCH"]),
-            Route("/models/{name}/{action}", act, methods=["POST"]),
-            *_autopilot_routes(pilots),
-        ],
-    )
-    app.router.redirect_slashes = False  # one at the end is cut; more of them are no spelling of anything
-    return app
+    return [
+        Route("/models", models),
+        Route("/models/{name}", model, methods=["GET", "PATCH"]),
+        Route("/models/{name}/{action}", act, methods=["POST"]),
+    ]
 
 
 def _autopilot_routes(pilots: Pilots) -> list[Route]:

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from math import inf
 from typing import Any, Generic, TypeVar
 
-from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Request, Response, Tensor
+from dlproxy.message import ANONYMOUS, NO_TRACE, Failure, FailureKind, InferenceError, Request, Response, Tensor
 from dlproxy.policy.queueing import LOWEST_LEVEL
 from dlproxy.service import FutureReply, ReplyTo
 from dlproxy.wire.catalog import Catalog, ServedModel
@@ -59,6 +59,8 @@ class Endpoint:
                 ticket.tenant = terms.tenant
             if terms.principal is not ANONYMOUS:
                 request.principal = terms.principal
+            if terms.trace is not NO_TRACE:
+                request.trace = terms.trace
         if self._sticky:
             request.ticket.affinity = self._affinity(request, terms)
         self._service.submit(request, reply)

@@ -5,12 +5,15 @@ Made by http_connection.py. Not aware of: sockets, routes.
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from dlproxy.message import Failure, FailureKind, Principal, encodable
+from dlproxy.wire import trace
+from dlproxy.wire.trace import REQUEST_ID, TRACE_PARENT
 
 if TYPE_CHECKING:
     from dlproxy.wire.http_connection import HttpConnection
@@ -20,6 +23,7 @@ log = logging.getLogger(__name__)
 ONE_PIECE = 64 * 1024  # replies up to this size are sent in one piece with their head
 MAX_ERROR = 2000  # characters of an error message
 CLOSE = b"connection: close\r\n"
+ACCEPT_ENCODING = b"accept-encoding"
 CHALLENGE = b"www-authenticate: Bearer\r\n"  # a 401 has to name a way (RFC 9110, section 11.6.1)
 
 REASONS = {
@@ -90,15 +94,33 @@ class Exchange:
         """Called if the client leaves before the reply."""
 
     def reply(
-        self, status: int, content_type: bytes, body: bytes, extra: bytes = b"", rest: Sequence[bytes | memoryview] = ()
+        self,
+        status: int,
+        content_type: bytes,
+        body: bytes,
+        extra: bytes = b"",
+        rest: Sequence[bytes | memoryview] = (),
+        *,
+        encoded: bool = False,
     ) -> None:
         """Send the reply or, behind slower requests of the connection, queue it. `extra`: whole header lines.
 
-        `rest`: more of the body, too large to be copied.
+        `rest`: more of the body, too large to be copied. `encoded`: it is as the client shall get it.
         """
-        connection, server = self.connection, self.connection.server
+        connection, headers = self.connection, self.headers
+        server = connection.server
+        size = len(body) + sum(map(len, rest)) if rest else len(body)
+        compression = server.compression
+        if compression is not None and not encoded and (size > compression.above or ACCEPT_ENCODING in headers):
+            wish = compression.wish(headers.get(ACCEPT_ENCODING, b""))
+            if size > compression.above or (wish.must and size):
+                self.on_abandoned = None  # from now on it is answered
+                compression.encode(wish, (body, *rest), size, partial(self._reply_encoded, status, content_type, extra))
+                return
         if server.cors is not None:
-            extra += server.cors.lines(self.headers)
+            extra += server.cors.lines(headers)
+        if REQUEST_ID in headers or TRACE_PARENT in headers:
+            extra += trace.echo(headers)
         if server.draining and connection.is_last(self):
             self.connection_line = CLOSE
         head = b"HTTP/1.1 %b\r\ncontent-type: %b\r\n%b%b%bcontent-length: %d\r\n\r\n" % (
@@ -107,7 +129,7 @@ class Exchange:
             server.date_line,
             extra,
             self.connection_line,
-            len(body) + sum(map(len, rest)) if rest else len(body),
+            size,
         )
         if self.method == b"HEAD":
             self.reply_parts = (head,)
@@ -123,11 +145,19 @@ class Exchange:
             log.exception("%s %s: the reply could not be sent, so the connection is closed", self.method, self.target)
             connection.abort()
 
+    def _reply_encoded(
+        self, status: int, content_type: bytes, extra: bytes, lines: bytes, pieces: Sequence[bytes | memoryview]
+    ) -> None:
+        body, *rest = pieces
+        Exchange.reply(self, status, content_type, bytes(body), extra + lines, rest, encoded=True)
+
     def begin(self, status: int, content_type: bytes, extra: bytes = b"") -> "ReplyStream":
         """Begin a reply whose end is not known yet: chunked, or for HTTP/1.0 as long as the connection lasts."""
         connection, server = self.connection, self.connection.server
         if server.cors is not None:
             extra += server.cors.lines(self.headers)
+        if REQUEST_ID in self.headers or TRACE_PARENT in self.headers:
+            extra += trace.echo(self.headers)
         chunked = connection.takes_chunks(self)
         if not chunked or (server.draining and connection.is_last(self)):
             self.connection_line = CLOSE

@@ -41,6 +41,11 @@ class Routes:
         self._table = [(re.compile(pattern), handlers) for pattern, handlers in table.items()]
         self._hint = hint
 
+    def has(self, path: str, method: bytes) -> bool:
+        """Whether it is answered; `path` as path_of gives it."""
+        handlers = next((handlers for pattern, handlers in self._table if pattern.fullmatch(path)), {})
+        return method in handlers
+
     def find(self, exchange: Exchange) -> Found | None:
         """None if there is no such route, which is answered already."""
         path, shown = path_of(exchange.target), exchange.target.partition(b"?")[0].decode("latin-1")

@@ -6,6 +6,7 @@ Called by serve/server.py. Not aware of: parsing (http_connection.py), models, r
 from collections.abc import Callable
 
 from dlproxy.config import HttpLimits
+from dlproxy.wire.codings import Compression
 from dlproxy.wire.cors import Cors
 from dlproxy.wire.http_connection import HttpConnection, Seen
 from dlproxy.wire.http_exchange import Exchange
@@ -25,6 +26,7 @@ class HttpServer(Listening):
         super().__init__(lambda: HttpConnection(self))
         self.identify = identify
         self.cors = Cors(limits.cors_origins) if limits.cors_origins else None
+        self.compression = Compression(limits.compress_above_bytes) if limits.compress_above_bytes else None
         self.app = app if self.cors is None else self.cors.before(app)
         self.limits = limits
         self._seen: dict[bytes, Seen] = {}

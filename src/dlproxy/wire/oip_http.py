@@ -4,7 +4,6 @@ One request's way: Exchange, oip_codec.decode, Endpoint.submit, InferReply.compl
 Not aware of: sockets, lanes.
 """
 
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,7 +18,7 @@ from msgspec import Struct
 from dlproxy import __version__
 from dlproxy.config import HttpLimits
 from dlproxy.message import Failure, FailureKind, InferenceError, Response, Tensor, Timing, invalid
-from dlproxy.wire import oip_codec, oip_describe
+from dlproxy.wire import codings, oip_codec, oip_describe, openapi
 from dlproxy.wire.catalog import Catalog, NotServedError
 from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk, in_parts
 from dlproxy.wire.http_exchange import Exchange
@@ -67,6 +66,7 @@ class OipApp:
         self._catalog = catalog
         in_repository = RepositoryRoutes(RepositoryExtension(catalog, repository))
         self._extensions = extensions
+        self._tenant_header = tenant_header
         self._max_body_bytes = limits.max_body_bytes
         self._max_json_bytes = limits.max_json_bytes
         make = partial(_Inference, regions=regions, server_timing=server_timing, max_json_bytes=limits.max_json_bytes)
@@ -77,6 +77,7 @@ class OipApp:
         model_path = r"/v2/models/(?P<name>[^/]+)" + VERSION
         own: list[Row] = [
             (r"/", b"GET", self._welcome),
+            (r"/openapi\.json", b"GET", self._document),
             (r"/v2", b"GET", self._server_metadata),
             (r"/v2/health/live", b"GET", self._live),
             (r"/v2/health/ready", b"GET", self._ready),
@@ -138,23 +139,7 @@ class OipApp:
             found.handler(exchange, **found.groups)
 
     def _decompress(self, exchange: Exchange) -> None:
-        encoding = exchange.headers[b"content-encoding"].lower()
-        if encoding == b"identity":
-            return
-        if encoding not in (b"gzip", b"deflate"):
-            message = f"content-encoding {encoding.decode('latin-1')!r} is not supported; use gzip or deflate"
-            raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))
-        inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: tell gzip and zlib apart by their headers
-        try:
-            exchange.body = inflater.decompress(exchange.body, self._max_body_bytes + 1)
-        except zlib.error as error:
-            raise invalid(f"the body is not valid {encoding.decode()}: {error}") from None
-        if len(exchange.body) > self._max_body_bytes:
-            raise invalid(f"the decompressed body is too large; at most {self._max_body_bytes} bytes are accepted")
-        if not inflater.eof:
-            raise invalid(f"the {encoding.decode()} body is truncated")
-        if inflater.unused_data:
-            raise invalid(f"the body has {len(inflater.unused_data)} extra bytes after its {encoding.decode()} data")
+        exchange.body = codings.decoded(exchange.headers[b"content-encoding"], exchange.body, self._max_body_bytes)
 
     # Routes
 
@@ -169,6 +154,13 @@ class OipApp:
 
     def _welcome(self, exchange: Exchange) -> None:
         _json(exchange, oip_describe.welcome(self._catalog, __version__))
+
+    def document(self, server: str = "/") -> dict[str, Any]:
+        """The OpenAPI document, for those who reach this port as `server`."""
+        return openapi.document(self._catalog, self._routes.has, tenant_header=self._tenant_header, server=server)
+
+    def _document(self, exchange: Exchange) -> None:
+        _json(exchange, self.document())
 
     def _server_metadata(self, exchange: Exchange) -> None:
         _json(exchange, oip_describe.server(__version__, more=self._extensions))

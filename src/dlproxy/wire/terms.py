@@ -10,8 +10,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Principal, invalid
+from dlproxy.message import ANONYMOUS, NO_TRACE, Failure, FailureKind, InferenceError, Principal, Trace, invalid
 from dlproxy.policy.queueing import DEFAULT_LEVEL, LOWEST_LEVEL
+from dlproxy.wire.trace import REQUEST_ID, TRACE_PARENT, trace_of
 
 DEADLINE = b"x-request-deadline-ms"
 GRPC_TIMEOUT = b"grpc-timeout"
@@ -39,11 +40,13 @@ class Terms(Struct, frozen=True):
     tenant: str = ""
     affinity: str = ""
     principal: Principal = ANONYMOUS
+    trace: Trace = NO_TRACE
 
     def over(self, others: "Terms") -> "Terms":
         """Both: the shorter timeout holds; what only `others` say counts too."""
         priority = others.priority if self.priority is None else self.priority
-        return Terms(min(self.timeout_s, others.timeout_s), priority, self.tenant, self.affinity, self.principal)
+        timeout_s = min(self.timeout_s, others.timeout_s)
+        return Terms(timeout_s, priority, self.tenant, self.affinity, self.principal, self.trace)
 
 
 NO_TERMS = Terms()  # the one that is compared by identity: most requests ask for nothing
@@ -73,7 +76,9 @@ class HeaderTerms:
         timeout_s = deadline_of(headers)
         priority, tenant = headers.get(PRIORITY), headers.get(self._tenant_header)
         affinity = headers.get(self._sticky_header) if self._sticky_header else None
-        if timeout_s == inf and priority is None and tenant is None and affinity is None and principal is ANONYMOUS:
+        trace = trace_of(headers) if REQUEST_ID in headers or TRACE_PARENT in headers else NO_TRACE
+        silent = timeout_s == inf and priority is None and tenant is None and affinity is None
+        if silent and principal is ANONYMOUS and trace is NO_TRACE:
             return NO_TERMS
         return Terms(
             timeout_s,
@@ -81,6 +86,7 @@ class HeaderTerms:
             principal.tenant or _name(tenant),
             _name(affinity),
             principal,
+            trace,
         )
 
 

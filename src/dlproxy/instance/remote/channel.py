@@ -4,11 +4,12 @@ Called by remote.py, which takes one together with a codec of the same asks and 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from dlproxy.instance.remote.failures import UpstreamError
 from dlproxy.instance.runtime import ModelError
+from dlproxy.message import NO_TRACE, Request
 
 
 class Answer(Protocol):
@@ -17,6 +18,31 @@ class Answer(Protocol):
     def refusal(self) -> UpstreamError | None:
         """The error that it stands for; None for an answer proper."""
         ...
+
+
+Fields = Sequence[tuple[str, str]]
+"""Headers, or gRPC's metadata: names in lower case, and values."""
+
+MOST_IDS = 1024  # characters of the clients' ids that go with a batch
+
+
+def trace_fields(requests: Sequence[Request]) -> Fields:
+    """How others know what is in a batch: the ids of all its requests, and the place in a trace of the first that has one."""
+    traces = [request.trace for request in requests if request.trace is not NO_TRACE]
+    if not traces:
+        return ()
+    fields, ids = [], ""
+    for request_id in dict.fromkeys(trace.request_id for trace in traces):  # parts of one request share it
+        if request_id and len(ids) + len(request_id) + 2 <= MOST_IDS:
+            ids += f", {request_id}" if ids else request_id
+    if ids:
+        fields.append(("x-request-id", ids))
+    first = next((trace for trace in traces if trace.parent), NO_TRACE)
+    if first.parent:
+        fields.append(("traceparent", first.parent))
+    if first.state:
+        fields.append(("tracestate", first.state))
+    return fields
 
 
 Ask_contra = TypeVar("Ask_contra", contravariant=True)
@@ -38,8 +64,13 @@ class Channel(Protocol[Ask_contra, Answer_co]):
         """So many calls may be under way at a time; further ones may wait."""
         ...
 
-    def call(self, ask: Ask_contra, done: Callable[[Answer_co | UpstreamError], None], *, timeout_s: float) -> None:
-        """Send a batch. `done` is called once, never before this returns, within `timeout_s` from now."""
+    def call(
+        self, ask: Ask_contra, done: Callable[[Answer_co | UpstreamError], None], *, timeout_s: float, fields: Fields = ()
+    ) -> None:
+        """Send a batch. `done` is called once, never before this returns, within `timeout_s` from now.
+
+        `fields`: headers of this call, except those of which the operator has set another value for all.
+        """
         ...
 
     async def fetch(self, ask: Ask_contra, *, timeout_s: float) -> Answer_co:

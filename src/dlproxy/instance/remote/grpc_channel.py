@@ -14,7 +14,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from dlproxy.instance.remote.address import Address
-from dlproxy.instance.remote.channel import checked_headers
+from dlproxy.instance.remote.channel import Fields, checked_headers
 from dlproxy.instance.remote.failures import UpstreamError, shortened
 from dlproxy.instance.remote.rpc import OK, Rpc, RpcReply
 from dlproxy.instance.remote.settings import RemoteSettings
@@ -76,11 +76,17 @@ class GrpcChannel:
     def widen(self, batches: int) -> None:
         """One connection carries them all."""
 
-    def call(self, ask: Rpc, done: Callable[[RpcReply | UpstreamError], None], *, timeout_s: float) -> None:
-        self._begin(self._call(ask, done, timeout_s))
+    def call(
+        self, ask: Rpc, done: Callable[[RpcReply | UpstreamError], None], *, timeout_s: float, fields: Fields = ()
+    ) -> None:
+        self._begin(self._call(ask, done, timeout_s, self._metadata_with(fields) if fields else self._metadata))
+
+    def _metadata_with(self, fields: Fields) -> list[tuple[str, str]]:
+        fixed = dict(self._metadata)
+        return [*self._metadata, *[field for field in fields if field[0] not in fixed]]
 
     async def fetch(self, ask: Rpc, *, timeout_s: float) -> RpcReply:
-        outcome = await self._outcome(ask, timeout_s)
+        outcome = await self._outcome(ask, timeout_s, self._metadata)
         if isinstance(outcome, UpstreamError):
             raise outcome
         return outcome
@@ -95,32 +101,34 @@ class GrpcChannel:
 
     # Calls
 
-    async def _call(self, ask: Rpc, done: Callable[[RpcReply | UpstreamError], None], timeout_s: float) -> None:
+    async def _call(
+        self, ask: Rpc, done: Callable[[RpcReply | UpstreamError], None], timeout_s: float, metadata: Fields
+    ) -> None:
         try:
-            outcome = await self._outcome(ask, timeout_s)
+            outcome = await self._outcome(ask, timeout_s, metadata)
         except Exception as error:  # a mistake in here, or in grpc, must not lose the batch
             log.exception("upstream %s could not be called", self._target)
             outcome = _unavailable(f"{type(error).__name__}: {error}")
         done(outcome)
 
-    async def _outcome(self, ask: Rpc, timeout_s: float) -> RpcReply | UpstreamError:
+    async def _outcome(self, ask: Rpc, timeout_s: float, metadata: Fields) -> RpcReply | UpstreamError:
         if self._closed:
             return _unavailable("the connection to the upstream is closed")
         connection = self._connected()
         connection.calls += 1
         try:
-            return await self._answer(connection, ask, timeout_s)
+            return await self._answer(connection, ask, timeout_s, metadata)
         finally:
             connection.calls -= 1
             if connection.retired and not connection.calls and connection in self._open:
                 self._open.discard(connection)
                 self._begin(self._end(connection))
 
-    async def _answer(self, connection: _Connection, ask: Rpc, timeout_s: float) -> RpcReply | UpstreamError:
+    async def _answer(self, connection: _Connection, ask: Rpc, timeout_s: float, metadata: Fields) -> RpcReply | UpstreamError:
         """Errors are given back: raised, their traceback would keep the call, and that the connection."""
         try:
             async with asyncio.timeout(timeout_s):
-                message = await connection.channel.unary_unary(ask.method)(b"".join(ask.parts), metadata=self._metadata)
+                message = await connection.channel.unary_unary(ask.method)(b"".join(ask.parts), metadata=metadata)
         except TimeoutError:
             self._retire(connection)  # if the way is cut, it can take TCP a quarter of an hour to say so
             return _unavailable(f"no answer from the upstream within {timeout_s:g} s")

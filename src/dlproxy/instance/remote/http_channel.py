@@ -6,7 +6,7 @@ Not aware of: models, what the bodies hold.
 from collections.abc import Callable, Mapping, Sequence
 
 from dlproxy.instance.remote.address import Address
-from dlproxy.instance.remote.channel import checked_headers
+from dlproxy.instance.remote.channel import Fields, checked_headers
 from dlproxy.instance.remote.http_client import HttpClient, Outcome, Part, Reply, Server
 from dlproxy.instance.remote.settings import RemoteSettings
 from dlproxy.instance.remote.tls import context_of
@@ -20,6 +20,7 @@ class HttpChannel:
 
     def __init__(self, address: Address, settings: RemoteSettings, on_dropped: Callable[[], None]) -> None:
         """Raises ModelError for authorities that cannot be loaded."""
+        self._fixed = {name.lower() for name in settings.headers}
         server = Server(address.host, address.port, context_of(settings) if address.tls else None)
         self._checks, self._batches = (
             HttpClient(
@@ -39,7 +40,11 @@ class HttpChannel:
     def widen(self, batches: int) -> None:
         self._batches.most = batches
 
-    def call(self, ask: Lines, done: Callable[[Outcome], None], *, timeout_s: float) -> None:
+    def call(self, ask: Lines, done: Callable[[Outcome], None], *, timeout_s: float, fields: Fields = ()) -> None:
+        added = "".join(f"{name}: {value}\r\n" for name, value in fields if name not in self._fixed)
+        if added:
+            line, end, head = bytes(ask[0]).partition(b"\r\n")
+            ask = [line + end + added.encode() + head, *ask[1:]]
         self._batches.call(ask, done, timeout_s=timeout_s)
 
     async def fetch(self, ask: Lines, *, timeout_s: float) -> Reply:

@@ -14,7 +14,7 @@ import msgspec
 
 from dlproxy.instance.batch import BatchResult
 from dlproxy.instance.remote.address import Address
-from dlproxy.instance.remote.channel import Answer
+from dlproxy.instance.remote.channel import Answer, trace_fields
 from dlproxy.instance.remote.codec import UpstreamModel
 from dlproxy.instance.remote.failures import UpstreamError, failed
 from dlproxy.instance.remote.health import Watch
@@ -122,7 +122,7 @@ class RemoteInstance:
         rows = sum([request.inputs[0].shape[0] for request in requests]) if model.signature.batched else 1
         sent_at = perf_counter()
         answered = partial(self._answered, done, rows, sent_at, sent_at - started_at)
-        self._channel.call(ask, answered, timeout_s=self._settings.response_timeout_s)
+        self._channel.call(ask, answered, timeout_s=self._settings.response_timeout_s, fields=trace_fields(requests))
 
     async def stop(self) -> None:
         await self._watch.stop()
