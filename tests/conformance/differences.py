@@ -250,7 +250,7 @@ DIFFERENCES = (
         },
     ),
     Difference(
-        "Answers are compressed where that makes them smaller by enough.",
+        "Answers are compressed above 64 KiB (`compress_above_bytes`), and where that makes them smaller.",
         {"encoding: an answer in gzip | an answer in deflate": FINE},
     ),
     Difference(

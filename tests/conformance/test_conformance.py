@@ -39,6 +39,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Answ
     """Of one server, asked in the order of the cases, as Triton was."""
     repository = for_dlproxy(tmp_path_factory.mktemp("repository"))
     config = write_config(tmp_path_factory.mktemp("config") / "dlproxy.toml", {}, repository=repository, **SETTINGS)
+    with config.open("a", encoding="utf-8") as file:
+        file.write("[http]\ncompress_above_bytes = 512\n")
     process = ServerProcess("--config", config, "--grpc-port", "0")
     with process as server, Asker(server.http_port, server.grpc_port) as asker:
         for model in MODELS:
