@@ -134,3 +134,19 @@ def _encoded(element: object) -> bytes:
     if isinstance(element, bytes | bytearray | memoryview):  # of numpy's too, which keeps its zeros as an object of its own
         return bytes(element)
     raise ValueError(f"{brief(element)} cannot be an element of BYTES, which holds bytes or str")
+
+
+def shape_of_flat(declared: Sequence[int], count: int) -> tuple[int, ...] | None:
+    """The shape that so many elements take which came without one, as Triton's generate extension has it: fixed sizes are
+    filled, the last open one takes what there is, others are 1. None if they do not fit.
+    """
+    for size in declared:
+        if size >= 0:
+            count, odd = divmod(count, size) if size else (0, count)
+            if odd:
+                return None
+    shape = []
+    for size in reversed(declared):
+        shape.append(count if size < 0 else size)
+        count = 1 if size < 0 else count
+    return tuple(reversed(shape)) if count == 1 else None

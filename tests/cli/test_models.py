@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from dlproxy.cli import USER_ERROR, control_port, main
-from dlproxy.cli.control_port import ModelState, ScalingState
+from dlproxy.cli.control_port import ModelState, ScalingState, StreamsState
 from dlproxy.cli.terminal import INTERRUPTED
 from tests.clients.server import HANG_S, ServerProcess, environment, write_config
 
@@ -277,3 +277,12 @@ def test_a_model_that_scales_says_why_it_has_so_many_instances(
     monkeypatch.setattr(control_port.ControlPort, "model", lambda *_: told)
     assert main(["models", "show", "m"]) == 0
     assert f"  scaling  {said}" in capsys.readouterr().out.splitlines()
+
+
+def test_a_model_that_streams_says_how_many_answers_are_under_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = msgspec.to_builtins(ModelState("m", "1", True, streams=StreamsState(3, 40)))
+    monkeypatch.setattr(control_port.ControlPort, "model", lambda *_: told)
+    assert main(["models", "show", "m"]) == 0
+    assert "  streams  3 open, 40 parts sent" in capsys.readouterr().out.splitlines()

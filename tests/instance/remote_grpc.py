@@ -1,9 +1,9 @@
 """Upstreams that speak gRPC, for tests: a real server around a runtime, both protocols on one port; a way to it that breaks."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import closing, suppress
+from typing import Any, cast
 
 import grpc
 from grpc import aio
@@ -31,6 +31,7 @@ class GrpcUpstream:
         self.runtime, self.max_batch = runtime, max_batch
         self.ready, self.typed = True, False
         self.behave: Behave | None = None
+        self.between: Callable[[], Awaitable[object]] | None = None  # what a stream waits for after each part
         self.port = 0
         self.asked: list[tuple[str, bytes, dict[str, str]]] = []
         """Method, message, metadata."""
@@ -44,6 +45,11 @@ class GrpcUpstream:
 
     def address(self, *, protocol: str = "v2", model: str = "m", tls: bool = False, port: int = 0) -> str:
         return f"grpc{'s' * tls}://127.0.0.1:{port or self.port}/{protocol}/models/{model}"
+
+    @property
+    def streams(self) -> int:
+        """Answers in parts that were asked for so far."""
+        return self.count("ModelStreamInfer")
 
     def count(self, method: str) -> int:
         """Calls of it so far."""
@@ -92,17 +98,33 @@ class GrpcUpstream:
         return said
 
     async def _ModelConfig(self, message: bytes, context: Any) -> Any:  # noqa: N802
-        size = self.max_batch if self.runtime.signature.batched else 0
-        return oip.ModelConfigResponse(config=oip.ModelConfig(name="m", max_batch_size=size))
+        signature = self.runtime.signature
+        policy = oip.ModelTransactionPolicy(decoupled=signature.streams)
+        size = self.max_batch if signature.batched else 0
+        return oip.ModelConfigResponse(config=oip.ModelConfig(name="m", max_batch_size=size, model_transaction_policy=policy))
 
     async def _ModelInfer(self, message: bytes, context: Any) -> Any:  # noqa: N802
-        asked = oip.ModelInferRequest.FromString(message)
-        given = {
-            tensor.name: to_array(DType(tensor.datatype), tuple(tensor.shape), data)
-            for tensor, data in zip(asked.inputs, asked.raw_input_contents, strict=True)
-        }
+        return self._inferred(await self._run(_given(message), context))
+
+    async def stream(self, messages: Any, context: Any) -> AsyncIterator[bytes]:
+        """ModelStreamInfer: the parts of the one request that a client sends, then an empty one, as Triton ends an answer."""
+        async for message in messages:
+            self.asked.append(("ModelStreamInfer", message, dict(context.invocation_metadata())))
+            given = _given(message)
+            inputs = [given[spec.name] for spec in self.runtime.signature.inputs]
+            with closing(cast(Any, self.runtime).steps(inputs)) as parts:
+                try:
+                    for part in parts:
+                        yield oip.ModelStreamInferResponse(infer_response=self._inferred(part)).SerializeToString()
+                        if self.between is not None:
+                            await self.between()
+                except ValueError as error:
+                    yield oip.ModelStreamInferResponse(error_message=text_of(error)).SerializeToString()
+            yield oip.ModelStreamInferResponse().SerializeToString()
+
+    def _inferred(self, outputs: Sequence[Array]) -> Any:
         reply = oip.ModelInferResponse(model_name="m", model_version="1")
-        for spec, array in zip(self.runtime.signature.outputs, await self._run(given, context), strict=False):
+        for spec, array in zip(self.runtime.signature.outputs, outputs, strict=False):
             output = reply.outputs.add(name=spec.name, datatype=spec.dtype.value, shape=array.shape)
             if self.typed:
                 output.contents.fp32_contents.extend(array.ravel().tolist())
@@ -169,7 +191,17 @@ class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         async def handler(message: bytes, context: Any) -> bytes:
             return await self._upstream.answer(details.method, message, context)
 
+        if details.method.endswith("/ModelStreamInfer"):
+            return grpc.stream_stream_rpc_method_handler(self._upstream.stream)
         return grpc.unary_unary_rpc_method_handler(handler)
+
+
+def _given(message: bytes) -> dict[str, Array]:
+    asked = oip.ModelInferRequest.FromString(message)
+    return {
+        tensor.name: to_array(DType(tensor.datatype), tuple(tensor.shape), data)
+        for tensor, data in zip(asked.inputs, asked.raw_input_contents, strict=True)
+    }
 
 
 async def _known(model: str, context: Any) -> None:

@@ -79,12 +79,15 @@ def test_reads_what_triton_says() -> None:
     assert not _described(config=_reply(oip.ModelConfigResponse(config=oip.ModelConfig(name="m")))).signature.batched
 
 
-@pytest.mark.parametrize(
-    ("config", "clue"), [("0a090a016d20046a020805", "keeps state"), ("0a0a0a016d20049a01020801", "in parts")]
-)
-def test_models_that_cannot_be_served_are_refused(config: str, clue: str) -> None:
-    with pytest.raises(ModelError, match=clue):
-        _described(config=_recorded(config))
+def test_models_that_cannot_be_served_are_refused() -> None:
+    with pytest.raises(ModelError, match="keeps state"):
+        _described(config=_recorded("0a090a016d20046a020805"))
+
+
+def test_a_model_that_answers_in_parts_is_asked_so_and_alone() -> None:
+    model = _described(config=_recorded("0a0a0a016d20049a01020801"))
+    assert (model.signature.streams, model.signature.batched) == (True, False)
+    assert not model.same_as(_described(batched=False))
 
 
 def test_descriptions_that_are_none_fail() -> None:

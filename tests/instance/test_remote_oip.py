@@ -97,12 +97,22 @@ def test_takes_json_where_binary_is_not_offered() -> None:
         ({"inputs": []}, None, TRITON, "no inputs"),
         ({"inputs": [tensor("x", "FP16", [-1])]}, None, NOT_FOUND, "FP16, which JSON cannot carry"),
         ({}, {"sequence_batching": {}}, TRITON, "keeps state"),
-        ({}, {"model_transaction_policy": {"decoupled": True}}, TRITON, "in parts"),
+        (
+            {"inputs": [tensor("x", "FP16", [-1])]},
+            {"model_transaction_policy": {"decoupled": True}},
+            TRITON,
+            "FP16, which JSON cannot carry",
+        ),
     ],
 )
 def test_models_that_cannot_be_served_are_refused(change: Any, config: Any, server: Any, clue: str) -> None:
     with pytest.raises(ModelError, match=clue):
         _described(METADATA | change, config=config, server=server)
+
+
+def test_a_model_that_answers_in_parts_is_asked_so_in_json_and_alone() -> None:
+    model = _described(METADATA, config={"model_transaction_policy": {"decoupled": True}}, server=TRITON)
+    assert (model.signature.streams, model.signature.batched, model.binary) == (True, False, False)
 
 
 def test_a_batch_axis_cannot_be_forced_on_fixed_shapes() -> None:

@@ -360,6 +360,33 @@ async def test_a_turn_ends_with_the_first_part_and_only_then(end: str, monkeypat
     assert (shared.free, released) == ({"cores": 1.0}, [1, 2]), "later parts run without a turn"
 
 
+async def test_parts_are_counted_by_their_place_with_the_time_between_them() -> None:
+    rig = StreamRig()
+    counts = rig.stats.streams
+    assert counts is not None
+    read, left, lost = map(Reader, await rig.first_parts(3.0, 3.0, 3.0))
+    assert (counts.open, counts.parts) == (3, 3)
+    await pass_time(2.0)
+    for reader in (read, left, lost):
+        reader.ask()
+    await turns(5)
+    assert (counts.parts, counts.between.count) == (6, 3)
+    assert counts.between.total_s == pytest.approx(6.0, abs=0.1)
+    left.rest.stop()
+    left.rest.stop()
+    assert counts.open == 2
+    for _ in range(2):
+        read.ask()
+        lost.ask()
+        await turns(5)
+    assert [(place.sent, place.ended, place.left) for place in counts.places] == [(3, 0, 0), (3, 0, 0), (2, 0, 1), (0, 2, 0)]
+    assert counts.open == 0
+    reader = Reader((await rig.first_parts(3.0))[0])
+    rig.driver.lose_instance("s-0", "it died")
+    reader.rest.stop()
+    assert (counts.open, counts.places[1].failed, counts.places[1].left) == (0, 1, 0)
+
+
 async def test_a_stream_counts_as_one_answer() -> None:
     rig = StreamRig()
     (one,) = await rig.first_parts(3.0)

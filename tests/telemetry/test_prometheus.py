@@ -131,6 +131,22 @@ def test_tritons_values_are_the_counters() -> None:
         assert page.of(f"nv_inference_{name}_duration_us") == pytest.approx(histogram.total_s * 1e6)
 
 
+def test_streams_are_shown_of_models_that_have_any() -> None:
+    model, other = busy_model(), Model("other")
+    streams = model.stats.streaming()
+    streams.open = 2
+    streams.sent(0, 4, compute_s=0.1, split_s=0.0, after_s=0.0)
+    streams.sent(1, 3, compute_s=0.1, split_s=0.0, after_s=0.02)
+    page = Page(model, other)
+    assert page.of("dlproxy_open_streams") == 2
+    assert page.of("dlproxy_stream_parts_total") == 7
+    assert page.of("dlproxy_stream_first_part_seconds_count") == model.stats.request.count
+    assert page.of("dlproxy_stream_between_parts_seconds_sum") == pytest.approx(0.06)
+    assert page.of("dlproxy_stream_between_parts_seconds_bucket", le="0.01") == 0
+    assert page.of("dlproxy_stream_between_parts_seconds_bucket", le="0.025") == 3
+    assert not [name for name, labels in page.values if "stream_" in name and ("model", "other") in labels]
+
+
 def test_failures_have_tritons_reasons_and_none_is_lost() -> None:
     page, stats = Page(model := busy_model()), model.stats
     by_reason = {

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlproxy.message import FailureKind
-from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, Histogram, ModelStats, Timings
+from dlproxy.telemetry.stats import BOUNDS_S, MOST_PLACES, AnsweredBatch, Histogram, ModelStats, StreamStats, Timings
 
 durations = st.floats(0.0, 100.0)
 
@@ -99,6 +99,33 @@ def test_each_reader_gets_the_newest_latencies_and_counts_those_within_its_objec
     assert (few.in_time, all_of_them.in_time) == (2, 8)
     assert len(all_of_them.newest_s) == 8
     assert stats.request.count == 12
+
+
+def test_parts_count_by_their_place_and_the_gaps_between_them() -> None:
+    streams = StreamStats()
+    streams.sent(0, 2, compute_s=0.1, split_s=0.01, after_s=5.0)
+    streams.sent(1, 2, compute_s=0.2, split_s=0.02, after_s=0.5)
+    streams.sent(2, 1, compute_s=0.3, split_s=0.03, after_s=0.7)
+    assert streams.parts == 5
+    assert (streams.between.count, streams.between.total_s) == (3, pytest.approx(1.7)), "nothing lies before the first part"
+    assert [place.sent for place in streams.places] == [2, 2, 1]
+    assert [place.compute_s for place in streams.places] == pytest.approx([0.2, 0.4, 0.3])
+    assert [place.split_s for place in streams.places] == pytest.approx([0.02, 0.04, 0.03])
+
+
+def test_an_answer_of_many_parts_takes_a_bounded_place() -> None:
+    streams = StreamStats()
+    for number in range(10 * MOST_PLACES):
+        streams.sent(number, 1, compute_s=0.0, split_s=0.0, after_s=0.0)
+    streams.place(10**6).left += 1
+    assert len(streams.places) == MOST_PLACES
+    assert (streams.places[-1].sent, streams.places[-1].left) == (9 * MOST_PLACES + 1, 1)
+
+
+def test_only_a_model_that_streams_has_counts_of_streams() -> None:
+    stats = ModelStats()
+    assert stats.streams is None
+    assert stats.streaming() is stats.streams is stats.streaming()
 
 
 def test_failures_count_by_kind() -> None:

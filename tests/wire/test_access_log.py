@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from dlproxy.wire.access_log import with_access_log
-from dlproxy.wire.http_server import Exchange
+from dlproxy.wire.http_exchange import Exchange, ReplyStream
 
 from .fixtures import PLAIN, EchoService, Wire, app_of, post, request, served
 
@@ -29,6 +29,29 @@ def test_a_reply_that_comes_later_is_logged_then(caplog: pytest.LogCaptureFixtur
         assert _said(caplog) == [
             f"POST /v2/models/m/infer?x=1 status=200 bytes={len(reply.body)} seconds=0.250000 model=m",
         ]
+
+
+def test_a_reply_in_parts_is_logged_when_it_has_ended_or_its_client_has_gone(caplog: pytest.LogCaptureFixture) -> None:
+    now, streams = [10.0], list[ReplyStream]()
+
+    def app(exchange: Exchange) -> None:
+        streams.append(stream := exchange.begin(200, b"text/plain"))
+        exchange.on_abandoned = stream.end
+
+    with caplog.at_level(logging.INFO, "dlproxy.access"):
+        wire = Wire(with_access_log(app, lambda: now[0]))
+        for target in ("/ends", "/breaks", "/leaves"):
+            wire = wire if target == "/breaks" else Wire(with_access_log(app, lambda: now[0]))
+            wire.feed(request(target))
+            streams[-1].write(b"12345")
+            now[0] += 0.5
+            assert not any(target in said for said in _said(caplog))
+            {"/ends": streams[-1].end, "/breaks": streams[-1].break_off, "/leaves": wire.lose}[target]()
+            streams[-1].write(b"6")
+            streams[-1].end()
+    assert _said(caplog) == [
+        f"GET {target} status=200 bytes=5 seconds=0.500000 model=" for target in ("/ends", "/breaks", "/leaves")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,13 @@ def test_how_a_shadows_answers_compare_is_shown_once_there_are_any() -> None:
     assert port("GET", "/models/m?version=1") == (200, state("1"))
 
 
+def test_streams_are_shown_of_a_model_that_answers_in_parts() -> None:
+    port = Port()
+    streams = port.catalog.get("m", "2").stats.streaming()
+    streams.open, streams.parts = 3, 40
+    assert port("GET", "/models/m?version=2") == (200, {**state("2"), "streams": {"open": 3, "parts": 40}})
+
+
 def test_an_action_is_done_and_answered_with_the_state_of_all_versions() -> None:
     port = Port()
     assert port("POST", "/models/m/promote", b'{"version": "1"}') == (200, [state("1"), state("2")])

@@ -154,6 +154,35 @@ def test_statistics_count_what_was_served() -> None:
     ]
 
 
+def test_a_model_that_streams_has_statistics_of_each_response_and_says_that_it_is_decoupled() -> None:
+    model = served(EchoService(msgspec.structs.replace(ONE, streams=True)))
+    streams = model.stats.streaming()
+    streams.sent(0, 2, compute_s=0.001, split_s=0.0001, after_s=0.0)
+    streams.place(1).ended, streams.place(1).left, streams.place(1).failed = 3, 2, 1
+    wire = Wire(app_of(model)).feed(request("/v2/models/m/stats"), request("/v2/models/m/config"))
+    stats, config = (reply.json() for reply in wire.replies)
+    none = {"count": 0, "ns": 0}
+    assert stats["model_stats"][0]["response_stats"] == {
+        "0": {
+            "compute_infer": {"count": 2, "ns": 2_000_000},
+            "compute_output": {"count": 2, "ns": 200_000},
+            "success": {"count": 2, "ns": 2_200_000},
+            "fail": none,
+            "empty_response": none,
+            "cancel": none,
+        },
+        "1": {
+            "compute_infer": none,
+            "compute_output": none,
+            "success": none,
+            "fail": {"count": 1, "ns": 0},
+            "empty_response": {"count": 3, "ns": 0},
+            "cancel": {"count": 2, "ns": 0},
+        },
+    }
+    assert config["model_transaction_policy"] == {"decoupled": True}
+
+
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"ready":false}', b'{"ready":true}'])
 def test_repository_index(body: bytes) -> None:
     ready = {"name": "plain", "version": "7", "state": "READY"}

@@ -11,6 +11,7 @@ import pytest
 from dlproxy.config import HttpLimits
 from dlproxy.message import FailureKind, InferenceError
 from dlproxy.wire.catalog import Catalog, NotServedError
+from dlproxy.wire.generate import Generate
 from dlproxy.wire.oip_http import OipApp
 from dlproxy.wire.waiting import Waiting
 from tests.serve.rig import pass_time
@@ -38,6 +39,7 @@ class Home:
             HttpLimits(max_json_bytes=5_000),
             clock=asyncio.get_running_loop().time,
             server_timing=False,
+            more=Generate(self.catalog, max_json_bytes=5_000, clock=asyncio.get_running_loop().time).rows(),
         )
 
     def may_come(self, name: str, version: str = "") -> bool:
@@ -73,6 +75,7 @@ def infer(name: str = "m", more: bytes = b"", **headers: str) -> bytes:
         post("/v2/models/m/versions/1/infer", INFER % b""),
         post("/v2/models/%6d/infer", INFER % b""),
         post("/predict/m", b'{"inputs":[[1,2]]}'),
+        post("/v2/models/m/generate", b'{"x":[1,2],"parameters":{"timeout":2.5}}'),
         post("/predict/m", gzip.compress(b'{"inputs":[[1,2]]}'), **{"Content-Encoding": "gzip"}),
         request("/v2/models/m"),
         request("/v2/models/m/config"),

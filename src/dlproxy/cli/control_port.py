@@ -58,6 +58,13 @@ class Tuned(Struct):
     declared: Any
 
 
+class StreamsState(Struct):
+    """Answers in parts: those that have begun and not ended, and the parts of all."""
+
+    open: int
+    parts: int
+
+
 class ModelState(Struct):
     """As GET /models/NAME tells it; of what is not up only how far it is."""
 
@@ -82,6 +89,7 @@ class ModelState(Struct):
     instances: list[InstanceState] = []
     autoscale: ScalingState | None = None
     tuned: dict[str, Tuned] = {}
+    streams: StreamsState | None = None
 
     @property
     def up(self) -> int:

@@ -249,6 +249,8 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
     if model.padding not in ("", "off"):  # as it is for most, which have nothing to pad
         yield f"  padding  {model.padding}"
     yield f"  running  {model.running_batches} batches, each of at most {model.batch_limit_rows} rows"
+    if model.streams is not None:
+        yield f"  streams  {model.streams.open} open, {model.streams.parts} parts sent"
     yield f"  waiting  {model.queued_requests} requests, {model.queued_rows} rows"
     if model.autoscale is not None:
         yield f"  scaling  {_scaling(model.autoscale)}"

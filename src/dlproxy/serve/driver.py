@@ -93,6 +93,8 @@ class Driver:
         self._pads = signature.pads
         self._lane_on = lane_on
         self._stats = stats
+        if signature.streams:
+            stats.streaming()
         self._clock = clock
         self._quarantine_s = quarantine_s
         self._outage_wait_s = outage_wait_s
@@ -300,7 +302,7 @@ class Driver:
             return
         flight.result = result
         check, on_end = partial(self._checked, requests), partial(self._stream_ended, batch_id)
-        stream = Stream(requests, self._signature, rest, check, on_end, self._stats.broke_off)
+        stream = Stream(requests, self._signature, rest, check, on_end, self._stats, self._clock, result.compute_s)
         self._streams[batch_id] = stream
         for request in requests:
             waiting = self._waiting.get(request.ticket.id)
@@ -308,6 +310,7 @@ class Driver:
                 self._waiting[request.ticket.id] = (request, FirstPartTo(waiting[1], stream, request))
         service_s = result.batch_s + result.compute_s
         self._tell_lane(FirstPart(batch_id, service_s))
+        flight.result = None  # which has been handed out; the rest may take long
         if self._taker is not None:  # whoever reads slowly must not keep the cores from other models
             self._taker.end(batch_id, service_s)
         stream.handed_out()

@@ -36,6 +36,7 @@ from dlproxy.wire.access_log import with_access_log
 from dlproxy.wire.control_http import ControlServer, control_app
 from dlproxy.wire.docs_page import InferencePort, docs_routes
 from dlproxy.wire.extensions import extensions_of
+from dlproxy.wire.generate import Generate
 from dlproxy.wire.grpc.server import GrpcServer
 from dlproxy.wire.grpc.services import grpc_methods
 from dlproxy.wire.http_routes import Row
@@ -162,7 +163,13 @@ class Server:
             tenant_header=server.tenant_header,
             repository=repository,
         )
-        return tfs.rows()
+        generate = Generate(
+            self.models.catalog,
+            max_json_bytes=limits.max_json_bytes,
+            clock=monotonic,
+            tenant_header=server.tenant_header,
+        )
+        return [*generate.rows(), *tfs.rows()]
 
     async def _serve_configured(self, config: Config, *, keep_others: bool = False) -> None:
         """Returns when every model of the configuration is up. Raises what loading one raised.

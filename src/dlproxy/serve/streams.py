@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dlproxy.instance.batch import BatchRest, BatchResult, Cutter
 from dlproxy.message import Failure, FailureKind, PartTo, Request, Response, Signature, Tensor, text_of
 from dlproxy.service import ReplyTo
+from dlproxy.telemetry.stats import ModelStats
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +19,8 @@ LEFT = Failure(FailureKind.CANCELLED, "the client has gone")
 class Stream:
     """The rest of a batch, and who reads it. `check` gives a part as it is, or as an error if it cannot be cut apart.
 
-    `on_end` gets the last result, once, when the instance is free; not if `lose` was called before. `on_broken`: called for
-    each answer that breaks off although its reader is there.
+    `on_end` gets the last result, once, when the instance is free; not if `lose` was called before. `compute_s`: of the first
+    part.
     """
 
     def __init__(
@@ -29,38 +30,59 @@ class Stream:
         rest: BatchRest,
         check: Callable[[BatchResult], BatchResult],
         on_end: Callable[[BatchResult], None],
-        on_broken: Callable[[FailureKind], None],
+        stats: ModelStats,
+        clock: Callable[[], float],
+        compute_s: float,
     ) -> None:
         self._requests = requests
         self._signature = signature
         self._rest = rest
         self._check = check
         self._on_end = on_end
-        self._on_broken = on_broken
+        self._stats = stats
+        self._counts = stats.streaming()
+        self._clock = clock
+        self._compute_s = compute_s  # of the part that is handed out
+        self._number = 0  # its place in the answers
+        self._given = 0  # answers that got it
+        self._came_at = self._sent_at = clock()  # the part that is handed out, and the one before
         self._readers: dict[int, Reader] = {}
+        self._idle: set[int] = set()  # readers that have not asked for the next part
         self._busy = True  # a part is on its way, from the instance or to the readers
         self._over: Failure | None = None  # for whoever asks after the end
 
     def reader(self, request: Request) -> "Reader":
         """The rest of this request's answer."""
-        reader = self._readers[request.ticket.id] = Reader(self, request.ticket.id)
+        ticket_id = request.ticket.id
+        reader = self._readers[ticket_id] = Reader(self, ticket_id)
+        self._idle.add(ticket_id)
+        self._counts.open += 1
+        self._given += 1
         return reader
 
     def handed_out(self) -> None:
         """All who get this part have it: on to the next, as soon as all wait for it, or to the end if nobody reads."""
+        now = self._clock()
+        split_s, after_s = now - self._came_at, now - self._sent_at
+        self._counts.sent(self._number, self._given, compute_s=self._compute_s, split_s=split_s, after_s=after_s)
+        self._number, self._given, self._sent_at = self._number + 1, 0, now
         self._busy = False
         self._go_on()
 
-    def asked(self, reader: "Reader") -> None:
+    def asked(self, ticket_id: int, reader: "Reader") -> None:
         if self._over is not None:
             reader.fail(self._over)
         else:
+            self._idle.discard(ticket_id)
             self._go_on()
 
     def leave(self, ticket_id: int) -> None:
         """This one reads no further."""
         reader = self._readers.pop(ticket_id, None)
         if reader is not None:
+            self._idle.discard(ticket_id)
+            self._counts.open -= 1
+            self._counts.place(self._number).left += 1
             if not self._readers:
                 self._rest.stop()
             self._go_on()
@@ -71,7 +93,8 @@ class Stream:
         if self._over is None:
             self._over = failure
             self._rest.stop()
-            for reader in list(self._readers.values()):
+            readers, self._readers = self._readers, {}
+            for reader in readers.values():
                 self._break_off(reader, failure)
 
     def _go_on(self) -> None:
@@ -79,13 +102,14 @@ class Stream:
             return
         if not self._readers:
             self._end(LEFT, BatchResult([], 0.0, 0.0))
-        elif all(reader.waits for reader in self._readers.values()):
+        elif not self._idle:
             self._busy = True
             self._rest.ask(self._arrived)
 
     def _arrived(self, result: BatchResult) -> None:
         if self._over is not None:
             return
+        self._came_at, self._compute_s = self._clock(), result.compute_s
         if result.rest is not None and self._readers:
             result = self._check(result)
         if result.error is not None:
@@ -103,13 +127,16 @@ class Stream:
             reader = self._readers.get(request.ticket.id)
             if reader is None:
                 continue
+            self._idle.add(request.ticket.id)
             try:
                 outputs = cutter.cut(start, request.ticket.rows, request.outputs)
             except Exception as error:  # the model gave elements that are none of the declared type
                 log.error("request %d: a part of its answer cannot be sent: %s", request.ticket.id, text_of(error))
                 del self._readers[request.ticket.id]
+                self._idle.discard(request.ticket.id)
                 self._break_off(reader, Failure(FailureKind.MODEL_FAILED, text_of(error)))
             else:
+                self._given += 1
                 reader.give(outputs)
 
     def _end(self, failure: Failure | None, result: BatchResult) -> None:
@@ -119,10 +146,17 @@ class Stream:
         self._rest.stop()
         self._on_end(result)
         for reader in readers:
-            reader.end() if failure is None else self._break_off(reader, failure)
+            if failure is None:
+                self._counts.open -= 1
+                self._counts.place(self._number).ended += 1
+                reader.end()
+            else:
+                self._break_off(reader, failure)
 
     def _break_off(self, reader: "Reader", failure: Failure) -> None:
-        self._on_broken(failure.kind)
+        self._counts.open -= 1
+        self._counts.place(self._number).failed += 1
+        self._stats.broke_off(failure.kind)
         reader.fail(failure)
 
 
@@ -136,15 +170,10 @@ class Reader:
 
     def ask(self, to: PartTo) -> None:
         self._to = to
-        self._stream.asked(self)
+        self._stream.asked(self._ticket_id, self)
 
     def stop(self) -> None:
         self._stream.leave(self._ticket_id)
-
-    @property
-    def waits(self) -> bool:
-        """Whether the next part is asked for."""
-        return self._to is not None
 
     def give(self, outputs: list[Tensor]) -> None:
         to, self._to = self._to, None

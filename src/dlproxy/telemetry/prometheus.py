@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from dlproxy.message import FailureKind
 from dlproxy.policy.planner import Phase, VersionState
 from dlproxy.policy.view import LaneView
-from dlproxy.telemetry.stats import BOUNDS_S, Histogram, ModelStats
+from dlproxy.telemetry.stats import BOUNDS_S, Histogram, ModelStats, StreamStats
 
 # Triton's reasons for a failed request
 _REASONS = {
@@ -66,6 +66,7 @@ class ModelCollector(Collector):
             model.stats.settle()
         yield from self._triton(models)
         yield from self._own(models)
+        yield from self._streams([(model, model.stats.streams) for model in models if model.stats.streams is not None])
 
     def _triton(self, models: Sequence[ModelView]) -> Iterator[Metric]:
         yield _counter("nv_inference_request_success", "Requests that were answered", models, lambda s: s.request.count)
@@ -153,6 +154,24 @@ class ModelCollector(Collector):
         yield from (phases, depth, limit, ready, states, changes, rechecks, shadows, broken, elements, decisions)
         yield self._versions()
         yield GaugeMetricFamily("dlproxy_http_connections", "Open connections", value=self._connections())
+
+    def _streams(self, models: Sequence[tuple[ModelView, StreamStats]]) -> Iterator[Metric]:
+        """Of the models that answer in parts alone."""
+        open_now = GaugeMetricFamily("dlproxy_open_streams", "Answers in parts that have begun and not ended", labels=_LABELS)
+        parts = CounterMetricFamily("dlproxy_stream_parts", "Parts of answers that were handed over", labels=_LABELS)
+        first = HistogramMetricFamily(
+            "dlproxy_stream_first_part_seconds", "Time until the first part of an answer", labels=_LABELS
+        )
+        between = HistogramMetricFamily(
+            "dlproxy_stream_between_parts_seconds", "Time from one part of an answer to the next", labels=_LABELS
+        )
+        for model, streams in models:
+            labels = (model.name, model.version)
+            open_now.add_metric(labels, streams.open)
+            parts.add_metric(labels, streams.parts)
+            first.add_metric(labels, _cumulative(model.stats.request), model.stats.request.total_s)
+            between.add_metric(labels, _cumulative(streams.between), streams.between.total_s)
+        yield from (open_now, parts, first, between)
 
     def _versions(self) -> Metric:
         counted = Counter("failed" if one.reason else one.phase for one in self._wanted())

@@ -18,6 +18,7 @@ from dlproxy.message import FailureKind, Ticket, Timing
 InstanceState = Literal["up", "starting", "waiting", "lost"]
 InstanceChange = Literal["up", "lost", "retired", "failed_to_start"]
 
+MOST_PLACES = 64  # that parts are told apart by: an answer may have any number
 BOUNDS_S = (
     *(1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3),
     *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
@@ -92,6 +93,47 @@ class Timings:
         self.in_time += sum([latency_s <= objective_s for latency_s in latencies_s])
 
 
+class Part:
+    """The parts that stand at one place of their answers: `sent` of them, and how many answers ended, failed or were left there
+    instead. `compute_s`, `split_s`: of batches, counted for each answer in them, as the phases of a request are.
+    """
+
+    __slots__ = ("compute_s", "ended", "failed", "left", "sent", "split_s")
+
+    def __init__(self) -> None:
+        self.sent = self.ended = self.failed = self.left = 0
+        self.compute_s = self.split_s = 0.0
+
+
+class StreamStats:
+    """Of answers in parts. `between`: from one part of an answer to the next, as they are handed over, so that a reader who is
+    slow shows, too. The first part is the request's answer: how long that takes is `ModelStats.request`.
+    """
+
+    def __init__(self) -> None:
+        self.open = 0  # answers that have begun and not ended
+        self.parts = 0
+        self.between = Histogram()
+        self.places: list[Part] = []
+
+    def place(self, number: int) -> Part:
+        """The part of this number, counted from 0; those beyond the last place are counted there."""
+        number = min(number, MOST_PLACES - 1)
+        while len(self.places) <= number:
+            self.places.append(Part())
+        return self.places[number]
+
+    def sent(self, number: int, answers: int, *, compute_s: float, split_s: float, after_s: float) -> None:
+        """So many answers of one batch got their part of this number, `after_s` after the one before."""
+        self.parts += answers
+        place = self.place(number)
+        place.sent += answers
+        place.compute_s += compute_s * answers
+        place.split_s += split_s * answers
+        if number:
+            self.between.add(after_s, answers)
+
+
 class ModelStats:
     """Counts since the model was loaded. `rows` are inferences in Triton's sense, `queue` to `request` are per request: one
     that is split counts once there and in `failures`, and its rows and batches as they run.
@@ -118,6 +160,7 @@ class ModelStats:
         self.readers: list[Timings] = []
         """Whoever looks at single answers adds its own here, for as long as it does."""
         self.elements = {"real": 0, "padding": 0}  # rows times length of batches that may be padded
+        self.streams: StreamStats | None = None  # None: the model answers at once
         self.last_at_ms = 0
         self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now
         self.instance_changes: dict[InstanceChange, int] = dict.fromkeys(get_args(InstanceChange), 0)
@@ -173,6 +216,12 @@ class ModelStats:
     def failed(self, kind: FailureKind, seconds: float) -> None:
         self.failures[kind] += 1
         self.failed_s += seconds
+
+    def streaming(self) -> StreamStats:
+        """Of a model that answers in parts."""
+        if self.streams is None:
+            self.streams = StreamStats()
+        return self.streams
 
     def broke_off(self, kind: FailureKind) -> None:
         self.broken_off[kind] = self.broken_off.get(kind, 0) + 1

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 
-from dlproxy.wire.http_exchange import Exchange
+from dlproxy.wire.http_exchange import Exchange, ReplyStream
 from dlproxy.wire.trace import request_id_of
 
 log = logging.getLogger("dlproxy.access")
@@ -17,8 +17,31 @@ _MODEL = re.compile(r"/(?:v2/models|predict)/([^/?]+)")
 
 
 def with_access_log(app: Callable[[Exchange], None], clock: Callable[[], float]) -> Callable[[Exchange], None]:
-    """`app`, with a line logged whenever a reply leaves: seconds count from when the request was complete."""
+    """`app`, with a line logged whenever a reply has left: seconds count from when the request was complete."""
     began_at: dict[Exchange, float] = {}
+    in_parts: dict[ReplyStream, tuple[Exchange, int, int]] = {}  # with the status, and bytes of the body so far
+
+    class LoggedStream(ReplyStream):
+        __slots__ = ()
+
+        def write(self, data: bytes | memoryview) -> None:
+            super().write(data)
+            if self in in_parts:
+                exchange, status, size = in_parts[self]
+                in_parts[self] = exchange, status, size + len(data)
+
+        def end(self) -> None:
+            super().end()
+            self._log()
+
+        def break_off(self) -> None:
+            super().break_off()
+            self._log()
+
+        def _log(self) -> None:
+            exchange, status, size = in_parts.pop(self, (None, 0, 0))
+            if exchange is not None:
+                _write(exchange, status, size, clock() - began_at.pop(exchange, clock()))
 
     class LoggedExchange(Exchange):
         __slots__ = ()
@@ -37,6 +60,12 @@ def with_access_log(app: Callable[[Exchange], None], clock: Callable[[], float])
             super().reply(status, content_type, body, extra, rest, encoded=encoded)
             size = 0 if self.method == b"HEAD" else len(body) + sum(map(len, rest))
             _write(self, status, size, seconds)
+
+        def begin(self, status: int, content_type: bytes, extra: bytes = b"") -> ReplyStream:
+            stream = super().begin(status, content_type, extra)
+            in_parts[stream] = self, status, 0
+            stream.__class__ = LoggedStream
+            return stream
 
     def begin(exchange: Exchange) -> None:
         began_at[exchange] = clock()

@@ -164,6 +164,8 @@ def _viewed(one: VersionState, model: ServedModel | None) -> dict[str, Any]:
     state = {} if model is None or model.control is None else model.control.state()
     if model is not None and any(model.stats.shadows.values()):
         state = {**state, "shadow": model.stats.shadows}
+    if model is not None and model.stats.streams is not None:
+        state = {**state, "streams": {"open": model.stats.streams.open, "parts": model.stats.streams.parts}}
     return {**msgspec.to_builtins(one), "ready": model is not None and model.ready, **state}
 
 

@@ -87,9 +87,14 @@ class Endpoint:
         return digest.hexdigest()
 
 
-def in_parts(model: str) -> InferenceError:
-    """For a door that gives whole answers only."""
-    message = f"model '{model}' answers in parts, which only the Python library can receive: proxy.stream(...)"
+def in_parts(model: str, door: str = "") -> InferenceError:
+    """For a door that gives whole answers only. `door`: its name where Triton has a text for it."""
+    message = (
+        f"model '{model}' answers in parts, which are read by POST /v2/models/{model}/generate_stream, POST /predict/{model}, "
+        "gRPC's ModelStreamInfer, or proxy.stream(...) of the Python library"
+    )
+    if door:
+        message = f"{door} doesn't support models with decoupled transaction policy: {message}"
     return InferenceError(Failure(FailureKind.UNSUPPORTED, message))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dlproxy.message import DType, FailureKind, TensorSpec
-from dlproxy.telemetry.stats import BatchSize, Histogram
+from dlproxy.telemetry.stats import BatchSize, Histogram, Part, StreamStats
 from dlproxy.wire.catalog import Catalog, ServedModel
 
 EXTENSIONS = (
@@ -67,6 +67,8 @@ def config(model: ServedModel) -> dict[str, Any]:
         ],
         "output": [_io(spec, batched=signature.batched) for spec in signature.outputs],
     }
+    if signature.streams:
+        described["model_transaction_policy"] = {"decoupled": True}
     if signature.batched:
         described["dynamic_batching"] = {"max_queue_delay_microseconds": round(max_wait_s(model) * 1e6)}
     if signature.streams:
@@ -116,10 +118,27 @@ def _model_stats(model: ServedModel) -> dict[str, Any]:
             "cache_hit": {"count": 0, "ns": 0},
             "cache_miss": {"count": 0, "ns": 0},
         },
-        "response_stats": {},
+        "response_stats": {} if stats.streams is None else _response_stats(stats.streams),
         "batch_stats": [_batch_stats(rows, size) for rows, size in sorted(stats.batch_sizes.items())],
         "memory_usage": [],
         "failures": {kind.value: stats.failures[kind] for kind in FailureKind if stats.failures[kind]},
+    }
+
+
+def _response_stats(streams: StreamStats) -> dict[str, Any]:
+    """By the number of the response. As in Triton, what ends an answer is a response, too, an empty one."""
+    return {str(number): _of_response(part) for number, part in enumerate(streams.places)}
+
+
+def _of_response(part: Part) -> dict[str, Any]:
+    compute, split = _ns(part.compute_s), _ns(part.split_s)
+    return {
+        "compute_infer": {"count": part.sent, "ns": compute},
+        "compute_output": {"count": part.sent, "ns": split},
+        "success": {"count": part.sent, "ns": compute + split},
+        "fail": {"count": part.failed, "ns": 0},
+        "empty_response": {"count": part.ended, "ns": 0},
+        "cancel": {"count": part.left, "ns": 0},
     }
 
 

@@ -18,10 +18,12 @@ from msgspec import Struct
 from dlproxy import __version__
 from dlproxy.config import HttpLimits
 from dlproxy.message import Failure, FailureKind, InferenceError, Response, Tensor, Timing, invalid
+from dlproxy.service import ReplyTo
 from dlproxy.wire import codings, oip_codec, oip_describe, openapi
 from dlproxy.wire.catalog import Catalog, NotServedError
 from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk, in_parts
 from dlproxy.wire.http_exchange import Exchange
+from dlproxy.wire.http_parts import NDJSON, SSE, PartsReply, takes_events
 from dlproxy.wire.http_routes import VERSION, Routes, Row
 from dlproxy.wire.oip_repository import RepositoryExtension, RepositoryRoutes
 from dlproxy.wire.operations import ModelRepository
@@ -118,6 +120,8 @@ class OipApp:
 
         def timeout_s() -> float:
             headers = exchange.headers
+            if b"/generate" in exchange.target:  # where parameters are the model's own
+                return deadline_of(headers)
             return min(deadline_of(headers), _timeout_s(exchange.body, headers, self._max_json_bytes))
 
         answer_once_up(self._catalog.waiting, missing, exchange, again, timeout_s=timeout_s, size_bytes=len(exchange.body))
@@ -202,10 +206,10 @@ class _Inference:
         self._server_timing = server_timing
         self._max_json_bytes = max_json_bytes
         if endpoint.model.signature.streams:
-            self.infer = self.predict = self._refuse  # type: ignore[method-assign]
+            self.infer = self._refuse  # type: ignore[method-assign]
 
     def _refuse(self, exchange: Exchange) -> None:
-        raise self._endpoint.refused(in_parts(self._endpoint.model.name))
+        raise self._endpoint.refused(in_parts(self._endpoint.model.name, "HTTP end point"))
 
     def infer(self, exchange: Exchange) -> None:
         """An Open Inference Protocol request. Raises InferenceError if it is refused."""
@@ -227,7 +231,10 @@ class _Inference:
         self._submit(request, InferReply(exchange, wire, server_timing=self._server_timing), terms)
 
     def predict(self, exchange: Exchange) -> None:
-        """Plain JSON: `{"inputs": {name: nested list}}`, or the nested list itself where the model has one input."""
+        """Plain JSON: `{"inputs": {name: nested list}}`, or the nested list itself where the model has one input.
+
+        The answer is one such JSON too, or one for each part: as events if the client asks for those, else as lines.
+        """
         endpoint = self._endpoint
         try:
             terms = self._read_headers(exchange.headers, exchange.principal)
@@ -238,7 +245,13 @@ class _Inference:
         except InferenceError as error:
             raise endpoint.refused(error) from None
         exchange.on_abandoned = partial(self._cancel, request)
-        self._submit(request, PredictReply(exchange, server_timing=self._server_timing), terms)
+        reply: ReplyTo
+        if takes_events(exchange) or endpoint.model.signature.streams:
+            framing = SSE if takes_events(exchange) else NDJSON
+            reply = PartsReply(exchange, framing, predicted, _timing_of if self._server_timing else None)
+        else:
+            reply = PredictReply(exchange, server_timing=self._server_timing)
+        self._submit(request, reply, terms)
 
     def _check_json_size(self, json_bytes: int) -> None:
         if json_bytes > self._max_json_bytes:
@@ -312,8 +325,7 @@ class PredictReply:
 
     def completed(self, response: Response) -> None:
         try:
-            outputs = {tensor.name: oip_codec.json_data(tensor, flat=False) for tensor in response.outputs}
-            body = msgspec.json.encode({"model": response.model, "version": response.version, "outputs": outputs})
+            body = predicted(response, response.outputs)
             self._exchange.reply(200, JSON, body, timing_line(response.timing) if self._server_timing else b"")
         except UnicodeDecodeError as error:
             self._exchange.fail(500, f"an output is not valid UTF-8; request it as binary over /v2: {error}")
@@ -322,6 +334,16 @@ class PredictReply:
 
     def failed(self, failure: Failure) -> None:
         self._exchange.refuse(failure)
+
+
+def predicted(response: Response, outputs: Sequence[Tensor]) -> bytes:
+    """A part, or all, of a plain-JSON answer. Raises UnicodeDecodeError."""
+    values = {tensor.name: oip_codec.json_data(tensor, flat=False) for tensor in outputs}
+    return msgspec.json.encode({"model": response.model, "version": response.version, "outputs": values})
+
+
+def _timing_of(response: Response) -> bytes:
+    return timing_line(response.timing)
 
 
 def timing_line(timing: Timing) -> bytes:

@@ -52,6 +52,8 @@ async def calibrate_upstream(instance: RemoteInstance, batching: Batching = "aut
     Where made-up inputs do not suit the model, or the upstream goes meanwhile, its word on batching is taken. If its rows
     turn out to depend on one another, the instance goes over to single requests.
     """
+    if instance.model.signature.streams:  # which may go on for ever
+        return Calibration((), False)
     runtime = BlockingUpstream(instance, asyncio.get_running_loop())
     batched = instance.model.signature.batched
     try:

@@ -73,12 +73,28 @@ class Channel(Protocol[Ask_contra, Answer_co]):
         """
         ...
 
+    def stream(self, ask: Ask_contra, *, timeout_s: float) -> "Messages[Answer_co]":
+        """A request that has many answers, to be sent when the first is asked for. `timeout_s`: for each of them."""
+        ...
+
     async def fetch(self, ask: Ask_contra, *, timeout_s: float) -> Answer_co:
         """Send a check, whatever batches are under way. Raises UpstreamError."""
         ...
 
     async def close(self) -> None:
         """End every connection; calls under way fail."""
+        ...
+
+
+class Messages(Protocol[Answer_co]):
+    """The answers to one ask, in the order in which they come."""
+
+    def ask(self, done: Callable[[Answer_co | UpstreamError | None], None]) -> None:
+        """For the next one; None: there are no more. `done` is called once, never before this returns, in the time allowed."""
+        ...
+
+    def stop(self) -> None:
+        """No more is wanted; who waits is told None. May be called at any time, and again."""
         ...
 
 

@@ -4,7 +4,7 @@ Implemented by oip.py, tfs.py, oip_grpc.py and tfs_grpc.py. Called by remote.py.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from msgspec import Struct
@@ -31,7 +31,8 @@ class UpstreamModel(Struct, frozen=True):
     def same_as(self, other: "UpstreamModel") -> bool:
         """Whether requests made for the one suit the other."""
         a, b = self.signature, other.signature
-        return (a.inputs, a.outputs, a.batched, self.binary) == (b.inputs, b.outputs, b.batched, other.binary)
+        mine, theirs = ((s.inputs, s.outputs, s.batched, s.streams) for s in (a, b))
+        return (mine, self.binary) == (theirs, other.binary)
 
 
 class Codec(Protocol[Ask_co, Answer_contra]):
@@ -62,6 +63,14 @@ class Codec(Protocol[Ask_co, Answer_contra]):
 
         Raises UpstreamError.
         """
+        ...
+
+
+class PartsCodec(Protocol):
+    """Of a protocol that has answers in parts."""
+
+    def decode_part(self, model: UpstreamModel, reply: Any) -> list[Array] | None:
+        """The outputs of one; None if it only says that there are no more. Raises UpstreamError."""
         ...
 
 

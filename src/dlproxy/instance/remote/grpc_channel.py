@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, cast
 
@@ -29,6 +29,7 @@ from grpc import ChannelConnectivity, StatusCode, aio
 
 _NAME = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)")  # of metadata that is text
 _WHY = re.compile(r"(?:.*last error: )?(?:[A-Z_]+: )?(?:ipv[46]:\S+: )?(?P<why>.*)", re.DOTALL)  # without the addresses tried
+CLOSED = "the connection to the upstream is closed"
 _SETTLES_S = 0.05
 """A call on a connection that breaks can end before the channel's state says so, by up to a few ms."""
 
@@ -79,11 +80,16 @@ class GrpcChannel:
     def call(
         self, ask: Rpc, done: Callable[[RpcReply | UpstreamError], None], *, timeout_s: float, fields: Fields = ()
     ) -> None:
-        self._begin(self._call(ask, done, timeout_s, self._metadata_with(fields) if fields else self._metadata))
+        self.begin(self._call(ask, done, timeout_s, self._metadata_with(fields)))
 
     def _metadata_with(self, fields: Fields) -> list[tuple[str, str]]:
+        if not fields:
+            return self._metadata
         fixed = dict(self._metadata)
         return [*self._metadata, *[field for field in fields if field[0] not in fixed]]
+
+    def stream(self, ask: Rpc, *, timeout_s: float, fields: Fields = ()) -> "GrpcMessages":
+        return GrpcMessages(self, ask, timeout_s, self._metadata_with(fields))
 
     async def fetch(self, ask: Rpc, *, timeout_s: float) -> RpcReply:
         outcome = await self._outcome(ask, timeout_s, self._metadata)
@@ -113,22 +119,40 @@ class GrpcChannel:
 
     async def _outcome(self, ask: Rpc, timeout_s: float, metadata: Fields) -> RpcReply | UpstreamError:
         if self._closed:
-            return _unavailable("the connection to the upstream is closed")
-        connection = self._connected()
-        connection.calls += 1
+            return _unavailable(CLOSED)
+        connection = self.taken()
         try:
             return await self._answer(connection, ask, timeout_s, metadata)
         finally:
-            connection.calls -= 1
-            if connection.retired and not connection.calls and connection in self._open:
-                self._open.discard(connection)
-                self._begin(self._end(connection))
+            self.free(connection)
+
+    def taken(self) -> _Connection:
+        """For one call more."""
+        connection = self._connected()
+        connection.calls += 1
+        return connection
+
+    def free(self, connection: _Connection) -> None:
+        """The call has ended."""
+        connection.calls -= 1
+        if connection.retired and not connection.calls and connection in self._open:
+            self._open.discard(connection)
+            self.begin(self._end(connection))
 
     async def _answer(self, connection: _Connection, ask: Rpc, timeout_s: float, metadata: Fields) -> RpcReply | UpstreamError:
-        """Errors are given back: raised, their traceback would keep the call, and that the connection."""
+        call = connection.channel.unary_unary(ask.method)(b"".join(ask.parts), metadata=metadata)
+        return cast("RpcReply | UpstreamError", await self.awaited(connection, call, timeout_s))
+
+    async def awaited(
+        self, connection: _Connection, message: Awaitable[Any], timeout_s: float
+    ) -> RpcReply | UpstreamError | None:
+        """What comes of a call; None if it is the end of a stream.
+
+        Errors are given back: raised, their traceback would keep the call, and that the connection.
+        """
         try:
             async with asyncio.timeout(timeout_s):
-                message = await connection.channel.unary_unary(ask.method)(b"".join(ask.parts), metadata=metadata)
+                found = await message
         except TimeoutError:
             self._retire(connection)  # if the way is cut, it can take TCP a quarter of an hour to say so
             return _unavailable(f"no answer from the upstream within {timeout_s:g} s")
@@ -139,8 +163,8 @@ class GrpcChannel:
                 raise
             return _unavailable("the connection to the upstream was closed here")
         if connection.watch is None and not connection.retired:
-            connection.watch = self._begin(self._watch(connection))
-        return RpcReply(OK, message)
+            connection.watch = self.begin(self._watch(connection))
+        return None if found is aio.EOF else RpcReply(OK, found)
 
     async def _refused(self, connection: _Connection, status: Any, words: str) -> RpcReply | UpstreamError:
         """An answer proper, unless grpc itself said no."""
@@ -188,11 +212,61 @@ class GrpcChannel:
             connection.watch.cancel()
         await connection.channel.close()
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    def begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+
+class GrpcMessages:
+    """The messages of one call that has many. A Messages."""
+
+    def __init__(self, channel: GrpcChannel, ask: Rpc, timeout_s: float, metadata: Fields) -> None:
+        self._channel = channel
+        self._metadata = metadata
+        self._ask = ask
+        self._timeout_s = timeout_s
+        self._connection: _Connection | None = None
+        self._call: Any = None
+        self._stopped = False
+
+    def ask(self, done: Callable[[RpcReply | UpstreamError | None], None]) -> None:
+        self._channel.begin(self._next(done))
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._call is not None:
+            self._call.cancel()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._channel.free(connection)
+
+    async def _next(self, done: Callable[[RpcReply | UpstreamError | None], None]) -> None:
+        try:
+            outcome = None if self._stopped else await self._read()
+        except Exception as error:  # as in GrpcChannel._call
+            log.exception("an answer of an upstream could not be read")
+            outcome = _unavailable(f"{type(error).__name__}: {error}")
+        if self._stopped:
+            outcome = None
+        elif not isinstance(outcome, RpcReply):
+            self.stop()
+        done(outcome)
+
+    async def _read(self) -> RpcReply | UpstreamError | None:
+        channel = self._channel
+        if channel.closed:
+            return _unavailable(CLOSED)
+        if self._connection is None:
+            self._connection = channel.taken()
+            asked = iter((b"".join(self._ask.parts),))
+            self._call = self._connection.channel.stream_stream(self._ask.method)(asked, metadata=self._metadata)
+        return await channel.awaited(self._connection, self._call.read(), self._timeout_s)
 
 
 def _unavailable(message: str, *, gone: bool = False) -> UpstreamError:

@@ -3,11 +3,14 @@
 Not aware of: models, what the bodies hold.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
 
 from dlproxy.instance.remote.address import Address
 from dlproxy.instance.remote.channel import Fields, checked_headers
 from dlproxy.instance.remote.http_client import HttpClient, Outcome, Part, Reply, Server
+from dlproxy.instance.remote.http_stream import HttpMessages
 from dlproxy.instance.remote.settings import RemoteSettings
 from dlproxy.instance.remote.tls import context_of
 
@@ -21,7 +24,10 @@ class HttpChannel:
     def __init__(self, address: Address, settings: RemoteSettings, on_dropped: Callable[[], None]) -> None:
         """Raises ModelError for authorities that cannot be loaded."""
         self._fixed = {name.lower() for name in settings.headers}
-        server = Server(address.host, address.port, context_of(settings) if address.tls else None)
+        self._server = server = Server(address.host, address.port, context_of(settings) if address.tls else None)
+        self._settings = settings
+        self._streams: set[HttpMessages] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._checks, self._batches = (
             HttpClient(
                 server,
@@ -35,7 +41,7 @@ class HttpChannel:
 
     @property
     def connections(self) -> int:
-        return self._checks.connections + self._batches.connections
+        return self._checks.connections + self._batches.connections + len(self._streams)
 
     def widen(self, batches: int) -> None:
         self._batches.most = batches
@@ -47,10 +53,31 @@ class HttpChannel:
             ask = [line + end + added.encode() + head, *ask[1:]]
         self._batches.call(ask, done, timeout_s=timeout_s)
 
+    def stream(self, ask: Lines, *, timeout_s: float) -> HttpMessages:
+        messages = HttpMessages(
+            self._server,
+            ask,
+            connect_timeout_s=self._settings.connect_timeout_s,
+            timeout_s=timeout_s,
+            max_reply_bytes=self._settings.max_reply_bytes,
+            begin=self._begin,
+            on_end=self._streams.discard,
+        )
+        self._streams.add(messages)
+        return messages
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def fetch(self, ask: Lines, *, timeout_s: float) -> Reply:
         return await self._checks.fetch(ask, timeout_s=timeout_s)
 
     async def close(self) -> None:
+        for messages in list(self._streams):
+            messages.stop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._checks.close()
         await self._batches.close()
 

@@ -182,13 +182,8 @@ class HttpClient:
                 _, connection = await loop.create_connection(
                     lambda: _Connection(self), server.host, server.port, ssl=server.tls
                 )
-        except TimeoutError:
-            error = _gone(f"no connection to the upstream within {self._connect_timeout_s:g} s")
-        except ssl.SSLError as problem:
-            error = _gone(f"no TLS connection to the upstream: {getattr(problem, 'verify_message', '') or problem}")
         except OSError as problem:
-            words = os.strerror(problem.errno) if problem.errno and problem.errno > 0 else str(problem)
-            error = _gone(f"no connection to the upstream: {words.lower()}")
+            error = unconnected(problem, self._connect_timeout_s)
         finally:
             self._connecting.pop(cast("asyncio.Task[None]", asyncio.current_task()), None)
         if error is not None:
@@ -218,6 +213,16 @@ def _end(call: _Call, outcome: Outcome) -> None:
         call.ended = True
         call.timer.cancel()
         call.done(outcome)
+
+
+def unconnected(problem: OSError, timeout_s: float) -> UpstreamError:
+    """Why there is no connection."""
+    if isinstance(problem, TimeoutError):
+        return _gone(f"no connection to the upstream within {timeout_s:g} s")
+    if isinstance(problem, ssl.SSLError):
+        return _gone(f"no TLS connection to the upstream: {getattr(problem, 'verify_message', '') or problem}")
+    words = os.strerror(problem.errno) if problem.errno and problem.errno > 0 else str(problem)
+    return _gone(f"no connection to the upstream: {words.lower()}")
 
 
 def _gone(message: str) -> UpstreamError:

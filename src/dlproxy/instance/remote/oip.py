@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.instance.batch import Array
-from dlproxy.instance.remote import json_values
+from dlproxy.instance.remote import json_values, oip_generate
 from dlproxy.instance.remote.address import Address
 from dlproxy.instance.remote.codec import UpstreamModel, check_type, from_bytes, gathered_shape, output_of, reported
 from dlproxy.instance.remote.failures import UpstreamError
@@ -85,6 +85,8 @@ class OipCodec:
         }
         self.readiness: Lines = heads.get(f"{address.path}/ready")
         post = heads.post(f"{address.path}/infer")
+        stream = heads.post(f"{address.path}/generate_stream")
+        self._post_stream = stream + b"content-type: application/json\r\ncontent-length: "
         self._post_json = post + b"content-type: application/json\r\ncontent-length: "
         self._post_binary = post + b"content-type: application/octet-stream\r\n" + _LENGTH + b": "
 
@@ -109,9 +111,15 @@ class OipCodec:
         binary = self._settings.binary
         if binary is None:
             binary = BINARY in _optional(replies["server"], _Server, _Server()).extensions
-        return model_of(metadata, _optional(replies["config"], Config, Config()), self._settings, binary=binary)
+        config = _optional(replies["config"], Config, Config())
+        if config.model_transaction_policy.decoupled:  # of whose answers REST has only JSON
+            binary = False
+        return model_of(metadata, config, self._settings, binary=binary)
 
     def encode(self, model: UpstreamModel, requests: Sequence[Request]) -> Lines:
+        if model.signature.streams:
+            body = oip_generate.body_of(model.signature, requests[0])
+            return [b"%b%d\r\n\r\n" % (self._post_stream, len(body)), body]
         return self._encode_binary(model, requests) if model.binary else self._encode_json(model, requests)
 
     def _encode_binary(self, model: UpstreamModel, requests: Sequence[Request]) -> Lines:
@@ -159,6 +167,10 @@ class OipCodec:
             output, data = output_of(given, spec)
             outputs.append(reported(spec, output.datatype, _array(spec, output, data), expected))
         return outputs
+
+    def decode_part(self, model: UpstreamModel, reply: Reply) -> list[Array] | None:
+        """Of an event. Raises UpstreamError."""
+        return oip_generate.outputs_in(model.signature, reply.body)
 
 
 def _sliced(answer: _Answer, binary: memoryview) -> dict[str, tuple[_Output, memoryview | None]]:

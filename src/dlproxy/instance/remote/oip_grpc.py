@@ -18,12 +18,12 @@ from dlproxy.instance.remote.codec import (
     output_of,
     reported,
 )
-from dlproxy.instance.remote.failures import UpstreamError
+from dlproxy.instance.remote.failures import UpstreamError, shortened
 from dlproxy.instance.remote.oip_model import Config, Described, Metadata, Transactions, model_of
 from dlproxy.instance.remote.rpc import OK, Part, Rpc, RpcReply, parsed
 from dlproxy.instance.remote.settings import RemoteSettings
 from dlproxy.message import DType, Request, TensorSpec
-from dlproxy.protos.oip import RAW_INPUTS, RAW_OUTPUTS, SERVICE, TYPED, oip
+from dlproxy.protos.oip import IN_STREAM, RAW_INPUTS, RAW_OUTPUTS, SERVICE, TYPED, oip
 from dlproxy.protos.raw import before, take_out
 
 
@@ -69,13 +69,22 @@ class OipGrpcCodec:
             message.inputs.add(name=spec.name, datatype=spec.dtype.value, shape=gathered_shape(requests, index))
             parts = [request.inputs[index].data for request in requests]
             data += [before(RAW_INPUTS, sum(map(len, parts))), *parts]
-        return Rpc(f"{SERVICE}/ModelInfer", [message.SerializeToString(), *data])
+        method = "ModelStreamInfer" if model.signature.streams else "ModelInfer"
+        return Rpc(f"{SERVICE}/{method}", [message.SerializeToString(), *data])
 
     def decode(self, model: UpstreamModel, reply: RpcReply, rows: int) -> list[Array]:
-        try:
-            head, raw = take_out(reply.message, RAW_OUTPUTS)
-        except ValueError as error:
-            raise UpstreamError(f"the upstream's answer cannot be read as inference.ModelInferResponse: {error}") from None
+        return self._decoded(model, reply.message, rows)
+
+    def decode_part(self, model: UpstreamModel, reply: RpcReply) -> list[Array] | None:
+        """The same of an answer that is one part; None if it only says that there are no more. Raises UpstreamError."""
+        head, parts = _taken_out(reply.message, IN_STREAM, "ModelStreamInferResponse")
+        said = parsed(oip.ModelStreamInferResponse, head).error_message
+        if said:
+            raise UpstreamError(shortened(said))
+        return self._decoded(model, bytes(parts[-1]), 1) if parts else None
+
+    def _decoded(self, model: UpstreamModel, message: bytes, rows: int) -> list[Array]:
+        head, raw = _taken_out(message, RAW_OUTPUTS, "ModelInferResponse")
         answer = parsed(oip.ModelInferResponse, head)
         if raw and len(raw) != len(answer.outputs):
             raise UpstreamError(f"the upstream gave {len(raw)} raw contents for {len(answer.outputs)} outputs")
@@ -94,6 +103,14 @@ def _array(spec: TensorSpec, output: Any, data: memoryview | None) -> Array:
         return from_values(spec, output.shape, getattr(output.contents, TYPED[spec.dtype]))
     except ValueError as error:
         raise UpstreamError(f"the upstream's output '{spec.name}' cannot be read: {error}") from None
+
+
+def _taken_out(message: bytes, number: int, kind: str) -> tuple[bytes, list[memoryview]]:
+    """As take_out. Raises UpstreamError."""
+    try:
+        return take_out(message, number)
+    except ValueError as error:
+        raise UpstreamError(f"the upstream's answer cannot be read as inference.{kind}: {error}") from None
 
 
 def _rpc(method: str, message: Any) -> Rpc:

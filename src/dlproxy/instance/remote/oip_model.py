@@ -47,8 +47,9 @@ class Config(Struct):
 
 def model_of(metadata: Metadata, config: Config, settings: RemoteSettings, *, binary: bool) -> UpstreamModel:
     """Raises ModelError for a model that cannot be served."""
-    if config.model_transaction_policy.decoupled or config.sequence_batching is not None:
-        raise ModelError("the upstream's model keeps state or answers in parts (sequences, decoupled); that is not served")
+    if config.sequence_batching is not None:
+        raise ModelError("the upstream's model keeps state (sequences); that is not served")
+    streams = config.model_transaction_policy.decoupled
     inputs, outputs = (
         tuple(_spec(tensor, binary=binary) for tensor in tensors) for tensors in (metadata.inputs, metadata.outputs)
     )
@@ -60,11 +61,13 @@ def model_of(metadata: Metadata, config: Config, settings: RemoteSettings, *, bi
                     f"'{spec.name}' is {spec.dtype.value}, which JSON cannot carry, and the upstream takes JSON only"
                 )
     batched = settings.batched
-    if batched is None:  # Triton: max_batch_size 0 says that axis 0 is no batch axis, even where it is free
+    if streams:  # how many parts there are, and of what shape, depends on the request
+        batched = False
+    elif batched is None:  # Triton: max_batch_size 0 says that axis 0 is no batch axis, even where it is free
         batched = config.max_batch_size != 0 and batched_by(specs)
     elif batched and not batched_by(specs):
         raise ModelError("the upstream is to take batches, but it declares a tensor whose first dimension is fixed")
-    signature = require(Signature(inputs, outputs, batched, metadata.platform or "oip"))
+    signature = require(Signature(inputs, outputs, batched, metadata.platform or "oip", streams=streams))
     return UpstreamModel(signature, config.max_batch_size or None, binary)
 
 

@@ -8,16 +8,17 @@ import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from dlproxy.instance.batch import BatchResult
 from dlproxy.instance.remote.address import Address
 from dlproxy.instance.remote.channel import Answer, trace_fields
-from dlproxy.instance.remote.codec import UpstreamModel
+from dlproxy.instance.remote.codec import PartsCodec, UpstreamModel
 from dlproxy.instance.remote.failures import UpstreamError, failed
 from dlproxy.instance.remote.health import Watch
+from dlproxy.instance.remote.parts import RemoteParts
 from dlproxy.instance.remote.protocols import channel_for, codec_for
 from dlproxy.instance.remote.settings import RemoteSettings
 from dlproxy.instance.runtime import ModelError
@@ -78,7 +79,8 @@ class RemoteInstance:
     @property
     def capacity(self) -> int:
         """Batches under way at a time."""
-        return self._settings.slots(batched=self.model.signature.batched)
+        signature = self.model.signature
+        return self._settings.slots(batched=signature.batched, streams=signature.streams)
 
     @property
     def up(self) -> bool:
@@ -118,6 +120,11 @@ class RemoteInstance:
             ask = self._codec.encode(model, requests)
         except UpstreamError as error:
             asyncio.get_running_loop().call_soon(self._report, done, failed(error, perf_counter() - started_at))
+            return
+        if model.signature.streams:
+            messages = self._channel.stream(ask, timeout_s=self._settings.response_timeout_s)
+            decode = partial(cast("PartsCodec", self._codec).decode_part, model)
+            RemoteParts(messages, decode, self._parts_ended).ask(done)
             return
         rows = sum([request.inputs[0].shape[0] for request in requests]) if model.signature.batched else 1
         sent_at = perf_counter()
@@ -166,10 +173,18 @@ class RemoteInstance:
             self._watch.suspect()
 
     def _report(self, done: Callable[[BatchResult], None], result: BatchResult) -> None:
+        self._end()
+        done(result)
+
+    def _parts_ended(self, error: UpstreamError | None) -> None:
+        if error is not None:
+            self._went_wrong(error)
+        self._end()
+
+    def _end(self) -> None:
         self._in_flight -= 1
         if not self._in_flight:
             self._idle.set()
-        done(result)
 
     # Health
 

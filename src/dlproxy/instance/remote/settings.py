@@ -7,9 +7,11 @@ from msgspec import Struct
 BATCHED_CAPACITY = 2  # one batch computes there while the next is on its way: one alone leaves the model idle for a round trip
 SINGLE_CAPACITY = 8  # single requests under way to an upstream that takes no batches: its own queue must not run dry
 
+STREAM_CAPACITY = 256  # answers in parts under way to an upstream, as vLLM has by default: each takes as long as its reader
+
 
 class RemoteSettings(Struct, frozen=True, kw_only=True):
-    """Seconds and bytes. `capacity`: batches under way at a time, 0 for 2, or 8 if the upstream takes no batches.
+    """Seconds and bytes. `capacity`: batches under way at a time; 0: 2, or 8 where the upstream takes none, 256 if it streams.
 
     `batched`, `binary`: whether rows may be gathered and tensors sent as binary; None for what the upstream says of itself.
     `fall`: failed checks in a row that take it out of service (as HAProxy's), if it is not plainly gone. `ca_file`: PEM of
@@ -31,6 +33,6 @@ class RemoteSettings(Struct, frozen=True, kw_only=True):
     verify_tls: bool = True
     headers: Mapping[str, str] = {}
 
-    def slots(self, *, batched: bool) -> int:
+    def slots(self, *, batched: bool, streams: bool = False) -> int:
         """Batches under way at a time."""
-        return self.capacity or (BATCHED_CAPACITY if batched else SINGLE_CAPACITY)
+        return self.capacity or (BATCHED_CAPACITY if batched else STREAM_CAPACITY if streams else SINGLE_CAPACITY)
