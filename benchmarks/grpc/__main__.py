@@ -72,10 +72,12 @@ def _measure(question: Question, sides: list[Side], repeats: int, seconds: int, 
     findings = Findings(TITLE)
     rounds: dict[tuple[str, int], list[Figures]] = {}
     for calls in (AT_ONCE, 1):
+        for side in sides:  # warm-up
+            load(question, question.check(side.port, echoed=side.echoes), side.port, calls, 1, cores, folder)
         for number in range(repeats):
             for side in in_turn(sides, number):
-                question.check(side.port, echoed=side.echoes)
-                figures = load(question, side.port, calls, seconds, cores, folder)
+                size = question.check(side.port, echoed=side.echoes)
+                figures = load(question, size, side.port, calls, seconds, cores, folder)
                 rounds.setdefault((side.name, calls), []).append(figures)
                 words = f"{figures.calls_per_s:,.0f}/s, p50 {figures.p50_ms:.3f} ms, p99 {figures.p99_ms:.3f} ms"
                 print(f"  {calls} at once, {side.name}: {words}", flush=True)

@@ -16,6 +16,7 @@ from dlproxy.protos.oip import SERVICE, oip
 
 METHOD = f"{SERVICE}/ModelInfer"
 ANSWER_S, SPARE_S = 10.0, 30
+FRAME = 5  # bytes before each message
 TOLERANCE = 1e-4
 
 
@@ -60,12 +61,15 @@ class Figures(Struct):
     p99_ms: float
 
 
-def load(question: Question, port: int, calls: int, seconds: int, cores: Cores, folder: Path) -> Figures:
-    """So many calls at a time on one connection, by h2load. Raises BenchmarkError if one fails."""
+def load(question: Question, answer_bytes: int, port: int, calls: int, seconds: int, cores: Cores, folder: Path) -> Figures:
+    """So many calls at a time on one connection, by h2load. Raises BenchmarkError if one fails.
+
+    h2load does not look at gRPC's own status; but a call that fails has no message, so bytes of answers would be missing.
+    """
     body, log = folder / "body", folder / "calls.log"
-    body.write_bytes(b"\0" + len(question.message).to_bytes(4, "big") + question.message)
+    body.write_bytes(b"\0" + len(question.message).to_bytes(FRAME - 1, "big") + question.message)
     log.unlink(missing_ok=True)
-    command = ["h2load", "--duration", str(seconds), "--warm-up-time", "1", "-c", "1", "-m", str(calls), "-d", str(body)]
+    command = ["h2load", "--duration", str(seconds), "-c", "1", "-m", str(calls), "-d", str(body)]
     command += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"--log-file={log}"]
     command.append(f"http://127.0.0.1:{port}{METHOD}")
     finished = subprocess.run(
@@ -74,6 +78,9 @@ def load(question: Question, port: int, calls: int, seconds: int, cores: Cores, 
     found = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", finished.stdout)
     if found is None or found[1] == "0" or any(int(found[number]) for number in (2, 3, 4)):
         raise BenchmarkError(f"h2load failed: {(finished.stderr + finished.stdout).strip()[-500:]}")
+    data = re.search(r"\((\d+)\) data$", finished.stdout, re.MULTILINE)
+    if data is None or int(data[1]) < int(found[1]) * (FRAME + answer_bytes):
+        raise BenchmarkError(f"port {port}: some calls had no answer")
     times_ms = [int(line.split()[2]) / 1000 for line in log.read_text().splitlines()]
     p99 = statistics.quantiles(times_ms, n=100)[98]
     return Figures(int(found[1]) / seconds, statistics.median(times_ms), p99)

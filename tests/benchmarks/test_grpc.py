@@ -47,8 +47,12 @@ def test_a_model_s_answer_is_compared_with_its_own(model: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("h2load") is None, reason="needs h2load")
 def test_a_load_counts_calls(model: Path, echo: int, tmp_path: Path) -> None:
-    figures = load(question_for(model, "mlp"), echo, calls=4, seconds=1, cores=Cores(None, None), folder=tmp_path)
+    question, more = question_for(model, "mlp"), {"calls": 4, "seconds": 1, "cores": Cores(None, None), "folder": tmp_path}
+    size = len(question.message)
+    figures = load(question, size, echo, **more)
     assert figures.calls_per_s > 10
     assert 0 < figures.p50_ms <= figures.p99_ms
     with pytest.raises(BenchmarkError, match="h2load failed"):
-        load(question_for(model, "mlp"), free_ports(1)[0], calls=4, seconds=1, cores=Cores(None, None), folder=tmp_path)
+        load(question, size, free_ports(1)[0], **more)
+    with pytest.raises(BenchmarkError, match="no answer"):
+        load(question, 2 * size, echo, **more)
