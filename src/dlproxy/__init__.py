@@ -3,15 +3,30 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["ConfigError", "Failure", "FailureKind", "InferenceError", "Model", "ModelError", "Proxy", "__version__"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ConfigError",
+    "Failure",
+    "FailureKind",
+    "InferenceError",
+    "Model",
+    "ModelError",
+    "Proxy",
+    "__version__",
+]
 
 if TYPE_CHECKING:
+    from dlproxy.client.awaited import AsyncClient
+    from dlproxy.client.blocking import Client
     from dlproxy.config import ConfigError
     from dlproxy.instance.runtime import ModelError
     from dlproxy.message import Failure, FailureKind, InferenceError
     from dlproxy.serve.proxy import Model, Proxy
 
 _HOME = {
+    "AsyncClient": "dlproxy.client.awaited",
+    "Client": "dlproxy.client.blocking",
     "ConfigError": "dlproxy.config",
     "Failure": "dlproxy.message",
     "FailureKind": "dlproxy.message",

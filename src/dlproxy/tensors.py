@@ -6,11 +6,12 @@ BF16 has no numpy type: it travels as uint16 bit patterns. BYTES arrays hold Pyt
 from collections.abc import Iterator, Sequence
 from reprlib import repr as brief
 from struct import Struct as Layout
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlproxy.message import DType
+from dlproxy.message import DType, Tensor, invalid
 
 Array = NDArray[np.generic]
 
@@ -150,3 +151,61 @@ def shape_of_flat(declared: Sequence[int], count: int) -> tuple[int, ...] | None
         shape.append(count if size < 0 else size)
         count = 1 if size < 0 else count
     return tuple(reversed(shape)) if count == 1 else None
+
+
+# Values of Python callers
+
+
+def to_values(tensor: Tensor, *, text: bool) -> NDArray[Any]:
+    """For a Python caller: as `to_array` has it, but BF16 as float32."""
+    array = to_array(tensor.dtype, tensor.shape, tensor.data, text=text)
+    return bf16_to_fp32(array) if tensor.dtype is DType.BF16 else array
+
+
+def from_values(name: str, dtype: DType, value: Any) -> Tensor:
+    """What a Python caller gives as input `name`: an array, or whatever numpy makes one of. Numbers are converted within their
+    kind, BF16 is given as float32, BYTES as bytes or str. Raises InferenceError.
+    """
+    if dtype is DType.BYTES:
+        return _opaque(name, value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise invalid(f"input '{name}' makes no array: {error}") from None
+    if dtype is DType.BF16:
+        array = fp32_to_bf16(_converted(name, array, np.dtype(np.float32), dtype))
+    else:
+        array = _converted(name, array, NUMPY[dtype], dtype)
+    return Tensor(name, dtype, array.shape, to_bytes(dtype, array))
+
+
+def _opaque(name: str, value: Any) -> Tensor:
+    """BYTES as they are given: numpy's own strings, which it would make of lists too, lose zeros. Raises InferenceError."""
+    try:
+        fixed_width = _strings_in(value)
+        array = opaque(np.asarray(value, object) if fixed_width is None else fixed_width)
+    except ValueError as error:
+        raise invalid(f"input '{name}': {error}") from None
+    return Tensor(name, DType.BYTES, array.shape, to_bytes(DType.BYTES, array))
+
+
+def _strings_in(value: Any) -> NDArray[Any] | None:
+    """The first numpy array of strings of fixed width, itself or somewhere in nested lists."""
+    if isinstance(value, list | tuple):
+        return next((found for found in map(_strings_in, value) if found is not None), None)
+    return value if isinstance(value, np.ndarray) and value.dtype.kind in "SU" else None
+
+
+def _converted(name: str, array: NDArray[Any], wanted: np.dtype[Any], dtype: DType) -> NDArray[Any]:
+    """Of the wanted type: numbers to floats by rounding, integers to integers that hold them. Raises InferenceError."""
+    if array.dtype == wanted:
+        return array
+    if array.dtype.kind not in {"b": "b", "i": "biu", "u": "biu", "f": "biuf"}[wanted.kind]:
+        raise invalid(f"input '{name}' is {array.dtype}, which is not a kind of {dtype.value}; convert it first")
+    with np.errstate(over="ignore"):
+        converted = array.astype(wanted)
+    if wanted.kind != "f" and (converted != array).any():
+        raise invalid(f"input '{name}' has numbers that do not fit {dtype.value}")
+    if wanted.kind == "f" and not (np.isfinite(converted) == np.isfinite(array)).all():
+        raise invalid(f"input '{name}' has numbers that are too large for {dtype.value}")
+    return converted

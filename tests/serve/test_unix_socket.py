@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dlproxy import Client
 from dlproxy.cli import USER_ERROR, main
 from dlproxy.serve.unix_socket import UnixSocket
 from tests import models
@@ -52,6 +53,8 @@ def test_a_server_answers_on_its_socket_and_takes_it_away(path: Path, number: si
             assert f"inference  {path.resolve()} " in report
             answer = _ask(path, b"GET /v2/models/digits/ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
             assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+            with Client(f"unix:{path}") as client:
+                assert client.ready("digits")
             assert main(["serve", str(models.DIGITS), "--uds", str(path), "--control-port=0"]) == USER_ERROR
             assert path.exists(), "another's socket was taken away"
             server.send_signal(number)

@@ -14,12 +14,11 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from dlproxy import tensors
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig, model_of
-from dlproxy.message import DType, Failure, FailureKind, InferenceError, Request, Tensor, invalid
+from dlproxy.message import Failure, FailureKind, InferenceError, Request, Tensor, invalid
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
 from dlproxy.service import next_part
@@ -239,13 +238,16 @@ def _request(endpoint: Endpoint, inputs: Mapping[str, Any], outputs: Sequence[st
     """Raises InferenceError."""
     checker = endpoint.checker
     wanted = [checker.output_index(name) for name in _names(outputs)] or checker.all_outputs
-    given = [_tensor(name, checker.spec_of(name).dtype, value) for name, value in _items(inputs, endpoint.model)]
+    given = [tensors.from_values(name, checker.spec_of(name).dtype, value) for name, value in _items(inputs, endpoint.model)]
     return endpoint.request(given, wanted)
 
 
 def _arrays(endpoint: Endpoint, request: Request, outputs: Sequence[Tensor]) -> dict[str, NDArray[Any]]:
     specs = endpoint.model.signature.outputs
-    return {tensor.name: _array(tensor, text=specs[index].text) for index, tensor in zip(request.outputs, outputs, strict=True)}
+    return {
+        tensor.name: tensors.to_values(tensor, text=specs[index].text)
+        for index, tensor in zip(request.outputs, outputs, strict=True)
+    }
 
 
 def _closed() -> InferenceError:
@@ -276,54 +278,3 @@ def _items(inputs: Mapping[str, Any], served: ServedModel) -> Iterable[tuple[str
         names = ", ".join(f"'{spec.name}': ..." for spec in served.signature.inputs)
         raise invalid(f"inputs is of type {type(inputs).__name__}; give each input by its name: {{{names}}}")
     return inputs.items()
-
-
-def _array(tensor: Tensor, *, text: bool) -> NDArray[Any]:
-    array = tensors.to_array(tensor.dtype, tensor.shape, tensor.data, text=text)
-    return tensors.bf16_to_fp32(array) if tensor.dtype is DType.BF16 else array
-
-
-def _tensor(name: str, dtype: DType, value: Any) -> Tensor:
-    if dtype is DType.BYTES:
-        return _opaque(name, value)
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise invalid(f"input '{name}' makes no array: {error}") from None
-    if dtype is DType.BF16:
-        array = tensors.fp32_to_bf16(_converted(name, array, np.dtype(np.float32), dtype))
-    else:
-        array = _converted(name, array, tensors.NUMPY[dtype], dtype)
-    return Tensor(name, dtype, array.shape, tensors.to_bytes(dtype, array))
-
-
-def _opaque(name: str, value: Any) -> Tensor:
-    """BYTES as they are given: numpy's own strings, which it would make of lists too, lose zeros. Raises InferenceError."""
-    try:
-        fixed_width = _strings_in(value)
-        array = tensors.opaque(np.asarray(value, object) if fixed_width is None else fixed_width)
-    except ValueError as error:
-        raise invalid(f"input '{name}': {error}") from None
-    return Tensor(name, DType.BYTES, array.shape, tensors.to_bytes(DType.BYTES, array))
-
-
-def _strings_in(value: Any) -> NDArray[Any] | None:
-    """The first numpy array of strings of fixed width, itself or somewhere in nested lists."""
-    if isinstance(value, list | tuple):
-        return next((found for found in map(_strings_in, value) if found is not None), None)
-    return value if isinstance(value, np.ndarray) and value.dtype.kind in "SU" else None
-
-
-def _converted(name: str, array: NDArray[Any], wanted: np.dtype[Any], dtype: DType) -> NDArray[Any]:
-    """Of the wanted type: numbers to floats by rounding, integers to integers that hold them. Raises InferenceError."""
-    if array.dtype == wanted:
-        return array
-    if array.dtype.kind not in {"b": "b", "i": "biu", "u": "biu", "f": "biuf"}[wanted.kind]:
-        raise invalid(f"input '{name}' is {array.dtype}, which is not a kind of {dtype.value}; convert it first")
-    with np.errstate(over="ignore"):
-        converted = array.astype(wanted)
-    if wanted.kind != "f" and (converted != array).any():
-        raise invalid(f"input '{name}' has numbers that do not fit {dtype.value}")
-    if wanted.kind == "f" and not (np.isfinite(converted) == np.isfinite(array)).all():
-        raise invalid(f"input '{name}' has numbers that are too large for {dtype.value}")
-    return converted

@@ -35,6 +35,7 @@ from dlproxy.telemetry.event_log import LogError
 from dlproxy.wire.access_log import with_access_log
 from dlproxy.wire.control_http import ControlServer, control_app
 from dlproxy.wire.docs_page import InferencePort, docs_routes
+from dlproxy.wire.explain_http import Explain
 from dlproxy.wire.extensions import extensions_of
 from dlproxy.wire.generate import Generate
 from dlproxy.wire.grpc.server import GrpcServer
@@ -154,22 +155,19 @@ class Server:
 
     def _more_routes(self, repository: ServerRepository) -> list[Row]:
         """Those of TensorFlow Serving come last: whatever else begins with /v1 is answered as it does."""
-        server, limits = self._config.server, self._config.http
+        server, limits, catalog = self._config.server, self._config.http, self.models.catalog
+        tenant_header = server.tenant_header
+        generate = Generate(catalog, max_json_bytes=limits.max_json_bytes, clock=monotonic, tenant_header=tenant_header)
+        explain = Explain(catalog, max_json_bytes=limits.max_json_bytes, clock=monotonic, tenant_header=tenant_header)
         tfs = TfsRoutes(
-            self.models.catalog,
+            catalog,
             limits,
             clock=monotonic,
             server_timing=server.server_timing,
-            tenant_header=server.tenant_header,
+            tenant_header=tenant_header,
             repository=repository,
         )
-        generate = Generate(
-            self.models.catalog,
-            max_json_bytes=limits.max_json_bytes,
-            clock=monotonic,
-            tenant_header=server.tenant_header,
-        )
-        return [*generate.rows(), *tfs.rows()]
+        return [*generate.rows(), *explain.rows(), *tfs.rows()]
 
     async def _serve_configured(self, config: Config, *, keep_others: bool = False) -> None:
         """Returns when every model of the configuration is up. Raises what loading one raised.

@@ -1,9 +1,10 @@
 """What can be wrong with an upstream's answer, and whose fault it is: the model's, the request's, or the upstream's.
 
-Called by the other files of this folder. Not aware of: protocols, connections.
+Called by the other files of this folder, and by the Python client. Not aware of: protocols, connections.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -34,6 +35,22 @@ _GRPC_KINDS = {  # each as the HTTP status that TensorFlow Serving gives for it 
     "UNKNOWN": FailureKind.MODEL_FAILED,  # what Python's and Java's servers make of an exception
     "DATA_LOSS": FailureKind.MODEL_FAILED,
     "UNIMPLEMENTED": FailureKind.UNSUPPORTED,
+}
+_OF_CLIENTS = {  # what an upstream is at odds with us about, and a client with its server
+    **_KINDS,
+    401: FailureKind.UNAUTHENTICATED,
+    403: FailureKind.FORBIDDEN,
+    404: FailureKind.NOT_FOUND,
+    499: FailureKind.CANCELLED,
+    504: FailureKind.LATE,
+}
+_GRPC_OF_CLIENTS = {
+    **_GRPC_KINDS,
+    "UNAUTHENTICATED": FailureKind.UNAUTHENTICATED,
+    "PERMISSION_DENIED": FailureKind.FORBIDDEN,
+    "NOT_FOUND": FailureKind.NOT_FOUND,
+    "CANCELLED": FailureKind.CANCELLED,
+    "DEADLINE_EXCEEDED": FailureKind.LATE,
 }
 _TOO_LARGE = re.compile(r"larger than max|exceeds maximum size")  # what C++ and Go, and Java, say of a message
 _BROKEN = re.compile(r"RST_STREAM|Stream removed")  # INTERNAL and UNKNOWN also stand for a connection that broke
@@ -69,20 +86,41 @@ def refusal(status: int, body: bytes | bytearray, retry_after: bytes | None) -> 
     (busy, gone, behind a gateway, not let in) is UNAVAILABLE or OVERLOADED.
     """
     error = _refused(_KINDS.get(status, FailureKind.UNAVAILABLE), status, words_of(body))
-    if error.failure.retry_after_s is not None and retry_after is not None and retry_after.isdigit():
-        seconds = min(float(retry_after[:9]), MAX_RETRY_S)
+    if error.failure.retry_after_s is not None and (seconds := _seconds(retry_after)) is not None:
         error.failure = msgspec.structs.replace(error.failure, retry_after_s=seconds)
     return error
 
 
 def grpc_refusal(status: str, words: str) -> UpstreamError:
     """The same for the name of a gRPC status and the text that came with it."""
-    kind = _GRPC_KINDS.get(status, FailureKind.UNAVAILABLE)
+    return _refused(_grpc_kind(_GRPC_KINDS, status, words), status, shortened(words))
+
+
+def failure_of(status: int, body: bytes | bytearray, retry_after: bytes | None) -> Failure:
+    """What an answer of another HTTP status than 200 says to a client, in the server's own words."""
+    words = words_of(body) or f"the server answered {status} without a reason"
+    return Failure(_OF_CLIENTS.get(status, FailureKind.UNAVAILABLE), words, _seconds(retry_after))
+
+
+def grpc_failure_of(status: str, words: str) -> Failure:
+    """The same for the name of a gRPC status and the text that came with it."""
+    kind = _grpc_kind(_GRPC_OF_CLIENTS, status, words)
+    return Failure(kind, shortened(words) or f"the server answered {status} without a reason")
+
+
+def _grpc_kind(kinds: Mapping[str, FailureKind], status: str, words: str) -> FailureKind:
+    kind = kinds.get(status, FailureKind.UNAVAILABLE)
     if kind is FailureKind.OVERLOADED and _TOO_LARGE.search(words):
-        kind = FailureKind.TOO_LARGE
-    elif kind is FailureKind.MODEL_FAILED and _BROKEN.search(words):
-        kind = FailureKind.UNAVAILABLE
-    return _refused(kind, status, shortened(words))
+        return FailureKind.TOO_LARGE
+    if kind is FailureKind.MODEL_FAILED and _BROKEN.search(words):
+        return FailureKind.UNAVAILABLE
+    return kind
+
+
+def _seconds(retry_after: bytes | None) -> float | None:
+    if retry_after is None or not retry_after.isdigit():
+        return None
+    return min(float(retry_after[:9]), MAX_RETRY_S)
 
 
 def _refused(kind: FailureKind, status: int | str, words: str) -> UpstreamError:

@@ -41,6 +41,7 @@ class _Connection(Struct, eq=False):
 
     channel: Any
     calls: int = 0
+    answers: int = 0
     watch: "asyncio.Task[None] | None" = None
     retired: bool = False
 
@@ -140,7 +141,8 @@ class GrpcChannel:
             self.begin(self._end(connection))
 
     async def _answer(self, connection: _Connection, ask: Rpc, timeout_s: float, metadata: Fields) -> RpcReply | UpstreamError:
-        call = connection.channel.unary_unary(ask.method)(b"".join(ask.parts), metadata=metadata)
+        metadata = [*metadata, *ask.metadata]
+        call = connection.channel.unary_unary(ask.method)(b"".join(ask.parts), metadata=metadata, timeout=ask.deadline_s)
         return cast("RpcReply | UpstreamError", await self.awaited(connection, call, timeout_s))
 
     async def awaited(
@@ -150,18 +152,22 @@ class GrpcChannel:
 
         Errors are given back: raised, their traceback would keep the call, and that the connection.
         """
+        answers = connection.answers
         try:
             async with asyncio.timeout(timeout_s):
                 found = await message
         except TimeoutError:
-            self._retire(connection)  # if the way is cut, it can take TCP a quarter of an hour to say so
+            self._silent(connection, answers)
             return _unavailable(f"no answer from the upstream within {timeout_s:g} s")
         except aio.AioRpcError as error:
+            if error.code() is StatusCode.DEADLINE_EXCEEDED:
+                self._silent(connection, answers)
             return await self._refused(connection, error.code(), error.details() or "")
         except asyncio.CancelledError:
             if cast("asyncio.Task[Any]", asyncio.current_task()).cancelling():
                 raise
             return _unavailable("the connection to the upstream was closed here")
+        connection.answers += 1
         if connection.watch is None and not connection.retired:
             connection.watch = self.begin(self._watch(connection))
         return None if found is aio.EOF else RpcReply(OK, found)
@@ -195,6 +201,11 @@ class GrpcChannel:
             self._current = _Connection(channel)
             self._open.add(self._current)
         return self._current
+
+    def _silent(self, connection: _Connection, answers: int) -> None:
+        """A call got no answer in time. If none did, the way may be cut: it can take TCP a quarter of an hour to say so."""
+        if connection.answers == answers:
+            self._retire(connection)
 
     def _retire(self, connection: _Connection) -> None:
         connection.retired = True
@@ -265,7 +276,8 @@ class GrpcMessages:
         if self._connection is None:
             self._connection = channel.taken()
             asked = iter((b"".join(self._ask.parts),))
-            self._call = self._connection.channel.stream_stream(self._ask.method)(asked, metadata=self._metadata)
+            metadata = [*self._metadata, *self._ask.metadata]
+            self._call = self._connection.channel.stream_stream(self._ask.method)(asked, metadata=metadata)
         return await channel.awaited(self._connection, self._call.read(), self._timeout_s)
 
 

@@ -1,6 +1,6 @@
 """An HTTP/1.1 client for few, large exchanges with one server: a bounded pool of kept connections, no task per request.
 
-Called by remote.py for batches and for checks. Not aware of: models, what the bodies hold.
+Called by http_channel.py for batches and checks, and by the Python client. Not aware of: models, what the bodies hold.
 """
 
 import asyncio
@@ -18,17 +18,71 @@ from dlproxy.message import FailureKind
 
 MAX_OVERHEAD = 64 * 1024  # bytes of a reply's head, chunk framing and trailers
 TOO_LONG = "the upstream's answer is longer than it says"
+MOST_UNREAD = 256 * 1024  # bytes of a body that is read as it comes; with more the server is held back
 CHUNK_OVERHEAD = 16  # and so many more for each byte of body: one-byte chunks need five
 
 Part = bytes | bytearray | memoryview
 
 
+class Incoming:
+    """A body that is read as it comes. Who leaves before its end closes it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport: asyncio.Transport | None = transport  # None: the body has ended, the connection is another's
+        self._pieces: deque[bytes] = deque()
+        self._unread = 0
+        self._error: UpstreamError | None = None
+        self._reader: asyncio.Future[None] | None = None
+
+    def feed(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._unread += len(piece)
+        if self._unread > MOST_UNREAD and self._transport is not None:
+            self._transport.pause_reading()
+        self._wake()
+
+    def end(self, error: UpstreamError | None) -> None:
+        """Nothing more comes."""
+        self._transport, self._error = None, error
+        self._wake()
+
+    async def piece(self, *, timeout_s: float) -> bytes | None:
+        """What comes next; None at the end. Raises UpstreamError."""
+        if not self._pieces and self._transport is not None:
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._reader
+            except TimeoutError:
+                self.close()
+                raise _silent(timeout_s) from None
+        if self._pieces:
+            piece = self._pieces.popleft()
+            self._unread -= len(piece)
+            if self._transport is not None and self._unread <= MOST_UNREAD:
+                self._transport.resume_reading()
+            return piece
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def close(self) -> None:
+        """The rest is not wanted: the connection is closed, if it still brings this."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+
 class Reply(Struct):
-    """A whole answer. Header names are in lower case; of a repeated one the last counts."""
+    """An answer. Header names are in lower case; of a repeated one the last counts. `rest`: a body that is read as it comes."""
 
     status: int
     headers: dict[bytes, bytes]
     body: bytes | bytearray
+    rest: Incoming | None = None
 
     def refusal(self) -> UpstreamError | None:
         """What another status than 200 says."""
@@ -39,17 +93,20 @@ Outcome = Reply | UpstreamError
 
 
 class Server(Struct, frozen=True):
-    """Whom to connect to. `tls`: None for plain text."""
+    """Whom to connect to. `tls`: None for plain text. `path`: of a Unix socket, instead of host and port."""
 
     host: str
     port: int
     tls: ssl.SSLContext | None = None
+    path: str = ""
 
 
 class _Call(Struct, eq=False):
     parts: Sequence[Part]
     done: Callable[[Outcome], None]
     timer: asyncio.TimerHandle
+    in_parts: bool = False
+    rest: Incoming | None = None
     connection: "_Connection | None" = None
     ended: bool = False
     tried_again: bool = False
@@ -83,22 +140,33 @@ class HttpClient:
         """Open or being opened."""
         return len(self._open) + len(self._connecting)
 
-    def call(self, parts: Sequence[Part], done: Callable[[Outcome], None], *, timeout_s: float) -> None:
-        """Send one request. `done` is called once, never before this returns, within `timeout_s` from now."""
+    def call(
+        self, parts: Sequence[Part], done: Callable[[Outcome], None], *, timeout_s: float, in_parts: bool = False
+    ) -> _Call:
+        """Send one request. `done` is called once, never before this returns, within `timeout_s` from now.
+
+        `in_parts`: an answer with status 200 is given as soon as its head is there, with its body as `rest`.
+        """
         loop = asyncio.get_running_loop()
         call: _Call
         timer = loop.call_later(timeout_s, lambda: self._timed_out(call, timeout_s))
-        call = _Call(parts, done, timer)
+        call = _Call(parts, done, timer, in_parts)
         if self._closed:
             loop.call_soon(_end, call, UpstreamError("the connection to the upstream is closed", FailureKind.UNAVAILABLE))
         else:
             self._place(call)
+        return call
 
-    async def fetch(self, parts: Sequence[Part], *, timeout_s: float) -> Reply:
-        """The same, awaited. Raises UpstreamError."""
+    async def fetch(self, parts: Sequence[Part], *, timeout_s: float, in_parts: bool = False) -> Reply:
+        """The same, awaited; cancelling gives the call up. Raises UpstreamError."""
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.call(parts, lambda outcome: None if future.done() else future.set_result(outcome), timeout_s=timeout_s)
-        outcome = await future
+        done: Callable[[Outcome], None] = lambda outcome: None if future.done() else future.set_result(outcome)  # noqa: E731
+        call = self.call(parts, done, timeout_s=timeout_s, in_parts=in_parts)
+        try:
+            outcome = await future
+        except asyncio.CancelledError:
+            self._give_up(call)
+            raise
         if isinstance(outcome, UpstreamError):
             raise outcome
         return outcome
@@ -179,9 +247,12 @@ class HttpClient:
         connection: _Connection | None = None
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(self), server.host, server.port, ssl=server.tls
-                )
+                if server.path:
+                    _, connection = await loop.create_unix_connection(lambda: _Connection(self), server.path)
+                else:
+                    _, connection = await loop.create_connection(
+                        lambda: _Connection(self), server.host, server.port, ssl=server.tls
+                    )
         except OSError as problem:
             error = unconnected(problem, self._connect_timeout_s)
         finally:
@@ -199,20 +270,30 @@ class HttpClient:
             _end(call, _gone("the upstream closed the connection at once"))
 
     def _timed_out(self, call: _Call, timeout_s: float) -> None:
-        error = UpstreamError(f"no answer from the upstream within {timeout_s:g} s", FailureKind.UNAVAILABLE)
-        connection = call.connection
+        error = _silent(timeout_s)
+        if call in self._waiting:
+            error = UpstreamError(f"no connection of {self.most} came free within {timeout_s:g} s", FailureKind.UNAVAILABLE)
+        _end(call, error)
+        self._give_up(call)
+
+    def _give_up(self, call: _Call) -> None:
+        """Nobody waits for its answer any more."""
+        call.ended = True
+        call.timer.cancel()
         if call in self._waiting:
             self._waiting.remove(call)
-        _end(call, error)
-        if connection is not None:
-            connection.abort("")  # its answer may yet come, and must not be taken for the next call's
+        if call.connection is not None and call.connection.carries(call):
+            call.connection.abort("")  # its answer may yet come, and must not be taken for the next call's
 
 
 def _end(call: _Call, outcome: Outcome) -> None:
     if not call.ended:
         call.ended = True
         call.timer.cancel()
-        call.done(outcome)
+        if call.rest is None:
+            call.done(outcome)
+        else:
+            call.rest.end(outcome if isinstance(outcome, UpstreamError) else None)
 
 
 def unconnected(problem: OSError, timeout_s: float) -> UpstreamError:
@@ -227,6 +308,10 @@ def unconnected(problem: OSError, timeout_s: float) -> UpstreamError:
 
 def _gone(message: str) -> UpstreamError:
     return UpstreamError(message, FailureKind.UNAVAILABLE, gone=True)
+
+
+def _silent(timeout_s: float) -> UpstreamError:
+    return UpstreamError(f"no answer from the upstream within {timeout_s:g} s", FailureKind.UNAVAILABLE)
 
 
 class _Connection(asyncio.Protocol):
@@ -244,13 +329,16 @@ class _Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._status = 0
         self._body: bytes | bytearray = b""
-        self._received = 0
+        self._received = self._body_bytes = 0
         self._complete = self._in_body = self._until_close = self._more = self._keep = False
 
     def start(self, call: _Call) -> None:
         """Send it."""
         self._call, call.connection = call, self
         self._transport.writelines(call.parts)
+
+    def carries(self, call: _Call) -> bool:
+        return self._call is call
 
     def abort(self, why: str) -> None:
         """Close at once; the call that is under way, if any, fails because of `why`."""
@@ -287,7 +375,7 @@ class _Connection(asyncio.Protocol):
                 self._refuse(TOO_LONG)
             elif self._complete:
                 self._finish()
-            elif self._received > MAX_OVERHEAD + (1 + CHUNK_OVERHEAD) * len(self._body):
+            elif self._received > MAX_OVERHEAD + (1 + CHUNK_OVERHEAD) * self._body_bytes:
                 self._refuse(f"the upstream's answer has more than {MAX_OVERHEAD} bytes of header or framing")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -325,14 +413,24 @@ class _Connection(asyncio.Protocol):
         self._in_body = True
         length = headers.get(b"content-length")
         self._until_close = length is None and b"transfer-encoding" not in headers
-        limit = self._client.max_reply_bytes
-        if length is not None and int(length) > limit:
-            raise _UnwantedError(f"it has {int(length)} bytes, at most {limit} are accepted")
         encoding = headers.get(b"content-encoding", b"identity")
         if encoding.strip().lower() not in (b"identity", b""):
             raise _UnwantedError(f"it is encoded as {encoding.decode('latin-1')!r}, which was not asked for")
+        call = self._call
+        if call is not None and call.in_parts and self._status == 200:
+            call.timer.cancel()
+            call.rest = Incoming(self._transport)
+            call.done(Reply(self._status, headers, b"", call.rest))
+            return
+        limit = self._client.max_reply_bytes
+        if length is not None and int(length) > limit:
+            raise _UnwantedError(f"it has {int(length)} bytes, at most {limit} are accepted")
 
     def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if self._call is not None and self._call.rest is not None:
+            self._call.rest.feed(body)
+            return
         if not self._body:
             self._body = body
         else:
@@ -354,6 +452,8 @@ class _Connection(asyncio.Protocol):
     def _finish(self) -> None:
         call, self._call = cast(_Call, self._call), None
         reply = Reply(self._status, self._headers, self._body)
+        if call.rest is not None:
+            self._transport.resume_reading()  # for the next call
         keep = self._keep and not self._transport.get_write_buffer_size()  # else half of the call is still to be sent
         self._reset()
         self._used = True

@@ -1,7 +1,7 @@
 """The Open Inference Protocol over REST, as a client: Triton, KServe, OpenVINO Model Server, another dlproxy. Sans-I/O.
 
 Tensors go as they came, unparsed, where the upstream takes the binary tensor extension; as JSON elsewhere.
-Called by remote.py. Not aware of: connections.
+Called by remote.py, and for its parts by the Python client. Not aware of: connections.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ class _OutputParams(Struct):
     binary_data_size: int | None = None
 
 
-class _Output(Struct):
+class Output(Struct):
     name: str
     datatype: DType
     shape: tuple[int, ...]
@@ -61,7 +61,7 @@ class _Output(Struct):
 
 
 class _Answer(Struct):
-    outputs: list[_Output]
+    outputs: list[Output]
 
 
 class _Server(Struct):
@@ -148,24 +148,13 @@ class OipCodec:
         return [b"%b%d\r\n\r\n" % (self._post_json, len(body)), body]
 
     def decode(self, model: UpstreamModel, reply: Reply, rows: int) -> list[Array]:
-        body = memoryview(reply.body)
-        length = reply.headers.get(_LENGTH)
-        json_bytes = len(body)
-        if length is not None:
-            if not length.isdigit() or int(length) > len(body):
-                raise _unusable(f"its JSON is said to have {length.decode('latin-1')!r} bytes, all of it has {len(body)}")
-            json_bytes = int(length)
-        try:
-            answer = _decode_answer(body[:json_bytes])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise _unusable(str(error)) from None
-        given = _sliced(answer, body[json_bytes:])
+        given = outputs_of(reply)
         signature = model.signature
         expected = rows if signature.batched else None
         outputs = []
         for spec in signature.outputs:
             output, data = output_of(given, spec)
-            outputs.append(reported(spec, output.datatype, _array(spec, output, data), expected))
+            outputs.append(reported(spec, output.datatype, array_of(spec, output, data), expected))
         return outputs
 
     def decode_part(self, model: UpstreamModel, reply: Reply) -> list[Array] | None:
@@ -173,9 +162,24 @@ class OipCodec:
         return oip_generate.outputs_in(model.signature, reply.body)
 
 
-def _sliced(answer: _Answer, binary: memoryview) -> dict[str, tuple[_Output, memoryview | None]]:
-    """Each output with its bytes; None for those in JSON."""
-    given: dict[str, tuple[_Output, memoryview | None]] = {}
+def outputs_of(reply: Reply) -> "dict[str, tuple[Output, memoryview | None]]":
+    """Each output of an answer with its bytes; None for those in JSON. Raises UpstreamError."""
+    body = memoryview(reply.body)
+    length = reply.headers.get(_LENGTH)
+    json_bytes = len(body)
+    if length is not None:
+        if not length.isdigit() or int(length) > len(body):
+            raise _unusable(f"its JSON is said to have {length.decode('latin-1')!r} bytes, all of it has {len(body)}")
+        json_bytes = int(length)
+    try:
+        answer = _decode_answer(body[:json_bytes])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _unusable(str(error)) from None
+    return _sliced(answer, body[json_bytes:])
+
+
+def _sliced(answer: _Answer, binary: memoryview) -> dict[str, tuple[Output, memoryview | None]]:
+    given: dict[str, tuple[Output, memoryview | None]] = {}
     at = 0
     for output in answer.outputs:
         size = None if output.parameters is None else output.parameters.binary_data_size
@@ -191,7 +195,8 @@ def _sliced(answer: _Answer, binary: memoryview) -> dict[str, tuple[_Output, mem
     return given
 
 
-def _array(spec: TensorSpec, output: _Output, data: memoryview | None) -> Array:
+def array_of(spec: TensorSpec, output: Output, data: memoryview | None) -> Array:
+    """Its elements, as the spec says that they are; shapes are not compared. Raises UpstreamError."""
     check_type(spec, output.datatype.value)  # before its bytes are taken for what they are not
     try:
         if data is not None:

@@ -1,6 +1,7 @@
 """The Open Inference Protocol over gRPC, as a client: Triton, KServe, OpenVINO Model Server, MLServer. Sans-I/O.
 
-Tensors go as they came, as raw contents; answers may hold raw or typed contents. Called by remote.py.
+Tensors go as they came, as raw contents; answers may hold raw or typed contents. Called by remote.py, and for its parts by the
+Python client.
 Not aware of: connections.
 """
 
@@ -47,19 +48,12 @@ class OipGrpcCodec:
         reply, config = replies["model"], Config()
         if (refused := reply.refusal()) is not None:
             raise refused
-        said = parsed(oip.ModelMetadataResponse, reply.message)
-        try:
-            inputs, outputs = (
-                [Described(tensor.name, DType(tensor.datatype), tuple(tensor.shape)) for tensor in tensors]
-                for tensors in (said.inputs, said.outputs)
-            )
-        except ValueError as error:
-            raise UpstreamError(f"the upstream's description of the model is not understood: {error}") from None
+        metadata = metadata_of(reply.message)
         if replies["config"].status == OK:  # not every server has it
             told = parsed(oip.ModelConfigResponse, replies["config"].message).config
             stateful = True if told.HasField("sequence_batching") else None
             config = Config(told.max_batch_size, Transactions(told.model_transaction_policy.decoupled), stateful)
-        return model_of(Metadata(inputs, outputs, said.platform), config, self._settings, binary=True)
+        return model_of(metadata, config, self._settings, binary=True)
 
     def encode(self, model: UpstreamModel, requests: Sequence[Request]) -> Rpc:
         """Gathered by writing the clients' bytes one after the other: no copy."""
@@ -77,23 +71,49 @@ class OipGrpcCodec:
 
     def decode_part(self, model: UpstreamModel, reply: RpcReply) -> list[Array] | None:
         """The same of an answer that is one part; None if it only says that there are no more. Raises UpstreamError."""
-        head, parts = _taken_out(reply.message, IN_STREAM, "ModelStreamInferResponse")
-        said = parsed(oip.ModelStreamInferResponse, head).error_message
-        if said:
-            raise UpstreamError(shortened(said))
-        return self._decoded(model, bytes(parts[-1]), 1) if parts else None
+        part = part_of(reply.message)
+        return None if part is None else self._decoded(model, part, 1)
 
     def _decoded(self, model: UpstreamModel, message: bytes, rows: int) -> list[Array]:
-        head, raw = _taken_out(message, RAW_OUTPUTS, "ModelInferResponse")
-        answer = parsed(oip.ModelInferResponse, head)
-        if raw and len(raw) != len(answer.outputs):
-            raise UpstreamError(f"the upstream gave {len(raw)} raw contents for {len(answer.outputs)} outputs")
-        given = {output.name: (output, raw[index] if raw else None) for index, output in enumerate(answer.outputs)}
+        _, given = outputs_of(message)
         expected = rows if model.signature.batched else None
-        return [reported(spec, spec.dtype, _array(spec, *output_of(given, spec)), expected) for spec in model.signature.outputs]
+        specs = model.signature.outputs
+        return [reported(spec, spec.dtype, array_of(spec, *output_of(given, spec)), expected) for spec in specs]
 
 
-def _array(spec: TensorSpec, output: Any, data: memoryview | None) -> Array:
+def metadata_of(message: bytes) -> Metadata:
+    """Raises UpstreamError."""
+    said = parsed(oip.ModelMetadataResponse, message)
+    try:
+        inputs, outputs = (
+            [Described(tensor.name, DType(tensor.datatype), tuple(tensor.shape)) for tensor in tensors]
+            for tensors in (said.inputs, said.outputs)
+        )
+    except ValueError as error:
+        raise UpstreamError(f"the upstream's description of the model is not understood: {error}") from None
+    return Metadata(inputs, outputs, said.platform, said.name, list(said.versions))
+
+
+def outputs_of(message: bytes) -> tuple[Any, dict[str, tuple[Any, memoryview | None]]]:
+    """A ModelInferResponse, and by name its outputs with their raw contents, if it has these. Raises UpstreamError."""
+    head, raw = _taken_out(message, RAW_OUTPUTS, "ModelInferResponse")
+    answer = parsed(oip.ModelInferResponse, head)
+    if raw and len(raw) != len(answer.outputs):
+        raise UpstreamError(f"the upstream gave {len(raw)} raw contents for {len(answer.outputs)} outputs")
+    return answer, {output.name: (output, raw[index] if raw else None) for index, output in enumerate(answer.outputs)}
+
+
+def part_of(message: bytes) -> bytes | None:
+    """The ModelInferResponse in an answer of a stream; None if it only says that there are no more. Raises UpstreamError."""
+    head, parts = _taken_out(message, IN_STREAM, "ModelStreamInferResponse")
+    said = parsed(oip.ModelStreamInferResponse, head).error_message
+    if said:
+        raise UpstreamError(shortened(said))
+    return bytes(parts[-1]) if parts else None
+
+
+def array_of(spec: TensorSpec, output: Any, data: memoryview | None) -> Array:
+    """Its elements, as the spec says that they are; shapes are not compared. Raises UpstreamError."""
     check_type(spec, output.datatype)
     try:
         if data is not None:

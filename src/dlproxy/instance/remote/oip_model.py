@@ -29,6 +29,8 @@ class Metadata(Struct):
     inputs: list[Described]
     outputs: list[Described]
     platform: str = ""
+    name: str = ""
+    versions: list[str] = []
 
 
 class Transactions(Struct, frozen=True):

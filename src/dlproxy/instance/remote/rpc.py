@@ -16,10 +16,15 @@ Part = bytes | memoryview
 
 
 class Rpc(Struct, frozen=True):
-    """`method`: /package.Service/Method. `parts`: the message, to be sent one after the other."""
+    """`method`: /package.Service/Method. `parts`: the message, to be sent in turn. `deadline_s`: told to the server.
+
+    `metadata`: beside what every call has.
+    """
 
     method: str
     parts: Sequence[Part]
+    deadline_s: float | None = None
+    metadata: Sequence[tuple[str, str]] = ()
 
 
 class RpcReply(Struct):
