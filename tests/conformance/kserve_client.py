@@ -72,6 +72,8 @@ async def over_v1(base: str) -> None:
     rows = {"instances": [{"A": [1, 2, 3, 4], "B": [1, 1, 1, 1]}]}
     answer = await client.infer(base, rows, model_name="add_sub")
     assert answer == {"predictions": [{"SUM": [2, 3, 4, 5], "DIFF": [0, 1, 2, 3]}]}
+    explained = await client.explain(base, "varied", {"instances": [[3, 4]]})
+    assert "explanations" in explained, explained
     await refused(client.infer(base, {"instances": [[3]]}, model_name="wide"))
     await client.close()
 
