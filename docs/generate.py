@@ -28,7 +28,8 @@ Generated from `src/dlproxy/config/knobs.py` by `make docs`; do not edit. How to
 *Changes* says when another value takes effect: live, that is while the model serves ([how](../guides/operations.md)), at the
 next load of the model, or at the next start of the server.
 """
-NAMES = {"models": ".digits", "tenants": ".shop"}  # in the example
+NAMES = {"models": ".digits", "tenants": ".shop", "grants": ".shops"}
+EXAMPLES = {"path": "digits.onnx", "who": "cert:shop-*"}  # of knobs that have no default  # in the example
 CHANGES: dict[Cost, str] = {
     "nothing": "live",
     "relearn": "live; learns anew",
@@ -99,7 +100,7 @@ def _toml() -> Iterator[str]:
             yield ""
         yield f"[{section}{NAMES.get(section, '')}]"
         for knob in knobs(struct).values():
-            yield f"{knob.name} = {json.dumps('digits.onnx' if knob.required else knob.default)}"
+            yield f"{knob.name} = {json.dumps(EXAMPLES[knob.name] if knob.required else knob.default)}"
 
 
 def main() -> int:

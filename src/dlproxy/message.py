@@ -7,7 +7,7 @@ Not aware of: wire formats, runtimes, policies.
 from collections.abc import Sequence
 from enum import Enum
 from math import inf, prod
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
@@ -152,14 +152,49 @@ class Ticket(Struct, eq=False):
         return self.part_of not in (0, self.id)
 
 
+Scope = Literal["infer", "read", "metrics", "admin"]
+"""What one may do: ask models; see which there are and how they are; see metrics; change what is served, and all of these but
+the first.
+"""
+
+
+class Grant(Struct, frozen=True):
+    """What somebody may do, and with which models: names, or patterns with * for any text."""
+
+    scopes: frozenset[Scope]
+    models: tuple[str, ...] = ("*",)
+
+    def allows(self, scope: Scope, model: str = "") -> bool:
+        """`model`: empty for what is about none of them."""
+        has = scope in self.scopes or ("admin" in self.scopes and scope != "infer")
+        return has and (not model or any(fits(pattern, model) for pattern in self.models))
+
+
+def fits(pattern: str, name: str) -> bool:
+    """Whether the name is what the pattern says, in which * stands for any text."""
+    first, *others = pattern.split("*")
+    if not others:
+        return name == pattern
+    if not name.startswith(first) or not name.endswith(others[-1]) or len(name) < len(first) + len(others[-1]):
+        return False
+    at, end = len(first), len(name) - len(others[-1])
+    for part in others[:-1]:
+        found = name.find(part, at, end)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True
+
+
 class Principal(Struct, frozen=True):
     """Who asks, as far as that is proven; `name` is empty for an anonymous client.
 
-    `tenant`: whose quota and share its requests use; empty if each request may say that itself.
+    `tenant`: whose quota and share its requests use; empty if each request may say that itself. `grant`: None for everything.
     """
 
     name: str = ""
     tenant: str = ""
+    grant: Grant | None = None
 
 
 ANONYMOUS = Principal()  # compared by identity

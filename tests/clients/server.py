@@ -26,7 +26,7 @@ class ServerProcess:
         command = [sys.executable, "-m", "dlproxy", "serve", *map(str, arguments), "--http-port", "0", "--control-port", "0"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._stderr, text=True)
         self.report = self._read_until_ready()
-        ports = re.findall(r"^(?:inference|metrics) +http://\S+:(\d+)/", self.report, re.MULTILINE)
+        ports = re.findall(r"^(?:inference|metrics) +https?://\S+:(\d+)/", self.report, re.MULTILINE)
         if len(ports) != 2:
             self.kill()
             raise AssertionError(f"the server did not start: {self.report}\n{self.errors()}")

@@ -7,6 +7,7 @@ import pytest
 from dlproxy.config import HttpLimits
 from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Principal
 from dlproxy.wire.http_server import HttpServer
+from dlproxy.wire.terms import Peer
 
 from .fixtures import PLAIN, Answers, EchoService, Wire, app_of, chunked, post, request, served
 
@@ -25,7 +26,7 @@ class Desk:
         self.asked: list[tuple[bytes, bytes]] = []
         self.revoked: set[bytes] = set()
 
-    def __call__(self, method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> Principal:
+    def __call__(self, peer: Peer, method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> Principal:
         self.asked.append((method, target))
         name = headers.get(b"authorization", b"")
         if name in REFUSALS or name in self.revoked:

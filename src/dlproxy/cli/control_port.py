@@ -7,12 +7,14 @@ Not aware of: command-line arguments, how a state is shown.
 
 import difflib
 import http.client
+import os
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import msgspec
 from msgspec import Struct
 
+from dlproxy.config.reading import KEY_VARIABLE
 from dlproxy.hosts import plain_host
 
 PORT = 8002
@@ -172,8 +174,9 @@ class ControlPort:
             raise ControlError(
                 f"--control '{url}' is not understood ({error}); write it like http://127.0.0.1:{PORT}"
             ) from None
-        if parts.scheme != "http" or not host or parts.path or parts.query or parts.fragment:
-            raise ControlError(f"--control '{url}' cannot be used; write it like http://127.0.0.1:{PORT} (plain HTTP only)")
+        if parts.scheme not in ("http", "https") or not host or parts.path or parts.query or parts.fragment:
+            raise ControlError(f"--control '{url}' cannot be used; write it like http://127.0.0.1:{PORT} or https://")
+        self._tls = parts.scheme == "https"
         self._host, self._port = plain_host(host), PORT if port is None else port
 
     @property
@@ -250,6 +253,13 @@ class ControlPort:
         what = "an inference port" if live == 200 else "not a dlproxy control port"
         return f"{self.url} is {what}; give the port on which `dlproxy serve` reports its metrics: --control http://HOST:{PORT}"
 
+    def _refused(self, body: bytes) -> str:
+        told = self._decoded(body)
+        why = told.get("error", "") if isinstance(told, dict) else ""
+        return (
+            f"{self.url} refuses: {why or 'it does not say why'} (the environment variable {KEY_VARIABLE} is sent as API key)"
+        )
+
     def _decoded(self, body: bytes) -> Any:
         try:
             return msgspec.json.decode(body)
@@ -263,13 +273,19 @@ class ControlPort:
         self, method: str, path: str, *, body: dict[str, Any] | None = None, patience_s: float = PATIENCE_S
     ) -> tuple[int, bytes]:
         """Status and body of the answer."""
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=PATIENCE_S)
+        kind = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=PATIENCE_S)
         try:
             connection.connect()
             connection.sock.settimeout(patience_s)
-            connection.request(method, path, None if body is None else msgspec.json.encode(body))
+            key = os.environ.get(KEY_VARIABLE, "")
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            connection.request(method, path, None if body is None else msgspec.json.encode(body), headers)
             reply = connection.getresponse()
-            return reply.status, reply.read()
+            told = reply.read()
+            if reply.status in (401, 403):
+                raise ControlError(self._refused(told))
+            return reply.status, told
         except TimeoutError:
             raise ControlError(f"{self.url} did not answer within {patience_s:g} s") from None
         except (OSError, UnicodeError) as error:

@@ -65,6 +65,9 @@ def add_to(commands: Commands) -> None:
     listening.add_argument("--tfs-http-port", type=int, metavar="PORT", help=AS_KNOB)
     listening.add_argument("--shared-memory", action="store_true", default=None, help=AS_KNOB)
     listening.add_argument("--control-port", type=int, metavar="PORT", help=AS_KNOB)
+    listening.add_argument("--tls-cert", metavar="FILE", help=AS_KNOB)
+    listening.add_argument("--tls-key", metavar="FILE", help=AS_KNOB)
+    listening.add_argument("--auth-keys", metavar="FILE", help=AS_KNOB)
     logs = serve.add_argument_group("logs")
     detail = logs.add_mutually_exclusive_group()
     detail.add_argument("-v", "--verbose", action="store_true", help="also log why requests are refused, and other details")
@@ -137,13 +140,17 @@ def _config(args: argparse.Namespace) -> "Config":
     if args.grpc_port is not None:
         given.setdefault("grpc", "on")
     server = override(config.server, given, lambda knob: f"--{knob.replace('_', '-')}")
+    files = {name: value for name in ("cert", "key") if (value := getattr(args, f"tls_{name}")) is not None}
+    tls = override(config.tls, files, lambda knob: f"--tls-{knob}")
+    keys = {} if args.auth_keys is None else {"keys": args.auth_keys}
+    auth = override(config.auth, keys, lambda knob: "--auth-keys")
     mode = {} if args.autopilot is None else {"mode": args.autopilot}
     autopilot = override(config.autopilot, mode, lambda knob: "--autopilot")
     _check_ports(server)
     models = add_models(
         config.models, args.models, args.slo or "", command="serve", others=bool(server.repository or server.store)
     )
-    config = msgspec.structs.replace(config, server=server, autopilot=autopilot, models=models)
+    config = msgspec.structs.replace(config, server=server, tls=tls, auth=auth, autopilot=autopilot, models=models)
     for warning in [*warnings, *weights_without_effect(config)]:
         complain(warning)
     return config
@@ -171,16 +178,16 @@ def _report(server: "Server") -> None:
     if server.models.shares_cores:
         say("batches of these models take turns on the cores (arbiter)")
     if server.unix_socket is None:
-        say(f"inference  http://{authority(server.host, server.http_port)}/v2   (plain JSON: POST /predict/MODEL)")
+        say(f"inference  {server.scheme}://{authority(server.host, server.http_port)}/v2   (plain JSON: POST /predict/MODEL)")
     else:
         say(f"inference  {server.unix_socket.path}   (curl --unix-socket {server.unix_socket.path} http://localhost/v2)")
     if "grpc_port" in server.ports:
         say(f"gRPC       {authority(server.host, server.ports['grpc_port'])}")
     if "tfs_grpc_port" in server.ports:
         rest = authority(server.host, server.ports["tfs_http_port"])
-        say(f"TF Serving {authority(server.host, server.ports['tfs_grpc_port'])} (gRPC), http://{rest}/v1/models")
+        say(f"TF Serving {authority(server.host, server.ports['tfs_grpc_port'])} (gRPC), {server.scheme}://{rest}/v1/models")
     control = authority(server.host, server.control_port)
-    say(f"metrics    http://{control}/metrics   (try a request: /docs; state and knobs: dlproxy models)")
+    say(f"metrics    {server.scheme}://{control}/metrics   (try a request: /docs; state and knobs: dlproxy models)")
     say("ready; Ctrl-C stops")
 
 

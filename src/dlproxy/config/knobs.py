@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from dlproxy.config.goals import Goal, parse_goal, parse_latency
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.paths import OWN_WAYS
+from dlproxy.config.security import AuthConfig, GrantConfig, TlsConfig
 from dlproxy.config.server import DisciplineName, ServerConfig, Switch
 from dlproxy.config.traits import Only
 from dlproxy.config.traits import knob as _knob
@@ -460,10 +461,13 @@ class Config(Struct, frozen=True, kw_only=True):
 
     server: ServerConfig = ServerConfig()
     http: HttpLimits = HttpLimits()
+    tls: TlsConfig = TlsConfig()
+    auth: AuthConfig = AuthConfig()
     autopilot: AutopilotConfig = AutopilotConfig()
     models: dict[str, list[ModelConfig]] = {}
     """The versions of each, oldest first."""
     tenants: dict[str, TenantConfig] = {}
+    grants: dict[str, GrantConfig] = {}
 
     def served(self) -> list[tuple[str, ModelConfig]]:
         """Every version of every model, with the model's name."""
@@ -473,7 +477,10 @@ class Config(Struct, frozen=True, kw_only=True):
 SECTIONS: dict[str, type[Struct]] = {
     "server": ServerConfig,
     "http": HttpLimits,
+    "tls": TlsConfig,
+    "auth": AuthConfig,
     "autopilot": AutopilotConfig,
     "models": ModelConfig,
     "tenants": TenantConfig,
+    "grants": GrantConfig,
 }

@@ -18,12 +18,14 @@ from dlproxy.config.knobs import SECTIONS, AutopilotConfig, Config, ModelConfig
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain, nearest, unknown_key, what_and_where
 from dlproxy.config.paths import is_file
+from dlproxy.config.security import AuthConfig, GrantConfig, TlsConfig
 from dlproxy.config.server import ServerConfig
 from dlproxy.config.table import GLOBAL, knobs, option, tuned_knobs
 from dlproxy.config.values import ConfigError
 
 PREFIX = "DLPROXY_"
 FILE_VARIABLE = "DLPROXY_CONFIG"
+KEY_VARIABLE = "DLPROXY_API_KEY"  # which commands send to a server
 
 _NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -38,14 +40,24 @@ def load(path: Path) -> Config:
         if key not in SECTIONS:
             raise file.error([key], unknown_key(key, SECTIONS))
     tenants = file.tables(["tenants"], data.get("tenants", {}))
+    grants = file.tables(["grants"], data.get("grants", {}))
     models = file.tables(["models"], data.get("models", {}))
     return Config(
         server=file.section(["server"], data.get("server", {}), ServerConfig),
         http=file.section(["http"], data.get("http", {}), HttpLimits),
+        tls=_beside(path, file.section(["tls"], data.get("tls", {}), TlsConfig), "cert", "key", "client_ca"),
+        auth=_beside(path, file.section(["auth"], data.get("auth", {}), AuthConfig), "keys"),
         autopilot=file.section(["autopilot"], data.get("autopilot", {}), AutopilotConfig),
+        grants={name: file.section(["grants", name], table, GrantConfig) for name, table in grants.items()},
         tenants={name: file.section(["tenants", name], table, TenantConfig) for name, table in tenants.items()},
         models={name: file.models(["models", name], table) for name, table in models.items()},
     )
+
+
+def _beside(path: Path, section: Section, *files: str) -> Section:
+    """With these files as seen from the configuration's folder."""
+    found = {name: str(path.parent / file) for name in files if (file := getattr(section, name))}
+    return msgspec.structs.replace(section, **found)
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
@@ -159,7 +171,8 @@ def from_environment(path: Path | None, environment: Mapping[str, str]) -> tuple
     """
     file = path or (Path(environment[FILE_VARIABLE]) if environment.get(FILE_VARIABLE) else None)
     config = load(file) if file is not None else Config()
-    given = {name: text for name, text in environment.items() if name.startswith(PREFIX) and name != FILE_VARIABLE}
+    ours = sorted(name for name in environment if name.startswith(PREFIX) and name not in (FILE_VARIABLE, KEY_VARIABLE))
+    given = {name: environment[name] for name in ours}
     sections, known = {}, [FILE_VARIABLE]
     for section in GLOBAL:
         names = {variable(section, knob): knob for knob in knobs(SECTIONS[section])}

@@ -45,10 +45,12 @@ from dlproxy.wire.http_server import HttpServer
 from dlproxy.wire.listening import Listening
 from dlproxy.wire.oip_http import OipApp
 from dlproxy.wire.tfs_http import TfsRoutes
+from dlproxy.wire.tls import GRPC, HTTP, Certificates
 from dlproxy.wire.waiting import Waiting
 
 if TYPE_CHECKING:
     from dlproxy.fleet.repository.watcher import Repository
+    from dlproxy.wire.terms import Identify
 
 GC_ALLOCATIONS = 20_000  # requests make no reference cycles: looking for some every 700 allocations costs about 3 %
 
@@ -66,7 +68,7 @@ class Server:
     """One dlproxy process. `start`, then `run` until SIGTERM or SIGINT; or `start` and `stop` by hand."""
 
     def __init__(self, config: Config) -> None:
-        """Raises ConfigError for a quota that never admits anything."""
+        """Raises ConfigError for a quota that never admits anything, and certificates that cannot be used."""
         self._config = config
         self.models = Models(config.server, config.tenants, autopilot=config.autopilot)
         budget_mb = config.server.memory_budget_mb
@@ -78,6 +80,8 @@ class Server:
         self.host = config.server.host
         self.ports: dict[str, int] = {}
         """What is listened on, by the knobs that say so."""
+        self._desk = _identity_desk(config) if config.auth.asks or config.grants else None
+        self._certificates = Certificates(config.tls) if config.tls.cert else None
         self._doors: list[Listening] = []
 
     @property
@@ -90,10 +94,14 @@ class Server:
         return self.ports["control_port"]
 
     @property
+    def scheme(self) -> str:
+        return "http" if self._certificates is None else "https"
+
+    @property
     def _inference_port(self) -> InferencePort:
         if self.unix_socket is not None:
             return InferencePort(path=self.unix_socket.path)
-        return InferencePort(nearby(self.host), self.http_port)
+        return InferencePort(nearby(self.host), self.http_port, tls=self._certificates is not None)
 
     @property
     def connections(self) -> int:
@@ -139,17 +147,21 @@ class Server:
             self.ports = listeners.ports
             self.unix_socket = listeners.unix_socket
             docs = docs_routes(app.document, self._inference_port)
-            page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot, docs)
-            self._control = ControlServer(page)
+            page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot, docs, self._desk)
+            tls = self._certificates
+            self._control = ControlServer(page, None if tls is None else tls.context(HTTP))
             sockets = listeners.take()
             control = sockets.pop("control_port")
             methods = grpc_methods(
                 catalog, repository, limits, clock=monotonic, tenant_header=server.tenant_header, extensions=extensions
             )
             for knob, listener in sockets.items():
-                door: Listening = GrpcServer(methods, limits) if "grpc" in knob else HttpServer(answer, limits)
+                grpc = "grpc" in knob
+                door: Listening = GrpcServer(methods, limits, self._desk) if grpc else HttpServer(answer, limits, self._desk)
                 self._doors.append(door)
-                await door.start(listener)
+                await door.start(listener, None if tls is None else tls.context(GRPC if grpc else HTTP))
+            if tls is not None:
+                tls.watch()
             control.listen()  # uvicorn gets to it some turns later, and "ready" must be true of all ports
             self._control.start(control)
 
@@ -271,6 +283,8 @@ class Server:
             self.unix_socket.remove()
         await asyncio.gather(*[door.drain(drain_s) for door in self._doors])
         farewell.over()
+        if self._certificates is not None:
+            self._certificates.close()
         await self.models.drain(1.0)
         await self._control.stop()
 
@@ -278,6 +292,12 @@ class Server:
 def _fixed(config: Config) -> Config:
     """What needs a restart."""
     return msgspec.structs.replace(config, models={})
+
+
+def _identity_desk(config: Config) -> "Identify":
+    from dlproxy.wire.identity.desk import IdentityDesk  # most servers start without one
+
+    return IdentityDesk(config.auth, config.grants, monotonic)
 
 
 def _repository(server: ServerConfig, control: Control) -> "Repository":

@@ -6,6 +6,7 @@ No inference passes here. Called by serve/server.py. Not aware of: the inference
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,8 +27,10 @@ from dlproxy.policy.planner import VersionState
 from dlproxy.telemetry import prometheus
 from dlproxy.telemetry.event_log import LogError
 from dlproxy.wire.catalog import Catalog, ServedModel
+from dlproxy.wire.control_guard import ControlGuard
 from dlproxy.wire.operations import Operations, Pilots
 from dlproxy.wire.target import name_in, path_of
+from dlproxy.wire.terms import Identify
 
 MOST_BODY = 64 * 1024  # bytes of a change of knobs
 TICK_S = 1.0  # how often the Date header is renewed
@@ -39,6 +42,7 @@ def control_app(
     operations: Operations,
     pilots: Pilots,
     more: Sequence[Route] = (),
+    identify: Identify | None = None,
 ) -> Starlette:
     """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state, also
     of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued
@@ -57,7 +61,7 @@ def control_app(
         return JSONResponse({"ready": catalog.ready, "models": models}, status_code=200 if catalog.ready else 503)
 
     app = Starlette(
-        middleware=[Middleware(_OnePath)],
+        middleware=[Middleware(_OnePath), Middleware(ControlGuard, identify=identify)],
         routes=[
             Route("/metrics", metrics),
             Route("/healthz", healthz),
@@ -225,7 +229,7 @@ class _EmbeddedServer(uvicorn.Server):
 class ControlServer:
     """Serves the control port on a bound socket, in this event loop."""
 
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: Starlette, tls: ssl.SSLContext | None = None) -> None:
         config = uvicorn.Config(
             app,
             http="h11",  # over llhttp, uvicorn loses the body behind an offer to upgrade
@@ -236,6 +240,8 @@ class ControlServer:
             lifespan="off",
             timeout_graceful_shutdown=1,
         )
+        config.load()
+        config.ssl = tls
         self._server = _EmbeddedServer(config)
         self._task: asyncio.Task[None] | None = None
 

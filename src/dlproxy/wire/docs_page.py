@@ -5,6 +5,7 @@ Called by control_http.py. Not aware of: models, what a request means.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from importlib.resources import files
 from typing import Any
@@ -35,16 +36,25 @@ class InferencePort(Struct, frozen=True):
     host: str = ""
     port: int = 0
     path: str = ""
+    tls: bool = False
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Raises OSError."""
         if self.path:
             return await asyncio.open_unix_connection(self.path, limit=PIECE)
-        return await asyncio.open_connection(self.host, self.port, limit=PIECE)
+        return await asyncio.open_connection(self.host, self.port, limit=PIECE, ssl=_our_own() if self.tls else None)
 
     def url(self, host: str) -> str:
         """For a client that has reached the control port under this name."""
-        return "http://localhost" if self.path else f"http://{host}:{self.port}"
+        return "http://localhost" if self.path else f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+
+def _our_own() -> ssl.SSLContext:
+    """For a connection to ourselves: the certificate names the server as its clients know it, not as it knows itself."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def docs_routes(document: Callable[[str], dict[str, Any]], port: InferencePort) -> list[Route]:

@@ -14,6 +14,7 @@ from dlproxy.policy.queueing import LOWEST_LEVEL
 from dlproxy.service import FutureReply, ReplyTo
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.checks import RequestChecker
+from dlproxy.wire.rights import demand
 from dlproxy.wire.terms import NO_TERMS, HeaderTerms, Terms
 
 TENANT_HEADER = "x-tenant-id"
@@ -59,6 +60,7 @@ class Endpoint:
                 ticket.tenant = terms.tenant
             if terms.principal is not ANONYMOUS:
                 request.principal = terms.principal
+                demand(terms.principal, "infer", self.model.name)
             if terms.trace is not NO_TRACE:
                 request.trace = terms.trace
         if self._sticky:

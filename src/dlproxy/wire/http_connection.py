@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from dlproxy.message import ANONYMOUS, InferenceError, Principal
 from dlproxy.wire.http_exchange import CLOSE, Exchange, ReplyStream, in_http
-from dlproxy.wire.listening import DRAIN_GRACE_S
+from dlproxy.wire.listening import DRAIN_GRACE_S, peer_of
 
 if TYPE_CHECKING:
     from dlproxy.wire.http_server import HttpServer
@@ -77,6 +77,7 @@ class HttpConnection(asyncio.Protocol):
         "_transport",
         "_app",
         "_identify",
+        "_peer",
         "_headers",
         "_parser",
         "_received",
@@ -130,6 +131,8 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self.server.connection_made(self)
+        if self._identify is not None:
+            self._peer = peer_of(transport)
         if len(self.server.connections) > self._limits.max_connections:
             self._refuse(503, f"connection limit ({self._limits.max_connections}) reached", b"retry-after: 1\r\n")
 
@@ -278,7 +281,7 @@ class HttpConnection(asyncio.Protocol):
         """Asked for every request, also where its header is remembered: a credential may have expired."""
         assert self._identify is not None
         try:
-            return self._identify(method, target, headers)
+            return self._identify(self._peer, method, target, headers)
         except InferenceError as error:
             raise _RefusedError(*in_http(error.failure)) from None
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
+from dlproxy.message import Scope
 from dlproxy.wire.http_exchange import Exchange
 from dlproxy.wire.target import name_in, path_of
 
@@ -16,8 +17,11 @@ VERSION = r"(?:/versions/(?P<version>(?:\w|%[89A-F][0-9A-F])+))?"  # a number, o
 Handler = Callable[..., None]
 """Called with the exchange, and by name with what the pattern's groups matched, decoded. May raise InferenceError."""
 
-Row = tuple[str, bytes, Handler]
-"""A pattern of a path, as path_of gives it; a method; who answers it. GET answers HEAD, too."""
+Row = tuple[str, bytes, Handler] | tuple[str, bytes, Handler, Scope | None]
+"""A pattern of a path, as path_of gives it; a method; who answers it; what one has to be allowed for it.
+
+GET answers HEAD, too. None: nothing. Not said: to read, for GET; else nothing here, as whoever submits asks.
+"""
 
 
 class Found(Struct):
@@ -25,6 +29,7 @@ class Found(Struct):
 
     handler: Handler
     groups: dict[str, str]
+    right: Scope | None
 
 
 class Routes:
@@ -32,12 +37,14 @@ class Routes:
 
     def __init__(self, rows: Iterable[Row], *, hint: str) -> None:
         """`hint`: what a 404 says there is instead."""
-        table: dict[str, dict[bytes, Handler]] = {}
-        for pattern, method, handler in rows:
+        table: dict[str, dict[bytes, tuple[Handler, Scope | None]]] = {}
+        for row in rows:
+            pattern, method, handler = row[:3]
+            right: Scope | None = row[3] if len(row) == 4 else "read" if method == b"GET" else None
             handlers = table.setdefault(pattern, {})
-            handlers[method] = handler
+            handlers[method] = handler, right
             if method == b"GET":
-                handlers.setdefault(b"HEAD", handler)
+                handlers.setdefault(b"HEAD", (handler, right))
         self._table = [(re.compile(pattern), handlers) for pattern, handlers in table.items()]
         self._hint = hint
 
@@ -53,9 +60,10 @@ class Routes:
             match = pattern.fullmatch(path)
             if match is None:
                 continue
-            handler = handlers.get(exchange.method)
-            if handler is not None:
-                return Found(handler, {name: name_in(part) for name, part in match.groupdict(default="").items()})
+            found = handlers.get(exchange.method)
+            if found is not None:
+                handler, right = found
+                return Found(handler, {name: name_in(part) for name, part in match.groupdict(default="").items()}, right)
             allowed = ", ".join(method.decode() for method in handlers)
             message = f"Method Not Allowed: {shown} accepts {allowed}, not {exchange.method.decode()}"
             exchange.fail(405, message, f"allow: {allowed}\r\n".encode())

@@ -6,9 +6,14 @@ Base of http_server.py and grpc/server.py. Not aware of: parsing, requests.
 import asyncio
 import logging
 import socket
+import ssl
+import struct
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Protocol
+from typing import Any, Protocol
+
+from dlproxy.wire.terms import Peer
+from dlproxy.wire.tls import HANDSHAKE_S
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +50,14 @@ class Listening:
         self._empty = asyncio.Event()
         self._empty.set()
 
-    async def start(self, listener: socket.socket) -> None:
+    async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Returns once connections are accepted."""
         self._loop = asyncio.get_running_loop()
         self._sweep_at = self._loop.time()
         self._sweep()
+        more: dict[str, Any] = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_S}
         create = self._loop.create_unix_server if listener.family == socket.AF_UNIX else self._loop.create_server
-        self._server = await create(self._make, sock=listener, backlog=1024)
+        self._server = await create(self._make, sock=listener, backlog=1024, **more)
 
     def connection_made(self, connection: Connection) -> None:
         self.connections.add(connection)
@@ -99,3 +105,17 @@ class Listening:
         for connection in list(self.connections):
             connection.age(elapsed_s)
         self._next_sweep = self._loop.call_later(DRAIN_GRACE_S / 3 if self.draining else SWEEP_S, self._sweep)
+
+
+def peer_of(transport: asyncio.BaseTransport) -> Peer:
+    """Who is at the other end, as far as the connection shows it."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family == socket.AF_UNIX:
+        if not hasattr(socket, "SO_PEERCRED"):  # Linux has it
+            return Peer()
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return Peer("", f"unix:{struct.unpack('3i', credentials)[1]}")
+    address = transport.get_extra_info("peername") or ("",)
+    subject = (transport.get_extra_info("peercert") or {}).get("subject", ())
+    name = next((value for part in subject for field, value in part if field == "commonName"), "")
+    return Peer(address[0], f"cert:{name}" if name else "")

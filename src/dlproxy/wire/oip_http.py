@@ -28,6 +28,7 @@ from dlproxy.wire.http_routes import VERSION, Routes, Row
 from dlproxy.wire.oip_repository import RepositoryExtension, RepositoryRoutes
 from dlproxy.wire.operations import ModelRepository
 from dlproxy.wire.regions import NO_REGIONS, Regions
+from dlproxy.wire.rights import demand
 from dlproxy.wire.terms import DEADLINE, NO_TERMS, deadline_of, in_milliseconds, of_parameters
 from dlproxy.wire.waiting import answer_once_up
 
@@ -78,15 +79,15 @@ class OipApp:
         self._follow()
         model_path = r"/v2/models/(?P<name>[^/]+)" + VERSION
         own: list[Row] = [
-            (r"/", b"GET", self._welcome),
+            (r"/", b"GET", self._welcome, None),
             (r"/openapi\.json", b"GET", self._document),
             (r"/v2", b"GET", self._server_metadata),
-            (r"/v2/health/live", b"GET", self._live),
-            (r"/v2/health/ready", b"GET", self._ready),
+            (r"/v2/health/live", b"GET", self._live, None),
+            (r"/v2/health/ready", b"GET", self._ready, None),
             (r"/v2/models/stats", b"GET", self._all_stats),
-            (r"/v2/repository/index", b"POST", in_repository.index),
-            (r"/v2/repository/models/(?P<name>[^/]+)/load", b"POST", in_repository.load),
-            (r"/v2/repository/models/(?P<name>[^/]+)/unload", b"POST", in_repository.unload),
+            (r"/v2/repository/index", b"POST", in_repository.index, "read"),
+            (r"/v2/repository/models/(?P<name>[^/]+)/load", b"POST", in_repository.load, "admin"),
+            (r"/v2/repository/models/(?P<name>[^/]+)/unload", b"POST", in_repository.unload, "admin"),
             (model_path, b"GET", self._metadata),
             (model_path + "/ready", b"GET", self._model_ready),
             (model_path + "/config", b"GET", self._config),
@@ -138,6 +139,8 @@ class OipApp:
     def _route(self, exchange: Exchange) -> None:
         found = self._routes.find(exchange)
         if found is not None:
+            if found.right is not None:
+                demand(exchange.principal, found.right, found.groups.get("name", ""))
             if b"content-encoding" in exchange.headers:
                 self._decompress(exchange)
             found.handler(exchange, **found.groups)

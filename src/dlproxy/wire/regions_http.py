@@ -37,8 +37,8 @@ class RegionRoutes:
             path = f"/v2/{kind}sharedmemory"
             one = path + "/region/(?P<name>[^/]+)"
             rows += [(path + "/status", b"GET", status), (one + "/status", b"GET", status)]
-            rows += [(path + "/unregister", b"POST", unregister), (one + "/unregister", b"POST", unregister)]
-            rows += [(path + "/register", b"POST", register), (one + "/register", b"POST", register)]
+            rows += [(path + "/unregister", b"POST", unregister, "admin"), (one + "/unregister", b"POST", unregister, "admin")]
+            rows += [(path + "/register", b"POST", register, "admin"), (one + "/register", b"POST", register, "admin")]
         return rows
 
     def _status(self, exchange: Exchange, name: str = "") -> None:

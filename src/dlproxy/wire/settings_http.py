@@ -24,11 +24,11 @@ class SettingRoutes:
         of_model = "/v2/models/(?P<name>[^/]+)/trace/setting"
         return [
             ("/v2/logging", b"GET", self._show_logs),
-            ("/v2/logging", b"POST", self._change_logs),
+            ("/v2/logging", b"POST", self._change_logs, "admin"),
             ("/v2/trace/setting", b"GET", self._show_trace),
-            ("/v2/trace/setting", b"POST", self._change_trace),
+            ("/v2/trace/setting", b"POST", self._change_trace, "admin"),
             (of_model, b"GET", self._show_trace),
-            (of_model, b"POST", self._change_trace),
+            (of_model, b"POST", self._change_trace, "admin"),
         ]
 
     def _show_logs(self, exchange: Exchange) -> None:

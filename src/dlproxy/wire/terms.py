@@ -22,8 +22,19 @@ MOST_DEADLINE_MS = 1e12  # 31 years
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}  # of gRPC's time-outs
 SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 
-Identify = Callable[[bytes, bytes, Mapping[bytes, bytes]], Principal]
-"""Who asks, from a request's method, path and headers alone: a protocol calls it before it reads the body.
+
+class Peer(Struct, frozen=True):
+    """The other end of a connection: its address, empty on a Unix socket, and what it has shown when it connected.
+
+    `name`: "cert:" and the common name of its certificate, or "unix:" and the user id; empty for neither.
+    """
+
+    address: str = ""
+    name: str = ""
+
+
+Identify = Callable[[Peer, bytes, bytes, Mapping[bytes, bytes]], Principal]
+"""Who asks, from the connection, a request's method, path and headers alone: a protocol calls it before it reads the body.
 
 Raises InferenceError(UNAUTHENTICATED or FORBIDDEN) to refuse the request.
 """

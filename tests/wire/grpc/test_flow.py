@@ -24,6 +24,7 @@ from dlproxy.wire.grpc.frames import END_HEADERS, END_STREAM, HEADERS, RST_STREA
 from dlproxy.wire.grpc.header_blocks import MAX_BLOCKS
 from dlproxy.wire.grpc.receiving import BURST, MOST_STORED, WINDOW
 from dlproxy.wire.grpc.server import GrpcServer, Methods
+from dlproxy.wire.terms import Peer
 from tests.wire.fixtures import FakeTransport
 
 from .fixtures import ECHO, KEEP, TALK, Methodical
@@ -394,7 +395,7 @@ def test_an_idle_connection_keeps_no_message() -> None:
 def test_who_asks_is_decided_before_the_message_comes_and_may_end_the_call() -> None:
     asked: list[tuple[bytes, bytes]] = []
 
-    def identify(method: bytes, path: bytes, fields: Mapping[bytes, bytes]) -> Principal:
+    def identify(peer: Peer, method: bytes, path: bytes, fields: Mapping[bytes, bytes]) -> Principal:
         asked.append((method, path))
         if b"authorization" not in fields:
             raise InferenceError(Failure(FailureKind.UNAUTHENTICATED, "who are you?"))

@@ -33,6 +33,8 @@ from dlproxy.wire.grpc.frames import (
 from dlproxy.wire.grpc.header_blocks import PROTOBUF, Head, HeaderBlocks, TooLargeError
 from dlproxy.wire.grpc.lifetime import LAST_CALL, MIN_PING_S, Lifetime
 from dlproxy.wire.grpc.receiving import MOST_STORED, WINDOW
+from dlproxy.wire.listening import peer_of
+from dlproxy.wire.rights import demand
 
 if TYPE_CHECKING:
     from dlproxy.wire.grpc.server import GrpcServer
@@ -79,6 +81,7 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.server.connection_made(self)
+        self._peer = peer_of(transport) if self.server.identify is not None else None
         offer = {
             frames.MAX_STREAMS: self.server.max_streams,
             frames.INITIAL_WINDOW: WINDOW,
@@ -237,8 +240,10 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
         call.method = server.methods.unary.get(head.path)
         call.left = head.length
         try:
-            if server.identify is not None:
-                call.principal = server.identify(b"POST", head.path, head.headers)
+            if server.identify is not None and self._peer is not None:
+                who = call.principal = server.identify(self._peer, b"POST", head.path, head.headers)
+                if (right := server.methods.rights.get(head.path)) is not None:
+                    demand(who, right)
             if call.method is None or not head.plain or self.held_bytes:
                 self._begin(call, head)
             if flags & END_STREAM:

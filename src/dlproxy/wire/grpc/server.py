@@ -4,10 +4,12 @@ Why it is no library's: docs/adr/0022-grpc-on-our-own-hot-path.md. Not aware of:
 """
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from msgspec import Struct
 
 from dlproxy.config import HttpLimits
+from dlproxy.message import Scope
 from dlproxy.wire.grpc.call import Call
 from dlproxy.wire.grpc.connection import GrpcConnection
 from dlproxy.wire.listening import Listening
@@ -27,6 +29,8 @@ class Methods(Struct, frozen=True):
 
     unary: Mapping[bytes, Unary]
     streaming: Mapping[bytes, Streaming]
+    rights: Mapping[bytes, Scope] = MappingProxyType({})
+    """What one has to be allowed for a call, where it is not the method that asks."""
 
 
 def all_of(*services: Methods) -> Methods:

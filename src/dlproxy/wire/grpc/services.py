@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from dlproxy.config import HttpLimits
+from dlproxy.message import Scope
 from dlproxy.protos.grpc_services import health
 from dlproxy.protos.oip import oip
 from dlproxy.protos.tfs import tfs
@@ -16,6 +19,27 @@ from dlproxy.wire.grpc.server import Methods, all_of
 from dlproxy.wire.grpc.settings import setting_methods
 from dlproxy.wire.grpc.tfs import TfsService
 from dlproxy.wire.operations import ModelRepository
+
+OPEN = frozenset(
+    (
+        b"/inference.GRPCInferenceService/ServerLive",
+        b"/inference.GRPCInferenceService/ServerReady",
+        b"/grpc.health.v1.Health/Check",
+        b"/grpc.health.v1.Health/Watch",
+    )
+)
+"""Methods that everybody may call."""
+
+ASKING = frozenset((b"ModelInfer", b"ModelStreamInfer", b"Predict", b"Classify", b"Regress", b"MultiInference"))
+"""Methods that ask models: the endpoint of each model looks who may."""
+
+READING = frozenset(
+    (
+        *(b"ModelReady", b"ServerMetadata", b"ModelMetadata", b"ModelConfig", b"ModelStatistics", b"RepositoryIndex"),
+        *(b"GetModelStatus", b"GetModelMetadata", b"SystemSharedMemoryStatus", b"CudaSharedMemoryStatus"),
+    )
+)
+"""Methods that change nothing."""
 
 
 def grpc_methods(
@@ -39,4 +63,11 @@ def grpc_methods(
         TfsService(catalog, repository, clock=clock, tenant_header=tenant_header).methods(),
     )
     every = all_of(own, Health(catalog, services_of(own)).methods())
-    return all_of(every, Reflection(every, lambda: [oip, tfs, health]).methods())
+    found = all_of(every, Reflection(every, lambda: [oip, tfs, health]).methods())
+    paths = {*found.unary, *found.streaming} - OPEN
+    return replace(found, rights={path: _right(path) for path in paths if path.rpartition(b"/")[2] not in ASKING})
+
+
+def _right(path: bytes) -> Scope:
+    """Who adds a method and says nothing of it here has it for operators."""
+    return "read" if path.rpartition(b"/")[2] in READING or b".reflection." in path else "admin"

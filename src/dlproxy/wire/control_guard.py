@@ -1,0 +1,118 @@
+"""Who may do what on the control port: asks for keys where there are some, and else lets only this machine change things.
+
+Stands before the routes of control_http.py. Not aware of: what they do.
+"""
+
+import ipaddress
+import logging
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Principal
+from dlproxy.message import Scope as Right
+from dlproxy.wire.http_exchange import STATUS
+from dlproxy.wire.rights import demand
+from dlproxy.wire.terms import Identify, Peer
+
+log = logging.getLogger("dlproxy.audit")
+
+OPEN = ("/healthz", "/docs")  # orchestrators ask without a key, and the page holds nothing but itself
+PASSED_ON = "/docs/try"  # to the inference port, which asks for itself
+HARMLESS = ("GET", "HEAD", "OPTIONS")
+
+
+class ControlGuard:
+    """ASGI middleware. `identify`: None where no keys are asked for. What changes something is written to the audit log."""
+
+    def __init__(self, app: ASGIApp, identify: Identify | None) -> None:
+        self._app = app
+        self._identify = identify
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            await self._app(scope, receive, send)
+            return
+        headers, harmless, who = Headers(scope=scope), scope["method"] in HARMLESS, ANONYMOUS
+        try:
+            who = self._allowed(scope, headers, harmless=harmless)
+        except InferenceError as error:
+            _write(scope, who, f"refused: {error.failure.message}")
+            challenge = {"www-authenticate": "Bearer"} if error.failure.kind is FailureKind.UNAUTHENTICATED else None
+            status = STATUS[error.failure.kind]
+            await JSONResponse({"error": error.failure.message}, status_code=status, headers=challenge)(scope, receive, send)
+            return
+        if harmless:
+            await self._app(scope, receive, send)
+            return
+
+        async def sent(message: Mapping[str, object]) -> None:
+            if message["type"] == "http.response.start":
+                _write(scope, who, f"answered {message['status']}")
+            await send(dict(message))
+
+        await self._app(scope, receive, sent)
+
+    def _allowed(self, scope: Scope, headers: Headers, *, harmless: bool) -> Principal:
+        """Raises InferenceError."""
+        if not harmless:
+            _refuse_other_sites(headers)
+        if scope["path"] == PASSED_ON or scope["path"].startswith(f"{PASSED_ON}/"):
+            return ANONYMOUS
+        if self._identify is None:
+            if not harmless and not _is_here(scope):
+                raise _forbidden("changes are taken from this machine only, as no API keys are asked for ([auth] keys)")
+            return ANONYMOUS
+        client = scope.get("client")
+        peer = Peer(client[0] if client else "")
+        who = self._identify(peer, scope["method"].encode(), scope["raw_path"], dict(headers.raw))
+        right: Right = "metrics" if scope["path"] == "/metrics" else "read" if harmless else "admin"
+        demand(who, right)
+        return who
+
+
+def _refuse_other_sites(headers: Headers) -> None:
+    """A page that a browser on this machine shows may not change anything here, whatever name it gives this address."""
+    origin, host = headers.get("origin"), headers.get("host", "")
+    if origin is not None and origin.partition("://")[2] != host:
+        raise _forbidden(f"pages of {origin[:100]} may not change anything here")
+    if origin is not None and not _is_local_name(host):
+        raise _forbidden(f"{host[:100]} is no name under which pages may change anything here")
+
+
+def _is_here(scope: Scope) -> bool:
+    client = scope.get("client")
+    if not client:  # a Unix socket
+        return True
+    try:
+        return ipaddress.ip_address(client[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_local_name(host: str) -> bool:
+    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    if name == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _forbidden(message: str) -> InferenceError:
+    return InferenceError(Failure(FailureKind.FORBIDDEN, message))
+
+
+def _write(scope: Scope, who: Principal, outcome: str) -> None:
+    client = scope.get("client")
+    told = {
+        "who": who.name or "anonymous",
+        "from": client[0] if client else "unix",
+        "what": f"{scope['method']} {scope['raw_path'].decode('ascii', 'backslashreplace')}",
+        "outcome": outcome,
+    }
+    log.info("%(who)s from %(from)s: %(what)s: %(outcome)s", told, extra={"request": told})

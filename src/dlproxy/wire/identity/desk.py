@@ -1,0 +1,96 @@
+"""Who asks, from a request's headers and its connection: the same for every protocol. An Identify, made by serve/server.py.
+
+Not aware of: what is asked for, sockets.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import time
+
+from dlproxy.config.security import AuthConfig, GrantConfig
+from dlproxy.message import Failure, FailureKind, Grant, InferenceError, Principal, Scope
+from dlproxy.wire.identity.attempts import Attempts
+from dlproxy.wire.identity.keys import Keys
+from dlproxy.wire.identity.rules import Rules
+from dlproxy.wire.terms import Peer
+
+AUTHORIZATION, API_KEY = b"authorization", b"x-api-key"
+BEARER = b"bearer "
+ANONYMOUS_SCOPES: dict[str, tuple[Scope, ...]] = {"none": (), "metrics": ("metrics",), "infer": ("infer", "read", "metrics")}
+
+HEALTH = frozenset(
+    (
+        *(b"/v2/health/live", b"/v2/health/ready", b"/grpc.health.v1.Health/Check", b"/grpc.health.v1.Health/Watch"),
+        *(b"/inference.GRPCInferenceService/ServerLive", b"/inference.GRPCInferenceService/ServerReady"),
+    )
+)
+"""What load balancers ask without a key."""
+
+STRANGER = Principal(grant=Grant(frozenset()))
+NOBODY = Failure(FailureKind.UNAUTHENTICATED, "this server asks who you are: send 'Authorization: Bearer KEY'")
+
+
+class IdentityDesk:
+    """Knows keys, tokens, certificates and Unix accounts. What a request sends counts before what its connection has shown."""
+
+    def __init__(self, auth: AuthConfig, grants: Mapping[str, GrantConfig], clock: Callable[[], float]) -> None:
+        """Raises ConfigError for what cannot be used."""
+        self._keys = Keys(Path(auth.keys), clock) if auth.keys else None
+        self._tokens = None
+        if auth.jwks:
+            from dlproxy.wire.identity.tokens import Tokens  # of the extra `auth`
+
+            self._tokens = Tokens(auth, clock, time)
+        self._rules = Rules(grants)
+        self._attempts = Attempts(clock)
+        scopes = ANONYMOUS_SCOPES[auth.anonymous]
+        self._anonymous = Principal(grant=Grant(frozenset(scopes))) if scopes else None
+        self._of_peers: dict[str, Principal] = {}
+
+    def __call__(self, peer: Peer, method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> Principal:
+        """Raises InferenceError: UNAUTHENTICATED for what proves nothing, QUOTA for too many tries, FORBIDDEN."""
+        shown = headers.get(API_KEY)
+        if shown is None:
+            authorization = headers.get(AUTHORIZATION)
+            if authorization is None:
+                return self._of_connection(peer, target)
+            if authorization[: len(BEARER)].lower() != BEARER:
+                raise InferenceError(NOBODY)
+            shown = authorization[len(BEARER) :].strip()
+        text = shown.decode("latin-1")
+        store = self._tokens if self._tokens is not None and text.count(".") == 2 else self._keys
+        if store is None:
+            raise InferenceError(NOBODY)
+        if store.knows(text):  # behind one address there are many clients: who has a key does not wait for who guesses
+            return self._of_text(text)
+        self._attempts.check(peer.address)
+        try:
+            return self._of_text(text)
+        except InferenceError as error:
+            if error.failure.kind is FailureKind.UNAUTHENTICATED:
+                self._attempts.failed(peer.address)
+            raise
+
+    def _of_text(self, text: str) -> Principal:
+        if self._tokens is not None and text.count(".") == 2:
+            said = self._tokens.said(text)
+            return self._rules.principal("token", said.subject, said.scopes)
+        if self._keys is None:
+            raise InferenceError(NOBODY)
+        return self._keys.principal(text)
+
+    def _of_connection(self, peer: Peer, target: bytes) -> Principal:
+        if peer.name:
+            known = self._of_peers.get(peer.name)
+            if known is None:
+                known = self._of_peers[peer.name] = self._of_peer(peer.name)
+            return known
+        if self._anonymous is not None:
+            return self._anonymous
+        if target in HEALTH:
+            return STRANGER
+        raise InferenceError(NOBODY)
+
+    def _of_peer(self, shown: str) -> Principal:
+        kind, _, name = shown.partition(":")
+        return self._rules.principal(kind, name)

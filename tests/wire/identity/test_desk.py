@@ -1,0 +1,145 @@
+"""Who asks, by headers and connections together; rules; and how long those who guess have to wait."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from dlproxy.config import ConfigError
+from dlproxy.config.security import AuthConfig, GrantConfig
+from dlproxy.message import FailureKind, InferenceError, Principal, fits
+from dlproxy.wire.identity import key_file
+from dlproxy.wire.identity.attempts import FIRST_S, FREE, LONGEST_S, Attempts
+from dlproxy.wire.identity.desk import IdentityDesk
+from dlproxy.wire.identity.rules import Rules
+from dlproxy.wire.terms import Peer
+
+HERE = Peer("127.0.0.1")
+NONE: Mapping[bytes, bytes] = {}
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Known:
+    """A desk that knows one key, and certificates of shops."""
+
+    def __init__(self, folder: Path, **auth: str) -> None:
+        path = folder / "keys.toml"
+        self.key = key_file.create(path, "ann", scopes=["infer"], models=["*"])
+        self.clock = Clock()
+        grants = {"shops": GrantConfig(who="cert:shop-*", models=["ocr"], tenant="retail")}
+        self.desk = IdentityDesk(AuthConfig(keys=str(path), **auth), grants, self.clock)
+
+    def ask(self, headers: Mapping[bytes, bytes] = NONE, peer: Peer = HERE) -> Principal:
+        return self.desk(peer, b"POST", b"/v2", headers)
+
+    def refused(self, headers: Mapping[bytes, bytes] = NONE, peer: Peer = HERE) -> FailureKind:
+        with pytest.raises(InferenceError) as refused:
+            self.ask(headers, peer)
+        return refused.value.failure.kind
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Known:
+    return Known(tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"x-api-key", b"authorization"])
+def test_a_key_counts_in_both_headers(known: Known, name: bytes) -> None:
+    key = known.key.encode()
+    assert known.ask({name: key if name == b"x-api-key" else b"bEaReR   " + key}).name == "ann"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        NONE,
+        {b"authorization": b""},
+        {b"authorization": b"Basic YTpi"},
+        {b"authorization": b"Bearer"},
+        {b"authorization": b"Bearer \xff\xfe"},
+        {b"x-api-key": b""},
+        {b"x-api-key": b"a.b.c"},
+    ],
+)
+def test_who_shows_nothing_that_is_known_is_not_let_in(known: Known, headers: Mapping[bytes, bytes]) -> None:
+    assert known.refused(headers) is FailureKind.UNAUTHENTICATED
+
+
+def test_without_a_key_the_connections_certificate_counts_and_a_key_goes_before(known: Known) -> None:
+    shop = known.ask(peer=Peer("10.0.0.1", "cert:shop-1"))
+    assert (shop.name, shop.tenant) == ("cert:shop-1", "retail")
+    assert known.ask({b"x-api-key": known.key.encode()}, Peer("10.0.0.1", "cert:shop-1")).name == "ann"
+    assert known.refused(peer=Peer("10.0.0.1", "cert:bank")) is FailureKind.FORBIDDEN
+    assert known.refused({b"x-api-key": b"wrong"}, Peer("10.0.0.1", "cert:shop-1")) is FailureKind.UNAUTHENTICATED
+
+
+def test_anonymous_clients_may_do_what_is_said(tmp_path: Path) -> None:
+    known = Known(tmp_path, anonymous="infer")
+    grant = known.ask().grant
+    assert grant is not None
+    assert [grant.allows(scope) for scope in ("infer", "read", "metrics", "admin")] == [True, True, True, False]
+
+
+def test_whoever_guesses_waits_longer_each_time_and_whose_key_is_known_does_not(known: Known) -> None:
+    wrong, right = {b"x-api-key": b"dlp_guess"}, {b"x-api-key": known.key.encode()}
+    for _ in range(FREE + 1):
+        assert known.refused(wrong) is FailureKind.UNAUTHENTICATED
+    assert known.refused(right) is FailureKind.QUOTA  # it could be a guess
+    assert known.ask(right, Peer("10.0.0.2")).name == "ann"
+    assert known.ask(right).name == "ann"
+    known.clock.now += FIRST_S
+    assert known.refused(wrong) is FailureKind.UNAUTHENTICATED
+    known.clock.now += FIRST_S
+    assert known.refused(wrong) is FailureKind.QUOTA
+    known.clock.now += FIRST_S
+    assert known.refused(wrong) is FailureKind.UNAUTHENTICATED
+
+
+def test_a_wait_has_an_end_and_addresses_are_forgotten() -> None:
+    clock = Clock()
+    attempts = Attempts(clock)
+    for number in range(20_000):
+        attempts.failed(f"10.0.{number}")
+    assert len(attempts._tries) == 10_000
+    for _ in range(100):
+        attempts.failed("a")
+    clock.now = LONGEST_S + 0.001
+    attempts.check("a")
+
+
+@pytest.mark.parametrize(
+    ("config", "clue"),
+    [
+        (GrantConfig(who="certificate:a"), "is not understood; it is one of cert:NAME"),
+        (GrantConfig(who="cert:"), "is not understood"),
+        (GrantConfig(who="cert:a", scopes=["inver"]), "no scope 'inver'"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(config: GrantConfig, clue: str) -> None:
+    with pytest.raises(ConfigError, match=clue):
+        Rules({"a": config})
+
+
+def test_a_token_can_be_for_less_than_its_rule_allows() -> None:
+    rules = Rules({"all": GrantConfig(who="token:*", scopes=["infer", "admin"])})
+    grant = rules.principal("token", "ann", frozenset({"infer", "email"})).grant
+    assert grant is not None
+    assert grant.scopes == {"infer"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "does"),
+    [
+        *(("a", "a", True), ("a", "ab", False), ("", "", True), ("*", "", True), ("*", "a.b", True)),
+        *(("a*", "a", True), ("a*a", "a", False), ("a*a", "aa", True), ("*a*", "bab", True), ("*a*", "b", False)),
+        *(("a*b*c", "axbxc", True), ("a*b*c", "acb", False), ("a*bc*c", "abc", False), ("[a]", "a", False), ("?", "a", False)),
+    ],
+)
+def test_patterns(pattern: str, name: str, does: bool) -> None:
+    assert fits(pattern, name) is does
