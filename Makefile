@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-streams prove-grpc prove-openapi check fmt bench bench-peers bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
+.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-streams prove-grpc prove-triton prove-clients prove-openapi check fmt bench bench-peers bench-grpc bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-grpc [MUTATIONS=30000] | prove-openapi [EXAMPLES=100] | check | fmt | bench | bench-peers | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | check | fmt | bench | bench-peers | bench-grpc | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -30,6 +30,13 @@ prove-rollouts: setup
 
 prove-demand: setup
 	@DLPROXY_MODELS=$(or $(MODELS),200) $(PY) -m pytest -s tests/faults/test_many_models.py $(ARGS)
+
+prove-triton: $(VENV)-triton/.installed
+	@$(if $(RECORD),$(PY) -m tests.conformance.record $(VENV)-triton/bin/python)
+	@DLPROXY_TRITON=$(VENV)-triton/bin/python $(PY) -m pytest tests/conformance $(ARGS)
+
+prove-clients: $(VENV)-kserve/.installed
+	@DLPROXY_KSERVE=$(VENV)-kserve/bin/python $(PY) -m pytest tests/conformance/test_kserve.py $(ARGS)
 
 prove-grpc: setup
 	@DLPROXY_MUTATIONS=$(or $(MUTATIONS),30000) $(PY) -m pytest tests/wire/grpc/test_grpc_fuzz.py $(ARGS)
@@ -57,6 +64,9 @@ bench: setup
 
 bench-peers: setup
 	@$(PY) -m benchmarks.peers $(ARGS)
+
+bench-grpc: setup
+	@$(PY) -m benchmarks.grpc $(ARGS)
 
 bench-known: setup
 	@$(PY) -m benchmarks.known_results $(ARGS)
@@ -89,7 +99,7 @@ docs: setup
 	@$(PY) docs/generate.py
 
 clean:
-	@rm -rf $(VENV) .venv-peers benchmarks/peers/.cache benchmarks/real/.cache benchmarks/autopilot/.cache dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) $(VENV)-triton $(VENV)-kserve .venv-peers benchmarks/peers/.cache benchmarks/real/.cache benchmarks/autopilot/.cache dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml
@@ -110,4 +120,16 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-extras: $(VENV)/.installed
 	@echo "installing the torch and tensorflow extras into $(VENV)"
 	@$(PIP) install --editable '.[torch,tensorflow]'
+	@touch $@
+
+$(VENV)-triton/.installed: $(VENV)/.installed
+	@echo "installing a real Triton (nvidia-pytriton) into $(VENV)-triton"
+	@$(PYTHON) -m venv $(VENV)-triton
+	@$(VENV)-triton/bin/python -m pip --disable-pip-version-check -qq install 'nvidia-pytriton>=0.7'
+	@touch $@
+
+$(VENV)-kserve/.installed: $(VENV)/.installed
+	@echo "installing KServe's SDK into $(VENV)-kserve"
+	@$(PYTHON) -m venv $(VENV)-kserve
+	@$(VENV)-kserve/bin/python -m pip --disable-pip-version-check -qq install 'kserve>=0.15'
 	@touch $@

@@ -241,7 +241,7 @@ Question = Callable[[triton.InferenceServerClient], object]
         pytest.param(
             lambda client: client.infer("simple", [_input("a", A[:, :3].copy()), PAIR[1]]),
             "INVALID_ARGUMENT",
-            "unexpected shape for input 'a' for model 'simple'. Expected [-1,4], got [2,3].",
+            "[request id: <id_unknown>] unexpected shape for input 'a' for model 'simple'. Expected [-1,4], got [2,3].",
             id="wrong shape",
         ),
         pytest.param(

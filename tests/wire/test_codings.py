@@ -93,7 +93,7 @@ def test_mutated_bodies_are_decoded_or_refused(coding: str) -> None:
 def test_without_its_library_a_coding_is_refused_and_the_extra_named(coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(codings.DECODERS, coding.encode())
     with pytest.raises(
-        InferenceError, match=r"not supported; use one of .*gzip.*; the extra dlproxy\[compression\] adds it"
+        InferenceError, match=r"Unsupported compression type .*; use one of .*gzip.*; the extra dlproxy\[compression\] adds it"
     ) as no:
         decoded(coding.encode(), PACK[coding](b"a"), 1000)
     assert no.value.failure.kind is FailureKind.UNSUPPORTED

@@ -78,10 +78,15 @@ BAD: list[tuple[str, Any, bytes, tuple[str, ...]]] = [
         text('{"inputs":[],"id":"q7"}'),
         ("[request id: q7] expected 1 inputs but got 0 inputs for model 'm'",),
     ),
-    ("missing input", PAIR, pair("a", "b"), ("expected 3 inputs but got 2", "'a', 'b', 'c'")),
+    (
+        "missing input",
+        PAIR,
+        pair("a", "b"),
+        ("expected 3 inputs but got 2", "Got input(s) ['a','b'], but missing required input(s) ['c']"),
+    ),
     ("extra input", PAIR, pair("a", "b", "c", "d"), ("expected 3 inputs but got 4",)),
     ("misnamed input", PAIR, pair("a", "B", "c"), ("unexpected inference input 'B'", "'a', 'b', 'c'")),
-    ("duplicate input", PAIR, pair("a", "b", "b"), ("twice", "a, b, b")),
+    ("duplicate input", PAIR, pair("a", "b", "b"), ("input 'b' already exists in request",)),
     ("wrong datatype", ONE, one("[1,2]", dtype="INT64"), ("'x' data-type is 'INT64', but model 'm' expects 'FP32'",)),
     ("unknown datatype", ONE, one("[1,2]", dtype="FP31"), ("FP31", "FP32, FP64, BYTES")),
     ("lower-case datatype", ONE, one("[1,2]", dtype="fp32"), ("fp32", "FP32")),
@@ -93,9 +98,24 @@ BAD: list[tuple[str, Any, bytes, tuple[str, ...]]] = [
     ),
     ("too few dims", ONE, one("[1,2]", shape="[2]"), ("has 1 dimensions, but the model expects 2",)),
     ("too many dims", ONE, one("[1,2]", shape="[1,1,2]"), ("has 3 dimensions, but the model expects 2",)),
-    ("no dims", FLAT, one("[1]", shape="[]"), ("has 0 dimensions, but the model expects 1",)),
-    ("no dims, binary", FLAT, raw(4, bytes(4), shape="[]"), ("has 0 dimensions, but the model expects 1",)),
-    ("no dims of many", ONE, one("[1]", shape="[]"), ("has 0 dimensions, but the model expects 2",)),
+    (
+        "no dims",
+        FLAT,
+        one("[1]", shape="[]"),
+        ("has no shape but model requires batch dimension for 'm'; the model expects 1 dimensions",),
+    ),
+    (
+        "no dims, binary",
+        FLAT,
+        raw(4, bytes(4), shape="[]"),
+        ("has no shape but model requires batch dimension for 'm'; the model expects 1 dimensions",),
+    ),
+    (
+        "no dims of many",
+        ONE,
+        one("[1]", shape="[]"),
+        ("has no shape but model requires batch dimension for 'm'; the model expects 2 dimensions",),
+    ),
     ("fixed batch", FIXED, one("[1,2]"), ("batch size is fixed to 4",)),
     ("float dim", ONE, one("[1,2]", shape="[1.5,2]"), ("`int`", "shape[0]")),
     ("bool dim", ONE, one("[1,2]", shape="[true,2]"), ("`int`", "shape[0]")),
@@ -120,20 +140,25 @@ BAD: list[tuple[str, Any, bytes, tuple[str, ...]]] = [
         raw(8, bytes(8), shape=f"[{f'{1 << 62},' * 40_000}1]"),
         ("has 40001 dimensions, but the model expects 2",),
     ),
-    ("size below shape", ONE, raw(4, bytes(4)), ("[1, 2] of FP32 requires 8 bytes, got 4",)),
-    ("size above shape", ONE, raw(12, bytes(12)), ("requires 8 bytes, got 12",)),
-    ("size beyond body", ONE, raw(8, bytes(7)), ("binary_data_size is 8, but only 7 bytes of the body are left",)),
-    ("huge size", ONE, raw(1 << 62, bytes(8)), ("binary_data_size", "only 8 bytes")),
-    ("size of 400 digits", ONE, raw(10**400, bytes(8)), ("binary_data_size",)),
+    ("size below shape", ONE, raw(4, bytes(4)), ("Expected 8, got 4 bytes for shape [1, 2] of FP32",)),
+    ("size above shape", ONE, raw(12, bytes(12)), ("Expected 8, got 12 bytes",)),
+    ("size beyond body", ONE, raw(8, bytes(7)), ("unexpected size for input 'x', expecting 1 additional bytes for model 'm'",)),
+    ("huge size", ONE, raw(1 << 62, bytes(8)), ("unexpected size for input 'x'",)),
+    ("size of 400 digits", ONE, raw(10**400, bytes(8)), ("unexpected size for input 'x'",)),
     ("negative size", ONE, raw(-8, bytes(8)), ("binary_data_size is -8",)),
     ("float size", ONE, raw("8.0", bytes(8)), ("`int",)),
     ("bool size", ONE, raw("true", bytes(8)), ("`int",)),
-    ("leftover bytes", ONE, raw(8, bytes(9)), ("1 extra bytes",)),
-    ("no size", ONE, raw("null", bytes(8)), ("neither 'data' nor",)),
-    ("no data", ONE, text('{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32"}]}'), ("neither 'data' nor",)),
+    ("leftover bytes", ONE, raw(8, bytes(9)), ("unexpected additional input data for model 'm': 1 bytes",)),
+    ("no size", ONE, raw("null", bytes(8)), ("But no field is set: input 'x'",)),
+    ("no data", ONE, text('{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32"}]}'), ("But no field is set: input 'x'",)),
     ("null data", ONE, one("null"), ("must be a list",)),
     ("no header length", ONE, text(raw(8, b"").partition(b"\r\n\r\n")[2]), ("no Inference-Header-Content-Length",)),
-    ("header beyond body", ONE, raw(8, bytes(8), head_size=9999), ("Inference-Header-Content-Length is 9999", "bytes")),
+    (
+        "header beyond body",
+        ONE,
+        raw(8, bytes(8), head_size=9999),
+        ("inference header size should be in range (0,", "got: 9999"),
+    ),
     ("header too short", ONE, raw(8, bytes(8), head_size=20), ("malformed JSON",)),
     ("header negative", ONE, text("{}", **{"Inference-Header-Content-Length": "-1"}), ("'-1'", "number of bytes")),
     ("header a word", ONE, text("{}", **{"Inference-Header-Content-Length": "ten"}), ("'ten'",)),
@@ -175,16 +200,32 @@ BAD: list[tuple[str, Any, bytes, tuple[str, ...]]] = [
     ("BYTES prefix too long", TEXT, raw(5, b"\2\0\0\0a", shape="[1,1]", dtype="BYTES"), ("says 2 bytes, only 1 are left",)),
     ("BYTES prefix huge", TEXT, raw(5, b"\xff\xff\xff\xffa", shape="[1,1]", dtype="BYTES"), ("says 4294967295 bytes",)),
     ("BYTES prefix cut", TEXT, raw(3, b"\0\0\0", shape="[1,1]", dtype="BYTES"), ("3 stray bytes",)),
-    ("BYTES elements too few", TEXT, raw(5, b"\1\0\0\0a", shape="[2,1]", dtype="BYTES"), ("requires 2 elements, got 1",)),
-    ("BYTES elements too many", TEXT, raw(8, bytes(8), shape="[1,1]", dtype="BYTES"), ("requires 1 elements, got 2",)),
+    (
+        "BYTES elements too few",
+        TEXT,
+        raw(5, b"\1\0\0\0a", shape="[2,1]", dtype="BYTES"),
+        (
+            "expected 2 string elements",
+            "got 1",
+        ),
+    ),
+    (
+        "BYTES elements too many",
+        TEXT,
+        raw(8, bytes(8), shape="[1,1]", dtype="BYTES"),
+        (
+            "unexpected number of string elements 2",
+            "expecting 1",
+        ),
+    ),
     ("BYTES not UTF-8", TEXT, raw(5, b"\1\0\0\0\xff", shape="[1,1]", dtype="BYTES"), ("element 0 is not valid UTF-8",)),
     (
         "FP16 as JSON",
         echo_signature(("x", DType.FP16, (-1, 2))),
         one("[1,2]", dtype="FP16"),
-        ("FP16 cannot be", "binary"),
+        ("receiving FP16 data via JSON", "binary data format for input x"),
     ),
-    ("BF16 as JSON", echo_signature(("x", DType.BF16, (-1, 2))), one("[1,2]", dtype="BF16"), ("BF16 cannot be sent as JSON",)),
+    ("BF16 as JSON", echo_signature(("x", DType.BF16, (-1, 2))), one("[1,2]", dtype="BF16"), ("receiving BF16 data via JSON",)),
     ("unknown output", ONE, asks("y"), ("unexpected inference output 'y' for model 'm'", "'out_x'")),
     ("classes, fewer than none", ONE, asks("out_x", ',"parameters":{"classification":-1}'), ("must be a number of classes",)),
     ("classes, a word", ONE, asks("out_x", ',"parameters":{"classification":"all"}'), ("`int | null`, got `str`",)),
@@ -229,7 +270,12 @@ BAD: list[tuple[str, Any, bytes, tuple[str, ...]]] = [
     ("priority a bool", ONE, given('"priority":false'), ("priority",)),
     ("raw, wrong multiple", ONE, text(bytes(9), **{"Inference-Header-Content-Length": "0"}), ("multiple of 8 bytes, got 9",)),
     ("raw, empty", ONE, text(b"", **{"Inference-Header-Content-Length": "0"}), ("no rows",)),
-    ("raw, several inputs", PAIR, text(bytes(8), **{"Inference-Header-Content-Length": "0"}), ("one input", "has 3")),
+    (
+        "raw, several inputs",
+        PAIR,
+        text(bytes(8), **{"Inference-Header-Content-Length": "0"}),
+        ("must only have 1 input", "got 3 inputs"),
+    ),
     ("raw, free shape", FREE, text(bytes(8), **{"Inference-Header-Content-Length": "0"}), ("leaves the shape",)),
     ("raw, too many rows", ONE, text(bytes(72), **{"Inference-Header-Content-Length": "0"}), ("batch-size must be <= 8",)),
     ("no gzip", ONE, text("{}", **{"Content-Encoding": "gzip"}), ("not valid gzip",)),
@@ -374,7 +420,7 @@ def test_rows_of_inputs_must_agree() -> None:
     )
     reply = ask(PAIR, body.post())
     assert reply.status == 400
-    assert "input 'b' has 2 rows where input 'a' has 1" in reply.error
+    assert "input 'b' batch size does not match other inputs for 'm': it has 2 rows where input 'a' has 1" in reply.error
 
 
 @pytest.mark.parametrize("make", [lambda: bytes(800_000), lambda: b"\1\0\0\0a" * 160_000])
@@ -391,7 +437,8 @@ def test_many_small_elements_are_checked_without_holding_them_all(make: Callable
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert msgspec.json.decode(wire.replies[0].body)["error"].startswith("input 'x': shape [1, 3] requires 3 elements")
+    error = msgspec.json.decode(wire.replies[0].body)["error"]
+    assert error.endswith("unexpected number of string elements 4 for inference input 'x' for model 'm', expecting 3")
     assert peak < 5_000_000
 
 

@@ -32,7 +32,7 @@ class RequestChecker:
 
     def __init__(self, model: ServedModel) -> None:
         signature = model.signature
-        self._name = model.name
+        self._name = self.model_name = model.name
         self._specs = signature.inputs
         self._batched = signature.batched
         self._even = signature.even
@@ -62,11 +62,14 @@ class RequestChecker:
         outputs: Sequence[int],
         *,
         ticket_id: int,
-        request_id: str,
+        request_id: str | None,
         params: dict[str, Any],
         now: float,
     ) -> Request:
-        """The checked request. Raises InferenceError(INVALID_ARGUMENT). Allocates nothing that depends on shapes."""
+        """The checked request. Raises InferenceError(INVALID_ARGUMENT). Allocates nothing that depends on shapes.
+
+        `request_id`: None in a protocol that has none; errors then do not begin with it.
+        """
         if len(inputs) != len(self._specs):
             inputs = self._completed(inputs, request_id)
         if len(outputs) > len(self.all_outputs):  # one that is asked for a thousand times would be sent as often
@@ -75,7 +78,7 @@ class RequestChecker:
         for index, spec in enumerate(self._specs):
             tensor = inputs[index]
             if tensor.name != spec.name:
-                inputs = self._in_order(inputs)
+                inputs = self._in_order(inputs, request_id)
                 tensor = inputs[index]
             shape, tail = tensor.shape, self._tails[index]
             if (
@@ -87,17 +90,18 @@ class RequestChecker:
                 or len(tensor.data) != shape[0] * self._row_bytes[index]
                 or not self._row_bytes[index]
             ):
-                self._check_slowly(tensor, spec)
+                self._check_slowly(tensor, spec, request_id)
             if self._batched and spec.rows is not None:
                 count = shape[spec.rows]
                 if rows and count != rows:
                     if self._even:
-                        raise self._disagreeing(inputs)
+                        raise self._disagreeing(inputs, request_id)
                     uneven = True
                 rows = max(rows, count)
         rows = rows or 1
         if rows > self._model.max_batch:
-            raise invalid(f"inference request batch-size must be <= {self._model.max_batch} for '{self._name}', got {rows}")
+            most = f"inference request batch-size must be <= {self._model.max_batch} for '{self._name}'"
+            raise invalid(f"{_begin(request_id)}{most}, got {rows}")
         ticket = Ticket(ticket_id, now, rows=rows)
         if not self._one_shape:
             ticket.shape_key = self._shape_key(inputs)
@@ -109,7 +113,7 @@ class RequestChecker:
                     ticket.shape_key = (*ticket.shape_key, UNPADDED)
         if uneven:
             ticket.shape_key, ticket.family = (UNEVEN, ticket_id), ()
-        return Request(ticket, self._name, inputs, outputs, request_id, params)
+        return Request(ticket, self._name, inputs, outputs, request_id or "", params)
 
     def _shape_key(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
         """Equal for requests whose rows can be stacked: by their shapes, and by the content of what a batch shares."""
@@ -144,7 +148,8 @@ class RequestChecker:
     def raw_input(self, body: bytes) -> Tensor:
         """The tensor that a body without any header means: the model's one input, as many rows as the bytes make."""
         if len(self._specs) != 1:
-            raise invalid(f"a raw binary request needs a model with one input; '{self._name}' has {len(self._specs)}")
+            only = "Raw request must only have 1 input (found 1) to be deduced"  # the odd words are Triton's
+            raise invalid(f"{_begin('')}{only} but got {len(self._specs)} inputs in '{self._name}' model configuration")
         spec = self._specs[0]
         if spec.dtype is DType.BYTES:
             shape: tuple[int, ...] = (1,) * len(spec.shape)
@@ -166,16 +171,16 @@ class RequestChecker:
         """Of an input that is not read yet. Raises InferenceError if the shape needs more or fewer bytes."""
         needed = element_count(shape[:MAX_DIMS]) * dtype.itemsize
         if needed != size and dtype is not DType.BYTES:
-            text = f"[request id: {request_id or '<id_unknown>'}] input byte size mismatch for input '{name}'"
-            raise invalid(f"{text} for model '{self._name}'. Expected {needed}, got {size}")
+            sizes = f"Expected {needed}, got {size}"
+            raise invalid(f"{_begin(request_id)}input byte size mismatch for input '{name}' for model '{self._name}'. {sizes}")
 
     def check_json_form(self, wanted: Sequence[int], binary: Sequence[bool | None], without: Sequence[DType]) -> None:
         """Refuse an output as JSON whose type has no JSON form. None: it is not in the reply."""
         for index, as_binary in zip(wanted, binary, strict=True):
             spec = self._output_specs[index]
             if as_binary is False and spec.dtype in without:
-                how = "request it with parameters.binary_data = true"
-                raise invalid(f"output '{spec.name}': {spec.dtype.value} cannot be returned as JSON; {how}")
+                how = f"Please use the binary data format for output {spec.name}"
+                raise invalid(f"sending {spec.dtype.value} data via JSON is not supported. {how}")
 
     def spec_of(self, name: str) -> TensorSpec:
         """The declared input of this name. Raises InferenceError if there is none."""
@@ -184,15 +189,18 @@ class RequestChecker:
                 return spec
         raise self._unknown_input(name)
 
-    def _check_slowly(self, tensor: Tensor, spec: TensorSpec) -> None:
-        name = spec.name
+    def _check_slowly(self, tensor: Tensor, spec: TensorSpec, request_id: str | None) -> None:
+        name, begin = spec.name, _begin(request_id)
         if tensor.dtype is not spec.dtype:
             raise invalid(
-                f"inference input '{name}' data-type is '{tensor.dtype.value}', but model '{self._name}' expects "
+                f"{begin}inference input '{name}' data-type is '{tensor.dtype.value}', but model '{self._name}' expects "
                 f"'{spec.dtype.value}'"
             )
         if any(size < 0 for size in tensor.shape):
-            raise invalid(f"input '{name}': shape {list(tensor.shape)} has a negative dimension")
+            raise invalid(f"{begin}input '{name}': shape {list(tensor.shape)} has a negative dimension")
+        if self._batched and spec.rows == 0 and not tensor.shape:
+            wanted = f"the model expects {len(spec.shape)} dimensions: [{','.join(spec.sizes)}]"
+            raise invalid(f"{begin}input '{name}' has no shape but model requires batch dimension for '{self._name}'; {wanted}")
         fits = len(tensor.shape) == len(spec.shape) and all(
             want in (-1, size) for size, want in zip(tensor.shape, spec.shape, strict=True)
         )
@@ -204,22 +212,25 @@ class RequestChecker:
             elif spec.shape and spec.shape[0] not in (-1, tensor.shape[0]):
                 hint = f" The model's batch size is fixed to {spec.shape[0]}."
             raise invalid(
-                f"unexpected shape for input '{name}' for model '{self._name}'. Expected {_show(spec.shape)}, "
+                f"{begin}unexpected shape for input '{name}' for model '{self._name}'. Expected {_show(spec.shape)}, "
                 f"got {_show(tensor.shape)}.{hint}"
             )
         if self._batched and spec.rows is not None and tensor.shape[spec.rows] < 1:
-            raise invalid(f"input '{name}': shape {list(tensor.shape)} has no rows; at least one is required")
+            raise invalid(f"{begin}input '{name}': shape {list(tensor.shape)} has no rows; at least one is required")
         count = element_count(tensor.shape)
         if spec.dtype is DType.BYTES:
-            self._check_elements(tensor, count, text=spec.text)
+            self._check_elements(tensor, count, begin, text=spec.text)
         elif len(tensor.data) != count * spec.dtype.itemsize:
-            needed = f"shape {list(tensor.shape)} of {spec.dtype.value} requires {count * spec.dtype.itemsize} bytes"
-            raise invalid(f"input '{name}': {needed}, got {len(tensor.data)}")
+            sizes = f"Expected {count * spec.dtype.itemsize}, got {len(tensor.data)} bytes"
+            raise invalid(
+                f"{begin}input byte size mismatch for input '{name}' for model '{self._name}'. {sizes} for shape "
+                f"{list(tensor.shape)} of {spec.dtype.value}"
+            )
 
-    @staticmethod
-    def _check_elements(tensor: Tensor, count: int, *, text: bool) -> None:
+    def _check_elements(self, tensor: Tensor, count: int, begin: str, *, text: bool) -> None:
+        name = tensor.name
         if count > MAX_ELEMENTS:  # each becomes an object: seconds of blocked loop for 64 MiB of empty ones
-            raise invalid(f"input '{tensor.name}': at most {MAX_ELEMENTS} BYTES elements are accepted, got {count}")
+            raise invalid(f"{begin}input '{name}': at most {MAX_ELEMENTS} BYTES elements are accepted, got {count}")
         found = 0
         try:
             for element in elements_of(tensor.data):
@@ -229,31 +240,39 @@ class RequestChecker:
                 if found > count:
                     break
         except UnicodeDecodeError as error:
-            message = f"input '{tensor.name}': element {found} is not valid UTF-8, which this model requires: {error}"
-            raise invalid(message) from None
+            message = f"input '{name}': element {found} is not valid UTF-8, which this model requires: {error}"
+            raise invalid(begin + message) from None
         except ValueError as error:
-            raise invalid(f"input '{tensor.name}': {error}") from None
-        if found != count:
-            more = " or more" if found > count else ""
-            raise invalid(f"input '{tensor.name}': shape {list(tensor.shape)} requires {count} elements, got {found}{more}")
+            raise invalid(f"{begin}input '{name}': {error}") from None
+        of_model = f"for inference input '{name}' for model '{self._name}'"
+        if found > count:
+            raise invalid(f"{begin}unexpected number of string elements {found} {of_model}, expecting {count}")
+        if found < count:
+            raise invalid(f"{begin}expected {count} string elements {of_model}, got {found}")
 
-    def _in_order(self, inputs: list[Tensor]) -> list[Tensor]:
-        by_name = {tensor.name: tensor for tensor in inputs}
-        if len(by_name) != len(inputs):
-            raise invalid(f"an input is given twice for model '{self._name}': {', '.join(tensor.name for tensor in inputs)}")
+    def _in_order(self, inputs: list[Tensor], request_id: str | None) -> list[Tensor]:
+        by_name = self._by_name(inputs, request_id)
         for tensor in inputs:
             self.spec_of(tensor.name)
         return [by_name[spec.name] for spec in self._specs]
 
-    def _completed(self, inputs: Sequence[Tensor], request_id: str) -> list[Tensor]:
+    @staticmethod
+    def _by_name(inputs: Sequence[Tensor], request_id: str | None) -> dict[str, Tensor]:
+        by_name: dict[str, Tensor] = {}
+        for tensor in inputs:
+            if by_name.setdefault(tensor.name, tensor) is not tensor:
+                raise invalid(f"{_begin(request_id)}input '{tensor.name}' already exists in request")
+        return by_name
+
+    def _completed(self, inputs: Sequence[Tensor], request_id: str | None) -> list[Tensor]:
         """With defaults for what was left out."""
-        given = {tensor.name for tensor in inputs}
+        given = self._by_name(inputs, request_id)
         left_out = [tensor for name, tensor in self._defaults.items() if name not in given]
         if len(inputs) + len(left_out) != len(self._specs):
-            raise self._wrong_count(inputs, request_id)
+            raise self._wrong_count(list(given), request_id)
         return [*inputs, *left_out]
 
-    def _disagreeing(self, inputs: Sequence[Tensor]) -> Exception:
+    def _disagreeing(self, inputs: Sequence[Tensor], request_id: str | None) -> Exception:
         counts = [
             (spec.name, tensor.shape[spec.rows])
             for spec, tensor in zip(self._specs, inputs, strict=True)
@@ -262,15 +281,20 @@ class RequestChecker:
         first, rows = counts[0]
         name, other = next((name, count) for name, count in counts if count != rows)
         return invalid(
-            f"input '{name}' has {other} rows where input '{first}' has {rows}: "
-            f"all inputs of a request must have the same number of rows"
+            f"{_begin(request_id)}input '{name}' batch size does not match other inputs for '{self._name}': "
+            f"it has {other} rows where input '{first}' has {rows}"
         )
 
-    def _wrong_count(self, inputs: Sequence[Tensor], request_id: str) -> Exception:
-        wanted = ", ".join(f"'{spec.name}'{' (optional)' * (spec.default is not None)}" for spec in self._specs)
+    def _wrong_count(self, given: Sequence[str], request_id: str | None) -> Exception:
+        most, least = len(self._specs), len(self._specs) - len(self._defaults)
+        wanted = f"{most} inputs" if most == least else f"number of inputs between {least} and {most}"
+        missing = [spec.name for spec in self._specs if spec.name not in given and spec.default is None]
+        what = f"missing required input(s) {_listed(missing)}. Please provide all required input(s)."
+        if not missing:
+            what = f"the model's inputs are {_listed([spec.name for spec in self._specs])}"
         return invalid(
-            f"[request id: {request_id or '<id_unknown>'}] expected {len(self._specs)} inputs but got {len(inputs)} inputs "
-            f"for model '{self._name}'; its inputs are {wanted}"
+            f"{_begin(request_id)}expected {wanted} but got {len(given)} inputs for model '{self._name}'. "
+            f"Got input(s) {_listed(given)}, but {what}"
         )
 
     def _unknown_input(self, name: str) -> Exception:
@@ -286,3 +310,12 @@ def _fixed_tail(spec: TensorSpec, *, batched: bool) -> tuple[int, ...] | None:
 
 def _show(shape: Sequence[int]) -> str:
     return "[" + ",".join(map(str, shape[:16])) + (",…]" if len(shape) > 16 else "]")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"[{','.join(map(repr, names))}]"
+
+
+def _begin(request_id: str | None) -> str:
+    """What Triton says first of a request whose tensors do not suit its model."""
+    return "" if request_id is None else f"[request id: {request_id or '<id_unknown>'}] "

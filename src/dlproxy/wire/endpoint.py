@@ -38,7 +38,7 @@ class Endpoint:
     def request(self, inputs: list[Tensor], outputs: Sequence[int], params: dict[str, Any] | None = None) -> Request:
         """The checked request, which arrives now. Raises InferenceError(INVALID_ARGUMENT)."""
         ticket_id, now = next(self.ticket_ids), self.clock()
-        return self.checker.request(inputs, outputs, ticket_id=ticket_id, request_id="", params=params or {}, now=now)
+        return self.checker.request(inputs, outputs, ticket_id=ticket_id, request_id=None, params=params or {}, now=now)
 
     def submit(self, request: Request, reply: ReplyTo, terms: Terms = NO_TERMS) -> None:
         """Hand a checked request on, with the deadline that follows from its terms and the model's objective."""

@@ -241,7 +241,7 @@ async def test_the_index_names_every_version_and_its_state() -> None:
     of = service(served(EchoService(PLAIN)), repository=Repository())
     call = await done(ask(of, "RepositoryIndex"))
     entries = [(entry.name, entry.version, entry.state) for entry in call.answer("RepositoryIndexResponse").models]
-    assert entries == [("m", "1", "READY"), ("later", "2", "LOADING")]
+    assert entries == [("later", "2", "LOADING"), ("m", "1", "READY")]
     call = await done(ask(of, "RepositoryIndex", oip.RepositoryIndexRequest(ready=True)))
     assert [entry.name for entry in call.answer("RepositoryIndexResponse").models] == ["m"]
 

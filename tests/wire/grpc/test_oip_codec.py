@@ -148,7 +148,7 @@ def test_typed_floats_that_json_has_no_words_for_are_taken() -> None:
             "input 'x': the shape has 65 dimensions; at most 64 are supported",
             id="dimensions",
         ),
-        pytest.param(typed("FP32", [1, 2, 3]), "input 'x': shape [1, 4] of FP32 requires 16 bytes, got 12", id="too few"),
+        pytest.param(typed("FP32", [1, 2, 3]), "Expected 16, got 12 bytes for shape [1, 4] of FP32", id="too few"),
         pytest.param(b"\x0a\x01m\x3b", "the message cannot be read as inference.ModelInferRequest: wire type 3", id="group"),
         pytest.param(b"\x0a\x01", "the message cannot be read as inference.ModelInferRequest: field 1 is said", id="cut"),
         pytest.param(b"\x0a\x01m\x2a\x01\x0a", "the message cannot be read as inference.ModelInferRequest: ", id="cut inside"),

@@ -252,7 +252,7 @@ def _set(**fields: Any) -> Callable[[Any], None]:
         (
             lambda asked: setattr(asked.inputs["x"], "tensor_content", b"abc"),
             Status.INVALID_ARGUMENT,
-            "requires 8 bytes, got 3",
+            "Expected 8, got 3 bytes",
         ),
     ],
 )

@@ -96,7 +96,7 @@ def decoded(encoding: bytes, body: bytes, most: int) -> bytes:
     if decoder is None:
         known = ", ".join(sorted(key.decode() for key in DECODERS if not key.startswith(b"x-")))
         hint = "; the extra dlproxy[compression] adds it" if encoding in (b"zstd", b"br") else ""
-        message = f"content-encoding {name!r} is not supported; use one of {known}{hint}"
+        message = f"Unsupported compression type {name!r}; use one of {known}{hint}"
         raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))
     decompressor = decoder()
     try:

@@ -6,6 +6,7 @@ Non-finite floats: binary carries them exactly; JSON has none, so requests with 
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import inf
 from reprlib import repr as brief  # bounds depth and length: the value is the client's
 from typing import Any
@@ -158,7 +159,8 @@ class InferDecoder:
                 return self._decode(_head(body), None, ticket_id=ticket_id, now=now)
             return self._decode_raw(body, ticket_id=ticket_id, now=now)
         if json_bytes > len(body):
-            raise invalid(f"Inference-Header-Content-Length is {json_bytes}, but the body has only {len(body)} bytes")
+            size = f"the body has {len(body)} bytes"
+            raise invalid(f"inference header size should be in range (0, {len(body)}), got: {json_bytes}; {size}")
         text = head_text = body[:json_bytes]
         request_id = ""
         memo = self._memos.get(text)
@@ -182,15 +184,17 @@ class InferDecoder:
                 inputs.append(self._from_region(tensor, tensor.parameters, head.id, taken))
                 taken += len(inputs[-1].data)
             elif size is not None:
+                if tensor.data is not _NO_DATA:
+                    raise _not_one("set 'data' 'binary_data_size'", tensor.name)
                 if binary is None or size < 0 or at + size > len(binary):
-                    raise _binary_overrun(tensor.name, size, None if binary is None else len(binary) - at)
+                    raise self._binary_overrun(tensor.name, size, None if binary is None else len(binary) - at)
                 inputs.append(Tensor(tensor.name, tensor.datatype, tensor.shape, binary[at : at + size]))
                 at += size
             else:
                 inputs.append(_json_input(tensor))
         if binary is not None and at != len(binary):
-            extra = len(binary) - at
-            raise invalid(f"{extra} extra bytes after the last input's binary data; the inputs' binary_data_size must add up")
+            extra = f"{len(binary) - at} bytes after the last input's; the inputs' binary_data_size must add up"
+            raise invalid(f"unexpected additional input data for model '{self._checker.model_name}': {extra}")
         params = head.parameters
         outputs, as_binary, forms = self._wanted(head.outputs, params)
         request = self._checker.request(inputs, outputs, ticket_id=ticket_id, request_id=head.id, params=params or {}, now=now)
@@ -199,11 +203,17 @@ class InferDecoder:
     def _from_region(self, tensor: _InputHead, params: _TensorParams, request_id: str, taken: int) -> Tensor:
         if params.binary_data_size is not None or tensor.data is not _NO_DATA:
             given = "'data'" if params.binary_data_size is None else "'binary_data_size'"
-            message = f"Input must set only one of the following fields: {ONE_OF_THREE}."
-            raise invalid(f"{message} But set {given} 'shared_memory_region'")
+            raise _not_one(f"set {given} 'shared_memory_region'", tensor.name)
         window = self._window(params)
         self._checker.check_size(tensor.name, tensor.datatype, tensor.shape, window.byte_size, request_id)
         return Tensor(tensor.name, tensor.datatype, tensor.shape, self._regions.read(window, taken))
+
+    def _binary_overrun(self, name: str, size: int, left: int | None) -> Exception:
+        if size < 0:
+            return invalid(f"input '{name}': binary_data_size is {size}")
+        short = f"expecting {size - (left or 0)} additional bytes for model '{self._checker.model_name}'"
+        hint = "; no Inference-Header-Content-Length header says where the JSON ends" if left is None else ""
+        return invalid(f"unexpected size for input '{name}', {short}{hint}")
 
     def _window(self, params: _TensorParams) -> Window:
         region = params.shared_memory_region or ""
@@ -369,7 +379,9 @@ def _head(data: bytes | memoryview) -> _InferHead:
     try:
         head = _decode_head(data)
     except msgspec.ValidationError as error:
-        raise invalid(f"not an inference request: {_with_hint(str(error))}") from None
+        if "enum value" in str(error):
+            raise _bad_datatype(error, data) from None
+        raise invalid(f"not an inference request: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise invalid(f"malformed JSON: {error}") from None
     except RecursionError:
@@ -377,26 +389,25 @@ def _head(data: bytes | memoryview) -> _InferHead:
     return head
 
 
-def _with_hint(message: str) -> str:
-    if "enum value" in message:
-        return f"{message}; valid datatypes are {', '.join(dtype.value for dtype in DType)}"
-    return message
+def _bad_datatype(error: msgspec.ValidationError, data: bytes | memoryview) -> Exception:
+    name: Any = ""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):  # what follows may be wrong
+        found = re.search(r"inputs\[(\d+)\]", str(error))
+        name = _decode_any(data)["inputs"][int(found[1]) if found else 0]["name"]
+    of_input = f" for input {name}" if name and isinstance(name, str) else ""
+    return invalid(f"invalid datatype{of_input}: {error}; valid datatypes are {', '.join(dtype.value for dtype in DType)}")
 
 
-def _binary_overrun(name: str, size: int, left: int | None) -> Exception:
-    if left is None:
-        return invalid(
-            f"input '{name}' has binary_data_size, but the request has no Inference-Header-Content-Length header "
-            f"to say where the JSON ends"
-        )
-    return invalid(f"input '{name}': binary_data_size is {size}, but only {left} bytes of the body are left")
+def _not_one(but: str, name: str) -> Exception:
+    return invalid(f"Input must set only one of the following fields: {ONE_OF_THREE}. But {but}: input '{name}'")
 
 
 def _json_input(tensor: _InputHead) -> Tensor:
     if tensor.data is _NO_DATA:
-        raise invalid(f"input '{tensor.name}' has neither 'data' nor parameters.binary_data_size")
+        raise _not_one("no field is set", tensor.name)
     if tensor.datatype in NO_JSON_FORM:
-        raise invalid(f"input '{tensor.name}': {tensor.datatype.value} cannot be sent as JSON; send it as binary data")
+        how = f"Please use the binary data format for input {tensor.name}"
+        raise invalid(f"receiving {tensor.datatype.value} data via JSON is not supported. {how}")
     try:
         data = _decode_any(tensor.data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -51,10 +51,14 @@ def metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
 def config(model: ServedModel) -> dict[str, Any]:
     """ModelConfig as JSON; as in Triton, `dims` leave out the batch dimension of a model that batches."""
     signature = model.signature
+    platform, backend = (
+        signature.platform,
+        signature.platform.partition("_")[0],
+    )  # as Triton names them: pytorch of pytorch_libtorch
     described: dict[str, Any] = {
         "name": model.name,
-        "platform": signature.platform,
-        "backend": signature.platform.partition("_")[0],  # as Triton names them: pytorch of pytorch_libtorch
+        "platform": "" if platform == backend else platform,
+        "backend": backend,
         "version_policy": {"specific": {"versions": [int(model.version)]}},
         "max_batch_size": model.max_batch if signature.batched else 0,
         "input": [

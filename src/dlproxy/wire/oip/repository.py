@@ -6,6 +6,7 @@ Called by oip/http.py and grpc/oip.py. Not aware of: where models come from, who
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -49,9 +50,12 @@ class RepositoryExtension:
 
     def load(self, place: Place, answer: Callable[[None], None], name: str, parameters: Mapping[str, Any]) -> None:
         config = parameters.get("config")
-        if any(parameter.startswith("file:") for parameter in parameters):
-            message = "files in a load request are not supported: put them into the repository"
-            raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))
+        for parameter in parameters:
+            if parameter.startswith("file:"):
+                message = "files in a load request are not supported: put them into the repository"
+                raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))
+            if parameter != "config":
+                raise invalid(f"unrecognized load parameter '{parameter}'.")
         self._answer(place, answer, self._allowed().load(name, None if config is None else _config(config)))
 
     def unload(self, place: Place, answer: Callable[[None], None], name: str) -> None:
@@ -72,7 +76,9 @@ class RepositoryExtension:
             is_ready = (one.name, one.version) in ready
             state = "READY" if is_ready else STATES.get(one.phase, "UNAVAILABLE")
             reason = "" if is_ready else one.reason or ("no live instance" if one.phase == "serving" else "")
-            entries.append({"name": one.name, "version": one.version, "state": state, "reason": reason})
+            told = {"reason": reason} if reason else {}
+            entries.append({"name": one.name, "version": one.version, "state": state, **told})
+        entries.sort(key=itemgetter("name"))  # as Triton does; versions stay in their order
         return [entry for entry in entries if entry["state"] == "READY"] if only_ready else entries
 
     def _answer(self, place: Place, answer: Callable[[Any], None], work: Coroutine[Any, Any, Any]) -> None:
