@@ -3,6 +3,7 @@
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -287,7 +288,9 @@ def test_a_cancelled_call_cancels_its_request(streaming: triton.InferenceServerC
     results: queue.Queue[Any] = queue.Queue()
     streaming.async_infer("slow", _x(0.3), lambda result, error: results.put(error))
     context = streaming.async_infer("slow", _x(0.3), lambda result, error: results.put(error))
-    context.cancel()
+    tries = int(HANG_S / 0.01)
+    assert any(parts.metric("nv_inference_pending_request_count", model="slow") or Event().wait(0.01) for _ in range(tries))
+    context.cancel()  # of one that waits at the server, not of one that was never sent
     errors = [results.get(timeout=HANG_S) for _ in range(2)]
     assert [error.status() for error in errors if error is not None] == ["StatusCode.CANCELLED"]
     streaming.infer("slow", _x(0.01))
