@@ -185,6 +185,24 @@ def test_a_call_that_is_paused_hears_nothing_until_it_goes_on() -> None:
     assert wire.answers[1].status == 0
 
 
+def test_a_stream_whose_message_is_refused_hears_that_nobody_waits_for_its_answers_any_more() -> None:
+    methodical = Methodical()
+    wire = GrpcWire(methodical.methods, limits=HttpLimits(max_body_bytes=100)).feed(headers(1, TALK), data(1, message(b"a")))
+    assert methodical.told == []
+    wire.feed(data(1, message(bytes(101))))
+    assert wire.answers[1].status == Status.RESOURCE_EXHAUSTED
+    assert methodical.told == ["abandoned"]
+
+
+def test_a_stream_whose_service_fails_hears_so_too() -> None:
+    methodical = Methodical()
+    wire = GrpcWire(methodical.methods).feed(headers(1, TALK))
+    methodical.talks[0].on_message = lambda _: 1 / 0  # type: ignore[assignment, return-value]
+    wire.feed(data(1, message(b"a")))
+    assert wire.answers[1].status == Status.INTERNAL
+    assert methodical.told == ["abandoned"]
+
+
 def test_a_call_may_resume_within_its_message_and_end_within_it() -> None:
     methodical = Methodical()
     wire = GrpcWire(methodical.methods).feed(headers(1, TALK))

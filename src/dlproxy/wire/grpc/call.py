@@ -70,8 +70,8 @@ class Call:
     """One call, which is ended exactly once, now or later. Of a unary one, the service sees it when its message is there.
 
     A service that takes streams sets the callbacks when it gets the call. `on_message`: for each message. `on_half_closed`: the
-    client sends no more. `on_abandoned`: the client has left, or its deadline has passed. `on_writable`: sending makes sense
-    again after `writable` was false; whoever goes on meanwhile fills memory.
+    client sends no more. `on_abandoned`: the client has left, its deadline has passed, or what it sent was refused.
+    `on_writable`: sending makes sense again after `writable` was false; whoever goes on meanwhile fills memory.
 
     While answers are held back because the client does not read them, it gets no message, nor may the client send more than a
     window's worth. A service that answers later than it takes messages bounds those under way by `pause` and `resume`.

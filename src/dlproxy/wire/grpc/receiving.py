@@ -4,6 +4,7 @@ A base of connection.py's GrpcConnection. Not aware of: frames (but for the wind
 """
 
 import asyncio
+from collections.abc import Callable
 
 from dlproxy.config import HttpLimits
 from dlproxy.message import Failure, FailureKind, InferenceError, invalid
@@ -47,7 +48,7 @@ class Receiving(Sending):
             if ends and not call.ended:
                 self.half_close(call)
         except InferenceError as error:
-            call.refuse(error.failure)
+            self._turn_away(call, error.failure)
             return
         if not call.ended:
             self._give_window(call)
@@ -90,7 +91,7 @@ class Receiving(Sending):
             try:
                 self._deliver(call)
             except InferenceError as error:
-                call.refuse(error.failure)
+                self._turn_away(call, error.failure)
             if not call.ended:
                 self._give_window(call)
 
@@ -184,7 +185,9 @@ class Receiving(Sending):
                 except InferenceError:
                     raise
                 except Exception:
+                    abandoned = call.on_abandoned
                     call.give_up()
+                    _tell(call, abandoned)
 
     # Both
 
@@ -204,9 +207,11 @@ class Receiving(Sending):
             elif call.on_message is not None:
                 call.on_message(message)
         except InferenceError as error:
-            call.refuse(error.failure)
+            self._turn_away(call, error.failure)
         except Exception:
+            told = call.on_abandoned
             call.give_up()
+            _tell(call, told)
 
     def _refuse_coding(self, call: Call, coding: bytes) -> None:
         if coding == b"identity":
@@ -263,12 +268,26 @@ class Receiving(Sending):
         share = self._stored_bytes / len(self._stored)  # small ones are spared: they are not the cause, nor would it help
         large = max((call for call in self._stored.values() if call.received >= share / 2), key=lambda call: call.id)
         text = "the incomplete messages of this connection take too much memory; send fewer large ones at a time"
-        large.refuse(Failure(FailureKind.TOO_LARGE, text, retry_after_s=1.0))
+        self._turn_away(large, Failure(FailureKind.TOO_LARGE, text, retry_after_s=1.0))
+
+    def _turn_away(self, call: Call, failure: Failure) -> None:
+        """Refuse what the client has sent. The service of a stream may have answers under way, which nobody waits for now."""
+        told = call.on_abandoned
+        call.refuse(failure)
+        _tell(call, told)
 
 
 def _waits(call: Call) -> bool:
     """It is not the client that keeps it from going on."""
     return bool(call.paused or call.resting or call.held)
+
+
+def _tell(call: Call, abandoned: Callable[[], object] | None) -> None:
+    if abandoned is not None:
+        try:
+            abandoned()
+        except Exception:
+            call.give_up()
 
 
 def _several() -> InferenceError:
