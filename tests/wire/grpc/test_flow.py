@@ -55,6 +55,16 @@ def test_answers_leave_as_the_streams_window_lets_them(window: int) -> None:
     assert wire.connection.held_bytes == 0
 
 
+def test_a_client_that_does_not_read_keeps_no_neighbours_rows() -> None:
+    methodical = Methodical()
+    wire = GrpcWire(methodical.methods).feed(settings({frames.INITIAL_WINDOW: 100}), unary(1, b"", path=KEEP))
+    batch = bytearray(1_000_000)
+    methodical.kept[0][0].reply(b"head", memoryview(batch)[:1000])
+    batch.clear()  # which no view of it would allow
+    wire.feed(window_update(1, 10_000))
+    assert wire.answers[1].messages == [b"head" + bytes(1000)]
+
+
 def test_answers_leave_as_the_connections_window_lets_them_a_frame_of_each_in_turn() -> None:
     wire = GrpcWire(Methodical().methods).feed(settings({frames.INITIAL_WINDOW: 1 << 20}))
     wire.feed(unary(1, bytes(200_000)), unary(3, bytes(200_000)))

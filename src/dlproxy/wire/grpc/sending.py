@@ -78,6 +78,8 @@ class Sending:
         if trailers is not None:
             self._end_behind(call, trailers)
         self.flush()
+        for last in range(1, min(len(message) + 1, len(call.held)) + 1):  # what is left of this message
+            call.held[-last] = _own(call.held[-last])
 
     def end(self, call: Call, trailers: bytes) -> None:
         """Does nothing once the call is over."""
@@ -257,6 +259,11 @@ class Sending:
     def go_on(self, call: Call) -> None:
         """Deliver what has come of it."""
         raise NotImplementedError
+
+
+def _own(piece: memoryview) -> memoryview:
+    """A slow client would keep the rows of others in its batch, too, which are more than its own."""
+    return memoryview(bytes(piece)) if memoryview(piece.obj).nbytes > 2 * len(piece) else piece
 
 
 def _end_head(trailers: bytes) -> bytes:
