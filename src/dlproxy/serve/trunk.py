@@ -61,7 +61,7 @@ class TrunkLayer:
         ]
         try:
             asked = self._checker.request(
-                inputs, request.outputs, ticket_id=terms.id, request_id=request.id, params=request.params, now=self._clock()
+                inputs, request.outputs, ticket_id=terms.id, request_id=None, params=request.params, now=self._clock()
             )
         except InferenceError as error:
             message = f"what model '{self._trunk_name}' gives is not what '{request.model}' takes: {error.failure.message}"
@@ -70,7 +70,7 @@ class TrunkLayer:
         ticket = asked.ticket
         ticket.deadline_at, ticket.answer_by, ticket.priority = terms.deadline_at, terms.answer_by, terms.priority
         ticket.tenant, ticket.affinity = terms.tenant, terms.affinity
-        asked.principal, asked.trace = request.principal, request.trace
+        asked.id, asked.principal, asked.trace = request.id, request.principal, request.trace
         chain.service, chain.asked = self._heads, asked
         self._heads.submit(asked, chain)
 

@@ -97,7 +97,7 @@ def test_a_token_says_who_and_what_for(issued: Issued) -> None:
         ({"exp": _now() - 60}, "expired"),
         ({"exp": None}, "exp"),
         ({"sub": None}, "sub"),
-        ({"nbf": _now() + 600}, "not valid yet"),
+        ({"nbf": _now() + 86_400}, "not valid yet"),
         ({"key": OTHER}, "ignature"),
         ({"kid": "three"}, "not known"),
     ],
