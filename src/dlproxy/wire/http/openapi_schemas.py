@@ -66,7 +66,7 @@ SCHEMAS: dict[str, Schema] = {
         )
     ),
     "IndexRequest": fields(ready={"type": "boolean"}),
-    "Index": listed(always(name=TEXT, version=TEXT, state=TEXT, reason=TEXT)),
+    "Index": listed(fields(("name", "version", "state"), name=TEXT, version=TEXT, state=TEXT, reason=TEXT)),
     "LoadRequest": fields(parameters=fields(config={"type": "string", "description": "a ModelConfig, as JSON text"})),
     "InferRequest": fields(
         ["inputs"],
