@@ -2,6 +2,14 @@
 
 from dlproxy.message import Failure, FailureKind, InferenceError, Principal, Scope
 
+HEALTH = frozenset(
+    (
+        *(b"/v2/health/live", b"/v2/health/ready", b"/grpc.health.v1.Health/Check", b"/grpc.health.v1.Health/Watch"),
+        *(b"/inference.GRPCInferenceService/ServerLive", b"/inference.GRPCInferenceService/ServerReady"),
+    )
+)
+"""What load balancers ask, and everybody may."""
+
 
 def demand(principal: Principal, scope: Scope, model: str = "") -> None:
     """Raises InferenceError FORBIDDEN."""

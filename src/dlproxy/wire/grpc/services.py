@@ -19,16 +19,7 @@ from dlproxy.wire.grpc.server import Methods, all_of
 from dlproxy.wire.grpc.settings import setting_methods
 from dlproxy.wire.grpc.tfs import TfsService
 from dlproxy.wire.operations import ModelRepository
-
-OPEN = frozenset(
-    (
-        b"/inference.GRPCInferenceService/ServerLive",
-        b"/inference.GRPCInferenceService/ServerReady",
-        b"/grpc.health.v1.Health/Check",
-        b"/grpc.health.v1.Health/Watch",
-    )
-)
-"""Methods that everybody may call."""
+from dlproxy.wire.rights import HEALTH
 
 ASKING = frozenset((b"ModelInfer", b"ModelStreamInfer", b"Predict", b"Classify", b"Regress", b"MultiInference"))
 """Methods that ask models: the endpoint of each model looks who may."""
@@ -64,7 +55,7 @@ def grpc_methods(
     )
     every = all_of(own, Health(catalog, services_of(own)).methods())
     found = all_of(every, Reflection(every, lambda: [oip, tfs, health]).methods())
-    paths = {*found.unary, *found.streaming} - OPEN
+    paths = {*found.unary, *found.streaming} - HEALTH
     return replace(found, rights={path: _right(path) for path in paths if path.rpartition(b"/")[2] not in ASKING})
 
 

@@ -6,26 +6,23 @@ Not aware of: what is asked for, sockets.
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import time
+from typing import TYPE_CHECKING
 
 from dlproxy.config.security import AuthConfig, GrantConfig
 from dlproxy.message import Failure, FailureKind, Grant, InferenceError, Principal, Scope
 from dlproxy.wire.identity.attempts import Attempts
 from dlproxy.wire.identity.keys import Keys
 from dlproxy.wire.identity.rules import Rules
+from dlproxy.wire.rights import HEALTH
 from dlproxy.wire.terms import Peer
+
+if TYPE_CHECKING:
+    from dlproxy.wire.identity.tokens import Tokens
 
 AUTHORIZATION, API_KEY = b"authorization", b"x-api-key"
 BEARER = b"bearer "
 AGAIN_S = 0.2  # for which what was found of headers holds, before the key is looked up again
 ANONYMOUS_SCOPES: dict[str, tuple[Scope, ...]] = {"none": (), "metrics": ("metrics",), "infer": ("infer", "read", "metrics")}
-
-HEALTH = frozenset(
-    (
-        *(b"/v2/health/live", b"/v2/health/ready", b"/grpc.health.v1.Health/Check", b"/grpc.health.v1.Health/Watch"),
-        *(b"/inference.GRPCInferenceService/ServerLive", b"/inference.GRPCInferenceService/ServerReady"),
-    )
-)
-"""What load balancers ask without a key."""
 
 STRANGER = Principal(grant=Grant(frozenset()))
 NOBODY = Failure(FailureKind.UNAUTHENTICATED, "this server asks who you are: send 'Authorization: Bearer KEY'")
@@ -69,24 +66,22 @@ class IdentityDesk:
         if store is None:
             raise InferenceError(NOBODY)
         if store.knows(text):  # behind one address there are many clients: who has a key does not wait for who guesses
-            who = self._of_text(text)
+            who = self._of_text(store, text)
             self._last, self._last_principal, self._last_until = headers, who, self._clock() + AGAIN_S
             return who
         self._attempts.check(peer.address)
         try:
-            return self._of_text(text)
+            return self._of_text(store, text)
         except InferenceError as error:
             if error.failure.kind is FailureKind.UNAUTHENTICATED:
                 self._attempts.failed(peer.address)
             raise
 
-    def _of_text(self, text: str) -> Principal:
-        if self._tokens is not None and text.count(".") == 2:
-            said = self._tokens.said(text)
-            return self._rules.principal("token", said.subject, said.scopes)
-        if self._keys is None:
-            raise InferenceError(NOBODY)
-        return self._keys.principal(text)
+    def _of_text(self, store: "Keys | Tokens", text: str) -> Principal:
+        if isinstance(store, Keys):
+            return store.principal(text)
+        said = store.said(text)
+        return self._rules.principal("token", said.subject, said.scopes)
 
     def _of_connection(self, peer: Peer, target: bytes) -> Principal:
         if peer.name:
