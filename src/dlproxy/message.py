@@ -215,7 +215,10 @@ NO_TRACE = Trace()  # compared by identity
 
 
 class Request(Struct, eq=False):
-    """A checked request: `inputs` stand in the order of the model's signature, `outputs` index the wanted outputs."""
+    """A checked request: `inputs` stand in the order of the model's signature, `outputs` index the wanted outputs.
+
+    `max_age_s`: how old a remembered answer may be; 0: it is computed anew, below 0: and not remembered either.
+    """
 
     ticket: Ticket
     model: str
@@ -225,6 +228,7 @@ class Request(Struct, eq=False):
     params: dict[str, Any] = {}
     principal: Principal = ANONYMOUS
     trace: Trace = NO_TRACE
+    max_age_s: float = inf
 
 
 class Timing(Struct):
@@ -239,7 +243,10 @@ class Timing(Struct):
 
 
 class Response(Struct, eq=False):
-    """The answer to one request; `outputs` in the order that the request named. `rest`: None if that is all of it."""
+    """The answer to one request; `outputs` in the order that the request named. `rest`: None if that is all of it.
+
+    `cache`: what the result cache had to do with it; empty where there is none.
+    """
 
     id: str
     model: str
@@ -247,6 +254,7 @@ class Response(Struct, eq=False):
     outputs: list[Tensor]
     timing: Timing
     rest: "Rest | None" = None
+    cache: Literal["", "hit", "miss", "joined", "bypass"] = ""
 
 
 class PartTo(Protocol):

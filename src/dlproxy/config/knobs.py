@@ -39,6 +39,7 @@ _live = partial(_knob, cost="nothing")
 _IN_PROCESSES = Only("run", ("process",))
 _NOT_UPSTREAM = Only("run", but=("upstream",))
 _SCALES = Only("autoscale", but=("off",))
+_CACHES = Only("cache", but=("off",))
 _BATCHES = Only("batching", but=("off",), surely=False, harmless=("off",))
 
 
@@ -53,6 +54,27 @@ class AutopilotConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Literal["rules", "bandit", "climb"],
         _knob("what proposes changes: rules on a queueing model, a contextual bandit, or hill climbing, for comparison"),
     ] = "rules"
+
+
+class CacheConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[cache]: what all models that remember answers share."""
+
+    memory_mb: Annotated[
+        int,
+        _knob(
+            "memory for remembered answers of all models; it moves to where it saves the most, and less is used where the "
+            "machine runs short",
+            unit="MiB",
+            log=True,
+            tuned=True,
+            ge=1,
+            le=1 << 24,
+        ),
+    ] = 256
+    policy: Annotated[
+        Literal["s3-fifo", "sieve", "lru", "lfu", "w-tinylfu", "gdsf"],
+        _knob("which answers are kept; gdsf: by what they cost to compute, too"),
+    ] = "s3-fifo"
 
 
 class LaneSettings(Struct, frozen=True, kw_only=True):
@@ -436,6 +458,27 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ] = 600.0
 
+    cache: Annotated[
+        Switch,
+        _loaded(
+            "remember answers, and run identical requests once; auto: while equal inputs were shown to give equal answers, and "
+            "enough requests repeat for it to pay"
+        ),
+    ] = "off"
+    cache_ttl_s: Annotated[
+        float, _loaded("seconds for which an answer is remembered; 0: no limit", unit="s", only=(_CACHES,), ge=0)
+    ] = 0.0
+    cache_rows: Annotated[
+        bool,
+        _loaded(
+            "remember rows by themselves: of a request of 8 rows of which 5 are known, 3 are run",
+            only=(_CACHES, _BATCHES),
+        ),
+    ] = False
+    cache_by_tenant: Annotated[
+        bool, _loaded("tenants share no answers: how quickly one comes would tell what others asked", only=(_CACHES,))
+    ] = False
+
     @property
     def goal(self) -> Goal:
         """What `slo` says."""
@@ -464,6 +507,7 @@ class Config(Struct, frozen=True, kw_only=True):
     tls: TlsConfig = TlsConfig()
     auth: AuthConfig = AuthConfig()
     autopilot: AutopilotConfig = AutopilotConfig()
+    cache: CacheConfig = CacheConfig()
     models: dict[str, list[ModelConfig]] = {}
     """The versions of each, oldest first."""
     tenants: dict[str, TenantConfig] = {}
@@ -480,6 +524,7 @@ SECTIONS: dict[str, type[Struct]] = {
     "tls": TlsConfig,
     "auth": AuthConfig,
     "autopilot": AutopilotConfig,
+    "cache": CacheConfig,
     "models": ModelConfig,
     "tenants": TenantConfig,
     "grants": GrantConfig,

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config.effects import check
-from dlproxy.config.knobs import SECTIONS, AutopilotConfig, Config, ModelConfig
+from dlproxy.config.knobs import SECTIONS, AutopilotConfig, CacheConfig, Config, ModelConfig
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain, nearest, unknown_key, what_and_where
 from dlproxy.config.paths import is_file
@@ -48,6 +48,7 @@ def load(path: Path) -> Config:
         tls=_beside(path, file.section(["tls"], data.get("tls", {}), TlsConfig), "cert", "key", "client_ca"),
         auth=_beside(path, file.section(["auth"], data.get("auth", {}), AuthConfig), "keys"),
         autopilot=file.section(["autopilot"], data.get("autopilot", {}), AutopilotConfig),
+        cache=file.section(["cache"], data.get("cache", {}), CacheConfig),
         grants={name: file.section(["grants", name], table, GrantConfig) for name, table in grants.items()},
         tenants={name: file.section(["tenants", name], table, TenantConfig) for name, table in tenants.items()},
         models={name: file.models(["models", name], table) for name, table in models.items()},

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
@@ -31,6 +32,7 @@ from dlproxy.policy.partition import most_rows
 from dlproxy.policy.plan import LanePlan, longest_s, plan_lane
 from dlproxy.policy.quota import Quotas
 from dlproxy.policy.reachable import unmet
+from dlproxy.serve.caching.caches import Caches
 from dlproxy.serve.control import LaneControl
 from dlproxy.serve.driver import Driver
 from dlproxy.serve.layers import QuotaLayer, WakeLayer
@@ -43,14 +45,17 @@ from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import ServedModel
 from dlproxy.wire.terms import by_level
 
+if TYPE_CHECKING:
+    from dlproxy.serve.caching.layer import CacheLayer
+
 log = logging.getLogger(__name__)
 
 EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
 
 
 class LoadedModel(Struct, eq=False):
-    """A model that is up. `service`: takes its requests, and charges no quotas. `turn_needs`: what a batch waits for its turn
-    on, by name; empty: no turns. `size_bytes`: what it holds of the memory.
+    """A model that is up. `service`: takes its requests, charges no quotas and remembers nothing. `turn_needs`: what a batch
+    waits for its turn on, by name; empty: no turns. `size_bytes`: what it holds of the memory.
     """
 
     served: ServedModel
@@ -65,6 +70,7 @@ class LoadedModel(Struct, eq=False):
     size_bytes: int = 0
     elsewhere_bytes: int = 0
     autoscaler: Autoscaler | None = None
+    cache: "CacheLayer | None" = None
 
     def unmet(self) -> list[str]:
         """What of its objectives cannot be met, as far as its calibration tells."""
@@ -89,6 +95,7 @@ async def load_model(
     event_log: Path | None = None,
     memory: Memory | None = None,
     on_ways: Callable[[], None] = lambda: None,
+    caches: Caches | None = None,
     clock: Callable[[], float] = monotonic,
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ConfigError, LogError, ModelError, and then nothing of it is left.
@@ -102,7 +109,7 @@ async def load_model(
         if fleet.most_rows is not None:
             config = msgspec.structs.replace(config, max_batch=min(config.max_batch, fleet.most_rows))
         weights = {tenant: settings.weight for tenant, settings in tenants.items()}
-        loaded = _assembled(name, config, fleet, weights, ticket_ids, quotas, event_log, clock)
+        loaded = _assembled(name, config, fleet, weights, ticket_ids, quotas, event_log, caches, clock)
     except BaseException:
         await fleet.stop()
         raise
@@ -126,6 +133,7 @@ def _assembled(
     ticket_ids: Iterator[int],
     quotas: Quotas | None,
     event_log: Path | None,
+    caches: Caches | None,
     clock: Callable[[], float],
 ) -> LoadedModel:
     signature = fleet.signature
@@ -162,11 +170,13 @@ def _assembled(
         service = control.partition = _partition(driver, signature, stats, ticket_ids, clock, plan)
     if scaler is not None and config.scale_to_zero_s:
         service = WakeLayer(service, scaler)
+    cache = None if caches is None else caches.before(service, name, config, signature, stats)
+    front = service if cache is None else cache
     served = ServedModel(
         name=name,
         version=config.version,
         signature=signature,
-        service=service if quotas is None else _with_quotas(service, quotas, stats, clock),
+        service=front if quotas is None else _with_quotas(front, quotas, stats, clock),
         stats=stats,
         max_batch=most_rows(config, splits=splits),
         slo_s=config.slo_s,
@@ -174,7 +184,7 @@ def _assembled(
         sticky=config.sticky,
         control=control,
     )
-    loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler)
+    loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
     _connect(loaded, splits=splits)
     return loaded
 
@@ -263,6 +273,8 @@ async def unload_model(model: LoadedModel, drain_s: float, reason: str = "the mo
     """Refuse what comes, finish what is under way, stop the instances, let go of the weights, close the recording."""
     if model.autoscaler is not None:
         model.autoscaler.stop()
+    if model.cache is not None:
+        model.cache.close()
     try:
         await model.driver.stop(drain_s, reason)
     finally:

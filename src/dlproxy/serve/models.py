@@ -18,7 +18,7 @@ from typing import Any
 
 from dlproxy.autopilot.flight import Flight, Tuned
 from dlproxy.autopilot.host import Autopilot
-from dlproxy.config import AutopilotConfig, ConfigError, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.config import AutopilotConfig, CacheConfig, ConfigError, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.config.table import live_knobs
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.control import Facts
@@ -31,6 +31,7 @@ from dlproxy.policy.quota import Quota, Quotas
 from dlproxy.policy.tuning import make_knob_policy
 from dlproxy.policy.wanted import WantedVersion
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
+from dlproxy.serve.caching.caches import Caches
 from dlproxy.serve.idle_poll import IdlePoll, may_poll
 from dlproxy.serve.rollout import OnWorse, Rollouts
 from dlproxy.serve.tuning import holding, tuned
@@ -55,12 +56,14 @@ class Models:
         tenants: Mapping[str, TenantConfig] = EMPTY,
         *,
         autopilot: AutopilotConfig = AutopilotConfig(),  # noqa: B008 - it is frozen
+        cache: CacheConfig = CacheConfig(),  # noqa: B008 - the same
         clock: Callable[[], float] = monotonic,
     ) -> None:
         """Raises ConfigError for a quota that never admits anything."""
         self.catalog = Catalog()
         self.autopilot = Autopilot(clock, partial(make_knob_policy, autopilot.policy))
         self._mode = autopilot.mode
+        self.caches = Caches(cache, clock)
         self._tuned: dict[LoadedModel, Tuned] = {}
         self.shares_cores = False
         """Whether batches of these models take turns on the cores now."""
@@ -99,7 +102,8 @@ class Models:
             key = _key(model)
             size = model.size_bytes + (found[key].size_bytes if key in found else 0)
             driver = self._loaded.get(key, model).driver  # of two, one has replaced the other
-            found[key] = Facts(size, driver.last_event_at, busy=driver.unanswered > 0)
+            last_at = max(driver.last_event_at, -inf if model.cache is None else model.cache.last_hit_at)
+            found[key] = Facts(size, last_at, busy=driver.unanswered > 0)
         return found
 
     def size_of(self, config: ModelConfig) -> int:
@@ -238,6 +242,7 @@ class Models:
                         event_log=self._recording(name, config.version),
                         memory=self._memory,
                         on_ways=self._ways_changed,
+                        caches=self.caches,
                         clock=self._clock,
                     )
             except asyncio.CancelledError:

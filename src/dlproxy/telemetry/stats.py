@@ -134,6 +134,20 @@ class StreamStats:
             self.between.add(after_s, answers)
 
 
+class CacheCounts:
+    """Of requests that met the result cache, and of what it keeps. `hit_s`, `miss_s`: seconds of looking up.
+
+    `joined`: their answer was under way for others. `bypassed`: their clients wanted no part in it. `shared`: of the misses,
+    those that another node had the answer to.
+    """
+
+    __slots__ = ("bypassed", "evicted", "expired", "hit_s", "hits", "joined", "miss_s", "misses", "shared")
+
+    def __init__(self) -> None:
+        self.hits = self.misses = self.joined = self.bypassed = self.evicted = self.expired = self.shared = 0
+        self.hit_s = self.miss_s = 0.0
+
+
 class ModelStats:
     """Counts since the model was loaded. `rows` are inferences in Triton's sense, `queue` to `request` are per request: one
     that is split counts once there and in `failures`, and its rows and batches as they run.
@@ -161,6 +175,7 @@ class ModelStats:
         """Whoever looks at single answers adds its own here, for as long as it does."""
         self.elements = {"real": 0, "padding": 0}  # rows times length of batches that may be padded
         self.streams: StreamStats | None = None  # None: the model answers at once
+        self.cache: CacheCounts | None = None  # None: answers are not remembered
         self.last_at_ms = 0
         self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now
         self.instance_changes: dict[InstanceChange, int] = dict.fromkeys(get_args(InstanceChange), 0)
@@ -175,6 +190,12 @@ class ModelStats:
         self.batch.add(timing.batch_s)
         self.compute.add(timing.compute_s)
         self.split.add(split_s)
+        self.request.add(seconds)
+        for reader in self.readers:
+            reader.add([seconds])
+
+    def request_remembered(self, seconds: float) -> None:
+        """A request has an answer that was computed for another."""
         self.request.add(seconds)
         for reader in self.readers:
             reader.add([seconds])

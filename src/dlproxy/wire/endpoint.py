@@ -63,6 +63,7 @@ class Endpoint:
                 demand(terms.principal, "infer", self.model.name)
             if terms.trace is not NO_TRACE:
                 request.trace = terms.trace
+            request.max_age_s = terms.max_age_s
         if self._sticky:
             request.ticket.affinity = self._affinity(request, terms)
         self._service.submit(request, reply)

@@ -17,6 +17,8 @@ from dlproxy.wire.trace import REQUEST_ID, TRACE_PARENT, trace_of
 DEADLINE = b"x-request-deadline-ms"
 GRPC_TIMEOUT = b"grpc-timeout"
 PRIORITY = b"x-request-priority"
+CACHE_CONTROL = b"cache-control"
+NOT_KEPT = -1.0  # of max_age_s
 MOST_TENANT = 128  # characters of a tenant's name or of a sticky header that count
 MOST_DEADLINE_MS = 1e12  # 31 years
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}  # of gRPC's time-outs
@@ -43,7 +45,7 @@ Raises InferenceError(UNAUTHENTICATED or FORBIDDEN) to refuse the request.
 class Terms(Struct, frozen=True):
     """`timeout_s`: how long after its arrival an answer is worth something. `priority`: as a Ticket has it, None if not given.
 
-    `affinity`: what the request sticks to where the model's knob is sticky = "header:NAME".
+    `affinity`: what the request sticks to where the model's knob is sticky = "header:NAME". `max_age_s`: as a Request has it.
     """
 
     timeout_s: float = inf
@@ -52,12 +54,13 @@ class Terms(Struct, frozen=True):
     affinity: str = ""
     principal: Principal = ANONYMOUS
     trace: Trace = NO_TRACE
+    max_age_s: float = inf
 
     def over(self, others: "Terms") -> "Terms":
         """Both: the shorter timeout holds; what only `others` say counts too."""
         priority = others.priority if self.priority is None else self.priority
         timeout_s = min(self.timeout_s, others.timeout_s)
-        return Terms(timeout_s, priority, self.tenant, self.affinity, self.principal, self.trace)
+        return Terms(timeout_s, priority, self.tenant, self.affinity, self.principal, self.trace, self.max_age_s)
 
 
 NO_TERMS = Terms()  # the one that is compared by identity: most requests ask for nothing
@@ -88,7 +91,8 @@ class HeaderTerms:
         priority, tenant = headers.get(PRIORITY), headers.get(self._tenant_header)
         affinity = headers.get(self._sticky_header) if self._sticky_header else None
         trace = trace_of(headers) if REQUEST_ID in headers or TRACE_PARENT in headers else NO_TRACE
-        silent = timeout_s == inf and priority is None and tenant is None and affinity is None
+        max_age_s = max_age_of(headers[CACHE_CONTROL]) if CACHE_CONTROL in headers else inf
+        silent = timeout_s == inf and priority is None and tenant is None and affinity is None and max_age_s == inf
         if silent and principal is ANONYMOUS and trace is NO_TRACE:
             return NO_TERMS
         return Terms(
@@ -98,6 +102,7 @@ class HeaderTerms:
             _name(affinity),
             principal,
             trace,
+            max_age_s,
         )
 
 
@@ -116,6 +121,22 @@ def grpc_timeout(value: bytes) -> float:
         raise invalid(f"{GRPC_TIMEOUT.decode()} is {shown}; it must be up to 8 digits and one of H, M, S, m, u, n")
     timeout_s = int(digits) * unit
     return timeout_s if timeout_s <= MOST_DEADLINE_MS * 1e-3 else inf
+
+
+def max_age_of(value: bytes) -> float:
+    """What Cache-Control (RFC 9111) says of remembered answers, as Request.max_age_s; what is not understood says nothing."""
+    found = inf
+    for directive in value.lower().split(b","):
+        name, _, number = directive.strip().partition(b"=")
+        if name == b"no-store":
+            return NOT_KEPT
+        if name == b"no-cache":
+            found = 0.0
+        elif name == b"max-age":
+            number = number.strip(b'"')
+            if number.isdigit():
+                found = min(found, float(number[:12]))
+    return found
 
 
 def in_milliseconds(left_s: float) -> bytes:

@@ -63,7 +63,9 @@ _BEGIN = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 BEGIN = header_block(_BEGIN)
 BEGIN_IN = {coding: header_block([*_BEGIN, (b"grpc-encoding", coding)]) for coding in CODINGS}
 NOTHING: deque[memoryview] = deque(maxlen=0)  # stands for each call's own while it has none: a deque takes 700 bytes
-END_OK = header_block([(b"grpc-status", b"0")])
+_OK = (b"grpc-status", b"0")
+END_OK = header_block([_OK])
+END_CACHED = {cache: header_block([_OK, (b"x-dlproxy-cache", cache.encode())]) for cache in ("hit", "miss", "joined", "bypass")}
 
 
 class Call:
@@ -131,9 +133,9 @@ class Call:
         self.paused = False
         self.connection.go_on(self)
 
-    def reply(self, *message: Piece) -> None:
-        """The one answer of a unary call, in pieces; then its end."""
-        self.connection.send(self, message, END_OK)
+    def reply(self, *message: Piece, cache: str = "") -> None:
+        """The one answer of a unary call, in pieces; then its end. `cache`: as a Response has it."""
+        self.connection.send(self, message, END_OK if not cache else END_CACHED[cache])
 
     def send(self, *message: Piece) -> None:
         """One of the messages that a stream answers. Once the client has gone, it does nothing."""

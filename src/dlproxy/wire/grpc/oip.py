@@ -180,7 +180,7 @@ class InferReply:
 
     def completed(self, response: Response) -> None:
         try:
-            self._call.reply(*encode(response, self._memo, forms=self._forms))
+            self._call.reply(*encode(response, self._memo, forms=self._forms), cache=response.cache)
         except InferenceError as error:
             self._call.refuse(error.failure)
         except Exception:

@@ -327,7 +327,7 @@ class _Reply:
 
     def completed(self, response: Response) -> None:
         try:
-            self._call.reply(*self._encode(response))
+            self._call.reply(*self._encode(response), cache=response.cache)
         except InferenceError as error:
             self._call.refuse(error.failure)
         except Exception:

@@ -101,7 +101,7 @@ def _io(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
 def _model_stats(model: ServedModel) -> dict[str, Any]:
     stats = model.stats
     stats.settle()
-    failures = sum(stats.failures.values())
+    failures, cache = sum(stats.failures.values()), stats.cache
     return {
         "name": model.name,
         "version": model.version,
@@ -115,8 +115,8 @@ def _model_stats(model: ServedModel) -> dict[str, Any]:
             "compute_input": _durations(stats.batch),
             "compute_infer": _durations(stats.compute),
             "compute_output": _durations(stats.split),
-            "cache_hit": {"count": 0, "ns": 0},
-            "cache_miss": {"count": 0, "ns": 0},
+            "cache_hit": {"count": 0 if cache is None else cache.hits, "ns": 0 if cache is None else _ns(cache.hit_s)},
+            "cache_miss": {"count": 0 if cache is None else cache.misses, "ns": 0 if cache is None else _ns(cache.miss_s)},
         },
         "response_stats": {} if stats.streams is None else _response_stats(stats.streams),
         "batch_stats": [_batch_stats(rows, size) for rows, size in sorted(stats.batch_sizes.items())],

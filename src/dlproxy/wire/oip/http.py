@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from dlproxy import __version__
 from dlproxy.config import HttpLimits
-from dlproxy.message import Failure, FailureKind, InferenceError, Response, Tensor, Timing, invalid
+from dlproxy.message import Failure, FailureKind, InferenceError, Response, Tensor, invalid
 from dlproxy.service import ReplyTo
 from dlproxy.wire.catalog import Catalog, NotServedError
 from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk, in_parts
@@ -37,6 +37,8 @@ from dlproxy.wire.waiting import answer_once_up
 MAX_SPELLINGS, MAX_SPELLING = 4096, 512  # infer targets that are remembered as clients write them, and bytes of one
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
+_HIT = b"x-dlproxy-cache: hit\r\n"
+_TIMED_HIT = b"server-timing: cache;desc=hit\r\n" + _HIT
 
 
 class _Parameters(Struct):
@@ -253,7 +255,7 @@ class _Inference:
         reply: ReplyTo
         if takes_events(exchange) or endpoint.model.signature.streams:
             framing = SSE if takes_events(exchange) else NDJSON
-            reply = PartsReply(exchange, framing, predicted, _timing_of if self._server_timing else None)
+            reply = PartsReply(exchange, framing, predicted, partial(header_lines, server_timing=self._server_timing))
         else:
             reply = PredictReply(exchange, server_timing=self._server_timing)
         self._submit(request, reply, terms)
@@ -301,7 +303,7 @@ class InferReply:
     def completed(self, response: Response) -> None:
         try:
             body, json_bytes, rest = oip_codec.encode(response, self._wire)
-            extra = timing_line(response.timing) if self._server_timing else b""
+            extra = header_lines(response, server_timing=self._server_timing)
             if json_bytes is None:
                 self._exchange.reply(200, JSON, body, extra)
             else:
@@ -331,7 +333,7 @@ class PredictReply:
     def completed(self, response: Response) -> None:
         try:
             body = predicted(response, response.outputs)
-            self._exchange.reply(200, JSON, body, timing_line(response.timing) if self._server_timing else b"")
+            self._exchange.reply(200, JSON, body, header_lines(response, server_timing=self._server_timing))
         except UnicodeDecodeError as error:
             self._exchange.fail(500, f"an output is not valid UTF-8; request it as binary over /v2: {error}")
         except Exception:
@@ -347,17 +349,19 @@ def predicted(response: Response, outputs: Sequence[Tensor]) -> bytes:
     return msgspec.json.encode({"model": response.model, "version": response.version, "outputs": values})
 
 
-def _timing_of(response: Response) -> bytes:
-    return timing_line(response.timing)
-
-
-def timing_line(timing: Timing) -> bytes:
-    """The Server-Timing header line (W3C), in milliseconds."""
-    return b"server-timing: queue;dur=%.3f, batch;dur=%.3f, compute;dur=%.3f\r\n" % (
-        timing.queue_s * 1e3,
-        timing.batch_s * 1e3,
-        timing.compute_s * 1e3,
-    )
+def header_lines(response: Response, *, server_timing: bool) -> bytes:
+    """What an answer's header says of how it came about: Server-Timing (W3C, in milliseconds) and what the cache did."""
+    timing, cache = response.timing, response.cache
+    if cache == "hit":
+        return _TIMED_HIT if server_timing else _HIT
+    lines = b""
+    if server_timing:
+        lines = b"server-timing: queue;dur=%.3f, batch;dur=%.3f, compute;dur=%.3f\r\n" % (
+            timing.queue_s * 1e3,
+            timing.batch_s * 1e3,
+            timing.compute_s * 1e3,
+        )
+    return b"%bx-dlproxy-cache: %b\r\n" % (lines, cache.encode()) if cache else lines
 
 
 def _timeout_s(body: bytes, headers: Mapping[bytes, bytes], max_json_bytes: int) -> float:

@@ -14,7 +14,7 @@ from dlproxy.wire.catalog import Catalog, NotServedError
 from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk, in_parts
 from dlproxy.wire.http.exchange import MAX_ERROR, Exchange, in_http
 from dlproxy.wire.http.routes import Handler, Row
-from dlproxy.wire.oip.http import JSON, timing_line
+from dlproxy.wire.oip.http import JSON, header_lines
 from dlproxy.wire.operations import ModelRepository
 from dlproxy.wire.tfs import json as tfs_json
 from dlproxy.wire.tfs.examples import Examples
@@ -143,7 +143,7 @@ class TfsReply:
 
     def completed(self, response: Response) -> None:
         try:
-            extra = timing_line(response.timing) if self._server_timing else b""
+            extra = header_lines(response, server_timing=self._server_timing)
             self._exchange.reply(200, JSON, self._encode(response), extra)
         except InferenceError as error:
             _refuse(self._exchange, error.failure)

@@ -1,0 +1,423 @@
+"""Answers from what was answered before, and joins requests that ask the same at the same time, so that it is run once.
+
+Stands before the lane of one version of a model (put there by caches.py); a hit costs neither queue nor batch. Not aware of:
+which answers are worth keeping (policy/caching), protocols, other models.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any, Literal, Protocol
+
+from msgspec import Struct
+
+from dlproxy.message import Failure, FailureKind, Request, Response, Tensor, Timing
+from dlproxy.policy.caching import CachePolicy
+from dlproxy.serve.caching.keys import Key, MakeKey
+from dlproxy.serve.driver import timer_delay_s
+from dlproxy.service import ReplyTo, Service
+from dlproxy.telemetry.stats import CacheCounts, ModelStats
+
+ENTRY_BYTES = 1000  # that an answer takes beside its outputs' elements: measured, of one output
+OF_ONE = frozenset(
+    (
+        *(FailureKind.DEADLINE, FailureKind.LATE, FailureKind.CANCELLED, FailureKind.QUOTA),
+        *(FailureKind.QUEUE_FULL, FailureKind.OVERLOADED),
+    )
+)
+"""Why one request is not answered that says nothing of others which ask the same."""
+CANCELLED = Failure(FailureKind.CANCELLED, "the client disconnected")
+LATE = Failure(FailureKind.LATE, "the request's deadline passed before the answer it had joined was there")
+NO_TIME = Timing(0.0, 0.0, 0.0)
+
+log = logging.getLogger(__name__)
+
+
+class Kept(Struct):
+    """An answer. `outputs` are copies: an answer's own are views of its whole batch. `at`: when it was computed, which took
+    `cost_s` seconds.
+    """
+
+    model: str
+    version: str
+    outputs: list[Tensor]
+    at: float
+    cost_s: float
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes here."""
+        return sum([len(tensor.data) for tensor in self.outputs]) + ENTRY_BYTES
+
+
+class SecondLevel(Protocol):
+    """Answers that several nodes share. Nothing of it raises or blocks."""
+
+    def find(self, key: Key, then: Callable[[Kept | None], None]) -> None:
+        """`then` is called once, on the event loop, after a bounded wait: with the answer, or with None if this node is to
+        compute it, and to say what came of that.
+        """
+        ...
+
+    def keep(self, key: Key, kept: Kept | None) -> None:
+        """What came of it; None: no answer."""
+        ...
+
+
+class Watch(Protocol):
+    """Sees what passes while it is not known whether the cache pays or the model is deterministic. See auto.py."""
+
+    on: bool
+    """Whether answers are kept and looked up."""
+
+    def asked(self, key: Key) -> bool:
+        """Whether the answer to this request is wanted, too. Called while it is off."""
+        ...
+
+    def answered(self, request: Request, outputs: Sequence[Tensor], compute_s: float) -> None:
+        """What was computed, or what was found."""
+        ...
+
+
+class CacheLayer:
+    """A Service around `inner`, which gives whole answers. `watch`: None where the cache is simply on.
+
+    Of joined requests each has its own id, deadline and cancellation; a failure of the model reaches all, a failure that is one
+    request's own only that one. Failures are not kept.
+    """
+
+    def __init__(
+        self,
+        inner: Service,
+        cache: CachePolicy[Kept],
+        key_of: MakeKey,
+        stats: ModelStats,
+        *,
+        clock: Callable[[], float],
+        ttl_s: float = inf,
+        watch: Watch | None = None,
+        second: SecondLevel | None = None,
+    ) -> None:
+        self.inner = inner
+        self.cache = cache
+        self.stats = stats
+        self.counts = stats.cache = CacheCounts()
+        self.last_hit_at = -inf
+        self.clock = clock
+        self.watch = watch
+        self.second = second
+        self.flights: dict[Key, Flight] = {}
+        self.waiting: dict[int, Flight] = {}  # by the ids of tickets
+        self._key_of = key_of
+        self._ttl_s = ttl_s
+        self.on_close: Callable[[], None] = lambda: None
+
+    def submit(self, request: Request, reply: ReplyTo) -> None:
+        watch, max_age_s = self.watch, request.max_age_s
+        if watch is not None and not watch.on:
+            self._pass(watch, request, reply)
+            return
+        if max_age_s < 0.0:
+            self.counts.bypassed += 1
+            self.inner.submit(request, _Bypassing(reply))
+            return
+        began_at = self.clock()
+        key = self._key_of(request)
+        entry = self.cache.get(key)
+        if entry is not None and self._is_fresh(key, entry.value, began_at, max_age_s):
+            self._hit(request, reply, entry.value, began_at)
+            return
+        flight = self.flights.get(key)
+        if flight is not None and max_age_s > 0.0 and flight.takes(request):
+            flight.join(request, reply, began_at)
+            return
+        self.flights[key] = flight = Flight(self, key, request, reply)
+        counts = self.counts
+        counts.misses += 1
+        counts.miss_s += self.clock() - began_at
+        if self.second is None or max_age_s < inf:
+            flight.lead(request)
+        else:
+            flight.look_elsewhere(self.second)
+
+    def cancel(self, request: Request) -> None:
+        flight = self.waiting.get(request.ticket.id)
+        if flight is None:
+            self.inner.cancel(request)
+        else:
+            flight.cancel(request)
+
+    def close(self) -> None:
+        """The model goes: nothing is remembered any more."""
+        self.on_close()
+
+    def resize(self, budget: int) -> None:
+        """Bytes that its answers may take from now on."""
+        self.counts.evicted += len(self.cache.resize(budget))
+
+    def state(self) -> dict[str, Any]:
+        """JSON."""
+        cache, counts = self.cache, self.counts
+        looked_up = counts.hits + counts.joined + counts.misses
+        return {
+            "entries": len(cache),
+            "bytes": cache.used,
+            "budget_bytes": cache.budget,
+            "hit_ratio": round(counts.hits / looked_up, 4) if looked_up else None,
+            **{name: getattr(counts, name) for name in ("hits", "misses", "joined", "bypassed", "evicted", "expired")},
+        }
+
+    def clear(self) -> int:
+        """Forget everything; returns how many answers that were. What runs is not kept either."""
+        count = len(self.cache)
+        self.cache.clear()
+        for flight in self.flights.values():
+            flight.is_kept = False
+        self.flights.clear()
+        return count
+
+    def _pass(self, watch: Watch, request: Request, reply: ReplyTo) -> None:
+        if request.max_age_s > 0.0 and watch.asked(self._key_of(request)):
+            reply = _Watched(watch, request, reply)
+        self.inner.submit(request, reply)
+
+    def _is_fresh(self, key: Key, kept: Kept, now: float, max_age_s: float) -> bool:
+        age_s = now - kept.at
+        if age_s > self._ttl_s:
+            self.cache.drop(key)
+            self.counts.expired += 1
+            return False
+        return age_s <= max_age_s and max_age_s > 0.0
+
+    def _hit(self, request: Request, reply: ReplyTo, kept: Kept, began_at: float) -> None:
+        self.last_hit_at = began_at
+        if self.watch is not None:
+            self.watch.answered(request, kept.outputs, 0.0)
+        now = self.clock()
+        counts = self.counts
+        counts.hits += 1
+        counts.hit_s += now - began_at
+        self.stats.request_remembered(now - request.ticket.arrived_at)
+        response = Response(request.id, kept.model, kept.version, kept.outputs, NO_TIME, None, "hit")
+        try:
+            reply.completed(response)
+        except Exception:  # submit never raises
+            log.exception("model %s: could not hand over the answer to request %d", request.model, request.ticket.id)
+
+    def keep(self, key: Key, kept: Kept) -> None:
+        """An answer, if the policy has room for it."""
+        self.counts.evicted += len(self.cache.put(key, kept, kept.size, kept.cost_s))
+
+
+class Flight:
+    """Requests that ask the same, of which one is asked of the inner service. A ReplyTo, of that one.
+
+    It is known to the layer by its key until it is answered; requests that come then start another.
+    """
+
+    __slots__ = ("_asked", "_key", "_layer", "_owed", "_requests", "_timers", "is_kept")
+
+    def __init__(self, layer: CacheLayer, key: Key, request: Request, reply: ReplyTo) -> None:
+        self._layer = layer
+        self._key = key
+        self._asked: Request | None = None  # None: nothing runs for it just now
+        self._requests: dict[int, tuple[Request, ReplyTo]] = {request.ticket.id: (request, reply)}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._owed: SecondLevel | None = None  # which waits to hear what came of it
+        self.is_kept = True
+        layer.waiting[request.ticket.id] = self
+
+    def takes(self, request: Request) -> bool:
+        """Whether it is no more urgent than what is asked for it: it would wait behind others that it should overtake."""
+        asked = self._asked
+        if asked is None:
+            return True
+        urgency, other = request.ticket.priority or inf, asked.ticket.priority or inf
+        return urgency >= other
+
+    def join(self, request: Request, reply: ReplyTo, now: float) -> None:
+        """Wait for the answer with the others, but no longer than its own client does."""
+        ticket, layer = request.ticket, self._layer
+        layer.counts.joined += 1
+        self._requests[ticket.id] = (request, reply)
+        layer.waiting[ticket.id] = self
+        self._mind_deadline(request, now)
+
+    def _mind_deadline(self, request: Request, now: float) -> None:
+        """Its client's own, which no lane minds for it."""
+        ticket = request.ticket
+        if ticket.answer_by < inf:
+            delay_s = timer_delay_s(ticket.answer_by, now)
+            self._timers[ticket.id] = asyncio.get_running_loop().call_later(delay_s, self._late, request)
+
+    def look_elsewhere(self, second: SecondLevel) -> None:
+        """Other nodes may have the answer, or be about to."""
+        for request, _ in self._requests.values():
+            self._mind_deadline(request, self._layer.clock())
+        self._owed = second
+        second.find(self._key, self._looked)
+
+    def _looked(self, kept: Kept | None) -> None:
+        layer = self._layer
+        if kept is not None:
+            self._owed = None
+            layer.counts.shared += 1
+            if self.is_kept:
+                layer.keep(self._key, kept)
+            self._answer(Response("", kept.model, kept.version, kept.outputs, NO_TIME), "hit")
+        elif self._requests:
+            self._lead_next()
+        else:
+            self._settle(None)
+
+    def lead(self, request: Request) -> None:
+        """Ask for this one, and so for all."""
+        self._asked = request
+        self._forget_timer(request)
+        self._layer.inner.submit(request, self)
+
+    def cancel(self, request: Request) -> None:
+        """One of them wants no answer any more; the last that does takes what runs with it."""
+        asked = self._asked
+        if asked is not None and len(self._requests) == 1 and asked is request:
+            self._layer.inner.cancel(asked)
+            return
+        self._leave(request, CANCELLED)
+
+    def _late(self, request: Request) -> None:
+        self._timers.pop(request.ticket.id, None)
+        self._leave(request, LATE)
+
+    def _leave(self, request: Request, failure: Failure) -> None:
+        if self._asked is None or len(self._requests) > 1:  # else the lane counts it
+            self._layer.stats.failed(failure.kind, self._layer.clock() - request.ticket.arrived_at)
+        self._fail(request.ticket.id, failure)
+        if not self._requests:
+            self._over()
+            if self._asked is not None:
+                self._layer.inner.cancel(self._asked)
+                self._settle(None)
+
+    # ReplyTo
+
+    def completed(self, response: Response) -> None:
+        layer, asked, timing = self._layer, self._asked, response.timing
+        assert asked is not None
+        if self.is_kept:
+            copies = [Tensor(tensor.name, tensor.dtype, tensor.shape, bytes(tensor.data)) for tensor in response.outputs]
+            kept = Kept(response.model, response.version, copies, layer.clock(), timing.batch_s + timing.compute_s)
+            layer.keep(self._key, kept)
+            self._settle(kept)
+        else:
+            self._settle(None)
+        if layer.watch is not None:
+            layer.watch.answered(asked, response.outputs, timing.compute_s)
+        self._answer(response, "miss")
+
+    def _answer(self, response: Response, how: Literal["hit", "miss", "joined"]) -> None:
+        """Everybody, `how` being what the first one is told."""
+        layer, asked = self._layer, self._asked
+        self._over()
+        requests, self._requests = self._requests, {}
+        for ticket_id, (request, _) in requests.items():
+            del layer.waiting[ticket_id]
+            self._forget_timer(request)
+        now = layer.clock()
+        counted = asked is not None  # the lane has counted the one that it ran
+        for ticket_id, (request, reply) in requests.items():
+            answer = Response(request.id, response.model, response.version, response.outputs, response.timing, None, how)
+            how = "joined"
+            if not counted:
+                layer.stats.request_remembered(now - request.ticket.arrived_at)
+            counted = False
+            try:
+                reply.completed(answer)
+            except Exception:  # of one client: the others must hear
+                log.exception("model %s: could not hand over the answer to request %d", request.model, ticket_id)
+
+    def failed(self, failure: Failure) -> None:
+        asked, self._asked = self._asked, None
+        assert asked is not None
+        if failure.kind not in OF_ONE:
+            self._over()
+            self._settle(None)
+            now = self._layer.clock()
+            for number, (ticket_id, (request, _)) in enumerate(list(self._requests.items())):
+                if number:  # the lane has counted one
+                    self._layer.stats.failed(failure.kind, now - request.ticket.arrived_at)
+                self._fail(ticket_id, failure)
+            return
+        if asked.ticket.id in self._requests:
+            self._fail(asked.ticket.id, failure)
+        if self._requests:  # later: a lane's commands may be in the midst of being carried out
+            asyncio.get_running_loop().call_soon(self._lead_next)
+        else:
+            self._over()
+            self._settle(None)
+
+    def _lead_next(self) -> None:
+        if self._asked is None and self._requests:
+            self.lead(next(iter(self._requests.values()))[0])
+
+    def _fail(self, ticket_id: int, failure: Failure) -> None:
+        if ticket_id not in self._requests:  # one that heard before has taken it along
+            return
+        request, reply = self._requests.pop(ticket_id)
+        del self._layer.waiting[ticket_id]
+        self._forget_timer(request)
+        try:
+            reply.failed(failure)
+        except Exception:
+            log.exception("model %s: could not hand over the failure of request %d", request.model, ticket_id)
+
+    def _forget_timer(self, request: Request) -> None:
+        if self._timers and (timer := self._timers.pop(request.ticket.id, None)) is not None:
+            timer.cancel()
+
+    def _settle(self, kept: Kept | None) -> None:
+        """Tell other nodes, if one of them may wait."""
+        second, self._owed = self._owed, None
+        if second is not None:
+            second.keep(self._key, kept)
+
+    def _over(self) -> None:
+        """Nobody joins it any more."""
+        flights = self._layer.flights
+        if flights.get(self._key) is self:
+            del flights[self._key]
+
+
+class _Bypassing:
+    """A ReplyTo of a request whose client wants no part in the cache."""
+
+    __slots__ = ("_reply",)
+
+    def __init__(self, reply: ReplyTo) -> None:
+        self._reply = reply
+
+    def completed(self, response: Response) -> None:
+        response.cache = "bypass"
+        self._reply.completed(response)
+
+    def failed(self, failure: Failure) -> None:
+        self._reply.failed(failure)
+
+
+class _Watched:
+    """A ReplyTo that lets a watch see the answer, too."""
+
+    __slots__ = ("_reply", "_request", "_watch")
+
+    def __init__(self, watch: Watch, request: Request, reply: ReplyTo) -> None:
+        self._watch = watch
+        self._request = request
+        self._reply = reply
+
+    def completed(self, response: Response) -> None:
+        outputs, compute_s = response.outputs, response.timing.compute_s
+        self._reply.completed(response)
+        self._watch.answered(self._request, outputs, compute_s)
+
+    def failed(self, failure: Failure) -> None:
+        self._reply.failed(failure)
