@@ -242,11 +242,14 @@ class Timing(Struct):
     compute_s: float
 
 
-class Response(Struct, eq=False):
-    """The answer to one request; `outputs` in the order that the request named. `rest`: None if that is all of it.
+Cached = Literal["", "hit", "miss", "joined", "partial", "bypass"]
+"""What the result cache had to do with an answer: it had it, or not; another request's run gave it; it had some of the rows; it
+was told to keep out; "": there is none.
+"""
 
-    `cache`: what the result cache had to do with it; empty where there is none.
-    """
+
+class Response(Struct, eq=False):
+    """The answer to one request; `outputs` in the order that the request named. `rest`: None if that is all of it."""
 
     id: str
     model: str
@@ -254,7 +257,7 @@ class Response(Struct, eq=False):
     outputs: list[Tensor]
     timing: Timing
     rest: "Rest | None" = None
-    cache: Literal["", "hit", "miss", "joined", "bypass"] = ""
+    cache: Cached = ""
 
 
 class PartTo(Protocol):

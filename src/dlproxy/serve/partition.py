@@ -208,22 +208,28 @@ class _Part:
 
 def cut(request: Request, tickets: Sequence[Ticket], signature: Signature) -> list[Request]:
     """The parts of the request that these tickets are for: views of its inputs, all of what its rows share."""
-    inputs: list[list[Tensor]] = [[] for _ in tickets]
-    for tensor, spec in zip(request.inputs, signature.inputs, strict=True):
+    inputs = cut_tensors(request.inputs, signature.inputs, [ticket.rows for ticket in tickets])
+    return [
+        Request(ticket, request.model, part, request.outputs, request.id, request.params, request.principal, request.trace)
+        for ticket, part in zip(tickets, inputs, strict=True)
+    ]
+
+
+def cut_tensors(tensors: Sequence[Tensor], specs: Sequence[TensorSpec], rows: Sequence[int]) -> list[list[Tensor]]:
+    """Parts of so many rows each, as views; each has all of what the rows share."""
+    parts: list[list[Tensor]] = [[] for _ in rows]
+    for tensor, spec in zip(tensors, specs, strict=True):
         if spec.rows is None:
-            for part in inputs:
+            for part in parts:
                 part.append(tensor)
             continue
         data, tail = memoryview(tensor.data), tuple(tensor.shape[1:])
         ends = _row_ends(tensor)
         row = 0
-        for part, ticket in zip(inputs, tickets, strict=True):
-            start, row = ends(row), row + ticket.rows
-            part.append(Tensor(tensor.name, tensor.dtype, (ticket.rows, *tail), data[start : ends(row)]))
-    return [
-        Request(ticket, request.model, part, request.outputs, request.id, request.params, request.principal, request.trace)
-        for ticket, part in zip(tickets, inputs, strict=True)
-    ]
+        for part, count in zip(parts, rows, strict=True):
+            start, row = ends(row), row + count
+            part.append(Tensor(tensor.name, tensor.dtype, (count, *tail), data[start : ends(row)]))
+    return parts
 
 
 def _row_ends(tensor: Tensor) -> Callable[[int], int]:

@@ -138,13 +138,13 @@ class CacheCounts:
     """Of requests that met the result cache, and of what it keeps. `hit_s`, `miss_s`: seconds of looking up.
 
     `joined`: their answer was under way for others. `bypassed`: their clients wanted no part in it. `shared`: of the misses,
-    those that another node had the answer to.
+    those that another node had the answer to. `known_rows`: of requests of several rows.
     """
 
-    __slots__ = ("bypassed", "evicted", "expired", "hit_s", "hits", "joined", "miss_s", "misses", "shared")
+    __slots__ = ("bypassed", "evicted", "expired", "hit_s", "hits", "joined", "known_rows", "miss_s", "misses", "shared")
 
     def __init__(self) -> None:
-        self.hits = self.misses = self.joined = self.bypassed = self.evicted = self.expired = self.shared = 0
+        self.hits = self.misses = self.joined = self.bypassed = self.evicted = self.expired = self.shared = self.known_rows = 0
         self.hit_s = self.miss_s = 0.0
 
 

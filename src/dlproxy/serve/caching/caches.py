@@ -3,6 +3,7 @@
 Held by serve/models.py, asked by assemble.py for the layer of a model that is loaded. Not aware of: lanes, protocols.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from math import inf
 from secrets import randbits
@@ -14,7 +15,10 @@ from dlproxy.service import Service
 from dlproxy.telemetry.stats import ModelStats
 
 if TYPE_CHECKING:
+    from dlproxy.serve.caching.keys import Keys
     from dlproxy.serve.caching.layer import CacheLayer
+
+log = logging.getLogger(__name__)
 
 
 class Caches:
@@ -39,18 +43,30 @@ class Caches:
         from dlproxy.serve.caching.keys import Keys
         from dlproxy.serve.caching.layer import CacheLayer
 
+        key_of = Keys(signature, self._seed, per_tenant=config.cache_by_tenant)
         layer = CacheLayer(
             inner,
             make_cache(self._config.policy, 0),
-            Keys(signature, self._seed, per_tenant=config.cache_by_tenant),
+            key_of,
             stats,
             clock=self._clock,
             ttl_s=config.cache_ttl_s or inf,
         )
+        if config.cache_rows:
+            self._by_rows(layer, name, signature, key_of)
         layer.on_close = lambda: self._leave(layer)
         self._layers[layer] = name
         self._share_out()
         return layer
+
+    @staticmethod
+    def _by_rows(layer: "CacheLayer", name: str, signature: Signature, key_of: "Keys") -> None:
+        from dlproxy.serve.caching.rows import RowLayer, has_rows
+
+        if has_rows(signature):
+            layer.rows = RowLayer(layer.inner, signature, key_of, layer.known_row, layer.keep_row)
+        else:
+            log.warning("model %s: cache_rows does nothing: its rows cannot be told apart", name)
 
     def _leave(self, layer: "CacheLayer") -> None:
         if self._layers.pop(layer, None) is not None:

@@ -8,16 +8,19 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
-from dlproxy.message import Failure, FailureKind, Request, Response, Tensor, Timing
+from dlproxy.message import Cached, Failure, FailureKind, Request, Response, Tensor, Timing
 from dlproxy.policy.caching import CachePolicy
 from dlproxy.serve.caching.keys import Key, MakeKey
 from dlproxy.serve.driver import timer_delay_s
 from dlproxy.service import ReplyTo, Service
 from dlproxy.telemetry.stats import CacheCounts, ModelStats
+
+if TYPE_CHECKING:
+    from dlproxy.serve.caching.rows import RowLayer
 
 ENTRY_BYTES = 1000  # that an answer takes beside its outputs' elements: measured, of one output
 OF_ONE = frozenset(
@@ -35,9 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class Kept(Struct):
-    """An answer. `outputs` are copies: an answer's own are views of its whole batch. `at`: when it was computed, which took
-    `cost_s` seconds.
-    """
+    """An answer, of which `outputs` are copies. `at`: when it was computed, which took `cost_s` seconds."""
 
     model: str
     version: str
@@ -111,6 +112,8 @@ class CacheLayer:
         self.waiting: dict[int, Flight] = {}  # by the ids of tickets
         self._key_of = key_of
         self._ttl_s = ttl_s
+        self.rows: RowLayer | None = None
+        """Asked for requests of several rows, which it remembers one by one."""
         self.on_close: Callable[[], None] = lambda: None
 
     def submit(self, request: Request, reply: ReplyTo) -> None:
@@ -124,7 +127,8 @@ class CacheLayer:
             return
         began_at = self.clock()
         key = self._key_of(request)
-        entry = self.cache.get(key)
+        by_rows = self.rows if request.ticket.rows > 1 else None
+        entry = self.cache.get(key) if by_rows is None else None
         if entry is not None and self._is_fresh(key, entry.value, began_at, max_age_s):
             self._hit(request, reply, entry.value, began_at)
             return
@@ -132,11 +136,12 @@ class CacheLayer:
         if flight is not None and max_age_s > 0.0 and flight.takes(request):
             flight.join(request, reply, began_at)
             return
-        self.flights[key] = flight = Flight(self, key, request, reply)
+        self.flights[key] = flight = Flight(self, self.inner if by_rows is None else by_rows, key, request, reply)
+        flight.is_kept = by_rows is None
         counts = self.counts
         counts.misses += 1
         counts.miss_s += self.clock() - began_at
-        if self.second is None or max_age_s < inf:
+        if self.second is None or max_age_s < inf or by_rows is not None:
             flight.lead(request)
         else:
             flight.look_elsewhere(self.second)
@@ -174,6 +179,8 @@ class CacheLayer:
         self.cache.clear()
         for flight in self.flights.values():
             flight.is_kept = False
+        if self.rows is not None:
+            self.rows.cleared += 1
         self.flights.clear()
         return count
 
@@ -205,9 +212,25 @@ class CacheLayer:
         except Exception:  # submit never raises
             log.exception("model %s: could not hand over the answer to request %d", request.model, request.ticket.id)
 
+    def known_row(self, key: Key, request: Request) -> Kept | None:
+        """The answer to one row of the request, if it is remembered and as new as that wants it."""
+        entry = self.cache.get(key)
+        fresh = entry is not None and self._is_fresh(key, entry.value, self.clock(), request.max_age_s)
+        self.counts.known_rows += fresh
+        return entry.value if entry is not None and fresh else None
+
+    def keep_row(self, key: Key, response: Response, outputs: Sequence[Tensor], cost_s: float) -> None:
+        """The answer to one row of several."""
+        self.keep(key, Kept(response.model, response.version, copies_of(outputs), self.clock(), cost_s))
+
     def keep(self, key: Key, kept: Kept) -> None:
         """An answer, if the policy has room for it."""
         self.counts.evicted += len(self.cache.put(key, kept, kept.size, kept.cost_s))
+
+
+def copies_of(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """An answer's own are views of its whole batch."""
+    return [Tensor(tensor.name, tensor.dtype, tensor.shape, bytes(tensor.data)) for tensor in outputs]
 
 
 class Flight:
@@ -216,10 +239,11 @@ class Flight:
     It is known to the layer by its key until it is answered; requests that come then start another.
     """
 
-    __slots__ = ("_asked", "_key", "_layer", "_owed", "_requests", "_timers", "is_kept")
+    __slots__ = ("_asked", "_inner", "_key", "_layer", "_owed", "_requests", "_timers", "is_kept")
 
-    def __init__(self, layer: CacheLayer, key: Key, request: Request, reply: ReplyTo) -> None:
+    def __init__(self, layer: CacheLayer, inner: Service, key: Key, request: Request, reply: ReplyTo) -> None:
         self._layer = layer
+        self._inner = inner
         self._key = key
         self._asked: Request | None = None  # None: nothing runs for it just now
         self._requests: dict[int, tuple[Request, ReplyTo]] = {request.ticket.id: (request, reply)}
@@ -275,13 +299,13 @@ class Flight:
         """Ask for this one, and so for all."""
         self._asked = request
         self._forget_timer(request)
-        self._layer.inner.submit(request, self)
+        self._inner.submit(request, self)
 
     def cancel(self, request: Request) -> None:
         """One of them wants no answer any more; the last that does takes what runs with it."""
         asked = self._asked
         if asked is not None and len(self._requests) == 1 and asked is request:
-            self._layer.inner.cancel(asked)
+            self._inner.cancel(asked)
             return
         self._leave(request, CANCELLED)
 
@@ -296,7 +320,7 @@ class Flight:
         if not self._requests:
             self._over()
             if self._asked is not None:
-                self._layer.inner.cancel(self._asked)
+                self._inner.cancel(self._asked)
                 self._settle(None)
 
     # ReplyTo
@@ -304,18 +328,21 @@ class Flight:
     def completed(self, response: Response) -> None:
         layer, asked, timing = self._layer, self._asked, response.timing
         assert asked is not None
+        if response.cache == "hit":  # of rows that were all known
+            layer.counts.misses -= 1
+            layer.counts.hits += 1
         if self.is_kept:
-            copies = [Tensor(tensor.name, tensor.dtype, tensor.shape, bytes(tensor.data)) for tensor in response.outputs]
-            kept = Kept(response.model, response.version, copies, layer.clock(), timing.batch_s + timing.compute_s)
+            cost_s = timing.batch_s + timing.compute_s
+            kept = Kept(response.model, response.version, copies_of(response.outputs), layer.clock(), cost_s)
             layer.keep(self._key, kept)
             self._settle(kept)
         else:
             self._settle(None)
         if layer.watch is not None:
             layer.watch.answered(asked, response.outputs, timing.compute_s)
-        self._answer(response, "miss")
+        self._answer(response, response.cache or "miss")
 
-    def _answer(self, response: Response, how: Literal["hit", "miss", "joined"]) -> None:
+    def _answer(self, response: Response, how: Cached) -> None:
         """Everybody, `how` being what the first one is told."""
         layer, asked = self._layer, self._asked
         self._over()
@@ -324,7 +351,7 @@ class Flight:
             del layer.waiting[ticket_id]
             self._forget_timer(request)
         now = layer.clock()
-        counted = asked is not None  # the lane has counted the one that it ran
+        counted = asked is not None and response.cache != "hit"  # the lane has counted the one that it ran
         for ticket_id, (request, reply) in requests.items():
             answer = Response(request.id, response.model, response.version, response.outputs, response.timing, None, how)
             how = "joined"

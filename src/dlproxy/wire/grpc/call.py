@@ -8,9 +8,9 @@ from asyncio import TimerHandle
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from dlproxy.message import Failure, FailureKind, Principal, encodable
+from dlproxy.message import Cached, Failure, FailureKind, Principal, encodable
 from dlproxy.wire.grpc.frames import header_block
 from dlproxy.wire.grpc.messages import CODINGS, Piece
 
@@ -65,7 +65,7 @@ BEGIN_IN = {coding: header_block([*_BEGIN, (b"grpc-encoding", coding)]) for codi
 NOTHING: deque[memoryview] = deque(maxlen=0)  # stands for each call's own while it has none: a deque takes 700 bytes
 _OK = (b"grpc-status", b"0")
 END_OK = header_block([_OK])
-END_CACHED = {cache: header_block([_OK, (b"x-dlproxy-cache", cache.encode())]) for cache in ("hit", "miss", "joined", "bypass")}
+END_CACHED = {cache: header_block([_OK, (b"x-dlproxy-cache", cache.encode())]) for cache in get_args(Cached)}
 
 
 class Call:
