@@ -137,15 +137,7 @@ def _assembled(
     clock: Callable[[], float],
 ) -> LoadedModel:
     signature = fleet.signature
-    plan = plan_lane(
-        config,
-        fleet.calibration.points,
-        instances=instance_names(name, fleet.way.instances),
-        inline=fleet.way.inline,
-        batched=signature.batched,
-        pads=signature.pads,
-        tenant_weights=tenant_weights,
-    )
+    plan = _plan(name, config, fleet, tenant_weights)
     lane = Lane(plan.knobs, plan.prior)
     recorder = None if event_log is None else _recorder(event_log, name, plan, lane, fleet)
     stats = ModelStats()
@@ -187,6 +179,18 @@ def _assembled(
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
     _connect(loaded, splits=splits)
     return loaded
+
+
+def _plan(name: str, config: ModelConfig, fleet: Fleet, tenant_weights: Mapping[str, float]) -> LanePlan:
+    return plan_lane(
+        config,
+        fleet.calibration.points,
+        instances=instance_names(name, fleet.way.instances),
+        inline=fleet.way.inline,
+        batched=fleet.signature.batched,
+        pads=fleet.signature.pads,
+        tenant_weights=tenant_weights,
+    )
 
 
 def _connect(model: LoadedModel, *, splits: bool) -> None:
