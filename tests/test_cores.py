@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dlproxy import cores
-from dlproxy.cores import all_waited_s, allowed_cores, quota_cores, usable_cores, waited_s
+from dlproxy.cores import all_waited_s, allowed_cores, quota_cores, spare_bytes, usable_cores, waited_s
 from dlproxy.fleet.processes import _cores_of
 
 V2 = "42 30 0:26 {root} {point} rw,nosuid shared:4 - cgroup2 cgroup rw,nsdelegate"
@@ -129,3 +129,44 @@ def test_how_long_threads_waited_for_a_core(tmp_path: Path) -> None:
         (tmp_path / "proc" / place / "schedstat").write_text(text + "\n")
     assert waited_s(root=tmp_path) == 1.5
     assert all_waited_s(tmp_path) == {"11": 1.5, "12": 0.0}
+
+
+MEMINFO = "MemTotal:       16000 kB\nMemFree:         1000 kB\nMemAvailable:    8000 kB\n"
+
+
+def _memory(group: Path, most: str, taken: int, files: int, *, version: int) -> None:
+    group.mkdir(parents=True, exist_ok=True)
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for name, text in zip(names, (most, str(taken)), strict=True):
+        (group / name).write_text(text + "\n")
+    name = "inactive_file" if version == 2 else "total_inactive_file"
+    (group / "memory.stat").write_text(f"anon 1\n{name} {files}\n")
+
+
+@pytest.mark.parametrize(
+    ("version", "most", "taken", "files", "spare"),
+    [
+        (2, "1000000", 600_000, 100_000, 500_000),
+        (2, "max", 600_000, 100_000, 8000 * 1024),
+        (2, "100000000", 600_000, 0, 8000 * 1024),
+        (2, "1000", 6000, 0, -5000),
+        (1, "1000000", 600_000, 100_000, 500_000),
+        (1, "9223372036854771712", 600_000, 0, 8000 * 1024),
+    ],
+)
+def test_spare_memory_is_the_least_of_machine_and_groups(
+    tmp_path: Path, version: int, most: str, taken: int, files: int, spare: float
+) -> None:
+    mounts = _v2() if version == 2 else _v1()
+    root = _machine(tmp_path, "0::/a\n" if version == 2 else "4:memory:/a\n", mounts, {})
+    (root / "proc/meminfo").write_text(MEMINFO)
+    _memory(root / ("sys/fs/cgroup/a" if version == 2 else "sys/fs/cgroup/memory/a"), most, taken, files, version=version)
+    assert spare_bytes(root) == spare
+
+
+def test_where_nobody_tells_memory_is_not_bounded(tmp_path: Path) -> None:
+    assert spare_bytes(tmp_path) == inf
+
+
+def test_this_machine_has_some() -> None:
+    assert spare_bytes() > 0

@@ -1,4 +1,5 @@
-"""The cores that this process may use, how much of their time its groups are allotted, and how long it waited for one (Linux).
+"""What of the machine this process may use: cores, how much of their time and of the memory its groups are allotted, and how
+long it waited for a core (Linux).
 
 Called by whatever derives a number from them. Not aware of: models, threads.
 """
@@ -43,19 +44,38 @@ def all_waited_s(root: Path = ROOT) -> dict[str, float]:
 
 def quota_cores(root: Path = ROOT) -> float:
     """Cores' time that the kernel allots this process: the least that any of its groups has (cgroup v1 and v2); inf for all."""
+    groups = _control_groups(root, "cpu")
+    return min([(_v2_cores if version == 2 else _v1_cores)(folder) for version, folder in groups], default=inf)
+
+
+def spare_bytes(root: Path = ROOT) -> float:
+    """Memory that this process may still take before the machine, or one of its groups, has none: pages of files do not count
+    as taken. inf where nobody tells.
+    """
+    groups = _control_groups(root, "memory")
+    spare = min([(_v2_spare if version == 2 else _v1_spare)(folder) for version, folder in groups], default=inf)
+    with suppress(OSError, ValueError):
+        available = re.search(r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text("ascii"), re.MULTILINE)
+        if available is not None:
+            spare = min(spare, int(available[1]) * 1024)
+    return spare
+
+
+def _control_groups(root: Path, controller: str) -> list[tuple[int, Path]]:
+    """The folders of this process's groups that have a say, with the version of their interface."""
     try:
         memberships = (root / "proc/self/cgroup").read_text("utf-8", "surrogateescape").splitlines()
         mounts = (root / "proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
     except OSError:  # no Linux
-        return inf
-    least = inf
+        return []
+    found: list[tuple[int, Path]] = []
     for line in memberships:
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            least = min(least, *map(_v2_cores, _groups(root, mounts, "cgroup2", "", path)), inf)
-        elif "cpu" in controllers.split(","):
-            least = min(least, *map(_v1_cores, _groups(root, mounts, "cgroup", "cpu", path)), inf)
-    return least
+            found += [(2, folder) for folder in _groups(root, mounts, "cgroup2", "", path)]
+        elif controller in controllers.split(","):
+            found += [(1, folder) for folder in _groups(root, mounts, "cgroup", controller, path)]
+    return found
 
 
 def _groups(root: Path, mounts: list[str], kind: str, controller: str, path: str) -> Iterator[Path]:
@@ -105,6 +125,27 @@ def _v1_cores(group: Path) -> float:
         quota, period = ((group / f"cpu.cfs_{what}_us").read_text("ascii") for what in ("quota", "period"))
         return _cores(int(quota), int(period))
     return inf
+
+
+def _v2_spare(group: Path) -> float:
+    with suppress(OSError, ValueError):  # the root of all has no such files; "max" is no number
+        most = int((group / "memory.max").read_text("ascii"))
+        taken = int((group / "memory.current").read_text("ascii"))
+        return most - taken + _of_files(group, "inactive_file")
+    return inf
+
+
+def _v1_spare(group: Path) -> float:
+    with suppress(OSError, ValueError):
+        most, taken = (int((group / f"memory.{what}_in_bytes").read_text("ascii")) for what in ("limit", "usage"))
+        return most - taken + _of_files(group, "total_inactive_file")
+    return inf
+
+
+def _of_files(group: Path, name: str) -> int:
+    """Bytes of pages that the kernel gives up first."""
+    stat = dict(line.split() for line in (group / "memory.stat").read_text("ascii").splitlines())
+    return int(stat.get(name, 0))
 
 
 def _cores(quota_us: int, period_us: int) -> float:
