@@ -154,7 +154,9 @@ class CacheLayer:
             flight.cancel(request)
 
     def close(self) -> None:
-        """The model goes: nothing is remembered any more."""
+        """The model goes, and will soon take no more requests: nothing is remembered any more."""
+        for flight in set(self.waiting.values()):
+            flight.part()
         self.on_close()
 
     def resize(self, budget: int) -> None:
@@ -292,7 +294,7 @@ class Flight:
             self._answer(Response("", kept.model, kept.version, kept.outputs, NO_TIME), "hit")
         elif self._requests:
             self._lead_next()
-        else:
+        elif self._asked is None:
             self._settle(None)
 
     def lead(self, request: Request) -> None:
@@ -300,6 +302,18 @@ class Flight:
         self._asked = request
         self._forget_timer(request)
         self._inner.submit(request, self)
+
+    def part(self) -> None:
+        """Everybody asks at once, if what is asked for all may be refused for a reason of its own: it cannot be tried again."""
+        self._lead_next()
+        asked = self._asked
+        if asked is None or asked.ticket.deadline_at == asked.ticket.answer_by == inf:
+            return
+        for ticket_id, (request, reply) in list(self._requests.items()):
+            if request is not asked:
+                del self._requests[ticket_id], self._layer.waiting[ticket_id]
+                self._forget_timer(request)
+                self._layer.inner.submit(request, _Bypassing(reply))
 
     def cancel(self, request: Request) -> None:
         """One of them wants no answer any more; the last that does takes what runs with it."""
@@ -371,6 +385,8 @@ class Flight:
             self._settle(None)
             now = self._layer.clock()
             for number, (ticket_id, (request, _)) in enumerate(list(self._requests.items())):
+                if ticket_id not in self._requests:  # one that heard before has taken it along
+                    continue
                 if number:  # the lane has counted one
                     self._layer.stats.failed(failure.kind, now - request.ticket.arrived_at)
                 self._fail(ticket_id, failure)
@@ -388,8 +404,6 @@ class Flight:
             self.lead(next(iter(self._requests.values()))[0])
 
     def _fail(self, ticket_id: int, failure: Failure) -> None:
-        if ticket_id not in self._requests:  # one that heard before has taken it along
-            return
         request, reply = self._requests.pop(ticket_id)
         del self._layer.waiting[ticket_id]
         self._forget_timer(request)
