@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.fleet.store import MemoryStore, Store
+from dlproxy.fleet.tasks import end_all
 from dlproxy.message import InferenceError
 from dlproxy.policy import planner
 from dlproxy.policy.planner import (
@@ -141,9 +142,7 @@ class Control:
         tasks = [work.task for work in self._under_way.values()]
         if self._following is not None:
             tasks.append(self._following)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(tasks)
         await self._store.close()
         self._tell()
 

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 from dlproxy.config import ConfigError
 from dlproxy.fleet.shared_store import SharedStore
 from dlproxy.fleet.store import StoreError
+from dlproxy.fleet.tasks import end_all
 
 POLL_S = 5.0
 PATIENCE_S = 2.0  # with an answer; it takes less than a millisecond
@@ -81,8 +82,7 @@ class RedisStore(SharedStore):
 
     async def close(self) -> None:
         if self._listener is not None:
-            self._listener.cancel()
-            await asyncio.wait([self._listener])
+            await end_all([self._listener])
         await self._client.aclose()
 
     async def changed(self, revision: int) -> None:
