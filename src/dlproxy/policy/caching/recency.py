@@ -59,7 +59,7 @@ class _Rank:
     def close(self) -> None:
         self.lower.higher = self.higher
         self.higher.lower = self.lower
-        self.lower = self.higher = self  # no cycle of an old rank keeps the others
+        del self.lower, self.higher  # or they would hold each other
 
 
 class Lfu(Store[V]):
