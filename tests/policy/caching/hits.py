@@ -1,4 +1,4 @@
-"""Hit ratios of our policies and of libcachesim's on the same keys. `python -m tests.policy.caching.hits PYTHON` records the latter.
+"""Hit ratios of our policies and of libcachesim's on the same keys; `python -m tests.policy.caching.hits PYTHON` records those.
 
 Called by test_hit_ratios.py. Not aware of: what is near enough.
 """
@@ -94,7 +94,10 @@ def theirs(python: str, workload: Workload) -> dict[str, float]:
     return ratios
 
 
-SMALL = (10_000, 20_000)  # keys and requests of what is recorded: a few seconds for all policies; 1 % is 100 entries, a window of 1
+SMALL = (
+    10_000,
+    20_000,
+)  # keys and requests of what is recorded: a few seconds for all policies; 1 % is 100 entries, a window of 1
 
 
 def main(python: str) -> None:

@@ -5,6 +5,7 @@ Where DLPROXY_LIBCACHESIM names an interpreter that has it, it is asked; else wh
 
 import json
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +20,9 @@ LIVE = os.environ.get("DLPROXY_LIBCACHESIM")
 TRACE = os.environ.get("DLPROXY_TRACE")
 NEAR = 0.005
 SIZE = (100_000, 1_000_000) if LIVE else hits.SMALL
-WORKLOADS = [f"zipf {alpha}, {share:.0%}{more}" for alpha in hits.ALPHAS for more in ("", ", 10% one-hit") for share in hits.SHARES]
+WORKLOADS = [
+    f"zipf {alpha}, {share:.0%}{more}" for alpha in hits.ALPHAS for more in ("", ", 10% one-hit") for share in hits.SHARES
+]
 
 
 @cache
@@ -57,7 +60,7 @@ def test_so_it_does_on_a_real_trace(policy: str, capsys: pytest.CaptureFixture[s
     workload = hits.trace(Path(TRACE))
     ours, theirs = hits.ours(policy, workload), hits.theirs(LIVE, workload)[policy]
     with capsys.disabled():
-        print(f"\n{policy}: {ours:.4f}, libcachesim {theirs:.4f}", end="")
+        sys.stdout.write(f"\n{policy}: {ours:.4f}, libcachesim {theirs:.4f}")
     assert ours == pytest.approx(theirs, abs=NEAR)
 
 

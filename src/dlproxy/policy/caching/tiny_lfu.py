@@ -11,8 +11,10 @@ from dlproxy.policy.caching.cache import Entry, Key, Store, V
 WINDOW = 0.01  # of the budget
 PROTECTED = 0.8  # of the main part: who was hit there
 MOST = 15  # a counter of four bits
-SAMPLE = 10  # uses per entry, then all counters are halved (Caffeine's number)
-WIDTH = 2  # counters in a row per entry, at least: half as many cost a point of hits (make prove-caching), more gain little
+SAMPLE = 16  # uses per entry, then all counters are halved: 10 in Caffeine, 32 in libCacheSim
+WIDTH = (
+    4  # counters in a row per entry, at least: with half as many, up to a point of hits is lost; with twice as many, little won
+)
 LEAST = 128  # entries
 _HALF = bytes(count >> 1 for count in range(256))
 
