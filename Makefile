@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-streams prove-grpc prove-triton prove-clients prove-openapi check fmt bench bench-peers bench-grpc bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
+.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-streams prove-grpc prove-triton prove-clients prove-openapi prove-caching check fmt bench bench-peers bench-grpc bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | check | fmt | bench | bench-peers | bench-grpc | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-caching [RECORD=1] [TRACE=FILE] | check | fmt | bench | bench-peers | bench-grpc | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -44,6 +44,11 @@ prove-grpc: setup
 prove-openapi: setup .venv-peers/schemathesis/.installed
 	@DLPROXY_SCHEMATHESIS=$(CURDIR)/.venv-peers/schemathesis/bin/schemathesis DLPROXY_EXAMPLES=$(or $(EXAMPLES),100) \
 	    $(PY) -m pytest -s tests/clients/test_openapi.py $(ARGS)
+
+prove-caching: setup .venv-peers/libcachesim/.installed
+	@$(if $(RECORD),$(PY) -m tests.policy.caching.hits .venv-peers/libcachesim/bin/python)
+	@DLPROXY_LIBCACHESIM=$(CURDIR)/.venv-peers/libcachesim/bin/python DLPROXY_TRACE=$(TRACE) \
+	    $(PY) -m pytest tests/policy/caching/test_hit_ratios.py $(ARGS)
 
 prove-streams: setup
 	@DLPROXY_READERS=$(or $(READERS),1000) $(PY) -m pytest -s tests/faults/test_many_streams.py $(ARGS)
@@ -115,6 +120,12 @@ $(VENV)/.installed: pyproject.toml
 	@echo "installing schemathesis into $(@D)"
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check -qq install 'schemathesis>=4.32'
+	@touch $@
+
+.venv-peers/libcachesim/.installed:
+	@echo "installing libcachesim into $(@D)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check -qq install 'libcachesim>=0.3.5'
 	@touch $@
 
 $(VENV)/.installed-extras: $(VENV)/.installed

@@ -12,6 +12,10 @@ LARGEST = (
     10  # one entry takes at most a tenth of the budget: it would drive out all of S3-FIFO's small queue, and a lot elsewhere
 )
 
+# Beside the value, in CPython 3.11 on 64 bits: the entry 88, its key 49, the table 105, an ordered queue 130 to 190, a key that
+# S3-FIFO remembers 170. Measured over 8,000 entries: 330 (lru) to 640 (s3-fifo, its ghost full).
+ENTRY_BYTES = 640
+
 V = TypeVar("V")
 
 
@@ -58,7 +62,7 @@ class CachePolicy(Protocol[V]):
         """Returns what has to leave."""
 
     def clear(self) -> None:
-        """As if nothing had ever been put."""
+        """As if nothing had ever been put. Who lets go of a cache calls it: entries and queues hold each other."""
 
     def __len__(self) -> int: ...
 
@@ -115,6 +119,8 @@ class Store(Generic[V]):
         return self._make_room(budget)
 
     def clear(self) -> None:
+        for entry in self._entries.values():
+            entry.place = None
         self._entries.clear()
         self.used = 0
         self._reset()

@@ -16,9 +16,9 @@ MOST = 3  # a counter of two bits
 class S3Fifo(Store[V]):
     """Newcomers pass a small queue; who was hit twice in it, or comes back soon after it left, gets into the main one.
 
-    In the main queue an entry that was hit goes round once more, up to three times. Source: Yang et al., "FIFO queues are all you
-    need for cache eviction", SOSP 2023, and the numbers of its authors' libCacheSim: two hits where the paper's text has "more
-    than one access", and while the cache has never been full, what the small queue has no room for goes into the main one.
+    In the main queue an entry that was hit goes round again, up to three times. Source: Yang et al., "FIFO queues are all you
+    need for cache eviction", SOSP 2023, and the numbers of its authors' libCacheSim: two hits, where the paper's text has "more
+    than one access", and as long as the cache was never full, what the small queue has no room for goes into the main one.
     """
 
     def get(self, key: Key) -> Entry[V] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from heapq import heapify, heappop, heappush, heapreplace
+from typing import Any
 
 from dlproxy.policy.caching.cache import Entry, Key, Store, V
 
@@ -42,7 +43,7 @@ class _Rank:
 
     def __init__(self, freq: int) -> None:
         self.freq = freq
-        self.entries: OrderedDict[Key, Entry[object]] = OrderedDict()
+        self.entries: OrderedDict[Key, Entry[Any]] = OrderedDict()
         self.lower = self.higher = self
 
     def next(self, freq: int) -> _Rank:
@@ -58,11 +59,11 @@ class _Rank:
     def close(self) -> None:
         self.lower.higher = self.higher
         self.higher.lower = self.lower
-        self.lower = self.higher = self  # no cycle of an old rank keeps the others
+        del self.lower, self.higher  # or they would hold each other
 
 
 class Lfu(Store[V]):
-    """Who was hit least often leaves, among equals who came to that number first. Plain: nothing ages, what leaves is forgotten.
+    """Who was hit least often leaves, of equals who was so first. Plain: nothing ages, what leaves is forgotten.
 
     O(1): a rank for each frequency (Shah, Mitra and Matani, "An O(1) algorithm for implementing the LFU cache eviction scheme",
     2010). As libCacheSim's.
@@ -96,14 +97,14 @@ class Lfu(Store[V]):
 
     def _take(self, entry: Entry[V], seen: bool) -> None:
         entry.place = rank = self._ranks.next(1)
-        rank.entries[entry.key] = entry  # type: ignore[assignment]
+        rank.entries[entry.key] = entry
 
     def _evict(self) -> Entry[V]:
         rank = self._ranks.higher
-        _, entry = rank.entries.popitem(last=False)
+        entry = rank.entries.popitem(last=False)[1]
         if not rank.entries:
             rank.close()
-        return entry  # type: ignore[return-value]
+        return entry
 
     def _remove(self, entry: Entry[V]) -> None:
         rank: _Rank = entry.place
@@ -128,8 +129,8 @@ class Gdsf(Store[V]):
 
     def _used(self, entry: Entry[V]) -> None:
         entry.freq += 1
-        self._uses = uses = self._uses + 1
-        entry.place = (self._floor + entry.freq * entry.cost_s / entry.size, uses)
+        self._uses += 1
+        entry.place = (self._floor + entry.freq * entry.cost_s / entry.size, self._uses)
 
     def _reset(self) -> None:
         self._heap: list[tuple[tuple[float, int], Entry[V]]] = []  # no two are equal, so that entries are never compared

@@ -1,4 +1,4 @@
-"""W-TinyLFU: a small window for newcomers, and a main part that they enter only if they are asked for more often than who leaves.
+"""W-TinyLFU: a small window for newcomers, and a main part that they enter only if they are used more often than who leaves.
 
 Made by make_cache(). Not aware of: what a value is, how old it is.
 """
@@ -11,8 +11,11 @@ from dlproxy.policy.caching.cache import Entry, Key, Store, V
 WINDOW = 0.01  # of the budget
 PROTECTED = 0.8  # of the main part: who was hit there
 MOST = 15  # a counter of four bits
-SAMPLE = 10  # times as many uses as there are counters in a row, then all are halved (Caffeine's numbers)
-LEAST_WIDTH = 1024
+SAMPLE = 16  # uses per entry, then all counters are halved: 10 in Caffeine, 32 in libCacheSim
+WIDTH = (
+    4  # counters in a row per entry, at least: with half as many, up to a point of hits is lost; with twice as many, little won
+)
+LEAST = 128  # entries
 _HALF = bytes(count >> 1 for count in range(256))
 
 
@@ -24,19 +27,20 @@ class Sketch:
     """
 
     def __init__(self) -> None:
-        self.width = LEAST_WIDTH
-        self._rows = [bytearray(self.width) for _ in range(4)]
-        self._left = SAMPLE * self.width
+        self._entries = LEAST
+        self._rows = [bytearray(WIDTH * LEAST) for _ in range(4)]
+        self._left = SAMPLE * LEAST
 
     def fit(self, entries: int) -> None:
-        """At least so many counters in a row. What was counted holds: each counter stands twice."""
-        while self.width < entries:
-            self._rows = [row + row for row in self._rows]
-            self._left += SAMPLE * self.width
-            self.width *= 2
+        """The cache holds so many. What was counted holds: in wider rows each counter stands twice."""
+        if entries > self._entries:
+            self._left += SAMPLE * (entries - self._entries)
+            self._entries = entries
+            if WIDTH * entries > len(self._rows[0]):
+                self._rows = [row + row for row in self._rows]
 
     def add(self, key: Key) -> None:
-        bits, mask = _bits(key), self.width - 1
+        bits, mask = _bits(key), len(self._rows[0]) - 1
         for row in self._rows:
             place = bits & mask
             count = row[place]
@@ -46,10 +50,10 @@ class Sketch:
         self._left -= 1
         if not self._left:
             self._rows = [row.translate(_HALF) for row in self._rows]
-            self._left = SAMPLE * self.width // 2
+            self._left = SAMPLE * self._entries // 2
 
     def of(self, key: Key) -> int:
-        bits, mask = _bits(key), self.width - 1
+        bits, mask = _bits(key), len(self._rows[0]) - 1
         first, second, third, fourth = self._rows
         return min(first[bits & mask], second[bits >> 32 & mask], third[bits >> 64 & mask], fourth[bits >> 96 & mask])
 
