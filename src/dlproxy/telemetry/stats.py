@@ -141,11 +141,24 @@ class CacheCounts:
     those that another node had the answer to. `known_rows`: of requests of several rows.
     """
 
-    __slots__ = ("bypassed", "evicted", "expired", "hit_s", "hits", "joined", "known_rows", "miss_s", "misses", "shared")
+    __slots__ = (
+        "bypassed",
+        "evicted",
+        "expired",
+        "hit_s",
+        "hits",
+        "joined",
+        "known_rows",
+        "miss_s",
+        "misses",
+        "rechecks",
+        "shared",
+    )
 
     def __init__(self) -> None:
         self.hits = self.misses = self.joined = self.bypassed = self.evicted = self.expired = self.shared = self.known_rows = 0
         self.hit_s = self.miss_s = 0.0
+        self.rechecks = {"same": 0, "different": 0}  # answers that were known, computed again
 
 
 class ModelStats:

@@ -3,35 +3,57 @@
 Held by serve/models.py, asked by assemble.py for the layer of a model that is loaded. Not aware of: lanes, protocols.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from math import inf
 from secrets import randbits
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+
 from dlproxy.config import CacheConfig, ModelConfig
+from dlproxy.cores import spare_bytes
 from dlproxy.message import Signature
 from dlproxy.service import Service
 from dlproxy.telemetry.stats import ModelStats
 
 if TYPE_CHECKING:
+    from dlproxy.policy.caching.worth import BudgetShares
     from dlproxy.serve.caching.keys import Keys
     from dlproxy.serve.caching.layer import CacheLayer
+
+RESERVE_BYTES = 256 * 2**20  # that the machine and this process's groups keep: less is remembered where there is less left
+LOOK_S = 5.0  # between two looks at how the bytes are best shared, and how many there are
 
 log = logging.getLogger(__name__)
 
 
-class Caches:
-    """Everything happens on one event loop."""
+class _Place(Struct, eq=False):
+    """A layer, and what it is of. `number`: tells a version from the one that it replaces."""
 
-    def __init__(self, config: CacheConfig, clock: Callable[[], float]) -> None:
+    layer: "CacheLayer"
+    model: str
+    version: str
+    number: int
+
+
+class Caches:
+    """Everything happens on one event loop. `spare`: bytes of memory that are left."""
+
+    def __init__(self, config: CacheConfig, clock: Callable[[], float], spare: Callable[[], float] = spare_bytes) -> None:
+        self._most = config.memory_mb * 2**20
         self._config = config
         self._clock = clock
+        self._spare = spare
         self._seed = randbits(64)
-        self._layers: dict[CacheLayer, str] = {}
+        self._places: list[_Place] = []
+        self._number = 0
+        self._shares: BudgetShares | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def __iter__(self) -> "Iterator[CacheLayer]":
-        return iter(list(self._layers))
+        return iter([place.layer for place in self._places])
 
     def before(
         self, inner: Service, name: str, config: ModelConfig, signature: Signature, stats: ModelStats
@@ -40,8 +62,10 @@ class Caches:
         if config.cache == "off" or signature.streams:
             return None
         from dlproxy.policy.caching import make_cache  # most servers start without any
+        from dlproxy.policy.caching.auto import Auto
         from dlproxy.serve.caching.keys import Keys
         from dlproxy.serve.caching.layer import CacheLayer
+        from dlproxy.serve.recheck import differing_outputs
 
         key_of = Keys(signature, self._seed, per_tenant=config.cache_by_tenant)
         layer = CacheLayer(
@@ -49,39 +73,77 @@ class Caches:
             make_cache(self._config.policy, 0),
             key_of,
             stats,
+            name=name,
             clock=self._clock,
             ttl_s=config.cache_ttl_s or inf,
+            auto=Auto(lambda one, other: not differing_outputs(one, other)) if config.cache == "auto" else None,
         )
         if config.cache_rows:
-            self._by_rows(layer, name, signature, key_of)
-        layer.on_close = lambda: self._leave(layer)
-        self._layers[layer] = name
+            _by_rows(layer, name, signature, key_of)
+        self._number += 1
+        place = _Place(layer, name, config.version, self._number)
+        layer.on_close = lambda: self._leave(place)
+        self._places.append(place)
         self._share_out()
         return layer
 
-    @staticmethod
-    def _by_rows(layer: "CacheLayer", name: str, signature: Signature, key_of: "Keys") -> None:
-        from dlproxy.serve.caching.rows import RowLayer, has_rows
-
-        if has_rows(signature):
-            layer.rows = RowLayer(layer.inner, signature, key_of, layer.known_row, layer.keep_row)
-        else:
-            log.warning("model %s: cache_rows does nothing: its rows cannot be told apart", name)
-
-    def _leave(self, layer: "CacheLayer") -> None:
-        if self._layers.pop(layer, None) is not None:
-            layer.clear()
+    def _leave(self, place: _Place) -> None:
+        if place in self._places:
+            self._places.remove(place)
+            place.layer.clear()
             self._share_out()
 
     def _share_out(self) -> None:
-        total = self._config.memory_mb * 2**20
-        for layer in self._layers:
-            layer.resize(total // len(self._layers))
+        """Bytes to each, by what they save there; and again after a while."""
+        from dlproxy.policy.caching.worth import BudgetShares, CacheStats, Ghost
+
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._places:
+            self._shares = None
+            return
+        if self._shares is None:
+            self._shares = BudgetShares()
+        stats = {}
+        for place in self._places:
+            layer = place.layer
+            if len(self._places) > 1 and layer.ghost is None:
+                layer.ghost = Ghost()
+            ghost = layer.ghost
+            asked, lost_s = (0, 0.0) if ghost is None else (ghost.asked, ghost.lost_s)
+            stats[_name(place)] = CacheStats(layer.cache.used, asked, lost_s)
+        shares = self._shares.act(self._clock(), stats, self._total())
+        for place in sorted(self._places, key=lambda place: shares[_name(place)] - place.layer.cache.budget):
+            if shares[_name(place)] != place.layer.cache.budget:
+                place.layer.resize(shares[_name(place)])
+        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._share_out)
+
+    def _total(self) -> int:
+        used = sum(place.layer.cache.used for place in self._places)
+        return int(max(min(self._most, used + self._spare() - RESERVE_BYTES), 0))
 
     def clear(self, name: str = "") -> int:
         """Forget the answers of this model, or of all; returns how many."""
-        return sum(layer.clear() for layer, of in self._layers.items() if name in ("", of))
+        return sum(place.layer.clear() for place in self._places if name in ("", place.model))
 
     def states(self, name: str = "") -> list[dict[str, Any]]:
         """JSON: what each keeps, and what that did."""
-        return [{"model": of, **layer.state()} for layer, of in self._layers.items() if name in ("", of)]
+        return [
+            {"model": place.model, "version": place.version, **place.layer.state()}
+            for place in self._places
+            if name in ("", place.model)
+        ]
+
+
+def _name(place: _Place) -> str:
+    return f"{place.model}/{place.version}#{place.number}"
+
+
+def _by_rows(layer: "CacheLayer", name: str, signature: Signature, key_of: "Keys") -> None:
+    from dlproxy.serve.caching.rows import RowLayer, has_rows
+
+    if has_rows(signature):
+        layer.rows = RowLayer(layer.inner, signature, key_of, layer.known_row, layer.keep_row)
+    else:
+        log.warning("model %s: cache_rows does nothing: its rows cannot be told apart", name)

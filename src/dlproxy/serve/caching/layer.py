@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgspec import Struct
 
 from dlproxy.message import Cached, Failure, FailureKind, Request, Response, Tensor, Timing
-from dlproxy.policy.caching import CachePolicy
+from dlproxy.policy.caching import CachePolicy, Entry
+from dlproxy.policy.caching.auto import Auto
+from dlproxy.policy.caching.worth import Ghost
 from dlproxy.serve.caching.keys import Key, MakeKey
+from dlproxy.serve.caching.watch import Watch, Watched
 from dlproxy.serve.driver import timer_delay_s
 from dlproxy.service import ReplyTo, Service
 from dlproxy.telemetry.stats import CacheCounts, ModelStats
@@ -66,23 +69,30 @@ class SecondLevel(Protocol):
         ...
 
 
-class Watch(Protocol):
-    """Sees what passes while it is not known whether the cache pays or the model is deterministic. See auto.py."""
+class RowCosts:
+    """What a row takes of its batch, on average of all that ran; looked up anew now and then."""
 
-    on: bool
-    """Whether answers are kept and looked up."""
+    EVERY = 64  # answers
 
-    def asked(self, key: Key) -> bool:
-        """Whether the answer to this request is wanted, too. Called while it is off."""
-        ...
+    def __init__(self, stats: ModelStats) -> None:
+        self._stats = stats
+        self._row_s = 0.0
+        self._left = 1
 
-    def answered(self, request: Request, outputs: Sequence[Tensor], compute_s: float) -> None:
-        """What was computed, or what was found."""
-        ...
+    def of(self, rows: int) -> float:
+        """Seconds."""
+        self._left -= 1
+        if not self._left:
+            self._left = self.EVERY if self._row_s else 1
+            self._stats.settle()
+            if self._stats.rows:
+                seconds = sum([size.batch_s + size.compute_s for size in self._stats.batch_sizes.values()])
+                self._row_s = seconds / self._stats.rows
+        return self._row_s * rows
 
 
 class CacheLayer:
-    """A Service around `inner`, which gives whole answers. `watch`: None where the cache is simply on.
+    """A Service around `inner`, which gives whole answers. `auto`: whether it is on; None if it always is.
 
     Of joined requests each has its own id, deadline and cancellation; a failure of the model reaches all, a failure that is one
     request's own only that one. Failures are not kept.
@@ -97,7 +107,8 @@ class CacheLayer:
         *,
         clock: Callable[[], float],
         ttl_s: float = inf,
-        watch: Watch | None = None,
+        name: str = "",
+        auto: Auto[Sequence[Tensor]] | None = None,
         second: SecondLevel | None = None,
     ) -> None:
         self.inner = inner
@@ -106,10 +117,15 @@ class CacheLayer:
         self.counts = stats.cache = CacheCounts()
         self.last_hit_at = -inf
         self.clock = clock
-        self.watch = watch
+        self.watch = Watch(name, inner, self.counts, auto)
+        self.watch.on_off = self.clear
         self.second = second
+        self.ghost: Ghost | None = None
+        """Knows what has left, where other models' caches could give bytes to this one."""
         self.flights: dict[Key, Flight] = {}
         self.waiting: dict[int, Flight] = {}  # by the ids of tickets
+        self._auto = auto
+        self._costs = RowCosts(stats)
         self._key_of = key_of
         self._ttl_s = ttl_s
         self.rows: RowLayer | None = None
@@ -117,9 +133,9 @@ class CacheLayer:
         self.on_close: Callable[[], None] = lambda: None
 
     def submit(self, request: Request, reply: ReplyTo) -> None:
-        watch, max_age_s = self.watch, request.max_age_s
-        if watch is not None and not watch.on:
-            self._pass(watch, request, reply)
+        auto, max_age_s = self._auto, request.max_age_s
+        if auto is not None and not auto.on:
+            self._pass(auto, request, reply)
             return
         if max_age_s < 0.0:
             self.counts.bypassed += 1
@@ -136,11 +152,15 @@ class CacheLayer:
         if flight is not None and max_age_s > 0.0 and flight.takes(request):
             flight.join(request, reply, began_at)
             return
+        if self.ghost is not None:
+            self.ghost.missed(key)
         self.flights[key] = flight = Flight(self, self.inner if by_rows is None else by_rows, key, request, reply)
         flight.is_kept = by_rows is None
         counts = self.counts
         counts.misses += 1
         counts.miss_s += self.clock() - began_at
+        if auto is not None:
+            self.watch.looked_up(hit=False)
         if self.second is None or max_age_s < inf or by_rows is not None:
             flight.lead(request)
         else:
@@ -161,13 +181,14 @@ class CacheLayer:
 
     def resize(self, budget: int) -> None:
         """Bytes that its answers may take from now on."""
-        self.counts.evicted += len(self.cache.resize(budget))
+        self._note_gone(self.cache.resize(budget))
 
     def state(self) -> dict[str, Any]:
         """JSON."""
         cache, counts = self.cache, self.counts
         looked_up = counts.hits + counts.joined + counts.misses
         return {
+            "state": self.watch.state,
             "entries": len(cache),
             "bytes": cache.used,
             "budget_bytes": cache.budget,
@@ -179,6 +200,8 @@ class CacheLayer:
         """Forget everything; returns how many answers that were. What runs is not kept either."""
         count = len(self.cache)
         self.cache.clear()
+        if self.ghost is not None:
+            self.ghost.clear()
         for flight in self.flights.values():
             flight.is_kept = False
         if self.rows is not None:
@@ -186,9 +209,14 @@ class CacheLayer:
         self.flights.clear()
         return count
 
-    def _pass(self, watch: Watch, request: Request, reply: ReplyTo) -> None:
-        if request.max_age_s > 0.0 and watch.asked(self._key_of(request)):
-            reply = _Watched(watch, request, reply)
+    def _pass(self, auto: Auto[Sequence[Tensor]], request: Request, reply: ReplyTo) -> None:
+        """While it is off: now and then it is noted what is asked, and what the answer is."""
+        if auto.watches() and request.max_age_s > 0.0:
+            began_at = self.clock()
+            key = self._key_of(request)
+            auto.sampled(key)
+            auto.cost(self.clock() - began_at)
+            reply = Watched(self.watch, key, request.ticket.rows, reply, self._costs.of, copies_of)
         self.inner.submit(request, reply)
 
     def _is_fresh(self, key: Key, kept: Kept, now: float, max_age_s: float) -> bool:
@@ -201,8 +229,6 @@ class CacheLayer:
 
     def _hit(self, request: Request, reply: ReplyTo, kept: Kept, began_at: float) -> None:
         self.last_hit_at = began_at
-        if self.watch is not None:
-            self.watch.answered(request, kept.outputs, 0.0)
         now = self.clock()
         counts = self.counts
         counts.hits += 1
@@ -213,6 +239,9 @@ class CacheLayer:
             reply.completed(response)
         except Exception:  # submit never raises
             log.exception("model %s: could not hand over the answer to request %d", request.model, request.ticket.id)
+        self.watch.check(request, kept.outputs)
+        if self._auto is not None:
+            self.watch.looked_up(hit=True)
 
     def known_row(self, key: Key, request: Request) -> Kept | None:
         """The answer to one row of the request, if it is remembered and as new as that wants it."""
@@ -221,13 +250,23 @@ class CacheLayer:
         self.counts.known_rows += fresh
         return entry.value if entry is not None and fresh else None
 
-    def keep_row(self, key: Key, response: Response, outputs: Sequence[Tensor], cost_s: float) -> None:
+    def keep_row(self, key: Key, response: Response, outputs: Sequence[Tensor]) -> None:
         """The answer to one row of several."""
-        self.keep(key, Kept(response.model, response.version, copies_of(outputs), self.clock(), cost_s))
+        self.keep(key, Kept(response.model, response.version, copies_of(outputs), self.clock(), self.cost_s(1)))
 
     def keep(self, key: Key, kept: Kept) -> None:
         """An answer, if the policy has room for it."""
-        self.counts.evicted += len(self.cache.put(key, kept, kept.size, kept.cost_s))
+        self._note_gone(self.cache.put(key, kept, kept.size, kept.cost_s))
+
+    def _note_gone(self, gone: Sequence[Entry[Kept]]) -> None:
+        self.counts.evicted += len(gone)
+        if self.ghost is not None:
+            for entry in gone:
+                self.ghost.left(entry.key, entry.size, entry.cost_s, self.cache.budget)
+
+    def cost_s(self, rows: int) -> float:
+        """Seconds of an instance's time that so many rows take."""
+        return self._costs.of(rows)
 
 
 def copies_of(outputs: Sequence[Tensor]) -> list[Tensor]:
@@ -266,6 +305,7 @@ class Flight:
         """Wait for the answer with the others, but no longer than its own client does."""
         ticket, layer = request.ticket, self._layer
         layer.counts.joined += 1
+        layer.watch.looked_up(hit=True)
         self._requests[ticket.id] = (request, reply)
         layer.waiting[ticket.id] = self
         self._mind_deadline(request, now)
@@ -340,20 +380,18 @@ class Flight:
     # ReplyTo
 
     def completed(self, response: Response) -> None:
-        layer, asked, timing = self._layer, self._asked, response.timing
+        layer, asked = self._layer, self._asked
         assert asked is not None
         if response.cache == "hit":  # of rows that were all known
             layer.counts.misses -= 1
             layer.counts.hits += 1
         if self.is_kept:
-            cost_s = timing.batch_s + timing.compute_s
+            cost_s = layer.cost_s(asked.ticket.rows)
             kept = Kept(response.model, response.version, copies_of(response.outputs), layer.clock(), cost_s)
             layer.keep(self._key, kept)
             self._settle(kept)
         else:
             self._settle(None)
-        if layer.watch is not None:
-            layer.watch.answered(asked, response.outputs, timing.compute_s)
         self._answer(response, response.cache or "miss")
 
     def _answer(self, response: Response, how: Cached) -> None:
@@ -440,25 +478,6 @@ class _Bypassing:
     def completed(self, response: Response) -> None:
         response.cache = "bypass"
         self._reply.completed(response)
-
-    def failed(self, failure: Failure) -> None:
-        self._reply.failed(failure)
-
-
-class _Watched:
-    """A ReplyTo that lets a watch see the answer, too."""
-
-    __slots__ = ("_reply", "_request", "_watch")
-
-    def __init__(self, watch: Watch, request: Request, reply: ReplyTo) -> None:
-        self._watch = watch
-        self._request = request
-        self._reply = reply
-
-    def completed(self, response: Response) -> None:
-        outputs, compute_s = response.outputs, response.timing.compute_s
-        self._reply.completed(response)
-        self._watch.answered(self._request, outputs, compute_s)
 
     def failed(self, failure: Failure) -> None:
         self._reply.failed(failure)

@@ -36,7 +36,7 @@ class RowLayer:
         signature: Signature,
         key_of: Callable[[Request], Key],
         known: Callable[[Key, Request], "Kept | None"],
-        keep: Callable[[Key, Response, Sequence[Tensor], float], None],
+        keep: Callable[[Key, Response, Sequence[Tensor]], None],
     ) -> None:
         self.inner = inner
         self.signature = signature
@@ -103,7 +103,6 @@ class _Rows:
         asked = layer.asked.pop(request.ticket.id)
         specs = [layer.signature.outputs[index] for index in request.outputs]
         computed = cut_tensors(response.outputs, specs, [1] * asked.ticket.rows)
-        cost_s = (response.timing.batch_s + response.timing.compute_s) / len(computed)
         new = iter(computed)
         rows: list[Sequence[Tensor]] = []
         for key, kept in zip(self._keys, self._known, strict=True):
@@ -112,7 +111,7 @@ class _Rows:
                 continue
             rows.append(row := next(new))
             if self._cleared == layer.cleared:
-                layer.keep(key, response, row, cost_s)
+                layer.keep(key, response, row)
         if asked is not request:
             try:
                 outputs = joined(rows, [1] * len(rows), request.outputs, layer.signature)
