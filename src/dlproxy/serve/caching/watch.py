@@ -99,7 +99,8 @@ class Watch:
             self._warned = True
             consequence = "cache = 'on' keeps them all the same" if self.auto is None else "nothing is remembered any more"
             log.warning("model %s: equal inputs gave different answers: %s", self._name, consequence)
-            self.on_off()
+            if self.auto is not None:
+                self.on_off()
 
     def _measure(self, auto: Auto[Sequence[Tensor]]) -> None:
         self._to_measure = MEASURED
