@@ -15,6 +15,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from dlproxy.message import Principal
+from dlproxy.wire.control.guard import who_asks
+
 MOST_BODY = 64 * 1024 * 1024  # bytes of a request that is tried: the inference port's own bound, unless it is set higher
 PIECE = 64 * 1024
 
@@ -57,14 +60,14 @@ def _our_own() -> ssl.SSLContext:
     return context
 
 
-def docs_routes(document: Callable[[str], dict[str, Any]], port: InferencePort) -> list[Route]:
+def docs_routes(document: Callable[[Principal, str], dict[str, Any]], port: InferencePort) -> list[Route]:
     page = files("dlproxy.wire.control").joinpath("docs.html").read_text("utf-8")
 
     async def docs(_: Request) -> Response:
         return Response(page, media_type="text/html", headers={"content-security-policy": POLICY})
 
     async def openapi(request: Request) -> Response:
-        found = document(port.url(_host(request)))
+        found = document(who_asks(request), port.url(_host(request)))
         if port.path:
             found["x-unix-socket"] = port.path
         return JSONResponse(found)

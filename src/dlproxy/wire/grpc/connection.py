@@ -243,7 +243,7 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
             if server.identify is not None and self._peer is not None:
                 who = call.principal = server.identify(self._peer, b"POST", head.path, head.headers)
                 if (right := server.methods.rights.get(head.path)) is not None:
-                    demand(who, right)
+                    demand(who, right, None if head.path in server.methods.naming else "")
             if call.method is None or not head.plain or self.held_bytes:
                 self._begin(call, head)
             if flags & END_STREAM:

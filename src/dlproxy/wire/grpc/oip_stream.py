@@ -144,7 +144,6 @@ class StreamedRequest:
         self.answer: list[Piece] | None = None
         self.relay: Relay | None = None
         self.on_abandoned: Callable[[], object] | None = None
-        self.principal = stream.call.principal
         self._stream = stream
         self._message = message
         self._headers = stream.call.headers
