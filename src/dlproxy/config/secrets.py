@@ -1,0 +1,44 @@
+"""API keys for other servers, where they lie: in a file or a variable of the environment, never in a configuration itself.
+
+Called by cli/credentials.py, client/awaited.py and fleet/upstreams.py. Not aware of: what they open.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from dlproxy.config.values import ConfigError
+
+KEY_VARIABLE = "DLPROXY_API_KEY"  # which commands and clients send to a server
+ENV = "env:"  # stands before the name of a variable, where a file could stand, too
+HEADERS = ("authorization", "x-api-key")  # in which a key travels; whoever sets one of them sends what it says
+
+
+def read_key(place: str, what: str) -> str:
+    """The key in the variable that env:NAME names, or in a file. Raises ConfigError, which does not repeat the key."""
+    if place.startswith(ENV):
+        name = place.removeprefix(ENV)
+        if name not in os.environ:
+            raise ConfigError(f"{what}: there is no variable {name!r} in the environment")
+        return checked_key(os.environ[name], what)
+    try:
+        return checked_key(Path(place).read_text("utf-8"), what)
+    except OSError as error:
+        raise ConfigError(f"{what}: {place} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{what}: {place} is no text") from None
+
+
+def checked_key(key: str, what: str) -> str:
+    """Without what surrounds it. Raises ConfigError for what no header can carry."""
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(f"{what}: an API key is one word of ASCII")
+    return key
+
+
+def with_key(headers: Mapping[str, str], key: str) -> dict[str, str]:
+    """The headers with the key among them, unless they say already who asks."""
+    if not key or any(name.lower() in HEADERS for name in headers):
+        return dict(headers)
+    return {**headers, "authorization": f"Bearer {key}"}
