@@ -1,9 +1,10 @@
 """API keys for other servers, where they lie: in a file or a variable of the environment, never in a configuration itself.
 
-Called by cli/credentials.py, client/awaited.py and fleet/upstreams.py. Not aware of: what they open.
+Called by cli/, client/awaited.py, fleet/upstreams.py and instance/process/child.py. Not aware of: what they open.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,11 +14,33 @@ KEY_VARIABLE = "DLPROXY_API_KEY"  # which commands and clients send to a server
 ENV = "env:"  # stands before the name of a variable, where a file could stand, too
 HEADERS = ("authorization", "x-api-key")  # in which a key travels; whoever sets one of them sends what it says
 
+_held: set[str] = {KEY_VARIABLE}  # variables that were read as secrets
+_SHAPES = (
+    (re.compile(r"(dlp_[a-z2-7]{8}_)[A-Za-z0-9_-]{16,}"), r"\1***"),  # API keys of ours, whose ids may be known
+    (re.compile(r"\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), "***"),  # tokens
+    (re.compile(r"(?i)\b(bearer|basic) +[^\s\"',;]{8,}"), r"\1 ***"),
+    (re.compile(r"(\w://)[^/\s@]+@"), r"\1***@"),  # user and password of an address
+    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL), "***"),
+)
+
+
+def hidden(text: str) -> str:
+    """The text without what looks like a secret: for logs, in which errors of others end up, too."""
+    for shape, instead in _SHAPES:
+        text = shape.sub(instead, text)
+    return text
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """For a process that runs what others have written: less the variables that held keys."""
+    return {name: value for name, value in environment.items() if name not in _held}
+
 
 def read_key(place: str, what: str) -> str:
     """The key in the variable that env:NAME names, or in a file. Raises ConfigError, which does not repeat the key."""
     if place.startswith(ENV):
         name = place.removeprefix(ENV)
+        _held.add(name)
         if name not in os.environ:
             raise ConfigError(f"{what}: there is no variable {name!r} in the environment")
         return checked_key(os.environ[name], what)

@@ -87,7 +87,12 @@ class IdentityDesk:
         if peer.name:
             known = self._of_peers.get(peer.name)
             if known is None:
-                known = self._of_peers[peer.name] = self._of_peer(peer.name)
+                try:
+                    known = self._of_peers[peer.name] = self._of_peer(peer.name)
+                except InferenceError:
+                    if target not in HEALTH:
+                        raise
+                    return STRANGER
             return known
         if self._anonymous is not None:
             return self._anonymous
