@@ -44,7 +44,7 @@ class Credentials:
             *(("wrong scope", ["metrics"], ["*"], {}), ("wrong model", ["infer", "read"], ["n*"], {})),
             *(("shop", ["infer", "admin"], ["m*"], {}), ("ops", ["infer", "admin"], ["*"], {})),
         ):
-            self.sent[name] = key_file.create(self.keys, name, scopes=scopes, models=models, **more)  # type: ignore[arg-type]
+            self.sent[name] = key_file.create(self.keys, name.replace(" ", "-"), scopes=scopes, models=models, **more)  # type: ignore[arg-type]
         key_file.revoke(self.keys, "revoked")
         self.sent["wrong key"] = self.sent["key"][:-3] + "xyz"
         self._add_tokens(now.timestamp())
@@ -108,26 +108,38 @@ class Relay:
         self._to = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._accepting = threading.Thread(target=self._serve)
+        self._accepting.start()
 
     def close(self) -> None:
+        """Once nobody uses it any more."""
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self._accepting.join()
 
     def _serve(self) -> None:
-        with suppress(OSError):
+        connections = []
+        with self._listener, suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._to), source_address=(next(_addresses), 0))
-                for source, target in ((near, far), (far, near)):
-                    threading.Thread(target=self._pass_on, args=(source, target), daemon=True).start()
+                connections.append(threading.Thread(target=self._connect, args=(near,)))
+                connections[-1].start()
+        for connection in connections:
+            connection.join()
 
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-        with suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
+    def _connect(self, near: socket.socket) -> None:
+        with near, socket.create_connection(("127.0.0.1", self._to), source_address=(next(_addresses), 0)) as far:
+            back = threading.Thread(target=_pass_on, args=(far, near))
+            back.start()
+            _pass_on(near, far)
+            back.join()
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
 
 
 class _Connection(http.client.HTTPSConnection):
@@ -162,9 +174,9 @@ class LockedServer:
         self._relays = {port: Relay(port) for port in (self.process.grpc_port, self.process.tfs_grpc_port)}
 
     def close(self) -> None:
+        self.process.__exit__(None, None, None)
         for relay in self._relays.values():
             relay.close()
-        self.process.__exit__(None, None, None)
 
     def http(
         self, door: str, target: str, body: Any = None, *, who: str = "nothing", certificate: str = "", method: str = ""

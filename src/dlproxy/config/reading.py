@@ -18,7 +18,7 @@ from dlproxy.config.knobs import SECTIONS, AutopilotConfig, Config, ModelConfig
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain, nearest, unknown_key, what_and_where
 from dlproxy.config.paths import is_file
-from dlproxy.config.secrets import ENV, KEY_VARIABLE
+from dlproxy.config.secrets import ENV, KEY_VARIABLE, hold
 from dlproxy.config.security import AuthConfig, GrantConfig, TlsConfig
 from dlproxy.config.server import ServerConfig
 from dlproxy.config.table import GLOBAL, knobs, option, tuned_knobs
@@ -107,6 +107,7 @@ class _File:
 
     def _model(self, keys: list[str], table: Any, inherited: Mapping[str, Any] | None = None) -> ModelConfig:
         model = self.model(keys, table, inherited)
+        hold(model.upstream_api_key)
         folder = self._path.parent
         return msgspec.structs.replace(
             model,

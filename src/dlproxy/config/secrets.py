@@ -36,11 +36,17 @@ def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in _held}
 
 
+def hold(place: str) -> None:
+    """If it is a variable, it is kept from such processes from now on."""
+    if place.startswith(ENV):
+        _held.add(place.removeprefix(ENV))
+
+
 def read_key(place: str, what: str) -> str:
     """The key in the variable that env:NAME names, or in a file. Raises ConfigError, which does not repeat the key."""
+    hold(place)
     if place.startswith(ENV):
         name = place.removeprefix(ENV)
-        _held.add(name)
         if name not in os.environ:
             raise ConfigError(f"{what}: there is no variable {name!r} in the environment")
         return checked_key(os.environ[name], what)

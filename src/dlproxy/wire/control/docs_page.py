@@ -43,13 +43,16 @@ class InferencePort(Struct, frozen=True):
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Raises OSError."""
+        tls = _our_own() if self.tls else None
         if self.path:
-            return await asyncio.open_unix_connection(self.path, limit=PIECE)
-        return await asyncio.open_connection(self.host, self.port, limit=PIECE, ssl=_our_own() if self.tls else None)
+            name = "localhost" if self.tls else None
+            return await asyncio.open_unix_connection(self.path, limit=PIECE, ssl=tls, server_hostname=name)
+        return await asyncio.open_connection(self.host, self.port, limit=PIECE, ssl=tls)
 
     def url(self, host: str) -> str:
         """For a client that has reached the control port under this name."""
-        return "http://localhost" if self.path else f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+        scheme = "https" if self.tls else "http"
+        return f"{scheme}://localhost" if self.path else f"{scheme}://{host}:{self.port}"
 
 
 def _our_own() -> ssl.SSLContext:

@@ -87,12 +87,7 @@ class IdentityDesk:
         if peer.name:
             known = self._of_peers.get(peer.name)
             if known is None:
-                try:
-                    known = self._of_peers[peer.name] = self._of_peer(peer.name)
-                except InferenceError:
-                    if target not in HEALTH:
-                        raise
-                    return STRANGER
+                known = self._of_peers[peer.name] = self._of_peer(peer.name)
             return known
         if self._anonymous is not None:
             return self._anonymous
