@@ -189,7 +189,9 @@ def _report(server: "Server") -> None:
     if server.unix_socket is None:
         say(f"inference  {server.scheme}://{authority(server.host, server.http_port)}/v2   (plain JSON: POST /predict/MODEL)")
     else:
-        say(f"inference  {server.unix_socket.path}   (curl --unix-socket {server.unix_socket.path} http://localhost/v2)")
+        say(
+            f"inference  {server.unix_socket.path}   (curl --unix-socket {server.unix_socket.path} {server.scheme}://localhost/v2)"
+        )
     if "grpc_port" in server.ports:
         say(f"gRPC       {authority(server.host, server.ports['grpc_port'])}")
     if "tfs_grpc_port" in server.ports:

@@ -169,7 +169,7 @@ class Catalog:
     def get(self, name: str, version: str = "", who: Principal | None = None) -> ServedModel:
         """The version of that number or label, or the default one. `who` must be allowed to ask for it (wire/rights.py).
 
-        Raises NotServedError: UNAVAILABLE if it comes or goes, else NOT_FOUND, which names what `who`, if it is said, may see instead.
+        Raises NotServedError: UNAVAILABLE if it comes or goes, else NOT_FOUND, naming what `who`, if that is said, may see.
         """
         versions, route = self._models.get(name, {}), self.route_of(name)
         found = versions.get(route.labels.get(version, version) or route.default or next(reversed(versions), ""))
