@@ -265,6 +265,12 @@ def test_a_model_of_others_is_answered_as_one_that_there_is_not(site: LockedServ
     assert found.startswith(("403", "PERMISSION_DENIED"))
 
 
+def test_nobody_watches_how_a_model_of_others_is(site: LockedServer) -> None:
+    asked = dumped(health.HealthCheckRequest(service=SECRET_MODEL))
+    for who in ("shop", "nothing"):
+        assert site.grpc("grpc", "/grpc.health.v1.Health/Watch", asked, who=who, stream=True)[0] == "PERMISSION_DENIED"
+
+
 @pytest.mark.parametrize("number", range(len(list(of_one("any")))))
 def test_a_mistaken_name_is_told_of_no_model_of_others(site: LockedServer, number: int) -> None:
     """And `shop` may look for it: it is among its own."""
