@@ -41,6 +41,7 @@ class Credentials:
             *(("key", ["infer", "read"], ["m"], {}), ("revoked", ["infer", "read"], ["*"], {})),
             ("expired", ["infer", "read"], ["*"], {"expires": now - DAY}),
             ("not valid yet", ["infer", "read"], ["*"], {"not_before": now + DAY}),
+            ("going", ["infer"], ["m"], {}),
             *(("wrong scope", ["metrics"], ["*"], {}), ("wrong model", ["infer", "read"], ["n*"], {})),
             *(("shop", ["infer", "admin"], ["m*"], {}), ("ops", ["infer", "admin"], ["*"], {})),
         ):
@@ -195,7 +196,7 @@ class LockedServer:
         finally:
             connection.close()
 
-    def grpc(
+    def rpc(
         self, door: str, method: str, message: bytes, *, who: str = "nothing", certificate: str = "", stream: bool = False
     ) -> tuple[str, str, bytes]:
         """Status, its words, and the last message of the answer."""
@@ -213,6 +214,11 @@ class LockedServer:
             except grpc.RpcError as error:
                 status = error.code().name
                 return CUT if status == "UNAVAILABLE" else status, error.details() or "", b""
+
+    def channel(self) -> grpc.Channel:
+        """To the gRPC port."""
+        credentials = grpc.ssl_channel_credentials(self.has.authority.path.read_bytes())
+        return grpc.secure_channel(f"127.0.0.1:{self.process.grpc_port}", credentials)
 
     def process_ids(self) -> list[int]:
         """The server's, and those of its workers."""

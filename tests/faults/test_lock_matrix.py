@@ -5,6 +5,8 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
+from time import monotonic
 from typing import Any
 
 import grpc
@@ -17,6 +19,7 @@ from dlproxy.message import FailureKind, InferenceError
 from dlproxy.protos.grpc_services import health
 from dlproxy.protos.oip import SERVICE, oip
 from dlproxy.protos.tfs import MODELS, PREDICTION, tfs
+from dlproxy.wire.identity.key_file import revoke
 
 from .locked_server import CUT, SECRET_MODEL, Credentials, LockedServer
 
@@ -187,8 +190,30 @@ def test_every_lock_on_every_door(site: LockedServer, door: str, lock: str) -> N
         found: Any = site.http(port, path.replace("MODEL", "m"), body, who=who, certificate=certificate)[0]
     else:
         port, method, message = GRPC[door]
-        found = site.grpc(port, method, message("m"), who=who, certificate=certificate, stream="Stream" in method)[0]
+        found = site.rpc(port, method, message("m"), who=who, certificate=certificate, stream="Stream" in method)[0]
     assert found == expected(lock, door)[door in GRPC]
+
+
+def test_a_stream_that_is_open_ends_with_its_key(site: LockedServer) -> None:
+    """Its answers say so, within a second."""
+    sent: SimpleQueue[bytes | None] = SimpleQueue()
+    metadata = [("x-api-key", site.has.sent["going"])]
+    with site.channel() as channel:
+        answers = channel.stream_stream(f"{SERVICE}/ModelStreamInfer")(iter(sent.get, None), metadata=metadata, timeout=20)
+
+        def refusal() -> str:
+            sent.put(infer_of("m"))
+            told: str = oip.ModelStreamInferResponse.FromString(next(answers)).error_message
+            return told
+
+        assert refusal() == ""
+        revoke(site.has.keys, "going")
+        revoked_at = monotonic()
+        while not (why := refusal()):
+            assert monotonic() - revoked_at < 1.0
+        assert why == "the API key is revoked"
+        sent.put(None)
+        assert not list(answers)
 
 
 def test_an_account_on_the_unix_socket_has_its_own_rights(site: LockedServer) -> None:
@@ -251,7 +276,7 @@ def of_one(model: str) -> Iterator[tuple[str, str, Any, str]]:
 
 def answer(site: LockedServer, port: str, target: str, body: Any, method: str, who: str) -> str:
     if port.endswith("grpc"):
-        status, words, data = site.grpc(port, target, body, who=who, stream=method == "stream")
+        status, words, data = site.rpc(port, target, body, who=who, stream=method == "stream")
         return f"{status} {words} {data!r}"
     code, told = site.http(port, target, body, who=who, method=method)
     return f"{code} {told.decode()}"
@@ -268,7 +293,7 @@ def test_a_model_of_others_is_answered_as_one_that_there_is_not(site: LockedServ
 def test_nobody_watches_how_a_model_of_others_is(site: LockedServer) -> None:
     asked = dumped(health.HealthCheckRequest(service=SECRET_MODEL))
     for who in ("shop", "nothing"):
-        assert site.grpc("grpc", "/grpc.health.v1.Health/Watch", asked, who=who, stream=True)[0] == "PERMISSION_DENIED"
+        assert site.rpc("grpc", "/grpc.health.v1.Health/Watch", asked, who=who, stream=True)[0] == "PERMISSION_DENIED"
 
 
 @pytest.mark.parametrize("number", range(len(list(of_one("any")))))

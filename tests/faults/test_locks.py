@@ -26,8 +26,9 @@ class Locked:
         self.authority = Authority(folder, "ours")
         self.folder, self.keys = folder, folder / "keys.toml"
         self.key = {
-            name: key_file.create(self.keys, name, scopes=[scope], models=["*"])
-            for name, scope in (("infer", "infer"), ("ops", "admin"), ("scraper", "metrics"))
+            "infer": key_file.create(self.keys, "infer", scopes=["infer"], models=["*"]),
+            "ops": key_file.create(self.keys, "ops", scopes=["admin"], models=["*"]),
+            "scraper": key_file.create(self.keys, "scraper", scopes=["metrics"], models=["*"]),
         }
         self.authority.issue("server")
         (folder / "dlproxy.toml").write_text(

@@ -114,7 +114,11 @@ class _File:
             path=str(folder / model.path) if is_file(model.path) else model.path,
             class_names=str(folder / model.class_names) if model.class_names else "",
             samples=str(folder / model.samples) if model.samples else "",
-            **{name: str(folder / file) for name in UPSTREAM_FILES if (file := getattr(model, name)) and ENV not in file[:4]},
+            **{
+                name: str(folder / file)
+                for name in UPSTREAM_FILES
+                if (file := getattr(model, name)) and not file.startswith(ENV)
+            },
         )
 
     def model(self, keys: list[str], table: Any, inherited: Mapping[str, Any] | None = None) -> ModelConfig:
