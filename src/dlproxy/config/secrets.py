@@ -15,19 +15,21 @@ ENV = "env:"  # stands before the name of a variable, where a file could stand, 
 HEADERS = ("authorization", "x-api-key")  # in which a key travels; whoever sets one of them sends what it says
 
 _held: set[str] = {KEY_VARIABLE}  # variables that were read as secrets
-_SHAPES = (
-    (re.compile(r"(dlp_[a-z2-7]{8}_)[A-Za-z0-9_-]{16,}"), r"\1***"),  # API keys of ours, whose ids may be known
-    (re.compile(r"\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), "***"),  # tokens
-    (re.compile(r"(?i)\b(bearer|basic) +[^\s\"',;]{8,}"), r"\1 ***"),
-    (re.compile(r"(\w://)[^/\s@]+@"), r"\1***@"),  # user and password of an address
-    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL), "***"),
+_SHAPES = (  # what stands in every such text, which is quickly looked for; how it looks; what is shown instead
+    ("dlp_", re.compile(r"(dlp_[a-z2-7]{8}_)[A-Za-z0-9_-]{16,}"), r"\1***"),  # API keys of ours, whose ids may be known
+    ("eyJ", re.compile(r"\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), "***"),  # tokens
+    ("earer ", re.compile(r"(?i)\b(bearer) +[^\s\"',;]{8,}"), r"\1 ***"),
+    ("asic ", re.compile(r"(?i)\b(basic) +[A-Za-z0-9+/]{8,}=*"), r"\1 ***"),
+    ("://", re.compile(r"(\w://)[^/\s@]+@"), r"\1***@"),  # user and password of an address
+    ("PRIVATE", re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL), "***"),
 )
 
 
 def hidden(text: str) -> str:
     """The text without what looks like a secret: for logs, in which errors of others end up, too."""
-    for shape, instead in _SHAPES:
-        text = shape.sub(instead, text)
+    for sign, shape, instead in _SHAPES:
+        if sign in text:
+            text = shape.sub(instead, text)
     return text
 
 
