@@ -56,6 +56,7 @@ def test_headers_of_ones_own_go_before() -> None:
         (f"/predict/m?key={KEY}&x=1", "/predict/m?key=dlp_abcdefgh_***&x=1"),
         (f"a token {TOKEN}, it says", "a token ***, it says"),
         ("authorization: Bearer abcdefghij", "authorization: Bearer ***"),
+        ("authorization: Basic YW5uOnBhNTU=, basic knowledge", "authorization: Basic ***, basic knowledge"),
         ("send 'Authorization: Bearer KEY'", "send 'Authorization: Bearer KEY'"),
         ("redis://ann:pa55@host:6379/0 is gone", "redis://***@host:6379/0 is gone"),
         ("-----BEGIN EC PRIVATE KEY-----\nMHcC\n-----END EC PRIVATE KEY-----\nrest", "***\nrest"),

@@ -19,7 +19,7 @@ _SHAPES = (  # what stands in every such text, which is quickly looked for; how 
     ("dlp_", re.compile(r"(dlp_[a-z2-7]{8}_)[A-Za-z0-9_-]{16,}"), r"\1***"),  # API keys of ours, whose ids may be known
     ("eyJ", re.compile(r"\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), "***"),  # tokens
     ("earer ", re.compile(r"(?i)\b(bearer) +[^\s\"',;]{8,}"), r"\1 ***"),
-    ("asic ", re.compile(r"(?i)\b(basic) +[A-Za-z0-9+/]{8,}=*"), r"\1 ***"),
+    ("asic ", re.compile(r"(?i)(authorization\W+(?:b')?basic) +[^\s\"',;]+"), r"\1 ***"),
     ("://", re.compile(r"(\w://)[^/\s@]+@"), r"\1***@"),  # user and password of an address
     ("PRIVATE", re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL), "***"),
 )
