@@ -82,7 +82,6 @@ def add_to(commands: Commands) -> None:
 
 def _serve(args: argparse.Namespace) -> int:
     import asyncio
-    import resource
 
     from dlproxy.cli import logs
     from dlproxy.config import ConfigError
@@ -96,7 +95,7 @@ def _serve(args: argparse.Namespace) -> int:
         level = logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO
         logs.set_up(level, as_json=args.log_format == "json")
         if _holds_secrets(config):
-            resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # workers', too
+            _dump_no_core()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(Server(config).run((lambda server: None) if args.quiet else _report, _reread(args)))
     except (ConfigError, LogError, ModelError, PortError) as error:
@@ -109,6 +108,15 @@ def _holds_secrets(config: "Config") -> bool:
     """Whether a core dump would have keys in it."""
     upstream = any(model.upstream_api_key or model.upstream_headers for _, model in config.served())
     return bool(config.tls.cert or config.auth.asks or config.grants or upstream)
+
+
+def _dump_no_core() -> None:
+    """Nor do workers, which inherit it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def _reread(args: argparse.Namespace) -> "Callable[[], Config] | None":
