@@ -23,16 +23,25 @@ class ServerProcess:
 
     def __init__(self, *arguments: str | Path) -> None:
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
-        command = [sys.executable, "-m", "dlproxy", "serve", *map(str, arguments), "--http-port", "0", "--control-port", "0"]
+        listens = [] if "--uds" in arguments else ["--http-port", "0"]
+        command = [sys.executable, "-m", "dlproxy", "serve", *map(str, arguments), *listens, "--control-port", "0"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._stderr, text=True)
         self.report = self._read_until_ready()
-        ports = re.findall(r"^(?:inference|metrics) +https?://\S+:(\d+)/", self.report, re.MULTILINE)
-        if len(ports) != 2:
+        self.http_port = self._port(r"inference +https?://\S+:(\d+)/")
+        self.control_port = self._port(r"metrics +https?://\S+:(\d+)/")
+        self.grpc_port = self._port(r"gRPC +\S+:(\d+)$")
+        self.tfs_grpc_port, self.tfs_http_port = (
+            self._port(r"TF Serving \S+:(\d+) "),
+            self._port(r"TF .*//\S+:(\d+)/v1/models$"),
+        )
+        if not self.control_port or (listens and not self.http_port):
             self.kill()
             raise AssertionError(f"the server did not start: {self.report}\n{self.errors()}")
-        self.http_port, self.control_port = map(int, ports)
-        found = re.search(r"^gRPC +\S+:(\d+)$", self.report, re.MULTILINE)
-        self.grpc_port = int(found[1]) if found else 0
+
+    def _port(self, pattern: str) -> int:
+        """0 where it has none."""
+        found = re.search(f"^{pattern}", self.report, re.MULTILINE)
+        return int(found[1]) if found else 0
 
     def _read_until_ready(self) -> str:
         assert self.process.stdout is not None

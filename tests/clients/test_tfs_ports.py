@@ -1,7 +1,6 @@
 """TensorFlow Serving's two ports of `dlproxy serve --tfs`, asked by hand and by a dlproxy that takes it for such a server."""
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.request import Request, urlopen
@@ -15,19 +14,9 @@ from tests import models
 from tests.clients.server import HANG_S, ServerProcess
 
 
-class TfsServer(ServerProcess):
-    """Serves digits on free ports."""
-
-    def __init__(self) -> None:
-        super().__init__(f"digits={models.DIGITS}", "--tfs", "--tfs-grpc-port", "0", "--tfs-http-port", "0")
-        found = re.search(r"^TF Serving \S+:(\d+) \(gRPC\), http://\S+:(\d+)/v1/models$", self.report, re.MULTILINE)
-        assert found, self.report
-        self.tfs_grpc_port, self.tfs_http_port = int(found[1]), int(found[2])
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[TfsServer]:
-    with TfsServer() as process:
+def server() -> Iterator[ServerProcess]:
+    with ServerProcess(f"digits={models.DIGITS}", "--tfs", "--tfs-grpc-port", "0", "--tfs-http-port", "0") as process:
         yield process
 
 
@@ -44,7 +33,7 @@ def ask(url: str, body: Any = None) -> Any:
         return json.load(reply)
 
 
-def test_both_transports_of_every_port_answer_alike(server: TfsServer, images: Any) -> None:
+def test_both_transports_of_every_port_answer_alike(server: ServerProcess, images: Any) -> None:
     expected = ask(f"http://{server.address}/predict/digits", {"inputs": images.tolist()})["outputs"]["probabilities"]
     for port in (server.tfs_http_port, server.http_port):
         base = f"http://127.0.0.1:{port}/v1/models/digits"
@@ -63,7 +52,7 @@ def test_both_transports_of_every_port_answer_alike(server: TfsServer, images: A
     assert np.array_equal(np.float32(outputs["probabilities"].float_val), np.float32(expected).ravel())
 
 
-def test_a_dlproxy_in_front_takes_it_for_tensorflow_serving(server: TfsServer, images: Any) -> None:
+def test_a_dlproxy_in_front_takes_it_for_tensorflow_serving(server: ServerProcess, images: Any) -> None:
     question = {"inputs": images.tolist()}
     expected = ask(f"http://{server.address}/predict/digits", question)["outputs"]
     rest = f"http://127.0.0.1:{server.tfs_http_port}/v1/models/digits"

@@ -54,7 +54,7 @@ async def control_port(*more: Route) -> AsyncIterator[Client]:
 
 
 def routes(port: InferencePort) -> list[Route]:
-    return docs_routes(lambda server: {"servers": [{"url": server}]}, port)
+    return docs_routes(lambda who, server: {"servers": [{"url": server}]}, port)
 
 
 async def fetched(client: Client, target: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Reply:

@@ -4,17 +4,16 @@ import asyncio
 import gzip
 import struct
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
 
 from dlproxy.config import HttpLimits
-from dlproxy.message import Failure, FailureKind, Grant, InferenceError, Principal
+from dlproxy.message import FailureKind, InferenceError
 from dlproxy.wire.catalog import Catalog, NotServedError
 from dlproxy.wire.oip.generate import Generate
 from dlproxy.wire.oip.http import OipApp
-from dlproxy.wire.waiting import Waiting, answer_once_up
+from dlproxy.wire.waiting import Waiting
 from tests.serve.rig import pass_time
 
 from .fixtures import PLAIN, EchoService, Wire, post, request, served
@@ -279,47 +278,3 @@ async def test_another_kind_of_failure_is_handed_on(home: Home) -> None:
     with pytest.raises(InferenceError) as caught:
         await home.waiting.until_up(missing)
     assert caught.value.failure.kind is FailureKind.NOT_FOUND
-
-
-class Asked:
-    """A Place that notes why it is refused."""
-
-    def __init__(self, principal: Principal) -> None:
-        self.principal = principal
-        self.on_abandoned: Callable[[], object] | None = None
-        self.refusals: list[FailureKind] = []
-
-    def refuse(self, failure: Failure) -> None:
-        self.refusals.append(failure.kind)
-
-    def give_up(self) -> None:
-        raise AssertionError("there was no defect")
-
-
-@pytest.mark.parametrize(
-    ("grant", "waits"),
-    [
-        (None, True),
-        (Grant(frozenset({"infer"}), ("m",)), True),
-        (Grant(frozenset({"read"}), ("*",)), True),
-        (Grant(frozenset({"infer"}), ("other",)), False),
-        (Grant(frozenset({"metrics"})), False),
-    ],
-)
-async def test_no_model_is_loaded_for_who_may_not_ask_it(grant: Grant | None, waits: bool) -> None:
-    class Loads:
-        def may_come(self, name: str, version: str = "") -> bool:
-            return True
-
-        async def demand(self, name: str, version: str = "") -> None:
-            demanded.append(name)
-
-    demanded: list[str] = []
-    answered = asyncio.Event()
-    place = Asked(Principal("ann", grant=grant))
-    missing = NotServedError(Failure(FailureKind.UNAVAILABLE, "it is not loaded"), "m", "")
-    answer_once_up(Waiting(Loads()), missing, place, lambda _: answered.set(), timeout_s=lambda: 5.0, size_bytes=1)
-    if waits:
-        await answered.wait()
-    assert demanded == ["m"] * waits
-    assert place.refusals == [FailureKind.FORBIDDEN] * (not waits)

@@ -112,7 +112,6 @@ class Autopilot:
     def _found(self, name: str) -> list[Flight]:
         found = [flight for flight in self._flights.values() if name in ("", flight.tuned.name)]
         if name and not found:
-            known = ", ".join(sorted({flight.tuned.name for flight in self._flights.values()})) or "none"
-            message = f"there is no model '{name}' that the autopilot could tune; the models are {known}"
+            message = f"there is no model '{name}' that the autopilot could tune"
             raise InferenceError(Failure(FailureKind.NOT_FOUND, message))
         return found

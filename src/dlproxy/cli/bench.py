@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlproxy.cli.bar import Bar
+from dlproxy.cli.credentials import add_credentials, credentials_of
 from dlproxy.cli.durations import seconds, span
 from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, complain, say
 
@@ -49,6 +50,7 @@ def add_to(commands: Commands) -> None:
     generator.add_argument("--objective", metavar="p99=20ms", help="answers within this latency count as good")
     generator.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
     generator.add_argument("--html", type=Path, metavar="FILE", help="write a report with charts")
+    add_credentials(bench)
     bench.set_defaults(command=_bench)
 
 
@@ -178,6 +180,7 @@ def _find_peak(args: argparse.Namespace, test: "LoadTest", interrupt: "Interrupt
 
 def _settings(args: argparse.Namespace) -> "Settings":
     """Raises ConfigError and LoadError."""
+    from dlproxy.config.secrets import with_key
     from dlproxy.lab.load.settings import DRAIN_S, MAX_CONNECTIONS, LoadError, Settings, check
 
     peak = args.find_peak is not None
@@ -186,7 +189,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
             raise LoadError(f"--find-peak tries Poisson rates against its own objective; omit --{option}")
     if args.trials is not None and not peak:
         raise LoadError("--trials only has a meaning with --find-peak")
-    drain_s = span(args.drain, "--drain")
+    drain_s, asks = span(args.drain, "--drain"), credentials_of(args)
     settings = Settings(
         url=args.url,
         model=args.model,
@@ -205,7 +208,10 @@ def _settings(args: argparse.Namespace) -> "Settings":
         keys=args.keys,
         zipf=args.zipf,
         protocol=args.protocol,
-        headers=_headers(args.header),
+        headers=tuple(with_key(dict(_headers(args.header)), asks.api_key).items()),
+        ca_file=asks.ca_file,
+        cert_file=asks.cert_file,
+        key_file=asks.key_file,
         deadline_s=seconds(args.deadline, "--deadline"),
         objective_s=seconds(args.find_peak, "--find-peak") if peak else seconds(args.objective, "--objective"),
         processes=args.processes,

@@ -7,16 +7,18 @@ Not aware of: command-line arguments, how a state is shown.
 
 import difflib
 import http.client
-import os
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import msgspec
 from msgspec import Struct
 
-from dlproxy.config.reading import KEY_VARIABLE
+from dlproxy.cli.credentials import Credentials
+from dlproxy.config import ConfigError
+from dlproxy.config.secrets import KEY_VARIABLE, with_key
 from dlproxy.hosts import plain_host
 
+NOBODY = Credentials()
 PORT = 8002
 PATIENCE_S = 10.0
 ACTION_PATIENCE_S = 900.0  # a model may take load_timeout_s (300 s) to load, and one that leaves first ends its batch
@@ -164,7 +166,8 @@ class PilotState(Struct):
 class ControlPort:
     """A control port by its URL. Every method raises ControlError; what they return is JSON, which `states` reads."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, asks: Credentials = NOBODY) -> None:
+        self._asks = asks
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         try:
             parts = urlsplit(self.url)
@@ -176,7 +179,10 @@ class ControlPort:
             ) from None
         if parts.scheme not in ("http", "https") or not host or parts.path or parts.query or parts.fragment:
             raise ControlError(f"--control '{url}' cannot be used; write it like http://127.0.0.1:{PORT} or https://")
-        self._tls = parts.scheme == "https"
+        try:
+            self._tls = asks.tls if parts.scheme == "https" else None
+        except ConfigError as error:
+            raise ControlError(str(error)) from None
         self._host, self._port = plain_host(host), PORT if port is None else port
 
     @property
@@ -256,9 +262,7 @@ class ControlPort:
     def _refused(self, body: bytes) -> str:
         told = self._decoded(body)
         why = told.get("error", "") if isinstance(told, dict) else ""
-        return (
-            f"{self.url} refuses: {why or 'it does not say why'} (the environment variable {KEY_VARIABLE} is sent as API key)"
-        )
+        return f"{self.url} refuses: {why or 'it does not say why'} (--api-key-file or the variable {KEY_VARIABLE} has the key)"
 
     def _decoded(self, body: bytes) -> Any:
         try:
@@ -273,14 +277,15 @@ class ControlPort:
         self, method: str, path: str, *, body: dict[str, Any] | None = None, patience_s: float = PATIENCE_S
     ) -> tuple[int, bytes]:
         """Status and body of the answer."""
-        kind = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=PATIENCE_S)
+        if self._tls is None:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=PATIENCE_S)
+        else:
+            connection = http.client.HTTPSConnection(self._host, self._port, timeout=PATIENCE_S, context=self._tls)
         try:
             connection.connect()
             connection.sock.settimeout(patience_s)
-            key = os.environ.get(KEY_VARIABLE, "")
-            headers = {"authorization": f"Bearer {key}"} if key else {}
-            connection.request(method, path, None if body is None else msgspec.json.encode(body), headers)
+            payload = None if body is None else msgspec.json.encode(body)
+            connection.request(method, path, payload, with_key({}, self._asks.api_key))
             reply = connection.getresponse()
             told = reply.read()
             if reply.status in (401, 403):

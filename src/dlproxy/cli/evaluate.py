@@ -4,11 +4,13 @@ Not aware of: how anything is measured (lab/evaluate), how load is made (lab/loa
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlproxy.cli.bar import Bar
+from dlproxy.cli.credentials import Credentials
 from dlproxy.cli.durations import seconds, span
 from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, complain, say
 
@@ -159,9 +161,11 @@ class _Control:
 
     def __init__(self, url: str) -> None:
         from dlproxy.cli.control_port import ControlPort
+        from dlproxy.config.secrets import KEY_VARIABLE
 
         self.url = url
-        self._port = self._asked(lambda: ControlPort(url))
+        asks = Credentials(os.environ.get(KEY_VARIABLE, ""))
+        self._port = self._asked(lambda: ControlPort(url, asks))
         self.is_here = self._port.is_here
 
     def state(self, model: str) -> "State":

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlproxy.cli.credentials import add_credentials, credentials_of
 from dlproxy.cli.durations import span
 from dlproxy.cli.parser import among, near
 from dlproxy.cli.terminal import FAILED, OK, USER_ERROR, Commands, complain
@@ -45,6 +46,7 @@ def add_to(commands: Commands) -> None:
     )
     infer.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the answer as .npz, .npy or .json")
     infer.add_argument("--header", action="append", default=[], metavar="NAME:VALUE", help="sent too; may be repeated")
+    add_credentials(infer)
     infer.set_defaults(command=_infer)
 
 
@@ -57,7 +59,8 @@ def _infer(args: argparse.Namespace) -> int:
     try:
         timeout_s = span(args.timeout, "--timeout")
         writer = Writer(args.format, args.output)
-        with Client(args.url, headers=_headers(args.header), retry_budget=0.0) as client:
+        asks = credentials_of(args)._asdict()
+        with Client(args.url, headers=_headers(args.header), retry_budget=0.0, **asks) as client:
             try:
                 return _ask(client, args, timeout_s, writer)
             except InferenceError as error:

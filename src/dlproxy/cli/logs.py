@@ -8,7 +8,16 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from dlproxy.config.secrets import hidden
+
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class TextLines(logging.Formatter):
+    """As TEXT, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hidden(super().format(record))
 
 
 class JsonLines(logging.Formatter):
@@ -23,12 +32,13 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps({**line, **getattr(record, "request", {})})
+        told = {**line, **getattr(record, "request", {})}
+        return json.dumps({name: hidden(value) if isinstance(value, str) else value for name, value in told.items()})
 
 
 def set_up(level: int, *, as_json: bool) -> None:
     """Log whatever is as severe as `level`, and all access lines, since only those who ask for them get any."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if as_json else logging.Formatter(TEXT))
+    handler.setFormatter(JsonLines() if as_json else TextLines(TEXT))
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("dlproxy.access").setLevel(logging.INFO)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from dlproxy.cli.credentials import add_credentials, credentials_of
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def _add_arguments(
 def add_options(parser: argparse.ArgumentParser, *, control: str, json: bool | str) -> None:
     parser.add_argument("--control", default=control, metavar="URL", help="the control port (default http://127.0.0.1:8002)")
     parser.add_argument("--json", action="store_true", default=json, help="print JSON, for scripts")
+    add_credentials(parser, again=control is argparse.SUPPRESS)
 
 
 def _models(args: argparse.Namespace) -> int:
@@ -119,12 +121,13 @@ def shown(args: argparse.Namespace, lines_of: "Callable[[ControlPort, Any], Iter
     import msgspec
 
     from dlproxy.cli.control_port import ControlError, ControlPort
+    from dlproxy.config import ConfigError
 
     try:
-        port = ControlPort(args.control)
+        port = ControlPort(args.control, credentials_of(args))
         told = args.ask(port, args)
         lines = [msgspec.json.format(msgspec.json.encode(told)).decode()] if args.json else list(lines_of(port, told))
-    except ControlError as error:
+    except (ConfigError, ControlError) as error:
         complain(str(error))
         return USER_ERROR
     for line in lines:

@@ -94,12 +94,29 @@ def _serve(args: argparse.Namespace) -> int:
         config = _config(args)
         level = logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO
         logs.set_up(level, as_json=args.log_format == "json")
+        if _holds_secrets(config):
+            _dump_no_core()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(Server(config).run((lambda server: None) if args.quiet else _report, _reread(args)))
     except (ConfigError, LogError, ModelError, PortError) as error:
         complain(str(error))
         return USER_ERROR
     return OK
+
+
+def _holds_secrets(config: "Config") -> bool:
+    """Whether a core dump would have keys in it."""
+    upstream = any(model.upstream_api_key or model.upstream_headers for _, model in config.served())
+    return bool(config.tls.cert or config.auth.asks or config.grants or upstream)
+
+
+def _dump_no_core() -> None:
+    """Nor do workers, which inherit it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def _reread(args: argparse.Namespace) -> "Callable[[], Config] | None":
@@ -180,7 +197,9 @@ def _report(server: "Server") -> None:
     if server.unix_socket is None:
         say(f"inference  {server.scheme}://{authority(server.host, server.http_port)}/v2   (plain JSON: POST /predict/MODEL)")
     else:
-        say(f"inference  {server.unix_socket.path}   (curl --unix-socket {server.unix_socket.path} http://localhost/v2)")
+        say(
+            f"inference  {server.unix_socket.path}   (curl --unix-socket {server.unix_socket.path} {server.scheme}://localhost/v2)"
+        )
     if "grpc_port" in server.ports:
         say(f"gRPC       {authority(server.host, server.ports['grpc_port'])}")
     if "tfs_grpc_port" in server.ports:

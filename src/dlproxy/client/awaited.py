@@ -5,6 +5,7 @@ Called by users, by the blocking client and by cli/infer.py. Not aware of: which
 
 import asyncio
 import difflib
+import os
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from math import isnan
@@ -16,6 +17,8 @@ from dlproxy.client.address import parse
 from dlproxy.client.ask import Answer, Ask, CallError, ListedModel, Parts, Transport, checked_tenant
 from dlproxy.client.retries import Retries
 from dlproxy.client.settings import ClientSettings
+from dlproxy.config import ConfigError
+from dlproxy.config.secrets import KEY_VARIABLE, checked_key, with_key
 from dlproxy.instance.remote.oip_model import Metadata
 from dlproxy.instance.remote.settings import RemoteSettings
 from dlproxy.instance.runtime import ModelError
@@ -73,10 +76,17 @@ class AsyncClient:
         retry_budget: float = 0.2,
         max_reply_bytes: int = 256 * 1024 * 1024,
         headers: Mapping[str, str] | None = None,
+        api_key: str | None = None,
         ca_file: str = "",
+        cert_file: str = "",
+        key_file: str = "",
         verify_tls: bool = True,
     ) -> None:
-        """`url`: also https://, grpc://HOST:8001, grpcs:// and unix:/PATH. Raises ValueError for what cannot be used."""
+        """`url`: also https://, grpc://HOST:8001, grpcs:// and unix:/PATH. `api_key`: or a token; None: that of the
+        environment, DLPROXY_API_KEY; "": none. `cert_file`, `key_file`: of a certificate to show (PEM).
+
+        Raises ValueError for what cannot be used.
+        """
         if not (0.0 < timeout_s <= MOST_TIMEOUT_S and 0.0 < connect_timeout_s <= MOST_TIMEOUT_S):
             raise ValueError(f"timeout_s and connect_timeout_s are seconds, greater than 0 and at most {MOST_TIMEOUT_S:g}")
         if connections < 1 or retry_budget < 0.0:
@@ -85,8 +95,10 @@ class AsyncClient:
         remote = RemoteSettings(
             connect_timeout_s=connect_timeout_s,
             max_reply_bytes=max_reply_bytes,
-            headers=headers or {},
+            headers=_with_key(headers or {}, api_key),
             ca_file=ca_file,
+            cert_file=cert_file,
+            key_file=key_file,
             verify_tls=verify_tls,
         )
         self._place = parse(url)
@@ -280,6 +292,15 @@ class AsyncClient:
                 raise
             raise ValueError(f"{self.url} needs a package that is not installed: pip install 'dlproxy[grpc]'") from None
         return GrpcTransport
+
+
+def _with_key(headers: Mapping[str, str], api_key: str | None) -> dict[str, str]:
+    """Raises ValueError for a key that no header can carry."""
+    key = os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key
+    try:
+        return with_key(headers, checked_key(key, "api_key") if key else "")
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 def _ask(model: str, metadata: Metadata, inputs: Any, options: Options) -> Ask:

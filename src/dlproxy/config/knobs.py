@@ -438,6 +438,33 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         dict[str, str],
         _loaded("sent to other servers with each request, such as authorization", only=(Only("run", ("upstream",)),)),
     ] = {}
+    upstream_api_key: Annotated[
+        str,
+        _loaded(
+            "where the API key for other servers is: a file, or env:NAME for a variable of the environment; empty: none",
+            only=(Only("run", ("upstream",)),),
+        ),
+    ] = ""
+    upstream_ca: Annotated[
+        str,
+        _loaded(
+            "file of the authorities that sign other servers' certificates (PEM); empty: those of this system",
+            only=(Only("run", ("upstream",)),),
+        ),
+    ] = ""
+    upstream_cert: Annotated[
+        str,
+        _loaded(
+            "file of the certificate that is shown to other servers, with its chain (PEM); empty: none",
+            only=(Only("run", ("upstream",)),),
+        ),
+    ] = ""
+    upstream_cert_key: Annotated[
+        str,
+        _loaded(
+            "file of its private key (PEM); empty: it stands in the certificate's", only=(Only("upstream_cert", but=("",)),)
+        ),
+    ] = ""
     sticky: Annotated[
         str,
         _loaded(

@@ -18,6 +18,7 @@ from dlproxy.config.knobs import SECTIONS, AutopilotConfig, CacheConfig, Config,
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain, nearest, unknown_key, what_and_where
 from dlproxy.config.paths import is_file
+from dlproxy.config.secrets import ENV, KEY_VARIABLE, hold
 from dlproxy.config.security import AuthConfig, GrantConfig, TlsConfig
 from dlproxy.config.server import ServerConfig
 from dlproxy.config.table import GLOBAL, knobs, option, tuned_knobs
@@ -25,7 +26,7 @@ from dlproxy.config.values import ConfigError
 
 PREFIX = "DLPROXY_"
 FILE_VARIABLE = "DLPROXY_CONFIG"
-KEY_VARIABLE = "DLPROXY_API_KEY"  # which commands send to a server
+UPSTREAM_FILES = ("upstream_api_key", "upstream_ca", "upstream_cert", "upstream_cert_key")
 
 _NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -107,12 +108,18 @@ class _File:
 
     def _model(self, keys: list[str], table: Any, inherited: Mapping[str, Any] | None = None) -> ModelConfig:
         model = self.model(keys, table, inherited)
+        hold(model.upstream_api_key)
         folder = self._path.parent
         return msgspec.structs.replace(
             model,
             path=str(folder / model.path) if is_file(model.path) else model.path,
             class_names=str(folder / model.class_names) if model.class_names else "",
             samples=str(folder / model.samples) if model.samples else "",
+            **{
+                name: str(folder / file)
+                for name in UPSTREAM_FILES
+                if (file := getattr(model, name)) and not file.startswith(ENV)
+            },
         )
 
     def model(self, keys: list[str], table: Any, inherited: Mapping[str, Any] | None = None) -> ModelConfig:

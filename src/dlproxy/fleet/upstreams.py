@@ -7,9 +7,11 @@ import asyncio
 from functools import partial
 
 from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.config.secrets import read_key, with_key
 from dlproxy.fleet.names import instance_name
 from dlproxy.fleet.roster import Roster
 from dlproxy.instance.remote import RemoteInstance, RemoteSettings, calibrate_upstream, parse_addresses, start_upstreams
+from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Signature
@@ -17,7 +19,13 @@ from dlproxy.message import Signature
 
 async def join_upstreams(name: str, config: ModelConfig) -> "UpstreamFleet":
     """All servers that the path names. Raises ModelError."""
-    settings = RemoteSettings(response_timeout_s=config.batch_timeout_s, headers=config.upstream_headers)
+    settings = RemoteSettings(
+        response_timeout_s=config.batch_timeout_s,
+        headers=_headers(config),
+        ca_file=config.upstream_ca,
+        cert_file=config.upstream_cert,
+        key_file=config.upstream_cert_key,
+    )
     addresses = parse_addresses(config.path)
     instances = [RemoteInstance(instance_name(name, number), address, settings) for number, address in enumerate(addresses)]
     model = await start_upstreams(instances)
@@ -30,6 +38,16 @@ async def join_upstreams(name: str, config: ModelConfig) -> "UpstreamFleet":
         for instance in instances:
             instance.go_single()
     return UpstreamFleet(name, instances, instances[0].model.signature, model.max_batch, calibration)
+
+
+def _headers(config: ModelConfig) -> dict[str, str]:
+    """Raises ModelError for a key that is not there."""
+    if not config.upstream_api_key:
+        return config.upstream_headers
+    try:
+        return with_key(config.upstream_headers, read_key(config.upstream_api_key, "upstream_api_key"))
+    except ConfigError as error:
+        raise ModelError(str(error)) from None
 
 
 class UpstreamFleet:

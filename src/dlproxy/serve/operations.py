@@ -221,8 +221,7 @@ class ServerOperations:
             nonlocal asked, before, after
             before = wanted.models.get(name)
             if before is None and asked.needs_model:
-                known = ", ".join(wanted.models)
-                raise _not_found(f"Request for unknown model: '{name}' is not found; the models are {known or 'none'}")
+                raise _not_found(f"Request for unknown model: '{name}' is not found")
             if before is None and not is_model_name(name):
                 raise ConfigError(f"{name!r} cannot be a model's name: use printable text without a slash")
             if isinstance(asked, Set):

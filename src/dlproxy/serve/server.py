@@ -99,9 +99,10 @@ class Server:
 
     @property
     def _inference_port(self) -> InferencePort:
+        tls = self._certificates is not None
         if self.unix_socket is not None:
-            return InferencePort(path=self.unix_socket.path)
-        return InferencePort(nearby(self.host), self.http_port, tls=self._certificates is not None)
+            return InferencePort(path=self.unix_socket.path, tls=tls)
+        return InferencePort(nearby(self.host), self.http_port, tls=tls)
 
     @property
     def connections(self) -> int:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
-from dlproxy.message import Failure, FailureKind, InferenceError, Signature
+from dlproxy.message import Failure, FailureKind, InferenceError, Principal, Signature
 from dlproxy.policy.view import LaneView
 from dlproxy.service import Service
 from dlproxy.telemetry.stats import ModelStats
+from dlproxy.wire.rights import seen
 
 if TYPE_CHECKING:
     from dlproxy.wire.waiting import Waiting
@@ -165,28 +166,28 @@ class Catalog:
         """As it was set, less what has gone since."""
         return self._routes.get(name, NO_ROUTE)
 
-    def get(self, name: str, version: str = "") -> ServedModel:
-        """The version of that number or label, or the default one.
+    def get(self, name: str, version: str = "", who: Principal | None = None) -> ServedModel:
+        """The version of that number or label, or the default one. `who` must be allowed to ask for it (wire/rights.py).
 
-        Raises NotServedError: UNAVAILABLE if it comes or goes, else NOT_FOUND.
+        Raises NotServedError: UNAVAILABLE if it comes or goes, else NOT_FOUND, naming what `who`, if that is said, may see.
         """
         versions, route = self._models.get(name, {}), self.route_of(name)
         found = versions.get(route.labels.get(version, version) or route.default or next(reversed(versions), ""))
         if found is None:
-            raise NotServedError(self._missing(name, version), name, version)
+            raise NotServedError(self._missing(name, version, who), name, version)
         return found
 
-    def up(self, name: str, version: str = "") -> ServedModel:
+    def up(self, name: str, version: str = "", who: Principal | None = None) -> ServedModel:
         """As `get`, for whoever looks how it is now, and loads nothing by that. Raises InferenceError."""
         try:
-            return self.get(name, version)
+            return self.get(name, version, who)
         except NotServedError as missing:
             raise InferenceError(missing.failure) from None
 
-    def asked(self, name: str, version: str = "") -> ServedModel:
+    def asked(self, name: str, version: str = "", who: Principal | None = None) -> ServedModel:
         """Who takes a request: as `get`, or what requests without a version are diverted to."""
         diverted = None if version else self.route_of(name).diverted
-        return diverted or self.get(name, version)
+        return diverted or self.get(name, version, who)
 
     def doors(self) -> Iterator[ServedModel]:
         """Everything that `asked` may give."""
@@ -207,7 +208,7 @@ class Catalog:
         """True if every model has a live instance and the server is not about to stop."""
         return not self.draining and all(model.ready for model in self)
 
-    def _missing(self, name: str, version: str) -> Failure:
+    def _missing(self, name: str, version: str, who: Principal | None = None) -> Failure:
         for (model, number), state in self._states.items():
             if model == name and version in ("", number):
                 return Failure(FailureKind.UNAVAILABLE, f"model '{name}' version {number} {state}")
@@ -217,8 +218,9 @@ class Catalog:
         if known:
             message = f"'{name}' version {version} is not found; the versions served are {known}"
         else:
-            names = ", ".join(f"'{known}'" for known in self._models)
-            message = f"'{name}' is not found; " + (f"the models served are {names}" if names else "no model is served")
+            names = ", ".join(dict.fromkeys(f"'{model.name}'" for model in seen(self, who))) if who is not None else ""
+            message = f"'{name}' is not found" + (f"; the models served are {names}" if names else "")
+            message += "" if self._models else "; no model is served"
         return Failure(FailureKind.NOT_FOUND, f"Request for unknown model: {message}")
 
     def _changed(self) -> None:

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from math import inf
 from typing import Any, Generic, TypeVar
 
-from dlproxy.message import ANONYMOUS, NO_TRACE, Failure, FailureKind, InferenceError, Request, Response, Tensor
+from dlproxy.message import ANONYMOUS, NO_TRACE, Failure, FailureKind, InferenceError, Principal, Request, Response, Tensor
 from dlproxy.policy.queueing import LOWEST_LEVEL
 from dlproxy.service import FutureReply, ReplyTo
 from dlproxy.wire.catalog import Catalog, ServedModel
@@ -60,7 +60,6 @@ class Endpoint:
                 ticket.tenant = terms.tenant
             if terms.principal is not ANONYMOUS:
                 request.principal = terms.principal
-                demand(terms.principal, "infer", self.model.name)
             if terms.trace is not NO_TRACE:
                 request.trace = terms.trace
             request.max_age_s = terms.max_age_s
@@ -120,9 +119,13 @@ class FrontDesk(Generic[Kept]):
         catalog.subscribe(self._follow)
         self._follow()
 
-    def find(self, name: str, version: str = "") -> Kept:
-        """For a request of the model; `version`: a number, a label or nothing. Raises InferenceError."""
-        return self._kept[self._catalog.asked(name, version)]
+    def find(self, name: str, version: str = "", who: Principal = ANONYMOUS) -> Kept:
+        """For a request of the model; `version`: a number, a label or nothing. Raises InferenceError.
+
+        Whoever remembers what is found asks `demand` for others. Nothing of the request is looked at before.
+        """
+        demand(who, "infer", name)
+        return self._kept[self._catalog.asked(name, version, who)]
 
     def _follow(self) -> None:
         known = self._kept

@@ -5,6 +5,7 @@ Base of http/server.py and grpc/server.py. Not aware of: parsing, requests.
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 import struct
@@ -114,7 +115,8 @@ def peer_of(transport: asyncio.BaseTransport) -> Peer:
         if not hasattr(socket, "SO_PEERCRED"):  # Linux has it
             return Peer()
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        return Peer("", f"unix:{struct.unpack('3i', credentials)[1]}")
+        process, user, _ = struct.unpack("3i", credentials)
+        return Peer() if process == os.getpid() else Peer("", f"unix:{user}")  # ourselves: /docs/try, for whoever asks there
     address = transport.get_extra_info("peername") or ("",)
     subject = (transport.get_extra_info("peercert") or {}).get("subject", ())
     name = next((value for part in subject for field, value in part if field == "commonName"), "")

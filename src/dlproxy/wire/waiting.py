@@ -11,7 +11,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from dlproxy.message import Failure, FailureKind, InferenceError, Principal, text_of
+from dlproxy.message import Failure, FailureKind, InferenceError, text_of
 from dlproxy.wire.catalog import NotServedError
 
 MOST_WAITING = 1024
@@ -38,7 +38,6 @@ class Place(Protocol):
     """Where the answer of one request goes: an Exchange, a Call."""
 
     on_abandoned: Callable[[], object] | None
-    principal: Principal
 
     def refuse(self, failure: Failure) -> None: ...
 
@@ -153,10 +152,6 @@ def answer_once_up(
     """
     if waiting is None or not tries or not waiting.may_come(missing.name, missing.version):
         place.refuse(missing.failure)
-        return
-    grant = place.principal.grant
-    if grant is not None and not grant.allows("infer", missing.name) and not grant.allows("read", missing.name):
-        place.refuse(Failure(FailureKind.FORBIDDEN, f"model '{missing.name}' is not loaded for who may not ask it"))
         return
 
     async def answer(waiting: Waiting) -> None:

@@ -378,10 +378,17 @@ def test_a_trace_that_is_none_is_said_in_one_line(text: str, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
-    "url", ["https://127.0.0.1:1", "ftp://x", "http://", "http://[::1", "http://127.0.0.1:99999", "http://h:1/v2?x=1", "\0", ""]
+    "url", ["grpc://127.0.0.1:1", "ftp://x", "http://", "http://[::1", "http://127.0.0.1:99999", "http://h:1/v2?x=1", "\0", ""]
 )
 def test_a_url_that_is_none_is_said_in_one_line(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "http://127.0.0.1:8000" in _complaint(capsys, url, "--model", "m")
+
+
+def test_authorities_that_cannot_be_used_are_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asks = ("--ca", tmp_path / "none.pem")
+    assert "none.pem cannot be loaded" in _complaint(capsys, "https://127.0.0.1:1", "--model", "m", *asks)
+    asks = ("--api-key-file", tmp_path / "none")
+    assert "--api-key-file: " in _complaint(capsys, "http://127.0.0.1:1", "--model", "m", *asks)
 
 
 def test_a_server_that_is_not_there_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

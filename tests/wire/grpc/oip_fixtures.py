@@ -45,6 +45,9 @@ class FakeCall:
 
     # For methods
 
+    def asks_again(self) -> Principal:
+        return self.principal
+
     def reply(self, *message: bytes | memoryview) -> None:
         self.send(*message)
         self.end()

@@ -7,7 +7,7 @@ import pytest
 
 from dlproxy.config import ConfigError
 from dlproxy.config.security import AuthConfig, GrantConfig
-from dlproxy.message import FailureKind, InferenceError, Principal, fits
+from dlproxy.message import FailureKind, Grant, InferenceError, Principal, fits
 from dlproxy.wire.identity import key_file
 from dlproxy.wire.identity.attempts import FIRST_S, FREE, LONGEST_S, Attempts
 from dlproxy.wire.identity.desk import IdentityDesk
@@ -75,7 +75,7 @@ def test_without_a_key_the_connections_certificate_counts_and_a_key_goes_before(
     shop = known.ask(peer=Peer("10.0.0.1", "cert:shop-1"))
     assert (shop.name, shop.tenant) == ("cert:shop-1", "retail")
     assert known.ask({b"x-api-key": known.key.encode()}, Peer("10.0.0.1", "cert:shop-1")).name == "ann"
-    assert known.refused(peer=Peer("10.0.0.1", "cert:bank")) is FailureKind.FORBIDDEN
+    assert known.ask(peer=Peer("10.0.0.1", "cert:bank")).grant == Grant(frozenset(), ()), "no rule is no right"
     assert known.refused({b"x-api-key": b"wrong"}, Peer("10.0.0.1", "cert:shop-1")) is FailureKind.UNAUTHENTICATED
 
 

@@ -3,7 +3,6 @@
 Used by watcher.py, on threads: everything here blocks. Not aware of: what is served, when to look.
 """
 
-import difflib
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,9 +46,7 @@ class Source:
         """One model. Raises ConfigError if there is none of that name."""
         listing = self._listing()
         if name not in listing:
-            near = difflib.get_close_matches(name, listing, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(sorted(listing)) or 'none'}"
-            raise ConfigError(f"no model '{name}' in the repository {self._place}; {hint}")
+            raise ConfigError(f"no model '{name}' in the repository {self._place}")
         return read_listed(name, listing[name], overrides)
 
     def versions(self) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from dlproxy.config.secrets import without_secrets
 from dlproxy.instance.process.messages import Frames, Order, Report, frame
 from dlproxy.instance.process.output import OutputLines
 
@@ -167,7 +168,7 @@ def _spawn(control: int, slots: Sequence[int], output: int, environment: Mapping
         stdout=output,
         stderr=output,
         pass_fds=descriptors,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **environment},
+        env={**without_secrets(os.environ), "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **environment},
         start_new_session=True,  # Ctrl-C and a terminal that closes are for the server
     )
 

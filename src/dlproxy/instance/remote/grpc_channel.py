@@ -18,7 +18,7 @@ from dlproxy.instance.remote.channel import Fields, checked_headers
 from dlproxy.instance.remote.failures import UpstreamError, shortened
 from dlproxy.instance.remote.rpc import OK, Rpc, RpcReply
 from dlproxy.instance.remote.settings import RemoteSettings
-from dlproxy.instance.remote.tls import authorities_of
+from dlproxy.instance.remote.tls import authorities_of, shown_of
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import FailureKind
 
@@ -299,4 +299,4 @@ def _checked(settings: RemoteSettings) -> dict[str, str]:
 def _credentials(settings: RemoteSettings) -> Any:
     if not settings.verify_tls:
         raise ModelError("gRPC over TLS always verifies the server's certificate: name its authority in ca_file")
-    return grpc.ssl_channel_credentials(authorities_of(settings))
+    return grpc.ssl_channel_credentials(authorities_of(settings), *shown_of(settings))

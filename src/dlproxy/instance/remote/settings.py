@@ -15,8 +15,9 @@ class RemoteSettings(Struct, frozen=True, kw_only=True):
 
     `batched`, `binary`: whether rows may be gathered and tensors sent as binary; None for what the upstream says of itself.
     `fall`: failed checks in a row that take it out of service (as HAProxy's), if it is not plainly gone. `ca_file`: PEM of
-    the authorities to trust, empty for the system's. `verify_tls` False takes any certificate: for tests only. gRPC is always
-    binary, and always verifies.
+    the authorities to trust, empty for the system's. `cert_file`: PEM of the certificate to show, with its chain; its private
+    key may stand there or in `key_file`. `verify_tls` False takes any certificate: for tests only. gRPC is always binary, and
+    always verifies.
     """
 
     capacity: int = 0
@@ -30,6 +31,8 @@ class RemoteSettings(Struct, frozen=True, kw_only=True):
     batched: bool | None = None
     binary: bool | None = None
     ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
     verify_tls: bool = True
     headers: Mapping[str, str] = {}
 

@@ -7,11 +7,13 @@ looks like the last one's is recognised by its length; llhttp takes all others. 
 import errno
 import os
 import socket
+import ssl
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from msgspec import Struct
 
 READ_BYTES = 1 << 16
 MAX_TEXT_BYTES = 500  # of an error's body that is kept
@@ -19,6 +21,7 @@ CLOSED = "connection closed by the server"
 CUT_SHORT = "connection closed by the server in the middle of an answer"
 NOT_HTTP = "not HTTP"
 _OK = b"HTTP/1.1 200 "
+NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _STARTING = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR)
 
 
@@ -38,6 +41,13 @@ class Owner(Protocol):
         """The connection has gone while no request was under way."""
 
 
+class Tls(Struct, frozen=True):
+    """How to connect, and whose certificate the server must show."""
+
+    context: ssl.SSLContext
+    name: str
+
+
 class LastHead:
     """What to look for in an answer's head: its Content-Length line was this, so its body has this many bytes."""
 
@@ -53,10 +63,13 @@ class Connection:
 
     __slots__ = (
         *("busy", "due_at", "up", "usable"),
-        *("_error", "_last", "_owner", "_recv", "_reply", "_selector", "_send", "_sock", "_unsent"),
+        *("_error", "_last", "_owner", "_recv", "_reply", "_selector", "_send", "_sock", "_tls", "_unsent"),
     )
 
-    def __init__(self, address: tuple[int, Any], selector: BaseSelector, owner: Owner, last: LastHead) -> None:
+    def __init__(
+        self, address: tuple[int, Any], selector: BaseSelector, owner: Owner, last: LastHead, tls: "Tls | None" = None
+    ) -> None:
+        self._tls = tls
         family, where = address
         self._sock = socket.socket(family, socket.SOCK_STREAM)
         self._sock.setblocking(False)
@@ -81,7 +94,7 @@ class Connection:
             return
         try:
             sent = self._send(request)
-        except BlockingIOError:
+        except NOT_NOW:
             sent = 0
         except OSError as error:
             self._fail(_words(error), monotonic())
@@ -105,6 +118,30 @@ class Connection:
         if code:
             self._fail(_words(OSError(code, os.strerror(code))), monotonic())
             return
+        if self._tls is None:
+            self._begin()
+            return
+        self._selector.unregister(self._sock)
+        self._sock = sock = self._tls.context.wrap_socket(
+            self._sock, server_hostname=self._tls.name, do_handshake_on_connect=False
+        )
+        self._recv, self._send = sock.recv, sock.send
+        self._selector.register(sock, EVENT_READ, self._shake_hands)
+        self._shake_hands(0)
+
+    def _shake_hands(self, mask: int) -> None:
+        try:
+            cast(ssl.SSLSocket, self._sock).do_handshake()
+        except ssl.SSLWantReadError:
+            self._selector.modify(self._sock, EVENT_READ, self._shake_hands)
+        except ssl.SSLWantWriteError:
+            self._selector.modify(self._sock, EVENT_WRITE, self._shake_hands)
+        except OSError as error:
+            self._fail(_words(error), monotonic())
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
         self.up = True
         self._selector.modify(self._sock, EVENT_READ, self._readable)
         if self.busy:
@@ -115,7 +152,7 @@ class Connection:
         if mask & EVENT_WRITE and self._unsent:
             try:
                 self._unsent = self._unsent[self._send(self._unsent) :]
-            except BlockingIOError:
+            except NOT_NOW:
                 pass
             except OSError as error:
                 self._fail(_words(error), monotonic())
@@ -128,7 +165,7 @@ class Connection:
     def _readable(self, mask: int) -> None:
         try:
             data = self._recv(READ_BYTES)
-        except BlockingIOError:
+        except NOT_NOW:
             return
         except OSError as error:
             self._fail(_words(error), monotonic())

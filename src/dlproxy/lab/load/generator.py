@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from dlproxy.lab.load.connection import Connection, LastHead
+from dlproxy.lab.load.connection import Connection, LastHead, Tls
 from dlproxy.lab.load.settings import LoadError
 from dlproxy.lab.report.histogram import Histogram
 from dlproxy.lab.report.result import Tally
@@ -68,7 +68,9 @@ class Load(ABC):
         connections: int,
         drain_s: float,
         objective_s: float | None,
+        tls: Tls | None = None,
     ) -> None:
+        self._tls = tls
         self._address, self._requests, self._tell = address, requests, tell
         self._limit = connections
         self._drain_s = drain_s
@@ -209,7 +211,7 @@ class Load(ABC):
     def _open(self) -> Connection | None:
         """A new connection, None if the system gives no more."""
         try:
-            connection = Connection(self._address, self.selector, self, self._last)
+            connection = Connection(self._address, self.selector, self, self._last, self._tls)
         except OSError:
             return None
         self._connections.add(connection)

@@ -71,7 +71,7 @@ class LoadTest:
     def __init__(self, settings: Settings) -> None:
         """Raises LoadError for whatever is wrong, from contradictory settings to a server that refuses."""
         self.settings = check(settings)
-        self.target = Target(settings.url)
+        self.target = Target(settings.url, self.settings)
         self.model = self.target.model(settings.model)
         self.gave_up = False
         """Whether the last run ended early because every request had begun to fail."""
@@ -133,11 +133,11 @@ class LoadTest:
     def _plan(self, settings: Settings, index: int) -> Plan:
         target = self.target
         path = target.infer_path(self.model.name)
-        return Plan(settings, self.model, self.open_size, target.address, path, target.host_header, index)
+        return Plan(settings, self.model, self.open_size, target.address, path, target.host_header, index, target.tls_name)
 
     def _setup(self, settings: Settings) -> dict[str, Any]:
         options = structs.asdict(settings)
-        for name in ("url", "model", "shapes", "deadline_s", "objective_s", "headers"):
+        for name in ("url", "model", "shapes", "deadline_s", "objective_s", "headers", "ca_file", "cert_file", "key_file"):
             del options[name]
         given = {
             name: str(value) if name in ("input", "trace") else value for name, value in options.items() if value is not None

@@ -3,12 +3,16 @@
 Made by cli/bench.py, read by everything else in lab/load. Not aware of: the server, the command line.
 """
 
+import ssl
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct, structs
 
+from dlproxy.instance.remote.settings import RemoteSettings
+from dlproxy.instance.remote.tls import context_of
+from dlproxy.instance.runtime import ModelError
 from dlproxy.lab.load.arrivals import Arrivals, ArrivalsError, make_arrivals, read_trace
 
 CONCURRENCY = 64  # enough to fill the batches of most models, few enough that a queue of them is no denial of service
@@ -31,7 +35,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     `keys`: distinct requests, None for as many as the input file holds (64 made-up ones). `zipf`: the exponent of the
     skew with which they are chosen, None for in turn. `deadline_s`, `headers`: sent with each request. `objective_s`: what is
-    good.
+    good. `ca_file`, `cert_file`, `key_file`: as RemoteSettings has them.
     """
 
     url: str
@@ -56,6 +60,17 @@ class Settings(Struct, frozen=True, kw_only=True):
     objective_s: float | None = None
     processes: int = 1
     max_connections: int = MAX_CONNECTIONS
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """For a server at https://. Raises LoadError for files that cannot be used."""
+        try:
+            return context_of(RemoteSettings(ca_file=self.ca_file, cert_file=self.cert_file, key_file=self.key_file))
+        except ModelError as error:
+            raise LoadError(str(error)) from None
 
     @property
     def open_loop(self) -> bool:

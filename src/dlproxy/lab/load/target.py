@@ -5,6 +5,7 @@ Called by run.py. Speaks the Open Inference Protocol over http.client. Not aware
 
 import http.client
 import socket
+import ssl
 from collections.abc import Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -13,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.hosts import authority, plain_host
-from dlproxy.lab.load.settings import LoadError
+from dlproxy.lab.load.settings import LoadError, Settings
 from dlproxy.message import DType, TensorSpec
 
 PATIENCE_S = 60.0  # a model may load or compile on its first request
@@ -130,7 +131,8 @@ class _Reply(Struct):
 class Target:
     """A server by its URL. Every method raises LoadError where the server is not there or does not do what it should."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, settings: Settings | None = None) -> None:
+        """`settings`: with what is sent along, and whom to believe."""
         self.url = url if "://" in url else f"http://{url}"
         try:
             parts = urlsplit(self.url)
@@ -138,13 +140,21 @@ class Target:
             http.client.HTTPConnection(host or "", port or 80)  # which without a port would look for one in the host
         except (ValueError, http.client.InvalidURL) as error:
             raise LoadError(f"URL '{url}' is not understood ({error}); write it like http://127.0.0.1:8000") from None
-        if parts.scheme != "http" or not host or parts.query or parts.fragment:
-            raise LoadError(f"URL '{url}' cannot be used; write it like http://127.0.0.1:8000 (plain HTTP only)")
-        self._host, self._port = plain_host(host), 80 if port is None else port
+        if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+            raise LoadError(f"URL '{url}' cannot be used; write it like http://127.0.0.1:8000 or https://")
+        settings = settings or Settings(url=url)
+        self._headers = dict(settings.headers)
+        self._tls = settings.tls if parts.scheme == "https" else None
+        self._host, self._port = plain_host(host), (443 if self._tls else 80) if port is None else port
         self._prefix = parts.path.rstrip("/").removesuffix("/v2")
         self.host_header = authority(host, self._port)
         self.address: tuple[int, Any] = (socket.AF_INET, ())
         """Family and address that answered; set by the first request."""
+
+    @property
+    def tls_name(self) -> str:
+        """Whose certificate the server must show; empty where it speaks plain HTTP."""
+        return self._host if self._tls is not None else ""
 
     def infer_path(self, model: str) -> str:
         return f"{self._path(model)}/infer"
@@ -184,16 +194,21 @@ class Target:
 
     def ask(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
         """One request on a connection of its own."""
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=PATIENCE_S)
+        if self._tls is None:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=PATIENCE_S)
+        else:
+            connection = http.client.HTTPSConnection(self._host, self._port, timeout=PATIENCE_S, context=self._tls)
         try:
             connection.connect()
             self.address = connection.sock.family, connection.sock.getpeername()
-            connection.request(method, path, body, headers or {})
+            connection.request(method, path, body, {**self._headers, **(headers or {})})
             reply = connection.getresponse()
             json_bytes = reply.getheader("inference-header-content-length", "")
             return Answer(reply.status, reply.reason, reply.read(), int(json_bytes) if json_bytes.isdecimal() else None)
         except TimeoutError:
             raise LoadError(f"{self.url} did not answer within {PATIENCE_S:g} s") from None
+        except ssl.SSLError as error:
+            raise LoadError(f"no TLS connection to {self.url}: {error.strerror or error}") from None
         except (OSError, UnicodeError) as error:
             reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
             raise LoadError(f"cannot reach {self.url}: {reason}; is the server running there?") from None

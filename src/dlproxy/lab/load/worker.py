@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from dlproxy.lab.load import payload
 from dlproxy.lab.load.arrivals import Arrivals
+from dlproxy.lab.load.connection import Tls
 from dlproxy.lab.load.generator import ClosedLoop, Load, OpenLoop
 from dlproxy.lab.load.settings import LoadError, Settings
 from dlproxy.lab.load.target import Model
@@ -26,7 +27,10 @@ _PR_SET_TIMERSLACK = 29
 
 
 class Plan(Struct):
-    """All that a process needs to know. `index`: which of the processes it is; `path`, `host`: of the infer requests."""
+    """All that a process needs to know. `index`: which of the processes it is; `path`, `host`: of the infer requests.
+
+    `tls_name`: whose certificate the server must show; empty for plain HTTP.
+    """
 
     settings: Settings
     model: Model
@@ -35,6 +39,7 @@ class Plan(Struct):
     path: str
     host: str
     index: int
+    tls_name: str = ""
 
 
 def share(stream: Arrivals, until_s: float, index: int, processes: int) -> Iterator[float]:
@@ -66,6 +71,7 @@ def make_load(plan: Plan, tell: Any) -> Load:
         "connections": portion(total, index, settings.processes),
         "drain_s": settings.drain_s,
         "objective_s": settings.objective_s,
+        "tls": Tls(settings.tls, plan.tls_name) if plan.tls_name else None,
     }
     if not settings.open_loop:
         return ClosedLoop(plan.address, requests, tell, **options)

@@ -15,6 +15,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from dlproxy.message import Principal
+from dlproxy.wire.control.guard import who_asks
+
 MOST_BODY = 64 * 1024 * 1024  # bytes of a request that is tried: the inference port's own bound, unless it is set higher
 PIECE = 64 * 1024
 
@@ -40,13 +43,16 @@ class InferencePort(Struct, frozen=True):
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Raises OSError."""
+        tls = _our_own() if self.tls else None
         if self.path:
-            return await asyncio.open_unix_connection(self.path, limit=PIECE)
-        return await asyncio.open_connection(self.host, self.port, limit=PIECE, ssl=_our_own() if self.tls else None)
+            name = "localhost" if self.tls else None
+            return await asyncio.open_unix_connection(self.path, limit=PIECE, ssl=tls, server_hostname=name)
+        return await asyncio.open_connection(self.host, self.port, limit=PIECE, ssl=tls)
 
     def url(self, host: str) -> str:
         """For a client that has reached the control port under this name."""
-        return "http://localhost" if self.path else f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+        scheme = "https" if self.tls else "http"
+        return f"{scheme}://localhost" if self.path else f"{scheme}://{host}:{self.port}"
 
 
 def _our_own() -> ssl.SSLContext:
@@ -57,14 +63,14 @@ def _our_own() -> ssl.SSLContext:
     return context
 
 
-def docs_routes(document: Callable[[str], dict[str, Any]], port: InferencePort) -> list[Route]:
+def docs_routes(document: Callable[[Principal, str], dict[str, Any]], port: InferencePort) -> list[Route]:
     page = files("dlproxy.wire.control").joinpath("docs.html").read_text("utf-8")
 
     async def docs(_: Request) -> Response:
         return Response(page, media_type="text/html", headers={"content-security-policy": POLICY})
 
     async def openapi(request: Request) -> Response:
-        found = document(port.url(_host(request)))
+        found = document(who_asks(request), port.url(_host(request)))
         if port.path:
             found["x-unix-socket"] = port.path
         return JSONResponse(found)

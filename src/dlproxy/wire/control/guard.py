@@ -5,23 +5,34 @@ Stands before the routes of control/http.py. Not aware of: what they do.
 
 import ipaddress
 import logging
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Principal
+from dlproxy.message import ANONYMOUS, Failure, FailureKind, Grant, InferenceError, Principal
 from dlproxy.message import Scope as Right
 from dlproxy.wire.http.exchange import STATUS
+from dlproxy.wire.http.target import name_in
 from dlproxy.wire.rights import demand
 from dlproxy.wire.terms import Identify, Peer
 
 log = logging.getLogger("dlproxy.audit")
 
-OPEN = ("/healthz", "/docs")  # orchestrators ask without a key, and the page holds nothing but itself
+WHO, PEER = "dlproxy.who", "peer"  # in the scope of a request, and in its state
+
+HEALTH = "/healthz"  # orchestrators ask without a key; which models there are is told to those who may see them
+DOCS = "/docs"  # the page holds nothing but itself
 PASSED_ON = "/docs/try"  # to the inference port, which asks for itself
 HARMLESS = ("GET", "HEAD", "OPTIONS")
+SWITCHES = ("/autopilot/pause", "/autopilot/resume")  # whose model is in the body: they look who may
+_OF_ONE = re.compile(r"/(?:models|autopilot)/(?P<name>[^/]+)(?:/[^/]+)?")
+
+STRANGER = Principal(grant=Grant(frozenset()))
 
 
 class ControlGuard:
@@ -32,12 +43,13 @@ class ControlGuard:
         self._identify = identify
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN:
+        if scope["type"] != "http" or scope["path"] == DOCS:
             await self._app(scope, receive, send)
             return
         headers, harmless, who = Headers(scope=scope), scope["method"] in HARMLESS, ANONYMOUS
         try:
             who = self._allowed(scope, headers, harmless=harmless)
+            scope = {**scope, WHO: who}
         except InferenceError as error:
             _write(scope, who, f"refused: {error.failure.message}")
             challenge = {"www-authenticate": "Bearer"} if error.failure.kind is FailureKind.UNAUTHENTICATED else None
@@ -65,12 +77,30 @@ class ControlGuard:
             if not harmless and not _is_here(scope):
                 raise _forbidden("changes are taken from this machine only, as no API keys are asked for ([auth] keys)")
             return ANONYMOUS
-        client = scope.get("client")
-        peer = Peer(client[0] if client else "")
-        who = self._identify(peer, scope["method"].encode(), scope["raw_path"], dict(headers.raw))
+        asked = (peer_in(scope), scope["method"].encode(), scope["raw_path"], dict(headers.raw))
+        if scope["path"] == HEALTH:
+            with suppress(InferenceError):
+                return self._identify(*asked)
+            return STRANGER
+        who = self._identify(*asked)
         right: Right = "metrics" if scope["path"] == "/metrics" else "read" if harmless else "admin"
-        demand(who, right)
+        named = _OF_ONE.fullmatch(scope["path"])
+        switches = right == "admin" and scope["path"] in SWITCHES
+        demand(who, right, None if switches else name_in(named["name"]) if named else "")
         return who
+
+
+def who_asks(request: Request) -> Principal:
+    """As the guard has found."""
+    found: Principal = request.scope[WHO]
+    return found
+
+
+def peer_in(scope: Scope) -> Peer:
+    """The other end of the connection, as server.py has found it there."""
+    found: Peer | None = scope.get("state", {}).get(PEER)
+    client = scope.get("client")
+    return found or Peer(client[0] if client else "")
 
 
 def _refuse_other_sites(headers: Headers) -> None:

@@ -19,17 +19,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dlproxy.config import ConfigError
 from dlproxy.instance.runtime import ModelError
-from dlproxy.message import FailureKind, InferenceError, encodable
+from dlproxy.message import FailureKind, InferenceError, Principal, encodable
 from dlproxy.policy.planner import VersionState
 from dlproxy.telemetry import prometheus
 from dlproxy.telemetry.event_log import LogError
 from dlproxy.wire.catalog import Catalog, ServedModel
-from dlproxy.wire.control.guard import ControlGuard
+from dlproxy.wire.control.guard import PEER, ControlGuard, who_asks
+from dlproxy.wire.http.exchange import STATUS
 from dlproxy.wire.http.target import name_in, path_of
+from dlproxy.wire.listening import peer_of
 from dlproxy.wire.operations import Operations, Pilots
+from dlproxy.wire.rights import demand, seen
 from dlproxy.wire.terms import Identify
 
 MOST_BODY = 64 * 1024  # bytes of a change of knobs
@@ -49,14 +53,18 @@ def control_app(
     requests too), POST to /models/NAME/ACTION with a JSON object of its arguments (serve/operations.py), /autopilot and
     /autopilot/NAME (what it does), POST to /autopilot/pause and /autopilot/resume (of {"model": NAME}, or of all); and `more`.
     """
-    registry = prometheus.registry(catalog, connections, operations.states)
+    whole = prometheus.registry(catalog, connections, operations.states)
 
-    async def metrics(_: Request) -> Response:
+    async def metrics(request: Request) -> Response:
+        registry, who = whole, who_asks(request)
+        if who.grant is not None and "*" not in who.grant.models:
+            may_see = seen(catalog, who, "metrics")
+            registry = prometheus.registry(may_see, connections, lambda: seen(operations.states(), who, "metrics"))
         return Response(prometheus.page(registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def healthz(_: Request) -> Response:
+    async def healthz(request: Request) -> Response:
         models: dict[str, bool] = {}
-        for model in catalog:  # of several versions, all
+        for model in seen(catalog, who_asks(request)):  # of several versions, all
             models[model.name] = models.get(model.name, True) and model.ready
         return JSONResponse({"ready": catalog.ready, "models": models}, status_code=200 if catalog.ready else 503)
 
@@ -75,21 +83,22 @@ def control_app(
 
 
 def _model_routes(catalog: Catalog, operations: Operations) -> list[Route]:
-    def states(name: str = "") -> list[dict[str, Any]]:
-        return _states(catalog, operations, name)
+    def states(request: Request, name: str = "") -> list[dict[str, Any]]:
+        return _states(catalog, operations, who_asks(request), name)
 
-    async def models(_: Request) -> Response:
-        return JSONResponse(states())
+    async def models(request: Request) -> Response:
+        return JSONResponse(states(request))
 
     async def model(request: Request) -> Response:
         name, version = name_in(request.path_params["name"]), request.query_params.get("version", "")
+        who = who_asks(request)
 
         async def answer() -> Any:
             if request.method == "PATCH":
                 await operations.act(
-                    name, "set", {"version": catalog.get(name, version).version, "knobs": await _object(request)}
+                    name, "set", {"version": catalog.get(name, version, who).version, "knobs": await _object(request)}
                 )
-            found = catalog.get(name, version)
+            found = catalog.get(name, version, who)
             return next(
                 _viewed(one, found) for one in operations.states() if (one.name, one.version) == (found.name, found.version)
             )
@@ -100,8 +109,11 @@ def _model_routes(catalog: Catalog, operations: Operations) -> list[Route]:
         name, action = name_in(request.path_params["name"]), request.path_params["action"]
 
         async def answer() -> Any:
-            await operations.act(name, action, await _object(request))
-            return states(name)
+            arguments = await _object(request)
+            if isinstance(other := arguments.get("trunk"), str) and other:  # a model that would compute for this one
+                demand(who_asks(request), "admin", other)
+            await operations.act(name, action, arguments)
+            return states(request, name)
 
         return await _answer(answer())
 
@@ -113,8 +125,12 @@ def _model_routes(catalog: Catalog, operations: Operations) -> list[Route]:
 
 
 def _autopilot_routes(pilots: Pilots) -> list[Route]:
-    async def all_of_them(_: Request) -> Response:
-        return JSONResponse(pilots.states())
+    def states(request: Request) -> list[dict[str, Any]]:
+        grant = who_asks(request).grant
+        return [state for state in pilots.states() if grant is None or grant.allows("read", state["name"])]
+
+    async def all_of_them(request: Request) -> Response:
+        return JSONResponse(states(request))
 
     async def one(request: Request) -> Response:
         async def answer() -> Any:
@@ -128,9 +144,10 @@ def _autopilot_routes(pilots: Pilots) -> list[Route]:
             name = said.pop("model", "")
             if said or not isinstance(name, str):
                 raise ConfigError('it takes the name of a model, as {"model": "digits"}, or nothing')
+            demand(who_asks(request), "admin", name)
             turn = pilots.pause if request.url.path.endswith("pause") else pilots.resume
             turn(name)
-            return pilots.states()
+            return states(request)
 
         return await _answer(answer())
 
@@ -158,9 +175,9 @@ class _OnePath:
         await self._app(scope, receive, send)
 
 
-def _states(catalog: Catalog, operations: Operations, name: str) -> list[dict[str, Any]]:
+def _states(catalog: Catalog, operations: Operations, who: Principal, name: str) -> list[dict[str, Any]]:
     served = {(model.name, model.version): model for model in catalog}
-    found = [one for one in operations.states() if name in ("", one.name)]
+    found = [one for one in seen(operations.states(), who) if name in ("", one.name)]
     return [_viewed(one, served.get((one.name, one.version))) for one in found]
 
 
@@ -178,7 +195,8 @@ async def _answer(work: Awaitable[Any]) -> Response:
     try:
         return JSONResponse(await work)
     except InferenceError as error:
-        status = 404 if error.failure.kind is FailureKind.NOT_FOUND else 503  # it is being loaded or unloaded
+        kind = error.failure.kind
+        status = STATUS[kind] if kind in (FailureKind.NOT_FOUND, FailureKind.FORBIDDEN) else 503  # else it comes or goes
         return JSONResponse({"error": encodable(error.failure.message)}, status_code=status)
     except (ConfigError, LogError, ModelError) as error:
         return JSONResponse({"error": encodable(str(error))}, status_code=400)
@@ -200,6 +218,14 @@ async def _object(request: Request) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError('the body is not a JSON object such as {"discipline": "edf"}')
     return found
+
+
+class _Connection(H11Protocol):
+    """Keeps who is at the other end, which uvicorn does not tell applications: certificates count as on the other ports."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, PEER: peer_of(transport)}
 
 
 class _EmbeddedServer(uvicorn.Server):
@@ -232,7 +258,7 @@ class ControlServer:
     def __init__(self, app: Starlette, tls: ssl.SSLContext | None = None) -> None:
         config = uvicorn.Config(
             app,
-            http="h11",  # over llhttp, uvicorn loses the body behind an offer to upgrade
+            http=_Connection,  # over llhttp, uvicorn loses the body behind an offer to upgrade
             ws="none",
             log_config=None,
             access_log=False,

@@ -32,7 +32,7 @@ class Explain:
         return [(EXPLAIN, b"POST", self._explain)]
 
     def _explain(self, exchange: Exchange, name: str, version: str) -> None:
-        endpoint = self._desk.find(name, version)
+        endpoint = self._desk.find(name, version, exchange.principal)
         try:
             terms = endpoint.read_headers(exchange.headers, exchange.principal)
             if len(exchange.body) > self._max_json_bytes:

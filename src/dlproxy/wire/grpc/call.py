@@ -124,6 +124,11 @@ class Call:
         self.waited_s = 0.0  # since the message that comes in began, or since what goes out went on
         self.timer: TimerHandle | None = None  # for the deadline of a streaming call
 
+    def asks_again(self) -> Principal:
+        """Who asks, of a further message: rights may have changed since the call began. Raises InferenceError."""
+        self.principal = self.connection.principal_of(self)
+        return self.principal
+
     def pause(self) -> None:
         """Of a streaming call: no message nor half-close comes until `resume`, also not of those that have arrived."""
         self.paused = True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import hpack
 
-from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, invalid
+from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Principal, invalid
 from dlproxy.wire.grpc import frames
 from dlproxy.wire.grpc.call import Call, Status
 from dlproxy.wire.grpc.frames import (
@@ -241,9 +241,9 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
         call.left = head.length
         try:
             if server.identify is not None and self._peer is not None:
-                who = call.principal = server.identify(self._peer, b"POST", head.path, head.headers)
+                who = call.principal = self.principal_of(call)
                 if (right := server.methods.rights.get(head.path)) is not None:
-                    demand(who, right)
+                    demand(who, right, None if head.path in server.methods.naming else "")
             if call.method is None or not head.plain or self.held_bytes:
                 self._begin(call, head)
             if flags & END_STREAM:
@@ -256,6 +256,12 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
             call.refuse(error.failure)
         except Exception:
             call.give_up()
+
+    def principal_of(self, call: Call) -> Principal:
+        """Who asks, as of now. Raises InferenceError."""
+        if self.server.identify is None or self._peer is None:
+            return call.principal
+        return self.server.identify(self._peer, b"POST", call.path, call.headers)
 
     def _is_call(self, stream: int, flags: int, head: Head) -> bool:
         """Else it is answered as HTTP has it."""

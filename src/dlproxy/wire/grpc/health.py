@@ -15,6 +15,7 @@ from dlproxy.protos.grpc_services import HEALTH, NOT_SERVING, SERVICE_UNKNOWN, S
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.grpc.call import Call, Status
 from dlproxy.wire.grpc.server import Methods
+from dlproxy.wire.rights import demand
 
 LOOK_S = 1.0  # between looks at models that are watched: that an instance is lost, no event of the catalog tells
 
@@ -39,7 +40,7 @@ class Health:
         return Methods({f"{HEALTH}/Check".encode(): self._check}, {f"{HEALTH}/Watch".encode(): self._watch})
 
     def _check(self, call: Call, message: bytes) -> None:
-        service = _service(message)
+        service = self._asked(call, message)
         status = self._status(service)
         if status == SERVICE_UNKNOWN:
             raise InferenceError(Failure(FailureKind.NOT_FOUND, f"neither a service nor a model is called '{service}'"))
@@ -49,7 +50,7 @@ class Health:
         def begin(message: bytes) -> None:
             if call in self._watches:
                 raise invalid("more than one message for a method that takes one")
-            watch = self._watches[call] = _Watch(call, _service(message))
+            watch = self._watches[call] = _Watch(call, self._asked(call, message))
             self._tell(watch)
             self._look_later()
 
@@ -61,6 +62,13 @@ class Health:
         call.on_half_closed = half_closed
         call.on_abandoned = lambda: self._watches.pop(call, None)
         call.on_writable = lambda: self._tell(self._watches[call]) if call in self._watches else None
+
+    def _asked(self, call: Call, message: bytes) -> str:
+        """How the server is, everybody may know; how a model is, who may see it. Raises InferenceError."""
+        service = _service(message)
+        if service and service not in self._services:
+            demand(call.principal, "read", service)
+        return service
 
     def _status(self, service: str) -> int:
         if not service or service in self._services:

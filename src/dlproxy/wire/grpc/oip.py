@@ -24,6 +24,7 @@ from dlproxy.wire.oip import describe as oip_describe
 from dlproxy.wire.oip.repository import RepositoryExtension
 from dlproxy.wire.operations import ModelRepository
 from dlproxy.wire.regions import NO_REGIONS, Regions
+from dlproxy.wire.rights import demand
 from dlproxy.wire.terms import DEADLINE, deadline_of, in_milliseconds
 from dlproxy.wire.waiting import answer_once_up
 
@@ -127,22 +128,26 @@ class OipService:
 
     def _model_ready(self, call: Call, asked: Any) -> None:
         """One that is not there is not ready: clients take an error for a failure of the question."""
+        demand(call.principal, "read", asked.name)
         try:
-            ready = self._catalog.up(asked.name, asked.version).ready
+            ready = self._catalog.up(asked.name, asked.version, call.principal).ready
         except InferenceError:
             ready = False
         _reply(call, oip.ModelReadyResponse(ready=ready))
 
     def _metadata(self, call: Call, asked: Any) -> None:
-        model = self._catalog.asked(asked.name, asked.version)
+        demand(call.principal, "read", asked.name)
+        model = self._catalog.asked(asked.name, asked.version, call.principal)
         _reply(call, oip.ModelMetadataResponse(**oip_describe.metadata(model, self._catalog.versions(asked.name))))
 
     def _config(self, call: Call, asked: Any) -> None:
-        model = self._catalog.asked(asked.name, asked.version)
+        demand(call.principal, "read", asked.name)
+        model = self._catalog.asked(asked.name, asked.version, call.principal)
         _reply(call, oip.ModelConfigResponse(config=oip_describe.config(model)))
 
     def _statistics(self, call: Call, asked: Any) -> None:
-        found = oip_describe.statistics_of(self._catalog, asked.name, asked.version)["model_stats"]
+        demand(call.principal, "read", asked.name)
+        found = oip_describe.statistics_of(self._catalog, call.principal, asked.name, asked.version)["model_stats"]
         for stats in found:
             del stats["failures"]  # which the message has no field for
             by_number = stats["response_stats"].items()  # older protobuf takes no dicts as the values of a map
@@ -158,14 +163,17 @@ class OipService:
         def answer(entries: list[dict[str, str]]) -> None:
             _reply(call, oip.RepositoryIndexResponse(models=entries))
 
-        self._in_repository.index(call, answer, only_ready=asked.ready)
+        self._in_repository.index(call, answer, call.principal, only_ready=asked.ready)
 
     def _load(self, call: Call, asked: Any) -> None:
         name, parameters = _model_of(asked), values_of(asked.parameters)
+        demand(call.principal, "admin", name)
         self._in_repository.load(call, lambda _: _reply(call, oip.RepositoryModelLoadResponse()), name, parameters)
 
     def _unload(self, call: Call, asked: Any) -> None:
-        self._in_repository.unload(call, lambda _: _reply(call, oip.RepositoryModelUnloadResponse()), _model_of(asked))
+        name = _model_of(asked)
+        demand(call.principal, "admin", name)
+        self._in_repository.unload(call, lambda _: _reply(call, oip.RepositoryModelUnloadResponse()), name)
 
 
 class InferReply:

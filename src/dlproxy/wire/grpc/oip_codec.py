@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from dlproxy.message import (
+    ANONYMOUS,
     DType,
     Failure,
     FailureKind,
@@ -41,6 +42,7 @@ from dlproxy.wire.oip.codec import (
     is_part,
 )
 from dlproxy.wire.regions import NO_REGIONS, Regions, Window
+from dlproxy.wire.rights import demand
 from dlproxy.wire.terms import NO_TERMS, Terms, of_parameters
 
 EMPTY_FINAL = "triton_enable_empty_final_response"
@@ -126,6 +128,8 @@ class InferDecoder:
         self, memo: KnownMessage, message: bytes, request_id: str, headers: Mapping[bytes, bytes], principal: Principal
     ) -> Asked:
         endpoint = memo.endpoint
+        if principal is not ANONYMOUS:
+            demand(principal, "infer", endpoint.model.name)
         try:
             terms = endpoint.read_headers(headers, principal)
         except InferenceError as error:
@@ -137,7 +141,7 @@ class InferDecoder:
 
     def _decode(self, message: bytes, headers: Mapping[bytes, bytes], principal: Principal, at: int, after_id: int) -> Asked:
         head, parsed, raw = _taken_apart(message, self._max_typed_bytes)
-        endpoint = self._desk.find(parsed.model_name, parsed.model_version)
+        endpoint = self._desk.find(parsed.model_name, parsed.model_version, principal)
         try:
             if self._whole and endpoint.model.signature.streams:
                 raise InferenceError(IN_PARTS)

@@ -144,7 +144,6 @@ class StreamedRequest:
         self.answer: list[Piece] | None = None
         self.relay: Relay | None = None
         self.on_abandoned: Callable[[], object] | None = None
-        self.principal = stream.call.principal
         self._stream = stream
         self._message = message
         self._headers = stream.call.headers
@@ -165,7 +164,7 @@ class StreamedRequest:
 
     def _infer(self) -> None:
         stream = self._stream
-        asked = self._asked = stream.decoder.decode(self._message, self._headers, stream.call.principal)
+        asked = self._asked = stream.decoder.decode(self._message, self._headers, stream.call.asks_again())
         endpoint, request = asked.endpoint, asked.request
         self.on_abandoned = partial(endpoint.cancel, request)
         if endpoint.model.signature.streams:

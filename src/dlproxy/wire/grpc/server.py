@@ -30,7 +30,9 @@ class Methods(Struct, frozen=True):
     unary: Mapping[bytes, Unary]
     streaming: Mapping[bytes, Streaming]
     rights: Mapping[bytes, Scope] = MappingProxyType({})
-    """What one has to be allowed for a call, where it is not the method that asks."""
+    """What one has to be allowed for a call, where it is not the endpoint of a model that asks."""
+    naming: frozenset[bytes] = frozenset()
+    """Those of them that name a model in their message: they ask again whether it may be that one."""
 
 
 def all_of(*services: Methods) -> Methods:

@@ -32,6 +32,9 @@ READING = frozenset(
 )
 """Methods that change nothing."""
 
+NAMING = frozenset((b"RepositoryModelLoad", b"RepositoryModelUnload", b"TraceSetting"))
+"""Methods that change one model, whose name is in the message: they look who may."""
+
 
 def grpc_methods(
     catalog: Catalog,
@@ -56,7 +59,9 @@ def grpc_methods(
     every = all_of(own, Health(catalog, services_of(own)).methods())
     found = all_of(every, Reflection(every, lambda: [oip, tfs, health]).methods())
     paths = {*found.unary, *found.streaming} - HEALTH
-    return replace(found, rights={path: _right(path) for path in paths if path.rpartition(b"/")[2] not in ASKING})
+    naming = frozenset(path for path in paths if path.rpartition(b"/")[2] in NAMING)
+    rights = {path: _right(path) for path in paths if path.rpartition(b"/")[2] not in ASKING}
+    return replace(found, rights=rights, naming=naming)
 
 
 def _right(path: bytes) -> Scope:

@@ -7,6 +7,7 @@ from dlproxy.protos.oip import SERVICE, oip
 from dlproxy.wire.grpc.call import Call
 from dlproxy.wire.grpc.parsing import parsed
 from dlproxy.wire.grpc.server import Methods
+from dlproxy.wire.rights import demand
 from dlproxy.wire.settings import LogSettings, TraceSettings
 
 
@@ -25,6 +26,7 @@ def setting_methods(logs: LogSettings, trace: TraceSettings) -> Methods:
 
     def trace_setting(call: Call, message: bytes) -> None:
         asked = parsed(oip.TraceSettingRequest, message)
+        demand(call.principal, "admin", asked.model_name)
         given = {name: list(value.value) for name, value in asked.settings.items()}
         trace.change({name: _value(name, values) for name, values in given.items()}, asked.model_name)
         answer = oip.TraceSettingResponse()

@@ -27,6 +27,7 @@ from dlproxy.wire.grpc.messages import Piece
 from dlproxy.wire.grpc.server import Methods, Unary
 from dlproxy.wire.grpc.waiting import once_up
 from dlproxy.wire.operations import ModelRepository
+from dlproxy.wire.rights import demand
 from dlproxy.wire.tfs.examples import Classified, Examples
 from dlproxy.wire.tfs.models import CLASSIFY, REGRESS, ModelSpec, check_signature, no_such_signature, signature_def, statuses
 
@@ -73,11 +74,11 @@ class TfsService:
 
     def _predict(self, call: Call, message: bytes) -> None:
         inputs, rest = read_predict(message)
-        _spec_of(rest.model_spec).found(self._desk.find).predict(call, rest, inputs)
+        _spec_of(rest.model_spec).found(self._desk.find, call.principal).predict(call, rest, inputs)
 
     def _judge(self, call: Call, message: bytes, *, kind: Any, method: str) -> None:
         asked = parsed(kind, message)
-        _spec_of(asked.model_spec).found(self._desk.find).judge(call, asked, method)
+        _spec_of(asked.model_spec).found(self._desk.find, call.principal).judge(call, asked, method)
 
     def _multi_inference(self, call: Call, message: bytes) -> None:
         asked = parsed(tfs.MultiInferenceRequest, message)
@@ -88,7 +89,7 @@ class TfsService:
             raise invalid("Found ModelSpec with an empty model name.")
         if len(specs) > 1:
             raise invalid("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
-        specs.pop().found(self._desk.find).multi_inference(call, asked)
+        specs.pop().found(self._desk.find, call.principal).multi_inference(call, asked)
 
     def _metadata(self, call: Call, message: bytes) -> None:
         asked = parsed(tfs.GetModelMetadataRequest, message)
@@ -99,7 +100,8 @@ class TfsService:
         for field in asked.metadata_field:
             if field != SIGNATURES:
                 raise invalid(f"Metadata field {field} is not supported")
-        model = _spec_of(asked.model_spec).found(self._catalog.asked)
+        demand(call.principal, "read", asked.model_spec.name)
+        model = _spec_of(asked.model_spec).found(self._catalog.asked, call.principal)
         answer = tfs.GetModelMetadataResponse()
         answer.model_spec.name = model.name
         answer.model_spec.version.value = int(model.version)
@@ -111,6 +113,7 @@ class TfsService:
         asked = parsed(tfs.GetModelStatusRequest, message)
         if not asked.HasField("model_spec"):
             raise invalid("Missing ModelSpec")
+        demand(call.principal, "read", asked.model_spec.name)
         answer = tfs.GetModelStatusResponse()
         for each in statuses(self._catalog, self._repository, _spec_of(asked.model_spec)):
             added = answer.model_version_status.add(version=int(each.version), state=STATES[each.state])

@@ -4,7 +4,7 @@ A route of another protocol is described by a line in ROUTES. Called by oip/http
 Not aware of: what a route does.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from msgspec import Struct, structs
 
 from dlproxy import __version__
 from dlproxy.message import Signature
-from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.http import openapi_schemas as schemas
 from dlproxy.wire.http.exchange import REASONS
 from dlproxy.wire.http.openapi_schemas import Schema, ref
@@ -183,14 +183,16 @@ Has = Callable[[str, bytes], bool]
 """Whether the server answers a path, as path_of gives it, with a method."""
 
 
-def document(catalog: Catalog, has: Has, *, tenant_header: str, server: str = "/") -> dict[str, Any]:
-    """`server`: the inference port's address, as whoever asks reaches it."""
+def document(
+    catalog: Catalog, models: Sequence[ServedModel], has: Has, *, tenant_header: str, server: str = "/"
+) -> dict[str, Any]:
+    """`models`: those that are told of. `server`: the inference port's address, as whoever asks reaches it."""
     paths: dict[str, dict[str, Any]] = {}
-    examples = next(({"model": model.name, "version": model.version, "number": model.version} for model in catalog), {})
+    examples = next(({"model": model.name, "version": model.version, "number": model.version} for model in models), {})
     routes = {(route.method, route.path): route for route in _present(has)}
     for route in routes.values():
         _add(paths, route.path, route, _operation(route, tenant_header, examples))
-    for name in dict.fromkeys(model.name for model in catalog):
+    for name in dict.fromkeys(model.name for model in models):
         for path, signature in _versions(catalog, name):
             if signature.streams:  # what comes in parts stays with the routes of all models
                 continue

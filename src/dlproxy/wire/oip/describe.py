@@ -6,9 +6,10 @@ Field names are those of Triton's model_config.proto and statistics extension. C
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from dlproxy.message import DType, FailureKind, TensorSpec
+from dlproxy.message import DType, FailureKind, Principal, TensorSpec
 from dlproxy.telemetry.stats import BatchSize, Histogram, Part, StreamStats
 from dlproxy.wire.catalog import Catalog, ServedModel
+from dlproxy.wire.rights import seen
 
 EXTENSIONS = (
     *("classification", "model_repository", "model_configuration"),
@@ -16,13 +17,13 @@ EXTENSIONS = (
 )
 
 
-def welcome(catalog: Catalog, version: str) -> dict[str, Any]:
+def welcome(models: Iterable[ServedModel], version: str) -> dict[str, Any]:
     """For whoever opens the server's address in a browser. `status`: what clients of KServe's V1 look for."""
     return {
         "name": "dlproxy",
         "version": version,
         "status": "alive",
-        "models": [model.name for model in catalog],
+        "models": [model.name for model in models],
         "try": [
             "/v2/models/{model}",
             "POST /v2/models/{model}/infer",
@@ -81,11 +82,11 @@ def max_wait_s(model: ServedModel) -> float:
     return 0.0 if model.control is None else model.control.state()["knobs"]["max_wait_s"]
 
 
-def statistics_of(catalog: Catalog, name: str = "", version: str = "") -> dict[str, Any]:
-    """Of one version, else of all versions of one model, else of all models. Raises InferenceError."""
-    models: Iterable[ServedModel] = catalog
+def statistics_of(catalog: Catalog, who: Principal, name: str = "", version: str = "") -> dict[str, Any]:
+    """Of one version, else of all versions of one model, else of all models that `who` may see. Raises InferenceError."""
+    models = seen(catalog, who)
     if name:
-        models = [catalog.up(name, found) for found in ([version] if version else catalog.versions(name) or [""])]
+        models = [catalog.up(name, found, who) for found in ([version] if version else catalog.versions(name) or [""])]
     return {"model_stats": [_model_stats(model) for model in models]}
 
 

@@ -41,10 +41,11 @@ class Generate:
         return [(f"{path}/generate", b"POST", self._whole), (f"{path}/generate_stream", b"POST", self._parts)]
 
     def _whole(self, exchange: Exchange, name: str, version: str) -> None:
-        self._submit(exchange, self._desk.find(name, version), GenerateReply)
+        self._submit(exchange, self._desk.find(name, version, exchange.principal), GenerateReply)
 
     def _parts(self, exchange: Exchange, name: str, version: str) -> None:
-        self._submit(exchange, self._desk.find(name, version), partial(PartsReply, framing=SSE, encode=generated))
+        endpoint = self._desk.find(name, version, exchange.principal)
+        self._submit(exchange, endpoint, partial(PartsReply, framing=SSE, encode=generated))
 
     def _submit(
         self, exchange: Exchange, endpoint: Endpoint, reply: "Callable[[Exchange], GenerateReply | PartsReply]"

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from dlproxy import __version__
 from dlproxy.config import HttpLimits
-from dlproxy.message import Failure, FailureKind, InferenceError, Response, Tensor, invalid
+from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Principal, Response, Tensor, invalid
 from dlproxy.service import ReplyTo
 from dlproxy.wire.catalog import Catalog, NotServedError
 from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk, in_parts
@@ -30,7 +30,7 @@ from dlproxy.wire.oip import describe as oip_describe
 from dlproxy.wire.oip.repository import RepositoryExtension, RepositoryRoutes
 from dlproxy.wire.operations import ModelRepository
 from dlproxy.wire.regions import NO_REGIONS, Regions
-from dlproxy.wire.rights import demand
+from dlproxy.wire.rights import demand, seen
 from dlproxy.wire.terms import DEADLINE, NO_TERMS, deadline_of, in_milliseconds, of_parameters
 from dlproxy.wire.waiting import answer_once_up
 
@@ -105,6 +105,8 @@ class OipApp:
         try:
             inference = self._infer.get(exchange.target)
             if inference is not None and exchange.method == b"POST":
+                if exchange.principal is not ANONYMOUS:
+                    demand(exchange.principal, "infer", inference.model)
                 if b"content-encoding" in exchange.headers:
                     self._decompress(exchange)
                 inference.infer(exchange)
@@ -155,23 +157,24 @@ class OipApp:
     # Routes
 
     def _infer_any(self, exchange: Exchange, name: str, version: str) -> None:
-        inference = self._desk.find(name, version)
+        inference = self._desk.find(name, version, exchange.principal)
         if len(self._infer) < MAX_SPELLINGS and len(exchange.target) <= MAX_SPELLING:
             self._infer[exchange.target] = inference
         inference.infer(exchange)
 
     def _predict(self, exchange: Exchange, name: str, version: str) -> None:
-        self._desk.find(name, version).predict(exchange)
+        self._desk.find(name, version, exchange.principal).predict(exchange)
 
     def _welcome(self, exchange: Exchange) -> None:
-        _json(exchange, oip_describe.welcome(self._catalog, __version__))
+        _json(exchange, oip_describe.welcome(seen(self._catalog, exchange.principal), __version__))
 
-    def document(self, server: str = "/") -> dict[str, Any]:
-        """The OpenAPI document, for those who reach this port as `server`."""
-        return openapi.document(self._catalog, self._routes.has, tenant_header=self._tenant_header, server=server)
+    def document(self, who: Principal, server: str = "/") -> dict[str, Any]:
+        """The OpenAPI document, for those who reach this port as `server`, with the models that `who` may see."""
+        models = seen(self._catalog, who)
+        return openapi.document(self._catalog, models, self._routes.has, tenant_header=self._tenant_header, server=server)
 
     def _document(self, exchange: Exchange) -> None:
-        _json(exchange, self.document())
+        _json(exchange, self.document(exchange.principal))
 
     def _server_metadata(self, exchange: Exchange) -> None:
         _json(exchange, oip_describe.server(__version__, more=self._extensions))
@@ -184,22 +187,22 @@ class OipApp:
         _json(exchange, {"ready": ready, "live": True}, status=200 if ready else 503)
 
     def _model_ready(self, exchange: Exchange, name: str, version: str) -> None:
-        model = self._catalog.up(name, version)
+        model = self._catalog.up(name, version, exchange.principal)
         ready = model.ready
         _json(exchange, {"name": model.name, "ready": ready}, status=200 if ready else 503)
 
     def _metadata(self, exchange: Exchange, name: str, version: str) -> None:
-        model = self._catalog.asked(name, version)
+        model = self._catalog.asked(name, version, exchange.principal)
         _json(exchange, oip_describe.metadata(model, self._catalog.versions(name)))
 
     def _config(self, exchange: Exchange, name: str, version: str) -> None:
-        _json(exchange, oip_describe.config(self._catalog.asked(name, version)))
+        _json(exchange, oip_describe.config(self._catalog.asked(name, version, exchange.principal)))
 
     def _stats(self, exchange: Exchange, name: str, version: str) -> None:
-        _json(exchange, oip_describe.statistics_of(self._catalog, name, version))
+        _json(exchange, oip_describe.statistics_of(self._catalog, exchange.principal, name, version))
 
     def _all_stats(self, exchange: Exchange) -> None:
-        _json(exchange, oip_describe.statistics_of(self._catalog))
+        _json(exchange, oip_describe.statistics_of(self._catalog, exchange.principal))
 
 
 class _Inference:
@@ -207,6 +210,7 @@ class _Inference:
 
     def __init__(self, endpoint: Endpoint, *, regions: Regions, server_timing: bool, max_json_bytes: int) -> None:
         self._endpoint = endpoint
+        self.model = endpoint.model.name
         self._read_headers, self._submit, self._cancel = endpoint.read_headers, endpoint.submit, endpoint.cancel
         self._ticket_ids, self._clock = endpoint.ticket_ids, endpoint.clock
         self._decoder = oip_codec.InferDecoder(endpoint.checker, regions)

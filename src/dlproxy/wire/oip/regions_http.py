@@ -35,17 +35,17 @@ class RegionRoutes:
             ("cuda", self._cuda_status, self._cuda_register, self._cuda_unregister),
         ):
             path = f"/v2/{kind}sharedmemory"
-            one = path + "/region/(?P<name>[^/]+)"
+            one = path + "/region/(?P<region>[^/]+)"
             rows += [(path + "/status", b"GET", status), (one + "/status", b"GET", status)]
             rows += [(path + "/unregister", b"POST", unregister, "admin"), (one + "/unregister", b"POST", unregister, "admin")]
             rows += [(path + "/register", b"POST", register, "admin"), (one + "/register", b"POST", register, "admin")]
         return rows
 
-    def _status(self, exchange: Exchange, name: str = "") -> None:
-        exchange.reply(200, JSON, msgspec.json.encode(self._regions.status(name)))
+    def _status(self, exchange: Exchange, region: str = "") -> None:
+        exchange.reply(200, JSON, msgspec.json.encode(self._regions.status(region)))
 
-    def _register(self, exchange: Exchange, name: str = "") -> None:
-        if not name:
+    def _register(self, exchange: Exchange, region: str = "") -> None:
+        if not region:
             raise invalid("'region name' is necessary to register system shared memory region")
         try:
             asked = msgspec.json.decode(exchange.body, type=_Register)
@@ -55,22 +55,22 @@ class RegionRoutes:
             raise invalid("Shared memory register request has no 'key' field")
         if asked.byte_size is None:
             raise invalid("Shared memory register request has no 'byte_size' field")
-        self._regions.register(name, asked.key, asked.offset, asked.byte_size)
+        self._regions.register(region, asked.key, asked.offset, asked.byte_size)
         exchange.reply(200, JSON, b"")
 
-    def _unregister(self, exchange: Exchange, name: str = "") -> None:
-        self._regions.unregister(name)
+    def _unregister(self, exchange: Exchange, region: str = "") -> None:
+        self._regions.unregister(region)
         exchange.reply(200, JSON, b"")
 
-    def _cuda_status(self, exchange: Exchange, name: str = "") -> None:
-        exchange.reply(200, JSON, msgspec.json.encode(cuda_status(self._regions, name)))
+    def _cuda_status(self, exchange: Exchange, region: str = "") -> None:
+        exchange.reply(200, JSON, msgspec.json.encode(cuda_status(self._regions, region)))
 
-    def _cuda_register(self, exchange: Exchange, name: str = "") -> None:
-        if not name:
+    def _cuda_register(self, exchange: Exchange, region: str = "") -> None:
+        if not region:
             raise invalid("'region name' is necessary to register cuda shared memory region")
-        raise no_cuda(name)
+        raise no_cuda(region)
 
-    def _cuda_unregister(self, exchange: Exchange, name: str = "") -> None:
+    def _cuda_unregister(self, exchange: Exchange, region: str = "") -> None:
         exchange.reply(200, JSON, b"")
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from dlproxy.message import Failure, FailureKind, InferenceError, invalid
+from dlproxy.message import Failure, FailureKind, InferenceError, Principal, invalid
 from dlproxy.policy.planner import VersionState
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.http.exchange import Exchange
 from dlproxy.wire.operations import ModelRepository
+from dlproxy.wire.rights import seen
 from dlproxy.wire.waiting import Place
 
 STATES = {"loading": "LOADING", "changing": "READY", "leaving": "UNLOADING"}
@@ -41,12 +42,13 @@ class RepositoryExtension:
         self._repository = repository
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def index(self, place: Place, answer: Callable[[list[dict[str, str]]], None], *, only_ready: bool) -> None:
+    def index(self, place: Place, answer: Callable[[list[dict[str, str]]], None], who: Principal, *, only_ready: bool) -> None:
+        """Of what `who` may see."""
         if self._repository is None:
             served = [VersionState(model.name, model.version, "serving") for model in self._catalog]
-            answer(self._entries(served, only_ready=only_ready))
+            answer(self._entries(seen(served, who), only_ready=only_ready))
             return
-        self._answer(place, answer, self._index(self._repository, only_ready=only_ready))
+        self._answer(place, answer, self._index(self._repository, who, only_ready=only_ready))
 
     def load(self, place: Place, answer: Callable[[None], None], name: str, parameters: Mapping[str, Any]) -> None:
         config = parameters.get("config")
@@ -66,8 +68,8 @@ class RepositoryExtension:
             raise InferenceError(Failure(FailureKind.UNSUPPORTED, "this server has no model repository"))
         return self._repository
 
-    async def _index(self, repository: ModelRepository, *, only_ready: bool) -> list[dict[str, str]]:
-        return self._entries(await repository.index(), only_ready=only_ready)
+    async def _index(self, repository: ModelRepository, who: Principal, *, only_ready: bool) -> list[dict[str, str]]:
+        return self._entries(seen(await repository.index(), who), only_ready=only_ready)
 
     def _entries(self, states: Any, *, only_ready: bool) -> list[dict[str, str]]:
         ready = {(model.name, model.version) for model in self._catalog if model.ready}
@@ -107,7 +109,7 @@ class RepositoryRoutes:
         self._extension = extension
 
     def index(self, exchange: Exchange) -> None:
-        self._extension.index(exchange, partial(_reply, exchange), only_ready=_body(exchange, _Index).ready)
+        self._extension.index(exchange, partial(_reply, exchange), exchange.principal, only_ready=_body(exchange, _Index).ready)
 
     def load(self, exchange: Exchange, name: str) -> None:
         self._extension.load(exchange, partial(_reply, exchange), name, _body(exchange, _Load).parameters)

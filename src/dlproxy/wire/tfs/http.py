@@ -16,6 +16,7 @@ from dlproxy.wire.http.exchange import MAX_ERROR, Exchange, in_http
 from dlproxy.wire.http.routes import Handler, Row
 from dlproxy.wire.oip.http import JSON, header_lines
 from dlproxy.wire.operations import ModelRepository
+from dlproxy.wire.rights import seen
 from dlproxy.wire.tfs import json as tfs_json
 from dlproxy.wire.tfs.examples import Examples
 from dlproxy.wire.tfs.models import ModelSpec, check_signature, no_such_signature, signature_def, statuses
@@ -63,10 +64,10 @@ class TfsRoutes:
         ]
 
     def _infer(self, exchange: Exchange, name: str, version: str, label: str, verb: str) -> None:
-        ModelSpec(name, version, label).found(self._desk.find).infer(exchange, verb.lower())
+        ModelSpec(name, version, label).found(self._desk.find, exchange.principal).infer(exchange, verb.lower())
 
     def _list(self, exchange: Exchange) -> None:
-        _json(exchange, {"models": list(dict.fromkeys(model.name for model in self._catalog))})
+        _json(exchange, {"models": list(dict.fromkeys(model.name for model in seen(self._catalog, exchange.principal)))})
 
     def _status(self, exchange: Exchange, name: str, version: str, label: str) -> None:
         found = statuses(self._catalog, self._repository, ModelSpec(name, version, label))
@@ -74,7 +75,7 @@ class TfsRoutes:
         _json(exchange, {"name": name, "ready": ready, "model_version_status": found})
 
     def _metadata(self, exchange: Exchange, name: str, version: str, label: str) -> None:
-        model = ModelSpec(name, version, label).found(self._catalog.asked)
+        model = ModelSpec(name, version, label).found(self._catalog.asked, exchange.principal)
         spec = {"name": model.name, "signature_name": "", "version": model.version}
         _json(exchange, {"model_spec": spec, "metadata": {"signature_def": signature_def(model)}})
 

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from dlproxy.instance.remote.address import DEFAULT_SIGNATURE
 from dlproxy.instance.remote.tensor_proto import NAMES, NUMBERS
-from dlproxy.message import Failure, FailureKind, InferenceError, TensorSpec, invalid
+from dlproxy.message import Failure, FailureKind, InferenceError, Principal, TensorSpec, invalid
 from dlproxy.wire.catalog import Catalog, NotServedError, ServedModel
 from dlproxy.wire.operations import ModelRepository
 
@@ -29,12 +29,12 @@ class ModelSpec(Struct, frozen=True):
     version: str = ""
     label: str = ""
 
-    def found(self, look: Callable[[str, str], Found]) -> Found:
+    def found(self, look: Callable[[str, str, Principal], Found], who: Principal) -> Found:
         """What `look` finds for a name and a version. Raises InferenceError; NotServedError where waiting may help."""
         if not self.name:
             raise invalid("ModelSpec has no name specified.")
         try:
-            return look(self.name, self.version or self.label)
+            return look(self.name, self.version or self.label, who)
         except NotServedError as missing:
             if missing.failure.kind is not FailureKind.NOT_FOUND:
                 raise
