@@ -493,7 +493,16 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ] = "off"
     cache_ttl_s: Annotated[
-        float, _loaded("seconds for which an answer is remembered; 0: no limit", unit="s", only=(_CACHES,), ge=0)
+        float,
+        _loaded(
+            "seconds for which an answer is remembered; 0: no limit",
+            unit="s",
+            log=True,
+            least=0.1,
+            only=(_CACHES,),
+            ge=0,
+            le=1e9,
+        ),
     ] = 0.0
     cache_rows: Annotated[
         bool,
