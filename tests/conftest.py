@@ -4,7 +4,9 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -29,15 +31,32 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Where tests run beside each other, one that is marked `alone` waits until no other runs, and then they wait for it."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    import fcntl
+
+    alone = item.get_closest_marker("alone") is not None
+    with ExitStack() as stack:
+        door, room = (stack.enter_context((Path(__file__).parent / name).open()) for name in ("conftest.py", "__init__.py"))
+        fcntl.flock(door, fcntl.LOCK_EX)  # held while one waits for the room to be empty, else it never is
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        return (yield)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left_open() -> Iterator[None]:
     """What a module leaves open is its own failure, not that of whoever is running when the garbage is collected.
 
-    What survives is put aside, so that each collection looks at one module's objects only: milliseconds.
+    Once, what there is then is put aside, the tests themselves above all: later collections take milliseconds.
     """
     yield
     gc.collect()
-    gc.freeze()
+    if not gc.get_freeze_count():
+        gc.freeze()
 
 
 @pytest.fixture

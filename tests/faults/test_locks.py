@@ -254,6 +254,7 @@ def test_old_tls_and_none_are_refused(locked: Locked, server: ServerProcess, doo
     plain.close()
 
 
+@pytest.mark.alone
 async def test_renewed_certificates_and_revoked_keys_under_load(locked: Locked, server: ServerProcess) -> None:
     revoked_at: list[float] = []
     loop = asyncio.get_running_loop()
@@ -297,8 +298,8 @@ async def test_renewed_certificates_and_revoked_keys_under_load(locked: Locked, 
         for number in range(CLIENTS):
             group.create_task(client(number))
         group.create_task(operator())
-    assert answers[200] > 1000
-    assert answers[401] > 100
+    assert answers[200] > 4 * CLIENTS
+    assert answers[401] > CLIENTS
     assert max(late, default=0.0) <= 1.0
     _, writer = await asyncio.open_connection("127.0.0.1", server.http_port, ssl=locked.trust())
     shown = writer.get_extra_info("peercert")["subject"]
