@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
+# Tests wait more than they compute: three at once keep two cores busy. A file's tests stay in one process, and its servers with them.
+JOBS ?= 3
+unexport PYTHONDONTWRITEBYTECODE  # the suite starts hundreds of Pythons, and each would compile everything anew
 .PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-streams prove-grpc prove-triton prove-clients prove-openapi prove-caching check fmt bench bench-peers bench-grpc bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
 
 help:
@@ -14,10 +17,10 @@ demo: setup
 	@$(PY) -m dlproxy demo $(if $(SECONDS),--seconds $(SECONDS)) $(if $(filter-out 0,$(EXIT)),--exit) $(ARGS)
 
 test: setup
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-extras: $(VENV)/.installed-extras
-	@$(PY) -m pytest -m extras $(ARGS)
+	@$(PY) -m pytest -m extras $$(grep -rl --include='test_*.py' 'mark\.extras' tests) $(ARGS)
 
 prove-batching: setup
 	@DLPROXY_GRAPHS=$(or $(GRAPHS),2400) $(PY) -m pytest tests/instance/test_random_graphs.py $(ARGS)

@@ -1,27 +1,62 @@
 """For all tests: no event loop but those that tests ask for, Ctrl-C heard, and raw connections that are cut at the end."""
 
 import asyncio
+import gc
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from dlproxy.instance.runtime import TELEMETRY_OFF
 from tests.clients import raw
 
 
 def pytest_configure() -> None:
-    """Mends three things for the whole suite.
+    """Mends four things for the whole suite.
 
     Looptime's look at the current loop, before the first plain test, would make one that nobody closes. And what a shell
     starts in the background ignores SIGINT, as do its children: a command that a test interrupts would never end.
-    Some tests import ONNX Runtime by themselves, which shall report nothing then either.
+    Some tests import ONNX Runtime by themselves, which shall report nothing then either. How long an example takes says
+    how busy the machine is.
     """
+    settings.register_profile("suite", deadline=None)
+    settings.load_profile("suite")
     os.environ.setdefault(*TELEMETRY_OFF)
     os.environ["XDG_CACHE_HOME"] = os.devnull  # no test shall know what another has found out, nor leave it in a home
     asyncio.set_event_loop(None)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Where tests run beside each other, one that is marked `alone` waits until no other runs, and then they wait for it."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    import fcntl
+
+    alone = item.get_closest_marker("alone") is not None
+    with ExitStack() as stack:
+        door, room = (stack.enter_context((Path(__file__).parent / name).open()) for name in ("conftest.py", "__init__.py"))
+        fcntl.flock(door, fcntl.LOCK_EX)  # held while one waits for the room to be empty, else it never is
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        return (yield)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_open() -> Iterator[None]:
+    """What a module leaves open is its own failure, not that of whoever is running when the garbage is collected.
+
+    Once, what there is then is put aside, the tests themselves above all: later collections take milliseconds.
+    """
+    yield
+    gc.collect()
+    if not gc.get_freeze_count():
+        gc.freeze()
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ class House:
         self._clients: list[asyncio.Task[None]] = []
 
     def config(self, version: str = "1") -> ModelConfig:
-        settings = {"run": "thread", "instances": 1, "threads": 1, "slo": "p99=100ms"}
+        settings = {"run": "thread", "instances": 1, "threads": 1, "slo": "p99=250ms"}
         return ModelConfig(path=str(self.path), version=version, **settings)  # type: ignore[arg-type]
 
     async def serve(self) -> None:
@@ -95,10 +95,9 @@ async def test_threads_are_tried_under_load_and_kept(monkeypatch: pytest.MonkeyP
 async def test_a_model_is_replaced_in_the_midst_of_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     house = House(models.DIGITS, monkeypatch)
     await house.serve()
-    for old, new in (("1", "2"), ("2", "3")):
-        await house.threads(2)
-        await house.models.replace("m", old, house.config(new))
-        assert [one["version"] for one in house.models.autopilot.states("m")] == [new]
+    await house.threads(2)
+    await house.models.replace("m", "1", house.config("2"))
+    assert [one["version"] for one in house.models.autopilot.states("m")] == ["2"]
     await house.threads(2)
     await house.end()
 

@@ -103,6 +103,7 @@ def test_old_tls_and_none_are_refused(locked: Locked, server: ServerProcess, doo
     plain.close()
 
 
+@pytest.mark.alone
 async def test_renewed_certificates_and_revoked_keys_under_load(locked: Locked, server: ServerProcess) -> None:
     revoked_at: list[float] = []
     loop = asyncio.get_running_loop()
@@ -129,11 +130,9 @@ async def test_renewed_certificates_and_revoked_keys_under_load(locked: Locked, 
             if going and status == 200 and revoked_at and sent_at - revoked_at[0] > 0.0:
                 late.append(sent_at - revoked_at[0])
             if status == 401:  # the connection ends with it
-                writer.close()
+                await _closed(writer)
                 reader, writer = await asyncio.open_connection("127.0.0.1", server.http_port, ssl=context)
-        writer.close()
-        with suppress(ssl.SSLError, ConnectionError):
-            await writer.wait_closed()
+        await _closed(writer)
 
     async def operator() -> None:
         for number in range(3):
@@ -148,13 +147,20 @@ async def test_renewed_certificates_and_revoked_keys_under_load(locked: Locked, 
         for number in range(CLIENTS):
             group.create_task(client(number))
         group.create_task(operator())
-    assert answers[200] > 1000
-    assert answers[401] > 100
+    assert answers[200] > 4 * CLIENTS
+    assert answers[401] > CLIENTS
     assert max(late, default=0.0) <= 1.0
     _, writer = await asyncio.open_connection("127.0.0.1", server.http_port, ssl=locked.trust())
     shown = writer.get_extra_info("peercert")["subject"]
-    writer.close()
+    await _closed(writer)
     assert shown == ((("commonName", "renewed-2"),),)
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    """TLS takes a while to end; a loop that is closed before leaves the socket behind."""
+    writer.close()
+    with suppress(ssl.SSLError, ConnectionError):
+        await writer.wait_closed()
 
 
 async def _until_known(locked: Locked, server: ServerProcess) -> None:

@@ -33,7 +33,7 @@ EVENT = re.compile(rb"data: ([^\n]*)\n\n")
 END = b"\r\n0\r\n\r\n"
 QUIET = 100 if FULL else 10
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux' /proc")
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux' /proc")]
 
 MODEL = dedent("""
     import time

@@ -275,7 +275,6 @@ def test_a_model_that_gives_no_text_where_it_declares_it(tmp_path: Path, element
         [[np.bytes_(b"a\0")], [np.str_("bcd")]],
         np.array([["a\0"], ["bcd"]], np.dtypes.StringDType()),
     ],
-    ids=repr,
 )
 def test_inputs_go_whole(file: Path, value: Any) -> None:
     def ask(proxy: Proxy, runner: asyncio.Runner) -> None:

@@ -1,6 +1,6 @@
 """Python's garbage collector in a server: code is frozen, models are not, and requests give it nothing to do.
 
-`make test ARGS="-s tests/serve/test_collector.py"` shows the figures of docs/adr/0018.
+`make test ARGS="-n0 -s tests/serve/test_collector.py"` shows the figures of docs/adr/0018.
 """
 
 import json

@@ -242,7 +242,7 @@ async def test_one_change_of_a_version_at_a_time(some: Models) -> None:
 
 
 async def test_unloading_waits_no_longer_than_it_may(some: Models) -> None:
-    model = await some.load("m", sleeping(path="sleep:base=300ms"))
+    model = await some.load("m", sleeping(path="sleep:base=100ms"))
     first, second = ask(model), ask(model)
     await asyncio.sleep(0)
     third = ask(model)

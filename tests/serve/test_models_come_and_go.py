@@ -35,7 +35,7 @@ from dlproxy.serve.server import Server
 from tests import models
 from tests.clients.raw import RawConnection
 
-CYCLES = int(os.environ.get("DLPROXY_CYCLES", "30"))
+CYCLES = int(os.environ.get("DLPROXY_CYCLES", "15"))
 CLIENTS = 32
 MAX_BATCH = 8  # larger ones make sessions keep more or less memory as chance has it
 UNDER_WAY = 8  # requests of the model that goes, when it goes

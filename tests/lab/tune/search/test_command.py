@@ -10,6 +10,7 @@ from dlproxy.cli import main
 from dlproxy.cli import tune as command
 from dlproxy.config import load
 from dlproxy.lab.load.run import Interrupt
+from dlproxy.lab.tune.search import trials
 from dlproxy.lab.tune.search.problem import TuneError
 from dlproxy.lab.tune.search.state import State
 from dlproxy.lab.tune.search.tune import Tuning
@@ -37,6 +38,8 @@ def test_a_whole_tuning_with_ctrl_c_in_its_midst_and_resumed(
             if Pressing.steps == 6:
                 signal.raise_signal(signal.SIGINT)
 
+    monkeypatch.setattr(trials, "LEAST_REQUESTS", 40)
+    monkeypatch.setattr(trials, "ROUNDS", ((2, 1.0), (2, 1.0)))
     asked = ["tune", *_config(tmp_path), "--slo", "p99=200ms", "--rate", "40", "--budget", "10s"]
     page = tmp_path / "page.html"
     with monkeypatch.context() as patch:
@@ -86,7 +89,7 @@ def test_ctrl_c_before_anything_is_known(
 )
 def test_an_objective_that_cannot_be_met_is_answered_with_the_nearest(objective_s: float, rate: float, said: str) -> None:
     with Interrupt() as interrupt, pytest.raises(TuneError, match=said):
-        Tuning(problem(rate, objective_s), State(None, {}), budget_s=10.0, show=Silent(), interrupt=interrupt).run()
+        Tuning(problem(rate, objective_s), State(None, {}), budget_s=1.0, show=Silent(), interrupt=interrupt).run()
 
 
 @pytest.mark.parametrize(
