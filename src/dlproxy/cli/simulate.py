@@ -5,7 +5,7 @@ Not aware of: how time passes in it (lab/simulate), how a report looks (lab/repo
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlproxy.cli import what_if
 from dlproxy.cli.durations import seconds, span
@@ -202,7 +202,6 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
         raise ConfigError("--balancer chooses among nodes, and there is only one; give --nodes 2 or more")
     planned_faults = [faults.parse(text) for text in args.fault]
     arrivals, duration_s = _arrivals(args)
-    keys, cache = _repetition(args)
     configs = _models(args)
     for fault in planned_faults:
         if fault.at_s >= duration_s:
@@ -237,13 +236,12 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
         objective_share=share,
         faults=planned_faults,
         seed=args.seed,
-        keys=keys,
         zipf=args.zipf,
-        cache=cache,
+        **_repetition(args),
     )
 
 
-def _repetition(args: argparse.Namespace) -> "tuple[int, tuple[str, int] | None]":
+def _repetition(args: argparse.Namespace) -> dict[str, Any]:
     """How many distinct requests there are, and the cache that knows them again."""
     from dlproxy.config import ConfigError
     from dlproxy.policy.caching import POLICIES
@@ -252,20 +250,20 @@ def _repetition(args: argparse.Namespace) -> "tuple[int, tuple[str, int] | None]
         for option, given in (("--zipf", args.zipf), ("--cache", args.cache)):
             if given is not None:
                 raise ConfigError(f"{option} only has a meaning where requests repeat: give --keys N")
-        return 0, None
+        return {}
     if not 1 <= args.keys <= MOST_KEYS:
         raise ConfigError(f"--keys {args.keys} is out of range: give 1 to {MOST_KEYS:,}")
     if args.zipf is not None and not 0.0 <= args.zipf <= MOST_ZIPF:
         raise ConfigError(f"--zipf {args.zipf:g} is out of range: give 0 to {MOST_ZIPF:g}")
     if args.cache is None:
-        return args.keys, None
+        return {"keys": args.keys}
     policy, _, size = args.cache.partition(":")
     if policy not in POLICIES:
         raise ConfigError(f"there is no cache policy '{policy}'; {near(policy, POLICIES) or among(list(POLICIES))}")
     answers = size.removeprefix("answers=")
     if not answers.isdecimal() or not 10 <= int(answers) <= MOST_KEYS:
         raise ConfigError(f"--cache {args.cache}: say for how many answers, 10 to {MOST_KEYS:,}, as in {policy}:answers=1000")
-    return args.keys, (policy, int(answers))
+    return {"keys": args.keys, "cache": (policy, int(answers))}
 
 
 def _planned(args: argparse.Namespace, configs: "dict[str, ModelConfig]", *, without_loop: bool) -> "dict[str, ModelPlan]":
