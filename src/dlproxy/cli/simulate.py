@@ -5,7 +5,7 @@ Not aware of: how time passes in it (lab/simulate), how a report looks (lab/repo
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlproxy.cli import what_if
 from dlproxy.cli.durations import seconds, span
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 RECORDED = "recorded"
 OF_REPLAYS = {"--replay", "--objective", "--json", "--html"}
 MOST_NODES = 100_000
+MOST_KEYS = 10_000_000
+MOST_ZIPF = 10.0  # of a million keys practically the first alone
 MOST_REQUESTS = 1_000_000_000  # hours of a core
 
 
@@ -58,6 +60,8 @@ def add_to(commands: Commands) -> None:
     load.add_argument(
         "--objective", metavar="20ms", help="answers within this latency count as good (default: the deadline, else --slo)"
     )
+    load.add_argument("--keys", type=int, metavar="N", help="distinct requests for each model (default: all are distinct)")
+    load.add_argument("--zipf", type=float, metavar="S", help="with --keys: pick by Zipf's law with this exponent, not in turn")
     load.add_argument("--seed", type=int, default=0, help="the same seed gives the same output (default 0)")
     _add_fleet(simulate)
     what_if.add_to(simulate)
@@ -82,6 +86,11 @@ def _add_fleet(simulate: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FAULT",
         help="slow:node=node-0,at=10,for=30,factor=12, or die:… or fail:…; may be repeated",
+    )
+    fleet.add_argument(
+        "--cache",
+        metavar="s3-fifo:answers=1000",
+        help="with --keys: remember answers, on each node so many of each model; or sieve, lru, lfu, w-tinylfu, gdsf",
     )
     fleet.add_argument(
         "--cold-start",
@@ -227,7 +236,34 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
         objective_share=share,
         faults=planned_faults,
         seed=args.seed,
+        zipf=args.zipf,
+        **_repetition(args),
     )
+
+
+def _repetition(args: argparse.Namespace) -> dict[str, Any]:
+    """How many distinct requests there are, and the cache that knows them again."""
+    from dlproxy.config import ConfigError
+    from dlproxy.policy.caching import POLICIES
+
+    if args.keys is None:
+        for option, given in (("--zipf", args.zipf), ("--cache", args.cache)):
+            if given is not None:
+                raise ConfigError(f"{option} only has a meaning where requests repeat: give --keys N")
+        return {}
+    if not 1 <= args.keys <= MOST_KEYS:
+        raise ConfigError(f"--keys {args.keys} is out of range: give 1 to {MOST_KEYS:,}")
+    if args.zipf is not None and not 0.0 <= args.zipf <= MOST_ZIPF:
+        raise ConfigError(f"--zipf {args.zipf:g} is out of range: give 0 to {MOST_ZIPF:g}")
+    if args.cache is None:
+        return {"keys": args.keys}
+    policy, _, size = args.cache.partition(":")
+    if policy not in POLICIES:
+        raise ConfigError(f"there is no cache policy '{policy}'; {near(policy, POLICIES) or among(list(POLICIES))}")
+    answers = size.removeprefix("answers=")
+    if not answers.isdecimal() or not 10 <= int(answers) <= MOST_KEYS:
+        raise ConfigError(f"--cache {args.cache}: say for how many answers, 10 to {MOST_KEYS:,}, as in {policy}:answers=1000")
+    return {"keys": args.keys, "cache": (policy, int(answers))}
 
 
 def _planned(args: argparse.Namespace, configs: "dict[str, ModelConfig]", *, without_loop: bool) -> "dict[str, ModelPlan]":

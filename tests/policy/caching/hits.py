@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dlproxy.lab.load.payload import in_order
-from dlproxy.lab.load.settings import Settings
+from dlproxy.lab.load.payload import picks
 from dlproxy.policy.caching import CachePolicy, make_cache
 
 RECORDED = Path(__file__).with_name("libcachesim.json")
@@ -41,7 +40,7 @@ def digest(key: int) -> bytes:
 
 
 def zipf(keys: int, alpha: float, requests: int, *, one_hit: bool = False, seed: int = 1) -> list[int]:
-    drawn = list(islice(in_order(keys, Settings(url="", zipf=alpha, seed=seed), 0), requests))
+    drawn = list(islice(picks(keys, alpha, (seed, 0)), requests))
     if one_hit:
         once = np.random.default_rng(seed).random(requests) < ONE_HIT
         drawn = [keys + at if alone else key for at, (key, alone) in enumerate(zip(drawn, once.tolist(), strict=True))]

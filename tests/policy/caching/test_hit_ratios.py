@@ -20,7 +20,7 @@ LIVE = os.environ.get("DLPROXY_LIBCACHESIM")
 TRACE = os.environ.get("DLPROXY_TRACE")
 NEAR = 0.005
 EXACT = [policy for policy in POLICIES if policy != "w-tinylfu"]
-SIZE = (100_000, 1_000_000) if LIVE else hits.SMALL
+SIZE = (100_000, 300_000) if LIVE else hits.SMALL
 WORKLOADS = [
     f"zipf {alpha}, {share:.0%}{more}" for alpha in hits.ALPHAS for more in ("", ", 10% one-hit") for share in hits.SHARES
 ]
@@ -45,11 +45,11 @@ def test_hits_as_often_as_libcachesims(name: str, policy: str) -> None:
     assert hits.ours(policy, _workloads()[name]) == pytest.approx(_theirs(name)[policy], abs=NEAR)
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", [*WORKLOADS, "zipf 1.0, 10%, sizes"])
 def test_w_tinylfu_hits_as_often_or_more_often(name: str) -> None:
     """libcachesim's counts each key in 10 of 14 counters per entry, which many keys share: with few entries it tells less."""
     ratio = hits.ours("w-tinylfu", _workloads()[name])
-    assert -NEAR <= ratio - _theirs(name)["w-tinylfu"] <= 0.02
+    assert -NEAR <= ratio - _theirs(name)["w-tinylfu"] <= 0.03
 
 
 @pytest.mark.skipif(not (LIVE and TRACE), reason="needs libcachesim and the trace (make prove-caching TRACE=FILE)")

@@ -8,28 +8,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlproxy.policy.caching import CachePolicy, Entry, make_cache
-from dlproxy.policy.caching.worth import FLOOR, LOOK_S, BudgetShares, CacheStats, Ghost
+from dlproxy.policy.caching.worth import FLOOR, GHOSTS, LOOK_S, BudgetShares, CacheStats, Ghost
 from tests.policy.caching.hits import digest, zipf
-
-KEY = digest(1)
 
 
 def test_a_ghost_tells_what_more_bytes_would_have_saved() -> None:
     ghost = Ghost()
-    assert not ghost.missed(KEY)
-    ghost.left(KEY, 10, 0.5, budget=100)
-    assert ghost.missed(KEY)
-    assert not ghost.missed(KEY), "it is back"
-    assert (ghost.asked, ghost.lost_s) == (1, 0.5)
-    ghost.left(KEY, 10, 0.5, budget=100)
-    ghost.left(digest(2), 10, 0.5, budget=100)
-    ghost.left(digest(3), 10, 0.5, budget=100)
-    assert not ghost.missed(KEY), "a quarter of the budget is its reach"
-    assert ghost.missed(digest(2))
-    ghost.left(digest(3), 20, 0.5, budget=100)
+    first, second, third = map(digest, range(3))
+    assert not ghost.missed(first)
+    ghost.left(first, 10, 0.5, budget=100)
+    assert ghost.missed(first)
+    assert not ghost.missed(first), "it is back"
+    assert (ghost.asked, ghost.lost_s, ghost.reach) == (1, 0.5, 25.0)
+    for key in (first, second, third):
+        ghost.left(key, 10, 0.5, budget=100)
+    assert not ghost.missed(first), "a quarter of the budget is its reach"
+    assert ghost.missed(second)
+    ghost.left(third, 20, 0.5, budget=100)
     assert len(ghost) == 1, "left again: of its new size"
     ghost.clear()
-    assert not ghost.missed(digest(3))
+    assert not ghost.missed(third)
+
+
+def test_a_ghost_of_many_small_answers_is_bounded_and_says_how_far_it_reaches() -> None:
+    ghost = Ghost()
+    for number in range(5 * GHOSTS):
+        ghost.left(number.to_bytes(16, "little"), 2, 0.5, budget=1_000_000)
+    assert len(ghost) == GHOSTS
+    assert ghost.reach == 2 * GHOSTS
 
 
 @cache
@@ -59,7 +65,7 @@ class Model:
         self._leave(self.kept.resize(budget))
 
     def stats(self) -> CacheStats:
-        return CacheStats(self.kept.used, self.ghost.asked, self.ghost.lost_s)
+        return CacheStats(self.kept.used, self.ghost.asked, self.ghost.lost_s, self.ghost.reach)
 
     def _leave(self, entries: list[Entry[None]]) -> None:
         for entry in entries:
@@ -121,7 +127,7 @@ def test_all_is_divided_and_everybody_has_some(totals: list[int], names: list[se
         total, present = totals[look % len(totals)], sorted(names[look % len(names)])
         for at, name in enumerate(present):
             asked[name] += lost[(look + at) % len(lost)]
-        stats = {name: CacheStats(total, asked[name], asked[name] * 0.01) for name in present}
+        stats = {name: CacheStats(total, asked[name], asked[name] * 0.01, total / 4) for name in present}
         given_ = shares.act(look * LOOK_S, stats, total)
         assert given_.keys() == set(present)
         assert total - len(present) <= sum(given_.values()) <= total
@@ -130,7 +136,7 @@ def test_all_is_divided_and_everybody_has_some(totals: list[int], names: list[se
 
 def act(shares: BudgetShares, look: int, total: int = 100_000, **lost: tuple[int, float]) -> dict[str, int]:
     """`lost`: of each model, how often what had left was asked for since the beginning, and the seconds of each."""
-    stats = {name: CacheStats(total, asked, asked * cost_s) for name, (asked, cost_s) in lost.items()}
+    stats = {name: CacheStats(total, asked, asked * cost_s, total / 4) for name, (asked, cost_s) in lost.items()}
     return dict(shares.act(look * LOOK_S, stats, total))
 
 
@@ -158,9 +164,9 @@ def test_what_is_not_used_goes_first_and_one_step_at_a_time() -> None:
     budgets = []
     for look in range(4):
         stats = {
-            "full": CacheStats(40_000, look * 100, look * 1.0),
-            "dear": CacheStats(40_000, look * 100, look * 5.0),
-            "idle": CacheStats(0, 0, 0.0),
+            "full": CacheStats(40_000, look * 100, look * 1.0, 10_000),
+            "dear": CacheStats(40_000, look * 100, look * 5.0, 10_000),
+            "idle": CacheStats(0, 0, 0.0, 0),
         }
         budgets.append(dict(shares.act(look * LOOK_S, stats, 120_000)))
     assert [budget["idle"] for budget in budgets] == [40_000, 32_500, 25_000, 17_500], "a sixteenth of all at a time"

@@ -61,13 +61,17 @@ def whole_request(path: str, host: str, body: Body) -> bytes:
 
 
 def in_order(count: int, settings: Settings, index: int) -> Iterator[int]:
-    """Which request comes next, for ever: in turn, the processes starting evenly apart, or by Zipf's law (0 the commonest)."""
-    if settings.zipf is None:
-        start = index * count // settings.processes
+    """Which request comes next, for ever: in turn, the processes starting evenly apart, or by Zipf's law."""
+    return picks(count, settings.zipf, (settings.seed, index), start=index * count // settings.processes)
+
+
+def picks(count: int, zipf: float | None, seed: Sequence[int], start: int = 0) -> Iterator[int]:
+    """Numbers below `count`, for ever: in turn, or by Zipf's law with this exponent, 0 the commonest."""
+    if zipf is None:
         return cycle([*range(start, count), *range(start)])
-    weights = 1.0 / np.arange(1, count + 1, dtype=np.float64) ** settings.zipf
+    weights = 1.0 / np.arange(1, count + 1, dtype=np.float64) ** zipf
     reached = np.cumsum(weights) / weights.sum()
-    random = np.random.default_rng([settings.seed, index])
+    random = np.random.default_rng(seed)
 
     def draw() -> Iterator[list[int]]:
         while True:

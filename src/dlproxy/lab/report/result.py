@@ -87,6 +87,14 @@ class Scaling(Struct, kw_only=True):
     most: int
 
 
+class CacheUse(Struct, kw_only=True):
+    """Requests for one model that its cache answered, that joined another on its way, and that ran."""
+
+    hits: int
+    joined: int
+    misses: int
+
+
 class Result(Struct, kw_only=True):
     """One run. Keys of `latency_ms`: p50, p90, p99, p99_9, max, mean; they are of the requests that succeeded.
     `rate_rps`: successful answers per second. `goodput_rps`: those within the objective (all, if there is none), which the
@@ -123,6 +131,7 @@ class Result(Struct, kw_only=True):
     objective_share: float = 0.99
     instances: dict[str, Any] = {}
     scaling: dict[str, Scaling] = {}
+    cache: dict[str, CacheUse] = {}
     warnings: list[str] = []
     interrupted: bool = False
 

@@ -26,6 +26,7 @@ def table(result: Result) -> str:
         *_models(result),
         *_batches(result),
         *_scaling(result),
+        *_cache(result),
         *_faults(result),
         *_generator(result.generator),
         *_remarks(result),
@@ -132,6 +133,15 @@ def _scaling(result: Result) -> Iterator[str]:
         yield from _row(
             "instances", f"{name}: {mean:.2f} on average, at most {scaling.most}, {wording.count(scaling.changes, 'change')}"
         )
+
+
+def _cache(result: Result) -> Iterator[str]:
+    if result.cache:
+        yield ""
+    for name, use in result.cache.items():
+        of = use.hits + use.joined + use.misses
+        hits, joined, misses = (wording.share(part, of) for part in (use.hits, use.joined, use.misses))
+        yield from _row("cache", f"{name}: {hits} of {wording.count(of, 'request')} hit, {joined} joined another, {misses} ran")
 
 
 def _faults(result: Result) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from msgspec import Struct, structs
 
 from dlproxy.lab.report.result import Tally
+from dlproxy.lab.simulate.cache import SimulatedCache
 from dlproxy.lab.simulate.instance import SimulatedInstance
 from dlproxy.lab.simulate.service_times import ServiceTimes
 from dlproxy.message import FailureKind, Ticket
@@ -75,6 +76,7 @@ class Call(Struct, eq=False):
 
     Scheduling aims at `timeout_s` after its arrival; its client waits no longer than `patience_s`, and leaves after `leaves_s`.
     `heard_at`: when the lane of a recorded run heard of it, a little after it had come. `like`: the recorded ticket.
+    `key`: equal ones ask for the same; None: nobody else does.
     """
 
     model: str
@@ -86,6 +88,7 @@ class Call(Struct, eq=False):
     leaves_s: float = inf
     heard_at: float = -inf
     like: Ticket | None = None
+    key: int | None = None
 
 
 class Heap:
@@ -138,6 +141,7 @@ class SimulatedModel:
         self.taker: Taker | None = None  # where lanes take turns
         self.running: dict[int, str] = {}  # there: the instance of each batch
         self.arrived_rows = self.missed_rows = 0
+        self.cache: SimulatedCache | None = None
         self.hears: Hears | None = None
         self.wake: Callable[[float], None] | None = None  # where no instance is up, and a request has one started
         self.wakes_at = inf  # what the lane asked for last
@@ -210,8 +214,12 @@ class Node:
         if len(self._inbox) > 1:
             self._turn(None, now)
             return
-        model, ticket, _call = self._inbox.pop()
-        self._tell(model, Arrived(_parts(model, ticket)), now)
+        model, ticket, call = self._inbox.pop()
+        found = _look_up(model, ticket, call)
+        if found is None:
+            self._tell(model, Arrived(_parts(model, ticket)), now)
+        elif found:
+            self._answer(model, ticket, None, now)
 
     def happen(self, what: tuple[SimulatedModel, Event], now: float) -> None:
         """An event for a lane, which the loop gets to when it is free."""
@@ -236,6 +244,10 @@ class Node:
             now += self._costs.read_s
             self._worked_s += self._costs.read_s
             ticket.arrived_at, ticket.deadline_at, ticket.answer_by = now, now + call.timeout_s, now + call.patience_s
+            found = _look_up(model, ticket, call)
+            if found is not None:
+                now = self._answer(model, ticket, None, now) if found else now
+                continue
             tickets = gathered.setdefault(model.name, [])
             for part in _parts(model, ticket):
                 if part.follows and part.part_of not in model.split:  # the first ones were refused
@@ -293,6 +305,13 @@ class Node:
         return now
 
     def _end(self, model: SimulatedModel, ticket: Ticket, failure: FailureKind | None, now: float) -> float:
+        now = self._answer(model, ticket, failure, now)
+        if model.cache is not None:
+            for joined in model.cache.ended(ticket.part_of or ticket.id, failure):
+                now = self._answer(model, joined, failure, now)
+        return now
+
+    def _answer(self, model: SimulatedModel, ticket: Ticket, failure: FailureKind | None, now: float) -> float:
         now += self._costs.write_s
         self._worked_s += self._costs.write_s
         if model.hears is not None:
@@ -427,6 +446,10 @@ def _like(recorded: Ticket, ticket: Ticket, since_s: float) -> Ticket:
         deadline_at=ticket.deadline_at + since_s,
         answer_by=ticket.answer_by + since_s,
     )
+
+
+def _look_up(model: SimulatedModel, ticket: Ticket, call: Call) -> bool | None:
+    return None if model.cache is None or call.key is None else model.cache.look_up(call.key, ticket)
 
 
 def _parts(model: SimulatedModel, ticket: Ticket) -> list[Ticket]:

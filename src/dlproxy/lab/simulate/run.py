@@ -6,6 +6,7 @@ Called by cli/simulate.py, benchmarks and tests. Not aware of: the command line,
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from math import inf, isfinite
 from pathlib import Path
 from statistics import median
@@ -24,9 +25,11 @@ from dlproxy.instance.trial import Measured as Tried
 from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.lab.load.arrivals import Arrivals
-from dlproxy.lab.report.result import Result, Second, Tally, make_result, model_result
+from dlproxy.lab.load.payload import picks
+from dlproxy.lab.report.result import CacheUse, Result, Second, Tally, make_result, model_result
 from dlproxy.lab.report.wording import count, duration
 from dlproxy.lab.simulate.autoscale import SimulatedAutoscaler
+from dlproxy.lab.simulate.cache import SimulatedCache
 from dlproxy.lab.simulate.engine import Call, LoopCosts, SimulatedModel, Simulation, utilisation
 from dlproxy.lab.simulate.faults import Fault, FaultError, plan_fault
 from dlproxy.lab.simulate.machine import PARALLEL, Machine
@@ -87,7 +90,8 @@ class Scenario(Struct, kw_only=True):
 
     `rows`: of each request; shares weigh the models. `objective_s`: what is good, for the share `objective_share` of the
     answers; None leaves each model its own. `cores`: of each node, 0 for as many as its batches need. `requests`: instead of
-    made-up ones.
+    made-up ones. `keys`: distinct requests of each model, picked in turn or, with `zipf`, by Zipf's law; 0: all are. `cache`:
+    the policy and the answers that each model's cache has room for, on each node.
     """
 
     models: dict[str, ModelPlan]
@@ -105,6 +109,9 @@ class Scenario(Struct, kw_only=True):
     cores: int = 0
     parallel: float = PARALLEL
     requests: Callable[[], Iterable[Call]] | None = None
+    keys: int = 0
+    zipf: float | None = None
+    cache: tuple[str, int] | None = None
     setup: dict[str, Any] = field(default_factory=dict)
 
 
@@ -235,6 +242,7 @@ def simulate(scenario: Scenario, on_progress: Callable[[float], None] = lambda s
     result.instances = utilisation(simulation.nodes, tally.duration_s)
     result.scaling = {name: scaler.result() for name, scaler in simulation.scalers.items()}
     result.batch_sizes = _batch_sizes(simulation)
+    result.cache = _cache_use(simulation)
     result.models = {name: model_result(each) for name, each in simulation.tallies.items()}
     result.faults = [_what_it_did(fault, result.timeline) for fault in scenario.faults]
     result.interrupted, result.objective_share = interrupted, scenario.objective_share
@@ -299,6 +307,9 @@ def build(scenario: Scenario, tally: Tally) -> ByModel:
             )
             for name, model in scenario.models.items()
         ]
+        if scenario.cache is not None:
+            for simulated in models:
+                simulated.cache = SimulatedCache(*scenario.cache)
         _give_cores(scenario, models)
         node = simulation.add(f"node-{number}", models, scenario.costs)
         for simulated in models:
@@ -347,6 +358,7 @@ def make_calls(scenario: Scenario, on_progress: Callable[[float], None] = lambda
     timeouts_s = {name: min(scenario.timeout_s, model.plan.knobs.slo_s or inf) for name, model in scenario.models.items()}
     shares = np.cumsum([scenario.models[name].share for name in names])
     random = np.random.default_rng((scenario.seed, 1))
+    keys = {name: iter(_keys(scenario, number)) for number, name in enumerate(names)}
     for chunk in scenario.arrivals.chunks(scenario.duration_s):
         if len(names) == 1:
             chosen = [names[0]] * chunk.size
@@ -354,9 +366,13 @@ def make_calls(scenario: Scenario, on_progress: Callable[[float], None] = lambda
             indices = np.searchsorted(shares / shares[-1], random.random(chunk.size), side="right")
             chosen = [names[index] for index in indices.tolist()]
         for due_at, name in zip(chunk.tolist(), chosen, strict=True):
-            yield Call(name, rows, timeouts_s[name], due_at, patience_s=scenario.timeout_s)
+            yield Call(name, rows, timeouts_s[name], due_at, patience_s=scenario.timeout_s, key=next(keys[name]))
         if chunk.size:
             on_progress(float(chunk[-1]))
+
+
+def _keys(scenario: Scenario, number: int) -> Iterable[int | None]:
+    return picks(scenario.keys, scenario.zipf, (scenario.seed, 2, number)) if scenario.keys else repeat(None)
 
 
 def uniform(seed: int) -> Iterator[float]:
@@ -390,6 +406,19 @@ def _batch_sizes(simulation: Simulation) -> dict[int, int]:
     return dict(sorted(sizes.items()))
 
 
+def _cache_use(simulation: Simulation) -> dict[str, CacheUse]:
+    """By model, on all nodes."""
+    uses: dict[str, CacheUse] = {}
+    for node in simulation.nodes.values():
+        for model in node.models.values():
+            if model.cache is not None:
+                use = uses.setdefault(model.name, CacheUse(hits=0, joined=0, misses=0))
+                use.hits += model.cache.hits
+                use.joined += model.cache.joined
+                use.misses += model.cache.misses
+    return uses
+
+
 def _setup(scenario: Scenario) -> Mapping[str, Any]:
     costs = scenario.costs
     return {
@@ -419,4 +448,6 @@ def _setup(scenario: Scenario) -> Mapping[str, Any]:
             for name, model in scenario.models.items()
         },
         "faults": [fault.text for fault in scenario.faults],
+        **({"keys": scenario.keys, "zipf": scenario.zipf} if scenario.keys else {}),
+        **({"cache": f"{scenario.cache[0]}, {scenario.cache[1]} answers"} if scenario.cache else {}),
     }

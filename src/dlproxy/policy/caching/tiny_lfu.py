@@ -5,6 +5,7 @@ Made by make_cache(). Not aware of: what a value is, how old it is.
 
 from collections import OrderedDict
 from hashlib import blake2b
+from struct import Struct
 
 from dlproxy.policy.caching.cache import Entry, Key, Store, V
 
@@ -17,6 +18,7 @@ WIDTH = (
 )
 LEAST = 128  # entries
 _HALF = bytes(count >> 1 for count in range(256))
+_CUT = Struct("<4I").unpack
 
 
 class Sketch:
@@ -40,29 +42,27 @@ class Sketch:
                 self._rows = [row + row for row in self._rows]
 
     def add(self, key: Key) -> None:
-        bits, mask = _bits(key), len(self._rows[0]) - 1
-        for row in self._rows:
-            place = bits & mask
+        mask = len(self._rows[0]) - 1
+        for row, number in zip(self._rows, _numbers(key), strict=True):
+            place = number & mask
             count = row[place]
             if count < MOST:
                 row[place] = count + 1
-            bits >>= 32
         self._left -= 1
         if not self._left:
             self._rows = [row.translate(_HALF) for row in self._rows]
             self._left = SAMPLE * self._entries // 2
 
     def of(self, key: Key) -> int:
-        bits, mask = _bits(key), len(self._rows[0]) - 1
-        first, second, third, fourth = self._rows
-        return min(first[bits & mask], second[bits >> 32 & mask], third[bits >> 64 & mask], fourth[bits >> 96 & mask])
+        mask = len(self._rows[0]) - 1
+        return min([row[number & mask] for row, number in zip(self._rows, _numbers(key), strict=True)])
 
 
-def _bits(key: Key) -> int:
-    """128 random bits: a digest's own."""
+def _numbers(key: Key) -> tuple[int, ...]:
+    """Four random numbers of 32 bits: a digest's own."""
     if type(key) is not bytes or len(key) != 16:
         key = blake2b(repr(key).encode(), digest_size=16).digest()
-    return int.from_bytes(key, "little")
+    return _CUT(key)
 
 
 class WTinyLfu(Store[V]):

@@ -12,7 +12,7 @@ from msgspec import Struct
 from dlproxy.policy.caching.cache import Key
 
 REACH = 0.25  # of the budget: as many bytes of answers that have left are remembered, by their keys
-GHOSTS = 16_384  # keys at most, some 3 MB, however small the answers
+GHOSTS = 8_192  # keys at most, some 2 MB, however small the answers; then the reach is shorter
 LOOK_S = 5.0  # between two looks at what more bytes would have saved
 NEWEST = 0.2  # weight of the newest look in what is known: a memory of some five looks
 LEAST_ASKED = 20  # times that what had left was asked for, in the memory: what is moved on fewer is moved by chance
@@ -31,8 +31,9 @@ class Ghost:
     def __init__(self) -> None:
         self._left: OrderedDict[Key, tuple[int, float]] = OrderedDict()
         self._bytes = 0
+        self.reach = 0.0  # bytes
         self.asked = 0
-        self.lost_s = 0.0  # of compute, since the beginning, that a budget larger by its reach would have saved
+        self.lost_s = 0.0  # of compute, since the beginning, that a budget larger by the reach would have saved
 
     def __len__(self) -> int:
         return len(self._left)
@@ -44,11 +45,15 @@ class Ghost:
             self._bytes -= before[0]
         self._left[key] = (size, cost_s)
         self._bytes += size
-        while self._bytes > REACH * budget or len(self._left) > GHOSTS:
+        self.reach = REACH * budget
+        while self._bytes > REACH * budget:
             self._bytes -= self._left.popitem(last=False)[1][0]
+        if len(self._left) > GHOSTS:
+            self._bytes -= self._left.popitem(last=False)[1][0]
+            self.reach = float(self._bytes)
 
     def missed(self, key: Key) -> bool:
-        """A client asked for what is not there. Returns whether it was of late."""
+        """A client asked for what is not there. Returns whether it was there of late."""
         gone = self._left.pop(key, None)
         if gone is None:
             return False
@@ -64,18 +69,19 @@ class Ghost:
 
 
 class CacheStats(Struct, frozen=True):
-    """What is known of one model's cache: bytes in use, and `asked` and `lost_s` of its ghost, which only grow."""
+    """What is known of one model's cache: bytes in use, and what its ghost tells. `asked` and `lost_s` only grow."""
 
     used: int
     asked: int
     lost_s: float
+    reach: float
 
 
 class _Known(Struct):
     asked_before: int
     lost_before_s: float
     asked: float = 0.0  # in the memory
-    worth: float = 0.0  # seconds saved per second and byte, by a budget larger by REACH
+    worth: float = 0.0  # seconds saved per second and byte, by a larger budget
     bytes: float = 0.0
 
 
@@ -137,7 +143,7 @@ class BudgetShares:
             seen = stats[name]
             lost_s, asked = seen.lost_s - known.lost_before_s, seen.asked - known.asked_before
             known.lost_before_s, known.asked_before = seen.lost_s, seen.asked
-            worth = lost_s / seconds / max(REACH * known.bytes, 1.0)
+            worth = lost_s / seconds / max(seen.reach, 1.0)
             known.worth += NEWEST * (worth - known.worth)
             known.asked += asked - NEWEST * known.asked
 
