@@ -6,7 +6,7 @@ Not aware of: Prometheus, JSON. Durations are kept in seconds.
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from time import time
 from typing import Literal, get_args
@@ -134,16 +134,25 @@ class StreamStats:
             self.between.add(after_s, answers)
 
 
+class CacheSize(Struct, frozen=True):
+    """What a result cache keeps, and may keep."""
+
+    entries: int = 0
+    bytes: int = 0
+    budget_bytes: int = 0
+
+
 class CacheCounts:
     """Of requests that met the result cache, and of what it keeps. `hit_s`, `miss_s`: seconds of looking up.
 
     `joined`: their answer was under way for others. `bypassed`: their clients wanted no part in it. `shared`: of the misses,
-    those that another node had the answer to.
+    those that another node had the answer to. `size`: how large it is now.
     """
 
-    __slots__ = ("bypassed", "evicted", "expired", "hit_s", "hits", "joined", "miss_s", "misses", "shared")
+    __slots__ = ("bypassed", "evicted", "expired", "hit_s", "hits", "joined", "miss_s", "misses", "shared", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, size: Callable[[], CacheSize] = CacheSize) -> None:
+        self.size = size
         self.hits = self.misses = self.joined = self.bypassed = self.evicted = self.expired = self.shared = 0
         self.hit_s = self.miss_s = 0.0
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, Literal, Protocol
 
+import msgspec
 from msgspec import Struct
 
 from dlproxy.message import Failure, FailureKind, Request, Response, Tensor, Timing
@@ -17,7 +18,7 @@ from dlproxy.policy.caching import CachePolicy
 from dlproxy.serve.caching.keys import Key, MakeKey
 from dlproxy.serve.driver import timer_delay_s
 from dlproxy.service import ReplyTo, Service
-from dlproxy.telemetry.stats import CacheCounts, ModelStats
+from dlproxy.telemetry.stats import CacheCounts, CacheSize, ModelStats
 
 ENTRY_BYTES = 1000  # that an answer takes beside its outputs' elements: measured, of one output
 OF_ONE = frozenset(
@@ -102,7 +103,7 @@ class CacheLayer:
         self.inner = inner
         self.cache = cache
         self.stats = stats
-        self.counts = stats.cache = CacheCounts()
+        self.counts = stats.cache = CacheCounts(self.size)
         self.last_hit_at = -inf
         self.clock = clock
         self.watch = watch
@@ -156,14 +157,16 @@ class CacheLayer:
         """Bytes that its answers may take from now on."""
         self.counts.evicted += len(self.cache.resize(budget))
 
+    def size(self) -> CacheSize:
+        return CacheSize(len(self.cache), self.cache.used, self.cache.budget)
+
     def state(self) -> dict[str, Any]:
-        """JSON."""
-        cache, counts = self.cache, self.counts
+        """JSON. `on`: whether answers are kept and looked up now."""
+        counts = self.counts
         looked_up = counts.hits + counts.joined + counts.misses
         return {
-            "entries": len(cache),
-            "bytes": cache.used,
-            "budget_bytes": cache.budget,
+            "on": self.watch is None or self.watch.on,
+            **msgspec.structs.asdict(self.size()),
             "hit_ratio": round(counts.hits / looked_up, 4) if looked_up else None,
             **{name: getattr(counts, name) for name in ("hits", "misses", "joined", "bypassed", "evicted", "expired")},
         }
