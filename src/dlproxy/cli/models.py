@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
-    from dlproxy.cli.control_port import ControlPort, InstanceState, ModelState, ScalingState
+    from dlproxy.cli.control_port import CacheState, ControlPort, InstanceState, ModelState, ScalingState
 
     Ask: TypeAlias = Callable[[ControlPort, argparse.Namespace], Any]
     View: TypeAlias = Callable[[list[ModelState], argparse.Namespace], Iterator[str]]
@@ -251,6 +251,8 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
     yield f"  running  {model.running_batches} batches, each of at most {model.batch_limit_rows} rows"
     if model.streams is not None:
         yield f"  streams  {model.streams.open} open, {model.streams.parts} parts sent"
+    if model.cache is not None:
+        yield f"  cache    {_remembered(model.cache)}"
     yield f"  waiting  {model.queued_requests} requests, {model.queued_rows} rows"
     if model.autoscale is not None:
         yield f"  scaling  {_scaling(model.autoscale)}"
@@ -258,6 +260,12 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
     yield from table([INSTANCE_HEADINGS, *map(_instance_row, model.instances)])
     yield ""
     yield from table([("knob", "value"), *((name, _value(model, name)) for name in model.knobs)])
+
+
+def _remembered(cache: "CacheState") -> str:
+    on = "on" if cache.on else "off for now"
+    ratio = "" if cache.hit_ratio is None else f", {cache.hit_ratio:.1%} of the requests were hits"
+    return f"{on}, {cache.entries} answers in {cache.bytes / 2**20:.1f} of {cache.budget_bytes / 2**20:.0f} MiB{ratio}"
 
 
 def _value(model: "ModelState", knob: str) -> str:

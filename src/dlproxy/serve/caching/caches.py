@@ -24,7 +24,7 @@ class Caches:
         self._config = config
         self._clock = clock
         self._seed = randbits(64)
-        self._layers: dict[CacheLayer, str] = {}
+        self._layers: dict[CacheLayer, tuple[str, ModelConfig]] = {}
 
     def __iter__(self) -> "Iterator[CacheLayer]":
         return iter(list(self._layers))
@@ -48,7 +48,7 @@ class Caches:
             ttl_s=config.cache_ttl_s or inf,
         )
         layer.on_close = lambda: self._leave(layer)
-        self._layers[layer] = name
+        self._layers[layer] = name, config
         self._share_out()
         return layer
 
@@ -64,8 +64,12 @@ class Caches:
 
     def clear(self, name: str = "") -> int:
         """Forget the answers of this model, or of all; returns how many."""
-        return sum(layer.clear() for layer, of in self._layers.items() if name in ("", of))
+        return sum(layer.clear() for layer, (of, _) in self._layers.items() if name in ("", of))
 
     def states(self, name: str = "") -> list[dict[str, Any]]:
         """JSON: what each keeps, and what that did."""
-        return [{"model": of, **layer.state()} for layer, of in self._layers.items() if name in ("", of)]
+        return [
+            {"name": of, "version": config.version, "mode": config.cache, "ttl_s": config.cache_ttl_s, **layer.state()}
+            for layer, (of, config) in self._layers.items()
+            if name in ("", of)
+        ]
