@@ -131,7 +131,7 @@ def test_models_of_the_command_line_remember(capsys: pytest.CaptureFixture[str])
         (["m=sleep:base=1ms", "--cache", "yes"], ["--cache: ", "'yes'", "on"]),
         (["m=sleep:base=1ms", "--cache-ttl-s", "5"], ["cache_ttl_s", "no effect", "cache"]),
         (["m=sleep:base=1ms", "--cache", "on", "--cache-ttl-s", "-1"], ["--cache-ttl-s: ", ">= 0"]),
-        (["m=sleep:base=1ms", "--cache-policy", "mru"], ["--cache-policy: ", "s3-fifo"]),
+        (["m=sleep:base=1ms", "--cache-policy", "mru"], ["--cache-policy: 'mru'", "did you mean 'lru'?"]),
         (["m=sleep:base=1ms", "--cache-memory-mb", "0"], ["--cache-memory-mb: ", ">= 1"]),
     ],
 )
