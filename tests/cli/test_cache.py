@@ -64,7 +64,9 @@ def ask(server: ServerProcess, number: float, **headers: str) -> str:
         return str(reply.headers["x-dlproxy-cache"])
 
 
-def test_what_is_remembered_stands_in_a_table_and_can_be_cleared(server: ServerProcess, cache: Callable[..., list[str]]) -> None:
+def test_what_is_remembered_stands_in_a_table_and_can_be_cleared(
+    server: ServerProcess, cache: Callable[..., list[str]]
+) -> None:
     before = json.loads("\n".join(cache("show", "digits", "--json")))[0]
     assert [ask(server, number) for number in (1.0, 2.0, 1.0, 1.0)] == ["miss", "miss", "hit", "hit"]
     assert ask(server, 1.0, **{"cache-control": "no-store"}) == "bypass"

@@ -79,9 +79,7 @@ class Doors:
             ServerConfig(repository=str(folder), repository_mode="explicit"), self.control.change, wall_ns=much_later
         )
         operations = ServerOperations(self.control, self.control._models, repository)  # type: ignore[arg-type]
-        self.port = control_app(
-            Catalog(), lambda: 0, operations, Autopilot(monotonic), Caches(CacheConfig(), monotonic)
-        )
+        self.port = control_app(Catalog(), lambda: 0, operations, Autopilot(monotonic), Caches(CacheConfig(), monotonic))
         clients = ServerRepository(self.control, repository, "explicit")
         self.app = OipApp(Catalog(), HttpLimits(), clock=lambda: 0.0, server_timing=False, repository=clients)
         self.site: Running

@@ -164,9 +164,7 @@ def _config(args: argparse.Namespace) -> "Config":
         knobs={name: value for name in ("cache", "cache_ttl_s") if (value := getattr(args, name)) is not None},
         others=bool(server.repository or server.store),
     )
-    config = msgspec.structs.replace(
-        config, server=server, tls=tls, auth=auth, autopilot=autopilot, cache=cache, models=models
-    )
+    config = msgspec.structs.replace(config, server=server, tls=tls, auth=auth, autopilot=autopilot, cache=cache, models=models)
     for warning in [*warnings, *weights_without_effect(config)]:
         complain(warning)
     return config

@@ -1,6 +1,6 @@
 """The metrics page: reads the models' counters when it is scraped, so that counting costs the hot path plain ints only.
 
-`nv_inference_*` and `nv_cache_*` are Triton's names, which Model Analyzer, KEDA scalers and dashboards read; `dlproxy_*` are ours.
+`nv_inference_*`, `nv_cache_*` are Triton's names, which Model Analyzer, KEDA scalers and dashboards read; `dlproxy_*` are ours.
 Called by wire/control/http.py. Not aware of: HTTP.
 """
 
@@ -39,8 +39,16 @@ _PHASES = (  # in Triton's words and ours
 _TRITON_CACHE: tuple[tuple[str, str, Callable[[CacheCounts], float]], ...] = (
     ("nv_cache_num_hits_per_model", "Requests that were answered from the result cache", lambda counts: counts.hits),
     ("nv_cache_num_misses_per_model", "Requests that the result cache had no answer to", lambda counts: counts.misses),
-    ("nv_cache_hit_duration_per_model", "Microseconds of looking up answers that were there", lambda counts: counts.hit_s * 1e6),
-    ("nv_cache_miss_duration_per_model", "Microseconds of looking up answers that were not", lambda counts: counts.miss_s * 1e6),
+    (
+        "nv_cache_hit_duration_per_model",
+        "Microseconds of looking up answers that were there",
+        lambda counts: counts.hit_s * 1e6,
+    ),
+    (
+        "nv_cache_miss_duration_per_model",
+        "Microseconds of looking up answers that were not",
+        lambda counts: counts.miss_s * 1e6,
+    ),
 )
 _CACHE_COUNTERS = {
     "evicted": "Answers that left the result cache for others, or were not taken in",
