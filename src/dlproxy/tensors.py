@@ -173,6 +173,7 @@ class Answer(dict[str, NDArray[Any]]):
 def to_values(tensor: Tensor, *, text: bool) -> NDArray[Any]:
     """For a Python caller: as `to_array` has it, but BF16 as float32."""
     array = to_array(tensor.dtype, tensor.shape, tensor.data, text=text)
+    array.flags.writeable = False  # requests that ask the same may have one answer
     return bf16_to_fp32(array) if tensor.dtype is DType.BF16 else array
 
 

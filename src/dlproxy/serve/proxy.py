@@ -261,12 +261,12 @@ def _request(endpoint: Endpoint, inputs: Mapping[str, Any], outputs: Sequence[st
 
 
 def _arrays(endpoint: Endpoint, request: Request, outputs: Sequence[Tensor], cache: str = "") -> Answer:
-    specs, answer = endpoint.model.signature.outputs, Answer(cache=cache)
-    for index, tensor in zip(request.outputs, outputs, strict=True):
-        array = tensors.to_values(tensor, text=specs[index].text)
-        array.flags.writeable = False  # joined requests have one answer
-        answer[tensor.name] = array
-    return answer
+    specs = endpoint.model.signature.outputs
+    arrays = {
+        tensor.name: tensors.to_values(tensor, text=specs[index].text)
+        for index, tensor in zip(request.outputs, outputs, strict=True)
+    }
+    return Answer(arrays, cache)
 
 
 def _closed() -> InferenceError:
