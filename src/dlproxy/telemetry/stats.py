@@ -185,6 +185,7 @@ class ModelStats:
         self.elements = {"real": 0, "padding": 0}  # rows times length of batches that may be padded
         self.streams: StreamStats | None = None  # None: the model answers at once
         self.cache: CacheCounts | None = None  # None: answers are not remembered
+        self.remembered = 0  # of `request`, those whose answers were computed for others
         self.last_at_ms = 0
         self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now
         self.instance_changes: dict[InstanceChange, int] = dict.fromkeys(get_args(InstanceChange), 0)
@@ -204,10 +205,16 @@ class ModelStats:
             reader.add([seconds])
 
     def request_remembered(self, seconds: float) -> None:
-        """A request has an answer that was computed for another."""
+        """A request has an answer that was computed for another. How quick that was says nothing of the model: readers do not
+        hear of it.
+        """
+        self.remembered += 1
         self.request.add(seconds)
-        for reader in self.readers:
-            reader.add([seconds])
+
+    @property
+    def computed(self) -> int:
+        """Requests whose answers were computed for them."""
+        return self.request.count - self.remembered
 
     def batch_padded(self, tickets: Sequence[Ticket]) -> None:
         """What a batch held, of requests of any length, and what was filled up."""
