@@ -275,6 +275,7 @@ async def test_our_clients_parts_say_it_too(server: CachingServer) -> None:
 
 def test_every_protocol_takes_it(server: CachingServer) -> None:
     for ask in (by_typed_grpc, by_tfs_grpc, by_tfs_rest, by_predict, by_generate):
+        server.forget()
         run = server.infer(X)[2]
         assert ask(server, "no-cache") == ("miss", [3.0, 4.0], run + 1)
         assert ask(server, "no-store") == ("bypass", [3.0, 4.0], run + 2)
