@@ -326,3 +326,12 @@ def test_metrics_and_statistics_count_alike(server: CachingServer) -> None:
     assert 1000 < server.metric("dlproxy_cache_bytes", model="m") < 3000
     assert server.metric("dlproxy_cache_budget_bytes", model="m") > 2**20
     assert server.metric("nv_cache_hit_duration_per_model", model="m") > 0
+
+
+def test_the_configuration_says_that_a_model_remembers(server: CachingServer) -> None:
+    for model, expected in (("m", {"enable": True}), ("off", None)):
+        with urlopen(f"http://{server.address}/v2/models/{model}/config", timeout=HANG_S) as reply:
+            assert json.load(reply).get("response_cache") == expected
+        asked = oip.ModelConfigRequest(name=model)
+        _, told = called(server.grpc_port, f"{SERVICE}/ModelConfig", asked, oip.ModelConfigResponse)
+        assert told.config.response_cache.enable is bool(expected)
