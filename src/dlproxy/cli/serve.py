@@ -222,6 +222,9 @@ def _describe(model: "LoadedModel") -> list[str]:
     ]
     config = model.control.config
     aims = [str(config.goal), *(f"priority {priority}: {text}" for priority, text in config.slo_by_priority.items())]
+    if model.cache is not None:
+        ttl = f" for {config.cache_ttl_s:g} s" if config.cache_ttl_s else ""
+        lines.append(f"  cache    {config.cache}, answers are remembered{ttl}")
     if any(aims):
         lines.append(f"  target   {'; '.join(filter(None, aims))}")
     return lines + [f"  warning  {problem}" for problem in (*model.unmet(), calibration.warning) if problem]

@@ -3,6 +3,7 @@
 Held by serve/models.py, asked by assemble.py for the layer of a model that is loaded. Not aware of: lanes, protocols.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from math import inf
 from secrets import randbits
@@ -15,6 +16,8 @@ from dlproxy.telemetry.stats import ModelStats
 
 if TYPE_CHECKING:
     from dlproxy.serve.caching.layer import CacheLayer
+
+log = logging.getLogger(__name__)
 
 
 class Caches:
@@ -33,7 +36,10 @@ class Caches:
         self, inner: Service, name: str, config: ModelConfig, signature: Signature, stats: ModelStats
     ) -> "CacheLayer | None":
         """The layer before this version of a model; None where none is wanted, or answers come in parts."""
-        if config.cache == "off" or signature.streams:
+        if config.cache == "off":
+            return None
+        if signature.streams:
+            log.warning("model %s: cache = %r has no effect: it answers in parts, which are not remembered", name, config.cache)
             return None
         from dlproxy.policy.caching import make_cache  # most servers start without any
         from dlproxy.serve.caching.keys import Keys
