@@ -160,7 +160,7 @@ def shape_of_flat(declared: Sequence[int], count: int) -> tuple[int, ...] | None
 
 class Answer(dict[str, NDArray[Any]]):
     """Read-only arrays by the names of outputs. `cache`: what the server's result cache had to do with it, which is hit, miss,
-    joined or bypass; empty if nothing, or if the server does not say.
+    joined, partial or bypass; empty if nothing, or if the server does not say.
     """
 
     __slots__ = ("cache",)

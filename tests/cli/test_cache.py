@@ -91,7 +91,7 @@ def test_a_model_shows_what_it_remembers(server: ServerProcess, capsys: pytest.C
     port = ControlPort(control)
     (shown,) = port.states(port.model("digits"))
     assert isinstance(shown.cache, CacheState)
-    assert (shown.cache.mode, shown.cache.on, shown.cache.budget_bytes) == ("on", True, 3 * 2**20)
+    assert (shown.cache.state, shown.cache.ttl_s, shown.cache.budget_bytes) == ("on", 0.0, 3 * 2**20)
 
 
 def test_a_model_that_remembers_nothing_says_so(cache: Callable[..., list[str]]) -> None:
@@ -124,7 +124,7 @@ def test_models_of_the_command_line_remember(capsys: pytest.CaptureFixture[str])
         control = f"http://127.0.0.1:{process.control_port}"
         assert main(["models", "show", "m", "--json", "--control", control]) == 0
         shown = json.loads(capsys.readouterr().out)
-    assert (shown["cache"]["mode"], shown["cache"]["ttl_s"]) == ("on", 60.0)
+    assert (shown["cache"]["state"], shown["cache"]["ttl_s"]) == ("on", 60.0)
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,8 @@ def test_result_caches_are_shown_of_models_that_have_one() -> None:
     model, other = busy_model(), Model("other")
     counts = model.stats.cache = CacheCounts(lambda: CacheSize(entries=3, bytes=4500, budget_bytes=2**20))
     counts.hits, counts.misses, counts.joined, counts.bypassed = 5, 4, 3, 2
-    counts.evicted, counts.expired, counts.shared = 7, 6, 1
+    counts.evicted, counts.expired, counts.shared, counts.known_rows = 7, 6, 1, 8
+    counts.rechecks["different"] = 9
     counts.hit_s, counts.miss_s = 0.25, 0.5
     page = Page(model, other)
     assert {name for name, _ in page.values if name.startswith("nv_")} == TRITON | TRITON_CACHE
@@ -168,7 +169,9 @@ def test_result_caches_are_shown_of_models_that_have_one() -> None:
     assert page.of("nv_cache_miss_duration_per_model") == 500_000
     results = {"hit": 5, "miss": 4, "joined": 3, "bypass": 2}
     assert {result: page.of("dlproxy_cache_requests_total", result=result) for result in results} == results
-    assert [page.of(f"dlproxy_cache_{name}_total") for name in ("evicted", "expired", "shared")] == [7, 6, 1]
+    assert [page.of(f"dlproxy_cache_{name}_total") for name in ("evicted", "expired", "shared", "known_rows")] == [7, 6, 1, 8]
+    assert page.of("dlproxy_cache_rechecked_answers_total", result="different") == 9
+    assert page.of("dlproxy_cache_rechecked_answers_total", result="same") == 0
     assert [page.of(f"dlproxy_cache_{name}") for name in ("entries", "bytes", "budget_bytes")] == [3, 4500, 2**20]
     assert not [name for name, labels in page.values if "_cache_" in name and ("model", "other") in labels]
 

@@ -61,17 +61,12 @@ def _row(cache: "CacheState") -> tuple[str, ...]:
     return (
         cache.name,
         cache.version,
-        _mode(cache),
+        cache.state,
         str(cache.entries),
         _memory(cache),
         *map(str, (cache.hits, cache.joined, cache.misses, cache.bypassed)),
         "" if cache.hit_ratio is None else f"{cache.hit_ratio:.1%}",
     )
-
-
-def _mode(cache: "CacheState") -> str:
-    """on, or what auto has decided."""
-    return cache.mode if cache.mode != "auto" else f"auto: {'on' if cache.on else 'off'}"
 
 
 def _memory(cache: "CacheState") -> str:

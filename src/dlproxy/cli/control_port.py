@@ -71,13 +71,12 @@ class StreamsState(Struct):
 
 
 class CacheState(Struct):
-    """What a version of a model remembers. `mode`, `ttl_s`: its knobs; `on`: whether answers are kept and looked up now;
-    `hit_ratio`: None before the first look-up. `name` and `version` are empty where a ModelState has it.
+    """What a version of a model remembers. `state`: on, or what auto has decided; `ttl_s`: its knob; `hit_ratio`: None before the
+    first look-up. `name` and `version` are empty where a ModelState has it.
     """
 
-    mode: str
+    state: str
     ttl_s: float
-    on: bool
     entries: int
     bytes: int
     budget_bytes: int

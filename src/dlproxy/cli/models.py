@@ -263,9 +263,8 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
 
 
 def _remembered(cache: "CacheState") -> str:
-    on = "on" if cache.on else "off for now"
     ratio = "" if cache.hit_ratio is None else f", {cache.hit_ratio:.1%} of the requests were hits"
-    return f"{on}, {cache.entries} answers in {cache.bytes / 2**20:.1f} of {cache.budget_bytes / 2**20:.0f} MiB{ratio}"
+    return f"{cache.state}, {cache.entries} answers in {cache.bytes / 2**20:.1f} of {cache.budget_bytes / 2**20:.0f} MiB{ratio}"
 
 
 def _value(model: "ModelState", knob: str) -> str:

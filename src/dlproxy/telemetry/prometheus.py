@@ -54,6 +54,7 @@ _CACHE_COUNTERS = {
     "evicted": "Answers that left the result cache for others, or were not taken in",
     "expired": "Answers that were found, and were too old",
     "shared": "Misses that another node had the answer to",
+    "known_rows": "Rows that were remembered, of requests of several rows",
 }
 _CACHE_GAUGES = {
     "entries": "Answers in the result cache",
@@ -214,7 +215,15 @@ class ModelCollector(Collector):
             results = {"hit": counts.hits, "miss": counts.misses, "joined": counts.joined, "bypass": counts.bypassed}
             for result, times in results.items():
                 requests.add_metric((model.name, model.version, result), times)
-        yield requests
+        rechecks = CounterMetricFamily(
+            "dlproxy_cache_rechecked_answers",
+            "Remembered answers that were computed again to compare, and were the same or different",
+            labels=(*_LABELS, "result"),
+        )
+        for model, counts in models:
+            for result, times in counts.rechecks.items():
+                rechecks.add_metric((model.name, model.version, result), times)
+        yield from (requests, rechecks)
         for name, what in _CACHE_COUNTERS.items():
             counter = CounterMetricFamily(f"dlproxy_cache_{name}", what, labels=_LABELS)
             for model, counts in models:

@@ -146,15 +146,29 @@ class CacheCounts:
     """Of requests that met the result cache, and of what it keeps. `hit_s`, `miss_s`: seconds of looking up.
 
     `joined`: their answer was under way for others. `bypassed`: their clients wanted no part in it. `shared`: of the misses,
-    those that another node had the answer to. `size`: how large it is now.
+    those that another node had the answer to. `known_rows`: of requests of several rows. `size`: how large it is now.
     """
 
-    __slots__ = ("bypassed", "evicted", "expired", "hit_s", "hits", "joined", "miss_s", "misses", "shared", "size")
+    __slots__ = (
+        "bypassed",
+        "evicted",
+        "expired",
+        "hit_s",
+        "hits",
+        "joined",
+        "known_rows",
+        "miss_s",
+        "misses",
+        "rechecks",
+        "shared",
+        "size",
+    )
 
     def __init__(self, size: Callable[[], CacheSize] = CacheSize) -> None:
         self.size = size
-        self.hits = self.misses = self.joined = self.bypassed = self.evicted = self.expired = self.shared = 0
+        self.hits = self.misses = self.joined = self.bypassed = self.evicted = self.expired = self.shared = self.known_rows = 0
         self.hit_s = self.miss_s = 0.0
+        self.rechecks = {"same": 0, "different": 0}  # answers that were known, computed again
 
 
 class ModelStats:

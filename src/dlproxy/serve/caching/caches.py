@@ -75,7 +75,7 @@ class Caches:
     def states(self, name: str = "") -> list[dict[str, Any]]:
         """JSON: what each keeps, and what that did."""
         return [
-            {"name": of, "version": config.version, "mode": config.cache, "ttl_s": config.cache_ttl_s, **layer.state()}
+            {"name": of, "version": config.version, "ttl_s": config.cache_ttl_s, **layer.state()}
             for layer, (of, config) in self._layers.items()
             if name in ("", of)
         ]

@@ -161,11 +161,11 @@ class CacheLayer:
         return CacheSize(len(self.cache), self.cache.used, self.cache.budget)
 
     def state(self) -> dict[str, Any]:
-        """JSON. `on`: whether answers are kept and looked up now."""
+        """JSON."""
         counts = self.counts
         looked_up = counts.hits + counts.joined + counts.misses
         return {
-            "on": self.watch is None or self.watch.on,
+            "state": "on" if self.watch is None or self.watch.on else "off",
             **msgspec.structs.asdict(self.size()),
             "hit_ratio": round(counts.hits / looked_up, 4) if looked_up else None,
             **{name: getattr(counts, name) for name in ("hits", "misses", "joined", "bypassed", "evicted", "expired")},

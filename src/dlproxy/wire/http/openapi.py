@@ -178,7 +178,7 @@ HEADERS: dict[str, Schema] = {
     "Server-Timing": {"description": "milliseconds in the queue, gathering, and in the model", "schema": {"type": "string"}},
     "x-dlproxy-cache": {
         "description": "where answers are remembered: what there was for this request",
-        "schema": {"type": "string", "enum": ["hit", "miss", "joined", "bypass"]},
+        "schema": {"type": "string", "enum": ["hit", "miss", "joined", "partial", "bypass"]},
     },
     "Inference-Header-Content-Length": {
         "description": "bytes of JSON, where outputs are binary",
