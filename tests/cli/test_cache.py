@@ -74,7 +74,7 @@ def test_what_is_remembered_stands_in_a_table_and_can_be_cleared(
     wanted = ("model", "version", "cache", "answers", "memory", "hits", "joined", "misses", "bypassed", "hit ratio")
     assert re.split(r"  +", headings) == list(wanted)
     hits, misses, bypassed = before["hits"] + 2, before["misses"] + 2, before["bypassed"] + 1
-    assert re.fullmatch(rf"digits +1 +on +2 +0.0 of 3 MiB +{hits} +0 +{misses} +{bypassed} +\d+\.\d%", row)
+    assert re.fullmatch(rf"digits +1 +on +2 +[12].\d+ KiB of 3 MiB +{hits} +0 +{misses} +{bypassed} +\d+\.\d%", row)
     assert cache("show") == cache("show", "digits") == cache(), "the fixture clears once"
     assert cache("clear", "digits") == ["2 answers forgotten"]
     assert ask(server, 2.0) == "miss"
@@ -82,12 +82,15 @@ def test_what_is_remembered_stands_in_a_table_and_can_be_cleared(
     assert json.loads("\n".join(cache("clear", "--json"))) == {"forgotten": 0}
 
 
-def test_a_model_shows_what_it_remembers(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_shows_what_it_remembers(
+    server: ServerProcess, cache: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache("clear")
     ask(server, 7.0)
     control = f"http://127.0.0.1:{server.control_port}"
     assert main(["models", "show", "digits", "--control", control]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  cache ")]
-    assert re.fullmatch(r"  cache    on, \d+ answers in 0.0 of 3 MiB, \d+.\d% of the requests were hits", line)
+    assert re.fullmatch(r"  cache    on, 1 answer in 1004 B of 3 MiB, \d+.\d% of the requests were hits", line)
     port = ControlPort(control)
     (shown,) = port.states(port.model("digits"))
     assert isinstance(shown.cache, CacheState)
@@ -124,6 +127,7 @@ def test_models_of_the_command_line_remember(capsys: pytest.CaptureFixture[str])
         control = f"http://127.0.0.1:{process.control_port}"
         assert main(["models", "show", "m", "--json", "--control", control]) == 0
         shown = json.loads(capsys.readouterr().out)
+    assert "  cache    answers are remembered for 60 s\n" in process.report
     assert (shown["cache"]["state"], shown["cache"]["ttl_s"]) == ("on", 60.0)
 
 

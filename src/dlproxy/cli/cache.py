@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dlproxy.cli.models import add_options, shown, table
+from dlproxy.cli.models import add_options, shown, size, table
 from dlproxy.cli.terminal import Commands
 
 if TYPE_CHECKING:
@@ -63,16 +63,10 @@ def _row(cache: "CacheState") -> tuple[str, ...]:
         cache.version,
         cache.state,
         str(cache.entries),
-        _memory(cache),
+        f"{size(cache.bytes)} of {size(cache.budget_bytes)}",
         *map(str, (cache.hits, cache.joined, cache.misses, cache.bypassed)),
         "" if cache.hit_ratio is None else f"{cache.hit_ratio:.1%}",
     )
-
-
-def _memory(cache: "CacheState") -> str:
-    """What is used of what may be, in one unit."""
-    unit, size = ("GiB", 2**30) if cache.budget_bytes >= 10 * 2**30 else ("MiB", 2**20)
-    return f"{cache.bytes / size:.1f} of {cache.budget_bytes / size:.0f} {unit}"
 
 
 def _cleared(port: "ControlPort", told: Any, args: argparse.Namespace) -> Iterator[str]:

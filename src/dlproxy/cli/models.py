@@ -264,7 +264,8 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
 
 def _remembered(cache: "CacheState") -> str:
     ratio = "" if cache.hit_ratio is None else f", {cache.hit_ratio:.1%} of the requests were hits"
-    return f"{cache.state}, {cache.entries} answers in {cache.bytes / 2**20:.1f} of {cache.budget_bytes / 2**20:.0f} MiB{ratio}"
+    answers = f"{cache.entries} answer{'' if cache.entries == 1 else 's'}"
+    return f"{cache.state}, {answers} in {size(cache.bytes)} of {size(cache.budget_bytes)}{ratio}"
 
 
 def _value(model: "ModelState", knob: str) -> str:
@@ -322,6 +323,14 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def size(count: int) -> str:
+    """So many bytes."""
+    for unit, bytes_ in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= bytes_:
+            return f"{count / bytes_:.4g} {unit}"
+    return f"{count} B"
 
 
 def toml(value: Any) -> str:

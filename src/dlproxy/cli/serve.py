@@ -224,7 +224,7 @@ def _describe(model: "LoadedModel") -> list[str]:
     aims = [str(config.goal), *(f"priority {priority}: {text}" for priority, text in config.slo_by_priority.items())]
     if model.cache is not None:
         ttl = f" for {config.cache_ttl_s:g} s" if config.cache_ttl_s else ""
-        lines.append(f"  cache    {config.cache}, answers are remembered{ttl}")
+        lines.append(f"  cache    answers are remembered{ttl}{' while that pays' if config.cache == 'auto' else ''}")
     if any(aims):
         lines.append(f"  target   {'; '.join(filter(None, aims))}")
     return lines + [f"  warning  {problem}" for problem in (*model.unmet(), calibration.warning) if problem]
