@@ -60,6 +60,17 @@ async def test_callers_that_share_an_answer_cannot_change_it(proxy: Proxy) -> No
             answer["probabilities"][:] = 0.0
 
 
+@pytest.mark.parametrize(("by_tenant", "caches"), [(False, ["miss", "hit", "hit"]), (True, ["miss", "miss", "hit"])])
+async def test_tenants_share_no_answers_where_that_is_wanted(by_tenant: bool, caches: list[str]) -> None:
+    async with Proxy([Model(models.DIGITS, threads=1, cache="on", cache_by_tenant=by_tenant)]) as proxy:
+        found = [(await proxy.infer("digits", IMAGE, tenant=tenant)).cache for tenant in ("shop", "bank", "shop")]
+        assert found == caches
+        one, other = await asyncio.gather(
+            *[proxy.infer("digits", {"image": IMAGE["image"] * 2}, tenant=tenant) for tenant in ("shop", "bank")]
+        )
+        assert (one.cache, other.cache) == ("miss", "miss" if by_tenant else "joined")
+
+
 def test_settings_of_the_cache_are_checked() -> None:
     with pytest.raises(ConfigError, match="cache: there is no setting 'memory_md'; did you mean 'memory_mb'"):
         Proxy(cache={"memory_md": 3})
