@@ -1,4 +1,4 @@
-"""The result cache of a real server, as its clients meet it: one answer through every door, and what they say and hear of it."""
+"""The result cache of a real server, as clients meet it: one answer through every door, and what they say and hear of it."""
 
 import json
 import re
@@ -78,8 +78,9 @@ class CachingServer(ServerProcess):
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CachingServer]:
-    with CachingServer(tmp_path_factory.mktemp("cached")) as process:
-        yield process
+    server = CachingServer(tmp_path_factory.mktemp("cached"))
+    with server:
+        yield server
 
 
 @pytest.fixture

@@ -74,9 +74,9 @@ async def test_tenants_share_no_answers_where_that_is_wanted(by_tenant: bool, ca
 def test_settings_of_the_cache_are_checked() -> None:
     with pytest.raises(ConfigError, match="cache: there is no setting 'memory_md'; did you mean 'memory_mb'"):
         Proxy(cache={"memory_md": 3})
-    with pytest.raises(ConfigError, match="cache: memory_mb: .*>= 1"):
+    with pytest.raises(ConfigError, match=r"cache: memory_mb: .*>= 1"):
         Proxy(cache={"memory_mb": 0})
-    with pytest.raises(ConfigError, match="cache: policy: 'lry'.*did you mean 'lru'"):
+    with pytest.raises(ConfigError, match=r"cache: policy: 'lry'.*did you mean 'lru'"):
         Proxy(cache={"policy": "lry"})
 
 

@@ -71,8 +71,8 @@ class StreamsState(Struct):
 
 
 class CacheState(Struct):
-    """What a version of a model remembers. `state`: on, or what auto has decided; `ttl_s`: its knob; `hit_ratio`: None before the
-    first look-up. `name` and `version` are empty where a ModelState has it.
+    """What a version of a model remembers. `state`: on, or what auto has decided; `ttl_s`: its knob; `hit_ratio`: None before
+    the first look-up. `name` and `version` are empty where a ModelState has it.
     """
 
     state: str

@@ -250,8 +250,8 @@ def test_one_warning_names_all() -> None:
         + 'optimization { cuda { graphs: true } }\nmetric_tags { key: "a" value: "b" }\ninput { name: "x" optional: true }'
     )
     assert warnings == [
-        "its Triton configuration sets what has no effect here: metric_tags, optimization.cuda, optional of x (unless the model "
-        "has a default for it)"
+        "its Triton configuration sets what has no effect here: metric_tags, optimization.cuda, optional of x (unless the "
+        "model has a default for it)"
     ]
 
 
