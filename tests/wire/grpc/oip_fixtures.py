@@ -45,9 +45,9 @@ class FakeCall:
 
     # For methods
 
-    def reply(self, *message: bytes | memoryview) -> None:
+    def reply(self, *message: bytes | memoryview, cache: str = "") -> None:
         self.send(*message)
-        self.end()
+        self.end(extra=((b"x-dlproxy-cache", cache.encode()),) if cache else ())
 
     def send(self, *message: bytes | memoryview) -> None:
         if not self.ended:
