@@ -267,8 +267,9 @@ def test_our_client_says_it_for_single_calls(server: CachingServer, scheme: str,
         assert client.infer("off", [X]).cache == ""
 
 
-async def test_our_clients_parts_say_it_too(server: CachingServer) -> None:
-    async with AsyncClient(f"http://{server.address}") as client:
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_a_stream_of_one_part_is_answered_from_memory(server: CachingServer, scheme: str) -> None:
+    async with AsyncClient(f"{scheme}://{server.address if scheme == 'http' else server.grpc_address}") as client:
         first = await client.infer("m", [X])
         (part,) = [part async for part in client.stream("m", [X])]
         assert int(part["run"][0, 0]) == int(first["run"][0, 0])
