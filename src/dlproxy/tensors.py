@@ -3,9 +3,10 @@
 BF16 has no numpy type: it travels as uint16 bit patterns. BYTES arrays hold Python objects, as numpy's own strings lose zeros.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from reprlib import repr as brief
 from struct import Struct as Layout
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ NUMPY: dict[DType, np.dtype[np.generic]] = {
     DType.BYTES: np.dtype(object),
 }
 _LENGTH = Layout("<I")
+EMPTY: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
 
 def to_array(dtype: DType, shape: Sequence[int], data: memoryview | bytes, *, text: bool = False) -> Array:
@@ -156,9 +158,22 @@ def shape_of_flat(declared: Sequence[int], count: int) -> tuple[int, ...] | None
 # Values of Python callers
 
 
+class Answer(dict[str, NDArray[Any]]):
+    """Read-only arrays by the names of outputs. `cache`: what the server's result cache had to do with it, which is hit, miss,
+    joined, partial or bypass; empty if nothing, or if the server does not say.
+    """
+
+    __slots__ = ("cache",)
+
+    def __init__(self, outputs: Mapping[str, NDArray[Any]] = EMPTY, cache: str = "") -> None:
+        super().__init__(outputs)
+        self.cache = cache
+
+
 def to_values(tensor: Tensor, *, text: bool) -> NDArray[Any]:
     """For a Python caller: as `to_array` has it, but BF16 as float32."""
     array = to_array(tensor.dtype, tensor.shape, tensor.data, text=text)
+    array.flags.writeable = False  # requests that ask the same may have one answer
     return bf16_to_fp32(array) if tensor.dtype is DType.BF16 else array
 
 

@@ -76,6 +76,11 @@ def server(locked: Locked) -> Iterator[ServerProcess]:
         ("GET", "/models", "ops", 200),
         ("PATCH", "/models/m", "scraper", 403),
         ("PATCH", "/models/m", "ops", 200),
+        ("GET", "/cache", "scraper", 403),
+        ("GET", "/cache/m", "ops", 200),
+        ("POST", "/cache/clear", "", 401),
+        ("POST", "/cache/clear", "infer", 403),
+        ("POST", "/cache/clear", "ops", 200),
     ],
 )
 def test_what_one_may_do_on_the_control_port(

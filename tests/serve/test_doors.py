@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from dlproxy.autopilot.host import Autopilot
-from dlproxy.config import ModelConfig, ServerConfig
+from dlproxy.config import CacheConfig, ModelConfig, ServerConfig
 from dlproxy.config.knobs import HttpLimits
 from dlproxy.fleet.control import Control
 from dlproxy.fleet.repository.watcher import Repository
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.changes import check_instances
 from dlproxy.policy.wanted import Traffic, WantedModel, WantedVersion
+from dlproxy.serve.caching.caches import Caches
 from dlproxy.serve.operations import ACTIONS, ServerOperations, ServerRepository
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.control.http import MOST_BODY, control_app
@@ -78,7 +79,7 @@ class Doors:
             ServerConfig(repository=str(folder), repository_mode="explicit"), self.control.change, wall_ns=much_later
         )
         operations = ServerOperations(self.control, self.control._models, repository)  # type: ignore[arg-type]
-        self.port = control_app(Catalog(), lambda: 0, operations, Autopilot(monotonic))
+        self.port = control_app(Catalog(), lambda: 0, operations, Autopilot(monotonic), Caches(CacheConfig(), monotonic))
         clients = ServerRepository(self.control, repository, "explicit")
         self.app = OipApp(Catalog(), HttpLimits(), clock=lambda: 0.0, server_timing=False, repository=clients)
         self.site: Running

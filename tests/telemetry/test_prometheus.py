@@ -15,7 +15,7 @@ from dlproxy.policy.lane import Lane
 from dlproxy.policy.planner import VersionState
 from dlproxy.policy.view import LaneView
 from dlproxy.telemetry.prometheus import page, registry
-from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, ModelStats
+from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, CacheCounts, CacheSize, ModelStats
 
 TRITON = {
     "nv_inference_request_success",
@@ -28,6 +28,12 @@ TRITON = {
     "nv_inference_compute_infer_duration_us",
     "nv_inference_compute_output_duration_us",
     "nv_inference_pending_request_count",
+}
+TRITON_CACHE = {
+    "nv_cache_num_hits_per_model",
+    "nv_cache_num_misses_per_model",
+    "nv_cache_hit_duration_per_model",
+    "nv_cache_miss_duration_per_model",
 }
 OURS = {
     "dlproxy_phase_seconds",
@@ -145,6 +151,29 @@ def test_streams_are_shown_of_models_that_have_any() -> None:
     assert page.of("dlproxy_stream_between_parts_seconds_bucket", le="0.01") == 0
     assert page.of("dlproxy_stream_between_parts_seconds_bucket", le="0.025") == 3
     assert not [name for name, labels in page.values if "stream_" in name and ("model", "other") in labels]
+
+
+def test_result_caches_are_shown_of_models_that_have_one() -> None:
+    model, other = busy_model(), Model("other")
+    counts = model.stats.cache = CacheCounts(lambda: CacheSize(entries=3, bytes=4500, budget_bytes=2**20))
+    counts.hits, counts.misses, counts.joined, counts.bypassed = 5, 4, 3, 2
+    counts.evicted, counts.expired, counts.shared, counts.known_rows = 7, 6, 1, 8
+    counts.rechecks["different"] = 9
+    counts.hit_s, counts.miss_s = 0.25, 0.5
+    page = Page(model, other)
+    assert {name for name, _ in page.values if name.startswith("nv_")} == TRITON | TRITON_CACHE
+    assert all(re.search(rf"^# TYPE {name} counter\n{name}{{", page.text, re.MULTILINE) for name in TRITON_CACHE)
+    assert page.of("nv_cache_num_hits_per_model") == 5
+    assert page.of("nv_cache_num_misses_per_model") == 4
+    assert page.of("nv_cache_hit_duration_per_model") == 250_000
+    assert page.of("nv_cache_miss_duration_per_model") == 500_000
+    results = {"hit": 5, "miss": 4, "joined": 3, "bypass": 2}
+    assert {result: page.of("dlproxy_cache_requests_total", result=result) for result in results} == results
+    assert [page.of(f"dlproxy_cache_{name}_total") for name in ("evicted", "expired", "shared", "known_rows")] == [7, 6, 1, 8]
+    assert page.of("dlproxy_cache_rechecked_answers_total", result="different") == 9
+    assert page.of("dlproxy_cache_rechecked_answers_total", result="same") == 0
+    assert [page.of(f"dlproxy_cache_{name}") for name in ("entries", "bytes", "budget_bytes")] == [3, 4500, 2**20]
+    assert not [name for name, labels in page.values if "_cache_" in name and ("model", "other") in labels]
 
 
 def test_failures_have_tritons_reasons_and_none_is_lost() -> None:

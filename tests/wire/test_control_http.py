@@ -51,6 +51,24 @@ class Pilots:
             raise InferenceError(Failure(FailureKind.NOT_FOUND, f"there is no model '{name}'"))
 
 
+class Remembered:
+    """Result caches of both versions of m."""
+
+    def __init__(self) -> None:
+        self.entries = {"1": 0, "2": 3}
+
+    def states(self, name: str = "") -> list[dict[str, Any]]:
+        found = [{"name": "m", "version": version, "entries": count} for version, count in self.entries.items()]
+        return found if name in ("", "m") else []
+
+    def clear(self, name: str = "") -> int:
+        if name not in ("", "m"):
+            return 0
+        forgotten = sum(self.entries.values())
+        self.entries = dict.fromkeys(self.entries, 0)
+        return forgotten
+
+
 class Port:
     """The application, asked as uvicorn asks it; models m (versions 1 and 2) and fixed. An Operations, too."""
 
@@ -67,7 +85,8 @@ class Port:
         self.coming: list[VersionState] = []
         self.acted: list[tuple[str, str, Mapping[str, Any]]] = []
         self.pilots = Pilots()
-        self.app: Starlette = control_app(catalog, lambda: 0, self, self.pilots)
+        self.remembered = Remembered()
+        self.app: Starlette = control_app(catalog, lambda: 0, self, self.pilots, self.remembered)
 
     def states(self) -> list[VersionState]:
         here = [
@@ -125,7 +144,8 @@ async def ask(app: Starlette, method: str, path: str, *pieces: bytes, leaves: bo
 
 
 def state(version: str, speed: int = 1) -> dict[str, Any]:
-    return {**seen("m", version, default=version == "2"), "ready": True, "knobs": {"speed": speed}}
+    shown = {**seen("m", version, default=version == "2"), "ready": True, "knobs": {"speed": speed}}
+    return {**shown, "cache": {"entries": 3 if version == "2" else 0}}
 
 
 def seen(name: str, version: str, **fields: Any) -> dict[str, Any]:
@@ -334,3 +354,34 @@ def test_the_autopilot_is_shown_paused_and_resumed() -> None:
         status, told = port("POST", "/autopilot/pause", body)
         assert (status, list(told)) == (400, ["error"])
     assert port("POST", "/autopilot/pause", b'{"model": "zzz"}')[0] == 404
+
+
+def test_result_caches_are_shown_and_cleared() -> None:
+    port = Port()
+    first, second = ({"name": "m", "version": "1", "entries": 0}, {"name": "m", "version": "2", "entries": 3})
+    assert port("GET", "/cache") == (200, [first, second]) == port("GET", "/cache/m")
+    assert port("GET", "/cache/fixed") == (200, []), "it remembers nothing"
+    assert port("POST", "/cache/clear", b'{"model": "fixed"}') == (200, {"forgotten": 0})
+    assert port("POST", "/cache/clear", b'{"model": "m"}') == (200, {"forgotten": 3})
+    assert port("GET", "/cache/m")[1][1]["entries"] == 0
+    port.remembered.entries["1"] = 5
+    assert port("POST", "/cache/clear") == (200, {"forgotten": 5})
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "clue"),
+    [
+        (b'{"model": "zzz"}', 404, "'zzz' is not found; the models served are 'm', 'fixed'"),
+        (b'{"model": 1}', 400, '{"model": "digits"}'),
+        (b'{"modle": "m"}', 400, '{"model": "digits"}'),
+        (b"[]", 400, "not a JSON object"),
+    ],
+)
+def test_what_names_no_model_clears_nothing(body: bytes, status: int, clue: str) -> None:
+    port = Port()
+    answered, told = port("POST", "/cache/clear", body)
+    assert answered == status
+    assert clue in told["error"]
+    assert port.remembered.entries["2"] == 3
+    assert port("GET", "/cache/clear")[0] == 404, "which is a model's name"
+    assert port("GET", "/cache/zzz")[0] == 404

@@ -18,7 +18,7 @@ from dlproxy.wire.control.http import ControlServer, control_app
 from dlproxy.wire.http.exchange import Exchange
 
 from .fixtures import Client, Reply, request, running
-from .test_control_http import Pilots, Port
+from .test_control_http import Pilots, Port, Remembered
 
 
 class Seen:
@@ -42,7 +42,7 @@ class Seen:
 
 @asynccontextmanager
 async def control_port(*more: Route) -> AsyncIterator[Client]:
-    app = control_app(Catalog(), lambda: 0, Port(), Pilots(), more)
+    app = control_app(Catalog(), lambda: 0, Port(), Pilots(), Remembered(), more)
     server, listener = ControlServer(app), socket.create_server(("127.0.0.1", 0))
     server.start(listener)
     client = Client(*await asyncio.open_connection(*listener.getsockname()))

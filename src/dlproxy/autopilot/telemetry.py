@@ -1,4 +1,5 @@
-"""Windows of one live model, made of the counters that serve/driver.py and fleet/roster.py write.
+"""Windows of one live model, made of the counters that serve/driver.py and fleet/roster.py write. What the result cache answers
+is left out: no knob of a lane changes it.
 
 Called by flight.py. Not aware of: knobs, who reads windows.
 """
@@ -62,7 +63,7 @@ class Telemetry:
         failures = stats.failures
         return Counts(
             arrived=self._arrived(),
-            answered=stats.request.count,
+            answered=stats.computed,
             in_time=self._timings.in_time,
             refused=sum([failures[kind] for kind in MISSED]),
             failed=sum([failures[kind] for kind in FAULTS]),
@@ -74,4 +75,4 @@ class Telemetry:
         stats = self._stats
         stats.settle()
         failures = stats.failures
-        return stats.request.count + sum([failures[kind] for kind in CAME]) + self._open_requests()
+        return stats.computed + sum([failures[kind] for kind in CAME]) + self._open_requests()

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from dlproxy import tensors
 from dlproxy.cli.terminal import say
-from dlproxy.client.ask import Answer
 from dlproxy.instance.remote.json_values import texts_or_base64
 from dlproxy.instance.remote.oip_model import Described, Metadata
 from dlproxy.message import DType
+from dlproxy.tensors import Answer
 
 _NAMED = re.compile(r"(?P<name>[^\s=@\[{\"]+)=(?P<value>.*)", re.DOTALL)
 MOST_SHOWN = 1000  # bytes of an element

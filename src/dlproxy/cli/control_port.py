@@ -1,13 +1,14 @@
-"""The control port of a running server, asked over http.client: the models' state, the autopilot's, and changes.
+"""The control port of a running server, asked over http.client: the models' state, the autopilot's, what is remembered, and
+changes.
 
-Called by cli/models.py and cli/autopilot.py.
+Called by cli/models.py, cli/autopilot.py and cli/cache.py.
 
 Not aware of: command-line arguments, how a state is shown.
 """
 
 import difflib
 import http.client
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -22,6 +23,8 @@ NOBODY = Credentials()
 PORT = 8002
 PATIENCE_S = 10.0
 ACTION_PATIENCE_S = 900.0  # a model may take load_timeout_s (300 s) to load, and one that leaves first ends its batch
+
+Told = TypeVar("Told")
 
 
 class ControlError(Exception):
@@ -69,6 +72,27 @@ class StreamsState(Struct):
     parts: int
 
 
+class CacheState(Struct):
+    """What a version of a model remembers. `state`: on, or what auto has decided; `ttl_s`: its knob; `hit_ratio`: None before
+    the first look-up. `name` and `version` are empty where a ModelState has it.
+    """
+
+    state: str
+    ttl_s: float
+    entries: int
+    bytes: int
+    budget_bytes: int
+    hits: int
+    misses: int
+    joined: int
+    bypassed: int
+    evicted: int
+    expired: int
+    hit_ratio: float | None
+    name: str = ""
+    version: str = ""
+
+
 class ModelState(Struct):
     """As GET /models/NAME tells it; of what is not up only how far it is."""
 
@@ -94,6 +118,7 @@ class ModelState(Struct):
     autoscale: ScalingState | None = None
     tuned: dict[str, Tuned] = {}
     streams: StreamsState | None = None
+    cache: CacheState | None = None
 
     @property
     def up(self) -> int:
@@ -163,6 +188,12 @@ class PilotState(Struct):
     explanation: ExplanationState | None = None
 
 
+class _Forgotten(Struct):
+    """As POST /cache/clear tells it."""
+
+    forgotten: int
+
+
 class ControlPort:
     """A control port by its URL. Every method raises ControlError; what they return is JSON, which `states` reads."""
 
@@ -210,32 +241,43 @@ class ControlPort:
 
     def autopilot(self, name: str = "") -> Any:
         """What it does with every model, or all that it knows of one."""
-        return self._of_autopilot("GET", f"/{_quoted(name)}" if name else "", name)
+        return self._of_all("GET", "/autopilot" + (f"/{_quoted(name)}" if name else ""), name)
 
     def switch_autopilot(self, action: str, name: str = "") -> Any:
         """pause or resume; the same of every model afterwards."""
-        return self._of_autopilot("POST", f"/{action}", name, body={"model": name} if name else {})
+        return self._of_all("POST", f"/autopilot/{action}", name, body={"model": name} if name else {})
 
-    def pilots(self, told: Any) -> "list[PilotState]":
+    def pilots(self, told: Any) -> list[PilotState]:
         """What these returned."""
-        try:
-            return msgspec.convert(told, list[PilotState])
-        except msgspec.ValidationError as error:
-            raise ControlError(self._strange(error)) from None
+        return self._converted(told, list[PilotState])
+
+    def cache(self, name: str = "") -> Any:
+        """What is remembered of every model, or of one."""
+        return self._of_all("GET", "/cache" + (f"/{_quoted(name)}" if name else ""), name)
+
+    def caches(self, told: Any) -> list[CacheState]:
+        """What that returned."""
+        return self._converted(told, list[CacheState])
+
+    def clear_cache(self, name: str = "") -> Any:
+        """Forget the answers of every model, or of one: how many they were."""
+        return self._of_all("POST", "/cache/clear", name, body={"model": name} if name else {})
+
+    def forgotten(self, told: Any) -> int:
+        """What that returned."""
+        return self._converted(told, _Forgotten).forgotten
 
     def states(self, told: Any) -> list[ModelState]:
         """One model or all, as another method returned them."""
-        try:
-            return msgspec.convert(told if isinstance(told, list) else [told], list[ModelState])
-        except msgspec.ValidationError as error:
-            raise ControlError(self._strange(error)) from None
+        return self._converted(told if isinstance(told, list) else [told], list[ModelState])
 
     def _one(self, method: str, name: str, action: str = "", **request: Any) -> Any:
         status, body = self._ask(method, f"/models/{_quoted(name)}{action}", **request)
         return self._understood(status, body, name)
 
-    def _of_autopilot(self, method: str, path: str, name: str, **request: Any) -> Any:
-        status, body = self._ask(method, f"/autopilot{path}", **request)
+    def _of_all(self, method: str, path: str, name: str, **request: Any) -> Any:
+        """`name`: of the one model that is meant, if it is one."""
+        status, body = self._ask(method, path, **request)
         if status == 404 and not name:
             raise ControlError(self._no_control_port())
         return self._understood(status, body, name)
@@ -268,6 +310,12 @@ class ControlPort:
         try:
             return msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ControlError(self._strange(error)) from None
+
+    def _converted(self, told: Any, kind: type[Told]) -> Told:
+        try:
+            return msgspec.convert(told, kind)
+        except msgspec.ValidationError as error:
             raise ControlError(self._strange(error)) from None
 
     def _strange(self, error: Exception) -> str:

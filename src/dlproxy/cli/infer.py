@@ -15,7 +15,7 @@ from dlproxy.cli.terminal import FAILED, OK, USER_ERROR, Commands, complain
 
 if TYPE_CHECKING:
     from dlproxy import Client
-    from dlproxy.client.ask import Answer
+    from dlproxy.tensors import Answer
 
 FORMATS = ("text", "json", "npy")
 

@@ -1,27 +1,42 @@
 """Models as the command line names them: PATH, NAME=PATH or NAME:VERSION=PATH. Called by cli/serve.py and cli/simulate.py."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dlproxy.config import ModelConfig
 
+NO_KNOBS: Mapping[str, Any] = MappingProxyType({})
+
 
 def add_models(
-    models: "dict[str, list[ModelConfig]]", arguments: Sequence[str], slo: str, *, command: str, others: bool = False
+    models: "dict[str, list[ModelConfig]]",
+    arguments: Sequence[str],
+    slo: str,
+    *,
+    command: str,
+    knobs: Mapping[str, Any] = NO_KNOBS,
+    others: bool = False,
 ) -> "dict[str, list[ModelConfig]]":
     """The models of the file and those of the command line, by name, the latest version last. Raises ConfigError.
 
-    `others`: whether there may be none, because models come from elsewhere, too.
+    `knobs`: of those of the command line, as options gave them. `others`: whether there may be none, because models come from
+    elsewhere, too.
     """
     from dlproxy.config import ConfigError, ModelConfig, parse_goal
     from dlproxy.config.paths import is_model_name
+    from dlproxy.config.reading import override
 
     parse_goal(slo)
-    if slo and models and not arguments:
-        raise ConfigError("--slo is for models given on the command line, and there are none; the file's models have their own")
+    given = {"slo": slo, **knobs} if slo else knobs
+    if given and models and not arguments:
+        option = _option(next(iter(given)))
+        raise ConfigError(
+            f"{option} is for models given on the command line, and there are none; the file's models have their own"
+        )
     models = {name: list(versions) for name, versions in models.items()}
     for argument in arguments:
         name, version, path = _parsed(argument)
@@ -30,13 +45,17 @@ def add_models(
             raise ConfigError(
                 f"two models are named '{name}' in version {version}; give them names, NAME=PATH, or versions, NAME:2=PATH"
             )
-        versions.append(ModelConfig(path=path, slo=slo, version=version))
+        versions.append(override(ModelConfig(path=path, slo=slo, version=version), knobs, _option))
     if not models and not others:
         raise ConfigError(f"no model given; try: dlproxy {command} MODEL.onnx")
     for name in models:
         if not is_model_name(name):
             raise ConfigError(f"{name!r} cannot be a model's name: use printable text without a slash (NAME=PATH)")
     return models
+
+
+def _option(knob: str) -> str:
+    return f"--{knob.replace('_', '-')}"
 
 
 def _parsed(argument: str) -> tuple[str, str, str]:

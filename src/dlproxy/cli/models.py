@@ -12,7 +12,7 @@ from dlproxy.cli.credentials import add_credentials, credentials_of
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
-    from dlproxy.cli.control_port import ControlPort, InstanceState, ModelState, ScalingState
+    from dlproxy.cli.control_port import CacheState, ControlPort, InstanceState, ModelState, ScalingState
 
     Ask: TypeAlias = Callable[[ControlPort, argparse.Namespace], Any]
     View: TypeAlias = Callable[[list[ModelState], argparse.Namespace], Iterator[str]]
@@ -254,6 +254,8 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
     yield f"  running  {model.running_batches} batches, each of at most {model.batch_limit_rows} rows"
     if model.streams is not None:
         yield f"  streams  {model.streams.open} open, {model.streams.parts} parts sent"
+    if model.cache is not None:
+        yield f"  cache    {_remembered(model.cache)}"
     yield f"  waiting  {model.queued_requests} requests, {model.queued_rows} rows"
     if model.autoscale is not None:
         yield f"  scaling  {_scaling(model.autoscale)}"
@@ -261,6 +263,12 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
     yield from table([INSTANCE_HEADINGS, *map(_instance_row, model.instances)])
     yield ""
     yield from table([("knob", "value"), *((name, _value(model, name)) for name in model.knobs)])
+
+
+def _remembered(cache: "CacheState") -> str:
+    ratio = "" if cache.hit_ratio is None else f", {cache.hit_ratio:.1%} of the requests were hits"
+    answers = f"{cache.entries} answer{'' if cache.entries == 1 else 's'}"
+    return f"{cache.state}, {answers} in {size(cache.bytes)} of {size(cache.budget_bytes)}{ratio}"
 
 
 def _value(model: "ModelState", knob: str) -> str:
@@ -318,6 +326,14 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def size(count: int) -> str:
+    """So many bytes."""
+    for unit, bytes_ in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= bytes_:
+            return f"{count / bytes_:.4g} {unit}"
+    return f"{count} B"
 
 
 def toml(value: Any) -> str:

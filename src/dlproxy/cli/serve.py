@@ -54,6 +54,13 @@ def add_to(commands: Commands) -> None:
     serve.add_argument(
         "--slo", metavar="p99=20ms", help="objective of the models given on the command line, such as 'p95=50ms, rate>=500'"
     )
+    remembering = serve.add_argument_group("what it remembers")
+    remembering.add_argument(
+        "--cache", metavar="on|off|auto", help="whether the models given on the command line remember answers (default off)"
+    )
+    remembering.add_argument("--cache-ttl-s", type=float, metavar="SECONDS", help="for how long they do (default: no limit)")
+    remembering.add_argument("--cache-memory-mb", type=int, metavar="MIB", help=AS_KNOB)
+    remembering.add_argument("--cache-policy", metavar="POLICY", help=AS_KNOB)
     listening = serve.add_argument_group("where it listens")
     listening.add_argument("--host", help=AS_KNOB)
     listening.add_argument("--http-port", "--port", type=int, metavar="PORT", help=AS_KNOB)
@@ -163,11 +170,18 @@ def _config(args: argparse.Namespace) -> "Config":
     auth = override(config.auth, keys, lambda knob: "--auth-keys")
     mode = {} if args.autopilot is None else {"mode": args.autopilot}
     autopilot = override(config.autopilot, mode, lambda knob: "--autopilot")
+    shared = {name: value for name in ("memory_mb", "policy") if (value := getattr(args, f"cache_{name}")) is not None}
+    cache = override(config.cache, shared, lambda knob: f"--cache-{knob.replace('_', '-')}")
     _check_ports(server)
     models = add_models(
-        config.models, args.models, args.slo or "", command="serve", others=bool(server.repository or server.store)
+        config.models,
+        args.models,
+        args.slo or "",
+        command="serve",
+        knobs={name: value for name in ("cache", "cache_ttl_s") if (value := getattr(args, name)) is not None},
+        others=bool(server.repository or server.store),
     )
-    config = msgspec.structs.replace(config, server=server, tls=tls, auth=auth, autopilot=autopilot, models=models)
+    config = msgspec.structs.replace(config, server=server, tls=tls, auth=auth, autopilot=autopilot, cache=cache, models=models)
     for warning in [*warnings, *weights_without_effect(config)]:
         complain(warning)
     return config
@@ -227,6 +241,9 @@ def _describe(model: "LoadedModel") -> list[str]:
     ]
     config = model.control.config
     aims = [str(config.goal), *(f"priority {priority}: {text}" for priority, text in config.slo_by_priority.items())]
+    if model.cache is not None:
+        ttl = f" for {config.cache_ttl_s:g} s" if config.cache_ttl_s else ""
+        lines.append(f"  cache    answers are remembered{ttl}{' while that pays' if config.cache == 'auto' else ''}")
     if any(aims):
         lines.append(f"  target   {'; '.join(filter(None, aims))}")
     return lines + [f"  warning  {problem}" for problem in (*model.unmet(), calibration.warning) if problem]

@@ -15,9 +15,10 @@ from dlproxy import tensors
 from dlproxy.instance.remote.failures import UpstreamError
 from dlproxy.instance.remote.oip_model import Metadata
 from dlproxy.message import DType, Failure, FailureKind, InferenceError, Tensor, TensorSpec, invalid
+from dlproxy.tensors import Answer
 
-Answer = dict[str, NDArray[Any]]
 _TENANT = re.compile(r"[^\x00-\x1f\x7f]*")
+_CACHE_CONTROL = re.compile(r"(no-cache|no-store|max-age=[0-9]+)?")
 
 
 class Ask(Struct, frozen=True):
@@ -34,6 +35,7 @@ class Ask(Struct, frozen=True):
     deadline: bool = False
     priority: int = 0
     tenant: str = ""
+    cache_control: str = ""
 
     def headers(self, left_s: float) -> list[tuple[str, str]]:
         """Names in lower case, for HTTP as for gRPC."""
@@ -45,6 +47,8 @@ class Ask(Struct, frozen=True):
             found.append(("x-request-priority", str(self.priority)))
         if self.tenant:
             found.append(("x-tenant-id", self.tenant))
+        if self.cache_control:
+            found.append(("cache-control", self.cache_control))
         return found
 
 
@@ -111,6 +115,13 @@ def checked_tenant(tenant: str) -> str:
     if not _TENANT.fullmatch(tenant):
         raise invalid(f"tenant {tenant!r} has characters that no header can carry")
     return tenant
+
+
+def checked_cache_control(value: str) -> str:
+    """Raises InferenceError(INVALID_ARGUMENT)."""
+    if not _CACHE_CONTROL.fullmatch(value):
+        raise invalid(f"cache_control is {value!r}; it must be no-cache, no-store or max-age=SECONDS")
+    return value
 
 
 def silent() -> CallError:

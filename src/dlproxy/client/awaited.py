@@ -14,7 +14,7 @@ from typing import Any, TypedDict, TypeVar, Unpack
 
 from dlproxy import tensors
 from dlproxy.client.address import parse
-from dlproxy.client.ask import Answer, Ask, CallError, ListedModel, Parts, Transport, checked_tenant
+from dlproxy.client.ask import Ask, CallError, ListedModel, Parts, Transport, checked_cache_control, checked_tenant
 from dlproxy.client.retries import Retries
 from dlproxy.client.settings import ClientSettings
 from dlproxy.config import ConfigError
@@ -23,6 +23,7 @@ from dlproxy.instance.remote.oip_model import Metadata
 from dlproxy.instance.remote.settings import RemoteSettings
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import Failure, FailureKind, InferenceError, TensorSpec, invalid
+from dlproxy.tensors import Answer
 
 MOST_TIMEOUT_S = 1e7  # event loops and gRPC take no larger number
 SOON_S = 1e-4  # timers may end a little early
@@ -31,13 +32,17 @@ _Result = TypeVar("_Result")
 
 
 class Options(TypedDict, total=False):
-    """Of a call. `outputs`: those that are wanted, all if none is named. `timeout_s`: from now; the server is told, too."""
+    """Of a call. `outputs`: those that are wanted, all if none is named. `timeout_s`: from now; the server is told, too.
+
+    `cache_control`: of answers that the server remembers, no-cache, no-store or max-age=SECONDS.
+    """
 
     outputs: Sequence[str]
     version: str
     timeout_s: float | None
     priority: int
     tenant: str
+    cache_control: str
 
 
 class _Deadline:
@@ -332,6 +337,7 @@ def _ask(model: str, metadata: Metadata, inputs: Any, options: Options) -> Ask:
         deadline=options.get("timeout_s") is not None,
         priority=options.get("priority", 0),
         tenant=checked_tenant(options.get("tenant", "")),
+        cache_control=checked_cache_control(options.get("cache_control", "")),
     )
 
 

@@ -9,10 +9,11 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
-from dlproxy.client.ask import Answer, ListedModel
+from dlproxy.client.ask import ListedModel
 from dlproxy.client.awaited import AsyncClient, Options, closed
 from dlproxy.client.background import Background, background
 from dlproxy.instance.remote.oip_model import Metadata
+from dlproxy.tensors import Answer
 
 _Result = TypeVar("_Result")
 

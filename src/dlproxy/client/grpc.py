@@ -7,7 +7,7 @@ import asyncio
 from typing import Any
 
 from dlproxy.client.address import Place
-from dlproxy.client.ask import Answer, Ask, CallError, ListedModel, as_given, of_upstream, silent, unfit
+from dlproxy.client.ask import Ask, CallError, ListedModel, as_given, of_upstream, silent, unfit
 from dlproxy.client.settings import ClientSettings
 from dlproxy.instance.remote.failures import UpstreamError, grpc_failure_of
 from dlproxy.instance.remote.grpc_channel import GrpcChannel, GrpcMessages
@@ -17,6 +17,7 @@ from dlproxy.instance.remote.rpc import OK, Part, Rpc, RpcReply, parsed
 from dlproxy.message import DType, TensorSpec
 from dlproxy.protos.oip import RAW_INPUTS, SERVICE, oip
 from dlproxy.protos.raw import before
+from dlproxy.tensors import Answer
 
 MOST_SILENT_S = 1e6  # between messages; who reads has its own patience
 FINAL = "triton_final_response"
@@ -31,7 +32,10 @@ class GrpcTransport:
 
     async def infer(self, ask: Ask, left_s: float) -> Answer:
         rpc = Rpc(f"{SERVICE}/ModelInfer", _infer_parts(ask), left_s if ask.deadline else None, ask.headers(left_s))
-        return _answer((await self._fetch(rpc, left_s)).message)[0]
+        reply = await self._fetch(rpc, left_s)
+        answer, _ = _answer(reply.message)
+        answer.cache = reply.cache
+        return answer
 
     async def stream(self, ask: Ask, left_s: float) -> "GrpcParts":
         rpc = Rpc(f"{SERVICE}/ModelStreamInfer", _infer_parts(ask), None, ask.headers(left_s))
@@ -84,7 +88,7 @@ class GrpcParts:
                 part = part_of(_checked(reply).message)
             except UpstreamError as error:
                 raise of_upstream(error) from None
-            answer, final = ({}, True) if part is None else _answer(part)
+            answer, final = (Answer(), True) if part is None else _answer(part)
             if answer or not final:  # a final response may be empty: it only says that nothing follows
                 return answer
         return None
@@ -128,7 +132,7 @@ def _answer(message: bytes) -> tuple[Answer, bool]:
     """The outputs of a ModelInferResponse, and whether it says to be the last."""
     try:
         said, given = outputs_of(message)
-        answer: Answer = {}
+        answer = Answer()
         for name, (output, data) in given.items():
             dtype = DType(output.datatype)
             answer[name] = as_given(dtype, array_of(TensorSpec(name, dtype, tuple(output.shape)), output, data))

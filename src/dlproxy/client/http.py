@@ -11,9 +11,10 @@ from msgspec import Struct
 
 from dlproxy import tensors
 from dlproxy.client.address import Place, model_path
-from dlproxy.client.ask import Answer, Ask, CallError, ListedModel, as_given, of_upstream, unfit
+from dlproxy.client.ask import Ask, CallError, ListedModel, as_given, of_upstream, unfit
 from dlproxy.client.settings import ClientSettings
 from dlproxy.instance.remote import json_values
+from dlproxy.instance.remote.channel import CACHE
 from dlproxy.instance.remote.failures import UpstreamError, failure_of
 from dlproxy.instance.remote.http_channel import Heads, Lines
 from dlproxy.instance.remote.http_client import HttpClient, Incoming, Reply, Server
@@ -21,6 +22,7 @@ from dlproxy.instance.remote.oip import array_of, outputs_of
 from dlproxy.instance.remote.oip_model import Metadata
 from dlproxy.instance.remote.tls import context_of
 from dlproxy.message import DType, Failure, FailureKind, Tensor, TensorSpec, invalid
+from dlproxy.tensors import Answer
 
 _MAY_HELP = (429, 503)  # with Retry-After
 _Told = TypeVar("_Told")
@@ -58,7 +60,7 @@ class HttpTransport:
         reply = await self._fetch(self._infer_lines(ask, left_s), left_s)
         try:
             given = outputs_of(reply)
-            answer: Answer = {}
+            answer = Answer(cache=reply.headers.get(CACHE.encode(), b"").decode("latin-1"))
             for name, (output, data) in given.items():
                 array = array_of(TensorSpec(name, output.datatype, output.shape), output, data)
                 answer[name] = as_given(output.datatype, array)
@@ -178,7 +180,7 @@ class HttpParts:
             raise unfit(str(error)) from None
         if part.error is not None:
             raise CallError(Failure(FailureKind.MODEL_FAILED, part.error))
-        return {name: self._array(name, value) for name, value in part.outputs.items() if self._is_wanted(name)}
+        return Answer({name: self._array(name, value) for name, value in part.outputs.items() if self._is_wanted(name)})
 
     def _is_wanted(self, name: str) -> bool:
         return not self._wanted or name in self._wanted

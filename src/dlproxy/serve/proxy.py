@@ -11,20 +11,24 @@ from math import inf
 from pathlib import Path
 from threading import Lock
 from time import monotonic
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
-from numpy.typing import NDArray
+from msgspec import Struct
 
 from dlproxy import tensors
-from dlproxy.config import ConfigError, ModelConfig, ServerConfig, model_of
+from dlproxy.config import CacheConfig, ConfigError, ModelConfig, ServerConfig, model_of
+from dlproxy.config.reading import override
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Tensor, invalid
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
 from dlproxy.service import next_part
+from dlproxy.tensors import Answer
 from dlproxy.wire.catalog import NotServedError, ServedModel
 from dlproxy.wire.endpoint import Endpoint, FrontDesk, in_parts
 from dlproxy.wire.terms import of_arguments
+
+NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Model:
@@ -35,7 +39,7 @@ class Model:
         self.name = name or Path(path).stem.partition(":")[0]
         for setting in settings:
             if setting not in ModelConfig.__struct_fields__:
-                raise ConfigError(f"model '{self.name}': there is no setting '{setting}'; {_nearest(setting)}")
+                raise ConfigError(f"model '{self.name}': there is no setting '{setting}'; {_nearest(setting, ModelConfig)}")
         try:
             self.config = model_of({"path": str(path), "slo": slo, **settings})
         except ConfigError as error:
@@ -48,8 +52,11 @@ class Proxy:
     Everything is awaited on the event loop that entered it; `infer_sync` is for other threads.
     """
 
-    def __init__(self, models: Sequence[Model] = (), *, drain_s: float = 30.0) -> None:
-        """Raises ConfigError if two models have the same name and version."""
+    def __init__(self, models: Sequence[Model] = (), *, drain_s: float = 30.0, cache: Mapping[str, Any] = NO_SETTINGS) -> None:
+        """`cache`: settings of [cache] in dlproxy.toml, for all models whose `cache` is on, such as {"memory_mb": 1024}.
+
+        Raises ConfigError for settings that make no sense, and if two models have the same name and version.
+        """
         keys = [(model.name, model.config.version) for model in models]
         for name, version in keys:
             if keys.count((name, version)) > 1:
@@ -59,6 +66,10 @@ class Proxy:
         self._wanted = models
         # The process is not ours: no findings are kept, and no core polls while it idles
         self._settings = ServerConfig(drain_s=drain_s, calibration_folder="", idle_poll_s=0.0)
+        for setting in cache:
+            if setting not in CacheConfig.__struct_fields__:
+                raise ConfigError(f"cache: there is no setting '{setting}'; {_nearest(setting, CacheConfig)}")
+        self._cache = override(CacheConfig(), cache, lambda setting: f"cache: {setting}")
         self._loop: asyncio.AbstractEventLoop | None = None  # that it is open on
         self._open()
         self._calls: set[Future[Any]] = set()  # of other threads
@@ -79,7 +90,7 @@ class Proxy:
         return self
 
     def _open(self) -> None:
-        self._models = Models(self._settings)
+        self._models = Models(self._settings, cache=self._cache)
         self._desk: FrontDesk[Endpoint] = FrontDesk(self._models.catalog, lambda endpoint: endpoint, clock=monotonic)
 
     async def __aexit__(
@@ -107,12 +118,14 @@ class Proxy:
         priority: int = 0,
         tenant: str = "",
         affinity: str = "",
-    ) -> dict[str, NDArray[Any]]:
+        cache_control: str = "",
+    ) -> Answer:
         """One request; axis 0 of every input is the batch. Numbers of the declared kind are converted to the declared type,
         those of another kind (float for an integer) are refused. BF16 goes in and comes out as float32. BYTES take bytes and
         str, which goes as UTF-8; they come out as bytes, or as str where the model declares text.
 
-        `affinity`: what it sticks to where the model's setting is sticky = "header:NAME".
+        `affinity`: what it sticks to where the model's setting is sticky = "header:NAME". `cache_control`: of remembered
+        answers, no-cache, no-store or max-age=SECONDS, as the header has it.
         Returns the named outputs (all if none is named). Raises InferenceError. Cancelling cancels the request.
         """
         if asyncio.get_running_loop() is not self._loop:
@@ -124,12 +137,14 @@ class Proxy:
         try:
             if endpoint.model.signature.streams:
                 raise in_parts(model)
-            terms = of_arguments(timeout_s=timeout_s, priority=priority, tenant=tenant, affinity=affinity)
+            terms = of_arguments(
+                timeout_s=timeout_s, priority=priority, tenant=tenant, affinity=affinity, cache_control=cache_control
+            )
             request = _request(endpoint, inputs, outputs)
         except InferenceError as error:
             raise endpoint.refused(error) from None
         response = await endpoint.infer(request, terms)
-        return _arrays(endpoint, request, response.outputs)
+        return _arrays(endpoint, request, response.outputs, response.cache)
 
     async def stream(
         self,
@@ -142,7 +157,8 @@ class Proxy:
         priority: int = 0,
         tenant: str = "",
         affinity: str = "",
-    ) -> AsyncIterator[dict[str, NDArray[Any]]]:
+        cache_control: str = "",
+    ) -> AsyncIterator[Answer]:
         """`async for outputs in proxy.stream(...)`: the parts of the answer, each computed when it is asked for; a single one
         from a model that answers at once. Arguments and errors are those of `infer`; `timeout_s` is for the first part.
 
@@ -155,7 +171,9 @@ class Proxy:
         except NotServedError as missing:
             endpoint, timeout_s = await self._find_once_up(missing, timeout_s)
         try:
-            terms = of_arguments(timeout_s=timeout_s, priority=priority, tenant=tenant, affinity=affinity)
+            terms = of_arguments(
+                timeout_s=timeout_s, priority=priority, tenant=tenant, affinity=affinity, cache_control=cache_control
+            )
             request = _request(endpoint, inputs, outputs)
         except InferenceError as error:
             raise endpoint.refused(error) from None
@@ -163,7 +181,7 @@ class Proxy:
             response = await endpoint.infer(request, terms)
             part: list[Tensor] | None = response.outputs
             while part is not None:
-                yield _arrays(endpoint, request, part)
+                yield _arrays(endpoint, request, part, response.cache)
                 part = None if response.rest is None else await next_part(response.rest)
         finally:
             endpoint.cancel(request)
@@ -176,7 +194,7 @@ class Proxy:
         left_s = await waiting.until_up(missing, inf if timeout_s is None else timeout_s)
         return self._desk.find(missing.name, missing.version), left_s
 
-    def infer_sync(self, model: str, inputs: Mapping[str, Any], **options: Any) -> dict[str, NDArray[Any]]:
+    def infer_sync(self, model: str, inputs: Mapping[str, Any], **options: Any) -> Answer:
         """`infer` for any other thread, which waits meanwhile; the loop goes on. `options`: those of `infer`."""
         with self._lock:
             loop = self._loop
@@ -242,12 +260,13 @@ def _request(endpoint: Endpoint, inputs: Mapping[str, Any], outputs: Sequence[st
     return endpoint.request(given, wanted)
 
 
-def _arrays(endpoint: Endpoint, request: Request, outputs: Sequence[Tensor]) -> dict[str, NDArray[Any]]:
+def _arrays(endpoint: Endpoint, request: Request, outputs: Sequence[Tensor], cache: str = "") -> Answer:
     specs = endpoint.model.signature.outputs
-    return {
+    arrays = {
         tensor.name: tensors.to_values(tensor, text=specs[index].text)
         for index, tensor in zip(request.outputs, outputs, strict=True)
     }
+    return Answer(arrays, cache)
 
 
 def _closed() -> InferenceError:
@@ -262,9 +281,9 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _nearest(setting: str) -> str:
-    near = difflib.get_close_matches(setting, ModelConfig.__struct_fields__, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"these are: {', '.join(ModelConfig.__struct_fields__)}"
+def _nearest(setting: str, section: type[Struct]) -> str:
+    near = difflib.get_close_matches(setting, section.__struct_fields__, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"these are: {', '.join(section.__struct_fields__)}"
 
 
 def _names(outputs: Sequence[str]) -> Sequence[str]:

@@ -84,7 +84,9 @@ class DivertedModel(ServedModel):
 
 
 class _Meter:
-    """Reads what one version did since the last time."""
+    """Reads what one version did since the last time, less what its result cache answered: the cache of a version with a small
+    share is colder, which is not the version's fault.
+    """
 
     def __init__(self, stats: ModelStats) -> None:
         self.stats = stats
@@ -96,7 +98,7 @@ class _Meter:
     def read(self) -> Seen:
         stats = self.stats
         stats.settle()
-        answered = stats.request.count
+        answered = stats.computed
         failed, refused = (sum([stats.failures[kind] for kind in kinds]) for kinds in (MODELS_FAULT, NO_TIME))
         seen = Seen(answered - self._answered, failed - self._failed, refused - self._refused, list(self._timings.newest_s))
         self._answered, self._failed, self._refused = answered, failed, refused

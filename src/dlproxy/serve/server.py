@@ -148,7 +148,8 @@ class Server:
             self.ports = listeners.ports
             self.unix_socket = listeners.unix_socket
             docs = docs_routes(app.document, self._inference_port)
-            page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot, docs, self._desk)
+            pilots, caches = self.models.autopilot, self.models.caches
+            page = control_app(catalog, lambda: self.connections, self.operations, pilots, caches, docs, self._desk)
             tls = self._certificates
             self._control = ControlServer(page, None if tls is None else tls.context(HTTP))
             sockets = listeners.take()

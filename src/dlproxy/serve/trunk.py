@@ -39,6 +39,7 @@ class TrunkLayer:
             request.params,
             request.principal,
             request.trace,
+            request.max_age_s,
         )
         chain = self._under_way[request.ticket.id] = _Chain(self, request, reply, self._trunk, asked)
         self._trunk.submit(asked, chain)

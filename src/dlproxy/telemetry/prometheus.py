@@ -1,6 +1,6 @@
 """The metrics page: reads the models' counters when it is scraped, so that counting costs the hot path plain ints only.
 
-`nv_inference_*` are Triton's names, which Model Analyzer, KEDA scalers and dashboards read; `dlproxy_*` are ours.
+`nv_inference_*`, `nv_cache_*` are Triton's names, which Model Analyzer, KEDA scalers and dashboards read; `dlproxy_*` are ours.
 Called by wire/control/http.py. Not aware of: HTTP.
 """
 
@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from dlproxy.message import FailureKind
 from dlproxy.policy.planner import Phase, VersionState
 from dlproxy.policy.view import LaneView
-from dlproxy.telemetry.stats import BOUNDS_S, Histogram, ModelStats, StreamStats
+from dlproxy.telemetry.stats import BOUNDS_S, CacheCounts, Histogram, ModelStats, StreamStats
 
 # Triton's reasons for a failed request
 _REASONS = {
@@ -36,6 +36,31 @@ _PHASES = (  # in Triton's words and ours
     ("compute_infer", "compute", "in the model"),
     ("compute_output", "split", "while their answers were cut out of the batches"),
 )
+_TRITON_CACHE: tuple[tuple[str, str, Callable[[CacheCounts], float]], ...] = (
+    ("nv_cache_num_hits_per_model", "Requests that were answered from the result cache", lambda counts: counts.hits),
+    ("nv_cache_num_misses_per_model", "Requests that the result cache had no answer to", lambda counts: counts.misses),
+    (
+        "nv_cache_hit_duration_per_model",
+        "Microseconds of looking up answers that were there",
+        lambda counts: counts.hit_s * 1e6,
+    ),
+    (
+        "nv_cache_miss_duration_per_model",
+        "Microseconds of looking up answers that were not",
+        lambda counts: counts.miss_s * 1e6,
+    ),
+)
+_CACHE_COUNTERS = {
+    "evicted": "Answers that left the result cache for others, or were not taken in",
+    "expired": "Answers that were found, and were too old",
+    "shared": "Misses that another node had the answer to",
+    "known_rows": "Rows that were remembered, of requests of several rows",
+}
+_CACHE_GAUGES = {
+    "entries": "Answers in the result cache",
+    "bytes": "Memory that they take",
+    "budget_bytes": "Memory that they may take",
+}
 
 
 class ModelView(Protocol):
@@ -67,6 +92,7 @@ class ModelCollector(Collector):
         yield from self._triton(models)
         yield from self._own(models)
         yield from self._streams([(model, model.stats.streams) for model in models if model.stats.streams is not None])
+        yield from self._caches([(model, model.stats.cache) for model in models if model.stats.cache is not None])
 
     def _triton(self, models: Sequence[ModelView]) -> Iterator[Metric]:
         yield _counter("nv_inference_request_success", "Requests that were answered", models, lambda s: s.request.count)
@@ -172,6 +198,43 @@ class ModelCollector(Collector):
             first.add_metric(labels, _cumulative(model.stats.request), model.stats.request.total_s)
             between.add_metric(labels, _cumulative(streams.between), streams.between.total_s)
         yield from (open_now, parts, first, between)
+
+    def _caches(self, models: Sequence[tuple[ModelView, CacheCounts]]) -> Iterator[Metric]:
+        """Of the models that remember answers alone, as Triton has it."""
+        for name, what, value in _TRITON_CACHE:
+            family = UnknownMetricFamily(name, what, labels=_LABELS)
+            for model, counts in models:
+                family.add_metric((model.name, model.version), value(counts))
+            yield family
+        requests = CounterMetricFamily(
+            "dlproxy_cache_requests",
+            "Requests by what the result cache had for them: a hit, a miss, an answer under way that they joined, or a bypass",
+            labels=(*_LABELS, "result"),
+        )
+        for model, counts in models:
+            results = {"hit": counts.hits, "miss": counts.misses, "joined": counts.joined, "bypass": counts.bypassed}
+            for result, times in results.items():
+                requests.add_metric((model.name, model.version, result), times)
+        rechecks = CounterMetricFamily(
+            "dlproxy_cache_rechecked_answers",
+            "Remembered answers that were computed again to compare, and were the same or different",
+            labels=(*_LABELS, "result"),
+        )
+        for model, counts in models:
+            for result, times in counts.rechecks.items():
+                rechecks.add_metric((model.name, model.version, result), times)
+        yield from (requests, rechecks)
+        for name, what in _CACHE_COUNTERS.items():
+            counter = CounterMetricFamily(f"dlproxy_cache_{name}", what, labels=_LABELS)
+            for model, counts in models:
+                counter.add_metric((model.name, model.version), getattr(counts, name))
+            yield counter
+        sizes = [(model, counts.size()) for model, counts in models]
+        for name, what in _CACHE_GAUGES.items():
+            gauge = GaugeMetricFamily(f"dlproxy_cache_{name}", what, labels=_LABELS)
+            for model, size in sizes:
+                gauge.add_metric((model.name, model.version), getattr(size, name))
+            yield gauge
 
     def _versions(self) -> Metric:
         counted = Counter("failed" if one.reason else one.phase for one in self._wanted())

@@ -6,7 +6,7 @@ Not aware of: Prometheus, JSON. Durations are kept in seconds.
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from time import time
 from typing import Literal, get_args
@@ -134,11 +134,19 @@ class StreamStats:
             self.between.add(after_s, answers)
 
 
+class CacheSize(Struct, frozen=True):
+    """What a result cache keeps, and may keep."""
+
+    entries: int = 0
+    bytes: int = 0
+    budget_bytes: int = 0
+
+
 class CacheCounts:
     """Of requests that met the result cache, and of what it keeps. `hit_s`, `miss_s`: seconds of looking up.
 
     `joined`: their answer was under way for others. `bypassed`: their clients wanted no part in it. `shared`: of the misses,
-    those that another node had the answer to. `known_rows`: of requests of several rows.
+    those that another node had the answer to. `known_rows`: of requests of several rows. `size`: how large it is now.
     """
 
     __slots__ = (
@@ -153,9 +161,11 @@ class CacheCounts:
         "misses",
         "rechecks",
         "shared",
+        "size",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, size: Callable[[], CacheSize] = CacheSize) -> None:
+        self.size = size
         self.hits = self.misses = self.joined = self.bypassed = self.evicted = self.expired = self.shared = self.known_rows = 0
         self.hit_s = self.miss_s = 0.0
         self.rechecks = {"same": 0, "different": 0}  # answers that were known, computed again
@@ -189,6 +199,7 @@ class ModelStats:
         self.elements = {"real": 0, "padding": 0}  # rows times length of batches that may be padded
         self.streams: StreamStats | None = None  # None: the model answers at once
         self.cache: CacheCounts | None = None  # None: answers are not remembered
+        self.remembered = 0  # of `request`, those whose answers were computed for others
         self.last_at_ms = 0
         self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now
         self.instance_changes: dict[InstanceChange, int] = dict.fromkeys(get_args(InstanceChange), 0)
@@ -208,10 +219,16 @@ class ModelStats:
             reader.add([seconds])
 
     def request_remembered(self, seconds: float) -> None:
-        """A request has an answer that was computed for another."""
+        """A request has an answer that was computed for another. How quick that was says nothing of the model: readers do not
+        hear of it.
+        """
+        self.remembered += 1
         self.request.add(seconds)
-        for reader in self.readers:
-            reader.add([seconds])
+
+    @property
+    def computed(self) -> int:
+        """Requests whose answers were computed for them."""
+        return self.request.count - self.remembered
 
     def batch_padded(self, tickets: Sequence[Ticket]) -> None:
         """What a batch held, of requests of any length, and what was filled up."""

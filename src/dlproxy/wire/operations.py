@@ -41,6 +41,18 @@ class Pilots(Protocol):
     def resume(self, name: str = "") -> None: ...
 
 
+class ResultCaches(Protocol):
+    """The answers that are remembered, as operators see them. Called on the event loop. `name`: of one model, else of all."""
+
+    def states(self, name: str = "") -> list[dict[str, Any]]:
+        """JSON of each version that remembers some: what it keeps, and what that did."""
+        ...
+
+    def clear(self, name: str = "") -> int:
+        """Forget them; returns how many there were."""
+        ...
+
+
 class ModelRepository(Protocol):
     """What clients of the inference port may have done: load by name what lies in the server's repository, and no more.
 

@@ -157,11 +157,15 @@ def of_parameters(params: Mapping[str, Any]) -> Terms:
     return Terms(timeout_s, None if priority is None else checked_priority(priority))
 
 
-def of_arguments(*, timeout_s: float | None, priority: int, tenant: str, affinity: str) -> Terms:
+def of_arguments(*, timeout_s: float | None, priority: int, tenant: str, affinity: str, cache_control: str = "") -> Terms:
     """What a Python caller asks for. Raises InferenceError(INVALID_ARGUMENT)."""
     if timeout_s is not None and isnan(timeout_s):
         raise invalid("timeout_s is nan; it must be seconds from now, or None")
-    return Terms(inf if timeout_s is None else timeout_s, checked_priority(priority), tenant, affinity)
+    timeout_s = inf if timeout_s is None else timeout_s
+    max_age_s = max_age_of(cache_control.encode()) if cache_control else inf
+    if cache_control and max_age_s == inf:  # a header would say nothing then, but here it is a slip
+        raise invalid(f"cache_control is {brief(cache_control)}; it must be no-cache, no-store or max-age=SECONDS")
+    return Terms(timeout_s, checked_priority(priority), tenant, affinity, max_age_s=max_age_s)
 
 
 def by_level(slo_s: float | None, own: Mapping[int, float]) -> Sequence[float | None] | None:

@@ -104,6 +104,8 @@ def test_what_triton_refuses_is_refused_in_the_same_line(name: str) -> None:
         (BATCHED, {**EIGHT}),
         (ONNX + "max_batch_size: 1000000", {"max_batch": 65536, "max_request_rows": 1000000}),
         (BATCHED + "dynamic_batching { }", {**EIGHT, "batching": "on"}),
+        (BATCHED + "response_cache { enable: true }", {**EIGHT, "cache": "on"}),
+        (BATCHED + "response_cache { enable: false }", {**EIGHT}),
         (
             BATCHED + "dynamic_batching { max_queue_delay_microseconds: 2500 }",
             {**EIGHT, "batching": "on", "max_wait_s": 0.0025},
@@ -198,7 +200,6 @@ def test_what_becomes_of_a_configuration(text: str, expected: dict[str, Any]) ->
         ("instance_group { kind: KIND_GPU }", "instance_group on every GPU"),
         ("instance_group [ { }, { passive: true } ]", "instance_group with passive"),
         ("instance_group { rate_limiter { } }", "instance_group.rate_limiter"),
-        ("response_cache { enable: true }", "response_cache"),
         ("optimization { cuda { graphs: true } }", "optimization.cuda"),
         (
             'optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } } }',
@@ -245,11 +246,12 @@ def test_numbered_outputs_of_torch_models_are_in_their_order() -> None:
 
 def test_one_warning_names_all() -> None:
     _, warnings = knobs(
-        BATCHED + 'response_cache { enable: true }\nmetric_tags { key: "a" value: "b" }\ninput { name: "x" optional: true }'
+        BATCHED
+        + 'optimization { cuda { graphs: true } }\nmetric_tags { key: "a" value: "b" }\ninput { name: "x" optional: true }'
     )
     assert warnings == [
-        "its Triton configuration sets what has no effect here: metric_tags, optional of x (unless the model has a default "
-        "for it), response_cache"
+        "its Triton configuration sets what has no effect here: metric_tags, optimization.cuda, optional of x (unless the "
+        "model has a default for it)"
     ]
 
 

@@ -48,9 +48,9 @@ class FakeCall:
     def asks_again(self) -> Principal:
         return self.principal
 
-    def reply(self, *message: bytes | memoryview) -> None:
+    def reply(self, *message: bytes | memoryview, cache: str = "") -> None:
         self.send(*message)
-        self.end()
+        self.end(extra=((b"x-dlproxy-cache", cache.encode()),) if cache else ())
 
     def send(self, *message: bytes | memoryview) -> None:
         if not self.ended:

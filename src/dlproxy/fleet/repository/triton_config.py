@@ -215,7 +215,7 @@ def translated(config: TritonConfig, folder: Path, version_folder: Path) -> tupl
     if framework == "torch":
         knobs |= _declared(config)
     if config.response_cache.enable:
-        ignored.append("response_cache")
+        knobs["cache"] = "on"
     if config.name not in ("", folder.name):
         ignored.append(f"the name {config.name} (its folder is named {folder.name})")
     warnings = [f"its Triton configuration sets what has no effect here: {', '.join(ignored)}"] if ignored else []

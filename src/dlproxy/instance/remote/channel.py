@@ -23,6 +23,7 @@ class Answer(Protocol):
 Fields = Sequence[tuple[str, str]]
 """Headers, or gRPC's metadata: names in lower case, and values."""
 
+CACHE = "x-dlproxy-cache"  # what a server's result cache had to do with an answer
 MOST_IDS = 1024  # characters of the clients' ids that go with a batch
 
 

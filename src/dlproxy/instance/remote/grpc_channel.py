@@ -14,7 +14,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from dlproxy.instance.remote.address import Address
-from dlproxy.instance.remote.channel import Fields, checked_headers
+from dlproxy.instance.remote.channel import CACHE, Fields, checked_headers
 from dlproxy.instance.remote.failures import UpstreamError, shortened
 from dlproxy.instance.remote.rpc import OK, Rpc, RpcReply
 from dlproxy.instance.remote.settings import RemoteSettings
@@ -143,7 +143,10 @@ class GrpcChannel:
     async def _answer(self, connection: _Connection, ask: Rpc, timeout_s: float, metadata: Fields) -> RpcReply | UpstreamError:
         metadata = [*metadata, *ask.metadata]
         call = connection.channel.unary_unary(ask.method)(b"".join(ask.parts), metadata=metadata, timeout=ask.deadline_s)
-        return cast("RpcReply | UpstreamError", await self.awaited(connection, call, timeout_s))
+        outcome = cast("RpcReply | UpstreamError", await self.awaited(connection, call, timeout_s))
+        if isinstance(outcome, RpcReply) and outcome.status == OK:
+            outcome.cache = next((value for name, value in await call.trailing_metadata() if name == CACHE), "")
+        return outcome
 
     async def awaited(
         self, connection: _Connection, message: Awaitable[Any], timeout_s: float

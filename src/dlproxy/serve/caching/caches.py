@@ -35,6 +35,7 @@ class _Place(Struct, eq=False):
     layer: "CacheLayer"
     model: str
     version: str
+    ttl_s: float
     number: int
 
 
@@ -59,7 +60,10 @@ class Caches:
         self, inner: Service, name: str, config: ModelConfig, signature: Signature, stats: ModelStats
     ) -> "CacheLayer | None":
         """The layer before this version of a model; None where none is wanted, or answers come in parts."""
-        if config.cache == "off" or signature.streams:
+        if config.cache == "off":
+            return None
+        if signature.streams:
+            log.warning("model %s: cache = %r has no effect: it answers in parts, which are not remembered", name, config.cache)
             return None
         from dlproxy.policy.caching import make_cache  # most servers start without any
         from dlproxy.policy.caching.auto import Auto
@@ -81,7 +85,7 @@ class Caches:
         if config.cache_rows:
             _by_rows(layer, name, signature, key_of)
         self._number += 1
-        place = _Place(layer, name, config.version, self._number)
+        place = _Place(layer, name, config.version, config.cache_ttl_s, self._number)
         layer.on_close = lambda: self._leave(place)
         self._places.append(place)
         self._share_out()
@@ -111,8 +115,8 @@ class Caches:
             if len(self._places) > 1 and layer.ghost is None:
                 layer.ghost = Ghost()
             ghost = layer.ghost
-            asked, lost_s = (0, 0.0) if ghost is None else (ghost.asked, ghost.lost_s)
-            stats[_name(place)] = CacheStats(layer.cache.used, asked, lost_s)
+            told = (0, 0.0, 0.0) if ghost is None else (ghost.asked, ghost.lost_s, ghost.reach)
+            stats[_name(place)] = CacheStats(layer.cache.used, *told)
         shares = self._shares.act(self._clock(), stats, self._total())
         for place in sorted(self._places, key=lambda place: shares[_name(place)] - place.layer.cache.budget):
             if shares[_name(place)] != place.layer.cache.budget:
@@ -130,7 +134,7 @@ class Caches:
     def states(self, name: str = "") -> list[dict[str, Any]]:
         """JSON: what each keeps, and what that did."""
         return [
-            {"model": place.model, "version": place.version, **place.layer.state()}
+            {"name": place.model, "version": place.version, "ttl_s": place.ttl_s, **place.layer.state()}
             for place in self._places
             if name in ("", place.model)
         ]

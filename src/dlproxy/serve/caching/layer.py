@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 from msgspec import Struct
 
 from dlproxy.message import Cached, Failure, FailureKind, Request, Response, Tensor, Timing
@@ -20,7 +21,7 @@ from dlproxy.serve.caching.keys import Key, MakeKey
 from dlproxy.serve.caching.watch import Watch, Watched
 from dlproxy.serve.driver import timer_delay_s
 from dlproxy.service import ReplyTo, Service
-from dlproxy.telemetry.stats import CacheCounts, ModelStats
+from dlproxy.telemetry.stats import CacheCounts, CacheSize, ModelStats
 
 if TYPE_CHECKING:
     from dlproxy.serve.caching.rows import RowLayer
@@ -114,7 +115,7 @@ class CacheLayer:
         self.inner = inner
         self.cache = cache
         self.stats = stats
-        self.counts = stats.cache = CacheCounts()
+        self.counts = stats.cache = CacheCounts(self.size)
         self.last_hit_at = -inf
         self.clock = clock
         self.watch = Watch(name, inner, self.counts, auto)
@@ -183,15 +184,16 @@ class CacheLayer:
         """Bytes that its answers may take from now on."""
         self._note_gone(self.cache.resize(budget))
 
+    def size(self) -> CacheSize:
+        return CacheSize(len(self.cache), self.cache.used, self.cache.budget)
+
     def state(self) -> dict[str, Any]:
         """JSON."""
-        cache, counts = self.cache, self.counts
+        counts = self.counts
         looked_up = counts.hits + counts.joined + counts.misses
         return {
             "state": self.watch.state,
-            "entries": len(cache),
-            "bytes": cache.used,
-            "budget_bytes": cache.budget,
+            **msgspec.structs.asdict(self.size()),
             "hit_ratio": round(counts.hits / looked_up, 4) if looked_up else None,
             **{name: getattr(counts, name) for name in ("hits", "misses", "joined", "bypassed", "evicted", "expired")},
         }

@@ -32,7 +32,7 @@ from dlproxy.wire.control.guard import PEER, ControlGuard, who_asks
 from dlproxy.wire.http.exchange import STATUS
 from dlproxy.wire.http.target import name_in, path_of
 from dlproxy.wire.listening import peer_of
-from dlproxy.wire.operations import Operations, Pilots
+from dlproxy.wire.operations import Operations, Pilots, ResultCaches
 from dlproxy.wire.rights import demand, seen
 from dlproxy.wire.terms import Identify
 
@@ -45,13 +45,15 @@ def control_app(
     connections: Callable[[], int],
     operations: Operations,
     pilots: Pilots,
+    caches: ResultCaches,
     more: Sequence[Route] = (),
     identify: Identify | None = None,
 ) -> Starlette:
     """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state, also
     of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued
     requests too), POST to /models/NAME/ACTION with a JSON object of its arguments (serve/operations.py), /autopilot and
-    /autopilot/NAME (what it does), POST to /autopilot/pause and /autopilot/resume (of {"model": NAME}, or of all); and `more`.
+    /autopilot/NAME (what it does), POST to /autopilot/pause and /autopilot/resume (of {"model": NAME}, or of all), /cache and
+    /cache/NAME (what is remembered), POST to /cache/clear (of {"model": NAME}, or of all); and `more`.
     """
     whole = prometheus.registry(catalog, connections, operations.states)
 
@@ -73,8 +75,9 @@ def control_app(
         routes=[
             Route("/metrics", metrics),
             Route("/healthz", healthz),
-            *_model_routes(catalog, operations),
+            *_model_routes(catalog, operations, caches),
             *_autopilot_routes(pilots),
+            *_cache_routes(catalog, caches),
             *more,
         ],
     )
@@ -82,9 +85,9 @@ def control_app(
     return app
 
 
-def _model_routes(catalog: Catalog, operations: Operations) -> list[Route]:
+def _model_routes(catalog: Catalog, operations: Operations, caches: ResultCaches) -> list[Route]:
     def states(request: Request, name: str = "") -> list[dict[str, Any]]:
-        return _states(catalog, operations, who_asks(request), name)
+        return _states(catalog, operations, caches, who_asks(request), name)
 
     async def models(request: Request) -> Response:
         return JSONResponse(states(request))
@@ -99,9 +102,8 @@ def _model_routes(catalog: Catalog, operations: Operations) -> list[Route]:
                     name, "set", {"version": catalog.get(name, version, who).version, "knobs": await _object(request)}
                 )
             found = catalog.get(name, version, who)
-            return next(
-                _viewed(one, found) for one in operations.states() if (one.name, one.version) == (found.name, found.version)
-            )
+            key, remembered = (found.name, found.version), caches.states(name)
+            return next(_viewed(one, found, remembered) for one in operations.states() if (one.name, one.version) == key)
 
         return await _answer(answer())
 
@@ -126,8 +128,7 @@ def _model_routes(catalog: Catalog, operations: Operations) -> list[Route]:
 
 def _autopilot_routes(pilots: Pilots) -> list[Route]:
     def states(request: Request) -> list[dict[str, Any]]:
-        grant = who_asks(request).grant
-        return [state for state in pilots.states() if grant is None or grant.allows("read", state["name"])]
+        return _may_see(pilots.states(), who_asks(request))
 
     async def all_of_them(request: Request) -> Response:
         return JSONResponse(states(request))
@@ -140,10 +141,7 @@ def _autopilot_routes(pilots: Pilots) -> list[Route]:
 
     async def switch(request: Request) -> Response:
         async def answer() -> Any:
-            said = await _object(request)
-            name = said.pop("model", "")
-            if said or not isinstance(name, str):
-                raise ConfigError('it takes the name of a model, as {"model": "digits"}, or nothing')
+            name = await _model_named(request)
             demand(who_asks(request), "admin", name)
             turn = pilots.pause if request.url.path.endswith("pause") else pilots.resume
             turn(name)
@@ -156,6 +154,31 @@ def _autopilot_routes(pilots: Pilots) -> list[Route]:
         Route("/autopilot/pause", switch, methods=["POST"]),
         Route("/autopilot/resume", switch, methods=["POST"]),
         Route("/autopilot/{name}", one),
+    ]
+
+
+def _cache_routes(catalog: Catalog, caches: ResultCaches) -> list[Route]:
+    async def all_of_them(request: Request) -> Response:
+        return JSONResponse(_may_see(caches.states(), who_asks(request)))
+
+    async def one(request: Request) -> Response:
+        async def answer() -> Any:
+            return caches.states(catalog.get(name_in(request.path_params["name"]), "", who_asks(request)).name)
+
+        return await _answer(answer())
+
+    async def clear(request: Request) -> Response:
+        async def answer() -> Any:
+            name = await _model_named(request)
+            demand(who_asks(request), "admin", name)
+            return {"forgotten": caches.clear(catalog.get(name).name if name else "")}
+
+        return await _answer(answer())
+
+    return [
+        Route("/cache", all_of_them),
+        Route("/cache/clear", clear, methods=["POST"]),
+        Route("/cache/{name}", one),
     ]
 
 
@@ -175,18 +198,25 @@ class _OnePath:
         await self._app(scope, receive, send)
 
 
-def _states(catalog: Catalog, operations: Operations, who: Principal, name: str) -> list[dict[str, Any]]:
-    served = {(model.name, model.version): model for model in catalog}
+def _may_see(states: Sequence[dict[str, Any]], who: Principal) -> list[dict[str, Any]]:
+    return [state for state in states if who.grant is None or who.grant.allows("read", state["name"])]
+
+
+def _states(catalog: Catalog, operations: Operations, caches: ResultCaches, who: Principal, name: str) -> list[dict[str, Any]]:
+    served, remembered = {(model.name, model.version): model for model in catalog}, caches.states(name)
     found = [one for one in seen(operations.states(), who) if name in ("", one.name)]
-    return [_viewed(one, served.get((one.name, one.version))) for one in found]
+    return [_viewed(one, served.get((one.name, one.version)), remembered) for one in found]
 
 
-def _viewed(one: VersionState, model: ServedModel | None) -> dict[str, Any]:
+def _viewed(one: VersionState, model: ServedModel | None, remembered: Sequence[dict[str, Any]]) -> dict[str, Any]:
     state = {} if model is None or model.control is None else model.control.state()
     if model is not None and any(model.stats.shadows.values()):
         state = {**state, "shadow": model.stats.shadows}
     if model is not None and model.stats.streams is not None:
         state = {**state, "streams": {"open": model.stats.streams.open, "parts": model.stats.streams.parts}}
+    cache = next((cache for cache in remembered if (cache["name"], cache["version"]) == (one.name, one.version)), None)
+    if cache is not None:
+        state = {**state, "cache": {key: value for key, value in cache.items() if key not in ("name", "version")}}
     return {**msgspec.to_builtins(one), "ready": model is not None and model.ready, **state}
 
 
@@ -202,6 +232,15 @@ async def _answer(work: Awaitable[Any]) -> Response:
         return JSONResponse({"error": encodable(str(error))}, status_code=400)
     except ClientDisconnect:
         return Response(status_code=400)  # which nobody reads
+
+
+async def _model_named(request: Request) -> str:
+    """By the body; empty for all. Raises ConfigError."""
+    said = await _object(request)
+    name = said.pop("model", "")
+    if said or not isinstance(name, str):
+        raise ConfigError('it takes the name of a model, as {"model": "digits"}, or nothing')
+    return name
 
 
 async def _object(request: Request) -> dict[str, Any]:

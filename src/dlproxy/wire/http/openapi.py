@@ -47,7 +47,7 @@ class Described(Struct, frozen=True):
         return [name for name in PARAMETERS if f"{{{name}}}" in self.path]
 
 
-_TERMS = ("deadline", "priority", "tenant", "request-id", "traceparent")
+_TERMS = ("deadline", "priority", "tenant", "cache", "request-id", "traceparent")
 _BINARY = "application/octet-stream"
 _PARTS = ("application/x-ndjson", "text/event-stream")
 _MODEL, _VERSION = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
@@ -159,6 +159,11 @@ PARAMETERS: dict[str, Schema] = {
         "x-request-priority", "1 is the most urgent; 0: the default", {"type": "integer", "minimum": 0, "maximum": 999_999_999}
     ),
     "tenant": _in_header("x-tenant-id", "for quotas and fair shares", {"type": "string"}),
+    "cache": _in_header(
+        "Cache-Control",
+        "of remembered answers: no-cache, no-store or max-age=SECONDS; what is not understood says nothing",
+        {"type": "string"},
+    ),
     "request-id": _in_header("x-request-id", "echoed, logged, handed on to upstreams", {"type": "string", "maxLength": 128}),
     "traceparent": _in_header("traceparent", "of W3C Trace Context; echoed, handed on to upstreams", {"type": "string"}),
     "json-bytes": _in_header(
@@ -171,6 +176,10 @@ PARAMETERS: dict[str, Schema] = {
 HEADERS: dict[str, Schema] = {
     "Retry-After": {"description": "seconds after which trying again may help", "schema": {"type": "integer"}},
     "Server-Timing": {"description": "milliseconds in the queue, gathering, and in the model", "schema": {"type": "string"}},
+    "x-dlproxy-cache": {
+        "description": "where answers are remembered: what there was for this request",
+        "schema": {"type": "string", "enum": ["hit", "miss", "joined", "partial", "bypass"]},
+    },
     "Inference-Header-Content-Length": {
         "description": "bytes of JSON, where outputs are binary",
         "schema": {"type": "integer"},
@@ -279,7 +288,7 @@ def _answers(route: Described) -> dict[str, Any]:
         content = {"application/json": {"schema": _schema(route.answer)}, **content}
     good: dict[str, Any] = {"description": "the answer", **({"content": content} if content else {})}
     if route.more == INFERENCE:
-        names = ["Server-Timing", *(["Inference-Header-Content-Length"] if _BINARY in route.also else [])]
+        names = ["Server-Timing", "x-dlproxy-cache", *(["Inference-Header-Content-Length"] if _BINARY in route.also else [])]
         good["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
     answers = {"200": good}
     answers |= {str(status): {"$ref": f"#/components/responses/{status}"} for status in sorted((*ANY_ROUTE, *route.more))}

@@ -68,12 +68,12 @@ def config(model: ServedModel) -> dict[str, Any]:
         ],
         "output": [_io(spec, batched=signature.batched) for spec in signature.outputs],
     }
-    if signature.streams:
-        described["model_transaction_policy"] = {"decoupled": True}
     if signature.batched:
         described["dynamic_batching"] = {"max_queue_delay_microseconds": round(max_wait_s(model) * 1e6)}
     if signature.streams:
         described["model_transaction_policy"] = {"decoupled": True}
+    if model.stats.cache is not None:
+        described["response_cache"] = {"enable": True}
     return described
 
 

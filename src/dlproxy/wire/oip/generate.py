@@ -19,6 +19,7 @@ from dlproxy.wire.http.exchange import Exchange
 from dlproxy.wire.http.parts import SSE, PartsReply, no_text
 from dlproxy.wire.http.routes import VERSION, Row
 from dlproxy.wire.oip.codec import json_data, json_tensor
+from dlproxy.wire.oip.http import header_lines
 
 NESTED = "parameters"
 TOO_MANY = (
@@ -106,7 +107,8 @@ class GenerateReply:
 
     def ended(self) -> None:
         try:
-            self._exchange.reply(200, b"application/json", generated(self._response, self._response.outputs))
+            body = generated(self._response, self._response.outputs)
+            self._exchange.reply(200, b"application/json", body, header_lines(self._response, server_timing=False))
         except UnicodeDecodeError as error:
             self._exchange.fail(500, no_text(error))
         except Exception:
