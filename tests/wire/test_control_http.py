@@ -371,7 +371,7 @@ def test_result_caches_are_shown_and_cleared() -> None:
 @pytest.mark.parametrize(
     ("body", "status", "clue"),
     [
-        (b'{"model": "zzz"}', 404, "'zzz' is not found; the models served are 'm', 'fixed'"),
+        (b'{"model": "zzz"}', 404, "'zzz' is not found"),
         (b'{"model": 1}', 400, '{"model": "digits"}'),
         (b'{"modle": "m"}', 400, '{"model": "digits"}'),
         (b"[]", 400, "not a JSON object"),
