@@ -64,6 +64,18 @@ class SecondLevel(Protocol):
         """What came of it; None: no answer."""
         ...
 
+    def clear(self) -> None:
+        """Forget the answers, on all nodes."""
+        ...
+
+    def close(self) -> None:
+        """The model goes: nothing is looked for any more."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """JSON."""
+        ...
+
 
 class Watch(Protocol):
     """Sees what passes while it is not known whether the cache pays or the model is deterministic. See auto.py."""
