@@ -79,15 +79,15 @@ class CacheConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     redis: Annotated[
         str,
         _knob(
-            "Redis or Valkey where nodes share answers, as redis://USER:PASSWORD@HOST:PORT/DB (rediss:// with TLS); empty: each "
-            "process for itself"
+            "Redis or Valkey where nodes share answers, as redis://USER:PASSWORD@HOST:PORT/DB (rediss:// with TLS); empty: "
+            "each process for itself"
         ),
     ] = ""
     redis_wait_s: Annotated[
         float,
         _knob(
-            "seconds that a request waits for Redis at most; 0: 0.002, or a quarter of the model's 99th percentile where that is "
-            "less",
+            "seconds that a request waits for Redis at most; 0: 0.002, or a quarter of what 99 % of the model's runs take, if "
+            "that is less",
             unit="s",
             log=True,
             least=1e-4,

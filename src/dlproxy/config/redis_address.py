@@ -35,7 +35,7 @@ class RedisAddress(Struct, frozen=True):
 
 
 def parse_redis(url: str, knob: str, options: Collection[str] = ()) -> RedisAddress:
-    """redis:// or rediss://USER:PASSWORD@HOST:PORT/DB, with these options at most. Raises ConfigError, which does not repeat it."""
+    """redis:// or rediss://USER:PASSWORD@HOST:PORT/DB, with these options at most. Raises ConfigError, without the URL."""
     try:
         parts = urlsplit(url)
         given = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
@@ -55,7 +55,7 @@ def parse_redis(url: str, knob: str, options: Collection[str] = ()) -> RedisAddr
     except ValueError:
         example = "&".join(f"{name}=NAME" for name in options)
         raise ConfigError(
-            f"the address of {knob} is not understood; write it like redis://HOST:6379/0{'?' * bool(example)}{example} (rediss:// "
-            "with TLS), with special characters of a password as %XX",
+            f"the address of {knob} is not understood; write it like redis://HOST:6379/0{'?' * bool(example)}{example} "
+            "(rediss:// with TLS), with special characters of a password as %XX",
             knob,
         ) from None

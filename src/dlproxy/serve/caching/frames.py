@@ -1,7 +1,7 @@
 """A remembered answer as bytes that others may have written: a header with a checksum, and msgpack, compressed where that pays.
 
-Called by shared.py. What is not whole, of another format or no answer of this model is no answer: nothing raises, and nothing is
-run of what was read. Not aware of: where the bytes are.
+Called by shared.py. What is not whole, of another format or no answer of this model is no answer: nothing raises, and nothing
+of what was read is run. Not aware of: where the bytes are.
 """
 
 import zlib

@@ -1,4 +1,4 @@
-"""One connection to Redis, or a server of its protocol, that comes back by itself; what one turn of the loop asks leaves together.
+"""A connection to Redis, or a server of its protocol, that comes back by itself; what a turn of the loop asks leaves together.
 
 Held by shared.py. Written for look-ups that have 2 ms: an answer is handed over where it arrives, without tasks and futures.
 Not aware of: models, answers, how long anybody waits.

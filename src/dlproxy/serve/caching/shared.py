@@ -158,7 +158,7 @@ class SharedAnswers:
         asyncio.get_running_loop().call_later(wait_s, self._due, turn)
 
     def _commands(self) -> tuple[bytes, bytes, bytes]:
-        """The parts around two keys: a lease if there is nothing, and then what there is, but not more than an answer may be."""
+        """The parts around two keys: a lease if there is nothing; then what there is, but no more than an answer may be."""
         head = b"*6\r\n$3\r\nSET\r\n$%d\r\n" % (len(self._prefix) + 16)
         if self._leased_s != self.pace.lease_s:
             self._leased_s = self.pace.lease_s
@@ -317,14 +317,14 @@ class SharedAnswers:
         pattern = b"".join([b"\\" + bytes((one,)) if one in b"*?[]\\^-" else bytes((one,)) for one in self._prefix]) + b"*"
 
         def then(reply: Reply) -> None:
-            if not isinstance(reply, list) or len(reply) != 2 or not isinstance(reply[0], bytes):
+            if not isinstance(reply, list) or len(reply) != 2:
                 log.warning("model %s: the shared answers could not all be cleared", self._model)
                 return
             after, keys = reply
             found = [key for key in keys if isinstance(key, bytes)] if isinstance(keys, list) else []
             if found:
                 self._link.ask(command(b"DEL", *found), _ignore)
-            if after != b"0" and steps:
+            if isinstance(after, bytes) and after != b"0" and steps:
                 self._clear(after, steps - 1)
 
         if not self._link.ask(command(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", SCANNED), then):
