@@ -6,6 +6,7 @@ Held by caches.py where `cache.redis` is set. Not aware of: layers, requests.
 import asyncio
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping
 from math import inf
 
@@ -56,8 +57,10 @@ def content_of(config: ModelConfig) -> Content | None:
     try:
         files = _all_files(config.path)
         stamps = {file: stamp_of(file) for file in files}
+        folder = config.path if os.path.isdir(config.path) else os.path.dirname(config.path)
         for file in files:
-            digest.update(b"file" + file.removeprefix(config.path).encode("utf-8", "surrogateescape") + digest_of(file))
+            name = "" if file == config.path else os.path.relpath(file, folder)
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + digest_of(file))
     except OSError:  # loading says so, and better
         return None
     return Content(digest.digest(), stamps) if files else None

@@ -126,6 +126,10 @@ class _Wire(asyncio.Protocol):
 
     def ask(self, data: bytes, *thens: Then) -> None:
         """`data`: a command for each of `thens`."""
+        if self.lost.done():
+            for then in thens:
+                _tell(then, LOST)
+            return
         if not self._out:
             asyncio.get_running_loop().call_soon(self._flush)
         self._out.append(data)
@@ -194,12 +198,12 @@ class RedisLink:
     @property
     def up(self) -> bool:
         """Connected, and the seed is known."""
-        return self._wire is not None
+        return self._wire is not None and not self._wire.lost.done()
 
     def ask(self, data: bytes, *thens: Then) -> bool:
         """Send a command for each of `thens`, which get their replies, or LOST; False if that is not possible now."""
         wire = self._wire
-        if wire is None:
+        if wire is None or wire.lost.done():
             return False
         if len(wire.waiting) >= MOST_COMMANDS or wire.bytes + len(data) > MOST_BYTES:
             self.dropped += 1
