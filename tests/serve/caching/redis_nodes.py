@@ -126,25 +126,27 @@ async def all_of(replies: Sequence[Reply]) -> list[Reply]:
 
 
 class Relay:
-    """A TCP relay whose answers come `delay_s` later; `hold` keeps all of them back."""
+    """A TCP relay whose answers come `delay_s` later, in their order."""
 
     def __init__(self, port: int) -> None:
         self._to = port
         self.delay_s = 0.0
         self.port = 0
         self.url = ""
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             there, to = await asyncio.open_connection("127.0.0.1", self._to)
-            await asyncio.gather(self._copy(reader, to, 0.0), self._copy(there, writer, None), return_exceptions=True)
+            await asyncio.gather(
+                self._copy(reader, to, late=False), self._copy(there, writer, late=True), return_exceptions=True
+            )
 
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float | None) -> None:
-        loop = asyncio.get_running_loop()
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, late: bool) -> None:
+        loop, due_at = asyncio.get_running_loop(), 0.0
         try:
             while data := await reader.read(65536):
-                loop.call_later(self.delay_s if delay_s is None else delay_s, _write, writer, data)
+                due_at = max(due_at + 1e-9, loop.time() + self.delay_s * late)
+                loop.call_at(due_at, _write, writer, data)
         finally:
             writer.close()
 

@@ -144,7 +144,7 @@ async def test_junk_under_our_keys_is_ignored_and_replaced(nodes: Nodes, redis: 
                 put: dict[str, bytes] = {
                     "bytes": b"\x80\x04" + bytes(range(256)),
                     "empty": b"",
-                    "huge": bytes(20 << 20),
+                    "huge": bytes(9 << 20),
                     "another's": was[:-1] + b"x",
                     "older": was[:4] + b"\0" + was[5:],
                     "truncated": was[:30],
@@ -208,10 +208,10 @@ async def test_answers_leave_when_their_time_is_over(nodes: Nodes, redis: RedisS
     await _stored(a)
     await _stored(b)
     with Redis(port=redis.port) as client:
-        assert sorted(-(-client.pttl(key) // 1000) for key in _answers(redis)) in ([1, 50], [50])
         await until(lambda: len(_answers(redis)) == 1)
-    await until(lambda: a.rig.now() > 0)
+        assert 40_000 < client.pttl(_answers(redis)[0]) <= 50_000
     assert await a.answered() == "miss"
+    assert await b.answered() == "hit"
 
 
 async def test_what_is_found_is_as_old_here_as_there(nodes: Nodes) -> None:
@@ -225,16 +225,19 @@ async def test_what_is_found_is_as_old_here_as_there(nodes: Nodes) -> None:
     assert await b.answered() == "miss"
 
 
-async def test_clearing_one_version_forgets_its_answers_everywhere(nodes: Nodes, redis: RedisServer) -> None:
+async def test_clearing_one_version_forgets_its_answers_everywhere(
+    nodes: Nodes, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "SCANNED", b"50")
     a = await nodes.start(model={"version": "1"})
     b = await nodes.start(model={"version": "2"})
-    for number in range(1500):
+    for number in range(900):
         a.ask(float(number))
     await all_of([b.ask(1.0)])
-    await _stored(a, 1500)
+    await _stored(a, 900)
     await _stored(b)
     assert a.caches.clear("other") == 0
-    assert a.caches.clear("m") == 1500
+    assert a.caches.clear("m") == 900
     await until(lambda: len(_answers(redis)) == 1)
     assert await a.answered(1.0) == "miss"
 
@@ -243,7 +246,7 @@ async def test_a_slow_redis_costs_the_wait_a_few_times_and_then_nothing(nodes: N
     async with relay(redis.port) as slow:
         a = await nodes.start(url=slow.url, redis_wait_s=0.02)
         await a.answered(0.0)
-        slow.delay_s = 1.0
+        slow.delay_s = 0.4
         loop, waits = asyncio.get_running_loop(), []
         for number in range(1, FAILURES + 20):
             began = loop.time()
