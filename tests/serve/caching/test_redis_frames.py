@@ -30,7 +30,7 @@ def _kept(*outputs: Tensor, at: float = 95.0) -> Kept:
 
 def _read(frame: bytes, key: bytes = KEY, signature: Signature = SIGNATURE) -> Kept | None:
     body = opened(key, frame)
-    return None if body is None else answer_in(body, signature, "m", "3", 200.0)
+    return None if body is None else answer_in(body, {spec.name: spec for spec in signature.outputs}, "m", "3", 200.0)
 
 
 BODY = body_of(_kept(Y, WORDS), 100.0)

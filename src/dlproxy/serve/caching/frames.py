@@ -5,6 +5,7 @@ of what was read is run. Not aware of: where the bytes are.
 """
 
 import zlib
+from collections.abc import Mapping
 from struct import Struct as Layout
 from time import time_ns
 
@@ -12,7 +13,7 @@ import msgspec
 from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
-from dlproxy.message import DType, Signature, Tensor, TensorSpec, element_count
+from dlproxy.message import DType, Tensor, TensorSpec, element_count
 from dlproxy.serve.caching.keys import Key
 from dlproxy.serve.caching.layer import Kept
 from dlproxy.tensors import elements_of
@@ -91,21 +92,20 @@ def size_of(frame: bytes) -> int:
     return size if codec == ZLIB else 0
 
 
-def answer_in(body: bytes, signature: Signature, model: str, version: str, now: float) -> Kept | None:
-    """The answer; None if it is none that this model gives."""
+def answer_in(body: bytes, specs: Mapping[str, TensorSpec], model: str, version: str, now: float) -> Kept | None:
+    """The answer; None if it is none that this model gives. `specs`: its outputs, by name."""
     try:
         found = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    specs = {spec.name: spec for spec in signature.outputs}
-    outputs = []
+    outputs: list[Tensor] = []
     for one in found.outputs:
-        spec = specs.pop(one.name, None)
+        spec = specs.get(one.name)
         if spec is None or not _fits(one, spec):
             return None
         outputs.append(Tensor(one.name, spec.dtype, one.shape, one.data))
     age_ms = time_ns() // 1_000_000 - found.at_ms
-    if not outputs or age_ms < -SKEWED_MS or not 0 <= found.cost_s < 1e6:
+    if len({one.name for one in outputs}) != len(outputs) or not outputs or age_ms < -SKEWED_MS or not 0 <= found.cost_s < 1e6:
         return None
     return Kept(model, version, outputs, now - max(age_ms, 0) / 1e3, found.cost_s)
 

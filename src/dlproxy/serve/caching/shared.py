@@ -89,7 +89,7 @@ class SharedAnswers:
         self.pace = Pace(wait_s)
         self._link = link
         self._prefix = prefix
-        self._signature = signature
+        self._specs = {spec.name: spec for spec in signature.outputs}
         self._model = model
         self._version = version
         self._clock = clock
@@ -204,7 +204,7 @@ class SharedAnswers:
 
     def _opened(self, look: _Look, body: bytes | None) -> None:
         now = self._clock()
-        kept = None if body is None else answer_in(body, self._signature, self._model, self._version, now)
+        kept = None if body is None else answer_in(body, self._specs, self._model, self._version, now)
         if look.over:
             return
         if kept is None:
@@ -256,8 +256,8 @@ class SharedAnswers:
         if not late:
             return
         self.counts.late += len(late)
-        self._count_failure(f"it did not answer within {self.pace.wait_s * 1e3:.3g} ms")
         for look in late:
+            self._count_failure(f"it did not answer within {self.pace.wait_s * 1e3:.3g} ms")
             self._finish(look, None)
 
     def _finish(self, look: _Look, kept: Kept | None) -> None:
