@@ -81,8 +81,6 @@ class Caches:
         if self._layers.pop(layer, None) is not None:
             del self._keys[layer]
             layer.clear()
-            if layer.second is not None:
-                layer.second.close()
             self._share_out()
 
     def _share_out(self) -> None:
@@ -100,9 +98,7 @@ class Caches:
 
     def states(self, name: str = "") -> list[dict[str, Any]]:
         """JSON: what each keeps, and what that did."""
-        layers = [(layer, of) for layer, of in self._layers.items() if name in ("", of)]
-        shared = [{} if layer.second is None else {"redis": layer.second.state()} for layer, _ in layers]
-        return [{"model": of, **layer.state(), **more} for (layer, of), more in zip(layers, shared, strict=True)]
+        return [{"model": of, **layer.state()} for layer, of in self._layers.items() if name in ("", of)]
 
     async def close(self) -> None:
         """The connection to Redis, if there is one."""

@@ -163,6 +163,8 @@ class CacheLayer:
     def close(self) -> None:
         """The model goes: nothing is remembered any more."""
         self.on_close()
+        if self.second is not None:
+            self.second.close()
 
     def resize(self, budget: int) -> None:
         """Bytes that its answers may take from now on."""
@@ -178,6 +180,7 @@ class CacheLayer:
             "budget_bytes": cache.budget,
             "hit_ratio": round(counts.hits / looked_up, 4) if looked_up else None,
             **{name: getattr(counts, name) for name in ("hits", "misses", "joined", "bypassed", "evicted", "expired")},
+            **({} if self.second is None else {"redis": self.second.state()}),
         }
 
     def clear(self) -> int:

@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import inf
 
 import msgspec
@@ -125,19 +125,6 @@ class Nodes:
             ttl_s=min(self._config.redis_ttl_s, config.cache_ttl_s or inf),
             wait_s=self._config.redis_wait_s,
         )
-
-    def state(self) -> Mapping[str, object]:
-        """JSON."""
-        link = self._link
-        if link is None:
-            return {"address": self._address.shown, "connected": False}
-        return {
-            "address": self._address.shown,
-            "connected": link.up,
-            "connections": link.connected,
-            "dropped": link.dropped,
-            "trouble": link.trouble,
-        }
 
     async def close(self) -> None:
         if self._link is not None:

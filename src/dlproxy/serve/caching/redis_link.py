@@ -211,6 +211,10 @@ class RedisLink:
         wire.ask(data, *thens)
         return True
 
+    def state(self) -> dict[str, str | bool | int]:
+        """JSON."""
+        return {"address": self._address.shown, "connected": self.up, "trouble": self.trouble, "dropped": self.dropped}
+
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.wait([self._task])

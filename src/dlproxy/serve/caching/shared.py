@@ -336,9 +336,14 @@ class SharedAnswers:
 
     def state(self) -> dict[str, Any]:
         """JSON."""
-        circuit = "open" if self.circuit.is_open else "closed"
-        counts = {name: getattr(self.counts, name) for name in SharedCounts.__struct_fields__}
-        return {"connected": self._link.up, "circuit": circuit, "opened": self.circuit.opened, **counts}
+        return {
+            **self._link.state(),
+            "circuit": "open" if self.circuit.is_open else "closed",
+            "opened": self.circuit.opened,
+            "wait_s": self.pace.wait_s,
+            "lease_s": self.pace.lease_s,
+            **{name: getattr(self.counts, name) for name in SharedCounts.__struct_fields__},
+        }
 
     def _beside(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
         """On a thread, as it would hold the event loop."""
