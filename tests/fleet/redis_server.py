@@ -1,9 +1,13 @@
 """A real server of Redis's protocol for tests: redis-server if it is installed, else the Valkey that the dev group brings."""
 
+import asyncio
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -54,3 +58,21 @@ class RedisServer:
         self._process.wait()
         assert self._process.stdout is not None
         self._process.stdout.close()
+
+
+@asynccontextmanager
+async def tls_relay(port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
+    """TLS before a port without."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(copy(reader, inner[1]), copy(inner[0], writer), return_exceptions=True)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield server.sockets[0].getsockname()[1]

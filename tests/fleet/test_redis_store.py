@@ -5,7 +5,6 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from dlproxy.config import ConfigError
 from dlproxy.fleet import redis_store
 from dlproxy.fleet.redis_store import RedisStore
 from dlproxy.fleet.store import StoreError, open_store
-from tests.fleet.redis_server import RedisServer
+from tests.fleet.redis_server import RedisServer, tls_relay
 from tests.fleet.store_editor import add
 from tests.fleet.store_places import RedisPlace
 from tests.instance.remote_tls import make_certificate
@@ -150,30 +149,12 @@ async def test_tls_verifies_the_certificate(
     certificate = make_certificate(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    async with relay(place.server.port, context) as port:
+    async with tls_relay(place.server.port, context) as port:
         with pytest.raises(StoreError, match=r"cannot be reached: .*certificate"):
             await handle(f"rediss://127.0.0.1:{port}/0").read()
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         await add(handle(f"rediss://127.0.0.1:{port}/0"), "m")
     assert list((await handle(place.server.url).read()).models) == ["m"]
-
-
-@asynccontextmanager
-async def relay(port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
-    """TLS before a port without."""
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-        writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(copy(reader, inner[1]), copy(inner[0], writer), return_exceptions=True)
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+OK\r\n", b"\x00\xff\r\n", b"$5\r\nab", b""])

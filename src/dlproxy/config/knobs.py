@@ -40,6 +40,7 @@ _IN_PROCESSES = Only("run", ("process",))
 _NOT_UPSTREAM = Only("run", but=("upstream",))
 _SCALES = Only("autoscale", but=("off",))
 _CACHES = Only("cache", but=("off",))
+_SHARES = Only("redis", but=("",))
 _BATCHES = Only("batching", but=("off",), surely=False, harmless=("off",))
 
 
@@ -75,6 +76,37 @@ class CacheConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Literal["s3-fifo", "sieve", "lru", "lfu", "w-tinylfu", "gdsf"],
         _knob("which answers are kept; gdsf: by what they cost to compute, too"),
     ] = "s3-fifo"
+    redis: Annotated[
+        str,
+        _knob(
+            "Redis or Valkey where nodes share answers, as redis://USER:PASSWORD@HOST:PORT/DB (rediss:// with TLS); empty: "
+            "each process for itself"
+        ),
+    ] = ""
+    redis_wait_s: Annotated[
+        float,
+        _knob(
+            "seconds that a request waits for Redis at most; 0: 0.002, or a quarter of what 99 % of the model's runs take, if "
+            "that is less",
+            unit="s",
+            log=True,
+            least=1e-4,
+            only=(_SHARES,),
+            ge=0,
+            le=10,
+        ),
+    ] = 0.0
+    redis_ttl_s: Annotated[
+        float,
+        _knob(
+            "seconds for which an answer stays in Redis; a model's cache_ttl_s holds, too",
+            unit="s",
+            log=True,
+            only=(_SHARES,),
+            ge=1,
+            le=31536000,
+        ),
+    ] = 3600.0
 
 
 class LaneSettings(Struct, frozen=True, kw_only=True):
@@ -514,6 +546,14 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
     cache_by_tenant: Annotated[
         bool, _loaded("tenants share no answers: how quickly one comes would tell what others asked", only=(_CACHES,))
     ] = False
+    cache_content: Annotated[
+        str,
+        _loaded(
+            "what nodes take this model's content for when they share answers in Redis: change it whenever the model changes; "
+            "empty: a hash of its files, where those are all that it is, else its answers are not shared",
+            only=(_CACHES,),
+        ),
+    ] = ""
 
     @property
     def goal(self) -> Goal:

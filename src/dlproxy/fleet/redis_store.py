@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -16,6 +15,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from dlproxy.config import ConfigError
+from dlproxy.config.redis_address import parse_redis
 from dlproxy.fleet.shared_store import SharedStore
 from dlproxy.fleet.store import StoreError
 from dlproxy.fleet.tasks import end_all
@@ -38,35 +38,21 @@ log = logging.getLogger(__name__)
 
 def redis_store(url: str, poll_s: float = POLL_S) -> "RedisStore":
     """At redis:// or rediss://USER:PASSWORD@HOST:PORT/DB?key=NAME. Raises ConfigError, which does not repeat it."""
-    try:
-        parts = urlsplit(url)
-        options = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        key, *more = options.pop("key", ["dlproxy"])
-        db = int(parts.path.strip("/") or 0)
-        if not parts.hostname or not key or parts.fragment or options or more or db < 0:
-            raise ValueError("it has no host, or something else than host, port, database and key")
-        host, port = parts.hostname, parts.port or 6379
-    except ValueError:
-        raise ConfigError(
-            "the store's address is not understood; write it like redis://HOST:6379/0?key=NAME, with special characters of a "
-            "password as %XX",
-            "store",
-        ) from None
-    tls = parts.scheme == "rediss"
+    address = parse_redis(url, "store", ("key",))
+    key = address.options.get("key", "dlproxy")
     client = Redis(
-        host=host,
-        port=port,
-        db=db,
-        username=unquote(parts.username) if parts.username else None,
-        password=unquote(parts.password) if parts.password else None,
-        ssl=tls,
+        host=address.host,
+        port=address.port,
+        db=address.db,
+        username=address.user or None,
+        password=address.password or None,
+        ssl=address.tls,
         socket_timeout=PATIENCE_S,
         socket_connect_timeout=PATIENCE_S,
         retry=Retry(NoBackoff(), 0),  # a swap that is sent twice finds its own change
         protocol=2,
     )
-    shown = f"[{host}]" if ":" in host else host
-    return RedisStore(client, f"store {parts.scheme}://{shown}:{port}/{db}?key={key}", key, f"{key}@{db}", poll_s)
+    return RedisStore(client, f"store {address.shown}?key={key}", key, f"{key}@{address.db}", poll_s)
 
 
 class RedisStore(SharedStore):

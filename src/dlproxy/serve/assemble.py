@@ -104,6 +104,8 @@ async def load_model(
     another number side by side.
     """
     class_names = class_names_of(config)
+    if caches is not None:
+        await caches.read(name, config)
     fleet = await start_fleet(name, config, memory)
     try:
         if fleet.most_rows is not None:

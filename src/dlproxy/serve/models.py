@@ -209,6 +209,7 @@ class Models:
             self._retire(model, STOPPING, drain_s)
         async with self._warming_up:  # what was being loaded is stopped by whoever loads it
             await asyncio.gather(*self._leaving.values())
+        await self.caches.close()
 
     def close_recordings(self) -> None:
         """For a process that is about to end without draining."""

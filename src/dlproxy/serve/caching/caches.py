@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dlproxy.policy.caching.worth import BudgetShares
     from dlproxy.serve.caching.keys import Keys
     from dlproxy.serve.caching.layer import CacheLayer
+    from dlproxy.serve.caching.nodes import Nodes
 
 RESERVE_BYTES = 256 * 2**20  # that the machine and this process's groups keep: less is remembered where there is less left
 LOOK_S = 5.0  # between two looks at how the bytes are best shared, and how many there are
@@ -33,6 +34,7 @@ class _Place(Struct, eq=False):
     """A layer, and what it is of. `number`: tells a version from the one that it replaces."""
 
     layer: "CacheLayer"
+    keys: "Keys"
     model: str
     version: str
     ttl_s: float
@@ -43,6 +45,7 @@ class Caches:
     """Everything happens on one event loop. `spare`: bytes of memory that are left."""
 
     def __init__(self, config: CacheConfig, clock: Callable[[], float], spare: Callable[[], float] = spare_bytes) -> None:
+        """Raises ConfigError for an address of Redis that is none."""
         self._most = config.memory_mb * 2**20
         self._config = config
         self._clock = clock
@@ -52,9 +55,27 @@ class Caches:
         self._number = 0
         self._shares: BudgetShares | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._nodes = self._shared() if config.redis else None
 
     def __iter__(self) -> "Iterator[CacheLayer]":
         return iter([place.layer for place in self._places])
+
+    def _shared(self) -> "Nodes":
+        from dlproxy.serve.caching.nodes import Nodes  # most servers start without
+
+        return Nodes(self._config, self._seed, self._reseed, self._clock)
+
+    def _reseed(self, seed: int) -> None:
+        """Other nodes digest with this one: what is remembered under other keys would not be found again."""
+        self._seed = seed
+        for place in self._places:
+            place.keys.reseed(seed)
+            place.layer.clear()
+
+    async def read(self, name: str, config: ModelConfig) -> None:
+        """A model is about to be loaded: whether other nodes have the same is seen by its files."""
+        if self._nodes is not None and config.cache != "off":
+            await self._nodes.read(name, config)
 
     def before(
         self, inner: Service, name: str, config: ModelConfig, signature: Signature, stats: ModelStats
@@ -81,11 +102,12 @@ class Caches:
             clock=self._clock,
             ttl_s=config.cache_ttl_s or inf,
             auto=Auto(lambda one, other: not differing_outputs(one, other)) if config.cache == "auto" else None,
+            second=None if self._nodes is None else self._nodes.level(name, config, signature),
         )
         if config.cache_rows:
             _by_rows(layer, name, signature, key_of)
         self._number += 1
-        place = _Place(layer, name, config.version, config.cache_ttl_s, self._number)
+        place = _Place(layer, key_of, name, config.version, config.cache_ttl_s, self._number)
         layer.on_close = lambda: self._leave(place)
         self._places.append(place)
         self._share_out()
@@ -128,8 +150,12 @@ class Caches:
         return int(max(min(self._most, used + self._spare() - RESERVE_BYTES), 0))
 
     def clear(self, name: str = "") -> int:
-        """Forget the answers of this model, or of all; returns how many."""
-        return sum(place.layer.clear() for place in self._places if name in ("", place.model))
+        """Forget the answers of this model, or of all, and those that nodes share; returns how many that were here."""
+        layers = [place.layer for place in self._places if name in ("", place.model)]
+        for layer in layers:
+            if layer.second is not None:
+                layer.second.clear()
+        return sum(layer.clear() for layer in layers)
 
     def states(self, name: str = "") -> list[dict[str, Any]]:
         """JSON: what each keeps, and what that did."""
@@ -138,6 +164,11 @@ class Caches:
             for place in self._places
             if name in ("", place.model)
         ]
+
+    async def close(self) -> None:
+        """The connection to Redis, if there is one."""
+        if self._nodes is not None:
+            await self._nodes.close()
 
 
 def _name(place: _Place) -> str:

@@ -19,11 +19,15 @@ class Keys:
     """
 
     def __init__(self, signature: Signature, seed: int, *, per_tenant: bool = False) -> None:
-        self._seed = seed
-        self._seed_of_parts = seed ^ 1  # what is hashed with a head never meets what is hashed without one
+        self.reseed(seed)
         self._all = tuple(range(len(signature.outputs)))
         self._per_tenant = per_tenant
         self._plain = not per_tenant and len(signature.inputs) == 1 and _one_shape(signature)
+
+    def reseed(self, seed: int) -> None:
+        """From now on; keys that were made before are nothing any more."""
+        self._seed = seed
+        self._seed_of_parts = seed ^ 1  # what is hashed with a head never meets what is hashed without one
 
     def __call__(self, request: Request) -> Key:
         outputs = request.outputs

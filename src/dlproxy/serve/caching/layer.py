@@ -69,6 +69,18 @@ class SecondLevel(Protocol):
         """What came of it; None: no answer."""
         ...
 
+    def clear(self) -> None:
+        """Forget the answers, on all nodes."""
+        ...
+
+    def close(self) -> None:
+        """The model goes: nothing is looked for any more."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """JSON."""
+        ...
+
 
 class RowCosts:
     """What a row takes of its batch, on average of all that ran; looked up anew now and then."""
@@ -179,6 +191,8 @@ class CacheLayer:
         for flight in set(self.waiting.values()):
             flight.part()
         self.on_close()
+        if self.second is not None:
+            self.second.close()
 
     def resize(self, budget: int) -> None:
         """Bytes that its answers may take from now on."""
@@ -196,6 +210,7 @@ class CacheLayer:
             **msgspec.structs.asdict(self.size()),
             "hit_ratio": round(counts.hits / looked_up, 4) if looked_up else None,
             **{name: getattr(counts, name) for name in ("hits", "misses", "joined", "bypassed", "evicted", "expired")},
+            **({} if self.second is None else {"redis": self.second.state()}),
         }
 
     def clear(self) -> int:
