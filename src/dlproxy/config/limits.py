@@ -62,26 +62,33 @@ class HttpLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = []
 
 
+RequestsPerS = Annotated[
+    float, _knob("requests per second; more are answered 429; 0: no limit", unit="requests/s", ge=0, le=1e9)
+]
+RowsPerS = Annotated[float, _knob("rows per second, in all of the requests together; 0: no limit", unit="rows/s", ge=0, le=1e9)]
+BurstS = Annotated[
+    float,
+    _knob(
+        "seconds' worth of both that may come at once",
+        unit="s",
+        log=True,
+        only=(Only("requests_per_s", but=(0.0,), alternatives=("rows_per_s",)),),
+        gt=0,
+        le=3600,
+    ),
+]
+Concurrent = Annotated[
+    int, _knob("requests under way at a time; one more is answered 429; 0: no limit", unit="requests", ge=0, le=1 << 30)
+]
+
+
 class TenantConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[tenants.NAME]: what one tenant may ask for; `"*"` stands for each one that is not named."""
 
-    requests_per_s: Annotated[
-        float, _knob("requests per second; more are answered 429; 0: no limit", unit="requests/s", ge=0, le=1e9)
-    ] = 0.0
-    rows_per_s: Annotated[
-        float, _knob("rows per second, in all of a tenant's requests; 0: no limit", unit="rows/s", ge=0, le=1e9)
-    ] = 0.0
-    burst_s: Annotated[
-        float,
-        _knob(
-            "seconds' worth of both that may come at once",
-            unit="s",
-            log=True,
-            only=(Only("requests_per_s", but=(0.0,), alternatives=("rows_per_s",)),),
-            gt=0,
-            le=3600,
-        ),
-    ] = 1.0
+    requests_per_s: RequestsPerS = 0.0
+    rows_per_s: RowsPerS = 0.0
+    burst_s: BurstS = 1.0
+    concurrent: Concurrent = 0
     weight: Annotated[
         float,
         _knob("share of a model under the fair discipline, beside tenants of weight 1", log=True, ge=0.001, le=1000),

@@ -70,7 +70,8 @@ class Server:
     def __init__(self, config: Config) -> None:
         """Raises ConfigError for a quota that never admits anything, and certificates that cannot be used."""
         self._config = config
-        self.models = Models(config.server, config.tenants, autopilot=config.autopilot)
+        asks = config.auth.asks or bool(config.grants)
+        self.models = Models(config.server, config.tenants, autopilot=config.autopilot, asks=asks)
         budget_mb = config.server.memory_budget_mb
         memory_bytes = budget_mb * 2**20 if budget_mb else inf
         self.control = Control(self.models, open_store(config.server.store), memory_bytes=memory_bytes)
@@ -80,7 +81,7 @@ class Server:
         self.host = config.server.host
         self.ports: dict[str, int] = {}
         """What is listened on, by the knobs that say so."""
-        self._desk = _identity_desk(config) if config.auth.asks or config.grants else None
+        self._desk = _identity_desk(config) if asks else None
         self._certificates = Certificates(config.tls) if config.tls.cert else None
         self._doors: list[Listening] = []
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from dlproxy.config import ConfigError
 from dlproxy.config.security import GrantConfig
-from dlproxy.message import Failure, FailureKind, Grant, InferenceError, Principal, Scope, fits
+from dlproxy.message import Failure, FailureKind, Grant, InferenceError, Principal, Quota, Scope, fits
+from dlproxy.policy.quota import quota_of
 
 KINDS = ("cert", "token", "unix")
 SCOPES: tuple[Scope, ...] = ("infer", "read", "metrics", "admin")
@@ -18,7 +19,7 @@ class Rules:
 
     def __init__(self, grants: Mapping[str, GrantConfig]) -> None:
         """Raises ConfigError."""
-        self._rules: list[tuple[str, str, Grant, str]] = []
+        self._rules: list[tuple[str, str, Grant, str, Quota | None]] = []
         for rule, config in grants.items():
             kind, _, pattern = config.who.partition(":")
             if kind not in KINDS or not pattern:
@@ -28,13 +29,17 @@ class Rules:
             if unknown:
                 raise ConfigError(f"[grants.{rule}] there is no scope '{unknown[0]}'; scopes are {', '.join(SCOPES)}", "scopes")
             scopes = frozenset(scope for scope in SCOPES if scope in (config.scopes or SCOPES[:1]))
-            self._rules.append((kind, pattern, Grant(scopes, tuple(config.models) or ("*",)), config.tenant))
+            try:
+                quota = quota_of(config.requests_per_s, config.rows_per_s, config.burst_s, config.concurrent)
+            except ValueError as error:
+                raise ConfigError(f"[grants.{rule}] {error}, or 0 for no limit") from None
+            self._rules.append((kind, pattern, Grant(scopes, tuple(config.models) or ("*",)), config.tenant, quota))
 
     def principal(self, kind: str, name: str, scopes: frozenset[str] | None = None) -> Principal:
         """`scopes`: what a token says that it is for. Raises InferenceError FORBIDDEN."""
-        for one, pattern, grant, tenant in self._rules:
+        for one, pattern, grant, tenant, quota in self._rules:
             if one == kind and fits(pattern, name):
                 if scopes is not None:
                     grant = Grant(frozenset(scope for scope in grant.scopes if scope in scopes), grant.models)
-                return Principal(f"{kind}:{name}", tenant, grant)
+                return Principal(f"{kind}:{name}", tenant, grant, quota)
         raise InferenceError(Failure(FailureKind.FORBIDDEN, f"no rule of [grants] allows {kind}:{name[:100]} anything"))
