@@ -32,8 +32,10 @@ from dlproxy.serve.models import Models
 from dlproxy.serve.operations import ServerOperations, ServerRepository
 from dlproxy.serve.unix_socket import UnixSocket
 from dlproxy.telemetry.event_log import LogError
+from dlproxy.wire.bounds import Bounds
 from dlproxy.wire.control.docs_page import InferencePort, docs_routes
-from dlproxy.wire.control.http import ControlServer, control_app
+from dlproxy.wire.control.http import control_app
+from dlproxy.wire.control.server import ControlServer
 from dlproxy.wire.explain.http import Explain
 from dlproxy.wire.extensions import extensions_of
 from dlproxy.wire.grpc.server import GrpcServer
@@ -83,6 +85,7 @@ class Server:
         """What is listened on, by the knobs that say so."""
         self._desk = _identity_desk(config) if asks else None
         self._certificates = Certificates(config.tls) if config.tls.cert else None
+        self._bounds = Bounds(config.http)
         self._doors: list[Listening] = []
 
     @property
@@ -150,7 +153,7 @@ class Server:
             docs = docs_routes(app.document, self._inference_port)
             page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot, docs, self._desk)
             tls = self._certificates
-            self._control = ControlServer(page, None if tls is None else tls.context(HTTP))
+            self._control = ControlServer(page, None if tls is None else tls.context(HTTP), limits, self._bounds)
             sockets = listeners.take()
             control = sockets.pop("control_port")
             methods = grpc_methods(
@@ -158,7 +161,11 @@ class Server:
             )
             for knob, listener in sockets.items():
                 grpc = "grpc" in knob
-                door: Listening = GrpcServer(methods, limits, self._desk) if grpc else HttpServer(answer, limits, self._desk)
+                door: Listening = (
+                    GrpcServer(methods, limits, self._desk, self._bounds)
+                    if grpc
+                    else HttpServer(answer, limits, self._desk, self._bounds)
+                )
                 self._doors.append(door)
                 await door.start(listener, None if tls is None else tls.context(GRPC if grpc else HTTP))
             if tls is not None:
@@ -288,6 +295,7 @@ class Server:
             self._certificates.close()
         await self.models.drain(1.0)
         await self._control.stop()
+        self._bounds.handshakes.close()
 
 
 def _fixed(config: Config) -> Config:

@@ -3,15 +3,10 @@
 No inference passes here. Called by serve/server.py. Not aware of: the inference port's protocol.
 """
 
-import asyncio
-import contextlib
-import socket
-import ssl
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
-import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -33,7 +28,6 @@ from dlproxy.wire.operations import Operations, Pilots
 from dlproxy.wire.terms import Identify
 
 MOST_BODY = 64 * 1024  # bytes of a change of knobs
-TICK_S = 1.0  # how often the Date header is renewed
 
 
 def control_app(
@@ -200,55 +194,3 @@ async def _object(request: Request) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError('the body is not a JSON object such as {"discipline": "edf"}')
     return found
-
-
-class _EmbeddedServer(uvicorn.Server):
-    """uvicorn without its own signal handlers: the process belongs to serve/server.py.
-
-    Its loop wakes once a second instead of ten times: each time costs a model that computes on the same core.
-    """
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._ending = asyncio.Event()
-
-    def end(self) -> None:
-        self.should_exit = True
-        self._ending.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def main_loop(self) -> None:
-        while not await self.on_tick(0):  # 0: renew the Date header
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), TICK_S)
-
-
-class ControlServer:
-    """Serves the control port on a bound socket, in this event loop."""
-
-    def __init__(self, app: Starlette, tls: ssl.SSLContext | None = None) -> None:
-        config = uvicorn.Config(
-            app,
-            http="h11",  # over llhttp, uvicorn loses the body behind an offer to upgrade
-            ws="none",
-            log_config=None,
-            access_log=False,
-            log_level="warning",
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-        )
-        config.load()
-        config.ssl = tls
-        self._server = _EmbeddedServer(config)
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self, listener: socket.socket) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listener]))
-
-    async def stop(self) -> None:
-        self._server.end()
-        if self._task is not None:
-            await self._task

@@ -80,7 +80,10 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.server.connection_made(self)
+        if not self.server.connection_made(self, transport):
+            self._closing = True
+            self.transport.abort()
+            return
         self._peer = peer_of(transport) if self.server.identify is not None else None
         offer = {
             frames.MAX_STREAMS: self.server.max_streams,

@@ -130,7 +130,9 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.server.connection_made(self)
+        if not self.server.connection_made(self, transport):
+            self._transport.abort()
+            return
         if self._identify is not None:
             self._peer = peer_of(transport)
         if len(self.server.connections) > self._limits.max_connections:
