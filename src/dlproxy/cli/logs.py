@@ -7,8 +7,19 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
+from dlproxy.telemetry.audit_file import AuditFile
+
+CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class TextLines(logging.Formatter):
+    """What is logged may quote a client: no record begins a line but its own first, nor does it tell the terminal anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).translate(CONTROL).replace("\n", "\n    ")
 
 
 class JsonLines(logging.Formatter):
@@ -29,6 +40,14 @@ class JsonLines(logging.Formatter):
 def set_up(level: int, *, as_json: bool) -> None:
     """Log whatever is as severe as `level`, and all access lines, since only those who ask for them get any."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if as_json else logging.Formatter(TEXT))
+    handler.setFormatter(JsonLines() if as_json else TextLines(TEXT))
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("dlproxy.access").setLevel(logging.INFO)
+
+
+def audit_to(path: Path, *, most_mb: int, keep: int) -> None:
+    """Have the audit log in this file, and not among the other lines. Raises LogError."""
+    audit = logging.getLogger("dlproxy.audit")
+    audit.addHandler(AuditFile(path, most_mb << 20, keep))
+    audit.setLevel(logging.INFO)
+    audit.propagate = False

@@ -94,6 +94,8 @@ def _serve(args: argparse.Namespace) -> int:
         config = _config(args)
         level = logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO
         logs.set_up(level, as_json=args.log_format == "json")
+        if config.server.audit_log:
+            logs.audit_to(Path(config.server.audit_log), most_mb=config.server.audit_log_mb, keep=config.server.audit_log_keep)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(Server(config).run((lambda server: None) if args.quiet else _report, _reread(args)))
     except (ConfigError, LogError, ModelError, PortError) as error:

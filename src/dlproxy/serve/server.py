@@ -24,7 +24,7 @@ from dlproxy.fleet.control import Control
 from dlproxy.fleet.store import open_store
 from dlproxy.hosts import authority, nearby, plain_host
 from dlproxy.instance.runtime import ModelError
-from dlproxy.message import InferenceError
+from dlproxy.message import Failure, FailureKind, InferenceError
 from dlproxy.policy.changes import with_versions
 from dlproxy.policy.wanted import Wanted, WantedVersion
 from dlproxy.serve.farewell import Farewell
@@ -32,6 +32,7 @@ from dlproxy.serve.models import Models
 from dlproxy.serve.operations import ServerOperations, ServerRepository
 from dlproxy.serve.unix_socket import UnixSocket
 from dlproxy.telemetry.event_log import LogError
+from dlproxy.wire.audit import Audit
 from dlproxy.wire.bounds import Bounds
 from dlproxy.wire.control.docs_page import InferencePort, docs_routes
 from dlproxy.wire.control.http import control_app
@@ -85,7 +86,8 @@ class Server:
         """What is listened on, by the knobs that say so."""
         self._desk = _identity_desk(config) if asks else None
         self._certificates = Certificates(config.tls) if config.tls.cert else None
-        self._bounds = Bounds(config.http)
+        self._audit = Audit()
+        self._bounds = Bounds(config.http, self._crowded)
         self._doors: list[Listening] = []
 
     @property
@@ -151,7 +153,9 @@ class Server:
             self.ports = listeners.ports
             self.unix_socket = listeners.unix_socket
             docs = docs_routes(app.document, self._inference_port)
-            page = control_app(catalog, lambda: self.connections, self.operations, self.models.autopilot, docs, self._desk)
+            page = control_app(
+                catalog, lambda: self.connections, self.operations, self.models.autopilot, docs, self._desk, self._audit
+            )
             tls = self._certificates
             self._control = ControlServer(page, None if tls is None else tls.context(HTTP), limits, self._bounds)
             sockets = listeners.take()
@@ -162,9 +166,9 @@ class Server:
             for knob, listener in sockets.items():
                 grpc = "grpc" in knob
                 door: Listening = (
-                    GrpcServer(methods, limits, self._desk, self._bounds)
+                    GrpcServer(methods, limits, self._desk, self._bounds, self._audit)
                     if grpc
-                    else HttpServer(answer, limits, self._desk, self._bounds)
+                    else HttpServer(answer, limits, self._desk, self._bounds, self._audit)
                 )
                 self._doors.append(door)
                 await door.start(listener, None if tls is None else tls.context(GRPC if grpc else HTTP))
@@ -296,6 +300,10 @@ class Server:
         await self.models.drain(1.0)
         await self._control.stop()
         self._bounds.handshakes.close()
+        self._audit.flush(now=True)
+
+    def _crowded(self, address: str) -> None:
+        self._audit.refusal(Failure(FailureKind.QUOTA, "too many connections of this address"), address, "connect")
 
 
 def _fixed(config: Config) -> Config:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Protocol
 
 from dlproxy.config import HttpLimits
+from dlproxy.wire.audit import Audit
 from dlproxy.wire.bounds import Bounds, Place
 from dlproxy.wire.terms import Peer
 
@@ -45,10 +46,11 @@ class Connection(Protocol):
 
 
 class Listening:
-    """Serves one bound socket by what `make` makes of each connection. `bounds`: what the ports of a server share."""
+    """Serves one bound socket by what `make` makes of each connection. The ports of a server share `bounds` and `audit`."""
 
-    def __init__(self, make: Callable[[], asyncio.Protocol], bounds: Bounds | None = None) -> None:
+    def __init__(self, make: Callable[[], asyncio.Protocol], bounds: Bounds | None = None, audit: Audit | None = None) -> None:
         self._make = make
+        self.audit = audit or Audit()
         self._bounds = Bounds(HttpLimits()) if bounds is None else bounds
         self.connections: dict[Connection, Place] = {}
         self.accepted = 0  # connections, so far
@@ -175,6 +177,7 @@ class Listening:
         self.date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
         for connection in list(self.connections):
             connection.age(elapsed_s)
+        self.audit.flush()
         self._next_sweep = self._loop.call_later(DRAIN_GRACE_S / 3 if self.draining else SWEEP_S, self._sweep)
 
 

@@ -4,7 +4,6 @@ Stands before the routes of control/http.py. Not aware of: what they do.
 """
 
 import ipaddress
-import logging
 from collections.abc import Mapping
 
 from starlette.datastructures import Headers
@@ -13,11 +12,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Principal
 from dlproxy.message import Scope as Right
-from dlproxy.wire.http.exchange import STATUS
+from dlproxy.wire.audit import Audit
+from dlproxy.wire.http.exchange import STATUS, what_of
 from dlproxy.wire.rights import demand
 from dlproxy.wire.terms import Identify, Peer
-
-log = logging.getLogger("dlproxy.audit")
 
 OPEN = ("/healthz", "/docs")  # orchestrators ask without a key, and the page holds nothing but itself
 PASSED_ON = "/docs/try"  # to the inference port, which asks for itself
@@ -27,8 +25,9 @@ HARMLESS = ("GET", "HEAD", "OPTIONS")
 class ControlGuard:
     """ASGI middleware. `identify`: None where no keys are asked for. What changes something is written to the audit log."""
 
-    def __init__(self, app: ASGIApp, identify: Identify | None) -> None:
+    def __init__(self, app: ASGIApp, identify: Identify | None, audit: Audit | None = None) -> None:
         self._app = app
+        self._audit = audit or Audit()
         self._identify = identify
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,7 +38,7 @@ class ControlGuard:
         try:
             who = self._allowed(scope, headers, harmless=harmless)
         except InferenceError as error:
-            _write(scope, who, f"refused: {error.failure.message}")
+            self._audit.refusal(error.failure, _address(scope), _what(scope), who)
             challenge = {"www-authenticate": "Bearer"} if error.failure.kind is FailureKind.UNAUTHENTICATED else None
             status = STATUS[error.failure.kind]
             await JSONResponse({"error": error.failure.message}, status_code=status, headers=challenge)(scope, receive, send)
@@ -50,7 +49,7 @@ class ControlGuard:
 
         async def sent(message: Mapping[str, object]) -> None:
             if message["type"] == "http.response.start":
-                _write(scope, who, f"answered {message['status']}")
+                self._audit.deed(who, _address(scope), _what(scope), f"answered {message['status']}")
             await send(dict(message))
 
         await self._app(scope, receive, sent)
@@ -65,8 +64,7 @@ class ControlGuard:
             if not harmless and not _is_here(scope):
                 raise _forbidden("changes are taken from this machine only, as no API keys are asked for ([auth] keys)")
             return ANONYMOUS
-        client = scope.get("client")
-        peer = Peer(client[0] if client else "")
+        peer = Peer(_address(scope))
         who = self._identify(peer, scope["method"].encode(), scope["raw_path"], dict(headers.raw))
         right: Right = "metrics" if scope["path"] == "/metrics" else "read" if harmless else "admin"
         demand(who, right)
@@ -107,12 +105,10 @@ def _forbidden(message: str) -> InferenceError:
     return InferenceError(Failure(FailureKind.FORBIDDEN, message))
 
 
-def _write(scope: Scope, who: Principal, outcome: str) -> None:
+def _address(scope: Scope) -> str:
     client = scope.get("client")
-    told = {
-        "who": who.name or "anonymous",
-        "from": client[0] if client else "unix",
-        "what": f"{scope['method']} {scope['raw_path'].decode('ascii', 'backslashreplace')}",
-        "outcome": outcome,
-    }
-    log.info("%(who)s from %(from)s: %(what)s: %(outcome)s", told, extra={"request": told})
+    return client[0] if client else ""
+
+
+def _what(scope: Scope) -> str:
+    return what_of(scope["method"].encode(), scope["raw_path"])

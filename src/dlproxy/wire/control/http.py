@@ -21,6 +21,7 @@ from dlproxy.message import FailureKind, InferenceError, encodable
 from dlproxy.policy.planner import VersionState
 from dlproxy.telemetry import prometheus
 from dlproxy.telemetry.event_log import LogError
+from dlproxy.wire.audit import Audit
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.control.guard import ControlGuard
 from dlproxy.wire.http.target import name_in, path_of
@@ -37,6 +38,7 @@ def control_app(
     pilots: Pilots,
     more: Sequence[Route] = (),
     identify: Identify | None = None,
+    audit: Audit | None = None,
 ) -> Starlette:
     """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state, also
     of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued
@@ -55,7 +57,7 @@ def control_app(
         return JSONResponse({"ready": catalog.ready, "models": models}, status_code=200 if catalog.ready else 503)
 
     app = Starlette(
-        middleware=[Middleware(_OnePath), Middleware(ControlGuard, identify=identify)],
+        middleware=[Middleware(_OnePath), Middleware(ControlGuard, identify=identify, audit=audit)],
         routes=[
             Route("/metrics", metrics),
             Route("/healthz", healthz),

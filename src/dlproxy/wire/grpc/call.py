@@ -11,8 +11,10 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from dlproxy.message import Failure, FailureKind, Principal, encodable
+from dlproxy.wire.audit import REFUSALS
 from dlproxy.wire.grpc.frames import header_block
 from dlproxy.wire.grpc.messages import CODINGS, Piece
+from dlproxy.wire.listening import address_of
 
 if TYPE_CHECKING:
     from dlproxy.wire.grpc.connection import GrpcConnection
@@ -152,10 +154,17 @@ class Call:
 
     def refuse(self, failure: Failure) -> None:
         """End: it failed, and why; where trying again helps, when."""
+        self.note(failure)
         try:
             self.end(*in_grpc(failure))
         except Exception:
             self.give_up()
+
+    def note(self, failure: Failure) -> None:
+        """For the audit log, of a refusal that belongs there."""
+        if failure.kind in REFUSALS:
+            server, address = self.connection.server, address_of(self.connection.transport)
+            server.audit.refusal(failure, address, self.path.decode("latin-1"), self.principal)
 
     def give_up(self) -> None:
         """End, from within an exception's handler: it was a defect of the server. One that has ended is left alone."""

@@ -11,6 +11,7 @@ from dlproxy.protos.oip import oip
 from dlproxy.protos.tfs import tfs
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.extensions import Extensions
+from dlproxy.wire.grpc.audited import audited
 from dlproxy.wire.grpc.health import Health
 from dlproxy.wire.grpc.oip import OipService
 from dlproxy.wire.grpc.reflection import Reflection, services_of
@@ -56,7 +57,9 @@ def grpc_methods(
     every = all_of(own, Health(catalog, services_of(own)).methods())
     found = all_of(every, Reflection(every, lambda: [oip, tfs, health]).methods())
     paths = {*found.unary, *found.streaming} - HEALTH
-    return replace(found, rights={path: _right(path) for path in paths if path.rpartition(b"/")[2] not in ASKING})
+    rights = {path: _right(path) for path in paths if path.rpartition(b"/")[2] not in ASKING}
+    unary = {path: audited(path, method) if rights.get(path) == "admin" else method for path, method in found.unary.items()}
+    return replace(found, unary=unary, rights=rights)
 
 
 def _right(path: bytes) -> Scope:
