@@ -99,7 +99,7 @@ def test_several_processes_may_write_to_it(path: Path) -> None:
         assert writer.exitcode == 0
     found = [line for file in path.parent.iterdir() for line in lines(file)]
     assert sorted((line["who"], int(line["number"])) for line in found) == [(name, n) for name in "abc" for n in range(300)]
-    assert len(list(path.parent.iterdir())) > 5
+    assert len(list(path.parent.iterdir())) > 2
 
 
 def test_a_full_disk_is_told_once_and_then_how_many_are_missing(

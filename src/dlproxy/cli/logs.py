@@ -11,7 +11,12 @@ from pathlib import Path
 
 from dlproxy.telemetry.audit_file import AuditFile
 
-CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
+_LINES_AND_DIRECTIONS = (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+CONTROL = {
+    code: ascii(chr(code))[1:-1]
+    for code in (*range(0x20), *range(0x7F, 0xA0), *_LINES_AND_DIRECTIONS)
+    if code not in (0x09, 0x0A)
+}
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 

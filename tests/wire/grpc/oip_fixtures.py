@@ -36,6 +36,7 @@ class FakeCall:
         self.on_writable: Callable[[], None] | None = None
         self.messages: list[bytes] = []
         self.status: Status | None = None
+        self.noted: list[Failure] = []
         self.text = ""
         self.extra: tuple[tuple[bytes, bytes], ...] = ()
         self.stuck = stuck
@@ -48,6 +49,9 @@ class FakeCall:
     def reply(self, *message: bytes | memoryview) -> None:
         self.send(*message)
         self.end()
+
+    def note(self, failure: Failure) -> None:
+        self.noted.append(failure)
 
     def send(self, *message: bytes | memoryview) -> None:
         if not self.ended:

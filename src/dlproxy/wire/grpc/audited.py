@@ -8,7 +8,6 @@ from dlproxy.protos.oip import oip
 from dlproxy.wire.grpc.call import Call, Status
 from dlproxy.wire.grpc.messages import Piece
 from dlproxy.wire.grpc.server import Unary
-from dlproxy.wire.listening import address_of
 
 NAMING = {b"RepositoryModelLoad": oip.RepositoryModelLoadRequest, b"RepositoryModelUnload": oip.RepositoryModelUnloadRequest}
 
@@ -31,8 +30,7 @@ def audited(path: bytes, method: Unary) -> Unary:
         def _tell(self, outcome: str) -> None:
             what = whats.pop(self, "")
             if what:
-                server, address = self.connection.server, address_of(self.connection.transport)
-                server.audit.deed(self.principal, address, what, outcome)
+                self.connection.server.audit.deed(self.principal, self.connection.address, what, outcome)
 
     def handle(call: Call, message: bytes) -> None:
         whats[call] = _what(path, message)

@@ -14,7 +14,6 @@ from dlproxy.message import Failure, FailureKind, Principal, encodable
 from dlproxy.wire.audit import REFUSALS
 from dlproxy.wire.grpc.frames import header_block
 from dlproxy.wire.grpc.messages import CODINGS, Piece
-from dlproxy.wire.listening import address_of
 
 if TYPE_CHECKING:
     from dlproxy.wire.grpc.connection import GrpcConnection
@@ -163,8 +162,7 @@ class Call:
     def note(self, failure: Failure) -> None:
         """For the audit log, of a refusal that belongs there."""
         if failure.kind in REFUSALS:
-            server, address = self.connection.server, address_of(self.connection.transport)
-            server.audit.refusal(failure, address, self.path.decode("latin-1"), self.principal)
+            self.connection.refused(self, failure)
 
     def give_up(self) -> None:
         """End, from within an exception's handler: it was a defect of the server. One that has ended is left alone."""
