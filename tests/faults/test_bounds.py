@@ -2,12 +2,13 @@
 that neither paths nor headers lead anywhere else.
 """
 
+import asyncio
 import http.client
 import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ import pytest
 
 from dlproxy.protos.oip import oip
 from dlproxy.protos.tfs import tfs
+from dlproxy.wire.grpc import frames
 from dlproxy.wire.identity import key_file
 from tests import models
+from tests.instance.test_remote import OIP, echo
+from tests.instance.upstreams import ScriptedUpstream
 from tests.wire import certificate
 
-from ..clients.server import ServerProcess
+from ..clients.server import HANG_S, ServerProcess
 
 INFER = json.dumps({"inputs": [[1.0]]})
 OIP_INFER = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1.0]}]}
@@ -385,3 +389,128 @@ def _listed(server: ServerProcess) -> list[dict[str, str]]:
     entries: list[dict[str, str]] = json.load(connection.getresponse())
     connection.close()
     return entries
+
+
+# Upstreams
+
+
+class Behind:
+    """A server of whose model another one computes the answers: a scripted one, which keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+        self.upstream = ScriptedUpstream(OIP, echo)
+        self.run(self.upstream.start())
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self.loop).result(HANG_S)
+
+    def stop(self) -> None:
+        self.run(self.upstream.stop())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+@pytest.fixture(scope="module")
+def behind() -> Iterator[Behind]:
+    made = Behind()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def front(behind: Behind) -> Iterator[ServerProcess]:
+    with ServerProcess(f"m=http://127.0.0.1:{behind.upstream.port}/v2/models/m") as running:
+        yield running
+
+
+SENT = {"host", "user-agent", "content-type", "content-length", "inference-header-content-length"}
+FOLLOWING = "POST /v2/models/m/infer HTTP/1.1\r\nhost: h\r\nx-smuggled: 1\r\ncontent-length: 0\r\n\r\n"
+HEADERS = {
+    "headers that are none of its business": "cookie: a=b\r\nauthorization: Bearer x\r\nconnection: x\r\nx-forwarded-for: 1",
+    "a tenant with tabs and escapes": "x-tenant-id: a\tb\x1b[2J",
+    "an id that is none": "x-request-id: \x01a",
+    "a trace that is none": "traceparent: 00-1-2-3\r\ntracestate: a=b",
+    "a state with a control character": f"traceparent: 00-{'a' * 32}-{'b' * 16}-01\r\ntracestate: a=\x0bb",
+    "a trailer": "transfer-encoding: chunked\r\ntrailer: x-smuggled",
+}
+
+
+@pytest.mark.parametrize("more", HEADERS.values(), ids=HEADERS)
+def test_an_upstream_gets_one_request_with_headers_of_ours(front: ServerProcess, behind: Behind, more: str) -> None:
+    behind.upstream.asked.clear()
+    body = json.dumps({"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]})
+    chunked = "transfer-encoding" in more
+    sent = f"{len(body):x}\r\n{body}\r\n0\r\nx-smuggled: 1\r\n\r\n" if chunked else body
+    length = "" if chunked else f"content-length: {len(body)}\r\n"
+    with socket.create_connection(("127.0.0.1", front.http_port), timeout=10) as client:
+        client.sendall(f"POST /v2/models/m/infer HTTP/1.1\r\nhost: h\r\n{length}{more}\r\n\r\n{sent}".encode("latin-1"))
+        status = client.recv(1 << 16).split()[1]
+    for asked in behind.upstream.posts:
+        line, *fields = asked.head.decode("latin-1").rstrip("\r\n").split("\r\n")
+        assert line == "POST /v2/models/m/infer HTTP/1.1"
+        names = [field.partition(":")[0].lower() for field in fields]
+        traced = {"traceparent"} if "aaaa" in more else set()
+        assert {*names} <= SENT | traced
+        assert len(names) == len({*names})
+    assert status == (b"400" if {*"\x01\x0b\x1b"} & {*more} else b"200")
+    assert len(behind.upstream.posts) == (status == b"200")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "content-length: 10\r\ncontent-length: {length}",
+        "content-length: {length}\r\ntransfer-encoding: chunked",
+        "transfer-encoding: chunked\r\ntransfer-encoding: identity",
+        "transfer-encoding: xchunked",
+        "x: 1\r\n content-length: {length}",
+        "content-length: {length}\nx: 1",
+    ],
+)
+def test_nothing_that_parsers_read_differently_reaches_an_upstream(front: ServerProcess, behind: Behind, wrong: str) -> None:
+    behind.upstream.asked.clear()
+    with socket.create_connection(("127.0.0.1", front.http_port), timeout=10) as client:
+        head = f"POST /v2/models/m/infer HTTP/1.1\r\nhost: h\r\n{wrong.format(length=len(FOLLOWING))}\r\n\r\n"
+        client.sendall(f"{head}{FOLLOWING}".encode("latin-1"))
+        client.shutdown(socket.SHUT_WR)
+        replies = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    assert replies.count(b"HTTP/1.1 ") == 1
+    assert replies.split()[1] in (b"400", b"501")
+    assert behind.upstream.posts == []
+
+
+@pytest.mark.parametrize("value", ["a\r\nx-smuggled: 1", "a\n b", "a\0"])
+def test_metadata_of_grpc_cannot_end_a_header_of_an_upstream(front: ServerProcess, behind: Behind, value: str) -> None:
+    """Written by hand: no gRPC client sends that."""
+    behind.upstream.asked.clear()
+    fields = [
+        *((b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/inference.GRPCInferenceService/ModelInfer")),
+        *((b":authority", b"h"), (b"te", b"trailers"), (b"content-type", b"application/grpc")),
+        (b"x-request-id", value.encode()),
+    ]
+    data = message("m")
+    framed = b"\0" + len(data).to_bytes(4, "big") + data
+    with socket.create_connection(("127.0.0.1", front.grpc_port), timeout=10) as client:
+        client.sendall(frames.PREFACE + frames.settings({}))
+        client.sendall(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, frames.header_block(fields)))
+        client.sendall(frames.frame(frames.DATA, frames.END_STREAM, 1, framed))
+        received = b""
+        while not _reset(received):
+            piece = client.recv(1 << 16)
+            assert piece, "the call was not reset"
+            received += piece
+    assert behind.upstream.posts == []
+
+
+def _reset(received: bytes) -> bool:
+    """Whether there is a RST_STREAM of stream 1 among these frames."""
+    while len(received) >= frames.HEADER:
+        size, kind, stream = int.from_bytes(received[:3], "big"), received[3], int.from_bytes(received[5:9], "big")
+        if kind == frames.RST_STREAM and stream == 1:
+            return True
+        received = received[frames.HEADER + size :]
+    return False

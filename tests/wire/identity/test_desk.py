@@ -113,6 +113,20 @@ def test_a_wait_has_an_end_and_addresses_are_forgotten() -> None:
     attempts.check("a")
 
 
+def test_a_whole_network_of_ipv6_is_one_address() -> None:
+    attempts = Attempts(Clock())
+    for number in range(FREE + 1):
+        attempts.failed(f"2001:db8::{number}")
+    with pytest.raises(InferenceError, match="too many wrong keys"):
+        attempts.check("2001:db8:0:0:ffff::1")
+    attempts.check("2001:db8:0:1::1")
+    assert len(attempts._tries) == 1
+    for _ in range(FREE + 1):
+        attempts.failed("::ffff:10.0.0.1")
+    with pytest.raises(InferenceError, match="too many wrong keys"):
+        attempts.check("10.0.0.1")
+
+
 @pytest.mark.parametrize(
     ("config", "clue"),
     [
