@@ -22,7 +22,7 @@ def nearby(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost"}.get(plain_host(host), plain_host(host))
 
 
-def household(address: str) -> str:
+def client_of(address: str) -> str:
     """What counts as one client where addresses are counted: the address itself, but for IPv6 its /64, of which each customer
     has a whole one. IPv4 written as IPv6 is IPv4; what is no address, such as that of a Unix socket, stays as it is.
     """

@@ -105,23 +105,21 @@ def test_several_processes_may_write_to_it(path: Path) -> None:
 def test_a_full_disk_is_told_once_and_then_how_many_are_missing(
     path: Path, opened: Callable[..., AuditFile], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file, full, write_for_real = opened(), [False], os.write
+    file, room, write_for_real = opened(), [1.0], os.write
 
     def os_write(number: int, data: bytes) -> int:
-        if not full[0]:
-            return write_for_real(number, data)
-        if full[0] == "half":
-            return write_for_real(number, data[: len(data) // 2])
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_for_real(number, data[: int(len(data) * room[0])])
 
     monkeypatch.setattr("os.write", os_write)
     write(file, who="1")
-    full[0] = "half"  # type: ignore[call-overload]
+    room[0] = 0.5
     write(file, who="2")
-    full[0] = True
+    room[0] = 0.0
     for _ in range(100):
         write(file, who="3")
-    full[0] = False
+    room[0] = 1.0
     write(file, who="4")
     assert [(record.levelname, "101" in record.getMessage()) for record in caplog.records] == [
         ("ERROR", False),

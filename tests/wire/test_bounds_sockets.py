@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 
 import pytest
@@ -21,6 +21,7 @@ from dlproxy.wire.handshakes import PATIENCE_S
 from dlproxy.wire.http.server import HttpServer
 from dlproxy.wire.listening import Listening
 from dlproxy.wire.tls import HTTP, Certificates
+from tests.instance.upstreams import until
 
 from . import certificate
 from .fixtures import Answers, request
@@ -61,11 +62,11 @@ class Doors:
 
     async def ask(self, address: str = HERE, *, encrypted: bool = False) -> bool:
         """Whether one request over a connection of its own is answered."""
-        more = {"ssl": certificate.of_client()} if encrypted else {}
+        tls = certificate.of_client() if encrypted else None
         async with asyncio.timeout(10):
             try:
                 reader, writer = await asyncio.open_connection(
-                    "127.0.0.1", self.ports[self.http], local_addr=(address, 0), **more
+                    "127.0.0.1", self.ports[self.http], local_addr=(address, 0), ssl=tls
                 )
             except OSError:
                 return False
@@ -78,11 +79,6 @@ class Doors:
                 writer.close()
                 with suppress(OSError):
                     await writer.wait_closed()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(15):
-            while not condition():  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
@@ -98,8 +94,8 @@ async def doors(tls: ssl.SSLContext | None = None, **limits: object) -> AsyncIte
         for door in run.ports:
             await door.drain(0.5)
         run.bounds.handshakes.close()
-        await run.until(lambda: not len(run.bounds) and not len(run.bounds.handshakes))
-        await run.until(lambda: _sockets() <= before)
+        await until(lambda: not len(run.bounds) and not len(run.bounds.handshakes))
+        await until(lambda: _sockets() <= before)
 
 
 def _sockets() -> int:
@@ -131,7 +127,7 @@ async def test_an_address_gets_so_many_connections_over_all_ports_and_gets_them_
 ) -> None:
     async with doors(tls if encrypted else None, max_connections_per_address=4) as run:
         held = [await run.connect(HERE, door) for door in (run.http, run.grpc, run.http, run.grpc)]
-        await run.until(lambda: not _has_room(run))
+        await until(lambda: not _has_room(run))
         run.refused.clear()
         assert not await run.ask(encrypted=encrypted)
         for door in (run.http, run.grpc):
@@ -139,7 +135,7 @@ async def test_an_address_gets_so_many_connections_over_all_ports_and_gets_them_
         assert await run.ask(THERE, encrypted=encrypted), "another address is not touched"
         assert run.refused == [HERE] * 3
         held[1].close()
-        await run.until(lambda: _has_room(run))
+        await until(lambda: _has_room(run))
         assert await run.ask(encrypted=encrypted)
 
 
@@ -155,7 +151,7 @@ async def test_slow_handshakes_by_hundreds_hold_nobody_up(tls: ssl.SSLContext) -
     async with doors(tls, max_handshakes=16, handshake_timeout_s=3.0) as run:
         loop = asyncio.get_running_loop()
         slow = [await run.connect(HERE) for _ in range(300)]
-        await run.until(lambda: len(run.bounds.handshakes) == 300)
+        await until(lambda: len(run.bounds.handshakes) == 300)
         for sock in slow[::2]:
             with suppress(OSError):
                 sock.send(b"\x16")
@@ -207,7 +203,7 @@ async def test_a_handshake_that_fails_gives_its_place_back(tls: ssl.SSLContext) 
                     sock.send(rubbish)
                 sock.shutdown(socket.SHUT_WR)
                 assert await _ended(sock)
-        await run.until(lambda: not len(run.bounds))
+        await until(lambda: not len(run.bounds))
         assert await run.ask(encrypted=True)
 
 

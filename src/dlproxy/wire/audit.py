@@ -10,7 +10,7 @@ from time import monotonic
 
 from msgspec import Struct
 
-from dlproxy.hosts import household
+from dlproxy.hosts import client_of
 from dlproxy.message import ANONYMOUS, Failure, FailureKind, Principal
 
 REFUSALS = (FailureKind.UNAUTHENTICATED, FailureKind.FORBIDDEN, FailureKind.QUOTA)
@@ -49,7 +49,7 @@ class Audit:
         """`what`: the method and path, without what may hold secrets, such as a query."""
         self.flush()
         name, outcome = _name(who), f"refused: {failure.message}"
-        key = (name, household(address), failure.kind)
+        key = (name, client_of(address), failure.kind)
         alike = self._window.get(key)
         if alike is not None:
             alike.more += 1

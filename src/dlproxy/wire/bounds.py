@@ -9,7 +9,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from dlproxy.config import ConfigError, HttpLimits
-from dlproxy.hosts import household
+from dlproxy.hosts import client_of
 from dlproxy.wire.handshakes import Handshakes
 
 WARN_S = 10.0  # between warnings: who is refused may come back a thousand times a second
@@ -60,7 +60,7 @@ class Bounds:
 
     def place(self, address: str) -> Place | None:
         """For one more connection; None if it is one too many."""
-        key = household(address)
+        key = client_of(address)
         if not self._most or not key or self._is_unlimited(key):
             return Place(None, key)
         count = self._counts.get(key, 0)
