@@ -86,6 +86,16 @@ def test_what_looks_like_a_key_or_a_token_is_not_written(what: str) -> None:
     assert len(shown(what * 1000)) <= 400
 
 
+def test_what_looks_like_a_key_is_in_no_log_line() -> None:
+    record = logging.makeLogRecord(
+        {"msg": "GET /v2?key=%s", "args": (KEY,), "request": {"target": f"/v2?key={KEY}"}, "exc_info": None}
+    )
+    for formatter in (TextLines("%(message)s"), JsonLines()):
+        line = formatter.format(record)
+        assert "SSSS" not in line
+        assert "dlp_abcdefgh_***" in line
+
+
 def test_a_record_of_any_logger_is_one_record_to_who_reads_it() -> None:
     record = logging.makeLogRecord({"msg": "model %s failed", "args": (HOSTILE,), "levelname": "ERROR", "name": "x"})
     first, *others = TextLines("%(levelname)s %(message)s").format(record).split("\n")

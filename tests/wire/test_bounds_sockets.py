@@ -11,10 +11,15 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from dlproxy.config import ConfigError, HttpLimits
 from dlproxy.config.security import TlsConfig
 from dlproxy.wire.bounds import Bounds
+from dlproxy.wire.control.server import ControlServer
 from dlproxy.wire.grpc import frames
 from dlproxy.wire.grpc.server import GrpcServer, Methods
 from dlproxy.wire.handshakes import PATIENCE_S
@@ -158,12 +163,12 @@ async def test_slow_handshakes_by_hundreds_hold_nobody_up(tls: ssl.SSLContext) -
         for _ in range(5):
             began_at = loop.time()
             assert await run.ask(THERE, encrypted=True)
-            assert loop.time() - began_at < 0.5, "other addresses do not notice"
+            assert loop.time() - began_at < PATIENCE_S, "other addresses do not notice"
         began_at = loop.time()
         assert all(await asyncio.gather(*[run.ask(HERE, encrypted=True) for _ in range(3)]))
-        assert loop.time() - began_at < PATIENCE_S + 1.0, "nor does an honest client of the same address wait long"
+        assert loop.time() - began_at < PATIENCE_S + 2.0, "nor does an honest client of the same address wait long"
         assert all(await asyncio.gather(*map(_ended, slow)))
-        assert loop.time() - began_at < 6.0, "and each slow one is cut, whether it waited or ran"
+        assert loop.time() - began_at < 12.0, "and each slow one is cut, whether it waited or ran"
 
 
 async def test_a_byte_now_and_then_does_not_prolong_a_handshake(tls: ssl.SSLContext) -> None:
@@ -211,6 +216,52 @@ async def test_many_honest_clients_of_one_address_at_once_all_come_in(tls: ssl.S
     """As behind a load balancer that has lost all its connections."""
     async with doors(tls, max_handshakes=8) as run:
         assert all(await asyncio.gather(*[run.ask(HERE, encrypted=True) for _ in range(100)]))
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /healthz HT",
+        b"POST /models/m/unload HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{",
+        b"GET /large HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    ],
+    ids=["silent", "half a header", "half a body", "does not read"],
+)
+async def test_nobody_keeps_a_connection_of_the_control_port_for_ever(sent: bytes) -> None:
+    async def read_all(asked: Request) -> Response:
+        return Response(await asked.body())
+
+    async def large(_: Request) -> Response:
+        return Response(bytes(1 << 24))
+
+    routes = [Route("/healthz", read_all), Route("/models/m/unload", read_all, methods=["POST"]), Route("/large", large)]
+    limits = HttpLimits(
+        header_timeout_s=0.3, body_timeout_s=0.3, write_timeout_s=0.3, max_connections_per_address=1, unlimited_addresses=[]
+    )
+    bounds = Bounds(limits)
+    server, listener = ControlServer(Starlette(routes=routes), None, limits, bounds), socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    server.start(listener)
+    _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    writer.write(sent)
+    await until(lambda: len(bounds) == 1)
+    other, another = await asyncio.open_connection("127.0.0.1", port)
+    with suppress(ConnectionError):
+        assert await other.read() == b"", "one too many"
+    await until(lambda: not len(bounds))
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+    again, honest = await asyncio.open_connection("127.0.0.1", port)
+    honest.write(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    assert (await again.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    for one in (another, honest):
+        one.close()
+        with suppress(ConnectionError):
+            await one.wait_closed()
+    await server.stop()
+    await until(lambda: not len(bounds))
 
 
 async def test_this_machine_is_not_limited_by_default() -> None:

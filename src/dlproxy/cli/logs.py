@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dlproxy.telemetry.audit_file import AuditFile
+from dlproxy.wire.audit import redacted
 
 _LINES_AND_DIRECTIONS = (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 CONTROL = {
@@ -24,7 +25,7 @@ class TextLines(logging.Formatter):
     """What is logged may quote a client: no record begins a line but its own first, nor does it tell the terminal anything."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).translate(CONTROL).replace("\n", "\n    ")
+        return redacted(super().format(record)).translate(CONTROL).replace("\n", "\n    ")
 
 
 class JsonLines(logging.Formatter):
@@ -39,7 +40,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps({**line, **getattr(record, "request", {})})
+        return redacted(json.dumps({**line, **getattr(record, "request", {})}))
 
 
 def set_up(level: int, *, as_json: bool) -> None:

@@ -74,9 +74,14 @@ class Audit:
             _write("others", "elsewhere", f"{others} more requests", "refused")
 
 
+def redacted(text: str) -> str:
+    """Without the secrets of API keys, and tokens, wherever clients have put them."""
+    return _SECRET.sub(lambda match: f"{match[1] or ''}***", text)
+
+
 def shown(text: str) -> str:
     """A text of a client as it can stand in any log: short, on one line, without control characters and known secrets."""
-    text = _SECRET.sub(lambda match: f"{match[1] or ''}\u2026", text[:MOST_SHOWN])
+    text = redacted(text[:MOST_SHOWN])
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
