@@ -199,6 +199,15 @@ async def test_all_places_taken_by_many_addresses_are_cleared_for_who_comes(tls:
         assert loop.time() - began_at < PATIENCE_S * 3 + 1.0
 
 
+async def test_those_that_wait_are_bounded_too(tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlproxy.wire.handshakes.MOST_WAITING", 20)
+    async with doors(tls, max_handshakes=4) as run:
+        slow = [await run.connect(f"127.0.1.{number + 1}") for number in range(60)]
+        await until(lambda: len(run.bounds.handshakes) == 24)
+        assert all(await asyncio.gather(*map(_ended, slow[40:]))), "at once"
+        assert len(run.bounds) == 24
+
+
 async def test_a_handshake_that_fails_gives_its_place_back(tls: ssl.SSLContext) -> None:
     async with doors(tls, max_connections_per_address=3) as run:
         for rubbish in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff" + bytes(70000), b"", frames.PREFACE):

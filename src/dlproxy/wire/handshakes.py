@@ -14,6 +14,7 @@ from msgspec import Struct
 
 PATIENCE_S = 1.0  # for which a handshake keeps its place while others wait for it: some network round trips
 SWEEP_S = 0.25
+MOST_WAITING = 4096
 SHARE = 4  # one address has at most a quarter of the places
 
 log = logging.getLogger(__name__)
@@ -43,15 +44,21 @@ class Handshakes:
         self._running_of: Counter[str] = Counter()
         self._next: OrderedDict[str, list[_Handshake]] = OrderedDict()  # by address, those that wait for any place
         self._blocked: dict[str, list[_Handshake]] = {}  # whose address has its share
+        self._waiting = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """Those that run and those that wait."""
-        return len(self._running) + sum(map(len, self._next.values())) + sum(map(len, self._blocked.values()))
+        return len(self._running) + self._waiting
 
     def begin(self, key: str, sock: socket.socket, run: Callable[[], Awaitable[object]], on_failed: Callable[[], None]) -> None:
         """`run`: does it, now or later, and raises OSError if it fails. `on_failed`: called then, or if it never runs."""
+        if self._waiting >= MOST_WAITING:
+            sock.close()
+            on_failed()
+            return
         loop = asyncio.get_running_loop()
+        self._waiting += 1
         waiting = self._blocked if self._running_of[key] >= self._share else self._next
         waiting.setdefault(key, []).append(_Handshake(key, sock, run, on_failed, loop.time()))
         self._go_on()
@@ -70,6 +77,7 @@ class Handshakes:
         self._running[handshake] = None
         self._running_of[handshake.key] += 1
         loop = asyncio.get_running_loop()
+        self._waiting -= 1
         handshake.started_at = loop.time()
         handshake.task = loop.create_task(self._run(handshake), name="dlproxy-handshake")
 
@@ -107,18 +115,20 @@ class Handshakes:
                 waiting[:] = waiting[len(late) :]  # the oldest come first
                 if not waiting:
                     del by_address[key]
-                for handshake in late:
-                    handshake.sock.close()
-                    handshake.on_failed()
+                self._drop(late)
         self._timer = loop.call_later(SWEEP_S, self._sweep) if len(self) else None
+
+    def _drop(self, waiting: list[_Handshake]) -> None:
+        self._waiting -= len(waiting)
+        for handshake in waiting:
+            handshake.sock.close()
+            handshake.on_failed()
 
     def close(self) -> None:
         """End all that are not complete."""
         for by_address in (self._next, self._blocked):
             for waiting in by_address.values():
-                for handshake in waiting:
-                    handshake.sock.close()
-                    handshake.on_failed()
+                self._drop(waiting)
             by_address.clear()
         for handshake in self._running:
             _cut(handshake.sock)

@@ -14,15 +14,22 @@ def audited(handler: Callable[..., None]) -> Callable[..., None]:
     """The same, but its answer is told."""
 
     def handle(exchange: Exchange, **groups: str) -> None:
-        exchange.__class__ = _telling(type(exchange))  # type: ignore[arg-type]  # mypy takes a class with __slots__ for none that hashes
+        if not isinstance(exchange, _Told):  # it may come twice, if its model was to be loaded first
+            exchange.__class__ = _telling(type(exchange))  # type: ignore[arg-type]  # mypy: a class with __slots__ does not hash
         handler(exchange, **groups)
 
     return handle
 
 
+class _Told(Exchange):
+    """Whose answer is told."""
+
+    __slots__ = ()
+
+
 @cache
 def _telling(kind: type[Exchange]) -> type[Exchange]:
-    class Telling(kind):  # type: ignore[misc, valid-type]
+    class Telling(_Told, kind):  # type: ignore[misc, valid-type]
         __slots__ = ()
 
         def reply(self, status: int, *arguments: Any, **more: Any) -> None:
