@@ -1,5 +1,7 @@
 """Hosts and ports as addresses write them. Not aware of: sockets, schemes."""
 
+import ipaddress
+
 
 def authority(host: str, port: int | None = None) -> str:
     """As URLs, Host headers and messages have it: an IPv6 address stands in brackets, or its last part would be the port."""
@@ -18,3 +20,18 @@ def plain_host(host: str) -> str:
 def nearby(host: str) -> str:
     """Where this machine itself reaches what listens on `host`: the same, but for those that stand for every interface."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost"}.get(plain_host(host), plain_host(host))
+
+
+def client_of(address: str) -> str:
+    """What counts as one client where addresses are counted: the address itself, but for IPv6 its /64, of which each customer
+    has a whole one. IPv4 written as IPv6 is IPv4; what is no address, such as that of a Unix socket, stays as it is.
+    """
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address)
+    except ValueError:
+        return address
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return f"{ipaddress.IPv6Address(int(found) >> 64 << 64)}/64"

@@ -186,15 +186,41 @@ def fits(pattern: str, name: str) -> bool:
     return True
 
 
+LEAST_RATE = 1e-6  # one in 11 days: slower rates would tell clients to wait for times that no header can hold
+
+
+class Quota(Struct, frozen=True):
+    """What one may send: sustained rates, how many seconds of each at once after a pause, and how many requests may be under
+    way at a time.
+    """
+
+    requests_per_s: float = inf
+    rows_per_s: float = inf
+    burst_s: float = 1.0
+    concurrent: float = inf
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what could never admit, or never refuse."""
+        for name, rate in (("requests_per_s", self.requests_per_s), ("rows_per_s", self.rows_per_s)):
+            if not rate >= LEAST_RATE:
+                raise ValueError(f"{name} is {rate}; it must be at least {LEAST_RATE}")
+        if not 0.0 <= self.burst_s < inf:
+            raise ValueError(f"burst_s is {self.burst_s}; it must be finite and not negative")
+        if not self.concurrent >= 1:
+            raise ValueError(f"concurrent is {self.concurrent}; it must be at least 1")
+
+
 class Principal(Struct, frozen=True):
     """Who asks, as far as that is proven; `name` is empty for an anonymous client.
 
     `tenant`: whose quota and share its requests use; empty if each request may say that itself. `grant`: None for everything.
+    `quota`: its own, beside its tenant's; None if it has none.
     """
 
     name: str = ""
     tenant: str = ""
     grant: Grant | None = None
+    quota: Quota | None = None
 
 
 ANONYMOUS = Principal()  # compared by identity

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlproxy.message import Failure, FailureKind, Ticket
-from dlproxy.policy.quota import Quota, Quotas
+from dlproxy.message import Failure, FailureKind, Principal, Quota, Ticket
+from dlproxy.policy.quota import BUSY_S, Quotas
 
 TEN = Quota(requests_per_s=10.0)  # ten at once, then one every 100 ms
 
@@ -101,6 +101,8 @@ def test_a_refusal_charges_neither_bucket() -> None:
         lambda: Quota(rows_per_s=1e-300),
         lambda: Quota(burst_s=-1.0),
         lambda: Quota(burst_s=inf),
+        lambda: Quota(concurrent=0),
+        lambda: Quota(concurrent=-1),
         lambda: Quota(burst_s=float("nan")),
     ],
 )
@@ -166,7 +168,73 @@ def test_tenants_that_do_not_come_back_cost_nothing() -> None:
     assert len(quotas) <= 11, "each bucket is full again after 0.1 s"
     unlimited = Quotas({"*": Quota()})
     assert admitted(unlimited, 0.0) == 100
-    assert len(unlimited) == 0
+    assert len(unlimited) <= 1
+
+
+# Requests at a time
+
+
+def test_as_many_requests_at_a_time_as_are_allowed() -> None:
+    quotas = Quotas({"a": Quota(concurrent=2)})
+    tickets = [Ticket(number, 0.0, tenant="a") for number in range(3)]
+    assert [quotas.admit(ticket, 0.0) is None for ticket in tickets] == [True, True, False]
+    for _ in range(5):
+        quotas.ended(tickets[0])
+    quotas.ended(tickets[2])
+    assert admit(quotas, 0.0) is None, "one place is free again, however often its end is told"
+    failure = refusal(quotas, 0.0)
+    assert (failure.kind, failure.retry_after_s) == (FailureKind.QUOTA, BUSY_S)
+    assert "may have 2 requests under way at a time" in failure.message
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.sampled_from(["a", "b", ""])), max_size=80))
+def test_places_are_given_back_exactly_once(steps: list[tuple[int, bool, str]]) -> None:
+    """Against a model: who is under way, by tenant and by client."""
+    quotas = Quotas({"*": Quota(concurrent=3)})
+    ann = Principal("ann", quota=Quota(concurrent=4))
+    under_way: dict[int, str] = {}
+    for number, begins, tenant in steps:
+        if not begins:
+            quotas.ended(Ticket(number, 0.0))
+            under_way.pop(number, None)
+        elif number not in under_way:
+            room = list(under_way.values()).count(tenant) < 3 and len(under_way) < 4
+            assert (quotas.admit(Ticket(number, 0.0, tenant=tenant), 0.0, ann) is None) == room
+            if room:
+                under_way[number] = tenant
+        assert all(quotas.counts(Ticket(one, 0.0)) == (one in under_way) for one in range(10))
+
+
+# Keys
+
+
+def test_a_clients_quota_holds_over_all_tenants_that_it_names() -> None:
+    quotas, ann = Quotas({}), Principal("ann", quota=TEN)
+    passed = sum(quotas.admit(Ticket(number, 0.0, tenant=str(number)), 0.0, ann) is None for number in range(30))
+    assert passed == 10
+    assert quotas.admit(Ticket(31, 0.0), 0.0, Principal("bob", quota=TEN)) is None, "of another client"
+    assert quotas.admit(Ticket(32, 0.0), 0.0, Principal("eve")) is None, "who has none"
+
+
+def test_what_one_quota_refuses_is_not_charged_to_the_other() -> None:
+    ann = Principal("ann", quota=Quota(requests_per_s=1.0))
+    quotas = Quotas({"a": Quota(requests_per_s=2.0)})
+    kinds = [quotas.admit(Ticket(number, 0.0, tenant="a"), 0.0, ann) is None for number in range(5)]
+    assert kinds == [True, False, False, False, False]
+    assert [admit(quotas, 0.0) is None for _ in range(2)] == [True, False], "the tenant has one left"
+
+
+def test_a_changed_quota_holds_at_once_and_what_is_under_way_still_counts() -> None:
+    quotas, running = Quotas({}), Ticket(1, 0.0, rows=1000)
+    assert quotas.admit(running, 0.0, Principal("ann", quota=Quota(rows_per_s=1.0, concurrent=2))) is None
+    assert quotas.admit(Ticket(2, 0.0), 0.0, Principal("ann", quota=Quota(rows_per_s=1.0, concurrent=2))) is not None
+    ann = Principal("ann", quota=Quota(rows_per_s=2.0, concurrent=2))
+    assert quotas.admit(Ticket(3, 0.0), 0.0, ann) is None, "the debt under the old one is gone"
+    failure = quotas.admit(Ticket(4, 0.0), 0.0, ann)
+    assert failure is not None
+    assert "under way" in failure.message
+    quotas.ended(running)
+    assert quotas.admit(Ticket(5, 0.0), 0.0, ann) is None
 
 
 # Properties; eighths and powers of two are exact, so that nothing hangs on rounding

@@ -4,8 +4,20 @@ import logging
 
 import pytest
 
-from dlproxy.message import Failure, FailureKind, Request, Response, Ticket, Timing
-from dlproxy.policy.quota import Quota, Quotas
+from dlproxy.message import (
+    Failure,
+    FailureKind,
+    PartTo,
+    Principal,
+    Quota,
+    Request,
+    Response,
+    Rest,
+    Tensor,
+    Ticket,
+    Timing,
+)
+from dlproxy.policy.quota import Quotas
 from dlproxy.serve.layers import QuotaLayer
 from dlproxy.service import ReplyTo, Service
 from dlproxy.testing import ManualClock
@@ -127,3 +139,138 @@ def test_a_reply_that_fails_is_logged_not_raised(caplog: pytest.LogCaptureFixtur
         rig.layer.submit(rig.request(3), BrokenReply())
     assert "could not hand over the failure of request 3" in caplog.text
     assert [number for _, number in rig.refused] == [3]
+
+
+class Held:
+    """A service that answers when it is told to; with a rest, if there is one."""
+
+    def __init__(self) -> None:
+        self.replies: dict[int, ReplyTo] = {}
+
+    def submit(self, request: Request, reply: ReplyTo) -> None:
+        self.replies[request.ticket.id] = reply
+
+    def answer(self, number: int, rest: "Parts | None" = None) -> None:
+        self.replies.pop(number).completed(Response("", "m", "1", [], Timing(0.0, 0.0, 0.0), rest))
+
+    def fail(self, number: int) -> None:
+        self.replies.pop(number).failed(Failure(FailureKind.LATE, "too late"))
+
+    def cancel(self, request: Request) -> None:
+        reply = self.replies.pop(request.ticket.id, None)
+        if reply is not None:
+            reply.failed(Failure(FailureKind.CANCELLED, "cancelled"))
+
+
+class Parts:
+    """A rest whose parts come when they are told to."""
+
+    def __init__(self) -> None:
+        self.to: PartTo | None = None
+        self.stopped = 0
+
+    def ask(self, to: PartTo) -> None:
+        self.to = to
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+
+class PartReader(Reply):
+    def part(self, outputs: list[Tensor]) -> None:
+        self.rest().ask(self)
+
+    def ended(self) -> None:
+        pass
+
+    def rest(self) -> Rest:
+        (response,) = [one for one in self.got if isinstance(one, Response)]
+        assert response.rest is not None
+        return response.rest
+
+
+class LeavingReply(Reply):
+    def completed(self, response: Response) -> None:
+        raise OSError("the socket has gone")
+
+
+class OneAtATime:
+    """A client that may have one request under way, over two models."""
+
+    def __init__(self) -> None:
+        self.inner = Held()
+        self.quotas = Quotas({})
+        self.layer, self.other = (
+            QuotaLayer(inner, self.quotas, clock=ManualClock(), on_refused=lambda *_: None) for inner in (self.inner, Answers())
+        )
+        self.ann = Principal("ann", quota=Quota(concurrent=1))
+        self.under_way = self.request(1)
+
+    def request(self, number: int) -> Request:
+        return Request(Ticket(number, 0.0), "m", [], (), principal=self.ann)
+
+    def start(self, reply: Reply) -> None:
+        self.layer.submit(self.under_way, reply)
+        assert not self.free()
+
+    def free(self) -> bool:
+        """Whether the other model takes a request now."""
+        reply = Reply()
+        self.other.submit(self.request(2), reply)
+        return isinstance(reply.got[0], Response)
+
+    def stream(self) -> tuple[Parts, PartReader, PartTo]:
+        """One that has begun and asked for its second part."""
+        parts, reply = Parts(), PartReader()
+        self.start(reply)
+        self.inner.answer(1, parts)
+        reply.rest().ask(reply)
+        assert parts.to is not None
+        parts.to.part([])
+        assert not self.free()
+        return parts, reply, parts.to
+
+
+def test_an_answer_a_failure_and_a_client_that_leaves_give_the_place_back() -> None:
+    for end in ("answer", "fail", "cancel", "cancel twice", "the reply cannot be sent", "the same of a stream"):
+        rig = OneAtATime()
+        rig.start(LeavingReply() if "the" in end else Reply())
+        if end == "fail":
+            rig.inner.fail(1)
+        elif "cancel" in end:
+            rig.layer.cancel(rig.under_way)
+            rig.layer.cancel(rig.under_way)
+        elif "the" in end:
+            with pytest.raises(OSError, match="gone"):
+                rig.inner.answer(1, Parts() if "stream" in end else None)
+        else:
+            rig.inner.answer(1)
+        assert rig.free(), end
+
+
+def test_a_stream_takes_its_place_until_it_ends_breaks_off_or_is_left() -> None:
+    for end in ("ends", "breaks off", "is stopped", "is cancelled"):
+        rig = OneAtATime()
+        parts, reply, to = rig.stream()
+        if end == "ends":
+            to.ended()
+        elif end == "breaks off":
+            to.failed(Failure(FailureKind.MODEL_FAILED, "gone"))
+            assert isinstance(reply.got[-1], Failure)
+        elif end == "is stopped":
+            reply.rest().stop()
+            assert parts.stopped == 1
+        else:
+            rig.layer.cancel(rig.under_way)
+        assert rig.free(), end
+        reply.rest().stop()
+        rig.layer.cancel(rig.under_way)
+        rig.layer.submit(rig.request(3), Reply())
+        assert not rig.free(), "a place that was given back twice would be two"
+
+
+def test_where_tenants_have_no_quotas_clients_without_one_are_not_asked_about() -> None:
+    layer = QuotaLayer(Answers(), Quotas({}), clock=lambda: 1 / 0, on_refused=lambda *_: None)
+    reply = Reply()
+    layer.submit(Request(Ticket(1, 0.0), "m", [], (), principal=Principal("ann")), reply)
+    assert reply.got == [ANSWER]

@@ -19,7 +19,7 @@ async def _ok(_: Request) -> JSONResponse:
     return JSONResponse({"ok": True})
 
 
-APP = ControlGuard(Starlette(routes=[Route("/models", _ok, methods=["GET", "POST"])]), None)
+APP = Starlette(routes=[Route("/models", _ok, methods=["GET", "POST"])])
 
 
 async def _status(method: str, client: tuple[str, int] | None = HERE, **headers: str) -> int:
@@ -40,7 +40,7 @@ async def _status(method: str, client: tuple[str, int] | None = HERE, **headers:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await APP(scope, receive, send)
+    await ControlGuard(APP, None)(scope, receive, send)
     status: int = sent[0]["status"]
     return status
 

@@ -14,7 +14,8 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.message import Failure, FailureKind, InferenceError
 from dlproxy.policy.planner import VersionState
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.control.http import MOST_BODY, ControlServer, control_app
+from dlproxy.wire.control.http import MOST_BODY, control_app
+from dlproxy.wire.control.server import ControlServer
 
 from .fixtures import PLAIN, Client, EchoService, post, request, served
 

@@ -14,7 +14,8 @@ from starlette.routing import Route
 from dlproxy.hosts import nearby
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.control.docs_page import InferencePort, docs_routes
-from dlproxy.wire.control.http import ControlServer, control_app
+from dlproxy.wire.control.http import control_app
+from dlproxy.wire.control.server import ControlServer
 from dlproxy.wire.http.exchange import Exchange
 
 from .fixtures import Client, Reply, request, running

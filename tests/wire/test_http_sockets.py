@@ -227,4 +227,4 @@ async def test_a_fault_of_the_application_is_answered_and_harms_nobody() -> None
 
 
 def test_a_server_needs_no_running_loop_to_be_made() -> None:
-    assert HttpServer(Answers(), HttpLimits()).connections == set()
+    assert not HttpServer(Answers(), HttpLimits()).connections

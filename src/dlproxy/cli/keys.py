@@ -32,6 +32,12 @@ def add_to(commands: Commands) -> None:
     )
     create.add_argument("--tenant", default="", metavar="NAME", help="whose quota and share its requests use")
     create.add_argument("--days", type=float, metavar="N", help="days after which it expires (default: never)")
+    create.add_argument("--rate", type=float, default=0.0, metavar="N", help="requests per second (default: no limit)")
+    create.add_argument("--rows", type=float, default=0.0, metavar="N", help="rows per second (default: no limit)")
+    create.add_argument(
+        "--burst", type=float, default=1.0, metavar="S", help="seconds' worth of both that may come at once (default: 1)"
+    )
+    create.add_argument("--concurrent", type=int, default=0, metavar="N", help="requests at a time (default: no limit)")
     create.set_defaults(command=_create)
     list_ = actions.add_parser("list", help="the keys that there are, without the keys themselves")
     list_.set_defaults(command=_list)
@@ -60,6 +66,10 @@ def _create(args: argparse.Namespace) -> int:
             models=args.model or ["*"],
             tenant=args.tenant,
             expires=expires,
+            requests_per_s=args.rate,
+            rows_per_s=args.rows,
+            burst_s=args.burst,
+            concurrent=args.concurrent,
         )
     except ConfigError as error:
         complain(str(error))
@@ -78,14 +88,20 @@ def _list(args: argparse.Namespace) -> int:
     except ConfigError as error:
         complain(str(error))
         return USER_ERROR
-    rows = [("name", "id", "scopes", "models", "tenant", "state")]
+    rows = [("name", "id", "scopes", "models", "tenant", "quota", "state")]
     rows += [
-        (name, key.id, ",".join(key.scopes), ",".join(key.models), key.tenant or "-", _state(key)) for name, key in keys.items()
+        (name, key.id, ",".join(key.scopes), ",".join(key.models), key.tenant or "-", _quota(key), _state(key))
+        for name, key in keys.items()
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return OK
+
+
+def _quota(key: "Key") -> str:
+    parts = ((key.requests_per_s, "requests/s"), (key.rows_per_s, "rows/s"), (key.concurrent, "at a time"))
+    return ", ".join(f"{most:g} {what}" for most, what in parts if most) or "-"
 
 
 def _state(key: "Key") -> str:

@@ -7,17 +7,27 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 from dlproxy.config.secrets import hidden
+from dlproxy.telemetry.audit_file import AuditFile
 
+_LINES_AND_DIRECTIONS = (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+CONTROL = {
+    code: ascii(chr(code))[1:-1]
+    for code in (*range(0x20), *range(0x7F, 0xA0), *_LINES_AND_DIRECTIONS)
+    if code not in (0x09, 0x0A)
+}
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class TextLines(logging.Formatter):
-    """As TEXT, without secrets."""
+    """As TEXT, without secrets. What is logged may quote a client: no record begins a line but its own first, nor does it tell
+    the terminal anything.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        return hidden(super().format(record))
+        return hidden(super().format(record)).translate(CONTROL).replace("\n", "\n    ")
 
 
 class JsonLines(logging.Formatter):
@@ -42,3 +52,11 @@ def set_up(level: int, *, as_json: bool) -> None:
     handler.setFormatter(JsonLines() if as_json else TextLines(TEXT))
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("dlproxy.access").setLevel(logging.INFO)
+
+
+def audit_to(path: Path, *, most_mb: int, keep: int) -> None:
+    """Have the audit log in this file, and not among the other lines. Raises LogError."""
+    audit = logging.getLogger("dlproxy.audit")
+    audit.addHandler(AuditFile(path, most_mb << 20, keep))
+    audit.setLevel(logging.INFO)
+    audit.propagate = False

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 AS_KNOB = "as the knob of the same name"
+MOST_FILES = 1 << 16
 PORTS = ("http_port", "grpc_port", "tfs_grpc_port", "tfs_http_port", "control_port")
 
 
@@ -103,6 +104,9 @@ def _serve(args: argparse.Namespace) -> int:
         logs.set_up(level, as_json=args.log_format == "json")
         if _holds_secrets(config):
             _dump_no_core()
+        if config.server.audit_log:
+            logs.audit_to(Path(config.server.audit_log), most_mb=config.server.audit_log_mb, keep=config.server.audit_log_keep)
+        _allow_connections()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(Server(config).run((lambda server: None) if args.quiet else _report, _reread(args)))
     except (ConfigError, LogError, ModelError, PortError) as error:
@@ -124,6 +128,18 @@ def _dump_no_core() -> None:
     except ImportError:  # Windows
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def _allow_connections() -> None:
+    """As many open files as this process may have: many systems start one with 1024, which fewer connections than that take."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if most == resource.RLIM_INFINITY else min(most, MOST_FILES)
+    if least != resource.RLIM_INFINITY and least < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _reread(args: argparse.Namespace) -> "Callable[[], Config] | None":

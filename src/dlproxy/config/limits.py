@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from dlproxy.config.traits import Only
 from dlproxy.config.traits import knob as _knob
@@ -25,6 +25,38 @@ class HttpLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = 8 * 1024 * 1024
     max_connections: Annotated[int, _knob("connections at a time; one more is answered 503", log=True, ge=1, le=1 << 20)] = 4096
+    max_connections_per_address: Annotated[
+        int,
+        _knob(
+            "connections of one address at a time, over all ports; one more is closed at once; an IPv6 /64 counts as one; "
+            "0: no limit",
+            ge=0,
+            le=1 << 20,
+        ),
+    ] = 1024
+    unlimited_addresses: Annotated[
+        list[str],
+        _knob("addresses and networks for which that does not hold, such as a load balancer's; by default this machine"),
+    ] = field(default_factory=lambda: ["127.0.0.0/8", "::1"])
+    max_handshakes: Annotated[
+        int,
+        _knob(
+            "TLS handshakes under way at a time, over all ports, a quarter of them with one address; more have to wait",
+            log=True,
+            ge=1,
+            le=1 << 16,
+        ),
+    ] = 256
+    handshake_timeout_s: Annotated[
+        float,
+        _knob(
+            "seconds within which a TLS handshake must be complete; while others wait for its place, 1 second",
+            unit="s",
+            log=True,
+            gt=0,
+            le=86400,
+        ),
+    ] = 10.0
     max_pipelined: Annotated[
         int, _knob("requests of one connection that are worked on at a time", unit="requests", log=True, ge=1, le=1 << 16)
     ] = 32
@@ -62,26 +94,33 @@ class HttpLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = []
 
 
+RequestsPerS = Annotated[
+    float, _knob("requests per second; more are answered 429; 0: no limit", unit="requests/s", ge=0, le=1e9)
+]
+RowsPerS = Annotated[float, _knob("rows per second, in all of the requests together; 0: no limit", unit="rows/s", ge=0, le=1e9)]
+BurstS = Annotated[
+    float,
+    _knob(
+        "seconds' worth of both that may come at once",
+        unit="s",
+        log=True,
+        only=(Only("requests_per_s", but=(0.0,), alternatives=("rows_per_s",)),),
+        gt=0,
+        le=3600,
+    ),
+]
+Concurrent = Annotated[
+    int, _knob("requests under way at a time; one more is answered 429; 0: no limit", unit="requests", ge=0, le=1 << 30)
+]
+
+
 class TenantConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[tenants.NAME]: what one tenant may ask for; `"*"` stands for each one that is not named."""
 
-    requests_per_s: Annotated[
-        float, _knob("requests per second; more are answered 429; 0: no limit", unit="requests/s", ge=0, le=1e9)
-    ] = 0.0
-    rows_per_s: Annotated[
-        float, _knob("rows per second, in all of a tenant's requests; 0: no limit", unit="rows/s", ge=0, le=1e9)
-    ] = 0.0
-    burst_s: Annotated[
-        float,
-        _knob(
-            "seconds' worth of both that may come at once",
-            unit="s",
-            log=True,
-            only=(Only("requests_per_s", but=(0.0,), alternatives=("rows_per_s",)),),
-            gt=0,
-            le=3600,
-        ),
-    ] = 1.0
+    requests_per_s: RequestsPerS = 0.0
+    rows_per_s: RowsPerS = 0.0
+    burst_s: BurstS = 1.0
+    concurrent: Concurrent = 0
     weight: Annotated[
         float,
         _knob("share of a model under the fair discipline, beside tenants of weight 1", log=True, ge=0.001, le=1000),

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Struct
 
+from dlproxy.config.limits import BurstS, Concurrent, RequestsPerS, RowsPerS
 from dlproxy.config.traits import Only
 from dlproxy.config.traits import knob as _knob
 
@@ -59,7 +60,10 @@ class AuthConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class GrantConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """[grants.NAME]: what somebody may do who has shown a certificate, a token or a Unix account. The first that fits holds."""
+    """[grants.NAME]: what somebody may do who has shown a certificate, a token or a Unix account. The first that fits holds.
+
+    Its quota is for each one whom it fits.
+    """
 
     who: Annotated[
         str, _knob("cert:NAME by the common name, token:NAME by the subject, unix:NUMBER by the user id; * is any text")
@@ -67,3 +71,7 @@ class GrantConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     scopes: Annotated[list[str], _knob("what for: infer, read, metrics, admin; empty: infer")] = []
     models: Annotated[list[str], _knob("with which models: names, or patterns in which * is any text; empty: all")] = []
     tenant: Annotated[str, _knob("whose quota and share the requests use; empty: as each request says")] = ""
+    requests_per_s: RequestsPerS = 0.0
+    rows_per_s: RowsPerS = 0.0
+    burst_s: BurstS = 1.0
+    concurrent: Concurrent = 0

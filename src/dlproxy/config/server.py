@@ -14,6 +14,7 @@ DisciplineName = Literal["edf", "fcfs", "sjf", "hrrn", "mlfq", "priority", "fair
 Switch = Literal["auto", "on", "off"]
 GRPC_PORT = 8001
 
+_AUDIT = (Only("audit_log", but=("",)),)
 _ARBITER = (Only("arbiter", but=("off",)),)
 
 
@@ -101,6 +102,14 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = ""
     event_log: Annotated[str, _knob("record every lane event and command in this folder, to replay; empty: off")] = ""
     access_log: Annotated[bool, _knob("log a line for each request of the inference port")] = False
+    audit_log: Annotated[
+        str,
+        _knob("write who changed what, and who was refused, to this file as JSON lines; empty: to the log, as other lines"),
+    ] = ""
+    audit_log_mb: Annotated[
+        int, _knob("size at which the audit log is put aside", unit="MiB", log=True, only=_AUDIT, ge=1, le=1 << 20)
+    ] = 10
+    audit_log_keep: Annotated[int, _knob("files of the audit log that are kept beside it", only=_AUDIT, ge=0, le=1000)] = 10
     arbiter: Annotated[
         Switch,
         _knob(

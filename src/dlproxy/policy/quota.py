@@ -1,6 +1,6 @@
-"""Quotas: how many requests and rows a second each tenant may send. Called by serve/layers.py for every request.
+"""Quotas: how many requests and rows a second, and how many requests at a time, each tenant and each key may send.
 
-Not aware of: who says which tenant a request is of, what else is refused.
+Called by serve/layers.py for every request. Not aware of: who says which tenant a request is of, what else is refused.
 """
 
 from collections import OrderedDict
@@ -10,105 +10,146 @@ from reprlib import repr as brief  # bounds the length: the name is the client's
 
 from msgspec import Struct
 
-from dlproxy.message import Failure, FailureKind, Ticket
+from dlproxy.message import ANONYMOUS, Failure, FailureKind, Principal, Quota, Ticket
 
 EVERYBODY = "*"
-MAX_TENANTS = 10_000  # unnamed tenants that are remembered: about 3 MB
+MAX_TENANTS = 10_000  # unnamed tenants, and clients, that are remembered: about 3 MB of each
 LONGEST_NAME = 128  # characters; of longer names the hash is remembered, or memory would be the clients' to fill
 ROUNDING_S = 1e-6  # a wait this short is none: `now + retry_after_s` rounds, and who comes back then is to be let in
-LEAST_RATE = 1e-6  # one in 11 days: slower rates would tell clients to wait for times that no header can hold
+BUSY_S = 0.1  # when to try again while too many requests are under way
 
 
-class Quota(Struct, frozen=True):
-    """What one tenant may send: sustained rates, and how many seconds of each it may send at once after a pause."""
-
-    requests_per_s: float = inf
-    rows_per_s: float = inf
-    burst_s: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for what could never admit, or never refuse."""
-        for name, rate in (("requests_per_s", self.requests_per_s), ("rows_per_s", self.rows_per_s)):
-            if not rate >= LEAST_RATE:
-                raise ValueError(f"{name} is {rate}; it must be at least {LEAST_RATE}")
-        if not 0.0 <= self.burst_s < inf:
-            raise ValueError(f"burst_s is {self.burst_s}; it must be finite and not negative")
+def quota_of(requests_per_s: float, rows_per_s: float, burst_s: float, concurrent: int) -> Quota | None:
+    """As configurations say it, where 0 is no limit; None if nothing is limited. Raises ValueError."""
+    if not (requests_per_s or rows_per_s or concurrent):
+        return None
+    return Quota(requests_per_s or inf, rows_per_s or inf, burst_s, concurrent or inf)
 
 
-class _Buckets(Struct, gc=False):
-    """When each bucket is full again. That one number is all of a token bucket: so many seconds' worth are missing."""
+class _Account(Struct):
+    """What one has used of its quota. When a bucket is full again is all of a token bucket: so many seconds' worth are missing.
 
+    `running`: its requests under way, if they are limited.
+    """
+
+    quota: Quota
     requests_full_at: float = -inf
     rows_full_at: float = -inf
+    running: int = 0
+
+
+class _Accounts:
+    """Those last heard of, `most` of them; full buckets are dropped on the way. A forgotten one starts with full buckets."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._accounts: OrderedDict[str | int, _Account] = OrderedDict()  # the last heard of at the end
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def find(self, name: str, quota: Quota, now: float) -> _Account:
+        """Its account, under the quota that holds now: one that was changed starts with full buckets."""
+        key = name if len(name) <= LONGEST_NAME else hash(name)
+        known = self._accounts.get(key)
+        if known is None:
+            self._forget(now)
+            known = self._accounts[key] = _Account(quota)
+            return known
+        self._accounts.move_to_end(key)
+        if known.quota is not quota and known.quota != quota:
+            known.requests_full_at = known.rows_full_at = -inf
+        known.quota = quota
+        return known
+
+    def _forget(self, now: float) -> None:
+        """Called once per new name; it drops up to two, so that names which are not heard of again go away."""
+        accounts = self._accounts
+        if len(accounts) >= self._most:
+            accounts.popitem(last=False)
+        oldest = next(iter(accounts.values()), None)
+        if oldest is not None and oldest.requests_full_at <= now and oldest.rows_full_at <= now and not oldest.running:
+            accounts.popitem(last=False)
 
 
 class Quotas:
     """A bucket of requests and one of rows per tenant, both of `burst_s` seconds' worth. Each call is O(1).
 
-    The quota of "*" holds for each tenant that is not named, with buckets of its own; without it those are not limited.
+    The quota of "*" holds for each tenant that is not named, with buckets of its own; without it those are not limited. A
+    principal's own quota holds beside its tenant's, over all tenants that its requests name.
     A request that is larger than a bucket is admitted when the bucket is full, and leaves a debt that must be paid back
     before the next: the rate holds, and no tenant is refused for ever. So over any time T a tenant gets at most
     max(burst, its largest request) + rate * T of either. Source: the virtual scheduling form of the generic cell rate
     algorithm (ITU-T I.371), which is a token bucket without refills.
 
-    Of unnamed tenants `max_tenants` are remembered, those heard of last; full buckets are dropped on the way. A forgotten
-    tenant starts with full buckets. One who may choose names gains nothing by making us forget: every new name has
-    a full bucket anyhow. It can give others a burst early; named tenants are never forgotten. If names are not verified,
-    limit the sum of all tenants by other means.
+    Of unnamed tenants `max_tenants` are remembered, and of principals as many. One who may choose names gains nothing by
+    making us forget: every new name has a full bucket anyhow. It can give others a burst early; named tenants are never
+    forgotten. If names are not verified, limit the sum of all tenants by other means.
     """
 
     def __init__(self, quotas: Mapping[str, Quota], *, max_tenants: int = MAX_TENANTS) -> None:
         assert max_tenants >= 1
-        self._named = {tenant: (quota, _Buckets()) for tenant, quota in quotas.items()}
+        self.by_tenant = bool(quotas)
+        self._named = {tenant: _Account(quota) for tenant, quota in quotas.items()}
         self._others = quotas.get(EVERYBODY)
-        self._max_tenants = max_tenants
-        self._remembered: OrderedDict[str | int, _Buckets] = OrderedDict()  # unnamed tenants, the last heard of at the end
+        self._unnamed = _Accounts(max_tenants)
+        self._principals = _Accounts(max_tenants)
+        self._counted: dict[int, list[_Account]] = {}  # where a request under way counts, by its ticket's id
 
     def __len__(self) -> int:
         """Unnamed tenants that are remembered."""
-        return len(self._remembered)
+        return len(self._unnamed)
 
-    def admit(self, ticket: Ticket, now: float) -> Failure | None:
-        """None after charging both buckets, else the failure to send, and neither is charged."""
-        named = self._named.get(ticket.tenant)
-        if named is not None:
-            quota, buckets = named
-            return _charge(quota, buckets, ticket, now)
-        if self._others is None:
-            return None
-        tenant = ticket.tenant
-        key = tenant if len(tenant) <= LONGEST_NAME else hash(tenant)
-        known = self._remembered.get(key)
-        if known is not None:
-            self._remembered.move_to_end(key)
-            return _charge(self._others, known, ticket, now)
-        buckets = self._remembered[key] = _Buckets()
-        failure = _charge(self._others, buckets, ticket, now)
-        self._forget(now)
-        return failure
+    def admit(self, ticket: Ticket, now: float, principal: Principal = ANONYMOUS) -> Failure | None:
+        """None after charging all that it draws on, else the failure to send, and nothing is charged."""
+        tenant = self._named.get(ticket.tenant)
+        if tenant is None and self._others is not None:
+            tenant = self._unnamed.find(ticket.tenant, self._others, now)
+        if tenant is not None and (failure := _refusal(tenant, ticket, now)) is not None:
+            return _told(failure, f"tenant {brief(ticket.tenant)}")
+        if principal.quota is not None:
+            own = self._principals.find(principal.name, principal.quota, now)
+            if (failure := _refusal(own, ticket, now)) is not None:
+                return _told(failure, brief(principal.name))
+            self._charge(own, ticket, now)
+        if tenant is not None:
+            self._charge(tenant, ticket, now)
+        return None
 
-    def _forget(self, now: float) -> None:
-        """Called once per new name; it drops up to two, so that names which are not heard of again go away."""
-        if len(self._remembered) > self._max_tenants:
-            self._remembered.popitem(last=False)
-        oldest = next(iter(self._remembered.values()))
-        if oldest.requests_full_at <= now and oldest.rows_full_at <= now:
-            self._remembered.popitem(last=False)
+    def counts(self, ticket: Ticket) -> bool:
+        """Whether it takes a place until `ended`."""
+        return ticket.id in self._counted
+
+    def ended(self, ticket: Ticket) -> None:
+        """However it ended. Called again, it does nothing."""
+        for account in self._counted.pop(ticket.id, ()):
+            account.running -= 1
+
+    def _charge(self, account: _Account, ticket: Ticket, now: float) -> None:
+        quota = account.quota
+        account.requests_full_at = max(account.requests_full_at, now) + 1.0 / quota.requests_per_s
+        account.rows_full_at = max(account.rows_full_at, now) + ticket.rows / quota.rows_per_s
+        if quota.concurrent < inf:
+            account.running += 1
+            self._counted.setdefault(ticket.id, []).append(account)
 
 
-def _charge(quota: Quota, buckets: _Buckets, ticket: Ticket, now: float) -> Failure | None:
+def _refusal(account: _Account, ticket: Ticket, now: float) -> tuple[str, float] | None:
+    """What is exceeded, and how long to wait for it."""
+    quota = account.quota
+    if account.running >= quota.concurrent:
+        return f"may have {quota.concurrent:g} requests under way at a time", BUSY_S
     burst_s = quota.burst_s
-    requests_s, rows_s = 1.0 / quota.requests_per_s, ticket.rows / quota.rows_per_s
-    requests_from, rows_from = max(buckets.requests_full_at, now), max(buckets.rows_full_at, now)
-    requests_wait_s = requests_from - now - max(burst_s - requests_s, 0.0)
-    rows_wait_s = rows_from - now - max(burst_s - rows_s, 0.0)
+    requests_wait_s = account.requests_full_at - now - max(burst_s - 1.0 / quota.requests_per_s, 0.0)
+    rows_wait_s = account.rows_full_at - now - max(burst_s - ticket.rows / quota.rows_per_s, 0.0)
     if requests_wait_s <= ROUNDING_S and rows_wait_s <= ROUNDING_S:
-        buckets.requests_full_at = requests_from + requests_s
-        buckets.rows_full_at = rows_from + rows_s
         return None
     if requests_wait_s >= rows_wait_s:
-        quantity, wait_s = f"{quota.requests_per_s:g} requests", requests_wait_s
-    else:
-        quantity, wait_s = f"{quota.rows_per_s:g} rows", rows_wait_s
-    message = f"Quota exceeded: tenant {brief(ticket.tenant)} may send {quantity} a second; try again in {wait_s:.3f} s"
+        return f"may send {quota.requests_per_s:g} requests a second", requests_wait_s
+    return f"may send {quota.rows_per_s:g} rows a second", rows_wait_s
+
+
+def _told(refusal: tuple[str, float], whom: str) -> Failure:
+    exceeded, wait_s = refusal
+    message = f"Quota exceeded: {whom} {exceeded}; try again in {wait_s:.3f} s"
     return Failure(FailureKind.QUOTA, message, retry_after_s=wait_s)

@@ -27,7 +27,7 @@ from dlproxy.fleet.remembered import memory_in
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.arbiter import Arbiter
 from dlproxy.policy.planner import Routes, count_of
-from dlproxy.policy.quota import Quota, Quotas
+from dlproxy.policy.quota import Quotas, quota_of
 from dlproxy.policy.tuning import make_knob_policy
 from dlproxy.policy.wanted import WantedVersion
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
@@ -57,9 +57,10 @@ class Models:
         *,
         autopilot: AutopilotConfig = AutopilotConfig(),  # noqa: B008 - it is frozen
         cache: CacheConfig = CacheConfig(),  # noqa: B008 - the same
+        asks: bool = False,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """Raises ConfigError for a quota that never admits anything."""
+        """`asks`: clients prove who they are, and may have quotas of their own. Raises ConfigError for a quota of no sense."""
         self.catalog = Catalog()
         self.autopilot = Autopilot(clock, partial(make_knob_policy, autopilot.policy))
         self._mode = autopilot.mode
@@ -72,7 +73,7 @@ class Models:
         self._server = server
         self._tenants = tenants
         self._clock = clock
-        self._quotas = make_quotas(tenants)
+        self._quotas = make_quotas(tenants, asks=asks)
         self._memory = memory_in(server.calibration_folder)
         self._meter = MemoryMeter()
         self._turns: Turns | None = None
@@ -435,16 +436,17 @@ def turn_needs(models: list[LoadedModel], server: ServerConfig) -> dict[LoadedMo
     return needs
 
 
-def make_quotas(tenants: Mapping[str, TenantConfig]) -> Quotas | None:
-    """The tenants' quotas over all models; None where nobody has one. Raises ConfigError for one that never admits."""
+def make_quotas(tenants: Mapping[str, TenantConfig], *, asks: bool = False) -> Quotas | None:
+    """Over all models; None where nobody can have one. `asks`: keys may. Raises ConfigError for one that never admits."""
     quotas = {}
     for name, tenant in tenants.items():
-        if tenant.requests_per_s or tenant.rows_per_s:
-            try:
-                quotas[name] = Quota(tenant.requests_per_s or inf, tenant.rows_per_s or inf, tenant.burst_s)
-            except ValueError as error:
-                raise ConfigError(f"tenants.{name}: {error}, or 0 for no limit") from None
-    return Quotas(quotas) if quotas else None
+        try:
+            quota = quota_of(tenant.requests_per_s, tenant.rows_per_s, tenant.burst_s, tenant.concurrent)
+        except ValueError as error:
+            raise ConfigError(f"tenants.{name}: {error}, or 0 for no limit") from None
+        if quota is not None:
+            quotas[name] = quota
+    return Quotas(quotas) if quotas or asks else None
 
 
 def _arbiter(server: ServerConfig) -> Arbiter:

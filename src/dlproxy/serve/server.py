@@ -24,7 +24,7 @@ from dlproxy.fleet.control import Control
 from dlproxy.fleet.store import open_store
 from dlproxy.hosts import authority, nearby, plain_host
 from dlproxy.instance.runtime import ModelError
-from dlproxy.message import InferenceError
+from dlproxy.message import Failure, FailureKind, InferenceError
 from dlproxy.policy.changes import with_versions
 from dlproxy.policy.wanted import Wanted, WantedVersion
 from dlproxy.serve.farewell import Farewell
@@ -32,8 +32,11 @@ from dlproxy.serve.models import Models
 from dlproxy.serve.operations import ServerOperations, ServerRepository
 from dlproxy.serve.unix_socket import UnixSocket
 from dlproxy.telemetry.event_log import LogError
+from dlproxy.wire.audit import Audit
+from dlproxy.wire.bounds import Bounds
 from dlproxy.wire.control.docs_page import InferencePort, docs_routes
-from dlproxy.wire.control.http import ControlServer, control_app
+from dlproxy.wire.control.http import control_app
+from dlproxy.wire.control.server import ControlServer
 from dlproxy.wire.explain.http import Explain
 from dlproxy.wire.extensions import extensions_of
 from dlproxy.wire.grpc.server import GrpcServer
@@ -70,7 +73,8 @@ class Server:
     def __init__(self, config: Config) -> None:
         """Raises ConfigError for a quota that never admits anything, and certificates that cannot be used."""
         self._config = config
-        self.models = Models(config.server, config.tenants, autopilot=config.autopilot, cache=config.cache)
+        asks = config.auth.asks or bool(config.grants)
+        self.models = Models(config.server, config.tenants, autopilot=config.autopilot, cache=config.cache, asks=asks)
         budget_mb = config.server.memory_budget_mb
         memory_bytes = budget_mb * 2**20 if budget_mb else inf
         self.control = Control(self.models, open_store(config.server.store), memory_bytes=memory_bytes)
@@ -80,8 +84,10 @@ class Server:
         self.host = config.server.host
         self.ports: dict[str, int] = {}
         """What is listened on, by the knobs that say so."""
-        self._desk = _identity_desk(config) if config.auth.asks or config.grants else None
+        self._desk = _identity_desk(config) if asks else None
         self._certificates = Certificates(config.tls) if config.tls.cert else None
+        self._audit = Audit()
+        self._bounds = Bounds(config.http, self._crowded)
         self._doors: list[Listening] = []
 
     @property
@@ -149,9 +155,11 @@ class Server:
             self.unix_socket = listeners.unix_socket
             docs = docs_routes(app.document, self._inference_port)
             pilots, caches = self.models.autopilot, self.models.caches
-            page = control_app(catalog, lambda: self.connections, self.operations, pilots, caches, docs, self._desk)
+            page = control_app(
+                catalog, lambda: self.connections, self.operations, pilots, caches, docs, self._desk, self._audit
+            )
             tls = self._certificates
-            self._control = ControlServer(page, None if tls is None else tls.context(HTTP))
+            self._control = ControlServer(page, None if tls is None else tls.context(HTTP), limits, self._bounds)
             sockets = listeners.take()
             control = sockets.pop("control_port")
             methods = grpc_methods(
@@ -159,7 +167,11 @@ class Server:
             )
             for knob, listener in sockets.items():
                 grpc = "grpc" in knob
-                door: Listening = GrpcServer(methods, limits, self._desk) if grpc else HttpServer(answer, limits, self._desk)
+                door: Listening = (
+                    GrpcServer(methods, limits, self._desk, self._bounds, self._audit)
+                    if grpc
+                    else HttpServer(answer, limits, self._desk, self._bounds, self._audit)
+                )
                 self._doors.append(door)
                 await door.start(listener, None if tls is None else tls.context(GRPC if grpc else HTTP))
             if tls is not None:
@@ -289,6 +301,11 @@ class Server:
             self._certificates.close()
         await self.models.drain(1.0)
         await self._control.stop()
+        self._bounds.handshakes.close()
+        self._audit.flush(now=True)
+
+    def _crowded(self, address: str) -> None:
+        self._audit.refusal(Failure(FailureKind.QUOTA, "too many connections of this address"), address, "connect")
 
 
 def _fixed(config: Config) -> Config:

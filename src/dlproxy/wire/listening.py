@@ -1,4 +1,4 @@
-"""A listening socket and its connections: lets them age, drains them, whatever protocol they speak.
+"""A listening socket and its connections: counts them, lets them age, drains them, whatever protocol they speak.
 
 Base of http/server.py and grpc/server.py. Not aware of: parsing, requests.
 """
@@ -11,13 +11,20 @@ import ssl
 import struct
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
+from dlproxy.config import HttpLimits
+from dlproxy.wire.audit import Audit
+from dlproxy.wire.bounds import Bounds, Place
 from dlproxy.wire.terms import Peer
-from dlproxy.wire.tls import HANDSHAKE_S
 
 log = logging.getLogger(__name__)
 
+BACKLOG = 1024
+MOST_ACCEPTED = 64  # in one turn of the event loop
+PAUSE_S = 1.0  # where the system has no room for another connection
+GOODBYE_S = 3.0  # for which a client may leave the end of TLS unanswered
 SWEEP_S = 0.5  # how often timeouts are looked at: the hot path pays for none of them
 QUIET_TURNS = 5  # of the event loop without a new connection, after which none waits to be accepted
 DRAIN_GRACE_S = 0.3  # while draining, how long an idle connection may still bring a request that was on its way
@@ -40,14 +47,18 @@ class Connection(Protocol):
 
 
 class Listening:
-    """Serves one bound socket by what `make` makes of each connection."""
+    """Serves one bound socket by what `make` makes of each connection. The ports of a server share `bounds` and `audit`."""
 
-    def __init__(self, make: Callable[[], asyncio.BaseProtocol]) -> None:
+    def __init__(self, make: Callable[[], asyncio.Protocol], bounds: Bounds | None = None, audit: Audit | None = None) -> None:
         self._make = make
-        self.connections: set[Connection] = set()
+        self.audit = audit or Audit()
+        self._bounds = Bounds(HttpLimits()) if bounds is None else bounds
+        self.connections: dict[Connection, Place] = {}
         self.accepted = 0  # connections, so far
         self.draining = False
         self.date_line = b""
+        self._server: asyncio.Server | None = None  # asyncio's; with TLS, connections are accepted here
+        self._coming: dict[asyncio.BaseProtocol, Place] = {}  # whose handshakes are under way
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -56,24 +67,86 @@ class Listening:
         self._loop = asyncio.get_running_loop()
         self._sweep_at = self._loop.time()
         self._sweep()
-        more: dict[str, Any] = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": HANDSHAKE_S}
-        create = self._loop.create_unix_server if listener.family == socket.AF_UNIX else self._loop.create_server
-        self._server = await create(self._make, sock=listener, backlog=1024, **more)
+        if tls is None:
+            create = self._loop.create_unix_server if listener.family == socket.AF_UNIX else self._loop.create_server
+            self._server = await create(self._make, sock=listener, backlog=BACKLOG)
+            return
+        self._listener = listener
+        self._tls = tls
+        listener.setblocking(False)
+        listener.listen(BACKLOG)
+        self._loop.add_reader(listener, self._accept)
 
-    def connection_made(self, connection: Connection) -> None:
-        self.connections.add(connection)
+    def connection_made(self, connection: Connection, transport: asyncio.BaseTransport) -> bool:
+        """False: its address has too many, and it shall be aborted without a word."""
+        place = self._coming.pop(connection, None) if self._coming else None  # type: ignore[call-overload]
+        if place is None:
+            place = self._bounds.place(address_of(transport))
         self.accepted += 1
+        if place is None:
+            return False
+        self.connections[connection] = place
+        return True
 
     def connection_closed(self, connection: Connection) -> None:
-        self.connections.discard(connection)
+        place = self.connections.pop(connection, None)
+        if place is not None:
+            place.leave()
         if not self.connections:
             self._empty.set()
+
+    def stop_accepting(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        else:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+
+    def close(self) -> None:
+        """For whoever drains by other means."""
+        self.stop_accepting()
+        self._next_sweep.cancel()
+
+    # With TLS: who comes is counted before the handshake, of which asyncio's servers tell only when it is over
+
+    def _accept(self) -> None:
+        for _ in range(MOST_ACCEPTED):
+            try:
+                sock, address = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.error("no connection can be accepted for %g s: %s", PAUSE_S, error)
+                self._loop.remove_reader(self._listener)
+                self._loop.call_later(PAUSE_S, self._accept_again)
+                return
+            self.accepted += 1
+            place = self._bounds.place(address[0] if isinstance(address, tuple) else "")
+            if place is None:
+                sock.close()
+                continue
+            sock.setblocking(False)
+            self._bounds.handshakes.begin(place.key, sock, partial(self._shake_hands, sock, place), place.leave)
+
+    def _accept_again(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._loop.add_reader(self._listener, self._accept)
+
+    async def _shake_hands(self, sock: socket.socket, place: Place) -> None:
+        protocol, limit_s = self._make(), self._bounds.handshakes.timeout_s
+        self._coming[protocol] = place
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: protocol, sock, ssl=self._tls, ssl_handshake_timeout=limit_s, ssl_shutdown_timeout=GOODBYE_S
+            )
+        finally:
+            self._coming.pop(protocol, None)
 
     async def drain(self, timeout_s: float) -> int:
         """Take no new connections, finish what is under way, close. Returns how many connections had to be cut."""
         self.draining = True
         await self._take_backlog()
-        self._server.close()
+        self.stop_accepting()
         self._next_sweep.cancel()
         self._sweep_at = self._loop.time()  # what passed before is not the idle connections' grace
         for connection in self.connections:
@@ -105,7 +178,14 @@ class Listening:
         self.date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
         for connection in list(self.connections):
             connection.age(elapsed_s)
+        self.audit.flush()
         self._next_sweep = self._loop.call_later(DRAIN_GRACE_S / 3 if self.draining else SWEEP_S, self._sweep)
+
+
+def address_of(transport: asyncio.BaseTransport) -> str:
+    """Empty on a Unix socket."""
+    found = transport.get_extra_info("peername")
+    return found[0] if isinstance(found, tuple) else ""
 
 
 def peer_of(transport: asyncio.BaseTransport) -> Peer:
@@ -117,7 +197,6 @@ def peer_of(transport: asyncio.BaseTransport) -> Peer:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         process, user, _ = struct.unpack("3i", credentials)
         return Peer() if process == os.getpid() else Peer("", f"unix:{user}")  # ourselves: /docs/try, for whoever asks there
-    address = transport.get_extra_info("peername") or ("",)
     subject = (transport.get_extra_info("peercert") or {}).get("subject", ())
     name = next((value for part in subject for field, value in part if field == "commonName"), "")
-    return Peer(address[0], f"cert:{name}" if name else "")
+    return Peer(address_of(transport), f"cert:{name}" if name else "")

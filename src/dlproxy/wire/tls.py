@@ -14,7 +14,6 @@ from dlproxy.config.security import TlsConfig
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0  # how often the files are looked at
-HANDSHAKE_S = 10.0  # within which a handshake must be complete
 HTTP, GRPC = "http/1.1", "h2"  # what ALPN calls the protocols above
 
 _MODES = {"off": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}

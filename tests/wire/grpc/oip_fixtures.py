@@ -36,6 +36,7 @@ class FakeCall:
         self.on_writable: Callable[[], None] | None = None
         self.messages: list[bytes] = []
         self.status: Status | None = None
+        self.noted: list[Failure] = []
         self.text = ""
         self.extra: tuple[tuple[bytes, bytes], ...] = ()
         self.stuck = stuck
@@ -51,6 +52,9 @@ class FakeCall:
     def reply(self, *message: bytes | memoryview, cache: str = "") -> None:
         self.send(*message)
         self.end(extra=((b"x-dlproxy-cache", cache.encode()),) if cache else ())
+
+    def note(self, failure: Failure) -> None:
+        self.noted.append(failure)
 
     def send(self, *message: bytes | memoryview) -> None:
         if not self.ended:

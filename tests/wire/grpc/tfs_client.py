@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import numpy as np
 from hpack import Decoder
 
-from dlproxy.message import ANONYMOUS, InferenceError
+from dlproxy.message import ANONYMOUS, Failure, InferenceError
 from dlproxy.protos.tfs import PREDICTION, tfs
 from dlproxy.wire.grpc.call import Call, Status
 from dlproxy.wire.grpc.server import Methods
@@ -24,6 +24,7 @@ class Connection:
     def __init__(self) -> None:
         self.message = b""
         self.trailers: dict[str, str] = {}
+        self.noted: Failure | None = None
 
     def send(self, call: Call, message: Sequence[bytes | bytearray | memoryview], trailers: bytes | None) -> None:
         assert not self.trailers, "answered twice"
@@ -34,6 +35,9 @@ class Connection:
         assert not self.trailers, "ended twice"
         call.ended = True
         self.trailers = dict(Decoder().decode(trailers))
+
+    def refused(self, call: Call, failure: Failure) -> None:
+        self.noted = failure
 
     @property
     def status(self) -> Status:

@@ -7,7 +7,7 @@ import pytest
 
 from dlproxy.config import ConfigError
 from dlproxy.config.security import AuthConfig, GrantConfig
-from dlproxy.message import FailureKind, Grant, InferenceError, Principal, fits
+from dlproxy.message import FailureKind, Grant, InferenceError, Principal, Quota, fits
 from dlproxy.wire.identity import key_file
 from dlproxy.wire.identity.attempts import FIRST_S, FREE, LONGEST_S, Attempts
 from dlproxy.wire.identity.desk import IdentityDesk
@@ -113,6 +113,20 @@ def test_a_wait_has_an_end_and_addresses_are_forgotten() -> None:
     attempts.check("a")
 
 
+def test_a_whole_network_of_ipv6_is_one_address() -> None:
+    attempts = Attempts(Clock())
+    for number in range(FREE + 1):
+        attempts.failed(f"2001:db8::{number}")
+    with pytest.raises(InferenceError, match="too many wrong keys"):
+        attempts.check("2001:db8:0:0:ffff::1")
+    attempts.check("2001:db8:0:1::1")
+    assert len(attempts._tries) == 1
+    for _ in range(FREE + 1):
+        attempts.failed("::ffff:10.0.0.1")
+    with pytest.raises(InferenceError, match="too many wrong keys"):
+        attempts.check("10.0.0.1")
+
+
 @pytest.mark.parametrize(
     ("config", "clue"),
     [
@@ -124,6 +138,13 @@ def test_a_wait_has_an_end_and_addresses_are_forgotten() -> None:
 def test_a_rule_that_makes_no_sense_is_refused(config: GrantConfig, clue: str) -> None:
     with pytest.raises(ConfigError, match=clue):
         Rules({"a": config})
+
+
+def test_a_rule_may_have_a_quota_for_each_whom_it_fits() -> None:
+    rules = Rules({"all": GrantConfig(who="token:*", rows_per_s=10.0)})
+    assert rules.principal("token", "ann").quota == Quota(rows_per_s=10.0)
+    with pytest.raises(ConfigError, match=r"\[grants.all\] requests_per_s is 1e-09"):
+        Rules({"all": GrantConfig(who="token:*", requests_per_s=1e-9)})
 
 
 def test_a_token_can_be_for_less_than_its_rule_allows() -> None:

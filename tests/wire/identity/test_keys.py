@@ -3,12 +3,13 @@
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from dlproxy.config import ConfigError
-from dlproxy.message import FailureKind, InferenceError
+from dlproxy.message import FailureKind, InferenceError, Quota
 from dlproxy.wire.identity import key_file, keys
 from dlproxy.wire.identity.keys import SLOW_BURST, Keys
 
@@ -181,3 +182,29 @@ def test_a_name_is_taken_once_and_what_is_not_there_cannot_be_revoked(path: Path
         key_file.revoke(path, "shopp")
     with pytest.raises(ConfigError, match="cannot be a key's name"):
         key_file.create(path, "two words", scopes=["infer"], models=["*"])
+
+
+def test_a_keys_quota_is_kept_and_follows_the_file(path: Path) -> None:
+    key = key_file.create(path, "shop", scopes=["infer"], models=["*"], requests_per_s=5.0, concurrent=2, burst_s=3.0)
+    clock = Clock()
+    known = Keys(path, clock)
+    assert known.principal(key).quota == Quota(requests_per_s=5.0, concurrent=2, burst_s=3.0)
+    path.write_text(path.read_text().replace("requests_per_s = 5.0", "requests_per_s = 50.0"))
+    clock.now += 1.0
+    assert known.principal(key).quota == Quota(requests_per_s=50.0, concurrent=2, burst_s=3.0)
+    plain = key_file.create(path, "plain", scopes=["infer"], models=["*"])
+    clock.now += 1.0
+    assert known.principal(plain).quota is None
+    assert "burst_s" not in path.read_text().partition("plain")[2], "what is as by default is not written"
+
+
+@pytest.mark.parametrize("wrong", [{"requests_per_s": -1.0}, {"rows_per_s": 1e-9}, {"concurrent": -1}])
+def test_a_quota_that_makes_no_sense_is_refused_where_it_is_written_and_read(path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="must be at least"):
+        key_file.create(path, "shop", scopes=["infer"], models=["*"], **wrong)
+    assert not path.exists()
+    key_file.create(path, "shop", scopes=["infer"], models=["*"])
+    name, value = next(iter(wrong.items()))
+    path.write_text(f"{path.read_text()}{name} = {value:.{9 * isinstance(value, float)}f}\n")
+    with pytest.raises(ConfigError, match=r"the key 'shop'.*must be at least"):
+        key_file.read(path)

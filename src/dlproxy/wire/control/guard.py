@@ -4,7 +4,6 @@ Stands before the routes of control/http.py. Not aware of: what they do.
 """
 
 import ipaddress
-import logging
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,12 +15,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dlproxy.message import ANONYMOUS, Failure, FailureKind, Grant, InferenceError, Principal
 from dlproxy.message import Scope as Right
-from dlproxy.wire.http.exchange import STATUS
+from dlproxy.wire.audit import Audit
+from dlproxy.wire.http.exchange import STATUS, what_of
 from dlproxy.wire.http.target import name_in
 from dlproxy.wire.rights import demand
 from dlproxy.wire.terms import Identify, Peer
-
-log = logging.getLogger("dlproxy.audit")
 
 WHO, PEER = "dlproxy.who", "peer"  # in the scope of a request, and in its state
 
@@ -38,8 +36,9 @@ STRANGER = Principal(grant=Grant(frozenset()))
 class ControlGuard:
     """ASGI middleware. `identify`: None where no keys are asked for. What changes something is written to the audit log."""
 
-    def __init__(self, app: ASGIApp, identify: Identify | None) -> None:
+    def __init__(self, app: ASGIApp, identify: Identify | None, audit: Audit | None = None) -> None:
         self._app = app
+        self._audit = audit or Audit()
         self._identify = identify
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,7 +50,7 @@ class ControlGuard:
             who = self._allowed(scope, headers, harmless=harmless)
             scope = {**scope, WHO: who}
         except InferenceError as error:
-            _write(scope, who, f"refused: {error.failure.message}")
+            self._audit.refusal(error.failure, _address(scope), _what(scope), who)
             challenge = {"www-authenticate": "Bearer"} if error.failure.kind is FailureKind.UNAUTHENTICATED else None
             status = STATUS[error.failure.kind]
             await JSONResponse({"error": error.failure.message}, status_code=status, headers=challenge)(scope, receive, send)
@@ -62,7 +61,7 @@ class ControlGuard:
 
         async def sent(message: Mapping[str, object]) -> None:
             if message["type"] == "http.response.start":
-                _write(scope, who, f"answered {message['status']}")
+                self._audit.deed(who, _address(scope), _what(scope), f"answered {message['status']}")
             await send(dict(message))
 
         await self._app(scope, receive, sent)
@@ -99,8 +98,7 @@ def who_asks(request: Request) -> Principal:
 def peer_in(scope: Scope) -> Peer:
     """The other end of the connection, as server.py has found it there."""
     found: Peer | None = scope.get("state", {}).get(PEER)
-    client = scope.get("client")
-    return found or Peer(client[0] if client else "")
+    return found or Peer(_address(scope))
 
 
 def _refuse_other_sites(headers: Headers) -> None:
@@ -137,12 +135,10 @@ def _forbidden(message: str) -> InferenceError:
     return InferenceError(Failure(FailureKind.FORBIDDEN, message))
 
 
-def _write(scope: Scope, who: Principal, outcome: str) -> None:
+def _address(scope: Scope) -> str:
     client = scope.get("client")
-    told = {
-        "who": who.name or "anonymous",
-        "from": client[0] if client else "unix",
-        "what": f"{scope['method']} {scope['raw_path'].decode('ascii', 'backslashreplace')}",
-        "outcome": outcome,
-    }
-    log.info("%(who)s from %(from)s: %(what)s: %(outcome)s", told, extra={"request": told})
+    return client[0] if client else ""
+
+
+def _what(scope: Scope) -> str:
+    return what_of(scope["method"].encode(), scope["raw_path"])

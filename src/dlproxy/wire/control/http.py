@@ -3,15 +3,10 @@
 No inference passes here. Called by serve/server.py. Not aware of: the inference port's protocol.
 """
 
-import asyncio
-import contextlib
-import socket
-import ssl
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
-import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -19,7 +14,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dlproxy.config import ConfigError
 from dlproxy.instance.runtime import ModelError
@@ -27,17 +21,16 @@ from dlproxy.message import FailureKind, InferenceError, Principal, encodable
 from dlproxy.policy.planner import VersionState
 from dlproxy.telemetry import prometheus
 from dlproxy.telemetry.event_log import LogError
+from dlproxy.wire.audit import Audit
 from dlproxy.wire.catalog import Catalog, ServedModel
-from dlproxy.wire.control.guard import PEER, ControlGuard, who_asks
+from dlproxy.wire.control.guard import ControlGuard, who_asks
 from dlproxy.wire.http.exchange import STATUS
 from dlproxy.wire.http.target import name_in, path_of
-from dlproxy.wire.listening import peer_of
 from dlproxy.wire.operations import Operations, Pilots, ResultCaches
 from dlproxy.wire.rights import demand, seen
 from dlproxy.wire.terms import Identify
 
 MOST_BODY = 64 * 1024  # bytes of a change of knobs
-TICK_S = 1.0  # how often the Date header is renewed
 
 
 def control_app(
@@ -48,6 +41,7 @@ def control_app(
     caches: ResultCaches,
     more: Sequence[Route] = (),
     identify: Identify | None = None,
+    audit: Audit | None = None,
 ) -> Starlette:
     """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state, also
     of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued
@@ -71,7 +65,7 @@ def control_app(
         return JSONResponse({"ready": catalog.ready, "models": models}, status_code=200 if catalog.ready else 503)
 
     app = Starlette(
-        middleware=[Middleware(_OnePath), Middleware(ControlGuard, identify=identify)],
+        middleware=[Middleware(_OnePath), Middleware(ControlGuard, identify=identify, audit=audit)],
         routes=[
             Route("/metrics", metrics),
             Route("/healthz", healthz),
@@ -257,63 +251,3 @@ async def _object(request: Request) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError('the body is not a JSON object such as {"discipline": "edf"}')
     return found
-
-
-class _Connection(H11Protocol):
-    """Keeps who is at the other end, which uvicorn does not tell applications: certificates count as on the other ports."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.app_state = {**self.app_state, PEER: peer_of(transport)}
-
-
-class _EmbeddedServer(uvicorn.Server):
-    """uvicorn without its own signal handlers: the process belongs to serve/server.py.
-
-    Its loop wakes once a second instead of ten times: each time costs a model that computes on the same core.
-    """
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._ending = asyncio.Event()
-
-    def end(self) -> None:
-        self.should_exit = True
-        self._ending.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def main_loop(self) -> None:
-        while not await self.on_tick(0):  # 0: renew the Date header
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), TICK_S)
-
-
-class ControlServer:
-    """Serves the control port on a bound socket, in this event loop."""
-
-    def __init__(self, app: Starlette, tls: ssl.SSLContext | None = None) -> None:
-        config = uvicorn.Config(
-            app,
-            http=_Connection,  # over llhttp, uvicorn loses the body behind an offer to upgrade
-            ws="none",
-            log_config=None,
-            access_log=False,
-            log_level="warning",
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-        )
-        config.load()
-        config.ssl = tls
-        self._server = _EmbeddedServer(config)
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self, listener: socket.socket) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listener]))
-
-    async def stop(self) -> None:
-        self._server.end()
-        if self._task is not None:
-            await self._task

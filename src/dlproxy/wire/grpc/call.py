@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, get_args
 
 from dlproxy.message import Cached, Failure, FailureKind, Principal, encodable
+from dlproxy.wire.audit import REFUSALS
 from dlproxy.wire.grpc.frames import header_block
 from dlproxy.wire.grpc.messages import CODINGS, Piece
 
@@ -159,10 +160,16 @@ class Call:
 
     def refuse(self, failure: Failure) -> None:
         """End: it failed, and why; where trying again helps, when."""
+        self.note(failure)
         try:
             self.end(*in_grpc(failure))
         except Exception:
             self.give_up()
+
+    def note(self, failure: Failure) -> None:
+        """For the audit log, of a refusal that belongs there."""
+        if failure.kind in REFUSALS:
+            self.connection.refused(self, failure)
 
     def give_up(self) -> None:
         """End, from within an exception's handler: it was a defect of the server. One that has ended is left alone."""

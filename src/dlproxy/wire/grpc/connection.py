@@ -33,7 +33,7 @@ from dlproxy.wire.grpc.frames import (
 from dlproxy.wire.grpc.header_blocks import PROTOBUF, Head, HeaderBlocks, TooLargeError
 from dlproxy.wire.grpc.lifetime import LAST_CALL, MIN_PING_S, Lifetime
 from dlproxy.wire.grpc.receiving import MOST_STORED, WINDOW
-from dlproxy.wire.listening import peer_of
+from dlproxy.wire.listening import address_of, peer_of
 from dlproxy.wire.rights import demand
 
 if TYPE_CHECKING:
@@ -80,7 +80,10 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.server.connection_made(self)
+        if not self.server.connection_made(self, transport):
+            self._closing = True
+            self.transport.abort()
+            return
         self._peer = peer_of(transport) if self.server.identify is not None else None
         offer = {
             frames.MAX_STREAMS: self.server.max_streams,
@@ -135,6 +138,15 @@ class GrpcConnection(Lifetime, asyncio.Protocol):
         elif not self._closing:
             self.transport.write(frames.window_update(0, self._taken))
             self._taken = 0
+
+    def refused(self, call: Call, failure: Failure) -> None:
+        """For the audit log."""
+        self.server.audit.refusal(failure, self.address, call.path.decode("latin-1"), call.principal)
+
+    @property
+    def address(self) -> str:
+        """The client's; empty on a Unix socket."""
+        return address_of(self.transport)
 
     def pause_writing(self) -> None:
         self.write_paused = True

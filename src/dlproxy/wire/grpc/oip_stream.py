@@ -129,6 +129,8 @@ class InferStream:
         """The message that says so. Ends the call instead if the client wants that."""
         if self._strict:
             self._end(failure)
+        else:
+            self.call.note(failure)
         text = failure.message if len(failure.message) <= MAX_ERROR else f"{failure.message[:MAX_ERROR]}…"
         message = oip.ModelStreamInferResponse(error_message=encodable(text), infer_response={"id": request_id})
         return [message.SerializeToString()]

@@ -10,6 +10,8 @@ from msgspec import Struct
 
 from dlproxy.config import HttpLimits
 from dlproxy.message import Scope
+from dlproxy.wire.audit import Audit
+from dlproxy.wire.bounds import Bounds
 from dlproxy.wire.grpc.call import Call
 from dlproxy.wire.grpc.connection import GrpcConnection
 from dlproxy.wire.listening import Listening
@@ -47,8 +49,15 @@ class GrpcServer(Listening):
     `identify` says who asks, before the message is read, and may refuse the call; without it, everybody is anonymous.
     """
 
-    def __init__(self, methods: Methods, limits: HttpLimits, identify: Identify | None = None) -> None:
-        super().__init__(lambda: GrpcConnection(self))
+    def __init__(
+        self,
+        methods: Methods,
+        limits: HttpLimits,
+        identify: Identify | None = None,
+        bounds: Bounds | None = None,
+        audit: Audit | None = None,
+    ) -> None:
+        super().__init__(lambda: GrpcConnection(self), Bounds(limits) if bounds is None else bounds, audit)
         self.methods = methods
         self.limits = limits
         self.identify = identify

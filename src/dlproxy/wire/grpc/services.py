@@ -11,6 +11,7 @@ from dlproxy.protos.oip import oip
 from dlproxy.protos.tfs import tfs
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.extensions import Extensions
+from dlproxy.wire.grpc.audited import audited
 from dlproxy.wire.grpc.health import Health
 from dlproxy.wire.grpc.oip import OipService
 from dlproxy.wire.grpc.reflection import Reflection, services_of
@@ -61,7 +62,8 @@ def grpc_methods(
     paths = {*found.unary, *found.streaming} - HEALTH
     naming = frozenset(path for path in paths if path.rpartition(b"/")[2] in NAMING)
     rights = {path: _right(path) for path in paths if path.rpartition(b"/")[2] not in ASKING}
-    return replace(found, rights=rights, naming=naming)
+    unary = {path: audited(path, method) if rights.get(path) == "admin" else method for path, method in found.unary.items()}
+    return replace(found, unary=unary, rights=rights, naming=naming)
 
 
 def _right(path: bytes) -> Scope:

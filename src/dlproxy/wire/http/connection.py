@@ -13,8 +13,8 @@ import httptools
 from msgspec import Struct
 
 from dlproxy.message import ANONYMOUS, InferenceError, Principal
-from dlproxy.wire.http.exchange import CLOSE, Exchange, ReplyStream, in_http
-from dlproxy.wire.listening import DRAIN_GRACE_S, peer_of
+from dlproxy.wire.http.exchange import CLOSE, Exchange, ReplyStream, in_http, what_of
+from dlproxy.wire.listening import DRAIN_GRACE_S, address_of, peer_of
 
 if TYPE_CHECKING:
     from dlproxy.wire.http.server import HttpServer
@@ -130,7 +130,9 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self.server.connection_made(self)
+        if not self.server.connection_made(self, transport):
+            self._transport.abort()
+            return
         if self._identify is not None:
             self._peer = peer_of(transport)
         if len(self.server.connections) > self._limits.max_connections:
@@ -283,7 +285,13 @@ class HttpConnection(asyncio.Protocol):
         try:
             return self._identify(self._peer, method, target, headers)
         except InferenceError as error:
+            self.server.audit.refusal(error.failure, self.address, what_of(method, target))
             raise _RefusedError(*in_http(error.failure)) from None
+
+    @property
+    def address(self) -> str:
+        """The client's; empty on a Unix socket."""
+        return address_of(self._transport)
 
     def on_body(self, body: bytes) -> None:
         pieces = self._body

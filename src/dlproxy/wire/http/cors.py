@@ -3,6 +3,7 @@
 Called by http/server.py and http/exchange.py, and only where origins are configured. Not aware of: routes.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 EXPOSED = b"inference-header-content-length, retry-after, server-timing, x-dlproxy-cache, allow, x-request-id, traceparent"
 METHODS = b"GET, HEAD, POST"
 MAX_AGE_S = 7200  # the most that Chromium keeps a permission
+
+_NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-][!#$%&'*+.^_`|~0-9A-Za-z, \t-]*")
 
 
 class Cors:
@@ -48,5 +51,6 @@ class Cors:
         if not self._any and headers.get(b"origin", b"") not in self._origins:
             return None
         asked = headers.get(b"access-control-request-headers", b"")
-        wanted = b"access-control-allow-headers: %b\r\n" % asked if asked else b""  # "*" would not stand for authorization
+        known = _NAMES.fullmatch(asked) is not None
+        wanted = b"access-control-allow-headers: %b\r\n" % asked if known else b""  # "*" would not stand for authorization
         return b"access-control-allow-methods: %b\r\n%baccess-control-max-age: %d\r\n" % (METHODS, wanted, MAX_AGE_S)

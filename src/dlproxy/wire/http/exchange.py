@@ -13,6 +13,7 @@ import msgspec
 
 from dlproxy.message import Failure, FailureKind, Principal, encodable
 from dlproxy.wire import trace
+from dlproxy.wire.audit import REFUSALS
 from dlproxy.wire.trace import REQUEST_ID, TRACE_PARENT
 
 if TYPE_CHECKING:
@@ -182,10 +183,17 @@ class Exchange:
 
     def refuse(self, failure: Failure) -> None:
         """Reply that the request failed, and why."""
+        self.note(failure)
         try:
             self.fail(*in_http(failure))
         except Exception:
             self.give_up()
+
+    def note(self, failure: Failure) -> None:
+        """For the audit log, of a refusal that belongs there."""
+        if failure.kind in REFUSALS:
+            connection = self.connection
+            connection.server.audit.refusal(failure, connection.address, what_of(self.method, self.target), self.principal)
 
     def give_up(self) -> None:
         """Answer, from within an exception's handler, that it was a defect of the server; close the connection if that fails.
@@ -245,6 +253,11 @@ class ReplyStream:
         """What is held back, to be sent now."""
         held, self._held = self._held, []
         return tuple(held)
+
+
+def what_of(method: bytes, target: bytes) -> str:
+    """For the audit log; a query may hold anything."""
+    return f"{method.decode('latin-1')} {target.partition(b'?')[0].decode('latin-1')}"
 
 
 def in_http(failure: Failure) -> tuple[int, str, bytes]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from msgspec import Struct
 
 from dlproxy.message import Scope
+from dlproxy.wire.http.audited import audited
 from dlproxy.wire.http.exchange import Exchange
 from dlproxy.wire.http.target import name_in, path_of
 
@@ -41,6 +42,8 @@ class Routes:
         for row in rows:
             pattern, method, handler = row[:3]
             right: Scope | None = row[3] if len(row) == 4 else "read" if method == b"GET" else None
+            if right == "admin":
+                handler = audited(handler)
             handlers = table.setdefault(pattern, {})
             handlers[method] = handler, right
             if method == b"GET":

@@ -6,6 +6,8 @@ Called by serve/server.py. Not aware of: parsing (http/connection.py), models, r
 from collections.abc import Callable
 
 from dlproxy.config import HttpLimits
+from dlproxy.wire.audit import Audit
+from dlproxy.wire.bounds import Bounds
 from dlproxy.wire.http.codings import Compression
 from dlproxy.wire.http.connection import HttpConnection, Seen
 from dlproxy.wire.http.cors import Cors
@@ -22,8 +24,15 @@ class HttpServer(Listening):
     `identify` says who asks, before the body is read, and may refuse the request; without it, everybody is anonymous.
     """
 
-    def __init__(self, app: Callable[[Exchange], None], limits: HttpLimits, identify: Identify | None = None) -> None:
-        super().__init__(lambda: HttpConnection(self))
+    def __init__(
+        self,
+        app: Callable[[Exchange], None],
+        limits: HttpLimits,
+        identify: Identify | None = None,
+        bounds: Bounds | None = None,
+        audit: Audit | None = None,
+    ) -> None:
+        super().__init__(lambda: HttpConnection(self), Bounds(limits) if bounds is None else bounds, audit)
         self.identify = identify
         self.cors = Cors(limits.cors_origins) if limits.cors_origins else None
         self.compression = Compression(limits.compress_above_bytes) if limits.compress_above_bytes else None

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from dlproxy.hosts import client_of
 from dlproxy.message import Failure, FailureKind, InferenceError
 
 FREE = 10  # wrong tries before anybody has to wait
@@ -20,7 +21,7 @@ class _Tries(Struct):
 
 
 class Attempts:
-    """Wrong tries of each address. An empty address, that of a Unix socket, is one like others."""
+    """Wrong tries of each address. An empty address, that of a Unix socket, is one like others; an IPv6 /64 is one, too."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -30,12 +31,12 @@ class Attempts:
         """Raises InferenceError QUOTA while this one has to wait."""
         if not self._tries:
             return
-        tries = self._tries.get(address)
+        tries = self._tries.get(client_of(address))
         if tries is not None and (left_s := tries.until - self._clock()) > 0.0:
             raise InferenceError(Failure(FailureKind.QUOTA, "too many wrong keys from this address", left_s))
 
     def failed(self, address: str) -> None:
-        now = self._clock()
+        now, address = self._clock(), client_of(address)
         tries = self._tries.get(address)
         if tries is None or now - tries.last_at > FORGOTTEN_S:
             tries = self._tries[address] = _Tries(0, now, now)

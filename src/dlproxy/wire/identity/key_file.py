@@ -19,7 +19,8 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config import ConfigError
-from dlproxy.message import Grant, Scope
+from dlproxy.message import Grant, Quota, Scope
+from dlproxy.policy.quota import quota_of
 
 PREFIX = "dlp"  # a key is PREFIX_ID_SECRET: what leaks is recognised, and found by its id
 ID_BYTES, SECRET_BYTES, SALT_BYTES, HASH_BYTES = 5, 32, 16, 32
@@ -32,13 +33,17 @@ _HEAD = "# Written by dlproxy keys. The keys themselves are not in it.\n"
 
 
 class Key(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One key as the file has it. `hash`: of its secret; times are UTC."""
+    """One key as the file has it. `hash`: of its secret; times are UTC. Its quota reads as that of [tenants]."""
 
     id: str
     hash: str
     scopes: list[Scope]
     models: list[str]
     tenant: str = ""
+    requests_per_s: float = 0.0
+    rows_per_s: float = 0.0
+    burst_s: float = 1.0
+    concurrent: int = 0
     created: datetime
     not_before: datetime | None = None
     expires: datetime | None = None
@@ -47,6 +52,11 @@ class Key(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def grant(self) -> Grant:
         return Grant(frozenset(self.scopes), tuple(self.models))
+
+    @property
+    def quota(self) -> Quota | None:
+        """Raises ValueError for one that never admits anything; `read` has looked."""
+        return quota_of(self.requests_per_s, self.rows_per_s, self.burst_s, self.concurrent)
 
     def refusal(self, now: datetime) -> str:
         """Why it does not hold now; empty if it does."""
@@ -90,6 +100,8 @@ def read(path: Path) -> dict[str, Key]:
     ids = [key.id for key in found.values()]
     if len(ids) != len(set(ids)):
         raise ConfigError(f"{path}: two keys have one id")
+    for name, key in found.items():
+        _check_quota(key, f"{path}: the key '{name}'")
     return found
 
 
@@ -102,6 +114,10 @@ def create(
     tenant: str = "",
     expires: datetime | None = None,
     not_before: datetime | None = None,
+    requests_per_s: float = 0.0,
+    rows_per_s: float = 0.0,
+    burst_s: float = 1.0,
+    concurrent: int = 0,
 ) -> str:
     """Add a key to the file, which is made if there is none. Returns the key, which nobody can read again.
 
@@ -125,7 +141,12 @@ def create(
         created=datetime.now(UTC).replace(microsecond=0),
         not_before=not_before,
         expires=expires,
+        requests_per_s=requests_per_s,
+        rows_per_s=rows_per_s,
+        burst_s=burst_s,
+        concurrent=concurrent,
     )
+    _check_quota(keys[name], f"the key '{name}'")
     _write(path, keys)
     return f"{PREFIX}_{number}_{secret}"
 
@@ -161,8 +182,16 @@ def _write(path: Path, keys: dict[str, Key]) -> None:
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
+def _check_quota(key: Key, whose: str) -> None:
+    try:
+        _ = key.quota
+    except ValueError as error:
+        raise ConfigError(f"{whose}: {error}, or 0 for no limit") from None
+
+
 def _fields(key: Key) -> list[tuple[str, object]]:
-    return [(knob, value) for knob in key.__struct_fields__ if (value := getattr(key, knob)) not in (None, "")]
+    fields = msgspec.structs.fields(key)
+    return [(field.name, value) for field in fields if (value := getattr(key, field.name)) != field.default]
 
 
 def _value(value: object) -> str:

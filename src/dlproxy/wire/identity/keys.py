@@ -114,7 +114,7 @@ class Keys:
         self._principals = {
             name: self._principals[name]
             if name in self._principals and name not in changed
-            else Principal(name, key.tenant, key.grant)
+            else Principal(name, key.tenant, key.grant, key.quota)
             for name, key in keys.items()
         }
         same = {name for name in keys if name in before and before[name].hash == keys[name].hash}

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from dlproxy.config import ConfigError
 from dlproxy.config.security import GrantConfig
-from dlproxy.message import Grant, Principal, Scope, fits
+from dlproxy.message import Grant, Principal, Quota, Scope, fits
+from dlproxy.policy.quota import quota_of
 
 KINDS = ("cert", "token", "unix")
 NOTHING = Grant(frozenset(), ())
@@ -19,7 +20,7 @@ class Rules:
 
     def __init__(self, grants: Mapping[str, GrantConfig]) -> None:
         """Raises ConfigError."""
-        self._rules: list[tuple[str, str, Grant, str]] = []
+        self._rules: list[tuple[str, str, Grant, str, Quota | None]] = []
         for rule, config in grants.items():
             kind, _, pattern = config.who.partition(":")
             if kind not in KINDS or not pattern:
@@ -29,13 +30,17 @@ class Rules:
             if unknown:
                 raise ConfigError(f"[grants.{rule}] there is no scope '{unknown[0]}'; scopes are {', '.join(SCOPES)}", "scopes")
             scopes = frozenset(scope for scope in SCOPES if scope in (config.scopes or SCOPES[:1]))
-            self._rules.append((kind, pattern, Grant(scopes, tuple(config.models) or ("*",)), config.tenant))
+            try:
+                quota = quota_of(config.requests_per_s, config.rows_per_s, config.burst_s, config.concurrent)
+            except ValueError as error:
+                raise ConfigError(f"[grants.{rule}] {error}, or 0 for no limit") from None
+            self._rules.append((kind, pattern, Grant(scopes, tuple(config.models) or ("*",)), config.tenant, quota))
 
     def principal(self, kind: str, name: str, scopes: frozenset[str] | None = None) -> Principal:
         """`scopes`: what a token says that it is for."""
-        for one, pattern, grant, tenant in self._rules:
+        for one, pattern, grant, tenant, quota in self._rules:
             if one == kind and fits(pattern, name):
                 if scopes is not None:
                     grant = Grant(frozenset(scope for scope in grant.scopes if scope in scopes), grant.models)
-                return Principal(f"{kind}:{name}", tenant, grant)
+                return Principal(f"{kind}:{name}", tenant, grant, quota)
         return Principal(f"{kind}:{name[:100]}", grant=NOTHING)

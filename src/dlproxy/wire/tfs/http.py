@@ -183,6 +183,7 @@ def _with_refusals(handler: Handler) -> Handler:
 
 
 def _refuse(exchange: Exchange, failure: Failure) -> None:
+    exchange.note(failure)
     status, message, extra = in_http(failure)
     if len(message) > MAX_ERROR:  # what a message quotes is the client's and may be megabytes long
         message = f"{message[:MAX_ERROR]}…"
