@@ -13,9 +13,7 @@ WINDOW = 0.01  # of the budget
 PROTECTED = 0.8  # of the main part: who was hit there
 MOST = 15  # a counter of four bits
 SAMPLE = 16  # uses per entry, then all counters are halved: 10 in Caffeine, 32 in libCacheSim
-WIDTH = (
-    4  # counters in a row per entry, at least: with half as many, up to a point of hits is lost; with twice as many, little won
-)
+WIDTH = 8  # counters in a row per entry, at least: a quarter as many lose up to two points of hits, more gain little
 LEAST = 128  # entries
 _HALF = bytes(count >> 1 for count in range(256))
 _CUT = Struct("<4I").unpack
