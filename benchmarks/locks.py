@@ -155,7 +155,9 @@ def _measure(sides: list[Side], sample: Sample, repeats: int, seconds: int, core
     plain, *locked = sides
     for side in locked:
         ratios = [mine / its for mine, its in zip(side.rates, plain.rates, strict=True)]
-        findings.at_least(f"{side.name}: rate by that of {PLAIN}", GOALS[side.name] or 0.0, statistics.median(ratios), note=spread(ratios))
+        findings.at_least(
+            f"{side.name}: rate by that of {PLAIN}", GOALS[side.name] or 0.0, statistics.median(ratios), note=spread(ratios)
+        )
     for side in sides:
         words = f"- {side.name}: {statistics.median(side.rates):,.0f} requests/s"
         if side.costs and plain.costs:
@@ -198,9 +200,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _page(findings: Findings, machine: str) -> str:
     about = f"""\
 784-256-128-10 in FP32, binary tensors over HTTP/1.1, {CONNECTIONS} connections that stay open, by wrk. Each server has the lock
-that it is named for and is otherwise as it comes. Token: RS256, the same in every request, so that its signature is checked once.
-TLS: whatever wrk and the server agree on, which is 1.3 here, an ECDSA certificate. Before each load the answer is compared
-with ONNX Runtime's. Ratios within a round, in which all are measured in turn: medians, and the lowest to the highest."""
+that it is named for and is otherwise as it comes. Token: RS256, the same in every request: its signature is checked once. TLS
+1.3 with an ECDSA certificate. Before each load the answer is compared with ONNX Runtime's. Ratios within a round, in which all
+are measured in turn: medians, and the lowest to the highest."""
     lead = ["# What locks cost", "", f"`python -m benchmarks.locks` on {minute(utc_now())}; {machine}."]
     return as_page(lead, [(findings.title, about, findings.checks, findings.details)])
 

@@ -28,7 +28,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk does: no sample means a plain GET; the modes are explained in load.lua. `headers`: more of them, "NAME: VALUE"."""
+    """What wrk does: no sample means a plain GET; the modes are explained in load.lua. `headers`: more, "NAME: VALUE"."""
 
     connections: int
     seconds: int
