@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-streams prove-grpc prove-triton prove-clients prove-openapi check fmt bench bench-peers bench-grpc bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
+.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-streams prove-grpc prove-triton prove-clients prove-openapi prove-locks check fmt bench bench-peers bench-grpc bench-locks bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | check | fmt | bench | bench-peers | bench-grpc | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | check | fmt | bench | bench-peers | bench-grpc | bench-locks | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -45,6 +45,10 @@ prove-openapi: setup .venv-peers/schemathesis/.installed
 	@DLPROXY_SCHEMATHESIS=$(CURDIR)/.venv-peers/schemathesis/bin/schemathesis DLPROXY_EXAMPLES=$(or $(EXAMPLES),100) \
 	    $(PY) -m pytest -s tests/clients/test_openapi.py $(ARGS)
 
+prove-locks: setup .venv-peers/scanners/.installed
+	@DLPROXY_SCANNERS=$(CURDIR)/.venv-peers/scanners/bin DLPROXY_TRIES=$(or $(TRIES),200000) $(PY) -m pytest -s -rs \
+	    tests/test_known_weaknesses.py tests/wire/test_tls.py tests/wire/identity tests/faults/test_tls_scanners.py $(ARGS)
+
 prove-streams: setup
 	@DLPROXY_READERS=$(or $(READERS),1000) $(PY) -m pytest -s tests/faults/test_many_streams.py $(ARGS)
 
@@ -67,6 +71,9 @@ bench-peers: setup
 
 bench-grpc: setup
 	@$(PY) -m benchmarks.grpc $(ARGS)
+
+bench-locks: setup
+	@$(PY) -m benchmarks.locks $(ARGS)
 
 bench-known: setup
 	@$(PY) -m benchmarks.known_results $(ARGS)
@@ -115,6 +122,12 @@ $(VENV)/.installed: pyproject.toml
 	@echo "installing schemathesis into $(@D)"
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check -qq install 'schemathesis>=4.32'
+	@touch $@
+
+.venv-peers/scanners/.installed:
+	@echo "installing bandit, pip-audit and sslyze into $(@D)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check -qq install 'bandit>=1.9' 'pip-audit>=2.10' 'sslyze>=6.3'
 	@touch $@
 
 $(VENV)/.installed-extras: $(VENV)/.installed

@@ -1,5 +1,10 @@
-"""No version with a published vulnerability may be installed beside dlproxy, and the environment here has none either."""
+"""No version with a published vulnerability is allowed beside dlproxy; what scanners say of the code (`make prove-locks`)."""
 
+import ast
+import json
+import os
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -9,9 +14,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-PYPROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+SCANNERS = os.environ.get("DLPROXY_SCANNERS", "")
+by_scanners = pytest.mark.skipif(not SCANNERS, reason="needs scanners: make prove-locks")
 
-# (package, the last versions that have it, what it is). What concerns packages that only pip-audit knows: `make prove-locks`.
+# (package, the last versions that have it, what it is). pip-audit knows more, where it can ask.
 VULNERABLE = (
     ("brotli", "1.1.0", "CVE-2025-6176: a small body may become endless; its output cannot be bounded"),
     ("cryptography", "44.0.0", "CVE-2024-12797: a bundled OpenSSL that takes servers with unproven raw keys"),
@@ -61,3 +69,48 @@ def test_every_dependency_has_a_lower_bound_and_what_is_installed_is_within(want
     except PackageNotFoundError:
         pytest.skip("not installed")
     assert requirement.specifier.contains(installed, prereleases=True)
+
+
+def test_nothing_that_must_not_be_guessed_comes_of_a_generator_that_can_be() -> None:
+    """`secrets` is for that: bandit would tell (B311), but not from simulations, whose numbers have to repeat."""
+    for path in [*(ROOT / "src" / "dlproxy" / "wire").rglob("*.py"), *(ROOT / "src" / "dlproxy" / "cli").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any(name in ("random", "numpy.random") for name in names), path
+
+
+@by_scanners
+def test_bandit_finds_nothing() -> None:
+    command = [f"{SCANNERS}/bandit", "--quiet", "--configfile", str(ROOT / "pyproject.toml"), "--recursive", str(ROOT / "src")]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]
+
+
+@by_scanners
+@pytest.mark.parametrize("which", ["oldest", "installed"])
+def test_pip_audit_knows_of_no_vulnerability(which: str, tmp_path: Path) -> None:
+    """Of the oldest versions that the bounds allow, and of all that is installed here."""
+    pins = {f"{wanted.name}=={_lowest(wanted)}" for wanted in _requirements()}
+    if which == "installed":
+        listed = subprocess.run(
+            [sys.executable, "-m", "pip", "freeze", "--all", "--exclude-editable"], capture_output=True, text=True
+        )
+        pins = {line for line in listed.stdout.split() if "==" in line}
+    path = tmp_path / "requirements.txt"
+    path.write_text("\n".join(sorted(pins)))
+    command = [f"{SCANNERS}/pip-audit", "--requirement", str(path), "--no-deps", "--disable-pip", "--format", "json"]
+    command += ["--progress-spinner", "off", "--cache-dir", str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True)
+    if "ConnectionError" in said.stderr:
+        pytest.skip("pip-audit could not ask for known vulnerabilities: there is no connection to its service")
+    assert said.stdout.startswith("{"), said.stderr[-2000:]
+    found = json.loads(said.stdout)["dependencies"]
+    vulnerable = {f"{one['name']} {one['version']}: {bad['id']}" for one in found for bad in one.get("vulns", ())}
+    assert not vulnerable
+    if unasked := [one["name"] for one in found if "skip_reason" in one]:
+        pytest.skip(f"pip-audit could not ask for known vulnerabilities of {len(unasked)} of {len(pins)} packages")
+
+
+def _lowest(wanted: Requirement) -> str:
+    return next(part.version for part in wanted.specifier if part.operator == ">=")
