@@ -108,10 +108,11 @@ def test_a_token_that_does_not_hold_is_refused(issued: Issued, changed: dict[str
 
 def test_no_token_chooses_how_it_is_checked(issued: Issued) -> None:
     unsigned = jwt.encode(_claims(), None, algorithm="none", headers={"kid": "one"})
+    critical = jwt.encode(_claims(), ELLIPTIC, algorithm="ES256", headers={"kid": "one", "crit": ["b64"], "b64": False})
     public = ELLIPTIC.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     head, body = (_part(part) for part in ({"alg": "HS256", "kid": "one"}, _claims()))
     signature = base64.urlsafe_b64encode(hmac.digest(public, f"{head}.{body}".encode(), hashlib.sha256)).rstrip(b"=").decode()
-    for forged in (unsigned, f"{head}.{body}.{signature}", _token(RSA, "PS256", "two"), _token(RSA, "RS256", "one")):
+    for forged in (unsigned, critical, f"{head}.{body}.{signature}", _token(RSA, "PS256", "two"), _token(RSA, "RS256", "one")):
         assert "not valid" in issued.refusal(forged)
 
 

@@ -25,6 +25,7 @@ ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES
 USUAL = ("RS256", "ES256")
 MOST_VERDICTS = 10_000
 MOST_BYTES = 8192  # of a token
+MOST_REASON = 200  # characters
 LOOK_S = 1.0  # how often a file of keys is looked at
 REFRESH_S, AGAIN_S = 300.0, 10.0  # how often a URL is asked for its keys, and how soon again for one that is not known
 FETCH_S, MOST_FETCHED = 10.0, 1 << 20
@@ -106,17 +107,13 @@ class Tokens:
                 leeway=LEEWAY_S,
                 options={"require": ["exp", "sub"]},
             )
+            said = claims.get("scope", claims.get("scp"))
+            scopes = said.split() if isinstance(said, str) else said if isinstance(said, list) else None
+            return Said(str(claims["sub"]), None if scopes is None else frozenset(map(str, scopes)), float(claims["exp"]))
         except jwt.ImmatureSignatureError:
             raise _refused("the token is not valid yet") from None
-        except (
-            jwt.PyJWTError,
-            TypeError,
-            ValueError,
-        ) as error:
-            return f"the token is not valid: {error}"
-        said = claims.get("scope", claims.get("scp"))
-        scopes = said.split() if isinstance(said, str) else said if isinstance(said, list) else None
-        return Said(str(claims["sub"]), None if scopes is None else frozenset(map(str, scopes)), float(claims["exp"]))
+        except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            return f"the token is not valid: {error}"[:MOST_REASON]  # it may quote the token, and is remembered
 
     # Keys
 
