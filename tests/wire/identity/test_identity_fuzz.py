@@ -3,8 +3,9 @@
 import base64
 import json
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter, time
+from time import perf_counter
 from typing import Any
 
 import jwt
@@ -50,7 +51,7 @@ class Door:
         auth = AuthConfig(keys=str(keys), jwks=str(jwks), jwt_issuer=ISSUER, jwt_audience=AUDIENCE)
         grants = {"shops": GrantConfig(who="cert:shop-*"), "people": GrantConfig(who="token:*")}
         self.desk = IdentityDesk(auth, grants, self.clock)
-        self.tokens = Tokens(auth, self.clock, time)
+        self.tokens = Tokens(auth, self.clock, _now)
         self.token = signed()
 
     def clock(self) -> float:
@@ -58,8 +59,12 @@ class Door:
         return self.clock_s
 
 
+def _now() -> float:
+    return datetime.now(UTC).timestamp()
+
+
 def signed(header: Any = "one", **claims: Any) -> str:
-    said = {"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": time() + 600, **claims}
+    said = {"sub": "ann", "iss": ISSUER, "aud": AUDIENCE, "exp": _now() + 600, **claims}
     return _token({"alg": "ES256", "typ": "JWT", "kid": header}, said, sign=True)
 
 
