@@ -124,7 +124,8 @@ def _sides(model: Path, children: Children, cores: Cores, folder: Path) -> Itera
         command = [sys.executable, "-m", "dlproxy", "serve", "--config", str(config)]
         child = children.start(f"dlproxy-{number}", pinned(cores.server, command))
         sides.append(Side(name, child, port, headers, trusted))
-        child.wait_until(sides[-1].is_ready)
+    for side in sides:
+        side.child.wait_until(side.is_ready)
     yield sides
 
 
