@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter_ns
 
@@ -45,7 +45,6 @@ def _statistic(make: Callable[[], tuple[Check, str, Clock]]) -> float:
             _refused(check, texts[number][end])
         doors.append((check, texts))
     times = np.empty((2, DESKS, TEXTS, TRIES // (2 * DESKS * TEXTS)))
-    gc.disable()
     for turn in range(times.shape[3]):
         for place in random.permutation(DESKS * TEXTS):
             desk, number = divmod(int(place), TEXTS)
@@ -56,7 +55,6 @@ def _statistic(make: Callable[[], tuple[Check, str, Clock]]) -> float:
                 before = perf_counter_ns()
                 _refused(check, text)
                 times[end, desk, number, turn] = perf_counter_ns() - before
-    gc.enable()
     # Where a text's digest falls in a table takes its own time, and tells nothing: each text counts once. What interrupts us
     # is no part of its median, and what is a desk's own none of the comparison.
     found = np.median(times, axis=3)
@@ -84,11 +82,13 @@ def _refused(check: Check, text: str) -> None:
 
 
 @pytest.fixture
-def keyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+def keyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
     monkeypatch.setattr(key_file, "COST", 1)
     monkeypatch.setattr(keys, "LOOK_S", 1e9)
     path = tmp_path / "keys.toml"
-    return path, key_file.create(path, "shop", scopes=["infer"], models=["*"])
+    gc.disable()
+    yield path, key_file.create(path, "shop", scopes=["infer"], models=["*"])
+    gc.enable()
 
 
 def test_the_check_of_keys_takes_as_long_whatever_of_them_is_right(keyed: tuple[Path, str]) -> None:
