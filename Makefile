@@ -6,10 +6,10 @@ PIP = $(PY) -m pip --disable-pip-version-check -qq
 # Tests wait more than they compute: three at once keep two cores busy. A file's tests stay in one process, and its servers with them.
 JOBS ?= 3
 unexport PYTHONDONTWRITEBYTECODE  # the suite starts hundreds of Pythons, and each would compile everything anew
-.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-streams prove-grpc prove-triton prove-clients prove-openapi prove-caching check fmt bench bench-peers bench-grpc bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
+.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-streams prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching check fmt bench bench-peers bench-grpc bench-locks bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-caching [RECORD=1] [TRACE=FILE] | check | fmt | bench | bench-peers | bench-grpc | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | check | fmt | bench | bench-peers | bench-grpc | bench-locks | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -48,6 +48,9 @@ prove-openapi: setup .venv-peers/schemathesis/.installed
 	@DLPROXY_SCHEMATHESIS=$(CURDIR)/.venv-peers/schemathesis/bin/schemathesis DLPROXY_EXAMPLES=$(or $(EXAMPLES),100) \
 	    $(PY) -m pytest -s tests/clients/test_openapi.py $(ARGS)
 
+prove-locks: setup .venv-peers/scanners/.installed
+	@DLPROXY_SCANNERS=$(CURDIR)/.venv-peers/scanners/bin DLPROXY_TRIES=$(or $(TRIES),200000) $(PY) -m pytest -s -rs \
+	    tests/test_known_weaknesses.py tests/wire/test_tls.py tests/wire/identity tests/faults/test_tls_scanners.py $(ARGS)
 prove-caching: setup .venv-peers/libcachesim/.installed
 	@$(if $(RECORD),$(PY) -m tests.policy.caching.hits .venv-peers/libcachesim/bin/python)
 	@DLPROXY_LIBCACHESIM=$(CURDIR)/.venv-peers/libcachesim/bin/python DLPROXY_TRACE=$(TRACE) \
@@ -75,6 +78,9 @@ bench-peers: setup
 
 bench-grpc: setup
 	@$(PY) -m benchmarks.grpc $(ARGS)
+
+bench-locks: setup
+	@$(PY) -m benchmarks.locks $(ARGS)
 
 bench-known: setup
 	@$(PY) -m benchmarks.known_results $(ARGS)
@@ -125,6 +131,9 @@ $(VENV)/.installed: pyproject.toml
 	@$(@D)/bin/python -m pip --disable-pip-version-check -qq install 'schemathesis>=4.32'
 	@touch $@
 
+.venv-peers/scanners/.installed:
+	@echo "installing bandit, pip-audit and sslyze into $(@D)"
+	@$(@D)/bin/python -m pip --disable-pip-version-check -qq install 'bandit>=1.9' 'pip-audit>=2.10' 'sslyze>=6.3'
 .venv-peers/libcachesim/.installed:
 	@echo "installing libcachesim into $(@D)"
 	@$(PYTHON) -m venv $(@D)

@@ -6,7 +6,7 @@ The same bytes go to wrk and to the check before each timed run, so what is time
 import contextlib
 import http.client
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,10 @@ class Sample:
             self.ask(connection)
             return self.judge(connection)
 
-    def ask(self, connection: http.client.HTTPConnection) -> None:
-        """Sends the request, and does not wait for the answer."""
+    def ask(self, connection: http.client.HTTPConnection, more: Iterable[str] = ()) -> None:
+        """Sends the request, and does not wait for the answer. `more`: headers as wrk takes them, "NAME: VALUE"."""
         try:
-            connection.request("POST", self.path, self.body, self.headers)
+            connection.request("POST", self.path, self.body, self.headers | dict(line.split(": ", 1) for line in more))
         except OSError as error:
             raise BenchmarkError(f"{self.path} cannot be asked: {error}") from error
 

@@ -28,12 +28,13 @@ class Figures:
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk does: no sample means a plain GET; the modes are explained in load.lua."""
+    """What wrk does: no sample means a plain GET; the modes are explained in load.lua. `headers`: more, "NAME: VALUE"."""
 
     connections: int
     seconds: int
     sample: Sample | None = None
     mode: Mode = "same"
+    headers: tuple[str, ...] = ()
 
 
 def wrk_is_installed() -> bool:
@@ -41,7 +42,8 @@ def wrk_is_installed() -> bool:
 
 
 def wrk_command(url: str, load: Load, cores: Cores, directory: Path) -> list[str]:
-    options = ["-t1", f"-c{load.connections}", f"-d{load.seconds}s", "-s", str(SCRIPT), url]
+    options = ["-t1", f"-c{load.connections}", f"-d{load.seconds}s", "-s", str(SCRIPT)]
+    options += [word for header in load.headers for word in ("-H", header)] + [url]
     command = pinned(cores.load, ["wrk", *options])
     if load.sample is None:
         return command

@@ -92,6 +92,14 @@ def test_relative_paths_start_at_the_files_folder(tmp_path: Path) -> None:
     assert config.models["b"][0].path == "/abs/b.onnx"
 
 
+def test_files_of_locks_are_beside_the_file_and_a_url_stays_one(tmp_path: Path) -> None:
+    path = tmp_path / "dlproxy.toml"
+    for jwks, found in (("jwks.json", str(tmp_path / "jwks.json")), ("https://a/jwks.json", "https://a/jwks.json")):
+        path.write_text(f'[auth]\nkeys = "keys.toml"\njwks = "{jwks}"\njwt_issuer = "a"\njwt_audience = "b"\n')
+        auth = load(path).auth
+        assert (auth.keys, auth.jwks) == (str(tmp_path / "keys.toml"), found)
+
+
 def test_a_model_that_only_takes_time_has_no_path_to_complete(tmp_path: Path) -> None:
     config = _load("[models.a]\npath = 'sleep:base=10ms,row=1ms'\n[models.b]\npath = 'sleep.onnx'\n", tmp_path)
     assert config.models["a"][0].path == "sleep:base=10ms,row=1ms"

@@ -48,7 +48,7 @@ def load(path: Path) -> Config:
         server=file.section(["server"], data.get("server", {}), ServerConfig),
         http=file.section(["http"], data.get("http", {}), HttpLimits),
         tls=_beside(path, file.section(["tls"], data.get("tls", {}), TlsConfig), "cert", "key", "client_ca"),
-        auth=_beside(path, file.section(["auth"], data.get("auth", {}), AuthConfig), "keys"),
+        auth=_beside(path, file.section(["auth"], data.get("auth", {}), AuthConfig), "keys", "jwks"),
         autopilot=file.section(["autopilot"], data.get("autopilot", {}), AutopilotConfig),
         cache=file.section(["cache"], data.get("cache", {}), CacheConfig),
         grants={name: file.section(["grants", name], table, GrantConfig) for name, table in grants.items()},
@@ -58,8 +58,8 @@ def load(path: Path) -> Config:
 
 
 def _beside(path: Path, section: Section, *files: str) -> Section:
-    """With these files as seen from the configuration's folder."""
-    found = {name: str(path.parent / file) for name in files if (file := getattr(section, name))}
+    """With these files as seen from the configuration's folder. A URL stays one."""
+    found = {name: str(path.parent / file) for name in files if (file := getattr(section, name)) and "://" not in file}
     return msgspec.structs.replace(section, **found)
 
 

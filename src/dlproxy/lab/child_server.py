@@ -54,7 +54,7 @@ class ChildServer:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
         self._started_at = monotonic()
         command = [sys.executable, "-m", "dlproxy", "serve", *arguments]
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # nosec B603 # our own interpreter
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._log, start_new_session=True
         )
         self.about: list[str] = []

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from dlproxy.message import Failure, FailureKind, InferenceError, Tensor, invalid
 
-FOLDER = "/dev/shm"
+FOLDER = "/dev/shm"  # nosec B108 # POSIX shared memory is there
 MAX_REGIONS = 256  # each keeps a file open
 MAX_NAME = 255  # characters of a region's name
 OFF = "shared memory is off on this server (--shared-memory turns it on); send tensors in the request"

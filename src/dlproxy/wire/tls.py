@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import ssl
+from functools import partial
 
 from dlproxy.config import ConfigError
 from dlproxy.config.security import TlsConfig
@@ -26,6 +27,7 @@ class Certificates:
         """Raises ConfigError for files that cannot be used."""
         self._config = config
         self._contexts: dict[str, ssl.SSLContext] = {}
+        self._renewed: dict[str, ssl.SSLContext] = {}
         self._files = [file for file in (config.cert, config.key, config.client_ca) if file]
         self._seen = self._state()
         self._loaded()
@@ -35,7 +37,13 @@ class Certificates:
         """For a port that speaks this protocol."""
         if protocol not in self._contexts:
             self._contexts[protocol] = self._loaded(protocol)
+            self._contexts[protocol].sni_callback = partial(self._begin, protocol)  # called whatever the client names
         return self._contexts[protocol]
+
+    def _begin(self, protocol: str, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        renewed = self._renewed.get(protocol)
+        if renewed is not None:
+            connection.context = renewed
 
     def watch(self) -> None:
         """Follow the files until `close`."""
@@ -52,9 +60,8 @@ class Certificates:
             return
         self._seen = state
         try:
-            self._loaded()  # first for itself: a context that has taken half of it would be no use
-            for context in self._contexts.values():
-                self._load(context)
+            # New ones: authorities can be added to a context, but not be taken away.
+            self._renewed = {protocol: self._loaded(protocol) for protocol in self._contexts}
             log.info("the certificate %s is renewed", self._config.cert)
         except ConfigError as error:
             log.error("the certificate stays as it was: %s", error)
@@ -66,6 +73,9 @@ class Certificates:
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
         context.set_alpn_protocols([protocol])
         context.verify_mode = _MODES[self._config.clients]
+        if self._config.clients != "off":  # whoever resumes a session does not prove who they are: their proof may have expired
+            context.minimum_version = ssl.TLSVersion.TLSv1_3  # sessions of 1.2 cannot be left out
+            context.num_tickets = 0
         self._load(context)
         return context
 

@@ -10,7 +10,7 @@ from dlproxy.config.security import AuthConfig, GrantConfig
 from dlproxy.message import FailureKind, Grant, InferenceError, Principal, Quota, fits
 from dlproxy.wire.identity import key_file
 from dlproxy.wire.identity.attempts import FIRST_S, FREE, LONGEST_S, Attempts
-from dlproxy.wire.identity.desk import IdentityDesk
+from dlproxy.wire.identity.desk import AUTHORIZATION, MOST_RECENT, MOST_RECENT_BYTES, IdentityDesk
 from dlproxy.wire.identity.rules import Rules
 from dlproxy.wire.terms import Peer
 
@@ -77,6 +77,28 @@ def test_without_a_key_the_connections_certificate_counts_and_a_key_goes_before(
     assert known.ask({b"x-api-key": known.key.encode()}, Peer("10.0.0.1", "cert:shop-1")).name == "ann"
     assert known.ask(peer=Peer("10.0.0.1", "cert:bank")).grant == Grant(frozenset(), ()), "no rule is no right"
     assert known.refused({b"x-api-key": b"wrong"}, Peer("10.0.0.1", "cert:shop-1")) is FailureKind.UNAUTHENTICATED
+
+
+def test_clients_in_turn_are_who_they_are_until_their_keys_are_revoked(known: Known, tmp_path: Path) -> None:
+    other = key_file.create(tmp_path / "keys.toml", "bob", scopes=["infer"], models=["*"])
+    known.clock.now += 1.0
+    ann, bob = {b"x-api-key": known.key.encode()}, {b"authorization": f"Bearer {other}".encode()}
+    assert [known.ask(headers).name for headers in (ann, bob, dict(ann), dict(bob))] == ["ann", "bob", "ann", "bob"]
+    assert known.refused({b"x-api-key": bob[b"authorization"]}) is FailureKind.UNAUTHENTICATED
+    key_file.revoke(tmp_path / "keys.toml", "ann")
+    for _ in range(10):
+        known.clock.now += 0.1
+        known.ask(bob)
+    assert known.refused(ann) is FailureKind.UNAUTHENTICATED
+
+
+def test_what_is_remembered_of_headers_is_bounded(known: Known) -> None:
+    for number in range(2 * MOST_RECENT):
+        known.ask({b"authorization": b"Bearer " + b" " * number + known.key.encode()})
+    remembered = known.desk._recent[AUTHORIZATION]
+    assert 0 < len(remembered) <= MOST_RECENT
+    known.ask({b"authorization": b"Bearer " + b" " * MOST_RECENT_BYTES + known.key.encode()})
+    assert max(map(len, remembered)) <= MOST_RECENT_BYTES
 
 
 def test_anonymous_clients_may_do_what_is_said(tmp_path: Path) -> None:

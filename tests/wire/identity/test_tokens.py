@@ -108,10 +108,11 @@ def test_a_token_that_does_not_hold_is_refused(issued: Issued, changed: dict[str
 
 def test_no_token_chooses_how_it_is_checked(issued: Issued) -> None:
     unsigned = jwt.encode(_claims(), None, algorithm="none", headers={"kid": "one"})
+    critical = jwt.encode(_claims(), ELLIPTIC, algorithm="ES256", headers={"kid": "one", "crit": ["b64"], "b64": False})
     public = ELLIPTIC.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     head, body = (_part(part) for part in ({"alg": "HS256", "kid": "one"}, _claims()))
     signature = base64.urlsafe_b64encode(hmac.digest(public, f"{head}.{body}".encode(), hashlib.sha256)).rstrip(b"=").decode()
-    for forged in (unsigned, f"{head}.{body}.{signature}", _token(RSA, "PS256", "two"), _token(RSA, "RS256", "one")):
+    for forged in (unsigned, critical, f"{head}.{body}.{signature}", _token(RSA, "PS256", "two"), _token(RSA, "RS256", "one")):
         assert "not valid" in issued.refusal(forged)
 
 
@@ -161,7 +162,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked += 1
-        self.send_response(200)
+        self.send_response(302 if self.path == "/elsewhere" else 200)
+        if self.path == "/elsewhere":
+            self.send_header("location", "/")
         self.end_headers()
         self.wfile.write(self.server.keys)
 
@@ -217,9 +220,22 @@ def test_a_configuration_that_would_let_too_much_in_is_refused(tmp_path: Path, c
         Issued(tmp_path / "jwks.json", **changed)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"keys":[]}', '{"keys":[{"kty":"oct","k":"c2VjcmV0","kid":"one"}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "[" * 3000, "[]", "{}", '{"keys":[]}', '{"keys":[{"kty":"oct","k":"c2VjcmV0","kid":"one"}]}']
+)
 def test_a_set_without_public_keys_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "jwks.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"no JSON Web Key Set|no public key"):
         Tokens(AuthConfig(jwks=str(path), jwt_issuer=ISSUER, jwt_audience=AUDIENCE), monotonic, _now)
+
+
+def test_keys_come_from_where_the_configuration_says(key_server: _Server) -> None:
+    key_server.keys = json.dumps({"keys": [_jwk(ELLIPTIC, "one")]}).encode()
+    for url, clue in (
+        (f"http://127.0.0.1:{key_server.server_address[1]}/elsewhere", "302"),
+        ("http://login.example/jwks.json", "can be exchanged on their way"),
+        ("ftp://login.example/jwks.json", "cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=clue):
+            Tokens(AuthConfig(jwks=url, jwt_issuer=ISSUER, jwt_audience=AUDIENCE), monotonic, _now)

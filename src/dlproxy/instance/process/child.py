@@ -162,7 +162,7 @@ def _spawn(control: int, slots: Sequence[int], output: int, environment: Mapping
             log.debug("a worker's pipe stays small")
     paths = [path or os.getcwd() for path in sys.path]
     descriptors = (control, *slots)
-    return subprocess.Popen(
+    return subprocess.Popen(  # nosec B603 # our own interpreter
         [sys.executable, "-P", "-m", "dlproxy.instance.process.worker", *map(str, descriptors)],
         stdin=subprocess.DEVNULL,
         stdout=output,

@@ -198,7 +198,7 @@ class _Process:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
         command = [sys.executable, "-m", "dlproxy.lab.load.worker", str(theirs.fileno())]
         with theirs:  # a group of its own: Ctrl-C at the terminal is for us, and we tell it
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # nosec B603 # our own interpreter
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 AUTHORIZATION, API_KEY = b"authorization", b"x-api-key"
 BEARER = b"bearer "
-AGAIN_S = 0.2  # for which what was found of headers holds, before the key is looked up again
+AGAIN_S = 0.2  # for which what was found of a header's value holds, before the key is looked up again
+MOST_RECENT, MOST_RECENT_BYTES = 1024, 4096  # values of each header of which that is remembered, and the longest of them
 ANONYMOUS_SCOPES: dict[str, tuple[Scope, ...]] = {"none": (), "metrics": ("metrics",), "infer": ("infer", "read", "metrics")}
 
 STRANGER = Principal(grant=Grant(frozenset()))
@@ -45,30 +46,33 @@ class IdentityDesk:
         self._anonymous = Principal(grant=Grant(frozenset(scopes))) if scopes else None
         self._of_peers: dict[str, Principal] = {}
         self._clock = clock
-        self._last: Mapping[bytes, bytes] | None = None  # headers that repeat are one object (http/connection.py)
-        self._last_principal = STRANGER
-        self._last_until = 0.0
+        self._recent: dict[bytes, dict[bytes, tuple[Principal, float]]] = {API_KEY: {}, AUTHORIZATION: {}}
 
     def __call__(self, peer: Peer, method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> Principal:
         """Raises InferenceError: UNAUTHENTICATED for what proves nothing, QUOTA for too many tries, FORBIDDEN."""
-        if headers is self._last and self._clock() < self._last_until:
-            return self._last_principal
-        shown = headers.get(API_KEY)
+        header, shown = API_KEY, headers.get(API_KEY)
         if shown is None:
-            authorization = headers.get(AUTHORIZATION)
-            if authorization is None:
+            header, shown = AUTHORIZATION, headers.get(AUTHORIZATION)
+            if shown is None:
                 return self._of_connection(peer, target)
-            if authorization[: len(BEARER)].lower() != BEARER:
-                raise InferenceError(NOBODY)
-            shown = authorization[len(BEARER) :].strip()
+        recent = self._recent[header]
+        found = recent.get(shown)  # Python's hashes are keyed, too: how long this takes says nothing of what is in there
+        if found is not None and self._clock() < found[1]:
+            return found[0]
+        who = self._of_credential(peer, shown if header is API_KEY else _bearer(shown))
+        if len(shown) <= MOST_RECENT_BYTES:
+            if len(recent) >= MOST_RECENT:
+                recent.clear()
+            recent[shown] = who, self._clock() + AGAIN_S
+        return who
+
+    def _of_credential(self, peer: Peer, shown: bytes) -> Principal:
         text = shown.decode("latin-1")
         store = self._tokens if self._tokens is not None and text.count(".") == 2 else self._keys
         if store is None:
             raise InferenceError(NOBODY)
         if store.knows(text):  # behind one address there are many clients: who has a key does not wait for who guesses
-            who = self._of_text(store, text)
-            self._last, self._last_principal, self._last_until = headers, who, self._clock() + AGAIN_S
-            return who
+            return self._of_text(store, text)
         self._attempts.check(peer.address)
         try:
             return self._of_text(store, text)
@@ -98,3 +102,10 @@ class IdentityDesk:
     def _of_peer(self, shown: str) -> Principal:
         kind, _, name = shown.partition(":")
         return self._rules.principal(kind, name)
+
+
+def _bearer(authorization: bytes) -> bytes:
+    """The credential in it. Raises InferenceError UNAUTHENTICATED."""
+    if authorization[: len(BEARER)].lower() != BEARER:
+        raise InferenceError(NOBODY)
+    return authorization[len(BEARER) :].strip()

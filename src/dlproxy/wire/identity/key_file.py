@@ -14,9 +14,10 @@ import tempfile
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from dlproxy.config import ConfigError
 from dlproxy.message import Grant, Quota, Scope
@@ -32,6 +33,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 _HEAD = "# Written by dlproxy keys. The keys themselves are not in it.\n"
 
 
+Instant = Annotated[datetime, Meta(tz=True)]  # without a zone it could not be compared with now
+
+
 class Key(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One key as the file has it. `hash`: of its secret; times are UTC. Its quota reads as that of [tenants]."""
 
@@ -44,10 +48,10 @@ class Key(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rows_per_s: float = 0.0
     burst_s: float = 1.0
     concurrent: int = 0
-    created: datetime
-    not_before: datetime | None = None
-    expires: datetime | None = None
-    revoked: datetime | None = None
+    created: Instant
+    not_before: Instant | None = None
+    expires: Instant | None = None
+    revoked: Instant | None = None
 
     @property
     def grant(self) -> Grant:
@@ -95,7 +99,7 @@ def read(path: Path) -> dict[str, Key]:
         found = msgspec.convert(tomllib.loads(path.read_text("utf-8")), _File).keys
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:  # a TOMLDecodeError is a ValueError
         raise ConfigError(f"{path} is no file of API keys: {error}") from None
     ids = [key.id for key in found.values()]
     if len(ids) != len(set(ids)):
@@ -173,8 +177,12 @@ def _write(path: Path, keys: dict[str, Key]) -> None:
         for name, key in keys.items()
     ]
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8") as file:
-            file.write("\n".join([_HEAD, *tables]))
+        data = "\n".join([_HEAD, *tables]).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{path} cannot be written: a tenant or a model has characters that are none") from None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(file.name, path)
@@ -195,4 +203,6 @@ def _fields(key: Key) -> list[tuple[str, object]]:
 
 
 def _value(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON has it as it is, TOML must not

@@ -10,9 +10,11 @@ import threading
 import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable
+from http.client import HTTPException
 from math import inf
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jwt
 from msgspec import Struct
@@ -23,8 +25,10 @@ from dlproxy.message import Failure, FailureKind, InferenceError
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")  # with public keys
 USUAL = ("RS256", "ES256")
+NEARBY = ("localhost", "127.0.0.1", "::1")
 MOST_VERDICTS = 10_000
 MOST_BYTES = 8192  # of a token
+MOST_REASON = 200  # characters
 LOOK_S = 1.0  # how often a file of keys is looked at
 REFRESH_S, AGAIN_S = 300.0, 10.0  # how often a URL is asked for its keys, and how soon again for one that is not known
 FETCH_S, MOST_FETCHED = 10.0, 1 << 20
@@ -41,6 +45,13 @@ class Said(Struct, frozen=True):
     expires_at: float
 
 
+class _Straight(urllib.request.HTTPRedirectHandler):
+    """Follows nobody elsewhere, so that keys come from where the configuration says, and by https if it says so."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
 class Tokens:
     """Checks tokens of one issuer for one audience."""
 
@@ -52,6 +63,9 @@ class Tokens:
         for knob in ("jwt_issuer", "jwt_audience"):
             if not getattr(config, knob):
                 raise ConfigError(f"{knob} is missing: a token for others would be taken for one for this server", knob)
+        url = urlsplit(config.jwks)
+        if url.scheme == "http" and url.hostname not in NEARBY:
+            raise ConfigError("jwks: keys that come by http:// can be exchanged on their way; use https:// or a file", "jwks")
         self._config = config
         self._clock, self._wall_clock = clock, wall_clock
         self._digest_key = secrets.token_bytes(32)
@@ -106,17 +120,13 @@ class Tokens:
                 leeway=LEEWAY_S,
                 options={"require": ["exp", "sub"]},
             )
+            said = claims.get("scope", claims.get("scp"))
+            scopes = said.split() if isinstance(said, str) else said if isinstance(said, list) else None
+            return Said(str(claims["sub"]), None if scopes is None else frozenset(map(str, scopes)), float(claims["exp"]))
         except jwt.ImmatureSignatureError:
             raise _refused("the token is not valid yet") from None
-        except (
-            jwt.PyJWTError,
-            TypeError,
-            ValueError,
-        ) as error:
-            return f"the token is not valid: {error}"
-        said = claims.get("scope", claims.get("scp"))
-        scopes = said.split() if isinstance(said, str) else said if isinstance(said, list) else None
-        return Said(str(claims["sub"]), None if scopes is None else frozenset(map(str, scopes)), float(claims["exp"]))
+        except (jwt.PyJWTError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            return f"the token is not valid: {error}"[:MOST_REASON]  # it may quote the token, and is remembered
 
     # Keys
 
@@ -159,9 +169,9 @@ class Tokens:
             if not self._is_url:
                 self._state = self._stat()
                 return Path(source).read_bytes()
-            with urllib.request.urlopen(source, timeout=FETCH_S) as reply:
+            with urllib.request.build_opener(_Straight).open(source, timeout=FETCH_S) as reply:
                 found: bytes = reply.read(MOST_FETCHED + 1)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise ConfigError(f"jwks {source} cannot be read: {error}", "jwks") from None
         if len(found) > MOST_FETCHED:
             raise ConfigError(f"jwks {source} is larger than {MOST_FETCHED} bytes", "jwks")
@@ -170,7 +180,7 @@ class Tokens:
     def _take(self, data: bytes) -> None:
         try:
             found: Any = jwt.PyJWKSet.from_json(data.decode())
-        except (jwt.PyJWTError, ValueError, AttributeError, TypeError) as error:
+        except (jwt.PyJWTError, ValueError, AttributeError, TypeError, RecursionError) as error:
             raise ConfigError(f"jwks {self._config.jwks} is no JSON Web Key Set: {error}", "jwks") from None
         keys = {key.key_id or "": key for key in found.keys if key.key_type != "oct"}  # a shared secret would be public here
         if not keys:

@@ -71,7 +71,7 @@ class LiveServer:
         try:
             with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
                 # a session of its own: Ctrl-C in the terminal reaches us, and we end the child
-                self._process = subprocess.Popen(
+                self._process = subprocess.Popen(  # nosec B603 # our own interpreter
                     command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
                 )
             url, self._control = self._addresses(folder)
