@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from dlproxy.config.goals import Goal, parse_goal, parse_latency
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.paths import OWN_WAYS
-from dlproxy.config.security import AuthConfig, GrantConfig, TlsConfig
+from dlproxy.config.security import AuthConfig, GrantConfig, IntegrityConfig, TlsConfig
 from dlproxy.config.server import DisciplineName, ServerConfig, Switch
 from dlproxy.config.traits import Only
 from dlproxy.config.traits import knob as _knob
@@ -463,6 +463,7 @@ class Config(Struct, frozen=True, kw_only=True):
     http: HttpLimits = HttpLimits()
     tls: TlsConfig = TlsConfig()
     auth: AuthConfig = AuthConfig()
+    integrity: IntegrityConfig = IntegrityConfig()
     autopilot: AutopilotConfig = AutopilotConfig()
     models: dict[str, list[ModelConfig]] = {}
     """The versions of each, oldest first."""
@@ -479,6 +480,7 @@ SECTIONS: dict[str, type[Struct]] = {
     "http": HttpLimits,
     "tls": TlsConfig,
     "auth": AuthConfig,
+    "integrity": IntegrityConfig,
     "autopilot": AutopilotConfig,
     "models": ModelConfig,
     "tenants": TenantConfig,

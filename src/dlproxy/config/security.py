@@ -67,3 +67,26 @@ class GrantConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     scopes: Annotated[list[str], _knob("what for: infer, read, metrics, admin; empty: infer")] = []
     models: Annotated[list[str], _knob("with which models: names, or patterns in which * is any text; empty: all")] = []
     tenant: Annotated[str, _knob("whose quota and share the requests use; empty: as each request says")] = ""
+
+
+class IntegrityConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[integrity]: which models may be loaded, and what decrypts them."""
+
+    trusted: Annotated[
+        list[str],
+        _knob(
+            "files of the public keys that models are signed with; every model then needs a manifest by one of them "
+            "(`dlproxy models sign`); empty: what lies there is loaded"
+        ),
+    ] = []
+    master_key: Annotated[
+        str,
+        _knob(
+            "where the key is that decrypts models (`dlproxy models encrypt`): file:PATH, env:NAME or command:WORDS, whose "
+            "output it is; empty: there is none"
+        ),
+    ] = ""
+    pickle: Annotated[
+        Literal["refuse", "allow"],
+        _knob("models that can run code when they are read: pickles of torch.save, compiled code in .pt2, lambdas of Keras"),
+    ] = "refuse"

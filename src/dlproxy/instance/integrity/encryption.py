@@ -1,0 +1,118 @@
+"""Files encrypted at rest: AES-256-GCM in chunks under a random key of the file's own, which the master key wraps.
+
+Written by `dlproxy models encrypt`, read by files.py. docs/security.md has the layout. Not aware of: models, where keys are kept.
+"""
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+from struct import Struct as Layout
+
+from msgspec import Struct
+
+from dlproxy.instance.integrity.ciphers import KEY_BYTES, NONCE_BYTES, TAG_BYTES, Aead
+from dlproxy.instance.runtime import ModelError
+
+MAGIC = b"\xdcDLPENC\x01"  # begins no file that is text, protobuf, zip or a pickle
+CHUNK_BYTES = 1 << 20
+MOST_CHUNK_BYTES = 1 << 26  # that a file may ask for
+
+_FIXED = Layout(">8sI8sH")  # magic, bytes of a chunk, which master key, bytes of the name
+_PLACE = Layout(">Q?")  # a chunk's number, and whether it is the last
+_WRAPPED_BYTES = NONCE_BYTES + KEY_BYTES + TAG_BYTES
+
+
+class _Header(Struct, frozen=True):
+    bound: bytes  # all that stands before the wrapped key
+    chunk_bytes: int
+    key_id: bytes
+    name: str
+    wrapped: bytes
+    end: int
+
+    @property
+    def whole(self) -> bytes:
+        return self.bound + self.wrapped
+
+
+def is_encrypted(start: bytes) -> bool:
+    """Whether a file that begins so is."""
+    return start[: len(MAGIC)] == MAGIC
+
+
+def starts_encrypted(file: str | Path) -> bool:
+    """Whether this file is. Raises OSError."""
+    with open(file, "rb") as stream:
+        return is_encrypted(stream.read(len(MAGIC)))
+
+
+def key_id(master_key: bytes) -> bytes:
+    """Tells one master key from another, and nothing of either."""
+    return hashlib.sha256(b"dlproxy master key id\0" + master_key).digest()[:8]
+
+
+def encrypt(source: Path, target: Path, name: str, master_key: bytes) -> None:
+    """Write `source` encrypted. `name`: what it is called in its model, which it is bound to. Raises OSError."""
+    file_key = secrets.token_bytes(KEY_BYTES)
+    encoded = name.encode()
+    bound = _FIXED.pack(MAGIC, CHUNK_BYTES, key_id(master_key), len(encoded)) + encoded
+    nonce = secrets.token_bytes(NONCE_BYTES)
+    header = bound + nonce + Aead(master_key).encrypted(nonce, file_key, bound)
+    aead = Aead(file_key)
+    with source.open("rb") as plain, open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as sealed:
+        sealed.write(header)
+        chunk, number = plain.read(CHUNK_BYTES), 0
+        while True:
+            following = plain.read(CHUNK_BYTES)
+            sealed.write(aead.encrypted(_nonce(number), chunk, header + _PLACE.pack(number, not following)))
+            if not following:
+                break
+            chunk, number = following, number + 1
+
+
+def decrypted(data: bytes, name: str, master_key: bytes, shown: str) -> bytes:
+    """What was encrypted as `name`. `shown`: the file, for messages. Raises ModelError."""
+    if not master_key:
+        raise ModelError(f"{shown} is encrypted: say in [integrity] master_key where the key is")
+    header = _header(data, shown)
+    if header.key_id != key_id(master_key):
+        raise ModelError(f"{shown} was encrypted under another master key than [integrity] master_key")
+    nonce, wrapped = header.wrapped[:NONCE_BYTES], header.wrapped[NONCE_BYTES:]
+    file_key = Aead(master_key).decrypted(nonce, wrapped, header.bound)
+    if file_key is None:
+        raise ModelError(f"{shown} has been changed since it was encrypted, in its header")
+    if header.name != name:
+        raise ModelError(f"{shown} was encrypted as {header.name!r}: it has been renamed, or put in the place of another")
+    aead, whole, view = Aead(file_key), header.whole, memoryview(data)
+    step = header.chunk_bytes + TAG_BYTES
+    places = range(header.end, len(data), step) or range(header.end, header.end + 1)
+    parts = []
+    for number, at in enumerate(places):
+        last = number == len(places) - 1
+        part = aead.decrypted(_nonce(number), view[at : at + step], whole + _PLACE.pack(number, last)) if len(data) > at else None
+        if part is None:
+            raise ModelError(f"{shown} has been changed, or cut short, since it was encrypted, in chunk {number}")
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _header(data: bytes, shown: str) -> _Header:
+    broken = ModelError(f"{shown} is encrypted, but its header is cut short or broken")
+    if len(data) < _FIXED.size:
+        raise broken
+    _, chunk_bytes, key, name_bytes = _FIXED.unpack_from(data)
+    end_of_name = _FIXED.size + name_bytes
+    end = end_of_name + _WRAPPED_BYTES
+    if len(data) < end or not 0 < chunk_bytes <= MOST_CHUNK_BYTES:
+        raise broken
+    try:
+        name = data[_FIXED.size : end_of_name].decode()
+    except UnicodeDecodeError:
+        raise broken from None
+    return _Header(data[:end_of_name], chunk_bytes, key, name, data[end_of_name:end], end)
+
+
+def _nonce(number: int) -> bytes:
+    """The key is this file's alone, and each chunk's number its own: no nonce comes twice."""
+    return number.to_bytes(NONCE_BYTES, "big")

@@ -1,0 +1,181 @@
+"""A model's files read once, checked against its manifest and decrypted: what was checked is what is loaded, from memory.
+
+Called by runtime/formats.py before a model is opened. Not aware of: frameworks.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from posixpath import normpath
+
+from dlproxy.config import SLEEP, is_address, python_place
+from dlproxy.config.paths import is_file, scheme_of
+from dlproxy.instance.integrity import Trust
+from dlproxy.instance.integrity.encryption import MAGIC, decrypted, is_encrypted, starts_encrypted
+from dlproxy.instance.integrity.manifest import MOST_BYTES, OF_FILE, OF_FOLDER, Manifest, checked, is_below, listed, place_of
+from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.content import MOST_FILES, external_data_in, model_files
+
+CODE = ".py"
+
+
+class ModelFiles:
+    """`data`: contents by name, relative to `folder`. `main`: the model's own file; empty if the folder is the model.
+
+    `secret`: names of those that lie there encrypted.
+    """
+
+    def __init__(self, folder: Path, main: str, data: Mapping[str, bytes], secret: frozenset[str] = frozenset()) -> None:
+        self.folder = folder
+        self.main = main
+        self.data = data
+        self.secret = secret
+
+    @property
+    def model(self) -> bytes:
+        """The model's own file."""
+        return self.data[self.main]
+
+    @property
+    def paths(self) -> list[str]:
+        """Where they lie."""
+        return [str(self.folder / name) for name in self.data]
+
+
+def place_in(path: str) -> Path | None:
+    """The file or folder that a model's path means; None for what lies in no file."""
+    place = python_place(path)
+    return Path(path if place is None else place) if is_file(path) else None
+
+
+def read_files(path: str, trust: Trust) -> ModelFiles | None:
+    """The files of this model, if it must be signed or is encrypted; None for one that may be loaded as it lies there.
+
+    Raises ModelError for whatever is not as it was signed or encrypted.
+    """
+    place = place_in(path)
+    if place is None:
+        if trust.signers and not path.startswith(SLEEP) and not is_address(path):
+            what = f"{scheme_of(path)}:// names no file" if scheme_of(path) else "a module of the Python path, not a file"
+            raise ModelError(f"{path} cannot be checked for a signature ({what}): give the path of a signed file.py:MyModel")
+        return None
+    if not place.exists():  # opening it says so, and better
+        return None
+    try:
+        if trust.signers:
+            return _Reading(place, trust).signed()
+        return _Reading(place, trust).decrypted() if _any_encrypted(place) else None
+    except OSError as error:
+        raise ModelError(f"{error.filename or place} cannot be read: {error.strerror}") from None
+
+
+def _any_encrypted(place: Path) -> bool:
+    return any(starts_encrypted(file) for file in model_files(str(place)))
+
+
+class _Reading:
+    """Of one model's files. All methods raise ModelError and OSError."""
+
+    def __init__(self, place: Path, trust: Trust) -> None:
+        self._place = place
+        self._trust = trust
+        self._folder, self._main = (place, "") if place.is_dir() else (place.parent, place.name)
+        self._manifest: Manifest | None = None
+        self._shown = ""  # the manifest, for messages
+        self._secret: set[str] = set()
+
+    def signed(self) -> ModelFiles:
+        found = place_of(self._place)
+        if found is None:
+            beside = OF_FOLDER if not self._main else f"{self._main}{OF_FILE}"
+            raise ModelError(
+                f"{self._place} is not signed, which [integrity] trusted asks for: there is no {self._folder / beside}; "
+                f"see `dlproxy models sign`"
+            )
+        if found.stat().st_size > MOST_BYTES:
+            raise ModelError(f"{found} is too large for a manifest")
+        manifest = checked(found.read_bytes(), self._trust.signers, found)
+        self._manifest, self._shown = manifest, str(found)
+        for what, meant, wanted in (("model", manifest.model, self._trust.model), ("version", manifest.version, self._trust.version)):
+            if meant and wanted and meant != wanted:
+                raise ModelError(f"{found} is the manifest of {what} {meant!r}, and must not be served as {wanted!r}")
+        if self._main and self._main not in manifest.files:
+            raise ModelError(f"{found} does not list {self._main}: sign it anew")
+        whole = found.name == OF_FOLDER
+        if whole:
+            self._same_names(set(manifest.files))
+        return self._files(list(manifest.files))
+
+    def decrypted(self) -> ModelFiles:
+        if not self._main or self._main.endswith(CODE):
+            return self._files(names_below(self._folder))
+        return self._files([self._main])
+
+    def _same_names(self, names: set[str]) -> None:
+        there = set(names_below(self._folder))
+        for name in sorted(there - names):
+            raise ModelError(f"{self._folder / name} is not in {self._shown}: it was added since that was signed")
+        for name in sorted(names - there):
+            raise ModelError(f"{self._folder / name} is missing, which {self._shown} lists")
+
+    def _files(self, names: Sequence[str]) -> ModelFiles:
+        """Of a model in one file that is no code, only that and what it names: others in its folder are not its own."""
+        if not self._main or self._main.endswith(CODE):
+            data = {name: self._read(name) for name in sorted(names)}
+        else:
+            data = {self._main: self._read(self._main)}
+            if self._place.suffix.lower() == ".onnx":
+                data.update({name: self._external(name) for name in sorted(external_data_in(data[self._main]))})
+        return ModelFiles(self._folder, self._main, data, frozenset(self._secret))
+
+    def _external(self, name: str) -> bytes:
+        """By the name that the model has for it."""
+        plain = normpath(name)
+        if not is_below(plain):
+            raise ModelError(f"{self._place} keeps weights in {name!r}, which is not below its folder")
+        return self._read(plain)
+
+    def _read(self, name: str) -> bytes:
+        file = self._folder / name
+        if self._manifest is not None and name not in self._manifest.files:
+            raise ModelError(f"{file} belongs to the model, but {self._shown} does not list it: sign it anew")
+        try:
+            data = file.read_bytes()
+        except FileNotFoundError:
+            why = f"which {self._shown} lists" if self._manifest is not None else f"which {self._place} needs"
+            raise ModelError(f"{file} is missing, {why}") from None
+        if self._manifest is not None and listed(data) != self._manifest.files[name]:
+            raise ModelError(f"{file} has been changed, or exchanged for another, since {self._shown} was signed")
+        if not is_encrypted(data):
+            return data
+        self._secret.add(name)
+        return decrypted(data, name, self._trust.master_key, str(file))
+
+
+def names_below(folder: Path) -> list[str]:
+    """Files that can belong to a model, relative to its folder: without what is hidden, caches and manifests.
+
+    Raises OSError, and ModelError for more than a model has.
+    """
+    names = []
+    for name in _below(folder, ""):
+        names.append(name)
+        if len(names) > MOST_FILES:
+            raise ModelError(f"{folder} holds more than {MOST_FILES} files: give the model a folder of its own")
+    return sorted(names)
+
+
+def _below(folder: Path, prefix: str) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name in ("__pycache__", "lost+found"):
+                continue
+            if entry.is_dir():
+                if entry.is_symlink():
+                    raise ModelError(f"{entry.path} is a link to a folder, of which nobody can say what belongs to the model")
+                yield from _below(Path(entry.path), f"{prefix}{entry.name}/")
+            elif not (entry.name == OF_FOLDER and not prefix) and not entry.name.endswith(OF_FILE):
+                yield f"{prefix}{entry.name}"
+
+
+__all__ = ["CODE", "MAGIC", "ModelFiles", "names_below", "place_in", "read_files"]
