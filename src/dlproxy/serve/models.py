@@ -19,11 +19,13 @@ from typing import Any
 from dlproxy.autopilot.flight import Flight, Tuned
 from dlproxy.autopilot.host import Autopilot
 from dlproxy.config import AutopilotConfig, ConfigError, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.config.security import IntegrityConfig
 from dlproxy.config.table import live_knobs
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.control import Facts
 from dlproxy.fleet.memory import MemoryMeter, give_back, large_blocks_apart, most_bytes, resident_bytes
 from dlproxy.fleet.remembered import memory_in
+from dlproxy.instance.integrity.settings import read_trust
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.arbiter import Arbiter
 from dlproxy.policy.planner import Routes, count_of
@@ -55,9 +57,10 @@ class Models:
         tenants: Mapping[str, TenantConfig] = EMPTY,
         *,
         autopilot: AutopilotConfig = AutopilotConfig(),  # noqa: B008 - it is frozen
+        integrity: IntegrityConfig = IntegrityConfig(),  # noqa: B008 - it is frozen
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """Raises ConfigError for a quota that never admits anything."""
+        """Raises ConfigError for a quota that never admits anything, and keys of models that cannot be read."""
         self.catalog = Catalog()
         self.autopilot = Autopilot(clock, partial(make_knob_policy, autopilot.policy))
         self._mode = autopilot.mode
@@ -70,6 +73,7 @@ class Models:
         self._tenants = tenants
         self._clock = clock
         self._quotas = make_quotas(tenants)
+        self._trust = read_trust(integrity)
         self._memory = memory_in(server.calibration_folder)
         self._meter = MemoryMeter()
         self._turns: Turns | None = None
@@ -237,6 +241,7 @@ class Models:
                         quotas=self._quotas,
                         event_log=self._recording(name, config.version),
                         memory=self._memory,
+                        trust=self._trust,
                         on_ways=self._ways_changed,
                         clock=self._clock,
                     )

@@ -70,7 +70,7 @@ class Server:
     def __init__(self, config: Config) -> None:
         """Raises ConfigError for a quota that never admits anything, and certificates that cannot be used."""
         self._config = config
-        self.models = Models(config.server, config.tenants, autopilot=config.autopilot)
+        self.models = Models(config.server, config.tenants, autopilot=config.autopilot, integrity=config.integrity)
         budget_mb = config.server.memory_budget_mb
         memory_bytes = budget_mb * 2**20 if budget_mb else inf
         self.control = Control(self.models, open_store(config.server.store), memory_bytes=memory_bytes)

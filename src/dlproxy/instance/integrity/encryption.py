@@ -90,7 +90,9 @@ def decrypted(data: bytes, name: str, master_key: bytes, shown: str) -> bytes:
     parts = []
     for number, at in enumerate(places):
         last = number == len(places) - 1
-        part = aead.decrypted(_nonce(number), view[at : at + step], whole + _PLACE.pack(number, last)) if len(data) > at else None
+        part = (
+            aead.decrypted(_nonce(number), view[at : at + step], whole + _PLACE.pack(number, last)) if len(data) > at else None
+        )
         if part is None:
             raise ModelError(f"{shown} has been changed, or cut short, since it was encrypted, in chunk {number}")
         parts.append(part)

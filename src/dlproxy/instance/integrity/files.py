@@ -11,7 +11,7 @@ from posixpath import normpath
 from dlproxy.config import SLEEP, is_address, python_place
 from dlproxy.config.paths import is_file, scheme_of
 from dlproxy.instance.integrity import Trust
-from dlproxy.instance.integrity.encryption import MAGIC, decrypted, is_encrypted, starts_encrypted
+from dlproxy.instance.integrity.encryption import decrypted, is_encrypted, starts_encrypted
 from dlproxy.instance.integrity.manifest import MOST_BYTES, OF_FILE, OF_FOLDER, Manifest, checked, is_below, listed, place_of
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.content import MOST_FILES, external_data_in, model_files
@@ -70,7 +70,17 @@ def read_files(path: str, trust: Trust) -> ModelFiles | None:
 
 
 def _any_encrypted(place: Path) -> bool:
+    """Of a Python class its own file tells: whatever stands beside it may be somebody else's."""
     return any(starts_encrypted(file) for file in model_files(str(place)))
+
+
+def is_secret(path: str) -> bool:
+    """Whether this model is encrypted, so that nothing of it may be kept. What cannot be read is none."""
+    place = place_in(path)
+    try:
+        return place is not None and place.exists() and _any_encrypted(place)
+    except OSError:
+        return False
 
 
 class _Reading:
@@ -96,7 +106,10 @@ class _Reading:
             raise ModelError(f"{found} is too large for a manifest")
         manifest = checked(found.read_bytes(), self._trust.signers, found)
         self._manifest, self._shown = manifest, str(found)
-        for what, meant, wanted in (("model", manifest.model, self._trust.model), ("version", manifest.version, self._trust.version)):
+        for what, meant, wanted in (
+            ("model", manifest.model, self._trust.model),
+            ("version", manifest.version, self._trust.version),
+        ):
             if meant and wanted and meant != wanted:
                 raise ModelError(f"{found} is the manifest of {what} {meant!r}, and must not be served as {wanted!r}")
         if self._main and self._main not in manifest.files:
@@ -176,6 +189,3 @@ def _below(folder: Path, prefix: str) -> Iterator[str]:
                 yield from _below(Path(entry.path), f"{prefix}{entry.name}/")
             elif not (entry.name == OF_FOLDER and not prefix) and not entry.name.endswith(OF_FILE):
                 yield f"{prefix}{entry.name}"
-
-
-__all__ = ["CODE", "MAGIC", "ModelFiles", "names_below", "place_in", "read_files"]

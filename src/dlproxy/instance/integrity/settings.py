@@ -101,5 +101,7 @@ def _of_command(words: str) -> str:
         raise ConfigError(f"master_key: the command did not end within {PATIENCE_S:g} s") from None
     if done.returncode:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
-        raise ConfigError(f"master_key: the command ended with exit status {done.returncode}" + "".join(f": {line}" for line in said))
+        raise ConfigError(
+            f"master_key: the command ended with exit status {done.returncode}" + "".join(f": {line}" for line in said)
+        )
     return done.stdout.decode("ascii", "replace")
