@@ -1,6 +1,6 @@
 """Files encrypted at rest: AES-256-GCM in chunks under a random key of the file's own, which the master key wraps.
 
-Written by `dlproxy models encrypt`, read by files.py. docs/security.md has the layout. Not aware of: models, where keys are kept.
+Written by `dlproxy models encrypt`, read by files.py; the layout is in docs/security.md. Not aware of: where keys are kept.
 """
 
 import hashlib

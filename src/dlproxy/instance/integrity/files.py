@@ -83,6 +83,15 @@ def is_secret(path: str) -> bool:
         return False
 
 
+def verified(place: Path, signers: Sequence[bytes]) -> Manifest:
+    """The manifest of this file or folder, if all that it lists is as it says, encrypted or not. Raises ModelError, OSError."""
+    reading = _Reading(place, Trust(signers=tuple(signers)))
+    manifest = reading.manifest()
+    for name in manifest.files:
+        reading.checked(name)
+    return manifest
+
+
 class _Reading:
     """Of one model's files. All methods raise ModelError and OSError."""
 
@@ -95,6 +104,10 @@ class _Reading:
         self._secret: set[str] = set()
 
     def signed(self) -> ModelFiles:
+        return self._files(list(self.manifest().files))
+
+    def manifest(self) -> Manifest:
+        """By a trusted signer, of files that are there."""
         found = place_of(self._place)
         if found is None:
             beside = OF_FOLDER if not self._main else f"{self._main}{OF_FILE}"
@@ -114,10 +127,9 @@ class _Reading:
                 raise ModelError(f"{found} is the manifest of {what} {meant!r}, and must not be served as {wanted!r}")
         if self._main and self._main not in manifest.files:
             raise ModelError(f"{found} does not list {self._main}: sign it anew")
-        whole = found.name == OF_FOLDER
-        if whole:
+        if found.name == OF_FOLDER:
             self._same_names(set(manifest.files))
-        return self._files(list(manifest.files))
+        return manifest
 
     def decrypted(self) -> ModelFiles:
         if not self._main or self._main.endswith(CODE):
@@ -149,6 +161,14 @@ class _Reading:
         return self._read(plain)
 
     def _read(self, name: str) -> bytes:
+        data = self.checked(name)
+        if not is_encrypted(data):
+            return data
+        self._secret.add(name)
+        return decrypted(data, name, self._trust.master_key, str(self._folder / name))
+
+    def checked(self, name: str) -> bytes:
+        """As it lies there, and as the manifest lists it, if there is one."""
         file = self._folder / name
         if self._manifest is not None and name not in self._manifest.files:
             raise ModelError(f"{file} belongs to the model, but {self._shown} does not list it: sign it anew")
@@ -159,10 +179,7 @@ class _Reading:
             raise ModelError(f"{file} is missing, {why}") from None
         if self._manifest is not None and listed(data) != self._manifest.files[name]:
             raise ModelError(f"{file} has been changed, or exchanged for another, since {self._shown} was signed")
-        if not is_encrypted(data):
-            return data
-        self._secret.add(name)
-        return decrypted(data, name, self._trust.master_key, str(file))
+        return data
 
 
 def names_below(folder: Path) -> list[str]:

@@ -3,7 +3,6 @@
 Used by runtimes whose formats are folders, and by Python classes. Not aware of: where the contents come from.
 """
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -40,6 +39,8 @@ class MemoryFolder:
 
 def _in_memory(content: bytes) -> int:
     """A descriptor of memory that nobody can change any more."""
+    import fcntl  # there is none on Windows
+
     descriptor = os.memfd_create("dlproxy-model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     rest = memoryview(content)
     while rest:

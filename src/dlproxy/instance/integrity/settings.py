@@ -7,8 +7,6 @@ import base64
 import binascii
 import os
 import secrets
-import shlex
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,18 +31,18 @@ def read_trust(config: IntegrityConfig) -> Trust:
     )
 
 
-def read_signers(files: Sequence[str]) -> tuple[bytes, ...]:
-    """Public keys. Raises ConfigError."""
-    return tuple(_signer(file) for file in files)
+def read_signers(files: Sequence[str], label: str = "[integrity] trusted") -> tuple[bytes, ...]:
+    """Public keys. Raises ConfigError that names them by the `label`."""
+    return tuple(_signer(file, label) for file in files)
 
 
-def _signer(file: str) -> bytes:
+def _signer(file: str, label: str) -> bytes:
     try:
         return public_key(Path(file).read_bytes())
     except OSError as error:
-        raise ConfigError(f"[integrity] trusted: {file} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{label}: {file} cannot be read: {error.strerror}") from None
     except (KeyFormatError, ModelError) as error:
-        raise ConfigError(f"[integrity] trusted: {file}: {error}") from None
+        raise ConfigError(f"{label}: {file}: {error}") from None
 
 
 def read_master_key(place: str) -> bytes:
@@ -91,6 +89,9 @@ def _in_environment(name: str) -> str:
 
 
 def _of_command(words: str) -> str:
+    import shlex
+    import subprocess
+
     try:
         arguments = shlex.split(words)
         done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE_S, check=False)
