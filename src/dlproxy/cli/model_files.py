@@ -27,9 +27,7 @@ def add_to(actions: Commands) -> None:
         default=[],
         help="a file beside it that belongs to it, such as what a Python class imports; of a folder all do",
     )
-    sign.add_argument(
-        "--as", dest="served_as", metavar="NAME[/VERSION]", help="have it refused under any other name or version"
-    )
+    sign.add_argument("--as", dest="served_as", metavar="NAME[/VERSION]", help="have it refused as any other model or version")
     sign.set_defaults(command=_sign)
     verify = actions.add_parser("verify", help="compare a model's files with its signed list")
     verify.add_argument("models", metavar="MODEL", nargs="+")

@@ -93,6 +93,16 @@ def checked(data: bytes, signers: Sequence[bytes], shown: Path) -> Manifest:
     return found
 
 
+def names_in(file: Path) -> list[str]:
+    """What a manifest lists, whoever may have written it; nothing if it is none. Raises OSError."""
+    if file.stat().st_size > MOST_BYTES:
+        return []
+    try:
+        return [name for name in msgspec.json.decode(file.read_bytes(), type=Manifest).files if is_below(name)]
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return []
+
+
 def is_below(name: str) -> bool:
     """Whether it is the name of a file below the folder that it is relative to, in the plainest way to write it."""
     pure = PurePosixPath(name)

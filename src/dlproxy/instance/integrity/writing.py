@@ -16,7 +16,7 @@ from dlproxy.instance.integrity.files import names_below, place_in
 from dlproxy.instance.integrity.manifest import OF_FILE, OF_FOLDER, Listed, Manifest, is_below, signed_manifest
 from dlproxy.instance.integrity.settings import new_master_key
 from dlproxy.instance.runtime import ModelError
-from dlproxy.instance.runtime.content import digest_of, model_files
+from dlproxy.instance.runtime.content import digest_of, external_data
 
 SETTINGS = ("config.pbtxt", "dlproxy.toml")  # which a repository is read by before any model is: they stay as they are
 PRIVATE, PUBLIC = 0o600, 0o644
@@ -101,7 +101,8 @@ def existing(path: str) -> Path:
 
 def _names_of(file: Path, folder: Path) -> list[str]:
     """A model in one file, with the files that it says its weights are in."""
-    return [_below(Path(name), folder) for name in model_files(str(file))]
+    weights = external_data(file) if file.suffix.lower() == ".onnx" else set()
+    return [file.name, *(_below(folder / name, folder) for name in sorted(weights))]
 
 
 def _below(file: Path, folder: Path) -> str:

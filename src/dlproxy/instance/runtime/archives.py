@@ -14,8 +14,9 @@ from dlproxy.instance.runtime import ModelError
 MOST_RATIO = 200  # of what is inside to the archive's size; weights of zeros are compressed well, too
 SMALL_BYTES = 1 << 30  # less than this may be inside whatever the ratio
 
-_MODULES = ("keras", "builtins")  # where what a Keras model is made of may come from
-_CODE = ("Lambda", "__lambda__")
+_KERAS = "keras"  # the package that what a Keras model is made of comes from
+_CODE = ("Lambda", "__lambda__", "function")
+_LOADERS = ("TorchModuleWrapper", "TFSMLayer", "JaxLayer", "FlaxLayer")  # of what others have pickled or saved elsewhere
 
 
 def refuse_unsafe(archive: zipfile.ZipFile, size_bytes: int) -> None:
@@ -45,9 +46,9 @@ def refuse_code(path: Path) -> None:
         return
     for part in _parts(config):
         name, module = part.get("class_name"), part.get("module")
-        if name in _CODE:
-            raise ModelError(f"it holds a {name}, which is code: {_instead()}")
-        if isinstance(module, str) and module.partition(".")[0] not in _MODULES:
+        if name in _CODE or name in _LOADERS:
+            raise ModelError(f"it holds a {name}, which is code, or loads some: {_instead()}")
+        if isinstance(module, str) and module.partition(".")[0] != _KERAS:
             raise ModelError(f"it is made of {module}.{name}, which is not Keras' own and would be imported: {_instead()}")
 
 

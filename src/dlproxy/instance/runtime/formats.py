@@ -202,6 +202,10 @@ def _open_torch(order: Order, kind: str) -> Runtime:
 
 
 def _open_tensorflow(order: Order, kind: str) -> Runtime:
+    if kind == "keras" and order.files is not None and order.files.secret:
+        raise ModelError(
+            f"{order.path} is encrypted, but Keras unpacks parts of .keras files to disk: encrypt what model.export() writes"
+        )
     module = _module("tensorflow", order, "tensorflow")
     runtime: Runtime = module.TensorFlowRuntime(
         Path(order.path), kind=kind, files=order.files, pickle=order.pickle, **_placed(order)
