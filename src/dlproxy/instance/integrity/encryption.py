@@ -53,7 +53,7 @@ def key_id(master_key: bytes) -> bytes:
 
 
 def encrypt(source: Path, target: Path, name: str, master_key: bytes) -> None:
-    """Write `source` encrypted. `name`: what it is called in its model, which it is bound to. Raises OSError."""
+    """Write `source` encrypted. `name`: with which the path of where it will lie must end. Raises OSError."""
     file_key = secrets.token_bytes(KEY_BYTES)
     encoded = name.encode()
     bound = _FIXED.pack(MAGIC, CHUNK_BYTES, key_id(master_key), len(encoded)) + encoded
@@ -71,8 +71,9 @@ def encrypt(source: Path, target: Path, name: str, master_key: bytes) -> None:
             chunk, number = following, number + 1
 
 
-def decrypted(data: bytes, name: str, master_key: bytes, shown: str) -> bytes:
-    """What was encrypted as `name`. `shown`: the file, for messages. Raises ModelError."""
+def decrypted(data: bytes, file: Path, master_key: bytes) -> bytes:
+    """What was encrypted, read of this file. Raises ModelError."""
+    shown = str(file)
     if not master_key:
         raise ModelError(f"{shown} is encrypted: say in [integrity] master_key where the key is")
     header = _header(data, shown)
@@ -82,7 +83,7 @@ def decrypted(data: bytes, name: str, master_key: bytes, shown: str) -> bytes:
     file_key = Aead(master_key).decrypted(nonce, wrapped, header.bound)
     if file_key is None:
         raise ModelError(f"{shown} has been changed since it was encrypted, in its header")
-    if header.name != name:
+    if not f"/{file.absolute().as_posix()}".endswith(f"/{header.name}"):
         raise ModelError(f"{shown} was encrypted as {header.name!r}: it has been renamed, or put in the place of another")
     aead, whole, view = Aead(file_key), header.whole, memoryview(data)
     step = header.chunk_bytes + TAG_BYTES

@@ -165,7 +165,7 @@ class _Reading:
         if not is_encrypted(data):
             return data
         self._secret.add(name)
-        return decrypted(data, name, self._trust.master_key, str(self._folder / name))
+        return decrypted(data, self._folder / name, self._trust.master_key)
 
     def checked(self, name: str) -> bytes:
         """As it lies there, and as the manifest lists it, if there is one."""
