@@ -60,7 +60,7 @@ class Scene:
 
     def config(self, models: dict[str, dict[str, Any]], **integrity: str) -> Path:
         section = {"trusted": '["keys/signer.pub"]', "master_key": '"file:keys/master.key"', **integrity}
-        lines = ["[server]", 'grpc = "off"', 'calibration_folder = "cache"', "[integrity]"]
+        lines = ["[server]", 'grpc = "off"', f'calibration_folder = "{self.folder}/cache"', "[integrity]"]
         lines += [f"{name} = {value}" for name, value in section.items() if value]
         for name, settings in models.items():
             lines += [f"[models.{name}]", *(f"{knob} = {json.dumps(value)}" for knob, value in settings.items())]

@@ -2,7 +2,6 @@
 
 import io
 import json
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,11 +26,7 @@ X3 = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 @pytest.fixture(scope="module", autouse=True)
 def _imported() -> None:
-    """First as the runtime imports it, quietly, and with the threads of a first model: here they are set for good."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        runtime = pytest.importorskip("dlproxy.instance.runtime.tensorflow", exc_type=ImportError)
-    assert runtime._set_threads(1) == 1
+    small_network.import_tensorflow()
 
 
 def _saved(folder: Path, function: Callable[..., Any], *specs: Any, signature: str = "serving_default") -> Path:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dlproxy import tensors
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig, model_of
+from dlproxy.config.security import IntegrityConfig
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Tensor, invalid
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
@@ -48,8 +49,14 @@ class Proxy:
     Everything is awaited on the event loop that entered it; `infer_sync` is for other threads.
     """
 
-    def __init__(self, models: Sequence[Model] = (), *, drain_s: float = 30.0) -> None:
-        """Raises ConfigError if two models have the same name and version."""
+    def __init__(
+        self,
+        models: Sequence[Model] = (),
+        *,
+        drain_s: float = 30.0,
+        integrity: IntegrityConfig = IntegrityConfig(),  # noqa: B008 - it is frozen
+    ) -> None:
+        """Raises ConfigError if two models have the same name and version, and for keys of models that cannot be read."""
         keys = [(model.name, model.config.version) for model in models]
         for name, version in keys:
             if keys.count((name, version)) > 1:
@@ -59,6 +66,7 @@ class Proxy:
         self._wanted = models
         # The process is not ours: no findings are kept, and no core polls while it idles
         self._settings = ServerConfig(drain_s=drain_s, calibration_folder="", idle_poll_s=0.0)
+        self._integrity = integrity
         self._loop: asyncio.AbstractEventLoop | None = None  # that it is open on
         self._open()
         self._calls: set[Future[Any]] = set()  # of other threads
@@ -79,7 +87,7 @@ class Proxy:
         return self
 
     def _open(self) -> None:
-        self._models = Models(self._settings)
+        self._models = Models(self._settings, integrity=self._integrity)
         self._desk: FrontDesk[Endpoint] = FrontDesk(self._models.catalog, lambda endpoint: endpoint, clock=monotonic)
 
     async def __aexit__(

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dlproxy import Model, Proxy
+from dlproxy.config.security import IntegrityConfig
 from dlproxy.instance.integrity import Trust
 from dlproxy.instance.integrity.files import read_files
 from dlproxy.instance.integrity.memory_folder import MemoryFolder
@@ -68,10 +70,12 @@ def _torch_export(folder: Path) -> str:
 
 
 def _saved_model(folder: Path) -> str:
+    small_network.import_tensorflow()
     return str(small_network.save_saved_model(folder))
 
 
 def _keras(folder: Path) -> str:
+    small_network.import_tensorflow()
     small_network.keras_model().save(folder / "m.keras")
     return str(folder / "m.keras")
 
@@ -279,3 +283,15 @@ def test_a_memory_folder_goes_with_its_owner(temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
     MemoryFolder({"a": PLAIN})
     assert list(temporary.iterdir()) == []
+
+
+async def test_the_library_checks_as_servers_do(keys: Keys, tmp_path: Path) -> None:
+    model = save_with_weights_beside(tmp_path / "m", scale=2.0)
+    integrity = IntegrityConfig(trusted=[str(keys.public)])
+    with pytest.raises(ModelError, match="is not signed"):
+        async with Proxy([Model(model)], integrity=integrity):
+            pass
+    keys.sign(model)
+    async with Proxy([Model(model)], integrity=integrity) as proxy:
+        answer = await proxy.infer("m", {"x": np.ones((1, WIDTH), np.float32)})
+        assert set(answer["y"].ravel()) == {2.0 * WIDTH}

@@ -145,9 +145,11 @@ def test_pickles_in_an_exported_program(where: str, tmp_path: Path, marker: Path
 
 @pytest.mark.extras
 def test_lambdas_of_keras(tmp_path: Path, marker: Path) -> None:
+    small_network.import_tensorflow()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        keras = pytest.importorskip("keras")
+        import keras
+
         x = keras.Input((2,), name="x")
         written = eval(f"lambda v: (open({str(marker)!r}, 'w').close(), v)[1]")
         model = keras.Model(x, keras.layers.Lambda(written, output_shape=(2,))(x))
