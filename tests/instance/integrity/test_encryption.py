@@ -7,7 +7,7 @@ import pytest
 
 from dlproxy.instance.integrity import encryption
 from dlproxy.instance.integrity.ciphers import TAG_BYTES
-from dlproxy.instance.integrity.encryption import CHUNK_BYTES, decrypted, encrypt, is_encrypted, starts_encrypted
+from dlproxy.instance.integrity.encryption import CHUNK_BYTES, decrypt, encrypt, is_encrypted, starts_encrypted
 from dlproxy.instance.runtime import ModelError
 
 MODEL = Path("models/m.onnx")
@@ -29,9 +29,15 @@ def _encrypted(folder: Path, plain: bytes, name: str = "m.onnx", key: bytes = KE
     return target.read_bytes()
 
 
+def _decrypted(data: bytes, file: Path, key: bytes) -> bytes:
+    read = bytearray(data)
+    decrypt(read, file, key)
+    return bytes(read)
+
+
 def _refusal(data: bytes, name: str = "m.onnx", key: bytes = KEY) -> str:
     with pytest.raises(ModelError) as caught:
-        decrypted(data, Path("models") / name, key)
+        decrypt(bytearray(data), Path("models") / name, key)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"models/{name} ")
     return str(caught.value)
@@ -47,7 +53,7 @@ def test_what_comes_out_is_what_went_in(size: int, tmp_path: Path) -> None:
     assert is_encrypted(data)
     assert starts_encrypted(tmp_path / "sealed")
     assert not starts_encrypted(tmp_path / "plain")
-    assert decrypted(data, MODEL, KEY) == _plain(size)
+    assert _decrypted(data, MODEL, KEY) == _plain(size)
 
 
 @pytest.mark.parametrize("size", [0, 3 * CHUNK + 5])
@@ -58,7 +64,7 @@ def test_every_bit_counts(size: int, tmp_path: Path) -> None:
             data[at] ^= 1 << bit
             _refusal(bytes(data))
             data[at] ^= 1 << bit
-    assert decrypted(bytes(data), MODEL, KEY) == _plain(size)
+    assert _decrypted(bytes(data), MODEL, KEY) == _plain(size)
 
 
 @pytest.mark.parametrize("size", [0, CHUNK, 3 * CHUNK, 3 * CHUNK + 5])
@@ -77,7 +83,7 @@ def test_chunks_cannot_change_places(tmp_path: Path) -> None:
     for order in list(permutations(range(4)))[1:]:
         refusal = _refusal(header + b"".join(chunks[number] for number in order))
         assert "has been changed, or cut short, since it was encrypted, in chunk" in refusal
-    assert decrypted(header + b"".join(chunks), MODEL, KEY) == _plain(4 * CHUNK)
+    assert _decrypted(header + b"".join(chunks), MODEL, KEY) == _plain(4 * CHUNK)
 
 
 def test_chunks_and_headers_of_another_file_do_not_fit(tmp_path: Path) -> None:
@@ -92,9 +98,9 @@ def test_another_name_and_another_key(tmp_path: Path) -> None:
     data = _encrypted(tmp_path, b"weights")
     assert "was encrypted as 'm.onnx': it has been renamed, or put in the place of another" in _refusal(data, "other.onnx")
     for fits in ("models/m.onnx", "a/models/m.onnx", "m.onnx"):
-        assert decrypted(data, Path(fits), KEY) == b"weights"
+        assert _decrypted(data, Path(fits), KEY) == b"weights"
     deeper = _encrypted(tmp_path, b"weights", "models/m.onnx")
-    assert decrypted(deeper, MODEL, KEY) == b"weights"
+    assert _decrypted(deeper, MODEL, KEY) == b"weights"
     assert "put in the place of another" in _refusal(deeper, "../others/m.onnx")
     assert "under another master key" in _refusal(data, key=OTHER)
     assert "is encrypted: say in [integrity] master_key where the key is" in _refusal(data, key=b"")
@@ -103,7 +109,7 @@ def test_another_name_and_another_key(tmp_path: Path) -> None:
 def test_a_file_of_the_real_size_of_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     plain = bytes(CHUNK_BYTES) + b"and a bit"
-    assert decrypted(_encrypted(tmp_path, plain), MODEL, KEY) == plain
+    assert _decrypted(_encrypted(tmp_path, plain), MODEL, KEY) == plain
 
 
 def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:

@@ -92,10 +92,12 @@ class Aead:
         """With its tag behind. `bound`: what must be the same when it is decrypted."""
         return self._aes.encrypt(nonce, data, bound)
 
-    def decrypted(self, nonce: bytes, data: bytes | memoryview, bound: bytes) -> bytes | None:
+    def decrypted(self, nonce: bytes, data: bytes | bytearray, bound: bytes) -> bytes | None:
         """None if a bit of anything has changed."""
         from cryptography.exceptions import InvalidTag
 
+        if len(data) < TAG_BYTES:
+            return None
         try:
             return self._aes.decrypt(nonce, data, bound)
         except InvalidTag:

@@ -31,12 +31,8 @@ class _Header(Struct, frozen=True):
     wrapped: bytes
     end: int
 
-    @property
-    def whole(self) -> bytes:
-        return self.bound + self.wrapped
 
-
-def is_encrypted(start: bytes) -> bool:
+def is_encrypted(start: bytes | bytearray) -> bool:
     """Whether a file that begins so is."""
     return start[: len(MAGIC)] == MAGIC
 
@@ -71,37 +67,35 @@ def encrypt(source: Path, target: Path, name: str, master_key: bytes) -> None:
             chunk, number = following, number + 1
 
 
-def decrypted(data: bytes, file: Path, master_key: bytes) -> bytes:
-    """What was encrypted, read of this file. Raises ModelError."""
-    shown = str(file)
+def decrypt(data: bytearray, file: Path, master_key: bytes) -> None:
+    """Turn what was read of this file into what was encrypted, where it stands: models are large. Raises ModelError."""
     if not master_key:
-        raise ModelError(f"{shown} is encrypted: say in [integrity] master_key where the key is")
-    header = _header(data, shown)
+        raise ModelError(f"{file} is encrypted: say in [integrity] master_key where the key is")
+    header = _header(data, file)
     if header.key_id != key_id(master_key):
-        raise ModelError(f"{shown} was encrypted under another master key than [integrity] master_key")
+        raise ModelError(f"{file} was encrypted under another master key than [integrity] master_key")
     nonce, wrapped = header.wrapped[:NONCE_BYTES], header.wrapped[NONCE_BYTES:]
     file_key = Aead(master_key).decrypted(nonce, wrapped, header.bound)
     if file_key is None:
-        raise ModelError(f"{shown} has been changed since it was encrypted, in its header")
+        raise ModelError(f"{file} has been changed since it was encrypted, in its header")
     if not f"/{file.absolute().as_posix()}".endswith(f"/{header.name}"):
-        raise ModelError(f"{shown} was encrypted as {header.name!r}: it has been renamed, or put in the place of another")
-    aead, whole, view = Aead(file_key), header.whole, memoryview(data)
+        raise ModelError(f"{file} was encrypted as {header.name!r}: it has been renamed, or put in the place of another")
+    aead, whole, written = Aead(file_key), header.bound + header.wrapped, 0
     step = header.chunk_bytes + TAG_BYTES
-    places = range(header.end, len(data), step) or range(header.end, header.end + 1)
-    parts = []
-    for number, at in enumerate(places):
-        last = number == len(places) - 1
-        part = (
-            aead.decrypted(_nonce(number), view[at : at + step], whole + _PLACE.pack(number, last)) if len(data) > at else None
-        )
+    count = max(-(-(len(data) - header.end) // step), 1)
+    for number in range(count):
+        at = header.end + number * step
+        place = _PLACE.pack(number, number == count - 1)
+        part = aead.decrypted(_nonce(number), data[at : at + step], whole + place)
         if part is None:
-            raise ModelError(f"{shown} has been changed, or cut short, since it was encrypted, in chunk {number}")
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+            raise ModelError(f"{file} has been changed, or cut short, since it was encrypted, in chunk {number}")
+        data[written : written + len(part)] = part  # which never reaches the next chunk: tags and header are left out
+        written += len(part)
+    del data[written:]
 
 
-def _header(data: bytes, shown: str) -> _Header:
-    broken = ModelError(f"{shown} is encrypted, but its header is cut short or broken")
+def _header(data: bytearray, file: Path) -> _Header:
+    broken = ModelError(f"{file} is encrypted, but its header is cut short or broken")
     if len(data) < _FIXED.size:
         raise broken
     _, chunk_bytes, key, name_bytes = _FIXED.unpack_from(data)
@@ -113,7 +107,7 @@ def _header(data: bytes, shown: str) -> _Header:
         name = data[_FIXED.size : end_of_name].decode()
     except UnicodeDecodeError:
         raise broken from None
-    return _Header(data[:end_of_name], chunk_bytes, key, name, data[end_of_name:end], end)
+    return _Header(bytes(data[:end_of_name]), chunk_bytes, key, name, bytes(data[end_of_name:end]), end)
 
 
 def _nonce(number: int) -> bytes:

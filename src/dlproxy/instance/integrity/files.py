@@ -11,7 +11,7 @@ from posixpath import normpath
 from dlproxy.config import SLEEP, is_address, python_place
 from dlproxy.config.paths import is_file, scheme_of
 from dlproxy.instance.integrity import Trust
-from dlproxy.instance.integrity.encryption import decrypted, is_encrypted, starts_encrypted
+from dlproxy.instance.integrity.encryption import decrypt, is_encrypted, starts_encrypted
 from dlproxy.instance.integrity.manifest import MOST_BYTES, OF_FILE, OF_FOLDER, Manifest, checked, is_below, listed, place_of
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.content import MOST_FILES, external_data_in, model_files
@@ -25,7 +25,9 @@ class ModelFiles:
     `secret`: names of those that lie there encrypted.
     """
 
-    def __init__(self, folder: Path, main: str, data: Mapping[str, bytes], secret: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, folder: Path, main: str, data: Mapping[str, bytes | bytearray], secret: frozenset[str] = frozenset()
+    ) -> None:
         self.folder = folder
         self.main = main
         self.data = data
@@ -34,7 +36,7 @@ class ModelFiles:
     @property
     def model(self) -> bytes:
         """The model's own file."""
-        return self.data[self.main]
+        return bytes(self.data[self.main])
 
     @property
     def paths(self) -> list[str]:
@@ -146,40 +148,49 @@ class _Reading:
     def _files(self, names: Sequence[str]) -> ModelFiles:
         """Of a model in one file that is no code, only that and what it names: others in its folder are not its own."""
         if not self._main or self._main.endswith(CODE):
-            data = {name: self._read(name) for name in sorted(names)}
+            data: dict[str, bytes | bytearray] = {name: self._read(name) for name in sorted(names)}
         else:
-            data = {self._main: self._read(self._main)}
+            model = bytes(self._read(self._main))
+            data = {self._main: model}
             if self._place.suffix.lower() == ".onnx":
-                data.update({name: self._external(name) for name in sorted(external_data_in(data[self._main]))})
+                data.update({name: self._external(name) for name in sorted(external_data_in(model))})
         return ModelFiles(self._folder, self._main, data, frozenset(self._secret))
 
-    def _external(self, name: str) -> bytes:
+    def _external(self, name: str) -> bytearray:
         """By the name that the model has for it."""
         plain = normpath(name)
         if not is_below(plain):
             raise ModelError(f"{self._place} keeps weights in {name!r}, which is not below its folder")
         return self._read(plain)
 
-    def _read(self, name: str) -> bytes:
+    def _read(self, name: str) -> bytearray:
         data = self.checked(name)
-        if not is_encrypted(data):
-            return data
-        self._secret.add(name)
-        return decrypted(data, self._folder / name, self._trust.master_key)
+        if is_encrypted(data):
+            self._secret.add(name)
+            decrypt(data, self._folder / name, self._trust.master_key)
+        return data
 
-    def checked(self, name: str) -> bytes:
+    def checked(self, name: str) -> bytearray:
         """As it lies there, and as the manifest lists it, if there is one."""
         file = self._folder / name
         if self._manifest is not None and name not in self._manifest.files:
             raise ModelError(f"{file} belongs to the model, but {self._shown} does not list it: sign it anew")
-        try:
-            data = file.read_bytes()
-        except FileNotFoundError:
+        if not file.is_file():  # a pipe would be waited for
             why = f"which {self._shown} lists" if self._manifest is not None else f"which {self._place} needs"
-            raise ModelError(f"{file} is missing, {why}") from None
+            raise ModelError(f"{file} is missing, {why}")
+        data = _whole(file)
         if self._manifest is not None and listed(data) != self._manifest.files[name]:
             raise ModelError(f"{file} has been changed, or exchanged for another, since {self._shown} was signed")
         return data
+
+
+def _whole(file: Path) -> bytearray:
+    """To be changed where it stands."""
+    with file.open("rb") as stream:
+        data = bytearray(os.fstat(stream.fileno()).st_size)
+        del data[stream.readinto(data) :]
+        data += stream.read()  # what was written to it meanwhile
+    return data
 
 
 def names_below(folder: Path) -> list[str]:

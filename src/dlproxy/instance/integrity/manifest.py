@@ -56,7 +56,7 @@ def key_id(public: bytes) -> str:
     return hashlib.sha256(public).hexdigest()[:16]
 
 
-def listed(data: bytes) -> Listed:
+def listed(data: bytes | bytearray) -> Listed:
     return Listed(len(data), hashlib.sha256(data).hexdigest())
 
 

@@ -20,7 +20,7 @@ class MemoryFolder:
     are left. Other processes of the same user could read the memory, as they could that of the process itself.
     """
 
-    def __init__(self, files: Mapping[str, bytes]) -> None:
+    def __init__(self, files: Mapping[str, bytes | bytearray]) -> None:
         """Raises ModelError where the system has no such memory."""
         if not hasattr(os, "memfd_create"):
             raise ModelError("it cannot be loaded from memory on this system, which signed and encrypted models are: use Linux")
@@ -37,7 +37,7 @@ class MemoryFolder:
         self._remove()
 
 
-def _in_memory(content: bytes) -> int:
+def _in_memory(content: bytes | bytearray) -> int:
     """A descriptor of memory that nobody can change any more."""
     import fcntl  # there is none on Windows
 

@@ -25,7 +25,7 @@ class MemoryModules(MetaPathFinder, InspectLoader):
 
     def __init__(self, files: ModelFiles) -> None:
         self._files = files
-        self._code = {name: data for name, data in files.data.items() if name.endswith(CODE)}
+        self._code = {name: bytes(data) for name, data in files.data.items() if name.endswith(CODE)}
         others = {name: data for name, data in files.data.items() if name not in self._code}
         self._folder = MemoryFolder(others) if others else None
         self._names: dict[str, str] = {}  # files by the modules that were found in them
