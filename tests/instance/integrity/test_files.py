@@ -136,6 +136,21 @@ def test_what_was_added_to_a_folder_is_refused(keys: Keys, tmp_path: Path) -> No
     assert "is a link to a folder" in _refusal(model, keys.trust())
 
 
+@pytest.mark.parametrize("layout", ["1/model.onnx/m.onnx", "1/m.onnx"])
+def test_the_folder_of_a_version_is_signed(keys: Keys, tmp_path: Path, layout: str) -> None:
+    model = save_with_weights_beside(tmp_path / Path(layout).parent)
+    manifest = keys.sign(tmp_path / "1")
+    files = _read(model, keys.trust())
+    assert sorted(files.data) == ["m.onnx", "weights.bin"]
+    assert files.folder == model.parent
+    assert len(verified(model, keys.trust().signers).files) == 2
+    (tmp_path / "1" / "more").touch()
+    assert f"{tmp_path}/1/more is not in {manifest}" in _refusal(model, keys.trust())
+    (tmp_path / "1" / "more").unlink()
+    flipped(model.with_name("weights.bin"), 3)
+    assert f"{model.with_name('weights.bin')} has been changed" in _refusal(model, keys.trust())
+
+
 def test_another_signer_and_none(keys: Keys, tmp_path: Path) -> None:
     model = save_with_weights_beside(tmp_path / "m")
     manifest = tmp_path / "m" / f"m.onnx{OF_FILE}"

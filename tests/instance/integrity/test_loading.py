@@ -170,6 +170,16 @@ def test_encrypted_models_are_right(make: Made, keys: Keys, tmp_path: Path) -> N
     _right(_opened(sealed, keys.trust()))
 
 
+@pytest.mark.extras
+def test_a_saved_model_in_the_signed_folder_of_its_version(keys: Keys, tmp_path: Path) -> None:
+    path = _made(_saved_model, tmp_path / "1")
+    keys.sign(tmp_path / "1")
+    _right(_opened(path, keys.trust()))
+    flipped(Path(path) / "saved_model.pb", 20)
+    with pytest.raises(ModelError, match="has been changed"):
+        _opened(path, keys.trust())
+
+
 def test_weights_beside_an_onnx_model_come_from_memory(keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime would else look for them in the working folder."""
     model = save_with_weights_beside(tmp_path / "plain", scale=2.0)

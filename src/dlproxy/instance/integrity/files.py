@@ -90,7 +90,7 @@ def verified(place: Path, signers: Sequence[bytes]) -> Manifest:
     reading = _Reading(place, Trust(signers=tuple(signers)))
     manifest = reading.manifest()
     for name in manifest.files:
-        reading.checked(name)
+        reading.as_listed(name)
     return manifest
 
 
@@ -103,10 +103,12 @@ class _Reading:
         self._folder, self._main = (place, "") if place.is_dir() else (place.parent, place.name)
         self._manifest: Manifest | None = None
         self._shown = ""  # the manifest, for messages
+        self._above, self._prefix = self._folder, ""  # where the manifest is, and what it has before this folder's names
         self._secret: set[str] = set()
 
     def signed(self) -> ModelFiles:
-        return self._files(list(self.manifest().files))
+        names, prefix = self.manifest().files, self._prefix
+        return self._files([name.removeprefix(prefix) for name in names if name.startswith(prefix)])
 
     def manifest(self) -> Manifest:
         """By a trusted signer, of files that are there."""
@@ -120,14 +122,16 @@ class _Reading:
         if found.stat().st_size > MOST_BYTES:
             raise ModelError(f"{found} is too large for a manifest")
         manifest = checked(found.read_bytes(), self._trust.signers, found)
-        self._manifest, self._shown = manifest, str(found)
+        self._manifest, self._shown, self._above = manifest, str(found), found.parent
+        if found.parent != self._folder.absolute() and found.name == OF_FOLDER:
+            self._prefix = f"{self._folder.absolute().name}/"
         for what, meant, wanted in (
             ("model", manifest.model, self._trust.model),
             ("version", manifest.version, self._trust.version),
         ):
             if meant and wanted and meant != wanted:
                 raise ModelError(f"{found} is the manifest of {what} {meant!r}, and must not be served as {wanted!r}")
-        if self._main and self._main not in manifest.files:
+        if self._main and self._prefix + self._main not in manifest.files:
             raise ModelError(f"{found} does not list {self._main}: sign it anew")
         if found.name == OF_FOLDER:
             self._same_names(set(manifest.files))
@@ -139,11 +143,11 @@ class _Reading:
         return self._files([self._main])
 
     def _same_names(self, names: set[str]) -> None:
-        there = set(names_below(self._folder))
+        there = set(names_below(self._above))
         for name in sorted(there - names):
-            raise ModelError(f"{self._folder / name} is not in {self._shown}: it was added since that was signed")
+            raise ModelError(f"{self._above / name} is not in {self._shown}: it was added since that was signed")
         for name in sorted(names - there):
-            raise ModelError(f"{self._folder / name} is missing, which {self._shown} lists")
+            raise ModelError(f"{self._above / name} is missing, which {self._shown} lists")
 
     def _files(self, names: Sequence[str]) -> ModelFiles:
         """Of a model in one file that is no code, only that and what it names: others in its folder are not its own."""
@@ -164,15 +168,15 @@ class _Reading:
         return self._read(plain)
 
     def _read(self, name: str) -> bytearray:
-        data = self.checked(name)
+        data = self.as_listed(self._prefix + name)
         if is_encrypted(data):
             self._secret.add(name)
             decrypt(data, self._folder / name, self._trust.master_key)
         return data
 
-    def checked(self, name: str) -> bytearray:
+    def as_listed(self, name: str) -> bytearray:
         """As it lies there, and as the manifest lists it, if there is one."""
-        file = self._folder / name
+        file = self._above / name
         if self._manifest is not None and name not in self._manifest.files:
             raise ModelError(f"{file} belongs to the model, but {self._shown} does not list it: sign it anew")
         if not file.is_file():  # a pipe would be waited for
@@ -215,5 +219,5 @@ def _below(folder: Path, prefix: str) -> Iterator[str]:
                 if entry.is_symlink():
                     raise ModelError(f"{entry.path} is a link to a folder, of which nobody can say what belongs to the model")
                 yield from _below(Path(entry.path), f"{prefix}{entry.name}/")
-            elif not (entry.name == OF_FOLDER and not prefix) and not entry.name.endswith(OF_FILE):
+            elif not entry.name.endswith(OF_FILE):  # nor OF_FOLDER
                 yield f"{prefix}{entry.name}"

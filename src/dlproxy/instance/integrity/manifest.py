@@ -66,8 +66,13 @@ def signed_manifest(files: Mapping[str, Listed], private: Any, *, model: str = "
 
 
 def place_of(path: Path) -> Path | None:
-    """The manifest of the model in this file or folder: its own or, of a file, its folder's; None if there is none."""
-    places = [path / OF_FOLDER] if path.is_dir() else [path.with_name(path.name + OF_FILE), path.with_name(OF_FOLDER)]
+    """The manifest of the model in this file or folder: its own, or that of its folder or the one above; None if none is there.
+
+    Above, since the file may stand in a folder that only holds one model, as in Triton's `1/model.onnx/model.onnx`.
+    """
+    folder = path.absolute() if path.is_dir() else path.absolute().parent
+    own = [] if path.is_dir() else [path.with_name(path.name + OF_FILE)]
+    places = [*own, folder / OF_FOLDER, folder.parent / OF_FOLDER]
     return next((place for place in places if place.is_file()), None)
 
 
