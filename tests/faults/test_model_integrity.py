@@ -170,11 +170,14 @@ def test_a_server_does_not_start_with_what_it_must_not_load(scene: Scene) -> Non
 
 async def test_a_repository(scene: Scene) -> None:
     repository = scene.folder / "models"
+    flat = put(repository, "flat.onnx", 6)
+    scene.keys.sign(flat)
     first = put(repository, "m/1/model.onnx", 1)
     scene.keys.sign(first.parent)
     put(repository, "unsigned/1/model.onnx", 7)
     with ServerProcess("--config", scene.config({}), "--repository", settled(repository)) as server:
         assert await answer(server, "/v2/models/m/infer") == 1
+        assert await answer(server, "/v2/models/flat/infer") == 6
         assert "is not signed" in (await states(server))["unsigned", "1"]["reason"]
         second = put(scene.folder / "made", "2/model.onnx", 2)
         scene.keys.sign(second.parent)
@@ -183,6 +186,8 @@ async def test_a_repository(scene: Scene) -> None:
         refused = lambda told: "has been changed" in told.get(("m", "2"), {}).get("reason", "")  # noqa: E731
         await until(refused, server, within_s=HANG_S)
         assert await answer(server, "/v2/models/m/infer") == 1
+        scene.keys.sign(repository / "unsigned" / "1")
+        await until(lambda told: told["unsigned", "1"]["phase"] == "serving", server, within_s=HANG_S)
         flipped(repository / "m" / "2" / "model.onnx", -2)
         await until(lambda told: told.get(("m", "2"), {}).get("phase") == "serving", server, within_s=HANG_S)
         assert await answer(server, "/v2/models/m/infer") == 2
