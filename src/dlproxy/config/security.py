@@ -89,7 +89,7 @@ class IntegrityConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pickle: Annotated[
         Literal["refuse", "allow"],
         _knob(
-            "models that can run code when they are read: what torch.save writes, pickles and compiled code in .pt2, lambdas in "
-            ".keras; allow: whoever wrote them can do anything here"
+            "models that can run code when they are read: what torch.save writes, pickles and compiled code in .pt2, lambdas "
+            "in .keras; allow: whoever wrote them can do anything here"
         ),
     ] = "refuse"

@@ -83,9 +83,10 @@ def fetch_file(tree: Tree, path: str) -> Path:
     file, folder = tree.fetch(path), PurePosixPath(path).parent
     for name in weights_beside(file):
         tree.fetch(str(folder / name))
-    with suppress(OSError):  # most have no manifest; what it lists in vain is missed where it is checked
+    with suppress(OSError):  # most have no manifest
         for name in names_in(tree.fetch(f"{path}{OF_FILE}"))[:MOST_FILES]:
-            tree.fetch(str(folder / name))
+            with suppress(FileNotFoundError):  # which is said where it is checked
+                tree.fetch(str(folder / name))
     return file
 
 
