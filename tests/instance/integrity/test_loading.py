@@ -269,6 +269,26 @@ def test_a_poisoned_cache_of_bytecode_is_not_read(keys: Keys, tmp_path: Path) ->
     np.testing.assert_array_equal(runtime.run([np.ones((1, 2), np.float32)])[0], [[13.0, 13.0]])
 
 
+def test_neighbours_do_not_replace_what_is_installed_nor_the_other_way_round(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "plain"
+    source.mkdir()
+    path = _parts(source)
+    for name in ("queue", "looptime"):
+        (source / f"{name}.py").write_text("raise SystemExit('the neighbour')")
+    (source / "m.py").write_text("import queue\nimport looptime\n" + (source / "m.py").read_text())
+    keys.sign(source)
+    for name in ("queue", "looptime"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(source)])  # as the working folder may be
+        runtime = open_runtime(path, trust=keys.trust())
+        assert type(sys.modules["helper"].__loader__).__name__ == "MemoryModules"
+        (source / "package" / "later.py").write_text("raise SystemExit('not what was signed')")
+        np.testing.assert_array_equal(runtime.run([np.ones((1, 2), np.float32)])[0], [[13.0, 13.0]])
+
+
 def test_a_neighbour_that_was_not_signed_is_not_imported(keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "plain"
     source.mkdir()

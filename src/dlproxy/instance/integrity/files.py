@@ -178,7 +178,9 @@ class _Reading:
         """As it lies there, and as the manifest lists it, if there is one."""
         file = self._above / name
         if self._manifest is not None and name not in self._manifest.files:
-            raise ModelError(f"{file} belongs to the model, but {self._shown} does not list it: sign it anew")
+            raise ModelError(
+                f"{file} belongs to the model, but {self._shown} does not list it: sign its folder, or it --with the others"
+            )
         if not file.is_file():  # a pipe would be waited for
             why = f"which {self._shown} lists" if self._manifest is not None else f"which {self._place} needs"
             raise ModelError(f"{file} is missing, {why}")

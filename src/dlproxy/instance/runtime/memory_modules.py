@@ -6,7 +6,7 @@ Called by classes.py. Not aware of: which class is wanted.
 import sys
 from collections.abc import Sequence
 from importlib.abc import InspectLoader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import decode_source, module_from_spec, spec_from_loader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -18,9 +18,9 @@ from dlproxy.instance.integrity.memory_folder import MemoryFolder
 class MemoryModules(MetaPathFinder, InspectLoader):
     """What stands beside the model can be imported from memory, for as long as the process runs.
 
-    It comes before what is installed, where an unchecked file could else take its place, but not before Python's own library.
-    Other files of the model are opened below `__file__`'s folder, as they would be on a disk. Errors name the files where they
-    lie; of those that are encrypted they show no lines.
+    As on a disk, what is installed comes before it; but never what lies beside the model, which nobody has checked. Other files
+    of the model are opened below `__file__`'s folder, as they would be on a disk. Errors name the files where they lie; of
+    those that are encrypted they show no lines.
     """
 
     def __init__(self, files: ModelFiles) -> None:
@@ -60,10 +60,16 @@ class MemoryModules(MetaPathFinder, InspectLoader):
     ) -> ModuleSpec | None:
         stem = fullname.replace(".", "/")
         file = next((name for name in (f"{stem}/__init__{CODE}", f"{stem}{CODE}") if name in self._code), None)
-        if file is None or fullname in sys.stdlib_module_names:
+        if file is None or path or (path is None and self._is_installed(fullname)):  # our packages have no paths
             return None
         self._names[fullname] = file
         return spec_from_loader(fullname, self, is_package=file.endswith(f"/__init__{CODE}"))
+
+    def _is_installed(self, name: str) -> bool:
+        folder = self._files.folder.resolve()
+        elsewhere = [one for one in sys.path if one and Path(one).resolve() != folder]
+        found = PathFinder.find_spec(name, elsewhere)
+        return name in sys.stdlib_module_names or (found is not None and found.origin is not None)
 
     def is_package(self, fullname: str) -> bool:
         return self._names[fullname].endswith(f"/__init__{CODE}")
