@@ -132,6 +132,14 @@ def assert_passes_unchanged(runtime: Runtime, dtype: DType) -> None:
     assert not np.shares_memory(output, array)
 
 
+def import_tensorflow() -> None:
+    """First as the runtime imports it, quietly, and with the threads of a first model, which in a process are set for good."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        runtime = pytest.importorskip("dlproxy.instance.runtime.tensorflow", exc_type=ImportError)
+    assert runtime._set_threads(1) == 1
+
+
 def refusal(path: object, **options: Any) -> str:
     """Why the model cannot be opened, in a line."""
     with pytest.raises(ModelError) as caught:

@@ -16,12 +16,14 @@ import pytest
 
 from dlproxy import InferenceError, Model, Proxy
 from dlproxy.config import ConfigError, ModelConfig, ServerConfig, load, parse_devices
+from dlproxy.fleet.start import start_fleet
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.devices import CPU_PROVIDER, gpu_of, instance_maker, onnx_plans, visible_gpus
 from dlproxy.instance.runtime.formats import format_of, open_runtime
 from dlproxy.serve.control import LaneControl
 from dlproxy.serve.models import Models
 from tests.clients.server import HANG_S, ServerProcess, write_config
+from tests.instance.integrity.keys import Keys
 from tests.serve.rig import Reply, Rig
 
 CODE = """
@@ -142,6 +144,27 @@ def test_an_added_format_is_found_by_ending_and_by_scheme(fakes: Path) -> None:
         assert format_of(path).name == "fake"
         (y,) = open_runtime(path).run([np.ones((1, 1), np.float32)])
         assert y.tolist() == [[answer]]
+
+
+def test_an_added_format_gets_a_path_to_what_was_checked(fakes: Path) -> None:
+    keys = Keys(fakes.parent / "keys")
+    keys.sign(fakes)
+    sealed = keys.encrypt(fakes, fakes.parent / "sealed" / "m.fake")
+    signed, secret = open_runtime(str(fakes), trust=keys.trust()), open_runtime(str(sealed), trust=keys.trust(signed=False))
+    for runtime in (signed, secret):
+        assert runtime.run([np.ones((1, 1), np.float32)])[0].tolist() == [[4.0]]
+    fakes.write_text("4")
+    with pytest.raises(ModelError, match="has been changed"):
+        open_runtime(str(fakes), trust=keys.trust())
+    with pytest.raises(ModelError, match=r"fake:// names no file"):
+        open_runtime("fake://anywhere", trust=keys.trust())
+
+
+async def test_an_added_way_of_running_cannot_be_trusted(fakes: Path) -> None:
+    keys = Keys(fakes.parent / "keys")
+    keys.sign(fakes)
+    with pytest.raises(ModelError, match="run = 'box' loads models by itself, which are not checked"):
+        await start_fleet("m", ModelConfig(path=str(fakes), run="box"), trust=keys.trust())
 
 
 def test_an_added_format_goes_before_a_refusal_but_not_before_ours(fakes: Path) -> None:

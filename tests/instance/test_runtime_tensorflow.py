@@ -2,7 +2,6 @@
 
 import io
 import json
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from dlproxy.instance.batch import run_batch
+from dlproxy.instance.integrity import Trust
 from dlproxy.instance.runtime import Runtime
 from dlproxy.instance.runtime.formats import open_runtime
 from dlproxy.instance.runtime.specs import PythonSpec, load
@@ -26,11 +26,7 @@ X3 = np.arange(6, dtype=np.float32).reshape(3, 2)
 
 @pytest.fixture(scope="module", autouse=True)
 def _imported() -> None:
-    """First as the runtime imports it, quietly, and with the threads of a first model: here they are set for good."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        runtime = pytest.importorskip("dlproxy.instance.runtime.tensorflow", exc_type=ImportError)
-    assert runtime._set_threads(1) == 1
+    small_network.import_tensorflow()
 
 
 def _saved(folder: Path, function: Callable[..., Any], *specs: Any, signature: str = "serving_default") -> Path:
@@ -324,17 +320,28 @@ def test_lambdas_and_unknown_classes_in_a_keras_file_are_refused(tmp_path: Path)
     import keras
 
     x = keras.Input((2,), name="x")
-    assert "`Lambda` layer" in refusal(_keras(tmp_path, keras.Model(x, keras.layers.Lambda(lambda v: v + 1)(x))))
+    code = keras.Model(x, keras.layers.Lambda(lambda v: v + 1)(x))
+    assert "it holds a Lambda, which is code" in refusal(_keras(tmp_path, code))
     path = _keras(tmp_path, keras_model())
     with zipfile.ZipFile(path) as archive:
         members = {member: archive.read(member) for member in archive.namelist()}
     config = json.loads(members["config.json"])
-    config["config"]["layers"][1].update(class_name="Mine", module="their_module", registered_name="Mine")
-    members["config.json"] = json.dumps(config).encode()
-    with zipfile.ZipFile(path, "w") as archive:
-        for member, content in members.items():
-            archive.writestr(member, content)
-    assert "TypeError: Could not locate class 'Mine'" in refusal(path)
+    for changes, words in (
+        (
+            {"class_name": "Mine", "module": "their_module", "registered_name": "Mine"},
+            "it is made of their_module.Mine",
+        ),
+        ({"class_name": "function", "module": "builtins", "config": "exec"}, "it holds a function, which is code"),
+        ({"class_name": "TorchModuleWrapper", "module": "keras.layers"}, "it holds a TorchModuleWrapper"),
+    ):
+        changed = json.loads(json.dumps(config))
+        changed["config"]["layers"][1].update(changes)
+        members["config.json"] = json.dumps(changed).encode()
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, content in members.items():
+                archive.writestr(member, content)
+        assert words in refusal(path)
+        assert words not in refusal(path, trust=Trust(pickle=True))  # where Keras itself has no such thing
 
 
 def test_a_keras_model_that_was_never_built_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """`dlproxy models`: what a running server's models do, and everything that can be done with them while it serves.
 
-Not aware of: HTTP (control_port.py).
+Not aware of: HTTP (control_port.py), models' files (model_files.py).
 """
 
 import argparse
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from dlproxy.cli import model_files
 from dlproxy.cli.credentials import add_credentials, credentials_of
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 
@@ -37,8 +38,8 @@ def add_to(commands: Commands) -> None:
     """Declare the command and its actions."""
     models = commands.add_parser(
         "models",
-        help="show and change the models of a running server",
-        description="Show and change the models of a running server, through its control port.",
+        help="show and change the models of a running server; sign and encrypt models",
+        description="Show and change the models of a running server, through its control port; sign and encrypt models' files.",
     )
     add_options(models, control="http://127.0.0.1:8002", json=False)
     models.set_defaults(command=_models, ask=_all, view=_overview)
@@ -59,6 +60,7 @@ def add_to(commands: Commands) -> None:
     for name, parser in acting.items():
         parser.set_defaults(action=name)
     _add_arguments(**acting)
+    model_files.add_to(actions)
     change.add_argument(
         "knobs", nargs="+", metavar="KNOB=VALUE", help="as in dlproxy.toml: max_batch=32 slo=p99=20ms hedge=true"
     )

@@ -267,9 +267,11 @@ def _repetition(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _planned(args: argparse.Namespace, configs: "dict[str, ModelConfig]", *, without_loop: bool) -> "dict[str, ModelPlan]":
-    from dlproxy.config import ConfigError
+    from dlproxy.config import Config, ConfigError, load
+    from dlproxy.instance.integrity.settings import read_trust
     from dlproxy.lab.simulate.run import START_S, plan_model
 
+    trust = read_trust((load(args.config) if args.config else Config()).integrity)
     services = _named(args.service, configs, "--service")
     start_s = seconds(args.cold_start, "--cold-start")
     if start_s is None:
@@ -277,7 +279,7 @@ def _planned(args: argparse.Namespace, configs: "dict[str, ModelConfig]", *, wit
     elif all(config.autoscale == "off" for config in configs.values()):
         raise ConfigError("--cold-start only has a meaning for a model that scales: set its autoscale in --config")
     return {
-        name: plan_model(name, config, services.get(name, ""), without_loop=without_loop, start_s=start_s)
+        name: plan_model(name, config, services.get(name, ""), without_loop=without_loop, start_s=start_s, trust=trust)
         for name, config in configs.items()
     }
 

@@ -128,9 +128,14 @@ def _model(args: argparse.Namespace) -> "tuple[str, ModelConfig]":
     import msgspec
 
     from dlproxy.cli.model_names import add_models
-    from dlproxy.config import ConfigError, load, parse_goal
+    from dlproxy.config import Config, ConfigError, load, parse_goal
 
-    models = load(args.config).models if args.config else {}
+    given = load(args.config) if args.config else Config()
+    if given.integrity.trusted or given.integrity.master_key:
+        raise ConfigError(
+            f"{args.config} has [integrity]: tune a model that is neither signed nor encrypted, which is as quick"
+        )
+    models = given.models
     named = args.model in models
     if args.config and args.model and not named and "=" not in args.model and "." not in args.model and "/" not in args.model:
         raise ConfigError(f"{args.config} has no model '{args.model}'; {near(args.model, models) or among(list(models))}")

@@ -14,7 +14,7 @@ from dlproxy.config.cache import CacheConfig
 from dlproxy.config.goals import Goal, parse_goal, parse_latency
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.paths import OWN_WAYS
-from dlproxy.config.security import AuthConfig, GrantConfig, TlsConfig
+from dlproxy.config.security import AuthConfig, GrantConfig, IntegrityConfig, TlsConfig
 from dlproxy.config.server import DisciplineName, ServerConfig, Switch
 from dlproxy.config.traits import Only
 from dlproxy.config.traits import knob as _knob
@@ -530,6 +530,7 @@ class Config(Struct, frozen=True, kw_only=True):
     http: HttpLimits = HttpLimits()
     tls: TlsConfig = TlsConfig()
     auth: AuthConfig = AuthConfig()
+    integrity: IntegrityConfig = IntegrityConfig()
     autopilot: AutopilotConfig = AutopilotConfig()
     cache: CacheConfig = CacheConfig()
     models: dict[str, list[ModelConfig]] = {}
@@ -547,6 +548,7 @@ SECTIONS: dict[str, type[Struct]] = {
     "http": HttpLimits,
     "tls": TlsConfig,
     "auth": AuthConfig,
+    "integrity": IntegrityConfig,
     "autopilot": AutopilotConfig,
     "cache": CacheConfig,
     "models": ModelConfig,

@@ -20,7 +20,7 @@ from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain, nearest, unknown_key, what_and_where
 from dlproxy.config.paths import is_file
 from dlproxy.config.secrets import ENV, KEY_VARIABLE, hold
-from dlproxy.config.security import AuthConfig, GrantConfig, TlsConfig
+from dlproxy.config.security import AuthConfig, GrantConfig, IntegrityConfig, TlsConfig
 from dlproxy.config.server import ServerConfig
 from dlproxy.config.table import GLOBAL, knobs, option, tuned_knobs
 from dlproxy.config.values import ConfigError
@@ -49,6 +49,7 @@ def load(path: Path) -> Config:
         http=file.section(["http"], data.get("http", {}), HttpLimits),
         tls=_beside(path, file.section(["tls"], data.get("tls", {}), TlsConfig), "cert", "key", "client_ca"),
         auth=_beside(path, file.section(["auth"], data.get("auth", {}), AuthConfig), "keys", "jwks"),
+        integrity=_integrity(path, file.section(["integrity"], data.get("integrity", {}), IntegrityConfig)),
         autopilot=file.section(["autopilot"], data.get("autopilot", {}), AutopilotConfig),
         cache=file.section(["cache"], data.get("cache", {}), CacheConfig),
         grants={name: file.section(["grants", name], table, GrantConfig) for name, table in grants.items()},
@@ -61,6 +62,14 @@ def _beside(path: Path, section: Section, *files: str) -> Section:
     """With these files as seen from the configuration's folder. A URL stays one."""
     found = {name: str(path.parent / file) for name in files if (file := getattr(section, name)) and "://" not in file}
     return msgspec.structs.replace(section, **found)
+
+
+def _integrity(path: Path, section: IntegrityConfig) -> IntegrityConfig:
+    """With its files as seen from the configuration's folder."""
+    key = section.master_key
+    if key.startswith("file:"):
+        key = f"file:{path.parent / key.removeprefix('file:')}"
+    return msgspec.structs.replace(section, trusted=[str(path.parent / file) for file in section.trusted], master_key=key)
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:

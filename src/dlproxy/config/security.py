@@ -75,3 +75,29 @@ class GrantConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     rows_per_s: RowsPerS = 0.0
     burst_s: BurstS = 1.0
     concurrent: Concurrent = 0
+
+
+class IntegrityConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[integrity]: which models may be loaded, and what decrypts them."""
+
+    trusted: Annotated[
+        list[str],
+        _knob(
+            "files of the public keys that models are signed with; every model then needs a manifest by one of them "
+            "(`dlproxy models sign`); empty: what lies there is loaded"
+        ),
+    ] = []
+    master_key: Annotated[
+        str,
+        _knob(
+            "where the key is that decrypts models (`dlproxy models encrypt`): file:PATH, env:NAME or command:WORDS, whose "
+            "output it is; empty: there is none"
+        ),
+    ] = ""
+    pickle: Annotated[
+        Literal["refuse", "allow"],
+        _knob(
+            "models that can run code when they are read: what torch.save writes, pickles and compiled code in .pt2, lambdas "
+            "in .keras; allow: whoever wrote them can do anything here"
+        ),
+    ] = "refuse"

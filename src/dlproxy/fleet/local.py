@@ -258,7 +258,7 @@ class LocalFleet:
 
     def _threads_pay(self) -> bool:
         try:
-            return format_of(self._config.path).threads_pay
+            return format_of(self._config.path, pickle=True).threads_pay
         except ModelError:  # its file has gone since
             return False
 

@@ -12,6 +12,7 @@ from dlproxy.cores import allowed_cores, usable_cores
 from dlproxy.fleet.names import number_of
 from dlproxy.fleet.supervised import SupervisedFleet, start_supervised
 from dlproxy.fleet.warm_model import device_of, how_to_warm_up, options
+from dlproxy.instance.integrity import Trust
 from dlproxy.instance.process.instance import ProcessInstance, WorkerSettings
 from dlproxy.instance.runtime.content import Content
 from dlproxy.instance.runtime.devices import visible_gpus
@@ -20,9 +21,9 @@ from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.trial import Way
 
 
-async def start_processes(name: str, config: ModelConfig) -> SupervisedFleet:
+async def start_processes(name: str, config: ModelConfig, trust: Trust) -> SupervisedFleet:
     """As many as the configuration wants. Raises ModelError."""
-    kind = await asyncio.to_thread(format_of, config.path)
+    kind = await asyncio.to_thread(format_of, config.path, pickle=trust.pickle)
     count = config.instances or max(len(parse_devices(config.device)), 1 if config.autoscale == "off" else config.min_instances)
     threads = threads_of(config, count)
     content = Content(config.path)
@@ -36,6 +37,8 @@ async def start_processes(name: str, config: ModelConfig) -> SupervisedFleet:
         spec = PythonSpec(
             "dlproxy.instance.runtime.formats:open_runtime", {"path": config.path, **options(config, threads, device)}
         )
+        if trust.key_variable:
+            environment = {**environment, trust.key_variable: ""}
         settings = WorkerSettings(
             warm_up=how_to_warm_up(config),
             threads=threads,
@@ -45,6 +48,7 @@ async def start_processes(name: str, config: ModelConfig) -> SupervisedFleet:
             start_timeout_s=config.load_timeout_s,
             batch_timeout_s=config.batch_timeout_s,
             content=content,
+            trust=trust,
         )
         return ProcessInstance(instance, spec, settings)
 

@@ -7,69 +7,78 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
+import msgspec
+
 from dlproxy.config import ConfigError, ModelConfig, check, is_address, parse_devices
 from dlproxy.config.knobs import WAY
 from dlproxy.fleet import Fleet
 from dlproxy.fleet.local import LocalFleet
 from dlproxy.fleet.remembered import Memory
 from dlproxy.fleet.warm_model import WarmModel, warm_up
-from dlproxy.instance.runtime.formats import format_of
+from dlproxy.instance.integrity import Trust
+from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.formats import ANY, format_of
 
 log = logging.getLogger(__name__)
 
-Start = Callable[[str, ModelConfig, Memory | None], Awaitable[Fleet]]
+Start = Callable[[str, ModelConfig, Memory | None, Trust], Awaitable[Fleet]]
 
 
-async def start_fleet(name: str, config: ModelConfig, memory: Memory | None = None) -> Fleet:
+async def start_fleet(name: str, config: ModelConfig, memory: Memory | None = None, trust: Trust = ANY) -> Fleet:
     """Load and calibrate a model where its configuration says. Raises ModelError, ConfigError.
 
-    `memory`: of what was found out about models in earlier lives of the server.
+    `memory`: of what was found out about models in earlier lives of the server. `trust`: which models may be loaded.
     """
     config = config.begun(WAY)
-    way = await _way(config)
+    trust = msgspec.structs.replace(trust, model=name, version=config.version)
+    way = await _way(config, trust)
     _heed(name, config, *(("inline", "thread") if way == "auto" else (way,)))
-    return await WAYS.get(way, _added)(name, config, memory)
+    return await WAYS.get(way, _added)(name, config, memory, trust)
 
 
-async def _way(config: ModelConfig) -> str:
+async def _way(config: ModelConfig, trust: Trust) -> str:
     """As the table below has it; auto: on the event loop or on threads, whichever is the better. Raises ModelError."""
     if is_address(config.path):
         return "upstream"
-    apart = config.run == "auto" and (await asyncio.to_thread(format_of, config.path)).apart
+    apart = config.run == "auto" and (await asyncio.to_thread(format_of, config.path, pickle=trust.pickle)).apart
     return "process" if apart else config.run
 
 
-async def _here(name: str, config: ModelConfig, memory: Memory | None) -> Fleet:
+async def _here(name: str, config: ModelConfig, memory: Memory | None, trust: Trust) -> Fleet:
     places = 1 if config.run == "inline" else len(parse_devices(config.device))
     only = memory if places == 1 else None
     warm: list[WarmModel] = []
     for number in range(places):
-        await asyncio.to_thread(_append_warm, warm, config, number, only)
+        await asyncio.to_thread(_append_warm, warm, config, number, only, trust)
     fleet = LocalFleet(name, config, warm)
     warm.clear()
     return fleet
 
 
-def _append_warm(warm: list[WarmModel], config: ModelConfig, number: int, memory: Memory | None) -> None:
+def _append_warm(warm: list[WarmModel], config: ModelConfig, number: int, memory: Memory | None, trust: Trust) -> None:
     """Returned, it would be held by the pool's thread until that gets to run again, perhaps longer than the model is served."""
-    warm.append(warm_up(config, number, memory))
+    warm.append(warm_up(config, number, memory, trust))
 
 
-async def _in_processes(name: str, config: ModelConfig, memory: Memory | None) -> Fleet:
+async def _in_processes(name: str, config: ModelConfig, memory: Memory | None, trust: Trust) -> Fleet:
     from dlproxy.fleet.processes import start_processes  # most servers start without these
 
-    return await start_processes(name, config)
+    return await start_processes(name, config, trust)
 
 
-async def _elsewhere(name: str, config: ModelConfig, memory: Memory | None) -> Fleet:
+async def _elsewhere(name: str, config: ModelConfig, memory: Memory | None, trust: Trust) -> Fleet:
     from dlproxy.fleet.upstreams import join_upstreams
 
     return await join_upstreams(name, config)
 
 
-async def _added(name: str, config: ModelConfig, memory: Memory | None) -> Fleet:
+async def _added(name: str, config: ModelConfig, memory: Memory | None, trust: Trust) -> Fleet:
     from dlproxy.fleet.supervised import start_added
 
+    if trust.signers:
+        raise ModelError(
+            f"model {name}: run = {config.run!r} loads models by itself, which are not checked for signatures then"
+        )
     return await start_added(name, config)
 
 

@@ -12,10 +12,12 @@ from msgspec import Struct
 from dlproxy.config import ModelConfig, parse_devices
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.remembered import Memory, Remembered
+from dlproxy.instance.integrity import Trust
+from dlproxy.instance.integrity.files import is_secret
 from dlproxy.instance.made_up import NORMAL, SIZES, Known, row_of
 from dlproxy.instance.runtime import ModelError, Runtime
 from dlproxy.instance.runtime.devices import CPU
-from dlproxy.instance.runtime.formats import format_of, open_runtime
+from dlproxy.instance.runtime.formats import ANY, format_of, open_runtime
 from dlproxy.instance.samples import read_samples
 from dlproxy.instance.trial import INLINE_BELOW_S, PATIENCE_S, Inputs, Measured, Way, best_way, measure
 from dlproxy.instance.warmup import Calibration, WarmUp, warmed
@@ -27,6 +29,7 @@ class WarmModel(Struct):
     """A model that is loaded and calibrated. `threads`: those that its runtime computes with; `way`: how it is to run.
 
     `found`: what every way was seen to take, None if nothing was to be found out. `key`: under which `memory` keeps it.
+    `trust`: by which it was loaded, and is loaded again.
     """
 
     runtime: Runtime
@@ -36,6 +39,7 @@ class WarmModel(Struct):
     found: Measured | None = None
     memory: Memory | None = None
     key: str = ""
+    trust: Trust = ANY
 
     def remember(self) -> None:
         """Keep it for the next start, if there is a memory. What others disturbed is found out anew instead."""
@@ -81,20 +85,22 @@ def stated_way(
     return Way(inline=False, instances=config.instances or len(parse_devices(config.device)), threads=threads)
 
 
-def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None) -> WarmModel:
+def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None, trust: Trust = ANY) -> WarmModel:
     """Load and calibrate in this process, where the instance with this number shall be. Blocks meanwhile. Raises ModelError.
 
-    `memory`: what was found out when the same model was loaded before is not found out again.
+    `memory`: what was found out when the same model was loaded before is not found out again. It keeps nothing of a model that
+    is encrypted, whose defaults and names would be in it.
     """
-    key = memory.key(config) if memory is not None and format_of(config.path).name == "onnx" else ""
+    onnx = memory is not None and format_of(config.path, pickle=trust.pickle).name == "onnx"
+    key = memory.key(config) if memory is not None and onnx and not is_secret(config.path) else ""
     found = memory.recall(key) if memory is not None and key else None
     if found is not None and not (found.found is not None and found.found.disturbed):
-        runtime = open_model(config, found.way.threads, device_of(config, number))
+        runtime = open_model(config, found.way.threads, device_of(config, number), trust)
         runtime.signature = found.signature
         _forget_graph(runtime)
         calibration = Calibration(found.points, found.signature.batched, found.warning)
-        return WarmModel(runtime, calibration, found.way.threads, found.way, found.found, memory, key)
-    warm = _found_out(config, number)
+        return WarmModel(runtime, calibration, found.way.threads, found.way, found.found, memory, key, trust)
+    warm = _found_out(config, number, trust)
     _forget_graph(warm.runtime)
     if found is not None:  # service has shown more than warm-up can
         warm.runtime.signature = found.signature
@@ -105,15 +111,16 @@ def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None) 
     return warm
 
 
-def _found_out(config: ModelConfig, number: int) -> WarmModel:
+def _found_out(config: ModelConfig, number: int, trust: Trust) -> WarmModel:
     cores = usable_cores()
     given = config.threads or (max(cores // config.instances, 1) if config.instances > 1 else 1)
-    runtime = open_model(config, given, device_of(config, number))
+    runtime = open_model(config, given, device_of(config, number), trust)
     threads = getattr(runtime, "threads", given)  # TensorFlow fixes them once per process
     samples = read_samples(config.samples, runtime.signature.inputs)
     calibration, requests = warmed(runtime, how_to_warm_up(config), samples)
     streams = runtime.signature.streams
-    warm = WarmModel(runtime, calibration, threads, stated_way(config, calibration.single_s, threads=threads, streams=streams))
+    way = stated_way(config, calibration.single_s, threads=threads, streams=streams)
+    warm = WarmModel(runtime, calibration, threads, way, trust=trust)
     if warm.device != CPU:
         warm.way = stated_way(config, None, threads=threads, device=warm.device, streams=streams)
     elif requests and is_open(config) and not (warm.way.inline and config.run == "auto"):
@@ -130,7 +137,7 @@ def is_open(config: ModelConfig) -> bool:
     """Whether there is something to find out: the configuration leaves threads or instances open, and there are cores."""
     settled = (config.threads and (config.instances or config.run == "inline")) or config.instances > 1
     one_device = len(parse_devices(config.device)) == 1
-    return not settled and one_device and usable_cores() > 1 and format_of(config.path).threads_pay
+    return not settled and one_device and usable_cores() > 1 and format_of(config.path, pickle=True).threads_pay
 
 
 def try_ways(config: ModelConfig, warm: WarmModel, requests: Sequence[Inputs], patience_s: float = PATIENCE_S) -> None:
@@ -138,7 +145,7 @@ def try_ways(config: ModelConfig, warm: WarmModel, requests: Sequence[Inputs], p
     loaded: list[Runtime] = []
 
     def wide() -> Runtime:
-        loaded.append(_like(warm, open_model(config, usable_cores(), CPU)))
+        loaded.append(_like(warm, open_model(config, usable_cores(), CPU, warm.trust)))
         return loaded[0]
 
     make_wide = None if config.threads or config.instances > 1 else wide
@@ -154,7 +161,7 @@ def choose_way(config: ModelConfig, warm: WarmModel, found: Measured, loaded: Se
     if config.run == "inline":
         way = Way(inline=True, instances=1, threads=way.threads)
     if way.threads != warm.threads:
-        warm.runtime = loaded[0] if loaded else _like(warm, open_model(config, way.threads, CPU))
+        warm.runtime = loaded[0] if loaded else _like(warm, open_model(config, way.threads, CPU, warm.trust))
     warm.threads, warm.way, warm.found = way.threads, way, found
 
 
@@ -166,7 +173,7 @@ def room(config: ModelConfig) -> int:
 
 def open_like(warm: WarmModel, config: ModelConfig, threads: int) -> Runtime:
     """The same model on so many threads, ready for its first batch. Raises ModelError."""
-    runtime = _like(warm, open_model(config, threads, CPU))
+    runtime = _like(warm, open_model(config, threads, CPU, warm.trust))
     with suppress(Exception):  # made-up inputs do not suit every model, and this one is known to run
         row = row_of(runtime.signature.inputs, NORMAL, Known(SIZES[0]))
         for _ in range(WARM_RUNS):
@@ -186,9 +193,9 @@ def _forget_graph(runtime: Runtime) -> None:
         forget()
 
 
-def open_model(config: ModelConfig, threads: int, device: str) -> Runtime:
+def open_model(config: ModelConfig, threads: int, device: str, trust: Trust) -> Runtime:
     """Load it. Raises ModelError."""
-    return open_runtime(config.path, **options(config, threads, device))
+    return open_runtime(config.path, **options(config, threads, device), trust=trust)
 
 
 def options(config: ModelConfig, threads: int, device: str) -> dict[str, Any]:

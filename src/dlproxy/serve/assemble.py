@@ -24,7 +24,9 @@ from dlproxy.fleet.names import instance_names
 from dlproxy.fleet.remembered import Memory
 from dlproxy.fleet.roster import Roster
 from dlproxy.fleet.start import start_fleet
+from dlproxy.instance.integrity import Trust
 from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.formats import ANY
 from dlproxy.instance.trial import Way
 from dlproxy.message import Failure, Request, Signature
 from dlproxy.policy.lane import Lane
@@ -94,19 +96,20 @@ async def load_model(
     quotas: Quotas | None = None,
     event_log: Path | None = None,
     memory: Memory | None = None,
+    trust: Trust = ANY,
     on_ways: Callable[[], None] = lambda: None,
     caches: Caches | None = None,
     clock: Callable[[], float] = monotonic,
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ConfigError, LogError, ModelError, and then nothing of it is left.
 
-    `ticket_ids`: where requests get theirs. `event_log`: the file. `on_ways`: called when its batches run in another way, or in
-    another number side by side.
+    `ticket_ids`: where requests get theirs. `event_log`: the file. `trust`: which models may be loaded. `on_ways`: called when
+    its batches run in another way, or in another number side by side.
     """
     class_names = class_names_of(config)
     if caches is not None:
         await caches.read(name, config)
-    fleet = await start_fleet(name, config, memory)
+    fleet = await start_fleet(name, config, memory, trust)
     try:
         if fleet.most_rows is not None:
             config = msgspec.structs.replace(config, max_batch=min(config.max_batch, fleet.most_rows))

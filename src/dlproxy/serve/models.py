@@ -19,11 +19,13 @@ from typing import Any
 from dlproxy.autopilot.flight import Flight, Tuned
 from dlproxy.autopilot.host import Autopilot
 from dlproxy.config import AutopilotConfig, CacheConfig, ConfigError, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.config.security import IntegrityConfig
 from dlproxy.config.table import live_knobs
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.control import Facts
 from dlproxy.fleet.memory import MemoryMeter, give_back, large_blocks_apart, most_bytes, resident_bytes
 from dlproxy.fleet.remembered import memory_in
+from dlproxy.instance.integrity.settings import read_trust
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.arbiter import Arbiter
 from dlproxy.policy.planner import Routes, count_of
@@ -57,10 +59,13 @@ class Models:
         *,
         autopilot: AutopilotConfig = AutopilotConfig(),  # noqa: B008 - it is frozen
         cache: CacheConfig = CacheConfig(),  # noqa: B008 - the same
+        integrity: IntegrityConfig = IntegrityConfig(),  # noqa: B008 - the same
         asks: bool = False,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`asks`: clients prove who they are, and may have quotas of their own. Raises ConfigError for a quota of no sense."""
+        """`asks`: clients prove who they are, and may have quotas of their own. Raises ConfigError for a quota of no sense, and
+        keys of models that cannot be read.
+        """
         self.catalog = Catalog()
         self.autopilot = Autopilot(clock, partial(make_knob_policy, autopilot.policy))
         self._mode = autopilot.mode
@@ -74,6 +79,7 @@ class Models:
         self._tenants = tenants
         self._clock = clock
         self._quotas = make_quotas(tenants, asks=asks)
+        self._trust = read_trust(integrity)
         self._memory = memory_in(server.calibration_folder)
         self._meter = MemoryMeter()
         self._turns: Turns | None = None
@@ -243,6 +249,7 @@ class Models:
                         quotas=self._quotas,
                         event_log=self._recording(name, config.version),
                         memory=self._memory,
+                        trust=self._trust,
                         on_ways=self._ways_changed,
                         caches=self.caches,
                         clock=self._clock,

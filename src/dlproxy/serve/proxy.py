@@ -12,13 +12,14 @@ from pathlib import Path
 from threading import Lock
 from time import monotonic
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
 from dlproxy import tensors
 from dlproxy.config import CacheConfig, ConfigError, ModelConfig, ServerConfig, model_of
 from dlproxy.config.reading import override
+from dlproxy.config.security import IntegrityConfig
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Tensor, invalid
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
@@ -46,14 +47,25 @@ class Model:
             raise ConfigError(f"model '{self.name}': {error}") from None
 
 
+SectionT = TypeVar("SectionT", CacheConfig, IntegrityConfig)
+
+
 class Proxy:
     """`async with Proxy([Model("digits.onnx", slo="p99=20ms")]) as proxy: await proxy.infer("digits", {"image": x})`
 
     Everything is awaited on the event loop that entered it; `infer_sync` is for other threads.
     """
 
-    def __init__(self, models: Sequence[Model] = (), *, drain_s: float = 30.0, cache: Mapping[str, Any] = NO_SETTINGS) -> None:
-        """`cache`: settings of [cache] in dlproxy.toml, for all models whose `cache` is on, such as {"memory_mb": 1024}.
+    def __init__(
+        self,
+        models: Sequence[Model] = (),
+        *,
+        drain_s: float = 30.0,
+        cache: Mapping[str, Any] = NO_SETTINGS,
+        integrity: Mapping[str, Any] = NO_SETTINGS,
+    ) -> None:
+        """`cache`: settings of [cache] in dlproxy.toml, for all models whose `cache` is on, such as {"memory_mb": 1024};
+        `integrity`: those of [integrity].
 
         Raises ConfigError for settings that make no sense, and if two models have the same name and version.
         """
@@ -66,10 +78,8 @@ class Proxy:
         self._wanted = models
         # The process is not ours: no findings are kept, and no core polls while it idles
         self._settings = ServerConfig(drain_s=drain_s, calibration_folder="", idle_poll_s=0.0)
-        for setting in cache:
-            if setting not in CacheConfig.__struct_fields__:
-                raise ConfigError(f"cache: there is no setting '{setting}'; {_nearest(setting, CacheConfig)}")
-        self._cache = override(CacheConfig(), cache, lambda setting: f"cache: {setting}")
+        self._cache = _section("cache", CacheConfig(), cache)
+        self._integrity = _section("integrity", IntegrityConfig(), integrity)
         self._loop: asyncio.AbstractEventLoop | None = None  # that it is open on
         self._open()
         self._calls: set[Future[Any]] = set()  # of other threads
@@ -90,7 +100,7 @@ class Proxy:
         return self
 
     def _open(self) -> None:
-        self._models = Models(self._settings, cache=self._cache)
+        self._models = Models(self._settings, cache=self._cache, integrity=self._integrity)
         self._desk: FrontDesk[Endpoint] = FrontDesk(self._models.catalog, lambda endpoint: endpoint, clock=monotonic)
 
     async def __aexit__(
@@ -279,6 +289,14 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def _section(name: str, section: SectionT, settings: Mapping[str, Any]) -> SectionT:
+    """Raises ConfigError."""
+    for setting in settings:
+        if setting not in section.__struct_fields__:
+            raise ConfigError(f"{name}: there is no setting '{setting}'; {_nearest(setting, type(section))}")
+    return override(section, settings, lambda setting: f"{name}: {setting}")
 
 
 def _nearest(setting: str, section: type[Struct]) -> str:

@@ -74,7 +74,14 @@ class Server:
         """Raises ConfigError for a quota that never admits anything, and certificates that cannot be used."""
         self._config = config
         asks = config.auth.asks or bool(config.grants)
-        self.models = Models(config.server, config.tenants, autopilot=config.autopilot, cache=config.cache, asks=asks)
+        self.models = Models(
+            config.server,
+            config.tenants,
+            autopilot=config.autopilot,
+            cache=config.cache,
+            integrity=config.integrity,
+            asks=asks,
+        )
         budget_mb = config.server.memory_budget_mb
         memory_bytes = budget_mb * 2**20 if budget_mb else inf
         self.control = Control(self.models, open_store(config.server.store), memory_bytes=memory_bytes)

@@ -10,6 +10,7 @@ import pytest
 from dlproxy.config import ConfigError
 from dlproxy.fleet.repository.scan import listed, scan, versions_of
 from dlproxy.fleet.repository.tree import MOST_FILES, LocalTree, content_of
+from dlproxy.instance.integrity.encryption import MAGIC
 from tests.fleet.repository.fixtures import CLASS, found_in, paths, problems, put
 
 GOOD = (
@@ -87,6 +88,7 @@ def test_what_is_wrong_with_one_model_is_said_and_harms_no_other(files: list[str
         (b"", "m.onnx is empty"),
         (b"x = (", "m.py is not Python: '(' was never closed"),
         (b"class A: pass", "m.py has no class with predict(self, batch)"),
+        (MAGIC, "m.py is encrypted: say in dlproxy.toml which class it holds"),
         (b"class TritonPythonModel:\n    def execute(self, requests): pass", "TritonPythonModel has another interface"),
         (CLASS + CLASS.replace(b"Net", b"Other"), "several classes with predict: Net, Other; say which in dlproxy.toml"),
     ],

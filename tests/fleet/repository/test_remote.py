@@ -14,6 +14,7 @@ from dlproxy.fleet.repository.model_folder import FoundModel
 from dlproxy.fleet.repository.remote import KEEP_S, RemoteTree
 from dlproxy.fleet.repository.scan import listed, read_listed, scan
 from dlproxy.fleet.repository.watcher import Repository
+from dlproxy.instance.integrity.manifest import Listed, Manifest
 from dlproxy.testing.clock import ManualClock
 from tests.fleet.repository.fixtures import Store, much_later, problems
 
@@ -64,6 +65,19 @@ def test_no_more_is_copied_than_is_served(bucket: Bucket) -> None:
     assert served(bucket, found["n"]) == {"1": b"an ONNX model"}
     assert bucket.copies() == {"m/2/model.onnx", "m/2/more/words.txt", "n.onnx"}
     assert set(found) == {"m", "n"}
+
+
+def test_what_a_manifest_lists_is_copied_with_a_model_in_one_file(bucket: Bucket) -> None:
+    bucket.put("m.onnx", "sealed.bin", "others.bin", "n.onnx")
+    first = bucket.scan()["m"].wanted.versions["1"].stamp
+    files = {name: Listed(0, "") for name in ("m.onnx", "sealed.bin", "../outside.bin", "missing.bin")}
+    bucket.put("m.onnx.manifest.json", content=Manifest(files=files).encoded())
+    bucket.put("n.onnx.manifest.json", content=b"not a manifest")
+    found = bucket.scan()
+    assert set(found) == {"m", "n"}
+    assert found["m"].wanted.versions["1"].stamp != first  # it is read again when it is signed
+    manifests = {"m.onnx.manifest.json", "n.onnx.manifest.json"}
+    assert bucket.copies() == {"m.onnx", "sealed.bin", "n.onnx", *manifests}
 
 
 def test_what_is_the_same_is_copied_once(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,7 +184,20 @@ scopes = ["infer"]
 models = ["*"]
 created = 2026-01-01T00:00:00Z
 """
-FIELDS = ("id", "hash", "scopes", "models", "tenant", "created", "not_before", "expires", "revoked", "other")
+FIELDS = (
+    "id",
+    "hash",
+    "scopes",
+    "models",
+    "tenant",
+    "concurrent",
+    "rows_per_s",
+    "created",
+    "not_before",
+    "expires",
+    "revoked",
+    "other",
+)
 written = st.sampled_from(
     [
         *(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dlproxy.config import ConfigError
 from dlproxy.fleet.repository.tree import is_visible
+from dlproxy.instance.integrity.encryption import starts_encrypted
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.formats import format_of
 
@@ -58,6 +59,8 @@ def model_path(file: Path) -> str:
 
 
 def _class_in(file: Path) -> str:
+    if starts_encrypted(file):
+        raise ConfigError(f'{file} is encrypted: say in dlproxy.toml which class it holds, as path = "{file.name}:MyModel"')
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError) as error:

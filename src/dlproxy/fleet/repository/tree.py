@@ -5,6 +5,7 @@ Used by model_folder.py; remote.py has the same for object stores. Not aware of:
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from dlproxy.config import ConfigError
+from dlproxy.instance.integrity.manifest import OF_FILE, names_in
 from dlproxy.instance.runtime.content import external_data
 
 MOST_FILES = 10_000  # of one version; somebody's whole disk is no model
@@ -77,10 +79,14 @@ def is_visible(name: str) -> bool:
 
 
 def fetch_file(tree: Tree, path: str) -> Path:
-    """A model in one file, with those that hold its weights. Raises OSError."""
-    file = tree.fetch(path)
+    """A model in one file, with those that hold its weights, or that its manifest lists. Raises OSError."""
+    file, folder = tree.fetch(path), PurePosixPath(path).parent
     for name in weights_beside(file):
-        tree.fetch(str(PurePosixPath(path).parent / name))
+        tree.fetch(str(folder / name))
+    with suppress(OSError):  # most have no manifest
+        for name in names_in(tree.fetch(f"{path}{OF_FILE}"))[:MOST_FILES]:
+            with suppress(FileNotFoundError):  # which is said where it is checked
+                tree.fetch(str(folder / name))
     return file
 
 
@@ -124,6 +130,8 @@ def _files(path: Path, without: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
         return
     yield path.name, path
     yield from ((name, path.parent / name) for name in weights_beside(path))
+    if (manifest := path.with_name(f"{path.name}{OF_FILE}")).is_file():
+        yield manifest.name, manifest
 
 
 def _below(

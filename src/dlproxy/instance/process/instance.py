@@ -12,6 +12,7 @@ from traceback import TracebackException
 from msgspec import Struct
 
 from dlproxy.instance.batch import BatchResult
+from dlproxy.instance.integrity import Trust
 from dlproxy.instance.process.child import THREAD_COUNTS, Child
 from dlproxy.instance.process.messages import Cease, Done, Load, Loaded, Next, NotLoaded, Report, Run, Stop
 from dlproxy.instance.process.slots import OutputSlots, Slot, create_slots, write_inputs
@@ -49,6 +50,8 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
     """How long a worker without work may take to end."""
     content: Content | None = None
     """What the model's files are: the same object for all its workers, filled in by the first. Others load that or nothing."""
+    trust: Trust = Trust()
+    """Which models may be loaded, and the key that decrypts them."""
 
 
 class ProcessInstance:
@@ -121,6 +124,7 @@ class ProcessInstance:
                     settings.memory_limit_bytes,
                     settings.max_slot_bytes,
                     settings.content,
+                    settings.trust,
                 )
             )
             async with asyncio.timeout(settings.start_timeout_s):

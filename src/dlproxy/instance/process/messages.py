@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from dlproxy.instance.integrity import Trust
 from dlproxy.instance.runtime.content import Content, FileState
 from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.warmup import Calibration, WarmUp
@@ -21,7 +22,10 @@ _LENGTH = Layout("<I")
 
 
 class Load(Struct, tag="load", array_like=True):
-    """The first order: become able to run batches; answered by Loaded or NotLoaded. `content`: load this and nothing else."""
+    """The first order: become able to run batches; answered by Loaded or NotLoaded. `content`: load this and nothing else.
+
+    `trust`: goes this way because others see a process's arguments and environment.
+    """
 
     spec: PythonSpec
     warm_up: WarmUp | None
@@ -29,6 +33,7 @@ class Load(Struct, tag="load", array_like=True):
     memory_limit_bytes: int
     max_slot_bytes: int
     content: Content | None = None
+    trust: Trust = Trust()
 
 
 class Run(Struct, tag="run", array_like=True):

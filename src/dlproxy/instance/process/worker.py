@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import NoReturn, cast
 
 from dlproxy.instance.batch import Array, BatchResult, Steps, run_batch
+from dlproxy.instance.integrity import Trust
 from dlproxy.instance.process.messages import Cease, Done, Frames, Load, Loaded, Next, NotLoaded, Order, Report, Run, frame
 from dlproxy.instance.process.slots import Slot, read_inputs, write_outputs
 from dlproxy.instance.runtime import ModelError, Runtime, StreamingRuntime
@@ -151,10 +152,12 @@ class Worker:
 
 def _load(order: Load) -> tuple[Runtime, dict[str, FileState]]:
     """The model, and what it was loaded from, if that matters. Raises ModelError, or what the model's own code raises."""
+    more = {} if order.trust == Trust() else {"trust": order.trust}
+    order.trust = Trust()  # once the model is read, nothing needs its key
     if order.content is None:
-        return load(order.spec), {}
+        return load(order.spec, **more), {}
     before = stamps_before(order.content)
-    runtime = load(order.spec)
+    runtime = load(order.spec, **more)
     return runtime, files_after(order.content, before, getattr(runtime, "files", ()))
 
 

@@ -14,6 +14,7 @@ from dlproxy.message import Signature, TensorSpec
 
 if TYPE_CHECKING:
     from dlproxy.instance import Instance
+    from dlproxy.instance.integrity.files import ModelFiles
 
 TELEMETRY_OFF = ("ORT_DISABLE_TELEMETRY", "1")
 """For the environment, before anything imports ONNX Runtime, which else reports to its maker (since 1.29 on Linux too)
@@ -46,7 +47,8 @@ class StreamingRuntime(Runtime, Protocol):
 
 class Order(Struct, frozen=True, kw_only=True):
     """A model to load: the knobs of the same names, of several devices one. `inputs`, `outputs`: what the configuration
-    declares.
+    declares. `files`: its contents, if they were checked or decrypted, to load in place of what lies at `path`; another
+    package's format gets a `path` that leads to them. `pickle`: whether code may run when the model is read.
     """
 
     path: str
@@ -56,6 +58,8 @@ class Order(Struct, frozen=True, kw_only=True):
     max_batch: int = 256
     inputs: Sequence[TensorSpec] = ()
     outputs: Sequence[TensorSpec] = ()
+    files: "ModelFiles | None" = None
+    pickle: bool = False
 
 
 class Format(Struct, frozen=True, kw_only=True):

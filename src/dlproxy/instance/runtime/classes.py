@@ -15,20 +15,22 @@ from types import ModuleType
 from typing import Any
 from zlib import crc32
 
+from dlproxy.instance.integrity.files import ModelFiles
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.declared import one_line
+from dlproxy.instance.runtime.memory_modules import MemoryModules
 
 _TARGET = re.compile(r"(?P<place>.+):(?P<name>[A-Za-z_]\w*)")
 
 
-def find_class(path: str) -> type[Any]:
-    """Import what the path names. Raises ModelError."""
+def find_class(path: str, files: ModelFiles | None = None) -> type[Any]:
+    """Import what the path names. `files`: of the model, to be imported from memory. Raises ModelError."""
     match = _TARGET.fullmatch(path)
     if match is None:
-        classes = _predicting(_imported(path)) if Path(path).is_file() else []
+        classes = _predicting(_imported(path, files)) if Path(path).is_file() else []
         example = f"{path}:{classes[0]}" if classes else "my_module:MyModel or path/to/file.py:MyModel"
         raise ModelError(f"{path!r} names no class; write {example}")
-    module = _imported(match["place"])
+    module = _imported(match["place"], files)
     found = getattr(module, match["name"], None)
     if found is None:
         classes = _predicting(module) or [name for name, one in vars(module).items() if inspect.isclass(one)]
@@ -65,7 +67,7 @@ def sources(file: str | None) -> list[str]:
     return [file, *others]
 
 
-def _imported(place: str) -> ModuleType:
+def _imported(place: str, files: ModelFiles | None) -> ModuleType:
     """The module of that name, or of that file. What stands beside the file, or in the working folder, can be imported."""
     is_file = place.endswith(".py") or os.sep in place
     file = Path(place).resolve()
@@ -74,16 +76,17 @@ def _imported(place: str) -> ModuleType:
         hint = f"; did you mean {Path(place).with_name(near)}.py?" if near else ""
         raise ModelError(f"model file {place} does not exist{hint}")
     folder = str(file.parent if is_file else Path.cwd())
-    if folder not in sys.path:
+    if files is None and folder not in sys.path:
         sys.path.append(folder)  # at the end: a neighbour called queue.py must not replace the library's
     try:
-        return _executed(file) if is_file else importlib.import_module(place)
+        return _executed(file, files) if is_file else importlib.import_module(place)
     except ModuleNotFoundError as error:
         if not is_file and error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
             near = _near(place, Path(folder))
             hint = f"; did you mean {near}?" if near else ""
             raise ModelError(f"there is no module {place} in {folder} or among the installed packages{hint}") from None
-        raise ModelError(f"importing {place} raised {one_line(error)}; install it where dlproxy runs") from error
+        signed = "" if files is None else ", or if it stands beside the model, have it signed with it"
+        raise ModelError(f"importing {place} raised {one_line(error)}; install it where dlproxy runs{signed}") from error
     except (Exception, SystemExit) as error:
         raise ModelError(f"importing {place} raised {located(error, str(file))}") from error
 
@@ -93,8 +96,10 @@ def _near(name: str, folder: Path) -> str:
     return next(iter(difflib.get_close_matches(name, [file.stem for file in folder.glob("*.py")], n=1)), "")
 
 
-def _executed(file: Path) -> ModuleType:
+def _executed(file: Path, files: ModelFiles | None) -> ModuleType:
     name = f"dlproxy_model_{file.stem}_{crc32(str(file).encode()):08x}"  # two files may have one name
+    if files is not None:
+        return MemoryModules(files).executed(files.main, name)
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ModelError(f"{file} is not a Python file")

@@ -108,13 +108,18 @@ def external_data(model: Path) -> set[str]:
     if not model.stat().st_size:
         return set()
     with model.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as data:
-        try:
-            return {location.decode() for location in _locations(data, (0, len(data)), "model")}
-        except (ValueError, IndexError):  # no protobuf: loading it says so, and better
-            return set()
+        return external_data_in(data)
 
 
-def _locations(data: mmap, span: Span, message: str) -> Iterator[bytes]:
+def external_data_in(model: mmap | bytes) -> set[str]:
+    """The same of a model in memory."""
+    try:
+        return {location.decode() for location in _locations(model, (0, len(model)), "model")}
+    except (ValueError, IndexError):  # no protobuf: loading it says so, and better
+        return set()
+
+
+def _locations(data: mmap | bytes, span: Span, message: str) -> Iterator[bytes]:
     known, entry = _FIELDS[message], {}
     for number, value in fields(data, span):
         inner = known.get(number)

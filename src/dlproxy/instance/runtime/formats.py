@@ -5,22 +5,32 @@ Called by whatever loads models. Not aware of: how a model runs. Imports no fram
 
 import difflib
 import importlib
+import io
+import os
 import zipfile
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, BinaryIO
+
+import msgspec
 
 from dlproxy.config import SLEEP, python_place
 from dlproxy.config.paths import RUNTIMES, plugged_in, scheme_of
+from dlproxy.instance.integrity import Trust
+from dlproxy.instance.integrity.encryption import is_encrypted
+from dlproxy.instance.integrity.files import ModelFiles, read_files
+from dlproxy.instance.integrity.memory_folder import MemoryFolder
 from dlproxy.instance.runtime import Format, ModelError, Order, Runtime
+from dlproxy.instance.runtime.archives import refuse_unsafe
 from dlproxy.instance.runtime.declared import parse_specs
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.plugins import plugin
 from dlproxy.instance.runtime.specs import checked
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
+ANY = Trust()
 SUFFIXES = {
     ".onnx": "an ONNX model",
     ".pt2": "a program saved by torch.export.save",
@@ -51,8 +61,11 @@ _OTHERS = {
 }
 
 
-def format_of(path: str) -> Format:
-    """The kind of model at this path. Raises ModelError for one that is not there, or that dlproxy cannot run."""
+def format_of(path: str, *, pickle: bool = False, files: ModelFiles | None = None) -> Format:
+    """The kind of model at this path. Raises ModelError for one that is not there, or that dlproxy cannot run.
+
+    `pickle`: models that run code when they are read may be loaded. `files`: what is looked into instead of what lies there.
+    """
     if path.startswith(SLEEP):
         return FORMATS["sleep"]
     if python_place(path) is not None:
@@ -71,7 +84,7 @@ def format_of(path: str) -> Format:
     if suffix in (".onnx", ".keras"):
         return FORMATS[suffix.removeprefix(".")]
     if suffix in _TORCH:
-        return FORMATS[_torch_kind(file)]
+        return FORMATS[_torch_kind(file, None if files is None else files.model, pickle=pickle)]
     if suffix in _OTHERS:
         return _plugged_in(suffix, f"{path} is {_OTHERS[suffix]}")
     near = difflib.get_close_matches(suffix, SUFFIXES, n=1, cutoff=0.7) if suffix else []
@@ -111,13 +124,15 @@ def open_runtime(
     max_batch: int = 256,
     inputs: Mapping[str, str] = EMPTY,
     outputs: Mapping[str, str] = EMPTY,
+    trust: Trust = ANY,
 ) -> Runtime:
     """Load the model. `inputs`, `outputs`: what the configuration declares, as {"x": "FP32[-1,784]"}. Raises ModelError.
 
-    `device`, `gpu_memory_limit_mb`, `max_batch`: as in the configuration, but of several devices one.
+    `device`, `gpu_memory_limit_mb`, `max_batch`: as in the configuration, but of several devices one. `trust`: of the server.
     Takes plain data only, so that a spec can name it: PythonSpec("dlproxy.instance.runtime.formats:open_runtime", options).
     """
-    found = format_of(path)
+    files = read_files(path, trust)
+    found = format_of(path, pickle=trust.pickle, files=files)
     try:
         declared = parse_specs(inputs), parse_specs(outputs)
     except ModelError as error:
@@ -130,10 +145,14 @@ def open_runtime(
         max_batch=max_batch,
         inputs=declared[0],
         outputs=declared[1],
+        files=files,
+        pickle=trust.pickle,
     )
     if FORMATS.get(found.name) is found:
         return found.open(order)
     try:
+        if files is not None:
+            return _opened_in_memory(found, order, files)
         return checked(found.open(order), f"{path}: the installed format {found.name}")
     except ModelError:
         raise
@@ -141,19 +160,56 @@ def open_runtime(
         raise ModelError(f"{path}: the installed format {found.name} raised {type(error).__name__}: {error}") from error
 
 
+class _InMemory:
+    """Another package's runtime, with the memory that it was loaded from, and may yet read."""
+
+    def __init__(self, runtime: Runtime, folder: MemoryFolder) -> None:
+        self._runtime, self._folder = runtime, folder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+    def close(self) -> None:
+        close = getattr(self._runtime, "close", None)
+        if close is not None:
+            close()
+        self._folder.close()
+
+
+def _opened_in_memory(found: Format, order: Order, files: ModelFiles) -> Runtime:
+    """By a path that leads to what was checked."""
+    folder = MemoryFolder(files.data)
+    order = msgspec.structs.replace(order, path=str(folder.path / files.main), files=None)
+    runtime: Any = _InMemory(
+        checked(found.open(order), f"{files.folder / files.main}: the installed format {found.name}"), folder
+    )
+    made: Runtime = runtime
+    return made
+
+
 def _open_onnx(order: Order) -> Runtime:
-    runtime: Runtime = _module("onnx", order).OnnxRuntime(Path(order.path), max_batch=order.max_batch, **_placed(order))
+    runtime: Runtime = _module("onnx", order).OnnxRuntime(
+        Path(order.path), max_batch=order.max_batch, files=order.files, **_placed(order)
+    )
     return runtime
 
 
 def _open_torch(order: Order, kind: str) -> Runtime:
-    runtime: Runtime = _module("torch", order, "torch").TorchRuntime(Path(order.path), kind=kind, **_placed(order))
+    runtime: Runtime = _module("torch", order, "torch").TorchRuntime(
+        Path(order.path), kind=kind, files=order.files, pickle=order.pickle, **_placed(order)
+    )
     return runtime
 
 
 def _open_tensorflow(order: Order, kind: str) -> Runtime:
+    if kind == "keras" and order.files is not None and order.files.secret:
+        raise ModelError(
+            f"{order.path} is encrypted, but Keras unpacks parts of .keras files to disk: encrypt what model.export() writes"
+        )
     module = _module("tensorflow", order, "tensorflow")
-    runtime: Runtime = module.TensorFlowRuntime(Path(order.path), kind=kind, **_placed(order))
+    runtime: Runtime = module.TensorFlowRuntime(
+        Path(order.path), kind=kind, files=order.files, pickle=order.pickle, **_placed(order)
+    )
     return runtime
 
 
@@ -164,7 +220,9 @@ def _open_python(order: Order) -> Runtime:
     )
     if order.gpu_memory_limit_mb:
         raise ModelError(f"{order.path}: gpu_memory_limit_mb cannot bind a Python class; limit its framework in load()")
-    runtime: Runtime = _module("python", order).PythonRuntime(order.path, inputs=order.inputs, outputs=order.outputs)
+    runtime: Runtime = _module("python", order).PythonRuntime(
+        order.path, inputs=order.inputs, outputs=order.outputs, files=order.files
+    )
     return runtime
 
 
@@ -182,6 +240,7 @@ FORMATS: Mapping[str, Format] = {
         Format(name="onnx", open=_open_onnx, apart=False, threads_pay=True),
         Format(name="torchscript", open=partial(_open_torch, kind="torchscript"), threads_pay=True),
         Format(name="torch_export", open=partial(_open_torch, kind="torch_export"), threads_pay=True),
+        Format(name="torch_pickle", open=partial(_open_torch, kind="torch_pickle"), threads_pay=True),
         Format(name="saved_model", open=partial(_open_tensorflow, kind="saved_model")),
         Format(name="keras", open=partial(_open_tensorflow, kind="keras")),
         Format(name="python", open=_open_python, finds_device=True),
@@ -220,20 +279,35 @@ def _why_no_folder(folder: Path) -> str:
     return f"{folder} is a directory without saved_model.pb{hint}"
 
 
-def _torch_kind(file: Path) -> Literal["torchscript", "torch_export"]:
-    """TorchScript and exported programs are zip archives, told apart by their members; what torch.save writes is refused."""
+def _torch_kind(file: Path, data: bytes | None, *, pickle: bool) -> str:
+    """TorchScript and exported programs are zip archives, told apart by their members; what torch.save writes is refused.
+
+    `data`: of the file, if it is in memory. What is encrypted shows its kind when it is opened; all of torch's run alike.
+    """
+    with file.open("rb") if data is None else io.BytesIO(data) as stream:
+        start = stream.read(16)
+        return "torchscript" if is_encrypted(start) else _kind_in(file, stream, start, pickle=pickle)
+
+
+def _kind_in(file: Path, stream: BinaryIO, start: bytes, *, pickle: bool) -> str:
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(stream) as archive:
+            refuse_unsafe(archive, stream.seek(0, os.SEEK_END))
             members = {name.partition("/")[2] or name for name in archive.namelist()}
+    except ModelError as error:
+        raise ModelError(f"{file}: {error}") from None
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:  # each of which damaged archives raise
-        with file.open("rb") as stream:
-            if stream.read(2)[:1] == b"\x80":  # the first byte of every pickle since protocol 2
-                raise ModelError(f"{file} is a pickle; {_no_pickles()}") from None
+        if start[:1] == b"\x80":  # the first byte of every pickle since protocol 2
+            if pickle:
+                return "torch_pickle"
+            raise ModelError(f"{file} is a pickle; {_no_pickles()}") from None
         raise ModelError(f"{file} is not a model that torch can load: it is not a zip archive ({error})") from None
     if "archive_format" in members:
         return "torch_export"
     if "constants.pkl" in members:
         return "torchscript"
+    if "data.pkl" in members and pickle:
+        return "torch_pickle"
     if "data.pkl" in members:
         raise ModelError(f"{file} was written by torch.save and holds a pickle; {_no_pickles()}")
     if "serialized_exported_program.json" in members or "version" in members:
@@ -242,7 +316,10 @@ def _torch_kind(file: Path) -> Literal["torchscript", "torch_export"]:
 
 
 def _no_pickles() -> str:
-    return f"reading it would run whatever code it names: save it with torch.export.save, or {_CLASS}"
+    return (
+        f"reading it would run whatever code it names: save it with torch.export.save, or {_CLASS}, or if you trust whoever "
+        'wrote it, set [integrity] pickle = "allow"'
+    )
 
 
 def _neighbour(file: Path) -> str:

@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from dlproxy.message import DType, Signature, TensorSpec, element_count
 os.environ.setdefault(*TELEMETRY_OFF)
 
 import onnxruntime as ort
+
+if TYPE_CHECKING:
+    from dlproxy.instance.integrity.files import ModelFiles
 
 _DTYPES = {
     "tensor(bool)": DType.BOOL,
@@ -59,7 +62,7 @@ class OnnxRuntime:
 
     `threads`: intra-op threads; operators run one after the other (inter-op 1). `device`: see devices.py; the attribute says
     where it is, in words, "cpu" for ONNX Runtime's own kernels. `max_batch`: the rows for which TensorRT builds its engine.
-    `inputs`, `outputs`: the configuration's, for some or all of them.
+    `inputs`, `outputs`: the configuration's, for some or all of them. `files`: of the model, to be loaded from memory.
     """
 
     def __init__(
@@ -72,13 +75,19 @@ class OnnxRuntime:
         max_batch: int = 256,
         inputs: Sequence[TensorSpec] = (),
         outputs: Sequence[TensorSpec] = (),
+        files: "ModelFiles | None" = None,
     ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _QUIET
-        _check_file(path)
-        rows = _tensorrt_rows(path, options, max_batch) if device.startswith("tensorrt") else EMPTY
+        if files is None:
+            _check_file(path)
+        else:
+            self.files = files.paths
+        source = _Source(path, files)
+        source.add_weights(options)
+        rows = _tensorrt_rows(source, options, max_batch) if device.startswith("tensorrt") else EMPTY
         available = ort.get_available_providers()
         gpus = _gpus() if CUDA_PROVIDER in available else 0
         try:
@@ -87,12 +96,12 @@ class OnnxRuntime:
             raise ModelError(f"{path}: {error}") from None
         if device == "auto" and CUDA_PROVIDER in available and not gpus:
             _warn("the NVIDIA driver sees no GPU")
-        self._session, plan = _first(path, options, plans)
+        self._session, plan = _first(source, options, plans)
         self.device = CPU if plan.place == CPU else f"{plan.place} ({plan.main})"
         self.checks_indices = plan.place == CPU
         file = None
         try:
-            file = OnnxFile(path)
+            file = OnnxFile(path if files is None else files.model)
         except (OSError, ValueError) as error:  # ONNX Runtime read it; what is looked up there can do without
             log.warning("%s: the graph cannot be looked at (%s); only runs will show whether rows are independent", path, error)
         self._graph = file.graph if file is not None else None
@@ -157,33 +166,56 @@ def _check_file(path: Path) -> None:
         raise ModelError(f"{path} is a directory; dlproxy takes the path of an .onnx file")
 
 
-def _tensorrt_rows(path: Path, options: Any, most_rows: int) -> dict[str, str]:
-    inputs = _Found(_open(path, options, ON_CPU), None, path).signature((), ()).inputs
+class _Source:
+    """Where a session is loaded from: a path, or memory."""
+
+    def __init__(self, path: Path, files: "ModelFiles | None") -> None:
+        self.path = path
+        self._files = files
+
+    @property
+    def model(self) -> str | bytes:
+        """As ONNX Runtime takes it."""
+        return str(self.path) if self._files is None else self._files.model
+
+    def add_weights(self, options: Any) -> None:
+        """Those beside a model in memory, by the names that it has for them; else it would look for them on the disk."""
+        if self._files is None or not (names := sorted(self._files.data.keys() - {self._files.main})):
+            return
+        if not hasattr(options, "add_external_initializers_from_files_in_memory"):
+            raise ModelError(f"{self.path} keeps weights in other files: to load them from memory takes a newer ONNX Runtime")
+        contents = [self._files.data[name] for name in names]
+        options.add_external_initializers_from_files_in_memory(names, contents, [len(one) for one in contents])
+
+
+def _tensorrt_rows(source: _Source, options: Any, most_rows: int) -> dict[str, str]:
+    path = source.path
+    inputs = _Found(_open(source, options, ON_CPU), None, path).signature((), ()).inputs
     rows = tensorrt_rows(inputs, most_rows)
     if not rows and any(-1 in spec.shape for spec in inputs):
         log.warning("%s has open axes besides the rows: TensorRT stops service to build an engine for each larger input", path)
     return rows
 
 
-def _first(path: Path, options: Any, plans: Sequence[Plan]) -> tuple[Any, Plan]:
+def _first(source: _Source, options: Any, plans: Sequence[Plan]) -> tuple[Any, Plan]:
     """The first plan that works out, with its session. Raises ModelError in the words of the last."""
     for plan in plans[:-1]:
         try:
-            return _open(path, options, plan), plan
+            return _open(source, options, plan), plan
         except ModelError as error:
             _warn(str(error))
-    return _open(path, options, plans[-1]), plans[-1]
+    return _open(source, options, plans[-1]), plans[-1]
 
 
-def _open(path: Path, options: Any, plan: Plan) -> Any:
+def _open(source: _Source, options: Any, plan: Plan) -> Any:
     """A session that has the plan's main provider: ONNX Runtime leaves out one that it cannot use, and says so nowhere else."""
-    complaint = ""
+    path, complaint = source.path, ""
     if any(name == CUDA_PROVIDER for name, _ in plan.providers):
         with _loading:
             complaint = _preload_cuda()
     by = f"ONNX Runtime {ort.__version__}"
     try:
-        session = ort.InferenceSession(str(path), options, providers=plan.providers, enable_fallback=False)
+        session = ort.InferenceSession(source.model, options, providers=plan.providers, enable_fallback=False)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
         what = f"is not a model that {by} can load" if plan.place == CPU else f"cannot be loaded on {plan.place} by {by}"
         raise ModelError(f"{path} {what}: {_in_a_line(error).split('failed:', 1)[-1].strip()}") from error

@@ -46,12 +46,16 @@ class Graph(Struct):
 
 
 class OnnxFile:
-    """A file that ONNX Runtime has loaded, mapped into memory for as long as it is looked at."""
+    """A file that ONNX Runtime has loaded, mapped into memory for as long as it is looked at, or there already."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, model: Path | bytes) -> None:
         """Raises OSError, or ValueError where the file is not laid out as onnx.proto says."""
-        with path.open("rb") as file:
-            self._data = mmap(file.fileno(), 0, access=ACCESS_READ)
+        self._data: mmap | bytes
+        if isinstance(model, bytes):
+            self._data = model
+        else:
+            with model.open("rb") as file:
+                self._data = mmap(file.fileno(), 0, access=ACCESS_READ)
         self.words: list[str] = []
         """Texts that operators and constants name: what a model of texts knows."""
         try:

@@ -14,7 +14,7 @@ Span = tuple[int, int]
 """Where something stands in the file: first byte, and the one after the last."""
 
 
-def fields(data: mmap, span: Span) -> Iterator[tuple[int, int | Span]]:
+def fields(data: mmap | bytes, span: Span) -> Iterator[tuple[int, int | Span]]:
     """The fields of a message: (number, value); the value of what has a length is where it stands.
 
     Raises ValueError, or IndexError at the end of the file, for what is no protobuf.
@@ -42,14 +42,14 @@ def fields(data: mmap, span: Span) -> Iterator[tuple[int, int | Span]]:
             raise ValueError(f"a field at byte {at} has the unknown wire type {kind}")
 
 
-def varints(data: mmap, span: Span) -> Iterator[int]:
+def varints(data: mmap | bytes, span: Span) -> Iterator[int]:
     at, end = span
     while at < end:
         value, at = _varint(data, at)
         yield value
 
 
-def _varint(data: mmap, at: int) -> tuple[int, int]:
+def _varint(data: mmap | bytes, at: int) -> tuple[int, int]:
     """Value and next position. Raises IndexError at the end of the file, ValueError for more than 64 bits."""
     value = shift = 0
     while True:

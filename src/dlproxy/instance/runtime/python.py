@@ -19,9 +19,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dlproxy.instance.integrity.files import ModelFiles
 from dlproxy.instance.runtime import TELEMETRY_OFF, ModelError
 from dlproxy.instance.runtime.classes import find_class, located, sources
 from dlproxy.instance.runtime.declared import check_outputs, signature_of, spec_of, written
+from dlproxy.instance.runtime.memory_modules import MemoryModules
 from dlproxy.instance.runtime.partial_answers import AnswerError, Parts, arrays_of
 from dlproxy.message import Signature, TensorSpec
 
@@ -37,17 +39,30 @@ LOOKED_AT = 16  # parts of an answer that warm-up sees of a class that streams: 
 
 
 class PythonRuntime:
-    """One object of the class. `inputs`, `outputs`: the configuration's, for a class that declares none.
+    """One object of the class. `inputs`, `outputs`: the configuration's, for a class that declares none. `files`: of the model,
+    to be imported from memory.
 
     Calls are made one at a time unless the class says `thread_safe = True`: few classes are written for more. The arrays
     that `predict` gets are its own to write to, and those that it returns must not be written to later. A class with
     `streams = True` answers in the parts that `predict` yields, by `steps`; `run` joins the first of them.
     """
 
-    def __init__(self, path: str, *, inputs: Sequence[TensorSpec] = (), outputs: Sequence[TensorSpec] = ()) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        inputs: Sequence[TensorSpec] = (),
+        outputs: Sequence[TensorSpec] = (),
+        files: ModelFiles | None = None,
+    ) -> None:
         os.environ.setdefault(*TELEMETRY_OFF)  # for whatever its file imports
-        self._class = find_class(path)
+        self._class = find_class(path, files)
         self._file: str | None = getattr(sys.modules.get(self._class.__module__), "__file__", None)
+        self._paths: list[str] | None = None
+        self._modules: Any = None
+        if files is not None:
+            self._paths, self._file = files.paths, str(files.folder / files.main)
+            self._modules = getattr(sys.modules.get(self._class.__module__), "__loader__", None)
         self._loop: _Loop | None = None
         self._model = self._made(path)
         self.signature = self._declared = self._signature(path, inputs, outputs)
@@ -58,7 +73,7 @@ class PythonRuntime:
     @property
     def files(self) -> list[str]:
         """The class's, and those of whatever it has imported from beside or below that."""
-        return sources(self._file)
+        return sources(self._file) if self._paths is None else self._paths
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """One call of `predict`. Raises RuntimeError for what it raises, ValueError for what it should not have given."""
@@ -92,6 +107,8 @@ class PythonRuntime:
         finally:
             if self._loop is not None:
                 self._loop.stop()
+            if isinstance(self._modules, MemoryModules):
+                self._modules.close()
 
     def _made(self, path: str) -> Any:
         name = self._class.__name__

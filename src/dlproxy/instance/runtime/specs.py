@@ -22,8 +22,8 @@ class PythonSpec(Struct, frozen=True):
     options: dict[str, Any] = {}
 
 
-def load(spec: PythonSpec) -> Runtime:
-    """Import the target and call it. Raises ModelError, or what the model's own code raises."""
+def load(spec: PythonSpec, **more: Any) -> Runtime:
+    """Import the target and call it, with `more` options. Raises ModelError, or what the model's own code raises."""
     module_name, _, name = spec.target.partition(":")
     if not module_name or not name:
         raise ModelError(f"{spec.target!r} names no Python object; write it like package.module:Class")
@@ -35,7 +35,7 @@ def load(spec: PythonSpec) -> Runtime:
         if not hasattr(target, part):
             raise ModelError(f"{spec.target}: {target.__name__} has no {part!r}")
         target = getattr(target, part)
-    return checked(target(**spec.options), spec.target)
+    return checked(target(**spec.options, **more), spec.target)
 
 
 def checked(runtime: Runtime, source: str) -> Runtime:

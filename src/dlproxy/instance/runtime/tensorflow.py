@@ -7,14 +7,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from dlproxy.cores import allowed_cores
+from dlproxy.instance.integrity.memory_folder import MemoryFolder
 from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.archives import refuse_code
 from dlproxy.instance.runtime.declared import Found, check_outputs, one_line, refine, signature_of
 from dlproxy.instance.runtime.devices import CPU, gpu_of
 from dlproxy.message import DType, TensorSpec
@@ -24,6 +26,9 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import keras
 import tensorflow as tf
+
+if TYPE_CHECKING:
+    from dlproxy.instance.integrity.files import ModelFiles
 
 _DTYPES = {
     tf.bool: DType.BOOL,
@@ -58,6 +63,7 @@ class TensorFlowRuntime:
     TensorFlow takes both once per process: a second model there runs with those of the first, see the attribute `threads`.
     `device`: "auto", "cpu", "cuda" or "cuda:N"; the attribute says which it is. `gpu_memory_limit_mb` is for each GPU and,
     like the threads, settled by the first model. `inputs`, `outputs`: the configuration's, where the model leaves shapes open.
+    `files`: of the model, to be loaded from memory. `pickle`: code in it may run when it is read.
     """
 
     def __init__(
@@ -70,14 +76,20 @@ class TensorFlowRuntime:
         gpu_memory_limit_mb: int = 0,
         inputs: Sequence[TensorSpec] = (),
         outputs: Sequence[TensorSpec] = (),
+        files: "ModelFiles | None" = None,
+        pickle: bool = False,
     ) -> None:
         self.threads = _set_threads(threads)
-        load = _load_saved_model if kind == "saved_model" else _load_keras
+        place = path
         try:
+            if files is not None:
+                self.files = files.paths
+                self._folder = MemoryFolder(files.data)  # its tables may be read later
+                place = self._folder.path / files.main
             gpu = _gpu(device, gpu_memory_limit_mb)
             self.device, self._device = (CPU, "/CPU:0") if gpu is None else (f"cuda:{gpu}", f"/GPU:{gpu}")
             with tf.device(self._device):
-                self._loaded = load(path)
+                self._loaded = _load_saved_model(place) if kind == "saved_model" else _load_keras(place, pickle=pickle)
             self.signature = signature_of(
                 refine(self._loaded.inputs, inputs, "inputs"),
                 refine(self._loaded.outputs, outputs, "outputs"),
@@ -119,12 +131,16 @@ def _load_saved_model(path: Path) -> _Loaded:
     return _Loaded(_found(by_name), _found(function.structured_outputs), call, owner)
 
 
-def _load_keras(path: Path) -> _Loaded:
-    """Without the compiled loss and optimiser, and without lambdas, which are code (Keras' safe mode)."""
+def _load_keras(path: Path, *, pickle: bool) -> _Loaded:
+    """Without the compiled loss and optimiser, and without lambdas, which are code (Keras' safe mode), unless `pickle`."""
     if keras.backend.backend() != "tensorflow":
         raise ModelError(f"KERAS_BACKEND is {keras.backend.backend()}; dlproxy runs .keras files on tensorflow")
     try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        if not pickle:
+            refuse_code(path)
+        model = keras.saving.load_model(path, compile=False, safe_mode=not pickle)
+    except ModelError:
+        raise
     except Exception as error:  # a zip, JSON, HDF5 or Keras error
         raise ModelError(f"not a model that Keras {keras.__version__} can load: {one_line(error)}") from error
     flat = getattr(model, "inputs", None)

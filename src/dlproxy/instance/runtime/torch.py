@@ -3,6 +3,7 @@
 Called by runtime/formats.py to load and by instance/batch.py to run. Not aware of: threads other than torch's own.
 """
 
+import inspect
 import io
 import json
 import logging
@@ -12,7 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.declared import EXAMPLE, Found, check_outputs, one_line, refine, signature_of, written
 from dlproxy.instance.runtime.devices import CPU, gpu_of
 from dlproxy.message import DType, Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from dlproxy.instance.integrity.files import ModelFiles
 
 _DTYPES = {
     torch.bool: DType.BOOL,
@@ -58,19 +62,22 @@ class TorchRuntime:
     """One model. `threads`: torch's intra-op threads while it runs; the setting is the process's, so it is made for each run.
 
     `device`: "auto", "cpu", "cuda" or "cuda:N"; the attribute says which it is. `gpu_memory_limit_mb` holds for all models of
-    the process on that GPU. `inputs`, `outputs`: the configuration's, without which TorchScript has no shapes.
+    the process on that GPU. `inputs`, `outputs`: the configuration's, without which TorchScript has no shapes. `files`: of the
+    model, to be loaded from memory. `pickle`: code in it may run when it is read.
     """
 
     def __init__(
         self,
         path: Path,
         *,
-        kind: Literal["torchscript", "torch_export"],
+        kind: Literal["torchscript", "torch_export", "torch_pickle"],
         threads: int,
         device: str = CPU,
         gpu_memory_limit_mb: int = 0,
         inputs: Sequence[TensorSpec] = (),
         outputs: Sequence[TensorSpec] = (),
+        files: "ModelFiles | None" = None,
+        pickle: bool = False,
     ) -> None:
         self._threads = threads
         on = _device(path, device)
@@ -78,9 +85,13 @@ class TorchRuntime:
             _limit_memory(on, gpu_memory_limit_mb * 2**20)
         self.device = str(on)
         self._run_on = _Cuda(on).run if on.type == "cuda" else _run_on_cpu
-        load = _load_script if kind == "torchscript" else _load_program
         try:
-            loaded = load(path, on, inputs, outputs)
+            with path.open("rb") if files is None else io.BytesIO(files.model) as stream:
+                if kind == "torch_export":
+                    loaded = _load_program(stream, on, inputs, outputs, pickle=pickle)
+                else:
+                    module = _read_script(stream, on) if kind == "torchscript" else _read_pickle(stream, on, pickle=pickle)
+                    loaded = _as_declared(*module, inputs, outputs)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
         self.signature = loaded.signature
@@ -127,16 +138,37 @@ def _run_on_cpu(call: Callable[[list[Any]], Any], tensors: list[Any]) -> dict[st
     return _by_name(call(tensors))
 
 
-def _load_script(path: Path, device: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> _Loaded:
-    """TorchScript says how its inputs are called, but neither their element types nor any shape."""
+def _read_script(stream: BinaryIO, device: Any) -> tuple[Any, list[str], set[str]]:
+    """The module, the names of its arguments, and those that it must get."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated since torch 2.10, and it has no other loader
-            module = torch.jit.load(path, map_location=device).eval()
+            module = torch.jit.load(stream, map_location=device).eval()
         arguments = [argument.name for argument in module.forward.schema.arguments[1:]]
         required = {argument.name for argument in module.forward.schema.arguments[1:] if not argument.has_default_value()}
     except Exception as error:  # RuntimeError, AttributeError for a module without forward, and others
         raise ModelError(f"not TorchScript that torch {torch.__version__} can load: {one_line(error)}") from error
+    return module, arguments, required
+
+
+def _read_pickle(stream: BinaryIO, device: Any, *, pickle: bool) -> tuple[Any, list[str], set[str]]:
+    """The same of a module that torch.save has written. Whoever wrote it may run anything here."""
+    if not pickle:
+        raise ModelError("it is a pickle, and reading a pickle runs code")
+    try:
+        module = torch.load(stream, map_location=device, weights_only=False)
+    except Exception as error:  # whatever the code in it raises
+        raise ModelError(f"not a module that torch {torch.__version__} can load: {one_line(error)}") from error
+    if not isinstance(module, torch.nn.Module):
+        raise ModelError(f"it holds a {type(module).__name__}, not a module: torch.save(model, file) writes one")
+    parameters = inspect.signature(module.forward).parameters.values()
+    return module.eval(), [one.name for one in parameters], {one.name for one in parameters if one.default is one.empty}
+
+
+def _as_declared(
+    module: Any, arguments: list[str], required: set[str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> _Loaded:
+    """TorchScript says how its inputs are called, but neither their element types nor any shape."""
     if not inputs or not outputs:
         example = ", ".join(f"{name} = {EXAMPLE!r}" for name in arguments)
         raise ModelError(
@@ -171,15 +203,18 @@ def _arguments_meant(declared: list[str], arguments: list[str]) -> list[str]:
     return [arguments[place] if place < len(arguments) else name for place, name in zip(places, declared, strict=True)]
 
 
-def _load_program(path: Path, device: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> _Loaded:
+def _load_program(
+    stream: BinaryIO, device: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, pickle: bool
+) -> _Loaded:
     """An exported program knows its element types and shapes; an axis that was exported as dynamic is open."""
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # it logs tracebacks of what it then raises
     try:
-        _refuse_code(path)
-        with path.open("rb") as stream:  # by name it would insist on the ending .pt2
-            program = torch.export.load(stream)
+        if not pickle:
+            _refuse_code(stream)
+            stream.seek(0)
+        program = torch.export.load(stream)  # by name it would insist on the ending .pt2
         program = _moved(program, device)
         found_inputs, found_outputs, batched = _found(program)
         module = program.module()
@@ -208,12 +243,12 @@ def _load_program(path: Path, device: Any, inputs: Sequence[TensorSpec], outputs
     return _Loaded(signature, call)
 
 
-def _refuse_code(path: Path) -> None:
+def _refuse_code(stream: BinaryIO) -> None:
     """Refuse an archive with pickles or compiled code in it: torch.export.load would run them. Raises ModelError.
 
     This closes the plainest doors, not all: torch evaluates the size expressions in a program, so load only what you trust.
     """
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(stream) as archive:
         names = archive.namelist()
         members = {name.partition("/")[2]: name for name in names}
         if len(members) != len(names):

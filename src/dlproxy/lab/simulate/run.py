@@ -21,6 +21,8 @@ from dlproxy.cores import usable_cores
 from dlproxy.fleet.autoscale import rule_of
 from dlproxy.fleet.names import instance_names
 from dlproxy.fleet.warm_model import stated_way, warm_up
+from dlproxy.instance.integrity import Trust
+from dlproxy.instance.runtime.formats import ANY
 from dlproxy.instance.trial import Measured as Tried
 from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
@@ -116,13 +118,19 @@ class Scenario(Struct, kw_only=True):
 
 
 def plan_model(
-    name: str, config: ModelConfig, service: str = "", *, without_loop: bool = False, start_s: float = START_S
+    name: str,
+    config: ModelConfig,
+    service: str = "",
+    *,
+    without_loop: bool = False,
+    start_s: float = START_S,
+    trust: Trust = ANY,
 ) -> ModelPlan:
     """How a model would be served, and how long its batches take. Raises ConfigError, LogError, ModelError.
 
-    `start_s`: how long a further instance takes to start, where the model scales.
+    `start_s`: how long a further instance takes to start, where the model scales. `trust`: by which it may be loaded.
     """
-    plan = _planned(name, config, service, without_loop=without_loop)
+    plan = _planned(name, config, service, trust, without_loop=without_loop)
     plan.quantile = config.goal.quantile
     plan.threads = plan.timed_on = max(config.threads, plan.threads)
     plan.most_rows = most_rows(config, splits=True) if plan.splits else plan.plan.knobs.max_batch
@@ -136,7 +144,7 @@ def plan_model(
     return plan
 
 
-def _planned(name: str, config: ModelConfig, service: str, *, without_loop: bool) -> ModelPlan:
+def _planned(name: str, config: ModelConfig, service: str, trust: Trust, *, without_loop: bool) -> ModelPlan:
     """As described, recorded or measured.
 
     `service`: "base=10ms,row=0.5ms,cv=0.1" describes a line, a path of an event log gives what was measured live, and
@@ -170,7 +178,7 @@ def _planned(name: str, config: ModelConfig, service: str, *, without_loop: bool
         calibration = Calibration(points, True)
         plan = _lane(name, config, calibration, stated_way(config, calibration.single_s), batched=True)
         return ModelPlan(plan, lambda seed: Fitted(base_s, row_s, cv=cv, seed=seed), service, splits=True)
-    warm = warm_up(config)
+    warm = warm_up(config, trust=trust)
     signature, calibration = warm.runtime.signature, warm.calibration
     if not calibration.points:
         raise ConfigError(f"model {name}: {calibration.warning}; describe its times: --service {name}=base=10ms,row=0.5ms")
