@@ -58,8 +58,10 @@ run = "process"
 path = "sleep:base=0.1ms"
 [models.{secret}]
 path = "sleep:base=0.1ms"
+cache = "on"
 [models.m-far]
 path = "https://127.0.0.1:{http}/v2/models/m"
+cache = "on"
 upstream_ca = "ours.ca.pem"
 upstream_cert = "shop-1.pem"
 upstream_api_key = "env:KEY_OF_FAR"
@@ -256,6 +258,8 @@ def of_one(model: str) -> Iterator[tuple[str, str, Any, str]]:
         yield "tfs_http", f"/v1/models/{model}{tail}", None, ""
     yield "tfs_http", f"/v1/models/{model}:classify", {"examples": [{"x": 1.0}]}, ""
     yield "control", f"/autopilot/{model}", None, ""
+    yield "control", f"/cache/{model}", None, ""
+    yield "control", "/cache/clear", {"model": model}, "POST"
     yield "control", f"/models/{model}", {"max_wait_s": 0.0}, "PATCH"
     yield "control", "/autopilot/pause", {"model": model}, "POST"
     yield "control", "/models/m/trunk", {"trunk": model}, "POST"
@@ -308,7 +312,10 @@ def test_a_mistaken_name_is_told_of_no_model_of_others(site: LockedServer, numbe
 LISTS: list[tuple[str, str, Any, str]] = [
     *(("tfs_http", path, None, "") for path in ("/", "/openapi.json", "/v2", "/v2/models/stats", "/v1/models", "/v2/logging")),
     ("tfs_http", "/v2/repository/index", {}, "POST"),
-    *(("control", path, None, "") for path in ("/models", "/autopilot", "/metrics", "/openapi.json", "/healthz", "/docs")),
+    *(
+        ("control", path, None, "")
+        for path in ("/models", "/autopilot", "/cache", "/metrics", "/openapi.json", "/healthz", "/docs")
+    ),
     ("grpc", f"{SERVICE}/RepositoryIndex", b"", ""),
     ("grpc", f"{SERVICE}/ModelStatistics", b"", ""),
 ]
@@ -332,6 +339,7 @@ def test_lists_have_only_what_one_may_see(site: LockedServer, number: int) -> No
         ("tfs_http", "/v2/trace/setting", {}, "POST"),
         ("tfs_http", "/v2/systemsharedmemory/unregister", {}, "POST"),
         ("control", "/autopilot/pause", {}, "POST"),
+        ("control", "/cache/clear", {}, "POST"),
         ("grpc", f"{SERVICE}/LogSettings", b"", ""),
         ("grpc", f"{SERVICE}/TraceSetting", b"", ""),
         ("tfs_grpc", f"{MODELS}/HandleReloadConfigRequest", b"", ""),

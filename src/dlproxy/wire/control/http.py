@@ -165,7 +165,7 @@ def _cache_routes(catalog: Catalog, caches: ResultCaches) -> list[Route]:
         async def answer() -> Any:
             name = await _model_named(request)
             demand(who_asks(request), "admin", name)
-            return {"forgotten": caches.clear(catalog.get(name).name if name else "")}
+            return {"forgotten": caches.clear(catalog.get(name, "", who_asks(request)).name if name else "")}
 
         return await _answer(answer())
 
