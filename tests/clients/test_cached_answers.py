@@ -44,12 +44,18 @@ Told = tuple[str, list[float], int]  # what the cache had, y, run
 
 
 class CachingServer(ServerProcess):
-    """m remembers, brief does for no time at all; with TensorFlow Serving's ports."""
+    """m remembers, rows does so row by row, brief for no time at all; with TensorFlow Serving's ports."""
 
     def __init__(self, folder: Path) -> None:
         (folder / "counting.py").write_text(MODEL)
         counting = {"path": f"{folder / 'counting.py'}:Counting", "run": "thread", "instances": 1, "batching": "off"}
-        models = {"m": {**counting, "cache": "on"}, "brief": {**counting, "cache": "on", "cache_ttl_s": 1e-6}, "off": counting}
+        models = {
+            "m": {**counting, "cache": "on"},
+            "brief": {**counting, "cache": "on", "cache_ttl_s": 1e-6},
+            "off": counting,
+            "perhaps": {**counting, "cache": "auto"},
+            "rows": {"path": "sleep:base=10us", "run": "inline", "cache": "on", "cache_rows": True},
+        }
         config = write_config(folder / "dlproxy.toml", models, tfs=True, tfs_grpc_port=0, tfs_http_port=0)
         super().__init__("--config", config)
         found = re.search(r"^TF Serving \S+:(\d+) \(gRPC\), http://\S+:(\d+)/v1/models$", self.report, re.MULTILINE)
@@ -337,3 +343,25 @@ def test_the_configuration_says_that_a_model_remembers(server: CachingServer) ->
         asked = oip.ModelConfigRequest(name=model)
         _, told = called(server.grpc_port, f"{SERVICE}/ModelConfig", asked, oip.ModelConfigResponse)
         assert told.config.response_cache.enable is bool(expected)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_rows_that_are_known_are_told_as_a_part(server: CachingServer, scheme: str) -> None:
+    with Client(f"{scheme}://{server.address if scheme == 'http' else server.grpc_address}") as client:
+
+        def ask(*numbers: float) -> tuple[str, list[float]]:
+            answer = client.infer("rows", np.array([numbers], np.float32).T)
+            return answer.cache, answer["y"][:, 0].tolist()
+
+        assert ask(1.0, 2.0) == ("miss", [1.0, 2.0])
+        assert ask(3.0, 2.0, 4.0, 1.0) == ("partial", [3.0, 2.0, 4.0, 1.0])
+        assert ask(4.0, 3.0, 1.0) == ("hit", [4.0, 3.0, 1.0])
+        assert ask(2.0) == ("hit", [2.0])
+    assert server.metric("dlproxy_cache_known_rows", model="rows") >= 5
+
+
+def test_auto_finds_a_model_whose_answers_differ_and_remembers_none(server: CachingServer) -> None:
+    assert [server.infer(X, "perhaps")[0] for _ in range(3)] == ["", "", ""], "it is off at first"
+    with urlopen(f"http://127.0.0.1:{server.control_port}/cache/perhaps", timeout=HANG_S) as reply:
+        (state,) = json.load(reply)
+    assert (state["state"], state["entries"], state["hit_ratio"]) == ("off: equal inputs gave different answers", 0, None)
