@@ -185,18 +185,8 @@ models = ["*"]
 created = 2026-01-01T00:00:00Z
 """
 FIELDS = (
-    "id",
-    "hash",
-    "scopes",
-    "models",
-    "tenant",
-    "concurrent",
-    "rows_per_s",
-    "created",
-    "not_before",
-    "expires",
-    "revoked",
-    "other",
+    *("id", "hash", "scopes", "models", "tenant", "concurrent", "rows_per_s"),
+    *("created", "not_before", "expires", "revoked", "other"),
 )
 written = st.sampled_from(
     [
