@@ -43,16 +43,19 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         door, room = (stack.enter_context((Path(__file__).parent / name).open()) for name in ("conftest.py", "__init__.py"))
         fcntl.flock(door, fcntl.LOCK_EX)  # held while one waits for the room to be empty, else it never is
         fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        stack.callback(fcntl.flock, room, fcntl.LOCK_UN)  # closing is not enough: a process that the test forked has it, too
         fcntl.flock(door, fcntl.LOCK_UN)
         return (yield)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left_open() -> Iterator[None]:
-    """What a module leaves open is its own failure, not that of whoever is running when the garbage is collected.
+    """What a module leaves open is its last test's failure, not that of whoever is running when the garbage is collected.
 
-    Once, what there is then is put aside, the tests themselves above all: later collections take milliseconds.
+    At the set-up of the next one if its last test still held it. Once, what there is then is put aside, the tests
+    themselves above all: later collections take milliseconds.
     """
+    gc.collect()
     yield
     gc.collect()
     if not gc.get_freeze_count():

@@ -72,6 +72,8 @@ async def tls_relay(port: int, context: ssl.SSLContext) -> AsyncIterator[int]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         inner = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(copy(reader, inner[1]), copy(inner[0], writer), return_exceptions=True)
+        for one in (writer, inner[1]):
+            one.transport.abort()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     async with server:

@@ -55,6 +55,7 @@ def _is_right(request: dict[str, Array], answer: dict[str, Array]) -> bool:
     return alike and answer["steps"].shape == ids.shape and np.allclose(answer["steps"], ids + 1)
 
 
+@pytest.mark.alone  # warm-up times batches, and decides by that
 @pytest.mark.parametrize("run", ["inline", "thread", "process"])
 async def test_requests_of_any_length_share_batches_and_get_their_own_answers(tmp_path: Path, run: str) -> None:
     text = RIGHT.replace("0.0003", "0.0001") if run == "inline" else RIGHT  # a batch of several must not hold the loop

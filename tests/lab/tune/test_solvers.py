@@ -55,7 +55,7 @@ def test_exact_is_the_best_of_all_placements(make: type, problem: Problem) -> No
     solution = solve_exactly(objective, gap=GAP)
     assert solution.status == "optimal"
     best = brute_force(objective)
-    assert solution.placement.evaluation.cost == pytest.approx(best, rel=ROUNDING)
+    assert solution.placement.evaluation.cost == pytest.approx(best, rel=ROUNDING, abs=ROUNDING)
     assert solution.bound <= best * (1 + ROUNDING)
     assert objective.floor() <= best * (1 + ROUNDING)
 
