@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
+from dlproxy.config.caching import CacheConfig
 from dlproxy.config.effects import check
-from dlproxy.config.knobs import SECTIONS, AutopilotConfig, CacheConfig, Config, ModelConfig
+from dlproxy.config.knobs import SECTIONS, AutopilotConfig, Config, ModelConfig
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain, nearest, unknown_key, what_and_where
 from dlproxy.config.paths import is_file
