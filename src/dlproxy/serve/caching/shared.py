@@ -18,7 +18,7 @@ from dlproxy.serve.caching.circuit import Circuit, Pace
 from dlproxy.serve.caching.frames import MOST_BYTES, answer_in, body_of, opened, sealed, shrinks, size_of
 from dlproxy.serve.caching.keys import Key
 from dlproxy.serve.caching.layer import Kept
-from dlproxy.serve.caching.redis_link import LOST, RedisLink, Refusal, Reply, command
+from dlproxy.serve.caching.redis_link import LOG_EVERY_S, LOST, RedisLink, Refusal, Reply, command
 from dlproxy.serve.driver import timer_delay_s
 
 LEASE = b"dlpL"  # and the owner's token: stands in the answer's place
@@ -100,6 +100,7 @@ class SharedAnswers:
         self._leased_s = -1.0  # that the commands below ask for
         self._between = self._tail = b""
         self._closed = False
+        self._told_at = float("-inf")
 
     # A SecondLevel
 
@@ -242,7 +243,7 @@ class SharedAnswers:
     def _failed(self, look: _Look, refusal: Refusal) -> None:
         self.counts.failed += 1
         if refusal is not LOST:
-            self._count_failure(f"it says {refusal.text!r}")
+            self._count_failure(f"says {refusal.text!r}")
         self._finish(look, None)
 
     def _due(self, turn: list[_Look]) -> None:
@@ -257,7 +258,7 @@ class SharedAnswers:
             return
         self.counts.late += len(late)
         for look in late:
-            self._count_failure(f"it did not answer within {self.pace.wait_s * 1e3:.3g} ms")
+            self._count_failure(f"did not answer within {self.pace.wait_s * 1e3:.3g} ms")
             self._finish(look, None)
 
     def _finish(self, look: _Look, kept: Kept | None) -> None:
@@ -271,8 +272,10 @@ class SharedAnswers:
     # The circuit
 
     def _count_failure(self, why: str) -> None:
-        if self.circuit.failed(self._clock()) and self.circuit.opened == 1:
-            log.warning("model %s: answers are not shared for a while: of Redis %s", self._model, why)
+        now = self._clock()
+        if self.circuit.failed(now) and now - self._told_at > LOG_EVERY_S:
+            self._told_at = now
+            log.warning("model %s: answers are not shared for a while, as Redis %s", self._model, why)
 
     def _probe(self, now: float) -> None:
         """As long as a look-up may take, and no longer: then it opens or closes."""
