@@ -209,7 +209,9 @@ class ModelStats:
 
     def request_remembered(self, seconds: float) -> None:
         """A request has an answer that was computed for another."""
-        self.request.add(seconds)
+        request = self.request
+        request.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        request.total_s += seconds
         for reader in self.readers:
             reader.add([seconds])
 
