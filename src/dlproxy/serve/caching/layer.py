@@ -425,6 +425,8 @@ class Flight:
             return
         if asked.ticket.id in self._requests:
             self._fail(asked.ticket.id, failure)
+        elif self._requests:  # counted when it left
+            self._layer.stats.failed(failure.kind, self._layer.clock() - asked.ticket.arrived_at, -1)
         if self._requests:  # later: a lane's commands may be in the midst of being carried out
             asyncio.get_running_loop().call_soon(self._lead_next)
         else:
