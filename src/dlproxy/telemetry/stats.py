@@ -223,7 +223,9 @@ class ModelStats:
         hear of it.
         """
         self.remembered += 1
-        self.request.add(seconds)
+        request = self.request
+        request.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        request.total_s += seconds
 
     @property
     def computed(self) -> int:
@@ -264,9 +266,10 @@ class ModelStats:
         size.split_s += batch.split_s
         self.last_at_ms = int(time() * 1e3)
 
-    def failed(self, kind: FailureKind, seconds: float) -> None:
-        self.failures[kind] += 1
-        self.failed_s += seconds
+    def failed(self, kind: FailureKind, seconds: float, times: int = 1) -> None:
+        """`times`: -1 takes back what was counted a moment ago."""
+        self.failures[kind] += times
+        self.failed_s += seconds * times
 
     def streaming(self) -> StreamStats:
         """Of a model that answers in parts."""

@@ -78,7 +78,8 @@ async def test_answers_that_differ_later_end_it(caplog: pytest.LogCaptureFixture
     await ask(site, cycle(map(float, range(50))), 2 * RECHECK)
     assert await ask(site, [1.0] * 64, 64) == [""] * 64
     assert site.layer.watch.state == "off: equal inputs gave different answers"
-    assert site.layer.counts.rechecks == {"same": pytest.approx(MOST / RECHECK, abs=8), "different": 2}
+    rechecks = site.layer.counts.rechecks
+    assert (rechecks["same"] >= 1, rechecks["different"]) == (True, 1), "one at a time, and none after that"
     await site.end()
 
 

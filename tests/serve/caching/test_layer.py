@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dlproxy.message import FailureKind, Response
-from dlproxy.serve.caching.layer import copies_of
+from dlproxy.serve.caching.copies import copies_of
 from tests.serve.caching.site import Site, bytes_of, how
 from tests.serve.rig import POISON, Reply, Rig, double_unless_poisoned, pass_time, turns
 

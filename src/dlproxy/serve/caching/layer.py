@@ -17,6 +17,7 @@ from dlproxy.message import Cached, Failure, FailureKind, Request, Response, Ten
 from dlproxy.policy.caching import CachePolicy, Entry
 from dlproxy.policy.caching.auto import Auto
 from dlproxy.policy.caching.worth import Ghost
+from dlproxy.serve.caching.copies import copies_of, owned
 from dlproxy.serve.caching.keys import Key, MakeKey
 from dlproxy.serve.caching.watch import Watch, Watched
 from dlproxy.serve.driver import timer_delay_s
@@ -157,10 +158,11 @@ class CacheLayer:
         began_at = self.clock()
         key = self._key_of(request)
         by_rows = self.rows if request.ticket.rows > 1 else None
-        entry = self.cache.get(key) if by_rows is None else None
-        if entry is not None and self._is_fresh(key, entry.value, began_at, max_age_s):
-            self._hit(request, reply, entry.value, began_at)
-            return
+        if by_rows is None:
+            entry = self.cache.get(key)
+            if entry is not None and self._is_fresh(entry, began_at, max_age_s):
+                self._hit(request, reply, entry.value, began_at)
+                return
         flight = self.flights.get(key)
         if flight is not None and max_age_s > 0.0 and flight.takes(request):
             flight.join(request, reply, began_at)
@@ -233,13 +235,13 @@ class CacheLayer:
             key = self._key_of(request)
             auto.sampled(key)
             auto.cost(self.clock() - began_at)
-            reply = Watched(self.watch, key, request.ticket.rows, reply, self._costs.of, copies_of)
+            reply = Watched(self.watch, key, request.ticket.rows, reply, self._costs.of)
         self.inner.submit(request, reply)
 
-    def _is_fresh(self, key: Key, kept: Kept, now: float, max_age_s: float) -> bool:
-        age_s = now - kept.at
+    def _is_fresh(self, entry: Entry[Kept], now: float, max_age_s: float) -> bool:
+        age_s = now - entry.value.at
         if age_s > self._ttl_s:
-            self.cache.drop(key)
+            self.cache.drop(entry.key)
             self.counts.expired += 1
             return False
         return age_s <= max_age_s and max_age_s > 0.0
@@ -256,14 +258,12 @@ class CacheLayer:
             reply.completed(response)
         except Exception:  # submit never raises
             log.exception("model %s: could not hand over the answer to request %d", request.model, request.ticket.id)
-        self.watch.check(request, kept.outputs)
-        if self._auto is not None:
-            self.watch.looked_up(hit=True)
+        self.watch.hit(request, kept.outputs)
 
     def known_row(self, key: Key, request: Request) -> Kept | None:
         """The answer to one row of the request, if it is remembered and as new as that wants it."""
         entry = self.cache.get(key)
-        fresh = entry is not None and self._is_fresh(key, entry.value, self.clock(), request.max_age_s)
+        fresh = entry is not None and self._is_fresh(entry, self.clock(), request.max_age_s)
         self.counts.known_rows += fresh
         return entry.value if entry is not None and fresh else None
 
@@ -284,11 +284,6 @@ class CacheLayer:
     def cost_s(self, rows: int) -> float:
         """Seconds of an instance's time that so many rows take."""
         return self._costs.of(rows)
-
-
-def copies_of(outputs: Sequence[Tensor]) -> list[Tensor]:
-    """An answer's own are views of its whole batch."""
-    return [Tensor(tensor.name, tensor.dtype, tensor.shape, bytes(tensor.data)) for tensor in outputs]
 
 
 class Flight:
@@ -349,14 +344,13 @@ class Flight:
             if self.is_kept:
                 layer.keep(self._key, kept)
             self._answer(Response("", kept.model, kept.version, kept.outputs, NO_TIME), "hit")
-        elif self._requests:
+        else:
             self._lead_next()
-        elif self._asked is None:
-            self._settle(None)
 
     def lead(self, request: Request) -> None:
-        """Ask for this one, and so for all."""
+        """Ask for this one, and so for all: its inputs must stay as they are, whatever its own client does."""
         self._asked = request
+        request.inputs = owned(request.inputs)
         self._forget_timer(request)
         self._inner.submit(request, self)
 
@@ -448,6 +442,8 @@ class Flight:
             return
         if asked.ticket.id in self._requests:
             self._fail(asked.ticket.id, failure)
+        elif self._requests:  # counted when it left
+            self._layer.stats.failed(failure.kind, self._layer.clock() - asked.ticket.arrived_at, -1)
         if self._requests:  # later: a lane's commands may be in the midst of being carried out
             asyncio.get_running_loop().call_soon(self._lead_next)
         else:
@@ -455,8 +451,12 @@ class Flight:
             self._settle(None)
 
     def _lead_next(self) -> None:
-        if self._asked is None and self._requests:
+        if self._asked is not None:
+            return
+        if self._requests:
             self.lead(next(iter(self._requests.values()))[0])
+        else:  # all have left since
+            self._settle(None)
 
     def _fail(self, ticket_id: int, failure: Failure) -> None:
         request, reply = self._requests.pop(ticket_id)

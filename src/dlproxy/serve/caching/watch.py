@@ -12,6 +12,7 @@ from math import inf
 from dlproxy.message import Failure, Request, Response, Tensor, Ticket
 from dlproxy.policy.caching.auto import RECHECK, Auto
 from dlproxy.policy.queueing import LOWEST_LEVEL
+from dlproxy.serve.caching.copies import beginning_of, owned
 from dlproxy.serve.caching.keys import Key
 from dlproxy.serve.recheck import differing_outputs
 from dlproxy.serve.traffic import BELOW
@@ -19,6 +20,7 @@ from dlproxy.service import ReplyTo, Service
 from dlproxy.telemetry.stats import CacheCounts
 
 MEASURED = 64  # look-ups, of which one tells what they cost
+COMPARED_BYTES = 2**14  # of each output while it is off, of some dozens of answers: while it is on, all of one answer
 
 log = logging.getLogger(__name__)
 _ids = count(2 * BELOW, -1)  # of requests that are asked again: no others get there
@@ -40,6 +42,7 @@ class Watch:
         self._to_measure = MEASURED
         self._before = (0, 0.0)
         self._warned = False
+        self.rechecking = False
 
     @property
     def on(self) -> bool:
@@ -71,19 +74,27 @@ class Watch:
             log.info("model %s: too few requests repeat for the cache to pay: it is off for a while", self._name)
             self.on_off()
 
-    def check(self, request: Request, outputs: Sequence[Tensor]) -> None:
-        """A hit, answered with these: now and then it is run all the same, last in line, for no client."""
-        if self.auto is None:
+    def hit(self, request: Request, outputs: Sequence[Tensor]) -> None:
+        """Answered with these: now and then it is run all the same, last in line, for no client."""
+        auto = self.auto
+        if auto is None:
             self._to_recheck -= 1
-            if self._to_recheck:
-                return
-            self._to_recheck = RECHECK
-        elif not self.auto.rechecks():
+            if not self._to_recheck:
+                self._to_recheck = RECHECK
+                self._ask_again(request, outputs)
             return
+        if auto.rechecks():
+            self._ask_again(request, outputs)
+        self.looked_up(hit=True)
+
+    def _ask_again(self, request: Request, outputs: Sequence[Tensor]) -> None:
+        if self.rechecking:  # a slow model would have nothing else to do
+            return
+        self.rechecking = True
         ticket = request.ticket
         number = next(_ids)
         again = Ticket(number, ticket.arrived_at, inf, ticket.rows, LOWEST_LEVEL, "", (number,), length=ticket.length)
-        self._inner.submit(Request(again, request.model, request.inputs, request.outputs), _Compared(self, outputs))
+        self._inner.submit(Request(again, request.model, owned(request.inputs), request.outputs), _Compared(self, outputs))
 
     def compared(self, outputs: Sequence[Tensor], again: Sequence[Tensor]) -> None:
         """Two answers to equal inputs."""
@@ -133,16 +144,18 @@ class _Compared:
         self._outputs = outputs
 
     def completed(self, response: Response) -> None:
+        self._watch.rechecking = False
         self._watch.compared(self._outputs, response.outputs)
 
     def failed(self, failure: Failure) -> None:
         """Overload, or a model that fails: another will do."""
+        self._watch.rechecking = False
 
 
 class Watched:
     """A ReplyTo that lets the watch see the answer, too. `run_s_of`: what so many rows take of a batch."""
 
-    __slots__ = ("_key", "_reply", "_rows", "_watch", "copy", "run_s_of")
+    __slots__ = ("_key", "_reply", "_rows", "_run_s_of", "_watch")
 
     def __init__(
         self,
@@ -151,19 +164,18 @@ class Watched:
         rows: int,
         reply: ReplyTo,
         run_s_of: Callable[[int], float],
-        copy: Callable[[Sequence[Tensor]], Sequence[Tensor]],
     ) -> None:
         self._watch = watch
         self._key = key
         self._rows = rows
         self._reply = reply
-        self.run_s_of = run_s_of
-        self.copy = copy
+        self._run_s_of = run_s_of
 
     def completed(self, response: Response) -> None:
         outputs = response.outputs
         self._reply.completed(response)
-        self._watch.answered(self._key, self.copy(outputs), self.run_s_of(self._rows))
+        beginnings = [beginning_of(tensor, COMPARED_BYTES) for tensor in outputs]
+        self._watch.answered(self._key, beginnings, self._run_s_of(self._rows))
 
     def failed(self, failure: Failure) -> None:
         self._reply.failed(failure)
