@@ -49,7 +49,9 @@ def tensors(draw: st.DrawFn) -> Given:
     for length in shape:
         size *= length
     if draw(st.booleans()):
-        return text(shape, *draw(st.lists(st.sampled_from([b"", b"\0", b"a", b"aa", b"\1\0\0\0a"]), min_size=size, max_size=size)))
+        return text(
+            shape, *draw(st.lists(st.sampled_from([b"", b"\0", b"a", b"aa", b"\1\0\0\0a"]), min_size=size, max_size=size))
+        )
     return byte(shape, bytes(draw(st.lists(st.sampled_from([0, 1]), min_size=size, max_size=size))))
 
 
@@ -146,7 +148,9 @@ def test_a_key_with_a_head_is_none_without(data: bytes, outputs: tuple[int, ...]
     assert plain != keys(request(byte((len(data),), data), outputs=outputs))
     head = (0, len(outputs), *outputs, 1, len(data), len(data))
     forged = b"".join(number.to_bytes(8, "little") for number in head) + data
-    assert keys(request(byte((len(forged),), forged), outputs=(0, 1))) != keys(request(byte((len(data),), data), outputs=outputs))
+    assert keys(request(byte((len(forged),), forged), outputs=(0, 1))) != keys(
+        request(byte((len(data),), data), outputs=outputs)
+    )
 
 
 def test_tenants_have_keys_of_their_own_if_they_are_to() -> None:

@@ -12,7 +12,7 @@ def copies_of(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def owned(inputs: list[Tensor]) -> list[Tensor]:
     """The same, where nobody can write to them; a caller within this process could write to its own arrays once it has left."""
-    if all([type(tensor.data) is bytes or memoryview(tensor.data).readonly for tensor in inputs]):
+    if all(type(tensor.data) is bytes or memoryview(tensor.data).readonly for tensor in inputs):
         return inputs
     return copies_of(inputs)
 
