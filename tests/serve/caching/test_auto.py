@@ -1,4 +1,4 @@
-"""A cache that turns itself on where requests repeat, off where they do not, never for a model that draws random numbers."""
+"""A cache that turns itself on where requests repeat, off where they do not; never for a model that draws random numbers."""
 
 import logging
 from collections.abc import Iterable, Sequence
