@@ -15,7 +15,7 @@ A = TypeVar("A")
 STRETCH = 128  # requests that are watched one after another while it is off
 REST, LONGEST_REST = 3_968, 8_064  # requests between two stretches: one of 32 is watched, one of 64 where nothing came again
 REMEMBERED = 4_096  # keys, some 0.7 MB: those of the last 130,000 to 260,000 requests
-PROBES = 64  # answers that are kept to be compared, the last ones: do not hand in what is too large to be kept by the cache
+PROBES = 64  # answers that are kept to be compared, of the least keys: the last ones would miss each other where keys go round
 SURE = 8  # pairs of answers to the same key that must have been equal
 WINDOW = 2_048  # look-ups between two judgements while it is on; the first after the cache was empty is not judged
 FADE = 0.5  # weight of what a stretch has shown, when the next one is judged
@@ -68,7 +68,7 @@ class Auto(Generic[A]):
         self._windows = self._relapses = 0
         self._to_recheck = RECHECK
         self._seen: OrderedDict[Key, None] = OrderedDict()
-        self._probes: OrderedDict[Key, A] = OrderedDict()
+        self._probes: dict[Key, A] = {}
 
     # What is measured
 
@@ -119,9 +119,8 @@ class Auto(Generic[A]):
         if before is None:
             probes[key] = answer
             if len(probes) > PROBES:
-                probes.popitem(last=False)
+                del probes[max(probes)]
         else:
-            probes.move_to_end(key)
             self.compared(same=self._same(before, answer))
 
     def _end_stretch(self) -> None:

@@ -1,0 +1,20 @@
+"""The part of benchmarks/caching that needs no server: it counts what the cache does, and its page has all parts."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import caching
+from benchmarks.harness.processes import Children, Cores
+
+
+def test_look_ups_are_counted_and_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(caching, "CHUNKS", 8)
+    with Children(tmp_path) as children:
+        findings = caching.look_ups(caching.Stage(children, Cores(None, None), tmp_path, 1, 1))
+    measured = {check.result: check.measured for check in findings.checks}
+    assert 0 < measured["requests for 200 keys until auto is on"] < caching.TURNS
+    assert 0 < measured["requests of which none comes twice until it is off"] < caching.TURNS
+    assert measured["us of a hit beside the hash, cache = on"] > 0.0
+    page = caching._page([findings] * len(caching.PARTS), "a machine")
+    assert page.count("us of a hit beside the hash, cache = auto") == len(caching.PARTS)
