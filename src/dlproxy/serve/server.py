@@ -396,7 +396,8 @@ def _bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise PortError(f"cannot listen on {authority(host, port)}: {error.strerror or error}") from None
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if port:  # of those that are free, the system would choose one that another process is about to listen on
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
         listener.close()

@@ -7,7 +7,7 @@ from operator import eq
 import pytest
 
 from dlproxy.policy.caching import make_cache
-from dlproxy.policy.caching.auto import LONGEST_REST, STRETCH, Auto
+from dlproxy.policy.caching.auto import LONGEST_REST, PATIENCE, STRETCH, Auto
 from tests.policy.caching.hits import digest, zipf
 
 RUN_S, LOOKUP_S = 200e-6, 4e-6
@@ -76,9 +76,10 @@ REPEATED = [
     pytest.param([key for pair in zip(range(15_000), range(15_000), strict=True) for key in pair], id="each twice in a row"),
     pytest.param([7] * 30_000, id="always the same"),
 ]
+IN_TURN = [pytest.param([number % around for number in range(30_000)], id=f"{around} in turn") for around in (80, 200, 500)]
 
 
-@pytest.mark.parametrize("keys", REPEATED)
+@pytest.mark.parametrize("keys", [*REPEATED, *IN_TURN])
 def test_turns_on_for_repeated_keys_within_10_000_requests_and_stays_on(keys: list[int]) -> None:
     layer = Layer(same, entries=1_000, run_s=1e-3)
     layer.ask(keys)
@@ -102,8 +103,8 @@ def test_is_idle_for_unique_keys() -> None:
     layer = Layer(same)
     layer.ask(islice(unique(), 100_000))
     assert not layer.turns
-    assert layer.watched <= STRETCH * (2 + 100_000 // LONGEST_REST)
-    assert layer.watched <= 100_000 / 60
+    assert layer.watched <= STRETCH * (PATIENCE + 2 + 100_000 // LONGEST_REST)
+    assert layer.watched <= 100_000 / 48
 
 
 def test_turns_off_within_10_000_requests_once_keys_no_longer_repeat() -> None:

@@ -14,8 +14,12 @@ A = TypeVar("A")
 
 STRETCH = 128  # requests that are watched one after another while it is off
 REST, LONGEST_REST = 3_968, 8_064  # requests between two stretches: one of 32 is watched, one of 64 where nothing came again
+PATIENCE = 4  # stretches in a row in which nothing came again, until that is believed
 REMEMBERED = 4_096  # keys, some 0.7 MB: those of the last 130,000 to 260,000 requests
-PROBES = 64  # answers that are kept to be compared, of the least keys: the last ones would miss each other where keys go round
+PROBES, LEAST = (
+    32,
+    64,
+)  # answers that are kept to be compared: the last ones, and for keys that go round those of the least keys
 SURE = 8  # pairs of answers to the same key that must have been equal
 WINDOW = 2_048  # look-ups between two judgements while it is on; the first after the cache was empty is not judged
 FADE = 0.5  # weight of what a stretch has shown, when the next one is judged
@@ -65,10 +69,11 @@ class Auto(Generic[A]):
         self._same = same
         self._ratio = _Ratio()
         self._rest, self._left = 0, STRETCH
-        self._windows = self._relapses = 0
+        self._windows = self._relapses = self._barren = 0
         self._to_recheck = RECHECK
         self._seen: OrderedDict[Key, None] = OrderedDict()
-        self._probes: dict[Key, A] = {}
+        self._probes: OrderedDict[Key, A] = OrderedDict()
+        self._least: dict[Key, A] = {}
 
     # What is measured
 
@@ -114,12 +119,14 @@ class Auto(Generic[A]):
     def answered(self, key: Key, answer: A) -> None:
         if self.on or not self.stable:
             return
-        probes = self._probes
-        before = probes.get(key)
+        probes, least = self._probes, self._least
+        before = probes.get(key, least.get(key))
         if before is None:
-            probes[key] = answer
+            probes[key] = least[key] = answer
             if len(probes) > PROBES:
-                del probes[max(probes)]
+                probes.popitem(last=False)
+            if len(least) > LEAST:
+                del least[max(least)]
         else:
             self.compared(same=self._same(before, answer))
 
@@ -130,7 +137,10 @@ class Auto(Generic[A]):
             if least >= ON and least * self.run_s >= MARGIN * self.lookup_s:
                 self._turn(on=True)
                 return
-        self._rest, self._left = (REST if ratio.hits else LONGEST_REST) << self._relapses, STRETCH
+        self._barren = 0 if ratio.hits else self._barren + 1
+        if self._barren == PATIENCE:
+            self._least.clear()  # nothing comes again now; what will may have larger keys
+        self._rest, self._left = (REST if self._barren < PATIENCE else LONGEST_REST) << self._relapses, STRETCH
         ratio.fade()
 
     # While it is on
@@ -165,10 +175,11 @@ class Auto(Generic[A]):
         self.on = on
         self._ratio = _Ratio()
         self._rest, self._left = REST << self._relapses, WINDOW if on else STRETCH
-        self._windows = self.compared_equal = 0
+        self._windows = self.compared_equal = self._barren = 0
         self._to_recheck = RECHECK
         self._forget()
 
     def _forget(self) -> None:
         self._seen.clear()
         self._probes.clear()
+        self._least.clear()
