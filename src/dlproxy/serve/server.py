@@ -179,12 +179,24 @@ class Server:
                     if grpc
                     else HttpServer(answer, limits, self._desk, self._bounds, self._audit)
                 )
-                self._doors.append(door)
-                await door.start(listener, None if tls is None else tls.context(GRPC if grpc else HTTP))
+                try:
+                    await door.start(listener, None if tls is None else tls.context(GRPC if grpc else HTTP))
+                    self._doors.append(door)
+                except OSError as error:  # bound by another process, too, which has begun to listen meanwhile
+                    self._give_up(knob, listener, error)
             if tls is not None:
                 tls.watch()
             control.listen()  # uvicorn gets to it some turns later, and "ready" must be true of all ports
             self._control.start(control)
+
+    def _give_up(self, knob: str, listener: socket.socket, error: OSError) -> None:
+        """Raises PortError, unless it is the port of gRPC that nobody has named."""
+        server, port = self._config.server, self.ports.pop(knob, 0)
+        listener.close()
+        taken = _taken(server.host, port, error)
+        if knob != "grpc_port" or server.grpc != "auto" or server.grpc_port != GRPC_PORT:
+            raise taken from None
+        log.warning("gRPC is off: %s", taken)
 
     def _more_routes(self, repository: ServerRepository) -> list[Row]:
         """Those of TensorFlow Serving come last: whatever else begins with /v1 is answered as it does."""
@@ -401,6 +413,10 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        hint = "; is another server running? 0 picks a free port" if error.errno == errno.EADDRINUSE else ""
-        raise PortError(f"cannot listen on {authority(host, port)}: {error.strerror}{hint}") from None
+        raise _taken(host, port, error) from None
     return listener
+
+
+def _taken(host: str, port: int, error: OSError) -> PortError:
+    hint = "; is another server running? 0 picks a free port" if error.errno == errno.EADDRINUSE else ""
+    return PortError(f"cannot listen on {authority(host, port)}: {error.strerror}{hint}")

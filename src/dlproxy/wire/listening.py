@@ -63,19 +63,19 @@ class Listening:
         self._empty.set()
 
     async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-        """Returns once connections are accepted."""
+        """Returns once connections are accepted. Raises OSError if another process listens there."""
         self._loop = asyncio.get_running_loop()
-        self._sweep_at = self._loop.time()
-        self._sweep()
         if tls is None:
             create = self._loop.create_unix_server if listener.family == socket.AF_UNIX else self._loop.create_server
             self._server = await create(self._make, sock=listener, backlog=BACKLOG)
-            return
-        self._listener = listener
-        self._tls = tls
-        listener.setblocking(False)
-        listener.listen(BACKLOG)
-        self._loop.add_reader(listener, self._accept)
+        else:
+            listener.setblocking(False)
+            listener.listen(BACKLOG)
+            self._listener = listener
+            self._tls = tls
+            self._loop.add_reader(listener, self._accept)
+        self._sweep_at = self._loop.time()
+        self._sweep()
 
     def connection_made(self, connection: Connection, transport: asyncio.BaseTransport) -> bool:
         """False: its address has too many, and it shall be aborted without a word."""

@@ -170,10 +170,13 @@ def test_whatever_a_certificate_says_somebody_is_known_or_refused(
     began_at = perf_counter()
     if peer.name.startswith("cert:shop-"):
         assert door.desk(peer, b"POST", b"/v2", {}).name == peer.name
+    elif peer.name:
+        grant = door.desk(peer, b"POST", b"/v2", {}).grant
+        assert grant is not None
+        assert not grant.scopes
     else:
-        with pytest.raises(InferenceError) as refused:
+        with pytest.raises(InferenceError):
             door.desk(peer, b"POST", b"/v2", {})
-        assert len(refused.value.failure.message) < 1000
     assert perf_counter() - began_at < LONGEST_S
 
 
