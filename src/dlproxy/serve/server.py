@@ -96,6 +96,7 @@ class Server:
         self._audit = Audit()
         self._bounds = Bounds(config.http, self._crowded)
         self._doors: list[Listening] = []
+        self._listeners: list[socket.socket] = []
 
     @property
     def http_port(self) -> int:
@@ -130,6 +131,10 @@ class Server:
         try:
             await self._start()
         except BaseException:
+            for door in self._doors:
+                door.stop_accepting()
+            for listener in self._listeners:
+                listener.close()
             await self._stop_changing()
             await self.models.drain(0.0)
             raise
@@ -168,6 +173,7 @@ class Server:
             tls = self._certificates
             self._control = ControlServer(page, None if tls is None else tls.context(HTTP), limits, self._bounds)
             sockets = listeners.take()
+            self._listeners = list(sockets.values())
             control = sockets.pop("control_port")
             methods = grpc_methods(
                 catalog, repository, limits, clock=monotonic, tenant_header=server.tenant_header, extensions=extensions
