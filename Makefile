@@ -51,6 +51,7 @@ prove-openapi: setup .venv-peers/schemathesis/.installed
 prove-locks: setup .venv-peers/scanners/.installed
 	@DLPROXY_SCANNERS=$(CURDIR)/.venv-peers/scanners/bin DLPROXY_TRIES=$(or $(TRIES),200000) $(PY) -m pytest -s -rs \
 	    tests/test_known_weaknesses.py tests/wire/test_tls.py tests/wire/identity tests/faults/test_tls_scanners.py $(ARGS)
+
 prove-caching: setup .venv-peers/libcachesim/.installed
 	@$(if $(RECORD),$(PY) -m tests.policy.caching.hits .venv-peers/libcachesim/bin/python)
 	@DLPROXY_LIBCACHESIM=$(CURDIR)/.venv-peers/libcachesim/bin/python DLPROXY_TRACE=$(TRACE) \
@@ -81,6 +82,7 @@ bench-grpc: setup
 
 bench-caching: setup
 	@$(PY) -m benchmarks.caching $(ARGS)
+
 bench-locks: setup
 	@$(PY) -m benchmarks.locks $(ARGS)
 
@@ -135,7 +137,10 @@ $(VENV)/.installed: pyproject.toml
 
 .venv-peers/scanners/.installed:
 	@echo "installing bandit, pip-audit and sslyze into $(@D)"
+	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check -qq install 'bandit>=1.9' 'pip-audit>=2.10' 'sslyze>=6.3'
+	@touch $@
+
 .venv-peers/libcachesim/.installed:
 	@echo "installing libcachesim into $(@D)"
 	@$(PYTHON) -m venv $(@D)
