@@ -246,7 +246,7 @@ async def test_a_slow_redis_costs_the_wait_a_few_times_and_then_nothing(nodes: N
     async with relay(redis.port) as slow:
         a = await nodes.start(url=slow.url, redis_wait_s=0.02)
         await a.answered(0.0)
-        slow.delay_s = 0.4
+        slow.delay_s = 1.0
         loop, waits = asyncio.get_running_loop(), []
         for number in range(1, FAILURES + 20):
             began = loop.time()

@@ -87,4 +87,4 @@ class MemoryModules(MetaPathFinder, InspectLoader):
         assert module.__spec__ is not None
         folder = self._files.folder if self._folder is None else self._folder.path
         module.__file__ = str(Path(folder) / self._names[module.__spec__.name])
-        exec(self.get_code(module.__spec__.name), module.__dict__)
+        exec(self.get_code(module.__spec__.name), module.__dict__)  # nosec B102 # the model's own code, checked where that is asked

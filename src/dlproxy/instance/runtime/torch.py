@@ -156,7 +156,7 @@ def _read_pickle(stream: BinaryIO, device: Any, *, pickle: bool) -> tuple[Any, l
     if not pickle:
         raise ModelError("it is a pickle, and reading a pickle runs code")
     try:
-        module = torch.load(stream, map_location=device, weights_only=False)
+        module = torch.load(stream, map_location=device, weights_only=False)  # nosec B614 # the operator has allowed it
     except Exception as error:  # whatever the code in it raises
         raise ModelError(f"not a module that torch {torch.__version__} can load: {one_line(error)}") from error
     if not isinstance(module, torch.nn.Module):
