@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dlproxy.cli import USER_ERROR, main
+from tests.cli.on_a_server import complains, succeeds
 from tests.clients.server import ServerProcess, write_config
 
 
@@ -24,29 +24,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 @pytest.fixture
 def autopilot(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
     """Runs a `dlproxy autopilot` command that succeeds; the lines of its output."""
-
-    def run(*arguments: str) -> list[str]:
-        code = main(["autopilot", *arguments, "--control", f"http://127.0.0.1:{server.control_port}"])
-        captured = capsys.readouterr()
-        assert (code, captured.err) == (0, "")
-        return captured.out.splitlines()
-
-    return run
+    return succeeds("autopilot", server, capsys)
 
 
 @pytest.fixture
 def complaint(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs one that does not; the only line that it says."""
-
-    def run(*arguments: str, control: str = f"http://127.0.0.1:{server.control_port}") -> str:
-        assert main(["autopilot", *arguments, "--control", control]) == USER_ERROR
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        (line,) = captured.err.splitlines()
-        assert line.startswith("dlproxy: ")
-        return line
-
-    return run
+    return complains("autopilot", server, capsys)
 
 
 def test_all_models_stand_in_a_table(autopilot: Callable[..., list[str]]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from dlproxy.cli import USER_ERROR, main
 from dlproxy.cli.control_port import CacheState, ControlPort
+from tests.cli.on_a_server import complains, succeeds
 from tests.clients.server import HANG_S, ServerProcess, write_config
 
 
@@ -30,13 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 @pytest.fixture
 def cache(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
     """Runs a `dlproxy cache` command that succeeds, after all is forgotten; the lines of its output."""
-
-    def run(*arguments: str) -> list[str]:
-        code = main(["cache", *arguments, "--control", f"http://127.0.0.1:{server.control_port}"])
-        captured = capsys.readouterr()
-        assert (code, captured.err) == (0, "")
-        return captured.out.splitlines()
-
+    run = succeeds("cache", server, capsys)
     run("clear")
     return run
 
@@ -44,16 +39,7 @@ def cache(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Callable
 @pytest.fixture
 def complaint(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs one that does not; the only line that it says."""
-
-    def run(*arguments: str, control: str = f"http://127.0.0.1:{server.control_port}") -> str:
-        assert main(["cache", *arguments, "--control", control]) == USER_ERROR
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        (line,) = captured.err.splitlines()
-        assert line.startswith("dlproxy: ")
-        return line
-
-    return run
+    return complains("cache", server, capsys)
 
 
 def ask(server: ServerProcess, number: float, **headers: str) -> str:

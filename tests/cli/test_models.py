@@ -17,6 +17,7 @@ import pytest
 from dlproxy.cli import USER_ERROR, control_port, main
 from dlproxy.cli.control_port import ModelState, ScalingState, StreamsState
 from dlproxy.cli.terminal import INTERRUPTED
+from tests.cli.on_a_server import complains, succeeds
 from tests.clients.server import HANG_S, ServerProcess, environment, write_config
 
 
@@ -34,29 +35,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 @pytest.fixture
 def models(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
     """Runs a `dlproxy models` command that succeeds; the lines of its output."""
-
-    def run(*arguments: str) -> list[str]:
-        code = main(["models", *arguments, "--control", f"http://127.0.0.1:{server.control_port}"])
-        captured = capsys.readouterr()
-        assert (code, captured.err) == (0, "")
-        return captured.out.splitlines()
-
-    return run
+    return succeeds("models", server, capsys)
 
 
 @pytest.fixture
 def complaint(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs one that does not; the only line that it says."""
-
-    def run(*arguments: str, control: str = f"http://127.0.0.1:{server.control_port}") -> str:
-        assert main(["models", *arguments, "--control", control]) == USER_ERROR
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        (line,) = captured.err.splitlines()
-        assert line.startswith("dlproxy: ")
-        return line
-
-    return run
+    return complains("models", server, capsys)
 
 
 def test_all_models_stand_in_a_table(models: Callable[..., list[str]]) -> None:

@@ -68,10 +68,11 @@ def trace(path: Path) -> Workload:
 
 
 def ours(policy: str, workload: Workload) -> float:
-    return _hits(make_cache(policy, workload.budget), workload) / len(workload.keys)
+    return of(make_cache(policy, workload.budget), workload)
 
 
-def _hits(kept: CachePolicy[None], workload: Workload) -> int:
+def of(kept: CachePolicy[None], workload: Workload) -> float:
+    """The hit ratio of a cache that is empty yet."""
     get, put, sizes = kept.get, kept.put, workload.sizes
     count = 0
     for key in workload.keys:
@@ -79,7 +80,7 @@ def _hits(kept: CachePolicy[None], workload: Workload) -> int:
             count += 1
         else:
             put(digest(key), None, sizes[key], 1.0)
-    return count
+    return count / len(workload.keys)
 
 
 def theirs(python: str, workload: Workload) -> dict[str, float]:

@@ -3,6 +3,7 @@
 Made by make_cache() for serve/ and lab/simulate, one for each model. Not aware of: what a value is, how old it is, threads.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -69,7 +70,7 @@ class CachePolicy(Protocol[V]):
     def __iter__(self) -> Iterator[Entry[V]]: ...
 
 
-class Store(Generic[V]):
+class Store(ABC, Generic[V]):
     """The part of a cache that all policies share: the look-up table and the count of bytes."""
 
     def __init__(self, budget: int) -> None:
@@ -141,21 +142,21 @@ class Store(Generic[V]):
         """Whether it remembers a key that it does not hold; asked once before it is taken in."""
         return False
 
+    @abstractmethod
     def _take(self, entry: Entry[V], seen: bool) -> None:
         """It is new, and there is room."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _evict(self) -> Entry[V]:
         """Take one out of the policy's own lists, and return it. There is one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _remove(self, entry: Entry[V]) -> None:
         """Take this one out of the policy's own lists."""
-        raise NotImplementedError
 
     def _share_out(self) -> None:
         """The budget is another."""
 
+    @abstractmethod
     def _reset(self) -> None:
         """Empty lists."""
-        raise NotImplementedError

@@ -74,13 +74,17 @@ class WTinyLfu(Store[V]):
         entry = self._entries.get(key)
         if entry is not None:
             self._sketch.add(key)
-            place = entry.place
-            if place is self._probation:
-                del place[key]
-                self._protect(entry)
-            else:
-                place.move_to_end(key)
+            self._touch(entry)
         return entry
+
+    def _touch(self, entry: Entry[V]) -> None:
+        """It was hit."""
+        place = entry.place
+        if place is self._probation:
+            del place[entry.key]
+            self._protect(entry)
+        else:
+            place.move_to_end(entry.key)
 
     def _reset(self) -> None:
         self._window: OrderedDict[Key, Entry[V]] = OrderedDict()
@@ -121,8 +125,7 @@ class WTinyLfu(Store[V]):
             self._window_used -= newcomer.size
             main_used = self.used - self._window_used - newcomer.size
             if main_used + newcomer.size <= self._main_most:
-                self._probation[key] = newcomer
-                newcomer.place = self._probation
+                self._fill(newcomer)
                 continue
             main = self._probation or self._protected
             if not main or self._sketch.of(key) <= self._sketch.of(next(iter(main))):
@@ -132,6 +135,11 @@ class WTinyLfu(Store[V]):
             newcomer.place = self._probation
             return victim
         return self._evict_main()
+
+    def _fill(self, entry: Entry[V]) -> None:
+        """It comes into the main part, which has room."""
+        self._probation[entry.key] = entry
+        entry.place = self._probation
 
     def _evict_main(self) -> Entry[V]:
         if self._probation:

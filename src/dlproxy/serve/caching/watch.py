@@ -45,11 +45,6 @@ class Watch:
         self.rechecking = False
 
     @property
-    def on(self) -> bool:
-        """Whether answers are looked up and kept."""
-        return self.auto is None or self.auto.on
-
-    @property
     def state(self) -> str:
         """For people."""
         auto = self.auto
