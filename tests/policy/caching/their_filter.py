@@ -1,6 +1,6 @@
 """W-TinyLFU as libcachesim has it, but for the queues, which are ours: with its filter instead of our sketch.
 
-Called by test_hit_ratios.py, to show that nothing else differs. By its WTinyLFU.c and minimalIncrementCBF.c: ten of 14.4 counters
+Called by test_hit_ratios.py, to show that nothing else differs. By WTinyLFU.c and minimalIncrementCBF.c: ten of 14.4 counters
 per entry for each key, all of which are raised; keys count when they come in, are hit in the main part, and leave the window;
 all are halved after 32 hits per entry. Until it is full, the protected part is filled, too.
 """
