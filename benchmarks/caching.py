@@ -307,7 +307,7 @@ async def _look_ups(findings: Findings) -> None:
 def _turned_on(layer: CacheLayer, requests: Sequence[Request], nobody: _Nobody) -> int:
     """After how many requests."""
     for number, request in enumerate(requests):
-        if layer.watch.on:
+        if layer.watch.state == "auto: on":
             return number
         layer.submit(request, nobody)
     return len(requests)
