@@ -298,7 +298,7 @@ async def _look_ups(findings: Findings) -> None:
     findings.at_most("requests for 200 keys until auto is on", TURNS, until_on, digits=0)
     until_off = 0
     fresh = iter(_requests(2 * TURNS, 2 * TURNS))
-    while layer.watch.on and until_off < 2 * TURNS:
+    while layer.watch.state == "auto: on" and until_off < 2 * TURNS:
         layer.submit(next(fresh), nobody)
         until_off += 1
     findings.at_most("requests of which none comes twice until it is off", TURNS, until_off, digits=0)
