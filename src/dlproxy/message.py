@@ -281,7 +281,9 @@ was told to keep out; "": there is none.
 
 
 class Response(Struct, eq=False):
-    """The answer to one request; `outputs` in the order that the request named. `rest`: None if that is all of it."""
+    """The answer to one request; `outputs` in the order that the request named. `rest`: None if that is all of it.
+    `variant`: the name of the model that answered in place of the one asked for; empty if none did.
+    """
 
     id: str
     model: str
@@ -290,6 +292,7 @@ class Response(Struct, eq=False):
     timing: Timing
     rest: "Rest | None" = None
     cache: Cached = ""
+    variant: str = ""
 
 
 class PartTo(Protocol):
