@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import msgspec
 import pytest
 
 from dlproxy.cli import USER_ERROR, main
+from dlproxy.cli.cache import _remarks
 from dlproxy.cli.control_port import CacheState, ControlPort
 from tests.cli.on_a_server import complains, succeeds
 from tests.clients.server import HANG_S, ServerProcess, write_config
@@ -140,3 +142,24 @@ def test_cache_without_a_model_on_the_command_line_is_refused(tmp_path: Path, ca
     config = write_config(tmp_path / "dlproxy.toml", {"m": {"path": "sleep:base=1ms"}})
     assert main(["serve", "--config", str(config), "--cache", "on"]) == USER_ERROR
     assert "--cache is for models given on the command line, and there are none" in capsys.readouterr().err
+
+
+def test_no_memory_and_what_nodes_share_are_said() -> None:
+    redis = {
+        "address": "redis://db:6379/0",
+        "connected": False,
+        "trouble": "refused",
+        "circuit": "open",
+        "found": 3,
+        "stored": 2,
+    }
+    counts = dict.fromkeys(("hits", "misses", "joined", "bypassed", "evicted", "expired", "entries", "bytes"), 0)
+    told = {"name": "m", "version": "1", "state": "on", "ttl_s": 0.0, "budget_bytes": 0, "hit_ratio": None, **counts}
+    poor, shares = (msgspec.convert(told | more, CacheState) for more in ({}, {"budget_bytes": 1, "redis": redis}))
+    assert list(_remarks([poor])) == [
+        "m remembers nothing: the result cache leaves 256 MiB of the memory free, and no more is left"
+    ]
+    (line,) = _remarks([shares])
+    assert line == (
+        "m shares answers by redis://db:6379/0, not connected (refused), not asked for a while: 3 found there, 2 stored"
+    )

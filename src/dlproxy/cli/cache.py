@@ -5,6 +5,7 @@ Not aware of: HTTP (control_port.py).
 
 import argparse
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dlproxy.cli.models import add_options, shown, size, table
@@ -52,7 +53,7 @@ def _clear(port: "ControlPort", args: argparse.Namespace) -> Any:
 def _table(port: "ControlPort", told: Any, args: argparse.Namespace) -> Iterator[str]:
     caches = port.caches(told)
     if caches:
-        return table([HEADINGS, *map(_row, caches)])
+        return chain(table([HEADINGS, *map(_row, caches)]), _remarks(caches))
     which = "no model remembers answers" if args.model is None else f"{args.model} remembers no answers"
     return iter([f'{which}: the knob cache says which do, as cache = "on"'])
 
@@ -67,6 +68,16 @@ def _row(cache: "CacheState") -> tuple[str, ...]:
         *map(str, (cache.hits, cache.joined, cache.misses, cache.bypassed)),
         "" if cache.hit_ratio is None else f"{cache.hit_ratio:.1%}",
     )
+
+
+def _remarks(caches: "list[CacheState]") -> Iterator[str]:
+    for cache in caches:
+        if not cache.budget_bytes:
+            yield f"{cache.name} remembers nothing: the result cache leaves 256 MiB of the memory free, and no more is left"
+        if (redis := cache.redis) is not None:
+            state = "connected" if redis.connected else f"not connected ({redis.trouble})"
+            state += ", not asked for a while" if redis.circuit == "open" else ""
+            yield f"{cache.name} shares answers by {redis.address}, {state}: {redis.found} found there, {redis.stored} stored"
 
 
 def _cleared(port: "ControlPort", told: Any, args: argparse.Namespace) -> Iterator[str]:

@@ -74,7 +74,7 @@ class StreamsState(Struct):
 
 class CacheState(Struct):
     """What a version of a model remembers. `state`: on, or what auto has decided; `ttl_s`: its knob; `hit_ratio`: None before
-    the first look-up. `name` and `version` are empty where a ModelState has it.
+    the first look-up; `redis`: what nodes share. `name` and `version` are empty where a ModelState has it.
     """
 
     state: str
@@ -91,6 +91,18 @@ class CacheState(Struct):
     hit_ratio: float | None
     name: str = ""
     version: str = ""
+    redis: "SharedState | None" = None
+
+
+class SharedState(Struct):
+    """What a version shares with other nodes. `trouble`: of the connection, in words; `found`, `stored`: answers."""
+
+    address: str
+    connected: bool
+    trouble: str
+    circuit: str
+    found: int
+    stored: int
 
 
 class ModelState(Struct):

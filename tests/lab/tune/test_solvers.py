@@ -22,7 +22,7 @@ from tests.lab.tune.problems import GIB, enlarged, model, node, problems
 Solver = Callable[[Objective], Solution]
 SMALL = Budget(evaluations=400)
 GAP = 1e-7
-ROUNDING = 1e-6  # HiGHS holds constraints to 1e-6
+ROUNDING = 1e-6  # to which HiGHS holds constraints, and its absolute gap (mip_abs_gap, which scipy lets nobody change)
 SEARCHES: dict[str, Solver] = {
     "first fit": first_fit,
     "annealing": lambda objective: anneal(objective, SMALL, seed=3),

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dlproxy.config import CacheConfig, ModelConfig
 from dlproxy.message import FailureKind, Response
+from dlproxy.serve.caching.caches import Caches
 from dlproxy.serve.caching.copies import copies_of
 from tests.serve.caching.site import Site, bytes_of, how
-from tests.serve.rig import POISON, Reply, Rig, double_unless_poisoned, pass_time, turns
+from tests.serve.rig import POISON, SIGNATURE, Reply, Rig, double_unless_poisoned, pass_time, turns
 
 pytestmark = pytest.mark.looptime(idle_step=0.1, idle_timeout=1.0)
 
@@ -284,3 +286,16 @@ async def test_budgets_are_kept_to() -> None:
     assert site.layer.counts.evicted == 3000 - len(cache)
     assert bytes_of(await site.send(2999.0).wait()) == [np.float32(5998.0).tobytes()]
     await site.end()
+
+
+async def test_where_no_memory_is_left_nothing_is_remembered_and_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    caches = Caches(CacheConfig(), asyncio.get_running_loop().time, spare=lambda: 255 * 2.0**20)
+    rig = Rig()
+    layers = [caches.before(rig.driver, name, ModelConfig(path="m", cache="on"), SIGNATURE, rig.stats) for name in "ab"]
+    assert [layer.cache.budget for layer in layers if layer is not None] == [0, 0]
+    (line,) = caplog.messages
+    assert "no more memory than the 256 MiB" in line
+    for layer in layers:
+        assert layer is not None
+        layer.close()
+    await rig.driver.stop(0.0)

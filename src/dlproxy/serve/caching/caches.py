@@ -56,6 +56,7 @@ class Caches:
         self._shares: BudgetShares | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._nodes = self._shared() if config.redis else None
+        self._warned = False
 
     def __iter__(self) -> "Iterator[CacheLayer]":
         return iter([place.layer for place in self._places])
@@ -147,7 +148,14 @@ class Caches:
 
     def _total(self) -> int:
         used = sum(place.layer.cache.used for place in self._places)
-        return int(max(min(self._most, used + self._spare() - RESERVE_BYTES), 0))
+        total = int(max(min(self._most, used + self._spare() - RESERVE_BYTES), 0))
+        if not total and not self._warned:
+            self._warned = True
+            log.warning(
+                "answers are not remembered for now: there is no more memory than the %d MiB that the result cache leaves free",
+                RESERVE_BYTES >> 20,
+            )
+        return total
 
     def clear(self, name: str = "") -> int:
         """Forget the answers of this model, or of all, and those that nodes share; returns how many that were here."""
