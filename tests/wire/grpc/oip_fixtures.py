@@ -49,9 +49,10 @@ class FakeCall:
     def asks_again(self) -> Principal:
         return self.principal
 
-    def reply(self, *message: bytes | memoryview, cache: str = "") -> None:
+    def reply(self, *message: bytes | memoryview, cache: str = "", variant: str = "") -> None:
         self.send(*message)
-        self.end(extra=((b"x-dlproxy-cache", cache.encode()),) if cache else ())
+        told = ((b"x-dlproxy-cache", cache), (b"x-dlproxy-variant", variant))
+        self.end(extra=tuple((name, value.encode()) for name, value in told if value))
 
     def note(self, failure: Failure) -> None:
         self.noted.append(failure)

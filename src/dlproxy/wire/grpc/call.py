@@ -8,7 +8,9 @@ from asyncio import TimerHandle
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, get_args
+from urllib.parse import quote
 
 from dlproxy.message import Cached, Failure, FailureKind, Principal, encodable
 from dlproxy.wire.audit import REFUSALS
@@ -139,9 +141,10 @@ class Call:
         self.paused = False
         self.connection.go_on(self)
 
-    def reply(self, *message: Piece, cache: str = "") -> None:
-        """The one answer of a unary call, in pieces; then its end. `cache`: as a Response has it."""
-        self.connection.send(self, message, END_OK if not cache else END_CACHED[cache])
+    def reply(self, *message: Piece, cache: str = "", variant: str = "") -> None:
+        """The one answer of a unary call, in pieces; then its end. `cache`, `variant`: as a Response has them."""
+        end = END_OK if not cache else END_CACHED[cache]
+        self.connection.send(self, message, end + _variant_field(variant) if variant else end)
 
     def send(self, *message: Piece) -> None:
         """One of the messages that a stream answers. Once the client has gone, it does nothing."""
@@ -192,6 +195,11 @@ def in_grpc(failure: Failure) -> tuple[Status, str, tuple[tuple[bytes, bytes], .
     after = failure.retry_after_s
     extra = () if after is None else ((b"grpc-retry-pushback-ms", b"%d" % max(1, round(after * 1e3))),)
     return STATUS[failure.kind], failure.message, extra
+
+
+@lru_cache
+def _variant_field(name: str) -> bytes:
+    return header_block([(b"x-dlproxy-variant", quote(name, safe="").encode())])
 
 
 def percent_encoded(message: str) -> bytes:
