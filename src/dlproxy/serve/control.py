@@ -60,6 +60,8 @@ class LaneControl:
         self.on_changing: Callable[[], None] = lambda: None
         self.on_changed: Callable[[], None] = lambda: None
         """Called before and after an operator's change: the autopilot ends what it tries, and looks anew."""
+        self.check: Callable[[ModelConfig], None] = lambda config: None
+        """Raises ConfigError for a configuration that this model cannot take while it serves."""
         self.autoscaler: Autoscaler | None = None
         self.partition: PartitionLayer | None = None
         self.on_scaled: Callable[[], None] = lambda: None
@@ -144,6 +146,7 @@ class LaneControl:
         config = with_values(self._config, changes)
         if config.max_batch > self.most_batch:
             raise ConfigError(f"max_batch {config.max_batch} is above {self.most_batch}, which the model was loaded with")
+        self.check(config)
         return config
 
     def stop_batching(self, reason: str) -> None:

@@ -174,8 +174,8 @@ class CacheCounts:
 
 class VariantCounts:
     """Of a model whose variants may stand in for it. `answers`: by the name of the variant that gave them; they are among the
-    model's `request` and `remembered`, and among the variant's own counts. `spilled`: requests that one lane had no time or room
-    for, and that another was asked for instead. `switches`: of the assignment. `assignment`: who answers each class of priority
+    model's `request` and `remembered`, and among the variant's own counts. `spilled`: requests that one lane had no time or
+    room for, and that a variant's got instead. `switches`: of the assignment. `assignment`: who answers each class of priority
     (1 to 8, as policy/queueing has them) now, by name, the model itself included.
     """
 

@@ -398,7 +398,7 @@ class Flight:
         if response.cache == "hit":  # of rows that were all known
             layer.counts.misses -= 1
             layer.counts.hits += 1
-        if self.is_kept and not response.variant:
+        if self.is_kept and not response.variant:  # which answers while the model has no time: not what it would say
             cost_s = layer.cost_s(asked.ticket.rows)
             kept = Kept(response.model, response.version, copies_of(response.outputs), layer.clock(), cost_s)
             layer.keep(self._key, kept)
