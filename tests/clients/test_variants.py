@@ -45,7 +45,7 @@ class Varied(Site):
         ways = {"run": "inline", "instances": 1}
         models: dict[str, dict[str, Any]] = {
             "m": {"path": f"{folder / 'times.py'}:Times", "variants": [NAME], "variant": NAME, **ways},
-            "own": {"path": f"{folder / 'times.py'}:Times", "variants": [NAME], **ways},
+            **dict.fromkeys(("own", "other"), {"path": f"{folder / 'times.py'}:Times", "variants": [NAME], **ways}),
             f'"{NAME}"': {"path": f"{folder / 'times.py'}:Thrice", "accuracy": 0.9, **ways},
         }
         config = write_config(folder / "dlproxy.toml", models, access_log=True, tfs=True, tfs_grpc_port=0, tfs_http_port=0)
@@ -137,3 +137,30 @@ def test_dlproxy_infer_tells_of_it(server: Varied) -> None:
         found = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, env=environment(), check=True)
         assert found.stderr == told
         assert json.loads(found.stdout)["y"] == [THEIRS if told else OWN]
+
+
+def test_the_control_port_tells_who_answers_and_takes_lists(server: Varied) -> None:
+    control = f"http://127.0.0.1:{server.control_port}"
+
+    def models(*arguments: str) -> Any:
+        command = [sys.executable, "-m", "dlproxy", "models", *arguments, "--control", control, "--json"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, env=environment(), check=False)
+        return json.loads(found.stdout) if found.returncode == 0 else found.stderr
+
+    shown = models("show", "m")
+    state = shown["variants"]
+    assert state["assignment"] == dict.fromkeys("12345678", NAME)
+    assert (state["reason"], state["switches"], state["spilled"]) == ("its operator says so", 1, 0)
+    assert 0.0 < state["for_s"] < HANG_S
+    (candidate,) = state["candidates"]
+    assert candidate.pop("answers") > 0
+    assert candidate == {"name": NAME, "accuracy": 0.9, "up": True, "problem": ""}
+    changed = models("set", "other", f'variants=["{NAME}","gone"]', "slo=accuracy>=0.95")
+    assert changed["knobs"]["variants"] == [NAME, "gone"]
+    tries, problems = int(HANG_S / 0.02), {}
+    while len(problems) < 2 and tries:
+        tries -= 1
+        problems = {one["name"]: one["problem"] for one in models("show", "other")["variants"]["candidates"]}
+    assert problems == {NAME: "its accuracy is 0.9, and accuracy>=0.95 holds", "gone": "it is not served here"}
+    assert "variant = 'small' is none of auto, other, m: ß, gone" in models("set", "other", "variant=small")
+    assert "it was loaded without any" in models("set", NAME, 'variants=["own"]')

@@ -199,6 +199,7 @@ def _assembled(
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
     if variants is not None:
         loaded.degrading = Degrading(variants, loaded)
+        control.variants = loaded.degrading.state
     _connect(loaded, splits=splits)
     return loaded
 

@@ -64,6 +64,8 @@ class LaneControl:
         """Raises ConfigError for a configuration that this model cannot take while it serves."""
         self.autoscaler: Autoscaler | None = None
         self.partition: PartitionLayer | None = None
+        self.variants: Callable[[], dict[str, Any] | None] = lambda: None
+        """How they are, of a model that has some."""
         self.on_scaled: Callable[[], None] = lambda: None
         """Called when the number of instances has changed."""
 
@@ -100,6 +102,7 @@ class LaneControl:
             "running_batches": view.running_batches,
             "instances": self._instances(view),
             "autoscale": None if self.autoscaler is None else self.autoscaler.state(),
+            "variants": self.variants(),
         }
 
     def _instances(self, view: LaneView) -> list[dict[str, Any]]:

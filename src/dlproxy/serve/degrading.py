@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlproxy.autopilot.flight import in_words
 from dlproxy.config import ModelConfig
@@ -44,6 +44,7 @@ class Degrading:
         self._names: Sequence[str] = ()
         self._variants: dict[str, Variant] = {}
         self._problems: dict[str, str] = {}
+        self._last: Decision | None = None
         self._timings = Timings(0)
         self._others: dict[str, int] = {}  # rows that each variant had answered for others
         layer.after = self._after
@@ -81,14 +82,39 @@ class Degrading:
 
     def problems(self) -> list[str]:
         """Why variants are not used, a sentence each."""
-        found = [f"variant '{name}' is not used: {problem}" for name, problem in self._problems.items() if problem]
-        least = self._model.control.config.goal.least_accuracy
-        for name, variant in self._variants.items():
-            accuracy = variant.model.accuracy
-            if accuracy < least:
-                measured = f"its accuracy is {accuracy:g}" if accuracy else "its accuracy is not known (set accuracy)"
-                found.append(f"variant '{name}' is not used: {measured}, and {Goal(least_accuracy=least)} holds")
-        return found
+        return [f"variant '{name}' is not used: {problem}" for name in self._problems if (problem := self._problem(name))]
+
+    def _problem(self, name: str) -> str:
+        """Why this variant is not used; empty if it may be."""
+        variant, least = self._variants.get(name), self._model.control.config.goal.least_accuracy
+        if variant is None or variant.model.accuracy >= least:
+            return self._problems[name]
+        accuracy = variant.model.accuracy
+        measured = f"its accuracy is {accuracy:g}" if accuracy else "its accuracy is not known (set accuracy)"
+        return f"{measured}, and {Goal(least_accuracy=least)} holds"
+
+    def state(self) -> dict[str, Any]:
+        """JSON: who may answer; who answers which class of priority, for how long (None: nothing was switched), and why."""
+        counts, last = self.layer.counts, self._last
+        return {
+            "assignment": {str(priority): name for priority, name in counts.assignment.items()},
+            "for_s": None if last is None else round(self.layer.clock() - last.at, 3),
+            "reason": "" if last is None else last.reason,
+            "switches": counts.switches,
+            "spilled": counts.spilled,
+            "accuracy": self._model.accuracy,
+            "candidates": [self._described(name) for name in self._problems],
+        }
+
+    def _described(self, name: str) -> dict[str, Any]:
+        variant = self._variants.get(name)
+        return {
+            "name": name,
+            "accuracy": 0.0 if variant is None else variant.model.accuracy,
+            "up": variant is not None and variant.ready,
+            "problem": self._problem(name),
+            "answers": self.layer.counts.answers.get(name, 0),
+        }
 
     # What it decides
 
@@ -109,6 +135,7 @@ class Degrading:
         governor.aim = _aim(config)
         decision = governor.look(self._window(now, config.slo_s), now, held=self.held())
         if decision is not None:
+            self._last = decision
             self.layer.counts.switches += 1
             self._stand()
             self.tell(decision, None)
