@@ -45,7 +45,7 @@ class Varied(Site):
         ways = {"run": "inline", "instances": 1}
         models: dict[str, dict[str, Any]] = {
             "m": {"path": f"{folder / 'times.py'}:Times", "variants": [NAME], "variant": NAME, **ways},
-            **dict.fromkeys(("own", "other"), {"path": f"{folder / 'times.py'}:Times", "variants": [NAME], **ways}),
+            **{name: {"path": f"{folder / 'times.py'}:Times", "variants": [NAME], **ways} for name in ("own", "other")},
             f'"{NAME}"': {"path": f"{folder / 'times.py'}:Thrice", "accuracy": 0.9, **ways},
         }
         config = write_config(folder / "dlproxy.toml", models, access_log=True, tfs=True, tfs_grpc_port=0, tfs_http_port=0)
@@ -164,3 +164,24 @@ def test_the_control_port_tells_who_answers_and_takes_lists(server: Varied) -> N
     assert problems == {NAME: "its accuracy is 0.9, and accuracy>=0.95 holds", "gone": "it is not served here"}
     assert "variant = 'small' is none of auto, other, m: ß, gone" in models("set", "other", "variant=small")
     assert "it was loaded without any" in models("set", NAME, 'variants=["own"]')
+
+
+def test_dlproxy_bench_counts_them(server: Varied, tmp_path: Path) -> None:
+    arguments = [
+        "bench",
+        f"http://{server.address}",
+        "--model",
+        "m",
+        "--concurrency",
+        "2",
+        "--duration",
+        "0.2",
+        "--warmup",
+        "0",
+    ]
+    command = [sys.executable, "-m", "dlproxy", *arguments, "--json", str(tmp_path / "result.json")]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, env=environment(), check=True)
+    result = json.loads((tmp_path / "result.json").read_text("utf-8"))
+    assert result["variants"] == {NAME: result["ok"]}
+    assert result["ok"] > 0
+    assert f"\nvariant      {NAME}: {result['ok']:,} of {result['ok']:,} answers, 100 %\n" in found.stdout

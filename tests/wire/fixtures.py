@@ -14,6 +14,7 @@ import msgspec
 
 from dlproxy.config import HttpLimits
 from dlproxy.message import (
+    Cached,
     DType,
     Failure,
     FailureKind,
@@ -52,6 +53,7 @@ class EchoService:
         self.signature = signature
         self.model, self.version = model, version
         self.variant = ""
+        self.cache: Cached = ""
         self.at_once = at_once
         self.waiting: deque[tuple[Request, ReplyTo]] = deque()
         self.requests: list[Request] = []
@@ -89,7 +91,7 @@ class EchoService:
         for index in request.outputs:
             spec, tensor = self.signature.outputs[index], request.inputs[index]
             outputs.append(Tensor(spec.name, spec.dtype, tensor.shape, tensor.data))
-        return Response(request.id, self.model, self.version, outputs, TIMING, variant=self.variant)
+        return Response(request.id, self.model, self.version, outputs, TIMING, None, self.cache, self.variant)
 
 
 def echo_signature(*inputs: tuple[str, DType, tuple[int, ...]], batched: bool = True, text: bool = False) -> Signature:
