@@ -157,7 +157,8 @@ def test_the_control_port_tells_who_answers_and_takes_lists(server: Varied) -> N
     assert candidate == {"name": NAME, "accuracy": 0.9, "up": True, "problem": ""}
     changed = models("set", "other", f'variants=["{NAME}","gone"]', "slo=accuracy>=0.95")
     assert changed["knobs"]["variants"] == [NAME, "gone"]
-    tries, problems = int(HANG_S / 0.02), {}
+    tries = int(HANG_S / 0.02)
+    problems: dict[str, str] = {}
     while len(problems) < 2 and tries:
         tries -= 1
         problems = {one["name"]: one["problem"] for one in models("show", "other")["variants"]["candidates"]}

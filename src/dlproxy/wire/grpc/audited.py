@@ -19,8 +19,8 @@ def audited(path: bytes, method: Unary) -> Unary:
     class Telling(Call):
         __slots__ = ()
 
-        def reply(self, *message: Piece, cache: str = "") -> None:
-            super().reply(*message, cache=cache)
+        def reply(self, *message: Piece, cache: str = "", variant: str = "") -> None:
+            super().reply(*message, cache=cache, variant=variant)
             self._tell("answered OK")
 
         def end(self, status: Status = Status.OK, message: str = "", extra: tuple[tuple[bytes, bytes], ...] = ()) -> None:
