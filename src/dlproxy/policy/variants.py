@@ -22,8 +22,10 @@ DWELL_S = 10.0  # between two switches
 FLAPPING_S, MOST_CALM_S = 30.0, 60.0  # overload so soon after going back doubles CALM_S, up to this
 SPANS = (1, 4, 16)  # ticks that arrivals are counted over: a step shows in one, what is barely too much in many
 SURELY = 2.0  # standard deviations by which arrivals must be too many for it to be no chance
+JUMP = 1.3  # times the load of the tick before: it began within this one, and the next tells how high it is
 FEW, SHARE = 3, 0.05  # requests within a second, and their share of all, that find no time: so many are no chance
 LEAST_LOAD = 0.4  # below which what is missed is missed for other reasons, unless a whole batch waits
+STALL = 3  # ticks of the last second in which some must miss it where the load is no more than CALM: fewer a stall explains
 FORGET_S, MOST_DOUBT = 30.0, 4.0  # capacities that turned out to be less are believed again after a while
 SETTLE_S, MEASURED_S = 1.0, 4.0  # after a switch: what is older than it has gone; its effect shows
 
@@ -84,6 +86,7 @@ class Governor:
         self._switched_at = self._restored_at = -inf
         self._calm_since = inf
         self._calm_s = CALM_S
+        self._waits = False  # one tick, for how high the load is
         self._unmeasured: tuple[Decision, float] | None = None  # and the share that was missed before
 
     # What it is asked
@@ -131,8 +134,10 @@ class Governor:
         if overload is not None:
             self._calm_since = inf
             rates, reason = overload
+            self._waits = not self._waits and self._rises(now_held)
             ranks = self._least(rates, ROOM)
-            if now - self._switched_at < DWELL_S or self._load(ranks, rates) >= self._load(now_held, rates):
+            moves = self._load(ranks, rates) < self._load(now_held, rates)
+            if self._waits or not moves or now - self._switched_at < DWELL_S:
                 return None
             flaps = now - self._restored_at < FLAPPING_S
             self._calm_s = min(2.0 * self._calm_s, MOST_CALM_S) if flaps else CALM_S
@@ -149,6 +154,11 @@ class Governor:
         reason = f"it would have had time for everything for {now - self._calm_since:.1f} s"
         return self._switch("restores", self._named(ranks), reason, now, self._load(ranks, rates))
 
+    def _rises(self, ranks: list[int]) -> bool:
+        """An assignment that is too weak holds for DWELL_S: better late by a tick."""
+        load, two = self._load(ranks, self._rates(1)), self._load(ranks, self._rates(2))
+        return load > JUMP * (2.0 * two - load)
+
     def _overload(self, now: float, ranks: list[int]) -> tuple[list[float], str] | None:
         """The arrivals, in rows per second by level, that are too many, and in words why they are."""
         if self.aim.in_time:
@@ -163,6 +173,8 @@ class Governor:
             return None
         rates = max(self._rates(1), self._rates(SPANS[1]), key=lambda rates: self._load(ranks, rates))
         load = self._load(ranks, rates)
+        if load <= CALM and sum([window.missed + window.spilled > 0 for window in recent]) < STALL:
+            return None
         if load < LEAST_LOAD and not recent[-1].crowded:
             return None
         self._doubt(ranks, rates, load)
@@ -255,7 +267,7 @@ class Governor:
         self._switched_at, self._calm_since = now, inf
         expected = "" if load is None else f"a load of {load:.2f}"
         decision = Decision(at=now, kind=kind, reason=reason, changes=changes, expected=expected)
-        self._unmeasured = decision, _missed_share([window for _, window in list(self._ticks)[-SPANS[1] :]])
+        self._unmeasured = decision, _missed_share([self._ticks[-1][1]])
         return decision
 
 

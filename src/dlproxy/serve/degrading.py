@@ -5,6 +5,7 @@ Put together by assemble.py; models.py tells it which models are up. Not aware o
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from dlproxy.autopilot.flight import in_words
 from dlproxy.config import ModelConfig
 from dlproxy.config.goals import Goal
+from dlproxy.policy.batching import SLO_SHARE
 from dlproxy.policy.queueing import LOWEST_LEVEL
+from dlproxy.policy.reachable import capacity_of as rate_of
 from dlproxy.policy.scaling import MISSED
 from dlproxy.policy.tuning.pilot import Decision
 from dlproxy.policy.variants import TICK_S, Aim, Candidate, Governor, Window
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOT_SERVED = "it is not served here"
+IN_USE = 8  # ticks in which a model in use runs at least as many batches: what its lane has learned is news then
 
 
 class Degrading:
@@ -47,6 +51,7 @@ class Degrading:
         self._last: Decision | None = None
         self._timings = Timings(0)
         self._others: dict[str, int] = {}  # rows that each variant had answered for others
+        self._batches: dict[str, deque[int]] = {}  # that each model had run, tick by tick
         layer.after = self._after
         layer.stats.settle()
         layer.stats.readers.append(self._timings)
@@ -165,7 +170,7 @@ class Degrading:
         self._timings.objective_s = inf if slo_s is None else slo_s
         before, self._seen = self._seen, self._counted()
         models = [self._model, *(variant.model for variant in self._variants.values())]
-        candidates = [Candidate(layer.name, self._model.accuracy, capacity_of(self._model, slo_s, self.cores))]
+        candidates = [Candidate(layer.name, self._model.accuracy, self._capacity(self._model, slo_s))]
         candidates += [self._candidate(variant, slo_s, seconds) for variant in self._variants.values()]
         missed, spilled = (now - then for now, then in zip(self._seen, before, strict=True))
         crowded = lane.queue.rows >= goal
@@ -173,11 +178,21 @@ class Degrading:
 
     def _candidate(self, variant: Variant, slo_s: float | None, seconds: float) -> Candidate:
         model = variant.model
-        model.served.stats.settle()
+        capacity = self._capacity(model, slo_s)
         others = model.served.stats.rows - variant.answered_rows
         rate = max(others - self._others.get(variant.name, others), 0) / seconds
         self._others[variant.name] = others
-        return Candidate(variant.name, model.accuracy, capacity_of(model, slo_s, self.cores), rate, variant.ready)
+        return Candidate(variant.name, model.accuracy, capacity, rate, variant.ready)
+
+    def _capacity(self, model: "LoadedModel", slo_s: float | None) -> float:
+        """Of one that is not in use as good as it ever was known to be: what one bad moment has taught its lane is corrected by
+        running alone.
+        """
+        stats = model.served.stats
+        stats.settle()
+        ticks = self._batches.setdefault(model.served.name, deque(maxlen=IN_USE))
+        ticks.append(stats.batches)
+        return capacity_of(model, slo_s, self.cores, in_use=ticks[-1] - ticks[0] >= IN_USE)
 
     def _counted(self) -> tuple[int, int]:
         """Requests until now that missed the objective, and those that went to a variant for that."""
@@ -187,18 +202,22 @@ class Degrading:
         return sum([stats.failures[kind] for kind in MISSED]) + late, layer.counts.spilled
 
 
-def capacity_of(model: "LoadedModel", slo_s: float | None, cores: float) -> float:
-    """Rows per second that it answers with the cores to itself, in the batches that its lane makes, as far as it has learned
-    what they cost; 0 if a row alone takes longer than `slo_s`.
+def capacity_of(model: "LoadedModel", slo_s: float | None, cores: float, *, in_use: bool = True) -> float:
+    """Rows per second that it answers with the cores to itself, in the batches that its lane makes, as far as that has learned
+    what they cost; 0 if a row alone takes longer than `slo_s`. Not `in_use`: or as the warm-up has it, if that is more.
     """
     lane = model.lane
-    if slo_s is not None and lane.model.mean(1, lane.batching.length) > slo_s:
-        return 0.0
+    batching, prior = lane.batching, model.fleet.calibration.points
+    one = lane.capacity if slo_s is None or lane.model.mean(1, batching.length) <= slo_s else 0.0
+    if prior and not in_use:
+        within = Goal(min(batching.budget_s() / SLO_SHARE, inf if slo_s is None else slo_s))
+        if slo_s is None or min([point[-1] for point in prior]) <= slo_s:
+            one = max(one, rate_of(within, prior, 1, model.control.holds("max_batch")))
     side_by_side: float = sum([instance.capacity for instance in lane.pool.states()])
     if not side_by_side and model.autoscaler is not None and model.autoscaler.asleep:
         side_by_side = 1.0
     needs = model.turn_needs.get("cores", 0.0)
-    return lane.capacity * (min(side_by_side, cores // needs) if needs else side_by_side)
+    return one * (min(side_by_side, cores // needs) if needs else side_by_side)
 
 
 def share_cores(models: Sequence["LoadedModel"], cores: float) -> bool:
