@@ -49,9 +49,9 @@ class FakeCall:
     def asks_again(self) -> Principal:
         return self.principal
 
-    def reply(self, *message: bytes | memoryview, cache: str = "", variant: str = "") -> None:
+    def reply(self, *message: bytes | memoryview, of: Response | None = None) -> None:
         self.send(*message)
-        told = ((b"x-dlproxy-cache", cache), (b"x-dlproxy-variant", variant))
+        told = () if of is None else ((b"x-dlproxy-cache", of.cache), (b"x-dlproxy-variant", of.variant))
         self.end(extra=tuple((name, value.encode()) for name, value in told if value))
 
     def note(self, failure: Failure) -> None:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, get_args
 from urllib.parse import quote
 
-from dlproxy.message import Cached, Failure, FailureKind, Principal, encodable
+from dlproxy.message import Cached, Failure, FailureKind, Principal, Response, encodable
 from dlproxy.wire.audit import REFUSALS
 from dlproxy.wire.grpc.frames import header_block
 from dlproxy.wire.grpc.messages import CODINGS, Piece
@@ -141,10 +141,15 @@ class Call:
         self.paused = False
         self.connection.go_on(self)
 
-    def reply(self, *message: Piece, cache: str = "", variant: str = "") -> None:
-        """The one answer of a unary call, in pieces; then its end. `cache`, `variant`: as a Response has them."""
-        end = END_OK if not cache else END_CACHED[cache]
-        self.connection.send(self, message, end + _variant_field(variant) if variant else end)
+    def reply(self, *message: Piece, of: Response | None = None) -> None:
+        """The one answer of a unary call, in pieces; then its end, which says how the response `of` a model came about."""
+        end = END_OK
+        if of is not None:
+            if of.cache:
+                end = END_CACHED[of.cache]
+            if of.variant:
+                end += _variant_field(of.variant)
+        self.connection.send(self, message, end)
 
     def send(self, *message: Piece) -> None:
         """One of the messages that a stream answers. Once the client has gone, it does nothing."""
