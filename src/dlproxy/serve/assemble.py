@@ -199,7 +199,6 @@ def _assembled(
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
     if variants is not None:
         loaded.degrading = Degrading(variants, loaded)
-        control.variants = loaded.degrading.state
     _connect(loaded, splits=splits)
     return loaded
 
@@ -222,6 +221,8 @@ def _connect(model: LoadedModel, *, splits: bool) -> None:
     control.on_slo()
     control.on_rows = partial(_allow, model, splits=splits)
     control.check = partial(_check, model)
+    if model.degrading is not None:
+        control.variants = model.degrading.state
     if model.autoscaler is not None:
         model.autoscaler.start()
 
