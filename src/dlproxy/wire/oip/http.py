@@ -370,11 +370,12 @@ def header_lines(response: Response, *, server_timing: bool) -> bytes:
             )
         if cache:
             lines = b"%bx-dlproxy-cache: %b\r\n" % (lines, cache.encode())
-    return lines + _variant_line(response.variant) if response.variant else lines
+    return lines + variant_line(response.variant) if response.variant else lines
 
 
 @lru_cache
-def _variant_line(name: str) -> bytes:
+def variant_line(name: str) -> bytes:
+    """Of an answer's header, with the name as in a path."""
     return b"x-dlproxy-variant: %b\r\n" % quote(name, safe="").encode()
 
 
