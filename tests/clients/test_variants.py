@@ -1,5 +1,6 @@
 """A variant of a real server's model answers in its place: every door says so, and none says it of the model's own answers."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from dlproxy import AsyncClient, Client
+from dlproxy import AsyncClient, Client, Model, Proxy
 from tests.clients.doors import DOORS, Site, X
 from tests.clients.server import HANG_S, ServerProcess, environment, write_config
 
@@ -41,6 +42,7 @@ class Varied(Site):
     """The variant answers everything for m, and would for own if that had too much to do."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         (folder / "times.py").write_text(MODEL)
         ways = {"run": "inline", "instances": 1}
         models: dict[str, dict[str, Any]] = {
@@ -129,6 +131,19 @@ def test_a_server_before_it_passes_it_on(server: Varied, tmp_path: Path) -> None
     with ServerProcess("--config", config) as front, Client(f"http://{front.address}") as client:
         answers = [client.infer(model, [X]) for model in models]
     assert [(answer.variant, answer["y"][0].tolist()) for answer in answers] == [(NAME, THEIRS)] * 2
+
+
+async def test_the_library_says_it_too(server: Varied) -> None:
+    one = Model(server.folder / "times.py:Times", name="m", run="inline", variants=["small"], variant="small")
+    other = Model(server.folder / "times.py:Thrice", name="small", run="inline")
+    async with Proxy([one, other]) as proxy, asyncio.timeout(HANG_S):
+        answer = await proxy.infer("m", {"x": [X]})
+        while not answer.variant:
+            assert answer["y"].tolist() == [OWN]
+            answer = await proxy.infer("m", {"x": [X]})
+        assert (answer.variant, answer["y"].tolist()) == ("small", [THEIRS])
+        assert [part.variant async for part in proxy.stream("m", {"x": [X]})] == ["small"]
+        assert (await proxy.infer("small", {"x": [X]})).variant == ""
 
 
 def test_dlproxy_infer_tells_of_it(server: Varied) -> None:
