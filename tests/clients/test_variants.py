@@ -179,6 +179,9 @@ def test_the_control_port_tells_who_answers_and_takes_lists(server: Varied) -> N
         problems = {one["name"]: one["problem"] for one in models("show", "other")["variants"]["candidates"]}
     assert problems == {NAME: "its accuracy is 0.9, and accuracy>=0.95 holds", "gone": "it is not served here"}
     assert "variant = 'small' is none of auto, other, m: ß, gone" in models("set", "other", "variant=small")
+    models("set", "other", f"variant={NAME}", "slo=")
+    tries = int(HANG_S / 0.02)
+    assert any(server.infer(X, "other", says="variant") == (ENCODED, THEIRS, 1) or Event().wait(0.02) for _ in range(tries))
     assert "it was loaded without any" in models("set", NAME, 'variants=["own"]')
 
 

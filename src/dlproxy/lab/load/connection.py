@@ -21,7 +21,7 @@ CLOSED = "connection closed by the server"
 CUT_SHORT = "connection closed by the server in the middle of an answer"
 NOT_HTTP = "not HTTP"
 _OK = b"HTTP/1.1 200 "
-_VARIANT = b"\r\nx-dlproxy-variant: "
+_VARIANT = b"x-dlproxy-variant: "
 NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _STARTING = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR)
 
@@ -187,7 +187,7 @@ class Connection:
         ):
             self.busy = False
             at = data.find(_VARIANT, 0, body_at)
-            self.variant = data[at + len(_VARIANT) : data.index(b"\r", at + 2)] if at > 0 else b""
+            self.variant = data[at + len(_VARIANT) : data.index(b"\r", at)] if at > 0 else b""
             self._owner.answered(self, now)
         elif not data:
             self._ended(now)
