@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from math import inf
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ class Model:
         driver = Driver(
             model=name, version="1", signature=SIGNATURE, lane_on=lane.on, stats=stats, clock=self.clock, outage_wait_s=2.0
         )
-        runtime = FakeRuntime(SIGNATURE, lambda inputs: [inputs[0] * np.float32(factor)])
+        runtime = FakeRuntime(SIGNATURE, lambda inputs: [np.asarray(inputs[0], np.float32) * np.float32(factor)])
         self.instance = FakeInstance(name, runtime, service_s=lambda rows: base_s + row_s * rows)
         driver.add_instance(self.instance)
         way = Way(inline=False, instances=1, threads=1)
@@ -74,7 +74,9 @@ class Model:
 class Site:
     """m takes 96 ms a row and answers about 46 rows a second in time; q is twice as quick. m times 2, q times 3."""
 
-    def __init__(self, *, shared: bool = True, variants: bool = True, cache: str = "off", **settings: Any) -> None:
+    def __init__(
+        self, *, shared: bool = True, variants: bool = True, cache: Literal["off", "auto", "on"] = "off", **settings: Any
+    ) -> None:
         names = ["q"] if variants else []
         self.m = Model("m", 0.080, 0.016, 2.0, accuracy=0.99, variants=names, **settings)
         self.q = Model("q", 0.040, 0.008, 3.0, accuracy=0.97)
@@ -312,6 +314,7 @@ async def test_who_leaves_leaves_the_variant() -> None:
 
 async def test_who_leaves_between_two_lanes_is_asked_for_no_more() -> None:
     site = Site(shared=False)
+    await pass_time(0.3)
     site.layer.room = 1
     for _ in range(100):
         site.send()
