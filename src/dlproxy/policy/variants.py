@@ -119,7 +119,7 @@ class Governor:
 
     def cheaper(self, name: str) -> str:
         """Who is to be asked for a request that this candidate has no time or room for; empty: nobody."""
-        if self.aim.pin != "auto":
+        if self.aim.pin != "auto" or not self._order:
             return ""
         choices = self._choices()
         places = [place for place in choices if self._order[place].name == name]
