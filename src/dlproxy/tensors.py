@@ -160,14 +160,16 @@ def shape_of_flat(declared: Sequence[int], count: int) -> tuple[int, ...] | None
 
 class Answer(dict[str, NDArray[Any]]):
     """Read-only arrays by the names of outputs. `cache`: what the server's result cache had to do with it, which is hit, miss,
-    joined, partial or bypass; empty if nothing, or if the server does not say.
+    joined, partial or bypass; empty if nothing, or if the server does not say. `variant`: the name of the model that answered
+    in place of the one asked for; empty if none did.
     """
 
-    __slots__ = ("cache",)
+    __slots__ = ("cache", "variant")
 
-    def __init__(self, outputs: Mapping[str, NDArray[Any]] = EMPTY, cache: str = "") -> None:
+    def __init__(self, outputs: Mapping[str, NDArray[Any]] = EMPTY, cache: str = "", variant: str = "") -> None:
         super().__init__(outputs)
         self.cache = cache
+        self.variant = variant
 
 
 def to_values(tensor: Tensor, *, text: bool) -> NDArray[Any]:

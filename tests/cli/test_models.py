@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from dlproxy.cli import USER_ERROR, control_port, main
-from dlproxy.cli.control_port import ModelState, ScalingState, StreamsState
+from dlproxy.cli.control_port import CandidateState, ModelState, ScalingState, StreamsState, VariantsState
 from dlproxy.cli.terminal import INTERRUPTED
 from tests.cli.on_a_server import complains, succeeds
 from tests.clients.server import HANG_S, ServerProcess, environment, write_config
@@ -262,6 +262,32 @@ def test_a_model_that_scales_says_why_it_has_so_many_instances(
     monkeypatch.setattr(control_port.ControlPort, "model", lambda *_: told)
     assert main(["models", "show", "m"]) == 0
     assert f"  scaling  {said}" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("lowest", "for_s", "said"),
+    [
+        ("m", None, "m"),
+        ("m", 240.0, "m; for 4 min: it would have had time"),
+        ("small", 3.0, "m: priority 1 to 7, small: priority 8; for 3.0 s: it would have had time"),
+    ],
+)
+def test_a_model_with_variants_says_who_answers_and_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lowest: str, for_s: float | None, said: str
+) -> None:
+    assignment = {**dict.fromkeys(map(str, range(1, 8)), "m"), "8": lowest}
+    candidates = [
+        CandidateState("small", 0.97, True, "", 12),
+        CandidateState("odd", 0.0, False, "it is not served here", 0),
+        CandidateState("idle", 0.5, False, "", 0),
+    ]
+    state = VariantsState(assignment, for_s, "it would have had time", 2, 5, 0.99, candidates)
+    told = msgspec.to_builtins(ModelState("m", "1", True, variants=state))
+    monkeypatch.setattr(control_port.ControlPort, "model", lambda *_: told)
+    assert main(["models", "show", "m"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert f"answers {said}" in lines
+    assert {"small 0.97 12 up", "odd - 0 it is not served here", "idle 0.5 0 no instance is up"} <= set(lines)
 
 
 def test_a_model_that_streams_says_how_many_answers_are_under_way(

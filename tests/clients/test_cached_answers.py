@@ -1,22 +1,29 @@
 """The result cache of a real server, as clients meet it: one answer through every door, and what they say and hear of it."""
 
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 from urllib.request import Request, urlopen
 
-import grpc
 import numpy as np
 import pytest
-import tritonclient.http as triton
 
 from dlproxy import AsyncClient, Client, InferenceError
 from dlproxy.protos.oip import SERVICE, oip
-from dlproxy.protos.tfs import PREDICTION, tfs
-from tests.clients.server import HANG_S, ServerProcess, write_config
+from tests.clients.doors import (
+    DOORS,
+    Site,
+    X,
+    by_generate,
+    by_predict,
+    by_tfs_grpc,
+    by_tfs_rest,
+    by_typed_grpc,
+    called,
+    typed_request,
+)
+from tests.clients.server import HANG_S, write_config
 
 MODEL = '''
 import time
@@ -39,11 +46,9 @@ class Counting:
         run[:] = Counting.runs
         return {"y": 2 * x, "run": run}
 '''
-X = [1.5, 2.0]
-Told = tuple[str, list[float], int]  # what the cache had, y, run
 
 
-class CachingServer(ServerProcess):
+class CachingServer(Site):
     """m remembers, rows does so row by row, brief for no time at all; with TensorFlow Serving's ports."""
 
     def __init__(self, folder: Path) -> None:
@@ -58,23 +63,6 @@ class CachingServer(ServerProcess):
         }
         config = write_config(folder / "dlproxy.toml", models, tfs=True, tfs_grpc_port=0, tfs_http_port=0)
         super().__init__("--config", config)
-        found = re.search(r"^TF Serving \S+:(\d+) \(gRPC\), http://\S+:(\d+)/v1/models$", self.report, re.MULTILINE)
-        assert found, self.report
-        self.tfs_grpc_port, self.tfs_http_port = int(found[1]), int(found[2])
-
-    def post(self, path: str, body: Any, *, port: int = 0, control: str = "") -> tuple[Any, Any]:
-        """The headers and the JSON of the answer. `control`: a Cache-Control header."""
-        url, data = f"http://127.0.0.1:{port or self.http_port}{path}", json.dumps(body).encode()
-        with urlopen(Request(url, data, {"Cache-Control": control} if control else {}), timeout=HANG_S) as reply:
-            return reply.headers, json.load(reply)
-
-    def infer(self, x: list[float], model: str = "m", control: str = "") -> Told:
-        """As JSON over /v2."""
-        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": x}
-        told, answer = self.post(f"/v2/models/{model}/infer", {"id": "json", "inputs": [tensor]}, control=control)
-        y, run = (output["data"] for output in answer["outputs"])
-        assert answer["id"] == "json"
-        return told["x-dlproxy-cache"] or "", y, run[0]
 
     def forget(self) -> int:
         with urlopen(Request(f"http://127.0.0.1:{self.control_port}/cache/clear", b""), timeout=HANG_S) as reply:
@@ -99,104 +87,13 @@ def server(process: CachingServer) -> CachingServer:
 # Every door
 
 
-def called(port: int, method: str, message: Any, answer: Any, control: str = "") -> tuple[str, Any]:
-    """What the trailing metadata says, and the answer."""
-    metadata = [("cache-control", control)] if control else []
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        reply, call = channel.unary_unary(method).with_call(message.SerializeToString(), timeout=HANG_S, metadata=metadata)
-    return str(dict(call.trailing_metadata()).get("x-dlproxy-cache", "")), answer.FromString(reply)
-
-
-def typed_request(x: list[float], *outputs: str) -> Any:
-    message = oip.ModelInferRequest(model_name="m", id="typed")
-    message.inputs.add(name="x", datatype="FP32", shape=[1, 2]).contents.fp32_contents.extend(x)
-    for name in outputs:
-        message.outputs.add(name=name)
-    return message
-
-
-def by_typed_grpc(server: CachingServer, control: str = "") -> Told:
-    cache, answer = called(server.grpc_port, f"{SERVICE}/ModelInfer", typed_request(X), oip.ModelInferResponse, control)
-    y, run = answer.raw_output_contents or [None, None]
-    assert answer.id == "typed"
-    if y is None:
-        return cache, list(answer.outputs[0].contents.fp32_contents), answer.outputs[1].contents.int64_contents[0]
-    return cache, np.frombuffer(y, np.float32).tolist(), int(np.frombuffer(run, np.int64)[0])
-
-
-def by_our_client(scheme: str) -> Callable[[CachingServer], Told]:
-    def ask(server: CachingServer) -> Told:
-        address = server.address if scheme == "http" else server.grpc_address
-        with Client(f"{scheme}://{address}") as client:
-            answer = client.infer("m", np.array([X], np.float32))
-        return answer.cache, answer["y"][0].tolist(), int(answer["run"][0, 0])
-
-    return ask
-
-
-def by_tritonclient(server: CachingServer) -> Told:
-    x = triton.InferInput("x", [1, 2], "FP32")
-    x.set_data_from_numpy(np.array([X], np.float32), binary_data=True)
-    wanted = [triton.InferRequestedOutput("y", binary_data=True), triton.InferRequestedOutput("run", binary_data=False)]
-    with triton.InferenceServerClient(server.address) as client:
-        answer = client.infer("m", [x], outputs=wanted, request_id="triton")
-    assert answer.get_response()["id"] == "triton"
-    return "hit", answer.as_numpy("y")[0].tolist(), int(answer.as_numpy("run")[0, 0])  # it keeps headers to itself
-
-
-def by_predict(server: CachingServer, control: str = "") -> Told:
-    told, answer = server.post("/predict/m", {"inputs": {"x": [X]}}, control=control)
-    return told["x-dlproxy-cache"], answer["outputs"]["y"][0], answer["outputs"]["run"][0][0]
-
-
-def by_generate(server: CachingServer, control: str = "") -> Told:
-    body = {"x": X, "temperature": 0.5, "id": "generated"}
-    told, answer = server.post("/v2/models/m/generate", body, control=control)
-    assert answer["id"] == "generated"
-    return told["x-dlproxy-cache"], answer["y"], answer["run"]
-
-
-def by_tfs_rest(server: CachingServer, control: str = "") -> Told:
-    body = {"instances": [{"x": X}]}
-    told, answer = server.post("/v1/models/m:predict", body, port=server.tfs_http_port, control=control)
-    return told["x-dlproxy-cache"], answer["predictions"][0]["y"], answer["predictions"][0]["run"][0]
-
-
-def by_tfs_columns(server: CachingServer) -> Told:
-    told, answer = server.post("/v1/models/m:predict", {"inputs": {"x": [X]}})
-    return told["x-dlproxy-cache"], answer["outputs"]["y"][0], answer["outputs"]["run"][0][0]
-
-
-def by_tfs_grpc(server: CachingServer, control: str = "") -> Told:
-    message = tfs.PredictRequest()
-    message.model_spec.name = "m"
-    tensor = message.inputs["x"]
-    tensor.dtype, tensor.tensor_content = 1, np.array(X, np.float32).tobytes()
-    for size in (1, 2):
-        tensor.tensor_shape.dim.add(size=size)
-    cache, answer = called(server.tfs_grpc_port, f"{PREDICTION}/Predict", message, tfs.PredictResponse, control)
-    return cache, list(answer.outputs["y"].float_val), answer.outputs["run"].int64_val[0]
-
-
-DOORS: dict[str, Callable[[CachingServer], Told]] = {
-    "json": lambda server: server.infer(X),
-    "http client": by_our_client("http"),
-    "tritonclient": by_tritonclient,
-    "grpc client": by_our_client("grpc"),
-    "typed grpc": by_typed_grpc,
-    "predict": by_predict,
-    "generate": by_generate,
-    "tfs rest": by_tfs_rest,
-    "tfs columns": by_tfs_columns,
-    "tfs grpc": by_tfs_grpc,
-}
-
-
 @pytest.mark.parametrize("first", ["json", "http client", "typed grpc", "tfs grpc", "generate"])
 def test_an_answer_that_one_door_gave_is_a_hit_at_every_other(server: CachingServer, first: str) -> None:
     cache, y, run = DOORS[first](server)
     assert (cache, y) == ("miss", [3.0, 4.0])
-    assert {name: ask(server) for name, ask in DOORS.items()} == dict.fromkeys(DOORS, ("hit", [3.0, 4.0], run))
+    hit = ("hit", [3.0, 4.0], run)
+    expected = {**dict.fromkeys(DOORS, hit), "tritonclient": ("", *hit[1:])}
+    assert {name: ask(server) for name, ask in DOORS.items()} == expected
 
 
 def test_other_outputs_are_another_answer_and_all_of_them_by_name_the_same(server: CachingServer) -> None:
@@ -285,9 +182,9 @@ def test_every_protocol_takes_it(server: CachingServer) -> None:
     for ask in (by_typed_grpc, by_tfs_grpc, by_tfs_rest, by_predict, by_generate):
         server.forget()
         run = server.infer(X)[2]
-        assert ask(server, "no-cache") == ("miss", [3.0, 4.0], run + 1)
-        assert ask(server, "no-store") == ("bypass", [3.0, 4.0], run + 2)
-        assert ask(server, "max-age=100") == ("hit", [3.0, 4.0], run + 1)
+        assert ask(server, control="no-cache") == ("miss", [3.0, 4.0], run + 1)
+        assert ask(server, control="no-store") == ("bypass", [3.0, 4.0], run + 2)
+        assert ask(server, control="max-age=100") == ("hit", [3.0, 4.0], run + 1)
 
 
 def test_a_hit_has_no_times_of_a_queue_and_no_other_answer_speaks_of_a_cache(server: CachingServer) -> None:

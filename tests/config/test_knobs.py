@@ -24,7 +24,7 @@ from dlproxy.serve.control import BOUNDS
 
 ALL = [(section, knob) for section, struct in SECTIONS.items() for knob in knobs(struct).values()]
 every_knob = pytest.mark.parametrize(("section", "knob"), ALL, ids=lambda part: getattr(part, "name", part))
-GOALS = ("slo", "slo_by_priority", "autopilot", "pinned", "weight")
+GOALS = ("slo", "slo_by_priority", "autopilot", "pinned", "weight", "variants", "accuracy", "variant")
 UNBOUNDED = {"pad_value"}  # any number may stand for "nothing" in an input
 
 

@@ -46,6 +46,13 @@ def test_what_cannot_be_met_is_said(text: str, instances: int, max_batch: int, s
         assert any(clue in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "said"), [(0.98, []), (0.97, []), (0.95, ["accuracy>=0.97 cannot be met: that of this model is 0.95"])]
+)
+def test_an_accuracy_that_was_measured_is_judged(accuracy: float, said: list[str]) -> None:
+    assert unmet(parse_goal("accuracy>=0.97"), LINE, 1, 64, accuracy) == said
+
+
 def test_without_a_calibration_nothing_is_said_of_speed() -> None:
     assert unmet(parse_goal("p99=1us, rate>=1000000"), [], 1, 64) == []
 

@@ -138,7 +138,10 @@ async def test_every_choice_of_discipline_and_balancer_can_be_changed_to_while_r
 
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"disciplin": "edf"}, ["'disciplin'", "did you mean 'discipline'?"]),
-    ({"zzz": 1}, ["'zzz' cannot be changed", "these can: slo, slo_by_priority, autopilot, weight, pinned, min_instances"]),
+    (
+        {"zzz": 1},
+        ["'zzz' cannot be changed", "these can: slo, slo_by_priority, variants, accuracy, variant, autopilot, weight, pinned"],
+    ),
     ({"instances": 2}, ["'instances' cannot be changed while the model runs"]),
     ({"path": "other.onnx"}, ["'path' cannot be changed"]),
     ({"sticky": "tenant"}, ["'sticky' cannot be changed"]),

@@ -73,6 +73,17 @@ async def test_a_request_is_answered_as_if_it_had_run_whole() -> None:
     await site.end()
 
 
+async def test_whoever_answered_a_part_is_named() -> None:
+    site = Site()
+    for variants, named in ((("", ""), {""}), (("small", ""), {"small"}), (("small", "tiny"), {"small, tiny", "tiny, small"})):
+        for fake, variant in zip(site.rig.fakes, variants, strict=True):
+            fake.variant = variant
+        reply = await site.send(rows=10).wait()
+        assert reply.response is not None
+        assert reply.response.variant in named
+    await site.end()
+
+
 async def test_what_is_no_larger_than_a_part_passes_as_it_is() -> None:
     site = Site()
     reply = await site.send(rows=4).wait()

@@ -64,6 +64,26 @@ async def test_a_row_that_depends_on_its_neighbours_ends_batching() -> None:
     assert len(reasons) == 1, "nothing is compared any more"
 
 
+async def test_what_another_model_answered_says_nothing_of_this_one() -> None:
+    """As where an upstream has no time for its best one."""
+    rig = Rig(function=_less_the_largest)
+    reasons = _watched(rig)
+    (fake,) = rig.fakes
+    for variant, again in (("small", ""), ("", "small")):  # of the batch, and of what may be run again after it
+        fake.variant = variant
+        replies = [rig.send(value) for value in (1.0, 9.0, 3.0)]
+        for reply in replies:
+            await reply.wait()
+            assert reply.response is not None
+            assert reply.response.variant == variant
+        fake.variant = again
+        await rig.rest(0.05)
+    again_ran = [ids for ids in rig.batches if ids[0] < 0]
+    assert again_ran == rig.batches[-1:], "once, and nothing after the first"
+    assert rig.stats.rechecks == {"same": 0, "different": 0}
+    assert not reasons
+
+
 async def test_the_first_batches_are_all_looked_at_then_one_a_second() -> None:
     rig = Rig()
     _watched(rig)

@@ -102,6 +102,20 @@ async def test_a_shadow_that_is_the_same_model_gives_the_same_answers() -> None:
     assert site.shadows == {"same": 20}
 
 
+@pytest.mark.parametrize("degraded", ["one", "two"])
+async def test_what_a_variant_answered_is_not_compared(degraded: str) -> None:
+    site = Site(Traffic(shadow="2"))
+    (fake,) = getattr(site, degraded).fakes
+    fake.variant = "small"
+    assert (await site.send(1.0).wait()).values == [2.0]
+    await site.finish()
+    assert site.shadows == {}
+    fake.variant = ""
+    await site.send(1.0).wait()
+    await site.finish()
+    assert site.shadows == {"different": 1}
+
+
 async def test_a_shadow_that_answers_itself_is_not_asked_twice() -> None:
     site = Site(Traffic(shadow="2", shares={"2": 0.5}))
     replies = [site.send() for _ in range(20)]

@@ -15,7 +15,7 @@ from dlproxy.policy.lane import Lane
 from dlproxy.policy.planner import VersionState
 from dlproxy.policy.view import LaneView
 from dlproxy.telemetry.prometheus import page, registry
-from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, CacheCounts, CacheSize, ModelStats
+from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, CacheCounts, CacheSize, ModelStats, VariantCounts
 
 TRITON = {
     "nv_inference_request_success",
@@ -174,6 +174,26 @@ def test_result_caches_are_shown_of_models_that_have_one() -> None:
     assert page.of("dlproxy_cache_rechecked_answers_total", result="same") == 0
     assert [page.of(f"dlproxy_cache_{name}") for name in ("entries", "bytes", "budget_bytes")] == [3, 4500, 2**20]
     assert not [name for name, labels in page.values if "_cache_" in name and ("model", "other") in labels]
+
+
+def test_who_answers_in_place_of_a_model_is_shown_of_models_that_have_variants() -> None:
+    model, other = busy_model(), Model("other")
+    counts = model.stats.variants = VariantCounts("m", ["m-int8", "m-small"])
+    counts.answers["m-int8"], counts.spilled, counts.switches = 5, 3, 2
+    counts.assignment |= {7: "m-int8", 8: "gone"}
+    page = Page(model, other)
+    assert [page.of("dlproxy_variant_answers_total", variant=name) for name in ("m-int8", "m-small")] == [5, 0]
+    assert [page.of(f"dlproxy_variant_{name}_total") for name in ("spilled", "switches")] == [3, 2]
+    assigned = {
+        priority: [
+            name
+            for name in ("m", "m-int8", "m-small", "gone")
+            if page.of("dlproxy_variant_assigned", priority=str(priority), variant=name)
+        ]
+        for priority in range(1, 9)
+    }
+    assert assigned == {**dict.fromkeys(range(1, 7), ["m"]), 7: ["m-int8"], 8: ["gone"]}  # noqa: RUF024
+    assert not [name for name, labels in page.values if "_variant_" in name and ("model", "other") in labels]
 
 
 def test_failures_have_tritons_reasons_and_none_is_lost() -> None:

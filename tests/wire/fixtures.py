@@ -14,6 +14,7 @@ import msgspec
 
 from dlproxy.config import HttpLimits
 from dlproxy.message import (
+    Cached,
     DType,
     Failure,
     FailureKind,
@@ -51,6 +52,8 @@ class EchoService:
     def __init__(self, signature: Signature, *, model: str = "m", version: str = "1", at_once: bool = False) -> None:
         self.signature = signature
         self.model, self.version = model, version
+        self.variant = ""
+        self.cache: Cached = ""
         self.at_once = at_once
         self.waiting: deque[tuple[Request, ReplyTo]] = deque()
         self.requests: list[Request] = []
@@ -88,7 +91,7 @@ class EchoService:
         for index in request.outputs:
             spec, tensor = self.signature.outputs[index], request.inputs[index]
             outputs.append(Tensor(spec.name, spec.dtype, tensor.shape, tensor.data))
-        return Response(request.id, self.model, self.version, outputs, TIMING)
+        return Response(request.id, self.model, self.version, outputs, TIMING, None, self.cache, self.variant)
 
 
 def echo_signature(*inputs: tuple[str, DType, tuple[int, ...]], batched: bool = True, text: bool = False) -> Signature:

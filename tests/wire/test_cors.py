@@ -79,7 +79,8 @@ def test_every_answer_says_who_may_read_it(
     assert reply.headers.get("vary") == vary
     exposed = reply.headers.get("access-control-expose-headers")
     assert (exposed is None) == (granted is None)
-    assert exposed is None or {"inference-header-content-length", "server-timing", "retry-after"} <= set(exposed.split(", "))
+    told = {"inference-header-content-length", "server-timing", "retry-after", "x-dlproxy-cache", "x-dlproxy-variant"}
+    assert exposed is None or told <= set(exposed.split(", "))
 
 
 @pytest.mark.parametrize("target", ["/v2/models/m/infer", "/predict/m", "/nowhere", "*"])

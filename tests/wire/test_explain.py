@@ -278,3 +278,22 @@ async def test_predict_stands_beside_it() -> None:
     wire = Wire(app_over(catalog))
     wire.feed(post("/v1/models/m:predict", b'{"instances": [[1, 1, 1]]}'))
     assert wire.take()[0].json()["predictions"] == [{"label": 0, "scores": [2.0, -2.0]}]
+
+
+@pytest.mark.parametrize(("first", "then"), [("", ""), ("small", "small"), ("", "small"), ("small", "")])
+async def test_an_explanation_is_of_one_model_which_it_names(first: str, then: str) -> None:
+    service = held()
+    service.variant = first
+    site = Site(service)
+    site.wire.feed(post("/v1/models/m:explain", json.dumps({"instances": [[1.0] * 256]}).encode()))
+    await _until_waiting(service, 1)
+    service.release()
+    service.variant = then
+    while not site.wire.transport.written:
+        while service.waiting:
+            service.release()
+        await asyncio.sleep(0)
+    (reply,) = site.wire.replies
+    assert reply.status == (200 if first == then else 503)
+    assert reply.headers.get("x-dlproxy-variant", "") == (first if first == then else "")
+    assert first == then or "what either says does not explain the other" in reply.error

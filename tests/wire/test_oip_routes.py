@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from dlproxy import __version__
-from dlproxy.message import DType
+from dlproxy.message import Cached, DType
 from dlproxy.telemetry.stats import AnsweredBatch
 from dlproxy.tensors import join_elements
 
@@ -274,6 +274,26 @@ def test_answers_say_where_the_time_went() -> None:
     wire = Wire(app_of(served(service), server_timing=True)).feed(post("/predict/m", b'{"inputs":[[1,2]]}'))
     service.answer_all()
     assert wire.replies[0].headers["server-timing"] == "queue;dur=1.000, batch;dur=2.000, compute;dur=3.000"
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("cache", ["", "hit", "joined"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("infer", b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1,2]}]}'), ("predict", b'{"inputs":[[1,2]]}')],
+)
+def test_a_variant_is_named_beside_all_else_and_in_no_other_answer(path: str, body: bytes, cache: Cached, timed: bool) -> None:
+    service = EchoService(ONE)
+    wire = Wire(app_of(served(service), server_timing=timed))
+    for variant, header in (("", None), ("m-int8", "m-int8"), ("", None), ("ü/%\r\n", "%C3%BC%2F%25%0D%0A"), ("", None)):
+        service.variant, service.cache = variant, cache
+        wire.feed(post({"infer": "/v2/models/m/infer", "predict": "/predict/m"}[path], body))
+        service.answer_all()
+        (reply,) = wire.take()
+        assert reply.headers.get("x-dlproxy-variant") == header
+        assert reply.headers.get("x-dlproxy-cache", "") == cache
+        assert ("server-timing" in reply.headers) == timed
+        assert (reply.json().get("model_name") or reply.json()["model"]) == "m"
 
 
 # Methods and paths

@@ -125,6 +125,14 @@ def test_every_failure_of_inference_is_among_its_answers() -> None:
     assert {str(status) for status in set(STATUS.values()) - not_yet} <= responses.keys()
 
 
+def test_answers_of_inference_may_say_how_they_came_about() -> None:
+    document = Site().document()
+    headers = {path: operation["responses"]["200"].get("headers", {}) for path, _, operation in operations(document)}
+    assert headers["/v2/models/{model}"] == {}
+    for path in ("/v2/models/{model}/infer", "/predict/{model}"):
+        assert {"Server-Timing", "x-dlproxy-cache", "x-dlproxy-variant"} <= headers[path].keys()
+
+
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_each_example_is_answered(name: str) -> None:
     site = Site()

@@ -34,7 +34,7 @@ class Computing(EchoService):
         for index in request.outputs:
             spec = self.signature.outputs[index]
             outputs.append(tensor(spec.name, spec.dtype, given[index]))
-        reply.completed(Response(request.id, self.model, self.version, outputs, TIMING))
+        reply.completed(Response(request.id, self.model, self.version, outputs, TIMING, variant=self.variant))
 
 
 def tensor(name: str, dtype: DType, value: Any) -> Tensor:

@@ -30,7 +30,7 @@ RECENT = 10  # windows that an explanation is made of
 Mode = Literal["off", "advise", "on"]
 
 _OF_LITTLE_USE = ("the objective is met", "its operator has changed something")  # once nobody asks the model any more
-_VERBS = {"holds": "stops trying", "safe mode": "is in safe mode"}
+_VERBS = {"holds": "stops trying", "safe mode": "is in safe mode", "degrades": "degrades to", "restores": "goes back to"}
 
 log = logging.getLogger(__name__)
 
@@ -272,9 +272,18 @@ class Flight:
             new.append(decision)
         for decision in reversed(new):
             self._told = decision
+            self.note(decision)
+
+    def note(self, decision: Decision, instead_of: Decision | None = None) -> None:
+        """For the log. Also what others have decided for the model, and then what they have seen of its effect."""
+        if instead_of is None:
             self.log.append(decision)
             self.tuned.stats.decisions[decision.kind] += 1
-            log.info("model %s: autopilot %s", self.tuned.name, in_words(decision))
+        else:
+            for place, known in enumerate(self.log):
+                if known is instead_of:
+                    self.log[place] = decision
+        log.info("model %s: autopilot %s", self.tuned.name, in_words(decision))
 
     @property
     def state(self) -> str:

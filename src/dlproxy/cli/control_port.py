@@ -105,6 +105,30 @@ class SharedState(Struct):
     stored: int
 
 
+class CandidateState(Struct):
+    """A model that may answer in place of another. `accuracy`: 0 if it is not known; `problem`: why it is not used."""
+
+    name: str
+    accuracy: float
+    up: bool
+    problem: str
+    answers: int
+
+
+class VariantsState(Struct):
+    """Who answers requests of each priority, for how long and why (None while nothing was switched), and who else may.
+    `accuracy`: the model's own.
+    """
+
+    assignment: dict[str, str]
+    for_s: float | None
+    reason: str
+    switches: int
+    spilled: int
+    accuracy: float
+    candidates: list[CandidateState]
+
+
 class ModelState(Struct):
     """As GET /models/NAME tells it; of what is not up only how far it is."""
 
@@ -131,6 +155,7 @@ class ModelState(Struct):
     tuned: dict[str, Tuned] = {}
     streams: StreamsState | None = None
     cache: CacheState | None = None
+    variants: VariantsState | None = None
 
     @property
     def up(self) -> int:

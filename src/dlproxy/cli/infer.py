@@ -83,9 +83,13 @@ def _ask(client: "Client", args: argparse.Namespace, timeout_s: float | None, wr
         complain(f"name a model; {args.url} has {', '.join(names) or 'none'}")
         return USER_ERROR
     inputs = inputs_of(args.inputs, client.metadata(args.model, args.version, timeout_s=timeout_s))
+    variant = ""
     for part in _parts(client, args, inputs, timeout_s):
         writer.write(part)
+        variant = part.variant
     writer.end()
+    if variant:
+        complain(f"{variant!r} answered in place of {args.model!r}")
     return OK
 
 

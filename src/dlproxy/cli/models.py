@@ -5,6 +5,7 @@ Not aware of: HTTP (control_port.py), models' files (model_files.py).
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,7 +14,15 @@ from dlproxy.cli.credentials import add_credentials, credentials_of
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
-    from dlproxy.cli.control_port import CacheState, ControlPort, InstanceState, ModelState, ScalingState
+    from dlproxy.cli.control_port import (
+        CacheState,
+        CandidateState,
+        ControlPort,
+        InstanceState,
+        ModelState,
+        ScalingState,
+        VariantsState,
+    )
 
     Ask: TypeAlias = Callable[[ControlPort, argparse.Namespace], Any]
     View: TypeAlias = Callable[[list[ModelState], argparse.Namespace], Iterator[str]]
@@ -31,6 +40,7 @@ ACTIONS = {
     "rollback": "take a canary back, or undo the last change of versions",
     "scale": "set how many instances of a model run, and wait until they do",
 }
+VARIANT_HEADINGS = ("variant", "accuracy", "answers", "state")
 INSTANCE_HEADINGS = ("instance", "state", "for", "restarts", "circuit", "batches", "where", "last problem")
 
 
@@ -259,11 +269,16 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
     if model.cache is not None:
         yield f"  cache    {_remembered(model.cache)}"
     yield f"  waiting  {model.queued_requests} requests, {model.queued_rows} rows"
+    if model.variants is not None:
+        yield f"  answers  {_assigned(model.variants)}"
     if model.autoscale is not None:
         yield f"  scaling  {_scaling(model.autoscale)}"
     yield ""
     yield from table([INSTANCE_HEADINGS, *map(_instance_row, model.instances)])
     yield ""
+    if model.variants is not None:
+        yield from table([VARIANT_HEADINGS, *map(_variant_row, model.variants.candidates)])
+        yield ""
     yield from table([("knob", "value"), *((name, _value(model, name)) for name in model.knobs)])
 
 
@@ -276,6 +291,21 @@ def _remembered(cache: "CacheState") -> str:
 def _value(model: "ModelState", knob: str) -> str:
     value, tuned = toml(model.knobs[knob]), model.tuned.get(knob)
     return value if tuned is None else f"{value} (tuned; declared {toml(tuned.declared)})"
+
+
+def _assigned(variants: "VariantsState") -> str:
+    """Who answers whom: priorities that the same one answers together."""
+    parts: list[str] = []
+    for name, same in groupby(variants.assignment.items(), key=lambda entry: entry[1]):
+        first, *others = [priority for priority, _ in same]
+        parts.append(f"{name}: priority {first} to {others[-1]}" if others else f"{name}: priority {first}")
+    said = parts[0].partition(":")[0] if len(parts) == 1 else ", ".join(parts)
+    return said if variants.for_s is None else f"{said}; for {duration(variants.for_s)}: {' '.join(variants.reason.split())}"
+
+
+def _variant_row(variant: "CandidateState") -> tuple[str, ...]:
+    state = variant.problem or ("up" if variant.up else "no instance is up")
+    return variant.name, f"{variant.accuracy:g}" if variant.accuracy else "", str(variant.answers), state
 
 
 def _scaling(scaling: "ScalingState") -> str:

@@ -262,7 +262,8 @@ def _describe(model: "LoadedModel") -> list[str]:
         lines.append(f"  cache    answers are remembered{ttl}{' while that pays' if config.cache == 'auto' else ''}")
     if any(aims):
         lines.append(f"  target   {'; '.join(filter(None, aims))}")
-    return lines + [f"  warning  {problem}" for problem in (*model.unmet(), calibration.warning) if problem]
+    unused = [] if model.degrading is None else model.degrading.problems()
+    return lines + [f"  warning  {problem}" for problem in (*model.unmet(), *unused, calibration.warning) if problem]
 
 
 def _duration(seconds: float) -> str:

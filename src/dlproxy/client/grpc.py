@@ -9,6 +9,7 @@ from typing import Any
 from dlproxy.client.address import Place
 from dlproxy.client.ask import Ask, CallError, ListedModel, as_given, of_upstream, silent, unfit
 from dlproxy.client.settings import ClientSettings
+from dlproxy.instance.remote.channel import VARIANT
 from dlproxy.instance.remote.failures import UpstreamError, grpc_failure_of
 from dlproxy.instance.remote.grpc_channel import GrpcChannel, GrpcMessages
 from dlproxy.instance.remote.oip_grpc import array_of, metadata_of, outputs_of, part_of
@@ -34,7 +35,7 @@ class GrpcTransport:
         rpc = Rpc(f"{SERVICE}/ModelInfer", _infer_parts(ask), left_s if ask.deadline else None, ask.headers(left_s))
         reply = await self._fetch(rpc, left_s)
         answer, _ = _answer(reply.message)
-        answer.cache = reply.cache
+        answer.cache, answer.variant = reply.cache, reply.variant
         return answer
 
     async def stream(self, ask: Ask, left_s: float) -> "GrpcParts":
@@ -132,7 +133,7 @@ def _answer(message: bytes) -> tuple[Answer, bool]:
     """The outputs of a ModelInferResponse, and whether it says to be the last."""
     try:
         said, given = outputs_of(message)
-        answer = Answer()
+        answer = Answer(variant=said.parameters[VARIANT].string_param if VARIANT in said.parameters else "")
         for name, (output, data) in given.items():
             dtype = DType(output.datatype)
             answer[name] = as_given(dtype, array_of(TensorSpec(name, dtype, tuple(output.shape)), output, data))

@@ -60,7 +60,7 @@ class HttpTransport:
         reply = await self._fetch(self._infer_lines(ask, left_s), left_s)
         try:
             given = outputs_of(reply)
-            answer = Answer(cache=reply.headers.get(CACHE.encode(), b"").decode("latin-1"))
+            answer = Answer(cache=reply.headers.get(CACHE.encode(), b"").decode("latin-1"), variant=reply.variant)
             for name, (output, data) in given.items():
                 array = array_of(TensorSpec(name, output.datatype, output.shape), output, data)
                 answer[name] = as_given(output.datatype, array)
@@ -71,7 +71,7 @@ class HttpTransport:
     async def stream(self, ask: Ask, left_s: float) -> "HttpParts":
         reply = await self._fetch(self._predict_lines(ask, left_s), left_s, in_parts=True)
         assert reply.rest is not None
-        return HttpParts(reply.rest, ask, self._most_bytes)
+        return HttpParts(reply.rest, ask, self._most_bytes, reply.variant)
 
     async def metadata(self, model: str, version: str, left_s: float) -> Metadata:
         reply = await self._fetch(self._heads.get(model_path(f"{self._base}/models", model, version)), left_s)
@@ -140,11 +140,12 @@ class HttpTransport:
 class HttpParts:
     """Lines of JSON as they come. Parts."""
 
-    def __init__(self, body: Incoming, ask: Ask, most_bytes: int) -> None:
+    def __init__(self, body: Incoming, ask: Ask, most_bytes: int, variant: str) -> None:
         self._body = body
         self._typed = {spec.name: spec for spec in ask.typed}
         self._wanted = ask.outputs
         self._most_bytes = most_bytes
+        self._variant = variant
         self._read = bytearray()
         self._at_end = False
 
@@ -180,7 +181,8 @@ class HttpParts:
             raise unfit(str(error)) from None
         if part.error is not None:
             raise CallError(Failure(FailureKind.MODEL_FAILED, part.error))
-        return Answer({name: self._array(name, value) for name, value in part.outputs.items() if self._is_wanted(name)})
+        arrays = {name: self._array(name, value) for name, value in part.outputs.items() if self._is_wanted(name)}
+        return Answer(arrays, variant=self._variant)
 
     def _is_wanted(self, name: str) -> bool:
         return not self._wanted or name in self._wanted

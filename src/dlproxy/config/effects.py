@@ -39,6 +39,8 @@ def check(section: Struct, places: Sequence[str] = ()) -> list[str]:
         check_way(section.run)
         _check_bounds(section)
         _check_names("pinned", section.pinned, tuned_knobs())
+        if len(set(section.variants)) < len(section.variants):
+            raise ConfigError(f"variants: a model is named twice in {', '.join(section.variants)}", "variants")
     elif isinstance(section, HttpLimits):
         check_origins(section.cors_origins)
     warnings = []

@@ -208,6 +208,24 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
             'other latencies for requests of some priorities, as {1 = "p99=10ms"}; 4 is also that of requests which name none'
         ),
     ] = {}
+    variants: Annotated[
+        list[str],
+        _live(
+            "models served here that may answer in its place when it cannot keep its objective: the most accurate first, the "
+            "least urgent requests first"
+        ),
+    ] = []
+    accuracy: Annotated[
+        float,
+        _live(
+            "share of its answers that are right, as measured; 0: not known, or what the manifest beside its file says",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.0
+    variant: Annotated[str, _live("auto, or the one that answers everything: the name of one of its variants, or its own")] = (
+        "auto"
+    )
     autopilot: Annotated[
         Literal["auto", "off", "advise", "on"], _live("whether this model is tuned; auto: as mode in [autopilot] says")
     ] = "auto"

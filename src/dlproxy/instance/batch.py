@@ -45,6 +45,7 @@ class BatchResult(Struct):
 
     `failure`: the error with its kind, where another server said so; None is the model's own failure. `origin`:
     where the error was raised, for the log; text if that was in another process. `rest`: what may follow; None: that is all.
+    `variant`: as a Response has it.
     """
 
     outputs: list[Array]
@@ -54,6 +55,7 @@ class BatchResult(Struct):
     failure: Failure | None = None
     origin: TracebackException | str = ""
     rest: BatchRest | None = None
+    variant: str = ""
 
 
 def run_batch(runtime: Runtime, requests: Sequence[Request]) -> BatchResult:

@@ -92,6 +92,11 @@ class FittedBatching:
         self._refit()
 
     @property
+    def length(self) -> int:
+        """Of the rows that ran or were asked for last."""
+        return self._length
+
+    @property
     def goal(self) -> int:
         """Rows that the limit aims at."""
         return self.goal_at(self._length)

@@ -147,7 +147,7 @@ class Lane:
     @property
     def capacity(self) -> float:
         """Rows per second of one instance with batches of the size that is aimed at."""
-        batch_s = self.model.mean(self.batching.goal)
+        batch_s = self.model.mean(self.batching.goal, self.batching.length)
         return self.batching.goal / batch_s if batch_s > 0.0 else 0.0
 
     # What happens

@@ -12,11 +12,11 @@ from dlproxy.policy.cost import LatencyModel, Point
 from dlproxy.policy.fitting import SIGMAS
 
 
-def unmet(goal: Goal, prior: Sequence[Point], instances: int, max_batch: int) -> list[str]:
+def unmet(goal: Goal, prior: Sequence[Point], instances: int, max_batch: int, accuracy: float = 0.0) -> list[str]:
     """A sentence for each clause that cannot be met, or not be judged, with the nearest that can.
 
     `prior`: calibrated batches, as LatencyModel takes them; without, nothing is said of speed. `instances`: the most that there
-    may be.
+    may be. `accuracy`: as measured, 0 if it was not.
     """
     found = []
     if prior:
@@ -36,9 +36,13 @@ def unmet(goal: Goal, prior: Sequence[Point], instances: int, max_batch: int) ->
                 f"{Goal(least_rate=goal.least_rate)} cannot be met: batches{keeping} give at most {capacity:.3g} requests of "
                 f"one row a second on {on}; the nearest that can is {Goal(least_rate=_two_digits(capacity, up=False))}"
             )
-    if goal.least_accuracy:
-        asked = Goal(least_accuracy=goal.least_accuracy)
-        found.append(f"{asked} cannot be judged: the accuracy of this model has not been measured")
+    if accuracy < goal.least_accuracy:
+        measured = (
+            f"met: that of this model is {accuracy:g}"
+            if accuracy
+            else "judged: the accuracy of this model has not been measured"
+        )
+        found.append(f"{Goal(least_accuracy=goal.least_accuracy)} cannot be {measured}")
     return found
 
 

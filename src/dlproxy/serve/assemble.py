@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from dlproxy.config import ModelConfig, TenantConfig, parse_goal
+from dlproxy.config import ConfigError, ModelConfig, TenantConfig, parse_goal
 from dlproxy.cores import usable_cores
 from dlproxy.fleet import Fleet
 from dlproxy.fleet.autoscale import Autoscaler, Scaled, autoscaler, most_instances
@@ -36,11 +36,13 @@ from dlproxy.policy.quota import Quotas
 from dlproxy.policy.reachable import unmet
 from dlproxy.serve.caching.caches import Caches
 from dlproxy.serve.control import LaneControl
+from dlproxy.serve.degrading import Degrading
 from dlproxy.serve.driver import Driver
 from dlproxy.serve.layers import QuotaLayer, WakeLayer
 from dlproxy.serve.partition import PartitionLayer, can_split
 from dlproxy.serve.recheck import Recheck
 from dlproxy.serve.reservoir import Reservoir
+from dlproxy.serve.variants import VariantLayer, check_variants
 from dlproxy.service import Service
 from dlproxy.telemetry.event_log import Header, Recorder
 from dlproxy.telemetry.stats import ModelStats
@@ -56,8 +58,9 @@ EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
 
 
 class LoadedModel(Struct, eq=False):
-    """A model that is up. `service`: takes its requests, charges no quotas and remembers nothing. `turn_needs`: what a batch
-    waits for its turn on, by name; empty: no turns. `size_bytes`: what it holds of the memory.
+    """A model that is up. `service`: takes its requests, charges no quotas, remembers nothing and asks no variant.
+    `turn_needs`: what a batch waits for its turn on, by name; empty: no turns. `size_bytes`: what it holds of the memory.
+    `declared_accuracy`: what the manifest beside its file says, 0 for nothing.
     """
 
     served: ServedModel
@@ -73,6 +76,13 @@ class LoadedModel(Struct, eq=False):
     elsewhere_bytes: int = 0
     autoscaler: Autoscaler | None = None
     cache: "CacheLayer | None" = None
+    degrading: Degrading | None = None
+    declared_accuracy: float = 0.0
+
+    @property
+    def accuracy(self) -> float:
+        """The share of its answers that are right, as measured; 0: not known."""
+        return self.control.config.accuracy or self.declared_accuracy
 
     def unmet(self) -> list[str]:
         """What of its objectives cannot be met, as far as its calibration tells."""
@@ -81,7 +91,7 @@ class LoadedModel(Struct, eq=False):
         goal, most = config.goal, self.control.most_batch
         if fleet.run == "upstream":  # how many requests another server runs at a time is its own affair
             goal = msgspec.structs.replace(goal, least_rate=0.0)
-        found = unmet(goal, points, instances, most)
+        found = unmet(goal, points, instances, most, self.accuracy)
         for priority, text in config.slo_by_priority.items():
             found += [f"priority {priority}: {line}" for line in unmet(parse_goal(text), points, instances, most)]
         return found
@@ -142,6 +152,7 @@ def _assembled(
     clock: Callable[[], float],
 ) -> LoadedModel:
     signature = fleet.signature
+    check_variants(name, config, signature)
     plan = _plan(name, config, fleet, tenant_weights)
     lane = Lane(plan.knobs, plan.prior)
     recorder = None if event_log is None else _recorder(event_log, name, plan, lane, fleet)
@@ -167,8 +178,12 @@ def _assembled(
         service = control.partition = _partition(driver, signature, stats, ticket_ids, clock, plan)
     if scaler is not None and config.scale_to_zero_s:
         service = WakeLayer(service, scaler)
-    cache = None if caches is None else caches.before(service, name, config, signature, stats)
-    front = service if cache is None else cache
+    variants = None
+    if config.variants:
+        variants = VariantLayer(service, name, config, stats, driver, clock)
+    front = service if variants is None else variants
+    cache = None if caches is None else caches.before(front, name, config, signature, stats)
+    front = front if cache is None else cache
     served = ServedModel(
         name=name,
         version=config.version,
@@ -182,6 +197,8 @@ def _assembled(
         control=control,
     )
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
+    if variants is not None:
+        loaded.degrading = Degrading(variants, loaded)
     _connect(loaded, splits=splits)
     return loaded
 
@@ -203,8 +220,18 @@ def _connect(model: LoadedModel, *, splits: bool) -> None:
     control.on_slo = partial(_aim, model)
     control.on_slo()
     control.on_rows = partial(_allow, model, splits=splits)
+    control.check = partial(_check, model)
+    if model.degrading is not None:
+        control.variants = model.degrading.state
     if model.autoscaler is not None:
         model.autoscaler.start()
+
+
+def _check(model: LoadedModel, config: ModelConfig) -> None:
+    """Raises ConfigError for what this model cannot take while it serves."""
+    check_variants(model.served.name, config, model.served.signature)
+    if config.variants and model.degrading is None:
+        raise ConfigError("variants: it was loaded without any; load it anew to give it some", "variants")
 
 
 def class_names_of(config: ModelConfig) -> list[str]:
@@ -282,6 +309,8 @@ async def unload_model(model: LoadedModel, drain_s: float, reason: str = "the mo
     """Refuse what comes, finish what is under way, stop the instances, let go of the weights, close the recording."""
     if model.autoscaler is not None:
         model.autoscaler.stop()
+    if model.degrading is not None:
+        model.degrading.close()
     if model.cache is not None:
         model.cache.close()
     try:

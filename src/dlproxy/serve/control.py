@@ -60,8 +60,12 @@ class LaneControl:
         self.on_changing: Callable[[], None] = lambda: None
         self.on_changed: Callable[[], None] = lambda: None
         """Called before and after an operator's change: the autopilot ends what it tries, and looks anew."""
+        self.check: Callable[[ModelConfig], None] = lambda config: None
+        """Raises ConfigError for a configuration that this model cannot take while it serves."""
         self.autoscaler: Autoscaler | None = None
         self.partition: PartitionLayer | None = None
+        self.variants: Callable[[], dict[str, Any] | None] = lambda: None
+        """How they are, of a model that has some."""
         self.on_scaled: Callable[[], None] = lambda: None
         """Called when the number of instances has changed."""
 
@@ -98,6 +102,7 @@ class LaneControl:
             "running_batches": view.running_batches,
             "instances": self._instances(view),
             "autoscale": None if self.autoscaler is None else self.autoscaler.state(),
+            "variants": self.variants(),
         }
 
     def _instances(self, view: LaneView) -> list[dict[str, Any]]:
@@ -144,6 +149,7 @@ class LaneControl:
         config = with_values(self._config, changes)
         if config.max_batch > self.most_batch:
             raise ConfigError(f"max_batch {config.max_batch} is above {self.most_batch}, which the model was loaded with")
+        self.check(config)
         return config
 
     def stop_batching(self, reason: str) -> None:

@@ -381,7 +381,7 @@ class Driver:
         cutter = Cutter(self._signature, result.outputs, requests=len(flight.requests))
         self._loop.call_soon(self._stats.settle)  # when the replies have left, before whoever awaits one here goes on
         queued_s: list[float] = []
-        padded = self._pads and _differ_in_length(flight.requests)
+        padded, variant = self._pads and _differ_in_length(flight.requests), result.variant
         end = 0
         answer: tuple[Request, list[Tensor]] | None = None
         for request in flight.requests:
@@ -402,6 +402,8 @@ class Driver:
                     queued_s.append(queue_s)
                 timing = Timing(queue_s, result.batch_s, result.compute_s)
                 response = Response(request.id, self._model, self._version, outputs, timing)
+                if variant:
+                    response.variant = variant
                 try:
                     waiting[1].completed(response)
                 except Exception:
@@ -410,7 +412,7 @@ class Driver:
         after_s, split_s = answered_at - dispatched_at, answered_at - split_at
         if not flight.requests[0].ticket.of_client:
             return
-        recheck = self._recheck
+        recheck = None if variant else self._recheck  # another model's answers say nothing of this one
         if recheck is not None and answer is not None and len(flight.requests) > 1 and recheck.due(answered_at, padded=padded):
             recheck.ask_again(*answer, answered_at, padded=padded)
         if self._pads:

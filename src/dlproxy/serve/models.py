@@ -93,6 +93,7 @@ class Models:
         self.on_worse: OnWorse = _warn
         """Told when a guarded version does worse than the default one."""
         self._rollouts = Rollouts(self.catalog, self._loaded, lambda *what: self.on_worse(*what), clock)
+        self.catalog.subscribe(self._find_variants)
 
     def __iter__(self) -> Iterator[LoadedModel]:
         return iter(list(self._loaded.values()))
@@ -304,6 +305,21 @@ class Models:
         flight = self.autopilot.add(handle)
         model.control.on_changing = flight.hold
         model.control.on_changed = partial(self._renew, flight)
+        if model.degrading is not None:
+            model.degrading.cores = self._server.cores or usable_cores()
+            model.degrading.held = lambda: flight.paused
+            model.degrading.tell = flight.note
+
+    def _find_variants(self) -> None:
+        """Models have come or gone that may answer for others."""
+        for model in self._loaded.values():
+            if model.degrading is not None:
+                model.degrading.follow(self._default)
+
+    def _default(self, name: str) -> LoadedModel | None:
+        """The version of it that requests get which name none."""
+        version = self.catalog.default(name)
+        return None if self.catalog.draining else self._loaded.get((name, version))
 
     def _renew(self, flight: Flight) -> None:
         flight.renew()

@@ -124,7 +124,7 @@ class PartitionLayer:
 class _Whole:
     """A request that was split: waits for all of its parts, or the first that fails."""
 
-    __slots__ = ("_answers", "_layer", "_parts", "_reply", "_request", "_waiting")
+    __slots__ = ("_answers", "_layer", "_parts", "_reply", "_request", "_variants", "_waiting")
 
     def __init__(self, layer: PartitionLayer, request: Request, reply: ReplyTo, parts: list[Request]) -> None:
         self._layer = layer
@@ -132,6 +132,7 @@ class _Whole:
         self._reply = reply
         self._parts = parts
         self._answers: dict[int, list[Tensor]] = {}  # by place
+        self._variants: dict[str, None] = {}  # that answered some of them
         self._waiting: set[int] = set()  # places of those that were submitted and are not answered
 
     def submit(self) -> None:
@@ -157,6 +158,8 @@ class _Whole:
         if self._over:
             return
         self._answers[place] = response.outputs
+        if response.variant:
+            self._variants[response.variant] = None
         if len(self._answers) < len(self._parts):
             return
         layer, ticket = self._layer, self._request.ticket
@@ -171,6 +174,7 @@ class _Whole:
         now = layer.clock()
         response.timing = Timing(timing.queue_s, timing.batch_s + now - began_at, timing.compute_s)
         response.outputs = outputs
+        response.variant = ", ".join(self._variants)
         if ticket.of_client:
             layer.stats.request_gathered(timing, now - began_at, now - ticket.arrived_at)
         self._reply.completed(response)

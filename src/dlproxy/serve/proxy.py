@@ -20,7 +20,7 @@ from dlproxy import tensors
 from dlproxy.config import CacheConfig, ConfigError, ModelConfig, ServerConfig, model_of
 from dlproxy.config.reading import override
 from dlproxy.config.security import IntegrityConfig
-from dlproxy.message import Failure, FailureKind, InferenceError, Request, Tensor, invalid
+from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Tensor, invalid
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
 from dlproxy.service import next_part
@@ -154,7 +154,7 @@ class Proxy:
         except InferenceError as error:
             raise endpoint.refused(error) from None
         response = await endpoint.infer(request, terms)
-        return _arrays(endpoint, request, response.outputs, response.cache)
+        return _arrays(endpoint, request, response.outputs, response)
 
     async def stream(
         self,
@@ -191,7 +191,7 @@ class Proxy:
             response = await endpoint.infer(request, terms)
             part: list[Tensor] | None = response.outputs
             while part is not None:
-                yield _arrays(endpoint, request, part, response.cache)
+                yield _arrays(endpoint, request, part, response)
                 part = None if response.rest is None else await next_part(response.rest)
         finally:
             endpoint.cancel(request)
@@ -270,13 +270,13 @@ def _request(endpoint: Endpoint, inputs: Mapping[str, Any], outputs: Sequence[st
     return endpoint.request(given, wanted)
 
 
-def _arrays(endpoint: Endpoint, request: Request, outputs: Sequence[Tensor], cache: str = "") -> Answer:
+def _arrays(endpoint: Endpoint, request: Request, outputs: Sequence[Tensor], response: Response) -> Answer:
     specs = endpoint.model.signature.outputs
     arrays = {
         tensor.name: tensors.to_values(tensor, text=specs[index].text)
         for index, tensor in zip(request.outputs, outputs, strict=True)
     }
-    return Answer(arrays, cache)
+    return Answer(arrays, response.cache, response.variant)
 
 
 def _closed() -> InferenceError:

@@ -80,7 +80,7 @@ class Recheck:
 
     def completed(self, response: Response) -> None:
         kept, self._kept = self._kept, None
-        if kept is None or self._next_at == inf:
+        if kept is None or self._next_at == inf or response.variant:  # another model's answer says nothing of this one
             return
         compared = sum(self._stats.rechecks.values()) + 1
         if compared >= FIRST:

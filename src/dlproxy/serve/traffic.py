@@ -72,7 +72,9 @@ class Shadow:
 
 
 class _Pair:
-    """Where the answers to a request and to its copy meet. A ReplyTo, of the copy."""
+    """Where the answers to a request and to its copy meet. A ReplyTo, of the copy. What a variant answered in place of either
+    version says nothing of that, and is not compared.
+    """
 
     __slots__ = ("_counts", "_ended", "_real", "_shadow")
 
@@ -86,8 +88,9 @@ class _Pair:
         self._ended()
         if response.rest is not None:
             response.rest.stop()
-        self._shadow = response.outputs
-        self._compare()
+        if not response.variant:
+            self._shadow = response.outputs
+            self._compare()
 
     def failed(self, failure: Failure) -> None:
         self._ended()
@@ -115,7 +118,8 @@ class _Real:
     def completed(self, response: Response) -> None:
         outputs = response.outputs
         self._reply.completed(response)
-        self._pair.answered(outputs)
+        if not response.variant:
+            self._pair.answered(outputs)
 
     def failed(self, failure: Failure) -> None:
         self._reply.failed(failure)

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from dlproxy.message import FailureKind
 from dlproxy.policy.planner import Phase, VersionState
 from dlproxy.policy.view import LaneView
-from dlproxy.telemetry.stats import BOUNDS_S, CacheCounts, Histogram, ModelStats, StreamStats
+from dlproxy.telemetry.stats import BOUNDS_S, CacheCounts, Histogram, ModelStats, StreamStats, VariantCounts
 
 # Triton's reasons for a failed request
 _REASONS = {
@@ -93,6 +93,7 @@ class ModelCollector(Collector):
         yield from self._own(models)
         yield from self._streams([(model, model.stats.streams) for model in models if model.stats.streams is not None])
         yield from self._caches([(model, model.stats.cache) for model in models if model.stats.cache is not None])
+        yield from self._variants([(model, model.stats.variants) for model in models if model.stats.variants is not None])
 
     def _triton(self, models: Sequence[ModelView]) -> Iterator[Metric]:
         yield _counter("nv_inference_request_success", "Requests that were answered", models, lambda s: s.request.count)
@@ -235,6 +236,33 @@ class ModelCollector(Collector):
             for model, size in sizes:
                 gauge.add_metric((model.name, model.version), getattr(size, name))
             yield gauge
+
+    def _variants(self, models: Sequence[tuple[ModelView, VariantCounts]]) -> Iterator[Metric]:
+        """Of the models that others may answer for alone."""
+        answers = CounterMetricFamily(
+            "dlproxy_variant_answers", "Answers that a variant gave in place of the model", labels=(*_LABELS, "variant")
+        )
+        spilled = CounterMetricFamily(
+            "dlproxy_variant_spilled", "Requests that one had no time or room for, and a variant got instead", labels=_LABELS
+        )
+        switches = CounterMetricFamily(
+            "dlproxy_variant_switches", "Changes of who answers which class of priority", labels=_LABELS
+        )
+        assigned = GaugeMetricFamily(
+            "dlproxy_variant_assigned",
+            "1 for who answers requests of a priority now: a variant, or the model itself",
+            labels=(*_LABELS, "priority", "variant"),
+        )
+        for model, counts in models:
+            labels = (model.name, model.version)
+            spilled.add_metric(labels, counts.spilled)
+            switches.add_metric(labels, counts.switches)
+            for name, times in counts.answers.items():
+                answers.add_metric((*labels, name), times)
+            for priority, by in counts.assignment.items():
+                for name in dict.fromkeys((model.name, *counts.answers, *counts.assignment.values())):
+                    assigned.add_metric((*labels, str(priority), name), name == by)
+        yield from (answers, spilled, switches, assigned)
 
     def _versions(self) -> Metric:
         counted = Counter("failed" if one.reason else one.phase for one in self._wanted())

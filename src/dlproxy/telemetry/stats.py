@@ -14,6 +14,7 @@ from typing import Literal, get_args
 from msgspec import Struct
 
 from dlproxy.message import FailureKind, Ticket, Timing
+from dlproxy.policy.queueing import LOWEST_LEVEL
 
 InstanceState = Literal["up", "starting", "waiting", "lost"]
 InstanceChange = Literal["up", "lost", "retired", "failed_to_start"]
@@ -171,6 +172,21 @@ class CacheCounts:
         self.rechecks = {"same": 0, "different": 0}  # answers that were known, computed again
 
 
+class VariantCounts:
+    """Of a model whose variants may stand in for it. `answers`: by the name of the variant that gave them; they are among the
+    model's `request` and `remembered`, and among the variant's own counts. `spilled`: requests that one lane had no time or
+    room for, and that a variant's got instead. `switches`: of the assignment. `assignment`: who answers each class of priority
+    (1 to 8, as policy/queueing has them) now, by name, the model itself included.
+    """
+
+    __slots__ = ("answers", "assignment", "spilled", "switches")
+
+    def __init__(self, model: str, variants: Sequence[str]) -> None:
+        self.answers = dict.fromkeys(variants, 0)
+        self.spilled = self.switches = 0
+        self.assignment = dict.fromkeys(range(1, LOWEST_LEVEL + 1), model)
+
+
 class ModelStats:
     """Counts since the model was loaded. `rows` are inferences in Triton's sense, `queue` to `request` are per request: one
     that is split counts once there and in `failures`, and its rows and batches as they run.
@@ -199,7 +215,8 @@ class ModelStats:
         self.elements = {"real": 0, "padding": 0}  # rows times length of batches that may be padded
         self.streams: StreamStats | None = None  # None: the model answers at once
         self.cache: CacheCounts | None = None  # None: answers are not remembered
-        self.remembered = 0  # of `request`, those whose answers were computed for others
+        self.variants: VariantCounts | None = None  # None: no variant may stand in for it
+        self.remembered = 0  # of `request`, those whose answers were computed for others, or by others
         self.last_at_ms = 0
         self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now
         self.instance_changes: dict[InstanceChange, int] = dict.fromkeys(get_args(InstanceChange), 0)
@@ -219,8 +236,8 @@ class ModelStats:
             reader.add([seconds])
 
     def request_remembered(self, seconds: float) -> None:
-        """A request has an answer that was computed for another. How quick that was says nothing of the model: readers do not
-        hear of it.
+        """A request has an answer that was computed for another, or by a variant. How quick that was says nothing of the
+        model: readers do not hear of it.
         """
         self.remembered += 1
         request = self.request

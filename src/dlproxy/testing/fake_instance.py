@@ -39,6 +39,8 @@ class FakeInstance:
         self.batches: list[list[int]] = []
         """Ticket ids of every batch so far, in gathering order."""
         self.stopped = False
+        self.variant = ""
+        """Who answers in place of the model, as an upstream may say."""
 
     @property
     def busy(self) -> bool:
@@ -65,7 +67,7 @@ class FakeInstance:
             result = BatchResult([], 0.0, 0.0, self._failures.popleft())
         else:
             result = run_batch(self._runtime, running.requests)
-            result = structs.replace(result, batch_s=0.0, compute_s=0.0 if result.error else compute_s)
+            result = structs.replace(result, batch_s=0.0, compute_s=0.0 if result.error else compute_s, variant=self.variant)
         self._running = None
         self._ended.set()
         running.done(result)

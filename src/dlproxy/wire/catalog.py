@@ -166,6 +166,10 @@ class Catalog:
         """As it was set, less what has gone since."""
         return self._routes.get(name, NO_ROUTE)
 
+    def default(self, name: str) -> str:
+        """The version that requests get which name none and are not diverted; empty if the model is not served."""
+        return self.route_of(name).default or next(reversed(self._models.get(name, {})), "")
+
     def get(self, name: str, version: str = "", who: Principal | None = None) -> ServedModel:
         """The version of that number or label, or the default one. `who` must be allowed to ask for it (wire/rights.py).
 

@@ -78,6 +78,21 @@ def test_answers_of_one_kind_are_recognised_by_their_head(peer: Peer) -> None:
     assert (peer.last.line, peer.last.body_bytes) == (b"\r\ncontent-length: 10\r\n", 10)
 
 
+def test_each_answer_says_for_itself_which_variant_gave_it(peer: Peer) -> None:
+    """Whether its head is recognised or parsed."""
+    for number, variant in enumerate(("", "m-int8", "m-int8", "", "m-small", ""), start=1):
+        peer.connection.send(b"ask", 0.0)
+        lines = [f"x-dlproxy-variant: {variant}"] if variant else []
+        peer.server.sendall(http(b"0123456789", "200 OK", "server: x", *lines))
+        assert peer.until(number) == [("answered",)] * number
+        assert peer.connection.variant.decode() == variant
+    peer.last.line = b"\0"
+    peer.connection.send(b"ask", 0.0)
+    peer.server.sendall(http(b"0123456789", "200 OK", "X-Dlproxy-Variant: m-small"))
+    peer.until(7)
+    assert peer.connection.variant == b"m-small"
+
+
 @pytest.mark.parametrize("answer", [ANSWER, CHUNKED], ids=["length", "chunked"])
 @pytest.mark.parametrize("known", [False, True], ids=["first", "after another"])
 def test_an_answer_byte_by_byte_counts_once_and_at_its_end(peer: Peer, answer: bytes, known: bool) -> None:

@@ -66,6 +66,7 @@ def hostile() -> Result:
     result = ran(error=lambda random, due_at: HOSTILE if random.random() < 0.1 else None, setup={HOSTILE: {HOSTILE: [HOSTILE]}})
     result.kind = result.target = result.started = HOSTILE
     result.warnings = [HOSTILE]
+    result.variants = {HOSTILE: 1}
     result.instances = {HOSTILE: {HOSTILE: HOSTILE, "utilisation": 0.5}, **{f"{HOSTILE}{n}": {HOSTILE: n} for n in range(3)}}
     return result
 

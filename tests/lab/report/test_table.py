@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from dlproxy.lab.report.result import Result, Tally, Trial, model_result
+from dlproxy.lab.report.html import html
+from dlproxy.lab.report.result import Result, Tally, Trial, make_result, model_result
 from dlproxy.lab.report.table import table
 from tests.lab.report import results
 
@@ -15,6 +16,7 @@ def extreme() -> Result:
     result.sent = result.ok = 10**13
     result.offered_rps = result.rate_rps = result.goodput_rps = 1.23e11
     result.latency_ms = {"p50": 1e-9, "p90": 1e-3, "p99": 1.0, "p99_9": 1e6, "max": 1e12, "mean": 0.0}
+    result.variants = {"n" * 300: 10**13}
     result.errors = {"timeout": 10**12, **{f"kind {number} {'x' * 200}": 1 for number in range(100)}}
     result.batch_sizes = {2**number: 10**number for number in range(20)}
     result.objective_ms = 1e-6
@@ -68,6 +70,21 @@ def test_a_usual_run() -> None:
     assert "busiest process 25 % of a core; requests left 200 µs late at p99, 1.5 ms at most" in text
     assert "interrupted" not in text
     assert "warning" not in text
+
+
+def test_answers_of_variants_are_counted_by_their_names() -> None:
+    one, other = Tally(0.0, 10.0), Tally(0.0, 10.0)
+    for tally in (one, other):
+        for variant in (b"", b"m-int8", b"m%20\xc3"):
+            tally.sent_one(1.0, 1.0)
+            tally.answered(1.0, 1.5, variant)
+        tally.answered(11.0, 11.5, b"m-int8")
+    one.merge(other)
+    result = make_result(one, kind="load test", started="", target="m", setup={})
+    assert result.variants == {"m \xc3": 2, "m-int8": 2}
+    assert "variant      m-int8: 2 of 6 answers, 33.3 %" in table(result)
+    assert "m-int8" in html(result)
+    assert "variant" not in table(results.ran())
 
 
 def test_errors_are_listed_by_how_often_they_came() -> None:

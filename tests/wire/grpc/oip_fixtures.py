@@ -49,9 +49,10 @@ class FakeCall:
     def asks_again(self) -> Principal:
         return self.principal
 
-    def reply(self, *message: bytes | memoryview, cache: str = "") -> None:
+    def reply(self, *message: bytes | memoryview, of: Response | None = None) -> None:
         self.send(*message)
-        self.end(extra=((b"x-dlproxy-cache", cache.encode()),) if cache else ())
+        told = () if of is None else ((b"x-dlproxy-cache", of.cache), (b"x-dlproxy-variant", of.variant))
+        self.end(extra=tuple((name, value.encode()) for name, value in told if value))
 
     def note(self, failure: Failure) -> None:
         self.noted.append(failure)

@@ -15,6 +15,11 @@ from dlproxy.message import NO_TRACE, Request
 class Answer(Protocol):
     """Whatever an upstream said, yes or no."""
 
+    @property
+    def variant(self) -> str:
+        """The name of the model that answered in place of the one asked for, where a dlproxy says so."""
+        ...
+
     def refusal(self) -> UpstreamError | None:
         """The error that it stands for; None for an answer proper."""
         ...
@@ -24,6 +29,7 @@ Fields = Sequence[tuple[str, str]]
 """Headers, or gRPC's metadata: names in lower case, and values."""
 
 CACHE = "x-dlproxy-cache"  # what a server's result cache had to do with an answer
+VARIANT = "x-dlproxy-variant"  # the name, as in a path, of the model that answered in place of the one asked for
 MOST_IDS = 1024  # characters of the clients' ids that go with a batch
 
 

@@ -10,11 +10,12 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, cast
+from urllib.parse import unquote
 
 from msgspec import Struct
 
 from dlproxy.instance.remote.address import Address
-from dlproxy.instance.remote.channel import CACHE, Fields, checked_headers
+from dlproxy.instance.remote.channel import CACHE, VARIANT, Fields, checked_headers
 from dlproxy.instance.remote.failures import UpstreamError, shortened
 from dlproxy.instance.remote.rpc import OK, Rpc, RpcReply
 from dlproxy.instance.remote.settings import RemoteSettings
@@ -145,7 +146,8 @@ class GrpcChannel:
         call = connection.channel.unary_unary(ask.method)(b"".join(ask.parts), metadata=metadata, timeout=ask.deadline_s)
         outcome = cast("RpcReply | UpstreamError", await self.awaited(connection, call, timeout_s))
         if isinstance(outcome, RpcReply) and outcome.status == OK:
-            outcome.cache = next((value for name, value in await call.trailing_metadata() if name == CACHE), "")
+            told = dict(await call.trailing_metadata())
+            outcome.cache, outcome.variant = told.get(CACHE, ""), unquote(told.get(VARIANT, ""))
         return outcome
 
     async def awaited(

@@ -9,16 +9,19 @@ import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
+from urllib.parse import unquote
 
 import httptools
 from msgspec import Struct
 
+from dlproxy.instance.remote.channel import VARIANT
 from dlproxy.instance.remote.failures import UpstreamError, refusal
 from dlproxy.message import FailureKind
 
 MAX_OVERHEAD = 64 * 1024  # bytes of a reply's head, chunk framing and trailers
 TOO_LONG = "the upstream's answer is longer than it says"
 MOST_UNREAD = 256 * 1024  # bytes of a body that is read as it comes; with more the server is held back
+_VARIANT = VARIANT.encode()
 CHUNK_OVERHEAD = 16  # and so many more for each byte of body: one-byte chunks need five
 
 Part = bytes | bytearray | memoryview
@@ -87,6 +90,11 @@ class Reply(Struct):
     def refusal(self) -> UpstreamError | None:
         """What another status than 200 says."""
         return None if self.status == 200 else refusal(self.status, self.body, self.headers.get(b"retry-after"))
+
+    @property
+    def variant(self) -> str:
+        """The model that answered in place of the one asked for; empty if none did."""
+        return unquote(self.headers.get(_VARIANT, b"").decode("latin-1"))
 
 
 Outcome = Reply | UpstreamError

@@ -155,7 +155,9 @@ class RemoteInstance:
     ) -> None:
         answered_at = perf_counter()
         try:
-            error = outcome if isinstance(outcome, UpstreamError) else outcome.refusal()
+            if isinstance(outcome, UpstreamError):
+                raise outcome
+            error = outcome.refusal()
             if error is not None:
                 raise error
             outputs = self._codec.decode(self.model, outcome, rows)
@@ -164,6 +166,7 @@ class RemoteInstance:
             result = failed(error, batch_s)
         else:
             result = BatchResult(outputs, answered_at - sent_at, batch_s + perf_counter() - answered_at)
+            result.variant = outcome.variant
         self._report(done, result)
 
     def _went_wrong(self, error: UpstreamError) -> None:

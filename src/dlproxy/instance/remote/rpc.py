@@ -29,13 +29,14 @@ class Rpc(Struct, frozen=True):
 
 class RpcReply(Struct):
     """`status`: the name of the gRPC status. `words`: what came with it, where it is not OK. `cache`: what a result cache had
-    to do with it, as the end of the call says.
+    to do with it, `variant`: the model that answered in place of the one asked for, as the end of the call says.
     """
 
     status: str
     message: bytes = b""
     words: str = ""
     cache: str = ""
+    variant: str = ""
 
     def refusal(self) -> UpstreamError | None:
         """What another status than OK says."""

@@ -21,6 +21,7 @@ CLOSED = "connection closed by the server"
 CUT_SHORT = "connection closed by the server in the middle of an answer"
 NOT_HTTP = "not HTTP"
 _OK = b"HTTP/1.1 200 "
+_VARIANT = b"x-dlproxy-variant: "
 NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _STARTING = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR)
 
@@ -29,7 +30,9 @@ class Owner(Protocol):
     """Who is told how requests end. Each is told once, by one of the first three."""
 
     def answered(self, connection: "Connection", now: float) -> None:
-        """Status 200 and a whole body. The connection may be used again if it is `usable`."""
+        """Status 200 and a whole body. The connection may be used again if it is `usable`. Its `variant` says which model
+        answered in place of the one asked for, as in a path; empty if none did.
+        """
 
     def refused(self, connection: "Connection", kind: str, text: str, now: float) -> None:
         """A whole answer of another status, with the start of its body. As above."""
@@ -62,7 +65,7 @@ class Connection:
     """Connecting when made; raises OSError if the system gives no socket. `due_at`: since when the request counts."""
 
     __slots__ = (
-        *("busy", "due_at", "up", "usable"),
+        *("busy", "due_at", "up", "usable", "variant"),
         *("_error", "_last", "_owner", "_recv", "_reply", "_selector", "_send", "_sock", "_tls", "_unsent"),
     )
 
@@ -81,6 +84,7 @@ class Connection:
         self._unsent: bytes | memoryview = b""
         self._reply: _Reply | None = None
         self.due_at = 0.0
+        self.variant = b""
         self.busy = self.up = False
         self.usable = True
         selector.register(self._sock, EVENT_WRITE, self._connected)
@@ -182,6 +186,8 @@ class Connection:
             and not self._unsent
         ):
             self.busy = False
+            at = data.find(_VARIANT, 0, body_at)
+            self.variant = data[at + len(_VARIANT) : data.index(b"\r", at)] if at > 0 else b""
             self._owner.answered(self, now)
         elif not data:
             self._ended(now)
@@ -216,7 +222,7 @@ class Connection:
             self._fail(CLOSED if reply is None else CUT_SHORT, now)
 
     def _finish(self, reply: "_Reply", now: float, *, keep: bool) -> None:
-        status, text = reply.status, reply.text
+        status, text, self.variant = reply.status, reply.text, reply.variant
         reply.release()
         self._reply = None
         self.busy = False
@@ -251,7 +257,7 @@ class _Reply:
         self.keep = self.until_close = False
         self.status = self.body_bytes = 0
         self.reason = ""
-        self.text = self.length_line = b""
+        self.text = self.length_line = self.variant = b""
         self._framed = False
 
     def release(self) -> None:
@@ -272,6 +278,8 @@ class _Reply:
             self.length_line = name + b": " + value
         elif lower == b"transfer-encoding":
             self._framed = True
+        elif lower == b"x-dlproxy-variant":
+            self.variant = value
 
     def on_headers_complete(self) -> None:
         self.status = self.parser.get_status_code()

@@ -183,7 +183,7 @@ class Load(ABC):
 
     def answered(self, connection: Connection, now: float) -> None:
         self._ok += 1
-        self._tally.answered(connection.due_at, now)
+        self._tally.answered(connection.due_at, now, connection.variant)
         self._free(connection, now)
 
     def refused(self, connection: Connection, kind: str, text: str, now: float) -> None:

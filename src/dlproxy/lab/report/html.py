@@ -110,6 +110,8 @@ def _key_figures(result: Result) -> str:
         shown.append(("unanswered", f"{missing:,}", "when the run ended"))
     if (mean := wording.mean_batch(result)) is not None:
         shown.append(("mean batch", wording.number(mean), wording.count(sum(result.batch_sizes.values()), "batch")))
+    for name, times in result.variants.items():
+        shown.append((f"by {wording.plain(name, 40)}", f"{times:,}", "answers, as a variant"))
     return tiles(shown)
 
 

@@ -7,6 +7,7 @@ from array import array
 from math import floor, inf, nextafter
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 import numpy as np
@@ -101,7 +102,7 @@ class Result(Struct, kw_only=True):
     share `objective_share` of the answers has to meet.
     `setup`: what was asked for, as options. `histogram`: HdrHistogram V2, base64, microseconds. `peak_rps`: what a search
     has confirmed. `phases_ms` of a request on average and `busy_s` of all batches: by the server's own account. `faults`:
-    simulated ones, and what they did.
+    simulated ones, and what they did. `variants`: answers that other models gave in place of the one asked for, by their names.
     """
 
     format: int = FORMAT
@@ -132,6 +133,7 @@ class Result(Struct, kw_only=True):
     instances: dict[str, Any] = {}
     scaling: dict[str, Scaling] = {}
     cache: dict[str, CacheUse] = {}
+    variants: dict[str, int] = {}
     warnings: list[str] = []
     interrupted: bool = False
 
@@ -154,6 +156,7 @@ class Tally:
         self.objective_s = objective_s
         self.histogram = Histogram()
         self.errors: dict[str, int] = {}
+        self.variants: dict[bytes, int] = {}
         self.sent = self.ok = self.ok_by_end = self.in_time_by_end = 0
         self._seconds: dict[int, _Row] = {}
         self._row = _Row()
@@ -169,14 +172,18 @@ class Tally:
             self.sent += 1
             self._row.sent += 1
 
-    def answered(self, due_at: float, now: float) -> None:
-        """A request succeeded: its latency counts from when it was due, not from when it was sent."""
+    def answered(self, due_at: float, now: float, variant: bytes = b"") -> None:
+        """A request succeeded: its latency counts from when it was due, not from when it was sent. `variant`: the model that
+        answered in place of the one asked for, as in a path.
+        """
         if self.start_at <= due_at < self._due_before:
             if now >= self._close_at:
                 self._next_second(now)
             latency_s = now - due_at
             self._latencies.append(latency_s)
             self.ok += 1
+            if variant:
+                self.variants[variant] = self.variants.get(variant, 0) + 1
             if now <= self.end_at:
                 self.ok_by_end += 1
                 if self.objective_s is None or latency_s <= self.objective_s:
@@ -202,6 +209,8 @@ class Tally:
         self.histogram.merge(other.histogram)
         for kind, times in other.errors.items():
             self.errors[kind] = self.errors.get(kind, 0) + times
+        for name, times in other.variants.items():
+            self.variants[name] = self.variants.get(name, 0) + times
         self.sent += other.sent
         self.ok += other.ok
         self.ok_by_end += other.ok_by_end
@@ -293,6 +302,7 @@ def make_result(tally: Tally, *, kind: str, started: str, target: str, setup: di
         batch_sizes={},
         timeline=tally.timeline(),
         histogram=tally.histogram.encode(),
+        variants={unquote(name.decode("latin-1")): times for name, times in sorted(tally.variants.items())},
     )
 
 

@@ -24,6 +24,7 @@ def table(result: Result) -> str:
         *_latencies(result),
         *_errors(result),
         *_models(result),
+        *_variants(result),
         *_batches(result),
         *_scaling(result),
         *_cache(result),
@@ -123,6 +124,14 @@ def _models(result: Result) -> Iterator[str]:
         yield f"{name:<{max(widths[0], _INDENT - 2)}}  " + "  ".join(
             f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)
         )
+
+
+def _variants(result: Result) -> Iterator[str]:
+    if result.variants:
+        yield ""
+    for name, answers in result.variants.items():
+        share = wording.share(answers, result.ok)
+        yield from _row("variant", f"{wording.plain(name)}: {answers:,} of {wording.count(result.ok, 'answer')}, {share}")
 
 
 def _scaling(result: Result) -> Iterator[str]:

@@ -38,7 +38,7 @@ SURELY = 4.0  # standard deviations of a number of arrivals that are no chance
 LATE = 3.0  # ticks: a window that took longer was measured by a loop that stood still, or by a clock that jumped
 
 Act = Literal["prepare", "apply", "finish"]
-Kind = Literal["tries", "keeps", "undoes", "advises", "holds", "safe mode", "gives up"]
+Kind = Literal["tries", "keeps", "undoes", "advises", "holds", "safe mode", "gives up", "degrades", "restores", "assigns"]
 
 
 class Order(Struct, frozen=True):

@@ -398,7 +398,7 @@ class Flight:
         if response.cache == "hit":  # of rows that were all known
             layer.counts.misses -= 1
             layer.counts.hits += 1
-        if self.is_kept:
+        if self.is_kept and not response.variant:  # which answers while the model has no time: not what it would say
             cost_s = layer.cost_s(asked.ticket.rows)
             kept = Kept(response.model, response.version, copies_of(response.outputs), layer.clock(), cost_s)
             layer.keep(self._key, kept)
@@ -419,6 +419,7 @@ class Flight:
         counted = asked is not None and response.cache != "hit"  # the lane has counted the one that it ran
         for ticket_id, (request, reply) in requests.items():
             answer = Response(request.id, response.model, response.version, response.outputs, response.timing, None, how)
+            answer.variant = response.variant
             how = "joined"
             if not counted:
                 layer.stats.request_remembered(now - request.ticket.arrived_at)

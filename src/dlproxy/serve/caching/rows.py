@@ -110,7 +110,7 @@ class _Rows:
                 rows.append(kept.outputs)
                 continue
             rows.append(row := next(new))
-            if self._cleared == layer.cleared:
+            if self._cleared == layer.cleared and not response.variant:
                 layer.keep(key, response, row)
         if asked is not request:
             try:

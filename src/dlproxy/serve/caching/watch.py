@@ -140,7 +140,8 @@ class _Compared:
 
     def completed(self, response: Response) -> None:
         self._watch.rechecking = False
-        self._watch.compared(self._outputs, response.outputs)
+        if not response.variant:  # of an upstream, that says nothing of the model
+            self._watch.compared(self._outputs, response.outputs)
 
     def failed(self, failure: Failure) -> None:
         """Overload, or a model that fails: another will do."""
@@ -169,6 +170,8 @@ class Watched:
     def completed(self, response: Response) -> None:
         outputs = response.outputs
         self._reply.completed(response)
+        if response.variant:  # says nothing of the model
+            return
         beginnings = [beginning_of(tensor, COMPARED_BYTES) for tensor in outputs]
         self._watch.answered(self._key, beginnings, self._run_s_of(self._rows))
 

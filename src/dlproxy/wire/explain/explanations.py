@@ -30,6 +30,8 @@ AT_A_TIME = 2  # requests under way of one explanation: one computes while the n
 ROWS = 32  # of a request
 PATIENCE_S = 60.0  # for all of it, where the client names no deadline
 METHOD = "occlusion"
+MIXED = "another model began, or ceased, to answer in place of this one: what either says does not explain the other"
+RETRY_S = 5.0
 
 Rows = dict[str, Array]
 """Inputs by name, all with as many rows, as Python callers have them: BF16 as float32, BYTES as bytes."""
@@ -87,9 +89,11 @@ class Explanation:
         self._parts = {name: boxes(shapes[name], size) for name, size in self._part_sizes.items()}
         self._values = {name: np.zeros((self._count, len(parts))) for name, parts in self._parts.items()}
         self._targets: list[int] = []
+        self.variant: str | None = None
+        """Who answered, as a Response has it; None before anybody has."""
 
     async def told(self) -> list[dict[str, Any]]:
-        """An explanation for each instance. Raises InferenceError."""
+        """An explanation for each instance. Raises InferenceError, also if the model and a variant of it answered in turns."""
         together = chunks(self._count, self._most_rows)
         flat = np.concatenate([await self._ask({name: rows[part] for name, rows in self._rows.items()}) for part in together])
         self._targets = [self._target(values) for values in flat]
@@ -131,6 +135,9 @@ class Explanation:
         given = [tensors.from_values(name, specs.spec_of(name).dtype, array) for name, array in rows.items()]
         terms = msgspec.structs.replace(self._terms, timeout_s=left_s, priority=LOWEST_LEVEL)
         response = await endpoint.infer(endpoint.request(given, [self._output]), terms)
+        if self.variant not in (None, response.variant):
+            raise InferenceError(Failure(FailureKind.OVERLOADED, MIXED, RETRY_S))
+        self.variant = response.variant
         output = tensors.to_values(response.outputs[0], text=False)
         count = len(next(iter(rows.values())))
         if not output.shape or output.shape[0] != count:

@@ -14,6 +14,7 @@ from dlproxy.wire.endpoint import TENANT_HEADER, FrontDesk
 from dlproxy.wire.explain.explanations import Explanation
 from dlproxy.wire.http.exchange import Exchange
 from dlproxy.wire.http.routes import VERSION, Row
+from dlproxy.wire.oip.http import variant_line
 
 EXPLAIN = r"(?i)/v1/models/(?P<name>(?:(?!%3A)[^/])+)" + VERSION + "%3Aexplain"
 
@@ -50,7 +51,8 @@ class Explain:
 async def _answer(exchange: Exchange, explanation: Explanation) -> None:
     try:
         told = await explanation.told()
-        exchange.reply(200, b"application/json", msgspec.json.encode({"explanations": told}))
+        extra = variant_line(explanation.variant) if explanation.variant else b""
+        exchange.reply(200, b"application/json", msgspec.json.encode({"explanations": told}), extra)
     except InferenceError as error:
         exchange.refuse(error.failure)
     except asyncio.CancelledError:

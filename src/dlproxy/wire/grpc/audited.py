@@ -4,6 +4,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from dlproxy.message import Response
 from dlproxy.protos.oip import oip
 from dlproxy.wire.grpc.call import Call, Status
 from dlproxy.wire.grpc.messages import Piece
@@ -19,8 +20,8 @@ def audited(path: bytes, method: Unary) -> Unary:
     class Telling(Call):
         __slots__ = ()
 
-        def reply(self, *message: Piece, cache: str = "") -> None:
-            super().reply(*message, cache=cache)
+        def reply(self, *message: Piece, of: Response | None = None) -> None:
+            super().reply(*message, of=of)
             self._tell("answered OK")
 
         def end(self, status: Status = Status.OK, message: str = "", extra: tuple[tuple[bytes, bytes], ...] = ()) -> None:

@@ -8,9 +8,11 @@ from asyncio import TimerHandle
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, get_args
+from urllib.parse import quote
 
-from dlproxy.message import Cached, Failure, FailureKind, Principal, encodable
+from dlproxy.message import Cached, Failure, FailureKind, Principal, Response, encodable
 from dlproxy.wire.audit import REFUSALS
 from dlproxy.wire.grpc.frames import header_block
 from dlproxy.wire.grpc.messages import CODINGS, Piece
@@ -139,9 +141,15 @@ class Call:
         self.paused = False
         self.connection.go_on(self)
 
-    def reply(self, *message: Piece, cache: str = "") -> None:
-        """The one answer of a unary call, in pieces; then its end. `cache`: as a Response has it."""
-        self.connection.send(self, message, END_OK if not cache else END_CACHED[cache])
+    def reply(self, *message: Piece, of: Response | None = None) -> None:
+        """The one answer of a unary call, in pieces; then its end, which says how the response `of` a model came about."""
+        end = END_OK
+        if of is not None:
+            if of.cache:
+                end = END_CACHED[of.cache]
+            if of.variant:
+                end += _variant_field(of.variant)
+        self.connection.send(self, message, end)
 
     def send(self, *message: Piece) -> None:
         """One of the messages that a stream answers. Once the client has gone, it does nothing."""
@@ -192,6 +200,11 @@ def in_grpc(failure: Failure) -> tuple[Status, str, tuple[tuple[bytes, bytes], .
     after = failure.retry_after_s
     extra = () if after is None else ((b"grpc-retry-pushback-ms", b"%d" % max(1, round(after * 1e3))),)
     return STATUS[failure.kind], failure.message, extra
+
+
+@lru_cache
+def _variant_field(name: str) -> bytes:
+    return header_block([(b"x-dlproxy-variant", quote(name, safe="").encode())])
 
 
 def percent_encoded(message: str) -> bytes:

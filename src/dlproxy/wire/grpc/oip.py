@@ -188,7 +188,7 @@ class InferReply:
 
     def completed(self, response: Response) -> None:
         try:
-            self._call.reply(*encode(response, self._memo, forms=self._forms), cache=response.cache)
+            self._call.reply(*encode(response, self._memo, forms=self._forms), of=response)
         except InferenceError as error:
             self._call.refuse(error.failure)
         except Exception:

@@ -7,7 +7,7 @@ Called by oip.py. Not aware of: frames, lanes.
 import logging
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from math import inf
 
 from dlproxy.config import HttpLimits
@@ -31,6 +31,13 @@ def _flag(*, final: bool) -> bytes:
     value = oip.InferParameter(bool_param=final)
     flag: bytes = oip.ModelInferResponse(parameters={"triton_final_response": value}).SerializeToString()
     return flag
+
+
+@lru_cache
+def _variant(name: str) -> bytes:
+    """A parameter as well: the end of the call comes too late, and may be that of other answers, too."""
+    parameter: bytes = oip.ModelInferResponse(parameters={"x-dlproxy-variant": {"string_param": name}}).SerializeToString()
+    return parameter
 
 
 FINAL, NOT_FINAL = _flag(final=True), _flag(final=False)
@@ -270,5 +277,7 @@ class StreamedRequest:
         assert first is not None
         assert asked is not None
         response = Response(first.id, first.model, first.version, outputs, first.timing)
+        if first.variant:
+            flag += _variant(first.variant)
         pieces = encode(response, asked.memo, flag, asked.forms) if outputs else encode(response, None, flag)
         return [before(IN_STREAM, sum(map(len, pieces))), *pieces]

@@ -330,7 +330,7 @@ class _Reply:
 
     def completed(self, response: Response) -> None:
         try:
-            self._call.reply(*self._encode(response), cache=response.cache)
+            self._call.reply(*self._encode(response), of=response)
         except InferenceError as error:
             self._call.refuse(error.failure)
         except Exception:

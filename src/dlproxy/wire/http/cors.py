@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dlproxy.wire.http.exchange import Exchange
 
-EXPOSED = b"inference-header-content-length, retry-after, server-timing, x-dlproxy-cache, allow, x-request-id, traceparent"
+EXPOSED = (
+    b"inference-header-content-length, retry-after, server-timing, x-dlproxy-cache, x-dlproxy-variant, allow, "
+    b"x-request-id, traceparent"
+)
 METHODS = b"GET, HEAD, POST"
 MAX_AGE_S = 7200  # the most that Chromium keeps a permission
 

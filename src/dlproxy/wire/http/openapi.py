@@ -180,6 +180,10 @@ HEADERS: dict[str, Schema] = {
         "description": "where answers are remembered: what there was for this request",
         "schema": {"type": "string", "enum": ["hit", "miss", "joined", "partial", "bypass"]},
     },
+    "x-dlproxy-variant": {
+        "description": "the name, as in a path, of the model that answered in place of this one; absent if none did",
+        "schema": {"type": "string"},
+    },
     "Inference-Header-Content-Length": {
         "description": "bytes of JSON, where outputs are binary",
         "schema": {"type": "integer"},
@@ -288,7 +292,8 @@ def _answers(route: Described) -> dict[str, Any]:
         content = {"application/json": {"schema": _schema(route.answer)}, **content}
     good: dict[str, Any] = {"description": "the answer", **({"content": content} if content else {})}
     if route.more == INFERENCE:
-        names = ["Server-Timing", "x-dlproxy-cache", *(["Inference-Header-Content-Length"] if _BINARY in route.also else [])]
+        names = ["Server-Timing", "x-dlproxy-cache", "x-dlproxy-variant"]
+        names += ["Inference-Header-Content-Length"] if _BINARY in route.also else []
         good["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
     answers = {"200": good}
     answers |= {str(status): {"$ref": f"#/components/responses/{status}"} for status in sorted((*ANY_ROUTE, *route.more))}

@@ -46,7 +46,7 @@ class Generate:
 
     def _parts(self, exchange: Exchange, name: str, version: str) -> None:
         endpoint = self._desk.find(name, version, exchange.principal)
-        self._submit(exchange, endpoint, partial(PartsReply, framing=SSE, encode=generated))
+        self._submit(exchange, endpoint, partial(PartsReply, framing=SSE, encode=generated, extra=_lines))
 
     def _submit(
         self, exchange: Exchange, endpoint: Endpoint, reply: "Callable[[Exchange], GenerateReply | PartsReply]"
@@ -108,7 +108,7 @@ class GenerateReply:
     def ended(self) -> None:
         try:
             body = generated(self._response, self._response.outputs)
-            self._exchange.reply(200, b"application/json", body, header_lines(self._response, server_timing=False))
+            self._exchange.reply(200, b"application/json", body, _lines(self._response))
         except UnicodeDecodeError as error:
             self._exchange.fail(500, no_text(error))
         except Exception:
@@ -116,6 +116,9 @@ class GenerateReply:
 
     def failed(self, failure: Failure) -> None:
         self._exchange.refuse(failure)
+
+
+_lines = partial(header_lines, server_timing=False)
 
 
 def generated(response: Response, outputs: Sequence[Tensor]) -> bytes:

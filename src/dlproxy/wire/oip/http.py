@@ -6,7 +6,7 @@ Not aware of: sockets, lanes.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from math import inf
 from reprlib import repr as brief  # bounds the length: the value is the client's
 from typing import Any
@@ -354,18 +354,29 @@ def predicted(response: Response, outputs: Sequence[Tensor]) -> bytes:
 
 
 def header_lines(response: Response, *, server_timing: bool) -> bytes:
-    """What an answer's header says of how it came about: Server-Timing (W3C, in milliseconds) and what the cache did."""
+    """What an answer's header says of how it came about: Server-Timing (W3C, in milliseconds), what the cache did, and which
+    model answered in place of the one asked for.
+    """
     timing, cache = response.timing, response.cache
-    if cache == "hit":
-        return _TIMED_HIT if server_timing else _HIT
     lines = b""
-    if server_timing:
-        lines = b"server-timing: queue;dur=%.3f, batch;dur=%.3f, compute;dur=%.3f\r\n" % (
-            timing.queue_s * 1e3,
-            timing.batch_s * 1e3,
-            timing.compute_s * 1e3,
-        )
-    return b"%bx-dlproxy-cache: %b\r\n" % (lines, cache.encode()) if cache else lines
+    if cache == "hit":
+        lines = _TIMED_HIT if server_timing else _HIT
+    else:
+        if server_timing:
+            lines = b"server-timing: queue;dur=%.3f, batch;dur=%.3f, compute;dur=%.3f\r\n" % (
+                timing.queue_s * 1e3,
+                timing.batch_s * 1e3,
+                timing.compute_s * 1e3,
+            )
+        if cache:
+            lines = b"%bx-dlproxy-cache: %b\r\n" % (lines, cache.encode())
+    return lines + variant_line(response.variant) if response.variant else lines
+
+
+@lru_cache
+def variant_line(name: str) -> bytes:
+    """Of an answer's header, with the name as in a path."""
+    return b"x-dlproxy-variant: %b\r\n" % quote(name, safe="").encode()
 
 
 def _timeout_s(body: bytes, headers: Mapping[bytes, bytes], max_json_bytes: int) -> float:
