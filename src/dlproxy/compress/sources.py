@@ -29,13 +29,13 @@ _KNOWN = "an .onnx, .pt2, .pt or .keras file, the folder of a SavedModel, or fil
 
 
 def to_onnx(model: str, folder: Path, examples: Dataset | None = None) -> Source:
-    """ONNX files stay where they are, others are converted into `folder`. `examples`: a few rows, which PyTorch's modules are
-    traced with; a module may have its own instead, as the attribute example_inputs (a tensor, tuple or dict). Raises CompressError.
+    """ONNX files stay where they are, others are converted into `folder`. `examples`: a few rows, with which
+    PyTorch's modules are traced; one may have its own, as the attribute example_inputs (tensor, tuple or dict). CompressError.
     """
     path = Path(model)
     place, colon, name = model.rpartition(":")
     if colon and place.endswith(".py") and name.isidentifier():
-        return _with("torch", _of_function, model, folder, examples)
+        return _with("train", _of_function, model, folder, examples)
     if not path.exists():
         raise CompressError(f"{model} does not exist; a model is {_KNOWN}")
     if path.is_dir() and (path / "saved_model.pb").is_file():
@@ -47,7 +47,7 @@ def to_onnx(model: str, folder: Path, examples: Dataset | None = None) -> Source
     if convert is None:
         hint = f"; name the function that makes it, like {model}:make" if path.suffix == ".py" else ""
         raise CompressError(f"{model} cannot be compressed{hint}; a model is {_KNOWN}")
-    return _with("tensorflow" if path.suffix == ".keras" else "torch", convert, model, folder, examples)
+    return _with("tensorflow" if path.suffix == ".keras" else "train", convert, model, folder, examples)
 
 
 def _with(extra: str, convert: Callable[..., Source], model: str, folder: Path, examples: Dataset | None) -> Source:
@@ -111,8 +111,8 @@ def _of_script(model: str, folder: Path, examples: Dataset | None) -> Source:
         arguments = [one.name for one in module.forward.schema.arguments[1:]]
     except Exception as error:  # RuntimeError, AttributeError for a module without forward, and others
         raise CompressError(
-            f"{model} is not TorchScript that torch {torch.__version__} can load ({one_line(error)}); if it holds weights alone, "
-            "write a function that makes the module and loads them, and give file.py:make"
+            f"{model} is not TorchScript that torch {torch.__version__} can load ({one_line(error)}); if it holds "
+            "weights alone, write a function that makes the module and loads them, and give file.py:make"
         ) from error
     names, tensors = _in_order(arguments, _from(examples, model))
     with torch.no_grad():
@@ -205,7 +205,9 @@ def _compare(runtime: "TensorFlowRuntime", path: Path, examples: Dataset | None)
         some = [array[:rows] for array in arrays]
         got = converted.run([some[place] for place in places])
         for one, other in zip(runtime.run(some), got, strict=True):
-            if one.shape != other.shape or not np.allclose(one, other, rtol=_CLOSE, atol=_CLOSE * np.max(np.abs(one), initial=1e-6)):
+            if one.shape != other.shape or not np.allclose(
+                one, other, rtol=_CLOSE, atol=_CLOSE * np.max(np.abs(one), initial=1e-6)
+            ):
                 raise CompressError(f"{path.name}, which tf2onnx made, answers a batch of {rows} otherwise than the model")
 
 

@@ -9,48 +9,53 @@ from typing import Any
 import torch
 from torch import nn
 
+from dlproxy.compress import CompressError
 from dlproxy.compress.recipe import Context, Made, RecipeError, Source, Step
 from dlproxy.compress.recipes.torch.modules import Trainable, first, made_by, number, trainable
 from dlproxy.compress.recipes.torch.prune import answering
 from dlproxy.compress.recipes.torch.training import fit, labels_of, planned, reproducible
+from dlproxy.instance.runtime.declared import one_line
 
+NAME = "distil"
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class Distil:
-    """The student is the user's own, or the original's architecture with a part of the width of every layer, from fresh weights."""
-
-    name = "distil"
-    what = "trains a narrower student on the model's answers (options student = file.py:make, width, epochs, lr, temperature, soft)"
-    needs = ("torch", "onnx")
-    trains = True
-
-    def make(self, source: Source, context: Context) -> Made:
-        """`width`: of the student's layers, as a share of the original's. Raises RecipeError."""
-        labels = labels_of(context)
-        plan = planned(context, epochs=40, lr=3e-3, soft=0.7)
-        width = number(context.options, "width", 0.5, low=0.01, high=1)
-        given = context.options.get("student", "")
-        of = trainable(source, context.training)
-        with reproducible(context):
-            student = made_by(str(given)) if given else narrowed(of, width)
-            _check(student, of)
-            loss = fit(student, of, labels, plan, context)
-        path = context.folder / f"{self.name}.onnx"
-        of.save(student, path)
-        settings = {"seed": context.seed, **plan.settings(), **({"student": str(given)} if given else {"width": width})}
-        before, after = (sum(one.numel() for one in module.parameters()) for module in (of.module, student))
-        notes = [f"a student of {after:,} weights for {before:,}, validation loss {loss:.4f}"]
-        return Made(path, [Step(self.name, f"torch {torch.__version__}", settings)], notes)
+def distil(source: Source, context: Context) -> Made:
+    """The student is the user's own (option `student`, as file.py:make), or the original's architecture with a part of the
+    width of every layer (`width`, a share), from fresh weights. Raises RecipeError.
+    """
+    labels = labels_of(context)
+    plan = planned(context, epochs=40, lr=3e-3, soft=0.7)
+    width = number(context.options, "width", 0.5, low=0.01, high=1)
+    given = context.options.get("student", "")
+    of = trainable(source, context.training)
+    with reproducible(context):
+        student = _given(str(given)) if given else narrowed(of, width)
+        _check(student, of)
+        loss = fit(student, of, labels, plan, context)
+    path = context.folder / f"{NAME}.onnx"
+    of.save(student, path)
+    settings = {"seed": context.seed, **plan.settings(), **({"student": str(given)} if given else {"width": width})}
+    before, after = (sum(one.numel() for one in module.parameters()) for module in (of.module, student))
+    notes = [f"a student of {after:,} weights for {before:,}, validation loss {loss:.4f}"]
+    return Made(path, [Step(NAME, f"torch {torch.__version__}", settings)], notes)
 
 
-class _Fitting(nn.Module):
+def _given(target: str) -> Any:
+    try:
+        return made_by(target)
+    except CompressError as error:
+        raise RecipeError(f"option student: {error}") from error
+
+
+class _Fitting(nn.Module):  # type: ignore[misc] # torch's types are not read
     """Stands for a layer until its first input says how wide it must be."""
 
     def __init__(self, layer: Any, width: float) -> None:
         super().__init__()
-        self.old, self.width, self.new = layer, width, None
+        self.old, self.width = layer, width
+        self.new: Any = None
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         self.new = self.new or _refitted(self.old, inputs[0], self.width)
@@ -65,7 +70,11 @@ def narrowed(of: Trainable, width: float) -> Any:
     last = answering(of.module, tuple(tensor[:2] for tensor in of.tensors))
     paths = {name for name, one in of.module.named_modules() if any(one is layer for layer in last)}
     student = copy.deepcopy(of.module)
-    names = [name for name, one in student.named_modules() if isinstance(one, (nn.Linear, nn.Embedding, nn.RNNBase, nn.LayerNorm, *_CONVS, *_NORMS))]
+    names = [
+        name
+        for name, one in student.named_modules()
+        if isinstance(one, (nn.Linear, nn.Embedding, nn.RNNBase, nn.LayerNorm, *_CONVS, *_NORMS))
+    ]
     if any(isinstance(one, nn.MultiheadAttention) for one in student.modules()):
         raise RecipeError("it has attention, whose width cannot be told from outside; give option student = file.py:make")
     for name in names:
@@ -75,7 +84,7 @@ def narrowed(of: Trainable, width: float) -> Any:
             student.eval()(*[tensor[:2] for tensor in of.tensors])
     except Exception as error:  # whatever the module raises when sizes do not fit
         raise RecipeError(
-            f"it does not run with {width:.0%} of its width ({type(error).__name__}: {error}); give option student = file.py:make"
+            f"it does not run with {width:.0%} of its width ({one_line(error)}); give option student = file.py:make"
         ) from error
     for name in names:
         fitting = student.get_submodule(name)
@@ -109,7 +118,11 @@ def _refitted(old: Any, tensor: Any, width: float) -> Any:
             bidirectional=old.bidirectional,
         )
     groups = tensor.shape[1] if old.groups == old.in_channels > 1 else old.groups
-    out = old.out_channels // old.in_channels * groups if groups > 1 and old.groups == old.in_channels else _part(old.out_channels, width)
+    out = (
+        old.out_channels // old.in_channels * groups
+        if groups > 1 and old.groups == old.in_channels
+        else _part(old.out_channels, width)
+    )
     return type(old)(
         tensor.shape[1],
         out - out % groups,
@@ -135,6 +148,6 @@ def _check(student: Any, of: Trainable) -> None:
         with torch.no_grad():
             got = first(student.eval()(*[tensor[:2] for tensor in of.tensors]))
     except Exception as error:
-        raise RecipeError(f"the student cannot take the model's inputs: {type(error).__name__}: {error}") from error
+        raise RecipeError(f"the student cannot take the model's inputs: {one_line(error)}") from error
     if got.shape != of.answers[:2].shape:
-        raise RecipeError(f"the student answers in the shape {tuple(got.shape[1:])}; the model's is {tuple(of.answers.shape[1:])}")
+        raise RecipeError(f"the student answers two rows in the shape {tuple(got.shape)}; the model's is {tuple(of.answers[:2].shape)}")

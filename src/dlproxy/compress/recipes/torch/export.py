@@ -5,6 +5,7 @@ Called by sources.py and by the recipes here. Not aware of: where a module comes
 
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +21,10 @@ from dlproxy.instance.runtime.declared import one_line
 
 os.environ.setdefault(*TELEMETRY_OFF)
 
+import onnx
 import onnxruntime as ort
 
+ORT = f"onnxruntime {ort.__version__}"
 OPSET = 17
 BATCH = "batch"
 _CLOSE = 1e-3  # of the largest answer: what float32 sums in another order may differ by in a deep network
@@ -69,7 +72,14 @@ def export_program(program: Any, path: Path, examples: Sequence[Any], *, inputs:
     try:
         with _quietly():
             torch.onnx.export(
-                program, (), str(path), dynamo=True, input_names=inputs, output_names=outputs, external_data=False, verbose=False
+                program,
+                (),
+                str(path),
+                dynamo=True,
+                input_names=inputs,
+                output_names=outputs,
+                external_data=False,
+                verbose=False,
             )
         compare(program.module(), path, examples, inputs)
     except ModuleNotFoundError as error:
@@ -93,14 +103,29 @@ def compare(module: Any, path: Path, examples: Sequence[Any], inputs: Sequence[s
                 raise CompressError(f"the ONNX file answers a batch of {rows} otherwise than the module")
 
 
+def session(path: Path, options: Any = None) -> Any:
+    """Of ONNX Runtime on the CPU. What goes wrong arrives as an exception, and is written nowhere else."""
+    options = options or ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def simplified(path: Path) -> onnx.ModelProto:
+    """With constants computed and batch normalisation in the convolutions before it, in ONNX's own operators."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = os.path.join(folder, "simplified.onnx")
+        session(path, options)
+        return onnx.load(options.optimized_model_filepath)
+
+
 def answers(path: Path, inputs: Mapping[str, Any], *, rows: int = 64) -> list[Any]:
     """What ONNX Runtime answers to tensors by input name, all outputs, computed `rows` rows at a time."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong arrives as an exception
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    opened = session(path)
     count = len(next(iter(inputs.values())))
     parts = [
-        session.run(None, {name: tensor[start : start + rows].numpy() for name, tensor in inputs.items()})
+        opened.run(None, {name: tensor[start : start + rows].numpy() for name, tensor in inputs.items()})
         for start in range(0, count, rows)
     ]
     return [np.concatenate(part) for part in zip(*parts, strict=True)]

@@ -3,7 +3,6 @@
 Called by modules.py and qat.py. The operators stand in operators.py. Not aware of: what is trained, where the file comes from.
 """
 
-import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,12 +19,13 @@ from dlproxy.compress.recipe import RecipeError
 
 class Origin(Struct, frozen=True):
     """Which initializer a parameter came from. `transposed`: it is the other way round there. `scale`: of one that is whole
-    numbers there, steps that broadcast.
+    numbers there, steps that broadcast; none is greater than `limit` or less than -`limit`.
     """
 
     initializer: str
     transposed: bool = False
     scale: Any = None
+    limit: int = 0
 
 
 class Read(Struct, frozen=True):
@@ -157,9 +157,11 @@ def cannot(node: onnx.NodeProto, what: str) -> RecipeError:
     return RecipeError(f"operator {node.op_type} with {what} cannot be read as a PyTorch module")
 
 
-
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        inferred = model  # of operators that are not ONNX's own; they are named when they are read
     shapes: dict[str, list[int | None]] = {one.name: list(one.dims) for one in model.graph.initializer}
     graph = inferred.graph
     for value in (*graph.input, *graph.value_info, *graph.output):

@@ -4,9 +4,7 @@ Called by the recipes here and by sources.py. Not aware of: how it is trained, w
 """
 
 import importlib.util
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from msgspec import Struct
 from dlproxy.compress import CompressError
 from dlproxy.compress.data import Dataset
 from dlproxy.compress.recipe import RecipeError, Source
-from dlproxy.compress.recipes.torch.export import answers, export, flat, ort
+from dlproxy.compress.recipes.torch.export import answers, export, flat, session, simplified
 from dlproxy.compress.recipes.torch.graph import Read, Reader
 from dlproxy.compress.recipes.torch.operators import OPERATORS
 from dlproxy.instance.runtime.classes import located
@@ -75,17 +73,6 @@ def read(model: onnx.ModelProto) -> Read:
     return Reader(model).read(model, OPERATORS)
 
 
-def simplified(path: Path) -> onnx.ModelProto:
-    """With constants computed and batch normalisation in the convolutions before it, in ONNX's own operators."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = os.path.join(folder, "simplified.onnx")
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return onnx.load(options.optimized_model_filepath)
-
-
 def first(outputs: Any) -> Any:
     """The output that is learnt: the first."""
     return flat(outputs)[0][1]
@@ -128,8 +115,8 @@ def number(options: Mapping[str, Any], name: str, default: float, *, low: float,
 
 
 def _tensors(path: Path, examples: Dataset) -> tuple[list[str], list[str], list[Any]]:
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    inputs = [(one.name, one.type) for one in session.get_inputs()]
+    opened = session(path)
+    inputs = [(one.name, one.type) for one in opened.get_inputs()]
     missing = [name for name, _ in inputs if name not in examples.inputs]
     if missing:
         raise RecipeError(f"the examples have no {', '.join(missing)}; they have {', '.join(examples.inputs)}")
@@ -137,7 +124,7 @@ def _tensors(path: Path, examples: Dataset) -> tuple[list[str], list[str], list[
     if strange:
         raise RecipeError(f"{', '.join(strange)}; recipes that train take inputs of float and int alone")
     tensors = [torch.from_numpy(np.ascontiguousarray(examples.inputs[name], _KINDS[kind])) for name, kind in inputs]
-    return [name for name, _ in inputs], [one.name for one in session.get_outputs()], tensors
+    return [name for name, _ in inputs], [one.name for one in opened.get_outputs()], tensors
 
 
 def _near(one: Any, other: Any) -> bool:

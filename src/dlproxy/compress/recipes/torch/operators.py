@@ -28,7 +28,7 @@ _TYPES = {
 }
 
 
-class FakeQuantised(nn.Module):
+class FakeQuantised(nn.Module):  # type: ignore[misc] # torch's types are not read
     """Rounds to the steps that QuantizeLinear and DequantizeLinear leave, and passes gradients through within their range
     (straight-through estimator: Bengio et al. 2013; Jacob et al. 2018). `scale`, `zero_point`: one, or one per index of `axis`.
     """
@@ -47,7 +47,7 @@ class FakeQuantised(nn.Module):
         return torch.fake_quantize_per_channel_affine(values, self.scale, self.zero_point, self.axis, self.low, self.high)
 
 
-class Lstm(nn.Module):
+class Lstm(nn.Module):  # type: ignore[misc] # torch's types are not read
     """ONNX's LSTM by torch's: gates in another order, answers [time, directions, rows, hidden]."""
 
     def __init__(self, lstm: Any) -> None:
@@ -150,9 +150,12 @@ def _padding(reader: Reader, node: onnx.NodeProto, attributes: Attributes, windo
         return list(attributes.get("pads", [0] * 2 * rank)) if kind == "NOTSET" else [0] * 2 * rank
     sizes = (reader.shapes.get(node.input[0]) or [])[2:]
     strides = attributes.get("strides", [1] * rank)
-    if len(sizes) != rank or any(size is None for size in sizes):
+    known = [size for size in sizes if size is not None]
+    if len(known) != rank:
         raise cannot(node, "auto_pad and a size that is open")
-    totals = [max((-(-size // step) - 1) * step + wide - size, 0) for size, step, wide in zip(sizes, strides, window, strict=True)]
+    totals = [
+        max((-(-size // step) - 1) * step + wide - size, 0) for size, step, wide in zip(known, strides, window, strict=True)
+    ]
     less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
     return [*less, *more] if kind == "SAME_UPPER" else [*more, *less]
 
@@ -209,7 +212,9 @@ def _batch_norm(reader: Reader, node: onnx.NodeProto, attributes: Attributes) ->
     layer = kind(len(scale), eps=attributes.get("epsilon", 1e-5), momentum=1 - attributes.get("momentum", 0.9))
     layer.weight, layer.bias = nn.Parameter(torch.tensor(scale)), nn.Parameter(torch.tensor(offset))
     layer.running_mean, layer.running_var = torch.tensor(mean), torch.tensor(variance)
-    return reader.layer(layer, reader.tensor(node.input[0]), origins=dict(zip(("weight", "bias"), map(Origin, node.input[1:3]), strict=True)))
+    return reader.layer(
+        layer, reader.tensor(node.input[0]), origins=dict(zip(("weight", "bias"), map(Origin, node.input[1:3]), strict=True))
+    )
 
 
 def _layer_norm(reader: Reader, node: onnx.NodeProto, attributes: Attributes) -> Any:
@@ -230,7 +235,11 @@ def _pool(kinds: dict[int, Callable[..., Any]], fill: float) -> Callable[..., An
         window = [(size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True)]
         pads = _padding(reader, node, attributes, window)
         largest = fill < 0
-        if len(kernel) not in kinds or len(node.output) > 1 or (not largest and (set(dilation) != {1} or pads[: len(kernel)] != pads[len(kernel) :])):
+        if (
+            len(kernel) not in kinds
+            or len(node.output) > 1
+            or (not largest and (set(dilation) != {1} or pads[: len(kernel)] != pads[len(kernel) :]))
+        ):
             raise cannot(node, "these attributes")
         tensor, padding = _padded(reader, reader.tensor(node.input[0]), pads, fill)
         more = {"dilation": dilation} if largest else {"count_include_pad": bool(attributes.get("count_include_pad", 0))}
@@ -295,13 +304,20 @@ def _reshape(reader: Reader, node: onnx.NodeProto, attributes: Attributes) -> An
     if sizes is None:
         raise cannot(node, "a shape that is computed from values")
     shape = reader.shapes.get(node.input[0]) or []
-    rest = shape[1:]
-    if len(sizes) == 2 and len(shape) > 2 and all(rest) and sizes[1] in (-1, int(np.prod([size or 0 for size in rest]))):
+    if len(sizes) == 2 and len(shape) > 2 and _is_flat(sizes, shape):
         return reader.call(torch.flatten, reader.tensor(node.input[0]), 1)  # holds for other widths, too
     if 0 in sizes:
         kept = reader.sizes(node.input[0])
         sizes = [kept[axis] if isinstance(size, int) and size == 0 else size for axis, size in enumerate(sizes)]
     return reader.call(torch.reshape, reader.tensor(node.input[0]), tuple(sizes))
+
+
+def _is_flat(sizes: list[Any], shape: list[int | None]) -> bool:
+    """Whether these two sizes keep the first axis, which is the batch's, and join the others."""
+    rest = [size for size in shape[1:] if size is not None]
+    first, second = sizes
+    batch = first == 0 or (isinstance(first, torch.fx.Node) and first.target == "size" and first.args[0].op == "placeholder")
+    return len(rest) == len(shape) - 1 and (second == int(np.prod(rest)) or (second == -1 and batch))
 
 
 def _transpose(reader: Reader, node: onnx.NodeProto, attributes: Attributes) -> Any:
@@ -333,7 +349,11 @@ def _slice(reader: Reader, node: onnx.NodeProto, attributes: Attributes) -> Any:
     if reader.opset < 10:
         raise cannot(node, "its form before opset 10")
     starts, ends = (reader.needed(name, node).reshape(-1).tolist() for name in node.input[1:3])
-    axes = reader.needed(node.input[3], node).reshape(-1).tolist() if len(node.input) > 3 and node.input[3] else list(range(len(starts)))
+    axes = (
+        reader.needed(node.input[3], node).reshape(-1).tolist()
+        if len(node.input) > 3 and node.input[3]
+        else list(range(len(starts)))
+    )
     steps = reader.needed(node.input[4], node).reshape(-1).tolist() if len(node.input) > 4 else [1] * len(starts)
     if isinstance(reader.values[node.input[0]], list):
         return reader.values[node.input[0]][starts[0] : ends[0] : steps[0]]
@@ -411,7 +431,11 @@ def _expand(reader: Reader, node: onnx.NodeProto, attributes: Attributes) -> Any
 def _lstm(reader: Reader, node: onnx.NodeProto, attributes: Attributes) -> Any:
     names = [*node.input, *[""] * (8 - len(node.input))]
     started = [name for name in names[5:7] if name and not _is_zero(reader, name)]
-    usual = {"input_forget": 0, "layout": 0, "activations": [b"Sigmoid", b"Tanh", b"Tanh"] * (2 if b"bidirectional" in attributes.values() else 1)}
+    usual = {
+        "input_forget": 0,
+        "layout": 0,
+        "activations": [b"Sigmoid", b"Tanh", b"Tanh"] * (2 if b"bidirectional" in attributes.values() else 1),
+    }
     own = {name for name, value in attributes.items() if name not in ("direction", "hidden_size") and usual.get(name) != value}
     if own or names[4] or names[7] or started or not names[3]:
         raise cannot(node, "lengths, a state at the start, peepholes or activations of its own")
@@ -461,17 +485,21 @@ def _dequantise(reader: Reader, node: onnx.NodeProto, attributes: Attributes) ->
         raise cannot(node, "weights whose zero is none")
     axis = attributes.get("axis", 1) if scale.size > 1 else 0
     steps = scale.reshape([-1 if place == axis else 1 for place in range(array.ndim)]) if scale.size > 1 else scale.reshape(())
+    bias = array.dtype == np.int32
+    limit = np.iinfo(np.int32).max if bias else int(np.abs(array.astype(np.int32)).max())
     values = torch.tensor(array.astype(np.float32) * steps)
-    parameter = reader.parameter(values, Origin(node.input[0], scale=steps))
-    return parameter if array.dtype == np.int32 else reader.layer(_rounding(scale, zero, axis), parameter)
+    parameter = reader.parameter(values, Origin(node.input[0], scale=steps, limit=limit))
+    return parameter if bias else reader.layer(_rounding(scale, zero, axis, limit), parameter)
 
 
-def _rounding(scale: Any, zero: Any, axis: int) -> FakeQuantised:
+def _rounding(scale: Any, zero: Any, axis: int, limit: int = 0) -> FakeQuantised:
+    """`limit`: of whole numbers that do not use all of their type's range."""
     if zero.dtype not in (np.int8, np.uint8):
         raise RecipeError(f"quantisation to {zero.dtype} cannot be trained; int8 and uint8 can")
     bounds = np.iinfo(zero.dtype)
     scales, zeros = torch.tensor(scale).reshape(-1), torch.tensor(zero.astype(np.int32)).reshape(-1)
-    return FakeQuantised(scales, zeros, axis=axis, low=int(bounds.min), high=int(bounds.max))
+    low, high = (-limit, limit) if limit else (int(bounds.min), int(bounds.max))
+    return FakeQuantised(scales, zeros, axis=axis, low=low, high=high)
 
 
 def _gelu(reader: Reader, node: onnx.NodeProto, attributes: Attributes) -> Any:
@@ -483,7 +511,18 @@ def _hard_sigmoid(values: Any, alpha: float, beta: float) -> Any:
     return torch.clamp(alpha * values + beta, 0, 1)
 
 
-_ALL = (torch.relu, torch.sigmoid, torch.tanh, torch.erf, torch.exp, torch.log, torch.sqrt, torch.abs, torch.neg, torch.reciprocal)
+_ALL = (
+    torch.relu,
+    torch.sigmoid,
+    torch.tanh,
+    torch.erf,
+    torch.exp,
+    torch.log,
+    torch.sqrt,
+    torch.abs,
+    torch.neg,
+    torch.reciprocal,
+)
 OPERATORS: dict[str, Callable[..., Any]] = {
     **{function.__name__.capitalize(): _function(function) for function in _ALL},
     "Softplus": _function(F.softplus),

@@ -6,6 +6,7 @@ Named in the table of recipes. Not aware of: how candidates are judged.
 import gzip
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from dlproxy.compress.recipe import Context, Made, RecipeError, Source, Step
 from dlproxy.compress.recipes.torch.export import flat
 from dlproxy.compress.recipes.torch.modules import Trainable, number, trainable
 from dlproxy.compress.recipes.torch.training import fit, labels_of, planned, reproducible
+from dlproxy.instance.runtime.declared import one_line
 
 _MOST = 0.9  # of one layer: a global ranking may otherwise take a whole one
 _ROUND = 8  # channels are kept in multiples of a vector's width
@@ -24,79 +26,63 @@ _WIDTHS = ("all_head_size", "inner_dim", "attention_head_size_all")  # of a modu
 _DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-class PruneChannels:
+def prune_channels(source: Source, context: Context) -> Made:
     """Ranks groups of channels that depend on each other over the whole network by magnitude (Fang et al. 2023, DepGraph),
-    removes the least in steps, and fine-tunes after each.
+    removes the least in steps, and fine-tunes after each (options `ratio`, of all channels, and `steps`). Raises RecipeError.
     """
+    import torch_pruning
 
-    name = "prune-channels"
-    what = "removes channels, neurons and attention heads, and trains the rest (options ratio, steps, epochs, lr)"
-    needs = ("torch", "torch_pruning", "onnx")
-    trains = True
-
-    def make(self, source: Source, context: Context) -> Made:
-        """`ratio`: of the channels, over all layers. Raises RecipeError."""
-        import torch_pruning
-
-        labels = labels_of(context)
-        ratio = number(context.options, "ratio", 0.5, low=0.01, high=0.95)
-        steps = int(number(context.options, "steps", 2, low=1, high=100))
-        plan = planned(context, epochs=8, lr=1e-3)
-        of = trainable(source, context.training)
-        before = _weights(of.module)
-        with reproducible(context):
-            pruner = _pruner(of, ratio, steps)
-            for step in range(1, steps + 1):
-                _prune(pruner, of)
-                context.tell(f"step {step} of {steps}: {_weights(of.module):,} of {before:,} weights are left")
-                fit(of.module, of, labels, plan, context)
-        after = _weights(of.module)
-        if after == before:
-            raise RecipeError("nothing could be removed: no layer's channels are free to go, or a ratio this small takes none")
-        path = context.folder / f"{self.name}.onnx"
-        of.save(of.module, path)
-        settings = {"ratio": ratio, "steps": steps, "seed": context.seed, **plan.settings()}
-        made = Step(self.name, f"torch-pruning {torch_pruning.__version__}, torch {torch.__version__}", settings)
-        return Made(path, [made], [f"{before:,} weights became {after:,}"])
+    labels = labels_of(context)
+    ratio = number(context.options, "ratio", 0.5, low=0.01, high=0.95)
+    steps = int(number(context.options, "steps", 2, low=1, high=100))
+    plan = planned(context, epochs=8, lr=1e-3)
+    of = trainable(source, context.training)
+    before = _weights(of.module)
+    with reproducible(context):
+        pruner = _pruner(of, ratio, steps)
+        for step in range(1, steps + 1):
+            _prune(pruner, of)
+            context.tell(f"step {step} of {steps}: {_weights(of.module):,} of {before:,} weights are left")
+            fit(of.module, of, labels, plan, context)
+    after = _weights(of.module)
+    if after == before:
+        raise RecipeError("nothing could be removed: no layer's channels are free to go, or a ratio this small takes none")
+    path = context.folder / "prune-channels.onnx"
+    of.save(of.module, path)
+    settings = {"ratio": ratio, "steps": steps, "seed": context.seed, **plan.settings()}
+    made = Step("prune-channels", f"torch-pruning {torch_pruning.__version__}, torch {torch.__version__}", settings)
+    return Made(path, [made], [f"{before:,} weights became {after:,}"])
 
 
-class PruneWeights:
-    """Sets the weights of least magnitude to zero over all layers, more with every epoch (Zhu & Gupta 2017: cubic), and trains
-    what is left.
+def prune_weights(source: Source, context: Context) -> Made:
+    """Sets the weights of least magnitude to zero over all layers, more with every step (Zhu & Gupta 2017: cubic), and trains
+    what is left (options `ratio`, of all weights, and `steps`). Raises RecipeError.
     """
-
-    name = "prune-weights"
-    what = "sets small weights to zero, and trains the rest: a smaller archive, no quicker model (options ratio, steps, epochs, lr)"
-    needs = ("torch", "onnx")
-    trains = True
-
-    def make(self, source: Source, context: Context) -> Made:
-        """`ratio`: of the weights, over all layers. Raises RecipeError."""
-        labels = labels_of(context)
-        ratio = number(context.options, "ratio", 0.5, low=0.01, high=0.99)
-        steps = int(number(context.options, "steps", 3, low=1, high=100))
-        plan = planned(context, epochs=4, lr=1e-3)
-        of = trainable(source, context.training)
-        weights = list(_matrices(of.module))
-        if not weights:
-            raise RecipeError("it has no linear, convolutional or recurrent layers whose weights could go")
-        with reproducible(context):
-            for step in range(1, steps + 1):
-                share = ratio * (1 - (1 - step / steps) ** 3)
-                masks = _masks(weights, share)
-                _apply(weights, masks)
-                context.tell(f"step {step} of {steps}: {share:.0%} of the weights are zero")
-                fit(of.module, of, labels, plan, context, after_step=lambda masks=masks: _apply(weights, masks))
-        path = context.folder / f"{self.name}.onnx"
-        of.save(of.module, path)
-        zeros = sum(int((one == 0).sum()) for one in weights) / sum(one.numel() for one in weights)
-        less = 1 - len(gzip.compress(path.read_bytes(), 6)) / len(gzip.compress(source.onnx.read_bytes(), 6))
-        settings = {"ratio": ratio, "steps": steps, "seed": context.seed, **plan.settings()}
-        notes = [
-            f"{zeros:.0%} of the weights are zero. Dense kernels multiply by zeros as by any number: it is no quicker, and the "
-            f"file is as large; packed by gzip it is {less:.0%} smaller than the original"
-        ]
-        return Made(path, [Step(self.name, f"torch {torch.__version__}", settings)], notes)
+    labels = labels_of(context)
+    ratio = number(context.options, "ratio", 0.5, low=0.01, high=0.99)
+    steps = int(number(context.options, "steps", 3, low=1, high=100))
+    plan = planned(context, epochs=4, lr=1e-3)
+    of = trainable(source, context.training)
+    weights = list(_matrices(of.module))
+    if not weights:
+        raise RecipeError("it has no linear, convolutional or recurrent layers whose weights could go")
+    with reproducible(context):
+        for step in range(1, steps + 1):
+            share = ratio * (1 - (1 - step / steps) ** 3)
+            masks = _masks(weights, share)
+            _apply(weights, masks)
+            context.tell(f"step {step} of {steps}: {share:.0%} of the weights are zero")
+            fit(of.module, of, labels, plan, context, after_step=partial(_apply, weights, masks))
+    path = context.folder / "prune-weights.onnx"
+    of.save(of.module, path)
+    zeros = sum(int((one == 0).sum()) for one in weights) / sum(one.numel() for one in weights)
+    less = 1 - len(gzip.compress(path.read_bytes(), 6)) / len(gzip.compress(source.onnx.read_bytes(), 6))
+    settings = {"ratio": ratio, "steps": steps, "seed": context.seed, **plan.settings()}
+    notes = [
+        f"{zeros:.0%} of the weights are zero. Dense kernels multiply by zeros as by any number: it is no quicker, and the "
+        f"file is as large; packed by gzip it is {less:.0%} smaller than the original"
+    ]
+    return Made(path, [Step("prune-weights", f"torch {torch.__version__}", settings)], notes)
 
 
 def _pruner(of: Trainable, ratio: float, steps: int) -> Any:
@@ -105,7 +91,10 @@ def _pruner(of: Trainable, ratio: float, steps: int) -> Any:
 
     example = tuple(tensor[:2] for tensor in of.tensors)
     heads = _heads(of.module)
-    kept = [*answering(of.module, example), *(one for one in of.module.modules() if isinstance(one, nn.RNNBase | nn.MultiheadAttention))]
+    kept = [
+        *answering(of.module, example),
+        *(one for one in of.module.modules() if isinstance(one, nn.RNNBase | nn.MultiheadAttention)),
+    ]
     if not any(isinstance(one, _DENSE) and one not in kept for one in of.module.modules()):
         raise RecipeError("it has no linear or convolutional layers besides the last one, whose channels could go")
     try:
@@ -121,10 +110,11 @@ def _pruner(of: Trainable, ratio: float, steps: int) -> Any:
             round_to=_ROUND if _narrowest(of.module, kept) >= 4 * _ROUND else None,
             num_heads=heads,
             prune_num_heads=bool(heads),
+            prune_head_dims=False,
             head_pruning_ratio=ratio,
         )
     except Exception as error:  # its own, torch's, and whatever the module raises when it is traced
-        raise RecipeError(f"the layers that depend on each other cannot be found: {type(error).__name__}: {error}") from error
+        raise RecipeError(f"the layers that depend on each other cannot be found: {one_line(error)}") from error
 
 
 def _prune(pruner: Any, of: Trainable) -> None:
@@ -135,7 +125,7 @@ def _prune(pruner: Any, of: Trainable) -> None:
             of.module(*[tensor[:2] for tensor in of.tensors])
     except Exception as error:
         raise RecipeError(
-            f"with fewer channels the module does not run ({type(error).__name__}: {error}); sizes that its forward has as numbers "
+            f"with fewer channels the module does not run ({one_line(error)}); sizes that its forward has as numbers "
             "must come from its layers"
         ) from error
 
@@ -152,7 +142,12 @@ def answering(module: Any, example: tuple[Any, ...]) -> list[Any]:
             continue
         seen.add(step)
         before = [one for one, _ in step.next_functions if one is not None]
-        near = before + [one for first in before if type(first).__name__ in ("TBackward0", "PermuteBackward0") for one, _ in first.next_functions]
+        near = before + [
+            one
+            for first in before
+            if type(first).__name__ in ("TBackward0", "PermuteBackward0")
+            for one, _ in first.next_functions
+        ]
         layers = [owners[id(one.variable)] for one in near if hasattr(one, "variable") and id(one.variable) in owners]
         found += layers
         waiting += [] if layers else before
@@ -185,7 +180,7 @@ def _tell_heads(module: Any, heads: dict[Any, int]) -> None:
 
 def _narrowest(module: Any, kept: list[Any]) -> int:
     """Channels of the layer that has the fewest, of those that lose any."""
-    return min(one.weight.shape[0] for one in module.modules() if isinstance(one, _DENSE) and one not in kept)
+    return min(int(one.weight.shape[0]) for one in module.modules() if isinstance(one, _DENSE) and one not in kept)
 
 
 def _matrices(module: Any) -> Iterator[Any]:

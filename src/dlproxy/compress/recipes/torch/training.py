@@ -128,14 +128,17 @@ def _batches(order: Any, size: int) -> list[Any]:
 def _validate(module: Any, of: Trainable, loss_of: Callable[[Any, Any], Any], checked: Any) -> float:
     module.eval()
     with torch.no_grad():
-        parts = [loss_of(first(module(*[tensor[part] for tensor in of.tensors])), part) * len(part) for part in torch.split(checked, 256)]
+        parts = [
+            loss_of(first(module(*[tensor[part] for tensor in of.tensors])), part) * len(part)
+            for part in torch.split(checked, 256)
+        ]
     total = float(sum(parts)) / len(checked)
     return total if total == total else float("inf")
 
 
 def _loss(answers: Any, labels: Any, plan: Plan) -> Callable[[Any, Any], Any]:
-    """By what labels are: cross-entropy for classes, squared error for values. Answers that are probabilities are taken as such:
-    their logarithms are scores.
+    """By what labels are: cross-entropy for classes, squared error for values. Of answers that are probabilities, the
+    logarithms are the scores.
     """
     if labels.is_floating_point():
         if labels.numel() != answers.numel():
@@ -154,7 +157,12 @@ def _loss(answers: Any, labels: Any, plan: Plan) -> Callable[[Any, Any], Any]:
     def loss(got: Any, rows: Any) -> Any:
         given = scores(got).reshape(-1, classes)
         hard = F.cross_entropy(given, labels[rows].reshape(-1))
-        soft = F.kl_div(torch.log_softmax(given / plan.temperature, -1), taught[rows].reshape(-1, classes), log_target=True, reduction="batchmean")
+        soft = F.kl_div(
+            torch.log_softmax(given / plan.temperature, -1),
+            taught[rows].reshape(-1, classes),
+            log_target=True,
+            reduction="batchmean",
+        )
         return (1 - plan.soft) * hard + plan.soft * plan.temperature**2 * soft
 
     return loss
