@@ -150,4 +150,6 @@ def _check(student: Any, of: Trainable) -> None:
     except Exception as error:
         raise RecipeError(f"the student cannot take the model's inputs: {one_line(error)}") from error
     if got.shape != of.answers[:2].shape:
-        raise RecipeError(f"the student answers two rows in the shape {tuple(got.shape)}; the model's is {tuple(of.answers[:2].shape)}")
+        raise RecipeError(
+            f"the student answers two rows in the shape {tuple(got.shape)}; the model's is {tuple(of.answers[:2].shape)}"
+        )

@@ -18,14 +18,16 @@ from dlproxy.compress.recipe import RecipeError
 
 
 class Origin(Struct, frozen=True):
-    """Which initializer a parameter came from. `transposed`: it is the other way round there. `scale`: of one that is whole
-    numbers there, steps that broadcast; none is greater than `limit` or less than -`limit`.
+    """Which initializer a parameter came from. `transposed`: it is the other way round there. `scale`, `zero`: of one that is
+    whole numbers there, broadcast; all of them from `low` to `high`.
     """
 
     initializer: str
     transposed: bool = False
     scale: Any = None
-    limit: int = 0
+    zero: Any = 0
+    low: int = 0
+    high: int = 0
 
 
 class Read(Struct, frozen=True):

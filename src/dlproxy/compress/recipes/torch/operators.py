@@ -218,8 +218,12 @@ def _batch_norm(reader: Reader, node: onnx.NodeProto, attributes: Attributes) ->
 
 
 def _layer_norm(reader: Reader, node: onnx.NodeProto, attributes: Attributes) -> Any:
-    scale = reader.needed(node.input[1], node)
-    layer = nn.LayerNorm(scale.shape, eps=attributes.get("epsilon", 1e-5))
+    eps = attributes.get("epsilon", 1e-5)
+    scale, *offset = (reader.constant(name) for name in node.input[1:])
+    if scale is None or any(one is None for one in offset):
+        shape = tuple(reader.shapes[node.input[1]])
+        return reader.call(F.layer_norm, reader.tensor(node.input[0]), shape, *map(reader.tensor, node.input[1:]), eps=eps)
+    layer = nn.LayerNorm(scale.shape, eps=eps)
     layer.weight = nn.Parameter(torch.tensor(scale))
     origins = {"weight": Origin(node.input[1])}
     if len(node.input) > 2:
@@ -309,6 +313,10 @@ def _reshape(reader: Reader, node: onnx.NodeProto, attributes: Attributes) -> An
     if 0 in sizes:
         kept = reader.sizes(node.input[0])
         sizes = [kept[axis] if isinstance(size, int) and size == 0 else size for axis, size in enumerate(sizes)]
+    inferred = reader.shapes.get(node.output[0]) or [None] * len(sizes)
+    reader.shapes[node.output[0]] = [
+        size if isinstance(size, int) and size > 0 else known for size, known in zip(sizes, inferred, strict=True)
+    ]
     return reader.call(torch.reshape, reader.tensor(node.input[0]), tuple(sizes))
 
 
@@ -471,34 +479,45 @@ def _is_zero(reader: Reader, name: str) -> bool:
 def _quantise(reader: Reader, node: onnx.NodeProto, attributes: Attributes) -> Any:
     """The rounding; DequantizeLinear behind it is nothing more."""
     scale, zero = reader.needed(node.input[1], node), reader.needed(node.input[2], node)
-    return reader.layer(_rounding(scale, zero, attributes.get("axis", 1)), reader.tensor(node.input[0]))
+    _keep_shape(reader, node)
+    return reader.layer(_rounding(scale, zero, attributes.get("axis", 1), *_range(zero.dtype)), reader.tensor(node.input[0]))
 
 
 def _dequantise(reader: Reader, node: onnx.NodeProto, attributes: Attributes) -> Any:
     """Of a constant: a parameter that is rounded whenever it is used. int32 is a bias, whose steps are too small to matter."""
     array = reader.constant(node.input[0])
     if array is None:
+        _keep_shape(reader, node)
         return reader.tensor(node.input[0])
     scale = reader.needed(node.input[1], node)
     zero = reader.needed(node.input[2], node) if len(node.input) > 2 and node.input[2] else np.zeros(scale.shape, array.dtype)
-    if zero.any():
-        raise cannot(node, "weights whose zero is none")
     axis = attributes.get("axis", 1) if scale.size > 1 else 0
-    steps = scale.reshape([-1 if place == axis else 1 for place in range(array.ndim)]) if scale.size > 1 else scale.reshape(())
-    bias = array.dtype == np.int32
-    limit = np.iinfo(np.int32).max if bias else int(np.abs(array.astype(np.int32)).max())
-    values = torch.tensor(array.astype(np.float32) * steps)
-    parameter = reader.parameter(values, Origin(node.input[0], scale=steps, limit=limit))
-    return parameter if bias else reader.layer(_rounding(scale, zero, axis, limit), parameter)
+    along = [-1 if place == axis else 1 for place in range(array.ndim)] if scale.size > 1 else []
+    steps, zeros = scale.reshape(along), zero.astype(np.float32).reshape(along)
+    low, high = _range(array.dtype)
+    if array.dtype == np.int8 and not zero.any():
+        high = int(np.abs(array.astype(np.int32)).max())  # weights may have been given fewer bits
+        low = -high
+    values = torch.tensor((array.astype(np.float32) - zeros) * steps)
+    parameter = reader.parameter(values, Origin(node.input[0], scale=steps, zero=zeros, low=low, high=high))
+    rounded = array.dtype != np.int32 and values.numel() > 1
+    return reader.layer(_rounding(scale, zero, axis, low, high), parameter) if rounded else parameter
 
 
-def _rounding(scale: Any, zero: Any, axis: int, limit: int = 0) -> FakeQuantised:
-    """`limit`: of whole numbers that do not use all of their type's range."""
-    if zero.dtype not in (np.int8, np.uint8):
-        raise RecipeError(f"quantisation to {zero.dtype} cannot be trained; int8 and uint8 can")
-    bounds = np.iinfo(zero.dtype)
+def _keep_shape(reader: Reader, node: onnx.NodeProto) -> None:
+    """Where ONNX's inference knows less than was found here."""
+    if (shape := reader.shapes.get(node.input[0])) is not None:
+        reader.shapes[node.output[0]] = shape
+
+
+def _range(kind: Any) -> tuple[int, int]:
+    if kind not in (np.int8, np.uint8, np.int32):
+        raise RecipeError(f"quantisation to {kind} cannot be trained; int8 and uint8 can")
+    return int(np.iinfo(kind).min), int(np.iinfo(kind).max)
+
+
+def _rounding(scale: Any, zero: Any, axis: int, low: int, high: int) -> FakeQuantised:
     scales, zeros = torch.tensor(scale).reshape(-1), torch.tensor(zero.astype(np.int32)).reshape(-1)
-    low, high = (-limit, limit) if limit else (int(bounds.min), int(bounds.max))
     return FakeQuantised(scales, zeros, axis=axis, low=low, high=high)
 
 

@@ -76,11 +76,11 @@ def prune_weights(source: Source, context: Context) -> Made:
     path = context.folder / "prune-weights.onnx"
     of.save(of.module, path)
     zeros = sum(int((one == 0).sum()) for one in weights) / sum(one.numel() for one in weights)
-    less = 1 - len(gzip.compress(path.read_bytes(), 6)) / len(gzip.compress(source.onnx.read_bytes(), 6))
+    packed = len(gzip.compress(path.read_bytes(), 6)) / len(gzip.compress(source.onnx.read_bytes(), 6))
     settings = {"ratio": ratio, "steps": steps, "seed": context.seed, **plan.settings()}
     notes = [
         f"{zeros:.0%} of the weights are zero. Dense kernels multiply by zeros as by any number: it is no quicker, and the "
-        f"file is as large; packed by gzip it is {less:.0%} smaller than the original"
+        f"file is as large; packed by gzip it is {packed:.0%} of the original, packed likewise"
     ]
     return Made(path, [Step("prune-weights", f"torch {torch.__version__}", settings)], notes)
 

@@ -3,6 +3,7 @@
 Named in the table of recipes. Not aware of: how candidates are judged.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from dlproxy.instance.runtime.declared import one_line
 NAME = "qat"
 _CALIBRATED_ON = 256  # examples: ranges settle early, and it keeps every tensor of a batch
 _BATCH = 32
+_IN_INT8 = (  # what ONNX Runtime has int8 kernels for, and what passes whole numbers on
+    *("Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "LeakyRelu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
+    *("Concat", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze"),
+)
 _APART = 0.02  # of the largest answer, on average: more says that products overflow, less that sums round elsewhere
 
 
@@ -63,6 +68,9 @@ def _quantised(original: Path, path: Path, of: Trainable) -> tuple[onnx.ModelPro
         if not any(node.op_type == "DequantizeLinear" for node in model.graph.node):
             raise RecipeError("it has no layers that ONNX Runtime computes in int8")
         found = read(model)
+        names = Counter(origin.initializer for origin in found.origins.values())
+        if shared := [name for name, count in names.items() if count > 1]:
+            raise RecipeError(f"layers share {', '.join(shared)}, which would have to be learnt together")
         if _apart(found, path, of) <= _APART / 4:
             break
     return model, found, reduced
@@ -92,6 +100,7 @@ def _quantise(original: Path, path: Path, of: Trainable, *, reduced: bool) -> No
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             reduce_range=reduced,
+            op_types_to_quantize=list(_IN_INT8),
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
         )
@@ -107,7 +116,7 @@ def _write(found: Read, model: onnx.ModelProto) -> None:
         there = initializers[origin.initializer]
         kind = numpy_helper.to_array(there).dtype
         if origin.scale is not None:
-            values = np.clip(np.rint(values.astype(np.float64) / origin.scale), -origin.limit, origin.limit)
+            values = np.clip(np.rint(values.astype(np.float64) / origin.scale + origin.zero), origin.low, origin.high)
         values = np.ascontiguousarray(values.T if origin.transposed else values, kind)
         there.CopyFrom(numpy_helper.from_array(values, origin.initializer))
 
