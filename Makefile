@@ -148,8 +148,8 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 $(VENV)/.installed-extras: $(VENV)/.installed
-	@echo "installing the torch and tensorflow extras into $(VENV)"
-	@$(PIP) install --editable '.[torch,tensorflow]'
+	@echo "installing the torch, train, tensorflow and compress extras into $(VENV)"
+	@$(PIP) install --editable '.[torch,train,tensorflow,compress]'
 	@touch $@
 
 $(VENV)-triton/.installed: $(VENV)/.installed

@@ -98,6 +98,10 @@ class TensorFlowRuntime:
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
 
+    def call(self, batch: dict[str, Any]) -> Mapping[str, Any]:
+        """The model as a function of tensors by name, for those who convert it."""
+        return self._loaded.call(batch)
+
     def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """One forward pass. Arrays in signature order; BF16 as uint16 bit patterns. Takes concurrent calls."""
         try:
