@@ -55,7 +55,7 @@ def rows_of_floats(*sizes: int) -> Array:
 
 
 def mlp(outlier: float = 0.0) -> tuple[Model, Dataset]:
-    """Three layers; Gemm and MatMul. `outlier`: of the second layer's input, one channel that nothing listens to is so large."""
+    """Three layers; Gemm and MatMul. `outlier`: of the second layer's input, one channel that nothing hears is so large."""
     layers = Layers()
     transposed = [layers.weight(WIDTH, WIDTH), layers.weight(WIDTH)]
     x = layers.add("Relu", [layers.add("Gemm", ["x", *transposed], transB=1)])

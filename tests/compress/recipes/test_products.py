@@ -45,7 +45,7 @@ def test_rows_of_zeros_and_large_numbers_stay_numbers(tmp_path: Path) -> None:
     extreme = np.stack([np.zeros(WIDTH), np.full(WIDTH, 1e30), np.full(WIDTH, 1e-35)]).astype(np.float32)
     (given,) = OnnxRuntime(candidate.path, threads=1).run([extreme])
     (right,) = OnnxRuntime(tmp_path / "model.onnx", threads=1).run([extreme])
-    np.testing.assert_allclose(given, right, rtol=0.2, atol=1e-6 * np.abs(right).max(axis=1, keepdims=True) + 1e-6)
+    assert (np.abs(given - right).max(axis=1) <= 0.02 * np.abs(right).max(axis=1)).all()
 
 
 def test_tables_are_rounded_row_by_row(tmp_path: Path) -> None:

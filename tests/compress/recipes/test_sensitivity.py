@@ -27,12 +27,13 @@ def left_of(errors: Sequence[float]) -> list[str]:
     ("errors", "left"),
     [
         ([0.001, 0.5, 0.001], ["n1"]),  # the one that costs
-        ([0.2, 0.01, 0.3, 0.01], ["n2", "n0"]),  # the worst first
-        ([0.02] * 10, []),  # all alike: each takes too little away
+        ([0.2, 0.004, 0.3, 0.004], ["n2", "n0"]),  # the worst first
+        ([0.04] * 10, []),  # all alike: each takes too little away
         ([ENOUGH / 4] * 3, []),  # near enough as it is
         ([0.3], []),  # nothing would be left of it
         ([], []),
-        ([0.4, 0.4], ["n0"]),  # never all of them
+        ([0.9, 0.05], ["n0"]),  # never all of them
+        ([0.4, 0.3], []),  # of two alike, half would be floats
     ],
 )
 def test_leaves_out_what_costs(errors: list[float], left: list[str]) -> None:
