@@ -38,14 +38,16 @@ def test_rows_of_a_batch_do_not_meet(tmp_path: Path) -> None:
     assert changes["dynamic-int8"] > 0.1
 
 
-def test_rows_of_zeros_and_large_numbers_stay_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [WIDTH, 71])  # whole vectors of the CPU, and a rest
+def test_rows_of_zeros_and_of_extremes_stay_numbers(width: int, tmp_path: Path) -> None:
     layers = Layers()
-    made = layers.model({"x": (DType.FP32, ("N", WIDTH))}, layers.linear("x", WIDTH, WIDTH), ("N", WIDTH))
-    candidate = RECIPES["rows-int8"].make(*at(made, Dataset({"x": rows_of_floats(WIDTH)}), tmp_path))
-    extreme = np.stack([np.zeros(WIDTH), np.full(WIDTH, 1e30), np.full(WIDTH, 1e-35)]).astype(np.float32)
+    made = layers.model({"x": (DType.FP32, ("N", width))}, layers.linear("x", width, WIDTH), ("N", WIDTH))
+    candidate = RECIPES["rows-int8"].make(*at(made, Dataset({"x": rows_of_floats(width)}), tmp_path))
+    sizes = np.array([0, 1e30, 1e-35, 0, 1], np.float32)[:, None]
+    extreme = rows_of_floats(width)[:5] * sizes
     (given,) = OnnxRuntime(candidate.path, threads=1).run([extreme])
     (right,) = OnnxRuntime(tmp_path / "model.onnx", threads=1).run([extreme])
-    assert (np.abs(given - right).max(axis=1) <= 0.02 * np.abs(right).max(axis=1)).all()
+    assert (np.abs(given - right).max(axis=1) <= 0.03 * np.abs(right).max(axis=1)).all()
 
 
 def test_tables_are_rounded_row_by_row(tmp_path: Path) -> None:
