@@ -28,7 +28,7 @@ def fp16(source: Source, context: Context) -> Made:
 
 def bf16(source: Source, context: Context) -> Made:
     """Weights alone, which are float32 again when the model is loaded: ONNX Runtime's CPU kernels know no bfloat16."""
-    model = read(source)
+    model = read(source, upgrade=True)
     floats = _floats(model)
     nodes = []
     for name, tensor in floats.items():
