@@ -262,6 +262,15 @@ def test_a_candidate_of_other_inputs_is_refused(tmp_path: Path) -> None:
         finish(other, source, context, "other", [])
 
 
+def test_weights_that_callers_may_give_stay_what_they_are(tmp_path: Path) -> None:
+    made, data = mlp()
+    made.graph.input.append(value(made.graph.initializer[2].name, DType.FP32, (WIDTH, WIDTH)))
+    assert make("rows-int8", made, data, tmp_path)[0].steps[-1].settings["products"] == 1
+    source, context = at(made, data, tmp_path)
+    with pytest.raises(RecipeError, match="its defaults would no longer be what they are"):
+        RECIPES["dynamic-int8"].make(source, context)
+
+
 def test_a_missing_package_is_named(tmp_path: Path) -> None:
     from dlproxy.compress.recipes import Listed
 

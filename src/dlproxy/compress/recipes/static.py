@@ -43,8 +43,8 @@ POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
 
 
 class Setting(Struct, frozen=True):
-    """How all of it is quantised. `activations`: unsigned on x86, whose kernels for signed ones take three times as long as floats
-    (AVX2); `weight_bits`: see cpu.py; `paired`: products of two activations, which stay as they are.
+    """How all of it is quantised. `activations`: unsigned on x86: with AVX2, signed ones take three times as long as
+    floats; `weight_bits`: see cpu.py; `paired`: products of two activations, which stay as they are.
     """
 
     operators: list[str]

@@ -1,6 +1,7 @@
 """The recipes weights-int8 and weights-int4: large matrices in blocks of few bits, each with a scale; activations stay floats.
 
-Less memory and a smaller file, quicker where reading weights is what takes the time. In the table of recipes. Not aware of: data.
+Less memory and a smaller file, quicker where reading weights is what takes the time. In the table of
+recipes. Not aware of: data.
 """
 
 import numpy as np
