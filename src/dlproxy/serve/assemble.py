@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from dlproxy.config import ConfigError, ModelConfig, TenantConfig, parse_goal
+from dlproxy.config import ModelConfig, TenantConfig, parse_goal
 from dlproxy.cores import usable_cores
 from dlproxy.fleet import Fleet
 from dlproxy.fleet.autoscale import Autoscaler, Scaled, autoscaler, most_instances
@@ -178,10 +178,8 @@ def _assembled(
         service = control.partition = _partition(driver, signature, stats, ticket_ids, clock, plan)
     if scaler is not None and config.scale_to_zero_s:
         service = WakeLayer(service, scaler)
-    variants = None
-    if config.variants:
-        variants = VariantLayer(service, name, config, stats, driver, clock)
-    front = service if variants is None else variants
+    variants = VariantLayer(service, name, config, stats, driver, clock) if config.variants else None
+    front: Service = service if variants is None else variants
     cache = None if caches is None else caches.before(front, name, config, signature, stats)
     front = front if cache is None else cache
     served = ServedModel(
@@ -199,6 +197,7 @@ def _assembled(
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
     if variants is not None:
         loaded.degrading = Degrading(variants, loaded)
+    control.on_variants = partial(_stand_in, loaded, quotas, clock)
     _connect(loaded, splits=splits)
     return loaded
 
@@ -220,16 +219,26 @@ def _connect(model: LoadedModel, *, splits: bool) -> None:
     control.on_slo = partial(_aim, model)
     control.on_slo()
     control.on_rows = partial(_allow, model, splits=splits)
-    control.check = partial(_check, model)
+    control.check = partial(check_variants, model.served.name, signature=model.served.signature)
     if model.autoscaler is not None:
         model.autoscaler.start()
 
 
-def _check(model: LoadedModel, config: ModelConfig) -> None:
-    """Raises ConfigError for what this model cannot take while it serves."""
-    check_variants(model.served.name, config, model.served.signature)
-    if config.variants and model.degrading is None:
-        raise ConfigError("variants: it was loaded without any; load it anew to give it some", "variants")
+def _stand_in(model: LoadedModel, quotas: Quotas | None, clock: Callable[[], float]) -> None:
+    """Variants are named. One that was loaded without any gets the layer that knows them, for requests that come from now on,
+    once the catalog has told that it has.
+    """
+    served, cache = model.served, model.cache
+    if model.degrading is not None:
+        return
+    layer = VariantLayer(model.service, served.name, model.control.config, served.stats, model.driver, clock)
+    model.degrading = Degrading(layer, model)
+    if cache is None:
+        served.service = layer if quotas is None else _with_quotas(layer, quotas, served.stats, clock)
+    else:
+        cache.inner = layer
+        if cache.rows is not None:
+            cache.rows.inner = layer
 
 
 def class_names_of(config: ModelConfig) -> list[str]:
