@@ -76,6 +76,8 @@ async def test_what_one_has_no_time_for_the_other_answers(proxy: Proxy) -> None:
 
 async def test_a_variant_is_unloaded_and_loaded_again(proxy: Proxy) -> None:
     await pinned(proxy, "q")
+    (shown,) = proxy._models.autopilot.states("m")
+    assert shown["decisions"][-1]["text"] == "assigns priority 1 to 8 = q instead of m: its operator says so"
     asking = asyncio.gather(*(ask(proxy) for _ in range(30)))
     await turns(1)
     await proxy.unload("q")
