@@ -195,6 +195,16 @@ def test_one_that_restarts_keeps_its_place() -> None:
     assert scene.who(4) == "q"
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_while_nobody_is_up_nothing_is_decided_and_then_it_goes_on(shared: bool) -> None:
+    scene = Scene((Candidate("m", 0.99, 0.0), Candidate("q", 0.97, 0.0, up=False)), shared=shared)
+    assert scene.run(2.0, {}).run(2.0, {4: 50.0}, missed=1.0).kinds == []
+    scene.candidates = (Candidate("m", 0.99, 0.0), Q)
+    assert scene.run(2.0, {4: 50.0}, missed=1.0).who(4) == "q", "the model itself is still down"
+    scene.candidates = ALL
+    assert scene.run(DWELL_S + CALM_S, {4: 50.0}).who(4) == "m"
+
+
 def test_a_load_that_flaps_waits_longer_each_time() -> None:
     scene = Scene()
     for _ in range(30):

@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from dlproxy import ConfigError, InferenceError, Model, Proxy
 from dlproxy.message import DType, Response
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.tensors import from_values
+from dlproxy.wire.terms import Terms
 from tests import models
+from tests.serve.rig import turns
 
 SLOW, QUICK = "sleep:base=20ms,row=4ms", "sleep:base=10ms,row=2ms"
 SLO = "p99=200ms, accuracy>=0.9"
-SETTINGS = {"threads": 1, "instances": 1, "run": "thread"}
+SETTINGS: dict[str, Any] = {"threads": 1, "instances": 1, "run": "thread"}
 
 
 @pytest.fixture
@@ -34,8 +37,6 @@ def loaded(proxy: Proxy, name: str) -> LoadedModel:
 
 
 async def ask(proxy: Proxy, priority: int = 0) -> Response | InferenceError:
-    from dlproxy.wire.terms import Terms
-
     endpoint = proxy._desk.find("m")
     request = endpoint.request([from_values("x", DType.FP32, np.ones((1, 1), np.float32))], [0])
     try:
@@ -55,8 +56,8 @@ async def pinned(proxy: Proxy, name: str) -> None:
     model = loaded(proxy, "m")
     model.control.change({"variant": name})
     async with asyncio.timeout(5.0):
-        while set(model.served.stats.variants.assignment.values()) != {name if name != "auto" else "m"}:  # type: ignore[union-attr]
-            await ask(proxy)
+        while set(model.served.stats.variants.assignment.values()) != {name}:  # type: ignore[union-attr]
+            await turns(1)
 
 
 async def test_what_one_has_no_time_for_the_other_answers(proxy: Proxy) -> None:
@@ -75,8 +76,10 @@ async def test_what_one_has_no_time_for_the_other_answers(proxy: Proxy) -> None:
 
 async def test_a_variant_is_unloaded_and_loaded_again(proxy: Proxy) -> None:
     await pinned(proxy, "q")
+    (shown,) = proxy._models.autopilot.states("m")
+    assert shown["decisions"][-1]["text"] == "assigns priority 1 to 8 = q instead of m: its operator says so"
     asking = asyncio.gather(*(ask(proxy) for _ in range(30)))
-    await asyncio.sleep(0)
+    await turns(1)
     await proxy.unload("q")
     assert by(await asking) == {"q": 30}, "what it had it has answered"
     assert by([await ask(proxy) for _ in range(3)]) == {"m": 3}
@@ -84,6 +87,21 @@ async def test_a_variant_is_unloaded_and_loaded_again(proxy: Proxy) -> None:
     async with asyncio.timeout(5.0):
         while by([await ask(proxy)]) != {"q": 1}:
             pass
+
+
+@pytest.mark.parametrize("cache", ["off", "on"])
+async def test_variants_are_named_while_it_serves(cache: Literal["off", "on"]) -> None:
+    slow = Model("sleep:base=1ms,row=1ms", name="m", cache=cache, cache_rows=cache == "on", **SETTINGS)
+    async with Proxy([slow, Model(QUICK, name="q", **SETTINGS)]) as proxy:
+        assert by([await ask(proxy)]) == {"m": 1}
+        control = loaded(proxy, "m").control
+        for variants in (["q"], [], ["q"]):
+            control.change({"variants": variants, "variant": "auto"})
+        await pinned(proxy, "q")
+        proxy._models.caches.clear()
+        assert by([await ask(proxy)]) == {"q": 1}
+        await pinned(proxy, "m")
+        assert by([await ask(proxy)]) == {"m": 1}
 
 
 async def test_knobs_that_make_no_sense_are_refused(proxy: Proxy) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy import __version__
-from dlproxy.compress import CompressError
+from dlproxy.compress import CompressError, record_path
 from dlproxy.compress.gate import Bar, Measured, Verdict
 from dlproxy.compress.metrics import Metric
 from dlproxy.compress.recipe import Step
@@ -28,7 +28,6 @@ from dlproxy.instance.runtime.content import digest_of, model_files
 
 RECORD = "dlproxy compression 1"
 REPORT = "dlproxy compression report 1"
-SUFFIX = ".json"  # behind the artifact's name
 MOST_BYTES = 1 << 24
 READABLE = 0o644
 
@@ -118,11 +117,6 @@ def files_of(model: Path) -> dict[str, Listed]:
     return {
         os.path.relpath(file, folder): Listed(os.stat(file).st_size, digest_of(file).hex()) for file in model_files(str(model))
     }
-
-
-def record_path(artifact: Path) -> Path:
-    """Where an artifact's record is."""
-    return artifact.with_name(artifact.name + SUFFIX)
 
 
 def write_record(artifact: Path, run: Run, candidate: Candidate) -> Path:

@@ -222,7 +222,7 @@ class Governor:
         if self._ticks[-1][1].shared:
             return sum([rate / capacity for rate, capacity in zip(asked, able, strict=True) if capacity])
         tails = [(sum(asked[place:]), sum(able[place:])) for place in range(len(order))]
-        return max([rate / capacity for rate, capacity in tails if capacity])
+        return max([rate / capacity for rate, capacity in tails if capacity], default=0.0)
 
     def _capacity(self, candidate: Candidate) -> float:
         return candidate.capacity / self._doubts.get(candidate.name, 1.0)

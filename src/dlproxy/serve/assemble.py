@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from dlproxy.config import ConfigError, ModelConfig, TenantConfig, parse_goal
+from dlproxy.compress import record_path
+from dlproxy.config import ModelConfig, TenantConfig, parse_goal
 from dlproxy.cores import usable_cores
 from dlproxy.fleet import Fleet
 from dlproxy.fleet.autoscale import Autoscaler, Scaled, autoscaler, most_instances
@@ -60,7 +61,6 @@ EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
 class LoadedModel(Struct, eq=False):
     """A model that is up. `service`: takes its requests, charges no quotas, remembers nothing and asks no variant.
     `turn_needs`: what a batch waits for its turn on, by name; empty: no turns. `size_bytes`: what it holds of the memory.
-    `declared_accuracy`: what the manifest beside its file says, 0 for nothing.
     """
 
     served: ServedModel
@@ -77,12 +77,11 @@ class LoadedModel(Struct, eq=False):
     autoscaler: Autoscaler | None = None
     cache: "CacheLayer | None" = None
     degrading: Degrading | None = None
-    declared_accuracy: float = 0.0
 
     @property
     def accuracy(self) -> float:
         """The share of its answers that are right, as measured; 0: not known."""
-        return self.control.config.accuracy or self.declared_accuracy
+        return self.control.config.accuracy
 
     def unmet(self) -> list[str]:
         """What of its objectives cannot be met, as far as its calibration tells."""
@@ -117,6 +116,8 @@ async def load_model(
     its batches run in another way, or in another number side by side.
     """
     class_names = class_names_of(config)
+    if not config.accuracy:
+        config = msgspec.structs.replace(config, accuracy=await asyncio.to_thread(_measured_accuracy, config.path, trust))
     if caches is not None:
         await caches.read(name, config)
     fleet = await start_fleet(name, config, memory, trust)
@@ -178,10 +179,8 @@ def _assembled(
         service = control.partition = _partition(driver, signature, stats, ticket_ids, clock, plan)
     if scaler is not None and config.scale_to_zero_s:
         service = WakeLayer(service, scaler)
-    variants = None
-    if config.variants:
-        variants = VariantLayer(service, name, config, stats, driver, clock)
-    front = service if variants is None else variants
+    variants = VariantLayer(service, name, config, stats, driver, clock) if config.variants else None
+    front: Service = service if variants is None else variants
     cache = None if caches is None else caches.before(front, name, config, signature, stats)
     front = front if cache is None else cache
     served = ServedModel(
@@ -199,6 +198,7 @@ def _assembled(
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
     if variants is not None:
         loaded.degrading = Degrading(variants, loaded)
+    control.on_variants = partial(_stand_in, loaded, quotas, clock)
     _connect(loaded, splits=splits)
     return loaded
 
@@ -220,18 +220,27 @@ def _connect(model: LoadedModel, *, splits: bool) -> None:
     control.on_slo = partial(_aim, model)
     control.on_slo()
     control.on_rows = partial(_allow, model, splits=splits)
-    control.check = partial(_check, model)
-    if model.degrading is not None:
-        control.variants = model.degrading.state
+    control.check = partial(check_variants, model.served.name, signature=model.served.signature)
+    control.variants = lambda: None if model.degrading is None else model.degrading.state()
     if model.autoscaler is not None:
         model.autoscaler.start()
 
 
-def _check(model: LoadedModel, config: ModelConfig) -> None:
-    """Raises ConfigError for what this model cannot take while it serves."""
-    check_variants(model.served.name, config, model.served.signature)
-    if config.variants and model.degrading is None:
-        raise ConfigError("variants: it was loaded without any; load it anew to give it some", "variants")
+def _stand_in(model: LoadedModel, quotas: Quotas | None, clock: Callable[[], float]) -> None:
+    """Variants are named. One that was loaded without any gets the layer that knows them, for requests that come from now on,
+    once the catalog has told that it has.
+    """
+    served, cache = model.served, model.cache
+    if model.degrading is not None:
+        return
+    layer = VariantLayer(model.service, served.name, model.control.config, served.stats, model.driver, clock)
+    model.degrading = Degrading(layer, model)
+    if cache is None:
+        served.service = layer if quotas is None else _with_quotas(layer, quotas, served.stats, clock)
+    else:
+        cache.inner = layer
+        if cache.rows is not None:
+            cache.rows.inner = layer
 
 
 def class_names_of(config: ModelConfig) -> list[str]:
@@ -240,6 +249,15 @@ def class_names_of(config: ModelConfig) -> list[str]:
         return Path(config.class_names).read_text("utf-8").split("\n") if config.class_names else []
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"class_names = {config.class_names!r} cannot be read: {error}") from None
+
+
+def _measured_accuracy(path: str, trust: Trust) -> float:
+    """What the record of `dlproxy compress` beside this file says; 0 for nothing."""
+    if not record_path(Path(path)).is_file():
+        return 0.0
+    from dlproxy.compress.manifest import declared_accuracy  # most models have no record
+
+    return declared_accuracy(Path(path), trust.signers) or 0.0
 
 
 def _partition(

@@ -62,6 +62,8 @@ class LaneControl:
         """Called before and after an operator's change: the autopilot ends what it tries, and looks anew."""
         self.check: Callable[[ModelConfig], None] = lambda config: None
         """Raises ConfigError for a configuration that this model cannot take while it serves."""
+        self.on_variants: Callable[[], None] = lambda: None
+        """Called when variants are named."""
         self.autoscaler: Autoscaler | None = None
         self.partition: PartitionLayer | None = None
         self.variants: Callable[[], dict[str, Any] | None] = lambda: None
@@ -122,6 +124,8 @@ class LaneControl:
             self.on_slo()
         if not ROWS.isdisjoint(changes):
             self.on_rows()
+        if config.variants and "variants" in changes:
+            self.on_variants()
         if self.autoscaler is not None and not BOUNDS.isdisjoint(changes):
             self.autoscaler.configure(min_instances=config.min_instances, max_instances=config.max_instances)
         self.on_changed()

@@ -305,6 +305,18 @@ class Models:
         flight = self.autopilot.add(handle)
         model.control.on_changing = flight.hold
         model.control.on_changed = partial(self._renew, flight)
+        put_before = model.control.on_variants
+
+        def name_variants() -> None:
+            put_before()
+            self._govern(model, flight)
+            self.catalog.add(model.served)
+
+        model.control.on_variants = name_variants
+        self._govern(model, flight)
+
+    def _govern(self, model: LoadedModel, flight: Flight) -> None:
+        """What decides on its variants says so where the autopilot does, and rests where that is paused."""
         if model.degrading is not None:
             model.degrading.cores = self._server.cores or usable_cores()
             model.degrading.held = lambda: flight.paused

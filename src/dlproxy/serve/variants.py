@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Signature
-from dlproxy.policy.queueing import LOWEST_LEVEL, level
+from dlproxy.policy.queueing import DEFAULT_LEVEL, LOWEST_LEVEL, level
 from dlproxy.service import ReplyTo, Service
 from dlproxy.telemetry.stats import ModelStats, VariantCounts
 from dlproxy.wire.checks import RequestChecker
@@ -120,7 +120,7 @@ class VariantLayer:
 
     def submit(self, request: Request, reply: ReplyTo) -> None:
         ticket = request.ticket
-        urgency = level(ticket)
+        urgency = level(ticket) if ticket.priority else DEFAULT_LEVEL
         self.rows[urgency] += ticket.rows
         self.requests += 1
         standing = self.standing[urgency]

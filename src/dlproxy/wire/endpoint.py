@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from dlproxy.message import ANONYMOUS, NO_TRACE, Failure, FailureKind, InferenceError, Principal, Request, Response, Tensor
 from dlproxy.policy.queueing import LOWEST_LEVEL
-from dlproxy.service import FutureReply, ReplyTo
+from dlproxy.service import FutureReply, ReplyTo, Service
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.checks import RequestChecker
 from dlproxy.wire.rights import demand
@@ -116,6 +116,7 @@ class FrontDesk(Generic[Kept]):
         self._clock = clock
         self._tenant_header = tenant_header
         self._kept: dict[ServedModel, Kept] = {}
+        self._services: dict[ServedModel, Service] = {}
         catalog.subscribe(self._follow)
         self._follow()
 
@@ -128,8 +129,12 @@ class FrontDesk(Generic[Kept]):
         return self._kept[self._catalog.asked(name, version, who)]
 
     def _follow(self) -> None:
-        known = self._kept
-        self._kept = {model: known[model] if model in known else self._new(model) for model in self._catalog.doors()}
+        known, services = self._kept, self._services
+        self._services = {model: model.service for model in self._catalog.doors()}
+        self._kept = {
+            model: known[model] if services.get(model) is service else self._new(model)
+            for model, service in self._services.items()
+        }
 
     def _new(self, model: ServedModel) -> Kept:
         return self._make(Endpoint(model, self._catalog.ticket_ids, self._clock, self._tenant_header))
