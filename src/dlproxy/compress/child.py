@@ -11,6 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from time import monotonic
@@ -27,6 +28,7 @@ from dlproxy.instance.runtime import TELEMETRY_OFF, ModelError
 from dlproxy.instance.tracebacks import printable
 from dlproxy.message import text_of
 
+START_S = 120.0  # of the interpreter and what is imported, on a machine that is busy
 MOST_CHARS = 1000  # of an error: some libraries print tensors
 ENDINGS = {
     signal.SIGKILL: "was killed by the system, probably for lack of memory",
@@ -106,12 +108,14 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 def _followed(
     process: "subprocess.Popen[bytes]", ours: Connection, output: IO[bytes], limits: Limits, tell: Tell, order: object
 ) -> Any:
-    until = monotonic() + limits.seconds if limits.seconds else None
+    until = monotonic() + START_S
     try:
         ours.send((limits.memory_bytes, limits.cores, order))
-        while until is None or ours.poll(max(until - monotonic(), 0.0)):
+        while ours.poll(None if until == inf else max(until - monotonic(), 0.0)):
             kind, said = ours.recv()
-            if kind == "line":
+            if kind == "begun":
+                until = monotonic() + (limits.seconds or inf)
+            elif kind == "line":
                 tell(said)
             elif kind == "done":
                 return said
@@ -119,7 +123,7 @@ def _followed(
                 raise RecipeError(said) if kind == "recipe" else WorkError(said)
     except (EOFError, ConnectionError):
         _explain(process, output, limits)
-    raise WorkError(f"took longer than {limits.seconds:.0f} s, which was what it had")
+    raise WorkError(f"took longer than the {limits.seconds:.0f} s that it had")
 
 
 def _explain(process: "subprocess.Popen[bytes]", output: IO[bytes], limits: Limits) -> NoReturn:
@@ -158,6 +162,7 @@ def main() -> None:
         memory_bytes, cores, (work, args, kwargs) = channel.recv()
         keep_to_cores(cores)
         _limit(memory_bytes)
+        channel.send(("begun", None))
         answer = ("done", work(lambda line: channel.send(("line", line)), *args, **kwargs))
         channel.send(answer)
     except Exception as error:
