@@ -1,0 +1,286 @@
+"""What models answer, how quick they are and what they take, loaded as dlproxy serves them; whether one can stand for another.
+
+Called by search.py, through child.py. Not aware of: recipes, metrics, the gate's bar.
+"""
+
+import gc
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+from msgspec import Struct
+
+from dlproxy.compress import CompressError
+from dlproxy.compress.data import Array
+from dlproxy.compress.gate import Footprint, Speed
+from dlproxy.compress.statistics import LEAST_ROUNDS, speed
+from dlproxy.instance.runtime import Runtime
+from dlproxy.instance.runtime.content import model_files
+from dlproxy.instance.runtime.declared import described, written
+from dlproxy.instance.runtime.formats import open_runtime
+from dlproxy.message import DType, Signature, TensorSpec
+from dlproxy.tensors import NUMPY
+
+Batch = Mapping[str, Array]
+
+WANTED_ROUNDS = 11
+MOST_ROUNDS = 300
+ROUNDS_AT_ONCE = 10  # before it is looked whether they are enough
+NARROW = 0.05  # of the ratio: a twentieth decides nothing
+BLOCK_S = 0.01  # a turn lasts so long: a millisecond alone may be what an interrupt makes of it
+MOST_IN_BLOCK = 64
+LONG_S = 0.1
+BATCHES = 8  # that differ
+LOADS = 5
+MEMORY_RUNS = 3
+SAME = 1e-4  # of the largest value: what another order of sums does to float32
+
+
+class Answers(Struct, frozen=True):
+    """Of a model to the examples, all in one array for each output. `odd`: how many elements of each are no finite number."""
+
+    signature: Signature
+    outputs: dict[str, Array]
+    odd: dict[str, int]
+
+
+class Task(Struct, frozen=True, kw_only=True):
+    """How models are examined: with these examples, by batches of `rows`. `race_s`: about, for each batch size."""
+
+    inputs: dict[str, Array]
+    rows: int = 32
+    threads: int = 1
+    race_s: float = 4.0
+    seed: int = 0
+
+
+class Original(Struct, frozen=True):
+    """With what a candidate is compared where it is examined: no values, which would take long on the way there."""
+
+    path: Path
+    signature: Signature
+    shapes: dict[str, tuple[int, ...]]
+    odd: dict[str, int]
+
+    @staticmethod
+    def of(path: Path, found: Answers) -> "Original":
+        return Original(path, found.signature, {name: array.shape for name, array in found.outputs.items()}, found.odd)
+
+
+class Examined(Struct, frozen=True):
+    """`unfit`: why it cannot stand for the original; then it has no speeds."""
+
+    footprint: Footprint
+    answers: Answers
+    speeds: tuple[Speed, ...] = ()
+    unfit: str = ""
+
+
+def examine(tell: Callable[[str], None], path: Path, task: Task, original: Original | None = None) -> Examined:
+    """Asks for a process that has loaded no model yet. Raises CompressError and ModelError for one that does not run."""
+    tell("loading")
+    footprint = _weighed(path, _batches(task, task.rows)[0], task.threads)
+    runtime = _opened(path, task.threads, task.rows)
+    tell(f"answering {len(next(iter(task.inputs.values()))):,} examples")
+    found = answers(runtime, task.inputs, task.rows)
+    if original is None:
+        return Examined(footprint, found)
+    if why := unfit(original, found):
+        return Examined(footprint, found, unfit=why)
+    other = _opened(original.path, task.threads, task.rows)
+    speeds = []
+    for rows in sorted({1, rows_of(found.signature, task.rows)}):
+        tell(f"racing the original, {rows} a batch")
+        speeds.append(race(other, runtime, _batches(task, rows), seconds=task.race_s, seed=task.seed))
+    return Examined(footprint, found, tuple(speeds))
+
+
+def answers(runtime: Runtime, inputs: Batch, rows: int) -> Answers:
+    """By batches; those of a model that takes one row at a time, one by one. Raises CompressError."""
+    signature = runtime.signature
+    check(signature, inputs)
+    rows = rows_of(signature, rows)
+    examples = len(next(iter(inputs.values())))
+    starts = range(0, examples, rows)
+    parts = [_run(runtime, {name: array[start : start + rows] for name, array in inputs.items()}) for start in starts]
+    outputs = {}
+    for number, spec in enumerate(signature.outputs):
+        arrays = [part[number] for part in parts]
+        if any(array.ndim == 0 for array in arrays) or sum(map(len, arrays)) != examples:
+            raise CompressError(
+                f"output '{spec.name}' has not one row for each example: {described(arrays[0])} for a batch of {rows}"
+            )
+        if len({array.shape[1:] for array in arrays}) > 1:
+            raise CompressError(f"output '{spec.name}' differs in shape from batch to batch: pad the examples to one length")
+        outputs[spec.name] = np.concatenate(arrays)
+    return Answers(signature, outputs, {name: _odd(array) for name, array in outputs.items()})
+
+
+def check(signature: Signature, inputs: Batch) -> None:
+    """Raises CompressError for data that the model does not take: what is missing, of another type, or of another shape."""
+    takes = ", ".join(f"{spec.name} {written(spec)}" for spec in signature.inputs)
+    for spec in signature.inputs:
+        array = inputs.get(spec.name)
+        if array is None:
+            raise CompressError(f"the data has no input '{spec.name}'; it has {', '.join(inputs)}, the model takes {takes}")
+        sizes = zip(array.shape[1:], spec.shape[1:], strict=False)
+        fits = array.ndim == len(spec.shape) and all(wanted in (-1, size) for size, wanted in sizes)
+        same = array.dtype == NUMPY[spec.dtype] or (spec.dtype is DType.BYTES and array.dtype.kind in "OUS")
+        if not fits or not same:
+            raise CompressError(f"the data's '{spec.name}' is {described(array)}; the model takes {takes}")
+
+
+def rows_of(signature: Signature, rows: int) -> int:
+    """How many a batch may have: as many as asked, or one where the model is fixed to that. Raises CompressError."""
+    fixed = {spec.shape[0] for spec in signature.inputs if spec.shape} - {-1}
+    if fixed - {1}:
+        raise CompressError(f"the model takes batches of {max(fixed)} rows only; export it with an open first axis")
+    return 1 if fixed else rows
+
+
+def unfit(original: Original, candidate: Answers) -> str:
+    """Why the candidate cannot stand for the original, whatever its accuracy; empty if it can."""
+    for kind in ("inputs", "outputs"):
+        theirs: tuple[TensorSpec, ...] = getattr(candidate.signature, kind)
+        ours: tuple[TensorSpec, ...] = getattr(original.signature, kind)
+        by_name = {spec.name: spec for spec in theirs}
+        if {spec.name for spec in ours} != by_name.keys():
+            return f"its {kind} are {', '.join(by_name)}; the original's are {', '.join(spec.name for spec in ours)}"
+        for spec in ours:
+            if not _stands_for(spec, by_name[spec.name], exactly=kind == "inputs"):
+                return f"its '{spec.name}' is {written(by_name[spec.name])}; the original's is {written(spec)}"
+    for name, shape in original.shapes.items():
+        if candidate.outputs[name].shape != shape:
+            return f"its '{name}' is of shape {candidate.outputs[name].shape} for the examples; the original's of {shape}"
+        if candidate.odd[name] > original.odd[name]:
+            return f"its '{name}' holds {candidate.odd[name]:,} values that are infinite or no number"
+    return ""
+
+
+def alike(original: Answers, candidate: Answers) -> bool:
+    """Whether outputs differ by no more than rounding does: such a candidate can be gone on from as from the original."""
+    for name, array in original.outputs.items():
+        other = candidate.outputs[name]
+        if array.dtype.kind != "f":
+            same = bool(np.array_equal(array, other))
+        else:
+            finite = array[np.isfinite(array)]
+            scale = float(np.abs(finite).max(initial=0.0))
+            same = bool(np.allclose(array, other, rtol=0.0, atol=SAME * scale, equal_nan=True))
+        if not same:
+            return False
+    return True
+
+
+def race(original: Runtime, candidate: Runtime, batches: Sequence[Batch], *, seconds: float, seed: int) -> Speed:
+    """In turns, each round on the next batch, the first run of each turn not counted: threads of the other may still spin.
+
+    At least 11 rounds, or 6 if those take three times `seconds`; then until the ratio is known to 5 %, or the time is up.
+    """
+    rows = len(next(iter(batches[0].values())))
+    runtimes = (original, candidate)
+    repeats = [_repeats(runtime, batches[0]) for runtime in runtimes]
+    times: tuple[list[float], list[float]] = ([], [])
+    began_at = perf_counter()
+    while True:
+        rounds, took = len(times[0]), perf_counter() - began_at
+        if rounds >= (LEAST_ROUNDS if took > 3 * seconds else WANTED_ROUNDS):
+            found = speed(rows, *times, seed=seed)
+            if took > seconds or rounds >= MOST_ROUNDS or found.high - found.low <= NARROW * found.ratio:
+                return found
+        for _ in range(ROUNDS_AT_ONCE if rounds >= WANTED_ROUNDS and took < seconds else 1):
+            batch = batches[len(times[0]) % len(batches)]
+            for number in (0, 1) if len(times[0]) % 2 else (1, 0):
+                times[number].append(_turn(runtimes[number], batch, repeats[number]))
+
+
+def file_bytes(path: Path) -> int:
+    """On the disk, with the files that hold its weights."""
+    return sum(os.path.getsize(file) for file in model_files(str(path)))
+
+
+def resident_bytes() -> int:
+    """Of this process: what it holds now where the system tells, else the most that it ever held."""
+    try:
+        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except FileNotFoundError:
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+
+
+def _weighed(path: Path, batch: Batch, threads: int) -> Footprint:
+    """What the framework takes is not counted; what it keeps for reuse is. Loaded from files that the system has in memory."""
+    importlib.import_module("dlproxy.instance.runtime.onnx")
+    rows = len(next(iter(batch.values())))
+    gc.collect()
+    before = resident_bytes()
+    times, taken = [], 0
+    for number in range(LOADS):
+        began_at = perf_counter()
+        runtime = _opened(path, threads, rows)
+        times.append(perf_counter() - began_at)
+        if not number:
+            check(runtime.signature, batch)
+            first = {name: array[: rows_of(runtime.signature, rows)] for name, array in batch.items()}
+            for _ in range(MEMORY_RUNS):
+                _run(runtime, first)
+            taken = resident_bytes() - before
+        del runtime
+    return Footprint(file_bytes(path), median(times), max(taken, 0))
+
+
+def _batches(task: Task, rows: int) -> list[Batch]:
+    """Drawn from the examples; where they are fewer, some twice."""
+    examples = len(next(iter(task.inputs.values())))
+    rng = np.random.default_rng(task.seed)
+    drawn = [rng.choice(examples, rows, replace=rows > examples) for _ in range(BATCHES)]
+    return [{name: array[chosen] for name, array in task.inputs.items()} for chosen in drawn]
+
+
+def _opened(path: Path, threads: int, rows: int) -> Runtime:
+    return open_runtime(str(path), threads=threads, max_batch=rows)
+
+
+def _stands_for(spec: TensorSpec, other: TensorSpec, *, exactly: bool) -> bool:
+    """`exactly`: sizes count, too; what a file says of its outputs' is often vague."""
+    same = spec.dtype is other.dtype and len(spec.shape) == len(other.shape)
+    return same and (not exactly or all(theirs in (-1, size) for size, theirs in zip(spec.shape, other.shape, strict=True)))
+
+
+def _repeats(runtime: Runtime, batch: Batch) -> int:
+    """Runs of a turn; 0 where one is so long that what the other model left behind does not matter."""
+    _run(runtime, batch)
+    once_s = min(_turn(runtime, batch, 0) for _ in range(2))
+    return 0 if once_s > LONG_S else min(max(round(BLOCK_S / once_s), 1), MOST_IN_BLOCK)
+
+
+def _turn(runtime: Runtime, batch: Batch, repeats: int) -> float:
+    """Median seconds of as many runs after a first one, of that one if there are no more."""
+    feed = [batch[spec.name] for spec in runtime.signature.inputs]
+    times = []
+    for _ in range(1 + repeats):
+        began_at = perf_counter()
+        runtime.run(feed)
+        times.append(perf_counter() - began_at)
+    return median(times[1:] or times)
+
+
+def _run(runtime: Runtime, batch: Batch) -> list[Array]:
+    """Raises CompressError in the runtime's words."""
+    try:
+        return runtime.run([batch[spec.name] for spec in runtime.signature.inputs])
+    except Exception as error:
+        rows = len(next(iter(batch.values())))
+        raise CompressError(f"does not answer a batch of {rows}: {error}") from error
+
+
+def _odd(array: Array) -> int:
+    """Of text, none."""
+    return int(array.size - np.isfinite(array).sum()) if array.dtype.kind in "fc" else 0
