@@ -23,8 +23,8 @@ from dlproxy.instance.runtime import Runtime
 from dlproxy.instance.runtime.content import model_files
 from dlproxy.instance.runtime.declared import described, written
 from dlproxy.instance.runtime.formats import open_runtime
-from dlproxy.message import DType, Signature, TensorSpec
-from dlproxy.tensors import NUMPY
+from dlproxy.message import Signature, TensorSpec
+from dlproxy.tensors import to_array
 
 Batch = Mapping[str, Array]
 
@@ -73,26 +73,33 @@ class Original(Struct, frozen=True):
 
 
 class Examined(Struct, frozen=True):
-    """`unfit`: why it cannot stand for the original; then it has no speeds."""
+    """What was found. `speeds`: beside the original, of batch 1 and of the larger batch."""
 
     footprint: Footprint
     answers: Answers
     speeds: tuple[Speed, ...] = ()
-    unfit: str = ""
 
 
-def examine(tell: Callable[[str], None], path: Path, task: Task, original: Original | None = None) -> Examined:
+class Unfit(Struct, frozen=True):
+    """It cannot stand for the original, however quick it is; `why`, in words."""
+
+    why: str
+
+
+def examine(tell: Callable[[str], None], path: Path, task: Task, original: Original | None = None) -> Examined | Unfit:
     """Asks for a process that has loaded no model yet. Raises CompressError and ModelError for one that does not run."""
     tell("loading")
-    footprint = _weighed(path, _batches(task, task.rows)[0], task.threads)
-    runtime = _opened(path, task.threads, task.rows)
+    footprint = _weighed(path, task, original)
+    if isinstance(footprint, Unfit):
+        return footprint
+    runtime = _opened(path, task)
     tell(f"answering {len(next(iter(task.inputs.values()))):,} examples")
     found = answers(runtime, task.inputs, task.rows)
     if original is None:
         return Examined(footprint, found)
-    if why := unfit(original, found):
-        return Examined(footprint, found, unfit=why)
-    other = _opened(original.path, task.threads, task.rows)
+    if why := unlike(original, found):
+        return Unfit(why)
+    other = _opened(original.path, task)
     speeds = []
     for rows in sorted({1, rows_of(found.signature, task.rows)}):
         tell(f"racing the original, {rows} a batch")
@@ -103,7 +110,6 @@ def examine(tell: Callable[[str], None], path: Path, task: Task, original: Origi
 def answers(runtime: Runtime, inputs: Batch, rows: int) -> Answers:
     """By batches; those of a model that takes one row at a time, one by one. Raises CompressError."""
     signature = runtime.signature
-    check(signature, inputs)
     rows = rows_of(signature, rows)
     examples = len(next(iter(inputs.values())))
     starts = range(0, examples, rows)
@@ -121,39 +127,27 @@ def answers(runtime: Runtime, inputs: Batch, rows: int) -> Answers:
     return Answers(signature, outputs, {name: _odd(array) for name, array in outputs.items()})
 
 
-def check(signature: Signature, inputs: Batch) -> None:
-    """Raises CompressError for data that the model does not take: what is missing, of another type, or of another shape."""
-    takes = ", ".join(f"{spec.name} {written(spec)}" for spec in signature.inputs)
-    for spec in signature.inputs:
-        array = inputs.get(spec.name)
-        if array is None:
-            raise CompressError(f"the data has no input '{spec.name}'; it has {', '.join(inputs)}, the model takes {takes}")
-        sizes = zip(array.shape[1:], spec.shape[1:], strict=False)
-        fits = array.ndim == len(spec.shape) and all(wanted in (-1, size) for size, wanted in sizes)
-        same = array.dtype == NUMPY[spec.dtype] or (spec.dtype is DType.BYTES and array.dtype.kind in "OUS")
-        if not fits or not same:
-            raise CompressError(f"the data's '{spec.name}' is {described(array)}; the model takes {takes}")
-
-
 def rows_of(signature: Signature, rows: int) -> int:
-    """How many a batch may have: as many as asked, or one where the model is fixed to that. Raises CompressError."""
-    fixed = {spec.shape[0] for spec in signature.inputs if spec.shape} - {-1}
-    if fixed - {1}:
-        raise CompressError(f"the model takes batches of {max(fixed)} rows only; export it with an open first axis")
-    return 1 if fixed else rows
+    """How many a batch may have: one where the model is fixed to that, as data.py lets no other number pass."""
+    return 1 if any(spec.shape[:1] == (1,) for spec in signature.inputs) else rows
 
 
-def unfit(original: Original, candidate: Answers) -> str:
-    """Why the candidate cannot stand for the original, whatever its accuracy; empty if it can."""
+def differs(original: Signature, candidate: Signature) -> str:
+    """Why the candidate cannot be asked in the original's place; empty if it can."""
     for kind in ("inputs", "outputs"):
-        theirs: tuple[TensorSpec, ...] = getattr(candidate.signature, kind)
-        ours: tuple[TensorSpec, ...] = getattr(original.signature, kind)
+        theirs: tuple[TensorSpec, ...] = getattr(candidate, kind)
+        ours: tuple[TensorSpec, ...] = getattr(original, kind)
         by_name = {spec.name: spec for spec in theirs}
         if {spec.name for spec in ours} != by_name.keys():
             return f"its {kind} are {', '.join(by_name)}; the original's are {', '.join(spec.name for spec in ours)}"
         for spec in ours:
             if not _stands_for(spec, by_name[spec.name], exactly=kind == "inputs"):
                 return f"its '{spec.name}' is {written(by_name[spec.name])}; the original's is {written(spec)}"
+    return ""
+
+
+def unlike(original: Original, candidate: Answers) -> str:
+    """Why its answers cannot stand for the original's, whatever their accuracy; empty if they can."""
     for name, shape in original.shapes.items():
         if candidate.outputs[name].shape != shape:
             return f"its '{name}' is of shape {candidate.outputs[name].shape} for the examples; the original's of {shape}"
@@ -215,22 +209,22 @@ def resident_bytes() -> int:
         return most if sys.platform == "darwin" else most * 1024
 
 
-def _weighed(path: Path, batch: Batch, threads: int) -> Footprint:
+def _weighed(path: Path, task: Task, original: Original | None) -> Footprint | Unfit:
     """What the framework takes is not counted; what it keeps for reuse is. Loaded from files that the system has in memory."""
     importlib.import_module("dlproxy.instance.runtime.onnx")
-    rows = len(next(iter(batch.values())))
     gc.collect()
     before = resident_bytes()
     times, taken = [], 0
     for number in range(LOADS):
         began_at = perf_counter()
-        runtime = _opened(path, threads, rows)
+        runtime = _opened(path, task)
         times.append(perf_counter() - began_at)
         if not number:
-            check(runtime.signature, batch)
-            first = {name: array[: rows_of(runtime.signature, rows)] for name, array in batch.items()}
+            if original is not None and (why := differs(original.signature, runtime.signature)):
+                return Unfit(why)
+            batch = _batches(task, rows_of(runtime.signature, task.rows))[0]
             for _ in range(MEMORY_RUNS):
-                _run(runtime, first)
+                _run(runtime, batch)
             taken = resident_bytes() - before
         del runtime
     return Footprint(file_bytes(path), median(times), max(taken, 0))
@@ -244,8 +238,16 @@ def _batches(task: Task, rows: int) -> list[Batch]:
     return [{name: array[chosen] for name, array in task.inputs.items()} for chosen in drawn]
 
 
-def _opened(path: Path, threads: int, rows: int) -> Runtime:
-    return open_runtime(str(path), threads=threads, max_batch=rows)
+def _opened(path: Path, task: Task) -> Runtime:
+    return open_runtime(str(path), threads=task.threads, max_batch=task.rows)
+
+
+def _feed(runtime: Runtime, batch: Batch) -> list[Array]:
+    """In the order of the signature; inputs that the examples leave out have their defaults."""
+    return [
+        batch[spec.name] if spec.default is None or spec.name in batch else to_array(spec.dtype, spec.shape, spec.default)
+        for spec in runtime.signature.inputs
+    ]
 
 
 def _stands_for(spec: TensorSpec, other: TensorSpec, *, exactly: bool) -> bool:
@@ -263,7 +265,7 @@ def _repeats(runtime: Runtime, batch: Batch) -> int:
 
 def _turn(runtime: Runtime, batch: Batch, repeats: int) -> float:
     """Median seconds of as many runs after a first one, of that one if there are no more."""
-    feed = [batch[spec.name] for spec in runtime.signature.inputs]
+    feed = _feed(runtime, batch)
     times = []
     for _ in range(1 + repeats):
         began_at = perf_counter()
@@ -275,7 +277,7 @@ def _turn(runtime: Runtime, batch: Batch, repeats: int) -> float:
 def _run(runtime: Runtime, batch: Batch) -> list[Array]:
     """Raises CompressError in the runtime's words."""
     try:
-        return runtime.run([batch[spec.name] for spec in runtime.signature.inputs])
+        return runtime.run(_feed(runtime, batch))
     except Exception as error:
         rows = len(next(iter(batch.values())))
         raise CompressError(f"does not answer a batch of {rows}: {error}") from error
