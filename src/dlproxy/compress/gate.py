@@ -16,7 +16,7 @@ KEPT = 0.9  # of the original's speed: what a smaller model is shown to have at 
 _IN_PERCENT = ("accuracy", "f1", "agreement")
 _MANY = 1_000_000  # examples
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_RATIO = re.compile(r"(\d+(?:\.\d+)?)\s*[x×]", re.IGNORECASE)
+_RATIO = re.compile(r"(\d+(?:\.\d+)?)\s*[x\xd7]", re.IGNORECASE)
 _LIMIT = re.compile(r"(size|memory)\s*=\s*(\d+(?:\.\d+)?)\s*([kmg]?i?b)", re.IGNORECASE)
 _LOSS = re.compile(r"(\d*\.?\d+)\s*(%?)")
 
@@ -125,21 +125,21 @@ def _needed(accuracy: Accuracy, most: float) -> int:
     """
     times = (accuracy.high - accuracy.loss) / (most - accuracy.loss)
     needed = accuracy.examples * (times if accuracy.loss == accuracy.low == 0.0 else times**2)
-    place = 10 ** max(floor(log10(max(needed, 1.0))) - 1, 0)
-    return ceil(needed / place) * place
+    place = float(10 ** max(floor(log10(max(needed, 1.0))) - 1, 0))
+    return ceil(needed / place) * int(place)
 
 
 def _quicker(speed: Speed, least: float) -> Finding:
-    said = f"{speed.ratio:.2f} × as quick at batch {speed.rows} ({speed.low:.2f} to {speed.high:.2f})"
+    said = f"{speed.ratio:.2f} times as quick at batch {speed.rows} ({speed.low:.2f} to {speed.high:.2f})"
     if not speed.ratio >= least:
-        return False, f"{said}, {least:.2f} × is asked for"
+        return False, f"{said}, {least:.2f} times is asked for"
     if not speed.low > 1.0:
         return False, f"{said}, which may be chance: measure it when the machine is idle"
     return True, said
 
 
 def _kept(speed: Speed) -> Finding:
-    said = f"{speed.ratio:.2f} × as quick at batch {speed.rows} ({speed.low:.2f} to {speed.high:.2f})"
+    said = f"{speed.ratio:.2f} times as quick at batch {speed.rows} ({speed.low:.2f} to {speed.high:.2f})"
     if not speed.high >= 1.0:
         return False, f"{said}, which is slower"
     if not speed.low >= KEPT:
