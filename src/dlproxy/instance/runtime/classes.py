@@ -1,6 +1,6 @@
 """Finds and imports the Python class that a path names: `my_module:MyModel` or `path/to/file.py:MyModel`.
 
-Called by runtime/python.py. Not aware of: what a model must be able to do, beyond having a `predict`.
+Called by runtime/python.py and by compress. Not aware of: what a model must be able to do, beyond having a `predict`.
 """
 
 import difflib
@@ -27,10 +27,10 @@ def find_class(path: str, files: ModelFiles | None = None) -> type[Any]:
     """Import what the path names. `files`: of the model, to be imported from memory. Raises ModelError."""
     match = _TARGET.fullmatch(path)
     if match is None:
-        classes = _predicting(_imported(path, files)) if Path(path).is_file() else []
+        classes = _predicting(imported(path, files)) if Path(path).is_file() else []
         example = f"{path}:{classes[0]}" if classes else "my_module:MyModel or path/to/file.py:MyModel"
         raise ModelError(f"{path!r} names no class; write {example}")
-    module = _imported(match["place"], files)
+    module = imported(match["place"], files)
     found = getattr(module, match["name"], None)
     if found is None:
         classes = _predicting(module) or [name for name, one in vars(module).items() if inspect.isclass(one)]
@@ -67,8 +67,11 @@ def sources(file: str | None) -> list[str]:
     return [file, *others]
 
 
-def _imported(place: str, files: ModelFiles | None) -> ModuleType:
-    """The module of that name, or of that file. What stands beside the file, or in the working folder, can be imported."""
+def imported(place: str, files: ModelFiles | None = None) -> ModuleType:
+    """The module of that name, or of that file. What stands beside the file, or in the working folder, can be imported.
+
+    `files`: of the model, to be imported from memory. Raises ModelError.
+    """
     is_file = place.endswith(".py") or os.sep in place
     file = Path(place).resolve()
     if is_file and not file.is_file():
