@@ -8,8 +8,10 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from math import inf
 from pathlib import Path, PurePosixPath
+from platform import machine, processor
 
 ROOT = Path("/")
 
@@ -26,6 +28,14 @@ def usable_cores(root: Path = ROOT) -> int:
 def allowed_cores() -> list[int]:
     """Those that this process may run on, by number; none where the system does not say."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+@cache
+def processor_model() -> str:
+    """As far as the system tells."""
+    with suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{machine()} {processor()}"
 
 
 def waited_s(thread: str = "thread-self", root: Path = ROOT) -> float:

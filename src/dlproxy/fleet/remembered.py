@@ -11,7 +11,6 @@ from functools import cache
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from platform import machine, processor
 from tempfile import NamedTemporaryFile
 from time import time_ns
 
@@ -20,7 +19,7 @@ from msgspec import Struct
 
 from dlproxy import __version__
 from dlproxy.config import ModelConfig
-from dlproxy.cores import usable_cores
+from dlproxy.cores import processor_model, usable_cores
 from dlproxy.instance.runtime.content import FileState, digest_of, model_files, stamp_of
 from dlproxy.instance.samples import sample_files
 from dlproxy.instance.trial import Measured, Way
@@ -61,7 +60,7 @@ class Memory:
         """What the findings for this model depend on, as the name of a file; empty if its files cannot be read."""
         digest = blake2b(digest_size=20)
         settings = {name: getattr(config, name) for name in MATTERS}
-        digest.update(msgspec.json.encode([FORMAT, __version__, _versions(), _processor(), usable_cores(), settings]))
+        digest.update(msgspec.json.encode([FORMAT, __version__, _versions(), processor_model(), usable_cores(), settings]))
         try:
             for file in [*model_files(config.path), *sample_files(config.samples)]:
                 digest.update(os.path.basename(file).encode("utf-8", "surrogateescape"))
@@ -138,11 +137,3 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
-
-
-@cache
-def _processor() -> str:
-    """Its model, as far as the system tells."""
-    with suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as lines:
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{machine()} {processor()}"
