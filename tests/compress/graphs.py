@@ -1,4 +1,4 @@
-"""Classifiers of a few numbers in ONNX, for the tests of compression: quick, slow, worse, and those that cannot stand for them."""
+"""Classifiers of a few numbers in ONNX, for the tests of compression: quick, slow, wrong, and such as fit nowhere."""
 
 from pathlib import Path
 
