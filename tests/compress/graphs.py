@@ -48,6 +48,15 @@ def without_numbers() -> models.Model:
     return made
 
 
+def scaled_together() -> models.Model:
+    """Quantised by the range of the whole batch, as dynamic quantisation does."""
+    made = classifier()
+    made.graph.node[-1].input[0] = "back"
+    made.graph.node.insert(0, helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]))
+    made.graph.node.insert(1, helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["back"]))
+    return made
+
+
 def renamed(name: str) -> models.Model:
     made = classifier()
     made.graph.node[-1].output[0] = name

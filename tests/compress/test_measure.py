@@ -8,10 +8,14 @@ import onnx
 import pytest
 
 from dlproxy.compress import CompressError
+from dlproxy.compress.data import Array
+from dlproxy.compress.gate import Footprint
 from dlproxy.compress.measure import (
     Answers,
+    Batch,
     Examined,
     Original,
+    Served,
     Task,
     Unfit,
     alike,
@@ -22,7 +26,6 @@ from dlproxy.compress.measure import (
     race,
     unlike,
 )
-from dlproxy.instance.runtime import Runtime
 from dlproxy.instance.runtime.formats import open_runtime
 from dlproxy.message import DType
 from tests import models
@@ -34,14 +37,17 @@ def _quiet(line: str) -> None:
 
 
 def _answers(made: models.Model, folder: Path, *, rows: int = 32, examples: int = 70, name: str = "model") -> Answers:
-    path = graphs.saved(made, folder, name)
-    return answers(open_runtime(str(path)), graphs.dataset(examples).inputs, rows)
+    task = Task(inputs=graphs.dataset(examples).inputs, rows=rows)
+    served = Served(graphs.saved(made, folder, name), task)
+    served.look(task)
+    return answers(served, task)
 
 
 def _unfit(original: models.Model, candidate: models.Model, folder: Path) -> str:
     """What is said of them before and after they are asked."""
     ours, theirs = _answers(original, folder), _answers(candidate, folder, name="candidate")
-    return differs(ours.signature, theirs.signature) or unlike(Original.of(folder, ours), theirs)
+    whole = Original.of(folder, Examined(Footprint(1, 1.0, 1), ours))
+    return differs(ours.signature, theirs.signature) or unlike(whole, theirs)
 
 
 class _Clock:
@@ -53,15 +59,14 @@ class _Clock:
         return self.now
 
 
-class _Paced:
-    """A runtime each of whose runs takes `seconds(number)`, the number counting from 0."""
+class _Paced(Served):
+    """Each time it is asked takes as long as the next of these seconds."""
 
-    def __init__(self, like: Runtime, clock: _Clock, seconds: Sequence[float]) -> None:
-        self.signature = like.signature
+    def __init__(self, clock: _Clock, seconds: Sequence[float]) -> None:
         self._clock, self._seconds = clock, seconds
         self.runs = 0
 
-    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:  # type: ignore[type-arg]
+    def ask(self, batch: Batch) -> list[Array]:
         self._clock.now += self._seconds[self.runs % len(self._seconds)]
         self.runs += 1
         return []
@@ -72,11 +77,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
     clock = _Clock()
     monkeypatch.setattr("dlproxy.compress.measure.perf_counter", clock)
     return clock
-
-
-@pytest.fixture
-def plain(tmp_path: Path) -> Runtime:
-    return open_runtime(str(graphs.saved(graphs.classifier(), tmp_path)))
 
 
 @pytest.mark.parametrize("rows", [1, 7, 32, 500])
@@ -91,12 +91,27 @@ def test_a_model_of_one_row_at_a_time_is_asked_row_by_row(tmp_path: Path) -> Non
     assert found.outputs["logits"].shape == (70, graphs.CLASSES)
 
 
+def test_rows_that_depend_on_one_another_are_asked_one_by_one(tmp_path: Path) -> None:
+    path = graphs.saved(graphs.scaled_together(), tmp_path)
+    task = Task(inputs=graphs.dataset(40).inputs, rows=8, race_s=0.1)
+    found = examine(_quiet, path, task)
+    assert isinstance(found, Examined)
+    assert found.apart == "the model quantises by the range of the whole batch (DynamicQuantizeLinear)"
+    runtime = open_runtime(str(path))
+    alone = np.concatenate([runtime.run([task.inputs["x"][row : row + 1]])[0] for row in range(40)])
+    np.testing.assert_array_equal(found.answers.outputs["logits"], alone)
+    beside = examine(_quiet, path, task, Original.of(path, found))
+    assert isinstance(beside, Examined)
+    single, eight = beside.speeds
+    assert eight.original_s > 4 * single.original_s, "a batch takes as long as its rows"
+
+
 def test_an_answer_for_the_whole_batch_is_refused(tmp_path: Path) -> None:
     made = graphs.classifier()
     made.graph.node[-1].output[0] = "all"
     made.graph.node.append(onnx.helper.make_node("ReduceMax", ["all"], ["logits"], keepdims=0, axes=[0]))
     made.graph.output[0].CopyFrom(models.value("logits", DType.FP32, (graphs.CLASSES,)))
-    with pytest.raises(CompressError, match=r"'logits' has not one row for each example: FP32\[4\] for a batch of 32"):
+    with pytest.raises(CompressError, match=r"gives FP32\[128\] as 'logits', which has not one row for each example"):
         _answers(made, tmp_path)
 
 
@@ -141,8 +156,8 @@ def test_alike_is_as_far_as_rounding_goes(tmp_path: Path) -> None:
     assert not alike(original, nothing)
 
 
-def test_a_race_is_run_in_turns_and_slow_moments_slow_both(clock: _Clock, plain: Runtime) -> None:
-    slow, quick = _Paced(plain, clock, [0.02] * 15 + [0.2] * 6), _Paced(plain, clock, [0.01] * 15 + [0.1] * 6)
+def test_a_race_is_run_in_turns_and_slow_moments_slow_both(clock: _Clock) -> None:
+    slow, quick = _Paced(clock, [0.02] * 15 + [0.2] * 6), _Paced(clock, [0.01] * 15 + [0.1] * 6)
     batches = [graphs.dataset(4).inputs] * 3
     found = race(slow, quick, batches, seconds=4.0, seed=0)
     assert (found.rows, found.ratio) == (4, pytest.approx(2.0))
@@ -158,12 +173,10 @@ def test_a_race_is_run_in_turns_and_slow_moments_slow_both(clock: _Clock, plain:
         ([5.0], 4.0, 100.0),  # a run takes longer than all the time: 6 rounds, and no more
     ],
 )
-def test_a_race_ends(clock: _Clock, plain: Runtime, seconds: list[float], allowed: float, most_s: float) -> None:
+def test_a_race_ends(clock: _Clock, seconds: list[float], allowed: float, most_s: float) -> None:
     rng = np.random.default_rng(1)
     mixed = [float(second) for second in rng.permutation(seconds * 40)]
-    found = race(
-        _Paced(plain, clock, mixed), _Paced(plain, clock, seconds), [graphs.dataset(1).inputs], seconds=allowed, seed=0
-    )
+    found = race(_Paced(clock, mixed), _Paced(clock, seconds), [graphs.dataset(1).inputs], seconds=allowed, seed=0)
     assert found.low <= found.ratio <= found.high
     assert clock.now < most_s
 
@@ -175,7 +188,7 @@ def test_a_model_is_examined_beside_its_original(tmp_path: Path) -> None:
     assert isinstance(original, Examined)
     assert original.speeds == ()
     lines: list[str] = []
-    found = examine(lines.append, quick, task, Original.of(slow, original.answers))
+    found = examine(lines.append, quick, task, Original.of(slow, original))
     assert isinstance(found, Examined)
     assert [speed.rows for speed in found.speeds] == [1, 8]
     assert all(speed.ratio > 1.15 for speed in found.speeds), found.speeds
@@ -192,7 +205,7 @@ def test_what_is_unfit_does_not_race(tmp_path: Path) -> None:
     )
     original = examine(_quiet, path, task)
     assert isinstance(original, Examined)
-    found = examine(_quiet, other, task, Original.of(path, original.answers))
+    found = examine(_quiet, other, task, Original.of(path, original))
     assert found == Unfit("its outputs are z; the original's are logits")
 
 

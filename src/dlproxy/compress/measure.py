@@ -19,7 +19,7 @@ from dlproxy.compress import CompressError
 from dlproxy.compress.data import Array
 from dlproxy.compress.gate import Footprint, Speed
 from dlproxy.compress.statistics import LEAST_ROUNDS, speed
-from dlproxy.instance.runtime import Runtime
+from dlproxy.instance import evidence
 from dlproxy.instance.runtime.content import model_files
 from dlproxy.instance.runtime.declared import described, written
 from dlproxy.instance.runtime.formats import open_runtime
@@ -38,6 +38,7 @@ LONG_S = 0.1
 BATCHES = 8  # that differ
 LOADS = 5
 MEMORY_RUNS = 3
+MOST_SAMPLES = 16  # examples by which it is found out whether rows meet
 SAME = 1e-4  # of the largest value: what another order of sums does to float32
 
 
@@ -60,23 +61,32 @@ class Task(Struct, frozen=True, kw_only=True):
 
 
 class Original(Struct, frozen=True):
-    """With what a candidate is compared where it is examined: no values, which would take long on the way there."""
+    """With what a candidate is compared where it is examined: no values, which would take long on the way there.
+
+    `together`: whether its rows share batches.
+    """
 
     path: Path
     signature: Signature
+    together: bool
     shapes: dict[str, tuple[int, ...]]
     odd: dict[str, int]
 
     @staticmethod
-    def of(path: Path, found: Answers) -> "Original":
-        return Original(path, found.signature, {name: array.shape for name, array in found.outputs.items()}, found.odd)
+    def of(path: Path, found: "Examined") -> "Original":
+        answers = found.answers
+        shapes = {name: array.shape for name, array in answers.outputs.items()}
+        return Original(path, answers.signature, not found.apart, shapes, answers.odd)
 
 
 class Examined(Struct, frozen=True):
-    """What was found. `speeds`: beside the original, of batch 1 and of the larger batch."""
+    """What was found. `apart`: why dlproxy runs its rows one by one, empty if it does not; a batch then takes as long as its
+    rows do. `speeds`: beside the original, of batch 1 and of the larger batch.
+    """
 
     footprint: Footprint
     answers: Answers
+    apart: str = ""
     speeds: tuple[Speed, ...] = ()
 
 
@@ -86,50 +96,89 @@ class Unfit(Struct, frozen=True):
     why: str
 
 
+class Served:
+    """A model loaded as dlproxy serves it: where rows of a batch were found to depend on one another, they run one by one."""
+
+    def __init__(self, path: Path, task: Task) -> None:
+        """Raises ModelError."""
+        self._runtime = open_runtime(str(path), threads=task.threads, max_batch=task.rows)
+        self.signature = self._runtime.signature
+        self.apart = ""
+
+    def look(self, task: Task) -> None:
+        """Find out whether rows may share a batch, from examples and what dlproxy itself tries."""
+        rows = range(min(MOST_SAMPLES, _examples(task.inputs)))
+        samples = [{name: array[row : row + 1] for name, array in task.inputs.items()} for row in rows]
+        try:
+            found = evidence.examine(self._runtime, samples=samples)
+        except evidence.UnsuitableError as error:
+            self.apart = str(error)
+            return
+        if not found.signature.batched:
+            self.apart = found.why or "it takes one row at a time"
+
+    def ask(self, batch: Batch) -> list[Array]:
+        """Answers in the signature's order. Raises CompressError in the runtime's words."""
+        rows = _examples(batch)
+        try:
+            if not self.apart or rows == 1:
+                return self._run(batch)
+            singles = [self._run({name: array[row : row + 1] for name, array in batch.items()}) for row in range(rows)]
+            return [np.concatenate(arrays) for arrays in zip(*singles, strict=True)]
+        except Exception as error:
+            raise CompressError(f"does not answer a batch of {rows}: {error}") from error
+
+    def _run(self, batch: Batch) -> list[Array]:
+        """Inputs that the examples leave out have their defaults."""
+        return self._runtime.run(
+            [
+                batch[spec.name]
+                if spec.default is None or spec.name in batch
+                else to_array(spec.dtype, spec.shape, spec.default)
+                for spec in self.signature.inputs
+            ]
+        )
+
+
 def examine(tell: Callable[[str], None], path: Path, task: Task, original: Original | None = None) -> Examined | Unfit:
     """Asks for a process that has loaded no model yet. Raises CompressError and ModelError for one that does not run."""
     tell("loading")
-    footprint = _weighed(path, task, original)
-    if isinstance(footprint, Unfit):
-        return footprint
-    runtime = _opened(path, task)
-    tell(f"answering {len(next(iter(task.inputs.values()))):,} examples")
-    found = answers(runtime, task.inputs, task.rows)
+    weighed = _weighed(path, task, original)
+    if isinstance(weighed, Unfit):
+        return weighed
+    footprint, served = weighed
+    tell(f"answering {_examples(task.inputs):,} examples")
+    found = answers(served, task)
     if original is None:
-        return Examined(footprint, found)
+        return Examined(footprint, found, served.apart)
     if why := unlike(original, found):
         return Unfit(why)
-    other = _opened(original.path, task)
+    other = Served(original.path, task)
+    other.apart = "" if original.together else "as was found before"
     speeds = []
-    for rows in sorted({1, rows_of(found.signature, task.rows)}):
+    for rows in sorted({1, task.rows}):
         tell(f"racing the original, {rows} a batch")
-        speeds.append(race(other, runtime, _batches(task, rows), seconds=task.race_s, seed=task.seed))
-    return Examined(footprint, found, tuple(speeds))
+        speeds.append(race(other, served, _batches(task, rows), seconds=task.race_s, seed=task.seed))
+    return Examined(footprint, found, served.apart, tuple(speeds))
 
 
-def answers(runtime: Runtime, inputs: Batch, rows: int) -> Answers:
-    """By batches; those of a model that takes one row at a time, one by one. Raises CompressError."""
-    signature = runtime.signature
-    rows = rows_of(signature, rows)
-    examples = len(next(iter(inputs.values())))
-    starts = range(0, examples, rows)
-    parts = [_run(runtime, {name: array[start : start + rows] for name, array in inputs.items()}) for start in starts]
+def answers(served: Served, task: Task) -> Answers:
+    """To all examples, by batches. Raises CompressError."""
+    signature, inputs = served.signature, task.inputs
+    examples = _examples(inputs)
+    starts = range(0, examples, task.rows)
+    parts = [served.ask({name: array[start : start + task.rows] for name, array in inputs.items()}) for start in starts]
     outputs = {}
     for number, spec in enumerate(signature.outputs):
         arrays = [part[number] for part in parts]
         if any(array.ndim == 0 for array in arrays) or sum(map(len, arrays)) != examples:
-            raise CompressError(
-                f"output '{spec.name}' has not one row for each example: {described(arrays[0])} for a batch of {rows}"
-            )
+            raise CompressError(f"gives {described(arrays[0])} as '{spec.name}', which has not one row for each example")
         if len({array.shape[1:] for array in arrays}) > 1:
-            raise CompressError(f"output '{spec.name}' differs in shape from batch to batch: pad the examples to one length")
+            raise CompressError(
+                f"gives '{spec.name}' in shapes that differ from batch to batch: pad the examples to one length"
+            )
         outputs[spec.name] = np.concatenate(arrays)
     return Answers(signature, outputs, {name: _odd(array) for name, array in outputs.items()})
-
-
-def rows_of(signature: Signature, rows: int) -> int:
-    """How many a batch may have: one where the model is fixed to that, as data.py lets no other number pass."""
-    return 1 if any(spec.shape[:1] == (1,) for spec in signature.inputs) else rows
 
 
 def differs(original: Signature, candidate: Signature) -> str:
@@ -171,14 +220,14 @@ def alike(original: Answers, candidate: Answers) -> bool:
     return True
 
 
-def race(original: Runtime, candidate: Runtime, batches: Sequence[Batch], *, seconds: float, seed: int) -> Speed:
+def race(original: Served, candidate: Served, batches: Sequence[Batch], *, seconds: float, seed: int) -> Speed:
     """In turns, each round on the next batch, the first run of each turn not counted: threads of the other may still spin.
 
     At least 11 rounds, or 6 if those take three times `seconds`; then until the ratio is known to 5 %, or the time is up.
     """
-    rows = len(next(iter(batches[0].values())))
-    runtimes = (original, candidate)
-    repeats = [_repeats(runtime, batches[0]) for runtime in runtimes]
+    rows = _examples(batches[0])
+    both = (original, candidate)
+    repeats = [_repeats(served, batches[0]) for served in both]
     times: tuple[list[float], list[float]] = ([], [])
     began_at = perf_counter()
     while True:
@@ -190,7 +239,7 @@ def race(original: Runtime, candidate: Runtime, batches: Sequence[Batch], *, sec
         for _ in range(ROUNDS_AT_ONCE if rounds >= WANTED_ROUNDS and took < seconds else 1):
             batch = batches[len(times[0]) % len(batches)]
             for number in (0, 1) if len(times[0]) % 2 else (1, 0):
-                times[number].append(_turn(runtimes[number], batch, repeats[number]))
+                times[number].append(_turn(both[number], batch, repeats[number]))
 
 
 def file_bytes(path: Path) -> int:
@@ -209,45 +258,38 @@ def resident_bytes() -> int:
         return most if sys.platform == "darwin" else most * 1024
 
 
-def _weighed(path: Path, task: Task, original: Original | None) -> Footprint | Unfit:
+def _weighed(path: Path, task: Task, original: Original | None) -> tuple[Footprint, Served] | Unfit:
     """What the framework takes is not counted; what it keeps for reuse is. Loaded from files that the system has in memory."""
     importlib.import_module("dlproxy.instance.runtime.onnx")
     gc.collect()
     before = resident_bytes()
-    times, taken = [], 0
-    for number in range(LOADS):
-        began_at = perf_counter()
-        runtime = _opened(path, task)
-        times.append(perf_counter() - began_at)
-        if not number:
-            if original is not None and (why := differs(original.signature, runtime.signature)):
-                return Unfit(why)
-            batch = _batches(task, rows_of(runtime.signature, task.rows))[0]
-            for _ in range(MEMORY_RUNS):
-                _run(runtime, batch)
-            taken = resident_bytes() - before
-        del runtime
-    return Footprint(file_bytes(path), median(times), max(taken, 0))
+    served, first_s = _loaded(path, task)
+    if original is not None and (why := differs(original.signature, served.signature)):
+        return Unfit(why)
+    served.look(task)
+    batch = _batches(task, task.rows)[0]
+    for _ in range(MEMORY_RUNS):
+        served.ask(batch)
+    taken = resident_bytes() - before
+    times = [first_s, *(_loaded(path, task)[1] for _ in range(LOADS - 1))]
+    return Footprint(file_bytes(path), median(times), max(taken, 0)), served
+
+
+def _loaded(path: Path, task: Task) -> tuple[Served, float]:
+    began_at = perf_counter()
+    return Served(path, task), perf_counter() - began_at
+
+
+def _examples(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
 
 
 def _batches(task: Task, rows: int) -> list[Batch]:
     """Drawn from the examples; where they are fewer, some twice."""
-    examples = len(next(iter(task.inputs.values())))
+    examples = _examples(task.inputs)
     rng = np.random.default_rng(task.seed)
     drawn = [rng.choice(examples, rows, replace=rows > examples) for _ in range(BATCHES)]
     return [{name: array[chosen] for name, array in task.inputs.items()} for chosen in drawn]
-
-
-def _opened(path: Path, task: Task) -> Runtime:
-    return open_runtime(str(path), threads=task.threads, max_batch=task.rows)
-
-
-def _feed(runtime: Runtime, batch: Batch) -> list[Array]:
-    """In the order of the signature; inputs that the examples leave out have their defaults."""
-    return [
-        batch[spec.name] if spec.default is None or spec.name in batch else to_array(spec.dtype, spec.shape, spec.default)
-        for spec in runtime.signature.inputs
-    ]
 
 
 def _stands_for(spec: TensorSpec, other: TensorSpec, *, exactly: bool) -> bool:
@@ -256,31 +298,21 @@ def _stands_for(spec: TensorSpec, other: TensorSpec, *, exactly: bool) -> bool:
     return same and (not exactly or all(theirs in (-1, size) for size, theirs in zip(spec.shape, other.shape, strict=True)))
 
 
-def _repeats(runtime: Runtime, batch: Batch) -> int:
+def _repeats(served: Served, batch: Batch) -> int:
     """Runs of a turn; 0 where one is so long that what the other model left behind does not matter."""
-    _run(runtime, batch)
-    once_s = min(_turn(runtime, batch, 0) for _ in range(2))
+    served.ask(batch)
+    once_s = min(_turn(served, batch, 0) for _ in range(2))
     return 0 if once_s > LONG_S else min(max(round(BLOCK_S / once_s), 1), MOST_IN_BLOCK)
 
 
-def _turn(runtime: Runtime, batch: Batch, repeats: int) -> float:
+def _turn(served: Served, batch: Batch, repeats: int) -> float:
     """Median seconds of as many runs after a first one, of that one if there are no more."""
-    feed = _feed(runtime, batch)
     times = []
     for _ in range(1 + repeats):
         began_at = perf_counter()
-        runtime.run(feed)
+        served.ask(batch)
         times.append(perf_counter() - began_at)
     return median(times[1:] or times)
-
-
-def _run(runtime: Runtime, batch: Batch) -> list[Array]:
-    """Raises CompressError in the runtime's words."""
-    try:
-        return runtime.run(_feed(runtime, batch))
-    except Exception as error:
-        rows = len(next(iter(batch.values())))
-        raise CompressError(f"does not answer a batch of {rows}: {error}") from error
 
 
 def _odd(array: Array) -> int:

@@ -199,7 +199,8 @@ class _Search:
             if verdict.status == "accepted":
                 self._kept[full] = _Kept(recipe, start, made, took_s)
             self._go_on_from(full, whole, found, measured)
-            return Candidate(recipe=full, steps=steps, notes=made.notes, measured=measured, verdict=verdict)
+            notes = [*made.notes, *self._on_rows(found)]
+            return Candidate(recipe=full, steps=steps, notes=notes, measured=measured, verdict=verdict)
         except RecipeError as error:
             return Candidate(recipe=full, failure=f"does nothing here: {error}")
         except CompressError as error:
@@ -207,6 +208,11 @@ class _Search:
         finally:
             if full not in self._kept and self._best.name != full:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _on_rows(self, found: Examined) -> list[str]:
+        if not found.apart or self._original.apart:
+            return []
+        return [f"{found.apart}: dlproxy runs its rows one by one, and so it was measured"]
 
     def _judged(self, measured: Measured, start: _Start) -> Verdict:
         verdict = judge(measured, self._asked.bar)
@@ -290,7 +296,7 @@ class _Search:
         except CompressError as error:
             raise CompressError(f"the original {error}") from None
         assert isinstance(found, Examined), "it is compared with nothing"
-        self._as_original = Original.of(source.onnx, found.answers)
+        self._as_original = Original.of(source.onnx, found)
         return found
 
     def _run(self) -> Run:
