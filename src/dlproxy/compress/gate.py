@@ -15,6 +15,7 @@ from dlproxy.compress import CompressError
 KEPT = 0.9  # of the original's speed: what a smaller model is shown to have at least
 _IN_PERCENT = ("accuracy", "f1", "agreement")
 _MANY = 1_000_000  # examples
+_CHANCE = "which may be chance: measure it when the machine is idle"
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _RATIO = re.compile(r"(\d+(?:\.\d+)?)\s*[x\xd7]", re.IGNORECASE)
 _LIMIT = re.compile(r"(size|memory)\s*=\s*(\d+(?:\.\d+)?)\s*([kmg]?i?b)", re.IGNORECASE)
@@ -110,7 +111,7 @@ def _loss(accuracy: Accuracy, most: float) -> Finding:
     lost = f"loses {loss} of {accuracy.metric}" if accuracy.loss > 0.0 else f"loses no {accuracy.metric}"
     if accuracy.loss <= accuracy.high <= most:
         return True, f"{lost} on {accuracy.examples:,} held-out examples, and less than {high} on any (95 %)"
-    if not isfinite(accuracy.loss) or not isfinite(accuracy.high):
+    if not (isfinite(accuracy.loss) and isfinite(accuracy.high) and accuracy.loss <= accuracy.high):
         return False, f"what it loses of {accuracy.metric} is not known"
     if accuracy.loss >= most:
         return False, f"{lost}, {allowed} is allowed"
@@ -123,7 +124,7 @@ def _needed(accuracy: Accuracy, most: float) -> int:
     """Examples by which the bound would fall below `most`, if all else stayed: it shrinks with the root of their number, and
     with their number where nothing differs. Of two digits, rounded up.
     """
-    times = (accuracy.high - accuracy.loss) / (most - accuracy.loss)
+    times = min((accuracy.high - accuracy.loss) / (most - accuracy.loss), float(_MANY))
     needed = accuracy.examples * (times if accuracy.loss == accuracy.low == 0.0 else times**2)
     place = float(10 ** max(floor(log10(max(needed, 1.0))) - 1, 0))
     return ceil(needed / place) * int(place)
@@ -134,7 +135,7 @@ def _quicker(speed: Speed, least: float) -> Finding:
     if not speed.ratio >= least:
         return False, f"{said}, {least:.2f} times is asked for"
     if not speed.low > 1.0:
-        return False, f"{said}, which may be chance: measure it when the machine is idle"
+        return False, f"{said}, {_CHANCE}"
     return True, said
 
 
@@ -143,7 +144,7 @@ def _kept(speed: Speed) -> Finding:
     if not speed.high >= 1.0:
         return False, f"{said}, which is slower"
     if not speed.low >= KEPT:
-        return False, f"{said}, which is not shown to be as quick: measure it when the machine is idle"
+        return False, f"{said}, {_CHANCE}"
     return True, said
 
 
