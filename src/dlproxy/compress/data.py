@@ -5,6 +5,7 @@ Read from .npz files. Not aware of: models, metrics.
 
 import hashlib
 from collections.abc import Callable, Sequence
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -182,10 +183,10 @@ def _arrays(file: Path) -> dict[str, Array]:
     if not file.is_file():
         raise CompressError(f"{file} is not a file")
     try:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise CompressError(f"{file} holds a single array without a name: write it by numpy.savez, as .npz")
-        with loaded:
+        with file.open("rb") as stream:  # numpy leaves open what it cannot read
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                raise CompressError(f"{file} holds a single array without a name: write it by numpy.savez, as .npz")
             return {name: loaded[name] for name in loaded.files}
     except CompressError:
         raise
@@ -213,7 +214,7 @@ def split(dataset: Dataset, *, held_out: float | Dataset, seed: int, least: int 
         chosen = _drawn(dataset, held_out, seed)
         training, judging = dataset.rows(~chosen), dataset.rows(chosen)
     if len(judging) < least:
-        whole = "" if isinstance(held_out, Dataset) else f", of {-(-least // held_out):,.0f} in all or a larger share"
+        whole = "" if isinstance(held_out, Dataset) else f", of {ceil(least / held_out - 1e-9):,} in all or a larger share"
         raise CompressError(
             f"{len(judging):,} held-out examples are too few to judge by: to show what is lost at most, there must be "
             f"{least:,}{whole}; give more, or allow more to be lost"
