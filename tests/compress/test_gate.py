@@ -84,7 +84,7 @@ def test_what_is_taken_and_what_not(found: dict[str, Any], bar: Bar, reasons: li
 
 def test_one_that_is_taken_says_why() -> None:
     assert judge(measured(), Bar()).reasons == [
-        "loses 0.1 % of accuracy on 2,000 held-out examples, and less than 0.5 % on any (95 %)",
+        "loses 0.1 % of accuracy on 2,000 held-out examples, and at most 0.5 % on all there are (95 % sure)",
         "2.10 times as quick at batch 1 (1.90 to 2.20)",
         "2.10 times as quick at batch 32 (1.90 to 2.20)",
     ]

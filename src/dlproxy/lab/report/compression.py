@@ -18,7 +18,7 @@ WIDTH = 100
 _NAME = 40  # letters of a recipe's
 _WHY = 400
 _NONE = "-"
-_FAR = 10  # times the most that may be lost: what loses more is drawn there
+_FAR = 4  # times the most that may be lost: what loses more is drawn there
 
 
 def save_html(report: Report, path: Path) -> None:
@@ -54,7 +54,7 @@ def lines(report: Report) -> Iterator[str]:
     """For a terminal."""
     yield wording.plain(headline(report), _WHY)
     yield ""
-    rows = [[wording.plain(cell, _NAME) for cell in row] for row in _rows(report)]
+    rows = [[wording.plain(cell, _NAME) for cell in row[:-1]] for row in _rows(report)]  # without load times: it is wide enough
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, status, *figures in rows:
         cells = [f"{name:<{widths[0]}}", f"{status:<{widths[1]}}"]
@@ -82,7 +82,7 @@ def headline(report: Report) -> str:
 
 
 _BESIDE = (
-    "Each candidate was measured in turns with the original, and times as quick are of those rounds; the original's own row is "
+    "Each candidate was measured in turns with the original, and its speed-up is of those rounds; the original's own row is "
     "from the first of them. In brackets: between these the loss on all examples lies, each end but for 5 %."
 )
 
@@ -92,7 +92,7 @@ def _rows(report: Report) -> Iterator[list[str]]:
     metric = report.run.metric.name
     known = next((candidate.measured for candidate in report.candidates if candidate.measured is not None), None)
     batches = [f"batch {speed.rows}" for speed in known.speeds] if known else []
-    yield ["recipe", "", "file", metric, "lost", *batches, "times as quick", "memory", "load"]
+    yield ["recipe", "", "file", metric, "lost", *batches, "speed-up", "memory", "load"]
     if known is not None:
         times = [wording.duration(speed.original_s * 1e3) for speed in known.speeds]
         yield ["original", "", *_row(known.accuracy.original, "", known.original, times, "1", metric)]
@@ -114,7 +114,7 @@ def _row(value: float, lost: str, takes: Footprint, times: list[str], quicker: s
 
 def _lost(accuracy: Accuracy) -> str:
     loss, low, high = (amount(accuracy.metric, value) for value in (accuracy.loss, accuracy.low, accuracy.high))
-    return f"{loss} ({low.removesuffix(' %')} to {high.removesuffix(' %')})"
+    return f"{loss} ({low.removesuffix(' %')}..{high.removesuffix(' %')})"
 
 
 def _reasons(report: Report) -> Iterator[tuple[str, str]]:
@@ -137,7 +137,10 @@ def _charts(report: Report) -> list[Figure]:
     metric, bar = report.run.metric.name, report.run.bar
     most = max(measured.accuracy.loss for _, measured, _ in known)
     y = linear(
-        0.0, min(max(most, 2 * bar.most_loss), _FAR * bar.most_loss), f"{metric} lost", lambda value: amount(metric, value)
+        0.0,
+        min(max(most, 2 * bar.most_loss), _FAR * bar.most_loss),
+        f"{wording.plain(metric, _NAME)} lost",
+        lambda value: amount(metric, value),
     )
     x = linear(
         0.0, max(1.05, *(ratio * 1.15 for *_, ratio in known)), "times as quick, at the batch where it is less", wording.number
@@ -151,7 +154,7 @@ def _charts(report: Report) -> list[Figure]:
         chart.dot(ratio, max(measured.accuracy.loss, 0.0), wording.plain(candidate.recipe, _NAME), style)
     title = "Further right and lower is better"
     caption = (
-        "Blue: accepted, red: refused; shaded: not quick enough. What loses nothing or gains is drawn at 0, and at the top what "
+        "Blue: accepted, red: refused; shaded: not quick enough. What loses nothing or gains is drawn at 0, at the top what "
         f"loses more than {amount(metric, y.high)}."
     )
     return [Figure(title=title, svg=chart.svg("loss", title, caption), caption=caption)]
