@@ -81,7 +81,7 @@ class Original(Struct, frozen=True):
 
 class Examined(Struct, frozen=True):
     """What was found. `apart`: why dlproxy runs its rows one by one, empty if it does not; a batch then takes as long as its
-    rows do. `speeds`: beside the original, of batch 1 and of the larger batch.
+    rows do. `speeds`: beside the original, of batch 1 and, if it takes more than one row, of the larger batch.
     """
 
     footprint: Footprint
@@ -156,7 +156,7 @@ def examine(tell: Callable[[str], None], path: Path, task: Task, original: Origi
     other = Served(original.path, task)
     other.apart = "" if original.together else "as was found before"
     speeds = []
-    for rows in sorted({1, task.rows}):
+    for rows in [1] if any(spec.shape[:1] == (1,) for spec in original.signature.inputs) else sorted({1, task.rows}):
         tell(f"racing the original, {rows} a batch")
         speeds.append(race(other, served, _batches(task, rows), seconds=task.race_s, seed=task.seed))
     return Examined(footprint, found, served.apart, tuple(speeds))

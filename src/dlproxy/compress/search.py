@@ -124,7 +124,9 @@ class _Search:
         self._candidates: list[Candidate] = []
         self._kept: dict[str, _Kept] = {}
         self._number = 0
-        source, signature = run(_prepare, self._limits(), tell, asked.model, self._new_folder("original"))
+        source, signature = run(
+            _prepare, self._limits(), tell, asked.model, self._new_folder("original"), asked.data, asked.labels
+        )
         self._training, self._held_out = self._data(signature)
         race_s = min(max(asked.budget_s * RACE_SHARE, LEAST_RACE_S), MOST_RACE_S)
         self._task = Task(inputs=self._held_out.inputs, rows=asked.batch, threads=asked.threads, race_s=race_s, seed=asked.seed)
@@ -382,15 +384,16 @@ def _gain(measured: Measured) -> float:
     return prod(speed.ratio for speed in measured.speeds) ** (1 / len(measured.speeds))
 
 
-def _prepare(tell: Tell, model: str, folder: Path) -> tuple[Source, Signature]:
+def _prepare(tell: Tell, model: str, folder: Path, examples: Path, labels: str) -> tuple[Source, Signature]:
     """A copy, so that whatever a recipe does, it does not do it to the original; and what it takes and gives."""
-    if Path(model).suffix.lower() != ".onnx":
+    place = Path(model)
+    if place.suffix.lower() != ".onnx" or place.is_dir():
         from dlproxy.compress.sources import to_onnx
 
-        source = to_onnx(model, folder)
+        tell(f"{model}: is converted to ONNX")
+        source = to_onnx(model, folder, data.peek(examples, labels))
         return source, open_runtime(str(source.onnx)).signature
     signature = open_runtime(model).signature
-    place = Path(model)
     for file in model_files(model):
         copy = folder / Path(file).relative_to(place.parent)
         copy.parent.mkdir(parents=True, exist_ok=True)
