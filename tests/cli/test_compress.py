@@ -54,7 +54,7 @@ def test_what_pays_is_written_and_shown(folder: Path, compress: Command, capsys:
     original = hashlib.sha256((folder / "house.onnx").read_bytes()).hexdigest()
     (folder / "house.onnx").chmod(0o444)
     make_key_pair(folder / "release")
-    code = compress("house.onnx", "--data", "data.npz", "--edge", "--budget", "60s", "--batch", "8", "--sign", "release.key")
+    code = compress("house.onnx", "--data", "data.npz", "--edge", "--budget", "90s", "--batch", "8", "--sign", "release.key")
     said = capsys.readouterr()
     assert code == 0, said.err
     assert "clean is " in said.out

@@ -12,12 +12,10 @@ from dlproxy.compress.gate import Accuracy, Bar, Footprint, Measured, Speed
 from dlproxy.compress.manifest import Candidate
 from dlproxy.compress.recipe import Recipe
 from dlproxy.compress.search import Asked, Found, better, choose, front, search
-from tests import models
 from tests.compress import fakes, graphs
 
 DETOURS = 80
-QUICK, SLOW = graphs.classifier(2).SerializeToString(), graphs.classifier(DETOURS * 2).SerializeToString()
-QUICKEST = graphs.classifier().SerializeToString()
+QUICK, QUICKEST = (graphs.classifier(number).SerializeToString() for number in (10, 0))
 WRONG = graphs.classifier(weights=np.ascontiguousarray(graphs.WEIGHTS[:, ::-1])).SerializeToString()
 
 
@@ -29,8 +27,13 @@ def _asked(folder: Path, *, labels: bool = True, **more: Any) -> Asked:
         given = graphs.dataset(700)
         fakes.saved_data(folder / "labelled.npz", **given.inputs, label=given.labels)
         fakes.saved_data(folder / "bare.npz", **given.inputs)
-    chosen = {"model": str(model), "data": folder / ("labelled.npz" if labels else "bare.npz"), "recipes": (), "budget_s": 60.0}
-    return Asked(**{**chosen, "batch": 8, **more})
+    chosen = {
+        "model": str(model),
+        "data": folder / ("labelled.npz" if labels else "bare.npz"),
+        "recipes": (),
+        "budget_s": 900.0,
+    }
+    return Asked(**{**chosen, "batch": 8, "race_s": 0.2, **more})
 
 
 def _search(folder: Path, *recipes: Recipe, lines: list[str] | None = None, **more: Any) -> Found:
@@ -55,13 +58,11 @@ class Whole:
             folder,
             fakes.Does(name="fuse", do=fakes.refuses),
             fakes.Writes(name="wrong", model=WRONG),
-            fakes.Writes(name="slow", model=SLOW),
-            fakes.Writes(name="clean", model=QUICK),
-            fakes.Writes(name="other", model=graphs.renamed("z").SerializeToString()),
-            fakes.Writes(name="quicker", model=QUICKEST, random=True),
             fakes.Does(name="odd", do=fakes.writes_what_is_no_model),
-            fakes.Writes(name="trained", model=QUICK, trains=True),
             fakes.Writes(name="absent", model=QUICK, needs=("no_such_package",)),
+            fakes.Writes(name="clean", model=QUICK),
+            fakes.Writes(name="trained", model=QUICK, trains=True),
+            fakes.Writes(name="quicker", model=QUICKEST, random=True),
             lines=self.lines,
         )
         self.after = _digest(Path(asked.model))
@@ -80,15 +81,12 @@ def test_each_recipe_is_judged_by_what_it_made(whole: Whole) -> None:
     assert [(one.recipe, one.status) for one in whole.found.report.candidates] == [
         ("fuse", "failed"),
         ("wrong", "refused"),
-        ("slow", "refused"),
-        ("clean", "accepted"),
-        ("clean+other", "refused"),
-        ("other", "refused"),
-        ("clean+quicker", "accepted"),
-        ("clean+quicker+odd", "failed"),
         ("odd", "failed"),
-        ("trained", "accepted"),
         ("absent", "failed"),
+        ("clean", "accepted"),
+        ("trained", "accepted"),
+        ("clean+quicker", "accepted"),
+        ("quicker", "accepted"),
     ]
 
 
@@ -97,8 +95,6 @@ def test_each_recipe_is_judged_by_what_it_made(whole: Whole) -> None:
     [
         ("fuse", "does nothing here: there is nothing to fuse"),
         ("wrong", " of accuracy, 1 % is allowed"),
-        ("slow", "times as quick at batch 8 "),
-        ("other", "its outputs are z; the original's are logits"),
         ("odd", "is not a model that ONNX Runtime "),
         ("absent", "needs no_such_package: pip install 'dlproxy[compress]'"),
     ],
@@ -123,6 +119,7 @@ def test_recipes_go_on_from_what_answers_alike_and_training_ones_do_not(whole: W
     steps = {one.recipe: [(step.name, step.settings["from"]) for step in one.steps] for one in whole.found.report.candidates}
     assert steps["clean"] == [("clean", "original")]
     assert steps["clean+quicker"] == [("clean", "original"), ("quicker", "clean")]
+    assert steps["quicker"] == [("quicker", "original")]
     assert steps["trained"] == [("trained", "original")]
     assert "clean: answers as the original does; other recipes go on from it" in whole.lines
 
@@ -133,7 +130,7 @@ def test_what_is_accepted_was_made_twice(whole: Whole) -> None:
 
 
 def test_artifacts_are_there_and_what_was_refused_takes_no_room(whole: Whole) -> None:
-    assert set(whole.found.artifacts) == {"clean", "clean+quicker", "trained"}
+    assert set(whole.found.artifacts) == {"clean", "trained", "clean+quicker", "quicker"}
     assert set(whole.found.front) <= set(whole.found.artifacts)
     folder = next(iter(whole.found.artifacts.values())).parents[1]
     assert {path.name.partition("-")[2] for path in folder.iterdir()} == {"original", *whole.found.artifacts}
@@ -265,7 +262,3 @@ def test_the_front_holds_what_nothing_else_outdoes() -> None:
 )
 def test_better_is_quicker_or_smaller_by_more_than_noise(candidate: tuple[float, float, int], expected: bool) -> None:
     assert better(_measured(*candidate), _measured(0.9, 2.0, 500)) is expected
-
-
-def test_the_models_here_are_what_they_are_called() -> None:
-    assert len(models.Model.FromString(SLOW).graph.node) > len(models.Model.FromString(QUICK).graph.node) > 1

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dlproxy.compress.search import Asked, Found
 
 LEAST_BUDGET_S = 10.0
+RACE_SHARE = 0.01  # of the budget, for each of two batch sizes of each candidate
+LEAST_RACE_S, MOST_RACE_S = 0.5, 5.0
 
 
 def add_to(commands: Commands) -> None:
@@ -146,6 +148,7 @@ def _asked(args: argparse.Namespace, table: "Mapping[str, Recipe]") -> "tuple[st
             raise CompressError(f"--{option} {getattr(args, option)} is out of range: give 1 or more")
     if args.edge and args.threads != 1:
         raise CompressError("--edge means one thread: omit --threads")
+    budget_s = budget(args.budget, LEAST_BUDGET_S)
     named = [part.strip() for part in args.recipes.split(",") if part.strip()]
     return name, Asked(
         model=versions[-1].path,
@@ -159,7 +162,8 @@ def _asked(args: argparse.Namespace, table: "Mapping[str, Recipe]") -> "tuple[st
         batch=args.batch,
         threads=args.threads,
         cores=tuple(allowed_cores()[:1]) if args.edge else (),
-        budget_s=budget(args.budget, LEAST_BUDGET_S),
+        budget_s=budget_s,
+        race_s=min(max(budget_s * RACE_SHARE, LEAST_RACE_S), MOST_RACE_S),
         seed=args.seed,
     )
 

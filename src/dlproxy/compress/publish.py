@@ -90,8 +90,8 @@ def _write(found: Found, folder: Path, *, name: str, model: str, page: str, key:
 
 
 def variant_name(name: str, recipe: str) -> str:
-    """By the recipe that came last; there is one accepted candidate of each."""
-    return f"{name}-{recipe.rpartition(ABOVE)[2]}"
+    """By all that was done."""
+    return f"{name}-{recipe.replace(ABOVE, '-')}"
 
 
 def _copy(model: Path, to: Path) -> None:

@@ -34,8 +34,6 @@ HELD_OUT = 0.3  # of the examples, unless more are needed to show how little is 
 MOST_HELD_OUT = 0.9
 SPARE = 0.9  # of the memory that is free, for a piece of work
 LEAST_EXAMINE_S = 300.0  # what was made is judged, even if the time is nearly up
-RACE_SHARE = 0.01  # of the budget, for each of two batch sizes of each candidate
-LEAST_RACE_S, MOST_RACE_S = 0.5, 5.0
 BETTER = 1.03  # than what it went on from: less is noise, or not worth an artifact
 ABOVE = "+"  # between the recipes that a candidate went through
 
@@ -43,6 +41,7 @@ ABOVE = "+"  # between the recipes that a candidate went through
 class Asked(Struct, frozen=True, kw_only=True):
     """`model`: a path or reference as sources.py takes it. `held_out`: other data, a share, or 0 for what `bar` asks for.
     `batch`: rows of the larger of two batches. `cores`: those that measuring may use, by number; empty for all.
+    `race_s`: about, for each candidate at each batch size.
     """
 
     model: str
@@ -57,6 +56,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     threads: int = 1
     cores: tuple[int, ...] = ()
     budget_s: float = 600.0
+    race_s: float = 5.0
     seed: int = 0
 
 
@@ -128,8 +128,9 @@ class _Search:
             _prepare, self._limits(), tell, asked.model, self._new_folder("original"), asked.data, asked.labels
         )
         self._training, self._held_out = self._data(signature)
-        race_s = min(max(asked.budget_s * RACE_SHARE, LEAST_RACE_S), MOST_RACE_S)
-        self._task = Task(inputs=self._held_out.inputs, rows=asked.batch, threads=asked.threads, race_s=race_s, seed=asked.seed)
+        self._task = Task(
+            inputs=self._held_out.inputs, rows=asked.batch, threads=asked.threads, race_s=asked.race_s, seed=asked.seed
+        )
         self._original = self._examined_original(source)
         self._metric = metrics.choose(
             asked.metric, labels=self._held_out.labels, outputs=self._original.answers.outputs, output=asked.output
@@ -158,7 +159,7 @@ class _Search:
         )
 
     def _try(self, name: str) -> None:
-        """From the best start, and where nothing comes of that, from the original."""
+        """From the original, and from what answers as it does but quicker, as some recipes find less to do in that."""
         recipe = self._table[name]
         if packages := missing(recipe):
             self._add(Candidate(recipe=name, failure=f"needs {', '.join(packages)}: {EXTRA}"))
@@ -166,15 +167,12 @@ class _Search:
         if recipe.trains and self._training.labels is None:
             self._add(Candidate(recipe=name, failure="learns from labels, and the data has none"))
             return
-        own = recipe.trains or self._start is self._best
-        for start in [self._start] if own else [self._best, self._start]:
+        whole = recipe.trains or self._start is self._best
+        for start in [self._start] if whole else [self._best, self._start]:
             if self._left_s <= 0.0:
                 self._add(Candidate(recipe=name, failure="not tried: the time was up (--budget)"))
                 return
-            candidate = self._candidate(name, recipe, start)
-            self._add(candidate)
-            if candidate.status == "accepted":
-                return
+            self._add(self._candidate(name, recipe, start))
 
     def _candidate(self, name: str, recipe: Recipe, start: _Start) -> Candidate:
         full = f"{start.name}{ABOVE}{name}" if start.name else name
@@ -200,7 +198,8 @@ class _Search:
             verdict = self._judged(measured, start)
             if verdict.status == "accepted":
                 self._kept[full] = _Kept(recipe, start, made, took_s)
-            self._go_on_from(full, whole, found, measured)
+            if not recipe.trains:
+                self._go_on_from(full, whole, found, measured)
             notes = [*made.notes, *self._on_rows(found)]
             return Candidate(recipe=full, steps=steps, notes=notes, measured=measured, verdict=verdict)
         except RecipeError as error:
@@ -214,7 +213,7 @@ class _Search:
     def _on_rows(self, found: Examined) -> list[str]:
         if not found.apart or self._original.apart:
             return []
-        return [f"{found.apart}: dlproxy runs its rows one by one, and so it was measured"]
+        return [f"measured row by row, as dlproxy serves it: {found.apart}"]
 
     def _judged(self, measured: Measured, start: _Start) -> Verdict:
         verdict = judge(measured, self._asked.bar)
@@ -224,11 +223,13 @@ class _Search:
 
     def _go_on_from(self, name: str, made: Made, found: Examined, measured: Measured) -> None:
         """If it answers as the original does, and is quicker, or smaller and no slower."""
-        gain = _gain(measured)
-        smaller = measured.candidate.file_bytes * BETTER < measured.original.file_bytes
+        gain, best = _gain(measured), self._best
+        size = measured.candidate.file_bytes
+        before = best.measured.candidate.file_bytes if best.measured else measured.original.file_bytes
+        quicker = gain > BETTER * best.gain and any(speed.low > 1.0 for speed in measured.speeds)
+        smaller = size * BETTER < before and gain * BETTER > best.gain
         slower = any(speed.high < 1.0 for speed in measured.speeds)
-        helps = smaller or any(speed.low > 1.0 for speed in measured.speeds)
-        if slower or not helps or gain * BETTER <= self._best.gain or not alike(self._original.answers, found.answers):
+        if slower or not (quicker or smaller) or not alike(self._original.answers, found.answers):
             return
         self._best = _Start(replace(self._start.source, onnx=made.path), name, made, measured, gain)
         self._tell(f"{name}: answers as the original does; other recipes go on from it")
