@@ -87,7 +87,8 @@ def test_ctrl_c_keeps_what_was_accepted(
     code = compress("house.onnx", "--data", "data.npz", "--batch", "8", "--budget", "60s", recipes=[QUICK, INTERRUPTS])
     said = capsys.readouterr()
     assert (code, "interrupted: this is what was found until then" in said.out) == (130, True), said
-    assert read_report(folder / "house-compressed" / "report.json").interrupted
+    report = read_report(folder / "house-compressed" / "report.json")
+    assert (report.interrupted, [one.recipe for one in report.candidates]) == (True, ["clean"])
     assert (folder / "house-compressed" / "house-clean" / "model.onnx").exists()
     assert "Traceback" not in said.err
     assert not list(temporary.iterdir())
