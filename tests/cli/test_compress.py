@@ -98,7 +98,7 @@ def test_the_list_says_what_there_is(compress: Command, capsys: pytest.CaptureFi
     assert compress("--list", recipes=[QUICK, TRAINS]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "clean   takes detours out",
-        "distil  teaches a smaller one (learns from labels; needs no_such_package: pip install 'dlproxy[compress]')",
+        "distil  teaches a smaller one (learns from labels; needs no_such_package: pip install 'dlproxy[compress,train]')",
     ]
 
 

@@ -117,17 +117,12 @@ def compressed(args: argparse.Namespace, table: "Mapping[str, Recipe]") -> int:
 
 def listed(table: "Mapping[str, Recipe]") -> list[str]:
     """The recipes, a line each."""
-    from dlproxy.compress.search import EXTRA, missing
+    from dlproxy.compress.search import missing
 
     width = max(map(len, table), default=0)
-    lines = []
-    for name, recipe in table.items():
-        packages = missing(recipe)
-        remarks = (["learns from labels"] if recipe.trains else []) + (
-            [f"needs {', '.join(packages)}: {EXTRA}"] if packages else []
-        )
-        lines.append(f"{name:<{width}}  {recipe.what}" + (f" ({'; '.join(remarks)})" if remarks else ""))
-    return lines
+    remarks = {name: ["learns from labels"] * recipe.trains + [missing(recipe)] for name, recipe in table.items()}
+    said = {name: "; ".join(filter(None, parts)) for name, parts in remarks.items()}
+    return [f"{name:<{width}}  {recipe.what}" + (f" ({said[name]})" if said[name] else "") for name, recipe in table.items()]
 
 
 def _asked(args: argparse.Namespace, table: "Mapping[str, Recipe]") -> "tuple[str, Asked]":

@@ -29,7 +29,6 @@ from dlproxy.instance.runtime.content import model_files
 from dlproxy.instance.runtime.formats import open_runtime
 from dlproxy.message import Signature
 
-EXTRA = "pip install 'dlproxy[compress]'"
 HELD_OUT = 0.3  # of the examples, unless more are needed to show how little is lost
 MOST_HELD_OUT = 0.9
 SPARE = 0.9  # of the memory that is free, for a piece of work
@@ -97,16 +96,17 @@ def choose(table: Mapping[str, Recipe], named: Sequence[str] = (), *, every: boo
     unknown = [name for name in named if name not in table]
     if unknown:
         raise CompressError(f"there is no recipe '{unknown[0]}': give some of {', '.join(table)}")
-    lacking = {name: missing(table[name]) for name in named}
-    for name, packages in lacking.items():
-        if packages:
-            raise CompressError(f"{name} needs {', '.join(packages)}: {EXTRA}")
+    for name in named:
+        if lacking := missing(table[name]):
+            raise CompressError(f"{name} {lacking}")
     return list(dict.fromkeys(named)) or [name for name, recipe in table.items() if every or not recipe.trains]
 
 
-def missing(recipe: Recipe) -> list[str]:
-    """Packages that it needs and that are not installed."""
-    return [name for name in recipe.needs if importlib.util.find_spec(name) is None]
+def missing(recipe: Recipe) -> str:
+    """What it needs and is not installed, in words; empty if that is nothing."""
+    packages = [name for name in recipe.needs if importlib.util.find_spec(name) is None]
+    extra = "compress,train" if recipe.trains else "compress"
+    return f"needs {', '.join(packages)}: pip install 'dlproxy[{extra}]'" if packages else ""
 
 
 def search(asked: Asked, *, table: Mapping[str, Recipe], folder: Path, tell: Tell) -> Found:
@@ -161,8 +161,8 @@ class _Search:
     def _try(self, name: str) -> None:
         """From the original, and from what answers as it does but quicker, as some recipes find less to do in that."""
         recipe = self._table[name]
-        if packages := missing(recipe):
-            self._add(Candidate(recipe=name, failure=f"needs {', '.join(packages)}: {EXTRA}"))
+        if lacking := missing(recipe):
+            self._add(Candidate(recipe=name, failure=lacking))
             return
         if recipe.trains and self._training.labels is None:
             self._add(Candidate(recipe=name, failure="learns from labels, and the data has none"))
