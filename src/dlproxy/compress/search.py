@@ -205,7 +205,8 @@ class _Search:
         except RecipeError as error:
             return Candidate(recipe=full, failure=f"does nothing here: {error}")
         except CompressError as error:
-            return Candidate(recipe=full, failure=str(error))
+            hint = "" if self._left_s > 0.0 else " (--budget)"
+            return Candidate(recipe=full, failure=f"{error}{hint}")
         finally:
             if full not in self._kept and self._best.name != full:
                 shutil.rmtree(folder, ignore_errors=True)
