@@ -113,6 +113,13 @@ def test_f1_is_the_mean_over_classes() -> None:
     assert found.worst_class == ("2", 0.5)
 
 
+def test_what_the_rarest_class_may_lose_weighs_in_f1() -> None:
+    labels = np.array([0] * 380 + [1] * 20)
+    same = np.eye(2)[labels]
+    assert compared("f1", labels, same, same).high == pytest.approx(3 / 20 / 2, rel=0.01)
+    assert compared("accuracy", labels, same, same).high == pytest.approx(3 / 400, rel=0.01)
+
+
 def test_r2_is_the_share_of_variance() -> None:
     original, candidate = values + RNG.normal(0.0, 0.2, ROWS), values + RNG.normal(0.0, 0.5, ROWS)
     found = compared("r2", values, original[:, None], candidate[:, None])
@@ -143,7 +150,9 @@ import numpy as np
 def each(truth, outputs): return np.abs(outputs.argmax(1) - truth) < 1
 def whole(truth, outputs): return (outputs.argmax(1) == truth).mean()
 def shape(truth, outputs): return np.zeros((2, 2))
-def large(truth, outputs): return 37.5
+def large(truth, outputs):
+    outputs[:] = 0
+    return 37.5
 def nan(truth, outputs): return float("nan")
 def words(truth, outputs): return "good"
 def bad(truth, outputs):
@@ -173,7 +182,7 @@ def test_a_metric_of_ones_own(tmp_path: Path) -> None:
         ("large", "gave 37.5: scores are numbers of at most 1"),
         ("nan", "gave nan"),
         ("words", "could not convert"),
-        ("bad", r"raised ZeroDivisionError: oh \(own.py, line 10\)"),
+        ("bad", r"raised ZeroDivisionError: oh \(own.py, line 12\)"),
         ("number", "has no function number"),
         ("nosuch", "has no function nosuch"),
     ],
@@ -221,6 +230,11 @@ def test_a_candidate_that_gives_something_else(name: str) -> None:
     ):
         with pytest.raises(CompressError, match=clue):
             compare(metric, labels=labels, original={"y": scores}, candidate=outputs)
+
+
+def test_an_output_that_is_not_what_is_labelled() -> None:
+    with pytest.raises(CompressError, match="of the outputs embedding, logits another one can be named"):
+        choose("", labels=truth, outputs={"embedding": scores[:, :3], "logits": scores})
 
 
 def test_an_output_that_the_model_does_not_have() -> None:

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -165,7 +166,7 @@ def _read(path: Path, kind: type[T], form: str) -> T:
     try:
         found = msgspec.json.decode(data, type=dict[str, Any]).get("format")
         if found != form:
-            raise CompressError(f"{path} has the format {found!r}; this dlproxy {__version__} reads {form!r}")
+            raise CompressError(f"{path} has the format {brief(found)}; this dlproxy {__version__} reads {form!r}")
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise CompressError(f"{path} is not what dlproxy compress writes: {error}") from None

@@ -44,8 +44,8 @@ class Metric(Struct, frozen=True):
 
 
 class _Compared(Struct):
-    """Of all examples: the metric of both, what each example lost (statistics.py) and whether both answer it alike; and to
-    draw from: how many examples are of each kind, and the loss of so many of each.
+    """Of all examples: the metric of both, what each example lost and the most it can weigh (statistics.py), and whether both
+    answer it alike; and to draw from: how many examples are of each kind, and the loss of so many of each.
     """
 
     original: float
@@ -54,6 +54,7 @@ class _Compared(Struct):
     alike: NDArray[np.bool_]
     counts: NDArray[np.integer]
     loss: Callable[[Floats], Floats]
+    weight: float = 1.0
 
 
 def choose(name: str, *, labels: Array | None, outputs: Mapping[str, Array], output: str = "") -> Metric:
@@ -71,7 +72,11 @@ def choose(name: str, *, labels: Array | None, outputs: Mapping[str, Array], out
     if name in OF_LABELS and labels is None:
         raise CompressError(f"{name} needs labels; without them there are agreement and cosine, or a function of your own")
     metric = Metric(name, output, why)
-    _compared(metric, labels, outputs, outputs)  # says what does not fit
+    try:
+        _compared(metric, labels, outputs, outputs)
+    except CompressError as error:
+        other = f"; of the outputs {', '.join(outputs)} another one can be named" if len(outputs) > 1 else ""
+        raise CompressError(f"{error}{other}") from error
     return metric
 
 
@@ -102,7 +107,7 @@ def compare(
 ) -> Accuracy:
     """Both on the same examples: outputs by name, examples on axis 0. Raises CompressError, also for NaN."""
     found = _compared(metric, labels, original, candidate)
-    low, high = loss_bounds(found.counts, found.loss, found.lost, seed=seed)
+    low, high = loss_bounds(found.counts, found.loss, found.lost, seed=seed, weight=found.weight)
     return Accuracy(
         metric.name,
         len(found.lost),
@@ -201,9 +206,9 @@ def _as_classes(labels: Array, ours: Array, classes: Array, metric: Metric) -> N
 
 
 def _f1(truth: Array, ours: Array, theirs: Array, lost: Floats, alike: NDArray[np.bool_]) -> _Compared:
-    """Macro F1 over the labels that occur: the mean of 2 tp / (predicted + actual)."""
+    """Macro F1 over the labels that occur: the mean of 2 tp / (predicted + actual). Examples of the rarest weigh most."""
     kinds, counts = np.unique(np.stack([truth, ours, theirs]), axis=1, return_counts=True)
-    classes = np.unique(truth)
+    classes, times = np.unique(truth, return_counts=True)
     actual, *predicted = ((row[:, None] == classes).astype(np.float64) for row in kinds)
 
     def values(drawn: Floats) -> list[Floats]:
@@ -215,7 +220,8 @@ def _f1(truth: Array, ours: Array, theirs: Array, lost: Floats, alike: NDArray[n
         return found
 
     original, candidate = (float(value[0]) for value in values(counts[None].astype(np.float64)))
-    return _Compared(original, candidate, lost, alike, counts, lambda drawn: np.subtract(*values(drawn)))
+    weight = len(truth) / (len(classes) * int(times.min()))
+    return _Compared(original, candidate, lost, alike, counts, lambda drawn: np.subtract(*values(drawn)), weight)
 
 
 def _worst_class(labels: Array | None, lost: Floats) -> tuple[str, float] | None:
@@ -315,7 +321,7 @@ class _Function:
 
     def __call__(self, truth: Array, outputs: Array) -> Floats:
         try:
-            found = np.asarray(self._call(truth, outputs), np.float64)
+            found = np.asarray(self._call(truth.copy(), outputs.copy()), np.float64)  # which it may write to
         except Exception as error:
             raise CompressError(f"metric {self._name} raised {located(error, self._name.rpartition(':')[0])}") from error
         if not np.isfinite(found).all() or (found > 1.0).any():

@@ -44,14 +44,19 @@ def examples_needed(most_loss: float) -> int:
 
 
 def loss_bounds(
-    counts: Sequence[int] | NDArray[np.integer], loss: Callable[[Floats], Floats], lost: Floats, *, seed: int
+    counts: Sequence[int] | NDArray[np.integer],
+    loss: Callable[[Floats], Floats],
+    lost: Floats,
+    *,
+    seed: int,
+    weight: float = 1.0,
 ) -> tuple[float, float]:
     """Between which the loss on all examples lies: each end is passed with a probability of CHANCE.
 
     `counts`: how many examples are of each kind. `loss`: [resamples, kinds] -> [resamples], of so many of each. `lost`: what
-    each example has lost, where 1 is an example that was right and is lost. From the paired bootstrap's percentiles (Efron and
-    Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). It cannot draw what did not occur: where few differ
-    outright, the upper end is no lower than Clopper and Pearson's of those, and what all others lose on average.
+    each example has lost, 1 where it was right and is lost; `weight`: what all would lose if all lost 1, by those that weigh
+    the most. From the paired bootstrap's percentiles (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter
+    13). It cannot draw what did not occur: where few differ outright, the upper end is no lower than Clopper and Pearson's.
     """
     losses = np.concatenate([loss(drawn) for drawn in _resamples(np.asarray(counts), np.random.default_rng(seed))])
     if not np.isfinite(losses).all():
@@ -60,7 +65,7 @@ def loss_bounds(
     outright = np.abs(lost) >= OUTRIGHT
     if outright.sum() < FEW:
         rest = float(np.where(outright, 0.0, lost).mean())
-        high = max(high, max(rest, 0.0) + most_lost(int((outright & (lost > 0.0)).sum()), len(lost)))
+        high = max(high, max(rest, 0.0) + weight * most_lost(int((outright & (lost > 0.0)).sum()), len(lost)))
     return low, high
 
 
