@@ -13,7 +13,7 @@ from dlproxy.compress import CompressError
 from dlproxy.compress.gate import Speed
 
 CHANCE = 0.05  # that a bound is passed
-RESAMPLES = 4000
+RESAMPLES = 2000
 FEW = 10  # from so many examples on that differ outright, a bootstrap sees enough of them
 OUTRIGHT = 0.5  # of what one example can lose
 LEAST_ROUNDS = 6  # of fewer, all may lie on one side of the median by chance: 2 * 0.5**5 is more than 5 %
