@@ -112,7 +112,7 @@ def compressed(args: argparse.Namespace, table: "Mapping[str, Recipe]") -> int:
     if not args.json:
         serve = f"   (dlproxy serve --config {out / 'dlproxy.toml'})" if found.artifacts else ""
         say(f"written: {out}{serve}")
-    return INTERRUPTED if found.report.interrupted else OK
+    return INTERRUPTED if found.interrupted else OK
 
 
 def listed(table: "Mapping[str, Recipe]") -> list[str]:
@@ -208,5 +208,5 @@ def _show(found: "Found", *, as_json: bool) -> None:
         return
     for line in lines(found.report):
         say(line)
-    if found.report.interrupted:
+    if found.interrupted:
         say("interrupted: this is what was found until then")

@@ -30,6 +30,7 @@ from dlproxy.message import text_of
 
 START_S = 120.0  # of the interpreter and what is imported, on a machine that is busy
 MOST_CHARS = 1000  # of an error: some libraries print tensors
+MOST_OUTPUT = 1 << 16  # of what it printed, of which the end is looked at
 ENDINGS = {
     signal.SIGKILL: "was killed by the system, probably for lack of memory",
     signal.SIGSEGV: "crashed: it touched memory that is not its own",
@@ -132,7 +133,7 @@ def _explain(process: "subprocess.Popen[bytes]", output: IO[bytes], limits: Limi
         status = process.wait(10.0)
     except subprocess.TimeoutExpired:
         raise WorkError("stopped talking, and did not end") from None
-    output.seek(0)
+    output.seek(max(output.seek(0, os.SEEK_END) - MOST_OUTPUT, 0))
     lines = [printable(line.strip()) for line in output.read().decode("utf-8", "replace").splitlines() if line.strip()]
     last = f"; its last words: {lines[-1][:MOST_CHARS]}" if lines else ""
     if any(sign in line for line in lines[-5:] for sign in _MEMORY_SIGNS):

@@ -61,7 +61,7 @@ class Asked(Struct, frozen=True, kw_only=True):
 
 class Found(Struct, frozen=True):
     """`artifacts`: files of what was accepted, by the candidate's name, in the folder of the search. `front`: of those, what
-    nothing else of them beats, the most accurate first. `original`: as ONNX.
+    nothing else of them beats, the most accurate first. `original`: as ONNX; `accuracy`: its own. `interrupted`: by Ctrl-C.
     """
 
     report: Report
@@ -69,7 +69,7 @@ class Found(Struct, frozen=True):
     front: list[str]
     original: Path
     accuracy: float
-    seconds: float
+    interrupted: bool = False
 
 
 class _Start(Struct):
@@ -140,22 +140,23 @@ class _Search:
         self._start = self._best = _Start(source)
 
     def run(self) -> Found:
-        interrupted = False
+        interrupted, untried = False, list(self._asked.recipes)
         try:
-            for name in self._asked.recipes:
-                self._try(name)
+            while untried:
+                self._try(untried[0])
+                untried.pop(0)
             for name in self._kept:
                 self._make_again(name)
         except KeyboardInterrupt:
             interrupted = True
         measured = {one.recipe: one.measured for one in self._candidates if one.recipe in self._kept and one.measured}
         return Found(
-            Report(run=self._run(), candidates=self._candidates, interrupted=interrupted),
+            Report(run=self._run(), candidates=self._candidates, interrupted=bool(untried)),
             {name: kept.made.path for name, kept in self._kept.items()},
             front(measured),
             self._start.source.onnx,
             self._compared,
-            monotonic() - self._began_at,
+            interrupted,
         )
 
     def _try(self, name: str) -> None:
