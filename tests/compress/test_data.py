@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dlproxy.compress import CompressError
-from dlproxy.compress.data import LEAST_HELD_OUT, LEAST_TRAINING, Dataset, digest, peek, read, split
+from dlproxy.compress.data import LEAST_HELD_OUT, LEAST_TRAINING, Dataset, digest, read, split
 from dlproxy.message import DType, TensorSpec
 from tests.models import HELDOUT
 
@@ -262,10 +262,3 @@ def test_a_set_of_its_own() -> None:
 def test_what_cannot_judge_is_refused(dataset: Dataset, held_out: Any, least: int, clue: str) -> None:
     with pytest.raises(CompressError, match=clue):
         split(dataset, held_out=held_out, seed=0, least=least)
-
-
-def test_a_peek_takes_a_few_rows_of_what_is_no_label(tmp_path: Path) -> None:
-    np.savez(tmp_path / "data.npz", a=np.arange(20), word=np.arange(20), label=np.arange(20))
-    seen = peek(tmp_path / "data.npz")
-    assert {name: array.tolist() for name, array in seen.inputs.items()} == {name: list(range(8)) for name in ("a", "word")}
-    assert set(peek(tmp_path / "data.npz", "word").inputs) == {"a", "label"}

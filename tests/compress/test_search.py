@@ -11,7 +11,7 @@ from dlproxy.compress import CompressError
 from dlproxy.compress.gate import Accuracy, Bar, Footprint, Measured, Speed
 from dlproxy.compress.manifest import Candidate
 from dlproxy.compress.recipe import Recipe
-from dlproxy.compress.search import Asked, Found, better, choose, front, search
+from dlproxy.compress.search import Asked, Found, better, choose, front, peek, search
 from tests.compress import fakes, graphs
 
 DETOURS = 80
@@ -249,3 +249,13 @@ def test_the_front_holds_what_nothing_else_outdoes() -> None:
 )
 def test_better_is_quicker_or_smaller_by_more_than_noise(candidate: tuple[float, float, int], expected: bool) -> None:
     assert better(_measured(*candidate), _measured(0.9, 2.0, 500)) is expected
+
+
+def test_a_peek_takes_a_few_rows_of_what_is_no_label(tmp_path: Path) -> None:
+    file = fakes.saved_data(tmp_path / "data.npz", a=np.arange(20), word=np.arange(20), label=np.arange(20))
+    seen = peek(file)
+    assert seen is not None
+    assert {name: array.tolist() for name, array in seen.inputs.items()} == {name: list(range(8)) for name in ("a", "word")}
+    assert (named := peek(tmp_path, "word")) is not None
+    assert set(named.inputs) == {"a", "label"}
+    assert peek(tmp_path / "nosuch.npz") is None

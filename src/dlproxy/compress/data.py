@@ -72,13 +72,6 @@ def read(path: Path, *, inputs: Sequence[TensorSpec], labels: str = "", tell: Te
     return Dataset(joined, _joined("the labels", known, path) if known else None)
 
 
-def peek(path: Path, labels: str = "", rows: int = 8) -> Dataset:
-    """A few examples as they stand there, for who does not know yet what the model takes. Raises CompressError."""
-    arrays = _arrays(_files(path)[0])
-    names = [labels] if labels else LABELS
-    return Dataset({name: array[:rows] for name, array in arrays.items() if name not in names and array.ndim})
-
-
 def digest(path: Path) -> str:
     """SHA-256 of what `read` reads, in hex. Raises CompressError."""
     files = _files(path)

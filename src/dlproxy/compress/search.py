@@ -12,6 +12,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -33,6 +34,7 @@ HELD_OUT = 0.3  # of the examples, unless more are needed to show how little is 
 MOST_HELD_OUT = 0.9
 SPARE = 0.9  # of the memory that is free, for a piece of work
 LEAST_EXAMINE_S = 300.0  # what was made is judged, even if the time is nearly up
+PEEK = 8
 BETTER = 1.03  # than what it went on from: less is noise, or not worth an artifact
 ABOVE = "+"  # between the recipes that a candidate went through
 
@@ -394,7 +396,7 @@ def _prepare(tell: Tell, model: str, folder: Path, examples: Path, labels: str) 
         from dlproxy.compress.sources import to_onnx
 
         tell(f"{model}: is converted to ONNX")
-        source = to_onnx(model, folder, data.peek(examples, labels))
+        source = to_onnx(model, folder, peek(examples, labels))
         return source, open_runtime(str(source.onnx)).signature
     signature = open_runtime(model).signature
     for file in model_files(model):
@@ -402,6 +404,17 @@ def _prepare(tell: Tell, model: str, folder: Path, examples: Path, labels: str) 
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
     return Source(folder / place.name), signature
+
+
+def peek(path: Path, labels: str = "") -> Dataset | None:
+    """A few examples as they stand there, for who does not know yet what the model takes; None if they cannot be read."""
+    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    names = [labels] if labels else data.LABELS
+    try:
+        with np.load(files[0], allow_pickle=False) as arrays:
+            return Dataset({name: arrays[name][:PEEK] for name in arrays.files if name not in names})
+    except Exception:  # of whatever type: data.py, which reads them next, says what is wrong
+        return None
 
 
 def _made(tell: Tell, recipe: Recipe, source: Source, settings: dict[str, Any]) -> Made:
