@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from dlproxy.compress import CompressError
 from dlproxy.compress.manifest import Candidate, files_of, read_report, write_record, write_report
 from dlproxy.compress.search import ABOVE, Found
+from dlproxy.instance.runtime import ModelError
 
 REPORT, PAGE, CONFIGURATION = "report.json", "report.html", "dlproxy.toml"
 MODEL, ORIGINAL = "model.onnx", "original"
@@ -51,8 +52,8 @@ def publish(found: Found, out: Path, *, name: str, model: str, page: str, key: A
             made.mkdir()
             _write(found, made, name=name, model=model, page=page, key=key, out=out)
             _exchange(made, out, Path(beside) / "old")
-    except OSError as error:
-        raise CompressError(f"cannot write {out}: {error.strerror or error}") from error
+    except (OSError, ModelError) as error:
+        raise CompressError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _exchange(made: Path, out: Path, old: Path) -> None:
