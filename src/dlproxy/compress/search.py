@@ -125,6 +125,7 @@ class _Search:
         self._began_at = monotonic()
         self._candidates: list[Candidate] = []
         self._kept: dict[str, _Kept] = {}
+        self._gone_on: list[str] = []  # recipes that did not start from the original, in which some find more to do
         self._number = 0
         source, signature = run(
             _prepare, self._limits(), tell, asked.model, self._new_folder("original"), asked.data, asked.labels
@@ -147,6 +148,9 @@ class _Search:
             while untried:
                 self._try(untried[0])
                 untried.pop(0)
+            for name in self._gone_on:
+                if self._left_s > 0.0:
+                    self._add(self._candidate(name, self._table[name], self._start))
             for name in self._kept:
                 self._make_again(name)
         except KeyboardInterrupt:
@@ -162,19 +166,18 @@ class _Search:
         )
 
     def _try(self, name: str) -> None:
-        """From the original, and from what answers as it does but quicker, as some recipes find less to do in that."""
+        """From what answers as the original does but quicker, if there is such a candidate."""
         recipe = self._table[name]
         if lacking := missing(recipe):
             self._add(Candidate(recipe=name, failure=lacking))
-            return
-        if recipe.trains and self._training.labels is None:
+        elif recipe.trains and self._training.labels is None:
             self._add(Candidate(recipe=name, failure="learns from labels, and the data has none"))
-            return
-        whole = recipe.trains or self._start is self._best
-        for start in [self._start] if whole else [self._best, self._start]:
-            if self._left_s <= 0.0:
-                self._add(Candidate(recipe=name, failure="not tried: the time was up (--budget)"))
-                return
+        elif self._left_s <= 0.0:
+            self._add(Candidate(recipe=name, failure="not tried: the time was up (--budget)"))
+        else:
+            start = self._start if recipe.trains else self._best
+            if start is not self._start:
+                self._gone_on.append(name)
             self._add(self._candidate(name, recipe, start))
 
     def _candidate(self, name: str, recipe: Recipe, start: _Start) -> Candidate:
