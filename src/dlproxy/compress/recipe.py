@@ -44,7 +44,7 @@ class Context(Struct, frozen=True, kw_only=True):
 
 
 class Step(Struct, frozen=True):
-    """One thing that was done, for the record: with what, in which version, and with which settings, so that it can be done again."""
+    """One thing that was done, for the record: with what, in which version and which settings, so that it can be done again."""
 
     name: str
     by: str
