@@ -62,8 +62,8 @@ class _Clock:
 class _Paced(Served):
     """Each time it is asked takes as long as the next of these seconds."""
 
-    def __init__(self, clock: _Clock, seconds: Sequence[float]) -> None:
-        self._clock, self._seconds = clock, seconds
+    def __init__(self, clock: _Clock, seconds: Sequence[float], *, apart: str = "") -> None:
+        self._clock, self._seconds, self.apart = clock, seconds, apart
         self.runs = 0
 
     def ask(self, batch: Batch) -> list[Array]:
@@ -163,6 +163,12 @@ def test_a_race_is_run_in_turns_and_slow_moments_slow_both(clock: _Clock) -> Non
     assert (found.rows, found.ratio) == (4, pytest.approx(2.0))
     assert found.low > 1.5
     assert slow.runs == quick.runs
+
+
+def test_rows_that_run_one_by_one_take_as_long_as_the_usual_row(clock: _Clock) -> None:
+    whole, single = _Paced(clock, [0.01]), _Paced(clock, [0.002] * 9 + [0.3], apart="they meet")
+    found = race(whole, single, [graphs.dataset(4).inputs], seconds=1.0, seed=0)
+    assert (found.candidate_s, found.ratio) == (pytest.approx(4 * 0.002), pytest.approx(1.25))
 
 
 @pytest.mark.parametrize(

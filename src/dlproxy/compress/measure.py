@@ -306,13 +306,20 @@ def _repeats(served: Served, batch: Batch) -> int:
 
 
 def _turn(served: Served, batch: Batch, repeats: int) -> float:
-    """Median seconds of as many runs after a first one, of that one if there are no more."""
-    times = []
-    for _ in range(1 + repeats):
-        began_at = perf_counter()
-        served.ask(batch)
-        times.append(perf_counter() - began_at)
-    return median(times[1:] or times)
+    """Median seconds of as many runs after a first one, of that one if there are no more. Rows that run one by one take as
+    long as the median of them, times their number: what else the machine does meanwhile would stretch their sum alone.
+    """
+    rows = _examples(batch)
+    if not served.apart or rows == 1:
+        return median([_time(served, batch) for _ in range(1 + repeats)][bool(repeats) :])
+    singles = [{name: array[row : row + 1] for name, array in batch.items()} for row in range(rows)]
+    return rows * median([_time(served, single) for single in singles])
+
+
+def _time(served: Served, batch: Batch) -> float:
+    began_at = perf_counter()
+    served.ask(batch)
+    return perf_counter() - began_at
 
 
 def _odd(array: Array) -> int:
