@@ -56,7 +56,7 @@ def test_ctrl_c_prints_what_was_found_and_leaves_no_server() -> None:
         (["nosuch.onnx"], "model file nosuch.onnx does not exist"),
         ([], "no model given"),
         ([MODEL, "--slo", "p99=20"], "slo 'p99=20' is not understood"),
-        ([MODEL, "--budget", "1s"], "--budget 1s is out of range: 5 s or more"),
+        ([MODEL, "--budget", "1s"], "--budget 1s is out of range: give 5s or more"),
         ([MODEL, "--budget", "soon"], "--budget soon is not a duration"),
         ([MODEL, "--url", "http://127.0.0.1:1"], "--url names a server that runs"),
         ([MODEL, "--control", "http://127.0.0.1:1"], "give its --url, too"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlproxy.cli.bar import Bar
 from dlproxy.cli.credentials import Credentials
-from dlproxy.cli.durations import seconds, span
+from dlproxy.cli.durations import budget, seconds
 from dlproxy.cli.terminal import FAILED, INTERRUPTED, OK, USER_ERROR, Commands, complain, say
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from dlproxy.lab.evaluate.run import Asked
     from dlproxy.lab.evaluate.server import State
 
-BUDGET_S = 120.0
 LEAST_BUDGET_S = 5.0
 
 
@@ -43,7 +42,9 @@ def add_to(commands: Commands) -> None:
     )
     evaluate.add_argument("--model", metavar="NAME", help="the model to send requests to; optional if there is only one")
     evaluate.add_argument("--slo", metavar="p99=20ms", help="latency objective; otherwise the model's own")
-    evaluate.add_argument("--budget", metavar="2m", help="time for everything, shared out between the parts (default 2m)")
+    evaluate.add_argument(
+        "--budget", default="2m", metavar="2m", help="time for everything, shared out between the parts (default 2m)"
+    )
     evaluate.add_argument("--no-faults", action="store_true", help="leave the faults out: nothing beyond the highest load")
     requests = evaluate.add_argument_group("requests and generator, as for dlproxy bench")
     requests.add_argument("--input", type=Path, metavar="FILE", help=".npy or .npz of inputs (default: made-up ones)")
@@ -92,7 +93,7 @@ def _asked(args: argparse.Namespace) -> "Asked":
         raise LoadError("--url names a server that runs; omit the models and --config, or --url to have them served")
     if args.control is not None and args.url is None:
         raise LoadError("--control belongs to a server that runs; give its --url, too")
-    budget_s = _budget(args.budget)
+    budget_s = budget(args.budget, LEAST_BUDGET_S)
     served = {} if args.url is not None else _models(args)
     return Asked(
         settings=Settings(
@@ -111,17 +112,6 @@ def _asked(args: argparse.Namespace) -> "Asked":
         connect=_Control,
         reload=_reload(served),
     )
-
-
-def _budget(text: str | None) -> float:
-    from dlproxy.lab.load.settings import LoadError
-
-    minutes = text is not None and text.strip().removesuffix("m").isdecimal() and text.strip().endswith("m")
-    budget_s = 60.0 * float(text.strip()[:-1]) if minutes and text is not None else span(text, "--budget")
-    budget_s = BUDGET_S if budget_s is None else budget_s
-    if not LEAST_BUDGET_S <= budget_s < float("inf"):
-        raise LoadError(f"--budget {text} is out of range: {LEAST_BUDGET_S:g} s or more, such as 90s or 2m")
-    return budget_s
 
 
 def _models(args: argparse.Namespace) -> "dict[str, list[ModelConfig]]":

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlproxy.cli.durations import span
+from dlproxy.cli.durations import budget
 from dlproxy.cli.parser import among, near
 from dlproxy.cli.terminal import INTERRUPTED, OK, USER_ERROR, Commands, complain, say
 
@@ -74,7 +74,7 @@ def _run(args: argparse.Namespace, folder: Path) -> int:
     from dlproxy.lab.tune.search.state import State
     from dlproxy.lab.tune.search.tune import Tuning
 
-    problem, budget_s = _problem(args, folder), _budget(args.budget)
+    problem, budget_s = _problem(args, folder), budget(args.budget, LEAST_BUDGET_S)
     file = args.out.with_name(args.out.name + ".state")
     state = State(file, _what(args, problem), resume=args.resume)
     with Interrupt() as interrupt, _Bar() as bar:
@@ -190,20 +190,6 @@ def busiest(instants: list[float], most: int) -> list[float]:
         return instants
     first = min(range(len(instants) - most + 1), key=lambda number: instants[number + most - 1] - instants[number])
     return instants[first : first + most]
-
-
-def _budget(text: str) -> float:
-    """Raises ConfigError."""
-    from dlproxy.config import ConfigError
-
-    minutes, unit = text.strip().removesuffix("m"), text.strip().endswith("m")
-    try:
-        found = 60.0 * float(minutes) if unit else span(text, "--budget")
-    except ValueError:
-        found = None
-    if found is None or not LEAST_BUDGET_S <= found < float("inf"):
-        raise ConfigError(f"--budget {text} is out of range: give {LEAST_BUDGET_S:g}s or more, such as 90s or 5m")
-    return found
 
 
 def _what(args: argparse.Namespace, problem: "Problem") -> dict[str, str]:

@@ -163,7 +163,7 @@ def _load(order: Load) -> tuple[Runtime, dict[str, FileState]]:
 
 def main() -> None:
     """Runs until the server says stop or goes away."""
-    _die_with_the_server()
+    die_with_the_parent()
     for number in (signal.SIGINT, signal.SIGTERM):  # those are for the server, which drains and then says stop
         signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
@@ -176,8 +176,8 @@ def main() -> None:
         return
     limit = ""
     try:
-        _keep_to_cores(order.cores)
-        limit = _limit_memory(order.memory_limit_bytes)
+        keep_to_cores(order.cores)
+        limit = limit_memory(order.memory_limit_bytes)
         worker = Worker(channel, descriptors[1:], order, limit)
     except Exception as error:
         _give_up(channel, limit, error)
@@ -195,7 +195,7 @@ def _give_up(channel: Channel, limit: str, error: Exception) -> NoReturn:
     sys.exit(1)
 
 
-def _keep_to_cores(cores: Sequence[int]) -> None:
+def keep_to_cores(cores: Sequence[int]) -> None:
     if not cores:
         return
     if not hasattr(os, "sched_setaffinity"):
@@ -207,7 +207,7 @@ def _keep_to_cores(cores: Sequence[int]) -> None:
             raise ModelError(f"cannot run on cores {list(cores)}: {error.strerror}") from None
 
 
-def _limit_memory(limit_bytes: int) -> str:
+def limit_memory(limit_bytes: int) -> str:
     """The limit in words, empty for 0, which is none. Raises ModelError for one that the process cannot even start with."""
     if not limit_bytes:
         return ""
@@ -231,7 +231,7 @@ def _held_mib() -> float:
         return 0.0
 
 
-def _die_with_the_server() -> None:
+def die_with_the_parent() -> None:
     """At once on Linux, however the server ends; elsewhere when the socket closes and the running batch is done."""
     if sys.platform == "linux":
         import ctypes
