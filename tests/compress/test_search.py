@@ -132,6 +132,16 @@ def test_artifacts_are_there_and_what_was_refused_takes_no_room(whole: Whole) ->
     assert {path.name.partition("-")[2] for path in folder.iterdir()} == {"original", *whole.found.artifacts}
 
 
+def test_what_was_trained_is_made_quicker_like_any_other(tmp_path: Path) -> None:
+    trained = fakes.Writes(name="trained", model=QUICK, trains=True)
+    found = _search(tmp_path, trained, fakes.Writes(name="quicker", model=QUICKEST))
+    candidates = {one.recipe: one for one in found.report.candidates}
+    assert list(candidates) == ["trained", "quicker", "trained+quicker"]
+    assert candidates["trained+quicker"].status == "accepted", candidates["trained+quicker"].reasons
+    assert [step.name for step in candidates["trained+quicker"].steps] == ["trained", "quicker"]
+    assert "trained+quicker" in found.artifacts
+
+
 def test_the_original_is_as_it_was(whole: Whole) -> None:
     assert whole.before == whole.after
 

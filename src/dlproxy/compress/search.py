@@ -151,6 +151,7 @@ class _Search:
             for name in self._gone_on:
                 if self._left_s > 0.0:
                     self._add(self._candidate(name, self._table[name], self._start))
+            self._combine()
             for name in self._kept:
                 self._make_again(name)
         except KeyboardInterrupt:
@@ -179,6 +180,18 @@ class _Search:
             if start is not self._start:
                 self._gone_on.append(name)
             self._add(self._candidate(name, recipe, start))
+
+    def _combine(self) -> None:
+        """What was trained and accepted is a model like any other: what else was accepted is tried on it, too."""
+        trained = {name: kept for name, kept in self._kept.items() if kept.recipe.trains}
+        others = {kept.recipe.name: kept.recipe for kept in self._kept.values() if not kept.recipe.trains}
+        measured = {one.recipe: one.measured for one in self._candidates}
+        for name, kept in trained.items():
+            source = Source(kept.made.path)
+            start = _Start(source, name, kept.made, measured[name])
+            for other, recipe in others.items():
+                if self._left_s > 0.0:
+                    self._add(self._candidate(other, recipe, start))
 
     def _candidate(self, name: str, recipe: Recipe, start: _Start) -> Candidate:
         full = f"{start.name}{ABOVE}{name}" if start.name else name
