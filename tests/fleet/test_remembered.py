@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from dlproxy.config import ModelConfig
-from dlproxy.fleet import remembered, warm_model
+from dlproxy.fleet import warm_model
 from dlproxy.fleet.local import LocalFleet
 from dlproxy.fleet.remembered import MOST_FILES, Memory, Remembered, memory_in
 from dlproxy.fleet.warm_model import warm_up
@@ -73,22 +73,6 @@ def test_what_was_looked_at_for_warm_up_alone_is_let_go_of(tmp_path: Path) -> No
         runtime = warm_up(config, memory=memory).runtime
         assert isinstance(runtime, OnnxRuntime)
         assert runtime.why_rows_meet() == "", "the graph is gone"
-
-
-def test_a_file_is_read_again_only_if_it_may_have_changed(
-    tmp_path: Path, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
-    digest_of = remembered.digest_of
-    monkeypatch.setattr(remembered, "digest_of", lambda file: read.append(file) or digest_of(file))
-    memory = Memory(tmp_path / "kept")
-    keys = {memory.key(config) for _ in range(3)}
-    assert read == [config.path] * 3, "within a tick of its clock, the file system would not tell"
-    monkeypatch.setattr(remembered, "FRESH_NS", -(10**12))
-    keys |= {memory.key(config) for _ in range(3)}
-    assert (len(read), len(keys)) == (4, 1)
-    models.save(models.two_in_two_out(), Path(config.path))
-    assert memory.key(config) not in keys
 
 
 @pytest.mark.parametrize("change", ["file", "threads", "batching", "samples", "nothing"])

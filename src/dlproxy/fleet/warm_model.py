@@ -20,7 +20,7 @@ from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.formats import ANY, format_of, open_runtime
 from dlproxy.instance.samples import read_samples
 from dlproxy.instance.trial import INLINE_BELOW_S, PATIENCE_S, Inputs, Measured, Way, best_way, measure
-from dlproxy.instance.warmup import Calibration, WarmUp, warmed
+from dlproxy.instance.warmup import Calibration, WarmUp, keep_graph, warmed
 
 WARM_RUNS = 3  # of a second session, whose first runs allocate
 
@@ -29,7 +29,7 @@ class WarmModel(Struct):
     """A model that is loaded and calibrated. `threads`: those that its runtime computes with; `way`: how it is to run.
 
     `found`: what every way was seen to take, None if nothing was to be found out. `key`: under which `memory` keeps it.
-    `trust`: by which it was loaded, and is loaded again.
+    `trust`, `graphs`: by which it was loaded, and is loaded again.
     """
 
     runtime: Runtime
@@ -40,6 +40,7 @@ class WarmModel(Struct):
     memory: Memory | None = None
     key: str = ""
     trust: Trust = ANY
+    graphs: str = ""
 
     def remember(self) -> None:
         """Keep it for the next start, if there is a memory. What others disturbed is found out anew instead."""
@@ -93,14 +94,16 @@ def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None, 
     """
     onnx = memory is not None and format_of(config.path, pickle=trust.pickle).name == "onnx"
     key = memory.key(config) if memory is not None and onnx and not is_secret(config.path) else ""
+    graphs = memory.graphs if memory is not None else ""
     found = memory.recall(key) if memory is not None and key else None
     if found is not None and not (found.found is not None and found.found.disturbed):
-        runtime = open_model(config, found.way.threads, device_of(config, number), trust)
+        runtime = open_model(config, found.way.threads, device_of(config, number), trust, graphs)
         runtime.signature = found.signature
+        keep_graph(runtime, [row_of(found.signature.inputs, NORMAL, Known(SIZES[0]))] if found.points else [])
         _forget_graph(runtime)
         calibration = Calibration(found.points, found.signature.batched, found.warning)
-        return WarmModel(runtime, calibration, found.way.threads, found.way, found.found, memory, key, trust)
-    warm = _found_out(config, number, trust)
+        return WarmModel(runtime, calibration, found.way.threads, found.way, found.found, memory, key, trust, graphs)
+    warm = _found_out(config, number, trust, graphs)
     _forget_graph(warm.runtime)
     if found is not None:  # service has shown more than warm-up can
         warm.runtime.signature = found.signature
@@ -111,16 +114,16 @@ def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None, 
     return warm
 
 
-def _found_out(config: ModelConfig, number: int, trust: Trust) -> WarmModel:
+def _found_out(config: ModelConfig, number: int, trust: Trust, graphs: str) -> WarmModel:
     cores = usable_cores()
     given = config.threads or (max(cores // config.instances, 1) if config.instances > 1 else 1)
-    runtime = open_model(config, given, device_of(config, number), trust)
+    runtime = open_model(config, given, device_of(config, number), trust, graphs)
     threads = getattr(runtime, "threads", given)  # TensorFlow fixes them once per process
     samples = read_samples(config.samples, runtime.signature.inputs)
     calibration, requests = warmed(runtime, how_to_warm_up(config), samples)
     streams = runtime.signature.streams
     way = stated_way(config, calibration.single_s, threads=threads, streams=streams)
-    warm = WarmModel(runtime, calibration, threads, way, trust=trust)
+    warm = WarmModel(runtime, calibration, threads, way, trust=trust, graphs=graphs)
     if warm.device != CPU:
         warm.way = stated_way(config, None, threads=threads, device=warm.device, streams=streams)
     elif requests and is_open(config) and not (warm.way.inline and config.run == "auto"):
@@ -145,7 +148,7 @@ def try_ways(config: ModelConfig, warm: WarmModel, requests: Sequence[Inputs], p
     loaded: list[Runtime] = []
 
     def wide() -> Runtime:
-        loaded.append(_like(warm, open_model(config, usable_cores(), CPU, warm.trust)))
+        loaded.append(_opened_like(warm, config, usable_cores()))
         return loaded[0]
 
     make_wide = None if config.threads or config.instances > 1 else wide
@@ -161,7 +164,7 @@ def choose_way(config: ModelConfig, warm: WarmModel, found: Measured, loaded: Se
     if config.run == "inline":
         way = Way(inline=True, instances=1, threads=way.threads)
     if way.threads != warm.threads:
-        warm.runtime = loaded[0] if loaded else _like(warm, open_model(config, way.threads, CPU, warm.trust))
+        warm.runtime = loaded[0] if loaded else _opened_like(warm, config, way.threads)
     warm.threads, warm.way, warm.found = way.threads, way, found
 
 
@@ -173,7 +176,7 @@ def room(config: ModelConfig) -> int:
 
 def open_like(warm: WarmModel, config: ModelConfig, threads: int) -> Runtime:
     """The same model on so many threads, ready for its first batch. Raises ModelError."""
-    runtime = _like(warm, open_model(config, threads, CPU, warm.trust))
+    runtime = _opened_like(warm, config, threads)
     with suppress(Exception):  # made-up inputs do not suit every model, and this one is known to run
         row = row_of(runtime.signature.inputs, NORMAL, Known(SIZES[0]))
         for _ in range(WARM_RUNS):
@@ -181,7 +184,8 @@ def open_like(warm: WarmModel, config: ModelConfig, threads: int) -> Runtime:
     return runtime
 
 
-def _like(warm: WarmModel, runtime: Runtime) -> Runtime:
+def _opened_like(warm: WarmModel, config: ModelConfig, threads: int) -> Runtime:
+    runtime = open_model(config, threads, CPU, warm.trust, warm.graphs)
     runtime.signature = warm.runtime.signature
     _forget_graph(runtime)
     return runtime
@@ -193,12 +197,12 @@ def _forget_graph(runtime: Runtime) -> None:
         forget()
 
 
-def open_model(config: ModelConfig, threads: int, device: str, trust: Trust) -> Runtime:
+def open_model(config: ModelConfig, threads: int, device: str, trust: Trust, graphs: str = "") -> Runtime:
     """Load it. Raises ModelError."""
-    return open_runtime(config.path, **options(config, threads, device), trust=trust)
+    return open_runtime(config.path, **options(config, threads, device, graphs), trust=trust)
 
 
-def options(config: ModelConfig, threads: int, device: str) -> dict[str, Any]:
+def options(config: ModelConfig, threads: int, device: str, graphs: str = "") -> dict[str, Any]:
     """What `open_runtime` takes besides the path, as plain data."""
     return {
         "threads": threads,
@@ -207,4 +211,5 @@ def options(config: ModelConfig, threads: int, device: str) -> dict[str, Any]:
         "max_batch": config.max_batch,
         "inputs": dict(config.inputs),
         "outputs": dict(config.outputs),
+        "graphs": graphs,
     }

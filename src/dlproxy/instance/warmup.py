@@ -70,6 +70,7 @@ def warmed(runtime: Runtime, how: WarmUp, samples: Sequence[Mapping[str, Array]]
     except UnsuitableError as error:
         runtime.signature = msgspec.structs.replace(runtime.signature, batched=False)
         notes.append(f"made-up inputs do not suit the model ({error}): latency is learned in service, batching is off")
+        keep_graph(runtime, [])
         return Calibration((), False, "; ".join(notes)), []
     runtime.signature = found.signature
     if found.why and how.batching != "off":
@@ -78,8 +79,16 @@ def warmed(runtime: Runtime, how: WarmUp, samples: Sequence[Mapping[str, Array]]
         notes.append(f"{found.unpadded}: requests of different lengths share no batch")
     specs = found.signature.inputs
     requests = [row_of(specs, NORMAL, found.known, sample) for sample in samples or (None,)]
+    keep_graph(runtime, requests)
     points = _points(runtime, found, requests[0])
     return Calibration(points, found.signature.batched, "; ".join(notes)), requests
+
+
+def keep_graph(runtime: Runtime, requests: Sequence[Sequence[Array]]) -> None:
+    """For the next start, where a runtime does that: `requests`, to compare answers by, need not be its only ones."""
+    keep = getattr(runtime, "keep_graph", None)
+    if keep is not None:
+        keep(requests)
 
 
 def _points(runtime: Runtime, found: Findings, row: Sequence[Array]) -> tuple[tuple[int, float], ...]:
