@@ -60,7 +60,7 @@ class Memory:
         self._digests = graphs_in(graphs).digests if graphs else Digests(folder)
 
     def key(self, config: ModelConfig) -> str:
-        """What the findings for this model depend on, as the name of a file; empty: none are kept, or its files cannot be read."""
+        """What the findings for this model depend on, as a file name; empty: none are kept, or its files cannot be read."""
         if self._folder is None:
             return ""
         digest = blake2b(digest_size=20)
