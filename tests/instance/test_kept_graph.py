@@ -1,7 +1,7 @@
-"""The second load takes the graph that the first one optimised, if that is quicker, right, and of the same model and machine."""
+"""The second load takes the graph that the first optimised, if that is quicker, right, and of the same model and machine."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +89,10 @@ class Loads:
 
 
 @pytest.fixture
-def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loads]:
+def loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loads:
     monkeypatch.setattr(graphs, "LEAST_BYTES", 1)
     monkeypatch.setattr(graphs, "SPARE_BYTES", 0)
-    yield Loads(tmp_path, monkeypatch)
+    return Loads(tmp_path, monkeypatch)
 
 
 def test_the_second_start_loads_what_the_first_has_written_and_answers_the_same(loads: Loads) -> None:

@@ -18,15 +18,17 @@ from msgspec import Struct
 from dlproxy import __version__
 from dlproxy.config import ModelConfig
 from dlproxy.cores import usable_cores
+from dlproxy.instance.made_up import Known
 from dlproxy.instance.runtime.content import model_files
 from dlproxy.instance.runtime.digests import Digests, replace
 from dlproxy.instance.runtime.graphs import graphs_in
 from dlproxy.instance.runtime.processor import model_name
 from dlproxy.instance.samples import sample_files
 from dlproxy.instance.trial import Measured, Way
+from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Signature
 
-FORMAT = 3
+FORMAT = 4
 MOST_FILES = 256  # models; the one that was not used for longest goes first
 MATTERS = (
     *("threads", "instances", "run", "device", "gpu_memory_limit_mb", "max_batch", "batching", "padding", "pad_value"),
@@ -38,13 +40,18 @@ log = logging.getLogger(__name__)
 
 
 class Remembered(Struct, frozen=True):
-    """The findings of one warm-up, as later ones in service have left them."""
+    """The findings of one warm-up, as later ones in service have left them. `known`: of the inputs that suited the model."""
 
     signature: Signature
     points: tuple[tuple[int | float, ...], ...]
     warning: str
     way: Way
     found: Measured | None
+    known: Known | None = None
+
+    @property
+    def calibration(self) -> Calibration:
+        return Calibration(self.points, self.signature.batched, self.warning, self.known)
 
 
 class Memory:

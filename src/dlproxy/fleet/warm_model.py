@@ -20,7 +20,8 @@ from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.formats import ANY, format_of, open_runtime
 from dlproxy.instance.samples import read_samples
 from dlproxy.instance.trial import INLINE_BELOW_S, PATIENCE_S, Inputs, Measured, Way, best_way, measure
-from dlproxy.instance.warmup import Calibration, WarmUp, keep_graph, warmed
+from dlproxy.instance.warmup import Calibration, WarmUp, keep_graph, requests_of, warmed
+from dlproxy.message import Signature
 
 WARM_RUNS = 3  # of a second session, whose first runs allocate
 
@@ -43,10 +44,14 @@ class WarmModel(Struct):
     graphs: str = ""
 
     def remember(self) -> None:
-        """Keep it for the next start, if there is a memory. What others disturbed is found out anew instead."""
-        if self.memory is not None and not self.disturbed:
-            points, warning = self.calibration.points, self.calibration.warning
-            self.memory.keep(self.key, Remembered(self.runtime.signature, points, warning, self.way, self.found))
+        """Keep it for the next start, if there is a memory."""
+        if self.memory is not None:
+            self.memory.keep(self.key, self.as_found(self.runtime.signature, self.calibration))
+
+    def as_found(self, signature: Signature, calibration: Calibration) -> Remembered:
+        """To be kept with what service has shown."""
+        points, warning = calibration.points, calibration.warning
+        return Remembered(signature, points, warning, self.way, self.found, calibration.known)
 
     @property
     def disturbed(self) -> bool:
@@ -96,27 +101,17 @@ def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None, 
     key = memory.key(config) if memory is not None and onnx and not is_secret(config.path) else ""
     graphs = memory.graphs if memory is not None else ""
     found = memory.recall(key) if memory is not None and key else None
-    if found is not None and not (found.found is not None and found.found.disturbed):
-        runtime = open_model(config, found.way.threads, device_of(config, number), trust, graphs)
-        runtime.signature = found.signature
-        keep_graph(runtime, [row_of(found.signature.inputs, NORMAL, Known(SIZES[0]))] if found.points else [])
-        _forget_graph(runtime)
-        calibration = Calibration(found.points, found.signature.batched, found.warning)
-        return WarmModel(runtime, calibration, found.way.threads, found.way, found.found, memory, key, trust, graphs)
-    warm = _found_out(config, number, trust, graphs)
+    warm = _found_out(config, number, trust, graphs) if found is None else _recalled(config, number, trust, graphs, found)
     _forget_graph(warm.runtime)
-    if found is not None:  # service has shown more than warm-up can
-        warm.runtime.signature = found.signature
-        warm.calibration = Calibration(found.points, found.signature.batched, found.warning)
     if key:
         warm.memory, warm.key = memory, key
-        warm.remember()
+        if found is None or warm.found != found.found:
+            warm.remember()
     return warm
 
 
 def _found_out(config: ModelConfig, number: int, trust: Trust, graphs: str) -> WarmModel:
-    cores = usable_cores()
-    given = config.threads or (max(cores // config.instances, 1) if config.instances > 1 else 1)
+    given = _threads_of(config)
     runtime = open_model(config, given, device_of(config, number), trust, graphs)
     threads = getattr(runtime, "threads", given)  # TensorFlow fixes them once per process
     samples = read_samples(config.samples, runtime.signature.inputs)
@@ -129,6 +124,27 @@ def _found_out(config: ModelConfig, number: int, trust: Trust, graphs: str) -> W
     elif requests and is_open(config) and not (warm.way.inline and config.run == "auto"):
         try_ways(config, warm, requests)
     return warm
+
+
+def _recalled(config: ModelConfig, number: int, trust: Trust, graphs: str, found: Remembered) -> WarmModel:
+    """As an earlier start found it, or service; but which way is the best is tried again if others disturbed that."""
+    again = found.found is not None and found.found.disturbed and found.known is not None
+    threads = _threads_of(config) if again else found.way.threads
+    runtime = open_model(config, threads, device_of(config, number), trust, graphs)
+    runtime.signature = found.signature
+    requests = []
+    if found.known is not None:
+        requests = requests_of(found.signature.inputs, found.known, read_samples(config.samples, found.signature.inputs))
+    keep_graph(runtime, requests)
+    warm = WarmModel(runtime, found.calibration, threads, found.way, found.found, trust=trust, graphs=graphs)
+    if again:
+        try_ways(config, warm, requests)
+    return warm
+
+
+def _threads_of(config: ModelConfig) -> int:
+    """Before anything is known."""
+    return config.threads or (max(usable_cores() // config.instances, 1) if config.instances > 1 else 1)
 
 
 def how_to_warm_up(config: ModelConfig) -> WarmUp:

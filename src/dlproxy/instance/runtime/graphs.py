@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
-from time import time
+from time import time_ns
 
 import msgspec
 from msgspec import Struct
@@ -176,7 +176,7 @@ class Graphs:
     def _tidy(self) -> None:
         """Leftovers, and refusals so old that they are worth another try."""
         for one in [*self._folder.glob(".*"), *self._folder.glob("*.new")]:
-            if time() - one.stat().st_mtime > LEFT_OVER_S:
+            if time_ns() / 1e9 - one.stat().st_mtime > LEFT_OVER_S:
                 self.discard(one) if one.is_dir() else one.unlink(missing_ok=True)
         for one in sorted(self._folder.glob(f"*{REFUSED}"), key=lambda one: one.stat().st_mtime)[: -4 * MOST_GRAPHS]:
             one.unlink(missing_ok=True)
