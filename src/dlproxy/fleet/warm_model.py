@@ -3,6 +3,8 @@
 Called by the rest of fleet/ and by lab/simulate, on a thread: everything here blocks. Not aware of: instances, lanes.
 """
 
+import logging
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,14 +18,18 @@ from dlproxy.instance.integrity import Trust
 from dlproxy.instance.integrity.files import is_secret
 from dlproxy.instance.made_up import NORMAL, SIZES, Known, row_of
 from dlproxy.instance.runtime import ModelError, Runtime
+from dlproxy.instance.runtime.content import model_files
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.formats import ANY, format_of, open_runtime
+from dlproxy.instance.runtime.processor import working_set
 from dlproxy.instance.samples import read_samples
 from dlproxy.instance.trial import INLINE_BELOW_S, PATIENCE_S, Inputs, Measured, Way, best_way, measure
 from dlproxy.instance.warmup import Calibration, WarmUp, keep_graph, requests_of, warmed
 from dlproxy.message import Signature
 
 WARM_RUNS = 3  # of a second session, whose first runs allocate
+
+log = logging.getLogger(__name__)
 
 
 class WarmModel(Struct):
@@ -103,6 +109,8 @@ def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None, 
     found = memory.recall(key) if memory is not None and key else None
     warm = _found_out(config, number, trust, graphs) if found is None else _recalled(config, number, trust, graphs, found)
     _forget_graph(warm.runtime)
+    if onnx and warm.device == CPU and log.isEnabledFor(logging.DEBUG):
+        log.debug("%s: %s", config.path, working_set(sum(os.path.getsize(file) for file in model_files(config.path))))
     if key:
         warm.memory, warm.key = memory, key
         if found is None or warm.found != found.found:

@@ -1,6 +1,6 @@
 """The processor: its model, what it can compute with, and its caches, as far as the system tells (Linux).
 
-Called by graphs.py and fleet/remembered.py, for what depends on it, and by onnx.py to describe a model's working set.
+Called by graphs.py and fleet/remembered.py, for what depends on it, and by fleet/warm_model.py to say how a model's weights lie in it.
 """
 
 import hashlib
@@ -55,6 +55,18 @@ def cache_bytes(root: Path = ROOT) -> dict[int, int]:
                 factor = {"K": 2**10, "M": 2**20, "G": 2**30}.get(size[-1], 1)
                 found[int(level)] = int(size.rstrip("KMG")) * factor
     return found
+
+
+def working_set(weights_bytes: int, root: Path = ROOT) -> str:
+    """Which vector units ONNX Runtime's kernels find here, and where weights of this size stay between runs: two sentences."""
+    units, caches = vector_units(root), cache_bytes(root)
+    can = f"kernels find {', '.join(units)}" if units else "the system does not tell which vector units kernels find"
+    size = f"{weights_bytes / 2**20:.1f} MiB of weights"
+    if not caches:
+        return f"{can}; {size}, and the system does not tell how large its caches are"
+    there = ", ".join(f"L{level} {bytes_ / 2**20:g} MiB" for level, bytes_ in sorted(caches.items()) if level > 1)
+    fits = next((f"fit in L{level}" for level, bytes_ in sorted(caches.items()) if weights_bytes <= bytes_), "")
+    return f"{can}; {size} {fits or 'come from memory with every batch'} ({there})"
 
 
 def _fields(root: Path) -> Mapping[str, str]:
