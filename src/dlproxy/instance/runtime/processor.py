@@ -1,6 +1,6 @@
 """The processor: its model, what it can compute with, and its caches, as far as the system tells (Linux).
 
-Called by graphs.py and fleet/remembered.py, for what depends on it, and by fleet/warm_model.py to say how a model's weights lie in it.
+Called by graphs.py and fleet/remembered.py, for what depends on it, and by fleet/warm_model.py, for what a model meets there.
 """
 
 import hashlib
