@@ -216,6 +216,11 @@ def test_a_model_that_changes_while_it_is_loaded_is_not_kept(loads: Loads) -> No
     assert not list(loads.folder.glob(f"*/{GRAPH}"))
 
 
+def test_a_model_that_is_taken_away_while_it_is_refused_serves_on(loads: Loads) -> None:
+    assert loads.start([], during=lambda: loads.model.unlink()) == ["m.onnx", "m.onnx"]
+    assert _run(loads.session, ROW[0])[0].shape == (1, 64)
+
+
 def test_of_two_starts_at_once_one_is_kept_and_nothing_is_left_over(loads: Loads) -> None:
     loads.start(during=lambda: Loads.start(loads) and None)
     assert len(loads.names) == 1

@@ -67,7 +67,6 @@ class KeptGraph:
         """Keep what `load` has written if it loads quicker and answers these as the session does, to the last bit.
 
         `run`: of any session. Returns the session to go on with: one that has written its graph holds the weights twice.
-        Raises ModelError if the model cannot be loaded any more.
         """
         made, self._made = self._made, None
         if made is None or self._key is None:
@@ -80,7 +79,10 @@ class KeptGraph:
             why, other, kept_s = str(error), None, 0.0
         if why:
             self._graphs.refuse(self._key, made, why)
-            return self._open(self._model, self._options())
+            try:
+                return self._open(self._model, self._options())
+            except ModelError:  # it was taken away meanwhile
+                return session
         self._graphs.keep(self._key, made, plain_s=self._plain_s, kept_s=kept_s)
         return other
 
