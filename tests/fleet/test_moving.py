@@ -228,7 +228,9 @@ async def test_a_guess_that_proves_right_is_one_no_more(tmp_path: Path, monkeypa
     warm = fleet._warm[0]
     warm.found, warm.memory, warm.key = msgspec.structs.replace(seen, disturbed=True), Memory(tmp_path), "k"
     warm.remember()
-    assert warm.memory.recall("k") is None
+    guess = warm.memory.recall("k")
+    assert guess is not None
+    assert guess.found == warm.found
     fleet.try_again([rig.request()])
     assert fleet._moving is not None
     await fleet._moving

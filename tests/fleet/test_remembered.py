@@ -10,10 +10,11 @@ import pytest
 from onnx import helper
 
 from dlproxy.config import ModelConfig
-from dlproxy.fleet import remembered, warm_model
+from dlproxy.fleet import warm_model
 from dlproxy.fleet.local import LocalFleet
 from dlproxy.fleet.remembered import MOST_FILES, Memory, Remembered, memory_in
 from dlproxy.fleet.warm_model import warm_up
+from dlproxy.instance.made_up import Known
 from dlproxy.instance.runtime.onnx import OnnxRuntime
 from dlproxy.instance.trial import Measured, Way
 from dlproxy.instance.warmup import Calibration
@@ -51,16 +52,24 @@ def test_the_second_start_measures_nothing_and_finds_the_same(
     assert (second.way, second.threads, second.found) == (first.way, first.threads, first.found)
 
 
-def test_what_others_disturbed_is_found_out_anew_but_for_what_service_has_shown(tmp_path: Path, config: ModelConfig) -> None:
+def test_what_others_disturbed_is_tried_again_and_nothing_else(
+    tmp_path: Path, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     memory = Memory(tmp_path / "kept")
     first = warm_up(config, memory=memory)
     signature = msgspec.structs.replace(first.runtime.signature, platform="as service has it")
-    guess = msgspec.structs.replace(FOUND, signature=signature, found=Measured(0.5, 0.5, 0.6, 0.3, inf, disturbed=True))
-    memory.keep(first.key, guess)
+    disturbed = Measured(0.5, 0.5, 0.6, 0.3, inf, disturbed=True)
+    memory.keep(first.key, msgspec.structs.replace(FOUND, signature=signature, found=disturbed, known=Known(4)))
+    _no_warm_up(monkeypatch)
+    monkeypatch.setattr(warm_model, "usable_cores", lambda: 2)
+    monkeypatch.setattr(warm_model, "measure", lambda *_: msgspec.structs.replace(disturbed, beside_s=0.9, disturbed=False))
     second = warm_up(config, memory=memory)
-    assert (second.way, second.found) == (first.way, first.found), "as a first start finds it"
+    assert second.way == Way(inline=False, instances=1, threads=1)
+    assert not second.disturbed
     assert second.runtime.signature == signature
-    assert second.calibration.points == guess.points
+    assert second.calibration.points == FOUND.points
+    monkeypatch.setattr(warm_model, "measure", lambda *_: pytest.fail("it was tried again"))
+    assert warm_up(config, memory=memory).way == second.way
 
 
 def test_what_was_looked_at_for_warm_up_alone_is_let_go_of(tmp_path: Path) -> None:
@@ -73,22 +82,6 @@ def test_what_was_looked_at_for_warm_up_alone_is_let_go_of(tmp_path: Path) -> No
         runtime = warm_up(config, memory=memory).runtime
         assert isinstance(runtime, OnnxRuntime)
         assert runtime.why_rows_meet() == "", "the graph is gone"
-
-
-def test_a_file_is_read_again_only_if_it_may_have_changed(
-    tmp_path: Path, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
-    digest_of = remembered.digest_of
-    monkeypatch.setattr(remembered, "digest_of", lambda file: read.append(file) or digest_of(file))
-    memory = Memory(tmp_path / "kept")
-    keys = {memory.key(config) for _ in range(3)}
-    assert read == [config.path] * 3, "within a tick of its clock, the file system would not tell"
-    monkeypatch.setattr(remembered, "FRESH_NS", -(10**12))
-    keys |= {memory.key(config) for _ in range(3)}
-    assert (len(read), len(keys)) == (4, 1)
-    models.save(models.two_in_two_out(), Path(config.path))
-    assert memory.key(config) not in keys
 
 
 @pytest.mark.parametrize("change", ["file", "threads", "batching", "samples", "nothing"])

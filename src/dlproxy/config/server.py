@@ -74,6 +74,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             "in the user's cache folder ($XDG_CACHE_HOME or ~/.cache) if there is one; empty: nowhere"
         ),
     ] = "auto"
+    graph_folder: Annotated[
+        str,
+        _knob(
+            "where to keep the graphs that ONNX Runtime has optimised, so that the next start need not; auto: "
+            "dlproxy/graphs in the user's cache folder if there is one; empty: nowhere"
+        ),
+    ] = "auto"
     memory_budget_mb: Annotated[
         int,
         _knob(

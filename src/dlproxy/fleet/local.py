@@ -13,7 +13,6 @@ import msgspec
 from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.names import instance_name, number_of
-from dlproxy.fleet.remembered import Remembered
 from dlproxy.fleet.roster import Roster
 from dlproxy.fleet.warm_model import WarmModel, choose_way, device_of, is_open, open_like, room, try_ways
 from dlproxy.instance import Instance
@@ -117,7 +116,8 @@ class LocalFleet:
         """Service has shown it: the next start is to know."""
         warm = self._warm[0]
         signature = msgspec.structs.replace(self.signature, batched=False)
-        calibration = Calibration(warm.calibration.points[:1], False, f"{reason} (seen in service): batching is off")
+        known = warm.calibration.known
+        calibration = Calibration(warm.calibration.points[:1], False, f"{reason} (seen in service): batching is off", known)
         self._remember(signature, calibration)
 
     def padding_changes_answers(self, reason: str) -> None:
@@ -130,8 +130,7 @@ class LocalFleet:
         warm = self._warm[0]
         self._shown = True
         if warm.memory is not None:
-            found = Remembered(signature, calibration.points, calibration.warning, warm.way, warm.found)
-            warm.memory.keep(warm.key, found)
+            warm.memory.keep(warm.key, warm.as_found(signature, calibration))
 
     # Another way, while serving
 

@@ -21,8 +21,8 @@ from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.trial import Way
 
 
-async def start_processes(name: str, config: ModelConfig, trust: Trust) -> SupervisedFleet:
-    """As many as the configuration wants. Raises ModelError."""
+async def start_processes(name: str, config: ModelConfig, trust: Trust, graphs: str = "") -> SupervisedFleet:
+    """As many as the configuration wants. `graphs`: the folder of optimised ones. Raises ModelError."""
     kind = await asyncio.to_thread(format_of, config.path, pickle=trust.pickle)
     count = config.instances or max(len(parse_devices(config.device)), 1 if config.autoscale == "off" else config.min_instances)
     threads = threads_of(config, count)
@@ -34,9 +34,8 @@ async def start_processes(name: str, config: ModelConfig, trust: Trust) -> Super
         environment: Mapping[str, str] = {}
         if kind.finds_device:
             environment, device = visible_gpus(device, os.environ), "auto"
-        spec = PythonSpec(
-            "dlproxy.instance.runtime.formats:open_runtime", {"path": config.path, **options(config, threads, device)}
-        )
+        model = {"path": config.path, **options(config, threads, device, graphs)}
+        spec = PythonSpec("dlproxy.instance.runtime.formats:open_runtime", model)
         if trust.key_variable:
             environment = {**environment, trust.key_variable: ""}
         settings = WorkerSettings(

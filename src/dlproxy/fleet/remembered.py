@@ -11,24 +11,35 @@ from functools import cache
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+<<<<<<< HEAD
 from tempfile import NamedTemporaryFile
 from time import time_ns
+=======
+>>>>>>> h/accel
 
 import msgspec
 from msgspec import Struct
 
 from dlproxy import __version__
 from dlproxy.config import ModelConfig
+<<<<<<< HEAD
 from dlproxy.cores import processor_model, usable_cores
 from dlproxy.instance.runtime.content import FileState, digest_of, model_files, stamp_of
+=======
+from dlproxy.cores import usable_cores
+from dlproxy.instance.made_up import Known
+from dlproxy.instance.runtime.content import model_files
+from dlproxy.instance.runtime.digests import Digests, replace
+from dlproxy.instance.runtime.graphs import graphs_in
+from dlproxy.instance.runtime.processor import model_name
+>>>>>>> h/accel
 from dlproxy.instance.samples import sample_files
 from dlproxy.instance.trial import Measured, Way
+from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Signature
 
-FORMAT = 3
+FORMAT = 4
 MOST_FILES = 256  # models; the one that was not used for longest goes first
-MOST_DIGESTS = 4096  # files
-FRESH_NS = 2 * 10**9
 MATTERS = (
     *("threads", "instances", "run", "device", "gpu_memory_limit_mb", "max_batch", "batching", "padding", "pad_value"),
     *("inputs", "outputs", "slo"),
@@ -39,50 +50,56 @@ log = logging.getLogger(__name__)
 
 
 class Remembered(Struct, frozen=True):
-    """The findings of one warm-up, as later ones in service have left them."""
+    """The findings of one warm-up, as later ones in service have left them. `known`: of the inputs that suited the model."""
 
     signature: Signature
     points: tuple[tuple[int | float, ...], ...]
     warning: str
     way: Way
     found: Measured | None
+    known: Known | None = None
+
+    @property
+    def calibration(self) -> Calibration:
+        return Calibration(self.points, self.signature.batched, self.warning, self.known)
 
 
 class Memory:
-    """A folder of findings. Raises nothing: what does not work is logged once and done without."""
+    """A folder of findings, if there is one. Raises nothing: what does not work is logged once and done without.
 
-    def __init__(self, folder: Path) -> None:
+    `graphs`: a folder of optimised graphs, whose digests of models serve here, too; empty: none.
+    """
+
+    def __init__(self, folder: Path | None, graphs: str = "") -> None:
+        self.graphs = graphs
         self._folder = folder
         self._complained = False
-        self._digests: dict[str, FileState] = {}  # of models that come and go
+        self._digests = graphs_in(graphs).digests if graphs else Digests(folder)
 
     def key(self, config: ModelConfig) -> str:
-        """What the findings for this model depend on, as the name of a file; empty if its files cannot be read."""
+        """What the findings for this model depend on, as a file name; empty: none are kept, or its files cannot be read."""
+        if self._folder is None:
+            return ""
         digest = blake2b(digest_size=20)
         settings = {name: getattr(config, name) for name in MATTERS}
+<<<<<<< HEAD
         digest.update(msgspec.json.encode([FORMAT, __version__, _versions(), processor_model(), usable_cores(), settings]))
+=======
+        digest.update(msgspec.json.encode([FORMAT, __version__, _versions(), model_name(), usable_cores(), settings]))
+>>>>>>> h/accel
         try:
             for file in [*model_files(config.path), *sample_files(config.samples)]:
                 digest.update(os.path.basename(file).encode("utf-8", "surrogateescape"))
-                digest.update(self._digest(file))
+                digest.update(self._digests.of(file))
         except OSError as error:  # loading says so, and better
             log.debug("no findings are looked for: %s", error)
             return ""
         return digest.hexdigest()
 
-    def _digest(self, file: str) -> bytes:
-        stamp, known = stamp_of(file), self._digests.get(file)
-        if known is not None and known.stamp == stamp:
-            return known.digest
-        digest = digest_of(file)
-        if len(self._digests) >= MOST_DIGESTS:
-            self._digests.clear()
-        if time_ns() - stamp[-1] > FRESH_NS:  # else it may be written again within one tick of the file system's clock
-            self._digests[file] = FileState(stamp, digest)
-        return digest
-
     def recall(self, key: str) -> Remembered | None:
         """What was found before; None for nothing, or nothing that can be understood."""
+        if self._folder is None:
+            return None
         path = self._folder / f"{key}.msgpack"
         try:
             found = msgspec.msgpack.decode(path.read_bytes(), type=Remembered)
@@ -96,11 +113,11 @@ class Memory:
 
     def keep(self, key: str, found: Remembered) -> None:
         """For the next start; in one step, so that a server that ends meanwhile leaves the old findings or the new."""
+        if self._folder is None:
+            return
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with NamedTemporaryFile(dir=self._folder, suffix=".new", delete=False) as file:
-                file.write(msgspec.msgpack.encode(found))  # JSON has no infinity
-            os.replace(file.name, self._folder / f"{key}.msgpack")
+            replace(self._folder / f"{key}.msgpack", msgspec.msgpack.encode(found))  # JSON has no infinity
             kept = sorted(self._folder.glob("*.msgpack"), key=lambda path: path.stat().st_mtime)
             for path in kept[:-MOST_FILES]:
                 path.unlink(missing_ok=True)
@@ -113,12 +130,16 @@ class Memory:
             log.warning("%s (every start measures anew; see calibration_folder)", what)
 
 
-def memory_in(setting: str) -> Memory | None:
-    """The memory that the knob `calibration_folder` asks for; "auto" is the user's cache folder, if there is one."""
-    if setting != "auto":
-        return Memory(Path(setting)) if setting else None
-    folder = cache_folder("calibrations")
-    return None if folder is None else Memory(folder)
+def memory_in(calibrations: str, graphs: str = "") -> Memory | None:
+    """The memory that the knobs `calibration_folder` and `graph_folder` ask for; "auto": in the user's cache folder, if any."""
+    folder, beside = _place(calibrations, "calibrations"), _place(graphs, "graphs")
+    return None if folder is beside is None else Memory(folder, "" if beside is None else str(beside))
+
+
+def _place(setting: str, name: str) -> Path | None:
+    if setting == "auto":
+        return cache_folder(name)
+    return Path(setting) if setting else None
 
 
 def cache_folder(name: str) -> Path | None:

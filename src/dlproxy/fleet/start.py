@@ -63,7 +63,7 @@ def _append_warm(warm: list[WarmModel], config: ModelConfig, number: int, memory
 async def _in_processes(name: str, config: ModelConfig, memory: Memory | None, trust: Trust) -> Fleet:
     from dlproxy.fleet.processes import start_processes  # most servers start without these
 
-    return await start_processes(name, config, trust)
+    return await start_processes(name, config, trust, "" if memory is None else memory.graphs)
 
 
 async def _elsewhere(name: str, config: ModelConfig, memory: Memory | None, trust: Trust) -> Fleet:

@@ -3,6 +3,8 @@
 Called by the rest of fleet/ and by lab/simulate, on a thread: everything here blocks. Not aware of: instances, lanes.
 """
 
+import logging
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,20 +18,25 @@ from dlproxy.instance.integrity import Trust
 from dlproxy.instance.integrity.files import is_secret
 from dlproxy.instance.made_up import NORMAL, SIZES, Known, row_of
 from dlproxy.instance.runtime import ModelError, Runtime
+from dlproxy.instance.runtime.content import model_files
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.formats import ANY, format_of, open_runtime
+from dlproxy.instance.runtime.processor import working_set
 from dlproxy.instance.samples import read_samples
 from dlproxy.instance.trial import INLINE_BELOW_S, PATIENCE_S, Inputs, Measured, Way, best_way, measure
-from dlproxy.instance.warmup import Calibration, WarmUp, warmed
+from dlproxy.instance.warmup import Calibration, WarmUp, keep_graph, requests_of, warmed
+from dlproxy.message import Signature
 
 WARM_RUNS = 3  # of a second session, whose first runs allocate
+
+log = logging.getLogger(__name__)
 
 
 class WarmModel(Struct):
     """A model that is loaded and calibrated. `threads`: those that its runtime computes with; `way`: how it is to run.
 
     `found`: what every way was seen to take, None if nothing was to be found out. `key`: under which `memory` keeps it.
-    `trust`: by which it was loaded, and is loaded again.
+    `trust`, `graphs`: by which it was loaded, and is loaded again.
     """
 
     runtime: Runtime
@@ -40,12 +47,17 @@ class WarmModel(Struct):
     memory: Memory | None = None
     key: str = ""
     trust: Trust = ANY
+    graphs: str = ""
 
     def remember(self) -> None:
-        """Keep it for the next start, if there is a memory. What others disturbed is found out anew instead."""
-        if self.memory is not None and not self.disturbed:
-            points, warning = self.calibration.points, self.calibration.warning
-            self.memory.keep(self.key, Remembered(self.runtime.signature, points, warning, self.way, self.found))
+        """Keep it for the next start, if there is a memory."""
+        if self.memory is not None:
+            self.memory.keep(self.key, self.as_found(self.runtime.signature, self.calibration))
+
+    def as_found(self, signature: Signature, calibration: Calibration) -> Remembered:
+        """To be kept with what service has shown."""
+        points, warning = calibration.points, calibration.warning
+        return Remembered(signature, points, warning, self.way, self.found, calibration.known)
 
     @property
     def disturbed(self) -> bool:
@@ -93,39 +105,54 @@ def warm_up(config: ModelConfig, number: int = 0, memory: Memory | None = None, 
     """
     onnx = memory is not None and format_of(config.path, pickle=trust.pickle).name == "onnx"
     key = memory.key(config) if memory is not None and onnx and not is_secret(config.path) else ""
+    graphs = memory.graphs if memory is not None else ""
     found = memory.recall(key) if memory is not None and key else None
-    if found is not None and not (found.found is not None and found.found.disturbed):
-        runtime = open_model(config, found.way.threads, device_of(config, number), trust)
-        runtime.signature = found.signature
-        _forget_graph(runtime)
-        calibration = Calibration(found.points, found.signature.batched, found.warning)
-        return WarmModel(runtime, calibration, found.way.threads, found.way, found.found, memory, key, trust)
-    warm = _found_out(config, number, trust)
+    warm = _found_out(config, number, trust, graphs) if found is None else _recalled(config, number, trust, graphs, found)
     _forget_graph(warm.runtime)
-    if found is not None:  # service has shown more than warm-up can
-        warm.runtime.signature = found.signature
-        warm.calibration = Calibration(found.points, found.signature.batched, found.warning)
+    if onnx and warm.device == CPU and log.isEnabledFor(logging.DEBUG):
+        log.debug("%s: %s", config.path, working_set(sum(os.path.getsize(file) for file in model_files(config.path))))
     if key:
         warm.memory, warm.key = memory, key
-        warm.remember()
+        if found is None or warm.found != found.found:
+            warm.remember()
     return warm
 
 
-def _found_out(config: ModelConfig, number: int, trust: Trust) -> WarmModel:
-    cores = usable_cores()
-    given = config.threads or (max(cores // config.instances, 1) if config.instances > 1 else 1)
-    runtime = open_model(config, given, device_of(config, number), trust)
+def _found_out(config: ModelConfig, number: int, trust: Trust, graphs: str) -> WarmModel:
+    given = _threads_of(config)
+    runtime = open_model(config, given, device_of(config, number), trust, graphs)
     threads = getattr(runtime, "threads", given)  # TensorFlow fixes them once per process
     samples = read_samples(config.samples, runtime.signature.inputs)
     calibration, requests = warmed(runtime, how_to_warm_up(config), samples)
     streams = runtime.signature.streams
     way = stated_way(config, calibration.single_s, threads=threads, streams=streams)
-    warm = WarmModel(runtime, calibration, threads, way, trust=trust)
+    warm = WarmModel(runtime, calibration, threads, way, trust=trust, graphs=graphs)
     if warm.device != CPU:
         warm.way = stated_way(config, None, threads=threads, device=warm.device, streams=streams)
     elif requests and is_open(config) and not (warm.way.inline and config.run == "auto"):
         try_ways(config, warm, requests)
     return warm
+
+
+def _recalled(config: ModelConfig, number: int, trust: Trust, graphs: str, found: Remembered) -> WarmModel:
+    """As an earlier start found it, or service; but which way is the best is tried again if others disturbed that."""
+    again = found.found is not None and found.found.disturbed and found.known is not None
+    threads = _threads_of(config) if again else found.way.threads
+    runtime = open_model(config, threads, device_of(config, number), trust, graphs)
+    runtime.signature = found.signature
+    requests = []
+    if found.known is not None:
+        requests = requests_of(found.signature.inputs, found.known, read_samples(config.samples, found.signature.inputs))
+    keep_graph(runtime, requests)
+    warm = WarmModel(runtime, found.calibration, threads, found.way, found.found, trust=trust, graphs=graphs)
+    if again:
+        try_ways(config, warm, requests)
+    return warm
+
+
+def _threads_of(config: ModelConfig) -> int:
+    """Before anything is known."""
+    return config.threads or (max(usable_cores() // config.instances, 1) if config.instances > 1 else 1)
 
 
 def how_to_warm_up(config: ModelConfig) -> WarmUp:
@@ -145,7 +172,7 @@ def try_ways(config: ModelConfig, warm: WarmModel, requests: Sequence[Inputs], p
     loaded: list[Runtime] = []
 
     def wide() -> Runtime:
-        loaded.append(_like(warm, open_model(config, usable_cores(), CPU, warm.trust)))
+        loaded.append(_opened_like(warm, config, usable_cores()))
         return loaded[0]
 
     make_wide = None if config.threads or config.instances > 1 else wide
@@ -161,7 +188,7 @@ def choose_way(config: ModelConfig, warm: WarmModel, found: Measured, loaded: Se
     if config.run == "inline":
         way = Way(inline=True, instances=1, threads=way.threads)
     if way.threads != warm.threads:
-        warm.runtime = loaded[0] if loaded else _like(warm, open_model(config, way.threads, CPU, warm.trust))
+        warm.runtime = loaded[0] if loaded else _opened_like(warm, config, way.threads)
     warm.threads, warm.way, warm.found = way.threads, way, found
 
 
@@ -173,7 +200,7 @@ def room(config: ModelConfig) -> int:
 
 def open_like(warm: WarmModel, config: ModelConfig, threads: int) -> Runtime:
     """The same model on so many threads, ready for its first batch. Raises ModelError."""
-    runtime = _like(warm, open_model(config, threads, CPU, warm.trust))
+    runtime = _opened_like(warm, config, threads)
     with suppress(Exception):  # made-up inputs do not suit every model, and this one is known to run
         row = row_of(runtime.signature.inputs, NORMAL, Known(SIZES[0]))
         for _ in range(WARM_RUNS):
@@ -181,7 +208,8 @@ def open_like(warm: WarmModel, config: ModelConfig, threads: int) -> Runtime:
     return runtime
 
 
-def _like(warm: WarmModel, runtime: Runtime) -> Runtime:
+def _opened_like(warm: WarmModel, config: ModelConfig, threads: int) -> Runtime:
+    runtime = open_model(config, threads, CPU, warm.trust, warm.graphs)
     runtime.signature = warm.runtime.signature
     _forget_graph(runtime)
     return runtime
@@ -193,12 +221,12 @@ def _forget_graph(runtime: Runtime) -> None:
         forget()
 
 
-def open_model(config: ModelConfig, threads: int, device: str, trust: Trust) -> Runtime:
+def open_model(config: ModelConfig, threads: int, device: str, trust: Trust, graphs: str = "") -> Runtime:
     """Load it. Raises ModelError."""
-    return open_runtime(config.path, **options(config, threads, device), trust=trust)
+    return open_runtime(config.path, **options(config, threads, device, graphs), trust=trust)
 
 
-def options(config: ModelConfig, threads: int, device: str) -> dict[str, Any]:
+def options(config: ModelConfig, threads: int, device: str, graphs: str = "") -> dict[str, Any]:
     """What `open_runtime` takes besides the path, as plain data."""
     return {
         "threads": threads,
@@ -207,4 +235,5 @@ def options(config: ModelConfig, threads: int, device: str) -> dict[str, Any]:
         "max_batch": config.max_batch,
         "inputs": dict(config.inputs),
         "outputs": dict(config.outputs),
+        "graphs": graphs,
     }

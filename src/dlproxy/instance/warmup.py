@@ -12,10 +12,11 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from dlproxy.instance.evidence import Batching, Findings, UnsuitableError, examine
-from dlproxy.instance.made_up import NORMAL, joined, row_of
+from dlproxy.instance.made_up import NORMAL, Known, joined, row_of
 from dlproxy.instance.padding import Padding
 from dlproxy.instance.runtime import Runtime
 from dlproxy.instance.trial import SHARED_ABOVE_S, alone, times
+from dlproxy.message import TensorSpec
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 REPEATS = 5  # the least of five: what a batch costs when nothing else disturbs it
@@ -34,11 +35,15 @@ class WarmUp(Struct, frozen=True):
 
 
 class Calibration(Struct, frozen=True):
-    """What warm-up found. `points`: (rows, seconds) or (rows, length, seconds). `warning`: for the operator, empty if none."""
+    """What warm-up found. `points`: (rows, seconds) or (rows, length, seconds). `warning`: for the operator, empty if none.
+
+    `known`: of the inputs that it was run on, None if none suited.
+    """
 
     points: tuple[tuple[int | float, ...], ...]
     independent_rows: bool
     warning: str = ""
+    known: Known | None = None
 
     @property
     def single_s(self) -> float | None:
@@ -70,16 +75,29 @@ def warmed(runtime: Runtime, how: WarmUp, samples: Sequence[Mapping[str, Array]]
     except UnsuitableError as error:
         runtime.signature = msgspec.structs.replace(runtime.signature, batched=False)
         notes.append(f"made-up inputs do not suit the model ({error}): latency is learned in service, batching is off")
+        keep_graph(runtime, [])
         return Calibration((), False, "; ".join(notes)), []
     runtime.signature = found.signature
     if found.why and how.batching != "off":
         notes.append(f"{found.why}: batching is off")
     if found.unpadded and how.padding == "on":
         notes.append(f"{found.unpadded}: requests of different lengths share no batch")
-    specs = found.signature.inputs
-    requests = [row_of(specs, NORMAL, found.known, sample) for sample in samples or (None,)]
+    requests = requests_of(found.signature.inputs, found.known, samples)
+    keep_graph(runtime, requests)
     points = _points(runtime, found, requests[0])
-    return Calibration(points, found.signature.batched, "; ".join(notes)), requests
+    return Calibration(points, found.signature.batched, "; ".join(notes), found.known), requests
+
+
+def requests_of(specs: Sequence[TensorSpec], known: Known, samples: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
+    """One row for each sample, or a made-up one."""
+    return [row_of(specs, NORMAL, known, sample) for sample in samples or (None,)]
+
+
+def keep_graph(runtime: Runtime, requests: Sequence[Sequence[Array]]) -> None:
+    """For the next start, where a runtime does that: `requests`, to compare answers by, need not be its only ones."""
+    keep = getattr(runtime, "keep_graph", None)
+    if keep is not None:
+        keep(requests)
 
 
 def _points(runtime: Runtime, found: Findings, row: Sequence[Array]) -> tuple[tuple[int, float], ...]:

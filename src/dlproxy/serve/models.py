@@ -80,7 +80,7 @@ class Models:
         self._clock = clock
         self._quotas = make_quotas(tenants, asks=asks)
         self._trust = read_trust(integrity)
-        self._memory = memory_in(server.calibration_folder)
+        self._memory = memory_in(server.calibration_folder, server.graph_folder)
         self._meter = MemoryMeter()
         self._turns: Turns | None = None
         self._idle_poll: IdlePoll | None = None

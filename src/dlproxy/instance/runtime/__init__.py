@@ -49,6 +49,7 @@ class Order(Struct, frozen=True, kw_only=True):
     """A model to load: the knobs of the same names, of several devices one. `inputs`, `outputs`: what the configuration
     declares. `files`: its contents, if they were checked or decrypted, to load in place of what lies at `path`; another
     package's format gets a `path` that leads to them. `pickle`: whether code may run when the model is read.
+    `graphs`: a folder for what ONNX Runtime has made of the model, for the next start; empty: none.
     """
 
     path: str
@@ -60,6 +61,7 @@ class Order(Struct, frozen=True, kw_only=True):
     outputs: Sequence[TensorSpec] = ()
     files: "ModelFiles | None" = None
     pickle: bool = False
+    graphs: str = ""
 
 
 class Format(Struct, frozen=True, kw_only=True):

@@ -124,11 +124,13 @@ def open_runtime(
     max_batch: int = 256,
     inputs: Mapping[str, str] = EMPTY,
     outputs: Mapping[str, str] = EMPTY,
+    graphs: str = "",
     trust: Trust = ANY,
 ) -> Runtime:
     """Load the model. `inputs`, `outputs`: what the configuration declares, as {"x": "FP32[-1,784]"}. Raises ModelError.
 
     `device`, `gpu_memory_limit_mb`, `max_batch`: as in the configuration, but of several devices one. `trust`: of the server.
+    `graphs`: as in Order.
     Takes plain data only, so that a spec can name it: PythonSpec("dlproxy.instance.runtime.formats:open_runtime", options).
     """
     files = read_files(path, trust)
@@ -147,6 +149,7 @@ def open_runtime(
         outputs=declared[1],
         files=files,
         pickle=trust.pickle,
+        graphs=graphs,
     )
     if FORMATS.get(found.name) is found:
         return found.open(order)
@@ -189,7 +192,7 @@ def _opened_in_memory(found: Format, order: Order, files: ModelFiles) -> Runtime
 
 def _open_onnx(order: Order) -> Runtime:
     runtime: Runtime = _module("onnx", order).OnnxRuntime(
-        Path(order.path), max_batch=order.max_batch, files=order.files, **_placed(order)
+        Path(order.path), max_batch=order.max_batch, files=order.files, graphs=order.graphs, **_placed(order)
     )
     return runtime
 

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,9 @@ from dlproxy.message import DType, Signature, TensorSpec, element_count
 os.environ.setdefault(*TELEMETRY_OFF)
 
 import onnxruntime as ort
+
+from dlproxy.instance.runtime.graphs import graphs_in
+from dlproxy.instance.runtime.kept_graph import KeptGraph
 
 if TYPE_CHECKING:
     from dlproxy.instance.integrity.files import ModelFiles
@@ -63,6 +66,7 @@ class OnnxRuntime:
     `threads`: intra-op threads; operators run one after the other (inter-op 1). `device`: see devices.py; the attribute says
     where it is, in words, "cpu" for ONNX Runtime's own kernels. `max_batch`: the rows for which TensorRT builds its engine.
     `inputs`, `outputs`: the configuration's, for some or all of them. `files`: of the model, to be loaded from memory.
+    `graphs`: folder of optimised graphs, for models on the CPU whose files may lie in clear on the disk; empty: none.
     """
 
     def __init__(
@@ -76,11 +80,9 @@ class OnnxRuntime:
         inputs: Sequence[TensorSpec] = (),
         outputs: Sequence[TensorSpec] = (),
         files: "ModelFiles | None" = None,
+        graphs: str = "",
     ) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _QUIET
+        options = _options(threads)
         if files is None:
             _check_file(path)
         else:
@@ -96,7 +98,12 @@ class OnnxRuntime:
             raise ModelError(f"{path}: {error}") from None
         if device == "auto" and CUDA_PROVIDER in available and not gpus:
             _warn("the NVIDIA driver sees no GPU")
-        self._session, plan = _first(source, options, plans)
+        self._kept: KeptGraph | None = None
+        if graphs and files is None and plans == [ON_CPU]:
+            self._kept = KeptGraph(graphs_in(graphs), path, partial(_options, threads), _open_on_cpu)
+            self._session, plan = self._kept.load(), ON_CPU
+        else:
+            self._session, plan = _first(source, options, plans)
         self.device = CPU if plan.place == CPU else f"{plan.place} ({plan.main})"
         self.checks_indices = plan.place == CPU
         file = None
@@ -124,20 +131,28 @@ class OnnxRuntime:
     def forget_graph(self) -> None:
         """It is looked at when the model is loaded for the first time, and takes memory."""
         self._graph = None
+        if self._kept is not None:
+            self._kept.give_up()
+
+    def keep_graph(self, requests: Sequence[Sequence[NDArray[np.generic]]]) -> None:
+        """Keep the optimised graph for the next start if it pays, and answers these as this session does."""
+        if self._kept is not None:
+            self._session = self._kept.prove(self._session, self._run, requests)
 
     def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """One forward pass. Arrays in signature order; BF16 as uint16 bit patterns."""
         try:
-            if self._has_bf16:
-                return self._run_bf16(inputs)
-            outputs: list[NDArray[np.generic]] = self._session.run(
-                self._output_names, dict(zip(self._input_names, inputs, strict=True))
-            )
+            return self._run(self._session, inputs)
         except Exception as error:  # of any type, and of several lines
             raise RuntimeError(_in_a_line(error)) from error
+
+    def _run(self, session: Any, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        if self._has_bf16:
+            return self._run_bf16(session, inputs)
+        outputs: list[NDArray[np.generic]] = session.run(self._output_names, dict(zip(self._input_names, inputs, strict=True)))
         return outputs
 
-    def _run_bf16(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    def _run_bf16(self, session: Any, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         """ONNX Runtime's Python API knows no numpy type for BF16, so those tensors pass as OrtValues over their bits."""
         feed = {}
         for spec, array in zip(self.signature.inputs, inputs, strict=True):
@@ -146,7 +161,7 @@ class OnnxRuntime:
                 feed[spec.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BFLOAT16)
             else:
                 feed[spec.name] = ort.OrtValue.ortvalue_from_numpy(array)
-        values = self._session.run_with_ort_values(self._output_names, feed)
+        values = session.run_with_ort_values(self._output_names, feed)
         return [
             _bf16_bits(value) if spec.dtype is DType.BF16 else value.numpy()
             for spec, value in zip(self.signature.outputs, values, strict=True)
@@ -157,6 +172,14 @@ def _bf16_bits(value: Any) -> NDArray[np.generic]:
     shape = value.shape()
     bits = ctypes.string_at(value.data_ptr(), element_count(shape) * 2)
     return np.frombuffer(bits, np.uint16).reshape(shape)
+
+
+def _options(threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _QUIET
+    return options
 
 
 def _check_file(path: Path) -> None:
@@ -205,6 +228,10 @@ def _first(source: _Source, options: Any, plans: Sequence[Plan]) -> tuple[Any, P
         except ModelError as error:
             _warn(str(error))
     return _open(source, options, plans[-1]), plans[-1]
+
+
+def _open_on_cpu(path: Path, options: Any) -> Any:
+    return _open(_Source(path, None), options, ON_CPU)
 
 
 def _open(source: _Source, options: Any, plan: Plan) -> Any:
