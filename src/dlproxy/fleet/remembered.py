@@ -11,28 +11,17 @@ from functools import cache
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-<<<<<<< HEAD
-from tempfile import NamedTemporaryFile
-from time import time_ns
-=======
->>>>>>> h/accel
 
 import msgspec
 from msgspec import Struct
 
 from dlproxy import __version__
 from dlproxy.config import ModelConfig
-<<<<<<< HEAD
 from dlproxy.cores import processor_model, usable_cores
-from dlproxy.instance.runtime.content import FileState, digest_of, model_files, stamp_of
-=======
-from dlproxy.cores import usable_cores
 from dlproxy.instance.made_up import Known
 from dlproxy.instance.runtime.content import model_files
 from dlproxy.instance.runtime.digests import Digests, replace
 from dlproxy.instance.runtime.graphs import graphs_in
-from dlproxy.instance.runtime.processor import model_name
->>>>>>> h/accel
 from dlproxy.instance.samples import sample_files
 from dlproxy.instance.trial import Measured, Way
 from dlproxy.instance.warmup import Calibration
@@ -82,11 +71,7 @@ class Memory:
             return ""
         digest = blake2b(digest_size=20)
         settings = {name: getattr(config, name) for name in MATTERS}
-<<<<<<< HEAD
         digest.update(msgspec.json.encode([FORMAT, __version__, _versions(), processor_model(), usable_cores(), settings]))
-=======
-        digest.update(msgspec.json.encode([FORMAT, __version__, _versions(), model_name(), usable_cores(), settings]))
->>>>>>> h/accel
         try:
             for file in [*model_files(config.path), *sample_files(config.samples)]:
                 digest.update(os.path.basename(file).encode("utf-8", "surrogateescape"))

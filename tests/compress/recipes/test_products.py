@@ -95,11 +95,8 @@ def test_blocks_are_what_the_kernel_reads(bits: int, inner: int, tmp_path: Path)
 def test_seven_bits_where_sums_would_be_cut_off(
     machine: str, info: str | None, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "cpuinfo"
     if info is not None:
-        path.write_text(info)
-    monkeypatch.setattr(cpu, "_CPU_INFO", path)
+        (tmp_path / "proc").mkdir()
+        (tmp_path / "proc/cpuinfo").write_text(info)
     monkeypatch.setattr("platform.machine", lambda: machine)
-    cpu.flags.cache_clear()
-    assert cpu.weight_bits() == bits
-    cpu.flags.cache_clear()
+    assert cpu.weight_bits(tmp_path) == bits

@@ -1,6 +1,6 @@
-"""The processor: its model, what it can compute with, and its caches, as far as the system tells (Linux).
+"""The processor: what it can compute with, and its caches, as far as the system tells (Linux).
 
-Called by graphs.py and fleet/remembered.py, for what depends on it, and by fleet/warm_model.py, for what a model meets there.
+Asked by graphs.py for what depends on it, by fleet/warm_model.py for what a model meets there, by recipes of compress/.
 """
 
 import hashlib
@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from platform import machine, processor
+
+from dlproxy.cores import processor_model
 
 ROOT = Path("/")
 KERNELS = {  # flags of /proc/cpuinfo, in the order in which ONNX Runtime's kernels prefer them
@@ -26,23 +27,24 @@ KERNELS = {  # flags of /proc/cpuinfo, in the order in which ONNX Runtime's kern
 
 
 @cache
-def model_name(root: Path = ROOT) -> str:
-    return _fields(root).get("model name") or f"{machine()} {processor()}"
-
-
-@cache
 def fingerprint(root: Path = ROOT) -> str:
     """Changes with the processor and with what of it this machine may use."""
     fields = _fields(root)
-    told = [model_name(root), *(fields.get(name, "") for name in ("vendor_id", "cpu family", "model", "flags", "Features"))]
+    names = ("model name", "vendor_id", "cpu family", "model", "flags", "Features")
+    told = [processor_model(), *(fields.get(name, "") for name in names)]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()
+
+
+def flags(root: Path = ROOT) -> frozenset[str]:
+    """Of the first core, as Linux names them; empty elsewhere."""
+    fields = _fields(root)
+    return frozenset((*fields.get("flags", "").split(), *fields.get("Features", "").split()))
 
 
 def vector_units(root: Path = ROOT) -> list[str]:
     """The instruction sets that ONNX Runtime's kernels choose from, the widest first; none where the system does not tell."""
-    fields = _fields(root)
-    flags = {*fields.get("flags", "").split(), *fields.get("Features", "").split()}
-    return [name for flag, name in KERNELS.items() if flag in flags]
+    there = flags(root)
+    return [name for flag, name in KERNELS.items() if flag in there]
 
 
 def cache_bytes(root: Path = ROOT) -> dict[int, int]:
