@@ -86,7 +86,7 @@ def test_blocks_are_what_the_kernel_reads(bits: int, inner: int, tmp_path: Path)
     ("machine", "info", "bits"),
     [
         ("x86_64", "flags\t\t: fpu avx avx2\n", 7),
-        ("x86_64", "model name : x\nflags : avx2 avx512_vnni\nflags : avx2\n", 8),
+        ("x86_64", "model name : x\nflags : avx2 avx512_vnni\n\nflags : avx2\n", 8),
         ("x86_64", "flags : avx2 avx_vnni", 8),
         ("x86_64", None, 7),
         ("aarch64", "Features : asimd", 8),
