@@ -17,13 +17,13 @@ from sklearn.linear_model import LogisticRegression
 from tokenizers import Tokenizer
 
 from benchmarks.compress.making.texts import SUBJECTS, sentences
+from benchmarks.compress.models import FONTS
 from benchmarks.real.catalog import MINILM, OCR_FOLDER, RAPIDOCR
 from benchmarks.real.making.minilm import OUTPUT, minilm
 from benchmarks.real.making.places import Places
 from benchmarks.real.making.texts import MINILM_FOLDER, MINILM_INPUTS
 
 SEED = 23
-FONTS = "matplotlib==3.10.8"
 MOST_TOKENS = 48
 SENTENCES, SENTENCES_HELD_OUT = 800, 3000  # of each subject; of all
 LINES, LINES_HELD_OUT = 2700, 1500
