@@ -1,7 +1,7 @@
 """What compression gives on models with real weights, through the server: `python -m benchmarks.compress`.
 
-Parts may be run apart, each within some ten minutes: what they find is kept, and `--write` writes RESULTS.md from all that there
-is. Exits with 1 if a goal is missed.
+Parts may be run apart, each within some ten minutes: what they find is kept, and `--write` writes RESULTS.md from all that
+there is. Exits with 1 if a goal is missed.
 """
 
 import argparse
@@ -24,17 +24,17 @@ from benchmarks.harness.running import EXIT_MISSED, run, workplace
 PAGE = Path(__file__).with_name("RESULTS.md")
 KEPT = BENCHMARKS / "results" / "compress.json"
 PARTS = ("recipes", "overload")
+STEPS = ", then ".join(f"{times:g} of its capacity for {seconds:g} s" for times, seconds in overload.STEPS)
 ABOUT = {
     recipes.TITLE: f"""\
-Each model went through `dlproxy compress` with every recipe that applies to it. Then one server had the original and all that was
-accepted, one thread each, and one client asked them the held-out examples in turn: {recipes.LARGE} in a request, in the report's
-order, and {recipes.ALONE} of them alone. *L* are medians of such requests, the way through the server included; *times as quick* is the
-median of the original's time by its own in the same turn, alone and {recipes.LARGE} at a time.""",
+Each model went through `dlproxy compress` with every recipe that applies to it. Then one server had the original and all that
+was accepted, one thread each, and one client asked them the held-out examples in turn: {recipes.LARGE} in a request, in the
+report's order, and some {recipes.ALONE} of them alone. *L* are medians of such requests, the way through the server included;
+*times as quick* is the median of the original's time by its own in the same turn, alone and {recipes.LARGE} at a time.""",
     overload.TITLE: f"""\
-MiniLM with its quickest accepted variant, and without. Open loop of Poisson arrivals, real sentences:
-{", then ".join(f"{times:g} of its capacity for {seconds:g} s" for times, seconds in overload.STEPS)}. Capacity: what
-{overload.CLIENTS} clients in a closed loop get from MiniLM alone, just before. Each request has the objective as its deadline, and
-only answers within it count. With and without take turns, in a server of their own each time.""",
+MiniLM with its quickest accepted variant, and without. Open loop of Poisson arrivals, real sentences: {STEPS}.
+Capacity: what {overload.CLIENTS} clients in a closed loop get from MiniLM alone, just before. Each request has the objective as
+its deadline, and only answers within it count. With and without take turns, in a server of their own each time.""",
 }
 
 
