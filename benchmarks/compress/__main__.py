@@ -15,6 +15,8 @@ from msgspec import Struct
 
 from benchmarks.compress import overload, recipes
 from benchmarks.compress.models import CACHE, MODELS, obtain
+from benchmarks.compress.overload import Overload
+from benchmarks.compress.recipes import Compressed
 from benchmarks.harness.checks import Findings, as_page, as_text
 from benchmarks.harness.machine import describe_machine, summary
 from benchmarks.harness.options import BENCHMARKS, Names, minute, options_of, positive, utc_now
@@ -41,8 +43,8 @@ its deadline, and only answers within it count. With and without take turns, in 
 class Kept(Struct):
     """What has been measured. `how`: of each part, or model, when, where and by which command."""
 
-    compressed: dict[str, recipes.Compressed] = {}
-    overload: overload.Overload | None = None
+    compressed: dict[str, Compressed] = {}
+    overload: Overload | None = None
     how: dict[str, str] = {}
 
 
