@@ -1,6 +1,5 @@
 """The benchmark of compression without a search: what it serves, what it makes of answers, its verdicts and its page."""
 
-from math import nan
 from pathlib import Path
 
 import msgspec
@@ -173,7 +172,7 @@ def test_the_quickest_accepted_one_stands_in() -> None:
 
 def test_parts_that_were_run_apart_make_one_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(program, "PAGE", tmp_path / "RESULTS.md")
-    kept = program.Kept({"minilm": _compressed(tried=(_candidate("slower", 0.7, nan),))}, how={"minilm": "yesterday"})
+    kept = program.Kept({"minilm": _compressed(tried=(_candidate("slower", 0.7, 0.0),))}, how={"minilm": "yesterday"})
     (tmp_path / "kept.json").write_bytes(msgspec.json.encode(kept))
     assert program.main(["--show", "--write", "--json", str(tmp_path / "kept.json")]) == 1
     page = (tmp_path / "RESULTS.md").read_text()
