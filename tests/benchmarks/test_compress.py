@@ -79,7 +79,7 @@ def test_a_model_is_made_once_and_what_is_lacking_is_named(monkeypatch: pytest.M
         with pytest.raises(BenchmarkError, match="torch, onnxscript, sklearn"):
             models.obtain(model, children, tmp_path)
         (tmp_path / model.name).mkdir()
-        (tmp_path / model.name / models.STAMP).write_text(models._version())
+        (tmp_path / model.name / models.STAMP).write_text(models._version(model))
         assert models.obtain(model, children, tmp_path).reference.endswith("digits-cnn/networks.py:digits_cnn")
 
 

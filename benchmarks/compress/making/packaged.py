@@ -25,7 +25,7 @@ from benchmarks.real.making.texts import MINILM_FOLDER, MINILM_INPUTS
 
 SEED = 23
 MOST_TOKENS = 48
-SENTENCES, SENTENCES_HELD_OUT = 800, 3000  # of each subject; of all
+SENTENCES, SENTENCES_HELD_OUT = 750, 2500  # of each subject; of all
 LINES, LINES_HELD_OUT = 2700, 1500
 HEIGHT, WIDTH = 48, 192
 FACES = (
@@ -89,7 +89,7 @@ def ocr_direction(places: Places, folder: Path) -> None:
     shutil.copyfile(places.of(RAPIDOCR) / OCR_FOLDER / "ch_ppocr_mobile_v2.0_cls_infer.onnx", folder / "model.onnx")
     random = np.random.default_rng(SEED)
     faces = places.of(FONTS) / "matplotlib/mpl-data/fonts/ttf"
-    texts = [text for text, _ in sentences(LINES // 4, random)][:LINES]
+    texts = [text for text, _ in sentences(LINES // 3, random)][:LINES]
     labels = random.integers(0, 2, LINES)
     drawn = [_line(random, text, faces, bool(turned)) for text, turned in zip(texts, labels, strict=True)]
     _save(folder, {"x": np.stack(drawn)}, labels, LINES_HELD_OUT)
