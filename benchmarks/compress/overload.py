@@ -8,7 +8,7 @@ import asyncio
 import statistics
 from collections.abc import Sequence
 from contextlib import suppress
-from math import prod, sqrt
+from math import ceil, prod, sqrt
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -50,8 +50,8 @@ class Answer(Struct):
 
 
 class Round(Struct):
-    """One run of all steps. `goodput`: answers within the objective per second of the step. `back_s`: from its end to the last
-    answer of a variant to a request since then, 0 without any. `answers`: how many there were, and right, by who gave them.
+    """One run of all steps. `goodput`: answers within the objective per second of the step. `back_s`: after its end, until
+    of the requests of each second variants answer the fewer. `answers`: how many there were, and right, by who gave them.
     """
 
     variants: bool
@@ -190,7 +190,7 @@ def arrivals(capacity: float, seed: int) -> list[float]:
     due: list[float] = []
     start = 0.0
     for times, seconds in STEPS:
-        due += sorted(start + random.random(random.poisson(times * capacity * seconds)) * seconds)
+        due += np.sort(start + random.random(random.poisson(times * capacity * seconds)) * seconds).tolist()
         start += seconds
     return due
 
@@ -206,7 +206,10 @@ def judged_round(answers: Sequence[Answer], objective_s: float, on: bool, switch
 
     before, asked_before = in_time(SETTLED_S, begin)
     after, asked_after = in_time(end + BACK_S, end + STEPS[2][1])
-    lent = [answer.at for answer in answers if answer.due_at >= end and answer.by not in ("", MODEL)]
+    lent = [0] * ceil(STEPS[2][1])  # by second: answers of variants less the model's own
+    for answer in answers:
+        if answer.due_at >= end and answer.by:
+            lent[int(answer.due_at - end)] += 1 if answer.by != MODEL else -1
     by: dict[str, tuple[int, int]] = {}
     for answer in answers:
         if answer.by:
@@ -217,7 +220,7 @@ def judged_round(answers: Sequence[Answer], objective_s: float, on: bool, switch
         goodput=in_time(begin + SETTLED_S, end)[0] / (end - begin - SETTLED_S),
         in_time_before=before / max(asked_before, 1),
         in_time_after=after / max(asked_after, 1),
-        back_s=max(lent, default=end) - end,
+        back_s=max((second + 1.0 for second, more in enumerate(lent) if more > 0), default=0.0),
         switches=switches,
         answers=by,
     )
@@ -242,7 +245,7 @@ def judged(found: Overload) -> Findings:
         note=spread(ratios),
     )
     back = [one.back_s for one in on]
-    findings.at_most("last answer of a variant after the step", BACK_S, max(back), unit=" s", digits=1, note=spread(back, 1))
+    findings.at_most("back after the step", BACK_S, max(back), unit=" s", digits=0, note=spread(back, 0))
     each = max(one.switches / one.seconds * SWITCH_EACH_S for one in on)
     findings.at_most(
         f"switches in {SWITCH_EACH_S:.0f} s", 1.0, each, note=f"at most {max(one.switches for one in on):.0f} a run"
