@@ -4,6 +4,7 @@ Called by __main__.py. Not aware of: pages, other parts.
 """
 
 import contextlib
+import json
 import shutil
 import statistics
 import subprocess
@@ -170,10 +171,10 @@ def _serve(made: Made, report: Report, out: Path, live: Live) -> list[Served]:
         inputs = {name: arrays[name] for name in arrays.files if name != LABELS}
         labels = arrays[LABELS]
     rows = np.arange(len(labels))
-    asked = {name: _Asked(name, report.run.metric.output, inputs) for name in paths}
+    asked = {name: _Asked(name, inputs) for name in paths}
     with live.serve("\n".join(tables)) as server, contextlib.closing(connect(port_of(server.url))) as connection:
         for one in asked.values():
-            one.warm_up(connection)
+            one.warm_up(connection, report.run.metric.output)
         # Whole batches in the report's order: what is quantised as it comes depends on who is beside it
         batches = [rows[start : start + LARGE] for start in range(0, len(rows), LARGE)]
         for number, batch in enumerate(batches):
@@ -186,14 +187,18 @@ def _serve(made: Made, report: Report, out: Path, live: Live) -> list[Served]:
 class _Asked:
     """One model: what it has answered, and how long each request took, in a batch and alone."""
 
-    def __init__(self, name: str, output: str, inputs: dict[str, Array]) -> None:
-        self._name, self._output, self._inputs = name, output, inputs
+    def __init__(self, name: str, inputs: dict[str, Array]) -> None:
+        self._name, self._inputs = name, inputs
         rows = len(next(iter(inputs.values())))
         self._together, self._alone = np.full(rows, -1), np.full(rows, -1)
         self.batch_s: list[float] = []
         self.alone_s: list[float] = []
 
-    def warm_up(self, connection: HTTPConnection) -> None:
+    def warm_up(self, connection: HTTPConnection, output: str) -> None:
+        """`output`: what the report judged by; of a network that was converted elsewhere, its only one."""
+        connection.request("GET", f"/v2/models/{self._name}")
+        names = [one["name"] for one in json.load(connection.getresponse())["outputs"]]
+        self._output = output if output in names else names[0]
         for _ in range(WARM_UPS):
             self._classes(connection, np.arange(LARGE))
             self._classes(connection, np.arange(1))
