@@ -33,7 +33,7 @@ from dlproxy.compress import CompressError
 
 LABELS = "labels"
 LARGE = 32  # rows of the larger batch
-ALONE = 240  # requests of one row
+BATCHES = 24  # of about so many
 WARM_UPS = 5
 LOOK_S = 1.0
 READY_S = 180.0
@@ -69,7 +69,7 @@ class Tried(Struct):
 class Served(Struct):
     """Through the server. `reported`: its accuracy by the report, if that says. `alone_s`, `batch_s`: medians of a request with
     one row and with LARGE. `ratios`: of the original's times in the same turn, by its own. `alike`: share of rows that get the
-    same answer alone as in a batch.
+    same answer in a batch as alone.
     """
 
     name: str
@@ -175,12 +175,10 @@ def _serve(made: Made, report: Report, out: Path, live: Live) -> list[Served]:
     with live.serve("\n".join(tables)) as server, contextlib.closing(connect(port_of(server.url))) as connection:
         for one in asked.values():
             one.warm_up(connection, report.run.metric.output)
-        # Whole batches in the report's order: what is quantised as it comes depends on who is beside it
-        batches = [rows[start : start + LARGE] for start in range(0, len(rows), LARGE)]
+        batches = np.array_split(rows, -(-len(rows) // LARGE))
         for number, batch in enumerate(batches):
-            alone = batch[: -(-ALONE // len(batches))]
             for one in in_turn(list(asked.values()), number):
-                one.ask(connection, batch, alone)
+                one.ask(connection, batch, together=number < BATCHES)
     return [one.served(paths[name], labels, accuracies.get(name), asked[ORIGINAL]) for name, one in asked.items()]
 
 
@@ -203,23 +201,23 @@ class _Asked:
             self._classes(connection, np.arange(LARGE))
             self._classes(connection, np.arange(1))
 
-    def ask(self, connection: HTTPConnection, batch: Array, alone: Array) -> None:
-        """These rows together, then some of them one by one."""
-        self._together[batch], took_s = self._classes(connection, batch)
-        if len(batch) == LARGE:
+    def ask(self, connection: HTTPConnection, batch: Array, *, together: bool) -> None:
+        """These rows one by one, as the report judges what is quantised as it comes; perhaps together before, too."""
+        if together:
+            self._together[batch], took_s = self._classes(connection, batch)
             self.batch_s.append(took_s)
-        for row in alone:
+        for row in batch:
             (self._alone[row],), took_s = self._classes(connection, np.array([row]))
             self.alone_s.append(took_s)
 
     def served(self, path: Path, labels: Array, reported: float | None, against: "_Asked") -> Served:
-        seen = self._alone >= 0
+        seen = self._together >= 0
         pairs = [(against.alone_s, self.alone_s), (against.batch_s, self.batch_s)]
         return Served(
             name=self._name,
             file_bytes=file_bytes(path),
             reported=reported,
-            accuracy=float((self._together == labels).mean()),
+            accuracy=float((self._alone == labels).mean()),
             examples=len(labels),
             alone_s=statistics.median(self.alone_s),
             batch_s=statistics.median(self.batch_s),
@@ -286,7 +284,7 @@ def _some(names: Sequence[str]) -> str:
 
 def page(one: Compressed) -> list[str]:
     """Tables of one model."""
-    head = ("", "MB", "accuracy, 95 %", "by the report", "L(1), ms", f"L({LARGE}), ms", "times as quick", "alone as in a batch")
+    head = ("", "MB", "accuracy, 95 %", "by the report", "L(1), ms", f"L({LARGE}), ms", "times as quick", "in a batch as alone")
     rows = [
         (
             served.name,
