@@ -31,8 +31,8 @@ ABOUT = {
     recipes.TITLE: f"""\
 Each model went through `dlproxy compress` with every recipe that applies to it. Then one server had the original and all that
 was accepted, one thread each, and one client asked them the held-out examples in turn: all of them alone, and {recipes.BATCHES}
-times some {recipes.LARGE} in a request. *Accuracy* is of those alone. *L* are medians of such requests, the way through the server
-included; *times as quick* is the median of the original's time by its own in the same turn, alone and together.""",
+times some {recipes.LARGE} in a request. *Accuracy* is of those alone. *L* are medians of such requests, the way through the
+server included; *times as quick* is the median of the original's time by its own in the same turn, alone and together.""",
     overload.TITLE: f"""\
 MiniLM with its quickest accepted variant, and without. Open loop of Poisson arrivals, real sentences: {STEPS}.
 Capacity: what {overload.CLIENTS} clients in a closed loop get from MiniLM alone, just before. Each request has the objective as
