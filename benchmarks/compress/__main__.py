@@ -5,6 +5,7 @@ there is. Exits with 1 if a goal is missed.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from benchmarks.compress import overload, recipes
+from benchmarks.compress import overload, recipes, starts
 from benchmarks.compress.models import CACHE, MODELS, obtain
 from benchmarks.compress.overload import Overload
 from benchmarks.compress.recipes import Compressed
-from benchmarks.harness.checks import Findings, as_page, as_text
+from benchmarks.harness.checks import Check, Findings, as_page, as_text
 from benchmarks.harness.machine import describe_machine, summary
 from benchmarks.harness.options import BENCHMARKS, Names, minute, options_of, positive, utc_now
 from benchmarks.harness.processes import BenchmarkError, Cores
@@ -25,7 +26,8 @@ from benchmarks.harness.running import EXIT_MISSED, run, workplace
 
 PAGE = Path(__file__).with_name("RESULTS.md")
 KEPT = BENCHMARKS / "results" / "compress.json"
-PARTS = ("recipes", "overload")
+PARTS = ("recipes", "overload", "starts")
+STARTS = "Starts"
 STEPS = ", then ".join(f"{times:g} of its capacity for {seconds:g} s" for times, seconds in overload.STEPS)
 ABOUT = {
     recipes.TITLE: f"""\
@@ -37,6 +39,10 @@ server included; *times as quick* is the median of the original's time by its ow
 MiniLM with its quickest accepted variant, and without. Open loop of Poisson arrivals, real sentences: {STEPS}.
 Capacity: what {overload.CLIENTS} clients in a closed loop get from MiniLM alone, just before. Each request has the objective as
 its deadline, and only answers within it count. With and without take turns, in a server of their own each time.""",
+    STARTS: """\
+Heavy models with random weights. A *session load* is that of ONNX Runtime alone, from the file and from the graph that it
+optimised before; a *start* is that of `dlproxy serve` until it is ready. Sides take turns, each in a process of its own; ratios are
+medians over the turns.""",
 }
 
 
@@ -45,6 +51,7 @@ class Kept(Struct):
 
     compressed: dict[str, Compressed] = {}
     overload: Overload | None = None
+    starts: list[Check] = []
     how: dict[str, str] = {}
 
 
@@ -70,13 +77,24 @@ def measure(options: argparse.Namespace, kept: Kept, how: str) -> None:
             kept.overload = overload.measure(made, out, children, folder, objective_s, options.repeats)
             kept.how["overload"] = how
             _keep(kept, options.json)
+        if "starts" in options.parts:
+            kept.starts = starts.measure(children, folder, list(starts.MODELS), options.repeats)
+            kept.how["starts"] = how
+            _keep(kept, options.json)
     if failed:
         raise BenchmarkError("\n".join(failed))
 
 
 def _keep(kept: Kept, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(kept)))
+    path.write_text(
+        json.dumps(msgspec.to_builtins(kept), indent=1), "utf-8"
+    )  # bands have no end, which msgspec has no JSON for
+
+
+def read(path: Path) -> Kept:
+    """What was kept; nothing yet where there is no file."""
+    return msgspec.convert(json.loads(path.read_text("utf-8")), Kept) if path.exists() else Kept()
 
 
 def findings_of(kept: Kept) -> Iterator[Findings]:
@@ -85,6 +103,8 @@ def findings_of(kept: Kept) -> Iterator[Findings]:
         yield recipes.judged(list(kept.compressed.values()))
     if kept.overload is not None:
         yield overload.judged(kept.overload)
+    if kept.starts:
+        yield Findings(STARTS, kept.starts)
 
 
 def page(kept: Kept) -> str:
@@ -108,7 +128,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--recipes", default="", metavar="NAME,...", help="only these, of part recipes (default: all)")
     parser.add_argument("--minutes", type=positive(float), default=8.0, help="budget of the search for each model (8)")
     parser.add_argument("--objective-ms", type=positive(float), default=150.0, help="of part overload (150)")
-    parser.add_argument("--repeats", type=positive(int), default=2, help="turns of part overload (2)")
+    parser.add_argument("--repeats", type=positive(int), default=2, help="turns of parts overload and starts (2)")
     parser.add_argument("--show", action="store_true", help="measure nothing; show what is there")
     parser.add_argument("--json", type=Path, default=KEPT, help="where to keep the figures")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
@@ -121,14 +141,14 @@ def command(options: argparse.Namespace) -> str:
     if "recipes" in options.parts:
         said += f" --models {','.join(options.models)} --minutes {options.minutes:g}"
         said += f" --recipes {options.recipes}" if options.recipes else ""
-    if "overload" in options.parts:
-        said += f" --objective-ms {options.objective_ms:g} --repeats {options.repeats}"
+    said += f" --objective-ms {options.objective_ms:g}" if "overload" in options.parts else ""
+    said += f" --repeats {options.repeats}" if options.parts != ["recipes"] else ""
     return said
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
-    kept = msgspec.json.decode(options.json.read_bytes(), type=Kept) if options.json.exists() else Kept()
+    kept = read(options.json)
     machine = summary(describe_machine(Cores(None, None)))
     print(machine, flush=True)
     how = f"`{command(options)}` on {minute(utc_now())}; {machine}"

@@ -1,8 +1,8 @@
 """The benchmark of compression without a search: what it serves, what it makes of answers, its verdicts and its page."""
 
+from math import inf
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from dlproxy.compress.manifest import Candidate, Examples, Machine, Report, Run
@@ -14,7 +14,7 @@ from benchmarks.compress.making.texts import _sentences
 from benchmarks.compress.models import MODELS, Made
 from benchmarks.compress.overload import MODEL, Answer, Overload, Round, arrivals, judged_round
 from benchmarks.compress.recipes import LARGE, ORIGINAL, Compressed, Served
-from benchmarks.harness.checks import Findings
+from benchmarks.harness.checks import Check, Findings
 from benchmarks.harness.live import Live
 from benchmarks.harness.processes import BenchmarkError, Children, Cores
 from dlproxy.compress.gate import Accuracy, Bar, Footprint, Measured, Speed, Verdict
@@ -173,12 +173,14 @@ def test_the_quickest_accepted_one_stands_in() -> None:
 def test_parts_that_were_run_apart_make_one_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(program, "PAGE", tmp_path / "RESULTS.md")
     kept = program.Kept({"minilm": _compressed(tried=(_candidate("slower", 0.7, 0.0),))}, how={"minilm": "yesterday"})
-    (tmp_path / "kept.json").write_bytes(msgspec.json.encode(kept))
+    kept.starts = [Check("a start", 2.0, inf, 3.0, "starts", unit=" x")]
+    program._keep(kept, tmp_path / "kept.json")
     assert program.main(["--show", "--write", "--json", str(tmp_path / "kept.json")]) == 1
     page = (tmp_path / "RESULTS.md").read_text()
     assert "- minilm: yesterday" in page
     assert f"L({LARGE}), ms" in page
     assert "| slower | refused | 0.70 / 0.70 |" in page
+    assert "| a start |  | >= 2.00 x | 3.00 x | pass |" in page
     assert "## Overload" not in page
     kept.overload = Overload("x", 2.0, 0.1, {MODEL: 0.9}, {}, [Round(on, 9.0, 1.0, 1.0, 0.0, 0.0, {}) for on in (True, False)])
     assert "## Overload" in program.page(kept)
