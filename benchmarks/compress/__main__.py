@@ -41,8 +41,8 @@ Capacity: what {overload.CLIENTS} clients in a closed loop get from MiniLM alone
 its deadline, and only answers within it count. With and without take turns, in a server of their own each time.""",
     STARTS: """\
 Heavy models with random weights. A *session load* is that of ONNX Runtime alone, from the file and from the graph that it
-optimised before; a *start* is that of `dlproxy serve` until it is ready. Sides take turns, each in a process of its own; ratios are
-medians over the turns.""",
+optimised before; a *start* is that of `dlproxy serve` until it is ready. Sides take turns, each in a process of its own; ratios
+are medians over the turns.""",
 }
 
 
