@@ -67,6 +67,7 @@ def measure(options: argparse.Namespace, kept: Kept, how: str) -> None:
                 kept.compressed[name] = recipes.measure(made, out, children, folder, more, options.minutes * 60)
                 kept.how[name] = how
                 _keep(kept, options.json)
+                print("\n".join(["", *recipes.page(kept.compressed[name]), ""]), flush=True)
             except BenchmarkError as error:
                 failed.append(f"{name}: {error}")
                 print(f"{name} failed: {error}", flush=True)
