@@ -126,7 +126,9 @@ def compress(made: Made, out: Path, children: Children, options: Sequence[str], 
     which = options or ["--all"]
     more = ["--budget", f"{budget_s:.0f}s", "--batch", str(LARGE), *which]
     examples = ["--data", str(made.training), "--held-out", str(made.held_out), "--out", str(out)]
-    child = children.start("compress", [sys.executable, "-m", "dlproxy", "compress", made.reference, *examples, *more])
+    child = children.start(
+        "compress", [sys.executable, "-m", "dlproxy", "compress", f"{made.model.name}={made.reference}", *examples, *more]
+    )
     _follow(child, made.model.name, perf_counter() + budget_s + SPARE_S)
     if child.process.returncode != 0:
         raise BenchmarkError(f"dlproxy compress {made.model.name} ended with {child.process.returncode}: {child.log_tail()}")
