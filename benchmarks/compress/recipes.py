@@ -261,12 +261,13 @@ def judged(found: Sequence[Compressed]) -> Findings:
         f"accuracy served less accuracy reported, of {len(gaps)} models", DIFFERENCE, gaps.get(worst, inf), digits=4, note=worst
     )
     for kind, words in KINDS.items():
-        names = [
-            f"{one.model} {tried.recipe}"
+        made = [
+            (tried.status, f"{one.model} {tried.recipe} {tried.status}")
             for one in found
             for tried in one.tried
             if tried.ratios and any(word in tried.recipe for word in words)
         ]
+        names = [name for _, name in sorted(made)]  # what was accepted comes first
         findings.at_least(f"{kind}: made, judged and measured", 1, len(names), digits=0, note=_some(names))
     return findings
 
