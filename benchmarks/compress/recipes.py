@@ -54,14 +54,15 @@ Array = NDArray[np.generic]
 
 
 class Tried(Struct):
-    """A candidate as the report has it. `ratios`: how many times as quick, batch 1 and the larger. `loss`: and below what it is
-    surely.
+    """A candidate as the report has it. `ratios`: how many times as quick, batch 1 and the larger. `slower`: one of them surely is
+    less than once. `loss`: and below what it surely is.
     """
 
     recipe: str
     status: str
     reason: str
     ratios: list[float] = []
+    slower: bool = False
     loss: float = 0.0
     most_loss: float = 0.0
 
@@ -155,6 +156,7 @@ def _tried(one: Candidate) -> Tried:
     tried = Tried(one.recipe, one.status, "; ".join(one.reasons))
     if one.measured is not None:
         tried.ratios = [speed.ratio for speed in one.measured.speeds]
+        tried.slower = any(speed.high < 1.0 for speed in one.measured.speeds)
         tried.loss, tried.most_loss = one.measured.accuracy.loss, one.measured.accuracy.high
     return tried
 
@@ -244,9 +246,7 @@ def judged(found: Sequence[Compressed]) -> Findings:
         if one.model == TRANSFORMER:
             _judge_transformer(findings, one)
     refused = [(one.model, tried, one.most_loss) for one in found for tried in one.tried if tried.status == "refused"]
-    slower = [
-        f"{model} {tried.recipe} {min(tried.ratios):.2f} x" for model, tried, _ in refused if min(tried.ratios, default=1) < 1
-    ]
+    slower = [f"{model} {tried.recipe} {min(tried.ratios):.2f} x" for model, tried, _ in refused if tried.slower]
     losing = [f"{model} {tried.recipe} {tried.loss:.1%}" for model, tried, most in refused if tried.loss > most]
     for what, names in (("recipes refused that are slower here", slower), ("recipes refused that lose too much", losing)):
         findings.at_least(what, 1, len(names), digits=0, note=_some(names))
