@@ -54,8 +54,8 @@ Array = NDArray[np.generic]
 
 
 class Tried(Struct):
-    """A candidate as the report has it. `ratios`: how many times as quick, batch 1 and the larger. `slower`: one of them surely is
-    less than once. `loss`: and below what it surely is.
+    """A candidate as the report has it. `ratios`: how many times as quick, batch 1 and the larger. `slower`: one is surely less
+    than once. `loss`: and below what it surely is.
     """
 
     recipe: str
