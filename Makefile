@@ -6,10 +6,10 @@ PIP = $(PY) -m pip --disable-pip-version-check -qq
 # Tests wait more than they compute: three at once keep two cores busy. A file's tests stay in one process, and its servers with them.
 JOBS ?= 3
 unexport PYTHONDONTWRITEBYTECODE  # the suite starts hundreds of Pythons, and each would compile everything anew
-.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-streams prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real fidelity docs clean
+.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-streams prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -110,6 +110,9 @@ bench-instances: setup
 bench-real: setup
 	@$(PY) -m benchmarks.real $(ARGS)
 
+bench-compress: $(VENV)/.installed-extras
+	@$(PY) -m benchmarks.compress $(ARGS)
+
 fidelity: setup
 	@$(PY) -m benchmarks.fidelity $(ARGS)
 
@@ -117,7 +120,7 @@ docs: setup
 	@$(PY) docs/generate.py
 
 clean:
-	@rm -rf $(VENV) $(VENV)-triton $(VENV)-kserve .venv-peers benchmarks/peers/.cache benchmarks/real/.cache benchmarks/autopilot/.cache dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) $(VENV)-triton $(VENV)-kserve .venv-peers benchmarks/peers/.cache benchmarks/real/.cache benchmarks/autopilot/.cache benchmarks/compress/.cache dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.harness.processes import BenchmarkError, Child, Children, Cores, free_ports, pinned
+from benchmarks.harness.processes import READY_SECONDS, BenchmarkError, Child, Children, Cores, free_ports, pinned
 from benchmarks.harness.servers import answers_ready
 from dlproxy.lab.report.result import Result, load
 
@@ -55,11 +55,12 @@ class Load:
 
 @dataclass
 class Live:
-    """Starts servers and loads; `cores` says what is pinned where."""
+    """Starts servers and loads; `cores` says what is pinned where. `ready_s`: what a server has to load its models."""
 
     children: Children
     cores: Cores
     directory: Path
+    ready_s: float = READY_SECONDS
     runs: int = field(default=0)
     loads: list[Load] = field(default_factory=list)
 
@@ -73,7 +74,7 @@ class Live:
         command = [sys.executable, "-m", "dlproxy", "serve", "--config", str(config)]
         child = self.children.start("dlproxy", pinned(self.cores.server, command))
         try:
-            child.wait_until(lambda: answers_ready(port))
+            child.wait_until(lambda: answers_ready(port), self.ready_s)
             yield Served(child, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{control_port}")
         finally:
             while self.loads:

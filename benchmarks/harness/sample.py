@@ -61,13 +61,17 @@ class Sample:
         except OSError as error:
             raise BenchmarkError(f"{self.path} cannot be asked: {error}") from error
 
-    def judge(self, connection: http.client.HTTPConnection) -> int:
-        """What `check_answer` does once the request is sent."""
+    def answer(self, connection: http.client.HTTPConnection) -> tuple[dict[str, NDArray[np.generic]], int]:
+        """The outputs, once the request is sent, and the reply's size. Raises BenchmarkError."""
         try:
             reply, json_length = self._receive(connection)
-            outputs = _decode_outputs(reply, json_length)
+            return _decode_outputs(reply, json_length), len(reply)
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
             raise BenchmarkError(f"no usable answer to {self.path}: {type(error).__name__}: {error}") from error
+
+    def judge(self, connection: http.client.HTTPConnection) -> int:
+        """What `check_answer` does once the request is sent."""
+        outputs, size = self.answer(connection)
         for name, expected in self.expected.items():
             if name not in outputs:
                 raise BenchmarkError(f"the answer to {self.path} lacks output {name!r}")
@@ -75,7 +79,7 @@ class Sample:
                 raise BenchmarkError(f"output {name!r} has shape {outputs[name].shape}, not {expected.shape}")
             if not self._alike(outputs[name], expected):
                 raise BenchmarkError(f"output {name!r} differs from ONNX Runtime's own")
-        return len(reply)
+        return size
 
     def _alike(self, given: NDArray[np.generic], expected: NDArray[np.generic]) -> bool:
         if self.tolerance is None:

