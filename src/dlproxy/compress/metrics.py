@@ -57,6 +57,12 @@ class _Compared(Struct):
     weight: float = 1.0
 
 
+def check(name: str) -> None:
+    """Raises CompressError if there is no such metric; empty: one is chosen."""
+    if name and name not in WHAT and not _is_function(name):
+        raise CompressError(f"there is no metric '{name}': give one of {', '.join(WHAT)}, or your own as file.py:function")
+
+
 def choose(name: str, *, labels: Array | None, outputs: Mapping[str, Array], output: str = "") -> Metric:
     """The metric of this name, or one that suits if it is empty. `outputs`: the original's for the examples that `labels` are
     of. Raises CompressError for what does not fit together.
@@ -67,8 +73,7 @@ def choose(name: str, *, labels: Array | None, outputs: Mapping[str, Array], out
     judged, why = outputs[output], ""
     if not name:
         name, why = _suitable(labels, judged, output)
-    if name not in WHAT and not _is_function(name):
-        raise CompressError(f"there is no metric '{name}': give one of {', '.join(WHAT)}, or your own as file.py:function")
+    check(name)
     if name in OF_LABELS and labels is None:
         raise CompressError(f"{name} needs labels; without them there are agreement and cosine, or a function of your own")
     metric = Metric(name, output, why)

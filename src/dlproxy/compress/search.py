@@ -127,6 +127,7 @@ class _Search:
         self._kept: dict[str, _Kept] = {}
         self._gone_on: list[str] = []  # recipes that did not start from the original, in which some find more to do
         self._number = 0
+        metrics.check(asked.metric)
         source, signature = run(
             _prepare, self._limits(), tell, asked.model, self._new_folder("original"), asked.data, asked.labels
         )
@@ -411,8 +412,8 @@ def _prepare(tell: Tell, model: str, folder: Path, examples: Path, labels: str) 
     if place.suffix.lower() != ".onnx" or place.is_dir():
         from dlproxy.compress.sources import to_onnx
 
-        tell(f"{model}: is converted to ONNX")
         source = to_onnx(model, folder, peek(examples, labels))
+        tell(f"{model}: converted to ONNX")
         return source, open_runtime(str(source.onnx)).signature
     signature = open_runtime(model).signature
     for file in model_files(model):
