@@ -13,7 +13,6 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
-from dlproxy.compress.manifest import Candidate, Report, read_report
 from msgspec import Struct
 from numpy.typing import NDArray
 
@@ -25,6 +24,7 @@ from benchmarks.harness.processes import BenchmarkError, Children, Cores
 from benchmarks.harness.turns import in_turn, spread
 from dlproxy import AsyncClient, InferenceError
 from dlproxy.compress import CompressError
+from dlproxy.compress.manifest import Candidate, Report, read_report
 
 TITLE = "Overload"
 MODEL = "minilm"

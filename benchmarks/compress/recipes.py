@@ -16,8 +16,6 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from dlproxy.compress.manifest import Candidate, Report, read_report
-from dlproxy.compress.measure import file_bytes
 from msgspec import Struct
 from numpy.typing import NDArray
 
@@ -30,6 +28,8 @@ from benchmarks.harness.sample import connect, sample_of
 from benchmarks.harness.turns import in_turn
 from benchmarks.instances.watch import port_of
 from dlproxy.compress import CompressError
+from dlproxy.compress.manifest import Candidate, Report, read_report
+from dlproxy.compress.measure import file_bytes
 
 LABELS = "labels"
 LARGE = 32  # rows of the larger batch

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dlproxy.compress.manifest import Candidate, Examples, Machine, Report, Run
-from dlproxy.compress.metrics import Metric
 
 from benchmarks.compress import __main__ as program
 from benchmarks.compress import models, overload, recipes
@@ -18,6 +16,8 @@ from benchmarks.harness.checks import Check, Findings
 from benchmarks.harness.live import Live
 from benchmarks.harness.processes import BenchmarkError, Children, Cores
 from dlproxy.compress.gate import Accuracy, Bar, Footprint, Measured, Speed, Verdict
+from dlproxy.compress.manifest import Candidate, Examples, Machine, Report, Run
+from dlproxy.compress.metrics import Metric
 from dlproxy.lab import demo
 
 BEFORE, STEP = (seconds for _, seconds in overload.STEPS[:2])
