@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from dlproxy.wire.identity import key_file
 
+from ..certificates import DAY, Authority
 from ..clients.server import ServerProcess
-from .authority import DAY, Authority
 
 HANG_S = 20.0
 SECRET_MODEL = "vault-7f3a"  # whose name nobody but the operators may learn

@@ -12,8 +12,8 @@ import pytest
 
 from dlproxy.wire.identity import key_file
 
+from ..certificates import Authority
 from ..clients.server import ServerProcess
-from .authority import Authority
 
 INFER = json.dumps({"inputs": [[1.0]]})
 CLIENTS = 64

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +15,8 @@ from dlproxy.config import ConfigError
 from dlproxy.config.redis_address import parse_redis
 from dlproxy.serve.caching import redis_link
 from dlproxy.serve.caching.redis_link import LOST, MOST_COMMANDS, SEED_KEY, Parser, RedisLink, Refusal, Reply, command
+from tests.certificates import make_certificate, server_context
 from tests.fleet.redis_server import RedisServer, tls_relay
-from tests.instance.remote_tls import make_certificate
 from tests.serve.caching.redis_nodes import redis, until
 
 __all__ = ["redis"]
@@ -200,8 +199,7 @@ async def test_tls_verifies_the_certificate(
     redis: RedisServer, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate = make_certificate(tmp_path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    context = server_context(certificate)
     async with tls_relay(redis.port, context) as port:
         doubtful = opened(f"rediss://127.0.0.1:{port}/0")
         await until(lambda: "certificate" in doubtful.link.trouble)
