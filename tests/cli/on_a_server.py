@@ -1,6 +1,7 @@
-"""Runs commands of operators on a server's control port. For fixtures."""
+"""Runs commands of operators on a server's control port."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -8,8 +9,24 @@ from dlproxy.cli import main
 from dlproxy.cli.terminal import USER_ERROR
 from tests.clients.server import ServerProcess
 
+Succeeds = Callable[..., list[str]]
 
-def succeeds(command: str, server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+
+def fixtures(command: str) -> tuple[Any, Any]:
+    """Of a module that has a `server`: one that runs `dlproxy COMMAND ...` and succeeds, and one that complains."""
+
+    @pytest.fixture
+    def run(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Succeeds:
+        return succeeds(command, server, capsys)
+
+    @pytest.fixture
+    def complaint(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+        return complains(command, server, capsys)
+
+    return run, complaint
+
+
+def succeeds(command: str, server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Succeeds:
     """Runs `dlproxy COMMAND ...`, which succeeds; the lines of its output."""
 
     def run(*arguments: str) -> list[str]:

@@ -165,13 +165,14 @@ CUT = "cut"
 
 
 class LockedServer:
-    """TLS with optional certificates on every port; `who` is what is sent of Credentials, `certificate` what is shown."""
+    """TLS on every port; HTTP on a socket where `unix`. `who`: what is sent of Credentials, `certificate`: what is shown."""
 
-    def __init__(self, has: Credentials, *arguments: str) -> None:
+    def __init__(self, has: Credentials, *arguments: str, unix: bool = True) -> None:
         self.has = has
         self.path = str(has.folder / "s")
         ports = [word for name in ("grpc", "tfs-grpc", "tfs-http") for word in (f"--{name}-port", "0")]
-        self.process = ServerProcess("--config", has.folder / "dlproxy.toml", "--uds", self.path, "--tfs", *ports, *arguments)
+        ports += ["--uds", self.path] if unix else []
+        self.process = ServerProcess("--config", has.folder / "dlproxy.toml", "--tfs", *ports, *arguments)
         self._relays = {port: Relay(port) for port in (self.process.grpc_port, self.process.tfs_grpc_port)}
 
     def close(self) -> None:
