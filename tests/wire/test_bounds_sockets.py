@@ -26,7 +26,7 @@ from dlproxy.wire.handshakes import PATIENCE_S
 from dlproxy.wire.http.server import HttpServer
 from dlproxy.wire.listening import Listening
 from dlproxy.wire.tls import HTTP, Certificates
-from tests.certificates import make_certificate
+from tests.certificates import make_certificate, trusting
 from tests.instance.upstreams import until
 
 from .fixtures import Answers, request
@@ -67,7 +67,7 @@ class Doors:
 
     async def ask(self, address: str = HERE, *, encrypted: bool = False) -> bool:
         """Whether one request over a connection of its own is answered."""
-        tls = _trusting() if encrypted else None
+        tls = trusting() if encrypted else None
         async with asyncio.timeout(10):
             try:
                 reader, writer = await asyncio.open_connection(
@@ -84,13 +84,6 @@ class Doors:
                 writer.close()
                 with suppress(OSError):
                     await writer.wait_closed()
-
-
-def _trusting() -> ssl.SSLContext:
-    """Anybody."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
 
 
 @asynccontextmanager
