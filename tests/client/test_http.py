@@ -16,6 +16,7 @@ from dlproxy.instance.remote.http_client import MOST_UNREAD
 from tests.certificates import make_certificate, server_context
 from tests.client.servers import METADATA, X, body_of, echo, scripted
 from tests.instance.upstreams import Asked, ScriptedUpstream, until
+from tests.serve.rig import pass_time
 
 BUSY = {"error": "the queue is full"}
 
@@ -442,9 +443,7 @@ async def test_a_slow_reader_holds_the_server_back() -> None:
         before = -1
         while before != written:  # until nothing moves any more
             before = written
-            passed = asyncio.Event()
-            asyncio.get_running_loop().call_later(0.2, passed.set)
-            await passed.wait()
+            await pass_time(0.2)
         assert written < 400, f"all was read ahead, though at most {MOST_UNREAD} bytes should be"
         assert sum([1 async for _ in parts]) == 399
 

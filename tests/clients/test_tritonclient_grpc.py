@@ -54,12 +54,10 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder: Path = tmp_path_factory.mktemp("parts")
     (folder / "parts.py").write_text(PARTS)
     wide = models.identity(models.DType.INT64, ("N", "M"))
-    settings: dict[str, dict[str, Any]] = {
-        "counter": {"path": f"{folder / 'parts.py'}:Counter", "run": "thread"},
-        "slow": {"path": f"{folder / 'parts.py'}:Slow", "run": "thread", "instances": 1},
-        "simple": {"path": models.save(models.two_in_two_out(), folder / "simple.onnx"), "threads": 1, "max_request_rows": 8},
-        "wide": {"path": models.save(wide, folder / "wide.onnx"), "threads": 1},
-    }
+    settings = models.settings_of(folder, simple=models.two_in_two_out(), wide=wide)
+    settings["simple"]["max_request_rows"] = 8
+    settings["counter"] = {"path": f"{folder / 'parts.py'}:Counter", "run": "thread"}
+    settings["slow"] = {"path": f"{folder / 'parts.py'}:Slow", "run": "thread", "instances": 1}
     (folder / "repository" / "later" / "1").mkdir(parents=True)
     models.save(models.two_in_two_out(), folder / "repository" / "later" / "1" / "model.onnx")
     config = write_config(folder / "dlproxy.toml", settings, repository=folder / "repository", repository_mode="explicit")

@@ -11,6 +11,7 @@ import pytest
 
 from dlproxy.wire.identity import key_file
 
+from ..serve.rig import pass_time
 from .locked_server import Credentials, LockedServer
 
 INFER = {"inputs": [[1.0]]}
@@ -110,11 +111,11 @@ async def test_renewed_certificates_and_revoked_keys_under_load(has: Credentials
 
     async def operator() -> None:
         for number in range(3):
-            await _after(loop, 0.7)
+            await pass_time(0.7)
             await loop.run_in_executor(None, lambda number=number: has.authority.issue(f"renewed-{number}", file="server"))
         revoked_at.append(loop.time())
         await loop.run_in_executor(None, key_file.revoke, has.keys, "going")
-        await _after(loop, 2.0)
+        await pass_time(2.0)
         done.set()
 
     async with asyncio.TaskGroup() as group:
@@ -135,9 +136,3 @@ async def _closed(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with suppress(ssl.SSLError, ConnectionError):
         await writer.wait_closed()
-
-
-async def _after(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-    passed = loop.create_future()
-    loop.call_later(seconds, passed.set_result, None)
-    await passed
