@@ -162,8 +162,7 @@ def test_a_model_that_cannot_be_served_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], Path], clues: list[str]
 ) -> None:
     complaint = _complaint(capsys, f"m={make(tmp_path)}")
-    for clue in clues:
-        assert clue in complaint
+    assert not [clue for clue in clues if clue not in complaint], complaint
 
 
 @pytest.mark.parametrize(
@@ -188,8 +187,7 @@ def test_arguments_that_cannot_be_used_are_answered_in_one_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str | Path], clues: list[str]
 ) -> None:
     complaint = _complaint(capsys, *arguments)
-    for clue in clues:
-        assert clue in complaint
+    assert not [clue for clue in clues if clue not in complaint], complaint
 
 
 @pytest.mark.parametrize("option", ["--http-port", "--control-port"])
