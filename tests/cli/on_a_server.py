@@ -1,4 +1,4 @@
-"""Runs commands of operators on a server's control port."""
+"""Runs commands of operators on a server's control port, and reads what commands complain of."""
 
 from collections.abc import Callable
 from typing import Any
@@ -43,10 +43,16 @@ def complains(command: str, server: ServerProcess, capsys: pytest.CaptureFixture
 
     def run(*arguments: str, control: str = f"http://127.0.0.1:{server.control_port}") -> str:
         assert main([command, *arguments, "--control", control]) == USER_ERROR
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        (line,) = captured.err.splitlines()
-        assert line.startswith("dlproxy: ")
-        return line
+        return only_line(capsys)
 
     return run
+
+
+def only_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """That a command said, which is a complaint."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("dlproxy: ")
+    return lines[0]

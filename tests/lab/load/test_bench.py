@@ -21,6 +21,7 @@ from dlproxy.lab.load.settings import Settings
 from dlproxy.lab.load.worker import portion, share
 from dlproxy.lab.report.result import Result, load
 from tests import models
+from tests.cli.on_a_server import only_line
 from tests.clients.server import HANG_S, ServerProcess, environment
 from tests.lab.load.fake import METADATA, OK, REPLY, Asked, FakeServer, http, one_at_a_time, silent_port
 
@@ -35,12 +36,7 @@ def _bench(server: FakeServer | str, *arguments: str | Path) -> int:
 def _complaint(capsys: pytest.CaptureFixture[str], server: FakeServer | str, *arguments: str | Path) -> str:
     """The one line that says what the user can mend."""
     assert _bench(server, *arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = captured.err.splitlines()
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("dlproxy: ")
-    return lines[0]
+    return only_line(capsys)
 
 
 def _check_sum(result: Result) -> None:
