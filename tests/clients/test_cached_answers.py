@@ -1,10 +1,12 @@
 """The result cache of a real server, as clients meet it: one answer through every door, and what they say and hear of it."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import grpc
 import numpy as np
@@ -14,7 +16,7 @@ import tritonclient.http as triton
 from dlproxy import AsyncClient, Client, InferenceError
 from dlproxy.protos.oip import SERVICE, oip
 from dlproxy.protos.tfs import PREDICTION, tfs
-from tests.clients.server import HANG_S, ServerProcess, asked, write_config
+from tests.clients.server import HANG_S, ServerProcess, write_config
 
 MODEL = '''
 import time
@@ -60,24 +62,24 @@ class CachingServer(ServerProcess):
         assert found, self.report
         self.tfs_grpc_port, self.tfs_http_port = int(found[1]), int(found[2])
 
-    def post(self, path: str, body: Any, *, port: int = 0, directives: str = "") -> tuple[Any, Any]:
-        """The headers and the JSON of the answer. `directives`: a Cache-Control header."""
-        more = {"Cache-Control": directives} if directives else {}
-        told = asked(f"http://127.0.0.1:{port or self.http_port}{path}", body, **more)
-        assert told.status == 200, told
-        return told.headers, told.json
+    def post(self, path: str, body: Any, *, port: int = 0, control: str = "") -> tuple[Any, Any]:
+        """The headers and the JSON of the answer. `control`: a Cache-Control header."""
+        url, data = f"http://127.0.0.1:{port or self.http_port}{path}", json.dumps(body).encode()
+        with urlopen(Request(url, data, {"Cache-Control": control} if control else {}), timeout=HANG_S) as reply:
+            return reply.headers, json.load(reply)
 
     def infer(self, x: list[float], model: str = "m", control: str = "") -> Told:
         """As JSON over /v2."""
         tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": x}
-        told, answer = self.post(f"/v2/models/{model}/infer", {"id": "json", "inputs": [tensor]}, directives=control)
+        told, answer = self.post(f"/v2/models/{model}/infer", {"id": "json", "inputs": [tensor]}, control=control)
         y, run = (output["data"] for output in answer["outputs"])
         assert answer["id"] == "json"
         return told["x-dlproxy-cache"] or "", y, run[0]
 
     def forget(self) -> int:
-        forgotten: int = self.control("/cache/clear", b"")["forgotten"]
-        return forgotten
+        with urlopen(Request(f"http://127.0.0.1:{self.control_port}/cache/clear", b""), timeout=HANG_S) as reply:
+            forgotten: int = json.load(reply)["forgotten"]
+            return forgotten
 
 
 @pytest.fixture(scope="module")
@@ -143,20 +145,20 @@ def by_tritonclient(server: CachingServer) -> Told:
 
 
 def by_predict(server: CachingServer, control: str = "") -> Told:
-    told, answer = server.post("/predict/m", {"inputs": {"x": [X]}}, directives=control)
+    told, answer = server.post("/predict/m", {"inputs": {"x": [X]}}, control=control)
     return told["x-dlproxy-cache"], answer["outputs"]["y"][0], answer["outputs"]["run"][0][0]
 
 
 def by_generate(server: CachingServer, control: str = "") -> Told:
     body = {"x": X, "temperature": 0.5, "id": "generated"}
-    told, answer = server.post("/v2/models/m/generate", body, directives=control)
+    told, answer = server.post("/v2/models/m/generate", body, control=control)
     assert answer["id"] == "generated"
     return told["x-dlproxy-cache"], answer["y"], answer["run"]
 
 
 def by_tfs_rest(server: CachingServer, control: str = "") -> Told:
     body = {"instances": [{"x": X}]}
-    told, answer = server.post("/v1/models/m:predict", body, port=server.tfs_http_port, directives=control)
+    told, answer = server.post("/v1/models/m:predict", body, port=server.tfs_http_port, control=control)
     return told["x-dlproxy-cache"], answer["predictions"][0]["y"], answer["predictions"][0]["run"][0]
 
 
@@ -336,9 +338,10 @@ def test_metrics_and_statistics_count_alike(server: CachingServer) -> None:
 
 def test_the_configuration_says_that_a_model_remembers(server: CachingServer) -> None:
     for model, expected in (("m", {"enable": True}), ("off", None)):
-        assert server.ask(f"/v2/models/{model}/config").get("response_cache") == expected
-        question = oip.ModelConfigRequest(name=model)
-        _, told = called(server.grpc_port, f"{SERVICE}/ModelConfig", question, oip.ModelConfigResponse)
+        with urlopen(f"http://{server.address}/v2/models/{model}/config", timeout=HANG_S) as reply:
+            assert json.load(reply).get("response_cache") == expected
+        asked = oip.ModelConfigRequest(name=model)
+        _, told = called(server.grpc_port, f"{SERVICE}/ModelConfig", asked, oip.ModelConfigResponse)
         assert told.config.response_cache.enable is bool(expected)
 
 
@@ -359,5 +362,6 @@ def test_rows_that_are_known_are_told_as_a_part(server: CachingServer, scheme: s
 
 def test_auto_finds_a_model_whose_answers_differ_and_remembers_none(server: CachingServer) -> None:
     assert [server.infer(X, "perhaps")[0] for _ in range(3)] == ["", "", ""], "it is off at first"
-    (state,) = server.control("/cache/perhaps")
+    with urlopen(f"http://127.0.0.1:{server.control_port}/cache/perhaps", timeout=HANG_S) as reply:
+        (state,) = json.load(reply)
     assert (state["state"], state["entries"], state["hit_ratio"]) == ("off: equal inputs gave different answers", 0, None)
