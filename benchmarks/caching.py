@@ -20,16 +20,15 @@ import numpy as np
 from msgspec import Struct
 from xxhash import xxh3_128_digest
 
-from benchmarks.harness.checks import Findings, as_page, as_text
+from benchmarks.harness.checks import Findings, as_page
 from benchmarks.harness.live import Live
-from benchmarks.harness.machine import describe_machine, summary
-from benchmarks.harness.options import Names, minute, options_of, positive, utc_now
-from benchmarks.harness.processes import Children, Cores, choose_cores, stay_off_the_servers_core
-from benchmarks.harness.running import EXIT_MISSED, run, workplace, wrk_is_missing
+from benchmarks.harness.options import Names, add_rounds, add_write, checked, minute, options_of, utc_now
+from benchmarks.harness.processes import Children, Cores, stay_off_the_servers_core
+from benchmarks.harness.running import find, wrk_is_missing
 from benchmarks.harness.sample import Sample, sample_for
 from benchmarks.harness.servers import Launcher, Server
 from benchmarks.harness.turns import in_turn, spread
-from benchmarks.harness.wrk import Load, Mode, run_wrk, wrk_command, wrk_is_installed
+from benchmarks.harness.wrk import Load, Mode, rate_and_cost, wrk_is_installed
 from benchmarks.models import build_mlp
 from dlproxy.config import CacheConfig, ModelConfig
 from dlproxy.message import DType, Failure, Request, Response, Signature, Tensor, TensorSpec, Ticket, Timing
@@ -69,16 +68,10 @@ class Stage(Struct):
 def _round(stage: Stage, side: Side, server: Server, sample: Sample, mode: Mode) -> None:
     load = Load(CONNECTIONS, stage.seconds, sample, mode)
     sample.check_answer(server.port)
-    server.child.wait_until_idle()
-    before = server.child.cpu_seconds()
-    figures = run_wrk(wrk_command(server.url(sample.path), load, stage.cores, stage.folder), load)
-    after = server.child.cpu_seconds()
-    side.rates.append(figures.requests_per_s)
-    cost = ""
-    if before is not None and after is not None:
-        side.costs.append((after - before) / figures.requests)
-        cost = f", {side.costs[-1] * 1e6:.1f} us of CPU a request"
-    print(f"  {side.name}: {side.rates[-1]:,.0f}/s{cost}", flush=True)
+    rate, cost = rate_and_cost(server.child, server.url(sample.path), load, stage.cores, stage.folder)
+    side.rates.append(rate)
+    side.costs += cost
+    print(f"  {side.name}: {rate:,.0f}/s{''.join(f', {each * 1e6:.1f} us of CPU a request' for each in cost)}", flush=True)
 
 
 @contextmanager
@@ -318,35 +311,20 @@ PARTS: dict[str, Callable[[Stage], Findings]] = {"look-ups": look_ups, "hits": h
 
 def main(arguments: list[str] | None = None) -> int:
     parser = options_of("caching", __doc__)
-    parser.add_argument("--seconds", type=positive(int), default=3, help="of each load (default 3)")
-    parser.add_argument("--repeats", type=positive(int), default=7, help="rounds (default 7)")
+    add_rounds(parser, seconds=3, repeats=7)
     parser.add_argument("--only", action=Names, known=PARTS, help=f"parts: {', '.join(PARTS)}")
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}; needs a run of everything")
-    options = parser.parse_args(arguments)
-    if options.write and list(options.only) != list(PARTS):
-        parser.error("--write needs a run of everything: leave out --only")
+    add_write(parser, PAGE)
+    options = checked(parser, arguments, PARTS)
     if not wrk_is_installed():
         return wrk_is_missing()
-    cores = choose_cores()
-    machine = summary(describe_machine(cores))
-    print(machine)
-    found: list[Findings] = []
 
-    def measure() -> None:
-        with workplace("caching") as (children, folder):
-            stay_off_the_servers_core(cores)
-            for name in options.only:
-                print(name, flush=True)
-                found.append(PARTS[name](Stage(children, cores, folder, options.seconds, options.repeats)))
+    def measure(children: Children, cores: Cores, folder: Path) -> Iterator[Findings]:
+        stay_off_the_servers_core(cores)
+        for name in options.only:
+            print(name, flush=True)
+            yield PARTS[name](Stage(children, cores, folder, options.seconds, options.repeats))
 
-    code = run(measure)
-    for findings in found:
-        print("\n".join([as_text(findings.checks), *findings.details]))
-    if code:
-        return code
-    if options.write:
-        PAGE.write_text(_page(found, machine), "utf-8")
-    return EXIT_MISSED if any(check.missed for findings in found for check in findings.checks) else 0
+    return find("caching", measure, lambda found, machine: PAGE.write_text(_page(found, machine)) if options.write else None)
 
 
 ABOUT = {

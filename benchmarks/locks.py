@@ -23,15 +23,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from msgspec import Struct
 
-from benchmarks.harness.checks import Findings, as_page, as_text
-from benchmarks.harness.machine import describe_machine, summary
-from benchmarks.harness.options import minute, options_of, positive, utc_now
-from benchmarks.harness.processes import Child, Children, Cores, choose_cores, free_ports, pinned, stay_off_the_servers_core
-from benchmarks.harness.running import EXIT_MISSED, run, workplace, wrk_is_missing
+from benchmarks.harness.checks import Findings, as_page
+from benchmarks.harness.options import add_rounds, minute, options_of, utc_now
+from benchmarks.harness.processes import Child, Children, Cores, free_ports, pinned, stay_off_the_servers_core
+from benchmarks.harness.running import find, wrk_is_missing
 from benchmarks.harness.sample import ANSWER_SECONDS, Sample, sample_for
 from benchmarks.harness.servers import READY_PATH
 from benchmarks.harness.turns import in_turn, spread
-from benchmarks.harness.wrk import Load, run_wrk, wrk_command, wrk_is_installed
+from benchmarks.harness.wrk import Load, rate_and_cost, wrk_is_installed
 from benchmarks.models import build_mlp
 from dlproxy.wire.identity import key_file
 
@@ -132,13 +131,9 @@ def _sides(model: Path, children: Children, cores: Cores, folder: Path) -> Itera
 def _round(side: Side, sample: Sample, seconds: int, cores: Cores, folder: Path) -> None:
     load = Load(CONNECTIONS, seconds, sample, headers=side.headers)
     url = f"http{'s' if side.trust else ''}://127.0.0.1:{side.port}{sample.path}"
-    side.child.wait_until_idle()
-    before = side.child.cpu_seconds()
-    figures = run_wrk(wrk_command(url, load, cores, folder), load)
-    after = side.child.cpu_seconds()
-    side.rates.append(figures.requests_per_s)
-    if before is not None and after is not None:
-        side.costs.append((after - before) / figures.requests)
+    rate, cost = rate_and_cost(side.child, url, load, cores, folder)
+    side.rates.append(rate)
+    side.costs += cost
 
 
 def _measure(sides: list[Side], sample: Sample, repeats: int, seconds: int, cores: Cores, folder: Path) -> Findings:
@@ -171,31 +166,19 @@ def _measure(sides: list[Side], sample: Sample, repeats: int, seconds: int, core
 
 def main(arguments: list[str] | None = None) -> int:
     parser = options_of("locks", __doc__)
-    parser.add_argument("--seconds", type=positive(int), default=2, help="of each load (default 2)")
-    parser.add_argument("--repeats", type=positive(int), default=7, help="rounds (default 7)")
+    add_rounds(parser, seconds=2, repeats=7)
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     options = parser.parse_args(arguments)
     if not wrk_is_installed():
         return wrk_is_missing()
-    cores = choose_cores()
-    machine = summary(describe_machine(cores))
-    print(machine)
-    found: list[Findings] = []
 
-    def measure() -> None:
-        with workplace("locks") as (children, folder):
-            stay_off_the_servers_core(cores)
-            model = build_mlp(folder / "mlp.onnx")
-            with _sides(model, children, cores, folder) as sides:
-                found.append(_measure(sides, sample_for(model), options.repeats, options.seconds, cores, folder))
+    def measure(children: Children, cores: Cores, folder: Path) -> Iterator[Findings]:
+        stay_off_the_servers_core(cores)
+        model = build_mlp(folder / "mlp.onnx")
+        with _sides(model, children, cores, folder) as sides:
+            yield _measure(sides, sample_for(model), options.repeats, options.seconds, cores, folder)
 
-    if code := run(measure):
-        return code
-    (findings,) = found
-    print("\n".join([as_text(findings.checks), "", *findings.details]))
-    if options.write:
-        PAGE.write_text(_page(findings, machine))
-    return EXIT_MISSED if any(check.missed for check in findings.checks) else 0
+    return find("locks", measure, lambda found, machine: PAGE.write_text(_page(*found, machine)) if options.write else None)
 
 
 def _page(findings: Findings, machine: str) -> str:

@@ -129,3 +129,8 @@ def less_the_largest(dtype: DType) -> Model:
 def without_inputs() -> Model:
     node = helper.make_node("Identity", ["c"], ["y"])
     return model([node], [], [value("y", DType.FP32, (1,))], [constant("c", [np.float32(1)])])
+
+
+def settings_of(folder: Path, **made: Model) -> dict[str, dict[str, Any]]:
+    """Of models that are saved in this folder, as a configuration has them: each on one thread."""
+    return {name: {"path": save(each, folder / f"{name}.onnx"), "threads": 1} for name, each in made.items()}

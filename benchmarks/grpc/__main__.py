@@ -14,11 +14,10 @@ from pathlib import Path
 from msgspec import Struct
 
 from benchmarks.grpc.calls import Figures, Question, load, question_for
-from benchmarks.harness.checks import Findings, as_page, as_text
-from benchmarks.harness.machine import describe_machine, summary
-from benchmarks.harness.options import minute, options_of, positive, utc_now
-from benchmarks.harness.processes import Child, Children, Cores, choose_cores, free_ports, pinned, stay_off_the_servers_core
-from benchmarks.harness.running import EXIT_MISSED, EXIT_UNUSABLE, run, workplace
+from benchmarks.harness.checks import Findings, as_page
+from benchmarks.harness.options import add_rounds, minute, options_of, utc_now
+from benchmarks.harness.processes import Child, Children, Cores, free_ports, pinned, stay_off_the_servers_core
+from benchmarks.harness.running import EXIT_UNUSABLE, find
 from benchmarks.harness.servers import answers_ready
 from benchmarks.harness.triton import running
 from benchmarks.harness.turns import in_turn, spread
@@ -100,34 +99,22 @@ def _measure(question: Question, sides: list[Side], repeats: int, seconds: int, 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = options_of("grpc", __doc__)
-    parser.add_argument("--seconds", type=positive(int), default=3, help="of each load (default 3)")
-    parser.add_argument("--repeats", type=positive(int), default=5, help="rounds (default 5)")
+    add_rounds(parser, seconds=3, repeats=5)
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     options = parser.parse_args(arguments)
     if shutil.which("h2load") is None:
         print("h2load is not installed; on Debian: apt-get install nghttp2-client", file=sys.stderr)
         return EXIT_UNUSABLE
-    cores = choose_cores()
-    machine = summary(describe_machine(cores))
-    print(machine)
-    found: list[Findings] = []
 
-    def measure() -> None:
-        with workplace("grpc") as (children, folder):
-            venvs.ensure(TRITON, children, fresh=False)
-            stay_off_the_servers_core(cores)
-            model = build_mlp(folder / "mlp.onnx")
-            question = question_for(model, "mlp")
-            with _servers(model, children, cores, folder) as sides:
-                found.append(_measure(question, sides, options.repeats, options.seconds, cores, folder))
+    def measure(children: Children, cores: Cores, folder: Path) -> Iterator[Findings]:
+        venvs.ensure(TRITON, children, fresh=False)
+        stay_off_the_servers_core(cores)
+        model = build_mlp(folder / "mlp.onnx")
+        question = question_for(model, "mlp")
+        with _servers(model, children, cores, folder) as sides:
+            yield _measure(question, sides, options.repeats, options.seconds, cores, folder)
 
-    if code := run(measure):
-        return code
-    (findings,) = found
-    print("\n".join([as_text(findings.checks), "", *findings.details]))
-    if options.write:
-        PAGE.write_text(_page(findings, machine))
-    return EXIT_MISSED if any(check.missed for check in findings.checks) else 0
+    return find("grpc", measure, lambda found, machine: PAGE.write_text(_page(*found, machine)) if options.write else None)
 
 
 def _page(findings: Findings, machine: str) -> str:

@@ -44,6 +44,24 @@ def options_of(name: str, about: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=about)
 
 
+def add_rounds(parser: argparse.ArgumentParser, *, seconds: int, repeats: int, of: str = "rounds") -> None:
+    parser.add_argument("--seconds", type=positive(int), default=seconds, help=f"of each load (default {seconds})")
+    parser.add_argument("--repeats", type=positive(int), default=repeats, help=f"{of} (default {repeats})")
+
+
+def add_write(parser: argparse.ArgumentParser, page: Path) -> None:
+    """For a benchmark whose page needs all of its parts, which `checked` sees to."""
+    parser.add_argument("--write", action="store_true", help=f"write {page.name}; needs a run of everything")
+
+
+def checked(parser: argparse.ArgumentParser, arguments: list[str] | None, parts: Iterable[str]) -> argparse.Namespace:
+    """The options. `parts`: what `--only` chooses from."""
+    options = parser.parse_args(arguments)
+    if options.write and options.only != list(parts):
+        parser.error("--write needs a run of everything: leave out --only")
+    return options
+
+
 def add_json(parser: argparse.ArgumentParser, name: str, now: datetime.datetime) -> None:
     path = BENCHMARKS / "results" / f"{name}-{now:%Y-%m-%dT%H%M%SZ}.json"
     parser.add_argument("--json", type=Path, default=path, help="where to keep the figures")

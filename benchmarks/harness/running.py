@@ -3,13 +3,15 @@
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
 
-from benchmarks.harness.processes import BenchmarkError, Children
+from benchmarks.harness.checks import Findings, as_text
+from benchmarks.harness.machine import describe_machine, summary
+from benchmarks.harness.processes import BenchmarkError, Children, Cores, choose_cores
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 EXIT_MISSED = 1
@@ -29,6 +31,28 @@ def run(measure: Callable[[], None]) -> int:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def find(
+    name: str, measure: Callable[[Children, Cores, Path], Iterable[Findings]], page: Callable[[Sequence[Findings], str], None]
+) -> int:
+    """Measures, prints what was found, and has the page made of it and the machine. What the program shall exit with."""
+    cores = choose_cores()
+    machine = summary(describe_machine(cores))
+    print(machine)
+    found: list[Findings] = []
+
+    def work() -> None:
+        with workplace(name) as (children, folder):
+            found.extend(measure(children, cores, folder))
+
+    code = run(work)
+    for findings in found:
+        print("\n".join([as_text(findings.checks), "", *findings.details]))
+    if code:
+        return code
+    page(found, machine)
+    return EXIT_MISSED if any(check.missed for findings in found for check in findings.checks) else 0
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.harness.processes import BenchmarkError, Cores, pinned
+from benchmarks.harness.processes import BenchmarkError, Child, Cores, pinned
 from benchmarks.harness.sample import Sample
 
 SCRIPT = Path(__file__).with_name("load.lua")
@@ -63,6 +63,15 @@ def run_wrk(command: list[str], load: Load) -> Figures:
         if line.startswith(RESULT_PREFIX):
             return _figures(json.loads(line.removeprefix(RESULT_PREFIX)))
     raise BenchmarkError(f"wrk failed: {(finished.stderr or finished.stdout).strip()[-500:]}")
+
+
+def rate_and_cost(child: Child, url: str, load: Load, cores: Cores, directory: Path) -> tuple[float, list[float]]:
+    """Requests per second, and CPU seconds that this server took for each; nothing where that cannot be told."""
+    child.wait_until_idle()
+    before = child.cpu_seconds()
+    figures = run_wrk(wrk_command(url, load, cores, directory), load)
+    after = child.cpu_seconds()
+    return figures.requests_per_s, [] if before is None or after is None else [(after - before) / figures.requests]
 
 
 def _figures(result: dict[str, Any]) -> Figures:

@@ -13,7 +13,7 @@ from time import perf_counter
 import msgspec
 
 from benchmarks.harness.checks import Outcome, as_text
-from benchmarks.harness.options import Names, minute, options_of, utc_now
+from benchmarks.harness.options import Names, add_write, checked, minute, options_of, utc_now
 from benchmarks.harness.running import EXIT_MISSED
 from benchmarks.harness.running import run as run_benchmark
 from benchmarks.known_results import closed_loops, early_drop, prequal, slow_backend, two_choices, waits
@@ -35,11 +35,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", action=Names, known=RESULTS, help="results")
     parser.add_argument("--seed", type=int, default=1, help="of every random number (default 1)")
     parser.add_argument("--json", type=Path, help="keep the figures in this file")
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}; needs a run of everything")
-    options = parser.parse_args(arguments)
-    if options.write and options.only != list(RESULTS):
-        parser.error("--write needs a run of everything: leave out --only")
-    return options
+    add_write(parser, PAGE)
+    return checked(parser, arguments, RESULTS)
 
 
 def measure(options: argparse.Namespace, run: Run) -> None:

@@ -13,7 +13,7 @@ from types import ModuleType
 from benchmarks.harness.checks import Check, as_page, as_text
 from benchmarks.harness.live import Live
 from benchmarks.harness.machine import describe_machine, summary
-from benchmarks.harness.options import Names, minute, options_of, utc_now
+from benchmarks.harness.options import Names, add_write, checked, minute, options_of, utc_now
 from benchmarks.harness.processes import Cores, choose_cores, stay_off_the_servers_core
 from benchmarks.harness.running import EXIT_MISSED, progress, run, workplace
 from benchmarks.pressure import bad_instance, deadlines, overload, scheduling, unequal_models
@@ -32,11 +32,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = options_of("pressure", __doc__)
     parser.add_argument("--only", action=Names, known=PARTS, help="parts")
     parser.add_argument("--seed", type=int, default=1, help="of every random number (default 1)")
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}; needs a run of everything")
-    options = parser.parse_args(arguments)
-    if options.write and options.only != list(PARTS):
-        parser.error("--write needs a run of everything: leave out --only")
-    return options
+    add_write(parser, PAGE)
+    return checked(parser, arguments, PARTS)
 
 
 def measure(options: argparse.Namespace, cores: Cores, checks: list[Check]) -> None:

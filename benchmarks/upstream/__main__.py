@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.harness.machine import describe_machine, summary
-from benchmarks.harness.options import Names, options_of, positive
+from benchmarks.harness.options import Names, add_rounds, options_of
 from benchmarks.harness.processes import Children, Cores, choose_cores, stay_off_the_servers_core
 from benchmarks.harness.running import EXIT_MISSED, run, workplace, wrk_is_missing
 from benchmarks.harness.turns import in_turn
@@ -88,8 +88,7 @@ def _measure(options: argparse.Namespace, cores: Cores, folder: Path, children: 
 def main(arguments: list[str] | None = None) -> int:
     parser = options_of("upstream", __doc__)
     parser.add_argument("--workloads", action=Names, known=WORKLOADS, help="such as mlp64,cnn64 (default mlp64)")
-    parser.add_argument("--seconds", type=positive(int), default=4, help="of each load (default 4)")
-    parser.add_argument("--repeats", type=positive(int), default=5, help="pairs of loads (default 5)")
+    add_rounds(parser, seconds=4, repeats=5, of="pairs of loads")
     parser.set_defaults(workloads=[GOAL_WORKLOAD])
     options = parser.parse_args(arguments)
     if not wrk_is_installed():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.cli.on_a_server import complains, succeeds
+from tests.cli.on_a_server import Succeeds, fixtures
 from tests.clients.server import ServerProcess, write_config
 
 
@@ -21,19 +21,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield process
 
 
-@pytest.fixture
-def autopilot(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
-    """Runs a `dlproxy autopilot` command that succeeds; the lines of its output."""
-    return succeeds("autopilot", server, capsys)
+autopilot, complaint = fixtures("autopilot")
 
 
-@pytest.fixture
-def complaint(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs one that does not; the only line that it says."""
-    return complains("autopilot", server, capsys)
-
-
-def test_all_models_stand_in_a_table(autopilot: Callable[..., list[str]]) -> None:
+def test_all_models_stand_in_a_table(autopilot: Succeeds) -> None:
     headings, many, aimless = autopilot()
     assert re.split(r"  +", headings) == [*("model", "version", "mode", "objective", "runs as", "max_batch", "state", "pinned")]
     assert re.fullmatch(r"many +1 +on +0.99 within 50 ms +1 x 1 threads +256 +too few requests come to tell +run", many)
@@ -41,7 +32,7 @@ def test_all_models_stand_in_a_table(autopilot: Callable[..., list[str]]) -> Non
     assert [one["name"] for one in json.loads("\n".join(autopilot("--json")))] == ["many", "aimless"]
 
 
-def test_a_model_is_explained(autopilot: Callable[..., list[str]]) -> None:
+def test_a_model_is_explained(autopilot: Succeeds) -> None:
     lines = autopilot("explain", "many")
     assert lines[:4] == [
         *("model many version 1, autopilot on", "  now        too few requests come to tell"),
@@ -51,7 +42,7 @@ def test_a_model_is_explained(autopilot: Callable[..., list[str]]) -> None:
     assert '  now        it has no objective to tune for; set one, such as slo = "p99=20ms"' in autopilot("explain", "aimless")
 
 
-def test_it_is_paused_and_resumed(autopilot: Callable[..., list[str]]) -> None:
+def test_it_is_paused_and_resumed(autopilot: Succeeds) -> None:
     assert " paused " in autopilot("pause", "many")[1]
     assert " paused " in autopilot()[1]
     assert " too few requests come to tell " in autopilot("resume", "many")[1]
@@ -59,11 +50,11 @@ def test_it_is_paused_and_resumed(autopilot: Callable[..., list[str]]) -> None:
     assert "paused" not in "".join(autopilot("resume"))
 
 
-def test_the_log_is_empty_at_first(autopilot: Callable[..., list[str]]) -> None:
+def test_the_log_is_empty_at_first(autopilot: Succeeds) -> None:
     assert autopilot("log") == autopilot("log", "many") == ["it has decided nothing yet"]
 
 
-def test_knobs_are_pinned_and_freed(autopilot: Callable[..., list[str]]) -> None:
+def test_knobs_are_pinned_and_freed(autopilot: Succeeds) -> None:
     told = autopilot("pin", "many", "max_batch=32", "hedge", "instances")
     assert told == ["many: pinned are instances, run, max_batch = 32, hedge = false"]
     assert autopilot("unpin", "many", "max_batch", "hedge", "instances") == ["many: pinned are run"]
@@ -86,8 +77,7 @@ def test_knobs_are_pinned_and_freed(autopilot: Callable[..., list[str]]) -> None
 )
 def test_every_mistake_is_one_line(complaint: Callable[..., str], arguments: list[str], clues: list[str]) -> None:
     line = complaint(*arguments)
-    for clue in clues:
-        assert clue in line
+    assert not [clue for clue in clues if clue not in line], line
 
 
 def test_a_server_that_is_down_is_named(complaint: Callable[..., str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from dlproxy.cli import USER_ERROR, main
 from dlproxy.cli.cache import _remarks
 from dlproxy.cli.control_port import CacheState, ControlPort
-from tests.cli.on_a_server import complains, succeeds
+from tests.cli.on_a_server import Succeeds, fixtures, succeeds
 from tests.clients.server import HANG_S, ServerProcess, write_config
 
 
@@ -31,17 +31,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture
-def cache(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+def cache(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Succeeds:
     """Runs a `dlproxy cache` command that succeeds, after all is forgotten; the lines of its output."""
     run = succeeds("cache", server, capsys)
     run("clear")
     return run
 
 
-@pytest.fixture
-def complaint(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs one that does not; the only line that it says."""
-    return complains("cache", server, capsys)
+_, complaint = fixtures("cache")
 
 
 def ask(server: ServerProcess, number: float, **headers: str) -> str:
@@ -52,9 +49,7 @@ def ask(server: ServerProcess, number: float, **headers: str) -> str:
         return str(reply.headers["x-dlproxy-cache"])
 
 
-def test_what_is_remembered_stands_in_a_table_and_can_be_cleared(
-    server: ServerProcess, cache: Callable[..., list[str]]
-) -> None:
+def test_what_is_remembered_stands_in_a_table_and_can_be_cleared(server: ServerProcess, cache: Succeeds) -> None:
     before = json.loads("\n".join(cache("show", "digits", "--json")))[0]
     assert [ask(server, number) for number in (1.0, 2.0, 1.0, 1.0)] == ["miss", "miss", "hit", "hit"]
     assert ask(server, 1.0, **{"cache-control": "no-store"}) == "bypass"
@@ -70,9 +65,7 @@ def test_what_is_remembered_stands_in_a_table_and_can_be_cleared(
     assert json.loads("\n".join(cache("clear", "--json"))) == {"forgotten": 0}
 
 
-def test_a_model_shows_what_it_remembers(
-    server: ServerProcess, cache: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_shows_what_it_remembers(server: ServerProcess, cache: Succeeds, capsys: pytest.CaptureFixture[str]) -> None:
     cache("clear")
     ask(server, 7.0)
     control = f"http://127.0.0.1:{server.control_port}"
@@ -85,7 +78,7 @@ def test_a_model_shows_what_it_remembers(
     assert (shown.cache.state, shown.cache.ttl_s, shown.cache.budget_bytes) == ("on", 0.0, 3 * 2**20)
 
 
-def test_a_model_that_remembers_nothing_says_so(cache: Callable[..., list[str]]) -> None:
+def test_a_model_that_remembers_nothing_says_so(cache: Succeeds) -> None:
     assert cache("show", "plain") == ['plain remembers no answers: the knob cache says which do, as cache = "on"']
     assert cache("clear", "plain") == ["0 answers forgotten"]
 
@@ -99,8 +92,7 @@ def test_a_model_that_remembers_nothing_says_so(cache: Callable[..., list[str]])
 )
 def test_a_mistyped_model_is_one_line(complaint: Callable[..., str], arguments: list[str], clues: list[str]) -> None:
     line = complaint(*arguments)
-    for clue in clues:
-        assert clue in line
+    assert not [clue for clue in clues if clue not in line], line
 
 
 def test_a_server_that_is_down_and_one_that_is_none_are_named(server: ServerProcess, complaint: Callable[..., str]) -> None:
@@ -134,8 +126,7 @@ def test_options_that_make_no_sense_are_refused(
 ) -> None:
     assert main(["serve", *arguments, "--http-port", "0", "--control-port", "0"]) == USER_ERROR
     line = capsys.readouterr().err
-    for clue in clues:
-        assert clue in line
+    assert not [clue for clue in clues if clue not in line], line
 
 
 def test_cache_without_a_model_on_the_command_line_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from dlproxy.cli import USER_ERROR, main
 from dlproxy.cli.terminal import FAILED, INTERRUPTED
 from dlproxy.message import DType
 from tests import models
+from tests.cli.on_a_server import only_line
 from tests.clients.server import HANG_S, ServerProcess, environment, write_config
 
 COUNTER = """
@@ -83,11 +84,7 @@ def _json(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> list[ob
 
 def _complaint(capsys: pytest.CaptureFixture[str], *arguments: str | Path, code: int = USER_ERROR) -> str:
     assert main(["infer", *map(str, arguments)]) == code
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("dlproxy: ")
-    assert captured.err.count("\n") == 1, captured.err
-    return captured.err
+    return only_line(capsys)
 
 
 # Inputs

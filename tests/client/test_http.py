@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import ssl
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -14,9 +13,10 @@ import pytest
 
 from dlproxy import AsyncClient, FailureKind, InferenceError
 from dlproxy.instance.remote.http_client import MOST_UNREAD
+from tests.certificates import make_certificate, server_context
 from tests.client.servers import METADATA, X, body_of, echo, scripted
-from tests.instance.remote_tls import make_certificate
 from tests.instance.upstreams import Asked, ScriptedUpstream, until
+from tests.serve.rig import pass_time
 
 BUSY = {"error": "the queue is full"}
 
@@ -443,9 +443,7 @@ async def test_a_slow_reader_holds_the_server_back() -> None:
         before = -1
         while before != written:  # until nothing moves any more
             before = written
-            passed = asyncio.Event()
-            asyncio.get_running_loop().call_later(0.2, passed.set)
-            await passed.wait()
+            await pass_time(0.2)
         assert written < 400, f"all was read ahead, though at most {MOST_UNREAD} bytes should be"
         assert sum([1 async for _ in parts]) == 399
 
@@ -466,8 +464,7 @@ async def test_a_stream_that_falls_silent_is_given_up() -> None:
 
 async def test_certificates_are_verified(tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    context = server_context(certificate)
     server = ScriptedUpstream({"/v2/models/m": METADATA}, echo)
     await server.start(ssl=context)
     asyncio.get_running_loop().set_exception_handler(lambda loop, what: None)  # the server's own complaints

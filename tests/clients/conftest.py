@@ -14,14 +14,14 @@ from tests.clients.server import ServerProcess, write_config
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """Serves digits, simple (two int32 in, two out), text, half, brain and wide (identities of BYTES, FP16, BF16, INT64)."""
     folder: Path = tmp_path_factory.mktemp("models")
-    made = {
-        "simple": models.two_in_two_out(),
-        "text": models.identity(DType.BYTES, ("N", 2)),
-        "half": models.identity(DType.FP16),
-        "brain": models.identity(DType.BF16),
-        "wide": models.identity(DType.INT64, ("N", "M")),
-    }
-    settings = {name: {"path": models.save(made[name], folder / f"{name}.onnx"), "threads": 1} for name in made}
+    settings = models.settings_of(
+        folder,
+        simple=models.two_in_two_out(),
+        text=models.identity(DType.BYTES, ("N", 2)),
+        half=models.identity(DType.FP16),
+        brain=models.identity(DType.BF16),
+        wide=models.identity(DType.INT64, ("N", "M")),
+    )
     settings["simple"] |= {"max_batch": 8, "max_request_rows": 8, "version": "3"}
     settings["digits"] = {"path": models.DIGITS, "threads": 1}
     with ServerProcess("--config", write_config(folder / "dlproxy.toml", settings)) as process:

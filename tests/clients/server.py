@@ -10,12 +10,36 @@ import tempfile
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-from urllib.request import urlopen
+from typing import Any, NamedTuple
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
 
 HANG_S = 60.0  # a server that is silent this long is killed, so that no test waits for ever
+
+
+class Told(NamedTuple):
+    """What came of a request over HTTP."""
+
+    status: int
+    headers: Any
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body or b"null")
+
+
+def asked(url: str, data: Any = None, *, method: str | None = None, within_s: float = HANG_S, **headers: str) -> Told:
+    """`data`: bytes, or what JSON is made of."""
+    body = data if isinstance(data, bytes | None) else json.dumps(data).encode()
+    try:
+        with urlopen(Request(url, body, headers, method=method), timeout=within_s) as reply:
+            return Told(reply.status, reply.headers, reply.read())
+    except HTTPError as error:
+        with error:
+            return Told(error.code, error.headers, error.read())
 
 
 class ServerProcess:
@@ -103,16 +127,32 @@ class ServerProcess:
         self.stop()
         self._stderr.close()
 
+    def ask(self, path: str, data: Any = None) -> Any:
+        """The JSON of an answer, which is 200."""
+        return self._json(f"http://{self.address}{path}", data)
+
+    def control(self, path: str, data: Any = None) -> Any:
+        """The same of the control port."""
+        return self._json(f"http://127.0.0.1:{self.control_port}{path}", data)
+
+    def _json(self, url: str, data: Any) -> Any:
+        told = asked(url, data)
+        assert told.status == 200, told
+        return told.json
+
+    def instances(self, model: str) -> list[dict[str, Any]]:
+        """As the control port has them."""
+        found: list[dict[str, Any]] = self.control(f"/models/{model}")["instances"]
+        return found
+
     def stats(self, model: str) -> dict[str, Any]:
         """The statistics extension's entry of one model."""
-        with urlopen(f"http://{self.address}/v2/models/{model}/stats", timeout=HANG_S) as reply:
-            entry: dict[str, Any] = json.load(reply)["model_stats"][0]
-            return entry
+        entry: dict[str, Any] = self.ask(f"/v2/models/{model}/stats")["model_stats"][0]
+        return entry
 
     def metric(self, name: str, **labels: str) -> float:
         """One sample of the metrics page."""
-        with urlopen(f"http://127.0.0.1:{self.control_port}/metrics", timeout=HANG_S) as reply:
-            page = reply.read().decode()
+        page = asked(f"http://127.0.0.1:{self.control_port}/metrics").body.decode()
         for family in text_string_to_metric_families(page):
             for sample in family.samples:
                 if sample.name in (name, f"{name}_total") and labels.items() <= sample.labels.items():

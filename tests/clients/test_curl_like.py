@@ -5,34 +5,18 @@ import json
 import zlib
 from collections.abc import Callable
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import models
-from tests.clients.server import HANG_S, ServerProcess, write_config
-
-
-def _get(url: str) -> tuple[int, Any, bytes]:
-    try:
-        with urlopen(url, timeout=HANG_S) as reply:
-            return reply.status, reply.headers, reply.read()
-    except HTTPError as error:
-        with error:
-            return error.code, error.headers, error.read()
+from tests.clients.server import ServerProcess, asked, write_config
 
 
 def _post(url: str, body: object) -> tuple[int, Any, Any]:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    try:
-        with urlopen(Request(url, data), timeout=HANG_S) as reply:
-            return reply.status, reply.headers, json.load(reply)
-    except HTTPError as error:
-        with error:
-            return error.code, error.headers, json.load(error)
+    told = asked(url, body)
+    return told.status, told.headers, told.json
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +68,7 @@ def test_what_is_wrong_is_said(server: ServerProcess, path: str, body: object, s
 
 
 def test_predict_is_a_post(server: ServerProcess) -> None:
-    status, headers, body = _get(f"http://{server.address}/predict/digits")
+    status, headers, body = asked(f"http://{server.address}/predict/digits")
     assert status == 405
     assert headers["allow"] == "POST"
     assert b"Method Not Allowed" in body
@@ -107,14 +91,14 @@ def test_server_timing_can_be_turned_off(tmp_path: Any, image: list[Any]) -> Non
 
 
 def test_root_says_what_to_try(server: ServerProcess) -> None:
-    status, _, body = _get(f"http://{server.address}/")
+    status, _, body = asked(f"http://{server.address}/")
     assert status == 200
     assert "digits" in json.loads(body)["models"]
 
 
 def test_metrics_are_prometheus_text(server: ServerProcess, image: list[Any]) -> None:
     _post(f"http://{server.address}/predict/digits", {"inputs": image})
-    status, headers, body = _get(f"http://127.0.0.1:{server.control_port}/metrics")
+    status, headers, body = asked(f"http://127.0.0.1:{server.control_port}/metrics")
     assert status == 200
     assert headers["content-type"].startswith("text/plain")
     families = {family.name: family for family in text_string_to_metric_families(body.decode())}
@@ -138,7 +122,7 @@ def test_failures_are_counted_by_reason(server: ServerProcess) -> None:
 
 
 def test_healthz_names_the_models(server: ServerProcess) -> None:
-    status, _, body = _get(f"http://127.0.0.1:{server.control_port}/healthz")
+    status, _, body = asked(f"http://127.0.0.1:{server.control_port}/healthz")
     assert status == 200
     health = json.loads(body)
     assert health["ready"] is True
@@ -146,8 +130,8 @@ def test_healthz_names_the_models(server: ServerProcess) -> None:
 
 
 def test_control_port_serves_no_inference(server: ServerProcess) -> None:
-    assert _get(f"http://127.0.0.1:{server.control_port}/v2/models/digits")[0] == 404
-    assert _get(f"http://{server.address}/metrics")[0] == 404
+    assert asked(f"http://127.0.0.1:{server.control_port}/v2/models/digits")[0] == 404
+    assert asked(f"http://{server.address}/metrics")[0] == 404
 
 
 @pytest.mark.parametrize(("accept", "unpack"), [("gzip, deflate, br", gzip.decompress), ("deflate", zlib.decompress)])
@@ -155,11 +139,8 @@ def test_what_libraries_accept_unasked_they_understand(
     server: ServerProcess, accept: str, unpack: Callable[[bytes], bytes]
 ) -> None:
     values = list(range(20_000))
-    request = Request(f"http://{server.address}/predict/wide", json.dumps({"inputs": [values]}).encode())
-    request.add_header("Accept-Encoding", accept)
-    with urlopen(request, timeout=HANG_S) as reply:
-        body = reply.read()
-        assert reply.headers["content-encoding"] == accept.partition(",")[0]
-        assert reply.headers["vary"] == "accept-encoding"
+    _, headers, body = asked(f"http://{server.address}/predict/wide", {"inputs": [values]}, **{"Accept-Encoding": accept})
+    assert headers["content-encoding"] == accept.partition(",")[0]
+    assert headers["vary"] == "accept-encoding"
     assert json.loads(unpack(body))["outputs"] == {"y": [values]}
     assert len(body) < len(json.dumps(values)) / 2

@@ -1,23 +1,16 @@
 """`:explain` on a real server: what it says of an image is what one finds by asking for it pixel by pixel."""
 
-import json
-from urllib.request import Request, urlopen
-
 import numpy as np
 
 from dlproxy import Client
 from tests import models
-from tests.clients.server import HANG_S, ServerProcess
+from tests.clients.server import ServerProcess
 
 
 def test_each_pixel_has_what_the_answer_loses_without_it(server: ServerProcess) -> None:
     with np.load(models.HELDOUT) as heldout:
         image = heldout["images"][0].astype(np.float32)
-    request = Request(
-        f"http://{server.address}/v1/models/digits:explain", json.dumps({"instances": [image.tolist()]}).encode(), method="POST"
-    )
-    with urlopen(request, timeout=HANG_S) as reply:
-        (explained,) = json.load(reply)["explanations"]
+    (explained,) = server.ask("/v1/models/digits:explain", {"instances": [image.tolist()]})["explanations"]
     rows = np.repeat(image[None], 65, axis=0)
     rows[np.arange(64), 0, np.arange(64) // 8, np.arange(64) % 8] = 0
     with Client(f"http://{server.address}") as client:

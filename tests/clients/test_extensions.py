@@ -1,7 +1,6 @@
 """NVIDIA's tritonclient, unchanged: tensors in shared memory, classes, log and trace settings, over HTTP and gRPC."""
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,14 +31,8 @@ B = np.full((2, 4), 100, np.int32)
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """Serves simple (two int32 in, two out), whose classes have names, text and wide (identities of BYTES and of INT64)."""
     folder: Path = tmp_path_factory.mktemp("models")
-    made = {
-        "simple": models.two_in_two_out(),
-        "text": models.identity(DType.BYTES, ("N", 2)),
-        "wide": models.identity(DType.INT64, ("N", "M")),
-    }
-    settings: dict[str, dict[str, Any]] = {
-        name: {"path": models.save(made[name], folder / f"{name}.onnx"), "threads": 1} for name in made
-    }
+    text, wide = models.identity(DType.BYTES, ("N", 2)), models.identity(DType.INT64, ("N", "M"))
+    settings = models.settings_of(folder, simple=models.two_in_two_out(), text=text, wide=wide)
     (folder / "classes.txt").write_text("zero\none\n\nthree\n", "utf-8")
     settings["simple"]["class_names"] = "classes.txt"
     config = write_config(folder / "dlproxy.toml", settings, client_log_settings=True)
@@ -54,9 +47,7 @@ def door(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def client(server: ServerProcess, door: Any) -> Iterator[Any]:
-    found = re.search(r"^gRPC +(\S+:\d+)", server.report, re.MULTILINE)
-    assert found is not None
-    with door.InferenceServerClient(server.address if door is over_http else found[1]) as made:
+    with door.InferenceServerClient(server.address if door is over_http else server.grpc_address) as made:
         made.unregister_system_shared_memory()
         yield made
 

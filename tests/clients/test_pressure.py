@@ -1,21 +1,18 @@
 """Whole servers under pressure: quotas, urgent requests in a full queue, knobs that change under load, and its replay."""
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Iterator
 from math import inf
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import pytest
 
 from dlproxy.policy.events import BatchDone, Dispatch, KnobsChanged, TurnGranted
 from dlproxy.telemetry.event_log import read, replay
 from tests.clients import raw
-from tests.clients.server import HANG_S, ServerProcess
+from tests.clients.server import ServerProcess, asked
 
 ONE = b'{"inputs":[[1]]}'
 CONNECTIONS = 32
@@ -29,13 +26,8 @@ def config(folder: Path, text: str) -> Path:
 
 def ask_control(server: ServerProcess, path: str, changes: dict[str, Any] | None = None) -> tuple[int, Any]:
     """A GET of the control port or, with changes, a PATCH."""
-    data, method = (None, "GET") if changes is None else (json.dumps(changes).encode(), "PATCH")
-    try:
-        with urlopen(Request(f"http://127.0.0.1:{server.control_port}{path}", data, method=method), timeout=HANG_S) as reply:
-            return reply.status, json.load(reply)
-    except HTTPError as error:
-        with error:
-            return error.code, json.load(error)
+    told = asked(f"http://127.0.0.1:{server.control_port}{path}", changes, method=None if changes is None else "PATCH")
+    return told.status, told.json
 
 
 @pytest.fixture(scope="module")

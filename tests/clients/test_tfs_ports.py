@@ -1,9 +1,7 @@
 """TensorFlow Serving's two ports of `dlproxy serve --tfs`, asked by hand and by a dlproxy that takes it for such a server."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
-from urllib.request import Request, urlopen
 
 import grpc
 import numpy as np
@@ -11,7 +9,7 @@ import pytest
 
 from dlproxy.protos.tfs import PREDICTION, tfs
 from tests import models
-from tests.clients.server import HANG_S, ServerProcess
+from tests.clients.server import HANG_S, ServerProcess, asked
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +26,7 @@ def images() -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def ask(url: str, body: Any = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    with urlopen(Request(url, data), timeout=HANG_S) as reply:
-        return json.load(reply)
+    return asked(url, body).json
 
 
 def test_both_transports_of_every_port_answer_alike(server: ServerProcess, images: Any) -> None:
@@ -40,14 +36,14 @@ def test_both_transports_of_every_port_answer_alike(server: ServerProcess, image
         assert ask(base)["model_version_status"][0]["state"] == "AVAILABLE"
         rows = ask(f"{base}:predict", {"instances": images.tolist()})["predictions"]
         assert np.array_equal(np.float32(rows), np.float32(expected))
-    asked = tfs.PredictRequest()
-    asked.model_spec.name = "digits"
-    tensor = asked.inputs["image"]
+    question = tfs.PredictRequest()
+    question.model_spec.name = "digits"
+    tensor = question.inputs["image"]
     tensor.dtype, tensor.tensor_content = 1, images.tobytes()
     for size in images.shape:
         tensor.tensor_shape.dim.add(size=size)
     with grpc.insecure_channel(f"127.0.0.1:{server.tfs_grpc_port}") as channel:
-        reply = channel.unary_unary(f"{PREDICTION}/Predict")(asked.SerializeToString(), timeout=HANG_S)
+        reply = channel.unary_unary(f"{PREDICTION}/Predict")(question.SerializeToString(), timeout=HANG_S)
     outputs = tfs.PredictResponse.FromString(reply).outputs
     assert np.array_equal(np.float32(outputs["probabilities"].float_val), np.float32(expected).ravel())
 

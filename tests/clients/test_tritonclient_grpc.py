@@ -1,7 +1,7 @@
-"""NVIDIA's tritonclient over gRPC, blocking and asyncio, unchanged, against a dlproxy server."""
+"""tritonclient over gRPC, unchanged: loading, cancelling, streams, asyncio. What HTTP has, too: test_tritonclient.py."""
 
 import queue
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from ml_dtypes import bfloat16
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from dlproxy import FailureKind
@@ -55,23 +54,15 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder: Path = tmp_path_factory.mktemp("parts")
     (folder / "parts.py").write_text(PARTS)
     wide = models.identity(models.DType.INT64, ("N", "M"))
-    settings: dict[str, dict[str, Any]] = {
-        "counter": {"path": f"{folder / 'parts.py'}:Counter", "run": "thread"},
-        "slow": {"path": f"{folder / 'parts.py'}:Slow", "run": "thread", "instances": 1},
-        "simple": {"path": models.save(models.two_in_two_out(), folder / "simple.onnx"), "threads": 1, "max_request_rows": 8},
-        "wide": {"path": models.save(wide, folder / "wide.onnx"), "threads": 1},
-    }
+    settings = models.settings_of(folder, simple=models.two_in_two_out(), wide=wide)
+    settings["simple"]["max_request_rows"] = 8
+    settings["counter"] = {"path": f"{folder / 'parts.py'}:Counter", "run": "thread"}
+    settings["slow"] = {"path": f"{folder / 'parts.py'}:Slow", "run": "thread", "instances": 1}
     (folder / "repository" / "later" / "1").mkdir(parents=True)
     models.save(models.two_in_two_out(), folder / "repository" / "later" / "1" / "model.onnx")
     config = write_config(folder / "dlproxy.toml", settings, repository=folder / "repository", repository_mode="explicit")
     with ServerProcess("--config", config) as process:
         yield process
-
-
-@pytest.fixture(scope="module")
-def client(server: ServerProcess) -> Iterator[triton.InferenceServerClient]:
-    with triton.InferenceServerClient(server.grpc_address) as made:
-        yield made
 
 
 @pytest.fixture
@@ -86,8 +77,8 @@ async def aio(parts: ServerProcess) -> AsyncIterator[triton_aio.InferenceServerC
         yield made
 
 
-def _input(name: str, array: np.ndarray, datatype: str = "") -> triton.InferInput:
-    made = triton.InferInput(name, list(array.shape), datatype or np_to_triton_dtype(array.dtype))
+def _input(name: str, array: np.ndarray) -> triton.InferInput:
+    made = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
     made.set_data_from_numpy(array)
     return made
 
@@ -99,42 +90,6 @@ def _x(value: float) -> list[triton.InferInput]:
 A = np.arange(8, dtype=np.int32).reshape(2, 4)
 B = np.full((2, 4), 100, np.int32)
 PAIR = [_input("a", A), _input("b", B)]
-
-
-# Health and description
-
-
-def test_server_and_models_are_live_and_ready(client: triton.InferenceServerClient) -> None:
-    assert client.is_server_live()
-    assert client.is_server_ready()
-    assert client.is_model_ready("digits")
-    assert client.is_model_ready("simple", "3")
-    assert not client.is_model_ready("nobody")
-    assert not client.is_model_ready("digits", "9")
-
-
-def test_descriptions(client: triton.InferenceServerClient) -> None:
-    assert client.get_server_metadata().name == "dlproxy"
-    metadata = client.get_model_metadata("simple", as_json=True)
-    assert (metadata["versions"], metadata["platform"]) == (["3"], "onnxruntime_onnx")
-    assert metadata["inputs"][0] == {"name": "a", "datatype": "INT32", "shape": ["-1", "4"]}
-    config = client.get_model_config("simple", "3").config
-    assert (config.max_batch_size, config.backend) == (8, "onnxruntime")
-    assert (config.input[0].name, list(config.input[0].dims)) == ("a", [4])
-    assert config.HasField("dynamic_batching")
-    text = client.get_model_config("text", as_json=True)["config"]
-    assert text["input"][0]["data_type"] == "TYPE_STRING"
-
-
-def test_statistics_count_inferences(client: triton.InferenceServerClient) -> None:
-    def counts() -> tuple[int, int, int]:
-        (stats,) = client.get_inference_statistics("simple").model_stats
-        return stats.inference_count, stats.execution_count, stats.inference_stats.success.count
-
-    before = counts()
-    client.infer("simple", PAIR)
-    assert [after - was for after, was in zip(counts(), before, strict=True)] == [2, 1, 1]
-    assert {"digits", "simple"} <= {stats.name for stats in client.get_inference_statistics().model_stats}
 
 
 def test_the_repository_is_listed_loaded_and_unloaded(streaming: triton.InferenceServerClient) -> None:
@@ -152,124 +107,13 @@ def test_the_repository_is_listed_loaded_and_unloaded(streaming: triton.Inferenc
         streaming.load_model("later", config="{}", files={"file:1/model.onnx": b"x"})
 
 
-# Inference
-
-
-def test_several_inputs_and_outputs(client: triton.InferenceServerClient) -> None:
-    wanted = [triton.InferRequestedOutput(name) for name in ("diff", "sum")]
-    for request_id in ("r-1", "r-2", "", "r-3"):
-        result = client.infer("simple", PAIR, outputs=wanted, request_id=request_id)
-        assert np.array_equal(result.as_numpy("sum"), A + B)
-        assert np.array_equal(result.as_numpy("diff"), A - B)
-        response = result.get_response()
-        assert (response.model_name, response.model_version, response.id) == ("simple", "3", request_id)
-        assert [output.name for output in response.outputs] == ["diff", "sum"]
-
-
-def test_one_output_of_two_and_a_version(client: triton.InferenceServerClient) -> None:
-    result = client.infer("simple", PAIR, model_version="3", outputs=[triton.InferRequestedOutput("sum")])
-    assert result.as_numpy("diff") is None
-    assert np.array_equal(result.as_numpy("sum"), A + B)
-
-
-def test_text_comes_back_as_it_went(client: triton.InferenceServerClient) -> None:
-    texts = np.array([["", "zwölf \N{GRINNING FACE}"], ["a" * 5000, "\n\t\\"]], dtype=object)
-    result = client.infer("text", [_input("x", texts, "BYTES")])
-    assert [text.decode() for text in result.as_numpy("y").ravel()] == texts.ravel().tolist()
-
-
-def test_16_bit_floats(client: triton.InferenceServerClient) -> None:
-    values = np.array([[0.5, -2, 65504]], np.float16)
-    assert np.array_equal(client.infer("half", [_input("x", values)]).as_numpy("y"), values)
-    brain = np.array([[0.5, -2, 3e38], [1, 2, 3]], bfloat16)
-    result = client.infer("brain", [_input("x", brain, "BF16")]).as_numpy("y")
-    assert np.array_equal(np.asarray(result, np.float32), brain.astype(np.float32))
-
-
-def test_large_tensors(client: triton.InferenceServerClient) -> None:
-    values = np.arange(3_000_000, dtype=np.int64).reshape(3, 1_000_000)
-    assert np.array_equal(client.infer("wide", [_input("x", values)]).as_numpy("y"), values)
-
-
-@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-def test_compression(client: triton.InferenceServerClient, algorithm: str) -> None:
-    values = np.zeros((3, 2000), np.int64)
-    assert np.array_equal(client.infer("wide", [_input("x", values)], compression_algorithm=algorithm).as_numpy("y"), values)
-
-
-def test_parameters_and_headers(client: triton.InferenceServerClient) -> None:
-    result = client.infer(
-        "simple", PAIR, timeout=10_000_000, priority=1, parameters={"mine": 1}, headers={"x-tenant-id": "shop"}
-    )
-    assert np.array_equal(result.as_numpy("sum"), A + B)
-
-
-def test_many_at_a_time(client: triton.InferenceServerClient) -> None:
+def test_many_at_a_time(streaming: triton.InferenceServerClient) -> None:
     results: queue.Queue[Any] = queue.Queue()
     for number in range(50):
-        client.async_infer("simple", [_input("a", A + number), PAIR[1]], lambda result, error: results.put((result, error)))
+        streaming.async_infer("simple", [_input("a", A + number), PAIR[1]], lambda result, error: results.put((result, error)))
     found = [results.get(timeout=HANG_S) for _ in range(50)]
     assert not [error for _, error in found if error is not None]
     assert sorted(int(result.as_numpy("sum")[0, 0]) for result, _ in found) == list(range(100, 150))
-
-
-# Errors, deadlines, cancellation
-
-Question = Callable[[triton.InferenceServerClient], object]
-
-
-@pytest.mark.parametrize(
-    ("ask", "status", "text"),
-    [
-        pytest.param(
-            lambda client: client.infer("nobody", PAIR),
-            "NOT_FOUND",
-            "Request for unknown model: 'nobody' is not found",
-            id="unknown model",
-        ),
-        pytest.param(
-            lambda client: client.infer("simple", PAIR, model_version="9"),
-            "NOT_FOUND",
-            "Request for unknown model: 'simple' version 9 is not found",
-            id="unknown version",
-        ),
-        pytest.param(
-            lambda client: client.infer("simple", PAIR[:1], request_id="r7"),
-            "INVALID_ARGUMENT",
-            "[request id: r7] expected 2 inputs but got 1 inputs",
-            id="too few inputs",
-        ),
-        pytest.param(
-            lambda client: client.infer("simple", [_input("a", A[:, :3].copy()), PAIR[1]]),
-            "INVALID_ARGUMENT",
-            "[request id: <id_unknown>] unexpected shape for input 'a' for model 'simple'. Expected [-1,4], got [2,3].",
-            id="wrong shape",
-        ),
-        pytest.param(
-            lambda client: client.infer("simple", PAIR, outputs=[triton.InferRequestedOutput("z")]),
-            "INVALID_ARGUMENT",
-            "unexpected inference output 'z' for model 'simple'",
-            id="unknown output",
-        ),
-        pytest.param(
-            lambda client: client.infer("simple", PAIR, sequence_id=7, sequence_start=True),
-            "UNIMPLEMENTED",
-            "parameter 'sequence_id' is 7, but sequences are not supported",
-            id="a sequence",
-        ),
-        pytest.param(
-            lambda client: client.get_model_metadata("nobody"),
-            "NOT_FOUND",
-            "Request for unknown model: 'nobody' is not found",
-            id="metadata of an unknown model",
-        ),
-    ],
-)
-def test_errors_read_as_triton_s_do(client: triton.InferenceServerClient, ask: Question, status: str, text: str) -> None:
-    with pytest.raises(InferenceServerException) as caught:
-        ask(client)
-    assert caught.value.message().startswith(text)
-    assert caught.value.status() == f"StatusCode.{status}"
 
 
 def test_a_client_timeout_ends_the_call_and_cancels_the_request(

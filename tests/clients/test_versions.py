@@ -1,13 +1,11 @@
 """Two versions of one model: each answers at its own address, and whoever names none gets the one that comes last."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.clients.server import HANG_S, ServerProcess
+from tests.clients.server import ServerProcess
 
 MODELS = """
 class Add1:
@@ -43,9 +41,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def _ask(server: ServerProcess, path: str) -> tuple[str, float]:
     inputs = [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [10]}]
-    request = Request(f"http://{server.address}/v2/models/{path}/infer", json.dumps({"inputs": inputs}).encode())
-    with urlopen(request, timeout=HANG_S) as reply:
-        answer = json.load(reply)
+    answer = server.ask(f"/v2/models/{path}/infer", {"inputs": inputs})
     return answer["model_version"], answer["outputs"][0]["data"][0]
 
 
@@ -53,5 +49,4 @@ def test_each_version_answers_for_itself_and_the_last_for_the_model(server: Serv
     assert _ask(server, "add/versions/1") == ("1", 11.0)
     assert _ask(server, "add/versions/2") == ("2", 12.0)
     assert _ask(server, "add") == ("2", 12.0)
-    with urlopen(f"http://{server.address}/v2/models/add", timeout=HANG_S) as reply:
-        assert json.load(reply)["versions"] == ["1", "2"]
+    assert server.ask("/v2/models/add")["versions"] == ["1", "2"]

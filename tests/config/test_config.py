@@ -38,6 +38,11 @@ def _mistake(text: str | bytes, folder: Path) -> str:
     return message
 
 
+def _assert_told(message: str, line: int, clues: list[str]) -> None:
+    assert f"dlproxy.toml:{line}: " in message
+    assert not [clue for clue in clues if clue not in message], message
+
+
 def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     assert _load("", tmp_path) == Config()
 
@@ -128,10 +133,7 @@ def test_a_model_that_only_takes_time_has_no_path_to_complete(tmp_path: Path) ->
 def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
     tmp_path: Path, text: str, line: int, clues: list[str]
 ) -> None:
-    message = _mistake(text, tmp_path)
-    assert f"dlproxy.toml:{line}: " in message
-    for clue in clues:
-        assert clue in message
+    _assert_told(_mistake(text, tmp_path), line, clues)
 
 
 @pytest.mark.parametrize(
@@ -169,10 +171,7 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_line(tmp_path: Path, text: str, line: int, clues: list[str]) -> None:
-    message = _mistake(text, tmp_path)
-    assert f"dlproxy.toml:{line}: " in message
-    for clue in clues:
-        assert clue in message
+    _assert_told(_mistake(text, tmp_path), line, clues)
 
 
 @pytest.mark.parametrize(
@@ -207,10 +206,7 @@ def test_a_line_is_found_however_a_table_is_written(tmp_path: Path, text: str, l
     ],
 )
 def test_a_wrong_choice_is_named_with_the_nearest_right_one(tmp_path: Path, text: str, line: int, clues: list[str]) -> None:
-    message = _mistake(text, tmp_path)
-    assert f"dlproxy.toml:{line}: " in message
-    for clue in clues:
-        assert clue in message
+    _assert_told(_mistake(text, tmp_path), line, clues)
 
 
 @pytest.mark.parametrize("sticky", ["tenant", "input", "header:X-User"])
@@ -352,10 +348,7 @@ def test_a_model_without_a_path_is_what_its_versions_have_in_common(tmp_path: Pa
     ],
 )
 def test_a_mistake_in_a_version_is_named_with_its_line(tmp_path: Path, below: str, line: int, clues: list[str]) -> None:
-    message = _mistake(f"[models.m]\npath = 'a'\n{below}", tmp_path)
-    assert f"dlproxy.toml:{line}: " in message
-    for clue in clues:
-        assert clue in message
+    _assert_told(_mistake(f"[models.m]\npath = 'a'\n{below}", tmp_path), line, clues)
 
 
 def test_a_mistake_that_versions_inherit_is_named_where_it_stands(tmp_path: Path) -> None:
@@ -456,8 +449,7 @@ def test_a_wrong_value_names_its_variable(name: str, text: str, clues: list[str]
     with pytest.raises(ConfigError) as caught:
         _told({name: text})
     assert str(caught.value).startswith(f"{name}: ")
-    for clue in clues:
-        assert clue in str(caught.value)
+    assert not [clue for clue in clues if clue not in str(caught.value)], str(caught.value)
 
 
 def test_an_unknown_variable_is_warned_of_with_the_nearest() -> None:

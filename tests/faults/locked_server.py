@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from dlproxy.wire.identity import key_file
 
+from ..certificates import DAY, Authority
 from ..clients.server import ServerProcess
-from .authority import DAY, Authority
 
 HANG_S = 20.0
 SECRET_MODEL = "vault-7f3a"  # whose name nobody but the operators may learn
@@ -165,13 +165,14 @@ CUT = "cut"
 
 
 class LockedServer:
-    """TLS with optional certificates on every port; `who` is what is sent of Credentials, `certificate` what is shown."""
+    """TLS on every port; HTTP on a socket where `unix`. `who`: what is sent of Credentials, `certificate`: what is shown."""
 
-    def __init__(self, has: Credentials, *arguments: str) -> None:
+    def __init__(self, has: Credentials, *arguments: str, unix: bool = True) -> None:
         self.has = has
         self.path = str(has.folder / "s")
         ports = [word for name in ("grpc", "tfs-grpc", "tfs-http") for word in (f"--{name}-port", "0")]
-        self.process = ServerProcess("--config", has.folder / "dlproxy.toml", "--uds", self.path, "--tfs", *ports, *arguments)
+        ports += ["--uds", self.path] if unix else []
+        self.process = ServerProcess("--config", has.folder / "dlproxy.toml", "--tfs", *ports, *arguments)
         self._relays = {port: Relay(port) for port in (self.process.grpc_port, self.process.tfs_grpc_port)}
 
     def close(self) -> None:

@@ -21,11 +21,11 @@ from dlproxy.protos.tfs import tfs
 from dlproxy.wire.grpc import frames
 from dlproxy.wire.identity import key_file
 from tests import models
+from tests.certificates import Authority, trusting
 from tests.instance.test_remote import OIP, echo
 from tests.instance.upstreams import ScriptedUpstream
-from tests.wire import certificate
 
-from ..clients.server import HANG_S, ServerProcess
+from ..clients.server import HANG_S, ServerProcess, asked
 
 INFER = json.dumps({"inputs": [[1.0]]})
 OIP_INFER = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1.0]}]}
@@ -81,17 +81,12 @@ def _free_port() -> int:
         return port
 
 
-def ask(
-    port: int, path: str, key: str = "", body: Any = INFER, method: str = "POST", timeout: float = 10
-) -> tuple[int, dict[str, str]]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-    try:
-        connection.request(method, path, body, {"authorization": f"Bearer {key}"} if key else {})
-        reply = connection.getresponse()
-        reply.read()
-        return reply.status, {name.lower(): value for name, value in reply.getheaders()}
-    finally:
-        connection.close()
+def ask(port: int, path: str, key: str = "", body: Any = INFER, method: str = "POST") -> tuple[int, dict[str, str]]:
+    more = {"authorization": f"Bearer {key}"} if key else {}
+    told = asked(
+        f"http://127.0.0.1:{port}{path}", None if body is None else body.encode(), method=method, within_s=10.0, **more
+    )
+    return told.status, {name.lower(): value for name, value in told.headers.items()}
 
 
 def call(port: int, method: str, data: bytes, key: str, timeout: float = 10) -> tuple[grpc.StatusCode, dict[str, str | bytes]]:
@@ -239,7 +234,7 @@ def test_the_audit_log_says_who_did_what_and_counts_floods(guarded: Guarded, ser
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("crowded")
-    certificate.write(folder / "server.pem")
+    Authority(folder, "server").own()
     (folder / "dlproxy.toml").write_text(
         """
 [tls]
@@ -258,9 +253,7 @@ path = "sleep:base=1ms"
 
 
 def _https(port: int, path: str, address: str) -> int:
-    connection = http.client.HTTPSConnection(
-        "127.0.0.1", port, context=certificate.of_client(), timeout=10, source_address=(address, 0)
-    )
+    connection = http.client.HTTPSConnection("127.0.0.1", port, context=trusting(), timeout=10, source_address=(address, 0))
     try:
         connection.request("POST" if "predict" in path else "GET", path, INFER if "predict" in path else None)
         return connection.getresponse().status
@@ -368,10 +361,7 @@ def test_a_label_file_elsewhere_has_no_effect(shelf: ServerProcess) -> None:
     output = {"name": "probabilities", "label_filename": "../../../../../../etc/passwd"}
     config = {"backend": "onnxruntime", "output": [output]}
     ask(shelf.http_port, "/v2/repository/models/good/load", "", json.dumps({"parameters": {"config": json.dumps(config)}}))
-    connection = http.client.HTTPConnection("127.0.0.1", shelf.http_port, timeout=10)
-    connection.request("GET", "/v2/models/good/config")
-    assert b"root:" not in connection.getresponse().read()
-    connection.close()
+    assert b"root:" not in asked(f"http://{shelf.address}/v2/models/good/config").body
     ask(shelf.http_port, "/v2/repository/models/good/unload", "", "{}")
 
 
@@ -384,10 +374,7 @@ def _ready(server: ServerProcess) -> list[str]:
 
 
 def _listed(server: ServerProcess) -> list[dict[str, str]]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
-    connection.request("POST", "/v2/repository/index", "{}")
-    entries: list[dict[str, str]] = json.load(connection.getresponse())
-    connection.close()
+    entries: list[dict[str, str]] = server.ask("/v2/repository/index", {})
     return entries
 
 
@@ -449,8 +436,8 @@ def test_an_upstream_gets_one_request_with_headers_of_ours(front: ServerProcess,
     with socket.create_connection(("127.0.0.1", front.http_port), timeout=10) as client:
         client.sendall(f"POST /v2/models/m/infer HTTP/1.1\r\nhost: h\r\n{length}{more}\r\n\r\n{sent}".encode("latin-1"))
         status = client.recv(1 << 16).split()[1]
-    for asked in behind.upstream.posts:
-        line, *fields = asked.head.decode("latin-1").rstrip("\r\n").split("\r\n")
+    for one in behind.upstream.posts:
+        line, *fields = one.head.decode("latin-1").rstrip("\r\n").split("\r\n")
         assert line == "POST /v2/models/m/infer HTTP/1.1"
         names = [field.partition(":")[0].lower() for field in fields]
         traced = {"traceparent"} if "aaaa" in more else set()

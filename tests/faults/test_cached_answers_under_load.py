@@ -4,7 +4,6 @@ The model says with each answer how many rows it had run, so equal numbers show 
 """
 
 import asyncio
-import json
 import os
 import signal
 from collections import Counter
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -79,14 +77,10 @@ class Site:
         self._gate.unlink(missing_ok=True)
 
     def operate(self, action: str, **terms: Any) -> None:
-        self._control(f"/models/m/{action}", json.dumps(terms).encode())
+        self.process.control(f"/models/m/{action}", terms)
 
     def workers(self) -> list[int]:
-        return [one["pid"] for one in self._control("/models/m")["instances"] if one["state"] == "up"]
-
-    def _control(self, target: str, body: bytes | None = None) -> Any:
-        with urlopen(Request(f"http://127.0.0.1:{self.process.control_port}{target}", body), timeout=HANG_S) as reply:
-            return json.load(reply)
+        return [one["pid"] for one in self.process.instances("m") if one["state"] == "up"]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """Models whose text no encoder takes (a file's name that is no UTF-8): told escaped, wherever they run; nothing hangs."""
 
-import json
 from collections.abc import Iterator
-from http.client import HTTPConnection
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -12,7 +10,7 @@ import pytest
 from dlproxy.instance.process.instance import ProcessInstance
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.specs import PythonSpec
-from tests.clients.server import HANG_S, ServerProcess, write_config
+from tests.clients.server import HANG_S, ServerProcess, asked, write_config
 
 RUNS = ("inline", "thread", "process")
 NAME = 'b"caf\\xe9.jpg".decode("utf-8", "surrogateescape")'
@@ -61,13 +59,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def ask(server: ServerProcess, run: str, mood: int) -> tuple[int, Any]:
-    connection = HTTPConnection("127.0.0.1", server.http_port, timeout=10)
-    try:
-        connection.request("POST", f"/predict/{run}", json.dumps({"inputs": [[mood]]}))
-        reply = connection.getresponse()
-        return reply.status, json.load(reply)
-    finally:
-        connection.close()
+    told = asked(f"http://{server.address}/predict/{run}", {"inputs": [[mood]]}, within_s=10.0)
+    return told.status, told.json
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -86,13 +79,7 @@ def test_it_is_told_at_once_and_the_model_goes_on(server: ServerProcess, run: st
 
 
 def worker(server: ServerProcess, run: str) -> object:
-    connection = HTTPConnection("127.0.0.1", server.control_port, timeout=10)
-    try:
-        connection.request("GET", f"/models/{run}")
-        instances = json.load(connection.getresponse())["instances"]
-    finally:
-        connection.close()
-    return [(instance["pid"], instance["restarts"]) for instance in instances]
+    return [(instance["pid"], instance["restarts"]) for instance in server.instances(run)]
 
 
 def test_the_drain_is_prompt_afterwards(tmp_path: Path) -> None:

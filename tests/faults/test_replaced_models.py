@@ -1,14 +1,11 @@
 """A model's file is replaced while it is served: a worker that restarts brings nothing else under the same version."""
 
-import json
 import os
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any
-from urllib.request import Request, urlopen
 
 import numpy as np
 import onnx
@@ -71,14 +68,14 @@ def test_a_worker_that_would_load_something_else_does_not_come_up(
     config = write_config(tmp_path / "dlproxy.toml", {"m": {"path": path, "run": "process", "instances": 2}})
     with ServerProcess("--config", config) as server:
         _put(tmp_path / "new" / changed, tmp_path / "served")
-        survivor, victim = (one["pid"] for one in _instances(server))
+        survivor, victim = (one["pid"] for one in server.instances("m"))
         os.kill(victim, signal.SIGKILL)
-        _until(lambda: "has changed since" in str(_instances(server)[1]["last_problem"]))
+        _until(lambda: "has changed since" in str(server.instances("m")[1]["last_problem"]))
         assert f"{tmp_path / 'served' / changed} has changed since this model was loaded" in server.errors()
-        assert [one["pid"] for one in _instances(server) if one["state"] == "up"] == [survivor]
+        assert [one["pid"] for one in server.instances("m") if one["state"] == "up"] == [survivor]
         assert {_ask(server) for _ in range(20)} == {2.0}
         _put(tmp_path / "old" / changed, tmp_path / "served")
-        _until(lambda: [one["state"] for one in _instances(server)] == ["up", "up"])
+        _until(lambda: [one["state"] for one in server.instances("m")] == ["up", "up"])
         os.kill(survivor, signal.SIGKILL)  # the one that came back answers alone
         assert {_ask(server) for _ in range(20)} == {2.0}
 
@@ -89,9 +86,9 @@ def test_touching_the_file_is_no_change(tmp_path: Path) -> None:
     with ServerProcess("--config", config) as server:
         for _ in range(2):
             _put(tmp_path / "net.py", tmp_path)
-            (pid,) = (one["pid"] for one in _instances(server))
+            (pid,) = (one["pid"] for one in server.instances("m"))
             os.kill(pid, signal.SIGKILL)
-            _until(lambda: [one["state"] for one in _instances(server) if one["pid"] not in (None, pid)] == ["up"])  # noqa: B023
+            _until(lambda: [one["state"] for one in server.instances("m") if one["pid"] not in (None, pid)] == ["up"])  # noqa: B023
         assert _ask(server) == 2.0
 
 
@@ -102,16 +99,7 @@ def _put(source: Path, folder: Path) -> None:
 
 
 def _ask(server: ServerProcess) -> float:
-    body = json.dumps({"inputs": [[1.0]]}).encode()
-    with urlopen(Request(f"http://{server.address}/predict/m", body), timeout=HANG_S) as reply:
-        answer = json.load(reply)
-    return float(np.ravel(answer["outputs"]["y"])[0])
-
-
-def _instances(server: ServerProcess) -> list[dict[str, Any]]:
-    with urlopen(f"http://127.0.0.1:{server.control_port}/models/m", timeout=HANG_S) as reply:
-        found: list[dict[str, Any]] = json.load(reply)["instances"]
-        return found
+    return float(np.ravel(server.ask("/predict/m", {"inputs": [[1.0]]})["outputs"]["y"])[0])
 
 
 def _until(condition: Callable[[], bool]) -> None:

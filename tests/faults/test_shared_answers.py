@@ -12,6 +12,7 @@ import pytest
 from tests.clients.raw import RawConnection, RawReply, binary_infer, binary_output, connect
 from tests.clients.server import HANG_S, ServerProcess, write_config
 from tests.fleet.redis_server import RedisServer
+from tests.serve.rig import pass_time
 
 WAIT_S = 0.05
 CLIENTS = 4  # of each server
@@ -81,9 +82,7 @@ class Load:
         """Of the latencies of the next so many seconds."""
         for client in self.clients:
             client.latencies.clear()
-        passed = asyncio.Event()
-        asyncio.get_running_loop().call_later(seconds, passed.set)
-        await passed.wait()
+        await pass_time(seconds)
         return float(np.percentile([one for client in self.clients for one in client.latencies], 99))
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from ..certificates import Authority
 from ..clients.server import ServerProcess
-from .authority import Authority
 
 SCANNERS = os.environ.get("DLPROXY_SCANNERS", "")
 TESTSSL = shutil.which("testssl") or shutil.which("testssl.sh")

@@ -1,21 +1,17 @@
 """Workers of a real server killed while clients ask: every request gets its own answer once, and readiness tells the truth."""
 
 import asyncio
-import json
 import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
-from typing import Any
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import numpy as np
 import pytest
 
 from tests.clients.raw import Connect, RawConnection, RawReply, binary_infer, binary_output
-from tests.clients.server import HANG_S, ServerProcess, write_config
+from tests.clients.server import HANG_S, ServerProcess, asked, write_config
 
 CLIENTS, KILLS = 16, 3
 BETWEEN = 20 * CLIENTS  # answers before each kill
@@ -76,7 +72,7 @@ class Load:
 
 
 async def test_workers_killed_in_the_middle_of_batches_cost_no_request(server: ServerProcess, connect: Connect) -> None:
-    count = len(_instances(server))
+    count = len(server.instances("m"))
     load = Load()
     await load.start(connect, server.http_port)
     for _ in range(KILLS):
@@ -98,29 +94,18 @@ async def test_workers_killed_in_the_middle_of_batches_cost_no_request(server: S
 
 def _busy_worker(server: ServerProcess) -> int:
     while True:  # under load one is busy at almost every look
-        for instance in _instances(server):
+        for instance in server.instances("m"):
             if instance["state"] == "up" and instance["in_flight"]:
                 return int(instance["pid"])
 
 
 def _workers_up(server: ServerProcess) -> set[int]:
-    return {instance["pid"] for instance in _instances(server) if instance["state"] == "up"}
-
-
-def _instances(server: ServerProcess) -> list[dict[str, Any]]:
-    with urlopen(f"http://127.0.0.1:{server.control_port}/models/m", timeout=HANG_S) as reply:
-        found: list[dict[str, Any]] = json.load(reply)["instances"]
-        return found
+    return {instance["pid"] for instance in server.instances("m") if instance["state"] == "up"}
 
 
 def _readiness(server: ServerProcess) -> int:
     """The status that a load balancer sees."""
-    try:
-        with urlopen(f"http://{server.address}/v2/health/ready", timeout=HANG_S) as reply:
-            return int(reply.status)
-    except HTTPError as error:
-        with error:
-            return error.code
+    return asked(f"http://{server.address}/v2/health/ready").status
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -13,10 +12,10 @@ from dlproxy.config import ConfigError
 from dlproxy.fleet import redis_store
 from dlproxy.fleet.redis_store import RedisStore
 from dlproxy.fleet.store import StoreError, open_store
-from tests.fleet.redis_server import RedisServer, tls_relay
+from tests.certificates import make_certificate, server_context
+from tests.fleet.redis_server import NO_REDIS, RedisServer, answering, tls_relay
 from tests.fleet.store_editor import add
 from tests.fleet.store_places import RedisPlace
-from tests.instance.remote_tls import make_certificate
 
 HOURS = 10_000.0
 
@@ -147,8 +146,7 @@ async def test_tls_verifies_the_certificate(
     place: RedisPlace, handle: Handle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate = make_certificate(tmp_path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    context = server_context(certificate)
     async with tls_relay(place.server.port, context) as port:
         with pytest.raises(StoreError, match=r"cannot be reached: .*certificate"):
             await handle(f"rediss://127.0.0.1:{port}/0").read()
@@ -157,20 +155,11 @@ async def test_tls_verifies_the_certificate(
     assert list((await handle(place.server.url).read()).models) == ["m"]
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+OK\r\n", b"\x00\xff\r\n", b"$5\r\nab", b""])
+@pytest.mark.parametrize("answer", NO_REDIS)
 async def test_what_is_no_redis_is_an_error(handle: Handle, answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_store, "PATIENCE_S", 0.2)
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.read(65536):
-            writer.write(answer * 3)
-            if not answer:
-                break
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        store = handle(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+    async with answering(answer * 3) as url:
+        store = handle(url)
         with pytest.raises(ConfigError, match=r"^store redis://"):
             await store.read()
         await store.close()

@@ -2,14 +2,12 @@
 names the package.
 """
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -184,9 +182,7 @@ def test_a_model_of_an_added_format_is_served_on_an_added_device(fakes: Path, ru
     config = write_config(fakes.parent / "c.toml", {"m": {"path": "m.fake", "run": run, "device": "npu:1"}})
     with ServerProcess("--config", config) as server:
         body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1]}]}
-        request = Request(f"http://{server.address}/v2/models/m/infer", json.dumps(body).encode())
-        with urlopen(request, timeout=HANG_S) as reply:
-            assert json.load(reply)["outputs"][0]["data"] == [4.0]
+        assert server.ask("/v2/models/m/infer", body)["outputs"][0]["data"] == [4.0]
         place = {"auto": "in 1 worker process", "thread": "on 1 thread", "inline": "inline on the event loop"}[run]
         assert f"runs     {place} on npu:1" in server.report
         assert ("m-0 runs on the npu" in server.errors()) is (run == "thread")

@@ -39,6 +39,14 @@ class Losses:
         return self.reasons[0]
 
 
+async def watched(**settings: Any) -> tuple[ProcessInstance, Losses]:
+    """A worker with a Moody model."""
+    instance = moody(**settings)
+    losses = Losses(instance)
+    await instance.start()
+    return instance, losses
+
+
 @pytest.fixture(autouse=True)
 async def no_leaks() -> AsyncIterator[None]:
     """No test leaves a descriptor or a child process behind."""
@@ -62,9 +70,7 @@ async def no_leaks() -> AsyncIterator[None]:
     ],
 )
 async def test_a_crash_is_told_once_and_its_batch_never_ends(mood: int, reason: str) -> None:
-    instance = moody()
-    losses = Losses(instance)
-    await instance.start()
+    instance, losses = await watched()
     results: list[object] = []
     instance.run([request(mood)], results.append)
     assert await losses.first() == reason
@@ -75,18 +81,14 @@ async def test_a_crash_is_told_once_and_its_batch_never_ends(mood: int, reason: 
 
 
 async def test_a_death_without_work_is_told_too() -> None:
-    instance = moody()
-    losses = Losses(instance)
-    await instance.start()
+    instance, losses = await watched()
     assert instance.pid is not None
     os.kill(instance.pid, signal.SIGKILL)
     assert (await losses.first()).startswith("its process was killed by SIGKILL")
 
 
 async def test_a_batch_given_to_a_worker_that_has_just_died_is_lost_with_it() -> None:
-    instance = moody()
-    losses = Losses(instance)
-    await instance.start()
+    instance, losses = await watched()
     assert instance.pid is not None
     os.kill(instance.pid, signal.SIGKILL)
     wait_for_death(instance.pid)
@@ -97,9 +99,7 @@ async def test_a_batch_given_to_a_worker_that_has_just_died_is_lost_with_it() ->
 
 
 async def test_an_exception_fails_its_batch_and_no_other() -> None:
-    instance = moody()
-    losses = Losses(instance)
-    await instance.start()
+    instance, losses = await watched()
     assert (await run(instance, request(1.0), request(m.RAISE))).error == "out of luck"
     assert values(await run(instance, request(1.0))) == [[2.0, 2.0]]
     await instance.stop()
@@ -107,9 +107,7 @@ async def test_an_exception_fails_its_batch_and_no_other() -> None:
 
 
 async def test_a_batch_that_hangs_costs_the_worker_its_life() -> None:
-    instance = moody(batch_timeout_s=0.2)
-    losses = Losses(instance)
-    await instance.start()
+    instance, losses = await watched(batch_timeout_s=0.2)
     assert values(await run(instance, request(1.0))) == [[2.0, 2.0]]
     results: list[object] = []
     instance.run([request(m.HANG)], results.append)
@@ -119,9 +117,7 @@ async def test_a_batch_that_hangs_costs_the_worker_its_life() -> None:
 
 async def test_each_batch_has_its_own_time() -> None:
     limit_s = 0.4
-    instance = moody(batch_timeout_s=limit_s)
-    losses = Losses(instance)
-    await instance.start()
+    instance, losses = await watched(batch_timeout_s=limit_s)
     loop = asyncio.get_running_loop()
     first_runs_out_at = loop.time() + limit_s
     while loop.time() < first_runs_out_at - 0.5 * limit_s:
@@ -133,9 +129,7 @@ async def test_each_batch_has_its_own_time() -> None:
 
 
 async def test_a_worker_that_closes_its_socket_is_lost() -> None:
-    instance = moody()
-    losses = Losses(instance)
-    await instance.start()
+    instance, losses = await watched()
     instance.run([request(m.CLOSE)], lambda result: None)
     assert "while it ran a batch" in await losses.first()
 
@@ -143,9 +137,7 @@ async def test_a_worker_that_closes_its_socket_is_lost() -> None:
 async def test_a_worker_lost_while_it_is_stopped_is_told_if_it_ran_a_batch(tmp_path: Path) -> None:
     fifo = tmp_path / "gate"
     os.mkfifo(fifo)
-    instance = moody(fifo=fifo)
-    losses = Losses(instance)
-    await instance.start()
+    instance, losses = await watched(fifo=fifo)
     instance.run([request(m.GATE)], lambda result: None)
     gate = await asyncio.to_thread(fifo.open, "wb")
     stopping = asyncio.create_task(instance.stop())
@@ -158,9 +150,7 @@ async def test_a_worker_lost_while_it_is_stopped_is_told_if_it_ran_a_batch(tmp_p
 
 
 async def test_a_worker_that_does_not_want_to_end_is_ended(caplog: pytest.LogCaptureFixture) -> None:
-    instance = moody(stop_timeout_s=0.1)
-    losses = Losses(instance)
-    await instance.start()
+    instance, losses = await watched(stop_timeout_s=0.1)
     assert instance.pid is not None
     os.kill(instance.pid, signal.SIGSTOP)
     await asyncio.wait_for(instance.stop(), HANG_S)
@@ -170,9 +160,7 @@ async def test_a_worker_that_does_not_want_to_end_is_ended(caplog: pytest.LogCap
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_signals_that_are_meant_for_the_server_do_not_end_it(number: signal.Signals) -> None:
-    instance = moody()
-    losses = Losses(instance)
-    await instance.start()
+    instance, losses = await watched()
     assert instance.pid is not None
     os.kill(instance.pid, number)
     assert values(await run(instance, request(1.0))) == [[2.0, 2.0]]

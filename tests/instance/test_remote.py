@@ -4,7 +4,6 @@ import asyncio
 import gc
 import os
 import re
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from dlproxy.instance.remote.calibration import calibrate_upstream
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, FailureKind, Request, Signature, TensorSpec
 from dlproxy.testing import FakeRuntime
+from tests.certificates import make_certificate, server_context
 from tests.instance.remote_cases import request, tensor
-from tests.instance.remote_tls import make_certificate
 from tests.instance.running import run
 from tests.instance.upstreams import QUICK, Asked, DlproxyUpstream, ScriptedUpstream, until
 
@@ -464,8 +463,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def test_tls_verifies_certificates(certificate: Path) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    context = server_context(certificate)
     upstream = ScriptedUpstream(OIP, echo)
     await upstream.start(ssl=context)
     address = parse_address(f"https://127.0.0.1:{upstream.port}/v2/models/m")

@@ -1,30 +1,21 @@
 """`dlproxy serve` in front of other servers: a second dlproxy, a gRPC server. Real processes, as a user starts them."""
 
 import asyncio
-import json
 import signal
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import numpy as np
 
 from dlproxy.testing import FakeRuntime
 from tests import models
-from tests.clients.server import HANG_S, ServerProcess
+from tests.clients.server import HANG_S, ServerProcess, asked
 from tests.instance.remote_grpc import GrpcUpstream
 from tests.instance.test_remote import PAIR, double
 
 
 def _ask(port: int, path: str, body: Any = None) -> tuple[int, Any]:
-    data = None if body is None else json.dumps(body).encode()
-    try:
-        with urlopen(Request(f"http://127.0.0.1:{port}{path}", data), timeout=HANG_S) as reply:
-            text = reply.read()
-            return reply.status, json.loads(text) if text else None
-    except HTTPError as error:
-        with error:
-            return error.code, json.loads(error.read() or b"null")
+    told = asked(f"http://127.0.0.1:{port}{path}", body)
+    return told.status, told.json
 
 
 def _infer(name: str, rows: Any) -> dict[str, Any]:

@@ -31,9 +31,9 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.message import DType, FailureKind, Signature, TensorSpec
 from dlproxy.protos.oip import oip
 from dlproxy.testing import FakeRuntime
+from tests.certificates import make_certificate
 from tests.instance.remote_cases import request
 from tests.instance.remote_grpc import GrpcUpstream, Way
-from tests.instance.remote_tls import make_certificate
 from tests.instance.running import run
 from tests.instance.test_remote import PAIR, double, rows_of
 from tests.instance.upstreams import QUICK, DlproxyUpstream, until

@@ -22,6 +22,7 @@ from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.http.server import HttpServer
 from dlproxy.wire.oip.http import OipApp
 from tests.policy.lane.fixtures import warmed
+from tests.serve.rig import pass_time
 
 Behave = Callable[["Asked"], Awaitable[None]]
 QUICK = RemoteSettings(
@@ -221,6 +222,4 @@ async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     end = loop.time() + seconds
     while not condition():
         assert loop.time() < end, "waited in vain"
-        passed = asyncio.Event()
-        loop.call_later(0.002, passed.set)
-        await passed.wait()
+        await pass_time(0.002)

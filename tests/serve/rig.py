@@ -163,10 +163,7 @@ class Rig:
         return reply
 
     async def rest(self, seconds: float) -> None:
-        """Let (virtual) time pass."""
-        passed = asyncio.Event()
-        asyncio.get_running_loop().call_later(seconds, passed.set)
-        await passed.wait()
+        await pass_time(seconds)
 
     @property
     def batches(self) -> list[list[int]]:
@@ -186,7 +183,7 @@ class Rig:
 
 
 async def pass_time(seconds: float) -> None:
-    """Let the loop's virtual time go on."""
+    """Let the loop's (virtual) time go on."""
     passed = asyncio.Event()
     asyncio.get_running_loop().call_later(seconds, passed.set)
     await passed.wait()

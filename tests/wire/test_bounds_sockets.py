@@ -26,9 +26,9 @@ from dlproxy.wire.handshakes import PATIENCE_S
 from dlproxy.wire.http.server import HttpServer
 from dlproxy.wire.listening import Listening
 from dlproxy.wire.tls import HTTP, Certificates
+from tests.certificates import make_certificate, trusting
 from tests.instance.upstreams import until
 
-from . import certificate
 from .fixtures import Answers, request
 
 HERE, THERE = "127.0.0.2", "127.0.0.3"  # two clients of this machine
@@ -37,7 +37,7 @@ HELLO = request("/")
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    return Certificates(TlsConfig(cert=str(certificate.write(tmp_path_factory.mktemp("tls") / "server.pem")))).context(HTTP)
+    return Certificates(TlsConfig(cert=str(make_certificate(tmp_path_factory.mktemp("tls"))))).context(HTTP)
 
 
 class Doors:
@@ -67,7 +67,7 @@ class Doors:
 
     async def ask(self, address: str = HERE, *, encrypted: bool = False) -> bool:
         """Whether one request over a connection of its own is answered."""
-        tls = certificate.of_client() if encrypted else None
+        tls = trusting() if encrypted else None
         async with asyncio.timeout(10):
             try:
                 reader, writer = await asyncio.open_connection(

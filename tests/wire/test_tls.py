@@ -10,7 +10,7 @@ import pytest
 from dlproxy.config.security import TlsConfig
 from dlproxy.wire.tls import GRPC, HTTP, Certificates
 
-from ..faults.authority import Authority
+from ..certificates import Authority
 
 HANDSHAKE, ALERT, HEARTBEAT = 22, 21, 24
 SSL_3, TLS_1_0, TLS_1_1, TLS_1_2 = 0x0300, 0x0301, 0x0302, 0x0303

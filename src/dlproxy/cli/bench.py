@@ -131,9 +131,7 @@ def _load(args: argparse.Namespace) -> int:
     from dlproxy.lab.report.result import ensure_writable
 
     settings = _settings(args)
-    for path in (args.json, args.html):
-        if path is not None:
-            ensure_writable(path)
+    ensure_writable(args.json, args.html)
     test = LoadTest(settings)
     with Interrupt() as interrupt:
         if args.find_peak is not None:

@@ -66,9 +66,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     try:
         asked = _asked(args)
-        for path in (args.json, args.html):
-            if path is not None:
-                ensure_writable(path)
+        ensure_writable(args.json, args.html)
         with Interrupt() as interrupt, Bar(asked.budget_s) as bar:
             found = evaluate(asked, interrupt, bar)
         _report(found, args)

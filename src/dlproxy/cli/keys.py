@@ -1,6 +1,7 @@
 """`dlproxy keys`: creates, lists and revokes the API keys of a file, which a server follows. Not aware of: servers."""
 
 import argparse
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,18 +39,32 @@ def add_to(commands: Commands) -> None:
         "--burst", type=float, default=1.0, metavar="S", help="seconds' worth of both that may come at once (default: 1)"
     )
     create.add_argument("--concurrent", type=int, default=0, metavar="N", help="requests at a time (default: no limit)")
-    create.set_defaults(command=_create)
+    create.set_defaults(command=_told(_create))
     list_ = actions.add_parser("list", help="the keys that there are, without the keys themselves")
-    list_.set_defaults(command=_list)
+    list_.set_defaults(command=_told(_list))
     revoke = actions.add_parser("revoke", help="have a key refused from now on")
     revoke.add_argument("name", metavar="NAME")
-    revoke.set_defaults(command=_revoke)
+    revoke.set_defaults(command=_told(_revoke))
     for action in (create, list_, revoke):
         action.add_argument("--file", type=Path, default=DEFAULT_FILE, metavar="FILE", help="default: keys.toml")
 
 
+def _told(act: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """The same, but what cannot be used of a file or an option is told."""
+
+    def command(args: argparse.Namespace) -> int:
+        from dlproxy.config import ConfigError
+
+        try:
+            return act(args)
+        except ConfigError as error:
+            complain(str(error))
+            return USER_ERROR
+
+    return command
+
+
 def _create(args: argparse.Namespace) -> int:
-    from dlproxy.config import ConfigError
     from dlproxy.wire.identity import key_file
 
     expires = None
@@ -58,36 +73,27 @@ def _create(args: argparse.Namespace) -> int:
             complain(f"--days {args.days:g} is no time in the future; leave it out for a key that does not expire")
             return USER_ERROR
         expires = (datetime.now(UTC) + timedelta(days=args.days)).replace(microsecond=0)
-    try:
-        key = key_file.create(
-            args.file,
-            args.name,
-            scopes=args.scope or ["infer"],
-            models=args.model or ["*"],
-            tenant=args.tenant,
-            expires=expires,
-            requests_per_s=args.rate,
-            rows_per_s=args.rows,
-            burst_s=args.burst,
-            concurrent=args.concurrent,
-        )
-    except ConfigError as error:
-        complain(str(error))
-        return USER_ERROR
+    key = key_file.create(
+        args.file,
+        args.name,
+        scopes=args.scope or ["infer"],
+        models=args.model or ["*"],
+        tenant=args.tenant,
+        expires=expires,
+        requests_per_s=args.rate,
+        rows_per_s=args.rows,
+        burst_s=args.burst,
+        concurrent=args.concurrent,
+    )
     say(key)
     complain(f"this is the only time that it is shown; clients send it as 'Authorization: Bearer {key_file.PREFIX}_…'")
     return OK
 
 
 def _list(args: argparse.Namespace) -> int:
-    from dlproxy.config import ConfigError
     from dlproxy.wire.identity import key_file
 
-    try:
-        keys = key_file.read(args.file)
-    except ConfigError as error:
-        complain(str(error))
-        return USER_ERROR
+    keys = key_file.read(args.file)
     rows = [("name", "id", "scopes", "models", "tenant", "quota", "state")]
     rows += [
         (name, key.id, ",".join(key.scopes), ",".join(key.models), key.tenant or "-", _quota(key), _state(key))
@@ -113,13 +119,8 @@ def _state(key: "Key") -> str:
 
 
 def _revoke(args: argparse.Namespace) -> int:
-    from dlproxy.config import ConfigError
     from dlproxy.wire.identity import key_file
 
-    try:
-        key_file.revoke(args.file, args.name)
-    except ConfigError as error:
-        complain(str(error))
-        return USER_ERROR
+    key_file.revoke(args.file, args.name)
     say(f"'{args.name}' is refused from now on by servers that use {args.file}, within a second")
     return OK

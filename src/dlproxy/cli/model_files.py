@@ -4,6 +4,7 @@ Not aware of: servers.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from dlproxy.cli.terminal import FAILED, OK, USER_ERROR, Commands, complain, say
@@ -14,7 +15,7 @@ def add_to(actions: Commands) -> None:
     keygen = actions.add_parser("keygen", help="make keys to sign models with, or to encrypt them")
     keygen.add_argument("name", metavar="NAME", nargs="?", type=Path, help="writes NAME.key, which signs, and NAME.pub")
     keygen.add_argument("--master", metavar="FILE", type=Path, help="write a master key, which encrypts, to this file instead")
-    keygen.set_defaults(command=_keygen)
+    keygen.set_defaults(command=_told(_keygen))
     sign = actions.add_parser("sign", help="list a model's files and sign the list")
     sign.add_argument("models", metavar="MODEL", nargs="+", help="a model's file or folder, as in its path")
     sign.add_argument("--key", metavar="FILE", type=Path, required=True, help="the private key")
@@ -28,7 +29,7 @@ def add_to(actions: Commands) -> None:
         help="a file beside it that belongs to it, such as what a Python class imports; of a folder all do",
     )
     sign.add_argument("--as", dest="served_as", metavar="NAME[/VERSION]", help="have it refused as any other model or version")
-    sign.set_defaults(command=_sign)
+    sign.set_defaults(command=_told(_sign))
     verify = actions.add_parser("verify", help="compare a model's files with its signed list")
     verify.add_argument("models", metavar="MODEL", nargs="+")
     verify.add_argument("--trusted", metavar="FILE", action="append", required=True, help="a public key")
@@ -37,58 +38,63 @@ def add_to(actions: Commands) -> None:
     encrypt.add_argument("model", metavar="MODEL", help="a model's file or folder")
     encrypt.add_argument("target", metavar="TARGET", type=Path, help="a new file or folder")
     encrypt.add_argument("--master-key", metavar="PLACE", required=True, help="file:PATH, env:NAME or command:WORDS")
-    encrypt.set_defaults(command=_encrypt)
+    encrypt.set_defaults(command=_told(_encrypt))
 
 
-def _keygen(args: argparse.Namespace) -> int:
+def _told(act: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
+    """Its exit code: what cannot be used of a file or an option is told."""
+
+    def command(args: argparse.Namespace) -> int:
+        from dlproxy.config import ConfigError
+        from dlproxy.instance.runtime import ModelError
+
+        try:
+            act(args)
+        except (ConfigError, OSError, ModelError) as error:
+            complain(_said(error))
+        else:
+            return OK
+        return USER_ERROR
+
+    return command
+
+
+def _keygen(args: argparse.Namespace) -> None:
+    from dlproxy.config import ConfigError
     from dlproxy.instance.integrity.writing import make_key_pair, make_master_key
-    from dlproxy.instance.runtime import ModelError
 
     if (args.name is None) == (args.master is None):
-        complain("keygen makes one thing: NAME for a pair of keys that sign, or --master FILE for a key that encrypts")
-        return USER_ERROR
+        raise ConfigError("keygen makes one thing: NAME for a pair of keys that sign, or --master FILE for a key that encrypts")
     try:
         if args.master is not None:
             make_master_key(args.master)
             say(f"{args.master}: the master key; whoever has it can read what is encrypted, and without it nobody can")
-            return OK
+            return
         private, public = make_key_pair(args.name)
     except FileExistsError as error:
-        complain(f"{error.filename} is there already, and is not overwritten")
-        return USER_ERROR
-    except (OSError, ModelError) as error:
-        complain(_said(error))
-        return USER_ERROR
+        raise ConfigError(f"{error.filename} is there already, and is not overwritten") from None
     say(f"{private}: signs models; keep it away from servers")
     say(f'{public}: for servers ([integrity] trusted = ["{public.name}"])')
-    return OK
 
 
-def _sign(args: argparse.Namespace) -> int:
+def _sign(args: argparse.Namespace) -> None:
+    from dlproxy.config import ConfigError
     from dlproxy.instance.integrity.ciphers import KeyFormatError, private_key
     from dlproxy.instance.integrity.writing import sign
-    from dlproxy.instance.runtime import ModelError
 
     model, slash, version = (args.served_as or "").partition("/")
     if slash and not (model and version.isdecimal()):
-        complain(f"--as {args.served_as}: write a name, or a name and a version like digits/3")
-        return USER_ERROR
+        raise ConfigError(f"--as {args.served_as}: write a name, or a name and a version like digits/3")
     if len(args.models) > 1 and (args.beside or args.served_as):
-        complain("--with and --as are about one model: sign the others by themselves")
-        return USER_ERROR
+        raise ConfigError("--with and --as are about one model: sign the others by themselves")
     try:
         key = private_key(args.key.read_bytes())
-        for path in args.models:
-            target, manifest = sign(path, key, beside=args.beside, model=model, version=version)
-            count = len(manifest.files)
-            say(f"{target}: {count} file{'s' * (count != 1)}, signed with key {manifest.signer}")
     except KeyFormatError as error:
-        complain(f"{args.key}: {error}")
-        return USER_ERROR
-    except (OSError, ModelError) as error:
-        complain(_said(error))
-        return USER_ERROR
-    return OK
+        raise ConfigError(f"{args.key}: {error}") from None
+    for path in args.models:
+        target, manifest = sign(path, key, beside=args.beside, model=model, version=version)
+        count = len(manifest.files)
+        say(f"{target}: {count} file{'s' * (count != 1)}, signed with key {manifest.signer}")
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -117,19 +123,12 @@ def _verify(args: argparse.Namespace) -> int:
     return FAILED if failed else OK
 
 
-def _encrypt(args: argparse.Namespace) -> int:
-    from dlproxy.config import ConfigError
+def _encrypt(args: argparse.Namespace) -> None:
     from dlproxy.instance.integrity.settings import read_master_key
     from dlproxy.instance.integrity.writing import encrypt
-    from dlproxy.instance.runtime import ModelError
 
-    try:
-        names = encrypt(args.model, args.target, read_master_key(args.master_key))
-    except (ConfigError, OSError, ModelError) as error:
-        complain(_said(error))
-        return USER_ERROR
+    names = encrypt(args.model, args.target, read_master_key(args.master_key))
     say(f"{args.target}: {len(names)} file{'s' * (len(names) != 1)} encrypted; to have it signed, sign it now")
-    return OK
 
 
 def _said(error: Exception) -> str:

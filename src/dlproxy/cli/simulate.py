@@ -115,9 +115,7 @@ def _simulate(args: argparse.Namespace) -> int:
     from dlproxy.telemetry.event_log import LogError
 
     try:
-        for path in (args.json, args.html):
-            if path is not None:
-                ensure_writable(path)
+        ensure_writable(args.json, args.html)
         if what_if.wanted(args) and not args.replay:
             return what_if.run(args, lambda: _today(args))
         result = _replay(args) if args.replay else _run(args)

@@ -59,9 +59,7 @@ def _tune(args: argparse.Namespace) -> int:
     from dlproxy.telemetry.event_log import LogError
 
     try:
-        for path in (args.out, args.html):
-            if path is not None:
-                ensure_writable(path)
+        ensure_writable(args.out, args.html)
         with tempfile.TemporaryDirectory(prefix="dlproxy-tune-") as folder:
             return _run(args, Path(folder))
     except (ArrivalsError, ConfigError, LogError, ModelError, ResultError, TuneError) as error:

@@ -117,22 +117,24 @@ def _right(runtime: Runtime) -> None:
         np.testing.assert_allclose(runtime.run([x])[0], small_network.answer(x), atol=small_network.TOLERANCE)
 
 
-def _signed(path: str, keys: Keys, source: Path) -> None:
+def _signed(path: str, keys: Keys, source: Path) -> list[str]:
+    """The files that are read of it."""
     keys.sign(path if Path(path).is_dir() else source)
+    read = read_files(path, keys.trust())
+    assert read is not None
+    return read.paths
 
 
 @pytest.mark.parametrize("make", FORMATS)
 def test_signed_models_are_right_and_read_once(make: Made, keys: Keys, tmp_path: Path) -> None:
     source = tmp_path / "plain"
     path = _made(make, source)
-    _signed(path, keys, source)
-    read = read_files(path, keys.trust())
-    assert read is not None
+    files = _signed(path, keys, source)
     runtime = _opened(path, keys.trust())
-    for file in read.paths:
+    for file in files:
         os.unlink(file)  # it needs nothing of them any more
     _right(runtime)
-    assert set(getattr(runtime, "files", read.paths)) == set(read.paths)
+    assert set(getattr(runtime, "files", files)) == set(files)
     getattr(runtime, "close", lambda: None)()
 
 
@@ -140,10 +142,8 @@ def test_signed_models_are_right_and_read_once(make: Made, keys: Keys, tmp_path:
 def test_a_changed_byte_is_refused(make: Made, keys: Keys, tmp_path: Path) -> None:
     source = tmp_path / "plain"
     path = _made(make, source)
-    _signed(path, keys, source)
-    read = read_files(path, keys.trust())
-    assert read is not None
-    for file in read.paths:
+    files = _signed(path, keys, source)
+    for file in files:
         flipped(Path(file), os.path.getsize(file) // 2)
         with pytest.raises(ModelError, match="has been changed, or exchanged"):
             _opened(path, keys.trust())
@@ -210,7 +210,7 @@ class Model:
 
 
 def _parts(folder: Path) -> str:
-    (folder / "package").mkdir()
+    (folder / "package").mkdir(parents=True)
     (folder / "m.py").write_text(PARTS)
     (folder / "helper.py").write_text("def doubled(x):\n    return 2 * x\n")
     (folder / "package" / "__init__.py").write_text("")
@@ -222,7 +222,6 @@ def _parts(folder: Path) -> str:
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_a_class_imports_what_stands_beside_it_from_memory(keys: Keys, tmp_path: Path, encrypted: bool) -> None:
     source = tmp_path / "plain"
-    source.mkdir()
     path = _parts(source)
     if encrypted:
         keys.encrypt(source, tmp_path / "sealed")
@@ -245,7 +244,6 @@ def test_a_class_imports_what_stands_beside_it_from_memory(keys: Keys, tmp_path:
 
 def test_tracebacks_show_no_line_of_an_encrypted_file(keys: Keys, tmp_path: Path) -> None:
     source = tmp_path / "plain"
-    source.mkdir()
     path = _moved(_parts(source), source, keys.encrypt(source, tmp_path / "sealed"))
     runtime = open_runtime(path, trust=keys.trust(signed=False))
     with pytest.raises(RuntimeError) as caught:
@@ -257,7 +255,6 @@ def test_tracebacks_show_no_line_of_an_encrypted_file(keys: Keys, tmp_path: Path
 
 def test_a_poisoned_cache_of_bytecode_is_not_read(keys: Keys, tmp_path: Path) -> None:
     folder = tmp_path / "plain"
-    folder.mkdir()
     path = _parts(folder)
     evil = tmp_path / "evil.py"
     evil.write_text("def doubled(x):\n    return -x\n")
@@ -272,7 +269,6 @@ def test_neighbours_do_not_replace_what_is_installed_nor_the_other_way_round(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "plain"
-    source.mkdir()
     path = _parts(source)
     for name in ("queue", "looptime"):
         (source / f"{name}.py").write_text("raise SystemExit('the neighbour')")
@@ -290,7 +286,6 @@ def test_neighbours_do_not_replace_what_is_installed_nor_the_other_way_round(
 
 def test_a_neighbour_that_was_not_signed_is_not_imported(keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "plain"
-    source.mkdir()
     path = _parts(source)
     keys.sign(source / "m.py")
     with pytest.raises(ModelError, match="have it signed with it"):

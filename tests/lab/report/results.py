@@ -77,3 +77,13 @@ def fleet(nodes: int) -> dict[str, Any]:
         f"node-{number}": {"thread-0": {"batches": number, "mean_batch": 4.5, "utilisation": number / max(nodes - 1, 1)}}
         for number in range(nodes)
     }
+
+
+RUNS = {
+    "usual": ran(),
+    "all failed": all_failed(),
+    "nothing sent": nothing_sent(),
+    "one request": one_request(),
+    "hostile": hostile(),
+    "no objective": ran(objective_s=None),
+}

@@ -33,12 +33,7 @@ def fleet(nodes: int) -> Result:
 
 
 RUNS = {
-    "usual": results.ran(),
-    "all failed": results.all_failed(),
-    "nothing sent": results.nothing_sent(),
-    "one request": results.one_request(),
-    "hostile": results.hostile(),
-    "no objective": results.ran(objective_s=None),
+    **results.RUNS,
     "part of a second": results.ran(rate=1000.0, duration_s=0.05),
     "long": long(),
     "few nodes": fleet(3),

@@ -27,14 +27,9 @@ def extreme() -> Result:
 
 
 RUNS = {
-    "usual": results.ran(),
-    "all failed": results.all_failed(),
-    "nothing sent": results.nothing_sent(),
-    "one request": results.one_request(),
-    "hostile": results.hostile(),
+    **results.RUNS,
     "extreme": extreme(),
     "simulation": results.ran(kind="simulation"),
-    "no objective": results.ran(objective_s=None),
 }
 
 

@@ -14,7 +14,7 @@ from dlproxy.serve.caching.caches import Caches
 from dlproxy.serve.caching.layer import CacheLayer
 from dlproxy.serve.caching.shared import SharedAnswers
 from tests.fleet.redis_server import RedisServer
-from tests.serve.rig import SIGNATURE, Reply, Rig, double
+from tests.serve.rig import SIGNATURE, Reply, Rig, double, pass_time
 
 HANG_S = 20.0
 PATH = "sleep:base=1ms"  # all that is said of the model
@@ -111,13 +111,7 @@ async def until(holds: Callable[[], Any]) -> None:
     """Looks again after each turn in which something happens, and every 2 ms."""
     async with asyncio.timeout(HANG_S):
         while not holds():
-            await pause(0.002)
-
-
-async def pause(seconds: float) -> None:
-    passed = asyncio.Event()
-    asyncio.get_running_loop().call_later(seconds, passed.set)
-    await passed.wait()
+            await pass_time(0.002)
 
 
 async def all_of(replies: Sequence[Reply]) -> list[Reply]:

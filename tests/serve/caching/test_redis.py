@@ -11,8 +11,8 @@ from dlproxy.message import DType, FailureKind, Signature, TensorSpec
 from dlproxy.serve.caching import shared
 from dlproxy.serve.caching.circuit import FAILURES
 from tests.fleet.redis_server import RedisServer
-from tests.serve.caching.redis_nodes import Node, Nodes, all_of, nodes, pause, redis, relay, until
-from tests.serve.rig import POISON, double_unless_poisoned
+from tests.serve.caching.redis_nodes import Node, Nodes, all_of, nodes, redis, relay, until
+from tests.serve.rig import POISON, Reply, double_unless_poisoned, pass_time
 
 __all__ = ["nodes", "redis"]
 
@@ -30,10 +30,16 @@ async def _stored(node: Node, count: int = 1) -> None:
     await until(lambda: node.second.counts.stored >= count)
 
 
+async def _share(node: Node, *values: float) -> None:
+    """The first answers that it shares."""
+    for value in values or (1.0,):
+        assert await node.answered(value) == "miss"
+    await _stored(node, len(values) or 1)
+
+
 async def test_what_one_node_has_computed_the_other_has_too(nodes: Nodes) -> None:
     a, b = await nodes.start(), await nodes.start()
-    assert await a.answered() == "miss"
-    await _stored(a)
+    await _share(a)
     assert await b.answered() == "hit"
     assert await b.answered() == "hit"
     assert (a.runs, b.runs) == (1, 0)
@@ -108,8 +114,7 @@ async def test_a_lease_is_given_back_when_nobody_wants_the_answer(nodes: Nodes, 
 
 async def test_models_share_nothing_unless_they_are_the_same(nodes: Nodes) -> None:
     a = await nodes.start()
-    await a.answered()
-    await _stored(a)
+    await _share(a)
     for model in ({"path": "sleep:base=2ms"}, {"version": "2"}, {"cache_content": "other"}):
         other = await nodes.start(model=model)
         assert await other.answered() == "miss", model
@@ -128,9 +133,7 @@ async def test_what_cannot_be_told_is_not_shared(nodes: Nodes, caplog: pytest.Lo
 @pytest.mark.parametrize("junk", ["bytes", "empty", "huge", "list", "hash", "another's", "older", "truncated"])
 async def test_junk_under_our_keys_is_ignored_and_replaced(nodes: Nodes, redis: RedisServer, junk: str) -> None:
     a, b = await nodes.start(), await nodes.start()
-    await a.answered(1.0)
-    await a.answered(2.0)
-    await _stored(a, 2)
+    await _share(a, 1.0, 2.0)
     with Redis(port=redis.port) as client:
         for key in _answers(redis):
             was = client.get(key)
@@ -161,9 +164,7 @@ async def test_junk_under_our_keys_is_ignored_and_replaced(nodes: Nodes, redis: 
 
 async def test_an_answer_under_another_key_is_none(nodes: Nodes, redis: RedisServer) -> None:
     a, b = await nodes.start(), await nodes.start()
-    await a.answered(1.0)
-    await a.answered(2.0)
-    await _stored(a, 2)
+    await _share(a, 1.0, 2.0)
     with Redis(port=redis.port) as client:
         one, two = _answers(redis)
         first, second = client.get(one), client.get(two)
@@ -185,8 +186,7 @@ async def test_answers_of_any_size_are_shared_compressed_where_that_pays(
         return [np.concatenate([2 * inputs[0], noise if kind == "noise" else np.zeros_like(noise)], axis=1)]
 
     a, b = await nodes.start(function=function), await nodes.start(function=function)
-    await a.answered()
-    await _stored(a)
+    await _share(a)
     assert await b.answered() == "hit"
     with Redis(port=redis.port) as client:
         stored = client.strlen(_answers(redis)[0])
@@ -203,10 +203,8 @@ async def test_an_answer_that_is_too_large_is_not_shared(nodes: Nodes, redis: Re
 async def test_answers_leave_when_their_time_is_over(nodes: Nodes, redis: RedisServer) -> None:
     a = await nodes.start(model={"cache_ttl_s": 0.1}, redis_ttl_s=50.0)
     b = await nodes.start(redis_ttl_s=50.0, model={"version": "2"})
-    await a.answered()
-    await b.answered()
-    await _stored(a)
-    await _stored(b)
+    await _share(a)
+    await _share(b)
     with Redis(port=redis.port) as client:
         await until(lambda: len(_answers(redis)) == 1)
         assert 40_000 < client.pttl(_answers(redis)[0]) <= 50_000
@@ -217,11 +215,10 @@ async def test_answers_leave_when_their_time_is_over(nodes: Nodes, redis: RedisS
 async def test_what_is_found_is_as_old_here_as_there(nodes: Nodes) -> None:
     ttl: dict[str, Any] = {"cache_ttl_s": 0.4}
     a, b = await nodes.start(model=ttl), await nodes.start(model=ttl)
-    await a.answered()
-    await _stored(a)
-    await pause(0.3)
+    await _share(a)
+    await pass_time(0.3)
     assert await b.answered() == "hit"
-    await pause(0.2)
+    await pass_time(0.2)
     assert await b.answered() == "miss"
 
 
@@ -275,8 +272,7 @@ def _probed(node: Node) -> bool:
 async def test_answers_that_come_late_are_dropped(nodes: Nodes, redis: RedisServer) -> None:
     async with relay(redis.port) as slow:
         a, b = await nodes.start(), await nodes.start(url=slow.url, redis_wait_s=0.02, service_s=0.2)
-        await a.answered(1.0)
-        await _stored(a)
+        await _share(a)
         slow.delay_s = 0.1
         assert await b.answered(1.0) == "miss"
         assert b.second.counts.late == 1
@@ -318,8 +314,7 @@ async def test_a_node_that_starts_without_redis_shares_once_it_is_there(nodes: N
 
 async def test_a_redis_without_memory_is_read_and_not_written(nodes: Nodes, redis: RedisServer) -> None:
     a, b = await nodes.start(), await nodes.start()
-    await a.answered(1.0)
-    await _stored(a)
+    await _share(a)
     with Redis(port=redis.port) as client:
         client.config_set("maxmemory", 1)
     assert await b.answered(1.0) == "hit"
@@ -358,14 +353,12 @@ async def test_two_urgent_ones_for_one_key_are_two_runs_and_one_answer_is_kept(n
     await until(lambda: a.second.counts.leased)
     urgent = a.rig.request(1.0)
     urgent.ticket.priority = 1
-    from tests.serve.rig import Reply
-
     second = Reply(urgent)
     a.layer.submit(urgent, second)
     assert a.second.counts.skipped == 1
     a.rig.fakes[0].finish()
     await first.wait()
-    await pause(0)
+    await pass_time(0)
     a.rig.fakes[0].finish()
     await second.wait()
     await _stored(a)
@@ -374,8 +367,7 @@ async def test_two_urgent_ones_for_one_key_are_two_runs_and_one_answer_is_kept(n
 
 async def test_its_state_is_json_and_names_no_password(nodes: Nodes) -> None:
     a = await nodes.start()
-    await a.answered()
-    await _stored(a)
+    await _share(a)
     (state,) = a.caches.states()
     assert state["redis"]["circuit"] == "closed"
     assert state["redis"]["stored"] == 1

@@ -1,6 +1,7 @@
 """What nodes take for the same model."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,29 @@ def test_the_same_files_are_the_same_model_wherever_they_are(tmp_path: Path) -> 
     assert one.digest == two.digest != other.digest
 
 
-def test_weights_beside_it_count(tmp_path: Path) -> None:
+def _onnx(folder: Path, weights: bytes) -> Path:
+    path = folder / f"{folder.name}.onnx"
+    onnx.save(models.slow(), str(path), save_as_external_data=True, location="w", size_threshold=0)
+    with (folder / "w").open("ab") as file:
+        file.write(weights)
+    return path
+
+
+def _saved_model(folder: Path, weights: bytes) -> Path:
+    (folder / "variables").mkdir()
+    (folder / "saved_model.pb").write_bytes(b"graph")
+    (folder / "variables" / "variables.data").write_bytes(weights)
+    return folder
+
+
+@pytest.mark.parametrize("make", [_onnx, _saved_model])
+def test_weights_beside_a_model_and_all_that_is_in_its_folder_count(
+    make: Callable[[Path, bytes], Path], tmp_path: Path
+) -> None:
     found = []
     for name, weights in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).mkdir()
-        onnx.save(
-            models.slow(), str(tmp_path / name / f"{name}.onnx"), save_as_external_data=True, location="w", size_threshold=0
-        )
-        with (tmp_path / name / "w").open("ab") as file:
-            file.write(weights)
-        found.append(_content(tmp_path / name / f"{name}.onnx"))
-    digests = [one.digest for one in found if one is not None]
-    assert digests[0] == digests[1] != digests[2]
-
-
-def test_a_folder_is_all_that_is_in_it(tmp_path: Path) -> None:
-    found = []
-    for name, weights in (("a", b"1"), ("b", b"1"), ("c", b"2")):
-        folder = tmp_path / name
-        (folder / "variables").mkdir(parents=True)
-        (folder / "saved_model.pb").write_bytes(b"graph")
-        (folder / "variables" / "variables.data").write_bytes(weights)
-        found.append(_content(folder))
+        found.append(_content(make(tmp_path / name, weights)))
     digests = [one.digest for one in found if one is not None]
     assert len(digests) == 3
     assert digests[0] == digests[1] != digests[2]

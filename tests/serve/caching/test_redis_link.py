@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +15,8 @@ from dlproxy.config import ConfigError
 from dlproxy.config.redis_address import parse_redis
 from dlproxy.serve.caching import redis_link
 from dlproxy.serve.caching.redis_link import LOST, MOST_COMMANDS, SEED_KEY, Parser, RedisLink, Refusal, Reply, command
-from tests.fleet.redis_server import RedisServer, tls_relay
-from tests.instance.remote_tls import make_certificate
+from tests.certificates import make_certificate, server_context
+from tests.fleet.redis_server import NO_REDIS, RedisServer, answering, tls_relay
 from tests.serve.caching.redis_nodes import redis, until
 
 __all__ = ["redis"]
@@ -200,8 +199,7 @@ async def test_tls_verifies_the_certificate(
     redis: RedisServer, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate = make_certificate(tmp_path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    context = server_context(certificate)
     async with tls_relay(redis.port, context) as port:
         doubtful = opened(f"rediss://127.0.0.1:{port}/0")
         await until(lambda: "certificate" in doubtful.link.trouble)
@@ -212,20 +210,11 @@ async def test_tls_verifies_the_certificate(
         await doubtful.link.close()
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+OK\r\n", b"\x00\xff\r\n", b"$5\r\nab", b""])
+@pytest.mark.parametrize("answer", NO_REDIS)
 async def test_what_is_no_redis_is_never_up(opened: Open, answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_link, "PATIENCE_S", 0.1)
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.read(65536):
-            writer.write(answer * 7)
-            if not answer:
-                break
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        one = opened(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+    async with answering(answer * 7) as url:
+        one = opened(url)
         await until(lambda: one.link.trouble)
         assert not one.link.up
         await one.link.close()

@@ -11,6 +11,7 @@ import pytest
 
 from dlproxy.config.security import AuthConfig
 from dlproxy.message import InferenceError
+from dlproxy.testing import ManualClock
 from dlproxy.wire.identity import key_file, keys
 from dlproxy.wire.identity.desk import IdentityDesk
 from dlproxy.wire.identity.keys import Keys
@@ -23,14 +24,7 @@ DESKS, TEXTS = 100, 20  # desks have keys of their own for their digests
 Check = Callable[[str], object]
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def _statistic(make: Callable[[], tuple[Check, str, Clock]]) -> float:
+def _statistic(make: Callable[[], tuple[Check, str, ManualClock]]) -> float:
     """Welch's t between keys that are wrong at the beginning and at the end, each of which has been asked before."""
     random = np.random.default_rng(7)
     doors = []
@@ -39,7 +33,7 @@ def _statistic(make: Callable[[], tuple[Check, str, Clock]]) -> float:
         assert check(key) is not None
         texts = [_wrong(key, number, random) for number in range(TEXTS)]
         for at in random.permutation(2 * TEXTS):  # neither kind comes first in memory or in the caches
-            clock.now += 1.0  # slow hashes are computed here, and there are only so many in a second
+            clock.advance(1.0)  # slow hashes are computed here, and there are only so many in a second
             number, end = divmod(int(at), 2)
             texts[number][end] = "".join(texts[number][end])
             _refused(check, texts[number][end])
@@ -94,8 +88,8 @@ def keyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pat
 def test_the_check_of_keys_takes_as_long_whatever_of_them_is_right(keyed: tuple[Path, str]) -> None:
     path, key = keyed
 
-    def make() -> tuple[Check, str, Clock]:
-        clock = Clock()
+    def make() -> tuple[Check, str, ManualClock]:
+        clock = ManualClock()
         return Keys(path, clock).principal, key, clock
 
     assert abs(_statistic(make)) < SUSPICIOUS
@@ -104,8 +98,8 @@ def test_the_check_of_keys_takes_as_long_whatever_of_them_is_right(keyed: tuple[
 def test_a_request_takes_as_long_whatever_of_its_key_is_right(keyed: tuple[Path, str]) -> None:
     path, key = keyed
 
-    def make() -> tuple[Check, str, Clock]:
-        clock = Clock()
+    def make() -> tuple[Check, str, ManualClock]:
+        clock = ManualClock()
         desk, peer = IdentityDesk(AuthConfig(keys=str(path)), {}, clock), Peer("10.0.0.1")
         return lambda text: desk(peer, b"POST", b"/v2", {b"x-api-key": text.encode()}), key, clock
 
@@ -122,8 +116,8 @@ def test_a_comparison_that_ends_at_the_first_difference_would_be_found(keyed: tu
                     break
             return super()._digest(text)
 
-    def make() -> tuple[Check, str, Clock]:
-        clock = Clock()
+    def make() -> tuple[Check, str, ManualClock]:
+        clock = ManualClock()
         return Naive(path, clock).principal, key, clock
 
     assert _statistic(make) < -SUSPICIOUS

@@ -8,6 +8,7 @@ import pytest
 from dlproxy.config import ConfigError
 from dlproxy.config.security import AuthConfig, GrantConfig
 from dlproxy.message import FailureKind, Grant, InferenceError, Principal, Quota, fits
+from dlproxy.testing import ManualClock
 from dlproxy.wire.identity import key_file
 from dlproxy.wire.identity.attempts import FIRST_S, FREE, LONGEST_S, Attempts
 from dlproxy.wire.identity.desk import AUTHORIZATION, MOST_RECENT, MOST_RECENT_BYTES, IdentityDesk
@@ -18,20 +19,13 @@ HERE = Peer("127.0.0.1")
 NONE: Mapping[bytes, bytes] = {}
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Known:
     """A desk that knows one key, and certificates of shops."""
 
     def __init__(self, folder: Path, **auth: str) -> None:
         path = folder / "keys.toml"
         self.key = key_file.create(path, "ann", scopes=["infer"], models=["*"])
-        self.clock = Clock()
+        self.clock = ManualClock()
         grants = {"shops": GrantConfig(who="cert:shop-*", models=["ocr"], tenant="retail")}
         self.desk = IdentityDesk(AuthConfig(keys=str(path), **auth), grants, self.clock)
 
@@ -81,13 +75,13 @@ def test_without_a_key_the_connections_certificate_counts_and_a_key_goes_before(
 
 def test_clients_in_turn_are_who_they_are_until_their_keys_are_revoked(known: Known, tmp_path: Path) -> None:
     other = key_file.create(tmp_path / "keys.toml", "bob", scopes=["infer"], models=["*"])
-    known.clock.now += 1.0
+    known.clock.advance(1.0)
     ann, bob = {b"x-api-key": known.key.encode()}, {b"authorization": f"Bearer {other}".encode()}
     assert [known.ask(headers).name for headers in (ann, bob, dict(ann), dict(bob))] == ["ann", "bob", "ann", "bob"]
     assert known.refused({b"x-api-key": bob[b"authorization"]}) is FailureKind.UNAUTHENTICATED
     key_file.revoke(tmp_path / "keys.toml", "ann")
     for _ in range(10):
-        known.clock.now += 0.1
+        known.clock.advance(0.1)
         known.ask(bob)
     assert known.refused(ann) is FailureKind.UNAUTHENTICATED
 
@@ -115,28 +109,28 @@ def test_whoever_guesses_waits_longer_each_time_and_whose_key_is_known_does_not(
     assert known.refused(right) is FailureKind.QUOTA  # it could be a guess
     assert known.ask(right, Peer("10.0.0.2")).name == "ann"
     assert known.ask(right).name == "ann"
-    known.clock.now += FIRST_S
+    known.clock.advance(FIRST_S)
     assert known.refused(wrong) is FailureKind.UNAUTHENTICATED
-    known.clock.now += FIRST_S
+    known.clock.advance(FIRST_S)
     assert known.refused(wrong) is FailureKind.QUOTA
-    known.clock.now += FIRST_S
+    known.clock.advance(FIRST_S)
     assert known.refused(wrong) is FailureKind.UNAUTHENTICATED
 
 
 def test_a_wait_has_an_end_and_addresses_are_forgotten() -> None:
-    clock = Clock()
+    clock = ManualClock()
     attempts = Attempts(clock)
     for number in range(20_000):
         attempts.failed(f"10.0.{number}")
     assert len(attempts._tries) == 10_000
     for _ in range(100):
         attempts.failed("a")
-    clock.now = LONGEST_S + 0.001
+    clock.advance(LONGEST_S + 0.001)
     attempts.check("a")
 
 
 def test_a_whole_network_of_ipv6_is_one_address() -> None:
-    attempts = Attempts(Clock())
+    attempts = Attempts(ManualClock())
     for number in range(FREE + 1):
         attempts.failed(f"2001:db8::{number}")
     with pytest.raises(InferenceError, match="too many wrong keys"):

@@ -10,19 +10,13 @@ import pytest
 
 from dlproxy.config import ConfigError
 from dlproxy.message import FailureKind, InferenceError, Quota
+from dlproxy.testing import ManualClock
 from dlproxy.wire.identity import key_file, keys
 from dlproxy.wire.identity.keys import SLOW_BURST, Keys
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DAY = timedelta(days=1)
 ENTRY = '[keys.a]\nid="x"\nhash="y"\nscopes=["infer"]\nmodels=[]\ncreated=2026-01-01T00:00:00Z\n'
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -39,7 +33,7 @@ def _refusal(known: Keys, text: str) -> tuple[FailureKind, str]:
 def test_a_key_is_known_by_its_name_and_what_it_may_do(path: Path) -> None:
     first = key_file.create(path, "shop", scopes=["infer"], models=["ocr-*"], tenant="retail")
     second = key_file.create(path, "ops", scopes=["admin", "metrics"], models=["*"])
-    known = Keys(path, Clock())
+    known = Keys(path, ManualClock())
     shop, ops = known.principal(first), known.principal(second)
     assert (shop.name, shop.tenant, ops.name, ops.tenant) == ("shop", "retail", "ops", "")
     assert shop.grant is not None
@@ -65,7 +59,7 @@ def test_the_file_holds_no_key_and_is_its_owners_alone(path: Path) -> None:
 )
 def test_what_is_no_key_is_not_known(path: Path, text: str) -> None:
     key_file.create(path, "shop", scopes=["infer"], models=["*"])
-    assert _refusal(Keys(path, Clock()), text.encode("utf-8", "replace").decode()) == (
+    assert _refusal(Keys(path, ManualClock()), text.encode("utf-8", "replace").decode()) == (
         FailureKind.UNAUTHENTICATED,
         "the API key is not known",
     )
@@ -74,7 +68,7 @@ def test_what_is_no_key_is_not_known(path: Path, text: str) -> None:
 def test_a_wrong_secret_behind_a_known_id_is_not_known(path: Path) -> None:
     key = key_file.create(path, "shop", scopes=["infer"], models=["*"])
     wrong = key[:-1] + ("A" if key[-1] != "A" else "B")
-    assert _refusal(Keys(path, Clock()), wrong)[1] == "the API key is not known"
+    assert _refusal(Keys(path, ManualClock()), wrong)[1] == "the API key is not known"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +81,7 @@ def test_a_wrong_secret_behind_a_known_id_is_not_known(path: Path) -> None:
 )
 def test_a_key_holds_between_its_dates(path: Path, dates: dict[str, datetime], words: str) -> None:
     key = key_file.create(path, "shop", scopes=["infer"], models=["*"], **dates)
-    known = Keys(path, Clock())
+    known = Keys(path, ManualClock())
     if words:
         assert _refusal(known, key) == (FailureKind.UNAUTHENTICATED, words)
     else:
@@ -96,26 +90,26 @@ def test_a_key_holds_between_its_dates(path: Path, dates: dict[str, datetime], w
 
 def test_a_revoked_key_is_refused_within_a_second_and_the_others_are_not(path: Path) -> None:
     first, second = (key_file.create(path, name, scopes=["infer"], models=["*"]) for name in ("a", "b"))
-    clock = Clock()
+    clock = ManualClock()
     known = Keys(path, clock)
     before = known.principal(second)
     known.principal(first)
     key_file.revoke(path, "a")
-    clock.now += 1.0
+    clock.advance(1.0)
     assert _refusal(known, first) == (FailureKind.UNAUTHENTICATED, "the API key is revoked")
     assert known.principal(second) is before
 
 
 def test_a_file_that_breaks_while_it_serves_changes_nothing(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     key = key_file.create(path, "shop", scopes=["infer"], models=["*"])
-    clock = Clock()
+    clock = ManualClock()
     known = Keys(path, clock)
     for broken in (b"[keys", None):
         if broken is None:
             path.unlink()
         else:
             path.write_bytes(broken)
-        clock.now += 1.0
+        clock.advance(1.0)
         assert known.principal(key).name == "shop"
         assert "the API keys stay as they were" in caplog.text
         caplog.clear()
@@ -123,7 +117,7 @@ def test_a_file_that_breaks_while_it_serves_changes_nothing(path: Path, caplog: 
 
 def test_a_slow_hash_is_computed_once_for_each_key(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = key_file.create(path, "shop", scopes=["infer"], models=["*"])
-    known, asked = Keys(path, Clock()), []
+    known, asked = Keys(path, ManualClock()), []
     monkeypatch.setattr(keys, "matches", lambda key, secret: asked.append(secret) or key_file.matches(key, secret))
     for _ in range(10):
         known.principal(key)
@@ -134,7 +128,7 @@ def test_a_slow_hash_is_computed_once_for_each_key(path: Path, monkeypatch: pyte
 
 def test_guesses_of_one_keys_secret_cost_a_bounded_number_of_slow_hashes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = key_file.create(path, "shop", scopes=["infer"], models=["*"])
-    clock, tried = Clock(), []
+    clock, tried = ManualClock(), []
     known = Keys(path, clock)
     known.principal(key)
     monkeypatch.setattr(keys, "matches", lambda key, secret: bool(tried.append(secret)))
@@ -142,7 +136,7 @@ def test_guesses_of_one_keys_secret_cost_a_bounded_number_of_slow_hashes(path: P
     assert len(tried) == SLOW_BURST - 1  # one was for the right one
     assert kinds[-1] is FailureKind.QUOTA
     assert known.principal(key).name == "shop"  # whoever has it is known already
-    clock.now += 1.0
+    clock.advance(1.0)
     _refusal(known, key[:13] + "B" * 43)
     assert len(tried) == SLOW_BURST
 
@@ -162,7 +156,7 @@ def test_guesses_of_one_keys_secret_cost_a_bounded_number_of_slow_hashes(path: P
 def test_a_file_that_is_none_is_refused(path: Path, text: str, clue: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=clue):
-        Keys(path, Clock())
+        Keys(path, ManualClock())
 
 
 def test_a_hash_that_somebody_has_edited_matches_nothing(path: Path) -> None:
@@ -186,14 +180,14 @@ def test_a_name_is_taken_once_and_what_is_not_there_cannot_be_revoked(path: Path
 
 def test_a_keys_quota_is_kept_and_follows_the_file(path: Path) -> None:
     key = key_file.create(path, "shop", scopes=["infer"], models=["*"], requests_per_s=5.0, concurrent=2, burst_s=3.0)
-    clock = Clock()
+    clock = ManualClock()
     known = Keys(path, clock)
     assert known.principal(key).quota == Quota(requests_per_s=5.0, concurrent=2, burst_s=3.0)
     path.write_text(path.read_text().replace("requests_per_s = 5.0", "requests_per_s = 50.0"))
-    clock.now += 1.0
+    clock.advance(1.0)
     assert known.principal(key).quota == Quota(requests_per_s=50.0, concurrent=2, burst_s=3.0)
     plain = key_file.create(path, "plain", scopes=["infer"], models=["*"])
-    clock.now += 1.0
+    clock.advance(1.0)
     assert known.principal(plain).quota is None
     assert "burst_s" not in path.read_text().partition("plain")[2], "what is as by default is not written"
 

@@ -10,7 +10,6 @@ from dlproxy.instance.runtime import ModelError
 KEY_BYTES = 32
 NONCE_BYTES = 12
 TAG_BYTES = 16
-SIGNATURE_BYTES = 64
 
 
 class KeyFormatError(Exception):
@@ -29,7 +28,7 @@ def key_pair() -> tuple[bytes, bytes]:
 
 
 def private_key(pem: bytes) -> Any:
-    """For `signature` and `public_of`. Raises KeyFormatError."""
+    """It signs with `sign`, and has its `public_key()`. Raises KeyFormatError."""
     _, serialization, ed25519 = _cryptography()
     if b"PUBLIC KEY" in pem:
         raise KeyFormatError("it is a public key; what signs is the private one beside it")
@@ -42,12 +41,6 @@ def private_key(pem: bytes) -> Any:
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise KeyFormatError("it is not an Ed25519 key; `dlproxy models keygen` makes one")
     return key
-
-
-def public_of(private: Any) -> bytes:
-    """The raw public key of a private one."""
-    raw: bytes = private.public_key().public_bytes_raw()
-    return raw
 
 
 def public_key(pem: bytes) -> bytes:
@@ -63,11 +56,6 @@ def public_key(pem: bytes) -> bytes:
         raise KeyFormatError("it is not an Ed25519 key; `dlproxy models keygen` makes one")
     raw: bytes = key.public_bytes_raw()
     return raw
-
-
-def signature(private: Any, data: bytes) -> bytes:
-    signed: bytes = private.sign(data)
-    return signed
 
 
 def is_signed(public: bytes, signed: bytes, data: bytes) -> bool:

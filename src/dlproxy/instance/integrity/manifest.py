@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from dlproxy.instance.integrity.ciphers import is_signed, public_of, signature
+from dlproxy.instance.integrity.ciphers import is_signed
 from dlproxy.instance.runtime import ModelError
 
 FORMAT = "dlproxy manifest 1"
@@ -61,8 +61,8 @@ def listed(data: bytes | bytearray) -> Listed:
 
 
 def signed_manifest(files: Mapping[str, Listed], private: Any, *, model: str = "", version: str = "") -> Manifest:
-    unsigned = Manifest(model=model, version=version, files=dict(files), signer=key_id(public_of(private)))
-    return msgspec.structs.replace(unsigned, signature=signature(private, unsigned.signed))
+    unsigned = Manifest(model=model, version=version, files=dict(files), signer=key_id(private.public_key().public_bytes_raw()))
+    return msgspec.structs.replace(unsigned, signature=private.sign(unsigned.signed))
 
 
 def place_of(path: Path) -> Path | None:

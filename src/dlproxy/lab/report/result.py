@@ -331,16 +331,17 @@ def save(result: Struct, path: Path) -> None:
         raise ResultError(f"cannot write {path}: {error.strerror}") from None
 
 
-def ensure_writable(path: Path) -> None:
+def ensure_writable(*paths: Path | None) -> None:
     """Raise ResultError if a report could not be written there: better before a long run than after it."""
-    existed = path.exists()
-    try:
-        with path.open("ab"):
-            pass
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise ResultError(f"cannot write {path}: {error.strerror}") from None
+    for path in filter(None, paths):
+        existed = path.exists()
+        try:
+            with path.open("ab"):
+                pass
+            if not existed:
+                path.unlink()
+        except OSError as error:
+            raise ResultError(f"cannot write {path}: {error.strerror}") from None
 
 
 def load(path: Path) -> Result:

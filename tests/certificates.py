@@ -1,5 +1,6 @@
-"""An authority that signs certificates, for tests of TLS."""
+"""Certificates of 127.0.0.1, and an authority that signs them, for tests of TLS."""
 
+import ssl
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,11 +24,17 @@ class Authority:
         self.path = folder / f"{name}.ca.pem"
         self.path.write_bytes(self.certificate.public_bytes(Encoding.PEM))
 
+    def own(self) -> Path:
+        """Its own certificate with its key, in one file."""
+        return self._written(self._name, self._key, self.certificate)
+
     def issue(self, name: str, *, file: str = "", days: float = 1.0, from_days: float = -2.0) -> Path:
         """A certificate with its key, in one file, which holds between these days from now."""
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._signed(name, key, days=days, from_days=from_days)
-        path = self._folder / f"{file or name}.pem"
+        return self._written(file or name, key, self._signed(name, key, days=days, from_days=from_days))
+
+    def _written(self, name: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> Path:
+        path = self._folder / f"{name}.pem"
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + certificate.public_bytes(Encoding.PEM)
         path.with_suffix(".new").write_bytes(pem)
         path.with_suffix(".new").replace(path)
@@ -49,3 +56,21 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         )
         return made.sign(self._key, hashes.SHA256())
+
+
+def make_certificate(folder: Path) -> Path:
+    """One that nobody has signed, with its key, in one file."""
+    return Authority(folder, "test").own()
+
+
+def server_context(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
+def trusting() -> ssl.SSLContext:
+    """Of a client: anybody."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
