@@ -73,7 +73,7 @@ def test_the_table_of_a_terminal() -> None:
 
 
 def test_the_headline_where_nothing_was_taken() -> None:
-    assert headline(CASES["failures"]) == "None of 2 recipes is worth it: the original stays as it is"
+    assert headline(CASES["failures"]) == "Of 2 recipes none pays: the original stays as it is"
     assert "and no less right" in headline(CASES["gains"])
 
 

@@ -70,7 +70,7 @@ def headline(report: Report) -> str:
     taken = [candidate for candidate in report.candidates if candidate.status == "accepted" and candidate.measured is not None]
     tried = wording.count(len(report.candidates), "recipe")
     if not taken:
-        return f"None of {tried} is worth it: the original stays as it is"
+        return f"Of {tried} none pays: the original stays as it is"
     best = max(taken, key=lambda candidate: _ratio(candidate.measured) or 0.0)
     assert best.measured is not None
     accuracy, sizes = best.measured.accuracy, (best.measured.candidate.file_bytes, best.measured.original.file_bytes)
