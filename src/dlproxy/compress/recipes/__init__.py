@@ -49,7 +49,6 @@ _ALL = (
     Listed(
         "prune-channels", "fewer channels, neurons and heads, trained on", "torch.prune:prune_channels", _PRUNES, trains=True
     ),
-    Listed("prune-layers", "fewer layers of a transformer, trained on", "torch.layers:prune_layers", _TRAINS, trains=True),
     Listed(
         "prune-weights", "small weights set to zero, trained on; no quicker", "torch.prune:prune_weights", _TRAINS, trains=True
     ),

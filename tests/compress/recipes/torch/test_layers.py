@@ -27,7 +27,9 @@ Network = Callable[[str], Source]
 
 def make(source: Source, folder: Path, **options: Any) -> Made:
     folder.mkdir(exist_ok=True)
-    context = Context(folder=folder, training=digits()[0], metric="accuracy", options={"lr": 2e-3, "epochs": 3} | options, seed=3)
+    context = Context(
+        folder=folder, training=digits()[0], metric="accuracy", options={"lr": 2e-3, "epochs": 3} | options, seed=3
+    )
     made = prune_layers(source, context)
     assert [path.name for path in folder.iterdir()] == [made.path.name]
     return made
