@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dlproxy.compress.data import Dataset
+from dlproxy.compress.data import Array, Dataset
 from dlproxy.compress.recipe import Context, Source
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
@@ -93,7 +93,7 @@ def test_padding_is_left_out_where_the_answer_is_the_same_without(masked: bool, 
     random = np.random.default_rng(1)
     lengths = random.integers(1, 12, 200)
     mask = (np.arange(16) < lengths[:, None]).astype(np.int64)
-    inputs = {"tokens": random.integers(1, 9, mask.shape) * mask, "mask": mask}
+    inputs: dict[str, Array] = {"tokens": random.integers(1, 9, mask.shape) * mask, "mask": mask}
     context = Context(folder=tmp_path, training=Dataset(inputs, (lengths > 6).astype(np.int64)), metric="accuracy")
     of = trainable(Source(sums(tmp_path / "sums.onnx", masked=masked)), context.training)
     assert (None if of.lengths is None else of.lengths.tolist()) == (lengths.tolist() if masked else None)
