@@ -7,7 +7,7 @@ import pytest
 
 from dlproxy.compress.recipe import Source
 
-EPOCHS = {"cnn": 6, "lstm": 15, "transformer": 12, "fixed": 1}
+EPOCHS = {"cnn": 6, "lstm": 15, "transformer": 12, "fixed": 1, "deep": 15, "resnet": 4}
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,48 @@ class Transformer(nn.Module):
         return self.out((x + self.narrow(torch.relu(self.wide(x)))).mean(1))
 
 
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.wide, self.narrow = Attention(), nn.Linear(32, 64), nn.Linear(64, 32)
+        self.first, self.second = nn.LayerNorm(32), nn.LayerNorm(32)
+
+    def forward(self, x):
+        x = self.first(x + self.attention(x))
+        return self.second(x + self.narrow(nn.functional.gelu(self.wide(x))))
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.put, self.norm, self.out = nn.Linear(8, 32), nn.LayerNorm(32), nn.Linear(32, 10)
+        self.place, self.layers = nn.Parameter(torch.zeros(8, 32)), nn.ModuleList([Layer() for _ in range(4)])
+
+    def forward(self, image):
+        x = self.norm(self.put(image) + self.place)
+        for layer in self.layers:
+            x = layer(x)
+        return self.out(x.mean(1))
+
+
+class Block(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(12, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1))
+
+    def forward(self, image):
+        return torch.relu(image + super().forward(image))
+
+
+class Resnet(nn.Sequential):
+    def __init__(self):
+        down = nn.Conv2d(12, 12, 3, padding=1, stride=2)
+        blocks = [Block(), Block(), down, nn.ReLU(), Block(), Block()]
+        super().__init__(nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), *blocks, nn.Flatten(), nn.Linear(12 * 16, 10))
+
+    def forward(self, image):
+        return super().forward(image.reshape(-1, 1, 8, 8))
+
+
 class Fixed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -91,6 +133,14 @@ def lstm():
 
 def transformer():
     return loaded(Transformer())
+
+
+def deep():
+    return loaded(Deep())
+
+
+def resnet():
+    return loaded(Resnet())
 
 
 def fixed():

@@ -35,7 +35,7 @@ def node(kind: str, inputs: str, outputs: str = "y", **attributes: Any) -> Any:
     return helper.make_node(kind, [name.strip("-") for name in inputs.split()], outputs.split(), **attributes)
 
 
-def model(nodes: Sequence[Any], shape: Sequence[int], weights: Weights, opset: int = 17) -> onnx.ModelProto:
+def model(nodes: Sequence[Any], shape: Sequence[int | str], weights: Weights, opset: int = 17) -> onnx.ModelProto:
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
@@ -44,7 +44,7 @@ def model(nodes: Sequence[Any], shape: Sequence[int], weights: Weights, opset: i
 
 
 IMAGE, ROW, SERIES = (3, 8, 8), (6,), (5, 6)
-CASES: dict[str, tuple[list[Any], tuple[int, ...], Weights]] = {
+CASES: dict[str, tuple[list[Any], tuple[int | str, ...], Weights]] = {
     "gemm": ([node("Gemm", "x w b", transB=1)], ROW, {"w": weight(4, 6), "b": weight(4)}),
     "gemm with a bias of one": ([node("Gemm", "x w b")], ROW, {"w": weight(6, 4), "b": weight(1)}),
     "product and sum": ([node("MatMul", "x w", "h"), node("Add", "b h")], SERIES, {"w": weight(6, 4), "b": weight(4)}),
@@ -101,6 +101,12 @@ CASES: dict[str, tuple[list[Any], tuple[int, ...], Weights]] = {
         SERIES,
         {"a": whole(1), "b": whole(2**62), "c": whole(1)},
     ),
+    "cut to a size that is open": (
+        [node("Shape", "x", "s"), node("Slice", "s one two", "n"), node("Slice", "p zero n one", "h"), node("Add", "x h")],
+        ("T", 6),
+        {"p": weight(1, 9, 6), "zero": whole(0), "one": whole(1), "two": whole(2)},
+    ),
+    "unit length": ([node("LpNormalization", "x", axis=1, p=1)], SERIES, {}),
     "one step of a series": ([node("Gather", "x i", axis=1)], SERIES, {"i": np.int64(-1)}),
     "lstm": (
         [
@@ -120,7 +126,8 @@ def test_answers_as_onnx_runtime_does(name: str, tmp_path: Path) -> None:
     onnx.save(made, tmp_path / "m.onnx")
     module = read(made).module
     for rows in (1, 4):
-        x = torch.from_numpy(_random.standard_normal((rows, *CASES[name][1])).astype(np.float32))
+        shape = (size if isinstance(size, int) else 4 + rows for size in CASES[name][1])
+        x = torch.from_numpy(_random.standard_normal((rows, *shape)).astype(np.float32))
         with torch.no_grad():
             np.testing.assert_allclose(module(x).numpy(), answers(tmp_path / "m.onnx", {"x": x})[0], rtol=1e-4, atol=1e-5)
 
@@ -161,6 +168,7 @@ def test_reads_what_torch_writes(tmp_path: Path) -> None:
         ([node("Mish", "x")], {}, "operator Mish cannot be read"),
         ([helper.make_node("Thing", ["x"], ["y"], domain="my.ops")], {}, "operator my.ops.Thing cannot be read"),
         ([node("Gemm", "x w", alpha=2.0)], {"w": weight(6, 4)}, "operator Gemm with a factor"),
+        ([node("Cast", "x", "i", to=7), node("Slice", "x i i")], {}, "places that are computed"),
         ([node("Slice", "x a b c d")], {"a": whole(-1), "b": whole(-9), "c": whole(1), "d": whole(-1)}, "a negative step"),
     ],
 )

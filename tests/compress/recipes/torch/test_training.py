@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from dlproxy.compress.data import Dataset
-from dlproxy.compress.recipe import Context
+from dlproxy.compress.data import Array, Dataset
+from dlproxy.compress.recipe import Context, Source
 
 torch = pytest.importorskip("torch", exc_type=ImportError)
-from dlproxy.compress.recipes.torch.modules import Trainable  # noqa: E402 # where there is no torch, this file is skipped
-from dlproxy.compress.recipes.torch.training import Plan, fit, labels_of, planned, reproducible  # noqa: E402
+from dlproxy.compress.recipes.torch.modules import Trainable, trainable  # noqa: E402 # where there is no torch, this file is skipped
+from dlproxy.compress.recipes.torch.training import Plan, fit, labels_of, loss_on, planned, reproducible  # noqa: E402
 
 pytestmark = pytest.mark.extras
 
@@ -65,3 +67,41 @@ def test_the_originals_answers_alone_change_nothing(tmp_path: Path) -> None:
 def test_options_over_a_recipes_own(tmp_path: Path) -> None:
     context = Context(folder=tmp_path, training=Dataset({}), metric="", options={"epochs": 7, "soft": 0, "batch": 16})
     assert planned(context, epochs=3, lr=0.01) == Plan(epochs=7, lr=0.01, batch=16, soft=0)
+
+
+def sums(path: Path, *, masked: bool) -> Path:
+    """Of two numbers for each word, those where the mask is 1, or all."""
+    nodes = [
+        helper.make_node("Gather", ["words", "tokens"], ["g"]),
+        helper.make_node("Cast", ["mask"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["f", "last"], ["u"]),
+        helper.make_node("Mul" if masked else "Add", ["g", "u"], ["m"]),
+        helper.make_node("ReduceSum", ["m", "time"], ["y"], keepdims=0),
+    ]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["N", "T"]) for name in ("tokens", "mask")]
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])
+    random = np.random.default_rng(2)
+    arrays = {"words": random.standard_normal((9, 2)).astype(np.float32), "last": np.array([2]), "time": np.array([1])}
+    weights = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "g", inputs, [y], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_padding_is_left_out_where_the_answer_is_the_same_without(masked: bool, tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    lengths = random.integers(1, 12, 200)
+    mask = (np.arange(16) < lengths[:, None]).astype(np.int64)
+    inputs: dict[str, Array] = {"tokens": random.integers(1, 9, mask.shape) * mask, "mask": mask}
+    context = Context(folder=tmp_path, training=Dataset(inputs, (lengths > 6).astype(np.int64)), metric="accuracy")
+    of = trainable(Source(sums(tmp_path / "sums.onnx", masked=masked)), context.training)
+    assert (None if of.lengths is None else of.lengths.tolist()) == (lengths.tolist() if masked else None)
+    widths: list[int] = []
+    of.module.register_forward_pre_hook(lambda _, given: widths.append(given[0].shape[1]))
+    with reproducible(context):
+        before = loss_on(
+            of.module, of, labels_of(context), (plan := Plan(epochs=4, lr=0.05, soft=0, batch=8)), torch.arange(200)
+        )
+        assert fit(of.module, of, labels_of(context), plan, context) < before / 2
+    assert (max(widths), bool(np.mean(widths) < 9)) == ((11, True) if masked else (16, False))

@@ -51,7 +51,7 @@ class Reader:
         self.values: dict[str, Any] = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
         self.uses = Counter(name for node in model.graph.node for name in node.input)
         self.uses.update(one.name for one in model.graph.output)
-        self.shapes = _shapes(model)
+        self.shapes = shapes_of(model)
         self.opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
         self._kept: dict[str, fx.Node] = {}
 
@@ -159,7 +159,8 @@ def cannot(node: onnx.NodeProto, what: str) -> RecipeError:
     return RecipeError(f"operator {node.op_type} with {what} cannot be read as a PyTorch module")
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
+def shapes_of(model: onnx.ModelProto) -> dict[str, list[int | None]]:
+    """As far as they can be told, None for an open size."""
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except onnx.shape_inference.InferenceError:

@@ -5,6 +5,7 @@ Called by the recipes here and by sources.py. Not aware of: how it is trained, w
 
 import importlib.util
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 import onnx
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
+from onnx import numpy_helper
 
 from dlproxy.compress import CompressError
 from dlproxy.compress.data import Dataset
@@ -29,7 +32,8 @@ _KINDS = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(int
 
 class Trainable(Struct):
     """`module`: in evaluation mode. `inputs`, `outputs`: names of the ONNX file. `tensors`: all examples, in the order of
-    `inputs`. `answers`: the original's first output for each of them.
+    `inputs`. `answers`: the original's first output for each of them. `lengths`: of each without its padding, where a mask says
+    it and the original answers as well without; else None.
     """
 
     module: Any
@@ -37,6 +41,12 @@ class Trainable(Struct):
     outputs: list[str]
     tensors: list[Any]
     answers: Any
+    lengths: Any = None
+
+    def rows(self, chosen: Any) -> list[Any]:
+        """Inputs of some examples, no longer than the longest of them."""
+        longest = None if self.lengths is None else int(self.lengths[chosen].max())
+        return [tensor[chosen] if longest is None else tensor[chosen, :longest] for tensor in self.tensors]
 
     def save(self, module: Any, path: Path) -> None:
         """Write a candidate. Raises RecipeError if it cannot be, or answers in another form than the original."""
@@ -65,12 +75,59 @@ def trainable(source: Source, examples: Dataset) -> Trainable:
         raise RecipeError("the module answers otherwise than the ONNX file, so what it learns would not hold for it")
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    return Trainable(module, inputs, outputs, tensors, torch.from_numpy(expected))
+    return _measured(Trainable(module, inputs, outputs, tensors, torch.from_numpy(expected)))
+
+
+def _measured(of: Trainable) -> Trainable:
+    """With `lengths`, if an input is a mask: ones in each row, then zeros."""
+    widths = {tensor.shape[1:2] for tensor in of.tensors}
+    masks = [
+        tensor
+        for tensor in of.tensors
+        if tensor.ndim == 2 and not tensor.is_floating_point() and torch.equal(tensor, _ones_first(tensor.sum(1), tensor))
+    ]
+    if len(widths) > 1 or not masks or int(masks[0].sum(1).min()) < 1:
+        return of
+    cut = replace(of, lengths=masks[0].sum(1))
+    shortest = torch.argsort(cut.lengths, stable=True)[:LOOKED_AT]
+    try:
+        with torch.no_grad():
+            got = first(of.module(*cut.rows(shortest)))
+    except RuntimeError:  # it holds for one length alone
+        return of
+    expected = of.answers[shortest]
+    return cut if got.shape == expected.shape and _near(got.numpy(), expected.numpy()) else of
+
+
+def _ones_first(counts: Any, like: Any) -> Any:
+    return (torch.arange(like.shape[1]) < counts[:, None]).to(like.dtype)
 
 
 def read(model: onnx.ModelProto) -> Read:
     """The module of an ONNX graph. Raises RecipeError."""
     return Reader(model).read(model, OPERATORS)
+
+
+def learnable(model: onnx.ModelProto) -> Read:
+    """The same of one whose weights `write_back` can put back. Raises RecipeError."""
+    found = read(model)
+    names = Counter(origin.initializer for origin in found.origins.values())
+    if shared := [name for name, count in names.items() if count > 1]:
+        raise RecipeError(f"layers share {', '.join(shared)}, which would have to be learnt together")
+    return found
+
+
+def write_back(found: Read, model: onnx.ModelProto) -> None:
+    """Put what was learnt into the graph, in the types that stand there."""
+    initializers = {one.name: one for one in model.graph.initializer}
+    for target, origin in found.origins.items():
+        values = found.module.get_parameter(target).detach().numpy()
+        there = initializers[origin.initializer]
+        kind = numpy_helper.to_array(there).dtype
+        if origin.scale is not None:
+            values = np.clip(np.rint(values.astype(np.float64) / origin.scale + origin.zero), origin.low, origin.high)
+        values = np.ascontiguousarray(values.T if origin.transposed else values, kind)
+        there.CopyFrom(numpy_helper.from_array(values, origin.initializer))
 
 
 def first(outputs: Any) -> Any:

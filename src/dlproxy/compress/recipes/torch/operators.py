@@ -356,7 +356,9 @@ def _split(reader: Reader, node: onnx.NodeProto, attributes: Attributes) -> Any:
 def _slice(reader: Reader, node: onnx.NodeProto, attributes: Attributes) -> Any:
     if reader.opset < 10:
         raise cannot(node, "its form before opset 10")
-    starts, ends = (reader.needed(name, node).reshape(-1).tolist() for name in node.input[1:3])
+    starts, ends = (reader.numbers(name) for name in node.input[1:3])
+    if starts is None or ends is None:
+        raise cannot(node, "places that are computed")
     axes = (
         reader.needed(node.input[3], node).reshape(-1).tolist()
         if len(node.input) > 3 and node.input[3]
@@ -370,7 +372,7 @@ def _slice(reader: Reader, node: onnx.NodeProto, attributes: Attributes) -> Any:
     rank = len(reader.shapes.get(node.input[0]) or ())
     place = [slice(None)] * rank
     for axis, start, end, step in zip(positions(axes, rank), starts, ends, steps, strict=True):
-        place[axis] = slice(start, None if end >= 2**31 - 1 else end, step)
+        place[axis] = slice(start, None if isinstance(end, int) and end >= 2**31 - 1 else end, step)
     return reader.call(operator.getitem, reader.tensor(node.input[0]), tuple(place))
 
 
@@ -565,6 +567,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Conv": _conv,
     "BatchNormalization": _batch_norm,
     "LayerNormalization": _layer_norm,
+    "LpNormalization": _function(F.normalize, p=("p", 2), dim=("axis", -1)),
     "LSTM": _lstm,
     "MaxPool": _pool({1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}, float("-inf")),
     "AveragePool": _pool({1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}, 0.0),

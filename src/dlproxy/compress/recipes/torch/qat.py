@@ -3,20 +3,18 @@
 Named in the table of recipes. Not aware of: how candidates are judged.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from dlproxy.compress.recipe import Context, Made, RecipeError, Source, Step
 from dlproxy.compress.recipes.torch.export import ORT, answers, simplified
 from dlproxy.compress.recipes.torch.graph import Read
-from dlproxy.compress.recipes.torch.modules import Trainable, read, trainable
+from dlproxy.compress.recipes.torch.modules import Trainable, learnable, trainable, write_back
 from dlproxy.compress.recipes.torch.training import fit, labels_of, planned, reproducible
 from dlproxy.instance.runtime.declared import one_line
 
@@ -41,7 +39,7 @@ def qat(source: Source, context: Context) -> Made:
     model, found, reduced = _quantised(source.onnx, path, of)
     with reproducible(context):
         fit(found.module, of, labels, plan, context)
-    _write(found, model)
+    write_back(found, model)
     onnx.save(model, path)
     apart = _apart(found, path, of)
     if apart > _APART:
@@ -67,10 +65,7 @@ def _quantised(original: Path, path: Path, of: Trainable) -> tuple[onnx.ModelPro
         model = onnx.load(path)
         if not any(node.op_type == "DequantizeLinear" for node in model.graph.node):
             raise RecipeError("it has no layers that ONNX Runtime computes in int8")
-        found = read(model)
-        names = Counter(origin.initializer for origin in found.origins.values())
-        if shared := [name for name, count in names.items() if count > 1]:
-            raise RecipeError(f"layers share {', '.join(shared)}, which would have to be learnt together")
+        found = learnable(model)
         if _apart(found, path, of) <= _APART / 4:
             break
     return model, found, reduced
@@ -106,19 +101,6 @@ def _quantise(original: Path, path: Path, of: Trainable, *, reduced: bool) -> No
         )
     except Exception as error:  # the library raises whatever its parts do
         raise RecipeError(f"{ORT} cannot quantise it: {one_line(error)}") from error
-
-
-def _write(found: Read, model: onnx.ModelProto) -> None:
-    """Put what was learnt into the graph, in the types that stand there."""
-    initializers = {one.name: one for one in model.graph.initializer}
-    for target, origin in found.origins.items():
-        values = found.module.get_parameter(target).detach().numpy()
-        there = initializers[origin.initializer]
-        kind = numpy_helper.to_array(there).dtype
-        if origin.scale is not None:
-            values = np.clip(np.rint(values.astype(np.float64) / origin.scale + origin.zero), origin.low, origin.high)
-        values = np.ascontiguousarray(values.T if origin.transposed else values, kind)
-        there.CopyFrom(numpy_helper.from_array(values, origin.initializer))
 
 
 def _apart(found: Read, path: Path, of: Trainable) -> float:

@@ -15,6 +15,8 @@ from torch.nn import functional as F  # noqa: N812 # as everybody calls it
 from dlproxy.compress.recipe import Context, RecipeError
 from dlproxy.compress.recipes.torch.modules import Trainable, first, number
 
+_AT_ONCE = 64  # examples, where nothing is learnt
+_SORTED = 16  # batches that are filled by length together
 _SMALLEST = 1e-12  # below it a probability's logarithm says nothing
 
 
@@ -96,8 +98,8 @@ def fit(
     best, kept, since = _validate(module, of, loss_of, checked), copy.deepcopy(module.state_dict()), 0
     for epoch in range(1, plan.epochs + 1):
         module.train()
-        for chosen in _batches(learnt[torch.randperm(len(learnt))], plan.batch):
-            loss = loss_of(first(module(*[tensor[chosen] for tensor in of.tensors])), chosen)
+        for chosen in _shuffled(learnt, plan.batch, of.lengths):
+            loss = loss_of(first(module(*of.rows(chosen))), chosen)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -114,6 +116,11 @@ def fit(
     return best
 
 
+def loss_on(module: Any, of: Trainable, labels: Any, plan: Plan, rows: Any) -> float:
+    """Of these examples, as `fit` computes it; infinite if it is no number."""
+    return _validate(module, of, _loss(of.answers, labels, plan), rows)
+
+
 def _optimizer(weights: list[Any], plan: Plan) -> Any:
     if plan.optimizer == "sgd":
         return torch.optim.SGD(weights, lr=plan.lr, momentum=0.9, nesterov=True)
@@ -125,12 +132,22 @@ def _batches(order: Any, size: int) -> list[Any]:
     return [part for part in torch.split(order, size) if len(part) > 1]
 
 
+def _shuffled(learnt: Any, size: int, lengths: Any) -> list[Any]:
+    """Batches at random; with `lengths`, of examples that are about as long, so that little of them is padding."""
+    order = learnt[torch.randperm(len(learnt))]
+    if lengths is None:
+        return _batches(order, size)
+    alike = [part[torch.argsort(lengths[part], stable=True)] for part in torch.split(order, size * _SORTED)]
+    batches = _batches(torch.cat(alike), size)
+    return [batches[place] for place in torch.randperm(len(batches))]
+
+
 def _validate(module: Any, of: Trainable, loss_of: Callable[[Any, Any], Any], checked: Any) -> float:
     module.eval()
     with torch.no_grad():
         parts = [
-            loss_of(first(module(*[tensor[part] for tensor in of.tensors])), part) * len(part)
-            for part in torch.split(checked, 256)
+            loss_of(first(module(*of.rows(part))), part) * len(part)
+            for part in torch.split(checked if of.lengths is None else checked[torch.argsort(of.lengths[checked])], _AT_ONCE)
         ]
     total = float(sum(parts)) / len(checked)
     return total if total == total else float("inf")
