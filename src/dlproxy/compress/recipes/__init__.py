@@ -46,12 +46,9 @@ _ALL = (
     Listed("static-int8", "int8 with ranges from calibration, sensitive operators left out", "static:make"),
     Listed("weights-int8", "large matrices in 8 bits, activations in floats", "weights:int8"),
     Listed("weights-int4", "large matrices in 4 bits, activations in floats", "weights:int4"),
-    Listed(
-        "prune-channels", "fewer channels, neurons and heads, trained on", "torch.prune:prune_channels", _PRUNES, trains=True
-    ),
-    Listed(
-        "prune-weights", "small weights set to zero, trained on; no quicker", "torch.prune:prune_weights", _TRAINS, trains=True
-    ),
+    Listed("prune-layers", "fewer layers, trained on", "torch.layers:prune_layers", _TRAINS, trains=True),
+    Listed("prune-channels", "fewer channels, neurons, heads, trained on", "torch.prune:prune_channels", _PRUNES, trains=True),
+    Listed("prune-weights", "weights set to zero, trained on; no quicker", "torch.prune:prune_weights", _TRAINS, trains=True),
     Listed("qat", "int8 that is trained for", "torch.qat:qat", _TRAINS, trains=True),
     Listed("distil", "a smaller network learns to answer as this one", "torch.distil:distil", _TRAINS, trains=True),
 )
