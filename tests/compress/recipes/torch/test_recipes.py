@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch", exc_type=ImportError)
 pytest.importorskip("sklearn")
 
 from dlproxy.compress.recipes.torch import distil, prune, qat  # noqa: E402 # where there is no torch, this file is skipped
+from dlproxy.compress.recipes.torch.modules import read  # noqa: E402
 from tests.compress.recipes.torch.digits import accuracy, answered, digits  # noqa: E402
 
 pytestmark = pytest.mark.extras
@@ -114,7 +115,7 @@ def test_int8_answers_are_those_that_were_trained(network: Network, tmp_path: Pa
     model = onnx.load(made.path)
     images = digits()[1].inputs["image"]
     with torch.no_grad():
-        trained = qat.read(model).module(torch.from_numpy(images)).numpy()
+        trained = read(model).module(torch.from_numpy(images)).numpy()
     for level, within in (
         (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, 0.005),
         (ort.GraphOptimizationLevel.ORT_ENABLE_ALL, 0.1),

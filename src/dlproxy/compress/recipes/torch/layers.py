@@ -22,13 +22,13 @@ _TRIED_ON = 128  # examples by which it is told which layer is missed least
 
 def prune_layers(source: Source, context: Context) -> Made:
     """Takes out the block without which the training loss is least, one by one, until the share `keep` of them is left.
-    In `steps` parts, with an epoch of training after each and `epochs` at the end, on labels and the original's answers.
+    In `steps` parts, with an epoch of training between them and `epochs` at the end, on labels and the original's answers.
     The ONNX graph is what is cut, of whatever the model was made. Raises RecipeError.
     """
     labels = labels_of(context)
     keep = number(context.options, "keep", 0.5, low=0.01, high=0.99)
-    steps = int(number(context.options, "steps", 3, low=1, high=100))
-    plan = planned(context, epochs=6, lr=1e-4)
+    steps = int(number(context.options, "steps", 1, low=1, high=100))
+    plan = planned(context, epochs=3, lr=1e-4)
     of = trainable(Source(source.onnx), context.training)
     model = simplified(source.onnx)
     layers = repeated(model)
