@@ -84,7 +84,7 @@ def test_ctrl_c_keeps_what_was_accepted(
     temporary = folder / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    code = compress("house.onnx", "--data", "data.npz", "--batch", "8", "--budget", "60s", recipes=[QUICK, INTERRUPTS])
+    code = compress("house.onnx", "--data", "data.npz", "--batch", "8", "--budget", "10m", recipes=[QUICK, INTERRUPTS])
     said = capsys.readouterr()
     assert (code, "interrupted: this is what was found until then" in said.out) == (130, True), said
     report = read_report(folder / "house-compressed" / "report.json")

@@ -182,7 +182,8 @@ def test_the_control_port_tells_who_answers_and_takes_lists(server: Varied) -> N
     models("set", "other", f"variant={NAME}", "slo=")
     tries = int(HANG_S / 0.02)
     assert any(server.infer(X, "other", says="variant") == (ENCODED, THEIRS, 1) or Event().wait(0.02) for _ in range(tries))
-    assert "it was loaded without any" in models("set", NAME, 'variants=["own"]')
+    assert models("set", NAME, 'variants=["own"]')["knobs"]["variants"] == ["own"], "also of one that was loaded without any"
+    assert models("set", NAME, "variants=[]")["knobs"]["variants"] == []
 
 
 def test_dlproxy_bench_counts_them(server: Varied, tmp_path: Path) -> None:

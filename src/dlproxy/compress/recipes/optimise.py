@@ -37,9 +37,12 @@ def _attention(model: Model, context: Context) -> Model | None:
     plain = optimise(model, context, "attention", "BASIC")
     try:
         with library("onnxruntime.transformers"):
-            from onnxruntime.transformers.optimizer import optimize_model
+            from onnxruntime.transformers.fusion_options import FusionOptions
+            from onnxruntime.transformers.optimizer import optimize_by_fusion
 
-            fused: Model = optimize_model(plain, model_type="bert", opt_level=0).model
+            options = FusionOptions("bert")
+            options.enable_shape_inference = False  # which takes sympy; what needs it, ONNX Runtime's own optimiser fuses, too
+            fused: Model = optimize_by_fusion(plain, model_type="bert", optimization_options=options).model
     except RecipeError as error:
         context.tell(f"attention is left as it is: {error}")
         return None
