@@ -90,6 +90,13 @@ def test_one_that_is_taken_says_why() -> None:
     ]
 
 
+def test_one_that_is_better_says_by_how_much_at_least() -> None:
+    better = accuracy(loss=-0.02, low=-0.03, high=-0.01)
+    assert judge(measured(accuracy=better), Bar()).reasons[0] == (
+        "loses no accuracy on 2,000 held-out examples, and gains at least 1 % on all there are (95 % sure)"
+    )
+
+
 any_number = st.floats(allow_nan=True) | st.floats(-0.05, 0.05) | st.floats(0.8, 3.0)
 any_size = st.integers(-10, 10**7)
 speeds = st.lists(st.builds(speed, st.integers(1, 64), ratio=any_number, low=any_number, high=any_number), max_size=3)

@@ -110,7 +110,8 @@ def _loss(accuracy: Accuracy, most: float) -> Finding:
     loss, high, allowed = (amount(accuracy.metric, value) for value in (accuracy.loss, accuracy.high, most))
     lost = f"loses {loss} of {accuracy.metric}" if accuracy.loss > 0.0 else f"loses no {accuracy.metric}"
     if accuracy.loss <= accuracy.high <= most:
-        return True, f"{lost} on {accuracy.examples:,} held-out examples, and at most {high} on all there are (95 % sure)"
+        bound = f"at most {high}" if accuracy.high >= 0.0 else f"gains at least {amount(accuracy.metric, -accuracy.high)}"
+        return True, f"{lost} on {accuracy.examples:,} held-out examples, and {bound} on all there are (95 % sure)"
     if not (isfinite(accuracy.loss) and isfinite(accuracy.high) and accuracy.loss <= accuracy.high):
         return False, f"what it loses of {accuracy.metric} is not known"
     if accuracy.loss >= most:
