@@ -63,6 +63,14 @@ def nothing_left_open() -> Iterator[None]:
 
 
 @pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt in the test, whatever others have made of it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 async def connect() -> AsyncIterator[raw.Connect]:
     """raw.connect, with whatever is still open cut at the end of the test."""
     opened: list[raw.RawConnection] = []

@@ -78,13 +78,14 @@ def test_that_nothing_pays_is_a_result(folder: Path, compress: Command, capsys: 
     assert {path.name for path in (folder / "found").iterdir()} == {"report.html", "report.json"}
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_keeps_what_was_accepted(
     folder: Path, compress: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temporary = folder / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    code = compress("house.onnx", "--data", "data.npz", "--batch", "8", "--budget", "10m", recipes=[QUICK, INTERRUPTS])
+    code = compress("house.onnx", "--data", "data.npz", "--batch", "8", "--budget", "3m", recipes=[QUICK, INTERRUPTS])
     said = capsys.readouterr()
     assert (code, "interrupted: this is what was found until then" in said.out) == (130, True), said
     report = read_report(folder / "house-compressed" / "report.json")

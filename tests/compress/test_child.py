@@ -76,11 +76,17 @@ def _returns_what_cannot_travel(tell: Tell) -> Any:
 
 
 def _gone(pid: int) -> bool:
-    """Whether it runs no more: at most a zombie of a parent that is gone, which init takes."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+    """Whether it soon runs no more: at most a zombie of a parent that is gone, which init takes."""
+    tries = 500  # what is killed has not gone at once
+    while tries:
+        tries -= 1
+        try:
+            if Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        threading.Event().wait(0.01)
+    return False
 
 
 def test_it_returns_what_the_work_returns_and_tells_what_it_tells(tmp_path: Path) -> None:
@@ -137,6 +143,7 @@ def test_what_takes_too_long_ends_with_all_that_it_started(tmp_path: Path) -> No
     assert all(_gone(int(pid)) for pid in lines[0].split())
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_it_and_goes_on_up(tmp_path: Path) -> None:
     lines: list[str] = []
 
