@@ -247,12 +247,8 @@ def judged(found: Sequence[Compressed]) -> Findings:
             _judge_transformer(findings, one)
     refused = [(one.model, tried, one.most_loss) for one in found for tried in one.tried if tried.status == "refused"]
     slower = [f"{model} {tried.recipe} {min(tried.ratios):.2f} x" for model, tried, _ in refused if tried.slower]
-    losing = [
-        f"{model} {tried.recipe} {tried.loss:.2%}, < {tried.most_loss:.2%}"
-        for model, tried, most in refused
-        if tried.loss > 0.0 and tried.most_loss > most
-    ]
-    for what, names in (("recipes refused that are slower here", slower), ("recipes refused that may lose too much", losing)):
+    losing = [f"{model} {tried.recipe} {tried.loss:.1%}" for model, tried, most in refused if tried.loss > most]
+    for what, names in (("recipes refused that are slower here", slower), ("recipes refused that lose too much", losing)):
         findings.at_least(what, 1, len(names), digits=0, note=_some(names))
     gaps = {
         f"{one.model} {served.name}": abs(served.accuracy - served.reported)
