@@ -28,7 +28,7 @@ Generated from `src/dlproxy/config/knobs.py` by `make docs`; do not edit. How to
 *Changes* says when another value takes effect: live, that is while the model serves ([how](../guides/operations.md)), at the
 next load of the model, or at the next start of the server.
 """
-NAMES = {"models": ".digits", "tenants": ".shop", "grants": ".shops"}
+NAMES = {"models": ".digits", "pipelines": ".read.steps.STEP", "tenants": ".shop", "grants": ".shops"}
 EXAMPLES = {"path": "digits.onnx", "who": "cert:shop-*"}  # of knobs that have no default  # in the example
 CHANGES: dict[Cost, str] = {
     "nothing": "live",

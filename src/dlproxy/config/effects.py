@@ -12,11 +12,12 @@ from msgspec import Struct
 from dlproxy.config.goals import parse_goal, parse_latency
 from dlproxy.config.knobs import Config, ModelConfig, Place
 from dlproxy.config.limits import HttpLimits, TenantConfig
-from dlproxy.config.messages import explain, nearest, what_and_where
+from dlproxy.config.messages import explain, what_and_where
 from dlproxy.config.paths import check_way, is_address, parse_devices
+from dlproxy.config.pipelines import PIPELINE, wired
 from dlproxy.config.table import Knob, first_knobs, knobs, tuned_knobs
 from dlproxy.config.traits import Only
-from dlproxy.config.values import ConfigError, check_origins
+from dlproxy.config.values import ConfigError, check_origins, nearest
 
 LEVELS = ("1", "2", "3", "4", "5", "6", "7", "8")  # of priority: policy/queueing has so many
 _WORDS: dict[str, str] = {
@@ -24,6 +25,7 @@ _WORDS: dict[str, str] = {
     "thread": "on a thread",
     "process": "in a process of their own",
     "upstream": "on another server",
+    "pipeline": "in other models, as steps of a pipeline",
 }
 
 
@@ -39,6 +41,8 @@ def check(section: Struct, places: Sequence[str] = ()) -> list[str]:
         check_way(section.run)
         _check_bounds(section)
         _check_names("pinned", section.pinned, tuned_knobs())
+        if section.path == PIPELINE:
+            wired(section.steps, section.inputs, section.outputs)
         if len(set(section.variants)) < len(section.variants):
             raise ConfigError(f"variants: a model is named twice in {', '.join(section.variants)}", "variants")
     elif isinstance(section, HttpLimits):
@@ -115,6 +119,8 @@ def possible_places(model: ModelConfig) -> Sequence[str]:
     """Where batches may run, as far as the configuration tells."""
     if is_address(model.path):
         return ("upstream",)
+    if model.path == PIPELINE:
+        return ("pipeline",)
     return ("inline", "thread", "process") if model.run == "auto" else (model.run,)
 
 
@@ -142,7 +148,7 @@ def needs(only: Only) -> str:
     """What there must be for a knob to have an effect, in words."""
     if only.knob == "run":
         allowed = [_WORDS[place] for place in get_args(Place) if _allows(only, place)]
-        return f"batches that run {'here' if only.but == ('upstream',) else _or(allowed)}"
+        return f"batches that run {'here' if only.but == ('upstream', 'pipeline') else _or(allowed)}"
     if only.among:
         return f"{only.knob} = {_or(list(map(repr, only.among)))}"
     if only.but == ("",):

@@ -14,13 +14,14 @@ from dlproxy.config.cache import CacheConfig
 from dlproxy.config.goals import Goal, parse_goal, parse_latency
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.paths import OWN_WAYS
+from dlproxy.config.pipelines import StepConfig
 from dlproxy.config.security import AuthConfig, GrantConfig, IntegrityConfig, TlsConfig
 from dlproxy.config.server import DisciplineName, ServerConfig, Switch
 from dlproxy.config.traits import Only
 from dlproxy.config.traits import knob as _knob
 
-Place = Literal["inline", "thread", "process", "upstream"]
-"""Where batches of a model run; all but the last are values of `run`, which has others where packages add them."""
+Place = Literal["inline", "thread", "process", "upstream", "pipeline"]
+"""Where batches of a model run; all but the last two are values of `run`, which has others where packages add them."""
 
 BalancerName = Literal[
     "peak-ewma",
@@ -38,7 +39,7 @@ _loaded = partial(_knob, cost="reload")
 _live = partial(_knob, cost="nothing")
 
 _IN_PROCESSES = Only("run", ("process",))
-_NOT_UPSTREAM = Only("run", but=("upstream",))
+_HERE = Only("run", but=("upstream", "pipeline"))
 _SCALES = Only("autoscale", but=("off",))
 _CACHES = Only("cache", but=("off",))
 _BATCHES = Only("batching", but=("off",), surely=False, harmless=("off",))
@@ -191,7 +192,7 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         str,
         _loaded(
             "the model: .onnx, .pt, .pt2, .keras, a SavedModel's folder, file.py:MyModel (relative to the configuration file's "
-            "folder), my_module:MyModel, addresses of models on other servers, or sleep:base=10ms,row=1ms"
+            "folder), my_module:MyModel, addresses of models on other servers, sleep:base=10ms,row=1ms, or pipeline"
         ),
     ]
     version: Annotated[str, _loaded("the version that clients see", pattern="^[0-9]+$")] = "1"
@@ -286,7 +287,7 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         str,
         _loaded(
             "real inputs to warm up with: an .npz file (an array for each input) or a folder of them; empty: made-up inputs",
-            only=(_NOT_UPSTREAM,),
+            only=(_HERE,),
         ),
     ] = ""
     instances: Annotated[
@@ -297,7 +298,7 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
             log=True,
             least=1,
             tuned=True,
-            only=(_NOT_UPSTREAM, Only("run", but=("inline",), harmless=(1,))),
+            only=(_HERE, Only("run", but=("inline",), harmless=(1,))),
             ge=0,
             le=256,
         ),
@@ -307,7 +308,7 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         _loaded(
             "change the number of instances with load: by rows that wait or run and arrivals, or by the share of time in which "
             "instances are busy",
-            only=(_NOT_UPSTREAM, Only("run", but=("inline",))),
+            only=(_HERE, Only("run", but=("inline",))),
         ),
     ] = "off"
     min_instances: Annotated[
@@ -360,7 +361,7 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
             log=True,
             least=1,
             tuned=True,
-            only=(_NOT_UPSTREAM,),
+            only=(_HERE,),
             ge=0,
             le=1024,
         ),
@@ -372,7 +373,7 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
             "Python, torch and TensorFlow, else what the warm-up finds better; installed packages may add others",
             tuned=True,
             choices=OWN_WAYS,
-            only=(_NOT_UPSTREAM,),
+            only=(_HERE,),
         ),
     ] = "auto"
     device: Annotated[
@@ -380,7 +381,7 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         _loaded(
             "where it computes: auto (the first NVIDIA GPU if the runtime can use it, else the CPU), cpu, cuda:N, for ONNX "
             "tensorrt:N or openvino:GPU; of several, as cuda:0,cuda:1, each instance gets the next",
-            only=(_NOT_UPSTREAM,),
+            only=(_HERE,),
         ),
     ] = "auto"
     gpu_memory_limit_mb: Annotated[
@@ -390,7 +391,7 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
             unit="MiB",
             log=True,
             least=1,
-            only=(_NOT_UPSTREAM, Only("device", but=("cpu",))),
+            only=(_HERE, Only("device", but=("cpu",))),
             ge=0,
             le=1 << 24,
         ),
@@ -398,12 +399,23 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
     inputs: Annotated[
         dict[str, str],
         _loaded(
-            'inputs of models that do not say theirs, or say too little, as {x = "FP32[batch,784]"}; -1 or a name: any size, '
-            "batch, or else the first: the rows",
-            only=(_NOT_UPSTREAM,),
+            'inputs of models that do not say theirs, or say too little, and of pipelines, as {x = "FP32[batch,784]"}; -1 or a '
+            "name: any size, batch, or else the first: the rows",
+            only=(Only("run", but=("upstream",)),),
         ),
     ] = {}
-    outputs: Annotated[dict[str, str], _loaded("the same for outputs", only=(_NOT_UPSTREAM,))] = {}
+    outputs: Annotated[
+        dict[str, str],
+        _loaded(
+            'the same for outputs; of a pipeline, where they come from, as {text = "read.text"}, or several with | between '
+            "them: the first that there is",
+            only=(Only("run", but=("upstream",)),),
+        ),
+    ] = {}
+    steps: Annotated[
+        dict[str, StepConfig],
+        _loaded("of a pipeline: its steps by name, as [pipelines.NAME.steps.STEP]", only=(Only("run", ("pipeline",)),)),
+    ] = {}
     load_timeout_s: Annotated[
         float,
         _loaded("seconds after which loading the model, with its warm-up, has failed", unit="s", log=True, gt=0, le=86400),
@@ -570,6 +582,7 @@ SECTIONS: dict[str, type[Struct]] = {
     "autopilot": AutopilotConfig,
     "cache": CacheConfig,
     "models": ModelConfig,
+    "pipelines": StepConfig,
     "tenants": TenantConfig,
     "grants": GrantConfig,
 }

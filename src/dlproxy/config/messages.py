@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config.table import knobs
+from dlproxy.config.values import nearest
 
 
 def explain(what: str, struct: type[Struct], knob: str) -> str:
@@ -33,8 +34,3 @@ def what_and_where(error: msgspec.ValidationError) -> tuple[str, str]:
 
 def unknown_key(key: str, known: Collection[str], where: str = "") -> str:
     return f"unknown key '{key}'{where}; {nearest(key, known)}"
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"

@@ -6,6 +6,7 @@ Called by the rest of config/ and by whatever loads models. Not aware of: files'
 import difflib
 import re
 
+from dlproxy.config.pipelines import PIPELINE
 from dlproxy.config.values import ConfigError
 
 SLEEP = "sleep:"  # the "path" of a model that only takes time
@@ -38,7 +39,7 @@ def is_file(path: str) -> bool:
     """Whether a model's path is one in the file system, and not my_module:MyModel."""
     place = python_place(path)
     in_module = place is not None and not place.endswith(".py") and "/" not in place
-    return not (path.startswith(SLEEP) or scheme_of(path) or in_module)
+    return not (path.startswith(SLEEP) or scheme_of(path) or in_module or path == PIPELINE)
 
 
 def is_model_name(name: str) -> bool:

@@ -5,7 +5,7 @@ Called by cli/, and for its messages by serve/control.py. Not aware of: what rea
 
 import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,13 +17,14 @@ from dlproxy.config.cache import CacheConfig
 from dlproxy.config.effects import check
 from dlproxy.config.knobs import SECTIONS, AutopilotConfig, Config, ModelConfig
 from dlproxy.config.limits import HttpLimits, TenantConfig
-from dlproxy.config.messages import explain, nearest, unknown_key, what_and_where
-from dlproxy.config.paths import is_file
+from dlproxy.config.messages import explain, unknown_key, what_and_where
+from dlproxy.config.paths import is_file, python_place
+from dlproxy.config.pipelines import PIPELINE, StepConfig
 from dlproxy.config.secrets import ENV, KEY_VARIABLE, hold
 from dlproxy.config.security import AuthConfig, GrantConfig, IntegrityConfig, TlsConfig
 from dlproxy.config.server import ServerConfig
 from dlproxy.config.table import GLOBAL, knobs, option, tuned_knobs
-from dlproxy.config.values import ConfigError
+from dlproxy.config.values import ConfigError, nearest
 
 PREFIX = "DLPROXY_"
 FILE_VARIABLE = "DLPROXY_CONFIG"
@@ -44,6 +45,10 @@ def load(path: Path) -> Config:
     tenants = file.tables(["tenants"], data.get("tenants", {}))
     grants = file.tables(["grants"], data.get("grants", {}))
     models = file.tables(["models"], data.get("models", {}))
+    pipelines = file.tables(["pipelines"], data.get("pipelines", {}))
+    for name in pipelines:
+        if name in models:
+            raise file.error(["pipelines", name], f"pipelines.{name}: a model has this name; names are of one of them only")
     return Config(
         server=file.section(["server"], data.get("server", {}), ServerConfig),
         http=file.section(["http"], data.get("http", {}), HttpLimits),
@@ -54,7 +59,8 @@ def load(path: Path) -> Config:
         cache=file.section(["cache"], data.get("cache", {}), CacheConfig),
         grants={name: file.section(["grants", name], table, GrantConfig) for name, table in grants.items()},
         tenants={name: file.section(["tenants", name], table, TenantConfig) for name, table in tenants.items()},
-        models={name: file.models(["models", name], table) for name, table in models.items()},
+        models={name: file.models(["models", name], table) for name, table in models.items()}
+        | {name: file.pipelines(["pipelines", name], table) for name, table in pipelines.items()},
     )
 
 
@@ -62,6 +68,17 @@ def _beside(path: Path, section: Section, *files: str) -> Section:
     """With these files as seen from the configuration's folder. A URL stays one."""
     found = {name: str(path.parent / file) for name in files if (file := getattr(section, name)) and "://" not in file}
     return msgspec.structs.replace(section, **found)
+
+
+def _found_from(folder: Path, step: StepConfig) -> StepConfig:
+    """With its files as seen from the configuration's folder."""
+    options = {
+        name: str(folder / value) if (name == "file" or name.endswith("_file")) and isinstance(value, str) else value
+        for name, value in step.options.items()
+    }
+    place = python_place(step.call) or ""
+    call = str(folder / step.call) if place.endswith(".py") or "/" in place else step.call
+    return msgspec.structs.replace(step, call=call, options=options)
 
 
 def _integrity(path: Path, section: IntegrityConfig) -> IntegrityConfig:
@@ -116,7 +133,13 @@ class _File:
             models.append(self._model(place, {**changes, "version": version}, own))
         return models
 
+    def pipelines(self, keys: list[str], table: Any) -> list[ModelConfig]:
+        """The same of a pipeline."""
+        return self.models(keys, {"path": PIPELINE, **self.tables(keys, table)})
+
     def _model(self, keys: list[str], table: Any, inherited: Mapping[str, Any] | None = None) -> ModelConfig:
+        for name, step in self._steps(keys, table):
+            self.section([*keys, "steps", name], step, StepConfig)
         model = self.model(keys, table, inherited)
         hold(model.upstream_api_key)
         folder = self._path.parent
@@ -125,12 +148,18 @@ class _File:
             path=str(folder / model.path) if is_file(model.path) else model.path,
             class_names=str(folder / model.class_names) if model.class_names else "",
             samples=str(folder / model.samples) if model.samples else "",
+            steps={name: _found_from(folder, step) for name, step in model.steps.items()},
             **{
                 name: str(folder / file)
                 for name in UPSTREAM_FILES
                 if (file := getattr(model, name)) and not file.startswith(ENV)
             },
         )
+
+    def _steps(self, keys: list[str], table: Any) -> Iterable[tuple[str, Any]]:
+        steps = table.get("steps", {}) if isinstance(table, dict) else {}
+        for name, step in steps.items() if isinstance(steps, dict) else ():
+            yield name, self.tables([*keys, "steps", name], step)
 
     def model(self, keys: list[str], table: Any, inherited: Mapping[str, Any] | None = None) -> ModelConfig:
         """What stands in the tables is pinned."""

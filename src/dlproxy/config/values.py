@@ -3,8 +3,9 @@
 Called by the rest of config/, and by whatever takes such texts from users. Not aware of: knobs, files.
 """
 
+import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import inf
 
 ORIGIN = r"\*|null|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"  # as browsers send it
@@ -50,3 +51,9 @@ def seconds_of(text: str) -> float:
     except ValueError:
         return 0.0
     return value if value < inf else 0.0
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """A hint for whoever has mistyped a name."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"

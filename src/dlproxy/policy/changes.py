@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from dlproxy.config import ConfigError, ModelConfig, model_of
-from dlproxy.config.messages import nearest
+from dlproxy.config.values import nearest
 from dlproxy.config.reading import with_pins
 from dlproxy.config.table import knobs, tuned_knobs
 from dlproxy.policy.planner import newest
