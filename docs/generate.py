@@ -14,6 +14,7 @@ import modules
 
 from dlproxy.config.effects import needs
 from dlproxy.config.knobs import SECTIONS
+from dlproxy.config.pipelines import StepConfig
 from dlproxy.config.reading import variable
 from dlproxy.config.table import GLOBAL, Knob, knobs
 from dlproxy.config.traits import Cost
@@ -44,6 +45,7 @@ TYPES = {
     bool: "true or false",
     dict[str, str]: "table of texts",
     dict[str, Any]: "table of values",
+    dict[str, StepConfig]: "table of steps",
     list[str]: "list of texts",
 }
 

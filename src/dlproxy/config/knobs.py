@@ -269,7 +269,7 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
             "whether requests of different lengths may share a batch, padded to the longest; auto: if the model has a mask or "
             "lengths among its inputs, the warm-up shows that it changes no answer, and until something in service does; "
             "on: without a mask too, and start-up says why if it changes answers",
-            only=(_BATCHES, Only("run", but=("upstream",), harmless=("off",))),
+            only=(_BATCHES, Only("run", but=("upstream", "pipeline"), harmless=("off",))),
         ),
     ] = "auto"
     pad_value: Annotated[

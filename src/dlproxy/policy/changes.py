@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from dlproxy.config import ConfigError, ModelConfig, model_of
-from dlproxy.config.values import nearest
 from dlproxy.config.reading import with_pins
 from dlproxy.config.table import knobs, tuned_knobs
+from dlproxy.config.values import nearest
 from dlproxy.policy.planner import newest
 from dlproxy.policy.wanted import Traffic, WantedModel, WantedVersion
 
