@@ -29,7 +29,7 @@ Generated from `src/dlproxy/config/knobs.py` by `make docs`; do not edit. How to
 *Changes* says when another value takes effect: live, that is while the model serves ([how](../guides/operations.md)), at the
 next load of the model, or at the next start of the server.
 """
-NAMES = {"models": ".digits", "pipelines": ".read.steps.STEP", "tenants": ".shop", "grants": ".shops"}
+NAMES = {"models": ".digits", "tenants": ".shop", "grants": ".shops"}
 EXAMPLES = {"path": "digits.onnx", "who": "cert:shop-*"}  # of knobs that have no default  # in the example
 CHANGES: dict[Cost, str] = {
     "nothing": "live",
@@ -97,7 +97,8 @@ def _cell(text: str) -> str:
 
 
 def _toml() -> Iterator[str]:
-    for number, (section, struct) in enumerate(SECTIONS.items()):
+    sections = {name: struct for name, struct in SECTIONS.items() if struct is not StepConfig}  # no step has only defaults
+    for number, (section, struct) in enumerate(sections.items()):
         if number:
             yield ""
         yield f"[{section}{NAMES.get(section, '')}]"

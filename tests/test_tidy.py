@@ -126,7 +126,8 @@ def test_every_knob_is_in_the_reference() -> None:
     for struct in SECTIONS.values():
         for knob in struct.__struct_fields__:
             assert f"| `{knob}` |" in page, f"{knob} of {struct.__name__} is not in docs/reference; run: make docs"
-    assert Config.__struct_fields__ == tuple(SECTIONS), "a section of Config is not among config/knobs.py: SECTIONS"
+    sections = tuple(name for name in SECTIONS if name != "pipelines")  # which are among the models
+    assert Config.__struct_fields__ == sections, "a section of Config is not among config/knobs.py: SECTIONS"
 
 
 def test_the_references_toml_is_the_default_configuration(tmp_path: Path) -> None:
