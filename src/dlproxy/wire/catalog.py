@@ -62,6 +62,8 @@ class ServedModel:
         self.sticky = sticky
         self.control = control
         self.class_names: Sequence[str] = ()  # set before it is served
+        self.would_wait_s: Callable[[float], float] = lambda now: 0.0
+        """How long a request that came now would wait for an instance, as far as its lane can tell."""
 
     @property
     def ready(self) -> bool:
