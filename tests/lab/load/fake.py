@@ -91,10 +91,16 @@ class FakeServer:
         self._loop.run_until_complete(listen())
         self._loop.call_soon(self._ready.set)  # not before: a stop that came earlier would be forgotten
         self._loop.run_forever()
+        self._loop.run_until_complete(self._end())
+        self._loop.close()
+
+    async def _end(self) -> None:
+        """Connections that are just being accepted are closed, too."""
+        if accepting := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(accepting)
         for connection in list(self.connections):
             connection.transport.abort()
-        self._loop.run_until_complete(asyncio.sleep(0))
-        self._loop.close()
+        await asyncio.sleep(0)
 
     def die(self) -> None:
         """Refuse connections from now on and break those that are open. For calls from a test or from `infer`."""
