@@ -32,6 +32,7 @@ from dlproxy.policy.planner import (
     Refuse,
     Route,
     Routes,
+    Unblock,
     Unload,
     Version,
     VersionState,
@@ -282,7 +283,7 @@ class Control:
             plan = planner.plan(self.wanted, self._actual(), now)
             for action in plan.actions:
                 self._begin(action)
-            if not any(isinstance(action, Route | Refuse) for action in plan.actions):  # which are done already
+            if not any(isinstance(action, Route | Refuse | Unblock) for action in plan.actions):  # which are done already
                 break
         if plan.again_at < inf:
             self._timer = asyncio.get_running_loop().call_later(max(plan.again_at - now, 0.0), self._step)
@@ -313,11 +314,11 @@ class Control:
 
     def _to_load(self, versions: Mapping[Key, Version]) -> Iterator[tuple[Key, ModelConfig]]:
         """Versions that may have to be loaded now."""
-        for name, model in self.wanted.models.items():
-            for version, wanted in model.versions.items():
-                there = versions.get((name, version))
-                asked = there is not None or not model.on_demand or name in self._demanded
-                if asked and (there is None or there.made_of != wanted):
+        there = {name for name, _ in versions}
+        for name in planner.to_be_up(self.wanted, {*self._demanded, *there}):
+            for version, wanted in self.wanted.models[name].versions.items():
+                one = versions.get((name, version))
+                if one is None or one.made_of != wanted:
                     yield (name, version), wanted.config
 
     def _begin(self, action: Action) -> None:
@@ -330,9 +331,12 @@ class Control:
                 self._run(key, "leaving", None, self._unload(key, reason))
             case Route(name, routes):
                 self._route(name, routes)
-            case Refuse(key, wanted, reason, for_good):
+            case Refuse(key, wanted, reason, for_good, blocked):
                 error = ConfigError(f"model '{key[0]}' version {key[1]} is not loaded: {reason}")
-                self._note_failure(key, wanted, error, reason, for_good=for_good)
+                self._note_failure(key, wanted, error, reason, for_good=for_good, blocked=blocked)
+            case Unblock(key):
+                self._failed.pop(key, None)
+                self._errors.pop(key, None)
 
     def _run(self, key: Key, phase: Phase, wanted: WantedVersion | None, work: Coroutine[Any, Any, None]) -> None:
         """`wanted`: what it is to become."""
@@ -388,13 +392,22 @@ class Control:
             self._misrouted[name] = error
             log.log(self._level(name), "model '%s': its requests are not shared as wanted: %s", name, error)
 
-    def _note_failure(self, key: Key, wanted: WantedVersion, error: Exception, reason: str, *, for_good: bool = False) -> None:
+    def _note_failure(
+        self,
+        key: Key,
+        wanted: WantedVersion,
+        error: Exception,
+        reason: str,
+        *,
+        for_good: bool = False,
+        blocked: bool = False,
+    ) -> None:
         before = self._failed.get(key)
         times = before.times + 1 if before is not None and before.made_of == wanted else 1
-        failed = self._failed[key] = FailedLoad(wanted, reason, self._clock(), times, for_good)
+        failed = self._failed[key] = FailedLoad(wanted, reason, self._clock(), times, for_good, blocked)
         self._errors[key] = error
         old = ", the one that serves stays" if key in self._made_of else ""
-        again = "" if for_good else f"; next attempt in {failed.again_at - failed.failed_at:g} s"
+        again = "" if failed.again_at == inf else f"; next attempt in {failed.again_at - failed.failed_at:g} s"
         log.log(self._level(key[0]), "model '%s' version %s is not loaded%s: %s%s", *key, old, reason, again)
 
     # Looking

@@ -21,6 +21,7 @@ from dlproxy.config import CacheConfig, ConfigError, ModelConfig, ServerConfig, 
 from dlproxy.config.reading import override
 from dlproxy.config.security import IntegrityConfig
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Tensor, invalid
+from dlproxy.policy.stages import loading_order
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
 from dlproxy.service import next_part
@@ -86,13 +87,14 @@ class Proxy:
         self._lock = Lock()  # around that set and the loop
 
     async def __aenter__(self) -> "Proxy":
-        """Loads and warms up every model. Raises ModelError if one cannot be loaded."""
+        """Loads and warms up every model, pipelines after what they ask. Raises ModelError if one cannot be loaded."""
         if self._loop is not None and not self._loop.is_closed():
             raise RuntimeError("this Proxy is open already: use the one that was entered, and leave it once")
         self._loop = asyncio.get_running_loop()
         self._open()
         try:
-            for model in self._wanted:
+            for place in loading_order([(model.name, model.config) for model in self._wanted]):
+                model = self._wanted[place]
                 await self._models.load(model.name, model.config)
         except BaseException:  # cancellation too: what is up already has threads
             await self._close()
