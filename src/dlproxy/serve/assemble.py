@@ -130,6 +130,7 @@ async def load_model(
         await fleet.stop()
         raise
     loaded.served.class_names = class_names
+    loaded.served.pipeline = config if config.steps else None
     signature, control = fleet.signature, loaded.control
     control.on_scaled = on_ways
     if signature.batched and not signature.streams and (config.batching == "auto" or signature.pads):

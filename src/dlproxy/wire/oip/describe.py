@@ -6,6 +6,7 @@ Field names are those of Triton's model_config.proto and statistics extension. C
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dlproxy.config import ModelConfig
 from dlproxy.message import DType, FailureKind, Principal, TensorSpec
 from dlproxy.telemetry.stats import BatchSize, Histogram, Part, StreamStats
 from dlproxy.wire.catalog import Catalog, ServedModel
@@ -74,7 +75,32 @@ def config(model: ServedModel) -> dict[str, Any]:
         described["model_transaction_policy"] = {"decoupled": True}
     if model.stats.cache is not None:
         described["response_cache"] = {"enable": True}
+    if model.pipeline is not None and (steps := ensemble_steps(model.pipeline)):
+        described |= {"platform": "ensemble", "backend": "", "ensemble_scheduling": {"step": steps}}
     return described
+
+
+def ensemble_steps(pipeline: ModelConfig) -> list[dict[str, Any]]:
+    """As Triton's ensembles have them; none where the pipeline does more than these do."""
+    steps, tensors = pipeline.steps, {source: name for name, source in pipeline.outputs.items()}
+    sources = [source for step in steps.values() for source in step.inputs.values()]
+    if len(tensors) < len(pipeline.outputs) or any("|" in source for source in (*sources, *tensors)):
+        return []
+    found = []
+    for name, step in steps.items():
+        model, _, version = step.model.partition(":")
+        if not model or step.each or step.when or step.need or not (version or "1").isdecimal():
+            return []
+        given = dict.fromkeys(one for one in (*sources, *tensors) if one not in pipeline.inputs and one.startswith(f"{name}."))
+        found.append(
+            {
+                "model_name": model,
+                "model_version": int(version or -1),
+                "input_map": {key: tensors.get(source, source) for key, source in step.inputs.items()},
+                "output_map": {source.partition(".")[2]: tensors.get(source, source) for source in given},
+            }
+        )
+    return [] if any(source in pipeline.inputs for source in tensors) else found
 
 
 def max_wait_s(model: ServedModel) -> float:
