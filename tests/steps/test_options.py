@@ -37,6 +37,8 @@ def test_a_step_says_what_it_takes_and_gives(name: str) -> None:
         ("image.resize", {"size": 8, "multiple_of": 32}, "options.multiple_of: the size leaves no side open"),
         ("image.normalise", {"std": [0.1, 0.0]}, "std is not 0"),
         ("image.normalise", {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5]}, "options.mean is for 3 channels, options.std for 2"),
+        ("audio.log_mel", {"high": 9000}, "options.high: it is above low, and at most half the rate, 8000.0 Hz"),
+        ("audio.log_mel", {"window": 512}, "options.window: at most n_fft, 400"),
         ("combine.weighted", {"weights": {}}, "give one for each input"),
         ("combine.vote", {"weights": {"a": -1.0}}, "none may be below 0"),
         ("combine.confidence", {}, "missing required field `threshold`"),
