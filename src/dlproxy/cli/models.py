@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dlproxy.cli import model_files
+from dlproxy.cli import graphs, model_files
 from dlproxy.cli.credentials import add_credentials, credentials_of
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 
@@ -71,6 +71,7 @@ def add_to(commands: Commands) -> None:
         parser.set_defaults(action=name)
     _add_arguments(**acting)
     model_files.add_to(actions)
+    graphs.add_to(actions)
     change.add_argument(
         "knobs", nargs="+", metavar="KNOB=VALUE", help="as in dlproxy.toml: max_batch=32 slo=p99=20ms hedge=true"
     )

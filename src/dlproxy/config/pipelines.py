@@ -3,6 +3,7 @@
 Used by knobs.py, effects.py and reading.py, read by whatever runs or simulates pipelines. Not aware of: models, types.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -136,6 +137,13 @@ def wired(steps: Mapping[str, StepConfig], inputs: Collection[str], outputs: Map
     after = {name: tuple(other for other in order if name in before[other]) for name in order}
     _check_all_used(order, after, given)
     return Wiring(order, taken, conditions, after, given)
+
+
+def step_name(text: str, taken: Collection[str]) -> str:
+    """A step's name for what has this one, such as a model, that no other step has."""
+    word = re.sub(r"\W", "_", text, flags=re.ASCII)
+    word = word if word.isidentifier() else f"_{word}"
+    return next(name for count in range(1, len(taken) + 2) if (name := word if count == 1 else f"{word}_{count}") not in taken)
 
 
 def _check_step(name: str, step: StepConfig) -> None:

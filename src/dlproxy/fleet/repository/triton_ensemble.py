@@ -3,13 +3,12 @@
 Called by triton_config.py. Not aware of: files, knobs but these, whether the models are there.
 """
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 from msgspec import Struct
 
 from dlproxy.config import ConfigError
-from dlproxy.config.pipelines import StepConfig
+from dlproxy.config.pipelines import StepConfig, step_name
 from dlproxy.config.values import nearest
 
 LATEST = -1
@@ -76,13 +75,7 @@ def _named(steps: Sequence[Step]) -> dict[str, Step]:
             raise ConfigError(f"ensemble_scheduling: a step's model_name is {step.model_name!r}")
         if step.model_version < LATEST:
             raise ConfigError(f"step of '{step.model_name}': model_version is {step.model_version}; it is -1 or a version")
-        word = re.sub(r"\W", "_", step.model_name, flags=re.ASCII)
-        word = word if word.isidentifier() else f"_{word}"
-        name, count = word, 1
-        while name in found:
-            count += 1
-            name = f"{word}_{count}"
-        found[name] = step
+        found[step_name(step.model_name, found)] = step
     return found
 
 
