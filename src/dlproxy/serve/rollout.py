@@ -273,13 +273,18 @@ def difference_between(ours: Signature, theirs: Signature) -> str:
                 here, there = getattr(one, field), getattr(other, field)
                 if field != "axes" and here != there:
                     return f"the {field} of {what} '{one.name}' is {here!r} in one, {there!r} in the other"
-    for field in ("batched", "even", "streams"):
-        if getattr(ours, field) != getattr(theirs, field):
+    for field in _FLAGS:
+        if bool(getattr(ours, field)) != bool(getattr(theirs, field)):
             return f"only one of them {_FLAGS[field]}"
     return ""
 
 
-_FLAGS = {"batched": "batches", "even": "has equally many rows in all inputs", "streams": "answers in parts"}
+_FLAGS = {
+    "batched": "batches",
+    "even": "has equally many rows in all inputs",
+    "streams": "answers in parts",
+    "sequences": "has sequences",
+}
 
 
 def _others(traffic: Traffic, default: str) -> list[str]:

@@ -31,7 +31,7 @@ class TrafficLayer:
     def submit(self, request: Request, reply: ReplyTo) -> None:
         version = self.splitter.choose(request.ticket)
         shadow = self._shadow
-        if shadow is None or shadow.version == version:
+        if shadow is None or shadow.version == version or request.sequence is not None:  # a copy would be of no sequence
             self._services[version].submit(request, reply)
         else:
             shadow.submit(request, reply, self._services[version])

@@ -10,6 +10,7 @@ from typing import Any
 from dlproxy.message import (
     DType,
     Request,
+    Signature,
     Tensor,
     TensorSpec,
     Ticket,
@@ -28,10 +29,10 @@ MAX_ELEMENTS = 1 << 20  # BYTES elements of one input
 
 
 class RequestChecker:
-    """Everything about one model that a check needs, worked out once."""
+    """Everything about one model that a check needs, worked out once. `signature`: where clients see less of it."""
 
-    def __init__(self, model: ServedModel) -> None:
-        signature = model.signature
+    def __init__(self, model: ServedModel, signature: Signature | None = None) -> None:
+        signature = signature or model.signature
         self._name = self.model_name = model.name
         self._specs = signature.inputs
         self._batched = signature.batched

@@ -12,7 +12,7 @@ from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.rights import seen
 
 EXTENSIONS = (
-    *("classification", "model_repository", "model_configuration"),
+    *("classification", "sequence", "model_repository", "model_configuration"),
     *("binary_tensor_data", "parameters", "statistics"),
 )
 
@@ -72,9 +72,18 @@ def config(model: ServedModel) -> dict[str, Any]:
         described["dynamic_batching"] = {"max_queue_delay_microseconds": round(max_wait_s(model) * 1e6)}
     if signature.streams:
         described["model_transaction_policy"] = {"decoupled": True}
+    if signature.sequences:
+        described["sequence_batching"] = sequence_batching(model)
     if model.stats.cache is not None:
         described["response_cache"] = {"enable": True}
     return described
+
+
+def sequence_batching(model: ServedModel) -> dict[str, Any]:
+    """What clients of Triton look for; the inputs that the server fills are none of theirs."""
+    knobs = {} if model.control is None else model.control.state()["knobs"]
+    idle_us = round(knobs.get("sequence_idle_s", 0.0) * 1e6)
+    return {"max_sequence_idle_microseconds": idle_us, model.signature.sequences: {}}
 
 
 def max_wait_s(model: ServedModel) -> float:
