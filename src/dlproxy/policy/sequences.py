@@ -35,7 +35,7 @@ class Turn(Struct, Generic[Home], eq=False):
 
 
 class Sequence(Struct, Generic[Home], eq=False):
-    """`id`: as its client has it. `home`: where it runs. `running`: the one request that is under way. `lives`: it has begun and
+    """`id`: as its client has it. `home`: where it runs. `running`: the request that is under way. `lives`: it has begun and
     not ended. `state`: the caller's, which goes when it ends. `full`: a request was refused, and nothing may take its place
     until all that came before it has its answer.
     """
@@ -156,14 +156,14 @@ class Sequences(Generic[Home]):
         return failed
 
     def move(self, old: Home, new: Home | None, why: str, now: float) -> Failed[Home]:
-        """What is at `old` goes on at `new`. Sequences that have begun end if it is said why; with nowhere to go, those that
-        wait to begin fail, too. Returns the requests that fail by that. O(n).
+        """What is at `old` goes on at `new`, or, if that is None, ends and is told why. Returns the requests that fail by that.
+        O(n).
         """
         failed: Failed[Home] = []
         for sequence in list(self._by_key.values()):
-            if sequence.runs_at == old and why:
-                failed += self.end(sequence, why, now)
             if new is None:
+                if sequence.runs_at == old:
+                    failed += self.end(sequence, why, now)
                 gone = [turn for turn in sequence.waiting if turn.home == old and not turn.follows]
                 failed += [each for turn in gone for each in self.leave(turn.ticket, Failure(FailureKind.UNAVAILABLE, why))]
                 continue

@@ -50,7 +50,6 @@ from dlproxy.service import Service
 from dlproxy.telemetry.event_log import Header, Recorder
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import ServedModel
-from dlproxy.wire.checks import RequestChecker
 from dlproxy.wire.terms import by_level
 
 if TYPE_CHECKING:
@@ -206,9 +205,7 @@ def _assembled(
         control=control,
     )
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
-    if control.sequences is not None:
-        loaded.sequences = control.sequences
-        control.sequences.checker = RequestChecker(served, signature)
+    loaded.sequences = control.sequences
     if variants is not None:
         loaded.degrading = Degrading(variants, loaded)
     control.on_variants = partial(_stand_in, loaded, quotas, clock)

@@ -17,7 +17,6 @@ from dlproxy.serve.driver import timer_delay_s
 from dlproxy.serve.states import State, StatePlan
 from dlproxy.service import ReplyTo, Service
 from dlproxy.telemetry.stats import ModelStats, SequenceCounts
-from dlproxy.wire.checks import RequestChecker
 
 CANCELLED = Failure(FailureKind.CANCELLED, "the client disconnected")
 
@@ -90,8 +89,6 @@ class SequenceLayer:
         self.plan = plan
         self.store = store
         self.counts = stats.sequences = SequenceCounts(self._active)
-        self.checker: RequestChecker
-        """Of all that the model takes; set before the first request."""
         self._name = name
         self._stats = stats
         self.configure(config)
@@ -138,29 +135,20 @@ class SequenceLayer:
 
     def whole(self, request: Request, of: InSequence, state: State) -> Request:
         """The same, with all that the model takes. Raises InferenceError."""
-        terms, plan = request.ticket, self.plan
-        if terms.rows != state.rows:
-            message = f"sequence {of.id!r} of model '{self._name}' has {state.rows} rows, but this request has {terms.rows}"
+        ticket, plan = request.ticket, self.plan
+        if ticket.rows != state.rows:
+            message = f"sequence {of.id!r} of model '{self._name}' has {state.rows} rows, but this request has {ticket.rows}"
             raise InferenceError(Failure(FailureKind.INVALID_ARGUMENT, message))
-        whole = self.checker.request(
-            plan.inputs(request.inputs, of, state),
-            plan.outputs(request.outputs),
-            ticket_id=terms.id,
-            request_id=None,
-            params=request.params,
-            now=terms.arrived_at,
-        )
-        ticket = whole.ticket
-        ticket.deadline_at, ticket.answer_by, ticket.priority = terms.deadline_at, terms.answer_by, terms.priority
-        ticket.tenant, ticket.affinity = terms.tenant, terms.affinity
-        whole.id, whole.principal, whole.trace = request.id, request.principal, request.trace
-        return whole
+        key = plan.key(state, of)
+        if key:
+            ticket.shape_key, ticket.family = (*ticket.shape_key, *key), (*ticket.family, *key) if ticket.family else ()
+        inputs, outputs = plan.inputs(request.inputs, of, state), plan.outputs(request.outputs)
+        return Request(ticket, request.model, inputs, outputs, request.id, request.params, request.principal, request.trace)
 
     def give_way(self, successor: "SequenceLayer", reason: str) -> None:
         """Its sequences go on at the successor or, where that takes another state, end for this reason."""
         why = self.plan.difference(successor.plan)
-        self._move(successor, f"{reason}, and {why}" if why else "")
-        successor.store.arm()
+        self._move(None if why else successor, f"{reason}, and {why}" if why else "")
 
     async def drain(self, drain_s: float, reason: str) -> None:
         """What is under way is answered, within so many seconds; then all that is left ends for this reason."""
@@ -234,6 +222,9 @@ class _Asked:
         request, sequence = self.request, self.sequence
         self._by = by = sequence.runs_at
         try:
+            if by is not self.layer and (why := self.layer.plan.difference(by.plan)):
+                message = f"sequence {sequence.id!r} runs on a version that does not take this request: {why}"
+                raise InferenceError(Failure(FailureKind.INVALID_ARGUMENT, message))
             state = by.plan.begin(request.ticket.rows) if self.turn.of.start else sequence.state
             self._sent = by.whole(request, self.turn.of, state)
         except InferenceError as error:

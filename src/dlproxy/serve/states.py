@@ -4,6 +4,7 @@ Made by assemble.py, used by sequences.py. Not aware of: which sequences there a
 """
 
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from itertools import zip_longest
 from typing import Any
 
@@ -16,6 +17,7 @@ from dlproxy.config.values import nearest
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.declared import fits, parse_spec, written
 from dlproxy.message import DType, InSequence, Signature, Tensor, TensorSpec
+from dlproxy.serve.traffic import difference_between
 from dlproxy.tensors import NUMPY, Array, filler, join_elements, to_bytes
 
 CONTROLS = ("start", "end", "ready", "id")
@@ -29,12 +31,15 @@ class State(Struct):
 
 
 class _Kept(Struct, frozen=True):
-    """`spec`: of the input, with the sizes that the output fixes. `begin`: what a sequence begins with, one row of it."""
+    """`spec`: of the input, with the sizes that the output fixes. `begin`: what a sequence begins with, one row of it.
+    `varies`: it may be larger or smaller after a request.
+    """
 
     place: int
     output: int
     spec: TensorSpec
     begin: Array
+    varies: bool
 
 
 class StatePlan:
@@ -77,6 +82,8 @@ class StatePlan:
             raise ConfigError(
                 f"state: it leaves no {'outputs' if self._given else 'inputs'} of model '{name}' to clients", "state"
             )
+        self._single: State | None = None
+        self._single = self.begin(1)
         self._flags: dict[tuple[int, int, bool], Tensor] = {}
         self.signature = msgspec.structs.replace(
             whole,
@@ -87,6 +94,8 @@ class StatePlan:
 
     def begin(self, rows: int) -> State:
         """What a sequence of so many rows has before its first request."""
+        if rows == 1 and self._single is not None:
+            return self._single
         tensors = []
         for one in self._kept:
             array = one.begin
@@ -108,6 +117,21 @@ class StatePlan:
             else:
                 whole[place] = self._flag(place, state.rows, on=control == "ready" or getattr(of, control))
         return whole
+
+    def key(self, state: State, of: InSequence) -> tuple[int, ...]:
+        """What must be equal for requests to share a batch beside what clients send: the open sizes of their states, and all
+        that has no rows.
+        """
+        key: list[int] = []
+        for one, tensor in zip(self._kept, state.tensors, strict=True):
+            if one.varies:
+                key += tensor.shape
+            if one.spec.rows is None:
+                key.append(_digest(bytes(tensor.data)))
+        for control, place in self._controls.items():
+            if self._specs[place].rows is None:
+                key.append(_digest(repr(of.id).encode()) if control == "id" else control == "ready" or getattr(of, control))
+        return tuple(key)
 
     def outputs(self, wanted: Sequence[int]) -> list[int]:
         """What is asked of the model for a client who wants these: first its outputs, then the state."""
@@ -140,7 +164,10 @@ class StatePlan:
         return ""
 
     def difference(self, other: "StatePlan") -> str:
-        """Why the other model cannot go on with a state of this one; empty if it can."""
+        """Why the other model cannot go on with a state of this one, and what clients ask of it; empty if it can."""
+        why = difference_between(self.signature, other.signature)
+        if why:
+            return why
         for one, two in zip_longest(self._kept, other._kept):
             if one is None or two is None:
                 return f"only one of them has the state '{(one or two).spec.name}'"
@@ -163,7 +190,8 @@ class StatePlan:
                 raise ConfigError(unlike, "state")
             sizes.append(size if counts or size >= 0 else after)
         known = msgspec.structs.replace(spec, shape=tuple(sizes))
-        return _Kept(place, output, known, self._first(known, begin.pop(spec.name, "")))
+        varies = any(size < 0 and axis != spec.rows for axis, size in enumerate(sizes))
+        return _Kept(place, output, known, self._first(known, begin.pop(spec.name, "")), varies)
 
     def _first(self, spec: TensorSpec, said: str) -> Array:
         """One row of it. Raises ConfigError."""
@@ -212,6 +240,10 @@ class StatePlan:
     def _shape(self, spec: TensorSpec, rows: int) -> tuple[int, ...]:
         counted = spec.rows if self._batched else None
         return tuple(rows if axis == counted else max(size, 1) for axis, size in enumerate(spec.shape))
+
+
+def _digest(data: bytes) -> int:
+    return int.from_bytes(blake2b(data, digest_size=16).digest(), "little")
 
 
 _EXAMPLE = 'name each with the output that is its next value, as state = { state = "stateN" }'

@@ -10,7 +10,6 @@ from typing import Any
 from dlproxy.message import (
     DType,
     Request,
-    Signature,
     Tensor,
     TensorSpec,
     Ticket,
@@ -29,10 +28,10 @@ MAX_ELEMENTS = 1 << 20  # BYTES elements of one input
 
 
 class RequestChecker:
-    """Everything about one model that a check needs, worked out once. `signature`: where clients see less of it."""
+    """Everything about one model that a check needs, worked out once."""
 
-    def __init__(self, model: ServedModel, signature: Signature | None = None) -> None:
-        signature = signature or model.signature
+    def __init__(self, model: ServedModel) -> None:
+        signature = model.signature
         self._name = self.model_name = model.name
         self._specs = signature.inputs
         self._batched = signature.batched
