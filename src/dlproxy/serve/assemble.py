@@ -43,6 +43,8 @@ from dlproxy.serve.layers import QuotaLayer, WakeLayer
 from dlproxy.serve.partition import PartitionLayer, can_split
 from dlproxy.serve.recheck import Recheck
 from dlproxy.serve.reservoir import Reservoir
+from dlproxy.serve.sequences import SequenceLayer, SequenceStore
+from dlproxy.serve.states import StatePlan
 from dlproxy.serve.variants import VariantLayer, check_variants
 from dlproxy.service import Service
 from dlproxy.telemetry.event_log import Header, Recorder
@@ -77,6 +79,7 @@ class LoadedModel(Struct, eq=False):
     autoscaler: Autoscaler | None = None
     cache: "CacheLayer | None" = None
     degrading: Degrading | None = None
+    sequences: SequenceLayer | None = None
 
     @property
     def accuracy(self) -> float:
@@ -108,12 +111,13 @@ async def load_model(
     trust: Trust = ANY,
     on_ways: Callable[[], None] = lambda: None,
     caches: Caches | None = None,
+    sequences: SequenceStore | None = None,
     clock: Callable[[], float] = monotonic,
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ConfigError, LogError, ModelError, and then nothing of it is left.
 
     `ticket_ids`: where requests get theirs. `event_log`: the file. `trust`: which models may be loaded. `on_ways`: called when
-    its batches run in another way, or in another number side by side.
+    its batches run in another way, or in another number side by side. `sequences`: of all of its versions.
     """
     class_names = class_names_of(config)
     if not config.accuracy:
@@ -125,7 +129,8 @@ async def load_model(
         if fleet.most_rows is not None:
             config = msgspec.structs.replace(config, max_batch=min(config.max_batch, fleet.most_rows))
         weights = {tenant: settings.weight for tenant, settings in tenants.items()}
-        loaded = _assembled(name, config, fleet, weights, ticket_ids, quotas, event_log, caches, clock)
+        sequences = sequences or SequenceStore(name, clock)
+        loaded = _assembled(name, config, fleet, weights, ticket_ids, quotas, event_log, caches, sequences, clock)
     except BaseException:
         await fleet.stop()
         raise
@@ -151,10 +156,12 @@ def _assembled(
     quotas: Quotas | None,
     event_log: Path | None,
     caches: Caches | None,
+    sequences: SequenceStore,
     clock: Callable[[], float],
 ) -> LoadedModel:
     signature = fleet.signature
     check_variants(name, config, signature)
+    states = StatePlan(name, config, signature) if config.sequences != "off" else None
     plan = _plan(name, config, fleet, tenant_weights)
     lane = Lane(plan.knobs, plan.prior)
     recorder = None if event_log is None else _recorder(event_log, name, plan, lane, fleet)
@@ -175,11 +182,13 @@ def _assembled(
     scaled = Scaled(name, lane, stats, fleet, control.set_instances, driver.expect_instance, clock)
     scaler = control.autoscaler = autoscaler(scaled, config)
     service: Service = driver
-    splits = can_split(signature)
+    splits = can_split(signature) and states is None
     if splits:
         service = control.partition = _partition(driver, signature, stats, ticket_ids, clock, plan)
     if scaler is not None and config.scale_to_zero_s:
         service = WakeLayer(service, scaler)
+    if states is not None:
+        service = control.sequences = SequenceLayer(service, states, name, config, stats, sequences)
     variants = VariantLayer(service, name, config, stats, driver, clock) if config.variants else None
     front: Service = service if variants is None else variants
     cache = None if caches is None else caches.before(front, name, config, signature, stats)
@@ -187,7 +196,7 @@ def _assembled(
     served = ServedModel(
         name=name,
         version=config.version,
-        signature=signature,
+        signature=signature if states is None else states.signature,
         service=front if quotas is None else _with_quotas(front, quotas, stats, clock),
         stats=stats,
         max_batch=most_rows(config, splits=splits),
@@ -197,6 +206,7 @@ def _assembled(
         control=control,
     )
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
+    loaded.sequences = control.sequences
     if variants is not None:
         loaded.degrading = Degrading(variants, loaded)
     control.on_variants = partial(_stand_in, loaded, quotas, clock)
@@ -333,6 +343,8 @@ async def unload_model(model: LoadedModel, drain_s: float, reason: str = "the mo
     if model.cache is not None:
         model.cache.close()
     try:
+        if model.sequences is not None:
+            await model.sequences.drain(drain_s, reason)
         await model.driver.stop(drain_s, reason)
     finally:
         try:

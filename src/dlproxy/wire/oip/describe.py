@@ -13,7 +13,7 @@ from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.rights import seen
 
 EXTENSIONS = (
-    *("classification", "model_repository", "model_configuration"),
+    *("classification", "sequence", "model_repository", "model_configuration"),
     *("binary_tensor_data", "parameters", "statistics"),
 )
 
@@ -73,6 +73,8 @@ def config(model: ServedModel) -> dict[str, Any]:
         described["dynamic_batching"] = {"max_queue_delay_microseconds": round(max_wait_s(model) * 1e6)}
     if signature.streams:
         described["model_transaction_policy"] = {"decoupled": True}
+    if signature.sequences:
+        described["sequence_batching"] = sequence_batching(model)
     if model.stats.cache is not None:
         described["response_cache"] = {"enable": True}
     if model.pipeline is not None and (steps := ensemble_steps(model.pipeline)):
@@ -101,6 +103,13 @@ def ensemble_steps(pipeline: ModelConfig) -> list[dict[str, Any]]:
             }
         )
     return [] if any(source in pipeline.inputs for source in tensors) else found
+
+
+def sequence_batching(model: ServedModel) -> dict[str, Any]:
+    """What clients of Triton look for; the inputs that the server fills are none of theirs."""
+    knobs = {} if model.control is None else model.control.state()["knobs"]
+    idle_us = round(knobs.get("sequence_idle_s", 0.0) * 1e6)
+    return {"max_sequence_idle_microseconds": idle_us, model.signature.sequences: {}}
 
 
 def max_wait_s(model: ServedModel) -> float:
