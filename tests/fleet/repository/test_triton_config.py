@@ -292,7 +292,30 @@ def test_without_a_backend_the_files_tell(text: str, file: str, tmp_path: Path) 
         ('backend: "pytorch" input { name: "x" dims: 1 }', "x has no data_type, which a torch model does not say itself"),
         ('backend: "dali"', r"its backend is dali; dlproxy runs onnxruntime_onnx, pytorch_libtorch, tensorflow_savedmodel$"),
         ('platform: "ensemble"', "its platform is ensemble, and it has no ensemble_scheduling"),
-        (ONNX + "sequence_batching { }", "it has sequence_batching"),
+        (ONNX + "sequence_batching { iterative_sequence: true }", "it has an iterative_sequence"),
+        (
+            ONNX + 'sequence_batching { control_input { name: "s" } }',
+            "control_input 's' has 0 controls; dlproxy fills an input with one",
+        ),
+        (
+            ONNX + "sequence_batching { control_input { name: 's' control { int32_false_true: [ 2, 3 ] } } }",
+            r"control_input 's' tells \[2, 3\] for false and true; dlproxy tells 0 and 1",
+        ),
+        (ONNX + "sequence_batching { control_input { name: 's' control { } } }", r"control_input 's' tells \[\] for false"),
+        (
+            ONNX
+            + "sequence_batching { control_input [ { name: 's' control { fp32_false_true: [ 0, 1 ] } },"
+            + " { name: 't' control { bool_false_true: [ false, true ] } } ] }",
+            "control_input 't' tells what 's' tells, too: CONTROL_SEQUENCE_START",
+        ),
+        (
+            ONNX + "sequence_batching { state { input_name: 's' initial_state { data_file: 'x' } } }",
+            "the initial_state of 's' is a file; here it is zeros",
+        ),
+        (
+            ONNX + "sequence_batching { state [ { input_name: 's' output_name: 't' }, { input_name: 's' output_name: 'u' } ] }",
+            "two states have one input_name",
+        ),
         (ONNX + 'batch_input { target_name: "n" }', "it has batch_input"),
         (ONNX + 'batch_output { target_name: "n" }', "it has batch_input or batch_output"),
         ("", "it names no platform or backend, and .*3 holds no model.onnx or model.pt or model.savedmodel"),
@@ -354,6 +377,77 @@ def test_json_says_the_same() -> None:
     assert read_triton_json(data, "given") == read_triton_config(text, "config.pbtxt")
     with pytest.raises(ConfigError, match=r'^given: .* no field named "max_batchsize"'):
         read_triton_json({"max_batchsize": 8}, "given")
+
+
+# Sequences
+
+STATE = """
+sequence_batching {
+  max_sequence_idle_microseconds: 5000000
+  oldest { max_candidate_sequences: 5000 max_queue_delay_microseconds: 100 }
+  control_input [
+    { name: "START" control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } },
+    { name: "END" control { kind: CONTROL_SEQUENCE_END int32_false_true: [ 0, 1 ] } },
+    { name: "READY" control { kind: CONTROL_SEQUENCE_READY bool_false_true: [ true, true ] } },
+    { name: "ID" control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } }
+  ]
+  state {
+    input_name: "in" output_name: "out" data_type: TYPE_FP32 dims: [ 2, -1 ] use_growable_memory: true
+    initial_state { data_type: TYPE_FP32 dims: [ 2, 0 ] zero_data: true name: "empty" }
+  }
+  state { input_name: "n" output_name: "m" data_type: TYPE_STRING dims: [ 1 ] }
+}
+"""
+
+
+def test_sequences_are_kept_apart_and_their_state_is_the_server_s() -> None:
+    found, warnings = knobs(BATCHED + STATE)
+    assert warnings == []
+    assert found == {
+        **EIGHT,
+        "batching": "on",
+        "max_wait_s": 0.0001,
+        "sequences": "oldest",
+        "sequence_idle_s": 5.0,
+        "max_sequences": 5000,
+        "sequence_controls": {"start": "START", "end": "END", "ready": "READY", "id": "ID"},
+        "state": {"in": "out", "n": "m"},
+        "initial_state": {"in": "FP32[1,2,0]", "n": "BYTES[1,1]"},
+    }
+    assert knobs(ONNX + STATE)[0]["initial_state"] == {"in": "FP32[2,0]", "n": "BYTES[1]"}
+    assert knobs(ONNX + "sequence_batching { }")[0] == {"batching": "off", "sequences": "direct", "sequence_idle_s": 1.0}
+
+
+def test_a_torch_model_takes_its_state_too() -> None:
+    given = 'input { name: "x" data_type: TYPE_FP32 dims: 4 } output { name: "y" data_type: TYPE_FP32 dims: 4 }\n'
+    model, _, _ = translate('backend: "pytorch" max_batch_size: 8\n' + given + STATE)
+    assert model.inputs == {
+        "x": "FP32[batch,4]",
+        "START": "FP32[batch,1]",
+        "END": "INT32[batch,1]",
+        "READY": "BOOL[batch,1]",
+        "ID": "UINT64[batch,1]",
+        "in": "FP32[batch,2,-1]",
+        "n": "BYTES[batch,1]",
+    }
+    assert model.outputs == {"y": "FP32[batch,4]", "out": "FP32[batch,2,-1]", "m": "BYTES[batch,1]"}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("sequence_batching { oldest { preserve_ordering: true } }", "sequence_batching.oldest.preserve_ordering"),
+        ("sequence_batching { oldest { preferred_batch_size: 4 } }", "sequence_batching.oldest.preferred_batch_size"),
+        ("sequence_batching { direct { minimum_slot_utilization: 0.5 } }", "sequence_batching.direct.minimum_slot_utilization"),
+        (
+            "sequence_batching { oldest { max_candidate_sequences: 4 } }",
+            "max_candidate_sequences (up to 4096 sequences are kept, none waits for another to end)",
+        ),
+        ("sequence_batching { } response_cache { enable: true }", "response_cache (answers depend on the requests before)"),
+    ],
+)
+def test_what_of_sequences_has_no_effect_is_said(text: str, named: str) -> None:
+    assert named in knobs(BATCHED + text)[1][0]
 
 
 # Ensembles
