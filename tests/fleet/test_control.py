@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 
+import msgspec
 import pytest
 
 from dlproxy.config import ConfigError, ModelConfig
@@ -299,3 +300,15 @@ async def test_a_pipeline_waits_for_its_models_and_says_which(
     await control.demand("ocr")
     assert models.did == ["load rec/1", "route rec to 1", "load ocr/1", "route ocr to 1"]
     assert "next attempt in inf" not in caplog.text
+
+
+async def test_what_a_pipeline_waits_for_is_told(models: FakeModels, control: Control) -> None:
+    steps = {name: StepConfig(model=name, inputs={"x": "x"}) for name in ("det", "rec")}
+    ocr = WantedVersion(ModelConfig(path=PIPELINE, outputs={"y": "rec.y"}, steps=steps))
+    added = {"ocr": WantedModel({"1": ocr}), "det": a_model("1"), "rec": a_model("1")}
+    await control.change(lambda wanted: msgspec.structs.replace(wanted, models=added))
+    told = []
+    for seconds in (0.0, LOAD_S + 0.1, LOAD_S + 0.1):
+        await later(seconds)
+        told += [(state.phase, state.reason) for state in control.states() if state.name == "ocr"]
+    assert told == [("wanted", "waits for det, rec"), ("wanted", "waits for rec"), ("loading", "")]

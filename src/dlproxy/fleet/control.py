@@ -37,6 +37,7 @@ from dlproxy.policy.planner import (
     Version,
     VersionState,
 )
+from dlproxy.policy.stages import waiting_for
 from dlproxy.policy.wanted import Wanted, WantedVersion
 
 AGAIN_S = 1.0  # a store that cannot be read is asked again so often
@@ -446,11 +447,14 @@ class Control:
             phase = "serving"
         else:
             phase = "wanted" if failed is None else "failed"
+        reason = failed.reason if failed is not None else ""
+        if phase == "wanted" and model is not None and not model.on_demand:
+            reason = waiting_for(model.versions[version].config, self.wanted, self._serves)
         return VersionState(
             name,
             version,
             phase,
-            reason=failed.reason if failed is not None else "",
+            reason=reason,
             default=routes is not None and routes.default == version,
             labels=tuple(label for label, to in routes.labels.items() if to == version) if routes is not None else (),
             share=routes.traffic.shares.get(version, 0.0) if routes is not None else 0.0,

@@ -88,7 +88,7 @@ class Actual(Struct, frozen=True):
 
 class VersionState(Struct, frozen=True):
     """How far one version is. `phase`: "wanted", "loading", "serving", "changing", "leaving" or "failed"; `reason`: why it
-    failed, also the last attempt to change what serves. `on_demand`: it is loaded when it is asked for.
+    failed, also the last attempt to change what serves, or what it waits for. `on_demand`: it is loaded when it is asked for.
     """
 
     name: str

@@ -3,7 +3,7 @@
 Asked by planner.py and fleet/control.py, and by serve/proxy.py for the order. Not aware of: what is up, how pipelines run.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple, TypeAlias
 
@@ -37,6 +37,12 @@ def meant(stage: Stage, wanted: Wanted) -> list[Key]:
     model = wanted.models.get(stage.model, WantedModel())
     number = model.labels.get(stage.version, stage.version)
     return [(stage.model, version) for version in model.versions if number in ("", version)]
+
+
+def waiting_for(config: ModelConfig, wanted: Wanted, serves: Callable[[Key], bool]) -> str:
+    """Which models a pipeline is not loaded before, in words; empty if it waits for none."""
+    missing = [stage.model for stage in stages_of(config) if not any(map(serves, meant(stage, wanted)))]
+    return f"waits for {', '.join(dict.fromkeys(missing))}" if missing else ""
 
 
 def with_stages(names: Iterable[str], wanted: Wanted) -> list[str]:

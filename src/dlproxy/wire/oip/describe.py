@@ -69,7 +69,7 @@ def config(model: ServedModel) -> dict[str, Any]:
         ],
         "output": [_io(spec, batched=signature.batched) for spec in signature.outputs],
     }
-    if signature.batched:
+    if signature.batched and not signature.sequences:  # Triton has one of them
         described["dynamic_batching"] = {"max_queue_delay_microseconds": round(max_wait_s(model) * 1e6)}
     if signature.streams:
         described["model_transaction_policy"] = {"decoupled": True}
