@@ -241,10 +241,12 @@ def _for_pipelines(wanted: Wanted, actual: Actual) -> tuple[Wanted, Actual]:
     versions = dict(actual.versions)
     for (name, _), one in actual.versions.items():
         busy = one.busy or one.phase in ("loading", "changing")
-        for key, each in versions.items() if name in pipelines else ():
-            if key[0] != name and key[0] in with_stages([name], wanted):
-                used_at = max(each.used_at, one.used_at)
-                versions[key] = msgspec.structs.replace(each, used_at=used_at, busy=each.busy or busy)
+        stages = with_stages([name], wanted)[:-1] if name in pipelines else ()  # it comes last itself
+        for key in [(stage, version) for stage in stages for version in wanted.models[stage].versions]:
+            if (each := versions.get(key)) is None:
+                continue
+            used_at = max(each.used_at, one.used_at)
+            versions[key] = msgspec.structs.replace(each, used_at=used_at, busy=each.busy or busy)
     return (
         msgspec.structs.replace(wanted, models={**wanted.models, **models}),
         msgspec.structs.replace(actual, versions=versions, demanded=with_stages(actual.demanded, wanted)),
