@@ -303,6 +303,6 @@ def test_a_model_that_keeps_sequences_says_how_many(
     monkeypatch.setattr(control_port.ControlPort, "model", lambda *_: told)
     assert main(["models", "show", "m"]) == 0
     assert (
-        "  state    of 3 sequences, at most 100, kept for 1 min, 2 requests wait for others of theirs; "
+        "  state    of 3 sequences, at most 100, kept for 60.0 s, 2 requests wait for others of theirs; "
         "so far 9 started, 4 ended, 1 idle, 1 broken, 5 refused"
     ) in capsys.readouterr().out.splitlines()

@@ -57,7 +57,7 @@ async def test_a_model_that_is_replaced_takes_its_sequences_over(path: Path) -> 
             await asking
         assert await ask(proxy) == [6.0, 60.0]
         await proxy.unload("m")
-        assert not [store for store in proxy._models._sequences.values() if store.policy or store.under_way]
+        assert not [store for store in proxy._models._sequences.values() if len(store.policy) or store.under_way]
 
 
 async def test_a_killed_process_costs_no_sequence(path: Path) -> None:
