@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         InstanceState,
         ModelState,
         ScalingState,
+        SequencesState,
         VariantsState,
     )
 
@@ -269,6 +270,8 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
         yield f"  streams  {model.streams.open} open, {model.streams.parts} parts sent"
     if model.cache is not None:
         yield f"  cache    {_remembered(model.cache)}"
+    if model.sequences is not None:
+        yield f"  state    {_sequences(model.sequences)}"
     yield f"  waiting  {model.queued_requests} requests, {model.queued_rows} rows"
     if model.variants is not None:
         yield f"  answers  {_assigned(model.variants)}"
@@ -287,6 +290,12 @@ def _remembered(cache: "CacheState") -> str:
     ratio = "" if cache.hit_ratio is None else f", {cache.hit_ratio:.1%} of the requests were hits"
     answers = f"{cache.entries} answer{'' if cache.entries == 1 else 's'}"
     return f"{cache.state}, {answers} in {size(cache.bytes)} of {size(cache.budget_bytes)}{ratio}"
+
+
+def _sequences(kept: "SequencesState") -> str:
+    waiting = f", {kept.waiting_requests} requests wait for others of theirs" if kept.waiting_requests else ""
+    past = f"{kept.started} started, {kept.ended} ended, {kept.expired} idle, {kept.broken} broken, {kept.refused} refused"
+    return f"of {kept.active} sequences, at most {kept.most}, kept for {duration(kept.idle_s)}{waiting}; so far {past}"
 
 
 def _value(model: "ModelState", knob: str) -> str:

@@ -15,7 +15,7 @@ from dlproxy.service import FutureReply, ReplyTo, Service
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.checks import RequestChecker
 from dlproxy.wire.rights import demand
-from dlproxy.wire.terms import NO_TERMS, HeaderTerms, Terms
+from dlproxy.wire.terms import NO_TERMS, HeaderTerms, Terms, checked_sequence
 
 TENANT_HEADER = "x-tenant-id"
 
@@ -50,10 +50,11 @@ class Endpoint:
             ticket.deadline_at = ticket.arrived_at + slo_s
         if terms is not NO_TERMS:
             if terms.sequence is not None:
-                if not self.model.signature.sequences:
-                    reply.failed(self.refused(_no_sequences(self.model.name)).failure)
+                try:
+                    request.sequence = checked_sequence(terms.sequence, served=bool(self.model.signature.sequences))
+                except InferenceError as error:
+                    reply.failed(self.refused(error).failure)
                     return
-                request.sequence = terms.sequence
             ticket, timeout_s = request.ticket, terms.timeout_s
             if timeout_s != inf:
                 ticket.answer_by = answer_by = ticket.arrived_at + timeout_s
@@ -92,11 +93,6 @@ class Endpoint:
         for tensor in request.inputs:
             digest.update(tensor.data)
         return digest.hexdigest()
-
-
-def _no_sequences(model: str) -> InferenceError:
-    message = f"the request names a sequence, but model '{model}' keeps no state: sequences are not supported"
-    return InferenceError(Failure(FailureKind.UNSUPPORTED, f"{message}; omit it in stateless requests"))
 
 
 def in_parts(model: str, door: str = "") -> InferenceError:

@@ -10,7 +10,17 @@ from typing import Any
 
 from msgspec import Struct
 
-from dlproxy.message import ANONYMOUS, NO_TRACE, InSequence, Principal, Trace, invalid
+from dlproxy.message import (
+    ANONYMOUS,
+    NO_TRACE,
+    Failure,
+    FailureKind,
+    InferenceError,
+    InSequence,
+    Principal,
+    Trace,
+    invalid,
+)
 from dlproxy.policy.queueing import DEFAULT_LEVEL, LOWEST_LEVEL
 from dlproxy.wire.trace import REQUEST_ID, TRACE_PARENT, trace_of
 
@@ -151,7 +161,7 @@ def in_milliseconds(left_s: float) -> bytes:
 
 def of_parameters(params: Mapping[str, Any]) -> Terms:
     """What the parameters of an Open Inference Protocol request say. Raises InferenceError."""
-    sequence = None if SEQUENCE.isdisjoint(params) else checked_sequence(*map(params.get, SEQUENCE_PARAMETERS))
+    sequence = None if SEQUENCE.isdisjoint(params) else sequence_of(*map(params.get, SEQUENCE_PARAMETERS))
     timeout_us, priority = params.get("timeout"), params.get("priority")
     if timeout_us is None and priority is None and sequence is None:
         return NO_TERMS
@@ -161,19 +171,29 @@ def of_parameters(params: Mapping[str, Any]) -> Terms:
     return Terms(timeout_s, None if priority is None else checked_priority(priority), sequence=sequence)
 
 
-def checked_sequence(sequence_id: Any, start: Any, end: Any) -> InSequence | None:
-    """None if nothing is said: 0, "", false and null stand for that, as in Triton. Raises InferenceError(INVALID_ARGUMENT)."""
-    if not (sequence_id or start or end):
-        return None
-    if isinstance(sequence_id, str):
-        if len(sequence_id) > MOST_SEQUENCE_ID:
-            raise invalid(f"parameter 'sequence_id' has {len(sequence_id)} characters; it may have {MOST_SEQUENCE_ID}")
-    elif sequence_id is not None and not (_is_integer(sequence_id) and 0 <= sequence_id < 2**64):
-        raise invalid(f"parameter 'sequence_id' is {brief(sequence_id)}; it must be an integer from 0 to 2**64 - 1, or a text")
-    for name, value in (("sequence_start", start), ("sequence_end", end)):
-        if value is not None and not isinstance(value, bool):
-            raise invalid(f"parameter '{name}' is {brief(value)}; it must be true or false")
-    return InSequence(sequence_id or 0, bool(start), bool(end))
+def sequence_of(sequence_id: Any, start: Any, end: Any) -> InSequence | None:
+    """Unchecked, as only a model that has sequences says more than that it has none; None for 0, "", false and null, which
+    stand for no sequence, as in Triton.
+    """
+    return InSequence(sequence_id or 0, start or False, end or False) if sequence_id or start or end else None
+
+
+def checked_sequence(said: InSequence, *, served: bool) -> InSequence:
+    """Raises InferenceError, UNSUPPORTED where sequences are not `served`."""
+    parameters = {"sequence_end": said.end, "sequence_id": said.id, "sequence_start": said.start}
+    if not served:
+        name, value = next((name, value) for name, value in parameters.items() if value)
+        message = f"parameter '{name}' is {brief(value)}, but sequences are not supported"
+        raise InferenceError(Failure(FailureKind.UNSUPPORTED, f"{message}; omit it in stateless requests"))
+    if isinstance(said.id, str):
+        if len(said.id) > MOST_SEQUENCE_ID:
+            raise invalid(f"parameter 'sequence_id' has {len(said.id)} characters; it may have {MOST_SEQUENCE_ID}")
+    elif not (_is_integer(said.id) and 0 <= said.id < 2**64):
+        raise invalid(f"parameter 'sequence_id' is {brief(said.id)}; it must be an integer from 0 to 2**64 - 1, or a text")
+    for name in ("sequence_start", "sequence_end"):
+        if not isinstance(parameters[name], bool):
+            raise invalid(f"parameter '{name}' is {brief(parameters[name])}; it must be true or false")
+    return said
 
 
 def of_arguments(
@@ -194,7 +214,7 @@ def of_arguments(
     max_age_s = max_age_of(cache_control.encode()) if cache_control else inf
     if cache_control and max_age_s == inf:  # a header would say nothing then, but here it is a slip
         raise invalid(f"cache_control is {brief(cache_control)}; it must be no-cache, no-store or max-age=SECONDS")
-    sequence = checked_sequence(sequence_id, sequence_start, sequence_end)
+    sequence = sequence_of(sequence_id, sequence_start, sequence_end)
     return Terms(timeout_s, checked_priority(priority), tenant, affinity, max_age_s=max_age_s, sequence=sequence)
 
 
