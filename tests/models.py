@@ -134,3 +134,15 @@ def without_inputs() -> Model:
 def settings_of(folder: Path, **made: Model) -> dict[str, dict[str, Any]]:
     """Of models that are saved in this folder, as a configuration has them: each on one thread."""
     return {name: {"path": save(each, folder / f"{name}.onnx"), "threads": 1} for name, each in made.items()}
+
+
+def running_sum(path: Path) -> Path:
+    """y [rows, 2]: x and all that came before it; the state, sum [1, rows, 2], has its rows on axis 1."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "first"], ["x1"]),
+        helper.make_node("Add", ["x1", "sum"], ["sumN"]),
+        helper.make_node("Squeeze", ["sumN", "first"], ["y"]),
+    ]
+    takes = [value("x", DType.FP32, ["batch", 2]), value("sum", DType.FP32, [1, "batch", 2])]
+    gives = [value("sumN", DType.FP32, [1, "batch", 2]), value("y", DType.FP32, ["batch", 2])]
+    return save(model(nodes, takes, gives, [constant("first", np.array([0], np.int64))]), path)

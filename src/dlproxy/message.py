@@ -94,11 +94,15 @@ class TensorSpec(Struct, frozen=True):
         return integer and self.rows is not None and one_each and "len" in self.name.lower()
 
 
+Strategy = Literal["", "oldest", "direct"]
+
+
 class Signature(Struct, frozen=True):
     """What a loaded model takes and gives.
 
     `batched`: rows are independent and may be any number; each spec says where they stand. `even`: all inputs of a request have
     equally many; else the model may broadcast one, and such a request runs alone. `streams`: answers may come in parts.
+    `sequences`: how those are run in which an answer depends on the requests before it; empty: none does.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -107,6 +111,7 @@ class Signature(Struct, frozen=True):
     platform: str
     even: bool = True
     streams: bool = False
+    sequences: Strategy = ""
 
     @property
     def pads(self) -> bool:
@@ -248,12 +253,20 @@ NO_TRACE = Trace()  # compared by identity
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
+class InSequence(Struct, frozen=True):
+    """What a request says of its sequence: which it is (0 or empty: none), and whether it is its first, or its last."""
+
+    id: int | str = 0
+    start: bool = False
+    end: bool = False
+
+
 class Request(Struct, eq=False):
     """A checked request: `inputs` stand in the order of the model's signature, `outputs` index the wanted outputs.
 
-    `max_age_s`: how old a remembered answer may be; 0: it is computed anew, below 0: and not remembered either. `headers`:
-    those of the client's that the model asks for, by names in lower case. `charged`: it is a stage's of a pipeline, whose
-    request the quotas have counted.
+    `max_age_s`: how old a remembered answer may be; 0: it is computed anew, below 0: and not remembered either. `sequence`:
+    None of a model without sequences, or if the request says nothing of one. `headers`: those of the client's that the model
+    asks for, by names in lower case. `charged`: it is a stage's of a pipeline, whose request the quotas have counted.
     """
 
     ticket: Ticket
@@ -267,6 +280,7 @@ class Request(Struct, eq=False):
     max_age_s: float = inf
     headers: Mapping[str, str] = NO_HEADERS
     charged: bool = False
+    sequence: InSequence | None = None
 
 
 class Timing(Struct):

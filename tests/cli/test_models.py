@@ -15,7 +15,14 @@ import msgspec
 import pytest
 
 from dlproxy.cli import USER_ERROR, control_port, main
-from dlproxy.cli.control_port import CandidateState, ModelState, ScalingState, StreamsState, VariantsState
+from dlproxy.cli.control_port import (
+    CandidateState,
+    ModelState,
+    ScalingState,
+    SequencesState,
+    StreamsState,
+    VariantsState,
+)
 from dlproxy.cli.terminal import INTERRUPTED
 from tests.cli.on_a_server import Succeeds, fixtures
 from tests.clients.server import HANG_S, ServerProcess, environment, write_config
@@ -287,3 +294,15 @@ def test_a_model_that_streams_says_how_many_answers_are_under_way(
     monkeypatch.setattr(control_port.ControlPort, "model", lambda *_: told)
     assert main(["models", "show", "m"]) == 0
     assert "  streams  3 open, 40 parts sent" in capsys.readouterr().out.splitlines()
+
+
+def test_a_model_that_keeps_sequences_says_how_many(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = msgspec.to_builtins(ModelState("m", "1", True, sequences=SequencesState("oldest", 3, 100, 60.0, 2, 9, 4, 1, 1, 5)))
+    monkeypatch.setattr(control_port.ControlPort, "model", lambda *_: told)
+    assert main(["models", "show", "m"]) == 0
+    assert (
+        "  state    of 3 sequences, at most 100, kept for 60.0 s, 2 requests wait for others of theirs; "
+        "so far 9 started, 4 ended, 1 idle, 1 broken, 5 refused"
+    ) in capsys.readouterr().out.splitlines()

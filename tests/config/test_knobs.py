@@ -25,6 +25,7 @@ from dlproxy.serve.control import BOUNDS
 ALL = [(section, knob) for section, struct in SECTIONS.items() for knob in knobs(struct).values()]
 every_knob = pytest.mark.parametrize(("section", "knob"), ALL, ids=lambda part: getattr(part, "name", part))
 GOALS = ("slo", "slo_by_priority", "autopilot", "pinned", "weight", "variants", "accuracy", "variant")
+SEQUENCES = ("sequence_idle_s", "max_sequences")
 UNBOUNDED = {"pad_value"}  # any number may stand for "nothing" in an input
 
 
@@ -63,11 +64,11 @@ def test_conditions_name_knobs_and_values_that_there_are(section: str, knob: Any
 def test_what_the_control_port_changes_needs_no_reload(section: str, knob: Any) -> None:
     if knob.live:
         assert section == "models"
-        assert knob.name in (*GOALS, *BOUNDS) or knob.name in LaneKnobs.__struct_fields__
+        assert knob.name in (*GOALS, *BOUNDS, *SEQUENCES) or knob.name in LaneKnobs.__struct_fields__
 
 
 def test_every_setting_of_a_lane_can_be_changed_while_it_serves() -> None:
-    assert set(live_knobs()) == {*GOALS, *BOUNDS, *LaneSettings.__struct_fields__}
+    assert set(live_knobs()) == {*GOALS, *BOUNDS, *SEQUENCES, *LaneSettings.__struct_fields__}
 
 
 def test_a_lane_that_is_made_without_a_file_has_the_same_defaults() -> None:

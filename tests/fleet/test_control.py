@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 
+import msgspec
 import pytest
 
 from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.config.pipelines import PIPELINE, StepConfig
 from dlproxy.fleet.control import Control, Facts
 from dlproxy.fleet.store import MemoryStore
 from dlproxy.instance.runtime import ModelError
@@ -278,3 +280,35 @@ async def test_stopping_gives_up_what_loads(models: FakeModels, control: Control
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert not models.up
+
+
+async def test_a_pipeline_waits_for_its_models_and_says_which(
+    models: FakeModels, control: Control, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = {"read": StepConfig(model="rec", inputs={"x": "x"})}
+    ocr = WantedVersion(ModelConfig(path=PIPELINE, outputs={"y": "read.y"}, steps=steps))
+    models.broken.add("m.onnx")
+    await control.change(having("ocr", WantedModel({"1": ocr}, on_demand=True)))
+    with pytest.raises(ConfigError, match="stage 'read': model 'rec' is not served here; there is no other model"):
+        await control.demand("ocr")
+    await control.change(having("rec", a_model("1", on_demand=True)))
+    with pytest.raises(ConfigError, match=r"stage 'read': model 'rec' is not loaded: m\.onnx is broken"):
+        await control.demand("ocr")
+    models.broken.clear()
+    await later(4.0)
+    assert not models.up
+    await control.demand("ocr")
+    assert models.did == ["load rec/1", "route rec to 1", "load ocr/1", "route ocr to 1"]
+    assert "next attempt in inf" not in caplog.text
+
+
+async def test_what_a_pipeline_waits_for_is_told(models: FakeModels, control: Control) -> None:
+    steps = {name: StepConfig(model=name, inputs={"x": "x"}) for name in ("det", "rec")}
+    ocr = WantedVersion(ModelConfig(path=PIPELINE, outputs={"y": "rec.y"}, steps=steps))
+    added = {"ocr": WantedModel({"1": ocr}), "det": a_model("1"), "rec": a_model("1")}
+    await control.change(lambda wanted: msgspec.structs.replace(wanted, models=added))
+    told = []
+    for seconds in (0.0, LOAD_S + 0.1, LOAD_S + 0.1):
+        await later(seconds)
+        told += [(state.phase, state.reason) for state in control.states() if state.name == "ocr"]
+    assert told == [("wanted", "waits for det, rec"), ("wanted", "waits for rec"), ("loading", "")]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.config.pipelines import PIPELINE, StepConfig
 from dlproxy.policy.planner import (
     LONGEST_RETRY_S,
     Action,
@@ -23,6 +24,7 @@ from dlproxy.policy.planner import (
     Refuse,
     Route,
     Routes,
+    Unblock,
     Unload,
     Version,
     cost,
@@ -258,6 +260,114 @@ def test_what_contradicts_itself_is_not_wanted(fields: dict[str, Any], said: str
         Wanted().having("m", model("1", "2", **fields))
 
 
+# Pipelines
+
+
+def pipeline(*asked: str, **fields: Any) -> WantedModel:
+    steps = {f"s{place}": StepConfig(model=name, inputs={"x": "x"}) for place, name in enumerate(asked)}
+    config = ModelConfig(path=PIPELINE, version="1", outputs={"y": "s0.y"}, steps=steps)
+    return WantedModel({"1": WantedVersion(config)}, **fields)
+
+
+def up(wanted: dict[str, WantedModel], *names: str, **fields: Any) -> dict[Key, Version]:
+    return {(name, v): Version("serving", each, **fields) for name in names for v, each in wanted[name].versions.items()}
+
+
+def routed(*names: str) -> dict[str, Routes]:
+    return {name: routes("1") for name in names}
+
+
+def test_a_pipeline_comes_after_all_that_it_asks() -> None:
+    wanted = {"ocr": pipeline("det", "rec:1"), "det": model("1"), "rec": model("1")}
+    (first,) = actions(wanted, Actual())
+    assert isinstance(first, Load)
+    assert first.key == ("det", "1")
+    (second,) = actions(wanted, Actual(up(wanted, "det"), routes=routed("det")))
+    assert isinstance(second, Load)
+    assert second.key == ("rec", "1")
+    there: dict[Key, Version] = {**up(wanted, "det"), ("rec", "1"): Version("loading", version())}
+    assert actions(wanted, Actual(there, routes=routed("det"))) == []
+    (third,) = actions(wanted, Actual(up(wanted, "det", "rec"), routes=routed("det", "rec")))
+    assert third == Load(("ocr", "1"), wanted["ocr"].versions["1"])
+
+
+def test_a_pipeline_is_replaced_after_what_it_asks_or_without_it() -> None:
+    wanted = {"ocr": pipeline("rec"), "rec": WantedModel({"1": version(threads=2)})}
+    there = {("ocr", "1"): serving(), ("rec", "1"): Version("changing", version())}
+    known = routed("ocr", "rec")
+    assert actions(wanted, Actual(there, routes=known)) == []
+    broken = {("rec", "1"): FailedLoad(version(threads=2), "broken", 0.0)}
+    there["rec", "1"] = serving()
+    assert actions(wanted, Actual(there, broken, known)) == [Load(("ocr", "1"), wanted["ocr"].versions["1"], replaces=True)]
+
+
+@pytest.mark.parametrize(
+    ("others", "asked", "failed", "reason"),
+    [
+        ({"rec": model("1")}, "recc", {}, "stage 's0': model 'recc' is not served here; did you mean 'rec'?"),
+        ({}, "rec", {}, "stage 's0': model 'rec' is not served here; there is no other model"),
+        ({"rec": model("1")}, "rec:3", {}, "stage 's0': model 'rec' version 3 is not served here; known are 1"),
+        ({"rec": model("1")}, "rec", {"rec": "no such file"}, "stage 's0': model 'rec' is not loaded: no such file"),
+        ({}, "ocr", {}, "pipelines wait for each other: 'ocr' asks 'ocr'"),
+        (
+            {"b": pipeline("rec", "c"), "c": pipeline("ocr"), "rec": model("1")},
+            "b",
+            {},
+            "pipelines wait for each other: 'ocr' asks 'b', which asks 'c', which asks 'ocr'",
+        ),
+    ],
+)
+def test_why_a_pipeline_is_not_loaded(others: dict[str, WantedModel], asked: str, failed: dict[str, str], reason: str) -> None:
+    wanted = {"ocr": pipeline(asked), **others}
+    attempts = {(name, "1"): FailedLoad(version(), why, 0.0) for name, why in failed.items()}
+    found = actions(wanted, Actual(up(wanted, *set(others) - set(failed)), attempts))
+    refused = Refuse(("ocr", "1"), wanted["ocr"].versions["1"], reason, for_good=False, blocked=True)
+    assert refused in found
+    attempts["ocr", "1"] = FailedLoad(refused.wanted, reason, 0.0, blocked=True)
+    again = plan(Wanted(wanted), Actual(up(wanted, *set(others) - set(failed)), attempts), 0.5)
+    assert not [action for action in again.actions if getattr(action, "key", None) == ("ocr", "1")], "it is said once"
+
+
+def test_a_blocked_pipeline_is_tried_once_its_models_come() -> None:
+    wanted = {"ocr": pipeline("rec"), "rec": model("1")}
+    made_of = wanted["ocr"].versions["1"]
+    failed = {("ocr", "1"): FailedLoad(made_of, "stage …", 0.0, times=9, blocked=True)}
+    comes: dict[Key, Version] = {("rec", "1"): Version("loading", version())}
+    assert actions(wanted, Actual(comes, failed), 0.1) == [Unblock(("ocr", "1"))]
+    there = Actual(up(wanted, "rec"), failed, routed("rec"))
+    assert actions(wanted, there, 0.1) == [Unblock(("ocr", "1")), Load(("ocr", "1"), made_of)]
+
+
+def test_a_label_is_a_version_of_a_stage() -> None:
+    wanted = {"ocr": pipeline("rec:stable"), "rec": model("1", "2", labels={"stable": "1"})}
+    there: dict[Key, Version] = {("rec", "1"): serving("1"), ("rec", "2"): Version("loading", version("2"))}
+    known = {"rec": Routes("1", {"stable": "1"}, Traffic())}
+    assert actions(wanted, Actual(there, routes=known)) == [], "one at a time"
+    there["rec", "2"] = Version("leaving", version("2"))
+    assert actions(wanted, Actual(there, routes=known)) == [Load(("ocr", "1"), wanted["ocr"].versions["1"])]
+
+
+def test_what_a_pipeline_asks_is_demanded_with_it() -> None:
+    wanted = {"ocr": pipeline("rec", on_demand=True), **on_demand("rec")}
+    assert actions(wanted, Actual()) == []
+    assert actions(wanted, Actual(demanded=["ocr"])) == [Load(("rec", "1"), version())]
+    wanted = {"ocr": pipeline("rec"), **on_demand("rec")}
+    assert actions(wanted, Actual()) == [Load(("rec", "1"), version())], "whoever asks ocr cannot ask for it"
+
+
+@pytest.mark.parametrize(
+    ("of_ocr", "busy", "gone"),
+    [({}, False, set()), ({"on_demand": True}, False, {"ocr", "rec"}), ({"on_demand": True}, True, set())],
+)
+def test_no_stage_goes_before_its_pipeline(of_ocr: dict[str, bool], busy: bool, gone: set[str]) -> None:
+    wanted = {"ocr": pipeline("rec", **of_ocr), **on_demand("rec", "big")}
+    there = {**up(wanted, "ocr", used_at=3.0, busy=busy), **up(wanted, "rec", size_bytes=80 * MIB, used_at=1.0)}
+    actual = Actual(
+        there, routes=routed("ocr", "rec"), demanded=["big"], sizes={("big", "1"): 30 * MIB}, memory_bytes=100 * MIB
+    )
+    assert {action.key[0] for action in actions(wanted, actual) if isinstance(action, Unload)} == gone
+
+
 # Following the plan from anywhere
 
 
@@ -278,9 +388,15 @@ class World:
         for action in done.actions:
             match action:
                 case Load(key, made_of, _) if not self.fails(key):
+                    assert all(name in {name for name, _ in there} for name in asked_by(made_of))
+                    failed.pop(key, None)
                     there[key] = Version("serving", made_of, self.sizes(key), self.now)
-                case Load(key, made_of, _) | Refuse(key, made_of, _, _):
-                    failed[key] = FailedLoad(made_of, "", self.now, 1, isinstance(action, Refuse))
+                case Load(key, made_of, _):
+                    failed[key] = FailedLoad(made_of, "", self.now, 1)
+                case Refuse(key, made_of, reason, for_good, blocked):
+                    failed[key] = FailedLoad(made_of, reason, self.now, 1, for_good or not blocked, blocked)
+                case Unblock(key):
+                    del failed[key]
                 case Adjust(key, made_of):
                     there[key] = msgspec.structs.replace(there[key], made_of=made_of)
                 case Unload(key, _):
@@ -293,17 +409,32 @@ class World:
                     known[name] = to
         for name in [name for name in known if not any(key[0] == name for key in there)]:
             del known[name]
+        for key in [action.key for action in done.actions if isinstance(action, Unload) and action.key[0] in wanted.models]:
+            for name, v in there:
+                asks = wanted.models[name].versions.get(v) if name in wanted.models else None
+                assert not asks or key[0] not in asked_by(asks) or key[0] in {name for name, _ in there}
         assert sum(each.size_bytes for each in there.values()) <= self.actual.memory_bytes
         self.actual = msgspec.structs.replace(self.actual, versions=there, failed=failed, routes=known)
         self.now += 0.01
         return bool(done.actions)
 
 
+def asked_by(made_of: WantedVersion) -> set[str]:
+    return {step.model for step in made_of.config.steps.values()}
+
+
+def any_model(numbers: set[str], asked: set[str], demand: bool, threads: int) -> WantedModel:
+    if asked:
+        return pipeline(*sorted(asked), on_demand=demand)
+    return WantedModel({n: version(n, threads=threads) for n in numbers}, on_demand=demand)
+
+
 models = st.dictionaries(
-    st.sampled_from("abcd"),
+    st.sampled_from("abcdef"),
     st.builds(
-        lambda numbers, demand, threads: WantedModel({n: version(n, threads=threads) for n in numbers}, on_demand=demand),
+        any_model,
         st.sets(st.sampled_from(["1", "2", "3"]), min_size=1),
+        st.one_of(st.just(set[str]()), st.sets(st.sampled_from("abcd"))),
         st.booleans(),
         st.integers(0, 2),
     ),
@@ -312,7 +443,10 @@ models = st.dictionaries(
 
 @settings(max_examples=200)
 @given(
-    st.lists(models, min_size=1, max_size=4), st.sets(st.sampled_from("abcd")), st.sets(st.sampled_from("abcd")), st.booleans()
+    st.lists(models, min_size=1, max_size=4),
+    st.sets(st.sampled_from("abcdef")),
+    st.sets(st.sampled_from("abcdef")),
+    st.booleans(),
 )
 def test_ends_in_what_is_wanted_whatever_was_before(
     changes: list[dict[str, WantedModel]], broken: set[str], demanded: set[str], scarce: bool
@@ -337,5 +471,9 @@ def test_ends_in_what_is_wanted_whatever_was_before(
                 assert key in world.actual.failed or key in there
     if not scarce and not broken:
         up = {name for name, _ in there}
-        assert up == {name for name, each in last.items() if not each.on_demand or name in demanded or name in up}
-        assert set(there) == {(name, v) for name in up for v in last[name].versions}
+        blocked = {name for (name, _), each in world.actual.failed.items() if each.blocked}
+        wanted = {name for name, each in last.items() if not each.on_demand or name in demanded or name in up}
+        assert wanted - blocked <= up <= wanted
+        assert set(there) == {(name, v) for name in up - blocked for v in last[name].versions} | {
+            key for key in there if key[0] in blocked
+        }

@@ -19,8 +19,8 @@ from dlproxy.message import DType, FailureKind, InferenceError, Signature, Tenso
 from dlproxy.policy.planner import Routes
 from dlproxy.policy.wanted import Traffic
 from dlproxy.serve import rollout
-from dlproxy.serve.rollout import difference_between
 from dlproxy.serve.server import Server
+from dlproxy.serve.traffic import difference_between
 from tests import models
 from tests.serve.rig import turns
 from tests.serve.test_models_come_and_go import connected

@@ -7,6 +7,10 @@ import msgspec
 import pytest
 
 from dlproxy import __version__
+from dlproxy.config import ModelConfig
+from dlproxy.config.pipelines import PIPELINE, StepConfig
+from dlproxy.fleet.repository.triton_config import read_triton_json
+from dlproxy.fleet.repository.triton_ensemble import as_steps
 from dlproxy.message import Cached, DType
 from dlproxy.telemetry.stats import AnsweredBatch
 from dlproxy.tensors import join_elements
@@ -120,6 +124,65 @@ def test_model_config_of_a_model_that_does_not_batch() -> None:
     assert config["max_batch_size"] == 0
     assert config["input"] == [{"name": "x", "data_type": "TYPE_INT32", "dims": [2, 2]}]
     assert "dynamic_batching" not in config
+
+
+TWO = {
+    "det": StepConfig(model="det", inputs={"x": "x"}),
+    "read": StepConfig(model="rec-2:3", inputs={"b": "det.boxes.1", "x": "x"}),
+}
+
+
+def as_ensemble(steps: dict[str, StepConfig], outputs: dict[str, str]) -> dict[str, Any]:
+    """The configuration of a pipeline that takes x and gives these."""
+    model = served(EchoService(ONE))
+    model.pipeline = ModelConfig(path=PIPELINE, inputs={"x": "FP32[-1,2]"}, outputs=outputs, steps=steps)
+    config: dict[str, Any] = Wire(app_of(model)).feed(request("/v2/models/m/config")).replies[0].json()
+    return config
+
+
+def test_a_pipeline_of_models_is_an_ensemble_for_clients_of_triton() -> None:
+    config = as_ensemble(TWO, {"out": "read.y", "boxes": "det.boxes.1"})
+    assert (config["platform"], config["backend"]) == ("ensemble", "")
+    assert config["ensemble_scheduling"] == {
+        "step": [
+            {
+                "model_name": "det",
+                "model_version": -1,
+                "input_map": {"x": "x"},
+                "output_map": {"boxes.1": "boxes"},
+            },
+            {
+                "model_name": "rec-2",
+                "model_version": 3,
+                "input_map": {"b": "boxes", "x": "x"},
+                "output_map": {"y": "out"},
+            },
+        ]
+    }
+    config.pop("dynamic_batching")
+    read = read_triton_json(config, "the answer").ensemble_scheduling
+    assert read is not None
+    steps, outputs = as_steps(read, ["x"], ["out", "boxes"], [])
+    assert [(step.model, step.inputs) for step in steps.values()] == [(step.model, step.inputs) for step in TWO.values()]
+    assert outputs == {"out": "rec_2.y", "boxes": "det.boxes.1"}
+
+
+@pytest.mark.parametrize(
+    ("change", "outputs"),
+    [
+        ({"call": "a.py:b", "model": ""}, {"out": "read.y"}),
+        ({"when": "det.any"}, {"out": "read.y"}),
+        ({"each": True}, {"out": "read.y"}),
+        ({"need": 1}, {"out": "read.y"}),
+        ({"model": "rec:stable"}, {"out": "read.y"}),
+        ({}, {"out": "read.y | det.y"}),
+        ({}, {"out": "read.y", "again": "read.y"}),
+        ({}, {"out": "read.y", "given": "x"}),
+    ],
+)
+def test_what_no_ensemble_does_is_not_told_as_one(change: dict[str, Any], outputs: dict[str, str]) -> None:
+    steps = {**TWO, "read": msgspec.structs.replace(TWO["read"], **change)}
+    assert "ensemble_scheduling" not in as_ensemble(steps, outputs)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,17 @@
-"""A request of a sequence is never answered as if it stood alone: refused on every route, and by heads that are remembered."""
+"""A request of a sequence is never answered as if it stood alone: on every route, and by heads that are remembered, it is
+refused, or handed on with what it says.
+"""
 
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
-from dlproxy.message import FailureKind
+from dlproxy.message import FailureKind, InSequence
 
 from .fixtures import PLAIN, EchoService, Reply, Wire, app_of, post, served
+from .test_generate import app_of as app_with_generate
 
 OF_A_SEQUENCE = [
     *({"sequence_id": 5}, {"sequence_id": -1}, {"sequence_id": "session-5"}, {"sequence_id": 2**64 - 1}, {"sequence_id": "0"}),
@@ -40,7 +44,12 @@ def as_plain(params: dict[str, Any]) -> bytes:
     return post("/predict/m", json.dumps({"inputs": [[1, 2]], "parameters": params}).encode())
 
 
+def as_keys(params: dict[str, Any]) -> bytes:
+    return post("/v2/models/m/generate", json.dumps({"x": [1, 2], **params}).encode())
+
+
 FORMS = [as_json, as_binary, with_an_id, as_plain]
+STATEFUL = msgspec.structs.replace(PLAIN, sequences="oldest")
 
 
 def answers(wire: Wire, service: EchoService, data: bytes) -> Reply:
@@ -80,3 +89,39 @@ def test_plain_json_takes_the_parameters_that_others_take() -> None:
     ticket = service.requests[0].ticket
     assert (ticket.priority, ticket.deadline_at) == (2, 101.0)
     assert answers(wire, service, as_plain({"priority": "high"})).status == 400
+
+
+@pytest.mark.parametrize("form", [*FORMS, as_keys])
+@pytest.mark.parametrize("sequence_id", [5, 2**64 - 1, "session-5"])
+def test_a_model_with_sequences_hears_what_is_said(sequence_id: int | str, form: Any) -> None:
+    service = EchoService(STATEFUL)
+    wire = Wire(app_with_generate(service))
+    for flags in ({"sequence_start": True}, {}, {}, {"sequence_end": True}):
+        assert answers(wire, service, form({"sequence_id": sequence_id, **flags})).status == 200
+    assert [request.sequence for request in service.requests] == [
+        InSequence(sequence_id, start=True),
+        InSequence(sequence_id),
+        InSequence(sequence_id),
+        InSequence(sequence_id, end=True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"sequence_id": -1}, "'sequence_id' is -1; it must be an integer from 0 to 2**64 - 1, or a text"),
+        ({"sequence_id": 2**64}, "it must be an integer from 0"),
+        ({"sequence_id": [5]}, "it must be an integer from 0"),
+        ({"sequence_id": True}, "it must be an integer from 0"),
+        ({"sequence_id": "x" * 129}, "'sequence_id' has 129 characters; it may have 128"),
+        ({"sequence_id": 5, "sequence_start": 1}, "'sequence_start' is 1; it must be true or false"),
+        ({"sequence_id": 5, "sequence_end": "true"}, "'sequence_end' is 'true'; it must be true or false"),
+    ],
+)
+def test_what_says_nothing_of_a_sequence_is_refused(params: dict[str, Any], said: str) -> None:
+    service = EchoService(STATEFUL)
+    model = served(service)
+    reply = answers(Wire(app_of(model)), service, as_json(params))
+    assert (reply.status, said in reply.error) == (400, True)
+    assert not service.requests
+    assert model.stats.failures[FailureKind.INVALID_ARGUMENT] == 1

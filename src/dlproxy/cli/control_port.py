@@ -142,6 +142,21 @@ class StepState(Struct):
     computed_s: float
 
 
+class SequencesState(Struct):
+    """How many there are and may be, and what has become of others."""
+
+    strategy: str
+    active: int
+    most: int
+    idle_s: float
+    waiting_requests: int
+    started: int
+    ended: int
+    expired: int
+    broken: int
+    refused: int
+
+
 class ModelState(Struct):
     """As GET /models/NAME tells it; of what is not up only how far it is."""
 
@@ -170,6 +185,7 @@ class ModelState(Struct):
     cache: CacheState | None = None
     variants: VariantsState | None = None
     steps: list[StepState] | None = None
+    sequences: SequencesState | None = None
 
     @property
     def up(self) -> int:

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dlproxy.cli import model_files
+from dlproxy.cli import graphs, model_files
 from dlproxy.cli.credentials import add_credentials, credentials_of
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         InstanceState,
         ModelState,
         ScalingState,
+        SequencesState,
         StepState,
         VariantsState,
     )
@@ -73,6 +74,7 @@ def add_to(commands: Commands) -> None:
         parser.set_defaults(action=name)
     _add_arguments(**acting)
     model_files.add_to(actions)
+    graphs.add_to(actions)
     change.add_argument(
         "knobs", nargs="+", metavar="KNOB=VALUE", help="as in dlproxy.toml: max_batch=32 slo=p99=20ms hedge=true"
     )
@@ -270,6 +272,8 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
         yield f"  streams  {model.streams.open} open, {model.streams.parts} parts sent"
     if model.cache is not None:
         yield f"  cache    {_remembered(model.cache)}"
+    if model.sequences is not None:
+        yield f"  state    {_sequences(model.sequences)}"
     yield f"  waiting  {model.queued_requests} requests, {model.queued_rows} rows"
     if model.variants is not None:
         yield f"  answers  {_assigned(model.variants)}"
@@ -291,6 +295,12 @@ def _remembered(cache: "CacheState") -> str:
     ratio = "" if cache.hit_ratio is None else f", {cache.hit_ratio:.1%} of the requests were hits"
     answers = f"{cache.entries} answer{'' if cache.entries == 1 else 's'}"
     return f"{cache.state}, {answers} in {size(cache.bytes)} of {size(cache.budget_bytes)}{ratio}"
+
+
+def _sequences(kept: "SequencesState") -> str:
+    waiting = f", {kept.waiting_requests} requests wait for others of theirs" if kept.waiting_requests else ""
+    past = f"{kept.started} started, {kept.ended} ended, {kept.expired} idle, {kept.broken} broken, {kept.refused} refused"
+    return f"of {kept.active} sequences, at most {kept.most}, kept for {duration(kept.idle_s)}{waiting}; so far {past}"
 
 
 def _value(model: "ModelState", knob: str) -> str:

@@ -4,7 +4,7 @@ Not aware of: how a user's values become tensors, when a call is tried again.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any, Protocol
 
@@ -24,7 +24,8 @@ _CACHE_CONTROL = re.compile(r"(no-cache|no-store|max-age=[0-9]+)?")
 class Ask(Struct, frozen=True):
     """One request. `outputs`: those that are wanted. `deadline`: whether the server is told by when it must be answered.
 
-    `typed`: the model's outputs, for answers that do not say of what type they are.
+    `typed`: the model's outputs, for answers that do not say of what type they are. `sequence`: the parameters that say of
+    which it is, and that it begins or ends; such a request is sent once.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Ask(Struct, frozen=True):
     priority: int = 0
     tenant: str = ""
     cache_control: str = ""
+    sequence: Mapping[str, int | str | bool] = {}
 
     def headers(self, left_s: float) -> list[tuple[str, str]]:
         """Names in lower case, for HTTP as for gRPC."""

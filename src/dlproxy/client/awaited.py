@@ -10,7 +10,7 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from math import isnan
 from types import TracebackType
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 from dlproxy import tensors
 from dlproxy.client.address import parse
@@ -28,13 +28,16 @@ from dlproxy.tensors import Answer
 MOST_TIMEOUT_S = 1e7  # event loops and gRPC take no larger number
 SOON_S = 1e-4  # timers may end a little early
 _STALE = (FailureKind.INVALID_ARGUMENT, FailureKind.NOT_FOUND)  # what a model that was replaced may mean
+_SEQUENCE: tuple[Literal["sequence_id", "sequence_start", "sequence_end"], ...]
+_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 _Result = TypeVar("_Result")
 
 
 class Options(TypedDict, total=False):
     """Of a call. `outputs`: those that are wanted, all if none is named. `timeout_s`: from now; the server is told, too.
 
-    `cache_control`: of answers that the server remembers, no-cache, no-store or max-age=SECONDS.
+    `cache_control`: of answers that the server remembers, no-cache, no-store or max-age=SECONDS. `sequence_id`: whose state
+    the request goes on with, of models that keep some; it is sent once, as to be run twice would change that.
     """
 
     outputs: Sequence[str]
@@ -43,6 +46,9 @@ class Options(TypedDict, total=False):
     priority: int
     tenant: str
     cache_control: str
+    sequence_id: int | str
+    sequence_start: bool
+    sequence_end: bool
 
 
 class _Deadline:
@@ -146,7 +152,7 @@ class AsyncClient:
 
         async def send(metadata: Metadata, deadline: _Deadline) -> Answer:
             ask = _ask(model, metadata, inputs, options)
-            return await self._try(lambda left_s: self._transport.infer(ask, left_s), deadline)
+            return await self._try(lambda left_s: self._transport.infer(ask, left_s), deadline, once=bool(ask.sequence))
 
         answer = await self._with_metadata(model, options, send)
         missing = [name for name in options.get("outputs", ()) if name not in answer]
@@ -164,7 +170,7 @@ class AsyncClient:
 
         async def send(metadata: Metadata, deadline: _Deadline) -> tuple[Parts, Answer | None]:
             ask = _ask(model, metadata, inputs, options)
-            return await self._try(lambda left_s: self._begin(ask, left_s), deadline)
+            return await self._try(lambda left_s: self._begin(ask, left_s), deadline, once=bool(ask.sequence))
 
         parts, part = await self._with_metadata(model, options, send)
         try:
@@ -247,7 +253,7 @@ class AsyncClient:
             await parts.close()
             raise
 
-    async def _try(self, send: Callable[[float], Awaitable[_Result]], deadline: _Deadline) -> _Result:
+    async def _try(self, send: Callable[[float], Awaitable[_Result]], deadline: _Deadline, *, once: bool = False) -> _Result:
         """As often as is safe, and as the budget and the deadline allow. Raises InferenceError."""
         clock = asyncio.get_running_loop().time
         self._retries.first(clock())
@@ -257,7 +263,8 @@ class AsyncClient:
             try:
                 return await send(deadline.left_s)
             except CallError as error:
-                pause_s = self._retries.pause_s(tries, error.again_after_s, deadline.left_s, clock())
+                again_after_s = None if once else error.again_after_s
+                pause_s = self._retries.pause_s(tries, again_after_s, deadline.left_s, clock())
                 if pause_s is None:
                     raise
             await asyncio.sleep(pause_s)
@@ -338,6 +345,7 @@ def _ask(model: str, metadata: Metadata, inputs: Any, options: Options) -> Ask:
         priority=options.get("priority", 0),
         tenant=checked_tenant(options.get("tenant", "")),
         cache_control=checked_cache_control(options.get("cache_control", "")),
+        sequence={name: options[name] for name in _SEQUENCE if options.get(name)},
     )
 
 

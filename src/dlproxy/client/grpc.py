@@ -15,7 +15,7 @@ from dlproxy.instance.remote.grpc_channel import GrpcChannel, GrpcMessages
 from dlproxy.instance.remote.oip_grpc import array_of, metadata_of, outputs_of, part_of
 from dlproxy.instance.remote.oip_model import Metadata
 from dlproxy.instance.remote.rpc import OK, Part, Rpc, RpcReply, parsed
-from dlproxy.message import DType, TensorSpec
+from dlproxy.message import DType, TensorSpec, invalid
 from dlproxy.protos.oip import RAW_INPUTS, SERVICE, oip
 from dlproxy.protos.raw import before
 from dlproxy.tensors import Answer
@@ -126,7 +126,20 @@ def _infer_parts(ask: Ask) -> list[Part]:
         data += [before(RAW_INPUTS, len(tensor.data)), tensor.data]
     for name in ask.outputs:
         message.outputs.add(name=name)
+    for parameter, value in ask.sequence.items():
+        message.parameters[parameter].CopyFrom(_parameter(value))
     return [message.SerializeToString(), *data]
+
+
+def _parameter(value: int | str | bool) -> Any:
+    """Raises InferenceError for a number that no parameter can carry."""
+    if isinstance(value, bool):
+        return oip.InferParameter(bool_param=value)
+    if isinstance(value, str):
+        return oip.InferParameter(string_param=value)
+    if not 0 <= value < 2**64:
+        raise invalid(f"sequence_id is {value}; it must be an integer from 0 to 2**64 - 1, or a text")
+    return oip.InferParameter(uint64_param=value) if value >= 2**63 else oip.InferParameter(int64_param=value)
 
 
 def _answer(message: bytes) -> tuple[Answer, bool]:

@@ -115,7 +115,7 @@ class HttpTransport:
             }
             for tensor in ask.inputs
         ]
-        told: dict[str, Any] = {"inputs": inputs, "parameters": {"binary_data_output": True}}
+        told: dict[str, Any] = {"inputs": inputs, "parameters": {"binary_data_output": True, **ask.sequence}}
         if ask.outputs:
             told["outputs"] = [{"name": name} for name in ask.outputs]
         head = _encode(told)
@@ -129,7 +129,10 @@ class HttpTransport:
         return [start, *(tensor.data for tensor in ask.inputs if len(tensor.data))]
 
     def _predict_lines(self, ask: Ask, left_s: float) -> Lines:
-        body = _encode({"inputs": {tensor.name: _values(tensor) for tensor in ask.inputs}})
+        told: dict[str, Any] = {"inputs": {tensor.name: _values(tensor) for tensor in ask.inputs}}
+        if ask.sequence:
+            told["parameters"] = ask.sequence
+        body = _encode(told)
         return self._post(model_path(f"{self._prefix}/predict", ask.model, ask.version), body, _header_lines(ask, left_s))
 
     def _post(self, path: str, body: bytes, extra: bytes = b"") -> Lines:

@@ -3,6 +3,7 @@
 Used by knobs.py, effects.py and reading.py, read by whatever runs or simulates pipelines. Not aware of: models, types.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -138,6 +139,13 @@ def wired(steps: Mapping[str, StepConfig], inputs: Collection[str], outputs: Map
     return Wiring(order, taken, conditions, after, given)
 
 
+def step_name(text: str, taken: Collection[str]) -> str:
+    """A step's name for what has this one, such as a model, that no other step has."""
+    word = re.sub(r"\W", "_", text, flags=re.ASCII)
+    word = word if word.isidentifier() else f"_{word}"
+    return next(name for count in range(1, len(taken) + 2) if (name := word if count == 1 else f"{word}_{count}") not in taken)
+
+
 def _check_step(name: str, step: StepConfig) -> None:
     if not name.isidentifier():
         raise ConfigError(f"steps.{name}: a step's name has letters, digits and _ only, such as 'read'", "steps")
@@ -158,7 +166,9 @@ def _sources(
     """Raises ConfigError for what names nothing."""
     found = []
     for part in text.split("|"):
-        name, dot, output = part.strip().rpartition(".")
+        name, dot, output = part.strip().partition(".")
+        if part.strip() in inputs or not dot:  # whose names may have dots, as those of outputs
+            name, dot, output = "", "", part.strip()
         if not output or (dot and not name):
             raise ConfigError(f"{place}: {text!r} is not STEP.OUTPUT, nor the name of an input", knob)
         if dot and name not in steps:

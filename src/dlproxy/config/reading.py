@@ -5,7 +5,7 @@ Called by cli/, and for its messages by serve/control.py. Not aware of: what rea
 
 import re
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,7 +70,7 @@ def _beside(path: Path, section: Section, *files: str) -> Section:
     return msgspec.structs.replace(section, **found)
 
 
-def _found_from(folder: Path, step: StepConfig) -> StepConfig:
+def found_from(folder: Path, step: StepConfig) -> StepConfig:
     """With its files as seen from the configuration's folder."""
     options = {
         name: str(folder / value) if (name == "file" or name.endswith("_file")) and isinstance(value, str) else value
@@ -138,8 +138,6 @@ class _File:
         return self.models(keys, {"path": PIPELINE, **self.tables(keys, table)})
 
     def _model(self, keys: list[str], table: Any, inherited: Mapping[str, Any] | None = None) -> ModelConfig:
-        for name, step in self._steps(keys, table):
-            self.section([*keys, "steps", name], step, StepConfig)
         model = self.model(keys, table, inherited)
         hold(model.upstream_api_key)
         folder = self._path.parent
@@ -148,7 +146,7 @@ class _File:
             path=str(folder / model.path) if is_file(model.path) else model.path,
             class_names=str(folder / model.class_names) if model.class_names else "",
             samples=str(folder / model.samples) if model.samples else "",
-            steps={name: _found_from(folder, step) for name, step in model.steps.items()},
+            steps={name: found_from(folder, step) for name, step in model.steps.items()},
             **{
                 name: str(folder / file)
                 for name in UPSTREAM_FILES
@@ -156,13 +154,14 @@ class _File:
             },
         )
 
-    def _steps(self, keys: list[str], table: Any) -> Iterable[tuple[str, Any]]:
+    def _check_steps(self, keys: list[str], table: Any) -> None:
         steps = table.get("steps", {}) if isinstance(table, dict) else {}
         for name, step in steps.items() if isinstance(steps, dict) else ():
-            yield name, self.tables([*keys, "steps", name], step)
+            self.section([*keys, "steps", name], self.tables([*keys, "steps", name], step), StepConfig)
 
     def model(self, keys: list[str], table: Any, inherited: Mapping[str, Any] | None = None) -> ModelConfig:
         """What stands in the tables is pinned."""
+        self._check_steps(keys, table)
         model = self.section(keys, table, ModelConfig, inherited)
         try:
             return with_pins(model, {**(inherited or {}), **table})

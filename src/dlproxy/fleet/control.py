@@ -32,10 +32,12 @@ from dlproxy.policy.planner import (
     Refuse,
     Route,
     Routes,
+    Unblock,
     Unload,
     Version,
     VersionState,
 )
+from dlproxy.policy.stages import waiting_for
 from dlproxy.policy.wanted import Wanted, WantedVersion
 
 AGAIN_S = 1.0  # a store that cannot be read is asked again so often
@@ -282,7 +284,7 @@ class Control:
             plan = planner.plan(self.wanted, self._actual(), now)
             for action in plan.actions:
                 self._begin(action)
-            if not any(isinstance(action, Route | Refuse) for action in plan.actions):  # which are done already
+            if not any(isinstance(action, Route | Refuse | Unblock) for action in plan.actions):  # which are done already
                 break
         if plan.again_at < inf:
             self._timer = asyncio.get_running_loop().call_later(max(plan.again_at - now, 0.0), self._step)
@@ -313,11 +315,11 @@ class Control:
 
     def _to_load(self, versions: Mapping[Key, Version]) -> Iterator[tuple[Key, ModelConfig]]:
         """Versions that may have to be loaded now."""
-        for name, model in self.wanted.models.items():
-            for version, wanted in model.versions.items():
-                there = versions.get((name, version))
-                asked = there is not None or not model.on_demand or name in self._demanded
-                if asked and (there is None or there.made_of != wanted):
+        there = {name for name, _ in versions}
+        for name in planner.to_be_up(self.wanted, {*self._demanded, *there}):
+            for version, wanted in self.wanted.models[name].versions.items():
+                one = versions.get((name, version))
+                if one is None or one.made_of != wanted:
                     yield (name, version), wanted.config
 
     def _begin(self, action: Action) -> None:
@@ -330,9 +332,12 @@ class Control:
                 self._run(key, "leaving", None, self._unload(key, reason))
             case Route(name, routes):
                 self._route(name, routes)
-            case Refuse(key, wanted, reason, for_good):
+            case Refuse(key, wanted, reason, for_good, blocked):
                 error = ConfigError(f"model '{key[0]}' version {key[1]} is not loaded: {reason}")
-                self._note_failure(key, wanted, error, reason, for_good=for_good)
+                self._note_failure(key, wanted, error, reason, for_good=for_good, blocked=blocked)
+            case Unblock(key):
+                self._failed.pop(key, None)
+                self._errors.pop(key, None)
 
     def _run(self, key: Key, phase: Phase, wanted: WantedVersion | None, work: Coroutine[Any, Any, None]) -> None:
         """`wanted`: what it is to become."""
@@ -388,13 +393,22 @@ class Control:
             self._misrouted[name] = error
             log.log(self._level(name), "model '%s': its requests are not shared as wanted: %s", name, error)
 
-    def _note_failure(self, key: Key, wanted: WantedVersion, error: Exception, reason: str, *, for_good: bool = False) -> None:
+    def _note_failure(
+        self,
+        key: Key,
+        wanted: WantedVersion,
+        error: Exception,
+        reason: str,
+        *,
+        for_good: bool = False,
+        blocked: bool = False,
+    ) -> None:
         before = self._failed.get(key)
         times = before.times + 1 if before is not None and before.made_of == wanted else 1
-        failed = self._failed[key] = FailedLoad(wanted, reason, self._clock(), times, for_good)
+        failed = self._failed[key] = FailedLoad(wanted, reason, self._clock(), times, for_good, blocked)
         self._errors[key] = error
         old = ", the one that serves stays" if key in self._made_of else ""
-        again = "" if for_good else f"; next attempt in {failed.again_at - failed.failed_at:g} s"
+        again = "" if failed.again_at == inf else f"; next attempt in {failed.again_at - failed.failed_at:g} s"
         log.log(self._level(key[0]), "model '%s' version %s is not loaded%s: %s%s", *key, old, reason, again)
 
     # Looking
@@ -433,11 +447,14 @@ class Control:
             phase = "serving"
         else:
             phase = "wanted" if failed is None else "failed"
+        reason = failed.reason if failed is not None else ""
+        if phase == "wanted" and model is not None and not model.on_demand:
+            reason = waiting_for(model.versions[version].config, self.wanted, self._serves)
         return VersionState(
             name,
             version,
             phase,
-            reason=failed.reason if failed is not None else "",
+            reason=reason,
             default=routes is not None and routes.default == version,
             labels=tuple(label for label, to in routes.labels.items() if to == version) if routes is not None else (),
             share=routes.traffic.shares.get(version, 0.0) if routes is not None else 0.0,

@@ -14,9 +14,11 @@ from msgspec import Struct
 
 from dlproxy.config import ModelConfig
 from dlproxy.config.table import knobs
+from dlproxy.config.values import nearest
+from dlproxy.policy.stages import Key as Key
+from dlproxy.policy.stages import Stage, circle, meant, stages_of, with_stages
 from dlproxy.policy.wanted import Traffic, Wanted, WantedModel, WantedVersion, number_of
 
-Key: TypeAlias = tuple[str, str]  # name and version
 Phase = Literal["loading", "serving", "changing", "leaving"]  # changing: it serves, and is being adjusted or replaced
 
 FIRST_RETRY_S = 1.0  # doubled with every attempt that fails
@@ -38,18 +40,25 @@ class Version(Struct, frozen=True):
 
 
 class FailedLoad(Struct, frozen=True):
-    """The last of so many attempts in a row to make a version this. `for_good`: it would fail again."""
+    """The last of so many attempts in a row to make a version this. `for_good`: it would fail again; `blocked`: it is a
+    pipeline, and by a model that it asks, which it does not outlast.
+    """
 
     made_of: WantedVersion
     reason: str
     failed_at: float
     times: int = 1
     for_good: bool = False
+    blocked: bool = False
 
     @property
     def again_at(self) -> float:
         """When to try once more."""
-        return inf if self.for_good else self.failed_at + min(FIRST_RETRY_S * 2.0 ** (self.times - 1), LONGEST_RETRY_S)
+        return (
+            inf
+            if self.for_good or self.blocked
+            else self.failed_at + min(FIRST_RETRY_S * 2.0 ** (self.times - 1), LONGEST_RETRY_S)
+        )
 
 
 class Routes(Struct, frozen=True):
@@ -79,7 +88,7 @@ class Actual(Struct, frozen=True):
 
 class VersionState(Struct, frozen=True):
     """How far one version is. `phase`: "wanted", "loading", "serving", "changing", "leaving" or "failed"; `reason`: why it
-    failed, also the last attempt to change what serves. `on_demand`: it is loaded when it is asked for.
+    failed, also the last attempt to change what serves, or what it waits for. `on_demand`: it is loaded when it is asked for.
     """
 
     name: str
@@ -119,15 +128,22 @@ class Route(Struct, frozen=True):
 
 
 class Refuse(Struct, frozen=True):
-    """It cannot be loaded now, or `for_good`, and need not be tried."""
+    """It cannot be loaded now, or `for_good`, and need not be tried. `blocked`: as in FailedLoad."""
 
     key: Key
     wanted: WantedVersion
     reason: str
     for_good: bool = True
+    blocked: bool = False
 
 
-Action: TypeAlias = Load | Adjust | Unload | Route | Refuse
+class Unblock(Struct, frozen=True):
+    """The models that it was refused for are up now, or on their way."""
+
+    key: Key
+
+
+Action: TypeAlias = Load | Adjust | Unload | Route | Refuse | Unblock
 
 
 class Plan(Struct, frozen=True):
@@ -144,19 +160,22 @@ def plan(wanted: Wanted, actual: Actual, now: float) -> Plan:
     if leavers:
         leaving = {each.key: msgspec.structs.replace(actual.versions[each.key], phase="leaving") for each in leavers}
         actual = msgspec.structs.replace(actual, versions={**actual.versions, **leaving})
+    wanted, actual = _for_pipelines(wanted, actual)
     again_at = inf
     idle = not any(version.phase in ("loading", "changing") for version in actual.versions.values())
     for key, version in _in_order(wanted, actual):
         there, failed = actual.versions.get(key), actual.failed.get(key)
         if there is not None and (there.phase != "serving" or there.made_of == version):
             continue
-        if failed is not None and failed.made_of == version and now < failed.again_at:
+        if failed is not None and failed.made_of == version and not failed.blocked and now < failed.again_at:
             again_at = min(again_at, failed.again_at)
             continue
         if there is not None and cost(there.made_of, version, there.loaded_as) != "reload":
             actions.append(Adjust(key, version))
             continue
-        if not idle:
+        told, ready = _of_stages(key, version, wanted, actual, now)
+        actions += told
+        if not ready or not idle:
             continue
         step = _start(key, version, wanted, actual)
         actions += step
@@ -194,19 +213,94 @@ def newest(versions: Collection[str]) -> str:
 def _in_order(wanted: Wanted, actual: Actual) -> list[tuple[Key, WantedVersion]]:
     """Every version that is to be up now: what requests wait for first, then what has not failed; older versions first.
 
-    Of a model that is loaded on demand, all of them while one is there.
+    Of a model that is loaded on demand, all of them while one is there or is asked by a pipeline that is.
     """
-    there = {name for name, _ in actual.versions}
+    there = [name for (name, _), each in actual.versions.items() if each.phase != "leaving"]
     asked = {name: place for place, name in enumerate(actual.demanded)}
     found: list[tuple[tuple[int, bool, int], Key, WantedVersion]] = []
-    for name, model in wanted.models.items():
-        if model.on_demand and name not in asked and name not in there:
-            continue
-        for version, made_of in model.versions.items():
+    for name in to_be_up(wanted, [*actual.demanded, *there]):
+        for version, made_of in wanted.models[name].versions.items():
             key = name, version
             urgency = asked.get(name, len(asked)), key in actual.failed, number_of(version)
             found.append((urgency, key, made_of))
     return [(key, made_of) for _, key, made_of in sorted(found, key=lambda entry: entry[0])]
+
+
+def to_be_up(wanted: Wanted, needed: Collection[str]) -> list[str]:
+    """Models that are wanted at once, or are `needed`, for they are asked for or there; and those that they ask."""
+    return with_stages([name for name, model in wanted.models.items() if not model.on_demand or name in needed], wanted)
+
+
+def _for_pipelines(wanted: Wanted, actual: Actual) -> tuple[Wanted, Actual]:
+    """What is wanted and used for the sake of pipelines, as if it were for its own."""
+    pipelines = [name for name, model in wanted.models.items() if _has_pipeline(model)]
+    if not pipelines:
+        return wanted, actual
+    pinned = with_stages([name for name in pipelines if not wanted.models[name].on_demand], wanted)
+    models = {name: msgspec.structs.replace(wanted.models[name], on_demand=False) for name in pinned}
+    versions = dict(actual.versions)
+    for (name, _), one in actual.versions.items():
+        busy = one.busy or one.phase in ("loading", "changing")
+        stages = with_stages([name], wanted)[:-1] if name in pipelines else ()  # it comes last itself
+        for key in [(stage, version) for stage in stages for version in wanted.models[stage].versions]:
+            if (each := versions.get(key)) is None:
+                continue
+            used_at = max(each.used_at, one.used_at)
+            versions[key] = msgspec.structs.replace(each, used_at=used_at, busy=each.busy or busy)
+    return (
+        msgspec.structs.replace(wanted, models={**wanted.models, **models}),
+        msgspec.structs.replace(actual, versions=versions, demanded=with_stages(actual.demanded, wanted)),
+    )
+
+
+def _has_pipeline(model: WantedModel) -> bool:
+    return any(stages_of(version.config) for version in model.versions.values())
+
+
+def _of_stages(key: Key, version: WantedVersion, wanted: Wanted, actual: Actual, now: float) -> tuple[list[Action], bool]:
+    """What is to be said of the models that a pipeline asks, and whether it can be loaded as far as they go."""
+    failed = actual.failed.get(key)
+    said = failed.reason if failed is not None and failed.blocked and failed.made_of == version else ""
+    reason = "" if version.problem else _blocking(key, version, wanted, actual, now)
+    if (reason or "") == said:
+        return [], reason == ""
+    if not reason:
+        return [Unblock(key)], reason == ""
+    return [Refuse(key, version, reason, for_good=False, blocked=True)], False
+
+
+def _blocking(key: Key, version: WantedVersion, wanted: Wanted, actual: Actual, now: float) -> str | None:
+    """Why a pipeline's models cannot be asked; empty if they can; None while some are on their way."""
+    stages = stages_of(version.config)
+    if stages and (waits := circle(key, wanted)):
+        return waits
+    found = [_missing(stage, key[0], wanted, actual, now) for stage in stages]
+    return next(filter(None, found), None if None in found else "")
+
+
+def _missing(stage: Stage, pipeline: str, wanted: Wanted, actual: Actual, now: float) -> str | None:
+    """The same of one of them."""
+    others = [name for name in wanted.models if name != pipeline]
+    keys = meant(stage, wanted)
+    if stage.model not in wanted.models:
+        hint = nearest(stage.model, others) if others else "there is no other model"
+        return f"{stage} is not served here; {hint}"
+    if not keys:
+        model = wanted.models[stage.model]
+        return f"{stage} is not served here; {nearest(stage.version, [*model.versions, *model.labels])}"
+    if any(_is_coming(key, wanted.models[key[0]].versions[key[1]], actual, now) for key in keys):
+        return None
+    if any(key in actual.versions and actual.versions[key].phase in ("serving", "changing") for key in keys):
+        return ""
+    return f"{stage} is not loaded: {actual.failed[keys[-1]].reason}"
+
+
+def _is_coming(key: Key, version: WantedVersion, actual: Actual, now: float) -> bool:
+    """It becomes what is wanted, or will be tried to."""
+    there, failed = actual.versions.get(key), actual.failed.get(key)
+    if there is not None and there.made_of == version:
+        return there.phase in ("loading", "leaving")
+    return failed is None or failed.made_of != version or now >= failed.again_at
 
 
 def _start(key: Key, version: WantedVersion, wanted: Wanted, actual: Actual) -> list[Action]:
@@ -246,12 +340,13 @@ def _start(key: Key, version: WantedVersion, wanted: Wanted, actual: Actual) -> 
 
 
 def _given_up_first(key: Key, wanted: Wanted, actual: Actual) -> list[str]:
-    """Models that may be unloaded for it, that which was not used for longest first."""
+    """Models that may be unloaded for it, that which was not used for longest first; no stage before its pipeline."""
     used_at: dict[str, float] = {}
     for other, each in actual.versions.items():
         idle = each.phase == "serving" and not each.busy and _may_go(other, key, wanted) and other[0] not in actual.demanded
         used_at[other[0]] = max(used_at.get(other[0], -inf), each.used_at if idle else inf)
-    return sorted((name for name in used_at if used_at[name] < inf), key=lambda name: used_at[name])
+    unused = [name for name in used_at if used_at[name] < inf]
+    return sorted(unused, key=lambda name: (used_at[name], not _has_pipeline(wanted.models[name])))
 
 
 def _makes_room_later(other: Key, key: Key, wanted: Wanted, actual: Actual) -> bool:

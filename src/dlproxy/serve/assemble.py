@@ -46,6 +46,8 @@ from dlproxy.serve.partition import PartitionLayer, can_split
 from dlproxy.serve.pipelines import PipelineFleet, Pipelines
 from dlproxy.serve.recheck import Recheck
 from dlproxy.serve.reservoir import Reservoir
+from dlproxy.serve.sequences import SequenceLayer, SequenceStore
+from dlproxy.serve.states import StatePlan
 from dlproxy.serve.variants import VariantLayer, check_variants
 from dlproxy.service import Service
 from dlproxy.telemetry.event_log import Header, Recorder
@@ -80,6 +82,7 @@ class LoadedModel(Struct, eq=False):
     autoscaler: Autoscaler | None = None
     cache: "CacheLayer | None" = None
     degrading: Degrading | None = None
+    sequences: SequenceLayer | None = None
 
     @property
     def accuracy(self) -> float:
@@ -112,12 +115,14 @@ async def load_model(
     on_ways: Callable[[], None] = lambda: None,
     caches: Caches | None = None,
     pipelines: Pipelines | None = None,
+    sequences: SequenceStore | None = None,
     clock: Callable[[], float] = monotonic,
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ConfigError, LogError, ModelError, and then nothing of it is left.
 
     `ticket_ids`: where requests get theirs. `event_log`: the file. `trust`: which models may be loaded. `on_ways`: called when
-    its batches run in another way, or in another number side by side. `pipelines`: for a model that is one.
+    its batches run in another way, or in another number side by side. `sequences`: of all of its versions. `pipelines`: for a
+    model that is one.
     """
     class_names = class_names_of(config)
     if not config.accuracy:
@@ -133,11 +138,13 @@ async def load_model(
         if fleet.most_rows is not None:
             config = msgspec.structs.replace(config, max_batch=min(config.max_batch, fleet.most_rows))
         weights = {tenant: settings.weight for tenant, settings in tenants.items()}
-        loaded = _assembled(name, config, fleet, weights, ticket_ids, quotas, event_log, caches, clock)
+        sequences = sequences or SequenceStore(name, clock)
+        loaded = _assembled(name, config, fleet, weights, ticket_ids, quotas, event_log, caches, sequences, clock)
     except BaseException:
         await fleet.stop()
         raise
     loaded.served.class_names = class_names
+    loaded.served.pipeline = config if config.steps else None
     signature, control = fleet.signature, loaded.control
     control.on_scaled = on_ways
     if signature.batched and not signature.streams and (config.batching == "auto" or signature.pads):
@@ -158,10 +165,12 @@ def _assembled(
     quotas: Quotas | None,
     event_log: Path | None,
     caches: Caches | None,
+    sequences: SequenceStore,
     clock: Callable[[], float],
 ) -> LoadedModel:
     signature = fleet.signature
     check_variants(name, config, signature)
+    states = StatePlan(name, config, signature) if config.sequences != "off" else None
     plan = _plan(name, config, fleet, tenant_weights)
     lane = Lane(plan.knobs, plan.prior)
     recorder = None if event_log is None else _recorder(event_log, name, plan, lane, fleet)
@@ -183,13 +192,15 @@ def _assembled(
     scaled = Scaled(name, lane, stats, fleet, control.set_instances, driver.expect_instance, clock)
     scaler = control.autoscaler = autoscaler(scaled, config)
     service: Service = driver
-    splits = can_split(signature)
+    splits = can_split(signature) and states is None
     if splits:
         service = control.partition = _partition(driver, signature, stats, ticket_ids, clock, plan)
     if isinstance(fleet, PipelineFleet):
         service, control.steps = fleet.before(driver, stats), fleet.state
     if scaler is not None and config.scale_to_zero_s:
         service = WakeLayer(service, scaler)
+    if states is not None:
+        service = control.sequences = SequenceLayer(service, states, name, config, stats, sequences)
     variants = VariantLayer(service, name, config, stats, driver, clock) if config.variants else None
     front: Service = service if variants is None else variants
     cache = None if caches is None else caches.before(front, name, config, signature, stats)
@@ -197,7 +208,7 @@ def _assembled(
     served = ServedModel(
         name=name,
         version=config.version,
-        signature=signature,
+        signature=signature if states is None else states.signature,
         service=front if quotas is None else _with_quotas(front, quotas, stats, clock),
         stats=stats,
         max_batch=most_rows(config, splits=splits),
@@ -208,6 +219,7 @@ def _assembled(
         headers=fleet.headers if isinstance(fleet, PipelineFleet) else (),
     )
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
+    loaded.sequences = control.sequences
     if variants is not None:
         loaded.degrading = Degrading(variants, loaded)
     control.on_variants = partial(_stand_in, loaded, quotas, clock)
@@ -344,6 +356,8 @@ async def unload_model(model: LoadedModel, drain_s: float, reason: str = "the mo
     if model.cache is not None:
         model.cache.close()
     try:
+        if model.sequences is not None:
+            await model.sequences.drain(drain_s, reason)
         await model.driver.stop(drain_s, reason)
     finally:
         try:

@@ -22,6 +22,7 @@ from dlproxy.policy.lane import Lane
 from dlproxy.policy.view import LaneView
 from dlproxy.serve.driver import Driver
 from dlproxy.serve.partition import PartitionLayer
+from dlproxy.serve.sequences import SequenceLayer
 
 OBJECTIVES = frozenset({"slo", "slo_by_priority"})
 BOUNDS = frozenset({"min_instances", "max_instances"})
@@ -66,6 +67,7 @@ class LaneControl:
         """Called when variants are named."""
         self.autoscaler: Autoscaler | None = None
         self.partition: PartitionLayer | None = None
+        self.sequences: SequenceLayer | None = None
         self.variants: Callable[[], dict[str, Any] | None] = lambda: None
         """How they are, of a model that has some."""
         self.steps: Callable[[], list[dict[str, Any]] | None] = lambda: None
@@ -108,6 +110,7 @@ class LaneControl:
             "autoscale": None if self.autoscaler is None else self.autoscaler.state(),
             "variants": self.variants(),
             "steps": self.steps(),
+            "sequences": None if self.sequences is None else self.sequences.state(),
         }
 
     def _instances(self, view: LaneView) -> list[dict[str, Any]]:
@@ -127,6 +130,8 @@ class LaneControl:
             self.on_slo()
         if not ROWS.isdisjoint(changes):
             self.on_rows()
+        if self.sequences is not None:
+            self.sequences.configure(config)
         if config.variants and "variants" in changes:
             self.on_variants()
         if self.autoscaler is not None and not BOUNDS.isdisjoint(changes):

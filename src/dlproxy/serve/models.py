@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakValueDictionary
 
 from dlproxy.autopilot.flight import Flight, Tuned
 from dlproxy.autopilot.host import Autopilot
@@ -37,6 +38,7 @@ from dlproxy.serve.caching.caches import Caches
 from dlproxy.serve.idle_poll import IdlePoll, may_poll
 from dlproxy.serve.pipelines import PipelineFleet, Pipelines
 from dlproxy.serve.rollout import OnWorse, Rollouts
+from dlproxy.serve.sequences import SequenceStore
 from dlproxy.serve.tuning import holding, tuned
 from dlproxy.serve.turns import Turns
 from dlproxy.wire.catalog import Catalog
@@ -87,6 +89,7 @@ class Models:
         self._idle_poll: IdlePoll | None = None
         self._loaded: dict[Key, LoadedModel] = {}
         self._leaving: dict[LoadedModel, asyncio.Task[None]] = {}
+        self._sequences: WeakValueDictionary[str, SequenceStore] = WeakValueDictionary()
         self._changing: dict[Key, str] = {}
         self._coming: dict[Key, asyncio.Task[LoadedModel]] = {}
         self._warming_up = asyncio.Lock()  # one measures its time undisturbed by others that do
@@ -260,6 +263,7 @@ class Models:
                         on_ways=self._ways_changed,
                         caches=self.caches,
                         pipelines=self._pipelines,
+                        sequences=self._sequences.setdefault(name, SequenceStore(name, self._clock)),
                         clock=self._clock,
                     )
             except asyncio.CancelledError:
@@ -359,10 +363,17 @@ class Models:
         if self._loaded.get(key) is model:
             del self._loaded[key]
             self.catalog.remove(*key)
+        self._hand_on(model, reason)
         drain_s = self._server.drain_s if drain_s is None else drain_s
         task = self._leaving[model] = asyncio.create_task(self._let_go(model, reason, drain_s), name=f"dlproxy-unload-{key[0]}")
         self._announce(key)
         return task
+
+    def _hand_on(self, model: LoadedModel, reason: str) -> None:
+        """The sequences of a version that goes are those of whichever answers in its place."""
+        successor = self._loaded.get(_key(model)) or self._default(model.served.name)
+        if model.sequences is not None and successor is not None and successor.sequences is not None:
+            model.sequences.give_way(successor.sequences, reason)
 
     async def _let_go(self, model: LoadedModel, reason: str, drain_s: float) -> None:
         try:

@@ -18,10 +18,10 @@ from msgspec import Struct
 
 from dlproxy import tensors
 from dlproxy.config import CacheConfig, ConfigError, ModelConfig, ServerConfig, model_of
-from dlproxy.config.pipelines import PIPELINE
 from dlproxy.config.reading import override
 from dlproxy.config.security import IntegrityConfig
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Tensor, invalid
+from dlproxy.policy.stages import loading_order
 from dlproxy.serve.assemble import LoadedModel
 from dlproxy.serve.models import Models
 from dlproxy.service import next_part
@@ -87,13 +87,14 @@ class Proxy:
         self._lock = Lock()  # around that set and the loop
 
     async def __aenter__(self) -> "Proxy":
-        """Loads and warms up every model. Raises ModelError if one cannot be loaded."""
+        """Loads and warms up every model, pipelines after what they ask. Raises ModelError if one cannot be loaded."""
         if self._loop is not None and not self._loop.is_closed():
             raise RuntimeError("this Proxy is open already: use the one that was entered, and leave it once")
         self._loop = asyncio.get_running_loop()
         self._open()
         try:
-            for model in sorted(self._wanted, key=lambda model: model.config.path == PIPELINE):  # after their stages
+            for place in loading_order([(model.name, model.config) for model in self._wanted]):
+                model = self._wanted[place]
                 await self._models.load(model.name, model.config)
         except BaseException:  # cancellation too: what is up already has threads
             await self._close()
@@ -130,13 +131,16 @@ class Proxy:
         tenant: str = "",
         affinity: str = "",
         cache_control: str = "",
+        sequence_id: int | str = 0,
+        sequence_start: bool = False,
+        sequence_end: bool = False,
     ) -> Answer:
         """One request; axis 0 of every input is the batch. Numbers of the declared kind are converted to the declared type,
         those of another kind (float for an integer) are refused. BF16 goes in and comes out as float32. BYTES take bytes and
         str, which goes as UTF-8; they come out as bytes, or as str where the model declares text.
 
         `affinity`: what it sticks to where the model's setting is sticky = "header:NAME". `cache_control`: of remembered
-        answers, no-cache, no-store or max-age=SECONDS, as the header has it.
+        answers, no-cache, no-store or max-age=SECONDS, as the header has it. `sequence_id`: whose state it goes on with.
         Returns the named outputs (all if none is named). Raises InferenceError. Cancelling cancels the request.
         """
         if asyncio.get_running_loop() is not self._loop:
@@ -149,7 +153,14 @@ class Proxy:
             if endpoint.model.signature.streams:
                 raise in_parts(model)
             terms = of_arguments(
-                timeout_s=timeout_s, priority=priority, tenant=tenant, affinity=affinity, cache_control=cache_control
+                timeout_s=timeout_s,
+                priority=priority,
+                tenant=tenant,
+                affinity=affinity,
+                cache_control=cache_control,
+                sequence_id=sequence_id,
+                sequence_start=sequence_start,
+                sequence_end=sequence_end,
             )
             request = _request(endpoint, inputs, outputs)
         except InferenceError as error:
@@ -169,6 +180,9 @@ class Proxy:
         tenant: str = "",
         affinity: str = "",
         cache_control: str = "",
+        sequence_id: int | str = 0,
+        sequence_start: bool = False,
+        sequence_end: bool = False,
     ) -> AsyncIterator[Answer]:
         """`async for outputs in proxy.stream(...)`: the parts of the answer, each computed when it is asked for; a single one
         from a model that answers at once. Arguments and errors are those of `infer`; `timeout_s` is for the first part.
@@ -183,7 +197,14 @@ class Proxy:
             endpoint, timeout_s = await self._find_once_up(missing, timeout_s)
         try:
             terms = of_arguments(
-                timeout_s=timeout_s, priority=priority, tenant=tenant, affinity=affinity, cache_control=cache_control
+                timeout_s=timeout_s,
+                priority=priority,
+                tenant=tenant,
+                affinity=affinity,
+                cache_control=cache_control,
+                sequence_id=sequence_id,
+                sequence_start=sequence_start,
+                sequence_end=sequence_end,
             )
             request = _request(endpoint, inputs, outputs)
         except InferenceError as error:

@@ -6,7 +6,6 @@ Held by serve/models.py. Not aware of: who wants what, how a canary's share is t
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
 from time import monotonic
 
 from msgspec import Struct
@@ -17,7 +16,7 @@ from dlproxy.policy.canary import Judge, Seen
 from dlproxy.policy.traffic import Splitter
 from dlproxy.policy.wanted import Traffic
 from dlproxy.serve.assemble import LoadedModel
-from dlproxy.serve.traffic import Shadow, TrafficLayer
+from dlproxy.serve.traffic import Shadow, TrafficLayer, difference_between
 from dlproxy.serve.trunk import TrunkLayer, joined
 from dlproxy.service import Service
 from dlproxy.telemetry.stats import ModelStats, Timings
@@ -261,25 +260,6 @@ class Rollouts:
                 reason = judge.look(seen[default], seen[other])
                 if reason and key in rollout.judges:
                     self._on_worse(name, other.served.version, reason)
-
-
-def difference_between(ours: Signature, theirs: Signature) -> str:
-    """Why requests that were checked for one model may not be what the other takes; empty if they are."""
-    for what, our_specs, their_specs in (("input", ours.inputs, theirs.inputs), ("output", ours.outputs, theirs.outputs)):
-        for one, other in zip_longest(our_specs, their_specs):
-            if one is None or other is None:
-                return f"only one of them has the {what} '{(one or other).name}'"
-            for field in one.__struct_fields__:
-                here, there = getattr(one, field), getattr(other, field)
-                if field != "axes" and here != there:
-                    return f"the {field} of {what} '{one.name}' is {here!r} in one, {there!r} in the other"
-    for field in ("batched", "even", "streams"):
-        if getattr(ours, field) != getattr(theirs, field):
-            return f"only one of them {_FLAGS[field]}"
-    return ""
-
-
-_FLAGS = {"batched": "batches", "even": "has equally many rows in all inputs", "streams": "answers in parts"}
 
 
 def _others(traffic: Traffic, default: str) -> list[str]:

@@ -5,9 +5,10 @@ shares are what they are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from math import inf
 
-from dlproxy.message import Failure, Request, Response, Tensor, Ticket
+from dlproxy.message import Failure, Request, Response, Signature, Tensor, Ticket
 from dlproxy.policy.queueing import LOWEST_LEVEL
 from dlproxy.policy.traffic import Splitter
 from dlproxy.serve.recheck import differing_outputs
@@ -31,7 +32,7 @@ class TrafficLayer:
     def submit(self, request: Request, reply: ReplyTo) -> None:
         version = self.splitter.choose(request.ticket)
         shadow = self._shadow
-        if shadow is None or shadow.version == version:
+        if shadow is None or shadow.version == version or request.sequence is not None:  # a copy would be of no sequence
             self._services[version].submit(request, reply)
         else:
             shadow.submit(request, reply, self._services[version])
@@ -141,3 +142,27 @@ def _copy(request: Request) -> Request:
         family=family,
     )
     return Request(copy, request.model, request.inputs, request.outputs, params=request.params)
+
+
+def difference_between(ours: Signature, theirs: Signature) -> str:
+    """Why requests that were checked for one model may not be what the other takes; empty if they are."""
+    for what, our_specs, their_specs in (("input", ours.inputs, theirs.inputs), ("output", ours.outputs, theirs.outputs)):
+        for one, other in zip_longest(our_specs, their_specs):
+            if one is None or other is None:
+                return f"only one of them has the {what} '{(one or other).name}'"
+            for field in one.__struct_fields__:
+                here, there = getattr(one, field), getattr(other, field)
+                if field != "axes" and here != there:
+                    return f"the {field} of {what} '{one.name}' is {here!r} in one, {there!r} in the other"
+    for field in _FLAGS:
+        if bool(getattr(ours, field)) != bool(getattr(theirs, field)):
+            return f"only one of them {_FLAGS[field]}"
+    return ""
+
+
+_FLAGS = {
+    "batched": "batches",
+    "even": "has equally many rows in all inputs",
+    "streams": "answers in parts",
+    "sequences": "has sequences",
+}

@@ -113,8 +113,12 @@ def joined(trunk: ServedModel, head: ServedModel) -> tuple[Signature, list[int]]
     Raises ConfigError where they do not fit, or answer in parts.
     """
     ours, theirs = trunk.signature, head.signature
-    if ours.streams or theirs.streams:
-        raise ConfigError(f"model '{head.name}' cannot have the trunk '{trunk.name}': one of them answers in parts")
+    for why, so in (
+        ("answers in parts", ours.streams or theirs.streams),
+        ("has sequences", ours.sequences or theirs.sequences),
+    ):
+        if so:
+            raise ConfigError(f"model '{head.name}' cannot have the trunk '{trunk.name}': one of them {why}")
     names = [spec.name for spec in ours.outputs]
     features = []
     for spec in theirs.inputs:

@@ -41,8 +41,8 @@ def difference(ours: Signature, theirs: Signature) -> str:
     """Why requests of one model cannot be answered by another; empty if they can. Whether rows may share a batch is its own
     affair.
     """
-    if theirs.streams:
-        return "it answers in parts"
+    if theirs.streams or theirs.sequences:
+        return "it answers in parts" if theirs.streams else "it has sequences, whose state is its own"
     for what, our_specs, their_specs in (("input", ours.inputs, theirs.inputs), ("output", ours.outputs, theirs.outputs)):
         for one, other in zip_longest(our_specs, their_specs):
             if one is None or other is None:

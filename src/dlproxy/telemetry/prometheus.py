@@ -16,7 +16,16 @@ from prometheus_client.registry import Collector
 from dlproxy.message import FailureKind
 from dlproxy.policy.planner import Phase, VersionState
 from dlproxy.policy.view import LaneView
-from dlproxy.telemetry.stats import BOUNDS_S, CacheCounts, Histogram, ModelStats, StepCounts, StreamStats, VariantCounts
+from dlproxy.telemetry.stats import (
+    BOUNDS_S,
+    CacheCounts,
+    Histogram,
+    ModelStats,
+    SequenceCounts,
+    StepCounts,
+    StreamStats,
+    VariantCounts,
+)
 
 # Triton's reasons for a failed request
 _REASONS = {
@@ -69,6 +78,15 @@ _CACHE_GAUGES = {
     "budget_bytes": "Memory that they may take",
 }
 
+_SEQUENCE_COUNTERS = {
+    "started": "Sequences that have begun",
+    "restarted": "Sequences that began in the place of one of the same id",
+    "ended": "Sequences that their clients have ended",
+    "expired": "Sequences that were forgotten as they were idle",
+    "broken": "Sequences that could not go on",
+    "refused": "Requests that were refused as they belonged to no sequence, or found no room",
+}
+
 
 class ModelView(Protocol):
     """What the page shows of a model."""
@@ -102,6 +120,7 @@ class ModelCollector(Collector):
         yield from self._caches([(model, model.stats.cache) for model in models if model.stats.cache is not None])
         yield from self._steps([(model, model.stats.steps) for model in models if model.stats.steps is not None])
         yield from self._variants([(model, model.stats.variants) for model in models if model.stats.variants is not None])
+        yield from self._sequences([(model, model.stats.sequences) for model in models if model.stats.sequences is not None])
 
     def _triton(self, models: Sequence[ModelView]) -> Iterator[Metric]:
         yield _counter("nv_inference_request_success", "Requests that were answered", models, lambda s: s.request.count)
@@ -286,6 +305,18 @@ class ModelCollector(Collector):
             for step, counts in steps.items():
                 under_way.add_metric((model.name, model.version, step), counts.in_flight)
         yield under_way
+
+    def _sequences(self, models: Sequence[tuple[ModelView, SequenceCounts]]) -> Iterator[Metric]:
+        """Of the models that keep the state of sequences alone."""
+        active = GaugeMetricFamily("dlproxy_sequences_active", "Sequences whose state is kept now", labels=_LABELS)
+        for model, counts in models:
+            active.add_metric((model.name, model.version), counts.active())
+        yield active
+        for name, what in _SEQUENCE_COUNTERS.items():
+            counter = CounterMetricFamily(f"dlproxy_sequences_{name}", what, labels=_LABELS)
+            for model, counts in models:
+                counter.add_metric((model.name, model.version), getattr(counts, name))
+            yield counter
 
     def _versions(self) -> Metric:
         counted = Counter("failed" if one.reason else one.phase for one in self._wanted())

@@ -215,6 +215,19 @@ class StepCounts(Struct, eq=False):
         self.failures += 1
 
 
+class SequenceCounts:
+    """Of a model whose sequences' state is kept. `started`: those whose first request was answered, `restarted`: of them, those
+    that took the place of one of their own; `ended` by their clients, `expired` by being idle, `broken` because they could not
+    go on. `refused`: requests that belonged to none, or found no room. `active`: how many there are now.
+    """
+
+    __slots__ = ("active", "broken", "ended", "expired", "refused", "restarted", "started")
+
+    def __init__(self, active: Callable[[], int]) -> None:
+        self.active = active
+        self.started = self.restarted = self.ended = self.expired = self.broken = self.refused = 0
+
+
 class ModelStats:
     """Counts since the model was loaded. `rows` are inferences in Triton's sense, `queue` to `request` are per request: one
     that is split counts once there and in `failures`, and its rows and batches as they run.
@@ -245,6 +258,7 @@ class ModelStats:
         self.cache: CacheCounts | None = None  # None: answers are not remembered
         self.variants: VariantCounts | None = None  # None: no variant may stand in for it
         self.steps: Mapping[str, StepCounts] | None = None  # by name; None: it is no pipeline
+        self.sequences: SequenceCounts | None = None  # None: it keeps no state
         self.remembered = 0  # of `request`, those whose answers were computed for others, or by others
         self.last_at_ms = 0
         self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
+from dlproxy.config import ModelConfig
 from dlproxy.message import Failure, FailureKind, InferenceError, Principal, Signature
 from dlproxy.policy.view import LaneView
 from dlproxy.service import Service
@@ -33,7 +34,7 @@ class ServedModel:
 
     `slo_s_by_level`: as terms.by_level has it. `view`: how its lane is. `sticky`: what its requests stick to, as the knob has
     it. `control`: None where there is none. `class_names`: those of its outputs. `headers`: of the client's, those that its
-    requests carry.
+    requests carry. `pipeline`: what it is, if it is one.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class ServedModel:
         self.sticky = sticky
         self.control = control
         self.headers = headers
-        self.class_names: Sequence[str] = ()  # set before it is served
+        self.class_names: Sequence[str] = ()  # set before it is served, as is the next
+        self.pipeline: ModelConfig | None = None
         self.would_wait_s: Callable[[float], float] = lambda now: 0.0
         """How long a request that came now would wait for an instance, as far as its lane can tell."""
 

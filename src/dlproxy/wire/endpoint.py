@@ -15,7 +15,7 @@ from dlproxy.service import FutureReply, ReplyTo, Service
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.checks import RequestChecker
 from dlproxy.wire.rights import demand
-from dlproxy.wire.terms import NO_TERMS, HeaderTerms, Terms
+from dlproxy.wire.terms import NO_TERMS, HeaderTerms, Terms, checked_sequence
 
 TENANT_HEADER = "x-tenant-id"
 
@@ -49,6 +49,12 @@ class Endpoint:
             ticket = request.ticket
             ticket.deadline_at = ticket.arrived_at + slo_s
         if terms is not NO_TERMS:
+            if terms.sequence is not None:
+                try:
+                    request.sequence = checked_sequence(terms.sequence, served=bool(self.model.signature.sequences))
+                except InferenceError as error:
+                    reply.failed(self.refused(error).failure)
+                    return
             ticket, timeout_s = request.ticket, terms.timeout_s
             if timeout_s != inf:
                 ticket.answer_by = answer_by = ticket.arrived_at + timeout_s

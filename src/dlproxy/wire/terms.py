@@ -11,7 +11,18 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from dlproxy.message import ANONYMOUS, NO_HEADERS, NO_TRACE, Failure, FailureKind, InferenceError, Principal, Trace, invalid
+from dlproxy.message import (
+    ANONYMOUS,
+    NO_HEADERS,
+    NO_TRACE,
+    Failure,
+    FailureKind,
+    InferenceError,
+    InSequence,
+    Principal,
+    Trace,
+    invalid,
+)
 from dlproxy.policy.queueing import DEFAULT_LEVEL, LOWEST_LEVEL
 from dlproxy.wire.trace import REQUEST_ID, TRACE_PARENT, trace_of
 
@@ -23,7 +34,9 @@ NOT_KEPT = -1.0  # of max_age_s
 MOST_TENANT = 128  # characters of a tenant's name or of a sticky header that count
 MOST_DEADLINE_MS = 1e12  # 31 years
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}  # of gRPC's time-outs
-SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
+SEQUENCE = frozenset(SEQUENCE_PARAMETERS)
+MOST_SEQUENCE_ID = 128  # characters, as in Triton
 
 
 class Peer(Struct, frozen=True):
@@ -46,8 +59,8 @@ Raises InferenceError(UNAUTHENTICATED or FORBIDDEN) to refuse the request.
 class Terms(Struct, frozen=True):
     """`timeout_s`: how long after its arrival an answer is worth something. `priority`: as a Ticket has it, None if not given.
 
-    `affinity`: what the request sticks to where the model's knob is sticky = "header:NAME". `max_age_s`, `headers`: as a
-    Request has them.
+    `affinity`: what the request sticks to where the model's knob is sticky = "header:NAME". `max_age_s`, `headers`, `sequence`:
+    as a Request has them.
     """
 
     timeout_s: float = inf
@@ -58,12 +71,14 @@ class Terms(Struct, frozen=True):
     trace: Trace = NO_TRACE
     max_age_s: float = inf
     headers: Mapping[str, str] = NO_HEADERS
+    sequence: InSequence | None = None
 
     def over(self, others: "Terms") -> "Terms":
         """Both: the shorter timeout holds; what only `others` say counts too."""
         priority = others.priority if self.priority is None else self.priority
         timeout_s = min(self.timeout_s, others.timeout_s)
-        return msgspec.structs.replace(self, timeout_s=timeout_s, priority=priority)
+        sequence = self.sequence or others.sequence
+        return msgspec.structs.replace(self, timeout_s=timeout_s, priority=priority, sequence=sequence)
 
 
 NO_TERMS = Terms()  # the one that is compared by identity: most requests ask for nothing
@@ -156,18 +171,52 @@ def in_milliseconds(left_s: float) -> bytes:
 
 def of_parameters(params: Mapping[str, Any]) -> Terms:
     """What the parameters of an Open Inference Protocol request say. Raises InferenceError."""
-    if not SEQUENCE.isdisjoint(params):
-        _refuse_sequence(params)
+    sequence = None if SEQUENCE.isdisjoint(params) else sequence_of(*map(params.get, SEQUENCE_PARAMETERS))
     timeout_us, priority = params.get("timeout"), params.get("priority")
-    if timeout_us is None and priority is None:
+    if timeout_us is None and priority is None and sequence is None:
         return NO_TERMS
     if timeout_us is not None and not (_is_integer(timeout_us) and 0 <= timeout_us < 2**63):
         raise invalid(f"parameter 'timeout' is {brief(timeout_us)}; it must be a non-negative integer of microseconds")
     timeout_s = timeout_us * 1e-6 if timeout_us else inf  # 0: no timeout of its own, as in Triton
-    return Terms(timeout_s, None if priority is None else checked_priority(priority))
+    return Terms(timeout_s, None if priority is None else checked_priority(priority), sequence=sequence)
 
 
-def of_arguments(*, timeout_s: float | None, priority: int, tenant: str, affinity: str, cache_control: str = "") -> Terms:
+def sequence_of(sequence_id: Any, start: Any, end: Any) -> InSequence | None:
+    """Unchecked, as only a model that has sequences says more than that it has none; None for 0, "", false and null, which
+    stand for no sequence, as in Triton.
+    """
+    return InSequence(sequence_id or 0, start or False, end or False) if sequence_id or start or end else None
+
+
+def checked_sequence(said: InSequence, *, served: bool) -> InSequence:
+    """Raises InferenceError, UNSUPPORTED where sequences are not `served`."""
+    parameters = {"sequence_end": said.end, "sequence_id": said.id, "sequence_start": said.start}
+    if not served:
+        name, value = next((name, value) for name, value in parameters.items() if value)
+        message = f"parameter '{name}' is {brief(value)}, but sequences are not supported"
+        raise InferenceError(Failure(FailureKind.UNSUPPORTED, f"{message}; omit it in stateless requests"))
+    if isinstance(said.id, str):
+        if len(said.id) > MOST_SEQUENCE_ID:
+            raise invalid(f"parameter 'sequence_id' has {len(said.id)} characters; it may have {MOST_SEQUENCE_ID}")
+    elif not (_is_integer(said.id) and 0 <= said.id < 2**64):
+        raise invalid(f"parameter 'sequence_id' is {brief(said.id)}; it must be an integer from 0 to 2**64 - 1, or a text")
+    for name in ("sequence_start", "sequence_end"):
+        if not isinstance(parameters[name], bool):
+            raise invalid(f"parameter '{name}' is {brief(parameters[name])}; it must be true or false")
+    return said
+
+
+def of_arguments(
+    *,
+    timeout_s: float | None,
+    priority: int,
+    tenant: str,
+    affinity: str,
+    cache_control: str = "",
+    sequence_id: int | str = 0,
+    sequence_start: bool = False,
+    sequence_end: bool = False,
+) -> Terms:
     """What a Python caller asks for. Raises InferenceError(INVALID_ARGUMENT)."""
     if timeout_s is not None and isnan(timeout_s):
         raise invalid("timeout_s is nan; it must be seconds from now, or None")
@@ -175,7 +224,8 @@ def of_arguments(*, timeout_s: float | None, priority: int, tenant: str, affinit
     max_age_s = max_age_of(cache_control.encode()) if cache_control else inf
     if cache_control and max_age_s == inf:  # a header would say nothing then, but here it is a slip
         raise invalid(f"cache_control is {brief(cache_control)}; it must be no-cache, no-store or max-age=SECONDS")
-    return Terms(timeout_s, checked_priority(priority), tenant, affinity, max_age_s=max_age_s)
+    sequence = sequence_of(sequence_id, sequence_start, sequence_end)
+    return Terms(timeout_s, checked_priority(priority), tenant, affinity, max_age_s=max_age_s, sequence=sequence)
 
 
 def by_level(slo_s: float | None, own: Mapping[int, float]) -> Sequence[float | None] | None:
@@ -196,13 +246,6 @@ def checked_priority(value: Any) -> int:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _refuse_sequence(params: Mapping[str, Any]) -> None:
-    for name in sorted(SEQUENCE):
-        if params.get(name):  # 0, "" and false stand for none, as in Triton
-            message = f"parameter '{name}' is {brief(params[name])}, but sequences are not supported"
-            raise InferenceError(Failure(FailureKind.UNSUPPORTED, f"{message}; omit it in stateless requests"))
 
 
 def _name(value: bytes | None) -> str:

@@ -37,6 +37,7 @@ def swapped(root: Path) -> None:
         os.rename(root / "c", root / "b")
 
 
+PIPELINE = b'inputs = {x = "FP32[-1]"}\noutputs = {y = "s.y"}\nsteps = {s = {model = "a", inputs = {x = "x"}}}'
 MODELS = st.builds("{}/{}/model.onnx".format, NAMES, VERSIONS)
 OPERATIONS = st.one_of(
     st.builds(written, MODELS, st.binary(min_size=0, max_size=3)),
@@ -44,7 +45,7 @@ OPERATIONS = st.one_of(
     st.builds(
         written,
         st.builds("{}/dlproxy.toml".format, NAMES),
-        st.sampled_from([b"", b'serve_versions = "all"', b"serve_versions = [2]", b"max_batch = 3"]),
+        st.sampled_from([b"", b'serve_versions = "all"', b"serve_versions = [2]", b"max_batch = 3", PIPELINE]),
     ),
     st.builds(removed, MODELS),
     st.builds(removed, st.builds("{}/{}".format, NAMES, VERSIONS)),

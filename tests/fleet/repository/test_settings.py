@@ -133,12 +133,75 @@ def test_what_is_given_by_hand(tmp_path: Path) -> None:
     assert triton.wanted.versions["2"].config.max_batch == 32
 
 
-@pytest.mark.parametrize("knob", ["class_names", "path", "samples"])
+@pytest.mark.parametrize("knob", ["class_names", "path", "samples", "steps"])
 def test_whoever_loads_a_model_by_name_names_no_files(knob: str, tmp_path: Path) -> None:
     put(tmp_path, "m.onnx")
     listing = listed(LocalTree(tmp_path))["m"]
     assert f"{knob} cannot be given" in read_listed("m", listing, {knob: "os:System"}).problem
     assert f"{knob} cannot be given" in read_listed("m", listing, {knob: "os:System", "platform": ""}).problem
+
+
+PIPELINE = """
+inputs = {image = "UINT8[-1,-1,3]"}
+outputs = {text = "read.y"}
+[steps.read]
+model = "rec"
+inputs = {x = "cut.crops"}
+[steps.cut]
+call = "code.py:crop"
+inputs = {image = "image"}
+options = {file = "sizes.json", threshold = 0.5}
+"""
+ENSEMBLE = b"""
+platform: "ensemble"
+input { name: "image" data_type: TYPE_UINT8 dims: [ 8 ] }
+output { name: "text" data_type: TYPE_STRING dims: [ 1 ] label_filename: "words.txt" }
+ensemble_scheduling { step {
+  model_name: "rec" input_map { key: "x" value: "image" } output_map { key: "y" value: "text" }
+} }
+"""
+
+
+@pytest.mark.parametrize("folder", ["m", "m/7"])
+def test_a_folder_with_steps_is_a_pipeline(folder: str, tmp_path: Path) -> None:
+    put(tmp_path, f"{folder}/code.py", f"{folder}/sizes.json")
+    own(tmp_path, f'slo = "p99=1s"\n{PIPELINE}')
+    ((_, version),) = found_in(tmp_path)["m"].wanted.versions.items()
+    assert (version.problem, version.config.path, version.config.slo) == ("", "pipeline", "p99=1s")
+    cut = version.config.steps["cut"]
+    assert cut.call == f"{tmp_path / folder}/code.py:crop"
+    assert cut.options == {"file": str(tmp_path / folder / "sizes.json"), "threshold": 0.5}
+    put(tmp_path, f"{folder}/code.py", content=b"other code")
+    assert found_in(tmp_path)["m"].wanted.versions[version.config.version].stamp != version.stamp
+    own(tmp_path, PIPELINE.replace("call =", "cal ="))
+    assert "dlproxy.toml:8: unknown key 'cal' in [steps.cut]; did you mean 'call'" in str(problems(found_in(tmp_path)["m"]))
+    own(tmp_path, PIPELINE.replace("read.y", "raed.y"))
+    assert "dlproxy.toml:3: outputs.text: there is no step 'raed'" in str(problems(found_in(tmp_path)["m"]))
+
+
+@pytest.mark.parametrize(
+    ("files", "versions"), [([], ["1"]), (["m/3/.keep"], ["3"]), (["m/1/.keep", "m/12/README.md"], ["12"])]
+)
+def test_an_ensemble_of_triton_needs_no_files_in_its_versions(files: list[str], versions: list[str], tmp_path: Path) -> None:
+    put(tmp_path, *files, "m/words.txt")
+    put(tmp_path, "m/config.pbtxt", content=ENSEMBLE)
+    own(tmp_path, "max_queue_rows = 99")
+    found = found_in(tmp_path)["m"]
+    assert (problems(found), found.warnings, list(found.wanted.versions)) == ({}, (), versions)
+    config = found.wanted.versions[versions[0]].config
+    assert (config.path, config.steps["rec"].model, config.max_queue_rows) == ("pipeline", "rec", 99)
+    assert config.class_names == str(tmp_path / "m" / "words.txt")
+
+
+def test_what_dlproxy_toml_says_is_in_the_place_of_an_ensemble(tmp_path: Path) -> None:
+    put(tmp_path, "m/code.py", "m/1/net.onnx")
+    put(tmp_path, "m/config.pbtxt", content=ENSEMBLE)
+    for text, path in ((PIPELINE, "pipeline"), ('path = "net.onnx"', str(tmp_path / "m" / "1" / "net.onnx"))):
+        own(tmp_path, text)
+        found = found_in(tmp_path)["m"]
+        assert found.warnings == ("config.pbtxt has no effect: it is an ensemble, and dlproxy.toml says otherwise",)
+        assert (problems(found), found.wanted.versions["1"].config.path) == ({}, path)
+        assert bool(found.wanted.versions["1"].config.steps) == (path == "pipeline")
 
 
 def opened(place: str) -> LocalTree:

@@ -10,6 +10,7 @@ from google.protobuf import json_format, text_format
 from msgspec.structs import replace
 
 from dlproxy.config import ConfigError, ModelConfig, check
+from dlproxy.config.pipelines import StepConfig
 from dlproxy.fleet.repository.triton_config import InstanceGroup, TritonConfig, read_triton_config, read_triton_json, translated
 from dlproxy.fleet.repository.version_choice import Latest, VersionChoice
 from dlproxy.fleet.repository.version_policy import VersionPolicy
@@ -290,9 +291,31 @@ def test_without_a_backend_the_files_tell(text: str, file: str, tmp_path: Path) 
         ),
         ('backend: "pytorch" input { name: "x" dims: 1 }', "x has no data_type, which a torch model does not say itself"),
         ('backend: "dali"', r"its backend is dali; dlproxy runs onnxruntime_onnx, pytorch_libtorch, tensorflow_savedmodel$"),
-        ('platform: "ensemble"', "it is an ensemble"),
-        ("ensemble_scheduling { }", "it is an ensemble"),
-        (ONNX + "sequence_batching { }", "it has sequence_batching"),
+        ('platform: "ensemble"', "its platform is ensemble, and it has no ensemble_scheduling"),
+        (ONNX + "sequence_batching { iterative_sequence: true }", "it has an iterative_sequence"),
+        (
+            ONNX + 'sequence_batching { control_input { name: "s" } }',
+            "control_input 's' has 0 controls; dlproxy fills an input with one",
+        ),
+        (
+            ONNX + "sequence_batching { control_input { name: 's' control { int32_false_true: [ 2, 3 ] } } }",
+            r"control_input 's' tells \[2, 3\] for false and true; dlproxy tells 0 and 1",
+        ),
+        (ONNX + "sequence_batching { control_input { name: 's' control { } } }", r"control_input 's' tells \[\] for false"),
+        (
+            ONNX
+            + "sequence_batching { control_input [ { name: 's' control { fp32_false_true: [ 0, 1 ] } },"
+            + " { name: 't' control { bool_false_true: [ false, true ] } } ] }",
+            "control_input 't' tells what 's' tells, too: CONTROL_SEQUENCE_START",
+        ),
+        (
+            ONNX + "sequence_batching { state { input_name: 's' initial_state { data_file: 'x' } } }",
+            "the initial_state of 's' is a file; here it is zeros",
+        ),
+        (
+            ONNX + "sequence_batching { state [ { input_name: 's' output_name: 't' }, { input_name: 's' output_name: 'u' } ] }",
+            "two states have one input_name",
+        ),
         (ONNX + 'batch_input { target_name: "n" }', "it has batch_input"),
         (ONNX + 'batch_output { target_name: "n" }', "it has batch_input or batch_output"),
         ("", "it names no platform or backend, and .*3 holds no model.onnx or model.pt or model.savedmodel"),
@@ -354,3 +377,171 @@ def test_json_says_the_same() -> None:
     assert read_triton_json(data, "given") == read_triton_config(text, "config.pbtxt")
     with pytest.raises(ConfigError, match=r'^given: .* no field named "max_batchsize"'):
         read_triton_json({"max_batchsize": 8}, "given")
+
+
+# Sequences
+
+STATE = """
+sequence_batching {
+  max_sequence_idle_microseconds: 5000000
+  oldest { max_candidate_sequences: 5000 max_queue_delay_microseconds: 100 }
+  control_input [
+    { name: "START" control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } },
+    { name: "END" control { kind: CONTROL_SEQUENCE_END int32_false_true: [ 0, 1 ] } },
+    { name: "READY" control { kind: CONTROL_SEQUENCE_READY bool_false_true: [ true, true ] } },
+    { name: "ID" control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } }
+  ]
+  state {
+    input_name: "in" output_name: "out" data_type: TYPE_FP32 dims: [ 2, -1 ] use_growable_memory: true
+    initial_state { data_type: TYPE_FP32 dims: [ 2, 0 ] zero_data: true name: "empty" }
+  }
+  state { input_name: "n" output_name: "m" data_type: TYPE_STRING dims: [ 1 ] }
+}
+"""
+
+
+def test_sequences_are_kept_apart_and_their_state_is_the_server_s() -> None:
+    found, warnings = knobs(BATCHED + STATE)
+    assert warnings == []
+    assert found == {
+        **EIGHT,
+        "batching": "on",
+        "max_wait_s": 0.0001,
+        "sequences": "oldest",
+        "sequence_idle_s": 5.0,
+        "max_sequences": 5000,
+        "sequence_controls": {"start": "START", "end": "END", "ready": "READY", "id": "ID"},
+        "state": {"in": "out", "n": "m"},
+        "initial_state": {"in": "FP32[1,2,0]", "n": "BYTES[1,1]"},
+    }
+    assert knobs(ONNX + STATE)[0]["initial_state"] == {"in": "FP32[2,0]", "n": "BYTES[1]"}
+    assert knobs(ONNX + "sequence_batching { }")[0] == {"batching": "off", "sequences": "direct", "sequence_idle_s": 1.0}
+
+
+def test_a_torch_model_takes_its_state_too() -> None:
+    given = 'input { name: "x" data_type: TYPE_FP32 dims: 4 } output { name: "y" data_type: TYPE_FP32 dims: 4 }\n'
+    model, _, _ = translate('backend: "pytorch" max_batch_size: 8\n' + given + STATE)
+    assert model.inputs == {
+        "x": "FP32[batch,4]",
+        "START": "FP32[batch,1]",
+        "END": "INT32[batch,1]",
+        "READY": "BOOL[batch,1]",
+        "ID": "UINT64[batch,1]",
+        "in": "FP32[batch,2,-1]",
+        "n": "BYTES[batch,1]",
+    }
+    assert model.outputs == {"y": "FP32[batch,4]", "out": "FP32[batch,2,-1]", "m": "BYTES[batch,1]"}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("sequence_batching { oldest { preserve_ordering: true } }", "sequence_batching.oldest.preserve_ordering"),
+        ("sequence_batching { oldest { preferred_batch_size: 4 } }", "sequence_batching.oldest.preferred_batch_size"),
+        ("sequence_batching { direct { minimum_slot_utilization: 0.5 } }", "sequence_batching.direct.minimum_slot_utilization"),
+        (
+            "sequence_batching { oldest { max_candidate_sequences: 4 } }",
+            "max_candidate_sequences (up to 4096 sequences are kept, none waits for another to end)",
+        ),
+        ("sequence_batching { } response_cache { enable: true }", "response_cache (answers depend on the requests before)"),
+    ],
+)
+def test_what_of_sequences_has_no_effect_is_said(text: str, named: str) -> None:
+    assert named in knobs(BATCHED + text)[1][0]
+
+
+# Ensembles
+
+
+def ensemble(*steps: str, outputs: str = "text", more: str = "") -> str:
+    """Of images and the outputs of these names."""
+    given = "".join(f'output {{ name: "{name}" data_type: TYPE_STRING dims: [ -1 ] }}\n' for name in outputs.split())
+    return (
+        'platform: "ensemble"\nmax_batch_size: 8\n'
+        f'input {{ name: "image" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] }}\n{given}{more}'
+        f"ensemble_scheduling {{ {' '.join(steps)} }}"
+    )
+
+
+def step(model: str, taken: dict[str, str], made: dict[str, str], more: str = "") -> str:
+    maps = [("input_map", taken), ("output_map", made)]
+    entries = [f'{name} {{ key: "{key}" value: "{value}" }}' for name, one in maps for key, value in one.items()]
+    return f'step {{ model_name: "{model}" {more} {" ".join(entries)} }}'
+
+
+DET = step("det-v2", {"x": "image"}, {"boxes.1": "boxes", "scores": "scores"}, "model_version: -1")
+REC = step("rec", {"x": "image", "b": "boxes"}, {"y": "text"}, "model_version: 3")
+
+
+def test_an_ensemble_is_a_pipeline() -> None:
+    again = step("rec", {"x": "image", "b": "boxes"}, {"y": "twice"})
+    found, warnings = knobs(ensemble(REC, DET, again, outputs="text boxes twice"))
+    assert warnings == []
+    assert translate(ensemble(REC, DET))[0].path == "pipeline"
+    taken = {"x": "image", "b": "det_v2.boxes.1"}
+    assert found == {
+        "inputs": {"image": "UINT8[batch,-1,-1,3]"},
+        "outputs": {"text": "rec.y", "boxes": "det_v2.boxes.1", "twice": "rec_2.y"},
+        "steps": {
+            "rec": {"model": "rec:3", "inputs": taken},
+            "det_v2": {"model": "det-v2", "inputs": {"x": "image"}},
+            "rec_2": {"model": "rec", "inputs": taken},
+        },
+    }
+    flat = ensemble(REC, DET).replace("max_batch_size: 8", "").replace("[ -1, -1, 3 ]", "[ 8 ]")
+    assert knobs(flat)[0]["inputs"] == {"image": "UINT8[8]"}
+
+
+def test_names_of_torch_exports_and_numbers_are_taken() -> None:
+    text = ensemble(step("2nd", {"input.1": "image"}, {"1234": "text"})).replace("image", "input.1")
+    model, _, _ = translate(text)
+    check(model)
+    assert model.steps == {"_2nd": StepConfig(model="2nd", inputs={"input.1": "input.1"})}
+    assert model.outputs == {"text": "_2nd.1234"}
+
+
+def test_what_has_no_effect_of_an_ensemble_is_said() -> None:
+    more = (
+        'instance_group { count: 2 kind: KIND_CPU } parameters { key: "a" value { string_value: "b" } }\n'
+        'model_warmup { name: "w" batch_size: 1 } response_cache { enable: true }\n'
+    )
+    model, _, warnings = translate(ensemble(DET, REC, step("spare", {"x": "boxes"}, {"y": "z"}), more=more))
+    assert list(model.steps) == ["det_v2", "rec"]
+    assert model.cache == "on"
+    assert warnings == [
+        "its Triton configuration sets what has no effect here: the step of spare (nobody takes anything from it), "
+        "instance_group, parameters, model_warmup (its models are warmed up)"
+    ]
+    limited = ensemble(DET, REC).replace("ensemble_scheduling {", "ensemble_scheduling { max_inflight_requests: 3")
+    assert "ensemble_scheduling.max_inflight_requests" in knobs(limited)[1][0]
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((), "ensemble_scheduling has no steps"),
+        (("step { }",), "a step's model_name is ''"),
+        ((step("a:b", {"x": "image"}, {"y": "text"}),), "a step's model_name is 'a:b'"),
+        ((step("rec", {"x": "image"}, {"y": "text"}, "model_version: -2"),), "model_version is -2; it is -1 or a version"),
+        (
+            (step("rec", {"x": "imge"}, {"y": "text"}),),
+            "step of 'rec': input 'x' is the tensor 'imge', which is no input, and no step makes it; did you mean 'image'",
+        ),
+        ((step("rec", {"x": "image"}, {"y": "words"}),), "output 'text' is the tensor 'text', which is no input"),
+        (
+            (step("rec", {"x": "image"}, {"y": "text"}), step("rec", {"x": "image"}, {"z": "text"})),
+            "step of 'rec': its tensor 'text' is made by rec.y, too",
+        ),
+        ((step("rec", {"x": "image"}, {"y": "text", "z": "image"}),), "its tensor 'image' is an input of the ensemble, too"),
+        ((step("rec", {"x": "image"}, {"y|z": "text"}),), r"'y\|z' is no name .* it has a \|"),
+    ],
+)
+def test_ensembles_that_hang_together_in_no_way(steps: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        translate(ensemble(*steps))
+
+
+def test_a_circle_of_an_ensemble_is_found() -> None:
+    one, other = step("a", {"x": "image", "z": "b"}, {"y": "a"}), step("b", {"x": "a"}, {"y": "b", "t": "text"})
+    with pytest.raises(ConfigError, match="a takes from b takes from a, which is a circle"):
+        check(translate(ensemble(one, other))[0])

@@ -243,6 +243,23 @@ async def test_explicit_wants_nothing_until_it_is_asked(tmp_path: Path) -> None:
     await repository.stop()
 
 
+async def test_what_a_pipeline_asks_comes_with_it(tmp_path: Path) -> None:
+    put(tmp_path, "det/1/model.onnx", "rec/1/model.onnx", "rec/2/model.onnx", "spare.onnx")
+    for name, asked in (("ocr", ("det", "words", "elsewhere")), ("words", ("rec",))):
+        steps = "".join(f'[steps.s{at}]\nmodel = "{one}"\ninputs = {{x = "x"}}\n' for at, one in enumerate(asked))
+        outputs = " | ".join(f"s{at}.y" for at in range(len(asked)))
+        text = f'inputs = {{x = "FP32[-1]"}}\noutputs = {{y = "{outputs}"}}\n{steps}'
+        put(tmp_path, f"{name}/dlproxy.toml", content=text.encode())
+    store = Store()
+    server = ServerConfig(repository=str(tmp_path), repository_mode="explicit")
+    repository = Repository(server, store.change, wall_ns=much_later)
+    await repository.load("rec", {"serve_versions": [1]})
+    await repository.load("ocr")
+    assert store.served == {"rec": ["1"], "ocr": ["1"], "det": ["1"], "words": ["1"]}
+    await repository.load("rec")
+    assert store.served["rec"] == ["2"], "what is asked for by its name is read anew"
+
+
 @pytest.mark.looptime(idle_step=0.1)
 async def test_a_load_waits_for_files_that_still_change(tmp_path: Path) -> None:
     put(tmp_path, "m.onnx")

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from dlproxy import __version__
+from dlproxy.config import ModelConfig
+from dlproxy.config.pipelines import PIPELINE, StepConfig
 from dlproxy.message import DType, Failure, FailureKind, InferenceError
 from dlproxy.policy.planner import VersionState
 from dlproxy.protos.oip import SERVICE, oip
@@ -78,11 +80,13 @@ def test_metadata_says_what_http_says() -> None:
 def test_config_says_what_http_says() -> None:
     models = [served(EchoService(IMAGE)), served(EchoService(msgspec.structs.replace(PLAIN, streams=True), model="parts"))]
     of = service(*models)
-    for name in ("m", "parts"):
+    models[0].pipeline = ModelConfig(path=PIPELINE, outputs={"y": "s.y"}, steps={"s": StepConfig(model="n", inputs={"x": "x"})})
+    for name in ("parts", "m"):
         told = ask(of, "ModelConfig", oip.ModelConfigRequest(name=name)).answer("ModelConfigResponse").config
         assert told == oip.ModelConfig(**json_of(f"/v2/models/{name}/config", *models))
         assert told.model_transaction_policy.decoupled is (name == "parts")
     assert told.max_batch_size == 8
+    assert told.ensemble_scheduling.step[0].output_map == {"y": "y"}
 
 
 @pytest.mark.parametrize(("name", "version", "count"), [("", "", 3), ("m", "", 2), ("m", "2", 1), ("n", "", 1)])

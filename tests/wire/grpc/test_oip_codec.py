@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlproxy.message import ANONYMOUS, DType, FailureKind, InferenceError, Response, Signature, Tensor
+from dlproxy.message import ANONYMOUS, DType, FailureKind, InferenceError, InSequence, Response, Signature, Tensor
 from dlproxy.protos.oip import TYPED, oip
 from dlproxy.protos.raw import MOST_FIELDS
 from dlproxy.tensors import elements_of, join_elements
@@ -193,10 +193,11 @@ def test_parameters_that_make_no_sense(name: str, value: Any, text: str) -> None
     assert refusal(decoder(PAIR), raw(A, B, parameters={name: value})).startswith(text)
 
 
-def test_sequences_are_refused_as_over_http() -> None:
-    with pytest.raises(InferenceError, match="sequences are not supported") as caught:
-        decode(decoder(PAIR), raw(A, B, parameters={"sequence_id": parameter(7)}))
-    assert caught.value.failure.kind is FailureKind.UNSUPPORTED
+def test_what_is_said_of_a_sequence_is_among_the_terms_also_of_messages_that_repeat() -> None:
+    knows = decoder(PAIR)
+    for _ in range(3):
+        asked = decode(knows, raw(A, B, parameters={"sequence_id": parameter(7), "sequence_start": parameter(True)}))
+        assert asked.terms.sequence == InSequence(7, start=True)
 
 
 def test_typed_contents_are_bounded_since_they_block_all_while_they_are_read() -> None:

@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from dlproxy.config import ConfigError, ModelConfig, python_place
 from dlproxy.config.paths import is_file
-from dlproxy.config.reading import ModelFile
+from dlproxy.config.pipelines import PIPELINE
+from dlproxy.config.reading import ModelFile, found_from
 from dlproxy.config.table import knobs
 from dlproxy.fleet.repository.model_file import is_model, model_in, model_path
 from dlproxy.fleet.repository.tree import MARK, Tree, content_of, fetch_file
@@ -33,7 +34,7 @@ SETTINGS = TRITON, OWN = "config.pbtxt", "dlproxy.toml"
 WARMUP = "warmup"  # the folder of inputs that config.pbtxt names
 POLICY = "serve_versions"  # beside the knobs in dlproxy.toml
 
-FILES = {"class_names", "path", "samples"}  # knobs that name some, which whoever loads a model by name has no say in
+FILES = {"class_names", "path", "samples", "steps"}  # knobs that name some, or code: who loads a model by name has no say in
 
 Knobs = Mapping[str, Any]
 
@@ -182,21 +183,25 @@ class _Model:
     def _config(self, number: str, local: Path, flat: bool) -> ModelConfig:
         below: dict[str, Any] = {}
         above: dict[str, Any] = {"version": number}
-        path = self._own.table.get("path")
+        path = self._own.table.get("path", PIPELINE if "steps" in self._own.table else None)
         if self._triton is not None:
             below = self._translated(self._triton, local, path is not None)
         if isinstance(path, str) and is_file(path):
             above["path"] = self._own_path(path, local)
         elif path is None and "path" in below:
-            above["path"] = model_path(Path(below["path"]))
+            above["path"] = PIPELINE if below["path"] == PIPELINE else model_path(Path(below["path"]))
         elif path is None:
             missing = "model, nor a folder with a version's number" if flat else "model"
             above["path"] = model_in(local, self._suffixes, missing) if local.is_dir() else model_path(local)
+        elif path == PIPELINE:
+            above["path"] = path
         for knob in ("class_names", "samples"):
             name = self._own.table.get(knob)
             if isinstance(name, str) and name and not Path(name).is_absolute():
                 above[knob] = str(self._tree.fetch(self._at(name)))
-        return self._own.config(below, above)
+        config = self._own.config(below, above)
+        folder = local if local.is_dir() else local.parent
+        return msgspec.structs.replace(config, steps={name: found_from(folder, one) for name, one in config.steps.items()})
 
     def _translated(self, triton: TritonConfig, version: Path, has_path: bool) -> dict[str, Any]:
         """Knobs. `has_path`: dlproxy.toml says which model it is, even if it is none for Triton's configuration."""
@@ -206,6 +211,9 @@ class _Model:
             if not has_path:
                 raise
             self._warnings.append(f"{TRITON} has no effect: {error}")
+            return {}
+        if has_path and config.path == PIPELINE:
+            self._warnings.append(f"{TRITON} has no effect: it is an ensemble, and {OWN} says otherwise")
             return {}
         self._warnings += warnings
         try:

@@ -6,6 +6,7 @@ What becomes of which field: docs/guides/triton-config.md.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import starmap
 from math import prod
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,10 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.config.pipelines import PIPELINE
 from dlproxy.fleet.repository.text_format import line_of, read_json, read_text
+from dlproxy.fleet.repository.triton_ensemble import Ensembling, as_steps
+from dlproxy.fleet.repository.triton_sequences import Sequencing, filled, sequence_knobs
 from dlproxy.fleet.repository.version_choice import Latest, VersionChoice
 from dlproxy.fleet.repository.version_policy import VersionPolicy
 from dlproxy.instance.samples import WarmupInput
@@ -39,11 +43,14 @@ _ADVICE = {
     "tensorrt": "export ONNX",
     "tensorflow_graphdef": "export a SavedModel",
     "openvino": "export ONNX, and set device = 'openvino:CPU'",
-    "ensemble": "serve its models, and let the client ask one after the other",
 }
 _THREADS = {"onnx": "intra_op_thread_count", "torch": "INTRA_OP_THREAD_COUNT", "tensorflow": "TF_NUM_INTRA_THREADS"}
 _WITHOUT_EFFECT = frozenset(  # what changes neither answers nor when they come: names, and hints to Triton's own memory
-    ("runtime", "input.format", "instance_group.name", "optimization.input_pinned_memory", "optimization.output_pinned_memory")
+    (
+        *("runtime", "input.format", "instance_group.name"),
+        *("optimization.input_pinned_memory", "optimization.output_pinned_memory"),
+        *("sequence_batching.state.use_same_buffer_for_input_output", "sequence_batching.state.use_growable_memory"),
+    )
 )
 _NUMBERED = re.compile(r".+__([0-9]{1,4})")  # an output that is said to be the Nth
 _STRICT_S = 3600.0  # of ageing_s: nobody waits so long that his level matters less
@@ -132,8 +139,8 @@ class TritonConfig(Struct, frozen=True):
     output: tuple[Tensor, ...] = ()
     instance_group: tuple[InstanceGroup, ...] = ()
     dynamic_batching: DynamicBatching | None = None
-    sequence_batching: dict[str, Any] | None = None
-    ensemble_scheduling: dict[str, Any] | None = None
+    sequence_batching: Sequencing | None = None
+    ensemble_scheduling: Ensembling | None = None
     batch_input: tuple[dict[str, Any], ...] = ()
     batch_output: tuple[dict[str, Any], ...] = ()
     default_model_filename: str = ""
@@ -206,24 +213,51 @@ def translated(config: TritonConfig, folder: Path, version_folder: Path) -> tupl
 
     `folder`: the model's, `version_folder`: the version's in it. Raises ConfigError for a model that cannot be served.
     """
-    framework = _framework(config, version_folder)
     ignored = [name for name in config.others if name not in _WITHOUT_EFFECT]
     ignored += _ignored_tensors(config)
-    knobs: dict[str, Any] = {"path": str(version_folder / _file(config, framework))}
-    knobs |= _batching(config, ignored) | _queueing(config, ignored) | _instances(config, framework, ignored)
-    knobs |= _threads(config, framework, ignored)
-    if framework == "torch":
-        knobs |= _declared(config)
-    if config.response_cache.enable:
+    knobs = _ensemble(config, ignored) if is_ensemble(config) else _single(config, version_folder, ignored)
+    if config.response_cache.enable and config.sequence_batching is None:
         knobs["cache"] = "on"
+    elif config.response_cache.enable:
+        ignored.append("response_cache (answers depend on the requests before)")
     if config.name not in ("", folder.name):
         ignored.append(f"the name {config.name} (its folder is named {folder.name})")
     warnings = [f"its Triton configuration sets what has no effect here: {', '.join(ignored)}"] if ignored else []
     return ModelConfig(**knobs), config.version_policy.policy() or VersionPolicy(), warnings
 
 
+def is_ensemble(config: TritonConfig) -> bool:
+    """Whether it is made of other models."""
+    return config.platform == "ensemble" or config.ensemble_scheduling is not None
+
+
+def _single(config: TritonConfig, version_folder: Path, ignored: list[str]) -> dict[str, Any]:
+    framework = _framework(config, version_folder)
+    knobs: dict[str, Any] = {"path": str(version_folder / _file(config, framework))}
+    knobs |= _batching(config, ignored) | _queueing(config, ignored) | _instances(config, framework, ignored)
+    knobs |= _threads(config, framework, ignored)
+    if config.sequence_batching is not None:
+        knobs |= sequence_knobs(config.sequence_batching, batched=config.max_batch_size > 0, ignored=ignored)
+    return knobs | (_declared(config) if framework == "torch" else {})
+
+
+def _ensemble(config: TritonConfig, ignored: list[str]) -> dict[str, Any]:
+    """Of a pipeline. What concerns batches, instances and devices, its models say themselves."""
+    if config.ensemble_scheduling is None:
+        raise ConfigError("its platform is ensemble, and it has no ensemble_scheduling")
+    inputs = {one.name: _spec(config, one) for one in config.input}
+    steps, outputs = as_steps(config.ensemble_scheduling, inputs, [one.name for one in config.output], ignored)
+    ignored += [field for field in ("instance_group", "default_model_filename", "parameters") if getattr(config, field)]
+    ignored += ["optimization.execution_accelerators"] * any(_named(config.optimization.execution_accelerators))
+    if config.model_warmup:
+        ignored.append("model_warmup (its models are warmed up)")
+    return {"path": PIPELINE, "inputs": inputs, "outputs": outputs, "steps": steps}
+
+
 def warmups(config: TritonConfig, file: Callable[[str], Path]) -> list[dict[str, WarmupInput]]:
     """The rows that the model is warmed up with. `file`: of that name in its folder warmup. Raises ConfigError, OSError."""
+    if is_ensemble(config):
+        return []
     rows = (1,) if config.max_batch_size else ()
     found = []
     for warmup in config.model_warmup:
@@ -250,10 +284,6 @@ def label_file(config: TritonConfig) -> str:
 
 def _framework(config: TritonConfig, version_folder: Path) -> Framework:
     """Raises ConfigError for models that need what dlproxy does not have."""
-    if config.ensemble_scheduling is not None or config.platform == "ensemble":
-        raise ConfigError(f"it is an ensemble, which dlproxy does not run: {_ADVICE['ensemble']}")
-    if config.sequence_batching is not None:
-        raise ConfigError("it has sequence_batching: its answers depend on requests before, which dlproxy does not keep apart")
     if config.batch_input or config.batch_output:
         raise ConfigError("it has batch_input or batch_output, which Triton makes of each batch and dlproxy does not")
     named = config.platform or config.backend
@@ -284,6 +314,8 @@ def _batching(config: TritonConfig, ignored: list[str]) -> dict[str, Any]:
         return {"batching": "off"}
     rows = config.max_batch_size  # that no request exceeds, too, as clients of Triton know it
     knobs: dict[str, Any] = {"max_batch": min(rows, _MOST_BATCH), "max_request_rows": min(rows, 1 << 24)}
+    if config.sequence_batching is not None:
+        knobs["batching"] = "on"
     if batching is not None:
         knobs["batching"] = "on"
         knobs["max_wait_s"] = min(batching.max_queue_delay_microseconds / 1e6, _MOST_WAIT_S)
@@ -365,23 +397,27 @@ def _threads(config: TritonConfig, framework: Framework, ignored: list[str]) -> 
 
 def _declared(config: TritonConfig) -> dict[str, Any]:
     """For models that do not say their inputs and outputs themselves."""
-
-    def spec(tensor: Tensor) -> str:
-        if tensor.data_type == Tensor().data_type:
-            raise ConfigError(f"{tensor.name} has no data_type, which a torch model does not say itself")
-        dims = tensor.reshape.shape if tensor.reshape is not None else tensor.dims
-        sizes = [*(["batch"] if config.max_batch_size else []), *map(str, dims)]
-        return f"{tensor.data_type.removeprefix('TYPE_').replace('STRING', 'BYTES')}[{','.join(sizes)}]"
-
-    numbers = [_NUMBERED.fullmatch(one.name) for one in config.output]
+    inputs, outputs = config.input, config.output
+    if config.sequence_batching is not None:
+        taken, given = filled(config.sequence_batching)
+        inputs, outputs = (*inputs, *starmap(Tensor, taken)), (*outputs, *starmap(Tensor, given))
+    numbers = [_NUMBERED.fullmatch(one.name) for one in outputs]
     order = [int(match[1]) for match in numbers if match is not None]
-    outputs = config.output
     if len(order) == len(outputs):
         outputs = tuple(one for _, one in sorted(zip(order, outputs, strict=True), key=itemgetter(0)))
     return {
-        "inputs": {one.name: spec(one) for one in config.input},
-        "outputs": {one.name: spec(one) for one in outputs},
+        "inputs": {one.name: _spec(config, one) for one in inputs},
+        "outputs": {one.name: _spec(config, one) for one in outputs},
     }
+
+
+def _spec(config: TritonConfig, tensor: Tensor) -> str:
+    if tensor.data_type == Tensor().data_type:
+        kind = "a torch model" if config.ensemble_scheduling is None else "an ensemble"
+        raise ConfigError(f"{tensor.name} has no data_type, which {kind} does not say itself")
+    dims = tensor.reshape.shape if tensor.reshape is not None else tensor.dims
+    sizes = [*(["batch"] if config.max_batch_size else []), *map(str, dims)]
+    return f"{tensor.data_type.removeprefix('TYPE_').replace('STRING', 'BYTES')}[{','.join(sizes)}]"
 
 
 def _ignored_tensors(config: TritonConfig) -> Iterator[str]:

@@ -16,6 +16,7 @@ from dlproxy.fleet.repository.model_folder import FoundModel, Knobs
 from dlproxy.fleet.repository.settling import SETTLE_S, Settling, is_young
 from dlproxy.fleet.repository.source import Source
 from dlproxy.fleet.repository.wakes import wake_on_changes
+from dlproxy.policy.stages import stages_of
 from dlproxy.policy.wanted import Wanted, WantedModel
 
 RESCAN_S = 15.0  # as Triton; whoever tells of changes may miss some, and network file systems tell of none
@@ -104,18 +105,40 @@ class Repository:
         return replace(found.wanted, on_demand=self._on_demand)
 
     async def load(self, name: str, overrides: Knobs | None = None) -> None:
-        """Want it, under whatever has been said of its versions before. Raises ConfigError."""
-        new = await self.wanted_of(name, overrides)
+        """Want it, under whatever has been said of its versions before. Raises ConfigError.
+
+        As in Triton, models that a pipeline asks come with it, if they are there and are not wanted yet.
+        """
+        new = {name: await self.wanted_of(name, overrides)}
+        if asked := _asked(new[name]):
+            there = (await self.available()).keys() - await self._wanted_now()
+            for stage in asked:
+                if stage in there and stage not in new:
+                    new[stage] = await self.wanted_of(stage)
+                    asked += _asked(new[stage])
         notes: list[str] = []
 
         def edit(wanted: Wanted) -> Wanted:
             notes.clear()
-            old = wanted.models.get(name, WantedModel())
-            return wanted.having(name, merged(name, old, new, (), notes, on_demand=self._on_demand))
+            for one, model in new.items():
+                old = wanted.models.get(one, WantedModel())
+                if one == name or not old.versions:
+                    wanted = wanted.having(one, merged(one, old, model, (), notes, on_demand=self._on_demand))
+            return wanted
 
         await self._change(edit)
         for note in notes:
             log.warning("%s", note)
+
+    async def _wanted_now(self) -> set[str]:
+        names: set[str] = set()
+
+        def read(wanted: Wanted) -> Wanted:
+            names.update(name for name, model in wanted.models.items() if model.versions)
+            return wanted
+
+        await self._change(read)
+        return names
 
     async def look(self) -> set[str]:
         """Look once, and want what has settled. Returns what has not. Raises ConfigError if nothing can be seen."""
@@ -187,6 +210,11 @@ class Repository:
             if warning not in self._said:
                 log.warning("%s", warning)
         self._said = set(now)
+
+
+def _asked(model: WantedModel) -> list[str]:
+    """Models that its steps ask, if it is a pipeline."""
+    return [stage.model for version in model.versions.values() for stage in stages_of(version.config)]
 
 
 def _warnings(name: str, found: FoundModel) -> list[str]:

@@ -70,6 +70,9 @@ class Explanation:
         self._until = endpoint.clock() + min(terms.timeout_s, PATIENCE_S)
         self._wish = wish = _wish(body)
         signature = endpoint.model.signature
+        if signature.sequences:
+            message = f"model '{endpoint.model.name}' has sequences: what it answers depends on more than the request"
+            raise InferenceError(Failure(FailureKind.UNSUPPORTED, message))
         self._output = self._output_index(wish.output)
         self._most_rows = self._rows_together()
         reader = PredictReader(signature.inputs, endpoint.checker, batched=signature.batched)

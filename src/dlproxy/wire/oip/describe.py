@@ -6,13 +6,14 @@ Field names are those of Triton's model_config.proto and statistics extension. C
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dlproxy.config import ModelConfig
 from dlproxy.message import DType, FailureKind, Principal, TensorSpec
 from dlproxy.telemetry.stats import BatchSize, Histogram, Part, StreamStats
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.rights import seen
 
 EXTENSIONS = (
-    *("classification", "model_repository", "model_configuration"),
+    *("classification", "sequence", "model_repository", "model_configuration"),
     *("binary_tensor_data", "parameters", "statistics"),
 )
 
@@ -68,13 +69,47 @@ def config(model: ServedModel) -> dict[str, Any]:
         ],
         "output": [_io(spec, batched=signature.batched) for spec in signature.outputs],
     }
-    if signature.batched:
+    if signature.batched and not signature.sequences:  # Triton has one of them
         described["dynamic_batching"] = {"max_queue_delay_microseconds": round(max_wait_s(model) * 1e6)}
     if signature.streams:
         described["model_transaction_policy"] = {"decoupled": True}
+    if signature.sequences:
+        described["sequence_batching"] = sequence_batching(model)
     if model.stats.cache is not None:
         described["response_cache"] = {"enable": True}
+    if model.pipeline is not None and (steps := ensemble_steps(model.pipeline)):
+        described |= {"platform": "ensemble", "backend": "", "ensemble_scheduling": {"step": steps}}
     return described
+
+
+def ensemble_steps(pipeline: ModelConfig) -> list[dict[str, Any]]:
+    """As Triton's ensembles have them; none where the pipeline does more than these do."""
+    steps, tensors = pipeline.steps, {source: name for name, source in pipeline.outputs.items()}
+    sources = [source for step in steps.values() for source in step.inputs.values()]
+    if len(tensors) < len(pipeline.outputs) or any("|" in source for source in (*sources, *tensors)):
+        return []
+    found = []
+    for name, step in steps.items():
+        model, _, version = step.model.partition(":")
+        if not model or step.each or step.when or step.need or not (version or "1").isdecimal():
+            return []
+        given = dict.fromkeys(one for one in (*sources, *tensors) if one not in pipeline.inputs and one.startswith(f"{name}."))
+        found.append(
+            {
+                "model_name": model,
+                "model_version": int(version or -1),
+                "input_map": {key: tensors.get(source, source) for key, source in step.inputs.items()},
+                "output_map": {source.partition(".")[2]: tensors.get(source, source) for source in given},
+            }
+        )
+    return [] if any(source in pipeline.inputs for source in tensors) else found
+
+
+def sequence_batching(model: ServedModel) -> dict[str, Any]:
+    """What clients of Triton look for; the inputs that the server fills are none of theirs."""
+    knobs = {} if model.control is None else model.control.state()["knobs"]
+    idle_us = round(knobs.get("sequence_idle_s", 0.0) * 1e6)
+    return {"max_sequence_idle_microseconds": idle_us, model.signature.sequences: {}}
 
 
 def max_wait_s(model: ServedModel) -> float:

@@ -20,6 +20,7 @@ from dlproxy.wire.http.parts import SSE, PartsReply, no_text
 from dlproxy.wire.http.routes import VERSION, Row
 from dlproxy.wire.oip.codec import json_data, json_tensor
 from dlproxy.wire.oip.http import header_lines
+from dlproxy.wire.terms import SEQUENCE, of_parameters
 
 NESTED = "parameters"
 TOO_MANY = (
@@ -54,6 +55,8 @@ class Generate:
         try:
             terms = endpoint.read_headers(exchange.headers, exchange.principal)
             request = self._request(endpoint, exchange.body)
+            if not SEQUENCE.isdisjoint(request.params):
+                terms = terms.over(of_parameters(request.params))
         except InferenceError as error:
             raise endpoint.refused(error) from None
         exchange.on_abandoned = partial(endpoint.cancel, request)
