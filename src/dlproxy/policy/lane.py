@@ -163,7 +163,7 @@ class Lane:
             if ticket.part_of and ticket.follows:
                 refusal = refused.get(ticket.part_of)
             else:
-                backlog = self._backlog_of(ticket, now) if ticket.pinned else of_all
+                backlog = of_all if not ticket.pinned else self._backlog_of(ticket, now)
                 refusal = admission.admit(ticket, queue, backlog, now)
                 if refusal is None and limit is not None:
                     refusal = limit.refuse(ticket, self._under_way())
@@ -173,8 +173,6 @@ class Lane:
                     refused[ticket.id] = refusal
                     self._in_parts = True
             if refusal is None:
-                if ticket.pinned:
-                    queue.pins = self._pins
                 queue.push(ticket, now)
                 if ticket.deadline_at < inf:
                     self._deadlines.add(ticket, queue)
@@ -197,7 +195,9 @@ class Lane:
             return
         predicted_s = self.model.mean(run.rows, run.length) if self.pool.several else 0.0
         if run.instance in self.pool:  # else it was retired while it ran
-            well = ok or requests_fault(event.failure) or run.pinned  # those of one sequence must not keep others from theirs
+            well = (
+                ok or requests_fault(event.failure) or bool(run.pinned)
+            )  # those of one sequence must not keep others from theirs
             service_s = event.service_s if run.first_s is None else run.first_s  # the rest is the time of whoever reads it
             self.pool.release(run.instance, service_s, predicted_s=predicted_s, ok=well, now=now)
         if run.first_s is not None:
@@ -336,18 +336,19 @@ class Lane:
     def _decide(self, now: float, commands: list[Command]) -> Take | None:
         """What to take from the queue now; None if nothing is there, or a batch still waits to fill."""
         queue = self.queue
-        while queue.rows:
-            head = None if queue.pins is None else queue.head(now)
-            if head is None and queue.pins is not None:
-                return None
-            decision = self.batching.decide(queue, now)
-            if not isinstance(decision, Wait):
-                return decision
-            self._arm(decision.until, "fill", commands)
-            if head is None:
-                return None
-            self._pins.passed.add(head.pinned)  # others may have a batch that need not wait
-        return None
+        if not queue.rows:
+            return None
+        if queue.pins is not None and queue.head(now) is None:
+            return None
+        decision = self.batching.decide(queue, now)
+        if not isinstance(decision, Wait):
+            return decision
+        self._arm(decision.until, "fill", commands)
+        head = None if queue.pins is None else queue.head(now)
+        if head is None:
+            return None
+        self._pins.passed.add(head.pinned)  # others may have a batch that need not wait
+        return self._decide(now, commands)
 
     def _pinned_head(self, now: float) -> bool:
         """The ticket to be served next has no choice of instances."""
@@ -384,7 +385,7 @@ class Lane:
         pinned = tickets[0].pinned
         instance = self.pool.take(now, affinity=tickets[0].affinity, avoided=avoided, pinned=pinned)
         rows, length = sum([ticket.rows for ticket in tickets]), longest(tickets)
-        run = Run(instance, tickets, rows, length, len(tickets), now, pinned=bool(pinned))
+        run = Run(instance, tickets, rows, length, len(tickets), now, pinned=pinned)
         number = self._running.add(run)
         if self._knobs.hedge and not pinned and reason in ("idle", "probe"):
             self._hedging.watch(run)
@@ -460,7 +461,9 @@ class Lane:
         )
 
     def _backlog_of(self, ticket: Ticket, now: float) -> Backlog:
-        """As a ticket finds it that is pinned to an instance."""
+        """As a pinned ticket finds it; from the first one on the queue looks at who may start."""
+        if self.queue.pins is None:
+            self.queue.tell_apart(self._pins)
         ready = ticket.pinned in self.pool.ready
         return Backlog(
             batch_limit=self.batching.goal,

@@ -20,7 +20,7 @@ class Predicts(Protocol):
 class Run(Struct, eq=False):
     """A batch that runs. `size`: tickets that it began with. `hedge_at`: when it is late enough for a second run. `twin`: the
     other run of the same tickets, 0 for none. `first_s`: after how many seconds it began to answer in parts, if it does.
-    `pinned`: its tickets are, so that there is no second run.
+    `pinned`: as its tickets have it; then there is no second run.
     """
 
     instance: str
@@ -32,7 +32,7 @@ class Run(Struct, eq=False):
     hedge_at: float = inf
     twin: int = 0
     first_s: float | None = None
-    pinned: bool = False
+    pinned: str = ""
 
 
 class Running:

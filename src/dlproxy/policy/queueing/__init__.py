@@ -66,7 +66,9 @@ def refill(old: QueueDiscipline, new: QueueDiscipline, now: float) -> QueueDisci
     So a change of discipline, or of the knobs that it took when it was made, loses nothing.
     """
     waiting: list[Ticket] = []
-    new.pins, old.pins = old.pins, None
+    if old.pins is not None:
+        new.tell_apart(old.pins)
+        old.pins = None
     while len(old):
         waiting += old.pop(old.rows, now)
     for ticket in sorted(waiting, key=lambda ticket: ticket.id):

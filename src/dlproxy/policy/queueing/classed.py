@@ -76,8 +76,8 @@ class ClassedQueue(ABC):
             self._families.add(ticket)
         if self.uneven:
             self._work.add(ticket)
-        elif ticket.length != 1 or ticket.pinned:
-            self.uneven, self._work = True, Work(self._line_s, [one for line in self._lines.values() for one in line.tickets])
+        elif ticket.length != 1:
+            self._count_work()
 
     def head(self, now: float) -> Ticket | None:
         lines: Collection[_Line] = self._lines.values()
@@ -149,6 +149,13 @@ class ClassedQueue(ABC):
     def work_before(self, ticket: Ticket, now: float) -> Ahead:
         """A shape's work counts by the share of its rows that go before; of SAMPLED_LINES classes, scaled up."""
         return self._work_before_at(ticket, now)
+
+    def tell_apart(self, pins: Pins) -> None:
+        self.pins = pins
+        self._count_work()
+
+    def _count_work(self) -> None:
+        self.uneven, self._work = True, Work(self._line_s, [one for line in self._lines.values() for one in line.tickets])
 
     def pinned_to(self, instance: str) -> list[Ticket]:
         lines = [line.tickets for line in self._lines.values() if line.tickets[0].pinned == instance]

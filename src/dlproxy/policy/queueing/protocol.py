@@ -39,10 +39,10 @@ class QueueDiscipline(Protocol):
     """Rows that wait now."""
 
     uneven: bool
-    """Whether one of another length than 1 was ever pushed, or a pinned one: rows alone do not say then how much work waits."""
+    """Whether rows alone do not say how much work waits: one of another length than 1 was pushed, or pins tell them apart."""
 
     pins: Pins | None
-    """Which tickets may be the head; None where all may. `pop_line` and what is said of the order know nothing of it."""
+    """Which tickets may be the head; None until `tell_apart`: all may."""
 
     def __len__(self) -> int:
         """Tickets that wait now."""
@@ -75,6 +75,10 @@ class QueueDiscipline(Protocol):
 
     def rows_of(self, shape_key: tuple[int, ...]) -> int:
         """Rows that wait of a shape with a family."""
+        ...
+
+    def tell_apart(self, pins: Pins) -> None:
+        """Pinned tickets come from now on: the head is the first that may start, and work is counted by shape."""
         ...
 
     def pinned_to(self, instance: str) -> list[Ticket]:

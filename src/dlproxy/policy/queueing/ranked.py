@@ -66,8 +66,8 @@ class RankedQueue(ABC):
             self._families.add(ticket)
         if self.uneven:
             self._work.add(ticket)
-        elif ticket.length != 1 or ticket.pinned:
-            self.uneven, self._work = True, Work(self._line_s, [entry[2] for entry in self._entries.values()])
+        elif ticket.length != 1:
+            self._count_work()
 
     def head(self, now: float) -> Ticket | None:
         if self.pins is not None:
@@ -75,7 +75,7 @@ class RankedQueue(ABC):
         return self._heads[0][2] if self._heads else None
 
     def pop(self, rows: int, now: float) -> list[Ticket]:
-        head = self.head(now)
+        head = self.head(now) if self.pins is not None else self._heads[0][2] if self._heads else None
         return [] if head is None else self._take(head.shape_key, rows, larger=True)
 
     def pop_line(self, shape_key: tuple[int, ...], rows: int, now: float) -> list[Ticket]:
@@ -160,6 +160,13 @@ class RankedQueue(ABC):
         like = work.rows_of(own)
         mine = self._lines.get(own)
         return Ahead(others_s, like * bisect_left(mine, place) // len(mine) if mine else 0, like)
+
+    def tell_apart(self, pins: Pins) -> None:
+        self.pins = pins
+        self._count_work()
+
+    def _count_work(self) -> None:
+        self.uneven, self._work = True, Work(self._line_s, [entry[2] for entry in self._entries.values()])
 
     def pinned_to(self, instance: str) -> list[Ticket]:
         return [entry[2] for line in self._lines.values() if line[0][2].pinned == instance for entry in line]
