@@ -119,6 +119,9 @@ class Signature(Struct, frozen=True):
         return any(spec.padded is not None for spec in self.inputs)
 
 
+PINNED = -3  # before and after the instance's name in the shape_key of a pinned ticket; no size or other mark is equal to it
+
+
 class Ticket(Struct, eq=False):
     """All that a policy may see of a request: no tensors, so traces and simulators can make tickets.
 
@@ -130,6 +133,7 @@ class Ticket(Struct, eq=False):
     nothing but this length tells them apart; empty for one that may not be. An id below 0 is no client's: of a
     re-check (serve/recheck.py) or a shadow's request (serve/traffic.py). `part_of`: of a part of a request that was split, the
     request's id, which its first part has itself; else 0. `whole_rows`: of a part, the rows of the request; else 0.
+    `pinned`: the one instance that it may run on, as what it needs is in there; empty for any. Set by `pin`.
     """
 
     id: int
@@ -146,6 +150,13 @@ class Ticket(Struct, eq=False):
     answer_by: float = inf
     part_of: int = 0
     whole_rows: int = 0
+    pinned: str = ""
+
+    def pin(self, instance: str) -> None:
+        """It may run on this instance alone, once, and shares batches only with those that are pinned to it as well."""
+        place = (PINNED, *instance.encode(), PINNED)
+        self.pinned, self.shape_key = instance, place + self.shape_key
+        self.family = place + self.family if self.family else ()
 
     @property
     def of_client(self) -> bool:

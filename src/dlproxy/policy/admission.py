@@ -12,12 +12,14 @@ from dlproxy.message import Failure, FailureKind, Ticket
 from dlproxy.policy.cost import LatencyModel
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing import QueueDiscipline, level
-from dlproxy.policy.refusals import NO_INSTANCE, Refusal, came_too_late
+from dlproxy.policy.refusals import NO_INSTANCE, Refusal, came_too_late, state_gone
 
 
 class Backlog(Struct):
     """What a new request finds besides the queue: instances up (or one that is being replaced), whether one is idle, seconds
     until the first is free; which share of the time that each shape would take by itself they take where they are padded.
+
+    For a pinned request, its instance is the only one, and idle if nothing that is like it waits for it.
     """
 
     batch_limit: int
@@ -52,7 +54,7 @@ class Admission:
     def admit(self, ticket: Ticket, queue: QueueDiscipline, backlog: Backlog, now: float) -> Refusal | None:
         """None to take the ticket, else what to say."""
         if not backlog.instances:
-            return NO_INSTANCE
+            return state_gone(ticket.pinned) if ticket.pinned else NO_INSTANCE
         if queue.rows + (ticket.whole_rows or ticket.rows) > self._max_queue_rows and queue.rows:
             message = f"Exceeds maximum queue size: {queue.rows} rows wait, the limit is {self._max_queue_rows}"
             wait_s, _ = self._wait(ticket, queue, backlog, now)
@@ -62,7 +64,7 @@ class Admission:
         left_s = ticket.deadline_at - now
         if left_s <= 0.0:
             return came_too_late(ticket, now)
-        if backlog.idle and not queue.rows:
+        if backlog.idle and (ticket.pinned or not queue.rows):
             return None
         wait_s, own_rows = self._wait(ticket, queue, backlog, now)
         run_s = self._model.p99(own_rows, ticket.length)

@@ -121,9 +121,10 @@ class FittedBatching:
             if head is not None:
                 take = self._take_at(head.length)
                 self.limit = take.rows
-        if wait_s > 0.0 and queue.rows < take.rows:
+        if wait_s > 0.0 and (queue.rows < take.rows or queue.pins is not None):
             head = queue.head(now)
-            if head is not None and now < head.arrived_at + wait_s:
+            waiting = queue.rows_like(head) if head is not None and head.pinned else queue.rows
+            if head is not None and waiting < take.rows and now < head.arrived_at + wait_s:
                 return Wait(head.arrived_at + wait_s)
         return take
 

@@ -41,10 +41,10 @@ from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.outage import Outage
 from dlproxy.policy.padding import Padding
 from dlproxy.policy.pool import InstancePool
-from dlproxy.policy.queueing import level, make_queue, refill, same_order
-from dlproxy.policy.refusals import CANCELLED, DISPLACED, Refusal, expired, overran
+from dlproxy.policy.queueing import Pins, level, make_queue, refill, same_order
+from dlproxy.policy.refusals import CANCELLED, DISPLACED, Refusal, expired, overran, state_gone
 from dlproxy.policy.running import Run, Running
-from dlproxy.policy.second_runs import SecondRuns, requests_fault
+from dlproxy.policy.second_runs import Batch, SecondRuns, requests_fault
 from dlproxy.policy.shedding import Shedding, longest, unexpired
 from dlproxy.policy.turn import Turn
 from dlproxy.policy.view import LaneView, why_waiting
@@ -58,6 +58,7 @@ class Lane:
         self.batching = FittedBatching(knobs, self.model)
         self.queue = make_queue(knobs, self.model.mean, self.batching.line_s)
         self.pool = InstancePool(knobs)
+        self._pins = Pins(self.pool.ready)
         self._knobs = knobs
         self._admission = Admission(knobs, self.model, self.batching.goal_at)
         self._limit = self._make_limit(knobs)
@@ -100,6 +101,8 @@ class Lane:
         self._rules[type(event)](event, now, commands)
         if pool.ready and (self.queue.rows or self._again.waiting):
             self._dispatch(now, commands)
+            if self._pins.passed:
+                self._pins.passed.clear()
         if pool.several:
             if self._knobs.hedge and not self._knobs.arbitrated:
                 self._hedge(now, commands)
@@ -130,7 +133,7 @@ class Lane:
             waits_for=why_waiting(
                 waiting=bool(queue.rows or again.waiting),
                 up=bool(len(self.pool)),
-                ready=bool(self.pool.ready),
+                ready=bool(self.pool.ready) and (queue.pins is None or queue.head(self._now) is not None),
                 wants_turn=self._turn.wanted is not None,
                 fills=0 < queue.rows < self.batching.limit and self._knobs.max_wait_s > 0.0,
             ),
@@ -154,12 +157,13 @@ class Lane:
 
     def _arrived(self, event: Arrived, now: float, commands: list[Command]) -> None:
         queue, admission, limit = self.queue, self._admission, self._limit
-        backlog = self._backlog(now)
+        of_all = self._backlog(now)
         refused: dict[int, Refusal | None] = {}  # requests that came in parts: the first one decides for all
         for ticket in event.tickets:
             if ticket.part_of and ticket.follows:
                 refusal = refused.get(ticket.part_of)
             else:
+                backlog = of_all if not ticket.pinned else self._backlog_of(ticket, now)
                 refusal = admission.admit(ticket, queue, backlog, now)
                 if refusal is None and limit is not None:
                     refusal = limit.refuse(ticket, self._under_way())
@@ -191,7 +195,9 @@ class Lane:
             return
         predicted_s = self.model.mean(run.rows, run.length) if self.pool.several else 0.0
         if run.instance in self.pool:  # else it was retired while it ran
-            well = ok or requests_fault(event.failure)
+            well = (
+                ok or requests_fault(event.failure) or bool(run.pinned)
+            )  # those of one sequence must not keep others from theirs
             service_s = event.service_s if run.first_s is None else run.first_s  # the rest is the time of whoever reads it
             self.pool.release(run.instance, service_s, predicted_s=predicted_s, ok=well, now=now)
         if run.first_s is not None:
@@ -230,6 +236,7 @@ class Lane:
         if event.instance in self.pool:  # else it was retired, and may have run a batch still
             self.pool.remove(event.instance)
             self._size_limit()
+        self._refuse_pinned(event.instance, event.reason, commands)
         for run in self._running.lose(event.instance):
             tickets = self._again.still_wanted(run.tickets)
             self._reject_all(self._again.after_loss(run, tickets, event.reason, crashed=event.crashed), commands)
@@ -240,6 +247,7 @@ class Lane:
         if event.instance in self.pool:
             self.pool.remove(event.instance)
             self._size_limit()
+            self._refuse_pinned(event.instance, event.reason or "it was retired", commands)
             self._outage.retired(event.reason)
             self._handle_outage(now, commands)
 
@@ -291,13 +299,17 @@ class Lane:
 
     def _dispatch(self, now: float, commands: list[Command]) -> None:
         pool = self.pool
+        passed = self._pins.passed
         while pool.ready:
-            retry = self._again.runnable(pool) if self._again.waiting else None
+            retry = self._again.runnable(pool) if self._again.waiting and "" not in passed else None
             take = None if retry is not None else self._decide(now, commands)
             if retry is None and take is None:
                 return
-            if pool.several and self._holds_back("" if retry is None else retry.avoided, now, commands):
-                return
+            if pool.several and self._holds_back(retry, now, commands):
+                if self.queue.pins is None:
+                    return
+                passed.add("")
+                continue
             if not self._turn.mine:
                 self._want_turn(now, commands)
                 return
@@ -308,7 +320,7 @@ class Lane:
                 tickets, shed = unexpired(tickets, now)
                 self._reject_all(shed, commands)
             else:
-                alone = pool.several and pool.only_suspects
+                alone = pool.several and pool.only_suspects and not self._pinned_head(now)
                 rows = self._share(take.rows, now) if self._in_parts and len(pool.ready) > 1 else take.rows
                 tickets, avoided = self.queue.pop(1 if alone else rows, now), ""
                 reason = "probe" if alone else "turn" if self._turn.arbitrated else "idle"
@@ -323,25 +335,39 @@ class Lane:
 
     def _decide(self, now: float, commands: list[Command]) -> Take | None:
         """What to take from the queue now; None if nothing is there, or a batch still waits to fill."""
-        if not self.queue.rows:
+        queue = self.queue
+        if not queue.rows:
             return None
-        decision = self.batching.decide(self.queue, now)
-        if isinstance(decision, Wait):
-            self._arm(decision.until, "fill", commands)
+        if queue.pins is not None and queue.head(now) is None:
             return None
-        return decision
+        decision = self.batching.decide(queue, now)
+        if not isinstance(decision, Wait):
+            return decision
+        self._arm(decision.until, "fill", commands)
+        head = None if queue.pins is None else queue.head(now)
+        if head is None:
+            return None
+        self._pins.passed.add(head.pinned)  # others may have a batch that need not wait
+        return self._decide(now, commands)
+
+    def _pinned_head(self, now: float) -> bool:
+        """The ticket to be served next has no choice of instances."""
+        head = None if self.queue.pins is None else self.queue.head(now)
+        return head is not None and bool(head.pinned)
 
     def _share(self, rows: int, now: float) -> int:
         """Parts of a request are made to run side by side: every idle instance gets as much of what waits."""
         queue, head = self.queue, self.queue.head(now)
-        if head is None or not head.part_of:
+        if head is None or not head.part_of or head.pinned:
             return rows
         waiting = queue.rows_like(head) if queue.uneven else queue.rows
         return min(rows, -(-waiting // len(self.pool.ready)))
 
-    def _holds_back(self, avoided: str, now: float, commands: list[Command]) -> bool:
-        """Only slow instances are idle, and the oldest request gains by waiting for another than `avoided`."""
-        head = self.queue.head(now)
+    def _holds_back(self, retry: Batch | None, now: float, commands: list[Command]) -> bool:
+        """Only slow instances are idle, and the oldest request gains by waiting for another than what `retry` avoids."""
+        head, avoided = self.queue.head(now), "" if retry is None else retry.avoided
+        if retry is None and head is not None and head.pinned:
+            return False
         length = 1 if head is None else head.length
         wait_s = self.pool.worth_waiting_s(self.model.mean(self.batching.limit, length), now, avoided=avoided)
         if not wait_s:
@@ -356,11 +382,12 @@ class Lane:
         return True
 
     def _start(self, tickets: list[Ticket], reason: DispatchReason, avoided: str, now: float, commands: list[Command]) -> int:
-        instance = self.pool.take(now, affinity=tickets[0].affinity, avoided=avoided)
+        pinned = tickets[0].pinned
+        instance = self.pool.take(now, affinity=tickets[0].affinity, avoided=avoided, pinned=pinned)
         rows, length = sum([ticket.rows for ticket in tickets]), longest(tickets)
-        run = Run(instance, tickets, rows, length, len(tickets), now)
+        run = Run(instance, tickets, rows, length, len(tickets), now, pinned=pinned)
         number = self._running.add(run)
-        if self._knobs.hedge and reason in ("idle", "probe"):
+        if self._knobs.hedge and not pinned and reason in ("idle", "probe"):
             self._hedging.watch(run)
         if self._turn.arbitrated:
             self._turn.mine = False
@@ -401,6 +428,13 @@ class Lane:
         for ticket in waiting:
             self._reject(ticket, refusal, commands)
 
+    def _refuse_pinned(self, instance: str, reason: str, commands: list[Command]) -> None:
+        """Those that wait for an instance that is gone."""
+        if self.queue.pins is not None:
+            for ticket in self.queue.pinned_to(instance):
+                self.queue.remove(ticket.id)
+                self._reject(ticket, state_gone(instance, reason), commands)
+
     def _withdraw(self, ticket_id: int) -> Ticket | None:
         """Nobody waits for this ticket any more, wherever it is; None if it was answered before."""
         waited = self.queue.remove(ticket_id) or self._again.remove(ticket_id)
@@ -423,6 +457,19 @@ class Lane:
             instances=len(self.pool) or int(self._outage.until > now),
             idle=bool(self.pool.ready),
             busy_s=0.0 if self.pool.ready else self._running.next_end_s(self.model, now),
+            share=self._padding.share if self._knobs.max_padding else 1.0,
+        )
+
+    def _backlog_of(self, ticket: Ticket, now: float) -> Backlog:
+        """As a pinned ticket finds it; from the first one on the queue looks at who may start."""
+        if self.queue.pins is None:
+            self.queue.tell_apart(self._pins)
+        ready = ticket.pinned in self.pool.ready
+        return Backlog(
+            batch_limit=self.batching.goal,
+            instances=int(ticket.pinned in self.pool),
+            idle=ready and not self.queue.rows_like(ticket),
+            busy_s=0.0 if ready else self._running.next_end_s(self.model, now, ticket.pinned),
             share=self._padding.share if self._knobs.max_padding else 1.0,
         )
 

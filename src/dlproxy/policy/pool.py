@@ -87,10 +87,15 @@ class InstancePool:
         """Another instance is up and trusted, busy or not."""
         return any(self._ejection.available(name) for name in self._capacity if name != avoided)
 
-    def take(self, now: float, *, affinity: str, avoided: str) -> str:
-        """The instance for a batch that starts now; `avoided` only if no other is ready. Some instance must be."""
+    def take(self, now: float, *, affinity: str, avoided: str, pinned: str = "") -> str:
+        """The instance for a batch that starts now; `avoided` only if no other is ready. Some instance must be: `pinned`, if
+        that is named.
+        """
         ready = self.ready
-        if len(ready) == 1:
+        if pinned:
+            assert pinned in ready
+            instance = pinned
+        elif len(ready) == 1:
             instance = next(iter(ready))
         else:  # in the order of coming up, along which round-robin counts: in that of `ready` one of three would get two turns
             choice: Collection[str] = self._capacity

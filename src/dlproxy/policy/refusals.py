@@ -36,6 +36,14 @@ def lost(reason: str, how: str) -> Refusal:
     return unavailable("instance_lost", f"the instance was lost while it ran the request{how}: {reason}")
 
 
+def state_gone(instance: str, reason: str = "") -> Refusal:
+    """It could run on this instance alone."""
+    why = f" ({reason})" if reason else ""
+    return unavailable(
+        "instance_lost", f"the state of its sequence was on instance {instance}, which is gone{why}; begin the sequence again"
+    )
+
+
 def to_blame(crashes: int, reason: str) -> Refusal:
     """It was alone in an instance that crashed, and not for the first time."""
     message = f"{crashes} instances crashed while they ran this request: {reason}"

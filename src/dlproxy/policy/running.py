@@ -20,6 +20,7 @@ class Predicts(Protocol):
 class Run(Struct, eq=False):
     """A batch that runs. `size`: tickets that it began with. `hedge_at`: when it is late enough for a second run. `twin`: the
     other run of the same tickets, 0 for none. `first_s`: after how many seconds it began to answer in parts, if it does.
+    `pinned`: as its tickets have it; then there is no second run.
     """
 
     instance: str
@@ -31,6 +32,7 @@ class Run(Struct, eq=False):
     hedge_at: float = inf
     twin: int = 0
     first_s: float | None = None
+    pinned: str = ""
 
 
 class Running:
@@ -85,7 +87,8 @@ class Running:
         """How many run, those of twins once."""
         return sum([len(run.tickets) for number, run in self.runs.items() if run.twin < number])
 
-    def next_end_s(self, model: Predicts, now: float) -> float:
-        """Seconds until the first of them is expected to end; 0 if none runs, or it should have ended."""
-        ends = [run.started_at + model.mean(run.rows, run.length) for run in self.runs.values()]
+    def next_end_s(self, model: Predicts, now: float, instance: str = "") -> float:
+        """Seconds until the first of them, or of this instance's, is expected to end; 0 if none runs, or it should have."""
+        runs = [run for run in self.runs.values() if not instance or run.instance == instance]
+        ends = [run.started_at + model.mean(run.rows, run.length) for run in runs]
         return max(min(ends, default=now) - now, 0.0)

@@ -95,14 +95,15 @@ class SecondRuns:
     ) -> list[tuple[Ticket, Refusal]]:
         """The instance or one of the items is bad: try another instance once; then halve until a bad item stands alone.
 
-        Not elsewhere what another server refused as it is; not in halves what it had no capacity for. Returns those that fail.
+        Not elsewhere what another server refused as it is; not in halves what it had no capacity for. Returns those that fail:
+        all that are pinned, as a run may have changed the state that it failed with.
         """
         fresh = self._allowed and not any(self.ran_twice(ticket) for ticket in tickets)
-        elsewhere = fresh and not requests_fault(failure) and pool.has_other(run.instance)
+        elsewhere = fresh and not run.pinned and not requests_fault(failure) and pool.has_other(run.instance)
         divisible = failure.kind is FailureKind.MODEL_FAILED or requests_fault(failure)
         if elsewhere and self.budget.spend(len(tickets), now):
             self.add(tickets, avoided=run.instance)
-        elif run.size == 1 or not divisible or not self._allowed or not len(pool):
+        elif run.size == 1 or not divisible or not self._allowed or not len(pool) or run.pinned:
             of_all = run.size > 1 and divisible
             refusal = refusals.of_a_shared_batch(failure, run.size) if of_all else refusals.failed(failure)
             return [(ticket, refusal) for ticket in tickets]
@@ -114,8 +115,10 @@ class SecondRuns:
         """Tickets of a lost instance run again, once; not under the budget, as instances are not lost by the dozen.
 
         If instances crash, one of the tickets may be the reason: after the second crash each runs alone, and one that was
-        alone in a crash after another is not run any more. Returns those that fail.
+        alone in a crash after another is not run any more. Returns those that fail; so do all that are pinned.
         """
+        if run.pinned:
+            return [(ticket, refusals.state_gone(run.instance, reason)) for ticket in tickets]
         fresh: list[Ticket] = []
         failed: list[tuple[Ticket, Refusal]] = []
         for ticket in tickets:

@@ -9,6 +9,7 @@ from dlproxy.message import Ticket
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing.classed import Feedback, HighestResponseRatio, ShortestJob
 from dlproxy.policy.queueing.fair import FairQueue
+from dlproxy.policy.queueing.pins import Pins
 from dlproxy.policy.queueing.protocol import DEFAULT_LEVEL, LOWEST_LEVEL, Ahead, Cost, QueueDiscipline, level
 from dlproxy.policy.queueing.ranked import EarliestDeadline, Fcfs, Priority
 
@@ -18,6 +19,7 @@ __all__ = [
     "LOWEST_LEVEL",
     "Ahead",
     "Cost",
+    "Pins",
     "QueueDiscipline",
     "level",
     "make_queue",
@@ -64,6 +66,9 @@ def refill(old: QueueDiscipline, new: QueueDiscipline, now: float) -> QueueDisci
     So a change of discipline, or of the knobs that it took when it was made, loses nothing.
     """
     waiting: list[Ticket] = []
+    if old.pins is not None:
+        new.tell_apart(old.pins)
+        old.pins = None
     while len(old):
         waiting += old.pop(old.rows, now)
     for ticket in sorted(waiting, key=lambda ticket: ticket.id):

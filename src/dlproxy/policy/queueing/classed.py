@@ -5,7 +5,7 @@ Made by make_queue() in this package, called by policy/lane.py. Not aware of: de
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from heapq import merge
 from itertools import islice
 from math import inf
@@ -16,6 +16,7 @@ from msgspec import Struct
 from dlproxy.message import Ticket
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing.families import Families, Relative
+from dlproxy.policy.queueing.pins import Pins
 from dlproxy.policy.queueing.protocol import SAMPLED_LINES, Ahead, Cost
 from dlproxy.policy.queueing.work import Work
 
@@ -46,6 +47,7 @@ class ClassedQueue(ABC):
     def __init__(self, line_s: Cost) -> None:
         self.rows = 0
         self.uneven = False
+        self.pins: Pins | None = None
         self._line_s = line_s
         self._work = Work(line_s, ())
         self._line_of: dict[int, _Line] = {}
@@ -75,11 +77,14 @@ class ClassedQueue(ABC):
         if self.uneven:
             self._work.add(ticket)
         elif ticket.length != 1:
-            self.uneven, self._work = True, Work(self._line_s, [one for line in self._lines.values() for one in line.tickets])
+            self._count_work()
 
     def head(self, now: float) -> Ticket | None:
-        firsts = ((self._key(line.kind, first := line.tickets[0], now), first.id, first) for line in self._lines.values())
-        return min(firsts)[2] if self._line_of else None
+        lines: Collection[_Line] = self._lines.values()
+        if self.pins is not None:
+            lines = [line for line in lines if self.pins.may_start(line.tickets[0])]
+        firsts = ((self._key(line.kind, first := line.tickets[0], now), first.id, first) for line in lines)
+        return min(firsts)[2] if lines else None
 
     def pop(self, rows: int, now: float) -> list[Ticket]:
         head = self.head(now)
@@ -145,15 +150,28 @@ class ClassedQueue(ABC):
         """A shape's work counts by the share of its rows that go before; of SAMPLED_LINES classes, scaled up."""
         return self._work_before_at(ticket, now)
 
+    def tell_apart(self, pins: Pins) -> None:
+        self.pins = pins
+        self._count_work()
+
+    def _count_work(self) -> None:
+        self.uneven, self._work = True, Work(self._line_s, [one for line in self._lines.values() for one in line.tickets])
+
+    def pinned_to(self, instance: str) -> list[Ticket]:
+        lines = [line.tickets for line in self._lines.values() if line.tickets[0].pinned == instance]
+        return [ticket for tickets in lines for ticket in tickets]
+
     def rows_like(self, ticket: Ticket) -> int:
         return self._work.rows_of(ticket.shape_key)
 
     def _work_before_at(self, ticket: Ticket, at: float) -> Ahead:
         place, work, own = (self._key(self._kind(ticket), ticket, at), ticket.id), self._work, ticket.shape_key
         before_s = among_s = 0.0
-        mine = 0
-        for line in islice(self._lines.values(), SAMPLED_LINES):
+        mine, pinned = 0, ticket.pinned  # where it is pinned few lines matter, and all are looked at
+        for line in self._lines.values() if pinned else islice(self._lines.values(), SAMPLED_LINES):
             kind, tickets = line.kind, line.tickets
+            if pinned and tickets[0].pinned != pinned:
+                continue
             ahead = bisect_left(tickets, place, key=lambda other: (self._key(kind, other, at), other.id))
             rows = line.rows * ahead // len(tickets)
             if line.shape_key == own:
@@ -162,7 +180,8 @@ class ClassedQueue(ABC):
                 seconds = work.seconds_of(line.shape_key) / work.rows_of(line.shape_key)
                 among_s += seconds * line.rows
                 before_s += seconds * rows
-        others_s = (work.seconds - work.seconds_of(own)) * before_s / among_s if among_s else 0.0
+        whole_s = among_s if pinned else work.seconds - work.seconds_of(own)
+        others_s = whole_s * before_s / among_s if among_s else 0.0
         return Ahead(others_s, mine, work.rows_of(own))
 
     def _drop(self, taken: list[Ticket]) -> None:

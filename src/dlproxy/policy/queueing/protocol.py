@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from dlproxy.message import Ticket
 from dlproxy.policy.queueing.families import Relative
+from dlproxy.policy.queueing.pins import Pins
 
 Cost = Callable[[int, int], float]
 """Seconds that a batch of this many rows of this length takes, as predicted; above 0, and no less for more of either."""
@@ -38,7 +39,10 @@ class QueueDiscipline(Protocol):
     """Rows that wait now."""
 
     uneven: bool
-    """Whether a ticket of another length than 1 was ever pushed: rows alone do not say then how much work waits."""
+    """Whether rows alone do not say how much work waits: one of another length than 1 was pushed, or pins tell them apart."""
+
+    pins: Pins | None
+    """Which tickets may be the head; None until `tell_apart`: all may."""
 
     def __len__(self) -> int:
         """Tickets that wait now."""
@@ -51,7 +55,7 @@ class QueueDiscipline(Protocol):
         ...
 
     def head(self, now: float) -> Ticket | None:
-        """The ticket that the next pop begins with."""
+        """The ticket that the next pop begins with: the first that may start."""
         ...
 
     def pop(self, rows: int, now: float) -> list[Ticket]:
@@ -73,6 +77,14 @@ class QueueDiscipline(Protocol):
         """Rows that wait of a shape with a family."""
         ...
 
+    def tell_apart(self, pins: Pins) -> None:
+        """Pinned tickets come from now on: the head is the first that may start, and work is counted by shape."""
+        ...
+
+    def pinned_to(self, instance: str) -> list[Ticket]:
+        """The tickets that wait for this instance alone."""
+        ...
+
     def remove(self, ticket_id: int) -> Ticket | None:
         """Take out one ticket; None if it is not here."""
         ...
@@ -85,7 +97,7 @@ class QueueDiscipline(Protocol):
         ...
 
     def work_before(self, ticket: Ticket, now: float) -> Ahead:
-        """The same in time, of an uneven queue."""
+        """The same in time, of an uneven queue. Before a pinned ticket: what is pinned like it."""
         ...
 
     def rows_like(self, ticket: Ticket) -> int:

@@ -12,6 +12,7 @@ from operator import itemgetter
 from dlproxy.message import Ticket
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing.families import Families, Relative
+from dlproxy.policy.queueing.pins import Pins
 from dlproxy.policy.queueing.protocol import DEFAULT_LEVEL, SAMPLED_LINES, Ahead, Cost, level
 from dlproxy.policy.queueing.work import Work, elements
 
@@ -30,6 +31,7 @@ class RankedQueue(ABC):
     def __init__(self, line_s: Cost = elements) -> None:
         self.rows = 0
         self.uneven = False
+        self.pins: Pins | None = None
         self._line_s = line_s
         self._work = Work(line_s, ())
         self._entries: dict[int, Entry] = {}
@@ -65,13 +67,16 @@ class RankedQueue(ABC):
         if self.uneven:
             self._work.add(ticket)
         elif ticket.length != 1:
-            self.uneven, self._work = True, Work(self._line_s, [entry[2] for entry in self._entries.values()])
+            self._count_work()
 
     def head(self, now: float) -> Ticket | None:
+        if self.pins is not None:
+            return next((entry[2] for entry in self._heads if self.pins.may_start(entry[2])), None)
         return self._heads[0][2] if self._heads else None
 
     def pop(self, rows: int, now: float) -> list[Ticket]:
-        return self._take(self._heads[0][2].shape_key, rows, larger=True) if self._heads else []
+        head = self.head(now) if self.pins is not None else self._heads[0][2] if self._heads else None
+        return [] if head is None else self._take(head.shape_key, rows, larger=True)
 
     def pop_line(self, shape_key: tuple[int, ...], rows: int, now: float) -> list[Ticket]:
         return self._take(shape_key, rows, larger=False)
@@ -144,15 +149,27 @@ class RankedQueue(ABC):
         """A shape's work counts by the share of its tickets that go before; of SAMPLED_LINES other shapes, scaled up."""
         place, work, own = (self._rank(ticket), ticket.id), self._work, ticket.shape_key
         before_s = among_s = 0.0
-        for shape_key, line in islice(self._lines.items(), SAMPLED_LINES):
-            if shape_key != own:
+        pinned = ticket.pinned  # then few lines matter, and all are looked at
+        for shape_key, line in self._lines.items() if pinned else islice(self._lines.items(), SAMPLED_LINES):
+            if shape_key != own and (not pinned or line[0][2].pinned == pinned):
                 seconds = work.seconds_of(shape_key)
                 among_s += seconds
                 before_s += seconds if line[-1] < place else seconds * bisect_left(line, place) / len(line)
-        others_s = (work.seconds - work.seconds_of(own)) * before_s / among_s if among_s else 0.0
+        whole_s = among_s if pinned else work.seconds - work.seconds_of(own)
+        others_s = whole_s * before_s / among_s if among_s else 0.0
         like = work.rows_of(own)
         mine = self._lines.get(own)
         return Ahead(others_s, like * bisect_left(mine, place) // len(mine) if mine else 0, like)
+
+    def tell_apart(self, pins: Pins) -> None:
+        self.pins = pins
+        self._count_work()
+
+    def _count_work(self) -> None:
+        self.uneven, self._work = True, Work(self._line_s, [entry[2] for entry in self._entries.values()])
+
+    def pinned_to(self, instance: str) -> list[Ticket]:
+        return [entry[2] for line in self._lines.values() if line[0][2].pinned == instance for entry in line]
 
     def rows_like(self, ticket: Ticket) -> int:
         return self._work.rows_of(ticket.shape_key)
