@@ -195,6 +195,7 @@ def _assembled(
         sticky=config.sticky,
         control=control,
     )
+    served.would_wait_s = lane.would_wait_s
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
     if variants is not None:
         loaded.degrading = Degrading(variants, loaded)

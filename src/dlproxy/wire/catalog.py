@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
-from dlproxy.message import Failure, FailureKind, InferenceError, Principal, Signature
+from dlproxy.message import Failure, FailureKind, InferenceError, Principal, Signature, Ticket
 from dlproxy.policy.view import LaneView
 from dlproxy.service import Service
 from dlproxy.telemetry.stats import ModelStats
@@ -62,8 +62,8 @@ class ServedModel:
         self.sticky = sticky
         self.control = control
         self.class_names: Sequence[str] = ()  # set before it is served
-        self.would_wait_s: Callable[[float], float] = lambda now: 0.0
-        """How long a request that came now would wait for an instance, as far as its lane can tell."""
+        self.would_wait_s: Callable[[Ticket, float], float] = lambda ticket, now: 0.0
+        """How long a request with the terms of this ticket would wait for an instance, as far as its lane can tell."""
 
     @property
     def ready(self) -> bool:
