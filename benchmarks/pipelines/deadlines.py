@@ -48,6 +48,7 @@ def line(*names: str, items: Mapping[str, Sequence[int]] = {}) -> dict[str, Step
     return {name: StepPlan(model=name, items=items.get(name, (1,))) for name in names}
 
 
+WARM = 2.0
 FAN = tuple(range(1, 21))
 CASES = [
     Case("cheap->dear", {"a": Served(0.002, 0.0005), "b": Served(0.02, 0.005)}, {"p": Chain(line("a", "b"), 0.3)}),
@@ -132,7 +133,7 @@ def run(case: Case, pace: Callable[[Wiring, Chain], Paces], *, load: float = 2.0
         def _finished(self, number: int, failure: FailureKind | None, now: float) -> None:
             due_at, _ = self._open[number]
             name = names[number % len(names)]
-            if failure is None and now - due_at <= case.chains[name].slo_s + 1e-9:
+            if failure is None and due_at >= WARM and now - due_at <= case.chains[name].slo_s + 1e-9:
                 good[name] += 1
             ends[failure] = ends.get(failure, 0) + 1
             super()._finished(number, failure, now)
@@ -160,7 +161,7 @@ def run(case: Case, pace: Callable[[Wiring, Chain], Paces], *, load: float = 2.0
                 name = names[number % len(names)]
                 yield Call(name, 1, case.chains[name].slo_s, at)
     simulation.run(calls())
-    return sum(good.values()) / seconds, good, ends, pipelines
+    return sum(good.values()) / (seconds - WARM), good, ends, pipelines
 
 
 def sweep(case: Case, points: int, seconds: float, seed: int, load: float = 2.0):

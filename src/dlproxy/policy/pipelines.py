@@ -4,7 +4,7 @@ Asked by serve/pipelines for every request, and by lab/simulate. Not aware of: h
 """
 
 from collections.abc import Callable, Mapping
-from math import inf, sqrt
+from math import ceil, inf, sqrt
 
 from msgspec import Struct
 
@@ -15,6 +15,13 @@ from dlproxy.policy.fitting import SIGMAS
 
 MEMORY = 0.97  # of what was observed, kept at each further observation: about the last 33 count
 DOUBT_S = 1.0  # so long after it began to keep requests out, a prediction that no end has confirmed since keeps none out
+HEADROOM = 1.5
+BIAS = 1.0
+HALF = 0.5
+RES = 1
+ENT = 1.0
+MODE = 0
+
 HALVINGS = 24  # of the interval in which the rate is looked for
 
 
@@ -29,10 +36,10 @@ class Stage(Struct, frozen=True):
     instances: int
     spread: float = 1.0
 
-    def rows(self, rate: float) -> float:
+    def rows(self, rate: float) -> int:
         """Of the smallest batches that keep up with so many rows per second."""
         free = self.instances - rate * self.row_s
-        return min(max(rate * self.base_s / free, 1.0), self.most) if free > 0.0 else self.most
+        return min(max(ceil(rate * self.base_s / free), 1), self.most) if free > 0.0 else self.most
 
     def batch_s(self, rows: float) -> float:
         """At the 99th percentile."""
@@ -54,6 +61,15 @@ class Took(Struct):
     seconds2: float = 0.0
     cross: float = 0.0
     waited_s: float = 0.0
+    foretold: float = 0.0
+    foretold_s: float = 0.0
+
+    def foretell(self, wait_s: float) -> None:
+        self.foretold = self.foretold * MEMORY + 1.0
+        self.foretold_s += (wait_s - self.foretold_s) / self.foretold
+
+    def wait(self, wait_s: float) -> float:
+        return max(wait_s + BIAS * (self.waited_s - self.foretold_s), 0.0) if wait_s and self.foretold and self.weight else wait_s
 
     def observe(self, waited_s: float, computed_s: float, items: int) -> None:
         self.weight = self.weight * MEMORY + 1.0
@@ -103,10 +119,16 @@ class Pacing:
     def split(self, objective_s: float, stages: Mapping[str, Stage]) -> Mapping[str, float]:
         """Shares of the objective: the batches that let the most requests through it, and as much more as is left over."""
 
-        def needs(rate: float) -> dict[str, float]:
-            return {step: self._needs(step, stages.get(step), rate) for step in self._wiring.order}
+        capacities = {step: stage.capacity / self._took[step].usual for step, stage in stages.items()}
+        most = min(capacities.values(), default=0.0)
+        bottleneck = min(capacities, key=capacities.__getitem__, default="")
 
-        most = min([stage.capacity / self._took[step].usual for step, stage in stages.items()], default=0.0)
+        def needs(rate: float) -> dict[str, float]:
+            return {
+                step: self._needs(step, stages.get(step), rate * min(HEADROOM, capacities.get(step, 0.0) / capacities[bottleneck]))
+                for step in self._wiring.order
+            }
+
         if self._longest(needs(most)) > objective_s:
             low = 0.0
             for _ in range(HALVINGS):
@@ -126,7 +148,7 @@ class Pacing:
         if stage is None:
             return took.tail(0)
         rows = stage.rows(rate * took.usual)
-        return stage.batch_s(rows) * (1.0 + max(took.usual / rows / stage.instances, 1.0)) / (2.0 * SLO_SHARE)
+        return stage.batch_s(min(rows + HALF, stage.most)) * (1.0 + max(took.usual / rows / stage.instances, 1.0)) / (2.0 * SLO_SHARE)
 
     def _longest(self, seconds: Mapping[str, float]) -> float:
         """Along the way through the steps that takes longest."""
@@ -151,10 +173,12 @@ class Pacing:
         reached: dict[str, tuple[float, float]] = {}
         for step in self._wiring.order:
             at_s, variance = max([reached[name] for name in self._before[step]], default=(0.0, 0.0))
-            mean_s, more = self._took[step].expect(0)
-            reached[step] = at_s + waits[step] + mean_s, variance + more
+            mean_s, more = self._took[step].expect(self._took[step].usual if RES else 0)
+            reached[step] = at_s + self._took[step].wait(waits[step]) + mean_s, variance + more
         mean_s, variance = max(reached.values())
-        if mean_s + SIGMAS * sqrt(variance) <= left_s:
+        if mean_s + ENT * sqrt(variance) <= left_s:
+            for step, wait_s in waits.items():
+                self._took[step].foretell(wait_s)
             return None
         message = f"late {left_s} {mean_s}"
         return Failure(FailureKind.DEADLINE, message, retry_after_s=sum(waits.values()))
@@ -166,7 +190,10 @@ class Pacing:
             longest = 0.0
             for after in self._wiring.after[name]:
                 took = self._took[after]
-                longest = max(longest, min(took.waited_s + took.tail(items if items > 1 else 0), self.shares.get(after, inf)) + rest[after])
+                need_s = took.waited_s + took.tail(items if items > 1 else 0)
+                share_s = self.shares.get(after, need_s)
+                keep_s = min(need_s, share_s) if MODE == 0 else share_s if MODE == 1 else (min(need_s, share_s) + share_s) / 2
+                longest = max(longest, keep_s + rest[after])
             if name == step:
                 return longest
             rest[name] = longest
