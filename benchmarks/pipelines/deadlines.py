@@ -95,7 +95,16 @@ class Split:
             return min(now + self._shares[step] * self._slo_s, ticket.deadline_at)
         return ticket.arrived_at + self._until[step]
 
+    def begun(self, step):
+        if self._inner is not None: self._inner.begun(step)
+
+    def splits(self, now):
+        return self._inner.splits(now) if self._inner else not self.done
+
+    done = False
+
     def split(self, objective_s, stages):
+        self.done = True
         if self._inner is not None: self._inner.split(objective_s, stages)
         return self._shares2 if self._batching else {}
 

@@ -17,18 +17,21 @@ from dlproxy.policy.pipelines import Stage
 if TYPE_CHECKING:
     from dlproxy.lab.simulate.engine import Node, SimulatedModel
 
-SPLIT_EVERY_S = 1.0
 CAPACITY = 256  # requests that are on their way through one pipeline at a time; the others wait in its lane
 
 
 class Paces(Protocol):
     """What gives steps their deadlines, and says who need not begin: policy.pipelines.Pacing, or what is compared with it."""
 
+    def begun(self, step: str) -> None: ...
+
     def observed(self, step: str, *, waited_s: float, computed_s: float, items: int = 1) -> None: ...
 
     def deadline_at(self, step: str, ticket: Ticket, now: float, items: int = 1) -> float: ...
 
     def refusal(self, ticket: Ticket, waits: Mapping[str, float], now: float) -> Failure | None: ...
+
+    def splits(self, now: float) -> bool: ...
 
     def split(self, objective_s: float, stages: Mapping[str, Stage]) -> Mapping[str, float]: ...
 
@@ -88,7 +91,6 @@ class SimulatedPipeline:
         self._random = Random(seed)
         self._before = {name: wiring.before(name) for name in wiring.order}
         self._node: Node | None = None
-        self._split_at = 0.0
 
     def join(self, node: "Node") -> None:
         """Its steps ask the models of this node from now on."""
@@ -96,8 +98,7 @@ class SimulatedPipeline:
 
     def refusal(self, ticket: Ticket, now: float) -> FailureKind | None:
         """Why the request need not begin."""
-        if now >= self._split_at:
-            self._split_at = now + SPLIT_EVERY_S
+        if self._pacing.splits(now):
             self._split(ticket.deadline_at - ticket.arrived_at, now)
         failure = self._pacing.refusal(ticket, self._waits(ticket, now), now)
         self.refused += failure is not None
@@ -152,6 +153,7 @@ class SimulatedPipeline:
     def _begin(self, run: _Run, name: str, now: float) -> None:
         step = self.steps[name]
         items = run.items[name] = run.items[step.like] if step.like else self._random.choice(step.items)
+        self._pacing.begun(name)
         stage = run.stages[name] = _Stage(name, now, items, set())
         deadline_at = self._pacing.deadline_at(name, run.ticket, now, items)
         assert self._node is not None
