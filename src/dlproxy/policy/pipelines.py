@@ -18,11 +18,12 @@ MOST_COUNTED = 512  # beginnings of a step; then all counts are halved
 HEADROOM = 1.5  # what steps other than the bottleneck can do, over what they must: at 1.25 one row less made one of them it
 HALF_A_ROW = 0.5  # so that a fit that moves a little does not cost a batch a row
 LENT = 0.5  # of what later steps leave of their shares; with all of it they get their requests too late for large batches
-CAUTION = 1.0  # deviations that are added at the entrance: with 3 of them a tenth of the goodput of wide fan-outs is refused
+FEW = 2.0  # deviations below the usual number of items: a request of so few may be in time where most are not
 DOUBT_S = 1.0  # beyond a request's time: if none has ended for so long, what was learnt keeps nobody out
 SPLIT_EVERY_S = 1.0  # between two looks at how the objective is shared out
 FIRST_SPLIT_S = 1 / 16  # the first ones come sooner, as less is known: each takes twice as long as the one before
 NEWS = 0.1  # relative; a share that has changed by less stays
+ROUNDING = 1e-9  # relative
 HALVINGS = 24  # of the interval in which the rate is looked for
 
 
@@ -86,11 +87,18 @@ class Took(Struct):
         """Items."""
         return self.items / self.weight if self.weight else 1.0
 
+    @property
+    def spread(self) -> float:
+        """Variance of the number of items; 0 where that is always the same."""
+        usual = self.usual
+        spread = self.items2 / self.weight - usual * usual if self.weight else 0.0
+        return spread if spread > ROUNDING * usual * usual else 0.0
+
     def wait(self, wait_s: float) -> float:
         """What a lane foretells, with what requests have waited beyond it: for turns on cores, for what was still to come."""
         if not (wait_s and self.foretold and self.weight):
             return wait_s
-        return max(wait_s + self.waited_s - self.foretold_s, 0.0)
+        return wait_s + max(self.waited_s - self.foretold_s, 0.0)
 
     def expect(self, items: float) -> tuple[float, float]:
         """Mean and variance of what it computes for so many items."""
@@ -98,11 +106,18 @@ class Took(Struct):
             return 0.0, 0.0
         mean_s, usual = self.seconds / self.weight, self.items / self.weight
         variance = max(self.seconds2 / self.weight - mean_s * mean_s, 0.0)
-        spread = self.items2 / self.weight - usual * usual
-        if spread <= 1e-9 * usual * usual:
+        spread = self.spread
+        if not spread:
             return mean_s, variance
         slope_s = max((self.cross / self.weight - usual * mean_s) / spread, 0.0)
         return max(mean_s + slope_s * (items - usual), 0.0), max(variance - slope_s * slope_s * spread, 0.0)
+
+    def least(self) -> tuple[float, float]:
+        """Mean and variance of what it computes before its items are counted: the fewest that are likely, and no caution."""
+        spread = self.spread
+        if not spread:
+            return self.expect(1)
+        return self.expect(max(self.usual - FEW * sqrt(spread), 1.0))[0], 0.0
 
     def tail(self, items: float) -> float:
         """What it computes at the 99th percentile."""
@@ -230,10 +245,10 @@ class Pacing:
         for step, took in self._took.items():
             total_s, run_s, variance = max([reached[name] for name in self._before[step]], default=(0.0, 0.0, 0.0))
             wait_s, chance = took.wait(waits.get(step, 0.0)), chances[step]
-            mean_s, more = took.expect(took.usual)
+            mean_s, more = took.least()
             reached[step] = total_s + chance * (wait_s + mean_s), run_s + chance * mean_s, variance + chance * more
         total_s, run_s, variance = max(reached.values())
-        return total_s - run_s, run_s + CAUTION * sqrt(variance)
+        return total_s - run_s, run_s + SIGMAS * sqrt(variance)
 
     def _kept(self, step: str, items: int) -> float:
         """Seconds for what comes after the step, along the way that takes longest."""
