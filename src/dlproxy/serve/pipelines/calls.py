@@ -83,6 +83,8 @@ class ModelCall(Call):
                 response.rest.stop()
             return
         self.computed_s = response.timing.compute_s + response.timing.batch_s
+        if response.variant:
+            self.run.variants[response.variant] = None
         if response.rest is not None:
             self.over = True
             self.run.streams(self, response, response.rest)
@@ -222,6 +224,8 @@ class ModelEach(EachCall):
         self._under_way -= len(group)
         self._left -= len(group)
         self.computed_s += response.timing.compute_s + response.timing.batch_s
+        if response.variant:
+            self.run.variants[response.variant] = None
         rows = [
             as_array(tensor) if strip and tensor.shape and tensor.shape[0] == len(group) else None
             for tensor, strip in zip(response.outputs, strips, strict=True)

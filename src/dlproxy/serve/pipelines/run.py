@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from math import inf
 from typing import Any, Protocol
 
+import numpy as np
+
 from dlproxy.instance.batch import BatchResult
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Rest, Tensor, text_of
 from dlproxy.policy.pipelines import Pacing
@@ -42,15 +44,19 @@ class Site(Protocol):
 
 class Run:
     """`done` gets the result, once, but not before `begin` has returned. `path_s`: what the steps computed that those which
-    begin now had to wait for.
+    begin now had to wait for. `variants`: that answered in place of stages' models.
     """
 
-    __slots__ = ("_beginning", "_calls", "_done", "_loop", "_site", "_state", "_timers", "_values", "over", "path_s", "request")
+    __slots__ = (
+        *("_beginning", "_calls", "_done", "_loop", "_site", "_state", "_timers", "_values"),
+        *("over", "path_s", "request", "variants"),
+    )
 
     def __init__(self, site: Site, request: Request, done: Callable[[BatchResult], None], loop: Any) -> None:
         self.request = request
         self.over = False
         self.path_s = 0.0
+        self.variants: dict[str, None] = {}
         self._site = site
         self._done = done
         self._loop = loop
@@ -181,7 +187,18 @@ class Run:
             condition = values[step.when[0]]
             if condition is None:
                 return
+            if isinstance(condition, Missing):
+                self._skip(step)
+                return
         taken: dict[str, Value] = {}
+        try:
+            wanted = None if condition is None else _wanted(step, condition)
+        except ValueError as error:
+            self._begin(step, {}, None, error)
+            return
+        if wanted == [False] and not (step.each and _of_items(condition)):
+            self._skip(step)
+            return
         pending = missing = 0
         for name, sources in step.inputs:
             value = values[sources[0]] if len(sources) == 1 else first(values, sources)
@@ -192,39 +209,31 @@ class Run:
                 missing += isinstance(value, Missing)
         need = step.need or len(step.inputs)
         there = len(taken) - missing
-        if there + pending < need or isinstance(condition, Missing):
+        if there + pending < need:
             self._skip(step)
         elif not pending:
-            self._begin(step, taken, condition)
+            self._begin(step, taken, wanted)
         elif step.need and there >= need:
             if hurried:
                 taken.update({name: MISSING for name, _ in step.inputs if name not in taken})
-                self._begin(step, taken, condition)
+                self._begin(step, taken, wanted)
             elif step.number not in self._timers:
                 self._hurry_later(step)
 
-    def _begin(self, step: Step, taken: dict[str, Value], condition: Value | None) -> None:
+    def _begin(self, step: Step, taken: dict[str, Value], wanted: list[bool] | None, problem: ValueError | None = None) -> None:
         self._state[step.number] = "begun"
         timer = self._timers.pop(step.number, None)
         if timer is not None:
             timer.cancel()
-        call = call_of(self, step)
+        call = self._calls[step.number] = call_of(self, step)
+        self._site.counts[step.name].began()
         try:
-            wanted = None
-            if step.when is not None and condition is not None:
-                wanted = [one is step.when[1] for one in truths(condition)]
-                if not step.each and len(wanted) != 1:
-                    raise ValueError(f"when: {len(wanted)} truths, where one is wanted, or each = true")
-                if not any(wanted) and (not step.each or len(wanted) == 1):
-                    self._skip(step)
-                    return
-            self._calls[step.number] = call
-            self._site.counts[step.name].began()
+            if problem is not None:
+                raise problem
             call.begin(taken, wanted)
         except (ValueError, InferenceError) as error:
             if not call.over:
                 call.over = True
-                self._calls.setdefault(step.number, call)
                 self.failed(call, self.refused(step, error), "", "")
 
     def _skip(self, step: Step) -> None:
@@ -275,11 +284,12 @@ class Run:
                 message = f"output '{spec.name}' of {self._giver(sources)} {error}"
                 self._finish(_failed(Failure(FailureKind.MODEL_FAILED, message)))
                 return
-        self._finish(BatchResult(outputs, self.path_s, 0.0))
+        self._finish(BatchResult(outputs, self.path_s, 0.0, variant=", ".join(self.variants)))
 
-    def _giver(self, sources: tuple[int, ...]) -> Step:
+    def _giver(self, sources: tuple[int, ...]) -> str:
         """Whose output this is, or the last of those that it might have been."""
-        return next(step for step in self._site.plan.steps if sources[-1] in step.outputs.values())
+        steps = self._site.plan.steps
+        return next((str(step) for step in steps if sources[-1] in step.outputs.values()), "the pipeline itself")
 
     def _why_missing(self, output: str, sources: tuple[int, ...]) -> Failure:
         steps = [step for step in self._site.plan.steps if not set(sources).isdisjoint(step.outputs.values())]
@@ -307,6 +317,20 @@ class Run:
             self._loop.call_soon(self._done, result)
         else:
             self._done(result)
+
+
+def _wanted(step: Step, condition: Value) -> list[bool]:
+    """Whether the step is to run or, with each, for which items. Raises ValueError."""
+    assert step.when is not None
+    wanted = [one is step.when[1] for one in truths(condition)]
+    if not step.each and len(wanted) != 1:
+        raise ValueError(f"when: {len(wanted)} truths, where one is wanted, or each = true")
+    return wanted
+
+
+def _of_items(condition: Value | None) -> bool:
+    """Whether it has an axis: a truth for each item."""
+    return isinstance(condition, list) or (isinstance(condition, Tensor | np.ndarray) and len(condition.shape) > 0)
 
 
 def _cancel(calls: list[Call]) -> None:
