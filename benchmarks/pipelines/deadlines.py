@@ -153,7 +153,7 @@ def run(case: Case, pace: Callable[[Wiring, Chain], Paces], *, load: float = 2.0
     for name, chain in case.chains.items():
         hung = wiring(chain.steps)
         model = SimulatedModel(name, Lane(LaneKnobs(max_batch=1)), Fitted(1e-3, 0.0), [f"{name}-0"], capacity=256)
-        pipelines[name] = model.pipeline = SimulatedPipeline(name, hung, chain.steps, pace(hung, chain), seed=seed)
+        pipelines[name] = model.pipeline = SimulatedPipeline(hung, chain.steps, pace(hung, chain), seed=seed)
         models.append(model)
     if arbiter is not None:
         for m in models:

@@ -136,6 +136,7 @@ class Pacing:
         self._wiring = wiring
         self._took = {name: Took() for name in wiring.order}
         self._before = {name: wiring.before(name) for name in wiring.order}
+        self._last = {source.step for sources in wiring.outputs.values() for source in sources}
         self._shares: Mapping[str, float] = {}
         self._split_at = -inf
         self._split_after_s = FIRST_SPLIT_S
@@ -158,7 +159,7 @@ class Pacing:
         took = self._took[step]
         took.observe(waited_s, computed_s, items)
         took.ended += 1.0
-        if not self._wiring.after[step]:
+        if step in self._last:
             self._silent_since = inf
 
     # What follows

@@ -17,7 +17,7 @@ from dlproxy.lab.simulate.cache import SimulatedCache
 from dlproxy.lab.simulate.instance import SimulatedInstance
 from dlproxy.lab.simulate.pipelines import SimulatedPipeline
 from dlproxy.lab.simulate.service_times import ServiceTimes
-from dlproxy.message import Failure, FailureKind, Ticket
+from dlproxy.message import FailureKind, Ticket
 from dlproxy.policy.arbiter import Arbiter
 from dlproxy.policy.balancing import Balancer
 from dlproxy.policy.events import (
@@ -32,7 +32,6 @@ from dlproxy.policy.events import (
     InstanceLost,
     InstanceRetired,
     InstanceUp,
-    KnobsChanged,
     PassTurn,
     Reject,
     TimerFired,
@@ -144,11 +143,11 @@ class SimulatedModel:
         self.taker: Taker | None = None  # where lanes take turns
         self.running: dict[int, str] = {}  # there: the instance of each batch
         self.arrived_rows = self.missed_rows = 0
-        self.aims: dict[tuple[str, str], float] = {}  # by pipeline and step: its share of the objective
-        self.own_objective = lane.view().knobs.slo_s is not None
+        self.aims: dict[tuple[str, str], float] = {}
+        """Of a model without an objective of its own: what steps of pipelines give their requests."""
         self.cache: SimulatedCache | None = None
         self.pipeline: SimulatedPipeline | None = None
-        """What its one instance does with a request; None: it takes a time of `times`."""
+        """What its one instance does with a request, if it is one."""
         self.hears: Hears | None = None
         self.wake: Callable[[float], None] | None = None  # where no instance is up, and a request has one started
         self.wakes_at = inf  # what the lane asked for last
@@ -192,7 +191,7 @@ class Node:
         self._served_s = 0.0  # of the batch whose end is being told
         for model in self.models.values():
             if model.pipeline is not None:
-                model.pipeline.join(self)
+                model.pipeline.join(self, model)
             if self._turns is not None:
                 model.taker = Taker(self._turns, model.name, partial(self._granted, model))
                 model.taker.join(model.needs)
@@ -229,10 +228,7 @@ class Node:
             return
         model, ticket, call = self._inbox.pop()
         found = _look_up(model, ticket, call)
-        refused = None if found is not None or model.pipeline is None else model.pipeline.refusal(ticket, now)
-        if refused is not None:
-            self._end(model, ticket, refused, now)
-        elif found is None:
+        if found is None and not self._is_refused(model, ticket, now):
             self._tell(model, Arrived(_parts(model, ticket)), now)
         elif found:
             self._answer(model, ticket, None, now)
@@ -264,9 +260,8 @@ class Node:
             if found is not None:
                 now = self._answer(model, ticket, None, now) if found else now
                 continue
-            refused = None if model.pipeline is None else model.pipeline.refusal(ticket, now)
-            if refused is not None:
-                now = self._end(model, ticket, refused, now)
+            if self._is_refused(model, ticket, now):
+                now += self._costs.write_s
                 continue
             tickets = gathered.setdefault(model.name, [])
             for part in _parts(model, ticket):
@@ -349,6 +344,13 @@ class Node:
 
     # What the steps of pipelines ask
 
+    def _is_refused(self, model: SimulatedModel, ticket: Ticket, now: float) -> bool:
+        """A pipeline tells those at once that would be late."""
+        refused = None if model.pipeline is None else model.pipeline.refusal(ticket, now)
+        if refused is not None:
+            self._end(model, ticket, refused, now)
+        return refused is not None
+
     def ask(self, model: SimulatedModel, ticket: Ticket, answer: Answer, now: float) -> None:
         """A step of a pipeline of this node asks: `answer(failure or None, seconds that its batch ran, instant)`."""
         model.arrived_rows += ticket.rows
@@ -363,31 +365,10 @@ class Node:
     def _have_asked(self, model: SimulatedModel, now: float) -> None:
         self.happen((model, Arrived(self._asking.pop(model.name))), now)
 
-    def aim(self, model: SimulatedModel, who: tuple[str, str], share_s: float, now: float) -> None:
-        """A step of a pipeline has so long for its requests."""
-        model.aims[who] = share_s
-        knobs = model.lane.view().knobs
-        least = min(model.aims.values())
-        if not model.own_objective and abs(least - (knobs.slo_s or 0.0)) > 0.1 * least:
-            self.happen((model, KnobsChanged(structs.replace(knobs, slo_s=least))), now)
-
     def leave(self, model: SimulatedModel, numbers: Iterable[int], now: float) -> None:
         """Nobody waits for these any more."""
         for number in numbers:
             self.heap.at(now, self.happen, (model, Cancelled(number)))
-
-    def _pass_through(self, model: SimulatedModel, command: Dispatch, now: float) -> float:
-        """The one instance of a pipeline has its steps ask others."""
-        assert model.pipeline is not None
-        ticket = command.tickets[0]
-
-        def done(failure: FailureKind | None, computed_s: float, now: float) -> None:
-            why = None if failure is None else Failure(failure, "a step has failed")
-            error = None if why is None else why.message
-            self.heap.at(now, self.happen, (model, BatchDone(command.batch_id, computed_s, error, why)))
-
-        self.heap.at(now, lambda _, at: model.pipeline.begin(ticket, at, done), None)
-        return now
 
     # Requests in parts, as serve/partition.py puts them together
 
@@ -446,7 +427,8 @@ class Node:
             model.taker.start(command.batch_id, now)
             model.running[command.batch_id] = command.instance
         if model.pipeline is not None:
-            return self._pass_through(model, command, now)
+            model.pipeline.run(command, now)
+            return now
         if model.inline:
             if not self._finishing:
                 return self._run_inline(model, command, now)

@@ -1,17 +1,19 @@
 """A pipeline in virtual time: each request goes through its steps, which ask the lanes of the same simulated node.
 
-Called by engine.py where a pipeline's lane dispatches; made by run.py, benchmarks and tests. Not aware of: values, how lanes decide.
+Called by engine.py where a pipeline's lane dispatches; made by run.py, benchmarks and tests. Not aware of: values, lanes' rules.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Protocol
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from dlproxy.config.pipelines import Source, Wiring
 from dlproxy.message import Failure, FailureKind, Ticket
+from dlproxy.policy.events import BatchDone, Dispatch, KnobsChanged
 from dlproxy.policy.pipelines import Stage
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class _Run(Struct, eq=False):
     """One request. `left`: of each step that has not begun, how many steps before it are not settled yet."""
 
     ticket: Ticket
-    done: Callable[[FailureKind | None, float, float], None]
+    batch_id: int
     left: dict[str, int]
     skipped: set[str]
     items: dict[str, int]
@@ -78,10 +80,12 @@ class _Run(Struct, eq=False):
 
 
 class SimulatedPipeline:
-    """One pipeline of one node. `pacing`: None gives every step the deadline of the request."""
+    """One pipeline of one node; a request of it is a batch of its lane, and items of a step are requests of their own."""
 
-    def __init__(self, name: str, wiring: Wiring, steps: Mapping[str, StepPlan], pacing: Paces, *, seed: int = 0) -> None:
-        self.name = name
+    _node: "Node"
+    _model: "SimulatedModel"
+
+    def __init__(self, wiring: Wiring, steps: Mapping[str, StepPlan], pacing: Paces, *, seed: int = 0) -> None:
         self.wiring = wiring
         self.steps = steps
         self.times = {name: StepTimes() for name in steps}
@@ -90,11 +94,13 @@ class SimulatedPipeline:
         self._pacing = pacing
         self._random = Random(seed)
         self._before = {name: wiring.before(name) for name in wiring.order}
-        self._node: Node | None = None
 
-    def join(self, node: "Node") -> None:
-        """Its steps ask the models of this node from now on."""
-        self._node = node
+    def join(self, node: "Node", model: "SimulatedModel") -> None:
+        """It is this model, and its steps ask others of the same node."""
+        self._node, self._model = node, model
+        asked = {name: node.models[step.model] for name, step in self.steps.items() if step.model}
+        self._asked = asked
+        self._aimed = {name: other for name, other in asked.items() if other.lane.view().knobs.slo_s is None}
 
     def refusal(self, ticket: Ticket, now: float) -> FailureKind | None:
         """Why the request need not begin."""
@@ -104,27 +110,35 @@ class SimulatedPipeline:
         self.refused += failure is not None
         return None if failure is None else failure.kind
 
-    def _split(self, objective_s: float, now: float) -> None:
-        assert self._node is not None
-        models = self._node.models
-        if objective_s == inf:
-            return
-        stages = {name: models[step.model].lane.stage() for name, step in self.steps.items() if step.model}
-        shares = self._pacing.split(objective_s, stages)
-        for name, step in self.steps.items():
-            if step.model and name in shares:
-                self._node.aim(models[step.model], (self.name, name), shares[name], now)
-
-    def begin(self, ticket: Ticket, now: float, done: Callable[[FailureKind | None, float, float], None]) -> None:
-        """`done(failure or None, seconds computed, instant)` is called once."""
+    def run(self, batch: Dispatch, now: float) -> None:
+        """Its one instance takes a request; its lane hears of the end."""
         left = {name: len(before) for name, before in self._before.items()}
-        run = _Run(ticket, done, left, set(), {}, {}, {})
+        run = _Run(batch.tickets[0], batch.batch_id, left, set(), {}, {}, {})
+        self._node.heap.at(now, self._begin_all, run)
+
+    def _begin_all(self, run: _Run, now: float) -> None:
         self._go_on(run, [name for name, steps in self._before.items() if not steps], now)
 
+    def _end(self, run: _Run, failure: FailureKind | None, now: float) -> None:
+        computed_s = max(run.path_s.values(), default=0.0)
+        why = None if failure is None else Failure(failure, "a step has failed")
+        done = BatchDone(run.batch_id, computed_s, None if why is None else why.message, why)
+        self._node.heap.at(now, self._node.happen, (self._model, done))
+
     def _waits(self, ticket: Ticket, now: float) -> dict[str, float]:
-        assert self._node is not None
-        models, steps = self._node.models, self.steps.items()
-        return {name: models[step.model].lane.would_wait_s(ticket, now) if step.model else 0.0 for name, step in steps}
+        return {name: model.lane.would_wait_s(ticket, now) for name, model in self._asked.items()}
+
+    def _split(self, objective_s: float, now: float) -> None:
+        """As LaneControl.aim has it."""
+        if objective_s == inf:
+            return
+        shares = self._pacing.split(objective_s, {name: model.lane.stage() for name, model in self._asked.items()})
+        for name in shares.keys() & self._aimed.keys():
+            model = self._aimed[name]
+            model.aims[self._model.name, name] = shares[name]
+            knobs, aim_s = model.lane.view().knobs, min(model.aims.values())
+            if knobs.slo_s != aim_s:
+                self._node.heap.at(now, self._node.happen, (model, KnobsChanged(structs.replace(knobs, slo_s=aim_s))))
 
     def _go_on(self, run: _Run, ready: list[str], now: float) -> None:
         """Begin these steps, or skip them; then what is ready by that."""
@@ -136,9 +150,8 @@ class SimulatedPipeline:
             else:
                 self._begin(run, name, now)
         if not run.stages:
-            end = max(run.path_s.values(), default=0.0)
             missing = any(all(source.step in run.skipped for source in sources) for sources in self.wiring.outputs.values())
-            run.done(FailureKind.MODEL_FAILED if missing else None, end, now)
+            self._end(run, FailureKind.MODEL_FAILED if missing else None, now)
 
     def _is_skipped(self, run: _Run, name: str) -> bool:
         missing = any(_missing(sources, run.skipped) for sources in self.wiring.inputs[name].values())
@@ -156,15 +169,13 @@ class SimulatedPipeline:
         self._pacing.begun(name)
         stage = run.stages[name] = _Stage(name, now, items, set())
         deadline_at = self._pacing.deadline_at(name, run.ticket, now, items)
-        assert self._node is not None
         if not step.model or not items:
             self._node.heap.at(now + (step.seconds if items else 0.0), self._code_ended, (run, stage))
             return
-        model = self._node.models[step.model]
         for _ in range(items):
             ticket = Ticket(next(self._node.numbers), run.ticket.arrived_at, deadline_at, priority=run.ticket.priority)
             stage.open.add(ticket.id)
-            self._node.ask(model, ticket, lambda failure, s, at, i=ticket.id: self._item_ended(run, stage, i, failure, s, at), now)
+            self._node.ask(self._asked[name], ticket, partial(self._item_ended, run, stage, ticket.id), now)
 
     def _code_ended(self, what: tuple[_Run, _Stage], now: float) -> None:
         run, stage = what
@@ -199,11 +210,11 @@ class SimulatedPipeline:
 
     def _fail(self, run: _Run, failure: FailureKind, now: float) -> None:
         """Nobody waits for the rest."""
-        assert self._node is not None
         stages, run.stages = run.stages, {}
         for stage in stages.values():
-            self._node.leave(self._node.models[self.steps[stage.name].model], sorted(stage.open), now)
-        run.done(failure, max(run.path_s.values(), default=0.0), now)
+            if stage.open:
+                self._node.leave(self._asked[stage.name], sorted(stage.open), now)
+        self._end(run, failure, now)
 
 
 def _missing(sources: Sequence[Source], skipped: set[str]) -> bool:
