@@ -76,6 +76,12 @@ class Admission:
             return Refusal("predicted_late", Failure(FailureKind.DEADLINE, message, retry_after_s=wait_s))
         return None
 
+    def would_wait_s(self, ticket: Ticket, queue: QueueDiscipline, backlog: Backlog, now: float) -> float:
+        """What `admit` takes a ticket to wait for, which may be another model's: only its place in the order counts."""
+        if not backlog.instances or (backlog.idle and not queue.rows):
+            return 0.0
+        return self._wait(ticket, queue, backlog, now)[0]
+
     def make_room(self, ticket: Ticket, queue: QueueDiscipline, now: float) -> list[Ticket]:
         """Take out those that would be served last, as far as they are less urgent and as long as it takes."""
         taken_out: list[Ticket] = []

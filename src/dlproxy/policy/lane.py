@@ -40,6 +40,7 @@ from dlproxy.policy.hedging import Hedging
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.outage import Outage
 from dlproxy.policy.padding import Padding
+from dlproxy.policy.pipelines import Stage
 from dlproxy.policy.pool import InstancePool
 from dlproxy.policy.queueing import Pins, level, make_queue, refill, same_order
 from dlproxy.policy.refusals import CANCELLED, DISPLACED, Refusal, expired, overran, state_gone
@@ -146,6 +147,18 @@ class Lane:
         """That wait or run, for whoever looks often."""
         again, runs = self._again.waiting, self._running.runs
         return self.queue.rows + sum([batch.rows for batch in again]) + sum([run.rows for run in runs.values()])
+
+    def would_wait_s(self, ticket: Ticket, now: float) -> float:
+        """How long it would wait for an instance if it came now, as predicted; 0 where nothing is known."""
+        return self._admission.would_wait_s(ticket, self.queue, self._backlog(now), now)
+
+    def stage(self) -> Stage:
+        """How it batches, for a pipeline of which it is a stage."""
+        model, batching = self.model, self.batching
+        length = batching.length
+        one, two = model.mean(1, length), model.mean(2, length)
+        spread = model.p99(1, length) / one if one > 0.0 else 1.0
+        return Stage(max(2.0 * one - two, 0.0), two - one, self._knobs.max_batch, max(len(self.pool), 1), spread)
 
     @property
     def capacity(self) -> float:

@@ -218,6 +218,9 @@ def _assembled(
         control=control,
         headers=fleet.headers if isinstance(fleet, PipelineFleet) else (),
     )
+    served.would_wait_s, served.stage, served.aim = lane.would_wait_s, lane.stage, control.aim
+    if isinstance(fleet, PipelineFleet):
+        fleet.objective_s = partial(getattr, served, "slo_s")
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
     loaded.sequences = control.sequences
     if variants is not None:

@@ -52,6 +52,7 @@ class LaneControl:
         self._knobs = knobs
         self.most_batch = most_batch  # 1 where the model has no batch axis
         self._tuned: dict[str, Any] = {}
+        self._aims: dict[str, float] = {}  # by step of a pipeline: its share of the objective
         self._batching = "on" if most_batch > 1 else "off"
         self._padding = "on" if knobs.max_padding > 0.0 else "off"
         self.on_slo: Callable[[], None] = lambda: None
@@ -148,7 +149,24 @@ class LaneControl:
     def _hold(self) -> None:
         config = self._config
         values = {name: getattr(config, name) for name in LaneSettings.__struct_fields__}
-        self.turn_knobs(slo_s=config.slo_s, **{**values, **self._tuned})
+        self.turn_knobs(slo_s=self._aim_s, **{**values, **self._tuned})
+
+    def aim(self, who: str, share_s: float | None) -> None:
+        """A step of a pipeline gives its requests so long, or asks this model no more. Where the model has no objective of its
+        own, its batches are made for the least of these.
+        """
+        if share_s is None:
+            self._aims.pop(who, None)
+        else:
+            self._aims[who] = share_s
+        if self._aim_s != self._knobs.slo_s:
+            self.turn_knobs(slo_s=self._aim_s)
+
+    @property
+    def _aim_s(self) -> float | None:
+        """What batches are made for."""
+        own_s = self._config.slo_s
+        return min(self._aims.values(), default=None) if own_s is None else own_s
 
     def changed(self, changes: Mapping[str, Any]) -> ModelConfig:
         """What `change` would make of the configuration. Raises ConfigError."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgspec import Struct
 
 from dlproxy.config import ModelConfig
-from dlproxy.message import Failure, FailureKind, InferenceError, Principal, Signature
+from dlproxy.message import Failure, FailureKind, InferenceError, Principal, Signature, Ticket
+from dlproxy.policy.pipelines import Stage
 from dlproxy.policy.view import LaneView
 from dlproxy.service import Service
 from dlproxy.telemetry.stats import ModelStats
@@ -67,8 +68,12 @@ class ServedModel:
         self.headers = headers
         self.class_names: Sequence[str] = ()  # set before it is served, as is the next
         self.pipeline: ModelConfig | None = None
-        self.would_wait_s: Callable[[float], float] = lambda now: 0.0
-        """How long a request that came now would wait for an instance, as far as its lane can tell."""
+        self.would_wait_s: Callable[[Ticket, float], float] = lambda ticket, now: 0.0
+        """How long a request with the terms of this ticket would wait for an instance, as far as its lane can tell."""
+        self.stage: Callable[[], Stage | None] = lambda: None
+        """How it batches, for pipelines of which it is a stage."""
+        self.aim: Callable[[str, float | None], None] = lambda who, share_s: None
+        """A step of a pipeline gives its requests so long; None: it asks this model no more."""
 
     @property
     def ready(self) -> bool:

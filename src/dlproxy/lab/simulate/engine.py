@@ -15,6 +15,7 @@ from msgspec import Struct, structs
 from dlproxy.lab.report.result import Tally
 from dlproxy.lab.simulate.cache import SimulatedCache
 from dlproxy.lab.simulate.instance import SimulatedInstance
+from dlproxy.lab.simulate.pipelines import SimulatedPipeline
 from dlproxy.lab.simulate.service_times import ServiceTimes
 from dlproxy.message import FailureKind, Ticket
 from dlproxy.policy.arbiter import Arbiter
@@ -44,6 +45,7 @@ from dlproxy.policy.scaling import MISSED
 from dlproxy.serve.driver import GATHER_MOST, timer_delay_s
 from dlproxy.serve.turns import Taker, Turns
 
+Answer = Callable[[FailureKind | None, float, float], None]
 ANY_LENGTH = (0,)  # the family of requests that say how long they are
 
 
@@ -141,7 +143,11 @@ class SimulatedModel:
         self.taker: Taker | None = None  # where lanes take turns
         self.running: dict[int, str] = {}  # there: the instance of each batch
         self.arrived_rows = self.missed_rows = 0
+        self.aims: dict[tuple[str, str], float] = {}
+        """Of a model without an objective of its own: what steps of pipelines give their requests."""
         self.cache: SimulatedCache | None = None
+        self.pipeline: SimulatedPipeline | None = None
+        """What its one instance does with a request, if it is one."""
         self.hears: Hears | None = None
         self.wake: Callable[[float], None] | None = None  # where no instance is up, and a request has one started
         self.wakes_at = inf  # what the lane asked for last
@@ -179,7 +185,13 @@ class Node:
         self._worked_s = 0.0  # by the loop, so far
         self._turn_set = False
         self._finishing = False
+        self.numbers = count(1 << 40)  # of what the steps of pipelines ask: far above those of clients
+        self._asked: dict[int, Answer] = {}  # by ticket: which step of a pipeline has asked
+        self._asking: dict[str, list[Ticket]] = {}  # what steps ask each model at this instant
+        self._served_s = 0.0  # of the batch whose end is being told
         for model in self.models.values():
+            if model.pipeline is not None:
+                model.pipeline.join(self, model)
             if self._turns is not None:
                 model.taker = Taker(self._turns, model.name, partial(self._granted, model))
                 model.taker.join(model.needs)
@@ -216,7 +228,7 @@ class Node:
             return
         model, ticket, call = self._inbox.pop()
         found = _look_up(model, ticket, call)
-        if found is None:
+        if found is None and not self._is_refused(model, ticket, now):
             self._tell(model, Arrived(_parts(model, ticket)), now)
         elif found:
             self._answer(model, ticket, None, now)
@@ -247,6 +259,9 @@ class Node:
             found = _look_up(model, ticket, call)
             if found is not None:
                 now = self._answer(model, ticket, None, now) if found else now
+                continue
+            if self._is_refused(model, ticket, now):
+                now += self._costs.write_s
                 continue
             tickets = gathered.setdefault(model.name, [])
             for part in _parts(model, ticket):
@@ -279,6 +294,8 @@ class Node:
             if model.rings_at > now:  # another timer took its place
                 return now
             model.wakes_at = model.rings_at = inf
+        elif type(event) is BatchDone:
+            self._served_s = event.service_s
         for command in model.lane.on(event, now):
             now = self._carry_out(model, command, now)
         if model.running and model.taker is not None:
@@ -312,12 +329,46 @@ class Node:
         return now
 
     def _answer(self, model: SimulatedModel, ticket: Ticket, failure: FailureKind | None, now: float) -> float:
+        asked = self._asked.pop(ticket.part_of or ticket.id, None)
+        if asked is not None:
+            if model.hears is not None:
+                model.hears.ended(ticket, failure, now)
+            self.heap.at(now, _call, (asked, failure, self._served_s))
+            return now
         now += self._costs.write_s
         self._worked_s += self._costs.write_s
         if model.hears is not None:
             model.hears.ended(ticket, failure, now)
         self._finished(ticket.part_of or ticket.id, failure, now)
         return now
+
+    # What the steps of pipelines ask
+
+    def _is_refused(self, model: SimulatedModel, ticket: Ticket, now: float) -> bool:
+        """A pipeline tells those at once that would be late."""
+        refused = None if model.pipeline is None else model.pipeline.refusal(ticket, now)
+        if refused is not None:
+            self._end(model, ticket, refused, now)
+        return refused is not None
+
+    def ask(self, model: SimulatedModel, ticket: Ticket, answer: Answer, now: float) -> None:
+        """A step of a pipeline of this node asks: `answer(failure or None, seconds that its batch ran, instant)`."""
+        model.arrived_rows += ticket.rows
+        if model.hears is not None:
+            model.hears.arrived(now)
+        self._asked[ticket.id] = answer
+        asking = self._asking.setdefault(model.name, [])
+        if not asking:
+            self.heap.at(now, self._have_asked, model)  # not at once: what is asked at one instant is heard of in one turn
+        asking.append(ticket)
+
+    def _have_asked(self, model: SimulatedModel, now: float) -> None:
+        self.happen((model, Arrived(self._asking.pop(model.name))), now)
+
+    def leave(self, model: SimulatedModel, numbers: Iterable[int], now: float) -> None:
+        """Nobody waits for these any more."""
+        for number in numbers:
+            self.heap.at(now, self.happen, (model, Cancelled(number)))
 
     # Requests in parts, as serve/partition.py puts them together
 
@@ -375,6 +426,9 @@ class Node:
         if model.taker is not None:
             model.taker.start(command.batch_id, now)
             model.running[command.batch_id] = command.instance
+        if model.pipeline is not None:
+            model.pipeline.run(command, now)
+            return now
         if model.inline:
             if not self._finishing:
                 return self._run_inline(model, command, now)
@@ -459,6 +513,11 @@ def _parts(model: SimulatedModel, ticket: Ticket) -> list[Ticket]:
     tickets = split(ticket, int(model.part_rows), count(ticket.id + 1))
     model.split[ticket.id] = {part.id for part in tickets}
     return tickets
+
+
+def _call(what: tuple[Answer, FailureKind | None, float], now: float) -> None:
+    answer, failure, seconds = what
+    answer(failure, seconds, now)
 
 
 def _is_no_timer(what: tuple[SimulatedModel, Event | Dispatch]) -> bool:

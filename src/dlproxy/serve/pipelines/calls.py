@@ -32,7 +32,7 @@ Ran: TypeAlias = tuple[list[Value] | BaseException, float]
 class Call:
     """`began_at`: when; `path_s`: what was computed before it, by the steps that it had to wait for."""
 
-    __slots__ = ("began_at", "computed_s", "over", "path_s", "run", "step")
+    __slots__ = ("began_at", "computed_s", "items", "over", "path_s", "run", "step")
 
     def __init__(self, run: "Run", step: Step) -> None:
         self.run = run
@@ -40,6 +40,7 @@ class Call:
         self.began_at = run.clock()
         self.path_s = run.path_s
         self.computed_s = 0.0
+        self.items = 1
         self.over = False
 
     def begin(self, values: dict[str, Value], truths: list[bool] | None) -> None:
@@ -118,7 +119,7 @@ class EachCall(Call):
             for number in range(count)
             if (truths is None or truths[number]) and all(value[number] is not None for value in lists)
         ]
-        self._left = len(self._places)
+        self.items = self._left = len(self._places)
         self._under_way = 0
         self._outputs: list[Items] = [[None] * count for _ in self.step.stage.names]
         if self._left:

@@ -18,7 +18,7 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.declared import signature_of
 from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
-from dlproxy.message import Request, Signature
+from dlproxy.message import Request, Signature, Ticket
 from dlproxy.policy.pipelines import Pacing
 from dlproxy.serve.pipelines import matching
 from dlproxy.serve.pipelines.code import CodeStage
@@ -30,7 +30,7 @@ from dlproxy.serve.pipelines.stages import Bound, ModelStage
 from dlproxy.serve.pipelines.threads import Threads
 from dlproxy.service import Service
 from dlproxy.telemetry.stats import ModelStats, StepCounts
-from dlproxy.wire.catalog import Catalog
+from dlproxy.wire.catalog import Catalog, ServedModel
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class PipelineFleet:
         self._stages_of = stages_of
         self._on_stop = on_stop
         self.problem = ""
+        self.objective_s: Callable[[], float | None] = lambda: None
         self._roster: Roster | None = None
         self._lives = 0
         self._instance: PipelineInstance | None = None
@@ -113,6 +114,8 @@ class PipelineFleet:
 
     async def stop(self) -> None:
         self._on_stop(self)
+        for name, served in self._served():
+            served.aim(f"{self.name}.{name}", None)
         for run in list(self.runs.values()):
             run.cancel()
         self._roster = None
@@ -201,10 +204,22 @@ class PipelineFleet:
     def _in_order(self) -> list[tuple[str, ModelStage | CodeStage]]:
         return [(name, self.stages[name]) for name in self._wiring.order]
 
-    def waits(self, now: float) -> dict[str, float]:
-        return {
-            name: stage.bound.served.would_wait_s(now) for name, stage in self.stages.items() if isinstance(stage, ModelStage)
-        }
+    def waits(self, ticket: Ticket, now: float) -> dict[str, float]:
+        if self.pacing.splits(now):
+            asyncio.get_running_loop().call_soon(self._share_out)  # lanes may be in the midst of their commands
+        return {name: served.would_wait_s(ticket, now) for name, served in self._served()}
+
+    def _share_out(self) -> None:
+        """The models of the stages make their batches for what this pipeline's objective leaves them."""
+        objective_s = self.objective_s()
+        stages = {name: stage for name, served in self._served() if (stage := served.stage()) is not None}
+        shares = {} if objective_s is None else self.pacing.split(objective_s, stages)
+        for name, served in self._served():
+            served.aim(f"{self.name}.{name}", shares.get(name))
+
+    def _served(self) -> list[tuple[str, ServedModel]]:
+        """By step, the models that it asks."""
+        return [(name, stage.bound.served) for name, stage in self.stages.items() if isinstance(stage, ModelStage)]
 
     def cancel(self, request: Request) -> None:
         run = self.runs.get(request.ticket.id)

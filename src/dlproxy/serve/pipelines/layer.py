@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import Protocol
 
-from dlproxy.message import Failure, FailureKind, Request
+from dlproxy.message import Failure, FailureKind, Request, Ticket
 from dlproxy.policy.pipelines import Pacing
 from dlproxy.service import ReplyTo, Service
 from dlproxy.telemetry.stats import ModelStats
@@ -25,8 +25,8 @@ class Stages(Protocol):
     problem: str
     """Why no request can be answered now; empty if they can."""
 
-    def waits(self, now: float) -> Mapping[str, float]:
-        """By step, what a new request would wait there, in seconds."""
+    def waits(self, ticket: Ticket, now: float) -> Mapping[str, float]:
+        """By step, what this request would wait if it came there now, in seconds."""
         ...
 
     def cancel(self, request: Request) -> None:
@@ -66,4 +66,4 @@ class PipelineLayer:
         if ticket.deadline_at == inf:
             return None
         now = stages.clock()
-        return stages.pacing.refusal(ticket, stages.waits(now), now)
+        return stages.pacing.refusal(ticket, stages.waits(ticket, now), now)

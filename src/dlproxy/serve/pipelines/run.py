@@ -92,14 +92,15 @@ class Run:
         """For the model of this step. Raises InferenceError."""
         site, stage, now = self._site, step.stage, self._site.clock()
         assert isinstance(stage, ModelStage)
-        deadline_at = site.pacing.deadline_at(step.name, self.request.ticket, now)
+        deadline_at = site.pacing.deadline_at(step.name, self.request.ticket, now, self._calls[step.number].items)
         return stage.request(tensors, self.request, site.ids, now, deadline_at)
 
     def put(self, step: Step, work: Callable[[], Any], done: Callable[[Any], None]) -> Job:
         """Have code run on a thread."""
         site, ticket = self._site, self.request.ticket
         job = Job(work, done, self._loop, ticket.deadline_at)
-        site.threads.put(job, site.pacing.deadline_at(step.name, ticket, site.clock()))
+        items = self._calls[step.number].items
+        site.threads.put(job, site.pacing.deadline_at(step.name, ticket, site.clock(), items))
         return job
 
     def context(self, stage: CodeStage) -> Context | None:
@@ -134,7 +135,7 @@ class Run:
         took_s = site.clock() - call.began_at
         computed_s = min(call.computed_s, took_s)
         site.counts[step.name].ended(waited_s=took_s - computed_s, computed_s=computed_s)
-        site.pacing.observed(step.name, waited_s=took_s - computed_s, computed_s=computed_s)
+        site.pacing.observed(step.name, waited_s=took_s - computed_s, computed_s=computed_s, items=call.items)
         self.path_s = call.path_s + computed_s
         for place, value in zip(step.outputs.values(), outputs, strict=True):
             self._values[place] = value
@@ -165,6 +166,7 @@ class Run:
         took_s = site.clock() - call.began_at
         computed_s = min(call.computed_s, took_s)
         site.counts[step.name].ended(waited_s=took_s - computed_s, computed_s=computed_s)
+        site.pacing.observed(step.name, waited_s=took_s - computed_s, computed_s=computed_s)
         outputs = [_array(response.outputs[place]) for place in places]
         self._finish(BatchResult(outputs, call.path_s + computed_s, 0.0, rest=PipelineRest(rest, places, str(step))))
 
@@ -227,6 +229,7 @@ class Run:
             timer.cancel()
         call = self._calls[step.number] = call_of(self, step)
         self._site.counts[step.name].began()
+        self._site.pacing.begun(step.name)
         try:
             if problem is not None:
                 raise problem
