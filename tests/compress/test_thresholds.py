@@ -1,4 +1,4 @@
-"""What is learned holds for all examples there are, held-out examples are not looked at, and gains are what costs make of them."""
+"""What is learned holds for all examples there are, folds are judged unseen, and gains are what costs make of them."""
 
 import math
 
