@@ -94,7 +94,7 @@ Finding = tuple[bool, str]  # whether the bar is met, and why
 
 def judge(measured: Measured, bar: Bar) -> Verdict:
     """A test of non-inferiority in accuracy, and of superiority in speed or size. What is not known counts against it."""
-    findings = [_loss(measured.accuracy, bar.most_loss)]
+    findings = [on_loss(measured.accuracy, bar.most_loss)]
     limits = (("file", bar.most_file_bytes, "file_bytes"), ("memory", bar.most_memory_bytes, "memory_bytes"))
     asked = [(what, most, name) for what, most, name in limits if most]
     for what, most, name in asked:
@@ -106,7 +106,8 @@ def judge(measured: Measured, bar: Bar) -> Verdict:
     return Verdict("refused", against) if against else Verdict("accepted", [why for _, why in findings])
 
 
-def _loss(accuracy: Accuracy, most: float) -> Finding:
+def on_loss(accuracy: Accuracy, most: float) -> Finding:
+    """Whether it is shown that no more than `most` is lost, and why in words."""
     loss, high, allowed = (amount(accuracy.metric, value) for value in (accuracy.loss, accuracy.high, most))
     lost = f"loses {loss} of {accuracy.metric}" if accuracy.loss > 0.0 else f"loses no {accuracy.metric}"
     if accuracy.loss <= accuracy.high <= most:
@@ -116,17 +117,17 @@ def _loss(accuracy: Accuracy, most: float) -> Finding:
         return False, f"what it loses of {accuracy.metric} is not known"
     if accuracy.loss >= most:
         return False, f"{lost}, {allowed} is allowed"
-    needed = _needed(accuracy, most)
+    needed = examples_to_show(most, examples=accuracy.examples, loss=accuracy.loss, low=accuracy.low, high=accuracy.high)
     would = f"about {needed:,} would" if needed <= _MANY else "more than a million would be needed"
     return False, f"{lost}, but {accuracy.examples:,} held-out examples cannot show less than {high}: {would}"
 
 
-def _needed(accuracy: Accuracy, most: float) -> int:
-    """Examples by which the bound would fall below `most`, if all else stayed: it shrinks with the root of their number, and
-    with their number where nothing differs. Of two digits, rounded up.
+def examples_to_show(most: float, *, examples: int, loss: float, low: float, high: float) -> int:
+    """By which the bound of a loss below `most` would fall below it, if all else stayed: it shrinks with the root of their
+    number, and with their number where nothing differs. Of two digits, rounded up.
     """
-    times = min((accuracy.high - accuracy.loss) / (most - accuracy.loss), float(_MANY))
-    needed = accuracy.examples * (times if accuracy.loss == accuracy.low == 0.0 else times**2)
+    times = min((high - loss) / (most - loss), float(_MANY))
+    needed = examples * (times if loss == low == 0.0 else times**2)
     place = float(10 ** max(floor(log10(max(needed, 1.0))) - 1, 0))
     return ceil(needed / place) * int(place)
 

@@ -158,7 +158,7 @@ def examine(tell: Callable[[str], None], path: Path, task: Task, original: Origi
     speeds = []
     for rows in [1] if any(spec.shape[:1] == (1,) for spec in original.signature.inputs) else sorted({1, task.rows}):
         tell(f"racing the original, {rows} a batch")
-        speeds.append(race(other, served, _batches(task, rows), seconds=task.race_s, seed=task.seed))
+        speeds.append(race(other, served, drawn_batches(task, rows), seconds=task.race_s, seed=task.seed))
     return Examined(footprint, found, served.apart, tuple(speeds))
 
 
@@ -267,7 +267,7 @@ def _weighed(path: Path, task: Task, original: Original | None) -> tuple[Footpri
     if original is not None and (why := differs(original.signature, served.signature)):
         return Unfit(why)
     served.look(task)
-    batch = _batches(task, task.rows)[0]
+    batch = drawn_batches(task, task.rows)[0]
     for _ in range(MEMORY_RUNS):
         served.ask(batch)
     taken = resident_bytes() - before
@@ -284,8 +284,8 @@ def _examples(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
-def _batches(task: Task, rows: int) -> list[Batch]:
-    """Drawn from the examples; where they are fewer, some twice."""
+def drawn_batches(task: Task, rows: int) -> list[Batch]:
+    """To race with: drawn from the examples; where they are fewer, some twice."""
     examples = _examples(task.inputs)
     rng = np.random.default_rng(task.seed)
     drawn = [rng.choice(examples, rows, replace=rows > examples) for _ in range(BATCHES)]

@@ -126,6 +126,11 @@ def compare(
     )
 
 
+def losses(metric: Metric, *, labels: Array | None, original: Mapping[str, Array], candidate: Mapping[str, Array]) -> Floats:
+    """What each example loses: their mean is the loss, of metrics that are a mean over examples. Raises CompressError."""
+    return _compared(metric, labels, original, candidate).lost
+
+
 def _compared(metric: Metric, labels: Array | None, original: Mapping[str, Array], candidate: Mapping[str, Array]) -> _Compared:
     if metric.output not in candidate:
         raise CompressError(f"it has no output '{metric.output}' any more; it has {', '.join(candidate)}")

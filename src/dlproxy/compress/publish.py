@@ -114,12 +114,13 @@ def configuration(found: Found, candidates: list[Candidate], name: str, path: st
     tables = [(name, path, values[0], variants)]
     tables += [(each, one.artifact, value, "") for each, one, value in zip(names, chosen, values[1:], strict=True)]
     return "\n".join(
-        f"[models.{_key(each)}]\npath = {json.dumps(place, ensure_ascii=False)}\n"
+        f"[models.{toml_key(each)}]\npath = {json.dumps(place, ensure_ascii=False)}\n"
         + (f"accuracy = {value:.6f}\n" if shares else "")
         + more
         for each, place, value, more in tables
     )
 
 
-def _key(name: str) -> str:
+def toml_key(name: str) -> str:
+    """A name as part of a table's heading."""
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)

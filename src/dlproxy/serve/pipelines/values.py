@@ -96,7 +96,7 @@ def truths(value: Value) -> list[bool]:
 def first(values: Sequence[Value | None], slots: Sequence[int]) -> Value | None:
     """The first that there is of these places, MISSING if none will be there; None if that cannot be told yet.
 
-    Of lists with missing items, those of the next list are taken instead.
+    Of lists with missing items, those of the next list are taken instead, or the rows of the next array.
     """
     found: Value = MISSING
     for slot in slots:
@@ -107,11 +107,18 @@ def first(values: Sequence[Value | None], slots: Sequence[int]) -> Value | None:
             continue
         if isinstance(found, Missing):
             found = value
-        elif isinstance(found, list) and isinstance(value, list) and len(value) == len(found):
-            found = [other if item is None else item for item, other in zip(found, value, strict=True)]
+        elif isinstance(found, list):
+            found = _filled(found, value if isinstance(value, list) else as_array(value))
         if not isinstance(found, list) or all(item is not None for item in found):
             return found
     return found
+
+
+def _filled(items: Items, others: Items | Array) -> Items:
+    """With what the others have in the places of missing ones; as they are, if there are not as many others."""
+    if not isinstance(others, list) and not others.ndim or len(others) != len(items):
+        return items
+    return [item(others, number) if one is None else one for number, one in enumerate(items)]
 
 
 def iterated(values: dict[str, Value]) -> dict[str, "Items | Array"]:
