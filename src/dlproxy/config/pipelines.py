@@ -158,7 +158,9 @@ def _sources(
     """Raises ConfigError for what names nothing."""
     found = []
     for part in text.split("|"):
-        name, dot, output = part.strip().rpartition(".")
+        name, dot, output = part.strip().partition(".")
+        if not dot:
+            name, output = "", name
         if not output or (dot and not name):
             raise ConfigError(f"{place}: {text!r} is not STEP.OUTPUT, nor the name of an input", knob)
         if dot and name not in steps:
