@@ -4,6 +4,7 @@ The model and the tokenizer lie in the folder `models` beside it: the benchmark 
 """
 
 from pathlib import Path
+from typing import ClassVar
 
 import onnxruntime
 
@@ -16,8 +17,8 @@ MODELS = Path(__file__).with_name("models")
 class Embed:
     """Texts of several clients share a batch, which is as long as its longest. `threads`: 0: all cores."""
 
-    inputs = {"text": "BYTES[-1]"}
-    outputs = {"embedding": "FP32[-1,384]"}
+    inputs: ClassVar = {"text": "BYTES[-1]"}
+    outputs: ClassVar = {"embedding": "FP32[-1,384]"}
     threads = 0
 
     def load(self):

@@ -5,6 +5,7 @@ The models and characters lie in the folder `models` beside it, as do the exampl
 
 from collections import defaultdict
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnxruntime
@@ -18,8 +19,8 @@ MODELS = Path(__file__).with_name("models")
 class Ocr:
     """Lines of one width are read together. `threads`: of each session; 0: ONNX Runtime's own choice, all cores."""
 
-    inputs = {"picture": "BYTES[1]"}
-    outputs = {"text": "BYTES[-1]", "sure": "FP32[-1]", "corners": "FP32[-1,4,2]"}
+    inputs: ClassVar = {"picture": "BYTES[1]"}
+    outputs: ClassVar = {"text": "BYTES[-1]", "sure": "FP32[-1]", "corners": "FP32[-1,4,2]"}
     threads = 0
 
     def load(self):

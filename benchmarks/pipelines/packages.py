@@ -13,7 +13,7 @@ from benchmarks.real.catalog import MINILM, RAPIDOCR
 from benchmarks.real.fetch import PACKAGES, ROOT, install
 from benchmarks.real.making.places import Places
 
-LIBRARIES = ("opencv-python-headless", "pillow", "tokenizers", "matplotlib", "huggingface-hub")
+LIBRARIES = ("opencv-python-headless", "pillow", "tokenizers", "matplotlib")
 WEIGHTS = (RAPIDOCR, MINILM)
 EXAMPLES = ROOT / "examples"
 

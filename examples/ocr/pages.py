@@ -1,17 +1,17 @@
 """Pages to read: the Python library's own words, drawn in many faces and sizes, a little askew, every fourth upside down.
 
-Called by run.py. Not aware of: how they are read.
+Called by run.py and by benchmarks/pipelines. Not aware of: how they are read.
 """
 
 import importlib
+import importlib.util
 import inspect
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-FACES = Path(matplotlib.get_data_path(), "fonts", "ttf")
+FACES = Path(importlib.util.find_spec("matplotlib").origin).parent / "mpl-data" / "fonts" / "ttf"
 NAMES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "DejaVuSans-Bold", "STIXGeneral", "cmr10", "DejaVuSans-Oblique")
 MODULES = (
     "argparse",
@@ -30,14 +30,14 @@ MODULES = (
     "timeit",
     "uuid",
 )
-SIZE = (480, 320)
-MARGIN = 28
+SIZE = (384, 256)
+MARGIN = 24
 
 
 def draw(number):
     """A page and the lines that it says: (RGB image, list of str). The same number gives the same page."""
     random = np.random.default_rng(number)
-    face = ImageFont.truetype(str(FACES / f"{NAMES[number % len(NAMES)]}.ttf"), int(random.integers(16, 34)))
+    face = ImageFont.truetype(str(FACES / f"{NAMES[number % len(NAMES)]}.ttf"), int(random.integers(20, 36)))
     paper, ink = (int(random.integers(*limits)) for limits in ((205, 256), (0, 80)))
     image = Image.new("RGB", SIZE, (paper, paper, int(paper * 0.95)))
     pen = ImageDraw.Draw(image)

@@ -4,9 +4,7 @@ Takes the networks out of an installed package, starts `dlproxy serve`, sends th
 and out/pages.png, the first pages with what was found on them.
 """
 
-import importlib.util
 import io
-import shutil
 import subprocess
 import sys
 import time
@@ -16,30 +14,15 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from pages import draw
 from PIL import Image, ImageDraw, ImageFont
+from weights import take_models
 
 from dlproxy import Client
 
 HERE = Path(__file__).parent
 PORT = 8090
 PAGES, SHOWN = 12, 4
-MODELS = {
-    "detect": "ch_PP-OCRv4_det_infer.onnx",
-    "classify": "ch_ppocr_mobile_v2.0_cls_infer.onnx",
-    "read": "ch_PP-OCRv4_rec_infer.onnx",
-}
-
-
-def take_models(into):
-    """Out of the package rapidocr-onnxruntime, and the characters that the reader knows out of its own file."""
-    folder = Path(importlib.util.find_spec("rapidocr_onnxruntime").origin).with_name("models")
-    into.mkdir(exist_ok=True)
-    for name, file in MODELS.items():
-        shutil.copyfile(folder / file, into / f"{name}.onnx")
-    known = onnxruntime.InferenceSession(into / "read.onnx").get_modelmeta().custom_metadata_map["character"]
-    (into / "characters.txt").write_text(known, "utf-8")
 
 
 @contextmanager
