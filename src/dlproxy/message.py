@@ -4,9 +4,10 @@ Hot-path messages are msgspec Structs: built in C, about three times faster than
 Not aware of: wire formats, runtimes, policies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from math import inf, prod
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
@@ -244,12 +245,15 @@ class Trace(Struct, frozen=True):
 
 
 NO_TRACE = Trace()  # compared by identity
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class Request(Struct, eq=False):
     """A checked request: `inputs` stand in the order of the model's signature, `outputs` index the wanted outputs.
 
-    `max_age_s`: how old a remembered answer may be; 0: it is computed anew, below 0: and not remembered either.
+    `max_age_s`: how old a remembered answer may be; 0: it is computed anew, below 0: and not remembered either. `headers`:
+    those of the client's that the model asks for, by names in lower case. `charged`: it is a stage's of a pipeline, whose
+    request the quotas have counted.
     """
 
     ticket: Ticket
@@ -261,6 +265,8 @@ class Request(Struct, eq=False):
     principal: Principal = ANONYMOUS
     trace: Trace = NO_TRACE
     max_age_s: float = inf
+    headers: Mapping[str, str] = NO_HEADERS
+    charged: bool = False
 
 
 class Timing(Struct):

@@ -253,7 +253,7 @@ def _describe(model: "LoadedModel") -> list[str]:
         f"model {served.name} version {served.version}",
         f"  inputs   {', '.join(map(_show, served.signature.inputs))}",
         f"  outputs  {', '.join(map(_show, served.signature.outputs))}",
-        f"  runs     {fleet.describe()}{threads}, {single} a row, {batching}",
+        f"  runs     {fleet.describe()}" + ("" if fleet.run == "pipeline" else f"{threads}, {single} a row, {batching}"),
     ]
     config = model.control.config
     aims = [str(config.goal), *(f"priority {priority}: {text}" for priority, text in config.slo_by_priority.items())]

@@ -21,7 +21,7 @@ class Scheduler(Protocol):
 
     def lose_instance(self, name: str, reason: str, *, crashed: bool = False) -> None: ...
 
-    def retire_instance(self, name: str) -> None: ...
+    def retire_instance(self, name: str, reason: str = "") -> None: ...
 
 
 class _Place(Struct, eq=False):
@@ -68,6 +68,12 @@ class Roster:
             self._enter(name, "lost").last_problem = reason
         self._stats.instance_changes["lost"] += 1
         self._scheduler.lose_instance(name, reason, crashed=crashed)
+
+    def suspend_instance(self, name: str, reason: str) -> None:
+        """It takes nothing more for now, though it is wanted; what it runs is let finish."""
+        self._enter(name, "lost").last_problem = reason
+        self._stats.instance_changes["lost"] += 1
+        self._scheduler.retire_instance(name, reason)
 
     def retire_instance(self, name: str) -> None:
         """It is not wanted any more, up or not: no more batches for it; one that runs is let finish.

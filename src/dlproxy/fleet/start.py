@@ -32,7 +32,7 @@ async def start_fleet(name: str, config: ModelConfig, memory: Memory | None = No
     config = config.begun(WAY)
     trust = msgspec.structs.replace(trust, model=name, version=config.version)
     way = await _way(config, trust)
-    _heed(name, config, *(("inline", "thread") if way == "auto" else (way,)))
+    heed(name, config, *(("inline", "thread") if way == "auto" else (way,)))
     return await WAYS.get(way, _added)(name, config, memory, trust)
 
 
@@ -92,7 +92,7 @@ WAYS: Mapping[str, Start] = {
 """Those of other packages are found by their entry points."""
 
 
-def _heed(name: str, config: ModelConfig, *places: str) -> None:
+def heed(name: str, config: ModelConfig, *places: str) -> None:
     """Refuse or warn of knobs that have no effect there. Raises ConfigError."""
     try:
         warnings = check(config, places)

@@ -78,9 +78,10 @@ class InstanceLost(Struct, tag="instance_lost"):
 
 
 class InstanceRetired(Struct, tag="instance_retired"):
-    """An instance takes no more batches; what it runs will end as usual."""
+    """An instance takes no more batches; what it runs will end as usual. `reason`: empty if somebody wished it."""
 
     instance: str
+    reason: str = ""
 
 
 class InstanceExpected(Struct, tag="instance_expected"):

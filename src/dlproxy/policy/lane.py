@@ -240,7 +240,7 @@ class Lane:
         if event.instance in self.pool:
             self.pool.remove(event.instance)
             self._size_limit()
-            self._outage.retired()
+            self._outage.retired(event.reason)
             self._handle_outage(now, commands)
 
     def _instance_expected(self, event: InstanceExpected, now: float, commands: list[Command]) -> None:

@@ -20,9 +20,12 @@ class Outage:
         """An instance is gone, perhaps the last one."""
         self._refusal = unavailable("no_instance", f"the model has no live instance: {instance} was lost ({reason})")
 
-    def retired(self) -> None:
-        """The same, at somebody's wish."""
-        self._refusal = unavailable("no_instance", "the model has no instance any more: it was scaled to none")
+    def retired(self, reason: str) -> None:
+        """The same, for a reason or (empty) at somebody's wish."""
+        why = (
+            f"the model cannot answer now: {reason}" if reason else "the model has no instance any more: it was scaled to none"
+        )
+        self._refusal = unavailable("no_instance", why)
 
     def refusal(self) -> Refusal:
         """For those who come or wait while nobody is there to run them."""

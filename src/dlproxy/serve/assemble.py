@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from dlproxy.compress import record_path
 from dlproxy.config import ModelConfig, TenantConfig, parse_goal
+from dlproxy.config.pipelines import PIPELINE
 from dlproxy.cores import usable_cores
 from dlproxy.fleet import Fleet
 from dlproxy.fleet.autoscale import Autoscaler, Scaled, autoscaler, most_instances
@@ -39,8 +40,10 @@ from dlproxy.serve.caching.caches import Caches
 from dlproxy.serve.control import LaneControl
 from dlproxy.serve.degrading import Degrading
 from dlproxy.serve.driver import Driver
+from dlproxy.serve.failure_log import FailureLog
 from dlproxy.serve.layers import QuotaLayer, WakeLayer
 from dlproxy.serve.partition import PartitionLayer, can_split
+from dlproxy.serve.pipelines import PipelineFleet, Pipelines
 from dlproxy.serve.recheck import Recheck
 from dlproxy.serve.reservoir import Reservoir
 from dlproxy.serve.variants import VariantLayer, check_variants
@@ -108,19 +111,24 @@ async def load_model(
     trust: Trust = ANY,
     on_ways: Callable[[], None] = lambda: None,
     caches: Caches | None = None,
+    pipelines: Pipelines | None = None,
     clock: Callable[[], float] = monotonic,
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ConfigError, LogError, ModelError, and then nothing of it is left.
 
     `ticket_ids`: where requests get theirs. `event_log`: the file. `trust`: which models may be loaded. `on_ways`: called when
-    its batches run in another way, or in another number side by side.
+    its batches run in another way, or in another number side by side. `pipelines`: for a model that is one.
     """
     class_names = class_names_of(config)
     if not config.accuracy:
         config = msgspec.structs.replace(config, accuracy=await asyncio.to_thread(_measured_accuracy, config.path, trust))
     if caches is not None:
         await caches.read(name, config)
-    fleet = await start_fleet(name, config, memory, trust)
+    fleet: Fleet
+    if config.path == PIPELINE and pipelines is not None:
+        fleet = await pipelines.start(name, config, trust)
+    else:
+        fleet = await start_fleet(name, config, memory, trust)
     try:
         if fleet.most_rows is not None:
             config = msgspec.structs.replace(config, max_batch=min(config.max_batch, fleet.most_rows))
@@ -167,6 +175,7 @@ def _assembled(
         clock=clock,
         quarantine_s=config.quarantine_s,
         outage_wait_s=config.outage_wait_s,
+        failure_log=FailureLog(name, of_stages=isinstance(fleet, PipelineFleet)),
     )
     roster = Roster(driver, stats, clock, None if recorder is None else recorder.note)
     fleet.attach(roster)
@@ -177,6 +186,8 @@ def _assembled(
     splits = can_split(signature)
     if splits:
         service = control.partition = _partition(driver, signature, stats, ticket_ids, clock, plan)
+    if isinstance(fleet, PipelineFleet):
+        service, control.steps = fleet.before(driver, stats), fleet.state
     if scaler is not None and config.scale_to_zero_s:
         service = WakeLayer(service, scaler)
     variants = VariantLayer(service, name, config, stats, driver, clock) if config.variants else None
@@ -194,6 +205,7 @@ def _assembled(
         view=lane.view,
         sticky=config.sticky,
         control=control,
+        headers=fleet.headers if isinstance(fleet, PipelineFleet) else (),
     )
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
     if variants is not None:

@@ -68,6 +68,8 @@ class LaneControl:
         self.partition: PartitionLayer | None = None
         self.variants: Callable[[], dict[str, Any] | None] = lambda: None
         """How they are, of a model that has some."""
+        self.steps: Callable[[], list[dict[str, Any]] | None] = lambda: None
+        """How they are, of a pipeline."""
         self.on_scaled: Callable[[], None] = lambda: None
         """Called when the number of instances has changed."""
 
@@ -105,6 +107,7 @@ class LaneControl:
             "instances": self._instances(view),
             "autoscale": None if self.autoscaler is None else self.autoscaler.state(),
             "variants": self.variants(),
+            "steps": self.steps(),
         }
 
     def _instances(self, view: LaneView) -> list[dict[str, Any]]:

@@ -86,6 +86,7 @@ class Driver:
         clock: Callable[[], float],
         quarantine_s: float = 0.0,
         outage_wait_s: float = 0.0,
+        failure_log: FailureLog | None = None,
     ) -> None:
         self._model = model
         self._version = version
@@ -99,7 +100,7 @@ class Driver:
         self._quarantine_s = quarantine_s
         self._outage_wait_s = outage_wait_s
         self._crashed_at = -inf  # if another instance is being started in the place of the one that crashed last
-        self._failure_log = FailureLog(model)
+        self._failure_log = failure_log or FailureLog(model)
         self._quarantine: Quarantine | None = None  # there is one only while something is in it
         self._loop = asyncio.get_running_loop()
         self._instances: dict[str, Instance] = {}
@@ -178,10 +179,10 @@ class Driver:
         """One is being started: requests may wait for it until then."""
         self._tell_lane(InstanceExpected(until))
 
-    def retire_instance(self, name: str) -> None:
-        """No more batches for it; one that runs is let finish. Unknown names are ignored."""
+    def retire_instance(self, name: str, reason: str = "") -> None:
+        """No more batches for it, for a reason as InstanceRetired has it; one that runs ends well. Unknown ones are ignored."""
         if self._instances.pop(name, None) is not None:
-            self._tell_lane(InstanceRetired(name))
+            self._tell_lane(InstanceRetired(name, reason))
 
     def take_turns(self, turns: Turns, needs: Mapping[str, float]) -> None:
         """Batches need so much of the machine's resources each. Before the lane's knobs say that it is arbitrated; or again."""

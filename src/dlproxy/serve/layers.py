@@ -54,7 +54,7 @@ class QuotaLayer:
         self._by_tenant = quotas.by_tenant
 
     def submit(self, request: Request, reply: ReplyTo) -> None:
-        if not self._by_tenant and request.principal.quota is None:
+        if request.charged or (not self._by_tenant and request.principal.quota is None):
             self._inner.submit(request, reply)
             return
         ticket, quotas = request.ticket, self._quotas

@@ -35,6 +35,7 @@ from dlproxy.policy.wanted import WantedVersion
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
 from dlproxy.serve.caching.caches import Caches
 from dlproxy.serve.idle_poll import IdlePoll, may_poll
+from dlproxy.serve.pipelines import PipelineFleet, Pipelines
 from dlproxy.serve.rollout import OnWorse, Rollouts
 from dlproxy.serve.tuning import holding, tuned
 from dlproxy.serve.turns import Turns
@@ -94,6 +95,7 @@ class Models:
         """Told when a guarded version does worse than the default one."""
         self._rollouts = Rollouts(self.catalog, self._loaded, lambda *what: self.on_worse(*what), clock)
         self.catalog.subscribe(self._find_variants)
+        self._pipelines = Pipelines(self.catalog, clock)
 
     def __iter__(self) -> Iterator[LoadedModel]:
         return iter(list(self._loaded.values()))
@@ -213,10 +215,14 @@ class Models:
     async def drain(self, drain_s: float | None = None) -> None:
         """Load nothing more, answer what is under way, unload everything."""
         self.catalog.drain()
+        for model in reversed(list(self)):  # pipelines before their stages, which were there first
+            if isinstance(model.fleet, PipelineFleet):
+                await asyncio.shield(self._retire(model, STOPPING, drain_s))
         for model in self:
             self._retire(model, STOPPING, drain_s)
         async with self._warming_up:  # what was being loaded is stopped by whoever loads it
             await asyncio.gather(*self._leaving.values())
+        await self._pipelines.stop()
         await self.caches.close()
 
     def close_recordings(self) -> None:
@@ -253,6 +259,7 @@ class Models:
                         trust=self._trust,
                         on_ways=self._ways_changed,
                         caches=self.caches,
+                        pipelines=self._pipelines,
                         clock=self._clock,
                     )
             except asyncio.CancelledError:

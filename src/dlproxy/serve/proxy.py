@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from dlproxy import tensors
 from dlproxy.config import CacheConfig, ConfigError, ModelConfig, ServerConfig, model_of
+from dlproxy.config.pipelines import PIPELINE
 from dlproxy.config.reading import override
 from dlproxy.config.security import IntegrityConfig
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Tensor, invalid
@@ -92,7 +93,7 @@ class Proxy:
         self._loop = asyncio.get_running_loop()
         self._open()
         try:
-            for model in self._wanted:
+            for model in sorted(self._wanted, key=lambda model: model.config.path == PIPELINE):  # after their stages
                 await self._models.load(model.name, model.config)
         except BaseException:  # cancellation too: what is up already has threads
             await self._close()

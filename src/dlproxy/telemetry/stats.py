@@ -6,7 +6,7 @@ Not aware of: Prometheus, JSON. Durations are kept in seconds.
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from time import time
 from typing import Literal, get_args
@@ -19,6 +19,7 @@ from dlproxy.policy.queueing import LOWEST_LEVEL
 InstanceState = Literal["up", "starting", "waiting", "lost"]
 InstanceChange = Literal["up", "lost", "retired", "failed_to_start"]
 
+NEWEST = 32  # runs of a step that tell how long it usually takes
 MOST_PLACES = 64  # that parts are told apart by: an answer may have any number
 BOUNDS_S = (
     *(1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3),
@@ -187,6 +188,33 @@ class VariantCounts:
         self.assignment = dict.fromkeys(range(1, LOWEST_LEVEL + 1), model)
 
 
+class StepCounts(Struct, eq=False):
+    """Of one step of a pipeline. `ended`: times that it ended well, after `waited_s` and `computed_s` seconds in all."""
+
+    in_flight: int = 0
+    requests: int = 0
+    skipped: int = 0
+    failures: int = 0
+    waited_s: float = 0.0
+    computed_s: float = 0.0
+    usual_s: float = 0.0
+    """What it computes of late."""
+
+    def began(self) -> None:
+        self.in_flight += 1
+
+    def ended(self, *, waited_s: float, computed_s: float) -> None:
+        self.in_flight -= 1
+        self.requests += 1
+        self.waited_s += waited_s
+        self.computed_s += computed_s
+        self.usual_s += (computed_s - self.usual_s) / min(self.requests, NEWEST)
+
+    def failed(self) -> None:
+        self.in_flight -= 1
+        self.failures += 1
+
+
 class ModelStats:
     """Counts since the model was loaded. `rows` are inferences in Triton's sense, `queue` to `request` are per request: one
     that is split counts once there and in `failures`, and its rows and batches as they run.
@@ -216,6 +244,7 @@ class ModelStats:
         self.streams: StreamStats | None = None  # None: the model answers at once
         self.cache: CacheCounts | None = None  # None: answers are not remembered
         self.variants: VariantCounts | None = None  # None: no variant may stand in for it
+        self.steps: Mapping[str, StepCounts] | None = None  # by name; None: it is no pipeline
         self.remembered = 0  # of `request`, those whose answers were computed for others, or by others
         self.last_at_ms = 0
         self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now

@@ -3,7 +3,7 @@
 Not aware of: how a model runs; it knows the Service that takes requests for it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import count
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,7 +32,8 @@ class ServedModel:
     """One version of one model, as protocols see it. `max_batch`: rows that one request may have.
 
     `slo_s_by_level`: as terms.by_level has it. `view`: how its lane is. `sticky`: what its requests stick to, as the knob has
-    it. `control`: None where there is none. `class_names`: those of its outputs.
+    it. `control`: None where there is none. `class_names`: those of its outputs. `headers`: of the client's, those that its
+    requests carry.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class ServedModel:
         slo_s_by_level: Sequence[float | None] | None = None,
         sticky: str = "",
         control: ModelControl | None = None,
+        headers: Collection[str] = (),
     ) -> None:
         self.name = name
         self.version = version
@@ -61,6 +63,7 @@ class ServedModel:
         self.view = view
         self.sticky = sticky
         self.control = control
+        self.headers = headers
         self.class_names: Sequence[str] = ()  # set before it is served
         self.would_wait_s: Callable[[float], float] = lambda now: 0.0
         """How long a request that came now would wait for an instance, as far as its lane can tell."""

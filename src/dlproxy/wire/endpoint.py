@@ -30,7 +30,7 @@ class Endpoint:
         self.checker = RequestChecker(model)
         self.ticket_ids = ticket_ids
         self.clock = clock
-        self.read_headers = HeaderTerms(tenant_header=tenant_header, sticky=model.sticky).read
+        self.read_headers = HeaderTerms(tenant_header=tenant_header, sticky=model.sticky, wanted=model.headers).read
         self.cancel = model.service.cancel
         self._service = model.service
         self._sticky = model.sticky
@@ -63,6 +63,7 @@ class Endpoint:
             if terms.trace is not NO_TRACE:
                 request.trace = terms.trace
             request.max_age_s = terms.max_age_s
+            request.headers = terms.headers
         if self._sticky:
             request.ticket.affinity = self._affinity(request, terms)
         self._service.submit(request, reply)

@@ -3,14 +3,15 @@
 Called by every protocol and serve/proxy.py; what comes of it is settled in endpoint.py. Not aware of: bodies, lanes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf, isnan
 from reprlib import repr as brief  # bounds the length: the value is the client's
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
-from dlproxy.message import ANONYMOUS, NO_TRACE, Failure, FailureKind, InferenceError, Principal, Trace, invalid
+from dlproxy.message import ANONYMOUS, NO_HEADERS, NO_TRACE, Failure, FailureKind, InferenceError, Principal, Trace, invalid
 from dlproxy.policy.queueing import DEFAULT_LEVEL, LOWEST_LEVEL
 from dlproxy.wire.trace import REQUEST_ID, TRACE_PARENT, trace_of
 
@@ -45,7 +46,8 @@ Raises InferenceError(UNAUTHENTICATED or FORBIDDEN) to refuse the request.
 class Terms(Struct, frozen=True):
     """`timeout_s`: how long after its arrival an answer is worth something. `priority`: as a Ticket has it, None if not given.
 
-    `affinity`: what the request sticks to where the model's knob is sticky = "header:NAME". `max_age_s`: as a Request has it.
+    `affinity`: what the request sticks to where the model's knob is sticky = "header:NAME". `max_age_s`, `headers`: as a
+    Request has them.
     """
 
     timeout_s: float = inf
@@ -55,24 +57,27 @@ class Terms(Struct, frozen=True):
     principal: Principal = ANONYMOUS
     trace: Trace = NO_TRACE
     max_age_s: float = inf
+    headers: Mapping[str, str] = NO_HEADERS
 
     def over(self, others: "Terms") -> "Terms":
         """Both: the shorter timeout holds; what only `others` say counts too."""
         priority = others.priority if self.priority is None else self.priority
         timeout_s = min(self.timeout_s, others.timeout_s)
-        return Terms(timeout_s, priority, self.tenant, self.affinity, self.principal, self.trace, self.max_age_s)
+        return msgspec.structs.replace(self, timeout_s=timeout_s, priority=priority)
 
 
 NO_TERMS = Terms()  # the one that is compared by identity: most requests ask for nothing
 
 
 class HeaderTerms:
-    """Reads the headers, or gRPC's metadata, of one model's requests. `sticky`: as the knob has it.
+    """Reads the headers, or gRPC's metadata, of one model's requests. `sticky`: as the knob has it. `wanted`: names of those
+    that the requests carry on.
 
     Headers that repeat are one object (http/connection.py), so what the last ones said is known by identity.
     """
 
-    def __init__(self, *, tenant_header: str, sticky: str) -> None:
+    def __init__(self, *, tenant_header: str, sticky: str, wanted: Collection[str] = ()) -> None:
+        self._wanted = {name.encode("latin-1"): name for name in map(str.lower, wanted)}
         self._tenant_header = tenant_header.lower().encode("latin-1")
         self._sticky_header = sticky.removeprefix("header:").lower().encode("latin-1") if ":" in sticky else b""
         self._last: Mapping[bytes, bytes] | None = None
@@ -92,8 +97,9 @@ class HeaderTerms:
         affinity = headers.get(self._sticky_header) if self._sticky_header else None
         trace = trace_of(headers) if REQUEST_ID in headers or TRACE_PARENT in headers else NO_TRACE
         max_age_s = max_age_of(headers[CACHE_CONTROL]) if CACHE_CONTROL in headers else inf
+        carried = self._carried(headers) if self._wanted else NO_HEADERS
         silent = timeout_s == inf and priority is None and tenant is None and affinity is None and max_age_s == inf
-        if silent and principal is ANONYMOUS and trace is NO_TRACE:
+        if silent and principal is ANONYMOUS and trace is NO_TRACE and not carried:
             return NO_TERMS
         return Terms(
             timeout_s,
@@ -103,7 +109,11 @@ class HeaderTerms:
             principal,
             trace,
             max_age_s,
+            carried,
         )
+
+    def _carried(self, headers: Mapping[bytes, bytes]) -> Mapping[str, str]:
+        return {name: _text_in(headers[key]) for key, name in self._wanted.items() if key in headers}
 
 
 def deadline_of(headers: Mapping[bytes, bytes]) -> float:
@@ -196,13 +206,16 @@ def _refuse_sequence(params: Mapping[str, Any]) -> None:
 
 
 def _name(value: bytes | None) -> str:
-    """Clients send names beyond ASCII in either encoding; [tenants.zürich] means the same one."""
-    if not value:
-        return ""
+    """[tenants.zürich] means the same one in either encoding."""
+    return _text_in(value)[:MOST_TENANT] if value else ""
+
+
+def _text_in(value: bytes) -> str:
+    """Clients send what is beyond ASCII in either encoding."""
     try:
-        return value.decode()[:MOST_TENANT]
+        return value.decode()
     except UnicodeDecodeError:
-        return value.decode("latin-1")[:MOST_TENANT]
+        return value.decode("latin-1")
 
 
 def _milliseconds(value: bytes) -> float:

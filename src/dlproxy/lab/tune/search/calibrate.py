@@ -59,7 +59,7 @@ class _Instances:
     def lose_instance(self, name: str, reason: str, *, crashed: bool = False) -> None:
         self.up = [instance for instance in self.up if instance.name != name]
 
-    def retire_instance(self, name: str) -> None:
+    def retire_instance(self, name: str, reason: str = "") -> None:
         self.lose_instance(name, "retired")
 
 

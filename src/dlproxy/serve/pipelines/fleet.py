@@ -1,0 +1,229 @@
+"""What serves a pipeline: its plan, its one instance, and whether the models of its stages are served.
+
+Made by Pipelines (this room's __init__), held by serve/assemble.py. Not aware of: protocols, other pipelines.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.config.pipelines import PIPELINE, Wiring, wired
+from dlproxy.fleet.names import instance_name
+from dlproxy.fleet.roster import Roster
+from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.declared import signature_of
+from dlproxy.instance.trial import Way
+from dlproxy.instance.warmup import Calibration
+from dlproxy.message import Request, Signature
+from dlproxy.policy.pipelines import Pacing
+from dlproxy.serve.pipelines import matching
+from dlproxy.serve.pipelines.code import CodeStage
+from dlproxy.serve.pipelines.instance import PipelineInstance
+from dlproxy.serve.pipelines.layer import PipelineLayer
+from dlproxy.serve.pipelines.plan import Plan, planned, wanted
+from dlproxy.serve.pipelines.run import Run
+from dlproxy.serve.pipelines.stages import Bound, ModelStage
+from dlproxy.serve.pipelines.threads import Threads
+from dlproxy.service import Service
+from dlproxy.telemetry.stats import ModelStats, StepCounts
+from dlproxy.wire.catalog import Catalog
+
+log = logging.getLogger(__name__)
+
+
+class PipelineFleet:
+    """A Fleet, and the Site of its runs. `stages_of`: the models that another pipeline asks, by its name."""
+
+    run = PIPELINE
+    most_rows: int | None = None
+    plan: Plan
+
+    def __init__(
+        self,
+        name: str,
+        config: ModelConfig,
+        stages: Mapping[str, ModelStage | CodeStage],
+        catalog: Catalog,
+        threads: Threads,
+        clock: Callable[[], float],
+        stages_of: Callable[[str], frozenset[str]],
+        on_stop: Callable[["PipelineFleet"], None],
+    ) -> None:
+        """Raises ConfigError, ModelError for steps that do not fit together, or stages that are not served."""
+        self.name = name
+        self.threads = threads
+        self.clock = clock
+        self.ids: Iterator[int] = catalog.ticket_ids
+        self.calibration = Calibration((), independent_rows=False)
+        self.way = Way(inline=False, instances=1, threads=0)
+        self.stages = stages
+        self.counts = {step: StepCounts() for step in stages}
+        self._wiring: Wiring = wired(config.steps, config.inputs, config.outputs)
+        self.pacing = Pacing(self._wiring)
+        self._config = config
+        self._catalog = catalog
+        self._stages_of = stages_of
+        self._on_stop = on_stop
+        self.problem = ""
+        self._roster: Roster | None = None
+        self._lives = 0
+        self._instance: PipelineInstance | None = None
+        self.runs: dict[int, Run] = {}  # by ticket
+        bound = self._found()
+        inputs = matching.inputs_of(self._wiring, config.inputs, config.steps, bound)
+        outputs = matching.outputs_of(self._wiring, config.steps, stages, bound)
+        self._inputs = {spec.name: spec for spec in inputs}
+        self._check(bound)
+        streams = any(model.served.signature.streams for model in bound.values())
+        signature = signature_of(inputs, outputs, platform=PIPELINE)
+        self.signature: Signature = msgspec.structs.replace(signature, batched=False, streams=streams)
+        self.plan = planned(self._wiring, config.steps, stages, self.signature.inputs, self.signature.outputs)
+        self._use(bound)
+
+    @property
+    def models(self) -> frozenset[str]:
+        """That it asks."""
+        return frozenset(stage.model for stage in self.stages.values() if isinstance(stage, ModelStage))
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """Of the client's, those that steps name."""
+        return tuple(dict.fromkeys(name for stage in self.stages.values() for name in stage.config.headers))
+
+    # A Fleet
+
+    def attach(self, roster: Roster) -> None:
+        self._roster = roster
+        self._come_up()
+
+    def before(self, driver: Service, stats: ModelStats) -> PipelineLayer:
+        """Where requests come in."""
+        stats.steps = self.counts
+        return PipelineLayer(driver, self, stats)
+
+    async def scale(self, count: int) -> None:
+        raise ConfigError(f"model {self.name} is a pipeline: its stages are models, which have instances")
+
+    def elsewhere_bytes(self) -> int:
+        return 0
+
+    async def stop(self) -> None:
+        self._on_stop(self)
+        for run in list(self.runs.values()):
+            run.cancel()
+        self._roster = None
+        for stage in self.stages.values():
+            if isinstance(stage, CodeStage):
+                await asyncio.to_thread(stage.close)
+
+    def describe(self) -> str:
+        steps = " -> ".join(f"{name} ({stage.config.does})" for name, stage in self._in_order())
+        return f"in other models: {steps}"
+
+    # A Site
+
+    def over(self, run: Run) -> None:
+        self.runs.pop(run.request.ticket.id, None)
+
+    # How it is
+
+    def state(self) -> list[dict[str, Any]]:
+        """JSON: every step, in order."""
+        return [
+            {"name": name, "does": stage.config.does, **msgspec.to_builtins(self.counts[name])}
+            for name, stage in self._in_order()
+        ]
+
+    def follow(self) -> None:
+        """Models have come, gone, or been replaced."""
+        roster = self._roster
+        if roster is None:
+            return
+        try:
+            bound = self._found()
+            self._check(bound)
+            if any(model.served.signature.streams for model in bound.values()) != self.signature.streams:
+                raise ModelError("whether it answers in parts has changed with its last stage: load it again")
+        except ModelError as error:
+            self.problem = str(error)
+            if self._instance is not None:
+                log.warning("model %s: %s", self.name, error)
+                instance, self._instance = self._instance, None
+                roster.suspend_instance(instance.name, str(error))
+            return
+        self._use(bound)
+        if self._instance is None:
+            self._come_up()
+
+    def _come_up(self) -> None:
+        roster = self._roster
+        assert roster is not None
+        self.problem = ""
+        if self._lives:
+            roster.retire_instance(instance_name(self.name, self._lives - 1))
+        self._instance = PipelineInstance(instance_name(self.name, self._lives), self)
+        self._lives += 1
+        roster.add_instance(self._instance)
+
+    def _found(self) -> dict[str, Bound]:
+        """The models of its stages as they are served now. Raises ModelError."""
+        found = {}
+        for name, stage in self.stages.items():
+            if isinstance(stage, ModelStage):
+                if self.name in (stage.model, *self._asked_by(stage.model)):
+                    raise ModelError(f"stage '{name}': {stage} asks this pipeline itself, which is a circle")
+                found[name] = stage.found(self._catalog)
+        return found
+
+    def _asked_by(self, model: str) -> set[str]:
+        """All models that this one asks, if it is a pipeline, and those that they ask."""
+        known: set[str] = set()
+        unseen = {model}
+        while unseen:
+            found = set(self._stages_of(unseen.pop())) - known
+            known |= found
+            unseen |= found
+        return known
+
+    def _check(self, bound: Mapping[str, Bound]) -> None:
+        matching.check(self._wiring, self._inputs, self._config.steps, self.stages, bound)
+
+    def _use(self, bound: Mapping[str, Bound]) -> None:
+        for name, model in bound.items():
+            stage = self.stages[name]
+            assert isinstance(stage, ModelStage)
+            stage.bound = model
+
+    def _in_order(self) -> list[tuple[str, ModelStage | CodeStage]]:
+        return [(name, self.stages[name]) for name in self._wiring.order]
+
+    def waits(self, now: float) -> dict[str, float]:
+        return {
+            name: stage.bound.served.would_wait_s(now) for name, stage in self.stages.items() if isinstance(stage, ModelStage)
+        }
+
+    def cancel(self, request: Request) -> None:
+        run = self.runs.get(request.ticket.id)
+        if run is not None:
+            asyncio.get_running_loop().call_soon(run.cancel)  # a lane's commands may be in the midst of being carried out
+
+
+def stages_of(config: ModelConfig, wiring: Wiring, *, trusted: bool) -> dict[str, ModelStage | CodeStage]:
+    """What does the steps, with the code imported and made. Blocks. Raises ModelError."""
+    made: dict[str, ModelStage | CodeStage] = {}
+    try:
+        for name, names in wanted(wiring).items():
+            step = config.steps[name]
+            if step.model and step.need:
+                raise ModelError(f"stage '{name}': need is for code, and model '{step.model}' takes all of its inputs")
+            made[name] = ModelStage(name, step, names) if step.model else CodeStage(name, step, names, trusted=trusted)
+    except BaseException:
+        for stage in made.values():
+            if isinstance(stage, CodeStage):
+                stage.close()
+        raise
+    return made

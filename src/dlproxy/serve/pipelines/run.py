@@ -1,0 +1,323 @@
+"""One request on its way through the steps of a pipeline: what can begin does, until the outputs are there or something fails.
+
+Made by instance.py. Everything is called on the event loop. Not aware of: lanes, protocols, who waits for the end.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from math import inf
+from typing import Any, Protocol
+
+from dlproxy.instance.batch import BatchResult
+from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Rest, Tensor, text_of
+from dlproxy.policy.pipelines import Pacing
+from dlproxy.serve.pipelines.calls import Call, call_of
+from dlproxy.serve.pipelines.code import CodeStage, Context
+from dlproxy.serve.pipelines.parts import PipelineRest
+from dlproxy.serve.pipelines.plan import Plan, Step
+from dlproxy.serve.pipelines.stages import ModelStage
+from dlproxy.serve.pipelines.threads import Job, Threads
+from dlproxy.serve.pipelines.values import MISSING, Array, Missing, Value, checked, first, truths
+from dlproxy.telemetry.stats import StepCounts
+from dlproxy.tensors import to_array
+
+log = logging.getLogger(__name__)
+
+
+class Site(Protocol):
+    """What runs of one pipeline share: its fleet."""
+
+    plan: Plan
+    pacing: Pacing
+    counts: dict[str, StepCounts]
+    threads: Threads
+    ids: Iterator[int]
+    clock: Callable[[], float]
+    runs: "dict[int, Run]"
+
+    def over(self, run: "Run") -> None:
+        """It has ended."""
+        ...
+
+
+class Run:
+    """`done` gets the result, once, but not before `begin` has returned. `path_s`: what the steps computed that those which
+    begin now had to wait for.
+    """
+
+    __slots__ = ("_beginning", "_calls", "_done", "_loop", "_site", "_state", "_timers", "_values", "over", "path_s", "request")
+
+    def __init__(self, site: Site, request: Request, done: Callable[[BatchResult], None], loop: Any) -> None:
+        self.request = request
+        self.over = False
+        self.path_s = 0.0
+        self._site = site
+        self._done = done
+        self._loop = loop
+        self._values: list[Value | None] = [*request.inputs, *[None] * (site.plan.places - len(request.inputs))]
+        self._state: list[Failure | str] = [""] * len(site.plan.steps)  # begun, skipped, or why it has failed
+        self._calls: dict[int, Call] = {}
+        self._timers: dict[int, Any] = {}
+        self._beginning = True
+
+    def begin(self) -> None:
+        for step in self._site.plan.steps:
+            if step.first and not self.over:
+                self._consider(step)
+        self._beginning = False
+
+    def cancel(self) -> None:
+        """Nobody waits for the end any more."""
+        if not self.over:
+            self._finish(_failed(Failure(FailureKind.CANCELLED, "the request was cancelled")))
+
+    # What calls ask
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        return self._site.clock
+
+    @property
+    def threads(self) -> int:
+        """How many code may run on."""
+        return self._site.threads.most
+
+    def request_of(self, step: Step, tensors: list[Tensor]) -> Request:
+        """For the model of this step. Raises InferenceError."""
+        site, stage, now = self._site, step.stage, self._site.clock()
+        assert isinstance(stage, ModelStage)
+        deadline_at = site.pacing.deadline_at(step.name, self.request.ticket, now)
+        return stage.request(tensors, self.request, site.ids, now, deadline_at)
+
+    def put(self, step: Step, work: Callable[[], Any], done: Callable[[Any], None]) -> Job:
+        """Have code run on a thread."""
+        site, ticket = self._site, self.request.ticket
+        job = Job(work, done, self._loop, ticket.deadline_at)
+        site.threads.put(job, site.pacing.deadline_at(step.name, ticket, site.clock()))
+        return job
+
+    def context(self, stage: CodeStage) -> Context | None:
+        if not stage.takes_context:
+            return None
+        request = self.request
+        sent = request.headers
+        headers = {name: sent[name] for name in map(str.lower, stage.config.headers) if name in sent}
+        return Context(request.params, headers, request.ticket.deadline_at, lambda: self.over)
+
+    def too_late(self) -> Failure:
+        """For code that no thread had time for."""
+        ticket, now = self.request.ticket, self._site.clock()
+        message = f"Request timeout expired: {(now - ticket.arrived_at) * 1e3:.1f} ms after it had arrived no thread was free"
+        return Failure(FailureKind.LATE if ticket.answer_by <= now else FailureKind.DEADLINE, message)
+
+    @staticmethod
+    def refused(step: Step, error: Exception) -> Failure:
+        """Why a step cannot be given what it was to get: the client's fault only if that came from the client as it is."""
+        if isinstance(error, InferenceError) and (step.direct or error.failure.kind is not FailureKind.INVALID_ARGUMENT):
+            return error.failure
+        return Failure(FailureKind.INVALID_ARGUMENT if step.direct else FailureKind.MODEL_FAILED, text_of(error))
+
+    # What they tell
+
+    def ended(self, call: Call, outputs: list[Value]) -> None:
+        """With the values of those outputs that are taken."""
+        step, site = call.step, self._site
+        if self.over:
+            return
+        del self._calls[step.number]
+        took_s = site.clock() - call.began_at
+        computed_s = min(call.computed_s, took_s)
+        site.counts[step.name].ended(waited_s=took_s - computed_s, computed_s=computed_s)
+        site.pacing.observed(step.name, waited_s=took_s - computed_s, computed_s=computed_s)
+        self.path_s = call.path_s + computed_s
+        for place, value in zip(step.outputs.values(), outputs, strict=True):
+            self._values[place] = value
+        self._go_on(step)
+
+    def failed(self, call: Call, failure: Failure, place: str, origin: Any) -> None:
+        """`place`: which items; empty if that says nothing."""
+        if self.over:
+            return
+        step = call.step
+        self._calls.pop(step.number, None)
+        self._site.counts[step.name].failed()
+        said = f"{step}{', ' * bool(place)}{place}: {failure.message}"
+        failure = Failure(failure.kind, said, failure.retry_after_s)
+        if step.optional:
+            self._state[step.number] = failure
+            self.path_s = call.path_s
+            self._lack(step)
+        else:
+            self._finish(_failed(failure, origin))
+
+    def streams(self, call: Call, response: Response, rest: Rest) -> None:
+        """The last step has the first part of its answer."""
+        step, plan, site = call.step, self._site.plan, self._site
+        del self._calls[step.number]
+        names = [step.stage.names[list(step.outputs.values()).index(sources[0])] for _, sources in plan.outputs]
+        places = [step.stage.names.index(name) for name in names]
+        took_s = site.clock() - call.began_at
+        computed_s = min(call.computed_s, took_s)
+        site.counts[step.name].ended(waited_s=took_s - computed_s, computed_s=computed_s)
+        outputs = [_array(response.outputs[place]) for place in places]
+        self._finish(BatchResult(outputs, call.path_s + computed_s, 0.0, rest=PipelineRest(rest, places, str(step))))
+
+    # What follows
+
+    def _go_on(self, step: Step) -> None:
+        steps = self._site.plan.steps
+        for number in step.after:
+            if self.over:
+                return
+            if not self._state[number]:
+                self._consider(steps[number])
+        if step.feeds_outputs and not self.over:
+            self._conclude()
+
+    def _consider(self, step: Step, *, hurried: bool = False) -> None:
+        """Begin it if all that it takes is there, skip it if something will not be."""
+        values, condition = self._values, None
+        if step.when is not None:
+            condition = values[step.when[0]]
+            if condition is None:
+                return
+        taken: dict[str, Value] = {}
+        pending = missing = 0
+        for name, sources in step.inputs:
+            value = values[sources[0]] if len(sources) == 1 else first(values, sources)
+            if value is None:
+                pending += 1
+            else:
+                taken[name] = value
+                missing += isinstance(value, Missing)
+        need = step.need or len(step.inputs)
+        there = len(taken) - missing
+        if there + pending < need or isinstance(condition, Missing):
+            self._skip(step)
+        elif not pending:
+            self._begin(step, taken, condition)
+        elif step.need and there >= need:
+            if hurried:
+                taken.update({name: MISSING for name, _ in step.inputs if name not in taken})
+                self._begin(step, taken, condition)
+            elif step.number not in self._timers:
+                self._hurry_later(step)
+
+    def _begin(self, step: Step, taken: dict[str, Value], condition: Value | None) -> None:
+        self._state[step.number] = "begun"
+        timer = self._timers.pop(step.number, None)
+        if timer is not None:
+            timer.cancel()
+        call = call_of(self, step)
+        try:
+            wanted = None
+            if step.when is not None and condition is not None:
+                wanted = [one is step.when[1] for one in truths(condition)]
+                if not step.each and len(wanted) != 1:
+                    raise ValueError(f"when: {len(wanted)} truths, where one is wanted, or each = true")
+                if not any(wanted) and (not step.each or len(wanted) == 1):
+                    self._skip(step)
+                    return
+            self._calls[step.number] = call
+            self._site.counts[step.name].began()
+            call.begin(taken, wanted)
+        except (ValueError, InferenceError) as error:
+            if not call.over:
+                call.over = True
+                self._calls.setdefault(step.number, call)
+                self.failed(call, self.refused(step, error), "", "")
+
+    def _skip(self, step: Step) -> None:
+        self._state[step.number] = "skipped"
+        self._site.counts[step.name].skipped += 1
+        self._lack(step)
+
+    def _lack(self, step: Step) -> None:
+        """Its outputs will not be there."""
+        for place in step.outputs.values():
+            self._values[place] = MISSING
+        self._go_on(step)
+
+    def _hurry_later(self, step: Step) -> None:
+        """It has enough of its inputs, and waits for the others only as long as it can still be in time."""
+        site = self._site
+        now = site.clock()
+        deadline_at = site.pacing.deadline_at(step.name, self.request.ticket, now)
+        if deadline_at < inf:
+            delay_s = max(deadline_at - site.counts[step.name].usual_s - now, 0.0)
+            self._timers[step.number] = self._loop.call_later(delay_s, self._hurry, step)
+
+    def _hurry(self, step: Step) -> None:
+        if not self.over and not self._state[step.number]:
+            self._consider(step, hurried=True)
+
+    # The end
+
+    def _conclude(self) -> None:
+        """Answer if all outputs are there."""
+        found: list[Value] = []
+        for _, sources in self._site.plan.outputs:
+            value = first(self._values, sources)
+            if value is None:
+                return
+            found.append(value)
+        outputs: list[Array] = []
+        for number, ((spec, sources), value) in enumerate(zip(self._site.plan.outputs, found, strict=True)):
+            if number not in self.request.outputs:
+                outputs.append(_array(checked([], spec)))
+                continue
+            if isinstance(value, Missing):
+                self._finish(_failed(self._why_missing(spec.name, sources)))
+                return
+            try:
+                outputs.append(_array(value if isinstance(value, Tensor) else checked(value, spec)))
+            except ValueError as error:
+                message = f"output '{spec.name}' of {self._giver(sources)} {error}"
+                self._finish(_failed(Failure(FailureKind.MODEL_FAILED, message)))
+                return
+        self._finish(BatchResult(outputs, self.path_s, 0.0))
+
+    def _giver(self, sources: tuple[int, ...]) -> Step:
+        """Whose output this is, or the last of those that it might have been."""
+        return next(step for step in self._site.plan.steps if sources[-1] in step.outputs.values())
+
+    def _why_missing(self, output: str, sources: tuple[int, ...]) -> Failure:
+        steps = [step for step in self._site.plan.steps if not set(sources).isdisjoint(step.outputs.values())]
+        failures = [state for state in self._state if isinstance(state, Failure)]
+        if failures:
+            return failures[0]
+        names = " and ".join(str(step) for step in steps)
+        were = "was" if len(steps) == 1 else "were"
+        return Failure(FailureKind.MODEL_FAILED, f"there is no output '{output}': {names} {were} skipped")
+
+    def _finish(self, result: BatchResult) -> None:
+        self.over = True
+        for timer in self._timers.values():
+            timer.cancel()
+        calls = list(self._calls.values())
+        self._calls.clear()
+        counts = self._site.counts
+        for call in calls:
+            counts[call.step.name].in_flight -= 1
+        if calls:  # later: a lane's commands may be in the midst of being carried out
+            self._loop.call_soon(_cancel, calls)
+        self._values.clear()
+        self._site.over(self)
+        if self._beginning:
+            self._loop.call_soon(self._done, result)
+        else:
+            self._done(result)
+
+
+def _cancel(calls: list[Call]) -> None:
+    for call in calls:
+        if not call.over:
+            call.cancel()
+
+
+def _array(tensor: Tensor) -> Array:
+    return to_array(tensor.dtype, tensor.shape, tensor.data)
+
+
+def _failed(failure: Failure, origin: Any = "") -> BatchResult:
+    return BatchResult([], 0.0, 0.0, failure.message, failure=failure, origin=origin)
