@@ -1,5 +1,7 @@
 """Every step is in the table, describes its options, and says in plain words what is wrong with them."""
 
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,17 @@ def test_what_is_wrong_is_said(name: str, options: dict[str, Any], message: str)
     with pytest.raises(ConfigError) as error:
         made(name, **options)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("package", "module"),
+    [("PIL", "dlproxy.steps.image"), ("soundfile", "dlproxy.steps.sound"), ("tokenizers", "dlproxy.steps.tokens")],
+)
+def test_a_package_that_is_not_there(package: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(ConfigError, match=r"pip install 'dlproxy\[steps\]'"):
+        import_module(module)
 
 
 def test_a_file_that_is_no_stacking_head(tmp_path: Path) -> None:

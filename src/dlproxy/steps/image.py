@@ -20,6 +20,7 @@ try:
 except ImportError:
     raise ConfigError("steps on images need Pillow: pip install 'dlproxy[steps]'", "steps") from None
 
+Image.init()  # else the first request would load its readers
 MOST_PIXELS = 1 << 25  # 96 MiB of RGB
 _NO_WARNING = 89_000_000  # from here on Pillow warns of decompression bombs by itself
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # of Pillow's many, those that clients send

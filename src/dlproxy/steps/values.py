@@ -15,13 +15,11 @@ def array_of(name: str, value: Any) -> NDArray[Any]:
     """The one array that it is, and no list."""
     if isinstance(value, list):
         raise ValueError(f"{name} is a list of {len(value)} arrays, and the step takes one at a time: say each = true")
-    return np.asarray(value)
+    return np.asarray(value, object if isinstance(value, bytes | str) else None)  # numpy's own strings lose zeros
 
 
 def element_of(name: str, value: Any) -> bytes:
     """The one element of a BYTES array, or the bytes that UINT8 numbers are."""
-    if isinstance(value, bytes):
-        return value
     array = array_of(name, value)
     if array.dtype == np.uint8:
         return array.tobytes()
