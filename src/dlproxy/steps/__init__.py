@@ -1,7 +1,31 @@
-"""Steps of pipelines that come with dlproxy, by the names that `call` has: STEPS says where each is.
+"""The steps that pipelines call by name: classes made once with options, then called with arrays, by several threads at once.
 
-Read by serve/pipelines/code.py. Not aware of: pipelines, requests.
+Called by whatever runs pipelines. A class has Options (a table of knobs), `outputs` (types and shapes), and takes its inputs by
+name; what it cannot take is a ValueError, an option that does not fit a ConfigError. Not aware of: pipelines, requests.
 """
 
-STEPS: dict[str, str] = {}
-"""By name, "module:Class"."""
+from collections.abc import Mapping
+from types import MappingProxyType
+
+STEPS: Mapping[str, str] = MappingProxyType(
+    {
+        "image.decode": "dlproxy.steps.image:Decode",
+        "image.resize": "dlproxy.steps.image:Resize",
+        "image.normalise": "dlproxy.steps.image:Normalise",
+        "image.crop": "dlproxy.steps.boxes:Crop",
+        "boxes.nms": "dlproxy.steps.boxes:Nms",
+        "audio.decode": "dlproxy.steps.sound:Decode",
+        "audio.log_mel": "dlproxy.steps.mel:LogMel",
+        "text.tokenize": "dlproxy.steps.tokens:Tokenize",
+        "text.pool": "dlproxy.steps.scores:Pool",
+        "softmax": "dlproxy.steps.scores:Softmax",
+        "top_k": "dlproxy.steps.scores:TopK",
+        "argmax": "dlproxy.steps.scores:ArgMax",
+        "combine.average": "dlproxy.steps.combine:Average",
+        "combine.weighted": "dlproxy.steps.combine:Weighted",
+        "combine.vote": "dlproxy.steps.combine:Vote",
+        "combine.stack": "dlproxy.steps.combine:Stack",
+        "combine.confidence": "dlproxy.steps.combine:Confidence",
+    }
+)
+"""By name, module:class; imported only when used, as some need packages of the extra `steps`."""
