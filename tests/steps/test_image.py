@@ -177,7 +177,12 @@ def test_normalised_without_rows() -> None:
     [
         ("image.decode", {}, texts(b"a", b"b"), "image has 2 elements, .* say each = true"),
         ("image.decode", {}, np.zeros(1), "image holds float, and the step takes BYTES"),
-        ("image.resize", {"size": 4}, np.zeros((2, 2, 3)), r"image is float64\[2, 2, 3\], and is resized as UINT8"),
+        (
+            "image.resize",
+            {"size": 4},
+            np.zeros((2, 2, 3)),
+            r"image is float64\[2, 2, 3\], and the step takes UINT8 of 1 or 3 channels",
+        ),
         ("image.resize", {"size": 4}, np.zeros((0, 2, 3), np.uint8), r"image is uint8\[0, 2, 3\], and an image is"),
         ("image.resize", {"size": [48, 0]}, np.zeros((1, 20_000, 1), np.uint8), "20000 x 1 would become 960000 x 48"),
         ("image.normalise", {}, np.zeros((2, 2)), r"image is float64\[2, 2\], and an image is \[height, width, channels\]"),
