@@ -85,6 +85,8 @@ def test_wav_files_that_do_not_know_their_length() -> None:
         (_file(NOISE, kind="FLAC")[:-5000], "the audio breaks off|not readable"),
         (_file(np.zeros((600_000, 2)), kind="FLAC"), "more than 500000 samples in 2 channels; see max_samples"),
         (_file(NOISE, 1000 * RATE + 1), "a filter would be too large"),
+        (_file(NOISE, 1000 * RATE), "1000 to 1, for which a filter would be too large"),
+        (_file(NOISE, 1), "4000 samples at 1 Hz are more than max_samples at 16000 Hz"),
     ],
 )
 def test_what_is_no_audio(data: bytes, message: str) -> None:

@@ -285,8 +285,13 @@ class Crop:
             raise ValueError(
                 f"the {len(corners)} crops would have {total} pixels, and max_pixels is {self._options.max_pixels}"
             )
-        cut = cropped if corners.shape[1:] == (2, 2) else warped
-        return {"crops": [self._turned(cut(pixels, *one)) for one in zip(corners, sizes.astype(int).tolist(), strict=True)]}
+        places = zip(corners, sizes.astype(int).tolist(), strict=True)
+        if corners.shape[1] == 2:
+            crops = [cropped(pixels, *place) for place in places]
+        else:
+            sheet = Sheet(pixels, corners)
+            crops = [sheet.warped(*place) for place in places]
+        return {"crops": [self._turned(crop) for crop in crops]}
 
     def _turned(self, crop: Pixels) -> Pixels:
         if self._options.turn and crop.shape[0] >= self._options.turn * crop.shape[1]:
@@ -323,24 +328,29 @@ def cropped(image: Pixels, corners: Doubles, size: tuple[int, int]) -> Pixels:
     return image[top : top + size[0], left : left + size[1]].copy()
 
 
-def warped(image: Pixels, corners: Doubles, size: tuple[int, int]) -> Pixels:
-    """What four corners frame, as an upright image of this size (height, width), by bilinear interpolation.
+class Sheet:
+    """An image, with as much around it as these corners need."""
 
-    The projection of the unit square on a quadrilateral: Heckbert, Fundamentals of Texture Mapping, 1989, 2.2.3.
-    """
-    edges = np.array(image.shape[1::-1])
-    corners = np.clip(corners, -edges * MARGIN, edges * (1 + MARGIN))
-    low, high = np.floor(corners.min(axis=0)).astype(int) - 1, np.ceil(corners.max(axis=0)).astype(int) + 1
-    first, last = np.clip(low, 0, edges - 1), np.clip(high, 1, edges)
-    around = [(int(first[axis] - low[axis]), int(high[axis] - last[axis])) for axis in (1, 0)]
-    part = np.pad(image[first[1] : last[1], first[0] : last[0]], (*around, (0, 0)), mode="edge")
-    a, b, c, d = corners - low
-    one, other, bend = b - c, d - c, a - b + c - d
-    area = one[0] * other[1] - other[0] * one[1]
-    g = (bend[0] * other[1] - other[0] * bend[1]) / area if area else 0.0
-    h = (one[0] * bend[1] - bend[0] * one[1]) / area if area else 0.0
-    across, down = (b - a + g * b) / size[1], (d - a + h * d) / size[0]
-    projection = (across[0], down[0], a[0], across[1], down[1], a[1], g / size[1], h / size[0])
-    source = Image.fromarray(part[..., 0] if part.shape[2] == 1 else part)
-    seen = source.transform(size[::-1], Image.Transform.PERSPECTIVE, projection, Image.Resampling.BILINEAR)
-    return np.asarray(seen).reshape(*size, part.shape[2])
+    def __init__(self, image: Pixels, corners: Doubles) -> None:
+        self._edges = np.array(image.shape[1::-1])
+        farthest = np.maximum(-corners, corners - self._edges).max(axis=(0, 1))
+        self._around = np.ceil(np.clip(farthest, 0, self._edges * MARGIN)).astype(int)
+        self._channels = image.shape[2]
+        if self._around.any():
+            image = np.pad(image, [(size, size) for size in (*self._around[::-1].tolist(), 0)], mode="edge")
+        self._image = Image.fromarray(image[..., 0] if self._channels == 1 else image)
+
+    def warped(self, corners: Doubles, size: tuple[int, int]) -> Pixels:
+        """What four corners frame, as an upright image of this size (height, width), by bilinear interpolation.
+
+        The projection of the unit square on a quadrilateral: Heckbert, Fundamentals of Texture Mapping, 1989, 2.2.3.
+        """
+        a, b, c, d = np.clip(corners, -self._around, self._edges + self._around) + self._around
+        one, other, bend = b - c, d - c, a - b + c - d
+        area = one[0] * other[1] - other[0] * one[1]
+        g = (bend[0] * other[1] - other[0] * bend[1]) / area if area else 0.0
+        h = (one[0] * bend[1] - bend[0] * one[1]) / area if area else 0.0
+        across, down = (b - a + g * b) / size[1], (d - a + h * d) / size[0]
+        projection = (across[0], down[0], a[0], across[1], down[1], a[1], g / size[1], h / size[0])
+        seen = self._image.transform(size[::-1], Image.Transform.PERSPECTIVE, projection, Image.Resampling.BILINEAR)
+        return np.asarray(seen).reshape(*size, self._channels)

@@ -55,7 +55,7 @@ def _phases(up: int, down: int) -> Floats:
     """
     cutoff = min(1.0, up / down) * _CUTOFF  # as a share of half the rate that is given
     half = int(CROSSINGS / cutoff) + 1
-    if up * (2 * half + 1) > _MOST_TAPS:
+    if max(up, _COLUMNS) * (2 * half + 1) > _MOST_TAPS:
         raise ValueError(f"the audio's rate is to the wanted one as {down} to {up}, for which a filter would be too large")
     fractions = (np.arange(up) * down % up / up)[:, None]
     distance = np.arange(-half, half + 1) - fractions  # of a sample that is given, from the one to be made

@@ -50,6 +50,8 @@ class Decode:
         except soundfile.SoundFileError as error:
             raise ValueError(f"audio: {len(data)} bytes that are not readable: {error}") from None
         wanted = self._options.rate or rate
+        if len(samples) * wanted > self._options.max_samples * rate:
+            raise ValueError(f"{len(samples)} samples at {rate} Hz are more than max_samples at {wanted} Hz")
         return {"samples": resampled(samples, rate, wanted)[None], "rate": np.array([wanted], np.int64)}
 
     def _mono(self, file: Any) -> Floats:
