@@ -185,6 +185,7 @@ def test_normalised_without_rows() -> None:
         ),
         ("image.resize", {"size": 4}, np.zeros((0, 2, 3), np.uint8), r"image is uint8\[0, 2, 3\], and an image is"),
         ("image.resize", {"size": [48, 0]}, np.zeros((1, 20_000, 1), np.uint8), "20000 x 1 would become 960000 x 48"),
+        ("image.resize", {"size": 640}, np.zeros((60_000, 2, 1), np.uint8), "2 x 60000 would become 640 x 640, and max_pixels"),
         ("image.normalise", {}, np.zeros((2, 2)), r"image is float64\[2, 2\], and an image is \[height, width, channels\]"),
         ("image.normalise", {"mean": [0, 0, 0]}, np.zeros((2, 2, 1)), "image has 1 channels, and mean and std are for 3"),
         ("image.normalise", {"layout": "CHW"}, np.zeros((2, 2, 2, 3)), "and an image is"),

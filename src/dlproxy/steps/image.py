@@ -128,7 +128,9 @@ class Resize:
         crop_share: Annotated[
             float, knob("with crop: the share of the shorter side that is kept, such as 0.875 for many classifiers", gt=0, le=1)
         ] = 1.0
-        max_pixels: Annotated[int, knob("of the result; more are refused", ge=1)] = MOST_PIXELS
+        max_pixels: Annotated[int, knob("of the result, and of the image in its new width; more are refused", ge=1)] = (
+            MOST_PIXELS
+        )
 
     outputs = {"image": "UINT8[-1,-1,-1]", "scale": "FP32[2]", "offset": "FP32[2]"}
 
@@ -150,7 +152,8 @@ class Resize:
         height, width, channels = pixels.shape
         _check_plain(pixels)
         place = self._place(height, width)
-        if place.size[0] * place.size[1] > self._options.max_pixels:
+        between = height * place.scaled[1]  # Pillow changes the width first
+        if max(place.size[0] * place.size[1], between) > self._options.max_pixels:
             raise ValueError(
                 f"an image of {width} x {height} would become {place.size[1]} x {place.size[0]}, and max_pixels is "
                 f"{self._options.max_pixels}"
