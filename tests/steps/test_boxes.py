@@ -19,6 +19,7 @@ def _crops(boxes: Any, image: Any = IMAGE, **more: Any) -> list[Any]:
     return found
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 30), st.integers(1, 10), st.integers(1, 10)), max_size=3))
 def test_whole_pixels_are_slices_in_every_form(boxes: list[tuple[int, int, int, int]]) -> None:
     slices = [IMAGE[y : y + height, x : x + width] for x, y, width, height in boxes]
@@ -125,6 +126,7 @@ def _share(one: Any, other: Any) -> float:
 BOXES = st.lists(st.tuples(SIDE, SIDE, SIDE, SIDE, st.integers(0, 10), st.integers(0, 2)), max_size=25)
 
 
+@settings(max_examples=50)
 @given(BOXES, st.booleans(), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
 def test_suppressed_as_by_brute_force(found: list[tuple[int, ...]], by_class: bool, iou: float) -> None:
     boxes = [(x, y, x + width, y + height) for x, y, width, height, _, _ in found]

@@ -95,7 +95,7 @@ def test_what_is_no_audio(data: bytes, message: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_mutated_files_are_refused_or_decoded(data: st.DataObject) -> None:
     file = bytearray(data.draw(st.sampled_from([_file(NOISE[:500], kind=kind) for kind in ("WAV", "FLAC", "OGG")])))
     for place, byte in data.draw(st.lists(st.tuples(st.integers(0, min(len(file), 200) - 1), st.integers(0, 255)), max_size=4)):
