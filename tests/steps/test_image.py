@@ -58,6 +58,24 @@ def test_turned_upright() -> None:
     assert (_decoded(_file(GRADIENT, exif=exif)) == np.rot90(GRADIENT, -1)).all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "least", "size"),
+    [
+        ("JPEG", 15, (30, 20)),
+        ("JPEG", 20, (30, 20)),
+        ("JPEG", 21, (60, 40)),
+        ("JPEG", 500, (240, 160)),
+        ("PNG", 15, (240, 160)),
+    ],
+)
+def test_photos_are_read_as_small_as_they_may_be(kind: str, least: int, size: tuple[int, int]) -> None:
+    photo = GRADIENT.repeat(10, axis=0).repeat(10, axis=1)
+    image = _decoded(_file(photo, kind), least_side=least)
+    assert image.shape == (*size, 3)
+    mean = photo.reshape(size[0], 240 // size[0], size[1], 160 // size[1], 3).mean(axis=(1, 3))
+    assert np.abs(image - mean).max() < 15
+
+
 def test_bytes_in_every_form() -> None:
     step, data = made("image.decode"), _file(GRADIENT)
     for form in (data, np.frombuffer(data, np.uint8), texts(data)[0], texts(data).reshape(1, 1)):
