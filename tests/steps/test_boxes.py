@@ -87,6 +87,13 @@ def test_no_crop_is_empty(box: list[float]) -> None:
     assert crop.shape[0] <= 40
 
 
+@given(st.lists(st.floats(-100, 100, width=32), min_size=8, max_size=8))
+@settings(max_examples=50)
+def test_any_corners(corners: list[float]) -> None:
+    (crop,) = _crops([corners])
+    assert crop.size
+
+
 def test_corners_in_a_line_or_crossing() -> None:
     for corners in (
         [[5, 5], [5, 5], [5, 5], [5, 5]],

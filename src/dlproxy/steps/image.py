@@ -361,6 +361,7 @@ class Sheet:
         a, b, c, d = np.clip(corners, -self._around, self._edges + self._around) + self._around
         one, other, bend = b - c, d - c, a - b + c - d
         area = one[0] * other[1] - other[0] * one[1]
+        area = area if abs(area) > 1e-6 else 0.0  # of a pixel: the corners are in a line
         g = (bend[0] * other[1] - other[0] * bend[1]) / area if area else 0.0
         h = (one[0] * bend[1] - bend[0] * one[1]) / area if area else 0.0
         across, down = (b - a + g * b) / size[1], (d - a + h * d) / size[0]
