@@ -92,6 +92,8 @@ def test_a_head_learns_whom_to_believe(tmp_path: Path) -> None:
     assert (alone.argmax(axis=1) // 2 == labels // 2).mean() > 0.95
     with pytest.raises(ValueError, match="the head was not fitted to 'whole', but to half, odd"):
         step(whole=outputs["half"])
+    with pytest.raises(ValueError, match="half, odd have different numbers of rows"):
+        step(half=np.zeros((2, 2)), odd=np.zeros((1, 2)))
     with pytest.raises(ValueError, match=r"odd is \[2, 3\], and the head was fitted to \[rows, 2\]"):
         step(odd=np.zeros((2, 3)))
 

@@ -138,8 +138,16 @@ def test_mutated_files_are_refused_or_decoded(data: st.DataObject) -> None:
     ],
 )
 def test_sizes(size: Any, options: dict[str, Any], of: tuple[int, int], becomes: tuple[int, int]) -> None:
-    image = run(made("image.resize", size=size, **options), image=np.zeros((*of, 3), np.uint8))["image"]
-    assert image.shape == (*becomes, 3)
+    step = made("image.resize", size=size, **options)
+    assert run(step, image=np.zeros((*of, 3), np.uint8))["image"].shape == (*becomes, 3)
+
+
+def test_sizes_that_are_known_are_declared() -> None:
+    declared = [
+        made("image.resize", size=size, fit=fit).outputs["image"]
+        for size, fit in ((8, "pad"), ([8, 9], "stretch"), ([48, 0], "inside"), (8, "outside"))
+    ]
+    assert declared == ["UINT8[8,8,-1]", "UINT8[8,9,-1]", "UINT8[48,-1,-1]", "UINT8[-1,-1,-1]"]
 
 
 @given(

@@ -24,8 +24,7 @@ def mapped_back(points: Floats, scale: Any, offset: Any) -> Floats:
         factors = _pair("scale", scale)
         if not (factors > 0).all():
             raise ValueError(f"scale is {factors.tolist()}, and must be above 0")
-        with np.errstate(over="ignore"):  # what is not finite then is found by who asks
-            found = found / factors
+        found = found / factors
     return found
 
 
@@ -69,7 +68,8 @@ class Nms:
         boxes are given back as left, top, right, bottom.
         """
         places, best, kinds = self._given(boxes, scores, classes)
-        places = mapped_back(_xyxy(places, self._options.form).reshape(-1, 2, 2), scale, offset).reshape(-1, 4)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is left out
+            places = mapped_back(_xyxy(places, self._options.form).reshape(-1, 2, 2), scale, offset).reshape(-1, 4)
         good = np.flatnonzero((best >= self._options.score) & np.isfinite(places).all(axis=1))
         order = good[np.argsort(-best[good], kind="stable")][: self._options.candidates]
         kept = order[self._kept(places[order], kinds[order])]
@@ -111,7 +111,7 @@ class Nms:
 
     def _kept(self, places: Floats, kinds: NDArray[np.int64]) -> list[int]:
         """Of boxes in the order of their scores."""
-        low, high = places[:, :2], places[:, 2:]
+        low, high = np.hsplit(places.astype(np.float64), 2)
         areas = np.clip(high - low, 0, None).prod(axis=1)
         alive = np.ones(len(places), np.bool_)
         kept: list[int] = []

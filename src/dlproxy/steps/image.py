@@ -155,6 +155,9 @@ class Resize:
             raise ConfigError("options.only: it has an effect only with fit = inside or outside", "steps")
         if given.multiple_of > 1 and min(size) > 0 and given.fit not in ("inside", "outside"):
             raise ConfigError("options.multiple_of: the size leaves no side open; see fit = inside and outside", "steps")
+        open_sides = min(size) > 0 and given.fit in ("inside", "outside")
+        sizes = [-1 if open_sides or not side else side for side in size]
+        self.outputs = {**Resize.outputs, "image": f"UINT8[{sizes[0]},{sizes[1]},-1]"}
 
     def __call__(self, image: Any) -> Arrays:
         """image: UINT8 [height, width, 1 or 3]."""
@@ -287,7 +290,8 @@ class Crop:
         """
         pixels = image_of("image", image)
         _check_plain(pixels)
-        corners = mapped_back(_corners("boxes", boxes), scale, offset).astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            corners = mapped_back(_corners("boxes", boxes), scale, offset).astype(np.float64)
         if not np.isfinite(corners).all():
             raise ValueError("boxes holds numbers that are not finite")
         middle = corners.mean(axis=1, keepdims=True)
