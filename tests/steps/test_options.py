@@ -42,7 +42,7 @@ def test_a_step_says_what_it_takes_and_gives(name: str) -> None:
         ("audio.log_mel", {"high": 9000}, "options.high: it is above low, and at most half the rate, 8000.0 Hz"),
         ("audio.log_mel", {"window": 512}, "options.window: at most n_fft, 400"),
         ("combine.weighted", {"weights": {}}, "give one for each input"),
-        ("combine.vote", {"weights": {"a": -1.0}}, "none may be below 0"),
+        ("combine.vote", {"weights": {"a": -1.0}}, "none may be below 0 or infinite"),
         ("combine.confidence", {}, "missing required field `threshold`"),
     ],
 )

@@ -129,6 +129,19 @@ class VariantsState(Struct):
     candidates: list[CandidateState]
 
 
+class StepState(Struct):
+    """One step of a pipeline. `requests`: times that it ended well, after so many seconds of waiting and computing in all."""
+
+    name: str
+    does: str
+    requests: int
+    in_flight: int
+    skipped: int
+    failures: int
+    waited_s: float
+    computed_s: float
+
+
 class ModelState(Struct):
     """As GET /models/NAME tells it; of what is not up only how far it is."""
 
@@ -156,6 +169,7 @@ class ModelState(Struct):
     streams: StreamsState | None = None
     cache: CacheState | None = None
     variants: VariantsState | None = None
+    steps: list[StepState] | None = None
 
     @property
     def up(self) -> int:

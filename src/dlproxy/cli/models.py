@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         InstanceState,
         ModelState,
         ScalingState,
+        StepState,
         VariantsState,
     )
 
@@ -40,6 +41,7 @@ ACTIONS = {
     "rollback": "take a canary back, or undo the last change of versions",
     "scale": "set how many instances of a model run, and wait until they do",
 }
+STEP_HEADINGS = ("step", "does", "ended", "in flight", "skipped", "failed", "waits", "computes")
 VARIANT_HEADINGS = ("variant", "accuracy", "answers", "state")
 INSTANCE_HEADINGS = ("instance", "state", "for", "restarts", "circuit", "batches", "where", "last problem")
 
@@ -276,6 +278,9 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
     yield ""
     yield from table([INSTANCE_HEADINGS, *map(_instance_row, model.instances)])
     yield ""
+    if model.steps is not None:
+        yield from table([STEP_HEADINGS, *map(_step_row, model.steps)])
+        yield ""
     if model.variants is not None:
         yield from table([VARIANT_HEADINGS, *map(_variant_row, model.variants.candidates)])
         yield ""
@@ -306,6 +311,14 @@ def _assigned(variants: "VariantsState") -> str:
 def _variant_row(variant: "CandidateState") -> tuple[str, ...]:
     state = variant.problem or ("up" if variant.up else "no instance is up")
     return variant.name, f"{variant.accuracy:g}" if variant.accuracy else "", str(variant.answers), state
+
+
+def _step_row(step: "StepState") -> tuple[str, ...]:
+    waits, computes = ("", "")
+    if step.requests:
+        waits, computes = (f"{seconds / step.requests * 1e3:.3g} ms" for seconds in (step.waited_s, step.computed_s))
+    counts = (step.requests, step.in_flight, step.skipped, step.failures)
+    return step.name, step.does, *map(str, counts), waits, computes
 
 
 def _scaling(scaling: "ScalingState") -> str:

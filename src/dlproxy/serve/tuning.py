@@ -13,6 +13,7 @@ import msgspec
 from dlproxy.autopilot.flight import Mode, Tuned
 from dlproxy.config import ConfigError, model_of
 from dlproxy.config.knobs import LaneSettings
+from dlproxy.config.pipelines import PIPELINE
 from dlproxy.config.table import tuned_knobs
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.local import LocalFleet
@@ -55,6 +56,8 @@ def tuned(model: LoadedModel, mode: Mode, *, sessions: bool) -> Tuned:
 
 def _space(model: LoadedModel, sessions: bool) -> Space | str:
     config = model.control.config
+    if config.path == PIPELINE:
+        return "it is a pipeline: the models that it asks are tuned"
     goal = config.goal
     if goal.latency_s is None and goal.prefers != "rate":
         return 'it has no objective to tune for; set one, such as slo = "p99=20ms"'

@@ -5,7 +5,7 @@ is left out. Not aware of: models, deadlines.
 """
 
 from collections.abc import Mapping
-from math import log
+from math import inf, log
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -52,8 +52,8 @@ def _mean(answers: Mapping[str, Any], weights: Mapping[str, float]) -> Floats:
 
 
 def _check_weights(weights: Mapping[str, float]) -> None:
-    if any(weight < 0.0 for weight in weights.values()) or (weights and not any(weights.values())):
-        raise ConfigError("options.weights: none may be below 0, and one must be above", "steps")
+    if not all(0.0 <= weight < inf for weight in weights.values()) or (weights and not any(weights.values())):
+        raise ConfigError("options.weights: none may be below 0 or infinite, and one must be above 0", "steps")
 
 
 class Average:

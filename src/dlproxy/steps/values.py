@@ -28,10 +28,13 @@ def element_of(name: str, value: Any) -> bytes:
     return _bytes(name, array.item())
 
 
-def texts_of(name: str, value: Any, *, most_bytes: int) -> list[str]:
-    """Every element of a BYTES array, which must be UTF-8 and not longer."""
+def texts_of(name: str, value: Any, *, most: int, most_bytes: int) -> list[str]:
+    """Every element of a BYTES array: not more, each UTF-8 and not longer."""
+    array = array_of(name, value)
+    if array.size > most:
+        raise ValueError(f"{name} has {array.size} texts, and max_texts is {most}")
     texts = []
-    for number, element in enumerate(array_of(name, value).ravel().tolist()):
+    for number, element in enumerate(array.ravel().tolist()):
         encoded = _bytes(name, element)
         if len(encoded) > most_bytes:
             raise ValueError(f"text {number} of {name} has {len(encoded)} bytes, and max_bytes is {most_bytes}")

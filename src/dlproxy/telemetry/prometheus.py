@@ -6,7 +6,7 @@ Called by wire/control/http.py. Not aware of: HTTP.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, get_args
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from dlproxy.message import FailureKind
 from dlproxy.policy.planner import Phase, VersionState
 from dlproxy.policy.view import LaneView
-from dlproxy.telemetry.stats import BOUNDS_S, CacheCounts, Histogram, ModelStats, StreamStats, VariantCounts
+from dlproxy.telemetry.stats import BOUNDS_S, CacheCounts, Histogram, ModelStats, StepCounts, StreamStats, VariantCounts
 
 # Triton's reasons for a failed request
 _REASONS = {
@@ -56,6 +56,13 @@ _CACHE_COUNTERS = {
     "shared": "Misses that another node had the answer to",
     "known_rows": "Rows that were remembered, of requests of several rows",
 }
+_STEP_COUNTERS = (
+    ("requests", "Requests for which a pipeline's step ended well", "requests"),
+    ("failures", "Requests for which it failed", "failures"),
+    ("skipped", "Requests for which it was skipped, by its condition or as an input was missing", "skipped"),
+    ("wait_seconds", "Time that it waited for a lane or a thread", "waited_s"),
+    ("compute_seconds", "Time that its model or code computed", "computed_s"),
+)
 _CACHE_GAUGES = {
     "entries": "Answers in the result cache",
     "bytes": "Memory that they take",
@@ -93,6 +100,7 @@ class ModelCollector(Collector):
         yield from self._own(models)
         yield from self._streams([(model, model.stats.streams) for model in models if model.stats.streams is not None])
         yield from self._caches([(model, model.stats.cache) for model in models if model.stats.cache is not None])
+        yield from self._steps([(model, model.stats.steps) for model in models if model.stats.steps is not None])
         yield from self._variants([(model, model.stats.variants) for model in models if model.stats.variants is not None])
 
     def _triton(self, models: Sequence[ModelView]) -> Iterator[Metric]:
@@ -263,6 +271,21 @@ class ModelCollector(Collector):
                 for name in dict.fromkeys((model.name, *counts.answers, *counts.assignment.values())):
                     assigned.add_metric((*labels, str(priority), name), name == by)
         yield from (answers, spilled, switches, assigned)
+
+    def _steps(self, models: Sequence[tuple[ModelView, Mapping[str, StepCounts]]]) -> Iterator[Metric]:
+        """Of pipelines alone."""
+        labels = (*_LABELS, "step")
+        for name, what, field in _STEP_COUNTERS:
+            counter = CounterMetricFamily(f"dlproxy_step_{name}", what, labels=labels)
+            for model, steps in models:
+                for step, counts in steps.items():
+                    counter.add_metric((model.name, model.version, step), getattr(counts, field))
+            yield counter
+        under_way = GaugeMetricFamily("dlproxy_step_in_flight", "Runs of a pipeline's step that have begun", labels=labels)
+        for model, steps in models:
+            for step, counts in steps.items():
+                under_way.add_metric((model.name, model.version, step), counts.in_flight)
+        yield under_way
 
     def _versions(self) -> Metric:
         counted = Counter("failed" if one.reason else one.phase for one in self._wanted())

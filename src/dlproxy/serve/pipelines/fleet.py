@@ -75,8 +75,8 @@ class PipelineFleet:
         self.runs: dict[int, Run] = {}  # by ticket
         bound = self._found()
         inputs = matching.inputs_of(self._wiring, config.inputs, config.steps, bound)
-        outputs = matching.outputs_of(self._wiring, config.steps, stages, bound)
         self._inputs = {spec.name: spec for spec in inputs}
+        outputs = matching.outputs_of(self._wiring, self._inputs, config.steps, stages, bound)
         self._check(bound)
         streams = any(model.served.signature.streams for model in bound.values())
         signature = signature_of(inputs, outputs, platform=PIPELINE)

@@ -17,6 +17,8 @@ from dlproxy.serve.pipelines.stages import Bound, ModelStage
 Stages = Mapping[str, ModelStage | CodeStage]
 Bounds = Mapping[str, Bound]
 """Models as they are now, by step."""
+Specs = Mapping[str, TensorSpec]
+"""The pipeline's inputs, by name."""
 
 
 def inputs_of(wiring: Wiring, declared: Mapping[str, str], steps: Mapping[str, StepConfig], bound: Bounds) -> list[TensorSpec]:
@@ -33,13 +35,15 @@ def inputs_of(wiring: Wiring, declared: Mapping[str, str], steps: Mapping[str, S
     return found
 
 
-def outputs_of(wiring: Wiring, steps: Mapping[str, StepConfig], stages: Stages, bound: Bounds) -> list[TensorSpec]:
+def outputs_of(
+    wiring: Wiring, inputs: Specs, steps: Mapping[str, StepConfig], stages: Stages, bound: Bounds
+) -> list[TensorSpec]:
     """What it gives: what those steps give that its outputs come from. Raises ModelError."""
     found = []
     for name, sources in wiring.outputs.items():
         specs = []
         for source in sources:
-            spec = given(source, steps, stages, bound)
+            spec = given(source, inputs, steps, stages, bound)
             if spec is None:
                 raise ModelError(
                     f"outputs.{name}: {_said(source, stages)} does not say what '{source.name}' is; give it outputs, as in "
@@ -59,14 +63,12 @@ def outputs_of(wiring: Wiring, steps: Mapping[str, StepConfig], stages: Stages, 
     return found
 
 
-def check(
-    wiring: Wiring, inputs: Mapping[str, TensorSpec], steps: Mapping[str, StepConfig], stages: Stages, bound: Bounds
-) -> None:
+def check(wiring: Wiring, inputs: Specs, steps: Mapping[str, StepConfig], stages: Stages, bound: Bounds) -> None:
     """Raises ModelError for a model that takes another type or shape than it is given."""
     for name, model in bound.items():
         for spec in model.inputs:
             for source in wiring.inputs[name][spec.name]:
-                comes = given(source, steps, stages, bound) if source.step else inputs[source.name]
+                comes = given(source, inputs, steps, stages, bound)
                 if comes is not None and not _suits(comes, spec, steps, name, source, batched=model.served.signature.batched):
                     raise ModelError(
                         f"steps.{name}.inputs.{spec.name}: {_said(source, stages)} gives {written(comes)} ('{source.name}'), "
@@ -81,8 +83,10 @@ def check(
             )
 
 
-def given(source: Source, steps: Mapping[str, StepConfig], stages: Stages, bound: Bounds) -> TensorSpec | None:
-    """What this output of a step is, of items what they make together; None if the step does not say. Raises ModelError."""
+def given(source: Source, inputs: Specs, steps: Mapping[str, StepConfig], stages: Stages, bound: Bounds) -> TensorSpec | None:
+    """What comes from there, of items what they make together; None if the step does not say. Raises ModelError."""
+    if not source.step:
+        return inputs[source.name]
     stage = stages[source.step]
     if isinstance(stage, CodeStage):
         if stage.outputs and source.name not in stage.outputs:

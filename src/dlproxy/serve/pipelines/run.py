@@ -3,10 +3,11 @@
 Made by instance.py. Everything is called on the event loop. Not aware of: lanes, protocols, who waits for the end.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from math import inf
 from typing import Any, Protocol
+
+import numpy as np
 
 from dlproxy.instance.batch import BatchResult
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Rest, Tensor, text_of
@@ -21,7 +22,7 @@ from dlproxy.serve.pipelines.values import MISSING, Array, Missing, Value, check
 from dlproxy.telemetry.stats import StepCounts
 from dlproxy.tensors import to_array
 
-log = logging.getLogger(__name__)
+HURRY_S = 0.002  # a step that needs not all of its inputs begins so long before it must: timers and threads are not exact
 
 
 class Site(Protocol):
@@ -42,15 +43,19 @@ class Site(Protocol):
 
 class Run:
     """`done` gets the result, once, but not before `begin` has returned. `path_s`: what the steps computed that those which
-    begin now had to wait for.
+    begin now had to wait for. `variants`: that answered in place of stages' models.
     """
 
-    __slots__ = ("_beginning", "_calls", "_done", "_loop", "_site", "_state", "_timers", "_values", "over", "path_s", "request")
+    __slots__ = (
+        *("_beginning", "_calls", "_done", "_loop", "_site", "_state", "_timers", "_values"),
+        *("over", "path_s", "request", "variants"),
+    )
 
     def __init__(self, site: Site, request: Request, done: Callable[[BatchResult], None], loop: Any) -> None:
         self.request = request
         self.over = False
         self.path_s = 0.0
+        self.variants: dict[str, None] = {}
         self._site = site
         self._done = done
         self._loop = loop
@@ -134,8 +139,8 @@ class Run:
             self._values[place] = value
         self._go_on(step)
 
-    def failed(self, call: Call, failure: Failure, place: str, origin: Any) -> None:
-        """`place`: which items; empty if that says nothing."""
+    def failed(self, call: Call, failure: Failure, origin: Any = None, place: str = "") -> None:
+        """`origin`: where the pipeline's own code has failed, or ""; None if that is not its own. `place`: which items."""
         if self.over:
             return
         step = call.step
@@ -181,7 +186,18 @@ class Run:
             condition = values[step.when[0]]
             if condition is None:
                 return
+            if isinstance(condition, Missing):
+                self._skip(step)
+                return
         taken: dict[str, Value] = {}
+        try:
+            wanted = None if condition is None else _wanted(step, condition)
+        except ValueError as error:
+            self._begin(step, {}, None, error)
+            return
+        if wanted == [False] and not (step.each and _of_items(condition)):
+            self._skip(step)
+            return
         pending = missing = 0
         for name, sources in step.inputs:
             value = values[sources[0]] if len(sources) == 1 else first(values, sources)
@@ -192,40 +208,32 @@ class Run:
                 missing += isinstance(value, Missing)
         need = step.need or len(step.inputs)
         there = len(taken) - missing
-        if there + pending < need or isinstance(condition, Missing):
+        if there + pending < need:
             self._skip(step)
         elif not pending:
-            self._begin(step, taken, condition)
+            self._begin(step, taken, wanted)
         elif step.need and there >= need:
             if hurried:
                 taken.update({name: MISSING for name, _ in step.inputs if name not in taken})
-                self._begin(step, taken, condition)
+                self._begin(step, taken, wanted)
             elif step.number not in self._timers:
                 self._hurry_later(step)
 
-    def _begin(self, step: Step, taken: dict[str, Value], condition: Value | None) -> None:
+    def _begin(self, step: Step, taken: dict[str, Value], wanted: list[bool] | None, problem: ValueError | None = None) -> None:
         self._state[step.number] = "begun"
         timer = self._timers.pop(step.number, None)
         if timer is not None:
             timer.cancel()
-        call = call_of(self, step)
+        call = self._calls[step.number] = call_of(self, step)
+        self._site.counts[step.name].began()
         try:
-            wanted = None
-            if step.when is not None and condition is not None:
-                wanted = [one is step.when[1] for one in truths(condition)]
-                if not step.each and len(wanted) != 1:
-                    raise ValueError(f"when: {len(wanted)} truths, where one is wanted, or each = true")
-                if not any(wanted) and (not step.each or len(wanted) == 1):
-                    self._skip(step)
-                    return
-            self._calls[step.number] = call
-            self._site.counts[step.name].began()
+            if problem is not None:
+                raise problem
             call.begin(taken, wanted)
         except (ValueError, InferenceError) as error:
             if not call.over:
                 call.over = True
-                self._calls.setdefault(step.number, call)
-                self.failed(call, self.refused(step, error), "", "")
+                self.failed(call, self.refused(step, error), "")
 
     def _skip(self, step: Step) -> None:
         self._state[step.number] = "skipped"
@@ -244,7 +252,7 @@ class Run:
         now = site.clock()
         deadline_at = site.pacing.deadline_at(step.name, self.request.ticket, now)
         if deadline_at < inf:
-            delay_s = max(deadline_at - site.counts[step.name].usual_s - now, 0.0)
+            delay_s = max(deadline_at - 2 * site.counts[step.name].usual_s - HURRY_S - now, 0.0)
             self._timers[step.number] = self._loop.call_later(delay_s, self._hurry, step)
 
     def _hurry(self, step: Step) -> None:
@@ -273,13 +281,14 @@ class Run:
                 outputs.append(_array(value if isinstance(value, Tensor) else checked(value, spec)))
             except ValueError as error:
                 message = f"output '{spec.name}' of {self._giver(sources)} {error}"
-                self._finish(_failed(Failure(FailureKind.MODEL_FAILED, message)))
+                self._finish(_failed(Failure(FailureKind.MODEL_FAILED, message), ""))
                 return
-        self._finish(BatchResult(outputs, self.path_s, 0.0))
+        self._finish(BatchResult(outputs, self.path_s, 0.0, variant=", ".join(self.variants)))
 
-    def _giver(self, sources: tuple[int, ...]) -> Step:
+    def _giver(self, sources: tuple[int, ...]) -> str:
         """Whose output this is, or the last of those that it might have been."""
-        return next(step for step in self._site.plan.steps if sources[-1] in step.outputs.values())
+        steps = self._site.plan.steps
+        return next((str(step) for step in steps if sources[-1] in step.outputs.values()), "the pipeline itself")
 
     def _why_missing(self, output: str, sources: tuple[int, ...]) -> Failure:
         steps = [step for step in self._site.plan.steps if not set(sources).isdisjoint(step.outputs.values())]
@@ -309,6 +318,20 @@ class Run:
             self._done(result)
 
 
+def _wanted(step: Step, condition: Value) -> list[bool]:
+    """Whether the step is to run or, with each, for which items. Raises ValueError."""
+    assert step.when is not None
+    wanted = [one is step.when[1] for one in truths(condition)]
+    if not step.each and len(wanted) != 1:
+        raise ValueError(f"when: {len(wanted)} truths, where one is wanted, or each = true")
+    return wanted
+
+
+def _of_items(condition: Value | None) -> bool:
+    """Whether it has an axis: a truth for each item."""
+    return isinstance(condition, list) or (isinstance(condition, Tensor | np.ndarray) and len(condition.shape) > 0)
+
+
 def _cancel(calls: list[Call]) -> None:
     for call in calls:
         if not call.over:
@@ -319,5 +342,7 @@ def _array(tensor: Tensor) -> Array:
     return to_array(tensor.dtype, tensor.shape, tensor.data)
 
 
-def _failed(failure: Failure, origin: Any = "") -> BatchResult:
-    return BatchResult([], 0.0, 0.0, failure.message, failure=failure, origin=origin)
+def _failed(failure: Failure, origin: Any = None) -> BatchResult:
+    """`origin`: None for what is no failure of the pipeline itself."""
+    own = origin is not None and failure.kind is FailureKind.MODEL_FAILED
+    return BatchResult([], 0.0, 0.0, failure.message, failure=None if own else failure, origin=origin or "")
