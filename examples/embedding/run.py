@@ -24,9 +24,9 @@ PORT = 8091
 QUESTIONS = (
     "How do I send an e-mail?",
     "What time of the year is it?",
-    "Keep the most urgent jobs first",
+    "numbers that nobody can guess, for passwords",
     "squeeze files so that they take less space",
-    "something went wrong, show me where",
+    "step through a program to find its mistake",
     "spreadsheets as plain text",
 )
 
