@@ -1,4 +1,4 @@
-"""Writes docs/reference/: the knobs of dlproxy.config, and the modules by docstrings: `python docs/generate.py [--check]`.
+"""Writes docs/reference/: the knobs, the modules and steps by docstrings: `python docs/generate.py [--check]`.
 
 Called by `make docs` and, with --check (exit code 1 if one is out of date), by `make check`.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import builtin_steps
 import modules
 
 from dlproxy.config.effects import needs
@@ -107,7 +108,9 @@ def _toml() -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write docs/reference: the knobs of dlproxy.config, and the modules.")
+    parser = argparse.ArgumentParser(
+        description="Write docs/reference: the knobs of dlproxy.config, the modules, and the steps."
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a page is out of date")
     check = parser.parse_args().check
     stale = [path for path, text in PAGES.items() if not path.exists() or path.read_text("utf-8") != text()]
@@ -119,7 +122,7 @@ def main() -> int:
     return 1 if check and stale else 0
 
 
-PAGES: dict[Path, Callable[[], str]] = {OUT: page, modules.OUT: modules.page}
+PAGES: dict[Path, Callable[[], str]] = {OUT: page, modules.OUT: modules.page, builtin_steps.OUT: builtin_steps.page}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -48,7 +48,7 @@ class Made(NamedTuple):
 
 def version() -> str:
     """Changes with everything that decides what is made."""
-    sources = [HERE / "catalog.py", *sorted((HERE / "making").glob("*.py"))]
+    sources = [HERE / "catalog.py", *sorted((HERE / "making").glob("*.py")), ROOT / "examples" / "embedding" / "bert.py"]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 

@@ -19,6 +19,7 @@ def _crops(boxes: Any, image: Any = IMAGE, **more: Any) -> list[Any]:
     return found
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 30), st.integers(1, 10), st.integers(1, 10)), max_size=3))
 def test_whole_pixels_are_slices_in_every_form(boxes: list[tuple[int, int, int, int]]) -> None:
     slices = [IMAGE[y : y + height, x : x + width] for x, y, width, height in boxes]
@@ -56,13 +57,16 @@ def test_corners_by_the_direct_formula(moves: tuple[int, ...], turned: int) -> N
     sides = [float(np.hypot(*(corners[number] - corners[(number + 1) % 4]))) for number in range(4)]
     height, width = round(max(sides[1], sides[3])), round(max(sides[0], sides[2]))
     assert crop.shape == (height, width, 3)
-    assert np.abs(crop - _seen_through(corners, height, width)).max() <= 0.51
+    more = _seen_through(corners, height, width) - crop
+    assert more.min() > -0.01
+    assert more.max() < 1.01  # Pillow cuts off what is behind the point
 
 
-def test_large_crops_are_made_in_parts() -> None:
-    image = np.arange(90_000, dtype=np.uint32).view(np.uint8)[:270_000].reshape(300, 300, 3)
-    (crop,) = _crops([[[0, 0], [300, 0], [300, 300], [0, 300]]], image)
-    assert (crop == image).all()
+def test_corners_outside_of_the_image_see_its_edge() -> None:
+    (crop,) = _crops([[[-5, -5], [65, -5], [65, 45], [-5, 45]]])
+    assert (crop == np.pad(IMAGE, ((5, 5), (5, 5), (0, 0)), mode="edge")).all()
+    (gray,) = _crops([[[0, 0], [60, 0], [60, 40], [0, 40]]], IMAGE[..., :1])
+    assert (gray == IMAGE[..., :1]).all()
 
 
 def test_grown_turned_and_mapped_back() -> None:
@@ -81,6 +85,13 @@ def test_no_crop_is_empty(box: list[float]) -> None:
     (crop,) = _crops([box])
     assert crop.size
     assert crop.shape[0] <= 40
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=8, max_size=8))
+@settings(max_examples=50)
+def test_any_corners(corners: list[float]) -> None:
+    (crop,) = _crops([corners])
+    assert crop.size
 
 
 def test_corners_in_a_line_or_crossing() -> None:
@@ -122,6 +133,7 @@ def _share(one: Any, other: Any) -> float:
 BOXES = st.lists(st.tuples(SIDE, SIDE, SIDE, SIDE, st.integers(0, 10), st.integers(0, 2)), max_size=25)
 
 
+@settings(max_examples=50)
 @given(BOXES, st.booleans(), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
 def test_suppressed_as_by_brute_force(found: list[tuple[int, ...]], by_class: bool, iou: float) -> None:
     boxes = [(x, y, x + width, y + height) for x, y, width, height, _, _ in found]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
@@ -23,6 +23,7 @@ def _named(stacked: Any) -> dict[str, Any]:
     return {f"model_{number}": scores for number, scores in enumerate(stacked)}
 
 
+@settings(max_examples=30)
 @given(MODELS)
 def test_average(stacked: Any) -> None:
     np.testing.assert_allclose(run(made("combine.average"), **_named(stacked))["scores"], stacked.mean(axis=0), atol=1e-6)
@@ -39,6 +40,7 @@ def test_weights_of_those_that_have_answered() -> None:
         made("combine.weighted", weights={"a": 0, "b": 1})(a=a)
 
 
+@settings(max_examples=50)
 @given(MODELS, st.sampled_from(["hard", "soft"]), st.data())
 def test_votes_in_any_order(stacked: Any, how: str, data: st.DataObject) -> None:
     named = _named(stacked)
@@ -49,6 +51,7 @@ def test_votes_in_any_order(stacked: Any, how: str, data: st.DataObject) -> None
     np.testing.assert_array_equal(first["votes"], other["votes"])
 
 
+@settings(max_examples=50)
 @given(MODELS)
 def test_hard_votes_by_counting(stacked: Any) -> None:
     found = run(made("combine.vote"), **_named(stacked))
@@ -89,6 +92,8 @@ def test_a_head_learns_whom_to_believe(tmp_path: Path) -> None:
     assert (alone.argmax(axis=1) // 2 == labels // 2).mean() > 0.95
     with pytest.raises(ValueError, match="the head was not fitted to 'whole', but to half, odd"):
         step(whole=outputs["half"])
+    with pytest.raises(ValueError, match="half, odd have different numbers of rows"):
+        step(half=np.zeros((2, 2)), odd=np.zeros((1, 2)))
     with pytest.raises(ValueError, match=r"odd is \[2, 3\], and the head was fitted to \[rows, 2\]"):
         step(odd=np.zeros((2, 3)))
 

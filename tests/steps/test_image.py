@@ -58,6 +58,24 @@ def test_turned_upright() -> None:
     assert (_decoded(_file(GRADIENT, exif=exif)) == np.rot90(GRADIENT, -1)).all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "least", "size"),
+    [
+        ("JPEG", 15, (30, 20)),
+        ("JPEG", 20, (30, 20)),
+        ("JPEG", 21, (60, 40)),
+        ("JPEG", 500, (240, 160)),
+        ("PNG", 15, (240, 160)),
+    ],
+)
+def test_photos_are_read_as_small_as_they_may_be(kind: str, least: int, size: tuple[int, int]) -> None:
+    photo = GRADIENT.repeat(10, axis=0).repeat(10, axis=1)
+    image = _decoded(_file(photo, kind), least_side=least)
+    assert image.shape == (*size, 3)
+    mean = photo.reshape(size[0], 240 // size[0], size[1], 160 // size[1], 3).mean(axis=(1, 3))
+    assert np.abs(image - mean).max() < 15
+
+
 def test_bytes_in_every_form() -> None:
     step, data = made("image.decode"), _file(GRADIENT)
     for form in (data, np.frombuffer(data, np.uint8), texts(data)[0], texts(data).reshape(1, 1)):
@@ -92,7 +110,7 @@ def test_what_is_no_image(data: bytes, message: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_mutated_files_are_refused_or_decoded(data: st.DataObject) -> None:
     file = bytearray(data.draw(st.sampled_from([_file(GRADIENT, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF")])))
     for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(file) - 1), st.integers(0, 255)), max_size=8)):
@@ -120,8 +138,16 @@ def test_mutated_files_are_refused_or_decoded(data: st.DataObject) -> None:
     ],
 )
 def test_sizes(size: Any, options: dict[str, Any], of: tuple[int, int], becomes: tuple[int, int]) -> None:
-    image = run(made("image.resize", size=size, **options), image=np.zeros((*of, 3), np.uint8))["image"]
-    assert image.shape == (*becomes, 3)
+    step = made("image.resize", size=size, **options)
+    assert run(step, image=np.zeros((*of, 3), np.uint8))["image"].shape == (*becomes, 3)
+
+
+def test_sizes_that_are_known_are_declared() -> None:
+    declared = [
+        made("image.resize", size=size, fit=fit).outputs["image"]
+        for size, fit in ((8, "pad"), ([8, 9], "stretch"), ([48, 0], "inside"), (8, "outside"))
+    ]
+    assert declared == ["UINT8[8,8,-1]", "UINT8[8,9,-1]", "UINT8[48,-1,-1]", "UINT8[-1,-1,-1]"]
 
 
 @given(
@@ -177,9 +203,15 @@ def test_normalised_without_rows() -> None:
     [
         ("image.decode", {}, texts(b"a", b"b"), "image has 2 elements, .* say each = true"),
         ("image.decode", {}, np.zeros(1), "image holds float, and the step takes BYTES"),
-        ("image.resize", {"size": 4}, np.zeros((2, 2, 3)), r"image is float64\[2, 2, 3\], and is resized as UINT8"),
+        (
+            "image.resize",
+            {"size": 4},
+            np.zeros((2, 2, 3)),
+            r"image is float64\[2, 2, 3\], and the step takes UINT8 of 1 or 3 channels",
+        ),
         ("image.resize", {"size": 4}, np.zeros((0, 2, 3), np.uint8), r"image is uint8\[0, 2, 3\], and an image is"),
         ("image.resize", {"size": [48, 0]}, np.zeros((1, 20_000, 1), np.uint8), "20000 x 1 would become 960000 x 48"),
+        ("image.resize", {"size": 640}, np.zeros((60_000, 2, 1), np.uint8), "2 x 60000 would become 640 x 640, and max_pixels"),
         ("image.normalise", {}, np.zeros((2, 2)), r"image is float64\[2, 2\], and an image is \[height, width, channels\]"),
         ("image.normalise", {"mean": [0, 0, 0]}, np.zeros((2, 2, 1)), "image has 1 channels, and mean and std are for 3"),
         ("image.normalise", {"layout": "CHW"}, np.zeros((2, 2, 2, 3)), "and an image is"),

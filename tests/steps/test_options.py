@@ -1,5 +1,7 @@
 """Every step is in the table, describes its options, and says in plain words what is wrong with them."""
 
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def test_a_step_says_what_it_takes_and_gives(name: str) -> None:
         ("audio.log_mel", {"high": 9000}, "options.high: it is above low, and at most half the rate, 8000.0 Hz"),
         ("audio.log_mel", {"window": 512}, "options.window: at most n_fft, 400"),
         ("combine.weighted", {"weights": {}}, "give one for each input"),
-        ("combine.vote", {"weights": {"a": -1.0}}, "none may be below 0"),
+        ("combine.vote", {"weights": {"a": -1.0}}, "none may be below 0 or infinite"),
         ("combine.confidence", {}, "missing required field `threshold`"),
     ],
 )
@@ -48,6 +50,17 @@ def test_what_is_wrong_is_said(name: str, options: dict[str, Any], message: str)
     with pytest.raises(ConfigError) as error:
         made(name, **options)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("package", "module"),
+    [("PIL", "dlproxy.steps.image"), ("soundfile", "dlproxy.steps.sound"), ("tokenizers", "dlproxy.steps.tokens")],
+)
+def test_a_package_that_is_not_there(package: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(ConfigError, match=r"pip install 'dlproxy\[steps\]'"):
+        import_module(module)
 
 
 def test_a_file_that_is_no_stacking_head(tmp_path: Path) -> None:

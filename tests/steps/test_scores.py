@@ -35,6 +35,13 @@ def test_the_best(scores: Any, k: int) -> None:
     assert run(made("argmax"), scores=scores)["index"].tolist() == [indices[0] for indices in best["indices"].tolist()]
 
 
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_best_of_many(ties: bool) -> None:
+    scores = np.random.default_rng(0).permutation(9000).reshape(2, 3, 1500) // (4 if ties else 1)
+    best = made("top_k", k=7)(scores=scores)
+    np.testing.assert_array_equal(best["indices"], np.argsort(-scores, axis=-1, kind="stable")[..., :7])
+
+
 def test_labels(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("cat\ndog\nÆsop's crow\n", "utf-8")
     step = made("top_k", k=2, labels_file=str(tmp_path / "labels.txt"))

@@ -77,14 +77,17 @@ def test_wav_files_that_do_not_know_their_length() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "0 bytes that are not readable"),
+        (b"", "0 bytes that are no audio of a known format"),
+        (_file(NOISE, kind="AU"), "no audio of a known format"),
         (b"RIFF", "not readable"),
-        (b"no audio at all", "15 bytes that are not readable"),
+        (b"no audio at all", "15 bytes that are no audio of a known format"),
         (b"RIFF" + pack("<I", 4) + b"WAVE", "not readable"),
         (_file(NOISE)[:-100], "the audio breaks off: it has 15944 bytes, and its header says 16044"),
         (_file(NOISE, kind="FLAC")[:-5000], "the audio breaks off|not readable"),
         (_file(np.zeros((600_000, 2)), kind="FLAC"), "more than 500000 samples in 2 channels; see max_samples"),
         (_file(NOISE, 1000 * RATE + 1), "a filter would be too large"),
+        (_file(NOISE, 1000 * RATE), "1000 to 1, for which a filter would be too large"),
+        (_file(NOISE, 1), "4000 samples at 1 Hz are more than max_samples at 16000 Hz"),
     ],
 )
 def test_what_is_no_audio(data: bytes, message: str) -> None:
@@ -93,7 +96,7 @@ def test_what_is_no_audio(data: bytes, message: str) -> None:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_mutated_files_are_refused_or_decoded(data: st.DataObject) -> None:
     file = bytearray(data.draw(st.sampled_from([_file(NOISE[:500], kind=kind) for kind in ("WAV", "FLAC", "OGG")])))
     for place, byte in data.draw(st.lists(st.tuples(st.integers(0, min(len(file), 200) - 1), st.integers(0, 255)), max_size=4)):
@@ -155,8 +158,9 @@ def test_features_are_whispers() -> None:
     expected = (np.maximum(levels[:, :-1], levels[:, :-1].max() - 8) + 4) / 4
     found = run(made("audio.log_mel"), samples=samples)["features"]
     np.testing.assert_allclose(found[0], expected, atol=1e-4)
-    filled = run(made("audio.log_mel", seconds=30), samples=np.stack([samples, samples]))["features"]
-    assert filled.shape == (2, 80, 3000)
+    step = made("audio.log_mel", seconds=30)
+    filled = run(step, samples=np.stack([samples, samples]))["features"]
+    assert step.outputs == {"features": "FP32[-1,80,3000]"}
     np.testing.assert_array_equal(filled[0], filled[1])
     np.testing.assert_allclose(filled[0, :, :4], expected[:, :4], atol=1e-4)
 
@@ -169,6 +173,14 @@ def test_features_are_htks(kind: str) -> None:
     expected = {"ln": np.log(power), "log10": np.log10(power), "db": 10 * np.log10(power)}[kind]
     found = run(made("audio.log_mel", log=kind, frames_first=True, **options), samples=samples)["features"]
     np.testing.assert_allclose(found[0], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"centre": False}, {"log": "ln"}, {"n_fft": 401, "frames_first": True}, {"hop": 800}])
+@pytest.mark.parametrize("seconds", [0.03, 0.05, 0.5])
+def test_the_number_of_frames_is_known(options: dict[str, Any], seconds: float) -> None:
+    step = made("audio.log_mel", seconds=seconds, **options)
+    assert step.outputs["features"].count("-1") == 1
+    run(step, samples=NOISE[:, 0])
 
 
 def test_many_frames_are_made_in_parts() -> None:

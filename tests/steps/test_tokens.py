@@ -78,11 +78,13 @@ def test_no_room_for_special_tokens(tokenizer: Tokenizer, tmp_path: Path) -> Non
 
 
 def test_what_does_not_fit_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    step = _step(tokenizer, tmp_path, max_bytes=10)
+    step = _step(tokenizer, tmp_path, max_bytes=10, max_texts=3)
     for inputs, message in (
         ({"text": texts("a", b"\xff")}, "text 1 of text is not UTF-8"),
         ({"text": texts("a" * 11)}, "text 0 of text has 11 bytes, and max_bytes is 10"),
         ({"text": np.zeros(2)}, "text holds float, and the step takes BYTES"),
+        ({"text": b"\0" * 11}, "text 0 of text has 11 bytes"),
+        ({"text": texts(*["a"] * 4)}, "text has 4 texts, and max_texts is 3"),
         ({"text": texts("a"), "pair": texts()}, "text has 1 elements, and pair has 0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -19,9 +19,10 @@ from tokenizers import Tokenizer
 from benchmarks.compress.making.texts import SUBJECTS, sentences
 from benchmarks.compress.models import FONTS
 from benchmarks.real.catalog import MINILM, OCR_FOLDER, RAPIDOCR
-from benchmarks.real.making.minilm import OUTPUT, minilm
+from benchmarks.real.making.minilm import minilm
 from benchmarks.real.making.places import Places
 from benchmarks.real.making.texts import MINILM_FOLDER, MINILM_INPUTS
+from examples.embedding.bert import OUTPUT
 
 SEED = 23
 MOST_TOKENS = 48

@@ -12,7 +12,7 @@ STEPS: Mapping[str, str] = MappingProxyType(
         "image.decode": "dlproxy.steps.image:Decode",
         "image.resize": "dlproxy.steps.image:Resize",
         "image.normalise": "dlproxy.steps.image:Normalise",
-        "image.crop": "dlproxy.steps.boxes:Crop",
+        "image.crop": "dlproxy.steps.image:Crop",
         "boxes.nms": "dlproxy.steps.boxes:Nms",
         "audio.decode": "dlproxy.steps.sound:Decode",
         "audio.log_mel": "dlproxy.steps.mel:LogMel",

@@ -5,7 +5,7 @@ is left out. Not aware of: models, deadlines.
 """
 
 from collections.abc import Mapping
-from math import log
+from math import inf, log
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -52,8 +52,8 @@ def _mean(answers: Mapping[str, Any], weights: Mapping[str, float]) -> Floats:
 
 
 def _check_weights(weights: Mapping[str, float]) -> None:
-    if any(weight < 0.0 for weight in weights.values()) or (weights and not any(weights.values())):
-        raise ConfigError("options.weights: none may be below 0, and one must be above", "steps")
+    if not all(0.0 <= weight < inf for weight in weights.values()) or (weights and not any(weights.values())):
+        raise ConfigError("options.weights: none may be below 0 or infinite, and one must be above 0", "steps")
 
 
 class Average:
@@ -68,7 +68,7 @@ class Average:
         checked(self.Options, options)
 
     def __call__(self, /, **models: Any) -> Arrays:
-        """models: numbers [rows, classes] of each."""
+        """Any number of models, under any names: numbers [rows, classes] of each."""
         return {"scores": _mean(models, {})}
 
 
@@ -87,7 +87,7 @@ class Weighted:
         _check_weights(self._weights)
 
     def __call__(self, /, **models: Any) -> Arrays:
-        """models: numbers [rows, classes] of each."""
+        """Any number of models, under any names: numbers [rows, classes] of each."""
         return {"scores": _mean(models, self._weights)}
 
 
@@ -109,7 +109,7 @@ class Vote:
         _check_weights(self._options.weights)
 
     def __call__(self, /, **models: Any) -> Arrays:
-        """models: numbers [rows, classes] of each. votes: the share of the votes that each class got."""
+        """Any number of models, under any names: numbers [rows, classes] of each. Gives votes by class, too."""
         stacked = _side_by_side(models)
         weights = _weights_of(models, self._options.weights).reshape(-1, *[1] * (stacked.ndim - 1))
         scores = _summed(weights * stacked)
@@ -144,7 +144,7 @@ class Stack:
         self.outputs = {"probabilities": f"FP32[-1,{len(self._head.bias)}]"}
 
     def __call__(self, /, **models: Any) -> Arrays:
-        """models: numbers [rows, width] of each that the head knows."""
+        """Models under the names that the head was fitted to: numbers [rows, width] of each."""
         if not models:
             raise ValueError("there is no answer to combine")
         return {"probabilities": softmax(self._head.logits({name: scores_of(name, given) for name, given in models.items()}))}
@@ -170,9 +170,9 @@ class Confidence:
         self._options = checked(self.Options, options)
 
     def __call__(self, /, **models: Any) -> Arrays:
-        """models: probabilities [rows, classes] of each, such as softmax gives. What is not a number is unsure."""
+        """Any number of models, under any names: probabilities [rows, classes] of each, as of softmax. NaN is unsure."""
         confidence = self._confidence(_mean(models, {}))
-        sure = confidence >= np.float32(self._options.threshold)
+        sure = confidence >= np.float64(self._options.threshold)  # not rounded to FP32, which may be lower
         return {"sure": sure, "unsure": ~sure, "confidence": confidence}
 
     def _confidence(self, mean: Floats) -> Floats:

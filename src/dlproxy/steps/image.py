@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 
 from dlproxy.config.traits import knob
 from dlproxy.config.values import ConfigError
+from dlproxy.steps.boxes import mapped_back
 from dlproxy.steps.options import checked
-from dlproxy.steps.values import Floats, array_of, element_of, image_of, shape
+from dlproxy.steps.values import Floats, array_of, element_of, image_of, numbers_of, shape
 
 try:
     from PIL import Image, ImageOps, UnidentifiedImageError
 except ImportError:
     raise ConfigError("steps on images need Pillow: pip install 'dlproxy[steps]'", "steps") from None
 
+Image.init()  # else the first request would load its readers
 MOST_PIXELS = 1 << 25  # 96 MiB of RGB
+MARGIN = 0.25  # of its sides, around an image: no corner of a crop is farther out
 _NO_WARNING = 89_000_000  # from here on Pillow warns of decompression bombs by itself
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # of Pillow's many, those that clients send
 FILTERS = {
@@ -32,6 +35,7 @@ FILTERS = {
 }
 Arrays = dict[str, NDArray[Any]]
 Pixels = NDArray[np.uint8]
+Doubles = NDArray[np.float64]
 
 
 class Decode:
@@ -42,6 +46,14 @@ class Decode:
 
     class Options(Struct, frozen=True):
         colours: Annotated[Literal["RGB", "BGR", "gray"], knob("the channels and their order")] = "RGB"
+        least_side: Annotated[
+            int,
+            knob(
+                "JPEGs are read 2, 4 or 8 times smaller, as long as no side gets shorter than this, which is several times "
+                "quicker; twice of what they are resized to changes hardly a pixel. 0: as they are",
+                ge=0,
+            ),
+        ] = 0
         max_pixels: Annotated[int, knob("larger images are refused before they take memory", ge=1, le=_NO_WARNING)] = (
             MOST_PIXELS
         )
@@ -58,6 +70,8 @@ class Decode:
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as file:
                 self._check_size(*file.size)
+                if self._options.least_side:
+                    file.draft(None, (self._options.least_side, self._options.least_side))
                 pixels = self._pixels(ImageOps.exif_transpose(file))
         except _TooLargeError as error:
             raise ValueError(str(error)) from None
@@ -124,7 +138,9 @@ class Resize:
         crop_share: Annotated[
             float, knob("with crop: the share of the shorter side that is kept, such as 0.875 for many classifiers", gt=0, le=1)
         ] = 1.0
-        max_pixels: Annotated[int, knob("of the result; more are refused", ge=1)] = MOST_PIXELS
+        max_pixels: Annotated[int, knob("of the result, and of the image in its new width; more are refused", ge=1)] = (
+            MOST_PIXELS
+        )
 
     outputs = {"image": "UINT8[-1,-1,-1]", "scale": "FP32[2]", "offset": "FP32[2]"}
 
@@ -139,15 +155,18 @@ class Resize:
             raise ConfigError("options.only: it has an effect only with fit = inside or outside", "steps")
         if given.multiple_of > 1 and min(size) > 0 and given.fit not in ("inside", "outside"):
             raise ConfigError("options.multiple_of: the size leaves no side open; see fit = inside and outside", "steps")
+        open_sides = min(size) > 0 and given.fit in ("inside", "outside")
+        sizes = [-1 if open_sides or not side else side for side in size]
+        self.outputs = {**Resize.outputs, "image": f"UINT8[{sizes[0]},{sizes[1]},-1]"}
 
     def __call__(self, image: Any) -> Arrays:
         """image: UINT8 [height, width, 1 or 3]."""
         pixels = image_of("image", image)
         height, width, channels = pixels.shape
-        if pixels.dtype != np.uint8 or channels not in (1, 3):
-            raise ValueError(f"image is {pixels.dtype}{shape(pixels)}, and is resized as UINT8 of 1 or 3 channels")
+        _check_plain(pixels)
         place = self._place(height, width)
-        if place.size[0] * place.size[1] > self._options.max_pixels:
+        between = height * place.scaled[1]  # Pillow changes the width first
+        if max(place.size[0] * place.size[1], between) > self._options.max_pixels:
             raise ValueError(
                 f"an image of {width} x {height} would become {place.size[1]} x {place.size[0]}, and max_pixels is "
                 f"{self._options.max_pixels}"
@@ -190,6 +209,11 @@ class Resize:
     def _rounded(self, side: float) -> int:
         step = self._options.multiple_of
         return max(round(side / step), 1) * step
+
+
+def _check_plain(image: NDArray[Any]) -> None:
+    if image.dtype != np.uint8 or image.shape[2] not in (1, 3):
+        raise ValueError(f"image is {image.dtype}{shape(image)}, and the step takes UINT8 of 1 or 3 channels")
 
 
 class Normalise:
@@ -237,3 +261,114 @@ class Normalise:
         np.multiply(pixels, factor, out=numbers, casting="unsafe")
         numbers += shift
         return numbers.astype(self._dtype, copy=False)
+
+
+class Crop:
+    """The parts of an image that boxes frame, as a list, in the order of the boxes. Those of four corners are made upright.
+
+    What lies outside of the image is left out, or, with corners, shown as the pixels at its edge. No crop is empty.
+    """
+
+    class Options(Struct, frozen=True):
+        grow: Annotated[float, knob("boxes are made larger by this share of their sides", ge=0, le=10)] = 0.0
+        turn: Annotated[
+            float,
+            knob(
+                "crops at least so many times as high as wide are turned to the left, as lines of text need it; 0: none", ge=0
+            ),
+        ] = 0.0
+        max_pixels: Annotated[int, knob("of all crops of one image; more are refused", ge=1)] = MOST_PIXELS
+
+    outputs = {"crops": "UINT8[-1,-1,-1]"}
+
+    def __init__(self, **options: Any) -> None:
+        self._options = checked(self.Options, options)
+
+    def __call__(self, image: Any, boxes: Any, scale: Any = None, offset: Any = None) -> dict[str, list[Pixels]]:
+        """image: UINT8 [height, width, 1 or 3]. boxes: left, top, right, bottom [n, 4]; or corners, clockwise from the top
+        left one, [n, 4, 2] or [n, 8]; a first axis of 1 is left out. scale, offset: of image.resize, if boxes are in its image.
+        """
+        pixels = image_of("image", image)
+        _check_plain(pixels)
+        with np.errstate(over="ignore", invalid="ignore"):
+            corners = mapped_back(_corners("boxes", boxes), scale, offset).astype(np.float64)
+        if not np.isfinite(corners).all():
+            raise ValueError("boxes holds numbers that are not finite")
+        middle = corners.mean(axis=1, keepdims=True)
+        corners = middle + (corners - middle) * (1.0 + self._options.grow)
+        sizes = _sizes(corners, pixels.shape[1], pixels.shape[0])
+        total = int(sizes.prod(axis=1).sum())
+        if total > self._options.max_pixels:
+            raise ValueError(
+                f"the {len(corners)} crops would have {total} pixels, and max_pixels is {self._options.max_pixels}"
+            )
+        places = zip(corners, sizes.astype(int).tolist(), strict=True)
+        if corners.shape[1] == 2:
+            crops = [cropped(pixels, *place) for place in places]
+        else:
+            sheet = Sheet(pixels, corners)
+            crops = [sheet.warped(*place) for place in places]
+        return {"crops": [self._turned(crop) for crop in crops]}
+
+    def _turned(self, crop: Pixels) -> Pixels:
+        if self._options.turn and crop.shape[0] >= self._options.turn * crop.shape[1]:
+            return np.ascontiguousarray(np.rot90(crop))
+        return crop
+
+
+def _corners(name: str, value: Any) -> Floats:
+    """[n, 2 or 4, 2]."""
+    boxes = numbers_of(name, value)
+    if not boxes.size:
+        return np.zeros((0, 2, 2), np.float32)
+    found = boxes[0] if boxes.shape[0] == 1 and (boxes.ndim == 4 or (boxes.ndim == 3 and boxes.shape[2] in (4, 8))) else boxes
+    if found.shape[1:] not in ((4,), (8,), (4, 2)):
+        raise ValueError(f"{name} is {shape(boxes)}, and boxes are [n, 4], or corners [n, 4, 2] or [n, 8]")
+    return found.reshape(len(found), -1, 2)
+
+
+def _sizes(corners: Doubles, width: int, height: int) -> Doubles:
+    """Of the crops, (height, width): at least 1."""
+    if corners.shape[1] == 2:
+        edges = np.array([width, height])
+        found = np.diff(np.clip(np.rint(corners), 0, edges), axis=1)[:, 0]
+    else:
+        sides = np.linalg.norm(corners - np.roll(corners, -1, axis=1), axis=2)  # top, right, bottom, left
+        found = np.rint(np.stack([np.maximum(sides[:, 0], sides[:, 2]), np.maximum(sides[:, 1], sides[:, 3])], axis=1))
+    return np.maximum(found, 1)[:, ::-1]
+
+
+def cropped(image: Pixels, corners: Doubles, size: tuple[int, int]) -> Pixels:
+    """The part between two corners; `size`: (height, width), as it is inside the image."""
+    left = int(np.clip(np.rint(corners[0, 0]), 0, image.shape[1] - size[1]))
+    top = int(np.clip(np.rint(corners[0, 1]), 0, image.shape[0] - size[0]))
+    return image[top : top + size[0], left : left + size[1]].copy()
+
+
+class Sheet:
+    """An image, with as much around it as these corners need."""
+
+    def __init__(self, image: Pixels, corners: Doubles) -> None:
+        self._edges = np.array(image.shape[1::-1])
+        farthest = np.maximum(-corners, corners - self._edges).max(axis=(0, 1))
+        self._around = np.ceil(np.clip(farthest, 0, self._edges * MARGIN)).astype(int)
+        self._channels = image.shape[2]
+        if self._around.any():
+            image = np.pad(image, [(size, size) for size in (*self._around[::-1].tolist(), 0)], mode="edge")
+        self._image = Image.fromarray(image[..., 0] if self._channels == 1 else image)
+
+    def warped(self, corners: Doubles, size: tuple[int, int]) -> Pixels:
+        """What four corners frame, as an upright image of this size (height, width), by bilinear interpolation.
+
+        The projection of the unit square on a quadrilateral: Heckbert, Fundamentals of Texture Mapping, 1989, 2.2.3.
+        """
+        a, b, c, d = np.clip(corners, -self._around, self._edges + self._around) + self._around
+        one, other, bend = b - c, d - c, a - b + c - d
+        area = one[0] * other[1] - other[0] * one[1]
+        area = area if abs(area) > 1e-6 else 0.0  # of a pixel: the corners are in a line
+        g = (bend[0] * other[1] - other[0] * bend[1]) / area if area else 0.0
+        h = (one[0] * bend[1] - bend[0] * one[1]) / area if area else 0.0
+        across, down = (b - a + g * b) / size[1], (d - a + h * d) / size[0]
+        projection = (across[0], down[0], a[0], across[1], down[1], a[1], g / size[1], h / size[0])
+        seen = self._image.transform(size[::-1], Image.Transform.PERSPECTIVE, projection, Image.Resampling.BILINEAR)
+        return np.asarray(seen).reshape(*size, self._channels)

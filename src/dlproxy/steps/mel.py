@@ -67,7 +67,12 @@ class LogMel:
             given.rate, given.n_fft, given.mels, given.low, high, htk=given.scale == "htk", equal_area=given.equal_area
         )
         self._weights = weights.astype(np.float32)
-        self.outputs = {"features": f"FP32[-1,-1,{given.mels}]" if given.frames_first else f"FP32[-1,{given.mels},-1]"}
+        frames = -1
+        if given.seconds:
+            beyond = self._length() + (given.n_fft // 2 * 2 if given.centre else 0) - given.n_fft
+            frames = beyond // given.hop + 1 - (given.log == "whisper" and beyond >= given.hop)
+        sizes = (frames, given.mels) if given.frames_first else (given.mels, frames)
+        self.outputs = {"features": f"FP32[-1,{sizes[0]},{sizes[1]}]"}
 
     def __call__(self, samples: Any) -> dict[str, NDArray[Any]]:
         """samples: numbers [n], or several of one length [rows, n]."""
@@ -84,9 +89,12 @@ class LogMel:
         features = self._logarithm(power)
         return {"features": features if self._options.frames_first else np.ascontiguousarray(features.transpose(0, 2, 1))}
 
+    def _length(self) -> int:
+        return round(self._options.seconds * self._options.rate)
+
     def _padded(self, samples: Floats) -> Floats:
         if self._options.seconds:
-            length = round(self._options.seconds * self._options.rate)
+            length = self._length()
             samples = np.pad(samples[:, :length], ((0, 0), (0, max(length - samples.shape[1], 0))))
         half = self._options.n_fft // 2 if self._options.centre else 0
         if not samples.size or samples.shape[1] + 2 * half < self._options.n_fft:

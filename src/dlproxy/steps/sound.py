@@ -22,6 +22,17 @@ try:
 except (ImportError, OSError):  # OSError: it finds no libsndfile
     raise ConfigError("audio.decode needs soundfile: pip install 'dlproxy[steps]'", "steps") from None
 
+# Of libsndfile's many formats, those that clients send; MP3 begins with a tag or a frame, whose layer and version vary.
+_BEGINNINGS = (
+    b"RIFF",
+    b"RIFX",
+    b"RF64",
+    b"fLaC",
+    b"OggS",
+    b"FORM",
+    b"ID3",
+    *(bytes([0xFF, byte]) for byte in range(0xE0, 0xFF)),
+)
 _BLOCK = 1 << 16  # frames that are read at once, whatever the header says
 _UNKNOWN = 0x7FFF0000  # from here on, a length is what writers put down who did not know it yet
 
@@ -43,6 +54,8 @@ class Decode:
     def __call__(self, audio: Any) -> dict[str, NDArray[Any]]:
         """audio: BYTES of one element, or the file's bytes as UINT8."""
         data = element_of("audio", audio)
+        if not data.startswith(_BEGINNINGS):
+            raise ValueError(f"audio: {len(data)} bytes that are no audio of a known format")
         _check_whole(data)
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -50,6 +63,8 @@ class Decode:
         except soundfile.SoundFileError as error:
             raise ValueError(f"audio: {len(data)} bytes that are not readable: {error}") from None
         wanted = self._options.rate or rate
+        if len(samples) * wanted > self._options.max_samples * rate:
+            raise ValueError(f"{len(samples)} samples at {rate} Hz are more than max_samples at {wanted} Hz")
         return {"samples": resampled(samples, rate, wanted)[None], "rate": np.array([wanted], np.int64)}
 
     def _mono(self, file: Any) -> Floats:
@@ -61,7 +76,7 @@ class Decode:
             left -= len(block)
         if left < 0:
             raise ValueError(f"the audio has more than {most} samples in {file.channels} channels; see max_samples")
-        if most - left < file.frames < _UNKNOWN:
+        if most - left < file.frames < _UNKNOWN and file.format != "MP3":  # whose length may be an estimate
             raise ValueError(f"the audio breaks off after {most - left} of {file.frames} samples")
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 

@@ -34,6 +34,8 @@ class Head(Struct, frozen=True):
         """[rows, classes]. A model that is missing counts as its mean. Raises ValueError."""
         summed: NDArray[Any] = self.bias
         at = used = 0
+        if len({len(given) for given in outputs.values()}) > 1:
+            raise ValueError(f"{', '.join(outputs)} have different numbers of rows")
         for name, width in self.widths.items():
             if name in outputs:
                 given = outputs[name]

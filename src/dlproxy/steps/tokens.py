@@ -37,6 +37,7 @@ class Tokenize:
         special_tokens: Annotated[bool, knob("add those that the file says, such as [CLS] and [SEP]")] = True
         multiple_of: Annotated[int, knob("lengths are padded up to a multiple of it", ge=1, le=1024)] = 1
         type: Annotated[Literal["INT64", "INT32"], knob("of what it gives")] = "INT64"
+        max_texts: Annotated[int, knob("of one request; more are refused", ge=1)] = 4096
         max_bytes: Annotated[int, knob("of one text; longer ones are refused", ge=1)] = 1 << 20
 
     outputs = {"input_ids": "INT64[-1,-1]", "attention_mask": "INT64[-1,-1]", "token_type_ids": "INT64[-1,-1]"}
@@ -59,10 +60,10 @@ class Tokenize:
 
     def __call__(self, text: Any, pair: Any = None) -> dict[str, NDArray[Any]]:
         """text: BYTES of any shape, UTF-8; each element is a row. pair: second texts, as many, for models of two."""
-        texts = texts_of("text", text, most_bytes=self._options.max_bytes)
+        texts = texts_of("text", text, most=self._options.max_texts, most_bytes=self._options.max_bytes)
         rows: Sequence[Any] = texts
         if pair is not None:
-            seconds = texts_of("pair", pair, most_bytes=self._options.max_bytes)
+            seconds = texts_of("pair", pair, most=self._options.max_texts, most_bytes=self._options.max_bytes)
             if len(seconds) != len(texts):
                 raise ValueError(f"text has {len(texts)} elements, and pair has {len(seconds)}")
             rows = list(zip(texts, seconds, strict=True))

@@ -15,13 +15,11 @@ def array_of(name: str, value: Any) -> NDArray[Any]:
     """The one array that it is, and no list."""
     if isinstance(value, list):
         raise ValueError(f"{name} is a list of {len(value)} arrays, and the step takes one at a time: say each = true")
-    return np.asarray(value)
+    return np.asarray(value, object if isinstance(value, bytes | str) else None)  # numpy's own strings lose zeros
 
 
 def element_of(name: str, value: Any) -> bytes:
     """The one element of a BYTES array, or the bytes that UINT8 numbers are."""
-    if isinstance(value, bytes):
-        return value
     array = array_of(name, value)
     if array.dtype == np.uint8:
         return array.tobytes()
@@ -30,10 +28,13 @@ def element_of(name: str, value: Any) -> bytes:
     return _bytes(name, array.item())
 
 
-def texts_of(name: str, value: Any, *, most_bytes: int) -> list[str]:
-    """Every element of a BYTES array, which must be UTF-8 and not longer."""
+def texts_of(name: str, value: Any, *, most: int, most_bytes: int) -> list[str]:
+    """Every element of a BYTES array: not more, each UTF-8 and not longer."""
+    array = array_of(name, value)
+    if array.size > most:
+        raise ValueError(f"{name} has {array.size} texts, and max_texts is {most}")
     texts = []
-    for number, element in enumerate(array_of(name, value).ravel().tolist()):
+    for number, element in enumerate(array.ravel().tolist()):
         encoded = _bytes(name, element)
         if len(encoded) > most_bytes:
             raise ValueError(f"text {number} of {name} has {len(encoded)} bytes, and max_bytes is {most_bytes}")

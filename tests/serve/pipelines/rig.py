@@ -28,6 +28,7 @@ from dlproxy.testing import FakeInstance, FakeRuntime
 from dlproxy.testing.fake_runtime import Function
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.checks import RequestChecker
+from tests.policy.lane.fixtures import warmed
 from tests.serve.rig import KNOBS, SIGNATURE, Array, Reply, double, pass_time, turns
 
 TWO = Signature(
@@ -87,15 +88,17 @@ class Stage:
         version: str,
         instances: int,
         service_s: float | None,
+        known: bool,
     ) -> None:
         self.runtime = FakeRuntime(signature, function)
         self.stats = ModelStats()
-        self.lane = Lane(knobs, ((1, service_s or 0.001),))
+        prior = ((1, service_s or 0.001), (64, service_s or 0.001)) if known else ()
+        self.lane = warmed(Lane(knobs, prior)) if known else Lane(knobs, prior)
         self.driver = Driver(
             model=name, version=version, signature=signature, lane_on=self.lane.on, stats=self.stats, clock=floor.now
         )
-        took = None if service_s is None else lambda rows: service_s
-        self.fakes = [FakeInstance(f"{name}-{number}", self.runtime, service_s=took) for number in range(instances)]
+        self._took = None if service_s is None else lambda rows: service_s
+        self.fakes = [FakeInstance(f"{name}-{number}", self.runtime, service_s=self._took) for number in range(instances)]
         for fake in self.fakes:
             self.driver.add_instance(fake)
         self.served = ServedModel(
@@ -108,6 +111,14 @@ class Stage:
             slo_s=None,
             view=self.lane.view,
         )
+
+    def revive(self) -> None:
+        """Whatever instance it has lost is there again, as another."""
+        up = {instance.name for instance in self.lane.view().instances}
+        for number, fake in enumerate(self.fakes):
+            if fake.name not in up:
+                self.fakes[number] = FakeInstance(f"{fake.name}-again", self.runtime, service_s=self._took)
+                self.driver.add_instance(self.fakes[number])
 
     @property
     def at_rest(self) -> bool:
@@ -136,9 +147,11 @@ class Floor:
         version: str = "1",
         instances: int = 1,
         service_s: float | None = 0.010,
+        known: bool = True,
     ) -> Stage:
+        """`known`: its lane knows how long batches take."""
         stage = self.stages[name] = Stage(
-            self, name, function, signature, knobs, version=version, instances=instances, service_s=service_s
+            self, name, function, signature, knobs, version=version, instances=instances, service_s=service_s, known=known
         )
         self.catalog.add(stage.served)
         return stage

@@ -40,6 +40,10 @@ class Context(Struct, frozen=True):
     cancelled: Callable[[], bool]
 
 
+class OutputError(ValueError):
+    """Code gave what it should not."""
+
+
 class Pace:
     """How long code takes, as far as it decides where it runs."""
 
@@ -79,7 +83,7 @@ class CodeStage:
         return self.config.call
 
     def run(self, values: Mapping[str, Value], context: Context | None) -> list[Value]:
-        """The values of `names`. Raises what the code raises, ValueError for what it should not have given."""
+        """The values of `names`. Raises what the code raises, and OutputError."""
         arguments = {key: as_argument(value) for key, value in values.items() if value is not MISSING or key in self._required}
         if context is not None:
             arguments[CONTEXT] = context
@@ -87,10 +91,10 @@ class CodeStage:
         if isinstance(given, Mapping):
             lacking = [name for name in self.names if name not in given]
             if lacking:
-                raise ValueError(f"it gave {', '.join(map(str, given)) or 'nothing'}, and {', '.join(lacking)} is wanted")
+                raise OutputError(f"it gave {', '.join(map(str, given)) or 'nothing'}, and {', '.join(lacking)} is wanted")
             return [self._value(name, given[name]) for name in self.names]
         if not self._only:
-            raise ValueError(f"it gave a {type(given).__name__}, and is to give a dict of {', '.join(self.names)}")
+            raise OutputError(f"it gave a {type(given).__name__}, and is to give a dict of {', '.join(self.names)}")
         return [self._value(self._only, given)]
 
     def why(self, error: BaseException) -> str:
@@ -119,7 +123,7 @@ class CodeStage:
                 spec = TensorSpec(spec.name, spec.dtype, spec.shape[1:], spec.text)
             return checked(array, spec)
         except ValueError as error:
-            raise ValueError(f"output '{name}' {error}") from None
+            raise OutputError(f"output '{name}' {error}") from None
 
     def _check_inputs(self, parameters: Mapping[str, inspect.Parameter]) -> None:
         known = [key for key, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]

@@ -3,7 +3,6 @@
 Made by instance.py. Everything is called on the event loop. Not aware of: lanes, protocols, who waits for the end.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from math import inf
 from typing import Any, Protocol
@@ -23,7 +22,7 @@ from dlproxy.serve.pipelines.values import MISSING, Array, Missing, Value, check
 from dlproxy.telemetry.stats import StepCounts
 from dlproxy.tensors import to_array
 
-log = logging.getLogger(__name__)
+HURRY_S = 0.002  # a step that needs not all of its inputs begins so long before it must: timers and threads are not exact
 
 
 class Site(Protocol):
@@ -141,8 +140,8 @@ class Run:
             self._values[place] = value
         self._go_on(step)
 
-    def failed(self, call: Call, failure: Failure, place: str, origin: Any) -> None:
-        """`place`: which items; empty if that says nothing."""
+    def failed(self, call: Call, failure: Failure, origin: Any = None, place: str = "") -> None:
+        """`origin`: where the pipeline's own code has failed, or ""; None if that is not its own. `place`: which items."""
         if self.over:
             return
         step = call.step
@@ -237,7 +236,7 @@ class Run:
         except (ValueError, InferenceError) as error:
             if not call.over:
                 call.over = True
-                self.failed(call, self.refused(step, error), "", "")
+                self.failed(call, self.refused(step, error), "")
 
     def _skip(self, step: Step) -> None:
         self._state[step.number] = "skipped"
@@ -256,7 +255,7 @@ class Run:
         now = site.clock()
         deadline_at = site.pacing.deadline_at(step.name, self.request.ticket, now)
         if deadline_at < inf:
-            delay_s = max(deadline_at - site.counts[step.name].usual_s - now, 0.0)
+            delay_s = max(deadline_at - 2 * site.counts[step.name].usual_s - HURRY_S - now, 0.0)
             self._timers[step.number] = self._loop.call_later(delay_s, self._hurry, step)
 
     def _hurry(self, step: Step) -> None:
@@ -285,7 +284,7 @@ class Run:
                 outputs.append(_array(value if isinstance(value, Tensor) else checked(value, spec)))
             except ValueError as error:
                 message = f"output '{spec.name}' of {self._giver(sources)} {error}"
-                self._finish(_failed(Failure(FailureKind.MODEL_FAILED, message)))
+                self._finish(_failed(Failure(FailureKind.MODEL_FAILED, message), ""))
                 return
         self._finish(BatchResult(outputs, self.path_s, 0.0, variant=", ".join(self.variants)))
 
@@ -346,5 +345,7 @@ def _array(tensor: Tensor) -> Array:
     return to_array(tensor.dtype, tensor.shape, tensor.data)
 
 
-def _failed(failure: Failure, origin: Any = "") -> BatchResult:
-    return BatchResult([], 0.0, 0.0, failure.message, failure=failure, origin=origin)
+def _failed(failure: Failure, origin: Any = None) -> BatchResult:
+    """`origin`: None for what is no failure of the pipeline itself."""
+    own = origin is not None and failure.kind is FailureKind.MODEL_FAILED
+    return BatchResult([], 0.0, 0.0, failure.message, failure=None if own else failure, origin=origin or "")
