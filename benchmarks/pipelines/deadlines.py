@@ -1,6 +1,6 @@
 """Chains under load in virtual time: online deadlines beside every static split of the objective.
 
-    python -m benchmarks.pipelines.deadlines
+python -m benchmarks.pipelines.deadlines
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -55,11 +55,17 @@ CASES = [
     Case("dear->cheap", {"a": Served(0.02, 0.005), "b": Served(0.002, 0.0005)}, {"p": Chain(line("a", "b"), 0.3)}),
     Case("balanced", {"a": Served(0.02, 0.005), "b": Served(0.02, 0.005)}, {"p": Chain(line("a", "b"), 0.3)}),
     Case("fan-out", {"a": Served(0.01, 0.002), "b": Served(0.005, 0.001)}, {"p": Chain(line("a", "b", items={"b": FAN}), 0.3)}),
-    Case("3 stages", {"a": Served(0.005, 0.002), "b": Served(0.01, 0.005), "c": Served(0.005, 0.001)},
-         {"p": Chain(line("a", "b", "c"), 0.3)}),
+    Case(
+        "3 stages",
+        {"a": Served(0.005, 0.002), "b": Served(0.01, 0.005), "c": Served(0.005, 0.001)},
+        {"p": Chain(line("a", "b", "c"), 0.3)},
+    ),
     Case("shared cores", {"a": Served(0.01, 0.005), "b": Served(0.02, 0.005)}, {"p": Chain(line("a", "b"), 0.4)}, cores=1),
-    Case("two share", {"a": Served(0.01, 0.004), "s": Served(0.01, 0.004), "c": Served(0.005, 0.002)},
-         {"p": Chain(line("a", "s"), 0.3), "q": Chain(line("s", "c"), 0.2)}),
+    Case(
+        "two share",
+        {"a": Served(0.01, 0.004), "s": Served(0.01, 0.004), "c": Served(0.005, 0.002)},
+        {"p": Chain(line("a", "s"), 0.3), "q": Chain(line("s", "c"), 0.2)},
+    ),
 ]
 
 
@@ -74,7 +80,16 @@ def wiring(steps: Mapping[str, StepPlan]) -> Wiring:
 class Split:
     """The same shares of the objective for ever. `relative`: each step's share begins when the step does."""
 
-    def __init__(self, wiring: Wiring, shares: Sequence[float], slo_s: float, *, relative: bool, inner: Pacing | None, batching: bool = False) -> None:
+    def __init__(
+        self,
+        wiring: Wiring,
+        shares: Sequence[float],
+        slo_s: float,
+        *,
+        relative: bool,
+        inner: Pacing | None,
+        batching: bool = False,
+    ) -> None:
         self._batching = batching
         self._shares2 = {n: s * slo_s for n, s in zip(wiring.order, shares)}
         self._shares = dict(zip(wiring.order, shares))
@@ -96,7 +111,8 @@ class Split:
         return ticket.arrived_at + self._until[step]
 
     def begun(self, step):
-        if self._inner is not None: self._inner.begun(step)
+        if self._inner is not None:
+            self._inner.begun(step)
 
     def splits(self, now):
         return self._inner.splits(now) if self._inner else not self.done
@@ -105,7 +121,8 @@ class Split:
 
     def split(self, objective_s, stages):
         self.done = True
-        if self._inner is not None: self._inner.split(objective_s, stages)
+        if self._inner is not None:
+            self._inner.split(objective_s, stages)
         return self._shares2 if self._batching else {}
 
     def refusal(self, ticket: Ticket, waits: Mapping[str, float], now: float) -> Failure | None:
@@ -124,15 +141,29 @@ def capacity(case: Case) -> float:
     return len(case.chains) / per_request
 
 
-def run(case: Case, pace: Callable[[Wiring, Chain], Paces], *, load: float = 2.0, seconds: float = 20.0, seed: int = 0,
-        slos: Mapping[str, float] = {}):
+def run(
+    case: Case,
+    pace: Callable[[Wiring, Chain], Paces],
+    *,
+    load: float = 2.0,
+    seconds: float = 20.0,
+    seed: int = 0,
+    slos: Mapping[str, float] = {},
+):
     models = []
     for number, (name, served) in enumerate(case.models.items()):
         knobs = LaneKnobs(max_batch=served.max_batch, arbitrated=bool(case.cores), slo_s=slos.get(name))
         prior = [(rows, served.base_s + served.row_s * rows) for rows in (1, 2, 4, 8)]
         times = Fitted(served.base_s, served.row_s, cv=served.cv, seed=seed * 100 + number)
-        models.append(SimulatedModel(name, Lane(knobs, prior), times, [f"{name}-{i}" for i in range(served.instances)],
-                                     needs={"cores": 1.0} if case.cores else None))
+        models.append(
+            SimulatedModel(
+                name,
+                Lane(knobs, prior),
+                times,
+                [f"{name}-{i}" for i in range(served.instances)],
+                needs={"cores": 1.0} if case.cores else None,
+            )
+        )
     tally = Tally(0.0, inf, None)
     arbiter = Arbiter({"cores": case.cores}) if case.cores else None
     good = dict.fromkeys(case.chains, 0)
@@ -157,7 +188,8 @@ def run(case: Case, pace: Callable[[Wiring, Chain], Paces], *, load: float = 2.0
         models.append(model)
     if arbiter is not None:
         for m in models:
-            if m.pipeline is not None: m.needs = {"cores": 0.0}
+            if m.pipeline is not None:
+                m.needs = {"cores": 0.0}
     simulation.add("node", models, arbiter=arbiter)
     names = list(case.chains)
     arrivals = make_arrivals("poisson", rate=load * capacity(case), seed=seed)
@@ -169,6 +201,7 @@ def run(case: Case, pace: Callable[[Wiring, Chain], Paces], *, load: float = 2.0
                 number += 1
                 name = names[number % len(names)]
                 yield Call(name, 1, case.chains[name].slo_s, at)
+
     simulation.run(calls())
     return sum(good.values()) / (seconds - WARM), good, ends, pipelines
 
@@ -187,31 +220,51 @@ def sweep(case: Case, points: int, seconds: float, seed: int, load: float = 2.0)
                 grid.append((x, y, 1 - x - y))
     rows = []
     for batching in (False, True):
-      for relative in (False, True):
-        for entrance in (False, True):
-            for shares in grid:
-                g, *_ = run(case, lambda w, c: Split(w, shares, c.slo_s, relative=relative, inner=Pacing(w) if entrance else None, batching=batching),
-                            seconds=seconds, seed=seed, load=load)
-                rows.append((g, f"{tuple(round(s,2) for s in shares)}{' rel' if relative else ''}{' ent' if entrance else ''}{' batch' if batching else ''}"))
+        for relative in (False, True):
+            for entrance in (False, True):
+                for shares in grid:
+                    g, *_ = run(
+                        case,
+                        lambda w, c: Split(
+                            w, shares, c.slo_s, relative=relative, inner=Pacing(w) if entrance else None, batching=batching
+                        ),
+                        seconds=seconds,
+                        seed=seed,
+                        load=load,
+                    )
+                    rows.append(
+                        (
+                            g,
+                            f"{tuple(round(s, 2) for s in shares)}{' rel' if relative else ''}{' ent' if entrance else ''}{' batch' if batching else ''}",
+                        )
+                    )
     return rows
 
 
 if __name__ == "__main__":
     import sys, time
+
     points = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 10.0
     which = sys.argv[3] if len(sys.argv) > 3 else ""
     for case in CASES:
-        if which not in case.name: continue
+        if which not in case.name:
+            continue
         t = time.time()
         g, good, ends, pipes = run(case, lambda w, c: Pacing(w), seconds=seconds, seed=1)
         el = time.time() - t
         cap = capacity(case)
         rows = sweep(case, points, seconds, 1)
         out = []
-        for label, test in (("plain", lambda t: "batch" not in t and "ent" not in t), ("ent", lambda t: "batch" not in t and "ent" in t),
-                            ("batch", lambda t: "batch" in t and "ent" not in t), ("batch+ent", lambda t: "batch" in t and "ent" in t)):
+        for label, test in (
+            ("plain", lambda t: "batch" not in t and "ent" not in t),
+            ("ent", lambda t: "batch" not in t and "ent" in t),
+            ("batch", lambda t: "batch" in t and "ent" not in t),
+            ("batch+ent", lambda t: "batch" in t and "ent" in t),
+        ):
             b = max(r for r in rows if test(r[1]))
-            out.append(f"{label}: {g/max(b[0],1e-9):.2f} {b[1]}")
-        print(f"{case.name:14} cap {cap:.0f}/s pacing {g:.1f} ({el:.1f}s) refused {[p.refused for p in pipes.values()]} {({k.value if k else 'ok': v for k, v in ends.items()})}")
+            out.append(f"{label}: {g / max(b[0], 1e-9):.2f} {b[1]}")
+        print(
+            f"{case.name:14} cap {cap:.0f}/s pacing {g:.1f} ({el:.1f}s) refused {[p.refused for p in pipes.values()]} { ({k.value if k else 'ok': v for k, v in ends.items()}) }"
+        )
         print("     ", " | ".join(out), flush=True)
