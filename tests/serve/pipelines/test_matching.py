@@ -36,7 +36,11 @@ def _one(dtype: str, shape: tuple[int, ...]) -> Signature:
     ("steps", "outputs", "message"),
     [
         ({"a": step("mm", x="x")}, "a.y", "stage 'a': model 'mm' is not served: .* is not found.*; did you mean 'm'\\?"),
-        ({"a": step("m:7", x="x")}, "a.y", "stage 'a': model 'm:7' is not served: .*'m' version 7 is not found; the versions served are 1"),
+        (
+            {"a": step("m:7", x="x")},
+            "a.y",
+            "stage 'a': model 'm:7' is not served: .*'m' version 7 is not found; the versions served are 1",
+        ),
         ({"a": step("m", xx="x")}, "a.y", "stage 'a': model 'm' takes no input 'xx'; did you mean 'x'\\?"),
         ({"a": step("m", x="x")}, "a.z", "stage 'a': model 'm' gives no output 'z'; its outputs are y"),
         ({"a": step("sum", a="x")}, "a.y", "stage 'a': model 'sum' takes b, and the step does not say from where"),
