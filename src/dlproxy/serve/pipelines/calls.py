@@ -43,7 +43,7 @@ class Call:
         self.over = False
 
     def begin(self, values: dict[str, Value], truths: list[bool] | None) -> None:
-        """`truths`: of each item whether the step is to run for it; None: it is. Raises ValueError, InferenceError."""
+        """`truths`: of each item whether the step is to run for it; None: it is. May raise: it has failed then."""
         raise NotImplementedError
 
     def cancel(self) -> None:
@@ -189,8 +189,8 @@ class ModelEach(EachCall):
         try:
             tensors = [self._tensor(spec, group) for spec in bound.inputs]
             request = self.run.request_of(self.step, tensors)
-        except (ValueError, InferenceError) as error:
-            self._fail(self.run.refused(self.step, error), "", self._place(group))
+        except Exception as error:
+            self._fail(*self.run.refused(self.step, error), self._place(group))
             return
         strips = [spec.shape[:1] == (-1,) and spec.rows == 0 for spec in bound.outputs]
         if not self._lack_rows(group[0]):
