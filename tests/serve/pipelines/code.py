@@ -98,3 +98,8 @@ class Scale:
 
 def same(x: Array) -> Array:
     return x
+
+
+def odd(x: Array) -> dict[str, Any]:
+    """What no model takes."""
+    return {"odd": np.array([object(), object()]), "items": [np.array([object()])]}

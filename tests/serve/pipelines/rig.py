@@ -113,9 +113,10 @@ class Stage:
         )
 
     def revive(self) -> None:
-        """Whatever instance it has lost is there again, as another."""
+        """Whatever instance it has lost is there again, as another, and none fails any more."""
         up = {instance.name for instance in self.lane.view().instances}
         for number, fake in enumerate(self.fakes):
+            fake._failures.clear()
             if fake.name not in up:
                 self.fakes[number] = FakeInstance(f"{fake.name}-again", self.runtime, service_s=self._took)
                 self.driver.add_instance(self.fakes[number])
@@ -280,6 +281,10 @@ class Pipeline:
 class Answer(Reply):
     """With the outputs by name."""
 
+    async def wait(self) -> "Answer":
+        await super().wait()
+        return self
+
     @property
     def outputs(self) -> dict[str, Array]:
         assert self.response is not None, f"failed: {self.failure}"
@@ -291,7 +296,7 @@ class Answer(Reply):
         return self.failure.message
 
 
-def step(what: str, *, each: bool = False, when: str = "", need: int = 0, **inputs: str) -> dict[str, Any]:
+def step(what: str, *, each: bool = False, when: str = "", need: int = 0, **inputs: Any) -> dict[str, Any]:
     """Of a model or, with a colon, of code of the tests."""
     does = {"call": f"{HERE}{what}"} if what.startswith(":") else {"model": what}
     return {**does, "inputs": inputs, "each": each, "when": when, "need": need}
@@ -300,6 +305,11 @@ def step(what: str, *, each: bool = False, when: str = "", need: int = 0, **inpu
 def rows(*values: float, width: int = 2) -> Array:
     """One row for each."""
     return np.repeat(np.array(values, np.float32)[:, None], width, axis=1)
+
+
+def times(factor: float) -> Function:
+    """A model that multiplies."""
+    return lambda inputs: [np.asarray(inputs[0], np.float32) * np.float32(factor)]
 
 
 def total(inputs: Sequence[Array]) -> list[Array]:

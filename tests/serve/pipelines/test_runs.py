@@ -9,12 +9,13 @@ from msgspec.structs import replace
 
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.thread import ThreadInstance
-from dlproxy.message import DType, FailureKind, TensorSpec
+from dlproxy.message import DType, FailureKind, Request, TensorSpec
+from dlproxy.serve.pipelines import code
 from dlproxy.serve.pipelines.calls import MOST_ITEMS, WINDOW
 from dlproxy.serve.pipelines.instance import CAPACITY
-from dlproxy.service import next_part
+from dlproxy.service import ReplyTo, Service, next_part
 from dlproxy.tensors import to_values
-from tests.serve.pipelines.rig import HERE, TWO, Answer, Floor, Pipeline, rows, step, total
+from tests.serve.pipelines.rig import HERE, TWO, Answer, Floor, Pipeline, rows, step, times, total
 from tests.serve.rig import KNOBS, POISON, SIGNATURE, double, double_unless_poisoned, pass_time, turns
 
 pytestmark = pytest.mark.looptime(idle_step=0.1, idle_timeout=1.0)
@@ -233,6 +234,17 @@ async def test_code_that_fails_is_named(call: str, kind: FailureKind, text: str,
     assert ("a batch failed" in caplog.text, "Traceback" in caplog.text) == (call != ":refuse", call == ":fail")
 
 
+async def test_a_value_error_of_a_step_of_ours_is_the_clients_if_that_sent_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code, "STEPS", {"picture": f"{HERE}:fail"})
+    floor = Floor()
+    first = {"call": "picture", "inputs": {"x": "x"}, "outputs": {"y": "FP32[-1,-1]"}}
+    answer = await floor.pipeline({"a": first}, {"y": "a.y"}).send({"x": rows(1)}).wait()
+    assert (answer.kind, answer.why) == (FailureKind.INVALID_ARGUMENT, "stage 'a' (picture): bad index")
+    steps = {"b": step(":plus_one", x="x"), "a": {**first, "inputs": {"x": "b.y"}}}
+    answer = await floor.pipeline(steps, {"y": "a.y"}, name="q").send({"x": rows(1)}).wait()
+    assert (answer.kind, answer.why) == (FailureKind.MODEL_FAILED, "stage 'a' (picture): bad index")
+
+
 async def test_a_stage_that_fails_is_named_and_its_model_logs_it(caplog: pytest.LogCaptureFixture) -> None:
     floor = Floor()
     pipeline = chain(floor, function=double_unless_poisoned, knobs=replace(KNOBS, retry_budget=0.0))
@@ -282,15 +294,41 @@ async def test_what_a_step_was_given_by_another_is_not_the_clients_fault() -> No
     await floor.rest()
 
 
+async def test_values_that_nothing_can_be_made_of_fail_the_step_that_gets_them() -> None:
+    floor = Floor()
+    floor.model("m")
+    steps = {"odd": step(":odd", x="x"), "a": step("m", x="odd.odd"), "b": step("m", when="odd.odd", x="x")}
+    pipeline = floor.pipeline(steps, {"y": "a.y | b.y"})
+    assert (await pipeline.send({"x": rows(1)}).wait()).kind is FailureKind.MODEL_FAILED
+    steps = {"odd": step(":odd", x="x"), "a": step("m", each=True, x="odd.items")}
+    answer = await floor.pipeline(steps, {"y": "a.y"}, name="q").send({"x": rows(1)}).wait()
+    assert answer.why.startswith("stage 'a' (model 'm'), item 0: ")
+    await floor.rest()
+
+
 # Terms
+
+
+class Watched:
+    """A Service that keeps what it hands on."""
+
+    def __init__(self, inner: Service, seen: list[Request]) -> None:
+        self._inner = inner
+        self._seen = seen
+        self.cancel = inner.cancel
+
+    def submit(self, request: Request, reply: ReplyTo) -> None:
+        self._seen.append(request)
+        self._inner.submit(request, reply)
 
 
 async def test_priority_tenant_and_deadline_reach_every_stage() -> None:
     floor = Floor()
     pipeline = chain(floor)
-    seen: list[Any] = []
-    submit = floor.stages["n"].driver.submit
-    floor.stages["n"].driver.submit = lambda request, reply: (seen.append(request), submit(request, reply))  # type: ignore[assignment]
+    seen: list[Request] = []
+    stage = floor.stages["n"]
+    stage.served.service = Watched(stage.driver, seen)
+    floor.catalog.add(stage.served)
     answer = pipeline.send({"x": rows(1)}, timeout_s=5.0, promised=True, priority=2, tenant="t", affinity="a")
     await answer.wait()
     ticket, own = seen[0].ticket, answer.request.ticket
@@ -391,7 +429,7 @@ async def test_so_many_as_are_needed_are_enough_when_time_runs_out() -> None:
     floor = Floor(work_s=0.0)
     floor.model("m", service_s=0.010)
     floor.model("n", service_s=0.020)
-    floor.model("o", lambda inputs: [inputs[0] * np.float32(100)], service_s=0.500, known=False)
+    floor.model("o", times(100), service_s=0.500, known=False)
     pipeline = floor.pipeline(members(2), {"y": "mean.y"})
     answer = await pipeline.send({"x": rows(1)}, timeout_s=0.100).wait()
     assert np.array_equal(answer.outputs["y"], rows(2)), "the mean of two"
@@ -483,7 +521,7 @@ async def test_what_has_not_reached_a_stage_that_left_fails_by_its_name() -> Non
 async def test_a_version_that_takes_over_is_asked_at_once_if_it_fits() -> None:
     floor = Floor()
     pipeline = chain(floor)
-    floor.model("m", lambda inputs: [inputs[0] * np.float32(100)], version="2")
+    floor.model("m", times(100), version="2")
     assert (await pipeline.ask({"x": rows(1)}))["y"][0, 0] == 200
     other = replace(SIGNATURE, inputs=(TensorSpec("image", DType.FP32, (-1, -1)),))
     floor.model("m", signature=other, version="3")
@@ -496,7 +534,7 @@ async def test_a_version_that_takes_over_is_asked_at_once_if_it_fits() -> None:
 async def test_a_stage_may_name_a_version_or_a_label() -> None:
     floor = Floor()
     floor.model("m")
-    floor.model("m", lambda inputs: [inputs[0] * np.float32(100)], version="2")
+    floor.model("m", times(100), version="2")
     floor.catalog.route("m", "2", {"old": "1"})
     steps = {"a": step("m:1", x="x"), "b": step("m:old", x="a.y"), "c": step("m", x="b.y")}
     assert (await floor.pipeline(steps, {"y": "c.y"}).ask({"x": rows(1)}))["y"][0, 0] == 400

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dlproxy.instance.batch import BatchResult
+from dlproxy.instance.tracebacks import origin_of
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Rest, Tensor, text_of
 from dlproxy.policy.pipelines import Pacing
 from dlproxy.serve.pipelines.calls import Call, call_of
@@ -117,11 +118,15 @@ class Run:
         return Failure(FailureKind.LATE if ticket.answer_by <= now else FailureKind.DEADLINE, message)
 
     @staticmethod
-    def refused(step: Step, error: Exception) -> Failure:
-        """Why a step cannot be given what it was to get: the client's fault only if that came from the client as it is."""
-        if isinstance(error, InferenceError) and (step.direct or error.failure.kind is not FailureKind.INVALID_ARGUMENT):
-            return error.failure
-        return Failure(FailureKind.INVALID_ARGUMENT if step.direct else FailureKind.MODEL_FAILED, text_of(error))
+    def refused(step: Step, error: Exception) -> tuple[Failure, Any]:
+        """Why a step cannot be given what it was to get, as `failed` takes it: the client's fault only if that came from the
+        client as it is.
+        """
+        foreseen = isinstance(error, ValueError | InferenceError)
+        kind = FailureKind.INVALID_ARGUMENT if step.direct and foreseen else FailureKind.MODEL_FAILED
+        if isinstance(error, InferenceError) and error.failure.kind is not FailureKind.INVALID_ARGUMENT:
+            kind = error.failure.kind
+        return Failure(kind, text_of(error)), "" if foreseen else origin_of(error)
 
     # What they tell
 
@@ -194,7 +199,7 @@ class Run:
         taken: dict[str, Value] = {}
         try:
             wanted = None if condition is None else _wanted(step, condition)
-        except ValueError as error:
+        except Exception as error:
             self._begin(step, {}, None, error)
             return
         if wanted == [False] and not (step.each and _of_items(condition)):
@@ -221,7 +226,7 @@ class Run:
             elif step.number not in self._timers:
                 self._hurry_later(step)
 
-    def _begin(self, step: Step, taken: dict[str, Value], wanted: list[bool] | None, problem: ValueError | None = None) -> None:
+    def _begin(self, step: Step, taken: dict[str, Value], wanted: list[bool] | None, problem: Exception | None = None) -> None:
         self._state[step.number] = "begun"
         timer = self._timers.pop(step.number, None)
         if timer is not None:
@@ -233,10 +238,10 @@ class Run:
             if problem is not None:
                 raise problem
             call.begin(taken, wanted)
-        except (ValueError, InferenceError) as error:
+        except Exception as error:  # numpy has many for values that it can make nothing of
             if not call.over:
                 call.over = True
-                self.failed(call, self.refused(step, error), "")
+                self.failed(call, *self.refused(step, error))
 
     def _skip(self, step: Step) -> None:
         self._state[step.number] = "skipped"
@@ -282,8 +287,8 @@ class Run:
                 return
             try:
                 outputs.append(_array(value if isinstance(value, Tensor) else checked(value, spec)))
-            except ValueError as error:
-                message = f"output '{spec.name}' of {self._giver(sources)} {error}"
+            except Exception as error:
+                message = f"output '{spec.name}' of {self._giver(sources)} {text_of(error)}"
                 self._finish(_failed(Failure(FailureKind.MODEL_FAILED, message), ""))
                 return
         self._finish(BatchResult(outputs, self.path_s, 0.0, variant=", ".join(self.variants)))
