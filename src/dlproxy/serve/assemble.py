@@ -30,6 +30,7 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.formats import ANY
 from dlproxy.instance.trial import Way
 from dlproxy.message import Failure, Request, Signature
+from dlproxy.policy.events import Command, Event
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.partition import most_rows
 from dlproxy.policy.plan import LanePlan, longest_s, plan_lane
@@ -165,16 +166,7 @@ def _assembled(
     lane = Lane(plan.knobs, plan.prior)
     recorder = None if event_log is None else _recorder(event_log, name, plan, lane, fleet)
     stats = ModelStats()
-    driver = Driver(
-        model=name,
-        version=config.version,
-        signature=signature,
-        lane_on=lane.on if recorder is None else recorder.on,
-        stats=stats,
-        clock=clock,
-        quarantine_s=config.quarantine_s,
-        outage_wait_s=config.outage_wait_s,
-    )
+    driver = _driver(name, config, signature, lane.on if recorder is None else recorder.on, stats, clock)
     roster = Roster(driver, stats, clock, None if recorder is None else recorder.note)
     fleet.attach(roster)
     control = LaneControl(config, lane, driver, plan.knobs, fleet, roster, plan.most_batch)
@@ -211,6 +203,26 @@ def _assembled(
     control.on_variants = partial(_stand_in, loaded, quotas, clock)
     _connect(loaded, splits=splits)
     return loaded
+
+
+def _driver(
+    name: str,
+    config: ModelConfig,
+    signature: Signature,
+    lane_on: Callable[[Event, float], list[Command]],
+    stats: ModelStats,
+    clock: Callable[[], float],
+) -> Driver:
+    return Driver(
+        model=name,
+        version=config.version,
+        signature=signature,
+        lane_on=lane_on,
+        stats=stats,
+        clock=clock,
+        quarantine_s=config.quarantine_s,
+        outage_wait_s=config.outage_wait_s,
+    )
 
 
 def _plan(name: str, config: ModelConfig, fleet: Fleet, tenant_weights: Mapping[str, float]) -> LanePlan:
