@@ -158,7 +158,7 @@ DIFFERENCES = (
         },
     ),
     Difference(
-        "Sequences are not served: a request that belongs to one is refused. Triton runs it where its model has no state.",
+        "A request of a sequence is refused where the model has no state. Triton runs it.",
         {
             "json,binary: a sequence id * | a sequence start *": "501 parameter 'sequence_id' is ",
             "typed,raw: a sequence id * | a sequence start *": "UNIMPLEMENTED parameter 'sequence_id' is ",

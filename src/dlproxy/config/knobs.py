@@ -16,6 +16,7 @@ from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.paths import OWN_WAYS
 from dlproxy.config.pipelines import StepConfig
 from dlproxy.config.security import AuthConfig, GrantConfig, IntegrityConfig, TlsConfig
+from dlproxy.config.sequences import Controls, IdleSeconds, InitialState, MostSequences, Sequences, State
 from dlproxy.config.server import DisciplineName, ServerConfig, Switch
 from dlproxy.config.traits import Only
 from dlproxy.config.traits import knob as _knob
@@ -43,7 +44,6 @@ _HERE = Only("run", but=("upstream", "pipeline"))
 _SCALES = Only("autoscale", but=("off",))
 _CACHES = Only("cache", but=("off",))
 _BATCHES = Only("batching", but=("off",), surely=False, harmless=("off",))
-_STATEFUL = Only("sequences", but=("off",))
 _STATELESS = Only("sequences", ("off",))
 
 
@@ -498,51 +498,12 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ] = 600.0
 
-    sequences: Annotated[
-        Literal["off", "oldest", "direct"],
-        _loaded(
-            "whether requests belong to sequences, whose state is kept between them; oldest: the one that has waited longest "
-            "is next; direct: each has a place of its own while it lasts, where the model itself keeps the state",
-            only=(Only("run", but=("pipeline",)),),
-        ),
-    ] = "off"
-    state: Annotated[
-        dict[str, str],
-        _loaded(
-            'inputs that hold the state of a sequence, each with the output that is its next value, as {state = "stateN"}: the '
-            "server keeps them, and clients do not see them",
-            only=(_STATEFUL,),
-        ),
-    ] = {}
-    initial_state: Annotated[
-        dict[str, str],
-        _loaded(
-            'sizes of the zeros that a sequence begins with, where the model leaves some open, as {past = "FP32[1,4,0,64]"}',
-            only=(_STATEFUL,),
-        ),
-    ] = {}
-    sequence_controls: Annotated[
-        dict[str, str],
-        _loaded(
-            'inputs that the server fills, by what they tell: start, end, ready (1 or 0) and id, as {start = "START"}',
-            only=(_STATEFUL,),
-        ),
-    ] = {}
-    sequence_idle_s: Annotated[
-        float,
-        _live(
-            "seconds without a request after which a sequence is forgotten",
-            unit="s",
-            log=True,
-            only=(_STATEFUL,),
-            gt=0,
-            le=864000,
-        ),
-    ] = 60.0
-    max_sequences: Annotated[
-        int,
-        _live("sequences that are kept; one more is refused", log=True, only=(_STATEFUL,), ge=1, le=1 << 24),
-    ] = 4096
+    sequences: Sequences = "off"
+    state: State = {}
+    initial_state: InitialState = {}
+    sequence_controls: Controls = {}
+    sequence_idle_s: IdleSeconds = 60.0
+    max_sequences: MostSequences = 4096
 
     cache: Annotated[
         Switch,
