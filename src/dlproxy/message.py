@@ -98,6 +98,7 @@ class Signature(Struct, frozen=True):
 
     `batched`: rows are independent and may be any number; each spec says where they stand. `even`: all inputs of a request have
     equally many; else the model may broadcast one, and such a request runs alone. `streams`: answers may come in parts.
+    `told_sequences`: the model keeps the state of sequences itself, and is told of which each row is.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -106,6 +107,7 @@ class Signature(Struct, frozen=True):
     platform: str
     even: bool = True
     streams: bool = False
+    told_sequences: bool = False
 
     @property
     def pads(self) -> bool:
@@ -257,10 +259,23 @@ class Trace(Struct, frozen=True):
 NO_TRACE = Trace()  # compared by identity
 
 
+class InSequence(Struct, frozen=True):
+    """What a request says of its sequence: which it is (0 or empty: none), and whether it is its first, or its last.
+
+    `slot`: the sequence's own number on its instance, from 0, for as long as it lives; -1 if it has none.
+    """
+
+    id: int | str = 0
+    start: bool = False
+    end: bool = False
+    slot: int = -1
+
+
 class Request(Struct, eq=False):
     """A checked request: `inputs` stand in the order of the model's signature, `outputs` index the wanted outputs.
 
-    `max_age_s`: how old a remembered answer may be; 0: it is computed anew, below 0: and not remembered either.
+    `max_age_s`: how old a remembered answer may be; 0: it is computed anew, below 0: and not remembered either. `sequence`:
+    None of a model without sequences, or if the request says nothing of one.
     """
 
     ticket: Ticket
@@ -272,6 +287,7 @@ class Request(Struct, eq=False):
     principal: Principal = ANONYMOUS
     trace: Trace = NO_TRACE
     max_age_s: float = inf
+    sequence: InSequence | None = None
 
 
 class Timing(Struct):
