@@ -103,6 +103,7 @@ class Signature(Struct, frozen=True):
     `batched`: rows are independent and may be any number; each spec says where they stand. `even`: all inputs of a request have
     equally many; else the model may broadcast one, and such a request runs alone. `streams`: answers may come in parts.
     `sequences`: how those are run in which an answer depends on the requests before it; empty: none does.
+    `told_sequences`: the model keeps the state of sequences itself, and is told of which each row is.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -112,6 +113,7 @@ class Signature(Struct, frozen=True):
     even: bool = True
     streams: bool = False
     sequences: Strategy = ""
+    told_sequences: bool = False
 
     @property
     def pads(self) -> bool:
@@ -265,11 +267,15 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class InSequence(Struct, frozen=True):
-    """What a request says of its sequence: which it is (0 or empty: none), and whether it is its first, or its last."""
+    """What a request says of its sequence: which it is (0 or empty: none), and whether it is its first, or its last.
+
+    `slot`: the sequence's own number on its instance, from 0, for as long as it lives; -1 if it has none.
+    """
 
     id: int | str = 0
     start: bool = False
     end: bool = False
+    slot: int = -1
 
 
 class Request(Struct, eq=False):

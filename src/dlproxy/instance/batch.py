@@ -7,18 +7,20 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from traceback import TracebackException
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from dlproxy import tensors
-from dlproxy.instance.runtime import Runtime, StreamingRuntime
+from dlproxy.instance.runtime import Runtime, StreamingRuntime, alone
 from dlproxy.instance.tracebacks import origin_of
-from dlproxy.message import Failure, Request, Signature, Tensor, TensorSpec, text_of
+from dlproxy.message import Failure, InSequence, Request, Signature, Tensor, TensorSpec, text_of
 
 Array = NDArray[np.generic]
+
+NOTHING: dict[str, Any] = {}
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +60,16 @@ class BatchResult(Struct):
     variant: str = ""
 
 
-def run_batch(runtime: Runtime, requests: Sequence[Request]) -> BatchResult:
-    """Gather, compute, check the outputs. Errors of the model become `error`: only the instance's own death raises."""
+def run_batch(runtime: Runtime, requests: Sequence[Request], sequences: Sequence[InSequence] = ()) -> BatchResult:
+    """Gather, compute, check the outputs. Errors of the model become `error`: only the instance's own death raises.
+
+    `sequences`: of each row, where the requests do not say it.
+    """
     started_at = perf_counter()
     try:
         inputs = gather(runtime.signature, requests)
         compute_at = perf_counter()
-        outputs = runtime.run(inputs)
+        outputs = runtime.run(inputs, **_told(runtime.signature, requests, sequences))
         finished_at = perf_counter()
         _check_outputs(runtime.signature, outputs)
     except Exception as error:
@@ -75,13 +80,14 @@ def run_batch(runtime: Runtime, requests: Sequence[Request]) -> BatchResult:
 class Steps:
     """A batch whose answers come in parts, where its model is: `next` and `close` are called by one thread at a time.
 
-    `ended`: there is nothing more to come.
+    `ended`: there is nothing more to come. `sequences`: as `run_batch` has them.
     """
 
-    def __init__(self, runtime: StreamingRuntime, requests: Sequence[Request]) -> None:
+    def __init__(self, runtime: StreamingRuntime, requests: Sequence[Request], sequences: Sequence[InSequence] = ()) -> None:
         self.ended = False
         self._runtime = runtime
         self._requests = requests
+        self._sequences = sequences
         self._parts: Iterator[list[Array]] | None = None
 
     def next(self) -> BatchResult:
@@ -91,7 +97,9 @@ class Steps:
         try:
             if self._parts is None:
                 inputs = gather(self._runtime.signature, self._requests)
-                self._parts, self._requests = self._runtime.steps(inputs), ()
+                told = _told(self._runtime.signature, self._requests, self._sequences)
+                self._parts = self._runtime.steps(inputs, **told)
+                self._requests = ()
             compute_at = perf_counter()
             outputs = next(self._parts, None)
             finished_at = perf_counter()
@@ -120,6 +128,17 @@ def raised(error: BaseException) -> BatchResult:
     """The result where `run_batch` itself has raised, as by sys.exit() in a model's own code: whoever waits must hear of it."""
     text = f"the model raised {type(error).__name__}: {text_of(error)}"
     return BatchResult([], 0.0, 0.0, text, origin=origin_of(error))
+
+
+def sequences_of(requests: Sequence[Request]) -> list[InSequence]:
+    """Of each row; one of a request that is of none is a sequence of its own, which ends where it begins."""
+    rows = [request.sequence for request in requests for _ in range(request.ticket.rows)]
+    return [alone(place) if of is None else of for place, of in enumerate(rows)]
+
+
+def _told(signature: Signature, requests: Sequence[Request], sequences: Sequence[InSequence]) -> dict[str, Any]:
+    """What a runtime is given beside the inputs."""
+    return {"sequences": sequences or sequences_of(requests)} if signature.told_sequences else NOTHING
 
 
 def gather(signature: Signature, requests: Sequence[Request]) -> list[Array]:

@@ -77,6 +77,7 @@ class LaneMachine(RuleBasedStateMachine):
     """Each rule is an event. `begins_with` are knobs to start with, `always` are knobs that never change."""
 
     lane_class: type[Lane] = Lane
+    observer_class: type[Observer] = Observer
     begins_with: ClassVar[dict[str, Any]] = {}
     always: ClassVar[dict[str, Any]] = {}
 
@@ -87,7 +88,7 @@ class LaneMachine(RuleBasedStateMachine):
     @initialize(changes=CHANGES, instances=st.integers(1, len(NAMES)), capacity=st.integers(1, 2))
     def start(self, changes: list[Change], instances: int, capacity: int) -> None:
         self.first_knobs = self.knobs_with([*changes, *self.begins_with.items()])
-        self.observer = Observer(warmed(self.lane_class(self.first_knobs, LINE)), self.first_knobs)
+        self.observer = self.observer_class(warmed(self.lane_class(self.first_knobs, LINE)), self.first_knobs)
         for name in NAMES[:instances]:
             self.tell(InstanceUp(name, capacity))
 

@@ -11,7 +11,7 @@ from traceback import TracebackException
 
 from msgspec import Struct
 
-from dlproxy.instance.batch import BatchResult
+from dlproxy.instance.batch import BatchResult, sequences_of
 from dlproxy.instance.integrity import Trust
 from dlproxy.instance.process.child import THREAD_COUNTS, Child
 from dlproxy.instance.process.messages import Cease, Done, Load, Loaded, Next, NotLoaded, Report, Run, Stop
@@ -165,7 +165,8 @@ class ProcessInstance:
         if signature.streams:
             self._rest = ProcessRest(self)
         slot_bytes = self._expect(done)
-        child.send(Run(parts, self._slots[0].size, self._output, slot_bytes))
+        sequences = sequences_of(requests) if signature.told_sequences else []
+        child.send(Run(parts, self._slots[0].size, self._output, slot_bytes, sequences))
 
     def ask(self, done: Callable[[BatchResult], None]) -> None:
         """For the next part of what it runs."""

@@ -13,7 +13,7 @@ from dlproxy.instance.integrity import Trust
 from dlproxy.instance.runtime.content import Content, FileState
 from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.warmup import Calibration, WarmUp
-from dlproxy.message import Signature
+from dlproxy.message import InSequence, Signature
 
 Part = tuple[tuple[int, ...], int]
 """One tensor in a slot: its shape and how many bytes it takes there."""
@@ -37,12 +37,16 @@ class Load(Struct, tag="load", array_like=True):
 
 
 class Run(Struct, tag="run", array_like=True):
-    """Run the batch in the input slot, write its outputs to slot `output`; answered by Done. Slots are so large by now."""
+    """Run the batch in the input slot, write its outputs to slot `output`; answered by Done. Slots are so large by now.
+
+    `sequences`: of each row, for a model that is told.
+    """
 
     inputs: list[Part]
     input_bytes: int
     output: int
     output_bytes: int
+    sequences: list[InSequence] = []
 
 
 class Next(Struct, tag="next", array_like=True):

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 from dlproxy.instance.batch import Array, BatchResult, Steps, run_batch
 from dlproxy.instance.integrity import Trust
@@ -61,13 +61,13 @@ class WithinLimit:
         self._runtime = runtime
         self._limit = limit
 
-    def run(self, inputs: Sequence[Array]) -> list[Array]:
+    def run(self, inputs: Sequence[Array], **told: Any) -> list[Array]:
         with self._complaints():
-            return self._runtime.run(inputs)
+            return self._runtime.run(inputs, **told)
 
-    def steps(self, inputs: Sequence[Array]) -> Iterator[list[Array]]:
+    def steps(self, inputs: Sequence[Array], **told: Any) -> Iterator[list[Array]]:
         """Where the runtime has them."""
-        parts = cast(StreamingRuntime, self._runtime).steps(inputs)
+        parts = cast(StreamingRuntime, self._runtime).steps(inputs, **told)
         with self._complaints():
             yield from parts  # which is closed with this one
 
@@ -126,10 +126,10 @@ class Worker:
         self._input.follow(order.input_bytes)
         requests = [Request(Ticket(0, 0.0), "", read_inputs(self._input, signature.inputs, order.inputs), ())]
         if signature.streams:
-            self._steps = Steps(cast(StreamingRuntime, self._runtime), requests)
+            self._steps = Steps(cast(StreamingRuntime, self._runtime), requests, order.sequences)
             result = self._steps.next()
         else:
-            result = run_batch(self._runtime, requests)
+            result = run_batch(self._runtime, requests, order.sequences)
         return self._told(result, order.output, order.output_bytes)
 
     def _told(self, result: BatchResult, output: int, output_bytes: int) -> Done:

@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from dlproxy.message import Signature, TensorSpec
+from dlproxy.message import InSequence, Signature, TensorSpec
 
 if TYPE_CHECKING:
     from dlproxy.instance import Instance
@@ -27,7 +27,8 @@ class ModelError(Exception):
 
 class Runtime(Protocol):
     """A loaded model. It may say where it computes (`device: str`) and, where its path does not tell, what it was loaded from
-    (`files: list[str]`), and have a `close()` to call at the end.
+    (`files: list[str]`), and have a `close()` to call at the end. If `signature.told_sequences`, `run` and `steps` also take
+    `sequences`, an InSequence for each row; without, each row is one of its own.
     """
 
     signature: Signature
@@ -43,6 +44,11 @@ class StreamingRuntime(Runtime, Protocol):
     def steps(self, inputs: Sequence[NDArray[np.generic]]) -> Iterator[list[NDArray[np.generic]]]:
         """The answer part by part, each with all outputs, computed when it is asked for. Closed if no more is wanted."""
         ...
+
+
+def alone(place: int) -> InSequence:
+    """The sequence of a row that is of none: no other in its batch is the same, nor any client's."""
+    return InSequence(-1 - place, start=True, end=True)
 
 
 class Order(Struct, frozen=True, kw_only=True):

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlproxy.instance.integrity.files import ModelFiles
-from dlproxy.instance.runtime import TELEMETRY_OFF, ModelError
+from dlproxy.instance.runtime import TELEMETRY_OFF, ModelError, alone
 from dlproxy.instance.runtime.classes import find_class, located, sources
 from dlproxy.instance.runtime.declared import check_outputs, signature_of, spec_of, written
 from dlproxy.instance.runtime.memory_modules import MemoryModules
 from dlproxy.instance.runtime.partial_answers import AnswerError, Parts, arrays_of
-from dlproxy.message import Signature, TensorSpec
+from dlproxy.message import InSequence, Signature, TensorSpec
 
 Array = NDArray[np.generic]
 
@@ -45,6 +45,8 @@ class PythonRuntime:
     Calls are made one at a time unless the class says `thread_safe = True`: few classes are written for more. The arrays
     that `predict` gets are its own to write to, and those that it returns must not be written to later. A class with
     `streams = True` answers in the parts that `predict` yields, by `steps`; `run` joins the first of them.
+
+    One whose `predict` has a parameter `sequences` keeps the state of sequences: it gets an InSequence for each row.
     """
 
     def __init__(
@@ -75,15 +77,15 @@ class PythonRuntime:
         """The class's, and those of whatever it has imported from beside or below that."""
         return sources(self._file) if self._paths is None else self._paths
 
-    def run(self, inputs: Sequence[Array]) -> list[Array]:
+    def run(self, inputs: Sequence[Array], sequences: Sequence[InSequence] = ()) -> list[Array]:
         """One call of `predict`. Raises RuntimeError for what it raises, ValueError for what it should not have given."""
-        batch = {name: array.copy() for name, array in zip(self._input_names, inputs, strict=True)}
-        return check_outputs(self.signature, self._called(partial(self._answer, batch)))
+        predict = self._predict(inputs, sequences)
+        return check_outputs(self.signature, self._called(partial(self._answer, predict)))
 
-    def steps(self, inputs: Sequence[Array]) -> Iterator[list[Array]]:
+    def steps(self, inputs: Sequence[Array], sequences: Sequence[InSequence] = ()) -> Iterator[list[Array]]:
         """What `predict` yields, one by one, each with all outputs. Raises as `run` does."""
-        batch = {name: array.copy() for name, array in zip(self._input_names, inputs, strict=True)}
-        given = self._called(lambda: self._finished(self._model.predict(batch)))
+        predict = self._predict(inputs, sequences)
+        given = self._called(lambda: self._finished(predict()))
         number = 0
         try:
             while (part := self._called(partial(self._next_of, given, number))) is not _END:
@@ -109,6 +111,16 @@ class PythonRuntime:
                 self._loop.stop()
             if isinstance(self._modules, MemoryModules):
                 self._modules.close()
+
+    def _predict(self, inputs: Sequence[Array], sequences: Sequence[InSequence]) -> Callable[[], Any]:
+        """The call of `predict` for this batch; rows of no sequence, as warm-up's, are each one of its own."""
+        batch = {name: array.copy() for name, array in zip(self._input_names, inputs, strict=True)}
+        if not self.signature.told_sequences:
+            return partial(self._model.predict, batch)
+        if not sequences:
+            first = next(iter(batch.values()))
+            sequences = [alone(place) for place in range(len(first) if self._declared.batched else 1)]
+        return partial(self._model.predict, batch, sequences=list(sequences))
 
     def _made(self, path: str) -> Any:
         name = self._class.__name__
@@ -149,7 +161,8 @@ class PythonRuntime:
                     raise ModelError(f"its {kind} are {theirs} in the class, but {ours} in the configuration")
                 both.append(specs)
             signature = signature_of(*both, platform="python")
-            return msgspec.structs.replace(signature, streams=bool(getattr(model, "streams", False)))
+            streams, told = bool(getattr(model, "streams", False)), _takes_sequences(model.predict)
+            return msgspec.structs.replace(signature, streams=streams, told_sequences=told)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
 
@@ -177,9 +190,9 @@ class PythonRuntime:
         elif inspect.isgenerator(given):
             given.close()
 
-    def _answer(self, batch: dict[str, Array]) -> dict[str, Array]:
+    def _answer(self, predict: Callable[[], Any]) -> dict[str, Array]:
         """What `predict` gives: a dict, at once or awaited, or the parts that it yields, joined."""
-        given = self._finished(self._model.predict(batch))
+        given = self._finished(predict())
         if not (inspect.isgenerator(given) or inspect.isasyncgen(given)):
             return arrays_of(given)
         parts = Parts(self._declared)  # warm-up may turn batching off, but rows stay on axis 0
@@ -254,6 +267,13 @@ def _needed(made: type[Any]) -> list[str]:
         return []
     anything = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [one.name for one in parameters if one.default is one.empty and one.kind not in anything]
+
+
+def _takes_sequences(predict: Callable[..., Any]) -> bool:
+    try:
+        return "sequences" in inspect.signature(predict).parameters
+    except ValueError:  # as above
+        return False
 
 
 def _attributes(model: Any) -> tuple[Any, Any]:
