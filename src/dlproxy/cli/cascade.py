@@ -124,12 +124,16 @@ def lines(report: "Report") -> Iterator[str]:
     from dlproxy.compress.gate import amount
 
     metric = report.metric.name
-    threshold = "never" if report.threshold is None else f"from a {report.by} of {report.threshold:.4g} on"
-    yield f"What {report.cheap} answers stands {threshold}; {report.dear} is asked {report.escalated:.1%} of the rows"
+    if report.threshold is None:
+        yield f"What {report.cheap} answers may never stand; {report.dear} is asked all rows"
+    else:
+        threshold = f"from a {report.by} of {report.threshold:.4g} on"
+        yield f"What {report.cheap} answers stands {threshold}; {report.dear} is asked {report.escalated:.1%} of the rows"
     yield ""
     width = max(len(name) for name in (report.cheap, report.dear, "cascade"))
     yield f"{report.dear:<{width}}  {amount(metric, report.cascade.original)} {metric}"
-    for name, one in ((report.cheap, report.alone), ("cascade", report.cascade)):
+    cascade = [] if report.threshold is None else [("cascade", report.cascade)]
+    for name, one in [(report.cheap, report.alone), *cascade]:
         bounds = f"{amount(metric, one.low)} to {amount(metric, one.high)}"
         yield f"{name:<{width}}  {amount(metric, one.candidate)}, loses {amount(metric, one.loss)} ({bounds})"
     yield ""

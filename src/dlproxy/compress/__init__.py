@@ -1,6 +1,6 @@
 """Smaller and quicker models: recipes make candidates, and a gate takes those that are shown to pay and to stay right.
 
-Called by cli/compress.py. Not aware of: the server, which serves what comes of this like any other model.
+Called by cli/compress.py and cli/cascade.py. Not aware of: the server, which serves what comes of this like any other model.
 """
 
 from pathlib import Path

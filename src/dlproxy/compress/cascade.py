@@ -24,7 +24,7 @@ from dlproxy.compress.measure import Answers, Served, Task, answers, drawn_batch
 from dlproxy.compress.metrics import SUMS_TO_1, Metric
 from dlproxy.compress.publish import toml_key
 from dlproxy.compress.statistics import Floats
-from dlproxy.compress.thresholds import Gain, Validated, cross_validated, gain, within_reach
+from dlproxy.compress.thresholds import Gain, Validated, best_gain, cross_validated, examples_needed, gain
 from dlproxy.instance.runtime.declared import described, written
 from dlproxy.message import Signature, TensorSpec
 from dlproxy.steps.combine import Confidence
@@ -176,17 +176,18 @@ def _verdict(
 
 def _out_of_reach(asked: Asked, confidence: Floats, lost: Floats, speeds: Sequence[Speed]) -> str:
     """Whether more examples could show what these cannot."""
-    slowest = min(speeds, key=lambda speed: speed.ratio)
-    bar = asked.bar
-    best, needed = within_reach(
-        confidence, lost, most_loss=bar.most_loss, speed=slowest, least_gain=bar.least_ratio, seed=asked.seed
-    )
-    if needed is None:
+    slowest, bar = min(speeds, key=lambda speed: speed.ratio), asked.bar
+    best = best_gain(confidence, lost, most_loss=bar.most_loss, speed=slowest)
+    if best < bar.least_ratio:
         return (
             f"no threshold loses less and pays: on these {len(lost):,} examples themselves the best one makes {best:.2f} times "
             f"the throughput, and {bar.least_ratio:.2f} times is asked for"
         )
-    return f"{len(lost):,} examples cannot show that so little is lost by any threshold: about {needed:,} would"
+    needed = examples_needed(
+        confidence, lost, most_loss=bar.most_loss, speed=slowest, least_gain=bar.least_ratio, seed=asked.seed
+    )
+    would = "and too much is lost already where it is surest" if needed is None else f"about {needed:,} would"
+    return f"{len(lost):,} examples cannot show that so little is lost by any threshold: {would}"
 
 
 def _pays(one: Gain, least: float) -> Finding:

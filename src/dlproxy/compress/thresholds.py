@@ -3,7 +3,7 @@
 Called by cascade.py. Not aware of: models, metrics, how confidence is computed, what either model costs.
 """
 
-from math import inf
+from math import ceil, inf
 
 import numpy as np
 from msgspec import Struct
@@ -101,22 +101,31 @@ def gain(speed: Speed, escalated: int, examples: int) -> Gain:
     return Gain(speed.rows, *(1.0 / (1.0 / ratio + share) for ratio, share in values))
 
 
-def within_reach(
-    confidence: Floats, lost: Floats, *, most_loss: float, speed: Speed, least_gain: float, seed: int = 0
-) -> tuple[float, int | None]:
-    """(the best gain, if these examples' loss were exactly all examples'; how many examples would show that a gain of
-    `least_gain` is to be had, if all else stayed). None: none would.
+def best_gain(confidence: Floats, lost: Floats, *, most_loss: float, speed: Speed) -> float:
+    """Of any level, if these examples' loss were exactly all examples': more cannot be hoped for."""
+    found = [gain(speed, len(lost), len(lost)).ratio]
+    for threshold in levels(confidence):
+        kept = confidence >= threshold
+        if float(np.where(kept, lost, 0.0).mean()) <= most_loss:
+            found.append(gain(speed, int((~kept).sum()), len(lost)).ratio)
+    return max(found)
+
+
+def examples_needed(
+    confidence: Floats, lost: Floats, *, most_loss: float, speed: Speed, least_gain: float, seed: int = 0, folds: int = FOLDS
+) -> int | None:
+    """About how many would show that such a gain is to be had, where these do not and all else stayed: all levels up to the
+    first that pays must be passed, without one fold. None: these examples' loss itself is too high before that.
     """
-    best, fewest = gain(speed, len(lost), len(lost)).ratio, None
+    needed = len(lost)
     for threshold in levels(confidence):
         kept = confidence >= threshold
         left = np.where(kept, lost, 0.0)
-        loss, ratio = float(left.mean()), gain(speed, int((~kept).sum()), len(lost)).ratio
-        if loss > most_loss:
-            continue
-        best = max(best, ratio)
-        if ratio >= least_gain and loss < AIM * most_loss:
-            low, high = _bounds(left, seed)
-            needed = examples_to_show(AIM * most_loss, examples=len(lost), loss=loss, low=low, high=high)
-            fewest = min(fewest or needed, needed)
-    return best, fewest
+        loss = float(left.mean())
+        if loss >= AIM * most_loss:
+            return None
+        low, high = _bounds(left, seed)
+        needed = max(needed, examples_to_show(AIM * most_loss, examples=len(lost), loss=loss, low=low, high=high))
+        if gain(speed, int((~kept).sum()), len(lost)).ratio >= least_gain:
+            return ceil(needed * folds / (folds - 1) / 10) * 10
+    return None

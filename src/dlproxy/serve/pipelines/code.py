@@ -24,7 +24,7 @@ from dlproxy.serve.pipelines.values import MISSING, Value, as_argument, checked
 from dlproxy.steps import STEPS
 
 CONTEXT = "context"
-CHEAP_S = 50e-6  # code that takes less runs on the loop: a hand-over to a thread costs as much
+CHEAP_S = 200e-6  # code that takes less runs on the loop: a hand-over to a thread costs as much, and more on a busy machine
 SEEN = 32  # runs by which that is told
 TOO_LONG_S = 1e-3  # a run on the loop that takes so long is one too many
 _TARGET = re.compile(r"(?P<place>.+):(?P<name>[A-Za-z_]\w*)")

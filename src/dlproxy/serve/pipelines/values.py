@@ -116,7 +116,7 @@ def first(values: Sequence[Value | None], slots: Sequence[int]) -> Value | None:
 
 def _filled(items: Items, others: Items | Array) -> Items:
     """With what the others have in the places of missing ones; as they are, if there are not as many others."""
-    if not isinstance(others, list) and not others.ndim or len(others) != len(items):
+    if (not isinstance(others, list) and not others.ndim) or len(others) != len(items):
         return items
     return [item(others, number) if one is None else one for number, one in enumerate(items)]
 
