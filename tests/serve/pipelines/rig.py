@@ -113,9 +113,10 @@ class Stage:
         )
 
     def revive(self) -> None:
-        """Whatever instance it has lost is there again, as another."""
+        """Whatever instance it has lost is there again, as another, and none fails any more."""
         up = {instance.name for instance in self.lane.view().instances}
         for number, fake in enumerate(self.fakes):
+            fake._failures.clear()
             if fake.name not in up:
                 self.fakes[number] = FakeInstance(f"{fake.name}-again", self.runtime, service_s=self._took)
                 self.driver.add_instance(self.fakes[number])

@@ -16,7 +16,7 @@ from tests.serve.pipelines import code
 from tests.serve.pipelines.rig import TWO, Answer, Floor, Pipeline, Stage, rows, step, total
 from tests.serve.rig import Array, pass_time
 
-GRAPHS = int(os.environ.get("DLPROXY_GRAPHS", "120"))
+GRAPHS = int(os.environ.get("DLPROXY_GRAPHS", "40"))
 MISSING = "missing"
 DOES = {  # what each takes and gives, and how it is run by hand
     "double": (("x",), "array", "array", lambda x: x * np.float32(2)),

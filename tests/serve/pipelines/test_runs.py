@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.thread import ThreadInstance
 from dlproxy.message import DType, FailureKind, TensorSpec
+from dlproxy.serve.pipelines import code
 from dlproxy.serve.pipelines.calls import MOST_ITEMS, WINDOW
 from dlproxy.serve.pipelines.instance import CAPACITY
 from dlproxy.service import next_part
@@ -231,6 +232,17 @@ async def test_code_that_fails_is_named(call: str, kind: FailureKind, text: str,
     assert re.fullmatch(rf"stage 'a' \({HERE}{call}\): {text}", answer.why), answer.why
     await floor.rest()
     assert ("a batch failed" in caplog.text, "Traceback" in caplog.text) == (call != ":refuse", call == ":fail")
+
+
+async def test_a_value_error_of_a_step_of_ours_is_the_clients_if_that_sent_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code, "STEPS", {"picture": f"{HERE}:fail"})
+    floor = Floor()
+    first = {"call": "picture", "inputs": {"x": "x"}, "outputs": {"y": "FP32[-1,-1]"}}
+    answer = await floor.pipeline({"a": first}, {"y": "a.y"}).send({"x": rows(1)}).wait()
+    assert (answer.kind, answer.why) == (FailureKind.INVALID_ARGUMENT, "stage 'a' (picture): bad index")
+    steps = {"b": step(":plus_one", x="x"), "a": {**first, "inputs": {"x": "b.y"}}}
+    answer = await floor.pipeline(steps, {"y": "a.y"}, name="q").send({"x": rows(1)}).wait()
+    assert (answer.kind, answer.why) == (FailureKind.MODEL_FAILED, "stage 'a' (picture): bad index")
 
 
 async def test_a_stage_that_fails_is_named_and_its_model_logs_it(caplog: pytest.LogCaptureFixture) -> None:

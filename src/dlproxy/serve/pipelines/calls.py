@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 
 from dlproxy.instance.tracebacks import origin_of
-from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Tensor, TensorSpec
+from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Tensor, TensorSpec, text_of
 from dlproxy.serve.pipelines.code import CodeStage, OutputError, timed
 from dlproxy.serve.pipelines.plan import Step
 from dlproxy.serve.pipelines.stages import ModelStage
@@ -297,7 +297,7 @@ class CodeCall(Call):
         stage = cast(CodeStage, self.step.stage)
         stage.pace.took(self.computed_s, inline=inline)
         if isinstance(given, BaseException):
-            self._fail(*failure_of(stage, given))
+            self._fail(*failure_of(self.step, given))
         else:
             self._end(given)
 
@@ -355,7 +355,7 @@ class CodeEach(EachCall):
             stage.pace.took(seconds, inline=inline)
             self.computed_s += seconds
             if isinstance(given, BaseException):
-                failure, origin = failure_of(stage, given)
+                failure, origin = failure_of(self.step, given)
                 self._fail(failure, origin, f"item {number}")
                 return
             if any(isinstance(one, list) for one in given):
@@ -369,12 +369,18 @@ class CodeEach(EachCall):
             self._end(self._outputs)  # type: ignore[arg-type]
 
 
-def failure_of(stage: CodeStage, error: BaseException) -> tuple[Failure, Any]:
-    """Of what code has raised, and where: an InferenceError is the client's affair, and nothing for the log."""
+def failure_of(step: Step, error: BaseException) -> tuple[Failure, Any]:
+    """Of what code has raised, and where: an InferenceError is the client's affair, and nothing for the log. So is a ValueError
+    of a step that comes with dlproxy, of what the client sent.
+    """
+    stage = cast(CodeStage, step.stage)
     if isinstance(error, InferenceError):
         return error.failure, None
     if isinstance(error, OutputError):
         return Failure(FailureKind.MODEL_FAILED, str(error)), ""
+    if stage.ours and isinstance(error, ValueError):
+        kind = FailureKind.INVALID_ARGUMENT if step.direct else FailureKind.MODEL_FAILED
+        return Failure(kind, text_of(error)), None if step.direct else ""
     return Failure(FailureKind.MODEL_FAILED, stage.why(error)), origin_of(error)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
+from dlproxy.config import ConfigError
 from dlproxy.config.pipelines import StepConfig
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.classes import imported, located
@@ -62,12 +63,15 @@ class Pace:
 
 
 class CodeStage:
-    """`outputs`: what it declares to give; empty if it says nothing. `names`: of the outputs that are taken."""
+    """`outputs`: what it declares to give; empty if it says nothing. `names`: of the outputs that are taken. `ours`: it comes
+    with dlproxy.
+    """
 
     def __init__(self, name: str, config: StepConfig, names: Collection[str], *, trusted: bool) -> None:
         """Raises ModelError. `trusted`: code of one's own may be run."""
         self.name = name
         self.config = config
+        self.ours = config.call in STEPS
         self.pace = Pace()
         self.call, self._file = _made(name, config, trusted=trusted)
         self.outputs = _declared(name, config, self.call)
@@ -189,6 +193,8 @@ def _made(name: str, config: StepConfig, *, trusted: bool) -> tuple[Callable[...
         return found, file
     try:
         made = found(**config.options)
+    except ConfigError as error:
+        raise ModelError(f"{begin} ({config.call}): {error}") from None
     except (Exception, SystemExit) as error:
         raise ModelError(f"{begin}: {config.call} could not be made: {located(error, file)}") from error
     if not callable(made):
