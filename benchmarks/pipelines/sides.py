@@ -157,17 +157,24 @@ def _answered(url: str, model: str) -> int:
         return int(json.load(reply)["model_stats"][0]["inference_stats"]["success"]["count"])
 
 
-def _cpu_seconds(pid: int) -> float:
-    """Of this process and all that it started, worker processes among them; 0 where nothing tells."""
-    found: dict[int, tuple[int, float]] = {}
+class Spent(NamedTuple):
+    """By a process and all that it started, worker processes among them; 0 where nothing tells."""
+
+    cpu_s: float
+    resident_bytes: int
+
+
+def spent(pid: int) -> Spent:
+    found: dict[int, tuple[int, float, int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = path.read_text().rpartition(")")[2].split()
-            found[int(path.parent.name)] = int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            found[int(path.parent.name)] = int(fields[1]), cpu_s, int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
     family = {pid}
-    while more := {child for child, (parent, _) in found.items() if parent in family} - family:
+    while more := {child for child, (parent, *_) in found.items() if parent in family} - family:
         family |= more
-    return sum(found[each][1] for each in family if each in found)
+    return Spent(*map(sum, zip(*(found[each][1:] for each in family if each in found), strict=True)))
 
 
 def _request(model: str, question: Mapping[str, NDArray[Any]]) -> bytes:
