@@ -20,7 +20,7 @@ PAGE = Path(__file__).with_name("RESULTS.md")
 PARTS: Mapping[str, ModuleType] = {"ocr": ocr, "embedding": embedding, "overhead": overhead}
 LEAD = f"""\
 Over HTTP, {CLIENTS} clients in a closed loop, servers and clients on all cores; sides take turns, figures are medians of the
-rounds. Each side answered every request before that, alone and {CLIENTS} at a time."""
+rounds. The pipeline and the class answered every request before that, alone and {CLIENTS} at a time."""
 
 
 def page(found: Sequence[Findings], machine: str, command: str) -> str:

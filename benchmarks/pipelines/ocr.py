@@ -15,7 +15,7 @@ from benchmarks.pipelines.packages import copy_example
 from benchmarks.pipelines.sides import Answer, Stage, compare, sides_of
 
 CLASS = Path(__file__).with_name("ocr_class.py")
-PAGES = 24
+PAGES = 16
 TITLE = "OCR"
 ABOUT = f"""PP-OCR's detector, classifier and reader, `examples/ocr`: {PAGES} pages of 384 x 256 pixels as PNG, some five
 lines each, in seven faces and sizes from 20 to 35, every fourth upside down."""
@@ -23,8 +23,8 @@ PIXELS, SURENESS = 1.0, 0.02  # by which answers may lie apart: batches of other
 
 
 def measure(stage: Stage) -> Findings:
-    from examples.ocr.weights import take_models
     from examples.ocr.pages import draw
+    from examples.ocr.weights import take_models
 
     folder = stage.folder / "ocr"
     pipeline = copy_example("ocr", CLASS, folder)

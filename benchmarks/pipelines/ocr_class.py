@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 import onnxruntime
-import steps
 
+import steps
 from dlproxy.steps.image import Decode
 
 MODELS = Path(__file__).with_name("models")

@@ -27,7 +27,8 @@ ROUND, ROUNDS = 200, 40  # requests of each kind in a turn, and turns
 LIMIT_US = 150.0
 ABOUT = f"""Three networks of one layer of {WIDTH}, some microseconds each; {ROUNDS} turns of {ROUND} requests, one at a time.
 *By hand*: ONNX Runtime's sessions called one after another. *By hand through dlproxy*: `await proxy.infer` of each model.
-*As a pipeline*: one `await proxy.infer`. What a chain costs a stage is the difference of the medians of a turn by the number of stages."""
+*As a pipeline*: one `await proxy.infer`. What a chain costs a stage is the difference of the medians of a turn by the number of
+stages."""
 
 Array = NDArray[np.float32]
 Way = Callable[[Array], Awaitable[Array]]

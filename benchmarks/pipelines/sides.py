@@ -4,6 +4,7 @@ Called by ocr.py and embedding.py. Everything shares all cores with the clients.
 """
 
 import contextlib
+import json
 import os
 import statistics
 import sys
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import msgspec
 from msgspec import Struct
@@ -113,14 +115,14 @@ def _check_alike(
 ) -> None:
     """Every question once alone and again beside seven others: the first side beside the second."""
     answers = []
-    for side, server in zip(sides, servers, strict=True):
+    for side, server in zip(sides[:2], servers[:2], strict=True):
         with Client(server.url) as client, ThreadPoolExecutor(CLIENTS) as pool:
 
             def ask(question: dict[str, NDArray[Any]], client: Client = client, model: str = side.model) -> Answer:
                 return client.infer(model, question)
 
             answers.append([*map(ask, questions), *pool.map(ask, questions)])
-    wrong = [found for mine, its in zip(*answers[:2], strict=True) if (found := differs(mine, its))]
+    wrong = [found for mine, its in zip(*answers, strict=True) if (found := differs(mine, its))]
     findings.none(f"of {len(answers[0])} answers, those that differ from the class's", len(wrong), "; ".join(wrong[:3]))
 
 
@@ -139,9 +141,10 @@ def _round(
     command = [sys.executable, "-m", "benchmarks.real.client", server.url.rpartition(":")[2], str(path)]
     command += ["--connections", str(CLIENTS), "--seconds", str(stage.seconds), "--warm-up", str(WARM_UP_S)]
     server.child.wait_until_idle()
-    before = _cpu_seconds(server.child.process.pid)
+    before, answered_before = _cpu_seconds(server.child.process.pid), _answered(server.url, side.model)
     figures: Figures = run_program(stage.children, "client", command, stage.seconds + SPARE_S)
-    cpu_s = (_cpu_seconds(server.child.process.pid) - before) / (figures.requests * (1 + WARM_UP_S / stage.seconds))
+    answered = _answered(server.url, side.model) - answered_before  # before and after the time that counts, too
+    cpu_s = (_cpu_seconds(server.child.process.pid) - before) / answered
     print(f"  {side.name}: {figures.requests_per_s:,.1f}/s, {cpu_s * 1e3:,.1f} ms of CPU", flush=True)
     if counts:
         side.rates.append(figures.requests_per_s)
@@ -149,17 +152,29 @@ def _round(
         side.cpu_s.append(cpu_s)
 
 
-def _cpu_seconds(pid: int) -> float:
-    """Of this process and all that it started, worker processes among them; 0 where nothing tells."""
-    found: dict[int, tuple[int, float]] = {}
+def _answered(url: str, model: str) -> int:
+    with urlopen(f"{url}/v2/models/{model}/stats") as reply:
+        return int(json.load(reply)["model_stats"][0]["inference_stats"]["success"]["count"])
+
+
+class Spent(NamedTuple):
+    """By a process and all that it started, worker processes among them; 0 where nothing tells."""
+
+    cpu_s: float
+    resident_bytes: int
+
+
+def spent(pid: int) -> Spent:
+    found: dict[int, tuple[int, float, int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             fields = path.read_text().rpartition(")")[2].split()
-            found[int(path.parent.name)] = int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            found[int(path.parent.name)] = int(fields[1]), cpu_s, int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
     family = {pid}
-    while more := {child for child, (parent, _) in found.items() if parent in family} - family:
+    while more := {child for child, (parent, *_) in found.items() if parent in family} - family:
         family |= more
-    return sum(found[each][1] for each in family if each in found)
+    return Spent(*map(sum, zip(*(found[each][1:] for each in family if each in found), strict=True)))
 
 
 def _request(model: str, question: Mapping[str, NDArray[Any]]) -> bytes:

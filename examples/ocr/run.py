@@ -28,11 +28,11 @@ PAGES, SHOWN = 12, 4
 @contextmanager
 def served():
     """A client of a server that ends with the block."""
-    command = [sys.executable, "-m", "dlproxy", "serve", "--config", HERE / "dlproxy.toml", "--http-port", str(PORT)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "dlproxy", "serve", "--config", HERE / "dlproxy.toml", "--quiet"]
+    server = subprocess.Popen([*command, "--http-port", str(PORT), "--control-port", "0", "--grpc", "off"])
     try:
         with Client(f"http://127.0.0.1:{PORT}") as client:
-            while not client.ready("ocr"):
+            while not client.ready():
                 if server.poll() is not None:
                     sys.exit("dlproxy did not start")
                 time.sleep(0.1)

@@ -81,7 +81,7 @@ class Spell:
             best = line.argmax(axis=1)
             kept = (best != 0) & (best != np.concatenate([[0], best[:-1]]))
             texts.append("".join(self.characters[number] for number in best[kept]).encode())
-            sure.append(line.max(axis=1)[kept].mean() if kept.any() else 0.0)
+            sure.append(line[kept, best[kept]].mean() if kept.any() else 0.0)
         return {"text": np.array(texts, object), "sure": np.array(sure, np.float32)}
 
 

@@ -12,7 +12,8 @@ PAUSE_S, SHORTEST_S, MARGIN_S = 0.1, 0.25, 0.03
 
 
 def frames(samples):
-    """A whole recording for the network: overlapping frames [frames, BEFORE + FRAME], and a state that has heard nothing."""
+    """A whole recording, [1, samples], for the network: overlapping frames, and a state that has heard nothing."""
+    (samples,) = samples
     count = -(-len(samples) // FRAME)
     padded = np.pad(samples, (BEFORE, count * FRAME - len(samples)))
     parts = np.lib.stride_tricks.sliding_window_view(padded, BEFORE + FRAME)[::FRAME]
