@@ -50,8 +50,8 @@ class Version:
         self.layer = SequenceLayer(self.rig.driver, StatePlan("m", CONFIG, whole), "m", CONFIG, self.rig.stats, store)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        start, x, total, ids = (np.asarray(array) for array in inputs)
-        self.seen += zip(start[:, 0].tolist(), ids[:, 0].tolist(), strict=True)
+        start, x, total, ids = (np.asarray(array, np.float32) for array in inputs)
+        self.seen += zip(start[:, 0].astype(int).tolist(), ids[:, 0].astype(int).tolist(), strict=True)
         if (x == POISON).any():
             raise ValueError("bad index")
         total = total + x[None]
@@ -159,9 +159,8 @@ async def test_rows_of_a_sequence_are_as_many_as_at_its_start() -> None:
     await site.ask(1.0, start=True, rows=3)
     reply = await site.send(2.0, rows=3).wait()
     assert reply.values == [3.0, 3.0, 3.0]
-    assert site.send(rows=2).failure == msgspec.structs.replace(
-        site.send(rows=2).failure, message="sequence 5 of model 'm' has 3 rows, but this request has 2"
-    )
+    message = "sequence 5 of model 'm' has 3 rows, but this request has 2"
+    assert site.send(rows=2).failure == Failure(FailureKind.INVALID_ARGUMENT, message)
     assert (await site.send(0.0, rows=3).wait()).values == [3.0, 3.0, 3.0]
 
 
@@ -233,7 +232,7 @@ async def test_deadlines_hold_while_a_request_waits() -> None:
     first = site.send(1.0, start=True)
     second = site.send(2.0, timeout_s=0.5)
     await second.wait()
-    assert (second.kind, second.at) == (FailureKind.DEADLINE, pytest.approx(0.5, abs=0.01))
+    assert (second.kind, round(second.at, 1)) == (FailureKind.DEADLINE, 0.5)
     assert (await first.wait()).values == [1.0]
 
 
