@@ -80,6 +80,7 @@ def abandoned(live: Live, model: Path) -> Findings:
     crowd = Crowd(np.repeat(sounds(1, 1), ABANDONED, axis=0), leave=True)
     with live.serve(config(model, sequence_idle_s=IDLE_S)) as served:
         pid, held = served.child.process.pid, []
+        findings.details.append(f"- {resident_bytes(pid) / 2**20:.1f} MiB before")
         for _ in range(3):
             told, _, failures = asyncio.run(crowd.run(port_of(served.url)))
             most = resident_bytes(pid)

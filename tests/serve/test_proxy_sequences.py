@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> Path:
     return models.running_sum(tmp_path / "sum.onnx")
 
 
-async def ask(proxy: Proxy, key: int | str = 1, x: Any = X, **flags: bool) -> list[float]:
+async def ask(proxy: Proxy, key: int | str = 1, x: Any = X, **flags: Any) -> list[float]:
     found: list[float] = (await proxy.infer("m", {"x": x}, sequence_id=key, **flags))["y"][0].tolist()
     return found
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dlproxy.message import DType, Signature, Tensor, TensorSpec, Ticket
+from dlproxy.message import DType, InferenceError, Signature, Tensor, TensorSpec, Ticket
 from dlproxy.tensors import to_bytes
 from dlproxy.wire.checks import RequestChecker
 from dlproxy.wire.oip.codec import InferDecoder
@@ -49,6 +49,20 @@ def test_a_family_leaves_out_the_length_and_nothing_else() -> None:
     assert one.shape_key != longer.shape_key
     assert len({one.family, wider.family, other.family}) == 3
     assert ticket(3, 8, 1.0, rows=5).shape_key == one.shape_key
+
+
+def test_a_shape_that_was_right_once_is_looked_at_again_with_other_elements() -> None:
+    checker = _checker(IDS)
+    shape, right = (1, 3), bytes(24)
+
+    def ask(dtype: DType, data: bytes) -> None:
+        checker.request([Tensor("ids", dtype, shape, data)], (), ticket_id=1, request_id="", params={}, now=0.0)
+
+    ask(DType.INT64, right)
+    for dtype, data in ((DType.INT64, bytes(16)), (DType.FP64, right), (DType.BYTES, right)):
+        with pytest.raises(InferenceError):
+            ask(dtype, data)
+        ask(DType.INT64, right)
 
 
 def test_the_padded_axis_may_come_before_the_rows() -> None:

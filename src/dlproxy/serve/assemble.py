@@ -372,7 +372,7 @@ async def unload_model(model: LoadedModel, drain_s: float, reason: str = "the mo
         model.cache.close()
     try:
         if model.sequences is not None:
-            await model.sequences.drain(drain_s, reason)
+            drain_s = await model.sequences.drain(drain_s, reason)
         await model.driver.stop(drain_s, reason)
     finally:
         try:

@@ -150,9 +150,12 @@ class SequenceLayer:
         why = self.plan.difference(successor.plan)
         self._move(None if why else successor, f"{reason}, and {why}" if why else "")
 
-    async def drain(self, drain_s: float, reason: str) -> None:
-        """What is under way is answered, within so many seconds; then all that is left ends for this reason."""
+    async def drain(self, drain_s: float, reason: str) -> float:
+        """What is under way is answered, within so many seconds, of which those that are left are returned; then all sequences
+        that are here end for this reason.
+        """
         store = self.store
+        began_at = store.clock()
         store.changed = changed = asyncio.Event()
         try:
             async with asyncio.timeout(drain_s):
@@ -162,6 +165,7 @@ class SequenceLayer:
         except TimeoutError:
             pass  # they fail
         self._move(None, reason)
+        return max(drain_s - (store.clock() - began_at), 0.0)
 
     def state(self) -> dict[str, Any]:
         """JSON."""
@@ -278,8 +282,10 @@ class _Asked:
         self.over()
         behind = store.policy.unanswered(sequence, failure, store.clock())
         store.go_on(sequence)
-        if counted:  # by the lane
-            self.reply.failed(failure)
-        else:
-            self.layer.refuse(self.request, self.reply, failure)
-        store.fail(behind)
+        try:
+            if counted:  # by the lane
+                self.reply.failed(failure)
+            else:
+                self.layer.refuse(self.request, self.reply, failure)
+        finally:
+            store.fail(behind)

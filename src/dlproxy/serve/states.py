@@ -82,6 +82,10 @@ class StatePlan:
             raise ConfigError(
                 f"state: it leaves no {'outputs' if self._given else 'inputs'} of model '{name}' to clients", "state"
             )
+        self._alike = not any(one.varies or one.spec.rows is None for one in self._kept) and all(
+            whole.inputs[place].rows is not None for place in self._controls.values()
+        )
+        self._states = [one.output for one in self._kept]
         self._single: State | None = None
         self._single = self.begin(1)
         self._flags: dict[tuple[int, int, bool], Tensor] = {}
@@ -122,6 +126,8 @@ class StatePlan:
         """What must be equal for requests to share a batch beside what clients send: the open sizes of their states, and all
         that has no rows.
         """
+        if self._alike:
+            return ()
         key: list[int] = []
         for one, tensor in zip(self._kept, state.tensors, strict=True):
             if one.varies:
@@ -135,7 +141,7 @@ class StatePlan:
 
     def outputs(self, wanted: Sequence[int]) -> list[int]:
         """What is asked of the model for a client who wants these: first its outputs, then the state."""
-        return [*(self._told[index] for index in wanted), *(one.output for one in self._kept)]
+        return [self._told[index] for index in wanted] + self._states
 
     def state_of(self, outputs: Sequence[Tensor], rows: int) -> State | str:
         """Copies of what stands behind the client's outputs, as an answer's own are views of its whole batch; or why the model
