@@ -147,7 +147,8 @@ async def load_model(
     loaded.served.pipeline = config if config.steps else None
     signature, control = fleet.signature, loaded.control
     control.on_scaled = on_ways
-    if signature.batched and not signature.streams and (config.batching == "auto" or signature.pads):
+    repeats = not signature.streams and not signature.told_sequences
+    if signature.batched and repeats and (config.batching == "auto" or signature.pads):
         loaded.driver.compare_answers(_recheck(loaded, clock, padded_only=config.batching != "auto"))
     if isinstance(fleet, LocalFleet):
         fleet.on_moved = partial(_moved, control, on_ways, loaded.autoscaler)

@@ -36,6 +36,7 @@ def can_split(signature: Signature) -> bool:
     return (
         signature.batched
         and not signature.streams
+        and not signature.told_sequences
         and any(spec.rows == 0 for spec in signature.inputs)
         and not any(spec.rows for spec in signature.inputs)
         and all(spec.rows is not None or spec.counts for spec in signature.outputs)

@@ -31,6 +31,7 @@ from dlproxy.policy.events import (
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.queueing import DISCIPLINES, QueueDiscipline, make_queue
+from dlproxy.policy.second_runs import Batch
 
 from .machine import CHANGES, VALUES, Change, LaneMachine
 
@@ -267,7 +268,8 @@ class ForgetsTheProbe(Lane):
 class HoldsBackForEver(Lane):
     """Waits for a quicker instance without a limit."""
 
-    def _holds_back(self, avoided: str, now: float, commands: list[Command]) -> bool:
+    def _holds_back(self, retry: Batch | None, now: float, commands: list[Command]) -> bool:
+        avoided = "" if retry is None else retry.avoided
         return self.pool.worth_waiting_s(self.model.mean(self.batching.limit), now, avoided=avoided) > 0.0
 
 

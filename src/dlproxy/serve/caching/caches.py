@@ -81,11 +81,14 @@ class Caches:
     def before(
         self, inner: Service, name: str, config: ModelConfig, signature: Signature, stats: ModelStats
     ) -> "CacheLayer | None":
-        """The layer before this version of a model; None where none is wanted, or answers come in parts."""
+        """The layer before this version of a model; None where none is wanted, or answers come in parts or depend on others."""
         if config.cache == "off":
             return None
         if signature.streams:
             log.warning("model %s: cache = %r has no effect: it answers in parts, which are not remembered", name, config.cache)
+            return None
+        if signature.told_sequences:
+            log.warning("model %s: cache = %r has no effect: it keeps the state of sequences", name, config.cache)
             return None
         from dlproxy.policy.caching import make_cache  # most servers start without any
         from dlproxy.policy.caching.auto import Auto
