@@ -1,6 +1,6 @@
 """A pipeline in virtual time: each request goes through its steps, which ask the lanes of the same simulated node.
 
-Called by engine.py where a pipeline's lane dispatches; made by run.py, benchmarks and tests. Not aware of: values, lanes' rules.
+Called by engine.py where a pipeline's lane dispatches; made by run.py, benchmarks and tests. Not aware of: values, lanes.
 """
 
 from collections.abc import Mapping, Sequence
