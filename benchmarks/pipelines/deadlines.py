@@ -1,6 +1,6 @@
 """Chains at twice their capacity in virtual time: the objective shared out online, beside every static split of it.
 
-python -m benchmarks.pipelines.deadlines [--points 11] [--seconds 12] [--seeds 1] [CASE]
+python -m benchmarks.pipelines.deadlines [--points 11] [--seconds 8] [--seeds 1] [CASE]
 """
 
 import argparse
@@ -247,8 +247,13 @@ def try_split(what: tuple[Case, tuple[float, ...], bool, bool, float, int]) -> T
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", nargs="?", default="")
-    parser.add_argument("--points", type=int, default=11, help="static splits between two stages (default 11)")
-    parser.add_argument("--seconds", type=float, default=12.0, help="virtual (default 12)")
+    parser.add_argument(
+        "--points",
+        type=int,
+        default=11,
+        help="static splits between two stages, four fewer along each side of three (default 11)",
+    )
+    parser.add_argument("--seconds", type=float, default=8.0, help="virtual (default 8)")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each (default 1)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     args = parser.parse_args()
@@ -257,7 +262,8 @@ def main() -> None:
     with ProcessPoolExecutor(args.jobs) as executor:
         for case in (case for case in CASES if args.case in case.name):
             for seed in range(1, args.seeds + 1):
-                shares = grid(max(len(chain.models) for chain in case.chains), args.points)
+                stages = max(len(chain.models) for chain in case.chains)
+                shares = grid(stages, args.points if stages == 2 else args.points - 4)
                 tries = [(case, *each, args.seconds, seed) for each in product(shares, (False, True), (False, True))]
                 best = max(executor.map(try_split, tries, chunksize=4), key=lambda tried: tried.goodput)
                 ours = run(case, online, seconds=args.seconds, seed=seed)

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.pipelines.deadlines import CASES, Case, grid, online, run, static
 from dlproxy.config.pipelines import StepConfig, wired
-from dlproxy.lab.simulate.engine import Call, SimulatedModel
+from dlproxy.lab.simulate.engine import Call
 from dlproxy.lab.simulate.pipelines import SimulatedPipeline, StepPlan
 from dlproxy.lab.simulate.service_times import Fitted
 from dlproxy.message import FailureKind
