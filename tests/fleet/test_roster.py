@@ -91,6 +91,24 @@ async def test_every_change_is_counted_and_the_states_add_up() -> None:
     assert rig.stats.instance_changes == {"up": 2, "lost": 1, "retired": 2, "failed_to_start": 1}, "m-2 never was up"
 
 
+async def test_an_instance_that_is_suspended_ends_what_it_runs_and_says_why_it_takes_nothing() -> None:
+    rig = Signed()
+    rig.roster.add_instance(rig.fake("m-0"))
+    running = rig.send(1.0)
+    await pass_time(0.001)
+    waiting = rig.send(2.0)
+    await pass_time(0.001)
+    rig.roster.suspend_instance("m-0", "its stage has left")
+    assert waiting.failure is not None
+    assert waiting.failure.message == "the model cannot answer now: its stage has left"
+    assert (await running.wait()).values == [2.0]
+    assert (rig.place()["state"], rig.place()["last_problem"], rig.driver.ready) == ("lost", "its stage has left", False)
+    assert rig.states() == {"lost": 1}
+    rig.roster.retire_instance("m-0")
+    assert rig.roster.places() == []
+    assert rig.states() == {}
+
+
 async def test_an_instance_that_dies_while_it_leaves_does_not_come_back() -> None:
     rig = Signed()
     for name in ("m-0", "m-1"):

@@ -194,6 +194,14 @@ class LeavingReply(Reply):
         raise OSError("the socket has gone")
 
 
+def test_a_stages_request_of_a_pipeline_is_not_charged_again() -> None:
+    layer = QuotaLayer(Answers(), Quotas({"t": Quota(requests_per_s=1.0)}), clock=ManualClock(), on_refused=lambda *_: None)
+    for charged, answered in ((False, True), (False, False), (True, True)):
+        reply = Reply()
+        layer.submit(Request(Ticket(1, 0.0, tenant="t"), "m", [], (), charged=charged), reply)
+        assert isinstance(reply.got[0], Response) is answered
+
+
 class OneAtATime:
     """A client that may have one request under way, over two models."""
 

@@ -15,7 +15,7 @@ from dlproxy.policy.lane import Lane
 from dlproxy.policy.planner import VersionState
 from dlproxy.policy.view import LaneView
 from dlproxy.telemetry.prometheus import page, registry
-from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, CacheCounts, CacheSize, ModelStats, VariantCounts
+from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, CacheCounts, CacheSize, ModelStats, StepCounts, VariantCounts
 
 TRITON = {
     "nv_inference_request_success",
@@ -194,6 +194,21 @@ def test_who_answers_in_place_of_a_model_is_shown_of_models_that_have_variants()
     }
     assert assigned == {**dict.fromkeys(range(1, 7), ["m"]), 7: ["m-int8"], 8: ["gone"]}  # noqa: RUF024
     assert not [name for name, labels in page.values if "_variant_" in name and ("model", "other") in labels]
+
+
+def test_the_steps_of_pipelines_are_counted() -> None:
+    model, other = busy_model(), Model("other")
+    counts = StepCounts()
+    model.stats.steps = {"read": counts, "find": StepCounts()}
+    for _ in range(4):
+        counts.began()
+    counts.ended(waited_s=0.5, computed_s=2.0)
+    counts.ended(waited_s=0.25, computed_s=1.0)
+    counts.failed()
+    page = Page(model, other)
+    names = ("requests_total", "failures_total", "skipped_total", "wait_seconds_total", "compute_seconds_total", "in_flight")
+    assert [page.of(f"dlproxy_step_{name}", step="read") for name in names] == [2, 1, 0, 0.75, 3, 1]
+    assert not [name for name, labels in page.values if "_step_" in name and ("model", "other") in labels]
 
 
 def test_failures_have_tritons_reasons_and_none_is_lost() -> None:

@@ -1,7 +1,7 @@
 """What headers, parameters and arguments say of a request reaches its ticket, or is refused with a clear 400."""
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from math import inf, nan
 from types import MappingProxyType
@@ -46,6 +46,7 @@ def submitted(
     body: Terms = NO_TERMS,
     principal: Principal = ANONYMOUS,
     sticky: str = "",
+    wanted: Sequence[str] = (),
     slo_s: float | None = None,
     own: Mapping[int, float] = MappingProxyType({}),
     tenant_header: str = "X-Tenant-Id",
@@ -54,7 +55,7 @@ def submitted(
     service = EchoService(PLAIN)
     model = served(service, slo_s=slo_s)
     model.slo_s_by_level = by_level(slo_s, own)
-    model.sticky = sticky
+    model.sticky, model.headers = sticky, wanted
     endpoint = Endpoint(model, count(1), lambda: NOW, tenant_header)
     endpoint.submit(request or a_request(), Ignored(), endpoint.read_headers(headers, principal).over(body))
     return service.requests[0]
@@ -274,6 +275,13 @@ def test_equal_inputs_stick_together_and_different_ones_do_not(first: list[bytes
     assert one == applied({}, a_request(*[memoryview(piece) for piece in first]), sticky="input").affinity  # type: ignore[arg-type]
     if b"".join(first) != b"".join(second):
         assert one != other
+
+
+def test_headers_that_a_model_asks_for_are_carried_and_no_others() -> None:
+    headers = {b"x-lang": "dé".encode(), b"x-other": b"1", b"x-latin": b"\xe9"}
+    assert submitted(headers, wanted=["X-Lang", "x-latin", "x-none"]).headers == {"x-lang": "dé", "x-latin": "é"}
+    assert submitted(headers, wanted=["X-Lang"], body=Terms(priority=2)).headers == {"x-lang": "dé"}
+    assert not submitted(headers).headers
 
 
 def test_without_headers_a_ticket_stays_as_it_is() -> None:

@@ -166,17 +166,7 @@ def _assembled(
     lane = Lane(plan.knobs, plan.prior)
     recorder = None if event_log is None else _recorder(event_log, name, plan, lane, fleet)
     stats = ModelStats()
-    driver = Driver(
-        model=name,
-        version=config.version,
-        signature=signature,
-        lane_on=lane.on if recorder is None else recorder.on,
-        stats=stats,
-        clock=clock,
-        quarantine_s=config.quarantine_s,
-        outage_wait_s=config.outage_wait_s,
-        failure_log=FailureLog(name, of_stages=isinstance(fleet, PipelineFleet)),
-    )
+    driver = _driver(name, config, fleet, lane, recorder, stats, clock)
     roster = Roster(driver, stats, clock, None if recorder is None else recorder.note)
     fleet.attach(roster)
     control = LaneControl(config, lane, driver, plan.knobs, fleet, roster, plan.most_batch)
@@ -216,6 +206,28 @@ def _assembled(
     control.on_variants = partial(_stand_in, loaded, quotas, clock)
     _connect(loaded, splits=splits)
     return loaded
+
+
+def _driver(
+    name: str,
+    config: ModelConfig,
+    fleet: Fleet,
+    lane: Lane,
+    recorder: Recorder | None,
+    stats: ModelStats,
+    clock: Callable[[], float],
+) -> Driver:
+    return Driver(
+        model=name,
+        version=config.version,
+        signature=fleet.signature,
+        lane_on=lane.on if recorder is None else recorder.on,
+        stats=stats,
+        clock=clock,
+        quarantine_s=config.quarantine_s,
+        outage_wait_s=config.outage_wait_s,
+        failure_log=FailureLog(name, of_stages=isinstance(fleet, PipelineFleet)),
+    )
 
 
 def _plan(name: str, config: ModelConfig, fleet: Fleet, tenant_weights: Mapping[str, float]) -> LanePlan:

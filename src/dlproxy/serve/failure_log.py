@@ -67,7 +67,7 @@ class FailureLimiter:
 
 
 class FailureLog:
-    """Of one model. `of_stages`: a pipeline, whose stages' models log what fails there: only its own code is left."""
+    """Of one model. `of_stages`: a pipeline, whose stages' models log what fails there: only its own failures are left."""
 
     def __init__(self, model: str, *, of_stages: bool = False) -> None:
         self._model = model
@@ -77,7 +77,7 @@ class FailureLog:
     def batch_failed(self, instance: str, requests: Sequence[Request], result: BatchResult, now: float) -> None:
         """As the model's own failure, with its traceback; or in a line, as the upstream's failure is classed."""
         assert result.error is not None
-        if self._of_stages and not result.origin:
+        if self._of_stages and result.failure is not None:
             return
         left_out = self._limiter.admit(result.error[:MOST_CHARS], now)
         if left_out is None:

@@ -1,6 +1,6 @@
 """Code that steps of the tests' pipelines run."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,8 +75,15 @@ def refuse(x: Array) -> Array:
     raise invalid("no picture")
 
 
+def lengths(items: list[Array]) -> dict[str, Array]:
+    return {"n": np.array([item.size for item in items])}
+
+
+lengths.outputs = {"n": "INT64[-1]"}  # type: ignore[attr-defined]
+
+
 class Scale:
-    outputs = {"y": "FP32[-1,-1]"}
+    outputs: ClassVar = {"y": "FP32[-1,-1]"}
 
     def __init__(self, by: float = 2.0) -> None:
         self.by = by
@@ -89,8 +96,10 @@ class Scale:
         self.closed = True
 
 
-def wrong_type(x: Array) -> Array:
-    return x > 0
+def same(x: Array) -> Array:
+    return x
 
 
-wrong_type.outputs = {"y": "INT64[-1,-1]"}  # type: ignore[attr-defined]
+def odd(x: Array) -> dict[str, Any]:
+    """What no model takes."""
+    return {"odd": np.array([object(), object()]), "items": [np.array([object()])]}

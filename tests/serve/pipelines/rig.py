@@ -28,6 +28,7 @@ from dlproxy.testing import FakeInstance, FakeRuntime
 from dlproxy.testing.fake_runtime import Function
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.checks import RequestChecker
+from tests.policy.lane.fixtures import warmed
 from tests.serve.rig import KNOBS, SIGNATURE, Array, Reply, double, pass_time, turns
 
 TWO = Signature(
@@ -87,15 +88,17 @@ class Stage:
         version: str,
         instances: int,
         service_s: float | None,
+        known: bool,
     ) -> None:
         self.runtime = FakeRuntime(signature, function)
         self.stats = ModelStats()
-        self.lane = Lane(knobs, ((1, service_s or 0.001),))
+        prior = ((1, service_s or 0.001), (64, service_s or 0.001)) if known else ()
+        self.lane = warmed(Lane(knobs, prior)) if known else Lane(knobs, prior)
         self.driver = Driver(
             model=name, version=version, signature=signature, lane_on=self.lane.on, stats=self.stats, clock=floor.now
         )
-        took = None if service_s is None else lambda rows: service_s
-        self.fakes = [FakeInstance(f"{name}-{number}", self.runtime, service_s=took) for number in range(instances)]
+        self._took = None if service_s is None else lambda rows: service_s
+        self.fakes = [FakeInstance(f"{name}-{number}", self.runtime, service_s=self._took) for number in range(instances)]
         for fake in self.fakes:
             self.driver.add_instance(fake)
         self.served = ServedModel(
@@ -108,6 +111,15 @@ class Stage:
             slo_s=None,
             view=self.lane.view,
         )
+
+    def revive(self) -> None:
+        """Whatever instance it has lost is there again, as another, and none fails any more."""
+        up = {instance.name for instance in self.lane.view().instances}
+        for number, fake in enumerate(self.fakes):
+            fake._failures.clear()
+            if fake.name not in up:
+                self.fakes[number] = FakeInstance(f"{fake.name}-again", self.runtime, service_s=self._took)
+                self.driver.add_instance(self.fakes[number])
 
     @property
     def at_rest(self) -> bool:
@@ -136,9 +148,11 @@ class Floor:
         version: str = "1",
         instances: int = 1,
         service_s: float | None = 0.010,
+        known: bool = True,
     ) -> Stage:
+        """`known`: its lane knows how long batches take."""
         stage = self.stages[name] = Stage(
-            self, name, function, signature, knobs, version=version, instances=instances, service_s=service_s
+            self, name, function, signature, knobs, version=version, instances=instances, service_s=service_s, known=known
         )
         self.catalog.add(stage.served)
         return stage
@@ -267,6 +281,10 @@ class Pipeline:
 class Answer(Reply):
     """With the outputs by name."""
 
+    async def wait(self) -> "Answer":
+        await super().wait()
+        return self
+
     @property
     def outputs(self) -> dict[str, Array]:
         assert self.response is not None, f"failed: {self.failure}"
@@ -278,7 +296,7 @@ class Answer(Reply):
         return self.failure.message
 
 
-def step(what: str, *, each: bool = False, when: str = "", need: int = 0, **inputs: str) -> dict[str, Any]:
+def step(what: str, *, each: bool = False, when: str = "", need: int = 0, **inputs: Any) -> dict[str, Any]:
     """Of a model or, with a colon, of code of the tests."""
     does = {"call": f"{HERE}{what}"} if what.startswith(":") else {"model": what}
     return {**does, "inputs": inputs, "each": each, "when": when, "need": need}
@@ -287,6 +305,11 @@ def step(what: str, *, each: bool = False, when: str = "", need: int = 0, **inpu
 def rows(*values: float, width: int = 2) -> Array:
     """One row for each."""
     return np.repeat(np.array(values, np.float32)[:, None], width, axis=1)
+
+
+def times(factor: float) -> Function:
+    """A model that multiplies."""
+    return lambda inputs: [np.asarray(inputs[0], np.float32) * np.float32(factor)]
 
 
 def total(inputs: Sequence[Array]) -> list[Array]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ from looptime import new_event_loop
 from dlproxy.config.pipelines import NOT
 from dlproxy.message import FailureKind
 from tests.serve.pipelines import code
-from tests.serve.pipelines.rig import TWO, Floor, Pipeline, rows, step, total
-from tests.serve.rig import Array
+from tests.serve.pipelines.rig import TWO, Answer, Floor, Pipeline, Stage, rows, step, total
+from tests.serve.rig import Array, pass_time
 
-GRAPHS = int(os.environ.get("DLPROXY_GRAPHS", "120"))
+GRAPHS = int(os.environ.get("DLPROXY_GRAPHS", "40"))
 MISSING = "missing"
 DOES = {  # what each takes and gives, and how it is run by hand
     "double": (("x",), "array", "array", lambda x: x * np.float32(2)),
@@ -148,6 +149,76 @@ def _check_counts(pipeline: Pipeline, requests: int) -> None:
     """No step ran twice for a request."""
     for counts in pipeline.fleet.counts.values():
         assert counts.requests + counts.skipped + counts.failures <= requests
+
+
+Event = tuple[float, str, int]
+EVENTS = st.tuples(
+    st.integers(0, 60).map(lambda ms: ms / 1e3),
+    st.sampled_from(["leave", "leave", "fail", "die", "go", "come"]),
+    st.integers(0, 9),
+)
+
+
+async def disturb(graph: tuple[Graph, dict[str, str]], xs: list[Array], events: list[Event], timeouts: list[float]) -> None:
+    """Every request is answered once: as by hand, or with a failure for which there is a reason."""
+    steps, outputs = graph
+    floor = Floor(work_s=0.002)
+    models = [floor.model("double"), floor.model("total", total, signature=TWO, service_s=0.005, instances=2)]
+    pipeline = floor.pipeline(steps, outputs)
+    asked = []
+    for number, x in enumerate(xs):
+        timeout_s = timeouts[number % len(timeouts)]
+        asked.append((x, pipeline.send({"x": x}, timeout_s=timeout_s, promised=number % 2 == 0)))
+    for at, what, which in sorted(events):
+        await pass_time(max(at - floor.now(), 0.0))
+        happens(floor, pipeline, what, models[which % 2], asked[which % len(asked)][1])
+    for stage in models:
+        stage.revive()
+        floor.catalog.add(stage.served)
+    for x, answer in asked:
+        await answer.wait()
+        expected = by_hand(steps, outputs, x)
+        if answer.response is not None:
+            for name, value in answer.outputs.items():
+                assert np.array_equal(value, expected[name]), name
+        elif not events and timeouts == [inf]:
+            assert MISSING in [value if isinstance(value, str) else "" for value in expected.values()]
+    await floor.rest()
+    again = await pipeline.send({"x": xs[0]}).wait()
+    assert (again.response is None) == any(isinstance(value, str) for value in by_hand(steps, outputs, xs[0]).values())
+    await floor.rest()
+
+
+def happens(floor: Floor, pipeline: Pipeline, what: str, stage: Stage, answer: Answer) -> None:
+    served = [model.name for model in floor.catalog]
+    if what == "leave":
+        pipeline.service.cancel(answer.request)
+        assert answer.answered
+    elif what == "fail":
+        stage.fakes[0].fail_next("it failed")
+    elif what == "die":
+        stage.driver.lose_instance(stage.fakes[0].name, "it died")
+    elif what == "go" and stage.served.name in served:
+        floor.catalog.remove(stage.served.name, "1")
+    elif what == "come" and stage.served.name not in served:
+        floor.catalog.add(stage.served)
+
+
+@given(
+    graphs().filter(lambda graph: bool(graph[1])),
+    st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=4),
+    st.lists(EVENTS, max_size=6),
+    st.lists(st.sampled_from([inf, inf, 0.004, 0.012, 0.025, 0.050]), min_size=1, max_size=3),
+)
+@settings(max_examples=GRAPHS)
+def test_whatever_happens_every_request_is_answered_once_and_nothing_is_left(
+    graph: tuple[Graph, dict[str, str]], values: list[list[int]], events: list[Event], timeouts: list[float]
+) -> None:
+    loop = new_event_loop()
+    try:
+        loop.run_until_complete(disturb(graph, [rows(*one) for one in values], events, timeouts))
+    finally:
+        loop.close()
 
 
 @given(

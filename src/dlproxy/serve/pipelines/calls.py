@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 
 from dlproxy.instance.tracebacks import origin_of
-from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Tensor, TensorSpec
-from dlproxy.serve.pipelines.code import CodeStage, timed
+from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Tensor, TensorSpec, text_of
+from dlproxy.serve.pipelines.code import CodeStage, OutputError, timed
 from dlproxy.serve.pipelines.plan import Step
 from dlproxy.serve.pipelines.stages import ModelStage
 from dlproxy.serve.pipelines.threads import Job
@@ -44,7 +44,7 @@ class Call:
         self.over = False
 
     def begin(self, values: dict[str, Value], truths: list[bool] | None) -> None:
-        """`truths`: of each item whether the step is to run for it; None: it is. Raises ValueError, InferenceError."""
+        """`truths`: of each item whether the step is to run for it; None: it is. May raise: it has failed then."""
         raise NotImplementedError
 
     def cancel(self) -> None:
@@ -55,10 +55,10 @@ class Call:
         self.over = True
         self.run.ended(self, outputs)
 
-    def _fail(self, failure: Failure, place: str = "", origin: Any = "") -> None:
+    def _fail(self, failure: Failure, origin: Any = None, place: str = "") -> None:
         if not self.over:
             self.over = True
-            self.run.failed(self, failure, place, origin)
+            self.run.failed(self, failure, origin, place)
 
 
 class ModelCall(Call):
@@ -190,8 +190,8 @@ class ModelEach(EachCall):
         try:
             tensors = [self._tensor(spec, group) for spec in bound.inputs]
             request = self.run.request_of(self.step, tensors)
-        except (ValueError, InferenceError) as error:
-            self._fail(self.run.refused(self.step, error), self._place(group))
+        except Exception as error:
+            self._fail(*self.run.refused(self.step, error), self._place(group))
             return
         strips = [spec.shape[:1] == (-1,) and spec.rows == 0 for spec in bound.outputs]
         if not self._lack_rows(group[0]):
@@ -234,7 +234,7 @@ class ModelEach(EachCall):
         if len(group) > 1 and any(array is None for array in rows):
             shapes = ", ".join(str(list(tensor.shape)) for tensor in response.outputs)
             message = f"its outputs have the shapes {shapes} for {len(group)} items"
-            self._fail(Failure(FailureKind.MODEL_FAILED, message), self._place(group))
+            self._fail(Failure(FailureKind.MODEL_FAILED, message), "", self._place(group))
             return
         for row, place in enumerate(group):
             outputs = [
@@ -245,7 +245,7 @@ class ModelEach(EachCall):
 
     def failed(self, number: int, group: list[int], failure: Failure) -> None:
         self._requests.pop(number, None)
-        self._fail(failure, self._place(group))
+        self._fail(failure, place=self._place(group))
 
 
 class _Group:
@@ -298,7 +298,7 @@ class CodeCall(Call):
         stage = cast(CodeStage, self.step.stage)
         stage.pace.took(self.computed_s, inline=inline)
         if isinstance(given, BaseException):
-            self._fail(failure_of(stage, given), origin=origin_of(given))
+            self._fail(*failure_of(self.step, given))
         else:
             self._end(given)
 
@@ -356,10 +356,11 @@ class CodeEach(EachCall):
             stage.pace.took(seconds, inline=inline)
             self.computed_s += seconds
             if isinstance(given, BaseException):
-                self._fail(failure_of(stage, given), f"item {number}", origin_of(given))
+                failure, origin = failure_of(self.step, given)
+                self._fail(failure, origin, f"item {number}")
                 return
             if any(isinstance(one, list) for one in given):
-                self._fail(Failure(FailureKind.MODEL_FAILED, "it gave a list for one item"), f"item {number}")
+                self._fail(Failure(FailureKind.MODEL_FAILED, "it gave a list for one item"), "", f"item {number}")
                 return
             self._came(number, given)
         self._left -= len(part)
@@ -369,11 +370,19 @@ class CodeEach(EachCall):
             self._end(self._outputs)  # type: ignore[arg-type]
 
 
-def failure_of(stage: CodeStage, error: BaseException) -> Failure:
-    """Of what code has raised: an InferenceError is the client's affair, anything else its own."""
+def failure_of(step: Step, error: BaseException) -> tuple[Failure, Any]:
+    """Of what code has raised, and where: an InferenceError is the client's affair, and nothing for the log. So is a ValueError
+    of a step that comes with dlproxy, of what the client sent.
+    """
+    stage = cast(CodeStage, step.stage)
     if isinstance(error, InferenceError):
-        return error.failure
-    return Failure(FailureKind.MODEL_FAILED, stage.why(error))
+        return error.failure, None
+    if isinstance(error, OutputError):
+        return Failure(FailureKind.MODEL_FAILED, str(error)), ""
+    if stage.ours and isinstance(error, ValueError):
+        kind = FailureKind.INVALID_ARGUMENT if step.direct else FailureKind.MODEL_FAILED
+        return Failure(kind, text_of(error)), None if step.direct else ""
+    return Failure(FailureKind.MODEL_FAILED, stage.why(error)), origin_of(error)
 
 
 def _lacks_rows(spec: TensorSpec, one: "Array | Tensor") -> bool:

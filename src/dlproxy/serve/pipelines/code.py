@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
+from dlproxy.config import ConfigError
 from dlproxy.config.pipelines import StepConfig
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.classes import imported, located
@@ -40,6 +41,10 @@ class Context(Struct, frozen=True):
     cancelled: Callable[[], bool]
 
 
+class OutputError(ValueError):
+    """Code gave what it should not."""
+
+
 class Pace:
     """How long code takes, as far as it decides where it runs."""
 
@@ -58,12 +63,15 @@ class Pace:
 
 
 class CodeStage:
-    """`outputs`: what it declares to give; empty if it says nothing. `names`: of the outputs that are taken."""
+    """`outputs`: what it declares to give; empty if it says nothing. `names`: of the outputs that are taken. `ours`: it comes
+    with dlproxy.
+    """
 
     def __init__(self, name: str, config: StepConfig, names: Collection[str], *, trusted: bool) -> None:
         """Raises ModelError. `trusted`: code of one's own may be run."""
         self.name = name
         self.config = config
+        self.ours = config.call in STEPS
         self.pace = Pace()
         self.call, self._file = _made(name, config, trusted=trusted)
         self.outputs = _declared(name, config, self.call)
@@ -79,7 +87,7 @@ class CodeStage:
         return self.config.call
 
     def run(self, values: Mapping[str, Value], context: Context | None) -> list[Value]:
-        """The values of `names`. Raises what the code raises, ValueError for what it should not have given."""
+        """The values of `names`. Raises what the code raises, and OutputError."""
         arguments = {key: as_argument(value) for key, value in values.items() if value is not MISSING or key in self._required}
         if context is not None:
             arguments[CONTEXT] = context
@@ -87,10 +95,10 @@ class CodeStage:
         if isinstance(given, Mapping):
             lacking = [name for name in self.names if name not in given]
             if lacking:
-                raise ValueError(f"it gave {', '.join(map(str, given)) or 'nothing'}, and {', '.join(lacking)} is wanted")
+                raise OutputError(f"it gave {', '.join(map(str, given)) or 'nothing'}, and {', '.join(lacking)} is wanted")
             return [self._value(name, given[name]) for name in self.names]
         if not self._only:
-            raise ValueError(f"it gave a {type(given).__name__}, and is to give a dict of {', '.join(self.names)}")
+            raise OutputError(f"it gave a {type(given).__name__}, and is to give a dict of {', '.join(self.names)}")
         return [self._value(self._only, given)]
 
     def why(self, error: BaseException) -> str:
@@ -119,7 +127,7 @@ class CodeStage:
                 spec = TensorSpec(spec.name, spec.dtype, spec.shape[1:], spec.text)
             return checked(array, spec)
         except ValueError as error:
-            raise ValueError(f"output '{name}' {error}") from None
+            raise OutputError(f"output '{name}' {error}") from None
 
     def _check_inputs(self, parameters: Mapping[str, inspect.Parameter]) -> None:
         known = [key for key, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
@@ -185,6 +193,8 @@ def _made(name: str, config: StepConfig, *, trusted: bool) -> tuple[Callable[...
         return found, file
     try:
         made = found(**config.options)
+    except ConfigError as error:
+        raise ModelError(f"{begin} ({config.call}): {error}") from None
     except (Exception, SystemExit) as error:
         raise ModelError(f"{begin}: {config.call} could not be made: {located(error, file)}") from error
     if not callable(made):

@@ -80,8 +80,8 @@ class PipelineFleet:
         outputs = matching.outputs_of(self._wiring, self._inputs, config.steps, stages, bound)
         self._check(bound)
         streams = any(model.served.signature.streams for model in bound.values())
-        signature = signature_of(inputs, outputs, platform=PIPELINE)
-        self.signature: Signature = msgspec.structs.replace(signature, batched=False, streams=streams)
+        signature_of(inputs, outputs, platform=PIPELINE)  # which says what cannot be served
+        self.signature = Signature(tuple(inputs), tuple(outputs), batched=False, platform=PIPELINE, streams=streams)
         self.plan = planned(self._wiring, config.steps, stages, self.signature.inputs, self.signature.outputs)
         self._use(bound)
 

@@ -3,7 +3,6 @@
 Made by instance.py. Everything is called on the event loop. Not aware of: lanes, protocols, who waits for the end.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from math import inf
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dlproxy.instance.batch import BatchResult
+from dlproxy.instance.tracebacks import origin_of
 from dlproxy.message import Failure, FailureKind, InferenceError, Request, Response, Rest, Tensor, text_of
 from dlproxy.policy.pipelines import Pacing
 from dlproxy.serve.pipelines.calls import Call, call_of
@@ -23,7 +23,7 @@ from dlproxy.serve.pipelines.values import MISSING, Array, Missing, Value, check
 from dlproxy.telemetry.stats import StepCounts
 from dlproxy.tensors import to_array
 
-log = logging.getLogger(__name__)
+HURRY_S = 0.002  # a step that needs not all of its inputs begins so long before it must: timers and threads are not exact
 
 
 class Site(Protocol):
@@ -118,11 +118,15 @@ class Run:
         return Failure(FailureKind.LATE if ticket.answer_by <= now else FailureKind.DEADLINE, message)
 
     @staticmethod
-    def refused(step: Step, error: Exception) -> Failure:
-        """Why a step cannot be given what it was to get: the client's fault only if that came from the client as it is."""
-        if isinstance(error, InferenceError) and (step.direct or error.failure.kind is not FailureKind.INVALID_ARGUMENT):
-            return error.failure
-        return Failure(FailureKind.INVALID_ARGUMENT if step.direct else FailureKind.MODEL_FAILED, text_of(error))
+    def refused(step: Step, error: Exception) -> tuple[Failure, Any]:
+        """Why a step cannot be given what it was to get, as `failed` takes it: the client's fault only if that came from the
+        client as it is.
+        """
+        foreseen = isinstance(error, ValueError | InferenceError)
+        kind = FailureKind.INVALID_ARGUMENT if step.direct and foreseen else FailureKind.MODEL_FAILED
+        if isinstance(error, InferenceError) and error.failure.kind is not FailureKind.INVALID_ARGUMENT:
+            kind = error.failure.kind
+        return Failure(kind, text_of(error)), "" if foreseen else origin_of(error)
 
     # What they tell
 
@@ -141,8 +145,8 @@ class Run:
             self._values[place] = value
         self._go_on(step)
 
-    def failed(self, call: Call, failure: Failure, place: str, origin: Any) -> None:
-        """`place`: which items; empty if that says nothing."""
+    def failed(self, call: Call, failure: Failure, origin: Any = None, place: str = "") -> None:
+        """`origin`: where the pipeline's own code has failed, or ""; None if that is not its own. `place`: which items."""
         if self.over:
             return
         step = call.step
@@ -195,7 +199,7 @@ class Run:
         taken: dict[str, Value] = {}
         try:
             wanted = None if condition is None else _wanted(step, condition)
-        except ValueError as error:
+        except Exception as error:
             self._begin(step, {}, None, error)
             return
         if wanted == [False] and not (step.each and _of_items(condition)):
@@ -222,7 +226,7 @@ class Run:
             elif step.number not in self._timers:
                 self._hurry_later(step)
 
-    def _begin(self, step: Step, taken: dict[str, Value], wanted: list[bool] | None, problem: ValueError | None = None) -> None:
+    def _begin(self, step: Step, taken: dict[str, Value], wanted: list[bool] | None, problem: Exception | None = None) -> None:
         self._state[step.number] = "begun"
         timer = self._timers.pop(step.number, None)
         if timer is not None:
@@ -234,10 +238,10 @@ class Run:
             if problem is not None:
                 raise problem
             call.begin(taken, wanted)
-        except (ValueError, InferenceError) as error:
+        except Exception as error:  # numpy has many for values that it can make nothing of
             if not call.over:
                 call.over = True
-                self.failed(call, self.refused(step, error), "", "")
+                self.failed(call, *self.refused(step, error))
 
     def _skip(self, step: Step) -> None:
         self._state[step.number] = "skipped"
@@ -256,7 +260,7 @@ class Run:
         now = site.clock()
         deadline_at = site.pacing.deadline_at(step.name, self.request.ticket, now)
         if deadline_at < inf:
-            delay_s = max(deadline_at - site.counts[step.name].usual_s - now, 0.0)
+            delay_s = max(deadline_at - 2 * site.counts[step.name].usual_s - HURRY_S - now, 0.0)
             self._timers[step.number] = self._loop.call_later(delay_s, self._hurry, step)
 
     def _hurry(self, step: Step) -> None:
@@ -283,9 +287,9 @@ class Run:
                 return
             try:
                 outputs.append(_array(value if isinstance(value, Tensor) else checked(value, spec)))
-            except ValueError as error:
-                message = f"output '{spec.name}' of {self._giver(sources)} {error}"
-                self._finish(_failed(Failure(FailureKind.MODEL_FAILED, message)))
+            except Exception as error:
+                message = f"output '{spec.name}' of {self._giver(sources)} {text_of(error)}"
+                self._finish(_failed(Failure(FailureKind.MODEL_FAILED, message), ""))
                 return
         self._finish(BatchResult(outputs, self.path_s, 0.0, variant=", ".join(self.variants)))
 
@@ -346,5 +350,7 @@ def _array(tensor: Tensor) -> Array:
     return to_array(tensor.dtype, tensor.shape, tensor.data)
 
 
-def _failed(failure: Failure, origin: Any = "") -> BatchResult:
-    return BatchResult([], 0.0, 0.0, failure.message, failure=failure, origin=origin)
+def _failed(failure: Failure, origin: Any = None) -> BatchResult:
+    """`origin`: None for what is no failure of the pipeline itself."""
+    own = origin is not None and failure.kind is FailureKind.MODEL_FAILED
+    return BatchResult([], 0.0, 0.0, failure.message, failure=None if own else failure, origin=origin or "")

@@ -43,11 +43,6 @@ class Threads:
     def __len__(self) -> int:
         return len(self._threads)
 
-    @property
-    def waiting(self) -> int:
-        """Jobs that no thread has begun."""
-        return len(self._jobs)
-
     def put(self, job: Job, deadline_at: float) -> None:
         """Run it, before those with later deadlines."""
         with self._changed:
