@@ -1,5 +1,6 @@
 """What pipelines decide: deadlines of steps, shares of the objective, who is let in, and how wrong measurements heal."""
 
+from itertools import pairwise
 from math import inf
 
 import pytest
@@ -105,7 +106,7 @@ def test_shares_move_only_for_news() -> None:
 def test_the_objective_is_shared_out_often_at_first() -> None:
     pacing = chain("a")
     times = [now for now in (number / 16 for number in range(16 * 8)) if pacing.splits(now)]
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     assert gaps[0] < 0.2
     assert gaps[-1] == SPLIT_EVERY_S
 
