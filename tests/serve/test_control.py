@@ -321,3 +321,19 @@ def _left_s(model: LoadedModel, priority: int = 0, rows: int = 1) -> float:
     endpoint.submit(request, FutureReply(), Terms(priority=priority) if priority else NO_TERMS)
     endpoint.cancel(request)
     return request.ticket.deadline_at - request.ticket.arrived_at
+
+
+async def test_batches_are_made_for_what_pipelines_leave_where_there_is_no_objective() -> None:
+    rig = Controlled()
+    aims_s = []
+    for who, share_s in [("p.one", 0.2), ("q.one", 0.1), ("q.one", 0.3), ("p.one", None), ("q.one", None), ("gone.one", None)]:
+        rig.control.aim(who, share_s)
+        aims_s.append(rig.lane.view().knobs.slo_s)
+    assert aims_s == [0.2, 0.1, 0.2, 0.3, None, None]
+    rig.control.aim("p.one", 0.2)
+    rig.control.change({"slo": "p99=50ms"})
+    assert rig.lane.view().knobs.slo_s == 0.05
+    rig.control.aim("p.one", 0.01)
+    assert rig.lane.view().knobs.slo_s == 0.05
+    rig.control.change({"slo": ""})
+    assert rig.lane.view().knobs.slo_s == 0.01

@@ -46,6 +46,14 @@ def add_to(commands: Commands) -> None:
         help="service times: NAME=base=10ms,row=0.5ms,cv=0.1 or NAME=EVENT.dlog of a live run (default: load the model here "
         "and measure it)",
     )
+    simulate.add_argument(
+        "--step",
+        action="append",
+        default=[],
+        metavar="PIPELINE.STEP=WHAT",
+        help="of a step of a pipeline in --config: how many items it runs for, how often its condition is true, how long its "
+        "code takes: ocr.read=items=1-20,chance=0.3,time=5ms",
+    )
     load = simulate.add_argument_group("load")
     load.add_argument("--rate", type=float, metavar="R", help="requests per second over all nodes")
     load.add_argument("--duration", metavar="SECONDS", help="virtual seconds (default 60, or the length of the trace)")
@@ -55,7 +63,11 @@ def add_to(commands: Commands) -> None:
     load.add_argument("--trace", type=Path, metavar="FILE", help="arrival times from a CSV file instead")
     load.add_argument("--speed", type=float, metavar="X", help="with --trace: replay it X times as fast (default 1)")
     load.add_argument("--rows", type=int, default=1, metavar="K", help="rows in each request (default 1)")
-    load.add_argument("--mix", metavar="A=3,B=1", help="how much of the load each model gets (default: equal shares)")
+    load.add_argument(
+        "--mix",
+        metavar="A=3,B=1",
+        help="how much of the load each model gets (default: equal shares, but none for models that pipelines ask)",
+    )
     load.add_argument("--deadline", metavar="50ms", help="deadline of each request, if earlier than its model's objective")
     load.add_argument(
         "--objective", metavar="20ms", help="answers within this latency count as good (default: the deadline, else --slo)"
@@ -211,13 +223,15 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
     if recorded and len(configs) > 1:
         raise ConfigError("--loop recorded works with one model only, because each costs the loop a different time")
     models = _planned(args, configs, without_loop=recorded)
+    for name in _only_asked_by_pipelines(models) if not shares else ():
+        models[name].share = 0.0
     for name, share in shares.items():
         models[name].share = share
     for name, model in models.items():
-        if args.rows > model.most_rows:
+        if args.rows > model.most_rows and model.share:
             raise ConfigError(f"--rows {args.rows} is more than the {model.most_rows} that a request for model {name} may have")
     deadline_s = seconds(args.deadline, "--deadline")
-    aims = {(model.plan.knobs.slo_s, model.quantile) for model in models.values()}
+    aims = {(model.plan.knobs.slo_s, model.quantile) for model in models.values() if model.share}
     objective_s, share = aims.pop() if len(aims) == 1 else (None, 0.99)
     if deadline_s is not None or args.objective is not None:
         objective_s, share = deadline_s if args.objective is None else seconds(args.objective, "--objective"), 0.99
@@ -266,8 +280,9 @@ def _repetition(args: argparse.Namespace) -> dict[str, Any]:
 
 def _planned(args: argparse.Namespace, configs: "dict[str, ModelConfig]", *, without_loop: bool) -> "dict[str, ModelPlan]":
     from dlproxy.config import Config, ConfigError, load
+    from dlproxy.config.pipelines import PIPELINE
     from dlproxy.instance.integrity.settings import read_trust
-    from dlproxy.lab.simulate.run import START_S, plan_model
+    from dlproxy.lab.simulate.run import START_S, plan_model, plan_pipeline
 
     trust = read_trust((load(args.config) if args.config else Config()).integrity)
     services = _named(args.service, configs, "--service")
@@ -276,9 +291,25 @@ def _planned(args: argparse.Namespace, configs: "dict[str, ModelConfig]", *, wit
         start_s = START_S
     elif all(config.autoscale == "off" for config in configs.values()):
         raise ConfigError("--cold-start only has a meaning for a model that scales: set its autoscale in --config")
-    return {
+    pipelines = {name: config for name, config in configs.items() if config.path == PIPELINE}
+    known = {f"{name}.{step}": config for name, config in pipelines.items() for step in config.steps}
+    if args.step and not known:
+        raise ConfigError("--step is for steps of pipelines, and --config names none")
+    texts = _named(args.step, known, "--step")
+    planned = {
         name: plan_model(name, config, services.get(name, ""), without_loop=without_loop, start_s=start_s, trust=trust)
         for name, config in configs.items()
+        if name not in pipelines
+    }
+    for name, config in pipelines.items():
+        of_steps = {step: texts[f"{name}.{step}"] for step in config.steps if f"{name}.{step}" in texts}
+        planned[name] = plan_pipeline(name, config, of_steps, configs.keys() - pipelines.keys())
+    return planned
+
+
+def _only_asked_by_pipelines(models: "dict[str, ModelPlan]") -> set[str]:
+    return {step.model for model in models.values() if model.pipeline is not None for step in model.pipeline.steps.values()} - {
+        ""
     }
 
 
@@ -329,7 +360,8 @@ def _named(pairs: list[str], known: "dict[str, ModelConfig]", option: str) -> di
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if name not in known or not equals or not value:
-            raise ConfigError(f"{option} {pair}: begin with a model's name and '='; the models are {', '.join(known)}")
+            what = "step" if option == "--step" else "model"
+            raise ConfigError(f"{option} {pair}: begin with a {what}'s name and '='; the {what}s are {', '.join(known)}")
         if name in named:
             raise ConfigError(f"{option} names {name} twice")
         named[name] = value

@@ -19,6 +19,27 @@ TIMES = "--service=m=base=10ms,row=0.5ms"
 RATE = "--rate=50"
 SHORT = "--duration=5s"
 SCALING = "autoscale = 'in-flight'\nmax_instances = 5\n"
+CHAIN = """
+[models.find]
+path = "find.onnx"
+[models.read]
+path = "read.onnx"
+[pipelines.ocr]
+slo = "p99=300ms"
+inputs = {image = "BYTES[1]"}
+outputs = {text = "read.text"}
+[pipelines.ocr.steps.decode]
+call = "image.decode"
+inputs = {image = "image"}
+[pipelines.ocr.steps.find]
+model = "find"
+inputs = {x = "decode.image"}
+[pipelines.ocr.steps.read]
+model = "read"
+inputs = {x = "find.boxes"}
+each = true
+"""
+OCR = ["--config=chain.toml", "--service=find=base=10ms,row=2ms", "--service=read=base=5ms,row=1ms", RATE, SHORT]
 M = ["m", TIMES, RATE, SHORT]
 
 
@@ -34,6 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "typo.toml": "[models.m]\npath = 'm.onnx'\nmax_bach = 4\n",
         "broken.toml": "[models.m\n",
         "scaling.toml": f"[models.m]\npath = 'm.onnx'\nslo = 'p99=200ms'\n{SCALING}run = 'thread'\n",
+        "chain.toml": CHAIN,
         "inline.toml": f"[models.m]\npath = 'm.onnx'\nmax_batch = 1\n{SCALING}",
         "binary.csv": "\0\0",
     }.items():
@@ -52,6 +74,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["m", TIMES, "--rate=inf"], ["rate inf is out of range"]),
         (["m", TIMES, "--rate=-1"], ["rate -1 is out of range"]),
         (["m", TIMES, "--rate=1e12"], ["--rate 1e+12 for 60 s is out of range", "at most 1,000,000,000 requests"]),
+        ([*OCR, "--step=ocr.red=items=3"], ["--step ocr.red", "the steps are ocr.decode, ocr.find, ocr.read"]),
+        ([*OCR, "--step=ocr.read=boxes=3"], ["no option 'boxes'", "items=1-20"]),
+        ([*OCR, "--step=ocr.read=items=9-3"], ["the smaller number first"]),
+        ([*OCR, "--step=ocr.read=time=3ms"], ["time is for code", "--service read"]),
+        ([*M, "--step=ocr.read=items=3"], ["--step is for steps of pipelines"]),
         (["m", TIMES], ["no load given", "--rate 500 --duration 60", "--trace FILE"]),
         (["m", TIMES, RATE, "--duration=0"], ["--duration 0 is out of range"]),
         (["m", TIMES, RATE, "--duration=soon"], ["--duration soon is not a duration", "10, 10s or 500ms"]),
@@ -335,3 +362,14 @@ def test_a_model_that_scales_in_the_configuration_scales_here(capsys: pytest.Cap
     assert 2 <= scaling.most <= 5
     assert scaling.instance_s > 120.0
     assert f"at most {scaling.most}, {scaling.changes} change" in said
+
+
+def test_a_pipeline_goes_through_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = ["--step=ocr.read=items=3-5", "--step=ocr.decode=time=4ms"]
+    assert main(["simulate", *OCR, *steps, "--json=ocr.json"]) == OK
+    result = load(Path("ocr.json"))
+    assert result.sent == result.ok == result.steps["ocr.read"].ran > 200
+    assert result.steps["ocr.decode"].computed_ms["p99"] == pytest.approx(4.0)
+    assert result.latency_ms["p50"] > 4.0 + 12.0 + 8.0
+    assert not result.models
+    assert "ocr.find: ran" in capsys.readouterr().out

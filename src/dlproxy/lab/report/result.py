@@ -88,6 +88,14 @@ class Scaling(Struct, kw_only=True):
     most: int
 
 
+class StepResult(Struct, kw_only=True):
+    """One step of a simulated pipeline: how many requests ran it to its end, and what it waited and computed for them."""
+
+    ran: int
+    waited_ms: dict[str, float]
+    computed_ms: dict[str, float]
+
+
 class CacheUse(Struct, kw_only=True):
     """Requests for one model that its cache answered, that joined another on its way, and that ran."""
 
@@ -103,6 +111,7 @@ class Result(Struct, kw_only=True):
     `setup`: what was asked for, as options. `histogram`: HdrHistogram V2, base64, microseconds. `peak_rps`: what a search
     has confirmed. `phases_ms` of a request on average and `busy_s` of all batches: by the server's own account. `faults`:
     simulated ones, and what they did. `variants`: answers that other models gave in place of the one asked for, by their names.
+    `steps`: of pipelines, as PIPELINE.STEP; their times have the keys p50 and p99.
     """
 
     format: int = FORMAT
@@ -134,6 +143,7 @@ class Result(Struct, kw_only=True):
     scaling: dict[str, Scaling] = {}
     cache: dict[str, CacheUse] = {}
     variants: dict[str, int] = {}
+    steps: dict[str, StepResult] = {}
     warnings: list[str] = []
     interrupted: bool = False
 

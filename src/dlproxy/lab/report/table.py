@@ -24,6 +24,7 @@ def table(result: Result) -> str:
         *_latencies(result),
         *_errors(result),
         *_models(result),
+        *_steps(result),
         *_variants(result),
         *_batches(result),
         *_scaling(result),
@@ -123,6 +124,18 @@ def _models(result: Result) -> Iterator[str]:
     for name, *cells in rows:
         yield f"{name:<{max(widths[0], _INDENT - 2)}}  " + "  ".join(
             f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)
+        )
+
+
+def _steps(result: Result) -> Iterator[str]:
+    if result.steps:
+        yield ""
+    for name, step in result.steps.items():
+        (w50, w99), (c50, c99) = (
+            [wording.duration(times[key]) for key in ("p50", "p99")] for times in (step.waited_ms, step.computed_ms)
+        )
+        yield from _row(
+            "step", f"{name}: ran {wording.count(step.ran, 'time')}, waited {w50} (p99 {w99}), computed {c50} (p99 {c99})"
         )
 
 

@@ -1,9 +1,9 @@
 """A pipeline in virtual time: each request goes through its steps, which ask the lanes of the same simulated node.
 
-Called by engine.py where a pipeline's lane dispatches; made by run.py, benchmarks and tests. Not aware of: values, lanes' rules.
+Called by engine.py where a pipeline's lane dispatches; made by run.py, benchmarks and tests. Not aware of: values, lanes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import inf
 from random import Random
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct, field, structs
 
-from dlproxy.config.pipelines import Source, Wiring
+from dlproxy.config import ConfigError, ModelConfig, parse_duration
+from dlproxy.config.pipelines import NOT, Source, StepConfig, Wiring, wired
+from dlproxy.config.values import nearest
 from dlproxy.message import Failure, FailureKind, Ticket
 from dlproxy.policy.events import BatchDone, Dispatch, KnobsChanged
 from dlproxy.policy.pipelines import Stage
@@ -19,6 +21,8 @@ from dlproxy.policy.pipelines import Stage
 if TYPE_CHECKING:
     from dlproxy.lab.simulate.engine import Node, SimulatedModel
 
+STEP_EXAMPLE = "items=1-20,chance=0.3,time=5ms"
+MOST_ITEMS = 65536  # of one request, as when served
 CAPACITY = 256  # requests that are on their way through one pipeline at a time; the others wait in its lane
 
 
@@ -48,6 +52,13 @@ class StepPlan(Struct, frozen=True):
     items: Sequence[int] = (1,)
     like: str = ""
     chance: float = 1.0
+
+
+class PipelinePlan(Struct, frozen=True):
+    """A pipeline of a simulation."""
+
+    wiring: Wiring
+    steps: Mapping[str, StepPlan]
 
 
 class StepTimes(Struct):
@@ -215,6 +226,53 @@ class SimulatedPipeline:
             if stage.open:
                 self._node.leave(self._asked[stage.name], sorted(stage.open), now)
         self._end(run, failure, now)
+
+
+def plan_steps(name: str, config: ModelConfig, texts: Mapping[str, str], models: Iterable[str]) -> PipelinePlan:
+    """The steps of a pipeline over these models. `texts`: by step, such as "items=1-20,chance=0.3,time=5ms", of which time is
+    for code. What is not said: one item, and as many as the first such step before it where items go on; true; no time.
+    Raises ConfigError.
+    """
+    known = list(models)
+    inputs = {source for step in config.steps.values() for source in _inputs(step)} | config.inputs.keys()
+    wiring = wired(config.steps, inputs, config.outputs)
+    steps: dict[str, StepPlan] = {}
+    for step_name in wiring.order:
+        step = config.steps[step_name]
+        model = step.model.partition(":")[0] if step.model not in known else step.model
+        if step.model and model not in known:
+            raise ConfigError(f"pipelines.{name}: step '{step_name}' asks model '{step.model}'; {nearest(step.model, known)}")
+        plan = _step_plan(f"--step {name}.{step_name}", texts.get(step_name, ""))
+        if model and plan.seconds:
+            raise ConfigError(f"--step {name}.{step_name}: time is for code; --service {model}=... says what the model takes")
+        like = next((other for other in wiring.before(step_name) if config.steps[other].each), "") if step.each else ""
+        steps[step_name] = structs.replace(plan, model=model, like="" if len(plan.items) > 1 else like)
+    return PipelinePlan(wiring, steps)
+
+
+def _inputs(step: StepConfig) -> Iterator[str]:
+    """Those of the pipeline that it takes, or may: what has no dot."""
+    for text in (*step.inputs.values(), step.when.removeprefix(NOT)):
+        yield from (part.strip() for part in text.split("|") if part.strip() and "." not in part)
+
+
+def _step_plan(label: str, text: str) -> StepPlan:
+    values: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = part.partition("=")
+        if key not in ("items", "chance", "time"):
+            raise ConfigError(f"{label}: there is no option '{key}'; write it like {STEP_EXAMPLE}")
+        values[key] = value
+    try:
+        least, _, most = values.get("items", "1").partition("-")
+        items = range(int(least), int(most or least) + 1)
+        chance = float(values.get("chance", "1"))
+        seconds = parse_duration(values["time"]) if "time" in values else 0.0
+    except (ConfigError, ValueError):
+        raise ConfigError(f"{label}={text} is not understood; write it like {STEP_EXAMPLE}") from None
+    if not items or items[0] < 0 or items[-1] > MOST_ITEMS or not 0.0 <= chance <= 1.0:
+        raise ConfigError(f"{label}={text}: items are 0 to {MOST_ITEMS:,}, the smaller number first, chance is 0 to 1")
+    return StepPlan(seconds=seconds, items=items, chance=chance)
 
 
 def _missing(sources: Sequence[Source], skipped: set[str]) -> bool:

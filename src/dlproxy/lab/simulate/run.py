@@ -28,13 +28,14 @@ from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.lab.load.arrivals import Arrivals
 from dlproxy.lab.load.payload import picks
-from dlproxy.lab.report.result import CacheUse, Result, Second, Tally, make_result, model_result
+from dlproxy.lab.report.result import CacheUse, Result, Second, StepResult, Tally, make_result, model_result
 from dlproxy.lab.report.wording import count, duration
 from dlproxy.lab.simulate.autoscale import SimulatedAutoscaler
 from dlproxy.lab.simulate.cache import SimulatedCache
 from dlproxy.lab.simulate.engine import Call, LoopCosts, SimulatedModel, Simulation, utilisation
 from dlproxy.lab.simulate.faults import Fault, FaultError, plan_fault
 from dlproxy.lab.simulate.machine import PARALLEL, Machine
+from dlproxy.lab.simulate.pipelines import CAPACITY, PipelinePlan, SimulatedPipeline, StepTimes, plan_steps
 from dlproxy.lab.simulate.recording import Batches
 from dlproxy.lab.simulate.service_times import Fitted, Measured, Sample, ServiceTimes
 from dlproxy.lab.simulate.shared_core import separate
@@ -42,6 +43,7 @@ from dlproxy.message import FailureKind
 from dlproxy.policy.balancing import Balancer, make_balancer
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.partition import most_rows, part_size
+from dlproxy.policy.pipelines import Pacing
 from dlproxy.policy.plan import LanePlan, plan_lane
 from dlproxy.policy.scaling import Bounds, ScalePolicy, make_policy
 from dlproxy.serve.partition import can_split
@@ -51,6 +53,7 @@ MANY_NODES = 64  # above, peak-EWMA compares two nodes drawn at random instead o
 DRAWS = 4096
 SERVICE_EXAMPLE = "base=10ms,row=0.5ms,cv=0.1"
 START_S = 5.0  # of an instance, where nobody says otherwise: a process with torch takes about so long
+NO_TIME = Fitted(0.0, 0.0)  # a pipeline's own: what it takes is what its steps take
 MOST_CV = 100.0  # of a log-normal spread: more is nothing that a model does, and at some point no longer a number
 
 
@@ -69,7 +72,7 @@ class ModelPlan(Struct):
     requests of more rows than a part are split; `most_rows`: of one. `arrival_s`: what the loop does for a request, which the
     service times are without; None: nobody asked for that. `threads`: of each instance; the times are those on `timed_on`.
     `parallel`: the share of a batch's work that threads can divide, where it was measured. `capacity`: batches that an instance
-    takes at a time.
+    takes at a time. `pipeline`: of a model that is one.
     """
 
     plan: LanePlan
@@ -85,6 +88,7 @@ class ModelPlan(Struct):
     capacity: int = 1
     splits: bool = False
     most_rows: int = 1
+    pipeline: PipelinePlan | None = None
 
 
 class Scenario(Struct, kw_only=True):
@@ -194,6 +198,14 @@ def _planned(name: str, config: ModelConfig, service: str, trust: Trust, *, with
     )
 
 
+def plan_pipeline(name: str, config: ModelConfig, texts: Mapping[str, str], models: Iterable[str]) -> ModelPlan:
+    """A pipeline over these models. `texts`: of steps, what is known of them, as plan_steps has it. Raises ConfigError."""
+    steps = plan_steps(name, config, texts, models)
+    plan = plan_lane(config, (), instances=instance_names(name, 1), inline=False, batched=False)
+    quantile = config.goal.quantile
+    return ModelPlan(plan, lambda seed: NO_TIME, "its steps", quantile=quantile, capacity=CAPACITY, pipeline=steps)
+
+
 def parallel_share(found: Tried) -> float | None:
     """The share of a request's work that threads divide, by Amdahl's law, if all cores were tried for one request."""
     cores = usable_cores()
@@ -251,6 +263,7 @@ def simulate(scenario: Scenario, on_progress: Callable[[float], None] = lambda s
     result.scaling = {name: scaler.result() for name, scaler in simulation.scalers.items()}
     result.batch_sizes = _batch_sizes(simulation)
     result.cache = _cache_use(simulation)
+    result.steps = _steps(simulation)
     result.models = {name: model_result(each) for name, each in simulation.tallies.items()}
     result.faults = [_what_it_did(fault, result.timeline) for fault in scenario.faults]
     result.interrupted, result.objective_share = interrupted, scenario.objective_share
@@ -297,8 +310,9 @@ def build(scenario: Scenario, tally: Tally) -> ByModel:
         name = "power-of-two"
     balancer = make_balancer(name, draw=uniform(next(seeds)).__next__)
     tallies = {}
-    if len(scenario.models) > 1:
-        for model_name, model in scenario.models.items():
+    asked = {name: model for name, model in scenario.models.items() if model.share}
+    if len(asked) > 1:
+        for model_name, model in asked.items():
             objective_s = model.plan.knobs.slo_s if scenario.objective_s is None else scenario.objective_s
             tallies[model_name] = Tally(tally.start_at, tally.end_at, objective_s)
     simulation = ByModel(tally, tallies, balancer)
@@ -315,6 +329,11 @@ def build(scenario: Scenario, tally: Tally) -> ByModel:
             )
             for name, model in scenario.models.items()
         ]
+        for simulated in models:
+            pipeline = scenario.models[simulated.name].pipeline
+            if pipeline is not None:
+                pacing = Pacing(pipeline.wiring)
+                simulated.pipeline = SimulatedPipeline(pipeline.wiring, pipeline.steps, pacing, seed=scenario.seed + number)
         if scenario.cache is not None:
             for simulated in models:
                 simulated.cache = SimulatedCache(*scenario.cache)
@@ -412,6 +431,26 @@ def _batch_sizes(simulation: Simulation) -> dict[int, int]:
             for instance in model.instances.values():
                 sizes.update(instance.batch_sizes)
     return dict(sorted(sizes.items()))
+
+
+def _steps(simulation: Simulation) -> dict[str, StepResult]:
+    """By step, on all nodes."""
+    times: dict[str, StepTimes] = {}
+    for node in simulation.nodes.values():
+        for model in node.models.values():
+            for name, step in model.pipeline.times.items() if model.pipeline is not None else ():
+                all_of_it = times.setdefault(f"{model.name}.{name}", StepTimes())
+                all_of_it.waited_s += step.waited_s
+                all_of_it.computed_s += step.computed_s
+    return {
+        name: StepResult(ran=len(each.waited_s), waited_ms=_quantiles(each.waited_s), computed_ms=_quantiles(each.computed_s))
+        for name, each in times.items()
+    }
+
+
+def _quantiles(seconds: Sequence[float]) -> dict[str, float]:
+    p50, p99 = np.quantile(seconds or [0.0], [0.5, 0.99]).tolist()
+    return {"p50": p50 * 1e3, "p99": p99 * 1e3}
 
 
 def _cache_use(simulation: Simulation) -> dict[str, CacheUse]:
