@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.request import urlopen
 
 import msgspec
@@ -41,7 +41,7 @@ Answer = Mapping[str, NDArray[Any]]
 
 
 class Side(Struct):
-    """`toml`: what it serves, of which `model` is asked. `rates`, `p50_ms`, `cpu_s`: of each round; CPU time is a request's."""
+    """`toml`: what it serves, of which `model` is asked. The lists: of each round; CPU time is a request's."""
 
     name: str
     model: str
@@ -49,6 +49,7 @@ class Side(Struct):
     rates: list[float] = []
     p50_ms: list[float] = []
     cpu_s: list[float] = []
+    resident_mb: list[float] = []
 
 
 class Stage(Struct):
@@ -100,10 +101,9 @@ def compare(
         goal = GOAL if side is others[0] else 0.0
         findings.at_least(f"rate by that of {side.name}", goal, statistics.median(ratios), note=spread(ratios))
     for side in sides:
-        rate, ms, cpu = (statistics.median(values) for values in (side.rates, side.p50_ms, side.cpu_s))
-        findings.details.append(
-            f"- {side.name}: {rate:,.1f} requests/s, p50 {ms:,.0f} ms, {cpu * 1e3:,.1f} ms of CPU a request"
-        )
+        rate, ms, cpu, mb = map(statistics.median, (side.rates, side.p50_ms, side.cpu_s, side.resident_mb))
+        words = f"{rate:,.1f} requests/s, p50 {ms:,.0f} ms, {cpu * 1e3:,.1f} ms of CPU a request, {mb:,.0f} MB"
+        findings.details.append(f"- {side.name}: {words}")
 
 
 def _check_alike(
@@ -141,15 +141,17 @@ def _round(
     command = [sys.executable, "-m", "benchmarks.real.client", server.url.rpartition(":")[2], str(path)]
     command += ["--connections", str(CLIENTS), "--seconds", str(stage.seconds), "--warm-up", str(WARM_UP_S)]
     server.child.wait_until_idle()
-    before, answered_before = _cpu_seconds(server.child.process.pid), _answered(server.url, side.model)
+    before, answered_before = spent(server.child.process.pid), _answered(server.url, side.model)
     figures: Figures = run_program(stage.children, "client", command, stage.seconds + SPARE_S)
     answered = _answered(server.url, side.model) - answered_before  # before and after the time that counts, too
-    cpu_s = (_cpu_seconds(server.child.process.pid) - before) / answered
+    after = spent(server.child.process.pid)
+    cpu_s = (after.cpu_s - before.cpu_s) / answered
     print(f"  {side.name}: {figures.requests_per_s:,.1f}/s, {cpu_s * 1e3:,.1f} ms of CPU", flush=True)
     if counts:
         side.rates.append(figures.requests_per_s)
         side.p50_ms.append(figures.p50_ms)
         side.cpu_s.append(cpu_s)
+        side.resident_mb.append(after.resident_bytes / 1e6)
 
 
 def _answered(url: str, model: str) -> int:

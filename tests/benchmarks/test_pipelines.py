@@ -14,7 +14,7 @@ from benchmarks.harness.processes import Children
 from benchmarks.pipelines import __main__ as program
 from benchmarks.pipelines import embedding, ocr, overhead
 from benchmarks.pipelines.packages import EXAMPLES, copy_example
-from benchmarks.pipelines.sides import Stage, _cpu_seconds, sides_of
+from benchmarks.pipelines.sides import Stage, sides_of, spent
 from dlproxy.config import load
 
 
@@ -57,13 +57,15 @@ def test_answers_that_are_not_alike_are_told() -> None:
     assert embedding.differs(one, {"embedding": one["embedding"] * np.float32(0.99)}) == "1.0e-02"
 
 
-def test_cpu_time_is_that_of_grandchildren_in_sessions_of_their_own_too() -> None:
+def test_what_grandchildren_in_sessions_of_their_own_spend_counts_too() -> None:
     work = "sum(range(3_000_000)); print(flush=True); input()"
     start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}], start_new_session=True)"
     with subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        assert _cpu_seconds(child.pid) > 0.03
+        found = spent(child.pid)
+        assert found.cpu_s > 0.03
+        assert found.resident_bytes > 10e6
         child.communicate(b"\n")
 
 
