@@ -196,11 +196,35 @@ def _assembled(
     front: Service = service if variants is None else variants
     cache = None if caches is None else caches.before(front, name, config, signature, stats)
     front = front if cache is None else cache
+    offered = front if quotas is None else _with_quotas(front, quotas, stats, clock)
+    served = _served(name, config, fleet, lane, control, offered, stats, splits=splits)
+    if states is not None:
+        served.signature = states.signature
+    loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
+    loaded.sequences = control.sequences
+    if variants is not None:
+        loaded.degrading = Degrading(variants, loaded)
+    control.on_variants = partial(_stand_in, loaded, quotas, clock)
+    _connect(loaded, splits=splits)
+    return loaded
+
+
+def _served(
+    name: str,
+    config: ModelConfig,
+    fleet: Fleet,
+    lane: Lane,
+    control: LaneControl,
+    service: Service,
+    stats: ModelStats,
+    *,
+    splits: bool,
+) -> ServedModel:
     served = ServedModel(
         name=name,
         version=config.version,
-        signature=signature if states is None else states.signature,
-        service=front if quotas is None else _with_quotas(front, quotas, stats, clock),
+        signature=fleet.signature,
+        service=service,
         stats=stats,
         max_batch=most_rows(config, splits=splits),
         slo_s=config.slo_s,
@@ -212,13 +236,7 @@ def _assembled(
     served.would_wait_s, served.stage, served.aim = lane.would_wait_s, lane.stage, control.aim
     if isinstance(fleet, PipelineFleet):
         fleet.objective_s = partial(getattr, served, "slo_s")
-    loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
-    loaded.sequences = control.sequences
-    if variants is not None:
-        loaded.degrading = Degrading(variants, loaded)
-    control.on_variants = partial(_stand_in, loaded, quotas, clock)
-    _connect(loaded, splits=splits)
-    return loaded
+    return served
 
 
 def _driver(
