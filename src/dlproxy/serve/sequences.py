@@ -88,7 +88,7 @@ class SequenceLayer:
         self.inner = inner
         self.plan = plan
         self.store = store
-        self.counts = stats.sequences = SequenceCounts(self._active)
+        self.counts = stats.sequences = SequenceCounts(self.active)
         self._name = name
         self._stats = stats
         self.configure(config)
@@ -167,12 +167,16 @@ class SequenceLayer:
         self._move(None, reason)
         return max(drain_s - (store.clock() - began_at), 0.0)
 
+    def active(self) -> int:
+        """Sequences that run here."""
+        return sum(sequence.home is self for sequence in self.store.policy)
+
     def state(self) -> dict[str, Any]:
         """JSON."""
         counts, names = self.counts, ("started", "restarted", "ended", "expired", "broken", "refused")
         return {
             "strategy": self.plan.signature.sequences,
-            "active": self._active(),
+            "active": self.active(),
             "most": self._most,
             "idle_s": self._idle_s,
             "waiting_requests": self.store.policy.waiting,
@@ -181,14 +185,11 @@ class SequenceLayer:
 
     def _move(self, successor: "SequenceLayer | None", why: str) -> None:
         store = self.store
-        before = self._active()
+        before = self.active()
         store.fail(store.policy.move(self, successor, why, store.clock()))
         if why:
             self.counts.broken += before
         store.arm()
-
-    def _active(self) -> int:
-        return sum(sequence.home is self for sequence in self.store.policy)
 
     def _unnamed(self, of: InSequence | None) -> Failure | None:
         """Why nobody can tell which sequence it is of."""
