@@ -51,6 +51,7 @@ async def test_many_at_once_share_batches_and_no_state(path: Path) -> None:
 async def test_a_model_that_is_replaced_takes_its_sequences_over(path: Path) -> None:
     async with Proxy([Model(path, **SETTINGS)]) as proxy:
         await ask(proxy, sequence_start=True)
+        assert proxy._models.facts()["m", "1"].busy
         for version in ("1", "2"):
             asking = asyncio.gather(ask(proxy), ask(proxy))
             await proxy.replace(Model(path, version=version, **SETTINGS))

@@ -253,6 +253,18 @@ async def test_idle_ones_are_forgotten_and_leave_nothing() -> None:
     assert site.send(1.0, 7).kind is FailureKind.INVALID_ARGUMENT
 
 
+async def test_memory_of_many_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back = asyncio.Event()
+    monkeypatch.setattr("dlproxy.serve.sequences.MANY", 50)
+    monkeypatch.setattr("dlproxy.serve.sequences.give_back", lambda: given_back.set())
+    site = Site()
+    monkeypatch.setattr(asyncio.get_running_loop(), "run_in_executor", lambda pool, call: call())
+    await asyncio.gather(*(site.ask(1.0, key, start=True) for key in range(1, 61)))
+    assert not given_back.is_set()
+    await pass_time(61.0)
+    assert given_back.is_set()
+
+
 async def test_a_sequence_ends_when_the_model_gives_a_state_that_it_would_not_take() -> None:
     site = Site()
     await site.ask(1.0, start=True)

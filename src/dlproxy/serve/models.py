@@ -116,7 +116,8 @@ class Models:
             size = model.size_bytes + (found[key].size_bytes if key in found else 0)
             driver = self._loaded.get(key, model).driver  # of two, one has replaced the other
             last_at = max(driver.last_event_at, -inf if model.cache is None else model.cache.last_hit_at)
-            found[key] = Facts(size, last_at, busy=driver.unanswered > 0)
+            keeps = model.sequences is not None and model.sequences.active() > 0  # which would end, to make room for others
+            found[key] = Facts(size, last_at, busy=driver.unanswered > 0 or keeps)
         return found
 
     def size_of(self, config: ModelConfig) -> int:
