@@ -16,7 +16,7 @@ from tests.serve.pipelines import code
 from tests.serve.pipelines.rig import TWO, Answer, Floor, Pipeline, Stage, rows, step, total
 from tests.serve.rig import Array, pass_time
 
-GRAPHS = int(os.environ.get("DLPROXY_GRAPHS", "40"))
+GRAPHS = int(os.environ.get("DLPROXY_GRAPHS", "80"))
 MISSING = "missing"
 DOES = {  # what each takes and gives, and how it is run by hand
     "double": (("x",), "array", "array", lambda x: x * np.float32(2)),
@@ -36,6 +36,7 @@ OUTPUT = {
     ":is_large": "yes",
     ":are_large": "yes",
 }
+RARE = (":split", ":gather", ":are_large", "double")
 EACH = ("double", "total", ":plus_one")
 Graph = dict[str, dict[str, Any]]
 
@@ -43,48 +44,61 @@ Graph = dict[str, dict[str, Any]]
 @st.composite
 def graphs(draw: st.DrawFn) -> tuple[Graph, dict[str, str]]:
     """Steps, all of which somebody takes something from, and outputs."""
-    known: dict[str, list[str]] = {"array": ["x"], "items": [], "truth": [], "truths": []}
-    steps: Graph = {}
-    does: dict[str, str] = {}
-    for number in range(draw(st.integers(2, 9))):
+    known = {"array": ["x"], "items": ["i.items"], "truth": ["w.yes"], "truths": ["t.yes"]}
+    steps: Graph = {"i": step(":split", x="x"), "w": step(":is_large", x="x"), "t": step(":are_large", items="i.items")}
+    does = {"i": "items", "w": "truth", "t": "truths"}
+    both: dict[str, str] = {}  # branches of one condition
+    for number in range(draw(st.integers(1, 9))):
         able = [what for what, (_, takes, _, _) in DOES.items() if known[takes]]
-        what = draw(st.sampled_from(able))
+        what = draw(st.sampled_from([*able, *[one for one in able if one in RARE] * 3]))
         names, takes, gives, _ = DOES[what]
         each = what in EACH and draw(st.booleans())
         if each:
             takes, gives = draw(st.sampled_from(["array", *(["items"] if known["items"] else [])])), "items"
         inputs = {name: " | ".join(draw(st.lists(st.sampled_from(known[takes]), min_size=1, max_size=3))) for name in names}
         conditions = [*known["truth"], *(known["truths"] if each else [])]
-        when = draw(st.sampled_from(["", *conditions, *(NOT + one for one in conditions)]))
+        when = draw(st.sampled_from([*conditions, *(NOT + one for one in conditions)] or [""])) if draw(st.booleans()) else ""
         name = f"s{number}"
         steps[name] = step(what, each=each, when=when, **inputs)
         does[name] = gives
         known[gives].append(f"{name}.{OUTPUT[what]}")
+        if when and gives in ("array", "items") and draw(st.booleans()):  # and the other branch
+            other = when.removeprefix(NOT) if when.startswith(NOT) else NOT + when
+            steps[f"{name}n"] = step(":plus_one", each=each, when=other, x=draw(st.sampled_from(known[takes])))
+            does[f"{name}n"] = gives
+            known[gives] += [f"{name}.{OUTPUT[what]} | {name}n.y"] * 3
+            both[name] = f"{name}n"
     while True:
         taken = " ".join(
             [*(source for one in steps.values() for source in one["inputs"].values()), *(one["when"] for one in steps.values())]
         )
         unused = [name for name in steps if f"{name}." not in taken]
-        useless = [name for name in unused if does[name].startswith("truth")]
+        useless = [name for name in unused if name in "iwt" or does[name].startswith("truth")]
         if not useless:
             break
         for name in useless:
             del steps[name]
-    if not unused:
-        unused = [next(iter(steps))] if steps else []
-    outputs = {}
+    outputs = {name: f"{name}.{_output(steps[name])} | {other}.y" for name, other in both.items()}
     for name in unused:
-        what = steps[name].get("model") or steps[name]["call"].removeprefix(code.__name__)
-        outputs[name] = f"{name}.{OUTPUT[what]}" + (" | x" if does[name] == "array" and draw(st.booleans()) else "")
+        if name not in (*both, *both.values()):
+            outputs[name] = f"{name}.{_output(steps[name])}" + (" | x" * (does[name] == "array" and draw(st.booleans())))
     return steps, outputs
+
+
+def _what(one: dict[str, Any]) -> str:
+    name: str = one.get("model") or one["call"].removeprefix(code.__name__)
+    return name
+
+
+def _output(one: dict[str, Any]) -> str:
+    return OUTPUT[_what(one)]
 
 
 def by_hand(steps: Graph, outputs: Mapping[str, str], x: Array) -> dict[str, Any]:
     """What each output is; MISSING for what there is not."""
     values: dict[str, Any] = {"x": x}
     for name, one in steps.items():
-        what = one.get("model") or one["call"].removeprefix(code.__name__)
-        values[f"{name}.{OUTPUT[what]}"] = _done(one, DOES[what][3], values)
+        values[f"{name}.{_output(one)}"] = _done(one, DOES[_what(one)][3], values)
     found = {name: _first(text, values) for name, text in outputs.items()}
     return {
         name: MISSING
@@ -210,7 +224,7 @@ def happens(floor: Floor, pipeline: Pipeline, what: str, stage: Stage, answer: A
     st.lists(EVENTS, max_size=6),
     st.lists(st.sampled_from([inf, inf, 0.004, 0.012, 0.025, 0.050]), min_size=1, max_size=3),
 )
-@settings(max_examples=GRAPHS)
+@settings(max_examples=GRAPHS // 2)
 def test_whatever_happens_every_request_is_answered_once_and_nothing_is_left(
     graph: tuple[Graph, dict[str, str]], values: list[list[int]], events: list[Event], timeouts: list[float]
 ) -> None:

@@ -12,6 +12,7 @@ from dlproxy.instance.thread import ThreadInstance
 from dlproxy.message import DType, FailureKind, Request, TensorSpec
 from dlproxy.serve.pipelines import code
 from dlproxy.serve.pipelines.calls import MOST_ITEMS, WINDOW
+from dlproxy.serve.pipelines.code import SEEN, CodeStage
 from dlproxy.serve.pipelines.instance import CAPACITY
 from dlproxy.service import ReplyTo, Service, next_part
 from dlproxy.tensors import to_values
@@ -199,6 +200,26 @@ async def test_a_switch_takes_the_branch_that_there_is() -> None:
     pipeline = floor.pipeline(steps, {"y": "a.y | b.y"})
     assert [(await pipeline.ask({"x": rows(value)}))["y"][0, 0] for value in (1, 5)] == [2, 10]
     assert floor.stages["m"].runtime.rows == [1]
+
+
+async def test_each_item_takes_its_own_branch_and_what_took_none_is_missing() -> None:
+    floor = Floor()
+    model = floor.model("m")
+    steps = {
+        "many": step(":repeat", x="x"),
+        "large": step(":are_large", items="many.items"),
+        "a": step("m", each=True, when="large.yes", x="many.items"),
+        "b": step(":plus_one", each=True, when="not large.yes", x="many.items"),
+        "all": step(":gather", items="a.y | b.y"),
+        "some": step(":gather", items="a.y"),
+    }
+    pipeline = floor.pipeline(steps, {"all": "all.y", "some": "some.y", "y": "a.y"})
+    outputs = await pipeline.ask({"x": rows(7)}, outputs=(0, 1))
+    assert outputs["all"][:, 0].tolist() == [1, 2, 3, 4, 5, 10, 12]
+    assert outputs["some"][:, 0].tolist() == [0, 0, 0, 0, 0, 10, 12]
+    assert model.runtime.rows == [2]
+    answer = await pipeline.send({"x": rows(7)}, outputs=(2,)).wait()
+    assert answer.why == "output 'y' of stage 'a' (model 'm') has no item 0 of 7: a step was skipped for it"
 
 
 async def test_a_condition_of_several_truths_is_for_items() -> None:
@@ -572,6 +593,19 @@ async def test_stopping_it_cancels_what_runs() -> None:
     await pipeline.driver.stop(0.001, "the model is being unloaded")
     await pipeline.fleet.stop()
     assert answer.kind is FailureKind.UNAVAILABLE
+    await floor.rest()
+
+
+async def test_a_long_chain_of_cheap_code_runs_on_the_loop_and_lets_others_in_between() -> None:
+    floor = Floor()
+    steps = {f"s{number}": step(":plus_one", x=f"s{number - 1}.y" if number else "x") for number in range(150)}
+    pipeline = floor.pipeline(steps, {"y": "s149.y"})
+    for stage in pipeline.fleet.stages.values():
+        assert isinstance(stage, CodeStage)
+        for _ in range(SEEN):
+            stage.pace.took(0.0, inline=False)
+    assert (await pipeline.ask({"x": rows(0)}))["y"][0, 0] == 150
+    assert floor.now() == 0.0
     await floor.rest()
 
 

@@ -114,11 +114,13 @@ class EachCall(Call):
         if truths is not None and len(truths) != count:
             truths = truths * count
         lists = [value for value in through.values() if isinstance(value, list)]
-        self._places = [
-            number
-            for number in range(count)
-            if (truths is None or truths[number]) and all(value[number] is not None for value in lists)
-        ]
+        self._places = list(range(count))
+        if truths is not None or lists:
+            self._places = [
+                number
+                for number in self._places
+                if (truths is None or truths[number]) and all(value[number] is not None for value in lists)
+            ]
         self.items = self._left = len(self._places)
         self._under_way = 0
         self._outputs: list[Items] = [[None] * count for _ in self.step.stage.names]
@@ -173,6 +175,8 @@ class ModelEach(EachCall):
             return [number]
         end = self._at + 1
         last = min(self._at + most, len(places), self._at + WINDOW - self._under_way)
+        if all(not isinstance(value, list) for value in self._through.values()):
+            end = last
         while end < last and self._shapes(places[end]) == shapes:
             end += 1
         return places[self._at : end]
@@ -236,11 +240,9 @@ class ModelEach(EachCall):
             message = f"its outputs have the shapes {shapes} for {len(group)} items"
             self._fail(Failure(FailureKind.MODEL_FAILED, message), "", self._place(group))
             return
-        for row, place in enumerate(group):
-            outputs = [
-                tensor if array is None else array[row, ...] for array, tensor in zip(rows, response.outputs, strict=True)
-            ]
-            self._came(place, outputs)
+        for items, array, tensor in zip(self._outputs, rows, response.outputs, strict=True):
+            for row, place in enumerate(group):
+                items[place] = tensor if array is None else array[row, ...]
         self._fill()
 
     def failed(self, number: int, group: list[int], failure: Failure) -> None:

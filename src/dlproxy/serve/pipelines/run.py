@@ -23,6 +23,7 @@ from dlproxy.serve.pipelines.values import MISSING, Array, Missing, Value, check
 from dlproxy.telemetry.stats import StepCounts
 from dlproxy.tensors import to_array
 
+DEEPEST = 16  # steps that end at once, each in the midst of the one before: the next one waits for the loop's next turn
 HURRY_S = 0.002  # a step that needs not all of its inputs begins so long before it must: timers and threads are not exact
 
 
@@ -48,7 +49,7 @@ class Run:
     """
 
     __slots__ = (
-        *("_beginning", "_calls", "_done", "_loop", "_site", "_state", "_timers", "_values"),
+        *("_beginning", "_calls", "_done", "_loop", "_nested", "_site", "_state", "_timers", "_values"),
         *("over", "path_s", "request", "variants"),
     )
 
@@ -65,6 +66,7 @@ class Run:
         self._calls: dict[int, Call] = {}
         self._timers: dict[int, Any] = {}
         self._beginning = True
+        self._nested = 0  # steps that have begun in the midst of another's end
 
     def begin(self) -> None:
         for step in self._site.plan.steps:
@@ -228,12 +230,21 @@ class Run:
 
     def _begin(self, step: Step, taken: dict[str, Value], wanted: list[bool] | None, problem: Exception | None = None) -> None:
         self._state[step.number] = "begun"
+        if self._nested >= DEEPEST:
+            self._loop.call_soon(self._begin_nested, step, taken, wanted, problem)
+        else:
+            self._begin_nested(step, taken, wanted, problem)
+
+    def _begin_nested(self, step: Step, taken: dict[str, Value], wanted: list[bool] | None, problem: Exception | None) -> None:
+        if self.over:
+            return
         timer = self._timers.pop(step.number, None)
         if timer is not None:
             timer.cancel()
         call = self._calls[step.number] = call_of(self, step)
         self._site.counts[step.name].began()
         self._site.pacing.begun(step.name)
+        self._nested += 1
         try:
             if problem is not None:
                 raise problem
@@ -242,6 +253,8 @@ class Run:
             if not call.over:
                 call.over = True
                 self.failed(call, *self.refused(step, error))
+        finally:
+            self._nested -= 1
 
     def _skip(self, step: Step) -> None:
         self._state[step.number] = "skipped"
