@@ -223,8 +223,6 @@ def _scenario(args: argparse.Namespace) -> "Scenario":
     if recorded and len(configs) > 1:
         raise ConfigError("--loop recorded works with one model only, because each costs the loop a different time")
     models = _planned(args, configs, without_loop=recorded)
-    for name in _only_asked_by_pipelines(models) if not shares else ():
-        models[name].share = 0.0
     for name, share in shares.items():
         models[name].share = share
     for name, model in models.items():
@@ -303,14 +301,12 @@ def _planned(args: argparse.Namespace, configs: "dict[str, ModelConfig]", *, wit
     }
     for name, config in pipelines.items():
         of_steps = {step: texts[f"{name}.{step}"] for step in config.steps if f"{name}.{step}" in texts}
-        planned[name] = plan_pipeline(name, config, of_steps, configs.keys() - pipelines.keys())
+        plan = planned[name] = plan_pipeline(name, config, of_steps, configs.keys() - pipelines.keys())
+        assert plan.pipeline is not None
+        for step in plan.pipeline.steps.values():
+            if step.model:
+                planned[step.model].share = 0.0  # unless --mix says otherwise
     return planned
-
-
-def _only_asked_by_pipelines(models: "dict[str, ModelPlan]") -> set[str]:
-    return {step.model for model in models.values() if model.pipeline is not None for step in model.pipeline.steps.values()} - {
-        ""
-    }
 
 
 def _arrivals(args: argparse.Namespace) -> "tuple[Arrivals, float]":
