@@ -1,4 +1,4 @@
-"""The packages that the examples take their weights from, and that their steps import: apart from dlproxy's own environment.
+"""The packages that the examples take weights and typefaces from, and that their steps import, apart from dlproxy's own.
 
 They are installed once, without what they depend on, where this process and those that it starts find them.
 """
@@ -13,7 +13,7 @@ from benchmarks.real.catalog import MINILM, RAPIDOCR
 from benchmarks.real.fetch import PACKAGES, ROOT, install
 from benchmarks.real.making.places import Places
 
-LIBRARIES = ("opencv-python-headless", "pillow", "tokenizers", "matplotlib")
+LIBRARIES = ("opencv-python-headless", "matplotlib")
 WEIGHTS = (RAPIDOCR, MINILM)
 EXAMPLES = ROOT / "examples"
 
