@@ -6,10 +6,10 @@ PIP = $(PY) -m pip --disable-pip-version-check -qq
 # Tests wait more than they compute: three at once keep two cores busy. A file's tests stay in one process, and its servers with them.
 JOBS ?= 3
 unexport PYTHONDONTWRITEBYTECODE  # the suite starts hundreds of Pythons, and each would compile everything anew
-.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-streams prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines fidelity docs clean
+.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-streams prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines bench-sequences fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | bench-sequences | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -115,6 +115,9 @@ bench-compress: $(VENV)/.installed-extras
 
 bench-pipelines: setup
 	@$(PY) -m benchmarks.pipelines $(ARGS)
+
+bench-sequences: setup
+	@$(PY) -m benchmarks.sequences $(ARGS)
 
 fidelity: setup
 	@$(PY) -m benchmarks.fidelity $(ARGS)

@@ -38,7 +38,8 @@ TIMES, LEFT_MIB, TOLERANCE = 3.0, 8.0, 1e-5
 ABOUT = f"""\
 Silero VAD as its package {PACKAGE} has it, with `state = {{ state = "stateN" }}`: chunks of 32 ms over HTTP as binary tensors,
 each stream on a connection of its own, the next chunk once the one before it is answered. Unbatched: the same server with
-`batching = "off"`; rounds take turns. Answers are compared with those of ONNX Runtime alone, stream by stream."""
+`batching = "off"`; rounds take turns, and nothing is pinned. Answers are compared with those of ONNX
+Runtime alone, stream by stream."""
 
 
 def config(model: Path, **more: Any) -> str:

@@ -92,11 +92,7 @@ class RequestChecker:
                 or len(tensor.data) != shape[0] * self._row_bytes[index]
                 or not self._row_bytes[index]
             ):
-                known = tensor.dtype is spec.dtype and self._passed[index] == (shape, len(tensor.data))
-                if not known:
-                    self._check_slowly(tensor, spec, request_id)
-                    if spec.dtype is not DType.BYTES:
-                        self._passed[index] = (shape, len(tensor.data))
+                self._check_unless_known(index, tensor, request_id)
             if self._batched and spec.rows is not None:
                 count = shape[spec.rows]
                 if rows and count != rows:
@@ -194,6 +190,13 @@ class RequestChecker:
             if spec.name == name:
                 return spec
         raise self._unknown_input(name)
+
+    def _check_unless_known(self, index: int, tensor: Tensor, request_id: str | None) -> None:
+        spec, passed = self._specs[index], (tensor.shape, len(tensor.data))
+        if tensor.dtype is not spec.dtype or self._passed[index] != passed:
+            self._check_slowly(tensor, spec, request_id)
+            if spec.dtype is not DType.BYTES:
+                self._passed[index] = passed
 
     def _check_slowly(self, tensor: Tensor, spec: TensorSpec, request_id: str | None) -> None:
         name, begin = spec.name, _begin(request_id)
