@@ -11,14 +11,14 @@ from dlproxy.config import ConfigError
 from dlproxy.config.pipelines import StepConfig, step_name
 from dlproxy.config.values import nearest
 
-LATEST = -1
+LATEST = (-1, 0)  # 0: the file says none
 
 
 class Step(Struct, frozen=True):
     """`input_map`: by input of the model, the ensemble's tensor; `output_map`: by output of the model."""
 
     model_name: str = ""
-    model_version: int = LATEST
+    model_version: int = 0
     input_map: Mapping[str, str] = {}
     output_map: Mapping[str, str] = {}
 
@@ -53,7 +53,7 @@ def as_steps(
     given = {tensor: source(tensor, f"output '{tensor}'") for tensor in outputs}
     steps = {
         name: StepConfig(
-            model=step.model_name if step.model_version == LATEST else f"{step.model_name}:{step.model_version}",
+            model=step.model_name if step.model_version in LATEST else f"{step.model_name}:{step.model_version}",
             inputs={
                 key: source(tensor, f"step of '{step.model_name}': input '{key}'") for key, tensor in step.input_map.items()
             },
@@ -73,7 +73,7 @@ def _named(steps: Sequence[Step]) -> dict[str, Step]:
     for step in steps:
         if not step.model_name or ":" in step.model_name:
             raise ConfigError(f"ensemble_scheduling: a step's model_name is {step.model_name!r}")
-        if step.model_version < LATEST:
+        if step.model_version < min(LATEST):
             raise ConfigError(f"step of '{step.model_name}': model_version is {step.model_version}; it is -1 or a version")
         found[step_name(step.model_name, found)] = step
     return found
