@@ -1,5 +1,6 @@
 """What a pipeline answers, and what of it fails in which words; every request once, and nothing is left of it."""
 
+import gc
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from dlproxy.message import DType, FailureKind, Request, TensorSpec
 from dlproxy.serve.pipelines import code
 from dlproxy.serve.pipelines.calls import MOST_ITEMS, WINDOW
 from dlproxy.serve.pipelines.instance import CAPACITY
+from dlproxy.serve.pipelines.run import Run
 from dlproxy.service import ReplyTo, Service, next_part
 from dlproxy.tensors import to_values
 from tests.serve.pipelines.rig import HERE, TWO, Floor, Pipeline, rows, step, times, total
@@ -499,3 +501,29 @@ async def test_a_last_step_that_answers_in_parts_is_passed_on() -> None:
             pipeline.service.cancel(answer.request)
     await floor.rest()
     await last.driver.stop(1.0)
+
+
+async def test_nothing_of_a_run_waits_for_the_garbage_collection() -> None:
+    """Requests may hold megabytes, and the server collects rarely."""
+    floor = Floor()
+    floor.model("m")
+    steps = {
+        "code": step(":plus_one", x="x"),
+        "items": step(":split", x="code.y"),
+        "some": step(":plus_one", x="items.items", each=True),
+        "asked": step("m", x="some.y", each=True),
+        "all": step(":gather", items="asked.y"),
+    }
+    pipeline = floor.pipeline(steps, {"y": "all.y"})
+    gc.collect()
+    gc.disable()
+    try:
+        for late_s in (1.0, 0.0005, 0.0015, 0.0035):  # the last three are given up within one step or another
+            asked = pipeline.send({"x": rows(1, 2, 3)})
+            await pass_time(late_s)
+            pipeline.service.cancel(asked.request)
+        await floor.rest()
+        del asked
+        assert not [one for one in gc.get_objects() if isinstance(one, Run)]
+    finally:
+        gc.enable()

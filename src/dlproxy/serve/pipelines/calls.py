@@ -285,9 +285,10 @@ class CodeCall(Call):
     def cancel(self) -> None:
         self.over = True
         if self._job is not None:
-            self._job.cancelled = True
+            self._job.cancelled, self._job = True, None
 
     def _done(self, ran: Ran | None) -> None:
+        self._job = None  # which holds this call, and with it the request's tensors
         if self.over:
             return
         if ran is None:
@@ -325,6 +326,7 @@ class CodeEach(EachCall):
         self.over = True
         for job in self._jobs.values():
             job.cancelled = True
+        self._jobs.clear()
 
     def _next(self) -> None:
         part = next(self._parts, None)
