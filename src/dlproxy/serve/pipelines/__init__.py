@@ -11,6 +11,7 @@ from dlproxy.config.pipelines import wired
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.start import heed
 from dlproxy.instance.integrity import Trust
+from dlproxy.instance.runtime import ModelError
 from dlproxy.serve.pipelines.code import CodeStage
 from dlproxy.serve.pipelines.fleet import PipelineFleet, stages_of
 from dlproxy.serve.pipelines.threads import Threads
@@ -32,6 +33,12 @@ class Pipelines:
     async def start(self, name: str, config: ModelConfig, trust: Trust) -> PipelineFleet:
         """Raises ConfigError, ModelError."""
         heed(name, config, "pipeline")
+        try:
+            return await self._started(name, config, trust)
+        except ModelError as error:
+            raise ModelError(f"pipeline '{name}': {error}") from error
+
+    async def _started(self, name: str, config: ModelConfig, trust: Trust) -> PipelineFleet:
         wiring = wired(config.steps, config.inputs, config.outputs)
         stages = await asyncio.to_thread(stages_of, config, wiring, trusted=not trust.signers)
         try:
