@@ -164,5 +164,5 @@ async def test_what_it_cannot_do_is_said(model: Callable[..., Model]) -> None:
         assert refused.message.endswith('set sequences = "oldest" or "direct"')
         assert (await proxy.infer("m", {"x": np.zeros(2, np.float32)}))["n"].tolist() == [1, 1]
     with pytest.raises(ConfigError, match="scale_to_zero_s: the model keeps the state of sequences itself"):
-        async with Proxy([model(autoscale="on", max_instances=2, scale_to_zero_s=5.0)]):
+        async with Proxy([model(autoscale="in-flight", max_instances=2, scale_to_zero_s=5.0)]):
             pass
