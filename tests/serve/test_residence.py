@@ -118,6 +118,18 @@ async def test_where_no_instance_is_up_that_is_said() -> None:
     assert not len(site.store.policy)
 
 
+async def test_one_that_could_not_begin_anew_elsewhere_is_over_if_its_instance_has_gone() -> None:
+    site = Site(versions=2)
+    await site.ask(1, start=True)
+    other = site.send(2, start=True, version=1)
+    anew = site.send(1, start=True, version=1, timeout_s=0.005)
+    site.versions[0].residence.lose_instance("m-0", "killed")
+    site.versions[0].add()
+    assert (await anew.wait()).kind is FailureKind.DEADLINE
+    assert site.send(1).kind is FailureKind.INVALID_ARGUMENT
+    assert (await other.wait()).values == [1.0]
+
+
 @pytest.mark.parametrize("seed", range(6))
 async def test_no_sequence_goes_on_with_a_state_that_is_not_its_own(seed: int) -> None:
     draws, site = random.Random(seed), Site(versions=2, instances=2)
@@ -154,6 +166,7 @@ async def test_no_sequence_goes_on_with_a_state_that_is_not_its_own(seed: int) -
             version.add()
 
     await asyncio.gather(chaos(), *(client(key) for key in range(1, 11)))
+    await pass_time(0.1)  # batches whose clients have left
     assert not site.wrong
     assert answered > 100 < broken
     for version in site.versions:
