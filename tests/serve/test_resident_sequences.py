@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,16 @@ async def test_a_killed_worker_ends_its_sequences_and_no_others(model: Callable[
             assert {key: (one["pid"], one["slot"]) for key, one in zip(keys, answers, strict=True)} == homes
         gone = asyncio.Event()
         (served,) = proxy.models
-        residence: Any = served.sequences and served.sequences._residence
+        assert served.sequences is not None
+        residence = served.sequences._residence
+        assert residence is not None
         told = residence.on_gone
-        residence.on_gone = lambda lost, why: (told(lost, why), gone.set())
+
+        def hear(lost: list[Hashable], why: str) -> None:
+            told(lost, why)
+            gone.set()
+
+        residence.on_gone = hear
         os.kill(pids[0], signal.SIGKILL)
         await gone.wait()
         for key in keys:
