@@ -28,7 +28,12 @@ ensemble_scheduling { step [
 STATE = """sequence_batching {
   oldest { }
   control_input { name: "start" control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } }
-  state { input_name: "sum" output_name: "next" data_type: TYPE_FP32 dims: 2 }
+  state [
+    { input_name: "sum" output_name: "next" data_type: TYPE_FP32 dims: 2
+      initial_state { name: "zeros" data_type: TYPE_FP32 dims: 2 zero_data: true } },
+    { input_name: "past" output_name: "longer" data_type: TYPE_FP32 dims: -1
+      initial_state { name: "none yet" data_type: TYPE_FP32 dims: 0 zero_data: true } }
+  ]
 }
 """
 
@@ -43,14 +48,18 @@ def with_constant(kind: str, constant: float, source: str, result: str) -> model
 
 
 def running_sum() -> models.Model:
-    """What came since the sequence began, and 100 when it begins."""
+    """What came since the sequence began, and 100 when it begins. all: the same without that, of all that came."""
     nodes = [
         helper.make_node("Mul", ["start", "c"], ["first"]),
         helper.make_node("Sum", ["x", "sum", "first"], ["y"]),
         helper.make_node("Identity", ["y"], ["next"]),
+        helper.make_node("Concat", ["past", "x"], ["longer"], axis=1),
+        helper.make_node("ReduceSum", ["longer", "axis"], ["all"], keepdims=1),
     ]
-    inputs = [floats("x"), floats("sum"), floats("start", 1)]
-    return models.model(nodes, inputs, [floats("y"), floats("next")], [models.constant("c", np.float32(100))])
+    inputs = [floats("x"), floats("sum"), floats("start", 1), models.value("past", DType.FP32, ("N", "P"))]
+    outputs = [floats("y"), floats("next"), floats("all", 1), models.value("longer", DType.FP32, ("N", "Q"))]
+    constants = [models.constant("c", np.float32(100)), models.constant("axis", np.array([1], np.int64))]
+    return models.model(nodes, inputs, outputs, constants)
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +115,6 @@ def test_a_sequence_goes_on_where_it_was(client: Any) -> None:
             more = {"sequence_id": number, "sequence_start": start, "sequence_end": end}
             answer = asked(client, "sum", "x", [[1.0, float(number)]], **more)
             assert answer.as_numpy("y").tolist() == [[expected, 100.0 + number * (expected - 100.0)]]
+            assert answer.as_numpy("all").tolist() == [[(1.0 + number) * (expected - 100.0)]]
+    with pytest.raises(tritonclient.utils.InferenceServerException, match="must specify the START flag"):
+        asked(client, "sum", "x", [[1.0, 1.0]], sequence_id=7)

@@ -37,6 +37,17 @@ def test_who_fails_gets_new_ones_last() -> None:
     assert places.place(5) == Place("a", 0)
 
 
+def test_threads_with_one_object_of_the_model_share_its_slots() -> None:
+    places = SequencePlacement(3, shared=True)
+    places.up("a")
+    places.up("b")
+    assert places.room == 3
+    assert [places.place(key) for key in range(4)] == [Place("a", 0), Place("b", 1), Place("a", 2), None]
+    assert places.gone("a") == [0, 2]
+    assert [places.place(key) for key in (4, 5, 6)] == [Place("b", 0), Place("b", 2), None]
+    assert (places.room, places.instances) == (0, 1)
+
+
 def test_with_an_instance_go_its_sequences_and_no_others() -> None:
     places = placement(4, "a", "b")
     for key in range(6):

@@ -91,6 +91,10 @@ class Sequences(Generic[Home]):
         """Whether there is anything to be forgotten."""
         return bool(self._by_key or self._ended)
 
+    def at(self, key: Hashable) -> Sequence[Home] | None:
+        """If it is there."""
+        return self._by_key.get(key)
+
     @property
     def waiting(self) -> int:
         """Requests that wait for others of their sequences."""

@@ -16,22 +16,41 @@ class Place(Struct, frozen=True):
     slot: int
 
 
+class _Slots(Struct, eq=False):
+    """`free`: a heap of those that were given back. `used`: how many were ever taken at a time: the next new one."""
+
+    free: list[int]
+    used: int = 0
+
+    def take(self) -> int:
+        if self.free:
+            return heappop(self.free)
+        self.used += 1
+        return self.used - 1
+
+    @property
+    def taken(self) -> int:
+        return self.used - len(self.free)
+
+
 class _Instance(Struct, eq=False):
-    free: list[int]  # a heap
+    slots: _Slots
     live: dict[Hashable, None]
     failed: bool = False
 
 
 class SequencePlacement:
     """`slots`: sequences that an instance keeps at a time: as many as a batch has rows ("direct"), or as its memory holds.
+    `shared`: instances are threads with one object of the model, which has so many in all.
 
     An instance whose latest answer was a failure gets new ones only if all others are full: as failed sequences end, it would
     be the emptiest, and get all.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, *, shared: bool = False) -> None:
         assert slots >= 1
-        self._slots = slots
+        self.slots = slots
+        self._shared = _Slots([]) if shared else None
         self._instances: dict[str, _Instance] = {}
         self._places: dict[Hashable, Place] = {}
 
@@ -42,12 +61,18 @@ class SequencePlacement:
     @property
     def room(self) -> int:
         """Sequences that may come."""
-        return sum([len(one.free) for one in self._instances.values()])
+        kept = {id(one.slots): one.slots for one in self._instances.values()}
+        return sum([max(self.slots - slots.taken, 0) for slots in kept.values()])
+
+    @property
+    def instances(self) -> int:
+        """That are up."""
+        return len(self._instances)
 
     def up(self, instance: str) -> None:
         """It takes sequences."""
         assert instance not in self._instances, f"instance {instance} is up already"
-        self._instances[instance] = _Instance(list(range(self._slots)), {})
+        self._instances[instance] = _Instance(self._shared or _Slots([]), {})
 
     def gone(self, instance: str) -> list[Hashable]:
         """It was lost, or retired: the sequences whose state is gone with it, oldest first. Nothing if it was not up."""
@@ -55,7 +80,7 @@ class SequencePlacement:
         if one is None:
             return []
         for key in one.live:
-            del self._places[key]
+            heappush(one.slots.free, self._places.pop(key).slot)
         return list(one.live)
 
     def place(self, key: Hashable) -> Place | None:
@@ -63,12 +88,12 @@ class SequencePlacement:
         place = self._places.get(key)
         if place is not None:
             return place
-        roomy = [name for name, one in self._instances.items() if one.free]
+        roomy = [name for name, one in self._instances.items() if one.slots.taken < self.slots]
         if not roomy:
             return None
         name = min(roomy, key=lambda name: (self._instances[name].failed, len(self._instances[name].live)))
         one = self._instances[name]
-        place = self._places[key] = Place(name, heappop(one.free))
+        place = self._places[key] = Place(name, one.slots.take())
         one.live[key] = None
         return place
 
@@ -84,4 +109,4 @@ class SequencePlacement:
         if place is not None:
             one = self._instances[place.instance]
             del one.live[key]
-            heappush(one.free, place.slot)
+            heappush(one.slots.free, place.slot)

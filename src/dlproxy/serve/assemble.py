@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from dlproxy.compress import record_path
-from dlproxy.config import ModelConfig, TenantConfig, parse_goal
+from dlproxy.config import ConfigError, ModelConfig, TenantConfig, parse_goal
 from dlproxy.config.pipelines import PIPELINE
 from dlproxy.cores import usable_cores
 from dlproxy.fleet import Fleet
@@ -36,6 +36,7 @@ from dlproxy.policy.partition import most_rows
 from dlproxy.policy.plan import LanePlan, longest_s, plan_lane
 from dlproxy.policy.quota import Quotas
 from dlproxy.policy.reachable import unmet
+from dlproxy.policy.sequences_placement import SequencePlacement
 from dlproxy.serve.caching.caches import Caches
 from dlproxy.serve.control import LaneControl
 from dlproxy.serve.degrading import Degrading
@@ -46,6 +47,7 @@ from dlproxy.serve.partition import PartitionLayer, can_split
 from dlproxy.serve.pipelines import PipelineFleet, Pipelines
 from dlproxy.serve.recheck import Recheck
 from dlproxy.serve.reservoir import Reservoir
+from dlproxy.serve.residence import Residence
 from dlproxy.serve.sequences import SequenceLayer, SequenceStore
 from dlproxy.serve.states import StatePlan
 from dlproxy.serve.variants import VariantLayer, check_variants
@@ -152,7 +154,7 @@ async def load_model(
         loaded.driver.compare_answers(_recheck(loaded, clock, padded_only=config.batching != "auto"))
     if isinstance(fleet, LocalFleet):
         fleet.on_moved = partial(_moved, control, on_ways, loaded.autoscaler)
-        if fleet.may_move():  # what was tried on made-up inputs is tried on real ones
+        if fleet.may_move() and not signature.told_sequences:  # what was tried on made-up inputs is tried on real ones
             loaded.driver.keep_requests(Reservoir(fleet.try_again))
     return loaded
 
@@ -177,7 +179,8 @@ def _assembled(
     recorder = None if event_log is None else _recorder(event_log, name, plan, lane, fleet)
     stats = ModelStats()
     driver = _driver(name, config, fleet, lane, recorder, stats, clock)
-    roster = Roster(driver, stats, clock, None if recorder is None else recorder.note)
+    residence = _residence(config, fleet, driver) if states is not None and signature.told_sequences else None
+    roster = Roster(residence or driver, stats, clock, None if recorder is None else recorder.note)
     fleet.attach(roster)
     control = LaneControl(config, lane, driver, plan.knobs, fleet, roster, plan.most_batch)
     scaled = Scaled(name, lane, stats, fleet, control.set_instances, driver.expect_instance, clock)
@@ -191,7 +194,7 @@ def _assembled(
     if scaler is not None and config.scale_to_zero_s:
         service = WakeLayer(service, scaler)
     if states is not None:
-        service = control.sequences = SequenceLayer(service, states, name, config, stats, sequences)
+        service = control.sequences = SequenceLayer(service, states, name, config, stats, sequences, residence)
     variants = VariantLayer(service, name, config, stats, driver, clock) if config.variants else None
     front: Service = service if variants is None else variants
     cache = None if caches is None else caches.before(front, name, config, signature, stats)
@@ -207,6 +210,16 @@ def _assembled(
     control.on_variants = partial(_stand_in, loaded, quotas, clock)
     _connect(loaded, splits=splits)
     return loaded
+
+
+def _residence(config: ModelConfig, fleet: Fleet, driver: Driver) -> Residence:
+    """Of a model that keeps the state of sequences itself. Raises ConfigError."""
+    if config.scale_to_zero_s:
+        raise ConfigError(
+            "scale_to_zero_s: the model keeps the state of sequences itself, which would be lost", "scale_to_zero_s"
+        )
+    slots = config.max_batch if config.sequences == "direct" else config.max_sequences
+    return Residence(driver, SequencePlacement(slots, shared=isinstance(fleet, LocalFleet)))
 
 
 def _served(

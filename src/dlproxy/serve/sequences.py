@@ -1,12 +1,13 @@
 """Keeps the state of sequences: puts it into their requests, takes it out of the answers, one request of each at a time.
+Where the model keeps it itself, requests go where it is.
 
 Stands before the lane of a model with `sequences` (put there by assemble.py), to which each request is as any other: it
-holds its own state. Not aware of: lanes, protocols, whose turn it is (policy/sequences.py says that).
+holds its own state, or is pinned. Not aware of: lanes, protocols, whose turn it is (policy/sequences.py says that).
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from math import inf
 from typing import Any
 
@@ -15,7 +16,9 @@ from dlproxy.fleet.memory import give_back
 from dlproxy.message import Failure, FailureKind, InferenceError, InSequence, Request, Response
 from dlproxy.policy.sequences import Failed, Sequence, Sequences, Turn
 from dlproxy.serve.driver import timer_delay_s
+from dlproxy.serve.residence import Residence, may_have_run, told_id
 from dlproxy.serve.states import State, StatePlan
+from dlproxy.serve.traffic import difference_between
 from dlproxy.service import ReplyTo, Service
 from dlproxy.telemetry.stats import ModelStats, SequenceCounts
 
@@ -57,6 +60,7 @@ class SequenceStore:
         gone, failed = self.policy.lapse(self.clock())
         for sequence in gone:
             sequence.home.counts.expired += 1
+            sequence.home.leave(sequence)
         self._forgotten += len(gone)
         if self._forgotten >= MANY and not len(self.policy):
             self._forgotten = 0
@@ -87,10 +91,19 @@ class SequenceStore:
 
 
 class SequenceLayer:
-    """A Service for one version of a model. `inner` takes requests that hold their state."""
+    """A Service for one version of a model. `inner` takes requests that hold their state. `residence`: of a model that keeps it
+    itself.
+    """
 
     def __init__(
-        self, inner: Service, plan: StatePlan, name: str, config: ModelConfig, stats: ModelStats, store: SequenceStore
+        self,
+        inner: Service,
+        plan: StatePlan,
+        name: str,
+        config: ModelConfig,
+        stats: ModelStats,
+        store: SequenceStore,
+        residence: Residence | None = None,
     ) -> None:
         self.inner = inner
         self.plan = plan
@@ -98,11 +111,16 @@ class SequenceLayer:
         self.counts = stats.sequences = SequenceCounts(self.active)
         self._name = name
         self._stats = stats
+        self._residence = residence
+        if residence is not None:
+            residence.on_gone = self._lost
         self.configure(config)
 
     def configure(self, config: ModelConfig) -> None:
         """New bounds, for all versions: those that were set last hold."""
         self._most, self._idle_s = config.max_sequences, config.sequence_idle_s
+        if self._residence is not None and config.sequences == "oldest":
+            self._residence.places.slots = config.max_sequences
         self.store.policy.configure(most=self._most, idle_s=self._idle_s, most_waiting=config.max_queue_rows)
         self.store.arm()
 
@@ -140,17 +158,53 @@ class SequenceLayer:
         except Exception:  # submit never raises
             log.exception("model %s: could not hand over the failure of request %d", self._name, request.ticket.id)
 
-    def whole(self, request: Request, of: InSequence, state: State) -> Request:
-        """The same, with all that the model takes. Raises InferenceError."""
+    def whole(self, request: Request, of: InSequence, state: State, key: Hashable) -> Request:
+        """The same, with all that the model takes. `key`: of the sequence. Raises InferenceError."""
         ticket, plan = request.ticket, self.plan
         if ticket.rows != state.rows:
             message = f"sequence {of.id!r} of model '{self._name}' has {state.rows} rows, but this request has {ticket.rows}"
             raise InferenceError(Failure(FailureKind.INVALID_ARGUMENT, message))
-        key = plan.key(state, of)
-        if key:
-            ticket.shape_key, ticket.family = (*ticket.shape_key, *key), (*ticket.family, *key) if ticket.family else ()
+        alike = plan.key(state, of)
+        if alike:
+            ticket.shape_key, ticket.family = (*ticket.shape_key, *alike), (*ticket.family, *alike) if ticket.family else ()
         inputs, outputs = plan.inputs(request.inputs, of, state), plan.outputs(request.outputs)
-        return Request(ticket, request.model, inputs, outputs, request.id, request.params, request.principal, request.trace)
+        sent = Request(ticket, request.model, inputs, outputs, request.id, request.params, request.principal, request.trace)
+        if self._residence is not None:
+            slot = self._residence.settle(key, ticket, self._name)
+            if isinstance(slot, Failure):
+                self.counts.refused += 1
+                raise InferenceError(slot)
+            sent.sequence = InSequence(told_id(request.principal.name, ticket.tenant, of.id), of.start, of.end, slot)
+        return sent
+
+    def answered(self, sequence: "Sequence[SequenceLayer]", *, ok: bool) -> None:
+        """Before it is known what that does to the sequence."""
+        if self._residence is not None:
+            self._residence.places.answered(sequence.key, ok=ok)
+
+    def leave(self, sequence: "Sequence[SequenceLayer]", *, alive: bool = False) -> None:
+        """Its place here is free, unless it lives here."""
+        if self._residence is not None and not (alive and sequence.lives and sequence.home is self):
+            self._residence.places.end(sequence.key)
+
+    def spoilt(self, sequence: "Sequence[SequenceLayer]", failure: Failure) -> "Failed[SequenceLayer]":
+        """A failed request may have changed the state that only the model has: nobody can go on with it. Returns those that
+        fail with it.
+        """
+        turn = sequence.running
+        over = turn is None or (turn.follows and not sequence.lives)  # with its instance
+        if self._residence is None or over or not may_have_run(failure):
+            return []
+        self.counts.broken += sequence.lives
+        why = f"a request of it failed, and may have changed its state: {failure.message}"
+        return self.store.policy.end(sequence, why, self.store.clock())
+
+    def of_sequence(self, sequence: "Sequence[SequenceLayer]", failure: Failure) -> Failure:
+        """The lane does not know which sequence it was."""
+        if self._residence is None or failure.kind is not FailureKind.UNAVAILABLE:
+            return failure
+        message = f"sequence {sequence.id!r} of model '{self._name}': {failure.message}"
+        return Failure(failure.kind, message, retry_after_s=failure.retry_after_s)
 
     def give_way(self, successor: "SequenceLayer", reason: str) -> None:
         """Its sequences go on at the successor or, where that takes another state, end for this reason."""
@@ -198,6 +252,22 @@ class SequenceLayer:
             self.counts.broken += before
         store.arm()
 
+    def _lost(self, keys: list[Hashable], why: str) -> None:
+        """Their state is."""
+        store = self.store
+        failed: Failed[SequenceLayer] = []
+        for key in keys:
+            sequence = store.policy.at(key)
+            if sequence is None:
+                continue
+            if sequence.runs_at is self:
+                self.counts.broken += 1
+                failed += store.policy.end(sequence, why, store.clock())
+            elif sequence.home is self:  # it begins anew at another version
+                sequence.lives = False
+        store.fail(failed)
+        store.arm()
+
     def _unnamed(self, of: InSequence | None) -> Failure | None:
         """Why nobody can tell which sequence it is of."""
         if of is None or not of.id:
@@ -234,11 +304,11 @@ class _Asked:
         request, sequence = self.request, self.sequence
         self._by = by = sequence.runs_at
         try:
-            if by is not self.layer and (why := self.layer.plan.difference(by.plan)):
+            if by is not self.layer and (why := difference_between(self.layer.plan.signature, by.plan.signature)):
                 message = f"sequence {sequence.id!r} runs on a version that does not take this request: {why}"
                 raise InferenceError(Failure(FailureKind.INVALID_ARGUMENT, message))
             state = by.plan.begin(request.ticket.rows) if self.turn.of.start else sequence.state
-            self._sent = by.whole(request, self.turn.of, state)
+            self._sent = by.whole(request, self.turn.of, state, sequence.key)
         except InferenceError as error:
             self._end_unanswered(error.failure, counted=False)
             return
@@ -278,17 +348,29 @@ class _Asked:
         elif not of.end:
             counts.broken += 1
             store.fail(store.policy.end(sequence, state, now))
+        by, before = self._by, sequence.home
+        by.answered(sequence, ok=True)
         store.policy.answered(sequence, now)
+        self._leave(before)
         store.go_on(sequence)
         self.reply.completed(response)
 
     def failed(self, failure: Failure) -> None:
-        self._end_unanswered(failure, counted=True)
+        self._by.answered(self.sequence, ok=failure.kind is not FailureKind.MODEL_FAILED)
+        behind = self._by.spoilt(self.sequence, failure)
+        self._end_unanswered(self._by.of_sequence(self.sequence, failure), counted=True, behind=behind)
 
-    def _end_unanswered(self, failure: Failure, *, counted: bool) -> None:
+    def _leave(self, before: SequenceLayer) -> None:
+        """Where it lives no more."""
+        for layer in {before, self._by}:
+            layer.leave(self.sequence, alive=True)
+
+    def _end_unanswered(self, failure: Failure, *, counted: bool, behind: "Failed[SequenceLayer] | None" = None) -> None:
         store, sequence = self.layer.store, self.sequence
         self.over()
-        behind = store.policy.unanswered(sequence, failure, store.clock())
+        before = sequence.home
+        behind = [*(behind or ()), *store.policy.unanswered(sequence, failure, store.clock())]
+        self._leave(before)
         store.go_on(sequence)
         try:
             if counted:  # by the lane

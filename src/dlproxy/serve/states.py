@@ -60,7 +60,7 @@ class StatePlan:
             self._pair(whole, _place("state", inputs, source, "input"), _place("state", outputs, result, "output"), begin)
             for source, result in config.state.items()
         ]
-        if not self._kept:
+        if not self._kept and not whole.told_sequences:
             raise ConfigError(f"sequences: which inputs are the state of model '{name}'? {_EXAMPLE}", "sequences")
         for source in begin:
             raise ConfigError(f"initial_state: '{source}' is not among the inputs of `state`", "initial_state")
@@ -174,6 +174,8 @@ class StatePlan:
         why = difference_between(self.signature, other.signature)
         if why:
             return why
+        if self.signature.told_sequences or other.signature.told_sequences:
+            return "the model keeps their state itself"
         for one, two in zip_longest(self._kept, other._kept):
             if one is None or two is None:
                 return f"only one of them has the state '{(one or two).spec.name}'"

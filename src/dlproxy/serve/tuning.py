@@ -78,7 +78,8 @@ def _ways(model: LoadedModel, sessions: bool) -> tuple[tuple[int, int], ...]:
     """The present one alone where others have the say, or where another cannot be had within a moment."""
     fleet = model.fleet
     taken = model.autoscaler is not None or not {"instances", "threads"}.isdisjoint(model.control.config.pinned)
-    if taken or not isinstance(fleet, LocalFleet):
+    stays = model.sequences is not None and fleet.signature.told_sequences  # what goes takes its sequences' state along
+    if taken or stays or not isinstance(fleet, LocalFleet):
         return (_present(model),)
     return fleet.ways(sessions=sessions)
 

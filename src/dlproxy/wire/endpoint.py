@@ -51,7 +51,7 @@ class Endpoint:
         if terms is not NO_TERMS:
             if terms.sequence is not None:
                 try:
-                    request.sequence = checked_sequence(terms.sequence, served=bool(self.model.signature.sequences))
+                    request.sequence = checked_sequence(terms.sequence, self.model.signature)
                 except InferenceError as error:
                     reply.failed(self.refused(error).failure)
                     return

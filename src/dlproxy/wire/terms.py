@@ -20,6 +20,7 @@ from dlproxy.message import (
     InferenceError,
     InSequence,
     Principal,
+    Signature,
     Trace,
     invalid,
 )
@@ -188,13 +189,14 @@ def sequence_of(sequence_id: Any, start: Any, end: Any) -> InSequence | None:
     return InSequence(sequence_id or 0, start or False, end or False) if sequence_id or start or end else None
 
 
-def checked_sequence(said: InSequence, *, served: bool) -> InSequence:
-    """Raises InferenceError, UNSUPPORTED where sequences are not `served`."""
+def checked_sequence(said: InSequence, signature: Signature) -> InSequence:
+    """Raises InferenceError, UNSUPPORTED where the model has no sequences."""
     parameters = {"sequence_end": said.end, "sequence_id": said.id, "sequence_start": said.start}
-    if not served:
+    if not signature.sequences:
         name, value = next((name, value) for name, value in parameters.items() if value)
         message = f"parameter '{name}' is {brief(value)}, but sequences are not supported"
-        raise InferenceError(Failure(FailureKind.UNSUPPORTED, f"{message}; omit it in stateless requests"))
+        how = 'set sequences = "oldest" or "direct"' if signature.told_sequences else "omit it in stateless requests"
+        raise InferenceError(Failure(FailureKind.UNSUPPORTED, f"{message}; {how}"))
     if isinstance(said.id, str):
         if len(said.id) > MOST_SEQUENCE_ID:
             raise invalid(f"parameter 'sequence_id' has {len(said.id)} characters; it may have {MOST_SEQUENCE_ID}")

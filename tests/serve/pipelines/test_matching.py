@@ -23,6 +23,7 @@ def floor_of() -> Floor:
     floor.model("ids", signature=_one("INT64", (-1, -1)))
     floor.model("image", signature=_one("FP32", (-1, 3, -1, -1)))
     floor.model("parts", signature=replace(SIGNATURE, streams=True))
+    floor.model("stateful", signature=replace(SIGNATURE, sequences="oldest"))
     floor.model("alone", signature=replace(_one("FP32", (2, 2)), batched=False))
     return floor
 
@@ -75,6 +76,7 @@ def _one(dtype: str, shape: tuple[int, ...]) -> Signature:
             "a.y | b.y",
             r"outputs.y: step 'a' \(model 'm'\) gives FP32\[-1,-1\], step 'b' \(model 'image'\) gives FP32\[-1,3,-1,-1\]",
         ),
+        ({"a": step("stateful", x="x")}, "a.y", "stage 'a': model 'stateful' has sequences, and requests of a pipeline are .*"),
         ({"a": step("p", x="x")}, "a.y", "stage 'a': model 'p' asks this pipeline itself, which is a circle"),
         ({"a": {"call": "image.decoed", "inputs": {"x": "x"}}}, "a.y", "stage 'a': call = 'image.decoed' names no code; .*"),
         ({"a": {**step(":plus_one", x="x"), "options": {"by": 1}}}, "a.y", "stage 'a': options are for classes, .*"),

@@ -75,6 +75,10 @@ def check(wiring: Wiring, inputs: Specs, steps: Mapping[str, StepConfig], stages
                         f"and {stages[name]} takes {written(spec)} ('{spec.name}')"
                     )
     for name, model in bound.items():
+        if model.served.signature.sequences:
+            raise ModelError(
+                f"stage '{name}': {stages[name]} has sequences, and requests of a pipeline are of none: ask it directly"
+            )
         alone = all(source.step == name for sources in wiring.outputs.values() for source in sources)
         if model.served.signature.streams and (not alone or wiring.after[name] or steps[name].each):
             raise ModelError(
