@@ -158,7 +158,7 @@ DIFFERENCES = (
         },
     ),
     Difference(
-        "A request of a sequence is refused where the model has no state. Triton runs it.",
+        "A request of a [sequence](sequences.md) is refused where the model keeps no state between requests. Triton runs it.",
         {
             "json,binary: a sequence id * | a sequence start *": "501 parameter 'sequence_id' is ",
             "typed,raw: a sequence id * | a sequence start *": "UNIMPLEMENTED parameter 'sequence_id' is ",

@@ -20,7 +20,7 @@ READY_WITHIN_S = 5.0  # benchmarks/instances holds it to 2 s; the machine of a t
 
 @pytest.fixture(params=[2, 1], ids=["two instances", "one instance"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerProcess]:
-    settings = {"path": "sleep:base=5ms", "run": "process", "instances": request.param}
+    settings = {"path": "sleep:base=5ms", "run": "process", "instances": request.param, "outage_wait_s": READY_WITHIN_S}
     with ServerProcess("--config", write_config(tmp_path / "dlproxy.toml", {"m": settings})) as process:
         yield process
 

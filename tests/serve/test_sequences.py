@@ -13,7 +13,7 @@ import pytest
 from dlproxy.config import ConfigError, ModelConfig
 from dlproxy.message import DType, Failure, FailureKind, InSequence, Principal, Request, Signature, Tensor, TensorSpec, Ticket
 from dlproxy.serve.sequences import SequenceLayer, SequenceStore
-from dlproxy.serve.states import StatePlan
+from dlproxy.serve.states import State, StatePlan
 from dlproxy.tensors import Array, to_array, to_bytes
 from tests.serve.rig import KNOBS, Reply, Rig, pass_time, turns
 
@@ -249,7 +249,7 @@ async def test_idle_ones_are_forgotten_and_leave_nothing() -> None:
     assert site.front.counts.expired == 100
     assert site.store._timer is None
     gc.collect()
-    assert not [one for one in gc.get_objects() if type(one).__name__ == "State" and one is not site.front.plan._single]
+    assert not [one for one in gc.get_objects() if isinstance(one, State) and one is not site.front.plan._single]
     assert site.send(1.0, 7).kind is FailureKind.INVALID_ARGUMENT
 
 

@@ -95,11 +95,10 @@ class FakeServer:
         self._loop.close()
 
     async def _end(self) -> None:
-        """Connections that are just being accepted are closed, too."""
-        if accepting := asyncio.all_tasks() - {asyncio.current_task()}:
+        """Connections that are just being accepted come in first: a server that has closed would leave them open."""
+        while accepting := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(accepting)
-        for connection in list(self.connections):
-            connection.transport.abort()
+        self._die()
         await asyncio.sleep(0)
 
     def die(self) -> None:
@@ -118,7 +117,6 @@ class FakeServer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._loop.call_soon_threadsafe(self._die)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
