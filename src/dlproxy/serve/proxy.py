@@ -28,7 +28,7 @@ from dlproxy.service import next_part
 from dlproxy.tensors import Answer
 from dlproxy.wire.catalog import NotServedError, ServedModel
 from dlproxy.wire.endpoint import Endpoint, FrontDesk, in_parts
-from dlproxy.wire.terms import of_arguments
+from dlproxy.wire.terms import Terms, of_arguments
 
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 
@@ -143,28 +143,21 @@ class Proxy:
         answers, no-cache, no-store or max-age=SECONDS, as the header has it. `sequence_id`: whose state it goes on with.
         Returns the named outputs (all if none is named). Raises InferenceError. Cancelling cancels the request.
         """
-        if asyncio.get_running_loop() is not self._loop:
-            self._check_loop("await it")
-        try:
-            endpoint = self._desk.find(model, version)
-        except NotServedError as missing:
-            endpoint, timeout_s = await self._find_once_up(missing, timeout_s)
-        try:
-            if endpoint.model.signature.streams:
-                raise in_parts(model)
-            terms = of_arguments(
-                timeout_s=timeout_s,
-                priority=priority,
-                tenant=tenant,
-                affinity=affinity,
-                cache_control=cache_control,
-                sequence_id=sequence_id,
-                sequence_start=sequence_start,
-                sequence_end=sequence_end,
-            )
-            request = _request(endpoint, inputs, outputs)
-        except InferenceError as error:
-            raise endpoint.refused(error) from None
+        endpoint, request, terms = await self._prepared(
+            model,
+            inputs,
+            version,
+            outputs,
+            timeout_s,
+            whole=True,
+            priority=priority,
+            tenant=tenant,
+            affinity=affinity,
+            cache_control=cache_control,
+            sequence_id=sequence_id,
+            sequence_start=sequence_start,
+            sequence_end=sequence_end,
+        )
         response = await endpoint.infer(request, terms)
         return _arrays(endpoint, request, response.outputs, response)
 
@@ -189,26 +182,21 @@ class Proxy:
 
         Leave it early inside `async with contextlib.aclosing(...)`: then the model stops at once.
         """
-        if asyncio.get_running_loop() is not self._loop:
-            self._check_loop("await it")
-        try:
-            endpoint = self._desk.find(model, version)
-        except NotServedError as missing:
-            endpoint, timeout_s = await self._find_once_up(missing, timeout_s)
-        try:
-            terms = of_arguments(
-                timeout_s=timeout_s,
-                priority=priority,
-                tenant=tenant,
-                affinity=affinity,
-                cache_control=cache_control,
-                sequence_id=sequence_id,
-                sequence_start=sequence_start,
-                sequence_end=sequence_end,
-            )
-            request = _request(endpoint, inputs, outputs)
-        except InferenceError as error:
-            raise endpoint.refused(error) from None
+        endpoint, request, terms = await self._prepared(
+            model,
+            inputs,
+            version,
+            outputs,
+            timeout_s,
+            whole=False,
+            priority=priority,
+            tenant=tenant,
+            affinity=affinity,
+            cache_control=cache_control,
+            sequence_id=sequence_id,
+            sequence_start=sequence_start,
+            sequence_end=sequence_end,
+        )
         try:
             response = await endpoint.infer(request, terms)
             part: list[Tensor] | None = response.outputs
@@ -217,6 +205,32 @@ class Proxy:
                 part = None if response.rest is None else await next_part(response.rest)
         finally:
             endpoint.cancel(request)
+
+    async def _prepared(
+        self,
+        model: str,
+        inputs: Mapping[str, Any],
+        version: str,
+        outputs: Sequence[str],
+        timeout_s: float | None,
+        *,
+        whole: bool,
+        **asked: Any,
+    ) -> tuple[Endpoint, Request, Terms]:
+        """The checked request, and what is asked for besides an answer, as of_arguments has it. `whole`: not in parts."""
+        if asyncio.get_running_loop() is not self._loop:
+            self._check_loop("await it")
+        try:
+            endpoint = self._desk.find(model, version)
+        except NotServedError as missing:
+            endpoint, timeout_s = await self._find_once_up(missing, timeout_s)
+        try:
+            if whole and endpoint.model.signature.streams:
+                raise in_parts(model)
+            terms = of_arguments(timeout_s=timeout_s, **asked)
+            return endpoint, _request(endpoint, inputs, outputs), terms
+        except InferenceError as error:
+            raise endpoint.refused(error) from None
 
     async def _find_once_up(self, missing: NotServedError, timeout_s: float | None) -> tuple[Endpoint, float]:
         """For a model that is loaded on demand; with what is left of the timeout."""
