@@ -3,10 +3,11 @@
 Called by all that reads a configuration. Not aware of: what the values steer.
 """
 
+from dlproxy.config.autopilot import AutopilotConfig
 from dlproxy.config.cache import CacheConfig
 from dlproxy.config.effects import check
 from dlproxy.config.goals import Goal, parse_goal
-from dlproxy.config.knobs import AutopilotConfig, Config, LaneSettings, ModelConfig
+from dlproxy.config.knobs import Config, LaneSettings, ModelConfig
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain
 from dlproxy.config.paths import DEVICES, SLEEP, is_address, parse_devices, python_place

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from dlproxy.config.autopilot import AutopilotConfig
 from dlproxy.config.cache import CacheConfig
 from dlproxy.config.goals import Goal, parse_goal, parse_latency
 from dlproxy.config.limits import HttpLimits, TenantConfig
@@ -45,19 +46,6 @@ _SCALES = Only("autoscale", but=("off",))
 _CACHES = Only("cache", but=("off",))
 _BATCHES = Only("batching", but=("off",), surely=False, harmless=("off",))
 _STATELESS = Only("sequences", ("off",))
-
-
-class AutopilotConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """[autopilot]: whether dlproxy tunes what its models leave open, to meet their objectives."""
-
-    mode: Annotated[
-        Literal["off", "advise", "on"],
-        _knob("off: it measures nothing; advise: it says what it would change, and changes nothing; on: it changes it"),
-    ] = "off"
-    policy: Annotated[
-        Literal["rules", "bandit", "climb"],
-        _knob("what proposes changes: rules on a queueing model, a contextual bandit, or hill climbing, for comparison"),
-    ] = "rules"
 
 
 class LaneSettings(Struct, frozen=True, kw_only=True):

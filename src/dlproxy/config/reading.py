@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
+from dlproxy.config.autopilot import AutopilotConfig
 from dlproxy.config.cache import CacheConfig
 from dlproxy.config.effects import check
-from dlproxy.config.knobs import SECTIONS, AutopilotConfig, Config, ModelConfig
+from dlproxy.config.knobs import SECTIONS, Config, ModelConfig
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain, unknown_key, what_and_where
 from dlproxy.config.paths import is_file, python_place
