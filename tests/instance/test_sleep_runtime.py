@@ -75,7 +75,7 @@ def test_warm_up_finds_no_less_than_the_line() -> None:
     assert calibration.independent_rows
     assert len(calibration.points) > 2
     for rows, seconds in calibration.points:
-        assert seconds > 0.99 * (0.001 + 0.0001 * rows)  # a virtual machine's clock and its timers need not agree
+        assert seconds >= 0.001 + 0.0001 * rows
 
 
 async def test_it_is_served_as_any_model_is() -> None:
@@ -83,5 +83,5 @@ async def test_it_is_served_as_any_model_is() -> None:
         x = np.array([[1.0], [2.0], [3.0]], np.float32)
         started_at = monotonic()
         outputs = await proxy.infer("nap", {"x": x})
-        assert monotonic() - started_at > 0.99 * 0.0023
+        assert monotonic() - started_at >= 0.0023
         assert np.array_equal(outputs["y"], x)
