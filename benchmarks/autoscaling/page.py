@@ -1,7 +1,7 @@
 """RESULTS.md, its table and its picture: instances against what missed the objective. Called by __main__.py."""
 
 from benchmarks.autoscaling.days import BURST, BURSTS, MOST, OBJECTIVE, RATE, SERVICE, START_S, Outcome
-from dlproxy.lab.report.chart import Chart, linear, logarithmic
+from dlproxy.lab.report.chart import Chart, linear, logarithmic, standalone
 
 HEAD = "| policy | instances on average | at most | missed the objective | p99 | changes |\n|---|---:|---:|---:|---:|---:|"
 ABOUT = f"""A day of {RATE:g} requests a second on average, {0.5 * RATE:g} at the trough and {1.5 * RATE:g} at the peak, with \
@@ -11,9 +11,6 @@ meanwhile. The day before is simulated too where a policy learns from it, else a
 
 *Knative* and *Ray Serve* have their published defaults; *target fitted* is what their documentation asks the operator to \
 find: here 0.7 of the batch that suits the objective. *in-flight* is `autoscale = "in-flight"` as it is."""
-STYLE = """text{font:12.5px system-ui,sans-serif;fill:#535c68}.end{text-anchor:end}.middle{text-anchor:middle}
-.grid{stroke:#dfe3e8;fill:none}.base,.tick{stroke:#535c68;fill:none}.line{fill:none;stroke:#b9c2cd;stroke-width:2}
-.main:not(path){fill:#1553b6}.second:not(path){fill:#9a4a00}.under:not(path){fill:#8a94a0}text.name{font-weight:600}"""
 STYLES = {"in-flight": "main", "utilisation": "main"}
 
 
@@ -37,9 +34,7 @@ def picture(outcomes: list[Outcome]) -> str:
         style = "under" if one in fixed else STYLES.get(one.name.split(" ")[0], "second")
         chart.dot(one.instances, max(one.missed, 1e-5), one.name, style)
     svg = chart.svg("pareto", "Autoscalers on one day", "Instances on average against the share that missed the objective")
-    return (
-        svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f"><style>{STYLE}</style>", 1) + "\n"
-    )
+    return standalone(svg)
 
 
 def page(outcomes: list[Outcome], *, date: str, command: str) -> str:

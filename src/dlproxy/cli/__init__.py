@@ -1,5 +1,5 @@
 """The command line: `dlproxy serve | models | infer | keys | autopilot | cache | demo | bench | evaluate | simulate | tune |
-compress | cascade`.
+compress | cascade | learn`.
 
 They parse, call, print, and import late.
 Exit codes: 0 done, 1 the run itself failed, 2 the user can mend it (message on stderr, no traceback), 130 interrupted.
@@ -9,7 +9,22 @@ import sys
 from collections.abc import Sequence
 
 from dlproxy import __version__
-from dlproxy.cli import autopilot, bench, cache, cascade, compress, demo, evaluate, infer, keys, models, serve, simulate, tune
+from dlproxy.cli import (
+    autopilot,
+    bench,
+    cache,
+    cascade,
+    compress,
+    demo,
+    evaluate,
+    infer,
+    keys,
+    learn,
+    models,
+    serve,
+    simulate,
+    tune,
+)
 from dlproxy.cli.parser import Parser
 from dlproxy.cli.terminal import INTERRUPTED, USER_ERROR
 
@@ -30,6 +45,21 @@ def _parser() -> Parser:
     parser = Parser(prog="dlproxy", description="A self-tuning inference proxy for deep-learning models.")
     parser.add_argument("--version", action="version", version=f"dlproxy {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for command in (serve, models, infer, keys, autopilot, cache, demo, bench, evaluate, simulate, tune, compress, cascade):
+    for command in (
+        serve,
+        models,
+        infer,
+        keys,
+        autopilot,
+        cache,
+        demo,
+        bench,
+        evaluate,
+        simulate,
+        tune,
+        compress,
+        cascade,
+        learn,
+    ):
         command.add_to(commands)
     return parser

@@ -15,6 +15,20 @@ _NAMES = 50.0  # room at the right for the names of lines
 _LABEL_GAP = 17.0  # between the names of two lines that end close to each other
 _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 
+_STYLE = """text{font:12.5px system-ui,sans-serif;fill:#535c68}.end{text-anchor:end}.middle{text-anchor:middle}
+.grid{stroke:#dfe3e8;fill:none}.base,.tick{stroke:#535c68;fill:none}.line{fill:none;stroke:#b9c2cd;stroke-width:2}
+.hover rect{fill:none}.main:not(path){fill:#1553b6}.second:not(path){fill:#9a4a00}.under:not(path){fill:#8a94a0}text.name{font-weight:600}"""
+_COLOURS = (
+    "#1553b6",
+    "#9a4a00",
+    "#1b7a3d",
+    "#8a2be2",
+    "#b3123b",
+    "#00757f",
+    "#6b6b00",
+    "#535c68",
+)  # of lines "s1", "s2" and so on
+
 Point = tuple[float, float | None]  # None: a gap in the line
 
 
@@ -189,6 +203,18 @@ class Chart:
             placed.append(f'<text class="name {style}" x="{self._right + 7:g}" y="{y:.1f}">{escape(name)}</text>')
             free = y + _LABEL_GAP
         return "".join(placed)
+
+
+def standalone(svg: str) -> str:
+    """A chart's element as a file. Its lines are grey but for those of the classes "s1" to "s8", which differ."""
+    lines = "".join(
+        [
+            f".s{number}{{stroke:{colour}}}text.s{number}{{fill:{colour};stroke:none}}"
+            for number, colour in enumerate(_COLOURS, 1)
+        ]
+    )
+    style = f"<style>{_STYLE}{lines}</style>"
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{style}", 1) + "\n"
 
 
 def sparkline(counts: Sequence[int], text: str) -> str:

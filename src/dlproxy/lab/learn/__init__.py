@@ -1,0 +1,1 @@
+"""Networks that are trained here: reference ones, and those that forecast load, watch telemetry and turn knobs."""

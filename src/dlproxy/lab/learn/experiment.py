@@ -1,0 +1,113 @@
+"""What can be trained: one TOML file each, ours in experiments/, users' anywhere. Called by cli/learn.py and benchmarks/learn.
+
+Not aware of: torch, what the kinds do.
+"""
+
+import tomllib
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+OURS = Path(__file__).parent / "experiments"
+
+
+class LearnError(Exception):
+    """The user can mend it; the text says how."""
+
+
+class Experiment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file. `about`: in a sentence. `kind`: of KINDS, which reads `settings`. It is trained with the seeds 1 to `seeds`."""
+
+    kind: str
+    about: str
+    seeds: int = 5
+    settings: dict[str, Any] = {}
+    name: str = ""
+
+
+class Run(Struct, kw_only=True):
+    """What one seed gave. `figures`: measured on data that it was not trained on; `curves`: a value for each epoch or step."""
+
+    seed: int
+    figures: dict[str, float]
+    curves: dict[str, list[float]] = {}
+    seconds: float = 0.0
+
+
+class Place(Struct, frozen=True, kw_only=True):
+    """Where a seed is trained. Its model goes to `folder`/model.onnx; what a run that is interrupted needs again, beside it."""
+
+    folder: Path
+    seed: int
+    threads: int
+    tell: Callable[[str], None]
+
+
+Train = Callable[[Experiment, Place], Run]
+
+
+class Kind(Struct, frozen=True):
+    """`at`: module:function below this package, a Train, of which nothing is imported before it is needed."""
+
+    what: str
+    at: str
+    needs: tuple[str, ...] = ("torch", "onnx", "onnxscript", "sklearn")
+
+    def train(self) -> Train:
+        """Raises LearnError."""
+        if missing := [package for package in self.needs if find_spec(package) is None]:
+            raise LearnError(f"this needs {', '.join(missing)}: pip install 'dlproxy[learn]'")
+        module, _, function = self.at.partition(":")
+        train: Train = getattr(import_module(f"dlproxy.lab.learn.{module}"), function)
+        return train
+
+
+KINDS = MappingProxyType(
+    {
+        "network": Kind("a network on a data set that ships with a package", "networks.training:train"),
+    }
+)
+
+
+def ours() -> Iterator[Experiment]:
+    """Those that come with dlproxy, by name."""
+    for path in sorted(OURS.glob("*.toml")):
+        yield read(path)
+
+
+def find(name: str) -> Experiment:
+    """One of ours, or a file. Raises LearnError."""
+    path = OURS / f"{name}.toml"
+    if path.is_file():
+        return read(path)
+    if not name.endswith(".toml"):
+        known = ", ".join(sorted(path.stem for path in OURS.glob("*.toml")))
+        raise LearnError(f"there is no experiment '{name}'; there are {known}, and files that end in .toml")
+    return read(Path(name))
+
+
+def read(path: Path) -> Experiment:
+    """Raises LearnError."""
+    try:
+        found = msgspec.convert({"name": path.stem, **tomllib.loads(path.read_text("utf-8"))}, Experiment)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise LearnError(f"{path}: {error}") from error
+    if found.kind not in KINDS:
+        raise LearnError(f"{path}: there is no kind '{found.kind}'; there are {', '.join(KINDS)}")
+    if found.seeds < 1:
+        raise LearnError(f"{path}: seeds must be 1 or more")
+    return found
+
+
+def settings(experiment: Experiment, type_: type[Any]) -> Any:
+    """Of the kind's own type. Raises LearnError."""
+    try:
+        return msgspec.convert(experiment.settings, type_)
+    except msgspec.ValidationError as error:
+        raise LearnError(f"{experiment.name}: settings: {error}") from error
