@@ -17,7 +17,8 @@ _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10
 
 _STYLE = """text{font:12.5px system-ui,sans-serif;fill:#535c68}.end{text-anchor:end}.middle{text-anchor:middle}
 .grid{stroke:#dfe3e8;fill:none}.base,.tick{stroke:#535c68;fill:none}.line{fill:none;stroke:#b9c2cd;stroke-width:2}
-.hover rect{fill:none}.main:not(path){fill:#1553b6}.second:not(path){fill:#9a4a00}.under:not(path){fill:#8a94a0}text.name{font-weight:600}"""
+.hover rect{fill:none}
+.main:not(path){fill:#1553b6}.second:not(path){fill:#9a4a00}.under:not(path){fill:#8a94a0}text.name{font-weight:600}"""
 _COLOURS = (
     "#1553b6",
     "#9a4a00",
