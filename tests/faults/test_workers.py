@@ -81,6 +81,9 @@ class Fleet:
     def retire_instance(self, name: str) -> None:
         self.driver.retire_instance(name)
 
+    def kept(self, name: str) -> int:
+        return 0
+
     def instance_starts(self, instance: Instance) -> None:
         pass
 

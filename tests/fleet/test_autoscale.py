@@ -67,9 +67,17 @@ class Scene(Rig):
         roster = Roster(self.driver, self.stats, self.now)
         self.house = House(self, roster)
         self.house.add()
+        self.least = 0
         self.control = LaneControl(config, self.lane, self.driver, knobs, self.house, roster, batch)
         scaled = Scaled(
-            "m", self.lane, self.stats, self.house, self.control.set_instances, self.driver.expect_instance, self.now
+            "m",
+            self.lane,
+            self.stats,
+            self.house,
+            self.control.set_instances,
+            self.driver.expect_instance,
+            self.now,
+            lambda: self.least,
         )
         made = autoscaler(scaled, config)
         assert made is not None
@@ -100,6 +108,17 @@ async def test_instances_come_with_load_and_go_with_it_and_no_request_is_lost() 
     await pass_time(60.0)
     assert [reply.values for reply in replies] == [[2.0]] * len(replies)
     assert scene.is_at_rest()
+
+
+async def test_instances_that_keep_something_stay_until_they_do_not() -> None:
+    scene = Scene(batch=1)
+    await scene.load(30.0, 20.0)
+    scene.least = 3
+    await scene.load(400.0, 1.0)
+    assert len(scene.house.up) == 3
+    scene.least = 0
+    await scene.load(200.0, 1.0)
+    assert len(scene.house.up) == 1
 
 
 async def test_a_steady_load_changes_nothing_in_ten_minutes() -> None:

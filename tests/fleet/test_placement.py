@@ -50,6 +50,9 @@ class Host:
     def retire_instance(self, name: str) -> None:
         self.instances = [instance for instance in self.instances if instance.name != name]
 
+    def kept(self, name: str) -> int:
+        return 0
+
 
 async def _hosted(path: str | Path, **settings: Any) -> tuple[Fleet, Host]:
     fleet = await start_fleet("m", ModelConfig(path=str(path), **settings))

@@ -94,6 +94,9 @@ class Home:
         self.told.append(f"-{name}")
         self.rig.driver.retire_instance(name)
 
+    def kept(self, name: str) -> int:
+        return 0
+
     def instance_starts(self, instance: Instance) -> None:
         self.heard.append(f"{instance.name} starts")
 

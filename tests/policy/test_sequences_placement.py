@@ -59,6 +59,24 @@ def test_with_an_instance_go_its_sequences_and_no_others() -> None:
     assert places.place(0) == Place("a", 0), "one of the same name is another"
 
 
+def test_so_many_instances_keep_all_that_live() -> None:
+    def number_of(name: str) -> int:
+        return "abc".index(name)
+
+    places, threads = placement(4, "a", "b", "c"), SequencePlacement(4, shared=True)
+    for name in "abc":
+        threads.up(name)
+    for one in (places, threads):
+        assert one.least(number_of) == 0
+        for key in range(3):
+            one.place(key)
+        assert one.least(number_of) == 3
+        one.end(1)
+    assert (places.kept("a"), places.kept("b"), places.kept("x")) == (1, 0, 0)
+    assert places.least(number_of) == 2, "the one without a sequence goes first"
+    assert threads.least(number_of) == 3, "threads go by their numbers"
+
+
 def test_no_slot_has_two_sequences() -> None:
     draws, places, live = random.Random(1), placement(3, "a", "b", "c"), dict[int, Place]()
     for number in range(2000):

@@ -116,6 +116,16 @@ async def test_those_under_way_when_a_worker_dies_hear_which_sequence_it_was(mod
             assert "sequence 7 of model 'm'" in error.failure.message
 
 
+async def test_of_instances_that_are_not_wanted_those_go_first_that_keep_the_fewest(model: Callable[..., Model]) -> None:
+    async with Proxy([model(instances=3)]) as proxy:
+        for key in (1, 2, 3):
+            await ask(proxy, key, sequence_start=True)
+        await ask(proxy, 1, sequence_end=True)
+        (served,) = proxy.models
+        await served.fleet.scale(2)
+        assert [(await ask(proxy, key))["n"] for key in (2, 3)] == [2, 2]
+
+
 async def test_with_an_instance_that_is_not_wanted_go_its_sequences(model: Callable[..., Model]) -> None:
     async with Proxy([model(instances=2, sequence_idle_s=900.0)]) as proxy:
         firsts = [await ask(proxy, key, sequence_start=True) for key in (1, 2)]

@@ -30,7 +30,9 @@ log = logging.getLogger(__name__)
 
 
 class Scaled(Struct, frozen=True):
-    """What an autoscaler needs of its model. `scale`: raises ConfigError. `expect`: as Driver.expect_instance."""
+    """What an autoscaler needs of its model. `scale`: raises ConfigError. `expect`: as Driver.expect_instance. `least`: so many
+    instances keep something that would be gone with them.
+    """
 
     name: str
     lane: Lane
@@ -39,6 +41,7 @@ class Scaled(Struct, frozen=True):
     scale: Callable[[int], Awaitable[None]]
     expect: Callable[[float], None]
     clock: Callable[[], float]
+    least: Callable[[], int] = lambda: 0
 
 
 class Autoscaler:
@@ -159,8 +162,9 @@ class Autoscaler:
             start_s=self._start_s,
         )
         advice = self._policy.decide(load, self.bounds)
-        if advice.count != self.wanted and self._held is None and now >= self._again_at:
-            self._begin(advice.count, advice.reason)
+        count = advice.count if advice.count >= self.wanted else min(max(advice.count, scaled.least()), self.wanted)
+        if count != self.wanted and self._held is None and now >= self._again_at:
+            self._begin(count, advice.reason)
 
     # Scaling
 

@@ -23,6 +23,10 @@ class Scheduler(Protocol):
 
     def retire_instance(self, name: str, reason: str = "") -> None: ...
 
+    def kept(self, name: str) -> int:
+        """Sequences whose state would be gone with this instance."""
+        ...
+
 
 class _Place(Struct, eq=False):
     """One instance, through all its lives. `instance`: the life it has now, or had last."""
@@ -51,6 +55,10 @@ class Roster:
         self._clock = clock
         self._record = record
         self._places: dict[str, _Place] = {}
+
+    def kept(self, name: str) -> int:
+        """Sequences whose state would be gone with it."""
+        return self._scheduler.kept(name)
 
     # What happens
 

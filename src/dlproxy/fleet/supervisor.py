@@ -66,6 +66,10 @@ class Host(Protocol):
         """Added or not, it will not come back: no more batches for it; one that runs is let finish."""
         ...
 
+    def kept(self, name: str) -> int:
+        """Sequences whose state would be gone with it: those that keep the fewest go first."""
+        ...
+
 
 class _Place(Struct, eq=False):
     """One of the `count` instances, now and after each restart: the same name, one life after the other."""
@@ -131,7 +135,7 @@ class Supervisor:
                 raise ModelError(f"{self._model} is being stopped")
             await self._grow(count)
             newest = list(self._places.values())[::-1]
-            down_first = sorted(newest, key=lambda place: place.instance is not None)
+            down_first = sorted(newest, key=lambda place: (place.instance is not None, self._kept(place)))
             await self._shrink(down_first[: max(len(down_first) - count, 0)])
 
     async def stop(self) -> None:
@@ -143,6 +147,9 @@ class Supervisor:
             await self._shrink(list(self._places.values()))
 
     # Growing and shrinking
+
+    def _kept(self, place: _Place) -> int:
+        return 0 if self._host is None else self._host.kept(place.name)
 
     async def _grow(self, count: int) -> None:
         names = [name for name in instance_names(self._model, count) if name not in self._places]

@@ -3,7 +3,7 @@
 Called by whoever pins the requests of sequences. Not aware of: requests, when a sequence ends, lanes.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from heapq import heappop, heappush
 
 from msgspec import Struct
@@ -68,6 +68,16 @@ class SequencePlacement:
     def instances(self) -> int:
         """That are up."""
         return len(self._instances)
+
+    def kept(self, instance: str) -> int:
+        """Sequences whose state would be gone with it."""
+        one = self._instances.get(instance)
+        return len(one.live) if one is not None else 0
+
+    def least(self, number_of: Callable[[str], int]) -> int:
+        """Instances that keep all that live: of threads the highest numbers go first, else those that keep none."""
+        numbers = [number_of(name) for name, one in self._instances.items() if one.live]
+        return len(numbers) if self._shared is None else max(numbers, default=-1) + 1
 
     def up(self, instance: str) -> None:
         """It takes sequences."""

@@ -183,7 +183,8 @@ def _assembled(
     roster = Roster(residence or driver, stats, clock, None if recorder is None else recorder.note)
     fleet.attach(roster)
     control = LaneControl(config, lane, driver, plan.knobs, fleet, roster, plan.most_batch)
-    scaled = Scaled(name, lane, stats, fleet, control.set_instances, driver.expect_instance, clock)
+    least = residence.least if residence is not None else lambda: 0
+    scaled = Scaled(name, lane, stats, fleet, control.set_instances, driver.expect_instance, clock, least)
     scaler = control.autoscaler = autoscaler(scaled, config)
     service: Service = driver
     splits = can_split(signature) and states is None

@@ -184,6 +184,10 @@ class Driver:
         if self._instances.pop(name, None) is not None:
             self._tell_lane(InstanceRetired(name, reason))
 
+    def kept(self, name: str) -> int:
+        """No sequence lives in its instances; where some do, Residence stands before it."""
+        return 0
+
     def take_turns(self, turns: Turns, needs: Mapping[str, float]) -> None:
         """Batches need so much of the machine's resources each. Before the lane's knobs say that it is arbitrated; or again."""
         if self._taker is None:

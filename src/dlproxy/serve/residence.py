@@ -5,6 +5,7 @@ Stands between the roster and the driver (put there by assemble.py); sequences.p
 
 from collections.abc import Callable, Hashable
 
+from dlproxy.fleet.names import number_of
 from dlproxy.fleet.roster import Scheduler
 from dlproxy.instance import Instance
 from dlproxy.message import Failure, FailureKind, Ticket
@@ -33,6 +34,13 @@ class Residence:
     def retire_instance(self, name: str, reason: str = "") -> None:
         self._gone(name, reason or "it was retired")
         self._driver.retire_instance(name, reason)
+
+    def kept(self, name: str) -> int:
+        return self.places.kept(name)
+
+    def least(self) -> int:
+        """Instances that there must be for no sequence to lose its state."""
+        return self.places.least(number_of)
 
     def settle(self, key: Hashable, ticket: Ticket, model: str) -> int | Failure:
         """Pins a request to where its sequence lives, or is to live from now on. Returns the slot, or why there is none."""

@@ -62,6 +62,9 @@ class _Instances:
     def retire_instance(self, name: str, reason: str = "") -> None:
         self.lose_instance(name, "retired")
 
+    def kept(self, name: str) -> int:
+        return 0
+
 
 class _Best:
     """Of each size the turn that others on the machine disturbed least: else the layout of a quiet minute would win."""
