@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dlproxy import __version__
-from dlproxy.cli import USER_ERROR, _parser, main, serve
+from dlproxy.cli import USER_ERROR, main, serve, whole_parser
 from dlproxy.cli.terminal import INTERRUPTED
 from dlproxy.message import DType, TensorSpec
 from tests import models
@@ -89,8 +89,8 @@ def test_arguments_that_make_no_sense_exit_with_2(arguments: list[str], capsys: 
         (
             ["zzz"],
             "dlproxy",
-            "there is no command 'zzz'; choose from serve, models, infer, keys, autopilot, cache, demo, bench, evaluate, "
-            "simulate, tune, compress, cascade",
+            "there is no command 'zzz'; choose from serve, init, check, models, infer, keys, autopilot, cache, demo, bench, evaluate, "
+            "simulate, tune, compress, cascade, learn, completion",
         ),
         (["--verison"], "dlproxy", "unexpected argument --verison; did you mean --version?"),
         (
@@ -380,7 +380,7 @@ def test_an_option_holds_over_the_environment_and_the_environment_over_the_file(
     monkeypatch.setenv("DLPROXY_CONTROL_PORT", "2")
     monkeypatch.setenv("DLPROXY_HOTS", "0.0.0.0")
     monkeypatch.setenv("DLPROXY_AUTOPILOT", "advise")
-    config = serve._config(_parser().parse_args(["serve", "--http-port", "3", "--autopilot", "on"]))
+    config = serve.configured(whole_parser().parse_args(["serve", "--http-port", "3", "--autopilot", "on"]))
     assert config.autopilot.mode == "on"
     assert (config.server.http_port, config.server.control_port, config.server.drain_s) == (3, 2, 1.0)
     assert [name for name, _ in config.served()] == ["m"]

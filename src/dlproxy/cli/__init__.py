@@ -1,7 +1,5 @@
-"""The command line: `dlproxy serve | models | infer | keys | autopilot | cache | demo | bench | evaluate | simulate | tune |
-compress | cascade | learn`.
+"""The command line, a file for each command. They parse, call, print, and import late.
 
-They parse, call, print, and import late.
 Exit codes: 0 done, 1 the run itself failed, 2 the user can mend it (message on stderr, no traceback), 130 interrupted.
 """
 
@@ -14,10 +12,13 @@ from dlproxy.cli import (
     bench,
     cache,
     cascade,
+    check,
+    completion,
     compress,
     demo,
     evaluate,
     infer,
+    init,
     keys,
     learn,
     models,
@@ -34,19 +35,22 @@ __all__ = ["USER_ERROR", "main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        args = _parser().parse(sys.argv[1:] if arguments is None else arguments)
+        args = whole_parser().parse(sys.argv[1:] if arguments is None else arguments)
         code: int = args.command(args)
     except KeyboardInterrupt:
         return INTERRUPTED
     return code
 
 
-def _parser() -> Parser:
+def whole_parser() -> Parser:
+    """With every command."""
     parser = Parser(prog="dlproxy", description="A self-tuning inference proxy for deep-learning models.")
     parser.add_argument("--version", action="version", version=f"dlproxy {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in (
         serve,
+        init,
+        check,
         models,
         infer,
         keys,
@@ -60,6 +64,7 @@ def _parser() -> Parser:
         compress,
         cascade,
         learn,
+        completion,
     ):
         command.add_to(commands)
     return parser

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlproxy.cli.model_names import add_models
+from dlproxy.cli.parser import Parser
 from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 from dlproxy.hosts import authority
 
@@ -27,7 +28,7 @@ MOST_FILES = 1 << 16
 PORTS = ("http_port", "grpc_port", "tfs_grpc_port", "tfs_http_port", "control_port")
 
 
-class _KnobHelp(argparse.HelpFormatter):
+class KnobHelp(argparse.HelpFormatter):
     """Takes the words for options that set a knob from the table of knobs, which is read only if help is asked for."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
@@ -39,8 +40,14 @@ class _KnobHelp(argparse.HelpFormatter):
 def add_to(commands: Commands) -> None:
     """Declare the command and its options."""
     serve = commands.add_parser(
-        "serve", help="serve models over HTTP", description="Serve models over HTTP.", formatter_class=_KnobHelp
+        "serve", help="serve models over HTTP", description="Serve models over HTTP.", formatter_class=KnobHelp
     )
+    add_options(serve)
+    serve.set_defaults(command=_serve)
+
+
+def add_options(serve: Parser) -> None:
+    """Those of a server."""
     serve.add_argument(
         "models",
         nargs="*",
@@ -85,7 +92,6 @@ def add_to(commands: Commands) -> None:
     )
     logs.add_argument("--access-log", action="store_true", default=None, help=AS_KNOB)
     logs.add_argument("--event-log", metavar="FOLDER", help=AS_KNOB)
-    serve.set_defaults(command=_serve)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -99,7 +105,7 @@ def _serve(args: argparse.Namespace) -> int:
     from dlproxy.telemetry.event_log import LogError
 
     try:
-        config = _config(args)
+        config = configured(args)
         level = logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO
         logs.set_up(level, as_json=args.log_format == "json")
         if _holds_secrets(config):
@@ -148,10 +154,10 @@ def _reread(args: argparse.Namespace) -> "Callable[[], Config] | None":
 
     at_a_terminal = any(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
     has_file = args.config is not None or FILE_VARIABLE in os.environ
-    return (lambda: _config(args)) if has_file and not at_a_terminal else None
+    return (lambda: configured(args)) if has_file and not at_a_terminal else None
 
 
-def _config(args: argparse.Namespace) -> "Config":
+def configured(args: argparse.Namespace) -> "Config":
     """The file's configuration with the environment's and the command line's on top. Raises ConfigError."""
     import msgspec
 
@@ -220,7 +226,7 @@ def _check_ports(server: "ServerConfig") -> None:
 def _report(server: "Server") -> None:
     """What was inferred about each model, and where to send requests."""
     for model in server.models:
-        for line in _describe(model):
+        for line in describe(model):
             say(line)
     if server.models.shares_cores:
         say("batches of these models take turns on the cores (arbiter)")
@@ -240,7 +246,8 @@ def _report(server: "Server") -> None:
     say("ready; Ctrl-C stops")
 
 
-def _describe(model: "LoadedModel") -> list[str]:
+def describe(model: "LoadedModel") -> list[str]:
+    """What was found out about it."""
     served, fleet = model.served, model.fleet
     calibration = fleet.calibration
     count = fleet.way.threads

@@ -220,8 +220,42 @@ class Server:
         )
         return [*generate.rows(), *explain.rows(), *tfs.rows()]
 
+    async def rehearse(self, on_ready: Callable[["Server"], None]) -> list[str]:
+        """Bind the ports and load every model, call `on_ready` with those that are up, and stop, without a request served.
+
+        What stood against any of it, in words. The configuration must have no store: there this would change what others serve.
+        """
+        problems, names = [], dict.fromkeys(self._config.models)
+        try:
+            with _Listeners(self._config.server):
+                pass
+        except PortError as error:
+            problems.append(str(error))
+        try:
+            await self.control.start()
+            await self._want(self._config)
+            if self._repository is not None:
+                await self._repository.start()
+            for name in names | dict.fromkeys(self.control.wanted.models):
+                try:
+                    await self.control.settled(name)
+                except (ConfigError, InferenceError, LogError, ModelError) as error:
+                    said = str(error)
+                    problems.append(said if name in said else f"model {name}: {said}")
+            on_ready(self)
+        finally:
+            await self._stop_changing()
+            await self.models.drain(0.0)
+        return problems
+
     async def _serve_configured(self, config: Config, *, keep_others: bool = False) -> None:
-        """Returns when every model of the configuration is up. Raises what loading one raised.
+        """Returns when every model of the configuration is up. Raises what loading one raised."""
+        await self._want(config, keep_others=keep_others)
+        for name in config.models:
+            await self.control.settled(name)
+
+    async def _want(self, config: Config, *, keep_others: bool = False) -> None:
+        """The models of this configuration from now on.
 
         `keep_others`: versions that it does not name stay, too. A store has those that operators loaded before this start.
         """
@@ -240,8 +274,6 @@ class Server:
 
         await self.control.change(edit)
         self._config = config
-        for name in config.models:
-            await self.control.settled(name)
 
     async def _serve_anew(self, reread: Callable[[], Config]) -> None:
         """As the configuration is now. What cannot be read or loaded changes nothing of what serves."""
