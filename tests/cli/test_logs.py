@@ -9,7 +9,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from dlproxy.cli.logs import JsonLines
+from dlproxy.cli.logs import JsonLines, TextLines
 from tests import models
 from tests.clients.server import HANG_S, ServerProcess, write_config
 
@@ -36,6 +36,15 @@ def test_a_record_as_json_is_one_line_with_its_exception() -> None:
     assert said["exception"].startswith("Traceback")
     assert "KeyError" in said["exception"]
     assert "exception" not in json.loads(JsonLines().format(logging.makeLogRecord({"msg": "fine", "exc_info": None})))
+
+
+@pytest.mark.parametrize(
+    ("level", "line"), [("INFO", "as it is"), ("WARNING", "\x1b[33mas it is\x1b[0m"), ("ERROR", "\x1b[31mas it is\x1b[0m")]
+)
+def test_a_terminal_shows_from_afar_what_is_no_mere_information(level: str, line: str) -> None:
+    record = logging.makeLogRecord({"msg": "as it is", "levelno": getattr(logging, level)})
+    assert TextLines("%(message)s", colours=True).format(record) == line
+    assert TextLines("%(message)s").format(record) == "as it is"
 
 
 def test_json_logs_with_a_line_for_each_request() -> None:

@@ -119,6 +119,18 @@ async def test_an_update_loads_then_switches_then_unloads(models: FakeModels, co
     assert control.states() == []
 
 
+async def test_a_load_that_takes_long_is_in_the_log(
+    models: FakeModels, control: Control, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.fleet.test_control.LOAD_S", 40.0)
+        await control.change(having("m", a_model("1")))
+        await control.settled("m")
+        await later(100.0)
+    said = [line for line in caplog.messages if "still loading" in line]
+    assert said == [f"model 'm' version 1: still loading after {seconds} s" for seconds in (5, 15, 35)]
+
+
 async def test_a_failed_update_says_why_and_keeps_what_serves(
     models: FakeModels, control: Control, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,6 +5,7 @@ Not aware of: who logs what.
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +24,18 @@ TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 class TextLines(logging.Formatter):
     """As TEXT, without secrets. What is logged may quote a client: no record begins a line but its own first, nor does it tell
-    the terminal anything.
+    the terminal anything. `colours`: a terminal reads them, which shall see from afar what is no mere information.
     """
 
+    def __init__(self, text: str = TEXT, *, colours: bool = False) -> None:
+        super().__init__(text)
+        self._colours = colours
+
     def format(self, record: logging.LogRecord) -> str:
-        return hidden(super().format(record)).translate(CONTROL).replace("\n", "\n    ")
+        text = hidden(super().format(record)).translate(CONTROL).replace("\n", "\n    ")
+        if not self._colours or record.levelno < logging.WARNING:
+            return text
+        return f"\x1b[{31 if record.levelno >= logging.ERROR else 33}m{text}\x1b[0m"
 
 
 class JsonLines(logging.Formatter):
@@ -49,7 +57,8 @@ class JsonLines(logging.Formatter):
 def set_up(level: int, *, as_json: bool) -> None:
     """Log whatever is as severe as `level`, and all access lines, since only those who ask for them get any."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines() if as_json else TextLines(TEXT))
+    colours = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    handler.setFormatter(JsonLines() if as_json else TextLines(colours=colours))
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("dlproxy.access").setLevel(logging.INFO)
 

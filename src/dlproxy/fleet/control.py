@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from math import inf
 from time import monotonic
@@ -40,11 +41,29 @@ from dlproxy.policy.planner import (
 from dlproxy.policy.stages import waiting_for
 from dlproxy.policy.wanted import Wanted, WantedVersion
 
+LONG_S = 5.0  # of a load, after which the log has a line
 AGAIN_S = 1.0  # a store that cannot be read is asked again so often
 TOLERATED, MOST_UNMEASURED = 0.05, 0.25  # of the memory budget: what the process holds besides its models' sizes is given room
 # from the one, for it may come from requests, up to the other, for more than that has other causes
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def _told_while_it_lasts(key: Key) -> Iterator[None]:
+    """Whoever watches the log hears of a load that takes long: after 5 s, 15, 35 and so on."""
+    loop = asyncio.get_running_loop()
+    timers = []
+
+    def tell(seconds: float, after_s: float) -> None:
+        log.info("model '%s' version %s: still loading after %g s", *key, seconds)
+        timers.append(loop.call_later(2.0 * after_s, tell, seconds + 2.0 * after_s, 2.0 * after_s))
+
+    timers.append(loop.call_later(LONG_S, tell, LONG_S, LONG_S))
+    try:
+        yield
+    finally:
+        timers[-1].cancel()
 
 
 class Facts(Struct, frozen=True):
@@ -359,10 +378,11 @@ class Control:
         self._step()
 
     async def _load(self, key: Key, wanted: WantedVersion, *, replaces: bool) -> None:
-        if replaces:
-            await self._models.replace(*key, wanted.config)
-        else:
-            await self._models.load(key[0], wanted.config)
+        with _told_while_it_lasts(key):
+            if replaces:
+                await self._models.replace(*key, wanted.config)
+            else:
+                await self._models.load(key[0], wanted.config)
         self._made_of[key] = self._loaded_as[key] = wanted
         count = planner.count_of(wanted)
         if wanted.instances is not None and count is not None:
