@@ -196,6 +196,28 @@ def test_who_answers_in_place_of_a_model_is_shown_of_models_that_have_variants()
     assert not [name for name, labels in page.values if "_variant_" in name and ("model", "other") in labels]
 
 
+def test_who_has_an_objective_shows_how_many_met_it() -> None:
+    model = busy_model()
+    assert "dlproxy_objective_seconds{" not in Page(model).text
+    model = Model()
+    model.stats.aim(0.25, 0.95)
+    four_s = [0.1, 0.2, 0.0, 0.05]
+    model.stats.batch_answered(AnsweredBatch(4, four_s, after_s=0.1, batch_s=0.0, compute_s=0.1, split_s=0.0))
+    model.stats.request_remembered(0.001)
+    for kind in FailureKind:
+        model.stats.failed(kind, 0.1)
+    page = Page(model)
+    found = {result: page.of("dlproxy_objective_requests_total", result=result) for result in ("met", "late", "refused")}
+    assert found == {"met": 4, "late": 1, "refused": 4}
+    assert (page.of("dlproxy_objective_seconds"), page.of("dlproxy_objective_share")) == (0.25, 0.95)
+    model.stats.aim(0.05, 0.99)
+    model.stats.batch_answered(AnsweredBatch(1, [0.1], after_s=0.1, batch_s=0.0, compute_s=0.1, split_s=0.0))
+    assert Page(model).of("dlproxy_objective_requests_total", result="late") == 2
+    model.stats.aim(None, 0.99)
+    assert "dlproxy_objective_seconds{" not in Page(model).text
+    assert not model.stats.readers
+
+
 def test_the_steps_of_pipelines_are_counted() -> None:
     model, other = busy_model(), Model("other")
     counts = StepCounts()

@@ -22,6 +22,7 @@ from dlproxy.cli import (
     keys,
     learn,
     models,
+    monitor,
     serve,
     simulate,
     tune,
@@ -64,6 +65,7 @@ def whole_parser() -> Parser:
         compress,
         cascade,
         learn,
+        monitor,
         completion,
     ):
         command.add_to(commands)

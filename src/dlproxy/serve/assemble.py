@@ -347,6 +347,7 @@ def _aim(model: LoadedModel) -> None:
     """Requests get the deadlines of the objectives that hold now."""
     served, config = model.served, model.control.config
     served.slo_s, served.slo_s_by_level = config.slo_s, by_level(config.slo_s, config.slo_s_by_level)
+    served.stats.aim(config.goal.latency_s, config.goal.quantile)
     for line in model.unmet():
         log.warning("model %s: %s", served.name, line)
 

@@ -15,12 +15,14 @@ from prometheus_client.registry import Collector
 
 from dlproxy.message import FailureKind
 from dlproxy.policy.planner import Phase, VersionState
+from dlproxy.policy.scaling import MISSED
 from dlproxy.policy.view import LaneView
 from dlproxy.telemetry.stats import (
     BOUNDS_S,
     CacheCounts,
     Histogram,
     ModelStats,
+    Objective,
     SequenceCounts,
     StepCounts,
     StreamStats,
@@ -116,6 +118,7 @@ class ModelCollector(Collector):
             model.stats.settle()
         yield from self._triton(models)
         yield from self._own(models)
+        yield from self._objectives([(model, model.stats.objective) for model in models if model.stats.objective is not None])
         yield from self._streams([(model, model.stats.streams) for model in models if model.stats.streams is not None])
         yield from self._caches([(model, model.stats.cache) for model in models if model.stats.cache is not None])
         yield from self._steps([(model, model.stats.steps) for model in models if model.stats.steps is not None])
@@ -208,6 +211,24 @@ class ModelCollector(Collector):
         yield from (phases, depth, limit, ready, states, changes, rechecks, shadows, broken, elements, decisions)
         yield self._versions()
         yield GaugeMetricFamily("dlproxy_http_connections", "Open connections", value=self._connections())
+
+    def _objectives(self, models: Sequence[tuple[ModelView, Objective]]) -> Iterator[Metric]:
+        """Of the models that have one alone."""
+        requests = CounterMetricFamily(
+            "dlproxy_objective_requests",
+            "Requests that were answered within the objective, later, or refused for lack of time or room",
+            labels=(*_LABELS, "result"),
+        )
+        seconds = GaugeMetricFamily("dlproxy_objective_seconds", "Within which requests shall be answered", labels=_LABELS)
+        share = GaugeMetricFamily("dlproxy_objective_share", "Share of the requests that shall be", labels=_LABELS)
+        for model, objective in models:
+            labels = (model.name, model.version)
+            refused = sum([model.stats.failures[kind] for kind in MISSED])
+            for result, times in (("met", objective.met), ("late", objective.late), ("refused", refused)):
+                requests.add_metric((*labels, result), times)
+            seconds.add_metric(labels, objective.seconds)
+            share.add_metric(labels, objective.share)
+        yield from (requests, seconds, share)
 
     def _streams(self, models: Sequence[tuple[ModelView, StreamStats]]) -> Iterator[Metric]:
         """Of the models that answer in parts alone."""

@@ -95,6 +95,24 @@ class Timings:
         self.in_time += sum([latency_s <= objective_s for latency_s in latencies_s])
 
 
+class Objective:
+    """What is wanted of answers, and how many there were: `met` within `seconds`, `late` after. `share`: of the requests, that
+    shall have theirs in time.
+    """
+
+    __slots__ = ("late", "met", "seconds", "share")
+
+    def __init__(self) -> None:
+        self.seconds, self.share = inf, 0.0
+        self.met = self.late = 0
+
+    def add(self, latencies_s: Sequence[float]) -> None:
+        seconds = self.seconds
+        met = sum([latency_s <= seconds for latency_s in latencies_s])
+        self.met += met
+        self.late += len(latencies_s) - met
+
+
 class Part:
     """The parts that stand at one place of their answers: `sent` of them, and how many answers ended, failed or were left there
     instead. `compute_s`, `split_s`: of batches, counted for each answer in them, as the phases of a request are.
@@ -251,7 +269,8 @@ class ModelStats:
         self.rechecks = {"same": 0, "different": 0}  # answers from batches, compared with what the request gets alone
         self.shadows = {"same": 0, "different": 0, "failed": 0, "dropped": 0}  # requests asked again of it, as a shadow
         self.decisions: Counter[str] = Counter()  # of the autopilot, by kind
-        self.readers: list[Timings] = []
+        self.objective: Objective | None = None  # None: no latency is wanted
+        self.readers: list[Timings | Objective] = []
         """Whoever looks at single answers adds its own here, for as long as it does."""
         self.elements = {"real": 0, "padding": 0}  # rows times length of batches that may be padded
         self.streams: StreamStats | None = None  # None: the model answers at once
@@ -286,6 +305,8 @@ class ModelStats:
         request = self.request
         request.counts[bisect_left(BOUNDS_S, seconds)] += 1
         request.total_s += seconds
+        if self.objective is not None:
+            self.objective.add((seconds,))
 
     @property
     def computed(self) -> int:
@@ -330,6 +351,19 @@ class ModelStats:
         """`times`: -1 takes back what was counted a moment ago."""
         self.failures[kind] += times
         self.failed_s += seconds * times
+
+    def aim(self, seconds: float | None, share: float) -> None:
+        """From now on this share of the requests shall be answered within so many seconds; None: as they come."""
+        objective = self.objective
+        if seconds is None:
+            if objective is not None:
+                self.readers.remove(objective)
+                self.objective = None
+            return
+        if objective is None:
+            objective = self.objective = Objective()
+            self.readers.append(objective)
+        objective.seconds, objective.share = seconds, share
 
     def streaming(self) -> StreamStats:
         """Of a model that answers in parts."""
