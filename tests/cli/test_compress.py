@@ -54,7 +54,8 @@ def test_what_pays_is_written_and_shown(folder: Path, compress: Command, capsys:
     original = hashlib.sha256((folder / "house.onnx").read_bytes()).hexdigest()
     (folder / "house.onnx").chmod(0o444)
     make_key_pair(folder / "release")
-    code = compress("house.onnx", "--data", "data.npz", "--edge", "--budget", "90s", "--batch", "8", "--sign", "release.key")
+    given = ["--edge", "--budget", "90s", "--batch", "8", "--set", "clean.depth=3", "--set", "clean.kind=both"]
+    code = compress("house.onnx", "--data", "data.npz", *given, "--sign", "release.key")
     said = capsys.readouterr()
     assert code == 0, said.err
     assert "clean is " in said.out
@@ -62,6 +63,7 @@ def test_what_pays_is_written_and_shown(folder: Path, compress: Command, capsys:
     assert "fuse: failed: does nothing here: there is nothing to fuse" in said.err.splitlines()
     report = read_report(folder / "house-compressed" / "report.json")
     assert [(one.recipe, one.status) for one in report.candidates] == [("fuse", "failed"), ("clean", "accepted")]
+    assert report.candidates[1].steps[0].settings == {"from": "original", "depth": 3, "kind": "both"}
     assert (report.run.machine.cores, report.run.machine.threads) == (1, 1)
     assert list((folder / "house-compressed" / "house-clean").glob("*manifest*")), "it is signed"
     assert "<section" in (folder / "house-compressed" / "report.html").read_text("utf-8")
@@ -98,8 +100,9 @@ def test_ctrl_c_keeps_what_was_accepted(
 def test_the_list_says_what_there_is(compress: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert compress("--list", recipes=[QUICK, TRAINS]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "clean   takes detours out",
-        "distil  teaches a smaller one (learns from labels; needs no_such_package: pip install 'dlproxy[compress,train]')",
+        "clean   takes detours out (options: depth, kind)",
+        "distil  teaches a smaller one (learns from labels; options: depth, kind; "
+        "needs no_such_package: pip install 'dlproxy[compress,train]')",
     ]
 
 
@@ -124,6 +127,13 @@ def test_the_list_says_what_there_is(compress: Command, capsys: pytest.CaptureFi
         (["house.onnx", "--data", "data.npz", "--target", "small"], "--target small: write how many times as quick"),
         (["house.onnx", "--data", "data.npz", "--held-out", "120%"], "--held-out 120% is no share of the examples"),
         (["house.onnx", "--data", "data.npz", "--budget", "1s"], "--budget 1s is out of range: give 10s or more"),
+        (
+            ["house.onnx", "--data", "data.npz", "--set", "fuse.width=1"],
+            "--set fuse.width=1: fuse has no such option; it has none",
+        ),
+        (["house.onnx", "--data", "data.npz", "--set", "fuze.depth=1"], "there is no recipe 'fuze'"),
+        (["house.onnx", "--data", "data.npz", "--set", "clean.depth=1", "--recipes", "fuse"], "clean is not among"),
+        (["house.onnx", "--data", "data.npz", "--set", "depth=1"], "write it like prune-channels.ratio=0.3"),
         (["house.onnx", "--data", "data.npz", "--batch", "0"], "--batch 0 is out of range: give 1 or more"),
         (["house.onnx", "--data", "data.npz", "--edge", "--threads", "2"], "--edge means one thread: omit --threads"),
         (["house.onnx", "--data", "data.npz", "--sign", "nosuch.key"], "--sign nosuch.key: No such file"),

@@ -21,14 +21,16 @@ class Writes(Struct, frozen=True, kw_only=True):
     what: str = "writes a model"
     needs: tuple[str, ...] = ()
     trains: bool = False
+    options: tuple[str, ...] = ("depth", "kind")
     random: bool = False
 
     def make(self, source: Source, context: Context) -> Made:
         context.tell("writing")
         path = context.folder / "made.onnx"
         remark = os.urandom(8).hex().encode() if self.random else b"%16d" % context.seed
+        settings = {"from": source.onnx.parent.name.partition("-")[2], **context.options}
         path.write_bytes(self.model + DOC_STRING + bytes([len(remark)]) + remark)
-        return Made(path, [Step(self.name, "tests 1", {"from": source.onnx.parent.name.partition("-")[2]})], ["as it was told"])
+        return Made(path, [Step(self.name, "tests 1", settings)], ["as it was told"])
 
 
 class Does(Struct, frozen=True, kw_only=True):
@@ -39,6 +41,7 @@ class Does(Struct, frozen=True, kw_only=True):
     what: str = "does something"
     needs: tuple[str, ...] = ()
     trains: bool = False
+    options: tuple[str, ...] = ()
 
     def make(self, source: Source, context: Context) -> Made:
         return self.do(source, context)

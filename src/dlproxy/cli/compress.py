@@ -58,6 +58,13 @@ def add_to(commands: Commands) -> None:
         help="times as quick (default 1.15x), or size=1MB, or memory=64MB, or both of those",
     )
     way = compress.add_argument_group("how it is looked for")
+    way.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="RECIPE.OPTION=VALUE",
+        help="of a recipe, such as prune-channels.ratio=0.3",
+    )
     way.add_argument("--recipes", default="", metavar="A,B", help="these, in this order (default: those that need no training)")
     way.add_argument("--all", action="store_true", help="those that train, too")
     way.add_argument("--batch", type=int, default=32, metavar="N", help="rows of the larger of two batches (default 32)")
@@ -120,7 +127,12 @@ def listed(table: "Mapping[str, Recipe]") -> list[str]:
     from dlproxy.compress.search import missing
 
     width = max(map(len, table), default=0)
-    remarks = {name: ["learns from labels"] * recipe.trains + [missing(recipe)] for name, recipe in table.items()}
+    remarks = {
+        name: ["learns from labels"] * recipe.trains
+        + [f"options: {', '.join(recipe.options)}"] * bool(recipe.options)
+        + [missing(recipe)]
+        for name, recipe in table.items()
+    }
     said = {name: "; ".join(filter(None, parts)) for name, parts in remarks.items()}
     return [f"{name:<{width}}  {recipe.what}" + (f" ({said[name]})" if said[name] else "") for name, recipe in table.items()]
 
@@ -130,7 +142,7 @@ def _asked(args: argparse.Namespace, table: "Mapping[str, Recipe]") -> "tuple[st
     from dlproxy.cli.model_names import add_models
     from dlproxy.compress import CompressError
     from dlproxy.compress.gate import bar_of
-    from dlproxy.compress.search import Asked, choose
+    from dlproxy.compress.search import Asked, choose, options
     from dlproxy.cores import allowed_cores
 
     if args.data is None and args.model is not None:
@@ -145,10 +157,12 @@ def _asked(args: argparse.Namespace, table: "Mapping[str, Recipe]") -> "tuple[st
         raise CompressError("--edge means one thread: omit --threads")
     budget_s = budget(args.budget, LEAST_BUDGET_S)
     named = [part.strip() for part in args.recipes.split(",") if part.strip()]
+    recipes = choose(table, named, every=args.all)
     return name, Asked(
         model=versions[-1].path,
         data=args.data,
-        recipes=choose(table, named, every=args.all),
+        recipes=recipes,
+        options=options(table, args.set, recipes),
         bar=bar_of(target=args.target, max_loss=args.max_loss),
         labels=args.labels,
         held_out=_held_out(args.held_out),

@@ -61,13 +61,14 @@ class Made(Struct, frozen=True):
 
 class Recipe(Protocol):
     """`name`: as users write it. `what`: it does, in a line of the help. `needs`: packages that must be importable.
-    `trains`: it learns from labels.
+    `trains`: it learns from labels. `options`: what its users may set, by name.
     """
 
     name: str
     what: str
     needs: tuple[str, ...]
     trains: bool
+    options: tuple[str, ...]
 
     def make(self, source: Source, context: Context) -> Made:
         """The same of the same seed. Raises RecipeError."""

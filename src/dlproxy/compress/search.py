@@ -4,8 +4,10 @@ Called by cli/compress.py with what a user asks for. Not aware of: what recipes 
 """
 
 import importlib.util
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from math import ceil, isfinite, prod
 from pathlib import Path
@@ -42,7 +44,7 @@ ABOVE = "+"  # between the recipes that a candidate went through
 class Asked(Struct, frozen=True, kw_only=True):
     """`model`: a path or reference as sources.py takes it. `held_out`: other data, a share, or 0 for what `bar` asks for.
     `batch`: rows of the larger of two batches. `cores`: those that measuring may use, by number; empty for all.
-    `race_s`: about, for each candidate at each batch size.
+    `race_s`: about, for each candidate at each batch size. `options`: of recipes, by their names.
     """
 
     model: str
@@ -59,6 +61,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     budget_s: float = 600.0
     race_s: float = 5.0
     seed: int = 0
+    options: Mapping[str, Mapping[str, Any]] = {}
 
 
 class Found(Struct, frozen=True):
@@ -102,6 +105,27 @@ def choose(table: Mapping[str, Recipe], named: Sequence[str] = (), *, every: boo
         if lacking := missing(table[name]):
             raise CompressError(f"{name} {lacking}")
     return list(dict.fromkeys(named)) or [name for name, recipe in table.items() if every or not recipe.trains]
+
+
+def options(table: Mapping[str, Recipe], given: Sequence[str], chosen: Collection[str]) -> dict[str, dict[str, Any]]:
+    """By recipe, of RECIPE.OPTION=VALUE each, where values are as TOML has them, or text. Raises CompressError."""
+    found: dict[str, dict[str, Any]] = {}
+    for text in given:
+        match = re.fullmatch(r"([\w-]+)\.(\w+)=(.*)", text, re.DOTALL)
+        if match is None:
+            raise CompressError(f"--set {text}: write it like prune-channels.ratio=0.3")
+        name, option, value = match.groups()
+        if name not in chosen:
+            choose(table, [name])
+            raise CompressError(f"--set {text}: {name} is not among the recipes to try")
+        known = table[name].options
+        if option not in known:
+            raise CompressError(f"--set {text}: {name} has no such option; it has {', '.join(known) or 'none'}")
+        try:
+            found.setdefault(name, {})[option] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found.setdefault(name, {})[option] = value
+    return found
 
 
 def missing(recipe: Recipe) -> str:
@@ -263,6 +287,7 @@ class _Search:
             "seed": self._asked.seed,
             "threads": usable_cores(),
             "most_batch": self._asked.batch,
+            "options": self._asked.options.get(recipe.name, {}),
         }
         made = run(_made, self._limits(), self._told(name), recipe, start.source, settings)
         if not made.path.resolve().is_relative_to(folder.resolve()) or not made.path.is_file():

@@ -15,6 +15,7 @@ from dlproxy.compress.recipe import Context, Made, Recipe, RecipeError, Source
 _ONNX = ("onnx",)
 _TRAINS = ("onnx", "torch")
 _PRUNES = (*_TRAINS, "torch_pruning")
+_TRAINING = ("epochs", "lr", "batch", "optimizer", "soft", "temperature")
 
 
 class Listed(Struct):
@@ -25,6 +26,7 @@ class Listed(Struct):
     at: str
     needs: tuple[str, ...] = _ONNX
     trains: bool = False
+    options: tuple[str, ...] = ()
 
     def make(self, source: Source, context: Context) -> Made:
         missing = [package for package in self.needs if find_spec(package) is None]
@@ -43,13 +45,41 @@ _ALL = (
     Listed("bf16", "weights stored in bfloat16", "halves:bf16"),
     Listed("dynamic-int8", "int8 products, scaled by the whole batch", "dynamic:make"),
     Listed("rows-int8", "int8 products, each row with a scale of its own", "rows:make"),
-    Listed("static-int8", "int8 with ranges from calibration, sensitive operators left out", "static:make"),
-    Listed("weights-int8", "large matrices in 8 bits, activations in floats", "weights:int8"),
-    Listed("weights-int4", "large matrices in 4 bits, activations in floats", "weights:int4"),
-    Listed("prune-layers", "fewer layers, trained on", "torch.layers:prune_layers", _TRAINS, trains=True),
-    Listed("prune-channels", "fewer channels, neurons, heads, trained on", "torch.prune:prune_channels", _PRUNES, trains=True),
-    Listed("prune-weights", "weights set to zero, trained on; no quicker", "torch.prune:prune_weights", _TRAINS, trains=True),
-    Listed("qat", "int8 that is trained for", "torch.qat:qat", _TRAINS, trains=True),
-    Listed("distil", "a smaller network learns to answer as this one", "torch.distil:distil", _TRAINS, trains=True),
+    Listed(
+        "static-int8",
+        "int8 with ranges from calibration, sensitive operators left out",
+        "static:make",
+        options=("calibration", "activations"),
+    ),
+    Listed("weights-int8", "large matrices in 8 bits, activations in floats", "weights:int8", options=("block",)),
+    Listed("weights-int4", "large matrices in 4 bits, activations in floats", "weights:int4", options=("block",)),
+    Listed(
+        "prune-layers", "fewer layers, trained on", "torch.layers:prune_layers", _TRAINS, True, ("keep", "steps", *_TRAINING)
+    ),
+    Listed(
+        "prune-channels",
+        "fewer channels, neurons, heads, trained on",
+        "torch.prune:prune_channels",
+        _PRUNES,
+        True,
+        ("ratio", "steps", *_TRAINING),
+    ),
+    Listed(
+        "prune-weights",
+        "weights set to zero, trained on; no quicker",
+        "torch.prune:prune_weights",
+        _TRAINS,
+        True,
+        ("ratio", "steps", *_TRAINING),
+    ),
+    Listed("qat", "int8 that is trained for", "torch.qat:qat", _TRAINS, True, _TRAINING),
+    Listed(
+        "distil",
+        "a smaller network learns to answer as this one",
+        "torch.distil:distil",
+        _TRAINS,
+        True,
+        ("width", "student", *_TRAINING),
+    ),
 )
 RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _ALL})

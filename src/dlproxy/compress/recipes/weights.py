@@ -26,9 +26,9 @@ def int4(source: Source, context: Context) -> Made:
 def _make(source: Source, context: Context, bits: int) -> Made:
     name = f"weights-int{bits}"
     model = prepared(source, context, name, quantised=False)
-    block = int(context.options.get("block", BLOCKS[bits]))
-    if block < 16 or block & (block - 1):
-        raise RecipeError(f"block = {block}: it has to be a power of two, at least 16")
+    block = context.options.get("block", BLOCKS[bits])
+    if not isinstance(block, int) or block < 16 or block & (block - 1):
+        raise RecipeError(f"block = {block!r}: it has to be a power of two, at least 16")
 
     def put(add: Builder, linear: Linear) -> None:
         numbers, scales = packed(linear.weights, bits, block)
