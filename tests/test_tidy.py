@@ -50,28 +50,25 @@ def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-python_file = pytest.mark.parametrize("path", PYTHON, ids=_name)
-markdown_file = pytest.mark.parametrize("path", MARKDOWN, ids=_name)
+def test_python_keeps_the_rules() -> None:
+    """All files and all rules at once: a tree is large, and each file is parsed a single time."""
+    wrong: list[str] = []
+    for path in PYTHON:
+        text = path.read_text("utf-8")
+        nodes = list(ast.walk(ast.parse(text)))
+        wrong += [*_banned_calls(path, nodes), *_lengths(path, text, nodes), *_missing_words(path, nodes)]
+    assert not wrong, "\n" + "\n".join(wrong)
 
 
-@python_file
-def test_keeps_the_rules(path: Path) -> None:
-    """All at once: a tree is large, and nothing else needs it."""
-    text = path.read_text("utf-8")
-    nodes = list(ast.walk(ast.parse(text)))
-    _calls_nothing_that_is_banned(path, nodes)
-    _file_and_functions_are_short(path, text, nodes)
-    _says_what_it_is_in_a_few_lines(path, nodes)
-
-
-def _calls_nothing_that_is_banned(path: Path, nodes: list[ast.AST]) -> None:
+def _banned_calls(path: Path, nodes: list[ast.AST]) -> Iterator[str]:
     folder = _name(path).partition("/")[0]
     for line, call, argument in _calls(nodes):
         for banned, folders, instead in BANS:
             hit = call.startswith(banned) and call not in FINE if banned.endswith(".") else call == banned
             if not hit or folder not in folders or (call == "asyncio.sleep" and argument == 0):
                 continue
-            assert (_name(path), banned) in EXCEPTIONS, f"{_name(path)}:{line}: {call} is banned; use {instead}"
+            if (_name(path), banned) not in EXCEPTIONS:
+                yield f"{_name(path)}:{line}: {call} is banned; use {instead}"
 
 
 def test_every_exception_is_still_needed() -> None:
@@ -80,38 +77,49 @@ def test_every_exception_is_still_needed() -> None:
         assert banned in {call for _, call, _ in _calls(nodes)}, f"{name} no longer calls {banned}"
 
 
-def _file_and_functions_are_short(path: Path, text: str, nodes: list[ast.AST]) -> None:
+def _lengths(path: Path, text: str, nodes: list[ast.AST]) -> Iterator[str]:
     lines = len(text.splitlines())
-    assert lines <= MAX_FILE_LINES, f"{_name(path)} has {lines} lines, at most {MAX_FILE_LINES} are allowed: split it"
+    if lines > MAX_FILE_LINES:
+        yield f"{_name(path)} has {lines} lines, at most {MAX_FILE_LINES} are allowed: split it"
     for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert length <= MAX_FUNCTION_LINES, f"{_name(path)}:{node.lineno}: {node.name} has {length} lines: split it"
+            if length > MAX_FUNCTION_LINES:
+                yield f"{_name(path)}:{node.lineno}: {node.name} has {length} lines: split it"
 
 
-def _says_what_it_is_in_a_few_lines(path: Path, nodes: list[ast.AST]) -> None:
+def _missing_words(path: Path, nodes: list[ast.AST]) -> Iterator[str]:
     module = nodes[0]
     assert isinstance(module, ast.Module)
     if path.name == "__init__.py" and not module.body:
         return
     docstring = ast.get_docstring(module)
-    assert docstring, f"{_name(path)} has no module docstring: what is it, what calls it, what is it not aware of?"
-    lines = len(docstring.splitlines())
-    assert lines <= MAX_DOCSTRING_LINES, f"{_name(path)}: the docstring has {lines} lines; move the detail to docs/internals"
+    if not docstring:
+        yield f"{_name(path)} has no module docstring: what is it, what calls it, what is it not aware of?"
+    elif (lines := len(docstring.splitlines())) > MAX_DOCSTRING_LINES:
+        yield f"{_name(path)}: the docstring has {lines} lines; move the detail to docs/internals"
 
 
-@markdown_file
-def test_links_resolve(path: Path) -> None:
+def test_links_resolve() -> None:
+    wrong = [fault for path in MARKDOWN for fault in _broken_links(path)]
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+def _broken_links(path: Path) -> Iterator[str]:
     for target in re.findall(r"\]\(([^)\s]+)\)", _without_code(path)):
         if re.match(r"[a-z]+:", target):
             continue
         file, _, anchor = target.partition("#")
         linked = (path.parent / file).resolve() if file else path
-        assert linked.exists(), f"{_name(path)} links to {target}, which does not exist"
-        assert not anchor or anchor in _anchors(linked), f"{_name(path)} links to {target}: no such heading"
+        if not linked.exists():
+            yield f"{_name(path)} links to {target}, which does not exist"
+        elif anchor and anchor not in _anchors(linked):
+            yield f"{_name(path)} links to {target}: no such heading"
 
 
-@markdown_file
+@pytest.mark.parametrize(
+    "path", [path for path in MARKDOWN if re.search("^```(python|toml)", path.read_text("utf-8"), re.M)], ids=_name
+)
 def test_examples_are_valid(path: Path, tmp_path: Path) -> None:
     text = path.read_text("utf-8")
     for code in re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
@@ -148,12 +156,14 @@ def test_architecture_names_every_room(path: Path) -> None:
         assert f"{path.stem}" in re.findall(r"\w+", text), f"ARCHITECTURE.md does not mention {_name(path)}"
 
 
-@pytest.mark.parametrize("path", TEXT, ids=_name)
-def test_names_no_machine(path: Path) -> None:
-    text = path.read_text("utf-8")
-    if found := re.search(r"(?<![\w.])/(?:home|Users|root|work)/\w.*", text):
-        line = text.count("\n", 0, found.start()) + 1
-        pytest.fail(f"{_name(path)}:{line}: an absolute path of one machine: {found[0]}")
+def test_names_no_machine() -> None:
+    wrong = []
+    for path in TEXT:
+        text = path.read_text("utf-8")
+        for found in re.finditer(r"(?<![\w.])/(?:home|Users|root|work)/\w.*", text):
+            line = text.count("\n", 0, found.start()) + 1
+            wrong.append(f"{_name(path)}:{line}: an absolute path of one machine: {found[0]}")
+    assert not wrong, "\n" + "\n".join(wrong)
 
 
 def _calls(nodes: list[ast.AST]) -> Iterator[tuple[int, str, object]]:

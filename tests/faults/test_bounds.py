@@ -167,12 +167,12 @@ def test_a_place_is_given_back_however_a_request_ends(guarded: Guarded, server: 
         return ask(server.http_port, "/predict/m", key)[0] == 200
 
     def soon(condition: Callable[[], bool], what: str) -> None:
-        assert any(condition() or threading.Event().wait(0.01) for _ in range(300)), what
+        assert any(condition() or threading.Event().wait(0.01) for _ in range(6000)), what
 
     infer = "/inference.GRPCInferenceService/ModelInfer"
     for end in ("answered", "client gone", "cancelled"):
         with ExitStack() as open_here:
-            for _ in range(20):  # a question whether it is free may take the place first
+            for _ in range(50):  # a question whether it is free may take the place first, or the slow one be over before
                 soon(free, end)
                 if end == "cancelled":
                     channel = open_here.enter_context(grpc.insecure_channel(server.grpc_address))
@@ -182,9 +182,10 @@ def test_a_place_is_given_back_however_a_request_ends(guarded: Guarded, server: 
                     head = f"POST /predict/slow HTTP/1.1\r\nhost: h\r\nx-api-key: {key}\r\ncontent-length: {len(INFER)}"
                     client.sendall(f"{head}\r\n\r\n{INFER}".encode())
                 threading.Event().wait(0.05)
-                if not free():
+                if not free() and call(server.grpc_port, infer, message("m"), key)[0] is grpc.StatusCode.RESOURCE_EXHAUSTED:
                     break
-            assert call(server.grpc_port, infer, message("m"), key)[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+            else:
+                pytest.fail(f"{end}: somebody else's request was never in the way")
             if end == "cancelled":
                 asked.cancel()
             elif end == "answered":
@@ -282,7 +283,7 @@ def test_a_crowd_of_slow_handshakes_on_any_port_stops_nobody(crowded: ServerProc
             sock.settimeout(10)
             with suppress(ConnectionError):
                 assert sock.recv(100) == b"", "each is closed, whether it was one too many or too slow"
-    assert any(_descriptors(crowded) <= before or threading.Event().wait(0.05) for _ in range(200))
+    assert any(_descriptors(crowded) <= before or threading.Event().wait(0.05) for _ in range(1200))
     assert _https(crowded.http_port, "/predict/m", "127.0.0.2") == 200, "and then its address is welcome again"
 
 

@@ -87,7 +87,7 @@ class Site:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("cached")
     settings = {"path": write_model(folder / "net.py", 2), "run": "process", "instances": 1, "batching": "off", "cache": "on"}
-    config = write_config(folder / "dlproxy.toml", {"m": settings})
+    config = write_config(folder / "dlproxy.toml", {"m": {**settings, "outage_wait_s": HANG_S}})
     with ServerProcess("--config", config, "--grpc-port", "0") as process:
         yield Site(folder, process)
 
