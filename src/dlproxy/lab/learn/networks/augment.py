@@ -17,7 +17,7 @@ from dlproxy.lab.learn.networks.fit import Augment
 class Changes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How far each example is changed at random, 0: not at all. Images are of 0 to 1, series have a deviation of 1.
 
-    `shift`: pixels; `rotate`: degrees; `zoom`, `brightness`, `contrast`, `stretch` (of time): 0.1 is a tenth less or more, at most;
+    `shift`: pixels; `rotate`: degrees; `zoom`, `brightness`, `contrast`, `stretch` (of time): 0.1 is a tenth less or more;
     `flip`: the share that is mirrored left to right; `jitter`: the deviation of the noise.
     """
 
