@@ -24,7 +24,7 @@ LEAST_NOISE = 1e-6  # of the mean variance of a feature: what no training row va
 
 
 class Profile(Struct, frozen=True):
-    """What is usual: a Gaussian about each class's mean, all of one covariance, by probabilistic PCA (Tipping and Bishop, 1999):
+    """What is usual: a Gaussian about each class's mean, all of one covariance (probabilistic PCA: Tipping and Bishop, 1999):
     `variances` [kept] along the principal components `axes` [features, kept], and `noise` in each other direction.
 
     `means`: [classes, features]. `row`: the shape of a row. `threshold`: of scores, above which `rate` of usual rows are.
