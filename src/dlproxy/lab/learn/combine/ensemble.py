@@ -30,7 +30,7 @@ class Member(How, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """As in an experiment of kind network."""
 
     network: str
-    sizes: list[Whole] = []
+    sizes: tuple[Whole, ...] = ()
     dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
 
 
@@ -46,7 +46,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     held: Annotated[float, Meta(gt=0, lt=1)] = 0.2
 
 
-class Mean(nn.Module):
+class Mean(nn.Module):  # type: ignore[misc] # torch is not read
     """Of several networks' answers to the same input."""
 
     def __init__(self, networks: list[nn.Module]) -> None:
@@ -130,7 +130,8 @@ def _write(data: Data, held_out: Places, trained: Mapping[str, training.Trained]
         export(each.served, folder / f"{name}.onnx", [rows], **names)
     export(Mean([each.served for each in trained.values()]), folder / "model.onnx", [rows], **names)
     (folder / "dlproxy.toml").write_text(_configuration(one.takes, one.gives, list(trained)), "utf-8")
-    np.savez_compressed(folder / "heldout.npz", **{one.takes: data.inputs[held_out], "label": data.targets[held_out]})
+    kept: dict[str, Any] = {one.takes: data.inputs[held_out], "label": data.targets[held_out]}
+    np.savez_compressed(folder / "heldout.npz", **kept)
 
 
 def _configuration(takes: str, gives: str, members: list[str]) -> str:
@@ -142,8 +143,6 @@ def _configuration(takes: str, gives: str, members: list[str]) -> str:
         ("stack", 'probabilities = "combined.probabilities"', 'options = { file = "head.npz" }\n'),
     ):
         lines.append(f'[pipelines.{way}]\ninputs = {{ {takes} = "" }}\noutputs = {{ {outputs} }}\n')
-        lines += [
-            f'[pipelines.{way}.steps.{name}]\nmodel = "{name}"\ninputs = {{ {takes} = "{takes}" }}\n' for name in members
-        ]
+        lines += [f'[pipelines.{way}.steps.{name}]\nmodel = "{name}"\ninputs = {{ {takes} = "{takes}" }}\n' for name in members]
         lines.append(f'[pipelines.{way}.steps.combined]\ncall = "combine.{way}"\ninputs = {{ {sources} }}\n{options}')
     return "\n".join(lines)

@@ -33,7 +33,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     known: list[Annotated[int, Meta(ge=0)]]
     backbone: How
-    sizes: list[Whole]
+    sizes: tuple[Whole, ...]
     examples: list[Whole]
     rates: dict[Way, float]
     steps: Whole = 150
@@ -87,7 +87,9 @@ def train(experiment: Experiment, place: Place) -> Run:
     if missing := [way for way in WAYS if way not in wanted.rates]:
         raise LearnError(f"{experiment.name}: settings: rates has none for {', '.join(missing)}")
     if not 2 <= len(set(wanted.known)) <= data.classes - 2 or max(wanted.known) >= data.classes:
-        raise LearnError(f"{experiment.name}: settings: known has 2 to {data.classes - 2} of the classes 0 to {data.classes - 1}")
+        raise LearnError(
+            f"{experiment.name}: settings: known has 2 to {data.classes - 2} of the classes 0 to {data.classes - 1}"
+        )
     old, new = only(data, wanted.known), only(data, [label for label in range(data.classes) if label not in wanted.known])
     with reproducible(seed=place.seed, threads=place.threads):
         learnt, held_out = sets.fold(old, place.seed)
@@ -130,6 +132,7 @@ def _tried(
 ) -> tuple[dict[str, float], nn.Module]:
     """Accuracy by way, the mean over draws; and the network that was tuned last."""
     found: dict[str, list[float]] = {way: [] for way in WAYS}
+    networks: dict[str, nn.Module] = {}
     rows = backbone.seen(torch.from_numpy(new.inputs[held_out]))
     for _ in range(wanted.draws):
         places = few(new, learnt, count)
@@ -137,14 +140,14 @@ def _tried(
         for way, taught in WAYS.items():
             epochs = math.ceil(wanted.steps / math.ceil(len(places) / 32))
             how = How(rate=wanted.rates[way], epochs=epochs, schedule="cosine")
-            network = taught(backbone.network, inputs, labels, how, new.classes)
-            right = answers(network, rows).argmax(1).numpy() == new.targets[held_out]
+            networks[way] = taught(backbone.network, inputs, labels, how, new.classes)
+            right = answers(networks[way], rows).argmax(1).numpy() == new.targets[held_out]
             found[way].append(float(right.mean()))
-            kept = network if way == "tuned" else kept if way != "frozen" else None
-    return {way: sum(each) / len(each) for way, each in found.items()}, kept
+    return {way: sum(each) / len(each) for way, each in found.items()}, networks["tuned"]
 
 
 def _serving(network: nn.Module, like: Served) -> Served:
-    served = copy.deepcopy(like)
+    served: Served = copy.deepcopy(like)
     served.network = network
-    return served.eval()
+    served.eval()
+    return served
