@@ -21,6 +21,7 @@ STEPS: Mapping[str, str] = MappingProxyType(
         "softmax": "dlproxy.steps.scores:Softmax",
         "top_k": "dlproxy.steps.scores:TopK",
         "argmax": "dlproxy.steps.scores:ArgMax",
+        "guard": "dlproxy.steps.guard:Guard",
         "choose": "dlproxy.steps.choosing:Choose",
         "combine.average": "dlproxy.steps.combine:Average",
         "combine.weighted": "dlproxy.steps.combine:Weighted",

@@ -71,6 +71,11 @@ class Kind(Struct, frozen=True):
 KINDS = MappingProxyType(
     {
         "network": Kind("a network on a data set that ships with a package", "networks.training:train"),
+        "ensemble": Kind("several networks, combined in three ways", "combine.ensemble:train"),
+        "transfer": Kind("a network that goes on from what it learnt of other classes", "combine.transfer:train"),
+        "multitask": Kind("several tasks on one trunk", "combine.multitask:train"),
+        "robust": Kind("a network trained against inputs that are made to deceive it", "robust.hardened:train"),
+        "guard": Kind("what tells inputs unlike those that a network was trained on", "robust.guarded:train"),
     }
 )
 

@@ -71,6 +71,11 @@ def folds(data: Data, count: int, *, seed: int) -> list[tuple[Places, Places]]:
     return [(learnt, held) for learnt, held in found]
 
 
+def fold(data: Data, seed: int, count: int = 5) -> tuple[Places, Places]:
+    """One of them for each seed from 1 on, so that seeds differ in what is held out, too; after all of them, other folds."""
+    return folds(data, count, seed=(seed - 1) // count)[(seed - 1) % count]
+
+
 def scale(data: Data, learnt: Places) -> Scale:
     """By the examples learnt from alone. Images keep their black at 0, so that what is shifted in is as black as paper."""
     inputs = data.inputs[learnt]

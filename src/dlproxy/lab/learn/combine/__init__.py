@@ -1,0 +1,1 @@
+"""What several networks, or several tasks, give together: ensembles, transfer, heads on one trunk."""
