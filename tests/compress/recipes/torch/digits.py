@@ -171,7 +171,7 @@ def trained(folder: Path, name: str, *, epochs: int) -> Source:
     tensors = [torch.from_numpy(training.inputs["image"])]
     taught = torch.full((len(training), 10), 0.1 if name == "cnn" else 0.0)  # no answers to learn from, only their form
     context = Context(folder=folder, training=training, metric="accuracy")
-    with reproducible(context):
+    with reproducible(seed=context.seed, threads=context.threads):
         module = made_by(f"{file}:{name}")
         of = Trainable(module, ["image"], ["output"], tensors, taught)
         assert training.labels is not None

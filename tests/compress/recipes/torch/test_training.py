@@ -34,7 +34,7 @@ CASES = {
 def taught(name: str, folder: Path, plan: Plan) -> tuple[Any, Trainable, float]:
     make, inputs, labels = CASES[name]
     context = Context(folder=folder, training=Dataset({"x": inputs}, labels), metric="")
-    with reproducible(context):
+    with reproducible(seed=context.seed, threads=context.threads):
         module = make()
         tensors = [torch.from_numpy(inputs)]
         of = Trainable(module, ["x"], ["y"], tensors, module(*tensors).detach())
@@ -99,7 +99,7 @@ def test_padding_is_left_out_where_the_answer_is_the_same_without(masked: bool, 
     assert (None if of.lengths is None else of.lengths.tolist()) == (lengths.tolist() if masked else None)
     widths: list[int] = []
     of.module.register_forward_pre_hook(lambda _, given: widths.append(given[0].shape[1]))
-    with reproducible(context):
+    with reproducible(seed=context.seed, threads=context.threads):
         before = loss_on(
             of.module, of, labels_of(context), (plan := Plan(epochs=4, lr=0.05, soft=0, batch=8)), torch.arange(200)
         )

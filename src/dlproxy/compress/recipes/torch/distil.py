@@ -30,7 +30,7 @@ def distil(source: Source, context: Context) -> Made:
     width = number(context.options, "width", 0.5, low=0.01, high=1)
     given = context.options.get("student", "")
     of = trainable(source, context.training)
-    with reproducible(context):
+    with reproducible(seed=context.seed, threads=context.threads):
         student = _given(str(given)) if given else narrowed(of, width)
         _check(student, of)
         loss = fit(student, of, labels, plan, context)

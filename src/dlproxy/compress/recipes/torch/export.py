@@ -27,7 +27,7 @@ import onnxruntime as ort
 ORT = f"onnxruntime {ort.__version__}"
 OPSET = 17
 BATCH = "batch"
-_CLOSE = 1e-3  # of the largest answer: what float32 sums in another order may differ by in a deep network
+CLOSE = 1e-3  # of the largest answer: what float32 sums in another order may differ by in a deep network
 
 
 def flat(outputs: Any) -> list[tuple[str, Any]]:
@@ -42,9 +42,17 @@ def flat(outputs: Any) -> list[tuple[str, Any]]:
 
 
 def export(
-    module: Any, path: Path, examples: Sequence[Any], *, inputs: Sequence[str], outputs: Sequence[str], settled: bool = True
+    module: Any,
+    path: Path,
+    examples: Sequence[Any],
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    settled: bool = True,
+    close: float = CLOSE,
 ) -> None:
-    """Write `path`. `examples`: the tensors of a few rows, in the order of `inputs`. `settled`: in evaluation mode.
+    """Write `path`. `examples`: the tensors of a few rows, in the order of `inputs`. `settled`: in evaluation mode. `close`: what
+    answers may differ by, of the largest one.
 
     TorchScript's exporter is asked first: it takes a second where the one on torch.export takes ten, and gives LSTM as one
     operator. Where its file answers otherwise than the module, or it cannot, the other one is. Raises CompressError.
@@ -56,7 +64,7 @@ def export(
         try:
             with _quietly():
                 write(module, path, examples, inputs, outputs)
-            compare(module, path, examples, inputs)
+            compare(module, path, examples, inputs, close)
         except CompressError as error:
             why = f"{why}; {error}" if why else str(error)
         except Exception as error:  # whatever the exporters raise; their own errors share no class
@@ -90,7 +98,7 @@ def export_program(program: Any, path: Path, examples: Sequence[Any], *, inputs:
         raise CompressError(f"torch {torch.__version__} cannot write this program as ONNX: {one_line(error)}") from error
 
 
-def compare(module: Any, path: Path, examples: Sequence[Any], inputs: Sequence[str]) -> None:
+def compare(module: Any, path: Path, examples: Sequence[Any], inputs: Sequence[str], close: float = CLOSE) -> None:
     """Raises CompressError where the file answers otherwise than the module, to all of the examples or to the first alone."""
     for rows in (len(examples[0]), 1):
         some = [tensor[:rows] for tensor in examples]
@@ -99,7 +107,7 @@ def compare(module: Any, path: Path, examples: Sequence[Any], inputs: Sequence[s
         got = answers(path, dict(zip(inputs, some, strict=True)))
         for one, other in zip(expected, got, strict=True):
             largest = float(np.max(np.abs(one), initial=1e-6))
-            if one.shape != other.shape or not np.allclose(one, other, rtol=_CLOSE, atol=_CLOSE * largest):
+            if one.shape != other.shape or not np.allclose(one, other, rtol=close, atol=close * largest):
                 raise CompressError(f"the ONNX file answers a batch of {rows} otherwise than the module")
 
 

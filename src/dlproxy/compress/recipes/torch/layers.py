@@ -40,7 +40,7 @@ def prune_layers(source: Source, context: Context) -> Made:
             else "it has no repeated layers: blocks one after the other with the same operators, that add to what they take"
         )
     gone: list[Block] = []
-    with reproducible(context):
+    with reproducible(seed=context.seed, threads=context.threads):
         tried = torch.randperm(len(labels))[:_TRIED_ON]
         for step in range(1, min(steps, goal) + 1):
             while len(gone) < goal * step // min(steps, goal):

@@ -38,7 +38,7 @@ def prune_channels(source: Source, context: Context) -> Made:
     plan = planned(context, epochs=8, lr=1e-3)
     of = trainable(source, context.training)
     before = _weights(of.module)
-    with reproducible(context):
+    with reproducible(seed=context.seed, threads=context.threads):
         pruner = _pruner(of, ratio, steps)
         for step in range(1, steps + 1):
             _prune(pruner, of)
@@ -66,7 +66,7 @@ def prune_weights(source: Source, context: Context) -> Made:
     weights = list(_matrices(of.module))
     if not weights:
         raise RecipeError("it has no linear, convolutional or recurrent layers whose weights could go")
-    with reproducible(context):
+    with reproducible(seed=context.seed, threads=context.threads):
         for step in range(1, steps + 1):
             share = ratio * (1 - (1 - step / steps) ** 3)
             masks = _masks(weights, share)

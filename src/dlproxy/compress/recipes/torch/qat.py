@@ -37,7 +37,7 @@ def qat(source: Source, context: Context) -> Made:
     of = trainable(source, context.training)
     path = context.folder / f"{NAME}.onnx"
     model, found, reduced = _quantised(source.onnx, path, of)
-    with reproducible(context):
+    with reproducible(seed=context.seed, threads=context.threads):
         fit(found.module, of, labels, plan, context)
     write_back(found, model)
     onnx.save(model, path)

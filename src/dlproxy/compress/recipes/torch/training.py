@@ -66,16 +66,16 @@ def labels_of(context: Context) -> Any:
 
 
 @contextmanager
-def reproducible(context: Context) -> Iterator[None]:
-    """Seeds torch, and has it compute with as many threads as the context says, within this block."""
-    threads = torch.get_num_threads()
+def reproducible(*, seed: int, threads: int) -> Iterator[None]:
+    """Seeds torch, and has it compute with so many threads, within this block."""
+    before = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(context.seed)
-        torch.set_num_threads(context.threads)
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
         try:
             yield
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(before)
 
 
 def fit(

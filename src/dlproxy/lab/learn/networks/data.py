@@ -1,0 +1,130 @@
+"""Data that ships with scikit-learn, and simulated load, split so that nothing is measured on what was learnt from.
+
+Called by training.py and by other parts that learn from the same data. Not aware of: networks, torch.
+"""
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from dlproxy.lab.load.arrivals import make_arrivals
+
+HELD_OUT = 0.2  # of all examples, by no choice of ours: see `held_out`
+WINDOWS, SECONDS, PER_SECOND = 1500, 64, 20.0
+PROCESSES = ("poisson", "gamma:cv=2", "mmpp:high=4,share=0.2,dwell=4", "daily:peak=3,period=40")
+
+Floats = NDArray[np.float32]
+Places = NDArray[np.intp]  # of examples
+
+
+class Data(Struct, frozen=True, kw_only=True):
+    """`inputs`: [n, ...], as they are. `targets`: int64 [n], classes from 0; or float32 [n], values. `classes`: 0 for values.
+    `kind`: image [n, 1, height, width], series [n, steps, channels] or table [n, columns].
+    """
+
+    name: str
+    kind: str
+    inputs: Floats
+    targets: NDArray[Any]
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+class Scale(Struct, frozen=True):
+    """`(inputs - mean) / deviation` is what a network sees; arrays of one example's shape, or of one number."""
+
+    mean: Floats
+    deviation: Floats
+
+
+def load(name: str) -> Data:
+    """Of DATA."""
+    return DATA[name](name)
+
+
+def held_out(data: Data) -> tuple[Places, Places]:
+    """Examples to learn from, and the fifth of each class (or of all) by which nothing is ever chosen: always the same."""
+    return split(data, np.arange(len(data)), HELD_OUT, seed=0)
+
+
+def split(data: Data, places: Places, share: float, *, seed: int) -> tuple[Places, Places]:
+    """These places without a share of them, and the share: of each class alike."""
+    from sklearn.model_selection import train_test_split
+
+    classes = data.targets[places] if data.classes else None
+    kept, taken = train_test_split(places, test_size=share, stratify=classes, random_state=seed)
+    return np.sort(kept), np.sort(taken)
+
+
+def folds(data: Data, count: int, *, seed: int) -> list[tuple[Places, Places]]:
+    """So many times: examples to learn from, and the fold that is held out, each example once; of each class alike."""
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    kind = StratifiedKFold if data.classes else KFold
+    found = kind(count, shuffle=True, random_state=seed).split(data.inputs.reshape(len(data), -1), data.targets)
+    return [(learnt, held) for learnt, held in found]
+
+
+def scale(data: Data, learnt: Places) -> Scale:
+    """By the examples learnt from alone. Images keep their black at 0, so that what is shifted in is as black as paper."""
+    inputs = data.inputs[learnt]
+    if data.kind == "image":
+        return Scale(np.zeros(1, np.float32), inputs.max().reshape(1))
+    return scale_of(inputs.reshape(-1, inputs.shape[-1]))
+
+
+def scale_of(rows: Floats) -> Scale:
+    """Mean and deviation over axis 0; what does not vary stays as it is."""
+    deviation = np.atleast_1d(rows.std(0))
+    return Scale(np.atleast_1d(rows.mean(0)), np.where(deviation > 0.0, deviation, np.float32(1.0)))
+
+
+def _digits(name: str) -> Data:
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = found.images.astype(np.float32)[:, np.newaxis]
+    return Data(name=name, kind="image", inputs=images, targets=found.target.astype(np.int64), classes=10)
+
+
+def _table(loader: str) -> Callable[[str], Data]:
+    def read(name: str) -> Data:
+        from sklearn import datasets
+
+        found = getattr(datasets, loader)()
+        classes = len(getattr(found, "target_names", ()))
+        targets = found.target.astype(np.int64 if classes else np.float32)
+        return Data(name=name, kind="table", inputs=found.data.astype(np.float32), targets=targets, classes=classes)
+
+    return read
+
+
+def _loads(name: str) -> Data:
+    """Requests in each second of a minute, at rates that differ; the class is the process that they were drawn from."""
+    random = np.random.default_rng(0)
+    targets = np.arange(WINDOWS) % len(PROCESSES)
+    edges = np.arange(SECONDS + 1)
+    windows = np.empty((WINDOWS, SECONDS, 1), np.float32)
+    for place, target in enumerate(targets):
+        rate, start = PER_SECOND * 2.0 ** random.uniform(-1, 1), random.uniform(0, 40)
+        arrivals = make_arrivals(PROCESSES[target], rate=rate, seed=int(random.integers(2**31)))
+        instants = np.concatenate(list(arrivals.chunks(SECONDS + start)))
+        windows[place, :, 0] = np.histogram(instants - start, edges)[0] / rate
+    return Data(name=name, kind="series", inputs=windows, targets=targets.astype(np.int64), classes=len(PROCESSES))
+
+
+DATA = MappingProxyType(
+    {
+        "digits": _digits,
+        "cancer": _table("load_breast_cancer"),
+        "wine": _table("load_wine"),
+        "diabetes": _table("load_diabetes"),
+        "loads": _loads,
+    }
+)
