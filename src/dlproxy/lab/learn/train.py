@@ -15,6 +15,8 @@ from msgspec import Struct, structs
 from dlproxy.lab.learn.experiment import KINDS, Experiment, LearnError, Place, Run
 from dlproxy.lab.report.chart import Chart, linear, standalone
 
+LEFT = ("model.onnx", "synthetic.csv")  # by a seed, for whoever uses it
+
 # Student's t for 95 %, two-sided, by degrees of freedom; from 30 on the normal distribution's is near enough.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
@@ -59,8 +61,9 @@ def train(experiment: Experiment, folder: Path, *, threads: int, tell: Callable[
         result = Result(experiment=experiment, runs=[done[number] for number in sorted(done)])
         _write(record, result)
     result = Result(experiment=experiment, runs=[done[seed] for seed in range(1, experiment.seeds + 1)])
-    if (folder / "seed-1" / "model.onnx").exists():
-        shutil.copy2(folder / "seed-1" / "model.onnx", folder / "model.onnx")
+    for name in LEFT:
+        if (folder / "seed-1" / name).exists():
+            shutil.copy2(folder / "seed-1" / name, folder / name)
     picture = curves(result)
     if picture:
         (folder / "curves.svg").write_text(picture, "utf-8")

@@ -1,0 +1,1 @@
+"""Service times learnt from what a request is, beside the cost that lanes fit, and what the difference is worth."""
