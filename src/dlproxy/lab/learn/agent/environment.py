@@ -111,7 +111,13 @@ class ProxyEnv(gymnasium.Env[State, np.int64]):  # type: ignore[misc]
         self._sight = self._until_asked()
         reward = self._settle(turned=option is not None)
         state, info = self._observed()
-        return state, reward, False, self._now >= self._until, info
+        over = self._now >= self._until
+        if over and self._baseline is not None:
+            seconds, rules_s = TICK_S * (len(self.course) - 1), float(self._baseline[-1][0])
+            info["gain_s"] = rules_s - float(self.course[-1][0])
+            tolerable_s = max(self._pilot.space.tolerated * seconds, rules_s)
+            info["excess"] = (float(self.course[-1][0]) - tolerable_s) / seconds
+        return state, reward, False, over, info
 
     # Time
 
