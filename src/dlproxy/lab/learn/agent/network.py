@@ -8,6 +8,8 @@ from pathlib import Path
 
 import onnx
 import torch
+from stable_baselines3 import DQN
+from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
 from dlproxy.lab.learn.agent.environment import ADVISED
@@ -41,9 +43,21 @@ class Cautious(nn.Module):  # type: ignore[misc]
         return scores
 
 
-def export(scores: nn.Module, path: Path) -> None:
+def scores_of(algorithm: BaseAlgorithm) -> nn.Module:
+    """What an algorithm of stable-baselines3 has learnt, the very parameters: Q-values, or logits."""
+    if isinstance(algorithm, DQN):
+        return algorithm.q_net.q_net
+    return nn.Sequential(*algorithm.policy.mlp_extractor.policy_net, algorithm.policy.action_net)
+
+
+def export(
+    scores: nn.Module,
+    path: Path,
+    features: Sequence[str] = NAMES,
+    moves: Sequence[str] = tuple([move.name for move in MOVES]),
+) -> None:
     """FP32 [N, features] `state` to FP32 [N, moves] `scores`, with the names of both in the metadata."""
-    example = torch.zeros(2, len(NAMES))
+    example = torch.zeros(2, len(features))
     program = torch.onnx.export(
         scores.eval(),
         (example,),
@@ -55,7 +69,7 @@ def export(scores: nn.Module, path: Path) -> None:
     )
     assert program is not None
     model = program.model_proto
-    for key, names in (("dlproxy.features", NAMES), ("dlproxy.moves", [move.name for move in MOVES])):
+    for key, names in (("dlproxy.features", features), ("dlproxy.moves", moves)):
         found = model.metadata_props.add()
         found.key, found.value = key, ",".join(names)
     onnx.save(model, path)

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from dlproxy.lab.learn.agent.environment import ADVISED, Course, ProxyEnv
-from dlproxy.lab.learn.agent.network import Cautious, export
+from dlproxy.lab.learn.agent.network import Cautious, export, scores_of
 from dlproxy.lab.learn.agent.performance import PerformanceModel, fit, record
 from dlproxy.lab.learn.agent.scenarios import Draw, plain, randomised
 from dlproxy.lab.learn.experiment import Experiment, Place, Run, settings
@@ -218,13 +218,6 @@ def _imitate(algorithm: BaseAlgorithm, draw: Draw, wanted: Settings, model: Perf
             optimiser.step()
     if isinstance(algorithm, DQN):
         algorithm.q_net_target.load_state_dict(algorithm.q_net.state_dict())
-
-
-def scores_of(algorithm: BaseAlgorithm) -> nn.Module:
-    """Its network alone, the very parameters: Q-values, or logits."""
-    if isinstance(algorithm, DQN):
-        return algorithm.q_net.q_net
-    return nn.Sequential(*algorithm.policy.mlp_extractor.policy_net, algorithm.policy.action_net)
 
 
 # What is kept
