@@ -68,6 +68,7 @@ class Kind(Struct, frozen=True):
         return train
 
 
+_AGENT = ("torch", "onnx", "onnxscript", "gymnasium", "stable_baselines3")
 KINDS = MappingProxyType(
     {
         "network": Kind("a network on a data set that ships with a package", "networks.training:train"),
@@ -79,6 +80,8 @@ KINDS = MappingProxyType(
         "synthesis": Kind("load like a recorded one, by a network", "synthesis.training:network", ("torch", "onnx", "onnxscript")),
         "fit": Kind("load like a recorded one, by a fitted process", "synthesis.training:fit", ()),
         "service": Kind("service times by what a request is", "service.training:train", ("torch", "onnx", "onnxscript")),
+        "agent": Kind("an agent that turns the autopilot's knobs", "agent.training:train", _AGENT),
+        "batching": Kind("an agent on the batching problem, whose optimum is known", "agent.batching:train", _AGENT),
     }
 )
 
