@@ -9,11 +9,12 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from benchmarks.autopilot.runs import FINALISTS, LOOK_S, Part, best_static, run, run_steady
-from benchmarks.autopilot.scenarios import MEASURED_S, PHASE_S, SETTLED_S, Scenario, Static, make
+from benchmarks.autopilot.runs import FINALISTS, LOOK_S, best_static, run, run_steady
+from benchmarks.autopilot.scenarios import MEASURED_S, PHASE_S, SETTLED_S, make
 from benchmarks.autopilot.shared import best_split, in_words
 from benchmarks.autopilot.shared import make as make_models
 from benchmarks.autopilot.shared import run as run_shared
+from dlproxy.lab.simulate.scenario import Part, Scenario, Static
 from dlproxy.policy.tuning import make_knob_policy
 from dlproxy.policy.tuning.pilot import Decision
 

@@ -9,8 +9,9 @@ from benchmarks.autopilot import compare
 from benchmarks.autopilot.__main__ import SCENARIOS, STEADY_SCENARIOS, numbers, parse_options
 from benchmarks.autopilot.compare import CACHE, Comparison, Half, Steadiness, changed, most_within, references
 from benchmarks.autopilot.page import as_steady_table, as_table, failures, line, page, steady_page
-from benchmarks.autopilot.runs import MOST_BATCH, Part, run_static, run_steady
-from benchmarks.autopilot.scenarios import Scenario, Static, make, statics
+from benchmarks.autopilot.runs import run_static, run_steady
+from benchmarks.autopilot.scenarios import make, statics
+from dlproxy.lab.simulate.scenario import MOST_BATCH, Part, Scenario, Static
 from dlproxy.policy.tuning import KNOB_POLICIES, make_knob_policy
 from dlproxy.policy.tuning.pilot import Decision
 

@@ -19,7 +19,7 @@ from dlproxy.policy.scaling import MISSED
 from dlproxy.policy.tuning.pilot import TICK_S, Order, Pilot
 from dlproxy.policy.tuning.protocol import Knobs
 from dlproxy.policy.tuning.shares import Member, SharedCores
-from dlproxy.policy.tuning.window import Counts, WindowMeter
+from dlproxy.policy.tuning.window import Counts, Window, WindowMeter
 
 LOOKS = 5  # in a window
 MOST_TIMED = 2000  # latencies of a window
@@ -137,9 +137,13 @@ class SimulatedPilot:
         window = self._meter.window(now, telemetry.counts, telemetry.latencies_s, up=len(self._model.lane.pool))
         telemetry.latencies_s.clear()
         self._pilot.space = msgspec.structs.replace(self._pilot.space, cores=int(self._ways.cores))
-        self._carry_out(self._pilot.look(window, now), now)
+        self.told(window, now)
 
-    def _carry_out(self, order: Order | None, now: float) -> None:
+    def told(self, window: Window, now: float) -> None:
+        """What happened since the last time."""
+        self.carry_out(self._pilot.look(window, now), now)
+
+    def carry_out(self, order: Order | None, now: float) -> None:
         if order is None:
             return
         if order.act == "prepare":
@@ -149,7 +153,7 @@ class SimulatedPilot:
             self.turn(order.knobs, now)
 
     def _prepared(self, knobs: Knobs, now: float) -> None:
-        self._carry_out(self._pilot.ready(knobs, now), now)
+        self.carry_out(self._pilot.ready(knobs, now), now)
 
 
 class SimulatedShares:

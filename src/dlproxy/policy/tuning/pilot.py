@@ -6,6 +6,7 @@ Not aware of: how knobs are turned, where windows come from.
 
 from collections import deque
 from collections.abc import Mapping
+from copy import copy, deepcopy
 from math import inf, sqrt
 from typing import Literal
 
@@ -133,6 +134,14 @@ class Pilot:
         if self._trial is not None:
             return self._go_on(self._trial, window, now)
         return self._on_probation(now) or self._begin(now)
+
+    def fork(self, policy: KnobPolicy) -> "Pilot":
+        """Another that is where this one is, under `policy`: told the same, it shows what would be asked and done."""
+        other = copy(self)
+        other._policy = policy
+        other._recent, other._refused, other.log = self._recent.copy(), self._refused.copy(), deque()
+        other._trial = deepcopy(self._trial)
+        return other
 
     def ready(self, knobs: Knobs, now: float) -> Order | None:
         """What these knobs need is prepared."""

@@ -48,6 +48,11 @@ class Load(Struct, frozen=True):
     dispersion: float
 
 
+def load_in(window: Window) -> Load:
+    rows = window.rows / window.answered if window.answered else 1.0
+    return Load(window.arrived / window.seconds, max(rows, 1.0), max(window.dispersion, 1.0))
+
+
 def share_missed(cost: Cost, instances: int, load: Load, objective_s: float, *, max_batch: int, wait_s: float = 0.0) -> float:
     """Of the requests, those late or refused: what spills over a queue that holds no more than can be in time.
 
@@ -113,6 +118,24 @@ class CostBook:
         factor = _stretch(way, cores) / _stretch(known, cores)
         return self._seen[known].times(factor)
 
+    def missed(self, knobs: Knobs, load: Load, space: Space) -> float:
+        """Share of the requests, predicted. Of a way that has been seen, or after any has."""
+        way = int(knobs["instances"]), int(knobs["threads"])
+        cost = self.cost(way, space.cores)
+        assert cost is not None
+        wait_s = float(knobs["max_wait_s"])
+        batch = batch_within(cost, space.objective_s, int(knobs["max_batch"]))
+        wait_s = min(wait_s, batch / max(load.rate * load.rows, 1e-9))
+        return share_missed(cost, way[0], load, space.objective_s, max_batch=int(knobs["max_batch"]), wait_s=wait_s)
+
+    def capacity(self, knobs: Knobs, space: Space) -> float:
+        """Rows per second that can be done with these. Under the same condition."""
+        way = int(knobs["instances"]), int(knobs["threads"])
+        cost = self.cost(way, space.cores)
+        assert cost is not None
+        batch = batch_within(cost, space.objective_s, int(knobs["max_batch"])) if space.objective_s < inf else 1
+        return way[0] * batch / cost.seconds(batch)
+
 
 def _stretch(way: Way, cores: int) -> float:
     """Of a batch on one thread alone."""
@@ -131,12 +154,11 @@ class Rules:
         self.book.observe(way, window)
         if not self.book.knows(way) or not window.arrived:
             return None
-        rows = window.rows / window.answered if window.answered else 1.0
-        load = Load(window.arrived / window.seconds, max(rows, 1.0), max(window.dispersion, 1.0))
+        load = load_in(window)
         options = [option for option in self._options(knobs, space) if space.allows(option[0], knobs)]
         if space.prefers == "rate":
             return self._quickest(options, knobs, space)
-        here = self._missed(knobs, load, space)
+        here = self.book.missed(knobs, load, space)
         if window.missed > space.tolerated * window.ended:
             better = self._better(options, here, load, space, _cores(knobs))
             seen = max(here, window.missed / window.ended)
@@ -173,27 +195,11 @@ class Rules:
 
     # What they would do
 
-    def _missed(self, knobs: Knobs, load: Load, space: Space) -> float:
-        way = int(knobs["instances"]), int(knobs["threads"])
-        cost = self.book.cost(way, space.cores)
-        assert cost is not None
-        wait_s = float(knobs["max_wait_s"])
-        batch = batch_within(cost, space.objective_s, int(knobs["max_batch"]))
-        wait_s = min(wait_s, batch / max(load.rate * load.rows, 1e-9))
-        return share_missed(cost, way[0], load, space.objective_s, max_batch=int(knobs["max_batch"]), wait_s=wait_s)
-
-    def _capacity(self, knobs: Knobs, space: Space) -> float:
-        way = int(knobs["instances"]), int(knobs["threads"])
-        cost = self.book.cost(way, space.cores)
-        assert cost is not None
-        batch = batch_within(cost, space.objective_s, int(knobs["max_batch"])) if space.objective_s < inf else 1
-        return way[0] * batch / cost.seconds(batch)
-
     def _better(self, options: list[tuple[Knobs, str]], here: float, load: Load, space: Space, used: int) -> Proposal | None:
         """What misses the objective least. With fewer cores than are used it is kept also if it misses as much."""
         best, best_missed = None, here - PAYS
         for knobs, reason in options:
-            missed = self._missed(knobs, load, space)
+            missed = self.book.missed(knobs, load, space)
             if missed < best_missed:
                 best_missed = missed
                 best = Proposal(knobs=knobs, reason=reason, gain=here - missed, harmless=_cores(knobs) < used)
@@ -202,7 +208,7 @@ class Rules:
     def _unknown(self, options: list[tuple[Knobs, str]], here: float, load: Load, space: Space) -> Proposal | None:
         """The model knows nothing better, and the objective is missed: then a way that was never seen, if it may be near."""
         guesses = [
-            (self._missed(knobs, load, space), _cores(knobs), knobs)
+            (self.book.missed(knobs, load, space), _cores(knobs), knobs)
             for knobs, _ in options
             if not self.book.knows((int(knobs["instances"]), int(knobs["threads"])))
         ]
@@ -213,12 +219,15 @@ class Rules:
 
     def _roomier(self, options: list[tuple[Knobs, str]], knobs: Knobs, load: Load, space: Space) -> Proposal | None:
         """What could bear more, and is no slower now: for when more comes."""
-        here, missed = self._capacity(knobs, space), self._missed(knobs, load, space)
+        here, missed = self.book.capacity(knobs, space), self.book.missed(knobs, load, space)
         for option, reason in options:
             same_way = (knobs["instances"], knobs["threads"]) == (option["instances"], option["threads"])
             if same_way and float(knobs["max_wait_s"]) > float(option["max_wait_s"]):
                 return Proposal(knobs=option, reason=reason, harmless=True)
-            if self._capacity(option, space) >= ROOM * here and self._missed(option, load, space) <= missed + PAYS / 10.0:
+            if (
+                self.book.capacity(option, space) >= ROOM * here
+                and self.book.missed(option, load, space) <= missed + PAYS / 10.0
+            ):
                 return Proposal(knobs=option, reason=f"room for more load: {reason}", harmless=True)
         return None
 
@@ -227,14 +236,14 @@ class Rules:
         used = _cores(knobs)
         fewer = [(_cores(option), option) for option, _ in options if _cores(option) < used]
         for cores, option in sorted(fewer, key=lambda pair: pair[0]):
-            if self._missed(option, load, space) < EASY * space.tolerated:
+            if self.book.missed(option, load, space) < EASY * space.tolerated:
                 return Proposal(knobs=option, reason=f"{cores} cores do instead of {used}", harmless=True)
         return None
 
     def _quickest(self, options: list[tuple[Knobs, str]], knobs: Knobs, space: Space) -> Proposal | None:
         """What answers the most."""
-        here = self._capacity(knobs, space)
-        capacities = [(self._capacity(option, space), option, reason) for option, reason in options]
+        here = self.book.capacity(knobs, space)
+        capacities = [(self.book.capacity(option, space), option, reason) for option, reason in options]
         for capacity, option, reason in sorted(capacities, key=lambda one: -one[0]):
             if capacity > (1.0 + PAYS) * here:
                 return Proposal(knobs=option, reason=reason, gain=capacity / here - 1.0)
