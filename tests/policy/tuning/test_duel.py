@@ -152,13 +152,13 @@ def test_an_equal_one_that_is_cheaper_is_promoted() -> None:
 
 
 def test_a_harmful_one_is_turned_down_at_once() -> None:
-    """Of the requests 30 % miss the objective by what it does. It costs two times what LOSS allows, and what comes until the
-    champion's knobs hold again.
+    """Of the requests 30 % miss the objective a while after what it does. As often as it is borne, that costs what LOSS allows,
+    and what comes until the champion's knobs hold again.
     """
 
     class Fragile(World):
         def missed(self) -> float:
-            return 0.001 if self.held["max_batch"] == 8 else 0.3 if self.now > self.kept_at + 12.0 else 0.0
+            return 0.001 if self.held["max_batch"] == 8 else 0.3 if self.now > self.kept_at + 45.0 else 0.0
 
         kept_at = 0.0
 
@@ -166,10 +166,12 @@ def test_a_harmful_one_is_turned_down_at_once() -> None:
         world.kept_at = world.now if knobs["max_batch"] == 8 else world.kept_at
         return {"max_batch": 16}
 
-    world = Fragile(duel(Wants(), Wants(harms, harmless=True)))  # it looks harmless for twelve seconds, in which it is kept
+    world = Fragile(duel(Wants(), Wants(harms, harmless=True)))  # it looks harmless while it is on trial
     world.changes = False
     world.run(2 * HOUR_S, until="demotes")
-    assert world.told[2:] in (["hands back", "demotes"], ["hands back", "hands back", "demotes"])
+    assert set(world.told[2:-1]) == {"hands back"}
+    assert len(world.told[2:-1]) <= STRIKES
+    assert world.told[-1] == "demotes"
     assert "it did harm" in world.duel.log[-1].reason
     assert world.lost < STRIKES * (LOSS * BLOCK_S + SETTLE_S) * LOW / TICK_S + 0.002 * world.asked
     world.run(150.0)
@@ -178,6 +180,14 @@ def test_a_harmful_one_is_turned_down_at_once() -> None:
     told = len(world.told)
     world.run(HOUR_S)
     assert len(world.told) == told, "and it is not heard again for long"
+
+
+def test_one_whose_proposals_are_undone_as_harmful_is_turned_down() -> None:
+    world = World(duel(Wants(), Wants(lambda window, knobs: {"max_batch": 64})))
+    world.changes = False
+    world.run(2 * HOUR_S, until="demotes")
+    assert [decision.kind for decision in world.pilot.log].count("undoes") <= 2 * STRIKES
+    assert world.lost < 0.005 * world.asked
 
 
 def test_a_load_that_is_too_much_for_both_is_not_held_against_it() -> None:

@@ -4,7 +4,7 @@ A KnobPolicy, told of every window by the pilot, whose guard rails are around bo
 """
 
 from collections import Counter, deque
-from math import inf, isfinite, sqrt
+from math import inf, sqrt
 from typing import Literal
 
 from msgspec import Struct, field, structs
@@ -12,7 +12,7 @@ from msgspec import Struct, field, structs
 from dlproxy.policy.tuning.evidence import AGREEING, FEWEST, MATTERS, Evidence
 from dlproxy.policy.tuning.pilot import Decision, Kind
 from dlproxy.policy.tuning.protocol import KnobPolicy, Knobs, Proposal, Space, cores_of
-from dlproxy.policy.tuning.rules import CostBook, expected_missed, load_in
+from dlproxy.policy.tuning.rules import CostBook, load_in
 from dlproxy.policy.tuning.window import Window
 
 SHADOW_S = 300.0  # at least, and so many questions, before a challenger may propose
@@ -23,7 +23,7 @@ BLOCK_S = 120.0  # of either side: some decisions and what comes of them
 SETTLE_S = 10.0  # in which whoever takes over can do nothing yet: it counts for whoever left things so
 LOSS = 0.02  # of a block's requests: if so many more miss the objective than is usual with the champion, its turn ends at once
 WORST = 1.5  # times as many as in the champion's own worst stretch, where that is more: loads come in bursts
-STRIKES = 2  # such turns, after which the champion did better
+STRIKES = 3  # such turns after which the champion did better, or proposals that did harm and were undone
 FEWEST_PAIRS, MOST_PAIRS = 6, 32  # of blocks
 SURELY = 4.0  # standard errors of a mean over so few pairs, looked at after each of them (Student's t, five degrees of freedom)
 CHEAPER = 0.95  # times the champion's cores
@@ -147,7 +147,7 @@ class Duel:
 
     def act(self, window: Window, knobs: Knobs, space: Space, now: float) -> Proposal | None:
         self._by_rate = space.prefers == "rate"
-        self.book.observe((int(knobs["instances"]), int(knobs["threads"])), window)
+        self.book.observe(_way(knobs), window)
         if self.challenger is None:
             return self._asked(self.champion, window, knobs, space, now)
         if self.phase == "rest" and now >= self._rest_until:
@@ -169,6 +169,12 @@ class Duel:
 
     def learn(self, knobs: Knobs, window: Window, *, kept: bool) -> None:
         self._proposer.policy.learn(knobs, window, kept=kept)
+        if self.phase == "trial" and self._proposer is self.challenger and not kept:
+            seen = Evidence(by_rate=self._by_rate)
+            seen.join(self._usual.seen)
+            seen.add(window, new=True)
+            if seen.verdict() == "worse":
+                self._strike(seen, window.at)
 
     def watch(self, window: Window, knobs: Knobs, now: float) -> None:
         """Counts for whoever's turn it is, or was a moment ago."""
@@ -224,12 +230,10 @@ class Duel:
         advice.proposed += bool(changes)
         advice.agreed += dict(mine) == dict(other)
         advice.wanted.update([", ".join(f"{name} = {value}" for name, value in changes.items())] if changes else [])
-        if dict(mine) != dict(other) and space.objective_s < inf:
+        if dict(mine) != dict(other) and space.objective_s < inf and self.book.cost(_way(knobs), space.cores) is not None:
             load = load_in(window)
-            expected = expected_missed(self.book, other, load, space), expected_missed(self.book, mine, load, space)
-            if expected[0] is not None and expected[1] is not None and isfinite(expected[0] - expected[1]):
-                advice.expected += expected[0] - expected[1]
-                advice.predicted += 1
+            advice.expected += self.book.missed(other, load, space) - self.book.missed(mine, load, space)
+            advice.predicted += 1
         self._end_shadow(now)
 
     # Phases
@@ -265,9 +269,8 @@ class Duel:
         if now < block.since + BLOCK_S or block.ended < FEWEST:
             return
         if self._suspect is not None and (seen := _both(block, self._suspect)).verdict() == "worse":
-            self._strikes += 1
-            if self._strikes >= STRIKES:
-                self._end("demotes", f"it did harm: {seen.words()}", now)
+            self._strike(seen, now)
+            if self.phase != "trial":
                 return
         number, self._suspect = block.number + 1, None
         if len(self._blocks) == 2:
@@ -288,6 +291,11 @@ class Duel:
         self._note("hands back", f"{self.champion.name} takes over, and shows whether it was the load", now, seen.words())
         self._blocks = [block]
         self._begin_block(block.number | 1, now, challenger=False)  # the next pair is the one after
+
+    def _strike(self, seen: Evidence, now: float) -> None:
+        self._strikes += 1
+        if self._strikes >= STRIKES:
+            self._end("demotes", f"it did harm: {seen.words()}", now)
 
     def _restored(self, before: Knobs, gain: float, knobs: Knobs, space: Space) -> Proposal | None:
         """What held before the challenger did harm."""
@@ -368,6 +376,10 @@ class Duel:
 
     def _note(self, kind: Kind, reason: str, now: float, measured: str = "") -> None:
         self.log.append(Decision(at=now, kind=kind, reason=reason, measured=measured))
+
+
+def _way(knobs: Knobs) -> tuple[int, int]:
+    return int(knobs["instances"]), int(knobs["threads"])
 
 
 def _both(champions: _Block, challengers: _Block) -> Evidence:
