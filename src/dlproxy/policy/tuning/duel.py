@@ -23,7 +23,7 @@ BLOCK_S = 120.0  # of either side: some decisions and what comes of them
 SETTLE_S = 10.0  # in which whoever takes over can do nothing yet: it counts for whoever left things so
 LOSS = 0.02  # of a block's requests: if so many more miss the objective than is usual with the champion, its turn ends at once
 WORST = 1.5  # times as many as in the champion's own worst stretch, where that is more: loads come in bursts
-STRIKES = 3  # such turns after which the champion did better, or proposals that did harm and were undone
+STRIKES = 3  # such turns, after which the champion did better
 FEWEST_PAIRS, MOST_PAIRS = 6, 32  # of blocks
 SURELY = 4.0  # standard errors of a mean over so few pairs, looked at after each of them (Student's t, five degrees of freedom)
 CHEAPER = 0.95  # times the champion's cores
@@ -169,12 +169,6 @@ class Duel:
 
     def learn(self, knobs: Knobs, window: Window, *, kept: bool) -> None:
         self._proposer.policy.learn(knobs, window, kept=kept)
-        if self.phase == "trial" and self._proposer is self.challenger and not kept:
-            seen = Evidence(by_rate=self._by_rate)
-            seen.join(self._usual.seen)
-            seen.add(window, new=True)
-            if seen.verdict() == "worse":
-                self._strike(seen, window.at)
 
     def watch(self, window: Window, knobs: Knobs, now: float) -> None:
         """Counts for whoever's turn it is, or was a moment ago."""
@@ -269,8 +263,9 @@ class Duel:
         if now < block.since + BLOCK_S or block.ended < FEWEST:
             return
         if self._suspect is not None and (seen := _both(block, self._suspect)).verdict() == "worse":
-            self._strike(seen, now)
-            if self.phase != "trial":
+            self._strikes += 1
+            if self._strikes >= STRIKES:
+                self._end("demotes", f"it did harm: {seen.words()}", now)
                 return
         number, self._suspect = block.number + 1, None
         if len(self._blocks) == 2:
@@ -291,11 +286,6 @@ class Duel:
         self._note("hands back", f"{self.champion.name} takes over, and shows whether it was the load", now, seen.words())
         self._blocks = [block]
         self._begin_block(block.number | 1, now, challenger=False)  # the next pair is the one after
-
-    def _strike(self, seen: Evidence, now: float) -> None:
-        self._strikes += 1
-        if self._strikes >= STRIKES:
-            self._end("demotes", f"it did harm: {seen.words()}", now)
 
     def _restored(self, before: Knobs, gain: float, knobs: Knobs, space: Space) -> Proposal | None:
         """What held before the challenger did harm."""
