@@ -39,6 +39,10 @@ class Side(Struct):
         self.in_time += window.in_time
         self.slices += 1
 
+    def join(self, other: "Side") -> None:
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     @property
     def share(self) -> float:
         """Of the requests, those that missed the objective or failed."""
@@ -55,7 +59,7 @@ class Evidence:
 
     def __init__(self, *, by_rate: bool) -> None:
         self.old, self.new = Side(), Side()
-        self._by_rate = by_rate
+        self.by_rate = by_rate
         self._clustered = 0.0
 
     @property
@@ -68,11 +72,17 @@ class Evidence:
         batches = sum([count for count, _ in window.costs.values()])
         self._clustered += window.seconds * (max(window.dispersion, 1.0) + window.rows / max(batches, 1))
 
+    def join(self, other: "Evidence") -> None:
+        """With all that the other has seen."""
+        self.old.join(other.old)
+        self.new.join(other.new)
+        self._clustered += other._clustered
+
     @property
     def difference(self) -> float:
         """By which part of all requests the new knobs do better; by rate: of the old knobs' answers in time."""
         old, new = self.old, self.new
-        if self._by_rate:
+        if self.by_rate:
             return new.rate / old.rate - 1.0 if old.rate else float(new.rate > 0.0)
         return old.share - new.share
 
@@ -80,7 +90,7 @@ class Evidence:
     def error(self) -> float:
         """Standard error of the difference."""
         old, new = self.old, self.new
-        if self._by_rate:
+        if self.by_rate:
             return sqrt(self._effect * (1.0 / max(old.in_time, 1) + 1.0 / max(new.in_time, 1)))
         return sqrt(self._effect * (_variance(old) + _variance(new)))
 
@@ -115,7 +125,7 @@ class Evidence:
     def words(self) -> str:
         """What was measured."""
         old, new = self.old, self.new
-        if self._by_rate:
+        if self.by_rate:
             return f"{new.rate:.4g} answers in time per second after {old.rate:.4g}"
         return f"{new.share:.2%} of {new.ended} requests missed the objective, {old.share:.2%} of {old.ended} before"
 

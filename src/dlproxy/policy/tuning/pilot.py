@@ -13,7 +13,7 @@ from typing import Literal
 from msgspec import Struct, structs
 
 from dlproxy.policy.tuning.evidence import Evidence
-from dlproxy.policy.tuning.protocol import KnobPolicy, Knobs, Point, Proposal, Space, Value, point_of
+from dlproxy.policy.tuning.protocol import KnobPolicy, Knobs, Point, Proposal, Space, Value, Watcher, point_of
 from dlproxy.policy.tuning.window import Window, joined, outline
 
 TICK_S = 0.5  # a window; the shortest slice of a trial
@@ -39,7 +39,8 @@ SURELY = 4.0  # standard deviations of a number of arrivals that are no chance
 LATE = 3.0  # ticks: a window that took longer was measured by a loop that stood still, or by a clock that jumped
 
 Act = Literal["prepare", "apply", "finish"]
-Kind = Literal["tries", "keeps", "undoes", "advises", "holds", "safe mode", "gives up", "degrades", "restores", "assigns"]
+Done = Literal["tries", "keeps", "undoes", "advises", "holds", "safe mode", "gives up", "degrades", "restores", "assigns"]
+Kind = Done | Literal["shadows", "compares", "hands back", "promotes", "demotes", "notices"]  # who may propose
 
 
 class Order(Struct, frozen=True):
@@ -119,6 +120,8 @@ class Pilot:
         if strange:
             self._recent.clear()
             return self._hold(strange, now)
+        if isinstance(self._policy, Watcher) and not self.paused:
+            self._policy.watch(window, self._holding, now)
         if self._recent and _is_another(window, outline(self._recent)):
             self._recent.clear()  # what was before tells nothing of what comes
             self._unsettled_until = now + self._transient_s
@@ -315,10 +318,13 @@ class Pilot:
             return "requests are under way, and no counter moves"
         return ""
 
-    def _now_held(self, name: str) -> Value:
+    @property
+    def _holding(self) -> Knobs:
         trial = self._trial
-        knobs = trial.proposal.knobs if trial is not None and trial.new else self.knobs
-        return min(int(knobs.get(name, 1)), int(self.knobs.get(name, 1)))
+        return trial.proposal.knobs if trial is not None and trial.new else self.knobs
+
+    def _now_held(self, name: str) -> Value:
+        return min(int(self._holding.get(name, 1)), int(self.knobs.get(name, 1)))
 
     def _changed(self, now: float) -> None:
         self._changed_at = now
@@ -343,7 +349,7 @@ class Pilot:
     def _may(self, proposal: Proposal, now: float) -> bool:
         if not self.space.allows(proposal.knobs, self.knobs) or not self._changes(proposal.knobs):
             return False
-        return self._refused.get(point_of(proposal.knobs), (-inf, 0.0))[0] <= now
+        return proposal.again or self._refused.get(point_of(proposal.knobs), (-inf, 0.0))[0] <= now
 
     def _refuse(self, knobs: Knobs, now: float) -> None:
         key = point_of(knobs)

@@ -5,7 +5,7 @@ Used by pilot.py, which guards whatever they propose. Not aware of: how knobs ar
 
 from collections.abc import Mapping
 from math import inf
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from msgspec import Struct
 
@@ -66,13 +66,15 @@ def _alike(value: Value, before: Value) -> bool:
 class Proposal(Struct, frozen=True, kw_only=True):
     """Knobs that ought to be better, and why. `gain`: by how much of all requests fewer would miss the objective, as predicted.
 
-    `harmless`: nothing has to get better for it to be kept, only nothing worse: it makes room, or frees cores.
+    `harmless`: nothing has to get better for it to be kept, only nothing worse: it makes room, or frees cores. `again`: it may
+    be tried although it was given up a moment ago.
     """
 
     knobs: Knobs
     reason: str
     gain: float = 0.0
     harmless: bool = False
+    again: bool = False
 
 
 class KnobPolicy(Protocol):
@@ -84,4 +86,13 @@ class KnobPolicy(Protocol):
 
     def learn(self, knobs: Knobs, window: Window, *, kept: bool) -> None:
         """What came of a proposal that was tried: the windows under it, and whether it was kept."""
+        ...
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """A KnobPolicy that is told of every window that can be believed, also while a proposal is on trial."""
+
+    def watch(self, window: Window, knobs: Knobs, now: float) -> None:
+        """`knobs`: under which it passed."""
         ...
