@@ -25,6 +25,7 @@ from dlproxy.telemetry.stats import (
     StepCounts,
     StreamStats,
     VariantCounts,
+    WatchCounts,
 )
 
 # Triton's reasons for a failed request
@@ -121,6 +122,7 @@ class ModelCollector(Collector):
         yield from self._steps([(model, model.stats.steps) for model in models if model.stats.steps is not None])
         yield from self._variants([(model, model.stats.variants) for model in models if model.stats.variants is not None])
         yield from self._sequences([(model, model.stats.sequences) for model in models if model.stats.sequences is not None])
+        yield from self._watched([(model, model.stats.watch) for model in models if model.stats.watch is not None])
 
     def _triton(self, models: Sequence[ModelView]) -> Iterator[Metric]:
         yield _counter("nv_inference_request_success", "Requests that were answered", models, lambda s: s.request.count)
@@ -317,6 +319,15 @@ class ModelCollector(Collector):
             for model, counts in models:
                 counter.add_metric((model.name, model.version), getattr(counts, name))
             yield counter
+
+    def _watched(self, models: Sequence[tuple[ModelView, WatchCounts]]) -> Iterator[Metric]:
+        """Of the models alone whose telemetry is watched."""
+        unusual = GaugeMetricFamily("dlproxy_unusual", "1 while something is unusual with the model", labels=_LABELS)
+        alarms = CounterMetricFamily("dlproxy_alarms", "Times that something began to be unusual", labels=_LABELS)
+        for model, counts in models:
+            unusual.add_metric((model.name, model.version), counts.unusual)
+            alarms.add_metric((model.name, model.version), counts.alarms)
+        yield from (unusual, alarms)
 
     def _versions(self) -> Metric:
         counted = Counter("failed" if one.reason else one.phase for one in self._wanted())

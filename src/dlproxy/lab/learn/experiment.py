@@ -71,6 +71,7 @@ class Kind(Struct, frozen=True):
 KINDS = MappingProxyType(
     {
         "network": Kind("a network on a data set that ships with a package", "networks.training:train"),
+        "anomaly": Kind("a detector of faults in telemetry, on scenarios of the simulator", "anomalies.training:train"),
     }
 )
 

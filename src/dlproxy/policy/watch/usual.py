@@ -11,7 +11,7 @@ FIRST = 60  # windows that tell what is usual, before anything can be unusual
 ADAPTS = 300  # windows: what is usual follows what is seen at this pace
 FARTHEST = 10.0  # spreads: more is not told apart
 STEP = 3.0  # spreads: what lies further off draws no harder
-OF_NORMAL = 1.4826  # the median absolute deviation of a normal distribution is its standard deviation by this
+OUTER = 3.29  # of a normal distribution the middle 90 % are so many standard deviations wide
 FEWEST = 10  # values of a feature that say anything
 
 
@@ -50,7 +50,9 @@ class Usual:
         if not self.known or len(first) < FEWEST:
             return
         centre = median(first)
-        spread = OF_NORMAL * median([abs(one - centre) for one in first])
+        first.sort()
+        edge = len(first) // 20
+        spread = (first[-1 - edge] - first[edge]) / OUTER
         self.centres[place], self.spreads[place] = centre, max(spread, self.spreads[place])
         self._first[place] = []
 

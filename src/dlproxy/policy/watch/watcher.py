@@ -70,15 +70,11 @@ class Watcher:
         return before != after
 
     def accept(self) -> bool:
-        """What is seen from now on is what is usual; whether that ends an alarm."""
-        was = bool(self.unusual)
+        """What is unusual is usual from now on; whether there was an alarm, which ends."""
+        if not self.unusual:
+            return False
         self._forget()
-        return was
-
-    @property
-    def learns(self) -> bool:
-        """Whether it does not know yet what is usual."""
-        return not self._usual.known
+        return True
 
     def _forget(self) -> None:
         self._usual, self._costs, self._alarm = Usual(), KnownCosts(), Alarm()

@@ -49,6 +49,15 @@ class Recorded(Struct, frozen=True, eq=False):
     wrong: NDArray[np.bool_]
 
 
+class Trace(Struct, frozen=True, eq=False):
+    """What a scenario's model did, window by window; its fault was there from the one instant to the other."""
+
+    fault: Fault | None
+    from_s: float
+    until_s: float
+    seen: list[Seen]
+
+
 class Plan(Struct, frozen=True, kw_only=True):
     """`rate`: of requests, on average; `heavy`: share of them with eight rows; `gap_cv`: variation of the gaps between them.
     `load`: relative, for each STEP_S. `from_s` to `until_s`: the fault; `much` (0 to 1): how bad it is.
@@ -120,21 +129,29 @@ def _load(random: np.random.Generator, steps: int) -> NDArray[np.float64]:
     return np.maximum(load, 0.2)
 
 
-def record(planned: Plan, seed: int) -> Recorded:
+def simulate(planned: Plan, seed: int) -> Trace:
     """Run it."""
     run = _Run(planned, seed)
-    run.simulate()
-    watcher, seen = Watcher(_Keeps()), run.seen
-    kept: _Keeps = watcher.detector  # type: ignore[assignment]
-    for one in seen:
-        watcher.look(one, one.window.at)
-    ends = [one.window.at for one in seen][-len(kept.off) :] if kept.off else []
-    wrong = [planned.fault is not None and planned.from_s < at and at - WINDOW_S < run.until_s for at in ends]
-    return Recorded(planned.fault, np.asarray(kept.off, np.float32), np.asarray(wrong, np.bool_))
+    run.run(run.calls(), drain_s=30.0)
+    return Trace(planned.fault, planned.from_s, run.until_s, run.seen)
+
+
+def told(trace: Trace) -> Recorded:
+    """What a detector would be told of it, if nothing were unusual to it: what is usual follows all that is seen."""
+    keeps = _Keeps()
+    watcher = Watcher(keeps)
+    at: list[float] = []
+    for seen in trace.seen:
+        before = len(keeps.off)
+        watcher.look(seen, seen.window.at)
+        if len(keeps.off) > before:
+            at.append(seen.window.at)
+    wrong = [trace.fault is not None and trace.from_s < end and end - WINDOW_S < trace.until_s for end in at]
+    return Recorded(trace.fault, np.asarray(keeps.off, np.float32), np.asarray(wrong, np.bool_))
 
 
 class _Keeps:
-    """A Detector that finds nothing unusual, so that what is usual follows all that is seen."""
+    """A Detector that finds nothing unusual."""
 
     def __init__(self) -> None:
         self.off: list[tuple[float, ...]] = []
@@ -219,12 +236,9 @@ class _Run(Simulation):
         SimulatedPilot(node, self._model, self._ways, pilot, telemetry, start_s=0.5, until=planned.seconds)
         return telemetry
 
-    def simulate(self) -> None:
-        self.run(self._calls(), drain_s=30.0)
-
     # Load
 
-    def _calls(self) -> Iterator[Call]:
+    def calls(self) -> Iterator[Call]:
         planned, random = self._plan, self._random
         reached = np.concatenate([[0.0], np.cumsum(planned.load * planned.rate * STEP_S)])
         shape = planned.gap_cv**-2
@@ -337,11 +351,9 @@ class _Run(Simulation):
         return tuple(sorted([slot.name for slot in self._model.lane.view().instances]))
 
 
-def records(count: int, seconds: float, fault: Fault | None, seed: tuple[int, ...]) -> Iterator[Recorded]:
-    """So many, at random; those that end before it is known what is usual are left out."""
-    assert seconds > 2 * FIRST * WINDOW_S
+def traces(count: int, seconds: float, fault: Fault | None, seed: tuple[int, ...]) -> Iterator[Trace]:
+    """So many, at random."""
+    assert seconds > 2 * FIRST * WINDOW_S, "too short to learn what is usual"
     for number in range(count):
         random = np.random.default_rng((*seed, number))
-        recorded = record(plan(random, seconds, fault), int(random.integers(1 << 31)))
-        if len(recorded.off):
-            yield recorded
+        yield simulate(plan(random, seconds, fault), int(random.integers(1 << 31)))
