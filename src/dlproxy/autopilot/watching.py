@@ -153,10 +153,10 @@ def _learnt(path: Path) -> Callable[[], Detector]:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         properties = session.get_modelmeta().custom_metadata_map
-        known, threshold = properties.get("dlproxy.features", ""), float(properties.get("dlproxy.threshold", "0"))
     except Exception as error:  # whatever onnxruntime raises for a file that is none
         raise ConfigError(f"watch = '{path}' cannot be loaded: {error}", "watch") from None
-    if known != ",".join(NAMES) or threshold <= 0.0:
+    known = properties.get("dlproxy.features", "")
+    if known != ",".join(NAMES) or properties.get("dlproxy.span") != str(SPAN):
         raise ConfigError(
             f"watch = '{path}' was trained on other features than this version has ({known or 'it names none'}); train it anew: "
             "dlproxy learn train telemetry-autoencoder",
@@ -169,4 +169,4 @@ def _learnt(path: Path) -> Callable[[], Detector]:
         return float(session.run(None, {told.name: array})[0][0])
 
     checked: Score = score
-    return partial(Learnt, checked, threshold)
+    return partial(Learnt, checked)

@@ -55,16 +55,15 @@ class Charts:
 
 
 class Learnt:
-    """A network's score of the last SPAN windows over `threshold`; 0 until there are so many."""
+    """A network's score of the last SPAN windows; 0 until there are so many."""
 
-    def __init__(self, score: Score, threshold: float) -> None:
+    def __init__(self, score: Score) -> None:
         self._score = score
-        self._threshold = threshold
         self._windows: deque[Sequence[float]] = deque(maxlen=SPAN)
 
     def observe(self, off: Sequence[float], now: float) -> float:
         self._windows.append(tuple(off))
-        return self._score(list(self._windows)) / self._threshold if len(self._windows) == SPAN else 0.0
+        return self._score(list(self._windows)) if len(self._windows) == SPAN else 0.0
 
     def forget(self) -> None:
         self._windows.clear()

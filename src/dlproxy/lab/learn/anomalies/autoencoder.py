@@ -3,7 +3,6 @@
 Called by training.py. Not aware of: scenarios, thresholds.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +32,8 @@ class Shape(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Autoencoder(torch.nn.Module):
-    """[N, SPAN, features] as spreads off the usual; gives [N]: the worst feature's mean squared error of the NEWEST windows, on the
-    side that is bad, over what that is of normal ones.
+    """[N, SPAN, features] as spreads off the usual; gives [N]: the worst feature's mean error over the NEWEST windows, on the side
+    that is bad, as part of its limit.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -46,7 +45,7 @@ class Autoencoder(torch.nn.Module):
         self.decode = torch.nn.Sequential(
             torch.nn.Linear(shape.code, shape.hidden), torch.nn.GELU(), torch.nn.Linear(shape.hidden, wide)
         )
-        self.register_buffer("usual", torch.ones(len(NAMES)))
+        self.register_buffer("limits", torch.ones(len(NAMES)))
         self.register_buffer("sides", torch.tensor([float(FEATURES[name].side) for name in NAMES]))
 
     def told_again(self, windows: torch.Tensor) -> torch.Tensor:
@@ -54,13 +53,12 @@ class Autoencoder(torch.nn.Module):
         return self.decode(self.encode(windows.flatten(1) / SCALE)).reshape(windows.shape)
 
     def errors(self, windows: torch.Tensor) -> torch.Tensor:
-        """[N, features]"""
-        error = (windows / SCALE - self.told_again(windows))[:, -NEWEST:]
-        bad = torch.where(self.sides == 0.0, error.abs(), torch.relu(error * self.sides))
-        return (bad * bad).mean(1)
+        """[N, features], in spreads."""
+        error = (windows - SCALE * self.told_again(windows))[:, -NEWEST:].mean(1)
+        return torch.where(self.sides == 0.0, error.abs(), torch.relu(error * self.sides))
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        return (self.errors(windows) / self.usual).amax(1)
+        return (self.errors(windows) / self.limits).amax(1)
 
 
 def spans(off: Floats) -> Floats:
@@ -96,22 +94,25 @@ def fit(train: Floats, held_out: Floats, shape: Shape, seed: int) -> tuple[Autoe
         elif len(checks) - 1 - int(np.argmin(checks)) >= shape.patience:
             break
     model.load_state_dict(best)
-    with torch.no_grad():
-        errors = model.errors(there)
-        model.usual.copy_(errors.mean(0).clamp_min(float(errors.mean()) * 0.1))  # of features that hardly ever move, some
     return model.eval(), losses, checks
 
 
-def scores(model: Autoencoder, off: Floats) -> NDArray[np.float64]:
-    """Of each window of a scenario; 0 until there are SPAN of them."""
-    found = np.zeros(len(off))
+def errors(model: Autoencoder, off: Floats) -> NDArray[np.float64]:
+    """[windows, features] of a scenario; 0 until there are SPAN of them."""
+    found = np.zeros(off.shape)
     if len(off) >= SPAN:
         with torch.no_grad():
-            found[SPAN - 1 :] = model(torch.from_numpy(spans(off))).numpy()
+            found[SPAN - 1 :] = model.errors(torch.from_numpy(spans(off))).numpy()
     return found
 
 
-def export(model: Autoencoder, threshold: float, path: Path, about: Sequence[tuple[str, str]]) -> None:
+def scores(model: Autoencoder, off: Floats) -> NDArray[np.float64]:
+    """[windows], as the exported network has them: 1 and more is unusual."""
+    worst: NDArray[np.float64] = (errors(model, off) / model.limits.numpy()).max(1)
+    return worst
+
+
+def export(model: Autoencoder, path: Path) -> None:
     """With what a server needs to know of it as properties: see autopilot/watching.py."""
     import onnx
 
@@ -121,6 +122,5 @@ def export(model: Autoencoder, threshold: float, path: Path, about: Sequence[tup
     )
     assert program is not None
     proto = program.model_proto
-    properties = {"dlproxy.features": ",".join(NAMES), "dlproxy.threshold": repr(threshold), **dict(about)}
-    onnx.helper.set_model_props(proto, properties)
+    onnx.helper.set_model_props(proto, {"dlproxy.features": ",".join(NAMES), "dlproxy.span": str(SPAN)})
     onnx.save(proto, path)

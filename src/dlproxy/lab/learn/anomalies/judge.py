@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dlproxy.lab.learn.anomalies.scenarios import Fault, Recorded
 from dlproxy.policy.watch.watcher import AMONG, ENOUGH, WINDOW_S, Alarm
 
+MARGIN = 1.5  # some hours of normal scenarios do not have the worst that there is
 WEEK_S = 7 * 86400.0
 
 Scores = NDArray[np.float64]
@@ -35,9 +36,9 @@ def alarms_at(scores: Scores) -> Scores:
     return found
 
 
-def threshold(normal: Sequence[Scores]) -> float:
-    """The lowest at which these scenarios, all normal, give no alarm."""
-    return float(np.nextafter(max(float(alarms_at(scores).max()) for scores in normal), np.inf))
+def limit(normal: Sequence[Scores], margin: float = MARGIN) -> float:
+    """So many times the lowest threshold at which these scenarios, all normal, give no alarm."""
+    return margin * max(float(alarms_at(scores).max()) for scores in normal)
 
 
 def area(scores: Sequence[Scores], records: Sequence[Recorded]) -> float:
@@ -48,25 +49,25 @@ def area(scores: Sequence[Scores], records: Sequence[Recorded]) -> float:
     return float(average_precision_score(wrong, np.concatenate(scores)))
 
 
-def begun(scores: Scores, limit: float) -> list[int]:
+def begun(scores: Scores, most: float) -> list[int]:
     """The windows in which an alarm began, as a server has it."""
     alarm, before, found = Alarm(), False, []
     for place, score in enumerate(scores):
-        now = alarm.hear(float(score) / limit)
+        now = alarm.hear(float(score) / most)
         if now and not before:
             found.append(place)
         before = now
     return found
 
 
-def judged(scores: Sequence[Scores], records: Sequence[Recorded], limit: float) -> tuple[list[Found], float]:
+def judged(scores: Sequence[Scores], records: Sequence[Recorded], most: float) -> tuple[list[Found], float]:
     """What became of each fault, and false alarms in a simulated week of normal operation: of scenarios without a fault, and of
     the time before one in the others. An alarm that is on when a fault begins has found nothing.
     """
     found: list[Found] = []
     false, normal_s = 0, 0.0
     for one, record in zip(scores, records, strict=True):
-        places = begun(one, limit)
+        places = begun(one, most)
         wrong = np.flatnonzero(record.wrong)
         onset = int(wrong[0]) if len(wrong) else len(one)
         false += sum(place < onset for place in places)

@@ -6,20 +6,26 @@ there are is known to the figures alone.
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
 from statistics import median
 
 import numpy as np
 from msgspec import Struct, structs
 from numpy.typing import NDArray
 
-from dlproxy.lab.learn.anomalies.autoencoder import Shape, export, fit, scores, spans
-from dlproxy.lab.learn.anomalies.judge import Found, Scores, alarms_at, area, judged, threshold
+from dlproxy.lab.learn.anomalies.autoencoder import Autoencoder, Shape, errors, export, fit, scores, spans
+from dlproxy.lab.learn.anomalies.judge import Found, Scores, area, judged, limit
 from dlproxy.lab.learn.anomalies.scenarios import FAULTS, Recorded, Trace, told, traces
 from dlproxy.lab.learn.experiment import Experiment, Place, Run, settings
-from dlproxy.policy.watch.detectors import Charts
+from dlproxy.policy.watch.detectors import WEIGHT, Charts
 from dlproxy.policy.watch.features import NAMES
 
-LEAST_LIMIT = 1.0  # of a chart, in its standard deviations: features that normal scenarios never move
+LEAST_LIMIT = 4.0  # of a chart, in its standard deviations: of features that normal scenarios never move
+LEAST_FAILED = 6.0  # here no request fails without a fault, but elsewhere one may
+
+Floats = NDArray[np.float32]
+Detect = Callable[[Floats], Scores]
+"""[windows, features] to [windows]: 1 and more is unusual."""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,40 +55,63 @@ def train(experiment: Experiment, place: Place) -> Run:
 
     torch.set_num_threads(place.threads)
     data = _data(wanted, place)
-    normal, held_out, test = (list(map(told, part)) for part in (data.train, data.validate, data.test))
-    network, losses, checks = fit(_spans(normal), _spans(held_out), wanted.network, place.seed)
+    known, held_out, test = (list(map(told, part)) for part in (data.train, data.validate, data.test))
+    network, losses, checks = fit(_spans(known), _spans(held_out), wanted.network, place.seed)
+    normal = [record.off for record in (*known, *held_out)]
     limits = chart_limits(normal)
-    detectors: dict[str, Callable[[NDArray[np.float32]], Scores]] = {
+    network_limits(network, normal)
+    export(network, place.folder / "model.onnx")
+    detectors: dict[str, Detect] = {
         "autoencoder": lambda off: scores(network, off),
         "charts": lambda off: chart_scores(off, limits),
-        "forest": _forest(normal, wanted.trees, place.seed),
+        "forest": forest(normal, wanted.trees, place.seed),
     }
     figures: dict[str, float] = {}
     for name, of in detectors.items():
-        limit = threshold([of(record.off) for record in held_out])
-        found = [of(record.off) for record in test]
-        figures |= {f"{name} {what}": value for what, value in _figures(found, test, limit).items()}
-        if name == "autoencoder":
-            export(network, limit, place.folder / "model.onnx", ())
-        elif name == "charts":
-            figures |= {f"limit {feature}": limits[feature] * limit for feature in NAMES}
+        figures |= {f"{name} {what}": value for what, value in _figures([of(record.off) for record in test], test).items()}
+    figures |= {f"limit {feature}": value for feature, value in limits.items()}
     return Run(seed=place.seed, figures=figures, curves={"training": losses, "validation": checks})
 
 
-def chart_limits(normal: Sequence[Recorded]) -> dict[str, float]:
-    """Of each feature's chart, in its standard deviations: the lowest at which these scenarios give no alarm by it alone."""
+def chart_limits(normal: Sequence[Floats]) -> dict[str, float]:
+    """Of each feature's chart, in its standard deviations."""
     found = {}
-    for place, name in enumerate(NAMES):
+    for name in NAMES:
         alone = {other: 1.0 if other == name else 1e9 for other in NAMES}
-        worst = max(float(alarms_at(chart_scores(record.off, alone)).max()) for record in normal)
-        found[name] = max(worst, LEAST_LIMIT)
+        found[name] = max(limit([chart_scores(off, alone) for off in normal]), _least(name))
     return found
 
 
-def chart_scores(off: NDArray[np.float32], limits: Mapping[str, float]) -> Scores:
+def network_limits(network: Autoencoder, normal: Sequence[Floats]) -> None:
+    """Set those of each feature's mean error, in spreads."""
+    found = [errors(network, off) for off in normal]
+    for place, name in enumerate(NAMES):
+        most = limit([one[:, place] for one in found])
+        network.limits[place] = max(most, _least(name) * sqrt(WEIGHT / (2.0 - WEIGHT)))
+
+
+def _least(name: str) -> float:
+    return LEAST_FAILED if name == "failed" else LEAST_LIMIT
+
+
+def chart_scores(off: Floats, limits: Mapping[str, float]) -> Scores:
     """As a server has them."""
     charts = Charts(limits)
     return np.asarray([charts.observe(row, 0.0) for row in off.tolist()])
+
+
+def forest(normal: Sequence[Floats], trees: int, seed: int) -> Detect:
+    """An isolation forest (Liu, Ting, Zhou, ICDM 2008) over the newest window and the means of the last 4 and 16."""
+    from sklearn.ensemble import IsolationForest
+
+    seen = [_summary(off) for off in normal]
+    found = IsolationForest(n_estimators=trees, random_state=seed).fit(np.concatenate(seen))
+    most = limit([-found.score_samples(summary) for summary in seen], 1.0)  # such scores end at 1: there is no room for a margin
+
+    def of(off: Floats) -> Scores:
+        return -np.asarray(found.score_samples(_summary(off)), np.float64) / most
+
+    return of
 
 
 def _data(wanted: Settings, place: Place) -> Data:
@@ -111,19 +140,7 @@ def _spans(kept: Sequence[Recorded]) -> NDArray[np.float32]:
     return np.concatenate([spans(record.off) for record in kept])
 
 
-def _forest(normal: Sequence[Recorded], trees: int, seed: int) -> Callable[[NDArray[np.float32]], Scores]:
-    """An isolation forest (Liu, Ting, Zhou, ICDM 2008) over the newest window and the means of the last 4 and 16."""
-    from sklearn.ensemble import IsolationForest
-
-    forest = IsolationForest(n_estimators=trees, random_state=seed).fit(np.concatenate([_summary(record.off) for record in normal]))
-
-    def of(off: NDArray[np.float32]) -> Scores:
-        return -np.asarray(forest.score_samples(_summary(off)), np.float64)
-
-    return of
-
-
-def _summary(off: NDArray[np.float32]) -> NDArray[np.float32]:
+def _summary(off: Floats) -> NDArray[np.float32]:
     summed = np.concatenate([np.zeros((1, off.shape[1])), np.cumsum(off, axis=0, dtype=np.float64)])
     means = []
     for span in (4, 16):
@@ -133,8 +150,8 @@ def _summary(off: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate([off, *means], axis=1).astype(np.float32)
 
 
-def _figures(found: Sequence[Scores], test: Sequence[Recorded], limit: float) -> dict[str, float]:
-    faults, false_per_week = judged(found, test, limit)
+def _figures(found: Sequence[Scores], test: Sequence[Recorded]) -> dict[str, float]:
+    faults, false_per_week = judged(found, test, 1.0)
     told = {"area": area(found, test), "false alarms a week": false_per_week, **_delays(faults)}
     for fault in FAULTS:
         of_it = [one for one in faults if one.fault == fault]
