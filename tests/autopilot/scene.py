@@ -10,11 +10,13 @@ from msgspec.structs import replace
 
 from dlproxy.autopilot.flight import Flight, Mode, Tuned
 from dlproxy.autopilot.host import Autopilot
+from dlproxy.autopilot.watching import Watch
 from dlproxy.config import ModelConfig
 from dlproxy.fleet.roster import Roster
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.tuning.protocol import KnobPolicy, Knobs, Proposal, Space, Value
 from dlproxy.policy.tuning.window import Window
+from dlproxy.policy.watch.detectors import Charts
 from dlproxy.serve.control import LaneControl
 from dlproxy.serve.tuning import LANE
 from dlproxy.testing import FakeInstance
@@ -54,6 +56,7 @@ class Garage:
         self.loaded = {1}
         self.problem: Exception | None = None
         self.hangs = False
+        self.slow = 1.0
         self.loads = 0
         self._number = 0
         self._ending: list[asyncio.Task[None]] = []
@@ -90,13 +93,15 @@ class Garage:
         self.loaded = {self.threads}
 
     def _seconds(self, rows: int) -> float:
-        return 1e9 if self.hangs else (BASE_S + ROW_S * rows) / self.threads
+        return 1e9 if self.hangs else self.slow * (BASE_S + ROW_S * rows) / self.threads
 
 
 class Scene(Rig):
     """`knobs`: what it begins with. The autopilot looks from the first moment on."""
 
-    def __init__(self, make_policy: Callable[[], KnobPolicy], *, mode: Mode = "on", max_batch: int = 64, **space: Any) -> None:
+    def __init__(
+        self, make_policy: Callable[[], KnobPolicy], *, mode: Mode = "on", max_batch: int = 64, watch: bool = False, **space: Any
+    ) -> None:
         self._jumped_s = 0.0
         loop = asyncio.get_running_loop()
         knobs = replace(KNOBS, max_batch=max_batch, slo_s=OBJECTIVE_S)
@@ -125,7 +130,7 @@ class Scene(Rig):
             let_go=self.garage.let_go,
         )
         self.replies: list[Reply] = []
-        self.autopilot = Autopilot(self.now, make_policy)
+        self.autopilot = Autopilot(self.now, make_policy, Watch(self.now, Charts) if watch else None)
         self.flight: Flight = self.autopilot.add(self.tuned)
         self.control.on_changing = self.flight.hold
         self.control.on_changed = self.flight.renew

@@ -63,13 +63,16 @@ class Tuned(Struct, frozen=True, eq=False):
 
 
 class Flight:
-    """`pilot` is None while nothing is tuned; `paused`: until somebody resumes it, whatever its model does meanwhile."""
+    """`pilot` is None while nothing is tuned; `paused`: until somebody resumes it, whatever its model does meanwhile; `unusual`:
+    what is with its model, for as long as nothing is to be decided because of that.
+    """
 
     def __init__(self, tuned: Tuned, make_policy: Callable[[], KnobPolicy], clock: Callable[[], float]) -> None:
         self.tuned = tuned
         self.pilot: Pilot | None = None
         self.mode: Mode = "off"
         self.paused = False
+        self.unusual = ""
         self.log: deque[Decision] = deque(maxlen=KEPT)
         self._why_paused = self._why_not = ""
         self._make_policy = make_policy
@@ -113,8 +116,8 @@ class Flight:
         self._telemetry = Telemetry(
             tuned.stats, tuned.open_requests, tuned.rows_under_way, objective_s=space.objective_s, at=now
         )
-        if self.paused:
-            self.pilot.pause(now)
+        if self.paused or self.unusual:
+            self.pilot.pause(now, self._unusual() if self.unusual else "paused")
 
     def hold(self) -> None:
         """Somebody else is about to change something: what is on trial ends before that."""
@@ -132,9 +135,23 @@ class Flight:
     def resume(self) -> None:
         self.paused = False
         pilot, now = self.pilot, self._clock()
-        if pilot is not None:
+        if pilot is not None and not self.unusual:
             pilot.resume()
             self._carry_out(pilot.configure(pilot.space, self.tuned.knobs(), now), now)
+
+    def freeze(self, unusual: str) -> None:
+        """While this is unusual with its model, what is on trial ends and nothing is decided; empty: no more."""
+        self.unusual = unusual
+        pilot, now = self.pilot, self._clock()
+        if pilot is None or self.paused:
+            return
+        if unusual:
+            self._carry_out(pilot.pause(now, self._unusual()), now)
+        else:
+            pilot.resume()
+
+    def _unusual(self) -> str:
+        return f"something is unusual: {self.unusual}"
 
     def look(self, now: float, *, rests: bool = False) -> Window | None:
         """`rests`: nothing is to be decided now. The window, if one is complete."""
@@ -292,6 +309,8 @@ class Flight:
             return self._why_not
         if self.paused:
             return self._why_paused
+        if self.unusual:
+            return f"holds: {self._unusual()}"
         said = self.pilot.state
         few = sum([window.ended for window in self._windows]) < LEAST_ENDED
         return "too few requests come to tell" if few and said in _OF_LITTLE_USE else said
@@ -317,6 +336,7 @@ class Flight:
             "mode": self.mode,
             "state": self.state,
             "paused": self.paused,
+            "unusual": self.unusual,
             "objective_s": bounds and bounds.objective_s,
             "tolerated": bounds and bounds.tolerated,
             "prefers": bounds.prefers if bounds else "",

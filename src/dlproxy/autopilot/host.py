@@ -12,6 +12,7 @@ import msgspec
 
 from dlproxy.autopilot.flight import LOOK_S, Flight, Tuned
 from dlproxy.autopilot.shares import SharedTurns
+from dlproxy.autopilot.watching import Watch
 from dlproxy.cores import usable_cores
 from dlproxy.message import Failure, FailureKind, InferenceError
 from dlproxy.policy.tuning.protocol import KnobPolicy
@@ -24,10 +25,15 @@ NEWEST = 20  # decisions that the overview has of a model
 
 
 class Autopilot:
-    """Everything happens on one event loop. `make_policy`: of each model its own."""
+    """Everything happens on one event loop. `make_policy`: of each model its own. `watch`: what tells that something is unusual
+    with one, whether it is tuned or not.
+    """
 
-    def __init__(self, clock: Callable[[], float], make_policy: Callable[[], KnobPolicy] = Rules) -> None:
+    def __init__(
+        self, clock: Callable[[], float], make_policy: Callable[[], KnobPolicy] = Rules, watch: Watch | None = None
+    ) -> None:
         self._clock = clock
+        self._watch = watch
         self._make_policy = make_policy
         self._flights: dict[Tuned, Flight] = {}
         self._task: asyncio.Task[None] | None = None
@@ -41,6 +47,8 @@ class Autopilot:
         flight = self._flights[tuned] = Flight(tuned, self._make_policy, self._clock)
         if self._paused:
             flight.pause()
+        if self._watch is not None:
+            self._watch.add(tuned, flight)
         self.look_on()
         return flight
 
@@ -48,6 +56,8 @@ class Autopilot:
         """Nothing of it is turned any more."""
         flight = self._flights.pop(tuned, None)
         if flight is not None:
+            if self._watch is not None:
+                self._watch.remove(tuned)
             flight.stop()
             self._shared.forget(flight)
         self.look_on()
@@ -79,8 +89,12 @@ class Autopilot:
                 self._look_at_all(windows, now)
 
     def _look_at_all(self, windows: Mapping[Flight, Window], now: float) -> None:
+        unusual = next((flight for flight in windows if flight.unusual), None)
         try:
-            self._shared.look(windows, now)
+            if unusual is None:
+                self._shared.look(windows, now)
+            else:
+                self._shared.hold(f"something is unusual with model {unusual.tuned.name}", now)
         except Exception:
             log.exception("the autopilot could not share out the cores, and gives all models alike from now on")
             self._shared.end()
@@ -104,8 +118,10 @@ class Autopilot:
         self._paused = self._paused or not name
 
     def resume(self, name: str = "") -> None:
-        """Raises InferenceError."""
+        """What is unusual now is usual from now on. Raises InferenceError."""
         for flight in self._found(name):
+            if self._watch is not None:
+                self._watch.accept(flight.tuned)
             flight.resume()
         self._paused = self._paused and bool(name)
 

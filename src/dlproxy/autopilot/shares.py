@@ -53,6 +53,14 @@ class SharedTurns:
                 flight.tuned.weigh(1.0)
             self._members = {}
 
+    def hold(self, reason: str, now: float) -> None:
+        """What is on trial ends, and nothing is tried for some seconds."""
+        if self._shared is not None:
+            pilot = self._shared.pilot
+            order = pilot.pause(now, reason)
+            pilot.resume()
+            self._carry_out(order, now)
+
     def forget(self, flight: Flight) -> None:
         """It goes; what is on trial ends with the next look, which finds other members."""
         self._members = {name: member for name, member in self._members.items() if member is not flight}

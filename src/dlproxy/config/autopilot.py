@@ -18,3 +18,10 @@ class AutopilotConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Literal["rules", "bandit", "climb"],
         _knob("what proposes changes: rules on a queueing model, a contextual bandit, or hill climbing, for comparison"),
     ] = "rules"
+    watch: Annotated[
+        str,
+        _knob(
+            "what tells that something is unusual with a model, and holds its autopilot meanwhile: off, charts (control "
+            "charts), or the file of a network that was trained for it"
+        ),
+    ] = "off"

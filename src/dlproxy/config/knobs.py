@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from dlproxy.config.autopilot import AutopilotConfig
 from dlproxy.config.cache import CacheConfig
+from dlproxy.config.drift import Drift
 from dlproxy.config.goals import Goal, parse_goal, parse_latency
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.paths import OWN_WAYS
@@ -486,6 +487,7 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ] = 600.0
 
+    drift: Drift = "off"
     sequences: Sequences = "off"
     state: State = {}
     initial_state: InitialState = {}

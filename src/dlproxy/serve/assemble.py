@@ -40,6 +40,7 @@ from dlproxy.policy.sequences_placement import SequencePlacement
 from dlproxy.serve.caching.caches import Caches
 from dlproxy.serve.control import LaneControl
 from dlproxy.serve.degrading import Degrading
+from dlproxy.serve.drift import DriftLayer
 from dlproxy.serve.driver import Driver
 from dlproxy.serve.failure_log import FailureLog
 from dlproxy.serve.layers import QuotaLayer, WakeLayer
@@ -196,6 +197,8 @@ def _assembled(
         service = WakeLayer(service, scaler)
     if states is not None:
         service = control.sequences = SequenceLayer(service, states, name, config, stats, sequences, residence)
+    if config.drift == "on":
+        service = control.drift = DriftLayer(service, name, signature, stats, clock)
     variants = VariantLayer(service, name, config, stats, driver, clock) if config.variants else None
     front: Service = service if variants is None else variants
     cache = None if caches is None else caches.before(front, name, config, signature, stats)

@@ -20,6 +20,7 @@ from dlproxy.policy.changes import check_instances, with_values
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.view import LaneView
+from dlproxy.serve.drift import DriftLayer
 from dlproxy.serve.driver import Driver
 from dlproxy.serve.partition import PartitionLayer
 from dlproxy.serve.sequences import SequenceLayer
@@ -69,6 +70,7 @@ class LaneControl:
         self.autoscaler: Autoscaler | None = None
         self.partition: PartitionLayer | None = None
         self.sequences: SequenceLayer | None = None
+        self.drift: DriftLayer | None = None
         self.variants: Callable[[], dict[str, Any] | None] = lambda: None
         """How they are, of a model that has some."""
         self.steps: Callable[[], list[dict[str, Any]] | None] = lambda: None
@@ -112,6 +114,7 @@ class LaneControl:
             "variants": self.variants(),
             "steps": self.steps(),
             "sequences": None if self.sequences is None else self.sequences.state(),
+            "drift": None if self.drift is None else self.drift.state(),
         }
 
     def _instances(self, view: LaneView) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 
 from dlproxy.autopilot.flight import Flight, Tuned
 from dlproxy.autopilot.host import Autopilot
+from dlproxy.autopilot.watching import make_watch
 from dlproxy.config import AutopilotConfig, CacheConfig, ConfigError, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.config.security import IntegrityConfig
 from dlproxy.config.table import live_knobs
@@ -66,11 +67,13 @@ class Models:
         asks: bool = False,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`asks`: clients prove who they are, and may have quotas of their own. Raises ConfigError for a quota of no sense, and
-        keys of models that cannot be read.
+        """`asks`: clients prove who they are, and may have quotas of their own. Raises ConfigError for a quota of no sense, keys
+        of models that cannot be read, and what is to watch them but is no detector.
         """
         self.catalog = Catalog()
-        self.autopilot = Autopilot(clock, partial(make_knob_policy, autopilot.policy))
+        self.autopilot = Autopilot(
+            clock, partial(make_knob_policy, autopilot.policy), make_watch(autopilot.watch, clock)
+        )
         self._mode = autopilot.mode
         self.caches = Caches(cache, clock)
         self._tuned: dict[LoadedModel, Tuned] = {}

@@ -20,6 +20,7 @@ from dlproxy.policy.view import LaneView
 from dlproxy.telemetry.stats import (
     BOUNDS_S,
     CacheCounts,
+    DriftCounts,
     Histogram,
     ModelStats,
     Objective,
@@ -27,6 +28,7 @@ from dlproxy.telemetry.stats import (
     StepCounts,
     StreamStats,
     VariantCounts,
+    WatchCounts,
 )
 
 # Triton's reasons for a failed request
@@ -124,6 +126,8 @@ class ModelCollector(Collector):
         yield from self._steps([(model, model.stats.steps) for model in models if model.stats.steps is not None])
         yield from self._variants([(model, model.stats.variants) for model in models if model.stats.variants is not None])
         yield from self._sequences([(model, model.stats.sequences) for model in models if model.stats.sequences is not None])
+        yield from self._drifts([(model, model.stats.drift) for model in models if model.stats.drift is not None])
+        yield from self._watched([(model, model.stats.watch) for model in models if model.stats.watch is not None])
 
     def _triton(self, models: Sequence[ModelView]) -> Iterator[Metric]:
         yield _counter("nv_inference_request_success", "Requests that were answered", models, lambda s: s.request.count)
@@ -338,6 +342,29 @@ class ModelCollector(Collector):
             for model, counts in models:
                 counter.add_metric((model.name, model.version), getattr(counts, name))
             yield counter
+
+    def _drifts(self, models: Sequence[tuple[ModelView, DriftCounts]]) -> Iterator[Metric]:
+        """Of the models alone whose requests and answers are compared with the first ones."""
+        drifted = GaugeMetricFamily(
+            "dlproxy_drifted", "Numbers of requests and answers that are surely others than at first", labels=_LABELS
+        )
+        distances = GaugeMetricFamily(
+            "dlproxy_drift_distance", "How far each is from what it was at first", labels=(*_LABELS, "of", "test")
+        )
+        for model, counts in models:
+            drifted.add_metric((model.name, model.version), len(counts.drifted))
+            for (name, test), distance in counts.distances.items():
+                distances.add_metric((model.name, model.version, name, test), distance)
+        yield from (drifted, distances)
+
+    def _watched(self, models: Sequence[tuple[ModelView, WatchCounts]]) -> Iterator[Metric]:
+        """Of the models alone whose telemetry is watched."""
+        unusual = GaugeMetricFamily("dlproxy_unusual", "1 while something is unusual with the model", labels=_LABELS)
+        alarms = CounterMetricFamily("dlproxy_alarms", "Times that something began to be unusual", labels=_LABELS)
+        for model, counts in models:
+            unusual.add_metric((model.name, model.version), counts.unusual)
+            alarms.add_metric((model.name, model.version), counts.alarms)
+        yield from (unusual, alarms)
 
     def _versions(self) -> Metric:
         counted = Counter("failed" if one.reason else one.phase for one in self._wanted())

@@ -246,6 +246,29 @@ class SequenceCounts:
         self.started = self.restarted = self.ended = self.expired = self.broken = self.refused = 0
 
 
+class WatchCounts:
+    """Of a model that is watched: whether something is unusual now, and how often that began."""
+
+    __slots__ = ("alarms", "unusual")
+
+    def __init__(self) -> None:
+        self.unusual = False
+        self.alarms = 0
+
+
+class DriftCounts:
+    """Of a model whose requests and answers are compared with the first ones. `rows`: that were looked at; `drifted`: what is
+    surely another now; `distances`: of each number, by its name and test, when they were compared last.
+    """
+
+    __slots__ = ("distances", "drifted", "rows")
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.drifted: list[str] = []
+        self.distances: dict[tuple[str, str], float] = {}
+
+
 class ModelStats:
     """Counts since the model was loaded. `rows` are inferences in Triton's sense, `queue` to `request` are per request: one
     that is split counts once there and in `failures`, and its rows and batches as they run.
@@ -278,6 +301,8 @@ class ModelStats:
         self.variants: VariantCounts | None = None  # None: no variant may stand in for it
         self.steps: Mapping[str, StepCounts] | None = None  # by name; None: it is no pipeline
         self.sequences: SequenceCounts | None = None  # None: it keeps no state
+        self.drift: DriftCounts | None = None  # None: what comes is not compared
+        self.watch: WatchCounts | None = None  # None: it is not watched
         self.remembered = 0  # of `request`, those whose answers were computed for others, or by others
         self.last_at_ms = 0
         self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now

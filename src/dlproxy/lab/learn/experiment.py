@@ -82,6 +82,7 @@ KINDS = MappingProxyType(
         "service": Kind("service times by what a request is", "service.training:train", ("torch", "onnx", "onnxscript")),
         "agent": Kind("an agent that turns the autopilot's knobs", "agent.training:train", _AGENT),
         "batching": Kind("an agent on the batching problem, whose optimum is known", "agent.batching:train", _AGENT),
+        "anomaly": Kind("a detector of faults in telemetry, on scenarios of the simulator", "anomalies.training:train"),
     }
 )
 

@@ -84,6 +84,7 @@ class Pilot:
         self.space = space
         self.log: deque[Decision] = deque(maxlen=1000)
         self.paused = False
+        self._why_paused = ""
         self._policy = policy
         self._advise = advise
         self._recent: deque[Window] = deque()
@@ -107,7 +108,7 @@ class Pilot:
     def state(self) -> str:
         """In words, for whoever asks what it is doing."""
         if self.paused:
-            return "paused"
+            return self._why_paused
         if self._trial is not None:
             return f"tries {_words(self._changes(self._trial.proposal.knobs))}"
         return self._why or "the objective is met"
@@ -168,10 +169,10 @@ class Pilot:
         self._refused.clear()
         return self._hold("its operator has changed something", now)
 
-    def pause(self, now: float) -> Order | None:
+    def pause(self, now: float, reason: str = "paused") -> Order | None:
         """Decide nothing until `resume`."""
-        order = self._hold("paused", now)
-        self.paused = True
+        order = self._hold(reason, now)
+        self.paused, self._why_paused = True, reason
         return order
 
     def resume(self) -> None:

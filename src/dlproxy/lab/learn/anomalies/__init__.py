@@ -1,0 +1,1 @@
+"""Detectors of faults in telemetry, trained and compared on scenarios of the simulator."""
