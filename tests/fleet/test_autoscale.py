@@ -71,7 +71,7 @@ class Scene(Rig):
         scaled = Scaled(
             "m", self.lane, self.stats, self.house, self.control.set_instances, self.driver.expect_instance, self.now
         )
-        made = autoscaler(scaled, config)
+        made = autoscaler(scaled, config, config.forecast)
         assert made is not None
         self.scaler: Autoscaler = made
         self.control.autoscaler = made
