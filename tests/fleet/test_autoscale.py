@@ -79,7 +79,7 @@ class Scene(Rig):
             self.now,
             lambda: self.least,
         )
-        made = autoscaler(scaled, config)
+        made = autoscaler(scaled, config, config.forecast)
         assert made is not None
         self.scaler: Autoscaler = made
         self.control.autoscaler = made

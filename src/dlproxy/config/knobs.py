@@ -15,7 +15,7 @@ from dlproxy.config.cache import CacheConfig
 from dlproxy.config.drift import Drift
 from dlproxy.config.goals import Goal, parse_goal, parse_latency
 from dlproxy.config.limits import HttpLimits, TenantConfig
-from dlproxy.config.paths import OWN_WAYS
+from dlproxy.config.paths import FORECASTS, OWN_WAYS
 from dlproxy.config.pipelines import StepConfig
 from dlproxy.config.security import AuthConfig, GrantConfig, IntegrityConfig, TlsConfig
 from dlproxy.config.sequences import Controls, IdleSeconds, InitialState, MostSequences, Sequences, State
@@ -339,9 +339,11 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ] = 0.0
     forecast: Annotated[
-        Literal["off", "trend", "daily"],
+        str,
         _loaded(
-            "have instances up when arrivals are expected to need them (Holt-Winters); daily: today is like yesterday",
+            "have instances up when arrivals are expected to need them (Holt-Winters); daily: today is like yesterday; a file "
+            "of `dlproxy learn train forecast-days`, whose name ends in .onnx: what that has learnt",
+            choices=FORECASTS,
             only=(Only("autoscale", ("in-flight",)),),
         ),
     ] = "off"

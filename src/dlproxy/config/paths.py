@@ -15,6 +15,8 @@ DEVICE_KINDS = "dlproxy.devices"  # and those named as a device is before the co
 INSTANCE_KINDS = "dlproxy.instances"  # and those named as `run` has it
 OWN_WAYS = ("auto", "inline", "thread", "process")
 OWN_DEVICES = {"auto": "", "cpu": "", "cuda": "[0-9]+", "tensorrt": "[0-9]+", "openvino": r"(CPU|GPU|NPU)(\.[0-9]+)?"}
+FORECASTS = ("off", "trend", "daily")  # and files that end in NETWORK
+NETWORK = ".onnx"
 DEVICES = "auto, cpu, cuda, cuda:N, tensorrt, tensorrt:N, openvino or openvino:GPU"  # for messages
 
 
@@ -71,6 +73,19 @@ def split_device(device: str) -> tuple[str, str]:
     if colon and not (part and re.fullmatch(pattern, part)):
         raise ConfigError(f"device {device!r} is not understood; it is {DEVICES}")
     return kind, part
+
+
+def is_network(forecast: str) -> bool:
+    """Whether a model's forecast of load is one that was learnt, and this its file."""
+    return forecast.endswith(NETWORK)
+
+
+def check_forecast(forecast: str) -> None:
+    """Raises ConfigError for one that nobody knows."""
+    if forecast not in FORECASTS and not is_network(forecast):
+        near = difflib.get_close_matches(forecast, FORECASTS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(FORECASTS)}, or a file that ends in {NETWORK}"
+        raise ConfigError(f"forecast = {forecast!r} is not understood; {hint}", "forecast")
 
 
 def check_way(run: str) -> None:

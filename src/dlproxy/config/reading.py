@@ -19,7 +19,7 @@ from dlproxy.config.effects import check
 from dlproxy.config.knobs import SECTIONS, Config, ModelConfig
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain, unknown_key, what_and_where
-from dlproxy.config.paths import is_file, python_place
+from dlproxy.config.paths import is_file, is_network, python_place
 from dlproxy.config.pipelines import PIPELINE, StepConfig
 from dlproxy.config.secrets import ENV, KEY_VARIABLE, hold
 from dlproxy.config.security import AuthConfig, GrantConfig, IntegrityConfig, TlsConfig
@@ -147,6 +147,7 @@ class _File:
             path=str(folder / model.path) if is_file(model.path) else model.path,
             class_names=str(folder / model.class_names) if model.class_names else "",
             samples=str(folder / model.samples) if model.samples else "",
+            forecast=str(folder / model.forecast) if is_network(model.forecast) else model.forecast,
             steps={name: found_from(folder, step) for name, step in model.steps.items()},
             **{
                 name: str(folder / file)

@@ -17,6 +17,7 @@ from dlproxy.cores import usable_cores
 from dlproxy.fleet import Fleet
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.message import text_of
+from dlproxy.policy.forecast import Forecast
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.scaling import MISSED, Bounds, Meter, Rule, ScalePolicy, Signal, make_policy
 from dlproxy.telemetry.stats import ModelStats
@@ -208,8 +209,8 @@ class Autoscaler:
             scaled.expect(-inf)
 
 
-def autoscaler(scaled: Scaled, config: ModelConfig) -> Autoscaler | None:
-    """As the knobs have it; None where they are off."""
+def autoscaler(scaled: Scaled, config: ModelConfig, forecast: str | Callable[[], Forecast]) -> Autoscaler | None:
+    """As the knobs have it; None where they are off. `forecast`: what fleet/forecasts.py has made of the one that they name."""
     if config.autoscale == "off":
         return None
     name, way = scaled.name, scaled.fleet.way
@@ -220,7 +221,7 @@ def autoscaler(scaled: Scaled, config: ModelConfig) -> Autoscaler | None:
         log.warning(
             "model %s: autoscaling keeps to %d instances of %d threads, for which there are cores", name, most, way.threads
         )
-    return Autoscaler(scaled, config, make_policy(rule_of(config.autoscale, config.target_in_flight), config.forecast))
+    return Autoscaler(scaled, config, make_policy(rule_of(config.autoscale, config.target_in_flight), forecast))
 
 
 def rule_of(signal: Signal, target: float) -> Rule:

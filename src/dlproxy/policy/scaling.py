@@ -4,7 +4,7 @@ Called by fleet/autoscale.py and lab/simulate/autoscale.py. Not aware of: how in
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import ceil, inf, sqrt
 from typing import Literal, Protocol
 
@@ -273,10 +273,12 @@ def _mean(values: Iterable[float]) -> float:
     return sum(listed) / len(listed)
 
 
-def make_policy(rule: Rule, forecast: str = "off") -> ScalePolicy:
-    """With a forecast of arrivals: "off", "trend", or "daily" with a season of a day."""
+def make_policy(rule: Rule, forecast: str | Callable[[], Forecast] = "off") -> ScalePolicy:
+    """With a forecast of arrivals: "off", "trend", "daily" with a season of a day, or what makes another one."""
     if forecast == "off":
         return Windowed(rule)
+    if callable(forecast):
+        return Windowed(rule, forecast())
     return Windowed(rule, HoltWinters(DAY_S, DAY_STEP_S) if forecast == "daily" else HoltWinters())
 
 

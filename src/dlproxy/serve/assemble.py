@@ -21,6 +21,7 @@ from dlproxy.config.pipelines import PIPELINE
 from dlproxy.cores import usable_cores
 from dlproxy.fleet import Fleet
 from dlproxy.fleet.autoscale import Autoscaler, Scaled, autoscaler, most_instances
+from dlproxy.fleet.forecasts import forecast_of
 from dlproxy.fleet.local import LocalFleet
 from dlproxy.fleet.names import instance_names
 from dlproxy.fleet.remembered import Memory
@@ -31,6 +32,7 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.formats import ANY
 from dlproxy.instance.trial import Way
 from dlproxy.message import Failure, Request, Signature
+from dlproxy.policy.forecast import Forecast
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.partition import most_rows
 from dlproxy.policy.plan import LanePlan, longest_s, plan_lane
@@ -128,6 +130,7 @@ async def load_model(
     model that is one.
     """
     class_names = class_names_of(config)
+    forecast = await asyncio.to_thread(forecast_of, name, config.forecast, trust)
     if not config.accuracy:
         config = msgspec.structs.replace(config, accuracy=await asyncio.to_thread(_measured_accuracy, config.path, trust))
     if caches is not None:
@@ -142,7 +145,7 @@ async def load_model(
             config = msgspec.structs.replace(config, max_batch=min(config.max_batch, fleet.most_rows))
         weights = {tenant: settings.weight for tenant, settings in tenants.items()}
         sequences = sequences or SequenceStore(name, clock)
-        loaded = _assembled(name, config, fleet, weights, ticket_ids, quotas, event_log, caches, sequences, clock)
+        loaded = _assembled(name, config, fleet, weights, ticket_ids, quotas, event_log, caches, sequences, forecast, clock)
     except BaseException:
         await fleet.stop()
         raise
@@ -170,6 +173,7 @@ def _assembled(
     event_log: Path | None,
     caches: Caches | None,
     sequences: SequenceStore,
+    forecast: str | Callable[[], Forecast],
     clock: Callable[[], float],
 ) -> LoadedModel:
     signature = fleet.signature
@@ -187,6 +191,8 @@ def _assembled(
     least = residence.least if residence is not None else lambda: 0
     scaled = Scaled(name, lane, stats, fleet, control.set_instances, driver.expect_instance, clock, least)
     scaler = control.autoscaler = autoscaler(scaled, config)
+    scaled = Scaled(name, lane, stats, fleet, control.set_instances, driver.expect_instance, clock)
+    scaler = control.autoscaler = autoscaler(scaled, config, forecast)
     service: Service = driver
     splits = can_split(signature) and states is None
     if splits:

@@ -106,6 +106,7 @@ class OnnxRuntime:
             self._session, plan = _first(source, options, plans)
         self.device = CPU if plan.place == CPU else f"{plan.place} ({plan.main})"
         self.checks_indices = plan.place == CPU
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         file = None
         try:
             file = OnnxFile(path if files is None else files.model)

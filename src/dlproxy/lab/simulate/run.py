@@ -19,6 +19,7 @@ from dlproxy.config import ConfigError, ModelConfig, parse_duration
 from dlproxy.config.knobs import WAY
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.autoscale import rule_of
+from dlproxy.fleet.forecasts import forecast_of
 from dlproxy.fleet.names import instance_names
 from dlproxy.fleet.warm_model import stated_way, warm_up
 from dlproxy.instance.integrity import Trust
@@ -144,7 +145,8 @@ def plan_model(
         most = config.max_instances or max(usable_cores() // max(config.threads, 1), 1)
         rule = rule_of(config.autoscale, config.target_in_flight)
         bounds = Bounds(min(config.min_instances, most), most, config.scale_to_zero_s)
-        plan.autoscaling = Autoscaling(lambda: make_policy(rule, config.forecast), bounds, start_s)
+        forecast = forecast_of(name, config.forecast, trust)
+        plan.autoscaling = Autoscaling(lambda: make_policy(rule, forecast), bounds, start_s)
     return plan
 
 
