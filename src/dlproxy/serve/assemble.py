@@ -190,8 +190,6 @@ def _assembled(
     control = LaneControl(config, lane, driver, plan.knobs, fleet, roster, plan.most_batch)
     least = residence.least if residence is not None else lambda: 0
     scaled = Scaled(name, lane, stats, fleet, control.set_instances, driver.expect_instance, clock, least)
-    scaler = control.autoscaler = autoscaler(scaled, config)
-    scaled = Scaled(name, lane, stats, fleet, control.set_instances, driver.expect_instance, clock)
     scaler = control.autoscaler = autoscaler(scaled, config, forecast)
     service: Service = driver
     splits = can_split(signature) and states is None
