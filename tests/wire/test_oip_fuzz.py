@@ -3,7 +3,7 @@
 import gc
 import random
 import tracemalloc
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import msgspec
@@ -172,12 +172,12 @@ def test_mutated_bodies_are_decoded_or_refused_and_leave_no_memory_behind() -> N
         nonlocal accepted, refused
         for _ in range(cases):
             name, body, json_bytes = broken(rng, bodies)
-            began = perf_counter()
+            began = process_time()
             if decode_or_refuse(SIGNATURES[name], decoders[name], body, json_bytes):
                 accepted += 1
             else:
                 refused += 1
-            assert perf_counter() - began < HANG_S, (name, body[:300], json_bytes)
+            assert process_time() - began < HANG_S, (name, body[:300], json_bytes)
 
     run(CASES - 4000)  # the decoders' memories of heads fill up, to their bounds
     gc.collect()
