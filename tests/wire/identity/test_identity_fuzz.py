@@ -5,7 +5,7 @@ import json
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import jwt
@@ -27,7 +27,7 @@ from dlproxy.wire.terms import Peer
 
 from ..fixtures import Answers, Wire
 
-LONGEST_S = 2.0  # for one request, on a machine that does other things too
+LONGEST_S = 2.0  # of CPU time for one request: other programs cost none
 ISSUER, AUDIENCE = "https://login.example", "dlproxy"
 SIGNER = ec.generate_private_key(ec.SECP256R1())
 
@@ -98,22 +98,22 @@ visible = st.binary(max_size=100) | st.sampled_from(
 def test_whatever_a_header_says_the_request_is_answered(door: Door, name: bytes, value: bytes, kind: int, tail: bytes) -> None:
     known = [b"", b"", b"Bearer " + door.key.encode(), b"Bearer " + door.token.encode()][kind]
     wire = Wire(Answers(), server=HttpServer(Answers(), HttpLimits(), door.desk))
-    began_at = perf_counter()
+    began_at = process_time()
     for _ in range(2):
         if not wire.ended:
             wire.feed(b"GET / HTTP/1.1\r\nHost: a\r\n" + name + b": " + known + value + tail + b"\r\n\r\n")
-    assert perf_counter() - began_at < LONGEST_S
+    assert process_time() - began_at < LONGEST_S
     replies = wire.take()
     assert replies
     assert {reply.status for reply in replies} <= {200, 400, 401, 403, 429, 431}
 
 
 def _judged(door: Door, text: str) -> None:
-    began_at = perf_counter()
+    began_at = process_time()
     for _ in range(2):
         with suppress(InferenceError):
             door.tokens.said(text)
-    assert perf_counter() - began_at < LONGEST_S
+    assert process_time() - began_at < LONGEST_S
 
 
 @fuzzed
@@ -167,7 +167,7 @@ def test_whatever_a_certificate_says_somebody_is_known_or_refused(
     peer = peer_of(Transport(*subject))  # type: ignore[arg-type]
     names = [value for part in subject for field, value in part if field == "commonName"]
     assert peer.name in {"", *(f"cert:{name}" for name in names[:1])}
-    began_at = perf_counter()
+    began_at = process_time()
     if peer.name.startswith("cert:shop-"):
         assert door.desk(peer, b"POST", b"/v2", {}).name == peer.name
     elif peer.name:
@@ -177,7 +177,7 @@ def test_whatever_a_certificate_says_somebody_is_known_or_refused(
     else:
         with pytest.raises(InferenceError):
             door.desk(peer, b"POST", b"/v2", {})
-    assert perf_counter() - began_at < LONGEST_S
+    assert process_time() - began_at < LONGEST_S
 
 
 ENTRY = """[keys.a]
@@ -230,13 +230,13 @@ def test_whatever_a_file_of_keys_holds_it_is_taken_or_refused(
     data = (kept + "".join(f"{field} = {value}\n" for field, value in changed.items())).encode()
     path = tmp_path / "keys.toml"
     path.write_bytes(data[:at] + inserted + data[at:])
-    began_at = perf_counter()
+    began_at = process_time()
     with suppress(ConfigError):
         known = Keys(path, lambda: 0.0)
         for secret in ("A" * 43, "B" * 43):
             with suppress(InferenceError):
                 known.principal(f"dlp_aaaaaaaa_{secret}")
-    assert perf_counter() - began_at < LONGEST_S
+    assert process_time() - began_at < LONGEST_S
 
 
 @fuzzed
