@@ -11,10 +11,11 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from dlproxy.lab.learn.experiment import LearnError
 from dlproxy.lab.load.arrivals import make_arrivals
 
 HELD_OUT = 0.2  # of all examples, by no choice of ours: see `held_out`
-WINDOWS, SECONDS, PER_SECOND = 1500, 64, 20.0
+STREAMS, MINUTES, SECONDS, PER_SECOND = 15, 25, 64, 20.0  # a stream of each process has so many windows of a minute or so
 PROCESSES = ("poisson", "gamma:cv=2", "mmpp:high=4,share=0.2,dwell=4", "daily:peak=3,period=40")
 
 Floats = NDArray[np.float32]
@@ -54,12 +55,22 @@ def held_out(data: Data) -> tuple[Places, Places]:
 
 
 def split(data: Data, places: Places, share: float, *, seed: int) -> tuple[Places, Places]:
-    """These places without a share of them, and the share: of each class alike."""
+    """These places without a share of them, and the share: of each class alike. Raises LearnError if they are too few."""
     from sklearn.model_selection import train_test_split
 
     classes = data.targets[places] if data.classes else None
-    kept, taken = train_test_split(places, test_size=share, stratify=classes, random_state=seed)
+    try:
+        kept, taken = train_test_split(places, test_size=share, stratify=classes, random_state=seed)
+    except ValueError as error:
+        raise LearnError(
+            f"{len(places)} examples of {data.name} are too few to set {share:.3g} of them aside: {error}"
+        ) from error
     return np.sort(kept), np.sort(taken)
+
+
+def few(data: Data, places: Places, count: int, *, seed: int) -> Places:
+    """So many of these places, of each class alike; all of them if there are no more, or `count` is 0. Raises LearnError."""
+    return split(data, places, count / len(places), seed=seed)[1] if 0 < count < len(places) else places
 
 
 def folds(data: Data, count: int, *, seed: int) -> list[tuple[Places, Places]]:
@@ -111,17 +122,17 @@ def _table(loader: str) -> Callable[[str], Data]:
 
 
 def _loads(name: str) -> Data:
-    """Requests in each second of a minute, at rates that differ; the class is the process that they were drawn from."""
+    """Requests in each second of a minute, over their mean; the class is the process that they were drawn from. Simulated."""
     random = np.random.default_rng(0)
-    targets = np.arange(WINDOWS) % len(PROCESSES)
-    edges = np.arange(SECONDS + 1)
-    windows = np.empty((WINDOWS, SECONDS, 1), np.float32)
-    for place, target in enumerate(targets):
-        rate, start = PER_SECOND * 2.0 ** random.uniform(-1, 1), random.uniform(0, 40)
-        arrivals = make_arrivals(PROCESSES[target], rate=rate, seed=int(random.integers(2**31)))
-        instants = np.concatenate(list(arrivals.chunks(SECONDS + start)))
-        windows[place, :, 0] = np.histogram(instants - start, edges)[0] / rate
-    return Data(name=name, kind="series", inputs=windows, targets=targets.astype(np.int64), classes=len(PROCESSES))
+    windows = []
+    for process in PROCESSES * STREAMS:
+        rate = PER_SECOND * 2.0 ** random.uniform(-1, 1)
+        arrivals = make_arrivals(process, rate=rate, seed=int(random.integers(2**31)))
+        instants = np.concatenate(list(arrivals.chunks(SECONDS * MINUTES)))
+        counts, _ = np.histogram(instants, np.arange(SECONDS * MINUTES + 1))
+        windows.append((counts / rate).reshape(MINUTES, SECONDS, 1).astype(np.float32))
+    targets = np.tile(np.arange(len(PROCESSES)), STREAMS).repeat(MINUTES)
+    return Data(name=name, kind="series", inputs=np.concatenate(windows), targets=targets, classes=len(PROCESSES))
 
 
 DATA = MappingProxyType(
