@@ -57,7 +57,7 @@ def train(experiment: Experiment, folder: Path, *, threads: int, tell: Callable[
         run = one(experiment, place)
         done[seed] = structs.replace(run, seconds=perf_counter() - began_at)
         result = Result(experiment=experiment, runs=[done[number] for number in sorted(done)])
-        record.write_bytes(msgspec.json.format(msgspec.json.encode(result)))
+        _write(record, result)
     result = Result(experiment=experiment, runs=[done[seed] for seed in range(1, experiment.seeds + 1)])
     if (folder / "seed-1" / "model.onnx").exists():
         shutil.copy2(folder / "seed-1" / "model.onnx", folder / "model.onnx")
@@ -65,6 +65,13 @@ def train(experiment: Experiment, folder: Path, *, threads: int, tell: Callable[
     if picture:
         (folder / "curves.svg").write_text(picture, "utf-8")
     return result
+
+
+def _write(record: Path, result: Result) -> None:
+    """Whole or not at all: an interruption costs the seed that is under way, and no other."""
+    part = record.with_suffix(".part")
+    part.write_bytes(msgspec.json.format(msgspec.json.encode(result)))
+    part.replace(record)
 
 
 def _before(record: Path, experiment: Experiment) -> list[Run]:

@@ -17,7 +17,7 @@ from dlproxy.lab.learn.networks.fit import Augment
 class Changes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How far each example is changed at random, 0: not at all. Images are of 0 to 1, series have a deviation of 1.
 
-    `shift`: pixels; `rotate`: degrees; `zoom`, `brightness`, `contrast`, `stretch` (of time): 0.1 is a tenth less or more, at most;
+    `shift`: pixels; `rotate`: degrees; `zoom`, `brightness`, `contrast`, `stretch` (of time): 0.1 is a tenth less or more;
     `flip`: the share that is mirrored left to right; `jitter`: the deviation of the noise.
     """
 
@@ -34,6 +34,8 @@ class Changes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 _MOST = {"shift": 100.0, "rotate": 180.0, "jitter": 100.0, "zoom": 0.9, "stretch": 0.9}
 _OF = {"image": {"shift", "rotate", "zoom", "flip", "brightness", "contrast"}, "series": {"stretch"}, "table": set[str]()}
 
+_MANY = {"image": "images", "series": "series", "table": "tables"}
+
 
 def augment(changes: Changes, kind: str, shape: tuple[int, ...]) -> Augment | None:
     """Of examples of this kind (data.py) and shape; images may come in batches of another shape, such as [n, pixels].
@@ -46,7 +48,7 @@ def augment(changes: Changes, kind: str, shape: tuple[int, ...]) -> Augment | No
             raise LearnError(f"augment: {name} {getattr(changes, name):g} is out of range: give 0 to {_MOST.get(name, 1.0):g}")
         if name not in _OF[kind] | {"jitter"}:
             raise LearnError(
-                f"augment: {name} changes nothing of {kind}s, which take {', '.join(sorted(_OF[kind] | {'jitter'}))}"
+                f"augment: {name} changes nothing of {_MANY[kind]}, which take {', '.join(sorted(_OF[kind] | {'jitter'}))}"
             )
     if not wanted:
         return None
