@@ -1,4 +1,4 @@
-"""COMBINE.md: what several networks, a network that learnt before, and several tasks on one trunk give beyond what is simpler."""
+"""COMBINE.md: what several networks, one that learnt before, and several tasks on one trunk give beyond what is simpler."""
 
 import argparse
 
@@ -27,9 +27,9 @@ def measure(options: argparse.Namespace) -> str:
 `python -m benchmarks.learn --only combine --seeds {options.seeds}` on {minute(utc_now())}, \
 {summary(describe_machine(choose_cores()))}; trainings of {seconds(*every, transfer)} in all. Written by `--write`.
 
-Mean over {options.seeds} seeds, with half of the 95 % interval (Student's t). Each seed holds out another fifth of the data, so that
-all of it is held out once; a gain is of the seeds' own differences, and "none" where its interval reaches 0. Learning rates were
-chosen on other splits, within the fifths that are learnt from.
+Mean over {options.seeds} seeds, with half of the 95 % interval (Student's t). Each seed holds out another fifth of the data,
+so that all of it is held out once; a gain is of the seeds' own differences, and "none" where its interval reaches 0. Rates of
+learning for transfer were chosen by parts of the training data; those of the others are the same for all that are compared.
 
 ## Ensembles
 
@@ -73,10 +73,8 @@ def _transfer(result: Result) -> str:
     rows = []
     for count in counts:
         row = [str(count), *(share(result.runs, f"{way}, {count}") for way in WAYS)]
-        row += [
-            gain(result.runs, f"{way}, {count}", f"{beyond}, {count}") for way in ("tuned", "frozen") for beyond in ("scratch",)
-        ]
-        rows.append([*row, gain(result.runs, f"tuned, {count}", f"pixels, {count}")])
+        pairs = (("tuned", "scratch"), ("frozen", "scratch"), ("tuned", "pixels"))
+        rows.append([*row, *(gain(result.runs, f"{way}, {count}", f"{other}, {count}") for way, other in pairs)])
     heads = ["examples of each new digit", "frozen, %", "tuned, %", "from scratch, %", "pixels alone, %"]
     heads += ["tuned beyond scratch", "frozen beyond scratch", "tuned beyond pixels"]
     known = share(result.runs, "accuracy, known")
