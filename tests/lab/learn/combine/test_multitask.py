@@ -59,7 +59,7 @@ def test_a_task_without_weight_is_not_learnt() -> None:
             with torch.no_grad():
                 answer = served(torch.from_numpy(data.inputs))[1].numpy()
         explained.append(multitask.measured(tasks["largest area"], places, answer[places]))
-    assert explained[0] > 0.5 > explained[1]
+    assert explained[0] > 0.3 > explained[1]
 
 
 def test_the_measured_column_is_not_seen() -> None:

@@ -26,7 +26,7 @@ CONFIGURATION = """\
 path = "model.onnx"
 
 [pipelines.guarded]
-inputs = {{ {takes} = "" }}
+inputs = {{ {takes} = "FP32[-1,{row}]" }}
 outputs = {{ probabilities = "network.probabilities", score = "guard.score" }}
 
 [pipelines.guarded.steps.guard]
@@ -57,7 +57,8 @@ def deceived(
         place.tell("attacked")
     takes = TAKES[data.kind]
     export(served, place.folder / "model.onnx", [rows], inputs=[takes], outputs=["probabilities"])
-    (place.folder / "dlproxy.toml").write_text(CONFIGURATION.format(takes=takes), "utf-8")
+    configuration = CONFIGURATION.format(takes=takes, row=",".join(map(str, profile.row)))
+    (place.folder / "dlproxy.toml").write_text(configuration, "utf-8")
     inputs: dict[str, Any] = {takes: data.inputs[held_out], "label": data.targets[held_out]}
     np.savez_compressed(place.folder / "heldout.npz", **inputs)
     return figures
