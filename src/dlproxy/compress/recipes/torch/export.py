@@ -51,8 +51,8 @@ def export(
     settled: bool = True,
     close: float = CLOSE,
 ) -> None:
-    """Write `path`. `examples`: the tensors of a few rows, in the order of `inputs`. `settled`: in evaluation mode. `close`: what
-    answers may differ by, of the largest one.
+    """Write `path`. `examples`: the tensors of a few rows, in the order of `inputs`. `settled`: in evaluation mode. `close`:
+    what answers may differ by, of the largest one.
 
     TorchScript's exporter is asked first: it takes a second where the one on torch.export takes ten, and gives LSTM as one
     operator. Where its file answers otherwise than the module, or it cannot, the other one is. Raises CompressError.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dlproxy.lab.load.arrivals import make_arrivals
 
 HELD_OUT = 0.2  # of all examples, by no choice of ours: see `held_out`
-WINDOWS, SECONDS, PER_SECOND = 1500, 64, 20.0
+STREAMS, MINUTES, SECONDS, PER_SECOND = 15, 25, 64, 20.0  # a stream of each process has so many windows of a minute or so
 PROCESSES = ("poisson", "gamma:cv=2", "mmpp:high=4,share=0.2,dwell=4", "daily:peak=3,period=40")
 
 Floats = NDArray[np.float32]
@@ -111,17 +111,17 @@ def _table(loader: str) -> Callable[[str], Data]:
 
 
 def _loads(name: str) -> Data:
-    """Requests in each second of a minute, at rates that differ; the class is the process that they were drawn from."""
+    """Requests in each second of a minute, over their mean; the class is the process that they were drawn from. Simulated."""
     random = np.random.default_rng(0)
-    targets = np.arange(WINDOWS) % len(PROCESSES)
-    edges = np.arange(SECONDS + 1)
-    windows = np.empty((WINDOWS, SECONDS, 1), np.float32)
-    for place, target in enumerate(targets):
-        rate, start = PER_SECOND * 2.0 ** random.uniform(-1, 1), random.uniform(0, 40)
-        arrivals = make_arrivals(PROCESSES[target], rate=rate, seed=int(random.integers(2**31)))
-        instants = np.concatenate(list(arrivals.chunks(SECONDS + start)))
-        windows[place, :, 0] = np.histogram(instants - start, edges)[0] / rate
-    return Data(name=name, kind="series", inputs=windows, targets=targets.astype(np.int64), classes=len(PROCESSES))
+    windows = []
+    for process in PROCESSES * STREAMS:
+        rate = PER_SECOND * 2.0 ** random.uniform(-1, 1)
+        arrivals = make_arrivals(process, rate=rate, seed=int(random.integers(2**31)))
+        instants = np.concatenate(list(arrivals.chunks(SECONDS * MINUTES)))
+        counts, _ = np.histogram(instants, np.arange(SECONDS * MINUTES + 1))
+        windows.append((counts / rate).reshape(MINUTES, SECONDS, 1).astype(np.float32))
+    targets = np.tile(np.arange(len(PROCESSES)), STREAMS).repeat(MINUTES)
+    return Data(name=name, kind="series", inputs=np.concatenate(windows), targets=targets, classes=len(PROCESSES))
 
 
 DATA = MappingProxyType(
