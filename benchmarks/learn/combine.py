@@ -1,6 +1,7 @@
 """COMBINE.md: what several networks, one that learnt before, and several tasks on one trunk give beyond what is simpler."""
 
 import argparse
+from typing import Any
 
 from benchmarks.harness.machine import describe_machine, summary
 from benchmarks.harness.options import minute, utc_now
@@ -8,20 +9,27 @@ from benchmarks.harness.page import table
 from benchmarks.harness.processes import choose_cores
 from benchmarks.learn.gains import gain, seconds, share, trained, value
 from dlproxy.lab.learn.combine.transfer import WAYS
+from dlproxy.lab.learn.experiment import find
 from dlproxy.lab.learn.train import Result
 
 EVERYTHING = 0  # examples: all of the training part
-SIZES = {"digits-ensemble": (100, EVERYTHING), "digits-multitask": (100, 400), "cancer-multitask": (50, EVERYTHING)}
+FEW = 100
+OF_FEW = {"batch": 16, "epochs": 40}  # so few examples make few steps an epoch
+TASKS = {"digits-multitask": (100, 400), "cancer-multitask": (50, EVERYTHING)}
 COMBINED = ("average", "vote", "stack")
 
 
 def measure(options: argparse.Namespace) -> str:
-    found = {
-        name: {size: trained(name, options.folder, options.seeds, examples=size) for size in sizes}
-        for name, sizes in SIZES.items()
+    ensembles = {
+        FEW: trained("digits-ensemble", options.folder, options.seeds, examples=FEW, also=_of_few()),
+        EVERYTHING: trained("digits-ensemble", options.folder, options.seeds, examples=EVERYTHING),
     }
     transfer = trained("digits-transfer", options.folder, options.seeds)
-    every = [result for of_sizes in found.values() for result in of_sizes.values()]
+    tasks = {
+        name: {size: trained(name, options.folder, options.seeds, examples=size) for size in sizes}
+        for name, sizes in TASKS.items()
+    }
+    every = [result for of_sizes in (ensembles, *tasks.values()) for result in of_sizes.values()]
     return f"""# Combining
 
 `python -m benchmarks.learn --only combine --seeds {options.seeds}` on {minute(utc_now())}, \
@@ -33,7 +41,7 @@ learning for transfer were chosen by parts of the training data; those of the ot
 
 ## Ensembles
 
-{_ensembles(found["digits-ensemble"])}
+{_ensembles(ensembles)}
 
 ## Transfer
 
@@ -41,8 +49,15 @@ learning for transfer were chosen by parts of the training data; those of the ot
 
 ## Several tasks on one trunk
 
-{_tasks({name: found[name] for name in ("digits-multitask", "cancer-multitask")})}
+{_tasks(tasks)}
 """
+
+
+def _of_few() -> dict[str, Any]:
+    """The members and the one that stands alone, with as many steps as few examples need."""
+    settings = find("digits-ensemble").settings
+    members = {name: {**member, **OF_FEW} for name, member in settings["members"].items()}
+    return {"members": members, "alone": {**settings["alone"], **OF_FEW}}
 
 
 def _of(size: int) -> str:

@@ -3,23 +3,23 @@
 Not aware of: what is trained.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec import structs
 
 from benchmarks.harness.running import progress
-from dlproxy.lab.learn.experiment import Experiment, Run, find
+from dlproxy.lab.learn.experiment import Run, find
 from dlproxy.lab.learn.train import Result, interval, train
 
 
-def trained(name: str, folder: Path, seeds: int, **changed: Any) -> Result:
-    """One of ours, with some of its settings `changed`. Raises LearnError."""
-    experiment: Experiment = find(name)
-    as_said = {key: value for key, value in changed.items() if experiment.settings.get(key) != value}
-    wanted = structs.replace(experiment, seeds=seeds, settings={**experiment.settings, **changed})
-    place = folder / "-".join([name, *(f"{key}={value}" for key, value in as_said.items())])
+def trained(name: str, folder: Path, seeds: int, *, also: Mapping[str, Any] | None = None, **changed: Any) -> Result:
+    """One of ours, with some of its settings `changed`, which name its folder; and with those of `also`. Raises LearnError."""
+    experiment = find(name)
+    wanted = structs.replace(experiment, seeds=seeds, settings={**experiment.settings, **changed, **(also or {})})
+    differ = [f"{key}={value}" for key, value in changed.items() if experiment.settings.get(key) != value]
+    place = folder / "-".join([name, *differ])
     place.parent.mkdir(parents=True, exist_ok=True)
     with progress(place.name):
         return train(wanted, place, threads=1, tell=lambda _line: None)
