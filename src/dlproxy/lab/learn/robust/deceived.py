@@ -16,7 +16,7 @@ from dlproxy.lab.learn.networks.data import Data, Places
 from dlproxy.lab.learn.networks.export import Served, export
 from dlproxy.lab.learn.networks.fit import answers
 from dlproxy.lab.learn.networks.training import TAKES
-from dlproxy.lab.learn.robust.attacks import Budget, accuracy, fgsm, margins, pgd
+from dlproxy.lab.learn.robust.attacks import accuracy, fgsm, margins, pgd
 from dlproxy.lab.learn.robust.guarded import strangers
 from dlproxy.lab.learn.robust.hardened import Settings, logits_of, taught
 from dlproxy.steps.guard import Profile
@@ -67,7 +67,7 @@ def deceived(
 def _attacked(served: Served, profile: Profile, rows: Any, labels: Any, epsilon: float, wanted: Settings) -> dict[str, float]:
     """How often each attack has the network wrong, and how often it is then not refused."""
     network, watched = logits_of(served), excess(profile)
-    budget = Budget(epsilon=epsilon, steps=wanted.steps, restarts=wanted.restarts, high=wanted.high)
+    budget = wanted.budget(epsilon)
     found: dict[str, float] = {}
     for attack, moved in (
         ("fgsm", fgsm(network, rows, labels, budget)),
