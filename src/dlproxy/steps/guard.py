@@ -115,7 +115,7 @@ def _fitted(rows: NDArray[Any], labels: Any, share: float) -> Profile:
     kept = int(np.searchsorted(np.cumsum(variances) / variances.sum(), share)) + 1
     least = LEAST_NOISE * float(variances.mean())
     noise = max(float(variances[kept:].mean()) if kept < len(variances) else 0.0, least)
-    return Profile(rows.shape[1:], means, axes[:, :kept], variances[:kept].clip(least), noise, 0.0, 0.0)
+    return Profile(rows.shape[1:], means, axes[:, :kept].copy(), variances[:kept].clip(least), noise, 0.0, 0.0)
 
 
 class Guard:

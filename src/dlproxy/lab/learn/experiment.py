@@ -76,7 +76,7 @@ KINDS = MappingProxyType(
         "transfer": Kind("a network that goes on from what it learnt of other classes", "combine.transfer:train"),
         "multitask": Kind("several tasks on one trunk", "combine.multitask:train"),
         "robust": Kind("a network trained against inputs that are made to deceive it", "robust.hardened:train"),
-        "guard": Kind("what tells inputs unlike those that a network was trained on", "robust.guarded:train"),
+        "guard": Kind("what tells inputs unlike those that a network was trained on", "robust.guarded:train", ("sklearn",)),
         "synthesis": Kind("load like a recorded one, by a network", "synthesis.training:network", ("torch", "onnx", "onnxscript")),
         "fit": Kind("load like a recorded one, by a fitted process", "synthesis.training:fit", ()),
         "service": Kind("service times by what a request is", "service.training:train", ("torch", "onnx", "onnxscript")),

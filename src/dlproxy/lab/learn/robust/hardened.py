@@ -3,6 +3,7 @@
 Called by lab/learn/train.py; `hardened` by whoever trains a network so. Not aware of: how an attack works.
 """
 
+from collections.abc import Mapping
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -43,6 +44,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     examples: Annotated[int, Meta(ge=0)] = 0
     data: Literal["digits"] = "digits"
 
+    def budget(self, epsilon: float, *, restarts: int = 0) -> Budget:
+        """Of what is measured, with `restarts` in place of its own unless 0."""
+        return Budget(epsilon=epsilon, steps=self.steps, restarts=restarts or self.restarts, high=self.high)
+
 
 def train(experiment: Experiment, place: Place) -> Run:
     """One seed, which says which fifth is held out. model.onnx is the hardened network, plain.onnx the other."""
@@ -57,8 +62,11 @@ def train(experiment: Experiment, place: Place) -> Run:
         hardened, curves = taught(data, learnt, wanted, against=wanted.epsilon)
         rows, labels = torch.from_numpy(data.inputs[held_out]), torch.from_numpy(data.targets[held_out])
         figures: dict[str, float] = {}
+        foreign = {
+            epsilon: pgd(logits_of(other), rows, labels, wanted.budget(epsilon, restarts=1)) for epsilon in wanted.epsilons
+        }
         for name, served in (("plain", plain), ("hardened", hardened)):
-            figures |= {f"{name}, {what}": value for what, value in attacked(served, other, rows, labels, wanted).items()}
+            figures |= {f"{name}, {what}": value for what, value in attacked(served, foreign, rows, labels, wanted).items()}
             place.tell(f"{name}: attacked")
     takes = TAKES[data.kind]
     for name, served in (("model", hardened), ("plain", plain)):
@@ -91,21 +99,20 @@ def taught(data: Data, learnt: Places, wanted: Settings, *, against: float = 0.0
     return served, curves
 
 
-def attacked(served: Served, other: Served, rows: Any, labels: Any, wanted: Settings) -> dict[str, float]:
-    """Accuracy as it is and under each attack. `other`: one that was trained alike; what deceives it is tried here, too."""
-    network, stranger = logits_of(served), logits_of(other)
+def attacked(served: Served, foreign: Mapping[float, Any], rows: Any, labels: Any, wanted: Settings) -> dict[str, float]:
+    """Accuracy as it is and under each attack. `foreign`: by epsilon, what deceives another network that was trained alike."""
+    network = logits_of(served)
     figures = {"clean": accuracy(network, rows, labels)}
     for epsilon in wanted.epsilons:
-        budget = Budget(epsilon=epsilon, steps=wanted.steps, restarts=wanted.restarts, high=wanted.high)
-        transferred = Budget(epsilon=epsilon, steps=wanted.steps, restarts=1, high=wanted.high)
+        budget = wanted.budget(epsilon)
         figures |= {
             f"noise {epsilon:g}": accuracy(network, noise(rows, budget), labels),
             f"fgsm {epsilon:g}": accuracy(network, fgsm(network, rows, labels, budget), labels),
             f"pgd {epsilon:g}": accuracy(network, pgd(network, rows, labels, budget), labels),
-            f"transfer {epsilon:g}": accuracy(network, pgd(stranger, rows, labels, transferred), labels),
+            f"transfer {epsilon:g}": accuracy(network, foreign[epsilon], labels),
         }
-    anything = Budget(epsilon=wanted.high, steps=wanted.steps, restarts=1, high=wanted.high)
-    return figures | {f"pgd {wanted.high:g}": accuracy(network, pgd(network, rows, labels, anything), labels)}
+    anything = pgd(network, rows, labels, wanted.budget(wanted.high, restarts=1))
+    return figures | {f"pgd {wanted.high:g}": accuracy(network, anything, labels)}
 
 
 def logits_of(served: Served) -> Any:
