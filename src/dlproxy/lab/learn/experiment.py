@@ -71,9 +71,9 @@ class Kind(Struct, frozen=True):
 KINDS = MappingProxyType(
     {
         "network": Kind("a network on a data set that ships with a package", "networks.training:train"),
-        "synthesis": Kind("load like a recorded one, by a network", "synthesis.training:network", ("torch", "onnx", "onnxscript")),
+        "synthesis": Kind("load like a recorded one, by a network", "synthesis.training:network"),
         "fit": Kind("load like a recorded one, by a fitted process", "synthesis.training:fit", ()),
-        "service": Kind("service times by what a request is", "service.training:train", ("torch", "onnx", "onnxscript")),
+        "service": Kind("service times by what a request is", "service.training:train"),
     }
 )
 

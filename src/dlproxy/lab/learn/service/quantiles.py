@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dlproxy.lab.learn.networks.export import export
 from dlproxy.lab.learn.service.fitted import QUANTILES
 from dlproxy.lab.learn.service.times import Numbers, Times
 
@@ -83,20 +84,9 @@ def predict(network: Quantiles, times: Times) -> Numbers:
     return found
 
 
-def save(network: Quantiles, path: Path) -> None:
-    """ONNX: `features` FP32 [N, names] to `quantiles` FP32 [N, QUANTILES]."""
-    features = torch.zeros(2, network.line.in_features)
-    program = torch.onnx.export(
-        network,
-        (features,),
-        dynamo=True,
-        input_names=["features"],
-        output_names=["quantiles"],
-        dynamic_shapes={"features": {0: torch.export.Dim("rows")}},
-        verbose=False,
-    )
-    assert program is not None
-    program.save(str(path))
+def save(network: Quantiles, known: Times, path: Path) -> None:
+    """ONNX: `features` FP32 [N, names] to `quantiles` FP32 [N, QUANTILES]. Raises LearnError."""
+    export(network, path, [_tensors(known.part(0.0, 0.1))[0]], inputs=["features"], outputs=["quantiles"])
 
 
 def _logs(features: Tensor) -> Tensor:

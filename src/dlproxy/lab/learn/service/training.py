@@ -44,7 +44,7 @@ def train(experiment: Experiment, place: Place) -> Run:
         raise LearnError(f"{about.times}: {len(times.seconds)} batches are too few to learn from; give {FEWEST} or more")
     known, chosen, real = times.part(0.0, KNOWN), times.part(KNOWN, CHOSEN), times.part(CHOSEN, 1.0)
     network, losses = quantiles.train(known, chosen, epochs=about.epochs, seed=place.seed)
-    quantiles.save(network, place.folder / "model.onnx")
+    quantiles.save(network, known, place.folder / "model.onnx")
     learnt = quantiles.predict(network, real)
     means, own, spread = fitted(times.part(0.0, CHOSEN), real)
     by = best_feature(known, chosen)

@@ -51,7 +51,7 @@ class Gamma(Struct, frozen=True):
 
 
 def gamma(gaps: Numbers) -> Gamma:
-    """The most likely shape: log k - digamma(k) = log of the mean gap - mean of the logs, by halving, as the left side falls."""
+    """The most likely shape: where log k - digamma(k) is the log of the mean gap less the mean of their logs; by halving."""
     mean_s = float(gaps.mean())
     wanted = log(mean_s) - float(np.log(gaps).mean())
     low, high = log(1e-4), log(1e6)

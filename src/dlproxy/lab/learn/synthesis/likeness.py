@@ -6,7 +6,6 @@ Called by training.py. Not aware of: where the loads come from.
 from math import log
 
 import numpy as np
-
 from numpy.typing import NDArray
 
 from dlproxy.lab.learn.synthesis.fits import Numbers
@@ -75,7 +74,9 @@ def _autocorrelation(values: Numbers, lags: int) -> Numbers:
     variance = float((values**2).mean())
     if variance == 0.0:
         return np.zeros(lags)
-    found = [float((values[lag:] * values[:-lag]).mean()) / variance if lag < len(values) else 0.0 for lag in range(1, lags + 1)]
+    found = [
+        float((values[lag:] * values[:-lag]).mean()) / variance if lag < len(values) else 0.0 for lag in range(1, lags + 1)
+    ]
     return np.array(found)
 
 
