@@ -30,8 +30,8 @@ WARM = 20
 Batch = tuple[tuple[float, ...], Callable[[], object]]
 PREDICTORS = {"fitted": "fitted cost", "spread": "its errors counted", "feature": "told one feature", "learnt": "network"}
 INTRO = """
-Batches of models timed here, one at a time on one thread, in random order; a quarter of them, the last, is held out. Each of
-{seeds} seeds trains a network (two layers of 32) by pinball loss from what a batch is to the 0.5, 0.9 and 0.99 quantiles of its
+Batches of models timed here, one at a time on one thread, in random order; a quarter of them, the last, is held out. Each
+of {seeds} seeds trains a network (two layers of 32) by pinball loss from what a batch is to the 0.5, 0.9 and 0.99 quantiles of its
 time. Beside it: the *fitted cost* of lanes, with its own quantiles; the same *with its errors counted* (the quantiles of measured
 over expected); the same *told one feature* in place of the length, the best of those that the network sees, or its product with
 the length. Mean ± half of the 95 % interval over seeds, where seeds matter; `python -m benchmarks.learn --only service`, with

@@ -28,8 +28,8 @@ LIKENESS = {
 }
 TRANSFER = {"tuned": "in time, tuned", "tuned_p99": "p99, tuned", "cores": "cores", "cores_in_time": "in time on these"}
 INTRO = """
-Models of arrivals are fitted to the first 60 % of the time of {what} ({known:,} arrivals); the rest ({real:,}) is held out. Each
-of {seeds} seeds draws one load as long as the rest. What had to be chosen (the length of blocks, the stage of the network's
+Models of arrivals are fitted to the first 60 % of the time of {what} ({known:,} arrivals); the rest ({real:,}) is held out.
+Each of {seeds} seeds draws one load as long as the rest. What had to be chosen (the length of blocks, the stage of the network's
 training) was chosen by the last quarter of the first part. Mean ± half of the 95 % interval over seeds;
 `python -m benchmarks.learn --only synthesis --trace FILE`.
 """

@@ -19,7 +19,7 @@ RATE = 3e-3
 PATIENCE = 15  # epochs without gain
 
 
-class Quantiles(nn.Module):
+class Quantiles(nn.Module):  # type: ignore[misc]
     """Features FP32 [N, names] to seconds FP32 [N, QUANTILES], of which none is below the one before.
 
     It works in logarithms, of the features too: what grows by a power of rows or length is a line there, which is learnt by a

@@ -31,7 +31,7 @@ RATE = 2e-4
 BATCH = 32
 
 
-class Generator(nn.Module):
+class Generator(nn.Module):  # type: ignore[misc]
     """Noise [N, NOISE, L + SEEN] to the scores of L gaps, [N, L]. Source: Wiese et al., "Quant GANs", Quant. Finance 2020."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Generator(nn.Module):
         return found
 
 
-class Gaps(nn.Module):
+class Gaps(nn.Module):  # type: ignore[misc]
     """The generator and what makes gaps of its scores: noise FP32 [N, NOISE, L + SEEN] to the logarithms of seconds, [N, L].
 
     A line through KNOTS points takes the quantiles of its scores to those of the trace: how long gaps are is known better from
