@@ -30,12 +30,12 @@ WARM = 20
 Batch = tuple[tuple[float, ...], Callable[[], object]]
 PREDICTORS = {"fitted": "fitted cost", "spread": "its errors counted", "feature": "told one feature", "learnt": "network"}
 INTRO = """
-Batches of models timed here, one at a time on one thread, in random order; a quarter of them, the last, is held out. Each
-of {seeds} seeds trains a network (two layers of 32) by pinball loss from what a batch is to the 0.5, 0.9 and 0.99 quantiles of its
-time. Beside it: the *fitted cost* of lanes, with its own quantiles; the same *with its errors counted* (the quantiles of measured
-over expected); the same *told one feature* in place of the length, the best of those that the network sees, or its product with
-the length. Mean ± half of the 95 % interval over seeds, where seeds matter; `python -m benchmarks.learn --only service`, with
-`--trace FILE` for tokens.
+Batches of models timed here, one at a time on one thread, in random order; the last quarter is held out. Each of {seeds}
+seeds trains a network (layers of 32) by pinball loss from what a batch is to the 0.5, 0.9 and 0.99 quantiles of its time.
+Beside it: the *fitted cost* of lanes, with its own quantiles; the same *with its errors counted* (the quantiles of measured
+over expected); the same *told one feature* in place of the length, the best of those that the network sees, or its product
+with the length. Mean ± half of the 95 % interval over seeds, where seeds matter; `python -m benchmarks.learn --only service`,
+with `--trace FILE` for tokens.
 """
 MODELS = """
 - mlp, cnn: 1 to 64 and 1 to 16 rows. transformer: 1 to 8 rows of 8 to 96 tokens.
@@ -45,9 +45,9 @@ MODELS = """
 """
 WAITING = """
 These times as jobs that arrive at random at a load of 0.85, in virtual time: two servers with one of the lanes' own queues,
-shortest job or highest response ratio first by what is predicted (by the network: the median), beside first come first served;
-and four servers of which each job goes to that with the least predicted work, beside the fewest jobs. Mean and p99 latency and
-mean slowdown (latency over service time), as shares of what is beside; *exact* knows each time beforehand.
+shortest job or highest response ratio first by what is predicted (by the network: the median), beside first come first
+served; and four servers of which each job goes to that with the least predicted work, beside the fewest jobs. Mean and p99
+latency and mean slowdown (latency over service time), as shares of what is beside; *exact* knows each time beforehand.
 """
 
 

@@ -28,10 +28,10 @@ LIKENESS = {
 }
 TRANSFER = {"tuned": "in time, tuned", "tuned_p99": "p99, tuned", "cores": "cores", "cores_in_time": "in time on these"}
 INTRO = """
-Models of arrivals are fitted to the first 60 % of the time of {what} ({known:,} arrivals); the rest ({real:,}) is held out.
-Each of {seeds} seeds draws one load as long as the rest. What had to be chosen (the length of blocks, the stage of the network's
-training) was chosen by the last quarter of the first part. Mean ± half of the 95 % interval over seeds;
-`python -m benchmarks.learn --only synthesis --trace FILE`.
+Models of arrivals are fitted to the first 60 % of {what} ({known:,} arrivals); the rest ({real:,}) is held out. Each of
+{seeds} seeds draws one load as long as the rest. What had to be chosen (the length of blocks, the stage of the network's
+training) was chosen by the last quarter of the first part. Mean ± half of the 95 % interval over seeds; `python -m
+benchmarks.learn --only synthesis --trace FILE`.
 """
 MODELS = """
 The models: independent gaps (`poisson`; `gamma`, most likely; `gamma-cv`, with the trace's coefficient of variation), Poisson
@@ -45,11 +45,10 @@ autocorrelations (gaps: lags 1 to 50; counts per 0.1, 1 and 10 s: lags 1 to 10);
 dispersion (seven scales from 0.1 to 60 s), longest burst (gaps below 50 ms), highest second over the mean.
 """
 WORTH = """
-A simulated model (`{service}`, p99 within {slo:g} ms). Knobs (max_batch, max_wait, instances and threads on {cores}
-cores) are chosen on the made-up load and used on the held-out part: answers in time and p99, as shares of what knobs
-chosen on the recorded first part give there ({in_time:.3f} and {p99:.0f} ms). Cores: the fewest with which {enough:.0%}
-of the made-up load is answered in time, and the share that they answer in time of the held-out part, which needs
-{needed}.
+A simulated model (`{service}`, p99 within {slo:g} ms). Knobs (max_batch, max_wait, instances and threads on {cores} cores)
+are chosen on the made-up load and used on the held-out part: answers in time and p99, as shares of what knobs chosen on the
+recorded first part give there ({in_time:.3f} and {p99:.0f} ms). Cores: the fewest with which {enough:.0%} of the made-up load
+is answered in time, and the share that they answer in time of the held-out part, which needs {needed}.
 """
 
 

@@ -47,14 +47,17 @@ def test_noise_has_variance_1_and_lasts_as_long_as_its_kind() -> None:
     assert lag[3] > 0.6
 
 
-async def test_the_exported_network_answers_through_dlproxy_as_in_torch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_exported_network_answers_as_in_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "CORES", (1,))
     monkeypatch.setattr(transfer, "BATCHES", (4,))
     kept: list[gan.Trained] = []
     save = gan.Trained.save
-    monkeypatch.setattr(gan.Trained, "save", lambda self, path: (kept.append(self), save(self, path)) and None)
+
+    def keep(source: gan.Trained, path: Path) -> None:
+        kept.append(source)
+        save(source, path)
+
+    monkeypatch.setattr(gan.Trained, "save", keep)
     where, _ = place(tmp_path)
     run = network(Experiment(kind="synthesis", about="", settings={"steps": 10}, name="mine"), where)
     assert run.figures["ks"] < 0.3
