@@ -15,7 +15,7 @@ def test_equal_loads_are_at_no_distance_and_unlike_ones_at_some() -> None:
     one = Load(poisson(5.0, 400.0))
     assert set(compare(one, one).values()) == {0.0}
     near, far = Load(poisson(5.0, 400.0, 2)), Load(Gamma(0.2, 0.2).instants(400.0, np.random.default_rng(1)))
-    assert distance(near, one) < 0.5 < distance(far, one)
+    assert distance(one, one) < distance(near, one) < 0.5 * distance(far, one)
     assert compare(far, one) == pytest.approx(compare(one, far))
 
 

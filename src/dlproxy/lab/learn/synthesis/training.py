@@ -20,7 +20,7 @@ from dlproxy.lab.load.arrivals import ArrivalsError, read_trace
 
 CHOSEN_BY = 0.25  # the last part of what is fitted to, where something has to be chosen
 FEWEST = 1000  # arrivals
-DRAWS = 4  # loads that are drawn of each candidate: one alone says little
+DRAWS = 6  # loads that are drawn of each candidate: one alone says little
 LONG_S = 1500.0  # of the made-up load that stands in for a trace
 LENGTHS = (1, 20, 100, 500)  # gaps of a block; of one alone their order is lost
 
