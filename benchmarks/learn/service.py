@@ -18,7 +18,7 @@ import onnxruntime as ort
 from msgspec import structs
 from numpy.typing import NDArray
 
-from benchmarks.harness.page import table
+from benchmarks.harness.page import paragraph, table
 from benchmarks.models import MLP_WIDTHS, TOKEN_WIDTH, build_cnn, build_mlp, build_transformer
 from dlproxy.lab.learn.experiment import find
 from dlproxy.lab.learn.service.times import Times, write
@@ -29,18 +29,25 @@ COUNT = 1600  # batches of each
 WARM = 20
 Batch = tuple[tuple[float, ...], Callable[[], object]]
 PREDICTORS = {"fitted": "fitted cost", "spread": "its errors counted", "feature": "told one feature", "learnt": "network"}
-INTRO = """# Service times: a network beside the fitted cost
-
-Batches of models timed here, one at a time on one thread, in random order; a quarter of them, the last, is held out. Each of {seeds}
-seeds trains a network (two layers of 32) by pinball loss from what a batch is to the 0.5, 0.9 and 0.99 quantiles of its time. Beside it:
-the *fitted cost* of lanes, with its own quantiles; the same *with its errors counted* (the quantiles of measured over expected); the
-same *told one feature* in place of the length, the best of those that the network sees, or its product with the length. Mean ± half of
-the 95 % interval over seeds, where seeds matter; `python -m benchmarks.learn --only service`, with `--trace FILE` for the last row.
-
+INTRO = """
+Batches of models timed here, one at a time on one thread, in random order; the last quarter is held out. Each of {seeds}
+seeds trains a network (layers of 32) by pinball loss from what a batch is to the 0.5, 0.9 and 0.99 quantiles of its time.
+Beside it: the *fitted cost* of lanes, with its own quantiles; the same *with its errors counted* (the quantiles of measured
+over expected); the same *told one feature* in place of the length, the best of those that the network sees, or its product
+with the length. Mean ± half of the 95 % interval over seeds, where seeds matter; `python -m benchmarks.learn --only service`,
+with `--trace FILE` for tokens.
+"""
+MODELS = """
 - mlp, cnn: 1 to 64 and 1 to 16 rows. transformer: 1 to 8 rows of 8 to 96 tokens.
-- boxes: non-maximum suppression of 200 to 3000 boxes, a step of pipelines; the feature is the share of boxes above its threshold.
-- tokens: a language model's 0.2 ms for each token that it reads and 25 ms for each that it writes, with the numbers of tokens of a
-  recorded trace; only the first is known beforehand.
+- boxes: non-maximum suppression of 200 to 3000 boxes, a step of pipelines; the feature is the share above its threshold.
+- tokens: a language model's 0.2 ms for each token that it reads and 25 ms for each that it writes, with the numbers of tokens
+  of a recorded trace; only the first is known beforehand.
+"""
+WAITING = """
+These times as jobs that arrive at random at a load of 0.85, in virtual time: two servers with one of the lanes' own queues,
+shortest job or highest response ratio first by what is predicted (by the network: the median), beside first come first
+served; and four servers of which each job goes to that with the least predicted work, beside the fewest jobs. Mean and p99
+latency and mean slowdown (latency over service time), as shares of what is beside; *exact* knows each time beforehand.
 """
 
 
@@ -79,25 +86,25 @@ def page(results: dict[str, Result], seeds: int) -> str:
         for rule in ("sjf", "hrrn", "balancing")
         for figure in ("mean", "p99", "slowdown")
     ]
-    return "\n".join(
+    return "\n\n".join(
         [
-            INTRO.format(seeds=seeds),
-            "## Held-out pinball loss\n\nIn % of the mean time; less is better.\n",
+            "# Service times: a network beside the fitted cost",
+            paragraph(INTRO.format(seeds=seeds)),
+            MODELS.strip(),
+            "## Held-out pinball loss",
+            "In % of the mean time; less is better.",
             table(["model, quantile", *PREDICTORS.values()], losses),
-            "\nBatches that took no longer than their 0.99 quantile, in %; 99 is right.\n",
+            "Batches that took no longer than their 0.99 quantile, in %; 99 is right.",
             table(["model", *PREDICTORS.values()], below),
-            "\n## What it changes\n\nThese times as jobs that arrive at random at a load of 0.85, in virtual time: two servers with one of the lanes'",
-            "own queues, shortest job or highest response ratio first by what is predicted (by the network: the median), beside first come",
-            "first served; and four servers of which each job goes to that with the least predicted work, beside the fewest jobs. Mean and p99",
-            "latency and mean slowdown (latency over service time), as shares of what is beside; *exact* knows each time beforehand.\n",
-            table(["model, rule, figure", "fitted cost", "told one feature", "network", "exact"], waits),
-            "",
+            "## What it changes",
+            paragraph(WAITING),
+            table(["model, rule, figure", "fitted cost", "told one feature", "network", "exact"], waits) + "\n",
         ]
     )
 
 
 def _timed(names: tuple[str, ...], made: Callable[[np.random.Generator, Path], Iterator[Batch]]) -> Times:
-    """The median of three in a row would hide what a machine does; so each batch runs once."""
+    """Each batch runs once: what the machine does to it belongs to its time."""
     features, seconds = [], []
     with tempfile.TemporaryDirectory() as folder:
         for number, (known, work) in enumerate(made(np.random.default_rng(1), Path(folder))):
@@ -157,7 +164,7 @@ def _tokens(trace: Path) -> Times:
 
 def _between(random: np.random.Generator, least: int, most: int) -> int:
     """As likely between 1 and 2 as between 2 and 4."""
-    return int(round(np.exp(random.uniform(np.log(least), np.log(most)))))
+    return round(float(np.exp(random.uniform(np.log(least), np.log(most)))))
 
 
 SOURCES: dict[str, tuple[tuple[str, ...], Callable[[np.random.Generator, Path], Iterator[Batch]]]] = {

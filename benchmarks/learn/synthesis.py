@@ -5,11 +5,12 @@ Not aware of: how they are fitted.
 
 import argparse
 import sys
+from collections.abc import Callable
 
 import numpy as np
 from msgspec import structs
 
-from benchmarks.harness.page import table
+from benchmarks.harness.page import paragraph, table
 from dlproxy.lab.learn.experiment import Place, find
 from dlproxy.lab.learn.synthesis.likeness import Load, compare
 from dlproxy.lab.learn.synthesis.training import FITS, About, Parts, load_of
@@ -26,16 +27,28 @@ LIKENESS = {
     "peak": "peak",
 }
 TRANSFER = {"tuned": "in time, tuned", "tuned_p99": "p99, tuned", "cores": "cores", "cores_in_time": "in time on these"}
-INTRO = """# Made-up load beside recorded load
-
-Models of arrivals are fitted to the first 60 % of the time of {what} ({known:,} arrivals); the rest ({real:,}) is held out. Each of
-{seeds} seeds draws one load as long as the rest. What had to be chosen (the length of blocks, the stage of the network's training) was
-chosen by the last quarter of the first part. Mean ± half of the 95 % interval over seeds; `python -m benchmarks.learn --only synthesis
---trace FILE`.
-
-The models: independent gaps (`poisson`; `gamma`, most likely; `gamma-cv`, with the trace's coefficient of variation), Poisson processes
-with two or three hidden rates (`mmpp`, by expectation and maximisation), `blocks` of the recorded gaps (stationary bootstrap), and a
-network (`gan`: dilated convolutions, WGAN-GP). *recorded* is the first part itself beside the rest: no model can be expected to do better.
+INTRO = """
+Models of arrivals are fitted to the first 60 % of {what} ({known:,} arrivals); the rest ({real:,}) is held out. Each of
+{seeds} seeds draws one load as long as the rest. What had to be chosen (the length of blocks, the stage of the network's
+training) was chosen by the last quarter of the first part. Mean ± half of the 95 % interval over seeds; `python -m
+benchmarks.learn --only synthesis --trace FILE`.
+"""
+MODELS = """
+The models: independent gaps (`poisson`; `gamma`, most likely; `gamma-cv`, with the trace's coefficient of variation), Poisson
+processes with two or three hidden rates (`mmpp`, by expectation and maximisation), `blocks` of the recorded gaps (stationary
+bootstrap), and a network (`gan`: dilated convolutions, WGAN-GP). *recorded* is the first part itself beside the rest: a model
+that is as near is as good as can be expected.
+"""
+HOW_LIKE = """
+Distance from the held-out part, 0 is equal. KS and Wasserstein (decades) of the logarithms of gaps; mean difference of
+autocorrelations (gaps: lags 1 to 50; counts per 0.1, 1 and 10 s: lags 1 to 10); absolute logarithms of ratios: index of
+dispersion (seven scales from 0.1 to 60 s), longest burst (gaps below 50 ms), highest second over the mean.
+"""
+WORTH = """
+A simulated model (`{service}`, p99 within {slo:g} ms). Knobs (max_batch, max_wait, instances and threads on {cores} cores)
+are chosen on the made-up load and used on the held-out part: answers in time and p99, as shares of what knobs chosen on the
+recorded first part give there ({in_time:.3f} and {p99:.0f} ms). Cores: the fewest with which {enough:.0%} of the made-up load
+is answered in time, and the share that they answer in time of the held-out part, which needs {needed}.
 """
 
 
@@ -48,7 +61,12 @@ def measure(options: argparse.Namespace) -> str:
         experiment = structs.replace(experiment, seeds=options.seeds, settings=settings)
         results[name] = train(experiment, options.folder / f"load-{name}", threads=1, tell=_tell(name))
     parts = load_of(About(trace=trace), Place(folder=options.folder, seed=0, threads=1, tell=_tell("recorded")))
-    return page(results, parts, options.trace.name if options.trace else "a made-up load of quiet, busy and hectic spells", options.seeds)
+    return page(
+        results,
+        parts,
+        options.trace.name if options.trace else "a made-up load of quiet, busy and hectic spells",
+        options.seeds,
+    )
 
 
 def page(results: dict[str, Result], parts: Parts, what: str, seeds: int) -> str:
@@ -64,22 +82,28 @@ def page(results: dict[str, Result], parts: Parts, what: str, seeds: int) -> str
     blocks = sorted({run.figures["block"] for run in results["blocks"].runs})
     seconds = {name: np.mean([run.seconds for run in result.runs]) for name, result in results.items()}
     slowest = max(seconds, key=lambda name: seconds[name])
-    return "\n".join(
+    worth_text = WORTH.format(
+        service=machine.service,
+        slo=machine.slo_s * 1e3,
+        cores=KNOBS_ON,
+        in_time=served.in_time,
+        p99=served.p99_s * 1e3,
+        enough=ENOUGH,
+        needed=cores_for(machine, parts.real),
+    )
+    return "\n\n".join(
         [
-            INTRO.format(what=what, known=len(parts.known), real=len(parts.real), seeds=seeds),
-            "## How like it is\n\nDistance from the held-out part, 0 is equal. KS and Wasserstein (decades) of the logarithms of gaps; mean",
-            "difference of autocorrelations (gaps: lags 1 to 50; counts per 0.1, 1 and 10 s: lags 1 to 10); absolute logarithms of ratios:",
-            "index of dispersion (seven scales from 0.1 to 60 s), longest burst (gaps below 50 ms), highest second over the mean.\n",
+            "# Made-up load beside recorded load",
+            paragraph(INTRO.format(what=what, known=len(parts.known), real=len(parts.real), seeds=seeds)),
+            paragraph(MODELS),
+            "## How like it is",
+            paragraph(HOW_LIKE),
             table(["model", *LIKENESS.values()], rows),
-            f"\nBlocks that were chosen: {', '.join([f'{length:g}' for length in blocks])} gaps.\n",
-            "## What tuning on it is worth\n",
-            f"A simulated model (`{machine.service}`, p99 within {machine.slo_s * 1e3:g} ms). Knobs (max_batch, max_wait, instances and",
-            f"threads on {KNOBS_ON} cores) are chosen on the made-up load and used on the held-out part: answers in time and p99, as shares of",
-            f"what knobs chosen on the recorded first part give ({served.in_time:.3f} and {served.p99_s * 1e3:.0f} ms). Cores: the fewest with",
-            f"which {ENOUGH:.0%} of the made-up load is answered in time, and what they answer in time of the held-out part.\n",
+            f"Blocks that were chosen: {', '.join([f'{length:g}' for length in blocks])} gaps.",
+            "## What tuning on it is worth",
+            paragraph(worth_text),
             table(["model", *TRANSFER.values()], worth),
-            f"\nThe slowest, {slowest}, took {seconds[slowest]:.0f} s a seed, its simulations included.",
-            "",
+            f"The slowest, {slowest}, took {seconds[slowest]:.0f} s a seed, its simulations included.\n",
         ]
     )
 
@@ -89,5 +113,5 @@ def _both(found: tuple[float, float]) -> str:
     return f"{mean:.3f} ± {half:.3f}"
 
 
-def _tell(name: str):  # type: ignore[no-untyped-def]
+def _tell(name: str) -> Callable[[str], None]:
     return lambda text: print(f"{name}: {text}", file=sys.stderr)

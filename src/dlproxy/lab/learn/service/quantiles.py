@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dlproxy.lab.learn.networks.export import export
 from dlproxy.lab.learn.service.fitted import QUANTILES
 from dlproxy.lab.learn.service.times import Numbers, Times
 
@@ -18,7 +19,7 @@ RATE = 3e-3
 PATIENCE = 15  # epochs without gain
 
 
-class Quantiles(nn.Module):
+class Quantiles(nn.Module):  # type: ignore[misc]
     """Features FP32 [N, names] to seconds FP32 [N, QUANTILES], of which none is below the one before.
 
     It works in logarithms, of the features too: what grows by a power of rows or length is a line there, which is learnt by a
@@ -83,20 +84,9 @@ def predict(network: Quantiles, times: Times) -> Numbers:
     return found
 
 
-def save(network: Quantiles, path: Path) -> None:
-    """ONNX: `features` FP32 [N, names] to `quantiles` FP32 [N, QUANTILES]."""
-    features = torch.zeros(2, network.line.in_features)
-    program = torch.onnx.export(
-        network,
-        (features,),
-        dynamo=True,
-        input_names=["features"],
-        output_names=["quantiles"],
-        dynamic_shapes={"features": {0: torch.export.Dim("rows")}},
-        verbose=False,
-    )
-    assert program is not None
-    program.save(str(path))
+def save(network: Quantiles, known: Times, path: Path) -> None:
+    """ONNX: `features` FP32 [N, names] to `quantiles` FP32 [N, QUANTILES]. Raises LearnError."""
+    export(network, path, [_tensors(known.part(0.0, 0.1))[0]], inputs=["features"], outputs=["quantiles"])
 
 
 def _logs(features: Tensor) -> Tensor:

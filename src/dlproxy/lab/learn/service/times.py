@@ -30,7 +30,8 @@ class Times(Struct, frozen=True):
     def column(self, name: str) -> Numbers:
         """Or the product of several, as in length*share; ones, if there is none of a name."""
         places = [self.names.index(one) for one in name.split("*") if one in self.names]
-        return self.features[:, places].prod(axis=1)
+        found: Numbers = self.features[:, places].prod(axis=1)
+        return found
 
     def part(self, since: float, until: float) -> "Times":
         """From one share of the batches to another."""

@@ -11,11 +11,12 @@ from msgspec import Struct
 from dlproxy.lab.learn.experiment import Experiment, LearnError, Place, Run, settings
 from dlproxy.lab.learn.service.fitted import QUANTILES, fitted, pinball
 from dlproxy.lab.learn.service.times import Numbers, Times, made_up, times_of
-from dlproxy.lab.learn.service.waiting import balanced, queued
+from dlproxy.lab.learn.service.waiting import Discipline, balanced, queued
 
 KNOWN, CHOSEN = 0.6, 0.75  # shares of the batches: what is learned from ends here, and what is chosen by
 FEWEST = 200
 SERVERS, BALANCED = 2, 4
+DISCIPLINES: tuple[Discipline, ...] = ("sjf", "hrrn")
 LOAD = 0.85  # of what the servers can do
 
 
@@ -44,7 +45,7 @@ def train(experiment: Experiment, place: Place) -> Run:
         raise LearnError(f"{about.times}: {len(times.seconds)} batches are too few to learn from; give {FEWEST} or more")
     known, chosen, real = times.part(0.0, KNOWN), times.part(KNOWN, CHOSEN), times.part(CHOSEN, 1.0)
     network, losses = quantiles.train(known, chosen, epochs=about.epochs, seed=place.seed)
-    quantiles.save(network, place.folder / "model.onnx")
+    quantiles.save(network, known, place.folder / "model.onnx")
     learnt = quantiles.predict(network, real)
     means, own, spread = fitted(times.part(0.0, CHOSEN), real)
     by = best_feature(known, chosen)
@@ -74,10 +75,10 @@ def waited(predictions: dict[str, Numbers], seconds: Numbers, *, jobs: int, seed
     took = seconds[drawn].tolist()
     gaps = random.standard_exponential(jobs) * seconds[drawn].mean() / LOAD
     even = [float(seconds.mean())] * jobs
-    figures = {}
+    figures: dict[str, float] = {}
     at = np.cumsum(gaps / SERVERS).tolist()
     in_turn = queued(at, took, even, "fcfs", SERVERS)
-    for discipline in ("sjf", "hrrn"):
+    for discipline in DISCIPLINES:
         for name, predicted in predictions.items():
             found = queued(at, took, predicted[drawn].tolist(), discipline, SERVERS)
             figures |= _beside(f"{discipline} {name}", found, in_turn, seconds[drawn])

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from heapq import heapreplace
 from math import inf
+from typing import Literal
 
 import numpy as np
 
@@ -15,10 +16,13 @@ from dlproxy.message import Ticket
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.queueing import make_queue
 
+Discipline = Literal["fcfs", "sjf", "hrrn"]
 STARVATION = 100.0  # mean service times after which SJF serves by age
 
 
-def queued(at: Sequence[float], seconds: Sequence[float], predicted: Sequence[float], discipline: str, servers: int) -> Numbers:
+def queued(
+    at: Sequence[float], seconds: Sequence[float], predicted: Sequence[float], discipline: Discipline, servers: int
+) -> Numbers:
     """Latencies of jobs that arrive `at`, take `seconds` and are `predicted` to take so long, at servers with one queue."""
     knobs = LaneKnobs(discipline=discipline, starvation_s=STARVATION * sum(seconds) / len(seconds))
     queue = make_queue(knobs, lambda rows, length: predicted[length])

@@ -16,9 +16,12 @@ CHUNK = 4096
 
 
 class Source(Protocol):
-    """A model of arrivals that has been fitted. `spec`: the same as `--arrivals` has it, empty if it has not."""
+    """A model of arrivals that has been fitted."""
 
-    spec: str
+    @property
+    def spec(self) -> str:
+        """The same as `--arrivals` has it; empty if it has not."""
+        ...
 
     def instants(self, duration_s: float, random: np.random.Generator) -> Numbers:
         """When requests arrive, in ascending order, from 0 to below `duration_s` seconds."""
@@ -51,7 +54,7 @@ class Gamma(Struct, frozen=True):
 
 
 def gamma(gaps: Numbers) -> Gamma:
-    """The most likely shape: log k - digamma(k) = log of the mean gap - mean of the logs, by halving, as the left side falls."""
+    """The most likely shape: where log k - digamma(k) is the log of the mean gap less the mean of their logs; by halving."""
     mean_s = float(gaps.mean())
     wanted = log(mean_s) - float(np.log(gaps).mean())
     low, high = log(1e-4), log(1e6)
@@ -93,6 +96,7 @@ class Blocks(Struct, frozen=True):
             begins[0] = True
             first = np.maximum.accumulate(np.where(begins, np.arange(count), 0))
             places = random.integers(len(self.gaps), size=count)[first] + np.arange(count) - first
-            return self.gaps[places % len(self.gaps)]
+            found: Numbers = self.gaps[places % len(self.gaps)]
+            return found
 
         return until(duration_s, draw)

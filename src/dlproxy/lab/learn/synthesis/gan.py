@@ -1,7 +1,7 @@
 """A generative adversarial network of gaps between arrivals: dilated convolutions over noise against a critic of windows.
 
-The generator never sees what it made before, so any length comes from one pass, and the network leaves as ONNX as it is. Called
-by training.py. Not aware of: traces' files, how its loads are judged.
+The generator never sees what it made before, so any length comes from one pass. Called by training.py. Not aware of: traces'
+files, how its loads are judged.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dlproxy.lab.learn.networks.export import export
 from dlproxy.lab.learn.synthesis.fits import Numbers, until
 
 WINDOW = 128  # gaps that the critic sees at a time
@@ -21,6 +22,7 @@ NOISE = len(SLOW)  # numbers for each gap
 CHANNELS = 24
 DILATIONS = (1, 2, 4, 8)  # of kernels of three: each gap depends on the noise of the 31 around it
 SEEN = 2 * sum(DILATIONS)  # gaps of noise that a window needs beyond its own length
+PIECE = 1024  # gaps that one row of the ONNX file gives; its layers would take any length
 KNOTS = 64
 MADE = 16384  # scores that tell how the generator's are spread
 CRITIC_STEPS = 3
@@ -29,7 +31,7 @@ RATE = 2e-4
 BATCH = 32
 
 
-class Generator(nn.Module):
+class Generator(nn.Module):  # type: ignore[misc]
     """Noise [N, NOISE, L + SEEN] to the scores of L gaps, [N, L]. Source: Wiese et al., "Quant GANs", Quant. Finance 2020."""
 
     def __init__(self) -> None:
@@ -48,7 +50,7 @@ class Generator(nn.Module):
         return found
 
 
-class Gaps(nn.Module):
+class Gaps(nn.Module):  # type: ignore[misc]
     """The generator and what makes gaps of its scores: noise FP32 [N, NOISE, L + SEEN] to the logarithms of seconds, [N, L].
 
     A line through KNOTS points takes the quantiles of its scores to those of the trace: how long gaps are is known better from
@@ -93,14 +95,9 @@ class Trained:
         return until(duration_s, gaps)
 
     def save(self, path: Path) -> None:
-        """ONNX: `noise` FP32 [N, NOISE, A], at least SEEN + 1 long, to `gaps` FP32 [N, A - SEEN], the logarithms of seconds."""
-        noise = torch.zeros(2, NOISE, WINDOW + SEEN)
-        names = {"noise": {0: torch.export.Dim("rows"), 2: torch.export.Dim("length", min=SEEN + 2)}}
-        program = torch.onnx.export(
-            self.network, (noise,), dynamo=True, input_names=["noise"], output_names=["gaps"], dynamic_shapes=names, verbose=False
-        )
-        assert program is not None
-        program.save(str(path))
+        """ONNX: `noise` FP32 [N, NOISE, PIECE + SEEN] to `gaps` FP32 [N, PIECE], logarithms of seconds. Raises LearnError."""
+        examples = [_noise(2, PIECE, torch.Generator().manual_seed(0))]
+        export(self.network, path, examples, inputs=["noise"], outputs=["gaps"])
 
 
 def train(
@@ -137,9 +134,7 @@ def train(
     return Trained(Gaps(generator, np.log(every), seed)), curves
 
 
-def _teach(
-    critic: nn.Module, by: torch.optim.Optimizer, real: Tensor, generator: Generator, random: torch.Generator
-) -> float:
+def _teach(critic: nn.Module, by: torch.optim.Optimizer, real: Tensor, generator: Generator, random: torch.Generator) -> float:
     """One step of the critic: how far apart it holds what is real and what is made."""
     with torch.no_grad():
         made = generator(_noise(BATCH, WINDOW, random))

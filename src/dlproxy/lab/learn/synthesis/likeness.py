@@ -6,7 +6,6 @@ Called by training.py. Not aware of: where the loads come from.
 from math import log
 
 import numpy as np
-
 from numpy.typing import NDArray
 
 from dlproxy.lab.learn.synthesis.fits import Numbers
@@ -16,6 +15,8 @@ CORRELATED_S = (0.1, 1.0, 10.0)  # of counts, for their autocorrelation
 GAP_LAGS, COUNT_LAGS = 50, 10
 BURST_S = 0.05  # arrivals with shorter gaps belong to one burst
 PEAK_S = 1.0
+CHOSEN_BY = ("ks", "acf_gaps", "acf_counts", "dispersion")
+NEAREST = 1e-6
 LEAST_GAP_S = 1e-6  # what is shorter counts as this: the resolution of recorded times
 
 
@@ -52,9 +53,9 @@ def compare(made: Load, real: Load) -> dict[str, float]:
 
 
 def distance(made: Load, real: Load) -> float:
-    """One number to choose by: of gaps, of their order, of counts' order and of dispersion, added up."""
+    """One number to choose by: the geometric mean of four distances, so that half as far counts the same in each."""
     found = compare(made, real)
-    return found["ks"] + found["acf_gaps"] + found["acf_counts"] + found["dispersion"]
+    return float(np.exp(np.mean([log(max(found[name], NEAREST)) for name in CHOSEN_BY])))
 
 
 def counts(instants: Numbers, scale_s: float) -> Numbers:
@@ -75,7 +76,9 @@ def _autocorrelation(values: Numbers, lags: int) -> Numbers:
     variance = float((values**2).mean())
     if variance == 0.0:
         return np.zeros(lags)
-    found = [float((values[lag:] * values[:-lag]).mean()) / variance if lag < len(values) else 0.0 for lag in range(1, lags + 1)]
+    found = [
+        float((values[lag:] * values[:-lag]).mean()) / variance if lag < len(values) else 0.0 for lag in range(1, lags + 1)
+    ]
     return np.array(found)
 
 

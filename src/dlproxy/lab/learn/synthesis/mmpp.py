@@ -26,7 +26,8 @@ class Mmpp(Struct, frozen=True):
         """Of the time, that the chain is in each state."""
         states = len(self.rates)
         flows = np.vstack([_generator(self.leaving).T, np.ones(states)])
-        return np.maximum(np.linalg.lstsq(flows, np.append(np.zeros(states), 1.0), rcond=None)[0], 0.0)
+        found: Numbers = np.maximum(np.linalg.lstsq(flows, np.append(np.zeros(states), 1.0), rcond=None)[0], 0.0)
+        return found
 
     @property
     def rate(self) -> float:

@@ -1,4 +1,4 @@
-"""One model of arrivals fitted to the beginning of a load, and judged by the rest: how like it is, and what tuning on it is worth.
+"""One model of arrivals fitted to the beginning of a load and judged by the rest: how like it is, what tuning on it is worth.
 
 Called by lab/learn/train.py. What has to be chosen is chosen by the end of the beginning. Not aware of: how simulations run.
 """
@@ -20,7 +20,7 @@ from dlproxy.lab.load.arrivals import ArrivalsError, read_trace
 
 CHOSEN_BY = 0.25  # the last part of what is fitted to, where something has to be chosen
 FEWEST = 1000  # arrivals
-DRAWS = 4  # loads that are drawn of each candidate: one alone says little
+DRAWS = 6  # loads that are drawn of each candidate: one alone says little
 LONG_S = 1500.0  # of the made-up load that stands in for a trace
 LENGTHS = (1, 20, 100, 500)  # gaps of a block; of one alone their order is lost
 
@@ -38,8 +38,8 @@ FITS: Mapping[str, tuple[Callable[[Numbers], Source], ...]] = MappingProxyType(
 
 
 class About(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Settings. `trace`: a file of arrivals as `--trace` takes it; empty: made-up spells of different rates. `held_out`: the last
-    part of its time. `service` and `slo_s`: of the model that is tuned on the load.
+    """Settings. `trace`: a file of arrivals as `--trace` takes it; empty: made-up spells of different rates. `held_out`: the
+    last part of its time. `service` and `slo_s`: of the model that is tuned on the load.
     """
 
     trace: str = ""
@@ -119,7 +119,7 @@ def load_of(about: About, place: Place) -> Parts:
     if not 0.1 <= about.held_out <= 0.9:
         raise LearnError(f"held_out must be a share between 0.1 and 0.9, not {about.held_out:g}")
     if not about.trace:
-        place.tell("no trace is named (trace = \"FILE\" in [settings]): made-up spells of different rates stand in for one")
+        place.tell('no trace is named (trace = "FILE" in [settings]): made-up spells of different rates stand in for one')
         instants, length_s = stand_in(), LONG_S
     else:
         try:
@@ -133,7 +133,9 @@ def load_of(about: About, place: Place) -> Parts:
     known, real = instants[instants < known_s], instants[instants >= known_s] - known_s
     fitted, chosen = known[known < fitted_s], known[known >= fitted_s] - fitted_s
     if min(len(fitted), len(real)) < FEWEST / 4 or len(instants) < FEWEST or len(chosen) < FEWEST / 16:
-        raise LearnError(f"{about.trace or 'the load'}: {len(instants)} arrivals are too few, or too unevenly spread, to learn from")
+        raise LearnError(
+            f"{about.trace or 'the load'}: {len(instants)} arrivals are too few, or too unevenly spread, to learn from"
+        )
     return Parts(known, fitted, chosen, real, known_s - fitted_s, length_s - known_s)
 
 
