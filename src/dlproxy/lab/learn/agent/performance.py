@@ -104,4 +104,5 @@ def fit(data: Recorded, *, seed: int, epochs: int = 30, batch: int = 128) -> Per
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-    return model.eval()
+    model.eval()
+    return model

@@ -130,7 +130,8 @@ def _performance(wanted: Settings, draw: Draw, place: Place) -> PerformanceModel
     if path.exists():
         model = PerformanceModel()
         model.load_state_dict(torch.load(path, weights_only=True))
-        return model.eval()
+        model.eval()
+        return model
     first = RECORDED + place.seed * wanted.recorded
     data = record(draw, range(first, first + wanted.recorded), phase_s=wanted.phase_s, seed=place.seed)
     model = fit(data, seed=place.seed)
@@ -240,7 +241,8 @@ class _Watch:
 
 def _save(algorithm: BaseAlgorithm, progress: Progress, baselines: dict[int, Course], folder: Path) -> None:
     """The checkpoint last: what it stands on is there by then."""
-    _whole(folder / "rules.npz", lambda path: np.savez(path, **{str(number): course for number, course in baselines.items()}))
+    courses: dict[str, Any] = {str(number): course for number, course in baselines.items()}
+    _whole(folder / "rules.npz", lambda path: np.savez(path, **courses))
     if isinstance(algorithm, DQN):
         _whole(folder / "replay.pkl", algorithm.save_replay_buffer)
     _whole(folder / "progress.json", lambda path: path.write_bytes(msgspec.json.encode(progress)))
