@@ -185,13 +185,13 @@ def _options(wanted: Settings) -> dict[str, Any]:
             "gamma": DISCOUNT,
             "learning_rate": lambda left: 1e-3 * left,
             "buffer_size": 100_000,
-            "learning_starts": 2_000,
+            "learning_starts": 1_000,
             "train_freq": 1,
             "gradient_steps": 2,
             "batch_size": 256,
             "target_update_interval": 1_000,
-            "exploration_fraction": 0.5,
-            "exploration_initial_eps": 0.5,
+            "exploration_fraction": 0.3,
+            "exploration_initial_eps": 0.15,  # more would spoil what a unit of time costs, and with it what is learnt
             "exploration_final_eps": 0.02,
         }
     sizes = {"pi": list(wanted.hidden), "vf": list(wanted.hidden)}

@@ -26,8 +26,9 @@ from dlproxy.policy.tuning.agent import best
 from dlproxy.policy.tuning.moves import MOVES
 
 VALIDATION, TEST, RECORDED = 500_000, 600_000, 700_000  # numbers of scenarios from which on they are kept apart
-CAUTIONS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 1e3)  # the last one is the rules
+CAUTIONS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 1e3)  # the last one is the rules
 HARM = 0.5  # seconds' worth of requests of one scenario that a caution may lose at most, of those that it is chosen on
+SURE = 30.0  # makes probabilities of what was predicted, for PPO
 PENALTY = 0.2  # of what the rules do not advise, before anything is known
 EXPLORE = 0.1  # of DQN's moves are drawn at random: two of an episode
 AHEAD_S = 10.0  # seconds for which a move is taken to last by the performance model
@@ -213,7 +214,7 @@ def _imitate(algorithm: BaseAlgorithm, draw: Draw, wanted: Settings, model: Perf
             found = scores(states[part])
             loss = nn.functional.mse_loss(found, wish[part])
             if wanted.algorithm == "ppo":
-                loss = nn.functional.cross_entropy(found, (10.0 * wish[part]).softmax(1))
+                loss = nn.functional.cross_entropy(found, (SURE * wish[part]).softmax(1))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
