@@ -26,8 +26,9 @@ from dlproxy.policy.tuning.agent import best
 from dlproxy.policy.tuning.moves import MOVES
 
 VALIDATION, TEST, RECORDED = 500_000, 600_000, 700_000  # numbers of scenarios from which on they are kept apart
-CAUTIONS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 1e3)  # the last one is the rules
+CAUTIONS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 1e3)  # the last one is the rules
 HARM = 0.5  # seconds' worth of requests of one scenario that a caution may lose at most, of those that it is chosen on
+SURE = 30.0  # makes probabilities of what was predicted, for PPO
 PENALTY = 0.2  # of what the rules do not advise, before anything is known
 EXPLORE = 0.1  # of DQN's moves are drawn at random: two of an episode
 AHEAD_S = 10.0  # seconds for which a move is taken to last by the performance model
@@ -130,7 +131,8 @@ def _performance(wanted: Settings, draw: Draw, place: Place) -> PerformanceModel
     if path.exists():
         model = PerformanceModel()
         model.load_state_dict(torch.load(path, weights_only=True))
-        return model.eval()
+        model.eval()
+        return model
     first = RECORDED + place.seed * wanted.recorded
     data = record(draw, range(first, first + wanted.recorded), phase_s=wanted.phase_s, seed=place.seed)
     model = fit(data, seed=place.seed)
@@ -212,7 +214,7 @@ def _imitate(algorithm: BaseAlgorithm, draw: Draw, wanted: Settings, model: Perf
             found = scores(states[part])
             loss = nn.functional.mse_loss(found, wish[part])
             if wanted.algorithm == "ppo":
-                loss = nn.functional.cross_entropy(found, (10.0 * wish[part]).softmax(1))
+                loss = nn.functional.cross_entropy(found, (SURE * wish[part]).softmax(1))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -240,7 +242,8 @@ class _Watch:
 
 def _save(algorithm: BaseAlgorithm, progress: Progress, baselines: dict[int, Course], folder: Path) -> None:
     """The checkpoint last: what it stands on is there by then."""
-    _whole(folder / "rules.npz", lambda path: np.savez(path, **{str(number): course for number, course in baselines.items()}))
+    courses: dict[str, Any] = {str(number): course for number, course in baselines.items()}
+    _whole(folder / "rules.npz", lambda path: np.savez(path, **courses))
     if isinstance(algorithm, DQN):
         _whole(folder / "replay.pkl", algorithm.save_replay_buffer)
     _whole(folder / "progress.json", lambda path: path.write_bytes(msgspec.json.encode(progress)))
