@@ -25,13 +25,13 @@ def test_one_that_trusts_the_rules_proposes_what_they_propose() -> None:
     assert any(rules.act(one, KNOBS, SPACE, one.at) for one in seen)
 
 
-def test_of_what_is_not_possible_the_next_best_is_taken_and_leaving_is_always_possible() -> None:
+def test_the_best_move_is_proposed_and_one_that_is_not_possible_leaves_the_knobs() -> None:
     busy = window(5.0, arrived=400, missed=200)
-    found = liking(Move.SHORT_FIRST, Move.FEWER_INSTANCES, Move.MORE_INSTANCES).act(busy, KNOBS, SPACE, 5.0)
+    found = liking(Move.MORE_INSTANCES, Move.TWICE_ROWS).act(busy, KNOBS, SPACE, 5.0)
     assert found is not None
     assert found.knobs == {**KNOBS, "instances": 2}
     assert found.gain > 0.0
-    assert liking(Move.FEWER_INSTANCES, Move.LEAVE).act(busy, KNOBS, SPACE, 5.0) is None
+    assert liking(Move.FEWER_INSTANCES, Move.TWICE_ROWS).act(busy, KNOBS, SPACE, 5.0) is None
 
 
 def test_freeing_cores_is_harmless_only_while_the_objective_is_met() -> None:
@@ -53,7 +53,8 @@ def test_without_advice_there_is_none_to_follow() -> None:
 
 
 def test_scores_are_numbers_one_for_each_move() -> None:
-    assert best([1.0, 3.0, 3.0, 9.0], [True, True, True, False]) == 1
+    assert best([1.0, 3.0, 3.0, 0.0], [True, True, True, True]) == 1
+    assert best([1.0, 3.0, 3.0, 9.0], [True, True, True, False]) == 0
     with pytest.raises(ValueError, match="all of them numbers"):
         best([1.0, nan], [True, True])
     with pytest.raises(ValueError, match="2 scores are needed"):

@@ -68,9 +68,12 @@ class Kind(Struct, frozen=True):
         return train
 
 
+_AGENT = ("torch", "onnx", "onnxscript", "gymnasium", "stable_baselines3")
 KINDS = MappingProxyType(
     {
         "network": Kind("a network on a data set that ships with a package", "networks.training:train"),
+        "agent": Kind("an agent that turns the autopilot's knobs", "agent.training:train", _AGENT),
+        "batching": Kind("an agent on the batching problem, whose optimum is known", "agent.batching:train", _AGENT),
     }
 )
 

@@ -1,4 +1,4 @@
-"""The learnt policy of knobs: a network scores moves.py's moves by what features.py sees; the best possible one is proposed.
+"""The learnt policy of knobs: a network scores moves.py's moves by what features.py sees; the best one is proposed.
 
 The network is a function here (autopilot/ runs it, lab/learn/agent trains it), so this is pure. It has the rules' advice before
 it and may do as they say, as they say not, or nothing. Not aware of: whether proposals are tried.
@@ -79,7 +79,10 @@ class Agent:
 
 
 def best(scores: Sequence[float], possible: Sequence[bool]) -> int:
-    """The index of the highest score of those that are possible; of equal ones the first. Raises ValueError."""
+    """The index of the highest score, of equal ones the first; that of leaving the knobs where it is not possible, as in
+    training. Raises ValueError.
+    """
     if len(scores) != len(possible) or any(score != score for score in scores):
         raise ValueError(f"{len(possible)} scores are needed, all of them numbers, not {list(scores)}")
-    return max([number for number, may in enumerate(possible) if may], key=lambda number: (scores[number], -number))
+    found = max(range(len(scores)), key=lambda number: (scores[number], -number))
+    return found if possible[found] else MOVES.index(Move.LEAVE)

@@ -22,6 +22,11 @@ from dlproxy.policy.tuning.protocol import Knobs, Proposal, Space, cores_of
 from dlproxy.policy.tuning.window import Window, joined
 
 State = NDArray[np.float32]
+Course = NDArray[np.float64]
+"""After each tick, since the beginning: share of requests that missed the objective, p99 in objectives, part of the cores, each
+times seconds."""
+ADVISED = np.int64(MOVES.index(Move.ADVISED))
+ROUNDING_S = 1e-6  # looks of a tenth of a second add up to a little more or less than a tick
 LONGEST_OBJECTIVES = 4.0  # a longer p99 costs no more
 
 
@@ -34,10 +39,12 @@ class Weights(Struct, frozen=True):
     change: float = 0.02
 
 
-class ProxyEnv(gymnasium.Env[State, np.int64]):
+class ProxyEnv(gymnasium.Env[State, np.int64]):  # type: ignore[misc]
     """Observed are features of policy/tuning/features.py; an action is the index of one of MOVES, and one that is not possible
     leaves the knobs. `guarded`: behind the production pilot, a step lasts until it asks again (half a second to a minute);
-    else a move holds at once and a step is a second. `multiplier`: Lagrange's, of misses beyond what is tolerated.
+    else a move holds at once and a step is a second. `versus`: less the rules' reward in the same scenario up to then,
+    which changes no preference among policies and takes most of the noise out (common random numbers).
+    `multiplier`: Lagrange's, of misses beyond what is tolerated.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  gymnasium has it so
@@ -49,12 +56,16 @@ class ProxyEnv(gymnasium.Env[State, np.int64]):
         numbers: tuple[int, int] = (0, 1_000_000),
         guarded: bool = False,
         advised: bool = True,
+        versus: bool = False,
         phase_s: float = 30.0,
         weights: Weights = Weights(),  # noqa: B008  frozen
     ) -> None:
         self.observation_space = spaces.Box(-MOST, MOST, (len(NAMES),), np.float32)
         self.action_space = spaces.Discrete(len(MOVES))
         self.multiplier = 1.0
+        self.baselines: dict[int, Course] = {}
+        """Courses under the rules, by scenario. May be shared among environments."""
+        self._versus = versus
         self._draw = draw
         self._numbers = numbers
         self._guarded = guarded
@@ -79,13 +90,15 @@ class ProxyEnv(gymnasium.Env[State, np.int64]):
         self._next = next(self._calls, None)
         self._eyes = Eyes(advised=self._advised)
         self._recent: list[Window] = []
-        self._seen = _Seen()
+        self._pending: Window | None = None
+        self._in_time = self._ended = self._settled = 0
+        self.course = [np.zeros(3)]
+        self._baseline = self._under_the_rules(number) if self._versus else None
         self._chosen = _Chosen(self._eyes)
         self._pilot, host = self._stage.fly(self._chosen, self._until + TICK_S, _Host)
         assert isinstance(host, _Host)
         self._host = host
         self._sight = self._until_asked()
-        self._settle()
         return self._observed()
 
     def step(self, action: np.int64) -> tuple[State, float, bool, bool, dict[str, Any]]:
@@ -98,7 +111,13 @@ class ProxyEnv(gymnasium.Env[State, np.int64]):
         self._sight = self._until_asked()
         reward = self._settle(turned=option is not None)
         state, info = self._observed()
-        return state, reward, False, self._now >= self._until, info
+        over = self._now >= self._until
+        if over and self._baseline is not None:
+            seconds, rules_s = TICK_S * (len(self.course) - 1), float(self._baseline[-1][0])
+            info["gain_s"] = rules_s - float(self.course[-1][0])
+            tolerable_s = max(self._pilot.space.tolerated * seconds, rules_s)
+            info["excess"] = (float(self.course[-1][0]) - tolerable_s) / seconds
+        return state, reward, False, over, info
 
     # Time
 
@@ -126,21 +145,20 @@ class ProxyEnv(gymnasium.Env[State, np.int64]):
 
     def _tick(self) -> Window:
         """The next window."""
-        until, simulation = self._now + TICK_S, self._stage.simulation
-        self._host.heard = False
+        until, heap = self._host.last_at + TICK_S + ROUNDING_S, self._stage.simulation.heap
         while self._next is not None and self._next.due_at <= until:
-            simulation.heap.run_until(self._next.due_at)
-            simulation.send(self._next, self._next.due_at)
+            heap.run_until(self._next.due_at)
+            self._stage.simulation.send(self._next, self._next.due_at)
             self._next = next(self._calls, None)
-        while not self._host.heard:  # looks of a tenth of a second add up to a little more or less
-            simulation.heap.run_until(until)
-            until += 1e-6
-        self._now = self._host.last.at
-        self._seen.add(self._host.last, self._stage.scenario.objective_s, self._cores())
-        return self._host.last
-
-    def _cores(self) -> float:
-        return cores_of(self._pilot.knobs) / max(self._pilot.space.cores, 1)
+        heap.run_until(until)
+        self._now, self._host.last_at = until, self._host.last.at
+        window, cores = self._host.last, cores_of(self._pilot.knobs) / max(self._pilot.space.cores, 1)
+        missed = 1.0 - window.in_time / window.ended if window.ended else float(window.arrived > 0)
+        p99 = min(window.p99_s / self._stage.scenario.objective_s, LONGEST_OBJECTIVES)
+        self._in_time += window.in_time
+        self._ended += window.ended
+        self.course.append(self.course[-1] + TICK_S * np.array([missed, p99, cores]))
+        return window
 
     # Decisions
 
@@ -162,55 +180,48 @@ class ProxyEnv(gymnasium.Env[State, np.int64]):
             "mask": np.array(self._sight.possible, np.bool_),
             "scenario": self._number,
             "now": self._now,
-            "in_time": self._seen.in_time,
-            "ended": self._seen.ended,
+            "in_time": self._in_time,
+            "ended": self._ended,
             "knobs": dict(self._pilot.knobs),
         }
         return np.array(self._sight.state, np.float32), info
 
     def _settle(self, *, turned: bool = False) -> float:
-        """The reward of what happened since the last time: a sum over seconds, weighed, less the constraint's price."""
-        seen, weights = self._seen, self._weights
-        beyond = seen.missed_s - self._pilot.space.tolerated * seen.seconds
-        reward = -weights.goodput * seen.missed_s - weights.p99 * seen.p99_s - weights.cores * seen.cores_s
-        reward -= (self.multiplier * beyond if beyond > 0.0 else 0.0) + weights.change * turned
-        self._beyond, self._seconds = beyond, seen.seconds
-        seen.begin()
-        return float(reward)
+        """The reward of what happened since the last time."""
+        weights, since = self._weights, self._settled
+        cost = self.course[-1] - self.course[since]
+        if self._baseline is not None:
+            now, before = min(len(self.course), len(self._baseline)) - 1, min(since, len(self._baseline) - 1)
+            cost = cost - (self._baseline[now] - self._baseline[before])
+        else:
+            cost[0] -= self._pilot.space.tolerated * TICK_S * (len(self.course) - 1 - since) * self._priced
+        self._settled = len(self.course) - 1
+        price = np.array([weights.goodput + self.multiplier, weights.p99, weights.cores])
+        return -float(price @ cost) - weights.change * turned
 
     @property
-    def excess(self) -> tuple[float, float]:
-        """Of the last step: share of misses beyond what is tolerated times seconds, and its seconds."""
-        return self._beyond, self._seconds
+    def _priced(self) -> float:
+        return self.multiplier / max(self._weights.goodput + self.multiplier, 1e-9)
 
-
-class _Seen:
-    """Sums since the last step, and counts since the episode began."""
-
-    def __init__(self) -> None:
-        self.in_time = self.ended = 0
-        self.begin()
-
-    def begin(self) -> None:
-        self.seconds = self.missed_s = self.p99_s = self.cores_s = 0.0
-
-    def add(self, window: Window, objective_s: float, cores: float) -> None:
-        self.in_time += window.in_time
-        self.ended += window.ended
-        self.seconds += window.seconds
-        self.missed_s += window.seconds * (1.0 - window.in_time / window.ended if window.ended else float(window.arrived > 0))
-        self.p99_s += window.seconds * min(window.p99_s / objective_s, LONGEST_OBJECTIVES)
-        self.cores_s += window.seconds * cores
+    def _under_the_rules(self, number: int) -> Course:
+        if number not in self.baselines:
+            other = ProxyEnv(self._draw, guarded=self._guarded, phase_s=self._phase_s)
+            other.reset(options={"number": number})
+            ended = False
+            while not ended:
+                ended = other.step(ADVISED)[3]
+            self.baselines[number] = np.array(other.course)
+        return self.baselines[number]
 
 
 class _Host(SimulatedPilot):
     """Keeps a window for the environment, which decides when the pilot hears of it."""
 
-    heard = False
     last: Window
+    last_at = 0.0
 
     def told(self, window: Window, now: float) -> None:
-        self.last, self.heard = window, True
+        self.last = window
 
     def turn_to(self, knobs: Knobs, now: float) -> None:
         self.turn(knobs, now)

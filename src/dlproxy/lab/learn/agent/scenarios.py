@@ -11,7 +11,7 @@ from dlproxy.lab.simulate.machine import PARALLEL
 from dlproxy.lab.simulate.scenario import Phase, Scenario, Static
 from dlproxy.policy.batching import SLO_SHARE
 
-MOST_RATE = 250.0  # requests per second: a model as slow as that shows the same in less time, as features have no scale
+MOST_RATE = 120.0  # requests per second: a model as slow as that shows the same in less time, as features have no scale
 TRAINING = 0x7A1  # of the random numbers: no benchmark's scenario is among them
 
 Draw = Callable[[int], Scenario]
