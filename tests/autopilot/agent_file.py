@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dlproxy.policy.tuning.features import NAMES
 from dlproxy.policy.tuning.moves import MOVES, Move
 
-OURS = {"dlproxy.features": ",".join(NAMES), "dlproxy.moves": ",".join(MOVES)}
+OURS = {"dlproxy.features": ",".join(NAMES), "dlproxy.moves": ",".join([move.name for move in MOVES])}
 
 
 def write_agent(

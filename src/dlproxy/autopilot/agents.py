@@ -38,7 +38,7 @@ class Agents:
         return Duel(self._champion(), None if self._challenger is None else self._challenger())
 
     def read(self, name: str) -> MakeSide | None:
-        """What makes this policy; nothing for an empty name. On any thread, as it takes a moment. Raises ConfigError, ModelError."""
+        """What makes this policy; nothing for an empty name. Takes a moment, on any thread. Raises ConfigError, ModelError."""
         return self._side(name) if name else None
 
     def enter(self, challenger: MakeSide | None) -> None:

@@ -83,7 +83,7 @@ def read_network(path: str, trust: Trust) -> Network:
 
 def _check(name: str, session: Any, metadata: Mapping[str, str]) -> None:
     again = "train it again with this dlproxy (`dlproxy learn train`)"
-    for key, known in ((FEATURES, NAMES), (MOVES_OF, MOVES)):
+    for key, known in ((FEATURES, NAMES), (MOVES_OF, [move.name for move in MOVES])):
         if key not in metadata:
             raise ModelError(f"{name} is no agent: its metadata has no {key}; give a file that `dlproxy learn train` made")
         found = metadata[key].split(",")
