@@ -65,7 +65,7 @@ def test_records_that_tell_nothing_are_named(tmp_path: Path) -> None:
 def test_once_round(folder: Path, tmp_path: Path) -> None:
     from dlproxy.lab.learn.agent.training import train
 
-    budget = {"steps": 30, "chunk": 30, "scenarios": 2, "start": "none", "kept": 1, "phase_s": 5.0, "environments": 1}
+    budget = {"steps": 30, "chunk": 30, "scenarios": 2, "start": "none", "kept": 1, "phase_s": 3.0, "environments": 1}
     experiment = Experiment(kind="agent", about="", settings={**budget, "records": str(folder)})
     run = train(experiment, Place(folder=tmp_path, seed=1, threads=1, tell=lambda text: None))
     assert run.figures["worst_s"] > -5.0
