@@ -1,4 +1,4 @@
-"""Fronts of three objectives on the same simulated models: policies of knobs steered by what they aim at, and NSGA-II's findings.
+"""Fronts of three objectives on the same simulated models: policies of knobs steered by what they aim at, beside NSGA-II's.
 
 A part of `python -m benchmarks.learn`. Agents join if `--folder` has agent-dqn or agent-ppo, trained.
 """
@@ -45,11 +45,11 @@ def _policies(folder: Path) -> dict[str, Make]:
     made: dict[str, Make] = {"rules": lambda seed: Rules(), "bandit": lambda seed: Bandit()}
     for name in AGENTS:
         if (folder / name / "seed-1" / "model.onnx").exists():
-            made[name] = lambda seed, name=name: _agent(folder / name, seed)  # type: ignore[misc]
+            made[name] = lambda seed, name=name: agent(folder / name, seed)  # type: ignore[misc]
     return made
 
 
-def _agent(folder: Path, seed: int) -> KnobPolicy:
+def agent(folder: Path, seed: int) -> KnobPolicy:
     """The one that was trained with this seed, or the first."""
     path = folder / f"seed-{seed}" / "model.onnx"
     return Learnt(read_network(str(path if path.exists() else folder / "seed-1" / "model.onnx"), Trust()))
@@ -85,12 +85,13 @@ def page(found: list[dict[str, list[Point]]]) -> str:
     lines = [
         "# Several objectives: fronts of policies beside NSGA-II's",
         "",
-        f"Measured {utc_now()} by `python -m benchmarks.learn --only pareto --seeds {len(found)} --write`: {len(found)} simulated",
-        f"models with a shift of load half-way, 2 x {PHASE_S:g} s each. Three objectives, all to be small: the share of requests that",
-        "are late or refused (so the rest is throughput), the p99 in objectives, the part of the cores. A policy runs once for each",
-        f"of {len(AIMS)} aims (the objective times 1, 0.7, 0.5 or 0.35, with and without a preference for fewer cores) and adapts as",
-        f"it goes; NSGA-II searches {TRIALS} runs for configurations that stay as they are. All are measured on arrivals that were",
-        "not searched on. Hypervolume beyond the worst case, as part of what is possible: mean and 95 % interval over the models.",
+        f"Measured {utc_now()} by `python -m benchmarks.learn --only pareto --seeds {len(found)} --write`:",
+        f"{len(found)} simulated models with a shift of load half-way, 2 x {PHASE_S:g} s each. Three objectives, all to be",
+        "small: the share of requests that are late or refused (so the rest is throughput), the p99 in objectives, the part of the",
+        f"cores. A policy runs once for each of {len(AIMS)} aims (the objective times 1, 0.7, 0.5 or 0.35, with and without a",
+        f"preference for fewer cores) and adapts as it goes; NSGA-II searches {TRIALS} runs for configurations that stay as",
+        "they are. All are measured on arrivals that were not searched on. Hypervolume beyond the worst case, as part of what is",
+        "possible: mean and 95 % interval over the models.",
         "",
         "| | hypervolume | beside NSGA-II | points on the front |",
         "|---|---|---|---|",
