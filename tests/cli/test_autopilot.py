@@ -34,8 +34,8 @@ def test_all_models_stand_in_a_table(autopilot: Succeeds) -> None:
 
 def test_a_model_is_explained(autopilot: Succeeds) -> None:
     lines = autopilot("explain", "many")
-    assert lines[:4] == [
-        *("model many version 1, autopilot on", "  now        too few requests come to tell"),
+    assert lines[:5] == [
+        *("model many version 1, autopilot on", "  now        too few requests come to tell", "  decides    rules"),
         *("  objective  0.99 within 50 ms", "  pinned     run"),
     ]
     assert any(re.fullmatch(r"max_batch +256", line) for line in lines)
@@ -48,6 +48,13 @@ def test_it_is_paused_and_resumed(autopilot: Succeeds) -> None:
     assert " too few requests come to tell " in autopilot("resume", "many")[1]
     assert " paused" in autopilot("pause")[1]
     assert "paused" not in "".join(autopilot("resume"))
+
+
+def test_it_is_challenged(autopilot: Succeeds) -> None:
+    autopilot("challenge", "bandit", "many")
+    assert any(line.startswith("  decides    rules; bandit waits") for line in autopilot("explain", "many"))
+    autopilot("challenge", "none", "many")
+    assert "  decides    rules" in autopilot("explain", "many")
 
 
 def test_the_log_is_empty_at_first(autopilot: Succeeds) -> None:
@@ -72,6 +79,8 @@ def test_knobs_are_pinned_and_freed(autopilot: Succeeds) -> None:
         (["pin", "zzz", "hedge"], ["'zzz'"]),
         (["pin", "many", "max_bach"], ["'max_bach' is no knob that the autopilot changes", "did you mean 'max_batch'?"]),
         (["pin", "many", "max_batch=0"], ["max_batch: ", ">= 1"]),
+        (["challenge", "oracle"], ["there is no policy 'oracle'", "an agent's file (.onnx)"]),
+        (["challenge", "gone.onnx", "many"], ["gone.onnx is no file"]),
         (["unpin", "many", "balancer"], ["'balancer' is not pinned"]),
     ],
 )

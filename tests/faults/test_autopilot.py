@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from dlproxy.autopilot.host import Autopilot
-from dlproxy.config import AutopilotConfig, ModelConfig, ServerConfig
+from dlproxy.config import AutopilotConfig, ConfigError, ModelConfig, ServerConfig
 from dlproxy.fleet import local
 from dlproxy.message import DType, Tensor
+from dlproxy.policy.tuning.moves import Move
 from dlproxy.serve.models import Models
 from dlproxy.wire.endpoint import Endpoint, FrontDesk
 from tests import models
+from tests.autopilot.agent_file import write_agent
 from tests.autopilot.scene import Says, once
 
 HANG_S = 60.0
@@ -24,11 +26,14 @@ IMAGE = np.zeros((1, 1, 8, 8), np.float32).tobytes()
 class House:
     """One model under an autopilot that wants to see it on two threads; four clients ask until `end`."""
 
-    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, **autopilot: str) -> None:
+        """`autopilot`: what tunes it instead, as in [autopilot]."""
         monkeypatch.setattr(local, "usable_cores", lambda: 2)
         clock = asyncio.get_running_loop().time
-        self.models = Models(ServerConfig(calibration_folder=""), autopilot=AutopilotConfig(mode="on"), clock=clock)
-        self.models.autopilot = Autopilot(clock, lambda: Says(once(threads=2)))
+        config = AutopilotConfig(mode="on", **autopilot)
+        self.models = Models(ServerConfig(calibration_folder=""), autopilot=config, clock=clock)
+        if not autopilot:
+            self.models.autopilot = Autopilot(clock, lambda: Says(once(threads=2)))
         self.desk = FrontDesk(self.models.catalog, lambda endpoint: endpoint, clock=clock)
         self.path = path
         self.answers = 0
@@ -90,6 +95,27 @@ async def test_threads_are_tried_under_load_and_kept(monkeypatch: pytest.MonkeyP
     await house.decided("keeps")
     await house.threads(2)
     await house.end()
+
+
+async def test_an_agent_s_file_tunes_under_load_and_another_challenges_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    agent = write_agent(tmp_path / "agent.onnx", {Move.MORE_THREADS: 2.0, Move.QUARTER_ROWS: 1.0, Move.TWICE_ROWS: 0.5})
+    house = House(models.DIGITS, monkeypatch, policy=str(agent), record=str(tmp_path / "seen"))
+    await house.serve()
+    await house.decided("tries")
+    with pytest.raises(ConfigError, match="there is no policy 'oracle'"):
+        await house.models.autopilot.challenge("oracle")
+    other = write_agent(tmp_path / "other.onnx", {Move.LEAVE: 1.0})
+    await house.models.autopilot.challenge(str(other), "m")
+    await house.decided("shadows")
+    [state] = house.models.autopilot.states("m")
+    assert state["policy"].startswith("agent.onnx, beside it other.onnx: asked ")
+    assert all(decision["reason"].startswith("saw ") for decision in state["decisions"] if decision["kind"] == "tries")
+    await house.models.autopilot.challenge("")
+    assert house.models.autopilot.states("m")[0]["policy"] == "agent.onnx"
+    await house.end()
+    assert (tmp_path / "seen" / "m-1.tuning.jsonl").read_bytes()
 
 
 async def test_a_model_is_replaced_in_the_midst_of_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:

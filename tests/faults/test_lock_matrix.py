@@ -264,6 +264,7 @@ def of_one(model: str) -> Iterator[tuple[str, str, Any, str]]:
     yield "control", "/cache/clear", {"model": model}, "POST"
     yield "control", f"/models/{model}", {"max_wait_s": 0.0}, "PATCH"
     yield "control", "/autopilot/pause", {"model": model}, "POST"
+    yield "control", "/autopilot/challenge", {"challenger": "", "model": model}, "POST"
     yield "control", "/models/m/trunk", {"trunk": model}, "POST"
     for kind in ("ModelMetadata", "ModelConfig", "ModelStatistics", "ModelReady"):
         yield "grpc", f"{SERVICE}/{kind}", dumped(getattr(oip, f"{kind}Request")(name=model)), ""
@@ -341,6 +342,7 @@ def test_lists_have_only_what_one_may_see(site: LockedServer, number: int) -> No
         ("tfs_http", "/v2/trace/setting", {}, "POST"),
         ("tfs_http", "/v2/systemsharedmemory/unregister", {}, "POST"),
         ("control", "/autopilot/pause", {}, "POST"),
+        ("control", "/autopilot/challenge", {"challenger": ""}, "POST"),
         ("control", "/cache/clear", {}, "POST"),
         ("grpc", f"{SERVICE}/LogSettings", b"", ""),
         ("grpc", f"{SERVICE}/TraceSetting", b"", ""),

@@ -47,6 +47,12 @@ class Pilots:
     def resume(self, name: str = "") -> None:
         self.told.append(("resume", name))
 
+    async def challenge(self, challenger: str, name: str = "") -> None:
+        self._known(name)
+        if not challenger.endswith(".onnx"):
+            raise ConfigError(f"there is no policy '{challenger}'")
+        self.told.append((challenger, name))
+
     def _known(self, name: str) -> None:
         if name not in ("", "m"):
             raise InferenceError(Failure(FailureKind.NOT_FOUND, f"there is no model '{name}'"))
@@ -354,6 +360,17 @@ def test_the_autopilot_is_shown_paused_and_resumed() -> None:
         status, told = port("POST", "/autopilot/pause", body)
         assert (status, list(told)) == (400, ["error"])
     assert port("POST", "/autopilot/pause", b'{"model": "zzz"}')[0] == 404
+
+
+def test_the_autopilot_is_challenged() -> None:
+    port = Port()
+    assert port("POST", "/autopilot/challenge", b'{"challenger": "a.onnx", "model": "m"}')[0] == 200
+    assert port("POST", "/autopilot/challenge", b'{"challenger": "b.onnx"}')[0] == 200
+    assert port.pilots.told == [("a.onnx", "m"), ("b.onnx", "")]
+    assert port("POST", "/autopilot/challenge", b'{"challenger": "oracle"}') == (400, {"error": "there is no policy 'oracle'"})
+    for body in (b"{}", b'{"challenger": 3}', b'{"challenger": "a.onnx", "modle": "m"}'):
+        assert port("POST", "/autopilot/challenge", body)[0] == 400
+    assert port("POST", "/autopilot/challenge", b'{"challenger": "a.onnx", "model": "zzz"}')[0] == 404
 
 
 def test_result_caches_are_shown_and_cleared() -> None:

@@ -9,6 +9,8 @@ from math import inf
 
 from msgspec import Struct
 
+from dlproxy.autopilot.learnt import Learnt
+from dlproxy.policy.tuning.duel import Duel
 from dlproxy.policy.tuning.pilot import Pilot
 from dlproxy.policy.tuning.protocol import KnobPolicy
 from dlproxy.policy.tuning.rules import Load, Rules, share_missed
@@ -56,14 +58,15 @@ def explained(policy: KnobPolicy, pilot: Pilot, windows: Sequence[Window], now: 
     rows = window.rows / window.answered if window.answered else 1.0
     load = Load(rate, max(rows, 1.0), max(window.dispersion, 1.0))
     present = (int(knobs["instances"]), int(knobs["threads"]))
+    book = policy.book if isinstance(policy, Rules | Duel | Learnt) else None
     ways = []
     for way in space.ways:
-        cost = policy.book.cost(way, space.cores) if isinstance(policy, Rules) else None
+        cost = None if book is None else book.cost(way, space.cores)
         missed = None
         if cost is not None and space.objective_s < inf:
             max_batch, wait_s = int(knobs["max_batch"]), float(knobs["max_wait_s"])
             missed = share_missed(cost, way[0], load, space.objective_s, max_batch=max_batch, wait_s=wait_s)
-        measured = isinstance(policy, Rules) and policy.book.knows(way)
+        measured = book is not None and book.knows(way)
         base_s, row_s = (None, None) if cost is None else (cost.base_s, cost.row_s)
         ways.append(WayKnown(*way, present=way == present, measured=measured, base_s=base_s, row_s=row_s, missed=missed))
     return Explanation(

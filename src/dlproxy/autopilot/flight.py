@@ -14,8 +14,10 @@ from typing import Any, Literal
 from msgspec import Struct, structs
 
 from dlproxy.autopilot.explain import Explanation, explained
+from dlproxy.autopilot.records import Records
 from dlproxy.autopilot.telemetry import Telemetry
 from dlproxy.message import text_of
+from dlproxy.policy.tuning.duel import Duel, Side
 from dlproxy.policy.tuning.pilot import LEAST_ENDED, PROBATION_S, TICK_S, Decision, Order, Pilot
 from dlproxy.policy.tuning.protocol import KnobPolicy, Knobs, Space
 from dlproxy.policy.tuning.window import Window
@@ -31,6 +33,7 @@ Mode = Literal["off", "advise", "on"]
 
 _OF_LITTLE_USE = ("the objective is met", "its operator has changed something")  # once nobody asks the model any more
 _VERBS = {"holds": "stops trying", "safe mode": "is in safe mode", "degrades": "degrades to", "restores": "goes back to"}
+_VERBS |= {"shadows": "listens to a challenger", "compares": "compares", "promotes": "promotes", "demotes": "turns down"}
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +70,15 @@ class Flight:
     what is with its model, for as long as nothing is to be decided because of that.
     """
 
-    def __init__(self, tuned: Tuned, make_policy: Callable[[], KnobPolicy], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        tuned: Tuned,
+        make_policy: Callable[[], KnobPolicy],
+        clock: Callable[[], float],
+        records: Records | None = None,
+    ) -> None:
         self.tuned = tuned
+        self._records = records
         self.pilot: Pilot | None = None
         self.mode: Mode = "off"
         self.paused = False
@@ -110,6 +120,8 @@ class Flight:
         self._end(now)
         self._policy = self._make_policy()
         self._advises = self.mode == "advise"
+        if isinstance(self._policy, Duel):
+            self._policy.advises = self._advises
         self.pilot = Pilot(self._policy, space, tuned.knobs(), now, advise=self._advises)
         self._told = None
         self._looks = 0
@@ -118,6 +130,11 @@ class Flight:
         )
         if self.paused or self.unusual:
             self.pilot.pause(now, self._unusual() if self.unusual else "paused")
+
+    def challenge(self, challenger: Side | None) -> None:
+        """Its policy has to hold its own against another one from now on."""
+        if isinstance(self._policy, Duel):
+            self._policy.challenge(challenger)
 
     def hold(self) -> None:
         """Somebody else is about to change something: what is on trial ends before that."""
@@ -170,6 +187,8 @@ class Flight:
         self._seen += 1
         if self._seen % CORES_EVERY == 0:
             pilot.space = structs.replace(pilot.space, cores=self.tuned.cores())
+        if self._records is not None and self._records.window(window, pilot.holding, pilot.space):
+            self._start(partial(asyncio.to_thread, self._records.write))
         if not rests:
             self._carry_out(pilot.look(window, now), now)
         if now >= self._drop_at and not pilot.trying:
@@ -196,6 +215,8 @@ class Flight:
         self._stopped = True
         for task in self._tasks:
             task.cancel()
+        if self._records is not None:
+            self._records.write()
         self._ground()
 
     # Orders
@@ -290,11 +311,15 @@ class Flight:
         for decision in reversed(new):
             self._told = decision
             self.note(decision)
+        while isinstance(self._policy, Duel) and self._policy.log:
+            self.note(self._policy.log.popleft())
 
     def note(self, decision: Decision, instead_of: Decision | None = None) -> None:
         """For the log. Also what others have decided for the model, and then what they have seen of its effect."""
         if instead_of is None:
             self.log.append(decision)
+            if self._records is not None:
+                self._records.decision(decision)
             self.tuned.stats.decisions[decision.kind] += 1
         else:
             for place, known in enumerate(self.log):
@@ -334,6 +359,7 @@ class Flight:
             "name": tuned.name,
             "version": tuned.version,
             "mode": self.mode,
+            "policy": self._policy.state if isinstance(self._policy, Duel) else "",
             "state": self.state,
             "paused": self.paused,
             "unusual": self.unusual,

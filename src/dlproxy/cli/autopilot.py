@@ -6,6 +6,7 @@ Not aware of: HTTP (control_port.py).
 import argparse
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dlproxy.cli.models import add_options, duration, knob_and_value, shown, table, toml
@@ -44,6 +45,9 @@ def add_to(commands: Commands) -> None:
     action("explain", _one, _page, "what it knows of a model, what it would do now, and why it holds still").add_argument(
         "model", metavar="NAME"
     )
+    challenge = action("challenge", _challenge, _overview, "have an agent's file, or a policy, asked beside what tunes models")
+    challenge.add_argument("challenger", metavar="FILE", help="on the server (.onnx), or rules, bandit, climb, none")
+    challenge.add_argument("model", metavar="NAME", nargs="?", help="by default every model, those to come included")
     pin = action("pin", _pin, _pinned, "have it leave knobs of a model as they are, or as they are set here")
     unpin = action("unpin", _unpin, _pinned, "let it turn knobs of a model again")
     for parser, knobs, text in (
@@ -76,6 +80,13 @@ def _one_or_all(port: "ControlPort", args: argparse.Namespace) -> Any:
 
 def _switch(port: "ControlPort", args: argparse.Namespace) -> Any:
     return port.switch_autopilot(args.action, args.model or "")
+
+
+def _challenge(port: "ControlPort", args: argparse.Namespace) -> Any:
+    challenger = args.challenger
+    if port.is_here and challenger.endswith(".onnx"):
+        challenger = str(Path(challenger).absolute())  # the server may have been started elsewhere
+    return port.challenge("" if challenger == "none" else challenger, args.model or "")
 
 
 def _pin(port: "ControlPort", args: argparse.Namespace) -> Any:
@@ -147,6 +158,8 @@ def _page(port: "ControlPort", told: Any, args: argparse.Namespace) -> Iterator[
     for pilot in port.pilots(told):
         yield f"model {pilot.name} version {pilot.version}, autopilot {pilot.mode}"
         yield f"  now        {pilot.state}"
+        if pilot.policy:
+            yield f"  decides    {pilot.policy}"
         if pilot.objective_s is not None:
             yield f"  objective  {_objective(pilot)}"
         if pilot.pinned:

@@ -252,6 +252,7 @@ class PilotState(Struct):
     knobs: dict[str, Any]
     pinned: list[str]
     decisions: list[DecisionState]
+    policy: str = ""
     explanation: ExplanationState | None = None
 
 
@@ -313,6 +314,11 @@ class ControlPort:
     def switch_autopilot(self, action: str, name: str = "") -> Any:
         """pause or resume; the same of every model afterwards."""
         return self._of_all("POST", f"/autopilot/{action}", name, body={"model": name} if name else {})
+
+    def challenge(self, challenger: str, name: str = "") -> Any:
+        """This policy, or file on the server, is asked beside what tunes a model, or all; empty: nothing is."""
+        body = {"challenger": challenger} | ({"model": name} if name else {})
+        return self._of_all("POST", "/autopilot/challenge", name, body=body)
 
     def pilots(self, told: Any) -> list[PilotState]:
         """What these returned."""

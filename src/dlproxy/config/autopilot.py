@@ -15,8 +15,11 @@ class AutopilotConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         _knob("off: it measures nothing; advise: it says what it would change, and changes nothing; on: it changes it"),
     ] = "off"
     policy: Annotated[
-        Literal["rules", "bandit", "climb"],
-        _knob("what proposes changes: rules on a queueing model, a contextual bandit, or hill climbing, for comparison"),
+        str,
+        _knob(
+            "what proposes changes: rules (on a queueing model), bandit (a contextual one) or climb (hill climbing), or the file "
+            "of an agent that was trained (.onnx)"
+        ),
     ] = "rules"
     watch: Annotated[
         str,
@@ -25,3 +28,16 @@ class AutopilotConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             "charts), or the file of a network that was trained for it"
         ),
     ] = "off"
+    challenger: Annotated[
+        str,
+        _knob(
+            "what is asked beside it, first without effect and then in turns, and takes its place if it is better: as policy; "
+            "empty: nothing"
+        ),
+    ] = ""
+    record: Annotated[
+        str,
+        _knob(
+            "folder for what each tuned model was seen to do under which knobs, to train agents on; empty: nothing is written"
+        ),
+    ] = ""

@@ -56,7 +56,7 @@ def load(path: Path) -> Config:
         tls=_beside(path, file.section(["tls"], data.get("tls", {}), TlsConfig), "cert", "key", "client_ca"),
         auth=_beside(path, file.section(["auth"], data.get("auth", {}), AuthConfig), "keys", "jwks"),
         integrity=_integrity(path, file.section(["integrity"], data.get("integrity", {}), IntegrityConfig)),
-        autopilot=file.section(["autopilot"], data.get("autopilot", {}), AutopilotConfig),
+        autopilot=_autopilot(path, file.section(["autopilot"], data.get("autopilot", {}), AutopilotConfig)),
         cache=file.section(["cache"], data.get("cache", {}), CacheConfig),
         grants={name: file.section(["grants", name], table, GrantConfig) for name, table in grants.items()},
         tenants={name: file.section(["tenants", name], table, TenantConfig) for name, table in tenants.items()},
@@ -88,6 +88,11 @@ def _integrity(path: Path, section: IntegrityConfig) -> IntegrityConfig:
     if key.startswith("file:"):
         key = f"file:{path.parent / key.removeprefix('file:')}"
     return msgspec.structs.replace(section, trusted=[str(path.parent / file) for file in section.trusted], master_key=key)
+
+
+def _autopilot(path: Path, section: AutopilotConfig) -> AutopilotConfig:
+    agents = [name for name in ("policy", "challenger") if getattr(section, name).endswith(".onnx")]
+    return _beside(path, section, *agents, "record")
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:

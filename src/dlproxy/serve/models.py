@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 from weakref import WeakValueDictionary
 
+from dlproxy.autopilot.agents import Agents
 from dlproxy.autopilot.flight import Flight, Tuned
 from dlproxy.autopilot.host import Autopilot
 from dlproxy.autopilot.watching import make_watch
@@ -32,7 +33,6 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.arbiter import Arbiter
 from dlproxy.policy.planner import Routes, count_of
 from dlproxy.policy.quota import Quotas, quota_of
-from dlproxy.policy.tuning import make_knob_policy
 from dlproxy.policy.wanted import WantedVersion
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
 from dlproxy.serve.caching.caches import Caches
@@ -71,10 +71,6 @@ class Models:
         of models that cannot be read, and what is to watch them but is no detector.
         """
         self.catalog = Catalog()
-        self.autopilot = Autopilot(
-            clock, partial(make_knob_policy, autopilot.policy), make_watch(autopilot.watch, clock)
-        )
-        self._mode = autopilot.mode
         self.caches = Caches(cache, clock)
         self._tuned: dict[LoadedModel, Tuned] = {}
         self.shares_cores = False
@@ -86,6 +82,10 @@ class Models:
         self._clock = clock
         self._quotas = make_quotas(tenants, asks=asks)
         self._trust = read_trust(integrity)
+        agents = Agents(autopilot.policy, autopilot.challenger, self._trust)
+        record = Path(autopilot.record) if autopilot.record else None
+        self.autopilot = Autopilot(clock, agents=agents, record=record, watch=make_watch(autopilot.watch, clock))
+        self._mode = autopilot.mode
         self._memory = memory_in(server.calibration_folder, server.graph_folder)
         self._meter = MemoryMeter()
         self._turns: Turns | None = None

@@ -40,6 +40,10 @@ class Pilots(Protocol):
 
     def resume(self, name: str = "") -> None: ...
 
+    async def challenge(self, challenger: str, name: str = "") -> None:
+        """This policy, or agent's file, is asked beside what tunes it. Raises ConfigError, ModelError."""
+        ...
+
 
 class ResultCaches(Protocol):
     """The answers that are remembered, as operators see them. Called on the event loop. `name`: of one model, else of all."""

@@ -176,7 +176,7 @@ def test_a_harmful_one_is_turned_down_at_once() -> None:
     assert world.lost < STRIKES * (LOSS * BLOCK_S + SETTLE_S) * LOW / TICK_S + 0.002 * world.asked
     world.run(150.0)
     assert world.held == KNOBS, "what held before its turn holds again"
-    assert world.duel.state == "old; new rests"
+    assert world.duel.state == "old; new waits"
     told = len(world.told)
     world.run(HOUR_S)
     assert len(world.told) == told, "and it is not heard again for long"

@@ -148,11 +148,12 @@ class Stage:
     def shift_at(self, instant: float) -> None:
         """From then on the machine is that of the second phase."""
 
-        def shift(_: None, now: float) -> None:
-            self.ways.slow_down(self.scenario.phases[1].slow)
-            self._machine.cores = float(self.scenario.phases[1].cores)
+        self.simulation.heap.at(instant, self.become, 1)
 
-        self.simulation.heap.at(instant, shift, None)
+    def become(self, phase: int, now: float) -> None:
+        """The machine is that of this phase from now on."""
+        self.ways.slow_down(self.scenario.phases[phase].slow)
+        self._machine.cores = float(self.scenario.phases[phase].cores)
 
     @property
     def knobs(self) -> Knobs:

@@ -11,7 +11,7 @@ from msgspec import Struct, field, structs
 
 from dlproxy.policy.tuning.evidence import AGREEING, FEWEST, MATTERS, Evidence
 from dlproxy.policy.tuning.pilot import Decision, Kind
-from dlproxy.policy.tuning.protocol import KnobPolicy, Knobs, Proposal, Space, cores_of
+from dlproxy.policy.tuning.protocol import KnobPolicy, Knobs, Notifier, Proposal, Space, cores_of
 from dlproxy.policy.tuning.rules import CostBook, load_in
 from dlproxy.policy.tuning.window import Window
 
@@ -202,6 +202,9 @@ class Duel:
             self._end("demotes", f"it failed: {type(error).__name__}: {error}", now)
             return None
         self._proposer = side
+        if isinstance(side.policy, Notifier):
+            while side.policy.notices:
+                self._note("notices", f"{side.name}: {side.policy.notices.popleft()}", now)
         return proposal
 
     def _listen(
@@ -362,7 +365,7 @@ class Duel:
         if self.phase == "trial":
             turn = name if self._blocks[-1].challenger else self.champion.name
             return f"{self.champion.name} and {name} in turns, now {turn}, after {len(self._pairs)} pairs of blocks"
-        return f"{self.champion.name}; {name} rests"
+        return f"{self.champion.name}; {name} waits"
 
     def _note(self, kind: Kind, reason: str, now: float, measured: str = "") -> None:
         self.log.append(Decision(at=now, kind=kind, reason=reason, measured=measured))

@@ -105,6 +105,12 @@ class Pilot:
         return self._trial is not None
 
     @property
+    def holding(self) -> Knobs:
+        """Now, those on trial included."""
+        trial = self._trial
+        return trial.proposal.knobs if trial is not None and trial.new else self.knobs
+
+    @property
     def state(self) -> str:
         """In words, for whoever asks what it is doing."""
         if self.paused:
@@ -122,7 +128,7 @@ class Pilot:
             self._recent.clear()
             return self._hold(strange, now)
         if isinstance(self._policy, Watcher) and not self.paused:
-            self._policy.watch(window, self._holding, now)
+            self._policy.watch(window, self.holding, now)
         if self._recent and _is_another(window, outline(self._recent)):
             self._recent.clear()  # what was before tells nothing of what comes
             self._unsettled_until = now + self._transient_s
@@ -319,13 +325,8 @@ class Pilot:
             return "requests are under way, and no counter moves"
         return ""
 
-    @property
-    def _holding(self) -> Knobs:
-        trial = self._trial
-        return trial.proposal.knobs if trial is not None and trial.new else self.knobs
-
     def _now_held(self, name: str) -> Value:
-        return min(int(self._holding.get(name, 1)), int(self.knobs.get(name, 1)))
+        return min(int(self.holding.get(name, 1)), int(self.knobs.get(name, 1)))
 
     def _changed(self, now: float) -> None:
         self._changed_at = now

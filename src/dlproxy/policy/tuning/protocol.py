@@ -3,6 +3,7 @@
 Used by pilot.py, which guards whatever they propose. Not aware of: how knobs are turned.
 """
 
+from collections import deque
 from collections.abc import Mapping
 from math import inf
 from typing import Protocol, runtime_checkable
@@ -96,3 +97,10 @@ class Watcher(Protocol):
     def watch(self, window: Window, knobs: Knobs, now: float) -> None:
         """`knobs`: under which it passed."""
         ...
+
+
+@runtime_checkable
+class Notifier(Protocol):
+    """A KnobPolicy that has something to say beside its proposals. Whoever has told it takes it away."""
+
+    notices: deque[str]

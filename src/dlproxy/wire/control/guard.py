@@ -27,7 +27,12 @@ HEALTH = "/healthz"  # orchestrators ask without a key; which models there are i
 DOCS = "/docs"  # the page holds nothing but itself
 PASSED_ON = "/docs/try"  # to the inference port, which asks for itself
 HARMLESS = ("GET", "HEAD", "OPTIONS")
-SWITCHES = ("/autopilot/pause", "/autopilot/resume", "/cache/clear")  # whose model is in the body: they look who may
+SWITCHES = (
+    "/autopilot/pause",
+    "/autopilot/resume",
+    "/autopilot/challenge",
+    "/cache/clear",
+)  # whose model is in the body: they look who may
 _OF_ONE = re.compile(r"/(?:models|autopilot|cache)/(?P<name>[^/]+)(?:/[^/]+)?")
 
 STRANGER = Principal(grant=Grant(frozenset()))

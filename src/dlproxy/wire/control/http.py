@@ -46,7 +46,7 @@ def control_app(
     """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state, also
     of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued
     requests too), POST to /models/NAME/ACTION with a JSON object of its arguments (serve/operations.py), /autopilot and
-    /autopilot/NAME (what it does), POST to /autopilot/pause and /autopilot/resume (of {"model": NAME}, or of all), /cache and
+    /autopilot/NAME (what it does), POST to /autopilot/pause, resume and challenge (of {"model": NAME}, or of all), /cache and
     /cache/NAME (what is remembered), POST to /cache/clear (of {"model": NAME}, or of all); and `more`.
     """
     whole = prometheus.registry(catalog, connections, operations.states)
@@ -143,8 +143,23 @@ def _autopilot_routes(pilots: Pilots) -> list[Route]:
 
         return await _answer(answer())
 
+    async def challenge(request: Request) -> Response:
+        async def answer() -> Any:
+            said = await _object(request)
+            challenger, name = said.pop("challenger", None), said.pop("model", "")
+            if said or not isinstance(challenger, str) or not isinstance(name, str):
+                raise ConfigError(
+                    'it takes a policy or a file on the server, as {"challenger": "agent.onnx"}, and a "model" or none'
+                )
+            demand(who_asks(request), "admin", name)
+            await pilots.challenge(challenger, name)
+            return states(request)
+
+        return await _answer(answer())
+
     return [
         Route("/autopilot", all_of_them),
+        Route("/autopilot/challenge", challenge, methods=["POST"]),
         Route("/autopilot/pause", switch, methods=["POST"]),
         Route("/autopilot/resume", switch, methods=["POST"]),
         Route("/autopilot/{name}", one),

@@ -3,7 +3,7 @@
 Used by training.py and performance.py. Not aware of: how it is trained, who serves it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -56,8 +56,9 @@ def export(
     path: Path,
     features: Sequence[str] = NAMES,
     moves: Sequence[str] = MOVE_NAMES,
+    more: Mapping[str, str] = {},
 ) -> None:
-    """FP32 [N, features] `state` to FP32 [N, moves] `scores`, with the names of both in the metadata."""
+    """FP32 [N, features] `state` to FP32 [N, moves] `scores`, with the names of both, and `more`, in the metadata."""
     example = torch.zeros(2, len(features))
     program = torch.onnx.export(
         scores.eval(),
@@ -70,7 +71,7 @@ def export(
     )
     assert program is not None
     model = program.model_proto
-    for key, names in (("dlproxy.features", features), ("dlproxy.moves", moves)):
+    for key, value in {"dlproxy.features": ",".join(features), "dlproxy.moves": ",".join(moves), **more}.items():
         found = model.metadata_props.add()
-        found.key, found.value = key, ",".join(names)
+        found.key, found.value = key, value
     onnx.save(model, path)

@@ -4,6 +4,7 @@ A kind of experiment (experiment.py): one seed. Interrupted, the same command go
 Not aware of: who serves the network.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +18,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
-from dlproxy.lab.learn.agent.environment import ADVISED, Course, ProxyEnv
+from dlproxy.lab.learn.agent.environment import ADVISED, Course, ProxyEnv, State
 from dlproxy.lab.learn.agent.network import Cautious, export, scores_of
 from dlproxy.lab.learn.agent.performance import PerformanceModel, fit, record
+from dlproxy.lab.learn.agent.recorded import recorded
 from dlproxy.lab.learn.agent.scenarios import Draw, plain, randomised
 from dlproxy.lab.learn.experiment import Experiment, Place, Run, settings
 from dlproxy.policy.tuning.agent import best
@@ -38,6 +40,7 @@ MOST_MULTIPLIER, MULTIPLIER_STEP = 10.0, 0.05
 class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     """`scenarios`: that it learns from. `start`: "rules" by imitation, "model" beyond that by what the performance model says,
     "none". `recorded`: scenarios that this is learnt from. `kept`: scenarios each for choosing a caution, and for telling.
+    `records`: folder of a server ([autopilot] record) whose models and loads it learns from, instead of random ones.
     """
 
     algorithm: Literal["dqn", "ppo"] = "dqn"
@@ -51,6 +54,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     recorded: int = 60
     kept: int = 30
     hidden: tuple[int, ...] = (64, 64)
+    records: str = ""
     environments: int = 2
     discount: float = 0.97
     learning_rate: float = 3e-4
@@ -70,7 +74,7 @@ def train(experiment: Experiment, place: Place) -> Run:
     wanted: Settings = settings(experiment, Settings)
     torch.set_num_threads(place.threads)
     torch.manual_seed(place.seed)
-    draw = randomised if wanted.randomised else plain
+    draw = recorded(Path(wanted.records)) if wanted.records else randomised if wanted.randomised else plain
     model = _performance(wanted, draw, place) if wanted.start == "model" else None
     baselines = _read_courses(place.folder / "rules.npz")
     algorithm, progress = _begun(wanted, draw, place, model, baselines)
@@ -85,19 +89,21 @@ def train(experiment: Experiment, place: Place) -> Run:
         algorithm.get_env().env_method("set_multiplier", progress.multiplier)
         _save(algorithm, progress, baselines, place.folder)
         place.tell(f"  {progress.steps} of {wanted.steps} steps: {progress.gains[-1]:+.2f} beside the rules")
-    return _finished(wanted, scores_of(algorithm), progress, place)
+    return _finished(wanted, draw if wanted.records else randomised, scores_of(algorithm), progress, place)
 
 
-def _finished(wanted: Settings, scores: nn.Module, progress: Progress, place: Place) -> Run:
+def _finished(wanted: Settings, draw: Draw, scores: nn.Module, progress: Progress, place: Place) -> Run:
     chosen = range(VALIDATION, VALIDATION + wanted.kept)
     cautions = CAUTIONS if wanted.advised else (0.0,)
-    trials = {caution: gains(Cautious(scores, caution), chosen, wanted) for caution in cautions}
+    seen: list[State] = []
+    trials = {caution: gains(Cautious(scores, caution), chosen, wanted, draw, seen) for caution in cautions}
     harmless = [caution for caution in cautions if min(trials[caution]) >= -HARM] or [cautions[-1]]
     caution = max(harmless, key=lambda one: (np.mean(trials[one]), one))
     place.tell(f"  caution {caution:g}: " + ", ".join(f"{one:g} {np.mean(found):+.3f}" for one, found in trials.items()))
     final = Cautious(scores, caution)
-    export(final, place.folder / "model.onnx")
-    told = gains(final, range(TEST, TEST + wanted.kept), wanted)
+    bounds = np.stack([np.min(seen, 0), np.max(seen, 0)], 1).tolist()
+    export(final, place.folder / "model.onnx", more={"dlproxy.seen": json.dumps(bounds)})
+    told = gains(final, range(TEST, TEST + wanted.kept), wanted, draw, seen)
     figures = {
         "gain_s": float(np.mean(told)),
         "worst_s": min(told),
@@ -108,14 +114,15 @@ def _finished(wanted: Settings, scores: nn.Module, progress: Progress, place: Pl
     return Run(seed=place.seed, figures=figures, curves={"gain": progress.gains})
 
 
-def gains(scores: nn.Module, numbers: range, wanted: Settings) -> list[float]:
-    """In each scenario: seconds' worth of requests that met the objective more than under the rules. Randomised in any case."""
-    env = ProxyEnv(guarded=True, advised=wanted.advised, versus=True, phase_s=wanted.phase_s)
+def gains(scores: nn.Module, numbers: range, wanted: Settings, draw: Draw, seen: list[State]) -> list[float]:
+    """In each scenario: seconds' worth of requests that met the objective more than under the rules. States go to `seen`."""
+    env = ProxyEnv(draw, guarded=True, advised=wanted.advised, versus=True, phase_s=wanted.phase_s)
     found = []
     for number in numbers:
         state, info = env.reset(options={"number": number})
         ended = False
         while not ended:
+            seen.append(state)
             with torch.no_grad():
                 values = scores(torch.from_numpy(state)[None])[0].tolist()
             state, _, _, ended, info = env.step(np.int64(best(values, info["mask"].tolist())))
