@@ -31,7 +31,7 @@ class Shape(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     patience: int = 8
 
 
-class Autoencoder(torch.nn.Module):
+class Autoencoder(torch.nn.Module):  # type: ignore[misc]  # of no types
     """[N, SPAN, features] as spreads off the usual; gives [N]: the worst feature's mean error over the NEWEST windows, on the side
     that is bad, as part of its limit.
     """
@@ -83,7 +83,7 @@ def fit(train: Floats, held_out: Floats, shape: Shape, seed: int) -> tuple[Autoe
             noisy = windows + shape.noise * SCALE * torch.randn(windows.shape, generator=order)
             loss = ((model.told_again(noisy) - windows / SCALE) ** 2).mean()
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             total += float(loss.detach()) * len(windows)
         losses.append(total / len(here))
