@@ -37,7 +37,7 @@ def _rate(value: float) -> str:
 
 
 def _time(value: float) -> str:
-    return f"{exp(value) * 1e3:.3g} ms"
+    return f"{exp(value) * 1e3:.3g} ms" if value < 0.0 else f"{exp(value):.3g} s"
 
 
 def _times(value: float) -> str:
