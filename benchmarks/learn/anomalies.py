@@ -46,18 +46,24 @@ def _page(result: Result, of: Settings) -> Iterator[str]:
     yield "`python -m benchmarks.learn --only anomalies --write` writes this page."
     yield ""
     yield (
-        f"Each of {seeds} seeds: {of.train + of.validate} normal scenarios of {of.normal_s / 60:.0f} simulated minutes to learn from "
-        f"and to set limits by, and for the figures {of.normal} more and {of.each_fault} with each of {len(FAULTS)} faults, "
-        f"{of.fault_s / 60:.0f} minutes each. Load, bursts, shifts, the model, a cache (in three of ten) and an autopilot that turns "
-        "knobs (in four of ten) are drawn at random. No fault was used to choose anything. Windows of 2 s; an alarm is 3 unusual "
-        "ones of 4. ± is half of a 95 % interval over the seeds. A fault that was missed counts in the delays with all of the time "
-        "that it lasted."
+        f"Each of {seeds} seeds: {of.train + of.validate} normal scenarios of {of.normal_s / 60:.0f} simulated minutes to "
+        f"learn from and to set limits by, and for the figures {of.normal} more and {of.each_fault} with each of "
+        f"{len(FAULTS)} faults, {of.fault_s / 60:.0f} minutes each. Load, bursts, shifts, the model, a cache (in 3 of 10) and an "
+        "autopilot that turns knobs (in 4 of 10) are drawn at random. No fault was used to choose anything. Windows of 2 s; an "
+        "alarm is 3 unusual ones of 4. ± is half of a 95 % interval over the seeds. A fault that was missed counts in the "
+        "delays with all of the time that it lasted."
     )
     yield ""
     yield "| | area under precision and recall | found | delay, median | delay, p90 | false alarms in a week |"
     yield "|---|---|---|---|---|---|"
     for name, words in DETECTORS.items():
-        columns = (("area", ".3f"), ("detected", ".0%"), ("delay s", ".0f"), ("p90 delay s", ".0f"), ("false alarms a week", ".0f"))
+        columns = (
+            ("area", ".3f"),
+            ("detected", ".0%"),
+            ("delay s", ".0f"),
+            ("p90 delay s", ".0f"),
+            ("false alarms a week", ".0f"),
+        )
         cells = [told(f"{name} {what}", form) + (" s" if what.endswith(" s") else "") for what, form in columns]
         yield f"| {words} | {' | '.join(cells)} |"
     yield ""
@@ -67,8 +73,8 @@ def _page(result: Result, of: Settings) -> Iterator[str]:
     yield "|---|" + "---|" * len(DETECTORS)
     for fault in FAULTS:
         cells = [
-            f"{told(f'{name} {fault} area')}; {figures[f'{name} {fault} detected'][0]:.0%}; {told(f'{name} {fault} delay s', '.0f')} s"
-            for name in DETECTORS
+            f"{told(f'{one} area')}; {figures[f'{one} detected'][0]:.0%}; {told(f'{one} delay s', '.0f')} s"
+            for one in [f"{name} {fault}" for name in DETECTORS]
         ]
         yield f"| {fault}: {WORDS[fault]} | {' | '.join(cells)} |"
     yield ""
@@ -81,6 +87,6 @@ def _page(result: Result, of: Settings) -> Iterator[str]:
     yield "| " + " | ".join(told(f"limit {name}", ".1f") for name in NAMES) + " |"
     yield ""
     yield (
-        "A slow instance among several shows little here, as the lane gives it little to do: what is left is slower answers of few "
-        "requests. What is normal holds bursts that are too much for a moment; an alarm that such a burst raises counts as false."
+        "A slow instance among several shows little here, as the lane gives it little to do: what is left are slower answers "
+        "of few requests. What is normal holds bursts that are too much for a moment: an alarm that one raises counts as false."
     )

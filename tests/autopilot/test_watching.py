@@ -1,4 +1,4 @@
-"""What is watched on virtual loop time: a fault raises an alarm that says what, holds the autopilot, and ends with the fault."""
+"""What is watched on virtual loop time: a fault raises an alarm that says what and holds the autopilot, and both end."""
 
 import logging
 

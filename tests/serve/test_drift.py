@@ -124,7 +124,11 @@ def test_however_many_come_about_ten_a_second_are_looked_at_and_failures_are_not
     ("dtype", "array", "numbers"),
     [
         (DType.FP32, np.array([[0.0, np.nan, 2.0, 4.0]], np.float32), {"length": 4.0, "zeros": 0.5, "mean": 2.0}),
-        (DType.INT64, np.arange(12000, dtype=np.int64).reshape(2, 6000), {"length": 6000.0, "mean": pytest.approx(6000, rel=0.01)}),
+        (
+            DType.INT64,
+            np.arange(12000, dtype=np.int64).reshape(2, 6000),
+            {"length": 6000.0, "mean": pytest.approx(6000, rel=0.01)},
+        ),
         (DType.BYTES, np.array(["a", "four"], object), {"length": 2.5}),
         (DType.FP32, np.zeros((0, 3), np.float32), {}),
     ],

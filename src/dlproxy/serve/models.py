@@ -67,13 +67,11 @@ class Models:
         asks: bool = False,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`asks`: clients prove who they are, and may have quotas of their own. Raises ConfigError for a quota of no sense, keys
-        of models that cannot be read, and what is to watch them but is no detector.
+        """`asks`: clients prove who they are, and may have quotas of their own. Raises ConfigError for a quota of no sense,
+        keys of models that cannot be read, and what is to watch them but is no detector.
         """
         self.catalog = Catalog()
-        self.autopilot = Autopilot(
-            clock, partial(make_knob_policy, autopilot.policy), make_watch(autopilot.watch, clock)
-        )
+        self.autopilot = Autopilot(clock, partial(make_knob_policy, autopilot.policy), make_watch(autopilot.watch, clock))
         self._mode = autopilot.mode
         self.caches = Caches(cache, clock)
         self._tuned: dict[LoadedModel, Tuned] = {}

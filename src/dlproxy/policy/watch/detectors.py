@@ -1,4 +1,4 @@
-"""What makes a score of how far a model's windows are off the usual: control charts, or a network that was trained on normal ones.
+"""What makes a score of how far a model's windows are off the usual: control charts, or a network that knows normal ones.
 
 Held by watcher.py. Not aware of: alarms, where the network runs.
 """

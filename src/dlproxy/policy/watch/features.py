@@ -1,4 +1,4 @@
-"""What a window of telemetry says, in numbers that hardly depend on which model it is: logarithms, shares, times against earlier ones.
+"""What a window of telemetry says, in numbers that hardly depend on the model: logarithms, shares, times against earlier ones.
 
 Made by watcher.py. Not aware of: which values are usual, alarms.
 """

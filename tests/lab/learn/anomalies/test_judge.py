@@ -33,7 +33,7 @@ def test_an_alarm_needs_enough_of_the_last_scores() -> None:
         (range(25, 40), [(True, (5 + ENOUGH) * WINDOW_S)], 0),
         (range(15, 40), [(False, 20 * WINDOW_S)], 1),  # it was on already: nothing was found
         (range(41, 60), [(False, 20 * WINDOW_S)], 0),
-        (range(0, 2), [(False, 20 * WINDOW_S)], 0),
+        (range(2), [(False, 20 * WINDOW_S)], 0),
     ],
 )
 def test_a_fault_is_found_by_an_alarm_that_begins_while_it_lasts(

@@ -37,9 +37,7 @@ def made(windows: int, seed: int) -> Floats:
 def test_it_finds_what_the_load_does_not_explain(tmp_path: Path) -> None:
     normal = [made(400, seed) for seed in range(4)]
     shape = Shape(epochs=25, hidden=32)
-    network, losses, checks = fit(
-        np.concatenate([spans(off) for off in normal[:3]]), spans(normal[3]), shape, seed=1
-    )
+    network, losses, checks = fit(np.concatenate([spans(off) for off in normal[:3]]), spans(normal[3]), shape, seed=1)
     assert losses[-1] < 0.5 * losses[0]
     assert min(checks) < 0.5 * checks[0]
     network_limits(network, normal)
@@ -85,7 +83,9 @@ def test_a_detector_of_other_features_is_refused(tmp_path: Path) -> None:
     proto = onnx.load(path)
     onnx.helper.set_model_props(proto, {"dlproxy.features": "rate,colour"})
     onnx.save(proto, path)
-    with pytest.raises(ConfigError, match=r"was trained on other features than this version has \(rate,colour\); train it anew"):
+    with pytest.raises(
+        ConfigError, match=r"was trained on other features than this version has \(rate,colour\); train it anew"
+    ):
         make_watch(str(path), lambda: 0.0)
 
 
