@@ -1,14 +1,17 @@
 """What is watched on virtual loop time: a fault raises an alarm that says what and holds the autopilot, and both end."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
 from dlproxy.autopilot.watching import Watch, make_watch
 from dlproxy.config import ConfigError
+from dlproxy.message import DType
 from dlproxy.policy.watch import usual, watcher
 from dlproxy.policy.watch.detectors import Charts
 from dlproxy.policy.watch.watcher import WINDOW_S
+from tests import models
 from tests.autopilot.scene import Says, Scene, once
 
 pytestmark = pytest.mark.looptime(idle_step=0.1, idle_timeout=1.0)
@@ -88,7 +91,10 @@ async def test_what_fails_in_watching_ends_it_and_nothing_else(caplog: pytest.Lo
     await scene.ends_well()
 
 
-async def test_nothing_is_there_when_it_is_off_and_a_file_that_is_no_detector_is_refused(tmp_path: object) -> None:
+async def test_nothing_is_there_when_it_is_off_and_a_file_that_is_no_detector_is_refused(tmp_path: Path) -> None:
     assert make_watch("off", lambda: 0.0) is None
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        make_watch(f"{tmp_path}/none.onnx", lambda: 0.0)
+        make_watch(str(tmp_path / "none.onnx"), lambda: 0.0)
+    models.save(models.identity(DType.FP32), tmp_path / "other.onnx")
+    with pytest.raises(ConfigError, match=r"was trained on other features than this version has \(it names none\)"):
+        make_watch(str(tmp_path / "other.onnx"), lambda: 0.0)

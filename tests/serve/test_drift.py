@@ -68,11 +68,13 @@ def _digits(number: int, seed: int) -> Images:
     """Some of those that the model was not trained on."""
     with np.load(models.HELDOUT) as heldout:
         images = heldout["images"].astype(np.float32).reshape(-1, 1, 8, 8)
-    return images[np.random.default_rng(seed).integers(len(images), size=number)]
+    some: Images = images[np.random.default_rng(seed).integers(len(images), size=number)]
+    return some
 
 
 def _inverted(images: Images) -> Images:
-    return images.max() - images
+    inverted: Images = images.max() - images
+    return inverted
 
 
 def _noisy(images: Images) -> Images:
@@ -147,6 +149,8 @@ async def test_there_is_no_layer_where_it_is_off_and_the_control_port_tells_wher
         for name in ("on", "off"):
             await proxy.infer(name, {"image": image})
         on, off = (proxy._models.catalog.get(name) for name in ("on", "off"))
+        assert on.control is not None
+        assert off.control is not None
         assert on.control.state()["drift"] == {"rows": 1, "drifted": [], "compared": []}
         assert off.control.state()["drift"] is None
         assert off.stats.drift is None

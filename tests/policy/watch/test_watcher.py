@@ -194,10 +194,10 @@ def test_a_network_is_shown_the_last_windows_once_there_are_enough() -> None:
 def test_a_fault_raises_an_alarm_that_says_what_and_ends_when_it_is_over(kinds: dict[str, float], said: str) -> None:
     life = Life()
     assert not any(life.go_on(FIRST + 300))
-    found = life.go_on(12, **kinds)
+    found = life.go_on(12, 1, **kinds)
     assert not found[ENOUGH - 2]
     assert said in found[-1]
-    assert life.go_on(200, **kinds)[-1] == found[-1], "what is unusual is not learnt"
+    assert life.go_on(200, 1, **kinds)[-1] == found[-1], "what is unusual is not learnt"
     assert not life.go_on(CALM + 12)[-1]
 
 

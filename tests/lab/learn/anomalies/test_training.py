@@ -12,7 +12,6 @@ pytestmark = pytest.mark.extras
 
 from dlproxy import Model, Proxy  # noqa: E402
 from dlproxy.autopilot.watching import make_watch  # noqa: E402
-from dlproxy.config import ConfigError  # noqa: E402
 from dlproxy.lab.learn.anomalies.autoencoder import Floats, Shape, errors, export, fit, scores, spans  # noqa: E402
 from dlproxy.lab.learn.anomalies.scenarios import FAULTS  # noqa: E402
 from dlproxy.lab.learn.anomalies.training import chart_limits, forest, network_limits  # noqa: E402
@@ -72,21 +71,6 @@ async def test_the_exported_network_answers_through_dlproxy_and_watches_as_it_do
     detector = watch._make_detector()
     seen = [detector.observe(row, 0.0) for row in off.tolist()]
     np.testing.assert_allclose(seen[SPAN - 1 :], expected, atol=1e-4, rtol=0)
-
-
-def test_a_detector_of_other_features_is_refused(tmp_path: Path) -> None:
-    import onnx
-
-    network, _, _ = fit(spans(made(40, 1)), spans(made(40, 2)), Shape(epochs=1, hidden=4, code=2), seed=1)
-    path = tmp_path / "model.onnx"
-    export(network, path)
-    proto = onnx.load(path)
-    onnx.helper.set_model_props(proto, {"dlproxy.features": "rate,colour"})
-    onnx.save(proto, path)
-    with pytest.raises(
-        ConfigError, match=r"was trained on other features than this version has \(rate,colour\); train it anew"
-    ):
-        make_watch(str(path), lambda: 0.0)
 
 
 def test_the_experiment_trains_and_compares_on_simulated_scenarios_once(tmp_path: Path) -> None:
