@@ -100,7 +100,13 @@ class Scene(Rig):
     """`knobs`: what it begins with. The autopilot looks from the first moment on."""
 
     def __init__(
-        self, make_policy: Callable[[], KnobPolicy], *, mode: Mode = "on", max_batch: int = 64, watch: bool = False, **space: Any
+        self,
+        make_policy: Callable[[], KnobPolicy],
+        *,
+        mode: Mode = "on",
+        max_batch: int = 64,
+        watch: bool = False,
+        **space: Any,
     ) -> None:
         self._jumped_s = 0.0
         loop = asyncio.get_running_loop()

@@ -68,11 +68,13 @@ def _digits(number: int, seed: int) -> Images:
     """Some of those that the model was not trained on."""
     with np.load(models.HELDOUT) as heldout:
         images = heldout["images"].astype(np.float32).reshape(-1, 1, 8, 8)
-    return images[np.random.default_rng(seed).integers(len(images), size=number)]
+    some: Images = images[np.random.default_rng(seed).integers(len(images), size=number)]
+    return some
 
 
 def _inverted(images: Images) -> Images:
-    return images.max() - images
+    inverted: Images = images.max() - images
+    return inverted
 
 
 def _noisy(images: Images) -> Images:
@@ -124,7 +126,11 @@ def test_however_many_come_about_ten_a_second_are_looked_at_and_failures_are_not
     ("dtype", "array", "numbers"),
     [
         (DType.FP32, np.array([[0.0, np.nan, 2.0, 4.0]], np.float32), {"length": 4.0, "zeros": 0.5, "mean": 2.0}),
-        (DType.INT64, np.arange(12000, dtype=np.int64).reshape(2, 6000), {"length": 6000.0, "mean": pytest.approx(6000, rel=0.01)}),
+        (
+            DType.INT64,
+            np.arange(12000, dtype=np.int64).reshape(2, 6000),
+            {"length": 6000.0, "mean": pytest.approx(6000, rel=0.01)},
+        ),
         (DType.BYTES, np.array(["a", "four"], object), {"length": 2.5}),
         (DType.FP32, np.zeros((0, 3), np.float32), {}),
     ],
@@ -143,6 +149,8 @@ async def test_there_is_no_layer_where_it_is_off_and_the_control_port_tells_wher
         for name in ("on", "off"):
             await proxy.infer(name, {"image": image})
         on, off = (proxy._models.catalog.get(name) for name in ("on", "off"))
+        assert on.control is not None
+        assert off.control is not None
         assert on.control.state()["drift"] == {"rows": 1, "drifted": [], "compared": []}
         assert off.control.state()["drift"] is None
         assert off.stats.drift is None

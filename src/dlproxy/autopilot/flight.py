@@ -66,8 +66,8 @@ class Tuned(Struct, frozen=True, eq=False):
 
 
 class Flight:
-    """`pilot` is None while nothing is tuned; `paused`: until somebody resumes it, whatever its model does meanwhile; `unusual`:
-    what is with its model, for as long as nothing is to be decided because of that.
+    """`pilot` is None while nothing is tuned; `paused`: until somebody resumes it, whatever its model does meanwhile;
+    `unusual`: what is with its model, for as long as nothing is to be decided because of that.
     """
 
     def __init__(

@@ -40,9 +40,7 @@ class Watched:
         objective_s = NO_OBJECTIVE_S if isinstance(space, str) else space.objective_s
         self.watcher = Watcher(detector)
         self._tuned, self._flight = tuned, flight
-        self._telemetry = Telemetry(
-            tuned.stats, tuned.open_requests, tuned.rows_under_way, objective_s=objective_s, at=at
-        )
+        self._telemetry = Telemetry(tuned.stats, tuned.open_requests, tuned.rows_under_way, objective_s=objective_s, at=at)
         self._counts = tuned.stats.watch = WatchCounts()
         self._cached = _looked_up(tuned.stats.cache)
         self._looks = 0
@@ -158,8 +156,8 @@ def _learnt(path: Path) -> Callable[[], Detector]:
     known = properties.get("dlproxy.features", "")
     if known != ",".join(NAMES) or properties.get("dlproxy.span") != str(SPAN):
         raise ConfigError(
-            f"watch = '{path}' was trained on other features than this version has ({known or 'it names none'}); train it anew: "
-            "dlproxy learn train telemetry-autoencoder",
+            f"watch = '{path}' was trained on other features than this version has ({known or 'it names none'}); train it "
+            "anew: dlproxy learn train telemetry-autoencoder",
             "watch",
         )
     (told,) = session.get_inputs()

@@ -129,9 +129,15 @@ def _row(pilot: "PilotState") -> tuple[str, ...]:
         _objective(pilot),
         runs,
         str(knobs.get("max_batch", "")),
-        pilot.state,
+        _state(pilot),
         ", ".join(pilot.pinned),
     )
+
+
+def _state(pilot: "PilotState") -> str:
+    """Of one that is watched, but not tuned, also what is unusual."""
+    told = not pilot.unusual or pilot.unusual in pilot.state
+    return pilot.state if told else f"{pilot.state}; something is unusual: {pilot.unusual}"
 
 
 def _objective(pilot: "PilotState") -> str:
@@ -157,7 +163,7 @@ def _clock_time(decision: "DecisionState") -> str:
 def _page(port: "ControlPort", told: Any, args: argparse.Namespace) -> Iterator[str]:
     for pilot in port.pilots(told):
         yield f"model {pilot.name} version {pilot.version}, autopilot {pilot.mode}"
-        yield f"  now        {pilot.state}"
+        yield f"  now        {_state(pilot)}"
         if pilot.policy:
             yield f"  decides    {pilot.policy}"
         if pilot.objective_s is not None:

@@ -157,6 +157,13 @@ class SequencesState(Struct):
     refused: int
 
 
+class DriftState(Struct):
+    """Requests that were compared with the first ones, and in words what is another now."""
+
+    rows: int
+    drifted: list[str]
+
+
 class ModelState(Struct):
     """As GET /models/NAME tells it; of what is not up only how far it is."""
 
@@ -186,6 +193,7 @@ class ModelState(Struct):
     variants: VariantsState | None = None
     steps: list[StepState] | None = None
     sequences: SequencesState | None = None
+    drift: DriftState | None = None
 
     @property
     def up(self) -> int:
@@ -253,6 +261,7 @@ class PilotState(Struct):
     pinned: list[str]
     decisions: list[DecisionState]
     policy: str = ""
+    unusual: str = ""
     explanation: ExplanationState | None = None
 
 

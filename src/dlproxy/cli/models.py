@@ -274,6 +274,8 @@ def _page(models: "list[ModelState]", args: argparse.Namespace) -> Iterator[str]
         yield f"  cache    {_remembered(model.cache)}"
     if model.sequences is not None:
         yield f"  state    {_sequences(model.sequences)}"
+    if model.drift is not None:
+        yield f"  drift    {'; '.join(model.drift.drifted) or 'none'}, {model.drift.rows} requests looked at"
     yield f"  waiting  {model.queued_requests} requests, {model.queued_rows} rows"
     if model.variants is not None:
         yield f"  answers  {_assigned(model.variants)}"

@@ -9,5 +9,8 @@ from dlproxy.config.traits import knob
 
 Drift = Annotated[
     Literal["off", "on"],
-    knob("whether samples of what comes and what is answered are compared with the first ones, to tell when they drift", cost="reload"),
+    knob(
+        "whether samples of what comes and what is answered are compared with the first ones, to tell when they drift",
+        cost="reload",
+    ),
 ]

@@ -1,6 +1,6 @@
 """Looks at one request of several, and compares what comes and what is answered with how it was when the model was loaded.
 
-A Service around a model's own, put there by assemble.py where `drift` is on. Not aware of: what is far off (policy/watch/drift.py).
+A Service around a model's own, put there by assemble.py where `drift` is on. Not aware of: what is far off.
 """
 
 import logging
@@ -30,9 +30,7 @@ log = logging.getLogger(__name__)
 class DriftLayer:
     """Whoever is not looked at costs a subtraction."""
 
-    def __init__(
-        self, inner: Service, name: str, signature: Signature, stats: ModelStats, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, inner: Service, name: str, signature: Signature, stats: ModelStats, clock: Callable[[], float]) -> None:
         self._inner = inner
         self.cancel = inner.cancel
         self._name = name
@@ -130,7 +128,7 @@ def _tests(signature: Signature) -> Iterator[tuple[str, Test]]:
 
 
 def _of_input(tensor: Tensor) -> Iterator[tuple[str, float]]:
-    """Of all its rows: mean, standard deviation, share of zeros and of what is no number; elements, or characters of a string."""
+    """Of all its rows: mean, standard deviation, share of zeros or what is no number; elements, or bytes of a string."""
     name = f"input {tensor.name}"
     if tensor.dtype is DType.BYTES:
         lengths = [len(element) for element, _ in zip(elements_of(tensor.data), range(MOST_STRINGS), strict=False)]
@@ -151,7 +149,7 @@ def _of_input(tensor: Tensor) -> Iterator[tuple[str, float]]:
 
 
 def _of_output(tensor: Tensor, spec: TensorSpec) -> Iterator[tuple[str, float]]:
-    """Of its first row: the class, where it gives a score for each or the class itself, and the score of that, or its mean."""
+    """Of its first row: the class, where it gives scores of them or the class itself, and the score of that, or its mean."""
     name = f"output {tensor.name}"
     if tensor.dtype is DType.BYTES:
         return

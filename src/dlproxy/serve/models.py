@@ -67,8 +67,8 @@ class Models:
         asks: bool = False,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`asks`: clients prove who they are, and may have quotas of their own. Raises ConfigError for a quota of no sense, keys
-        of models that cannot be read, and what is to watch them but is no detector.
+        """`asks`: clients prove who they are, and may have quotas of their own. Raises ConfigError for a quota of no sense,
+        keys of models that cannot be read, and what is to watch them but is no detector.
         """
         self.catalog = Catalog()
         self.caches = Caches(cache, clock)

@@ -24,7 +24,9 @@ NUMBERS = st.lists(st.floats(-1e6, 1e6) | st.integers(0, 3).map(float), min_size
 
 
 @given(NUMBERS, NUMBERS)
-def test_the_distance_of_kolmogorov_and_smirnov_is_the_largest_gap_of_the_distributions(one: list[float], other: list[float]) -> None:
+def test_the_distance_of_kolmogorov_and_smirnov_is_the_largest_gap_of_the_distributions(
+    one: list[float], other: list[float]
+) -> None:
     def share(values: list[float], most: float) -> float:
         return sum(value <= most for value in values) / len(values)
 

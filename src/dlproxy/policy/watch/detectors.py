@@ -1,4 +1,4 @@
-"""What makes a score of how far a model's windows are off the usual: control charts, or a network that was trained on normal ones.
+"""What makes a score of how far a model's windows are off the usual: control charts, or a network that knows normal ones.
 
 Held by watcher.py. Not aware of: alarms, where the network runs.
 """
@@ -13,7 +13,22 @@ from dlproxy.policy.watch.features import FEATURES, NAMES
 
 WEIGHT = 0.3  # of the newest window in a chart's average
 SPAN = 16  # windows that a network is shown
-LIMITS: Mapping[str, float] = MappingProxyType(dict.fromkeys(NAMES, 6.0))
+LIMITS: Mapping[str, float] = MappingProxyType(
+    {
+        "rate": 14.5,
+        "in_flight": 11.2,
+        "p50": 20.0,
+        "p99": 6.5,
+        "cost": 8.0,
+        "refused": 10.2,
+        "late": 4.0,
+        "failed": 6.0,
+        "dispersion": 4.5,
+        "rows": 6.7,
+        "batch": 8.6,
+        "hits": 4.0,
+    }
+)
 
 Score = Callable[[Sequence[Sequence[float]]], float]
 """Of SPAN windows, oldest first, each as spreads off the usual by NAMES."""

@@ -86,7 +86,7 @@ def compared(name: str, test: Test, reference: Sequence[float], sample: Sequence
 
 
 def ks(reference: Sequence[float], sample: Sequence[float]) -> tuple[float, float]:
-    """Kolmogorov and Smirnov's distance of two sorted samples, and its p-value (Stephens, JRSS B 1970); ties make that larger."""
+    """Kolmogorov and Smirnov's distance of two sorted samples, and its p-value (Stephens, JRSS B 1970); ties raise it."""
     here, there = len(reference), len(sample)
     distance = max(
         abs(find(reference, value) / here - find(sample, value) / there)

@@ -1,4 +1,4 @@
-"""What a window of telemetry says, in numbers that hardly depend on which model it is: logarithms, shares, times against earlier ones.
+"""What a window of telemetry says, in numbers that hardly depend on the model: logarithms, shares, times against earlier ones.
 
 Made by watcher.py. Not aware of: which values are usual, alarms.
 """
@@ -37,11 +37,11 @@ def _rate(value: float) -> str:
 
 
 def _time(value: float) -> str:
-    return f"{exp(value) * 1e3:.3g} ms"
+    return f"{exp(value) * 1e3:.3g} ms" if value < 0.0 else f"{exp(value):.3g} s"
 
 
 def _times(value: float) -> str:
-    return f"{exp(value):.3g} times the known"
+    return f"{exp(value):.0%}"
 
 
 def _plain(value: float) -> str:
@@ -62,7 +62,7 @@ FEATURES: Mapping[str, Feature] = MappingProxyType(
         "in_flight": Feature("rows under way", _plain, 1, 0.15),
         "p50": Feature("median latency", _time, 1, 0.1),
         "p99": Feature("p99 latency", _time, 1, 0.15),
-        "cost": Feature("time of batches", _times, 1, 0.04),
+        "cost": Feature("time of batches against the known", _times, 1, 0.04),
         "refused": Feature("refused requests", _share, 1, 0.03),
         "late": Feature("late answers", _share, 1, 0.03),
         "failed": Feature("failed requests", _share, 1, 0.03),

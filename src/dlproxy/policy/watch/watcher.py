@@ -40,7 +40,7 @@ class Alarm:
 
 
 class Watcher:
-    """`unusual`: while there is an alarm, what was unusual when it began; else empty. What is usual is not learnt meanwhile."""
+    """`unusual`: while there is an alarm, what was unusual when it began; else empty. Nothing is learnt meanwhile."""
 
     def __init__(self, detector: Detector) -> None:
         self.unusual = ""
@@ -50,7 +50,7 @@ class Watcher:
         self._forget()
 
     def look(self, seen: Seen, now: float) -> bool:
-        """Called every WINDOW_S; whether an alarm has begun or ended. One in which nobody asked is neither usual nor unusual."""
+        """Called every WINDOW_S; whether an alarm has begun or ended. One in which nobody asked tells nothing."""
         window = seen.window
         idle = not window.arrived and not window.in_flight
         found = features(seen, self._costs)

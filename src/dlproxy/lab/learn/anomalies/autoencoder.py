@@ -20,7 +20,7 @@ Floats = NDArray[np.float32]
 
 
 class Shape(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of the network, and how it is trained: Adam on mini-batches, stopped early by normal windows that it was not trained on."""
+    """Of the network, and how it is trained: Adam on mini-batches, stopped by normal windows that it was not trained on."""
 
     hidden: int = 64
     code: int = 8
@@ -31,9 +31,9 @@ class Shape(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     patience: int = 8
 
 
-class Autoencoder(torch.nn.Module):
-    """[N, SPAN, features] as spreads off the usual; gives [N]: the worst feature's mean error over the NEWEST windows, on the side
-    that is bad, as part of its limit.
+class Autoencoder(torch.nn.Module):  # type: ignore[misc]  # of no types
+    """[N, SPAN, features] as spreads off the usual; gives [N]: the worst feature's mean error over the NEWEST windows, on the
+    side that is bad, as part of its limit.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -83,7 +83,7 @@ def fit(train: Floats, held_out: Floats, shape: Shape, seed: int) -> tuple[Autoe
             noisy = windows + shape.noise * SCALE * torch.randn(windows.shape, generator=order)
             loss = ((model.told_again(noisy) - windows / SCALE) ** 2).mean()
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             total += float(loss.detach()) * len(windows)
         losses.append(total / len(here))
@@ -118,7 +118,13 @@ def export(model: Autoencoder, path: Path) -> None:
 
     example = torch.zeros(2, SPAN, len(NAMES))
     program = torch.onnx.export(
-        model, (example,), input_names=["windows"], output_names=["score"], dynamic_shapes=({0: "rows"},), dynamo=True, verbose=False
+        model,
+        (example,),
+        input_names=["windows"],
+        output_names=["score"],
+        dynamic_shapes=({0: "rows"},),
+        dynamo=True,
+        verbose=False,
     )
     assert program is not None
     proto = program.model_proto

@@ -19,8 +19,8 @@ Scores = NDArray[np.float64]
 
 
 class Found(Struct):
-    """Of one scenario with a fault: whether there was an alarm while it lasted, and the seconds from its beginning until that; or
-    else all that it lasted.
+    """Of one scenario with a fault: whether there was an alarm while it lasted, and the seconds from its beginning until
+    that, or else all that it lasted.
     """
 
     fault: Fault

@@ -23,7 +23,7 @@ from dlproxy.policy.balancing import make_balancer
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.tuning.pilot import Pilot
-from dlproxy.policy.tuning.protocol import Space
+from dlproxy.policy.tuning.protocol import Knobs, Space
 from dlproxy.policy.tuning.rules import Rules
 from dlproxy.policy.tuning.window import WindowMeter
 from dlproxy.policy.watch.features import Seen
@@ -215,7 +215,7 @@ class _Run(Simulation):
         self._ways = Ways(node, model, times, Machine(4.0))
         self._ways.run(planned.instances, 1, 0.0)
         self._telemetry = _Counts(planned.objective_s)
-        hears = [self._telemetry]
+        hears: list[Telemetry] = [self._telemetry]
         if planned.tuned:
             hears.append(self._fly(node, planned))
         model.hears = _Both(*hears)
@@ -230,7 +230,13 @@ class _Run(Simulation):
     def _fly(self, node: Any, planned: Plan) -> Telemetry:
         ways = tuple((instances, threads) for threads in (1, 2) for instances in (1, 2, 4) if instances * threads <= 4)
         space = Space(cores=4, max_batch=64, ways=ways, objective_s=planned.objective_s)
-        knobs = {"max_batch": 64, "max_wait_s": 0.0, "instances": planned.instances, "threads": 1, "discipline": "edf"}
+        knobs: Knobs = {
+            "max_batch": 64,
+            "max_wait_s": 0.0,
+            "instances": planned.instances,
+            "threads": 1,
+            "discipline": "edf",
+        }
         telemetry = Telemetry(planned.objective_s)
         pilot = Pilot(Rules(), space, knobs, 0.0)
         SimulatedPilot(node, self._model, self._ways, pilot, telemetry, start_s=0.5, until=planned.seconds)

@@ -106,7 +106,9 @@ def forest(normal: Sequence[Floats], trees: int, seed: int) -> Detect:
 
     seen = [_summary(off) for off in normal]
     found = IsolationForest(n_estimators=trees, random_state=seed).fit(np.concatenate(seen))
-    most = limit([-found.score_samples(summary) for summary in seen], 1.0)  # such scores end at 1: there is no room for a margin
+    most = limit(
+        [-found.score_samples(summary) for summary in seen], 1.0
+    )  # such scores end at 1: there is no room for a margin
 
     def of(off: Floats) -> Scores:
         return -np.asarray(found.score_samples(_summary(off)), np.float64) / most
@@ -119,7 +121,7 @@ def _data(wanted: Settings, place: Place) -> Data:
     path = place.folder / "scenarios.pickle"
     shape = structs.astuple(structs.replace(wanted, trees=0, network=Shape()))
     if path.is_file():
-        of, data = pickle.loads(path.read_bytes())  # noqa: S301  our own file
+        of, data = pickle.loads(path.read_bytes())  # our own file
         if of == shape and isinstance(data, Data):
             return data
     seed = place.seed
