@@ -71,6 +71,7 @@ class Kind(Struct, frozen=True):
 KINDS = MappingProxyType(
     {
         "network": Kind("a network on a data set that ships with a package", "networks.training:train"),
+        "forecast": Kind("forecasts of arrivals, for autoscaling", "forecast.training:train", ("torch", "onnx", "onnxscript")),
     }
 )
 
