@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.harness.options import Names, options_of, positive
 from benchmarks.harness.running import run
 
-PARTS = ("networks",)
+PARTS = ("networks", "forecast")
 HERE = Path(__file__).parent
 
 

@@ -3,6 +3,7 @@
 Called by training.py. Not aware of: where the arrivals come from, what it is compared with.
 """
 
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,7 @@ def export(net: ForecastNet, path: Path) -> None:
     form = net.form
     rows = torch.export.Dim("rows", min=1, max=1 << 20)
     example = (torch.rand(2, form.length, CHANNELS), torch.rand(2, 1 + len(form.horizons_s)))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own modules
         program = torch.onnx.export(
