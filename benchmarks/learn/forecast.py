@@ -70,8 +70,8 @@ shares of the site's mean rate; ± is half of a 95 % interval over the seeds, wh
 network's first weights. Every method was fitted on the training blocks and tuned on the validation blocks that lie between \
 these and the ones that are told of here, with gaps. *Always the same* gives the quantiles of the training blocks whatever has \
 just been. *Holt-Winters* is `forecast = "trend"` (or `"daily"`) as it is served. *Linear quantiles* is the LSTM's network \
-without the LSTM. Made-up days are made up: a daily pattern, weekends, drift, noise, and bursts of which a part comes at the same \
-time every day and a part swells; *other sites* are from ranges that no training site reaches."""
+without the LSTM. Made-up days are made up: a daily pattern, weekends, drift, noise, and bursts of which a part comes at the \
+same time every day and a part swells; *other sites* are from ranges that no training site reaches."""
 
 
 # Losses
@@ -244,9 +244,9 @@ def autoscaling(outcomes: Mapping[str, Mapping[str, list[Outcome]]]) -> str:
         f"""## Autoscaling by them
 
 `{SERVICE}`, objective {OBJECTIVE}, 1 to {MOST} instances, of which each takes {START_S:g} s to start and is paid for \
-meanwhile; {HOURS_S // 3600} hours of a day, after a day that the forecasts have seen. *share* is of an instance's capacity that \
-may be used (0.7 else): more room at all times, which a forecast must be better than. A policy that another one beats in both \
-figures has its name beside it."""
+meanwhile; {HOURS_S // 3600} hours of a day, after a day that the forecasts have seen. *share* is of an instance's capacity \
+that may be used (0.7 else): more room at all times, which a forecast must be better than. A policy that another one beats in \
+both figures has its name beside it."""
     ]
     for load_name, by_policy in outcomes.items():
         rows = ["| forecast | instances on average | missed the objective | beaten by |\n|---|---:|---:|---|"]

@@ -16,7 +16,7 @@ from dlproxy.instance.integrity import Trust
 from dlproxy.instance.integrity.files import read_files
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.formats import ANY
-from dlproxy.policy.forecast import Asked, Forecast, Form, HoltWinters, Learnt
+from dlproxy.policy.forecast import AROUND, Asked, Forecast, Form, HoltWinters, Learnt
 
 FORM = "dlproxy.forecast"  # the property of an ONNX file that holds its Form as JSON
 INPUTS, OUTPUT = ("window", "season"), "rate"
@@ -63,7 +63,8 @@ def _form(path: str, metadata: dict[str, str]) -> Form:
     except msgspec.MsgspecError as error:
         raise ModelError(f"{path} is no forecast of this version: its property {FORM} cannot be read: {error}") from None
     ordered = all(0.0 <= low < high for low, high in zip(form.horizons_s, form.horizons_s[1:], strict=False))
-    if form.step_s < 1.0 or form.length < 1 or not form.horizons_s or not form.quantiles or not ordered:
+    far = form.horizons_s and form.horizons_s[-1] + (AROUND + 1) * form.step_s > form.season_s
+    if form.step_s < 1.0 or form.length < 1 or not form.horizons_s or not form.quantiles or not ordered or far:
         raise ModelError(f"{path} is no forecast that can be asked: its property {FORM} is {metadata[FORM]}")
     return form
 

@@ -24,7 +24,8 @@ SPACES: tuple[Space, ...] = ("plain", "level", "log")
 SEASONS_S = (60, 90, 120, 180, 240, 300)  # tried where no day has gone by
 PADS_S = (0, 10, 60)
 MEANS = (1, 2, 3, 6, 12, 24)  # steps whose mean is the last value
-ALPHAS = (1.0, 10.0, 100.0, 1000.0)
+ALPHAS = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+LAGS = (6, 24, 1 << 16)  # steps that the linear autoregression sees
 SMOOTHING = tuple(product((0.1, 0.3, 0.6, 0.9), (0.0, 0.05)))  # weights of level and trend
 
 
@@ -112,7 +113,7 @@ def baselines(channel: Channel, levels: Sequence[float], train: Part, validation
         if days:
             families["Holt-Winters, daily"] = list(_smoothed("as served: daily", partial(HoltWinters, DAY_S, DAY_STEP_S)))
         families["Holt-Winters, tuned"] = list(_all_smoothed(train.form))
-    families["linear AR"] = [ridge(channel, space, alpha, train) for space in SPACES for alpha in ALPHAS]
+    families["linear AR"] = [ridge(channel, *how, train) for how in product(SPACES, ALPHAS, LAGS)]
     return {name: tuned(guesses, channel, levels, train, validation) for name, guesses in families.items()}
 
 
@@ -206,9 +207,9 @@ def _run(forecast: HoltWinters, site: Site, at: Places) -> Floats:
 # Linear autoregression
 
 
-def ridge(channel: Channel, space: Space, alpha: float, train: Part) -> Guess:
+def ridge(channel: Channel, space: Space, alpha: float, lags: int, train: Part) -> Guess:
     """Least squares with an L2 penalty on the window, what was a season ago, and 1 (Hoerl & Kennard 1970)."""
-    features = _features(train.examples, space)
+    features = _features(train.examples, space, lags)
     mean, deviation = features.mean(0), features.std(0) + 1e-9
     x = np.column_stack([(features - mean) / deviation, np.ones(len(features))])
     y = _to(getattr(train.examples, channel), train.examples.level, space)
@@ -217,15 +218,15 @@ def ridge(channel: Channel, space: Space, alpha: float, train: Part) -> Guess:
     weights = np.linalg.solve(x.T @ x + penalty, x.T @ y)
 
     def point(part: Part) -> Floats:
-        given = (_features(part.examples, space) - mean) / deviation
+        given = (_features(part.examples, space, lags) - mean) / deviation
         said = np.column_stack([given, np.ones(len(given))]) @ weights
         return np.maximum(_back(said, part.examples.level, space), 0.0)
 
-    return Guess(f"alpha {alpha:g}, {space}", point, space)
+    return Guess(f"alpha {alpha:g}, {space}, {lags} lags", point, space)
 
 
-def _features(examples: Examples, space: Space) -> Floats:
-    rates, bursts = examples.window[:, :, 0], examples.window[:, :, 1]
+def _features(examples: Examples, space: Space, lags: int) -> Floats:
+    rates, bursts = examples.window[:, -lags:, 0], examples.window[:, -lags:, 1]
     known = examples.season[:, :1] >= 0.0
     season = np.where(known, examples.season, examples.level)
     return np.column_stack([_to(rates, examples.level, space), np.log1p(bursts), _to(season, examples.level, space), known])

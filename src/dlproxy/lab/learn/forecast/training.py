@@ -32,7 +32,7 @@ HOUR_S = 3600  # between the blocks of days
 class Sources(Struct, frozen=True, kw_only=True):
     """Where arrivals come from. `trace`: a file; `sites`, `others`: made-up ones, with as many `days`, to learn and to test on.
 
-    `origins`, `test`, `gap_s`: of the blocks of a trace. `examples`: of each site; `tuning`: sites that baselines are tuned on.
+    `origins`, `test`, `gap_s`: of the blocks of a trace. `examples`: of each site.
     """
 
     trace: str = ""
@@ -43,7 +43,6 @@ class Sources(Struct, frozen=True, kw_only=True):
     others: int = 4
     days: int = 6
     examples: int = 3000
-    tuning: int = 3
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -174,13 +173,11 @@ def _on_days(given: Settings, place: Place) -> tuple[Scores, dict[str, list[floa
     learnt, validation = part(ours, blocks[0], number), part(ours, blocks[1], number // 3)
     nets, curves = _networks(given, learnt, validation, place)
     export(nets[LSTM], place.folder / "model.onnx")
-    few = ours[: source.tuning]
-    tuning = part(few, blocks[0], number // 2), part(few, blocks[1], number // 3)
     place.tell("baselines")
-    against = _all_baselines(given, *tuning)
+    against = _all_baselines(given, learnt, validation)
     scores: Scores = {}
     for name, chosen in (("days", ours), ("other days", others)):
-        scores |= _tested(name, nets, against, tuning[1], part(chosen, blocks[2], number // 2))
+        scores |= _tested(name, nets, against, validation, part(chosen, blocks[2], number // 2))
     return scores, curves
 
 
