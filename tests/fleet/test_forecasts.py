@@ -8,7 +8,6 @@ import pytest
 from dlproxy import Model, Proxy
 from dlproxy.config import ConfigError, ModelConfig, load
 from dlproxy.config.effects import check
-from dlproxy.fleet import forecasts
 from dlproxy.fleet.forecasts import OnnxForecast, forecast_of
 from dlproxy.instance.integrity import Trust
 from dlproxy.instance.runtime import ModelError
@@ -69,11 +68,8 @@ def test_where_models_must_be_signed_forecasts_must_be_too(tmp_path: Path) -> No
         forecast_of("m", forecast(tmp_path / "f.onnx"), Trust(signers=(b"x" * 32,)))
 
 
-def test_an_answer_that_takes_too_long_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(forecasts, "MOST_S", -1.0)
-    make = forecast_of("ranker", forecast(tmp_path / "f.onnx", times=5.0))
+def test_an_answer_that_takes_too_long_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make = forecast_of("ranker", forecast(tmp_path / "f.onnx", times=5.0), most_s=-1.0)
     assert callable(make)
     learnt = make()
     with caplog.at_level(logging.WARNING):
