@@ -75,6 +75,7 @@ def test_an_answer_that_takes_too_long_is_none(tmp_path: Path, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         for second in range(1, 61):
             learnt.observe(8.0, float(second))
+            learnt.load_at(second + 10.0)
     assert learnt.load_at(70.0) == pytest.approx(8.0)
     (record,) = caplog.records
     assert "model ranker: the learnt forecast is not used where it is no good" in record.message

@@ -41,6 +41,7 @@ class Scene:
             self.now += 1
             self.learnt.observe(load, float(self.now))
             self.alone.observe(load, float(self.now))
+            self.learnt.load_at(self.now + 10.0)
 
     def falls_back(self) -> bool:
         at = self.now + 10.0
@@ -90,11 +91,14 @@ def test_its_sure_quantile_counts_and_between_horizons_goes_in_proportion() -> N
     assert scene.told == []
 
 
-def test_it_is_asked_once_a_step() -> None:
+def test_it_is_asked_once_a_step_and_only_if_somebody_wants_to_know() -> None:
     scene = Scene(5.0)
     scene.pass_s(WARM_S - 1)
     assert scene.falls_back()
     scene.pass_s(51)
+    assert len(scene.network.asked) == 11
+    for second in range(scene.now + 1, scene.now + 100):
+        scene.learnt.observe(4.0, float(second))
     assert len(scene.network.asked) == 11
 
 

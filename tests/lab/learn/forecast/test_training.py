@@ -15,7 +15,7 @@ pytestmark = pytest.mark.extras
 
 FORM = {"step_s": 5.0, "length": 12, "horizons_s": [2.0, 10.0, 60.0], "quantiles": [0.5, 0.9, 0.99]}
 TINY = {"source": "days", "form": FORM, "fit": {"hidden": 8, "epochs": 3}}
-SITES = {"sites": 2, "others": 1, "days": 3, "examples": 1500}
+SITES = {"sites": 2, "others": 1, "days": 3, "examples": 500}
 
 
 def place(folder: Path) -> Place:
@@ -32,7 +32,7 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    from dlproxy.lab.learn.forecast import training
+    from dlproxy.lab.learn.forecast import baselines, training
 
     folder, nets, export = tmp_path_factory.mktemp("forecast"), [], training.export
 
@@ -42,6 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "export", kept)
+        patch.setattr(baselines, "SMOOTHING", baselines.SMOOTHING[:1])
         run = training.train(Experiment(kind="forecast", about="", settings=TINY | {"arrivals": SITES}), place(folder))
     assert len(run.curves["validation"]) == 3
     return Trained(folder, run.figures, nets[0])
@@ -113,7 +114,7 @@ def test_a_trace_is_learnt_from_at_each_origin(tmp_path: Path, monkeypatch: pyte
 
     exported: list[str] = []
     monkeypatch.setattr(training, "export", lambda net, path: exported.append(path.name))
-    instants = np.sort(np.random.default_rng(1).random(6000) * 3000.0)
+    instants = np.sort(np.random.default_rng(1).random(3000) * 1500.0)
     (tmp_path / "trace.csv").write_text("\n".join(map(str, instants.tolist())))
     settings = {"source": "trace", "form": FORM, "fit": {"hidden": 4, "epochs": 1}}
     settings["arrivals"] = {"trace": str(tmp_path / "trace.csv"), "origins": 2}
