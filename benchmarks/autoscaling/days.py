@@ -12,6 +12,7 @@ from dlproxy.config import ModelConfig
 from dlproxy.lab.load.arrivals import Arrivals
 from dlproxy.lab.report.result import Tally
 from dlproxy.lab.simulate.run import Autoscaling, Scenario, build, make_calls, plan_model
+from dlproxy.policy.forecast import Forecast
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.scaling import KNATIVE, RAY_SERVE, Bounds, Rule, ScalePolicy, Static, make_policy
 
@@ -73,6 +74,20 @@ def policies(batch: int, capacity: float) -> dict[str, Callable[[], ScalePolicy]
 
 def _static(count: int, mean: int) -> str:
     return f"{count} always" + (" (mean)" if count == mean else " (most)" if count == MOST else "")
+
+
+def ahead(forecast: Callable[[], Forecast] | None, counts: Floats, rule: Rule) -> Callable[[], ScalePolicy]:
+    """The policy with a forecast that has seen these arrivals a second before it begins; None: without."""
+
+    def make() -> ScalePolicy:
+        if forecast is None:
+            return make_policy(rule)
+        learnt = forecast()
+        for second, count in enumerate(counts.tolist(), 1 - len(counts)):
+            learnt.observe(count, float(second))
+        return make_policy(rule, lambda: learnt)
+
+    return make
 
 
 def model_of(seed: int) -> tuple[int, float]:

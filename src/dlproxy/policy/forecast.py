@@ -206,16 +206,18 @@ class Learnt:
         self._fallback = fallback
         self._tell = tell
         self._steps = Steps(form)
-        self._answer: list[float] = []  # by horizon; empty: the fallback's turn
+        self._answer: list[float] | None = None  # by horizon; empty: the fallback's turn; None: not asked since the last step
         self._faults = 0
         self._told = False
 
     def observe(self, load: float, at: float) -> None:
         self._fallback.observe(load, at)
         if self._steps.observe(load, at):
-            self._answer = self._asked() if self._faults < MOST_FAULTS else []
+            self._answer = None
 
     def load_at(self, at: float) -> float:
+        if self._answer is None:
+            self._answer = self._asked() if self._faults < MOST_FAULTS else []
         if not self._answer:
             return self._fallback.load_at(at)
         ahead = at - self._steps.ended_at

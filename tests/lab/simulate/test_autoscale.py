@@ -1,9 +1,11 @@
 """Autoscaling in virtual time: what is steady stays, what starts takes its time and is paid for, and sleep costs no request."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from dlproxy.config import ModelConfig
@@ -11,6 +13,7 @@ from dlproxy.lab.load.arrivals import Arrivals, make_arrivals
 from dlproxy.lab.report.result import Result, Tally
 from dlproxy.lab.simulate.run import Autoscaling, ModelPlan, Scenario, build, make_calls, plan_model, simulate
 from dlproxy.policy.scaling import Bounds, Rule, ScalePolicy, Static, make_policy
+from tests.fleet.forecast_models import forecast
 
 HOUR_S = 3600.0
 BATCHES = "base=80ms,row=20ms,cv=0.1"
@@ -95,3 +98,14 @@ def test_one_node_scales_apart_from_the_other() -> None:
     result = simulate(scenario)
     assert set(result.scaling) == {"node-0/m", "node-1/m"}
     assert all(scaling.most > 1 for scaling in result.scaling.values())
+
+
+def test_a_learnt_forecast_scales_in_virtual_time_as_when_served(tmp_path: Path) -> None:
+    """It expects four times what there is, and so has more instances."""
+    path = forecast(tmp_path / "f.onnx", times=4.0)
+    found = {}
+    for knob in ("off", path):
+        config = ModelConfig(path="m.onnx", run="thread", instances=1, slo="p99=500ms", autoscale="in-flight", max_instances=8)
+        plan = plan_model("m", replace(config, forecast=knob), SLOW_BATCHES)
+        found[knob] = run(plan, make_arrivals("poisson", rate=4.0, seed=1), 300.0).scaling["m"].most
+    assert found["off"] < found[path]

@@ -83,6 +83,7 @@ KINDS = MappingProxyType(
         "agent": Kind("an agent that turns the autopilot's knobs", "agent.training:train", _AGENT),
         "batching": Kind("an agent on the batching problem, whose optimum is known", "agent.batching:train", _AGENT),
         "anomaly": Kind("a detector of faults in telemetry, on scenarios of the simulator", "anomalies.training:train"),
+        "forecast": Kind("forecasts of arrivals, for autoscaling", "forecast.training:train", ("torch", "onnx", "onnxscript")),
     }
 )
 

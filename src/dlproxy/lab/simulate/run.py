@@ -145,7 +145,7 @@ def plan_model(
         most = config.max_instances or max(usable_cores() // max(config.threads, 1), 1)
         rule = rule_of(config.autoscale, config.target_in_flight)
         bounds = Bounds(min(config.min_instances, most), most, config.scale_to_zero_s)
-        forecast = forecast_of(name, config.forecast, trust)
+        forecast = forecast_of(name, config.forecast, trust, most_s=inf)  # the same on a busy machine
         plan.autoscaling = Autoscaling(lambda: make_policy(rule, forecast), bounds, start_s)
     return plan
 
