@@ -38,7 +38,9 @@ from .machine import CHANGES, VALUES, Change, LaneMachine
 
 LENGTH = 30
 COMBINATIONS = list(product(DISCIPLINES, BALANCERS))
-EXAMPLES = -(-int(os.environ.get("DLPROXY_LANES", "560")) // len(COMBINATIONS))  # of each of the 56 combinations, others each time
+EXAMPLES = -(
+    -int(os.environ.get("DLPROXY_LANES", "560")) // len(COMBINATIONS)
+)  # of each of the 56 combinations, others each time
 
 
 @pytest.mark.parametrize(("discipline", "balancer"), COMBINATIONS)
