@@ -31,7 +31,8 @@ def test_a_page_has_every_part_and_a_picture_of_each_network(
     monkeypatch.setattr("benchmarks.learn.__main__.HERE", tmp_path)
     monkeypatch.setattr(networks, "ours", lambda: iter([WINE]))
     for name in ("PASSES", "FEW", "VALUES", "IMAGES", "SERIES"):
-        monkeypatch.setattr(networks, name, structs.replace(getattr(networks, name), **LITTLE))
+        small = LITTLE if name in ("FEW", "VALUES", "PASSES") else LITTLE | {"sizes": (4,)}
+        monkeypatch.setattr(networks, name, structs.replace(getattr(networks, name), **small))
     few: dict[str, Any] = {name: (way, rates[:2]) for name, (way, rates) in networks.RATES.items() if way["batch"] != 1}
     monkeypatch.setattr(networks, "RATES", few)
     monkeypatch.setattr(

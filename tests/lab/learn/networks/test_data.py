@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from dlproxy.lab.learn.networks.data import DATA, HELD_OUT, Data, folds, held_out, load, scale, split
 
@@ -57,8 +58,9 @@ def test_the_scale_is_of_what_is_learnt_from_alone() -> None:
     found = scale(table, learnt)
     seen = (table.inputs[learnt] - found.mean) / found.deviation
     np.testing.assert_allclose([seen.mean(0), seen.std(0)], [np.zeros(13), np.ones(13)], atol=1e-4)
-    table.inputs[held] *= 100.0
-    again = scale(table, learnt)
+    inputs = table.inputs.copy()
+    inputs[held] *= 100.0
+    again = scale(structs.replace(table, inputs=inputs), learnt)
     assert np.array_equal(found.mean, again.mean)
     assert np.array_equal(found.deviation, again.deviation)
 

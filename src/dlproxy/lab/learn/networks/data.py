@@ -4,6 +4,7 @@ Called by training.py and by other parts that learn from the same data. Not awar
 """
 
 from collections.abc import Callable
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -44,8 +45,9 @@ class Scale(Struct, frozen=True):
     deviation: Floats
 
 
+@cache
 def load(name: str) -> Data:
-    """Of DATA."""
+    """Of DATA; the same arrays each time, so nobody writes to them."""
     return DATA[name](name)
 
 
