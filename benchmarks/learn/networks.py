@@ -214,10 +214,10 @@ def _optimisers(options: argparse.Namespace, seeds: Sequence[int]) -> str:
 def _picture(found: dict[str, list[Outcome]]) -> str:
     """Training losses of those that descend cross-entropy at a constant rate, by pass."""
     names = {
-        "gradient descent (all examples a step)": "all",
-        "stochastic (one example a step)": "one",
-        "mini-batches of 32": "32",
-        "mini-batches, momentum": "moment.",
+        "gradient descent (all examples a step)": "all at once",
+        "stochastic (one example a step)": "one by one",
+        "mini-batches of 32": "32 at a time",
+        "mini-batches, momentum": "momentum",
         "mini-batches, Adam": "Adam",
     }
     means = {
@@ -225,7 +225,12 @@ def _picture(found: dict[str, list[Outcome]]) -> str:
     }
     least, most = min(float(line.min()) for line in means.values()), max(float(line.max()) for line in means.values())
     y = logarithmic(max(least, 1e-4), most, "training loss", lambda value: f"{value:g}")
-    chart = Chart(linear(0.0, float(PASSES.epochs), "passes over the data", lambda value: f"{value:g}"), y, names=True)
+    chart = Chart(
+        linear(0.0, float(PASSES.epochs), "passes over the data", lambda value: f"{value:g}"),
+        y,
+        names=True,
+        longest=max(map(len, means)),
+    )
     for number, (short, line) in enumerate(means.items(), 1):
         chart.line(list(enumerate(map(float, line), 1)), short, f"s{number}")
     return standalone(chart.svg("optimisers", "Optimisers", "training loss by pass over the data"))

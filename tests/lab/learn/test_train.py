@@ -90,6 +90,15 @@ def test_a_record_that_is_none_is_refused(trainer: Trainer, tmp_path: Path) -> N
     assert trainer.seeds == []
 
 
+def test_names_of_curves_have_room_beside_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trainer = install(monkeypatch)
+    trainer._curves = lambda seed: {"x" * 25: [1.0, 2.0]}
+    trained(tmp_path)
+    texts = list(ElementTree.parse(tmp_path / "curves.svg").iter("{http://www.w3.org/2000/svg}text"))
+    (name,) = [text for text in texts if text.text == "x" * 25]
+    assert float(name.attrib["x"]) + 7 * 25 <= 560
+
+
 def test_curves_that_ended_early_are_drawn_as_far_as_all_went(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trainer = install(monkeypatch)
     trainer._curves = lambda seed: {"loss": [1.0] * (4 - seed), "none": []}

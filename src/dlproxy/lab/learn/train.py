@@ -101,7 +101,7 @@ def curves(result: Result) -> str:
     least, most = min(map(min, means.values())), max(map(max, means.values()))
     x = linear(0.0, float(steps), "epoch", lambda value: f"{value:g}")
     y = linear(min(0.0, least), most, "", lambda value: f"{value:.3g}")
-    chart = Chart(x, y, names=True)
+    chart = Chart(x, y, names=True, longest=max(map(len, means)))
     for number, (name, line) in enumerate(means.items(), 1):
         chart.line(list(enumerate(line, 1)), name, f"s{number}")
     about = f"{', '.join(means)} by epoch, means of {len(result.runs)} seeds"

@@ -11,7 +11,8 @@ from msgspec import Struct
 
 WIDTH, HEIGHT = 560.0, 300.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66.0, 18.0, 30.0, 50.0
-_NAMES = 50.0  # room at the right for the names of lines
+_NAMES = 50.0  # room at the right for the names of lines, or more if they are long
+_LETTER = 7.0  # a letter of them, at most in the mean
 _LABEL_GAP = 17.0  # between the names of two lines that end close to each other
 _TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 
@@ -99,12 +100,14 @@ def _round_up(value: float) -> float:
 
 
 class Chart:
-    """Marks on two axes, drawn in the order in which they are added. `names`: whether its lines are named."""
+    """Marks on two axes, drawn in the order in which they are added. `names`: whether its lines are named; `longest`: the
+    characters of the longest name.
+    """
 
-    def __init__(self, x: Axis, y: Axis, *, names: bool = False) -> None:
+    def __init__(self, x: Axis, y: Axis, *, names: bool = False, longest: int = 0) -> None:
         self.x = x
         self.y = y
-        self._right = WIDTH - _RIGHT - (_NAMES if names else 0.0)
+        self._right = WIDTH - _RIGHT - (max(_NAMES, _LETTER * longest) if names else 0.0)
         self._marks: list[str] = []
         self._notes: list[str] = []  # text that nothing may cover
         self._hits: list[str] = []

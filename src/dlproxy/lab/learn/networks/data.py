@@ -11,6 +11,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from dlproxy.lab.learn.experiment import LearnError
 from dlproxy.lab.load.arrivals import make_arrivals
 
 HELD_OUT = 0.2  # of all examples, by no choice of ours: see `held_out`
@@ -54,12 +55,22 @@ def held_out(data: Data) -> tuple[Places, Places]:
 
 
 def split(data: Data, places: Places, share: float, *, seed: int) -> tuple[Places, Places]:
-    """These places without a share of them, and the share: of each class alike."""
+    """These places without a share of them, and the share: of each class alike. Raises LearnError if they are too few."""
     from sklearn.model_selection import train_test_split
 
     classes = data.targets[places] if data.classes else None
-    kept, taken = train_test_split(places, test_size=share, stratify=classes, random_state=seed)
+    try:
+        kept, taken = train_test_split(places, test_size=share, stratify=classes, random_state=seed)
+    except ValueError as error:
+        raise LearnError(
+            f"{len(places)} examples of {data.name} are too few to set {share:.3g} of them aside: {error}"
+        ) from error
     return np.sort(kept), np.sort(taken)
+
+
+def few(data: Data, places: Places, count: int, *, seed: int) -> Places:
+    """So many of these places, of each class alike; all of them if there are no more, or `count` is 0. Raises LearnError."""
+    return split(data, places, count / len(places), seed=seed)[1] if 0 < count < len(places) else places
 
 
 def folds(data: Data, count: int, *, seed: int) -> list[tuple[Places, Places]]:

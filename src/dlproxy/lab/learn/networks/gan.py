@@ -47,6 +47,7 @@ def train(data: Data, wanted: "Settings", place: Place) -> Run:
     if data.kind != "image":
         raise LearnError(f"a network 'gan' draws images, and {data.name} has none")
     learnt, held = sets.held_out(data)
+    learnt = sets.few(data, learnt, wanted.examples, seed=place.seed)
     scale = sets.scale(data, learnt)
     images, labels = _flat(data, learnt, scale), torch.from_numpy(data.targets[learnt])
     make = Make(shape=tuple(images.shape[1:]), sizes=wanted.sizes, outputs=data.classes, dropout=wanted.dropout)

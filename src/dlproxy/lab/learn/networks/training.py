@@ -40,7 +40,11 @@ class Settings(How, frozen=True, kw_only=True, forbid_unknown_fields=True):
     augment: Changes = Changes()
     examples: Annotated[int, Meta(ge=0)] = 0
     validation: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    folds: Annotated[int, Meta(ge=0)] = 0
+    folds: Annotated[int, Meta(ge=0, le=20)] = 0
+
+
+_USUAL = Settings(data="", network="")
+_NOT_OF_GANS = ("optimiser", "patience", "schedule", "l1", "l2", "loss", "validation", "folds")
 
 
 class Trained(Struct, frozen=True):
@@ -95,8 +99,10 @@ def checked(wanted: Settings, name: str) -> Settings:
         wrong = f"a network '{wanted.network}' needs {kind.least} sizes or more: {kind.sizes}"
     elif wanted.folds == 1:
         wrong = "folds = 1 leaves nothing to learn from: give 2 or more, or 0 for the fifth that is always held out"
-    elif wanted.network == "gan" and (wanted.folds or wanted.loss or wanted.validation or wanted.patience):
-        wrong = "a network 'gan' has a loss of its own and no fold to end by: leave out folds, loss, validation, patience"
+    elif wanted.network == "gan" and (
+        idle := [name for name in _NOT_OF_GANS if getattr(wanted, name) != getattr(_USUAL, name)]
+    ):
+        wrong = f"a network 'gan' is two that train each other, by Adam and a loss of their own: leave out {', '.join(idle)}"
     elif wanted.patience and not wanted.validation:
         wrong = "patience needs examples to end by: give validation, 0.1 for a tenth of them"
     if wrong:
@@ -106,8 +112,7 @@ def checked(wanted: Settings, name: str) -> Settings:
 
 def learn(data: Data, learnt: Places, wanted: Settings, *, seed: int) -> Trained:
     """A network of these examples. Chance is torch's, but for which examples are set aside (`seed`). Raises LearnError."""
-    if 0 < wanted.examples < len(learnt):
-        learnt = sets.split(data, learnt, wanted.examples / len(learnt), seed=seed)[1]
+    learnt = sets.few(data, learnt, wanted.examples, seed=seed)
     kept: Places | None = None
     if wanted.validation:
         learnt, kept = sets.split(data, learnt, wanted.validation, seed=seed)
