@@ -75,7 +75,11 @@ KINDS = MappingProxyType(
         "transfer": Kind("a network that goes on from what it learnt of other classes", "combine.transfer:train"),
         "multitask": Kind("several tasks on one trunk", "combine.multitask:train"),
         "robust": Kind("a network trained against inputs that are made to deceive it", "robust.hardened:train"),
-        "guard": Kind("what tells inputs unlike those that a network was trained on", "robust.guarded:train", ("sklearn",)),
+        "guard": Kind(
+            "what tells inputs unlike those that a network was trained on",
+            "robust.guarded:train",
+            ("torch", "onnx", "onnxscript", "sklearn", "PIL"),
+        ),
     }
 )
 
