@@ -38,6 +38,7 @@ def measure(options: argparse.Namespace) -> str:
 Mean over {options.seeds} seeds, with half of the 95 % interval (Student's t). Each seed holds out another fifth of the data,
 so that all of it is held out once; a gain is of the seeds' own differences, and "none" where its interval reaches 0. Rates of
 learning for transfer were chosen by parts of the training data; those of the others are the same for all that are compared.
+What is compared: `docs/learning.md`.
 
 ## Ensembles
 
@@ -78,7 +79,7 @@ def _ensembles(found: dict[int, Result]) -> str:
             rows.append(row)
         heads = ["", "accuracy, %", "cross-entropy, nats", "beyond the mean member", "beyond the best", "beyond one alone"]
         weights = [runs[0].figures[f"weights, {who}"] for who in ("members", "alone")]
-        said = f"Five members have {weights[0]:,.0f} weights together, the one that stands alone {weights[1]:,.0f}."
+        said = f"The members have {weights[0]:,.0f} weights together; `alone` is one network of {weights[1]:,.0f}."
         parts.append(f"### {_of(size).capitalize()} of handwritten digits\n\n{table(heads, rows)}\n\n{said}")
     return "\n\n".join(parts)
 
@@ -104,4 +105,6 @@ def _tasks(found: dict[str, dict[int, Result]]) -> str:
                 ways = [f"{task}, {way}" for way in ("alone", "together")]
                 row = [name.removesuffix("-multitask"), _of(size), task, *(share(result.runs, way) for way in ways)]
                 rows.append([*row, gain(result.runs, ways[1], ways[0])])
-    return table(["data", "learnt from", "task", "a trunk of its own, %", "one trunk for all, %", "gain"], rows)
+    head = ["data", "learnt from", "task", "a trunk of its own, %", "one trunk for all, %", "gain"]
+    said = "Accuracy of classes; of values (reconstruction, largest area) the share of their variance that is explained."
+    return f"{table(head, rows)}\n\n{said}"

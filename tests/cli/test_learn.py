@@ -36,6 +36,15 @@ def test_it_trains_shows_the_mean_with_its_interval_and_says_how_to_serve_it(
     assert (tmp_path / "learnt" / "mine" / "result.json").exists()
 
 
+def test_what_leaves_with_a_configuration_is_served_by_it(
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there" / "seed-1").mkdir(parents=True)
+    (tmp_path / "there" / "seed-1" / "dlproxy.toml").touch()
+    assert main(["learn", "train", "mine.toml", "--out", "there"]) == 0
+    assert "written: there   (dlproxy serve --config there/seed-1/dlproxy.toml)" in capsys.readouterr().out
+
+
 def test_seeds_and_folder_may_be_others(trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["learn", "train", "mine.toml", "--seeds", "1", "--out", "there"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "accuracy                 1"

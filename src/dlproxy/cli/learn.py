@@ -60,10 +60,20 @@ def _train(args: argparse.Namespace) -> int:
     except LearnError as error:
         complain(str(error))
         return USER_ERROR
-    for name, (mean, half) in result.figures().items():
-        say(f"{name:<24} {mean:.4g}" + (f" ± {half:.2g}" if half else ""))
-    say(f"written: {out}   (dlproxy serve {out / 'model.onnx'})" if (out / "model.onnx").exists() else f"written: {out}")
+    figures = result.figures()
+    width = max(24, *map(len, figures))
+    for name, (mean, half) in figures.items():
+        say(f"{name:<{width}} {mean:.4g}" + (f" ± {half:.2g}" if half else ""))
+    say(f"written: {out}{_served(out)}")
     return OK
+
+
+def _served(out: Path) -> str:
+    """How; where there is a configuration, by it: a model that is meant to be guarded is not to be served without."""
+    configuration, model = out / "seed-1" / "dlproxy.toml", out / "model.onnx"
+    if configuration.exists():
+        return f"   (dlproxy serve --config {configuration})"
+    return f"   (dlproxy serve {model})" if model.exists() else ""
 
 
 def _progress(text: str) -> None:

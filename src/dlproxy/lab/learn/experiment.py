@@ -76,7 +76,7 @@ KINDS = MappingProxyType(
         "transfer": Kind("a network that goes on from what it learnt of other classes", "combine.transfer:train"),
         "multitask": Kind("several tasks on one trunk", "combine.multitask:train"),
         "robust": Kind("a network trained against inputs that are made to deceive it", "robust.hardened:train"),
-        "guard": Kind("what tells inputs unlike those that a network was trained on", "robust.guarded:train", ("sklearn",)),
+        "guard": Kind(
         "synthesis": Kind("load like a recorded one, by a network", "synthesis.training:network"),
         "fit": Kind("load like a recorded one, by a fitted process", "synthesis.training:fit", ()),
         "service": Kind("service times by what a request is", "service.training:train"),
@@ -84,6 +84,10 @@ KINDS = MappingProxyType(
         "batching": Kind("an agent on the batching problem, whose optimum is known", "agent.batching:train", _AGENT),
         "anomaly": Kind("a detector of faults in telemetry, on scenarios of the simulator", "anomalies.training:train"),
         "forecast": Kind("forecasts of arrivals, for autoscaling", "forecast.training:train", ("torch", "onnx", "onnxscript")),
+            "what tells inputs unlike those that a network was trained on",
+            "robust.guarded:train",
+            ("torch", "onnx", "onnxscript", "sklearn", "PIL"),
+        ),
     }
 )
 
