@@ -24,7 +24,7 @@ DILATIONS = (1, 2, 4, 8)  # of kernels of three: each gap depends on the noise o
 SEEN = 2 * sum(DILATIONS)  # gaps of noise that a window needs beyond its own length
 PIECE = 1024  # gaps that one row of the ONNX file gives; its layers would take any length
 KNOTS = 64
-MADE = 16384  # scores that tell how the generator's are spread
+MADE = (256, 64)  # rows and scores of each that tell how the generator's are spread: many rows, as slow noise is one in each
 CRITIC_STEPS = 3
 PENALTY = 10.0
 RATE = 2e-4
@@ -62,7 +62,7 @@ class Gaps(nn.Module):  # type: ignore[misc]
         self.generator = generator
         shares = np.concatenate([[0.0005], (np.arange(KNOTS - 2) + 0.5) / (KNOTS - 2), [0.9995]])
         with torch.no_grad():
-            scores = generator(_noise(1, MADE, torch.Generator().manual_seed(seed)))[0].double().numpy()
+            scores = generator(_noise(*MADE, torch.Generator().manual_seed(seed))).double().numpy().ravel()
         knots, values = np.quantile(scores, shares), np.quantile(logs, shares)
         knots += np.arange(KNOTS) * 1e-6  # ascending even where scores are equal
         slopes = np.append(np.diff(values) / np.diff(knots), 0.0)
