@@ -91,13 +91,14 @@ def train(experiment: Experiment, place: Place) -> Run:
 def _finished(wanted: Settings, scores: nn.Module, progress: Progress, place: Place) -> Run:
     chosen = range(VALIDATION, VALIDATION + wanted.kept)
     cautions = CAUTIONS if wanted.advised else (0.0,)
-    trials = {caution: gains(Cautious(scores, caution), chosen, wanted) for caution in cautions}
+    known: dict[int, Course] = {}
+    trials = {caution: gains(Cautious(scores, caution), chosen, wanted, known) for caution in cautions}
     harmless = [caution for caution in cautions if min(trials[caution]) >= -HARM] or [cautions[-1]]
     caution = max(harmless, key=lambda one: (np.mean(trials[one]), one))
     place.tell(f"  caution {caution:g}: " + ", ".join(f"{one:g} {np.mean(found):+.3f}" for one, found in trials.items()))
     final = Cautious(scores, caution)
     export(final, place.folder / "model.onnx")
-    told = gains(final, range(TEST, TEST + wanted.kept), wanted)
+    told = gains(final, range(TEST, TEST + wanted.kept), wanted, known)
     figures = {
         "gain_s": float(np.mean(told)),
         "worst_s": min(told),
@@ -108,9 +109,12 @@ def _finished(wanted: Settings, scores: nn.Module, progress: Progress, place: Pl
     return Run(seed=place.seed, figures=figures, curves={"gain": progress.gains})
 
 
-def gains(scores: nn.Module, numbers: range, wanted: Settings) -> list[float]:
-    """In each scenario: seconds' worth of requests that met the objective more than under the rules. Randomised in any case."""
+def gains(scores: nn.Module, numbers: range, wanted: Settings, known: dict[int, Course]) -> list[float]:
+    """In each scenario: seconds' worth of requests that met the objective more than under the rules, whose courses are kept in
+    `known`. Randomised in any case.
+    """
     env = ProxyEnv(guarded=True, advised=wanted.advised, versus=True, phase_s=wanted.phase_s)
+    env.baselines = known
     found = []
     for number in numbers:
         state, info = env.reset(options={"number": number})
