@@ -1,14 +1,14 @@
 """Tiny budgets that must still show something, going on after a kill, and networks that leave as they were trained."""
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
-import onnx
 import pytest
-import torch
 
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("stable_baselines3")
-
-from pathlib import Path
 
 from dlproxy import Model, Proxy
 from dlproxy.lab.learn.agent.batching import BatchingEnv, problems, served
