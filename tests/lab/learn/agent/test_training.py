@@ -10,17 +10,17 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("stable_baselines3")
 
-from dlproxy import Model, Proxy
-from dlproxy.lab.learn.agent.batching import BatchingEnv, problems, served
-from dlproxy.lab.learn.agent.environment import ADVISED
-from dlproxy.lab.learn.agent.network import Cautious, export, network
-from dlproxy.lab.learn.agent.performance import fit, record
-from dlproxy.lab.learn.agent.scenarios import randomised
-from dlproxy.lab.learn.agent.training import Progress
-from dlproxy.lab.learn.experiment import Experiment, Place, find
-from dlproxy.lab.learn.train import train
-from dlproxy.policy.tuning.features import NAMES
-from dlproxy.policy.tuning.moves import MOVES
+from dlproxy import Model, Proxy  # noqa: E402
+from dlproxy.lab.learn.agent.batching import BatchingEnv, problems, served  # noqa: E402
+from dlproxy.lab.learn.agent.environment import ADVISED  # noqa: E402
+from dlproxy.lab.learn.agent.network import Cautious, export, network  # noqa: E402
+from dlproxy.lab.learn.agent.performance import fit, record  # noqa: E402
+from dlproxy.lab.learn.agent.scenarios import randomised  # noqa: E402
+from dlproxy.lab.learn.agent.training import Progress  # noqa: E402
+from dlproxy.lab.learn.experiment import Experiment, Place, find  # noqa: E402
+from dlproxy.lab.learn.train import train  # noqa: E402
+from dlproxy.policy.tuning.features import NAMES  # noqa: E402
+from dlproxy.policy.tuning.moves import MOVES  # noqa: E402
 
 pytestmark = [pytest.mark.extras, pytest.mark.filterwarnings("ignore")]
 TINY = {"steps": 48, "chunk": 24, "scenarios": 2, "recorded": 2, "kept": 1, "phase_s": 4.0}
