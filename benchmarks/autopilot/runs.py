@@ -8,7 +8,7 @@ from msgspec import Struct
 from benchmarks.autopilot.scenarios import MEASURED_S, PHASE_S, SETTLED_S, statics
 from dlproxy.lab.simulate.engine import Call
 from dlproxy.lab.simulate.scenario import DRAIN_S, Part, Scenario, Stage, Static, both, calls
-from dlproxy.policy.tuning.pilot import Decision
+from dlproxy.policy.tuning.pilot import Decision, Pilot
 from dlproxy.policy.tuning.protocol import KnobPolicy
 
 WARM_S = 3.0  # before a static configuration is measured
@@ -41,16 +41,22 @@ def best_static(scenario: Scenario, phase: int, seed: int) -> tuple[Part, Static
     return max(found, key=lambda one: one[0].good)
 
 
-def run(scenario: Scenario, policy: KnobPolicy | None, seed: int, start: Static | None = None) -> Outcome:
+def run(
+    scenario: Scenario,
+    policy: KnobPolicy | None,
+    seed: int,
+    start: Static | None = None,
+    pilot: type[Pilot] = Pilot,
+) -> Outcome:
     """Both phases, one after the other. Without a policy all stays as it begins."""
     whole, settled = (Part(), Part()), (Part(), Part())
     bounds = [(0.0, PHASE_S, whole[0]), (SETTLED_S, MEASURED_S, settled[0])]
     bounds += [(PHASE_S, 2 * PHASE_S, whole[1]), (PHASE_S + SETTLED_S, PHASE_S + MEASURED_S, settled[1])]
     stage = Stage(scenario, seed, start=start, parts=bounds)
-    pilot = None if policy is None else stage.fly(policy, 2 * PHASE_S)[0]
+    flown = None if policy is None else stage.fly(policy, 2 * PHASE_S, pilot=pilot)[0]
     stage.shift_at(PHASE_S)
     stage.simulation.run(both(scenario, seed, PHASE_S), drain_s=DRAIN_S)
-    return Outcome(whole, settled, [] if pilot is None else list(pilot.log))
+    return Outcome(whole, settled, [] if flown is None else list(flown.log))
 
 
 def run_steady(scenario: Scenario, policy: KnobPolicy, seed: int, until: float) -> list[Decision]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.harness.options import Names, options_of, positive
 from benchmarks.harness.running import run
 
-PARTS = ("networks", "pareto", "deploy")
+PARTS = ("networks", "agent", "pareto", "deploy")
 HERE = Path(__file__).parent
 
 
@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = options_of("learn", __doc__)
     parser.add_argument("--only", action=Names, known=PARTS, help="parts")
     parser.add_argument("--seeds", type=positive(int), default=5, help="of each training (default 5)")
+    parser.add_argument("--jobs", type=positive(int), default=2, help="processes that simulate scenarios (default 2)")
     parser.add_argument("--folder", type=Path, default=Path("learnt"), help="where trained networks are kept (default learnt)")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="recorded arrivals, for the parts that learn from them")
     parser.add_argument("--write", action="store_true", help="write the parts' pages")

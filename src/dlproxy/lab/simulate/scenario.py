@@ -180,9 +180,13 @@ class Stage:
         )
 
     def fly(
-        self, policy: KnobPolicy, until: float, host: type[SimulatedPilot] = SimulatedPilot
+        self,
+        policy: KnobPolicy,
+        until: float,
+        host: type[SimulatedPilot] = SimulatedPilot,
+        pilot: type[Pilot] = Pilot,
     ) -> tuple[Pilot, SimulatedPilot]:
-        """Under this policy behind the production pilot, from now on."""
-        pilot = Pilot(policy, self.space, self.knobs, 0.0)
+        """Under this policy from now on, behind the production pilot or another."""
+        flown = pilot(policy, self.space, self.knobs, 0.0)
         telemetry = self.model.hears = Telemetry(self.scenario.objective_s)
-        return pilot, host(self.node, self.model, self.ways, pilot, telemetry, start_s=self.scenario.start_s, until=until)
+        return flown, host(self.node, self.model, self.ways, flown, telemetry, start_s=self.scenario.start_s, until=until)

@@ -32,6 +32,7 @@ SIZES = (1, 2, 4, 8, 12, MOST)
 EPISODE = 100  # decisions
 NEWEST = 0.3  # weight of the newest episode in what a unit of time costs
 MOST_REWARD = 10.0
+DISCOUNT = 0.97  # rewards are differences from the average, which what was decided twenty batches ago hardly changes
 CHECKED = 8  # problems on which parameters are compared
 KNOWN = ("filled", "waiting", "empty", "load", "rate", "fixed", "power")
 
@@ -50,9 +51,9 @@ def state_of(problem: Problem, waiting: int) -> State:
 
 class BatchingEnv(gymnasium.Env[State, np.int64]):  # type: ignore[misc]
     """A decision each time that the instance is free and something comes or waits: 0 waits for the next request, the others
-    serve SIZES or what there is. An episode is one problem. The reward is the expected time until the next decision less its expected
-    cost, in units of what a unit of time has cost so far: then the average cost is minimised (SMART; Das, Gosavi, Mahadevan and
-    Marchalleck, "Solving semi-Markov decision problems using average reward reinforcement learning", Management Science 1999).
+    serve SIZES or what there is. An episode is one problem. The reward is the expected time until the next decision less its
+    expected cost, in units of what a unit of time has cost so far: so the average cost is minimised (SMART; Das et al.,
+    "Solving semi-Markov decision problems using average reward reinforcement learning", Management Science 1999).
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  gymnasium has it so
@@ -83,13 +84,22 @@ class BatchingEnv(gymnasium.Env[State, np.int64]):  # type: ignore[misc]
             seconds = 1.0 / problem.rate
             cost, after = self._waiting * seconds, self._waiting + 1
         cost += problem.lost * max(after - problem.waiting, 0)
-        self._waiting = min(after, problem.waiting)
+        before, self._waiting = self._waiting, min(after, problem.waiting)
         self._cost, self._time, self._decided = self._cost + cost, self._time + seconds, self._decided + 1
-        reward = (seconds - cost / self._rates[self._drawn]) / problem.seconds(MOST)
+        shaped = cost + DISCOUNT * drained(problem, self._waiting) - drained(problem, before)
+        reward = (seconds - shaped / self._rates[self._drawn]) / problem.seconds(MOST)
         over = self._decided >= EPISODE
         if over:
             self._rates[self._drawn] += NEWEST * (self._cost / self._time - self._rates[self._drawn])
         return state_of(problem, self._waiting), float(np.clip(reward, -MOST_REWARD, MOST_REWARD)), False, over, {}
+
+
+def drained(problem: Problem, waiting: int) -> float:
+    """What those that wait will cost until they are gone, if batches are full and nothing is random: a potential, which tells
+    early what a long queue costs and changes no best policy (Ng, Harada and Russell, "Policy invariance under reward
+    transformations", ICML 1999).
+    """
+    return waiting**2 / (2.0 * (problem.most / problem.seconds(problem.most) - problem.rate))
 
 
 def served(waiting: int, action: int) -> int:
@@ -181,26 +191,28 @@ def _options(wanted: Settings) -> dict[str, Any]:
     if wanted.algorithm == "dqn":
         return {
             "policy_kwargs": {"net_arch": list(wanted.hidden), "activation_fn": nn.ReLU},
-            "gamma": 0.99,
+            "gamma": DISCOUNT,
             "learning_rate": lambda left: 1e-3 * left,
             "buffer_size": 100_000,
-            "learning_starts": 2_000,
+            "learning_starts": 1_000,
             "train_freq": 1,
             "gradient_steps": 2,
             "batch_size": 256,
             "target_update_interval": 1_000,
-            "exploration_fraction": 0.5,
-            "exploration_initial_eps": 0.5,
+            "exploration_fraction": 0.3,
+            "exploration_initial_eps": 0.15,  # more would spoil what a unit of time costs, and with it what is learnt
             "exploration_final_eps": 0.02,
         }
     sizes = {"pi": list(wanted.hidden), "vf": list(wanted.hidden)}
     return {
         "policy_kwargs": {"net_arch": sizes, "activation_fn": nn.ReLU},
-        "gamma": 0.99,
+        "gamma": DISCOUNT,
         "learning_rate": lambda left: 1e-3 * left,
-        "n_steps": 512,
-        "batch_size": 512,
+        "n_steps": 128,
+        "batch_size": 256,
         "n_epochs": 8,
+        "gae_lambda": 0.9,
+        "ent_coef": 0.005,
     }
 
 

@@ -95,7 +95,7 @@ class ProxyEnv(gymnasium.Env[State, np.int64]):  # type: ignore[misc]
         self.course = [np.zeros(3)]
         self._baseline = self._under_the_rules(number) if self._versus else None
         self._chosen = _Chosen(self._eyes)
-        self._pilot, host = self._stage.fly(self._chosen, self._until + TICK_S, _Host)
+        self.pilot, host = self._stage.fly(self._chosen, self._until + TICK_S, _Host)
         assert isinstance(host, _Host)
         self._host = host
         self._sight = self._until_asked()
@@ -115,7 +115,7 @@ class ProxyEnv(gymnasium.Env[State, np.int64]):  # type: ignore[misc]
         if over and self._baseline is not None:
             seconds, rules_s = TICK_S * (len(self.course) - 1), float(self._baseline[-1][0])
             info["gain_s"] = rules_s - float(self.course[-1][0])
-            tolerable_s = max(self._pilot.space.tolerated * seconds, rules_s)
+            tolerable_s = max(self.pilot.space.tolerated * seconds, rules_s)
             info["excess"] = (float(self.course[-1][0]) - tolerable_s) / seconds
         return state, reward, False, over, info
 
@@ -129,19 +129,19 @@ class ProxyEnv(gymnasium.Env[State, np.int64]):  # type: ignore[misc]
             ticks += 1
             if self._guarded:
                 probe = _Asked()
-                if not self._pilot.trying:
-                    self._pilot.fork(probe).look(window, self._now)
+                if not self.pilot.trying:
+                    self.pilot.fork(probe).look(window, self._now)
                 if probe.asked is not None:
                     self._pending = window
                     return self._eyes.see(*probe.asked)
-                self._host.carry_out(self._pilot.look(window, self._now), self._now)
+                self._host.carry_out(self.pilot.look(window, self._now), self._now)
             else:
                 self._recent = [*self._recent[-int(RECENT_S / TICK_S) + 1 :], window]
                 if ticks * TICK_S >= 1.0:
                     break
         self._pending = None
         seen = joined(self._recent) if self._recent else self._host.last
-        return self._eyes.see(seen, self._pilot.knobs, self._pilot.space, self._now)
+        return self._eyes.see(seen, self.pilot.knobs, self.pilot.space, self._now)
 
     def _tick(self) -> Window:
         """The next window."""
@@ -152,7 +152,7 @@ class ProxyEnv(gymnasium.Env[State, np.int64]):  # type: ignore[misc]
             self._next = next(self._calls, None)
         heap.run_until(until)
         self._now, self._host.last_at = until, self._host.last.at
-        window, cores = self._host.last, cores_of(self._pilot.knobs) / max(self._pilot.space.cores, 1)
+        window, cores = self._host.last, cores_of(self.pilot.knobs) / max(self.pilot.space.cores, 1)
         missed = 1.0 - window.in_time / window.ended if window.ended else float(window.arrived > 0)
         p99 = min(window.p99_s / self._stage.scenario.objective_s, LONGEST_OBJECTIVES)
         self._in_time += window.in_time
@@ -166,10 +166,10 @@ class ProxyEnv(gymnasium.Env[State, np.int64]):  # type: ignore[misc]
         """The pilot asks again what it asked, and this is the answer."""
         self._chosen.answer = option
         if self._pending is not None:
-            self._host.carry_out(self._pilot.look(self._pending, self._now), self._now)
+            self._host.carry_out(self.pilot.look(self._pending, self._now), self._now)
 
     def _turn(self, knobs: Knobs) -> None:
-        before, self._pilot.knobs = self._pilot.knobs, dict(knobs)
+        before, self.pilot.knobs = self.pilot.knobs, dict(knobs)
         same = all(knobs[name] == before[name] for name in ("instances", "threads"))
         instant = self._now if same else self._now + self._stage.scenario.start_s
         self._stage.simulation.heap.at(instant, self._host.turn_to, knobs)
@@ -182,7 +182,7 @@ class ProxyEnv(gymnasium.Env[State, np.int64]):  # type: ignore[misc]
             "now": self._now,
             "in_time": self._in_time,
             "ended": self._ended,
-            "knobs": dict(self._pilot.knobs),
+            "knobs": dict(self.pilot.knobs),
         }
         return np.array(self._sight.state, np.float32), info
 
@@ -194,7 +194,7 @@ class ProxyEnv(gymnasium.Env[State, np.int64]):  # type: ignore[misc]
             now, before = min(len(self.course), len(self._baseline)) - 1, min(since, len(self._baseline) - 1)
             cost = cost - (self._baseline[now] - self._baseline[before])
         else:
-            cost[0] -= self._pilot.space.tolerated * TICK_S * (len(self.course) - 1 - since) * self._priced
+            cost[0] -= self.pilot.space.tolerated * TICK_S * (len(self.course) - 1 - since) * self._priced
         self._settled = len(self.course) - 1
         price = np.array([weights.goodput + self.multiplier, weights.p99, weights.cores])
         return -float(price @ cost) - weights.change * turned

@@ -17,6 +17,7 @@ from dlproxy.policy.tuning.features import NAMES
 from dlproxy.policy.tuning.moves import MOVES
 
 INPUT, OUTPUT = "state", "scores"
+MOVE_NAMES = tuple([move.name for move in MOVES])
 
 
 def network(hidden: Sequence[int], inputs: int = len(NAMES), outputs: int = len(MOVES)) -> nn.Sequential:
@@ -54,7 +55,7 @@ def export(
     scores: nn.Module,
     path: Path,
     features: Sequence[str] = NAMES,
-    moves: Sequence[str] = tuple([move.name for move in MOVES]),
+    moves: Sequence[str] = MOVE_NAMES,
     more: Mapping[str, str] = {},
 ) -> None:
     """FP32 [N, features] `state` to FP32 [N, moves] `scores`, with the names of both, and `more`, in the metadata."""

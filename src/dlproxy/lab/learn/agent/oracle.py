@@ -80,7 +80,7 @@ def _arrivals(mean: float, room: int, *, exponential: bool) -> NDArray[np.float6
     return np.append(found, max(1.0 - float(found.sum()), 0.0))
 
 
-def evaluate(chain: Chain, policy: Policy) -> tuple[float, NDArray[np.float64]]:
+def evaluate(chain: Chain, policy: Policy) -> tuple[float, NDArray[np.floating]]:
     """Cost per unit of time in the long run, and relative values: h + g t = c + P h with h(0) = 0."""
     states = np.arange(len(policy))
     times, costs = chain.times[policy, states], chain.costs[policy, states]

@@ -87,7 +87,7 @@ class PerformanceModel(nn.Module):  # type: ignore[misc]
         return float(errors[0]), float(errors[1])
 
 
-def fit(data: Recorded, *, seed: int, epochs: int = 30, batch: int = 128) -> PerformanceModel:
+def fit(data: Recorded, *, seed: int, epochs: int = 30, batch: int = 32) -> PerformanceModel:
     """Each member on a sample with replacement (Breiman, "Bagging predictors", 1996), by Adam on squared errors."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -104,4 +104,5 @@ def fit(data: Recorded, *, seed: int, epochs: int = 30, batch: int = 128) -> Per
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-    return model.eval()
+    model.eval()
+    return model

@@ -28,8 +28,9 @@ from dlproxy.policy.tuning.agent import best
 from dlproxy.policy.tuning.moves import MOVES
 
 VALIDATION, TEST, RECORDED = 500_000, 600_000, 700_000  # numbers of scenarios from which on they are kept apart
-CAUTIONS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 1e3)  # the last one is the rules
+CAUTIONS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 1e3)  # the last one is the rules
 HARM = 0.5  # seconds' worth of requests of one scenario that a caution may lose at most, of those that it is chosen on
+SURE = 30.0  # makes probabilities of what was predicted, for PPO
 PENALTY = 0.2  # of what the rules do not advise, before anything is known
 EXPLORE = 0.1  # of DQN's moves are drawn at random: two of an episode
 AHEAD_S = 10.0  # seconds for which a move is taken to last by the performance model
@@ -94,15 +95,17 @@ def train(experiment: Experiment, place: Place) -> Run:
 def _finished(wanted: Settings, draw: Draw, scores: nn.Module, progress: Progress, place: Place) -> Run:
     chosen = range(VALIDATION, VALIDATION + wanted.kept)
     cautions = CAUTIONS if wanted.advised else (0.0,)
+    known: dict[int, Course] = {}
     seen: list[State] = []
-    trials = {caution: gains(Cautious(scores, caution), chosen, wanted, draw, seen) for caution in cautions}
+    trials = {caution: gains(Cautious(scores, caution), chosen, wanted, known, draw, seen) for caution in cautions}
     harmless = [caution for caution in cautions if min(trials[caution]) >= -HARM] or [cautions[-1]]
     caution = max(harmless, key=lambda one: (np.mean(trials[one]), one))
     place.tell(f"  caution {caution:g}: " + ", ".join(f"{one:g} {np.mean(found):+.3f}" for one, found in trials.items()))
     final = Cautious(scores, caution)
     bounds = np.stack([np.min(seen, 0), np.max(seen, 0)], 1).tolist()
-    export(final, place.folder / "model.onnx", more={"dlproxy.seen": json.dumps(bounds)})
-    told = gains(final, range(TEST, TEST + wanted.kept), wanted, draw, seen)
+    more = {"dlproxy.seen": json.dumps(bounds), "dlproxy.advised": "yes" if wanted.advised else "no"}
+    export(final, place.folder / "model.onnx", more=more)
+    told = gains(final, range(TEST, TEST + wanted.kept), wanted, known, draw, seen)
     figures = {
         "gain_s": float(np.mean(told)),
         "worst_s": min(told),
@@ -113,9 +116,14 @@ def _finished(wanted: Settings, draw: Draw, scores: nn.Module, progress: Progres
     return Run(seed=place.seed, figures=figures, curves={"gain": progress.gains})
 
 
-def gains(scores: nn.Module, numbers: range, wanted: Settings, draw: Draw, seen: list[State]) -> list[float]:
-    """In each scenario: seconds' worth of requests that met the objective more than under the rules. States go to `seen`."""
+def gains(
+    scores: nn.Module, numbers: range, wanted: Settings, known: dict[int, Course], draw: Draw, seen: list[State]
+) -> list[float]:
+    """In each scenario: seconds' worth of requests that met the objective more than under the rules, whose courses are kept in
+    `known`. States that are seen go to `seen`.
+    """
     env = ProxyEnv(draw, guarded=True, advised=wanted.advised, versus=True, phase_s=wanted.phase_s)
+    env.baselines = known
     found = []
     for number in numbers:
         state, info = env.reset(options={"number": number})
@@ -137,7 +145,8 @@ def _performance(wanted: Settings, draw: Draw, place: Place) -> PerformanceModel
     if path.exists():
         model = PerformanceModel()
         model.load_state_dict(torch.load(path, weights_only=True))
-        return model.eval()
+        model.eval()
+        return model
     first = RECORDED + place.seed * wanted.recorded
     data = record(draw, range(first, first + wanted.recorded), phase_s=wanted.phase_s, seed=place.seed)
     model = fit(data, seed=place.seed)
@@ -219,7 +228,7 @@ def _imitate(algorithm: BaseAlgorithm, draw: Draw, wanted: Settings, model: Perf
             found = scores(states[part])
             loss = nn.functional.mse_loss(found, wish[part])
             if wanted.algorithm == "ppo":
-                loss = nn.functional.cross_entropy(found, (10.0 * wish[part]).softmax(1))
+                loss = nn.functional.cross_entropy(found, (SURE * wish[part]).softmax(1))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -247,7 +256,8 @@ class _Watch:
 
 def _save(algorithm: BaseAlgorithm, progress: Progress, baselines: dict[int, Course], folder: Path) -> None:
     """The checkpoint last: what it stands on is there by then."""
-    _whole(folder / "rules.npz", lambda path: np.savez(path, **{str(number): course for number, course in baselines.items()}))
+    courses: dict[str, Any] = {str(number): course for number, course in baselines.items()}
+    _whole(folder / "rules.npz", lambda path: np.savez(path, **courses))
     if isinstance(algorithm, DQN):
         _whole(folder / "replay.pkl", algorithm.save_replay_buffer)
     _whole(folder / "progress.json", lambda path: path.write_bytes(msgspec.json.encode(progress)))
