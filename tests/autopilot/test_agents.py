@@ -10,7 +10,8 @@ from dlproxy.autopilot.agents import Agents
 from dlproxy.autopilot.records import Records
 from dlproxy.config import ConfigError
 from dlproxy.instance.integrity import Trust
-from dlproxy.policy.tuning.duel import BLOCK_S, SHADOW_S, Duel
+from dlproxy.policy.tuning import duel
+from dlproxy.policy.tuning.duel import Duel
 from dlproxy.policy.tuning.moves import Move
 from dlproxy.policy.tuning.pilot import Decision
 from dlproxy.policy.tuning.protocol import Knobs
@@ -19,20 +20,26 @@ from tests.autopilot.agent_file import write_agent
 from tests.autopilot.scene import Scene
 from tests.policy.tuning.lanes import KNOBS, SPACE, window
 
+SHADOW_S, BLOCK_S = 15.0, 20.0
+
 
 @pytest.mark.looptime(idle_step=0.1, idle_timeout=1.0)
-async def test_a_challenger_is_heard_beside_the_rules_and_then_in_turns(tmp_path: Path) -> None:
-    """No request is lost, whoever decides, and what nobody promoted leaves no trace."""
-    path = write_agent(tmp_path / "agent.onnx", {Move.MORE_INSTANCES: 1.0})
+async def test_a_challenger_is_heard_beside_the_rules_and_then_in_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No request is lost, whoever decides."""
+    for name, value in {"SHADOW_S": SHADOW_S, "SHADOW_ASKED": 5, "BLOCK_S": BLOCK_S}.items():
+        monkeypatch.setattr(duel, name, value)
+    path = write_agent(tmp_path / "agent.onnx", {Move.HALF_ROWS: 1.0})
     scene = Scene(Agents("rules", str(path), Trust()).make)
-    await scene.load(SHADOW_S + 20.0, until="compares")
+    await scene.load(90.0, until="compares")
     assert scene.decided[0] == "shadows"
     assert "agent.onnx is asked beside rules" in scene.flight.log[0].reason
     shown = scene.flight.shown(most=20)
     assert shown["policy"] == "rules and agent.onnx in turns, now rules, after 0 pairs of blocks"
     assert scene.flight.explanation() is not None
     before = scene.holding()
-    await scene.load(2 * BLOCK_S)
+    await scene.load(5 * BLOCK_S)
     tried = [decision for decision in scene.flight.log if decision.reason.startswith("agent.onnx: saw ")]
     assert tried, (before, scene.decided)
     assert all(scene.space.allows({**before, **decision_knobs(decision)}, before) for decision in tried)
@@ -72,9 +79,9 @@ def test_mistakes_are_told_at_the_start(policy: str, challenger: str, clue: str)
 
 
 def test_without_a_challenger_there_is_none() -> None:
-    duel = Agents("climb", "", Trust()).make()
-    assert isinstance(duel, Duel)
-    assert duel.state == "climb"
+    made = Agents("climb", "", Trust()).make()
+    assert isinstance(made, Duel)
+    assert made.state == "climb"
 
 
 def test_what_was_seen_is_written_down_by_knobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

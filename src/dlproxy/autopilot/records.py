@@ -6,8 +6,8 @@ Held by flight.py, read by lab/learn. Not aware of: training.
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from time import time
 from typing import Any
 
 import msgspec
@@ -44,7 +44,7 @@ class Records:
 
     def decision(self, decision: Decision) -> None:
         changes: Mapping[str, Sequence[Any]] = decision.changes
-        self._lines.append({"time": time(), "kind": decision.kind, "reason": decision.reason, "changes": changes})
+        self._lines.append({"time": _now(), "kind": decision.kind, "reason": decision.reason, "changes": changes})
 
     def write(self) -> None:
         """On any thread, one at a time."""
@@ -65,5 +65,9 @@ class Records:
     def _end(self, space: Space) -> None:
         bounds = msgspec.structs.replace(space, pinned=frozenset(), closed=frozenset())
         window = joined(self._windows)
-        self._lines.append({"time": time(), "window": window, "knobs": self._knobs, "space": bounds})
+        self._lines.append({"time": _now(), "window": window, "knobs": self._knobs, "space": bounds})
         self._windows = []
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,24 +1,26 @@
 """Tiny budgets that must still show something, going on after a kill, and networks that leave as they were trained."""
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
-import torch
 
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("stable_baselines3")
 
-from pathlib import Path
-
-from dlproxy.lab.learn.agent.batching import BatchingEnv, problems, served
-from dlproxy.lab.learn.agent.environment import ADVISED
-from dlproxy.lab.learn.agent.network import Cautious, export, network
-from dlproxy.lab.learn.agent.performance import fit, record
-from dlproxy.lab.learn.agent.scenarios import randomised
-from dlproxy.lab.learn.agent.training import Progress
-from dlproxy.lab.learn.experiment import Experiment, Place, find
-from dlproxy.lab.learn.train import train
-from dlproxy.policy.tuning.features import NAMES
-from dlproxy.policy.tuning.moves import MOVES
+from dlproxy import Model, Proxy  # noqa: E402
+from dlproxy.lab.learn.agent.batching import BatchingEnv, problems, served  # noqa: E402
+from dlproxy.lab.learn.agent.environment import ADVISED  # noqa: E402
+from dlproxy.lab.learn.agent.network import Cautious, export, network  # noqa: E402
+from dlproxy.lab.learn.agent.performance import fit, record  # noqa: E402
+from dlproxy.lab.learn.agent.scenarios import randomised  # noqa: E402
+from dlproxy.lab.learn.agent.training import Progress  # noqa: E402
+from dlproxy.lab.learn.experiment import Experiment, Place, find  # noqa: E402
+from dlproxy.lab.learn.train import train  # noqa: E402
+from dlproxy.policy.tuning.features import NAMES  # noqa: E402
+from dlproxy.policy.tuning.moves import MOVES  # noqa: E402
 
 pytestmark = [pytest.mark.extras, pytest.mark.filterwarnings("ignore")]
 TINY = {"steps": 48, "chunk": 24, "scenarios": 2, "recorded": 2, "kept": 1, "phase_s": 4.0}
@@ -43,17 +45,16 @@ def test_a_run_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None
     assert (tmp_path / "model.onnx").exists()
 
 
-def test_the_exported_network_scores_as_the_trained_one_and_says_what_it_knows(tmp_path: Path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+async def test_the_exported_network_answers_through_dlproxy_as_the_trained_one_and_says_what_it_knows(tmp_path: Path) -> None:
     torch.manual_seed(1)
     scores = Cautious(network((16, 16)), 0.5)
     export(scores, tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     states = np.random.default_rng(1).normal(size=(5, len(NAMES))).astype(np.float32)
-    (found,) = session.run(["scores"], {"state": states})
+    async with Proxy([Model(tmp_path / "model.onnx", name="agent")]) as proxy:
+        (found,) = (await proxy.infer("agent", {"state": states})).values()
     with torch.no_grad():
-        assert found == pytest.approx(scores(torch.from_numpy(states)).numpy(), abs=1e-4)
-    known = session.get_modelmeta().custom_metadata_map
+        np.testing.assert_allclose(found, scores(torch.from_numpy(states)).numpy(), rtol=0, atol=1e-4)
+    known = {pair.key: pair.value for pair in onnx.load(tmp_path / "model.onnx").metadata_props}
     assert known["dlproxy.features"].split(",") == list(NAMES)
     assert known["dlproxy.moves"].split(",") == [move.name for move in MOVES]
 

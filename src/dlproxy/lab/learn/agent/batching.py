@@ -84,13 +84,22 @@ class BatchingEnv(gymnasium.Env[State, np.int64]):  # type: ignore[misc]
             seconds = 1.0 / problem.rate
             cost, after = self._waiting * seconds, self._waiting + 1
         cost += problem.lost * max(after - problem.waiting, 0)
-        self._waiting = min(after, problem.waiting)
+        before, self._waiting = self._waiting, min(after, problem.waiting)
         self._cost, self._time, self._decided = self._cost + cost, self._time + seconds, self._decided + 1
-        reward = (seconds - cost / self._rates[self._drawn]) / problem.seconds(MOST)
+        shaped = cost + DISCOUNT * drained(problem, self._waiting) - drained(problem, before)
+        reward = (seconds - shaped / self._rates[self._drawn]) / problem.seconds(MOST)
         over = self._decided >= EPISODE
         if over:
             self._rates[self._drawn] += NEWEST * (self._cost / self._time - self._rates[self._drawn])
         return state_of(problem, self._waiting), float(np.clip(reward, -MOST_REWARD, MOST_REWARD)), False, over, {}
+
+
+def drained(problem: Problem, waiting: int) -> float:
+    """What those that wait will cost until they are gone, if batches are full and nothing is random: a potential, which tells
+    early what a long queue costs and changes no best policy (Ng, Harada and Russell, "Policy invariance under reward
+    transformations", ICML 1999).
+    """
+    return waiting**2 / (2.0 * (problem.most / problem.seconds(problem.most) - problem.rate))
 
 
 def served(waiting: int, action: int) -> int:

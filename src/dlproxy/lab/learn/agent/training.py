@@ -95,15 +95,17 @@ def train(experiment: Experiment, place: Place) -> Run:
 def _finished(wanted: Settings, draw: Draw, scores: nn.Module, progress: Progress, place: Place) -> Run:
     chosen = range(VALIDATION, VALIDATION + wanted.kept)
     cautions = CAUTIONS if wanted.advised else (0.0,)
+    known: dict[int, Course] = {}
     seen: list[State] = []
-    trials = {caution: gains(Cautious(scores, caution), chosen, wanted, draw, seen) for caution in cautions}
+    trials = {caution: gains(Cautious(scores, caution), chosen, wanted, known, draw, seen) for caution in cautions}
     harmless = [caution for caution in cautions if min(trials[caution]) >= -HARM] or [cautions[-1]]
     caution = max(harmless, key=lambda one: (np.mean(trials[one]), one))
     place.tell(f"  caution {caution:g}: " + ", ".join(f"{one:g} {np.mean(found):+.3f}" for one, found in trials.items()))
     final = Cautious(scores, caution)
     bounds = np.stack([np.min(seen, 0), np.max(seen, 0)], 1).tolist()
-    export(final, place.folder / "model.onnx", more={"dlproxy.seen": json.dumps(bounds)})
-    told = gains(final, range(TEST, TEST + wanted.kept), wanted, draw, seen)
+    more = {"dlproxy.seen": json.dumps(bounds), "dlproxy.advised": "yes" if wanted.advised else "no"}
+    export(final, place.folder / "model.onnx", more=more)
+    told = gains(final, range(TEST, TEST + wanted.kept), wanted, known, draw, seen)
     figures = {
         "gain_s": float(np.mean(told)),
         "worst_s": min(told),
@@ -114,9 +116,14 @@ def _finished(wanted: Settings, draw: Draw, scores: nn.Module, progress: Progres
     return Run(seed=place.seed, figures=figures, curves={"gain": progress.gains})
 
 
-def gains(scores: nn.Module, numbers: range, wanted: Settings, draw: Draw, seen: list[State]) -> list[float]:
-    """In each scenario: seconds' worth of requests that met the objective more than under the rules. States go to `seen`."""
+def gains(
+    scores: nn.Module, numbers: range, wanted: Settings, known: dict[int, Course], draw: Draw, seen: list[State]
+) -> list[float]:
+    """In each scenario: seconds' worth of requests that met the objective more than under the rules, whose courses are kept in
+    `known`. States that are seen go to `seen`.
+    """
     env = ProxyEnv(draw, guarded=True, advised=wanted.advised, versus=True, phase_s=wanted.phase_s)
+    env.baselines = known
     found = []
     for number in numbers:
         state, info = env.reset(options={"number": number})
