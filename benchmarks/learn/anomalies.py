@@ -46,10 +46,10 @@ def _page(result: Result, of: Settings) -> Iterator[str]:
     yield "`python -m benchmarks.learn --only anomalies --write` writes this page."
     yield ""
     yield (
-        f"Each of {seeds} seeds: {of.train + of.validate} normal scenarios of {of.normal_s / 60:.0f} simulated minutes to "
-        f"learn from and to set limits by, and for the figures {of.normal} more and {of.each_fault} with each of "
-        f"{len(FAULTS)} faults, {of.fault_s / 60:.0f} minutes each. Load, bursts, shifts, the model, a cache (in 3 of 10) and "
-        "an autopilot that turns knobs (in 4 of 10) are drawn at random. No fault was used to choose anything. Windows of 2 s; an "
+        f"Each of {seeds} seeds: {of.train + of.validate} normal scenarios of {of.normal_s / 60:.0f} simulated minutes "
+        f"to learn from and to set limits by; for the figures {of.normal} more, and {of.each_fault} with each of "
+        f"{len(FAULTS)} faults of {of.fault_s / 60:.0f} minutes. Load, bursts, shifts, the model, a cache (in 3 of 10) and an "
+        "autopilot that turns knobs (in 4 of 10) are drawn at random. No fault was used to choose anything. Windows of 2 s; an "
         "alarm is 3 unusual ones of 4. ± is half of a 95 % interval over the seeds. A fault that was missed counts in the "
         "delays with all of the time that it lasted."
     )

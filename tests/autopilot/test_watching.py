@@ -61,19 +61,19 @@ async def test_a_slow_instance_raises_an_alarm_that_holds_the_autopilot_until_it
     assert scene.stats.watch is None
 
 
-async def test_a_model_that_is_not_tuned_is_watched_too_and_who_resumes_takes_what_is_for_usual() -> None:
+async def test_a_poisoned_model_that_is_not_tuned_is_watched_too_and_who_resumes_takes_what_is_for_usual() -> None:
     scene = Scene(lambda: Says(once()), mode="off", watch=True)
     await scene.load(LEARNT_S, RATE)
-    scene.garage.slow = 2.5
+    scene.runtime._errors += [ValueError("not a number"), None, None] * 1000
     await scene.load(14.0, RATE)
     assert (alarms(scene), scene.flight.state) == (1, "off")
-    assert scene.flight.unusual
+    assert scene.flight.unusual.startswith("failed requests 3"), scene.flight.unusual
     scene.autopilot.pause("m")
     scene.autopilot.resume("m")
     assert scene.flight.unusual == ""
     await scene.load(LEARNT_S + 10.0, RATE)
     assert alarms(scene) == 1
-    await scene.ends_well()
+    await scene.ends_well(refused=True)
 
 
 async def test_what_fails_in_watching_ends_it_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:

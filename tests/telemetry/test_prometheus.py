@@ -15,7 +15,17 @@ from dlproxy.policy.lane import Lane
 from dlproxy.policy.planner import VersionState
 from dlproxy.policy.view import LaneView
 from dlproxy.telemetry.prometheus import page, registry
-from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, CacheCounts, CacheSize, ModelStats, StepCounts, VariantCounts
+from dlproxy.telemetry.stats import (
+    BOUNDS_S,
+    AnsweredBatch,
+    CacheCounts,
+    CacheSize,
+    DriftCounts,
+    ModelStats,
+    StepCounts,
+    VariantCounts,
+    WatchCounts,
+)
 
 TRITON = {
     "nv_inference_request_success",
@@ -174,6 +184,25 @@ def test_result_caches_are_shown_of_models_that_have_one() -> None:
     assert page.of("dlproxy_cache_rechecked_answers_total", result="same") == 0
     assert [page.of(f"dlproxy_cache_{name}") for name in ("entries", "bytes", "budget_bytes")] == [3, 4500, 2**20]
     assert not [name for name, labels in page.values if "_cache_" in name and ("model", "other") in labels]
+
+
+def test_what_is_unusual_and_what_drifts_is_shown_of_models_that_are_watched() -> None:
+    plain = page(registry([Model()], lambda: 0)).decode()
+    assert "dlproxy_unusual{" not in plain
+    assert "dlproxy_drifted{" not in plain
+    model = Model()
+    watch, drift = WatchCounts(), DriftCounts()
+    model.stats.watch, model.stats.drift = watch, drift
+    watch.unusual, watch.alarms = True, 3
+    drift.drifted, drift.distances = ["input x mean"], {("input x mean", "psi"): 0.5}
+    shown = page(registry([model], lambda: 0)).decode()
+    for line in (
+        'dlproxy_unusual{model="digits",version="1"} 1.0',
+        'dlproxy_alarms_total{model="digits",version="1"} 3.0',
+        'dlproxy_drifted{model="digits",version="1"} 1.0',
+        'dlproxy_drift_distance{model="digits",of="input x mean",test="psi",version="1"} 0.5',
+    ):
+        assert line in shown.splitlines()
 
 
 def test_who_answers_in_place_of_a_model_is_shown_of_models_that_have_variants() -> None:
