@@ -30,8 +30,8 @@ from dlproxy.policy.scaling import Rule
 
 HERE = Path(__file__).parent
 Floats = NDArray[np.float64]
-SHARES = (0.6, 0.5)  # of the capacity: more room at all times, which is what a forecast must be better than
-FROM_S, HOURS_S, WARM_S = 8 * 3600, 4 * 3600, 600  # of the day after the one that the forecasts have seen
+SHARES = (0.6,)  # of the capacity: more room at all times, which is what a forecast must be better than
+FROM_S, FOR_S, WARM_S = 8 * 3600, 5400, 600  # of the day after the one that the forecasts have seen
 BLOCK = 120  # examples that the bootstrap keeps together; of a trace, one is a second
 RATE = 8.0  # of the made-up sites that instances are simulated for
 NAMES = {"trace": "The trace", "days": "Made-up days, sites that it was trained on", "other days": "Made-up days, other sites"}
@@ -214,11 +214,11 @@ def autoscaled(options: argparse.Namespace, folders: Mapping[str, Path]) -> dict
         networks = {"learnt": folders["forecast-days"] / f"seed-{seed}" / "model.onnx"}
         for load_name, instants in loads(seed):
             before = np.bincount(instants[instants < since - WARM_S].astype(np.int64), minlength=since - WARM_S)
-            chosen = instants[(instants >= since - WARM_S) & (instants < since + HOURS_S)] - (since - WARM_S)
+            chosen = instants[(instants >= since - WARM_S) & (instants < since + FOR_S)] - (since - WARM_S)
             for name, (forecast, rule) in policies(networks).items():
                 with progress(f"{load_name}, {seed}: {name}"):
                     policy = ahead(forecast, before.astype(np.float64), rule)
-                    outcome = simulate(name, policy, chosen, WARM_S, WARM_S + HOURS_S, seed)
+                    outcome = simulate(name, policy, chosen, WARM_S, WARM_S + FOR_S, seed)
                 found.setdefault(load_name, {}).setdefault(name, []).append(outcome)
         if options.trace:
             networks["learnt from its beginning"] = folders["forecast-trace"] / f"seed-{seed}" / "early.onnx"
@@ -245,7 +245,7 @@ def autoscaling(outcomes: Mapping[str, Mapping[str, list[Outcome]]]) -> str:
         f"""## Autoscaling by them
 
 `{SERVICE}`, objective {OBJECTIVE}, 1 to {MOST} instances, of which each takes {START_S:g} s to start and is paid for \
-meanwhile; {HOURS_S // 3600} hours of a day, after a day that the forecasts have seen. *share* is of an instance's capacity \
+meanwhile; {FOR_S / 3600:g} hours of a day, after a day that the forecasts have seen. *share* is of an instance's capacity \
 that may be used (0.7 else): more room at all times, which a forecast must be better than. A policy that another one beats in \
 both figures has its name beside it."""
     ]

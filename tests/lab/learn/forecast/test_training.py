@@ -114,7 +114,7 @@ def test_a_trace_is_learnt_from_at_each_origin(tmp_path: Path, monkeypatch: pyte
 
     exported: list[str] = []
     monkeypatch.setattr(training, "export", lambda net, path: exported.append(path.name))
-    instants = np.sort(np.random.default_rng(1).random(3000) * 1500.0)
+    instants = np.sort(np.random.default_rng(1).random(2000) * 1000.0)
     (tmp_path / "trace.csv").write_text("\n".join(map(str, instants.tolist())))
     settings = {"source": "trace", "form": FORM, "fit": {"hidden": 4, "epochs": 1}}
     settings["arrivals"] = {"trace": str(tmp_path / "trace.csv"), "origins": 2}

@@ -24,9 +24,9 @@ SPACES: tuple[Space, ...] = ("plain", "level", "log")
 SEASONS_S = (60, 90, 120, 180, 240, 300)  # tried where no day has gone by
 PADS_S = (0, 10, 60)
 MEANS = (1, 2, 3, 6, 12, 24)  # steps whose mean is the last value
-ALPHAS = (1.0, 10.0, 100.0, 1000.0, 10000.0)
-LAGS = (6, 24, 1 << 16)  # steps that the linear autoregression sees
-SMOOTHING = tuple(product((0.1, 0.3, 0.6, 0.9), (0.0, 0.05)))  # weights of level and trend
+ALPHAS = (1.0, 100.0, 10000.0)
+LAGS = (24, 1 << 16)  # steps that the linear autoregression sees
+SMOOTHING = tuple(product((0.1, 0.3, 0.6), (0.0, 0.05)))  # weights of level and trend
 
 
 class Part(Struct, frozen=True):

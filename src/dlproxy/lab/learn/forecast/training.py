@@ -39,10 +39,10 @@ class Sources(Struct, frozen=True, kw_only=True):
     origins: int = 4
     test: float = 0.125
     gap_s: int = 120
-    sites: int = 10
+    sites: int = 8
     others: int = 4
     days: int = 6
-    examples: int = 3000
+    examples: int = 2500
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
