@@ -136,7 +136,7 @@ class Scene(Rig):
             let_go=self.garage.let_go,
         )
         self.replies: list[Reply] = []
-        self.autopilot = Autopilot(self.now, make_policy, Watch(self.now, Charts) if watch else None)
+        self.autopilot = Autopilot(self.now, make_policy, watch=Watch(self.now, Charts) if watch else None)
         self.flight: Flight = self.autopilot.add(self.tuned)
         self.control.on_changing = self.flight.hold
         self.control.on_changed = self.flight.renew

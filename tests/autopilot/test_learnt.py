@@ -10,7 +10,7 @@ from time import perf_counter
 
 import pytest
 
-from dlproxy.autopilot.learnt import MOST_SLOW, SLOW_S, Learnt, Network, read_network
+from dlproxy.autopilot.learnt import MOST_SLOW, SLOW_S, Learnt, Network, read_agent
 from dlproxy.instance.integrity import Trust
 from dlproxy.instance.integrity.ciphers import private_key
 from dlproxy.instance.integrity.writing import make_key_pair, sign
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def read(path: Path) -> Network:
-    return read_network(str(path), Trust())
+    return read_agent(str(path), Trust())
 
 
 def asked(policy: Learnt | Rules, times: int = 1, missed: int = 50) -> Proposal | None:
@@ -76,12 +76,12 @@ def test_a_file_of_another_version_is_refused(path: Path, metadata: dict[str, st
 
 
 def test_what_is_no_agent_is_refused(path: Path) -> None:
-    with pytest.raises(ModelError, match="is no file"):
+    with pytest.raises(ModelError, match="does not exist"):
         read(path)
     with pytest.raises(ModelError, match="gives \\['values'\\]"):
         read(write_agent(path, {}, outputs="values"))
     path.write_bytes(b"no network")
-    with pytest.raises(ModelError, match=r"agent .*agent\.onnx cannot be loaded"):
+    with pytest.raises(ModelError, match=r"agent\.onnx is not a model that ONNX Runtime"):
         read(path)
 
 
@@ -92,12 +92,12 @@ def test_it_must_be_signed_where_models_must_be(path: Path) -> None:
     trust = Trust(signers=read_signers([str(public)]))
     write_agent(path, {})
     with pytest.raises(ModelError, match="manifest"):
-        read_network(str(path), trust)
+        read_agent(str(path), trust)
     sign(str(path), private_key(private.read_bytes()))
-    assert asked(Learnt(read_network(str(path), trust))) is None
+    assert asked(Learnt(read_agent(str(path), trust))) is None
     path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(ModelError):
-        read_network(str(path), trust)
+        read_agent(str(path), trust)
 
 
 @pytest.mark.parametrize("trouble", ["no numbers", "fails", "slow"])
@@ -106,7 +106,7 @@ def test_the_rules_decide_where_it_cannot(path: Path, trouble: str, caplog: pyte
     ticks = count(0.0, 1.5 * SLOW_S)
     learnt = Learnt(network, clock=lambda: next(ticks)) if trouble == "slow" else Learnt(network)
     if trouble == "fails":
-        network._session = None
+        network._runtime = None
     times = MOST_SLOW + 1 if trouble == "slow" else 1
     if trouble == "slow":
         assert asked(learnt, times - 1) is None

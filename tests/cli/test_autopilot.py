@@ -80,7 +80,7 @@ def test_knobs_are_pinned_and_freed(autopilot: Succeeds) -> None:
         (["pin", "many", "max_bach"], ["'max_bach' is no knob that the autopilot changes", "did you mean 'max_batch'?"]),
         (["pin", "many", "max_batch=0"], ["max_batch: ", ">= 1"]),
         (["challenge", "oracle"], ["there is no policy 'oracle'", "an agent's file (.onnx)"]),
-        (["challenge", "gone.onnx", "many"], ["gone.onnx is no file"]),
+        (["challenge", "gone.onnx", "many"], ["gone.onnx does not exist"]),
         (["unpin", "many", "balancer"], ["'balancer' is not pinned"]),
     ],
 )

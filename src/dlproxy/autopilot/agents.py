@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from dlproxy.autopilot.learnt import Learnt, Network, read_network
+from dlproxy.autopilot.learnt import Learnt, Network, read_agent
 from dlproxy.config import ConfigError
 from dlproxy.instance.integrity import Trust
 from dlproxy.instance.runtime import ModelError
@@ -71,7 +71,7 @@ class Agents:
         if not name.endswith(FILE):
             raise ConfigError(f"there is no policy '{name}': give {', '.join(KNOB_POLICIES)}, or an agent's file ({FILE})")
         stamp = _stamp(name)  # before it is read: what changes meanwhile is read again
-        network: Network = read_network(name, self._trust)
+        network: Network = read_agent(name, self._trust)
         self._stamps[name] = stamp
         self._readings[name] = number = self._readings.get(name, 0) + 1
         shown = network.name if number == 1 else f"{network.name} ({number})"

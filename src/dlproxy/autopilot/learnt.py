@@ -5,18 +5,18 @@ Read by agents.py, asked by a pilot. Whatever is wrong with the network, the rul
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from dlproxy.instance.integrity import Trust
-from dlproxy.instance.integrity.files import read_files
 from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.own import read_network
 from dlproxy.message import text_of
 from dlproxy.policy.tuning.agent import Eyes, best
 from dlproxy.policy.tuning.familiar import Bounds, Familiarity
@@ -25,6 +25,9 @@ from dlproxy.policy.tuning.moves import MOVES
 from dlproxy.policy.tuning.protocol import Knobs, Proposal, Space
 from dlproxy.policy.tuning.rules import CostBook
 from dlproxy.policy.tuning.window import Window
+
+if TYPE_CHECKING:
+    from dlproxy.instance.runtime.onnx import OnnxRuntime
 
 SLOW_S = 0.001  # for a decision
 MOST_SLOW = 20  # more than quick ones
@@ -39,21 +42,21 @@ log = logging.getLogger(__name__)
 class Network:
     """One session on one thread, for all models. `trouble`: why nobody asks it any more."""
 
-    def __init__(self, name: str, session: Any, metadata: Mapping[str, str]) -> None:
+    def __init__(self, name: str, runtime: "OnnxRuntime") -> None:
         """Raises ModelError for a file that is of another version, or no agent."""
         self.name = name
         self.trouble = ""
-        self.advised = metadata.get(ADVISED, "yes") != "no"
-        self._session = session
-        _check(name, session, metadata)
-        self.bounds = _bounds(name, metadata.get(SEEN, ""))
+        self.advised = runtime.metadata.get(ADVISED, "yes") != "no"
+        self._runtime = runtime
+        _check(name, runtime)
+        self.bounds = _bounds(name, runtime.metadata.get(SEEN, ""))
 
     def __deepcopy__(self, memo: object) -> "Network":
         return self  # a session is not copied
 
     def scores(self, state: Sequence[float]) -> list[float]:
         """One for each of MOVES."""
-        found: list[float] = self._session.run(["scores"], {"state": np.asarray([state], np.float32)})[0][0].tolist()
+        found: list[float] = self._runtime.run([np.asarray([state], np.float32)])[0][0].tolist()
         return found
 
     def fail(self, trouble: str) -> None:
@@ -62,26 +65,13 @@ class Network:
             log.error("agent %s: %s; the rules decide in its place", self.name, trouble)
 
 
-def read_network(path: str, trust: Trust) -> Network:
+def read_agent(path: str, trust: Trust) -> Network:
     """As signed or encrypted, where [integrity] wants that. Raises ModelError."""
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise ModelError(f"{path} needs onnxruntime: {error}") from None
-    files = read_files(path, trust)
-    if files is None and not Path(path).is_file():
-        raise ModelError(f"agent {path} is no file: give an ONNX file that `dlproxy learn train` made")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    try:
-        session = ort.InferenceSession(path if files is None else files.model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
-        raise ModelError(f"agent {path} cannot be loaded: {' '.join(str(error).split())}") from error
-    return Network(Path(path).name, session, session.get_modelmeta().custom_metadata_map)
+    return Network(Path(path).name, read_network(path, trust))
 
 
-def _check(name: str, session: Any, metadata: Mapping[str, str]) -> None:
+def _check(name: str, runtime: "OnnxRuntime") -> None:
+    metadata, signature = runtime.metadata, runtime.signature
     again = "train it again with this dlproxy (`dlproxy learn train`)"
     for key, known in ((FEATURES, NAMES), (MOVES_OF, [move.name for move in MOVES])):
         if key not in metadata:
@@ -90,8 +80,8 @@ def _check(name: str, session: Any, metadata: Mapping[str, str]) -> None:
         if found != list(known):
             other = next((mine for mine in found if mine not in known), "") or f"{len(found)} of them"
             raise ModelError(f"agent {name} is of another version: {key} has {other}, and {len(known)} are known here; {again}")
-    inputs, outputs = [one.name for one in session.get_inputs()], [one.name for one in session.get_outputs()]
-    widths = [one.shape[-1] for one in (*session.get_inputs(), *session.get_outputs())]
+    inputs, outputs = [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs]
+    widths = [spec.shape[-1] for spec in (*signature.inputs, *signature.outputs)]
     if (inputs, outputs, widths) != (["state"], ["scores"], [len(NAMES), len(MOVES)]):
         raise ModelError(f"agent {name} takes {inputs} and gives {outputs} of widths {widths}; {again}")
 

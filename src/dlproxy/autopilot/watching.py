@@ -8,12 +8,15 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 from dlproxy.autopilot.flight import Tuned
 from dlproxy.autopilot.telemetry import Telemetry
 from dlproxy.config import ConfigError
+from dlproxy.instance.integrity import Trust
+from dlproxy.instance.runtime import ModelError
+from dlproxy.instance.runtime.formats import ANY
+from dlproxy.instance.runtime.own import read_network
 from dlproxy.policy.watch.detectors import SPAN, Charts, Detector, Learnt, Score
 from dlproxy.policy.watch.features import NAMES, Seen
 from dlproxy.policy.watch.watcher import WINDOW_S, Watcher
@@ -134,25 +137,22 @@ def _looked_up(cache: CacheCounts | None) -> tuple[int, int]:
     return (0, 0) if cache is None else (cache.hits + cache.joined, cache.hits + cache.joined + cache.misses)
 
 
-def make_watch(watch: str, clock: Callable[[], float]) -> Watch | None:
+def make_watch(watch: str, clock: Callable[[], float], trust: Trust = ANY) -> Watch | None:
     """`watch` as in [autopilot]. Raises ConfigError for a file that is no detector of this version."""
     if watch == "off":
         return None
-    return Watch(clock, Charts if watch == "charts" else _learnt(Path(watch)))
+    return Watch(clock, Charts if watch == "charts" else _learnt(watch, trust))
 
 
-def _learnt(path: Path) -> Callable[[], Detector]:
+def _learnt(path: str, trust: Trust) -> Callable[[], Detector]:
     """One session for all models: it is asked from the loop, a few dozen microseconds each time."""
-    try:
-        import numpy as np
-        import onnxruntime as ort
+    import numpy as np
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        properties = session.get_modelmeta().custom_metadata_map
-    except Exception as error:  # whatever onnxruntime raises for a file that is none
-        raise ConfigError(f"watch = '{path}' cannot be loaded: {error}", "watch") from None
+    try:
+        network = read_network(path, trust)
+    except ModelError as error:
+        raise ConfigError(f"watch: {error}", "watch") from None
+    properties = network.metadata
     known = properties.get("dlproxy.features", "")
     if known != ",".join(NAMES) or properties.get("dlproxy.span") != str(SPAN):
         raise ConfigError(
@@ -160,11 +160,10 @@ def _learnt(path: Path) -> Callable[[], Detector]:
             "anew: dlproxy learn train telemetry-autoencoder",
             "watch",
         )
-    (told,) = session.get_inputs()
 
     def score(windows: Sequence[Sequence[float]]) -> float:
         array = np.asarray(windows, np.float32).reshape(1, SPAN, len(NAMES))
-        return float(session.run(None, {told.name: array})[0][0])
+        return float(network.run([array])[0][0])
 
     checked: Score = score
     return partial(Learnt, checked)

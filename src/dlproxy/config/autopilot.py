@@ -17,8 +17,8 @@ class AutopilotConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     policy: Annotated[
         str,
         _knob(
-            "what proposes changes: rules (on a queueing model), bandit (a contextual one) or climb (hill climbing), or the file "
-            "of an agent that was trained (.onnx)"
+            "what proposes changes: rules (on a queueing model), bandit (a contextual one) or climb (hill climbing), or the "
+            "file of an agent that was trained (.onnx)"
         ),
     ] = "rules"
     watch: Annotated[

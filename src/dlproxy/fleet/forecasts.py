@@ -5,7 +5,6 @@ Called by serve/assemble.py and lab/simulate/run.py. Not aware of: how it was tr
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from time import thread_time
 
 import msgspec
@@ -13,9 +12,9 @@ import numpy as np
 
 from dlproxy.config.paths import is_network
 from dlproxy.instance.integrity import Trust
-from dlproxy.instance.integrity.files import read_files
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.formats import ANY
+from dlproxy.instance.runtime.own import read_network
 from dlproxy.policy.forecast import AROUND, Asked, Forecast, Form, HoltWinters, Learnt
 
 FORM = "dlproxy.forecast"  # the property of an ONNX file that holds its Form as JSON
@@ -33,10 +32,7 @@ class OnnxForecast:
     """
 
     def __init__(self, path: str, trust: Trust = ANY, most_s: float = MOST_S) -> None:
-        from dlproxy.instance.runtime.onnx import OnnxRuntime  # most models have no learnt forecast
-
-        self._runtime = OnnxRuntime(Path(path), threads=1, files=read_files(path, trust))
-        self._runtime.forget_graph()
+        self._runtime = read_network(path, trust)
         self.form = _form(path, self._runtime.metadata)
         signature = self._runtime.signature
         outputs = {spec.name: place for place, spec in enumerate(signature.outputs)}

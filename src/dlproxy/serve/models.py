@@ -84,7 +84,7 @@ class Models:
         self._trust = read_trust(integrity)
         agents = Agents(autopilot.policy, autopilot.challenger, self._trust)
         record = Path(autopilot.record) if autopilot.record else None
-        self.autopilot = Autopilot(clock, agents=agents, record=record, watch=make_watch(autopilot.watch, clock))
+        self.autopilot = Autopilot(clock, agents=agents, record=record, watch=make_watch(autopilot.watch, clock, self._trust))
         self._mode = autopilot.mode
         self._memory = memory_in(server.calibration_folder, server.graph_folder)
         self._meter = MemoryMeter()

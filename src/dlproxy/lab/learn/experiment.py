@@ -52,12 +52,15 @@ class Place(Struct, frozen=True, kw_only=True):
 Train = Callable[[Experiment, Place], Run]
 
 
+_TORCH = ("torch", "onnx", "onnxscript")
+
+
 class Kind(Struct, frozen=True):
     """`at`: module:function below this package, a Train, of which nothing is imported before it is needed."""
 
     what: str
     at: str
-    needs: tuple[str, ...] = ("torch", "onnx", "onnxscript", "sklearn")
+    needs: tuple[str, ...] = _TORCH
 
     def train(self) -> Train:
         """Raises LearnError."""
@@ -68,26 +71,23 @@ class Kind(Struct, frozen=True):
         return train
 
 
-_AGENT = ("torch", "onnx", "onnxscript", "gymnasium", "stable_baselines3")
+_SETS = (*_TORCH, "sklearn")  # whose data sets are learnt from
+_AGENT = (*_TORCH, "gymnasium", "stable_baselines3")
 KINDS = MappingProxyType(
     {
-        "network": Kind("a network on a data set that ships with a package", "networks.training:train"),
-        "ensemble": Kind("several networks, combined in three ways", "combine.ensemble:train"),
-        "transfer": Kind("a network that goes on from what it learnt of other classes", "combine.transfer:train"),
-        "multitask": Kind("several tasks on one trunk", "combine.multitask:train"),
-        "robust": Kind("a network trained against inputs that are made to deceive it", "robust.hardened:train"),
-        "guard": Kind(
+        "network": Kind("a network on a data set that ships with a package", "networks.training:train", _SETS),
+        "ensemble": Kind("several networks, combined in three ways", "combine.ensemble:train", _SETS),
+        "transfer": Kind("a network that goes on from what it learnt of other classes", "combine.transfer:train", _SETS),
+        "multitask": Kind("several tasks on one trunk", "combine.multitask:train", _SETS),
+        "robust": Kind("a network trained against inputs that are made to deceive it", "robust.hardened:train", _SETS),
+        "guard": Kind("what tells inputs unlike those that a network was trained on", "robust.guarded:train", (*_SETS, "PIL")),
+        "forecast": Kind("forecasts of arrivals, for autoscaling", "forecast.training:train"),
+        "anomaly": Kind("a detector of faults in telemetry, on scenarios of the simulator", "anomalies.training:train", _SETS),
         "synthesis": Kind("load like a recorded one, by a network", "synthesis.training:network"),
         "fit": Kind("load like a recorded one, by a fitted process", "synthesis.training:fit", ()),
         "service": Kind("service times by what a request is", "service.training:train"),
         "agent": Kind("an agent that turns the autopilot's knobs", "agent.training:train", _AGENT),
         "batching": Kind("an agent on the batching problem, whose optimum is known", "agent.batching:train", _AGENT),
-        "anomaly": Kind("a detector of faults in telemetry, on scenarios of the simulator", "anomalies.training:train"),
-        "forecast": Kind("forecasts of arrivals, for autoscaling", "forecast.training:train", ("torch", "onnx", "onnxscript")),
-            "what tells inputs unlike those that a network was trained on",
-            "robust.guarded:train",
-            ("torch", "onnx", "onnxscript", "sklearn", "PIL"),
-        ),
     }
 )
 
