@@ -70,7 +70,7 @@ def test_files_that_change_come_as_challengers(tmp_path: Path) -> None:
     ("policy", "challenger", "clue"),
     [
         ("oracle", "", r"\[autopilot\] policy: there is no policy 'oracle': give rules, bandit, climb, or an agent's file"),
-        ("rules", "gone.onnx", r"\[autopilot\] challenger: agent gone.onnx is no file"),
+        ("rules", "gone.onnx", r"\[autopilot\] challenger: model file gone.onnx does not exist"),
     ],
 )
 def test_mistakes_are_told_at_the_start(policy: str, challenger: str, clue: str) -> None:
