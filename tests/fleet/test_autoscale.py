@@ -102,11 +102,11 @@ async def test_instances_come_with_load_and_go_with_it_and_no_request_is_lost() 
     assert scene.is_at_rest()
 
 
-async def test_a_steady_load_changes_nothing_in_ten_minutes() -> None:
+async def test_a_steady_load_changes_nothing_in_five_minutes() -> None:
     scene = Scene()
     await scene.load(60.0, 20.0)
     starts, up = scene.house.starts, list(scene.house.up)
-    await scene.load(600.0, 20.0)
+    await scene.load(300.0, 20.0)
     assert (scene.house.starts, scene.house.up) == (starts, up)
 
 
