@@ -33,7 +33,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Every test that is found is kept: to look through all of them for garbage again and again finds none, and takes a while."""
+    """Every test that is found is kept: to look through all of them for garbage, again and again, finds none."""
     gc.disable()
     try:
         return (yield)
