@@ -17,7 +17,7 @@ from dlproxy.wire.endpoint import Endpoint, FrontDesk
 from tests import models
 from tests.autopilot.scene import Says, once
 
-HANG_S = 180.0  # a trial of half a minute on a quiet machine goes on for as long as it tells too little
+HANG_S = 180.0  # what a busy moment has undone is tried again a minute later
 IMAGE = np.zeros((1, 1, 8, 8), np.float32).tobytes()
 
 
