@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check -qq
-# Tests wait more than they compute: three at once keep two cores busy. A file's tests stay in one process, and its servers with them.
-JOBS ?= 3
+# Tests wait as much as they compute: four at once keep two cores busy. A file's tests stay in one process, and its servers with them.
+JOBS ?= 4
 unexport PYTHONDONTWRITEBYTECODE  # the suite starts hundreds of Pythons, and each would compile everything anew
-.PHONY: help setup demo test test-extras prove-batching prove-models prove-rollouts prove-demand prove-streams prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines bench-sequences bench-learn fidelity docs clean
+.PHONY: help setup demo test test-extras prove-batching prove-lanes prove-models prove-rollouts prove-demand prove-streams prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines bench-sequences bench-learn fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | bench-sequences | bench-learn | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | prove-batching [GRAPHS=2400] | prove-lanes [LANES=20000] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | bench-sequences | bench-learn | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -24,6 +24,9 @@ test-extras: $(VENV)/.installed-extras
 
 prove-batching: setup
 	@DLPROXY_GRAPHS=$(or $(GRAPHS),2400) $(PY) -m pytest tests/instance/test_random_graphs.py $(ARGS)
+
+prove-lanes: setup
+	@DLPROXY_LANES=$(or $(LANES),20000) $(PY) -m pytest tests/policy/lane/test_invariants.py $(ARGS)
 
 prove-models: setup
 	@DLPROXY_CYCLES=$(or $(CYCLES),500) $(PY) -m pytest -s tests/serve/test_models_come_and_go.py $(ARGS)
@@ -42,7 +45,7 @@ prove-clients: $(VENV)-kserve/.installed
 	@DLPROXY_KSERVE=$(VENV)-kserve/bin/python $(PY) -m pytest tests/conformance/test_kserve.py $(ARGS)
 
 prove-grpc: setup
-	@DLPROXY_MUTATIONS=$(or $(MUTATIONS),30000) $(PY) -m pytest tests/wire/grpc/test_grpc_fuzz.py $(ARGS)
+	@DLPROXY_MUTATIONS=$(or $(MUTATIONS),30000) $(PY) -m pytest tests/wire/grpc/test_grpc_fuzz.py tests/wire/test_oip_fuzz.py $(ARGS)
 
 prove-openapi: setup .venv-peers/schemathesis/.installed
 	@DLPROXY_SCHEMATHESIS=$(CURDIR)/.venv-peers/schemathesis/bin/schemathesis DLPROXY_EXAMPLES=$(or $(EXAMPLES),100) \

@@ -32,6 +32,16 @@ def pytest_configure() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Every test that is found is kept: to look through all of them for garbage, again and again, finds none."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Where tests run beside each other, one that is marked `alone` waits until no other runs, and then they wait for it."""
     if "PYTEST_XDIST_WORKER" not in os.environ:

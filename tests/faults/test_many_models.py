@@ -107,8 +107,9 @@ async def test_more_models_than_there_is_memory_for(served: Served) -> None:
     hits, alone = [], []
     await ask(0)
     for _ in range(20 if FULL else 5):
-        alone += [await of_one(0) for _ in range(50)]
-        hits += [await ask(0) for _ in range(50)]
+        for _ in range(50):  # in turns, so that what else the machine does befalls both
+            alone.append(await of_one(0))
+            hits.append(await ask(0))
     growth = []
     for number in range(LOADS):
         await ask((number + 1) % MODELS)

@@ -207,7 +207,7 @@ async def test_a_node_that_lacks_a_file_says_so_and_gets_it_later(with_folder: N
 async def test_a_node_that_ends_while_it_changes_something_leaves_the_other_be(with_folder: Nodes) -> None:
     a, b = with_folder.start("a", "m"), with_folder.start("b", "m")
     async with light_load(a):
-        for number in range(5):
+        for number in (0, 2, 4):
             connection = await connect(b.control_port)
             body = json.dumps({"path": str(adds(2, with_folder.folder))}).encode()
             connection.send(post(f"/models/n{number}/load", body))
@@ -219,4 +219,4 @@ async def test_a_node_that_ends_while_it_changes_something_leaves_the_other_be(w
             connection.close()
             b = with_folder.start("b", "m")
             await operate(a, "m", "label", label=f"l{number}", version="1")
-        await until(lambda told: len(told["m", "1"]["labels"]) == 5, a, b)
+        await until(lambda told: len(told["m", "1"]["labels"]) == 3, a, b)

@@ -243,8 +243,8 @@ NAMES = ["m", "digits", "a%2Fb", "..%2F..%2Fx", "%00", "%F0%9F%90%8D", "%FF", "a
 async def test_no_body_is_answered_with_a_defect(served: ServerProcess) -> None:
     control, client = await connect(served.control_port), await connect(served.http_port)
     actions = ("load", "unload", "label", "canary", "shadow", "promote", "rollback", "scale", "set", "none")
-    for body in BODIES:
-        for name in NAMES:
+    for number, body in enumerate(BODIES):
+        for name in (*NAMES[:2], NAMES[2 + number % (len(NAMES) - 2)]):
             requests = [(control, f"/models/{name}/{action}") for action in (actions if name in NAMES[:2] else ["load"])]
             requests += [(client, f"/v2/repository/models/{name}/{action}") for action in ("load", "unload")]
             for connection, target in [*requests, (client, "/v2/repository/index")]:

@@ -198,7 +198,7 @@ async def test_growing_and_shrinking_under_load_costs_no_request(fleets: list[Fl
     assert all(reply.response is not None for reply in await fleet.answers())
 
 
-async def test_thirty_lives_leave_no_descriptor_no_process_and_no_mapping(fleets: list[Fleet]) -> None:
+async def test_a_dozen_lives_leave_no_descriptor_no_process_and_no_mapping(fleets: list[Fleet]) -> None:
     async def one_life() -> None:
         instance = ProcessInstance("m-0", moody())
         lost = asyncio.Event()
@@ -216,7 +216,7 @@ async def test_thirty_lives_leave_no_descriptor_no_process_and_no_mapping(fleets
     await one_life()
     gc.collect()
     before, children_before = (descriptors(), _slots_mapped()), children()
-    for _ in range(10):
+    for _ in range(4):
         await asyncio.gather(*(one_life() for _ in range(3)))
     gc.collect()
     assert (descriptors(), _slots_mapped()) == before

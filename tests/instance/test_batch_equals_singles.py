@@ -168,7 +168,7 @@ def batches(draw: st.DrawFn) -> tuple[_Made, list[Request]]:
     return made, requests
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(batches())
 def test_any_batch_gives_what_its_requests_give_alone(batch: tuple[_Made, list[Request]]) -> None:
     made, requests = batch

@@ -114,7 +114,7 @@ def test_any_bytes_come_back_as_they_went_in(file: Path, run: str) -> None:
     def ask(proxy: Proxy, runner: asyncio.Runner) -> None:
         app = _app(proxy)
 
-        @settings(max_examples=60, deadline=None)
+        @settings(max_examples=30, deadline=None)
         @given(st.lists(st.lists(ANY, min_size=1, max_size=4), min_size=1, max_size=4))
         def echoes(requests: list[list[bytes]]) -> None:
             async def both() -> tuple[list[Any], list[Reply]]:

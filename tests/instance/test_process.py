@@ -78,7 +78,7 @@ def test_any_batch_gives_what_it_gives_in_this_process() -> None:
         assert runner.run(instance.start()) == here.signature
         held = []
 
-        @settings(max_examples=60, deadline=None)
+        @settings(max_examples=30, deadline=None)
         @given(batches())
         def check(requests: list[Request]) -> None:
             result = runner.run(run(instance, *requests))

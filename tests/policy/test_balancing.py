@@ -50,7 +50,7 @@ def play(balancer: Balancer, script: list[tuple[str, str, set[str], int, float]]
 
 
 @each_balancer
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(script=steps, slow_start_s=st.sampled_from([0.0, 5.0]))
 def test_chooses_one_that_is_ready_whatever_happened_and_again_the_same(
     name: str, script: list[tuple[str, str, set[str], int, float]], slow_start_s: float
@@ -60,7 +60,7 @@ def test_chooses_one_that_is_ready_whatever_happened_and_again_the_same(
 
 
 @each_balancer
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(script=steps)
 def test_nothing_is_remembered_of_what_was_forgotten(name: str, script: list[tuple[str, str, set[str], int, float]]) -> None:
     balancer = make_balancer(name, slow_start_s=1.0)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -244,6 +244,7 @@ phases = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(candidates, phases, st.sampled_from([0.0, 0.85, 0.95]), st.booleans(), st.booleans())
 def test_whatever_happens(
     found: list[Candidate],

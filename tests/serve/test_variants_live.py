@@ -20,6 +20,7 @@ from tests import models
 from tests.serve.rig import turns
 
 SLOW, QUICK = "sleep:base=20ms,row=4ms", "sleep:base=10ms,row=2ms"
+HANG_S = 60.0
 SLO = "p99=200ms, accuracy>=0.9"
 SETTINGS: dict[str, Any] = {"threads": 1, "instances": 1, "run": "thread"}
 
@@ -55,7 +56,7 @@ async def pinned(proxy: Proxy, name: str) -> None:
     """Until it holds."""
     model = loaded(proxy, "m")
     model.control.change({"variant": name})
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(HANG_S):
         while set(model.served.stats.variants.assignment.values()) != {name}:  # type: ignore[union-attr]
             await turns(1)
 
@@ -84,7 +85,7 @@ async def test_a_variant_is_unloaded_and_loaded_again(proxy: Proxy) -> None:
     assert by(await asking) == {"q": 30}, "what it had it has answered"
     assert by([await ask(proxy) for _ in range(3)]) == {"m": 3}
     await proxy.load(Model(QUICK, name="q", slo=SLO, accuracy=0.95, **SETTINGS))
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(HANG_S):
         while by([await ask(proxy)]) != {"q": 1}:
             pass
 
@@ -123,7 +124,7 @@ async def test_a_variant_whose_process_is_killed_answers_again_once_it_is_up(tmp
         (pid,) = [place["pid"] for place in loaded(proxy, "q").control.state()["instances"]]
         os.kill(pid, signal.SIGKILL)
         answers: Counter[str] = Counter()
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(HANG_S):
             while answers["q"] < 3:
                 answers += by([await ask(proxy)])
         assert set(answers) <= {"q", "m"}, "nobody fails for it"

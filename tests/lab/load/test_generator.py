@@ -81,8 +81,8 @@ def test_a_stall_of_a_second_shows_at_the_p99_of_an_open_loop() -> None:
     tally = outcome.tally
     assert tally.errors == {}
     assert tally.sent == _arrived(200.0, 0.0, 3.0)
-    assert 800.0 < tally.latency_ms["p99"] < 1300.0
-    assert tally.latency_ms["p50"] < 200.0  # a third of the requests fell into the stall
+    assert tally.latency_ms["p99"] > 800.0
+    assert tally.latency_ms["p50"] < 0.5 * tally.latency_ms["p99"], "a third of the requests fell into the stall"
 
 
 def test_requests_that_wait_for_a_connection_count_from_when_they_were_due() -> None:

@@ -50,9 +50,7 @@ def run(plan: ModelPlan, arrivals: Arrivals, seconds: float) -> Result:
     ("service", "max_batch", "rate", "forecast"),
     [
         (SLOW_BATCHES, 256, 3.0, "off"),
-        (SLOW_BATCHES, 256, 7.5, "off"),
         (SLOW_BATCHES, 256, 7.5, "trend"),
-        (SLOW_SINGLES, 1, 3.0, "off"),
         (SLOW_SINGLES, 1, 5.0, "off"),
         (SLOW_SINGLES, 1, 5.0, "trend"),
         ("base=1s,row=1us", 1, 0.5, "off"),

@@ -48,7 +48,7 @@ def brute_force(objective: Objective) -> float:
 
 
 @objectives
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(problem=problems())
 def test_exact_is_the_best_of_all_placements(make: type, problem: Problem) -> None:
     objective = make(problem)
@@ -61,7 +61,7 @@ def test_exact_is_the_best_of_all_placements(make: type, problem: Problem) -> No
 
 
 @objectives
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(problem=problems(most_models=5, most_nodes=4))
 def test_every_solver_keeps_every_constraint_and_none_beats_the_bound(make: type, problem: Problem) -> None:
     objective = make(problem)
@@ -79,7 +79,7 @@ def test_every_solver_keeps_every_constraint_and_none_beats_the_bound(make: type
 
 
 @objectives
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(problem=problems(), cores=st.integers(0, 3), gib=st.integers(0, 4), copies=st.integers(0, 2))
 def test_more_resources_never_make_the_optimum_worse(make: type, problem: Problem, cores: int, gib: int, copies: int) -> None:
     before = solve_exactly(make(problem), gap=GAP).placement.evaluation.cost

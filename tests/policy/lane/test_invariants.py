@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from dlproxy.message import FailureKind, Ticket
@@ -420,12 +420,16 @@ class TakesMore(Lane):
 
 @dataclass
 class Caught:
-    """A lane with a bug, what is said of it, and knobs without which the bug shows too rarely."""
+    """A lane with a bug, what is said of it, and knobs without which the bug shows too rarely.
+
+    `seed`: with which it shows within the first thirty examples, where without it does within some hundreds.
+    """
 
     lane: type[Lane]
     says: str
     always: dict[str, Any] = field(default_factory=dict)
     examples: int = 4000
+    seed: int | None = None
 
 
 HEDGED = {"hedge": True, "arbitrated": False, "retry_budget": 1.0}
@@ -442,43 +446,45 @@ BUGS = [
         "|is not ejected",
     ),
     Caught(LosesWithTheInstance, "batches run, not|wait while"),
-    Caught(CancelsTwice, "is rejected, but is"),
-    Caught(LosesTheQueueWithItsDiscipline, "are queued, not"),
+    Caught(CancelsTwice, "is rejected, but is", seed=19),
+    Caught(LosesTheQueueWithItsDiscipline, "are queued, not", seed=8),
     Caught(CompletesHedgedTwice, "should complete|but is Where.ANSWERED", HEDGED),
     Caught(FailsWithTheFirstOfTwo, "while it runs|but is Where.RUNS|but is Where.ANSWERED", HEDGED),
     Caught(HedgesPastDeadlines, "past its deadline|rows in a batch", HEDGED),
-    Caught(RemembersThoseWhoLeft, "a ticket is remembered", HEDGED),
+    Caught(RemembersThoseWhoLeft, "a ticket is remembered", HEDGED, seed=35),
     Caught(IgnoresTheBudget, "runs again, which nothing may|a third run"),
     Caught(NeverRetries, "fails without a second try|another one's fault"),
     Caught(TrustsTheEjected, "is ejected, but gets a batch|are ready, not", LIVELY),
-    Caught(ProbesTwice, "is half-open, but gets a second batch|are ready, not", LIVELY),
+    Caught(ProbesTwice, "is half-open, but gets a second batch|are ready, not", LIVELY, seed=16),
     Caught(NeverEjects, "is not ejected", LIVELY),
-    Caught(ForgetsTheProbe, "no wake-up for", LIVELY),
+    Caught(ForgetsTheProbe, "no wake-up for", LIVELY, seed=12),
     Caught(HoldsBackForEver, "while an instance idles", QUEUEING),
     Caught(DisplacesForNothing, "are queued, not", {"max_queue_rows": 4}),
     Caught(DisplacesEquals, "gave way to nobody", {"max_queue_rows": 4}),
     Caught(StartsTwoInATurn, "a turn led to", {"arbitrated": True}),
     Caught(ForgetsToPass, "passed on 0 times", {"arbitrated": True}),
-    Caught(KeepsALateTurn, "passed on 0 times"),
+    Caught(KeepsALateTurn, "passed on 0 times", seed=27),
     Caught(NeverWants, "while an instance idles|nothing ends the wait", {"arbitrated": True}),
     Caught(WantsAgainAndAgain, "knows already", {"arbitrated": True}),
     Caught(LimitsThoseWithDeadlines, "without a deadline", {"adaptive_limit": True, "max_batch": 1}),
-    Caught(BlamesCompany, "another one's fault", CRASHING),
+    Caught(BlamesCompany, "another one's fault", CRASHING, seed=13),
     Caught(
         ForgetsTheIsolated,
         "while an instance idles|never answered|no wake-up|their deadline has passed|wait for nobody",
         CRASHING,
+        seed=13,
     ),
-    Caught(ForgivesCrashes, "fails without another try", CRASHING),
-    Caught(WaitsOutOutages, "wait for nobody|no wake-up|past its deadline", CRASHING),
+    Caught(ForgivesCrashes, "fails without another try", CRASHING, seed=13),
+    Caught(WaitsOutOutages, "wait for nobody|no wake-up|past its deadline", CRASHING, seed=3),
     Caught(  # the last: an assertion of the lane's own, which says nothing
         FailsAtOnce,
         r"isinstance|fails without another try|no wake-up for the end of the outage|^\s*Failing test case",
         CRASHING,
+        seed=7,
     ),
     Caught(BreaksPromises, "were to be answered by now"),
     Caught(SleepsOverPromises, "no wake-up for the promise"),
-    Caught(TakesMore, "taken although the model goes"),
+    Caught(TakesMore, "taken although the model goes", seed=1),
     Caught(DrawsItsOwnNumbers, "answered otherwise in a replay|never answered"),
 ]
 
@@ -489,5 +495,6 @@ def test_a_lane_with_a_seeded_bug_is_found(caught: Caught) -> None:
         lane_class = caught.lane
         always: ClassVar[dict[str, Any]] = caught.always
 
+    found_soon = Machine if caught.seed is None else seed(caught.seed)(Machine)
     with pytest.raises(AssertionError, match=caught.says):
-        run_state_machine_as_test(Machine, settings=quick(caught.examples))
+        run_state_machine_as_test(found_soon, settings=quick(caught.examples))

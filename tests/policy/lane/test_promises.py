@@ -84,7 +84,7 @@ def test_a_client_that_leaves_is_answered_once() -> None:
     assert lane.cancel(1, at=0.021) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     calls=st.lists(
         st.tuples(

@@ -35,8 +35,8 @@ def test_batch_times_are_measured_in_each_way_of_running(layout: Layout) -> None
     times = calibrate(problem(), layout, 0.3)  # 4 ms + 1 ms per row
     known = dict(times.prior)
     assert list(known) == [1, 2, 4, 8, 16, 32, 64]
-    assert 0.005 <= known[1] < known[8]
-    assert known[64] >= 0.068
+    assert 0.005 / times.slowdown <= known[1] < known[8], "those of instances that slowed each other are corrected for that"
+    assert known[64] >= 0.068 / times.slowdown
     assert times.batched
     assert not times.live
 
