@@ -13,6 +13,7 @@ from dlproxy.lab.learn.synthesis.fits import Gamma
 from dlproxy.lab.learn.synthesis.training import FITS, fit, load_of, stand_in
 from dlproxy.lab.learn.synthesis.transfer import Choice, Machine, cores_for, serve, tune
 from dlproxy.lab.load.arrivals import make_arrivals, read_trace
+from dlproxy.lab.simulate.run import simulate
 
 from .loads import gaps, place
 
@@ -115,7 +116,6 @@ def test_cores_and_knobs_are_those_that_the_load_needs(monkeypatch: pytest.Monke
 
 
 def test_an_interrupted_simulation_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    simulate = transfer.simulate
     monkeypatch.setattr(transfer, "simulate", lambda scenario: structs.replace(simulate(scenario), interrupted=True))
     with pytest.raises(KeyboardInterrupt):
         serve(QUICK, np.array([0.1, 0.2, 0.3]), Choice(1, 0.0, 1, 1), 1)
