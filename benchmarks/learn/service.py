@@ -44,10 +44,11 @@ MODELS = """
   of a recorded trace; only the first is known beforehand.
 """
 WAITING = """
-These times as jobs that arrive at random at a load of 0.85, in virtual time: two servers with one of the lanes' own queues,
-shortest job or highest response ratio first by what is predicted (by the network: the median), beside first come first
-served; and four servers of which each job goes to that with the least predicted work, beside the fewest jobs. Mean and p99
-latency and mean slowdown (latency over service time), as shares of what is beside; *exact* knows each time beforehand.
+These times as jobs, each served alone, that arrive at random at a load of 0.85, in virtual time: two servers with one of the
+lanes' own queues, shortest job or highest response ratio first by what is predicted (by the network: the median), beside
+first come first served; and four servers of which each job goes to that with the least predicted work, beside the fewest
+jobs. Mean and p99 latency and mean slowdown (latency over service time), as shares of what is beside; *exact* knows each time
+beforehand.
 """
 
 

@@ -73,12 +73,12 @@ def page(results: dict[str, Result], parts: Parts, what: str, seeds: int) -> str
     figures = {name: result.figures() for name, result in results.items()}
     recorded = compare(Load(parts.known), Load(parts.real))
     rows = [[name, *[_both(found[key]) for key in LIKENESS]] for name, found in figures.items()]
-    rows.append(["*recorded*", *[f"{recorded[key]:.3f}" for key in LIKENESS]])
+    rows.append(["*recorded*", *[f"{recorded[key]:.3g}" for key in LIKENESS]])
     machine = Machine()
     served = serve(machine, parts.real, tune(machine, parts.known), KNOBS_ON)
     cores = cores_for(machine, parts.known)
     worth = [[name, *[_both(found[key]) for key in TRANSFER]] for name, found in figures.items()]
-    worth.append(["*recorded*", "1.000", "1.000", str(cores), f"{on_cores(machine, parts.real, cores).in_time:.3f}"])
+    worth.append(["*recorded*", "1", "1", str(cores), f"{on_cores(machine, parts.real, cores).in_time:.3g}"])
     blocks = sorted({run.figures["block"] for run in results["blocks"].runs})
     seconds = {name: np.mean([run.seconds for run in result.runs]) for name, result in results.items()}
     slowest = max(seconds, key=lambda name: seconds[name])
@@ -110,7 +110,7 @@ def page(results: dict[str, Result], parts: Parts, what: str, seeds: int) -> str
 
 def _both(found: tuple[float, float]) -> str:
     mean, half = found
-    return f"{mean:.3f} ± {half:.3f}"
+    return f"{mean:.3g}" + (f" ± {half:.2g}" if half > 0.0 else "")
 
 
 def _tell(name: str) -> Callable[[str], None]:

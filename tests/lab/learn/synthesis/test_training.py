@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from dlproxy.lab.learn import train as frame
 from dlproxy.lab.learn.experiment import Experiment, LearnError, find
@@ -12,6 +13,7 @@ from dlproxy.lab.learn.synthesis.fits import Gamma
 from dlproxy.lab.learn.synthesis.training import FITS, fit, load_of, stand_in
 from dlproxy.lab.learn.synthesis.transfer import Choice, Machine, cores_for, serve, tune
 from dlproxy.lab.load.arrivals import make_arrivals, read_trace
+from dlproxy.lab.simulate.run import simulate
 
 from .loads import gaps, place
 
@@ -111,3 +113,9 @@ def test_cores_and_knobs_are_those_that_the_load_needs(monkeypatch: pytest.Monke
     assert tune(QUICK, busy).batch == 16
     one, many = (serve(QUICK, busy, Choice(batch, 0.0, 2, 1), 2) for batch in (1, 16))
     assert one.in_time < many.in_time
+
+
+def test_an_interrupted_simulation_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "simulate", lambda scenario: structs.replace(simulate(scenario), interrupted=True))
+    with pytest.raises(KeyboardInterrupt):
+        serve(QUICK, np.array([0.1, 0.2, 0.3]), Choice(1, 0.0, 1, 1), 1)

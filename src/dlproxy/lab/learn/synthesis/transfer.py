@@ -62,6 +62,8 @@ def serve(machine: Machine, instants: Numbers, choice: Choice, cores: int) -> Se
         models={"m": plan}, arrivals=arrivals, duration_s=length_s + 1e-6, cores=cores, objective_s=machine.slo_s
     )
     result = simulate(scenario)
+    if result.interrupted:  # half a simulation is no figure
+        raise KeyboardInterrupt
     return Served(result.goodput_rps * result.duration_s / result.sent, result.latency_ms["p99"] / 1e3)
 
 
