@@ -85,7 +85,7 @@ def page(found: list[dict[str, list[Point]]]) -> str:
     lines = [
         "# Several objectives: fronts of policies beside NSGA-II's",
         "",
-        f"Measured {utc_now()} by `python -m benchmarks.learn --only pareto --seeds {len(found)} --write`:",
+        f"Measured {utc_now():%Y-%m-%d} by `python -m benchmarks.learn --only pareto --seeds {len(found)} --write`:",
         f"{len(found)} simulated models with a shift of load half-way, 2 x {PHASE_S:g} s each. Three objectives, all to be",
         "small: the share of requests that are late or refused (so the rest is throughput), the p99 in objectives, and",
         f"the part of the cores. A policy runs once for each of {len(AIMS)} aims (the objective times 1, 0.7, 0.5 or 0.35,",
@@ -115,4 +115,6 @@ def _conclusion(volumes: Mapping[str, list[float]]) -> list[str]:
         mean, half = interval([one - other for one, other in zip(of_name, volumes[NSGA], strict=True)])
         verdict = "more than" if mean > half else "less than" if mean < -half else "as much as, within what these seeds tell,"
         said.append(f"- {name} dominates {verdict} the configurations that NSGA-II finds.")
+    start = "- A policy begins at a bad configuration and finds its way in the minute that counts; "
+    said.append(start + "a search has had its runs before.")
     return [*said, "- Accuracy is no objective here: these models have no variants."]

@@ -105,6 +105,14 @@ def test_files_of_locks_are_beside_the_file_and_a_url_stays_one(tmp_path: Path) 
         assert (auth.keys, auth.jwks) == (str(tmp_path / "keys.toml"), found)
 
 
+def test_files_of_agents_are_beside_the_file_and_names_of_policies_stay(tmp_path: Path) -> None:
+    path = tmp_path / "dlproxy.toml"
+    path.write_text('[autopilot]\npolicy = "bandit"\nchallenger = "agent.onnx"\nrecord = "seen"\n')
+    autopilot = load(path).autopilot
+    assert (autopilot.policy, autopilot.challenger) == ("bandit", str(tmp_path / "agent.onnx"))
+    assert autopilot.record == str(tmp_path / "seen")
+
+
 def test_a_model_that_only_takes_time_has_no_path_to_complete(tmp_path: Path) -> None:
     config = _load("[models.a]\npath = 'sleep:base=10ms,row=1ms'\n[models.b]\npath = 'sleep.onnx'\n", tmp_path)
     assert config.models["a"][0].path == "sleep:base=10ms,row=1ms"

@@ -246,6 +246,8 @@ def test_a_champion_that_fails_after_its_promotion_gives_way_to_the_former_one()
     assert world.duel.champion.name == "old"
     with pytest.raises(ZeroDivisionError):
         World(Duel(Side("alone", Wants(fails)))).run(TURN_S)
+    with pytest.raises(ZeroDivisionError):
+        World(duel(Wants(fails), Wants(follows))).run(TURN_S)  # who was never tried takes no place
 
 
 def test_frozen_telemetry_moves_nothing() -> None:

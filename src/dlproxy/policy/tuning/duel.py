@@ -128,6 +128,7 @@ class Duel:
         self._again_s = AGAIN_S
         self._since = 0.0
         self._proposer = champion
+        self._proven = False  # the challenger was champion before
         self._blocks: list[_Block] = []  # of the pair that is not complete, the present one last
         self._pairs: list[tuple[_Block, _Block]] = []  # champion's, challenger's
         self._left: _Block | None = None  # the one before the present one
@@ -141,7 +142,7 @@ class Duel:
     def challenge(self, challenger: Side | None) -> None:
         """Another one, or none, in place of the present challenger; it begins anew."""
         self.challenger = challenger
-        self.phase, self._rest_until, self._again_s = "rest", -inf, AGAIN_S
+        self.phase, self._rest_until, self._again_s, self._proven = "rest", -inf, AGAIN_S, False
 
     # A KnobPolicy
 
@@ -195,10 +196,10 @@ class Duel:
         try:
             proposal = side.policy.act(window, knobs, space, now)
         except Exception as error:
-            if self.challenger is None:
-                raise
             if side is self.champion:
-                self.champion, self.challenger = self.challenger, self.champion
+                if self.challenger is None or not self._proven:
+                    raise
+                self.champion, self.challenger, self._proven = self.challenger, self.champion, False
             self._end("demotes", f"it failed: {type(error).__name__}: {error}", now)
             return None
         self._proposer = side
@@ -328,7 +329,7 @@ class Duel:
     def _promote(self, reason: str, now: float) -> None:
         assert self.challenger is not None
         self.champion, self.challenger = self.challenger, self.champion
-        self._again_s = AGAIN_S
+        self._again_s, self._proven = AGAIN_S, True
         self._rest(now)
         self._note("promotes", f"{self.champion.name} in place of {self.challenger.name}, as {reason}", now)
 
