@@ -151,7 +151,7 @@ def train(experiment: Experiment, place: Place) -> Run:
     export(scores_of(algorithm), place.folder / "model.onnx", KNOWN, [f"serve {size}" for size in (0, *SIZES)])
     found = [of_optimum(algorithm, held) for held in HELD_OUT]
     seen = [of_optimum(algorithm, one) for one in drawn[:CHECKED]]
-    at_once = [least(held)[0] / evaluate(Chain(at_load(*held)), greedy(at_load(*held)))[0] for held in HELD_OUT]
+    at_once = [optimum / greedily for optimum, greedily in map(least, HELD_OUT)]
     figures = {
         "of_optimum": float(np.mean(found)),
         "worst": min(found),
@@ -223,14 +223,15 @@ def policy_of(algorithm: BaseAlgorithm, problem: Problem) -> Policy:
     return np.array([served(waiting, int(action)) for waiting, action in enumerate(actions)])
 
 
-@lru_cache(maxsize=256)
-def least(drawn: Drawn) -> tuple[float, Chain]:
-    """Of the oracle: the least cost, and the chain that it was found on."""
+@lru_cache(maxsize=1024)
+def least(drawn: Drawn) -> tuple[float, float]:
+    """Costs of a unit of time: the optimum, and where whatever waits is served at once."""
     problem = at_load(*drawn, most=MOST)
-    return solve(problem)[0], Chain(problem)
+    chain = Chain(problem)
+    return solve(problem, chain)[0], evaluate(chain, greedy(problem))[0]
 
 
 def of_optimum(algorithm: BaseAlgorithm, drawn: Drawn) -> float:
     """The least cost by the agent's, both exact: 1 is optimal."""
-    cost, chain = least(drawn)
-    return cost / evaluate(chain, policy_of(algorithm, at_load(*drawn, most=MOST)))[0]
+    problem = at_load(*drawn, most=MOST)
+    return least(drawn)[0] / evaluate(Chain(problem), policy_of(algorithm, problem))[0]
