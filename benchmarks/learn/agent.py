@@ -197,7 +197,7 @@ PAGE = """# The agent
 
 The batching problem: one instance, Poisson arrivals, batches of b take base + row b, requests that wait cost, and so does a
 busy instance. Average cost of the optimum by that of the agent's policy, both exact, on 18 problems that no training has
-seen; *seen*: on eight that it learnt from. *At once*: serving whatever waits as soon as the instance is free. Means of
+seen; *seen*: on thirty-two that it learnt from. *At once*: serving whatever waits as soon as the instance is free. Means of
 {seeds} seeds with 95 % intervals.
 
 | agent | of the optimum | seen | at once | worst, any seed | at once: worst |

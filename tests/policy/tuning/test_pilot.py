@@ -304,3 +304,19 @@ def test_changes_that_change_nothing_are_seldom_kept(dispersion: float) -> None:
     tried, kept = flight.kinds.count("tries"), flight.kinds.count("keeps")
     assert tried >= 50
     assert kept < 0.15 * tried
+
+
+def test_what_a_fork_is_told_does_not_change_the_pilot() -> None:
+    """Twins, of which one is forked before every window: they do the same, and the forks what they do."""
+    one, other = Flight(where(MORE, 10, 30)), Flight(where(MORE, 10, 30))
+    for flight in (one, other):
+        flight.wants(MORE)
+    for number in range(1, 41):
+        seen = window(number * TICK_S, missed=one.share(one.held))
+        forked = one.pilot.fork(one.policy).look(seen, number * TICK_S)
+        for flight in (one, other):
+            flight.fly(TICK_S)
+        assert one.orders == other.orders
+        assert forked is None or forked in one.orders
+    assert list(one.pilot.log) == list(other.pilot.log)
+    assert one.kinds == ["tries", "keeps"]

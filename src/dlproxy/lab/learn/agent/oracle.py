@@ -51,33 +51,38 @@ class Chain:
         self.costs = np.tile(np.arange(states) / problem.rate, (actions, 1))
         self.costs[:, -1] += problem.lost
         self.probabilities = np.zeros((actions, states, states))
-        for state in range(states):
-            self.probabilities[:, state, min(state + 1, states - 1)] = 1.0
-            for rows in range(1, min(problem.most, state) + 1):
-                self._serve(problem, state, rows)
+        here = np.arange(states)
+        self.probabilities[:, here, np.minimum(here + 1, states - 1)] = 1.0
+        for rows in range(1, problem.most + 1):
+            self._serve(problem, rows)
 
-    def _serve(self, problem: Problem, state: int, rows: int) -> None:
-        seconds = problem.seconds(rows)
+    def _serve(self, problem: Problem, rows: int) -> None:
+        """A batch of so many, wherever as many wait."""
+        seconds, most = problem.seconds(rows), problem.waiting
         square = (2.0 if problem.exponential else 1.0) * seconds**2
-        self.times[rows, state] = seconds
-        self.costs[rows, state] = state * seconds + problem.rate * square / 2.0 + problem.power * seconds
-        left, room = state - rows, problem.waiting - state + rows
-        arrivals = _arrivals(problem.rate * seconds, room, exponential=problem.exponential)
-        self.probabilities[rows, state] = 0.0
-        self.probabilities[rows, state, left : left + room] = arrivals[:-1]
-        self.probabilities[rows, state, -1] += arrivals[-1]
-        expected = float(np.arange(room) @ arrivals[:-1]) + room * arrivals[-1]
-        self.costs[rows, state] += problem.lost * max(problem.rate * seconds - expected, 0.0)
+        states = np.arange(rows, most + 1)
+        self.times[rows, rows:] = seconds
+        self.costs[rows, rows:] = states * seconds + problem.rate * square / 2.0 + problem.power * seconds
+        self.probabilities[rows, rows:] = 0.0
+        arrivals = _arrivals(problem.rate * seconds, most + 1, exponential=problem.exponential)
+        seen, expected = np.cumsum(arrivals), np.cumsum(arrivals * np.arange(most + 1))
+        for state in range(rows, most + 1):
+            left = state - rows
+            room = most - left  # so many more may come
+            self.probabilities[rows, state, left:most] = arrivals[:room]
+            more = max(1.0 - seen[room - 1], 0.0)
+            self.probabilities[rows, state, most] = more
+            lost = problem.rate * seconds - expected[room - 1] - room * more
+            self.costs[rows, state] += problem.lost * max(lost, 0.0)
 
 
-def _arrivals(mean: float, room: int, *, exponential: bool) -> NDArray[np.float64]:
-    """Probabilities of 0, 1, ... room - 1 arrivals during a service, and of room or more."""
+def _arrivals(mean: float, count: int, *, exponential: bool) -> NDArray[np.float64]:
+    """Probabilities of 0 to count - 1 arrivals during a service."""
+    numbers = np.arange(count)
     if exponential:
-        found = (mean / (1.0 + mean)) ** np.arange(room) / (1.0 + mean)
-    else:
-        logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, room)))])[:room]
-        found = np.exp(np.arange(room) * log(mean) - mean - logs) if room else np.zeros(0)
-    return np.append(found, max(1.0 - float(found.sum()), 0.0))
+        return np.asarray((mean / (1.0 + mean)) ** numbers / (1.0 + mean))
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count)))])
+    return np.asarray(np.exp(numbers * log(mean) - mean - logs))
 
 
 def evaluate(chain: Chain, policy: Policy) -> tuple[float, NDArray[np.floating]]:
@@ -92,12 +97,12 @@ def evaluate(chain: Chain, policy: Policy) -> tuple[float, NDArray[np.floating]]
     return cost, solution
 
 
-def solve(problem: Problem) -> tuple[float, Policy]:
+def solve(problem: Problem, chain: Chain | None = None) -> tuple[float, Policy]:
     """The least cost per unit of time, and a policy that has it, by policy iteration (Puterman, "Markov Decision Processes",
     1994, 11.4; the problem: Xu et al., "SMDP-based dynamic batching for efficient inference", arXiv 2301.12865).
     """
-    chain = Chain(problem)
-    policy = np.minimum(np.arange(problem.waiting + 1), problem.most)
+    chain = chain or Chain(problem)
+    policy = greedy(problem)
     while True:
         cost, values = evaluate(chain, policy)
         tests = chain.costs - cost * chain.times + chain.probabilities @ values

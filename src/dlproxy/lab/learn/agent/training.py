@@ -44,15 +44,15 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     """
 
     algorithm: Literal["dqn", "ppo"] = "dqn"
-    steps: int = 20_000
+    steps: int = 10_000
     chunk: int = 1_000
-    scenarios: int = 300
+    scenarios: int = 150
     phase_s: float = 30.0
     randomised: bool = True
     advised: bool = True
     start: Literal["none", "rules", "model"] = "model"
-    recorded: int = 60
-    kept: int = 30
+    recorded: int = 30
+    kept: int = 24
     hidden: tuple[int, ...] = (64, 64)
     records: str = ""
     environments: int = 2
