@@ -49,7 +49,8 @@ def _page(result: Result, of: Settings) -> Iterator[str]:
         f"Each of {seeds} seeds: {of.train + of.validate} normal scenarios of {of.normal_s / 60:.0f} simulated minutes "
         f"to learn from and to set limits by; for the figures {of.normal} more, and {of.each_fault} with each of "
         f"{len(FAULTS)} faults of {of.fault_s / 60:.0f} minutes. Load, bursts, shifts, the model, a cache (in 3 of 10) and an "
-        "autopilot that turns knobs (in 4 of 10) are drawn at random. No fault was used to choose anything. Windows of 2 s; an "
+        "autopilot that turns knobs (in 4 of 10) are drawn at random. Limits and networks know normal scenarios alone; what a "
+        "score is and the margin of limits (1.5) were settled on scenarios of another seed, with faults. Windows of 2 s; an "
         "alarm is 3 unusual ones of 4. ± is half of a 95 % interval over the seeds. A fault that was missed counts in the "
         "delays with all of the time that it lasted."
     )

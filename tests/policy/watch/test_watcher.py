@@ -204,7 +204,7 @@ def test_a_fault_raises_an_alarm_that_says_what_and_ends_when_it_is_over(kinds: 
 def test_a_change_of_the_load_or_of_the_way_it_runs_is_no_fault_nor_is_silence() -> None:
     life = Life()
     life.go_on(FIRST + 60)
-    assert not any(life.go_on(60, rate=36.0))
+    assert not any(life.go_on(60, rate=30.0))
     assert not any(life.go_on(30, way=2, slow=1.2))
     idle = Window(at=0.0, seconds=WINDOW_S)
     for number in range(100):

@@ -15,17 +15,17 @@ WEIGHT = 0.3  # of the newest window in a chart's average
 SPAN = 16  # windows that a network is shown
 LIMITS: Mapping[str, float] = MappingProxyType(
     {
-        "rate": 14.5,
-        "in_flight": 11.2,
-        "p50": 20.0,
-        "p99": 6.5,
-        "cost": 8.0,
-        "refused": 10.2,
-        "late": 4.0,
+        "rate": 13.6,
+        "in_flight": 10.6,
+        "p50": 18.8,
+        "p99": 10.3,
+        "cost": 8.5,
+        "refused": 18.4,
+        "late": 8.0,
         "failed": 6.0,
-        "dispersion": 4.5,
-        "rows": 6.7,
-        "batch": 8.6,
+        "dispersion": 5.0,
+        "rows": 7.3,
+        "batch": 10.0,
         "hits": 4.0,
     }
 )

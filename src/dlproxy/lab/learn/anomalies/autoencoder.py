@@ -3,6 +3,7 @@
 Called by training.py. Not aware of: scenarios, thresholds.
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -117,15 +118,17 @@ def export(model: Autoencoder, path: Path) -> None:
     import onnx
 
     example = torch.zeros(2, SPAN, len(NAMES))
-    program = torch.onnx.export(
-        model,
-        (example,),
-        input_names=["windows"],
-        output_names=["score"],
-        dynamic_shapes=({0: "rows"},),
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, of its own parts
+        program = torch.onnx.export(
+            model,
+            (example,),
+            input_names=["windows"],
+            output_names=["score"],
+            dynamic_shapes=({0: "rows"},),
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     proto = program.model_proto
     onnx.helper.set_model_props(proto, {"dlproxy.features": ",".join(NAMES), "dlproxy.span": str(SPAN)})
