@@ -99,12 +99,7 @@ def page(fates: Mapping[str, list[Fate]], shared: list[Mapping[Way, float]]) -> 
     lines = [
         "# Agents in a server",
         "",
-<<<<<<< HEAD
-        f"Measured {utc_now():%Y-%m-%d} by `python -m benchmarks.learn --only deploy --seeds {count} --write`, in virtual "
-        "time.",
-=======
         f"Measured {utc_now():%Y-%m-%d} in virtual time by `python -m benchmarks.learn --only deploy --seeds {count} --write`.",
->>>>>>> h/deploy
         "",
         "## Challengers",
         "",
