@@ -17,6 +17,7 @@ from dlproxy.instance.integrity.writing import make_key_pair, sign
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.tuning.features import NAMES
 from dlproxy.policy.tuning.moves import MOVES, Move
+from dlproxy.policy.tuning.pilot import URGENT_S
 from dlproxy.policy.tuning.protocol import Proposal
 from dlproxy.policy.tuning.rules import Rules
 from tests.autopilot.agent_file import OURS, write_agent
@@ -150,8 +151,11 @@ def test_what_it_was_not_trained_for_is_said_once(path: Path) -> None:
 
 
 @pytest.mark.alone
-def test_a_decision_takes_less_than_a_millisecond(path: Path) -> None:
-    """Its inference by far; all of it on a machine that has nothing else to do, which the quickest tenth are taken for."""
+@pytest.mark.alone
+def test_the_network_takes_less_than_a_millisecond_and_a_decision_less_than_a_hundredth_of_the_time_between_two(
+    path: Path,
+) -> None:
+    """All of it on a machine that has nothing else to do, which the quickest tenth are taken for."""
     network = read(write_agent(path, {}, SEEN, hidden=256))
     learnt = Learnt(network)
     asked(learnt, 20)
@@ -165,4 +169,4 @@ def test_a_decision_takes_less_than_a_millisecond(path: Path) -> None:
         network.scores([0.1] * len(NAMES))
         ran.append(perf_counter() - began_at)
     assert median(ran) < SLOW_S
-    assert sorted(took)[len(took) // 10] < SLOW_S
+    assert sorted(took)[len(took) // 10] < 0.01 * URGENT_S

@@ -113,7 +113,7 @@ def test_loops_ask_all_requests_in_turn() -> None:
     for session in sessions:
         session.asked = []
     feeds = [{"x": np.array([float(number)])} for number in range(3)]
-    figures = ort_loop.measure(sessions, feeds, callers=2, seconds=0.05)
+    figures = ort_loop.measure(sessions, feeds, callers=2, seconds=0.5)
     counts = np.bincount([int(asked) for session in sessions for asked in session.asked])
     assert counts.max() - counts.min() <= 1
     assert figures["requests"] == counts.sum() - 6  # each session is first asked everything once

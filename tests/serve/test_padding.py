@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dlproxy import InferenceError, Model, Proxy
 from dlproxy.cli.control_port import ModelState
 from dlproxy.cli.models import _page
-from dlproxy.cli.serve import _describe  # the start-up report has no other door
+from dlproxy.cli.serve import describe  # the start-up report has no other door
 
 Array = NDArray[Any]
 HANG_S = 60.0
@@ -69,7 +69,7 @@ async def test_requests_of_any_length_share_batches_and_get_their_own_answers(
             while not loaded.served.stats.elements["padding"]:
                 answers = await asyncio.gather(*(proxy.infer("m", request) for request in requests))
                 assert all(map(_is_right, requests, answers))
-        assert "shorter requests are padded to the longest" in "\n".join(_describe(loaded))
+        assert "shorter requests are padded to the longest" in "\n".join(describe(loaded))
 
 
 async def test_padding_is_off_where_the_knob_says_so(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ async def test_padding_is_off_where_the_knob_says_so(tmp_path: Path) -> None:
         assert all(map(_is_right, requests, answers))
         (loaded,) = proxy.models
         assert loaded.served.stats.elements["padding"] == 0
-        assert "padded" not in "\n".join(_describe(loaded))
+        assert "padded" not in "\n".join(describe(loaded))
 
 
 async def test_what_is_hidden_whole_runs_alone_and_harms_nobody(tmp_path: Path) -> None:

@@ -119,11 +119,11 @@ async def test_versions_each_have_their_own_and_leave_with_them(monkeypatch: pyt
     assert house.tuned == [("m", "1"), ("m", "2")]
     assert first.pilot is not house.flight(version="2").pilot
     stats = house.models._loaded["m", "1"].served.stats
-    assert len(stats.readers) == 1
+    assert len(stats.readers) == 2, "the objective has one of its own"
     config = ModelConfig(path=SLEEP, run="thread", slo="p99=50ms", instances=1, threads=1, version="3")
     await house.models.replace("m", "1", config)
     assert house.tuned == [("m", "2"), ("m", "3")]
-    assert (first.pilot, stats.readers) == (None, [])
+    assert (first.pilot, stats.readers) == (None, [stats.objective])
     await house.models.unload("m", "2", drain_s=1.0)
     assert house.tuned == [("m", "3")]
     with pytest.raises(InferenceError, match=r"no model 'zzz' that the autopilot could tune$"):

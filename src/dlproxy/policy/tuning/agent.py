@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
-from dlproxy.policy.tuning.features import features, suiting
+from dlproxy.policy.tuning.features import features, outcomes
 from dlproxy.policy.tuning.moves import MOVES, Move, moved
 from dlproxy.policy.tuning.protocol import Knobs, Proposal, Space, cores_of
-from dlproxy.policy.tuning.rules import PAYS, Rules, load_in
+from dlproxy.policy.tuning.rules import PAYS, Rules
 from dlproxy.policy.tuning.window import Window
 
 Scores = Callable[[tuple[float, ...]], Sequence[float]]
@@ -41,23 +41,18 @@ class Eyes:
         if not self._advised:
             advice = None
         book = self.rules.book
-        suits = suiting(knobs, space, book)
         missing = window.missed > space.tolerated * window.ended
-        options: list[Proposal | None] = []
-        for move in MOVES:
-            after = moved(knobs, move, space, suiting=suits, advised=None if advice is None else advice.knobs)
-            if after is None or move is Move.ADVISED:
-                options.append(None if after is None else advice)
+        allowed = advice is not None and moved(knobs, Move.ADVISED, space, advised=advice.knobs) is not None
+        options: list[Proposal | None] = [None, advice if allowed else None]
+        known = outcomes(window, knobs, space, book)
+        for move, outcome in zip(MOVES[2:], known, strict=True):
+            if outcome.after is None:
+                options.append(None)
                 continue
-            gain = 0.0
-            if suits and window.arrived:
-                load = load_in(window)
-                gain = book.missed(knobs, load, space) - book.missed(after, load, space)
-            harmless = not missing and cores_of(after) < cores_of(knobs)
-            options.append(
-                Proposal(knobs=after, reason=f"learnt: {move}", gain=gain if gain > PAYS else 0.0, harmless=harmless)
-            )
-        return Sight(state=features(window, knobs, space, book, advice), options=tuple(options))
+            gain = outcome.gain if window.arrived and outcome.gain > PAYS else 0.0
+            harmless = not missing and cores_of(outcome.after) < cores_of(knobs)
+            options.append(Proposal(knobs=outcome.after, reason=f"learnt: {move}", gain=gain, harmless=harmless))
+        return Sight(state=features(window, knobs, space, book, advice, known), options=tuple(options))
 
     def learn(self, knobs: Knobs, window: Window, *, kept: bool) -> None:
         self.rules.learn(knobs, window, kept=kept)

@@ -7,6 +7,8 @@ Not aware of: networks.
 from collections.abc import Sequence
 from math import inf, isfinite, log2
 
+from msgspec import Struct
+
 from dlproxy.policy.tuning.moves import MOVES, moved
 from dlproxy.policy.tuning.protocol import Knobs, Proposal, Space, cores_of
 from dlproxy.policy.tuning.rules import CostBook, Load, batch_within, load_in
@@ -37,9 +39,40 @@ def suiting(knobs: Knobs, space: Space, book: CostBook) -> int:
     return 0 if cost is None else batch_within(cost, min(space.objective_s, FLAT_S), space.max_batch)
 
 
-def features(window: Window, knobs: Knobs, space: Space, book: CostBook, advice: Proposal | None = None) -> tuple[float, ...]:
-    """One number for each of NAMES, finite, from -MOST to MOST. `book`: what batches cost, as seen until now."""
+class Outcome(Struct, frozen=True):
+    """Of a move that turns knobs by itself: the knobs after it, None where it is not possible; and by how much fewer requests
+    are predicted to miss the objective, 0 where nothing is known.
+    """
+
+    after: Knobs | None
+    gain: float
+
+
+def outcomes(window: Window, knobs: Knobs, space: Space, book: CostBook) -> list[Outcome]:
+    """Of MOVES from the third on: all but to leave it, and what the rules advise."""
+    load, suits = load_in(window), suiting(knobs, space, book)
+    here = _predicted(load, knobs, space, book) if suits else 0.0
+    found = []
+    for move in MOVES[2:]:
+        after = moved(knobs, move, space, suiting=suits)
+        gain = here - _predicted(load, after, space, book) if suits and after is not None else 0.0
+        found.append(Outcome(after, gain))
+    return found
+
+
+def features(
+    window: Window,
+    knobs: Knobs,
+    space: Space,
+    book: CostBook,
+    advice: Proposal | None = None,
+    known: Sequence[Outcome] | None = None,
+) -> tuple[float, ...]:
+    """One number for each of NAMES, finite, from -MOST to MOST. `book`: what batches cost, as seen until now. `known`: outcomes
+    of these very knobs, if somebody has asked for them.
+    """
     load, objective_s = load_in(window), min(space.objective_s, FLAT_S)
+    known = outcomes(window, knobs, space, book) if known is None else known
     found = [
         *_of_load(window, load, objective_s, space.tolerated),
         *_of_model(window, load, knobs, space, book),
@@ -47,7 +80,7 @@ def features(window: Window, knobs: Knobs, space: Space, book: CostBook, advice:
         float(space.prefers == "cores"),
         float(space.prefers == "rate"),
         *_of_advice(advice, knobs, space, book),
-        *_of_moves(load, knobs, space, book),
+        *[outcome.gain for outcome in known],
     ]
     return tuple([_bounded(value) for value in found])
 
@@ -108,15 +141,6 @@ def _of_advice(advice: Proposal | None, knobs: Knobs, space: Space, book: CostBo
         return (0.0,) * len(_ADVICE)
     known = book.knows(_way(advice.knobs))
     return 1.0, advice.gain, float(advice.harmless), float(known), _doublings(cores_of(advice.knobs) / cores_of(knobs)) / 2.0
-
-
-def _of_moves(load: Load, knobs: Knobs, space: Space, book: CostBook) -> Sequence[float]:
-    """By how much fewer requests each would miss the objective, as the fitted cost says; 0 where it is not possible."""
-    if book.cost(_way(knobs), space.cores) is None:
-        return (0.0,) * (len(MOVES) - 2)
-    here, suits = _predicted(load, knobs, space, book), suiting(knobs, space, book)
-    after = [moved(knobs, move, space, suiting=suits) for move in MOVES[2:]]
-    return [0.0 if option is None else here - _predicted(load, option, space, book) for option in after]
 
 
 def _predicted(load: Load, knobs: Knobs, space: Space, book: CostBook) -> float:
