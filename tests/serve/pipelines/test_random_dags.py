@@ -64,7 +64,8 @@ def graphs(draw: st.DrawFn) -> tuple[Graph, dict[str, str]]:
         known[gives].append(f"{name}.{OUTPUT[what]}")
         if when and gives in ("array", "items") and draw(st.booleans()):  # and the other branch
             other = when.removeprefix(NOT) if when.startswith(NOT) else NOT + when
-            steps[f"{name}n"] = step(":plus_one", each=each, when=other, x=draw(st.sampled_from(known[takes])))
+            some = known[takes if each else "array"]  # by itself it adds to no list
+            steps[f"{name}n"] = step(":plus_one", each=each, when=other, x=draw(st.sampled_from(some)))
             does[f"{name}n"] = gives
             known[gives] += [f"{name}.{OUTPUT[what]} | {name}n.y"] * 3
             both[name] = f"{name}n"
