@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 import pytest
+from hypothesis.errors import FlakyFailure
 
 from dlproxy.fleet import warm_model
 from dlproxy.instance.warmup import Calibration
@@ -93,5 +94,7 @@ def test_a_warm_up_that_believes_every_model_is_found_out(
     another_court: Court, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warm_model, "warmed", lambda runtime, *_: (Calibration(((1, 1e-5),), True), []))
-    with pytest.raises(WrongAnswerError):
+    with pytest.raises((WrongAnswerError, FlakyFailure)) as found:
         another_court.prove(kind, UNTIL_FOUND, explain=False)
+    if isinstance(found.value, FlakyFailure):  # asked once more, the requests did not meet in a batch
+        assert found.group_contains(WrongAnswerError)
