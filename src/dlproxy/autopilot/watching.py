@@ -151,7 +151,7 @@ def _learnt(path: str, trust: Trust) -> Callable[[], Detector]:
     try:
         network = read_network(path, trust)
     except ModelError as error:
-        raise ConfigError(f"watch: {error}", "watch") from None
+        raise ConfigError(f"watch: {error}; give off, charts, or a network that was trained for it", "watch") from None
     properties = network.metadata
     known = properties.get("dlproxy.features", "")
     if known != ",".join(NAMES) or properties.get("dlproxy.span") != str(SPAN):

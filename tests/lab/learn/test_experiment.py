@@ -71,8 +71,9 @@ def test_a_mistake_in_the_settings_is_named(line: str, message: str, tmp_path: P
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("digits-cn", "there is no experiment 'digits-cn'; there are"),
-        ("digits-cn", "digits-cnn, "),
+        ("digits-cn", "there is no experiment 'digits-cn'; did you mean digits-cnn?"),
+        ("zzz", "there is no experiment 'zzz'; there are"),
+        ("zzz", "digits-cnn, "),
         ("nowhere.toml", "nowhere.toml"),
     ],
 )

@@ -5,6 +5,7 @@ Not aware of: torch, what the kinds do.
 
 import tomllib
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,8 +105,10 @@ def find(name: str) -> Experiment:
     if path.is_file():
         return read(path)
     if not name.endswith(".toml"):
-        known = ", ".join(sorted(path.stem for path in OURS.glob("*.toml")))
-        raise LearnError(f"there is no experiment '{name}'; there are {known}, and files that end in .toml")
+        known = sorted(path.stem for path in OURS.glob("*.toml"))
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}, and files that end in .toml"
+        raise LearnError(f"there is no experiment '{name}'; {hint}")
     return read(Path(name))
 
 
