@@ -15,17 +15,17 @@ WEIGHT = 0.3  # of the newest window in a chart's average
 SPAN = 16  # windows that a network is shown
 LIMITS: Mapping[str, float] = MappingProxyType(
     {
-        "rate": 13.6,
-        "in_flight": 10.6,
-        "p50": 18.8,
-        "p99": 10.3,
-        "cost": 8.5,
-        "refused": 18.4,
-        "late": 8.0,
+        "rate": 14.6,
+        "in_flight": 9.4,
+        "p50": 19.3,
+        "p99": 9.4,
+        "cost": 8.3,
+        "refused": 20.0,
+        "late": 9.0,
         "failed": 6.0,
-        "dispersion": 5.0,
-        "rows": 7.3,
-        "batch": 10.0,
+        "dispersion": 4.6,
+        "rows": 7.4,
+        "batch": 10.2,
         "hits": 4.0,
     }
 )
