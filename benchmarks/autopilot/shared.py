@@ -3,7 +3,7 @@
 Called by benchmarks/autopilot. Not aware of: pages.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from heapq import merge
 from itertools import product
 
@@ -83,7 +83,7 @@ def splits(models: int) -> list[tuple[float, ...]]:
 def run(models: list[Shared], seed: int, split: tuple[float, ...] | None = None, phase: int | None = None) -> Outcome:
     """Without a split the shares are turned. With a phase only that one, once it has settled."""
     outcome = Outcome([0.0, 0.0], [0.0, 0.0], [])
-    simulation = _Weighed(models, outcome)
+    simulation = Weighed(models, outcome)
     simulated = [_model(model, seed) for model in models]
     node = simulation.add("node-0", simulated, arbiter=Arbiter({"cores": CORES}))
     until = 2 * PHASE_S
@@ -135,11 +135,18 @@ def _stream(model: Shared, seed: int, since_s: float, until_s: float) -> Iterato
                 yield at_s, model.name, model.objective_s
 
 
-class _Weighed(Simulation):
-    """Counts the weight of what is answered in time."""
+def settled_phase(due_at: float) -> int | None:
+    """None before it has settled, and after it is measured."""
+    phase, at_s = divmod(due_at, PHASE_S)
+    return int(phase) if SETTLED_S <= at_s < MEASURED_S else None
 
-    def __init__(self, models: list[Shared], outcome: Outcome) -> None:
+
+class Weighed(Simulation):
+    """Counts the weight of what is answered in time, by `phase_of` the instants when requests were due; None: not at all."""
+
+    def __init__(self, models: list[Shared], outcome: Outcome, phase_of: Callable[[float], int | None] = settled_phase) -> None:
         super().__init__(Tally(0.0, 1e9, 1.0), balancer=make_balancer("round-robin"))
+        self._phase_of = phase_of
         self._models: Mapping[str, Shared] = {model.name: model for model in models}
         self._outcome = outcome
         self._asked: dict[int, str] = {}
@@ -151,8 +158,8 @@ class _Weighed(Simulation):
     def _finished(self, number: int, failure: object, now: float) -> None:
         due_at, _ = self._open.pop(number)
         model = self._models[self._asked.pop(number)]
-        phase, at_s = divmod(due_at, PHASE_S)
-        if SETTLED_S <= at_s < MEASURED_S:
-            self._outcome.offered[int(phase)] += model.weight
+        phase = self._phase_of(due_at)
+        if phase is not None:
+            self._outcome.offered[phase] += model.weight
             if failure is None and now - due_at <= model.objective_s:
-                self._outcome.good[int(phase)] += model.weight
+                self._outcome.good[phase] += model.weight

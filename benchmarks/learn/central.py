@@ -8,15 +8,13 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from benchmarks.autopilot.shared import CORES, Outcome, Shared, make
+from benchmarks.autopilot.shared import CORES, Outcome, Shared, Weighed, make
 from dlproxy.lab.load.arrivals import make_arrivals
-from dlproxy.lab.report.result import Tally
 from dlproxy.lab.simulate.autopilot import SimulatedPilot, SimulatedShares, Telemetry, Ways
-from dlproxy.lab.simulate.engine import Call, Node, SimulatedModel, Simulation
+from dlproxy.lab.simulate.engine import Call, Node, SimulatedModel
 from dlproxy.lab.simulate.machine import Machine
 from dlproxy.lab.simulate.service_times import Fitted
 from dlproxy.policy.arbiter import Arbiter
-from dlproxy.policy.balancing import make_balancer
 from dlproxy.policy.events import KnobsChanged
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
@@ -43,7 +41,8 @@ def compare(seed: int) -> dict[Way, float]:
 
 
 def run(models: list[Shared], seed: int, way: Way) -> float:
-    simulation = _Weighed(models)
+    outcome = Outcome([0.0], [0.0], [])
+    simulation = Weighed(models, outcome, lambda due_at: 0)
     simulated = {model.name: _model(model, seed) for model in models}
     node = simulation.add("node-0", list(simulated.values()), arbiter=Arbiter({"cores": CORES}))
     telemetries = {}
@@ -62,7 +61,7 @@ def run(models: list[Shared], seed: int, way: Way) -> float:
     if way == "one for all":
         _Central(node, telemetries, weights, models)
     simulation.run(_calls(models, seed), drain_s=10.0)
-    return simulation.outcome.good[0] / simulation.outcome.offered[0]
+    return outcome.good[0] / outcome.offered[0]
 
 
 class _Heard(Telemetry):
@@ -197,24 +196,3 @@ def _calls(models: list[Shared], seed: int) -> list[Call]:
         for chunk in make_arrivals("poisson", rate=model.rate, seed=seed * 100 + place).chunks(UNTIL_S):
             found += [Call(model.name, 1, model.objective_s, at_s) for at_s in chunk.tolist()]
     return sorted(found, key=lambda call: call.due_at)
-
-
-class _Weighed(Simulation):
-    """Counts the weight of what is answered in time."""
-
-    def __init__(self, models: list[Shared]) -> None:
-        super().__init__(Tally(0.0, 1e9, 1.0), balancer=make_balancer("round-robin"))
-        self._models = {model.name: model for model in models}
-        self.outcome = Outcome([0.0], [0.0], [])
-        self._asked: dict[int, str] = {}
-
-    def send(self, call: Call, now: float) -> None:
-        self._asked[self._count + 1] = call.model
-        super().send(call, now)
-
-    def _finished(self, number: int, failure: object, now: float) -> None:
-        due_at, _ = self._open.pop(number)
-        model = self._models[self._asked.pop(number)]
-        self.outcome.offered[0] += model.weight
-        if failure is None and now - due_at <= model.objective_s:
-            self.outcome.good[0] += model.weight

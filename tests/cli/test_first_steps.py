@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from dlproxy.cli import USER_ERROR, main
+from dlproxy.cli.check import _apart
 from dlproxy.cli.completion import SHELLS
 from dlproxy.cli.terminal import OK
+from dlproxy.config import AutopilotConfig, Config, ServerConfig
 from tests import models
 from tests.clients.server import write_config
 
@@ -68,6 +70,12 @@ def test_check_says_everything_that_stands_against_it_and_leaves_nothing(
     assert "nothing stands" not in out
     assert not store.exists()
     assert not (folder / "events").exists()
+
+
+def test_what_check_loads_writes_nothing_that_others_see() -> None:
+    server = ServerConfig(store="folder", event_log="events", audit_log="audit", drain_s=5.0)
+    seen = _apart(Config(server=server, autopilot=AutopilotConfig(mode="on", record="seen")))
+    assert seen == Config(server=ServerConfig(drain_s=5.0), autopilot=AutopilotConfig(mode="on"))
 
 
 @pytest.mark.parametrize("shell", SHELLS)

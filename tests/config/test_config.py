@@ -107,9 +107,10 @@ def test_files_of_locks_are_beside_the_file_and_a_url_stays_one(tmp_path: Path) 
 
 def test_files_of_agents_are_beside_the_file_and_names_of_policies_stay(tmp_path: Path) -> None:
     path = tmp_path / "dlproxy.toml"
-    path.write_text('[autopilot]\npolicy = "bandit"\nchallenger = "agent.onnx"\nrecord = "seen"\n')
+    path.write_text('[autopilot]\npolicy = "bandit"\nchallenger = "agent.onnx"\nwatch = "seen.onnx"\nrecord = "seen"\n')
     autopilot = load(path).autopilot
     assert (autopilot.policy, autopilot.challenger) == ("bandit", str(tmp_path / "agent.onnx"))
+    assert autopilot.watch == str(tmp_path / "seen.onnx")
     assert autopilot.record == str(tmp_path / "seen")
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from dlproxy.autopilot.learnt import Learnt, Network, read_agent
 from dlproxy.config import ConfigError
+from dlproxy.config.paths import NETWORK, is_network
 from dlproxy.instance.integrity import Trust
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.tuning import KNOB_POLICIES, make_knob_policy
 from dlproxy.policy.tuning.duel import Duel, Side
-
-FILE = ".onnx"
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +67,8 @@ class Agents:
     def _side(self, name: str) -> MakeSide:
         if name in KNOB_POLICIES:
             return lambda: Side(name, make_knob_policy(name))
-        if not name.endswith(FILE):
-            raise ConfigError(f"there is no policy '{name}': give {', '.join(KNOB_POLICIES)}, or an agent's file ({FILE})")
+        if not is_network(name):
+            raise ConfigError(f"there is no policy '{name}': give {', '.join(KNOB_POLICIES)}, or an agent's file ({NETWORK})")
         stamp = _stamp(name)  # before it is read: what changes meanwhile is read again
         network: Network = read_agent(name, self._trust)
         self._stamps[name] = stamp

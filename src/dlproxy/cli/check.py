@@ -60,7 +60,8 @@ def _apart(config: "Config") -> "Config":
     import msgspec
 
     server = msgspec.structs.replace(config.server, store="", event_log="", audit_log="")
-    return msgspec.structs.replace(config, server=server)
+    autopilot = msgspec.structs.replace(config.autopilot, record="")
+    return msgspec.structs.replace(config, server=server, autopilot=autopilot)
 
 
 def _show(server: "Server") -> None:

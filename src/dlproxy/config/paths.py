@@ -75,9 +75,9 @@ def split_device(device: str) -> tuple[str, str]:
     return kind, part
 
 
-def is_network(forecast: str) -> bool:
-    """Whether a model's forecast of load is one that was learnt, and this its file."""
-    return forecast.endswith(NETWORK)
+def is_network(value: str) -> bool:
+    """Whether a knob that takes names or what was learnt (a forecast, a policy, what watches) has a file of the latter."""
+    return value.endswith(NETWORK)
 
 
 def check_forecast(forecast: str) -> None:

@@ -91,8 +91,8 @@ def _integrity(path: Path, section: IntegrityConfig) -> IntegrityConfig:
 
 
 def _autopilot(path: Path, section: AutopilotConfig) -> AutopilotConfig:
-    agents = [name for name in ("policy", "challenger") if getattr(section, name).endswith(".onnx")]
-    return _beside(path, section, *agents, "record")
+    networks = [name for name in ("policy", "challenger", "watch") if is_network(getattr(section, name))]
+    return _beside(path, section, *networks, "record")
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
