@@ -23,6 +23,7 @@ from dlproxy.policy.events import (
     Command,
     Complete,
     Dispatch,
+    DispatchReason,
     Event,
     FirstPart,
     InstanceExpected,
@@ -65,6 +66,7 @@ class _Flight(Struct):
     requests: list[Request]
     instance: str
     dispatched_at: float
+    reason: DispatchReason
     result: BatchResult | None = None
 
 
@@ -366,7 +368,7 @@ class Driver:
         now = self._clock()
         if self._taker is not None:
             self._taker.start(command.batch_id, now)
-        self._flights[command.batch_id] = _Flight(requests, command.instance, now)
+        self._flights[command.batch_id] = _Flight(requests, command.instance, now, command.reason)
         try:
             instance = self._instances[command.instance]
         except KeyError:  # it has died, which the lane hears next
@@ -389,6 +391,7 @@ class Driver:
         padded, variant = self._pads and _differ_in_length(flight.requests), result.variant
         end = 0
         answer: tuple[Request, list[Tensor]] | None = None
+        gone: list[Request] | None = None
         for request in flight.requests:
             ticket = request.ticket
             start, end = end, end + ticket.rows
@@ -399,7 +402,8 @@ class Driver:
                     outputs = cutter.cut(start, ticket.rows, request.outputs, ticket.length)
                 except Exception as error:  # the model gave elements that are none of the declared type
                     self._failure_log.answer_failed(flight.instance, request, error, split_at)
-                    self._fail(request, waiting[1], Failure(FailureKind.MODEL_FAILED, text_of(error)))
+                    self._fail(request, waiting[1], Failure(FailureKind.MODEL_FAILED, text_of(error)), "failed")
+                    gone = [*(gone or ()), request]
                     continue
                 if not padded or answer is None or ticket.length < answer[0].ticket.length:  # the most padded tells most
                     answer = request, outputs
@@ -413,6 +417,8 @@ class Driver:
                     waiting[1].completed(response)
                 except Exception:
                     log.exception("model %s: could not hand over the answer to request %d", self._model, ticket.id)
+            else:
+                gone = [*(gone or ()), request]
         answered_at = self._clock()
         after_s, split_s = answered_at - dispatched_at, answered_at - split_at
         if not flight.requests[0].ticket.of_client:
@@ -422,7 +428,22 @@ class Driver:
             recheck.ask_again(*answer, answered_at, padded=padded)
         if self._pads:
             self._stats.batch_padded([request.ticket for request in flight.requests])
-        self._stats.batch_answered(AnsweredBatch(end, queued_s, after_s, result.batch_s, result.compute_s, split_s))
+        answered = flight.requests if gone is None else [request for request in flight.requests if request not in gone]
+        self._stats.batch_answered(
+            AnsweredBatch(
+                end,
+                queued_s,
+                after_s,
+                result.batch_s,
+                result.compute_s,
+                split_s,
+                command.batch_id,
+                flight.instance,
+                flight.reason,
+                dispatched_at,
+                answered,
+            )
+        )
 
     def _reject(self, command: Reject) -> None:
         request, reply = self._waiting.pop(command.ticket.id)
@@ -430,20 +451,22 @@ class Driver:
             log.error("model %s: request %d is quarantined: %s", self._model, request.ticket.id, command.failure.message)
             self._quarantine = self._quarantine or Quarantine(self._quarantine_s, self._clock)
             self._quarantine.add(request)
-        self._fail(request, reply, command.failure)
+        self._fail(request, reply, command.failure, command.reason)
 
     def _is_quarantined(self, quarantine: Quarantine, request: Request, reply: ReplyTo) -> bool:
         left_s = quarantine.left_s(request)
         if left_s:
             message = f"instances crashed while they ran this very input, so it is refused for {left_s:.0f} s (quarantine_s)"
-            self._fail(request, reply, Failure(FailureKind.MODEL_FAILED, message))
+            self._fail(request, reply, Failure(FailureKind.MODEL_FAILED, message), "quarantined")
         elif not quarantine:
             self._quarantine = None
         return left_s > 0.0
 
-    def _fail(self, request: Request, reply: ReplyTo, failure: Failure) -> None:
+    def _fail(self, request: Request, reply: ReplyTo, failure: Failure, reason: str) -> None:
         if request.ticket.of_client and not request.ticket.part_of:
-            self._stats.failed(failure.kind, self._clock() - request.ticket.arrived_at)
+            now = self._clock()
+            self._stats.failed(failure.kind, now - request.ticket.arrived_at)
+            self._stats.lost(request, failure, reason, now)
         try:
             reply.failed(failure)
         except Exception:

@@ -9,11 +9,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from time import time
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from msgspec import Struct
 
-from dlproxy.message import FailureKind, Ticket, Timing
+from dlproxy.message import Failure, FailureKind, Request, Ticket, Timing
+from dlproxy.policy.events import DispatchReason
 from dlproxy.policy.queueing import LOWEST_LEVEL
 
 InstanceState = Literal["up", "starting", "waiting", "lost"]
@@ -67,6 +68,7 @@ class AnsweredBatch(Struct):
     """A batch that was gathered, run and cut apart in so many seconds; `after_s` from its dispatch all was handed over.
 
     It gave answers to requests that had waited `queued_s` each before, those left out that were in it with a part only.
+    `requests`: all that it answered; once it is counted, none is kept. `dispatched_at` by the driver's clock.
     """
 
     rows: int
@@ -75,6 +77,21 @@ class AnsweredBatch(Struct):
     batch_s: float
     compute_s: float
     split_s: float
+    number: int = 0
+    instance: str = ""
+    reason: DispatchReason = "idle"
+    dispatched_at: float = 0.0
+    requests: Sequence[Request] = ()
+
+
+class Observer(Protocol):
+    """Looks at single batches and failures, after their replies have left."""
+
+    def answered(self, batch: AnsweredBatch) -> None: ...
+
+    def failed(self, request: Request, failure: Failure, reason: str, at: float) -> None:
+        """`reason`: the lane's, as policy/events.py has them, or who else refused it. `at`: when, by the driver's clock."""
+        ...
 
 
 class Timings:
@@ -295,6 +312,7 @@ class ModelStats:
         self.objective: Objective | None = None  # None: no latency is wanted
         self.readers: list[Timings | Objective] = []
         """Whoever looks at single answers adds its own here, for as long as it does."""
+        self.observers: list[Observer] = []
         self.elements = {"real": 0, "padding": 0}  # rows times length of batches that may be padded
         self.streams: StreamStats | None = None  # None: the model answers at once
         self.cache: CacheCounts | None = None  # None: answers are not remembered
@@ -350,6 +368,9 @@ class ModelStats:
         batches, self._uncounted = self._uncounted, []
         for batch in batches:
             self._count(batch)
+            for observer in self.observers:
+                observer.answered(batch)
+            batch.requests = ()
 
     def _count(self, batch: AnsweredBatch) -> None:
         rows, requests, after_s = batch.rows, len(batch.queued_s), batch.after_s
@@ -376,6 +397,11 @@ class ModelStats:
         """`times`: -1 takes back what was counted a moment ago."""
         self.failures[kind] += times
         self.failed_s += seconds * times
+
+    def lost(self, request: Request, failure: Failure, reason: str, at: float) -> None:
+        """Tell the observers, beside `failed`."""
+        for observer in self.observers:
+            observer.failed(request, failure, reason, at)
 
     def aim(self, seconds: float | None, share: float) -> None:
         """From now on this share of the requests shall be answered within so many seconds; None: as they come."""
