@@ -429,21 +429,10 @@ class Driver:
         if self._pads:
             self._stats.batch_padded([request.ticket for request in flight.requests])
         answered = flight.requests if gone is None else [request for request in flight.requests if request not in gone]
-        self._stats.batch_answered(
-            AnsweredBatch(
-                end,
-                queued_s,
-                after_s,
-                result.batch_s,
-                result.compute_s,
-                split_s,
-                command.batch_id,
-                flight.instance,
-                flight.reason,
-                dispatched_at,
-                answered,
-            )
-        )
+        batch = AnsweredBatch(end, queued_s, after_s, result.batch_s, result.compute_s, split_s)
+        batch.number, batch.instance, batch.reason = command.batch_id, flight.instance, flight.reason
+        batch.dispatched_at, batch.requests = dispatched_at, answered
+        self._stats.batch_answered(batch)
 
     def _reject(self, command: Reject) -> None:
         request, reply = self._waiting.pop(command.ticket.id)
