@@ -26,7 +26,7 @@ from dlproxy.lab.learn.experiment import Experiment, Place, Run, settings
 
 MOST = 16  # rows of a batch
 LOADS, FIXED, POWERS = (0.1, 0.9), (0.2, 0.95), (0.0, 20.0)  # drawn from for training
-HELD_OUT = tuple((load, fixed, power) for load in (0.25, 0.5, 0.75) for fixed in (0.4, 0.85) for power in (0.0, 3.0, 12.0))
+HELD_OUT = tuple((load, fixed, power) for load in (0.2, 0.45, 0.7) for fixed in (0.3, 0.75) for power in (1.0, 5.0, 15.0))
 """(load, fixed part, power) that no training draws exactly, on a grid over what it draws from."""
 SIZES = (1, 2, 4, 8, 12, MOST)
 EPISODE = 100  # decisions
