@@ -56,6 +56,7 @@ from dlproxy.serve.states import StatePlan
 from dlproxy.serve.variants import VariantLayer, check_variants
 from dlproxy.service import Service
 from dlproxy.telemetry.event_log import Header, Recorder
+from dlproxy.telemetry.exemplars import Exemplars, ExemplarStore
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import ServedModel
 from dlproxy.wire.terms import by_level
@@ -88,6 +89,7 @@ class LoadedModel(Struct, eq=False):
     cache: "CacheLayer | None" = None
     degrading: Degrading | None = None
     sequences: SequenceLayer | None = None
+    forget: Callable[[], None] = lambda: None
 
     @property
     def accuracy(self) -> float:
@@ -121,13 +123,14 @@ async def load_model(
     caches: Caches | None = None,
     pipelines: Pipelines | None = None,
     sequences: SequenceStore | None = None,
+    exemplars: ExemplarStore | None = None,
     clock: Callable[[], float] = monotonic,
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ConfigError, LogError, ModelError, and then nothing of it is left.
 
     `ticket_ids`: where requests get theirs. `event_log`: the file. `trust`: which models may be loaded. `on_ways`: called when
     its batches run in another way, or in another number side by side. `sequences`: of all of its versions. `pipelines`: for a
-    model that is one.
+    model that is one. `exemplars`: where single requests of it are kept.
     """
     class_names = class_names_of(config)
     forecast = await asyncio.to_thread(forecast_of, name, config.forecast, trust)
@@ -149,6 +152,8 @@ async def load_model(
     except BaseException:
         await fleet.stop()
         raise
+    if exemplars is not None:
+        _keep_exemplars(loaded, exemplars)
     loaded.served.class_names = class_names
     loaded.served.pipeline = config if config.steps else None
     signature, control = fleet.signature, loaded.control
@@ -218,6 +223,21 @@ def _assembled(
     control.on_variants = partial(_stand_in, loaded, quotas, clock)
     _connect(loaded, splits=splits)
     return loaded
+
+
+def _keep_exemplars(model: LoadedModel, store: ExemplarStore) -> None:
+    served, lane = model.served, model.lane
+    exemplars = Exemplars(
+        store,
+        served.name,
+        served.version,
+        served.stats,
+        running=model.driver.running,
+        max_wait_s=lambda: lane.view().knobs.max_wait_s,
+        upstream=model.fleet.run == "upstream",
+    )
+    store.add(exemplars)
+    model.forget = partial(store.remove, exemplars)
 
 
 def _residence(config: ModelConfig, fleet: Fleet, driver: Driver) -> Residence:
@@ -419,6 +439,7 @@ async def unload_model(model: LoadedModel, drain_s: float, reason: str = "the mo
         try:
             await model.fleet.stop()
         finally:
+            model.forget()
             model.roster.forget()
             if model.recorder is not None:
                 model.recorder.close()

@@ -42,6 +42,8 @@ from dlproxy.serve.rollout import OnWorse, Rollouts
 from dlproxy.serve.sequences import SequenceStore
 from dlproxy.serve.tuning import holding, tuned
 from dlproxy.serve.turns import Turns
+from dlproxy.telemetry.exemplars import ExemplarStore
+from dlproxy.telemetry.journal import Journal
 from dlproxy.wire.catalog import Catalog
 
 Key = tuple[str, str]  # name and version
@@ -72,6 +74,7 @@ class Models:
         """
         self.catalog = Catalog()
         self.caches = Caches(cache, clock)
+        self.exemplars = ExemplarStore(Journal(clock))
         self._tuned: dict[LoadedModel, Tuned] = {}
         self.shares_cores = False
         """Whether batches of these models take turns on the cores now."""
@@ -268,6 +271,7 @@ class Models:
                         caches=self.caches,
                         pipelines=self._pipelines,
                         sequences=self._sequences.setdefault(name, SequenceStore(name, self._clock)),
+                        exemplars=self.exemplars,
                         clock=self._clock,
                     )
             except asyncio.CancelledError:

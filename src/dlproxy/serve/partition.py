@@ -177,7 +177,7 @@ class _Whole:
         response.outputs = outputs
         response.variant = ", ".join(self._variants)
         if ticket.of_client:
-            layer.stats.request_gathered(timing, now - began_at, now - ticket.arrived_at)
+            layer.stats.request_gathered(self._request, timing, now - began_at, now - ticket.arrived_at)
         self._reply.completed(response)
 
     def failed(self, place: int, failure: Failure) -> None:

@@ -37,6 +37,7 @@ from dlproxy.wire.bounds import Bounds
 from dlproxy.wire.control.docs_page import InferencePort, docs_routes
 from dlproxy.wire.control.http import control_app
 from dlproxy.wire.control.server import ControlServer
+from dlproxy.wire.control.why import why_routes
 from dlproxy.wire.explain.http import Explain
 from dlproxy.wire.extensions import extensions_of
 from dlproxy.wire.grpc.server import GrpcServer
@@ -128,6 +129,7 @@ class Server:
         gc.collect()
         gc.freeze()  # code lives for ever: collections need not look at it again. Models do not: they come later
         gc.set_threshold(GC_ALLOCATIONS, 20, 20)
+        self.models.exemplars.journal.watch_collections()
         try:
             await self._start()
         except BaseException:
@@ -137,6 +139,7 @@ class Server:
                 listener.close()
             await self._stop_changing()
             await self.models.drain(0.0)
+            self.models.exemplars.journal.close()
             raise
 
     async def _start(self) -> None:
@@ -165,10 +168,10 @@ class Server:
             answer = with_access_log(app, monotonic) if server.access_log else app
             self.ports = listeners.ports
             self.unix_socket = listeners.unix_socket
-            docs = docs_routes(app.document, self._inference_port)
+            more = [*docs_routes(app.document, self._inference_port), *why_routes(self.models.exemplars)]
             pilots, caches = self.models.autopilot, self.models.caches
             page = control_app(
-                catalog, lambda: self.connections, self.operations, pilots, caches, docs, self._desk, self._audit
+                catalog, lambda: self.connections, self.operations, pilots, caches, more, self._desk, self._audit
             )
             tls = self._certificates
             self._control = ControlServer(page, None if tls is None else tls.context(HTTP), limits, self._bounds)
@@ -360,6 +363,7 @@ class Server:
         await self._control.stop()
         self._bounds.handshakes.close()
         self._audit.flush(now=True)
+        self.models.exemplars.journal.close()
 
     def _crowded(self, address: str) -> None:
         self._audit.refusal(Failure(FailureKind.QUOTA, "too many connections of this address"), address, "connect")

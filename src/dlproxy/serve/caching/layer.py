@@ -254,7 +254,7 @@ class CacheLayer:
         counts = self.counts
         counts.hits += 1
         counts.hit_s += now - began_at
-        self.stats.request_remembered(now - request.ticket.arrived_at)
+        self.stats.request_remembered(now - request.ticket.arrived_at, request)
         response = Response(request.id, kept.model, kept.version, kept.outputs, NO_TIME, None, "hit")
         try:
             reply.completed(response)
@@ -416,13 +416,14 @@ class Flight:
             del layer.waiting[ticket_id]
             self._forget_timer(request)
         now = layer.clock()
+        leader = 0 if asked is None else asked.ticket.id
         counted = asked is not None and response.cache != "hit"  # the lane has counted the one that it ran
         for ticket_id, (request, reply) in requests.items():
             answer = Response(request.id, response.model, response.version, response.outputs, response.timing, None, how)
             answer.variant = response.variant
             how = "joined"
             if not counted:
-                layer.stats.request_remembered(now - request.ticket.arrived_at)
+                layer.stats.request_remembered(now - request.ticket.arrived_at, request, leader)
             counted = False
             try:
                 reply.completed(answer)
