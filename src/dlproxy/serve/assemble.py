@@ -56,7 +56,8 @@ from dlproxy.serve.states import StatePlan
 from dlproxy.serve.variants import VariantLayer, check_variants
 from dlproxy.service import Service
 from dlproxy.telemetry.event_log import Header, Recorder
-from dlproxy.telemetry.exemplars import Exemplars, ExemplarStore
+from dlproxy.telemetry.exemplars import Exemplars, ExemplarStore, no_steps
+from dlproxy.telemetry.journal import Journal
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import ServedModel
 from dlproxy.wire.terms import by_level
@@ -148,12 +149,13 @@ async def load_model(
             config = msgspec.structs.replace(config, max_batch=min(config.max_batch, fleet.most_rows))
         weights = {tenant: settings.weight for tenant, settings in tenants.items()}
         sequences = sequences or SequenceStore(name, clock)
-        loaded = _assembled(name, config, fleet, weights, ticket_ids, quotas, event_log, caches, sequences, forecast, clock)
+        exemplars = exemplars or ExemplarStore(Journal(clock))
+        loaded = _assembled(
+            name, config, fleet, weights, ticket_ids, quotas, event_log, caches, sequences, forecast, exemplars, clock
+        )
     except BaseException:
         await fleet.stop()
         raise
-    if exemplars is not None:
-        _keep_exemplars(loaded, exemplars)
     loaded.served.class_names = class_names
     loaded.served.pipeline = config if config.steps else None
     signature, control = fleet.signature, loaded.control
@@ -179,6 +181,7 @@ def _assembled(
     caches: Caches | None,
     sequences: SequenceStore,
     forecast: str | Callable[[], Forecast],
+    exemplars: ExemplarStore,
     clock: Callable[[], float],
 ) -> LoadedModel:
     signature = fleet.signature
@@ -190,7 +193,8 @@ def _assembled(
     stats = ModelStats()
     driver = _driver(name, config, fleet, lane, recorder, stats, clock)
     residence = _residence(config, fleet, driver) if states is not None and signature.told_sequences else None
-    roster = Roster(residence or driver, stats, clock, None if recorder is None else recorder.note)
+    journal = exemplars.journal
+    roster = Roster(residence or driver, stats, clock, None if recorder is None else recorder.note, journal, name)
     fleet.attach(roster)
     control = LaneControl(config, lane, driver, plan.knobs, fleet, roster, plan.most_batch)
     least = residence.least if residence is not None else lambda: 0
@@ -220,8 +224,10 @@ def _assembled(
     loaded.sequences = control.sequences
     if variants is not None:
         loaded.degrading = Degrading(variants, loaded)
+    control.tell = partial(journal.add, "knobs", model=name)
     control.on_variants = partial(_stand_in, loaded, quotas, clock)
     _connect(loaded, splits=splits)
+    _keep_exemplars(loaded, exemplars)
     return loaded
 
 
@@ -234,6 +240,7 @@ def _keep_exemplars(model: LoadedModel, store: ExemplarStore) -> None:
         served.stats,
         running=model.driver.running,
         max_wait_s=lambda: lane.view().knobs.max_wait_s,
+        steps=model.fleet.steps_of if isinstance(model.fleet, PipelineFleet) else no_steps,
         upstream=model.fleet.run == "upstream",
     )
     store.add(exemplars)
@@ -419,6 +426,7 @@ def _stop_padding(model: LoadedModel, reason: str) -> None:
 def _with_quotas(inner: Service, quotas: Quotas, stats: ModelStats, clock: Callable[[], float]) -> Service:
     def count(failure: Failure, request: Request) -> None:
         stats.failed(failure.kind, 0.0)
+        stats.lost(request, failure, "quota", clock())
 
     return QuotaLayer(inner, quotas, clock=clock, on_refused=count)
 

@@ -384,6 +384,9 @@ class Models:
             model.sequences.give_way(successor.sequences, reason)
 
     async def _let_go(self, model: LoadedModel, reason: str, drain_s: float) -> None:
+        name, version = key = _key(model)
+        journal = self.exemplars.journal
+        happening = journal.begin("unload", f"version {version} of model '{name}' was leaving", model=name, subject=version)
         try:
             await unload_model(model, drain_s, reason)
             await asyncio.to_thread(give_back)
@@ -391,7 +394,8 @@ class Models:
             if model.turn_needs:
                 model.driver.leave_turns()  # which it may have been let into again meanwhile
             del self._leaving[model]
-            self._announce(_key(model))
+            journal.end(happening)
+            self._announce(key)
             self._ways_changed()
 
     def _announce(self, key: Key) -> None:
@@ -428,9 +432,17 @@ class Models:
         self._must_be_left_alone(key)
         self._changing[key] = phase
         self._announce(key)
+        journal = self.exemplars.journal
+        happening = journal.begin(
+            "load",
+            f"version {key[1]} of model '{key[0]}' was {phase.replace('loading', 'being loaded')}",
+            model=key[0],
+            subject=key[1],
+        )
         try:
             yield
         finally:
+            journal.end(happening)
             del self._changing[key]
             self._announce(key)
 

@@ -181,12 +181,13 @@ class Server:
             methods = grpc_methods(
                 catalog, repository, limits, clock=monotonic, tenant_header=server.tenant_header, extensions=extensions
             )
+            journal = self.models.exemplars.journal
             for knob, listener in sockets.items():
                 grpc = "grpc" in knob
                 door: Listening = (
-                    GrpcServer(methods, limits, self._desk, self._bounds, self._audit)
+                    GrpcServer(methods, limits, self._desk, self._bounds, self._audit, journal)
                     if grpc
-                    else HttpServer(answer, limits, self._desk, self._bounds, self._audit)
+                    else HttpServer(answer, limits, self._desk, self._bounds, self._audit, journal)
                 )
                 try:
                     await door.start(listener, None if tls is None else tls.context(GRPC if grpc else HTTP))

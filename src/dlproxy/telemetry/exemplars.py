@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from dlproxy.message import Failure, Request, Ticket
-from dlproxy.policy.why import PHASES, Case, Comparison, Happening, Neighbour, Phase, Run, causes
+from dlproxy.policy.why import PHASES, Case, Comparison, Happening, Neighbour, Phase, Run, StepTook, causes, covered, overlap
 from dlproxy.telemetry.journal import Journal, Notes
 from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, FailedRun, Histogram, ModelStats
 
@@ -81,15 +81,21 @@ class Exemplar(Struct, eq=False, gc=False):
             },
             "phases": {phase: round(case.phases[phase], 6) for phase in PHASES if phase in case.phases},
             "usual": {phase: round(case.usual[phase], 6) for phase in PHASES if phase in case.usual},
+            "meanwhile": [{"kind": one.kind, "words": one.words, "at": round(one.began_at, 6)} for one in case.happenings],
             "causes": [
                 {"kind": cause.kind, "seconds": round(cause.seconds, 6), "words": cause.words} for cause in causes(case)
             ],
         }
 
 
+def no_steps(ticket_id: int) -> tuple[StepTook, ...]:
+    """Of a model that is no pipeline."""
+    return ()
+
+
 class Exemplars:
-    """Those of one version of a model. `running`: its batches that run now, as Runs with the tickets of each; `look`: how long
-    its batches may wait to fill. Both are asked only for requests that are kept.
+    """Those of one version of a model. `running`: its batches that run now, with their requests; `max_wait_s`: how long one may
+    wait to fill; `steps`: of a pipeline, what they took of a request. They are asked only for requests that are kept.
     """
 
     def __init__(
@@ -100,12 +106,13 @@ class Exemplars:
         stats: ModelStats,
         *,
         running: Callable[[], Iterable[tuple[Run, Sequence[Request]]]],
-        max_wait_s: Callable[[], float],
-        upstream: bool,
+        max_wait_s: Callable[[], float] = float,
+        steps: Callable[[int], tuple[StepTook, ...]] = no_steps,
+        upstream: bool = False,
     ) -> None:
         self.name, self.version = name, version
         self._store, self._stats = store, stats
-        self._running, self._max_wait_s, self._upstream = running, max_wait_s, upstream
+        self._running, self._max_wait_s, self._steps, self._upstream = running, max_wait_s, steps, upstream
         self._clock, self._notes = store.journal.clock, store.journal.notes
         self.runs: deque[Kept] = deque(maxlen=MOST_RUNS)
         self.windows: deque[list[Exemplar]] = deque([[]])
@@ -191,7 +198,7 @@ class Exemplars:
         """It is not served any more: what was kept stays, and nothing else of it."""
         self._stats.observers.remove(self)
         self._stats.exemplars, self._stats.keep_above_s = None, inf
-        self._running, self._max_wait_s = tuple, float  # no driver is kept alive
+        self._running, self._max_wait_s, self._steps = tuple, float, no_steps  # no driver is kept alive
         self._stats = ModelStats()
         self.runs.clear()
 
@@ -326,12 +333,13 @@ class Exemplars:
         arrived_at = ticket.arrived_at
         case = Case(self.name, phases, self._usual.phases(self._clock()), ticket.whole_rows or ticket.rows, ticket.length, run)
         case.earlier, case.max_wait_s, case.upstream = earlier, self._max_wait_s(), self._upstream
+        case.steps = self._steps(ticket.id)
         case.in_sequence = request.sequence is not None
         known = {one.number for one in earlier} | {-1 if run is None else run.number}
         ahead = [one for one in self._since(arrived_at) if one.began_at < waited_s and one.number not in known]
         case.ahead_batches = len(ahead)
-        case.ahead_s = _covered(ahead, 0.0, waited_s)
-        case.ahead = tuple(sorted(ahead, key=lambda one: -_overlap(one, 0.0, waited_s))[:NEIGHBOURS])
+        case.ahead_s = covered(ahead, 0.0, waited_s)
+        case.ahead = tuple(sorted(ahead, key=lambda one: -overlap(one.began_at, one.ended_at, 0.0, waited_s))[:NEIGHBOURS])
         if len(self.runs) == self.runs.maxlen:
             case.known_since = self.runs[0].dispatched_at - arrived_at
         case.neighbours = tuple(self._store.neighbours(self, arrived_at, waited_s, at))
@@ -468,8 +476,8 @@ class ExemplarStore:
         for exemplars in self._models:
             runs = [] if exemplars is of else exemplars.overlapping(arrived_at, at)
             if runs:
-                longest = max(runs, key=lambda run: _overlap(run, 0.0, at))
-                waiting_s, running_s = _covered(runs, 0.0, waited_s), _covered(runs, waited_s, at)
+                longest = max(runs, key=lambda run: overlap(run.began_at, run.ended_at, 0.0, at))
+                waiting_s, running_s = covered(runs, 0.0, waited_s), covered(runs, waited_s, at)
                 found.append(Neighbour(exemplars.name, len(runs), waiting_s, running_s, longest))
         return sorted(found, key=lambda one: -one.waiting_s - one.running_s)[:NEIGHBOURS]
 
@@ -496,21 +504,6 @@ def _run(kept: Kept, arrived_at: float) -> Run:
     began_at = kept.dispatched_at - arrived_at
     error = kept.error if type(kept) is FailedRun else ""
     return Run(kept.number, kept.instance, kept.rows, kept.reason, began_at, began_at + kept.after_s, kept.compute_s, error)
-
-
-def _overlap(run: Run, begins: float, ends: float) -> float:
-    return max(min(run.ended_at, ends) - max(run.began_at, begins), 0.0)
-
-
-def _covered(runs: Iterable[Run], begins: float, ends: float) -> float:
-    """Seconds between these in which at least one of them went on."""
-    seconds, reached = 0.0, begins
-    for run in sorted(runs, key=lambda run: run.began_at):
-        ended_at = min(run.ended_at, ends)
-        if ended_at > reached:
-            seconds += ended_at - max(run.began_at, reached)
-            reached = ended_at
-    return seconds
 
 
 def _middle(counts: Sequence[int], before: Sequence[int] | None) -> float:

@@ -6,7 +6,7 @@ Written by serve/, fleet/ and wire/ where it happens, read by exemplars.py. Not 
 
 import gc
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import inf
 from time import monotonic
 from typing import Any
@@ -18,6 +18,7 @@ from dlproxy.policy.why import Happening, HappeningKind, Phase
 MOST_HAPPENINGS = 1024
 MOST_NOTES = 4096  # requests that doors have noted and that are not answered yet
 SHORTEST_GC_S = 1e-3  # a collection that stops the process for less slows nobody down
+SHORTEST_NOTE_S = 1e-4
 KEEPS_S = 0.02  # a request that a door noted to wait for so long is kept, however quick it was then
 
 
@@ -70,10 +71,12 @@ class Journal:
 
     # Notes of doors
 
-    def note(self, ticket_id: int, phase: Phase, seconds: float) -> None:
-        """A request waited for something that most do not wait for, before it came to its model."""
-        notes = self._of(ticket_id).phases
-        notes[phase] = notes.get(phase, 0.0) + seconds
+    def note(self, ticket_id: int, waited: Mapping[Phase, float]) -> None:
+        """A request waited for something that most do not wait for, before it came to its model's lane."""
+        if sum(waited.values()) >= SHORTEST_NOTE_S:
+            phases = self._of(ticket_id).phases
+            for phase, seconds in waited.items():
+                phases[phase] = phases.get(phase, 0.0) + seconds
 
     def sending(self, ticket_id: int) -> None:
         """Its client does not take the answer as quickly as it is written."""
