@@ -62,6 +62,7 @@ from dlproxy.wire.terms import by_level
 
 if TYPE_CHECKING:
     from dlproxy.serve.caching.layer import CacheLayer
+    from dlproxy.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -121,13 +122,14 @@ async def load_model(
     caches: Caches | None = None,
     pipelines: Pipelines | None = None,
     sequences: SequenceStore | None = None,
+    tracer: "Tracer | None" = None,
     clock: Callable[[], float] = monotonic,
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ConfigError, LogError, ModelError, and then nothing of it is left.
 
     `ticket_ids`: where requests get theirs. `event_log`: the file. `trust`: which models may be loaded. `on_ways`: called when
     its batches run in another way, or in another number side by side. `sequences`: of all of its versions. `pipelines`: for a
-    model that is one.
+    model that is one. `tracer`: None where no request is traced.
     """
     class_names = class_names_of(config)
     forecast = await asyncio.to_thread(forecast_of, name, config.forecast, trust)
@@ -145,7 +147,9 @@ async def load_model(
             config = msgspec.structs.replace(config, max_batch=min(config.max_batch, fleet.most_rows))
         weights = {tenant: settings.weight for tenant, settings in tenants.items()}
         sequences = sequences or SequenceStore(name, clock)
-        loaded = _assembled(name, config, fleet, weights, ticket_ids, quotas, event_log, caches, sequences, forecast, clock)
+        loaded = _assembled(
+            name, config, fleet, weights, ticket_ids, quotas, event_log, caches, sequences, forecast, tracer, clock
+        )
     except BaseException:
         await fleet.stop()
         raise
@@ -174,6 +178,7 @@ def _assembled(
     caches: Caches | None,
     sequences: SequenceStore,
     forecast: str | Callable[[], Forecast],
+    tracer: "Tracer | None",
     clock: Callable[[], float],
 ) -> LoadedModel:
     signature = fleet.signature
@@ -208,6 +213,8 @@ def _assembled(
     cache = None if caches is None else caches.before(front, name, config, signature, stats)
     front = front if cache is None else cache
     offered = front if quotas is None else _with_quotas(front, quotas, stats, clock)
+    if tracer is not None:
+        offered = _traced(offered, tracer, name, config, driver, fleet, clock)
     served = _served(name, config, fleet, lane, control, offered, stats, splits=splits)
     if states is not None:
         served.signature = states.signature
@@ -215,7 +222,7 @@ def _assembled(
     loaded.sequences = control.sequences
     if variants is not None:
         loaded.degrading = Degrading(variants, loaded)
-    control.on_variants = partial(_stand_in, loaded, quotas, clock)
+    control.on_variants = partial(_stand_in, loaded, quotas, tracer, clock)
     _connect(loaded, splits=splits)
     return loaded
 
@@ -305,7 +312,7 @@ def _connect(model: LoadedModel, *, splits: bool) -> None:
         model.autoscaler.start()
 
 
-def _stand_in(model: LoadedModel, quotas: Quotas | None, clock: Callable[[], float]) -> None:
+def _stand_in(model: LoadedModel, quotas: Quotas | None, tracer: "Tracer | None", clock: Callable[[], float]) -> None:
     """Variants are named. One that was loaded without any gets the layer that knows them, for requests that come from now on,
     once the catalog has told that it has.
     """
@@ -315,7 +322,10 @@ def _stand_in(model: LoadedModel, quotas: Quotas | None, clock: Callable[[], flo
     layer = VariantLayer(model.service, served.name, model.control.config, served.stats, model.driver, clock)
     model.degrading = Degrading(layer, model)
     if cache is None:
-        served.service = layer if quotas is None else _with_quotas(layer, quotas, served.stats, clock)
+        offered: Service = layer if quotas is None else _with_quotas(layer, quotas, served.stats, clock)
+        if tracer is not None:
+            offered = _traced(offered, tracer, served.name, model.control.config, model.driver, model.fleet, clock)
+        served.service = offered
     else:
         cache.inner = layer
         if cache.rows is not None:
@@ -401,6 +411,24 @@ def _with_quotas(inner: Service, quotas: Quotas, stats: ModelStats, clock: Calla
         stats.failed(failure.kind, 0.0)
 
     return QuotaLayer(inner, quotas, clock=clock, on_refused=count)
+
+
+def _traced(
+    inner: Service,
+    tracer: "Tracer",
+    name: str,
+    config: ModelConfig,
+    driver: Driver,
+    fleet: Fleet,
+    clock: Callable[[], float],
+) -> Service:
+    from dlproxy.serve.tracing import Runs, TraceLayer  # most servers start without it
+
+    if isinstance(fleet, PipelineFleet):
+        fleet.tracer = tracer
+    else:
+        driver.trace_runs(Runs(tracer, name, clock))
+    return TraceLayer(inner, tracer, name, config.version, clock)
 
 
 async def unload_model(model: LoadedModel, drain_s: float, reason: str = "the model is being unloaded") -> None:

@@ -6,7 +6,7 @@ Made by Pipelines (this room's __init__), held by serve/assemble.py. Not aware o
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -31,6 +31,9 @@ from dlproxy.serve.pipelines.threads import Threads
 from dlproxy.service import Service
 from dlproxy.telemetry.stats import ModelStats, StepCounts
 from dlproxy.wire.catalog import Catalog, ServedModel
+
+if TYPE_CHECKING:
+    from dlproxy.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +72,7 @@ class PipelineFleet:
         self._stages_of = stages_of
         self._on_stop = on_stop
         self.problem = ""
+        self.tracer: Tracer | None = None
         self.objective_s: Callable[[], float | None] = lambda: None
         self._roster: Roster | None = None
         self._lives = 0
