@@ -53,7 +53,7 @@ class Tracer:
         self._offset_ns = 0
         self._news = _News(config.endpoint)
         url = None if config.endpoint == AS_SAID else _url(config.endpoint)
-        self._exporter = _Exporter(OTLPSpanExporter(endpoint=url, session=_Session()), self._news)
+        self._exporter = _Exporter(OTLPSpanExporter(endpoint=url, session=_Session(self._news)), self._news)
         resource = Resource({"service.name": "dlproxy", "service.version": __version__}).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
@@ -149,25 +149,24 @@ def _url(endpoint: str) -> str:
 
 
 class _News(logging.Handler):
-    """What the SDK says, in place of its own lines: one when spans are lost, and one when they arrive again."""
+    """What the SDK says, in place of its own lines: one when spans are lost, and one when they arrive again. `reason`: why the
+    last request to the collector failed.
+    """
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(logging.WARNING)
+        self.reason = ""
         self._where = "the collector" if endpoint == AS_SAID else endpoint
-        self._reason = ""
         self._troubled_at: float | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         said = record.getMessage()
-        if said.startswith("Transient"):  # it tries again; what follows has no reason
-            self._reason = said.removeprefix("Transient error ").partition(" encountered while")[0]
+        if said.startswith("Transient"):  # it tries again
             return
-        if record.exc_info and record.exc_info[1] is not None:
-            self._reason = str(record.exc_info[1])
         if self._troubled_at is None:
-            why = " ".join((self._reason or said).split())[:MOST_WORDS]
+            why = " ".join((self.reason or said).split())[:MOST_WORDS]
             log.warning("traces: spans are lost, as %s does not take them: %s", self._where, why)
-        self._reason, self._troubled_at = "", monotonic()
+        self.reason, self._troubled_at = "", monotonic()
 
     def arrived(self) -> None:
         if self._troubled_at is not None and monotonic() - self._troubled_at >= QUIET_S:
@@ -178,10 +177,26 @@ class _News(logging.Handler):
 class _Session(requests.Session):
     """Of a collector's answer no more than its head is read, however much there is."""
 
+    def __init__(self, news: _News) -> None:
+        super().__init__()
+        self._news = news
+
     def request(self, *args: Any, **kwargs: Any) -> requests.Response:
-        response = super().request(*args, **{**kwargs, "stream": True})
+        try:
+            response = super().request(*args, **{**kwargs, "stream": True})
+        except Exception as error:
+            self._news.reason = _in_short(error)
+            raise
         response.close()
+        self._news.reason = "" if response.ok else f"it answers {response.status_code} {response.reason}"
         return response
+
+
+def _in_short(error: BaseException) -> str:
+    """What was the matter in the end, without the names of those who passed it on."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__ or error
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
 
 
 class _Exporter(SpanExporter):  # type: ignore[misc]
