@@ -1,9 +1,6 @@
 """One request seen in a collector, from the client through two real servers to the model; and a pipeline's."""
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -82,15 +79,18 @@ def front(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Ite
     lookup = models.save(models.lookup(), folder / "lookup.onnx")
     back, front = folder / "back.toml", folder / "front.toml"
     back.write_text(BACK.format(endpoint=collector.endpoint, digits=models.DIGITS, lookup=lookup))
-    quick = {"OTEL_BSP_SCHEDULE_DELAY": "20", "OTEL_EXPORTER_OTLP_HEADERS": "x-key=abc"}
-    with patch.dict(os.environ, {**quick, "OTEL_SERVICE_NAME": "back"}):
-        behind = ServerProcess("--config", back)
-    with behind:
+    quick = {"BSP_SCHEDULE_DELAY": "20", "EXPORTER_OTLP_HEADERS": "x-key=abc"}
+
+    def started(config: Path, **variables: str) -> ServerProcess:
+        with pytest.MonkeyPatch.context() as patched:
+            for name, value in variables.items():
+                patched.setenv(f"OTEL_{name}", value)
+            return ServerProcess("--config", config)
+
+    with started(back, SERVICE_NAME="back", **quick) as behind:
         text = FRONT.format(endpoint=collector.endpoint, back=behind.address, back_grpc=behind.grpc_address)
         front.write_text(text)
-        with patch.dict(os.environ, quick):
-            before = ServerProcess("--config", front)
-        with before:
+        with started(front, **quick) as before:
             yield before
 
 

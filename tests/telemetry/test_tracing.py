@@ -3,17 +3,23 @@
 import logging
 import random
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
+from itertools import pairwise
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import pytest
 
+from dlproxy.config import Config, ConfigError, load
 from dlproxy.config.tracing import TracingConfig
 from dlproxy.message import NO_TRACE, Failure, FailureKind, Trace
+from dlproxy.serve.server import Server
 from dlproxy.telemetry import tracing
 from dlproxy.telemetry.tracing import Tracer, traceparent
 from tests.telemetry.collector import Collector
@@ -92,12 +98,12 @@ async def test_the_share_that_is_asked_for_is_traced(sample: float, least: int, 
     await drawn.close()
 
 
-async def test_each_by_itself(sample: float = 0.1) -> None:
+async def test_each_by_itself() -> None:
     """No rhythm, which the requests might have, too: the gaps differ as those of independent draws do."""
-    drawn = tracer("http://127.0.0.1:9", sample, draw=random.Random(5).random)
+    drawn = tracer("http://127.0.0.1:9", 0.1, draw=random.Random(5).random)
     at = [number for number in range(20_000) if drawn.due()]
-    gaps = [after - before for before, after in zip(at, at[1:], strict=False)]
-    assert sum(gap == 1 for gap in gaps) / len(gaps) == pytest.approx(sample, abs=0.03)
+    gaps = [after - before for before, after in pairwise(at)]
+    assert sum(gap == 1 for gap in gaps) / len(gaps) == pytest.approx(0.1, abs=0.03)
     assert max(gaps) > 40
     await drawn.close()
 
@@ -253,3 +259,33 @@ async def test_what_is_no_collector_costs_nobody_anything(
     assert all(line.startswith(f"traces: spans are lost, as {collector.endpoint} does not take them: ") for line in told)
     if said:
         assert told[0].lower().endswith(said)
+
+
+# Where it is off
+
+
+def test_a_server_that_traces_nothing_imports_nothing_of_it() -> None:
+    code = (
+        "import sys, dlproxy.cli, dlproxy.serve.server as s, dlproxy.config as c;"
+        "s.Server(c.Config());"
+        "print([name for name in sys.modules if 'opentelemetry' in name or name.endswith('.tracing')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['dlproxy.config.tracing']\n"
+
+
+async def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dlproxy.telemetry.tracing", None)
+    with pytest.raises(ConfigError, match=r"pip install 'dlproxy\[otel\]'"):
+        Server(Config(tracing=TracingConfig(endpoint="http://127.0.0.1:9")))
+
+
+async def test_the_sdk_s_own_switch_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    assert Server(Config(tracing=TracingConfig(endpoint="http://127.0.0.1:9")))._tracer is None
+
+
+def test_a_share_needs_an_endpoint(tmp_path: Path) -> None:
+    (tmp_path / "dlproxy.toml").write_text("[tracing]\nsample = 0.5\n")
+    with pytest.raises(ConfigError, match=r"dlproxy.toml:2: sample = 0.5 has no effect: it needs an endpoint"):
+        load(tmp_path / "dlproxy.toml")
