@@ -254,12 +254,14 @@ ANONYMOUS = Principal()  # compared by identity
 class Trace(Struct, frozen=True):
     """Under which names others know a request: the client's own id, and its place in a trace (W3C Trace Context), as text.
 
-    Each empty if the client did not say it, or not as it should be.
+    Each empty if the client did not say it, or not as it should be. `span`: of a request that is traced here, the innermost of
+    ours that all that is done for it belongs below (serve/tracing.py); `parent` then names one of ours.
     """
 
     request_id: str = ""
     parent: str = ""
     state: str = ""
+    span: Any = None
 
 
 NO_TRACE = Trace()  # compared by identity

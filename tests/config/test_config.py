@@ -131,7 +131,11 @@ def test_a_model_that_only_takes_time_has_no_path_to_complete(tmp_path: Path) ->
         ("[http]\n\nmax_conections = 3\n", 3, ["unknown key 'max_conections' in [http]", "'max_connections'"]),
         ("[models.a]\npath = 'a'\nmaxbatch = 3\n", 3, ["unknown key 'maxbatch' in [models.a]", "did you mean 'max_batch'?"]),
         ("[server]\nzzz = 80\n", 2, ["unknown key 'zzz' in [server]", "known are host, http_port"]),
-        ("port = 80\n", 1, ["unknown key 'port'", "known are server, http, tls, auth, integrity, autopilot, cache, models"]),
+        (
+            "port = 80\n",
+            1,
+            ["unknown key 'port'", "known are server, http, tls, auth, integrity, autopilot, cache, tracing, models"],
+        ),
         (
             "[models.a]\npath = 'a'\n[models.b]\npath = 'b'\nmax_bach = 1\n",
             5,

@@ -46,6 +46,10 @@ class GrpcUpstream:
     def address(self, *, protocol: str = "v2", model: str = "m", tls: bool = False, port: int = 0) -> str:
         return f"grpc{'s' * tls}://127.0.0.1:{port or self.port}/{protocol}/models/{model}"
 
+    def last_headers(self, *names: str) -> list[str]:
+        """Of the answer in parts that was asked for last."""
+        return [next(said for name, _, said in reversed(self.asked) if name == "ModelStreamInfer")[name] for name in names]
+
     @property
     def streams(self) -> int:
         """Answers in parts that were asked for so far."""

@@ -20,7 +20,7 @@ from dlproxy.instance.remote import (
     parse_address,
 )
 from dlproxy.instance.warmup import Calibration
-from dlproxy.message import DType, FailureKind, Request, Signature, TensorSpec
+from dlproxy.message import DType, FailureKind, Request, Signature, TensorSpec, Trace
 from dlproxy.testing import FakeRuntime
 from tests.instance.remote_cases import request
 from tests.instance.remote_grpc import GrpcUpstream, Way
@@ -76,6 +76,10 @@ class HttpUpstream(ScriptedUpstream):
     @property
     def streams(self) -> int:
         return len(self.posts)
+
+    def last_headers(self, *names: str) -> list[str]:
+        """Of the answer in parts that was asked for last."""
+        return [self.posts[-1].header(name) for name in names]
 
     async def _stream(self, asked: Asked) -> None:
         assert asked.path == "/v2/models/m/generate_stream"
@@ -156,6 +160,15 @@ async def test_parts_come_one_by_one_and_the_end_is_told(rig: Rig) -> None:
     assert (found, end.error, end.rest) == ([0.0, 1.0, 2.0, 3.0], None, None)
     assert rig.upstream.streams == 1
     assert rig.counter.closed == 0
+
+
+async def test_the_trace_goes_with_it(rig: Rig) -> None:
+    one, parent = asked(1), "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    one.trace = Trace("a-1", parent)
+    result = await run(await rig.made(), one)
+    assert result.rest is not None
+    result.rest.stop()
+    assert rig.upstream.last_headers("x-request-id", "traceparent") == ["a-1", parent]
 
 
 async def test_streams_run_side_by_side(rig: Rig) -> None:

@@ -17,6 +17,7 @@ from tests.instance.upstreams import QUICK, ScriptedUpstream
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 FIRST, SECOND = Trace("a-1", PARENT, "rojo=1"), Trace("a-2", PARENT.replace("b7", "c8"))
+OURS = Trace("b", PARENT.replace("b7", "d9"), span=object())
 SAID = {"x-request-id": "a-1, a-2", "traceparent": PARENT, "tracestate": "rojo=1"}
 
 
@@ -38,6 +39,7 @@ def traced(*traces: Trace) -> list[Request]:
         ((NO_TRACE, FIRST, NO_TRACE, SECOND), SAID),
         ((Trace("b"), FIRST), {"x-request-id": "b, a-1", "traceparent": PARENT, "tracestate": "rojo=1"}),
         ((Trace(parent=PARENT), Trace("c")), {"x-request-id": "c", "traceparent": PARENT}),
+        ((FIRST, OURS, SECOND), {"x-request-id": "a-1, b, a-2", "traceparent": OURS.parent}),
         ((FIRST, FIRST), {"x-request-id": "a-1", "traceparent": PARENT, "tracestate": "rojo=1"}),
     ],
 )

@@ -153,7 +153,7 @@ def needs(only: Only) -> str:
     if only.among:
         return f"{only.knob} = {_or(list(map(repr, only.among)))}"
     if only.but == ("",):
-        return f"a {only.knob}"
+        return f"a{'n' * (only.knob[0] in 'aeiou')} {only.knob}"
     return f"another {_or([only.knob, *only.alternatives])} than {_or(list(map(repr, only.but)))}"
 
 

@@ -20,6 +20,7 @@ from dlproxy.config.pipelines import StepConfig
 from dlproxy.config.security import AuthConfig, GrantConfig, IntegrityConfig, TlsConfig
 from dlproxy.config.sequences import Controls, IdleSeconds, InitialState, MostSequences, Sequences, State
 from dlproxy.config.server import DisciplineName, ServerConfig, Switch
+from dlproxy.config.tracing import TracingConfig
 from dlproxy.config.traits import Only
 from dlproxy.config.traits import knob as _knob
 
@@ -566,6 +567,7 @@ class Config(Struct, frozen=True, kw_only=True):
     integrity: IntegrityConfig = IntegrityConfig()
     autopilot: AutopilotConfig = AutopilotConfig()
     cache: CacheConfig = CacheConfig()
+    tracing: TracingConfig = TracingConfig()
     models: dict[str, list[ModelConfig]] = {}
     """The versions of each, oldest first."""
     tenants: dict[str, TenantConfig] = {}
@@ -584,6 +586,7 @@ SECTIONS: dict[str, type[Struct]] = {
     "integrity": IntegrityConfig,
     "autopilot": AutopilotConfig,
     "cache": CacheConfig,
+    "tracing": TracingConfig,
     "models": ModelConfig,
     "pipelines": StepConfig,
     "tenants": TenantConfig,

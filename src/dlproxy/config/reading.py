@@ -25,6 +25,7 @@ from dlproxy.config.secrets import ENV, KEY_VARIABLE, hold
 from dlproxy.config.security import AuthConfig, GrantConfig, IntegrityConfig, TlsConfig
 from dlproxy.config.server import ServerConfig
 from dlproxy.config.table import GLOBAL, knobs, option, tuned_knobs
+from dlproxy.config.tracing import TracingConfig
 from dlproxy.config.values import ConfigError, nearest
 
 PREFIX = "DLPROXY_"
@@ -58,6 +59,7 @@ def load(path: Path) -> Config:
         integrity=_integrity(path, file.section(["integrity"], data.get("integrity", {}), IntegrityConfig)),
         autopilot=_autopilot(path, file.section(["autopilot"], data.get("autopilot", {}), AutopilotConfig)),
         cache=file.section(["cache"], data.get("cache", {}), CacheConfig),
+        tracing=file.section(["tracing"], data.get("tracing", {}), TracingConfig),
         grants={name: file.section(["grants", name], table, GrantConfig) for name, table in grants.items()},
         tenants={name: file.section(["tenants", name], table, TenantConfig) for name, table in tenants.items()},
         models={name: file.models(["models", name], table) for name, table in models.items()}

@@ -64,6 +64,7 @@ from dlproxy.wire.terms import by_level
 
 if TYPE_CHECKING:
     from dlproxy.serve.caching.layer import CacheLayer
+    from dlproxy.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -125,13 +126,14 @@ async def load_model(
     pipelines: Pipelines | None = None,
     sequences: SequenceStore | None = None,
     exemplars: ExemplarStore | None = None,
+    tracer: "Tracer | None" = None,
     clock: Callable[[], float] = monotonic,
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ConfigError, LogError, ModelError, and then nothing of it is left.
 
     `ticket_ids`: where requests get theirs. `event_log`: the file. `trust`: which models may be loaded. `on_ways`: called when
     its batches run in another way, or in another number side by side. `sequences`: of all of its versions. `pipelines`: for a
-    model that is one. `exemplars`: where single requests of it are kept.
+    model that is one. `exemplars`: where single requests of it are kept. `tracer`: None where no request is traced.
     """
     class_names = class_names_of(config)
     forecast = await asyncio.to_thread(forecast_of, name, config.forecast, trust)
@@ -151,7 +153,7 @@ async def load_model(
         sequences = sequences or SequenceStore(name, clock)
         exemplars = exemplars or ExemplarStore(Journal(clock))
         loaded = _assembled(
-            name, config, fleet, weights, ticket_ids, quotas, event_log, caches, sequences, forecast, exemplars, clock
+            name, config, fleet, weights, ticket_ids, quotas, event_log, caches, sequences, forecast, exemplars, tracer, clock
         )
     except BaseException:
         await fleet.stop()
@@ -182,6 +184,7 @@ def _assembled(
     sequences: SequenceStore,
     forecast: str | Callable[[], Forecast],
     exemplars: ExemplarStore,
+    tracer: "Tracer | None",
     clock: Callable[[], float],
 ) -> LoadedModel:
     signature = fleet.signature
@@ -217,6 +220,8 @@ def _assembled(
     cache = None if caches is None else caches.before(front, name, config, signature, stats)
     front = front if cache is None else cache
     offered = front if quotas is None else _with_quotas(front, quotas, stats, clock)
+    if tracer is not None:
+        offered = _traced(offered, tracer, name, config, driver, fleet, clock)
     served = _served(name, config, fleet, lane, control, offered, stats, splits=splits)
     if states is not None:
         served.signature = states.signature
@@ -225,7 +230,7 @@ def _assembled(
     if variants is not None:
         loaded.degrading = Degrading(variants, loaded)
     control.tell = partial(journal.add, "knobs", model=name)
-    control.on_variants = partial(_stand_in, loaded, quotas, clock)
+    control.on_variants = partial(_stand_in, loaded, quotas, tracer, clock)
     _connect(loaded, splits=splits)
     _keep_exemplars(loaded, exemplars)
     return loaded
@@ -333,7 +338,7 @@ def _connect(model: LoadedModel, *, splits: bool) -> None:
         model.autoscaler.start()
 
 
-def _stand_in(model: LoadedModel, quotas: Quotas | None, clock: Callable[[], float]) -> None:
+def _stand_in(model: LoadedModel, quotas: Quotas | None, tracer: "Tracer | None", clock: Callable[[], float]) -> None:
     """Variants are named. One that was loaded without any gets the layer that knows them, for requests that come from now on,
     once the catalog has told that it has.
     """
@@ -343,7 +348,10 @@ def _stand_in(model: LoadedModel, quotas: Quotas | None, clock: Callable[[], flo
     layer = VariantLayer(model.service, served.name, model.control.config, served.stats, model.driver, clock)
     model.degrading = Degrading(layer, model)
     if cache is None:
-        served.service = layer if quotas is None else _with_quotas(layer, quotas, served.stats, clock)
+        offered: Service = layer if quotas is None else _with_quotas(layer, quotas, served.stats, clock)
+        if tracer is not None:
+            offered = _traced(offered, tracer, served.name, model.control.config, model.driver, model.fleet, clock)
+        served.service = offered
     else:
         cache.inner = layer
         if cache.rows is not None:
@@ -430,6 +438,24 @@ def _with_quotas(inner: Service, quotas: Quotas, stats: ModelStats, clock: Calla
         stats.lost(request, failure, "quota", clock())
 
     return QuotaLayer(inner, quotas, clock=clock, on_refused=count)
+
+
+def _traced(
+    inner: Service,
+    tracer: "Tracer",
+    name: str,
+    config: ModelConfig,
+    driver: Driver,
+    fleet: Fleet,
+    clock: Callable[[], float],
+) -> Service:
+    from dlproxy.serve.tracing import Runs, TraceLayer  # most servers start without it
+
+    if isinstance(fleet, PipelineFleet):
+        fleet.tracer = tracer
+    else:
+        driver.trace_runs(Runs(tracer, name, clock))
+    return TraceLayer(inner, tracer, name, config.version, clock)
 
 
 async def unload_model(model: LoadedModel, drain_s: float, reason: str = "the model is being unloaded") -> None:

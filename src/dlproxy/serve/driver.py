@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import ceil, inf
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -50,6 +51,9 @@ from dlproxy.serve.turns import Taker, Turns
 from dlproxy.service import ReplyTo
 from dlproxy.telemetry.exemplars import LATE_S
 from dlproxy.telemetry.stats import AnsweredBatch, FailedRun, ModelStats
+
+if TYPE_CHECKING:
+    from dlproxy.serve.tracing import Runs
 
 GATHER_MOST = 64  # requests of one turn told to the lane at a time: at 256 clients 5 % or more over all at once, whose memory
 # no longer fits the core's cache; 32 would halve the batches of 64 clients (docs/adr/0003)
@@ -119,6 +123,7 @@ class Driver:
         self._idle_poll: IdlePoll | None = None
         self._recheck: Recheck | None = None
         self._reservoir: Reservoir | None = None
+        self._runs: Runs | None = None
         self.last_event_at = clock()
         self._idle: asyncio.Event | None = None  # set when nothing is unanswered, if somebody waits for that
         self._carry_out: dict[type, Callable[..., None]] = {
@@ -176,6 +181,9 @@ class Driver:
         if self._taker is not None:
             for number in lost:
                 self._taker.lose(number, self._clock())
+        if self._runs is not None:
+            for number in lost:
+                self._runs.lost(number, reason)
         for stream in streams:
             stream.lose(_broken_off(reason))
 
@@ -219,6 +227,10 @@ class Driver:
     def keep_requests(self, reservoir: Reservoir) -> None:
         """From now on it gets one request of each batch, for as long as it wants any."""
         self._reservoir = reservoir
+
+    def trace_runs(self, runs: "Runs") -> None:
+        """From now on it hears of each batch that begins, ends or is lost."""
+        self._runs = runs
 
     def change_knobs(self, knobs: LaneKnobs) -> None:
         """New values, for queued requests too."""
@@ -397,7 +409,9 @@ class Driver:
             instance = self._instances[command.instance]
         except KeyError:  # it has died, which the lane hears next
             return
-        done = partial(self._batch_done, command.batch_id)
+        done: Callable[[BatchResult], None] = partial(self._batch_done, command.batch_id)
+        if self._runs is not None:
+            done = self._runs.began(command, requests, instance, now, done)
         if instance.inline and self._finishing:  # sockets get a turn between two batches that block the loop
             self._loop.call_soon(instance.run, requests, done)
         else:

@@ -87,7 +87,7 @@ class _Counted:
         if response.rest is None:
             self._ended()
         else:
-            response.rest = _CountedRest(response.rest, self._ended)
+            response.rest = WatchedRest(response.rest, self._ended)
         try:
             self._reply.completed(response)
         except Exception:
@@ -99,8 +99,8 @@ class _Counted:
         self._reply.failed(failure)
 
 
-class _CountedRest:
-    """In place of the Rest of such an answer, and of the PartTo that its parts go to."""
+class WatchedRest:
+    """In place of the Rest of an answer, and of the PartTo that its parts go to. `ended` may be called more than once."""
 
     __slots__ = ("_ended", "_rest", "_to")
 

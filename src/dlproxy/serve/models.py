@@ -14,7 +14,7 @@ from math import inf
 from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from dlproxy.autopilot.agents import Agents
@@ -46,6 +46,9 @@ from dlproxy.telemetry.exemplars import ExemplarStore
 from dlproxy.telemetry.journal import Journal
 from dlproxy.wire.catalog import Catalog
 
+if TYPE_CHECKING:
+    from dlproxy.telemetry.tracing import Tracer
+
 Key = tuple[str, str]  # name and version
 
 EMPTY: Mapping[str, TenantConfig] = MappingProxyType({})
@@ -67,10 +70,11 @@ class Models:
         cache: CacheConfig = CacheConfig(),  # noqa: B008 - the same
         integrity: IntegrityConfig = IntegrityConfig(),  # noqa: B008 - the same
         asks: bool = False,
+        tracer: "Tracer | None" = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`asks`: clients prove who they are, and may have quotas of their own. Raises ConfigError for a quota of no sense,
-        keys of models that cannot be read, and what is to watch them but is no detector.
+        """`asks`: clients prove who they are, and may have quotas of their own. `tracer`: of their requests. Raises ConfigError
+        for a quota of no sense, keys of models that cannot be read, and what is to watch them but is no detector.
         """
         self.catalog = Catalog()
         self.caches = Caches(cache, clock)
@@ -84,6 +88,7 @@ class Models:
         self._tenants = tenants
         self._clock = clock
         self._quotas = make_quotas(tenants, asks=asks)
+        self._tracer = tracer
         self._trust = read_trust(integrity)
         agents = Agents(autopilot.policy, autopilot.challenger, self._trust)
         record = Path(autopilot.record) if autopilot.record else None
@@ -276,6 +281,7 @@ class Models:
                         pipelines=self._pipelines,
                         sequences=self._sequences.setdefault(name, SequenceStore(name, self._clock)),
                         exemplars=self.exemplars,
+                        tracer=self._tracer,
                         clock=self._clock,
                     )
             except asyncio.CancelledError:

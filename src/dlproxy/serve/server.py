@@ -22,6 +22,7 @@ import msgspec
 from dlproxy import __version__
 from dlproxy.config import Config, ConfigError, ServerConfig
 from dlproxy.config.server import GRPC_PORT
+from dlproxy.config.tracing import TracingConfig
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.control import Control
 from dlproxy.fleet.memory import resident_bytes
@@ -61,6 +62,7 @@ from dlproxy.wire.waiting import Waiting
 
 if TYPE_CHECKING:
     from dlproxy.fleet.repository.watcher import Repository
+    from dlproxy.telemetry.tracing import Tracer
     from dlproxy.wire.terms import Identify
 
 GC_ALLOCATIONS = 20_000  # requests make no reference cycles: looking for some every 700 allocations costs about 3 %
@@ -79,9 +81,10 @@ class Server:
     """One dlproxy process. `start`, then `run` until SIGTERM or SIGINT; or `start` and `stop` by hand."""
 
     def __init__(self, config: Config) -> None:
-        """Raises ConfigError for a quota that never admits anything, and certificates that cannot be used."""
+        """Raises ConfigError for a quota that never admits anything, certificates that cannot be used, a lack of extras."""
         self._config = config
         asks = config.auth.asks or bool(config.grants)
+        self._tracer = _tracer(config.tracing) if config.tracing.endpoint else None
         self.models = Models(
             config.server,
             config.tenants,
@@ -89,6 +92,7 @@ class Server:
             cache=config.cache,
             integrity=config.integrity,
             asks=asks,
+            tracer=self._tracer,
         )
         budget_mb = config.server.memory_budget_mb
         memory_bytes = budget_mb * 2**20 if budget_mb else inf
@@ -146,7 +150,7 @@ class Server:
             for listener in self._listeners:
                 listener.close()
             await self._stop_changing()
-            await self.models.drain(0.0)
+            await self._stop_models(0.0)
             self.models.exemplars.journal.close()
             raise
 
@@ -288,7 +292,7 @@ class Server:
             on_ready(self)
         finally:
             await self._stop_changing()
-            await self.models.drain(0.0)
+            await self._stop_models(0.0)
         return problems
 
     async def _serve_configured(self, config: Config, *, keep_others: bool = False) -> None:
@@ -387,6 +391,11 @@ class Server:
             await self._repository.stop()
         await self.control.stop()
 
+    async def _stop_models(self, drain_s: float) -> None:
+        await self.models.drain(drain_s)
+        if self._tracer is not None:
+            await self._tracer.close()
+
     async def stop(self) -> None:
         """Take no new connections, answer what is under way (at most drain_s seconds), stop everything."""
         catalog, drain_s = self.models.catalog, self._config.server.drain_s
@@ -399,7 +408,7 @@ class Server:
         farewell.over()
         if self._certificates is not None:
             self._certificates.close()
-        await self.models.drain(1.0)
+        await self._stop_models(1.0)
         self._feed.close()
         await self._control.stop()
         self._bounds.handshakes.close()
@@ -419,6 +428,17 @@ def _identity_desk(config: Config) -> "Identify":
     from dlproxy.wire.identity.desk import IdentityDesk  # most servers start without one
 
     return IdentityDesk(config.auth, config.grants, monotonic)
+
+
+def _tracer(config: TracingConfig) -> "Tracer | None":
+    """None where the SDK's own variable says so. Raises ConfigError."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return None
+    try:
+        from dlproxy.telemetry.tracing import Tracer  # most servers start without one
+    except ImportError:
+        raise ConfigError("[tracing] needs a package that is not installed: pip install 'dlproxy[otel]'") from None
+    return Tracer(config)
 
 
 def _repository(server: ServerConfig, control: Control) -> "Repository":

@@ -1,7 +1,7 @@
 """Under which names a request is known elsewhere: `x-request-id`, and `traceparent` with `tracestate` (W3C Trace Context).
 
 What does not keep to its form is ignored, as that standard says. Called by terms.py and http/exchange.py.
-Not aware of: spans, of which this server makes none: it hands on what came.
+Not aware of: spans of this server (serve/tracing.py): it reads and hands on what came.
 """
 
 import re

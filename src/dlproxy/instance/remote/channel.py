@@ -34,7 +34,9 @@ MOST_IDS = 1024  # characters of the clients' ids that go with a batch
 
 
 def trace_fields(requests: Sequence[Request]) -> Fields:
-    """How others know what is in a batch: the ids of all its requests, and the place in a trace of the first that has one."""
+    """How others know what is in a batch: the ids of all its requests, and the place in a trace of the first that is traced
+    here or, where none is, that has one.
+    """
     traces = [request.trace for request in requests if request.trace is not NO_TRACE]
     if not traces:
         return ()
@@ -44,7 +46,8 @@ def trace_fields(requests: Sequence[Request]) -> Fields:
             ids += f", {request_id}" if ids else request_id
     if ids:
         fields.append(("x-request-id", ids))
-    first = next((trace for trace in traces if trace.parent), NO_TRACE)
+    placed = [trace for trace in traces if trace.parent]
+    first = next((trace for trace in placed if trace.span is not None), placed[0] if placed else NO_TRACE)
     if first.parent:
         fields.append(("traceparent", first.parent))
     if first.state:
@@ -80,8 +83,10 @@ class Channel(Protocol[Ask_contra, Answer_co]):
         """
         ...
 
-    def stream(self, ask: Ask_contra, *, timeout_s: float) -> "Messages[Answer_co]":
-        """A request that has many answers, to be sent when the first is asked for. `timeout_s`: for each of them."""
+    def stream(self, ask: Ask_contra, *, timeout_s: float, fields: Fields = ()) -> "Messages[Answer_co]":
+        """A request that has many answers, to be sent when the first is asked for. `timeout_s`: for each of them. `fields`: as
+        `call` has them.
+        """
         ...
 
     async def fetch(self, ask: Ask_contra, *, timeout_s: float) -> Answer_co:

@@ -47,16 +47,19 @@ class HttpChannel:
         self._batches.most = batches
 
     def call(self, ask: Lines, done: Callable[[Outcome], None], *, timeout_s: float, fields: Fields = ()) -> None:
-        added = "".join(f"{name}: {value}\r\n" for name, value in fields if name not in self._fixed)
-        if added:
-            line, end, head = bytes(ask[0]).partition(b"\r\n")
-            ask = [line + end + added.encode() + head, *ask[1:]]
-        self._batches.call(ask, done, timeout_s=timeout_s)
+        self._batches.call(self._with(fields, ask), done, timeout_s=timeout_s)
 
-    def stream(self, ask: Lines, *, timeout_s: float) -> HttpMessages:
+    def _with(self, fields: Fields, ask: Lines) -> Lines:
+        added = "".join(f"{name}: {value}\r\n" for name, value in fields if name not in self._fixed)
+        if not added:
+            return ask
+        line, end, head = bytes(ask[0]).partition(b"\r\n")
+        return [line + end + added.encode() + head, *ask[1:]]
+
+    def stream(self, ask: Lines, *, timeout_s: float, fields: Fields = ()) -> HttpMessages:
         messages = HttpMessages(
             self._server,
-            ask,
+            self._with(fields, ask),
             connect_timeout_s=self._settings.connect_timeout_s,
             timeout_s=timeout_s,
             max_reply_bytes=self._settings.max_reply_bytes,

@@ -122,7 +122,7 @@ class RemoteInstance:
             asyncio.get_running_loop().call_soon(self._report, done, failed(error, perf_counter() - started_at))
             return
         if model.signature.streams:
-            messages = self._channel.stream(ask, timeout_s=self._settings.response_timeout_s)
+            messages = self._channel.stream(ask, timeout_s=self._settings.response_timeout_s, fields=trace_fields(requests))
             decode = partial(cast("PartsCodec", self._codec).decode_part, model)
             RemoteParts(messages, decode, self._parts_ended).ask(done)
             return

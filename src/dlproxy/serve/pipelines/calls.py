@@ -30,9 +30,11 @@ Ran: TypeAlias = tuple[list[Value] | BaseException, float]
 
 
 class Call:
-    """`began_at`: when; `path_s`: what was computed before it, by the steps that it had to wait for."""
+    """`began_at`: when; `path_s`: what was computed before it, by the steps that it had to wait for. `span`: of a run that is
+    traced, else None.
+    """
 
-    __slots__ = ("began_at", "computed_s", "items", "over", "path_s", "run", "step")
+    __slots__ = ("began_at", "computed_s", "items", "over", "path_s", "run", "span", "step")
 
     def __init__(self, run: "Run", step: Step) -> None:
         self.run = run
@@ -42,6 +44,7 @@ class Call:
         self.computed_s = 0.0
         self.items = 1
         self.over = False
+        self.span = None if run.request.trace.span is None else run.span_of(step)
 
     def begin(self, values: dict[str, Value], truths: list[bool] | None) -> None:
         """`truths`: of each item whether the step is to run for it; None: it is. May raise: it has failed then."""

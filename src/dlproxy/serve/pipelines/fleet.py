@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -35,6 +35,8 @@ from dlproxy.telemetry.stats import ModelStats, StepCounts
 from dlproxy.wire.catalog import Catalog, ServedModel
 
 MOST_TOOK = 512  # steps that ended of which it is known what they took
+if TYPE_CHECKING:
+    from dlproxy.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,7 @@ class PipelineFleet:
         self._stages_of = stages_of
         self._on_stop = on_stop
         self.problem = ""
+        self.tracer: Tracer | None = None
         self.objective_s: Callable[[], float | None] = lambda: None
         self._roster: Roster | None = None
         self._lives = 0

@@ -6,7 +6,7 @@ Made by instance.py. Everything is called on the event loop. Not aware of: lanes
 from collections import deque
 from collections.abc import Callable, Iterator
 from math import inf
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from dlproxy.serve.pipelines.values import MISSING, Array, Missing, Value, check
 from dlproxy.telemetry.stats import StepCounts
 from dlproxy.tensors import to_array
 
+if TYPE_CHECKING:
+    from dlproxy.telemetry.tracing import Tracer
+
 DEEPEST = 16  # steps that end at once, each in the midst of the one before: the next one waits for the loop's next turn
 HURRY_S = 0.002  # a step that needs not all of its inputs begins so long before it must: timers and threads are not exact
 
@@ -40,6 +43,7 @@ class Site(Protocol):
     ids: Iterator[int]
     clock: Callable[[], float]
     runs: "dict[int, Run]"
+    tracer: "Tracer | None"
 
     def over(self, run: "Run") -> None:
         """It has ended."""
@@ -98,7 +102,20 @@ class Run:
         site, stage, now = self._site, step.stage, self._site.clock()
         assert isinstance(stage, ModelStage)
         deadline_at = site.pacing.deadline_at(step.name, self.request.ticket, now, self._calls[step.number].items)
-        return stage.request(tensors, self.request, site.ids, now, deadline_at)
+        request = stage.request(tensors, self.request, site.ids, now, deadline_at)
+        span = self._calls[step.number].span
+        if span is not None and site.tracer is not None:
+            request.trace = site.tracer.within(span, request.trace)
+        return request
+
+    def span_of(self, step: Step) -> Any:
+        """That of a step which begins now; the request is traced."""
+        tracer, name = self._site.tracer, step.name
+        return tracer and tracer.start(f"step {name}", self.clock(), self.request.trace, {"dlproxy.step": name})
+
+    def _end_span(self, call: Call, failure: Failure | None = None) -> None:
+        if call.span is not None and self._site.tracer is not None:
+            self._site.tracer.end(call.span, self.clock(), failure)
 
     def put(self, step: Step, work: Callable[[], Any], done: Callable[[Any], None]) -> Job:
         """Have code run on a thread."""
@@ -141,6 +158,7 @@ class Run:
         if self.over:
             return
         del self._calls[step.number]
+        self._end_span(call)
         took_s = site.clock() - call.began_at
         computed_s = min(call.computed_s, took_s)
         site.counts[step.name].ended(waited_s=took_s - computed_s, computed_s=computed_s)
@@ -157,6 +175,7 @@ class Run:
             return
         step = call.step
         self._calls.pop(step.number, None)
+        self._end_span(call, failure)
         self._site.counts[step.name].failed()
         said = f"{step}{', ' * bool(place)}{place}: {failure.message}"
         failure = Failure(failure.kind, said, failure.retry_after_s)
@@ -171,6 +190,7 @@ class Run:
         """The last step has the first part of its answer."""
         step, plan, site = call.step, self._site.plan, self._site
         del self._calls[step.number]
+        self._end_span(call)
         names = [step.stage.names[list(step.outputs.values()).index(sources[0])] for _, sources in plan.outputs]
         places = [step.stage.names.index(name) for name in names]
         took_s = site.clock() - call.began_at
@@ -334,6 +354,7 @@ class Run:
         counts = self._site.counts
         for call in calls:
             counts[call.step.name].in_flight -= 1
+            self._end_span(call, Failure(FailureKind.CANCELLED, "the pipeline has ended without it"))
         if calls:  # later: a lane's commands may be in the midst of being carried out
             self._loop.call_soon(_cancel, calls)
         self._values.clear()

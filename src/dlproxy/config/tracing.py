@@ -1,0 +1,31 @@
+"""The table's rows for traces. Taken in by knobs.py; not aware of: spans, models."""
+
+from typing import Annotated
+
+from msgspec import Struct
+
+from dlproxy.config.traits import Only
+from dlproxy.config.traits import knob as _knob
+
+AS_SAID = "auto"  # of `endpoint`
+
+
+class TracingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[tracing]: spans of requests, sent to an OpenTelemetry collector."""
+
+    endpoint: Annotated[
+        str,
+        _knob(
+            "where a collector takes OTLP over HTTP, such as http://127.0.0.1:4318; auto: where OTEL_EXPORTER_OTLP_ENDPOINT "
+            "says; empty: no request is traced (needs the extra otel)"
+        ),
+    ] = ""
+    sample: Annotated[
+        float,
+        _knob(
+            "share of the requests without a traceparent that are traced; those that have one are if it says so",
+            only=(Only("endpoint", but=("",)),),
+            ge=0,
+            le=1,
+        ),
+    ] = 0.01
