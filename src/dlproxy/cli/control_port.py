@@ -1,7 +1,7 @@
 """The control port of a running server, asked over http.client: the models' state, the autopilot's, what is remembered, and
 changes.
 
-Called by cli/models.py, cli/autopilot.py and cli/cache.py.
+Called by cli/models.py, cli/autopilot.py, cli/cache.py, cli/log_levels.py and cli/top.py.
 
 Not aware of: command-line arguments, how a state is shown.
 """
@@ -265,6 +265,13 @@ class PilotState(Struct):
     explanation: ExplanationState | None = None
 
 
+class LogState(Struct):
+    """As GET /log tells it: the level of all, and those of single loggers that were changed."""
+
+    level: str
+    loggers: dict[str, str]
+
+
 class _Forgotten(Struct):
     """As POST /cache/clear tells it."""
 
@@ -348,6 +355,18 @@ class ControlPort:
     def forgotten(self, told: Any) -> int:
         """What that returned."""
         return self._converted(told, _Forgotten).forgotten
+
+    def logs(self) -> Any:
+        """How much is logged."""
+        return self._of_all("GET", "/log", "")
+
+    def change_logs(self, level: str, logger: str) -> Any:
+        """The same, once this logger (empty: all) logs what is as severe as this level."""
+        return self._of_all("PATCH", "/log", "", body={"level": level, "logger": logger})
+
+    def log_levels(self, told: Any) -> LogState:
+        """What these returned."""
+        return self._converted(told, LogState)
 
     def states(self, told: Any) -> list[ModelState]:
         """One model or all, as another method returned them."""

@@ -119,7 +119,9 @@ class PartitionLayer:
         try:
             reply.failed(Failure(FailureKind.INVALID_ARGUMENT, message))
         except Exception:  # submit never raises
-            log.exception("model %s: could not hand over the failure of request %d", model, request.ticket.id)
+            log.exception(
+                "model %s: could not hand over the failure of request %d", model, request.ticket.id, extra=request.named
+            )
 
 
 class _Whole:
