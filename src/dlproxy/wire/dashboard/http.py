@@ -61,6 +61,8 @@ def dashboard_routes(feed: Feed) -> list[Route]:
     async def stream(request: Request) -> Response:
         if feed.closed:
             return JSONResponse({"error": "the server stops, or its dashboard has failed: see its log"}, status_code=503)
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream", headers=STREAM)
         told: AsyncIterator[bytes] = feed.read(_audience(request))
         return StreamingResponse(told, media_type="text/event-stream", headers=STREAM)
 
