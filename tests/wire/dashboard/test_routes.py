@@ -130,10 +130,28 @@ async def test_the_hour_is_told_in_columns() -> None:
         assert (await here.ask("/dashboard/history?model=m&seconds=1")).json()["rate"] == [0.0]
 
 
+async def test_what_was_asked_in_the_hour_is_told_and_all_of_now_to_who_asks_once() -> None:
+    async with dashboard("mine-1", "mine-2", "mine-3", "theirs", asks=identify) as here:
+        here.rig.models["mine-1/1"].answers(1, here.rig.now)
+        here.rig.models["mine-2/1"].answers(2, here.rig.now)
+        here.rig.models["theirs/1"].answers(3, here.rig.now)
+        here.rig.second()
+        here.rig.remove("mine-2/1")
+        here.rig.second()
+        told = (await here.ask("/dashboard/history", "mine")).json()
+        assert told == [
+            {"name": "mine-2", "version": "1", "answered": 2},
+            {"name": "mine-1", "version": "1", "answered": 1},
+        ]
+        now = (await here.ask("/dashboard/feed", "mine", Accept="application/json")).json()
+        assert list(now["models"]) == ["mine-1/1", "mine-3/1"]
+        here.rig.second(3600)
+        assert (await here.ask("/dashboard/history", "all")).json() == []
+
+
 @pytest.mark.parametrize(
     ("query", "status", "words"),
     [
-        ("", 400, "name a model"),
         ("model=m&seconds=-5", 400, "seconds"),
         ("model=x", 404, "'x' is not found"),
         ("model=m&version=9", 404, "version 9 is not found"),
