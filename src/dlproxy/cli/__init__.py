@@ -24,6 +24,7 @@ from dlproxy.cli import (
     log_levels,
     models,
     monitor,
+    report,
     serve,
     simulate,
     tune,
@@ -68,6 +69,7 @@ def whole_parser() -> Parser:
         cascade,
         learn,
         monitor,
+        report,
         completion,
     ):
         command.add_to(commands)

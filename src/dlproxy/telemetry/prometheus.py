@@ -168,6 +168,7 @@ class ModelCollector(Collector):
         for model in models:
             model.stats.settle()
         yield from self._triton(models)
+        yield self._phases(models)
         yield from self._own(models)
         yield from self._objectives([(model, model.stats.objective) for model in models if model.stats.objective is not None])
         yield from self._streams([(model, model.stats.streams) for model in models if model.stats.streams is not None])
@@ -204,10 +205,21 @@ class ModelCollector(Collector):
             pending.add_metric((model.name, model.version), model.view().queued_rows)
         yield pending
 
-    def _own(self, models: Sequence[ModelView]) -> Iterator[Metric]:
+    def _phases(self, models: Sequence[ModelView]) -> Metric:
         phases = HistogramMetricFamily(
             "dlproxy_phase_seconds", "Time of answered requests by phase", labels=(*_LABELS, "phase")
         )
+        for model in models:
+            exemplars = _exemplars(model.stats)
+            for phase in ("queue", "batch", "compute", "split", "request"):
+                histogram: Histogram = getattr(model.stats, phase)
+                buckets = _cumulative(histogram)
+                if exemplars is not None:
+                    buckets = [(*bucket, *exemplars.of(phase, number)) for number, bucket in enumerate(buckets)]
+                phases.add_metric((model.name, model.version, phase), buckets, histogram.total_s)
+        return phases
+
+    def _own(self, models: Sequence[ModelView]) -> Iterator[Metric]:
         depth = GaugeMetricFamily("dlproxy_queue_rows", "Rows waiting in the queue", labels=_LABELS)
         limit = GaugeMetricFamily("dlproxy_batch_limit_rows", "Rows that a batch takes at most now", labels=_LABELS)
         ready = GaugeMetricFamily("dlproxy_model_ready", "1 while an instance is live", labels=_LABELS)
@@ -250,13 +262,6 @@ class ModelCollector(Collector):
                 rechecks.add_metric((*labels, result), times)
             for result, times in model.stats.shadows.items():
                 shadows.add_metric((*labels, result), times)
-            exemplars = _exemplars(model.stats)
-            for phase in ("queue", "batch", "compute", "split", "request"):
-                histogram: Histogram = getattr(model.stats, phase)
-                buckets = _cumulative(histogram)
-                if exemplars is not None:
-                    buckets = [(*bucket, *exemplars.of(phase, number)) for number, bucket in enumerate(buckets)]
-                phases.add_metric((*labels, phase), buckets, histogram.total_s)
             view = model.view()
             depth.add_metric(labels, view.queued_rows)
             limit.add_metric(labels, view.batch_goal)
@@ -265,7 +270,7 @@ class ModelCollector(Collector):
                 states.add_metric((*labels, state), number)
             for change, times in model.stats.instance_changes.items():
                 changes.add_metric((*labels, change), times)
-        yield from (phases, depth, limit, ready, states, changes, rechecks, shadows, broken, elements, decisions)
+        yield from (depth, limit, ready, states, changes, rechecks, shadows, broken, elements, decisions)
         yield self._versions()
         yield GaugeMetricFamily("dlproxy_http_connections", "Open connections", value=self._connections())
 

@@ -42,10 +42,10 @@ class Tracer:
         config: TracingConfig,
         *,
         clock: Callable[[], float] = monotonic,
-        draw: Callable[[], float] = random.random,
+        draw: Callable[[], float] | None = None,
     ) -> None:
         self._clock = clock
-        self._draw = draw
+        self._draw = draw or random.Random().random
         self._sample = config.sample
         self._until = self._gap()
         self._offset_ns = 0

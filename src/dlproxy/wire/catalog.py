@@ -74,12 +74,22 @@ class ServedModel:
         """How it batches, for pipelines of which it is a stage."""
         self.aim: Callable[[str, float | None], None] = lambda who, share_s: None
         """A step of a pipeline gives its requests so long; None: it asks this model no more."""
+        self.last_event_at: Callable[[], float] = lambda: 0.0
+        """When its lane heard of something, by the driver's clock."""
+        self.places: Callable[[], Sequence[Mapping[str, Any]]] = lambda: ()
+        """Every instance that is wanted, up or not, as Roster.places has them."""
+        self.pilot: Callable[[int], dict[str, Any] | None] = lambda newest: None
+        """What the autopilot does with it, and so many of its newest decisions, as Flight.brief has it."""
 
     @property
     def ready(self) -> bool:
         """At least one instance is up, or is started for the next request."""
         view = self.view()
         return bool(view.instances) or view.asleep
+
+    def mark(self) -> tuple[float, int]:
+        """Another one whenever something was asked of it, or has happened to it. Cheap: it is compared every second."""
+        return self.last_event_at(), self.stats.remembered + self.stats.stirred
 
 
 class Route(Struct, frozen=True):

@@ -42,8 +42,8 @@ DEFAULT = "default"
 
 
 class LogLevels:
-    """How severe what is logged is at least: of all, and of single loggers with those below them. What `-v` and `-q` say at start
-    is the default.
+    """How severe what is logged is at least: of all, and of single loggers with those below them. What `-v` and `-q` say at
+    start is the default.
     """
 
     def __init__(self) -> None:

@@ -46,8 +46,8 @@ def control_app(
     audit: Audit | None = None,
 ) -> Starlette:
     """Routes: /metrics (Prometheus text or OpenMetrics), /healthz (200 while every model has a live instance, else 503),
-    /models (state, also of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with JSON of knobs changes them, for
-    queued requests too), POST to /models/NAME/ACTION with JSON of its arguments (serve/operations.py), /autopilot and
+    /models (state, also of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with JSON of knobs changes
+    them, for queued requests too), POST to /models/NAME/ACTION with JSON of its arguments (serve/operations.py), /autopilot and
     /autopilot/NAME (what it does), POST to /autopilot/pause, resume and challenge (of {"model": NAME}, or of all), /cache and
     /cache/NAME (what is remembered), POST to /cache/clear (of {"model": NAME}, or of all), /log (PATCH: levels); and `more`.
     """
