@@ -263,6 +263,11 @@ class Trace(Struct, frozen=True):
     state: str = ""
     span: Any = None
 
+    @property
+    def sampled(self) -> bool:
+        """Whether somebody records what becomes of it, as the last digit of the parent's flags says."""
+        return bool(self.parent) and self.parent[-1] in "13579bdf"
+
 
 NO_TRACE = Trace()  # compared by identity
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -300,6 +305,12 @@ class Request(Struct, eq=False):
     headers: Mapping[str, str] = NO_HEADERS
     charged: bool = False
     sequence: InSequence | None = None
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """As `extra` of a line in the log about it: its client's id for it or else ours, and its trace."""
+        trace = {"trace_id": self.trace.parent[3:35]} if self.trace.sampled else {}
+        return {"request": {"id": self.trace.request_id or self.id or str(self.ticket.id), **trace}}
 
 
 class Timing(Struct):

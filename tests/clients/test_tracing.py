@@ -1,6 +1,7 @@
 """One request seen in a collector, from the client through two real servers to the model; and a pipeline's."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest

@@ -134,7 +134,7 @@ def test_a_model_that_only_takes_time_has_no_path_to_complete(tmp_path: Path) ->
         (
             "port = 80\n",
             1,
-            ["unknown key 'port'", "known are server, http, tls, auth, integrity, autopilot, cache, tracing, models"],
+            ["unknown key 'port'", "known are server, http, tls, auth, integrity, autopilot, cache, tracing"],
         ),
         (
             "[models.a]\npath = 'a'\n[models.b]\npath = 'b'\nmax_bach = 1\n",

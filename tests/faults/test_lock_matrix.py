@@ -344,6 +344,7 @@ def test_lists_have_only_what_one_may_see(site: LockedServer, number: int) -> No
         ("control", "/autopilot/pause", {}, "POST"),
         ("control", "/autopilot/challenge", {"challenger": ""}, "POST"),
         ("control", "/cache/clear", {}, "POST"),
+        ("control", "/log", {"level": "debug"}, "PATCH"),
         ("grpc", f"{SERVICE}/LogSettings", b"", ""),
         ("grpc", f"{SERVICE}/TraceSetting", b"", ""),
         ("tfs_grpc", f"{MODELS}/HandleReloadConfigRequest", b"", ""),

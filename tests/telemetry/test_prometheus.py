@@ -1,20 +1,23 @@
 """The metrics page: it parses, its names are Triton's and ours, and its values are the counters'."""
 
 import re
+import shutil
+import subprocess
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pytest
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from dlproxy.message import FailureKind, Ticket
+from dlproxy.message import NO_TRACE, FailureKind, Request, Ticket, Trace
 from dlproxy.policy.events import Arrived, InstanceExpected, InstanceUp
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.planner import VersionState
 from dlproxy.policy.view import LaneView
-from dlproxy.telemetry.prometheus import page, registry
+from dlproxy.telemetry.prometheus import openmetrics_page, page, registry
 from dlproxy.telemetry.stats import (
     BOUNDS_S,
     AnsweredBatch,
@@ -22,11 +25,13 @@ from dlproxy.telemetry.stats import (
     CacheSize,
     DriftCounts,
     ModelStats,
+    SequenceCounts,
     StepCounts,
     VariantCounts,
     WatchCounts,
 )
 
+ROOT = Path(__file__).parents[2]
 TRITON = {
     "nv_inference_request_success",
     "nv_inference_request_failure",
@@ -337,7 +342,7 @@ def test_without_a_model_the_page_still_parses() -> None:
 
 
 def test_the_openmetrics_form_parses_too() -> None:
-    text = generate_openmetrics(registry([busy_model()], lambda: 1)).decode()
+    text = openmetrics_page(registry([busy_model()], lambda: 1), []).decode()
     families = {family.name: family for family in parse_openmetrics(text)}
     assert "nv_inference_count" in families
     assert families["dlproxy_phase_seconds"].type == "histogram"
@@ -353,3 +358,117 @@ def test_versions_that_could_not_be_loaded_are_counted() -> None:
     assert 'dlproxy_versions{phase="serving"} 1.0' in text
     assert 'dlproxy_versions{phase="failed"} 2.0' in text
     assert 'dlproxy_versions{phase="loading"} 0.0' in text
+
+
+# OpenMetrics
+
+
+def named(number: int, trace: Trace, **terms: Any) -> Request:
+    return Request(Ticket(number, 10.0, **terms), "digits", [], (0,), trace=trace)
+
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-"
+TRACED, FOLLOWED, UNTRACED, LONG = Trace("a", PARENT + "01"), Trace("b"), Trace("c", PARENT + "00"), Trace("d" * 128)
+
+
+def exemplars(*requests: Request) -> dict[str, set[tuple[str, float]]]:
+    """Of each phase: labels' values and seconds, of a batch with these requests."""
+    model = busy_model()
+    whole = registry([model], lambda: 3)
+    openmetrics_page(whole, [model])
+    batch = AnsweredBatch(len(requests), [0.5] * len(requests), after_s=0.3, batch_s=0.01, compute_s=0.2, split_s=0.004)
+    batch.dispatched_at, batch.requests = 10.5, requests
+    model.stats.batch_answered(batch)
+    found: dict[str, set[tuple[str, float]]] = {}
+    for family in parse_openmetrics(openmetrics_page(whole, [model]).decode()):
+        for sample in family.samples:
+            if sample.exemplar is not None:
+                assert sample.name == "dlproxy_phase_seconds_bucket"
+                assert sample.exemplar.value <= float(sample.labels["le"])
+                ((label, value),) = sample.exemplar.labels.items()
+                found.setdefault(sample.labels["phase"], set()).add((f"{label}={value}", round(sample.exemplar.value, 9)))
+    assert batch.requests == (), "none is kept"
+    return found
+
+
+ALL = {"queue": 0.5, "batch": 0.01, "compute": 0.2, "split": 0.004, "request": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("traces", "name"),
+    [
+        ((NO_TRACE,), ""),
+        ((NO_TRACE, FOLLOWED), "request_id=b"),
+        ((FOLLOWED, NO_TRACE, TRACED), "trace_id=0af7651916cd43dd8448eb211c80319c"),
+        ((UNTRACED, FOLLOWED), "request_id=c"),
+        ((LONG,), ""),
+        ((Trace(parent=PARENT + "00"),), ""),
+    ],
+)
+def test_a_request_of_a_batch_is_its_exemplar(traces: tuple[Trace, ...], name: str) -> None:
+    found = exemplars(*[named(number, trace) for number, trace in enumerate(traces)])
+    assert found == ({phase: {(name, seconds)} for phase, seconds in ALL.items()} if name else {})
+
+
+def test_a_part_of_a_request_is_none() -> None:
+    assert exemplars(named(1, TRACED, part_of=1)) == {}
+
+
+def test_nothing_is_kept_for_whoever_reads_plain_text() -> None:
+    model = busy_model()
+    page(registry([model], lambda: 3))
+    assert model.stats.observers == []
+    for _ in range(3):
+        openmetrics_page(registry([model], lambda: 3), [model])
+    assert len(model.stats.observers) == 1
+
+
+# All of it
+
+
+def whole_model() -> Model:
+    """With everything that there are metrics of."""
+    model = busy_model()
+    stats = model.stats
+    stats.aim(0.25, 0.95)
+    stats.streaming()
+    stats.cache, stats.watch, stats.drift = CacheCounts(), WatchCounts(), DriftCounts()
+    stats.drift.distances = {("input x mean", "psi"): 0.5}
+    stats.variants = VariantCounts("m", ["m-int8"])
+    stats.steps = {"read": StepCounts()}
+    stats.sequences = SequenceCounts(lambda: 1)
+    stats.decisions["change"] += 1
+    return model
+
+
+BOUNDED = {
+    "models, as configured": {"model", "version", "variant", "step"},
+    "words of ours": {"phase", "reason", "state", "change", "result", "kind", "priority", "test", "le"},
+    "inputs, outputs and what is measured of them": {"of"},
+    "of this interpreter": {"implementation", "major", "minor", "patchlevel"},
+}
+"""All labels, by what there can be no more of; none may have what a client says."""
+
+
+def test_every_metric_is_documented_and_has_no_label_without_bounds() -> None:
+    guides = "\n".join(guide.read_text("utf-8") for guide in (ROOT / "docs" / "guides").glob("*.md"))
+    told = set(re.findall(r"\b(?:nv|dlproxy)_\w+", guides))
+    for before, names, after in re.findall(r"\b((?:nv|dlproxy)_\w+)\{([a-z_,]+)\}(_\w+)", guides):
+        told |= {f"{before}{name}{after}" for name in names.split(",")}
+    missing, labels = [], set()
+    for family in Page(whole_model()).families.values():
+        labels |= {label for sample in family.samples for label in sample.labels}
+        name = f"{family.name}_total" if family.type == "counter" and not family.name.startswith("nv_") else family.name
+        if family.name.startswith(("nv_", "dlproxy_")) and name not in told:
+            missing.append(name)
+    assert missing == []
+    assert labels <= set().union(*BOUNDED.values())
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_has_no_fault_to_find() -> None:
+    text = page(registry([whole_model(), Model('odd "name"\\n')], lambda: 3))
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    faults = [line for line in (done.stdout + done.stderr).decode().splitlines() if not line.startswith("nv_")]
+    assert faults == []
+    assert done.returncode in (0, 3), "3: Triton's names are not as Prometheus would have them"

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dlproxy.config import HttpLimits
+from dlproxy.config import ConfigError, HttpLimits
 from dlproxy.message import FailureKind, InferenceError
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.http import access_log
 from dlproxy.wire.oip.http import OipApp
 from dlproxy.wire.oip.settings_http import SettingRoutes
-from dlproxy.wire.settings import TRACE, LogSettings, TraceSettings
+from dlproxy.wire.settings import TRACE, LogLevels, LogSettings, TraceSettings
 
 from .fixtures import PLAIN, EchoService, Reply, Wire, post, request, served
 
@@ -136,6 +136,61 @@ def trace() -> TraceSettings:
     catalog = Catalog()
     catalog.add(served(EchoService(PLAIN)))
     return TraceSettings(catalog)
+
+
+ALL = ["debug", "info", "warning", "error", "critical"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ([], ALL[1:]),
+        ([("debug", "")], ALL),
+        ([("error", "")], ALL[3:]),
+        ([("debug", "dlproxy.test")], ALL),
+        ([("error", ""), ("warning", "dlproxy")], ALL[2:]),
+        ([("debug", "dlproxy.test"), ("default", "dlproxy.test")], ALL[1:]),
+        ([("error", ""), ("default", "")], ALL[1:]),
+    ],
+)
+def test_operators_say_how_much_is_logged(changes: list[tuple[str, str]], says: list[str], kept: Kept) -> None:
+    levels = LogLevels()
+    try:
+        for level, logger in changes:
+            levels.change(level, logger)
+        last = {logger: level for level, logger in changes}
+        wanted = {logger: level for logger, level in last.items() if logger and level != "default"}
+        assert levels.show()["loggers"] == wanted
+        say_all()
+        assert [said for said in kept.take() if said != "access"] == says
+    finally:
+        for _, logger in changes:
+            levels.change("default", logger)
+    assert levels.show() == {"level": "info", "loggers": {}}
+
+
+def test_what_clients_have_switched_off_comes_if_an_operator_wants_it(kept: Kept) -> None:
+    LogSettings(may_change=True).change({"log_info": False, "log_warning": False})
+    LogLevels().change("warning")
+    say_all()
+    assert kept.take() == ALL[2:]
+
+
+@pytest.mark.parametrize(
+    ("level", "logger", "says"),
+    [
+        ("loud", "", "there is no level 'loud'; there are debug, info, warning, error, and default"),
+        ("debug", "dlproxy.tset", "there is no logger 'dlproxy.tset'; did you mean 'dlproxy.test'?"),
+        ("debug", "x" * 10_000, "they are named like dlproxy.serve or dlproxy.fleet.local"),
+    ],
+)
+def test_a_level_or_a_logger_that_there_is_not_changes_nothing(level: str, logger: str, says: str, kept: Kept) -> None:
+    before = set(logging.root.manager.loggerDict)
+    with pytest.raises(ConfigError) as raised:
+        LogLevels().change(level, logger)
+    assert says in str(raised.value)
+    assert len(str(raised.value)) < 200
+    assert set(logging.root.manager.loggerDict) == before, "nobody fills the memory"
 
 
 def test_nothing_is_traced() -> None:

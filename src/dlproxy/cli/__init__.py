@@ -21,8 +21,10 @@ from dlproxy.cli import (
     init,
     keys,
     learn,
+    log_levels,
     models,
     monitor,
+    report,
     serve,
     simulate,
     tune,
@@ -57,6 +59,7 @@ def whole_parser() -> Parser:
         keys,
         autopilot,
         cache,
+        log_levels,
         demo,
         bench,
         evaluate,
@@ -66,6 +69,7 @@ def whole_parser() -> Parser:
         cascade,
         learn,
         monitor,
+        report,
         completion,
     ):
         command.add_to(commands)

@@ -454,7 +454,9 @@ class Driver:
                 try:
                     waiting[1].completed(response)
                 except Exception:
-                    log.exception("model %s: could not hand over the answer to request %d", self._model, ticket.id)
+                    log.exception(
+                        "model %s: could not hand over the answer to request %d", self._model, ticket.id, extra=request.named
+                    )
             else:
                 gone = [*(gone or ()), request]
         answered_at = self._clock()
@@ -475,7 +477,13 @@ class Driver:
     def _reject(self, command: Reject) -> None:
         request, reply = self._waiting.pop(command.ticket.id)
         if command.reason == "to_blame" and self._quarantine_s:
-            log.error("model %s: request %d is quarantined: %s", self._model, request.ticket.id, command.failure.message)
+            log.error(
+                "model %s: request %d is quarantined: %s",
+                self._model,
+                request.ticket.id,
+                command.failure.message,
+                extra=request.named,
+            )
             self._quarantine = self._quarantine or Quarantine(self._quarantine_s, self._clock)
             self._quarantine.add(request)
         self._fail(request, reply, command.failure, command.reason)
@@ -497,7 +505,9 @@ class Driver:
         try:
             reply.failed(failure)
         except Exception:
-            log.exception("model %s: could not hand over the failure of request %d", self._model, request.ticket.id)
+            log.exception(
+                "model %s: could not hand over the failure of request %d", self._model, request.ticket.id, extra=request.named
+            )
 
     def _want_turn(self, command: WantTurn) -> None:
         assert self._taker is not None

@@ -5,6 +5,7 @@ Called by serve/driver.py when a batch has failed, never when one has not. Not a
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from msgspec import Struct
 
@@ -95,6 +96,7 @@ class FailureLog:
             _named(requests),
             _counted(left_out),
             f"\n{traceback}" if traceback else "",
+            extra=requests[0].named if len(requests) == 1 else _all_named(requests),
         )
 
     def answer_failed(self, instance: str, request: Request, error: Exception, now: float) -> None:
@@ -107,6 +109,11 @@ def _named(requests: Sequence[Request]) -> str:
     names = [printable(request.id[:MOST_ID_CHARS]) or str(request.ticket.id) for request in requests[:IDS]]
     more = f" and {len(requests) - IDS} more" if len(requests) > IDS else ""
     return f"request{'s' * (len(requests) > 1)} {', '.join(names)}{more}"
+
+
+def _all_named(requests: Sequence[Request]) -> dict[str, Any]:
+    """As one is."""
+    return {"request": {"ids": [request.named["request"]["id"] for request in requests[:IDS]]}}
 
 
 def _counted(left_out: LeftOut) -> str:

@@ -66,7 +66,9 @@ class QuotaLayer:
         try:
             reply.failed(failure)
         except Exception:  # submit never raises: the client of one request must not harm the caller
-            log.exception("model %s: could not hand over the failure of request %d", request.model, request.ticket.id)
+            log.exception(
+                "model %s: could not hand over the failure of request %d", request.model, request.ticket.id, extra=request.named
+            )
 
     def cancel(self, request: Request) -> None:
         """One that was refused is not known to `inner`, which ignores it."""

@@ -121,7 +121,9 @@ class PartitionLayer:
         try:
             reply.failed(failure)
         except Exception:  # submit never raises
-            log.exception("model %s: could not hand over the failure of request %d", model, request.ticket.id)
+            log.exception(
+                "model %s: could not hand over the failure of request %d", model, request.ticket.id, extra=request.named
+            )
 
 
 class _Whole:

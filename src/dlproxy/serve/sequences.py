@@ -158,7 +158,9 @@ class SequenceLayer:
         try:
             reply.failed(failure)
         except Exception:  # submit never raises
-            log.exception("model %s: could not hand over the failure of request %d", self._name, request.ticket.id)
+            log.exception(
+                "model %s: could not hand over the failure of request %d", self._name, request.ticket.id, extra=request.named
+            )
 
     def whole(self, request: Request, of: InSequence, state: State, key: Hashable) -> Request:
         """The same, with all that the model takes. `key`: of the sequence. Raises InferenceError."""

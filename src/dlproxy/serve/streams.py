@@ -131,7 +131,12 @@ class Stream:
             try:
                 outputs = cutter.cut(start, request.ticket.rows, request.outputs)
             except Exception as error:  # the model gave elements that are none of the declared type
-                log.error("request %d: a part of its answer cannot be sent: %s", request.ticket.id, text_of(error))
+                log.error(
+                    "request %d: a part of its answer cannot be sent: %s",
+                    request.ticket.id,
+                    text_of(error),
+                    extra=request.named,
+                )
                 del self._readers[request.ticket.id]
                 self._idle.discard(request.ticket.id)
                 self._break_off(reader, Failure(FailureKind.MODEL_FAILED, text_of(error)))

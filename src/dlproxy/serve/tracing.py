@@ -31,7 +31,7 @@ class TraceLayer:
     def submit(self, request: Request, reply: ReplyTo) -> None:
         trace, tracer = request.trace, self._tracer
         own = request.ticket.of_client and not request.charged  # a stage follows its pipeline
-        if not (tracer.follows(trace) if trace.parent else own and tracer.due()):
+        if not (trace.sampled if trace.parent else own and tracer.due()):
             self._inner.submit(request, reply)
             return
         ticket = request.ticket

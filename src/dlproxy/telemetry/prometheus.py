@@ -5,20 +5,25 @@ Called by wire/control/http.py. Not aware of: HTTP.
 """
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from time import time
 from typing import Protocol, get_args
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric, UnknownMetricFamily
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
-from dlproxy.message import FailureKind
+from dlproxy.message import NO_TRACE, Failure, FailureKind, Request, Trace
 from dlproxy.policy.planner import Phase, VersionState
 from dlproxy.policy.scaling import MISSED
 from dlproxy.policy.view import LaneView
 from dlproxy.telemetry.stats import (
     BOUNDS_S,
+    AnsweredBatch,
     CacheCounts,
     DriftCounts,
     Histogram,
@@ -92,6 +97,50 @@ _SEQUENCE_COUNTERS = {
 }
 
 
+MOST_EXEMPLAR = 128  # characters of an exemplar's labels, as OpenMetrics has it
+
+
+class PhaseExemplars:
+    """An Observer that keeps of each phase, for each bucket of its histogram, the newest request with a name of its own."""
+
+    def __init__(self) -> None:
+        self._newest: dict[str, dict[int, tuple[Trace, float, float]]] = {
+            phase: {} for phase in ("queue", "batch", "compute", "split", "request")
+        }
+
+    def answered(self, batch: AnsweredBatch) -> None:
+        """One request of each batch at most, one that is traced if there is any."""
+        found: Request | None = None
+        for request in batch.requests:
+            if request.trace is not NO_TRACE and not request.ticket.part_of:
+                if request.trace.sampled:
+                    found = request
+                    break
+                found = found or request
+        if found is None:
+            return
+        queue_s, at = batch.dispatched_at - found.ticket.arrived_at, time()
+        phases = {"batch": batch.batch_s, "compute": batch.compute_s, "split": batch.split_s, "queue": queue_s}
+        for phase, seconds in (*phases.items(), ("request", queue_s + batch.after_s)):
+            self._newest[phase][bisect_left(BOUNDS_S, seconds)] = found.trace, seconds, at
+
+    def failed(self, request: Request, failure: Failure, reason: str, at: float) -> None:
+        """The histograms are of answers."""
+
+    def of(self, phase: str, bucket: int) -> tuple[Exemplar] | tuple[()]:
+        newest = self._newest[phase].get(bucket)
+        if newest is None:
+            return ()
+        trace, seconds, at = newest
+        name = {"trace_id": trace.parent[3:35]} if trace.sampled else {"request_id": trace.request_id}
+        short = sum([len(label) + len(value) for label, value in name.items()]) <= MOST_EXEMPLAR
+        return (Exemplar(name, seconds, round(at, 3)),) if short and all(name.values()) else ()
+
+
+def _exemplars(stats: ModelStats) -> PhaseExemplars | None:
+    return next((one for one in stats.observers if isinstance(one, PhaseExemplars)), None)
+
+
 class ModelView(Protocol):
     """What the page shows of a model."""
 
@@ -119,6 +168,7 @@ class ModelCollector(Collector):
         for model in models:
             model.stats.settle()
         yield from self._triton(models)
+        yield self._phases(models)
         yield from self._own(models)
         yield from self._objectives([(model, model.stats.objective) for model in models if model.stats.objective is not None])
         yield from self._streams([(model, model.stats.streams) for model in models if model.stats.streams is not None])
@@ -155,10 +205,21 @@ class ModelCollector(Collector):
             pending.add_metric((model.name, model.version), model.view().queued_rows)
         yield pending
 
-    def _own(self, models: Sequence[ModelView]) -> Iterator[Metric]:
+    def _phases(self, models: Sequence[ModelView]) -> Metric:
         phases = HistogramMetricFamily(
             "dlproxy_phase_seconds", "Time of answered requests by phase", labels=(*_LABELS, "phase")
         )
+        for model in models:
+            exemplars = _exemplars(model.stats)
+            for phase in ("queue", "batch", "compute", "split", "request"):
+                histogram: Histogram = getattr(model.stats, phase)
+                buckets = _cumulative(histogram)
+                if exemplars is not None:
+                    buckets = [(*bucket, *exemplars.of(phase, number)) for number, bucket in enumerate(buckets)]
+                phases.add_metric((model.name, model.version, phase), buckets, histogram.total_s)
+        return phases
+
+    def _own(self, models: Sequence[ModelView]) -> Iterator[Metric]:
         depth = GaugeMetricFamily("dlproxy_queue_rows", "Rows waiting in the queue", labels=_LABELS)
         limit = GaugeMetricFamily("dlproxy_batch_limit_rows", "Rows that a batch takes at most now", labels=_LABELS)
         ready = GaugeMetricFamily("dlproxy_model_ready", "1 while an instance is live", labels=_LABELS)
@@ -201,9 +262,6 @@ class ModelCollector(Collector):
                 rechecks.add_metric((*labels, result), times)
             for result, times in model.stats.shadows.items():
                 shadows.add_metric((*labels, result), times)
-            for phase in ("queue", "batch", "compute", "split", "request"):
-                histogram: Histogram = getattr(model.stats, phase)
-                phases.add_metric((*labels, phase), _cumulative(histogram), histogram.total_s)
             view = model.view()
             depth.add_metric(labels, view.queued_rows)
             limit.add_metric(labels, view.batch_goal)
@@ -212,7 +270,7 @@ class ModelCollector(Collector):
                 states.add_metric((*labels, state), number)
             for change, times in model.stats.instance_changes.items():
                 changes.add_metric((*labels, change), times)
-        yield from (phases, depth, limit, ready, states, changes, rechecks, shadows, broken, elements, decisions)
+        yield from (depth, limit, ready, states, changes, rechecks, shadows, broken, elements, decisions)
         yield self._versions()
         yield GaugeMetricFamily("dlproxy_http_connections", "Open connections", value=self._connections())
 
@@ -389,6 +447,15 @@ def registry(
     return registry
 
 
+def openmetrics_page(registry: CollectorRegistry, models: Iterable[ModelView]) -> bytes:
+    """The registry as OpenMetrics has it, whose phases have exemplars, which are kept once this was asked for."""
+    for model in models:
+        if _exemplars(model.stats) is None:
+            model.stats.observers.append(PhaseExemplars())
+    shown: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+    return shown
+
+
 def page(registry: CollectorRegistry) -> bytes:
     """The registry as Prometheus text, with Triton's counters declared as such."""
     return re.sub(rb"^(# TYPE nv_\w+) untyped$", rb"\1 counter", generate_latest(registry), flags=re.MULTILINE)
@@ -404,8 +471,9 @@ def _counter(
     return family
 
 
-def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
-    buckets, total = [], 0
+def _cumulative(histogram: Histogram) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
+    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+    total = 0
     for bound, count in zip((*BOUNDS_S, float("inf")), histogram.counts, strict=True):
         total += count
         buckets.append(("+Inf" if bound == float("inf") else repr(bound), float(total)))

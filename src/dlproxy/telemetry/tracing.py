@@ -29,25 +29,23 @@ FLUSH_S = 3.0  # what a shutdown waits for the collector
 QUIET_S = 10.0  # without trouble, before it is said that spans arrive again
 MOST_WORDS = 300  # characters of a message
 PATH = "/v1/traces"
-_SAMPLED = frozenset("13579bdf")  # the last digit of a traceparent's flags
-
 Attributes = Mapping[str, str | int | float | bool]
 
 log = logging.getLogger(__name__)
 
 
 class Tracer:
-    """Whether requests are traced, and their spans. `at`: instants of `clock`, everywhere. Called on the event loop."""
+    """Which requests without a traceparent are traced, and all spans. `at`: instants of `clock`. Called on the event loop."""
 
     def __init__(
         self,
         config: TracingConfig,
         *,
         clock: Callable[[], float] = monotonic,
-        draw: Callable[[], float] = random.random,
+        draw: Callable[[], float] | None = None,
     ) -> None:
         self._clock = clock
-        self._draw = draw
+        self._draw = draw or random.Random().random
         self._sample = config.sample
         self._until = self._gap()
         self._offset_ns = 0
@@ -62,12 +60,8 @@ class Tracer:
         self._sdk_log.addHandler(self._news)
         self._sdk_log.propagate = False
 
-    def follows(self, trace: Trace) -> bool:
-        """Whether a request with a traceparent is traced: where it comes from says so."""
-        return trace.parent[-1] in _SAMPLED
-
     def due(self) -> bool:
-        """Whether the next request without one is. Each by itself with the same probability, drawn once for many."""
+        """Whether the next request is. Each by itself with the same probability, drawn once for many."""
         self._until -= 1
         if self._until > 0:
             return False

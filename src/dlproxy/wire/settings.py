@@ -1,12 +1,15 @@
-"""Triton's logging and trace settings as far as they are true here, and what of them clients may change.
+"""What is logged, as operators change it; and Triton's logging and trace settings as far as they are true here, for clients.
 
-Called by oip/settings_http.py and grpc/settings.py. Logging is Python's: severities at the root logger. Nothing is traced.
+Called by control/http.py, oip/settings_http.py and grpc/settings.py. Logging is Python's. Nothing is traced as Triton does it.
 """
 
+import difflib
 import logging
 from collections.abc import Mapping
+from reprlib import repr as brief  # bounds the length: the value is somebody else's
 from typing import Any
 
+from dlproxy.config import ConfigError
 from dlproxy.message import Failure, FailureKind, InferenceError, invalid
 from dlproxy.wire.catalog import Catalog
 from dlproxy.wire.http import access_log
@@ -32,6 +35,47 @@ class _Muted(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.name == access_log.log.name or min(record.levelno, logging.ERROR) // 10 * 10 not in self.levels
+
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+DEFAULT = "default"
+
+
+class LogLevels:
+    """How severe what is logged is at least: of all, and of single loggers with those below them. What `-v` and `-q` say at
+    start is the default.
+    """
+
+    def __init__(self) -> None:
+        self._root = logging.getLogger()
+        self._at_start = self._root.level
+        self._loggers: dict[str, str] = {}
+
+    def show(self) -> dict[str, Any]:
+        level = self._root.level
+        name = next((name for name, number in LEVELS.items() if number >= level), "none")
+        return {"level": name, "loggers": dict(self._loggers)}
+
+    def change(self, level: str, logger: str = "") -> None:
+        """From now on; `default` takes back what was said here. Raises ConfigError."""
+        if level not in (*LEVELS, DEFAULT):
+            raise ConfigError(f"there is no level {brief(level)}; there are {', '.join(LEVELS)}, and {DEFAULT}")
+        known = self._root.manager.loggerDict
+        if logger and logger not in known:
+            near = difflib.get_close_matches(logger, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else "they are named like dlproxy.serve or dlproxy.fleet.local"
+            raise ConfigError(f"there is no logger {brief(logger)}; {hint}")
+        if not logger:
+            self._root.setLevel(LEVELS.get(level, self._at_start))
+        else:
+            logging.getLogger(logger).setLevel(LEVELS.get(level, logging.NOTSET))
+            self._loggers.pop(logger, None)
+            if level != DEFAULT:
+                self._loggers[logger] = level
+        for handler in self._root.handlers:  # what clients have switched off comes if an operator wants it
+            for muted in handler.filters:
+                if isinstance(muted, _Muted):
+                    muted.levels = {one for one in muted.levels if one < LEVELS.get(level, self._at_start)}
 
 
 class LogSettings:

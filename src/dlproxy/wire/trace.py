@@ -1,6 +1,6 @@
 """Under which names a request is known elsewhere: `x-request-id`, and `traceparent` with `tracestate` (W3C Trace Context).
 
-What does not keep to its form is ignored, as that standard says. Called by terms.py and http/exchange.py.
+What does not keep to its form is ignored, as that standard says. Called by terms.py, http/exchange.py and grpc/call.py.
 Not aware of: spans of this server (serve/tracing.py): it reads and hands on what came.
 """
 
@@ -42,6 +42,12 @@ def request_id_of(headers: Mapping[bytes, bytes]) -> str:
     """Empty if there is none, or none that can be shown: at most 128 characters of ASCII."""
     value = headers.get(REQUEST_ID)
     return value.decode("ascii") if value and _ID.fullmatch(value) else ""
+
+
+def named(headers: Mapping[bytes, bytes]) -> Mapping[str, Mapping[str, str]]:
+    """As `extra` of a line in the log about a request with these: its client's id for it, if it has one."""
+    name = request_id_of(headers)
+    return {"request": {"id": name}} if name else {}
 
 
 def echo(headers: Mapping[bytes, bytes]) -> bytes:

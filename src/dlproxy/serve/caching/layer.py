@@ -259,7 +259,9 @@ class CacheLayer:
         try:
             reply.completed(response)
         except Exception:  # submit never raises
-            log.exception("model %s: could not hand over the answer to request %d", request.model, request.ticket.id)
+            log.exception(
+                "model %s: could not hand over the answer to request %d", request.model, request.ticket.id, extra=request.named
+            )
         self.watch.hit(request, kept.outputs)
 
     def known_row(self, key: Key, request: Request) -> Kept | None:
@@ -428,7 +430,9 @@ class Flight:
             try:
                 reply.completed(answer)
             except Exception:  # of one client: the others must hear
-                log.exception("model %s: could not hand over the answer to request %d", request.model, ticket_id)
+                log.exception(
+                    "model %s: could not hand over the answer to request %d", request.model, ticket_id, extra=request.named
+                )
 
     def failed(self, failure: Failure) -> None:
         asked, self._asked = self._asked, None
@@ -473,7 +477,9 @@ class Flight:
         try:
             reply.failed(failure)
         except Exception:
-            log.exception("model %s: could not hand over the failure of request %d", request.model, ticket_id)
+            log.exception(
+                "model %s: could not hand over the failure of request %d", request.model, ticket_id, extra=request.named
+            )
 
     def _forget_timer(self, request: Request) -> None:
         if self._timers and (timer := self._timers.pop(request.ticket.id, None)) is not None:

@@ -54,7 +54,9 @@ class PipelineLayer:
         try:
             reply.failed(failure)
         except Exception:  # submit never raises
-            log.exception("model %s: could not hand over the failure of request %d", request.model, ticket.id)
+            log.exception(
+                "model %s: could not hand over the failure of request %d", request.model, ticket.id, extra=request.named
+            )
 
     def cancel(self, request: Request) -> None:
         self._inner.cancel(request)

@@ -3,11 +3,12 @@
 No inference passes here. Called by serve/server.py. Not aware of: the inference port's protocol.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
@@ -28,6 +29,7 @@ from dlproxy.wire.http.exchange import STATUS
 from dlproxy.wire.http.target import name_in, path_of
 from dlproxy.wire.operations import Operations, Pilots, ResultCaches
 from dlproxy.wire.rights import demand, seen
+from dlproxy.wire.settings import LogLevels
 from dlproxy.wire.terms import Identify
 
 MOST_BODY = 64 * 1024  # bytes of a change of knobs
@@ -43,19 +45,22 @@ def control_app(
     identify: Identify | None = None,
     audit: Audit | None = None,
 ) -> Starlette:
-    """Routes: /metrics (Prometheus text), /healthz (200 while every model has a live instance, else 503), /models (state, also
-    of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with a JSON object of knobs changes them, for queued
-    requests too), POST to /models/NAME/ACTION with a JSON object of its arguments (serve/operations.py), /autopilot and
+    """Routes: /metrics (Prometheus text or OpenMetrics), /healthz (200 while every model has a live instance, else 503),
+    /models (state, also of what comes, goes or cannot be loaded), /models/NAME (state; PATCH with JSON of knobs changes
+    them, for queued requests too), POST to /models/NAME/ACTION with JSON of its arguments (serve/operations.py), /autopilot and
     /autopilot/NAME (what it does), POST to /autopilot/pause, resume and challenge (of {"model": NAME}, or of all), /cache and
-    /cache/NAME (what is remembered), POST to /cache/clear (of {"model": NAME}, or of all); and `more`.
+    /cache/NAME (what is remembered), POST to /cache/clear (of {"model": NAME}, or of all), /log (PATCH: levels); and `more`.
     """
     whole = prometheus.registry(catalog, connections, operations.states)
 
     async def metrics(request: Request) -> Response:
         registry, who = whole, who_asks(request)
+        models: Iterable[ServedModel] = catalog
         if who.grant is not None and "*" not in who.grant.models:
-            may_see = seen(catalog, who, "metrics")
-            registry = prometheus.registry(may_see, connections, lambda: seen(operations.states(), who, "metrics"))
+            models = seen(catalog, who, "metrics")
+            registry = prometheus.registry(models, connections, lambda: seen(operations.states(), who, "metrics"))
+        if _prefers_openmetrics(request.headers.get("accept", "")):
+            return Response(prometheus.openmetrics_page(registry, models), media_type=OPENMETRICS)
         return Response(prometheus.page(registry), media_type=CONTENT_TYPE_LATEST)
 
     async def healthz(request: Request) -> Response:
@@ -72,6 +77,7 @@ def control_app(
             *_model_routes(catalog, operations, caches),
             *_autopilot_routes(pilots),
             *_cache_routes(catalog, caches),
+            *_log_routes(LogLevels()),
             *more,
         ],
     )
@@ -191,6 +197,22 @@ def _cache_routes(catalog: Catalog, caches: ResultCaches) -> list[Route]:
     ]
 
 
+def _log_routes(levels: LogLevels) -> list[Route]:
+    async def log(request: Request) -> Response:
+        async def answer() -> Any:
+            if request.method == "PATCH":
+                said = await _object(request)
+                level, logger = said.pop("level", None), said.pop("logger", "")
+                if said or not isinstance(level, str) or not isinstance(logger, str):
+                    raise ConfigError('it takes a level and a logger or none, as {"level": "debug", "logger": "dlproxy.serve"}')
+                levels.change(level, logger)
+            return levels.show()
+
+        return await _answer(answer())
+
+    return [Route("/log", log, methods=["GET", "PATCH"])]
+
+
 class _OnePath:
     """Gives the application every path in one spelling, in which a slash that came encoded does not part segments."""
 
@@ -205,6 +227,17 @@ class _OnePath:
                 await JSONResponse({"error": error.failure.message}, status_code=400)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _prefers_openmetrics(accept: str) -> bool:
+    """To the plain text, which whoever does not say gets."""
+    weights: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        kind, *parameters = [piece.strip() for piece in part.split(";")]
+        weight = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
+        weights[kind] = max(weights.get(kind, 0.0), float(weight) if weight.replace(".", "", 1).isdecimal() else 0.0)
+    named = weights.get("application/openmetrics-text", 0.0)
+    return named > 0.0 and named >= weights.get("text/plain", 0.0)
 
 
 def _may_see(states: Sequence[dict[str, Any]], who: Principal) -> list[dict[str, Any]]:

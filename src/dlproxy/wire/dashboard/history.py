@@ -201,6 +201,11 @@ class Track:
         met, missed = self.coarse.columns[-2:]
         self._hour = int(sum([met[place] for place in steps])), int(sum([missed[place] for place in steps]))
 
+    @property
+    def answered(self) -> int:
+        """Requests since it was loaded, or this was begun."""
+        return self._recent[-1].answered
+
     def points(self, first: int, last: int) -> Iterator[tuple[int, int, Sequence[float | None]]]:
         """From the second of one number to that of another: the number, seconds that the point is of, what is in COLUMNS.
 

@@ -196,6 +196,14 @@ class Sampler:
             return version
         return self._catalog.get(name, version).version
 
+    def asked(self) -> list[Told]:
+        """Which models did something in the last hour, also those that are gone, and what they answered since they were loaded;
+        the most asked first.
+        """
+        tracks = [(key, track) for key, track in self.tracks.items() if track.last > self._number - HOUR]
+        told = [{"name": name, "version": version, "answered": track.answered} for (name, version), track in tracks]
+        return sorted(told, key=lambda one: -one["answered"])
+
     def history(self, name: str, version: str, seconds: int) -> Told:
         """Columns of the last so many seconds, the oldest first; empty ones of a model that was not asked in the last hour."""
         track = self.tracks.get((name, version))

@@ -17,6 +17,7 @@ from dlproxy.policy.why import Phase
 from dlproxy.wire.audit import REFUSALS
 from dlproxy.wire.grpc.frames import header_block
 from dlproxy.wire.grpc.messages import CODINGS, Piece
+from dlproxy.wire.trace import named
 
 if TYPE_CHECKING:
     from dlproxy.wire.grpc.connection import GrpcConnection
@@ -173,7 +174,8 @@ class Call:
             return
         if len(message) > MAX_ERROR:  # what it quotes is the client's and may be megabytes long
             message = f"{message[:MAX_ERROR]}…"
-        log.debug("%s ends with %s: %s", self.path.decode("latin-1"), status.name, message)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s ends with %s: %s", self.path.decode("latin-1"), status.name, message, extra=named(self.headers))
         fields = [(b"grpc-status", b"%d" % status), *([(b"grpc-message", percent_encoded(message))] if message else []), *extra]
         self.connection.end(self, header_block(fields))
 
@@ -192,7 +194,7 @@ class Call:
 
     def give_up(self) -> None:
         """End, from within an exception's handler: it was a defect of the server. One that has ended is left alone."""
-        log.exception("%s failed", self.path.decode("latin-1"))
+        log.exception("%s failed", self.path.decode("latin-1"), extra=named(self.headers))
         if not self.ended:
             try:
                 self.end(Status.INTERNAL, "internal error; the server's log has the details")

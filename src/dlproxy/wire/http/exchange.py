@@ -154,7 +154,12 @@ class Exchange:
         try:
             connection.send_ready()
         except Exception:
-            log.exception("%s %s: the reply could not be sent, so the connection is closed", self.method, self.target)
+            log.exception(
+                "%s %s: the reply could not be sent, so the connection is closed",
+                self.method,
+                self.target,
+                extra=trace.named(self.headers),
+            )
             connection.abort()
 
     def _reply_encoded(
@@ -189,7 +194,9 @@ class Exchange:
         """Reply with the JSON error that every route uses."""
         if len(message) > MAX_ERROR:  # what a message quotes is the client's and may be megabytes long
             message = f"{message[:MAX_ERROR]}…"
-        log.debug("%s %s is answered %d: %s", self.method.decode(), self.target.decode("latin-1"), status, message)
+        if log.isEnabledFor(logging.DEBUG):
+            shown = self.target.decode("latin-1")
+            log.debug("%s %s is answered %d: %s", self.method.decode(), shown, status, message, extra=trace.named(self.headers))
         self.reply(status, b"application/json", msgspec.json.encode({"error": encodable(message)}), extra)
 
     def refuse(self, failure: Failure) -> None:
@@ -211,14 +218,15 @@ class Exchange:
 
         So a request ends whatever happens to it. One that was answered already is left alone.
         """
-        log.exception("%s %s failed", self.method, self.target)
+        log.exception("%s %s failed", self.method, self.target, extra=trace.named(self.headers))
         if self.connection.has_begun(self):
             self.connection.break_off(self)
         elif self.reply_parts is None:
             try:
                 self.fail(500, "internal error; the server's log has the details")
             except Exception:
-                log.exception("%s %s: the failure could not be reported, so the connection is closed", self.method, self.target)
+                what = "%s %s: the failure could not be reported, so the connection is closed"
+                log.exception(what, self.method, self.target, extra=trace.named(self.headers))
                 self.connection.abort()
 
 
