@@ -350,6 +350,11 @@ class Flight:
             log.warning("model %s: what the autopilot knows cannot be told: %s", self.tuned.name, text_of(error))
             return None
 
+    def brief(self) -> dict[str, Any]:
+        """JSON: the least of `shown` that tells how it is."""
+        pins = sorted(self.pilot.space.pinned) if self.pilot is not None else []
+        return {"mode": self.mode, "phase": self.state, "paused": self.paused, "pins": pins, "unusual": self.unusual}
+
     def shown(self, *, most: int) -> dict[str, Any]:
         """JSON: what it does, and what it decided last."""
         tuned, now = self.tuned, self._clock()

@@ -146,6 +146,8 @@ class Control:
         self._timer: asyncio.TimerHandle | None = None
         self._following: asyncio.Task[None] | None = None
         self._progress: asyncio.Event = asyncio.Event()
+        self.changes = 0
+        """Times that what `states` gives may have become something else."""
         self._stopped = False
 
     # What is wanted
@@ -256,8 +258,8 @@ class Control:
     def states(self) -> list[VersionState]:
         """Every version that is wanted or there, model by model."""
         facts = self._models.facts()
-        keys = [(name, version) for name, model in self.wanted.models.items() for version in model.versions]
-        keys += [key for key in {**self._made_of, **self._under_way} if key not in keys]
+        wanted = [(name, version) for name, model in self.wanted.models.items() for version in model.versions]
+        keys = dict.fromkeys((*wanted, *self._made_of, *self._under_way))
         return [self._state(key, facts.get(key)) for key in keys]
 
     # What is done
@@ -438,6 +440,7 @@ class Control:
         return logging.DEBUG if self._awaited[name] else logging.ERROR
 
     def _tell(self) -> None:
+        self.changes += 1
         progress, self._progress = self._progress, asyncio.Event()
         progress.set()
 

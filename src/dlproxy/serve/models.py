@@ -318,6 +318,7 @@ class Models:
         """The autopilot looks after it from now on, and is told of what others change."""
         handle = self._tuned[model] = tuned(model, self._mode, sessions=not self._server.memory_budget_mb)
         flight = self.autopilot.add(handle)
+        model.served.pilot = flight.brief
         model.control.on_changing = flight.hold
         model.control.on_changed = partial(self._renew, flight)
         put_before = model.control.on_variants

@@ -12,15 +12,19 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from math import inf
-from time import monotonic
-from typing import TYPE_CHECKING
+from time import monotonic, process_time
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from dlproxy import __version__
 from dlproxy.config import Config, ConfigError, ServerConfig
 from dlproxy.config.server import GRPC_PORT
+from dlproxy.cores import usable_cores
 from dlproxy.fleet.control import Control
+from dlproxy.fleet.memory import resident_bytes
 from dlproxy.fleet.store import open_store
 from dlproxy.hosts import authority, nearby, plain_host
 from dlproxy.instance.runtime import ModelError
@@ -37,6 +41,8 @@ from dlproxy.wire.bounds import Bounds
 from dlproxy.wire.control.docs_page import InferencePort, docs_routes
 from dlproxy.wire.control.http import control_app
 from dlproxy.wire.control.server import ControlServer
+from dlproxy.wire.dashboard.feed import Feed
+from dlproxy.wire.dashboard.http import dashboard_routes
 from dlproxy.wire.explain.http import Explain
 from dlproxy.wire.extensions import extensions_of
 from dlproxy.wire.grpc.server import GrpcServer
@@ -96,6 +102,7 @@ class Server:
         self._audit = Audit()
         self._bounds = Bounds(config.http, self._crowded)
         self._doors: list[Listening] = []
+        self._started_at, self._used = round(datetime.now(UTC).timestamp(), 3), (monotonic(), process_time())
         self._listeners: list[socket.socket] = []
 
     @property
@@ -165,10 +172,11 @@ class Server:
             answer = with_access_log(app, monotonic) if server.access_log else app
             self.ports = listeners.ports
             self.unix_socket = listeners.unix_socket
-            docs = docs_routes(app.document, self._inference_port)
+            self._feed = Feed(catalog, states=self.operations.states, changes=lambda: self.control.changes, facts=self._facts)
+            more = [*docs_routes(app.document, self._inference_port), *dashboard_routes(self._feed)]
             pilots, caches = self.models.autopilot, self.models.caches
             page = control_app(
-                catalog, lambda: self.connections, self.operations, pilots, caches, docs, self._desk, self._audit
+                catalog, lambda: self.connections, self.operations, pilots, caches, more, self._desk, self._audit
             )
             tls = self._certificates
             self._control = ControlServer(page, None if tls is None else tls.context(HTTP), limits, self._bounds)
@@ -194,6 +202,7 @@ class Server:
                 tls.watch()
             control.listen()  # uvicorn gets to it some turns later, and "ready" must be true of all ports
             self._control.start(control)
+            self._feed.start()
 
     def _give_up(self, knob: str, listener: socket.socket, error: OSError) -> None:
         """Raises PortError, unless it is the port of gRPC that nobody has named."""
@@ -219,6 +228,19 @@ class Server:
             repository=repository,
         )
         return [*generate.rows(), *explain.rows(), *tfs.rows()]
+
+    def _facts(self) -> dict[str, Any]:
+        """Of the process, for the dashboard. `cpu`: cores that it was busy with since it was asked last."""
+        (at, busy_s), now, used_s = self._used, monotonic(), process_time()
+        self._used = now, used_s
+        return {
+            "version": __version__,
+            "started_at": self._started_at,
+            "cores": usable_cores(),
+            "cpu": round((used_s - busy_s) / max(now - at, 1e-3), 2),
+            "memory_bytes": resident_bytes() >> 20 << 20,
+            "connections": self.connections,
+        }
 
     async def rehearse(self, on_ready: Callable[["Server"], None]) -> list[str]:
         """Bind the ports and load every model, call `on_ready` with those that are up, and stop, without a request served.
@@ -357,6 +379,7 @@ class Server:
         if self._certificates is not None:
             self._certificates.close()
         await self.models.drain(1.0)
+        self._feed.close()
         await self._control.stop()
         self._bounds.handshakes.close()
         self._audit.flush(now=True)

@@ -74,12 +74,29 @@ class ServedModel:
         """How it batches, for pipelines of which it is a stage."""
         self.aim: Callable[[str, float | None], None] = lambda who, share_s: None
         """A step of a pipeline gives its requests so long; None: it asks this model no more."""
+        self.last_event_at: Callable[[], float] = lambda: 0.0
+        """When its lane heard of something, by the driver's clock."""
+        self.pilot: Callable[[], dict[str, Any] | None] = lambda: None
+        """What the autopilot does with it, as Flight.brief has it."""
 
     @property
     def ready(self) -> bool:
         """At least one instance is up, or is started for the next request."""
         view = self.view()
         return bool(view.instances) or view.asleep
+
+    def mark(self) -> tuple[object, ...]:
+        """Another one whenever something was asked of it, or has happened to it. Cheap: it is compared every second."""
+        stats = self.stats
+        return (
+            self.last_event_at(),
+            stats.remembered,
+            sum(stats.failures.values()),
+            sum(stats.decisions.values()),
+            stats.watch is not None and stats.watch.unusual,
+            *stats.instance_states.values(),
+            *stats.instance_changes.values(),
+        )
 
 
 class Route(Struct, frozen=True):

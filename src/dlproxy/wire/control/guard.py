@@ -21,10 +21,11 @@ from dlproxy.wire.http.target import name_in
 from dlproxy.wire.rights import demand
 from dlproxy.wire.terms import Identify, Peer
 
-WHO, PEER = "dlproxy.who", "peer"  # in the scope of a request, and in its state
+WHO, KEYED, PEER = "dlproxy.who", "dlproxy.keyed", "peer"  # in the scope of a request the first two, and in its state
 
 HEALTH = "/healthz"  # orchestrators ask without a key; which models there are is told to those who may see them
-DOCS = "/docs"  # the page holds nothing but itself
+OPEN = ("/docs", "/")  # pages that hold nothing but themselves, as do the files of one
+FILES = "/dashboard/static/"
 PASSED_ON = "/docs/try"  # to the inference port, which asks for itself
 HARMLESS = ("GET", "HEAD", "OPTIONS")
 SWITCHES = (
@@ -47,13 +48,13 @@ class ControlGuard:
         self._identify = identify
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == DOCS:
+        if scope["type"] != "http" or _is_open(scope):
             await self._app(scope, receive, send)
             return
         headers, harmless, who = Headers(scope=scope), scope["method"] in HARMLESS, ANONYMOUS
         try:
             who = self._allowed(scope, headers, harmless=harmless)
-            scope = {**scope, WHO: who}
+            scope = {**scope, WHO: who, KEYED: self._identify is not None}
         except InferenceError as error:
             self._audit.refusal(error.failure, _address(scope), _what(scope), who)
             challenge = {"www-authenticate": "Bearer"} if error.failure.kind is FailureKind.UNAUTHENTICATED else None
@@ -100,6 +101,12 @@ def who_asks(request: Request) -> Principal:
     return found
 
 
+def may_change(request: Request) -> bool:
+    """Whether a change, of what it may see of, would be taken from who asks."""
+    grant, scope = who_asks(request).grant, request.scope
+    return grant.allows("admin") if grant is not None else scope[KEYED] or _is_here(scope)
+
+
 def peer_in(scope: Scope) -> Peer:
     """The other end of the connection, as server.py has found it there."""
     found: Peer | None = scope.get("state", {}).get(PEER)
@@ -113,6 +120,11 @@ def _refuse_other_sites(headers: Headers) -> None:
         raise _forbidden(f"pages of {origin[:100]} may not change anything here")
     if origin is not None and not _is_local_name(host):
         raise _forbidden(f"{host[:100]} is no name under which pages may change anything here")
+
+
+def _is_open(scope: Scope) -> bool:
+    path, harmless = scope["path"], scope["method"] in HARMLESS
+    return path in OPEN or (harmless and path.startswith(FILES))
 
 
 def _is_here(scope: Scope) -> bool:
