@@ -197,12 +197,13 @@ function open(name, model, context) {
 
 function input(field, model, context) {
   const choices = field.choices?.(model, context);
-  const more = { name: field.name, required: !field.optional && field.type !== "checkbox" && field.name !== "value" };
+  const hint = field.hint ? h("small", { class: "hint", id: `hint-${field.name}` }, field.hint) : null;
+  const more = { name: field.name, "aria-describedby": hint?.id, required: !field.optional && field.type !== "checkbox" && field.name !== "value" };
   const control = choices
     ? h("select", more, choices.map((choice) => h("option", { value: choice }, choice)))
     : h("input", { ...more, type: field.type ?? "text", min: field.min, max: field.max, step: field.step ?? (field.type === "number" ? "any" : null), autocomplete: "off", spellcheck: "false" });
   if (field.type === "checkbox") control.checked = field.value(model);
-  const hint = field.hint ? h("small", { class: "hint" }, field.hint) : null;
-  const element = field.type === "checkbox" ? h("label", { class: "check" }, control, field.label) : h("label", {}, field.label, control, hint);
+  const label = field.type === "checkbox" ? h("label", { class: "check" }, control, field.label) : h("label", {}, field.label, control);
+  const element = h("div", { class: "field" }, label, hint);
   return { element, control, value: () => (field.type === "checkbox" ? control.checked : control.value) };
 }

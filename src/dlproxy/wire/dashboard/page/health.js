@@ -13,16 +13,18 @@ export function concerns(model) {
   const found = [];
   const add = (level, words) => found.push({ level, words });
   if (model.state === "failed") add("bad", model.reason ? `cannot be served: ${model.reason}` : "cannot be served");
+  if (model.state === "down") add("bad", "no instance is up");
   const away = (model.instances ?? []).filter((instance) => instance.state !== "up");
   if (model.state === "up" && away.length) {
-    const all = away.length === model.instances.length;
     const states = [...new Set(away.map((instance) => instance.state))].join(", ");
-    add(all ? "bad" : "warn", `${away.length} of ${plural(model.instances.length, "instance")} not up (${states})`);
+    add("warn", `${away.length} of ${plural(model.instances.length, "instance")} not up (${states})`);
   }
   if (model.failures_rate > 0) add("bad", `${rate(model.failures_rate)} requests fail`);
   const wanted = model.objective;
-  if (wanted && wanted.met !== null && wanted.met < wanted.share) {
-    add("warn", `${percent(wanted.met)} answered within ${seconds(wanted.seconds)}, wanted ${percent(wanted.share)}`);
+  if (wanted && wanted.met < wanted.share && wanted.met !== null) {
+    const better = model.p99_s !== null && model.p99_s <= wanted.seconds ? `; now p99 is ${seconds(model.p99_s)}` : "";
+    const words = `of this hour’s requests ${percent(wanted.met)} were answered within ${seconds(wanted.seconds)}, wanted ${percent(wanted.share)}`;
+    add("warn", words + better);
   }
   if (model.alarm) add("warn", model.alarm);
   if (model.rejects_rate > 0) add("warn", `${rate(model.rejects_rate)} requests are refused`);

@@ -213,9 +213,7 @@ function decisionsPart(model, state) {
 }
 
 function withButtons(title, ...buttons) {
-  const element = panel(title);
-  element.firstChild.after(h("div", { class: "panel-buttons" }, buttons));
-  return element;
+  return h("section", { class: "panel" }, h("div", { class: "panel-head" }, h("h2", {}, title), buttons));
 }
 
 function instancesPart(model) {
@@ -248,13 +246,12 @@ function versionsPart(model, state) {
     update(now) {
       for (const button of forOthers) button.hidden = now.default === true;
       const versions = [...state.models.values()].filter((one) => one.name === now.name);
-      const shares = versions.reduce((sum, one) => sum + (one.default ? 0 : (one.share ?? 0)), 0);
       keyed(body, versions, (one) => one.version,
         (one) => h("tr", {}, h("th", { scope: "row" }, h("a", { href: addressOf(one) }, one.version), " ", h("small")), headings.slice(1).map(() => h("td", { class: "num" }))),
         (row, one) => {
           const notes = [one.default ? "default" : one.canary ? "canary" : "", ...(one.labels ?? []), one.state === "up" ? "" : one.state];
           write(row.cells[0].lastChild, notes.filter(Boolean).join(", "));
-          [one.default ? percent(1 - shares) : percent(one.share ?? 0), rate(one.rate), seconds(one.p99_s), rate(one.failures_rate)]
+          [percent(one.share ?? 0), rate(one.rate), seconds(one.p99_s), rate(one.failures_rate)]
             .forEach((text, index) => write(row.cells[index + 1], text));
           mark(row, "aria-current", one.version === now.version ? "true" : null);
         });

@@ -16,7 +16,7 @@ const MOST_CONCERNS = 8;
 const COLUMNS = [
   { id: "name", title: "Model", sort: (m) => m.name },
   { id: "state", title: "State", sort: (m) => ["bad", "warn", "busy", "good", "rest"].indexOf(stateOf(m).level) },
-  { id: "rate", title: "Requests", sort: (m) => -(m.rate ?? 0), num: true, largest: true },
+  { id: "rate", title: "Rate", sort: (m) => -(m.rate ?? 0), num: true, largest: true },
   { id: "p99", title: "p99", sort: (m) => -(m.p99_s ?? -1), num: true, largest: true, help: "99 % of the answers take no longer; beside it what is wanted" },
   { id: "time", title: "Where the time goes", sort: (m) => -(m.p50_s ?? -1), largest: true, help: "of a request, in the mean; in order of its p50" },
   { id: "batch", title: "Batch", sort: (m) => -(m.batch_rows ?? -1), num: true, largest: true, help: "rows of a batch in the mean" },
@@ -298,7 +298,7 @@ function modelRow(state, key) {
       write(p99, seconds(model.p99_s));
       const objective = model.objective;
       write(wanted, objective ? `of ${seconds(objective.seconds)}` : "");
-      mark(p99, "data-level", objective && objective.met !== null && objective.met < objective.share ? "warn" : null);
+      mark(p99, "data-level", objective && model.p99_s > objective.seconds ? "warn" : null);
       drawBar(time, model.phases);
       write(batch, rows_(model.batch_rows));
       write(goal, model.batch_goal && model.batch_rows !== null ? `of ${model.batch_goal}` : "");
@@ -315,7 +315,6 @@ export function drawTags(element, model) {
   const tags = [];
   if (model.canary) tags.push(`canary ${percent(model.canary.share)}`);
   if (model.pipeline) tags.push("pipeline");
-  if (model.autopilot && model.autopilot.mode !== "off") tags.push("autopilot");
   keyed(element, tags, (tag) => tag, (tag) => h("span", { class: "tag" }, tag));
 }
 
