@@ -159,6 +159,7 @@ class Flight:
     def freeze(self, unusual: str) -> None:
         """While this is unusual with its model, what is on trial ends and nothing is decided; empty: no more."""
         self.unusual = unusual
+        self.tuned.stats.stirred += 1
         pilot, now = self.pilot, self._clock()
         if pilot is None or self.paused:
             return
@@ -321,6 +322,7 @@ class Flight:
             if self._records is not None:
                 self._records.decision(decision)
             self.tuned.stats.decisions[decision.kind] += 1
+            self.tuned.stats.stirred += 1
         else:
             for place, known in enumerate(self.log):
                 if known is instead_of:
@@ -350,10 +352,11 @@ class Flight:
             log.warning("model %s: what the autopilot knows cannot be told: %s", self.tuned.name, text_of(error))
             return None
 
-    def brief(self) -> dict[str, Any]:
-        """JSON: the least of `shown` that tells how it is."""
+    def brief(self, newest: int = 0) -> dict[str, Any]:
+        """JSON: the least of `shown` that tells how it is, and so many of the newest decisions."""
         pins = sorted(self.pilot.space.pinned) if self.pilot is not None else []
-        return {"mode": self.mode, "phase": self.state, "paused": self.paused, "pins": pins, "unusual": self.unusual}
+        decided = [_decision(decision, self._clock()) for decision in list(self.log)[len(self.log) - newest :]]
+        return {"mode": self.mode, "phase": self.state, "pins": pins, "unusual": self.unusual, "decisions": decided}
 
     def shown(self, *, most: int) -> dict[str, Any]:
         """JSON: what it does, and what it decided last."""

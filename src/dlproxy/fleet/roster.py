@@ -92,6 +92,7 @@ class Roster:
         if place is None:
             return
         self._stats.instance_states[place.state] -= 1
+        self._stats.stirred += 1
         if place.lives:
             self._stats.instance_changes["retired"] += 1
         if place.state == "up":
@@ -140,6 +141,7 @@ class Roster:
             self._stats.instance_states[place.state] -= 1
             place.state, place.since, place.again_at = state, self._clock(), None
         self._stats.instance_states[state] += 1
+        self._stats.stirred += 1
         return place
 
     def _note(self, name: str, change: str, reason: str = "") -> None:

@@ -4,9 +4,11 @@ Called by serve/layers.py for every request. Not aware of: who says which tenant
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from math import inf
 from reprlib import repr as brief  # bounds the length: the name is the client's
+from typing import Literal
 
 from msgspec import Struct
 
@@ -29,13 +31,28 @@ def quota_of(requests_per_s: float, rows_per_s: float, burst_s: float, concurren
 class _Account(Struct):
     """What one has used of its quota. When a bucket is full again is all of a token bucket: so many seconds' worth are missing.
 
-    `running`: its requests under way, if they are limited.
+    `running`: its requests under way, if they are limited. `admitted`, `refused`: requests so far.
     """
 
     quota: Quota
     requests_full_at: float = -inf
     rows_full_at: float = -inf
     running: int = 0
+    admitted: int = 0
+    refused: int = 0
+
+
+class Use(Struct, frozen=True):
+    """How one uses its quota now. `requests_left`, `rows_left`: how full its buckets are, 0 to 1; None if there is none."""
+
+    name: str
+    of: Literal["tenant", "key"]
+    quota: Quota
+    running: int
+    requests_left: float | None
+    rows_left: float | None
+    admitted: int
+    refused: int
 
 
 class _Accounts:
@@ -61,6 +78,12 @@ class _Accounts:
             known.requests_full_at = known.rows_full_at = -inf
         known.quota = quota
         return known
+
+    def newest(self, most: int) -> Iterator[tuple[str, _Account]]:
+        """Those heard of last, but for names that are too long to be remembered."""
+        for name in islice(reversed(self._accounts), most):
+            if isinstance(name, str):
+                yield name, self._accounts[name]
 
     def _forget(self, now: float) -> None:
         """Called once per new name; it drops up to two, so that names which are not heard of again go away."""
@@ -106,10 +129,12 @@ class Quotas:
         if tenant is None and self._others is not None:
             tenant = self._unnamed.find(ticket.tenant, self._others, now)
         if tenant is not None and (failure := _refusal(tenant, ticket, now)) is not None:
+            tenant.refused += 1
             return _told(failure, f"tenant {brief(ticket.tenant)}")
         if principal.quota is not None:
             own = self._principals.find(principal.name, principal.quota, now)
             if (failure := _refusal(own, ticket, now)) is not None:
+                own.refused += 1
                 return _told(failure, brief(principal.name))
             self._charge(own, ticket, now)
         if tenant is not None:
@@ -125,8 +150,15 @@ class Quotas:
         for account in self._counted.pop(ticket.id, ()):
             account.running -= 1
 
+    def uses(self, now: float, most: int = 100) -> list[Use]:
+        """Of named tenants, then of those heard of last, so many of each kind."""
+        found = [_use(name, "tenant", account, now) for name, account in self._named.items() if name != EVERYBODY]
+        found += [_use(name, "tenant", account, now) for name, account in self._unnamed.newest(most)]
+        return found + [_use(name, "key", account, now) for name, account in self._principals.newest(most)]
+
     def _charge(self, account: _Account, ticket: Ticket, now: float) -> None:
         quota = account.quota
+        account.admitted += 1
         account.requests_full_at = max(account.requests_full_at, now) + 1.0 / quota.requests_per_s
         account.rows_full_at = max(account.rows_full_at, now) + ticket.rows / quota.rows_per_s
         if quota.concurrent < inf:
@@ -147,6 +179,17 @@ def _refusal(account: _Account, ticket: Ticket, now: float) -> tuple[str, float]
     if requests_wait_s >= rows_wait_s:
         return f"may send {quota.requests_per_s:g} requests a second", requests_wait_s
     return f"may send {quota.rows_per_s:g} rows a second", rows_wait_s
+
+
+def _use(name: str, of: Literal["tenant", "key"], account: _Account, now: float) -> Use:
+    quota = account.quota
+
+    def left(rate: float, full_at: float) -> float | None:
+        missing = 0.0 if full_at <= now else (full_at - now) / max(quota.burst_s, 1.0 / rate)
+        return None if rate == inf else max(1.0 - missing, 0.0)
+
+    requests, rows = left(quota.requests_per_s, account.requests_full_at), left(quota.rows_per_s, account.rows_full_at)
+    return Use(name, of, quota, account.running, requests, rows, account.admitted, account.refused)
 
 
 def _told(refusal: tuple[str, float], whom: str) -> Failure:

@@ -300,7 +300,7 @@ def _connect(model: LoadedModel, *, splits: bool) -> None:
     control.on_slo()
     control.on_rows = partial(_allow, model, splits=splits)
     control.check = partial(check_variants, model.served.name, signature=model.served.signature)
-    model.served.last_event_at = lambda: model.driver.last_event_at
+    model.served.last_event_at, model.served.places = lambda: model.driver.last_event_at, model.roster.places
     control.variants = lambda: None if model.degrading is None else model.degrading.state()
     if model.autoscaler is not None:
         model.autoscaler.start()

@@ -32,7 +32,7 @@ from dlproxy.instance.integrity.settings import read_trust
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.arbiter import Arbiter
 from dlproxy.policy.planner import Routes, count_of
-from dlproxy.policy.quota import Quotas, quota_of
+from dlproxy.policy.quota import Quotas, Use, quota_of
 from dlproxy.policy.wanted import WantedVersion
 from dlproxy.serve.assemble import LoadedModel, load_model, unload_model
 from dlproxy.serve.caching.caches import Caches
@@ -122,6 +122,10 @@ class Models:
             keeps = model.sequences is not None and model.sequences.active() > 0  # which would end, to make room for others
             found[key] = Facts(size, last_at, busy=driver.unanswered > 0 or keeps)
         return found
+
+    def uses(self) -> list[Use]:
+        """How tenants and keys use their quotas."""
+        return [] if self._quotas is None else self._quotas.uses(self._clock())
 
     def size_of(self, config: ModelConfig) -> int:
         """What a model would take of the memory, in bytes, as far as that can be told before it is loaded."""

@@ -43,6 +43,7 @@ from dlproxy.wire.control.http import control_app
 from dlproxy.wire.control.server import ControlServer
 from dlproxy.wire.dashboard.feed import Feed
 from dlproxy.wire.dashboard.http import dashboard_routes
+from dlproxy.wire.dashboard.operators import ToldOperations, ToldPilots
 from dlproxy.wire.explain.http import Explain
 from dlproxy.wire.extensions import extensions_of
 from dlproxy.wire.grpc.server import GrpcServer
@@ -172,11 +173,16 @@ class Server:
             answer = with_access_log(app, monotonic) if server.access_log else app
             self.ports = listeners.ports
             self.unix_socket = listeners.unix_socket
-            self._feed = Feed(catalog, states=self.operations.states, changes=lambda: self.control.changes, facts=self._facts)
-            more = [*docs_routes(app.document, self._inference_port), *dashboard_routes(self._feed)]
-            pilots, caches = self.models.autopilot, self.models.caches
+            feed = self._feed = self._make_feed()
             page = control_app(
-                catalog, lambda: self.connections, self.operations, pilots, caches, more, self._desk, self._audit
+                catalog,
+                lambda: self.connections,
+                ToldOperations(self.operations, feed.tell),
+                ToldPilots(self.models.autopilot, feed.tell),
+                self.models.caches,
+                [*docs_routes(app.document, self._inference_port), *dashboard_routes(feed)],
+                self._desk,
+                self._audit,
             )
             tls = self._certificates
             self._control = ControlServer(page, None if tls is None else tls.context(HTTP), limits, self._bounds)
@@ -228,6 +234,16 @@ class Server:
             repository=repository,
         )
         return [*generate.rows(), *explain.rows(), *tfs.rows()]
+
+    def _make_feed(self) -> Feed:
+        operations, control, models = self.operations, self.control, self.models
+        return Feed(
+            models.catalog,
+            states=operations.states,
+            changes=lambda: control.changes,
+            facts=self._facts,
+            uses=models.uses,
+        )
 
     def _facts(self) -> dict[str, Any]:
         """Of the process, for the dashboard. `cpu`: cores that it was busy with since it was asked last."""

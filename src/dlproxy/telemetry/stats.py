@@ -322,6 +322,7 @@ class ModelStats:
         self.drift: DriftCounts | None = None  # None: what comes is not compared
         self.watch: WatchCounts | None = None  # None: it is not watched
         self.remembered = 0  # of `request`, those whose answers were computed for others, or by others
+        self.stirred = 0  # times that something else than an answer was counted
         self.last_at_ms = 0
         self.instance_states: dict[InstanceState, int] = dict.fromkeys(get_args(InstanceState), 0)  # how many are so now
         self.instance_changes: dict[InstanceChange, int] = dict.fromkeys(get_args(InstanceChange), 0)
@@ -395,6 +396,7 @@ class ModelStats:
 
     def failed(self, kind: FailureKind, seconds: float, times: int = 1) -> None:
         """`times`: -1 takes back what was counted a moment ago."""
+        self.stirred += 1
         self.failures[kind] += times
         self.failed_s += seconds * times
 

@@ -76,8 +76,10 @@ class ServedModel:
         """A step of a pipeline gives its requests so long; None: it asks this model no more."""
         self.last_event_at: Callable[[], float] = lambda: 0.0
         """When its lane heard of something, by the driver's clock."""
-        self.pilot: Callable[[], dict[str, Any] | None] = lambda: None
-        """What the autopilot does with it, as Flight.brief has it."""
+        self.places: Callable[[], Sequence[Mapping[str, Any]]] = lambda: ()
+        """Every instance that is wanted, up or not, as Roster.places has them."""
+        self.pilot: Callable[[int], dict[str, Any] | None] = lambda newest: None
+        """What the autopilot does with it, and so many of its newest decisions, as Flight.brief has it."""
 
     @property
     def ready(self) -> bool:
@@ -85,18 +87,9 @@ class ServedModel:
         view = self.view()
         return bool(view.instances) or view.asleep
 
-    def mark(self) -> tuple[object, ...]:
+    def mark(self) -> tuple[float, int]:
         """Another one whenever something was asked of it, or has happened to it. Cheap: it is compared every second."""
-        stats = self.stats
-        return (
-            self.last_event_at(),
-            stats.remembered,
-            sum(stats.failures.values()),
-            sum(stats.decisions.values()),
-            stats.watch is not None and stats.watch.unusual,
-            *stats.instance_states.values(),
-            *stats.instance_changes.values(),
-        )
+        return self.last_event_at(), self.stats.remembered + self.stats.stirred
 
 
 class Route(Struct, frozen=True):

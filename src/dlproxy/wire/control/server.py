@@ -64,7 +64,9 @@ class _Connection(H11Protocol):
             self.transport.abort()
 
     def begin_grace(self) -> None:
-        """uvicorn drains by itself."""
+        """uvicorn drains by itself, and waits for whoever does not read what it was sent."""
+        if self.flow.write_paused:
+            self.transport.abort()
 
     def abort(self) -> None:
         self.transport.abort()
@@ -104,6 +106,8 @@ class _EmbeddedServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.door.close()
+        for connection in list(self.door.connections):
+            connection.begin_grace()
         await super().shutdown(sockets)
 
 

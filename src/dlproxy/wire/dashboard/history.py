@@ -4,8 +4,10 @@ Called by feed.py, which looks at no model that is at rest. Not aware of: HTTP, 
 """
 
 from array import array
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from math import isnan, nan
 from operator import sub
 from typing import NamedTuple
@@ -20,6 +22,7 @@ PHASES = ("queue", "batch", "compute", "split")
 COLUMNS = ("rate", "p50_s", "p99_s", "queued", "batch_rows", "utilisation", "rejects_rate", "failures_rate")
 FINE, COARSE_S, COARSE = 300, 10, 360  # points a second apart; seconds from a coarse point to the next; how many of those
 HOUR = COARSE_S * COARSE
+BOUNDS = (BOUNDS_S[0] / 2.0, *BOUNDS_S, BOUNDS_S[-1] * 2.0)  # of the buckets, as if the first and the last had some
 WINDOW = 5  # seconds whose answers tell quantiles and means
 
 
@@ -85,18 +88,19 @@ def nothing(at: float) -> Counts:
     return Counts._make([at, *[0] * 14, [0] * (len(BOUNDS_S) + 1)])
 
 
-def quantile(latency: Sequence[int], share: float) -> float | None:
+def quantiles(latency: Sequence[int], *shares: float) -> list[float | None]:
     """Seconds, as near as the buckets tell; None if nothing was answered."""
-    rank = share * sum(latency)
-    if not rank:
-        return None
-    bounds = (BOUNDS_S[0] / 2.0, *BOUNDS_S, BOUNDS_S[-1] * 2.0)
-    for place, count in enumerate(latency):
-        if count and rank <= count:
-            low, high = bounds[place], bounds[place + 1]
-            return low * float((high / low) ** (rank / count))
-        rank -= count
-    return bounds[-1]
+    counted = list(accumulate(latency))
+    if not counted[-1]:
+        return [None] * len(shares)
+    found: list[float | None] = []
+    for share in shares:
+        rank = share * counted[-1]
+        place = bisect_left(counted, rank)
+        low, high = BOUNDS[place], BOUNDS[place + 1]
+        into = 1.0 - (counted[place] - rank) / latency[place]
+        found.append(low * float((high / low) ** into))
+    return found
 
 
 def utilisation(counts: Counts, capacity: int) -> float:
@@ -130,10 +134,6 @@ class _Ring:
         """Where this point is; None if there is none."""
         place = number % self.length
         return place if self.numbers[place] == number else None
-
-    @property
-    def bytes(self) -> int:
-        return len(self.numbers) * self.numbers.itemsize + sum([len(each) * each.itemsize for each in self.columns])
 
 
 class Track:
@@ -221,8 +221,7 @@ def _point(counts: Counts, queued: int, capacity: int) -> list[float | None]:
     """In the order of COLUMNS."""
     return [
         counts.per_second(counts.answered),
-        quantile(counts.latency, 0.5),
-        quantile(counts.latency, 0.99),
+        *quantiles(counts.latency, 0.5, 0.99),
         queued,
         batch_rows(counts),
         utilisation(counts, capacity),

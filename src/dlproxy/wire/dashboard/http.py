@@ -8,12 +8,17 @@ from hashlib import sha256
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from dlproxy.message import InferenceError
 from dlproxy.wire.control.guard import may_change, who_asks
 from dlproxy.wire.dashboard.feed import Audience, Feed
+from dlproxy.wire.dashboard.history import HOUR
+from dlproxy.wire.http.exchange import STATUS
+from dlproxy.wire.rights import demand
 
 STATIC = "/dashboard/static/"
 TYPES = {
@@ -59,10 +64,24 @@ def dashboard_routes(feed: Feed) -> list[Route]:
         told: AsyncIterator[bytes] = feed.read(_audience(request))
         return StreamingResponse(told, media_type="text/event-stream", headers=STREAM)
 
+    async def history(request: Request) -> Response:
+        asked = request.query_params
+        name, version, seconds = asked.get("model", ""), asked.get("version", ""), asked.get("seconds", str(HOUR))
+        if not name or not (seconds.isascii() and seconds.isdecimal()):
+            return JSONResponse({"error": "name a model: /dashboard/history?model=digits&seconds=3600"}, status_code=400)
+        try:
+            demand(who_asks(request), "read", name)
+            known = feed.sampler.version_of(name, version)
+        except InferenceError as error:
+            return JSONResponse({"error": error.failure.message}, status_code=STATUS[error.failure.kind])
+        told = feed.sampler.history(name, known, min(int(seconds[:5]), HOUR))
+        return Response(msgspec.json.encode(told), media_type="application/json", headers={"cache-control": "no-store"})
+
     return [
         Route("/", page),
         Route(STATIC + "{name:path}", static),
         Route("/dashboard/feed", stream),
+        Route("/dashboard/history", history),
     ]
 
 

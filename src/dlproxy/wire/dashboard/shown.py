@@ -3,12 +3,13 @@
 Numbers have three significant digits: a page shows no more, and what is equal is not sent again. Not aware of: who reads.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlproxy.policy.planner import VersionState
 from dlproxy.policy.view import LaneView
 from dlproxy.wire.catalog import ServedModel
-from dlproxy.wire.dashboard.history import Counts, Track, batch_rows, nothing, quantile, utilisation
+from dlproxy.wire.dashboard.history import Counts, Track, batch_rows, nothing, quantiles, utilisation
 
 STATES = {"serving": "up", "leaving": "unloading"}
 CIRCUITS = {"open": "ejected", "half-open": "on probation"}
@@ -20,12 +21,18 @@ def short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.3g}")
 
 
-def shown(one: VersionState, model: ServedModel | None, track: Track | None) -> dict[str, Any]:
-    """`model`: None unless it serves; `track`: None if it never did anything."""
+def shown(
+    one: VersionState,
+    model: ServedModel | None = None,
+    view: LaneView | None = None,
+    instances: Sequence[Mapping[str, Any]] = (),
+    track: Track | None = None,
+) -> dict[str, Any]:
+    """`model`, `view`: none unless it serves; `track`: none if it has done nothing yet."""
     told: dict[str, Any] = {
         "name": one.name,
         "version": one.version,
-        "state": _state(one, model),
+        "state": _state(one),
         "reason": one.reason,
         "default": one.default,
         "labels": list(one.labels),
@@ -34,28 +41,29 @@ def shown(one: VersionState, model: ServedModel | None, track: Track | None) -> 
         "on_demand": one.on_demand,
         "size_bytes": one.size_bytes,
     }
-    return told if model is None else {**told, **_served(model, track)}
+    if model is None or view is None:
+        return told
+    if not view.instances and not view.asleep and one.phase == "serving":
+        told["state"] = "down"
+    return {**told, "instances": instances, **_served(model, view, track)}
 
 
-def _state(one: VersionState, model: ServedModel | None) -> str:
+def _state(one: VersionState) -> str:
     if one.phase == "wanted":
         return "unloaded" if one.on_demand else "waiting"
-    if one.phase == "serving" and model is not None and not model.ready:
-        return "down"
     return STATES.get(one.phase, one.phase)
 
 
-def _served(model: ServedModel, track: Track | None) -> dict[str, Any]:
-    stats, view = model.stats, model.view()
+def _served(model: ServedModel, view: LaneView, track: Track | None) -> dict[str, Any]:
+    stats = model.stats
     second, counts = (IDLE, IDLE) if track is None else (track.second, track.seconds)
-    pilot = model.pilot()
+    pilot = model.pilot(0)
     return {
         "platform": model.signature.platform,
         "pipeline": model.pipeline is not None,
-        "instances": instances_of(model, view),
         "rate": short(second.per_second(second.answered)),
         "rows_rate": short(second.per_second(second.rows)),
-        **{f"p{percent}_s": short(quantile(counts.latency, percent / 100)) for percent in (50, 95, 99)},
+        **dict(zip(("p50_s", "p95_s", "p99_s"), map(short, quantiles(counts.latency, 0.5, 0.95, 0.99)), strict=True)),
         "phases": _phases(counts),
         "batch_rows": short(batch_rows(counts)),
         "batch_goal": view.batch_goal,
@@ -78,17 +86,18 @@ def capacity_of(view: LaneView) -> int:
 
 
 def instances_of(model: ServedModel, view: LaneView) -> list[dict[str, Any]]:
-    """Every one that is wanted. The lane knows those that are up; of others the control is asked, which takes longer."""
-    up = [{"name": one.name, "state": CIRCUITS.get(one.circuit.value, "up"), "busy": one.in_flight} for one in view.instances]
-    states = model.stats.instance_states
-    if model.control is None or not (states["starting"] or states["waiting"] or states["lost"]):
-        return up
-    known = {one["name"] for one in up}
-    places = model.control.state().get("instances", ())
-    others = [place for place in places if place["name"] not in known]
-    return up + [
-        {"name": one["name"], "state": one["state"], "busy": 0, "problem": one["last_problem"] or ""} for one in others
-    ]
+    """Every one that is wanted; the lane knows more of those that are up. `address`: of one on another server."""
+    up = {one.name: one for one in view.instances}
+    told = []
+    for place in model.places():
+        one = up.get(place["name"])
+        state = place["state"] if one is None else CIRCUITS.get(one.circuit.value, "up")
+        problem = "" if one is not None else place["last_problem"] or ""
+        busy = 0 if one is None else one.in_flight
+        told.append(
+            {"name": place["name"], "state": state, "busy": busy, "address": place["address"] or "", "problem": problem}
+        )
+    return told
 
 
 def _phases(counts: Counts) -> dict[str, float | None]:
