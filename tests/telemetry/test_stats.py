@@ -88,12 +88,11 @@ def test_a_batch_counts_once_per_request_and_by_its_size() -> None:
 
 def test_each_reader_gets_the_newest_latencies_and_counts_those_within_its_objective() -> None:
     stats = ModelStats()
-    batch = AnsweredBatch(2, [0.1, 0.2], after_s=0.5, batch_s=0.0, compute_s=0.0, split_s=0.0)
     few, all_of_them = Timings(3, objective_s=0.65), Timings(100)
     for readers in ([], [few, all_of_them], [all_of_them]):
         stats.readers[:] = readers
         for _ in range(2):
-            stats.batch_answered(batch)
+            stats.batch_answered(AnsweredBatch(2, [0.1, 0.2], after_s=0.5, batch_s=0.0, compute_s=0.0, split_s=0.0))
         stats.settle()
     assert list(few.newest_s) == pytest.approx([0.7, 0.6, 0.7])
     assert (few.in_time, all_of_them.in_time) == (2, 8)

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from dlproxy.instance import Instance
+from dlproxy.policy.why import Happening
 from dlproxy.telemetry.event_log import Note
+from dlproxy.telemetry.journal import Journal
 from dlproxy.telemetry.stats import InstanceState, ModelStats
 
 
@@ -29,7 +31,7 @@ class Scheduler(Protocol):
 
 
 class _Place(Struct, eq=False):
-    """One instance, through all its lives. `instance`: the life it has now, or had last."""
+    """One instance, through all its lives. `instance`: the life it has now, or had last. `start`: that is under way."""
 
     name: str
     state: InstanceState
@@ -38,10 +40,11 @@ class _Place(Struct, eq=False):
     lives: int = 0
     last_problem: str | None = None
     instance: Instance | None = None
+    start: Happening | None = None
 
 
 class Roster:
-    """A Host of instances. `record` takes notes for the event log, with their time."""
+    """A Host of instances of `model`. `record` takes notes for the event log, with their time."""
 
     def __init__(
         self,
@@ -49,11 +52,15 @@ class Roster:
         stats: ModelStats,
         clock: Callable[[], float],
         record: Callable[[Note, float], None] | None = None,
+        journal: Journal | None = None,
+        model: str = "",
     ) -> None:
         self._scheduler = scheduler
         self._stats = stats
         self._clock = clock
         self._record = record
+        self._journal = journal or Journal(clock)
+        self._model = model
         self._places: dict[str, _Place] = {}
 
     def kept(self, name: str) -> int:
@@ -67,19 +74,24 @@ class Roster:
         place = self._enter(instance.name, "up")
         place.instance = instance
         place.lives += 1
+        self._happened(place, "came up")
         self._stats.instance_changes["up"] += 1
         self._scheduler.add_instance(instance)
 
     def lose_instance(self, name: str, reason: str, *, crashed: bool = False) -> None:
         """It was up and has died; what it ran is retried elsewhere or fails. `crashed`: as InstanceLost has it."""
         if name in self._places:  # else it was retired, and ended while it ran its last batch
-            self._enter(name, "lost").last_problem = reason
+            place = self._enter(name, "lost")
+            place.last_problem = reason
+            self._happened(place, f"was lost: {reason}")
         self._stats.instance_changes["lost"] += 1
         self._scheduler.lose_instance(name, reason, crashed=crashed)
 
     def suspend_instance(self, name: str, reason: str) -> None:
         """It takes nothing more for now, though it is wanted; what it runs is let finish."""
-        self._enter(name, "lost").last_problem = reason
+        place = self._enter(name, "lost")
+        place.last_problem = reason
+        self._happened(place, f"was suspended: {reason}")
         self._stats.instance_changes["lost"] += 1
         self._scheduler.retire_instance(name, reason)
 
@@ -102,13 +114,16 @@ class Roster:
 
     def instance_starts(self, instance: Instance) -> None:
         """It will be up, unless its start fails."""
-        self._enter(instance.name, "starting").instance = instance
+        place = self._enter(instance.name, "starting")
+        place.instance = instance
+        place.start = self._journal.begin("start", f"{instance.name} was starting", model=self._model, subject=instance.name)
         self._note(instance.name, "starting")
 
     def instance_failed(self, instance: Instance, reason: str) -> None:
         """It did not start, or could not be reached when the model was loaded."""
         place = self._enter(instance.name, "lost")
         place.instance, place.last_problem = instance, reason
+        self._happened(place, f"did not start: {reason}")
         self._stats.instance_changes["failed_to_start"] += 1
         self._note(instance.name, "failed_to_start", reason)
 
@@ -143,6 +158,12 @@ class Roster:
         self._stats.instance_states[state] += 1
         self._stats.stirred += 1
         return place
+
+    def _happened(self, place: _Place, what: str) -> None:
+        start, place.start = place.start, None
+        if start is not None:
+            self._journal.end(start)
+        self._journal.add("instance", f"{place.name} {what}", model=self._model, subject=place.name)
 
     def _note(self, name: str, change: str, reason: str = "") -> None:
         if self._record is not None:

@@ -56,6 +56,8 @@ from dlproxy.serve.states import StatePlan
 from dlproxy.serve.variants import VariantLayer, check_variants
 from dlproxy.service import Service
 from dlproxy.telemetry.event_log import Header, Recorder
+from dlproxy.telemetry.exemplars import Exemplars, ExemplarStore, no_steps
+from dlproxy.telemetry.journal import Journal
 from dlproxy.telemetry.stats import ModelStats
 from dlproxy.wire.catalog import ServedModel
 from dlproxy.wire.terms import by_level
@@ -88,6 +90,7 @@ class LoadedModel(Struct, eq=False):
     cache: "CacheLayer | None" = None
     degrading: Degrading | None = None
     sequences: SequenceLayer | None = None
+    forget: Callable[[], None] = lambda: None
 
     @property
     def accuracy(self) -> float:
@@ -121,13 +124,14 @@ async def load_model(
     caches: Caches | None = None,
     pipelines: Pipelines | None = None,
     sequences: SequenceStore | None = None,
+    exemplars: ExemplarStore | None = None,
     clock: Callable[[], float] = monotonic,
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ConfigError, LogError, ModelError, and then nothing of it is left.
 
     `ticket_ids`: where requests get theirs. `event_log`: the file. `trust`: which models may be loaded. `on_ways`: called when
     its batches run in another way, or in another number side by side. `sequences`: of all of its versions. `pipelines`: for a
-    model that is one.
+    model that is one. `exemplars`: where single requests of it are kept.
     """
     class_names = class_names_of(config)
     forecast = await asyncio.to_thread(forecast_of, name, config.forecast, trust)
@@ -145,7 +149,10 @@ async def load_model(
             config = msgspec.structs.replace(config, max_batch=min(config.max_batch, fleet.most_rows))
         weights = {tenant: settings.weight for tenant, settings in tenants.items()}
         sequences = sequences or SequenceStore(name, clock)
-        loaded = _assembled(name, config, fleet, weights, ticket_ids, quotas, event_log, caches, sequences, forecast, clock)
+        exemplars = exemplars or ExemplarStore(Journal(clock))
+        loaded = _assembled(
+            name, config, fleet, weights, ticket_ids, quotas, event_log, caches, sequences, forecast, exemplars, clock
+        )
     except BaseException:
         await fleet.stop()
         raise
@@ -174,6 +181,7 @@ def _assembled(
     caches: Caches | None,
     sequences: SequenceStore,
     forecast: str | Callable[[], Forecast],
+    exemplars: ExemplarStore,
     clock: Callable[[], float],
 ) -> LoadedModel:
     signature = fleet.signature
@@ -185,7 +193,8 @@ def _assembled(
     stats = ModelStats()
     driver = _driver(name, config, fleet, lane, recorder, stats, clock)
     residence = _residence(config, fleet, driver) if states is not None and signature.told_sequences else None
-    roster = Roster(residence or driver, stats, clock, None if recorder is None else recorder.note)
+    journal = exemplars.journal
+    roster = Roster(residence or driver, stats, clock, None if recorder is None else recorder.note, journal, name)
     fleet.attach(roster)
     control = LaneControl(config, lane, driver, plan.knobs, fleet, roster, plan.most_batch)
     least = residence.least if residence is not None else lambda: 0
@@ -215,9 +224,27 @@ def _assembled(
     loaded.sequences = control.sequences
     if variants is not None:
         loaded.degrading = Degrading(variants, loaded)
+    control.tell = partial(journal.add, "knobs", model=name)
     control.on_variants = partial(_stand_in, loaded, quotas, clock)
     _connect(loaded, splits=splits)
+    _keep_exemplars(loaded, exemplars)
     return loaded
+
+
+def _keep_exemplars(model: LoadedModel, store: ExemplarStore) -> None:
+    served, lane = model.served, model.lane
+    exemplars = Exemplars(
+        store,
+        served.name,
+        served.version,
+        served.stats,
+        running=model.driver.running,
+        max_wait_s=lambda: lane.view().knobs.max_wait_s,
+        steps=model.fleet.steps_of if isinstance(model.fleet, PipelineFleet) else no_steps,
+        upstream=model.fleet.run == "upstream",
+    )
+    store.add(exemplars)
+    model.forget = partial(store.remove, exemplars)
 
 
 def _residence(config: ModelConfig, fleet: Fleet, driver: Driver) -> Residence:
@@ -400,6 +427,7 @@ def _stop_padding(model: LoadedModel, reason: str) -> None:
 def _with_quotas(inner: Service, quotas: Quotas, stats: ModelStats, clock: Callable[[], float]) -> Service:
     def count(failure: Failure, request: Request) -> None:
         stats.failed(failure.kind, 0.0)
+        stats.lost(request, failure, "quota", clock())
 
     return QuotaLayer(inner, quotas, clock=clock, on_refused=count)
 
@@ -420,6 +448,7 @@ async def unload_model(model: LoadedModel, drain_s: float, reason: str = "the mo
         try:
             await model.fleet.stop()
         finally:
+            model.forget()
             model.roster.forget()
             if model.recorder is not None:
                 model.recorder.close()

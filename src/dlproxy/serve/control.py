@@ -65,6 +65,8 @@ class LaneControl:
         """Called before and after an operator's change: the autopilot ends what it tries, and looks anew."""
         self.check: Callable[[ModelConfig], None] = lambda config: None
         """Raises ConfigError for a configuration that this model cannot take while it serves."""
+        self.tell: Callable[[str], None] = lambda words: None
+        """Told what has changed, for those who ask why a request was slow."""
         self.on_variants: Callable[[], None] = lambda: None
         """Called when variants are named."""
         self.autoscaler: Autoscaler | None = None
@@ -127,6 +129,7 @@ class LaneControl:
         """What is set or pinned is tuned no more."""
         config = self.changed(changes)
         self.on_changing()
+        self.tell(f"an operator set {_in_words(changes)}")
         self._config = config
         self._tuned = {name: value for name, value in self._tuned.items() if name not in {*changes, *config.pinned}}
         self._hold()
@@ -146,6 +149,7 @@ class LaneControl:
         """These hold on this node whatever is declared, until they are set or pinned; all others as declared. Unchecked."""
         tuned = {name: value for name, value in values.items() if value != getattr(self._config, name)}
         if tuned != self._tuned:
+            self.tell(f"the autopilot set {_in_words(tuned) or 'everything as declared'}")
             self._tuned = tuned
             self._hold()
 
@@ -234,3 +238,7 @@ class LaneControl:
         self._driver.change_knobs(self._knobs)
         if self.partition is not None:
             self.partition.configure(self._knobs)
+
+
+def _in_words(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in values.items())

@@ -5,7 +5,7 @@ Called by wire/ (through Service) and serve/proxy.py. Not aware of: wire formats
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import ceil, inf
@@ -39,6 +39,7 @@ from dlproxy.policy.events import (
     WantTurn,
 )
 from dlproxy.policy.knobs import LaneKnobs
+from dlproxy.policy.why import Run
 from dlproxy.serve.failure_log import FailureLog
 from dlproxy.serve.idle_poll import IdlePoll
 from dlproxy.serve.quarantine import Quarantine
@@ -47,7 +48,8 @@ from dlproxy.serve.reservoir import Reservoir
 from dlproxy.serve.streams import FirstPartTo, Stream
 from dlproxy.serve.turns import Taker, Turns
 from dlproxy.service import ReplyTo
-from dlproxy.telemetry.stats import AnsweredBatch, ModelStats
+from dlproxy.telemetry.exemplars import LATE_S
+from dlproxy.telemetry.stats import AnsweredBatch, FailedRun, ModelStats
 
 GATHER_MOST = 64  # requests of one turn told to the lane at a time: at 256 clients 5 % or more over all at once, whose memory
 # no longer fits the core's cache; 32 would halve the batches of 64 clients (docs/adr/0003)
@@ -168,7 +170,7 @@ class Driver:
             self.expect_instance(self._crashed_at + self._outage_wait_s)
         lost = [number for number, flight in self._flights.items() if flight.instance == name]
         for number in lost:
-            del self._flights[number]
+            self._run_failed(number, self._flights.pop(number), 0.0, reason, self._clock())
         streams = [self._streams.pop(number) for number in lost if number in self._streams]
         self._tell_lane(InstanceLost(name, reason, crashed))
         if self._taker is not None:
@@ -264,12 +266,22 @@ class Driver:
         self._recheck = self._reservoir = self._quarantine = None  # they keep requests
         await asyncio.gather(*(instance.stop() for instance in stopping))
 
+    def running(self) -> Iterator[tuple[Run, list[Request]]]:
+        """Batches that run, with their requests."""
+        for number, flight in self._flights.items():
+            if flight.result is None:
+                rows = sum([request.ticket.rows for request in flight.requests])
+                yield Run(number, flight.instance, rows, flight.reason, flight.dispatched_at, inf), flight.requests
+
     # Events
 
     def _take_arrivals(self) -> None:
         if self._inbox:
             arrived, self._inbox = self._inbox, []
-            self._tell_lane(Arrived([request.ticket for request in arrived]))
+            now = self._clock()
+            if now - arrived[0].ticket.arrived_at > LATE_S and self._stats.exemplars is not None:
+                self._stats.exemplars.heard_late(arrived, now)
+            self._tell_lane(Arrived([request.ticket for request in arrived]), now)
 
     def _timer_fired(self) -> None:
         self._timer = None
@@ -285,7 +297,9 @@ class Driver:
                 result = self._attributed(flight.requests, result)
             flight.result = result
             if result.error is not None:
-                self._failure_log.batch_failed(flight.instance, flight.requests, result, self._clock())
+                now = self._clock()
+                self._failure_log.batch_failed(flight.instance, flight.requests, result, now)
+                self._run_failed(batch_id, flight, result.compute_s, result.error, now)
         self._finishing = True
         try:
             self._tell_lane(BatchDone(batch_id, result.batch_s + result.compute_s, result.error, result.failure))
@@ -346,8 +360,18 @@ class Driver:
             self._recheck.end(why, padded=self._pads and _differ_in_length(requests))
         return result if len(requests) == 1 else BatchResult([], result.compute_s, result.batch_s, why)
 
-    def _tell_lane(self, event: Event) -> None:
-        now = self.last_event_at = self._clock()
+    def _run_failed(self, number: int, flight: _Flight, compute_s: float, error: str, now: float) -> None:
+        rows = sum([request.ticket.rows for request in flight.requests])
+        tickets = tuple([request.ticket.id for request in flight.requests])
+        began_at = flight.dispatched_at
+        self._stats.run_failed(
+            FailedRun(number, flight.instance, rows, flight.reason, began_at, now - began_at, compute_s, error, tickets)
+        )
+
+    def _tell_lane(self, event: Event, now: float | None = None) -> None:
+        if now is None:
+            now = self._clock()
+        self.last_event_at = now
         for command in self._lane_on(event, now):
             self._carry_out[type(command)](command)
         if not self._waiting:

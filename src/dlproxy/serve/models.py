@@ -42,6 +42,8 @@ from dlproxy.serve.rollout import OnWorse, Rollouts
 from dlproxy.serve.sequences import SequenceStore
 from dlproxy.serve.tuning import holding, tuned
 from dlproxy.serve.turns import Turns
+from dlproxy.telemetry.exemplars import ExemplarStore
+from dlproxy.telemetry.journal import Journal
 from dlproxy.wire.catalog import Catalog
 
 Key = tuple[str, str]  # name and version
@@ -72,6 +74,7 @@ class Models:
         """
         self.catalog = Catalog()
         self.caches = Caches(cache, clock)
+        self.exemplars = ExemplarStore(Journal(clock))
         self._tuned: dict[LoadedModel, Tuned] = {}
         self.shares_cores = False
         """Whether batches of these models take turns on the cores now."""
@@ -272,6 +275,7 @@ class Models:
                         caches=self.caches,
                         pipelines=self._pipelines,
                         sequences=self._sequences.setdefault(name, SequenceStore(name, self._clock)),
+                        exemplars=self.exemplars,
                         clock=self._clock,
                     )
             except asyncio.CancelledError:
@@ -385,6 +389,9 @@ class Models:
             model.sequences.give_way(successor.sequences, reason)
 
     async def _let_go(self, model: LoadedModel, reason: str, drain_s: float) -> None:
+        name, version = key = _key(model)
+        journal = self.exemplars.journal
+        happening = journal.begin("unload", f"version {version} of model '{name}' was leaving", model=name, subject=version)
         try:
             await unload_model(model, drain_s, reason)
             await asyncio.to_thread(give_back)
@@ -392,7 +399,8 @@ class Models:
             if model.turn_needs:
                 model.driver.leave_turns()  # which it may have been let into again meanwhile
             del self._leaving[model]
-            self._announce(_key(model))
+            journal.end(happening)
+            self._announce(key)
             self._ways_changed()
 
     def _announce(self, key: Key) -> None:
@@ -429,9 +437,17 @@ class Models:
         self._must_be_left_alone(key)
         self._changing[key] = phase
         self._announce(key)
+        journal = self.exemplars.journal
+        happening = journal.begin(
+            "load",
+            f"version {key[1]} of model '{key[0]}' was {phase.replace('loading', 'being loaded')}",
+            model=key[0],
+            subject=key[1],
+        )
         try:
             yield
         finally:
+            journal.end(happening)
             del self._changing[key]
             self._announce(key)
 

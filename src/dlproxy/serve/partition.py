@@ -114,10 +114,12 @@ class PartitionLayer:
     def _refuse(self, request: Request, reply: ReplyTo) -> None:
         rows, model = request.ticket.rows, request.model
         message = f"inference request batch-size must be <= {self.most_whole} for '{model}', got {rows}: it cannot be split"
+        failure = Failure(FailureKind.INVALID_ARGUMENT, message)
         if request.ticket.of_client:
-            self.stats.failed(FailureKind.INVALID_ARGUMENT, 0.0)
+            self.stats.failed(failure.kind, 0.0)
+            self.stats.lost(request, failure, "too_many_rows", self.clock())
         try:
-            reply.failed(Failure(FailureKind.INVALID_ARGUMENT, message))
+            reply.failed(failure)
         except Exception:  # submit never raises
             log.exception("model %s: could not hand over the failure of request %d", model, request.ticket.id)
 
@@ -177,7 +179,7 @@ class _Whole:
         response.outputs = outputs
         response.variant = ", ".join(self._variants)
         if ticket.of_client:
-            layer.stats.request_gathered(timing, now - began_at, now - ticket.arrived_at)
+            layer.stats.request_gathered(self._request, timing, now - began_at, now - ticket.arrived_at)
         self._reply.completed(response)
 
     def failed(self, place: int, failure: Failure) -> None:
@@ -191,7 +193,9 @@ class _Whole:
         if self._waiting:  # later: a lane's commands may be in the midst of being carried out
             asyncio.get_running_loop().call_soon(self.cancel)
         if ticket.of_client:
-            layer.stats.failed(failure.kind, layer.clock() - ticket.arrived_at)
+            now = layer.clock()
+            layer.stats.failed(failure.kind, now - ticket.arrived_at)
+            layer.stats.lost(self._request, failure, "part", now)
         self._reply.failed(failure)
 
 

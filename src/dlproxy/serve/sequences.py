@@ -152,7 +152,9 @@ class SequenceLayer:
 
     def refuse(self, request: Request, reply: ReplyTo, failure: Failure) -> None:
         """Counted here, as no lane hears of it."""
-        self._stats.failed(failure.kind, self.store.clock() - request.ticket.arrived_at)
+        now = self.store.clock()
+        self._stats.failed(failure.kind, now - request.ticket.arrived_at)
+        self._stats.lost(request, failure, "sequence", now)
         try:
             reply.failed(failure)
         except Exception:  # submit never raises

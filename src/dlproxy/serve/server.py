@@ -41,6 +41,7 @@ from dlproxy.wire.bounds import Bounds
 from dlproxy.wire.control.docs_page import InferencePort, docs_routes
 from dlproxy.wire.control.http import control_app
 from dlproxy.wire.control.server import ControlServer
+from dlproxy.wire.control.why import why_routes
 from dlproxy.wire.dashboard.feed import Feed
 from dlproxy.wire.dashboard.http import dashboard_routes
 from dlproxy.wire.dashboard.operators import ToldOperations, ToldPilots
@@ -136,6 +137,7 @@ class Server:
         gc.collect()
         gc.freeze()  # code lives for ever: collections need not look at it again. Models do not: they come later
         gc.set_threshold(GC_ALLOCATIONS, 20, 20)
+        self.models.exemplars.journal.watch_collections()
         try:
             await self._start()
         except BaseException:
@@ -145,6 +147,7 @@ class Server:
                 listener.close()
             await self._stop_changing()
             await self.models.drain(0.0)
+            self.models.exemplars.journal.close()
             raise
 
     async def _start(self) -> None:
@@ -174,13 +177,18 @@ class Server:
             self.ports = listeners.ports
             self.unix_socket = listeners.unix_socket
             feed = self._feed = self._make_feed()
+            more = [
+                *docs_routes(app.document, self._inference_port),
+                *dashboard_routes(feed),
+                *why_routes(self.models.exemplars),
+            ]
             page = control_app(
                 catalog,
                 lambda: self.connections,
                 ToldOperations(self.operations, feed.tell),
                 ToldPilots(self.models.autopilot, feed.tell),
                 self.models.caches,
-                [*docs_routes(app.document, self._inference_port), *dashboard_routes(feed)],
+                more,
                 self._desk,
                 self._audit,
             )
@@ -192,12 +200,13 @@ class Server:
             methods = grpc_methods(
                 catalog, repository, limits, clock=monotonic, tenant_header=server.tenant_header, extensions=extensions
             )
+            journal = self.models.exemplars.journal
             for knob, listener in sockets.items():
                 grpc = "grpc" in knob
                 door: Listening = (
-                    GrpcServer(methods, limits, self._desk, self._bounds, self._audit)
+                    GrpcServer(methods, limits, self._desk, self._bounds, self._audit, journal)
                     if grpc
-                    else HttpServer(answer, limits, self._desk, self._bounds, self._audit)
+                    else HttpServer(answer, limits, self._desk, self._bounds, self._audit, journal)
                 )
                 try:
                     await door.start(listener, None if tls is None else tls.context(GRPC if grpc else HTTP))
@@ -399,6 +408,7 @@ class Server:
         await self._control.stop()
         self._bounds.handshakes.close()
         self._audit.flush(now=True)
+        self.models.exemplars.journal.close()
 
     def _crowded(self, address: str) -> None:
         self._audit.refusal(Failure(FailureKind.QUOTA, "too many connections of this address"), address, "connect")

@@ -9,13 +9,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from time import time
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from msgspec import Struct
 
 from dlproxy.message import Failure, FailureKind, Request, Ticket, Timing
 from dlproxy.policy.events import DispatchReason
 from dlproxy.policy.queueing import LOWEST_LEVEL
+
+if TYPE_CHECKING:
+    from dlproxy.telemetry.exemplars import Exemplars
 
 InstanceState = Literal["up", "starting", "waiting", "lost"]
 InstanceChange = Literal["up", "lost", "retired", "failed_to_start"]
@@ -64,11 +67,11 @@ class BatchSize:
         self.batch_s = self.compute_s = self.split_s = 0.0
 
 
-class AnsweredBatch(Struct):
+class AnsweredBatch(Struct, gc=False):
     """A batch that was gathered, run and cut apart in so many seconds; `after_s` from its dispatch all was handed over.
 
     It gave answers to requests that had waited `queued_s` each before, those left out that were in it with a part only.
-    `requests`: all that it answered; once it is counted, none is kept. `dispatched_at` by the driver's clock.
+    `requests`: all that it answered. Once it is counted, neither is kept. `dispatched_at` by the driver's clock.
     """
 
     rows: int
@@ -82,6 +85,20 @@ class AnsweredBatch(Struct):
     reason: DispatchReason = "idle"
     dispatched_at: float = 0.0
     requests: Sequence[Request] = ()
+
+
+class FailedRun(Struct, gc=False):
+    """A batch that gave no answers, `after_s` after its dispatch, and why; `tickets`: the ids of all that were in it."""
+
+    number: int
+    instance: str
+    rows: int
+    reason: DispatchReason
+    dispatched_at: float
+    after_s: float
+    compute_s: float
+    error: str
+    tickets: tuple[int, ...]
 
 
 class Observer(Protocol):
@@ -313,6 +330,10 @@ class ModelStats:
         self.readers: list[Timings | Objective] = []
         """Whoever looks at single answers adds its own here, for as long as it does."""
         self.observers: list[Observer] = []
+        self.exemplars: Exemplars | None = None
+        """One of the observers, which also hears of runs that fail, and of answers that no run of their own gave."""
+        self.keep_above_s = inf
+        """Such an answer that took longer is one for it."""
         self.elements = {"real": 0, "padding": 0}  # rows times length of batches that may be padded
         self.streams: StreamStats | None = None  # None: the model answers at once
         self.cache: CacheCounts | None = None  # None: answers are not remembered
@@ -331,7 +352,7 @@ class ModelStats:
         """Counted when `settle` is called: replies that are about to leave need not wait for it."""
         self._uncounted.append(batch)
 
-    def request_gathered(self, timing: Timing, split_s: float, seconds: float) -> None:
+    def request_gathered(self, request: Request, timing: Timing, split_s: float, seconds: float) -> None:
         """A request that was split has its answer, put together in `split_s`. Its rows and batches are counted already."""
         self.queue.add(timing.queue_s)
         self.batch.add(timing.batch_s)
@@ -340,17 +361,21 @@ class ModelStats:
         self.request.add(seconds)
         for reader in self.readers:
             reader.add([seconds])
+        if seconds > self.keep_above_s and self.exemplars is not None:
+            self.exemplars.gathered(request, split_s, seconds)
 
-    def request_remembered(self, seconds: float) -> None:
-        """A request has an answer that was computed for another, or by a variant. How quick that was says nothing of the
-        model: readers do not hear of it.
+    def request_remembered(self, seconds: float, request: Request | None = None, leader: int = 0) -> None:
+        """A request has an answer that was computed for another, whose number is `leader` if that ran just now; or by a
+        variant, which counts the `request` itself. How quick that was says nothing of the model: readers do not hear of it.
         """
         self.remembered += 1
-        request = self.request
-        request.counts[bisect_left(BOUNDS_S, seconds)] += 1
-        request.total_s += seconds
+        histogram = self.request
+        histogram.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        histogram.total_s += seconds
         if self.objective is not None:
             self.objective.add((seconds,))
+        if seconds > self.keep_above_s and request is not None and self.exemplars is not None:
+            self.exemplars.remembered(request, seconds, leader)
 
     @property
     def computed(self) -> int:
@@ -371,7 +396,7 @@ class ModelStats:
             self._count(batch)
             for observer in self.observers:
                 observer.answered(batch)
-            batch.requests = ()
+            batch.requests = batch.queued_s = ()
 
     def _count(self, batch: AnsweredBatch) -> None:
         rows, requests, after_s = batch.rows, len(batch.queued_s), batch.after_s
@@ -404,6 +429,11 @@ class ModelStats:
         """Tell the observers, beside `failed`."""
         for observer in self.observers:
             observer.failed(request, failure, reason, at)
+
+    def run_failed(self, run: FailedRun) -> None:
+        """A batch, or its instance, did; what becomes of its requests is another matter."""
+        if self.exemplars is not None:
+            self.exemplars.run_failed(run)
 
     def aim(self, seconds: float | None, share: float) -> None:
         """From now on this share of the requests shall be answered within so many seconds; None: as they come."""

@@ -4,20 +4,34 @@ A protocol finds what it keeps of a model in its FrontDesk, makes tensors of byt
 the refusal. Called by oip/http.py and serve/proxy.py. Not aware of: bytes, sockets, how a model runs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from math import inf
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from dlproxy.message import ANONYMOUS, NO_TRACE, Failure, FailureKind, InferenceError, Principal, Request, Response, Tensor
+from dlproxy.message import (
+    ANONYMOUS,
+    NO_TRACE,
+    Failure,
+    FailureKind,
+    InferenceError,
+    Principal,
+    Request,
+    Response,
+    Tensor,
+    Ticket,
+)
 from dlproxy.policy.queueing import LOWEST_LEVEL
 from dlproxy.service import FutureReply, ReplyTo, Service
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.checks import RequestChecker
 from dlproxy.wire.rights import demand
 from dlproxy.wire.terms import NO_TERMS, HeaderTerms, Terms, checked_sequence
+from dlproxy.wire.trace import trace_of
 
 TENANT_HEADER = "x-tenant-id"
+NO_BYTES: Mapping[bytes, bytes] = MappingProxyType({})
 
 Kept = TypeVar("Kept")
 
@@ -80,9 +94,12 @@ class Endpoint:
         self.submit(request, reply, terms)
         return await reply.answer(self._service, request)
 
-    def refused(self, error: InferenceError) -> InferenceError:
-        """The error why a request is not submitted, counted."""
-        self.model.stats.failed(error.failure.kind, 0.0)
+    def refused(self, error: InferenceError, headers: Mapping[bytes, bytes] = NO_BYTES) -> InferenceError:
+        """The error why a request is not submitted, counted. `headers`: as it came with them."""
+        model, now = self.model, self.clock()
+        model.stats.failed(error.failure.kind, 0.0)
+        request = Request(Ticket(next(self.ticket_ids), now), model.name, [], (), trace=trace_of(headers))
+        model.stats.lost(request, error.failure, "bad_request", now)
         return error
 
     def _affinity(self, request: Request, terms: Terms) -> str:

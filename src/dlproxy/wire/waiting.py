@@ -12,6 +12,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from dlproxy.message import Failure, FailureKind, InferenceError, text_of
+from dlproxy.policy.why import Phase
 from dlproxy.wire.catalog import NotServedError
 
 MOST_WAITING = 1024
@@ -38,6 +39,7 @@ class Place(Protocol):
     """Where the answer of one request goes: an Exchange, a Call."""
 
     on_abandoned: Callable[[], object] | None
+    waited: dict[Phase, float] | None
 
     def refuse(self, failure: Failure) -> None: ...
 
@@ -155,8 +157,12 @@ def answer_once_up(
         return
 
     async def answer(waiting: Waiting) -> None:
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
         try:
-            again(await waiting.until_up(missing, timeout_s(), size_bytes))
+            left_s = await waiting.until_up(missing, timeout_s(), size_bytes)
+            place.waited = {**(place.waited or {}), "load": loop.time() - began_at}
+            again(left_s)
         except NotServedError as gone:
             answer_once_up(waiting, gone, place, again, timeout_s=timeout_s, size_bytes=size_bytes, tries=tries - 1)
         except InferenceError as error:

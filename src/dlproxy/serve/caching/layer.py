@@ -254,7 +254,7 @@ class CacheLayer:
         counts = self.counts
         counts.hits += 1
         counts.hit_s += now - began_at
-        self.stats.request_remembered(now - request.ticket.arrived_at)
+        self.stats.request_remembered(now - request.ticket.arrived_at, request)
         response = Response(request.id, kept.model, kept.version, kept.outputs, NO_TIME, None, "hit")
         try:
             reply.completed(response)
@@ -382,7 +382,7 @@ class Flight:
 
     def _leave(self, request: Request, failure: Failure) -> None:
         if self._asked is None or len(self._requests) > 1:  # else the lane counts it
-            self._layer.stats.failed(failure.kind, self._layer.clock() - request.ticket.arrived_at)
+            self._lost(request, failure)
         self._fail(request.ticket.id, failure)
         if not self._requests:
             self._over()
@@ -416,13 +416,14 @@ class Flight:
             del layer.waiting[ticket_id]
             self._forget_timer(request)
         now = layer.clock()
+        leader = 0 if asked is None else asked.ticket.id
         counted = asked is not None and response.cache != "hit"  # the lane has counted the one that it ran
         for ticket_id, (request, reply) in requests.items():
             answer = Response(request.id, response.model, response.version, response.outputs, response.timing, None, how)
             answer.variant = response.variant
             how = "joined"
             if not counted:
-                layer.stats.request_remembered(now - request.ticket.arrived_at)
+                layer.stats.request_remembered(now - request.ticket.arrived_at, request, leader)
             counted = False
             try:
                 reply.completed(answer)
@@ -435,12 +436,11 @@ class Flight:
         if failure.kind not in OF_ONE:
             self._over()
             self._settle(None)
-            now = self._layer.clock()
             for number, (ticket_id, (request, _)) in enumerate(list(self._requests.items())):
                 if ticket_id not in self._requests:  # one that heard before has taken it along
                     continue
                 if number:  # the lane has counted one
-                    self._layer.stats.failed(failure.kind, now - request.ticket.arrived_at)
+                    self._lost(request, failure)
                 self._fail(ticket_id, failure)
             return
         if asked.ticket.id in self._requests:
@@ -460,6 +460,11 @@ class Flight:
             self.lead(next(iter(self._requests.values()))[0])
         else:  # all have left since
             self._settle(None)
+
+    def _lost(self, request: Request, failure: Failure) -> None:
+        stats, now = self._layer.stats, self._layer.clock()
+        stats.failed(failure.kind, now - request.ticket.arrived_at)
+        stats.lost(request, failure, "joined", now)
 
     def _fail(self, ticket_id: int, failure: Failure) -> None:
         request, reply = self._requests.pop(ticket_id)

@@ -5,6 +5,7 @@ Made by Pipelines (this room's __init__), held by serve/assemble.py. Not aware o
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Request, Signature, Ticket
 from dlproxy.policy.pipelines import Pacing
+from dlproxy.policy.why import StepTook
 from dlproxy.serve.pipelines import matching
 from dlproxy.serve.pipelines.code import CodeStage
 from dlproxy.serve.pipelines.instance import PipelineInstance
@@ -31,6 +33,8 @@ from dlproxy.serve.pipelines.threads import Threads
 from dlproxy.service import Service
 from dlproxy.telemetry.stats import ModelStats, StepCounts
 from dlproxy.wire.catalog import Catalog, ServedModel
+
+MOST_TOOK = 512  # steps that ended of which it is known what they took
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +66,7 @@ class PipelineFleet:
         self.way = Way(inline=False, instances=1, threads=0)
         self.stages = stages
         self.counts = {step: StepCounts() for step in stages}
+        self.took: deque[tuple[int, str, float, float]] = deque(maxlen=MOST_TOOK)
         self._wiring: Wiring = wired(config.steps, config.inputs, config.outputs)
         self.pacing = Pacing(self._wiring)
         self._config = config
@@ -133,6 +138,15 @@ class PipelineFleet:
         self.runs.pop(run.request.ticket.id, None)
 
     # How it is
+
+    def steps_of(self, ticket_id: int) -> tuple[StepTook, ...]:
+        """What they took of this request, as far as they have ended and not long ago."""
+        found = []
+        for number, name, waited_s, computed_s in self.took:
+            if number == ticket_id:
+                counts = self.counts[name]
+                found.append(StepTook(name, waited_s, computed_s, counts.waited_s / max(counts.requests, 1), counts.usual_s))
+        return tuple(found)
 
     def state(self) -> list[dict[str, Any]]:
         """JSON: every step, in order."""

@@ -50,6 +50,7 @@ class PipelineLayer:
             return
         if ticket.of_client:
             self._stats.failed(failure.kind, 0.0)
+            self._stats.lost(request, failure, "stages", self._stages.clock())
         try:
             reply.failed(failure)
         except Exception:  # submit never raises

@@ -3,6 +3,7 @@
 Made by instance.py. Everything is called on the event loop. Not aware of: lanes, protocols, who waits for the end.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from math import inf
 from typing import Any, Protocol
@@ -33,6 +34,8 @@ class Site(Protocol):
     plan: Plan
     pacing: Pacing
     counts: dict[str, StepCounts]
+    took: deque[tuple[int, str, float, float]]
+    """What steps took that ended of late: of which request, and what they waited and computed."""
     threads: Threads
     ids: Iterator[int]
     clock: Callable[[], float]
@@ -141,6 +144,7 @@ class Run:
         took_s = site.clock() - call.began_at
         computed_s = min(call.computed_s, took_s)
         site.counts[step.name].ended(waited_s=took_s - computed_s, computed_s=computed_s)
+        site.took.append((self.request.ticket.id, step.name, took_s - computed_s, computed_s))
         site.pacing.observed(step.name, waited_s=took_s - computed_s, computed_s=computed_s, items=call.items)
         self.path_s = call.path_s + computed_s
         for place, value in zip(step.outputs.values(), outputs, strict=True):
@@ -172,6 +176,7 @@ class Run:
         took_s = site.clock() - call.began_at
         computed_s = min(call.computed_s, took_s)
         site.counts[step.name].ended(waited_s=took_s - computed_s, computed_s=computed_s)
+        site.took.append((self.request.ticket.id, step.name, took_s - computed_s, computed_s))
         site.pacing.observed(step.name, waited_s=took_s - computed_s, computed_s=computed_s)
         outputs = [_array(response.outputs[place]) for place in places]
         self._finish(BatchResult(outputs, call.path_s + computed_s, 0.0, rest=PipelineRest(rest, places, str(step))))

@@ -41,7 +41,7 @@ class Explain:
                 raise InferenceError(Failure(FailureKind.TOO_LARGE, message))
             explanation = Explanation(endpoint, terms, exchange.body)
         except InferenceError as error:
-            raise endpoint.refused(error) from None
+            raise endpoint.refused(error, exchange.headers) from None
         task = asyncio.get_running_loop().create_task(_answer(exchange, explanation))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

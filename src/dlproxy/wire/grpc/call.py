@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, get_args
 from urllib.parse import quote
 
-from dlproxy.message import Cached, Failure, FailureKind, Principal, Response, encodable
+from dlproxy.message import Cached, Failure, FailureKind, Principal, Request, Response, Ticket, encodable
+from dlproxy.policy.why import Phase
 from dlproxy.wire.audit import REFUSALS
 from dlproxy.wire.grpc.frames import header_block
 from dlproxy.wire.grpc.messages import CODINGS, Piece
@@ -84,6 +85,7 @@ class Call:
 
     __slots__ = (
         *("connection", "headers", "id", "on_abandoned", "on_half_closed", "on_message", "on_writable", "path", "principal"),
+        *("since", "ticket", "waited"),
         *("at", "begun", "coding", "delivering", "ended", "half_closed", "held", "held_bytes", "left", "method", "paused"),
         *("pieces", "received", "resting", "taken", "timer", "trailers", "waited_s", "window"),
     )
@@ -106,7 +108,10 @@ class Call:
         self.on_half_closed: Callable[[], None] | None = None
         self.on_abandoned: Callable[[], object] | None = None
         self.on_writable: Callable[[], None] | None = None
+        self.ticket: Ticket | None = None  # of the request that it makes to a model
+        self.waited: dict[Phase, float] | None = None  # what it has waited for until it made that
         # The rest is the connection's
+        self.since = 0.0  # the message comes in several frames, or its answer has to be held back
         self.method: Callable[[Call, bytes], None] | None = None  # of a unary call
         self.pieces: list[bytes | bytearray] = []  # received and not delivered yet
         self.at = 0  # where in the first of them what is not delivered begins
@@ -126,6 +131,12 @@ class Call:
         self.ended = False
         self.waited_s = 0.0  # since the message that comes in began, or since what goes out went on
         self.timer: TimerHandle | None = None  # for the deadline of a streaming call
+
+    def asks(self, request: Request) -> None:
+        """What a unary call makes of a model. What it waited for before is noted."""
+        self.ticket = request.ticket
+        if self.waited is not None:
+            self.connection.server.journal.note(request.ticket.id, self.waited)
 
     def asks_again(self) -> Principal:
         """Who asks, of a further message: rights may have changed since the call began. Raises InferenceError."""

@@ -30,6 +30,7 @@ class Lifetime(Receiving):
     def __init__(self, server: "GrpcServer") -> None:
         super().__init__(server.limits)
         self.server = server
+        self.journal = server.journal
         self._last = 0  # the newest stream
         self._final: int | None = None  # while draining, the last stream that is served
         self._closing = False

@@ -85,6 +85,7 @@ class OipService:
             return
         endpoint, request = asked.endpoint, asked.request
         call.on_abandoned = partial(endpoint.cancel, request)
+        call.asks(request)
         endpoint.submit(request, InferReply(call, asked), asked.terms)
 
     def _wait_for(self, missing: NotServedError, call: Call, message: bytes) -> None:

@@ -133,7 +133,7 @@ class InferDecoder:
         try:
             terms = endpoint.read_headers(headers, principal)
         except InferenceError as error:
-            raise endpoint.refused(error) from None
+            raise endpoint.refused(error, headers) from None
         if memo.terms is not NO_TERMS:
             terms = memo.terms if terms is NO_TERMS else terms.over(memo.terms)
         request = memo.request(message, request_id, next(endpoint.ticket_ids), endpoint.clock()).request
@@ -148,7 +148,7 @@ class InferDecoder:
             terms = endpoint.read_headers(headers, principal)
             asked = _asked(endpoint, parsed, raw, self._regions)
         except InferenceError as error:
-            raise endpoint.refused(error) from None
+            raise endpoint.refused(error, headers) from None
         if at and asked.forms is None and _repeats(message, head, parsed, raw, asked, at, after_id):
             asked.memo = self._remember(message, head, raw, asked, at, after_id)
         own = asked.terms

@@ -12,6 +12,7 @@ from math import inf
 
 from dlproxy.config import HttpLimits
 from dlproxy.message import Failure, FailureKind, InferenceError, Response, Tensor, encodable
+from dlproxy.policy.why import Phase
 from dlproxy.protos.oip import IN_STREAM, oip
 from dlproxy.protos.raw import before
 from dlproxy.wire.catalog import Catalog, NotServedError
@@ -153,6 +154,7 @@ class StreamedRequest:
         self.answer: list[Piece] | None = None
         self.relay: Relay | None = None
         self.on_abandoned: Callable[[], object] | None = None
+        self.waited: dict[Phase, float] | None = None
         self._stream = stream
         self._message = message
         self._headers = stream.call.headers
@@ -176,6 +178,8 @@ class StreamedRequest:
         asked = self._asked = stream.decoder.decode(self._message, self._headers, stream.call.asks_again())
         endpoint, request = asked.endpoint, asked.request
         self.on_abandoned = partial(endpoint.cancel, request)
+        if self.waited is not None:
+            stream.call.connection.journal.note(request.ticket.id, self.waited)
         if endpoint.model.signature.streams:
             self._flows = True
             stream.flows(self)

@@ -83,6 +83,7 @@ class Receiving(Sending):
             message = b"".join(call.pieces)
             self.forget(call)
             assert len(message) == size
+            call.waited, call.since = {"receive": self.journal.clock() - call.since}, 0.0
             self._hand_over(call, message, prefix[0])
 
     def go_on(self, call: Call) -> None:
@@ -222,6 +223,8 @@ class Receiving(Sending):
 
     def _store(self, call: Call, payload: bytes) -> None:
         pieces, size = call.pieces, len(payload)
+        if not call.received:
+            call.since = self.journal.clock()
         if pieces and size < SMALL_PIECE:
             if type(pieces[-1]) is bytearray:
                 pieces[-1] += payload

@@ -7,6 +7,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
+from dlproxy.telemetry.journal import Journal
 from dlproxy.wire.grpc import frames
 from dlproxy.wire.grpc.call import BEGIN, BEGIN_IN, END_OK, NOTHING, Call
 from dlproxy.wire.grpc.frames import (
@@ -32,6 +33,7 @@ class Sending:
     """The half of a connection that sends."""
 
     transport: asyncio.Transport
+    journal: Journal
 
     def __init__(self) -> None:
         self.calls: dict[int, Call] = {}
@@ -80,6 +82,9 @@ class Sending:
         self.flush()
         for last in range(1, min(len(message) + 1, len(call.held)) + 1):  # what is left of this message
             call.held[-last] = _own(call.held[-last])
+        if call.held and call.ticket is not None:
+            call.since = self.journal.clock()
+            self.journal.sending(call.ticket.id)
 
     def end(self, call: Call, trailers: bytes) -> None:
         """Does nothing once the call is over."""
@@ -158,12 +163,19 @@ class Sending:
                 continue
             call.held = NOTHING
             call.waited_s = 0.0
+            self._sent(call)
             if call.trailers is not None:
                 self.write_block(stream, call.trailers, END_STREAM)
                 self._finish(call)
             else:
                 self.woken(call)
                 self.go_on(call)
+
+    def _sent(self, call: Call) -> None:
+        """What was held back of a model's answer has left, or nobody waits for it any more."""
+        if call.ticket is not None and call.since:
+            self.journal.sent(call.ticket.id, self.journal.clock() - call.since)
+            call.since = 0.0
 
     def _send_frame(self, call: Call) -> None:
         held, pieces, size = call.held, [], 0
@@ -229,6 +241,7 @@ class Sending:
         if call.held:
             self.held_bytes -= call.held_bytes
             call.held = NOTHING
+            self._sent(call)
             self._ready.pop(call.id, None)
         if call.method is None:
             call.on_message = call.on_half_closed = call.on_writable = None  # they may refer back to it

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from dlproxy.config import HttpLimits
 from dlproxy.message import Scope
+from dlproxy.telemetry.journal import Journal
 from dlproxy.wire.audit import Audit
 from dlproxy.wire.bounds import Bounds
 from dlproxy.wire.grpc.call import Call
@@ -56,9 +57,12 @@ class GrpcServer(Listening):
         identify: Identify | None = None,
         bounds: Bounds | None = None,
         audit: Audit | None = None,
+        journal: Journal | None = None,
     ) -> None:
+        """`journal`: what is rare of single requests is noted there."""
         super().__init__(lambda: GrpcConnection(self), Bounds(limits) if bounds is None else bounds, audit)
         self.methods = methods
         self.limits = limits
+        self.journal = journal or Journal()
         self.identify = identify
         self.max_streams = MAX_STREAMS

@@ -178,7 +178,7 @@ class _Inference:
         signature = asked.model_spec.signature_name
         if signature not in ("", DEFAULT_SIGNATURE):
             text = f'Serving signature key "{signature}" not found.'
-            self._endpoint.refused(invalid(text))
+            self._endpoint.refused(invalid(text), call.headers)
             call.end(Status.FAILED_PRECONDITION, text)
             return
 
@@ -256,8 +256,9 @@ class _Inference:
             terms = endpoint.read_headers(call.headers, call.principal)
             request = request_of()
         except InferenceError as error:
-            raise endpoint.refused(error) from None
+            raise endpoint.refused(error, call.headers) from None
         call.on_abandoned = partial(endpoint.cancel, request)
+        call.asks(request)
         endpoint.submit(request, _Reply(call, encode), terms)
 
     def _needed(self, method: str) -> list[int]:

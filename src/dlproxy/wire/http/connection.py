@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 from msgspec import Struct
 
-from dlproxy.message import ANONYMOUS, InferenceError, Principal
+from dlproxy.message import ANONYMOUS, InferenceError, Principal, Ticket
 from dlproxy.wire.http.exchange import CLOSE, Exchange, ReplyStream, in_http, what_of
 from dlproxy.wire.listening import DRAIN_GRACE_S, address_of, peer_of
 
@@ -92,6 +92,8 @@ class HttpConnection(asyncio.Protocol):
         "_body_bytes",
         "_silent_bytes",
         "_began_now",
+        "_began_at",
+        "_large",
         "_begun",
         "__weakref__",
     )
@@ -105,6 +107,8 @@ class HttpConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._pipeline: deque[Exchange] = deque()  # in order of arrival; replies leave from the left
         self._unseen = 0  # so many at the pipeline's end the app has not seen yet
+        self._began_at = 0.0  # the message that comes in, if that takes more than one read
+        self._large: tuple[int, float] | None = None  # the request whose large reply was written last, and when
         self._begun: dict[Exchange, ReplyStream] = {}  # replies that are written bit by bit
         self._write_paused = False
         self._starting = False
@@ -140,6 +144,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = REFUSED
+        self._sent()
         self.server.connection_closed(self)
         self._abandon()
         del self._parser  # refers back to this, as does what is left of a request: all would stay for the garbage collector
@@ -218,13 +223,23 @@ class HttpConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._write_paused = True
         self._waited_s = 0.0
+        if self._large is not None:
+            self.server.journal.sending(self._large[0])
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._write_paused = False
         self._waited_s = 0.0
+        self._sent()
         self._start_unseen()
         self._may_go_on()
+
+    def _sent(self) -> None:
+        """What was held back of the last large reply has left, or nobody reads it any more."""
+        large, self._large = self._large, None
+        if large is not None:
+            journal = self.server.journal
+            journal.sent(large[0], journal.clock() - large[1])
 
     # httptools callbacks
 
@@ -318,6 +333,8 @@ class HttpConnection(asyncio.Protocol):
             connection_line = KEEP_ALIVE
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         exchange = Exchange(self, parser.get_method(), self._target, headers, body, connection_line, self._principal)
+        if not self._began_now:
+            exchange.waited = {"receive": self.server.journal.clock() - self._began_at}
         self._whole = exchange
         self._reset()
         self._take(exchange)
@@ -359,6 +376,8 @@ class HttpConnection(asyncio.Protocol):
             exchange = pipeline.popleft()
             for part in parts:
                 transport.write(part)
+            if len(parts) > 1 and exchange.ticket is not None:
+                self._wrote_much(exchange.ticket)
             if exchange.connection_line is CLOSE:
                 self._abandon()  # while draining, a request may have come after the one that turned out to be the last
                 self._close()
@@ -369,6 +388,13 @@ class HttpConnection(asyncio.Protocol):
             transport.write(CONTINUE)
         if self._unseen and not self._starting:
             self._start_unseen()
+
+    def _wrote_much(self, ticket: Ticket) -> None:
+        """The transport says then, or later in this turn of the loop, whether the client takes it as quickly."""
+        journal = self.server.journal
+        self._large = ticket.id, journal.clock()
+        if self._write_paused:
+            journal.sending(ticket.id)
 
     # Replies that are written bit by bit
 
@@ -470,6 +496,7 @@ class HttpConnection(asyncio.Protocol):
         """llhttp buffers header fields and trailers without limit: count what came without finishing anything."""
         if self._began_now:
             self._began_now = False
+            self._began_at = self.server.journal.clock()
             return
         self._silent_bytes += self._received
         if self._phase == HEADERS and self._silent_bytes > self._limits.max_header_bytes:

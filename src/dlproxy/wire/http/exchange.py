@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from dlproxy.message import Failure, FailureKind, Principal, encodable
+from dlproxy.message import Failure, FailureKind, Principal, Request, Ticket, encodable
+from dlproxy.policy.why import Phase
 from dlproxy.wire import trace
 from dlproxy.wire.audit import REFUSALS
 from dlproxy.wire.trace import REQUEST_ID, TRACE_PARENT
@@ -70,7 +71,7 @@ class Exchange:
 
     __slots__ = (
         *("body", "connection", "connection_line", "headers", "method"),
-        *("on_abandoned", "principal", "reply_parts", "target"),
+        *("on_abandoned", "principal", "reply_parts", "target", "ticket", "waited"),
     )
 
     def __init__(
@@ -93,6 +94,16 @@ class Exchange:
         self.reply_parts: tuple[bytes | memoryview, ...] | None = None
         self.on_abandoned: Callable[[], object] | None = None
         """Called if the client leaves before the reply."""
+        self.ticket: Ticket | None = None
+        """Of the request that it makes to a model, if it is one."""
+        self.waited: dict[Phase, float] | None = None
+        """What it has waited for until it made that, in seconds; None for most."""
+
+    def asks(self, request: Request) -> None:
+        """What it makes of a model. What it waited for before is noted."""
+        self.ticket = request.ticket
+        if self.waited is not None:
+            self.connection.server.journal.note(request.ticket.id, self.waited)
 
     def reply(
         self,

@@ -6,6 +6,7 @@ Called by serve/server.py. Not aware of: parsing (http/connection.py), models, r
 from collections.abc import Callable
 
 from dlproxy.config import HttpLimits
+from dlproxy.telemetry.journal import Journal
 from dlproxy.wire.audit import Audit
 from dlproxy.wire.bounds import Bounds
 from dlproxy.wire.http.codings import Compression
@@ -31,13 +32,16 @@ class HttpServer(Listening):
         identify: Identify | None = None,
         bounds: Bounds | None = None,
         audit: Audit | None = None,
+        journal: Journal | None = None,
     ) -> None:
+        """`journal`: what is rare of single requests is noted there."""
         super().__init__(lambda: HttpConnection(self), Bounds(limits) if bounds is None else bounds, audit)
         self.identify = identify
         self.cors = Cors(limits.cors_origins) if limits.cors_origins else None
         self.compression = Compression(limits.compress_above_bytes) if limits.compress_above_bytes else None
         self.app = app if self.cors is None else self.cors.before(app)
         self.limits = limits
+        self.journal = journal or Journal()
         self._seen: dict[bytes, Seen] = {}
 
     def remember(self, seen: Seen | None) -> Seen | None:

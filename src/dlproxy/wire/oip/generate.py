@@ -58,8 +58,9 @@ class Generate:
             if not SEQUENCE.isdisjoint(request.params):
                 terms = terms.over(of_parameters(request.params))
         except InferenceError as error:
-            raise endpoint.refused(error) from None
+            raise endpoint.refused(error, exchange.headers) from None
         exchange.on_abandoned = partial(endpoint.cancel, request)
+        exchange.asks(request)
         endpoint.submit(request, reply(exchange), terms)
 
     def _request(self, endpoint: Endpoint, body: bytes) -> Request:

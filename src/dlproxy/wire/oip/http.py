@@ -220,7 +220,7 @@ class _Inference:
             self.infer = self._refuse  # type: ignore[method-assign]
 
     def _refuse(self, exchange: Exchange) -> None:
-        raise self._endpoint.refused(in_parts(self._endpoint.model.name, "HTTP end point"))
+        raise self._endpoint.refused(in_parts(self._endpoint.model.name, "HTTP end point"), exchange.headers)
 
     def infer(self, exchange: Exchange) -> None:
         """An Open Inference Protocol request. Raises InferenceError if it is refused."""
@@ -234,11 +234,12 @@ class _Inference:
                 self._check_json_size(body_bytes if json_bytes is None else min(json_bytes, body_bytes))
             wire = self._decoder.decode(exchange.body, json_bytes, ticket_id=next(self._ticket_ids), now=self._clock())
         except InferenceError as error:
-            raise self._endpoint.refused(error) from None
+            raise self._endpoint.refused(error, exchange.headers) from None
         if wire.terms is not NO_TERMS:
             terms = wire.terms if terms is NO_TERMS else terms.over(wire.terms)
         request = wire.request
         exchange.on_abandoned = partial(self._cancel, request)
+        exchange.asks(request)
         self._submit(request, InferReply(exchange, wire, server_timing=self._server_timing), terms)
 
     def predict(self, exchange: Exchange) -> None:
@@ -254,8 +255,9 @@ class _Inference:
             terms = terms.over(of_parameters(params))
             request = endpoint.request(self._tensors(asked.inputs), endpoint.checker.all_outputs, params)
         except InferenceError as error:
-            raise endpoint.refused(error) from None
+            raise endpoint.refused(error, exchange.headers) from None
         exchange.on_abandoned = partial(self._cancel, request)
+        exchange.asks(request)
         reply: ReplyTo
         if takes_events(exchange) or endpoint.model.signature.streams:
             framing = SSE if takes_events(exchange) else NDJSON

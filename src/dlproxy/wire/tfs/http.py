@@ -105,8 +105,9 @@ class _Inference:
             asked = tfs_json.read_object(exchange.body)
             request, encode = self._predict(asked) if verb == "predict" else self._judge(asked, verb)
         except InferenceError as error:
-            raise endpoint.refused(error) from None
+            raise endpoint.refused(error, exchange.headers) from None
         exchange.on_abandoned = partial(endpoint.cancel, request)
+        exchange.asks(request)
         endpoint.submit(request, TfsReply(exchange, encode, server_timing=self._server_timing), terms)
 
     def _predict(self, asked: dict[str, Any]) -> tuple[Request, Encode]:
