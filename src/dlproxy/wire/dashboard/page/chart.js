@@ -42,18 +42,27 @@ export function chart({ title, series, show, axis = show, sync, marks, near, lev
       cursor: { sync: { key: sync }, drag: { x: false, y: false }, points: { size: 6 } },
       scales: { x: { time: true }, y: { range: (_, low, high) => [0, ceiling(high)] } },
       axes: [
-        { ...common, space: 70, size: 26, gap: 3, values: (u, splits) => splits.map((at) => clock(at, u.scales.x.max - u.scales.x.min < 400)) },
+        {
+          ...common,
+          space: 70,
+          size: 26,
+          gap: 3,
+          values: (u, splits) => splits.map((at) => clock(at, u.scales.x.max - u.scales.x.min < 400)),
+        },
         { ...common, space: 34, size: 62, gap: 4, values: (_, splits) => splits.map(axis) },
       ],
-      series: [{}, ...series.map((one) => ({
-        label: one.label,
-        stroke: () => css(one.colour),
-        width: 1.6,
-        dash: one.dash,
-        fill: one.fill ? () => `color-mix(in srgb, ${css(one.colour)} 14%, transparent)` : undefined,
-        points: { show: false },
-        spanGaps: false,
-      }))],
+      series: [
+        {},
+        ...series.map((one) => ({
+          label: one.label,
+          stroke: () => css(one.colour),
+          width: 1.6,
+          dash: one.dash,
+          fill: one.fill ? () => `color-mix(in srgb, ${css(one.colour)} 14%, transparent)` : undefined,
+          points: { show: false },
+          spanGaps: false,
+        })),
+      ],
       hooks: { draw: [drawMarks], setCursor: [told] },
     };
   }
@@ -94,9 +103,13 @@ export function chart({ title, series, show, axis = show, sync, marks, near, lev
     const at = index ?? data[0].length - 1;
     const items = series.map((one, number) => ({ ...one, value: data[number + 1][at] }));
     if (level?.value()) items.push({ label: level.label, colour: "--level", value: level.value() });
-    keyed(legend, items, (one) => one.label,
+    keyed(
+      legend,
+      items,
+      (one) => one.label,
       (one) => h("span", {}, h("i", { class: "key", "data-colour": one.colour }), `${one.label} `, h("b")),
-      (item, one) => write(item.lastChild, show(one.value)));
+      (item, one) => write(item.lastChild, show(one.value)),
+    );
     if (index === null || index === undefined) return near(null);
     const found = marks().find((event) => Math.abs(u.valToPos(event.at, "x") - u.cursor.left) <= NEAR_PX);
     return near(found ?? { at: data[0][index] });
@@ -111,7 +124,11 @@ export function chart({ title, series, show, axis = show, sync, marks, near, lev
         plot.setScale("x", { min: from, max: to });
       });
       told(plot);
-      mark(place, "aria-label", `${title}: ${series.map((one, number) => `${one.label} ${show(data[number + 1].at(-1))}`).join(", ")}`);
+      mark(
+        place,
+        "aria-label",
+        `${title}: ${series.map((one, number) => `${one.label} ${show(data[number + 1].at(-1))}`).join(", ")}`,
+      );
     },
     close() {
       sized.disconnect();

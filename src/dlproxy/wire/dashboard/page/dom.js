@@ -29,7 +29,9 @@ export function mark(element, name, value) {
 }
 
 export function replace(element, ...children) {
-  element.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  element.replaceChildren(
+    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
+  );
 }
 
 // Children with a key each, in this order; those that stay are the same elements. `make(item)` and `update(element, item)`.

@@ -21,25 +21,45 @@ export function eventRow(event, now, withModel = true) {
     { "data-kind": event.kind },
     h("time", { datetime: new Date(event.at * 1e3).toISOString() }, moment(event.at, now)),
     h("span", { class: "kind" }, event.kind),
-    h("span", { class: "words" }, withModel && event.model ? h("b", {}, event.model) : null, withModel && event.model ? " " : null, event.words),
+    h("span", { class: "words" }, withModel && event.model ? h("b", {}, `${event.model}: `) : null, event.words),
   );
 }
 
 export function drawEvents(list, events, now, withModel = true) {
-  keyed(list, events, (event) => `${event.at} ${event.model} ${event.words}`, (event) => eventRow(event, now, withModel));
+  keyed(
+    list,
+    events,
+    (event) => `${event.at} ${event.model} ${event.words}`,
+    (event) => eventRow(event, now, withModel),
+  );
 }
 
 export function eventsView(state) {
-  const kind = h("select", { "aria-label": "Kind of event" }, h("option", { value: "" }, "All kinds"),
-    Object.entries(KINDS).map(([value, title]) => h("option", { value }, title)));
-  const search = h("input", { type: "search", placeholder: "Search events", "aria-label": "Search events", autocomplete: "off" });
+  const kind = h(
+    "select",
+    { "aria-label": "Kind of event" },
+    h("option", { value: "" }, "All kinds"),
+    Object.entries(KINDS).map(([value, title]) => h("option", { value }, title)),
+  );
+  const search = h("input", {
+    type: "search",
+    placeholder: "Search events",
+    "aria-label": "Search events",
+    autocomplete: "off",
+  });
   const count = h("span", { class: "hint" });
   const list = h("ol", { class: "events" });
-  const element = h("div", {}, h("h1", {}, "Events"),
-    h("section", { class: "panel" }, h("div", { class: "tools" }, search, kind, count), list));
+  const element = h(
+    "div",
+    {},
+    h("h1", {}, "Events"),
+    h("section", { class: "panel" }, h("div", { class: "tools" }, search, kind, count), list),
+  );
   const draw = () => {
     const words = search.value.trim().toLowerCase();
-    const found = state.events.filter((event) => (!kind.value || event.kind === kind.value) && `${event.model} ${event.words}`.toLowerCase().includes(words));
+    const found = state.events.filter(
+      (event) => (!kind.value || event.kind === kind.value) && `${event.model} ${event.words}`.toLowerCase().includes(words),
+    );
     drawEvents(list, found.slice(-SHOWN).reverse(), state.at);
     write(count, `${plural(found.length, "event")}${found.length > SHOWN ? `, the newest ${SHOWN} shown` : ""}`);
   };

@@ -62,6 +62,7 @@ export function clock(at, withSeconds = true) {
 
 export function moment(at, now) {
   const date = new Date(at * 1e3);
-  const day = new Date(now * 1e3).toDateString() === date.toDateString() ? "" : `${two(date.getMonth() + 1)}-${two(date.getDate())} `;
+  const day =
+    new Date(now * 1e3).toDateString() === date.toDateString() ? "" : `${two(date.getMonth() + 1)}-${two(date.getDate())} `;
   return day + clock(at);
 }

@@ -67,8 +67,10 @@ function announce(before) {
   for (const [key, model] of state.models) {
     if (before.get(key) !== model.state) words.push(`${model.name} version ${model.version} is ${model.state}`);
   }
-  for (const key of before.keys()) if (!state.models.has(key)) words.push(`${key.replace(/\/([^/]*)$/, " version $1")} is gone`);
-  if (words.length) write(found("announcements"), words.length > 4 ? `${words.length} models have changed their state` : words.join("; "));
+  for (const key of before.keys())
+    if (!state.models.has(key)) words.push(`${key.replace(/\/([^/]*)$/, " version $1")} is gone`);
+  if (words.length)
+    write(found("announcements"), words.length > 4 ? `${words.length} models have changed their state` : words.join("; "));
 }
 
 // While nobody looks nothing is drawn; what has come meanwhile is, at once, when somebody does.
@@ -126,7 +128,8 @@ function show() {
   if (!state.at) return;
   const [kind, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
   view?.close?.();
-  const make = kind === "models" && rest.length ? modelView : kind && kind !== "models" ? (VIEWS[kind] ?? modelsView) : modelsView;
+  const make =
+    kind === "models" && rest.length ? modelView : kind && kind !== "models" ? (VIEWS[kind] ?? modelsView) : modelsView;
   view = make(state, ...rest);
   replace(found("content"), view.element);
   view.update(new Set(["*"]), []);

@@ -19,19 +19,50 @@ const SPANS = [
 const KNOBS_EVERY_MS = 10000;
 
 export function modelView(state, name, version = "") {
-  const found = () => state.models.get(`${name}/${version}`) ?? [...state.models.values()].find((one) => one.name === name && !version);
+  const found = () =>
+    state.models.get(`${name}/${version}`) ?? [...state.models.values()].find((one) => one.name === name && !version);
   if (!found()) {
     const words = `No model ${name}${version ? ` version ${version}` : ""} is known here.`;
-    return { element: h("div", {}, h("h1", {}, name), h("p", {}, words), h("p", {}, h("a", { href: "#/" }, "All models"))), update() {} };
+    return {
+      element: h("div", {}, h("h1", {}, name), h("p", {}, words), h("p", {}, h("a", { href: "#/" }, "All models"))),
+      update() {},
+    };
   }
   const model = () => found() ?? last;
   let last = found();
-  const parts = [headPart, tilesPart, chartsPart, decisionsPart, autopilotPart, knobsPart, instancesPart, versionsPart, cachePart, variantsPart].map((make) => make(model, state));
+  const parts = [
+    headPart,
+    tilesPart,
+    chartsPart,
+    decisionsPart,
+    autopilotPart,
+    knobsPart,
+    instancesPart,
+    versionsPart,
+    cachePart,
+    variantsPart,
+  ].map((make) => make(model, state));
   const [head, tiles, charts, decisions, autopilot, knobs, ...panels] = parts;
   const why = whyList(() => state.at, last);
-  const element = h("div", { class: "model" }, head.element, tiles.element, charts.element,
-    h("div", { class: "columns" }, h("div", {}, decisions.element, autopilot.element, knobs.element),
-      h("div", {}, panels.map((one) => one.element))), why.element);
+  const element = h(
+    "div",
+    { class: "model" },
+    head.element,
+    tiles.element,
+    charts.element,
+    h(
+      "div",
+      { class: "columns" },
+      h("div", {}, decisions.element, autopilot.element),
+      h(
+        "div",
+        {},
+        panels.map((one) => one.element),
+        knobs.element,
+      ),
+    ),
+    why.element,
+  );
   return {
     element,
     update(changed, fresh) {
@@ -51,12 +82,27 @@ function headPart(model) {
   const status = h("span", { class: "state" });
   const tags = h("span", { class: "tags" });
   const words = h("ul", { class: "troubles" });
-  const gone = h("p", { class: "refused", hidden: true }, "This version is not there any more. What you see is the last that was heard of it.");
-  const element = h("section", { class: "head" },
-    h("div", { class: "title" }, h("a", { href: "#/", class: "back" }, "Models"),
-      h("h1", {}, model().name, " ", h("small", {}, `version ${model().version}`)), status, tags, h("span", { class: "grow" }),
-      actionButton("unload", model)),
-    gone, words);
+  const gone = h(
+    "p",
+    { class: "refused", hidden: true },
+    "This version is not there any more. What you see is the last that was heard of it.",
+  );
+  const element = h(
+    "section",
+    { class: "head" },
+    h(
+      "div",
+      { class: "title" },
+      h("a", { href: "#/", class: "back" }, "Models"),
+      h("h1", {}, model().name, " ", h("small", {}, `version ${model().version}`)),
+      status,
+      tags,
+      h("span", { class: "grow" }),
+      actionButton("unload", model),
+    ),
+    gone,
+    words,
+  );
   return {
     element,
     gone: (is) => (gone.hidden = !is),
@@ -65,7 +111,12 @@ function headPart(model) {
       mark(status, "data-level", level);
       write(status, shown);
       drawTags(tags, now);
-      keyed(words, concerns, (one) => one.words, (one) => h("li", { "data-level": one.level }, one.words));
+      keyed(
+        words,
+        concerns,
+        (one) => one.words,
+        (one) => h("li", { "data-level": one.level }, one.words),
+      );
       words.hidden = !concerns.length;
     },
   };
@@ -86,9 +137,18 @@ function tilesPart() {
         [rate(now.rate), `${number(now.rows_rate)} rows/s`],
         [seconds(now.p50_s), "half take no longer"],
         [seconds(now.p99_s), now.p95_s === undefined ? "" : `p95 ${seconds(now.p95_s)}`],
-        [met ? percent(objective.met) : NONE, objective ? `${percent(objective.share)} within ${seconds(objective.seconds)} wanted` : "no objective is set"],
-        [objective && objective.budget_left !== null ? percent(Math.max(0, objective.budget_left)) : NONE,
-          !objective ? "no objective is set" : objective.budget_left < 0 ? "spent: more are late than may be" : "left of this hour’s"],
+        [
+          met ? percent(objective.met) : NONE,
+          objective ? `${percent(objective.share)} within ${seconds(objective.seconds)} wanted` : "no objective is set",
+        ],
+        [
+          objective && objective.budget_left !== null ? percent(Math.max(0, objective.budget_left)) : NONE,
+          !objective
+            ? "no objective is set"
+            : objective.budget_left < 0
+              ? "spent: more are late than may be"
+              : "left of this hour’s",
+        ],
         [rows(now.batch_rows), now.batch_goal ? `up to ${number(now.batch_goal)}` : ""],
         [plural(now.queued ?? 0, "request"), `${number(now.running ?? 0)} under way`],
         [percent(now.utilisation), `of ${plural(up, "instance")}`],
@@ -112,30 +172,76 @@ function chartsPart(model, state) {
   const mine = () => state.events.filter((event) => event.model === name && event.at > state.at - length);
   let marks = [];
   const said = h("p", { class: "said" });
-  const near = (event) => write(said, event === null ? hint() : event.words ? `${clock(event.at)}  ${event.kind}: ${event.words}` : clock(event.at));
-  const hint = () => (marks.length ? `${plural(marks.length, "event")} in this time, marked ▾` : "Nothing was decided or lost in this time");
+  const near = (event) =>
+    write(said, event === null ? hint() : event.words ? `${clock(event.at)}  ${event.kind}: ${event.words}` : clock(event.at));
+  const hint = () =>
+    marks.length ? `${plural(marks.length, "event")} in this time, marked ▾` : "Nothing was decided or lost in this time";
   const common = { sync: keyOf(model()), marks: () => marks, near };
   const all = [
-    chart({ ...common, title: "Requests", show: rate, series: [
-      { field: "rate", label: "answered", colour: "--main", fill: true },
-      { field: "rejects_rate", label: "refused", colour: "--warn" },
-      { field: "failures_rate", label: "failed", colour: "--bad" },
-    ] }),
-    chart({ ...common, title: "Response time", show: seconds, level: { label: "wanted", value: () => model().objective?.seconds }, series: [
-      { field: "p50_s", label: "p50", colour: "--main" },
-      { field: "p99_s", label: "p99", colour: "--second" },
-    ] }),
-    chart({ ...common, title: "Batch", show: rows, axis: number, series: [{ field: "batch_rows", label: "mean", colour: "--main", fill: true }] }),
-    chart({ ...common, title: "Queue", show: (value) => (value === null || value === undefined ? NONE : plural(Math.round(value * 10) / 10, "request")), axis: number, series: [{ field: "queued", label: "waiting", colour: "--second", fill: true }] }),
-    chart({ ...common, title: "Busy", show: percent, most: 1, series: [{ field: "utilisation", label: "of its instances’ time", colour: "--main", fill: true }] }),
+    chart({
+      ...common,
+      title: "Requests",
+      show: rate,
+      series: [
+        { field: "rate", label: "answered", colour: "--main", fill: true },
+        { field: "rejects_rate", label: "refused", colour: "--warn" },
+        { field: "failures_rate", label: "failed", colour: "--bad" },
+      ],
+    }),
+    chart({
+      ...common,
+      title: "Response time",
+      show: seconds,
+      level: { label: "wanted", value: () => model().objective?.seconds },
+      series: [
+        { field: "p50_s", label: "p50", colour: "--main" },
+        { field: "p99_s", label: "p99", colour: "--second" },
+      ],
+    }),
+    chart({
+      ...common,
+      title: "Batch",
+      show: rows,
+      axis: number,
+      series: [{ field: "batch_rows", label: "mean", colour: "--main", fill: true }],
+    }),
+    chart({
+      ...common,
+      title: "Queue",
+      show: (value) => (value === null || value === undefined ? NONE : plural(Math.round(value * 10) / 10, "request")),
+      axis: number,
+      series: [{ field: "queued", label: "waiting", colour: "--second", fill: true }],
+    }),
+    chart({
+      ...common,
+      title: "Busy",
+      show: percent,
+      most: 1,
+      series: [{ field: "utilisation", label: "of its instances’ time", colour: "--main", fill: true }],
+    }),
   ];
-  const chips = SPANS.map(([value, title]) => h("button", { type: "button", class: "chip", "aria-pressed": value === length, onclick: () => choose(value) }, title));
+  const chips = SPANS.map(([value, title]) =>
+    h("button", { type: "button", class: "chip", "aria-pressed": value === length, onclick: () => choose(value) }, title),
+  );
   const shares = bar("tall");
   const shareTable = table({});
-  const element = h("section", { class: "panel charts-panel", "aria-label": "Charts" },
+  const element = h(
+    "section",
+    { class: "panel charts-panel", "aria-label": "Charts" },
     h("div", { class: "tools" }, h("div", { class: "chips", role: "group", "aria-label": "Length of time" }, chips), said),
-    h("div", { class: "charts" }, all.map((one) => one.element),
-      h("figure", { class: "shares" }, h("figcaption", {}, h("b", {}, "Where the time goes"), h("span", { class: "legend" }, "of a request, in the mean")), shares, shareTable)));
+    h(
+      "div",
+      { class: "charts" },
+      all.map((one) => one.element),
+      h(
+        "figure",
+        { class: "shares" },
+        h("figcaption", {}, h("b", {}, "Where the time goes"), h("span", { class: "legend" }, "of a request, in the mean")),
+        shares,
+        shareTable,
+      ),
+    ),
+  );
 
   async function choose(value) {
     length = value;
@@ -167,7 +273,8 @@ function chartsPart(model, state) {
       if (busy) return;
       if (state.at > (columns.at.at(-1) ?? 0)) {
         columns.at.push(state.at);
-        for (const field of FIELDS) columns[field].push(now[field] ?? (field.startsWith("p") || field === "batch_rows" ? null : 0));
+        for (const field of FIELDS)
+          columns[field].push(now[field] ?? (field.startsWith("p") || field === "batch_rows" ? null : 0));
       }
       const old = columns.at.findIndex((at) => at > state.at - length - 20);
       if (old > 60) for (const column of Object.values(columns)) column.splice(0, old);
@@ -205,7 +312,10 @@ function decisionsPart(model, state) {
     element,
     update(now, changed, fresh) {
       if (!changed.has("*") && !fresh.some((event) => event.model === now.name)) return;
-      const mine = state.events.filter((event) => event.model === now.name).slice(-12).reverse();
+      const mine = state.events
+        .filter((event) => event.model === now.name)
+        .slice(-12)
+        .reverse();
       drawEvents(list, mine, state.at, false);
       none.hidden = mine.length > 0;
     },
@@ -223,13 +333,17 @@ function instancesPart(model) {
   return {
     element,
     update(now) {
-      keyed(list, now.instances ?? [], (one) => one.name,
+      keyed(
+        list,
+        now.instances ?? [],
+        (one) => one.name,
         (one) => h("li", {}, h("span", { class: "state" }), h("b", {}, one.name), h("small")),
         (item, one) => {
           mark(item.firstChild, "data-level", one.state === "up" ? "good" : one.state === "starting" ? "busy" : "bad");
           write(item.firstChild, one.state);
           write(item.lastChild, one.problem || (one.state !== "up" ? "" : one.busy ? "computing" : "idle"));
-        });
+        },
+      );
     },
   };
 }
@@ -239,28 +353,64 @@ function versionsPart(model, state) {
   const element = withButtons("Versions", forOthers, actionButton("rollback", model));
   const headings = ["Version", "Gets", "Requests", "p99", "Failed"];
   const body = h("tbody");
-  element.append(h("div", { class: "scroll" }, h("table", { class: "plain" },
-    h("thead", {}, h("tr", {}, headings.map((heading, index) => h("th", { class: index ? "num" : null }, heading)))), body)));
+  element.append(
+    h(
+      "div",
+      { class: "scroll" },
+      h(
+        "table",
+        { class: "plain" },
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            headings.map((heading, index) => h("th", { class: index ? "num" : null }, heading)),
+          ),
+        ),
+        body,
+      ),
+    ),
+  );
   return {
     element,
     update(now) {
       for (const button of forOthers) button.hidden = now.default === true;
       const versions = [...state.models.values()].filter((one) => one.name === now.name);
-      keyed(body, versions, (one) => one.version,
-        (one) => h("tr", {}, h("th", { scope: "row" }, h("a", { href: addressOf(one) }, one.version), " ", h("small")), headings.slice(1).map(() => h("td", { class: "num" }))),
+      keyed(
+        body,
+        versions,
+        (one) => one.version,
+        (one) =>
+          h(
+            "tr",
+            {},
+            h("th", { scope: "row" }, h("a", { href: addressOf(one) }, one.version), " ", h("small")),
+            headings.slice(1).map(() => h("td", { class: "num" })),
+          ),
         (row, one) => {
-          const notes = [one.default ? "default" : one.canary ? "canary" : "", ...(one.labels ?? []), one.state === "up" ? "" : one.state];
+          const notes = [
+            one.default ? "default" : one.canary ? "canary" : "",
+            ...(one.labels ?? []),
+            one.state === "up" ? "" : one.state,
+          ];
           write(row.cells[0].lastChild, notes.filter(Boolean).join(", "));
-          [percent(one.share ?? 0), rate(one.rate), seconds(one.p99_s), rate(one.failures_rate)]
-            .forEach((text, index) => write(row.cells[index + 1], text));
+          [percent(one.share ?? 0), rate(one.rate), seconds(one.p99_s), rate(one.failures_rate)].forEach((text, index) =>
+            write(row.cells[index + 1], text),
+          );
           mark(row, "aria-current", one.version === now.version ? "true" : null);
-        });
+        },
+      );
     },
   };
 }
 
 function autopilotPart(model) {
-  const told = () => ask(`autopilot/${encodeURIComponent(model().name)}`).then((all) => all.find((one) => one.version === model().version) ?? all[0]);
+  const told = () =>
+    ask(`autopilot/${encodeURIComponent(model().name)}`).then(
+      (all) => all.find((one) => one.version === model().version) ?? all[0],
+    );
   const knobs = async () => {
     const pilot = await told();
     return { knobs: Object.keys(pilot.knobs).filter((knob) => !pilot.pinned.includes(knob)), now: pilot.knobs };
@@ -270,14 +420,25 @@ function autopilotPart(model) {
     if (!pins.length) throw new Error("No knob of this model is pinned.");
     return { knobs: pins };
   };
-  const element = withButtons("Autopilot", actionButton("pause", model), actionButton("resume", model), actionButton("pin", model, knobs), actionButton("unpin", model, pinned));
+  const element = withButtons(
+    "Autopilot",
+    actionButton("pause", model),
+    actionButton("resume", model),
+    actionButton("pin", model, knobs),
+    actionButton("unpin", model, pinned),
+  );
   const facts = factList();
   element.append(facts.element);
   return {
     element,
     update({ autopilot }) {
       element.hidden = !autopilot;
-      if (autopilot) facts.set([["Mode", autopilot.mode], ["Now", autopilot.phase], ["Pinned", (autopilot.pins ?? []).join(", ") || "nothing"]]);
+      if (autopilot)
+        facts.set([
+          ["Mode", autopilot.mode],
+          ["Now", autopilot.phase],
+          ["Pinned", (autopilot.pins ?? []).join(", ") || "nothing"],
+        ]);
     },
   };
 }
@@ -290,7 +451,12 @@ function cachePart(model) {
     element,
     update({ cache }) {
       element.hidden = !cache;
-      if (cache) facts.set([["Answered from it", percent(cache.hit_ratio)], ["Answers kept", number(cache.entries)], ["Memory", bytes(cache.bytes)]]);
+      if (cache)
+        facts.set([
+          ["Answered from it", percent(cache.hit_ratio)],
+          ["Answers kept", number(cache.entries)],
+          ["Memory", bytes(cache.bytes)],
+        ]);
     },
   };
 }
@@ -327,10 +493,12 @@ function knobsPart(model) {
       askedAt = performance.now();
       try {
         const { knobs, tuned } = await ask(address());
-        facts.set(Object.entries(knobs).map(([knob, value]) => {
-          const held = knob in (tuned ?? {}) ? `${text(tuned[knob])} (autopilot; configured ${text(value)})` : text(value);
-          return [knob, held];
-        }));
+        facts.set(
+          Object.entries(knobs).map(([knob, value]) => {
+            const held = knob in (tuned ?? {}) ? `${text(tuned[knob])} (autopilot; configured ${text(value)})` : text(value);
+            return [knob, held];
+          }),
+        );
       } catch (error) {
         facts.set([["Not known", error.message]]);
       }
@@ -338,14 +506,20 @@ function knobsPart(model) {
   };
 }
 
-const text = (value) => (value === "" || (Array.isArray(value) && !value.length) ? NONE : typeof value === "string" ? value : JSON.stringify(value));
+const text = (value) =>
+  value === "" || (Array.isArray(value) && !value.length) ? NONE : typeof value === "string" ? value : JSON.stringify(value);
 
 function factList() {
   const element = h("dl", { class: "facts" });
   return {
     element,
-    set: (pairs) => keyed(element, pairs, ([name]) => name,
-      ([name]) => h("div", {}, h("dt", {}, name), h("dd")),
-      (item, [, value]) => write(item.lastChild, value ?? NONE)),
+    set: (pairs) =>
+      keyed(
+        element,
+        pairs,
+        ([name]) => name,
+        ([name]) => h("div", {}, h("dt", {}, name), h("dd")),
+        (item, [, value]) => write(item.lastChild, value ?? NONE),
+      ),
   };
 }

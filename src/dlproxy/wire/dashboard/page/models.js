@@ -17,11 +17,38 @@ const COLUMNS = [
   { id: "name", title: "Model", sort: (m) => m.name },
   { id: "state", title: "State", sort: (m) => ["bad", "warn", "busy", "good", "rest"].indexOf(stateOf(m).level) },
   { id: "rate", title: "Rate", sort: (m) => -(m.rate ?? 0), num: true, largest: true },
-  { id: "p99", title: "p99", sort: (m) => -(m.p99_s ?? -1), num: true, largest: true, help: "99 % of the answers take no longer; beside it what is wanted" },
-  { id: "time", title: "Where the time goes", sort: (m) => -(m.p50_s ?? -1), largest: true, help: "of a request, in the mean; in order of its p50" },
-  { id: "batch", title: "Batch", sort: (m) => -(m.batch_rows ?? -1), num: true, largest: true, help: "rows of a batch in the mean" },
+  {
+    id: "p99",
+    title: "p99",
+    sort: (m) => -(m.p99_s ?? -1),
+    num: true,
+    largest: true,
+    help: "99 % of the answers take no longer; beside it what is wanted",
+  },
+  {
+    id: "time",
+    title: "Where the time goes",
+    sort: (m) => -(m.p50_s ?? -1),
+    largest: true,
+    help: "of a request, in the mean; in order of its p50",
+  },
+  {
+    id: "batch",
+    title: "Batch",
+    sort: (m) => -(m.batch_rows ?? -1),
+    num: true,
+    largest: true,
+    help: "rows of a batch in the mean",
+  },
   { id: "queue", title: "Queue", sort: (m) => -(m.queued ?? 0), num: true, largest: true, help: "requests that wait" },
-  { id: "use", title: "Busy", sort: (m) => -(m.utilisation ?? 0), num: true, largest: true, help: "share of the time in which its instances compute" },
+  {
+    id: "use",
+    title: "Busy",
+    sort: (m) => -(m.utilisation ?? 0),
+    num: true,
+    largest: true,
+    help: "share of the time in which its instances compute",
+  },
 ];
 const FILTERS = [
   ["all", "All", () => true],
@@ -34,36 +61,95 @@ export function modelsView(state) {
   const list = modelTable(state);
   const events = h("ol", { class: "events" });
   const eventsPanel = panel("Latest events", events, h("p", { class: "more" }, h("a", { href: "#/events" }, "All events")));
-  const upstreams = listPanel("Upstreams", ["Server", "Model", "State", "Circuit"]);
-  const tenants = listPanel("Tenants", ["Tenant", "Requests", "Refused", "Under way"]);
-  const element = h("div", {}, h("h1", { class: "unseen" }, "Models"), summary.element, list.element,
-    h("div", { class: "columns" }, h("div", {}, eventsPanel), h("div", {}, upstreams.element, tenants.element)));
+  const upstreams = listPanel("Upstreams", ["Server", "Model", "State", "Batches under way"]);
+  const tenants = listPanel("Quotas", ["Whose", "Admitted", "Refused", "Under way", "Limits"]);
+  const element = h(
+    "div",
+    {},
+    h("h1", { class: "unseen" }, "Models"),
+    summary.element,
+    list.element,
+    h("div", { class: "columns" }, h("div", {}, eventsPanel), h("div", {}, upstreams.element, tenants.element)),
+  );
   return {
     element,
     update(changed) {
       summary.update(state);
       list.update(changed);
       const newest = state.events.slice(-8).reverse();
-      keyed(events, newest, (event) => `${event.at} ${event.model} ${event.words}`, (event) => eventRow(event, state.at));
+      keyed(
+        events,
+        newest,
+        (event) => `${event.at} ${event.model} ${event.words}`,
+        (event) => eventRow(event, state.at),
+      );
       eventsPanel.hidden = !newest.length;
-      upstreams.update(state.upstreams, (one) => [one.name, one.model, one.state, one.circuit]);
-      tenants.update(state.tenants, (one) => [one.name, rate(one.rate), rate(one.refused_rate), number(one.running)]);
+      upstreams.update(state.upstreams, (one) => [
+        one.address,
+        one.model.replace(/\/1$/, "").replace(/\/([^/]*)$/, " $1"),
+        one.state,
+        number(one.busy),
+      ]);
+      tenants.update(state.tenants, (one) => [
+        one.name === "*" ? "anybody else" : one.name,
+        rate(one.rate),
+        rate(one.refused_rate),
+        number(one.running),
+        limitsOf(one),
+      ]);
     },
     close: list.close,
   };
 }
 
+function limitsOf(one) {
+  const limits = [
+    one.requests_per_s && rate(one.requests_per_s),
+    one.rows_per_s && `${number(one.rows_per_s)} rows/s`,
+    one.concurrent && `${number(one.concurrent)} at a time`,
+  ];
+  return limits.filter(Boolean).join(", ") || "none";
+}
+
 function listPanel(title, headings) {
   const body = h("tbody");
-  const element = panel(title, h("div", { class: "scroll" },
-    h("table", { class: "plain" }, h("thead", {}, h("tr", {}, headings.map((heading) => h("th", {}, heading)))), body)));
+  const element = panel(
+    title,
+    h(
+      "div",
+      { class: "scroll" },
+      h(
+        "table",
+        { class: "plain" },
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            headings.map((heading) => h("th", {}, heading)),
+          ),
+        ),
+        body,
+      ),
+    ),
+  );
   return {
     element,
     update(items, cells) {
       element.hidden = !items.length;
-      keyed(body, items, (one) => `${one.name} ${one.model ?? ""}`,
-        () => h("tr", {}, headings.map(() => h("td"))),
-        (row, one) => cells(one).forEach((text, index) => write(row.cells[index], text ?? NONE)));
+      keyed(
+        body,
+        items,
+        (one) => `${one.name} ${one.model ?? one.of}`,
+        () =>
+          h(
+            "tr",
+            {},
+            headings.map(() => h("td")),
+          ),
+        (row, one) => cells(one).forEach((text, index) => write(row.cells[index], text ?? NONE)),
+      );
     },
   };
 }
@@ -73,8 +159,12 @@ function summaryPanel() {
   const troubles = h("ul", { class: "troubles" });
   const names = ["Requests", "Failed", "Refused", "Queue", "CPU", "Memory", "Connections"];
   const tiles = names.map((name) => h("div", {}, h("dt", {}, name), h("dd")));
-  const element = h("section", { class: "summary", "aria-label": "Summary" }, h("div", { class: "well" }, verdict, troubles),
-    h("dl", { class: "tiles" }, tiles));
+  const element = h(
+    "section",
+    { class: "summary", "aria-label": "Summary" },
+    h("div", { class: "well" }, verdict, troubles),
+    h("dl", { class: "tiles" }, tiles),
+  );
   return {
     element,
     update({ models, server }) {
@@ -99,7 +189,9 @@ function summaryPanel() {
 
 function drawVerdict(verdict, troubles, models, server) {
   const found = models.map((model) => ({ model, concerns: concerns(model) })).filter((one) => one.concerns.length);
-  found.sort((a, b) => (worst(a.concerns) === worst(b.concerns) ? b.model.rate - a.model.rate : worst(a.concerns) === "bad" ? -1 : 1));
+  found.sort((a, b) =>
+    worst(a.concerns) === worst(b.concerns) ? b.model.rate - a.model.rate : worst(a.concerns) === "bad" ? -1 : 1,
+  );
   const bad = found.filter((one) => worst(one.concerns) === "bad").length;
   const up = models.filter((model) => model.state === "up").length;
   mark(verdict, "data-level", bad ? "bad" : found.length ? "warn" : server.ready === false ? "busy" : "good");
@@ -112,18 +204,23 @@ function drawVerdict(verdict, troubles, models, server) {
         ? `${up} of ${all} up`
         : `All is well: ${all} up`;
   write(verdict, words);
-  keyed(troubles, found.slice(0, MOST_CONCERNS), ({ model }) => keyOf(model),
+  keyed(
+    troubles,
+    found.slice(0, MOST_CONCERNS),
+    ({ model }) => keyOf(model),
     ({ model }) => h("li", {}, h("a", { href: addressOf(model) }), " ", h("span")),
     (item, { model, concerns: of }) => {
       mark(item, "data-level", worst(of));
       write(item.firstChild, nameOf(model));
       write(item.lastChild, of.map((one) => one.words).join("; "));
-    });
+    },
+  );
   const rest = found.length - MOST_CONCERNS;
   if (rest > 0) troubles.append(h("li", { "data-key": "more" }, `and ${rest} more, under “Need attention”`));
 }
 
-export const nameOf = (model) => (model.version === "1" && model.default !== false ? model.name : `${model.name} ${model.version}`);
+export const nameOf = (model) =>
+  model.version === "1" && model.default !== false ? model.name : `${model.name} ${model.version}`;
 
 function modelTable(state) {
   const choice = remembered();
@@ -131,23 +228,70 @@ function modelTable(state) {
   let sortedAt = 0;
   let held = false; // the pointer is on the rows
   const drawn = new Map();
-  const search = h("input", { type: "search", placeholder: "Search models", "aria-label": "Search models", autocomplete: "off", spellcheck: "false" });
-  const chips = FILTERS.map(([id, title]) => h("button", { type: "button", class: "chip", "data-filter": id, onclick: () => choose({ filter: id }) }, title, " ", h("b")));
+  const search = h("input", {
+    type: "search",
+    placeholder: "Search models",
+    "aria-label": "Search models",
+    autocomplete: "off",
+    spellcheck: "false",
+  });
+  const chips = FILTERS.map(([id, title]) =>
+    h(
+      "button",
+      { type: "button", class: "chip", "data-filter": id, onclick: () => choose({ filter: id }) },
+      title,
+      " ",
+      h("b"),
+    ),
+  );
   const heads = COLUMNS.map((column) =>
-    h("th", { scope: "col", class: `c-${column.id}${column.num ? " num" : ""}` },
-      h("button", { type: "button", title: column.help ?? null, onclick: () => choose({ by: column.id, turned: choice.by === column.id && !choice.turned }) }, column.title)));
+    h(
+      "th",
+      { scope: "col", class: `c-${column.id}${column.num ? " num" : ""}` },
+      h(
+        "button",
+        {
+          type: "button",
+          title: column.help ?? null,
+          onclick: () => choose({ by: column.id, turned: choice.by === column.id && !choice.turned }),
+        },
+        column.title,
+      ),
+    ),
+  );
   const above = h("tr", { class: "space", "aria-hidden": "true" });
   const below = h("tr", { class: "space", "aria-hidden": "true" });
   const body = h("tbody", {}, above, below);
   const head = h("thead", {}, h("tr", {}, heads));
   const none = h("p", { class: "empty" });
-  const table = h("table", { class: "models" }, h("caption", { class: "unseen" }, "Models, their load and their state"),
-    h("colgroup", {}, COLUMNS.map((column) => h("col", { class: `c-${column.id}` }))),
-    head, body);
+  const table = h(
+    "table",
+    { class: "models" },
+    h("caption", { class: "unseen" }, "Models, their load and their state"),
+    h(
+      "colgroup",
+      {},
+      COLUMNS.map((column) => h("col", { class: `c-${column.id}` })),
+    ),
+    head,
+    body,
+  );
   const box = h("div", { class: "rows", role: "region", "aria-label": "Models", tabindex: "0" }, table);
-  const element = h("section", { class: "panel models-panel" },
-    h("div", { class: "tools" }, search, h("div", { class: "chips", role: "group", "aria-label": "Which models" }, chips), h("span", { class: "grow" }), actionButton("load", () => null)),
-    box, none, legend(["queue", "batch", "compute", "split"]));
+  const element = h(
+    "section",
+    { class: "panel models-panel" },
+    h(
+      "div",
+      { class: "tools" },
+      search,
+      h("div", { class: "chips", role: "group", "aria-label": "Which models" }, chips),
+      h("span", { class: "grow" }),
+      actionButton("load", () => null),
+    ),
+    box,
+    none,
+    legend(["queue", "batch", "compute", "split"]),
+  );
 
   function choose(changes) {
     Object.assign(choice, changes);
@@ -160,13 +304,21 @@ function modelTable(state) {
     const words = search.value.trim().toLowerCase().split(/\s+/);
     const keep = FILTERS.find(([id]) => id === choice.filter)[2];
     const value = COLUMNS.find((column) => column.id === choice.by).sort;
-    const models = [...state.models.values()].filter((model) => keep(model) && words.every((word) => nameOf(model).toLowerCase().includes(word)));
+    const models = [...state.models.values()].filter(
+      (model) => keep(model) && words.every((word) => nameOf(model).toLowerCase().includes(word)),
+    );
     const sign = choice.turned ? -1 : 1;
     const keyed_ = models.map((model) => [value(model), model]);
     keyed_.sort(([a, one], [b, other]) => sign * (a < b ? -1 : a > b ? 1 : 0) || (nameOf(one) < nameOf(other) ? -1 : 1));
     order = keyed_.map(([, model]) => keyOf(model));
     sortedAt = performance.now();
-    heads.forEach((head, index) => mark(head, "aria-sort", COLUMNS[index].id !== choice.by ? null : choice.turned === Boolean(COLUMNS[index].largest) ? "ascending" : "descending"));
+    heads.forEach((head, index) =>
+      mark(
+        head,
+        "aria-sort",
+        COLUMNS[index].id !== choice.by ? null : choice.turned === Boolean(COLUMNS[index].largest) ? "ascending" : "descending",
+      ),
+    );
     for (const [index, chip] of chips.entries()) {
       const count = index ? [...state.models.values()].filter(FILTERS[index][2]).length : state.models.size;
       write(chip.lastChild, count.toLocaleString("en"));
@@ -268,15 +420,44 @@ function modelRow(state, key) {
   const time = bar();
   const [batch, goal, queue, use] = [h("span"), h("small"), h("span"), h("span")];
   const meter = h("span", { class: "meter", "aria-hidden": "true" }, h("i"));
-  const contents = [[link, tags], [status, count], [spark, amount], [p99, wanted], [time], [batch, goal], [queue], [meter, use]];
-  const element = h("tr", { "data-key": key }, COLUMNS.map((column, index) => h(index ? "td" : "th", { scope: index ? null : "row", class: `c-${column.id}${column.num ? " num" : ""}` }, contents[index])));
+  const contents = [
+    [link, tags],
+    [status, count],
+    [spark, amount],
+    [p99, wanted],
+    [time],
+    [batch, goal],
+    [queue],
+    [meter, use],
+  ];
+  const element = h(
+    "tr",
+    { "data-key": key },
+    COLUMNS.map((column, index) =>
+      h(
+        index ? "td" : "th",
+        { scope: index ? null : "row", class: `c-${column.id}${column.num ? " num" : ""}` },
+        contents[index],
+      ),
+    ),
+  );
   askRates(state, key, () => drawSpark());
 
   function drawSpark() {
     const rates = state.rates.get(key) ?? [];
     const most = Math.max(...rates, 1e-9);
-    mark(line, "points", rates.length < 2 || most < 1e-6 ? "0,19 60,19"
-      : rates.map((value, index) => `${((index + 60 - rates.length) * (60 / 59)).toFixed(1)},${(19 - (value / most) * 17).toFixed(1)}`).join(" "));
+    mark(
+      line,
+      "points",
+      rates.length < 2 || most < 1e-6
+        ? "0,19 60,19"
+        : rates
+            .map(
+              (value, index) =>
+                `${((index + 60 - rates.length) * (60 / 59)).toFixed(1)},${(19 - (value / most) * 17).toFixed(1)}`,
+            )
+            .join(" "),
+    );
   }
 
   return {
@@ -315,7 +496,12 @@ export function drawTags(element, model) {
   const tags = [];
   if (model.canary) tags.push(`canary ${percent(model.canary.share)}`);
   if (model.pipeline) tags.push("pipeline");
-  keyed(element, tags, (tag) => tag, (tag) => h("span", { class: "tag" }, tag));
+  keyed(
+    element,
+    tags,
+    (tag) => tag,
+    (tag) => h("span", { class: "tag" }, tag),
+  );
 }
 
 // So that a sparkline has its last minute as soon as it is seen; one question at a time.
@@ -331,7 +517,8 @@ function askRates(state, key, done) {
     try {
       const past = await ask(`dashboard/history?${query}`);
       const rates = state.rates.get(key);
-      if (rates && rates.length < 60) rates.unshift(...past.rate.slice(0, -rates.length || undefined).slice(-(60 - rates.length)));
+      if (rates && rates.length < 60)
+        rates.unshift(...past.rate.slice(0, -rates.length || undefined).slice(-(60 - rates.length)));
       done();
     } catch {
       asked.delete(key); // it fills up by itself

@@ -6,9 +6,10 @@ import { percent, seconds } from "./format.js";
 export const PHASES = [
   ["receive", "receive", "until its last byte was here"],
   ["load", "wait for load", "until its model was loaded"],
-  ["check", "check", "decoded and compared with the model’s signature"],
-  ["cache", "cache", "looked up among remembered answers"],
+  ["cache", "cache", "looked up among remembered answers, or waited for one that was under way"],
+  ["check", "check", "until the model’s queue had heard of it"],
   ["queue", "queue", "waited for its batch to begin"],
+  ["earlier_run", "earlier run", "ran in a batch that gave it no answer"],
   ["batch", "gather", "its batch’s rows were put together"],
   ["compute", "compute", "the model computed"],
   ["split", "split", "the batch’s answers were taken apart"],
@@ -23,7 +24,11 @@ const parts = (phases) => {
 
 // What the colours of these phases mean.
 export function legend(names = PHASES.map(([name]) => name)) {
-  return h("p", { class: "legend" }, names.map((name) => h("span", {}, h("i", { class: "key", "data-phase": name }), NAMES[name])));
+  return h(
+    "p",
+    { class: "legend" },
+    names.map((name) => h("span", {}, h("i", { class: "key", "data-phase": name }), NAMES[name])),
+  );
 }
 
 export function bar(classes = "") {
@@ -33,7 +38,11 @@ export function bar(classes = "") {
 export function drawBar(element, phases) {
   const names = parts(phases ?? {});
   const total = names.reduce((sum, name) => sum + phases[name], 0);
-  mark(element, "aria-label", total ? names.map((name) => `${NAMES[name] ?? name} ${seconds(phases[name])}`).join(", ") : "no requests");
+  mark(
+    element,
+    "aria-label",
+    total ? names.map((name) => `${NAMES[name] ?? name} ${seconds(phases[name])}`).join(", ") : "no requests",
+  );
   mark(element, "title", total ? element.getAttribute("aria-label") : null);
   keyed(
     element,
@@ -55,7 +64,13 @@ export function table(phases, usual = null) {
     h(
       "thead",
       {},
-      h("tr", {}, h("th", {}, "Phase"), h("th", { class: "num" }, "Time"), h("th", { class: "num" }, usual ? "Usually" : "Share")),
+      h(
+        "tr",
+        {},
+        h("th", {}, "Phase"),
+        h("th", { class: "num" }, "Time"),
+        h("th", { class: "num" }, usual ? "Usually" : "Share"),
+      ),
     ),
     body,
   );

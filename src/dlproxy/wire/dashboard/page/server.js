@@ -18,7 +18,11 @@ export async function ask(path, { method = "GET", body } = {}) {
     const more = body === undefined ? {} : { "Content-Type": "application/json" };
     let reply;
     try {
-      reply = await fetch(path, { method, headers: headers(more), body: body === undefined ? undefined : JSON.stringify(body) });
+      reply = await fetch(path, {
+        method,
+        headers: headers(more),
+        body: body === undefined ? undefined : JSON.stringify(body),
+      });
     } catch {
       throw new Error("The server cannot be reached.");
     }
@@ -45,7 +49,13 @@ async function wordsOf(reply) {
 // Whoever needs a key waits for the same prompt.
 function askForKey(words) {
   prompted ??= new Promise((given) => {
-    const input = h("input", { type: "password", name: "key", autocomplete: "off", required: true, "aria-describedby": "key-words" });
+    const input = h("input", {
+      type: "password",
+      name: "key",
+      autocomplete: "off",
+      required: true,
+      "aria-describedby": "key-words",
+    });
     const dialog = h(
       "dialog",
       { "aria-labelledby": "key-title" },

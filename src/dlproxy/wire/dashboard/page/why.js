@@ -11,8 +11,7 @@ const KINDS = [
   ["slow", "Slow"],
   ["failed", "Failed"],
   ["noted", "Noted"],
-  ["sample", "Sample"],
-  ["all", "All"],
+  ["sample", "Samples"],
 ];
 const KEPT = {
   slow: "among the slowest of its ten seconds",
@@ -24,8 +23,17 @@ const KEPT = {
 export function requestsView(state) {
   const list = whyList(() => state.at);
   return {
-    element: h("div", {}, h("h1", {}, "Slow and failed requests"),
-      h("p", { class: "lead" }, "Kept are the slowest of each ten seconds, every failure, and a sample: each with where its time went and what explains it."), list.element),
+    element: h(
+      "div",
+      {},
+      h("h1", {}, "Slow and failed requests"),
+      h(
+        "p",
+        { class: "lead" },
+        "Kept are the slowest of each ten seconds, every failure, and a sample: each with where its time went and what explains it.",
+      ),
+      list.element,
+    ),
     update: list.tick,
     close: list.close,
   };
@@ -41,12 +49,33 @@ export function whyList(now, model = null) {
   const status = h("p", { class: "empty", role: "status" }, "Asking the server…");
   const list = h("ul", { class: "requests" });
   const single = h("div", { class: "single" });
-  const chips = KINDS.map(([id, title]) => h("button", { type: "button", class: "chip", "aria-pressed": id === kind, onclick: () => choose(id) }, title));
-  const id = h("input", { type: "search", placeholder: "Find by request id", "aria-label": "Find by request id", autocomplete: "off", spellcheck: "false" });
+  const chips = KINDS.map(([id, title]) =>
+    h("button", { type: "button", class: "chip", "aria-pressed": id === kind, onclick: () => choose(id) }, title),
+  );
+  const id = h("input", {
+    type: "search",
+    placeholder: "Find by request id",
+    "aria-label": "Find by request id",
+    autocomplete: "off",
+    spellcheck: "false",
+  });
   const form = h("form", { class: "find" }, id, h("button", {}, "Find"));
-  const element = h("section", { class: "panel" }, model ? h("h2", {}, "Slow and failed requests") : null,
-    h("div", { class: "tools" }, h("div", { class: "chips", role: "group", "aria-label": "Which requests" }, chips), h("span", { class: "grow" }), form),
-    single, status, list, legend());
+  const element = h(
+    "section",
+    { class: "panel" },
+    model ? h("h2", {}, "Slow and failed requests") : null,
+    h(
+      "div",
+      { class: "tools" },
+      h("div", { class: "chips", role: "group", "aria-label": "Which requests" }, chips),
+      h("span", { class: "grow" }),
+      form,
+    ),
+    single,
+    status,
+    list,
+    legend(),
+  );
 
   function choose(next) {
     kind = next;
@@ -67,14 +96,20 @@ export function whyList(now, model = null) {
     }
     if (closed) return;
     status.hidden = Boolean(found?.length);
-    if (found && !found.length) write(status, kind === "failed" ? "No request has failed of late." : "None is kept yet: send some requests.");
+    if (found && !found.length)
+      write(status, kind === "failed" ? "No request has failed of late." : "None is kept yet: send some requests.");
     if (whole || !found || !reading()) draw();
   }
 
   const reading = () => hovered || list.querySelector("details[open]") || list.contains(document.activeElement);
 
   function draw() {
-    keyed(list, found ?? [], (one) => one.id, (one) => h("li", {}, requestDetails(one, now(), !model)));
+    keyed(
+      list,
+      found ?? [],
+      (one) => one.id,
+      (one) => h("li", {}, requestDetails(one, now(), !model)),
+    );
   }
 
   form.addEventListener("submit", async (event) => {
@@ -84,7 +119,10 @@ export function whyList(now, model = null) {
     try {
       const one = await ask(`why/${encodeURIComponent(wanted)}`);
       const shown = Array.isArray(one) ? one : [one];
-      replace(single, shown.map((found_) => requestDetails(found_, now(), !model, true)));
+      replace(
+        single,
+        shown.map((found_) => requestDetails(found_, now(), !model, true)),
+      );
     } catch (error) {
       replace(single, h("p", { class: "refused", role: "alert" }, error.message));
     }
@@ -108,17 +146,28 @@ function requestDetails(one, now, withModel, open = false) {
   drawBar(phases, one.phases);
   const failed = one.outcome === "failed";
   const first = failed && one.failure ? one.failure.message : (one.causes[0]?.words ?? "nothing unusual");
-  const summary = h("summary", {},
+  const summary = h(
+    "summary",
+    {},
     h("time", { datetime: new Date(one.at * 1e3).toISOString() }, moment(one.at, now)),
-    h("b", { class: "took", "data-level": failed ? "bad" : null }, failed ? `failed, ${seconds(one.seconds)}` : seconds(one.seconds)),
+    h(
+      "b",
+      { class: "took", "data-level": failed ? "bad" : null },
+      failed ? `failed, ${seconds(one.seconds)}` : seconds(one.seconds),
+    ),
     h("span", { class: "cause" }, withModel ? h("b", {}, one.model) : null, withModel ? " " : null, first),
-    phases);
+    phases,
+  );
   return h("details", { open }, summary, details(one));
 }
 
 function details(one) {
   const causes = one.causes.length
-    ? h("ol", { class: "causes" }, one.causes.map((cause) => h("li", {}, h("b", {}, seconds(cause.seconds)), " ", cause.words)))
+    ? h(
+        "ol",
+        { class: "causes" },
+        one.causes.map((cause) => h("li", {}, h("b", {}, seconds(cause.seconds)), " ", cause.words)),
+      )
     : h("p", { class: "hint" }, "No phase took longer than usual.");
   const batch = one.batch;
   const facts = [
@@ -126,14 +175,35 @@ function details(one) {
     ["Model", `${one.model} version ${one.version}`],
     ["Request", [one.request_id, `number ${one.id}`].filter(Boolean).join(", ")],
     ["Rows", one.rows],
-    ["Batch", batch && `number ${batch.number}: ${plural(batch.rows, "row")} of ${plural(batch.requests, "request")} on ${batch.instance}`],
+    [
+      "Batch",
+      batch &&
+        `number ${batch.number}: ${plural(batch.rows, "row")} of ${plural(batch.requests, "request")} on ${batch.instance}`,
+    ],
     ["Started because", batch && (REASONS[batch.reason] ?? batch.reason)],
-    ["Failure", one.failure && `${one.failure.kind.replaceAll("_", " ")}${one.failure.reason ? ` (${one.failure.reason})` : ""}: ${one.failure.message}`],
+    ["Meanwhile", (one.meanwhile ?? []).map((what) => what.words).join("; ")],
+    [
+      "Failure",
+      one.failure &&
+        `${one.failure.kind.replaceAll("_", " ")}${one.failure.reason ? ` (${one.failure.reason})` : ""}: ${one.failure.message}`,
+    ],
   ].filter(([, value]) => value !== null && value !== undefined && value !== "");
-  return h("div", { class: "details" },
+  return h(
+    "div",
+    { class: "details" },
     h("div", {}, h("h3", {}, "What explains it"), causes),
     h("div", {}, h("h3", {}, "Where its time went"), table(one.phases, one.usual ?? {})),
-    h("div", {}, h("h3", {}, "Facts"), h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value)))))));
+    h(
+      "div",
+      {},
+      h("h3", {}, "Facts"),
+      h(
+        "dl",
+        { class: "facts" },
+        facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value)))),
+      ),
+    ),
+  );
 }
 
 // Why its batch started then.
