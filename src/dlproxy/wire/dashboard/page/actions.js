@@ -238,7 +238,7 @@ function open(name, model, context) {
       say(`Done: ${action.says(model, values(), context).split(/[.:] /)[0].replace(/\.$/, "")}.`, "good");
       dialog.close();
     } catch (error) {
-      write(refused, `Refused: ${error.message}`);
+      write(refused, error.message);
     }
     confirm.disabled = false;
     mark(form, "aria-busy", null);

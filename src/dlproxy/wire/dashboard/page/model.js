@@ -6,7 +6,7 @@ import { h, keyed, mark, panel, write } from "./dom.js";
 import { drawEvents } from "./events.js";
 import { NONE, bytes, clock, number, percent, plural, rate, rows, seconds } from "./format.js";
 import { addressOf, keyOf, stateOf } from "./health.js";
-import { drawTags, nameOf } from "./models.js";
+import { drawTags } from "./models.js";
 import { bar, drawBar, drawTable, table } from "./phases.js";
 import { ask } from "./server.js";
 import { whyList } from "./why.js";

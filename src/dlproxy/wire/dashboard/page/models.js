@@ -1,7 +1,7 @@
 // The overview: is it well, and what does each model do? Of many models only the rows that can be seen are drawn.
 
 import { actionButton } from "./actions.js";
-import { h, keyed, mark, panel, replace, svg, write } from "./dom.js";
+import { h, keyed, mark, panel, svg, write } from "./dom.js";
 import { eventRow } from "./events.js";
 import { NONE, bytes, number, percent, plural, rate, seconds } from "./format.js";
 import { active, addressOf, concerns, keyOf, stateOf, worst } from "./health.js";
@@ -12,6 +12,7 @@ const ALL_DRAWN = 60; // up to so many rows all are drawn, so that the browser's
 const SPARE = 8; // rows above and below what is seen
 const SORT_MS = 5000; // rows keep their places so long, and for as long as the pointer is on them
 const MOST_CONCERNS = 8;
+const HOLD_S = 10;
 
 const COLUMNS = [
   { id: "name", title: "Model", sort: (m) => m.name },
@@ -155,6 +156,7 @@ function listPanel(title, headings) {
 }
 
 function summaryPanel() {
+  const held = heldConcerns();
   const verdict = h("p", { class: "verdict" });
   const troubles = h("ul", { class: "troubles" });
   const names = ["Requests", "Failed", "Refused", "Queue", "CPU", "Memory", "Connections"];
@@ -167,9 +169,12 @@ function summaryPanel() {
   );
   return {
     element,
-    update({ models, server }) {
+    update({ models, server, at }) {
       const all = [...models.values()];
-      drawVerdict(verdict, troubles, all, server);
+      const found = held(all, at);
+      mark(verdict, "data-level", found.length ? worst(found[0].concerns) : server.ready === false ? "busy" : "good");
+      write(verdict, verdictOf(all, found, server));
+      drawTroubles(troubles, found);
       const sum = (field) => all.reduce((total, model) => total + (model[field] ?? 0), 0);
       const values = [
         rate(sum("rate")),
@@ -187,36 +192,48 @@ function summaryPanel() {
   };
 }
 
-function drawVerdict(verdict, troubles, models, server) {
-  const found = models.map((model) => ({ model, concerns: concerns(model) })).filter((one) => one.concerns.length);
-  found.sort((a, b) =>
-    worst(a.concerns) === worst(b.concerns) ? b.model.rate - a.model.rate : worst(a.concerns) === "bad" ? -1 : 1,
-  );
-  const bad = found.filter((one) => worst(one.concerns) === "bad").length;
-  const up = models.filter((model) => model.state === "up").length;
-  mark(verdict, "data-level", bad ? "bad" : found.length ? "warn" : server.ready === false ? "busy" : "good");
+// A concern stays for a while after it has gone: a list that comes and goes every second moves all that is below it.
+function heldConcerns() {
+  const held = new Map();
+  return (models, now) => {
+    const found = [];
+    for (const model of models) {
+      const fresh = concerns(model);
+      if (fresh.length) held.set(keyOf(model), { until: now + HOLD_S, found: fresh });
+      const known = held.get(keyOf(model));
+      if (known && known.until > now) found.push({ model, concerns: known.found });
+    }
+    for (const [key, { until }] of held) if (until <= now) held.delete(key);
+    const order = ({ model, concerns: of }) => `${worst(of)} ${keyOf(model)}`; // "bad" goes before "warn"
+    return found.sort((a, b) => (order(a) < order(b) ? -1 : 1));
+  };
+}
+
+function verdictOf(models, found, server) {
   const all = plural(models.length, models.some((model) => model.version !== "1") ? "model version" : "model");
-  const words = found.length
-    ? `${found.length} of ${all} ${found.length === 1 ? "needs" : "need"} attention`
-    : !models.length
-      ? "No model is served"
-      : server.ready === false || up < models.length
-        ? `${up} of ${all} up`
-        : `All is well: ${all} up`;
-  write(verdict, words);
+  if (found.length) return `${found.length} of ${all} ${found.length === 1 ? "needs" : "need"} attention`;
+  if (!models.length) return "No model is served";
+  const up = models.filter((model) => model.state === "up").length;
+  const waiting = models.filter((model) => model.state === "unloaded").length;
+  if (server.ready === false || up + waiting < models.length) return `${up} of ${all} up`;
+  return `All is well: ${waiting ? `${up} of ${all} up, the rest load on demand` : `${all} up`}`;
+}
+
+function drawTroubles(troubles, found) {
+  const shown = found.slice(0, MOST_CONCERNS);
+  const rest = found.length - shown.length;
   keyed(
     troubles,
-    found.slice(0, MOST_CONCERNS),
-    ({ model }) => keyOf(model),
-    ({ model }) => h("li", {}, h("a", { href: addressOf(model) }), " ", h("span")),
-    (item, { model, concerns: of }) => {
-      mark(item, "data-level", worst(of));
-      write(item.firstChild, nameOf(model));
-      write(item.lastChild, of.map((one) => one.words).join("; "));
+    rest ? [...shown, null] : shown,
+    (one) => (one ? keyOf(one.model) : "rest"),
+    (one) => (one ? h("li", {}, h("a", { href: addressOf(one.model) }), " ", h("span")) : h("li")),
+    (item, one) => {
+      if (!one) return write(item, `and ${plural(rest, "more", "more")}, under “Need attention”`);
+      mark(item, "data-level", worst(one.concerns));
+      write(item.firstChild, nameOf(one.model));
+      return write(item.lastChild, one.concerns.map((concern) => concern.words).join("; "));
     },
   );
-  const rest = found.length - MOST_CONCERNS;
-  if (rest > 0) troubles.append(h("li", { "data-key": "more" }, `and ${rest} more, under “Need attention”`));
 }
 
 export const nameOf = (model) =>

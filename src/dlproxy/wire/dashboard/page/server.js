@@ -30,7 +30,7 @@ export async function ask(path, { method = "GET", body } = {}) {
       await askForKey(await wordsOf(reply));
       continue;
     }
-    if (!reply.ok) throw new Error(await wordsOf(reply));
+    if (!reply.ok) throw new Error(`Refused: ${await wordsOf(reply)}`);
     return reply.json();
   }
 }
