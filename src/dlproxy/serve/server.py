@@ -181,14 +181,18 @@ class Server:
             self.ports = listeners.ports
             self.unix_socket = listeners.unix_socket
             feed = self._feed = self._make_feed()
-            documents = docs_routes(app.document, self._inference_port)
+            more = [
+                *docs_routes(app.document, self._inference_port),
+                *dashboard_routes(feed),
+                *why_routes(self.models.exemplars),
+            ]
             page = control_app(
                 catalog,
                 lambda: self.connections,
                 ToldOperations(self.operations, feed.tell),
                 ToldPilots(self.models.autopilot, feed.tell),
                 self.models.caches,
-                [*documents, *dashboard_routes(feed), *why_routes(self.models.exemplars)],
+                more,
                 self._desk,
                 self._audit,
             )

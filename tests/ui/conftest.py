@@ -1,0 +1,70 @@
+"""One browser for all tests of this folder; a window of its own for each test that asks for one."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.clients.server import ServerProcess, asked
+
+pytest.importorskip("playwright", reason="`make test-ui` installs Playwright")
+
+from playwright.sync_api import Browser, expect, sync_playwright  # noqa: E402
+
+from .browser import Window, installed  # noqa: E402
+
+Opens = Callable[..., Window]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = installed()
+    if not path:
+        pytest.skip("no Chromium or Chrome is installed")
+    expect.set_options(timeout=20_000)
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def opens(browser: Browser) -> Iterator[Opens]:
+    """Opens windows, in which nothing may go wrong but what the test says."""
+    windows: list[Window] = []
+
+    def open_(server: ServerProcess, **how: int) -> Window:
+        windows.append(Window(browser, server.control_port, **how))
+        return windows[-1]
+
+    yield open_
+    for window in windows:
+        window.context.close()
+    assert [complaint for window in windows for complaint in window.complaints] == []
+
+
+class Load:
+    """Clients that ask one model after the other for as long as it is entered, and how many answers they got."""
+
+    def __init__(self, server: ServerProcess, body: bytes, *models: str, clients: int = 4) -> None:
+        self.answers = 0
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(server, body, models)) for _ in range(clients)]
+
+    def _ask(self, server: ServerProcess, body: bytes, models: tuple[str, ...]) -> None:
+        while not self._over.is_set():
+            for model in models:
+                told = asked(f"http://{server.address}/predict/{model}", body)
+                self.answers += told.status == 200
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        with ExitStack() as stack:
+            for thread in self._threads:
+                stack.callback(thread.join)

@@ -1,0 +1,262 @@
+"""The dashboard in a real browser, on real servers: what it shows, while they work, restart, refuse and have many models."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from dlproxy.wire.identity import key_file
+from tests.clients.server import ServerProcess, asked, write_config
+
+from .conftest import Load, Opens
+
+pytestmark = pytest.mark.ui
+
+ROW = b'{"inputs":[[1]]}'
+HOSTILE = "<img src=x onerror=\"document.title='broken'\">"
+SLEEPER = {"path": "sleep:base=1ms,row=0.1ms", "run": "thread", "instances": 2}
+MANY = 1000
+SERIOUS = ("serious", "critical")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("dashboard")
+    models: dict[str, dict[str, Any]] = {
+        "ranker": {**SLEEPER, "slo": "p99=50ms", "cache": "off"},
+        "tagger": {**SLEEPER, "instances": 1, "cache": "on"},
+    }
+    config = write_config(folder / "dlproxy.toml", models, grpc="off")
+    with ServerProcess("--config", config, "--autopilot", "on") as process:
+        yield process
+
+
+def state_of(server: ServerProcess, name: str, version: str = "1") -> dict[str, Any]:
+    states: list[dict[str, Any]] = server.control("/models")
+    return next(state for state in states if (state["name"], state["version"]) == (name, version))
+
+
+def act(page: Page, button: str, verb: str, **values: str) -> None:
+    """Presses a button, fills the fields of its dialog by their labels, and confirms."""
+    page.get_by_role("button", name=button, exact=True).click()
+    dialog = page.get_by_role("dialog")
+    for label, value in values.items():
+        field = dialog.get_by_label(label.replace("_", " "))
+        if field.evaluate("field => field.tagName") == "SELECT":
+            field.select_option(value)
+        else:
+            field.fill(value)
+    expect(dialog.locator(".says")).not_to_be_empty()
+    dialog.get_by_role("button", name=verb, exact=True).click()
+
+
+def act_well(page: Page, button: str, verb: str, **values: str) -> None:
+    act(page, button, verb, **values)
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.locator(".toast.good").last).to_contain_text("Done")
+
+
+def until(page: Page, holds: Callable[[], bool]) -> None:
+    """Within 20 s."""
+    tries = 200
+    while not holds():
+        tries -= 1
+        assert tries
+        page.wait_for_timeout(100)
+
+
+def rate_of(page: Page, name: str) -> float:
+    text = page.locator(f"tr[data-key='{name}/1'] .c-rate").inner_text()
+    return float(re.sub(r"[^\d.]", "", text) or 0)
+
+
+def test_values_change_while_requests_come(server: ServerProcess, opens: Opens) -> None:
+    window = opens(server)
+    page = window.show()
+    expect(page.locator(".verdict")).to_have_text("All is well: 2 models up")
+    assert rate_of(page, "ranker") == 0
+    with Load(server, ROW, "ranker", "tagger"):
+        until(page, lambda: rate_of(page, "ranker") > 5)
+        first = page.locator("tr[data-key='ranker/1'] .c-rate").inner_text()
+        expect(page.locator("tr[data-key='ranker/1'] .c-rate")).not_to_have_text(first)
+        expect(page.locator("tr[data-key='ranker/1'] .c-p99")).to_contain_text("of 50 ms")
+        expect(page.locator("tr[data-key='ranker/1'] [data-phase=compute]")).to_be_visible()
+        page.get_by_role("link", name="ranker").first.click()
+        expect(page.locator("h1")).to_have_text("ranker version 1")
+        expect(page.get_by_role("img", name=re.compile(r"^Requests: answered [1-9]"))).to_be_visible()
+        expect(page.get_by_role("img", name=re.compile(r"^Response time: p50 [\d.]+ ms"))).to_be_visible()
+
+
+def test_each_action_does_what_its_dialog_says(server: ServerProcess, opens: Opens) -> None:
+    page = opens(server).show("models/ranker/1")
+    act_well(page, "Scale…", "Scale to 1", Instances="1")
+    assert len(state_of(server, "ranker")["instances"]) == 1
+    act_well(page, "Change a knob…", "Change max_batch", Knob="max_batch", New_value="7")
+    assert state_of(server, "ranker")["knobs"]["max_batch"] == 7
+    act_well(page, "Pin a knob…", "Pin max_wait_s", Knob="max_wait_s")
+    assert "max_wait_s" in state_of(server, "ranker")["knobs"]["pinned"]
+    expect(page.locator("dd", has_text="max_wait_s").first).to_be_visible()
+    act_well(page, "Unpin a knob…", "Unpin max_wait_s", Knob="max_wait_s")
+    assert "max_wait_s" not in state_of(server, "ranker")["knobs"]["pinned"]
+    act_well(page, "Pause…", "Pause it")
+    assert server.control("/autopilot/ranker")[0]["paused"]
+    act_well(page, "Resume…", "Resume it")
+    assert not server.control("/autopilot/ranker")[0]["paused"]
+    page.goto(page.url.replace("ranker", "tagger"))
+    assert asked(f"http://{server.address}/predict/tagger", ROW).status == 200
+    act_well(page, "Clear…", "Clear it")
+    assert server.control("/cache/tagger")[0]["entries"] == 0
+
+
+def test_a_version_comes_as_a_canary_is_promoted_and_goes(server: ServerProcess, opens: Opens) -> None:
+    page = opens(server).show()
+    act_well(page, "Load a model…", "Load it", Name="ranker", File_on_the_server="sleep:base=1ms", Share_at_first="10")
+    assert state_of(server, "ranker", "2")["share"] == 0.1
+    page.locator("tr[data-key='ranker/2'] a").click()
+    act_well(page, "Canary…", "Send it 25 %", Share="25")
+    assert state_of(server, "ranker", "2")["share"] == 0.25
+    act_well(page, "Promote…", "Promote version 2")
+    assert state_of(server, "ranker", "2")["default"]
+    expect(page.locator("tr[aria-current]")).to_contain_text("default")
+    act_well(page, "Roll back…", "Roll back")
+    assert state_of(server, "ranker", "1")["default"]
+    act_well(page, "Unload…", "Unload it")
+    expect(page.get_by_text("This version is not there any more")).to_be_visible()
+    assert [state["version"] for state in server.control("/models") if state["name"] == "ranker"] == ["1"]
+
+
+def test_what_cannot_be_done_is_said_in_the_servers_words(server: ServerProcess, opens: Opens) -> None:
+    window = opens(server)
+    page = window.show()
+    act(page, "Load a model…", "Load it", Name="other", File_on_the_server="/nowhere/model.onnx")
+    expect(page.get_by_role("alert")).to_contain_text("/nowhere/model.onnx does not exist")
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    assert len(window.complaints) == 1  # the browser's own, of status 400
+    window.complaints.clear()
+
+
+def test_what_the_server_says_is_text(server: ServerProcess, opens: Opens) -> None:
+    page = opens(server).show()
+    body = json.dumps({"path": "sleep:base=1ms", "on_demand": True}).encode()
+    url = f"http://127.0.0.1:{server.control_port}/models/%3Cimg%20src=x%20onerror=%22document.title='broken'%22%3E"
+    assert asked(f"{url}/load", body, method="POST").status == 200
+    try:
+        page.get_by_role("link", name=HOSTILE).click()
+        expect(page.locator("h1")).to_have_text(f"{HOSTILE} version 1")
+        assert page.locator("main img").count() == 0
+        assert "broken" not in page.title()
+    finally:
+        asked(f"{url}/unload", b"{}", method="POST")
+
+
+def test_a_keyboard_is_enough(server: ServerProcess, opens: Opens) -> None:
+    page = opens(server).show()
+    page.keyboard.press("/")
+    expect(page.get_by_label("Search models")).to_be_focused()
+    page.keyboard.type("tag")
+    expect(page.locator("tbody tr[data-key]")).to_have_count(1)
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_have_text("tagger version 1")
+    page.get_by_role("button", name="Scale…").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.keyboard.press("Escape")
+    expect(page.locator("table.models")).to_be_visible()
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (360, False)])
+def test_it_fits_and_has_no_serious_fault(server: ServerProcess, opens: Opens, width: int, dark: bool) -> None:
+    page = opens(server, width=width, dark=dark).show()
+    for place in ("", "models/ranker/1", "requests", "events"):
+        page.goto(f"{page.url.partition('#')[0]}#/{place}")
+        page.locator("main .panel").first.wait_for()
+        found = Axe().run(page).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in SERIOUS] == [], place
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), place
+    page.goto(f"{page.url.partition('#')[0]}#/models/ranker/1")
+    page.get_by_role("button", name="Scale…").click()
+    found = Axe().run(page).response["violations"]
+    assert [one["id"] for one in found if one["impact"] in SERIOUS] == []
+
+
+def test_keys_are_asked_for_and_decide_what_may_be_done(tmp_path: Path, opens: Opens) -> None:
+    keys = tmp_path / "keys.toml"
+    reads = key_file.create(keys, "reads", scopes=["read"], models=["*"])
+    ranker = key_file.create(keys, "ranker", scopes=["read", "admin"], models=["ranker"])
+    config = write_config(tmp_path / "dlproxy.toml", {"ranker": SLEEPER, "tagger": SLEEPER}, grpc="off")
+    with ServerProcess("--config", config, "--auth-keys", keys) as server:
+        window = opens(server)
+        page = window.page
+        page.goto(window.address)
+        key = page.get_by_label("API key or token")
+        key.fill("wrong")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("dialog")).to_have_count(1)
+        key.fill(reads)
+        page.keyboard.press("Enter")
+        expect(page.locator("tbody tr[data-key]")).to_have_count(2)
+        expect(page.get_by_text("Read-only")).to_be_visible()
+        expect(page.get_by_role("button", name="Load a model…")).to_be_disabled()
+        page.evaluate("document.querySelector('[data-action=load]').disabled = false")
+        act(page, "Load a model…", "Load it", Name="other", File_on_the_server="sleep:base=1ms")
+        expect(page.get_by_role("alert")).to_contain_text("Refused: ")
+        page.evaluate(f"sessionStorage.setItem('dlproxy key', '{ranker}')")
+        page.reload()
+        expect(page.locator("tbody tr[data-key]")).to_have_count(1)
+        act(page, "Load a model…", "Load it", Name="other", File_on_the_server="sleep:base=1ms")
+        expect(page.get_by_role("alert")).to_contain_text("Refused: ")
+        expect(page.get_by_role("dialog")).to_have_count(1)
+        page.get_by_role("button", name="Cancel").click()
+        page.locator("tr[data-key='ranker/1'] a").click()
+        act_well(page, "Scale…", "Scale to 1", Instances="1")
+        assert [text for text in window.complaints if "40" not in text] == []  # the browser's own, of 401 and 403
+        window.complaints.clear()
+
+
+def test_it_finds_a_server_again_that_was_restarted(tmp_path: Path, opens: Opens) -> None:
+    config = write_config(tmp_path / "dlproxy.toml", {"ranker": SLEEPER}, grpc="off")
+    with ServerProcess("--config", config) as before:
+        window = opens(before)
+        page = window.show()
+    expect(page.locator("#notice")).to_contain_text("trying again. What you see is from")
+    expect(page.locator("#connection")).to_have_text("Not connected")
+    expect(page.locator("tbody tr[data-key]")).to_have_count(1)
+    models = {"ranker": SLEEPER, "tagger": SLEEPER}
+    with ServerProcess("--config", write_config(tmp_path / "dlproxy.toml", models, grpc="off")) as after:
+        window.moved[before.control_port] = after.control_port
+        expect(page.locator("#connection")).to_have_text("Live")
+        expect(page.locator("tbody tr[data-key]")).to_have_count(2)
+        expect(page.locator("#notice")).to_be_hidden()
+    assert all("ERR_" in text for text in window.complaints)  # the browser's own
+    window.complaints.clear()
+
+
+def test_many_models_stay_usable(tmp_path: Path, opens: Opens) -> None:
+    config = write_config(tmp_path / "dlproxy.toml", {"model-0000": SLEEPER}, grpc="off")
+    with ServerProcess("--config", config) as server:
+        loads = [f"/models/model-{number:04d}/load" for number in range(1, MANY)]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda load: server.control(load, {"path": "sleep:base=10us", "on_demand": True}), loads))
+        page = opens(server).show()
+        expect(page.get_by_role("button", name=f"All {MANY:,}")).to_be_visible()
+        with Load(server, ROW, *(f"model-{number:04d}" for number in range(0, MANY, 50))):
+            expect(page.get_by_role("button", name="Active 20")).to_be_visible()
+            page.evaluate("window.updates.length = 0")
+            until(page, lambda: page.evaluate("window.updates.length") >= 5)
+            took_ms = page.evaluate("window.updates")
+        assert median(took_ms) < 100, took_ms
+        assert page.locator("tbody tr[data-key]").count() < 100
+        page.locator(".rows").evaluate("rows => rows.scrollTop = rows.scrollHeight")
+        expect(page.get_by_role("link", name="model-0999")).to_be_visible()
+        page.get_by_label("Search models").fill("0500")
+        expect(page.locator("tbody tr[data-key]")).to_have_count(1)
