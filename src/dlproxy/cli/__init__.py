@@ -26,6 +26,7 @@ from dlproxy.cli import (
     serve,
     simulate,
     tune,
+    why,
 )
 from dlproxy.cli.parser import Parser
 from dlproxy.cli.terminal import INTERRUPTED, USER_ERROR
@@ -57,6 +58,7 @@ def whole_parser() -> Parser:
         keys,
         autopilot,
         cache,
+        why,
         demo,
         bench,
         evaluate,
