@@ -10,9 +10,9 @@ from tests.clients.server import ServerProcess, asked
 
 pytest.importorskip("playwright", reason="`make test-ui` installs Playwright")
 
-from playwright.sync_api import Browser, expect, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, expect, sync_playwright
 
-from .browser import Window, installed  # noqa: E402
+from .browser import Window, installed
 
 Opens = Callable[..., Window]
 

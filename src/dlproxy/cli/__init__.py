@@ -28,6 +28,7 @@ from dlproxy.cli import (
     serve,
     simulate,
     tune,
+    why,
 )
 from dlproxy.cli.parser import Parser
 from dlproxy.cli.terminal import INTERRUPTED, USER_ERROR
@@ -60,6 +61,7 @@ def whole_parser() -> Parser:
         autopilot,
         cache,
         log_levels,
+        why,
         demo,
         bench,
         evaluate,

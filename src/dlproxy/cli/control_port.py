@@ -1,7 +1,7 @@
 """The control port of a running server, asked over http.client: the models' state, the autopilot's, what is remembered, and
 changes.
 
-Called by cli/models.py, cli/autopilot.py, cli/cache.py, cli/log_levels.py and cli/top.py.
+Called by cli/models.py, cli/autopilot.py, cli/cache.py, cli/log_levels.py, cli/top.py and cli/why.py.
 
 Not aware of: command-line arguments, how a state is shown.
 """
@@ -283,6 +283,60 @@ class DashboardState(Struct):
     tenants: list[dict[str, Any]]
 
 
+class FailureState(Struct):
+    """Why a request got no answer; `reason`: by which rule."""
+
+    kind: str
+    message: str
+    reason: str
+
+
+class RanState(Struct):
+    """The batch that a request was in."""
+
+    number: int
+    rows: int
+    requests: int
+    instance: str
+    reason: str
+
+
+class CauseState(Struct):
+    """What explains so many seconds of a request."""
+
+    kind: str
+    seconds: float
+    words: str
+
+
+class HappeningState(Struct):
+    """What went on from so many seconds after a request had come; below 0: before."""
+
+    kind: str
+    words: str
+    at: float
+
+
+class ExemplarState(Struct):
+    """A request that was kept, as GET /why tells it. `at`: seconds since the epoch; `phases`, `usual`: in seconds."""
+
+    id: str
+    request_id: str
+    model: str
+    version: str
+    at: float
+    seconds: float
+    outcome: str
+    kept_as: str
+    phases: dict[str, float]
+    usual: dict[str, float]
+    causes: list[CauseState]
+    rows: int = 1
+    failure: FailureState | None = None
+    batch: RanState | None = None
+    meanwhile: list[HappeningState] = []
+
+
 class _Forgotten(Struct):
     """As POST /cache/clear tells it."""
 
@@ -397,6 +451,31 @@ class ControlPort:
         """And those that failed; None where the server does not tell."""
         status, body = self._ask("GET", "/why?limit=1000")
         return None if status == 404 else self._converted(self._decoded(body), list[dict[str, Any]])
+
+    def why(self, request: str, *, model: str = "") -> Any:
+        """All that is known of one request."""
+        status, body = self._ask("GET", f"/why/{_quoted(request)}?{urlencode({'model': model})}")
+        return self._found(status, body)
+
+    def slow_requests(self, **which: str) -> Any:
+        """Those that are known. `which`: as the query has it."""
+        status, body = self._ask("GET", f"/why?{urlencode(which)}")
+        return self._found(status, body)
+
+    def exemplars(self, told: Any) -> list[ExemplarState]:
+        """What that returned, or a list of one."""
+        return self._converted(told, list[ExemplarState])
+
+    def _found(self, status: int, body: bytes) -> Any:
+        try:
+            told = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            told = None
+        if status == 200 and told is not None:
+            return told
+        if not isinstance(told, dict) or not (status == 400 or "kept" in told):
+            raise ControlError(self._no_control_port())
+        raise ControlError(str(told.get("error", f"{self.url} answered {status}")))
 
     def states(self, told: Any) -> list[ModelState]:
         """One model or all, as another method returned them."""

@@ -20,7 +20,7 @@ RUN: tuple[Phase, ...] = ("batch", "compute", "split")
 OVERLOAD = frozenset({"queue_full", "displaced", "adaptive_limit", "predicted_late", "stages"})
 OUT_OF_TIME = frozenset({"expired", "early_drop", "client_deadline", "codel"})
 LARGE = 2.0  # times what is usual: rows of a batch or a request, the time that a batch takes
-SLOWER = 1.5  # times what other instances take for batches of about the same size, at the median
+SLOWER = 1.5  # times what is usual of a phase; or times what other instances take for batches of about the same size
 FEW = 4  # batches that ran before; if more did, it is their number that matters
 LEAST_SHARE, LEAST_S = 0.05, 1e-4  # of the request's time, and seconds: what explains less is no cause
 
@@ -110,7 +110,7 @@ class StepTook(Struct, frozen=True, gc=False):
 
 
 class Comparison(Struct, frozen=True, gc=False):
-    """What batches of about the same size compute on the same instance and on others, as medians; 0: there were too few.
+    """What batches of about the same size compute on its instance, itself included, and on others, as medians; 0: too few did.
     `before`: batches that ran on the instance before. `rows`, `length`: of most requests. `batch_rows`: of most batches.
     """
 
@@ -189,10 +189,14 @@ class _Excess:
         others_s = case.comparison.others_s
         if others_s:  # half of the batches may have run on an instance that is slow
             self.usual["compute"] = min(self.usual.get("compute", 0.0), others_s)
-        self.left = {phase: max(case.phases.get(phase, 0.0) - self.usual.get(phase, 0.0), 0.0) for phase in PHASES}
+        self.left = {phase: self._beyond(phase) for phase in PHASES}
         self.found: list[Cause] = []
         self.spans = _spans(case.phases)
         self.waited_s = self.spans["batch"][0]
+
+    def _beyond(self, phase: Phase) -> float:
+        seconds, usual_s = self.case.phases.get(phase, 0.0), self.usual.get(phase, 0.0)
+        return seconds - usual_s if seconds > SLOWER * usual_s else 0.0
 
     def causes(self) -> list[Cause]:
         self._collections()

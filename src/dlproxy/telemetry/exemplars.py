@@ -7,7 +7,7 @@ Made by serve/assemble.py, asked by wire/control/why.py. Not aware of: which cau
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from math import inf
 from statistics import median
 from time import time
@@ -27,10 +27,11 @@ SAMPLE_S = 1.0
 FULL_UP_TO = 16  # models that are kept track of with rings of that size; where there are more, each has its share of them
 MOST_GONE = 8  # versions that are not served any more, and what is known of them still
 MOST_SENDING = 256
+MOST_COMPARED = 128  # runs that tell what is usual of one
 NEIGHBOURS = 8  # runs and happenings that an exemplar keeps of each kind
 FULL_FAILURES = 16  # a second, that are kept with all that went on then: under overload they come by the thousand
-LEAST_COMPARED = 3  # batches that tell what is usual
 LATE_S = 0.002  # a request of which the lane heard so long after it had come: the event loop was busy
+ENOUGH = 100  # requests, of which some more do not change what is usual
 USUAL_S = 300.0  # what is usual is what was so in the last five to ten minutes
 
 KeptAs = Literal["slow", "failed", "sample", "noted"]
@@ -281,9 +282,9 @@ class Exemplars:
         ticket = request.ticket
         phases = _before(notes)
         sent_s = phases.pop("send", 0.0)
-        earlier = self._earlier(ticket, batch.number)
         at = seconds - sum(phases.values()) - sent_s
         waited_s = batch.dispatched_at - ticket.arrived_at
+        earlier = tuple([run for run in self._earlier(ticket, batch.number) if run.began_at < waited_s])
         self._share_out(phases, ticket, waited_s, earlier)
         compute_s = min(batch.compute_s, max(at - waited_s - split_s, 0.0))
         phases["batch"] = max(at - waited_s - compute_s - split_s, 0.0)
@@ -317,7 +318,8 @@ class Exemplars:
             phases["check"] = heard_s - before_s
         if waited_s > first_s:
             phases["earlier_run"] = waited_s - first_s
-        phases["queue"] = max(first_s - heard_s, 0.0)
+        if first_s > heard_s:
+            phases["queue"] = first_s - heard_s
 
     def _case(
         self,
@@ -376,15 +378,15 @@ class Exemplars:
         here: list[float] = []
         others: list[float] = []
         sizes, before = [], 0
-        for kept in self.runs:
+        for kept in islice(reversed(self.runs), MOST_COMPARED):
             sizes.append(kept.rows)
-            if kept is batch or type(kept) is FailedRun:
+            if type(kept) is FailedRun:
                 continue
-            before += kept.instance == batch.instance
+            before += kept.instance == batch.instance and kept is not batch
             if batch.rows <= 2 * kept.rows <= 4 * batch.rows:
                 (here if kept.instance == batch.instance else others).append(kept.compute_s)
         rows, length = self._usual.sizes()
-        return Comparison(_median(here), _median(others), before, rows, length, median(sizes))
+        return Comparison(_median(here, 2), _median(others, 3), before, rows, length, median(sizes))
 
     def _happenings(self, begins: float, ends: float, arrived_at: float) -> tuple[Happening, ...]:
         found = [
@@ -427,7 +429,7 @@ class _Usual:
             )
             before = self._counts[0] if self._counts else {}
             self._phases = {phase: _middle(histogram.counts, before.get(phase)) for phase, histogram in counted}
-            self._known_until = now + SAMPLE_S
+            self._known_until = now + SAMPLE_S if stats.queue.count >= ENOUGH else now
             if now >= self._until:
                 self._counts.append({phase: list(histogram.counts) for phase, histogram in counted})
                 self._until = now + USUAL_S
@@ -519,8 +521,9 @@ def _middle(counts: Sequence[int], before: Sequence[int] | None) -> float:
     return 0.0
 
 
-def _median(seconds: Sequence[float]) -> float:
-    return median(seconds) if len(seconds) >= LEAST_COMPARED else 0.0
+def _median(seconds: Sequence[float], least: int) -> float:
+    """0 of fewer: they tell nothing."""
+    return median(seconds) if len(seconds) >= least else 0.0
 
 
 def _seconds(exemplar: Exemplar) -> float:

@@ -72,12 +72,11 @@ def one_of(found: list[Exemplar], name: str) -> Response:
     for exemplar in found:
         if name in (exemplar.request_id, str(exemplar.id)):
             return JSONResponse(exemplar.told())
-    kept = f"; kept are {len(found)}, the oldest of them is request {found[-1].id}" if found else "; none is kept yet"
     message = (
-        f"request {name[:128]!r} is not kept: of every model the slowest of each ten seconds are, for ten minutes, those "
-        f"that failed, and a sample of one in a second{kept}"
+        f"request {name[:128]!r} is not known. Of every model the slowest 8 of each 10 seconds are kept for 10 minutes, "
+        f"the newest that failed, and one in a second as a sample: {len(found) or 'none'} now (dlproxy why, GET /why)"
     )
-    return JSONResponse({"error": encodable(message)}, status_code=404)
+    return JSONResponse({"error": encodable(message), "kept": len(found)}, status_code=404)
 
 
 def _wrong(message: str) -> Response:
