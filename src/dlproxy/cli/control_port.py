@@ -447,11 +447,6 @@ class ControlPort:
         query = urlencode({"model": name, "version": version, "seconds": seconds})
         return self._converted(self._of_all("GET", f"/dashboard/history?{query}", name), dict[str, Any])
 
-    def slow_requests(self) -> list[dict[str, Any]] | None:
-        """And those that failed; None where the server does not tell."""
-        status, body = self._ask("GET", "/why?limit=1000")
-        return None if status == 404 else self._converted(self._decoded(body), list[dict[str, Any]])
-
     def why(self, request: str, *, model: str = "") -> Any:
         """All that is known of one request."""
         status, body = self._ask("GET", f"/why/{_quoted(request)}?{urlencode({'model': model})}")

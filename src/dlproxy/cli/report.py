@@ -65,6 +65,5 @@ def _hour(port: "ControlPort", minutes: int) -> "Hour":
 
     now, asked = port.dashboard(), port.asked()
     histories = [port.history(one["name"], one["version"], minutes * 60) for one in asked[:MOST_MODELS]]
-    requests = port.slow_requests()
-    why_not = "This server does not tell which requests were slow." if requests is None else ""
-    return Hour(where=port.url, minutes=minutes, now=now, histories=histories, requests=requests or [], why_not=why_not)
+    requests = port.slow_requests(limit="1000")
+    return Hour(where=port.url, minutes=minutes, now=now, histories=histories, requests=requests)

@@ -24,13 +24,14 @@ SLOWER = 1.5  # times what is usual of a phase; or times what other instances ta
 FEW = 4  # batches that ran before; if more did, it is their number that matters
 LEAST_SHARE, LEAST_S = 0.05, 1e-4  # of the request's time, and seconds: what explains less is no cause
 
-HappeningKind = Literal["gc", "start", "instance", "load", "unload", "knobs"]
+HappeningKind = Literal["gc", "host", "start", "instance", "load", "unload", "knobs"]
 CauseKind = Literal[
     "gc",
     "cold_start",
     "version_swap",
     "retry",
     "hedge",
+    "busy_machine",
     "heavy_neighbour",
     "large_batch_ahead",
     "slow_batch_ahead",
@@ -203,8 +204,8 @@ class _Excess:
         self._cold_start()
         self._second_runs()
         self._queued()
-        self._before_the_lane()
         self._ran()
+        self._before_the_lane()
         self._client()
         least_s = max(LEAST_SHARE * self.total_s, LEAST_S)
         return sorted([cause for cause in self.found if cause.seconds >= least_s], key=lambda cause: -cause.seconds)
@@ -240,6 +241,12 @@ class _Excess:
             self.take(kind, overlap(one.began_at, one.ended_at, begins, ends), words, *within)
         if len(self.found) > before:
             self.found[before:] = [Cause(kind, sum([cause.seconds for cause in self.found[before:]]), words)]
+
+    def _machine(self) -> None:
+        """Other processes, as long as threads of this one waited for cores; the request may have been in that time or not."""
+        for one in self.case.happenings:
+            if one.kind == "host":
+                self._overlapping("busy_machine", one, one.words, ("check", *RUN))
 
     def _cold_start(self) -> None:
         case = self.case
@@ -284,7 +291,8 @@ class _Excess:
             one = large[0]
             took = in_words(min(one.ended_at, ends) - one.began_at)
             usually = f"most have {case.comparison.batch_rows:.3g}"
-            words = f"it waited behind batch {one.number} of {one.rows} rows ({usually}), which took {took} on {one.instance}"
+            batch = f"batch {one.number} of {_count(one.rows, 'row')} ({usually})"
+            words = f"it waited behind {batch}, which took {took} on {one.instance}"
             self.take("large_batch_ahead", covered(large, begins, ends), words, "queue")
         self._swaps()
         if case.max_wait_s and not turn:
@@ -295,9 +303,10 @@ class _Excess:
         if slow and case.ahead_batches <= FEW:
             one = slow[0]
             took = f"took {in_words(min(one.ended_at, ends) - one.began_at)} on {one.instance}, usually {in_words(usual_s)}"
-            words = f"it waited behind batch {one.number} of {one.rows} rows, which {took}"
+            words = f"it waited behind batch {one.number} of {_count(one.rows, 'row')}, which {took}"
             self.take("slow_batch_ahead", covered(slow, begins, ends), words, "queue")
-        ran = f"{case.ahead_batches} batches of its model ran before it" if case.ahead_batches else "it is not known what for"
+        ran = f"{_count(case.ahead_batches, 'batch', 'batches')} of its model ran before it"
+        ran = ran if case.ahead_batches else "it is not known what for"
         words = f"it was queued for {in_words(ends - begins)}: {ran}"
         self.take("queue", inf, words, "queue")
 
@@ -306,7 +315,8 @@ class _Excess:
             seconds = one.waiting_s if when == "waiting_s" else one.running_s
             longest = one.longest
             took = in_words(min(longest.ended_at, self.spans["split"][1]) - longest.began_at)
-            batch = f"one of {longest.rows} rows for {took}" if one.batches > 1 else f"of {longest.rows} rows, for {took}"
+            rows = _count(longest.rows, "row")
+            batch = f"one of {rows} for {took}" if one.batches > 1 else f"of {rows}, for {took}"
             count = f"{one.batches} batches, {batch}" if one.batches > 1 else f"a batch {batch}"
             words = f"model {one.model} used the cores meanwhile: {count}"
             self.take("heavy_neighbour", min(seconds, most_s), words, *phases)
@@ -344,6 +354,7 @@ class _Excess:
         if case.upstream:
             words = f"the other server ({run.instance}) took {computed}"
             self.take("upstream_stall", inf, words, "compute", "batch")
+        self._machine()
         if not case.steps:  # which are others' batches
             self._neighbours(inf, "running_s", "compute", "batch")
         self.take("compute", inf, f"the model computed for {computed}, and nothing else is known to have gone on", "compute")
@@ -385,6 +396,10 @@ def covered(runs: Iterable[Run], begins: float, ends: float) -> float:
             seconds += max(ended_at - max(run.began_at, reached), 0.0)
             reached = ended_at
     return seconds
+
+
+def _count(number: int, one: str, more: str = "") -> str:
+    return f"{number} {one}" if number == 1 else f"{number} {more or one + 's'}"
 
 
 def in_words(seconds: float) -> str:

@@ -21,14 +21,13 @@ MOST_EVENTS = 200
 MOST_REQUESTS = 20
 LOG_FROM = 20.0  # a latency axis is logarithmic where the largest is so many times the smallest
 STEPS_MIN = (1, 2, 5, 10, 15, 30, 60)
-GAP_S = 1.5  # of steps, from one point to the next: there is none between
 
 Told: TypeAlias = Mapping[str, Any]
 
 
 class Hour(Struct, kw_only=True):
     """What the control port told. `now`: all that the dashboard shows; `histories`: of the models that were asked, the most
-    asked first; `requests`: that were slow or failed; `why_not`: why there are none, if the server does not tell.
+    asked first; `requests`: that were slow or failed.
     """
 
     where: str
@@ -36,16 +35,16 @@ class Hour(Struct, kw_only=True):
     now: Told
     histories: Sequence[Told]
     requests: Sequence[Told] = ()
-    why_not: str = ""
-
-    @property
-    def until(self) -> datetime:
-        return datetime.fromtimestamp(self.now["at"]).astimezone()
 
     @property
     def since_at(self) -> float:
-        at: float = self.now["at"]
-        return at - self.minutes * 60.0
+        """In seconds since 1970; not before the server was started."""
+        asked_at: float = self.now["at"] - self.minutes * 60.0
+        return max(asked_at, float(self.now["server"]["started_at"]))
+
+    @property
+    def seconds(self) -> float:
+        return max(float(self.now["at"]) - self.since_at, 1.0)
 
 
 def save_html(hour: Hour, path: Path) -> str:
@@ -57,8 +56,8 @@ def save_html(hour: Hour, path: Path) -> str:
 
 def html(hour: Hour, headline: str) -> str:
     """The page as text."""
-    since = hour.until - timedelta(minutes=hour.minutes)
-    when = f"{since:%Y-%m-%d %H:%M} to {hour.until:%H:%M} ({hour.until:%Z})"
+    since, until = _local(hour.since_at), _local(hour.now["at"])
+    when = f"{since:%Y-%m-%d %H:%M} to {until:%H:%M} ({until:%Z})"
     server = hour.now["server"]
     what = f"{hour.where}, {when}; dlproxy {server['version']} on {wording.count(server['cores'], 'core')}"
     return page(
@@ -67,8 +66,8 @@ def html(hour: Hour, headline: str) -> str:
             header(what, headline),
             _alarms(hour),
             _key_figures(hour),
-            *_charted(hour),
             section("Models", _models(hour)),
+            *_charted(hour),
             _slow(hour),
             _happened(hour),
             _upstreams(hour.now["upstreams"]),
@@ -84,13 +83,13 @@ def _headline(hour: Hour) -> str:
     answered, refused, failed = _totals(hour.histories)
     ended = answered + refused + failed
     if not ended:
-        return f"Nothing was asked in the last {wording.count(hour.minutes, 'minute')}."
-    parts = [f"{answered:,.0f} requests answered in {wording.count(hour.minutes, 'minute')}"]
+        return f"Nothing was asked in the last {wording.duration(hour.seconds * 1e3)}."
+    parts = [f"{wording.count(round(answered), 'request')} answered in {wording.duration(hour.seconds * 1e3)}"]
     parts += [f"{wording.share(number, ended)} {what}" for number, what in ((refused, "refused"), (failed, "failed")) if number]
     missed = [name for name, model in hour.now["models"].items() if _is_missed(model)]
     if missed:
-        parts.append(f"the objective of {_names(missed)} was missed")
-    elif any(model.get("objective") for model in hour.now["models"].values()):
+        parts.append(f"{_names(missed)} missed {'its objective' if len(missed) == 1 else 'their objectives'}")
+    elif any((model.get("objective") or {}).get("met") is not None for model in hour.now["models"].values()):
         parts.append("every objective was met")
     return "; ".join(parts) + "."
 
@@ -102,8 +101,8 @@ def _is_missed(model: Told) -> bool:
 
 
 def _names(names: Sequence[str]) -> str:
-    few = ", ".join(name.removesuffix("/1") for name in names[:3])
-    return few if len(names) <= 3 else f"{few} and {len(names) - 3} more"
+    told = [name.removesuffix("/1") for name in names[:3]] + ([f"{len(names) - 3} more"] if len(names) > 3 else [])
+    return " and ".join(filter(None, (", ".join(told[:-1]), told[-1])))
 
 
 def _totals(histories: Iterable[Told]) -> tuple[float, float, float]:
@@ -139,7 +138,7 @@ def _key_figures(hour: Hour) -> str:
     most = max((max(one["rate"], default=0.0) for one in hour.histories), default=0.0)
     return tiles(
         [
-            ("answered", wording.rate(answered / (hour.minutes * 60.0)), f"at most {wording.rate(most)} of one model"),
+            ("answered", wording.rate(answered / hour.seconds), f"at most {wording.rate(most)} of one model"),
             ("refused", f"{refused:,.0f}", "for lack of time or room, or by a quota"),
             ("failed", f"{failed:,.0f}", "in the model, or with no instance up"),
             ("models up", f"{up:,}", f"of {len(models):,}"),
@@ -189,15 +188,18 @@ def _objective(model: Told | None) -> list[str]:
     aim = f"{wording.share(objective['share'], 1.0)} in {wording.duration(objective['seconds'] * 1e3)}"
     if objective["met"] is None:
         return [aim, ""]
-    left = "" if objective["budget_left"] is None else f"{objective['budget_left'] * 100.0:.0f} %"
-    return [f"{aim}: {wording.share(objective['met'], 1.0)}", left]
+    left = objective["budget_left"]
+    return [
+        f"{aim}: {wording.share(objective['met'], 1.0)}",
+        "" if left is None else wording.share(left, 1.0) if left > 0 else "none",
+    ]
 
 
 # Charts
 
 
 def _charted(hour: Hour) -> list[str]:
-    """A heading and three charts for each of the most asked."""
+    """A heading and four charts for each of the most asked."""
     drawn = []
     for number, history in enumerate(hour.histories[:CHARTED]):
         name = f"{history['name']}/{history['version']}"
@@ -206,23 +208,29 @@ def _charted(hour: Hour) -> list[str]:
         figures = [
             _rate(hour, history, events, number),
             _latency(hour, history, events, number, objective),
-            _load(hour, history, events, number),
+            _busy(hour, history, events, number),
+            _batches(hour, history, events, number),
         ]
         drawn.append(f"<h2>{text(name.removesuffix('/1'))}</h2>\n{charts(figures)}")
     return drawn
 
 
 def _time(hour: Hour) -> Axis:
-    step = next((step for step in STEPS_MIN if hour.minutes / step <= 6), STEPS_MIN[-1])
-    since = hour.until - timedelta(minutes=hour.minutes)
-    first = since.replace(minute=0, second=0, microsecond=0)
-    marks = [first + timedelta(minutes=step * number) for number in range(hour.minutes // step + 60 // step + 2)]
-    ticks = [(mark.timestamp(), f"{mark:%H:%M}") for mark in marks if since <= mark <= hour.until]
-    return Axis(low=hour.since_at, high=hour.now["at"], ticks=ticks, title=f"time of day ({hour.until:%Z})")
+    since, until = _local(hour.since_at), _local(hour.now["at"])
+    step = next((step for step in STEPS_MIN if hour.seconds / 60.0 / step <= 6), STEPS_MIN[-1])
+    mark = since.replace(minute=0, second=0, microsecond=0)
+    ticks = []
+    while mark <= until:
+        ticks += [(mark.timestamp(), f"{mark:%H:%M}")] if mark >= since else []
+        mark += timedelta(minutes=step)
+    return Axis(low=hour.since_at, high=hour.now["at"], ticks=ticks, title=f"time of day ({until:%Z})")
+
+
+def _local(at: float) -> datetime:
+    return datetime.fromtimestamp(at).astimezone()
 
 
 def _line(history: Told, values: Sequence[float | None]) -> list[Point]:
-    """With gaps where nothing is known, also where one of two points is missing."""
     return list(zip(history["at"], values, strict=True))
 
 
@@ -278,19 +286,30 @@ def _from_zero(low: float, high: float, title: str, label: Any) -> Axis:
     return linear(0.0, high * 1.03, title, label)
 
 
-def _load(hour: Hour, history: Told, events: Sequence[Told], number: int) -> Figure:
+def _busy(hour: Hour, history: Told, events: Sequence[Told], number: int) -> Figure:
     percent = [value * 100.0 for value in history["utilisation"]]
-    chart = Chart(_time(hour), linear(0.0, 100.0, "busy, percent of the instances' time", wording.number))
+    chart = Chart(_time(hour), linear(0.0, 100.0, "percent of the instances' time", wording.number))
     chart.line(_line(history, percent), "", "main")
+    _marked(chart, events, history, [f"{busy:.0f} % busy" for busy in percent])
+    title = f"Busy for {sum(percent) / max(len(percent), 1):.0f} % of the time, at most {max(percent, default=0.0):.0f} %"
+    return Figure(title=title, svg=chart.svg(f"busy-{number}", title, "Utilisation over the time."), caption="")
+
+
+def _batches(hour: Hour, history: Told, events: Sequence[Told], number: int) -> Figure:
+    rows, queued = _known(history, "batch_rows"), history["queued"]
+    most = max([*rows, *queued], default=0.0)
+    chart = Chart(_time(hour), linear(0.0, most or 1.0, "rows, requests", wording.number), names=True, longest=7)
+    chart.line(_line(history, queued), "queued", "second")
+    chart.line(_line(history, history["batch_rows"]), "batches", "main")
     told = [
-        f"{busy:.0f} % busy, {wording.count(round(queued), 'request')} queued, batches of {wording.number(rows or 0.0)}"
-        for busy, queued, rows in zip(percent, history["queued"], history["batch_rows"], strict=True)
+        f"{wording.count(round(waiting), 'request')} queued, batches of {wording.number(size or 0.0)} rows"
+        for waiting, size in zip(queued, history["batch_rows"], strict=True)
     ]
     _marked(chart, events, history, told)
-    queued, rows = max(history["queued"], default=0.0), _known(history, "batch_rows")
-    batches = f", batches of mostly {wording.number(median(rows))} rows" if rows else ""
-    title = f"Busy up to {max(percent, default=0.0):.0f} %, up to {wording.count(round(queued), 'request')} queued{batches}"
-    return Figure(title=title, svg=chart.svg(f"load-{number}", title, "Utilisation over the time."), caption="")
+    usual = wording.number(median(rows)) if rows else ""
+    mostly = f"Batches of mostly {usual} {'row' if usual == '1' else 'rows'}" if rows else "No batches"
+    title = f"{mostly}, at most {wording.count(round(max(queued, default=0.0)), 'request')} queued"
+    return Figure(title=title, svg=chart.svg(f"batches-{number}", title, "Batches and the queue over the time."), caption="")
 
 
 # What happened
@@ -310,12 +329,10 @@ def _happened(hour: Hour) -> str:
         for event in events[:MOST_EVENTS]
     ]
     more = f"<p>{len(events) - MOST_EVENTS:,} older ones are left out.</p>" if len(events) > MOST_EVENTS else ""
-    return section("What happened", table(("time", "model", "kind", "what"), rows) + more, style="words")
+    return section("What happened", table(("time", "model", "kind", "what"), rows) + more, style="words happened")
 
 
 def _slow(hour: Hour) -> str:
-    if hour.why_not:
-        return section("Slow and failed requests", f"<p>{text(hour.why_not)}</p>")
     recent = [one for one in hour.requests if one["at"] >= hour.since_at]
     failed = [one for one in recent if one["outcome"] == "failed"]
     slow = sorted((one for one in recent if one["outcome"] != "failed"), key=lambda one: -one["seconds"])

@@ -66,6 +66,8 @@ class Feed:
         self.closed = False
         self.sampler = Sampler(catalog, states, changes, clock)
         self.tell = self.sampler.tell
+        self.beside: Callable[[], None] = lambda: None
+        """Done each second as well."""
         self._catalog = catalog
         self._facts = facts
         self._uses = uses
@@ -109,6 +111,7 @@ class Feed:
     def look(self, now: float) -> None:
         """At all models, once a second."""
         moved = self.sampler.look(now)
+        self.beside()
         if self._readers:
             self._tell(moved)
 
