@@ -4,6 +4,7 @@ import { h, keyed, mark, write } from "./dom.js";
 import { clock } from "./format.js";
 
 const HEIGHT = 150;
+const COLOURS = { alarm: "--bad", circuit: "--bad", autopilot: "--level", knobs: "--level", canary: "--level" };
 const NEAR_PX = 5; // of a mark, so that its words are shown
 
 // The style sheet's colours as a canvas understands them.
@@ -86,8 +87,10 @@ export function chart({ title, series, show, axis = show, sync, marks, near, lev
     for (const event of marks()) {
       if (event.at < u.scales.x.min || event.at > u.scales.x.max) continue;
       const x = Math.round(u.valToPos(event.at, "x", true));
-      const colour = css(event.kind === "alarm" || event.kind === "instance" || event.kind === "circuit" ? "--bad" : "--level");
+      const colour = css(COLOURS[event.kind] ?? "--soft");
+      ctx.globalAlpha = 0.45;
       stroke(ctx, colour, [2, 3], [x, bbox.top], [x, bbox.top + bbox.height]);
+      ctx.globalAlpha = 1;
       ctx.fillStyle = colour;
       ctx.beginPath();
       ctx.moveTo(x - 4 * devicePixelRatio, bbox.top - 6 * devicePixelRatio);
