@@ -23,6 +23,7 @@ from dlproxy.cli import (
     learn,
     models,
     monitor,
+    report,
     serve,
     simulate,
     tune,
@@ -66,6 +67,7 @@ def whole_parser() -> Parser:
         cascade,
         learn,
         monitor,
+        report,
         completion,
     ):
         command.add_to(commands)

@@ -9,7 +9,7 @@ Not aware of: command-line arguments, how a state is shown.
 import difflib
 import http.client
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -265,6 +265,17 @@ class PilotState(Struct):
     explanation: ExplanationState | None = None
 
 
+class DashboardState(Struct):
+    """As GET /dashboard/feed tells it once. `at`: when, in seconds since 1970."""
+
+    at: float
+    server: dict[str, Any]
+    models: dict[str, dict[str, Any]]
+    events: list[dict[str, Any]]
+    upstreams: list[dict[str, Any]]
+    tenants: list[dict[str, Any]]
+
+
 class _Forgotten(Struct):
     """As POST /cache/clear tells it."""
 
@@ -349,6 +360,25 @@ class ControlPort:
         """What that returned."""
         return self._converted(told, _Forgotten).forgotten
 
+    def dashboard(self) -> dict[str, Any]:
+        """All that it shows now."""
+        told = self._of_all("GET", "/dashboard/feed", "", accept="application/json")
+        return msgspec.structs.asdict(self._converted(told, DashboardState))
+
+    def asked(self) -> list[dict[str, Any]]:
+        """Versions of models that were asked in the last hour, the most asked first."""
+        return self._converted(self._of_all("GET", "/dashboard/history", ""), list[dict[str, Any]])
+
+    def history(self, name: str, version: str, seconds: int) -> dict[str, Any]:
+        """What one of them did in the last so many seconds, in columns."""
+        query = urlencode({"model": name, "version": version, "seconds": seconds})
+        return self._converted(self._of_all("GET", f"/dashboard/history?{query}", name), dict[str, Any])
+
+    def slow_requests(self) -> list[dict[str, Any]] | None:
+        """And those that failed; None where the server does not tell."""
+        status, body = self._ask("GET", "/why?limit=1000")
+        return None if status == 404 else self._converted(self._decoded(body), list[dict[str, Any]])
+
     def states(self, told: Any) -> list[ModelState]:
         """One model or all, as another method returned them."""
         return self._converted(told if isinstance(told, list) else [told], list[ModelState])
@@ -404,7 +434,13 @@ class ControlPort:
         return f"the answer from {self.url} is not understood: {error}; is it the control port of this version of dlproxy?"
 
     def _ask(
-        self, method: str, path: str, *, body: dict[str, Any] | None = None, patience_s: float = PATIENCE_S
+        self,
+        method: str,
+        path: str,
+        *,
+        body: dict[str, Any] | None = None,
+        patience_s: float = PATIENCE_S,
+        accept: str = "*/*",
     ) -> tuple[int, bytes]:
         """Status and body of the answer."""
         if self._tls is None:
@@ -415,7 +451,7 @@ class ControlPort:
             connection.connect()
             connection.sock.settimeout(patience_s)
             payload = None if body is None else msgspec.json.encode(body)
-            connection.request(method, path, payload, with_key({}, self._asks.api_key))
+            connection.request(method, path, payload, with_key({"Accept": accept}, self._asks.api_key))
             reply = connection.getresponse()
             told = reply.read()
             if reply.status in (401, 403):

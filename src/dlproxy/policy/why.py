@@ -110,7 +110,7 @@ class StepTook(Struct, frozen=True, gc=False):
 
 
 class Comparison(Struct, frozen=True, gc=False):
-    """What batches of about the same size compute on the same instance and on others, as medians; 0: there were too few.
+    """What batches of about the same size compute on its instance, itself included, and on others, as medians; 0: too few did.
     `before`: batches that ran on the instance before. `rows`, `length`: of most requests. `batch_rows`: of most batches.
     """
 

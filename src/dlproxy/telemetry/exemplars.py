@@ -29,7 +29,6 @@ MOST_GONE = 8  # versions that are not served any more, and what is known of the
 MOST_SENDING = 256
 NEIGHBOURS = 8  # runs and happenings that an exemplar keeps of each kind
 FULL_FAILURES = 16  # a second, that are kept with all that went on then: under overload they come by the thousand
-LEAST_COMPARED = 3  # batches that tell what is usual
 LATE_S = 0.002  # a request of which the lane heard so long after it had come: the event loop was busy
 USUAL_S = 300.0  # what is usual is what was so in the last five to ten minutes
 
@@ -378,13 +377,13 @@ class Exemplars:
         sizes, before = [], 0
         for kept in self.runs:
             sizes.append(kept.rows)
-            if kept is batch or type(kept) is FailedRun:
+            if type(kept) is FailedRun:
                 continue
-            before += kept.instance == batch.instance
+            before += kept.instance == batch.instance and kept is not batch
             if batch.rows <= 2 * kept.rows <= 4 * batch.rows:
                 (here if kept.instance == batch.instance else others).append(kept.compute_s)
         rows, length = self._usual.sizes()
-        return Comparison(_median(here), _median(others), before, rows, length, median(sizes))
+        return Comparison(_median(here, 2), _median(others, 3), before, rows, length, median(sizes))
 
     def _happenings(self, begins: float, ends: float, arrived_at: float) -> tuple[Happening, ...]:
         found = [
@@ -519,8 +518,9 @@ def _middle(counts: Sequence[int], before: Sequence[int] | None) -> float:
     return 0.0
 
 
-def _median(seconds: Sequence[float]) -> float:
-    return median(seconds) if len(seconds) >= LEAST_COMPARED else 0.0
+def _median(seconds: Sequence[float], least: int) -> float:
+    """0 of fewer: they tell nothing."""
+    return median(seconds) if len(seconds) >= least else 0.0
 
 
 def _seconds(exemplar: Exemplar) -> float:

@@ -111,6 +111,15 @@ def test_a_second_in_which_the_loop_stood_still_is_spread_over_those_that_it_too
     assert rig.sampler.history("m", "1", 3)["rate"] == [10.0, 10.0, 10.0]
 
 
+def test_a_look_that_comes_late_moves_answers_and_makes_none() -> None:
+    rig = Rig("m")
+    for late_s in (0.0, 0.95, 0.01, 0.5, 0.0):
+        rig.models["m/1"].answers(5, rig.now)
+        rig.now += 1.0
+        rig.feed.look(rig.now + late_s)
+    assert sum(rig.sampler.history("m", "1", 60)["rate"]) == 25.0
+
+
 def test_of_more_than_five_minutes_ago_ten_seconds_are_one_point() -> None:
     rig = Rig("m")
     for _ in range(2 * FINE):

@@ -158,6 +158,14 @@ class Chart:
         box = f'x="{left:.1f}" y="{_TOP:g}" width="{right - left:.1f}" height="{HEIGHT - _TOP - _BOTTOM:g}"'
         self._marks.append(f'<rect class="shade" {box}><title>{escape(text)}</title></rect>')
 
+    def mark(self, at: float, text: str) -> None:
+        """A place on the x axis where something happened; `text` is shown when hovered over."""
+        x, bottom = self._x(at), HEIGHT - _BOTTOM
+        self._hits.append(
+            f'<g class="mark"><path d="M{x:.1f} {_TOP:g}V{bottom:g}"/><circle cx="{x:.1f}" cy="{bottom:g}" r="5"/>'
+            f"<title>{escape(text)}</title></g>"
+        )
+
     def hover(self, low: float, high: float, text: str) -> None:
         """What is shown when this part of the x axis is hovered over."""
         left, right = self._x(low), self._x(high)

@@ -205,6 +205,12 @@ class Feed:
         finally:
             self._readers -= 1
 
+    def now(self, audience: Audience) -> bytes:
+        """All that it may see, as JSON, for who asks once."""
+        if self._readers == 0:
+            self._begin()
+        return msgspec.json.encode(self._whole(audience))
+
     def _encode(self, audience: Audience, *, whole: bool) -> bytes:
         """Once a second for all who may see the same."""
         found = self._encoded.get((audience, whole))

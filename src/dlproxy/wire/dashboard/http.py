@@ -61,14 +61,21 @@ def dashboard_routes(feed: Feed) -> list[Route]:
     async def stream(request: Request) -> Response:
         if feed.closed:
             return JSONResponse({"error": "the server stops, or its dashboard has failed: see its log"}, status_code=503)
+        if "application/json" in request.headers.get("accept", ""):
+            return Response(feed.now(_audience(request)), media_type="application/json", headers=STREAM)
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream", headers=STREAM)
         told: AsyncIterator[bytes] = feed.read(_audience(request))
         return StreamingResponse(told, media_type="text/event-stream", headers=STREAM)
 
     async def history(request: Request) -> Response:
         asked = request.query_params
         name, version, seconds = asked.get("model", ""), asked.get("version", ""), asked.get("seconds", str(HOUR))
-        if not name or not (seconds.isascii() and seconds.isdecimal()):
-            return JSONResponse({"error": "name a model: /dashboard/history?model=digits&seconds=3600"}, status_code=400)
+        if not (seconds.isascii() and seconds.isdecimal()):
+            return JSONResponse({"error": "seconds is not a number from 1 to 3600"}, status_code=400)
+        if not name:
+            sees = _audience(request).sees
+            return JSONResponse([one for one in feed.sampler.asked() if sees(one["name"])])
         try:
             demand(who_asks(request), "read", name)
             known = feed.sampler.version_of(name, version)

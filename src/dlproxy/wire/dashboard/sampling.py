@@ -20,6 +20,7 @@ from dlproxy.wire.dashboard.shown import capacity_of, instances_of, short, shown
 
 MOST_TRACKS = 2000  # models whose hour is kept, of 24 kB each
 MOST_EVENTS = 1000
+MINUTE = 60
 
 Told: TypeAlias = dict[str, Any]
 
@@ -86,13 +87,14 @@ class Sampler:
         moved = self.follow()
         for key, watched in self._watched.items():
             if self._has_moved(watched):
-                self._look_at(key, watched, number, now)
+                self._look_at(key, watched, number)
                 moved.add(key)
         if self._touched:
             moved |= {key for key in self.versions if key[0] in self._touched or "" in self._touched}
             self._touched.clear()
+        if number // MINUTE > self._number // MINUTE or len(self.tracks) > MOST_TRACKS:
+            self._forget(number)
         self._number, self.looked_at = number, now
-        self._forget(number)
         return moved
 
     def follow(self) -> set[Key]:
@@ -132,22 +134,29 @@ class Sampler:
         watched.mark = mark
         return True
 
-    def _look_at(self, key: Key, watched: _Watched, number: int, now: float) -> None:
+    def _look_at(self, key: Key, watched: _Watched, number: int) -> None:
         model, track = watched.model, self.tracks.get(key)
         if track is None:
-            track = self.tracks[key] = Track(model.stats, self._number, self.looked_at)
+            track = self.tracks[key] = Track(model.stats, self._number)
         elif track.stats is not model.stats:
-            track.restart(model.stats, self._number, self.looked_at)
+            track.restart(model.stats, self._number)
         elif watched.rests:
-            track.wake(self._number, self.looked_at)
+            track.wake(self._number)
         view = model.view()
         queued, running = view.queued_requests, view.running_requests
-        track.look(number, now, queued=queued, capacity=capacity_of(view))
+        track.look(number, queued=queued, capacity=capacity_of(view))
         watched.number, watched.view = number, view
         watched.rests = not queued and not running and track.rests()
         before, watched.instances = watched.instances, instances_of(model, view)
-        self._tell(of_instances(model.name, before, watched.instances))
+        self._tell(self._of_instances(watched, before))
         self._tell(self._of_pilot(watched))
+
+    def _of_instances(self, watched: _Watched, before: Sequence[Mapping[str, Any]]) -> list[Event]:
+        """But for those that come and go for a trial of the autopilot, which tells of that itself."""
+        events = list(of_instances(watched.model.name, before, watched.instances))
+        pilot = watched.model.pilot(0) if events else None
+        tried = pilot is not None and pilot["trying"]
+        return [event for event in events if not tried or event[1] != "instance" or "was lost" in event[2]]
 
     def _of_pilot(self, watched: _Watched) -> Iterator[Event]:
         name, stats = watched.model.name, watched.model.stats
@@ -171,8 +180,6 @@ class Sampler:
 
     def _forget(self, number: int) -> None:
         """Of those that rest, or are gone, for an hour; and the oldest if there are too many."""
-        if number % HOUR and len(self.tracks) <= MOST_TRACKS:
-            return
         oldest = sorted(self.tracks, key=lambda key: self.tracks[key].last)
         for place, key in enumerate(oldest):
             if place < len(oldest) - MOST_TRACKS or self.tracks[key].last <= number - HOUR:
@@ -195,6 +202,14 @@ class Sampler:
         if (name, version) in self.versions or (name, version) in self.tracks:
             return version
         return self._catalog.get(name, version).version
+
+    def asked(self) -> list[Told]:
+        """Which models did something in the last hour, also those that are gone, and what they answered since they were loaded;
+        the most asked first.
+        """
+        tracks = [(key, track) for key, track in self.tracks.items() if track.last > self._number - HOUR]
+        told = [{"name": name, "version": version, "answered": track.answered} for (name, version), track in tracks]
+        return sorted(told, key=lambda one: -one["answered"])
 
     def history(self, name: str, version: str, seconds: int) -> Told:
         """Columns of the last so many seconds, the oldest first; empty ones of a model that was not asked in the last hour."""
