@@ -70,7 +70,6 @@ class Window:
     def picture(self, name: str) -> None:
         """For the documentation, where it is asked for; of few colours, so that it is small."""
         if SCREENSHOTS:
-            picture = Image.open(BytesIO(self.page.screenshot()))
-            picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
-                Path(SCREENSHOTS) / f"{name}.png", optimize=True
-            )
+            picture = Image.open(BytesIO(self.page.screenshot())).convert("RGB")
+            few = picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+            few.save(Path(SCREENSHOTS) / f"{name}.png", optimize=True)

@@ -4,6 +4,7 @@ import { h, keyed, mark, write } from "./dom.js";
 import { clock } from "./format.js";
 
 const HEIGHT = 150;
+const EDGE_PX = 30;
 const COLOURS = { alarm: "--bad", circuit: "--bad", autopilot: "--level", knobs: "--level", canary: "--level" };
 const NEAR_PX = 5; // of a mark, so that its words are shown
 
@@ -48,7 +49,7 @@ export function chart({ title, series, show, axis = show, sync, marks, near, lev
           space: 70,
           size: 26,
           gap: 3,
-          values: (u, splits) => splits.map((at) => clock(at, u.scales.x.max - u.scales.x.min < 400)),
+          values: times,
         },
         { ...common, space: 34, size: 62, gap: 4, values: (_, splits) => splits.map(axis) },
       ],
@@ -66,6 +67,13 @@ export function chart({ title, series, show, axis = show, sync, marks, near, lev
       ],
       hooks: { draw: [drawMarks], setCursor: [told] },
     };
+  }
+
+  // None at the right edge, where it would be cut off.
+  function times(u, splits) {
+    const { min, max } = u.scales.x;
+    const edge = max - ((max - min) * EDGE_PX) / Math.max(u.width, 1);
+    return splits.map((at) => (at > edge ? "" : clock(at, max - min < 400)));
   }
 
   function ceiling(high) {
