@@ -74,9 +74,11 @@ def test_the_objective_is_told_of_an_hour_and_what_is_older_is_forgotten() -> No
     rig.second(30)
     told = rig.sampler.shown(("m", "1"))["objective"]
     assert told == {"seconds": 0.01, "share": 0.9, "met": 0.95, "budget_left": 0.5}
-    rig.second(HOUR)
+    rig.second(HOUR + 60)
+    assert not rig.sampler.tracks
     model.answers(10, rig.now + 0.5, seconds=0.004)
     rig.second(20)
+    assert max(rig.sampler.history("m", "1", 60)["rate"]) == 10.0
     assert rig.sampler.shown(("m", "1"))["objective"]["met"] == 1.0
 
 

@@ -141,18 +141,18 @@ class _Ring:
 class Track:
     """One model's. `look` is called every second from when it did something until it is at `rest` again."""
 
-    def __init__(self, stats: ModelStats, number: int) -> None:
-        """`number`: of the second before the first one that counts."""
+    def __init__(self, stats: ModelStats, number: int, counted: Counts | None = None) -> None:
+        """`number`: of the second before the first one that counts; `counted`: until then, None for nothing."""
         self.first = number
         self.fine = _Ring(FINE, len(COLUMNS))
         self.coarse = _Ring(COARSE, len(COLUMNS) + 2)  # and how many requests met the objective, and missed it
-        self.restart(stats, number)
+        self.restart(stats, number, counted)
 
-    def restart(self, stats: ModelStats, number: int) -> None:
+    def restart(self, stats: ModelStats, number: int, counted: Counts | None = None) -> None:
         """It is counted anew, as the model was loaded again."""
         self.stats, self.last = stats, number
         self._hour = (0, 0)
-        self._begin(nothing(number))
+        self._begin(nothing(number) if counted is None else counted._replace(seconds=number))
 
     def wake(self, number: int) -> None:
         """It has been at rest until the end of this second."""
@@ -204,9 +204,9 @@ class Track:
         self._hour = int(sum([met[place] for place in steps])), int(sum([missed[place] for place in steps]))
 
     @property
-    def answered(self) -> int:
-        """Requests since it was loaded, or this was begun."""
-        return self._recent[-1].answered
+    def counts(self) -> Counts:
+        """All since it was loaded."""
+        return self._recent[-1]
 
     def points(self, first: int, last: int) -> Iterator[tuple[int, int, Sequence[float | None]]]:
         """From the second of one number to that of another: the number, seconds that the point is of, what is in COLUMNS.

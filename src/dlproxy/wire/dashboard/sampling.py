@@ -15,7 +15,7 @@ from dlproxy.policy.planner import VersionState
 from dlproxy.policy.view import LaneView
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.dashboard.events import Event, Key, Kind, of_instances, of_versions
-from dlproxy.wire.dashboard.history import COLUMNS, HOUR, Track
+from dlproxy.wire.dashboard.history import COLUMNS, HOUR, Counts, Track
 from dlproxy.wire.dashboard.shown import capacity_of, instances_of, short, shown
 
 MOST_TRACKS = 2000  # models whose hour is kept, of 24 kB each
@@ -27,7 +27,8 @@ Told: TypeAlias = dict[str, Any]
 
 class _Watched(Struct, eq=False):
     """A model that is served. `mark`: as it was last; `rests`: it has done nothing for so long that all is as at rest.
-    `number`: of the second in which it was looked at last, and `view`, `instances`, `unusual`, `decisions` were so.
+    `number`: of the second in which it was looked at last, and `view`, `instances`, `unusual`, `decisions` were so. `counted`:
+    when its rings were let go of.
     """
 
     model: ServedModel
@@ -38,6 +39,7 @@ class _Watched(Struct, eq=False):
     instances: Sequence[Mapping[str, Any]] = ()
     unusual: str = ""
     decisions: int = 0
+    counted: Counts | None = None
 
 
 class Sampler:
@@ -137,7 +139,7 @@ class Sampler:
     def _look_at(self, key: Key, watched: _Watched, number: int) -> None:
         model, track = watched.model, self.tracks.get(key)
         if track is None:
-            track = self.tracks[key] = Track(model.stats, self._number)
+            track = self.tracks[key] = Track(model.stats, self._number, watched.counted)
         elif track.stats is not model.stats:
             track.restart(model.stats, self._number)
         elif watched.rests:
@@ -183,7 +185,9 @@ class Sampler:
         oldest = sorted(self.tracks, key=lambda key: self.tracks[key].last)
         for place, key in enumerate(oldest):
             if place < len(oldest) - MOST_TRACKS or self.tracks[key].last <= number - HOUR:
-                del self.tracks[key]
+                track, watched = self.tracks.pop(key), self._watched.get(key)
+                if watched is not None and watched.model.stats is track.stats:
+                    watched.counted = track.counts
 
     # What it has found
 
@@ -208,7 +212,7 @@ class Sampler:
         the most asked first.
         """
         tracks = [(key, track) for key, track in self.tracks.items() if track.last > self._number - HOUR]
-        told = [{"name": name, "version": version, "answered": track.answered} for (name, version), track in tracks]
+        told = [{"name": name, "version": version, "answered": track.counts.answered} for (name, version), track in tracks]
         return sorted(told, key=lambda one: -one["answered"])
 
     def history(self, name: str, version: str, seconds: int) -> Told:
