@@ -2,9 +2,11 @@
 
 import os
 import shutil
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, Route
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -65,9 +67,9 @@ class Window:
         self.page.locator("main h1").first.wait_for(state="attached")
         return self.page
 
-    def picture(self, name: str, height: int | None = None) -> None:
-        """For the documentation, where it is asked for."""
+    def picture(self, name: str) -> None:
+        """For the documentation, where it is asked for; of few colours, so that it is small."""
         if SCREENSHOTS:
-            width = self.page.viewport_size["width"] if self.page.viewport_size else 1280
-            clip = None if height is None else {"x": 0, "y": 0, "width": width, "height": height}
-            self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", full_page=height is not None, clip=clip)  # type: ignore[arg-type]
+            picture = Image.open(BytesIO(self.page.screenshot())).convert("RGB")
+            few = picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+            few.save(Path(SCREENSHOTS) / f"{name}.png", optimize=True)

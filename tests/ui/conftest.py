@@ -1,24 +1,28 @@
-"""One browser for all tests of this folder; a window of its own for each test that asks for one."""
+"""One browser for all tests of this folder; windows of its own for each test. Imports Playwright only where it is needed."""
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.clients.server import ServerProcess, asked
 
-pytest.importorskip("playwright", reason="`make test-ui` installs Playwright")
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
-from playwright.sync_api import Browser, expect, sync_playwright
+    from .browser import Window
 
-from .browser import Window, installed
-
-Opens = Callable[..., Window]
+Opens = Callable[..., "Window"]
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def browser() -> "Iterator[Browser]":
+    from playwright.sync_api import expect, sync_playwright
+
+    from .browser import installed
+
     path = installed()
     if not path:
         pytest.skip("no Chromium or Chrome is installed")
@@ -30,11 +34,13 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def opens(browser: Browser) -> Iterator[Opens]:
+def opens(browser: "Browser") -> Iterator[Opens]:
     """Opens windows, in which nothing may go wrong but what the test says."""
+    from .browser import Window
+
     windows: list[Window] = []
 
-    def open_(server: ServerProcess, **how: int) -> Window:
+    def open_(server: ServerProcess, **how: int) -> "Window":
         windows.append(Window(browser, server.control_port, **how))
         return windows[-1]
 

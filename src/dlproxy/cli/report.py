@@ -63,7 +63,8 @@ def _report(args: argparse.Namespace) -> int:
 def _hour(port: "ControlPort", minutes: int) -> "Hour":
     from dlproxy.lab.report.hour import Hour
 
-    now, asked = port.dashboard(), port.asked()
+    asked = port.asked()
     histories = [port.history(one["name"], one["version"], minutes * 60) for one in asked[:MOST_MODELS]]
+    now = port.dashboard()  # the last, so that nothing is newer
     requests = port.slow_requests(limit="1000")
     return Hour(where=port.url, minutes=minutes, now=now, histories=histories, requests=requests)

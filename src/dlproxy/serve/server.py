@@ -242,13 +242,14 @@ class Server:
             models.catalog, states=states, changes=lambda: control.changes, facts=self._facts, uses=models.uses
         )
         feed.beside = Host(models.exemplars.journal).look
+        docs, why = docs_routes(app.document, self._inference_port), why_routes(models.exemplars)
         return control_app(
             models.catalog,
             lambda: self.connections,
             ToldOperations(self.operations, feed.tell),
             ToldPilots(models.autopilot, feed.tell),
             models.caches,
-            [*docs_routes(app.document, self._inference_port), *dashboard_routes(feed), *why_routes(models.exemplars)],
+            [*docs, *dashboard_routes(feed), *why],
             self._desk,
             self._audit,
         )

@@ -1,4 +1,4 @@
-"""The dashboard's files without a browser: what is vendored is what it says, modules take what there is, nobody else is asked."""
+"""The dashboard's files without a browser: what is vendored is what it says, modules import what there is, no other host."""
 
 import re
 from hashlib import sha256

@@ -20,7 +20,7 @@ CHARTED = 6  # models that have charts, the most asked
 MOST_EVENTS = 200
 MOST_REQUESTS = 20
 LOG_FROM = 20.0  # a latency axis is logarithmic where the largest is so many times the smallest
-STEPS_MIN = (1, 2, 5, 10, 15, 30, 60)
+STEPS_S = (1, 5, 10, 30, 60, 120, 300, 600, 900)  # from one time that is written to the next
 
 Told: TypeAlias = Mapping[str, Any]
 
@@ -135,6 +135,7 @@ def _key_figures(hour: Hour) -> str:
     answered, refused, failed = _totals(hour.histories)
     server, models = hour.now["server"], hour.now["models"].values()
     up = sum(model["state"] == "up" for model in models)
+    memory = f"{server['memory_bytes'] / 2**20:,.0f} MiB"
     most = max((max(one["rate"], default=0.0) for one in hour.histories), default=0.0)
     return tiles(
         [
@@ -142,8 +143,7 @@ def _key_figures(hour: Hour) -> str:
             ("refused", f"{refused:,.0f}", "for lack of time or room, or by a quota"),
             ("failed", f"{failed:,.0f}", "in the model, or with no instance up"),
             ("models up", f"{up:,}", f"of {len(models):,}"),
-            ("cores busy now", wording.number(server["cpu"]), f"of {server['cores']}"),
-            ("memory now", f"{server['memory_bytes'] / 2**20:,.0f} MiB", "of this process"),
+            ("cores busy now", wording.number(server["cpu"]), f"of {server['cores']}; {memory} of memory"),
         ]
     )
 
@@ -217,12 +217,12 @@ def _charted(hour: Hour) -> list[str]:
 
 def _time(hour: Hour) -> Axis:
     since, until = _local(hour.since_at), _local(hour.now["at"])
-    step = next((step for step in STEPS_MIN if hour.seconds / 60.0 / step <= 6), STEPS_MIN[-1])
+    step_s = next((step_s for step_s in STEPS_S if hour.seconds / step_s <= 6), STEPS_S[-1])
     mark = since.replace(minute=0, second=0, microsecond=0)
     ticks = []
     while mark <= until:
-        ticks += [(mark.timestamp(), f"{mark:%H:%M}")] if mark >= since else []
-        mark += timedelta(minutes=step)
+        ticks += [(mark.timestamp(), f"{mark:%H:%M:%S}" if step_s < 60 else f"{mark:%H:%M}")] if mark >= since else []
+        mark += timedelta(seconds=step_s)
     return Axis(low=hour.since_at, high=hour.now["at"], ticks=ticks, title=f"time of day ({until:%Z})")
 
 
@@ -230,8 +230,10 @@ def _local(at: float) -> datetime:
     return datetime.fromtimestamp(at).astimezone()
 
 
-def _line(history: Told, values: Sequence[float | None]) -> list[Point]:
-    return list(zip(history["at"], values, strict=True))
+def _line(hour: Hour, history: Told, values: Sequence[float | None]) -> list[Point]:
+    """What lies on the time axis."""
+    points = zip(history["at"], values, strict=True)
+    return [(at, value) for at, value in points if hour.since_at <= at <= hour.now["at"]]
 
 
 def _marked(chart: Chart, events: Sequence[Told], history: Told, told: Sequence[str]) -> None:
@@ -247,9 +249,9 @@ def _rate(hour: Hour, history: Told, events: Sequence[Told], number: int) -> Fig
     bad = [refused + failed for refused, failed in zip(history["rejects_rate"], history["failures_rate"], strict=True)]
     most = max([*history["rate"], *bad], default=0.0)
     chart = Chart(_time(hour), linear(0.0, most or 1.0, "requests per second", wording.number), names=any(bad), longest=8)
-    chart.line(_line(history, history["rate"]), "answered" if any(bad) else "", "main")
+    chart.line(_line(hour, history, history["rate"]), "answered" if any(bad) else "", "main")
     if any(bad):
-        chart.line(_line(history, bad), "not", "bad")
+        chart.line(_line(hour, history, bad), "not", "bad")
     told = [f"{wording.rate(rate)}, {wording.rate(not_)} not" for rate, not_ in zip(history["rate"], bad, strict=True)]
     _marked(chart, events, history, told)
     refused, failed = _sum(history, "rejects_rate"), _sum(history, "failures_rate")
@@ -266,7 +268,7 @@ def _latency(hour: Hour, history: Told, events: Sequence[Told], number: int, obj
     if aim_ms:
         chart.level(aim_ms[0], f"objective {wording.duration(aim_ms[0])}")
     for column, name, style in (("p50_s", "p50", "under"), ("p99_s", "p99", "main")):
-        chart.line(_line(history, [None if value is None else value * 1e3 for value in history[column]]), name, style)
+        chart.line(_line(hour, history, [None if value is None else value * 1e3 for value in history[column]]), name, style)
     told = [
         "nothing answered" if p50 is None else f"p50 {wording.duration(p50 * 1e3)}, p99 {wording.duration(p99 * 1e3)}"
         for p50, p99 in zip(history["p50_s"], history["p99_s"], strict=True)
@@ -289,7 +291,7 @@ def _from_zero(low: float, high: float, title: str, label: Any) -> Axis:
 def _busy(hour: Hour, history: Told, events: Sequence[Told], number: int) -> Figure:
     percent = [value * 100.0 for value in history["utilisation"]]
     chart = Chart(_time(hour), linear(0.0, 100.0, "percent of the instances' time", wording.number))
-    chart.line(_line(history, percent), "", "main")
+    chart.line(_line(hour, history, percent), "", "main")
     _marked(chart, events, history, [f"{busy:.0f} % busy" for busy in percent])
     title = f"Busy for {sum(percent) / max(len(percent), 1):.0f} % of the time, at most {max(percent, default=0.0):.0f} %"
     return Figure(title=title, svg=chart.svg(f"busy-{number}", title, "Utilisation over the time."), caption="")
@@ -299,8 +301,8 @@ def _batches(hour: Hour, history: Told, events: Sequence[Told], number: int) -> 
     rows, queued = _known(history, "batch_rows"), history["queued"]
     most = max([*rows, *queued], default=0.0)
     chart = Chart(_time(hour), linear(0.0, most or 1.0, "rows, requests", wording.number), names=True, longest=7)
-    chart.line(_line(history, queued), "queued", "second")
-    chart.line(_line(history, history["batch_rows"]), "batches", "main")
+    chart.line(_line(hour, history, queued), "queued", "second")
+    chart.line(_line(hour, history, history["batch_rows"]), "batches", "main")
     told = [
         f"{wording.count(round(waiting), 'request')} queued, batches of {wording.number(size or 0.0)} rows"
         for waiting, size in zip(queued, history["batch_rows"], strict=True)
@@ -339,9 +341,8 @@ def _slow(hour: Hour) -> str:
     if not recent:
         return section("Slow and failed requests", "<p>None is kept.</p>")
     rows = [_request(one) for one in [*slow[:MOST_REQUESTS], *failed[:MOST_REQUESTS]]]
-    return section(
-        "Slow and failed requests", table(("request", "time", "model", "took", "mostly in", "why"), rows), style="words"
-    )
+    headings = ("request", "time", "model", "took", "mostly in", "why")
+    return section("Slow and failed requests", table(headings, rows), style="words happened")
 
 
 def _request(one: Told) -> list[str]:

@@ -238,7 +238,7 @@ function open(name, model, context) {
       say(`Done: ${action.says(model, values(), context).split(/[.:] /)[0].replace(/\.$/, "")}.`, "good");
       dialog.close();
     } catch (error) {
-      write(refused, error.message);
+      write(refused, error.refused ? `Refused: ${error.message}` : error.message);
     }
     confirm.disabled = false;
     mark(form, "aria-busy", null);

@@ -4,6 +4,8 @@ import { h, keyed, mark, write } from "./dom.js";
 import { clock } from "./format.js";
 
 const HEIGHT = 150;
+const EDGE_PX = 30;
+const COLOURS = { alarm: "--bad", circuit: "--bad", autopilot: "--level", knobs: "--level", canary: "--level" };
 const NEAR_PX = 5; // of a mark, so that its words are shown
 
 // The style sheet's colours as a canvas understands them.
@@ -47,7 +49,7 @@ export function chart({ title, series, show, axis = show, sync, marks, near, lev
           space: 70,
           size: 26,
           gap: 3,
-          values: (u, splits) => splits.map((at) => clock(at, u.scales.x.max - u.scales.x.min < 400)),
+          values: times,
         },
         { ...common, space: 34, size: 62, gap: 4, values: (_, splits) => splits.map(axis) },
       ],
@@ -65,6 +67,13 @@ export function chart({ title, series, show, axis = show, sync, marks, near, lev
       ],
       hooks: { draw: [drawMarks], setCursor: [told] },
     };
+  }
+
+  // None at the right edge, where it would be cut off.
+  function times(u, splits) {
+    const { min, max } = u.scales.x;
+    const edge = max - ((max - min) * EDGE_PX) / Math.max(u.width, 1);
+    return splits.map((at) => (at > edge ? "" : clock(at, max - min < 400)));
   }
 
   function ceiling(high) {
@@ -86,8 +95,10 @@ export function chart({ title, series, show, axis = show, sync, marks, near, lev
     for (const event of marks()) {
       if (event.at < u.scales.x.min || event.at > u.scales.x.max) continue;
       const x = Math.round(u.valToPos(event.at, "x", true));
-      const colour = css(event.kind === "alarm" || event.kind === "instance" || event.kind === "circuit" ? "--bad" : "--level");
+      const colour = css(COLOURS[event.kind] ?? "--soft");
+      ctx.globalAlpha = 0.45;
       stroke(ctx, colour, [2, 3], [x, bbox.top], [x, bbox.top + bbox.height]);
+      ctx.globalAlpha = 1;
       ctx.fillStyle = colour;
       ctx.beginPath();
       ctx.moveTo(x - 4 * devicePixelRatio, bbox.top - 6 * devicePixelRatio);

@@ -159,7 +159,7 @@ function summaryPanel() {
   const held = heldConcerns();
   const verdict = h("p", { class: "verdict" });
   const troubles = h("ul", { class: "troubles" });
-  const names = ["Requests", "Failed", "Refused", "Queue", "CPU", "Memory", "Connections"];
+  const names = ["Requests", "Failed", "Refused", "Queue", "CPU", "Memory"];
   const tiles = names.map((name) => h("div", {}, h("dt", {}, name), h("dd")));
   const element = h(
     "section",
@@ -183,7 +183,6 @@ function summaryPanel() {
         plural(sum("queued"), "request"),
         `${number(server.cpu)} of ${plural(server.cores ?? 0, "core")}`,
         bytes(server.memory_bytes),
-        number(server.connections),
       ];
       tiles.forEach((tile, index) => write(tile.lastChild, values[index]));
       mark(tiles[1], "data-level", sum("failures_rate") > 0 ? "bad" : null);

@@ -10,7 +10,7 @@ export const PHASES = [
   ["check", "check", "until the model’s queue had heard of it"],
   ["queue", "queue", "waited for its batch to begin"],
   ["earlier_run", "earlier run", "ran in a batch that gave it no answer"],
-  ["batch", "gather", "its batch’s rows were put together"],
+  ["batch", "hand over", "its batch was put together and handed to an instance, and its end was heard of"],
   ["compute", "compute", "the model computed"],
   ["split", "split", "the batch’s answers were taken apart"],
   ["send", "send", "until the client’s socket had taken the answer"],

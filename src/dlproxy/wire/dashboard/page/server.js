@@ -12,7 +12,7 @@ const headers = (more = {}) => {
   return key ? { ...more, Authorization: `Bearer ${key}` } : more;
 };
 
-// The JSON of an answer. Throws an Error with the server's own words.
+// The JSON of an answer. Throws an Error with the server's own words, then `refused`, or because it cannot be reached.
 export async function ask(path, { method = "GET", body } = {}) {
   for (;;) {
     const more = body === undefined ? {} : { "Content-Type": "application/json" };
@@ -30,7 +30,7 @@ export async function ask(path, { method = "GET", body } = {}) {
       await askForKey(await wordsOf(reply));
       continue;
     }
-    if (!reply.ok) throw new Error(`Refused: ${await wordsOf(reply)}`);
+    if (!reply.ok) throw Object.assign(new Error(await wordsOf(reply)), { refused: true });
     return reply.json();
   }
 }

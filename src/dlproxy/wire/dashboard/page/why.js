@@ -155,7 +155,7 @@ function requestDetails(one, now, withModel, open = false) {
       { class: "took", "data-level": failed ? "bad" : null },
       failed ? `failed, ${seconds(one.seconds)}` : seconds(one.seconds),
     ),
-    h("span", { class: "cause" }, withModel ? h("b", {}, one.model) : null, withModel ? " " : null, first),
+    h("span", { class: "cause" }, withModel ? h("b", {}, `${one.model}:`) : null, withModel ? " " : null, first),
     phases,
   );
   return h("details", { open }, summary, details(one));
