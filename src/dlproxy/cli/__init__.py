@@ -27,6 +27,7 @@ from dlproxy.cli import (
     report,
     serve,
     simulate,
+    top,
     tune,
 )
 from dlproxy.cli.parser import Parser
@@ -59,6 +60,7 @@ def whole_parser() -> Parser:
         keys,
         autopilot,
         cache,
+        top,
         log_levels,
         demo,
         bench,
