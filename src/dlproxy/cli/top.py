@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 EVERY_S = 1.0
 MOST_WORDS = 60  # of what is the matter with a model
-LEAST = {"what is the matter": 18, "model": 12}  # characters of the widest columns, however narrow the terminal is
-DROPPED = ("state", "p50", "batch", "objective", "queue", "used", "what is the matter")  # where it is too narrow
+LEAST = {"trouble": 12, "model": 12}  # characters of the widest columns, however narrow the terminal is
+DROPPED = ("state", "p50", "batch", "objective", "queue", "used", "trouble")  # where it is too narrow
 GAP = 2
 FRAME = 4  # lines around the rows: what the server does, headings, and what keys do
-HEADINGS = ("model", "state", "req/s", "p50", "p99", "batch", "queue", "used", "objective", "what is the matter")
+HEADINGS = ("model", "state", "req/s", "p50", "p99", "batch", "queue", "used", "objective", "trouble")
 Told = Mapping[str, Any]
 SORTS: dict[str, Callable[[Told], Any]] = {
     "rate": lambda model: -(model.get("rate") or 0.0),
