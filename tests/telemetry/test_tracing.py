@@ -91,17 +91,22 @@ def taken_port() -> Iterator[str]:
 # Which
 
 
+def due(tracer: Tracer) -> bool:
+    tracer.until -= 1
+    return tracer.due()
+
+
 @pytest.mark.parametrize(("sample", "least", "most"), [(0.0, 0, 0), (0.01, 60, 150), (0.5, 4800, 5200), (1.0, 10_000, 10_000)])
 async def test_the_share_that_is_asked_for_is_traced(sample: float, least: int, most: int) -> None:
     drawn = tracer("http://127.0.0.1:9", sample, draw=random.Random(3).random)
-    assert least <= sum(drawn.due() for _ in range(10_000)) <= most
+    assert least <= sum(map(due, [drawn] * 10_000)) <= most
     await drawn.close()
 
 
 async def test_each_by_itself() -> None:
     """No rhythm, which the requests might have, too: the gaps differ as those of independent draws do."""
     drawn = tracer("http://127.0.0.1:9", 0.1, draw=random.Random(5).random)
-    at = [number for number in range(20_000) if drawn.due()]
+    at = [number for number in range(20_000) if due(drawn)]
     gaps = [after - before for before, after in pairwise(at)]
     assert sum(gap == 1 for gap in gaps) / len(gaps) == pytest.approx(0.1, abs=0.03)
     assert max(gaps) > 40

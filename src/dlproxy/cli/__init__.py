@@ -27,6 +27,7 @@ from dlproxy.cli import (
     report,
     serve,
     simulate,
+    top,
     tune,
     why,
 )
@@ -60,6 +61,7 @@ def whole_parser() -> Parser:
         keys,
         autopilot,
         cache,
+        top,
         log_levels,
         why,
         demo,

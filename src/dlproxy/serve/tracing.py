@@ -21,7 +21,7 @@ class TraceLayer:
     """The first layer of a model: gives requests that are traced a span, from their arrival until their answers have left."""
 
     def __init__(self, inner: Service, tracer: Tracer, name: str, version: str, clock: Callable[[], float]) -> None:
-        self._inner = inner
+        self._submit = inner.submit
         self._tracer = tracer
         self._span_name = f"infer {name}"
         self._about = {"dlproxy.model": name, "dlproxy.version": version}
@@ -30,9 +30,13 @@ class TraceLayer:
 
     def submit(self, request: Request, reply: ReplyTo) -> None:
         trace, tracer = request.trace, self._tracer
-        own = request.ticket.of_client and not request.charged  # a stage follows its pipeline
-        if not (trace.sampled if trace.parent else own and tracer.due()):
-            self._inner.submit(request, reply)
+        if trace.parent:
+            traced = trace.sampled
+        else:
+            tracer.until -= 1
+            traced = tracer.until <= 0 and tracer.due() and request.ticket.of_client and not request.charged
+        if not traced:  # a stage without a parent follows its pipeline
+            self._submit(request, reply)
             return
         ticket = request.ticket
         attributes: dict[str, str | int | float | bool] = {**self._about, "dlproxy.rows": ticket.rows}
@@ -41,7 +45,7 @@ class TraceLayer:
         kind = "INTERNAL" if request.charged else "SERVER"
         span = tracer.start(self._span_name, ticket.arrived_at, trace, attributes, kind=kind)
         request.trace = tracer.within(span, trace)
-        self._inner.submit(request, _TracedReply(reply, request, tracer, self._clock))
+        self._submit(request, _TracedReply(reply, request, tracer, self._clock))
 
 
 class _TracedReply:

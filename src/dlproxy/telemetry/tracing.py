@@ -47,7 +47,8 @@ class Tracer:
         self._clock = clock
         self._draw = draw or random.Random().random
         self._sample = config.sample
-        self._until = self._gap()
+        self.until = self._gap()
+        """Requests without a traceparent until the next that is traced; each counts itself down."""
         self._offset_ns = 0
         self._news = _News(config.endpoint)
         url = None if config.endpoint == AS_SAID else _url(config.endpoint)
@@ -61,11 +62,10 @@ class Tracer:
         self._sdk_log.propagate = False
 
     def due(self) -> bool:
-        """Whether the next request is. Each by itself with the same probability, drawn once for many."""
-        self._until -= 1
-        if self._until > 0:
+        """Whether `until` has come; then it is drawn anew, as if each request were drawn by itself."""
+        if self.until > 0:
             return False
-        self._until = self._gap()
+        self.until = self._gap()
         return True
 
     def _gap(self) -> float:
