@@ -83,8 +83,8 @@ def _page(one: "ExemplarState") -> Iterator[str]:
     if not one.causes:
         yield "It took no longer than is usual."
     for number, cause in enumerate(one.causes):
-        seconds = in_words(cause.seconds) if cause.seconds else ""
-        yield f"{'because' if not number else 'and':<7}  {seconds:>8}  {cause.words}  [{cause.kind}]"
+        took = in_words(cause.seconds) if cause.seconds else ""
+        yield f"{'because' if not number else 'and':<7}  {took:>8}  {cause.words}  [{cause.kind}]"
     if one.meanwhile:
         yield ""
     for happening in one.meanwhile:
