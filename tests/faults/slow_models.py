@@ -57,6 +57,16 @@ class Sleeper:
         cls.first.clear()
 
 
+class Wide:
+    """An answer of 16 MB, which no socket holds."""
+
+    inputs: ClassVar[dict[str, str]] = {"x": "FP32[-1,1]"}
+    outputs: ClassVar[dict[str, str]] = {"y": "FP32[-1,4000000]"}
+
+    def predict(self, inputs: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        return {"y": np.zeros((len(inputs["x"]), 4_000_000), np.float32)}
+
+
 def value(seconds: float, what: int = PLAIN) -> float:
     """Of a row that takes so long, at most 0.999."""
     return 1000.0 * what + round(seconds * 1e3)

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dlproxy.config import Config, ModelConfig, ServerConfig, TenantConfig
@@ -201,3 +202,77 @@ async def test_a_swap_of_version() -> None:
         await swap
         kind, words = await site.first_cause("swapped")
         assert kind == "version_swap", (words, await site.why("swapped"))
+
+
+async def test_phases_add_up_to_what_clients_have_measured() -> None:
+    """Within a hundredth: of batches, a retry, an answer that another's run gave, a body that came slowly."""
+    async with serving({"m": model(instances=2, max_batch=4), "known": model(cache="on")}) as site:
+        for attempt in "abc":  # the machine may be busy between a client and the server, which neither knows
+            measured = await measure(site, attempt)
+            told = {name: await site.why(name) for name in measured}
+            if all(sum(told[name]["phases"].values()) == pytest.approx(measured[name], rel=0.01) for name in measured):
+                break
+        else:
+            raise AssertionError(f"{measured}, {told}")
+        assert told[f"slow-{attempt}"]["phases"]["receive"] == pytest.approx(0.1, rel=0.2)
+        assert "slow_client" in [cause["kind"] for cause in told[f"slow-{attempt}"]["causes"]]
+        assert told[f"retry-{attempt}"]["phases"]["earlier_run"] > 0.3
+        shared = [cause["kind"] for number in range(3) for cause in told[f"known-{attempt}-{number}"]["causes"]]
+        assert shared.count("shared_run") == 2
+
+
+async def measure(site: Site, attempt: str) -> dict[str, float]:
+    """Seconds by the names of requests, as their clients see them."""
+    Sleeper.done.clear()
+    asked = {f"batch-{attempt}-{number}": ("m", value(0.3)) for number in range(6)}
+    asked[f"retry-{attempt}"] = "m", value(0.3, FAIL_ONCE)
+    asked |= {f"known-{attempt}-{number}": ("known", value(0.4) + "abc".index(attempt)) for number in range(3)}
+    asked[f"slow-{attempt}"] = "m", value(0.3)
+    connections = {name: await raw.connect(site.server.http_port) for name in asked}
+    for connection in connections.values():
+        await connection.ask(request("m", value(QUICK), "first"))  # the server knows it then
+    measured: dict[str, float] = {}
+
+    async def ask(name: str) -> None:
+        connection, whole, began_at = connections[name], request(*asked[name], name), perf_counter()
+        if name.startswith("slow"):
+            connection.send(whole[:-4])
+            await passed(0.1)
+            whole = whole[-4:]
+        connection.send(whole)
+        await connection.replies.get()
+        measured[name] = perf_counter() - began_at
+
+    for kind in ("batch", "retry", "known", "slow"):
+        await asyncio.gather(*[ask(name) for name in asked if name.startswith(kind)])
+    for connection in connections.values():
+        connection.close()
+    return measured
+
+
+def request(model: str, each: float, name: str) -> bytes:
+    return raw.post(f"/predict/{model}", json.dumps({"inputs": [[each]]}).encode(), f"x-request-id: {name}")
+
+
+async def passed(seconds: float) -> None:
+    """Returns then."""
+    later = asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, later.set)
+    await later.wait()
+
+
+async def test_a_reader_that_takes_its_answer_slowly() -> None:
+    async with serving({"wide": model("tests.faults.slow_models:Wide")}) as site:
+        connection = await raw.connect(site.server.http_port)
+        connection.transport.pause_reading()
+        connection.send(raw.binary_infer("wide", "x", "FP32", np.zeros((1, 1), np.float32)))
+        while not list(site.server.models.exemplars):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await passed(0.5)
+        connection.transport.resume_reading()
+        await connection.replies.get()
+        connection.close()
+        (number,) = [one.id for one in site.server.models.exemplars]
+        kind, words = await site.first_cause(str(number))
+        assert kind == "slow_client", words
+        assert (await site.why(str(number)))["kept_as"] == "noted"

@@ -14,6 +14,7 @@ from dlproxy.instance.warmup import Calibration
 from dlproxy.policy.events import InstanceExpected, InstanceLost, InstanceRetired, InstanceUp
 from dlproxy.serve.driver import Driver
 from dlproxy.telemetry.event_log import Header, Note, Recorder, read, replay
+from dlproxy.telemetry.journal import Journal
 from dlproxy.testing import FakeInstance
 from tests.serve.rig import KNOBS, PRIOR, SIGNATURE, Rig, pass_time
 
@@ -37,7 +38,9 @@ class Signed(Rig):
                 clock=self.now,
                 outage_wait_s=0.25,
             )
-        self.roster = Roster(self.driver, self.stats, self.now, self.recorder.note if self.recorder else None)
+        self.journal = Journal(self.now)
+        note = self.recorder.note if self.recorder else None
+        self.roster = Roster(self.driver, self.stats, self.now, note, self.journal, "m")
 
     def place(self, name: str = "m-0") -> dict[str, Any]:
         return next(place for place in self.roster.places() if place["name"] == name)
@@ -184,3 +187,21 @@ async def test_upstreams_are_shown_with_their_address_from_the_start_on_and_come
     assert (rig.place("m-0")["last_problem"], rig.place("m-0")["address"]) == ("connection refused", "m-0.example:8000")
     well.on_up()
     assert (rig.states(), rig.place("m-0")["restarts"], rig.place("m-1")["restarts"]) == ({"up": 2}, 1, 0)
+
+
+async def test_the_journal_has_starts_with_their_ends() -> None:
+    rig = Signed()
+    for step in (
+        lambda: rig.roster.instance_starts(rig.fake("m-0")),
+        lambda: rig.roster.add_instance(rig.fake("m-0")),
+        lambda: rig.roster.lose_instance("m-0", "killed", crashed=True),
+    ):
+        step()
+        await pass_time(1.5)
+    told = [(one.kind, one.words, one.began_at, one.ended_at) for one in rig.journal.since(0.0)]
+    assert told[::-1] == [
+        ("start", "m-0 was starting", 0.0, 1.5),
+        ("instance", "m-0 came up", 1.5, 1.5),
+        ("instance", "m-0 was lost: killed", 3.0, 3.0),
+    ]
+    assert {(one.model, one.subject) for one in rig.journal.since(0.0)} == {("m", "m-0")}

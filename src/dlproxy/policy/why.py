@@ -46,6 +46,7 @@ CauseKind = Literal[
     "shared_run",
     "cache",
     "slow_client",
+    "check",
     "busy_loop",
     "compute",
     "answer",
@@ -111,8 +112,9 @@ class StepTook(Struct, frozen=True, gc=False):
 
 
 class Comparison(Struct, frozen=True, gc=False):
-    """What batches of about the same size compute on its instance, itself included, and on others, as medians; 0: too few did.
-    `before`: batches that ran on the instance before. `rows`, `length`: of most requests. `batch_rows`: of most batches.
+    """What batches of about its size compute: three quarters of those on its instance, itself included, take longer than
+    `here_s`, three quarters of those on others no longer than `others_s`; 0: too few to tell. `before`: batches that ran on the
+    instance before. `rows`, `length`: of most requests. `batch_rows`: of most batches.
     """
 
     here_s: float = 0.0
@@ -221,12 +223,16 @@ class _Excess:
         if taken_s > 0.0:
             self.found.append(Cause(kind, taken_s, words))
 
+    def _lasted(self, one: Run | Happening) -> str:
+        """Until the request ended, if it goes on still."""
+        return in_words(max(min(one.ended_at, self.spans["send"][1]) - one.began_at, 0.0))
+
     # What happened to the whole process, or to all of the model
 
     def _collections(self) -> None:
         for one in self.case.happenings:
             if one.kind == "gc":
-                words = f"{one.words} for {in_words(one.ended_at - one.began_at)}"
+                words = f"{one.words} for {self._lasted(one)}"
                 self._overlapping("gc", one, words, PHASES)
 
     def _overlapping(self, kind: CauseKind, one: Happening, words: str, phases: Sequence[Phase]) -> None:
@@ -265,8 +271,8 @@ class _Excess:
         first = case.earlier[0]
         after = f" again, on {run.instance}" if run is not None else " again"
         if first.error:
-            took_s = first.ended_at - first.began_at
-            words = f"it ran on {first.instance} first, which failed after {in_words(took_s)} ({first.error}), and then{after}"
+            took = self._lasted(first)
+            words = f"it ran on {first.instance} first, which failed after {took} ({first.error}), and then{after}"
             self.take("retry", inf, words, "earlier_run")
         else:
             late_s = case.phases.get("earlier_run", 0.0)
@@ -289,7 +295,7 @@ class _Excess:
         large = [one for one in case.ahead if one.rows >= LARGE * case.comparison.batch_rows]
         if large:
             one = large[0]
-            took = in_words(min(one.ended_at, ends) - one.began_at)
+            took = self._lasted(one)
             usually = f"most have {case.comparison.batch_rows:.3g}"
             batch = f"batch {one.number} of {_count(one.rows, 'row')} ({usually})"
             words = f"it waited behind {batch}, which took {took} on {one.instance}"
@@ -302,7 +308,7 @@ class _Excess:
         slow = [one for one in case.ahead if one.ended_at - one.began_at >= LARGE * usual_s]
         if slow and case.ahead_batches <= FEW:
             one = slow[0]
-            took = f"took {in_words(min(one.ended_at, ends) - one.began_at)} on {one.instance}, usually {in_words(usual_s)}"
+            took = f"took {self._lasted(one)} on {one.instance}, usually {in_words(usual_s)}"
             words = f"it waited behind batch {one.number} of {_count(one.rows, 'row')}, which {took}"
             self.take("slow_batch_ahead", covered(slow, begins, ends), words, "queue")
         ran = f"{_count(case.ahead_batches, 'batch', 'batches')} of its model ran before it"
@@ -314,8 +320,7 @@ class _Excess:
         for one in self.case.neighbours:
             seconds = one.waiting_s if when == "waiting_s" else one.running_s
             longest = one.longest
-            took = in_words(min(longest.ended_at, self.spans["split"][1]) - longest.began_at)
-            rows = _count(longest.rows, "row")
+            took, rows = self._lasted(longest), _count(longest.rows, "row")
             batch = f"one of {rows} for {took}" if one.batches > 1 else f"of {rows}, for {took}"
             count = f"{one.batches} batches, {batch}" if one.batches > 1 else f"a batch {batch}"
             words = f"model {one.model} used the cores meanwhile: {count}"
@@ -328,7 +333,8 @@ class _Excess:
         self.take("cache", inf, "it waited to hear whether another node knows the answer", "cache")
         if case.in_sequence:
             self.take("sequence", inf, "it waited for the request of its sequence that came before", "check", "queue")
-        self.take("busy_loop", inf, "the event loop was busy before it came to the model's queue", "check")
+        words = "reading and checking it, and whatever else the event loop did, kept it from the model's queue"
+        self.take("check", inf, words, "check")
 
     # While its batch ran
 

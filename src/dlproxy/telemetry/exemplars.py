@@ -386,7 +386,7 @@ class Exemplars:
             if batch.rows <= 2 * kept.rows <= 4 * batch.rows:
                 (here if kept.instance == batch.instance else others).append(kept.compute_s)
         rows, length = self._usual.sizes()
-        return Comparison(_median(here, 2), _median(others, 3), before, rows, length, median(sizes))
+        return Comparison(_share(here, 0.25, least=2), _share(others, 0.75, least=3), before, rows, length, median(sizes))
 
     def _happenings(self, begins: float, ends: float, arrived_at: float) -> tuple[Happening, ...]:
         found = [
@@ -521,9 +521,9 @@ def _middle(counts: Sequence[int], before: Sequence[int] | None) -> float:
     return 0.0
 
 
-def _median(seconds: Sequence[float], least: int) -> float:
-    """0 of fewer: they tell nothing."""
-    return median(seconds) if len(seconds) >= least else 0.0
+def _share(seconds: Sequence[float], share: float, *, least: int) -> float:
+    """What this share of them is below; 0 of fewer: they tell nothing."""
+    return sorted(seconds)[int(share * (len(seconds) - 1))] if len(seconds) >= least else 0.0
 
 
 def _seconds(exemplar: Exemplar) -> float:

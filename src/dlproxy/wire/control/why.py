@@ -70,7 +70,7 @@ def why_routes(exemplars: Iterable[Exemplar]) -> list[Route]:
 def one_of(found: list[Exemplar], name: str) -> Response:
     """The newest of this name: of a request to a pipeline, that is itself, as its stages have answered before."""
     for exemplar in found:
-        if name in (exemplar.request_id, str(exemplar.id)):
+        if name and name in (exemplar.request_id, str(exemplar.id)):
             return JSONResponse(exemplar.told())
     message = (
         f"request {name[:128]!r} is not known. Of every model the slowest 8 of each 10 seconds are kept for 10 minutes, "

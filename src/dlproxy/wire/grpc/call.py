@@ -112,7 +112,7 @@ class Call:
         self.ticket: Ticket | None = None  # of the request that it makes to a model
         self.waited: dict[Phase, float] | None = None  # what it has waited for until it made that
         # The rest is the connection's
-        self.since = 0.0  # the message comes in several frames, or its answer has to be held back
+        self.since = -1.0  # the message comes in several frames, or its answer has to be held back
         self.method: Callable[[Call, bytes], None] | None = None  # of a unary call
         self.pieces: list[bytes | bytearray] = []  # received and not delivered yet
         self.at = 0  # where in the first of them what is not delivered begins

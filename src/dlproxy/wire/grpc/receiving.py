@@ -83,7 +83,7 @@ class Receiving(Sending):
             message = b"".join(call.pieces)
             self.forget(call)
             assert len(message) == size
-            call.waited, call.since = {"receive": self.journal.clock() - call.since}, 0.0
+            call.waited, call.since = {"receive": self.journal.clock() - call.since}, -1.0
             self._hand_over(call, message, prefix[0])
 
     def go_on(self, call: Call) -> None:

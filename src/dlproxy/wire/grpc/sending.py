@@ -173,9 +173,9 @@ class Sending:
 
     def _sent(self, call: Call) -> None:
         """What was held back of a model's answer has left, or nobody waits for it any more."""
-        if call.ticket is not None and call.since:
+        if call.ticket is not None and call.since >= 0.0:
             self.journal.sent(call.ticket.id, self.journal.clock() - call.since)
-            call.since = 0.0
+            call.since = -1.0
 
     def _send_frame(self, call: Call) -> None:
         held, pieces, size = call.held, [], 0

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LINGER_S = 2.0  # after a refusal, how long to swallow what the client still sends, so that a reset cannot eat the reply
 MAX_CHUNK_OVERHEAD = 512 * 1024  # bytes of chunk framing or trailers without any body in between
 MAX_TARGET = 8 * 1024
+AT_ONCE_S = 0.1  # after which a transport says no more that what was written then is too much
 SMALL_PIECE = 1024  # bytes; smaller pieces of a body are gathered: as objects of their own they could take 20 times that
 
 IDLE, HEADERS, BODY, REFUSED = range(4)
@@ -224,20 +225,23 @@ class HttpConnection(asyncio.Protocol):
         self._write_paused = True
         self._waited_s = 0.0
         if self._large is not None:
-            self.server.journal.sending(self._large[0])
+            if self.server.journal.clock() - self._large[1] < AT_ONCE_S:
+                self.server.journal.sending(self._large[0])
+            else:  # it is smaller ones, later, that are not read
+                self._large = None
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
+        self._sent()
         self._write_paused = False
         self._waited_s = 0.0
-        self._sent()
         self._start_unseen()
         self._may_go_on()
 
     def _sent(self) -> None:
         """What was held back of the last large reply has left, or nobody reads it any more."""
         large, self._large = self._large, None
-        if large is not None:
+        if large is not None and self._write_paused:
             journal = self.server.journal
             journal.sent(large[0], journal.clock() - large[1])
 
