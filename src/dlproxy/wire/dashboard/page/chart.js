@@ -21,7 +21,7 @@ function css(name) {
   return colours.get(name);
 }
 
-// `series`: [{field, label, colour, show, dash, fill}]; `show`: a value in words. `level`: {label, value()} or null: a line across.
+// `series`: [{field, label, colour, fill, sparse}]; `show`, `axis`: a value in words, with its unit and on the axis. `level`: {label, value()} or null: a line across.
 export function chart({ title, series, show, axis = show, sync, marks, near, level = null, most = null }) {
   const legend = h("span", { class: "legend" });
   const place = h("div", { class: "plot", role: "img" });
@@ -59,7 +59,6 @@ export function chart({ title, series, show, axis = show, sync, marks, near, lev
           label: one.label,
           stroke: () => css(one.colour),
           width: 1.6,
-          dash: one.dash,
           fill: one.fill ? () => `color-mix(in srgb, ${css(one.colour)} 14%, transparent)` : undefined,
           points: { show: false },
           spanGaps: false,
@@ -80,6 +79,7 @@ export function chart({ title, series, show, axis = show, sync, marks, near, lev
     const line = level?.value();
     let top = high ?? 0;
     if (line && line < 4 * Math.max(top, 1e-12)) top = Math.max(top, line);
+    if (line && top === 0) top = line;
     if (most) return Math.min(most, Math.max(top * 1.1, most / 10));
     return top > 0 ? top * 1.1 : 1;
   }
@@ -131,7 +131,10 @@ export function chart({ title, series, show, axis = show, sync, marks, near, lev
     set(columns, from, to) {
       data = [columns.at, ...series.map((one) => columns[one.field])];
       plot.batch(() => {
-        plot.setData(data, false);
+        plot.setData(
+          [data[0], ...series.map((one, number) => (one.sparse ? withoutRests(data[number + 1]) : data[number + 1]))],
+          false,
+        );
         plot.setScale("x", { min: from, max: to });
       });
       told(plot);
@@ -148,6 +151,10 @@ export function chart({ title, series, show, axis = show, sync, marks, near, lev
     },
   };
 }
+
+// A line at 0 says nothing, and hides others that do: it is drawn where it rises and falls only.
+const withoutRests = (values) =>
+  values.map((value, at) => (value > 0 || values[at - 1] > 0 || values[at + 1] > 0 ? value : null));
 
 function stroke(ctx, colour, dash, from, to) {
   ctx.strokeStyle = colour;

@@ -37,6 +37,7 @@ function heard(event, message) {
     if (fresh) before.clear();
   } else {
     for (const [key, fields] of Object.entries(message.models ?? {})) {
+      if (!state.models.has(key)) changed.add("*");
       state.models.set(key, { ...state.models.get(key), ...fields });
     }
     for (const key of message.gone ?? []) state.models.delete(key);
@@ -124,9 +125,17 @@ function connected(is, words) {
 
 const VIEWS = { models: modelView, requests: requestsView, events: eventsView };
 
+function place() {
+  try {
+    return location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+  } catch {
+    return [""]; // an address that was cut somewhere
+  }
+}
+
 function show() {
   if (!state.at) return;
-  const [kind, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+  const [kind, ...rest] = place();
   view?.close?.();
   const make =
     kind === "models" && rest.length ? modelView : kind && kind !== "models" ? (VIEWS[kind] ?? modelsView) : modelsView;

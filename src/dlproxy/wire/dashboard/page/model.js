@@ -16,6 +16,7 @@ const SPANS = [
   [300, "5 min"],
   [3600, "1 h"],
 ];
+const MISSED_S = 5;
 const KNOBS_EVERY_MS = 10000;
 
 export function modelView(state, name, version = "") {
@@ -67,8 +68,8 @@ export function modelView(state, name, version = "") {
     element,
     update(changed, fresh) {
       last = model();
-      head.gone(!found());
       for (const part of parts) part.update(last, changed, fresh);
+      head.gone(!found());
       why.tick();
     },
     close() {
@@ -105,7 +106,11 @@ function headPart(model) {
   );
   return {
     element,
-    gone: (is) => (gone.hidden = !is),
+    gone(is) {
+      gone.hidden = !is;
+      if (is) write(status, "gone");
+      if (is) mark(status, "data-level", "rest");
+    },
     update(now) {
       const { level, words: shown, concerns } = stateOf(now);
       mark(status, "data-level", level);
@@ -163,6 +168,9 @@ function tilesPart() {
   };
 }
 
+// What a field is of a model that does nothing.
+const rest = (field) => (field.startsWith("p") || field === "batch_rows" ? null : 0);
+
 function chartsPart(model, state) {
   const { name, version } = model();
   const empty = () => Object.fromEntries([["at", []], ...FIELDS.map((field) => [field, []])]);
@@ -184,8 +192,8 @@ function chartsPart(model, state) {
       show: rate,
       series: [
         { field: "rate", label: "answered", colour: "--main", fill: true },
-        { field: "rejects_rate", label: "refused", colour: "--warn" },
-        { field: "failures_rate", label: "failed", colour: "--bad" },
+        { field: "rejects_rate", label: "refused", colour: "--warn", sparse: true },
+        { field: "failures_rate", label: "failed", colour: "--bad", sparse: true },
       ],
     }),
     chart({
@@ -251,6 +259,7 @@ function chartsPart(model, state) {
       const past = await ask(`dashboard/history?${new URLSearchParams({ model: name, version, seconds: length })}`);
       columns = withRests(past);
     } catch (error) {
+      columns = withRests(empty());
       write(said, error.message);
     }
     busy = false;
@@ -271,10 +280,13 @@ function chartsPart(model, state) {
       drawBar(shares, now.phases);
       drawTable(shareTable, now.phases);
       if (busy) return;
+      if (state.at - (columns.at.at(-1) ?? 0) > MISSED_S) {
+        choose(length); // nobody looked, or the server was away
+        return;
+      }
       if (state.at > (columns.at.at(-1) ?? 0)) {
         columns.at.push(state.at);
-        for (const field of FIELDS)
-          columns[field].push(now[field] ?? (field.startsWith("p") || field === "batch_rows" ? null : 0));
+        for (const field of FIELDS) columns[field].push(now[field] ?? rest(field));
       }
       const old = columns.at.findIndex((at) => at > state.at - length - 20);
       if (old > 60) for (const column of Object.values(columns)) column.splice(0, old);
@@ -290,16 +302,17 @@ function chartsPart(model, state) {
       filled.at.push(at);
       for (const field of FIELDS) filled[field].push(values(field));
     };
-    const rest = (field) => (field.startsWith("p") || field === "batch_rows" ? null : 0);
+    const restUntil = (at, step) => {
+      const before = filled.at.at(-1) ?? state.at - length;
+      if (at - before <= 2.5 * step) return;
+      put(before + step, rest);
+      put(at - step, rest);
+    };
     past.at.forEach((at, index) => {
-      const step = past.step_s[index] ?? 1;
-      const before = past.at[index - 1] ?? state.at - length;
-      if (at - before > 2.5 * step) {
-        put(before + step, rest);
-        put(at - step, rest);
-      }
+      restUntil(at, past.step_s[index]);
       put(at, (field) => past[field][index]);
     });
+    restUntil(state.at + 1, 1);
     return filled;
   }
 }
