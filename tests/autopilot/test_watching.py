@@ -47,6 +47,10 @@ async def test_a_slow_instance_raises_an_alarm_that_holds_the_autopilot_until_it
     assert said.startswith("model m: something is unusual: time of batches against the known 2")
     assert "median latency 77.5 ms, usually 31 ms" in said
     assert scene.flight.shown(most=1)["unusual"] in said
+    brief = scene.flight.brief(newest=1)
+    assert (brief["unusual"], brief["trying"]) == (scene.flight.unusual, False)
+    assert [decision["kind"] for decision in brief["decisions"]] == ["holds"]
+    assert scene.flight.brief()["decisions"] == []
     assert scene.decided == ["tries", "holds"]
     assert scene.flight.log[-1].reason.startswith("something is unusual: time of batches")
     assert scene.flight.state.startswith("holds: something is unusual: time of batches")

@@ -107,6 +107,17 @@ def having(name: str, model: WantedModel | None) -> Callable[[Wanted], Wanted]:
     return lambda wanted: wanted.having(name, model)
 
 
+async def test_whoever_shows_states_hears_when_to_look_again(control: Control) -> None:
+    seen: dict[int, object] = {}
+    await control.change(having("m", a_model("1")))
+    for _ in range(60):
+        states = [(state.phase, state.default, state.share) for state in control.states()]
+        assert seen.setdefault(control.changes, states) == states
+        await later(0.1)
+    assert [state.phase for state in control.states()] == ["serving"]
+    assert len(seen) > 1
+
+
 async def test_an_update_loads_then_switches_then_unloads(models: FakeModels, control: Control) -> None:
     await control.change(having("m", a_model("1")))
     await control.settled("m")

@@ -82,6 +82,7 @@ async def test_every_change_is_counted_and_the_states_add_up() -> None:
     rig.roster.instance_failed(rig.fake("m-2"), "no memory")
     rig.roster.instance_waits("m-2", 0.1)
     assert rig.states() == {"up": 2, "waiting": 1}
+    assert rig.stats.stirred == 3 + 2 + 2, "whoever shows it looks again"
     rig.roster.lose_instance("m-0", "killed")
     assert rig.states() == {"up": 1, "lost": 1, "waiting": 1}
     for name in ("m-0", "m-1", "m-2"):

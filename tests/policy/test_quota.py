@@ -48,6 +48,28 @@ def test_how_many_come_through(quota: Quota, rows: int, at_once: int, a_second_l
     assert admitted(quotas, 3701.0, rows=rows) == after_an_hour
 
 
+def test_how_one_uses_its_quota_is_told() -> None:
+    both = Quota(requests_per_s=10.0, rows_per_s=100.0, burst_s=2.0, concurrent=5)
+    quotas = Quotas({"a": both, "*": TEN})
+    for number in range(6):
+        quotas.admit(Ticket(number, 0.0, rows=30, tenant="a"), 0.0, Principal("key", quota=Quota(rows_per_s=300.0)))
+    admit(quotas, 0.0, "b")
+    admit(quotas, 0.0, "x" * 1000)
+    told = {(use.of, use.name): (use.admitted, use.refused, use.running) for use in quotas.uses(0.0)}
+    assert told == {("tenant", "a"): (5, 1, 5), ("tenant", "b"): (1, 0, 0), ("key", "key"): (5, 0, 0)}
+    named, other, key = quotas.uses(0.5)
+    assert (named.requests_left, named.rows_left) == (pytest.approx(1.0), pytest.approx(0.5))
+    assert (other.requests_left, other.rows_left) == (pytest.approx(1.0), None)
+    assert (key.requests_left, key.rows_left) == (None, pytest.approx(1.0))
+
+
+def test_of_many_those_heard_of_last_are_told() -> None:
+    quotas = Quotas({"*": TEN})
+    for number in range(50):
+        admit(quotas, 0.0, f"t{number}")
+    assert [use.name for use in quotas.uses(0.0, most=2)] == ["t49", "t48"]
+
+
 def test_a_debt_is_paid_before_the_next_request() -> None:
     quotas = Quotas({"a": Quota(rows_per_s=20.0)})
     assert admit(quotas, 0.0, rows=100) is None

@@ -354,9 +354,15 @@ class Flight:
 
     def brief(self, newest: int = 0) -> dict[str, Any]:
         """JSON: the least of `shown` that tells how it is, and so many of the newest decisions."""
-        pins = sorted(self.pilot.space.pinned) if self.pilot is not None else []
-        decided = [_decision(decision, self._clock()) for decision in list(self.log)[len(self.log) - newest :]]
-        return {"mode": self.mode, "phase": self.state, "pins": pins, "unusual": self.unusual, "decisions": decided}
+        pilot = self.pilot
+        return {
+            "mode": self.mode,
+            "phase": self.state,
+            "trying": pilot is not None and pilot.trying,
+            "pins": sorted(pilot.space.pinned) if pilot is not None else [],
+            "unusual": self.unusual,
+            "decisions": [_decision(decision, self._clock()) for decision in list(self.log)[max(len(self.log) - newest, 0) :]],
+        }
 
     def shown(self, *, most: int) -> dict[str, Any]:
         """JSON: what it does, and what it decided last."""

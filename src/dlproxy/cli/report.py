@@ -63,8 +63,9 @@ def _report(args: argparse.Namespace) -> int:
 def _hour(port: "ControlPort", minutes: int) -> "Hour":
     from dlproxy.lab.report.hour import Hour
 
-    now, asked = port.dashboard(), port.asked()
+    asked = port.asked()
     histories = [port.history(one["name"], one["version"], minutes * 60) for one in asked[:MOST_MODELS]]
+    now = port.dashboard()  # the last, so that nothing is newer
     requests = port.slow_requests()
     why_not = "This server does not tell which requests were slow." if requests is None else ""
     return Hour(where=port.url, minutes=minutes, now=now, histories=histories, requests=requests or [], why_not=why_not)

@@ -60,6 +60,8 @@ from dlproxy.wire.tls import GRPC, HTTP, Certificates
 from dlproxy.wire.waiting import Waiting
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
     from dlproxy.fleet.repository.watcher import Repository
     from dlproxy.telemetry.tracing import Tracer
     from dlproxy.wire.terms import Identify
@@ -177,17 +179,7 @@ class Server:
             answer = with_access_log(app, monotonic) if server.access_log else app
             self.ports = listeners.ports
             self.unix_socket = listeners.unix_socket
-            feed = self._feed = self._make_feed()
-            page = control_app(
-                catalog,
-                lambda: self.connections,
-                ToldOperations(self.operations, feed.tell),
-                ToldPilots(self.models.autopilot, feed.tell),
-                self.models.caches,
-                [*docs_routes(app.document, self._inference_port), *dashboard_routes(feed)],
-                self._desk,
-                self._audit,
-            )
+            page = self._control_page(app)
             tls = self._certificates
             self._control = ControlServer(page, None if tls is None else tls.context(HTTP), limits, self._bounds)
             sockets = listeners.take()
@@ -239,14 +231,20 @@ class Server:
         )
         return [*generate.rows(), *explain.rows(), *tfs.rows()]
 
-    def _make_feed(self) -> Feed:
-        operations, control, models = self.operations, self.control, self.models
-        return Feed(
+    def _control_page(self, app: OipApp) -> "Starlette":
+        control, models, states = self.control, self.models, self.operations.states
+        feed = self._feed = Feed(
+            models.catalog, states=states, changes=lambda: control.changes, facts=self._facts, uses=models.uses
+        )
+        return control_app(
             models.catalog,
-            states=operations.states,
-            changes=lambda: control.changes,
-            facts=self._facts,
-            uses=models.uses,
+            lambda: self.connections,
+            ToldOperations(self.operations, feed.tell),
+            ToldPilots(models.autopilot, feed.tell),
+            models.caches,
+            [*docs_routes(app.document, self._inference_port), *dashboard_routes(feed)],
+            self._desk,
+            self._audit,
         )
 
     def _facts(self) -> dict[str, Any]:

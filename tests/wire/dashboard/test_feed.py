@@ -104,7 +104,7 @@ def do(rig: Rig, what: str, number: int) -> None:
         models[0].places = [place("m-0", "lost", "it crashed"), place("m-1", "starting")]
         models[0].stats.stirred += 1
     elif what == "pilot" and models:
-        models[-1].pilot = {"mode": "on", "phase": f"tries {number}", "pins": [], "unusual": "", "decisions": []}
+        models[-1].pilot = pilot(phase=f"tries {number}")
         rig.feed.tell(models[-1].served.name, "autopilot", "an operator pauses it")
 
 
@@ -237,19 +237,23 @@ async def test_it_looks_once_a_second_and_a_mistake_ends_it_with_a_word(caplog: 
     assert rig.feed.closed
 
 
+def pilot(**fields: Any) -> dict[str, Any]:
+    return {"mode": "on", "phase": "", "trying": False, "pins": [], "unusual": "", "decisions": [], **fields}
+
+
 def _alarm(rig: Rig) -> None:
     model = rig.models["a/1"]
     model.stats.watch = WatchCounts()
     model.stats.watch.unusual = True
     model.stats.stirred += 1
-    model.pilot = {"mode": "on", "phase": "holds", "pins": [], "unusual": "latency 1 s, usually 1 ms", "decisions": []}
+    model.pilot = pilot(phase="holds", unusual="latency 1 s, usually 1 ms")
 
 
 def _decide(rig: Rig) -> None:
     model = rig.models["a/1"]
     model.stats.decisions["tries"] += 1
     model.stats.stirred += 1
-    model.pilot = {"mode": "on", "phase": "", "pins": [], "unusual": "", "decisions": [{"text": "tries max_batch = 8"}]}
+    model.pilot = pilot(decisions=[{"text": "tries max_batch = 8"}])
 
 
 def _instances(*places: dict[str, Any]) -> Callable[[Rig], None]:
@@ -258,6 +262,11 @@ def _instances(*places: dict[str, Any]) -> Callable[[Rig], None]:
         rig.models["a/1"].stats.stirred += 1
 
     return change
+
+
+def _trial(rig: Rig) -> None:
+    rig.models["a/1"].pilot = pilot(trying=True)
+    _instances(place("m-1"), place("m-2", "lost", "it crashed"))(rig)
 
 
 def _share(rig: Rig) -> None:
@@ -287,6 +296,7 @@ def _share(rig: Rig) -> None:
             _instances(place("m-0"), place("m-1", "starting")),
             [("a", "instance", "instance m-1 is being started")],
         ),
+        (_trial, [("a", "instance", "instance m-2 was lost: it crashed")]),
         (_instances(), [("a", "instance", "instance m-0 is gone")]),
         (_alarm, [("a", "alarm", "something is unusual: latency 1 s, usually 1 ms")]),
         (_decide, [("a", "autopilot", "tries max_batch = 8")]),

@@ -74,9 +74,11 @@ def test_the_objective_is_told_of_an_hour_and_what_is_older_is_forgotten() -> No
     rig.second(30)
     told = rig.sampler.shown(("m", "1"))["objective"]
     assert told == {"seconds": 0.01, "share": 0.9, "met": 0.95, "budget_left": 0.5}
-    rig.second(HOUR)
+    rig.second(HOUR + 60)
+    assert not rig.sampler.tracks
     model.answers(10, rig.now + 0.5, seconds=0.004)
     rig.second(20)
+    assert max(rig.sampler.history("m", "1", 60)["rate"]) == 10.0
     assert rig.sampler.shown(("m", "1"))["objective"]["met"] == 1.0
 
 
@@ -109,6 +111,15 @@ def test_a_second_in_which_the_loop_stood_still_is_spread_over_those_that_it_too
     rig.now += 2.0
     rig.second()
     assert rig.sampler.history("m", "1", 3)["rate"] == [10.0, 10.0, 10.0]
+
+
+def test_a_look_that_comes_late_moves_answers_and_makes_none() -> None:
+    rig = Rig("m")
+    for late_s in (0.0, 0.95, 0.01, 0.5, 0.0):
+        rig.models["m/1"].answers(5, rig.now)
+        rig.now += 1.0
+        rig.feed.look(rig.now + late_s)
+    assert sum(rig.sampler.history("m", "1", 60)["rate"]) == 25.0
 
 
 def test_of_more_than_five_minutes_ago_ten_seconds_are_one_point() -> None:

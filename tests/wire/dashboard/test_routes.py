@@ -145,7 +145,7 @@ async def test_what_was_asked_in_the_hour_is_told_and_all_of_now_to_who_asks_onc
         ]
         now = (await here.ask("/dashboard/feed", "mine", Accept="application/json")).json()
         assert list(now["models"]) == ["mine-1/1", "mine-3/1"]
-        here.rig.second(3600)
+        here.rig.second(3700)
         assert (await here.ask("/dashboard/history", "all")).json() == []
 
 

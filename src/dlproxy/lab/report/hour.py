@@ -20,8 +20,7 @@ CHARTED = 6  # models that have charts, the most asked
 MOST_EVENTS = 200
 MOST_REQUESTS = 20
 LOG_FROM = 20.0  # a latency axis is logarithmic where the largest is so many times the smallest
-STEPS_MIN = (1, 2, 5, 10, 15, 30, 60)
-GAP_S = 1.5  # of steps, from one point to the next: there is none between
+STEPS_S = (1, 5, 10, 30, 60, 120, 300, 600, 900)  # from one time that is written to the next
 
 Told: TypeAlias = Mapping[str, Any]
 
@@ -39,13 +38,14 @@ class Hour(Struct, kw_only=True):
     why_not: str = ""
 
     @property
-    def until(self) -> datetime:
-        return datetime.fromtimestamp(self.now["at"]).astimezone()
+    def since_at(self) -> float:
+        """In seconds since 1970; not before the server was started."""
+        asked_at: float = self.now["at"] - self.minutes * 60.0
+        return max(asked_at, float(self.now["server"]["started_at"]))
 
     @property
-    def since_at(self) -> float:
-        at: float = self.now["at"]
-        return at - self.minutes * 60.0
+    def seconds(self) -> float:
+        return max(float(self.now["at"]) - self.since_at, 1.0)
 
 
 def save_html(hour: Hour, path: Path) -> str:
@@ -57,8 +57,8 @@ def save_html(hour: Hour, path: Path) -> str:
 
 def html(hour: Hour, headline: str) -> str:
     """The page as text."""
-    since = hour.until - timedelta(minutes=hour.minutes)
-    when = f"{since:%Y-%m-%d %H:%M} to {hour.until:%H:%M} ({hour.until:%Z})"
+    since, until = _local(hour.since_at), _local(hour.now["at"])
+    when = f"{since:%Y-%m-%d %H:%M} to {until:%H:%M} ({until:%Z})"
     server = hour.now["server"]
     what = f"{hour.where}, {when}; dlproxy {server['version']} on {wording.count(server['cores'], 'core')}"
     return page(
@@ -67,8 +67,8 @@ def html(hour: Hour, headline: str) -> str:
             header(what, headline),
             _alarms(hour),
             _key_figures(hour),
-            *_charted(hour),
             section("Models", _models(hour)),
+            *_charted(hour),
             _slow(hour),
             _happened(hour),
             _upstreams(hour.now["upstreams"]),
@@ -84,13 +84,13 @@ def _headline(hour: Hour) -> str:
     answered, refused, failed = _totals(hour.histories)
     ended = answered + refused + failed
     if not ended:
-        return f"Nothing was asked in the last {wording.count(hour.minutes, 'minute')}."
-    parts = [f"{answered:,.0f} requests answered in {wording.count(hour.minutes, 'minute')}"]
+        return f"Nothing was asked in the last {wording.duration(hour.seconds * 1e3)}."
+    parts = [f"{wording.count(round(answered), 'request')} answered in {wording.duration(hour.seconds * 1e3)}"]
     parts += [f"{wording.share(number, ended)} {what}" for number, what in ((refused, "refused"), (failed, "failed")) if number]
     missed = [name for name, model in hour.now["models"].items() if _is_missed(model)]
     if missed:
-        parts.append(f"the objective of {_names(missed)} was missed")
-    elif any(model.get("objective") for model in hour.now["models"].values()):
+        parts.append(f"{_names(missed)} missed {'its objective' if len(missed) == 1 else 'their objectives'}")
+    elif any((model.get("objective") or {}).get("met") is not None for model in hour.now["models"].values()):
         parts.append("every objective was met")
     return "; ".join(parts) + "."
 
@@ -102,8 +102,8 @@ def _is_missed(model: Told) -> bool:
 
 
 def _names(names: Sequence[str]) -> str:
-    few = ", ".join(name.removesuffix("/1") for name in names[:3])
-    return few if len(names) <= 3 else f"{few} and {len(names) - 3} more"
+    told = [name.removesuffix("/1") for name in names[:3]] + ([f"{len(names) - 3} more"] if len(names) > 3 else [])
+    return " and ".join(filter(None, (", ".join(told[:-1]), told[-1])))
 
 
 def _totals(histories: Iterable[Told]) -> tuple[float, float, float]:
@@ -136,15 +136,15 @@ def _key_figures(hour: Hour) -> str:
     answered, refused, failed = _totals(hour.histories)
     server, models = hour.now["server"], hour.now["models"].values()
     up = sum(model["state"] == "up" for model in models)
+    memory = f"{server['memory_bytes'] / 2**20:,.0f} MiB"
     most = max((max(one["rate"], default=0.0) for one in hour.histories), default=0.0)
     return tiles(
         [
-            ("answered", wording.rate(answered / (hour.minutes * 60.0)), f"at most {wording.rate(most)} of one model"),
+            ("answered", wording.rate(answered / hour.seconds), f"at most {wording.rate(most)} of one model"),
             ("refused", f"{refused:,.0f}", "for lack of time or room, or by a quota"),
             ("failed", f"{failed:,.0f}", "in the model, or with no instance up"),
             ("models up", f"{up:,}", f"of {len(models):,}"),
-            ("cores busy now", wording.number(server["cpu"]), f"of {server['cores']}"),
-            ("memory now", f"{server['memory_bytes'] / 2**20:,.0f} MiB", "of this process"),
+            ("cores busy now", wording.number(server["cpu"]), f"of {server['cores']}; {memory} of memory"),
         ]
     )
 
@@ -189,15 +189,18 @@ def _objective(model: Told | None) -> list[str]:
     aim = f"{wording.share(objective['share'], 1.0)} in {wording.duration(objective['seconds'] * 1e3)}"
     if objective["met"] is None:
         return [aim, ""]
-    left = "" if objective["budget_left"] is None else f"{objective['budget_left'] * 100.0:.0f} %"
-    return [f"{aim}: {wording.share(objective['met'], 1.0)}", left]
+    left = objective["budget_left"]
+    return [
+        f"{aim}: {wording.share(objective['met'], 1.0)}",
+        "" if left is None else wording.share(left, 1.0) if left > 0 else "none",
+    ]
 
 
 # Charts
 
 
 def _charted(hour: Hour) -> list[str]:
-    """A heading and three charts for each of the most asked."""
+    """A heading and four charts for each of the most asked."""
     drawn = []
     for number, history in enumerate(hour.histories[:CHARTED]):
         name = f"{history['name']}/{history['version']}"
@@ -206,24 +209,32 @@ def _charted(hour: Hour) -> list[str]:
         figures = [
             _rate(hour, history, events, number),
             _latency(hour, history, events, number, objective),
-            _load(hour, history, events, number),
+            _busy(hour, history, events, number),
+            _batches(hour, history, events, number),
         ]
         drawn.append(f"<h2>{text(name.removesuffix('/1'))}</h2>\n{charts(figures)}")
     return drawn
 
 
 def _time(hour: Hour) -> Axis:
-    step = next((step for step in STEPS_MIN if hour.minutes / step <= 6), STEPS_MIN[-1])
-    since = hour.until - timedelta(minutes=hour.minutes)
-    first = since.replace(minute=0, second=0, microsecond=0)
-    marks = [first + timedelta(minutes=step * number) for number in range(hour.minutes // step + 60 // step + 2)]
-    ticks = [(mark.timestamp(), f"{mark:%H:%M}") for mark in marks if since <= mark <= hour.until]
-    return Axis(low=hour.since_at, high=hour.now["at"], ticks=ticks, title=f"time of day ({hour.until:%Z})")
+    since, until = _local(hour.since_at), _local(hour.now["at"])
+    step_s = next((step_s for step_s in STEPS_S if hour.seconds / step_s <= 6), STEPS_S[-1])
+    mark = since.replace(minute=0, second=0, microsecond=0)
+    ticks = []
+    while mark <= until:
+        ticks += [(mark.timestamp(), f"{mark:%H:%M:%S}" if step_s < 60 else f"{mark:%H:%M}")] if mark >= since else []
+        mark += timedelta(seconds=step_s)
+    return Axis(low=hour.since_at, high=hour.now["at"], ticks=ticks, title=f"time of day ({until:%Z})")
 
 
-def _line(history: Told, values: Sequence[float | None]) -> list[Point]:
-    """With gaps where nothing is known, also where one of two points is missing."""
-    return list(zip(history["at"], values, strict=True))
+def _local(at: float) -> datetime:
+    return datetime.fromtimestamp(at).astimezone()
+
+
+def _line(hour: Hour, history: Told, values: Sequence[float | None]) -> list[Point]:
+    """What lies on the time axis."""
+    points = zip(history["at"], values, strict=True)
+    return [(at, value) for at, value in points if hour.since_at <= at <= hour.now["at"]]
 
 
 def _marked(chart: Chart, events: Sequence[Told], history: Told, told: Sequence[str]) -> None:
@@ -239,9 +250,9 @@ def _rate(hour: Hour, history: Told, events: Sequence[Told], number: int) -> Fig
     bad = [refused + failed for refused, failed in zip(history["rejects_rate"], history["failures_rate"], strict=True)]
     most = max([*history["rate"], *bad], default=0.0)
     chart = Chart(_time(hour), linear(0.0, most or 1.0, "requests per second", wording.number), names=any(bad), longest=8)
-    chart.line(_line(history, history["rate"]), "answered" if any(bad) else "", "main")
+    chart.line(_line(hour, history, history["rate"]), "answered" if any(bad) else "", "main")
     if any(bad):
-        chart.line(_line(history, bad), "not", "bad")
+        chart.line(_line(hour, history, bad), "not", "bad")
     told = [f"{wording.rate(rate)}, {wording.rate(not_)} not" for rate, not_ in zip(history["rate"], bad, strict=True)]
     _marked(chart, events, history, told)
     refused, failed = _sum(history, "rejects_rate"), _sum(history, "failures_rate")
@@ -258,7 +269,7 @@ def _latency(hour: Hour, history: Told, events: Sequence[Told], number: int, obj
     if aim_ms:
         chart.level(aim_ms[0], f"objective {wording.duration(aim_ms[0])}")
     for column, name, style in (("p50_s", "p50", "under"), ("p99_s", "p99", "main")):
-        chart.line(_line(history, [None if value is None else value * 1e3 for value in history[column]]), name, style)
+        chart.line(_line(hour, history, [None if value is None else value * 1e3 for value in history[column]]), name, style)
     told = [
         "nothing answered" if p50 is None else f"p50 {wording.duration(p50 * 1e3)}, p99 {wording.duration(p99 * 1e3)}"
         for p50, p99 in zip(history["p50_s"], history["p99_s"], strict=True)
@@ -278,19 +289,30 @@ def _from_zero(low: float, high: float, title: str, label: Any) -> Axis:
     return linear(0.0, high * 1.03, title, label)
 
 
-def _load(hour: Hour, history: Told, events: Sequence[Told], number: int) -> Figure:
+def _busy(hour: Hour, history: Told, events: Sequence[Told], number: int) -> Figure:
     percent = [value * 100.0 for value in history["utilisation"]]
-    chart = Chart(_time(hour), linear(0.0, 100.0, "busy, percent of the instances' time", wording.number))
-    chart.line(_line(history, percent), "", "main")
+    chart = Chart(_time(hour), linear(0.0, 100.0, "percent of the instances' time", wording.number))
+    chart.line(_line(hour, history, percent), "", "main")
+    _marked(chart, events, history, [f"{busy:.0f} % busy" for busy in percent])
+    title = f"Busy for {sum(percent) / max(len(percent), 1):.0f} % of the time, at most {max(percent, default=0.0):.0f} %"
+    return Figure(title=title, svg=chart.svg(f"busy-{number}", title, "Utilisation over the time."), caption="")
+
+
+def _batches(hour: Hour, history: Told, events: Sequence[Told], number: int) -> Figure:
+    rows, queued = _known(history, "batch_rows"), history["queued"]
+    most = max([*rows, *queued], default=0.0)
+    chart = Chart(_time(hour), linear(0.0, most or 1.0, "rows, requests", wording.number), names=True, longest=7)
+    chart.line(_line(hour, history, queued), "queued", "second")
+    chart.line(_line(hour, history, history["batch_rows"]), "batches", "main")
     told = [
-        f"{busy:.0f} % busy, {wording.count(round(queued), 'request')} queued, batches of {wording.number(rows or 0.0)}"
-        for busy, queued, rows in zip(percent, history["queued"], history["batch_rows"], strict=True)
+        f"{wording.count(round(waiting), 'request')} queued, batches of {wording.number(size or 0.0)} rows"
+        for waiting, size in zip(queued, history["batch_rows"], strict=True)
     ]
     _marked(chart, events, history, told)
-    queued, rows = max(history["queued"], default=0.0), _known(history, "batch_rows")
-    batches = f", batches of mostly {wording.number(median(rows))} rows" if rows else ""
-    title = f"Busy up to {max(percent, default=0.0):.0f} %, up to {wording.count(round(queued), 'request')} queued{batches}"
-    return Figure(title=title, svg=chart.svg(f"load-{number}", title, "Utilisation over the time."), caption="")
+    usual = wording.number(median(rows)) if rows else ""
+    mostly = f"Batches of mostly {usual} {'row' if usual == '1' else 'rows'}" if rows else "No batches"
+    title = f"{mostly}, at most {wording.count(round(max(queued, default=0.0)), 'request')} queued"
+    return Figure(title=title, svg=chart.svg(f"batches-{number}", title, "Batches and the queue over the time."), caption="")
 
 
 # What happened
@@ -310,7 +332,7 @@ def _happened(hour: Hour) -> str:
         for event in events[:MOST_EVENTS]
     ]
     more = f"<p>{len(events) - MOST_EVENTS:,} older ones are left out.</p>" if len(events) > MOST_EVENTS else ""
-    return section("What happened", table(("time", "model", "kind", "what"), rows) + more, style="words")
+    return section("What happened", table(("time", "model", "kind", "what"), rows) + more, style="words happened")
 
 
 def _slow(hour: Hour) -> str:
@@ -322,9 +344,8 @@ def _slow(hour: Hour) -> str:
     if not recent:
         return section("Slow and failed requests", "<p>None is kept.</p>")
     rows = [_request(one) for one in [*slow[:MOST_REQUESTS], *failed[:MOST_REQUESTS]]]
-    return section(
-        "Slow and failed requests", table(("request", "time", "model", "took", "mostly in", "why"), rows), style="words"
-    )
+    headings = ("request", "time", "model", "took", "mostly in", "why")
+    return section("Slow and failed requests", table(headings, rows), style="words happened")
 
 
 def _request(one: Told) -> list[str]:

@@ -27,9 +27,11 @@ WINDOW = 5  # seconds whose answers tell quantiles and means
 
 
 class Counts(NamedTuple):
-    """Since the model was loaded, or in a time of `at` seconds. `latency`: answered requests per bucket of BOUNDS_S."""
+    """Since the model was loaded, until the end of the second of this number; or in a time of so many seconds. `latency`:
+    answered requests per bucket of BOUNDS_S.
+    """
 
-    at: float
+    seconds: int
     rows: int
     batches: int
     remembered: int
@@ -54,10 +56,10 @@ class Counts(NamedTuple):
         return sum(self.latency)
 
     def per_second(self, number: float) -> float:
-        return number / self.at if self.at > 0.0 else 0.0
+        return number / self.seconds if self.seconds else 0.0
 
 
-def counted(stats: ModelStats, at: float) -> Counts:
+def counted(stats: ModelStats, number: int) -> Counts:
     """All so far."""
     stats.settle()
     objective, cache, sizes, failures = stats.objective, stats.cache, stats.batch_sizes.values(), stats.failures
@@ -65,7 +67,7 @@ def counted(stats: ModelStats, at: float) -> Counts:
     missed = 0 if objective is None else objective.late + sum([failures[kind] for kind in (*MISSED, *FAILED)])
     hits = 0 if cache is None else cache.hits + cache.joined
     return Counts(
-        at=at,
+        seconds=number,
         rows=stats.rows,
         batches=stats.batches,
         remembered=stats.remembered,
@@ -84,8 +86,8 @@ def counted(stats: ModelStats, at: float) -> Counts:
     )
 
 
-def nothing(at: float) -> Counts:
-    return Counts._make([at, *[0] * 14, [0] * (len(BOUNDS_S) + 1)])
+def nothing(number: int = 0) -> Counts:
+    return Counts._make([number, *[0] * 14, [0] * (len(BOUNDS_S) + 1)])
 
 
 def quantiles(latency: Sequence[int], *shares: float) -> list[float | None]:
@@ -139,34 +141,34 @@ class _Ring:
 class Track:
     """One model's. `look` is called every second from when it did something until it is at `rest` again."""
 
-    def __init__(self, stats: ModelStats, number: int, at: float) -> None:
-        """`number`: of the second before the first one that counts, which ended `at`, by the clock."""
+    def __init__(self, stats: ModelStats, number: int, counted: Counts | None = None) -> None:
+        """`number`: of the second before the first one that counts; `counted`: until then, None for nothing."""
         self.first = number
         self.fine = _Ring(FINE, len(COLUMNS))
         self.coarse = _Ring(COARSE, len(COLUMNS) + 2)  # and how many requests met the objective, and missed it
-        self.restart(stats, number, at)
+        self.restart(stats, number, counted)
 
-    def restart(self, stats: ModelStats, number: int, at: float) -> None:
+    def restart(self, stats: ModelStats, number: int, counted: Counts | None = None) -> None:
         """It is counted anew, as the model was loaded again."""
         self.stats, self.last = stats, number
         self._hour = (0, 0)
-        self._begin(nothing(at))
+        self._begin(nothing(number) if counted is None else counted._replace(seconds=number))
 
-    def wake(self, number: int, at: float) -> None:
+    def wake(self, number: int) -> None:
         """It has been at rest until the end of this second."""
         self.last = number
-        self._begin(self._recent[-1]._replace(at=at))
+        self._begin(self._recent[-1]._replace(seconds=number))
 
     def _begin(self, counts: Counts) -> None:
         self._recent: deque[Counts] = deque([counts], WINDOW + 1)
         self._step, into = divmod(self.last, COARSE_S)
-        self._base = counts._replace(at=counts.at - into)  # a coarse point is of all of its time
+        self._base = counts._replace(seconds=counts.seconds - into)  # a coarse point is of all of its time
         self._most_queued = 0
 
     @property
     def second(self) -> Counts:
         """What it did in the last one."""
-        return self._recent[-1].since(self._recent[-2]) if len(self._recent) > 1 else nothing(0.0)
+        return self._recent[-1].since(self._recent[-2]) if len(self._recent) > 1 else nothing()
 
     @property
     def seconds(self) -> Counts:
@@ -184,9 +186,9 @@ class Track:
         newest, oldest = self._recent[-1], self._recent[0]
         return newest[1:] == oldest[1:] == self._base[1:] and len(self._recent) > WINDOW
 
-    def look(self, number: int, at: float, *, queued: int, capacity: int) -> None:
-        """The second of this number has ended `at`."""
-        before, newest = self._recent[-1], counted(self.stats, at)
+    def look(self, number: int, *, queued: int, capacity: int) -> None:
+        """The second of this number has ended."""
+        before, newest = self._recent[-1], counted(self.stats, number)
         self._recent.append(newest)
         self.fine.put(self.last + 1, number, _point(newest.since(before), queued, capacity))
         self._most_queued = max(self._most_queued, queued)
@@ -202,9 +204,9 @@ class Track:
         self._hour = int(sum([met[place] for place in steps])), int(sum([missed[place] for place in steps]))
 
     @property
-    def answered(self) -> int:
-        """Requests since it was loaded, or this was begun."""
-        return self._recent[-1].answered
+    def counts(self) -> Counts:
+        """All since it was loaded."""
+        return self._recent[-1]
 
     def points(self, first: int, last: int) -> Iterator[tuple[int, int, Sequence[float | None]]]:
         """From the second of one number to that of another: the number, seconds that the point is of, what is in COLUMNS.

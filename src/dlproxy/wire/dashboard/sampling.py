@@ -15,18 +15,20 @@ from dlproxy.policy.planner import VersionState
 from dlproxy.policy.view import LaneView
 from dlproxy.wire.catalog import Catalog, ServedModel
 from dlproxy.wire.dashboard.events import Event, Key, Kind, of_instances, of_versions
-from dlproxy.wire.dashboard.history import COLUMNS, HOUR, Track
+from dlproxy.wire.dashboard.history import COLUMNS, HOUR, Counts, Track
 from dlproxy.wire.dashboard.shown import capacity_of, instances_of, short, shown
 
 MOST_TRACKS = 2000  # models whose hour is kept, of 24 kB each
 MOST_EVENTS = 1000
+MINUTE = 60
 
 Told: TypeAlias = dict[str, Any]
 
 
 class _Watched(Struct, eq=False):
     """A model that is served. `mark`: as it was last; `rests`: it has done nothing for so long that all is as at rest.
-    `number`: of the second in which it was looked at last, and `view`, `instances`, `unusual`, `decisions` were so.
+    `number`: of the second in which it was looked at last, and `view`, `instances`, `unusual`, `decisions` were so. `counted`:
+    when its rings were let go of.
     """
 
     model: ServedModel
@@ -37,6 +39,7 @@ class _Watched(Struct, eq=False):
     instances: Sequence[Mapping[str, Any]] = ()
     unusual: str = ""
     decisions: int = 0
+    counted: Counts | None = None
 
 
 class Sampler:
@@ -86,13 +89,14 @@ class Sampler:
         moved = self.follow()
         for key, watched in self._watched.items():
             if self._has_moved(watched):
-                self._look_at(key, watched, number, now)
+                self._look_at(key, watched, number)
                 moved.add(key)
         if self._touched:
             moved |= {key for key in self.versions if key[0] in self._touched or "" in self._touched}
             self._touched.clear()
+        if number // MINUTE > self._number // MINUTE or len(self.tracks) > MOST_TRACKS:
+            self._forget(number)
         self._number, self.looked_at = number, now
-        self._forget(number)
         return moved
 
     def follow(self) -> set[Key]:
@@ -132,22 +136,29 @@ class Sampler:
         watched.mark = mark
         return True
 
-    def _look_at(self, key: Key, watched: _Watched, number: int, now: float) -> None:
+    def _look_at(self, key: Key, watched: _Watched, number: int) -> None:
         model, track = watched.model, self.tracks.get(key)
         if track is None:
-            track = self.tracks[key] = Track(model.stats, self._number, self.looked_at)
+            track = self.tracks[key] = Track(model.stats, self._number, watched.counted)
         elif track.stats is not model.stats:
-            track.restart(model.stats, self._number, self.looked_at)
+            track.restart(model.stats, self._number)
         elif watched.rests:
-            track.wake(self._number, self.looked_at)
+            track.wake(self._number)
         view = model.view()
         queued, running = view.queued_requests, view.running_requests
-        track.look(number, now, queued=queued, capacity=capacity_of(view))
+        track.look(number, queued=queued, capacity=capacity_of(view))
         watched.number, watched.view = number, view
         watched.rests = not queued and not running and track.rests()
         before, watched.instances = watched.instances, instances_of(model, view)
-        self._tell(of_instances(model.name, before, watched.instances))
+        self._tell(self._of_instances(watched, before))
         self._tell(self._of_pilot(watched))
+
+    def _of_instances(self, watched: _Watched, before: Sequence[Mapping[str, Any]]) -> list[Event]:
+        """But for those that come and go for a trial of the autopilot, which tells of that itself."""
+        events = list(of_instances(watched.model.name, before, watched.instances))
+        pilot = watched.model.pilot(0) if events else None
+        tried = pilot is not None and pilot["trying"]
+        return [event for event in events if not tried or event[1] != "instance" or "was lost" in event[2]]
 
     def _of_pilot(self, watched: _Watched) -> Iterator[Event]:
         name, stats = watched.model.name, watched.model.stats
@@ -171,12 +182,12 @@ class Sampler:
 
     def _forget(self, number: int) -> None:
         """Of those that rest, or are gone, for an hour; and the oldest if there are too many."""
-        if number % HOUR and len(self.tracks) <= MOST_TRACKS:
-            return
         oldest = sorted(self.tracks, key=lambda key: self.tracks[key].last)
         for place, key in enumerate(oldest):
             if place < len(oldest) - MOST_TRACKS or self.tracks[key].last <= number - HOUR:
-                del self.tracks[key]
+                track, watched = self.tracks.pop(key), self._watched.get(key)
+                if watched is not None and watched.model.stats is track.stats:
+                    watched.counted = track.counts
 
     # What it has found
 
@@ -201,7 +212,7 @@ class Sampler:
         the most asked first.
         """
         tracks = [(key, track) for key, track in self.tracks.items() if track.last > self._number - HOUR]
-        told = [{"name": name, "version": version, "answered": track.answered} for (name, version), track in tracks]
+        told = [{"name": name, "version": version, "answered": track.counts.answered} for (name, version), track in tracks]
         return sorted(told, key=lambda one: -one["answered"])
 
     def history(self, name: str, version: str, seconds: int) -> Told:

@@ -13,7 +13,7 @@ from dlproxy.wire.dashboard.history import Counts, Track, batch_rows, nothing, q
 
 STATES = {"serving": "up", "leaving": "unloading"}
 CIRCUITS = {"open": "ejected", "half-open": "on probation"}
-IDLE = nothing(0.0)
+IDLE = nothing()
 
 
 def short(value: float | None) -> float | None:
