@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dlproxy.config.tracing import TracingConfig
-from dlproxy.message import Failure, PartTo, Request, Response, Timing, Trace
+from dlproxy.message import Failure, FailureKind, PartTo, Request, Response, Timing, Trace
 from dlproxy.serve.tracing import Runs, TraceLayer
 from dlproxy.service import ReplyTo
 from dlproxy.telemetry.tracing import Tracer
@@ -41,6 +41,7 @@ class TracedRig(Rig):
         super().__init__(**options)
         self.driver.trace_runs(Runs(tracer, "m", self.now))
         self.layer = TraceLayer(self.driver, tracer, "m", "1", self.now)
+        self.stats.observers.append(self.layer)
 
     def traced(self, trace: Trace | None, **options: Any) -> Reply:
         reply = Reply(self.request(**options))
@@ -68,11 +69,9 @@ async def test_a_batch_is_below_the_first_and_linked_to_all(traced: Traced) -> N
     assert compute.parent_id == batch.span_id
     assert compute.end - compute.begin == pytest.approx(0.010, abs=0.002)
     assert {key.removeprefix("dlproxy."): value for key, value in batch.attributes.items()} == {
-        "model": "m",
         "instance": "m-0",
         "batch.number": 1,
         "batch.rows": 4,
-        "batch.requests": 4,
         "batch.reason": "idle",
     }
     assert len(spans) == 6
@@ -108,6 +107,19 @@ async def test_a_refusal_has_its_status(traced: Traced) -> None:
     assert late.failure is not None
     assert (span.name, span.failed) == ("infer m", late.failure.message)
     assert span.attributes["error.type"] == late.failure.kind.value
+    assert span.attributes["dlproxy.reason"]
+
+
+async def test_what_is_refused_before_it_is_a_request_has_a_span_if_its_client_traces_it(traced: Traced) -> None:
+    rig = TracedRig(traced.tracer)
+    why = Failure(FailureKind.INVALID_ARGUMENT, "unexpected shape")
+    for trace in (FIRST, OFF):
+        refused = rig.request()
+        refused.trace = trace
+        rig.stats.lost(refused, why, "bad_request", rig.now())
+    (span,) = await traced.spans()
+    assert (span.parent_id, span.kind, span.failed) == (f"{1:016x}", "SERVER", "unexpected shape")
+    assert span.attributes["dlproxy.reason"] == "bad_request"
 
 
 class Inner:

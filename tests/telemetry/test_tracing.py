@@ -71,7 +71,7 @@ def lines() -> Iterator[Lines]:
 
 
 def tracer(endpoint: str, sample: float = 1.0, **changes: Any) -> Tracer:
-    return Tracer(TracingConfig(endpoint=endpoint, sample=sample), **changes)
+    return Tracer(TracingConfig(endpoint=endpoint, sample=sample, most_per_s=1e6), **changes)
 
 
 def some(tracer: Tracer, count: int = 1) -> None:
@@ -111,6 +111,20 @@ async def test_each_by_itself() -> None:
     assert sum(gap == 1 for gap in gaps) / len(gaps) == pytest.approx(0.1, abs=0.03)
     assert max(gaps) > 40
     await drawn.close()
+
+
+async def test_never_more_than_so_many_a_second() -> None:
+    now = [0.0]
+    one = Tracer(TracingConfig(endpoint="http://127.0.0.1:9", sample=1.0, most_per_s=20.0), clock=lambda: now[0])
+    assert sum(map(due, [one] * 1000)) == 20, "a second's at once"
+    for now[0], more in ((0.5, 10), (0.51, 0), (100.0, 20)):
+        assert sum(map(due, [one] * 1000)) == more
+    slow = Tracer(TracingConfig(endpoint="http://127.0.0.1:9", sample=1.0, most_per_s=0.1), clock=lambda: now[0])
+    assert [due(slow), due(slow)] == [True, False]
+    now[0] += 10.0
+    assert due(slow)
+    for each in (one, slow):
+        await each.close()
 
 
 @pytest.mark.parametrize(("flags", "sampled"), [("00", False), ("01", True), ("02", False), ("03", True), ("ff", True)])

@@ -29,3 +29,15 @@ class TracingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             le=1,
         ),
     ] = 0.01
+    most_per_s: Annotated[
+        float,
+        _knob(
+            "requests without a traceparent that are traced in a second at most, so that traces never take more than about 1 % "
+            "of a core",
+            unit="requests/s",
+            log=True,
+            only=(Only("endpoint", but=("",)),),
+            gt=0,
+            le=1e6,
+        ),
+    ] = 20.0

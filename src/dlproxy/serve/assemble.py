@@ -64,6 +64,7 @@ from dlproxy.wire.terms import by_level
 
 if TYPE_CHECKING:
     from dlproxy.serve.caching.layer import CacheLayer
+    from dlproxy.serve.tracing import TraceLayer
     from dlproxy.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
@@ -221,7 +222,10 @@ def _assembled(
     front = front if cache is None else cache
     offered = front if quotas is None else _with_quotas(front, quotas, stats, clock)
     if tracer is not None:
-        offered = _traced(offered, tracer, name, config, driver, fleet, clock)
+        layer = _traced(offered, tracer, name, config.version, clock)
+        stats.observers.append(layer)
+        offered = layer
+        _trace_batches(tracer, name, driver, fleet, clock)
     served = _served(name, config, fleet, lane, control, offered, stats, splits=splits)
     if states is not None:
         served.signature = states.signature
@@ -350,7 +354,7 @@ def _stand_in(model: LoadedModel, quotas: Quotas | None, tracer: "Tracer | None"
     if cache is None:
         offered: Service = layer if quotas is None else _with_quotas(layer, quotas, served.stats, clock)
         if tracer is not None:
-            offered = _traced(offered, tracer, served.name, model.control.config, model.driver, model.fleet, clock)
+            offered = _traced(offered, tracer, served.name, served.version, clock)
         served.service = offered
     else:
         cache.inner = layer
@@ -440,22 +444,19 @@ def _with_quotas(inner: Service, quotas: Quotas, stats: ModelStats, clock: Calla
     return QuotaLayer(inner, quotas, clock=clock, on_refused=count)
 
 
-def _traced(
-    inner: Service,
-    tracer: "Tracer",
-    name: str,
-    config: ModelConfig,
-    driver: Driver,
-    fleet: Fleet,
-    clock: Callable[[], float],
-) -> Service:
-    from dlproxy.serve.tracing import Runs, TraceLayer  # most servers start without it
+def _traced(inner: Service, tracer: "Tracer", name: str, version: str, clock: Callable[[], float]) -> "TraceLayer":
+    from dlproxy.serve.tracing import TraceLayer  # most servers start without it
+
+    return TraceLayer(inner, tracer, name, version, clock)
+
+
+def _trace_batches(tracer: "Tracer", name: str, driver: Driver, fleet: Fleet, clock: Callable[[], float]) -> None:
+    from dlproxy.serve.tracing import Runs
 
     if isinstance(fleet, PipelineFleet):
         fleet.tracer = tracer
     else:
         driver.trace_runs(Runs(tracer, name, clock))
-    return TraceLayer(inner, tracer, name, config.version, clock)
 
 
 async def unload_model(model: LoadedModel, drain_s: float, reason: str = "the model is being unloaded") -> None:

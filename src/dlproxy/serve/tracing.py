@@ -14,17 +14,22 @@ from dlproxy.message import Failure, FailureKind, Request, Response, Trace
 from dlproxy.policy.events import Dispatch
 from dlproxy.serve.layers import WatchedRest
 from dlproxy.service import ReplyTo, Service
+from dlproxy.telemetry.stats import AnsweredBatch
 from dlproxy.telemetry.tracing import Attributes, Tracer, failure_in, traceparent
+
+MOST_CHARS = 128  # of what clients say
 
 
 class TraceLayer:
-    """The first layer of a model: gives requests that are traced a span, from their arrival until their answers have left."""
+    """The first layer of a model: gives requests that are traced a span, from their arrival until their answers have left.
+    As an Observer it hears why they failed, and of those that were refused before they came here.
+    """
 
     def __init__(self, inner: Service, tracer: Tracer, name: str, version: str, clock: Callable[[], float]) -> None:
         self._submit = inner.submit
         self._tracer = tracer
         self._span_name = f"infer {name}"
-        self._about = {"dlproxy.model": name, "dlproxy.version": version}
+        self._about: dict[str, str | int | float | bool] = {"dlproxy.model": name, "dlproxy.version": version}
         self._clock = clock
         self.cancel = inner.cancel
 
@@ -39,13 +44,27 @@ class TraceLayer:
             self._submit(request, reply)
             return
         ticket = request.ticket
-        attributes: dict[str, str | int | float | bool] = {**self._about, "dlproxy.rows": ticket.rows}
-        said = {"request_id": trace.request_id, "id": request.id, "tenant": ticket.tenant}
-        attributes |= {f"dlproxy.{name}": value[:128] for name, value in said.items() if value}
+        attributes = dict(self._about)  # few: each costs as much as half a span
+        if ticket.rows > 1:
+            attributes["dlproxy.rows"] = ticket.rows
+        for name, value in (("request_id", trace.request_id), ("id", request.id), ("tenant", ticket.tenant)):
+            if value:
+                attributes[f"dlproxy.{name}"] = value[:MOST_CHARS]
         kind = "INTERNAL" if request.charged else "SERVER"
         span = tracer.start(self._span_name, ticket.arrived_at, trace, attributes, kind=kind)
         request.trace = tracer.within(span, trace)
         self._submit(request, _TracedReply(reply, request, tracer, self._clock))
+
+    def answered(self, batch: AnsweredBatch) -> None:
+        """Its requests have told already."""
+
+    def failed(self, request: Request, failure: Failure, reason: str, at: float) -> None:
+        trace = request.trace
+        if trace.span is not None:
+            trace.span.set_attribute("dlproxy.reason", reason)
+        elif trace.sampled:
+            span = self._tracer.start(self._span_name, at, trace, {**self._about, "dlproxy.reason": reason}, kind="SERVER")
+            self._tracer.end(span, at, failure)
 
 
 class _TracedReply:
@@ -107,11 +126,9 @@ class Runs:
                 arrived_at = request.ticket.arrived_at
                 tracer.end(tracer.start("queue", arrived_at, request.trace, {}), at)
         attributes: Attributes = {
-            "dlproxy.model": self._name,
             "dlproxy.instance": instance.name,
             "dlproxy.batch.number": command.batch_id,
             "dlproxy.batch.rows": sum([request.ticket.rows for request in requests]),
-            "dlproxy.batch.requests": len(requests),
             "dlproxy.batch.reason": command.reason,
         }
         span = tracer.start(f"batch {self._name}", at, first.trace, attributes, links=spans)

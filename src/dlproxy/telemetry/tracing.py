@@ -47,6 +47,8 @@ class Tracer:
         self._clock = clock
         self._draw = draw or random.Random().random
         self._sample = config.sample
+        self._most_per_s = config.most_per_s
+        self._left, self._left_at = max(config.most_per_s, 1.0), clock()  # that may be traced now
         self.until = self._gap()
         """Requests without a traceparent until the next that is traced; each counts itself down."""
         self._offset_ns = 0
@@ -62,10 +64,16 @@ class Tracer:
         self._sdk_log.propagate = False
 
     def due(self) -> bool:
-        """Whether `until` has come; then it is drawn anew, as if each request were drawn by itself."""
+        """Whether `until` has come, and not too many did of late; then it is drawn anew, as if each request were by itself."""
         if self.until > 0:
             return False
         self.until = self._gap()
+        now = self._clock()
+        self._left = min(self._left + (now - self._left_at) * self._most_per_s, max(self._most_per_s, 1.0))
+        self._left_at = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
         return True
 
     def _gap(self) -> float:
