@@ -35,6 +35,7 @@ EXCEPTIONS = {
         "src/dlproxy/telemetry/stats.py",
         "time.time",
     ): "the statistics extension reports the wall-clock time of the last inference",
+    ("src/dlproxy/telemetry/exemplars.py", "time.time"): "people look for a slow request by the time of day at which it came",
     ("tests/wire/fixtures.py", "asyncio.sleep"): "the one helper that waits until a condition holds on real sockets",
     ("tests/wire/grpc/fixtures.py", "asyncio.sleep"): "as above",
     ("tests/wire/test_http_sockets.py", "asyncio.sleep"): "real sockets: no event says that bytes have arrived, or have not",
