@@ -36,6 +36,7 @@ EXCEPTIONS = {
         "time.time",
     ): "the statistics extension reports the wall-clock time of the last inference",
     ("src/dlproxy/telemetry/prometheus.py", "time.time"): "an exemplar has the wall-clock time of its request",
+    ("src/dlproxy/telemetry/exemplars.py", "time.time"): "people look for a slow request by the time of day at which it came",
     ("tests/wire/fixtures.py", "asyncio.sleep"): "the one helper that waits until a condition holds on real sockets",
     ("tests/wire/grpc/fixtures.py", "asyncio.sleep"): "as above",
     ("tests/wire/test_http_sockets.py", "asyncio.sleep"): "real sockets: no event says that bytes have arrived, or have not",

@@ -69,3 +69,10 @@ def test_nothing_is_noted_of_what_took_no_time(journal: Journal) -> None:
     journal.note(2, {"receive": 0.5})
     journal.note(2, {"load": 0.25})
     assert {number: notes.phases for number, notes in journal.notes.items()} == {2: {"receive": 0.5, "load": 0.25}}
+
+
+def test_notes_of_requests_without_an_answer_do_not_stay(clock: Clock, journal: Journal) -> None:
+    for clock.now in (0.0, 200.0, 400.0):
+        journal.note(int(clock.now), {"receive": 1.0})
+    journal.forget_old()
+    assert list(journal.notes) == [200, 400]

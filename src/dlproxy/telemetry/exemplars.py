@@ -151,13 +151,17 @@ class Exemplars:
     def answered(self, batch: AnsweredBatch) -> None:
         self.runs.append(batch)
         queued_s = batch.queued_s
-        slow = queued_s and (max(queued_s) + batch.after_s > self._bar_s or batch.dispatched_at > self._due_at)
-        if slow or self._notes or self._split:
+        late = queued_s and (queued_s[0] if len(queued_s) == 1 else max(queued_s)) + batch.after_s > self._bar_s
+        if late or batch.dispatched_at > self._due_at or (self._notes and self._is_noted(batch)):
             self._look(batch)
+
+    def _is_noted(self, batch: AnsweredBatch) -> bool:
+        return not self._notes.keys().isdisjoint([request.ticket.id for request in batch.requests])
 
     def failed(self, request: Request, failure: Failure, reason: str, at: float) -> None:
         notes = self._notes.pop(request.ticket.id, None) if self._notes else None
-        self._split.pop(request.ticket.id, None)
+        if self._split:
+            self._split.pop(request.ticket.id, None)
         if at > self._failures_until:
             self._full_failures, self._failures_until = 0, at + SAMPLE_S
         self._full_failures += 1
@@ -194,6 +198,7 @@ class Exemplars:
     def gathered(self, request: Request, split_s: float, seconds: float) -> None:
         """All parts of it are there, the last of them from a batch that is counted next."""
         self._split[request.ticket.id] = split_s, seconds
+        self._due_at = -inf
 
     def close(self) -> None:
         """It is not served any more: what was kept stays, and nothing else of it."""
@@ -201,6 +206,7 @@ class Exemplars:
         self._stats.exemplars, self._stats.keep_above_s = None, inf
         self._running, self._max_wait_s, self._steps = tuple, float, no_steps  # no driver is kept alive
         self._stats = ModelStats()
+        self._usual = _Usual(self._stats)
         self.runs.clear()
 
     # Which are kept
@@ -253,6 +259,7 @@ class Exemplars:
         """Another window, where the last one is over."""
         if at >= self._window_until:
             self._window_until = at + WINDOW_S
+            self._store.journal.forget_old()
             self._bar_s = self._stats.keep_above_s = -inf
             self.windows.append([])
             while len(self.windows) > max(round(WINDOWS * self._store.share), 1):

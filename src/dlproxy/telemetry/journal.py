@@ -18,13 +18,15 @@ from dlproxy.policy.why import Happening, HappeningKind, Phase
 MOST_HAPPENINGS = 1024
 MOST_NOTES = 4096  # requests that doors have noted and that are not answered yet
 SHORTEST_GC_S = 1e-3  # a collection that stops the process for less slows nobody down
+LONGEST_S = 300.0  # a request that is answered later has lost its notes
 SHORTEST_NOTE_S = 1e-4
 KEEPS_S = 0.02  # a request that a door noted to wait for so long is kept, however quick it was then
 
 
 class Notes(Struct):
-    """Of one request: seconds by phase. `sending`: its client had not taken all of the answer yet."""
+    """Of one request: seconds by phase. `sending`: its client had not taken all of the answer yet. `at`: when it began."""
 
+    at: float
     phases: dict[Phase, float]
     sending: bool = False
 
@@ -89,12 +91,18 @@ class Journal:
             notes.phases["send"], notes.sending = seconds, False
         self.on_sent(ticket_id, seconds)
 
+    def forget_old(self) -> None:
+        """Those of requests that will have no answer any more: they were refused before any lane heard of them, say."""
+        before = self.clock() - LONGEST_S
+        while self.notes and self.notes[oldest := next(iter(self.notes))].at < before:
+            del self.notes[oldest]
+
     def _of(self, ticket_id: int) -> Notes:
         notes = self.notes.get(ticket_id)
         if notes is None:
             if len(self.notes) >= MOST_NOTES:  # nobody came for the oldest: its request has left, say
                 del self.notes[next(iter(self.notes))]
-            notes = self.notes[ticket_id] = Notes({})
+            notes = self.notes[ticket_id] = Notes(self.clock(), {})
         return notes
 
     # Garbage collections

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dlproxy.config import HttpLimits
 from dlproxy.message import ANONYMOUS, DType, Failure, InferenceError, PartTo, Principal, Request, Response, Signature, Tensor
+from dlproxy.policy.why import Phase
 from dlproxy.protos.oip import SERVICE, TYPED, oip
 from dlproxy.service import ReplyTo
 from dlproxy.tensors import to_bytes
@@ -34,6 +35,7 @@ class FakeCall:
         self.on_half_closed: Callable[[], None] | None = None
         self.on_abandoned: Callable[[], object] | None = None
         self.on_writable: Callable[[], None] | None = None
+        self.waited: dict[Phase, float] | None = None
         self.messages: list[bytes] = []
         self.status: Status | None = None
         self.noted: list[Failure] = []
@@ -45,6 +47,9 @@ class FakeCall:
         self._half_closed = self._delivering = False
 
     # For methods
+
+    def asks(self, request: Request) -> None:
+        assert self.on_abandoned is not None, "whoever leaves now is not heard"
 
     def asks_again(self) -> Principal:
         return self.principal

@@ -9,6 +9,7 @@ from hpack import Decoder
 
 from dlproxy.message import ANONYMOUS, Failure, InferenceError
 from dlproxy.protos.tfs import PREDICTION, tfs
+from dlproxy.telemetry.journal import Journal
 from dlproxy.wire.grpc.call import Call, Status
 from dlproxy.wire.grpc.server import Methods
 from dlproxy.wire.grpc.tfs import TfsService
@@ -22,6 +23,7 @@ class Connection:
     """Takes down what the service answers."""
 
     def __init__(self) -> None:
+        self.journal = Journal()
         self.message = b""
         self.trailers: dict[str, str] = {}
         self.noted: Failure | None = None

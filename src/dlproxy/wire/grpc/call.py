@@ -137,7 +137,7 @@ class Call:
         """What a unary call makes of a model. What it waited for before is noted."""
         self.ticket = request.ticket
         if self.waited is not None:
-            self.connection.server.journal.note(request.ticket.id, self.waited)
+            self.connection.journal.note(request.ticket.id, self.waited)
 
     def asks_again(self) -> Principal:
         """Who asks, of a further message: rights may have changed since the call began. Raises InferenceError."""
