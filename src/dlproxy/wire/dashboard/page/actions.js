@@ -34,7 +34,8 @@ export const ACTIONS = {
       },
     ],
     says: (_, { name, path: file, share }) =>
-      `The server loads ${file || "what its repository has"} as ${name || "this model"}: as its next version, if there is one already. ` +
+      `The server loads ${file || "what its repository has"} as ${name || "this model"}: as its next ` +
+      "version, if there is one already. " +
       (share === ""
         ? "Once it is warm it answers all requests that name no version; the one before goes on serving until then."
         : `Once it is warm it answers ${share} % of the requests that name no version.`),
@@ -47,7 +48,8 @@ export const ACTIONS = {
     title: (model) => `Unload ${of(model)}?`,
     danger: true,
     says: (model) =>
-      `Requests for ${of(model)} are refused from now on. What is queued or under way is answered; then its instances stop and its memory is freed. To have it back, load it again.`,
+      `Requests for ${of(model)} are refused from now on. What is queued or under way is answered; then ` +
+      "its instances stop and its memory is freed. To have it back, load it again.",
     verb: () => "Unload it",
     send: order("unload", (model) => ({ version: model.version })),
   },
@@ -67,7 +69,8 @@ export const ACTIONS = {
     says: (model, { instances }) =>
       Number(instances) === 0
         ? `All instances of ${of(model)} stop. Requests are refused until it is scaled up again.`
-        : `${of(model)} runs ${plural(Number(instances), "instance")} instead of ${(model.instances ?? []).length}, and autoscaling holds that number. No request is lost.`,
+        : `${of(model)} runs ${plural(Number(instances), "instance")} instead of ${(model.instances ?? []).length}, and ` +
+          "autoscaling holds that number. No request is lost.",
     verb: (_, { instances }) => `Scale to ${instances}`,
     send: order("scale", (model, { instances }) => ({ instances: Number(instances), version: model.version })),
   },
@@ -79,7 +82,8 @@ export const ACTIONS = {
       { name: "value", label: "New value", value: (_, { now }, values) => shown(now?.[values.knob]), follows: "knob" },
     ],
     says: (model, { knob: name, value }, { now }) =>
-      `${name} becomes ${value === "" ? "empty" : value} instead of ${shown(now?.[name]) || "empty"}, at once and for queued requests too. After a restart the configuration holds again, unless the server has a store.`,
+      `${name} becomes ${value === "" ? "empty" : value} instead of ${shown(now?.[name]) || "empty"}, at once ` +
+      "and for queued requests too. After a restart the configuration holds again, unless the server has a store.",
     verb: (_, { knob: name }) => `Change ${name}`,
     send: (model, { knob: name, value }, { now }) => ({
       method: "PATCH",
@@ -92,7 +96,8 @@ export const ACTIONS = {
     title: (model) => `Pin a knob of ${of(model)}`,
     fields: [knob("Knob")],
     says: (model, { knob: name }, { now }) =>
-      `The autopilot leaves ${name} of ${of(model)} as it is${now && name in now ? `, at ${shown(now[name])}` : ""}, until it is unpinned.`,
+      `The autopilot leaves ${name} of ${of(model)} as it is` +
+      `${now && name in now ? `, at ${shown(now[name])}` : ""}, until it is unpinned.`,
     verb: (_, { knob: name }) => `Pin ${name}`,
     send: order("pin", (model, { knob: name }) => ({ knobs: [name], version: model.version })),
   },
@@ -146,7 +151,8 @@ export const ACTIONS = {
     title: (model) => `Promote ${of(model)}?`,
     fields: [],
     says: (model) =>
-      `${of(model)} answers all requests that name no version from now on. The other versions stay loaded; “Roll back” undoes this.`,
+      `${of(model)} answers all requests that name no version from now on. ` +
+      "The other versions stay loaded; “Roll back” undoes this.",
     verb: (model) => `Promote version ${model.version}`,
     send: order("promote", (model) => ({ version: model.version })),
   },
@@ -155,7 +161,8 @@ export const ACTIONS = {
     title: (model) => `Roll ${model.name} back?`,
     danger: true,
     says: (model) =>
-      `If a version of ${model.name} is a canary, it loses its share of the requests; else the last change of its versions or of its default is undone.`,
+      `If a version of ${model.name} is a canary, it loses its share of the requests; else ` +
+      "the last change of its versions or of its default is undone.",
     verb: () => "Roll back",
     send: order("rollback", () => ({})),
   },
@@ -163,7 +170,9 @@ export const ACTIONS = {
     button: "Clear…",
     title: (model) => `Clear the result cache of ${model.name}?`,
     says: (model) =>
-      `All remembered answers of ${model.name}${model.cache ? ` (${plural(model.cache.entries ?? 0, "entry", "entries")})` : ""} are forgotten. Requests are computed until the cache has filled again, so its load rises for a while.`,
+      `All remembered answers of ${model.name}` +
+      `${model.cache ? ` (${plural(model.cache.entries ?? 0, "entry", "entries")})` : ""} are forgotten. ` +
+      "Requests are computed until the cache has filled again, so its load rises for a while.",
     verb: () => "Clear it",
     send: (model) => post("cache/clear", { model: model.name }),
   },

@@ -21,7 +21,8 @@ function css(name) {
   return colours.get(name);
 }
 
-// `series`: [{field, label, colour, fill, sparse}]; `show`, `axis`: a value in words, with its unit and on the axis. `level`: {label, value()} or null: a line across.
+// `series`: [{field, label, colour, fill, sparse}]; `show`, `axis`: a value in words, with its unit and on the axis.
+// `level`: {label, value()}, a line across, or null. `marks()`: events. `near`: is told of the one under the cursor.
 export function chart({ title, series, show, axis = show, sync, marks, near, level = null, most = null }) {
   const legend = h("span", { class: "legend" });
   const place = h("div", { class: "plot", role: "img" });

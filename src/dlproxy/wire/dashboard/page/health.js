@@ -23,8 +23,8 @@ export function concerns(model) {
   const wanted = model.objective;
   if (wanted && wanted.met < wanted.share && wanted.met !== null) {
     const better = model.p99_s !== null && model.p99_s <= wanted.seconds ? `; now p99 is ${seconds(model.p99_s)}` : "";
-    const words = `of this hour’s requests ${percent(wanted.met)} were answered within ${seconds(wanted.seconds)}, wanted ${percent(wanted.share)}`;
-    add("warn", words + better);
+    const within = `were answered within ${seconds(wanted.seconds)}, wanted ${percent(wanted.share)}`;
+    add("warn", `of this hour’s requests ${percent(wanted.met)} ${within}${better}`);
   }
   if (model.alarm) add("warn", model.alarm);
   if (model.rejects_rate > 0) add("warn", `${rate(model.rejects_rate)} requests are refused`);

@@ -30,7 +30,7 @@ export function requestsView(state) {
       h(
         "p",
         { class: "lead" },
-        "Kept are the slowest of each ten seconds, every failure, and a sample: each with where its time went and what explains it.",
+        "Kept are the slowest of each ten seconds, failures, and a sample, each with where its time went and what explains it.",
       ),
       list.element,
     ),
@@ -185,7 +185,8 @@ function details(one) {
     [
       "Failure",
       one.failure &&
-        `${one.failure.kind.replaceAll("_", " ")}${one.failure.reason ? ` (${one.failure.reason})` : ""}: ${one.failure.message}`,
+        one.failure.kind.replaceAll("_", " ") +
+          `${one.failure.reason ? ` (${one.failure.reason})` : ""}: ${one.failure.message}`,
     ],
   ].filter(([, value]) => value !== null && value !== undefined && value !== "");
   return h(
