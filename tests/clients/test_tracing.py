@@ -133,7 +133,7 @@ def test_one_trace_from_the_client_to_the_model(front: ServerProcess, collector:
         assert span.begin <= span.end
         above = spans.get(parents(spans)[name])
         if above is not None:
-            assert above.begin - 0.002 <= span.begin <= span.end <= above.end + 0.002, (name, span, above)
+            assert above.begin - 0.02 <= span.begin <= span.end <= above.end + 0.02, (name, span, above)
     door, batch = spans[f"dlproxy: infer {model}"], spans[f"dlproxy: batch {model}"]
     assert (batch.links, batch.attributes["dlproxy.batch.rows"]) == ([door.span_id], 1)
     assert door.attributes == {

@@ -64,7 +64,6 @@ from dlproxy.wire.terms import by_level
 
 if TYPE_CHECKING:
     from dlproxy.serve.caching.layer import CacheLayer
-    from dlproxy.serve.tracing import TraceLayer
     from dlproxy.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
@@ -161,6 +160,8 @@ async def load_model(
         raise
     loaded.served.class_names = class_names
     loaded.served.pipeline = config if config.steps else None
+    if tracer is not None:
+        _trace_batches(tracer, name, loaded.driver, fleet, clock)
     signature, control = fleet.signature, loaded.control
     control.on_scaled = on_ways
     repeats = not signature.streams and not signature.told_sequences
@@ -222,10 +223,7 @@ def _assembled(
     front = front if cache is None else cache
     offered = front if quotas is None else _with_quotas(front, quotas, stats, clock)
     if tracer is not None:
-        layer = _traced(offered, tracer, name, config.version, clock)
-        stats.observers.append(layer)
-        offered = layer
-        _trace_batches(tracer, name, driver, fleet, clock)
+        offered = _traced(offered, tracer, name, config.version, stats, clock)
     served = _served(name, config, fleet, lane, control, offered, stats, splits=splits)
     if states is not None:
         served.signature = states.signature
@@ -354,7 +352,7 @@ def _stand_in(model: LoadedModel, quotas: Quotas | None, tracer: "Tracer | None"
     if cache is None:
         offered: Service = layer if quotas is None else _with_quotas(layer, quotas, served.stats, clock)
         if tracer is not None:
-            offered = _traced(offered, tracer, served.name, served.version, clock)
+            offered = _traced(offered, tracer, served.name, served.version, served.stats, clock)
         served.service = offered
     else:
         cache.inner = layer
@@ -444,10 +442,14 @@ def _with_quotas(inner: Service, quotas: Quotas, stats: ModelStats, clock: Calla
     return QuotaLayer(inner, quotas, clock=clock, on_refused=count)
 
 
-def _traced(inner: Service, tracer: "Tracer", name: str, version: str, clock: Callable[[], float]) -> "TraceLayer":
+def _traced(
+    inner: Service, tracer: "Tracer", name: str, version: str, stats: ModelStats, clock: Callable[[], float]
+) -> Service:
     from dlproxy.serve.tracing import TraceLayer  # most servers start without it
 
-    return TraceLayer(inner, tracer, name, version, clock)
+    layer = TraceLayer(inner, tracer, name, version, clock)
+    stats.observers = [*(one for one in stats.observers if not isinstance(one, TraceLayer)), layer]
+    return layer
 
 
 def _trace_batches(tracer: "Tracer", name: str, driver: Driver, fleet: Fleet, clock: Callable[[], float]) -> None:

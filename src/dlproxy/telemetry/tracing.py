@@ -86,7 +86,7 @@ class Tracer:
     ) -> Any:
         """A span that has begun, below what the trace says last of ours, or else of others. `links`: other spans."""
         if below.span is None:
-            self._offset_ns = time_ns() - round(self._clock() * 1e9)  # clocks are set at times
+            self._offset_ns = min(self._look() for _ in range(3))[1]  # anew, as clocks are set at times
         return self._spans.start_span(
             name,
             _around(below),
@@ -108,6 +108,11 @@ class Tracer:
     def within(self, span: Any, trace: Trace) -> Trace:
         """The same request, of which what is done from now on belongs below this span."""
         return Trace(trace.request_id, traceparent(span), trace.state, span)
+
+    def _look(self) -> tuple[float, int]:
+        """At both clocks: how long that took, and by how much they differ."""
+        before, wall_ns, after = self._clock(), time_ns(), self._clock()
+        return after - before, wall_ns - round((before + after) * 5e8)
 
     def _ns(self, at: float) -> int:
         return self._offset_ns + round(at * 1e9)
