@@ -143,6 +143,19 @@ def test_what_is_noted_of_requests_that_never_come_is_bounded() -> None:
     assert list(journal.notes) == list(range(2 * MOST_NOTES, 3 * MOST_NOTES))
 
 
+async def test_of_failures_by_the_thousand_the_newest_are_kept_and_cost_little() -> None:
+    rig = Rig(instances=1, service_s=0.01, knobs=replace(KNOBS, max_batch=1, max_queue_rows=1))
+    exemplars = watched(rig)
+    replies = [rig.send() for _ in range(1000)]
+    await ended(replies)
+    failed = [one for one in exemplars if one.kept_as == "failed"]
+    assert len(failed) == MOST_FAILED
+    assert {one.id for one in failed} == {reply.request.ticket.id for reply in replies[-MOST_FAILED:]}
+    assert {causes(one.case)[0].kind for one in failed} == {"queue"}
+    exemplars.forgive(replies[-1].request)
+    assert replies[-1].request.ticket.id not in [one.id for one in exemplars]
+
+
 async def test_a_version_that_is_gone_is_told_of_for_a_while_and_keeps_nothing_alive() -> None:
     rig = Rig(instances=1, service_s=0.01)
     exemplars, driver = watched(rig), weakref.ref(rig.driver)

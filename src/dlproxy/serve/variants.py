@@ -195,6 +195,7 @@ class _Asked:
             if other is not None and self._has_time_for(other):
                 if self._by is None:  # its lane has counted it
                     self._count(failure.kind, -1)
+                    self._layer.stats.answered_after_all(self._request)
                 self._layer.counts.spilled += 1
                 self._ask_again(other)
                 return

@@ -19,7 +19,8 @@ from msgspec.structs import replace
 from dlproxy.message import Failure, Request, Ticket
 from dlproxy.policy.why import PHASES, Case, Comparison, Happening, Neighbour, Phase, Run, StepTook, causes, covered, overlap
 from dlproxy.telemetry.journal import Journal, Notes
-from dlproxy.telemetry.stats import BOUNDS_S, AnsweredBatch, FailedRun, Histogram, ModelStats
+from dlproxy.telemetry.stats import AnsweredBatch, FailedRun, ModelStats
+from dlproxy.telemetry.usual import Usual
 
 WINDOW_S, WINDOWS, SLOWEST = 10.0, 60, 8
 MOST_FAILED, MOST_SAMPLES, MOST_NOTED, MOST_RUNS = 256, 300, 256, 512
@@ -31,8 +32,6 @@ MOST_COMPARED = 128  # runs that tell what is usual of one
 NEIGHBOURS = 8  # runs and happenings that an exemplar keeps of each kind
 FULL_FAILURES = 16  # a second, that are kept with all that went on then: under overload they come by the thousand
 LATE_S = 0.002  # a request of which the lane heard so long after it had come: the event loop was busy
-ENOUGH = 100  # requests, of which some more do not change what is usual
-USUAL_S = 300.0  # what is usual is what was so in the last five to ten minutes
 
 KeptAs = Literal["slow", "failed", "sample", "noted"]
 Kept = AnsweredBatch | FailedRun
@@ -89,6 +88,18 @@ class Exemplar(Struct, eq=False, gc=False):
         }
 
 
+class _Refused(Struct, gc=False):
+    """One of very many that failed: its context is theirs. `arrived_at`, `at`: by the driver's clock."""
+
+    id: int
+    request_id: str
+    arrived_at: float
+    at: float
+    rows: int
+    failure: Failure
+    reason: str
+
+
 def no_steps(ticket_id: int) -> tuple[StepTook, ...]:
     """Of a model that is no pipeline."""
     return ()
@@ -117,16 +128,16 @@ class Exemplars:
         self._clock, self._notes = store.journal.clock, store.journal.notes
         self.runs: deque[Kept] = deque(maxlen=MOST_RUNS)
         self.windows: deque[list[Exemplar]] = deque([[]])
-        self.failures: deque[Exemplar] = deque()
+        self.failures: deque[Exemplar | _Refused] = deque()
         self.samples: deque[Exemplar] = deque()
         self.noted: deque[Exemplar] = deque()
         self._bar_s = -inf  # a request that took longer is one of the slowest of its window
         self._due_at = -inf  # when to look whatever it took: for a sample, and to begin another window
         self._sample_at = self._window_until = -inf
-        self._full_failures, self._failures_until = 0, -inf
+        self._full_failures, self._failures_until, self._most_failed = 0, -inf, MOST_FAILED
         self._split: dict[int, tuple[float, float]] = {}  # requests that came in parts, and what putting them together took
         self._late: deque[tuple[float, tuple[int, ...]]] = deque(maxlen=64)
-        self._usual = _Usual(stats)
+        self._usual = Usual(stats)
         stats.exemplars = self
         stats.observers.append(self)
         stats.keep_above_s = -inf
@@ -138,7 +149,7 @@ class Exemplars:
             ("sample", self.samples),
             ("slow", chain.from_iterable(self.windows)),
             ("noted", self.noted),
-            ("failed", self.failures),
+            ("failed", [one if isinstance(one, Exemplar) else self._whole(one) for one in self.failures]),
         )
         for kept_as, ring in rings:
             for exemplar in ring:
@@ -166,13 +177,23 @@ class Exemplars:
             self._full_failures, self._failures_until = 0, at + SAMPLE_S
         self._full_failures += 1
         if self._full_failures > FULL_FAILURES:
-            case = Case(self.name, {"queue": at - request.ticket.arrived_at}, {}, request.ticket.rows)
-        else:
-            case = self._case_of_failed(request, at, notes)
+            ticket, name = request.ticket, request.trace.request_id or request.id
+            self.failures.append(_Refused(ticket.id, name, ticket.arrived_at, at, ticket.rows, failure, reason))
+            if len(self.failures) > self._most_failed:
+                self.failures.popleft()
+            return
+        case = self._case_of_failed(request, at, notes)
         case.failure, case.reason, case.message = failure.kind.value, reason, failure.message
-        exemplar = self._made(request, case, at)
+        exemplar = self._made(request, case)
         exemplar.failure, exemplar.reason = failure, reason
-        self._add(self.failures, exemplar, MOST_FAILED)
+        self._most_failed = self._add(self.failures, exemplar, MOST_FAILED)
+
+    def forgive(self, request: Request) -> None:
+        """It has an answer after all."""
+        for one in self.failures:
+            if one.id == request.ticket.id:
+                self.failures.remove(one)
+                return
 
     # What else ModelStats tells
 
@@ -193,7 +214,7 @@ class Exemplars:
             case = Case(self.name, {**_before(notes), "cache": seconds}, self._usual.phases(now), request.ticket.rows)
             case.joined = leader
             case.happenings = self._happenings(request.ticket.arrived_at, now, request.ticket.arrived_at)
-            self._enter(self._made(request, case, now), notes)
+            self._enter(self._made(request, case), notes)
 
     def gathered(self, request: Request, split_s: float, seconds: float) -> None:
         """All parts of it are there, the last of them from a batch that is counted next."""
@@ -206,7 +227,7 @@ class Exemplars:
         self._stats.exemplars, self._stats.keep_above_s = None, inf
         self._running, self._max_wait_s, self._steps = tuple, float, no_steps  # no driver is kept alive
         self._stats = ModelStats()
-        self._usual = _Usual(self._stats)
+        self._usual = Usual(self._stats)
         self.runs.clear()
 
     # Which are kept
@@ -229,7 +250,7 @@ class Exemplars:
             if notes is not None:
                 seconds += sum(notes.phases.values())
             if sample or seconds > self._bar_s or (notes is not None and notes.keep):
-                exemplar = self._made(request, self._case_of_answered(request, batch, notes, seconds, split_s), at)
+                exemplar = self._made(request, self._case_of_answered(request, batch, notes, seconds, split_s))
                 exemplar.requests = len(batch.queued_s)
                 if sample:
                     self._sample(exemplar, at)
@@ -269,19 +290,30 @@ class Exemplars:
                 self.runs = deque(self.runs, maxlen=most)
         self._due_at = min(self._sample_at, self._window_until)
 
-    def _add(self, ring: deque[Exemplar], exemplar: Exemplar, most: int) -> None:
+    def _add(self, ring: deque[Any], exemplar: Exemplar, most: int) -> int:
+        """How many the ring may have."""
+        most = max(round(most * self._store.share), NEIGHBOURS)
         ring.append(exemplar)
-        while len(ring) > max(round(most * self._store.share), NEIGHBOURS):
+        while len(ring) > most:
             ring.popleft()
+        return most
 
     # What is kept of one
 
-    def _made(self, request: Request, case: Case, now: float) -> Exemplar:
-        ticket, trace = request.ticket, request.trace
-        seconds = sum(case.phases.values())
-        arrived_at = time() - (self._clock() - ticket.arrived_at)
-        number = ticket.part_of or ticket.id
-        return Exemplar(number, trace.request_id or request.id, self.name, self.version, arrived_at, seconds, 1, case)
+    def _made(self, request: Request, case: Case) -> Exemplar:
+        ticket, name = request.ticket, request.trace.request_id or request.id
+        return self._named(ticket.part_of or ticket.id, name, ticket.arrived_at, case)
+
+    def _named(self, number: int, name: str, arrived_at: float, case: Case) -> Exemplar:
+        at = time() - (self._clock() - arrived_at)
+        return Exemplar(number, name, self.name, self.version, at, sum(case.phases.values()), 1, case)
+
+    def _whole(self, one: _Refused) -> Exemplar:
+        case = Case(self.name, {"queue": one.at - one.arrived_at}, {}, one.rows)
+        case.failure, case.reason, case.message = one.failure.kind.value, one.reason, one.failure.message
+        exemplar = self._named(one.id, one.request_id, one.arrived_at, case)
+        exemplar.failure, exemplar.reason = one.failure, one.reason
+        return exemplar
 
     def _case_of_answered(
         self, request: Request, batch: AnsweredBatch, notes: Notes | None, seconds: float, split_s: float
@@ -413,43 +445,6 @@ class Exemplars:
         return [replace(run, model=self.name) for run in found if run.began_at < at]
 
 
-class _Usual:
-    """What the phases of a model's requests take of late, and how large they are."""
-
-    def __init__(self, stats: ModelStats) -> None:
-        self._stats = stats
-        self._counts: deque[dict[Phase, list[int]]] = deque(maxlen=2)
-        self._until = self._known_until = -inf
-        self._phases: dict[Phase, float] = {}
-        self._rows: deque[int] = deque(maxlen=32)
-        self._lengths: deque[int] = deque(maxlen=32)
-
-    def phases(self, now: float) -> dict[Phase, float]:
-        """Medians in seconds, of those that ModelStats counts. The same dict for a while."""
-        if now >= self._known_until:
-            stats = self._stats
-            counted: tuple[tuple[Phase, Histogram], ...] = (
-                ("queue", stats.queue),
-                ("batch", stats.batch),
-                ("compute", stats.compute),
-                ("split", stats.split),
-            )
-            before = self._counts[0] if self._counts else {}
-            self._phases = {phase: _middle(histogram.counts, before.get(phase)) for phase, histogram in counted}
-            self._known_until = now + SAMPLE_S if stats.queue.count >= ENOUGH else now
-            if now >= self._until:
-                self._counts.append({phase: list(histogram.counts) for phase, histogram in counted})
-                self._until = now + USUAL_S
-        return self._phases
-
-    def sampled(self, case: Case) -> None:
-        self._rows.append(case.rows)
-        self._lengths.append(case.length)
-
-    def sizes(self) -> tuple[float, float]:
-        return (median(self._rows), median(self._lengths)) if self._rows else (1.0, 1.0)
-
-
 class ExemplarStore:
     """Those of all models of one process, and of some that are not served any more."""
 
@@ -513,19 +508,6 @@ def _run(kept: Kept, arrived_at: float) -> Run:
     began_at = kept.dispatched_at - arrived_at
     error = kept.error if type(kept) is FailedRun else ""
     return Run(kept.number, kept.instance, kept.rows, kept.reason, began_at, began_at + kept.after_s, kept.compute_s, error)
-
-
-def _middle(counts: Sequence[int], before: Sequence[int] | None) -> float:
-    """The median of what a histogram has counted since `before`, as if what is in a bucket were spread evenly over it."""
-    new = counts if before is None else [count - then for count, then in zip(counts, before, strict=True)]
-    if not any(new):
-        new = counts
-    half, below, least = sum(new) / 2, 0.0, 0.0
-    for count, bound in zip(new, (*BOUNDS_S, BOUNDS_S[-1]), strict=True):
-        if count and below + count >= half:
-            return least + (bound - least) * (half - below) / count
-        below, least = below + count, bound
-    return 0.0
 
 
 def _share(seconds: Sequence[float], share: float, *, least: int) -> float:

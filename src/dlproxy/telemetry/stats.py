@@ -430,6 +430,11 @@ class ModelStats:
         for observer in self.observers:
             observer.failed(request, failure, reason, at)
 
+    def answered_after_all(self, request: Request) -> None:
+        """One that was told of as lost has an answer, which another model gives."""
+        if self.exemplars is not None:
+            self.exemplars.forgive(request)
+
     def run_failed(self, run: FailedRun) -> None:
         """A batch, or its instance, did; what becomes of its requests is another matter."""
         if self.exemplars is not None:
