@@ -107,12 +107,23 @@ def test_values_change_while_requests_come(server: ServerProcess, opens: Opens) 
         expect(page.get_by_role("img", name=re.compile(r"^Response time: p50 [\d.]+\s.?s,"))).to_be_visible()
 
 
+def test_a_request_is_explained(server: ServerProcess, opens: Opens) -> None:
+    assert asked(f"http://{server.address}/predict/ranker", ROW).status == 200
+    page = opens(server).show("requests")
+    page.locator("details", has_text="ranker").first.locator("summary").click()
+    expect(page.locator("details[open] tbody", has_text="compute")).to_be_visible()
+    page.get_by_label("Find by request id").fill(server.control("/why?kind=all&model=ranker")[0]["id"])
+    page.keyboard.press("Enter")
+    expect(page.locator(".single details[open]")).to_contain_text("ranker version 1")
+
+
 def test_each_action_does_what_its_dialog_says(server: ServerProcess, opens: Opens) -> None:
     page = opens(server).show("models/ranker/1")
     act_well(page, "Scale…", "Scale to 1", Instances="1")
     assert len(state_of(server, "ranker")["instances"]) == 1
     act_well(page, "Change a knob…", "Change max_batch", Knob="max_batch", New_value="7")
     assert state_of(server, "ranker")["knobs"]["max_batch"] == 7
+    expect(page.locator(".events li", has_text="max_batch").first).to_be_visible()
     act_well(page, "Pin a knob…", "Pin max_wait_s", Knob="max_wait_s")
     assert "max_wait_s" in state_of(server, "ranker")["knobs"]["pinned"]
     expect(page.locator("dd", has_text="max_wait_s").first).to_be_visible()
@@ -168,6 +179,44 @@ def test_what_the_server_says_is_text(server: ServerProcess, opens: Opens) -> No
         assert "broken" not in page.title()
     finally:
         asked(f"{url}/unload", b"{}", method="POST")
+
+
+FORMATS = [
+    (
+        "seconds",
+        [None, 0, 0.0000125, 0.00099999, 0.0123, 0.9999, 12.34],
+        ["\u2013", "0 ms", "12.5 µs", "1 ms", "12.3 ms", "1 s", "12.3 s"],
+    ),
+    (
+        "percent",
+        [None, 0, 0.0123, 0.5, 0.987, 0.9987, 1, -0.4],
+        ["\u2013", "0 %", "1.2 %", "50 %", "98.7 %", "99.87 %", "100 %", "-40 %"],
+    ),
+    (
+        "rate",
+        [0, 0.004, 0.25, 12.34, 1234, 12345, 2.5e6],
+        ["0/s", "0.004/s", "0.25/s", "12.3/s", "1,234/s", "12.3 k/s", "2.5 M/s"],
+    ),
+    ("bytes", [0, 1023, 1536, 3 << 30], ["0 B", "1,023 B", "1.5 KiB", "3 GiB"]),
+    ("span", [5, 65, 3700, 90000], ["5 s", "1 min", "1 h 1 min", "1 d 1 h"]),
+]
+
+
+def test_values_are_written_with_their_units(server: ServerProcess, opens: Opens) -> None:
+    page = opens(server).show()
+    for name, values, written in FORMATS:
+        script = "async ([name, values]) => values.map((await import('/dashboard/static/format.js'))[name])"
+        assert [text.replace("\u00a0", " ") for text in page.evaluate(script, [name, values])] == written, name
+
+
+def test_light_or_dark_is_remembered(server: ServerProcess, opens: Opens) -> None:
+    page = opens(server).show()
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    for _ in range(2):
+        page.get_by_role("button", name="Theme: ").click()
+    page.reload()
+    expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
 
 
 def test_a_keyboard_is_enough(server: ServerProcess, opens: Opens) -> None:

@@ -31,6 +31,7 @@ function heard(event, message) {
   const before = new Map([...state.models].map(([key, model]) => [key, model.state]));
   const changed = new Set(Object.keys(message.models ?? {}));
   if (event === "whole") {
+    if (state.server.version && state.server.version !== message.server.version) location.reload(); // to its own page
     const fresh = state.models.size === 0;
     state.models = new Map(Object.entries(message.models));
     state.events = message.events ?? [];
@@ -48,6 +49,7 @@ function heard(event, message) {
   for (const list of ["upstreams", "tenants"]) if (message[list]) state[list] = message[list];
   remember();
   announce(before);
+  retitle();
   if (event === "whole" || message.gone?.length) changed.add("*");
   draw(changed, message.events ?? []);
 }
@@ -94,10 +96,14 @@ function draw(changed, events) {
   });
 }
 
-function chrome() {
+// Also while nobody looks: that is when it is needed.
+function retitle() {
   const troubled = [...state.models.values()].filter((model) => worst(concerns(model))).length;
   const title = `${troubled ? `(${troubled}) ` : ""}dlproxy ${location.host}`;
   if (document.title !== title) document.title = title;
+}
+
+function chrome() {
   const server = state.server;
   mark(document.body, "data-may-change", server.may_change !== false);
   for (const button of document.querySelectorAll("button[data-action]")) button.disabled = server.may_change === false;

@@ -232,6 +232,7 @@ function chartsPart(model, state) {
     h("button", { type: "button", class: "chip", "aria-pressed": value === length, onclick: () => choose(value) }, title),
   );
   const shares = bar("tall");
+  const sharesOf = h("span", { class: "legend" });
   const shareTable = table({});
   const element = h(
     "section",
@@ -241,13 +242,7 @@ function chartsPart(model, state) {
       "div",
       { class: "charts" },
       all.map((one) => one.element),
-      h(
-        "figure",
-        { class: "shares" },
-        h("figcaption", {}, h("b", {}, "Where the time goes"), h("span", { class: "legend" }, "of a request, in the mean")),
-        shares,
-        shareTable,
-      ),
+      h("figure", { class: "shares" }, h("figcaption", {}, h("b", {}, "Where the time goes"), sharesOf), shares, shareTable),
     ),
   );
 
@@ -279,6 +274,8 @@ function chartsPart(model, state) {
     update(now) {
       drawBar(shares, now.phases);
       drawTable(shareTable, now.phases);
+      shareTable.hidden = !Object.keys(now.phases ?? {}).length;
+      write(sharesOf, shareTable.hidden ? "nothing is computed now" : "of a request, in the mean");
       if (busy) return;
       if (state.at - (columns.at.at(-1) ?? 0) > MISSED_S) {
         choose(length); // nobody looked, or the server was away
