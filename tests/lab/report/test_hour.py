@@ -136,7 +136,3 @@ def test_what_is_older_than_the_report_is_left_out() -> None:
     )
     assert "long ago" not in page
     assert "old" not in page.replace("bold", "").replace("threshold", "").partition("Slow and failed")[2]
-
-
-def test_a_server_that_does_not_tell_of_requests_is_said_not_to() -> None:
-    assert "does not tell" in html(hour(history(), why_not="This server does not tell which requests were slow."), "")
