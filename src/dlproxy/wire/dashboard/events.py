@@ -19,10 +19,11 @@ STATES = {"up": "is up", "starting": "is being started", "waiting": "waits for i
 
 def of_versions(before: Mapping[Key, VersionState], after: Mapping[Key, VersionState]) -> Iterator[Event]:
     """Loads, unloads, shares of the requests."""
+    had_default = {one.name for one in before.values() if one.default}
     for key, one in after.items():
         known = before.get(key)
         yield from _of_phase(one, known)
-        yield from _of_shares(one, known)
+        yield from _of_shares(one, known, first=one.name not in had_default)
     for name, version in before.keys() - after.keys():
         yield name, "unload", f"version {version} is gone"
 
@@ -46,10 +47,11 @@ def _of_phase(one: VersionState, known: VersionState | None) -> Iterator[Event]:
         yield name, "unload", f"{version} is unloaded, until it is asked for"
 
 
-def _of_shares(one: VersionState, known: VersionState | None) -> Iterator[Event]:
+def _of_shares(one: VersionState, known: VersionState | None, *, first: bool) -> Iterator[Event]:
+    """`first`: no version of the model was its default before."""
     was_default, share = known is not None and known.default, 0.0 if known is None or known.default else known.share
     if one.default:
-        if known is not None and not was_default:
+        if not first and known is not None and not was_default:
             yield one.name, "canary", f"version {one.version} answers whoever names no version"
     elif one.share != share:
         told = f"{one.share * 100.0:.3g} % of the requests that name no version" if one.share else "no share of them any more"
