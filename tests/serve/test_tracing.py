@@ -112,13 +112,13 @@ async def test_a_refusal_has_its_status(traced: Traced) -> None:
 
 async def test_what_is_refused_before_it_is_a_request_has_a_span_if_its_client_traces_it(traced: Traced) -> None:
     rig = TracedRig(traced.tracer)
-    why = Failure(FailureKind.INVALID_ARGUMENT, "unexpected shape")
+    why = Failure(FailureKind.INVALID_ARGUMENT, "unexpected shape \ud800")
     for trace in (FIRST, OFF):
         refused = rig.request()
         refused.trace = trace
         rig.stats.lost(refused, why, "bad_request", rig.now())
     (span,) = await traced.spans()
-    assert (span.parent_id, span.kind, span.failed) == (f"{1:016x}", "SERVER", "unexpected shape")
+    assert (span.parent_id, span.kind, span.failed) == (f"{1:016x}", "SERVER", "unexpected shape \\ud800")
     assert span.attributes["dlproxy.reason"] == "bad_request"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import BatchResult
 from dlproxy.instance.remote import RemoteInstance
-from dlproxy.message import Failure, FailureKind, Request, Response, Trace
+from dlproxy.message import Failure, FailureKind, Request, Response, Trace, encodable
 from dlproxy.policy.events import Dispatch
 from dlproxy.serve.layers import WatchedRest
 from dlproxy.service import ReplyTo, Service
@@ -49,7 +49,7 @@ class TraceLayer:
             attributes["dlproxy.rows"] = ticket.rows
         for name, value in (("request_id", trace.request_id), ("id", request.id), ("tenant", ticket.tenant)):
             if value:
-                attributes[f"dlproxy.{name}"] = value[:MOST_CHARS]
+                attributes[f"dlproxy.{name}"] = encodable(value[:MOST_CHARS])
         kind = "INTERNAL" if request.charged else "SERVER"
         span = tracer.start(self._span_name, ticket.arrived_at, trace, attributes, kind=kind)
         request.trace = tracer.within(span, trace)

@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from dlproxy import __version__
 from dlproxy.config.tracing import AS_SAID, TracingConfig
-from dlproxy.message import Failure, FailureKind, Trace
+from dlproxy.message import Failure, FailureKind, Trace, encodable
 
 FLUSH_S = 3.0  # what a shutdown waits for the collector
 QUIET_S = 10.0  # without trouble, before it is said that spans arrive again
@@ -102,7 +102,7 @@ class Tracer:
             return
         if failure is not None:
             span.set_attribute("error.type", failure.kind.value)
-            span.set_status(otel.StatusCode.ERROR, failure.message[:MOST_WORDS])
+            span.set_status(otel.StatusCode.ERROR, encodable(failure.message[:MOST_WORDS]))
         span.end(self._ns(at))
 
     def within(self, span: Any, trace: Trace) -> Trace:
