@@ -86,6 +86,23 @@ async def test_a_batch_that_failed_is_told_of_the_request_that_it_held_up() -> N
     assert [cause.kind for cause in causes(one.case)] == ["retry"]
 
 
+async def test_what_is_known_only_afterwards_explains_what_was_kept_before() -> None:
+    rig = Rig(instances=1, service_s=0.01, knobs=replace(KNOBS, max_batch=1))
+    exemplars = watched(rig)
+    for _ in range(20):
+        await ended([rig.send()])
+    rig.fakes[0]._service_s = lambda rows: 0.5
+    await ended([rig.send()])
+    assert [cause.kind for cause in causes(max(exemplars, key=lambda one: one.seconds).case)] == ["compute"]
+    exemplars._store.journal.add_late("host", "other processes had the cores", began_at=rig.now() - 0.4)
+    slow, *others = sorted(exemplars, key=lambda one: -one.seconds)
+    assert [(cause.kind, cause.seconds) for cause in causes(slow.case)] == [
+        ("busy_machine", pytest.approx(0.4, abs=0.02)),  # by the time of day, which is not virtual
+        ("compute", pytest.approx(0.09, abs=0.02)),
+    ]
+    assert not any(one.case.happenings for one in others), "they were answered before"
+
+
 async def test_the_slowest_of_a_window_are_kept_and_the_window_ends() -> None:
     rig = Rig(instances=1, service_s=0.01, knobs=replace(KNOBS, max_batch=1))
     exemplars = watched(rig)

@@ -435,6 +435,12 @@ class Exemplars:
         ]
         return tuple(sorted(found, key=lambda one: one.began_at - min(one.ended_at, ends))[:NEIGHBOURS])
 
+    def newest(self) -> Iterator[Exemplar]:
+        """Each once: what was kept in the last seconds, and perhaps more."""
+        rings = [reversed(ring) for ring in (self.samples, self.noted, self.failures)]
+        kept = chain(*list(self.windows)[-2:], *[islice(ring, NEIGHBOURS) for ring in rings])
+        return iter({one.id: one for one in kept if isinstance(one, Exemplar)}.values())
+
     def overlapping(self, arrived_at: float, at: float) -> list[Run]:
         """Its runs that went on while a request of another model was under way, on that one's clock."""
         newest = self.runs[-1] if self.runs else None
@@ -450,7 +456,7 @@ class ExemplarStore:
 
     def __init__(self, journal: Journal | None = None) -> None:
         self.journal = Journal() if journal is None else journal
-        self.journal.on_sent = self._sent
+        self.journal.on_sent, self.journal.on_late = self._sent, self._late
         self._models: list[Exemplars] = []
         self._gone: deque[Exemplars] = deque(maxlen=MOST_GONE)
         self._sending: dict[int, Exemplar] = {}
@@ -490,6 +496,14 @@ class ExemplarStore:
         if len(self._sending) >= MOST_SENDING:
             del self._sending[next(iter(self._sending))]
         self._sending[exemplar.id] = exemplar
+
+    def _late(self, happening: Happening) -> None:
+        """What was kept just before is told of it, too."""
+        now, clock = time(), self.journal.clock()
+        for exemplar in chain.from_iterable([exemplars.newest() for exemplars in self._models]):
+            began_at, ended_at = (now - (clock - at) - exemplar.arrived_at for at in (happening.began_at, happening.ended_at))
+            if began_at < exemplar.seconds and ended_at > 0.0 and len(exemplar.case.happenings) < NEIGHBOURS:
+                exemplar.case.happenings += (replace(happening, began_at=began_at, ended_at=ended_at),)
 
     def _sent(self, ticket_id: int, seconds: float) -> None:
         exemplar = self._sending.pop(ticket_id, None)

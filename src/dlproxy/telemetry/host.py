@@ -42,4 +42,4 @@ class Host:
                 f"other processes had the cores: within {seconds:.2g} s dlproxy's threads ran for {ran_s:.2g} s, "
                 f"and waited for {waited_s:.2g} s for one of {self._cores}"
             )
-            self._journal.add("host", words, began_at=now - seconds)
+            self._journal.add_late("host", words, began_at=now - seconds)

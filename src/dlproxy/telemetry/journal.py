@@ -44,6 +44,8 @@ class Journal:
         """By ticket id, of requests that have no answer yet."""
         self.on_sent: Callable[[int, float], None] = lambda ticket_id, seconds: None
         """Told of a slow reader's request whose answer has left, and how long that took."""
+        self.on_late: Callable[[Happening], None] = lambda happening: None
+        """Told of what is known only when requests that it slowed down may have been answered."""
         self._happenings: deque[Happening] = deque(maxlen=MOST_HAPPENINGS)
         self._collection_at = 0.0
 
@@ -55,6 +57,11 @@ class Journal:
         """It is over; it began now, or at `began_at`. `subject`: which instance it is about."""
         now = self.clock()
         self._happenings.append(Happening(kind, words, now if began_at is None else began_at, now, model, subject))
+
+    def add_late(self, kind: HappeningKind, words: str, *, began_at: float) -> None:
+        """As `add`; and it is told to whoever has looked for it in vain."""
+        self.add(kind, words, began_at=began_at)
+        self.on_late(self._happenings[-1])
 
     def begin(self, kind: HappeningKind, words: str, *, model: str = "", subject: str = "") -> Happening:
         """It goes on until `end`."""
