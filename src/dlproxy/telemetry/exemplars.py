@@ -38,12 +38,15 @@ Kept = AnsweredBatch | FailedRun
 
 
 class Exemplar(Struct, eq=False, gc=False):
-    """One request. `id`: our number of it; `request_id`: its client's name for it. `arrived_at`: seconds since the epoch."""
+    """One request. `id`: our number of it; `request_id`: its client's name for it. It arrived at `at`, in seconds since the epoch,
+    which is `arrived_at` by the driver's clock.
+    """
 
     id: int
     request_id: str
     model: str
     version: str
+    at: float
     arrived_at: float
     seconds: float
     requests: int
@@ -65,7 +68,7 @@ class Exemplar(Struct, eq=False, gc=False):
             "request_id": self.request_id,
             "model": self.model,
             "version": self.version,
-            "at": round(self.arrived_at, 3),
+            "at": round(self.at, 3),
             "seconds": round(self.seconds, 6),
             "outcome": "answered" if failure is None else "failed",
             "failure": failure and {"kind": failure.kind.value, "message": failure.message, "reason": self.reason},
@@ -306,7 +309,7 @@ class Exemplars:
 
     def _named(self, number: int, name: str, arrived_at: float, case: Case) -> Exemplar:
         at = time() - (self._clock() - arrived_at)
-        return Exemplar(number, name, self.name, self.version, at, sum(case.phases.values()), 1, case)
+        return Exemplar(number, name, self.name, self.version, at, arrived_at, sum(case.phases.values()), 1, case)
 
     def _whole(self, one: _Refused) -> Exemplar:
         case = Case(self.name, {"queue": one.at - one.arrived_at}, {}, one.rows)
@@ -499,9 +502,8 @@ class ExemplarStore:
 
     def _late(self, happening: Happening) -> None:
         """What was kept just before is told of it, too."""
-        now, clock = time(), self.journal.clock()
         for exemplar in chain.from_iterable([exemplars.newest() for exemplars in self._models]):
-            began_at, ended_at = (now - (clock - at) - exemplar.arrived_at for at in (happening.began_at, happening.ended_at))
+            began_at, ended_at = happening.began_at - exemplar.arrived_at, happening.ended_at - exemplar.arrived_at
             if began_at < exemplar.seconds and ended_at > 0.0 and len(exemplar.case.happenings) < NEIGHBOURS:
                 exemplar.case.happenings += (replace(happening, began_at=began_at, ended_at=ended_at),)
 
