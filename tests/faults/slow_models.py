@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PLAIN, FAIL_ONCE, STALL_ONCE = 1, 2, 3
-STALL_S = 0.3
+STALL_S = 0.6
 
 
 class Sleeper:

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -105,7 +106,7 @@ async def test_a_cold_start() -> None:
 async def test_a_heavy_neighbour() -> None:
     async with serving({"m": model(), "big": model()}, arbiter="on", cores=1) as site:
         await site.usual("m")
-        neighbour = asyncio.create_task(site.ask("big", value(0.2)))
+        neighbour = asyncio.create_task(site.ask("big", value(0.6)))
         while not next(one for one in site.server.models if one.served.name == "big").driver.unanswered:  # noqa: ASYNC110
             await asyncio.sleep(0)
         await site.ask("m", name="crowded")
@@ -132,16 +133,16 @@ async def test_a_garbage_collection() -> None:
 
 async def test_a_slow_instance() -> None:
     async with serving({"m": model(instances=2)}) as site:
-        Sleeper.slower_s = 0.06
+        Sleeper.slower_s = 0.15
         for number in range(8):
             await asyncio.gather(*[site.ask("m", name=f"{number}-{one}") for one in range(3)])
-        slow = [one for one in site.server.models.exemplars if 0.06 < one.case.phases.get("compute", 0.0) > one.seconds / 2]
+        slow = [one for one in site.server.models.exemplars if 0.15 < one.case.phases.get("compute", 0.0) > one.seconds / 2]
         kind, words = await site.first_cause(max(slow, key=lambda one: one.id).request_id)
         assert kind == "slow_instance", words
 
 
 async def test_a_large_batch_ahead() -> None:
-    async with serving({"m": model("sleep:base=1ms,row=4ms", max_batch=64)}) as site:
+    async with serving({"m": model("sleep:base=1ms,row=12ms", max_batch=64)}) as site:
         await site.usual("m")
         large = asyncio.create_task(site.ask("m", *[0.0] * 40))
         while not site.server.models.unanswered:  # noqa: ASYNC110
@@ -156,7 +157,7 @@ async def test_a_large_batch_ahead() -> None:
 async def test_a_retry() -> None:
     async with serving({"m": model(instances=2)}) as site:
         await site.usual("m")
-        await site.ask("m", value(0.1, FAIL_ONCE), name="again")
+        await site.ask("m", value(0.6, FAIL_ONCE), name="again")
         kind, words = await site.first_cause("again")
         assert kind == "retry", words
         assert "the disk is full" in words
@@ -206,28 +207,30 @@ async def test_a_swap_of_version() -> None:
 
 async def test_phases_add_up_to_what_clients_have_measured() -> None:
     """Within a hundredth: of batches, a retry, an answer that another's run gave, a body that came slowly."""
-    async with serving({"m": model(instances=2, max_batch=4), "known": model(cache="on")}) as site:
-        for attempt in "abc":  # the machine may be busy between a client and the server, which neither knows
-            measured = await measure(site, attempt)
+    off: dict[str, float] = {}
+    for _ in range(4):  # the machine may be busy between a client and the server, of which neither knows: once it fits
+        async with serving({"m": model(instances=2, max_batch=4), "known": model(cache="on")}) as site:
+            measured = await measure(site)
             told = {name: await site.why(name) for name in measured}
-            if all(sum(told[name]["phases"].values()) == pytest.approx(measured[name], rel=0.01) for name in measured):
-                break
-        else:
-            raise AssertionError(f"{measured}, {told}")
-        assert told[f"slow-{attempt}"]["phases"]["receive"] == pytest.approx(0.1, rel=0.2)
-        assert "slow_client" in [cause["kind"] for cause in told[f"slow-{attempt}"]["causes"]]
-        assert told[f"retry-{attempt}"]["phases"]["earlier_run"] > 0.3
-        shared = [cause["kind"] for number in range(3) for cause in told[f"known-{attempt}-{number}"]["causes"]]
-        assert shared.count("shared_run") == 2
+        for name, seconds in measured.items():
+            off[name] = min(off.get(name, inf), abs(sum(told[name]["phases"].values()) / seconds - 1.0))
+        if max(off.values()) < 0.01:
+            break
+    assert max(off.values()) < 0.01, off
+    assert told["slow"]["phases"]["receive"] == pytest.approx(0.1, rel=0.2)
+    assert "slow_client" in [cause["kind"] for cause in told["slow"]["causes"]]
+    assert told["retry"]["phases"]["earlier_run"] > 0.3
+    shared = [cause["kind"] for number in range(3) for cause in told[f"known-{number}"]["causes"]]
+    assert shared.count("shared_run") == 2
 
 
-async def measure(site: Site, attempt: str) -> dict[str, float]:
+async def measure(site: Site) -> dict[str, float]:
     """Seconds by the names of requests, as their clients see them."""
     Sleeper.done.clear()
-    asked = {f"batch-{attempt}-{number}": ("m", value(0.3)) for number in range(6)}
-    asked[f"retry-{attempt}"] = "m", value(0.3, FAIL_ONCE)
-    asked |= {f"known-{attempt}-{number}": ("known", value(0.4) + "abc".index(attempt)) for number in range(3)}
-    asked[f"slow-{attempt}"] = "m", value(0.3)
+    asked = {f"batch-{number}": ("m", value(0.3)) for number in range(6)}
+    asked["retry"] = "m", value(0.3, FAIL_ONCE)
+    asked |= {f"known-{number}": ("known", value(0.4)) for number in range(3)}
+    asked["slow"] = "m", value(0.3)
     connections = {name: await raw.connect(site.server.http_port) for name in asked}
     for connection in connections.values():
         await connection.ask(request("m", value(QUICK), "first"))  # the server knows it then
