@@ -303,6 +303,14 @@ async def test_the_sdk_s_own_switch_holds(monkeypatch: pytest.MonkeyPatch) -> No
     assert Server(Config(tracing=TracingConfig(endpoint="http://127.0.0.1:9")))._tracer is None
 
 
+@pytest.mark.parametrize("endpoint", ["localhost:4318", "grpc://h:4317", "http://", "http://h:99999", "http://[::1", "on"])
+def test_an_endpoint_is_a_url(tmp_path: Path, endpoint: str) -> None:
+    (tmp_path / "dlproxy.toml").write_text(f'[tracing]\nsample = 0.5\nendpoint = "{endpoint}"\n')
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path / "dlproxy.toml")
+    assert f"dlproxy.toml:3: endpoint = '{endpoint}' is no URL; write it like http://127.0.0.1:4318" in str(raised.value)
+
+
 def test_a_share_needs_an_endpoint(tmp_path: Path) -> None:
     (tmp_path / "dlproxy.toml").write_text("[tracing]\nsample = 0.5\n")
     with pytest.raises(ConfigError, match=r"dlproxy.toml:2: sample = 0.5 has no effect: it needs an endpoint"):

@@ -47,7 +47,9 @@ def add_to(commands: Commands) -> None:
     )
     add_options(top, control="http://127.0.0.1:8002", json=False)
     top.add_argument("--once", action="store_true", help="print it once, as plain text")
-    top.add_argument("--sort", choices=SORTS, default="rate", metavar="BY", help=f"{', '.join(SORTS)} (default: %(default)s)")
+    top.add_argument(
+        "--sort", choices=SORTS, default="rate", metavar="ORDER", help=f"{', '.join(SORTS)} (default: %(default)s)"
+    )
     top.set_defaults(command=_top, ask=lambda port, args: port.dashboard())
 
 

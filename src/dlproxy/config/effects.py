@@ -16,6 +16,7 @@ from dlproxy.config.messages import explain, what_and_where
 from dlproxy.config.paths import check_forecast, check_way, is_address, parse_devices
 from dlproxy.config.pipelines import PIPELINE, wired
 from dlproxy.config.table import Knob, first_knobs, knobs, tuned_knobs
+from dlproxy.config.tracing import TracingConfig, check_endpoint
 from dlproxy.config.traits import Only
 from dlproxy.config.values import ConfigError, check_origins, nearest
 
@@ -48,6 +49,8 @@ def check(section: Struct, places: Sequence[str] = ()) -> list[str]:
             raise ConfigError(f"variants: a model is named twice in {', '.join(section.variants)}", "variants")
     elif isinstance(section, HttpLimits):
         check_origins(section.cors_origins)
+    elif isinstance(section, TracingConfig):
+        check_endpoint(section.endpoint)
     warnings = []
     for knob, only, message in _without_effect(section, places):
         if only.surely:

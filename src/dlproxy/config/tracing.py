@@ -1,11 +1,13 @@
 """The table's rows for traces. Taken in by knobs.py; not aware of: spans, models."""
 
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from dlproxy.config.traits import Only
 from dlproxy.config.traits import knob as _knob
+from dlproxy.config.values import ConfigError
 
 AS_SAID = "auto"  # of `endpoint`
 
@@ -41,3 +43,15 @@ class TracingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             le=1e6,
         ),
     ] = 20.0
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Raises ConfigError for what is no URL."""
+    try:
+        parts = urlsplit(endpoint)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fine = False
+    if endpoint not in ("", AS_SAID) and not fine:
+        message = f"endpoint = {endpoint!r} is no URL; write it like http://127.0.0.1:4318, or {AS_SAID}"
+        raise ConfigError(message, "endpoint")
