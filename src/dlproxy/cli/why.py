@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from dlproxy.cli.models import add_options, shown, table
 from dlproxy.cli.terminal import Commands
-from dlproxy.policy.why import in_words
 
 if TYPE_CHECKING:
     from dlproxy.cli.control_port import ControlPort, ExemplarState
@@ -58,12 +57,16 @@ def _list(found: "list[ExemplarState]", args: argparse.Namespace) -> Iterator[st
 
 
 def _row(one: "ExemplarState") -> tuple[str, ...]:
+    from dlproxy.policy.why import in_words
+
     outcome = one.outcome if one.failure is None else one.failure.kind
     cause = f"{one.causes[0].kind}: {one.causes[0].words}" if one.causes else "as usual"
     return one.request_id or one.id, one.model, _when(one), in_words(one.seconds), outcome, _brief(cause)
 
 
 def _page(one: "ExemplarState") -> Iterator[str]:
+    from dlproxy.policy.why import in_words
+
     name = f"{one.request_id} (number {one.id})" if one.request_id else one.id
     yield f"request {name} to model {one.model} version {one.version}"
     outcome = f"failed ({one.failure.kind}: {one.failure.message})" if one.failure is not None else "answered"
