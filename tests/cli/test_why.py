@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     config = write_config(tmp_path_factory.mktemp("why") / "dlproxy.toml", {"m": model})
     with ServerProcess("--config", config) as process:
         for name, inputs in (("good", [[1.0]]), ("bad", [["x"]])):
-            asked(f"http://{process.address}/predict/m", {"inputs": inputs}, **{"x-request-id": name})
+            headers: dict[str, Any] = {"x-request-id": name}
+            asked(f"http://{process.address}/predict/m", {"inputs": inputs}, **headers)
         yield process
 
 

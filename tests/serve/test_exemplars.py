@@ -4,7 +4,7 @@ is kept stays within its bounds."""
 import gc
 import random
 import weakref
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import pytest
 from msgspec.structs import replace
@@ -82,7 +82,8 @@ async def test_a_batch_that_failed_is_told_of_the_request_that_it_held_up() -> N
     (one,) = exemplars
     assert one.case.phases == pytest.approx({"earlier_run": 0.1, "batch": 0.0, "compute": 0.1, "split": 0.0})
     (earlier,) = one.case.earlier
-    assert (earlier.instance, earlier.error, earlier.ended_at) == ("m-0", "a bad disk", pytest.approx(0.1))
+    assert (earlier.instance, earlier.error) == ("m-0", "a bad disk")
+    assert earlier.ended_at == pytest.approx(0.1)
     assert [cause.kind for cause in causes(one.case)] == ["retry"]
 
 
@@ -134,7 +135,7 @@ def test_what_is_kept_is_bounded() -> None:
         if draw.random() < 0.1:
             stats.lost(requests[0], failure, "queue_full", now)
     assert number > 200_000
-    rings = [exemplars.runs, exemplars.samples, exemplars.failures, exemplars.noted, exemplars.windows]
+    rings: list[Sized] = [exemplars.runs, exemplars.samples, exemplars.failures, exemplars.noted, exemplars.windows]
     assert [len(ring) for ring in rings] == [MOST_RUNS, MOST_SAMPLES, MOST_FAILED, MOST_NOTED, WINDOWS]
     assert all(len(window) <= SLOWEST for window in exemplars.windows)
     assert not journal.notes

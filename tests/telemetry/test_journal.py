@@ -59,7 +59,8 @@ def test_collections_are_told_of_if_they_took_long(clock: Clock, journal: Journa
     finally:
         gc.callbacks.remove(slowly)
     (found,) = journal.since(0.0)
-    assert (found.kind, found.ended_at - found.began_at) == ("gc", pytest.approx(0.5))
+    assert found.kind == "gc"
+    assert found.ended_at - found.began_at == pytest.approx(0.5)
     journal.close()
     journal.close()  # and not twice
 

@@ -4,6 +4,7 @@ import pytest
 
 from dlproxy.config import HttpLimits
 from dlproxy.message import Request, Ticket
+from dlproxy.policy.why import Phase
 from dlproxy.telemetry.journal import Journal
 from dlproxy.wire.grpc.call import Call
 from dlproxy.wire.grpc.frames import window_update
@@ -27,7 +28,7 @@ class Clock:
     def request(self) -> Request:
         return Request(Ticket(7, self.now), "m", [], ())
 
-    def noted(self) -> dict[int, tuple[dict[str, float], bool]]:
+    def noted(self) -> dict[int, tuple[dict[Phase, float], bool]]:
         return {number: (dict(notes.phases), notes.sending) for number, notes in self.journal.notes.items()}
 
 
