@@ -57,11 +57,7 @@ def _list(found: "list[ExemplarState]", args: argparse.Namespace) -> Iterator[st
 
 
 def _row(one: "ExemplarState") -> tuple[str, ...]:
-<<<<<<< HEAD
     from dlproxy.policy.why import in_words  # brings msgspec, which help needs not
-=======
-    from dlproxy.policy.why import in_words
->>>>>>> h/why
 
     outcome = one.outcome if one.failure is None else one.failure.kind
     cause = f"{one.causes[0].kind}: {one.causes[0].words}" if one.causes else "as usual"
@@ -69,11 +65,7 @@ def _row(one: "ExemplarState") -> tuple[str, ...]:
 
 
 def _page(one: "ExemplarState") -> Iterator[str]:
-<<<<<<< HEAD
     from dlproxy.policy.why import in_words  # brings msgspec, which help needs not
-=======
-    from dlproxy.policy.why import in_words
->>>>>>> h/why
 
     name = f"{one.request_id} (number {one.id})" if one.request_id else one.id
     yield f"request {name} to model {one.model} version {one.version}"

@@ -38,7 +38,7 @@ Kept = AnsweredBatch | FailedRun
 
 
 class Exemplar(Struct, eq=False, gc=False):
-    """One request. `id`: our number of it; `request_id`: its client's name for it. It arrived at `at`, in seconds since the epoch,
+    """One request. `id`: our number of it; `request_id`: its client's name for it. It came at `at`, in seconds since the epoch,
     which is `arrived_at` by the driver's clock.
     """
 
