@@ -3,17 +3,17 @@
 import asyncio
 
 import msgspec
+import pytest
 
 from dlproxy.config import Config, ModelConfig, ServerConfig
 from dlproxy.serve.server import Server
 from tests.wire.fixtures import Client, post, request
 
 
-async def test_a_server_tells_what_its_models_do_until_it_stops() -> None:
+async def test_a_server_tells_what_its_models_do_until_it_stops(caplog: pytest.LogCaptureFixture) -> None:
     config = ServerConfig(http_port=0, control_port=0, grpc="off", calibration_folder="")
-    server = Server(
-        Config(server=config, models={"m": [ModelConfig(path="sleep:base=1ms", slo="p99=50ms", run="thread", threads=1)]})
-    )
+    model = ModelConfig(path="sleep:base=1ms", slo="p99=30s", run="thread", threads=1)
+    server = Server(Config(server=config, models={"m": [model]}))
     await server.start()
     control = Client(*await asyncio.open_connection("127.0.0.1", server.control_port))
     client = Client(*await asyncio.open_connection("127.0.0.1", server.http_port))
@@ -24,7 +24,7 @@ async def test_a_server_tells_what_its_models_do_until_it_stops() -> None:
         shown = whole["models"]["m/1"]
         assert (shown["state"], shown["share"], shown["canary"]) == ("up", 1.0, None)
         assert shown["instances"] == [{"name": "m-0", "state": "up", "busy": 0, "address": "", "problem": ""}]
-        assert shown["objective"] == {"seconds": 0.05, "share": 0.99, "met": None, "budget_left": None}
+        assert shown["objective"] == {"seconds": 30.0, "share": 0.99, "met": None, "budget_left": None}
         assert whole["server"].keys() == {
             *("version", "started_at", "cores", "cpu", "memory_bytes", "connections", "ready", "may_change")
         }
@@ -41,9 +41,8 @@ async def test_a_server_tells_what_its_models_do_until_it_stops() -> None:
             model = changed.get("models", {}).get("m/1", {})
             answered, instances = max(answered, model.get("rate", 0.0)), len(model.get("instances", "?" * instances))
         assert sorted(events) == [("instance", "instance m-1 is up"), ("knobs", "an operator: scale instances 2")]
-        began_at = asyncio.get_running_loop().time()
         await server.stop()
-        assert asyncio.get_running_loop().time() - began_at < 0.9
+        assert "graceful shutdown exceeded" not in caplog.text
         assert (await control.rest()).endswith(b"0\r\n\r\n")
     finally:
         for each in (control, client, other):

@@ -1,7 +1,7 @@
 """The control port of a running server, asked over http.client: the models' state, the autopilot's, what is remembered, and
 changes.
 
-Called by cli/models.py, cli/autopilot.py, cli/cache.py, cli/log_levels.py and cli/top.py.
+Called by cli/models.py, cli/autopilot.py, cli/cache.py, cli/log_levels.py, cli/report.py and cli/top.py.
 
 Not aware of: command-line arguments, how a state is shown.
 """
@@ -393,8 +393,8 @@ class ControlPort:
         query = urlencode({"model": name, "version": version, "seconds": seconds})
         return self._converted(self._of_all("GET", f"/dashboard/history?{query}", name), dict[str, Any])
 
-    def slow_requests(self) -> list[dict[str, Any]] | None:
-        """And those that failed; None where the server does not tell."""
+    def kept_requests(self) -> list[dict[str, Any]] | None:
+        """Those that were slow or failed; None where the server does not tell."""
         status, body = self._ask("GET", "/why?limit=1000")
         return None if status == 404 else self._converted(self._decoded(body), list[dict[str, Any]])
 

@@ -66,6 +66,6 @@ def _hour(port: "ControlPort", minutes: int) -> "Hour":
     asked = port.asked()
     histories = [port.history(one["name"], one["version"], minutes * 60) for one in asked[:MOST_MODELS]]
     now = port.dashboard()  # the last, so that nothing is newer
-    requests = port.slow_requests()
+    requests = port.kept_requests()
     why_not = "This server does not tell which requests were slow." if requests is None else ""
     return Hour(where=port.url, minutes=minutes, now=now, histories=histories, requests=requests or [], why_not=why_not)

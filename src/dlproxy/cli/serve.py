@@ -242,6 +242,7 @@ def _report(server: "Server") -> None:
         rest = authority(server.host, server.ports["tfs_http_port"])
         say(f"TF Serving {authority(server.host, server.ports['tfs_grpc_port'])} (gRPC), {server.scheme}://{rest}/v1/models")
     control = authority(server.host, server.control_port)
+    say(f"dashboard  {server.scheme}://{control}/")
     say(f"metrics    {server.scheme}://{control}/metrics   (try a request: /docs; state and knobs: dlproxy models)")
     say("ready; Ctrl-C stops")
 

@@ -203,6 +203,7 @@ def _invitation(addresses: Addresses, image: NDArray[np.uint8], label: int) -> l
         f"curl -sw '\\n' http://{http}/predict/digits -d '{body}'",
         "",
         f"inference  http://{http}/v2/models/digits",
+        f"dashboard  http://{control}/",
         f"metrics    http://{control}/metrics",
         "serving; press Ctrl-C to stop",
     ]

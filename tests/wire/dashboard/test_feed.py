@@ -207,6 +207,17 @@ async def test_one_sees_the_models_that_it_may_see() -> None:
         assert (await told(reader))[1]["gone"] == ["mine-1/1"]
 
 
+async def test_text_that_is_no_utf_8_breaks_no_stream() -> None:
+    rig = Rig("a")
+    rig.say(VersionState("b", "1", "failed", reason="no file b\udcff.onnx"))
+    rig.models["a/1"].places = [place("m-0"), place("m-1", "lost", "died of \udcff")]
+    async with aclosing(rig.feed.read(ALL)) as reader:
+        assert (await told(reader))[1]["models"]["b/1"]["reason"] == r"no file b\udcff.onnx"
+        rig.feed.tell("a", "knobs", "a label \udcff")
+        rig.second()
+        assert (await told(reader))[1]["events"][0]["words"] == r"a label \udcff"
+
+
 async def test_closing_ends_every_stream_at_once() -> None:
     rig = Rig("a")
     readers = [rig.feed.read(ALL) for _ in range(3)]

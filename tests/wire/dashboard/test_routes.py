@@ -182,17 +182,15 @@ async def test_a_stream_goes_on_second_by_second_and_ends_with_the_server() -> N
         assert (await here.ask("/dashboard/feed")).status == 503
 
 
-async def test_a_server_that_stops_waits_for_no_reader() -> None:
+async def test_a_server_that_stops_waits_for_no_reader(caplog: pytest.LogCaptureFixture) -> None:
     """Nor for one that does not read what it was sent, nor for one who has gone."""
     async with dashboard(*map(str, range(1000))) as here:
         reading, stuck, gone = [await here.read() for _ in range(3)]
         await told(reading)
         await gone.close()
-        loop = asyncio.get_running_loop()
-        began_at = loop.time()
         here.rig.feed.close()
         await here.server.stop()
-        assert loop.time() - began_at < 0.8  # uvicorn would wait for a second, and 0.1 s it always does
+        assert "graceful shutdown exceeded" not in caplog.text  # for which uvicorn would wait, and then say so
         assert here.rig.feed._readers == 0
         assert not stuck.reader.at_eof()
 

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct, structs
 
+from dlproxy.message import encodable
 from dlproxy.policy.planner import VersionState
 from dlproxy.policy.view import LaneView
 from dlproxy.wire.catalog import Catalog, ServedModel
@@ -78,7 +79,7 @@ class Sampler:
     def tell(self, model: str, kind: Kind, words: str) -> None:
         """Something was done with a model (empty: with all), which is looked at for that."""
         self._touched.add(model)
-        self.events.append({"at": self.wall(self._clock()), "model": model, "kind": kind, "words": words})
+        self.events.append({"at": self.wall(self._clock()), "model": model, "kind": kind, "words": encodable(words)})
         self.happened += 1
 
     # Once a second

@@ -6,6 +6,7 @@ Numbers have three significant digits: a page shows no more, and what is equal i
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dlproxy.message import encodable
 from dlproxy.policy.planner import VersionState
 from dlproxy.policy.view import LaneView
 from dlproxy.wire.catalog import ServedModel
@@ -33,7 +34,7 @@ def shown(
         "name": one.name,
         "version": one.version,
         "state": _state(one),
-        "reason": one.reason,
+        "reason": encodable(one.reason),
         "default": one.default,
         "labels": list(one.labels),
         "share": short(one.share),
@@ -92,7 +93,7 @@ def instances_of(model: ServedModel, view: LaneView) -> list[dict[str, Any]]:
     for place in model.places():
         one = up.get(place["name"])
         state = place["state"] if one is None else CIRCUITS.get(one.circuit.value, "up")
-        problem = "" if one is not None else place["last_problem"] or ""
+        problem = "" if one is not None else encodable(place["last_problem"] or "")
         busy = 0 if one is None else one.in_flight
         told.append(
             {"name": place["name"], "state": state, "busy": busy, "address": place["address"] or "", "problem": problem}
