@@ -1,11 +1,7 @@
 """The control port of a running server, asked over http.client: the models' state, the autopilot's, what is remembered, and
 changes.
 
-<<<<<<< HEAD
 Called by cli/models.py, cli/autopilot.py, cli/cache.py, cli/log_levels.py, cli/report.py, cli/top.py and cli/why.py.
-=======
-Called by cli/models.py, cli/autopilot.py, cli/cache.py, cli/log_levels.py, cli/report.py and cli/top.py.
->>>>>>> h/otel
 
 Not aware of: command-line arguments, how a state is shown.
 """
