@@ -356,7 +356,7 @@ class _Excess:
             words = f"{run.instance} is slow: {in_words(than.here_s)} a batch, others need {in_words(than.others_s)}"
             self.take("slow_instance", inf, words, "compute")
         elif not than.before and case.known_since == -inf:
-            self.take("cold_start", inf, f"it was in the first batch of {run.instance}: {computed}", "compute", "batch")
+            self.take("cold_start", inf, f"it was in the first batch of {run.instance}: {computed}", "compute")
         if case.upstream:
             words = f"the other server ({run.instance}) took {computed}"
             self.take("upstream_stall", inf, words, "compute", "batch")
@@ -366,7 +366,8 @@ class _Excess:
         self.take("compute", inf, f"the model computed for {computed}, and nothing else is known to have gone on", "compute")
         words = f"{in_words(case.phases.get('batch', 0.0))} went into handing the batch over and hearing of its end"
         self.take("busy_loop", inf, words, "batch")
-        words = f"cutting the answers apart and encoding them took {in_words(case.phases.get('split', 0.0))}"
+        took = f"{in_words(case.phases.get('split', 0.0))}, usually {in_words(self.usual.get('split', 0.0))}"
+        words = f"cutting its batch's answers apart, encoding and writing them took {took}"
         self.take("answer", inf, words, "split")
 
     def _steps(self) -> None:
