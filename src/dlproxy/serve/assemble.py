@@ -141,11 +141,8 @@ async def load_model(
         config = msgspec.structs.replace(config, accuracy=await asyncio.to_thread(_measured_accuracy, config.path, trust))
     if caches is not None:
         await caches.read(name, config)
-    fleet: Fleet
-    if config.path == PIPELINE and pipelines is not None:
-        fleet = await pipelines.start(name, config, trust)
-    else:
-        fleet = await start_fleet(name, config, memory, trust)
+    piped = config.path == PIPELINE and pipelines is not None
+    fleet: Fleet = await (pipelines.start(name, config, trust) if piped else start_fleet(name, config, memory, trust))
     try:
         if fleet.most_rows is not None:
             config = msgspec.structs.replace(config, max_batch=min(config.max_batch, fleet.most_rows))
@@ -198,8 +195,8 @@ def _assembled(
     stats = ModelStats()
     driver = _driver(name, config, fleet, lane, recorder, stats, clock)
     residence = _residence(config, fleet, driver) if states is not None and signature.told_sequences else None
-    journal = exemplars.journal
-    roster = Roster(residence or driver, stats, clock, None if recorder is None else recorder.note, journal, name)
+    note = None if recorder is None else recorder.note
+    roster = Roster(residence or driver, stats, clock, note, exemplars.journal, name)
     fleet.attach(roster)
     control = LaneControl(config, lane, driver, plan.knobs, fleet, roster, plan.most_batch)
     least = residence.least if residence is not None else lambda: 0
@@ -228,10 +225,8 @@ def _assembled(
     if states is not None:
         served.signature = states.signature
     loaded = LoadedModel(served, service, driver, lane, fleet, recorder, control, roster, autoscaler=scaler, cache=cache)
-    loaded.sequences = control.sequences
     if variants is not None:
         loaded.degrading = Degrading(variants, loaded)
-    control.tell = partial(journal.add, "knobs", model=name)
     control.on_variants = partial(_stand_in, loaded, quotas, tracer, clock)
     _connect(loaded, splits=splits)
     _keep_exemplars(loaded, exemplars)
@@ -240,6 +235,7 @@ def _assembled(
 
 def _keep_exemplars(model: LoadedModel, store: ExemplarStore) -> None:
     served, lane = model.served, model.lane
+    model.control.tell = partial(store.journal.add, "knobs", model=served.name)
     exemplars = Exemplars(
         store,
         served.name,
