@@ -90,8 +90,11 @@ class LoadedModel(Struct, eq=False):
     autoscaler: Autoscaler | None = None
     cache: "CacheLayer | None" = None
     degrading: Degrading | None = None
-    sequences: SequenceLayer | None = None
     forget: Callable[[], None] = lambda: None
+
+    @property
+    def sequences(self) -> SequenceLayer | None:
+        return self.control.sequences
 
     @property
     def accuracy(self) -> float:
@@ -141,8 +144,7 @@ async def load_model(
         config = msgspec.structs.replace(config, accuracy=await asyncio.to_thread(_measured_accuracy, config.path, trust))
     if caches is not None:
         await caches.read(name, config)
-    piped = config.path == PIPELINE and pipelines is not None
-    fleet: Fleet = await (pipelines.start(name, config, trust) if piped else start_fleet(name, config, memory, trust))
+    fleet = await _fleet(name, config, memory, trust, pipelines)
     try:
         if fleet.most_rows is not None:
             config = msgspec.structs.replace(config, max_batch=min(config.max_batch, fleet.most_rows))
@@ -169,6 +171,12 @@ async def load_model(
         if fleet.may_move() and not signature.told_sequences:  # what was tried on made-up inputs is tried on real ones
             loaded.driver.keep_requests(Reservoir(fleet.try_again))
     return loaded
+
+
+async def _fleet(name: str, config: ModelConfig, memory: Memory | None, trust: Trust, pipelines: Pipelines | None) -> Fleet:
+    if config.path == PIPELINE and pipelines is not None:
+        return await pipelines.start(name, config, trust)
+    return await start_fleet(name, config, memory, trust)
 
 
 def _assembled(
