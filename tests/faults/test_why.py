@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from dlproxy.config import Config, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.config.pipelines import StepConfig
 from dlproxy.policy.wanted import Wanted, WantedModel, WantedVersion
 from dlproxy.serve.server import Server
 from tests.clients import raw
@@ -171,6 +172,17 @@ async def test_a_hedge() -> None:
         assert told["seconds"] < STALL_S
         kind, words = await site.first_cause("late")
         assert kind == "hedge", (words, told)
+
+
+async def test_a_slow_stage() -> None:
+    step = StepConfig(model="m", inputs={"x": "x"})
+    pipeline = ModelConfig(path="pipeline", inputs={"x": "FP32[-1,1]"}, outputs={"y": "net.y"}, steps={"net": step})
+    async with serving({"m": model(), "p": pipeline}) as site:
+        await site.usual("p")
+        await site.ask("p", value(QUICK, STALL_ONCE), name="staged")
+        told = await site.why("staged")
+        assert told["model"] == "p", "which its stage's request is a part of"
+        assert (told["causes"][0]["kind"], "step 'net'" in told["causes"][0]["words"]) == ("stage", True)
 
 
 async def test_a_quota() -> None:

@@ -33,6 +33,7 @@ KEPT = [
     Kept(3, "b", "m", "slow", 12.0),
     Kept(4, "a/b", "secret", "failed", 13.0),
     Kept(5, "stage", "m", "noted", 9.0, 9.0),
+    Kept(6, "stage", "m", "sample", 10.5, 2.0),
 ]
 
 
@@ -49,9 +50,9 @@ def got(path: str, *models: str) -> tuple[int, Any]:
     ("path", "ids"),
     [
         ("/why", ["5", "4", "3", "2"]),
-        ("/why?kind=all", ["5", "4", "3", "2", "1"]),
+        ("/why?kind=all", ["5", "4", "6", "3", "2", "1"]),
         ("/why?kind=slow", ["3", "2"]),
-        ("/why?kind=sample&model=m", ["1"]),
+        ("/why?kind=sample&model=m", ["6", "1"]),
         ("/why?model=secret", ["4"]),
         ("/why?model=none", []),
         ("/why?limit=1", ["5"]),
@@ -64,7 +65,15 @@ def test_lists_have_the_newest_first(path: str, ids: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("path", "number"),
-    [("/why/1", "1"), ("/why/b", "3"), ("/why?id=b", "3"), ("/why?id=a/b", "4"), ("/why/a%2Fb", "4"), ("/why/b?model=m", "3")],
+    [
+        ("/why/1", "1"),
+        ("/why/b", "3"),
+        ("/why?id=b", "3"),
+        ("/why?id=a/b", "4"),
+        ("/why/a%2Fb", "4"),
+        ("/why/b?model=m", "3"),
+        ("/why/stage", "5"),
+    ],
 )
 def test_one_is_found_by_its_name_or_number_the_newest_of_several(path: str, number: str) -> None:
     assert got(path) == (200, {"id": number})
@@ -85,7 +94,7 @@ def test_a_query_of_no_sense_is_refused(query: str) -> None:
 
 
 def test_whoever_may_see_some_models_sees_theirs() -> None:
-    assert [one["id"] for one in got("/why?kind=all", "m")[1]] == ["5", "3", "2", "1"]
+    assert [one["id"] for one in got("/why?kind=all", "m")[1]] == ["5", "6", "3", "2", "1"]
     assert got("/why/4", "m")[0] == 404
     assert got("/why/4", "secret") == (200, {"id": "4"})
     assert got("/why", "nothing") == (200, [])

@@ -68,10 +68,12 @@ def why_routes(exemplars: Iterable[Exemplar]) -> list[Route]:
 
 
 def one_of(found: list[Exemplar], name: str) -> Response:
-    """The newest of this name: of a request to a pipeline, that is itself, as its stages have answered before."""
-    for exemplar in found:
-        if name and name in (exemplar.request_id, str(exemplar.id)):
-            return JSONResponse(exemplar.told())
+    """The newest of this name, and of what went on then under it the one that came first: a pipeline, not its stages."""
+    named = [exemplar for exemplar in found if name and name in (exemplar.request_id, str(exemplar.id))]
+    if named:
+        newest = max(named, key=lambda one: one.arrived_at)
+        around = [one for one in named if one.arrived_at + one.seconds >= newest.arrived_at]
+        return JSONResponse(min(around, key=lambda one: one.arrived_at).told())
     message = (
         f"request {name[:128]!r} is not known. Of every model the slowest 8 of each 10 seconds are kept for 10 minutes, "
         f"the newest that failed, and one in a second as a sample: {len(found) or 'none'} now (dlproxy why, GET /why)"
