@@ -8,7 +8,6 @@ writes DASHBOARD.md.
 import http.client
 import selectors
 import socket
-import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -24,7 +23,7 @@ from benchmarks.harness.options import add_rounds, minute, options_of, utc_now
 from benchmarks.harness.processes import BenchmarkError, Children, Cores, stay_off_the_servers_core
 from benchmarks.harness.running import find, wrk_is_missing
 from benchmarks.harness.sample import ANSWER_SECONDS, Sample, sample_for
-from benchmarks.harness.turns import in_turn, spread
+from benchmarks.harness.turns import beside_the_first, in_turn
 from benchmarks.harness.wrk import Load, rate_and_cost, wrk_is_installed
 from benchmarks.models import build_mlp
 
@@ -32,16 +31,16 @@ PAGE = Path(__file__).with_name("DASHBOARD.md")
 TITLE = "A small network, one row a request, 64 connections"
 CONNECTIONS = 64
 PLAIN = "nobody looks"
-TRACED = "traces, 1 % of the requests"
+ONE, TWENTY, TRACED = "a page is open", "20 pages are open", "traces, 1 % of the requests"
+GOALS = {ONE: 0.98, TWENTY: 0.95, TRACED: 0.95}  # of the rate of who is not looked at
 
 
 class Side(Struct):
-    """A server, and how many pages of it are open. `goal`: of the plain one's rate. `rates`, `costs`: of each round."""
+    """A server, and how many pages of it are open. `rates` and `costs` (CPU seconds a request): of each round."""
 
     name: str
     served: Served
     pages: int = 0
-    goal: float | None = None
     rates: list[float] = []
     costs: list[float] = []
 
@@ -124,19 +123,8 @@ def _measure(sides: list[Side], sample: Sample, repeats: int, seconds: int, core
         for side in in_turn(sides, number):
             _round(side, sample, seconds, cores, folder)
             print(f"  {side.name}: {side.rates[-1]:,.0f}/s", flush=True)
-    findings, plain = Findings(TITLE), sides[0]
-    for side in sides:
-        if side.goal is not None:
-            ratios = [mine / its for mine, its in zip(side.rates, plain.rates, strict=True)]
-            findings.at_least(
-                f"{side.name}: rate by that of {PLAIN}", side.goal, statistics.median(ratios), note=spread(ratios)
-            )
-        words = f"- {side.name}: {statistics.median(side.rates):,.0f} requests/s"
-        if side.costs and plain.costs:
-            times = [mine / its for mine, its in zip(side.costs, plain.costs, strict=True)]
-            words += f", {statistics.mean(side.costs) * 1e6:.1f} us of CPU a request"
-            words += "" if side is plain else f", {statistics.median(times):.2f} times {PLAIN}'s ({spread(times)})"
-        findings.details.append(words)
+    findings = Findings(TITLE)
+    beside_the_first(findings, sides, GOALS)
     return findings
 
 
@@ -158,9 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
             traced = stack.enter_context(live.serve(f'{toml}[tracing]\nendpoint = "{endpoint}"\nsample = 0.01\n'))
             sides = [
                 Side(PLAIN, plain),
-                Side("a page is open", plain, 1, 0.98),
-                Side("20 pages are open", plain, 20, 0.95),
-                Side(TRACED, traced, goal=0.95),
+                Side(ONE, plain, 1),
+                Side(TWENTY, plain, 20),
+                Side(TRACED, traced),
             ]
             yield _measure(sides, sample_for(model), options.repeats, options.seconds, cores, folder)
 

@@ -6,7 +6,6 @@ All servers share one core, wrk has another. Exits with 1 if an answer is wrong 
 import http.client
 import json
 import ssl
-import statistics
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -29,7 +28,7 @@ from benchmarks.harness.processes import Child, Children, Cores, free_ports, pin
 from benchmarks.harness.running import find, wrk_is_missing
 from benchmarks.harness.sample import ANSWER_SECONDS, Sample, sample_for
 from benchmarks.harness.servers import READY_PATH
-from benchmarks.harness.turns import in_turn, spread
+from benchmarks.harness.turns import beside_the_first, in_turn
 from benchmarks.harness.wrk import Load, rate_and_cost, wrk_is_installed
 from benchmarks.models import build_mlp
 from dlproxy.wire.identity import key_file
@@ -148,19 +147,7 @@ def _measure(sides: list[Side], sample: Sample, repeats: int, seconds: int, core
             cost = f", {side.costs[-1] * 1e6:.1f} us of CPU a request" if side.costs else ""
             print(f"  {side.name}: {side.rates[-1]:,.0f}/s{cost}", flush=True)
     findings = Findings(TITLE)
-    plain, *locked = sides
-    for side in locked:
-        ratios = [mine / its for mine, its in zip(side.rates, plain.rates, strict=True)]
-        findings.at_least(
-            f"{side.name}: rate by that of {PLAIN}", GOALS[side.name] or 0.0, statistics.median(ratios), note=spread(ratios)
-        )
-    for side in sides:
-        words = f"- {side.name}: {statistics.median(side.rates):,.0f} requests/s"
-        if side.costs and plain.costs:
-            times = [mine / its for mine, its in zip(side.costs, plain.costs, strict=True)]
-            words += f", {statistics.mean(side.costs) * 1e6:.1f} us of CPU a request"
-            words += "" if side is plain else f", {statistics.median(times):.2f} times {PLAIN}'s ({spread(times)})"
-        findings.details.append(words)
+    beside_the_first(findings, sides, GOALS)
     return findings
 
 

@@ -57,6 +57,12 @@ export function panel(title, ...content) {
   return h("section", { class: "panel" }, h("h2", {}, title), ...content);
 }
 
+// A table with these headings that scrolls where it is too wide. `numbers`: all columns but the first are.
+export function plainTable(headings, body, { numbers = false } = {}) {
+  const cells = headings.map((heading, index) => h("th", { class: numbers && index ? "num" : null }, heading));
+  return h("div", { class: "scroll" }, h("table", { class: "plain" }, h("thead", {}, h("tr", {}, cells)), body));
+}
+
 export function say(text, kind = "") {
   const toast = h("div", { class: `toast ${kind}` }, text);
   document.getElementById("toasts").append(toast);

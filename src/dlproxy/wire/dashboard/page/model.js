@@ -2,7 +2,7 @@
 
 import { actionButton } from "./actions.js";
 import { chart } from "./chart.js";
-import { h, keyed, mark, panel, write } from "./dom.js";
+import { h, keyed, mark, panel, plainTable, write } from "./dom.js";
 import { drawEvents } from "./events.js";
 import { NONE, bytes, clock, number, percent, plural, rate, rows, seconds } from "./format.js";
 import { addressOf, keyOf, stateOf } from "./health.js";
@@ -363,26 +363,7 @@ function versionsPart(model, state) {
   const element = withButtons("Versions", forOthers, actionButton("rollback", model));
   const headings = ["Version", "Gets", "Requests", "p99", "Failed"];
   const body = h("tbody");
-  element.append(
-    h(
-      "div",
-      { class: "scroll" },
-      h(
-        "table",
-        { class: "plain" },
-        h(
-          "thead",
-          {},
-          h(
-            "tr",
-            {},
-            headings.map((heading, index) => h("th", { class: index ? "num" : null }, heading)),
-          ),
-        ),
-        body,
-      ),
-    ),
-  );
+  element.append(plainTable(headings, body, { numbers: true }));
   return {
     element,
     update(now) {

@@ -1,7 +1,7 @@
 // The overview: is it well, and what does each model do? Of many models only the rows that can be seen are drawn.
 
 import { actionButton } from "./actions.js";
-import { h, keyed, mark, panel, svg, write } from "./dom.js";
+import { h, keyed, mark, panel, plainTable, svg, write } from "./dom.js";
 import { eventRow } from "./events.js";
 import { NONE, bytes, number, percent, plural, rate, seconds } from "./format.js";
 import { active, addressOf, concerns, keyOf, stateOf, worst } from "./health.js";
@@ -114,27 +114,7 @@ function limitsOf(one) {
 
 function listPanel(title, headings) {
   const body = h("tbody");
-  const element = panel(
-    title,
-    h(
-      "div",
-      { class: "scroll" },
-      h(
-        "table",
-        { class: "plain" },
-        h(
-          "thead",
-          {},
-          h(
-            "tr",
-            {},
-            headings.map((heading) => h("th", {}, heading)),
-          ),
-        ),
-        body,
-      ),
-    ),
-  );
+  const element = panel(title, plainTable(headings, body));
   return {
     element,
     update(items, cells) {
