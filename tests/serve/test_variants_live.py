@@ -61,6 +61,7 @@ async def pinned(proxy: Proxy, name: str) -> None:
             await turns(1)
 
 
+@pytest.mark.alone
 async def test_what_one_has_no_time_for_the_other_answers(proxy: Proxy) -> None:
     await asyncio.gather(*(ask(proxy) for _ in range(20)))  # for half a second: the capacities are looked at meanwhile
     while not loaded(proxy, "m").degrading._governor._order:  # type: ignore[union-attr]
