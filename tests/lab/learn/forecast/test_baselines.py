@@ -59,3 +59,14 @@ def test_holt_winters_is_the_one_that_is_served() -> None:
     quantiles = baselines("rate", LEVELS, train, validation)["Holt-Winters"].quantiles(test)
     expected = [served.load_at(float(at[0]) + horizon_s) for horizon_s in FORM.horizons_s]
     assert quantiles[0, :, 1] == pytest.approx(expected, rel=1e-2)
+
+
+def test_of_parts_that_nobody_else_keeps_each_has_its_own_answer() -> None:
+    """A part that is gone leaves its place in memory to the next one."""
+    rate = np.linspace(5.0, 40.0, SECONDS)
+    train, validation, _ = parts(rate)
+    smoothed = baselines("rate", LEVELS, train, validation)["Holt-Winters"]
+    site = train.pieces[0][0]
+    for step in range(5, 12):
+        found = smoothed.quantiles(part_of([(site, site.places(Block(2200, 3000), step))]))
+        assert len(found) == len(site.places(Block(2200, 3000), step))

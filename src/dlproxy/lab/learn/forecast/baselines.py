@@ -169,12 +169,14 @@ def _season_ago(site: Site, at: Places, channel: Channel, season: int, pad: int,
 
 def _smoothed(name: str, make: Callable[[], HoltWinters], *, spaces: Sequence[Space] = ()) -> Iterator[Guess]:
     """With its own quantiles, as it is served, and with those of its errors in these spaces."""
-    runs: dict[int, Floats] = {}  # a run through days takes its time
+    runs: list[tuple[Part, Floats]] = []  # a run through days takes its time
 
     def run(part: Part) -> Floats:
-        if id(part) not in runs:
-            runs[id(part)] = np.concatenate([_run(make(), site, at) for site, at in part.pieces])
-        return runs[id(part)]
+        for known, found in runs:
+            if known is part:
+                return found
+        runs.append((part, np.concatenate([_run(make(), site, at) for site, at in part.pieces])))
+        return runs[-1][1]
 
     yield Guess(name, lambda part: run(part)[..., 0], deviations=lambda part: run(part)[..., 1])
     for space in spaces:
