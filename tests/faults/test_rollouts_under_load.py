@@ -178,7 +178,7 @@ async def test_a_broken_canary_is_taken_back_by_itself(served: tuple[Clients, Op
     (folder / "breaks.py").write_text(BREAKS)
     await operate("load", path=f"{folder / 'breaks.py'}:M", share=0.1)
     counted = await clients.some_more(1000)
-    assert abs(counted[PLAIN, 2] / counted.total() - 0.1) < 0.02
+    assert abs(counted[PLAIN, 2] / counted.total() - 0.1) < 0.045  # each is drawn: nearly five standard deviations
     assert await _share_of(operate, "2") == 0.1
     (folder / "break").touch()
     for _ in range(10_000):

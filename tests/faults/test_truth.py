@@ -4,9 +4,12 @@ import http.client
 import json
 import os
 import signal
+from contextlib import closing
 from pathlib import Path
 from time import monotonic
 from typing import Any
+
+import pytest
 
 from dlproxy.policy.events import InstanceLost, InstanceUp
 from dlproxy.telemetry.event_log import Note, read, replay
@@ -73,11 +76,14 @@ class Asked:
         return reply.status, json.load(reply)
 
 
+@pytest.mark.alone
 def test_a_server_says_at_every_moment_what_its_worker_is(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(MODEL, "utf-8")
     os.mkfifo(tmp_path / "gate")
-    with ServerProcess(f"fragile={tmp_path / 'model.py'}:Fragile", "--event-log", tmp_path / "log") as server:
-        asked = Asked(server)
+    with (
+        ServerProcess(f"fragile={tmp_path / 'model.py'}:Fragile", "--event-log", tmp_path / "log") as server,
+        closing(Asked(server)) as asked,
+    ):
         assert asked.ready() == [True] * 3
         first = asked.instance()
         assert (first["state"], first["restarts"], first["last_problem"]) == ("up", 0, None)
@@ -107,7 +113,6 @@ def test_a_server_says_at_every_moment_what_its_worker_is(tmp_path: Path) -> Non
         assert (back["state"], back["restarts"], back["pid"]) == ("up", 1, starting["pid"])
         assert server.metric("dlproxy_instances", model="fragile", state="up") == 1
         assert server.metric("dlproxy_instance_changes_total", model="fragile", change="up") == 2
-        asked.close()
         assert server.stop() == 0
     _is_all_in(tmp_path / "log" / "fragile-1.dlog")
 
