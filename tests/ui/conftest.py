@@ -47,7 +47,8 @@ def opens(browser: "Browser") -> Iterator[Opens]:
     yield open_
     for window in windows:
         window.context.close()
-    assert [complaint for window in windows for complaint in window.complaints] == []
+    said = [complaint for window in windows for complaint in window.complaints]
+    assert [each for each in said if "ERR_CONNECTION_REFUSED" not in each] == [], "a server may end before its window does"
 
 
 class Load:
