@@ -378,9 +378,9 @@ class Server:
         if starting.done():
             await starting
             return True
-        log.info("stopped before the server was ready")
         for number in (signal.SIGTERM, signal.SIGINT):  # a thread that loads a model is waited for
             loop.add_signal_handler(number, os._exit, CUT_SHORT)
+        log.info("stopped before the server was ready")
         starting.cancel()
         with suppress(asyncio.CancelledError):
             await starting
