@@ -15,6 +15,8 @@ from platform import machine, processor
 
 ROOT = Path("/")
 
+_sharers = 1
+
 
 def usable_cores(root: Path = ROOT) -> int:
     """How many threads can compute at a time without being held up: at least 1.
@@ -22,7 +24,13 @@ def usable_cores(root: Path = ROOT) -> int:
     A quota of 1.5 cores counts as 1: two threads would use their time up after three quarters of each period and then stand
     still, which is what a caller of the slowest percent sees. `root`: the folder that has /proc and the control groups.
     """
-    return max(int(min(len(allowed_cores()) or os.cpu_count() or 1, quota_cores(root))), 1)
+    return max(int(min(len(allowed_cores()) or os.cpu_count() or 1, quota_cores(root))) // _sharers, 1)
+
+
+def share_among(processes: int) -> None:
+    """This one is one of so many of a server, each of which is to use its part of the cores."""
+    global _sharers  # noqa: PLW0603 - it is true of the process
+    _sharers = processes
 
 
 def allowed_cores() -> list[int]:

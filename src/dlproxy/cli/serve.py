@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dlproxy.config import Config, ServerConfig
     from dlproxy.message import TensorSpec
     from dlproxy.serve.assemble import LoadedModel
+    from dlproxy.serve.gateways.front import Front
     from dlproxy.serve.server import Server
 
 
@@ -80,6 +81,7 @@ def add_options(serve: Parser) -> None:
     listening.add_argument("--tfs-http-port", type=int, metavar="PORT", help=AS_KNOB)
     listening.add_argument("--shared-memory", action="store_true", default=None, help=AS_KNOB)
     listening.add_argument("--control-port", type=int, metavar="PORT", help=AS_KNOB)
+    listening.add_argument("--gateways", type=_count, metavar="N|auto", help=AS_KNOB)
     listening.add_argument("--tls-cert", metavar="FILE", help=AS_KNOB)
     listening.add_argument("--tls-key", metavar="FILE", help=AS_KNOB)
     listening.add_argument("--auth-keys", metavar="FILE", help=AS_KNOB)
@@ -94,6 +96,10 @@ def add_options(serve: Parser) -> None:
     logs.add_argument("--event-log", metavar="FOLDER", help=AS_KNOB)
 
 
+def _count(text: str) -> int:
+    return 0 if text == "auto" else int(text)
+
+
 def _serve(args: argparse.Namespace) -> int:
     import asyncio
 
@@ -101,7 +107,7 @@ def _serve(args: argparse.Namespace) -> int:
     from dlproxy.config import ConfigError
     from dlproxy.instance.runtime import ModelError
     from dlproxy.serve.event_loop import loop_factory
-    from dlproxy.serve.server import PortError, Server
+    from dlproxy.serve.listeners import PortError
     from dlproxy.telemetry.event_log import LogError
 
     try:
@@ -114,11 +120,25 @@ def _serve(args: argparse.Namespace) -> int:
             logs.audit_to(Path(config.server.audit_log), most_mb=config.server.audit_log_mb, keep=config.server.audit_log_keep)
         _allow_connections()
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(Server(config).run((lambda server: None) if args.quiet else _report, _reread(args)))
+            runner.run(_running(config, args, level))
     except (ConfigError, LogError, ModelError, PortError) as error:
         complain(str(error))
         return USER_ERROR
     return OK
+
+
+async def _running(config: "Config", args: argparse.Namespace, level: int) -> None:
+    from dlproxy.cores import usable_cores
+    from dlproxy.serve.server import Server
+
+    count = config.server.gateways or usable_cores()
+    if count == 1:
+        await Server(config).run((lambda server: None) if args.quiet else _report, _reread(args))
+    else:
+        from dlproxy.serve.gateways.front import Front
+
+        front = Front(config, count, [str(level), args.log_format])
+        await front.run((lambda front: None) if args.quiet else _report_several, _reread(args))
 
 
 def _holds_secrets(config: "Config") -> bool:
@@ -171,6 +191,7 @@ def configured(args: argparse.Namespace) -> "Config":
     options = (
         *PORTS,
         "host",
+        "gateways",
         "grpc",
         "tfs",
         "uds",
@@ -223,13 +244,28 @@ def _check_ports(server: "ServerConfig") -> None:
             raise ConfigError(f"{taken[port]} and {option} are both {port}; give each a port of its own")
 
 
+def described(server: "Server") -> list[str]:
+    """What was inferred about its models, line by line."""
+    turns = ["batches of these models take turns on the cores (arbiter)"] if server.models.shares_cores else []
+    return [line for model in server.models for line in describe(model)] + turns
+
+
 def _report(server: "Server") -> None:
     """What was inferred about each model, and where to send requests."""
-    for model in server.models:
-        for line in describe(model):
-            say(line)
-    if server.models.shares_cores:
-        say("batches of these models take turns on the cores (arbiter)")
+    for line in described(server):
+        say(line)
+    _report_ports(server)
+
+
+def _report_several(front: "Front") -> None:
+    for line in front.gateways.lines:
+        say(line)
+    processes = ", ".join(str(life.process.pid) for life in front.gateways.lives)
+    say(f"gateways   {len(front.gateways.places)} (processes {processes}); each runs what is said above")
+    _report_ports(front)
+
+
+def _report_ports(server: "Server | Front") -> None:
     if server.unix_socket is None:
         say(f"inference  {server.scheme}://{authority(server.host, server.http_port)}/v2   (plain JSON: POST /predict/MODEL)")
     else:

@@ -45,6 +45,14 @@ class ServerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         int, _knob("port of TensorFlow Serving's REST; 0 picks a free one", only=(Only("tfs", but=(False,)),), ge=0, le=65535)
     ] = 8501
     control_port: Annotated[int, _knob("port for metrics and health; 0 picks a free one", ge=0, le=65535)] = 8002
+    gateways: Annotated[
+        int,
+        _knob(
+            "processes that serve the same ports, each with an event loop and lanes of its own (Linux); 0: one for each core",
+            ge=0,
+            le=256,
+        ),
+    ] = 1
     shared_memory: Annotated[
         bool, _knob("let clients of this machine register POSIX shared memory, for tensors in place of bodies (Linux)")
     ] = False

@@ -4,7 +4,7 @@ Called by serve/layers.py for every request. Not aware of: who says which tenant
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from math import inf
 from reprlib import repr as brief  # bounds the length: the name is the client's
@@ -28,18 +28,37 @@ def quota_of(requests_per_s: float, rows_per_s: float, burst_s: float, concurren
     return Quota(requests_per_s or inf, rows_per_s or inf, burst_s, concurrent or inf)
 
 
-class _Account(Struct):
+class Charge(Struct, frozen=True, array_like=True):
+    """What one was charged by one of several processes that limit together, since it told that last. `running`: how many more
+    of its requests are under way than then.
+    """
+
+    of: Literal["tenant", "key"]
+    name: str
+    quota: Quota
+    requests: int
+    rows: int
+    running: int
+
+
+class _Account(Struct, eq=False):
     """What one has used of its quota. When a bucket is full again is all of a token bucket: so many seconds' worth are missing.
 
-    `running`: its requests under way, if they are limited. `admitted`, `refused`: requests so far.
+    `running`: its requests under way, if they are limited; `elsewhere`: the same in other processes. `admitted`, `refused`:
+    requests so far. `told`: requests, rows and running of what others have heard.
     """
 
     quota: Quota
+    name: str
+    of: Literal["tenant", "key"] = "tenant"
     requests_full_at: float = -inf
     rows_full_at: float = -inf
     running: int = 0
+    elsewhere: int = 0
     admitted: int = 0
+    rows: int = 0
     refused: int = 0
+    told: tuple[int, int, int] = (0, 0, 0)
 
 
 class Use(Struct, frozen=True):
@@ -58,8 +77,9 @@ class Use(Struct, frozen=True):
 class _Accounts:
     """Those last heard of, `most` of them; full buckets are dropped on the way. A forgotten one starts with full buckets."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, of: Literal["tenant", "key"]) -> None:
         self._most = most
+        self._of = of
         self._accounts: OrderedDict[str | int, _Account] = OrderedDict()  # the last heard of at the end
 
     def __len__(self) -> int:
@@ -71,7 +91,7 @@ class _Accounts:
         known = self._accounts.get(key)
         if known is None:
             self._forget(now)
-            known = self._accounts[key] = _Account(quota)
+            known = self._accounts[key] = _Account(quota, name if key is name else "", self._of)
             return known
         self._accounts.move_to_end(key)
         if known.quota is not quota and known.quota != quota:
@@ -91,7 +111,7 @@ class _Accounts:
         if len(accounts) >= self._most:
             accounts.popitem(last=False)
         oldest = next(iter(accounts.values()), None)
-        if oldest is not None and oldest.requests_full_at <= now and oldest.rows_full_at <= now and not oldest.running:
+        if oldest is not None and oldest.requests_full_at <= now and oldest.rows_full_at <= now and not (oldest.running or oldest.elsewhere):
             accounts.popitem(last=False)
 
 
@@ -113,10 +133,11 @@ class Quotas:
     def __init__(self, quotas: Mapping[str, Quota], *, max_tenants: int = MAX_TENANTS) -> None:
         assert max_tenants >= 1
         self.by_tenant = bool(quotas)
-        self._named = {tenant: _Account(quota) for tenant, quota in quotas.items()}
+        self._named = {tenant: _Account(quota, tenant) for tenant, quota in quotas.items()}
         self._others = quotas.get(EVERYBODY)
-        self._unnamed = _Accounts(max_tenants)
-        self._principals = _Accounts(max_tenants)
+        self._unnamed = _Accounts(max_tenants, "tenant")
+        self._principals = _Accounts(max_tenants, "key")
+        self._untold: set[_Account] | None = None  # that were charged, where other processes are to hear of it
         self._counted: dict[int, list[_Account]] = {}  # where a request under way counts, by its ticket's id
 
     def __len__(self) -> int:
@@ -149,6 +170,43 @@ class Quotas:
         """However it ended. Called again, it does nothing."""
         for account in self._counted.pop(ticket.id, ()):
             account.running -= 1
+            if self._untold is not None:
+                self._untold.add(account)
+
+    # Several processes that limit together: what is admitted here is charged there, and the other way round
+
+    def share(self) -> None:
+        """From now on `charges` tells what other processes are to hear of."""
+        self._untold = set()
+
+    def charges(self) -> list[Charge]:
+        """Since they were asked for last. Whoever tells them so often lets each process admit its own burst in between, and the
+        rates hold over all.
+        """
+        found = []
+        for account in self._untold or ():
+            if not account.name:  # of one whose name is too long to be kept, which each process limits for itself
+                continue
+            now = (account.admitted, account.rows, account.running)
+            requests, rows, running = (new - old for new, old in zip(now, account.told, strict=True))
+            account.told = now
+            found.append(Charge(account.of, account.name, account.quota, requests, rows, running))
+        if found:
+            self._untold = set()
+        return found
+
+    def charged(self, charges: Iterable[Charge], now: float) -> None:
+        """By other processes."""
+        for charge in charges:
+            if charge.of == "key":
+                account: _Account | None = self._principals.find(charge.name, charge.quota, now)
+            else:
+                account = self._named.get(charge.name)
+                if account is None and self._others is not None:
+                    account = self._unnamed.find(charge.name, self._others, now)
+            if account is not None:
+                _draw(account, charge.requests, charge.rows, now)
+                account.elsewhere += charge.running
 
     def uses(self, now: float, most: int = 100) -> list[Use]:
         """Of named tenants, then of those heard of last, so many of each kind."""
@@ -159,17 +217,25 @@ class Quotas:
     def _charge(self, account: _Account, ticket: Ticket, now: float) -> None:
         quota = account.quota
         account.admitted += 1
-        account.requests_full_at = max(account.requests_full_at, now) + 1.0 / quota.requests_per_s
-        account.rows_full_at = max(account.rows_full_at, now) + ticket.rows / quota.rows_per_s
+        account.rows += ticket.rows
+        _draw(account, 1, ticket.rows, now)
+        if self._untold is not None:
+            self._untold.add(account)
         if quota.concurrent < inf:
             account.running += 1
             self._counted.setdefault(ticket.id, []).append(account)
 
 
+def _draw(account: _Account, requests: int, rows: int, now: float) -> None:
+    quota = account.quota
+    account.requests_full_at = max(account.requests_full_at, now) + requests / quota.requests_per_s
+    account.rows_full_at = max(account.rows_full_at, now) + rows / quota.rows_per_s
+
+
 def _refusal(account: _Account, ticket: Ticket, now: float) -> tuple[str, float] | None:
     """What is exceeded, and how long to wait for it."""
     quota = account.quota
-    if account.running >= quota.concurrent:
+    if account.running + account.elsewhere >= quota.concurrent:
         return f"may have {quota.concurrent:g} requests under way at a time", BUSY_S
     burst_s = quota.burst_s
     requests_wait_s = account.requests_full_at - now - max(burst_s - 1.0 / quota.requests_per_s, 0.0)

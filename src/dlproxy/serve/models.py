@@ -135,6 +135,12 @@ class Models:
         """How tenants and keys use their quotas."""
         return [] if self._quotas is None else self._quotas.uses(self._clock())
 
+    def share_quotas(self) -> Quotas | None:
+        """With other processes, which hear of `charges` and tell theirs; None where there are no quotas."""
+        if self._quotas is not None:
+            self._quotas.share()
+        return self._quotas
+
     def size_of(self, config: ModelConfig) -> int:
         """What a model would take of the memory, in bytes, as far as that can be told before it is loaded."""
         return self._meter.size_of(config)

@@ -4,13 +4,12 @@ Called by cli/. Not aware of: command-line arguments.
 """
 
 import asyncio
-import errno
 import gc
 import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from math import inf
@@ -27,20 +26,21 @@ from dlproxy.cores import usable_cores
 from dlproxy.fleet.control import Control
 from dlproxy.fleet.memory import resident_bytes
 from dlproxy.fleet.store import open_store
-from dlproxy.hosts import authority, nearby, plain_host
+from dlproxy.hosts import nearby
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import Failure, FailureKind, InferenceError
 from dlproxy.policy.changes import with_versions
 from dlproxy.policy.wanted import Wanted, WantedVersion
 from dlproxy.serve.farewell import Farewell
+from dlproxy.serve.listeners import GivenListeners, Listeners, PortError, taken
 from dlproxy.serve.models import Models
 from dlproxy.serve.operations import ServerOperations, ServerRepository
-from dlproxy.serve.unix_socket import UnixSocket
 from dlproxy.telemetry.event_log import LogError
 from dlproxy.telemetry.host import Host
 from dlproxy.wire.audit import Audit
 from dlproxy.wire.bounds import Bounds
 from dlproxy.wire.control.docs_page import InferencePort, docs_routes
+from dlproxy.wire.control.guard import as_told
 from dlproxy.wire.control.http import control_app
 from dlproxy.wire.control.server import ControlServer
 from dlproxy.wire.control.why import why_routes
@@ -76,16 +76,18 @@ CUT_SHORT = 130  # exit code when a second signal cut the drain, as shells repor
 log = logging.getLogger(__name__)
 
 
-class PortError(Exception):
-    """A port that cannot be listened on; the message says which and what to do."""
-
-
 class Server:
     """One dlproxy process. `start`, then `run` until SIGTERM or SIGINT; or `start` and `stop` by hand."""
 
-    def __init__(self, config: Config) -> None:
-        """Raises ConfigError for a quota that never admits anything, certificates that cannot be used, a lack of extras."""
+    def __init__(self, config: Config, given: GivenListeners | None = None, *, follows: bool = False) -> None:
+        """Raises ConfigError for a quota that never admits anything, certificates that cannot be used, a lack of extras.
+
+        `given`: what to listen on, in place of the configuration's ports. `follows`: serve what the store has, and not what the
+        configuration names beside it.
+        """
         self._config = config
+        self._given = given
+        self._follows = follows
         asks = config.auth.asks or bool(config.grants)
         self._tracer = _tracer(config.tracing) if config.tracing.endpoint else None
         self.models = Models(
@@ -106,11 +108,11 @@ class Server:
         self.host = config.server.host
         self.ports: dict[str, int] = {}
         """What is listened on, by the knobs that say so."""
-        self._desk = _identity_desk(config) if asks else None
+        self._desk = identity_desk(config) if asks else None
         self._certificates = Certificates(config.tls) if config.tls.cert else None
         self._audit = Audit()
         self._bounds = Bounds(config.http, self._crowded)
-        self._doors: list[Listening] = []
+        self._doors: dict[str, Listening] = {}
         self._started_at, self._used = round(datetime.now(UTC).timestamp(), 3), (monotonic(), process_time())
         self._listeners: list[socket.socket] = []
 
@@ -137,7 +139,7 @@ class Server:
     @property
     def connections(self) -> int:
         """Of clients that ask for inference."""
-        return sum(len(door.connections) for door in self._doors)
+        return sum(len(door.connections) for door in self._doors.values())
 
     async def start(self) -> None:
         """Bind all ports, load every model, listen. Raises ConfigError, LogError, ModelError, PortError."""
@@ -148,7 +150,7 @@ class Server:
         try:
             await self._start()
         except BaseException:
-            for door in self._doors:
+            for door in self._doors.values():
                 door.stop_accepting()
             for listener in self._listeners:
                 listener.close()
@@ -159,9 +161,10 @@ class Server:
 
     async def _start(self) -> None:
         server, catalog = self._config.server, self.models.catalog
-        with _Listeners(server) as listeners:
+        with self._given or Listeners(server) as listeners:
             await self.control.start()
-            await self._serve_configured(self._config, keep_others=True)
+            if not self._follows:
+                await self._serve_configured(self._config, keep_others=True)
             if self._repository is not None:
                 await self._repository.start()
             for name in list(self.control.wanted.models):
@@ -185,7 +188,8 @@ class Server:
             self.unix_socket = listeners.unix_socket
             page = self._control_page(app)
             tls = self._certificates
-            self._control = ControlServer(page, None if tls is None else tls.context(HTTP), limits, self._bounds)
+            open_here = tls is None or self._given is not None
+            self._control = ControlServer(page, None if open_here else tls.context(HTTP), limits, self._bounds)
             sockets = listeners.take()
             self._listeners = list(sockets.values())
             control = sockets.pop("control_port")
@@ -202,7 +206,7 @@ class Server:
                 )
                 try:
                     await door.start(listener, None if tls is None else tls.context(GRPC if grpc else HTTP))
-                    self._doors.append(door)
+                    self._doors[knob] = door
                 except OSError as error:  # bound by another process, too, which has begun to listen meanwhile
                     self._give_up(knob, listener, error)
             if tls is not None:
@@ -215,10 +219,10 @@ class Server:
         """Raises PortError, unless it is the port of gRPC that nobody has named."""
         server, port = self._config.server, self.ports.pop(knob, 0)
         listener.close()
-        taken = _taken(server.host, port, error)
+        refused = taken(server.host, port, error)
         if knob != "grpc_port" or server.grpc != "auto" or server.grpc_port != GRPC_PORT:
-            raise taken from None
-        log.warning("gRPC is off: %s", taken)
+            raise refused from None
+        log.warning("gRPC is off: %s", refused)
 
     def _more_routes(self, repository: ServerRepository) -> list[Row]:
         """Those of TensorFlow Serving come last: whatever else begins with /v1 is answered as it does."""
@@ -246,11 +250,11 @@ class Server:
         return control_app(
             models.catalog,
             lambda: self.connections,
-            ToldOperations(self.operations, feed.tell),
-            ToldPilots(models.autopilot, feed.tell),
+            ToldOperations(self.operations, feed.note),
+            ToldPilots(models.autopilot, feed.note),
             models.caches,
             [*docs, *dashboard_routes(feed), *why],
-            self._desk,
+            self._desk if self._given is None else as_told,
             self._audit,
         )
 
@@ -267,6 +271,18 @@ class Server:
             "connections": self.connections,
         }
 
+    async def accept_from(self, sockets: Mapping[str, socket.socket]) -> None:
+        """New connections of these sockets, too, by the knobs of their ports. Raises OSError."""
+        for knob, listener in sockets.items():
+            if knob in self._doors:
+                await self._doors[knob].accept_from(listener)
+
+    def leave(self, sockets: Mapping[str, socket.socket]) -> None:
+        """Accept no more from these, and close them."""
+        for knob, listener in sockets.items():
+            if knob in self._doors:
+                self._doors[knob].leave(listener)
+
     async def rehearse(self, on_ready: Callable[["Server"], None]) -> list[str]:
         """Bind the ports and load every model, call `on_ready` with those that are up, and stop, without a request served.
 
@@ -274,7 +290,7 @@ class Server:
         """
         problems, names = [], dict.fromkeys(self._config.models)
         try:
-            with _Listeners(self._config.server):
+            with Listeners(self._config.server):
                 pass
         except PortError as error:
             problems.append(str(error))
@@ -322,8 +338,8 @@ class Server:
         await self.control.change(edit)
         self._config = config
 
-    async def _serve_anew(self, reread: Callable[[], Config]) -> None:
-        """As the configuration is now. What cannot be read or loaded changes nothing of what serves."""
+    async def serve_anew(self, reread: Callable[[], Config]) -> str:
+        """As the configuration is now. What cannot be read or loaded changes nothing of what serves; it is logged, and told."""
         try:
             config = reread()
             if _fixed(config) != _fixed(self._config):
@@ -335,6 +351,19 @@ class Server:
             log.info("the models are as configured now")
         except (ConfigError, InferenceError, LogError, ModelError) as error:
             log.error("the configuration is not followed: %s", error)
+            return str(error)
+        return ""
+
+    async def follow_now(self) -> str:
+        """Look at what is wanted, and return when it is so or was tried: then, what went wrong first."""
+        problem = ""
+        await self.control.change(lambda wanted: wanted)
+        for name in {*self.control.wanted.models, *(model.served.name for model in self.models)}:
+            try:
+                await self.control.settled(name)
+            except (ConfigError, InferenceError, LogError, ModelError) as error:
+                problem = problem or f"model {name}: {error}"
+        return problem
 
     async def run(self, on_ready: Callable[["Server"], None], reread: Callable[[], Config] | None = None) -> None:
         """Start, call `on_ready`, serve until a signal, then drain. A second one, but for SIGHUP, cuts the drain short.
@@ -349,10 +378,10 @@ class Server:
         if not await self._started_before(stop):
             return
         on_ready(self)
-        rereading: list[asyncio.Task[None]] = []
+        rereading: list[asyncio.Task[str]] = []
         if reread is not None:
             for number in HANG_UP:
-                loop.add_signal_handler(number, lambda: rereading.append(loop.create_task(self._serve_anew(reread))))
+                loop.add_signal_handler(number, lambda: rereading.append(loop.create_task(self.serve_anew(reread))))
         await stop.wait()
         for task in rereading:
             task.cancel()
@@ -404,7 +433,7 @@ class Server:
         farewell = Farewell([model.stats for model in catalog], self.connections, drain_s)
         if self.unix_socket is not None:
             self.unix_socket.remove()
-        await asyncio.gather(*[door.drain(drain_s) for door in self._doors])
+        await asyncio.gather(*[door.drain(drain_s) for door in self._doors.values()])
         farewell.over()
         if self._certificates is not None:
             self._certificates.close()
@@ -424,7 +453,7 @@ def _fixed(config: Config) -> Config:
     return msgspec.structs.replace(config, models={})
 
 
-def _identity_desk(config: Config) -> "Identify":
+def identity_desk(config: Config) -> "Identify":
     from dlproxy.wire.identity.desk import IdentityDesk  # most servers start without one
 
     return IdentityDesk(config.auth, config.grants, monotonic)
@@ -445,81 +474,3 @@ def _repository(server: ServerConfig, control: Control) -> "Repository":
     from dlproxy.fleet.repository.watcher import Repository  # most servers start without one
 
     return Repository(server, control.change)
-
-
-class _Listeners:
-    """The listening sockets: bound before models load, so that a taken port is reported at once; closed if start fails."""
-
-    def __init__(self, server: ServerConfig) -> None:
-        self._sockets: dict[str, socket.socket] = {}
-        self.unix_socket = _unix_socket(server.uds) if server.uds else None
-        try:
-            if self.unix_socket is not None:
-                self._sockets["uds"] = self.unix_socket.listener
-            else:
-                self._sockets["http_port"] = _bind(server.host, server.http_port)
-            self._sockets["control_port"] = _bind(server.host, server.control_port)
-            if server.grpc != "off":
-                self._bind_grpc(server)
-            if server.tfs:
-                self._sockets["tfs_grpc_port"] = _bind(server.host, server.tfs_grpc_port)
-                self._sockets["tfs_http_port"] = _bind(server.host, server.tfs_http_port)
-        except PortError:
-            self.__exit__()
-            raise
-        self.ports: dict[str, int] = {
-            knob: listener.getsockname()[1] for knob, listener in self._sockets.items() if knob != "uds"
-        }
-
-    def __enter__(self) -> "_Listeners":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for listener in self._sockets.values():
-            listener.close()
-        if self._sockets and self.unix_socket is not None:
-            self.unix_socket.remove()
-
-    def _bind_grpc(self, server: ServerConfig) -> None:
-        by_default = server.grpc == "auto" and server.grpc_port == GRPC_PORT
-        port = 0 if by_default and server.http_port == 0 else server.grpc_port
-        try:
-            self._sockets["grpc_port"] = _bind(server.host, port)
-        except PortError as error:
-            if not by_default:
-                raise
-            log.warning("gRPC is off: %s", error)
-
-    def take(self) -> dict[str, socket.socket]:
-        """Hand the sockets over to the servers."""
-        taken, self._sockets = self._sockets, {}
-        return taken
-
-
-def _unix_socket(path: str) -> UnixSocket:
-    try:
-        return UnixSocket(path)
-    except OSError as error:
-        raise PortError(f"cannot listen on {path}: {error.strerror or error}") from None
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        found = socket.getaddrinfo(plain_host(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise PortError(f"cannot listen on {authority(host, port)}: {error.strerror or error}") from None
-    try:
-        if port:  # of those that are free, the system would choose one that another process is about to listen on
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise _taken(host, port, error) from None
-    return listener
-
-
-def _taken(host: str, port: int, error: OSError) -> PortError:
-    hint = "; is another server running? 0 picks a free port" if error.errno == errno.EADDRINUSE else ""
-    return PortError(f"cannot listen on {authority(host, port)}: {error.strerror}{hint}")

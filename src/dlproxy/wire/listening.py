@@ -47,7 +47,9 @@ class Connection(Protocol):
 
 
 class Listening:
-    """Serves one bound socket by what `make` makes of each connection. The ports of a server share `bounds` and `audit`."""
+    """Serves a bound socket by what `make` makes of each connection, or several. The ports of a server share `bounds` and
+    `audit`.
+    """
 
     def __init__(self, make: Callable[[], asyncio.Protocol], bounds: Bounds | None = None, audit: Audit | None = None) -> None:
         self._make = make
@@ -57,7 +59,8 @@ class Listening:
         self.accepted = 0  # connections, so far
         self.draining = False
         self.date_line = b""
-        self._server: asyncio.Server | None = None  # asyncio's; with TLS, connections are accepted here
+        self._sockets: dict[socket.socket, asyncio.Server | None] = {}  # asyncio's; with TLS, connections are accepted here
+        self._tls: ssl.SSLContext | None = None
         self._coming: dict[asyncio.BaseProtocol, Place] = {}  # whose handshakes are under way
         self._empty = asyncio.Event()
         self._empty.set()
@@ -65,17 +68,30 @@ class Listening:
     async def start(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Returns once connections are accepted. Raises OSError if another process listens there."""
         self._loop = asyncio.get_running_loop()
-        if tls is None:
+        self._tls = tls
+        await self.accept_from(listener)
+        self._sweep_at = self._loop.time()
+        self._sweep()
+
+    async def accept_from(self, listener: socket.socket) -> None:
+        """From this socket, too. Raises OSError if another process listens there."""
+        if self._tls is None:
             create = self._loop.create_unix_server if listener.family == socket.AF_UNIX else self._loop.create_server
-            self._server = await create(self._make, sock=listener, backlog=BACKLOG)
+            self._sockets[listener] = await create(self._make, sock=listener, backlog=BACKLOG)
         else:
             listener.setblocking(False)
             listener.listen(BACKLOG)
-            self._listener = listener
-            self._tls = tls
-            self._loop.add_reader(listener, self._accept)
-        self._sweep_at = self._loop.time()
-        self._sweep()
+            self._sockets[listener] = None
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def leave(self, listener: socket.socket) -> None:
+        """Accept no more from this one, and close it. Connections stay."""
+        server = self._sockets.pop(listener)
+        if server is not None:
+            server.close()
+        else:
+            self._loop.remove_reader(listener)
+            listener.close()
 
     def connection_made(self, connection: Connection, transport: asyncio.BaseTransport) -> bool:
         """False: its address has too many, and it shall be aborted without a word."""
@@ -96,11 +112,8 @@ class Listening:
             self._empty.set()
 
     def stop_accepting(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        else:
-            self._loop.remove_reader(self._listener)
-            self._listener.close()
+        for listener in list(self._sockets):
+            self.leave(listener)
 
     def close(self) -> None:
         """For whoever drains by other means."""
@@ -109,16 +122,16 @@ class Listening:
 
     # With TLS: who comes is counted before the handshake, of which asyncio's servers tell only when it is over
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         for _ in range(MOST_ACCEPTED):
             try:
-                sock, address = self._listener.accept()
+                sock, address = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
                 log.error("no connection can be accepted for %g s: %s", PAUSE_S, error)
-                self._loop.remove_reader(self._listener)
-                self._loop.call_later(PAUSE_S, self._accept_again)
+                self._loop.remove_reader(listener)
+                self._loop.call_later(PAUSE_S, self._accept_again, listener)
                 return
             self.accepted += 1
             place = self._bounds.place(address[0] if isinstance(address, tuple) else "")
@@ -128,9 +141,9 @@ class Listening:
             sock.setblocking(False)
             self._bounds.handshakes.begin(place.key, sock, partial(self._shake_hands, sock, place), place.leave)
 
-    def _accept_again(self) -> None:
-        if self._listener.fileno() >= 0:
-            self._loop.add_reader(self._listener, self._accept)
+    def _accept_again(self, listener: socket.socket) -> None:
+        if listener in self._sockets:
+            self._loop.add_reader(listener, self._accept, listener)
 
     async def _shake_hands(self, sock: socket.socket, place: Place) -> None:
         protocol, limit_s = self._make(), self._bounds.handshakes.timeout_s

@@ -7,7 +7,8 @@ from dlproxy.policy.planner import VersionState
 from dlproxy.policy.view import LaneView
 from dlproxy.telemetry.stats import AnsweredBatch
 from dlproxy.wire.catalog import Catalog
-from dlproxy.wire.dashboard.feed import Audience, Feed
+from dlproxy.wire.dashboard.feed import Feed
+from dlproxy.wire.dashboard.telling import Audience
 
 from ..fixtures import PLAIN, EchoService, served
 

@@ -15,7 +15,7 @@ from dlproxy.policy.planner import VersionState
 from dlproxy.policy.quota import Quotas
 from dlproxy.telemetry.stats import WatchCounts
 from dlproxy.wire.dashboard import feed as feeds
-from dlproxy.wire.dashboard.feed import Audience
+from dlproxy.wire.dashboard.telling import Audience
 from dlproxy.wire.dashboard.sampling import MOST_EVENTS
 
 from .rig import ALL, Rig, place, read
@@ -105,7 +105,7 @@ def do(rig: Rig, what: str, number: int) -> None:
         models[0].stats.stirred += 1
     elif what == "pilot" and models:
         models[-1].pilot = pilot(phase=f"tries {number}")
-        rig.feed.tell(models[-1].served.name, "autopilot", "an operator pauses it")
+        rig.feed.note(models[-1].served.name, "autopilot", "an operator pauses it")
 
 
 async def test_twenty_readers_share_one_encoding_and_one_who_may_see_less_has_another(
@@ -195,8 +195,8 @@ async def test_one_sees_the_models_that_it_may_see() -> None:
         assert (list(whole["models"]), whole["upstreams"]) == (["mine-1/1", "mine-2/1"], [])
         rig.remove("theirs/1")
         rig.models["mine-2/1"].answers(1, rig.now)
-        rig.feed.tell("theirs", "knobs", "something")
-        rig.feed.tell("mine-1", "knobs", "something else")
+        rig.feed.note("theirs", "knobs", "something")
+        rig.feed.note("mine-1", "knobs", "something else")
         rig.second()
         _, delta = await told(reader)
         assert delta["models"].keys() == {"mine-2/1"}
@@ -213,7 +213,7 @@ async def test_text_that_is_no_utf_8_breaks_no_stream() -> None:
     rig.models["a/1"].places = [place("m-0"), place("m-1", "lost", "died of \udcff")]
     async with aclosing(rig.feed.read(ALL)) as reader:
         assert (await told(reader))[1]["models"]["b/1"]["reason"] == r"no file b\udcff.onnx"
-        rig.feed.tell("a", "knobs", "a label \udcff")
+        rig.feed.note("a", "knobs", "a label \udcff")
         rig.second()
         assert (await told(reader))[1]["events"][0]["words"] == r"a label \udcff"
 

@@ -191,7 +191,7 @@ async def test_a_server_that_stops_waits_for_no_reader(caplog: pytest.LogCapture
         here.rig.feed.close()
         await here.server.stop()
         assert "graceful shutdown exceeded" not in caplog.text  # for which uvicorn would wait, and then say so
-        assert here.rig.feed._readers == 0
+        assert here.rig.feed.readers == 0
         assert not stuck.reader.at_eof()
 
 
@@ -199,8 +199,8 @@ async def test_a_reader_that_has_gone_is_forgotten() -> None:
     async with dashboard("m") as here:
         client = await here.read()
         await told(client)
-        assert here.rig.feed._readers == 1
+        assert here.rig.feed.readers == 1
         await client.close()
         async with asyncio.timeout(5.0):
-            while here.rig.feed._readers:  # noqa: ASYNC110 - no event tells
+            while here.rig.feed.readers:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0)

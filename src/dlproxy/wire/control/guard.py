@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 
+import msgspec
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -37,6 +38,22 @@ SWITCHES = (
 _OF_ONE = re.compile(r"/(?:models|autopilot|cache)/(?P<name>[^/]+)(?:/[^/]+)?")
 
 STRANGER = Principal(grant=Grant(frozenset()))
+
+
+TOLD = "x-dlproxy-who"  # from the keeper of several gateways to one of them, on a socket that nobody else can reach
+
+
+def telling(who: Principal) -> tuple[str, str]:
+    """The header in which who asks is passed on."""
+    return TOLD, msgspec.msgpack.encode(who).hex()
+
+
+def as_told(peer: Peer, method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> Principal:
+    """An Identify: whom such a header names. Raises InferenceError."""
+    try:
+        return msgspec.msgpack.decode(bytes.fromhex(headers[TOLD.encode()].decode("ascii")), type=Principal)
+    except (KeyError, ValueError, msgspec.DecodeError):
+        raise InferenceError(Failure(FailureKind.UNAUTHENTICATED, "this port is for the keeper of gateways alone")) from None
 
 
 class ControlGuard:

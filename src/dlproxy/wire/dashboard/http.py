@@ -15,7 +15,8 @@ from starlette.routing import Route
 
 from dlproxy.message import InferenceError
 from dlproxy.wire.control.guard import may_change, who_asks
-from dlproxy.wire.dashboard.feed import Audience, Feed
+from dlproxy.wire.dashboard.feed import Feed
+from dlproxy.wire.dashboard.telling import Audience
 from dlproxy.wire.dashboard.history import HOUR
 from dlproxy.wire.http.exchange import STATUS
 from dlproxy.wire.rights import demand
@@ -62,7 +63,7 @@ def dashboard_routes(feed: Feed) -> list[Route]:
         if feed.closed:
             return JSONResponse({"error": "the server stops, or its dashboard has failed: see its log"}, status_code=503)
         if "application/json" in request.headers.get("accept", ""):
-            return Response(feed.now(_audience(request)), media_type="application/json", headers=STREAM)
+            return Response(await feed.now(_audience(request)), media_type="application/json", headers=STREAM)
         if request.method == "HEAD":
             return Response(media_type="text/event-stream", headers=STREAM)
         told: AsyncIterator[bytes] = feed.read(_audience(request))
