@@ -29,7 +29,7 @@ def usable_cores(root: Path = ROOT) -> int:
 
 def share_among(processes: int) -> None:
     """This one is one of so many of a server, each of which is to use its part of the cores."""
-    global _sharers  # noqa: PLW0603 - it is true of the process
+    global _sharers
     _sharers = processes
 
 

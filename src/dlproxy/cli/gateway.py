@@ -1,6 +1,6 @@
-"""`python -m dlproxy.cli.gateway LEVEL FORMAT SOCKET`: one gateway process, started by serve/gateways/process.py, by nobody else.
+"""`python -m dlproxy.cli.gateway LEVEL FORMAT SOCKET`: one gateway process.
 
-Not aware of: what it serves.
+Started by serve/gateways/process.py, by nobody else. Not aware of: what it serves.
 """
 
 import asyncio

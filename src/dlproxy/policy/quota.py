@@ -111,7 +111,12 @@ class _Accounts:
         if len(accounts) >= self._most:
             accounts.popitem(last=False)
         oldest = next(iter(accounts.values()), None)
-        if oldest is not None and oldest.requests_full_at <= now and oldest.rows_full_at <= now and not (oldest.running or oldest.elsewhere):
+        if (
+            oldest is not None
+            and oldest.requests_full_at <= now
+            and oldest.rows_full_at <= now
+            and not (oldest.running or oldest.elsewhere)
+        ):
             accounts.popitem(last=False)
 
 

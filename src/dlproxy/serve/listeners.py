@@ -90,6 +90,10 @@ class Listeners:
                 found[knob] = _bind(self._host, self.ports[knob], shared=True)
         return found
 
+    def take_control(self) -> socket.socket:
+        """That of the control port, which is not shared."""
+        return self._sockets.pop("control_port")
+
     def take(self) -> dict[str, socket.socket]:
         """Hand the sockets over to the servers."""
         taken_out, self._sockets = self._sockets, {}

@@ -188,8 +188,8 @@ class Server:
             self.unix_socket = listeners.unix_socket
             page = self._control_page(app)
             tls = self._certificates
-            open_here = tls is None or self._given is not None
-            self._control = ControlServer(page, None if open_here else tls.context(HTTP), limits, self._bounds)
+            over_tls = None if tls is None or self._given is not None else tls.context(HTTP)
+            self._control = ControlServer(page, over_tls, limits, self._bounds)
             sockets = listeners.take()
             self._listeners = list(sockets.values())
             control = sockets.pop("control_port")

@@ -14,7 +14,7 @@ from dlproxy.message import FailureKind, Quota, Ticket
 from dlproxy.policy.planner import VersionState
 from dlproxy.policy.quota import Quotas
 from dlproxy.telemetry.stats import WatchCounts
-from dlproxy.wire.dashboard import feed as feeds
+from dlproxy.wire.dashboard import telling
 from dlproxy.wire.dashboard.telling import Audience
 from dlproxy.wire.dashboard.sampling import MOST_EVENTS
 
@@ -112,8 +112,8 @@ async def test_twenty_readers_share_one_encoding_and_one_who_may_see_less_has_an
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     encoded = []
-    encode = feeds.msgspec.json.encode
-    monkeypatch.setattr(feeds.msgspec.json, "encode", lambda data: encoded.append(data) or encode(data))
+    encode = telling.msgspec.json.encode
+    monkeypatch.setattr(telling.msgspec.json, "encode", lambda data: encoded.append(data) or encode(data))
     rig = Rig("a", "b")
     readers = [rig.feed.read(ALL) for _ in range(20)] + [rig.feed.read(Audience(("b",)))]
     assert len({id(await anext(reader)) for reader in readers}) == 2

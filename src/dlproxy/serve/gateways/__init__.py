@@ -1,1 +1,1 @@
-"""Several processes behind one port, each with its own event loop and lanes, and one that keeps them and sums up what they do."""
+"""Several processes behind one port, each with an event loop and lanes of its own, and one that keeps them and sums them up."""

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 from dlproxy import cores
-from dlproxy.config import Config, ConfigError
+from dlproxy.config import ConfigError
 from dlproxy.instance.process.messages import Frames, frame
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.quota import Quotas

@@ -6,7 +6,6 @@ control port shows (control.py), how a process is started (process.py).
 
 import asyncio
 import logging
-import os
 import socket
 import tempfile
 from collections import Counter
@@ -228,7 +227,11 @@ class Gateways:
     def _gone(self, life: Life, ended: object) -> None:
         self._lives.discard(life)
         Path(life.control).unlink(missing_ok=True)
-        left = [msgspec.structs.replace(life.told[key], requests=0, rows=0, running=-count) for key, count in life.running.items() if count]
+        left = [
+            msgspec.structs.replace(life.told[key], requests=0, rows=0, running=-count)
+            for key, count in life.running.items()
+            if count
+        ]
         if left:
             asyncio.get_running_loop().create_task(self._tell_others(life, left))
 

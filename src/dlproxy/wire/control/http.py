@@ -70,7 +70,7 @@ def control_app(
         return JSONResponse({"ready": catalog.ready, "models": models}, status_code=200 if catalog.ready else 503)
 
     app = Starlette(
-        middleware=[Middleware(_OnePath), Middleware(ControlGuard, identify=identify, audit=audit)],
+        middleware=[Middleware(OnePath), Middleware(ControlGuard, identify=identify, audit=audit)],
         routes=[
             Route("/metrics", metrics),
             Route("/healthz", healthz),
@@ -213,7 +213,7 @@ def _log_routes(levels: LogLevels) -> list[Route]:
     return [Route("/log", log, methods=["GET", "PATCH"])]
 
 
-class _OnePath:
+class OnePath:
     """Gives the application every path in one spelling, in which a slash that came encoded does not part segments."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -16,8 +16,8 @@ from starlette.routing import Route
 from dlproxy.message import InferenceError
 from dlproxy.wire.control.guard import may_change, who_asks
 from dlproxy.wire.dashboard.feed import Feed
-from dlproxy.wire.dashboard.telling import Audience
 from dlproxy.wire.dashboard.history import HOUR
+from dlproxy.wire.dashboard.telling import Audience, Telling
 from dlproxy.wire.http.exchange import STATUS
 from dlproxy.wire.rights import demand
 
@@ -41,7 +41,8 @@ PROTECTED = {
 STREAM = {"cache-control": "no-store", "x-accel-buffering": "no", "x-content-type-options": "nosniff"}
 
 
-def dashboard_routes(feed: Feed) -> list[Route]:
+def page_routes() -> list[Route]:
+    """The page and its files."""
     found = dict(_files(files("dlproxy.wire.dashboard").joinpath("page")))
 
     async def page(request: Request) -> Response:
@@ -59,6 +60,12 @@ def dashboard_routes(feed: Feed) -> list[Route]:
             return Response(status_code=304, headers=headers)
         return Response(content, headers=headers)
 
+    return [Route("/", page), Route(STATIC + "{name:path}", static)]
+
+
+def feed_route(feed: Telling) -> Route:
+    """`GET /dashboard/feed`: a stream of events, or all at once as JSON."""
+
     async def stream(request: Request) -> Response:
         if feed.closed:
             return JSONResponse({"error": "the server stops, or its dashboard has failed: see its log"}, status_code=503)
@@ -69,6 +76,10 @@ def dashboard_routes(feed: Feed) -> list[Route]:
         told: AsyncIterator[bytes] = feed.read(_audience(request))
         return StreamingResponse(told, media_type="text/event-stream", headers=STREAM)
 
+    return Route("/dashboard/feed", stream)
+
+
+def dashboard_routes(feed: Feed) -> list[Route]:
     async def history(request: Request) -> Response:
         asked = request.query_params
         name, version, seconds = asked.get("model", ""), asked.get("version", ""), asked.get("seconds", str(HOUR))
@@ -85,12 +96,7 @@ def dashboard_routes(feed: Feed) -> list[Route]:
         told = feed.sampler.history(name, known, min(int(seconds[:5]), HOUR))
         return Response(msgspec.json.encode(told), media_type="application/json", headers={"cache-control": "no-store"})
 
-    return [
-        Route("/", page),
-        Route(STATIC + "{name:path}", static),
-        Route("/dashboard/feed", stream),
-        Route("/dashboard/history", history),
-    ]
+    return [*page_routes(), feed_route(feed), Route("/dashboard/history", history)]
 
 
 def _audience(request: Request) -> Audience:
