@@ -4,6 +4,7 @@ Started by serve/gateways/process.py, by nobody else. Not aware of: what it serv
 """
 
 import asyncio
+import signal
 import socket
 import sys
 
@@ -16,7 +17,7 @@ from dlproxy.serve.gateways.gateway import Gateway
 
 def main() -> None:
     level, form, fd = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    die_with_the_parent()
+    die_with_the_parent(signal.SIGTERM)  # it drains, also when the keeper was killed
     logs.set_up(level, as_json=form == "json")
     control = socket.socket(fileno=fd)
     control.set_inheritable(False)

@@ -231,12 +231,12 @@ def _held_mib() -> float:
         return 0.0
 
 
-def die_with_the_parent() -> None:
+def die_with_the_parent(by: signal.Signals = signal.SIGKILL) -> None:
     """At once on Linux, however the server ends; elsewhere when the socket closes and the running batch is done."""
     if sys.platform == "linux":
         import ctypes
 
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
 
 
 if __name__ == "__main__":

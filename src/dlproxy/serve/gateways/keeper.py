@@ -153,13 +153,14 @@ class Gateways:
 
     async def _ordered(self, life: Life, order: "type[Follow] | partial[Reload]") -> str:
         self._orders += 1
-        answer = self._answers[self._orders] = asyncio.get_running_loop().create_future()
+        number, answer = self._orders, asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
         try:
-            await life.process.send(order(self._orders))
+            await life.process.send(order(number))
             await asyncio.wait((answer, life.process.ended), return_when=asyncio.FIRST_COMPLETED)
             return answer.result() if answer.done() else f"gateway process {life.process.pid} has ended"
         finally:
-            del self._answers[self._orders]
+            del self._answers[number]
 
     # One place
 
