@@ -105,7 +105,12 @@ class TimerFired(Struct, tag="timer"):
 
 
 class TurnGranted(Struct, tag="turn"):
-    """The arbiter lets the lane start one batch now: the answer to a WantTurn. Dispatch or PassTurn is among the commands."""
+    """The arbiter lets the lane start one batch now: the answer to a WantTurn. Dispatch or PassTurn is among the commands.
+
+    `instance`: on this one, which was leased for it; empty: on any.
+    """
+
+    instance: str = ""
 
 
 class KnobsChanged(Struct, tag="knobs"):
@@ -165,19 +170,21 @@ class WakeAt(Struct, tag="wake_at"):
 class WantTurn(Struct, tag="want_turn"):
     """The lane has a batch for an instance and waits for the arbiter; replaces what it wanted before.
 
-    `cost_s`: how long the batch will take; deadline and priority are those of its most urgent request.
+    `cost_s`: how long the batch will take; deadline and priority are those of its most urgent request; `instances`: where
+    they are leased, those that it could run on now.
     """
 
     cost_s: float
     deadline_at: float
     priority: int
-    reason: Literal["first", "more_urgent"]
+    reason: Literal["first", "more_urgent", "other_instances"]
+    instances: tuple[str, ...] = ()
 
 
 class PassTurn(Struct, tag="pass_turn"):
-    """The turn is somebody else's: the lane has nothing to run any more, or takes no turns any more."""
+    """The turn is somebody else's: the lane has nothing to run any more, takes no turns any more, or the instance is not ready."""
 
-    reason: Literal["nothing_to_run", "not_arbitrated"]
+    reason: Literal["nothing_to_run", "not_arbitrated", "not_ready"]
 
 
 Command = Dispatch | Complete | Reject | WakeAt | WantTurn | PassTurn

@@ -12,11 +12,12 @@ class LaneKnobs(LaneSettings, frozen=True, kw_only=True):
     whatever the objective allows (set for models that run on the event loop). `tenant_weights`: shares of the fair discipline
     (1 if not named). `max_padding`: the share of a batch that may be padding, where requests of different lengths may be
     padded to one (0: they share no batch). `arbitrated`: every batch waits for the arbiter's turn, because lanes share the
-    machine's cores.
+    machine's cores; `leased`: and each turn is on one instance, because lanes of several processes share them.
     """
 
     slo_s: float | None = None
     max_batch_s: float = inf
     tenant_weights: dict[str, float] = field(default_factory=dict)
     arbitrated: bool = False
+    leased: bool = False
     max_padding: float = 0.0

@@ -114,7 +114,7 @@ class Lane:
         if self._promised:
             self._arm(max(self._promises.next_at(), now), "client_deadline", commands)
         if self._turn.arbitrated and self._turn.mine:
-            self._turn.mine = False
+            self._turn.use()
             commands.append(PassTurn("nothing_to_run"))
         return commands
 
@@ -287,7 +287,7 @@ class Lane:
         self._handle_outage(now, commands)
 
     def _turn_granted(self, event: TurnGranted, now: float, commands: list[Command]) -> None:
-        self._turn.grant()
+        self._turn.grant(event.instance)
         if not self._turn.arbitrated:  # the knobs have changed since it was wanted; nothing waits for turns any more
             commands.append(PassTurn("not_arbitrated"))
 
@@ -323,6 +323,9 @@ class Lane:
                     return
                 passed.add("")
                 continue
+            if self._turn.instance and self._turn.instance not in pool.ready:
+                self._turn.use()
+                commands.append(PassTurn("not_ready"))
             if not self._turn.mine:
                 self._want_turn(now, commands)
                 return
@@ -396,14 +399,14 @@ class Lane:
 
     def _start(self, tickets: list[Ticket], reason: DispatchReason, avoided: str, now: float, commands: list[Command]) -> int:
         pinned = tickets[0].pinned
-        instance = self.pool.take(now, affinity=tickets[0].affinity, avoided=avoided, pinned=pinned)
+        instance = self.pool.take(now, affinity=tickets[0].affinity, avoided=avoided, pinned=pinned or self._turn.instance)
         rows, length = sum([ticket.rows for ticket in tickets]), longest(tickets)
         run = Run(instance, tickets, rows, length, len(tickets), now, pinned=pinned)
         number = self._running.add(run)
         if self._knobs.hedge and not pinned and reason in ("idle", "probe"):
             self._hedging.watch(run)
         if self._turn.arbitrated:
-            self._turn.mine = False
+            self._turn.use()
         commands.append(Dispatch(number, instance, tickets, reason))
         return number
 
@@ -496,7 +499,7 @@ class Lane:
         levels = [batch.level for batch in again]
         if head is not None:
             levels.append(level(head))
-        want = self._turn.want(self.model.mean(rows, length), self._next_deadline(), min(levels))
+        want = self._turn.want(self.model.mean(rows, length), self._next_deadline(), min(levels), self.pool.ready if self._knobs.leased else ())
         if want is not None:
             commands.append(want)
 

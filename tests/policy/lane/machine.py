@@ -57,6 +57,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "hedge": (True,),
     "eject_after": (1, 0),
     "arbitrated": (True,),
+    "leased": (True,),
 }
 CHANGES = st.lists(st.sampled_from([(name, value) for name, values in VALUES.items() for value in values]), max_size=8)
 # ((seconds to the deadline, to that of the client), shape, rows, (priority, tenant, affinity)), the plainest first
@@ -209,13 +210,21 @@ class LaneMachine(RuleBasedStateMachine):
         self.tell(TimerFired())
 
     @precondition(lambda self: self.observer.at_arbiter)
-    @rule()
-    def turn_is_granted(self) -> None:
-        self.tell(TurnGranted())  # also if what wanted it has gone, or nothing waits for turns any more
+    @rule(pick=PICK)
+    def turn_is_granted(self, pick: int) -> None:
+        self.tell(self.turn(pick))  # also if what wanted it has gone, or nothing waits for turns any more
 
     @rule(step_s=STEPS_S)
     def time_passes(self, step_s: float) -> None:
         self.observer.now += step_s  # also past a wake-up, which then is late
+
+    def turn(self, pick: int) -> TurnGranted:
+        """On an instance that it was wanted for, or on one that is perhaps not ready any more."""
+        wanted = self.observer.wanted
+        if wanted is None or not wanted.instances:
+            return TurnGranted()
+        names = (*wanted.instances, *NAMES)
+        return TurnGranted(names[pick % len(names)])
 
     def teardown(self) -> None:
         """Let everything finish: every ticket has had its one answer, the lane remembers nothing, and its log replays."""
@@ -224,7 +233,7 @@ class LaneMachine(RuleBasedStateMachine):
         observer = self.observer
         for _ in range(1000):
             if observer.at_arbiter:
-                self.tell(TurnGranted())
+                self.tell(self.turn(0))
             elif observer.running:
                 self.end_batch(0)
             elif observer.wake_at < inf:

@@ -228,7 +228,8 @@ class Observer:
         elif isinstance(command, WantTurn):
             before = self.wanted
             urgent = before is None or command.deadline_at < before.deadline_at or command.priority < before.priority
-            assert urgent, "it wants what the arbiter knows already"
+            other = before is not None and command.instances != before.instances
+            assert urgent or other, "it wants what the arbiter knows already"
             self.wanted, self.at_arbiter = command, True
         return []
 
@@ -382,6 +383,8 @@ class Observer:
         passes = sum(isinstance(command, PassTurn) for command in commands)
         arbitrated = self.knobs.arbitrated
         if isinstance(event, TurnGranted):
+            on = {command.instance for command in commands if isinstance(command, Dispatch)}
+            assert not event.instance or on <= {event.instance}, f"a turn on {event.instance} starts a batch on {on}"
             used = passes + starts if arbitrated else passes
             assert used == 1, f"a turn led to {starts} batches and was passed on {passes} times"
         else:
