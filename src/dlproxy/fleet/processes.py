@@ -21,10 +21,22 @@ from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.trial import Way
 
 
-async def start_processes(name: str, config: ModelConfig, trust: Trust, graphs: str = "") -> SupervisedFleet:
+def count_of(config: ModelConfig) -> int:
+    """How many there are at first."""
+    return config.instances or max(len(parse_devices(config.device)), 1 if config.autoscale == "off" else config.min_instances)
+
+
+def shared_at(folder: str, number: int) -> str:
+    """Where the worker of this number is reached, if processes share them in this folder."""
+    return f"{folder}/worker-{number}" if folder else ""
+
+
+async def start_processes(
+    name: str, config: ModelConfig, trust: Trust, graphs: str = "", shared_in: str = ""
+) -> SupervisedFleet:
     """As many as the configuration wants. `graphs`: the folder of optimised ones. Raises ModelError."""
     kind = await asyncio.to_thread(format_of, config.path, pickle=trust.pickle)
-    count = config.instances or max(len(parse_devices(config.device)), 1 if config.autoscale == "off" else config.min_instances)
+    count = count_of(config)
     threads = threads_of(config, count)
     content = Content(config.path)
 
@@ -48,6 +60,7 @@ async def start_processes(name: str, config: ModelConfig, trust: Trust, graphs: 
             batch_timeout_s=config.batch_timeout_s,
             content=content,
             trust=trust,
+            shared_at=shared_at(shared_in, number),
         )
         return ProcessInstance(instance, spec, settings)
 

@@ -6,6 +6,7 @@ Called by serve/assemble.py. Not aware of: how each way works.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,20 +20,30 @@ from dlproxy.instance.integrity import Trust
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.formats import ANY, format_of
 
+if TYPE_CHECKING:
+    from dlproxy.fleet.lent import Lender
+
 log = logging.getLogger(__name__)
 
 Start = Callable[[str, ModelConfig, Memory | None, Trust], Awaitable[Fleet]]
 
 
-async def start_fleet(name: str, config: ModelConfig, memory: Memory | None = None, trust: Trust = ANY) -> Fleet:
+async def start_fleet(
+    name: str, config: ModelConfig, memory: Memory | None = None, trust: Trust = ANY, lender: "Lender | None" = None
+) -> Fleet:
     """Load and calibrate a model where its configuration says. Raises ModelError, ConfigError.
 
-    `memory`: of what was found out about models in earlier lives of the server. `trust`: which models may be loaded.
+    `memory`: of what was found out about models in earlier lives of the server. `trust`: which models may be loaded. `lender`:
+    who has the worker processes, where several processes share them.
     """
     config = config.begun(WAY)
     trust = msgspec.structs.replace(trust, model=name, version=config.version)
     way = await _way(config, trust)
     heed(name, config, *(("inline", "thread") if way == "auto" else (way,)))
+    if lender is not None and way == "process":
+        from dlproxy.fleet.lent import borrow
+
+        return await borrow(lender, name, config, trust, "" if memory is None else memory.graphs)
     return await WAYS.get(way, _added)(name, config, memory, trust)
 
 

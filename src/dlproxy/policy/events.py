@@ -182,7 +182,7 @@ class WantTurn(Struct, tag="want_turn"):
 
 
 class PassTurn(Struct, tag="pass_turn"):
-    """The turn is somebody else's: the lane has nothing to run any more, takes no turns any more, or the instance is not ready."""
+    """The turn is somebody else's: the lane has nothing to run or takes no turns any more, or the instance is not ready."""
 
     reason: Literal["nothing_to_run", "not_arbitrated", "not_ready"]
 

@@ -499,7 +499,9 @@ class Lane:
         levels = [batch.level for batch in again]
         if head is not None:
             levels.append(level(head))
-        want = self._turn.want(self.model.mean(rows, length), self._next_deadline(), min(levels), self.pool.ready if self._knobs.leased else ())
+        want = self._turn.want(
+            self.model.mean(rows, length), self._next_deadline(), min(levels), self.pool.ready if self._knobs.leased else ()
+        )
         if want is not None:
             commands.append(want)
 

@@ -10,8 +10,8 @@ from dlproxy.policy.events import WantTurn
 
 
 class Turn:
-    """`mine`: a batch may start now, which is always so where lanes take no turns; on `instance`, where that is named. `wanted`: as
-    the arbiter knows it.
+    """`mine`: a batch may start now, which is always so where lanes take no turns; on `instance`, where that is named.
+    `wanted`: as the arbiter knows it.
     """
 
     def __init__(self, *, arbitrated: bool) -> None:

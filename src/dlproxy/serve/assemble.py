@@ -63,6 +63,7 @@ from dlproxy.wire.catalog import ServedModel
 from dlproxy.wire.terms import by_level
 
 if TYPE_CHECKING:
+    from dlproxy.fleet.lent import Lender
     from dlproxy.serve.caching.layer import CacheLayer
     from dlproxy.telemetry.tracing import Tracer
 
@@ -130,6 +131,7 @@ async def load_model(
     sequences: SequenceStore | None = None,
     exemplars: ExemplarStore | None = None,
     tracer: "Tracer | None" = None,
+    lender: "Lender | None" = None,
     clock: Callable[[], float] = monotonic,
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ConfigError, LogError, ModelError, and then nothing of it is left.
@@ -137,6 +139,7 @@ async def load_model(
     `ticket_ids`: where requests get theirs. `event_log`: the file. `trust`: which models may be loaded. `on_ways`: called when
     its batches run in another way, or in another number side by side. `sequences`: of all of its versions. `pipelines`: for a
     model that is one. `exemplars`: where single requests of it are kept. `tracer`: None where no request is traced.
+    `lender`: as start_fleet has it.
     """
     class_names = class_names_of(config)
     forecast = await asyncio.to_thread(forecast_of, name, config.forecast, trust)
@@ -144,7 +147,7 @@ async def load_model(
         config = msgspec.structs.replace(config, accuracy=await asyncio.to_thread(_measured_accuracy, config.path, trust))
     if caches is not None:
         await caches.read(name, config)
-    fleet = await _fleet(name, config, memory, trust, pipelines)
+    fleet = await _fleet(name, config, memory, trust, pipelines, lender)
     try:
         if fleet.most_rows is not None:
             config = msgspec.structs.replace(config, max_batch=min(config.max_batch, fleet.most_rows))
@@ -166,6 +169,8 @@ async def load_model(
     repeats = not signature.streams and not signature.told_sequences
     if signature.batched and repeats and (config.batching == "auto" or signature.pads):
         loaded.driver.compare_answers(_recheck(loaded, clock, padded_only=config.batching != "auto"))
+    if lender is not None:
+        _lease(loaded)
     if isinstance(fleet, LocalFleet):
         fleet.on_moved = partial(_moved, control, on_ways, loaded.autoscaler)
         if fleet.may_move() and not signature.told_sequences:  # what was tried on made-up inputs is tried on real ones
@@ -173,10 +178,31 @@ async def load_model(
     return loaded
 
 
-async def _fleet(name: str, config: ModelConfig, memory: Memory | None, trust: Trust, pipelines: Pipelines | None) -> Fleet:
+def _lease(model: LoadedModel) -> None:
+    """Its batches, if its instances are shared with other gateways."""
+    from dlproxy.fleet.lent import LentFleet  # most servers start without
+
+    if isinstance(model.fleet, LentFleet):
+        model.driver.lease(model.fleet.leases, model.fleet.instances)
+        model.control.turn_knobs(arbitrated=True, leased=True)
+
+
+async def _fleet(
+    name: str,
+    config: ModelConfig,
+    memory: Memory | None,
+    trust: Trust,
+    pipelines: Pipelines | None,
+    lender: "Lender | None",
+) -> Fleet:
+    if lender is not None and config.sequences != "off":
+        raise ConfigError(
+            "sequences: one process must see all of a sequence, and gateways are several: set gateways = 1",
+            "sequences",
+        )
     if config.path == PIPELINE and pipelines is not None:
         return await pipelines.start(name, config, trust)
-    return await start_fleet(name, config, memory, trust)
+    return await start_fleet(name, config, memory, trust, lender)
 
 
 def _assembled(

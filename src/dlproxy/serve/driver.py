@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from dlproxy.fleet.leases import Leases
 from dlproxy.instance import Instance
 from dlproxy.instance.batch import BatchRest, BatchResult, Cutter, why_uncut
 from dlproxy.message import Failure, FailureKind, Request, Response, Signature, Tensor, Timing, text_of
@@ -43,6 +44,7 @@ from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.why import Run
 from dlproxy.serve.failure_log import FailureLog
 from dlproxy.serve.idle_poll import IdlePoll
+from dlproxy.serve.leasing import LeaseTaker
 from dlproxy.serve.quarantine import Quarantine
 from dlproxy.serve.recheck import Recheck
 from dlproxy.serve.reservoir import Reservoir
@@ -119,7 +121,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = inf
         self._finishing = False
-        self._taker: Taker | None = None
+        self._taker: Taker | LeaseTaker | None = None
         self._idle_poll: IdlePoll | None = None
         self._recheck: Recheck | None = None
         self._reservoir: Reservoir | None = None
@@ -204,7 +206,12 @@ class Driver:
         """Batches need so much of the machine's resources each. Before the lane's knobs say that it is arbitrated; or again."""
         if self._taker is None:
             self._taker = Taker(turns, f"{self._model}/{self._version}", partial(self._tell_lane, TurnGranted()))
+        assert isinstance(self._taker, Taker)
         self._taker.join(needs)
+
+    def lease(self, leases: Leases, instances: Sequence[str]) -> None:
+        """Each batch leases its instance, as other processes use them, too. Before the lane's knobs say so."""
+        self._taker = LeaseTaker(leases, instances, lambda instance: self._tell_lane(TurnGranted(instance)))
 
     def weigh(self, share: float) -> None:
         """Its turns beside others', under the arbiter's discipline "fair"."""
@@ -344,8 +351,8 @@ class Driver:
         service_s = result.batch_s + result.compute_s
         self._tell_lane(FirstPart(batch_id, service_s))
         flight.result = None  # which has been handed out; the rest may take long
-        if self._taker is not None:  # whoever reads slowly must not keep the cores from other models
-            self._taker.end(batch_id, service_s)
+        if self._taker is not None:
+            self._taker.first_part(batch_id, service_s)
         stream.handed_out()
 
     def _stream_ended(self, batch_id: int, result: BatchResult) -> None:
@@ -355,6 +362,8 @@ class Driver:
         if result.error is not None:
             self._failure_log.batch_failed(flight.instance, flight.requests, result, now)
         self._tell_lane(BatchDone(batch_id, now - flight.dispatched_at, result.error, result.failure))
+        if self._taker is not None:
+            self._taker.end(batch_id, now - flight.dispatched_at)
 
     def _checked(self, requests: Sequence[Request], result: BatchResult) -> BatchResult:
         return self._attributed(requests, result) if self._signature.batched else result

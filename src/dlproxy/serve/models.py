@@ -47,6 +47,7 @@ from dlproxy.telemetry.journal import Journal
 from dlproxy.wire.catalog import Catalog
 
 if TYPE_CHECKING:
+    from dlproxy.fleet.lent import Lender
     from dlproxy.telemetry.tracing import Tracer
 
 Key = tuple[str, str]  # name and version
@@ -71,9 +72,11 @@ class Models:
         integrity: IntegrityConfig = IntegrityConfig(),  # noqa: B008 - the same
         asks: bool = False,
         tracer: "Tracer | None" = None,
+        lender: "Lender | None" = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """`asks`: clients prove who they are, and may have quotas of their own. `tracer`: of their requests. Raises ConfigError
+        """`asks`: clients prove who they are, and may have quotas of their own. `tracer`: of their requests. `lender`: who
+        has the worker processes, where several servers share them. Raises ConfigError
         for a quota of no sense, keys of models that cannot be read, and what is to watch them but is no detector.
         """
         self.catalog = Catalog()
@@ -89,6 +92,7 @@ class Models:
         self._clock = clock
         self._quotas = make_quotas(tenants, asks=asks)
         self._tracer = tracer
+        self._lender = lender
         self._trust = read_trust(integrity)
         agents = Agents(autopilot.policy, autopilot.challenger, self._trust)
         record = Path(autopilot.record) if autopilot.record else None
@@ -288,6 +292,7 @@ class Models:
                         sequences=self._sequences.setdefault(name, SequenceStore(name, self._clock)),
                         exemplars=self.exemplars,
                         tracer=self._tracer,
+                        lender=self._lender,
                         clock=self._clock,
                     )
             except asyncio.CancelledError:
@@ -508,7 +513,7 @@ def turn_needs(models: list[LoadedModel], server: ServerConfig) -> dict[LoadedMo
     needs: dict[LoadedModel, dict[str, float]] = {}
     for model in models:
         way = model.fleet.way
-        if way.inline or not (way.threads or way.resources):
+        if way.inline or not (way.threads or way.resources) or model.lane.view().knobs.leased:
             continue
         there.update(way.resources)
         need = needs[model] = {"cores": min(way.threads, cores), **dict.fromkeys(way.resources, 1)}

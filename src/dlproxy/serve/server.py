@@ -64,6 +64,7 @@ from dlproxy.wire.waiting import Waiting
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from dlproxy.fleet.lent import Lender
     from dlproxy.fleet.repository.watcher import Repository
     from dlproxy.telemetry.tracing import Tracer
     from dlproxy.wire.terms import Identify
@@ -79,11 +80,13 @@ log = logging.getLogger(__name__)
 class Server:
     """One dlproxy process. `start`, then `run` until SIGTERM or SIGINT; or `start` and `stop` by hand."""
 
-    def __init__(self, config: Config, given: GivenListeners | None = None, *, follows: bool = False) -> None:
+    def __init__(
+        self, config: Config, given: GivenListeners | None = None, *, follows: bool = False, lender: "Lender | None" = None
+    ) -> None:
         """Raises ConfigError for a quota that never admits anything, certificates that cannot be used, a lack of extras.
 
         `given`: what to listen on, in place of the configuration's ports. `follows`: serve what the store has, and not what the
-        configuration names beside it.
+        configuration names beside it. `lender`: who has the worker processes, where several servers share them.
         """
         self._config = config
         self._given = given
@@ -98,6 +101,7 @@ class Server:
             integrity=config.integrity,
             asks=asks,
             tracer=self._tracer,
+            lender=lender,
         )
         budget_mb = config.server.memory_budget_mb
         memory_bytes = budget_mb * 2**20 if budget_mb else inf

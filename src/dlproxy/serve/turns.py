@@ -114,6 +114,10 @@ class Taker:
         if lease is not None:
             self._held[batch_id] = lease, now
 
+    def first_part(self, batch_id: int, used_s: float) -> None:
+        """Whoever reads the rest of an answer slowly must not keep the cores from other models."""
+        self.end(batch_id, used_s)
+
     def end(self, batch_id: int, used_s: float) -> None:
         """A batch has used its turn for so many seconds."""
         held = self._held.pop(batch_id, None)

@@ -31,58 +31,24 @@ READ_BYTES = 1 << 16
 log = logging.getLogger(__name__)
 
 
-class Child:
-    """One worker process. `on_report` gets what it says, `on_exit`, once, how it ended, after everything that it said."""
+class WorkerLine:
+    """The socket to a worker, from the server's side. `on_report` gets what it says."""
 
-    def __init__(
-        self,
-        name: str,
-        slots: Sequence[int],
-        *,
-        environment: Mapping[str, str],
-        on_report: Callable[[Report], None],
-        on_exit: Callable[[str], None],
-    ) -> None:
+    def __init__(self, name: str, connection: socket.socket, on_report: Callable[[Report], None]) -> None:
         self.name = name
         self._loop = asyncio.get_running_loop()
         self._on_report = on_report
-        self._on_exit = on_exit
         self._killed_because = ""
         self._frames = Frames(Report)
-        self._lines = OutputLines()
-        self._socket, theirs = socket.socketpair()
-        self._output, write_end = os.pipe()
-        try:
-            self._process = _spawn(theirs.fileno(), slots, write_end, environment)
-        except BaseException:
-            self._socket.close()
-            os.close(self._output)
-            raise
-        finally:
-            theirs.close()
-            os.close(write_end)
+        self._socket = connection
         self._socket.setblocking(False)
-        os.set_blocking(self._output, False)
-        self._pidfd = _open_pidfd(self._process.pid)
         self._loop.add_reader(self._socket.fileno(), self._readable)
-        self._loop.add_reader(self._output, self._output_readable)
-        if self._pidfd is not None:
-            self._loop.add_reader(self._pidfd, self._ended)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def last_words(self) -> str:
-        """The last lines that it printed, on one line."""
-        return " / ".join(self._lines.last)
 
     def send(self, order: Order) -> None:
         """Frames are small and one is under way at a time, so they always fit into the socket's buffer."""
         data = frame(order)
         try:
-            sent = self._socket.send(data)
+            sent = self._sent(data)
         except BlockingIOError:
             sent = 0
         except OSError:  # it has just died: that is noticed by itself, and tells more
@@ -91,9 +57,14 @@ class Child:
             self.kill(f"takes no orders: a message of {len(data)} bytes did not fit into its socket")
 
     def kill(self, reason: str) -> None:
-        """End it now; `on_exit` gets `reason`. What it still says is ignored."""
-        self._killed_because = self._killed_because or reason
-        self._process.kill()
+        """End the worker now; `on_exit` gets `reason`. What it still says is ignored."""
+        raise NotImplementedError
+
+    def _sent(self, data: bytes) -> int:
+        return self._socket.send(data)
+
+    def _disconnected(self) -> None:
+        raise NotImplementedError
 
     def _readable(self) -> None:
         try:
@@ -114,6 +85,53 @@ class Child:
             return
         for report in reports:
             self._on_report(report)
+
+
+class Child(WorkerLine):
+    """One worker process of this one. `on_report` gets what it says, `on_exit`, once, how it ended, after all that it said."""
+
+    def __init__(
+        self,
+        name: str,
+        slots: Sequence[int],
+        *,
+        environment: Mapping[str, str],
+        on_report: Callable[[Report], None],
+        on_exit: Callable[[str], None],
+    ) -> None:
+        """Raises OSError."""
+        self._on_exit = on_exit
+        self._lines = OutputLines()
+        ours, theirs = socket.socketpair()
+        self._output, write_end = os.pipe()
+        try:
+            self._process = _spawn(theirs.fileno(), slots, write_end, environment)
+        except BaseException:
+            ours.close()
+            os.close(self._output)
+            raise
+        finally:
+            theirs.close()
+            os.close(write_end)
+        super().__init__(name, ours, on_report)
+        os.set_blocking(self._output, False)
+        self._pidfd = open_pidfd(self._process.pid)
+        self._loop.add_reader(self._output, self._output_readable)
+        if self._pidfd is not None:
+            self._loop.add_reader(self._pidfd, self._ended)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def last_words(self) -> str:
+        """The last lines that it printed, on one line."""
+        return " / ".join(self._lines.last)
+
+    def kill(self, reason: str) -> None:
+        self._killed_because = self._killed_because or reason
+        self._process.kill()
 
     def _disconnected(self) -> None:
         """It is ending or, with its socket closed, of no more use."""
@@ -173,7 +191,7 @@ def _spawn(control: int, slots: Sequence[int], output: int, environment: Mapping
     )
 
 
-def _open_pidfd(pid: int) -> int | None:
+def open_pidfd(pid: int) -> int | None:
     """A descriptor that becomes readable when the process ends; None where there is none, and the socket must tell."""
     try:
         return os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None

@@ -14,6 +14,7 @@ from msgspec import Struct
 from dlproxy.instance.batch import BatchResult, sequences_of
 from dlproxy.instance.integrity import Trust
 from dlproxy.instance.process.child import THREAD_COUNTS, Child
+from dlproxy.instance.process.lent import LentWorker
 from dlproxy.instance.process.messages import Cease, Done, Load, Loaded, Next, NotLoaded, Report, Run, Stop
 from dlproxy.instance.process.slots import OutputSlots, Slot, create_slots, write_inputs
 from dlproxy.instance.runtime import ModelError
@@ -52,6 +53,8 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
     """What the model's files are: the same object for all its workers, filled in by the first. Others load that or nothing."""
     trust: Trust = Trust()
     """Which models may be loaded, and the key that decrypts them."""
+    shared_at: str = ""
+    """The path of a Unix socket at which other processes reach the worker, see lent.py; empty: it works for this one alone."""
 
 
 class ProcessInstance:
@@ -73,7 +76,7 @@ class ProcessInstance:
         """Where the model computes, in words."""
         self._spec = spec
         self._settings = settings or WorkerSettings()
-        self._child: Child | None = None
+        self._child: Child | LentWorker | None = None
         self._slots: list[Slot] = []
         self._signature: Signature | None = None
         self._loading: asyncio.Future[Signature] | None = None
@@ -105,13 +108,7 @@ class ProcessInstance:
         try:
             self._slots = create_slots(settings.max_slot_bytes)
             self._outputs = OutputSlots(self._slots[1:])
-            self._child = Child(
-                self.name,
-                [slot.fd for slot in self._slots],
-                environment={**threads, **settings.environment},
-                on_report=self._on_report,
-                on_exit=self._on_exit,
-            )
+            self._child = self._reach([slot.fd for slot in self._slots], {**threads, **settings.environment})
         except OSError as error:
             self._close_slots()
             raise ModelError(f"{self.name}: cannot start a process: {error}") from error
@@ -125,6 +122,7 @@ class ProcessInstance:
                     settings.max_slot_bytes,
                     settings.content,
                     settings.trust,
+                    settings.shared_at,
                 )
             )
             async with asyncio.timeout(settings.start_timeout_s):
@@ -143,6 +141,10 @@ class ProcessInstance:
             message = f"{self.name}: did not load its model within {settings.start_timeout_s:g} s (load_timeout_s){said}"
             raise ModelError(message) from None
         return self._signature
+
+    def _reach(self, slots: Sequence[int], environment: Mapping[str, str]) -> Child | LentWorker:
+        """The worker, which will use these slots. Raises OSError."""
+        return Child(self.name, slots, environment=environment, on_report=self._on_report, on_exit=self._on_exit)
 
     def adopt(self, signature: Signature) -> None:
         self._signature = signature

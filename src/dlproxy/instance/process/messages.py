@@ -24,7 +24,8 @@ _LENGTH = Layout("<I")
 class Load(Struct, tag="load", array_like=True):
     """The first order: become able to run batches; answered by Loaded or NotLoaded. `content`: load this and nothing else.
 
-    `trust`: goes this way because others see a process's arguments and environment.
+    `trust`: goes this way because others see a process's arguments and environment. `shared_at`: run batches of whoever
+    connects to this Unix socket, too, of which each says Load, with its slots, and hears of what is loaded already.
     """
 
     spec: PythonSpec
@@ -34,6 +35,7 @@ class Load(Struct, tag="load", array_like=True):
     max_slot_bytes: int
     content: Content | None = None
     trust: Trust = Trust()
+    shared_at: str = ""
 
 
 class Run(Struct, tag="run", array_like=True):

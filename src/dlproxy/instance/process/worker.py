@@ -7,12 +7,13 @@ Not aware of: event loops, who asks, which requests a batch consists of.
 import faulthandler
 import os
 import resource
+import select
 import signal
 import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, cast
 
 from dlproxy.instance.batch import Array, BatchResult, Steps, run_batch
@@ -29,16 +30,26 @@ from dlproxy.instance.warmup import Calibration, warmed
 from dlproxy.message import Request, Ticket, text_of
 
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+JOIN_S = 5.0  # for the first word of a server that has connected
+MOST_SLOTS = 16
 MAX_ERROR_CHARS = 4096  # models are known to print tensors
 
 
 class Channel:
-    """The worker's end of the socket. The descriptor stays open until the process ends: its closing tells the server."""
+    """The worker's end of a socket. The descriptor stays open until the process ends: its closing tells the server."""
 
-    def __init__(self, fd: int) -> None:
-        self._socket = socket.socket(fileno=fd)
+    def __init__(self, connection: socket.socket, received: bytes = b"") -> None:
+        self._socket = connection
         self._frames = Frames(Order)
-        self._orders: list[Order] = []
+        self._orders: list[Order] = self._frames.feed(received)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def has_more(self) -> bool:
+        """An order was received that nobody has seen."""
+        return bool(self._orders)
 
     def receive(self) -> Order | None:
         """Waits for the next order; None if the server has gone."""
@@ -51,6 +62,9 @@ class Channel:
 
     def send(self, report: Report) -> None:
         self._socket.sendall(frame(report))
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 class WithinLimit:
@@ -89,37 +103,64 @@ def ran_out_of_memory(error: Exception) -> bool:
     return caused or isinstance(error, MemoryError) or any(sign in text for sign in signs)
 
 
-class Worker:
-    """One model in one process. `limit`: of its memory, in words; empty if there is none."""
+class Held:
+    """A model that is loaded. `limit`: of the process's memory, in words; empty if there is none."""
 
-    def __init__(self, channel: Channel, slots: Sequence[int], order: Load, limit: str) -> None:
-        self._channel = channel
-        self._input, *self._outputs = [Slot(fd, order.max_slot_bytes) for fd in slots]
+    def __init__(self, order: Load, limit: str) -> None:
         runtime, self._files = _load(order)
         self._calibration: Calibration | None = None
         if order.warm_up is not None:
             samples = read_samples(order.warm_up.samples, runtime.signature.inputs)
             self._calibration = warmed(runtime, order.warm_up, samples)[0]
-        self._close: Callable[[], None] | None = getattr(runtime, "close", None)
+        self.close: Callable[[], None] = getattr(runtime, "close", lambda: None)
         self._device: str = getattr(runtime, "device", CPU)
-        self._runtime = WithinLimit(runtime, limit) if limit else runtime
+        self.runtime: Runtime = WithinLimit(runtime, limit) if limit else runtime
+
+    def told(self) -> Loaded:
+        return Loaded(self.runtime.signature, self._calibration, self._device, self._files)
+
+
+class Worker:
+    """Runs the batches of one server with a model that is loaded."""
+
+    def __init__(self, channel: Channel, slots: Sequence[int], most_slot_bytes: int, held: Held) -> None:
+        self.channel = channel
+        self._slots = [Slot(fd, most_slot_bytes) for fd in slots]
+        self._input, *self._outputs = self._slots
+        self._held = held
+        self._runtime = held.runtime
         self._steps: Steps | None = None
 
     def serve(self) -> None:
         """Run batches until told to stop, or until the server has gone; then let the model give back what it holds."""
-        self._channel.send(Loaded(self._runtime.signature, self._calibration, self._device, self._files))
-        while isinstance(order := self._channel.receive(), Run | Next | Cease):
-            if isinstance(order, Run):
-                self._channel.send(self._run(order))
-            elif isinstance(order, Next):
-                assert self._steps is not None
-                self._channel.send(self._told(self._steps.next(), order.output, order.output_bytes))
-            elif self._steps is not None:
+        self.channel.send(self._held.told())
+        while self.turn():
+            pass
+        self._held.close()
+
+    def turn(self) -> bool:
+        """Obey the next order; False if there will be none any more."""
+        order = self.channel.receive()
+        if isinstance(order, Run):
+            self.channel.send(self._run(order))
+        elif isinstance(order, Load):
+            self.channel.send(self._held.told())
+        elif isinstance(order, Next):
+            assert self._steps is not None
+            self.channel.send(self._told(self._steps.next(), order.output, order.output_bytes))
+        else:
+            if self._steps is not None:
                 self._steps.close()
+            return isinstance(order, Cease)
+        return True
+
+    def leave(self) -> None:
+        """Of a server that is not the only one: what it gave is given back."""
         if self._steps is not None:
             self._steps.close()
-        if self._close is not None:
-            self._close()
+        self.channel.close()
+        for slot in self._slots:
+            slot.close()
 
     def _run(self, order: Run) -> Done:
         signature = self._runtime.signature
@@ -150,6 +191,69 @@ class Worker:
         return Done(parts, slot.size, result.compute_s, error if error is None else error[:MAX_ERROR_CHARS], trace, more)
 
 
+class SharedWorker:
+    """The same for several servers, of which each gets its batches run in the order in which they ask, one at a time."""
+
+    def __init__(self, first: Worker, held: Held, order: Load) -> None:
+        self._first = first
+        self._held = held
+        self._most_bytes = order.max_slot_bytes
+        self._others: dict[int, Worker] = {}
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with suppress(FileNotFoundError):
+            os.unlink(order.shared_at)  # of the process before
+        self._listener.bind(order.shared_at)
+        self._listener.listen()
+
+    def serve(self) -> None:
+        """Until the one that started it says stop, or is gone."""
+        self._first.channel.send(self._held.told())
+        poll = select.poll()
+        poll.register(self._first.channel, select.POLLIN)
+        poll.register(self._listener, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self._first.channel.fileno():
+                    if not self._first.turn():
+                        self._held.close()
+                        return
+                elif fd == self._listener.fileno():
+                    worker = self._joined()
+                    if worker is not None:
+                        self._others[worker.channel.fileno()] = worker
+                        poll.register(worker.channel, select.POLLIN)
+                        self._obey(worker, poll)
+                else:
+                    self._obey(self._others[fd], poll)
+
+    def _obey(self, worker: Worker, poll: select.poll) -> None:
+        fd, goes_on = worker.channel.fileno(), True
+        try:
+            while goes_on:
+                goes_on = worker.turn()
+                if not worker.channel.has_more:
+                    break
+        except OSError:  # it was killed while its batch ran
+            goes_on = False
+        if not goes_on:
+            poll.unregister(fd)
+            self._others.pop(fd).leave()
+
+    def _joined(self) -> Worker | None:
+        connection, _ = self._listener.accept()
+        connection.settimeout(JOIN_S)
+        try:
+            data, descriptors, _, _ = socket.recv_fds(connection, 65536, MOST_SLOTS)
+        except OSError:
+            connection.close()
+            return None
+        connection.settimeout(None)
+        if len(descriptors) < 2:
+            connection.close()
+            return None
+        return Worker(Channel(connection, data), descriptors, self._most_bytes, self._held)
+
+
 def _load(order: Load) -> tuple[Runtime, dict[str, FileState]]:
     """The model, and what it was loaded from, if that matters. Raises ModelError, or what the model's own code raises."""
     more = {} if order.trust == Trust() else {"trust": order.trust}
@@ -170,7 +274,7 @@ def main() -> None:
     descriptors = [int(text) for text in sys.argv[1:]]
     for fd in descriptors:
         os.set_inheritable(fd, False)
-    channel = Channel(os.dup(descriptors[0]))
+    channel = Channel(socket.socket(fileno=os.dup(descriptors[0])))
     order = channel.receive()
     if not isinstance(order, Load):
         return
@@ -178,10 +282,12 @@ def main() -> None:
     try:
         keep_to_cores(order.cores)
         limit = limit_memory(order.memory_limit_bytes)
-        worker = Worker(channel, descriptors[1:], order, limit)
+        held = Held(order, limit)
+        worker = Worker(channel, descriptors[1:], order.max_slot_bytes, held)
+        runs = SharedWorker(worker, held, order) if order.shared_at else worker
     except Exception as error:
         _give_up(channel, limit, error)
-    worker.serve()
+    runs.serve()
 
 
 def _give_up(channel: Channel, limit: str, error: Exception) -> NoReturn:

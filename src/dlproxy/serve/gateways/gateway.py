@@ -14,18 +14,24 @@ from time import monotonic
 from typing import Any
 
 from dlproxy import cores
-from dlproxy.config import ConfigError
+from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.fleet.lent import Lent
+from dlproxy.instance.integrity import Trust
 from dlproxy.instance.process.messages import Frames, frame
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.quota import Quotas
 from dlproxy.serve.gateways.messages import (
     Adopt,
     Begin,
+    Borrow,
     Charged,
     Drain,
     Failed,
     Follow,
     Followed,
+    GiveBack,
+    Loan,
+    NoLoan,
     Order,
     Ready,
     Reload,
@@ -44,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 class Gateway:
-    """`describe`: what is said of a server that is ready, line by line."""
+    """`describe`: what is said of a server that is ready, line by line. To its models it is the Lender of worker processes."""
 
     def __init__(self, control: socket.socket, describe: Callable[[Server], list[str]]) -> None:
         control.setblocking(False)
@@ -53,6 +59,9 @@ class Gateway:
         self._frames = Frames(Order)
         self._stop = asyncio.Event()
         self._telling = asyncio.Lock()
+        self.slot = self.slots = 0
+        self._asked: dict[int, asyncio.Future[Lent]] = {}
+        self._asks = 0
         self._quotas: Quotas | None = None
         self._adopted: dict[int, dict[str, socket.socket]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -72,7 +81,8 @@ class Gateway:
         following = loop.create_task(self._follow_orders())
         try:
             config = share_of(begin.config, begin.number, len(begin.places))
-            server = self._server = Server(config, _listeners(begin), follows=begin.follows)
+            self.slot, self.slots = begin.slot, begin.slots
+            server = self._server = Server(config, _listeners(begin), follows=begin.follows, lender=self)
             starting, stopped = loop.create_task(server.start()), loop.create_task(self._stop.wait())
             await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
@@ -111,12 +121,41 @@ class Gateway:
         elif isinstance(order, Charged):
             if self._quotas is not None:
                 self._quotas.charged(order.charges, monotonic())
+        elif isinstance(order, Loan | NoLoan):
+            self._answer(order)
         elif isinstance(order, Adopt):
             self._start(self._adopt(order))
         elif isinstance(order, Follow):
             self._start(self._report(order.number, self._server.follow_now()))
         elif isinstance(order, Reload):
             self._start(self._report(order.number, self._server.serve_anew(lambda: order.config)))
+
+    # Worker processes
+
+    async def borrow(self, name: str, config: ModelConfig, trust: Trust, graphs: str) -> Lent:
+        """As Lender has it."""
+        self._asks += 1
+        number = self._asks
+        answer: asyncio.Future[Lent] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        try:
+            await self._tell(Borrow(number, name, config, trust, graphs))
+            return await answer
+        finally:
+            del self._asked[number]
+
+    def give_back(self, loan: int) -> None:
+        self._start(self._tell(GiveBack(loan)))
+
+    def _answer(self, order: Loan | NoLoan) -> None:
+        answer = self._asked.get(order.number)
+        if answer is None or answer.done():  # it was not waited for
+            if isinstance(order, Loan):
+                self.give_back(order.lent.number)
+        elif isinstance(order, Loan):
+            answer.set_result(order.lent)
+        else:
+            answer.set_exception(ModelError(order.reason))
 
     async def _adopt(self, order: Adopt) -> None:
         if order.back:

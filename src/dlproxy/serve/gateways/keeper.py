@@ -9,20 +9,38 @@ import logging
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import msgspec
 from msgspec import Struct, field
 
-from dlproxy.config import Config
+from dlproxy.config import Config, ConfigError
 from dlproxy.fleet.tasks import end_all
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.quota import Charge
-from dlproxy.serve.gateways.messages import Adopt, Begin, Charged, Drain, Failed, Follow, Followed, Order, Ready, Reload, Report
+from dlproxy.serve.gateways.messages import (
+    Adopt,
+    Begin,
+    Borrow,
+    Charged,
+    Drain,
+    Failed,
+    Follow,
+    Followed,
+    GiveBack,
+    Loan,
+    NoLoan,
+    Order,
+    Ready,
+    Reload,
+    Report,
+)
 from dlproxy.serve.gateways.process import GatewayProcess, ending
+from dlproxy.serve.gateways.workplace import Workplace
 from dlproxy.serve.listeners import Listeners
 
 FIRST_DELAY_S, MOST_DELAY_S = 0.1, 10.0
@@ -33,11 +51,12 @@ log = logging.getLogger(__name__)
 
 
 class Life(Struct, eq=False):
-    """One process. `control`: the path of its control port's Unix socket. `running`: of whom how many requests are under way,
-    where that is limited; `told`: what was charged last, by the same keys.
+    """One process. `slot`: among those that may hold leases of workers. `control`: the path of its control port's Unix socket.
+    `running`: of whom how many requests are under way, where that is limited; `told`: what was charged last, by the same keys.
     """
 
     process: GatewayProcess
+    slot: int
     control: str
     ready: "asyncio.Future[list[str]]"
     since: float
@@ -74,7 +93,10 @@ class Gateways:
         self._orders = 0
         self._started = 0
         self._restarting = asyncio.Lock()
+        self._errands: set[asyncio.Task[None]] = set()
+        self._slots = 2 * count  # while all are replaced by others, as many drain
         self._folder = tempfile.TemporaryDirectory(prefix="dlproxy-")  # for nobody else to enter
+        self._workplace = Workplace(Path(self._folder.name), self._slots)
         if not config.server.store:  # one that starts anew must know what operators have changed
             self._remember_in(str(Path(self._folder.name, "store")))
 
@@ -115,6 +137,8 @@ class Gateways:
         """No new connections, what is under way is finished (at most so many seconds), and all are gone."""
         await end_all(self._keepers)
         await asyncio.gather(*(self._let_drain(life, drain_s) for life in list(self._lives)))
+        await self._workplace.close()
+        await end_all(self._errands)
         for place in self.places:
             for listener in place.sockets.values():
                 listener.close()
@@ -202,11 +226,12 @@ class Gateways:
             descriptors = [fd for each in sockets for fd in each.values()]
             ready = loop.create_future()
             heard = partial(self._heard, ready)
+            slot = min(set(range(self._slots)) - {life.slot for life in self._lives})
             process = GatewayProcess(self._arguments, [*descriptors, control.fileno()], heard)
-            life = Life(process, path, ready, monotonic())
+            life = Life(process, slot, path, ready, monotonic())
             self._lives.add(life)
             process.ended.add_done_callback(partial(self._gone, life))
-            await process.send(Begin(self.config, place.number, sockets, control.fileno(), follows))
+            await process.send(Begin(self.config, place.number, sockets, control.fileno(), follows, slot, self._slots))
         try:
             await asyncio.wait((ready, process.ended), return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
@@ -227,6 +252,7 @@ class Gateways:
 
     def _gone(self, life: Life, ended: object) -> None:
         self._lives.discard(life)
+        self._errand(self._workplace.gone(life.slot))
         Path(life.control).unlink(missing_ok=True)
         left = [
             msgspec.structs.replace(life.told[key], requests=0, rows=0, running=-count)
@@ -234,7 +260,7 @@ class Gateways:
             if count
         ]
         if left:
-            asyncio.get_running_loop().create_task(self._tell_others(life, left))
+            self._errand(self._tell_others(life, left))
 
     # Whose new connections nobody would accept
 
@@ -271,14 +297,34 @@ class Gateways:
             answer = self._answers.get(report.number)
             if answer is not None and not answer.done():
                 answer.set_result(report.problem)
-        elif isinstance(report, Charged):
-            life = next((life for life in self._lives if life.ready is ready), None)
-            if life is not None:
-                for charge in report.charges:
-                    key = charge.of, charge.name
-                    life.running[key] += charge.running
-                    life.told[key] = charge
-                asyncio.get_running_loop().create_task(self._tell_others(life, report.charges))
+        elif (life := next((life for life in self._lives if life.ready is ready), None)) is None:
+            return
+        elif isinstance(report, Borrow):
+            self._errand(self._lend(life, report))
+        elif isinstance(report, GiveBack):
+            self._errand(self._workplace.give_back(life.slot, report.loan))
+        else:
+            for charge in report.charges:
+                key = charge.of, charge.name
+                life.running[key] += charge.running
+                life.told[key] = charge
+            self._errand(self._tell_others(life, report.charges))
+
+    async def _lend(self, life: Life, asked: Borrow) -> None:
+        try:
+            await life.process.send(Loan(asked.number, await self._workplace.borrow(life.slot, asked)))
+        except (ConfigError, ModelError, OSError) as error:
+            await life.process.send(NoLoan(asked.number, str(error)))
+
+    def _errand(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._errands.add(task)
+        task.add_done_callback(self._errand_done)
+
+    def _errand_done(self, task: asyncio.Task[None]) -> None:
+        self._errands.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("what a gateway asked for could not be done", exc_info=task.exception())
 
     async def _tell_others(self, life: Life, charges: list[Charge]) -> None:
         for other in list(self._lives):

@@ -5,7 +5,9 @@ Called by process.py and gateway.py. Not aware of: processes, event loops, reque
 
 from msgspec import Struct
 
-from dlproxy.config import Config
+from dlproxy.config import Config, ModelConfig
+from dlproxy.fleet.lent import Lent
+from dlproxy.instance.integrity import Trust
 from dlproxy.policy.quota import Charge
 
 Sockets = dict[str, int]
@@ -14,7 +16,8 @@ Sockets = dict[str, int]
 
 class Begin(Struct, tag="begin", array_like=True):
     """The first order: serve, and say Ready or Failed. `places`: what to listen on, of every gateway; `control`: the same for
-    its own control port. `follows`: serve what the store has, not what the configuration names.
+    its own control port. `follows`: serve what the store has, not what the configuration names. `slot` of `slots`: this process
+    among all that may hold leases of workers.
     """
 
     config: Config
@@ -22,6 +25,8 @@ class Begin(Struct, tag="begin", array_like=True):
     places: list[Sockets]
     control: int
     follows: bool
+    slot: int
+    slots: int
 
 
 class Adopt(Struct, tag="adopt", array_like=True):
@@ -73,5 +78,35 @@ class Followed(Struct, tag="followed", array_like=True):
     problem: str = ""
 
 
-Order = Begin | Adopt | Follow | Reload | Drain | Charged
-Report = Ready | Failed | Followed | Charged
+class Borrow(Struct, tag="borrow", array_like=True):
+    """It wants the worker processes of this model, which all gateways share; answered by Loan or NoLoan."""
+
+    number: int
+    name: str
+    config: ModelConfig
+    trust: Trust
+    graphs: str
+
+
+class GiveBack(Struct, tag="give_back", array_like=True):
+    """It uses this loan no more."""
+
+    loan: int
+
+
+class Loan(Struct, tag="loan", array_like=True):
+    """What was asked for under this number."""
+
+    number: int
+    lent: Lent
+
+
+class NoLoan(Struct, tag="no_loan", array_like=True):
+    """There are no such workers."""
+
+    number: int
+    reason: str
+
+
+Order = Begin | Adopt | Follow | Reload | Drain | Charged | Loan | NoLoan
+Report = Ready | Failed | Followed | Charged | Borrow | GiveBack
