@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
+from dlproxy.fleet.lent import LentInstance
 from dlproxy.instance import Instance
 from dlproxy.instance.inline import InlineInstance
-from dlproxy.instance.process.instance import ProcessInstance
+from dlproxy.instance.process.instance import ProcessInstance, WorkerSettings
 from dlproxy.instance.runtime import Runtime
 from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.thread import ThreadInstance
@@ -44,6 +47,27 @@ async def _process(runtime: Runtime) -> Instance:
     return instance
 
 
+class _Lent(LentInstance):
+    """With the worker that another process would have started."""
+
+    owner: ProcessInstance
+
+    async def stop(self) -> None:
+        await super().stop()
+        await self.owner.stop()
+
+
+async def _lent(runtime: Runtime) -> Instance:
+    spec = PythonSpec("dlproxy.testing.instance_contract:rebuild", describe(runtime))
+    path = str(Path(mkdtemp(), "worker"))
+    owner = ProcessInstance(f"process-{next(numbers)}", spec, WorkerSettings(shared_at=path))
+    await owner.start()
+    instance = _Lent(f"lent-{next(numbers)}", path, WorkerSettings())
+    instance.owner = owner
+    await instance.start()
+    return instance
+
+
 async def _remote(runtime: Runtime) -> Instance:
     return await WithUpstream.around(f"remote-{next(numbers)}", DlproxyUpstream(runtime))
 
@@ -61,6 +85,7 @@ HERE = [
 KINDS = [
     *HERE,
     pytest.param(_process, id="process"),
+    pytest.param(_lent, id="lent"),
     pytest.param(_remote, id="remote"),
     pytest.param(_remote_grpc, id="remote-grpc"),
 ]
@@ -72,7 +97,9 @@ async def test_rule_holds(rule: Callable[..., object], make: MakeInstance) -> No
     await rule(make)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("make", [pytest.param(_thread, id="thread"), pytest.param(_process, id="process")])
+@pytest.mark.parametrize(
+    "make", [pytest.param(_thread, id="thread"), pytest.param(_process, id="process"), pytest.param(_lent, id="lent")]
+)
 @pytest.mark.parametrize("rule", STREAM_RULES, ids=lambda rule: rule.__name__)
 async def test_streams_hold_their_rules(rule: Callable[..., object], make: MakeInstance) -> None:
     await rule(make)  # type: ignore[misc]

@@ -203,6 +203,56 @@ async def test_a_tenant_s_quota_holds_over_all(server: ServerProcess, connect: C
     assert 0.9 * 20 * seconds <= admitted <= 20 * seconds + 2 * 10 + 4
 
 
+WHO = """
+import os, time
+import numpy as np
+
+class M:
+    inputs = {"x": "FP32[batch,1]"}
+    outputs = {"pid": "INT64[batch,1]"}
+
+    def predict(self, x):
+        time.sleep(0.05)
+        return {"pid": np.full((len(x), 1), os.getpid(), np.int64)}
+"""
+WHO_RUNS = json_infer("who", "x", "FP32", [[1.0]])
+
+
+async def test_worker_processes_are_whoever_s_needs_them(tmp_path: Path, connect: Connect) -> None:
+    (tmp_path / "who.py").write_text(WHO)
+    settings = {"path": f"{tmp_path / 'who.py'}:M", "run": "process", "instances": 2, "max_batch": 1}
+    config = write_config(tmp_path / "dlproxy.toml", {"who": settings})
+    with ServerProcess("--config", config, "--gateways", "2", "--grpc", "off") as server:
+        connections = [await connect(server.http_port) for _ in range(24)]
+
+        async def workers() -> Counter[int]:
+            """Who runs what all connections ask for at a time."""
+            replies = await asyncio.gather(*(connection.ask(WHO_RUNS) for connection in connections))
+            assert {reply.status for reply in replies} == {200}
+            return Counter(reply.json()["outputs"][0]["data"][0] for reply in replies)
+
+        both = await workers()
+        assert len(both) == 2
+        assert min(both.values()) >= 10  # neither was idle while the other had more to do
+        os.kill(min(both), signal.SIGKILL)
+        after = await workers()
+        assert max(both) in after
+        first, second = gateways(server)
+        for connection in connections:
+            connection.send(WHO_RUNS)
+        os.kill(first["pid"], signal.SIGKILL)  # while its batches run
+        await asyncio.to_thread(server.await_in_errors, "gateway 0: serves again")
+        ended = [connection for connection in connections if connection.ended.done()]
+        connections = [connection for connection in connections if not connection.ended.done()]
+        assert ended
+        for connection in connections:
+            assert (await asyncio.wait_for(connection.replies.get(), HANG_S)).status == 200
+        assert second["pid"] == gateways(server)[1]["pid"]
+        assert len(await workers()) == 2  # what the dead one had leased is free
+        assert {one["pid"] for one in server.instances("who")} == set(await workers())
+        assert "Traceback" not in server.errors()
+
+
 def test_a_port_that_is_taken_and_a_model_that_is_none_are_said_once(server: ServerProcess) -> None:
     for arguments, words in (
         ((f"m={models.DIGITS}", "--http-port", str(server.http_port)), "is another server running?"),

@@ -335,3 +335,33 @@ def test_a_flood_of_others_changes_nothing(quota: Quota, steps: list[tuple[float
         for number in range(flood):
             admit(beside, now, ("big", f"other {number}")[number % 2], rows=40)
         assert admit(alone, now, rows=rows) == admit(beside, now, rows=rows)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.floats(0.0, 0.2)), min_size=1, max_size=200))
+def test_processes_that_tell_each_other_hold_the_rate_together(asks: list[tuple[int, float]]) -> None:
+    """Told after every step, they admit what one would, but for what each admitted before it heard of the other."""
+    alone = Quotas({"*": TEN})
+    several = [Quotas({"*": TEN}) for _ in range(2)]
+    for quotas in several:
+        quotas.share()
+    now, one, both = 0.0, 0, 0
+    for number, step_s in asks:
+        now += step_s
+        one += alone.admit(Ticket(0, now, tenant="x"), now) is None
+        both += several[number].admit(Ticket(0, now, tenant="x"), now) is None
+        several[1 - number].charged(several[number].charges(), now)
+    assert one == both
+
+
+def test_what_runs_elsewhere_counts_and_is_given_back() -> None:
+    here, there = (Quotas({"t": Quota(inf, inf, 1.0, 1)}) for _ in range(2))
+    here.share()
+    there.share()
+    ticket = Ticket(1, 0.0, tenant="t")
+    assert here.admit(ticket, 0.0) is None
+    there.charged(here.charges(), 0.0)
+    assert there.admit(Ticket(2, 0.0, tenant="t"), 0.0) is not None
+    here.ended(ticket)
+    there.charged(here.charges(), 0.0)
+    assert here.charges() == []
+    assert there.admit(Ticket(3, 0.0, tenant="t"), 0.0) is None

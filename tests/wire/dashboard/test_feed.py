@@ -15,8 +15,8 @@ from dlproxy.policy.planner import VersionState
 from dlproxy.policy.quota import Quotas
 from dlproxy.telemetry.stats import WatchCounts
 from dlproxy.wire.dashboard import telling
-from dlproxy.wire.dashboard.telling import Audience
 from dlproxy.wire.dashboard.sampling import MOST_EVENTS
+from dlproxy.wire.dashboard.telling import Audience
 
 from .rig import ALL, Rig, place, read
 

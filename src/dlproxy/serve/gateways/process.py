@@ -38,7 +38,7 @@ class GatewayProcess:
                 stdin=subprocess.DEVNULL,
                 pass_fds=passed,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-                start_new_session=True,  # Ctrl-C and a terminal that closes are for the keeper
+                process_group=0,  # Ctrl-C is for the keeper
             )
         except BaseException:
             ours.close()
