@@ -70,3 +70,5 @@ def _show(server: "Server") -> None:
             say(line)
     if server.models.shares_cores:
         say("batches of these models take turns on the cores (arbiter)")
+    if (count := server.gateways) != 1:
+        say(f"gateways   {count}, each of which runs this")

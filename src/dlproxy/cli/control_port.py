@@ -22,6 +22,7 @@ from dlproxy.hosts import plain_host
 NOBODY = Credentials()
 PORT = 8002
 PATIENCE_S = 10.0
+RESTART_PATIENCE_S = 3600.0  # each gateway loads all models, and drains
 ACTION_PATIENCE_S = 900.0  # a model may take load_timeout_s (300 s) to load, and one that leaves first ends its batch
 
 Told = TypeVar("Told")
@@ -272,6 +273,17 @@ class LogState(Struct):
     loggers: dict[str, str]
 
 
+class GatewayState(Struct):
+    """One of several processes of a server, as GET /gateways tells it. `adopter`: who accepts its connections meanwhile."""
+
+    number: int
+    state: str
+    restarts: int
+    pid: int | None = None
+    for_s: float | None = None
+    adopter: int | None = None
+
+
 class DashboardState(Struct):
     """As GET /dashboard/feed tells it once. `at`: when, in seconds since 1970."""
 
@@ -432,6 +444,16 @@ class ControlPort:
     def log_levels(self, told: Any) -> LogState:
         """What these returned."""
         return self._converted(told, LogState)
+
+    def gateways(self, *, restart: bool = False) -> Any:
+        """Of a server that has several; with `restart` once each has been replaced by a new process."""
+        if restart:
+            return self._of_all("POST", "/gateways/restart", "", patience_s=RESTART_PATIENCE_S)
+        return self._of_all("GET", "/gateways", "")
+
+    def gateway_states(self, told: Any) -> list[GatewayState]:
+        """What these returned."""
+        return self._converted(told, list[GatewayState])
 
     def dashboard(self) -> dict[str, Any]:
         """All that it shows now."""

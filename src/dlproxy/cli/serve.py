@@ -182,7 +182,7 @@ def configured(args: argparse.Namespace) -> "Config":
     import msgspec
 
     from dlproxy.config import ConfigError
-    from dlproxy.config.effects import weights_without_effect
+    from dlproxy.config.effects import check_gateways, weights_without_effect
     from dlproxy.config.reading import from_environment, override
 
     if args.uds is not None and args.http_port is not None:
@@ -225,6 +225,7 @@ def configured(args: argparse.Namespace) -> "Config":
         others=bool(server.repository or server.store),
     )
     config = msgspec.structs.replace(config, server=server, tls=tls, auth=auth, autopilot=autopilot, cache=cache, models=models)
+    check_gateways(config)
     for warning in [*warnings, *weights_without_effect(config)]:
         complain(warning)
     return config

@@ -119,6 +119,23 @@ def weights_without_effect(config: Config) -> list[str]:
     ]
 
 
+def check_gateways(config: Config) -> None:
+    """Raises ConfigError for a model that several processes cannot serve together."""
+    if config.server.gateways != 1:
+        for name, model in config.served():
+            check_shared(name, model)
+
+
+def check_shared(name: str, model: ModelConfig) -> None:
+    """The same of one model, if the processes are several."""
+    if model.sequences != "off":
+        raise ConfigError(f"models.{name}: sequences: one process must see all of a sequence, so set gateways = 1", "sequences")
+    if model.autoscale != "off" and model.run == "process":
+        raise ConfigError(
+            f"models.{name}: autoscale: gateways share worker processes, whose number is fixed; set instances", "autoscale"
+        )
+
+
 def possible_places(model: ModelConfig) -> Sequence[str]:
     """Where batches may run, as far as the configuration tells."""
     if is_address(model.path):

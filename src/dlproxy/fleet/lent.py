@@ -53,7 +53,7 @@ class Lender(Protocol):
 
 async def borrow(lender: Lender, name: str, config: ModelConfig, trust: Trust, graphs: str) -> "LentFleet":
     """Raises ModelError, ConfigError."""
-    if config.autoscale != "off":
+    if config.autoscale != "off":  # run = "auto", which has become "process"
         raise ConfigError("autoscale: gateways share worker processes, whose number is fixed; set instances", "autoscale")
     lent = await lender.borrow(name, config, trust, graphs)
     settings = WorkerSettings(batch_timeout_s=config.batch_timeout_s, start_timeout_s=config.load_timeout_s)

@@ -195,11 +195,8 @@ async def _fleet(
     pipelines: Pipelines | None,
     lender: "Lender | None",
 ) -> Fleet:
-    if lender is not None and config.sequences != "off":
-        raise ConfigError(
-            "sequences: one process must see all of a sequence, and gateways are several: set gateways = 1",
-            "sequences",
-        )
+    if lender is not None:
+        check_shared(name, config)
     if config.path == PIPELINE and pipelines is not None:
         return await pipelines.start(name, config, trust)
     return await start_fleet(name, config, memory, trust, lender)

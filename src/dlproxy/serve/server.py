@@ -39,6 +39,7 @@ from dlproxy.telemetry.event_log import LogError
 from dlproxy.telemetry.host import Host
 from dlproxy.wire.audit import Audit
 from dlproxy.wire.bounds import Bounds
+from dlproxy.wire.control.alone import alone_routes
 from dlproxy.wire.control.docs_page import InferencePort, docs_routes
 from dlproxy.wire.control.guard import as_told
 from dlproxy.wire.control.http import control_app
@@ -128,6 +129,11 @@ class Server:
     @property
     def control_port(self) -> int:
         return self.ports["control_port"]
+
+    @property
+    def gateways(self) -> int:
+        """Processes that serve this, where it is more than a rehearsal."""
+        return self._config.server.gateways or usable_cores()
 
     @property
     def scheme(self) -> str:
@@ -257,7 +263,7 @@ class Server:
             ToldOperations(self.operations, feed.note),
             ToldPilots(models.autopilot, feed.note),
             models.caches,
-            [*docs, *dashboard_routes(feed), *why],
+            [*docs, *dashboard_routes(feed), *why, *alone_routes(monotonic)],
             self._desk if self._given is None else as_told,
             self._audit,
         )
