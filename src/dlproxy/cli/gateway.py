@@ -9,7 +9,7 @@ import socket
 import sys
 
 from dlproxy.cli import logs
-from dlproxy.cli.serve import described
+from dlproxy.cli.serve import begun, described
 from dlproxy.instance.process.worker import die_with_the_parent
 from dlproxy.serve.event_loop import loop_factory
 from dlproxy.serve.gateways.gateway import Gateway
@@ -22,7 +22,7 @@ def main() -> None:
     control = socket.socket(fileno=fd)
     control.set_inheritable(False)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(Gateway(control, described).run())
+        runner.run(Gateway(control, begun, described).run())
 
 
 if __name__ == "__main__":

@@ -114,17 +114,24 @@ def _serve(args: argparse.Namespace) -> int:
         config = configured(args)
         level = logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO
         logs.set_up(level, as_json=args.log_format == "json")
-        if _holds_secrets(config):
-            _dump_no_core()
-        if config.server.audit_log:
-            logs.audit_to(Path(config.server.audit_log), most_mb=config.server.audit_log_mb, keep=config.server.audit_log_keep)
-        _allow_connections()
+        begun(config)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_running(config, args, level))
     except (ConfigError, LogError, ModelError, PortError) as error:
         complain(str(error))
         return USER_ERROR
     return OK
+
+
+def begun(config: "Config") -> None:
+    """What a process does before it serves this. Raises LogError."""
+    from dlproxy.cli import logs
+
+    if _holds_secrets(config):
+        _dump_no_core()
+    if config.server.audit_log:
+        logs.audit_to(Path(config.server.audit_log), most_mb=config.server.audit_log_mb, keep=config.server.audit_log_keep)
+    _allow_connections()
 
 
 async def _running(config: "Config", args: argparse.Namespace, level: int) -> None:

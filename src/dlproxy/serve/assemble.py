@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from dlproxy.compress import record_path
 from dlproxy.config import ConfigError, ModelConfig, TenantConfig, parse_goal
+from dlproxy.config.effects import check_shared
 from dlproxy.config.pipelines import PIPELINE
 from dlproxy.cores import usable_cores
 from dlproxy.fleet import Fleet

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 from dlproxy import cores
-from dlproxy.config import ConfigError, ModelConfig
+from dlproxy.config import Config, ConfigError, ModelConfig
 from dlproxy.fleet.lent import Lent
 from dlproxy.instance.integrity import Trust
 from dlproxy.instance.process.messages import Frames, frame
@@ -50,12 +50,16 @@ log = logging.getLogger(__name__)
 
 
 class Gateway:
-    """`describe`: what is said of a server that is ready, line by line. To its models it is the Lender of worker processes."""
+    """`prepare` is called with its configuration before anything is done; `describe`: what is said of a server that is ready,
+    line by line. To its models it is the Lender of worker processes.
+    """
 
-    def __init__(self, control: socket.socket, describe: Callable[[Server], list[str]]) -> None:
+    def __init__(
+        self, control: socket.socket, prepare: Callable[[Config], None], describe: Callable[[Server], list[str]]
+    ) -> None:
         control.setblocking(False)
         self._socket = control
-        self._describe = describe
+        self._prepare, self._describe = prepare, describe
         self._frames = Frames(Order)
         self._stop = asyncio.Event()
         self._telling = asyncio.Lock()
@@ -81,6 +85,7 @@ class Gateway:
         following = loop.create_task(self._follow_orders())
         try:
             config = share_of(begin.config, begin.number, len(begin.places))
+            self._prepare(config)
             self.slot, self.slots = begin.slot, begin.slots
             server = self._server = Server(config, _listeners(begin), follows=begin.follows, lender=self)
             starting, stopped = loop.create_task(server.start()), loop.create_task(self._stop.wait())

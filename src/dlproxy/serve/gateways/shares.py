@@ -20,6 +20,7 @@ def share_of(config: Config, number: int, count: int) -> Config:
         config,
         server=msgspec.structs.replace(
             server,
+            audit_log=server.audit_log and f"{server.audit_log}.{mine}",
             event_log=server.event_log and str(Path(server.event_log, mine)),
             memory_budget_mb=_part(server.memory_budget_mb, count),
             cores=_part(server.cores, count),

@@ -11,7 +11,7 @@ from typing import Any
 Json = Any
 
 _OF_THE_MODEL = ("version", "default", "share", "objective_s", "tolerated", "batch_goal", "batch_limit_rows", "capacity")
-_OF_THE_SERVER = ("at", "started_at", "cores", "number", "concurrent", "requests_per_s", "rows_per_s")
+_OF_THE_SERVER = ("at", "started_at", "number", "concurrent", "requests_per_s", "rows_per_s")
 _FIRST = frozenset((*_OF_THE_MODEL, *_OF_THE_SERVER, "priority", "restarts", "knobs", "tuned", "ways"))
 """What is the same everywhere, or of which the sum says nothing."""
 _MOST = frozenset(["p50_s", "p95_s", "p99_s", "for_s", "again_in_s", "batch_rows", "step_s", "utilisation"])

@@ -78,7 +78,7 @@ class ControlGuard:
             status = STATUS[error.failure.kind]
             await JSONResponse({"error": error.failure.message}, status_code=status, headers=challenge)(scope, receive, send)
             return
-        if harmless:
+        if harmless or self._identify is as_told:  # whoever told it has it in its own audit log
             await self._app(scope, receive, send)
             return
 
