@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, cast
 
+from dlproxy.cores import give_back
 from dlproxy.instance.batch import Array, BatchResult, Steps, run_batch
 from dlproxy.instance.integrity import Trust
 from dlproxy.instance.process.messages import Cease, Done, Frames, Load, Loaded, Next, NotLoaded, Order, Report, Run, frame
@@ -100,6 +101,7 @@ class Worker:
         if order.warm_up is not None:
             samples = read_samples(order.warm_up.samples, runtime.signature.inputs)
             self._calibration = warmed(runtime, order.warm_up, samples)[0]
+        give_back()  # loading and warm-up take several times what a model holds
         self._close: Callable[[], None] | None = getattr(runtime, "close", None)
         self._device: str = getattr(runtime, "device", CPU)
         self._runtime = WithinLimit(runtime, limit) if limit else runtime
