@@ -57,7 +57,8 @@ class LaneSettings(Struct, frozen=True, kw_only=True):
     part_rows: Annotated[
         int,
         _live(
-            "rows of the parts that larger requests are split into, to run on several instances; 0: max_batch",
+            "rows of the parts that larger requests are split into, to run on several instances, or to be at several steps of "
+            "a pipeline at a time; 0: max_batch, and whole for a pipeline",
             unit="rows",
             log=True,
             least=1,

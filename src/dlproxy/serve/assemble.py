@@ -215,7 +215,8 @@ def _assembled(
     if splits:
         service = control.partition = _partition(driver, signature, stats, ticket_ids, clock, plan)
     if isinstance(fleet, PipelineFleet):
-        service, control.steps = fleet.before(driver, stats), fleet.state
+        service = control.partition = fleet.before(driver, stats, plan.knobs)
+        control.steps = fleet.state
     if scaler is not None and config.scale_to_zero_s:
         service = WakeLayer(service, scaler)
     if states is not None:
