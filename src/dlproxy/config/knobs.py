@@ -440,6 +440,7 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ] = 0
     pin: Annotated[bool, _loaded("keep each worker process on cores of its own", only=(_IN_PROCESSES,))] = False
+    cores: Annotated[list[int], _loaded("those to pin worker processes to; empty: all, if pin", only=(_IN_PROCESSES,))] = []
     upstream_headers: Annotated[
         dict[str, str],
         _loaded("sent to other servers with each request, such as authorization", only=(Only("run", ("upstream",)),)),

@@ -114,8 +114,8 @@ class PipelineFleet:
     def before(self, driver: Service, stats: ModelStats, knobs: LaneKnobs) -> MicroBatchLayer:
         """Where requests come in."""
         stats.steps = self.counts
-        ends = [tuple(msgspec.structs.replace(spec, rows=0) for spec in specs) for specs in self._ends]
-        rows = Signature(*ends, batched=True, platform=PIPELINE)
+        inputs, outputs = (tuple(msgspec.structs.replace(spec, rows=0) for spec in specs) for specs in self._ends)
+        rows = Signature(inputs, outputs, batched=True, platform=PIPELINE)
         inner = PipelineLayer(driver, self, stats)
         return MicroBatchLayer(inner, rows, stats, ids=self.ids, clock=self.clock, knobs=knobs, are_apart=self._rows_are_apart)
 
