@@ -46,7 +46,9 @@ def add_to(commands: Commands) -> None:
         help="what --cores chooses by: throughput (default) or latency",
     )
     how.add_argument("--batch", type=int, default=1, metavar="N", help="rows that go through the stages together (default 1)")
-    how.add_argument("--process-mb", type=int, default=0, metavar="MIB", help="weights that one process may hold, in MiB")
+    how.add_argument(
+        "--core-mb", type=int, default=0, metavar="MIB", help="weights that the processes of one core may hold, in MiB"
+    )
     how.add_argument(
         "--data", type=Path, metavar="FILE", help=".npz with an array for each input (default: made-up inputs of its shapes)"
     )
@@ -118,7 +120,7 @@ def _asked(args: argparse.Namespace) -> "Asked":
         ("tensor-parts", args.tensor_parts, MOST_PARTS),
         ("cores", args.cores, MOST_PARTS),
         ("batch", args.batch, 1 << 16),
-        ("process-mb", args.process_mb, 1 << 20),
+        ("core-mb", args.core_mb, 1 << 20),
     ):
         if not (option == "batch") <= value <= most:
             raise CompressError(f"--{option} {value} is out of range: give 1 to {most}")
@@ -151,7 +153,7 @@ def _asked(args: argparse.Namespace) -> "Asked":
         transfer=args.transfer,
         most_error=args.max_error or EQUAL,
         least=bar.least_ratio,
-        most_weights=args.process_mb * MIB,
+        most_weights=args.core_mb * MIB,
     )
 
 
@@ -189,12 +191,12 @@ def lines(found: "Found") -> Iterator[str]:
 
 
 def _considered(layouts: "Sequence[Layout]", chosen: "Layout", rows: int) -> Iterator[str]:
-    yield "replicas  stages  parts  cores  slowest stage    rows/s     latency  weights of a process"
+    yield "replicas  stages  parts  cores  slowest stage    rows/s     latency  weights of a core"
     for one in sorted(layouts, key=lambda one: -one.batches_per_s):
         picked = (one.replicas, one.stages, one.parts) == (chosen.replicas, chosen.stages, chosen.parts)
         yield (
             f"{one.replicas:>8}  {one.stages:>6}  {one.parts:>5}  {one.cores:>5}  {_ms(one.slowest_s):>13}  "
-            f"{one.batches_per_s * rows:>8,.1f}  {_ms(one.latency_s):>10}  {one.weights / MIB:>11.1f} MiB{'  chosen' * picked}"
+            f"{one.batches_per_s * rows:>8,.1f}  {_ms(one.latency_s):>10}  {one.weights / MIB:>13.1f} MiB{'  chosen' * picked}"
         )
 
 

@@ -47,8 +47,8 @@ def cores_of(stage: Stage, found: Found, cores: list[int]) -> list[int]:
 
 
 def step_of(name: str) -> str:
-    """A model's step: names of steps have no dots."""
-    return name.rpartition("-stage")[2].join(("stage", "")).replace(".", "-")
+    """Of a part's model: what follows the name of the whole, as steps are named."""
+    return f"stage{name.rpartition('-stage')[2]}".replace("-", "_")
 
 
 def _given(gives: Mapping[str, tuple[str, ...]]) -> list[str]:

@@ -26,10 +26,13 @@ AXES_AS_INPUT = 18  # the opset from which ReduceMax takes its axes so
 
 
 class PartFile(Struct, frozen=True):
-    """A part with its model. `takes`, `gives`: for each tensor of the network the names under which it goes, of int8 two."""
+    """A part with its model. `takes`, `gives`: for each tensor of the network the names under which it goes, of int8 two.
+    `row_bytes`: that go in, and out, for a row.
+    """
 
     part: Part
     model: Model
+    row_bytes: tuple[float, float]
     takes: Mapping[str, tuple[str, ...]]
     gives: Mapping[str, tuple[str, ...]]
 
@@ -63,7 +66,9 @@ def _part_file(network: Network, part: Part, names: Mapping[str, str], transfer:
         [*(one for one in network.model.graph.initializer if one.name in weights), *edge.constants],
     )
     model = helper.make_model(graph, opset_imports=network.model.opset_import, ir_version=network.model.ir_version)
-    return PartFile(part, model, takes, gives)
+    return PartFile(
+        part, model, (_row_bytes(network, part.inputs, transfer), _row_bytes(network, part.outputs, transfer)), takes, gives
+    )
 
 
 class _Edge:
@@ -159,6 +164,15 @@ def sent_bytes(carried: Carried, transfer: Transfer) -> float:
     if not transfer or carried.kind != TensorProto.FLOAT or len(carried.shape) < 2:
         return carried.row_bytes
     return carried.row_bytes / (2 if transfer == "fp16" else 4)
+
+
+def _row_bytes(network: Network, names: Sequence[str], transfer: Transfer) -> float:
+    """Outputs of the model that cannot be carried are small, or nobody's but the client's."""
+    return sum(
+        sent_bytes(network.carried[name], transfer if name in network.producer and name not in network.outputs else "")
+        for name in names
+        if name in network.carried
+    )
 
 
 def _value(name: str, kind: int, shape: Sequence[int]) -> onnx.ValueInfoProto:

@@ -4,19 +4,16 @@ Called by search.py. Not aware of: where it is cut.
 """
 
 import json
-import socket
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from threading import Thread
-from time import perf_counter, thread_time
+from time import thread_time
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from msgspec import Struct
 
 from dlproxy.compress import CompressError
 from dlproxy.compress.data import Array
@@ -33,8 +30,6 @@ Feed = Mapping[str, Array]
 AT_ONCE = 64  # tensors that are looked at in one run: all of them would take the memory of a whole training step
 RUNS, LEAST_S = 5, 0.3  # of a measurement: so many at least, and so long
 PROFILED = 5
-COPIED_BYTES = 1 << 24
-ROUND_TRIPS = 200
 _QUIET = 4
 
 DENSE = {onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)): np.dtype(kind) for kind in NUMPY.values() if kind != object}
@@ -180,41 +175,3 @@ def seconds_of(session: Any, feed: Feed) -> float:
         session.run(None, dict(feed))
         found.append(thread_time() - began_s)
     return min(found)
-
-
-class Handing(Struct, frozen=True):
-    """What it takes to hand a tensor over: `hop_s` for each, `byte_s` for each byte, at each end."""
-
-    hop_s: float
-    byte_s: float
-
-    def seconds(self, size_bytes: float) -> float:
-        return self.hop_s + size_bytes * self.byte_s
-
-
-def measured_handing() -> Handing:
-    """By copies of a large block between two others, and words that go to another thread and back over a socket."""
-    block, other = np.ones(COPIED_BYTES, np.uint8), np.zeros(COPIED_BYTES, np.uint8)
-    copies = []
-    for _ in range(RUNS):
-        began_s = thread_time()
-        np.copyto(other, block)
-        copies.append(thread_time() - began_s)
-    ours, theirs = socket.socketpair()
-
-    def echo() -> None:
-        while word := theirs.recv(64):
-            theirs.send(word)
-
-    thread = Thread(target=echo, daemon=True)
-    thread.start()
-    trips = []
-    for _ in range(ROUND_TRIPS):
-        began_s = perf_counter()
-        ours.send(b"run")
-        ours.recv(64)
-        trips.append(perf_counter() - began_s)
-    ours.close()
-    thread.join()
-    theirs.close()
-    return Handing(median(trips) / 2, min(copies) / COPIED_BYTES)

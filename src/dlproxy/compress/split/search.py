@@ -18,17 +18,20 @@ from dlproxy.compress.recipe import Context, Source
 from dlproxy.compress.recipes import graphs
 from dlproxy.compress.split.files import PartFile, Transfer, part_files, save, sent_bytes
 from dlproxy.compress.split.graph import Network, constants_of
+from dlproxy.compress.split.handing import measured_handing
 from dlproxy.compress.split.linears import Share, shared, shares_of
 from dlproxy.compress.split.plan import Chain, Floats, Layout, choose, cut, shapes, stage_costs
-from dlproxy.compress.split.probing import Examples, carried_by, measured_handing, node_seconds, seconds_of, session_of
+from dlproxy.compress.split.probing import Examples, carried_by, node_seconds, seconds_of, session_of
 from dlproxy.instance.runtime.onnx import OnnxRuntime
 
 SEGMENTS = 8  # of which each is measured as it will run, fused, before anything is planned
 ROUNDS = 4  # of cutting, measuring the stages and cutting again
 AGAIN = 0.01  # of the model's time, which nodes may take that run in several stages
+NEAR = 0.1  # of the nodes, by which a cut is moved
 EQUAL = 1e-4  # of the largest value
 DRAWS, PROVED_ROWS = 3, (1, 2, 3)
 MOST_SHARES = 4  # products: each takes processes of its own
+LEAST_GAIN = 0.05  # of the model's time, for the same reason
 
 Tell = Callable[[str], None]
 
@@ -155,12 +158,12 @@ class _Search:
     def _handing_s(self, name: str) -> float:
         carried = self.network.carried[name]
         inner = name in self.network.producer
-        return self.handing.seconds(self.asked.rows * sent_bytes(carried, self.asked.transfer if inner else ""))
+        return self.handing.byte_s * self.asked.rows * sent_bytes(carried, self.asked.transfer if inner else "")
 
     def _whole_s(self) -> float:
         """Of the model in one process, its tensors handed over, too."""
         edges = [name for name in (*self.network.inputs, *self.network.outputs) if name in self.network.carried]
-        return seconds_of(session_of(self.network.model), self.feed) + sum(map(self._handing_s, edges))
+        return seconds_of(session_of(self.network.model), self.feed) + self.handing.hop_s + sum(map(self._handing_s, edges))
 
     # What is planned with
 
@@ -168,13 +171,18 @@ class _Search:
         """Those that pay in so many parts, the dearest first."""
         if parts < 2:
             return []
-        pay = [share for share in self.shares if share.way(parts) and self._shared_s(share, parts) < self.seconds[share.number]]
-        return sorted(pay, key=lambda share: self._shared_s(share, parts) - self.seconds[share.number])[:MOST_SHARES]
+        gains = {
+            share.number: float(self.seconds[share.number]) - self._shared_s(share, parts)
+            for share in self.shares
+            if share.way(parts)
+        }
+        pay = [share for share in self.shares if gains.get(share.number, 0.0) >= LEAST_GAIN * self.whole_s]
+        return sorted(pay, key=lambda share: -gains[share.number])[:MOST_SHARES]
 
     def _shared_s(self, share: Share, parts: int) -> float:
         """Of a product in parts: the longest way through it."""
         sent = 2 * self.handing.byte_s * self.asked.rows * share.sent_bytes(parts)
-        return float(self.seconds[share.number]) / parts + sent + 4 * self.handing.hop_s
+        return float(self.seconds[share.number]) / parts + sent + 2 * self.handing.hop_s
 
     def _seconds_in(self, parts: int) -> Floats:
         seconds = self.seconds.copy()
@@ -219,8 +227,10 @@ class _Search:
         except ValueError as error:
             raise CompressError(f"it cannot be cut into {stages} stages: {error}") from None
         index = {place: number for number, place in enumerate(chain.may)}
-        each = [float(costs[index[start], index[end]]) for start, end in pairwise(places)]
+        each = [self.handing.hop_s + float(costs[index[start], index[end]]) for start, end in pairwise(places)]
         weights = max(self._weights(start, end, parts) for start, end in pairwise(places))
+        if stages * parts == 1:
+            each = [self.whole_s]
         layout = Layout(
             replicas=replicas, stages=stages, parts=parts, slowest_s=max(each), latency_s=sum(each), weights=weights
         )
@@ -235,6 +245,7 @@ class _Search:
         places = [chain.may[place] for place in cut(stage_costs(chain), segments)]
         self.tell(f"measuring {segments} segments")
         self._scale(places, self._measured(self._files(places, 1))[0])
+        self.seconds *= self.whole_s / max(self.seconds.sum(), 1e-12)
 
     def _scale(self, places: Sequence[int], seconds: Sequence[float], parts: int = 1) -> None:
         planned = self._seconds_in(parts)
@@ -346,7 +357,9 @@ class _Search:
         light = [one for one in found if not asked.most_weights or one.weights <= asked.most_weights]
         if found and not light:
             least = min(one.weights for one in found) / 2**20
-            raise CompressError(f"a process would hold {least:.0f} MiB of weights at least: allow that, or more cores")
+            raise CompressError(
+                f"the processes of a core would hold {least:.0f} MiB of weights at least: allow that, or more cores"
+            )
         if not light:
             raise CompressError(why)
         return light
@@ -392,7 +405,7 @@ class _Search:
         for number, place in enumerate(places[1:-1], 1):
             for step in (-1, 1):
                 other = place + step
-                while places[number - 1] < other < places[number + 1]:
+                while places[number - 1] < other < places[number + 1] and abs(other - place) <= NEAR * len(self.network.nodes):
                     if len(self.network.crossing(other)) == 1:
                         found.append([*places[:number], other, *places[number + 1 :]])
                         break
@@ -404,16 +417,9 @@ class _Search:
         return _longest(stage, [self._file_handing_s(file) for file in stage])
 
     def _file_handing_s(self, file: PartFile) -> float:
-        asked, network = self.asked, self.network
-        names = [*file.part.inputs, *file.part.outputs]
-        known = [network.carried[name] for name in names if name in network.carried]
-        return (
-            sum(self.handing.seconds(asked.rows * sent_bytes(one, asked.transfer)) for one in known)
-            + (len(names) - len(known)) * self.handing.hop_s
-        )
+        return self.handing.seconds(self.asked.rows * sum(file.row_bytes))
 
     def _stage(self, name: str, number: int, file: PartFile, seconds: float) -> Stage:
-        taken = [self.network.carried[one] for one in file.part.inputs if one in self.network.carried]
         return Stage(
             name=name,
             stage=number,
@@ -421,7 +427,7 @@ class _Search:
             nodes=len(file.model.graph.node),
             seconds=seconds,
             handing_s=self._file_handing_s(file),
-            bytes_in=sum(sent_bytes(one, self.asked.transfer) for one in taken),
+            bytes_in=file.row_bytes[0],
             weights=sum(len(weight.raw_data) for weight in file.model.graph.initializer),
         )
 
@@ -477,7 +483,7 @@ def _names(name: str, stages: Sequence[Sequence[PartFile]]) -> list[str]:
             lane = file.part.lane
             step += lane == 0 or last == 0 or lane <= last
             last = lane
-            piece = f"-{step}" + (f"-part{lane}" if lane else "") if len(stage) > 1 else ""
+            piece = f"-{step}" + (f"-share{lane}" if lane else "") if len(stage) > 1 else ""
             names.append(f"{name}-stage{number}{piece}")
     return names
 
