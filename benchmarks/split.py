@@ -40,9 +40,9 @@ CLIENTS, TOKENS, WIDTHS, ROWS = 4, 48, (1024, 4096, 4096, 1024), 8
 TIMES, SHARES_TIMES, EQUAL, MOST_MEMORY = 1.6, 1.15, 1e-4, 1.3
 KILLS, BETWEEN_S = 3, 3.0
 ABOUT = f"""\
-`dlproxy split` cuts each model on this machine, and serves the parts by the configuration that it writes. The model whole is one
-process, pinned to one core, with one thread. Sides take turns; {CLIENTS} clients in a closed loop, server and clients on whatever
-is left of both cores. Random weights but for MiniLM. What is expected is what the command said beforehand."""
+`dlproxy split` cuts each model on this machine; the parts are served by the configuration that it writes. The model whole is
+one process, pinned to one core, with one thread. Sides take turns; {CLIENTS} clients in a closed loop, server and clients on
+whatever is left of both cores. Random weights but for MiniLM. What is expected is what the command said beforehand."""
 
 Feed = Mapping[str, NDArray[Any]]
 

@@ -23,7 +23,7 @@ class Carried(Struct, frozen=True):
 
 
 class Part(Struct, frozen=True):
-    """Nodes that are one file. `own`: by number, in order; `again`: further ones, which other parts have, too, as what they give
+    """Nodes that are one file. `own`: by number, in order; `again`: further ones, which others have, too, as what they give
     cannot be carried; `inputs`, `outputs`: tensors by name. `lane`: 0, or which share of products it computes.
     """
 

@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Struct
 from onnx import helper
 
-from dlproxy.compress.recipes.graphs import Model, constants, replace
+from dlproxy.compress.recipes.graphs import Model, array_of, constants, replace
 from dlproxy.compress.recipes.linears import Builder, Linear, linear_of
 
 Way = Literal["columns", "rows"]
@@ -48,10 +48,10 @@ def shares_of(model: Model, row_bytes: Mapping[str, int]) -> list[Share]:
     found = []
     for number, node in enumerate(model.graph.node):
         linear = linear_of(node, known)
-        if linear is not None and linear.x in row_bytes and linear.output in row_bytes:
-            if not linear.bias or linear.bias in known:
-                sizes = row_bytes[linear.x], row_bytes[linear.output]
-                found.append(Share(number, linear, *sizes, of_model=linear.x in inputs))
+        if linear is None or linear.bias not in ("", *known) or not {linear.x, linear.output} <= row_bytes.keys():
+            continue
+        sizes = row_bytes[linear.x], row_bytes[linear.output]
+        found.append(Share(number, linear, *sizes, of_model=linear.x in inputs))
     return found
 
 
@@ -69,18 +69,12 @@ def shared(model: Model, chosen: Sequence[Share], parts: int) -> tuple[Model, li
             builder.nodes.append(node)
             places.append((number, 0))
             continue
-        bias = None if not share.linear.bias else np.asarray(_array(known, share.linear.bias), np.float32)
+        bias = None if not share.linear.bias else np.asarray(array_of(known[share.linear.bias]), np.float32)
         lanes = _add(builder, share, parts, bias)
         places += [(number, lane) for lane in lanes]
     replace(made.graph.node, builder.nodes)
     made.graph.initializer.extend(builder.constants.values())
     return made, places
-
-
-def _array(known: Mapping[str, object], name: str) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
-    from dlproxy.compress.recipes.graphs import array_of
-
-    return array_of(known[name])  # type: ignore[arg-type]
 
 
 def _add(

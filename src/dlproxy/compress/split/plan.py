@@ -46,8 +46,9 @@ def stage_costs(chain: Chain) -> Floats:
                         comes += handing_s
                 leaves += chain.gives[number]
             leaves = [(reader, handing_s) for reader, handing_s in leaves if reader >= places[last]]
-            goes = sum(handing_s for _, handing_s in leaves)
-            costs[first, last] = sums[places[last]] - sums[start] + comes + goes
+            if leaves:  # else it gives nothing that could be handed over
+                goes = sum(handing_s for _, handing_s in leaves)
+                costs[first, last] = sums[places[last]] - sums[start] + comes + goes
     return costs
 
 

@@ -32,7 +32,7 @@ RUNS, LEAST_S = 5, 0.3  # of a measurement: so many at least, and so long
 PROFILED = 5
 _QUIET = 4
 
-DENSE = {onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)): np.dtype(kind) for kind in NUMPY.values() if kind != object}
+DENSE = {onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for kind in NUMPY.values() if np.dtype(kind).kind != "O"}
 
 
 class Examples:

@@ -22,6 +22,7 @@ from dlproxy.compress.split.handing import measured_handing
 from dlproxy.compress.split.linears import Share, shared, shares_of
 from dlproxy.compress.split.plan import Chain, Floats, Layout, choose, cut, shapes, stage_costs
 from dlproxy.compress.split.probing import Examples, carried_by, node_seconds, seconds_of, session_of
+from dlproxy.instance.runtime.declared import written
 from dlproxy.instance.runtime.onnx import OnnxRuntime
 
 SEGMENTS = 8  # of which each is measured as it will run, fused, before anything is planned
@@ -37,8 +38,8 @@ Tell = Callable[[str], None]
 
 
 class Asked(Struct, frozen=True, kw_only=True):
-    """`stages`, `parts`: 0 for whatever is best on `cores`. `rows`: of a batch. `most_error`: of the largest value, what `transfer`
-    may change. `least`: times as quick as one process. `most_weights`: bytes of one process, 0 for any number.
+    """`stages`, `parts`: 0 for whatever is best on `cores`. `rows`: of a batch. `most_error`: of the largest value, what
+    `transfer` may change. `least`: times as quick as one process. `most_weights`: bytes of a core's processes, 0 for any.
     """
 
     model: Path
@@ -56,8 +57,8 @@ class Asked(Struct, frozen=True, kw_only=True):
 
 
 class Stage(Struct, frozen=True, kw_only=True):
-    """A part that was made. `stage`: counted from 1; `lane`: its share of products, 0 for what is whole. `seconds`: of CPU for a
-    batch, measured; `handing_s`: of its tensors; `bytes_in`: of a row.
+    """A part that was made. `stage`: counted from 1; `lane`: its share of products, 0 for what is whole. `seconds`: of CPU
+    for a batch, measured; `handing_s`: of its tensors; `bytes_in`: of a row.
     """
 
     name: str
@@ -323,8 +324,6 @@ class _Search:
         node = self.network.nodes[slowest]
         gain = self.whole_s / layout.latency_s if self._by_latency else self.whole_s * layout.batches_per_s
         specs = self.examples.signature.inputs
-        from dlproxy.instance.runtime.declared import written
-
         return Found(
             asked=self.asked,
             whole_s=self.whole_s,
@@ -371,8 +370,8 @@ class _Search:
         took_s, in_parts_s = float(self.seconds[share.number]), self._shared_s(share, parts)
         return (
             f"no product is so large that {parts} parts would pay: the longest, node {self.network.nodes[share.number].name}, "
-            f"takes {took_s * 1e3:.3g} ms of {self.whole_s * 1e3:.3g}, and would take {in_parts_s * 1e3:.3g} ms with the way to "
-            "other processes and back"
+            f"takes {took_s * 1e3:.3g} ms of {self.whole_s * 1e3:.3g}, and would take {in_parts_s * 1e3:.3g} ms with "
+            "the way to other processes and back"
         )
 
     def _refined(self, chosen: Layout) -> tuple[Layout, list[list[PartFile]], list[list[float]]]:
@@ -441,8 +440,9 @@ class _Search:
         limit = f"; node {name} alone takes {share:.0%} of the time, so no cut can be more than {1 / share:.2g} times as quick"
         what = "quick, for one batch," if self._by_latency else "much throughput"
         raise CompressError(
-            f"the slowest stage takes {layout.slowest_s * 1e3:.3g} ms of {self.whole_s * 1e3:.3g}: {found.gain:.2f} times as {what} "
-            f"as one process, and {self.asked.least:g} was asked (--target){limit if share > 1 / (2 * layout.stages) else ''}"
+            f"the slowest stage takes {layout.slowest_s * 1e3:.3g} ms of {self.whole_s * 1e3:.3g}: {found.gain:.2f} times as "
+            f"{what} as one process, and {self.asked.least:g} was asked (--target)"
+            + (limit if share > 1 / (2 * layout.stages) else "")
         )
 
     def _proved(self, paths: Sequence[Path]) -> tuple[float, int]:
