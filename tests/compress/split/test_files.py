@@ -114,8 +114,8 @@ def test_shares_of_a_product_are_side_by_side_and_make_it(made: models.Model, wa
     model, places = shared(made, [share], parts)
     cut = Network(model, carried_by(model, examples))
     lanes = [[new for new, (_, lane) in enumerate(places) if lane == one] for one in range(1, parts + 1)]
-    before = [new for new in range(min(map(min, lanes)))]
-    after = [new for new in range(max(map(max, lanes)) + 1, len(places))]
+    before = list(range(min(map(min, lanes))))
+    after = list(range(max(map(max, lanes)) + 1, len(places)))
     groups = [(before, 0), *((lane, number) for number, lane in enumerate(lanes, 1)), (after, 0)]
     files = part_files(cut, cut.parts(groups))
     assert off(made, written(files, tmp_path), examples, tmp_path) < 1e-5

@@ -13,6 +13,8 @@ from dlproxy.compress.publish import toml_key
 from dlproxy.compress.split.search import Found, Stage
 from dlproxy.cores import allowed_cores
 
+OUTAGE_WAIT_S = 30.0  # a stage that is lost has its requests wait: without it nobody is answered
+
 
 def configuration(found: Found, folder: Path) -> str:
     """In this folder, where the files of the parts are."""
@@ -26,6 +28,7 @@ def configuration(found: Found, folder: Path) -> str:
         return "\n".join(lines)
     for stage in found.stages:
         own = {"path": f"{stage.name}.onnx", **knobs, "cores": cores_of(stage, found, cores), "max_batch": asked.rows}
+        own["outage_wait_s"] = OUTAGE_WAIT_S
         lines += _section(f"models.{toml_key(stage.name)}", own)
     pipeline = f"pipelines.{toml_key(asked.name)}"
     outputs = {name: f"{_step(found, name)}.{name}" for name in found.outputs}
