@@ -203,7 +203,7 @@ def _assembled(
     stats = ModelStats()
     driver = _driver(name, config, fleet, lane, recorder, stats, clock)
     residence = _residence(config, fleet, driver) if states is not None and signature.told_sequences else None
-    roster = Roster(residence or driver, stats, clock, recorder and recorder.note, exemplars.journal, name)
+    roster = Roster(residence or driver, stats, clock, None if recorder is None else recorder.note, exemplars.journal, name)
     fleet.attach(roster)
     control = LaneControl(config, lane, driver, plan.knobs, fleet, roster, plan.most_batch)
     least = residence.least if residence is not None else lambda: 0

@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import TensorProto, ValueInfoProto, helper
 
 from dlproxy.message import DType
 from tests import models
@@ -13,7 +13,7 @@ from tests import models
 WIDTH = 16
 
 
-def weights(name: str, shape: Sequence[int] = (WIDTH, WIDTH), seed: int = 0) -> "models.onnx.TensorProto":
+def weights(name: str, shape: Sequence[int] = (WIDTH, WIDTH), seed: int = 0) -> TensorProto:
     rng = np.random.default_rng([seed, *map(ord, name)])
     return models.constant(name, rng.normal(0, 1 / np.sqrt(shape[0]), shape).astype(np.float32))
 
@@ -40,7 +40,7 @@ def of_widths(*widths: int) -> models.Model:
     return models.model(nodes, *_ends(widths[0]), constants)
 
 
-def _ends(width: int = WIDTH) -> tuple[list["models.onnx.ValueInfoProto"], list["models.onnx.ValueInfoProto"]]:
+def _ends(width: int = WIDTH) -> tuple[list[ValueInfoProto], list[ValueInfoProto]]:
     return [models.value("x", DType.FP32, ("N", width))], [models.value("y", DType.FP32, ("N", width))]
 
 
