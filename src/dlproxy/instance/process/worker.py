@@ -205,8 +205,8 @@ def keep_to_cores(cores: Sequence[int]) -> None:
     for thread in os.listdir("/proc/self/task"):  # numpy's threads exist already
         try:
             os.sched_setaffinity(int(thread), cores)
-        except OSError as error:
-            raise ModelError(f"cannot run on cores {list(cores)}: {error.strerror}") from None
+        except (OSError, ValueError, OverflowError) as error:
+            raise ModelError(f"cannot run on cores {list(cores)}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def limit_memory(limit_bytes: int) -> str:
