@@ -86,6 +86,15 @@ def wide(width: int = 64, *, bias: bool = True, outer: int = 0) -> models.Model:
     return models.model(nodes, *ends, constants)
 
 
+def rows_second() -> models.Model:
+    """Sequences with the rows on axis 1, as recurrent networks have them."""
+    made = chain(3)
+    del made.graph.input[:], made.graph.output[:]
+    made.graph.input.append(models.value("x", DType.FP32, (5, "N", WIDTH)))
+    made.graph.output.append(models.value("y", DType.FP32, (5, "N", WIDTH)))
+    return made
+
+
 def passing_on() -> models.Model:
     """An output is the input."""
     made = chain(2)

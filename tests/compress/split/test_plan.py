@@ -41,7 +41,7 @@ def test_the_slowest_stage_is_as_quick_as_can_be(chain: Chain, stages: int) -> N
     inner = range(1, len(chain.may) - 1)
     ways = [[0, *some, len(chain.may) - 1] for some in combinations(inner, stages - 1)]
     if not ways:
-        with pytest.raises(ValueError, match="stages at most"):
+        with pytest.raises(ValueError, match="at most"):
             cut(costs, stages)
         return
     found = cut(costs, stages)
@@ -54,7 +54,7 @@ def test_a_stage_that_gives_nothing_is_none() -> None:
     reads, gives = [[(-1, "x", 0.0)], [(-1, "x", 0.0)], [(1, "t", 0.0)]], [[], [(2, 0.0)], [(3, 0.0)]]
     costs = stage_costs(Chain(np.array([5.0, 1.0, 1.0]), [0, 1, 2, 3], reads, gives))
     assert cut(costs, 2) == [0, 2, 3]
-    with pytest.raises(ValueError, match="fewer than 3 stages"):
+    with pytest.raises(ValueError, match="fewer"):
         cut(costs, 3)
 
 

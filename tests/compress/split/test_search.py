@@ -39,6 +39,11 @@ def test_what_takes_uneven_time_is_cut_by_it(tmp_path: Path) -> None:
     assert one.slowest[1] == pytest.approx(2560 / 6144)
 
 
+def test_what_cannot_be_cut_has_replicas(tmp_path: Path) -> None:
+    layout = found(tmp_path, networks.rows_second(), cores=2, parts=1).layout
+    assert (layout.replicas, layout.stages, layout.parts) == (2, 1, 1)
+
+
 def test_shares_and_stages_go_together(tmp_path: Path) -> None:
     made = networks.chain(4, 64)
     one = found(tmp_path, made, stages=2, parts=2)
@@ -67,7 +72,8 @@ def test_cores_are_filled_by_what_is_asked_for(
     ("made", "asked", "why"),
     [
         (networks.wide(), {"stages": 2}, "1.00 times as much throughput .* node Gemm .* alone takes 100%"),
-        (networks.chain(2), {"stages": 9}, "cannot be cut into 9 stages: 4 stages at most"),
+        (networks.chain(2), {"stages": 9}, "cannot be cut into 9 stages, but into 4 at most: .* rows on axis 0"),
+        (networks.rows_second(), {"stages": 2}, "cannot be cut into 2 stages, but into 1 at most: .* rows on axis 0"),
         (networks.chain(2), {"parts": 2}, "no product with a constant matrix"),
         (networks.chain(4), {"cores": 2, "most_weights": 1}, "would hold 0 MiB of weights at least"),
         (networks.chain(4), {"cores": 2, "stages": 2, "parts": 2}, "2 stages of 2 parts take more than 2 cores"),

@@ -67,6 +67,7 @@ def _step(found: Found, output: str) -> str:
 def _head(found: Found) -> str:
     layout, asked = found.layout, found.asked
     how = f"{layout.stages} stages, products in {layout.parts}, {layout.replicas} of each"
+    how = how if found.stages else f"{layout.replicas} processes"
     return f"# {asked.name} as {how}: {found.gain:.2f} times as quick as one process on one core, by measured parts.\n"
 
 

@@ -58,7 +58,7 @@ def cut(costs: Floats, stages: int) -> list[int]:
     """
     count = len(costs)
     if not 1 <= stages < count:
-        raise ValueError(f"{count - 1} stages at most")
+        raise ValueError(f"into {count - 1} at most")
     best, total = costs[0].copy(), costs[0].copy()
     back: list[NDArray[np.intp]] = []
     for _ in range(1, stages):
@@ -70,7 +70,7 @@ def cut(costs: Floats, stages: int) -> list[int]:
         back.append(from_)
         best, total = least, sums[from_, np.arange(count)]
     if not np.isfinite(best[-1]):
-        raise ValueError(f"fewer than {stages} stages are possible")
+        raise ValueError("into fewer")
     places = [count - 1]
     for from_ in reversed(back):
         places.append(int(from_[places[-1]]))

@@ -49,19 +49,28 @@ class Examples:
         self.why_alone = found.why
         self._known = found.known
         self._samples = samples
+        self.stretches = self._is_open and self._takes(runtime, self.batch(1, free=self.other_size()))
+        """Whether an axis beside that of the rows may vary, and does."""
 
     @property
     def batched(self) -> bool:
         return self.signature.batched
 
     @property
-    def stretches(self) -> bool:
-        """Whether an axis beside that of the rows may vary."""
+    def _is_open(self) -> bool:
         return any(
             size < 0 and not (self.batched and place == spec.rows)
             for spec in self.signature.inputs
             for place, size in enumerate(spec.shape)
         )
+
+    def _takes(self, runtime: OnnxRuntime, feed: Feed) -> bool:
+        """Some exporters declare sizes open that are not."""
+        try:
+            runtime.run([feed[spec.name] for spec in self.signature.inputs])
+        except RuntimeError:
+            return False
+        return True
 
     def batch(self, rows: int, *, draw: int = 0, free: int = 0) -> dict[str, Array]:
         """Of so many rows, each another. `free`: a size of what may vary, beside what is usual for the model."""

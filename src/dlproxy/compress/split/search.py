@@ -4,6 +4,7 @@ Called by cli/split.py. Not aware of: the command line, what serves the parts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -157,13 +158,15 @@ class _Search:
             raise CompressError(f"'{odd[0]}' has a | in its name, which a pipeline cannot say")
 
     def _handing_s(self, name: str) -> float:
-        carried = self.network.carried[name]
+        carried = self.network.carried.get(name)
+        if carried is None:  # an output without rows of its own, which no cut parts
+            return 0.0
         inner = name in self.network.producer
         return self.handing.byte_s * self.asked.rows * sent_bytes(carried, self.asked.transfer if inner else "")
 
     def _whole_s(self) -> float:
         """Of the model in one process, its tensors handed over, too."""
-        edges = [name for name in (*self.network.inputs, *self.network.outputs) if name in self.network.carried]
+        edges = [*self.network.inputs, *self.network.outputs]
         return seconds_of(session_of(self.network.model), self.feed) + self.handing.hop_s + sum(map(self._handing_s, edges))
 
     # What is planned with
@@ -197,8 +200,9 @@ class _Search:
         last = {name: number for number, names in enumerate(sources) for name in names}
         last |= dict.fromkeys(network.outputs, len(network.nodes))
         reads = [[(network.producer.get(name, -1), name, self._handing_s(name)) for name in names] for names in sources]
+        sent = network.carried.keys() | set(network.outputs)
         gives = [
-            [(last[name], self._handing_s(name)) for name in node.output if name in network.carried and name in last]
+            [(last[name], self._handing_s(name)) for name in node.output if name in sent and name in last]
             for node in network.nodes
         ]
         inner = [place for place in range(1, len(network.nodes)) if self._may_cut(place, seconds)]
@@ -226,7 +230,8 @@ class _Search:
         try:
             places = [chain.may[place] for place in cut(costs, stages)]
         except ValueError as error:
-            raise CompressError(f"it cannot be cut into {stages} stages: {error}") from None
+            why = "a cut is possible where all that crosses it is dense tensors with their rows on axis 0"
+            raise CompressError(f"it cannot be cut into {stages} stages, but {error}: {why}") from None
         index = {place: number for number, place in enumerate(chain.may)}
         each = [self.handing.hop_s + float(costs[index[start], index[end]]) for start, end in pairwise(places)]
         weights = max(self._weights(start, end, parts) for start, end in pairwise(places))
@@ -240,10 +245,13 @@ class _Search:
     def _calibrate(self) -> None:
         """Nodes that run fused take other shares of the time than one by one: segments are measured as they will run."""
         chain = self._chain(1)
-        segments = min(SEGMENTS, len(chain.may) - 1)
-        if segments < 2:
+        costs = stage_costs(chain)
+        for segments in range(min(SEGMENTS, len(chain.may) - 1), 1, -1):
+            with suppress(ValueError):
+                places = [chain.may[place] for place in cut(costs, segments)]
+                break
+        else:
             return
-        places = [chain.may[place] for place in cut(stage_costs(chain), segments)]
         self.tell(f"measuring {segments} segments")
         self._scale(places, self._measured(self._files(places, 1))[0])
         self.seconds *= self.whole_s / max(self.seconds.sum(), 1e-12)
