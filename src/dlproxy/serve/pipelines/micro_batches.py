@@ -15,6 +15,9 @@ from dlproxy.service import ReplyTo, Service
 from dlproxy.telemetry.stats import ModelStats
 
 
+ANY = 1 << 31  # rows that a request may have which stays whole: each stage says what it takes
+
+
 class MicroBatchLayer(PartitionLayer):
     """A Service around a pipeline's. `signature`: all tensors with their rows on axis 0; `are_apart`: whether the answers of
     all steps to a row are its own, now. To the pipeline's lane each part is one request, as is what is not cut.
@@ -31,7 +34,7 @@ class MicroBatchLayer(PartitionLayer):
         knobs: LaneKnobs,
         are_apart: Callable[[], bool],
     ) -> None:
-        super().__init__(inner, signature, stats, ids=ids, clock=clock, knobs=knobs, most_whole=1)
+        super().__init__(inner, signature, stats, ids=ids, clock=clock, knobs=knobs, most_whole=ANY)
         self._are_apart = are_apart
         self.configure(knobs)
 
