@@ -5,6 +5,7 @@ Not aware of: how it is measured, cut and proved (compress/split).
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -67,6 +68,7 @@ def _split(args: argparse.Namespace) -> int:
     from dlproxy.config import ConfigError
     from dlproxy.instance.runtime import ModelError
 
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is temporary is seen to
     try:
         return _made(args)
     except (CompressError, ConfigError, ModelError) as error:
@@ -80,6 +82,8 @@ def _split(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         complain("interrupted; nothing was written")
         return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _made(args: argparse.Namespace) -> int:

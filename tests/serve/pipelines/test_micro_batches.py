@@ -30,6 +30,21 @@ async def test_parts_overlap_and_the_answer_is_whole(count: int, parts: int) -> 
     await floor.rest()
 
 
+async def test_how_large_parts_are_can_be_changed_while_it_serves() -> None:
+    floor = Floor()
+    pipeline = chain(floor)
+    assert isinstance(pipeline.service, MicroBatchLayer)
+    pipeline.service.configure(replace(PARTS, part_rows=0))
+    answer = pipeline.send({"x": rows(*range(4))})
+    assert not pipeline.service.under_way
+    await answer.wait()
+    pipeline.service.configure(replace(PARTS, part_rows=1))
+    answer = pipeline.send({"x": rows(*range(4))})
+    assert len(pipeline.service.under_way) == 1
+    assert np.array_equal((await answer.wait()).outputs["y"], rows(0, 4, 8, 12))
+    await floor.rest()
+
+
 async def test_the_first_part_that_fails_fails_the_request_and_ends_the_others() -> None:
     floor = Floor()
     pipeline = chain(floor)
