@@ -44,6 +44,15 @@ def test_shares_are_steps_of_a_pipeline(folder: Path, capsys: pytest.CaptureFixt
     assert steps["stage1_2"].inputs == {"cut0": "stage1_1_share1.cut0", "cut1": "stage1_1_share2.cut1"}
 
 
+def test_fewer_bits_are_said_with_what_they_change(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["split", "net.onnx", "--stages", "2", "--transfer", "int8", "--max-error", "0.05"]) == 0
+    said = capsys.readouterr().out
+    assert "answers, with int8 between stages, differ by " in said
+    assert "0.05 is allowed" in said
+    steps = load(Path("net-split") / "dlproxy.toml").models["net"][0].steps
+    assert steps["stage2"].inputs == {"cut0": "stage1.cut0", "cut0_scale": "stage1.cut0_scale"}
+
+
 def test_replicas_alone_are_a_result(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["split", "net.onnx", "--cores", "2"]) == 0
     said = capsys.readouterr().out

@@ -183,9 +183,11 @@ def lines(found: "Found") -> Iterator[str]:
             )
         if found.tied:
             yield f"weights that several parts have, {found.tied / MIB:.1f} MiB, are stored once"
-        sent = f", sent as {asked.transfer}" if asked.transfer else ""
-        off = f"they differ by {found.error:.1e} of the largest value at most"
-        yield f"answers equal the model's in {found.proved} batches: {off}{sent}"
+        off = f"differ by {found.error:.1e} of the largest value at most"
+        if asked.transfer:
+            yield f"answers, with {asked.transfer} between stages, {off} in {found.proved} batches; {asked.most_error:g} is allowed"
+        else:
+            yield f"answers equal the model's in {found.proved} batches: they {off}"
     layout = found.layout
     yield (
         f"expected on {layout.cores} core{'s' * (layout.cores > 1)}: {layout.batches_per_s * asked.rows:,.1f} rows/s, "

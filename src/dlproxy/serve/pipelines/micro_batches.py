@@ -14,7 +14,6 @@ from dlproxy.serve.partition import PartitionLayer, cut
 from dlproxy.service import ReplyTo, Service
 from dlproxy.telemetry.stats import ModelStats
 
-
 ANY = 1 << 31  # rows that a request may have which stays whole: each stage says what it takes
 
 
