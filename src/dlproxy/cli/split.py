@@ -185,7 +185,8 @@ def lines(found: "Found") -> Iterator[str]:
             yield f"weights that several parts have, {found.tied / MIB:.1f} MiB, are stored once"
         off = f"differ by {found.error:.1e} of the largest value at most"
         if asked.transfer:
-            yield f"answers, with {asked.transfer} between stages, {off} in {found.proved} batches; {asked.most_error:g} is allowed"
+            allowed = f"{asked.most_error:g} is allowed"
+            yield f"answers, with {asked.transfer} between stages, {off} in {found.proved} batches; {allowed}"
         else:
             yield f"answers equal the model's in {found.proved} batches: they {off}"
     layout = found.layout
