@@ -48,6 +48,7 @@ TYPES = {
     dict[str, Any]: "table of values",
     dict[str, StepConfig]: "table of steps",
     list[str]: "list of texts",
+    list[int]: "list of integers",
 }
 
 

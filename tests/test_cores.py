@@ -103,7 +103,8 @@ def test_where_the_system_has_no_masks_all_cores_are_counted(tmp_path: Path, mon
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert (allowed_cores(), usable_cores(tmp_path)) == ([], 6)
-    assert _cores_of(0, 2) == ()
+    assert _cores_of(0, 2, allowed_cores()) == ()
+    assert [_cores_of(number, 2, [3, 5, 6]) for number in range(2)] == [(3, 5), (6, 3)]
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert usable_cores(tmp_path) == 1
 

@@ -79,6 +79,15 @@ def spare_bytes(root: Path = ROOT) -> float:
     return spare
 
 
+def give_back() -> None:
+    """Memory that was freed goes back to the system, where the C library can do that (glibc)."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
 def _control_groups(root: Path, controller: str) -> list[tuple[int, Path]]:
     """The folders of this process's groups that have a say, with the version of their interface."""
     try:

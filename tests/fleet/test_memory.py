@@ -24,6 +24,8 @@ from dlproxy.fleet.memory import (
     most_bytes,
     resident_bytes,
 )
+from dlproxy.fleet.processes import start_processes
+from dlproxy.instance.integrity import Trust
 from dlproxy.message import DType
 from dlproxy.serve.models import Models
 from tests import models
@@ -196,6 +198,22 @@ async def test_a_model_in_workers_is_as_large_as_they_are(some: Models, config: 
     assert model.size_bytes > 2 * 20 * MIB, "Python and ONNX Runtime alone take more"
     assert some.size_of(quick(config.path, run="process", instances=2)) == model.size_bytes
     await some.drain()
+
+
+@linux
+async def test_workers_share_one_copy_of_the_weights_from_the_first_start_on(tmp_path: Path) -> None:
+    side = 2560
+    config = ModelConfig(path=weighing(side, tmp_path / "m.onnx"), run="process", instances=2, threads=1)
+    fleet = await start_processes("m", config, Trust(), str(tmp_path / "graphs"))
+    own = [_private_bytes(instance.pid) for instance in fleet._supervisor.instances]  # type: ignore[attr-defined]
+    await fleet.stop()
+    assert max(own) - min(own) < 2 * side * side, "the one that wrote the graph holds what that took"
+    assert list((tmp_path / "graphs").glob("*/graph.onnx")), "the graph was not kept: this shows nothing"
+
+
+def _private_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private"))
 
 
 class Holding(ThreadPoolExecutor):

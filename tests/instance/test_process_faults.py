@@ -219,6 +219,7 @@ def _loads(how: str, said: str = "", **settings: Any) -> ProcessInstance:
         (ProcessInstance("m-0", PythonSpec("Model")), "'Model' names no Python object; write it like package.module:Class"),
         (ProcessInstance("m-0", model_at("nowhere.onnx")), "nowhere.onnx"),
         (moody(cores=(4096,)), r"cannot run on cores \[4096\]: Invalid argument"),
+        (moody(cores=(-1,)), r"cannot run on cores \[-1\]: negative CPU number"),
     ],
 )
 async def test_a_model_that_cannot_be_loaded_says_why(instance: ProcessInstance, error: str) -> None:

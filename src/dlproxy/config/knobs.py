@@ -57,7 +57,8 @@ class LaneSettings(Struct, frozen=True, kw_only=True):
     part_rows: Annotated[
         int,
         _live(
-            "rows of the parts that larger requests are split into, to run on several instances; 0: max_batch",
+            "rows of the parts that larger requests are split into, to run on several instances, or to be at several steps of "
+            "a pipeline at a time; 0: max_batch, and whole for a pipeline",
             unit="rows",
             log=True,
             least=1,
@@ -439,6 +440,7 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ] = 0
     pin: Annotated[bool, _loaded("keep each worker process on cores of its own", only=(_IN_PROCESSES,))] = False
+    cores: Annotated[list[int], _loaded("those to pin worker processes to; empty: all, if pin", only=(_IN_PROCESSES,))] = []
     upstream_headers: Annotated[
         dict[str, str],
         _loaded("sent to other servers with each request, such as authorization", only=(Only("run", ("upstream",)),)),

@@ -32,7 +32,7 @@ PREFIX = "DLPROXY_"
 FILE_VARIABLE = "DLPROXY_CONFIG"
 UPSTREAM_FILES = ("upstream_api_key", "upstream_ca", "upstream_cert", "upstream_cert_key")
 
-_NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
+_NUMBERS = {int: "a whole number", float: "a number", bool: "true or false", list[int]: "a list of whole numbers"}
 
 Section = TypeVar("Section", bound=Struct)
 
@@ -248,7 +248,7 @@ def override(section: Section, values: Mapping[str, Any], label: Callable[[str],
     table = knobs(type(section))
     split = {
         name: [part.strip() for part in value.split(",") if part.strip()]
-        if table[name].type == list[str] and isinstance(value, str)
+        if table[name].type in (list[str], list[int]) and isinstance(value, str)
         else value
         for name, value in values.items()
     }

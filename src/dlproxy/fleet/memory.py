@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from dlproxy.config import ModelConfig, is_address
 from dlproxy.config.knobs import WAY
+from dlproxy.cores import give_back
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.content import model_files
 from dlproxy.instance.runtime.formats import format_of
@@ -35,13 +36,6 @@ def resident_bytes(pid: int | str = "self") -> int:
         return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * _PAGE
     except (OSError, IndexError):
         return 0
-
-
-def give_back() -> None:
-    """Memory that was freed goes back to the system, where the C library can do that (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

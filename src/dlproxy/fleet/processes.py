@@ -5,7 +5,7 @@ Called by fleet/start.py. Not aware of: lanes, requests, what a worker does.
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dlproxy.config import ModelConfig, parse_devices
 from dlproxy.cores import allowed_cores, usable_cores
@@ -53,7 +53,7 @@ async def start_processes(
         settings = WorkerSettings(
             warm_up=how_to_warm_up(config),
             threads=threads,
-            cores=_cores_of(number, threads) if config.pin else (),
+            cores=_cores_of(number, threads, config.cores or allowed_cores()) if config.pin or config.cores else (),
             environment=environment,
             memory_limit_bytes=config.memory_limit_mb * 2**20,
             start_timeout_s=config.load_timeout_s,
@@ -76,6 +76,5 @@ def threads_of(config: ModelConfig, count: int) -> int:
     return config.threads or max(cores // count, 1)
 
 
-def _cores_of(number: int, threads: int) -> tuple[int, ...]:
-    cores = allowed_cores()
+def _cores_of(number: int, threads: int, cores: Sequence[int]) -> tuple[int, ...]:
     return tuple(cores[(number * threads + offset) % len(cores)] for offset in range(min(threads, len(cores)))) if cores else ()

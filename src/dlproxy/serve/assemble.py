@@ -227,8 +227,7 @@ def _assembled(
     stats = ModelStats()
     driver = _driver(name, config, fleet, lane, recorder, stats, clock)
     residence = _residence(config, fleet, driver) if states is not None and signature.told_sequences else None
-    note = None if recorder is None else recorder.note
-    roster = Roster(residence or driver, stats, clock, note, exemplars.journal, name)
+    roster = Roster(residence or driver, stats, clock, None if recorder is None else recorder.note, exemplars.journal, name)
     fleet.attach(roster)
     control = LaneControl(config, lane, driver, plan.knobs, fleet, roster, plan.most_batch)
     least = residence.least if residence is not None else lambda: 0
@@ -239,7 +238,8 @@ def _assembled(
     if splits:
         service = control.partition = _partition(driver, signature, stats, ticket_ids, clock, plan)
     if isinstance(fleet, PipelineFleet):
-        service, control.steps = fleet.before(driver, stats), fleet.state
+        service = control.partition = fleet.before(driver, stats, plan.knobs)
+        control.steps = fleet.state
     if scaler is not None and config.scale_to_zero_s:
         service = WakeLayer(service, scaler)
     if states is not None:

@@ -24,9 +24,9 @@ from dlproxy.autopilot.watching import make_watch
 from dlproxy.config import AutopilotConfig, CacheConfig, ConfigError, ModelConfig, ServerConfig, TenantConfig
 from dlproxy.config.security import IntegrityConfig
 from dlproxy.config.table import live_knobs
-from dlproxy.cores import usable_cores
+from dlproxy.cores import give_back, usable_cores
 from dlproxy.fleet.control import Facts
-from dlproxy.fleet.memory import MemoryMeter, give_back, large_blocks_apart, most_bytes, resident_bytes
+from dlproxy.fleet.memory import MemoryMeter, large_blocks_apart, most_bytes, resident_bytes
 from dlproxy.fleet.remembered import memory_in
 from dlproxy.instance.integrity.settings import read_trust
 from dlproxy.instance.runtime import ModelError

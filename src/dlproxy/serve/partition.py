@@ -105,10 +105,17 @@ class PartitionLayer:
         return all(tensor.shape[0] == rows for tensor, spec in pairs if spec.rows is not None)
 
     def _split(self, request: Request, reply: ReplyTo) -> None:
-        ticket = request.ticket
-        ids = self._ids if ticket.of_client else (BELOW - number for number in self._ids)
-        whole = _Whole(self, request, reply, cut(request, split(ticket, self.part_rows, ids), self.signature))
-        self.under_way[ticket.id] = whole
+        tickets = split(request.ticket, self.part_rows, self.ids_of(request.ticket))
+        rows = [ticket.rows for ticket in tickets]
+        self.begin(request, reply, cut(request, tickets, self.signature), rows)
+
+    def ids_of(self, ticket: Ticket) -> Iterator[int]:
+        """For the parts of such a request."""
+        return self._ids if ticket.of_client else (BELOW - number for number in self._ids)
+
+    def begin(self, request: Request, reply: ReplyTo, parts: list[Request], rows: Sequence[int]) -> None:
+        """Submit its parts, of so many rows each."""
+        whole = self.under_way[request.ticket.id] = _Whole(self, request, reply, parts, rows)
         whole.submit()
 
     def _refuse(self, request: Request, reply: ReplyTo) -> None:
@@ -129,13 +136,16 @@ class PartitionLayer:
 class _Whole:
     """A request that was split: waits for all of its parts, or the first that fails."""
 
-    __slots__ = ("_answers", "_layer", "_parts", "_reply", "_request", "_variants", "_waiting")
+    __slots__ = ("_answers", "_layer", "_parts", "_reply", "_request", "_rows", "_variants", "_waiting")
 
-    def __init__(self, layer: PartitionLayer, request: Request, reply: ReplyTo, parts: list[Request]) -> None:
+    def __init__(
+        self, layer: PartitionLayer, request: Request, reply: ReplyTo, parts: list[Request], rows: Sequence[int]
+    ) -> None:
         self._layer = layer
         self._request = request
         self._reply = reply
         self._parts = parts
+        self._rows = rows
         self._answers: dict[int, list[Tensor]] = {}  # by place
         self._variants: dict[str, None] = {}  # that answered some of them
         self._waiting: set[int] = set()  # places of those that were submitted and are not answered
@@ -171,7 +181,7 @@ class _Whole:
         began_at, timing = layer.clock(), response.timing
         try:
             answers = [self._answers[place] for place in range(len(self._parts))]
-            outputs = joined(answers, [part.ticket.rows for part in self._parts], self._request.outputs, layer.signature)
+            outputs = joined(answers, self._rows, self._request.outputs, layer.signature)
         except ValueError as error:
             self._end(Failure(FailureKind.MODEL_FAILED, text_of(error)))
             return
@@ -217,9 +227,12 @@ class _Part:
         self._whole.failed(self._place, failure)
 
 
-def cut(request: Request, tickets: Sequence[Ticket], signature: Signature) -> list[Request]:
-    """The parts of the request that these tickets are for: views of its inputs, all of what its rows share."""
-    inputs = cut_tensors(request.inputs, signature.inputs, [ticket.rows for ticket in tickets])
+def cut(request: Request, tickets: Sequence[Ticket], signature: Signature, rows: Sequence[int] = ()) -> list[Request]:
+    """The parts of the request that these tickets are for: views of its inputs, all of what its rows share.
+
+    `rows`: of each, where the tickets do not count them.
+    """
+    inputs = cut_tensors(request.inputs, signature.inputs, rows or [ticket.rows for ticket in tickets])
     return [
         Request(ticket, request.model, part, request.outputs, request.id, request.params, request.principal, request.trace)
         for ticket, part in zip(tickets, inputs, strict=True)

@@ -12,7 +12,7 @@ from math import inf
 from typing import Any
 
 from dlproxy.config import ModelConfig
-from dlproxy.fleet.memory import give_back
+from dlproxy.cores import give_back
 from dlproxy.message import Failure, FailureKind, InferenceError, InSequence, Request, Response
 from dlproxy.policy.sequences import Failed, Sequence, Sequences, Turn
 from dlproxy.serve.driver import timer_delay_s

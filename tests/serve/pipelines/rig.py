@@ -230,7 +230,7 @@ class Pipeline:
         )
         self.roster = Roster(self.driver, self.stats, floor.now)
         self.fleet.attach(self.roster)
-        self.service: Service = self.fleet.before(self.driver, self.stats)
+        self.service: Service = self.fleet.before(self.driver, self.stats, knobs)
         self.served = ServedModel(
             name=name,
             version="1",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, cast
 
+from dlproxy.cores import give_back
 from dlproxy.instance.batch import Array, BatchResult, Steps, run_batch
 from dlproxy.instance.integrity import Trust
 from dlproxy.instance.process.messages import Cease, Done, Frames, Load, Loaded, Next, NotLoaded, Order, Report, Run, frame
@@ -112,6 +113,7 @@ class Held:
         if order.warm_up is not None:
             samples = read_samples(order.warm_up.samples, runtime.signature.inputs)
             self._calibration = warmed(runtime, order.warm_up, samples)[0]
+        give_back()  # loading and warm-up take several times what a model holds
         self.close: Callable[[], None] = getattr(runtime, "close", lambda: None)
         self._device: str = getattr(runtime, "device", CPU)
         self.runtime: Runtime = WithinLimit(runtime, limit) if limit else runtime
@@ -309,8 +311,8 @@ def keep_to_cores(cores: Sequence[int]) -> None:
     for thread in os.listdir("/proc/self/task"):  # numpy's threads exist already
         try:
             os.sched_setaffinity(int(thread), cores)
-        except OSError as error:
-            raise ModelError(f"cannot run on cores {list(cores)}: {error.strerror}") from None
+        except (OSError, ValueError, OverflowError) as error:
+            raise ModelError(f"cannot run on cores {list(cores)}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def limit_memory(limit_bytes: int) -> str:

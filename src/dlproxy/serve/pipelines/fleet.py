@@ -19,13 +19,15 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.declared import signature_of
 from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
-from dlproxy.message import Request, Signature, Ticket
+from dlproxy.message import Request, Signature, TensorSpec, Ticket
+from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.pipelines import Pacing
 from dlproxy.policy.why import StepTook
 from dlproxy.serve.pipelines import matching
 from dlproxy.serve.pipelines.code import CodeStage
 from dlproxy.serve.pipelines.instance import PipelineInstance
 from dlproxy.serve.pipelines.layer import PipelineLayer
+from dlproxy.serve.pipelines.micro_batches import MicroBatchLayer
 from dlproxy.serve.pipelines.plan import Plan, planned, wanted
 from dlproxy.serve.pipelines.run import Run
 from dlproxy.serve.pipelines.stages import Bound, ModelStage
@@ -109,10 +111,29 @@ class PipelineFleet:
         self._roster = roster
         self._come_up()
 
-    def before(self, driver: Service, stats: ModelStats) -> PipelineLayer:
+    def before(self, driver: Service, stats: ModelStats, knobs: LaneKnobs) -> MicroBatchLayer:
         """Where requests come in."""
         stats.steps = self.counts
-        return PipelineLayer(driver, self, stats)
+        inputs, outputs = (tuple(msgspec.structs.replace(spec, rows=0) for spec in specs) for specs in self._ends)
+        rows = Signature(inputs, outputs, batched=True, platform=PIPELINE)
+        inner = PipelineLayer(driver, self, stats)
+        return MicroBatchLayer(inner, rows, stats, ids=self.ids, clock=self.clock, knobs=knobs, are_apart=self._rows_are_apart)
+
+    @property
+    def _ends(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        return self.signature.inputs, self.signature.outputs
+
+    def _rows_are_apart(self) -> bool:
+        """Whether each row of an answer is that of a row of the request: every step a model of independent rows."""
+        if self.signature.streams or any(spec.shape[:1] != (-1,) for specs in self._ends for spec in specs):
+            return False
+        for stage in self.stages.values():
+            if isinstance(stage, CodeStage) or stage.config.each or stage.config.when:
+                return False
+            bound, signature = stage.bound, stage.bound.served.signature
+            if not signature.batched or any(spec.rows != 0 or spec.counts for spec in (*bound.inputs, *bound.outputs)):
+                return False
+        return True
 
     async def scale(self, count: int) -> None:
         raise ConfigError(f"model {self.name} is a pipeline: its stages are models, which have instances")
