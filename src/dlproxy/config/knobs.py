@@ -36,6 +36,7 @@ BalancerName = Literal[
     "consistent-hash",
     "power-of-two",
     "prequal",
+    "nearest",
 ]
 WAY = ("instances", "threads", "run")  # what of `start` is settled where a model is brought up; the rest is its lane's
 

@@ -221,7 +221,17 @@ def cut(request: Request, tickets: Sequence[Ticket], signature: Signature) -> li
     """The parts of the request that these tickets are for: views of its inputs, all of what its rows share."""
     inputs = cut_tensors(request.inputs, signature.inputs, [ticket.rows for ticket in tickets])
     return [
-        Request(ticket, request.model, part, request.outputs, request.id, request.params, request.principal, request.trace)
+        Request(
+            ticket,
+            request.model,
+            part,
+            request.outputs,
+            request.id,
+            request.params,
+            request.principal,
+            request.trace,
+            headers=request.headers,
+        )
         for ticket, part in zip(tickets, inputs, strict=True)
     ]
 

@@ -22,6 +22,7 @@ from dlproxy.instance.remote.settings import RemoteSettings
 from dlproxy.instance.remote.tls import authorities_of, shown_of
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import FailureKind
+from dlproxy.policy.hops import LOAD
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when it is imported; every problem reaches us as an exception
 
@@ -148,6 +149,7 @@ class GrpcChannel:
         if isinstance(outcome, RpcReply) and outcome.status == OK:
             told = dict(await call.trailing_metadata())
             outcome.cache, outcome.variant = told.get(CACHE, ""), unquote(told.get(VARIANT, ""))
+            outcome.load = told.get(LOAD, "")
         return outcome
 
     async def awaited(

@@ -17,11 +17,12 @@ from msgspec import Struct
 from dlproxy.instance.remote.channel import VARIANT
 from dlproxy.instance.remote.failures import UpstreamError, refusal
 from dlproxy.message import FailureKind
+from dlproxy.policy.hops import LOAD
 
 MAX_OVERHEAD = 64 * 1024  # bytes of a reply's head, chunk framing and trailers
 TOO_LONG = "the upstream's answer is longer than it says"
 MOST_UNREAD = 256 * 1024  # bytes of a body that is read as it comes; with more the server is held back
-_VARIANT = VARIANT.encode()
+_VARIANT, _LOAD = VARIANT.encode(), LOAD.encode()
 CHUNK_OVERHEAD = 16  # and so many more for each byte of body: one-byte chunks need five
 
 Part = bytes | bytearray | memoryview
@@ -95,6 +96,12 @@ class Reply(Struct):
     def variant(self) -> str:
         """The model that answered in place of the one asked for; empty if none did."""
         return unquote(self.headers.get(_VARIANT, b"").decode("latin-1"))
+
+
+    @property
+    def load(self) -> str:
+        """What a node says of itself."""
+        return self.headers.get(_LOAD, b"").decode("latin-1")
 
 
 Outcome = Reply | UpstreamError

@@ -20,6 +20,7 @@ from dlproxy.instance.runtime.declared import signature_of
 from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Request, Signature, Ticket
+from dlproxy.policy.hops import VIA
 from dlproxy.policy.pipelines import Pacing
 from dlproxy.policy.why import StepTook
 from dlproxy.serve.pipelines import matching
@@ -100,8 +101,8 @@ class PipelineFleet:
 
     @property
     def headers(self) -> tuple[str, ...]:
-        """Of the client's, those that steps name."""
-        return tuple(dict.fromkeys(name for stage in self.stages.values() for name in stage.config.headers))
+        """Of the client's, those that steps name; and where it came through, as stages may be on other servers."""
+        return tuple(dict.fromkeys([VIA, *(name for stage in self.stages.values() for name in stage.config.headers)]))
 
     # A Fleet
 
