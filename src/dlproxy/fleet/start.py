@@ -11,6 +11,7 @@ import msgspec
 
 from dlproxy.config import ConfigError, ModelConfig, check, is_address, parse_devices
 from dlproxy.config.knobs import WAY
+from dlproxy.config.node import NodeConfig
 from dlproxy.fleet import Fleet
 from dlproxy.fleet.local import LocalFleet
 from dlproxy.fleet.remembered import Memory
@@ -19,20 +20,27 @@ from dlproxy.instance.integrity import Trust
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.formats import ANY, format_of
 
+ALONE = NodeConfig()
+
 log = logging.getLogger(__name__)
 
 Start = Callable[[str, ModelConfig, Memory | None, Trust], Awaitable[Fleet]]
 
 
-async def start_fleet(name: str, config: ModelConfig, memory: Memory | None = None, trust: Trust = ANY) -> Fleet:
+async def start_fleet(
+    name: str, config: ModelConfig, memory: Memory | None = None, trust: Trust = ANY, node: NodeConfig = ALONE
+) -> Fleet:
     """Load and calibrate a model where its configuration says. Raises ModelError, ConfigError.
 
     `memory`: of what was found out about models in earlier lives of the server. `trust`: which models may be loaded.
+    `node`: what this server is to others.
     """
     config = config.begun(WAY)
     trust = msgspec.structs.replace(trust, model=name, version=config.version)
     way = await _way(config, trust)
     heed(name, config, *(("inline", "thread") if way == "auto" else (way,)))
+    if way == "upstream":
+        return await _elsewhere(name, config, node)
     return await WAYS.get(way, _added)(name, config, memory, trust)
 
 
@@ -66,10 +74,10 @@ async def _in_processes(name: str, config: ModelConfig, memory: Memory | None, t
     return await start_processes(name, config, trust, "" if memory is None else memory.graphs)
 
 
-async def _elsewhere(name: str, config: ModelConfig, memory: Memory | None, trust: Trust) -> Fleet:
+async def _elsewhere(name: str, config: ModelConfig, node: NodeConfig) -> Fleet:
     from dlproxy.fleet.upstreams import join_upstreams
 
-    return await join_upstreams(name, config)
+    return await join_upstreams(name, config, node)
 
 
 async def _added(name: str, config: ModelConfig, memory: Memory | None, trust: Trust) -> Fleet:
@@ -87,7 +95,6 @@ WAYS: Mapping[str, Start] = {
     "inline": _here,
     "thread": _here,
     "process": _in_processes,
-    "upstream": _elsewhere,
 }
 """Those of other packages are found by their entry points."""
 

@@ -62,7 +62,7 @@ def way_on(own: str, texts: Iterable[str]) -> str:
         hops = max(hops, way.hops)
         ids.update(dict.fromkeys(way.ids))
     ids.pop(own, None)
-    return f"{hops + 1}; {', '.join([*ids][-(MOST_IDS - 1) :] + [own])}"
+    return f"{hops + 1}; {', '.join([*[*ids][1 - MOST_IDS :], own])}"
 
 
 def why_refused(own: str, text: str) -> str:

@@ -22,12 +22,14 @@ from dlproxy.autopilot.flight import Flight, Tuned
 from dlproxy.autopilot.host import Autopilot
 from dlproxy.autopilot.watching import make_watch
 from dlproxy.config import AutopilotConfig, CacheConfig, ConfigError, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.config.node import NodeConfig
 from dlproxy.config.security import IntegrityConfig
 from dlproxy.config.table import live_knobs
 from dlproxy.cores import usable_cores
 from dlproxy.fleet.control import Facts
 from dlproxy.fleet.memory import MemoryMeter, give_back, large_blocks_apart, most_bytes, resident_bytes
 from dlproxy.fleet.remembered import memory_in
+from dlproxy.fleet.start import ALONE
 from dlproxy.instance.integrity.settings import read_trust
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.arbiter import Arbiter
@@ -71,6 +73,7 @@ class Models:
         integrity: IntegrityConfig = IntegrityConfig(),  # noqa: B008 - the same
         asks: bool = False,
         tracer: "Tracer | None" = None,
+        node: NodeConfig = ALONE,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         """`asks`: clients prove who they are, and may have quotas of their own. `tracer`: of their requests. Raises ConfigError
@@ -89,6 +92,7 @@ class Models:
         self._clock = clock
         self._quotas = make_quotas(tenants, asks=asks)
         self._tracer = tracer
+        self._node = node
         self._trust = read_trust(integrity)
         agents = Agents(autopilot.policy, autopilot.challenger, self._trust)
         record = Path(autopilot.record) if autopilot.record else None
@@ -282,6 +286,7 @@ class Models:
                         sequences=self._sequences.setdefault(name, SequenceStore(name, self._clock)),
                         exemplars=self.exemplars,
                         tracer=self._tracer,
+                        node=self._node,
                         clock=self._clock,
                     )
             except asyncio.CancelledError:

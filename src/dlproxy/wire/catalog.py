@@ -36,7 +36,8 @@ class ServedModel:
 
     `slo_s_by_level`: as terms.by_level has it. `view`: how its lane is. `sticky`: what its requests stick to, as the knob has
     it. `control`: None where there is none. `class_names`: those of its outputs. `headers`: of the client's, those that its
-    requests carry. `pipeline`: what it is, if it is one. `hop`: the id that requests to other servers take along, if it runs there.
+    requests carry. `pipeline`: what it is, if it is one. `hop`: the id that its requests take along to
+    other servers, if it runs there.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ class Terms(Struct, frozen=True):
     """`timeout_s`: how long after its arrival an answer is worth something. `priority`: as a Ticket has it, None if not given.
 
     `affinity`: what the request sticks to where the model's knob is sticky = "header:NAME". `max_age_s`, `headers`, `sequence`:
-    as a Request has them. `once`: as a Ticket has it. `of_node`: another dlproxy sent it, and wants to know how busy this one is.
+    as a Request has them. `once`: as a Ticket has it. `of_node`: another dlproxy sent it, and is told how busy this one is.
     """
 
     timeout_s: float = inf

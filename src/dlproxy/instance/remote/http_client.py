@@ -97,7 +97,6 @@ class Reply(Struct):
         """The model that answered in place of the one asked for; empty if none did."""
         return unquote(self.headers.get(_VARIANT, b"").decode("latin-1"))
 
-
     @property
     def load(self) -> str:
         """What a node says of itself."""
@@ -108,12 +107,20 @@ Outcome = Reply | UpstreamError
 
 
 class Server(Struct, frozen=True):
-    """Whom to connect to. `tls`: None for plain text. `path`: of a Unix socket, instead of host and port."""
+    """Whom to connect to. `tls`: None for plain text. `path`: of a Unix socket, instead of host and port. `name`: whose the
+    certificate must be, where that is not the host.
+    """
 
     host: str
     port: int
     tls: ssl.SSLContext | None = None
     path: str = ""
+    name: str = ""
+
+    @property
+    def secured(self) -> dict[str, Any]:
+        """As asyncio takes it."""
+        return {"ssl": self.tls, "server_hostname": self.name or self.host} if self.tls is not None else {}
 
 
 class _Call(Struct, eq=False):
@@ -266,7 +273,7 @@ class HttpClient:
                     _, connection = await loop.create_unix_connection(lambda: _Connection(self), server.path)
                 else:
                     _, connection = await loop.create_connection(
-                        lambda: _Connection(self), server.host, server.port, ssl=server.tls
+                        lambda: _Connection(self), server.host, server.port, **server.secured
                     )
         except OSError as problem:
             error = unconnected(problem, self._connect_timeout_s)

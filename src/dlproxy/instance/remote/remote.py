@@ -58,14 +58,14 @@ class RemoteInstance:
         self.on_up: Callable[[], None] | None = None
         self.on_leaves: Callable[[str], None] | None = None
         self.retries: Callable[[], bool] = lambda: False
-        self.zone = ""
+        self.zone = address.zone
         """Of the upstream, as it said last."""
         self._clock = clock
         self._round_trips: deque[float] = deque(maxlen=ROUND_TRIPS)
         self._settings = settings
         self._codec = codec_for(address, settings)
         self._watch = Watch(
-            f"{name} ({address.authority})",
+            f"{name} ({address.place})",
             self._probe,
             settings,
             on_lost=self._tell_lost,
@@ -194,7 +194,7 @@ class RemoteInstance:
         fields, own = [*trace_fields(requests)], self._settings.hop
         if own:
             fields.append((VIA, way_on(own, [request.headers.get(VIA, "") for request in requests])))
-            if self.retries() or any([request.ticket.once for request in requests]):
+            if self.retries() or any(request.ticket.once for request in requests):
                 fields.append((RETRIES, "0"))
         answer_by = [request.ticket.answer_by for request in requests]
         if max(answer_by) < inf:
@@ -204,7 +204,7 @@ class RemoteInstance:
 
     def _load(self, said: str) -> Load:
         load = load_in(said) if said else NO_LOAD
-        self.zone = load.zone
+        self.zone = load.zone or self.zone
         if load.leaves:
             self._watch.leaves("it is about to stop")
         return msgspec.structs.replace(load, distance_s=self.distance_s)
