@@ -365,7 +365,14 @@ def test_scalars_keep_their_shape() -> None:
         ("UNIMPLEMENTED", "", FailureKind.UNSUPPORTED),
         *[
             (status, "no", FailureKind.UNAVAILABLE)
-            for status in ("UNAVAILABLE", "NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED", "ABORTED", "DEADLINE_EXCEEDED")
+            for status in (
+                "UNAVAILABLE",
+                "NOT_FOUND",
+                "UNAUTHENTICATED",
+                "PERMISSION_DENIED",
+                "ALREADY_EXISTS",
+                "DEADLINE_EXCEEDED",
+            )
         ],
     ],
 )

@@ -70,7 +70,7 @@ class ScriptedUpstream:
     def __init__(self, answers: Mapping[str, Any], behave: Behave) -> None:
         self.answers = dict(answers)
         self.behave = behave
-        self.port = 0
+        self.host, self.port = "127.0.0.1", 0
         self.asked: list[Asked] = []
         self.accepted = 0
         self._writers: set[asyncio.StreamWriter] = set()
@@ -86,7 +86,7 @@ class ScriptedUpstream:
         return [asked for asked in self.asked if asked.method == "POST"]
 
     async def start(self, ssl: Any = None) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=ssl)
+        self._server = await asyncio.start_server(self._serve, self.host, self.port, ssl=ssl)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

@@ -108,16 +108,6 @@ def test_garbage_says_something_harmless(text: str) -> None:
     way_on("own", [text])
 
 
-@pytest.mark.parametrize(
-    ("answer_by", "distance_s", "expected_s"),
-    [
-        ([inf], 0.02, inf),
-        ([10.5, inf], 0.02, inf),
-        ([10.5], 0.0, 0.5),
-        ([10.5], 0.02, 0.48),
-        ([10.2, 10.5, 10.3], 0.1, 0.4),
-        ([10.5], 3.0, 0.25),
-    ],
-)
-def test_the_last_client_s_patience_less_the_way(answer_by: list[float], distance_s: float, expected_s: float) -> None:
-    assert left_s(answer_by, 10.0, distance_s) == pytest.approx(expected_s)
+@pytest.mark.parametrize(("distance_s", "expected_s"), [(0.0, 0.5), (0.02, 0.48), (0.25, 0.25), (3.0, 0.25)])
+def test_a_client_s_patience_less_the_way(distance_s: float, expected_s: float) -> None:
+    assert left_s(0.5, distance_s) == pytest.approx(expected_s)

@@ -32,7 +32,7 @@ async def find_services(name: str, servers: list[tuple[str, int]] | None = None)
         except AnswerError:
             raise
         except OSError as error:  # TimeoutError is one
-            reasons.append(f"{server[0]}: {error or 'no answer'}")
+            reasons.append(f"{server[0]}: {str(error) or 'no answer'}")
     raise OSError(f"no name server tells of {name}: {'; '.join(reasons) or 'there is none'}")
 
 

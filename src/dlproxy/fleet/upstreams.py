@@ -170,6 +170,9 @@ class UpstreamFleet:
             await end_all([self._following])
         if self._finder is not None:
             await self._finder.close()
+        for instance in self._instances.values():
+            self._let_go(instance)
+        self.may_retry = _never
         await asyncio.gather(*(instance.stop() for instance in self._instances.values()), *self._leaving)
 
     def describe(self) -> str:
@@ -187,6 +190,11 @@ class UpstreamFleet:
         instance.on_leaves = partial(roster.suspend_instance, instance.name)
         instance.on_up = partial(roster.add_instance, instance)
         instance.retries = self._retries
+
+    def _let_go(self, instance: RemoteInstance) -> None:
+        """Nothing that it meets any more matters; and they hold each other."""
+        instance.on_lost = instance.on_leaves = instance.on_up = None
+        instance.retries = _never
 
     def _retries(self) -> bool:
         """Another could run what fails on one: then none of those behind them does, and one budget holds for all."""
@@ -228,8 +236,12 @@ class UpstreamFleet:
         """It gets no more; what runs there ends well."""
         instance = self._instances.pop(name)
         log.info("model %s: %s leaves", self._name, name)
-        instance.on_up = instance.on_leaves = None
+        self._let_go(instance)
         roster.retire_instance(name)
         task = asyncio.create_task(instance.stop(), name=f"leave-{name}")
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
+
+
+def _never() -> bool:
+    return False

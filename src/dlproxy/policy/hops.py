@@ -4,9 +4,9 @@ Read by wire/terms.py, written by instance/remote, and the other way round for a
 version means what it meant before there was any of it. Not aware of: protocols.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
-from math import inf, isfinite
+from math import isfinite
 
 from msgspec import Struct
 
@@ -77,12 +77,12 @@ def why_refused(own: str, text: str) -> str:
     return ""
 
 
-def load_text(load: Load) -> str:
+def load_text(load: Load, *, leaves: bool = False) -> str:
     """As a header of an answer."""
     parts = [f"rows={load.rows}", f"wait={load.wait_s:.6f}"]
     if load.zone:
         parts.append(f"zone={load.zone}")
-    if load.leaves:
+    if load.leaves or leaves:
         parts.append("leaves")
     return "; ".join(parts)
 
@@ -99,14 +99,12 @@ def load_in(text: str) -> Load:
     return Load(int(rows), wait_s, said.get("zone", "")[:MOST_ID], "leaves" in said)
 
 
-def left_s(answer_by: Sequence[float], now: float, distance_s: float) -> float:
-    """Seconds that the next node has for a batch whose clients wait until these instants; inf if one waits for ever.
+def left_s(patience_s: float, distance_s: float) -> float:
+    """Seconds that the next node has, if the last client waits so long: less by what the way there and back takes.
 
-    Less what the way there and back takes, but at least half of what there is: distances are measured at other times.
+    At least half of what there is, as distances are measured at other times.
     """
-    latest = max(answer_by, default=inf)
-    left = latest - now
-    return left if left == inf else max(left - distance_s, left / 2)
+    return max(patience_s - distance_s, patience_s / 2)
 
 
 def _number(text: str) -> float | None:

@@ -153,10 +153,10 @@ class Lane:
         """How long it would wait for an instance if it came now, as predicted; 0 where nothing is known."""
         return self._admission.would_wait_s(ticket, self.queue, self._backlog(now), now)
 
-    def load(self, now: float, *, zone: str, leaves: bool) -> Load:
+    def load(self, now: float, zone: str = "") -> Load:
         """How a request of one row would find it, for the node that asks."""
         wait_s = self.would_wait_s(Ticket(0, now), now) + self.model.mean(1, self.batching.length)
-        return Load(self.rows_under_way(), wait_s, zone, leaves)
+        return Load(self.rows_under_way(), wait_s, zone)
 
     def stage(self) -> Stage:
         """How it batches, for a pipeline of which it is a stage."""

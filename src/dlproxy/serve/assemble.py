@@ -34,7 +34,7 @@ from dlproxy.instance.runtime.formats import ANY
 from dlproxy.instance.trial import Way
 from dlproxy.message import Failure, Request, Signature
 from dlproxy.policy.forecast import Forecast
-from dlproxy.policy.hops import VIA, Load
+from dlproxy.policy.hops import VIA
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.partition import most_rows
 from dlproxy.policy.plan import LanePlan, longest_s, plan_lane
@@ -166,9 +166,7 @@ async def load_model(
     if tracer is not None:
         _trace_batches(tracer, name, loaded.driver, fleet, clock)
     signature, control = fleet.signature, loaded.control
-    loaded.served.load = partial(_load, loaded, node.zone, clock)
-    if fleet.run == "upstream":
-        cast("UpstreamFleet", fleet).may_retry = lambda: bool(control.holds("retry_budget"))
+    _as_a_node(loaded, node, clock)
     control.on_scaled = on_ways
     repeats = not signature.streams and not signature.told_sequences
     if signature.batched and repeats and (config.batching == "auto" or signature.pads):
@@ -188,8 +186,12 @@ async def _fleet(
     return await start_fleet(name, config, memory, trust, node)
 
 
-def _load(model: LoadedModel, zone: str, clock: Callable[[], float]) -> Load:
-    return model.lane.load(clock(), zone=zone, leaves=model.served.leaves)
+def _as_a_node(model: LoadedModel, node: NodeConfig, clock: Callable[[], float]) -> None:
+    """What other nodes are told of it, and it tells those behind it."""
+    fleet, control, lane = model.fleet, model.control, model.lane
+    model.served.load = lambda: lane.load(clock(), node.zone)
+    if fleet.run == "upstream":
+        cast("UpstreamFleet", fleet).may_retry = lambda: bool(control.holds("retry_budget"))
 
 
 def _assembled(

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from dlproxy.config import ModelConfig
 from dlproxy.message import Failure, FailureKind, InferenceError, Principal, Signature, Ticket
-from dlproxy.policy.hops import Load
+from dlproxy.policy.hops import NO_LOAD, Load
 from dlproxy.policy.pipelines import Stage
 from dlproxy.policy.view import LaneView
 from dlproxy.service import Service
@@ -74,7 +74,7 @@ class ServedModel:
         self.pipeline: ModelConfig | None = None
         self.would_wait_s: Callable[[Ticket, float], float] = lambda ticket, now: 0.0
         """How long a request with the terms of this ticket would wait for an instance, as far as its lane can tell."""
-        self.load: Callable[[], Load] = lambda: Load(leaves=self.leaves)
+        self.load: Callable[[], Load] = lambda: NO_LOAD
         """How one more request would find it, for other nodes that ask."""
         self.leaves = False
         """The server is about to stop: it answers what comes, but whoever can ask elsewhere had better do so."""

@@ -129,7 +129,7 @@ class _Told:
         self._model = model
 
     def completed(self, response: Response) -> None:
-        response.load = load_text(self._model.load())
+        response.load = load_text(self._model.load(), leaves=self._model.leaves)
         self._reply.completed(response)
 
     def failed(self, failure: Failure) -> None:

@@ -140,15 +140,18 @@ class RemoteInstance:
         except UpstreamError as error:
             asyncio.get_running_loop().call_soon(self._report, done, failed(error, perf_counter() - started_at))
             return
+        left, timeout_s = self._left_s(requests), self._settings.response_timeout_s
+        fields = self._fields(requests, left)
         if model.signature.streams:
-            messages = self._channel.stream(ask, timeout_s=self._settings.response_timeout_s, fields=self._fields(requests))
+            messages = self._channel.stream(ask, timeout_s=timeout_s, fields=fields)
             decode = partial(cast("PartsCodec", self._codec).decode_part, model)
             RemoteParts(messages, decode, self._parts_ended).ask(done)
             return
         rows = sum([request.inputs[0].shape[0] for request in requests]) if model.signature.batched else 1
         sent_at = perf_counter()
-        answered = partial(self._answered, done, rows, sent_at, sent_at - started_at)
-        self._channel.call(ask, answered, timeout_s=self._settings.response_timeout_s, fields=self._fields(requests))
+        overdue = asyncio.get_running_loop().call_later(left, self._watch.suspect) if left < inf else None
+        answered = partial(self._answered, done, rows, sent_at, sent_at - started_at, overdue)
+        self._channel.call(ask, answered, timeout_s=timeout_s, fields=fields)
 
     async def stop(self) -> None:
         await self._watch.stop()
@@ -170,9 +173,13 @@ class RemoteInstance:
         rows: int,
         sent_at: float,
         batch_s: float,
+        overdue: asyncio.TimerHandle | None,
         outcome: Answer | UpstreamError,
     ) -> None:
+        """`overdue`: goes off when nobody waits any more; a peer that has vanished without a word is noticed by that."""
         answered_at = perf_counter()
+        if overdue is not None:
+            overdue.cancel()
         try:
             if isinstance(outcome, UpstreamError):
                 raise outcome
@@ -189,16 +196,19 @@ class RemoteInstance:
             result.load = self._load(outcome.load) if self._settings.hop else None
         self._report(done, result)
 
-    def _fields(self, requests: Sequence[Request]) -> Fields:
-        """What goes with a batch: its requests' traces, where they came through, and how long their clients wait."""
+    def _left_s(self, requests: Sequence[Request]) -> float:
+        """How long any client of them waits for its answer."""
+        latest = max([request.ticket.answer_by for request in requests])
+        return latest if latest == inf else left_s(latest - self._clock(), min(self._round_trips, default=0.0))
+
+    def _fields(self, requests: Sequence[Request], left: float) -> Fields:
+        """What goes with a batch: its requests' traces, where they came through, and how long the upstream has."""
         fields, own = [*trace_fields(requests)], self._settings.hop
         if own:
             fields.append((VIA, way_on(own, [request.headers.get(VIA, "") for request in requests])))
             if self.retries() or any(request.ticket.once for request in requests):
                 fields.append((RETRIES, "0"))
-        answer_by = [request.ticket.answer_by for request in requests]
-        if max(answer_by) < inf:
-            left = left_s(answer_by, self._clock(), min(self._round_trips, default=0.0))
+        if left < inf:
             fields.append((DEADLINE, f"{max(left * 1e3, 1e-3):.3f}"))
         return fields
 
