@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class Leaf(ScriptedUpstream):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v2/models/m"
+        return f"http://{self.host}:{self.port}/v2/models/m"
 
     async def _behave(self, asked: Asked) -> None:
         rows = np.frombuffer(asked.body[int(asked.header("inference-header-content-length")) :], np.float32).reshape(-1, 2)
@@ -125,6 +126,7 @@ class Load:
         self._number = 0
         self._stopping = False
         self.statuses: Counter[int] = Counter()
+        self.slowest_s = 0.0
         self.wrong: list[tuple[float, RawReply]] = []
         self._clients = [asyncio.create_task(self._go_on(place)) for place in range(clients)]
 
@@ -132,7 +134,9 @@ class Load:
         while not self._stopping:
             self._number += 1
             value = float(self._number)
+            began_at = monotonic()
             reply = await ask(self._servers[place % len(self._servers)], value, *self._headers)
+            self.slowest_s = max(self.slowest_s, monotonic() - began_at)
             self.statuses[reply.status] += 1
             if reply.status == 200 and answer(reply) != value + 1:
                 self.wrong.append((value, reply))

@@ -223,6 +223,7 @@ class Way:
     def __init__(self, port: int) -> None:
         self.to, self.port = port, 0
         self.accepted = 0
+        self.dead = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._silent: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -237,8 +238,12 @@ class Way:
             self.reset()
             await asyncio.wait(self._tasks)
 
+    def refuse(self) -> None:
+        """Nobody listens, until it is started again."""
+        self._server.close()
+
     def cut(self) -> None:
-        """Nothing passes any more on the connections that there are, and nobody is told."""
+        """Nothing passes any more on the connections that there are, and nobody is told; with `dead` on no later ones."""
         self._silent |= self._writers
 
     def reset(self) -> None:
@@ -254,6 +259,8 @@ class Way:
         there, back = await asyncio.open_connection("127.0.0.1", self.to)
         both = {writer, back}
         self._writers |= both
+        if self.dead:
+            self._silent |= both
         await asyncio.gather(self._pass_on(reader, back), self._pass_on(there, writer))
         self._writers -= both
         self._silent -= both
