@@ -2,9 +2,9 @@
 
 import ctypes
 import os
+import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,13 +45,12 @@ class Net:
             with suppress(OSError):
                 self._ip("netns", "del", f"{self._prefix}-{machine}")
 
-    @contextmanager
-    def on(self, machine: str) -> Iterator[None]:
-        """What opens sockets in here does so on that machine. Nothing else must run meanwhile."""
+    def listener(self, machine: str, port: int = 0) -> socket.socket:
+        """On that machine, whoever accepts there."""
         here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         self._move(self._open(machine))
         try:
-            yield
+            return socket.create_server((self.addresses[machine], port))
         finally:
             self._move(here)
 

@@ -64,9 +64,9 @@ class Site:
     def __init__(self, stack: AsyncExitStack) -> None:
         self._stack = stack
 
-    async def leaf(self, **options: Any) -> Leaf:
+    async def leaf(self, *, listener: socket.socket | None = None, **options: Any) -> Leaf:
         leaf = Leaf(**options)
-        await leaf.start()
+        await leaf.start(listener=listener)
         self._stack.push_async_callback(leaf.stop)
         return leaf
 

@@ -12,7 +12,7 @@ import msgspec
 from dlproxy.config import ModelConfig
 from dlproxy.config.node import NodeConfig
 from dlproxy.config.redis_address import parse_redis
-from dlproxy.fleet.registry import Registry
+from dlproxy.fleet.registry import TTL_S, Registry
 from dlproxy.fleet.srv import find_services
 from dlproxy.instance.remote import Address, parse_address, parse_addresses
 from dlproxy.instance.runtime import ModelError
@@ -23,11 +23,16 @@ Look = Callable[[], Awaitable[Sequence[Address]]]
 
 
 class Finder:
-    """`look`: the servers there are now; raises OSError. `words`: who says so. `close`: when nobody looks any more."""
+    """`look`: the servers there are now; raises OSError. `words`: who says so. `close`: when nobody looks any more.
+    `grace_s`: as Membership has it.
+    """
 
-    def __init__(self, look: Look, words: str, close: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self, look: Look, words: str, close: Callable[[], Awaitable[None]] | None = None, *, grace_s: float = 0.0
+    ) -> None:
         self._look = look
         self.words = words
+        self.grace_s = grace_s
         self._close = close
 
     async def look(self) -> dict[str, Address]:
@@ -51,7 +56,7 @@ def finder_of(config: ModelConfig, node: NodeConfig) -> Finder | None:
             raise ModelError("members = 'redis' needs to know where nodes announce themselves: set registry in [node]")
         registry = Registry(parse_redis(node.registry, "registry"))
         words = f"the nodes of group {hosts} at {registry.shown}"
-        return Finder(lambda: _announced(registry, named[0]), words, registry.close)
+        return Finder(lambda: _announced(registry, named[0]), words, registry.close, grace_s=TTL_S)
     resolver = Resolver()
     if config.members == "srv":
         return Finder(lambda: _each(named, resolver.services), f"the services of {hosts}")

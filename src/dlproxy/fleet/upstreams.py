@@ -201,7 +201,8 @@ class UpstreamFleet:
         return self.may_retry() and sum([instance.up for instance in self._instances.values()]) > 1
 
     async def _look_on(self, finder: Finder, roster: Roster) -> None:
-        members, trouble = Membership(self._instances), ""
+        clock, trouble = asyncio.get_running_loop().time, ""
+        members = Membership(self._instances, clock(), grace_s=finder.grace_s)
         while True:
             await asyncio.sleep(self._refresh_s * self._random.uniform(1.0 - JITTER, 1.0 + JITTER))
             try:
@@ -214,7 +215,7 @@ class UpstreamFleet:
             elif trouble and not why:
                 log.info("model %s: %s are known again", self._name, finder.words)
             trouble = why
-            joining, leaving = members.looked(found)
+            joining, leaving = members.looked(found, clock())
             for instance in joining:
                 self._join(instance, found[instance], roster)
             for instance in leaving:

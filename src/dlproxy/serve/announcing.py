@@ -17,9 +17,7 @@ from dlproxy.fleet.registry import TTL_S, Node, Registry
 from dlproxy.fleet.tasks import end_all
 from dlproxy.hosts import authority, plain_host
 
-AGAIN_S = (
-    TTL_S / 4
-)  # two words may be lost, and two looks of others with the default refresh_s see it come back after a restart
+AGAIN_S = TTL_S / 4  # two words may be lost
 SOON_S = 0.5  # after a failure
 
 log = logging.getLogger(__name__)
