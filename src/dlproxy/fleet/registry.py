@@ -76,8 +76,7 @@ class Registry:
                     return await asked(await self._connection(), *parts)
             except (OSError, ValueError) as error:  # TimeoutError is one
                 await self.close()
-                why = str(error) or "it does not answer"
-                raise OSError(f"{self.shown} cannot be used: {why}") from None
+                raise OSError(f"{self.shown} cannot be used: {reason(error)}") from None
             except asyncio.CancelledError:
                 await self.close()
                 raise
@@ -86,6 +85,11 @@ class Registry:
         if self._wire is None or self._wire.lost.done():
             self._wire = await connected(self._address)
         return self._wire
+
+
+def reason(error: BaseException) -> str:
+    """Without numbers."""
+    return getattr(error, "strerror", None) or str(error) or "no answer"
 
 
 def _node(said: Any) -> Node | None:

@@ -17,6 +17,7 @@ from dlproxy.config.node import NodeConfig
 from dlproxy.config.secrets import read_key, with_key
 from dlproxy.fleet.members import Finder, finder_of
 from dlproxy.fleet.names import instance_name
+from dlproxy.fleet.registry import reason
 from dlproxy.fleet.roster import Roster
 from dlproxy.fleet.tasks import end_all
 from dlproxy.instance.remote import (
@@ -73,7 +74,7 @@ async def _first_look(name: str, finder: Finder) -> dict[str, Address]:
     try:
         found = await finder.look()
     except OSError as error:
-        raise ModelError(f"{finder.words} cannot be found out: {error or 'no answer'}") from None
+        raise ModelError(f"{finder.words} cannot be found out: {reason(error)}") from None
     if not found:
         raise ModelError(f"there is none among {finder.words}")
     return {member_name(name, place): address for place, address in found.items()}
@@ -209,7 +210,7 @@ class UpstreamFleet:
                 found = {member_name(self._name, place): address for place, address in (await finder.look()).items()}
                 why = "" if found else "nobody is there"
             except (OSError, ModelError) as error:
-                found, why = {}, str(error) or "no answer"
+                found, why = {}, reason(error)
             if why and why != trouble:
                 log.warning("model %s: %s cannot be found out, those known stay: %s", self._name, finder.words, why)
             elif trouble and not why:
