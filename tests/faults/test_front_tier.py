@@ -1,22 +1,28 @@
 """Nodes before nodes: loops, deadlines and retries over several hops, versions that differ, nodes that leave. Real sockets."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
+from dlproxy.fleet import upstreams
+from dlproxy.instance.remote import RemoteInstance, RemoteSettings
 from dlproxy.serve.server import Server
 from dlproxy.testing import FakeRuntime
-from tests.faults.tiers import Load, Site, answer, ask, free_port, instances, site, upstream, url_of
+from tests.clients.raw import connect, json_infer
+from tests.faults.tiers import Load, Site, answer, ask, free_port, instances, site, upstream, url_of, when_proving
 from tests.instance.remote_grpc import GrpcUpstream
 from tests.instance.test_remote import PAIR, double
 from tests.instance.upstreams import until
 from tests.serve.caching.redis_nodes import relay
 
-TRANSPORTS = pytest.mark.parametrize("transport", ["http", "grpc"])
+TRANSPORTS = pytest.mark.parametrize("transport", ["http", *when_proving("grpc")])
 
 
 @pytest.fixture
-async def tiers() -> AsyncIterator[Site]:
+async def tiers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    """Those that were lost are asked again soon."""
+    monkeypatch.setattr(upstreams, "RemoteSettings", partial(RemoteSettings, check_interval_s=0.5, recheck_s=0.02))
     async with site() as made:
         yield made
 
@@ -24,7 +30,7 @@ async def tiers() -> AsyncIterator[Site]:
 # Retries
 
 
-@pytest.mark.parametrize("status", [503, 500])
+@pytest.mark.parametrize("status", [503, *when_proving(500)])
 async def test_one_budget_holds_for_the_whole_way(tiers: Site, status: int) -> None:
     """Three tiers, all leaves fail: with a budget at each node there would be 1.44 runs for each request."""
     leaves = [await tiers.leaf() for _ in range(4)]
@@ -126,21 +132,20 @@ async def test_over_grpc_all_of_it_is_metadata(tiers: Site) -> None:
 # What a node says of itself
 
 
-@TRANSPORTS
+@pytest.mark.parametrize("transport", ["http", "grpc"])
 async def test_answers_say_how_busy_a_node_is_and_where(tiers: Site, transport: str) -> None:
     behind = await tiers.node("sleep:base=1ms,row=1ms", node={"zone": "b"}, run="thread")
     front = await tiers.node(url_of(behind, transport), node={"zone": "a"})
-    (instance,) = front.models.__iter__().__next__().fleet._instances.values()  # type: ignore[attr-defined]
-    reply = await ask_sleep(front)
-    assert reply == 200
+    (model,) = front.models
+    (instance,) = model.driver._instances.values()
+    assert isinstance(instance, RemoteInstance)
+    assert await ask_sleep(front) == 200
     assert instance.zone == "b"
     assert instance.distance_s > 0.0, "another zone"
 
 
 async def ask_sleep(server: Server) -> int:
     """The status of a request of the model that sleeps."""
-    from tests.clients.raw import connect, json_infer
-
     connection = await connect(server.http_port)
     reply = await connection.ask(json_infer("m", "x", "FP32", [[1.0]]))
     connection.close()
@@ -152,7 +157,7 @@ async def ask_sleep(server: Server) -> int:
 # Versions that differ
 
 
-@pytest.mark.parametrize("balancer", ["peak-ewma", "prequal", "nearest", "consistent-hash"])
+@pytest.mark.parametrize("balancer", ["peak-ewma", "prequal", "nearest", *when_proving("consistent-hash")])
 async def test_nodes_of_other_versions_serve_side_by_side(tiers: Site, balancer: str) -> None:
     """One that says nothing of itself, one that says more than is known, one that says nonsense."""
     old = await tiers.leaf()
