@@ -15,7 +15,7 @@ import numpy as np
 from dlproxy.config import Config, ModelConfig, ServerConfig
 from dlproxy.config.node import NodeConfig
 from dlproxy.serve.server import Server
-from tests.clients.raw import RawReply, connect, post
+from tests.clients.raw import RawConnection, RawReply, connect, post
 from tests.instance.test_remote import OIP
 from tests.instance.upstreams import Asked, ScriptedUpstream
 
@@ -105,17 +105,24 @@ async def site() -> AsyncIterator[Site]:
         yield Site(stack)
 
 
-async def ask(server: Server, value: float, *headers: str) -> RawReply:
+def question(value: float, *headers: str) -> bytes:
     """For x + 1."""
     body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [value, value]}]}).encode()
+    return post("/v2/models/m/infer", body, *headers)
+
+
+async def ask(server: Server, value: float, *headers: str) -> RawReply:
     connection = await connect(server.http_port)
-    try:
-        async with asyncio.timeout(HANG_S):
-            return await connection.ask(post("/v2/models/m/infer", body, *headers))
-    finally:
-        assert connection.replies.empty(), "a second answer"
-        connection.close()
-        await connection.ended
+    async with asyncio.timeout(HANG_S):
+        reply = await connection.ask(question(value, *headers))
+    await leave(connection)
+    return reply
+
+
+async def leave(connection: RawConnection) -> None:
+    assert connection.replies.empty(), "a second answer"
+    connection.close()
+    await connection.ended
 
 
 def answer(reply: RawReply) -> float | None:
@@ -138,16 +145,18 @@ class Load:
         self._clients = [asyncio.create_task(self._go_on(place)) for place in range(clients)]
 
     async def _go_on(self, place: int) -> None:
+        connection = await connect(self._servers[place % len(self._servers)].http_port)
         while not self._stopping:
             self._number += 1
-            value = float(self._number)
-            began_at = monotonic()
-            reply = await ask(self._servers[place % len(self._servers)], value, *self._headers)
+            value, began_at = float(self._number), monotonic()
+            async with asyncio.timeout(HANG_S):
+                reply = await connection.ask(question(value, *self._headers))
             self.slowest_s = max(self.slowest_s, monotonic() - began_at)
             self.statuses[reply.status] += 1
             self._replied.set()
             if reply.status == 200 and answer(reply) != value + 1:
                 self.wrong.append((value, reply))
+        await leave(connection)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Looks after each reply."""
