@@ -102,7 +102,7 @@ class PipelineFleet:
     @property
     def headers(self) -> tuple[str, ...]:
         """Of the client's, those that steps name; and where it came through, as stages may be on other servers."""
-        return tuple(dict.fromkeys([VIA, *(name for stage in self.stages.values() for name in stage.config.headers)]))
+        return tuple(dict.fromkeys([*(name for stage in self.stages.values() for name in stage.config.headers), VIA]))
 
     # A Fleet
 
