@@ -106,13 +106,13 @@ async def test_a_front_tier_that_is_split(tiers: Site) -> None:
         await load.after(50)
         for _ in range(ROUNDS):
             for place, own in enumerate(ways):
+                own[place][0].refuses = True
                 own[place][0].reset()
-                own[place][0].refuse()
             await load.until(lambda: [one[place] for place, one in enumerate(map(states, fronts))] == ["lost"] * 2)
             await load.after(200)
             assert [one[1 - place] for place, one in enumerate(map(states, fronts))] == ["up"] * 2
             for place, own in enumerate(ways):
-                await own[place][0].start()
+                own[place][0].refuses = False
             await load.until(lambda: states(fronts[0]) == states(fronts[1]) == ["up"] * 2)
         await load.stop()
         assert set(load.statuses) == {200}

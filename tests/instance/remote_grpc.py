@@ -223,7 +223,7 @@ class Way:
     def __init__(self, port: int) -> None:
         self.to, self.port = port, 0
         self.accepted = 0
-        self.dead = False
+        self.dead = self.refuses = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._silent: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -238,10 +238,6 @@ class Way:
             self.reset()
             await asyncio.wait(self._tasks)
 
-    def refuse(self) -> None:
-        """Nobody listens, until it is started again."""
-        self._server.close()
-
     def cut(self) -> None:
         """Nothing passes any more on the connections that there are, and nobody is told; with `dead` on no later ones."""
         self._silent |= self._writers
@@ -254,6 +250,9 @@ class Way:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if self.refuses:
+            writer.transport.abort()
+            return
         self._tasks.add(task)
         self.accepted += 1
         there, back = await asyncio.open_connection("127.0.0.1", self.to)
