@@ -39,7 +39,7 @@ time.time = lambda: wall() + {skew_s}
 @pytest.fixture
 async def tiers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     """Checks are quick, or a test would take half a minute."""
-    quick = partial(RemoteSettings, check_interval_s=0.5, check_timeout_s=0.25, recheck_s=0.02, connect_timeout_s=0.5)
+    quick = partial(RemoteSettings, check_interval_s=0.5, check_timeout_s=0.5, recheck_s=0.02, connect_timeout_s=0.5)
     monkeypatch.setattr(upstreams, "RemoteSettings", quick)
     async with site() as made:
         yield made
