@@ -136,6 +136,7 @@ class Ticket(Struct, eq=False):
     re-check (serve/recheck.py) or a shadow's request (serve/traffic.py). `part_of`: of a part of a request that was split, the
     request's id, which its first part has itself; else 0. `whole_rows`: of a part, the rows of the request; else 0.
     `pinned`: the one instance that it may run on, as what it needs is in there; empty for any. Set by `pin`.
+    `once`: errors do not make it run again here, as the node that it came from has the budget for that (hops.py).
     """
 
     id: int
@@ -153,6 +154,7 @@ class Ticket(Struct, eq=False):
     part_of: int = 0
     whole_rows: int = 0
     pinned: str = ""
+    once: bool = False
 
     def pin(self, instance: str) -> None:
         """It may run on this instance alone, once, and shares batches only with those that are pinned to it as well."""
@@ -332,7 +334,8 @@ was told to keep out; "": there is none.
 
 class Response(Struct, eq=False):
     """The answer to one request; `outputs` in the order that the request named. `rest`: None if that is all of it.
-    `variant`: the name of the model that answered in place of the one asked for; empty if none did.
+    `variant`: the name of the model that answered in place of the one asked for; empty if none did. `load`: how busy the model
+    is, as hops.py writes it, for another node that asked.
     """
 
     id: str
@@ -343,6 +346,7 @@ class Response(Struct, eq=False):
     rest: "Rest | None" = None
     cache: Cached = ""
     variant: str = ""
+    load: str = ""
 
 
 class PartTo(Protocol):
@@ -390,6 +394,7 @@ class FailureKind(Enum):
     TOO_LARGE = "too_large"
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
+    LOOP = "loop"  # it has come back to where it was before
 
 
 class Failure(Struct, frozen=True):

@@ -9,7 +9,8 @@ import pytest
 
 from dlproxy.fleet.roster import Roster
 from dlproxy.fleet.upstreams import UpstreamFleet
-from dlproxy.instance.remote import parse_address
+from dlproxy.instance.remote import RemoteSettings, parse_address
+from dlproxy.instance.remote.codec import UpstreamModel
 from dlproxy.instance.warmup import Calibration
 from dlproxy.policy.events import InstanceExpected, InstanceLost, InstanceRetired, InstanceUp
 from dlproxy.serve.driver import Driver
@@ -167,6 +168,7 @@ class Upstream(FakeInstance):
     def __init__(self, name: str, rig: Rig, *, up: bool) -> None:
         super().__init__(name, rig.runtime)
         self.up = up
+        self.model = UpstreamModel(SIGNATURE, None, binary=True)
         self.address = parse_address(f"http://{name}.example:8000/v2/models/m")
         self.on_lost: Callable[[str], None] = lambda reason: None
         self.on_up: Callable[[], None] = lambda: None
@@ -175,7 +177,7 @@ class Upstream(FakeInstance):
 async def test_upstreams_are_shown_with_their_address_from_the_start_on_and_come_and_go() -> None:
     rig = Signed()
     well, missing = Upstream("m-0", rig, up=True), Upstream("m-1", rig, up=False)
-    fleet = UpstreamFleet("m", [well, missing], SIGNATURE, None, Calibration((), True))  # type: ignore[list-item]
+    fleet = UpstreamFleet("m", [well, missing], well.model, Calibration((), True), RemoteSettings())  # type: ignore[list-item]
     fleet.attach(rig.roster)
     assert [(place["state"], place["address"]) for place in rig.roster.places()] == [
         ("up", "m-0.example:8000"),

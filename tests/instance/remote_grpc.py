@@ -223,6 +223,7 @@ class Way:
     def __init__(self, port: int) -> None:
         self.to, self.port = port, 0
         self.accepted = 0
+        self.dead = self.refuses = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._silent: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -238,7 +239,7 @@ class Way:
             await asyncio.wait(self._tasks)
 
     def cut(self) -> None:
-        """Nothing passes any more on the connections that there are, and nobody is told."""
+        """Nothing passes any more on the connections that there are, and nobody is told; with `dead` on no later ones."""
         self._silent |= self._writers
 
     def reset(self) -> None:
@@ -249,11 +250,16 @@ class Way:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if self.refuses:
+            writer.transport.abort()
+            return
         self._tasks.add(task)
         self.accepted += 1
         there, back = await asyncio.open_connection("127.0.0.1", self.to)
         both = {writer, back}
         self._writers |= both
+        if self.dead:
+            self._silent |= both
         await asyncio.gather(self._pass_on(reader, back), self._pass_on(there, writer))
         self._writers -= both
         self._silent -= both

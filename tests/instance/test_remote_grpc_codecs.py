@@ -353,6 +353,7 @@ def test_scalars_keep_their_shape() -> None:
     [
         ("INVALID_ARGUMENT", "bad", FailureKind.INVALID_ARGUMENT),
         ("FAILED_PRECONDITION", "bad", FailureKind.INVALID_ARGUMENT),
+        ("ABORTED", "round", FailureKind.LOOP),
         ("OUT_OF_RANGE", "bad", FailureKind.INVALID_ARGUMENT),
         ("RESOURCE_EXHAUSTED", "queue full", FailureKind.OVERLOADED),
         ("RESOURCE_EXHAUSTED", "SERVER: Received message larger than max (9 vs. 4)", FailureKind.TOO_LARGE),
@@ -365,7 +366,14 @@ def test_scalars_keep_their_shape() -> None:
         ("UNIMPLEMENTED", "", FailureKind.UNSUPPORTED),
         *[
             (status, "no", FailureKind.UNAVAILABLE)
-            for status in ("UNAVAILABLE", "NOT_FOUND", "UNAUTHENTICATED", "PERMISSION_DENIED", "ABORTED", "DEADLINE_EXCEEDED")
+            for status in (
+                "UNAVAILABLE",
+                "NOT_FOUND",
+                "UNAUTHENTICATED",
+                "PERMISSION_DENIED",
+                "ALREADY_EXISTS",
+                "DEADLINE_EXCEEDED",
+            )
         ],
     ],
 )

@@ -24,10 +24,15 @@ class Rig:
         self.looks: list[tuple[float, bool]] = []
         self.told: list[tuple[float, str]] = []
         self.now = asyncio.get_running_loop().time
-        self.watch = Watch("u", self._probe, SETTINGS, on_lost=self._lost, on_up=lambda: self._tell("up"), draw=draw)
+        self.watch = Watch(
+            "u", self._probe, SETTINGS, on_lost=self._lost, on_up=lambda: self._tell("up"), on_leaves=self._leaves, draw=draw
+        )
 
     def _lost(self, reason: str) -> None:
         self._tell(f"lost: {reason}")
+
+    def _leaves(self, reason: str) -> None:
+        self._tell(f"leaves: {reason}")
 
     def _tell(self, what: str) -> None:
         self.told.append((round(self.now(), 3), what))

@@ -70,7 +70,7 @@ class ScriptedUpstream:
     def __init__(self, answers: Mapping[str, Any], behave: Behave) -> None:
         self.answers = dict(answers)
         self.behave = behave
-        self.port = 0
+        self.host, self.port = "127.0.0.1", 0
         self.asked: list[Asked] = []
         self.accepted = 0
         self._writers: set[asyncio.StreamWriter] = set()
@@ -85,8 +85,9 @@ class ScriptedUpstream:
     def posts(self) -> list[Asked]:
         return [asked for asked in self.asked if asked.method == "POST"]
 
-    async def start(self, ssl: Any = None) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=ssl)
+    async def start(self, ssl: Any = None, listener: socket.socket | None = None) -> None:
+        place = (self.host, self.port) if listener is None else ()
+        self._server = await asyncio.start_server(self._serve, *place, ssl=ssl, sock=listener)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

@@ -7,7 +7,7 @@ from random import Random
 
 from dlproxy.policy.balancing import BALANCERS, Balancer
 
-LATENCY_AWARE = ("peak-ewma", "fastest-response", "power-of-two", "prequal")
+LATENCY_AWARE = ("peak-ewma", "fastest-response", "power-of-two", "prequal", "nearest")
 WEIGHTED = tuple(name for name in BALANCERS if name != "round-robin")
 
 

@@ -146,3 +146,15 @@ def test_without_affinity_the_fewest_in_flight_win_and_equals_take_turns() -> No
     assert balancer.choose(["a", "b", "c"], {"a": 2, "b": 1, "c": 2}, 0.0) == "b"
     balancer = ConsistentHash()
     assert Counter(balancer.choose(["a", "b"], {"a": 0, "b": 0}, 0.0) for _ in range(100)) == {"a": 50, "b": 50}
+
+
+def test_whoever_learnt_of_the_instances_in_another_order_agrees() -> None:
+    """As front nodes do that follow one group."""
+    names = [f"m-10.0.0.{number}:8000" for number in range(6)]
+    rings = [ConsistentHash(), ConsistentHash()]
+    for ring, order in zip(rings, (names, [*reversed(names)]), strict=True):
+        for name in order:
+            ring.add(name, 0.0)
+    idle = dict.fromkeys(names, 0)
+    for key in map(str, range(200)):
+        assert len({ring.choose(order, idle, 0.0, key) for ring, order in zip(rings, (names, [*idle]), strict=True)}) == 1

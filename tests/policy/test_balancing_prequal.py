@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dlproxy.policy.balancing import Prequal, SplitMix64
 from dlproxy.policy.balancing.latency import DECAY_S, INITIAL_S
 from dlproxy.policy.balancing.prequal import POOL_SIZE, PROBE_AGE_S, UNTRIED, Levels, reuse_budget
+from dlproxy.policy.hops import Load
 
 MANY = [f"i-{number}" for number in range(40)]
 
@@ -184,3 +185,10 @@ def test_a_failure_counts_at_once_at_every_level_until_something_succeeds() -> N
     assert levels.expected_s("a", 0, 20.0) == pytest.approx(UNTRIED * 0.1), "the usual, not 30 ms"
     levels.observe("a", 4, 0.1, ok=True, now=1.0)
     assert levels.failed_s("a", 1.0) == 0.0
+
+
+def test_answers_of_nodes_are_probes_that_count_what_others_send_there() -> None:
+    balancer = prequal()
+    for name in "ab":
+        balancer.told(name, Load(8 * (name == "a"), 0.010 + 0.080 * (name == "a"), distance_s=0.001), 0.0)
+    assert balancer.choose("ab", {"a": 0, "b": 1}, 0.0) == "b", "a is idle as far as this node knows"

@@ -385,6 +385,7 @@ FAILURES: list[tuple[FailureKind, int]] = [
     (FailureKind.TOO_LARGE, 413),
     (FailureKind.UNAUTHENTICATED, 401),
     (FailureKind.FORBIDDEN, 403),
+    (FailureKind.LOOP, 508),
 ]
 
 

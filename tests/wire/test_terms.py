@@ -497,3 +497,32 @@ def test_no_value_of_a_header_breaks_the_server(name: bytes, value: bytes, targe
         assert ticket.deadline_at == inf or NOW <= ticket.deadline_at <= NOW + MOST_DEADLINE_MS / 1e3
         assert 0 <= ticket.priority < 10**9
         assert max(len(ticket.tenant), len(ticket.affinity)) <= MOST_TENANT
+
+
+# Of other nodes
+
+
+def test_a_node_before_this_one_may_have_the_retries() -> None:
+    assert submitted({b"x-dlproxy-retries": b"0"}).ticket.once
+    for value in (b"", b"1", b"perhaps", b"00"):
+        assert not submitted({b"x-dlproxy-retries": value}).ticket.once
+    assert not submitted({}).ticket.once
+
+
+def test_where_it_came_through_is_carried_on_where_it_goes_on() -> None:
+    headers = {b"x-dlproxy-via": b"2; a, b"}
+    assert submitted(headers, wanted=("x-dlproxy-via",)).headers == {"x-dlproxy-via": "2; a, b"}
+    assert not submitted(headers).headers
+
+
+@pytest.mark.parametrize(
+    ("via", "refused"), [(b"1; own", True), (b"2; a, own", True), (b"1; other", False), (b"8; a", True), (b"own", False)]
+)
+def test_what_has_come_back_is_refused(via: bytes, refused: bool) -> None:
+    read = HeaderTerms(tenant_header="t", sticky="", hop="own").read
+    if not refused:
+        assert read({b"x-dlproxy-via": via}).of_node
+        return
+    with pytest.raises(InferenceError) as caught:
+        read({b"x-dlproxy-via": via})
+    assert caught.value.failure.kind is FailureKind.LOOP

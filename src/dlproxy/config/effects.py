@@ -13,6 +13,7 @@ from dlproxy.config.goals import parse_goal, parse_latency
 from dlproxy.config.knobs import Config, ModelConfig, Place
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain, what_and_where
+from dlproxy.config.node import NodeConfig, check_members, check_node
 from dlproxy.config.paths import check_forecast, check_way, is_address, parse_devices
 from dlproxy.config.pipelines import PIPELINE, wired
 from dlproxy.config.table import Knob, first_knobs, knobs, tuned_knobs
@@ -41,6 +42,8 @@ def check(section: Struct, places: Sequence[str] = ()) -> list[str]:
         parse_devices(section.device)
         check_way(section.run)
         check_forecast(section.forecast)
+        if is_address(section.path):
+            check_members(section.members, section.path)
         _check_bounds(section)
         _check_names("pinned", section.pinned, tuned_knobs())
         if section.path == PIPELINE:
@@ -49,6 +52,8 @@ def check(section: Struct, places: Sequence[str] = ()) -> list[str]:
             raise ConfigError(f"variants: a model is named twice in {', '.join(section.variants)}", "variants")
     elif isinstance(section, HttpLimits):
         check_origins(section.cors_origins)
+    elif isinstance(section, NodeConfig):
+        check_node(section)
     elif isinstance(section, TracingConfig):
         check_endpoint(section.endpoint)
     warnings = []

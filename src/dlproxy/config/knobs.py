@@ -15,6 +15,7 @@ from dlproxy.config.cache import CacheConfig
 from dlproxy.config.drift import Drift
 from dlproxy.config.goals import Goal, parse_goal, parse_latency
 from dlproxy.config.limits import HttpLimits, TenantConfig
+from dlproxy.config.node import Members, NodeConfig
 from dlproxy.config.paths import FORECASTS, OWN_WAYS
 from dlproxy.config.pipelines import StepConfig
 from dlproxy.config.security import AuthConfig, GrantConfig, IntegrityConfig, TlsConfig
@@ -36,6 +37,7 @@ BalancerName = Literal[
     "consistent-hash",
     "power-of-two",
     "prequal",
+    "nearest",
 ]
 WAY = ("instances", "threads", "run")  # what of `start` is settled where a model is brought up; the rest is its lane's
 
@@ -441,6 +443,7 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
     ] = 0
     pin: Annotated[bool, _loaded("keep each worker process on cores of its own", only=(_IN_PROCESSES,))] = False
     cores: Annotated[list[int], _loaded("those to pin worker processes to; empty: all, if pin", only=(_IN_PROCESSES,))] = []
+    members: Members = "static"
     upstream_headers: Annotated[
         dict[str, str],
         _loaded("sent to other servers with each request, such as authorization", only=(Only("run", ("upstream",)),)),
@@ -570,6 +573,7 @@ class Config(Struct, frozen=True, kw_only=True):
     autopilot: AutopilotConfig = AutopilotConfig()
     cache: CacheConfig = CacheConfig()
     tracing: TracingConfig = TracingConfig()
+    node: NodeConfig = NodeConfig()
     models: dict[str, list[ModelConfig]] = {}
     """The versions of each, oldest first."""
     tenants: dict[str, TenantConfig] = {}
@@ -589,6 +593,7 @@ SECTIONS: dict[str, type[Struct]] = {
     "autopilot": AutopilotConfig,
     "cache": CacheConfig,
     "tracing": TracingConfig,
+    "node": NodeConfig,
     "models": ModelConfig,
     "pipelines": StepConfig,
     "tenants": TenantConfig,

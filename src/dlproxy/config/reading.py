@@ -19,6 +19,7 @@ from dlproxy.config.effects import check
 from dlproxy.config.knobs import SECTIONS, Config, ModelConfig
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain, unknown_key, what_and_where
+from dlproxy.config.node import NodeConfig
 from dlproxy.config.paths import is_file, is_network, python_place
 from dlproxy.config.pipelines import PIPELINE, StepConfig
 from dlproxy.config.secrets import ENV, KEY_VARIABLE, hold
@@ -60,6 +61,7 @@ def load(path: Path) -> Config:
         autopilot=_autopilot(path, file.section(["autopilot"], data.get("autopilot", {}), AutopilotConfig)),
         cache=file.section(["cache"], data.get("cache", {}), CacheConfig),
         tracing=file.section(["tracing"], data.get("tracing", {}), TracingConfig),
+        node=file.section(["node"], data.get("node", {}), NodeConfig),
         grants={name: file.section(["grants", name], table, GrantConfig) for name, table in grants.items()},
         tenants={name: file.section(["tenants", name], table, TenantConfig) for name, table in tenants.items()},
         models={name: file.models(["models", name], table) for name, table in models.items()}

@@ -12,7 +12,7 @@ from msgspec import NODEFAULT, Meta, Struct
 from dlproxy.config.knobs import SECTIONS, LaneSettings, ModelConfig
 from dlproxy.config.traits import Cost, Scale, Traits
 
-GLOBAL = ("server", "http", "tls", "auth", "integrity", "autopilot", "cache", "tracing")
+GLOBAL = ("server", "http", "tls", "auth", "integrity", "autopilot", "cache", "tracing", "node")
 """The sections that there are once: environment variables and options set their knobs."""
 
 

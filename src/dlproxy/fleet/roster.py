@@ -180,5 +180,5 @@ def _described(place: _Place, now: float) -> dict[str, Any]:
         "restarts": max(place.lives - 1, 0),
         "last_problem": place.last_problem,
         "pid": getattr(place.instance, "pid", None),  # what only worker processes have, while they live
-        "address": None if address is None else address.authority,
+        "address": None if address is None else address.place,
     }

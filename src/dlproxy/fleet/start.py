@@ -12,6 +12,7 @@ import msgspec
 
 from dlproxy.config import ConfigError, ModelConfig, check, is_address, parse_devices
 from dlproxy.config.knobs import WAY
+from dlproxy.config.node import NodeConfig
 from dlproxy.fleet import Fleet
 from dlproxy.fleet.local import LocalFleet
 from dlproxy.fleet.remembered import Memory
@@ -23,18 +24,25 @@ from dlproxy.instance.runtime.formats import ANY, format_of
 if TYPE_CHECKING:
     from dlproxy.fleet.lent import Lender
 
+ALONE = NodeConfig()
+
 log = logging.getLogger(__name__)
 
 Start = Callable[[str, ModelConfig, Memory | None, Trust], Awaitable[Fleet]]
 
 
 async def start_fleet(
-    name: str, config: ModelConfig, memory: Memory | None = None, trust: Trust = ANY, lender: "Lender | None" = None
+    name: str,
+    config: ModelConfig,
+    memory: Memory | None = None,
+    trust: Trust = ANY,
+    node: NodeConfig = ALONE,
+    lender: "Lender | None" = None,
 ) -> Fleet:
     """Load and calibrate a model where its configuration says. Raises ModelError, ConfigError.
 
-    `memory`: of what was found out about models in earlier lives of the server. `trust`: which models may be loaded. `lender`:
-    who has the worker processes, where several processes share them.
+    `memory`: of what was found out about models in earlier lives of the server. `trust`: which models may be loaded.
+    `node`: what this server is to others. `lender`: who has the worker processes, where several processes share them.
     """
     config = config.begun(WAY)
     trust = msgspec.structs.replace(trust, model=name, version=config.version)
@@ -44,6 +52,8 @@ async def start_fleet(
         from dlproxy.fleet.lent import borrow
 
         return await borrow(lender, name, config, trust, "" if memory is None else memory.graphs)
+    if way == "upstream":
+        return await _elsewhere(name, config, node)
     return await WAYS.get(way, _added)(name, config, memory, trust)
 
 
@@ -77,10 +87,10 @@ async def _in_processes(name: str, config: ModelConfig, memory: Memory | None, t
     return await start_processes(name, config, trust, "" if memory is None else memory.graphs)
 
 
-async def _elsewhere(name: str, config: ModelConfig, memory: Memory | None, trust: Trust) -> Fleet:
+async def _elsewhere(name: str, config: ModelConfig, node: NodeConfig) -> Fleet:
     from dlproxy.fleet.upstreams import join_upstreams
 
-    return await join_upstreams(name, config)
+    return await join_upstreams(name, config, node)
 
 
 async def _added(name: str, config: ModelConfig, memory: Memory | None, trust: Trust) -> Fleet:
@@ -98,7 +108,6 @@ WAYS: Mapping[str, Start] = {
     "inline": _here,
     "thread": _here,
     "process": _in_processes,
-    "upstream": _elsewhere,
 }
 """Those of other packages are found by their entry points."""
 

@@ -17,6 +17,7 @@ from dlproxy import tensors
 from dlproxy.instance.runtime import Runtime, StreamingRuntime, alone
 from dlproxy.instance.tracebacks import origin_of
 from dlproxy.message import Failure, InSequence, Request, Signature, Tensor, TensorSpec, text_of
+from dlproxy.policy.hops import Load
 
 Array = NDArray[np.generic]
 
@@ -47,7 +48,7 @@ class BatchResult(Struct):
 
     `failure`: the error with its kind, where another server said so; None is the model's own failure. `origin`:
     where the error was raised, for the log; text if that was in another process. `rest`: what may follow; None: that is all.
-    `variant`: as a Response has it.
+    `variant`: as a Response has it. `load`: what the node that gave the answer says of itself.
     """
 
     outputs: list[Array]
@@ -58,6 +59,7 @@ class BatchResult(Struct):
     origin: TracebackException | str = ""
     rest: BatchRest | None = None
     variant: str = ""
+    load: Load | None = None
 
 
 def run_batch(runtime: Runtime, requests: Sequence[Request], sequences: Sequence[InSequence] = ()) -> BatchResult:

@@ -8,6 +8,7 @@ from typing import Literal
 from msgspec import Struct
 
 from dlproxy.message import Failure, Ticket
+from dlproxy.policy.hops import Load
 from dlproxy.policy.knobs import LaneKnobs
 
 DispatchReason = Literal["idle", "turn", "retry", "hedge", "probe"]
@@ -40,13 +41,14 @@ class Cancelled(Struct, tag="cancelled"):
 class BatchDone(Struct, tag="batch_done"):
     """An instance finished a batch in `service_s` seconds; `error` says why it has no answers.
 
-    `failure`: the error as another server classed it; None is the model's own failure.
+    `failure`: the error as another server classed it; None is the model's own failure. `load`: what a node said of itself.
     """
 
     batch_id: int
     service_s: float
     error: str | None = None
     failure: Failure | None = None
+    load: Load | None = None
 
 
 class FirstPart(Struct, tag="first_part"):

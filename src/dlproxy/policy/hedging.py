@@ -46,4 +46,5 @@ class Hedging:
     def _may_run_twice(self, tickets: list[Ticket], max_batch: int, now: float) -> bool:
         """Someone waits for it, no deadline has passed meanwhile, and max_batch has not become too small for it."""
         fits = sum([ticket.rows for ticket in tickets]) <= max_batch or len(tickets) == 1
-        return bool(tickets) and fits and min([ticket.deadline_at for ticket in tickets]) > now
+        once = sum([ticket.once for ticket in tickets])
+        return bool(tickets) and fits and not once and min([ticket.deadline_at for ticket in tickets]) > now

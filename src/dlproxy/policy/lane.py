@@ -37,6 +37,7 @@ from dlproxy.policy.events import (
 )
 from dlproxy.policy.expiry import Deadlines, Promises
 from dlproxy.policy.hedging import Hedging
+from dlproxy.policy.hops import Load
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.outage import Outage
 from dlproxy.policy.padding import Padding
@@ -152,6 +153,11 @@ class Lane:
         """How long it would wait for an instance if it came now, as predicted; 0 where nothing is known."""
         return self._admission.would_wait_s(ticket, self.queue, self._backlog(now), now)
 
+    def load(self, now: float, zone: str = "") -> Load:
+        """How a request of one row would find it, for the node that asks."""
+        wait_s = self.would_wait_s(Ticket(0, now), now) + self.model.mean(1, self.batching.length)
+        return Load(self.rows_under_way(), wait_s, zone)
+
     def stage(self) -> Stage:
         """How it batches, for a pipeline of which it is a stage."""
         model, batching = self.model, self.batching
@@ -213,6 +219,8 @@ class Lane:
             )  # those of one sequence must not keep others from theirs
             service_s = event.service_s if run.first_s is None else run.first_s  # the rest is the time of whoever reads it
             self.pool.release(run.instance, service_s, predicted_s=predicted_s, ok=well, now=now)
+            if event.load is not None and self.pool.told is not None:
+                self.pool.told(run.instance, event.load, now)
         if run.first_s is not None:
             return
         if event.error is None:

@@ -3,17 +3,18 @@
 Called by policy/lane.py. Not aware of: tickets, queues, what a batch holds.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from math import inf
 
 from msgspec import Struct
 
-from dlproxy.policy.balancing import make_balancer
+from dlproxy.policy.balancing import Nearest, make_balancer
 from dlproxy.policy.ejection import Circuit, OutlierEjection
+from dlproxy.policy.hops import Load
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.slowness import Slowness
 
-LATENCY_AWARE = ("peak-ewma", "fastest-response", "power-of-two", "prequal")  # that may leave a slow instance idle
+LATENCY_AWARE = ("peak-ewma", "fastest-response", "power-of-two", "prequal", "nearest")  # that may leave a slow instance idle
 
 
 class InstanceState(Struct):
@@ -42,7 +43,7 @@ class InstancePool:
         self._ejection = OutlierEjection(after=knobs.eject_after)
         self._slowness = Slowness()
         self._knobs = knobs
-        self._balancer = make_balancer(knobs.balancer, slow_start_s=knobs.slow_start_s)
+        self._balance(knobs)
 
     def __len__(self) -> int:
         """Instances that are up."""
@@ -56,7 +57,7 @@ class InstancePool:
         before, self._knobs = self._knobs, knobs
         self._ejection.configure(after=knobs.eject_after)
         if (before.balancer, before.slow_start_s) != (knobs.balancer, knobs.slow_start_s):
-            self._balancer = make_balancer(knobs.balancer, slow_start_s=knobs.slow_start_s)
+            self._balance(knobs)
             for instance, weight in self._weights.items():
                 self._balancer.add(instance, now, weight)
         self._circuits_changed()
@@ -121,7 +122,7 @@ class InstancePool:
     def worth_waiting_s(self, batch_s: float, now: float, *, avoided: str) -> float:
         """How long a batch of `batch_s` may wait for a busy instance rather than start now on one that is slow; 0: not at all.
 
-        An `avoided` instance is not waited for.
+        An `avoided` instance is not waited for. The same for one that is far away, where the balancer knows distances.
 
         So long is the slow one's batch longer: whoever waits that long and still finds no other has lost nothing much.
         """
@@ -129,7 +130,10 @@ class InstancePool:
             return 0.0
         busy = [name for name in self._capacity if name not in self.ready and name != avoided]
         busy = [name for name in busy if self._ejection.available(name)]
-        return self._slowness.excess(self.ready, busy, now) * batch_s
+        wait_s = self._slowness.excess(self.ready, busy, now) * batch_s
+        if isinstance(self._balancer, Nearest):
+            wait_s = max(wait_s, self._balancer.worth_waiting_s(self.ready, busy, self._in_flight, now))
+        return wait_s
 
     def release(self, instance: str, service_s: float, *, predicted_s: float, ok: bool, now: float) -> None:
         """Its batch ended, well or not, after so many seconds; `predicted_s` matters only if there are several instances."""
@@ -138,6 +142,8 @@ class InstancePool:
             self.ready[instance] = None
             return
         self._balancer.observe(instance, service_s, ok=ok, now=now)
+        if isinstance(self._balancer, Nearest):  # being far away is not being slow
+            service_s = max(service_s - self._balancer.distance_s(instance), 0.0)
         if ok:
             self._slowness.observe(instance, service_s, predicted_s=predicted_s, now=now)
         if self._ejection.observe(instance, ok=ok, now=now):
@@ -156,6 +162,11 @@ class InstancePool:
             InstanceState(name, self._ejection.state(name), self._in_flight[name], capacity)
             for name, capacity in self._capacity.items()
         ]
+
+    def _balance(self, knobs: LaneKnobs) -> None:
+        self._balancer = make_balancer(knobs.balancer, slow_start_s=knobs.slow_start_s)
+        self.told: Callable[[str, Load, float], None] | None = getattr(self._balancer, "told", None)
+        """To be called with what an instance says of itself; None where the balancer does not ask."""
 
     def _circuits_changed(self) -> None:
         self.probe_at = self._ejection.next_due_at()

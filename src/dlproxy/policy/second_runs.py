@@ -98,9 +98,13 @@ class SecondRuns:
         Not elsewhere what another server refused as it is; not in halves what it had no capacity for. Returns those that fail:
         all that are pinned, as a run may have changed the state that it failed with.
         """
-        fresh = self._allowed and not any(self.ran_twice(ticket) for ticket in tickets)
-        elsewhere = fresh and not run.pinned and not requests_fault(failure) and pool.has_other(run.instance)
         divisible = failure.kind is FailureKind.MODEL_FAILED or requests_fault(failure)
+        once = [ticket for ticket in tickets if ticket.once]
+        if once and len(once) < len(tickets) and not divisible:
+            others = [ticket for ticket in tickets if not ticket.once]
+            return [(ticket, refusals.failed(failure)) for ticket in once] + self.after_error(run, others, failure, pool, now)
+        fresh = self._allowed and not once and not any(self.ran_twice(ticket) for ticket in tickets)
+        elsewhere = fresh and not run.pinned and not requests_fault(failure) and pool.has_other(run.instance)
         if elsewhere and self.budget.spend(len(tickets), now):
             self.add(tickets, avoided=run.instance)
         elif run.size == 1 or not divisible or not self._allowed or not len(pool) or run.pinned:
@@ -123,8 +127,8 @@ class SecondRuns:
         failed: list[tuple[Ticket, Refusal]] = []
         for ticket in tickets:
             crashes = self.crashed(ticket) if crashed else 0
-            if not self._allowed:
-                failed.append((ticket, refusals.lost(reason, ", which may not run again")))
+            if not self._allowed or (ticket.once and not crashed):
+                failed.append((ticket, refusals.lost(reason, ", which may not run again" + " here" * self._allowed)))
             elif not self.ran_twice(ticket):
                 fresh.append(ticket)
             elif crashes < 2:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 from msgspec import Struct
@@ -18,6 +18,7 @@ from msgspec import Struct
 from dlproxy.compress import record_path
 from dlproxy.config import ConfigError, ModelConfig, TenantConfig, parse_goal
 from dlproxy.config.effects import check_shared
+from dlproxy.config.node import NodeConfig
 from dlproxy.config.pipelines import PIPELINE
 from dlproxy.cores import usable_cores
 from dlproxy.fleet import Fleet
@@ -27,13 +28,14 @@ from dlproxy.fleet.local import LocalFleet
 from dlproxy.fleet.names import instance_names
 from dlproxy.fleet.remembered import Memory
 from dlproxy.fleet.roster import Roster
-from dlproxy.fleet.start import start_fleet
+from dlproxy.fleet.start import ALONE, start_fleet
 from dlproxy.instance.integrity import Trust
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.formats import ANY
 from dlproxy.instance.trial import Way
 from dlproxy.message import Failure, Request, Signature
 from dlproxy.policy.forecast import Forecast
+from dlproxy.policy.hops import VIA
 from dlproxy.policy.lane import Lane
 from dlproxy.policy.partition import most_rows
 from dlproxy.policy.plan import LanePlan, longest_s, plan_lane
@@ -65,6 +67,7 @@ from dlproxy.wire.terms import by_level
 
 if TYPE_CHECKING:
     from dlproxy.fleet.lent import Lender
+    from dlproxy.fleet.upstreams import UpstreamFleet
     from dlproxy.serve.caching.layer import CacheLayer
     from dlproxy.telemetry.tracing import Tracer
 
@@ -133,6 +136,7 @@ async def load_model(
     exemplars: ExemplarStore | None = None,
     tracer: "Tracer | None" = None,
     lender: "Lender | None" = None,
+    node: NodeConfig = ALONE,
     clock: Callable[[], float] = monotonic,
 ) -> LoadedModel:
     """Load, warm up and bring up one model. Raises ConfigError, LogError, ModelError, and then nothing of it is left.
@@ -148,7 +152,7 @@ async def load_model(
         config = msgspec.structs.replace(config, accuracy=await asyncio.to_thread(_measured_accuracy, config.path, trust))
     if caches is not None:
         await caches.read(name, config)
-    fleet = await _fleet(name, config, memory, trust, pipelines, lender)
+    fleet = await _fleet(name, config, memory, trust, pipelines, node, lender)
     try:
         if fleet.most_rows is not None:
             config = msgspec.structs.replace(config, max_batch=min(config.max_batch, fleet.most_rows))
@@ -166,6 +170,7 @@ async def load_model(
     if tracer is not None:
         _trace_batches(tracer, name, loaded.driver, fleet, clock)
     signature, control = fleet.signature, loaded.control
+    _as_a_node(loaded, node, clock)
     control.on_scaled = on_ways
     repeats = not signature.streams and not signature.told_sequences
     if signature.batched and repeats and (config.batching == "auto" or signature.pads):
@@ -194,13 +199,22 @@ async def _fleet(
     memory: Memory | None,
     trust: Trust,
     pipelines: Pipelines | None,
+    node: NodeConfig,
     lender: "Lender | None",
 ) -> Fleet:
     if lender is not None:
         check_shared(name, config)
     if config.path == PIPELINE and pipelines is not None:
         return await pipelines.start(name, config, trust)
-    return await start_fleet(name, config, memory, trust, lender)
+    return await start_fleet(name, config, memory, trust, node, lender)
+
+
+def _as_a_node(model: LoadedModel, node: NodeConfig, clock: Callable[[], float]) -> None:
+    """What other nodes are told of it, and it tells those behind it."""
+    fleet, control, lane = model.fleet, model.control, model.lane
+    model.served.load = lambda: lane.load(clock(), node.zone)
+    if fleet.run == "upstream":
+        cast("UpstreamFleet", fleet).may_retry = lambda: bool(control.holds("retry_budget"))
 
 
 def _assembled(
@@ -314,7 +328,8 @@ def _served(
         view=lane.view,
         sticky=config.sticky,
         control=control,
-        headers=fleet.headers if isinstance(fleet, PipelineFleet) else (),
+        headers=fleet.headers if isinstance(fleet, PipelineFleet) else (VIA,) if fleet.run == "upstream" else (),
+        hop=getattr(fleet, "hop", ""),
     )
     served.would_wait_s, served.stage, served.aim = lane.would_wait_s, lane.stage, control.aim
     if isinstance(fleet, PipelineFleet):

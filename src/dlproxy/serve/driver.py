@@ -321,7 +321,7 @@ class Driver:
                 self._run_failed(batch_id, flight, result.compute_s, result.error, now)
         self._finishing = True
         try:
-            self._tell_lane(BatchDone(batch_id, result.batch_s + result.compute_s, result.error, result.failure))
+            self._tell_lane(BatchDone(batch_id, result.batch_s + result.compute_s, result.error, result.failure, result.load))
         finally:
             self._finishing = False
         self._flights.pop(batch_id, None)

@@ -22,12 +22,14 @@ from dlproxy.autopilot.flight import Flight, Tuned
 from dlproxy.autopilot.host import Autopilot
 from dlproxy.autopilot.watching import make_watch
 from dlproxy.config import AutopilotConfig, CacheConfig, ConfigError, ModelConfig, ServerConfig, TenantConfig
+from dlproxy.config.node import NodeConfig
 from dlproxy.config.security import IntegrityConfig
 from dlproxy.config.table import live_knobs
 from dlproxy.cores import give_back, usable_cores
 from dlproxy.fleet.control import Facts
 from dlproxy.fleet.memory import MemoryMeter, large_blocks_apart, most_bytes, resident_bytes
 from dlproxy.fleet.remembered import memory_in
+from dlproxy.fleet.start import ALONE
 from dlproxy.instance.integrity.settings import read_trust
 from dlproxy.instance.runtime import ModelError
 from dlproxy.policy.arbiter import Arbiter
@@ -73,6 +75,7 @@ class Models:
         asks: bool = False,
         tracer: "Tracer | None" = None,
         lender: "Lender | None" = None,
+        node: NodeConfig = ALONE,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         """`asks`: clients prove who they are, and may have quotas of their own. `tracer`: of their requests. `lender`: who
@@ -93,6 +96,7 @@ class Models:
         self._quotas = make_quotas(tenants, asks=asks)
         self._tracer = tracer
         self._lender = lender
+        self._node = node
         self._trust = read_trust(integrity)
         agents = Agents(autopilot.policy, autopilot.challenger, self._trust)
         record = Path(autopilot.record) if autopilot.record else None
@@ -293,6 +297,7 @@ class Models:
                         exemplars=self.exemplars,
                         tracer=self._tracer,
                         lender=self._lender,
+                        node=self._node,
                         clock=self._clock,
                     )
             except asyncio.CancelledError:

@@ -234,7 +234,17 @@ def cut(request: Request, tickets: Sequence[Ticket], signature: Signature, rows:
     """
     inputs = cut_tensors(request.inputs, signature.inputs, rows or [ticket.rows for ticket in tickets])
     return [
-        Request(ticket, request.model, part, request.outputs, request.id, request.params, request.principal, request.trace)
+        Request(
+            ticket,
+            request.model,
+            part,
+            request.outputs,
+            request.id,
+            request.params,
+            request.principal,
+            request.trace,
+            headers=request.headers,
+        )
         for ticket, part in zip(tickets, inputs, strict=True)
     ]
 

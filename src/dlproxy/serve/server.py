@@ -31,6 +31,7 @@ from dlproxy.instance.runtime import ModelError
 from dlproxy.message import Failure, FailureKind, InferenceError
 from dlproxy.policy.changes import with_versions
 from dlproxy.policy.wanted import Wanted, WantedVersion
+from dlproxy.serve.announcing import Announcer, Reached
 from dlproxy.serve.farewell import Farewell
 from dlproxy.serve.listeners import GivenListeners, Listeners, PortError, taken
 from dlproxy.serve.models import Models
@@ -103,12 +104,14 @@ class Server:
             asks=asks,
             tracer=self._tracer,
             lender=lender,
+            node=config.node,
         )
         budget_mb = config.server.memory_budget_mb
         memory_bytes = budget_mb * 2**20 if budget_mb else inf
         self.control = Control(self.models, open_store(config.server.store), memory_bytes=memory_bytes)
         self.models.catalog.waiting = Waiting(self.control, longest_s=config.server.load_wait_s)
         self._repository = _repository(config.server, self.control) if config.server.repository else None
+        self._announcer = Announcer(config.node, config.server) if config.node.group else None
         self.operations = ServerOperations(self.control, self.models, self._repository)
         self.host = config.server.host
         self.ports: dict[str, int] = {}
@@ -164,6 +167,7 @@ class Server:
                 door.stop_accepting()
             for listener in self._listeners:
                 listener.close()
+            await self._withdraw()
             await self._stop_changing()
             await self._stop_models(0.0)
             self.models.exemplars.journal.close()
@@ -224,6 +228,8 @@ class Server:
             control.listen()  # uvicorn gets to it some turns later, and "ready" must be true of all ports
             self._control.start(control)
             self._feed.start()
+            if self._announcer is not None:
+                self._announcer.start(Reached(self.http_port, self.ports.get("grpc_port", 0), tls is not None))
 
     def _give_up(self, knob: str, listener: socket.socket, error: OSError) -> None:
         """Raises PortError, unless it is the port of gRPC that nobody has named."""
@@ -317,6 +323,7 @@ class Server:
                     problems.append(said if name in said else f"model {name}: {said}")
             on_ready(self)
         finally:
+            await self._withdraw()
             await self._stop_changing()
             await self._stop_models(0.0)
         return problems
@@ -439,6 +446,8 @@ class Server:
         """Take no new connections, answer what is under way (at most drain_s seconds), stop everything."""
         catalog, drain_s = self.models.catalog, self._config.server.drain_s
         catalog.drain()
+        await self._withdraw()
+        await asyncio.sleep(self._config.node.leave_s)
         await self._stop_changing()
         farewell = Farewell([model.stats for model in catalog], self.connections, drain_s)
         if self.unix_socket is not None:
@@ -453,6 +462,11 @@ class Server:
         self._bounds.handshakes.close()
         self._audit.flush(now=True)
         self.models.exemplars.journal.close()
+
+    async def _withdraw(self) -> None:
+        announcer, self._announcer = self._announcer, None
+        if announcer is not None:
+            await announcer.stop()
 
     def _crowded(self, address: str) -> None:
         self._audit.refusal(Failure(FailureKind.QUOTA, "too many connections of this address"), address, "connect")

@@ -40,6 +40,7 @@ class TrunkLayer:
             request.principal,
             request.trace,
             request.max_age_s,
+            request.headers,
         )
         chain = self._under_way[request.ticket.id] = _Chain(self, request, reply, self._trunk, asked)
         self._trunk.submit(asked, chain)
@@ -70,8 +71,8 @@ class TrunkLayer:
             return
         ticket = asked.ticket
         ticket.deadline_at, ticket.answer_by, ticket.priority = terms.deadline_at, terms.answer_by, terms.priority
-        ticket.tenant, ticket.affinity = terms.tenant, terms.affinity
-        asked.id, asked.principal, asked.trace = request.id, request.principal, request.trace
+        ticket.tenant, ticket.affinity, ticket.once = terms.tenant, terms.affinity, terms.once
+        asked.id, asked.principal, asked.trace, asked.headers = request.id, request.principal, request.trace, request.headers
         chain.service, chain.asked = self._heads, asked
         self._heads.submit(asked, chain)
 

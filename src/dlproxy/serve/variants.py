@@ -81,8 +81,8 @@ class Variant:
         )
         ticket = request.ticket
         ticket.deadline_at, ticket.answer_by, ticket.priority = terms.deadline_at, terms.answer_by, terms.priority
-        ticket.tenant, ticket.affinity = terms.tenant, terms.affinity
-        request.id, request.principal, request.trace = asked.id, asked.principal, asked.trace
+        ticket.tenant, ticket.affinity, ticket.once = terms.tenant, terms.affinity, terms.once
+        request.id, request.principal, request.trace, request.headers = asked.id, asked.principal, asked.trace, asked.headers
         return request
 
 

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from dlproxy.config import ModelConfig
 from dlproxy.message import Failure, FailureKind, InferenceError, Principal, Signature, Ticket
+from dlproxy.policy.hops import NO_LOAD, Load
 from dlproxy.policy.pipelines import Stage
 from dlproxy.policy.view import LaneView
 from dlproxy.service import Service
@@ -35,7 +36,8 @@ class ServedModel:
 
     `slo_s_by_level`: as terms.by_level has it. `view`: how its lane is. `sticky`: what its requests stick to, as the knob has
     it. `control`: None where there is none. `class_names`: those of its outputs. `headers`: of the client's, those that its
-    requests carry. `pipeline`: what it is, if it is one.
+    requests carry. `pipeline`: what it is, if it is one. `hop`: the id that its requests take along to
+    other servers, if it runs there.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ServedModel:
         sticky: str = "",
         control: ModelControl | None = None,
         headers: Collection[str] = (),
+        hop: str = "",
     ) -> None:
         self.name = name
         self.version = version
@@ -66,10 +69,15 @@ class ServedModel:
         self.sticky = sticky
         self.control = control
         self.headers = headers
+        self.hop = hop
         self.class_names: Sequence[str] = ()  # set before it is served, as is the next
         self.pipeline: ModelConfig | None = None
         self.would_wait_s: Callable[[Ticket, float], float] = lambda ticket, now: 0.0
         """How long a request with the terms of this ticket would wait for an instance, as far as its lane can tell."""
+        self.load: Callable[[], Load] = lambda: NO_LOAD
+        """How one more request would find it, for other nodes that ask."""
+        self.leaves = False
+        """The server is about to stop: it answers what comes, but whoever can ask elsewhere had better do so."""
         self.stage: Callable[[], Stage | None] = lambda: None
         """How it batches, for pipelines of which it is a stage."""
         self.aim: Callable[[str, float | None], None] = lambda who, share_s: None
@@ -83,9 +91,9 @@ class ServedModel:
 
     @property
     def ready(self) -> bool:
-        """At least one instance is up, or is started for the next request."""
+        """At least one instance is up, or is started for the next request, and the server is not about to stop."""
         view = self.view()
-        return bool(view.instances) or view.asleep
+        return not self.leaves and (bool(view.instances) or view.asleep)
 
     def mark(self) -> tuple[float, int]:
         """Another one whenever something was asked of it, or has happened to it. Cheap: it is compared every second."""
@@ -225,6 +233,8 @@ class Catalog:
     def drain(self) -> None:
         """The server stops: it is not ready any more, and no request waits for a model."""
         self.draining = True
+        for model in self.doors():
+            model.leaves = True
         if self.waiting is not None:
             self.waiting.close()
         self._changed()

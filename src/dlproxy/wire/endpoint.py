@@ -22,6 +22,7 @@ from dlproxy.message import (
     Tensor,
     Ticket,
 )
+from dlproxy.policy.hops import load_text
 from dlproxy.policy.queueing import LOWEST_LEVEL
 from dlproxy.service import FutureReply, ReplyTo, Service
 from dlproxy.wire.catalog import Catalog, ServedModel
@@ -44,7 +45,8 @@ class Endpoint:
         self.checker = RequestChecker(model)
         self.ticket_ids = ticket_ids
         self.clock = clock
-        self.read_headers = HeaderTerms(tenant_header=tenant_header, sticky=model.sticky, wanted=model.headers).read
+        terms = HeaderTerms(tenant_header=tenant_header, sticky=model.sticky, wanted=model.headers, hop=model.hop)
+        self.read_headers = terms.read
         self.cancel = model.service.cancel
         self._service = model.service
         self._sticky = model.sticky
@@ -78,12 +80,16 @@ class Endpoint:
                 ticket.priority = terms.priority
             if terms.tenant:
                 ticket.tenant = terms.tenant
+            if terms.once:
+                ticket.once = True
             if terms.principal is not ANONYMOUS:
                 request.principal = terms.principal
             if terms.trace is not NO_TRACE:
                 request.trace = terms.trace
             request.max_age_s = terms.max_age_s
             request.headers = terms.headers
+            if terms.of_node:
+                reply = _Told(reply, self.model)
         if self._sticky:
             request.ticket.affinity = self._affinity(request, terms)
         self._service.submit(request, reply)
@@ -111,6 +117,23 @@ class Endpoint:
         for tensor in request.inputs:
             digest.update(tensor.data)
         return digest.hexdigest()
+
+
+class _Told:
+    """A ReplyTo that adds how busy the model is here, for the node that asked."""
+
+    __slots__ = ("_model", "_reply")
+
+    def __init__(self, reply: ReplyTo, model: ServedModel) -> None:
+        self._reply = reply
+        self._model = model
+
+    def completed(self, response: Response) -> None:
+        response.load = load_text(self._model.load(), leaves=self._model.leaves)
+        self._reply.completed(response)
+
+    def failed(self, failure: Failure) -> None:
+        self._reply.failed(failure)
 
 
 def in_parts(model: str, door: str = "") -> InferenceError:

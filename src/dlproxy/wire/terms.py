@@ -24,6 +24,7 @@ from dlproxy.message import (
     Trace,
     invalid,
 )
+from dlproxy.policy.hops import RETRIES, VIA, why_refused
 from dlproxy.policy.queueing import DEFAULT_LEVEL, LOWEST_LEVEL
 from dlproxy.wire.trace import REQUEST_ID, TRACE_PARENT, trace_of
 
@@ -31,6 +32,7 @@ DEADLINE = b"x-request-deadline-ms"
 GRPC_TIMEOUT = b"grpc-timeout"
 PRIORITY = b"x-request-priority"
 CACHE_CONTROL = b"cache-control"
+_VIA, _RETRIES = VIA.encode(), RETRIES.encode()
 NOT_KEPT = -1.0  # of max_age_s
 MOST_TENANT = 128  # characters of a tenant's name or of a sticky header that count
 MOST_DEADLINE_MS = 1e12  # 31 years
@@ -61,7 +63,7 @@ class Terms(Struct, frozen=True):
     """`timeout_s`: how long after its arrival an answer is worth something. `priority`: as a Ticket has it, None if not given.
 
     `affinity`: what the request sticks to where the model's knob is sticky = "header:NAME". `max_age_s`, `headers`, `sequence`:
-    as a Request has them.
+    as a Request has them. `once`: as a Ticket has it. `of_node`: another dlproxy sent it, and is told how busy this one is.
     """
 
     timeout_s: float = inf
@@ -73,6 +75,8 @@ class Terms(Struct, frozen=True):
     max_age_s: float = inf
     headers: Mapping[str, str] = NO_HEADERS
     sequence: InSequence | None = None
+    once: bool = False
+    of_node: bool = False
 
     def over(self, others: "Terms") -> "Terms":
         """Both: the shorter timeout holds; what only `others` say counts too."""
@@ -87,12 +91,13 @@ NO_TERMS = Terms()  # the one that is compared by identity: most requests ask fo
 
 class HeaderTerms:
     """Reads the headers, or gRPC's metadata, of one model's requests. `sticky`: as the knob has it. `wanted`: names of those
-    that the requests carry on.
+    that the requests carry on. `hop`: the id by which nodes that come after this one would know it, were this one among them.
 
     Headers that repeat are one object (http/connection.py), so what the last ones said is known by identity.
     """
 
-    def __init__(self, *, tenant_header: str, sticky: str, wanted: Collection[str] = ()) -> None:
+    def __init__(self, *, tenant_header: str, sticky: str, wanted: Collection[str] = (), hop: str = "") -> None:
+        self._hop = hop
         self._wanted = {name.encode("latin-1"): name for name in map(str.lower, wanted)}
         self._tenant_header = tenant_header.lower().encode("latin-1")
         self._sticky_header = sticky.removeprefix("header:").lower().encode("latin-1") if ":" in sticky else b""
@@ -100,7 +105,10 @@ class HeaderTerms:
         self._last_terms = NO_TERMS
 
     def read(self, headers: Mapping[bytes, bytes], principal: Principal = ANONYMOUS) -> Terms:
-        """Raises InferenceError(INVALID_ARGUMENT) for a value that is none. The principal's tenant, if it has one, holds."""
+        """Raises InferenceError: INVALID_ARGUMENT for a value that is none, LOOP for a request that has come back.
+
+        The principal's tenant, if it has one, holds.
+        """
         if headers is self._last and principal is self._last_terms.principal:
             return self._last_terms
         self._last_terms = self._read(headers, principal)
@@ -114,8 +122,11 @@ class HeaderTerms:
         trace = trace_of(headers) if REQUEST_ID in headers or TRACE_PARENT in headers else NO_TRACE
         max_age_s = max_age_of(headers[CACHE_CONTROL]) if CACHE_CONTROL in headers else inf
         carried = self._carried(headers) if self._wanted else NO_HEADERS
+        once, of_node = headers.get(_RETRIES) == b"0", _VIA in headers
+        if of_node and (why := why_refused(self._hop, _text_in(headers[_VIA]))):
+            raise InferenceError(Failure(FailureKind.LOOP, why))
         silent = timeout_s == inf and priority is None and tenant is None and affinity is None and max_age_s == inf
-        if silent and principal is ANONYMOUS and trace is NO_TRACE and not carried:
+        if silent and principal is ANONYMOUS and trace is NO_TRACE and not (carried or once or of_node):
             return NO_TERMS
         return Terms(
             timeout_s,
@@ -126,6 +137,8 @@ class HeaderTerms:
             trace,
             max_age_s,
             carried,
+            once=once,
+            of_node=of_node,
         )
 
     def _carried(self, headers: Mapping[bytes, bytes]) -> Mapping[str, str]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dlproxy.message import FailureKind
+from dlproxy.message import FailureKind, Ticket
+from dlproxy.policy.events import Arrived, Dispatch
 
 from .fixtures import Script, knobs, remembered
 
@@ -228,3 +229,40 @@ def test_a_retry_is_not_hedged() -> None:
     lane.arrive(1)
     assert lane.lose("a", 0.001) == ["run #2 on b: 1"]
     assert lane.timer(1.0) == [], "that would be a third run"
+
+
+# Where a node before this one has the budget
+
+
+def test_what_runs_again_elsewhere_on_the_way_does_not_here() -> None:
+    lane = Script(instances="ab")
+    lane.arrive(1, once=True)
+    assert lane.fail(1) == ["reject 1: model_failed"]
+    lane.arrive(2, 3, once=True)
+    assert lane.fail(2, kind=FailureKind.UNAVAILABLE) == ["reject 2: unavailable", "reject 3: unavailable"]
+    lane.arrive(4, once=True)
+    run = lane.commands[0]
+    assert isinstance(run, Dispatch)
+    assert lane.lose(run.instance) == ["reject 4: unavailable"]
+    assert remembered(lane.lane) == 0
+
+
+def test_neighbours_that_may_run_again_do() -> None:
+    lane = Script(instances="ab")
+    lane.tell(Arrived([Ticket(1, 0.0, once=True), Ticket(2, 0.0)]))
+    assert lane.fail(1, kind=FailureKind.UNAVAILABLE) == ["reject 1: unavailable", "run #2 on b: 2"]
+    assert lane.done(2) == ["done #2: 2"]
+
+
+def test_a_bad_request_still_harms_nobody_else() -> None:
+    lane = Script(instances="ab")
+    lane.arrive(1, 2, once=True)
+    assert lane.fail(1) == ["run #2 on b: 1", "run #3 on a: 2"]
+    assert lane.crash("a") == [], "which of a worker's requests ends it is found out here"
+    assert lane.done(2) == ["done #2: 1", "run #4 on b: 2"]
+
+
+def test_a_batch_with_one_of_them_is_not_hedged() -> None:
+    lane = Script(instances="ab", lane_knobs=HEDGED)
+    lane.tell(Arrived([Ticket(1, 0.0, once=True), Ticket(2, 0.0)]))
+    assert lane.timer(LATE_S) == []

@@ -13,8 +13,9 @@ from redis import Redis
 
 from dlproxy.config import ConfigError
 from dlproxy.config.redis_address import parse_redis
+from dlproxy.fleet.redis_wire import LOST, Parser, Refusal, Reply, command
 from dlproxy.serve.caching import redis_link
-from dlproxy.serve.caching.redis_link import LOST, MOST_COMMANDS, SEED_KEY, Parser, RedisLink, Refusal, Reply, command
+from dlproxy.serve.caching.redis_link import MOST_COMMANDS, SEED_KEY, RedisLink
 from tests.certificates import make_certificate, server_context
 from tests.fleet.redis_server import NO_REDIS, RedisServer, answering, tls_relay
 from tests.serve.caching.redis_nodes import redis, until

@@ -125,4 +125,4 @@ async def test_code_is_told_of_the_request() -> None:
     answer = Answer(request)
     pipeline.service.submit(request, answer)
     assert (await answer.wait()).outputs["text"].tolist() == [b"k=3", b"x-lang=de"]
-    assert pipeline.fleet.headers == ("X-Lang", "X-Other")
+    assert pipeline.fleet.headers == ("X-Lang", "X-Other", "x-dlproxy-via")

@@ -36,7 +36,8 @@ DEFAULT_SIGNATURE = "serving_default"
 
 
 class Address(Struct, frozen=True):
-    """`base` is the path before `/models`, `path` all of it. `signature`: which of a SavedModel's signatures.
+    """`base` is the path before `/models`, `path` all of it. `signature`: which of a SavedModel's signatures. `at`: the IP
+    address of the host, where that has several; empty: whichever it has. `zone`: where it is, as a directory says.
 
     `model`, `version` and `label` are plain text, the version a number; empty for none.
     """
@@ -52,6 +53,13 @@ class Address(Struct, frozen=True):
     transport: Literal["http", "grpc"] = "http"
     version: str = ""
     label: str = ""
+    at: str = ""
+    zone: str = ""
+
+    @property
+    def place(self) -> str:
+        """For people, and to tell replicas apart."""
+        return authority(self.at, self.port) if self.at else self.authority
 
     @property
     def authority(self) -> str:

@@ -20,6 +20,11 @@ class Answer(Protocol):
         """The name of the model that answered in place of the one asked for, where a dlproxy says so."""
         ...
 
+    @property
+    def load(self) -> str:
+        """What a node says of itself (policy/hops.py); empty for nothing."""
+        ...
+
     def refusal(self) -> UpstreamError | None:
         """The error that it stands for; None for an answer proper."""
         ...
@@ -30,6 +35,7 @@ Fields = Sequence[tuple[str, str]]
 
 CACHE = "x-dlproxy-cache"  # what a server's result cache had to do with an answer
 VARIANT = "x-dlproxy-variant"  # the name, as in a path, of the model that answered in place of the one asked for
+DEADLINE = "x-request-deadline-ms"  # how long clients wait yet; dlproxy's own (wire/terms.py), which other servers ignore
 MOST_IDS = 1024  # characters of the clients' ids that go with a batch
 
 

@@ -25,6 +25,7 @@ _KINDS = {
     429: FailureKind.OVERLOADED,
     500: FailureKind.MODEL_FAILED,
     501: FailureKind.UNSUPPORTED,
+    508: FailureKind.LOOP,
 }
 _GRPC_KINDS = {  # each as the HTTP status that TensorFlow Serving gives for it (model_servers/http_server.cc)
     "INVALID_ARGUMENT": FailureKind.INVALID_ARGUMENT,
@@ -35,6 +36,7 @@ _GRPC_KINDS = {  # each as the HTTP status that TensorFlow Serving gives for it 
     "UNKNOWN": FailureKind.MODEL_FAILED,  # what Python's and Java's servers make of an exception
     "DATA_LOSS": FailureKind.MODEL_FAILED,
     "UNIMPLEMENTED": FailureKind.UNSUPPORTED,
+    "ABORTED": FailureKind.LOOP,
 }
 _OF_CLIENTS = {  # what an upstream is at odds with us about, and a client with its server
     **_KINDS,
@@ -57,7 +59,8 @@ _BROKEN = re.compile(r"RST_STREAM|Stream removed")  # INTERNAL and UNKNOWN also 
 
 
 class UpstreamError(ModelError):
-    """Carries the Failure. `gone`: nobody listens there any more, as opposed to one request that went wrong.
+    """Carries the Failure. `gone`: nobody listens there any more, as opposed to one request that went wrong. `leaves`: it says
+    itself that it takes no more, and ends what it has.
 
     A ModelError for whoever starts an instance; unlike others, it may be over when one tries again.
     """
@@ -68,6 +71,7 @@ class UpstreamError(ModelError):
         retry_after_s = RETRY_S if kind in (FailureKind.UNAVAILABLE, FailureKind.OVERLOADED) else None
         self.failure = Failure(kind, message, retry_after_s)
         self.gone = gone
+        self.leaves = False
 
 
 class _ErrorBody(Struct):

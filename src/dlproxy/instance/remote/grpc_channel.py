@@ -22,6 +22,7 @@ from dlproxy.instance.remote.settings import RemoteSettings
 from dlproxy.instance.remote.tls import authorities_of, shown_of
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import FailureKind
+from dlproxy.policy.hops import LOAD
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when it is imported; every problem reaches us as an exception
 
@@ -52,7 +53,7 @@ class GrpcChannel:
 
     def __init__(self, address: Address, settings: RemoteSettings, on_dropped: Callable[[], None]) -> None:
         """Raises ModelError for headers that cannot be sent, and for authorities that cannot be used."""
-        self._target = f"dns:///{address.authority}"
+        self._target = f"dns:///{address.place}"
         headers = _checked(settings)
         agent, host = headers.pop("user-agent", "dlproxy"), headers.pop("host", "")
         self._metadata = list(headers.items())
@@ -64,7 +65,8 @@ class GrpcChannel:
             ("grpc.use_local_subchannel_pool", 1),  # shares neither connections nor pauses with another instance
             ("grpc.enable_http_proxy", 0),  # as over HTTP: the address says where to go
             ("grpc.primary_user_agent", agent),
-            *([("grpc.default_authority", host)] if host else []),  # what HTTP/2 has for a Host header
+            *([("grpc.default_authority", host or address.authority)] if host or address.at else []),  # HTTP/2's Host header
+            *([("grpc.ssl_target_name_override", address.host)] if address.at else []),
         ]
         self._on_dropped = on_dropped
         self._current: _Connection | None = None
@@ -148,6 +150,7 @@ class GrpcChannel:
         if isinstance(outcome, RpcReply) and outcome.status == OK:
             told = dict(await call.trailing_metadata())
             outcome.cache, outcome.variant = told.get(CACHE, ""), unquote(told.get(VARIANT, ""))
+            outcome.load = told.get(LOAD, "")
         return outcome
 
     async def awaited(

@@ -31,6 +31,7 @@ class Watch:
         *,
         on_lost: Callable[[str], None],
         on_up: Callable[[], None],
+        on_leaves: Callable[[str], None],
         draw: Callable[[], float],
     ) -> None:
         self._name = name
@@ -38,6 +39,7 @@ class Watch:
         self._settings = settings
         self._on_lost = on_lost
         self._on_up = on_up
+        self._on_leaves = on_leaves
         self._draw = draw
         self._look_now = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -55,6 +57,14 @@ class Watch:
             self._look_now.set()
             log.warning("upstream %s is lost: %s", self._name, reason)
             self._on_lost(reason)
+
+    def leaves(self, reason: str) -> None:
+        """It says that it takes no more; what it has it ends."""
+        if self.up:
+            self.up = False
+            self._look_now.set()
+            log.info("upstream %s takes no more: %s", self._name, reason)
+            self._on_leaves(reason)
 
     def suspect(self) -> None:
         """Something went wrong there: look sooner."""
@@ -90,7 +100,7 @@ class Watch:
                 failures += 1
                 if error.gone or failures >= settings.fall:
                     failures = 0
-                    self.lost(str(error))
+                    self.leaves(str(error)) if error.leaves else self.lost(str(error))
                     self._look_now.clear()  # it was looked at just now
             else:
                 back_off_s = min(2 * back_off_s, settings.check_interval_s)

@@ -24,7 +24,9 @@ class HttpChannel:
     def __init__(self, address: Address, settings: RemoteSettings, on_dropped: Callable[[], None]) -> None:
         """Raises ModelError for authorities that cannot be loaded."""
         self._fixed = {name.lower() for name in settings.headers}
-        self._server = server = Server(address.host, address.port, context_of(settings) if address.tls else None)
+        self._server = server = Server(
+            address.at or address.host, address.port, context_of(settings) if address.tls else None, name=address.host
+        )
         self._settings = settings
         self._streams: set[HttpMessages] = set()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -5,6 +5,7 @@ Called by http_channel.py for batches and checks, and by the Python client. Not 
 
 import asyncio
 import os
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,11 +18,13 @@ from msgspec import Struct
 from dlproxy.instance.remote.channel import VARIANT
 from dlproxy.instance.remote.failures import UpstreamError, refusal
 from dlproxy.message import FailureKind
+from dlproxy.policy.hops import LOAD
 
 MAX_OVERHEAD = 64 * 1024  # bytes of a reply's head, chunk framing and trailers
 TOO_LONG = "the upstream's answer is longer than it says"
 MOST_UNREAD = 256 * 1024  # bytes of a body that is read as it comes; with more the server is held back
-_VARIANT = VARIANT.encode()
+_VARIANT, _LOAD = VARIANT.encode(), LOAD.encode()
+_SILENCE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2, "TCP_USER_TIMEOUT": 15_000}
 CHUNK_OVERHEAD = 16  # and so many more for each byte of body: one-byte chunks need five
 
 Part = bytes | bytearray | memoryview
@@ -96,17 +99,30 @@ class Reply(Struct):
         """The model that answered in place of the one asked for; empty if none did."""
         return unquote(self.headers.get(_VARIANT, b"").decode("latin-1"))
 
+    @property
+    def load(self) -> str:
+        """What a node says of itself."""
+        return self.headers.get(_LOAD, b"").decode("latin-1")
+
 
 Outcome = Reply | UpstreamError
 
 
 class Server(Struct, frozen=True):
-    """Whom to connect to. `tls`: None for plain text. `path`: of a Unix socket, instead of host and port."""
+    """Whom to connect to. `tls`: None for plain text. `path`: of a Unix socket, instead of host and port. `name`: whose the
+    certificate must be, where that is not the host.
+    """
 
     host: str
     port: int
     tls: ssl.SSLContext | None = None
     path: str = ""
+    name: str = ""
+
+    @property
+    def secured(self) -> dict[str, Any]:
+        """As asyncio takes it."""
+        return {"ssl": self.tls, "server_hostname": self.name or self.host} if self.tls is not None else {}
 
 
 class _Call(Struct, eq=False):
@@ -259,7 +275,7 @@ class HttpClient:
                     _, connection = await loop.create_unix_connection(lambda: _Connection(self), server.path)
                 else:
                     _, connection = await loop.create_connection(
-                        lambda: _Connection(self), server.host, server.port, ssl=server.tls
+                        lambda: _Connection(self), server.host, server.port, **server.secured
                     )
         except OSError as problem:
             error = unconnected(problem, self._connect_timeout_s)
@@ -322,6 +338,15 @@ def _silent(timeout_s: float) -> UpstreamError:
     return UpstreamError(f"no answer from the upstream within {timeout_s:g} s", FailureKind.UNAVAILABLE)
 
 
+def notice_silence(connection: Any) -> None:
+    """A peer that vanishes without a word is taken for dead after some 15 s, not after a quarter of an hour or never."""
+    if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _SILENCE.items():
+            if number := getattr(socket, option, None):  # not every system has all of them
+                connection.setsockopt(socket.IPPROTO_TCP, number, value)
+
+
 class _Connection(asyncio.Protocol):
     """One connection, one call at a time."""
 
@@ -360,6 +385,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        notice_silence(transport.get_extra_info("socket"))
         self.usable = True
         self._client.opened(self)
 

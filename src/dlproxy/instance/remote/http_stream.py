@@ -107,7 +107,7 @@ class HttpMessages:
         async with asyncio.timeout(self._connect_timeout_s):
             server = self._server
             self._reader, self._writer = await asyncio.open_connection(
-                server.host, server.port, ssl=server.tls, limit=READ_BYTES
+                server.host, server.port, limit=READ_BYTES, **server.secured
             )
         if self._stopped:
             self._writer.transport.abort()

@@ -5,16 +5,18 @@ Made by fleet/upstreams.py. Not aware of: lanes; which protocol it is (codec.py)
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from time import perf_counter
+from math import inf
+from time import monotonic, perf_counter
 from typing import Any, cast
 
 import msgspec
 
 from dlproxy.instance.batch import BatchResult
 from dlproxy.instance.remote.address import Address
-from dlproxy.instance.remote.channel import Answer, trace_fields
+from dlproxy.instance.remote.channel import DEADLINE, Answer, Fields, trace_fields
 from dlproxy.instance.remote.codec import PartsCodec, UpstreamModel
 from dlproxy.instance.remote.failures import UpstreamError, failed
 from dlproxy.instance.remote.health import Watch
@@ -23,7 +25,9 @@ from dlproxy.instance.remote.protocols import channel_for, codec_for
 from dlproxy.instance.remote.settings import RemoteSettings
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import FailureKind, Request, Signature
+from dlproxy.policy.hops import NO_LOAD, RETRIES, VIA, Load, left_s, load_in, way_on
 
+ROUND_TRIPS = 8  # checks by which the distance to an upstream is told
 DEFAULTS = RemoteSettings()
 
 
@@ -31,7 +35,8 @@ class RemoteInstance:
     """Takes `capacity` batches at a time, and checks the upstream beside them.
 
     `on_lost` and `on_up` are called on the event loop: the lane must no longer, or may again, dispatch to it. A batch that
-    fails because the upstream is gone is reported after `on_lost`. `described`: what `start` would find out.
+    fails because the upstream is gone is reported after `on_lost`. `on_leaves`: as `on_lost`, but what runs there ends well.
+    `retries`: whether what fails there is run again from here. `described`: what `start` would find out.
     """
 
     inline = False
@@ -44,20 +49,28 @@ class RemoteInstance:
         *,
         described: UpstreamModel | None = None,
         draw: Callable[[], float] | None = None,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         """Raises ModelError for settings that cannot be used."""
         self.name = name
         self.address = address
         self.on_lost: Callable[[str], None] | None = None
         self.on_up: Callable[[], None] | None = None
+        self.on_leaves: Callable[[str], None] | None = None
+        self.retries: Callable[[], bool] = lambda: False
+        self.zone = address.zone
+        """Of the upstream, as it said last."""
+        self._clock = clock
+        self._round_trips: deque[float] = deque(maxlen=ROUND_TRIPS)
         self._settings = settings
         self._codec = codec_for(address, settings)
         self._watch = Watch(
-            f"{name} ({address.authority})",
+            f"{name} ({address.place})",
             self._probe,
             settings,
             on_lost=self._tell_lost,
             on_up=self._tell_up,
+            on_leaves=self._tell_leaves,
             draw=draw or random.Random().random,
         )
         self._channel = channel_for(address, settings, self._watch.suspect)
@@ -86,6 +99,12 @@ class RemoteInstance:
     def up(self) -> bool:
         """As last seen."""
         return self._watch.up
+
+    @property
+    def distance_s(self) -> float:
+        """What the way there and back takes, by the quickest of the latest checks; 0 within a zone."""
+        same = self.zone and self.zone == self._settings.zone
+        return 0.0 if same else min(self._round_trips, default=0.0)
 
     @property
     def connections(self) -> int:
@@ -121,15 +140,18 @@ class RemoteInstance:
         except UpstreamError as error:
             asyncio.get_running_loop().call_soon(self._report, done, failed(error, perf_counter() - started_at))
             return
+        left, timeout_s = self._left_s(requests), self._settings.response_timeout_s
+        fields = self._fields(requests, left)
         if model.signature.streams:
-            messages = self._channel.stream(ask, timeout_s=self._settings.response_timeout_s, fields=trace_fields(requests))
+            messages = self._channel.stream(ask, timeout_s=timeout_s, fields=fields)
             decode = partial(cast("PartsCodec", self._codec).decode_part, model)
             RemoteParts(messages, decode, self._parts_ended).ask(done)
             return
         rows = sum([request.inputs[0].shape[0] for request in requests]) if model.signature.batched else 1
         sent_at = perf_counter()
-        answered = partial(self._answered, done, rows, sent_at, sent_at - started_at)
-        self._channel.call(ask, answered, timeout_s=self._settings.response_timeout_s, fields=trace_fields(requests))
+        overdue = asyncio.get_running_loop().call_later(left, self._watch.suspect) if left < inf else None
+        answered = partial(self._answered, done, rows, sent_at, sent_at - started_at, overdue)
+        self._channel.call(ask, answered, timeout_s=timeout_s, fields=fields)
 
     async def stop(self) -> None:
         await self._watch.stop()
@@ -151,9 +173,13 @@ class RemoteInstance:
         rows: int,
         sent_at: float,
         batch_s: float,
+        overdue: asyncio.TimerHandle | None,
         outcome: Answer | UpstreamError,
     ) -> None:
+        """`overdue`: goes off when nobody waits any more; a peer that has vanished without a word is noticed by that."""
         answered_at = perf_counter()
+        if overdue is not None:
+            overdue.cancel()
         try:
             if isinstance(outcome, UpstreamError):
                 raise outcome
@@ -167,7 +193,31 @@ class RemoteInstance:
         else:
             result = BatchResult(outputs, answered_at - sent_at, batch_s + perf_counter() - answered_at)
             result.variant = outcome.variant
+            result.load = self._load(outcome.load) if self._settings.hop else None
         self._report(done, result)
+
+    def _left_s(self, requests: Sequence[Request]) -> float:
+        """How long any client of them waits for its answer."""
+        latest = max([request.ticket.answer_by for request in requests])
+        return latest if latest == inf else left_s(latest - self._clock(), min(self._round_trips, default=0.0))
+
+    def _fields(self, requests: Sequence[Request], left: float) -> Fields:
+        """What goes with a batch: its requests' traces, where they came through, and how long the upstream has."""
+        fields, own = [*trace_fields(requests)], self._settings.hop
+        if own:
+            fields.append((VIA, way_on(own, [request.headers.get(VIA, "") for request in requests])))
+            if self.retries() or any(request.ticket.once for request in requests):
+                fields.append((RETRIES, "0"))
+        if left < inf:
+            fields.append((DEADLINE, f"{max(left * 1e3, 1e-3):.3f}"))
+        return fields
+
+    def _load(self, said: str) -> Load:
+        load = load_in(said) if said else NO_LOAD
+        self.zone = load.zone or self.zone
+        if load.leaves:
+            self._watch.leaves("it is about to stop")
+        return msgspec.structs.replace(load, distance_s=self.distance_s)
 
     def _went_wrong(self, error: UpstreamError) -> None:
         if error.gone:
@@ -200,20 +250,33 @@ class RemoteInstance:
                 raise ModelError("it has come back with another signature, or takes smaller batches; restart to use it")
 
     async def _check_ready(self) -> None:
+        fresh, asked_at = not self._channel.connections, perf_counter()  # a connection takes ways of its own
         reply = await self._channel.fetch(self._codec.readiness, timeout_s=self._settings.check_timeout_s)
+        if not fresh:
+            self._round_trips.append(perf_counter() - asked_at)
         if not self._codec.is_ready(reply):
             why = reply.refusal() or "the upstream says that it is not"
-            raise UpstreamError(f"the model is not ready: {why}", FailureKind.UNAVAILABLE, gone=True)
+            error = UpstreamError(f"the model is not ready: {why}", FailureKind.UNAVAILABLE, gone=True)
+            error.leaves = True
+            raise error
 
     async def _describe(self) -> UpstreamModel:
         replies: dict[str, Any] = {}
         for name, question in self._codec.questions.items():
+            asked_at = perf_counter()
             replies[name] = await self._channel.fetch(question, timeout_s=self._settings.check_timeout_s)
+            self._round_trips.append(perf_counter() - asked_at)
         return self._codec.described(replies)
 
     def _tell_lost(self, reason: str) -> None:
         if self.on_lost is not None:
             self.on_lost(reason)
+
+    def _tell_leaves(self, reason: str) -> None:
+        if self.on_leaves is not None:
+            self.on_leaves(reason)
+        else:
+            self._tell_lost(reason)
 
     def _tell_up(self) -> None:
         if self.on_up is not None:

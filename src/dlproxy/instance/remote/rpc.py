@@ -29,7 +29,8 @@ class Rpc(Struct, frozen=True):
 
 class RpcReply(Struct):
     """`status`: the name of the gRPC status. `words`: what came with it, where it is not OK. `cache`: what a result cache had
-    to do with it, `variant`: the model that answered in place of the one asked for, as the end of the call says.
+    to do with it, `variant`: the model that answered in place of the one asked for, `load`: what a node says of itself, as the
+    end of the call has them.
     """
 
     status: str
@@ -37,6 +38,7 @@ class RpcReply(Struct):
     words: str = ""
     cache: str = ""
     variant: str = ""
+    load: str = ""
 
     def refusal(self) -> UpstreamError | None:
         """What another status than OK says."""

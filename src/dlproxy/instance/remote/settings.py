@@ -17,7 +17,8 @@ class RemoteSettings(Struct, frozen=True, kw_only=True):
     `fall`: failed checks in a row that take it out of service (as HAProxy's), if it is not plainly gone. `ca_file`: PEM of
     the authorities to trust, empty for the system's. `cert_file`: PEM of the certificate to show, with its chain; its private
     key may stand there or in `key_file`. `verify_tls` False takes any certificate: for tests only. gRPC is always binary, and
-    always verifies.
+    always verifies. `hop`: the id of this node that goes with every batch; empty: nothing is told of where they came through.
+    `zone`: where this node is, empty for not known.
     """
 
     capacity: int = 0
@@ -35,6 +36,8 @@ class RemoteSettings(Struct, frozen=True, kw_only=True):
     key_file: str = ""
     verify_tls: bool = True
     headers: Mapping[str, str] = {}
+    hop: str = ""
+    zone: str = ""
 
     def slots(self, *, batched: bool, streams: bool = False) -> int:
         """Batches under way at a time."""

@@ -9,6 +9,7 @@ from dlproxy.policy.balancing.balancer import Balancer
 from dlproxy.policy.balancing.consistent_hash import ConsistentHash
 from dlproxy.policy.balancing.counting import LeastConnections, RoundRobin, WeightedRoundRobin
 from dlproxy.policy.balancing.draws import SplitMix64
+from dlproxy.policy.balancing.nearest import Nearest
 from dlproxy.policy.balancing.peak_ewma import FastestResponse, LeastPeakEwma, PowerOfTwo
 from dlproxy.policy.balancing.prequal import Prequal
 
@@ -19,6 +20,7 @@ __all__ = [
     "FastestResponse",
     "LeastConnections",
     "LeastPeakEwma",
+    "Nearest",
     "PowerOfTwo",
     "Prequal",
     "RoundRobin",
@@ -36,6 +38,7 @@ _MAKERS: dict[str, Callable[[float, Callable[[], float]], Balancer]] = {
     "consistent-hash": lambda slow_start_s, draw: ConsistentHash(slow_start_s),
     "power-of-two": lambda slow_start_s, draw: PowerOfTwo(draw, latency_aware=True, slow_start_s=slow_start_s),
     "prequal": lambda slow_start_s, draw: Prequal(draw, slow_start_s),
+    "nearest": lambda slow_start_s, draw: Nearest(slow_start_s),
 }
 BALANCERS: tuple[str, ...] = tuple(_MAKERS)  # the first is the default
 

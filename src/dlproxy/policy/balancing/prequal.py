@@ -15,6 +15,7 @@ from dlproxy.policy.balancing.balancer import nth
 from dlproxy.policy.balancing.latency import DECAY_S, Penalty
 from dlproxy.policy.balancing.peak_ewma import PowerOfTwo
 from dlproxy.policy.balancing.weights import Weights
+from dlproxy.policy.hops import Load
 
 # The paper's values: Wydrowski, Kleinberg, Rumble and Archer, "Load is not what you should balance", NSDI 2024
 POOL_SIZE = 16
@@ -153,6 +154,11 @@ class Prequal:
         """A remote instance answered a probe: so many in flight there, and a request would take so long."""
         self._remote.add(instance)
         self._put(instance, in_flight, max(latency_s, self._levels.failed_s(instance, now)), now)
+
+    def told(self, instance: str, load: Load, now: float) -> None:
+        """What came with an answer of a node: a probe that costs nothing, and counts what other nodes send there, too."""
+        if load.rows >= 0:
+            self.probed(instance, load.rows, load.wait_s + load.distance_s, now)
 
     def observe(self, instance: str, service_s: float, *, ok: bool, now: float) -> None:
         self._otherwise.observe(instance, service_s, ok=ok, now=now)

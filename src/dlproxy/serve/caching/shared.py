@@ -13,12 +13,13 @@ from typing import Any
 
 from msgspec import Struct
 
+from dlproxy.fleet.redis_wire import LOST, Refusal, Reply, command
 from dlproxy.message import Signature
 from dlproxy.serve.caching.circuit import Circuit, Pace
 from dlproxy.serve.caching.frames import MOST_BYTES, answer_in, body_of, opened, sealed, shrinks, size_of
 from dlproxy.serve.caching.keys import Key
 from dlproxy.serve.caching.layer import Kept
-from dlproxy.serve.caching.redis_link import LOG_EVERY_S, LOST, RedisLink, Refusal, Reply, command
+from dlproxy.serve.caching.redis_link import LOG_EVERY_S, RedisLink
 from dlproxy.serve.driver import timer_delay_s
 
 LEASE = b"dlpL"  # and the owner's token: stands in the answer's place

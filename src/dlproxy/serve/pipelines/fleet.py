@@ -20,6 +20,7 @@ from dlproxy.instance.runtime.declared import signature_of
 from dlproxy.instance.trial import Way
 from dlproxy.instance.warmup import Calibration
 from dlproxy.message import Request, Signature, TensorSpec, Ticket
+from dlproxy.policy.hops import VIA
 from dlproxy.policy.knobs import LaneKnobs
 from dlproxy.policy.pipelines import Pacing
 from dlproxy.policy.why import StepTook
@@ -102,8 +103,8 @@ class PipelineFleet:
 
     @property
     def headers(self) -> tuple[str, ...]:
-        """Of the client's, those that steps name."""
-        return tuple(dict.fromkeys(name for stage in self.stages.values() for name in stage.config.headers))
+        """Of the client's, those that steps name; and where it came through, as stages may be on other servers."""
+        return tuple(dict.fromkeys([*(name for stage in self.stages.values() for name in stage.config.headers), VIA]))
 
     # A Fleet
 

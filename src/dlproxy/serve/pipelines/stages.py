@@ -12,6 +12,7 @@ from msgspec import Struct
 from dlproxy.config.pipelines import StepConfig
 from dlproxy.instance.runtime import ModelError
 from dlproxy.message import InferenceError, Request, Tensor, TensorSpec
+from dlproxy.policy.hops import VIA
 from dlproxy.serve.traffic import BELOW
 from dlproxy.service import Service
 from dlproxy.wire.catalog import Catalog, ServedModel
@@ -97,8 +98,10 @@ class ModelStage:
         if terms.answer_by < inf:
             ticket.answer_by = terms.answer_by
             ticket.deadline_at = min(deadline_at, terms.answer_by)
-        ticket.priority, ticket.tenant = terms.priority, terms.tenant
+        ticket.priority, ticket.tenant, ticket.once = terms.priority, terms.tenant, terms.once
         ticket.affinity = terms.affinity or (terms.tenant if bound.served.sticky == "tenant" else "")
         request.id, request.principal, request.trace, request.max_age_s = of.id, of.principal, of.trace, of.max_age_s
         request.charged = True
+        if VIA in of.headers:
+            request.headers = {VIA: of.headers[VIA]}
         return request

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, get_args
 from urllib.parse import quote
 
 from dlproxy.message import Cached, Failure, FailureKind, Principal, Request, Response, Ticket, encodable
+from dlproxy.policy.hops import LOAD
 from dlproxy.policy.why import Phase
 from dlproxy.wire.audit import REFUSALS
 from dlproxy.wire.grpc.frames import header_block
@@ -41,6 +42,7 @@ class Status(IntEnum):
     PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
+    ABORTED = 10
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
@@ -62,6 +64,7 @@ STATUS = {
     FailureKind.UNAVAILABLE: Status.UNAVAILABLE,
     FailureKind.CANCELLED: Status.CANCELLED,
     FailureKind.LATE: Status.DEADLINE_EXCEEDED,
+    FailureKind.LOOP: Status.ABORTED,
 }
 
 _BEGIN = ((b":status", b"200"), (b"content-type", b"application/grpc"))
@@ -69,6 +72,7 @@ BEGIN = header_block(_BEGIN)
 BEGIN_IN = {coding: header_block([*_BEGIN, (b"grpc-encoding", coding)]) for coding in CODINGS}
 NOTHING: deque[memoryview] = deque(maxlen=0)  # stands for each call's own while it has none: a deque takes 700 bytes
 _OK = (b"grpc-status", b"0")
+_LOAD = LOAD.encode()
 END_OK = header_block([_OK])
 END_CACHED = {cache: header_block([_OK, (b"x-dlproxy-cache", cache.encode())]) for cache in get_args(Cached)}
 
@@ -161,6 +165,8 @@ class Call:
                 end = END_CACHED[of.cache]
             if of.variant:
                 end += _variant_field(of.variant)
+            if of.load:
+                end += header_block([(_LOAD, of.load.encode())])
         self.connection.send(self, message, end)
 
     def send(self, *message: Piece) -> None:

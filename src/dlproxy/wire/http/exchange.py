@@ -47,6 +47,7 @@ REASONS = {
     503: b"503 Service Unavailable",
     504: b"504 Gateway Timeout",
     505: b"505 HTTP Version Not Supported",
+    508: b"508 Loop Detected",
 }
 STATUS = {
     FailureKind.INVALID_ARGUMENT: 400,
@@ -63,6 +64,7 @@ STATUS = {
     FailureKind.UNAVAILABLE: 503,
     FailureKind.CANCELLED: 503,
     FailureKind.LATE: 504,
+    FailureKind.LOOP: 508,
 }
 
 

@@ -20,7 +20,7 @@ from dlproxy.wire.http.openapi_schemas import Schema, ref
 from dlproxy.wire.http.target import path_of
 
 ANY_ROUTE = (400, 404, 405, 408, 413, 414, 417, 431, 500, 501, 503, 505)  # what HTTP itself, and any handler, may end with
-INFERENCE = (429, 504)
+INFERENCE = (429, 504, 508)
 NO_EXAMPLES: Mapping[str, str] = MappingProxyType({})
 
 

@@ -18,6 +18,7 @@ from msgspec import Struct
 from dlproxy import __version__
 from dlproxy.config import HttpLimits
 from dlproxy.message import ANONYMOUS, Failure, FailureKind, InferenceError, Principal, Response, Tensor, invalid
+from dlproxy.policy.hops import LOAD
 from dlproxy.service import ReplyTo
 from dlproxy.wire.catalog import Catalog, NotServedError
 from dlproxy.wire.endpoint import TENANT_HEADER, Endpoint, FrontDesk, in_parts
@@ -37,6 +38,7 @@ from dlproxy.wire.waiting import answer_once_up
 MAX_SPELLINGS, MAX_SPELLING = 4096, 512  # infer targets that are remembered as clients write them, and bytes of one
 JSON = b"application/json"
 BINARY = b"application/octet-stream"
+_LOAD = LOAD.encode()
 _HIT = b"x-dlproxy-cache: hit\r\n"
 _TIMED_HIT = b"server-timing: cache;desc=hit\r\n" + _HIT
 
@@ -372,6 +374,8 @@ def header_lines(response: Response, *, server_timing: bool) -> bytes:
             )
         if cache:
             lines = b"%bx-dlproxy-cache: %b\r\n" % (lines, cache.encode())
+    if response.load:
+        lines += b"%b: %b\r\n" % (_LOAD, response.load.encode())
     return lines + variant_line(response.variant) if response.variant else lines
 
 
