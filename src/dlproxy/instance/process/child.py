@@ -1,6 +1,6 @@
 """A worker process as the operating system sees it: starts it, carries messages, logs its output, notices its end.
 
-Called by instance.py, on the event loop only. Not aware of: batches, models, why it is killed.
+Called by instance.py and ray/cluster.py, on the event loop only. Not aware of: batches, models, why it is killed.
 """
 
 import asyncio
@@ -11,11 +11,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from dlproxy.config.secrets import without_secrets
-from dlproxy.instance.process.messages import Frames, Order, Report, frame
+from dlproxy.instance.process.messages import Frames, Report, frame
 from dlproxy.instance.process.output import OutputLines
 
 THREAD_COUNTS = (
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Child:
-    """One worker process. `on_report` gets what it says, `on_exit`, once, how it ended, after everything that it said."""
+    """One process that runs `module`. `on_report` gets what it says, of `kinds`, `on_exit`, once, how it ended, after that."""
 
     def __init__(
         self,
@@ -40,20 +42,22 @@ class Child:
         slots: Sequence[int],
         *,
         environment: Mapping[str, str],
-        on_report: Callable[[Report], None],
+        on_report: Callable[[Any], None],
         on_exit: Callable[[str], None],
+        module: str = "dlproxy.instance.process.worker",
+        kinds: Any = Report,
     ) -> None:
         self.name = name
         self._loop = asyncio.get_running_loop()
-        self._on_report = on_report
+        self._on_report: Callable[[Any], None] = on_report
         self._on_exit = on_exit
         self._killed_because = ""
-        self._frames = Frames(Report)
+        self._frames = Frames(kinds)
         self._lines = OutputLines()
         self._socket, theirs = socket.socketpair()
         self._output, write_end = os.pipe()
         try:
-            self._process = _spawn(theirs.fileno(), slots, write_end, environment)
+            self._process = _spawn(module, theirs.fileno(), slots, write_end, environment)
         except BaseException:
             self._socket.close()
             os.close(self._output)
@@ -78,7 +82,7 @@ class Child:
         """The last lines that it printed, on one line."""
         return " / ".join(self._lines.last)
 
-    def send(self, order: Order) -> None:
+    def send(self, order: Struct) -> None:
         """Frames are small and one is under way at a time, so they always fit into the socket's buffer."""
         data = frame(order)
         try:
@@ -151,7 +155,9 @@ class Child:
         return bool(data)
 
 
-def _spawn(control: int, slots: Sequence[int], output: int, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+def _spawn(
+    module: str, control: int, slots: Sequence[int], output: int, environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
     """On the loop's own thread, for the kernel ends the worker with the thread that started it."""
     if sys.platform == "linux":
         from fcntl import F_SETPIPE_SZ, fcntl
@@ -163,7 +169,7 @@ def _spawn(control: int, slots: Sequence[int], output: int, environment: Mapping
     paths = [path or os.getcwd() for path in sys.path]
     descriptors = (control, *slots)
     return subprocess.Popen(  # nosec B603 # our own interpreter
-        [sys.executable, "-P", "-m", "dlproxy.instance.process.worker", *map(str, descriptors)],
+        [sys.executable, "-P", "-m", module, *map(str, descriptors)],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,

@@ -102,7 +102,7 @@ Report = Loaded | NotLoaded | Done
 _encoder = msgspec.msgpack.Encoder()
 
 
-def frame(message: Order | Report) -> bytes:
+def frame(message: Struct) -> bytes:
     """The message as it goes over the socket: a u32 length and MessagePack."""
     payload = _encoder.encode(message)
     return _LENGTH.pack(len(payload)) + payload

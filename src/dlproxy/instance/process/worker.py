@@ -1,6 +1,7 @@
 """The worker process: loads a model and runs the batches that it finds in its slots, one at a time.
 
-Started by child.py as `python -m dlproxy.instance.process.worker SOCKET INPUT OUTPUT…` (file descriptors).
+Started by child.py as `python -m dlproxy.instance.process.worker SOCKET INPUT OUTPUT…` (file descriptors). What runs in an actor
+of Ray (instance/ray/actor.py) is a Worker, too.
 Not aware of: event loops, who asks, which requests a batch consists of.
 """
 
@@ -13,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from dlproxy.instance.batch import Array, BatchResult, Steps, run_batch
 from dlproxy.instance.integrity import Trust
@@ -92,9 +93,9 @@ def ran_out_of_memory(error: Exception) -> bool:
 class Worker:
     """One model in one process. `limit`: of its memory, in words; empty if there is none."""
 
-    def __init__(self, channel: Channel, slots: Sequence[int], order: Load, limit: str) -> None:
+    def __init__(self, channel: Channel, slots: Sequence[Slot], order: Load, limit: str = "") -> None:
         self._channel = channel
-        self._input, *self._outputs = [Slot(fd, order.max_slot_bytes) for fd in slots]
+        self._input, *self._outputs = slots
         runtime, self._files = _load(order)
         self._calibration: Calibration | None = None
         if order.warm_up is not None:
@@ -178,13 +179,15 @@ def main() -> None:
     try:
         keep_to_cores(order.cores)
         limit = limit_memory(order.memory_limit_bytes)
-        worker = Worker(channel, descriptors[1:], order, limit)
+        worker = Worker(channel, [Slot(fd, order.max_slot_bytes) for fd in descriptors[1:]], order, limit)
     except Exception as error:
-        _give_up(channel, limit, error)
+        give_up(channel, limit, error)
+        sys.exit(1)
     worker.serve()
 
 
-def _give_up(channel: Channel, limit: str, error: Exception) -> NoReturn:
+def give_up(channel: Channel, limit: str, error: Exception) -> None:
+    """Say why the model cannot be loaded."""
     reason = text_of(error)
     if limit and ran_out_of_memory(error):  # where it happened to run out says nothing
         reason = f"no memory is left to load the model: {reason} ({limit})"
@@ -192,7 +195,6 @@ def _give_up(channel: Channel, limit: str, error: Exception) -> NoReturn:
         traceback.print_exc()
         reason = f"{type(error).__name__}: {text_of(error)}"
     channel.send(NotLoaded(reason[:MAX_ERROR_CHARS]))
-    sys.exit(1)
 
 
 def keep_to_cores(cores: Sequence[int]) -> None:
