@@ -94,6 +94,10 @@ class Child:
         if sent < len(data):
             self.kill(f"takes no orders: a message of {len(data)} bytes did not fit into its socket")
 
+    def hang_up(self) -> None:
+        """Say nothing more: it ends when it has read what was said."""
+        self._socket.shutdown(socket.SHUT_WR)
+
     def kill(self, reason: str) -> None:
         """End it now; `on_exit` gets `reason`. What it still says is ignored."""
         self._killed_because = self._killed_because or reason

@@ -1,7 +1,7 @@
 """The worker process: loads a model and runs the batches that it finds in its slots, one at a time.
 
-Started by child.py as `python -m dlproxy.instance.process.worker SOCKET INPUT OUTPUT…` (file descriptors). What runs in an actor
-of Ray (instance/ray/actor.py) is a Worker, too.
+Started by child.py as `python -m dlproxy.instance.process.worker SOCKET INPUT OUTPUT…` (file descriptors).
+An actor of Ray (ray/actor.py) runs a Worker, too.
 Not aware of: event loops, who asks, which requests a batch consists of.
 """
 
