@@ -25,6 +25,7 @@ _WORDS: dict[str, str] = {
     "inline": "on the event loop",
     "thread": "on a thread",
     "process": "in a process of their own",
+    "ray": "in an actor of Ray",
     "upstream": "on another server",
     "pipeline": "in other models, as steps of a pipeline",
 }

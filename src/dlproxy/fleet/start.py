@@ -66,6 +66,12 @@ async def _in_processes(name: str, config: ModelConfig, memory: Memory | None, t
     return await start_processes(name, config, trust, "" if memory is None else memory.graphs)
 
 
+async def _on_ray(name: str, config: ModelConfig, memory: Memory | None, trust: Trust) -> Fleet:
+    from dlproxy.fleet.ray import start_on_ray
+
+    return await start_on_ray(name, config, trust)
+
+
 async def _elsewhere(name: str, config: ModelConfig, memory: Memory | None, trust: Trust) -> Fleet:
     from dlproxy.fleet.upstreams import join_upstreams
 
@@ -87,6 +93,7 @@ WAYS: Mapping[str, Start] = {
     "inline": _here,
     "thread": _here,
     "process": _in_processes,
+    "ray": _on_ray,
     "upstream": _elsewhere,
 }
 """Those of other packages are found by their entry points."""

@@ -4,12 +4,15 @@ Started by cluster.py as `python -m dlproxy.instance.ray.broker SOCKET`; the one
 it ends, and with it every actor and a cluster that was started here. Not aware of: models, batches.
 """
 
+import atexit
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -219,6 +222,9 @@ def join(order: Join) -> bool:
         except ConnectionError:
             if address != "auto":
                 raise
+    folder = tempfile.mkdtemp(prefix="dlp-ray-")  # short, for there are paths of sockets in it
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    common["_temp_dir"] = folder
     ray.init(address="local", num_cpus=order.cores, include_dashboard=False, object_store_memory=STORE_BYTES, **common)
     return True
 
@@ -249,9 +255,10 @@ def main() -> None:
         broker.run()
     except Exception as error:
         broker.say(Apart(_in_short(error)))
-    threading.Timer(LEAVE_S, os._exit, [1]).start()  # Ray waits long for a cluster that is gone
+    watch = threading.Timer(LEAVE_S, os._exit, [1])  # Ray waits long for a cluster that is gone
+    watch.start()
     ray.shutdown()
-    os._exit(0)
+    watch.cancel()
 
 
 if __name__ == "__main__":

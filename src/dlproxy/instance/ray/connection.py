@@ -6,6 +6,7 @@ Made by instance.py, on the event loop only. Not aware of: Ray, models, batches.
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import cast
 
 import msgspec
 import numpy as np
@@ -68,10 +69,9 @@ class Connection(asyncio.BufferedProtocol):
     # Of asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
         _notice_silence(transport.get_extra_info("socket"))
-        transport.write(self._token)
+        self._transport.write(self._token)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._body or self._buffer

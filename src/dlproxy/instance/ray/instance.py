@@ -50,6 +50,7 @@ class RayInstance(ProcessInstance):
         self._waiting = False  # for a node
 
     async def _open(self) -> Peer:
+        await self._cluster.join()
         explain = self._loop.call_later(EXPLAIN_S, self._explain)
         self._waiting = True
         try:
