@@ -3,12 +3,23 @@
 fleet/ray.py says what they mean.
 """
 
+import re
 from functools import partial
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from dlproxy.config.traits import Only, knob
+from dlproxy.config.values import ConfigError
+
+
+def check_address(address: str) -> None:
+    """Raises ConfigError for what is no address of a cluster."""
+    if address not in ("auto", "local") and not re.fullmatch(r"[^\s/@]+:[0-9]{1,5}", address):
+        hint = ", and the server runs on one of its nodes" if address.startswith("ray:") else ""
+        said = "it takes HOST:PORT of the cluster's head, such as 10.0.0.1:6379, local, or auto"
+        raise ConfigError(f"ray_address = {address!r} is not understood; {said}{hint}", "ray_address")
+
 
 _loaded = partial(knob, cost="reload", only=(Only("run", ("ray",)),))
 
@@ -16,8 +27,7 @@ Address = Annotated[
     str,
     _loaded(
         "the Ray cluster: HOST:PORT; local: one of the server's own; auto: as RAY_ADDRESS says, else one that runs on this "
-        "machine, else one of its own",
-        pattern=r"^(auto|local|[^\s/@]+:[0-9]{1,5})$",
+        "machine, else one of its own"
     ),
 ]
 Cpus = Annotated[float, _loaded("CPUs of a Ray node that each instance takes", unit="cores", ge=0, le=4096)]

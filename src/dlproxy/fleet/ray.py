@@ -77,7 +77,7 @@ async def start_on_ray(name: str, config: ModelConfig, trust: Trust) -> "RayFlee
     except BaseException:
         if demand.group:
             cluster.disband(demand.group)
-        await depart(cluster)
+        depart(cluster)
         raise
     way = Way(inline=False, instances=count, threads=0)
     return RayFleet(supervisor, signature, calibration, way, cluster=cluster, demand=demand, leaving=leaving)
@@ -156,7 +156,8 @@ class RayFleet(SupervisedFleet):
         finally:
             if self._demand.group:
                 self._cluster.disband(self._demand.group)
-            await depart(self._cluster)
+            if depart(self._cluster):
+                await self._cluster.left()
 
     def describe(self) -> str:
         count, hosts = len(self._supervisor.instances), sorted({_host(instance) for instance in self._supervisor.instances})

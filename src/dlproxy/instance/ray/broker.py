@@ -4,7 +4,6 @@ Started by cluster.py as `python -m dlproxy.instance.ray.broker SOCKET`; the one
 it ends, and with it every actor and a cluster that was started here. Not aware of: models, batches.
 """
 
-import atexit
 import os
 import re
 import select
@@ -66,6 +65,7 @@ class Broker:
     """
 
     def __init__(self, connection: socket.socket) -> None:
+        self.folder = ""  # of a cluster of our own
         self._socket = connection
         self._news: deque[tuple[Callable[[int, Future[Any]], None], int, Future[Any]]] = deque()
         self._woken, self._wake = socket.socketpair()
@@ -96,9 +96,9 @@ class Broker:
 
     def _carry_out(self, order: Order) -> None:
         if isinstance(order, Join):
-            own = join(order)
+            self.folder = join(order)
             ignore_signals()  # Ray has set its own
-            self.say(Joined(own))
+            self.say(Joined(bool(self.folder)))
             self._look()
         elif isinstance(order, Place):
             try:
@@ -204,8 +204,8 @@ def _in_short(error: BaseException) -> str:
     return said
 
 
-def join(order: Join) -> bool:
-    """Whether the cluster is our own. Raises ConnectionError, or what Ray does."""
+def join(order: Join) -> str:
+    """The folder of a cluster of our own; empty: it is another's. Raises ConnectionError, or what Ray does."""
     common: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": "ERROR",
@@ -218,15 +218,13 @@ def join(order: Join) -> bool:
     if address != "local":
         try:
             ray.init(address=address, **common)
-            return False
+            return ""
         except ConnectionError:
             if address != "auto":
                 raise
-    folder = tempfile.mkdtemp(prefix="dlp-ray-")  # short, for there are paths of sockets in it
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    common["_temp_dir"] = folder
+    common["_temp_dir"] = folder = tempfile.mkdtemp(prefix="dlp-ray-")  # short, for there are paths of sockets in it
     ray.init(address="local", num_cpus=order.cores, include_dashboard=False, object_store_memory=STORE_BYTES, **common)
-    return True
+    return folder
 
 
 def _reach(address: str) -> None:
@@ -258,6 +256,8 @@ def main() -> None:
     watch = threading.Timer(LEAVE_S, os._exit, [1])  # Ray waits long for a cluster that is gone
     watch.start()
     ray.shutdown()
+    if broker.folder:
+        shutil.rmtree(broker.folder, ignore_errors=True)
     watch.cancel()
 
 

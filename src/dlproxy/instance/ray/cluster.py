@@ -47,7 +47,7 @@ class Seat(Struct, eq=False):
 
 
 class Cluster:
-    """The cluster at one address, joined when the first actor is wanted, and left with `leave`."""
+    """The cluster at one address, joined when the first actor is wanted."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -98,10 +98,13 @@ class Cluster:
         if self._child is not None:
             self._child.send(Disband(group))
 
-    async def leave(self) -> None:
-        """End every actor that is left, and the cluster, if it is our own."""
+    def leave(self) -> None:
+        """End every actor that is left, and the cluster, if it is our own: `left` waits until that is so."""
         if self._child is not None:
             self._child.hang_up()
+
+    async def left(self) -> None:
+        if self._child is not None:
             await self._ended.wait()
 
     # What there is
@@ -229,11 +232,12 @@ def enter(address: str) -> Cluster:
     return cluster
 
 
-async def depart(cluster: Cluster) -> None:
-    """The last one out leaves the cluster."""
+def depart(cluster: Cluster) -> bool:
+    """The last one out leaves the cluster. Whether it was that one."""
     cluster.users -= 1
     if not cluster.users:
         clusters = _clusters.get(asyncio.get_running_loop(), {})
         if clusters.get(cluster.address) is cluster:
             del clusters[cluster.address]
-        await cluster.leave()
+        cluster.leave()
+    return not cluster.users
