@@ -75,10 +75,15 @@ class LocalCluster:
         """A notice that it will be gone then, as a cloud gives for a spot machine."""
         assert self._ask("drain", name=node["name"], within_s=within_s)["accepted"]
 
-    def actors(self) -> list[str]:
-        """The states of all that there have been."""
-        found: list[str] = self._ask("actors")["states"]
+    def actors(self) -> list[dict[str, Any]]:
+        """Those that live: the node and the process of each."""
+        found: list[dict[str, Any]] = self._ask("actors")["actors"]
         return found
+
+    def groups(self) -> int:
+        """Placement groups that there are."""
+        count: int = self._ask("groups")["count"]
+        return count
 
     def _ask(self, what: str, **more: Any) -> Any:
         assert self._process.stdin is not None
@@ -138,7 +143,10 @@ def main() -> None:
             accepted, _ = client.drain_node(order["name"], reason, "spot notice", deadline_ms)
             answer = {"accepted": accepted}
         elif order["what"] == "actors":
-            answer = {"states": [actor["State"] for actor in state.actor_table(None).values()]}
+            alive = [actor for actor in state.actor_table(None).values() if actor["State"] == "ALIVE"]
+            answer = {"actors": [{"node": actor["Address"]["NodeID"], "pid": actor["Pid"]} for actor in alive]}
+        elif order["what"] == "groups":
+            answer = {"count": sum(group["state"] != "REMOVED" for group in state.placement_group_table().values())}
         print(json.dumps(answer), file=answers, flush=True)
     ray.shutdown()
     cluster.shutdown()

@@ -122,11 +122,11 @@ class Cluster:
         wanted = demand.amounts()
         asked = _in_words(wanted) or "nothing"
         if not self.nodes:
-            return f"{asked}: no node of the cluster is known"
+            return "Ray, which has not come up yet"
         if self.room(demand) or not wanted:
-            return f"{asked}: every node that has it is in use, and waits for one that ends, or for another node"
+            return f"a node with {asked}: every node that has it is in use, and waits for one that ends, or for another node"
         most = {name: max([node.resources.get(name, 0.0) for node in self.nodes]) for name in wanted}
-        return f"{asked}: no node has that ({len(self.nodes)} nodes; the most that one has: {_in_words(most)})"
+        return f"a node with {asked}: no node has that ({len(self.nodes)} nodes; the most that one has: {_in_words(most)})"
 
     # What the broker says
 

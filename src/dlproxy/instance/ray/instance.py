@@ -50,9 +50,9 @@ class RayInstance(ProcessInstance):
         self._waiting = False  # for a node
 
     async def _open(self) -> Peer:
+        self._waiting = True
         await self._cluster.join()
         explain = self._loop.call_later(EXPLAIN_S, self._explain)
-        self._waiting = True
         try:
             self._seat, placed = await self._cluster.place(
                 self.name, self._demand, on_gone=self._gone, on_leaving=self._tell_leaving
@@ -85,10 +85,10 @@ class RayInstance(ProcessInstance):
         return connection
 
     def _explain(self) -> None:
-        log.warning("%s: waits for a node with %s", self.name, self._cluster.why_not(self._demand))
+        log.warning("%s: waits for %s", self.name, self._cluster.why_not(self._demand))
 
     def _last_words(self) -> str:
-        return f"; it waited for a node with {self._cluster.why_not(self._demand)}" if self._waiting else ""
+        return f"; it waited for {self._cluster.why_not(self._demand)}" if self._waiting else ""
 
     def _hung_up(self, how: str) -> None:
         if self._seat is not None:

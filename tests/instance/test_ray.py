@@ -1,0 +1,137 @@
+"""Instances on a real Ray cluster of several node processes: the contract, and what is lost with an actor or a node: nothing.
+
+`make prove-ray` has the longer form of the second: DLPROXY_RAY_KILLS nodes, one after the other.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from dlproxy.config import ModelConfig
+from dlproxy.fleet.start import start_fleet
+from dlproxy.instance.process.instance import WorkerSettings
+from dlproxy.instance.ray.cluster import Cluster, depart, enter
+from dlproxy.instance.ray.instance import RayInstance
+from dlproxy.instance.ray.messages import Demand
+from dlproxy.instance.runtime import ModelError, Runtime
+from dlproxy.instance.runtime.specs import PythonSpec
+from dlproxy.testing.instance_contract import RULES, STREAM_RULES, describe
+from tests.clients.raw import Connect
+from tests.clients.server import HANG_S, ServerProcess, write_config
+from tests.faults.echoes import CLIENTS, Load
+from tests.instance.ray_cluster import LocalCluster
+
+pytestmark = pytest.mark.extras
+
+KILLS = int(os.environ.get("DLPROXY_RAY_KILLS", "1"))
+BETWEEN = 20 * CLIENTS
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[LocalCluster]:
+    """A head and two more nodes, of two CPUs each."""
+    with LocalCluster(nodes=3, cpus=2) as cluster:
+        yield cluster
+
+
+async def test_every_rule_holds_on_actors(ray: LocalCluster) -> None:
+    cluster = enter(ray.address)
+    starting = asyncio.Semaphore(8)
+
+    async def make(runtime: Runtime) -> RayInstance:
+        spec = PythonSpec("dlproxy.testing.instance_contract:rebuild", describe(runtime))
+        instance = RayInstance("ray-0", spec, cluster=cluster, demand=Demand(cpus=0.01))
+        async with starting:
+            await instance.start()
+        return instance
+
+    await asyncio.gather(*(rule(make) for rule in (*RULES, *STREAM_RULES)))
+    assert ray.actors() == [], "an actor ends with its instance"
+    depart(cluster)
+    await cluster.left()
+
+
+async def test_what_cannot_be_is_said_in_time(ray: LocalCluster) -> None:
+    nowhere = Cluster("127.0.0.1:1")
+    with pytest.raises(ModelError, match="no Ray cluster answers at 127.0.0.1:1: Connection refused"):
+        await nowhere.join()
+    cluster = enter(ray.address)
+    await cluster.join()
+    greedy = RayInstance(
+        "ray-0", PythonSpec("x:y"), WorkerSettings(start_timeout_s=1.0), cluster=cluster, demand=Demand(resources={"tpu": 4.0})
+    )
+    with pytest.raises(ModelError, match=r"within 1 s .*; it waited for a node with 1 CPU, 4 tpu: no node has that \(3 nodes"):
+        await greedy.start()
+    depart(cluster)
+    await cluster.left()
+
+
+async def test_a_group_has_each_on_another_node_and_does_not_grow(ray: LocalCluster) -> None:
+    config = ModelConfig(path="sleep:base=1ms", run="ray", ray_address=ray.address, instances=3, ray_placement="strict-spread")
+    fleet = await start_fleet("m", config)
+    assert {actor["node"] for actor in ray.actors()} == {node["name"] for node in ray.nodes}
+    with pytest.raises(ModelError, match="placement group of 3 instances does not grow"):
+        await fleet.scale(4)
+    await fleet.scale(1)
+    assert len(ray.actors()) == 1
+    await fleet.stop()
+    assert ray.groups() == 0
+
+
+async def test_killed_actors_killed_nodes_and_drained_nodes_cost_no_request(
+    ray: LocalCluster, connect: Connect, tmp_path: Path
+) -> None:
+    settings = {
+        "path": "sleep:base=5ms",
+        "run": "ray",
+        "ray_address": ray.address,
+        "instances": 2,
+        "outage_wait_s": HANG_S,
+    }
+    with ServerProcess("--config", write_config(tmp_path / "dlproxy.toml", {"m": settings})) as server:
+        load = Load()
+        await load.start(connect, server.http_port)
+        await load.more(BETWEEN)
+        victim = ray.actors()[0]
+        os.kill(victim["pid"], signal.SIGKILL)
+        await load.more(BETWEEN)
+        await asyncio.to_thread(_until, lambda: _on(ray) and victim not in ray.actors() and _up(server) == 2)
+        for _ in range(KILLS):
+            node = next(node for node in ray.nodes[1:] if node["name"] in _on(ray))
+            await asyncio.to_thread(ray.kill, node)
+            await load.more(BETWEEN)
+            await asyncio.to_thread(_until, lambda name=node["name"]: name not in _on(ray) and _up(server) == 2)
+            if KILLS > 1:
+                await asyncio.to_thread(ray.add, 2)
+        leaving = _on(ray)[0]
+        lost = server.errors().count("lost:")
+        await asyncio.to_thread(ray.drain, next(node for node in ray.nodes if node["name"] == leaving), HANG_S)
+        await asyncio.to_thread(_until, lambda: leaving not in _on(ray) and _up(server) == 2)
+        await load.more(BETWEEN)
+        await load.stop()
+        assert load.failures == set()
+        assert all(connection.sent == connection.received for connection in load.connections)
+        assert server.errors().count("lost:") == lost, "who leaves a node that drains is not lost"
+        assert server.stop() == 0
+    assert ray.actors() == []
+
+
+def _on(ray: LocalCluster) -> list[str]:
+    """The nodes on which there is an actor."""
+    return [actor["node"] for actor in ray.actors()]
+
+
+def _up(server: ServerProcess) -> int:
+    return sum(instance["state"] == "up" for instance in server.instances("m"))
+
+
+def _until(condition: Callable[[], object]) -> None:
+    """Ask again until it holds; each look is a request to the server or to Ray, which paces the loop."""
+    deadline = monotonic() + HANG_S
+    while not condition():
+        assert monotonic() < deadline, "it did not come to that"
