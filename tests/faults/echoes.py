@@ -1,4 +1,4 @@
-"""Clients that ask a model `m` for a number each, and judge whether it comes back: `Load`, for tests that break what answers."""
+"""Clients that ask a model `m` for a number each, and judge what comes back: `Load`, for tests that break what answers."""
 
 import asyncio
 

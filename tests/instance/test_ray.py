@@ -51,14 +51,14 @@ async def test_every_rule_holds_on_actors(ray: LocalCluster) -> None:
         return instance
 
     await asyncio.gather(*(rule(make) for rule in (*RULES, *STREAM_RULES)))
-    assert ray.actors() == [], "an actor ends with its instance"
+    await asyncio.to_thread(_until, lambda: not ray.actors())
     depart(cluster)
     await cluster.left()
 
 
 async def test_what_cannot_be_is_said_in_time(ray: LocalCluster) -> None:
     nowhere = Cluster("127.0.0.1:1")
-    with pytest.raises(ModelError, match="no Ray cluster answers at 127.0.0.1:1: Connection refused"):
+    with pytest.raises(ModelError, match=r"no Ray cluster answers at 127\.0\.0\.1:1: Connection refused"):
         await nowhere.join()
     cluster = enter(ray.address)
     await cluster.join()
@@ -78,9 +78,9 @@ async def test_a_group_has_each_on_another_node_and_does_not_grow(ray: LocalClus
     with pytest.raises(ModelError, match="placement group of 3 instances does not grow"):
         await fleet.scale(4)
     await fleet.scale(1)
-    assert len(ray.actors()) == 1
+    await asyncio.to_thread(_until, lambda: len(ray.actors()) == 1)
     await fleet.stop()
-    assert ray.groups() == 0
+    assert not ray.groups()
 
 
 async def test_killed_actors_killed_nodes_and_drained_nodes_cost_no_request(

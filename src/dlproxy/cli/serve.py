@@ -6,8 +6,9 @@ Not aware of: how a model is loaded or a port served.
 import argparse
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -211,11 +212,21 @@ def configured(args: argparse.Namespace) -> "Config":
         others=bool(server.repository or server.store),
     )
     if args.ray is not None:
+        _check_no_address(args.models)
         models = {name: [_on_ray(model, args.ray) for model in versions] for name, versions in models.items()}
     config = msgspec.structs.replace(config, server=server, tls=tls, auth=auth, autopilot=autopilot, cache=cache, models=models)
     for warning in [*warnings, *weights_without_effect(config)]:
         complain(warning)
     return config
+
+
+def _check_no_address(models: Sequence[str]) -> None:
+    """Raises ConfigError for one that is an address behind a blank."""
+    from dlproxy.config import ConfigError
+
+    lone = next((model for model in models if re.fullmatch(r"[\w.-]+:[0-9]+", model)), None)
+    if lone is not None:
+        raise ConfigError(f"model file {lone} does not exist; did you mean --ray={lone}?")
 
 
 def _on_ray(model: "ModelConfig", address: str) -> "ModelConfig":
