@@ -266,7 +266,7 @@ async def test_there_are_never_more_threads_than_cores(
     assert most_instances(ModelConfig(path="m.onnx", max_instances=wanted), house) == most
 
 
-def test_on_ray_the_cluster_says_how_many_there_are_and_not_the_cores_here() -> None:
+async def test_on_ray_the_cluster_says_how_many_there_are_and_not_the_cores_here() -> None:
     class OnRay(House):
         run = "ray"
 
