@@ -172,7 +172,10 @@ def test_a_burst_of_nothing_is_refused() -> None:
         ({"balancer": "round-robin", "slow_start_s": 3.0}, "it needs another balancer than 'round-robin'"),
         ({"batching": "off", "max_wait_s": 0.1}, "it needs another batching than 'off'"),
         ({"padding": "off", "pad_value": 0.1}, "it needs another padding than 'off'"),
-        ({**LOCAL, "batch_timeout_s": 3.0}, "in a process of their own, in an actor of Ray or on another server, not on a thread"),
+        (
+            {**LOCAL, "batch_timeout_s": 3.0},
+            "in a process of their own, in an actor of Ray or on another server, not on a thread",
+        ),
         ({**LOCAL, "quarantine_s": 3.0}, "in a process of their own or in an actor of Ray, not on a thread"),
         ({**UPSTREAM, "outage_wait_s": 3.0}, "in a process of their own or in an actor of Ray, not on another server"),
         ({"run": "inline", "hedge": True}, "not on the event loop"),

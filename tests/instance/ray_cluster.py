@@ -80,6 +80,11 @@ class LocalCluster:
         found: list[dict[str, Any]] = self._ask("actors")["actors"]
         return found
 
+    def wanted(self) -> list[dict[str, float]]:
+        """What Ray's autoscaler is told that somebody waits for."""
+        found: list[dict[str, float]] = self._ask("wanted")["demands"]
+        return found
+
     def groups(self) -> int:
         """Placement groups that there are."""
         count: int = self._ask("groups")["count"]
@@ -116,6 +121,7 @@ def main() -> None:
     import ray
     from ray._private.state import state
     from ray._raylet import GcsClient
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
     from ray.cluster_utils import Cluster
 
     answers, sys.stdout = sys.stdout, sys.stderr
@@ -145,6 +151,9 @@ def main() -> None:
         elif order["what"] == "actors":
             alive = [actor for actor in state.actor_table(None).values() if actor["State"] == "ALIVE"]
             answer = {"actors": [{"node": actor["Address"]["NodeID"], "pid": actor["Pid"]} for actor in alive]}
+        elif order["what"] == "wanted":
+            pending = get_cluster_resource_state(GcsClient(address=cluster.address)).pending_resource_requests
+            answer = {"demands": [dict(one.request.resources_bundle) for one in pending]}
         elif order["what"] == "groups":
             answer = {"count": sum(group["state"] != "REMOVED" for group in state.placement_group_table().values())}
         print(json.dumps(answer), file=answers, flush=True)

@@ -56,17 +56,19 @@ async def test_every_rule_holds_on_actors(ray: LocalCluster) -> None:
     await cluster.left()
 
 
-async def test_what_cannot_be_is_said_in_time(ray: LocalCluster) -> None:
+async def test_who_waits_for_a_node_is_seen_by_the_autoscaler_and_told_why_it_did_not_come(ray: LocalCluster) -> None:
     nowhere = Cluster("127.0.0.1:1")
     with pytest.raises(ModelError, match=r"no Ray cluster answers at 127\.0\.0\.1:1: Connection refused"):
         await nowhere.join()
     cluster = enter(ray.address)
     await cluster.join()
-    greedy = RayInstance(
-        "ray-0", PythonSpec("x:y"), WorkerSettings(start_timeout_s=1.0), cluster=cluster, demand=Demand(resources={"tpu": 4.0})
-    )
-    with pytest.raises(ModelError, match=r"within 1 s .*; it waited for a node with 1 CPU, 4 tpu: no node has that \(3 nodes"):
-        await greedy.start()
+    settings, demand = WorkerSettings(start_timeout_s=4.0), Demand(resources={"tpu": 4.0})
+    greedy = RayInstance("ray-0", PythonSpec("x:y"), settings, cluster=cluster, demand=demand)
+    starting = asyncio.create_task(greedy.start())
+    await asyncio.to_thread(_until, lambda: {"CPU": 1.0, "tpu": 4.0} in ray.wanted())
+    with pytest.raises(ModelError, match=r"within 4 s .*; it waited for a node with 1 CPU, 4 tpu: no node has that \(3 nodes"):
+        await starting
+    await asyncio.to_thread(_until, lambda: not ray.wanted())
     depart(cluster)
     await cluster.left()
 
