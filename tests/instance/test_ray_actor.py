@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
+import dlproxy
 from dlproxy.instance.process.instance import WorkerSettings
 from dlproxy.instance.process.messages import frame
 from dlproxy.instance.ray import actor as actors
@@ -31,6 +32,8 @@ TOKEN = b"t" * TOKEN_BYTES
 class Threads(Cluster):
     """Actors are threads of this process. `listen`: what stands in an actor's place."""
 
+    version = dlproxy.__version__
+
     def __init__(self, listen: Callable[[bytes], int] | None = None) -> None:
         super().__init__("local")
         self._listen = listen or _start_actor
@@ -41,7 +44,7 @@ class Threads(Cluster):
     async def place(
         self, name: str, demand: Demand, *, on_gone: Callable[[str], None], on_leaving: Callable[[str], None]
     ) -> tuple[Seat, Placed]:
-        placed = Placed(1, "127.0.0.1", self._listen(TOKEN), "node")
+        placed = Placed(1, "127.0.0.1", self._listen(TOKEN), "node", self.version)
         future = asyncio.get_running_loop().create_future()
         future.set_result(placed)
         return Seat(1, TOKEN, demand, future, on_gone, on_leaving), placed
@@ -49,7 +52,7 @@ class Threads(Cluster):
 
 def _start_actor(token: bytes) -> int:
     actor = ModelActor(token, lambda: ("127.0.0.1", "node"))
-    _, port, _ = actor.listen()
+    _, port, *_ = actor.listen()
     threading.Thread(target=actor.serve, daemon=True).start()
     return port
 
@@ -130,6 +133,13 @@ async def test_an_actor_that_cannot_be_reached_is_told_of() -> None:
     instance = RayInstance("ray-0", PythonSpec("x:y"), cluster=Threads(lambda token: int(port)), demand=Demand())
     with pytest.raises(ModelError, match=f"listens at 127.0.0.1:{port}, which this server cannot reach"):
         await instance.start()
+
+
+async def test_a_node_with_another_version_is_refused() -> None:
+    cluster = Threads(lambda token: 1)
+    cluster.version = "0.0.1"
+    with pytest.raises(ModelError, match=r"its node \(127\.0\.0\.1\) has dlproxy 0\.0\.1, this server is"):
+        await RayInstance("ray-0", PythonSpec("x:y"), cluster=cluster, demand=Demand()).start()
 
 
 async def test_a_model_that_does_not_load_says_why_in_its_own_words() -> None:
@@ -218,7 +228,7 @@ async def test_an_actor_hears_that_its_node_leaves_and_that_it_is_gone(joined: t
     told: list[str] = []
     placing = asyncio.create_task(cluster.place("m", Demand(), on_gone=told.append, on_leaving=told.append))
     await asyncio.sleep(0)
-    cluster._on_report(Placed(1, "host-b", 1, "b"))
+    cluster._on_report(Placed(1, "host-b", 1, "b", "1"))
     await placing
     leaving = [_node("a", CPU=4.0), _node("b", leaves_at=0.0, CPU=2.0)]
     cluster._on_report(Nodes(leaving))
@@ -241,10 +251,27 @@ async def test_what_ray_says_of_an_actor_is_why_it_does_not_start_or_is_lost(joi
     cluster._on_report(Ended(1, "out of memory"))
     with pytest.raises(ModelError, match="Ray could not start its actor: out of memory"):
         await placings[0]
-    cluster._on_report(Placed(2, "host-b", 1, "b"))
+    cluster._on_report(Placed(2, "host-b", 1, "b", "1"))
+    await placings[1]
+    cluster._on_report(Ended(2, "out of memory"))
+    assert told == ["out of memory"]
+
+
+async def test_who_has_an_actor_keeps_it_when_the_client_dies(joined: tuple[Cluster, Broker]) -> None:
+    cluster, _ = joined
+    told: list[str] = []
+    placings = [
+        asyncio.create_task(cluster.place("m", Demand(), on_gone=told.append, on_leaving=told.append)) for _ in range(2)
+    ]
+    await asyncio.sleep(0)
+    cluster._on_report(Placed(2, "host-b", 1, "b", "1"))
     await placings[1]
     cluster._on_exit("its process was killed by SIGKILL")
-    assert told == ["the process that holds the Ray client has ended: its process was killed by SIGKILL"]
+    with pytest.raises(ModelError, match="the process that holds the Ray client has ended: its process was killed by SIGKILL"):
+        await placings[0]
+    assert not told, "its connection tells what becomes of it"
+    with pytest.raises(ModelError, match="has ended"):
+        await cluster.place("m", Demand(), on_gone=told.append, on_leaving=told.append)
 
 
 async def test_who_does_not_wait_any_more_has_its_actor_ended(joined: tuple[Cluster, Broker]) -> None:
@@ -255,7 +282,7 @@ async def test_who_does_not_wait_any_more_has_its_actor_ended(joined: tuple[Clus
     with pytest.raises(asyncio.CancelledError):
         await placing
     assert broker.orders[-1] == End(1)
-    cluster._on_report(Placed(1, "host-b", 1, "b"))
+    cluster._on_report(Placed(1, "host-b", 1, "b", "1"))
 
 
 async def test_a_cluster_that_cannot_be_joined_says_why(joined: tuple[Cluster, Broker]) -> None:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -96,7 +97,8 @@ class Child:
 
     def hang_up(self) -> None:
         """Say nothing more: it ends when it has read what was said."""
-        self._socket.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # it has just died
+            self._socket.shutdown(socket.SHUT_WR)
 
     def kill(self, reason: str) -> None:
         """End it now; `on_exit` gets `reason`. What it still says is ignored."""

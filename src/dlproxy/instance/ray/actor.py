@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from contextlib import closing
 
+import dlproxy
 from dlproxy.instance.process.messages import Done, Load, Order, Report, Run, frame
 from dlproxy.instance.process.slots import end_of
 from dlproxy.instance.process.worker import Channel, Worker, give_up
@@ -25,11 +26,11 @@ class ModelActor:
         self._token = token
         self._node = node
 
-    def listen(self) -> tuple[str, int, str]:
-        """Host, port and the node's name."""
+    def listen(self) -> tuple[str, int, str, str]:
+        """Host, port, the node's name and the version of dlproxy there."""
         host, name = self._node()
         self._listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        return host, self._listener.getsockname()[1], name
+        return host, self._listener.getsockname()[1], name, dlproxy.__version__
 
     def serve(self) -> None:
         """Until the server says stop or has gone, or nobody came in time."""

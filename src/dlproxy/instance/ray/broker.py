@@ -140,13 +140,12 @@ class Broker:
             self._groups[demand.group] = placement_group([bundle] * demand.bundles, strategy=demand.strategy)
         return PlacementGroupSchedulingStrategy(self._groups[demand.group], placement_group_bundle_index=demand.bundle)
 
-    def _listens(self, number: int, future: "Future[tuple[str, int, str]]") -> None:
+    def _listens(self, number: int, future: "Future[tuple[str, int, str, str]]") -> None:
         actor = self._actors.get(number)
         if actor is None:
             return
         if future.exception() is None:
-            host, port, node = future.result()
-            self.say(Placed(number, host, port, node))
+            self.say(Placed(number, *future.result()))
             self._when_done(actor.serve.remote(), self._ended, number)
         else:
             self._ended(number, future)
@@ -172,26 +171,35 @@ class Broker:
 
     def _look(self) -> None:
         self._looked_at = monotonic()
-        leaving: Mapping[str, int] = state.get_draining_nodes()
-        nodes = Nodes(
-            [
-                Node(
-                    node["NodeID"],
-                    node["NodeManagerAddress"],
-                    {
-                        name: amount
-                        for name, amount in sorted(node["Resources"].items())
-                        if name not in CORE_RESOURCES and not name.startswith("node:")
-                    },
-                    leaving[node["NodeID"]] / 1000 if node["NodeID"] in leaving else None,
-                )
-                for node in sorted(ray.nodes(), key=lambda node: str(node["NodeID"]))
-                if node["Alive"]
-            ]
-        )
+        try:
+            nodes = _nodes()
+        except Exception as error:  # of many kinds, while the head is away
+            sys.stderr.write(f"Ray does not say which nodes there are: {_in_short(error)}\n")
+            return
         if nodes != self._known:
             self._known = nodes
             self.say(nodes)
+
+
+def _nodes() -> Nodes:
+    """Those that live."""
+    leaving: Mapping[str, int] = state.get_draining_nodes()
+    return Nodes(
+        [
+            Node(
+                node["NodeID"],
+                node["NodeManagerAddress"],
+                {
+                    name: amount
+                    for name, amount in sorted(node["Resources"].items())
+                    if name not in CORE_RESOURCES and not name.startswith("node:")
+                },
+                leaving[node["NodeID"]] / 1000 if node["NodeID"] in leaving else None,
+            )
+            for node in sorted(ray.nodes(), key=lambda node: str(node["NodeID"]))
+            if node["Alive"]
+        ]
+    )
 
 
 def _in_short(error: BaseException) -> str:

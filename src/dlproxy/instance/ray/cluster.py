@@ -76,11 +76,12 @@ class Cluster:
     ) -> tuple[Seat, Placed]:
         """An actor that listens. Waits until there is a node for it, until cancelled. Raises ModelError."""
         await self.join()
+        if self._child is None:
+            raise ModelError("the process that holds the Ray client has ended")
         self._numbers += 1
         token = secrets.token_bytes(TOKEN_BYTES)
         placed: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
         seat = self._seats[self._numbers] = Seat(self._numbers, token, demand, placed, on_gone, on_leaving)
-        assert self._child is not None
         self._child.send(Place(seat.number, name, token, demand))
         try:
             return seat, await placed
@@ -202,7 +203,8 @@ class Cluster:
             self._joining.set_exception(ModelError(f"Ray cannot be used (ray_address = {self.address!r}): {reason}"))
         seats, self._seats, self.nodes = list(self._seats.values()), {}, ()
         for seat in seats:
-            _gone(seat, reason)
+            if not seat.placed.done():  # of others their connections tell: where the head is gone, they go on for a while
+                _gone(seat, reason)
 
 
 def _gone(seat: Seat, reason: str) -> None:

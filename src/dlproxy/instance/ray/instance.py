@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+import dlproxy
 from dlproxy.hosts import authority
 from dlproxy.instance.process.instance import Peer, ProcessInstance, WorkerSettings
 from dlproxy.instance.ray.buffers import Arrived, Buffer
@@ -68,6 +69,8 @@ class RayInstance(ProcessInstance):
 
     async def _connect(self, seat: Seat, placed: Placed) -> Connection:
         self.address = ActorAddress(placed.host, placed.port)
+        if placed.version != dlproxy.__version__:
+            raise ModelError(f"its node ({placed.host}) has dlproxy {placed.version}, this server is {dlproxy.__version__}")
         inputs, arrived = Buffer(self._settings.max_slot_bytes), Arrived()
         self._slots, self._outputs = [inputs], arrived
 

@@ -82,12 +82,13 @@ class Nodes(Struct, tag="nodes", array_like=True):
 
 
 class Placed(Struct, tag="placed", array_like=True):
-    """Actor `number` listens there."""
+    """Actor `number` listens there. `version`: of dlproxy."""
 
     number: int
     host: str
     port: int
     node: str
+    version: str
 
 
 class Ended(Struct, tag="ended", array_like=True):
