@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.harness.checks import Findings
@@ -29,7 +30,8 @@ threads = 1
 run = "ray"
 ray_address = "local"
 """
-SERVE = next(peer for peer in PEERS if peer.name == "ray")
+PATIENT = ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S=60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S=60")  # one core is slow to start
+SERVE = replace(next(peer for peer in PEERS if peer.name == "ray"), environment=PATIENT)
 
 
 def _command(launch: Launch) -> list[str]:

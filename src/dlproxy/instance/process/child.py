@@ -47,11 +47,13 @@ class Child:
         on_exit: Callable[[str], None],
         module: str = "dlproxy.instance.process.worker",
         kinds: Any = Report,
+        level: int = logging.INFO,
     ) -> None:
         self.name = name
         self._loop = asyncio.get_running_loop()
         self._on_report: Callable[[Any], None] = on_report
         self._on_exit = on_exit
+        self._level = level  # of what it prints
         self._killed_because = ""
         self._frames = Frames(kinds)
         self._lines = OutputLines()
@@ -155,7 +157,7 @@ class Child:
         except BlockingIOError:
             return False
         for line in self._lines.feed(data, self._loop.time()):
-            log.info("%s: %s", self.name, line)
+            log.log(self._level, "%s: %s", self.name, line)
         if not data:
             self._loop.remove_reader(self._output)
         return bool(data)

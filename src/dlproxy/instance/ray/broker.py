@@ -74,6 +74,7 @@ class Broker:
         self._groups: dict[str, PlacementGroup] = {}
         self._known: Nodes | None = None
         self._looked_at = 0.0
+        self._home = ""  # the node that this runs on
 
     def run(self) -> None:
         """Until the server has gone."""
@@ -98,6 +99,7 @@ class Broker:
         if isinstance(order, Join):
             self.folder = join(order)
             ignore_signals()  # Ray has set its own
+            self._home = ray.get_runtime_context().get_node_id()
             self.say(Joined(bool(self.folder)))
             self._look()
         elif isinstance(order, Place):
@@ -176,6 +178,8 @@ class Broker:
         except Exception as error:  # of many kinds, while the head is away
             sys.stderr.write(f"Ray does not say which nodes there are: {_in_short(error)}\n")
             return
+        if self._home not in [node.name for node in nodes.nodes]:
+            raise ConnectionError("the cluster has given up the node of this machine, and with it what was started from here")
         if nodes != self._known:
             self._known = nodes
             self.say(nodes)

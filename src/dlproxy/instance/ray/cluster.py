@@ -19,7 +19,7 @@ from msgspec import Struct
 from dlproxy.cores import usable_cores
 from dlproxy.instance.process.child import Child
 from dlproxy.instance.ray.actor import TOKEN_BYTES
-from dlproxy.instance.ray.messages import Demand, Disband, End, Ended, Join, Joined, Node, Nodes, Place, Placed, Report
+from dlproxy.instance.ray.messages import Apart, Demand, Disband, End, Ended, Join, Joined, Node, Nodes, Place, Placed, Report
 from dlproxy.instance.runtime import ModelError
 
 ENVIRONMENT = {
@@ -58,6 +58,7 @@ class Cluster:
         self._ended: asyncio.Event = asyncio.Event()
         self._seats: dict[int, Seat] = {}
         self._numbers = 0
+        self._apart = ""  # what it said at last
 
     @property
     def pid(self) -> int | None:
@@ -137,6 +138,7 @@ class Cluster:
         self._joining = asyncio.get_running_loop().create_future()
         self._joining.add_done_callback(lambda joining: joining.cancelled() or joining.exception())  # whoever waits has gone
         self._ended = asyncio.Event()
+        self._apart = ""
         try:
             self._child = Child(
                 "ray",
@@ -146,6 +148,7 @@ class Cluster:
                 on_exit=self._on_exit,
                 module="dlproxy.instance.ray.broker",
                 kinds=Report,
+                level=logging.DEBUG,  # of what Ray prints; what matters of it is told in words
             )
         except OSError as error:
             raise ModelError(f"cannot start a process for Ray: {error}") from error
@@ -163,14 +166,16 @@ class Cluster:
             seat = self._seats.pop(report.number, None)
             if seat is not None:
                 _gone(seat, report.reason)
+        elif isinstance(report, Apart):
+            self._apart = report.reason
+            self._refuse(report.reason)
         elif self._joining is not None and not self._joining.done():
-            if isinstance(report, Joined):
-                log.info(
-                    "Ray: %s", "started a cluster on this machine" if report.own else f"joined the cluster ({self.address})"
-                )
-                self._joining.set_result(report)
-            else:
-                self._joining.set_exception(ModelError(f"Ray cannot be used (ray_address = {self.address!r}): {report.reason}"))
+            log.info("Ray: %s", "started a cluster on this machine" if report.own else f"joined the cluster ({self.address})")
+            self._joining.set_result(report)
+
+    def _refuse(self, reason: str) -> None:
+        if self._joining is not None and not self._joining.done():
+            self._joining.set_exception(ModelError(f"Ray cannot be used (ray_address = {self.address!r}): {reason}"))
 
     def _on_nodes(self, report: Nodes) -> None:
         before = {node.name: node for node in self.nodes}
@@ -198,9 +203,10 @@ class Cluster:
         said = f"; the last that it said: {self._child.last_words}" if self._child.last_words else ""
         self._child = None
         self._ended.set()
-        reason = f"the process that holds the Ray client has ended: {how}{said}"
-        if self._joining is not None and not self._joining.done():
-            self._joining.set_exception(ModelError(f"Ray cannot be used (ray_address = {self.address!r}): {reason}"))
+        reason = self._apart or f"the process that holds the Ray client has ended: {how}{said}"
+        self._refuse(reason)
+        if self.users:
+            log.warning("Ray: %s", reason)
         seats, self._seats, self.nodes = list(self._seats.values()), {}, ()
         for seat in seats:
             if not seat.placed.done():  # of others their connections tell: where the head is gone, they go on for a while
