@@ -12,7 +12,7 @@ from benchmarks.peers import MAX_BATCH, venvs
 from benchmarks.peers.bodies import OipBinary
 from benchmarks.peers.comparison import WARM_UP_SECONDS, alone
 from benchmarks.peers.registry import PEERS, Launch, System
-from benchmarks.peers.running import Running, question_for, run_system
+from benchmarks.peers.running import ROOT, Running, question_for, run_system
 from benchmarks.peers.workloads import WORKLOADS, model_path
 
 TITLE = "Requests per second, beside Ray Serve"
@@ -51,6 +51,7 @@ OURS = System(
     batching=f"defaults, max_batch {MAX_BATCH}, 1 thread",
     documentation="../docs/guides/ray.md",
     command=_command,
+    environment=(f"PYTHONPATH={ROOT / 'src'}",),  # this checkout, also where another is installed
 )
 
 

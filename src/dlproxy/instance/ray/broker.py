@@ -235,7 +235,11 @@ def join(order: Join) -> str:
             if address != "auto":
                 raise
     common["_temp_dir"] = folder = tempfile.mkdtemp(prefix="dlp-ray-")  # short, for there are paths of sockets in it
-    ray.init(address="local", num_cpus=order.cores, include_dashboard=False, object_store_memory=STORE_BYTES, **common)
+    try:
+        ray.init(address="local", num_cpus=order.cores, include_dashboard=False, object_store_memory=STORE_BYTES, **common)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
 
 
