@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import ray
@@ -47,7 +47,7 @@ from dlproxy.message import text_of
 
 LOOK_S = 1.0  # between two looks at the nodes
 REACH_S = 5.0  # for a head that does not answer at all
-LEAVE_S = 10.0  # for Ray to shut down
+LEAVE_S = 60.0  # for Ray to come up, if it was about to, and to shut down: ended sooner, some of it stays
 STORE_BYTES = 80 * 2**20  # of a cluster of our own: about the least that Ray takes, for no tensor goes through it
 NO_WORDS = ("class_name:", "actor_id:", "pid:", "namespace:", "ip:", "name:", "ray::", "File ")  # at the beginning of a line
 MOST_CHARS = 1000
@@ -65,7 +65,7 @@ class Broker:
     """
 
     def __init__(self, connection: socket.socket) -> None:
-        self.folder = ""  # of a cluster of our own
+        self.folder = tempfile.mkdtemp(prefix="dlp-ray-")  # of a cluster of our own; short, for there will be sockets in it
         self._socket = connection
         self._news: deque[tuple[Callable[[int, Future[Any]], None], int, Future[Any]]] = deque()
         self._woken, self._wake = socket.socketpair()
@@ -97,10 +97,10 @@ class Broker:
 
     def _carry_out(self, order: Order) -> None:
         if isinstance(order, Join):
-            self.folder = join(order)
+            own = join(order, self.folder)
             ignore_signals()  # Ray has set its own
             self._home = ray.get_runtime_context().get_node_id()
-            self.say(Joined(bool(self.folder)))
+            self.say(Joined(own))
             self._look()
         elif isinstance(order, Place):
             try:
@@ -216,8 +216,8 @@ def _in_short(error: BaseException) -> str:
     return said
 
 
-def join(order: Join) -> str:
-    """The folder of a cluster of our own; empty: it is another's. Raises ConnectionError, or what Ray does."""
+def join(order: Join, folder: str) -> bool:
+    """Whether the cluster is our own, with its files in that folder. Raises ConnectionError, or what Ray does."""
     common: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": "ERROR",
@@ -230,17 +230,13 @@ def join(order: Join) -> str:
     if address != "local":
         try:
             ray.init(address=address, **common)
-            return ""
+            return False
         except ConnectionError:
             if address != "auto":
                 raise
-    common["_temp_dir"] = folder = tempfile.mkdtemp(prefix="dlp-ray-")  # short, for there are paths of sockets in it
-    try:
-        ray.init(address="local", num_cpus=order.cores, include_dashboard=False, object_store_memory=STORE_BYTES, **common)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return folder
+    common["_temp_dir"] = folder
+    ray.init(address="local", num_cpus=order.cores, include_dashboard=False, object_store_memory=STORE_BYTES, **common)
+    return True
 
 
 def _reach(address: str) -> None:
@@ -258,6 +254,16 @@ def ignore_signals() -> None:
         signal.signal(number, lambda *_: None)
 
 
+def _end_in_time(connection: socket.socket, broker: Broker) -> None:
+    """When the server has gone: Ray waits long, to begin and to end, for a cluster that is none."""
+    gone = select.poll()
+    gone.register(connection, getattr(select, "POLLRDHUP", select.POLLHUP))
+    gone.poll()
+    sleep(LEAVE_S)
+    shutil.rmtree(broker.folder, ignore_errors=True)
+    os._exit(1)
+
+
 def main() -> None:
     """Runs until the server goes away."""
     ignore_signals()
@@ -265,16 +271,13 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
     broker = Broker(connection)
+    threading.Thread(target=_end_in_time, args=(connection, broker), daemon=True).start()
     try:
         broker.run()
     except Exception as error:
         broker.say(Apart(_in_short(error)))
-    watch = threading.Timer(LEAVE_S, os._exit, [1])  # Ray waits long for a cluster that is gone
-    watch.start()
     ray.shutdown()
-    if broker.folder:
-        shutil.rmtree(broker.folder, ignore_errors=True)
-    watch.cancel()
+    shutil.rmtree(broker.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

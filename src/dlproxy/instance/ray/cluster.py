@@ -28,6 +28,8 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
 }
 
+LEFT_S = 15.0
+
 log = logging.getLogger(__name__)
 
 
@@ -106,8 +108,14 @@ class Cluster:
             self._child.hang_up()
 
     async def left(self) -> None:
-        if self._child is not None:
-            await self._ended.wait()
+        """When that is so, or Ray does not come to an end."""
+        if self._child is None:
+            return
+        try:
+            async with asyncio.timeout(LEFT_S):
+                await self._ended.wait()
+        except TimeoutError:
+            log.warning("Ray: the process that holds its client did not end within %g s, and is left to itself", LEFT_S)
 
     # What there is
 
