@@ -136,6 +136,7 @@ def main() -> None:
                 resources=order["resources"],
                 object_store_memory=STORE_BYTES,
                 include_dashboard=False,
+                include_log_monitor=False,
             )
             (node,) = [node for node in cluster.list_all_nodes() if node.node_id not in known]
             pid = node.all_processes["raylet"][0].process.pid
