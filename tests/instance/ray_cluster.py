@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -116,8 +117,6 @@ def _descendants(pid: int) -> list[int]:
 
 def main() -> None:
     """Carries out orders until its standard input closes."""
-    import time
-
     import ray
     from ray._private.state import state
     from ray._raylet import GcsClient
@@ -144,7 +143,7 @@ def main() -> None:
             if not ray.is_initialized():
                 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", namespace="tests")
         elif order["what"] == "drain":
-            deadline_ms = int((time.time() + order["within_s"]) * 1000) if order["within_s"] else 0
+            deadline_ms = int((datetime.now(UTC).timestamp() + order["within_s"]) * 1000) if order["within_s"] else 0
             reason = 2  # DRAIN_NODE_REASON_PREEMPTION
             client = GcsClient(address=cluster.address)
             accepted, _ = client.drain_node(order["name"], reason, "spot notice", deadline_ms)

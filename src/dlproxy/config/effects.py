@@ -15,7 +15,7 @@ from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.messages import explain, what_and_where
 from dlproxy.config.paths import check_forecast, check_way, is_address, parse_devices
 from dlproxy.config.pipelines import PIPELINE, wired
-from dlproxy.config.ray import check_address
+from dlproxy.config.ray import check_ray
 from dlproxy.config.table import Knob, first_knobs, knobs, tuned_knobs
 from dlproxy.config.tracing import TracingConfig, check_endpoint
 from dlproxy.config.traits import Only
@@ -42,7 +42,7 @@ def check(section: Struct, places: Sequence[str] = ()) -> list[str]:
         _check_goals(section)
         parse_devices(section.device)
         check_way(section.run)
-        check_address(section.ray_address)
+        check_ray(section.ray_address, section.ray_resources)
         check_forecast(section.forecast)
         _check_bounds(section)
         _check_names("pinned", section.pinned, tuned_knobs())

@@ -4,17 +4,20 @@ fleet/ray.py says what they mean.
 """
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Literal
-
-from msgspec import Meta
 
 from dlproxy.config.traits import Only, knob
 from dlproxy.config.values import ConfigError
 
 
-def check_address(address: str) -> None:
-    """Raises ConfigError for what is no address of a cluster."""
+def check_ray(address: str, resources: Mapping[str, float]) -> None:
+    """Raises ConfigError for what is no address of a cluster, and amounts that nobody can have."""
+    for name, amount in resources.items():
+        if not amount > 0.0 or name in ("CPU", "GPU"):
+            instead = f"is above 0, not {amount:g}" if name not in ("CPU", "GPU") else f"is ray_{name.lower()}s"
+            raise ConfigError(f"ray_resources.{name} {instead}", "ray_resources")
     if address not in ("auto", "local") and not re.fullmatch(r"[^\s/@]+:[0-9]{1,5}", address):
         hint = ", and the server runs on one of its nodes" if address.startswith("ray:") else ""
         said = "it takes HOST:PORT of the cluster's head, such as 10.0.0.1:6379, local, or auto"
@@ -33,7 +36,7 @@ Address = Annotated[
 Cpus = Annotated[float, _loaded("CPUs of a Ray node that each instance takes", unit="cores", ge=0, le=4096)]
 Gpus = Annotated[float, _loaded("GPUs of a Ray node that each instance takes; 0.5: two share one", ge=0, le=64)]
 Resources = Annotated[
-    dict[str, Annotated[float, Meta(gt=0)]],
+    dict[str, float],
     _loaded("other resources of a Ray node that each instance takes, by their names, as {tpu = 1}"),
 ]
 Placement = Annotated[

@@ -8,9 +8,8 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.util import find_spec
-from math import inf
-from time import time
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -233,8 +232,7 @@ def _in_words(amounts: Mapping[str, float]) -> str:
 
 
 def _when(leaves_at: float) -> str:
-    left_s = leaves_at - time() if leaves_at else inf
-    return "drains" if left_s == inf else f"will be gone in {max(left_s, 0.0):.0f} s"
+    return f"will be gone at {datetime.fromtimestamp(leaves_at, UTC):%H:%M:%S} UTC" if leaves_at else "drains"
 
 
 _clusters: WeakKeyDictionary[Any, dict[str, Cluster]] = WeakKeyDictionary()  # by event loop: one client for all models
