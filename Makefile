@@ -6,10 +6,10 @@ PIP = $(PY) -m pip --disable-pip-version-check -qq
 # Tests wait as much as they compute: four at once keep two cores busy. A file's tests stay in one process, and its servers with them.
 JOBS ?= 4
 unexport PYTHONDONTWRITEBYTECODE  # the suite starts hundreds of Pythons, and each would compile everything anew
-.PHONY: help setup demo test test-extras test-ui prove-batching prove-lanes prove-models prove-rollouts prove-demand prove-streams prove-partitions prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-dashboard bench-gateways bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines bench-sequences bench-split bench-learn fidelity docs clean
+.PHONY: help setup demo test test-extras test-ui prove-batching prove-lanes prove-models prove-rollouts prove-demand prove-streams prove-partitions prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching prove-ray check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-dashboard bench-gateways bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines bench-sequences bench-split bench-learn bench-ray fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | test-ui | prove-batching [GRAPHS=2400] | prove-lanes [LANES=20000] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-partitions [ROUNDS=20] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-dashboard | bench-gateways | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | bench-sequences | bench-split | bench-learn | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | test-ui | prove-batching [GRAPHS=2400] | prove-lanes [LANES=20000] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-partitions [ROUNDS=20] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | prove-ray [KILLS=10] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-dashboard | bench-gateways | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | bench-sequences | bench-split | bench-learn | bench-ray | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -68,6 +68,8 @@ prove-streams: setup
 
 prove-partitions: setup
 	@DLPROXY_PARTITIONS=$(or $(ROUNDS),20) $(PY) -m pytest -n0 tests/faults/test_partitions.py tests/faults/test_front_tier.py $(ARGS)
+prove-ray: $(VENV)/.installed-extras
+	@DLPROXY_RAY_KILLS=$(or $(KILLS),10) $(PY) -m pytest -m extras -s tests/instance/test_ray.py $(ARGS)
 
 check: setup
 	@$(PY) -m ruff format --check --output-format concise . || { echo "not formatted; run: make fmt"; exit 1; }
@@ -140,6 +142,9 @@ bench-split: $(VENV)/.installed-extras
 bench-learn: $(VENV)/.installed-extras
 	@$(PY) -m benchmarks.learn $(ARGS)
 
+bench-ray: $(VENV)/.installed-extras
+	@$(PY) -m benchmarks.ray $(ARGS)
+
 fidelity: setup
 	@$(PY) -m benchmarks.fidelity $(ARGS)
 
@@ -178,8 +183,8 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 $(VENV)/.installed-extras: $(VENV)/.installed
-	@echo "installing the torch, train, learn, tensorflow and compress extras into $(VENV)"
-	@$(PIP) install --editable '.[torch,train,tensorflow,compress,learn]'
+	@echo "installing the torch, train, learn, tensorflow, compress and ray extras into $(VENV)"
+	@$(PIP) install --editable '.[torch,train,tensorflow,compress,learn,ray]'
 	@touch $@
 
 $(VENV)/.installed-ui: $(VENV)/.installed

@@ -45,6 +45,7 @@ TYPES = {
     float: "number",
     bool: "true or false",
     dict[str, str]: "table of texts",
+    dict[str, float]: "table of numbers",
     dict[str, Any]: "table of values",
     dict[str, StepConfig]: "table of steps",
     list[str]: "list of texts",

@@ -89,8 +89,8 @@ def test_arguments_that_make_no_sense_exit_with_2(arguments: list[str], capsys: 
         (
             ["zzz"],
             "dlproxy",
-            "there is no command 'zzz'; choose from serve, init, check, models, infer, keys, autopilot, cache, top, gateways, logs, "
-            "why, demo, bench, evaluate, simulate, tune, compress, cascade, split, learn, monitor, report, completion",
+            "there is no command 'zzz'; choose from serve, init, check, models, infer, keys, autopilot, cache, top, "
+            "gateways, logs, why, demo, bench, evaluate, simulate, tune, compress, cascade, split, learn, monitor, report, completion",
         ),
         (["--verison"], "dlproxy", "unexpected argument --verison; did you mean --version?"),
         (
@@ -176,6 +176,8 @@ def test_a_model_that_cannot_be_served_is_named(
         (["--repository", "models", "--repository-mode", "often"], ["--repository-mode", "'often' is not one of", "explicit"]),
         (["--repository-mode", "none", models.DIGITS], ["repository_mode = 'none' has no effect: it needs a repository"]),
         (["--config", "nowhere.toml"], ["nowhere.toml", "cannot be read"]),
+        (["--ray=ray://head:10001", models.DIGITS], ["--ray: ray_address = 'ray://head:10001'", "such as 10.0.0.1:6379"]),
+        (["--ray", "10.0.0.1:6379", models.DIGITS], ["model file 10.0.0.1:6379 does not exist", "--ray=10.0.0.1:6379"]),
         (["--host", "no.such.host.invalid", models.DIGITS], ["cannot listen on no.such.host.invalid"]),
     ],
 )
@@ -184,6 +186,15 @@ def test_arguments_that_cannot_be_used_are_answered_in_one_line(
 ) -> None:
     complaint = _complaint(capsys, *arguments)
     assert not [clue for clue in clues if clue not in complaint], complaint
+
+
+def test_ray_is_for_the_models_that_do_not_say_where_they_run(tmp_path: Path) -> None:
+    config = tmp_path / "dlproxy.toml"
+    config.write_text(f"[models.here]\npath = '{models.DIGITS}'\nrun = 'thread'\n[models.there]\npath = 'http://other/m'\n")
+    for option, address in (("--ray", "auto"), ("--ray=local", "local"), ("--ray=10.0.0.1:6379", "10.0.0.1:6379")):
+        args = whole_parser().parse(["serve", option, f"a={models.DIGITS}", "--config", str(config)])
+        runs = {name: (model.run, model.ray_address) for name, model in serve.configured(args).served()}
+        assert runs == {"here": ("thread", "auto"), "there": ("auto", "auto"), "a": ("ray", address)}
 
 
 @pytest.mark.parametrize("option", ["--http-port", "--control-port"])

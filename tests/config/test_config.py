@@ -207,6 +207,14 @@ def test_a_line_is_found_however_a_table_is_written(tmp_path: Path, text: str, l
     ("text", "line", "clues"),
     [
         ("[models.a]\npath = 'a'\nrun = 'tread'\n", 3, ["run = 'tread'", "did you mean 'thread'?"]),
+        (
+            "[models.a]\npath = 'a'\nrun = 'ray'\nray_address = 'head'\n",
+            4,
+            ["ray_address = 'head'", "HOST:PORT of the cluster's"],
+        ),
+        ("[models.a]\npath = 'a'\nray_cpus = 2\n", 3, ["ray_cpus = 2", "it needs batches that run in an actor of Ray"]),
+        ("[models.a]\npath = 'a'\nrun = 'ray'\nray_resources = {tpu = 0}\n", 4, ["ray_resources.tpu is above 0, not 0"]),
+        ("[models.a]\npath = 'a'\nrun = 'ray'\nray_placement = 'strict_pack'\n", 4, ["did you mean 'strict-pack'?"]),
         ("[models.a]\npath = 'a'\ndiscipline = 'EDF'\n", 3, ["models.a.discipline: 'EDF'", "it takes edf, fcfs, sjf"]),
         ("[models.a]\npath = 'a'\ndiscipline = 'prority'\n", 3, ["did you mean 'priority'?"]),
         ("[models.a]\npath = 'a'\nbalancer = 'round_robin'\n", 3, ["models.a.balancer", "did you mean 'round-robin'?"]),

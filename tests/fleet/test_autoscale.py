@@ -266,6 +266,18 @@ async def test_there_are_never_more_threads_than_cores(
     assert most_instances(ModelConfig(path="m.onnx", max_instances=wanted), house) == most
 
 
+async def test_on_ray_the_cluster_says_how_many_there_are_and_not_the_cores_here() -> None:
+    class OnRay(House):
+        run = "ray"
+
+        def room(self) -> int:
+            return 7
+
+    rig = Rig(instances=0)
+    fleet = OnRay(rig, Roster(rig.driver, rig.stats, rig.now))
+    assert [most_instances(replace(CONFIG, max_instances=most), fleet) for most in (0, 400)] == [7, 400]
+
+
 @pytest.mark.parametrize(
     ("settings", "threads"),
     [({}, 4), ({"autoscale": "in-flight"}, 1), ({"autoscale": "in-flight", "max_instances": 2}, 2), ({"threads": 3}, 3)],

@@ -294,6 +294,25 @@ async def test_shrinking_takes_those_that_are_down_first() -> None:
     await home.supervisor.stop()
 
 
+async def test_who_must_leave_goes_when_another_is_up_in_its_place() -> None:
+    home = Home()
+    await home.open(2)
+    replacing = asyncio.create_task(home.supervisor.replace(["m-0"]))
+    await pass_time(START_S / 2)
+    assert home.up == ["m-0", "m-1"], "it serves meanwhile"
+    await replacing
+    assert home.told == ["+m-0", "+m-1", "+m-2", "-m-0"]
+    home.problems["m-0"] = [ModelError("no room")]
+    with pytest.raises(ModelError, match="no room"):
+        await home.supervisor.replace(["m-1", "gone"])
+    assert home.up == ["m-1", "m-2"], "where no other can be had, it stays"
+    await home.supervisor.scale(3)
+    assert sorted(home.up) == ["m-0", "m-1", "m-2"]
+    await home.supervisor.stop()
+    await home.supervisor.replace(["m-1"])
+    assert not home.up
+
+
 async def shrink_while_both_run(home: Home) -> tuple[list[Reply], "asyncio.Task[None]"]:
     """Two instances run a request each when one of them is told to leave."""
     replies = []

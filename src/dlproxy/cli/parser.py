@@ -4,6 +4,7 @@ Used by every command. Not aware of: what the commands do.
 """
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Any
@@ -15,9 +16,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
         self.set_defaults(parser=self)  # that of the command, for what is wrong with it
+        self.alone: dict[str, str] = {}
+        """Options whose value stands behind an equals sign, or not at all: what they mean then."""
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The arguments, and in `given` the options that were among them. Exits with a message on stderr if they are wrong."""
+        args: argparse.Namespace
         args, unexpected = self.parse_known_args(arguments)
         if unexpected:
             args.parser.refuse(unexpected)
@@ -26,6 +30,13 @@ class Parser(argparse.ArgumentParser):
         options = takewhile(lambda word: word != "--", arguments)
         args.given = frozenset(word.partition("=")[0] for word in options if word.startswith("-"))
         return args
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse has it."""
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
+        words[:end] = [f"{word}={self.alone[word]}" if word in self.alone else word for word in words[:end]]
+        return super().parse_known_args(words, namespace)
 
     def refuse(self, unexpected: Sequence[str]) -> None:
         """Name the first that is an option, as the others may be its values."""

@@ -6,8 +6,9 @@ Not aware of: how a model is loaded or a port served.
 import argparse
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from dlproxy.cli.terminal import OK, USER_ERROR, Commands, complain, say
 from dlproxy.hosts import authority
 
 if TYPE_CHECKING:
-    from dlproxy.config import Config, ServerConfig
+    from dlproxy.config import Config, ModelConfig, ServerConfig
     from dlproxy.message import TensorSpec
     from dlproxy.serve.assemble import LoadedModel
     from dlproxy.serve.gateways.front import Front
@@ -63,6 +64,13 @@ def add_options(serve: Parser) -> None:
     serve.add_argument(
         "--slo", metavar="p99=20ms", help="objective of the models given on the command line, such as 'p95=50ms, rate>=500'"
     )
+    serve.add_argument(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="run models that do not say where (run) on a Ray cluster: --ray=HOST:PORT; --ray=local: one of the server's own; "
+        "--ray: as RAY_ADDRESS says, else one that runs on this machine, else one of its own",
+    )
+    serve.alone["--ray"] = "auto"
     remembering = serve.add_argument_group("what it remembers")
     remembering.add_argument(
         "--cache", metavar="on|off|auto", help="whether the models given on the command line remember answers (default off)"
@@ -231,11 +239,33 @@ def configured(args: argparse.Namespace) -> "Config":
         knobs={name: value for name in ("cache", "cache_ttl_s") if (value := getattr(args, name)) is not None},
         others=bool(server.repository or server.store),
     )
+    if args.ray is not None:
+        _check_no_address(args.models)
+        models = {name: [_on_ray(model, args.ray) for model in versions] for name, versions in models.items()}
     config = msgspec.structs.replace(config, server=server, tls=tls, auth=auth, autopilot=autopilot, cache=cache, models=models)
     check_gateways(config)
     for warning in [*warnings, *weights_without_effect(config)]:
         complain(warning)
     return config
+
+
+def _check_no_address(models: Sequence[str]) -> None:
+    """Raises ConfigError for one that is an address behind a blank."""
+    from dlproxy.config import ConfigError
+
+    lone = next((model for model in models if re.fullmatch(r"[\w.-]+:[0-9]+", model)), None)
+    if lone is not None:
+        raise ConfigError(f"model file {lone} does not exist; did you mean --ray={lone}?")
+
+
+def _on_ray(model: "ModelConfig", address: str) -> "ModelConfig":
+    """Where it does not say itself where it runs. Raises ConfigError for an address that is none."""
+    from dlproxy.config import is_address
+    from dlproxy.config.reading import override
+
+    if model.run != "auto" or is_address(model.path):
+        return model
+    return override(model, {"run": "ray", "ray_address": address}, lambda knob: "--ray")
 
 
 def _check_ports(server: "ServerConfig") -> None:

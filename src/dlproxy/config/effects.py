@@ -16,6 +16,7 @@ from dlproxy.config.messages import explain, what_and_where
 from dlproxy.config.node import NodeConfig, check_members, check_node
 from dlproxy.config.paths import check_forecast, check_way, is_address, parse_devices
 from dlproxy.config.pipelines import PIPELINE, wired
+from dlproxy.config.ray import check_ray
 from dlproxy.config.table import Knob, first_knobs, knobs, tuned_knobs
 from dlproxy.config.tracing import TracingConfig, check_endpoint
 from dlproxy.config.traits import Only
@@ -26,6 +27,7 @@ _WORDS: dict[str, str] = {
     "inline": "on the event loop",
     "thread": "on a thread",
     "process": "in a process of their own",
+    "ray": "in an actor of Ray",
     "upstream": "on another server",
     "pipeline": "in other models, as steps of a pipeline",
 }
@@ -41,6 +43,7 @@ def check(section: Struct, places: Sequence[str] = ()) -> list[str]:
         _check_goals(section)
         parse_devices(section.device)
         check_way(section.run)
+        check_ray(section.ray_address, section.ray_resources)
         check_forecast(section.forecast)
         if is_address(section.path):
             check_members(section.members, section.path)

@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from dlproxy.config import ray
 from dlproxy.config.autopilot import AutopilotConfig
 from dlproxy.config.cache import CacheConfig
 from dlproxy.config.drift import Drift
 from dlproxy.config.goals import Goal, parse_goal, parse_latency
 from dlproxy.config.limits import HttpLimits, TenantConfig
 from dlproxy.config.node import Members, NodeConfig
-from dlproxy.config.paths import FORECASTS, OWN_WAYS
+from dlproxy.config.paths import FORECASTS, LOCAL_WAYS
 from dlproxy.config.pipelines import StepConfig
 from dlproxy.config.security import AuthConfig, GrantConfig, IntegrityConfig, TlsConfig
 from dlproxy.config.sequences import Controls, IdleSeconds, InitialState, MostSequences, Sequences, State
@@ -25,7 +26,7 @@ from dlproxy.config.tracing import TracingConfig
 from dlproxy.config.traits import Only
 from dlproxy.config.traits import knob as _knob
 
-Place = Literal["inline", "thread", "process", "upstream", "pipeline"]
+Place = Literal["inline", "thread", "process", "ray", "upstream", "pipeline"]
 """Where batches of a model run; all but the last two are values of `run`, which has others where packages add them."""
 
 BalancerName = Literal[
@@ -171,9 +172,9 @@ class LaneSettings(Struct, frozen=True, kw_only=True):
     outage_wait_s: Annotated[
         float,
         _live(
-            "seconds that requests wait for the last worker process to be started again; 0: they fail",
+            "seconds that requests wait for the last worker process or actor to be started again; 0: they fail",
             unit="s",
-            only=(Only("run", ("process",), surely=False, harmless=(0.0,)),),
+            only=(Only("run", ("process", "ray"), surely=False, harmless=(0.0,)),),
             ge=0,
             le=600,
         ),
@@ -368,9 +369,10 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
         str,
         _loaded(
             "where batches run: on the event loop, on a thread, in a process of their own, or whichever suits: processes for "
-            "Python, torch and TensorFlow, else what the warm-up finds better; installed packages may add others",
+            "Python, torch and TensorFlow, else what the warm-up finds better; ray: in actors of a Ray cluster; installed "
+            "packages may add others",
             tuned=True,
-            choices=OWN_WAYS,
+            choices=LOCAL_WAYS,
             only=(_HERE,),
         ),
     ] = "auto"
@@ -421,10 +423,10 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
     batch_timeout_s: Annotated[
         float,
         _loaded(
-            "seconds after which a batch in a process or on another server has failed",
+            "seconds after which a batch in a process, in an actor or on another server has failed",
             unit="s",
             log=True,
-            only=(Only("run", ("process", "upstream"), surely=False),),
+            only=(Only("run", ("process", "ray", "upstream"), surely=False),),
             gt=0,
             le=86400,
         ),
@@ -487,14 +489,18 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
     quarantine_s: Annotated[
         float,
         _loaded(
-            "seconds for which an input that has ended worker processes is refused; 0: never",
+            "seconds for which an input that has ended worker processes or actors is refused; 0: never",
             unit="s",
-            only=(Only("run", ("process",), surely=False, harmless=(0.0,)),),
+            only=(Only("run", ("process", "ray"), surely=False, harmless=(0.0,)),),
             ge=0,
             le=864000,
         ),
     ] = 600.0
-
+    ray_address: ray.Address = "auto"
+    ray_cpus: ray.Cpus = 1.0
+    ray_gpus: ray.Gpus = 0.0
+    ray_resources: ray.Resources = {}
+    ray_placement: ray.Placement = "spread"
     drift: Drift = "off"
     sequences: Sequences = "off"
     state: State = {}

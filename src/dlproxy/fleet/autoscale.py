@@ -233,6 +233,8 @@ def most_instances(config: ModelConfig, fleet: Fleet) -> int:
     wanted, way = config.max_instances, fleet.way
     if config.path.startswith(SLEEP) and wanted:
         return wanted
+    if fleet.run == "ray":  # whose autoscaler brings nodes, where it has one, for more than there is room for now
+        return wanted or max(getattr(fleet, "room", int)(), 1)
     if getattr(fleet, "device", CPU) != CPU:
         return wanted or len(parse_devices(config.device))
     room = max(usable_cores() // max(way.threads, 1), 1)

@@ -4,7 +4,6 @@ Joined by fleet/start.py. Not aware of: lanes, requests, how the keeper is asked
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -77,19 +76,15 @@ class LentInstance(ProcessInstance):
         super().__init__(name, PythonSpec("", {}), settings)
         self._path = path
 
-    async def start(self) -> Signature:
-        """As ProcessInstance has it."""
+    async def _open(self) -> LentWorker:
+        while not _answers(self._path):  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(AGAIN_S)
         try:
-            async with asyncio.timeout(self._settings.start_timeout_s):
-                while not _answers(self._path):  # noqa: ASYNC110 - no event tells
-                    await asyncio.sleep(AGAIN_S)
-        except TimeoutError:
-            message = f"{self.name}: no worker came within {self._settings.start_timeout_s:g} s (load_timeout_s)"
-            raise ModelError(message) from None
-        return await super().start()
-
-    def _reach(self, slots: Sequence[int], environment: Mapping[str, str]) -> LentWorker:
-        return LentWorker(self._path, self.name, slots, self._on_report, self._on_exit)
+            slots = self._take_slots()
+            return LentWorker(self._path, self.name, [slot.fd for slot in slots], self._on_report, self._on_exit)
+        except OSError as error:
+            self._close_slots()
+            raise ModelError(f"{self.name}: cannot use its worker: {error}") from error
 
 
 class LentFleet:

@@ -209,7 +209,7 @@ def _copies(config: ModelConfig, files: _Files) -> int:
 
 def _key(config: ModelConfig) -> tuple[object, ...] | None:
     """The same for what would take as much; None for what takes nothing here."""
-    if is_address(config.path):
+    if is_address(config.path) or config.run == "ray":
         return None
     try:
         status = os.stat(config.path)

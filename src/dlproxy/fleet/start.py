@@ -87,6 +87,12 @@ async def _in_processes(name: str, config: ModelConfig, memory: Memory | None, t
     return await start_processes(name, config, trust, "" if memory is None else memory.graphs)
 
 
+async def _on_ray(name: str, config: ModelConfig, memory: Memory | None, trust: Trust) -> Fleet:
+    from dlproxy.fleet.ray import start_on_ray
+
+    return await start_on_ray(name, config, trust)
+
+
 async def _elsewhere(name: str, config: ModelConfig, node: NodeConfig) -> Fleet:
     from dlproxy.fleet.upstreams import join_upstreams
 
@@ -108,6 +114,7 @@ WAYS: Mapping[str, Start] = {
     "inline": _here,
     "thread": _here,
     "process": _in_processes,
+    "ray": _on_ray,
 }
 """Those of other packages are found by their entry points."""
 

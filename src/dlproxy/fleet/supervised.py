@@ -1,6 +1,6 @@
 """Instances of one model under a supervisor, which replaces those that die: worker processes, and kinds that packages add.
 
-Started by fleet/start.py and fleet/processes.py. Not aware of: lanes, requests, what an instance is.
+Started by fleet/start.py, fleet/processes.py and fleet/ray.py. Not aware of: lanes, requests, what an instance is.
 """
 
 import asyncio
@@ -66,10 +66,15 @@ class SupervisedFleet:
 
 async def start_supervised(name: str, run: str, way: Way, make: Callable[[str], Startable]) -> SupervisedFleet:
     """As many instances as `way` says. Raises ModelError, or what `make` and the first instances raise."""
+    return SupervisedFleet(run, *await start_all(name, way.instances, make), way)
+
+
+async def start_all(name: str, count: int, make: Callable[[str], Startable]) -> tuple[Supervisor, Signature, Calibration]:
+    """So many under a supervisor, and what they found out. Raises as `start_supervised`."""
     supervisor = Supervisor(name, make)
-    signature = await supervisor.start(way.instances)
+    signature = await supervisor.start(count)
     found = (instance.calibration for instance in supervisor.instances if instance.calibration is not None)
-    return SupervisedFleet(run, supervisor, signature, next(found, Calibration((), signature.batched)), way)
+    return supervisor, signature, next(found, Calibration((), signature.batched))
 
 
 async def start_added(name: str, config: ModelConfig) -> SupervisedFleet:

@@ -5,7 +5,7 @@ Made by fleet/supervised.py, one per model whose instances can be lost. Not awar
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from msgspec import Struct
@@ -137,6 +137,18 @@ class Supervisor:
             newest = list(self._places.values())[::-1]
             down_first = sorted(newest, key=lambda place: (place.instance is not None, self._kept(place)))
             await self._shrink(down_first[: max(len(down_first) - count, 0)])
+
+    async def replace(self, names: Collection[str]) -> None:
+        """Start others beside these, and let these go when those are up. Those that are gone already are replaced as ever.
+
+        Raises ModelError if the others cannot be started: then these stay.
+        """
+        async with self._changing:
+            leaving = [place for place in self._places.values() if place.name in names]
+            if self._stopping or not leaving:
+                return
+            await self._grow(len(self._places) + len(leaving))
+            await self._shrink(leaving)
 
     async def stop(self) -> None:
         """Restart no more, let running batches finish, stop all. What the host has stopped already is fine too."""

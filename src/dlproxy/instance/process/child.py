@@ -1,6 +1,6 @@
 """A worker process as the operating system sees it: starts it, carries messages, logs its output, notices its end.
 
-Called by instance.py, on the event loop only. Not aware of: batches, models, why it is killed.
+Called by instance.py and ray/cluster.py, on the event loop only. Not aware of: batches, models, why it is killed.
 """
 
 import asyncio
@@ -11,11 +11,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from dlproxy.config.secrets import without_secrets
-from dlproxy.instance.process.messages import Frames, Order, Report, frame
+from dlproxy.instance.process.messages import Frames, Report, frame
 from dlproxy.instance.process.output import OutputLines
 
 THREAD_COUNTS = (
@@ -32,19 +35,19 @@ log = logging.getLogger(__name__)
 
 
 class WorkerLine:
-    """The socket to a worker, from the server's side. `on_report` gets what it says."""
+    """The socket to a worker, from the server's side. `on_report` gets what it says, of `kinds`."""
 
-    def __init__(self, name: str, connection: socket.socket, on_report: Callable[[Report], None]) -> None:
+    def __init__(self, name: str, connection: socket.socket, on_report: Callable[[Any], None], kinds: Any = Report) -> None:
         self.name = name
         self._loop = asyncio.get_running_loop()
-        self._on_report = on_report
+        self._on_report: Callable[[Any], None] = on_report
         self._killed_because = ""
-        self._frames = Frames(Report)
+        self._frames = Frames(kinds)
         self._socket = connection
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket.fileno(), self._readable)
 
-    def send(self, order: Order) -> None:
+    def send(self, order: Struct) -> None:
         """Frames are small and one is under way at a time, so they always fit into the socket's buffer."""
         data = frame(order)
         try:
@@ -55,6 +58,11 @@ class WorkerLine:
             return
         if sent < len(data):
             self.kill(f"takes no orders: a message of {len(data)} bytes did not fit into its socket")
+
+    def hang_up(self) -> None:
+        """Say nothing more: it ends when it has read what was said."""
+        with suppress(OSError):  # it has just died
+            self._socket.shutdown(socket.SHUT_WR)
 
     def kill(self, reason: str) -> None:
         """End the worker now; `on_exit` gets `reason`. What it still says is ignored."""
@@ -88,7 +96,7 @@ class WorkerLine:
 
 
 class Child(WorkerLine):
-    """One worker process of this one. `on_report` gets what it says, `on_exit`, once, how it ended, after all that it said."""
+    """One process that runs `module`. `on_report` gets what it says, of `kinds`, `on_exit`, once, how it ended, after that."""
 
     def __init__(
         self,
@@ -96,16 +104,20 @@ class Child(WorkerLine):
         slots: Sequence[int],
         *,
         environment: Mapping[str, str],
-        on_report: Callable[[Report], None],
+        on_report: Callable[[Any], None],
         on_exit: Callable[[str], None],
+        module: str = "dlproxy.instance.process.worker",
+        kinds: Any = Report,
+        level: int = logging.INFO,
     ) -> None:
         """Raises OSError."""
         self._on_exit = on_exit
+        self._level = level  # of what it prints
         self._lines = OutputLines()
         ours, theirs = socket.socketpair()
         self._output, write_end = os.pipe()
         try:
-            self._process = _spawn(theirs.fileno(), slots, write_end, environment)
+            self._process = _spawn(module, theirs.fileno(), slots, write_end, environment)
         except BaseException:
             ours.close()
             os.close(self._output)
@@ -113,7 +125,7 @@ class Child(WorkerLine):
         finally:
             theirs.close()
             os.close(write_end)
-        super().__init__(name, ours, on_report)
+        super().__init__(name, ours, on_report, kinds)
         os.set_blocking(self._output, False)
         self._pidfd = open_pidfd(self._process.pid)
         self._loop.add_reader(self._output, self._output_readable)
@@ -163,13 +175,15 @@ class Child(WorkerLine):
         except BlockingIOError:
             return False
         for line in self._lines.feed(data, self._loop.time()):
-            log.info("%s: %s", self.name, line)
+            log.log(self._level, "%s: %s", self.name, line)
         if not data:
             self._loop.remove_reader(self._output)
         return bool(data)
 
 
-def _spawn(control: int, slots: Sequence[int], output: int, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+def _spawn(
+    module: str, control: int, slots: Sequence[int], output: int, environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
     """On the loop's own thread, for the kernel ends the worker with the thread that started it."""
     if sys.platform == "linux":
         from fcntl import F_SETPIPE_SZ, fcntl
@@ -181,7 +195,7 @@ def _spawn(control: int, slots: Sequence[int], output: int, environment: Mapping
     paths = [path or os.getcwd() for path in sys.path]
     descriptors = (control, *slots)
     return subprocess.Popen(  # nosec B603 # our own interpreter
-        [sys.executable, "-P", "-m", "dlproxy.instance.process.worker", *map(str, descriptors)],
+        [sys.executable, "-P", "-m", module, *map(str, descriptors)],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,

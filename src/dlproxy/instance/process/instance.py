@@ -8,22 +8,22 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from traceback import TracebackException
+from typing import Protocol
 
 from msgspec import Struct
 
 from dlproxy.instance.batch import BatchResult, sequences_of
 from dlproxy.instance.integrity import Trust
 from dlproxy.instance.process.child import THREAD_COUNTS, Child
-from dlproxy.instance.process.lent import LentWorker
-from dlproxy.instance.process.messages import Cease, Done, Load, Loaded, Next, NotLoaded, Report, Run, Stop
-from dlproxy.instance.process.slots import OutputSlots, Slot, create_slots, write_inputs
+from dlproxy.instance.process.messages import Cease, Done, Load, Loaded, Next, NotLoaded, Order, Part, Report, Run, Stop
+from dlproxy.instance.process.slots import Array, OutputSlots, Slot, create_slots, write_inputs
 from dlproxy.instance.runtime import ModelError
 from dlproxy.instance.runtime.content import Content
 from dlproxy.instance.runtime.devices import CPU
 from dlproxy.instance.runtime.specs import PythonSpec
 from dlproxy.instance.tracebacks import origin_of
 from dlproxy.instance.warmup import Calibration, WarmUp
-from dlproxy.message import Request, Signature, encodable, text_of
+from dlproxy.message import Request, Signature, TensorSpec, encodable, text_of
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,31 @@ class WorkerSettings(Struct, frozen=True, kw_only=True):
     """The path of a Unix socket at which other processes reach the worker, see lent.py; empty: it works for this one alone."""
 
 
+class Peer(Protocol):
+    """Who runs the batches: a Child, or an actor of Ray at the other end of a connection."""
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def last_words(self) -> str: ...
+
+    def send(self, order: Order) -> None: ...
+
+    def kill(self, reason: str) -> None: ...
+
+
+class Outputs(Protocol):
+    """Where outputs arrive: OutputSlots, or what came with a message."""
+
+    @property
+    def next(self) -> int: ...
+
+    def size(self, number: int) -> int: ...
+
+    def read(self, number: int, size: int, specs: Sequence[TensorSpec], parts: Sequence[Part]) -> list[Array]: ...
+
+
 class ProcessInstance:
     """One worker process, one batch at a time, one life: once it is lost or stopped, make another.
 
@@ -76,7 +101,7 @@ class ProcessInstance:
         """Where the model computes, in words."""
         self._spec = spec
         self._settings = settings or WorkerSettings()
-        self._child: Child | LentWorker | None = None
+        self._child: Peer | None = None
         self._slots: list[Slot] = []
         self._signature: Signature | None = None
         self._loading: asyncio.Future[Signature] | None = None
@@ -104,34 +129,28 @@ class ProcessInstance:
         settings = self._settings
         self._loop = asyncio.get_running_loop()
         self._loading = self._loop.create_future()
-        threads = dict.fromkeys(THREAD_COUNTS, str(settings.threads)) if settings.threads else {}
         try:
-            self._slots = create_slots(settings.max_slot_bytes)
-            self._outputs = OutputSlots(self._slots[1:])
-            self._child = self._reach([slot.fd for slot in self._slots], {**threads, **settings.environment})
-        except OSError as error:
-            self._close_slots()
-            raise ModelError(f"{self.name}: cannot start a process: {error}") from error
-        try:
-            self._child.send(
-                Load(
-                    self._spec,
-                    settings.warm_up,
-                    settings.cores,
-                    settings.memory_limit_bytes,
-                    settings.max_slot_bytes,
-                    settings.content,
-                    settings.trust,
-                    settings.shared_at,
-                )
-            )
             async with asyncio.timeout(settings.start_timeout_s):
+                self._child = await self._open()
+                self._child.send(
+                    Load(
+                        self._spec,
+                        settings.warm_up,
+                        settings.cores,
+                        settings.memory_limit_bytes,
+                        settings.max_slot_bytes,
+                        settings.content,
+                        settings.trust,
+                        settings.shared_at,
+                    )
+                )
                 self._signature = await self._loading
         except BaseException as error:
             self._may_end = True
             said = self._last_words()  # before it is killed, and says no more
-            self._child.kill("it was not needed any more")
-            await self._ended.wait()
+            if self._child is not None:
+                self._child.kill("it was not needed any more")
+                await self._ended.wait()
             if isinstance(error, UnicodeEncodeError):
                 raise ModelError(
                     f"{self.name}: a worker cannot be told {encodable(error.object)!r}: rename it to be UTF-8"
@@ -142,9 +161,27 @@ class ProcessInstance:
             raise ModelError(message) from None
         return self._signature
 
-    def _reach(self, slots: Sequence[int], environment: Mapping[str, str]) -> Child | LentWorker:
-        """The worker, which will use these slots. Raises OSError."""
-        return Child(self.name, slots, environment=environment, on_report=self._on_report, on_exit=self._on_exit)
+    async def _open(self) -> Peer:
+        """Start what loads the model and runs the batches, with slots for them. Raises ModelError."""
+        settings = self._settings
+        threads = dict.fromkeys(THREAD_COUNTS, str(settings.threads)) if settings.threads else {}
+        try:
+            return Child(
+                self.name,
+                [slot.fd for slot in self._take_slots()],
+                environment={**threads, **settings.environment},
+                on_report=self._on_report,
+                on_exit=self._on_exit,
+            )
+        except OSError as error:
+            self._close_slots()
+            raise ModelError(f"{self.name}: cannot start a process: {error}") from error
+
+    def _take_slots(self) -> list[Slot]:
+        """Raises OSError."""
+        self._slots = create_slots(self._settings.max_slot_bytes)
+        self._outputs: Outputs = OutputSlots(self._slots[1:])
+        return self._slots
 
     def adopt(self, signature: Signature) -> None:
         self._signature = signature
@@ -192,7 +229,7 @@ class ProcessInstance:
         self._output = self._outputs.next
         if self._timer is None:
             self._timer = self._loop.call_later(self._settings.batch_timeout_s, self._look_whether_it_hangs)
-        return self._outputs.slots[self._output].size
+        return self._outputs.size(self._output)
 
     async def stop(self) -> None:
         """Let a running batch finish, then end the process: by asking it and, if it does not listen, by force."""
@@ -283,8 +320,8 @@ class ProcessInstance:
             slot.close()
 
     def _last_words(self) -> str:
-        assert self._child is not None
-        return f"; the last that it printed: {self._child.last_words}" if self._child.last_words else ""
+        words = "" if self._child is None else self._child.last_words
+        return f"; the last that it printed: {words}" if words else ""
 
 
 class ProcessRest:

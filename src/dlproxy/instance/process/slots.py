@@ -57,11 +57,14 @@ class Slot:
             raise SlotTooSmall(f"{what} take {needed} bytes, a worker's slot holds at most {self.limit} (max_slot_bytes)")
         if needed > self.size or not self.size:
             size = min(max(1 << (needed - 1).bit_length(), PAGESIZE), max(self.limit, PAGESIZE))
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self.fd, 0, size)  # now, or the first touch would be fatal where memory is short
-            else:
-                os.ftruncate(self.fd, size)
+            self._provide(size)
             self.follow(size)
+
+    def _provide(self, size: int) -> None:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self.fd, 0, size)  # now, or the first touch would be fatal where memory is short
+        else:
+            os.ftruncate(self.fd, size)
 
     def follow(self, size: int) -> None:
         """The other process may have made it larger: map all of it. Views of the old mapping stay valid."""
@@ -102,7 +105,7 @@ def write_inputs(slot: Slot, specs: Sequence[TensorSpec], requests: Sequence[Req
             shape = (sum([tensor.shape[0] for tensor in given]), *shape[1:])
         pieces.append(data)
         parts.append((shape, sum(map(len, data))))
-    slot.reserve(_end(parts), "its inputs")
+    slot.reserve(end_of(parts), "its inputs")
     memory, at = slot.memory, 0
     assert memory is not None
     for data, (_, count) in zip(pieces, parts, strict=True):
@@ -131,7 +134,7 @@ def write_outputs(slot: Slot, specs: Sequence[TensorSpec], arrays: Sequence[Arra
         for spec, array in zip(specs, arrays, strict=True)
     ]
     parts = [(array.shape, source.nbytes) for array, source in zip(arrays, sources, strict=True)]
-    slot.reserve(_end(parts), "its outputs")
+    slot.reserve(end_of(parts), "its outputs")
     at = 0
     for source in sources:
         np.copyto(np.ndarray(source.shape, source.dtype, slot.memory, at), source)
@@ -156,28 +159,22 @@ class OutputSlots:
         """The slot for the next batch."""
         return self._free[-1]
 
+    def size(self, number: int) -> int:
+        """Of slot `number`, in bytes."""
+        return self.slots[number].size
+
     def read(self, number: int, size: int, specs: Sequence[TensorSpec], parts: Sequence[Part]) -> list[Array]:
         """The outputs in slot `number`, which is `size` bytes large; BYTES elements as bytes."""
         slot = self.slots[number]
         slot.follow(size)
-        end = _end(parts)
+        end = end_of(parts)
         whole: Array = np.frombuffer(slot.memory or b"", np.uint8, end) if end else np.empty(0, np.uint8)
         if end < LEND_FROM_BYTES or len(self._free) == 1:
             whole = whole.copy()
         else:
             self._free.remove(number)
             self._lent[number] = ref(whole, partial(self._returned, number))
-        outputs, at = [], 0
-        for spec, (shape, count) in zip(specs, parts, strict=True):
-            if spec.dtype is DType.BYTES:
-                elements = [bytes(element) for element in tensors.elements_of(whole[at : at + count].data)]
-                array: Array = np.empty(len(elements), object)
-                array[:] = elements
-                outputs.append(array.reshape(shape))
-            else:
-                outputs.append(np.ndarray(shape, tensors.NUMPY[spec.dtype], whole, at))
-            at += _aligned(count)
-        return outputs
+        return cut_apart(whole, specs, parts)
 
     def _returned(self, number: int, view: ref[Array]) -> None:
         """From whichever thread drops the last view: a list's append and a dict's pop are atomic."""
@@ -185,9 +182,25 @@ class OutputSlots:
         self._free.append(number)
 
 
+def cut_apart(whole: Array, specs: Sequence[TensorSpec], parts: Sequence[Part]) -> list[Array]:
+    """The outputs that stand in these bytes one after the other, as views of them; BYTES elements as bytes."""
+    outputs, at = [], 0
+    for spec, (shape, count) in zip(specs, parts, strict=True):
+        if spec.dtype is DType.BYTES:
+            elements = [bytes(element) for element in tensors.elements_of(whole[at : at + count].data)]
+            array: Array = np.empty(len(elements), object)
+            array[:] = elements
+            outputs.append(array.reshape(shape))
+        else:
+            outputs.append(np.ndarray(shape, tensors.NUMPY[spec.dtype], whole, at))
+        at += _aligned(count)
+    return outputs
+
+
 def _aligned(count: int) -> int:
     return -(-count // ALIGNMENT) * ALIGNMENT
 
 
-def _end(parts: Sequence[Part]) -> int:
+def end_of(parts: Sequence[Part]) -> int:
+    """Bytes that these take, one after the other."""
     return sum([_aligned(count) for _, count in parts])

@@ -1,6 +1,7 @@
 """The worker process: loads a model and runs the batches that it finds in its slots, one at a time.
 
 Started by child.py as `python -m dlproxy.instance.process.worker SOCKET INPUT OUTPUT…` (file descriptors).
+An actor of Ray (ray/actor.py) runs a Worker, too.
 Not aware of: event loops, who asks, which requests a batch consists of.
 """
 
@@ -14,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from dlproxy.cores import give_back
 from dlproxy.instance.batch import Array, BatchResult, Steps, run_batch
@@ -107,7 +108,7 @@ def ran_out_of_memory(error: Exception) -> bool:
 class Held:
     """A model that is loaded. `limit`: of the process's memory, in words; empty if there is none."""
 
-    def __init__(self, order: Load, limit: str) -> None:
+    def __init__(self, order: Load, limit: str = "") -> None:
         runtime, self._files = _load(order)
         self._calibration: Calibration | None = None
         if order.warm_up is not None:
@@ -125,9 +126,9 @@ class Held:
 class Worker:
     """Runs the batches of one server with a model that is loaded."""
 
-    def __init__(self, channel: Channel, slots: Sequence[int], most_slot_bytes: int, held: Held) -> None:
+    def __init__(self, channel: Channel, slots: Sequence[Slot], held: Held) -> None:
         self.channel = channel
-        self._slots = [Slot(fd, most_slot_bytes) for fd in slots]
+        self._slots = slots
         self._input, *self._outputs = self._slots
         self._held = held
         self._runtime = held.runtime
@@ -253,7 +254,7 @@ class SharedWorker:
         if len(descriptors) < 2:
             connection.close()
             return None
-        return Worker(Channel(connection, data), descriptors, self._most_bytes, self._held)
+        return Worker(Channel(connection, data), [Slot(fd, self._most_bytes) for fd in descriptors], self._held)
 
 
 def _load(order: Load) -> tuple[Runtime, dict[str, FileState]]:
@@ -285,14 +286,16 @@ def main() -> None:
         keep_to_cores(order.cores)
         limit = limit_memory(order.memory_limit_bytes)
         held = Held(order, limit)
-        worker = Worker(channel, descriptors[1:], order.max_slot_bytes, held)
+        worker = Worker(channel, [Slot(fd, order.max_slot_bytes) for fd in descriptors[1:]], held)
         runs = SharedWorker(worker, held, order) if order.shared_at else worker
     except Exception as error:
-        _give_up(channel, limit, error)
+        give_up(channel, limit, error)
+        sys.exit(1)
     runs.serve()
 
 
-def _give_up(channel: Channel, limit: str, error: Exception) -> NoReturn:
+def give_up(channel: Channel, limit: str, error: Exception) -> None:
+    """Say why the model cannot be loaded."""
     reason = text_of(error)
     if limit and ran_out_of_memory(error):  # where it happened to run out says nothing
         reason = f"no memory is left to load the model: {reason} ({limit})"
@@ -300,7 +303,6 @@ def _give_up(channel: Channel, limit: str, error: Exception) -> NoReturn:
         traceback.print_exc()
         reason = f"{type(error).__name__}: {text_of(error)}"
     channel.send(NotLoaded(reason[:MAX_ERROR_CHARS]))
-    sys.exit(1)
 
 
 def keep_to_cores(cores: Sequence[int]) -> None:
