@@ -24,6 +24,7 @@ from dlproxy.cli import (
     log_levels,
     models,
     monitor,
+    place,
     report,
     serve,
     simulate,
@@ -73,6 +74,7 @@ def whole_parser() -> Parser:
         cascade,
         learn,
         monitor,
+        place,
         report,
         completion,
     ):
