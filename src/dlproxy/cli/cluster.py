@@ -97,8 +97,8 @@ class Operator:
         held = self._held(silent)
         if not held:
             self._aim(problem)
-        most = 0 if held else self._cluster.place.moves - len(self._under_way)
-        begun = moves(problem, self._target, replicas, most=most)
+        most = self._cluster.place.moves - len(self._under_way)
+        begun = [] if held else moves(problem, self._target, replicas, most=most)
         begun = [move for move in begun if move.node not in silent]
         for move in begun:
             self._move(move)
@@ -133,7 +133,7 @@ class Operator:
             health.look(answers, now)
             if isinstance(told, ControlError):
                 silent[name] = str(told)
-                gone = "; it is given up, and its models get other places" if health.lost else ""
+                gone = "; it counts no more" if health.lost else ""
                 self._say(name, f"node {name} does not answer: {told}{gone}")
                 continue
             if was_lost:

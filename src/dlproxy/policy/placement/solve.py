@@ -127,8 +127,8 @@ class _Search:
         return False
 
     def _placed(self, todo: list[Model], change: float, ejections: int, fixed: frozenset[tuple[str, str]]) -> bool:
-        """Whether each of these finds a place, or can be spared, and the cost, which has changed by `change`, falls; else nothing
-        is other than before. `fixed`: replicas that were moved, and places that they had.
+        """Whether each of these finds a place, or can be spared, and the cost, changed by `change` so far, falls; else nothing
+        has changed. `fixed`: replicas that were moved, and places that they had.
         """
         if not todo:
             return change < -SLACK
