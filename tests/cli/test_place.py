@@ -210,7 +210,7 @@ def test_a_node_that_cannot_be_reached(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["place", "--config", _config(tmp_path, "http://127.0.0.1:9")]) == FAILED
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("node x does not answer: cannot reach http://127.0.0.1:9: connection refused")
-    assert said[1:] == ["1 of 1 nodes do not answer: nothing is moved, as it may be this machine's network"]
+    assert said[1:] == ["node x is lost", "1 of 1 nodes do not answer: nothing is moved, as it may be this machine's network"]
 
 
 @pytest.mark.parametrize(

@@ -133,8 +133,9 @@ class Operator:
             health.look(answers, now)
             if isinstance(told, ControlError):
                 silent[name] = str(told)
-                gone = "; it counts no more" if health.lost else ""
-                self._say(name, f"node {name} does not answer: {told}{gone}")
+                self._say(name, f"node {name} does not answer: {told}")
+                if health.lost and not was_lost:
+                    self._tell(f"node {name} is lost")
                 continue
             if was_lost:
                 self._say(name, f"node {name} answers again, and counts when it has done so for {health.steady_s:g} s")

@@ -10,7 +10,7 @@ from dlproxy.policy.placement.problem import SLACK, Model, Placement, Problem
 
 LENGTH = 3  # replicas that get another place so that one more finds one
 PAIR = 3  # of them on one node
-WORK = 400_000  # looks whether a replica fits on a node, in the local search; some seconds
+WORK = 200_000  # replicas that are tried on nodes, in the local search; a second or two
 
 
 def solve(problem: Problem, *, work: int = WORK) -> Placement:
@@ -47,6 +47,7 @@ class _Search:
 
     def step(self, name: str, node: str, by: int) -> float:
         """Put a replica there, or (-1) take it away. What the cost changes by."""
+        self.work -= 1
         problem, model, where = self.problem, self.problem.models[name], self.problem.nodes[node]
         cost = problem.model_cost(model, self.at[name]) + problem.node_cost(where, self.load[node])
         (self.at[name].add if by > 0 else self.at[name].remove)(node)
