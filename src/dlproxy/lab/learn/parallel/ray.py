@@ -5,6 +5,7 @@ pandas and pyarrow for it. Not aware of: what workers do.
 """
 
 import logging
+import socket
 from typing import Any
 
 import ray
@@ -13,16 +14,31 @@ from ray.exceptions import RayError
 from dlproxy.lab.learn.experiment import LearnError
 from dlproxy.lab.learn.parallel.synchronous import Task
 
+REACHED_S = 5.0
+
 
 def connected(address: str, *, cores: int) -> None:
     """With the cluster; "local" starts one with so many cores, which ends with this process. Raises LearnError."""
     if ray.is_initialized():
         return
+    if address not in ("local", "auto"):
+        _check(address)
     how: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **how)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise LearnError(f"no Ray cluster at '{address}': {str(error).splitlines()[0]}") from None
+
+
+def _check(address: str) -> None:
+    """That somebody listens there: Ray itself would try for minutes. Raises LearnError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise LearnError(f"'{address}' is no address of a Ray cluster; write it like 10.0.0.1:6379, or auto or local")
+    try:
+        socket.create_connection((host, int(port)), REACHED_S).close()
+    except OSError as error:
+        raise LearnError(f"no Ray cluster at '{address}': {(error.strerror or str(error)).lower()}") from None
 
 
 def address() -> str:

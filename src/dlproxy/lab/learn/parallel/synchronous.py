@@ -41,10 +41,15 @@ class Task(Struct, frozen=True, kw_only=True):
 
 
 class Group:
-    """Workers in step, of which this process is one. `lost`: why, as far as whoever started the others knows."""
+    """Workers in step, of which this process is one. `lost`: why, as far as whoever started the others knows. `pids`: of the
+    others, where they are processes of this machine.
+    """
 
-    def __init__(self, rank: int, size: int, store: dist.TCPStore, lost: Callable[[], str] = str) -> None:
+    def __init__(
+        self, rank: int, size: int, store: dist.TCPStore, lost: Callable[[], str] = str, pids: Sequence[int] = ()
+    ) -> None:
         self.rank, self.size, self.leads = rank, size, rank == 0
+        self.pids = pids
         self._lost = lost
         self._examples, self._seconds = 0, 0.0
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=PATIENCE_S))
@@ -142,6 +147,7 @@ class Process:
         command = [sys.executable, "-m", "dlproxy.lab.learn.parallel.worker"]
         self._rank, self._size = task.rank, task.size
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=self._errors, start_new_session=True)
+        self.pid = self._process.pid
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(task))
         self._process.stdin.close()
@@ -178,7 +184,8 @@ def group(parallel: Parallel, experiment: Experiment, seeds: Sequence[int], thre
         for rank in range(1, size):
             others.append(start(msgspec.structs.replace(whole, rank=rank)))
         _until_there(store, size, others)
-        one = Group(0, size, store, lambda: _why(others))
+        pids = [other.pid for other in others if isinstance(other, Process)]
+        one = Group(0, size, store, lambda: _why(others), pids)
         try:
             yield one
         finally:
