@@ -32,14 +32,13 @@ WAYS = {
     "own pace, staleness 2": Parallel(workers=2, asynchronous=True, staleness=2),
     "own pace, any": Parallel(workers=2, asynchronous=True, staleness=inf),
 }
-HEAD = """| network | two workers | examples/s | speed-up | training loss at the end | held-out accuracy | staleness, mean | most |
+HEAD = """| network | two workers | examples/s | speed-up | training loss, end | held-out accuracy | staleness, mean | most |
 |---|---|---|---|---|---|---|---|"""
-ABOUT = """Each way trains the same network by the same batches of 64 for 15 epochs on the digits, with one seed. Alone: one process
-on one core. In step: each batch is shared by two processes, all-reduce by gloo. Own pace: a parameter server on Ray applies the
-gradient of each batch when it comes; staleness is how many updates came between the weights that a gradient was computed by
-and its own update, bounded by how many steps a worker may be ahead of the other. The page is of one run; on a machine that others use
-speeds are worth little, and whether workers pay at all depends on how long a step takes: an exchange costs some fraction of a
-millisecond, and 1 to 3 ms through Ray. MPI is not beside gloo: PyTorch's wheels are built without it."""
+ABOUT = """Each way trains the same network by batches of 64 for 15 epochs on the digits, with one seed. Alone: one process on
+one core. In step: each batch is shared by two processes, all-reduce by gloo. Own pace: a parameter server on Ray applies the
+gradient of each batch when it comes; staleness is how many updates came between the weights that a gradient was computed by and its own
+update, bounded by how many steps a worker may be ahead of the other. It is one run: where others use the machine, speeds are
+worth little. MPI is not beside gloo: PyTorch's wheels are built without it."""
 
 
 def measure(options: argparse.Namespace) -> str:

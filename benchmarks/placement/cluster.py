@@ -27,9 +27,9 @@ SIZES = ((5, 4), (20, 8), (60, 20), (200, 40), (1000, 100))
 LOADS = {"room": 0.6, "tight": 0.9}  # of the memory and cores of all nodes are asked for, before replicas do not fit whole
 HEAD = """| models x nodes | asked for | placed | search: cost | short | s | integer program: cost | no less than | short | s |
 |---|---|---|---|---|---|---|---|---|---|"""
-ABOUT = """A cost is in moves: a replica that is loaded costs 1, one that is missing 1,000, a model without any 10,000 more, several
-replicas in one domain 100, load beyond 70 % of a node ten times the share ([guide](../../docs/guides/placement.md#on-a-cluster)). `short`:
-replicas that found no place; where the integer program has as many, there was none. `no less than`: what it has proven."""
+ABOUT = """A cost is in moves: a replica that is loaded costs 1, one that is missing 1,000, a model without any 10,000 more,
+several replicas in one domain 100, load beyond 70 % of a node ten times the share ([guide](../../docs/guides/placement.md)).
+`short`: replicas that found no place. `no less than`: what the integer program has proven of any placement."""
 
 
 class Line(Struct):
@@ -49,7 +49,7 @@ class Line(Struct):
 
 
 def cluster(models: int, nodes: int, asked: float, seed: int) -> tuple[list[Model], list[Node]]:
-    """Nodes of 16 to 64 GB and 8 or 16 cores in three domains, an accelerator on every third; models of one to three replicas."""
+    """Nodes of 16 to 64 GB, 8 or 16 cores, three domains, an accelerator on every third; models of one to three replicas."""
     chance = random.Random(f"{seed} {models} {nodes} {asked}")
     machines = [
         Node(

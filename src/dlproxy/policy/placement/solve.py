@@ -17,13 +17,15 @@ def solve(problem: Problem, *, work: int = WORK) -> Placement:
     """A replica that is wanted, fits and is there stays or gets another place; one of several may make room for the first of a
     model that has none. More work, better placements: the same for the same problem.
     """
-    search = _Search(problem, work)
-    search.keep()
-    search.fill()
-    ejections = 0
+    searches = [_Search(problem, work) for _ in range(2)]
+    for search, easy in zip(searches, (False, True), strict=True):
+        search.keep()
+        search.fill(easy_first=easy)
+    search = min(searches, key=lambda one: problem.cost(one.placement()))
+    search.work, ejections = work, 0
     while ejections <= LENGTH and search.work > 0:
         ejections = 0 if search.mend(ejections) else ejections + 1
-    return {name: frozenset(places) for name, places in search.at.items()}
+    return search.placement()
 
 
 class _Search:
@@ -44,6 +46,9 @@ class _Search:
             (amount / (sum(node.has.get(kind, 0.0) for node in has) or 1e-9) for kind, amount in model.takes.items()),
             default=0.0,
         )
+
+    def placement(self) -> Placement:
+        return {name: frozenset(places) for name, places in self.at.items()}
 
     def step(self, name: str, node: str, by: int) -> float:
         """Put a replica there, or (-1) take it away. What the cost changes by."""
@@ -83,10 +88,12 @@ class _Search:
     def _loaded(self, node: str) -> float:
         return self.load[node] / (self.problem.nodes[node].capacity or 1e-9)
 
-    def fill(self) -> None:
-        """First a replica of each, then the others, the hardest first, each where it costs least and least is done."""
+    def fill(self, *, easy_first: bool) -> None:
+        """First a replica of each, the hardest first, then the others, each where it costs least and least is done. With the
+        easy ones first, more of those others find a place where not all do.
+        """
         for most in (1, max((model.replicas for model in self.hardest), default=1)):
-            for model in self.hardest:
+            for model in self.hardest[:: -1 if easy_first and most > 1 else 1]:
                 while len(self.at[model.name]) < min(most, model.replicas) and (node := self._best(model)) is not None:
                     self.step(model.name, node, 1)
 
