@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from time import perf_counter, sleep
 from typing import IO, Any, Protocol
@@ -149,8 +149,10 @@ class Process:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=self._errors, start_new_session=True)
         self.pid = self._process.pid
         assert self._process.stdin is not None
-        self._process.stdin.write(msgspec.json.encode(task))
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended already, and `ended` says why
+            self._process.stdin.write(msgspec.json.encode(task))
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
 
     def ended(self) -> str:
         code = self._process.poll()
