@@ -11,7 +11,19 @@ from pathlib import Path
 from benchmarks.harness.options import Names, options_of, positive
 from benchmarks.harness.running import run
 
-PARTS = ("networks", "combine", "robust", "forecast", "anomalies", "synthesis", "service", "agent", "pareto", "deploy")
+PARTS = (
+    "networks",
+    "combine",
+    "robust",
+    "forecast",
+    "anomalies",
+    "synthesis",
+    "service",
+    "agent",
+    "pareto",
+    "deploy",
+    "parallel",
+)
 HERE = Path(__file__).parent
 
 

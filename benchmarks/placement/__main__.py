@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.harness.options import minute, options_of, utc_now
 from benchmarks.harness.running import run
-from benchmarks.placement.fleets import SIZES, fleet
+from benchmarks.placement.fleets import SIZES, fleet, size_of
 from benchmarks.placement.page import OBJECTIVES, Line, as_table, page
 from dlproxy.lab.tune.placement.annealing import anneal
 from dlproxy.lab.tune.placement.ants import send_ants
@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace, lines: list[Line]) -> None:
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = options_of("placement", __doc__)
-    parser.add_argument("--size", action="append", type=_size, help="models x nodes, as 20x10; may be given several times")
+    parser.add_argument("--size", action="append", type=size_of, help="models x nodes, as 20x10; may be given several times")
     parser.add_argument("--seconds", type=float, default=3.5, help="of each search (default 3.5)")
     parser.add_argument("--seed", type=int, default=1, help="of the searches (default 1)")
     parser.add_argument("--fleet-seed", type=int, default=1, help="of the problems (default 1)")
@@ -60,13 +60,6 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     if options.write and options.size:
         parser.error("--write needs a run of everything: leave out --size")
     return options
-
-
-def _size(text: str) -> tuple[int, int]:
-    models, _, nodes = text.partition("x")
-    if not (models.isdigit() and nodes.isdigit() and int(models) and int(nodes)):
-        raise argparse.ArgumentTypeError(f"'{text}' is no size; write models x nodes like 20x10")
-    return int(models), int(nodes)
 
 
 def main(arguments: list[str] | None = None) -> int:

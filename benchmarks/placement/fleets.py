@@ -1,5 +1,7 @@
-"""The placement problems of the benchmark: random models on nodes of four kinds, from a seed. Called by __main__.py."""
+"""The placement problems of the benchmark: random models on nodes of four kinds, from a seed; and how a size is
+written. Called by __main__.py and cluster.py."""
 
+import argparse
 from math import exp, log
 
 import numpy as np
@@ -15,6 +17,14 @@ KINDS = (
     {"cores": 16.0, "memory_bytes": 64 * GIB, "accelerators": 2.0, "accelerator_speed": 8.0},
 )
 SIZES = ((5, 5), (20, 10), (60, 20), (150, 40))
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """Of an option. Raises ArgumentTypeError."""
+    models, _, nodes = text.partition("x")
+    if not (models.isdigit() and nodes.isdigit() and int(models) and int(nodes)):
+        raise argparse.ArgumentTypeError(f"'{text}' is no size; write models x nodes like 20x10")
+    return int(models), int(nodes)
 
 
 def fleet(models: int, nodes: int, seed: int) -> Problem:

@@ -1,4 +1,5 @@
-"""RESULTS.md and the table of a run: quality against the best bound, and when it was reached. Called by __main__.py."""
+"""RESULTS.md and the table of a run: quality against the best bound, and when it was reached. Called by __main__.py
+and, for the machine, cluster.py."""
 
 import importlib.metadata
 
@@ -89,10 +90,14 @@ def as_table(lines: list[Line]) -> str:
     return "\n\n".join(parts)
 
 
-def page(lines: list[Line], *, date: str, command: str) -> str:
+def where() -> str:
+    """The machine, and what solves."""
     machine = describe_machine(Cores(None, None))
     versions = [f"Python {machine['python']}", *(f"{name} {importlib.metadata.version(name)}" for name in ("scipy", "numpy"))]
     cores = f"{machine['cores']} cores, of which solvers use one (load average {machine['load_average'][0]:.1f} at the end)"
-    where = f"{machine['cpu']}, {cores}; {', '.join(versions)}."
+    return f"{machine['cpu']}, {cores}; {', '.join(versions)}."
+
+
+def page(lines: list[Line], *, date: str, command: str) -> str:
     head = ["# Placement: solvers beside each other", "", f"`{command}` on {date}. Written by `--write`."]
-    return "\n".join([*head, "", where, "", ABOUT, "", as_table(lines)]) + "\n"
+    return "\n".join([*head, "", where(), "", ABOUT, "", as_table(lines)]) + "\n"

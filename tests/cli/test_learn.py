@@ -59,6 +59,12 @@ def test_seeds_and_folder_may_be_others(trainer: Trainer, tmp_path: Path, capsys
         (["other.toml"], "other.toml"),
         (["mine.toml", "--seeds", "0"], "--seeds 0 is out of range: give 1 or more"),
         (["mine.toml", "--threads", "-1"], "--threads -1 is out of range"),
+        (["mine.toml", "--workers", "0"], "--workers 0 is out of range: give 1 or more"),
+        (["mine.toml", "--workers", "2"], "mine is trained by one worker only: --workers is for one network"),
+        (["mine.toml", "--asynchronous"], "--asynchronous is for several workers: give --workers 2, say"),
+        (["mine.toml", "--ray", "auto"], "--ray is for several workers"),
+        (["mine.toml", "--workers", "2", "--staleness", "1"], "--staleness is for workers at their own pace"),
+        (["mine.toml", "--workers", "2", "--asynchronous", "--staleness", "-1"], "--staleness -1 is out of range"),
     ],
 )
 def test_what_cannot_be_is_answered_in_a_line(

@@ -25,6 +25,7 @@ from dlproxy.cli import (
     log_levels,
     models,
     monitor,
+    place,
     report,
     serve,
     simulate,
@@ -77,6 +78,7 @@ def whole_parser() -> Parser:
         split,
         learn,
         monitor,
+        place,
         report,
         completion,
     ):

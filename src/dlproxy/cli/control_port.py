@@ -186,6 +186,7 @@ class ModelState(Struct):
     queued_requests: int = 0
     queued_rows: int = 0
     running_batches: int = 0
+    busy_s: float = 0.0
     instances: list[InstanceState] = []
     autoscale: ScalingState | None = None
     tuned: dict[str, Tuned] = {}

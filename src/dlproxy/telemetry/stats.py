@@ -389,6 +389,11 @@ class ModelStats:
         self.elements["real"] += real
         self.elements["padding"] += whole - real
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds that batches have taken, those of all instances together."""
+        return sum([size.batch_s + size.compute_s + size.split_s for size in self.batch_sizes.values()])
+
     def settle(self) -> None:
         """Count what is not yet."""
         batches, self._uncounted = self._uncounted, []

@@ -10,10 +10,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from dlproxy.lab.learn.parallel.workers import Workers
 
 OURS = Path(__file__).parent / "experiments"
 
@@ -42,12 +45,15 @@ class Run(Struct, kw_only=True):
 
 
 class Place(Struct, frozen=True, kw_only=True):
-    """Where a seed is trained. Its model goes to `folder`/model.onnx; what a run that is interrupted needs again, beside it."""
+    """Where a seed is trained. Its model goes to `folder`/model.onnx; what a run that is interrupted needs again, beside it.
+    `workers`: who compute its gradients, where this process does not alone.
+    """
 
     folder: Path
     seed: int
     threads: int
     tell: Callable[[str], None]
+    workers: "Workers | None" = None
 
 
 Train = Callable[[Experiment, Place], Run]

@@ -5,15 +5,20 @@ Called by cli/learn.py and benchmarks/learn. Not aware of: what the kinds do.
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import sqrt
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct, structs
 
 from dlproxy.lab.learn.experiment import KINDS, Experiment, LearnError, Place, Run
 from dlproxy.lab.report.chart import Chart, linear, standalone
+
+if TYPE_CHECKING:
+    from dlproxy.lab.learn.parallel.workers import Parallel, Workers
 
 LEFT = ("model.onnx", "synthetic.csv")  # by a seed, for whoever uses it
 
@@ -42,24 +47,33 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, (_T[count - 2] if count - 2 < len(_T) else 2.0) * deviation / sqrt(count)
 
 
-def train(experiment: Experiment, folder: Path, *, threads: int, tell: Callable[[str], None]) -> Result:
+def train(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    threads: int,
+    tell: Callable[[str], None],
+    parallel: "Parallel | None" = None,
+) -> Result:
     """The first seed's model is the result's: the best of several by their figures would flatter. Raises LearnError."""
     one = KINDS[experiment.kind].train()
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "result.json"
     done = {run.seed: run for run in _before(record, experiment)}
-    for seed in range(1, experiment.seeds + 1):
-        if seed in done:
-            tell(f"seed {seed} of {experiment.seeds}: trained before")
-            continue
-        place = Place(folder=folder / f"seed-{seed}", seed=seed, threads=threads, tell=tell)
-        place.folder.mkdir(exist_ok=True)
-        began_at = perf_counter()
-        tell(f"seed {seed} of {experiment.seeds}")
-        run = one(experiment, place)
-        done[seed] = structs.replace(run, seconds=perf_counter() - began_at)
-        result = Result(experiment=experiment, runs=[done[number] for number in sorted(done)])
-        _write(record, result)
+    missing = [seed for seed in range(1, experiment.seeds + 1) if seed not in done]
+    with _workers(parallel, experiment, missing, threads, tell) as workers:
+        for seed in range(1, experiment.seeds + 1):
+            if seed not in missing:
+                tell(f"seed {seed} of {experiment.seeds}: trained before")
+                continue
+            place = Place(folder=folder / f"seed-{seed}", seed=seed, threads=threads, tell=tell, workers=workers)
+            place.folder.mkdir(exist_ok=True)
+            began_at = perf_counter()
+            tell(f"seed {seed} of {experiment.seeds}")
+            run = one(experiment, place)
+            done[seed] = structs.replace(run, seconds=perf_counter() - began_at)
+            result = Result(experiment=experiment, runs=[done[number] for number in sorted(done)])
+            _write(record, result)
     result = Result(experiment=experiment, runs=[done[seed] for seed in range(1, experiment.seeds + 1)])
     for name in LEFT:
         if (folder / "seed-1" / name).exists():
@@ -68,6 +82,16 @@ def train(experiment: Experiment, folder: Path, *, threads: int, tell: Callable[
     if picture:
         (folder / "curves.svg").write_text(picture, "utf-8")
     return result
+
+
+def _workers(
+    parallel: "Parallel | None", experiment: Experiment, seeds: list[int], threads: int, tell: Callable[[str], None]
+) -> "AbstractContextManager[Workers | None]":
+    if parallel is None or not seeds:
+        return nullcontext()
+    from dlproxy.lab.learn.parallel.workers import opened
+
+    return opened(parallel, experiment, seeds, threads, tell)
 
 
 def _write(record: Path, result: Result) -> None:

@@ -252,6 +252,9 @@ def _states(catalog: Catalog, operations: Operations, caches: ResultCaches, who:
 
 def _viewed(one: VersionState, model: ServedModel | None, remembered: Sequence[dict[str, Any]]) -> dict[str, Any]:
     state = {} if model is None or model.control is None else model.control.state()
+    if model is not None:
+        model.stats.settle()
+        state = {**state, "busy_s": model.stats.busy_s}
     if model is not None and any(model.stats.shadows.values()):
         state = {**state, "shadow": model.stats.shadows}
     if model is not None and model.stats.streams is not None:

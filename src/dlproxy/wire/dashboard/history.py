@@ -62,7 +62,7 @@ class Counts(NamedTuple):
 def counted(stats: ModelStats, number: int) -> Counts:
     """All so far."""
     stats.settle()
-    objective, cache, sizes, failures = stats.objective, stats.cache, stats.batch_sizes.values(), stats.failures
+    objective, cache, failures = stats.objective, stats.cache, stats.failures
     rejects = sum([failures[kind] for kind in REJECTED])
     missed = 0 if objective is None else objective.late + sum([failures[kind] for kind in (*MISSED, *FAILED)])
     hits = 0 if cache is None else cache.hits + cache.joined
@@ -77,7 +77,7 @@ def counted(stats: ModelStats, number: int) -> Counts:
         missed=missed,
         hits=hits,
         look_ups=0 if cache is None else hits + cache.misses,
-        busy_s=sum([size.batch_s + size.compute_s + size.split_s for size in sizes]),
+        busy_s=stats.busy_s,
         queue_s=stats.queue.total_s,
         batch_s=stats.batch.total_s,
         compute_s=stats.compute.total_s,

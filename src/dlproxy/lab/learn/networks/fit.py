@@ -6,13 +6,16 @@ Called by training.py, and by every other part that trains a network. Not aware 
 import copy
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from msgspec import Meta, Struct
 from torch import nn
 
 from dlproxy.lab.learn.experiment import LearnError
+
+if TYPE_CHECKING:
+    from dlproxy.lab.learn.parallel.workers import Workers
 
 _AT_ONCE = 512  # examples, where nothing is learnt
 _MOMENTUM = 0.9
@@ -51,34 +54,17 @@ def fit(
     validation: tuple[Any, Any] | None = None,
     augment: Augment | None = None,
     watch: Callable[[], dict[str, float]] = dict,
+    workers: "Workers | None" = None,
 ) -> Curves:
     """Train in place, and leave it in evaluation mode. Chance is torch's own: see `reproducible` of the recipes.
 
     `inputs`, `targets`: tensors of as many rows; so is `validation`. `watch`: what else shall be in the curves, asked
-    after each epoch. Gives "training loss" (without penalties) and, with `validation`, "validation loss". Raises LearnError.
+    after each epoch. `workers`: who compute the gradients; else this process. Gives "training loss" (without penalties)
+    and, with `validation`, "validation loss". Raises LearnError.
     """
     if how.patience and validation is None:
         raise LearnError("patience needs examples to validate with: set validation, 0.1 for a tenth of them")
-    size = len(targets) if how.batch == "all" else how.batch
-    optimiser = _optimiser(network, how)
-    steps = how.epochs * math.ceil(len(targets) / size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _share(how.schedule, step / steps))
-
-    def epoch() -> float:
-        network.train()
-        lost = 0.0
-        for chosen in torch.randperm(len(targets)).split(size):
-            given = inputs[chosen] if augment is None else augment(inputs[chosen], targets[chosen])
-            value = loss(network(given), targets[chosen])
-            optimiser.zero_grad()
-            (value + _penalty(network, how) if how.l1 or how.l2 else value).backward()
-            optimiser.step()
-            schedule.step()
-            lost += float(value.detach()) * len(chosen)
-        if not math.isfinite(lost):
-            raise LearnError(f"the loss is no number any more: a rate of {how.rate:g} is too high, or the data has holes")
-        return lost / len(targets)
-
+    epoch = (alone if workers is None else workers.epochs)(network, inputs, targets, loss, how, augment)
     curves: Curves = {name: [] for name in ("training loss", "validation loss")[: 1 if validation is None else 2]}
     best, kept, since = math.inf, None, 0
     for _ in range(how.epochs):
@@ -99,6 +85,34 @@ def fit(
     return curves
 
 
+def alone(network: nn.Module, inputs: Any, targets: Any, loss: Loss, how: How, augment: Augment | None) -> Callable[[], float]:
+    """What trains an epoch and returns its mean loss. Raises LearnError."""
+    size = len(targets) if how.batch == "all" else how.batch
+    optimiser, schedule = schedule_of(optimiser_of(network, how), how, len(targets))
+
+    def epoch() -> float:
+        network.train()
+        lost = 0.0
+        for chosen in torch.randperm(len(targets)).split(size):
+            given = inputs[chosen] if augment is None else augment(inputs[chosen], targets[chosen])
+            value = loss(network(given), targets[chosen])
+            optimiser.zero_grad()
+            (value + penalty(network, how)).backward()
+            optimiser.step()
+            schedule.step()
+            lost += float(value.detach()) * len(chosen)
+        return finite(lost, how) / len(targets)
+
+    return epoch
+
+
+def finite(lost: float, how: How) -> float:
+    """The same, or LearnError."""
+    if not math.isfinite(lost):
+        raise LearnError(f"the loss is no number any more: a rate of {how.rate:g} is too high, or the data has holes")
+    return lost
+
+
 def answers(network: nn.Module, inputs: Any) -> Any:
     """Of all rows, in evaluation mode and without gradients."""
     network.eval()
@@ -106,11 +120,17 @@ def answers(network: nn.Module, inputs: Any) -> Any:
         return torch.cat([network(part) for part in inputs.split(_AT_ONCE)])
 
 
-def _optimiser(network: nn.Module, how: How) -> Any:
+def optimiser_of(network: nn.Module, how: How) -> Any:
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     if how.optimiser == "adam":
         return torch.optim.Adam(weights, how.rate)
     return torch.optim.SGD(weights, how.rate, momentum=_MOMENTUM if how.optimiser == "momentum" else 0.0)
+
+
+def schedule_of(optimiser: Any, how: How, examples: int) -> tuple[Any, Any]:
+    """With what changes its rate after each step."""
+    steps = how.epochs * math.ceil(examples / (examples if how.batch == "all" else how.batch))
+    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _share(how.schedule, step / steps))
 
 
 def _share(schedule: str, progress: float) -> float:
@@ -120,6 +140,9 @@ def _share(schedule: str, progress: float) -> float:
     return 0.1 ** int(progress * 3.0) if schedule == "step" else 1.0
 
 
-def _penalty(network: nn.Module, how: How) -> Any:
+def penalty(network: nn.Module, how: How) -> Any:
+    """What is added to the loss; 0.0 of nothing."""
+    if not (how.l1 or how.l2):
+        return 0.0
     weights = [weight for weight in network.parameters() if weight.requires_grad and weight.ndim > 1]
     return sum(how.l1 * weight.abs().sum() + how.l2 * weight.square().sum() for weight in weights)

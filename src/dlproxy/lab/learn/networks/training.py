@@ -6,7 +6,7 @@ Called by lab/learn/train.py; `learn` by other parts, too. Not aware of: how a l
 from collections.abc import Callable, Mapping
 from math import prod
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from dlproxy.lab.learn.networks.data import DATA, Data, Places
 from dlproxy.lab.learn.networks.export import Served, export
 from dlproxy.lab.learn.networks.fit import Curves, How, Loss, Whole, answers, fit
 from dlproxy.lab.learn.networks.kinds import NETWORKS, Make
+
+if TYPE_CHECKING:
+    from dlproxy.lab.learn.parallel.workers import Workers
 
 TAKES = MappingProxyType({"image": "image", "series": "series", "table": "features"})  # a model's input, by the kind of data
 
@@ -69,7 +72,9 @@ def train(experiment: Experiment, place: Place) -> Run:
         found: list[NDArray[Any]] = []
         curves: list[Curves] = []
         for number, (learnt, held) in enumerate(parts, 1):
-            one = learn(data, learnt, wanted, seed=place.seed)
+            one = learn(data, learnt, wanted, seed=place.seed, workers=place.workers)
+            if place.workers is not None and not place.workers.leads:
+                continue
             rows = torch.from_numpy(data.inputs[held])
             found.append(answers(one.served, rows).numpy())
             curves.append(one.curves)
@@ -79,12 +84,16 @@ def train(experiment: Experiment, place: Place) -> Run:
                 np.savez_compressed(place.folder / "heldout.npz", **kept)
             if len(parts) > 1:
                 place.tell(f"fold {number} of {len(parts)}")
+    if not found:
+        return Run(seed=place.seed, figures={})
     order = np.concatenate([held for _, held in parts])
     figures = measured(data, order, np.concatenate(found))
     if wanted.folds:  # of which none was looked at before
         never = np.isin(order, sets.held_out(data)[1])
         found_there = measured(data, order[never], np.concatenate(found)[never])
         figures |= {f"{name}, held-out fifth": figure for name, figure in found_there.items()}
+    if place.workers is not None:
+        figures |= place.workers.figures()
     return Run(seed=place.seed, figures=figures, curves=_mean(curves))
 
 
@@ -110,7 +119,7 @@ def checked(wanted: Settings, name: str) -> Settings:
     return wanted
 
 
-def learn(data: Data, learnt: Places, wanted: Settings, *, seed: int) -> Trained:
+def learn(data: Data, learnt: Places, wanted: Settings, *, seed: int, workers: "Workers | None" = None) -> Trained:
     """A network of these examples. Chance is torch's, but for which examples are set aside (`seed`). Raises LearnError."""
     learnt = sets.few(data, learnt, wanted.examples, seed=seed)
     kept: Places | None = None
@@ -137,6 +146,7 @@ def learn(data: Data, learnt: Places, wanted: Settings, *, seed: int) -> Trained
         wanted,
         validation=None if kept is None else tensors(kept),
         augment=augment(wanted.augment, data.kind, data.inputs.shape[1:]),
+        workers=workers,
     )
     gives = "reconstruction" if same else "probabilities" if data.classes else "value"
     return Trained(served.eval(), curves, TAKES[data.kind], gives)

@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlproxy.lab.tune.placement.evaluate import MeanResponse, Placement, Utilisation, evaluate
 from dlproxy.lab.tune.placement.problem import Floats, Ints, PlacementError, Problem
@@ -17,7 +18,7 @@ GAP = 1e-4  # HiGHS's own default: the cost is proven to within a ten-thousandth
 STATUS = {0: "optimal", 1: "time limit"}
 
 
-class _Rows:
+class Rows:
     """Sparse rows a @ variables within [low, high], collected as triplets."""
 
     def __init__(self) -> None:
@@ -39,30 +40,17 @@ def solve_exactly(objective: MeanResponse | Utilisation, *, seconds: float = 60.
 
     Raises PlacementError without scipy, and if HiGHS gives up (it never should: to serve nothing is allowed).
     """
-    try:
-        from scipy.optimize import Bounds, LinearConstraint, milp
-        from scipy.sparse import csr_array
-    except ImportError:
-        raise PlacementError("the exact solver needs scipy: pip install 'dlproxy[tune]'") from None
     began_at = perf_counter()
     problem = objective.problem
     pairs = np.argwhere(problem.most > 0)
-    rows = _Rows()
+    rows = Rows()
     costs = _response(objective, pairs, rows) if isinstance(objective, MeanResponse) else _utilisation(objective, pairs, rows)
     _resources(problem, pairs, rows)
     size, copies = len(costs), len(pairs)
-    row, column, value = (np.concatenate(part) for part in zip(*rows.entries, strict=True))
-    matrix = csr_array((value, (row, column)), shape=(rows.count, size))
     unit = float(np.abs(costs).max())
     upper = np.ones(size)
     upper[:copies] = problem.most[tuple(pairs.T)]
-    result: Any = milp(
-        costs / unit,
-        integrality=np.arange(size) < copies,
-        bounds=Bounds(0.0, upper),
-        constraints=LinearConstraint(matrix, np.concatenate(rows.low), np.concatenate(rows.high)),
-        options={"time_limit": seconds, "mip_rel_gap": gap},
-    )
+    result = program(costs / unit, rows, whole=np.arange(size) < copies, upper=upper, seconds=seconds, gap=gap)
     placed = np.zeros_like(problem.most)
     if result.x is not None:
         placed[tuple(pairs.T)] = np.rint(result.x[:copies]).astype(np.int64)
@@ -76,7 +64,28 @@ def solve_exactly(objective: MeanResponse | Utilisation, *, seconds: float = 60.
     return Solution("exact", placement, bound, status, took_s, history=[Progress(0, took_s, placement.evaluation.cost)])
 
 
-def _response(objective: MeanResponse, pairs: Ints, rows: _Rows) -> Floats:
+def program(costs: Floats, rows: Rows, *, whole: NDArray[np.bool_], upper: Floats, seconds: float, gap: float) -> Any:
+    """Minimise costs @ variables, each within 0 and `upper`, those that are `whole` in whole numbers: what milp returns.
+
+    Raises PlacementError without scipy.
+    """
+    try:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array
+    except ImportError:
+        raise PlacementError("the exact solver needs scipy: pip install 'dlproxy[tune]'") from None
+    row, column, value = (np.concatenate(part) for part in zip(*rows.entries, strict=True))
+    matrix = csr_array((value, (row, column)), shape=(rows.count, len(costs)))
+    return milp(
+        costs,
+        integrality=whole,
+        bounds=Bounds(0.0, upper),
+        constraints=LinearConstraint(matrix, np.concatenate(rows.low), np.concatenate(rows.high)),
+        options={"time_limit": seconds, "mip_rel_gap": gap},
+    )
+
+
+def _response(objective: MeanResponse, pairs: Ints, rows: Rows) -> Floats:
     """sum_k f + u = 1 for each model, and f[m,n,k] <= width / rate * x[m,n]: convexity fills the pieces in their order."""
     problem, copies = objective.problem, len(pairs)
     at = np.full(problem.most.shape, -1)
@@ -94,7 +103,7 @@ def _response(objective: MeanResponse, pairs: Ints, rows: _Rows) -> Floats:
     return np.concatenate((np.zeros(copies), share[owner] * slope, share * objective.unserved_s))
 
 
-def _utilisation(objective: Utilisation, pairs: Ints, rows: _Rows) -> Floats:
+def _utilisation(objective: Utilisation, pairs: Ints, rows: Rows) -> Floats:
     """sum_n usable / rate * x[m,n] + u >= 1 for each model."""
     problem, copies = objective.problem, len(pairs)
     models, (m, n) = np.arange(len(problem.models)), pairs.T
@@ -104,7 +113,7 @@ def _utilisation(objective: Utilisation, pairs: Ints, rows: _Rows) -> Floats:
     return np.concatenate((objective.core_share[m, n], objective.unserved_cost * problem.rate))
 
 
-def _resources(problem: Problem, pairs: Ints, rows: _Rows) -> None:
+def _resources(problem: Problem, pairs: Ints, rows: Rows) -> None:
     """sum_m takes * x <= has on each node, in whole numbers that are as small as can be, and most copies of each model."""
     (m, n), copies = pairs.T, np.arange(len(pairs))
     rows.add(len(problem.models), [(m, copies, np.ones(len(copies)))], 0.0, problem.most_copies.astype(float))
