@@ -6,6 +6,8 @@ Called by __main__.py and tests. Not aware of: pages, pictures.
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from math import inf
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
@@ -30,11 +32,12 @@ from benchmarks.scale.state import (
 )
 from dlproxy.policy.balancing.consistent_hash import POINTS
 
-PER_NODE = 1000.0  # requests a second: 70 % of what a node can do
+PER_NODE, LOAD = 1000.0, 0.7  # requests a second, and the share that they are of what a node can do
 PER_FRONT = 10  # nodes for one front: 10,000 requests a second
 WARM_S = 1.0
 DRAIN_S = 2.0
 SHIPPED_SHARE, MOST_TRIES = 0.2, 5  # of the client's retries
+ONE_FRONT, SUBSETS = "one front", "20 nodes each"
 ANSWERS, KEYS, ZIPF = 1024, 1_000_000, 1.0
 
 Happens = Callable[[Rules, State, float], None]
@@ -56,6 +59,7 @@ class Outcome(Struct):
     seconds: Ints
     p99_by_second: list[float]
     mean_batch: float
+    took_s: float
 
     @property
     def spread(self) -> float:
@@ -96,6 +100,7 @@ def run(
     slots: int = 0,
 ) -> Outcome:
     """So many virtual seconds, in which at these instants something happens to the cluster."""
+    began = perf_counter()
     random = np.random.default_rng(seed)
     made = state(what, seconds + 1, random, popularity=popularity, ring=ring, answers=answers, slots=slots)
     after_warm_up = made.rows.copy()
@@ -122,62 +127,74 @@ def run(
         seconds=counted,
         p99_by_second=[quantiles_ms(second, (0.99,))[0] for second in latencies],
         mean_batch=float(rows.sum() * (seconds - WARM_S) / max(made.batches.sum(), 1)),
+        took_s=perf_counter() - began,
     )
 
 
-def sizes(scale: float, seed: int) -> Iterator[Outcome]:
+class Extent(Struct, frozen=True):
+    """`nodes`: of a whole cluster; `part`: of a slice of it, with as many requests for each; `length`: of runs, as a factor."""
+
+    nodes: int
+    part: int
+    length: float
+
+    def seconds(self, whole: float) -> int:
+        """Of a run that takes so many at length 1."""
+        return max(round(whole * self.length), 3)
+
+
+FULL = Extent(nodes=1000, part=100, length=1.0)
+SMALL = Extent(nodes=20, part=10, length=0.05)
+
+
+def shape(nodes: int) -> dict[str, Any]:
+    """So many nodes with a front for each ten."""
+    return {"nodes": nodes, "fronts": max(nodes // PER_FRONT, 1), "rate": PER_NODE * nodes}
+
+
+def sizes(extent: Extent, seed: int) -> Iterator[Outcome]:
     """The shipped policy (two drawn, by peak-EWMA of latency times what is in flight) at 10, 100 and 1,000 nodes."""
-    for nodes, seconds in ((10, 300), (100, 60), (1000, 60)):
-        seconds = max(int(seconds * scale), 3)
-        nodes = nodes if scale == 1.0 else max(int(nodes * scale), 4)
-        rate = PER_NODE * nodes
-        fronts = max(nodes // PER_FRONT, 1)
-        yield run("one front", rules(nodes=nodes, fronts=1, rate=rate), seconds, seed)
-        yield run("all nodes", rules(nodes=nodes, fronts=fronts, rate=rate), seconds, seed)
-        subset = min(2 * PER_FRONT, nodes)
-        yield run("20 nodes each", rules(nodes=nodes, fronts=fronts, rate=rate, subset=subset), seconds, seed)
-        cell = min(PER_FRONT, nodes)
-        yield run("10 nodes each", rules(nodes=nodes, fronts=fronts, rate=rate, subset=cell), seconds, seed)
+    sizes = (
+        ((extent.nodes // 100, 200), (extent.nodes // 10, 20), (extent.nodes, 60)) if extent is FULL else ((10, 60), (20, 60))
+    )
+    for nodes, seconds in sizes:
+        short = extent.seconds(seconds if nodes < extent.nodes else 8)
+        one_front = {**shape(nodes), "fronts": 1}
+        yield run(ONE_FRONT, rules(**one_front), extent.seconds(seconds), seed)
+        yield run(
+            SUBSETS,
+            rules(**shape(nodes), subset=min(2 * PER_FRONT, nodes)),
+            extent.seconds(min(seconds, 20) if nodes == extent.nodes else seconds),
+            seed,
+        )
+        yield run("10 nodes each", rules(**shape(nodes), subset=min(PER_FRONT, nodes)), short, seed)
+        yield run("all nodes", rules(**shape(nodes)), short, seed)
 
 
-def policies(scale: float, seed: int) -> Iterator[Outcome]:
+def policies(extent: Extent, seed: int) -> Iterator[Outcome]:
     """Other policies with as many fronts, to compare."""
-    nodes = max(int(1000 * scale), 4)
-    shape = {"nodes": nodes, "fronts": max(nodes // PER_FRONT, 1), "rate": PER_NODE * nodes}
-    seconds = max(int(20 * scale), 3)
-    for name, policy in (("random", RANDOM), ("round-robin", ROUND_ROBIN), ("two, by reports of now", REPORTED)):
-        yield run(name, rules(**shape, policy=policy), seconds, seed)
+    for name, policy in (("random", RANDOM), ("round-robin", ROUND_ROBIN), ("two by what is in flight now", REPORTED)):
+        yield run(name, rules(**shape(extent.nodes), policy=policy), extent.seconds(5), seed)
 
 
-AGES_S = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+AGES_S = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 CHOICES = (2, 3, 10, 0)  # 0: all
 
 
-def staleness(scale: float, seed: int) -> Iterator[Outcome]:
-    """Least loaded of d, by reports of an age: on 200 nodes and 20 fronts, and some on all 1,000."""
-    part = max(int(200 * scale), 4)
+def staleness(extent: Extent, seed: int) -> Iterator[Outcome]:
+    """Least loaded of d, by reports of an age: on a slice, and some on the whole."""
     for choices in CHOICES:
         for age_s in AGES_S:
-            yield stale(part, choices, age_s, max(int(11 * scale), 3), seed)
-    for corrected in (2, 0):
-        for age_s in AGES_S[1:]:
-            yield stale(part, corrected, age_s, max(int(11 * scale), 3), seed, corrected=True)
-    for choices, age_s in ((2, 0.1), (2, 1.0), (10, 0.03)):
-        yield stale(max(int(1000 * scale), 4), choices, age_s, max(int(11 * scale), 3), seed)
+            yield stale(extent.part, choices, age_s, extent.seconds(8), seed)
+    for age_s in AGES_S[1:]:
+        yield stale(extent.part, 2, age_s, extent.seconds(8), seed, corrected=True)
+    for choices, age_s in ((2, 0.1), (10, 0.03)):
+        yield stale(extent.nodes, choices, age_s, extent.seconds(6), seed)
 
 
 def stale(nodes: int, choices: int, age_s: float, seconds: int, seed: int, *, corrected: bool = False) -> Outcome:
-    fronts = max(nodes // PER_FRONT, 1)
-    what = rules(
-        nodes=nodes,
-        fronts=fronts,
-        rate=PER_NODE * nodes,
-        policy=REPORTED,
-        choices=choices or nodes,
-        age_s=age_s,
-        corrected=corrected,
-    )
-    return run(f"least of {choices or 'all'}{' and own' if corrected else ''}", what, seconds, seed)
+    what = rules(**shape(nodes), policy=REPORTED, choices=choices or nodes, age_s=age_s, corrected=corrected)
+    return run(f"least of {choices or 'all'}{', own added' if corrected else ''}", what, seconds, seed)
 
 
 def zipf(keys: int, exponent: float) -> Floats:
@@ -200,53 +217,50 @@ def hash_of(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def caches(scale: float, seed: int) -> Iterator[Outcome]:
+def caches(extent: Extent, seed: int) -> Iterator[Outcome]:
     """Who gets repeated requests: two drawn, or the node of the key, with and without a bound, by own counts and by all."""
-    nodes = max(int(1000 * scale), 10)
-    keys = max(int(KEYS * scale), 1000)
+    nodes, keys = extent.nodes, KEYS * extent.nodes // FULL.nodes
     popularity, ring = zipf(keys, ZIPF), ring_of(nodes, keys)
-    shape = {"nodes": nodes, "rate": PER_NODE * nodes, "keys": keys}
-    fronts = max(nodes // PER_FRONT, 1)
-    seconds = max(int(20 * scale), 3)
+    several, alone = {**shape(nodes), "keys": keys}, {**shape(nodes), "keys": keys, "fronts": 1}
     for name, what in (
-        ("two drawn", rules(**shape, fronts=fronts)),
-        ("hashing, no bound", rules(**shape, fronts=fronts, policy=HASHED, bound=inf)),
-        ("hashing, 1.25, one front", rules(**shape, fronts=1, policy=HASHED)),
-        ("hashing, 1.25, by own counts", rules(**shape, fronts=fronts, policy=HASHED)),
-        ("hashing, 1.25, by all counts", rules(**shape, fronts=fronts, policy=HASHED, bound_by_all=True)),
-        ("hashing, 2, by all counts", rules(**shape, fronts=fronts, policy=HASHED, bound=2.0, bound_by_all=True)),
+        ("two drawn", rules(**several)),
+        ("no bound", rules(**several, policy=HASHED, bound=inf)),
+        ("1.25, one front", rules(**alone, policy=HASHED)),
+        ("1.25, own counts", rules(**several, policy=HASHED)),
+        ("1.25, all counts", rules(**several, policy=HASHED, bound_by_all=True)),
+        ("2, all counts", rules(**several, policy=HASHED, bound=2.0, bound_by_all=True)),
     ):
-        yield run(name, what, seconds, seed, popularity=popularity, ring=ring, answers=ANSWERS, slots=nodes * 1000)
+        yield run(name, what, extent.seconds(6), seed, popularity=popularity, ring=ring, answers=ANSWERS)
 
 
-def region(scale: float, seed: int) -> Iterator[Outcome]:
-    """A quarter of the nodes is gone from the 10th second to the 30th, at three loads, and without ejection or second runs."""
-    nodes = max(int(1000 * scale), 8)
-    gone_at, back_at, seconds = (10.0, 30.0, 45) if scale >= 0.1 else (2.0, 4.0, 6)
-    first = nodes - nodes // 4
+def region(extent: Extent, seed: int) -> Iterator[Outcome]:
+    """A quarter of the nodes is gone for a while, at three loads, and without ejection or second tries."""
+    gone_at, back_at, seconds = (8.0, 20.0, 34) if extent is FULL else (2.0, 3.0, 5)
 
     def go(what: Rules, made: State, now: float) -> None:
-        lose(what, made, first, nodes, now)
+        lose(what, made, what.nodes - what.nodes // 4, what.nodes, now)
 
     def come_back(what: Rules, made: State, now: float) -> None:
-        revive(made, first, nodes)
+        revive(made, what.nodes - what.nodes // 4, what.nodes)
 
-    shape = {"nodes": nodes, "fronts": max(nodes // PER_FRONT, 1)}
-    again = {"share": SHIPPED_SHARE, "most_tries": MOST_TRIES}
+    def at(load: float, nodes: int = extent.part, **more: Any) -> Rules:
+        again = {"share": SHIPPED_SHARE, "most_tries": MOST_TRIES}
+        return rules(**{**shape(nodes), "rate": PER_NODE * nodes * load / LOAD, **again, **more})
+
     for name, what in (
-        ("60 %", rules(**shape, rate=PER_NODE * nodes * 0.6 / 0.7, **again)),
-        ("65 %", rules(**shape, rate=PER_NODE * nodes * 0.65 / 0.7, **again)),
-        ("70 %", rules(**shape, rate=PER_NODE * nodes, **again)),
-        ("65 %, no ejection", rules(**shape, rate=PER_NODE * nodes * 0.65 / 0.7, eject_after=0, **again)),
-        ("65 %, no second tries", rules(**shape, rate=PER_NODE * nodes * 0.65 / 0.7)),
+        ("65 %", at(0.65, extent.nodes)),
+        ("60 %", at(0.6)),
+        ("65 %, slice", at(0.65)),
+        ("70 %", at(0.7)),
+        ("no ejection", at(0.65, eject_after=0)),
+        ("no second tries", at(0.65, share=0.0, most_tries=1)),
     ):
         yield run(name, what, seconds, seed, happens={gone_at: go, back_at: come_back})
 
 
-def storm(scale: float, seed: int) -> Iterator[Outcome]:
-    """All batches take twice as long from the 10th second to the 15th, and clients try again."""
-    nodes = max(int(1000 * scale), 4)
-    slow_at, well_at, seconds = (10.0, 15.0, 40) if scale >= 0.1 else (2.0, 4.0, 8)
+def storm(extent: Extent, seed: int) -> Iterator[Outcome]:
+    """All batches take twice as long for a while, and clients try again."""
+    slow_at, well_at, seconds = (10.0, 15.0, 34) if extent is FULL else (2.0, 3.0, 5)
 
     def slow(what: Rules, made: State, now: float) -> None:
         made.slow[:] = 2.0
@@ -254,17 +268,20 @@ def storm(scale: float, seed: int) -> Iterator[Outcome]:
     def well(what: Rules, made: State, now: float) -> None:
         made.slow[:] = 1.0
 
-    shape = {"nodes": nodes, "fronts": max(nodes // PER_FRONT, 1), "rate": PER_NODE * nodes, "most_tries": MOST_TRIES}
+    def tries(nodes: int = extent.part, **more: Any) -> Rules:
+        return rules(**shape(nodes), most_tries=MOST_TRIES, **more)
+
     for name, what in (
-        ("refuses, budget", rules(**shape, share=SHIPPED_SHARE)),
-        ("refuses, no budget", rules(**shape, share=inf)),
-        ("queues, budget", rules(**shape, share=SHIPPED_SHARE, refuses=False)),
-        ("queues, no budget", rules(**shape, share=inf, refuses=False)),
+        ("refuses, budget", tries(extent.nodes, share=SHIPPED_SHARE)),
+        ("refuses, budget, slice", tries(share=SHIPPED_SHARE)),
+        ("refuses, no budget", tries(share=inf)),
+        ("queues, budget", tries(share=SHIPPED_SHARE, refuses=False)),
+        ("queues, no budget", tries(share=inf, refuses=False)),
     ):
-        yield run(name, what, seconds, seed, happens={slow_at: slow, well_at: well}, slots=nodes * 8000)
+        yield run(name, what, seconds, seed, happens={slow_at: slow, well_at: well}, slots=what.nodes * 6000)
 
 
-SCENARIOS: dict[str, Callable[[float, int], Iterator[Outcome]]] = {
+SCENARIOS: dict[str, Callable[[Extent, int], Iterator[Outcome]]] = {
     "sizes": sizes,
     "policies": policies,
     "staleness": staleness,

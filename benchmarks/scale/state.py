@@ -81,16 +81,19 @@ class State:
     """What changes. A slot holds one try of a request."""
 
     def __init__(self, rules: Rules, seconds: int, queue: int, slots: int, sets: int) -> None:
-        nodes, fronts = rules.nodes, rules.fronts
-        corrected = nodes if rules.corrected else 1
-        watched = slots if rules.watched else 1
-        later = slots + nodes * (4 + fronts)  # events at most
         self.arrival_at = 0.0
         self.free_slots = slots
         self.heap_size = self.timeout_head = self.timeout_tail = 0
         self.seconds = np.zeros((seconds, COUNTS), np.int64)
         self.latencies = np.zeros((seconds, BINS), np.int64)
-        # Nodes
+        self._have_nodes(rules.nodes, rules.most_batch, queue, sets)
+        self._have_fronts(rules.fronts, rules.nodes, rules.subset, rules.nodes if rules.corrected else 1)
+        self._have_slots(slots, slots if rules.watched else 1, slots + rules.nodes * (4 + rules.fronts))
+        self.popularity = np.ones(1)
+        self.ring_place = np.zeros(1, np.int32)
+        self.ring_owner = np.zeros(1, np.int32)
+
+    def _have_nodes(self, nodes: int, most_batch: int, queue: int, sets: int) -> None:
         self.alive = np.ones(nodes, np.int32)
         self.slow = np.ones(nodes)
         self.learnt = np.ones(nodes)
@@ -98,7 +101,7 @@ class State:
         self.queue = np.zeros((nodes, queue), np.int32)
         self.head = np.zeros(nodes, np.int32)
         self.queued = np.zeros(nodes, np.int32)
-        self.running = np.zeros((nodes, rules.most_batch), np.int32)
+        self.running = np.zeros((nodes, most_batch), np.int32)
         self.size = np.zeros(nodes, np.int32)
         self.serial = np.zeros(nodes, np.int64)
         self.began_at = np.zeros(nodes)
@@ -109,7 +112,11 @@ class State:
         self.reported = np.zeros(nodes, np.int32)
         self.report_number = np.zeros(nodes, np.int64)
         self.report_phase = np.zeros(nodes)
-        # Fronts, and what each knows of each node
+        self.cached = np.full((nodes if sets else 1, max(sets, 1) * WAYS), -1, np.int32)
+        self.cached_at = np.zeros((nodes if sets else 1, max(sets, 1) * WAYS), np.int64)
+
+    def _have_fronts(self, fronts: int, nodes: int, subset: int, corrected: int) -> None:
+        """And what each knows of each node."""
         self.own = np.zeros((fronts, nodes), np.int32)
         self.own_sum = np.zeros(fronts, np.int64)
         self.expected_s = np.full((fronts, nodes), -1.0)
@@ -123,13 +130,14 @@ class State:
         for front in range(fronts):
             for node in range(nodes):
                 self.ready[front, node] = self.place[front, node] = node
-        self.ready_count = np.full(fronts, rules.subset, np.int32)
+        self.ready_count = np.full(fronts, subset, np.int32)
         self.streak = np.zeros((fronts, nodes), np.int32)
         self.doublings = np.zeros((fronts, nodes), np.int32)
         self.earned = np.zeros((fronts, 12), np.int64)
         self.spent = np.zeros((fronts, 12), np.int64)
         self.bucket = np.zeros(fronts, np.int64)
-        # Slots
+
+    def _have_slots(self, slots: int, watched: int, events: int) -> None:
         self.free = np.arange(slots).astype(np.int32)
         self.due_at = np.zeros(slots)
         self.sent_at = np.zeros(slots)
@@ -138,18 +146,11 @@ class State:
         self.at_node = np.zeros(slots, np.int32)
         self.key = np.zeros(slots, np.int32)
         self.sending = np.zeros(slots, np.int64)
-        # What happens later
-        self.heap_at = np.zeros(later)
-        self.heap_what = np.zeros(later, np.int64)
+        self.heap_at = np.zeros(events)
+        self.heap_what = np.zeros(events, np.int64)
         self.timeout_at = np.zeros(watched)
         self.timeout_slot = np.zeros(watched, np.int32)
         self.timeout_sending = np.zeros(watched, np.int64)
-        # Keys
-        self.popularity = np.ones(1)
-        self.ring_place = np.zeros(1, np.int32)
-        self.ring_owner = np.zeros(1, np.int32)
-        self.cached = np.full((nodes if sets else 1, max(sets, 1) * WAYS), -1, np.int32)
-        self.cached_at = np.zeros((nodes if sets else 1, max(sets, 1) * WAYS), np.int64)
 
 
 def rules(
