@@ -25,7 +25,7 @@ PAGE = Path(__file__).parent / "RESULTS.md"
 PICTURES = Path(__file__).parents[2] / "docs" / "images"
 FIDELITY = (
     "The cheap model beside production lanes",
-    "Ten nodes, one front, virtual seconds 1 to 10: the cheap model's figures over those of `dlproxy simulate`. Load is of the "
+    "Ten nodes, one front, virtual seconds 1 to 5: the cheap model's figures over those of `dlproxy simulate`. Load is of the "
     "capacity with batches of 25.",
 )
 

@@ -60,8 +60,8 @@ class Pair(Struct):
 
 
 def pairs(extent: Extent, seed: int) -> Iterator[Pair]:
-    """Each balancer at each load, for some ten virtual seconds."""
-    seconds = extent.seconds(10)
+    """Each balancer at each load, for some five virtual seconds."""
+    seconds = extent.seconds(5)
     model = plan_model("m", ModelConfig(path="m.onnx", run="thread", instances=1, slo=OBJECTIVE, max_batch=64), SERVICE)
     for balancer, policy in POLICIES.items():
         for load in LOADS:

@@ -106,20 +106,20 @@ PARTS: Mapping[str, tuple[str, str, Callable[[Findings, Sequence[Outcome]], None
     ),
     "caches": (
         "Caches and affinity",
-        "A million keys by Zipf's law (1/k), 1,024 answers in each node's cache, a hit takes 50 us of its node's loop. Bounds "
+        "100,000 keys by Zipf's law (1/k), 1,024 answers in each node's cache, a hit takes 50 us of its node's loop. Bounds "
         "of consistent hashing by what the front has sent itself, or by what all have.",
         caches,
     ),
     "region": (
         "A region is lost",
-        "A quarter of the nodes vanishes and comes back 12 s later; whoever sends there hears of it after 1 ms. Fronts eject a "
+        "A quarter of the nodes vanishes and comes back 10 s later; whoever sends there hears of it after 1 ms. Fronts eject a "
         "node after five failures in a row and try again elsewhere within the retry budget.",
         region,
     ),
     "storm": (
         "A storm of retries",
         f"For five seconds all batches take twice as long. Clients try up to {MOST_TRIES} times with the shipped pauses, "
-        "within the shipped budget or without one. Nodes refuse what would be late, as the lane does, or queue until they are full.",
+        "within the shipped budget or without one. Nodes refuse what would be late, as the lane does, or queue until full.",
         storm,
     ),
 }

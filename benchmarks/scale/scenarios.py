@@ -154,27 +154,18 @@ def shape(nodes: int) -> dict[str, Any]:
 
 def sizes(extent: Extent, seed: int) -> Iterator[Outcome]:
     """The shipped policy (two drawn, by peak-EWMA of latency times what is in flight) at 10, 100 and 1,000 nodes."""
-    sizes = (
-        ((extent.nodes // 100, 200), (extent.nodes // 10, 20), (extent.nodes, 60)) if extent is FULL else ((10, 60), (20, 60))
-    )
+    sizes = ((10, 120), (100, 20), (1000, 60)) if extent is FULL else ((extent.part, 60), (extent.nodes, 60))
     for nodes, seconds in sizes:
-        short = extent.seconds(seconds if nodes < extent.nodes else 8)
-        one_front = {**shape(nodes), "fronts": 1}
-        yield run(ONE_FRONT, rules(**one_front), extent.seconds(seconds), seed)
-        yield run(
-            SUBSETS,
-            rules(**shape(nodes), subset=min(2 * PER_FRONT, nodes)),
-            extent.seconds(min(seconds, 20) if nodes == extent.nodes else seconds),
-            seed,
-        )
-        yield run("10 nodes each", rules(**shape(nodes), subset=min(PER_FRONT, nodes)), short, seed)
-        yield run("all nodes", rules(**shape(nodes)), short, seed)
+        part = extent.seconds(min(seconds, 6 * FULL.nodes // nodes))  # as many requests, but for one
+        yield run(ONE_FRONT, rules(**{**shape(nodes), "fronts": 1}), extent.seconds(seconds), seed)
+        for name, subset in ((SUBSETS, 2 * PER_FRONT), ("10 nodes each", PER_FRONT), ("all nodes", nodes)):
+            yield run(name, rules(**shape(nodes), subset=min(subset, nodes)), part, seed)
 
 
 def policies(extent: Extent, seed: int) -> Iterator[Outcome]:
     """Other policies with as many fronts, to compare."""
     for name, policy in (("random", RANDOM), ("round-robin", ROUND_ROBIN), ("two by what is in flight now", REPORTED)):
-        yield run(name, rules(**shape(extent.nodes), policy=policy), extent.seconds(5), seed)
+        yield run(name, rules(**shape(extent.nodes), policy=policy), extent.seconds(4), seed)
 
 
 AGES_S = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -185,11 +176,11 @@ def staleness(extent: Extent, seed: int) -> Iterator[Outcome]:
     """Least loaded of d, by reports of an age: on a slice, and some on the whole."""
     for choices in CHOICES:
         for age_s in AGES_S:
-            yield stale(extent.part, choices, age_s, extent.seconds(8), seed)
+            yield stale(extent.part, choices, age_s, extent.seconds(5), seed)
     for age_s in AGES_S[1:]:
-        yield stale(extent.part, 2, age_s, extent.seconds(8), seed, corrected=True)
+        yield stale(extent.part, 2, age_s, extent.seconds(5), seed, corrected=True)
     for choices, age_s in ((2, 0.1), (10, 0.03)):
-        yield stale(extent.nodes, choices, age_s, extent.seconds(6), seed)
+        yield stale(extent.nodes, choices, age_s, extent.seconds(4), seed)
 
 
 def stale(nodes: int, choices: int, age_s: float, seconds: int, seed: int, *, corrected: bool = False) -> Outcome:
@@ -219,7 +210,7 @@ def hash_of(text: str) -> int:
 
 def caches(extent: Extent, seed: int) -> Iterator[Outcome]:
     """Who gets repeated requests: two drawn, or the node of the key, with and without a bound, by own counts and by all."""
-    nodes, keys = extent.nodes, KEYS * extent.nodes // FULL.nodes
+    nodes, keys = extent.part, KEYS * extent.part // FULL.nodes
     popularity, ring = zipf(keys, ZIPF), ring_of(nodes, keys)
     several, alone = {**shape(nodes), "keys": keys}, {**shape(nodes), "keys": keys, "fronts": 1}
     for name, what in (
@@ -230,12 +221,12 @@ def caches(extent: Extent, seed: int) -> Iterator[Outcome]:
         ("1.25, all counts", rules(**several, policy=HASHED, bound_by_all=True)),
         ("2, all counts", rules(**several, policy=HASHED, bound=2.0, bound_by_all=True)),
     ):
-        yield run(name, what, extent.seconds(6), seed, popularity=popularity, ring=ring, answers=ANSWERS)
+        yield run(name, what, extent.seconds(12), seed, popularity=popularity, ring=ring, answers=ANSWERS)
 
 
 def region(extent: Extent, seed: int) -> Iterator[Outcome]:
     """A quarter of the nodes is gone for a while, at three loads, and without ejection or second tries."""
-    gone_at, back_at, seconds = (8.0, 20.0, 34) if extent is FULL else (2.0, 3.0, 5)
+    gone_at, back_at, seconds = (5.0, 15.0, 22) if extent is FULL else (1.0, 2.0, 3)
 
     def go(what: Rules, made: State, now: float) -> None:
         lose(what, made, what.nodes - what.nodes // 4, what.nodes, now)
@@ -260,7 +251,7 @@ def region(extent: Extent, seed: int) -> Iterator[Outcome]:
 
 def storm(extent: Extent, seed: int) -> Iterator[Outcome]:
     """All batches take twice as long for a while, and clients try again."""
-    slow_at, well_at, seconds = (10.0, 15.0, 34) if extent is FULL else (2.0, 3.0, 5)
+    slow_at, well_at, seconds = (5.0, 10.0, 22) if extent is FULL else (1.0, 2.0, 3)
 
     def slow(what: Rules, made: State, now: float) -> None:
         made.slow[:] = 2.0
