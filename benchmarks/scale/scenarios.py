@@ -179,7 +179,7 @@ def staleness(extent: Extent, seed: int) -> Iterator[Outcome]:
             yield stale(extent.part, choices, age_s, extent.seconds(5), seed)
     for age_s in AGES_S[1:]:
         yield stale(extent.part, 2, age_s, extent.seconds(5), seed, corrected=True)
-    for choices, age_s in ((2, 0.1), (10, 0.03)):
+    for choices, age_s in ((2, 0.01), (2, 0.03), (3, 0.03)):
         yield stale(extent.nodes, choices, age_s, extent.seconds(4), seed)
 
 
