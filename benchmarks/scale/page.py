@@ -219,7 +219,7 @@ def _caches(outcomes: Sequence[Outcome]) -> str:
     x = linear(0.0, max(one.spread for one in shown) * 1.3, "busiest node above the mean", _percent)
     chart = Chart(x, linear(0.4, 1.0, "share of hits", _percent))
     for number, one in enumerate(shown, 1):
-        chart.dot(one.spread, one.share(HITS), one.name, f"s{number}")
+        chart.dot(one.spread, one.share(HITS), one.name.removesuffix(" counts"), f"s{number}")
     return chart.svg("caches", "Caches: hits against uneven load", "Above and left is better: many hits, and no node busier")
 
 
