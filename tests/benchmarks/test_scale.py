@@ -150,7 +150,7 @@ def test_a_lost_region_is_found_out_and_taken_back() -> None:
 @pytest.fixture(scope="module")
 def stormy() -> list[Outcome]:
     """Nodes that refuse, with the budget (twice) and without."""
-    return list(islice(storm(TINY, 1), 3))
+    return list(islice(storm(Extent(nodes=2, part=2, length=0.05), 1), 3))
 
 
 def test_the_budget_contains_a_storm(stormy: list[Outcome]) -> None:
@@ -168,7 +168,7 @@ def test_clients_of_nodes_that_queue_give_up_and_are_not_counted_twice() -> None
 
 def test_affinity_finds_more_in_caches() -> None:
     spread, sticky = (one.share(HITS) for one in islice(caches(TINY, 1), 2))
-    assert sticky > 1.2 * spread
+    assert sticky > 1.1 * spread
 
 
 def test_a_full_pool_of_slots_is_an_error_and_no_loss() -> None:
