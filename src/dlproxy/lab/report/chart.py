@@ -221,7 +221,7 @@ def standalone(svg: str) -> str:
     """A chart's element as a file. Its lines are grey but for those of the classes "s1" to "s8", which differ."""
     lines = "".join(
         [
-            f".s{number}{{stroke:{colour}}}text.s{number}{{fill:{colour};stroke:none}}"
+            f".s{number}{{stroke:{colour}}}circle.s{number}{{fill:{colour}}}text.s{number}{{fill:{colour};stroke:none}}"
             for number, colour in enumerate(_COLOURS, 1)
         ]
     )
