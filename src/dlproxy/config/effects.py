@@ -138,6 +138,8 @@ def check_shared(name: str, model: ModelConfig) -> None:
     """The same of one model, if the processes are several."""
     if model.sequences != "off":
         raise ConfigError(f"models.{name}: sequences: one process must see all of a sequence, so set gateways = 1", "sequences")
+    if model.run == "ray":
+        raise ConfigError(f"models.{name}: run: each gateway would have actors of its own, so set gateways = 1", "run")
     if model.autoscale != "off" and model.run == "process":
         raise ConfigError(
             f"models.{name}: autoscale: gateways share worker processes, whose number is fixed; set instances", "autoscale"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from dlproxy.config import ray
+from dlproxy.config import ray, upstreams
 from dlproxy.config.autopilot import AutopilotConfig
 from dlproxy.config.cache import CacheConfig
 from dlproxy.config.drift import Drift
@@ -446,37 +446,11 @@ class ModelConfig(LaneSettings, frozen=True, kw_only=True, forbid_unknown_fields
     pin: Annotated[bool, _loaded("keep each worker process on cores of its own", only=(_IN_PROCESSES,))] = False
     cores: Annotated[list[int], _loaded("those to pin worker processes to; empty: all, if pin", only=(_IN_PROCESSES,))] = []
     members: Members = "static"
-    upstream_headers: Annotated[
-        dict[str, str],
-        _loaded("sent to other servers with each request, such as authorization", only=(Only("run", ("upstream",)),)),
-    ] = {}
-    upstream_api_key: Annotated[
-        str,
-        _loaded(
-            "where the API key for other servers is: a file, or env:NAME for a variable of the environment; empty: none",
-            only=(Only("run", ("upstream",)),),
-        ),
-    ] = ""
-    upstream_ca: Annotated[
-        str,
-        _loaded(
-            "file of the authorities that sign other servers' certificates (PEM); empty: those of this system",
-            only=(Only("run", ("upstream",)),),
-        ),
-    ] = ""
-    upstream_cert: Annotated[
-        str,
-        _loaded(
-            "file of the certificate that is shown to other servers, with its chain (PEM); empty: none",
-            only=(Only("run", ("upstream",)),),
-        ),
-    ] = ""
-    upstream_cert_key: Annotated[
-        str,
-        _loaded(
-            "file of its private key (PEM); empty: it stands in the certificate's", only=(Only("upstream_cert", but=("",)),)
-        ),
-    ] = ""
+    upstream_headers: upstreams.Headers = {}
+    upstream_api_key: upstreams.ApiKey = ""
+    upstream_ca: upstreams.Authorities = ""
+    upstream_cert: upstreams.Certificate = ""
+    upstream_cert_key: upstreams.CertificateKey = ""
     sticky: Annotated[
         str,
         _loaded(

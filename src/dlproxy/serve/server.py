@@ -111,7 +111,7 @@ class Server:
         self.control = Control(self.models, open_store(config.server.store), memory_bytes=memory_bytes)
         self.models.catalog.waiting = Waiting(self.control, longest_s=config.server.load_wait_s)
         self._repository = _repository(config.server, self.control) if config.server.repository else None
-        self._announcer = Announcer(config.node, config.server) if config.node.group else None
+        self._announcer = Announcer(config.node, config.server) if config.node.group and given is None else None
         self.operations = ServerOperations(self.control, self.models, self._repository)
         self.host = config.server.host
         self.ports: dict[str, int] = {}

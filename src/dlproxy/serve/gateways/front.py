@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 
 from dlproxy.config import Config, ConfigError
 from dlproxy.hosts import nearby
+from dlproxy.serve.announcing import Announcer, Reached
 from dlproxy.serve.gateways.asking import Asking
 from dlproxy.serve.gateways.control import SummedControl
 from dlproxy.serve.gateways.feed import SummedFeed
@@ -49,6 +50,7 @@ class Front:
         asks = config.auth.asks or bool(config.grants)
         self._desk = identity_desk(config) if asks else None
         self._certificates = Certificates(config.tls) if config.tls.cert else None
+        self._announcer = Announcer(config.node, config.server) if config.node.group else None
         self._audit = Audit()
         self._control: ControlServer | None = None
 
@@ -84,6 +86,8 @@ class Front:
         control.listen()
         self._control.start(control)
         self._feed.start()
+        if self._announcer is not None:
+            self._announcer.start(Reached(self.http_port, self.ports.get("grpc_port", 0), tls is not None))
 
     def _app(self) -> Starlette:
         tls = self._certificates is not None
@@ -129,6 +133,8 @@ class Front:
 
     async def stop(self) -> None:
         """Take no new connections, answer what is under way (at most drain_s seconds), stop everything."""
+        if self._announcer is not None:
+            await self._announcer.stop()
         if self.unix_socket is not None:
             self.unix_socket.remove()
         await self.gateways.stop(self._config.server.drain_s)
