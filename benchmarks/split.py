@@ -259,7 +259,10 @@ def main(arguments: list[str] | None = None) -> int:
     def page(found: Any, machine: str) -> None:
         if options.write:
             command = f"python -m benchmarks.split --seconds {options.seconds} --repeats {options.repeats}"
-            lead = ["# Models in parts", "", f"`{command}` on {minute(utc_now())}; {machine}.", "", ABOUT]
+            load = (
+                f"All that ran on the machine in the last quarter of an hour made a load average of {os.getloadavg()[2]:.0f}."
+            )
+            lead = ["# Models in parts", "", f"`{command}` on {minute(utc_now())}; {machine}.", "", ABOUT, load]
             PAGE.write_text(as_page(lead, [(one.title, "", one.checks, one.details) for one in found]))
 
     return find("split", measure, page)
