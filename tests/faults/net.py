@@ -1,5 +1,6 @@
 """Machines that are network namespaces on one switch, whose cables can be pulled: root on Linux. For tests of partitions."""
 
+import asyncio
 import ctypes
 import os
 import socket
@@ -54,12 +55,12 @@ class Net:
         finally:
             self._move(here)
 
-    def pull(self, machine: str) -> None:
+    async def pull(self, machine: str) -> None:
         """Its cable: nothing arrives, and nobody is told."""
-        self._ip("-n", self._switch, "link", "set", machine, "down")
+        await asyncio.to_thread(self._ip, "-n", self._switch, "link", "set", machine, "down")
 
-    def plug(self, machine: str) -> None:
-        self._ip("-n", self._switch, "link", "set", machine, "up")
+    async def plug(self, machine: str) -> None:
+        await asyncio.to_thread(self._ip, "-n", self._switch, "link", "set", machine, "up")
 
     def _plug_in(self, machine: str, address: str) -> None:
         own = f"{self._prefix}-{machine}"

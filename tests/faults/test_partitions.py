@@ -203,18 +203,18 @@ async def test_cables_that_are_pulled(net: Net, tiers: Site) -> None:
     load = Load(front, clients=6, headers=(DEADLINE,))
     await load.after(100)
     for _ in range(ROUNDS):
-        net.pull("b1")
+        await net.pull("b1")
         await load.until(lambda: states(front) == ["lost", "up"])
         await load.after(100)
         await leaves[0].stop()
         await leaves[0].start(listener=net.listener("b1", leaves[0].port))
-        net.plug("b1")
+        await net.plug("b1")
         await load.until(lambda: states(front) == ["up", "up"])
         for machine in ("b1", "b2"):
-            net.pull(machine)
+            await net.pull(machine)
         await load.until(lambda: states(front) == ["lost", "lost"])
         for machine in ("b1", "b2"):
-            net.plug(machine)
+            await net.plug(machine)
         await load.until(lambda: states(front) == ["up", "up"])
         await load.after(100)
     await load.stop()
