@@ -103,7 +103,7 @@ def test_an_actor_that_nobody_comes_to_ends(monkeypatch: pytest.MonkeyPatch) -> 
     [
         (b"\xff\xff\xff\xff", "not a message"),
         (b"\x03\x00\x00\x00\xc1\xc1\xc1", "not a message"),
-        (frame(Joined(own=True)), "not a message"),
+        (frame(Joined("/tmp")), "not a message"),
         (b"", "connection to its actor ended"),
     ],
 )

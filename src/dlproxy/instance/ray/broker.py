@@ -65,7 +65,7 @@ class Broker:
     """
 
     def __init__(self, connection: socket.socket) -> None:
-        self.folder = tempfile.mkdtemp(prefix="dlp-ray-")  # of a cluster of our own; short, for there will be sockets in it
+        self.folder = ""  # of a cluster of our own
         self._socket = connection
         self._news: deque[tuple[Callable[[int, Future[Any]], None], int, Future[Any]]] = deque()
         self._woken, self._wake = socket.socketpair()
@@ -97,10 +97,10 @@ class Broker:
 
     def _carry_out(self, order: Order) -> None:
         if isinstance(order, Join):
-            own = join(order, self.folder)
+            join(order, self._make_folder)
             ignore_signals()  # Ray has set its own
             self._home = ray.get_runtime_context().get_node_id()
-            self.say(Joined(own))
+            self.say(Joined(self.folder))
             self._look()
         elif isinstance(order, Place):
             try:
@@ -113,6 +113,10 @@ class Broker:
                 ray.kill(actor)
         elif order.group in self._groups:
             remove_placement_group(self._groups.pop(order.group))
+
+    def _make_folder(self) -> str:
+        self.folder = tempfile.mkdtemp(prefix="dlp-ray-")  # short, for there will be paths of sockets in it
+        return self.folder
 
     def say(self, report: Report) -> None:
         """A server that has gone is noticed by `run`."""
@@ -216,8 +220,8 @@ def _in_short(error: BaseException) -> str:
     return said
 
 
-def join(order: Join, folder: str) -> bool:
-    """Whether the cluster is our own, with its files in that folder. Raises ConnectionError, or what Ray does."""
+def join(order: Join, make_folder: Callable[[], str]) -> None:
+    """`make_folder`: for the files of a cluster of our own, if it comes to that. Raises ConnectionError, or what Ray does."""
     common: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": "ERROR",
@@ -230,13 +234,12 @@ def join(order: Join, folder: str) -> bool:
     if address != "local":
         try:
             ray.init(address=address, **common)
-            return False
+            return
         except ConnectionError:
             if address != "auto":
                 raise
-    common["_temp_dir"] = folder
+    common["_temp_dir"] = make_folder()
     ray.init(address="local", num_cpus=order.cores, include_dashboard=False, object_store_memory=STORE_BYTES, **common)
-    return True
 
 
 def _reach(address: str) -> None:

@@ -7,6 +7,7 @@ Not aware of: models, batches, connections to actors.
 import asyncio
 import logging
 import secrets
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -60,6 +61,7 @@ class Cluster:
         self._seats: dict[int, Seat] = {}
         self._numbers = 0
         self._apart = ""  # what it said at last
+        self._folder = ""  # of a cluster of our own
 
     @property
     def pid(self) -> int | None:
@@ -177,7 +179,10 @@ class Cluster:
             self._apart = report.reason
             self._refuse(report.reason)
         elif self._joining is not None and not self._joining.done():
-            log.info("Ray: %s", "started a cluster on this machine" if report.own else f"joined the cluster ({self.address})")
+            log.info(
+                "Ray: %s", "started a cluster on this machine" if report.folder else f"joined the cluster ({self.address})"
+            )
+            self._folder = report.folder
             self._joining.set_result(report)
 
     def _refuse(self, reason: str) -> None:
@@ -210,6 +215,8 @@ class Cluster:
         said = f"; the last that it said: {self._child.last_words}" if self._child.last_words else ""
         self._child = None
         self._ended.set()
+        shutil.rmtree(self._folder, ignore_errors=True)  # what the broker could not
+        self._folder = ""
         reason = self._apart or f"the process that holds the Ray client has ended: {how}{said}"
         self._refuse(reason)
         if self.users:

@@ -64,9 +64,9 @@ class Disband(Struct, tag="disband", array_like=True):
 
 
 class Joined(Struct, tag="joined", array_like=True):
-    """The cluster can be used. `own`: it was started for us, and ends with us."""
+    """The cluster can be used. `folder`: of one that was started for us, and ends with us; else empty."""
 
-    own: bool
+    folder: str
 
 
 class Apart(Struct, tag="apart", array_like=True):
