@@ -91,7 +91,7 @@ def findings(found: dict[str, list["Outcome"]], pairs: list[Any]) -> tuple[list[
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     if not options.small and not quick():
-        print("Numba is not installed, and without it a run would take a day: make bench-scale, or --small", file=sys.stderr)
+        print("Numba is not installed, and without it a run would take hours: make bench-scale, or --small", file=sys.stderr)
         return 2
     from benchmarks.scale import page
     from benchmarks.scale.scenarios import FULL, SMALL
