@@ -94,7 +94,7 @@ def where() -> str:
     """The machine, and what solves."""
     machine = describe_machine(Cores(None, None))
     versions = [f"Python {machine['python']}", *(f"{name} {importlib.metadata.version(name)}" for name in ("scipy", "numpy"))]
-    cores = f"{machine['cores']} cores, of which solvers use one (load average {machine['load_average'][0]:.1f} at the end)"
+    cores = f"{machine['cores']} cores (load average {machine['load_average'][0]:.1f} at the end)"
     return f"{machine['cpu']}, {cores}; {', '.join(versions)}."
 
 

@@ -87,5 +87,6 @@ async def test_a_killed_node_s_models_are_served_elsewhere(tmp_path: Path, capsy
                 assert await _where(nodes, "m") == {"a", "b", "c"} - {lost}
                 assert follows.stop() == INTERRUPTED
                 assert await _where(nodes, "other")
+            assert (await states(nodes["c"]))["m", "1"]["busy_s"] > 0.0  # by which load is measured
         finally:
             follows.process.kill()

@@ -151,7 +151,7 @@ async def ask(app: Starlette, method: str, path: str, *pieces: bytes, leaves: bo
 
 
 def state(version: str, speed: int = 1) -> dict[str, Any]:
-    shown = {**seen("m", version, default=version == "2"), "ready": True, "knobs": {"speed": speed}}
+    shown = {**seen("m", version, default=version == "2"), "ready": True, "knobs": {"speed": speed}, "busy_s": 0.0}
     return {**shown, "cache": {"entries": 3 if version == "2" else 0}}
 
 
@@ -173,7 +173,7 @@ def seen(name: str, version: str, **fields: Any) -> dict[str, Any]:
 
 def test_all_models_are_shown() -> None:
     port = Port()
-    fixed = {**seen("fixed", "1"), "ready": True}
+    fixed = {**seen("fixed", "1"), "ready": True, "busy_s": 0.0}
     assert port("GET", "/models") == (200, [state("1"), state("2"), fixed])
     port.coming.append(VersionState("m", "3", "failed", reason="no such file"))
     third = {**seen("m", "3", phase="failed", default=False, reason="no such file"), "ready": False}

@@ -392,7 +392,7 @@ class ModelStats:
     @property
     def busy_s(self) -> float:
         """Seconds that batches have taken, those of all instances together."""
-        return sum([size.batch_s + size.compute_s + size.split_s for size in self.batch_sizes.values()])
+        return sum([size.batch_s + size.compute_s + size.split_s for size in self.batch_sizes.values()], 0.0)
 
     def settle(self) -> None:
         """Count what is not yet."""

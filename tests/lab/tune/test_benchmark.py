@@ -21,7 +21,7 @@ def test_page_names_command_machine_and_versions() -> None:
     written = page(lines, date="today", command="the command")
     for words in (
         "`the command` on today",
-        "cores, of which solvers use one",
+        "cores (load average",
         "Python 3.",
         "scipy 1.",
         "## Objective: utilisation",
